@@ -1,0 +1,245 @@
+"""The one family of errors. Every error of the library is a :class:`TRException`.
+
+Each is also the standard exception that fits, carries what it knows as fields, survives pickling, and has a
+message that says what is wrong and what to do. Never imports another module of the package.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from typing import Any
+
+__all__ = [
+    "BadMessage",
+    "BadTag",
+    "Fault",
+    "HostilePath",
+    "MissingTag",
+    "OutOfSpace",
+    "RemoteError",
+    "ResponseTimeout",
+    "ScriptNotFound",
+    "SessionInUse",
+    "SessionNotStarted",
+    "StaleTensor",
+    "TRException",
+    "TSRFormatError",
+    "UnexpectedResponse",
+    "UnknownCommand",
+    "UnsupportedTensor",
+    "WorkerDied",
+]
+
+
+def _rebuild(cls: type[TRException], message: str, fields: dict[str, Any]) -> TRException:
+    error = cls.__new__(cls, message)
+    Exception.__init__(error, message)
+    error.__dict__.update(fields)
+    return error
+
+
+class TRException(Exception):  # noqa: N818 - the name is fixed by the original framework
+    """Base of every error raised by tr_mmap.
+
+    Args:
+        message: one line that says what is wrong and what to do.
+        **fields: what is known, readable as attributes.
+    """
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> Any:
+        return (_rebuild, (type(self), self.message, dict(self.__dict__)))
+
+
+class Fault(enum.StrEnum):
+    """What is wrong with a TSR file. Closed: every refusal of the reader is one of these."""
+
+    TOO_SHORT = "too_short"  # fewer bytes than the header needs
+    BAD_MAGIC = "bad_magic"
+    BAD_VERSION = "bad_version"
+    BAD_HEADER_SIZE = "bad_header_size"
+    BAD_FLAGS = "bad_flags"
+    BAD_DTYPE = "bad_dtype"
+    BAD_NDIM = "bad_ndim"
+    BAD_DIMS = "bad_dims"  # negative, or not what the layout prescribes for unused ones
+    BAD_COUNT = "bad_count"  # element count differs from the product of the dims
+    BAD_PAYLOAD_SIZE = "bad_payload_size"  # payload bytes differ from count times itemsize
+    BAD_OFFSET = "bad_offset"
+    BAD_RESERVED = "bad_reserved"  # a field that must be zero is not
+    TOO_LARGE = "too_large"  # beyond what this machine can address
+    HEADER_CHECKSUM = "header_checksum"
+    PAYLOAD_CHECKSUM = "payload_checksum"
+    UNPUBLISHED = "unpublished"  # seq is 0: still being written
+    TORN = "torn"  # the two copies of seq differ
+    TRUNCATED = "truncated"  # the file ends before the payload does
+    TRAILING_BYTES = "trailing_bytes"  # the file goes on after the payload
+    UNREPRESENTABLE = "unrepresentable"  # the writer was asked for what this layout cannot hold
+
+
+class TSRFormatError(TRException, ValueError):
+    """A TSR file that is not right, or a tensor that a layout cannot hold.
+
+    Attributes:
+        fault: which defect, from :class:`Fault`.
+        path: the file, or None where bytes were given.
+    """
+
+    fault: Fault
+    path: str | None
+
+    def __init__(self, message: str, *, fault: Fault, path: str | None = None) -> None:
+        super().__init__(message, fault=fault, path=path)
+
+
+class UnsupportedTensor(TRException, TypeError):
+    """A value that is not a tensor, or one whose dtype or layout has no TSR form."""
+
+
+class BadTag(TRException, ValueError):
+    """A tag that may not name a tensor. Attributes: tag."""
+
+    tag: str
+
+    def __init__(self, message: str, *, tag: str) -> None:
+        super().__init__(message, tag=tag)
+
+
+class MissingTag(TRException, KeyError):
+    """No tensor goes by that tag. Attributes: tag."""
+
+    tag: str
+
+    def __init__(self, message: str, *, tag: str) -> None:
+        super().__init__(message, tag=tag)
+
+
+class StaleTensor(TRException, LookupError):
+    """The named tensor is no longer the one that the message meant. Attributes: name, seq (wanted)."""
+
+    name: str
+    seq: int
+
+    def __init__(self, message: str, *, name: str, seq: int) -> None:
+        super().__init__(message, name=name, seq=seq)
+
+
+class OutOfSpace(TRException, OSError):
+    """There is no room for a tensor, on the file system or in the pool's budget.
+
+    Attributes:
+        needed_nbytes: bytes that were asked for.
+        free_nbytes: bytes that are there.
+    """
+
+    needed_nbytes: int
+    free_nbytes: int
+
+    def __init__(self, message: str, *, needed_nbytes: int, free_nbytes: int) -> None:
+        super().__init__(message, needed_nbytes=needed_nbytes, free_nbytes=free_nbytes)
+        self.errno = errno.ENOSPC
+
+
+class HostilePath(TRException, PermissionError):
+    """A path that is not what a private session may trust. Attributes: path, reason."""
+
+    path: str
+    reason: str
+
+    def __init__(self, message: str, *, path: str, reason: str) -> None:
+        super().__init__(message, path=path, reason=reason)
+
+
+class ScriptNotFound(TRException, FileNotFoundError):
+    """The worker's script is not a readable file. Attributes: path."""
+
+    path: str
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(message, path=path)
+
+
+class SessionInUse(TRException, FileExistsError):
+    """Another live process owns the session. Attributes: session_id, pid (of the owner; 0 if unknown)."""
+
+    session_id: str
+    pid: int
+
+    def __init__(self, message: str, *, session_id: str, pid: int) -> None:
+        super().__init__(message, session_id=session_id, pid=pid)
+
+
+class SessionNotStarted(TRException, RuntimeError):
+    """The session has no running worker: call start(), or use it as a context manager."""
+
+
+class ResponseTimeout(TRException, TimeoutError):
+    """The worker did not answer in time; it may still. Attributes: timeout_ms, command."""
+
+    timeout_ms: float
+    command: str
+
+    def __init__(self, message: str, *, timeout_ms: float, command: str) -> None:
+        super().__init__(message, timeout_ms=timeout_ms, command=command)
+
+
+class WorkerDied(TRException, ChildProcessError):
+    """The worker ended, or never came up.
+
+    Attributes:
+        exit_code: its exit status; negative is the signal that killed it; None if unknown.
+        log_tail: the last lines of its output.
+    """
+
+    exit_code: int | None
+    log_tail: str
+
+    def __init__(self, message: str, *, exit_code: int | None, log_tail: str) -> None:
+        super().__init__(message, exit_code=exit_code, log_tail=log_tail)
+
+
+class RemoteError(TRException, RuntimeError):
+    """A handler in the worker failed.
+
+    Attributes:
+        command: the command that failed.
+        error_type: the name of the exception's class in the worker.
+        remote_traceback: the worker's traceback, or "" where there is none.
+    """
+
+    command: str
+    error_type: str
+    remote_traceback: str
+
+    def __init__(self, message: str, *, command: str, error_type: str, remote_traceback: str) -> None:
+        super().__init__(message, command=command, error_type=error_type, remote_traceback=remote_traceback)
+
+
+class UnknownCommand(RemoteError):
+    """The worker has no such command."""
+
+
+class UnexpectedResponse(TRException, LookupError):
+    """The answer has not what was waited for, a tensor say. Attributes: result (the answer's text)."""
+
+    result: str
+
+    def __init__(self, message: str, *, result: str) -> None:
+        super().__init__(message, result=result)
+
+
+class BadMessage(TRException, ValueError):
+    """A control message or a status that cannot be read or written. Attributes: detail."""
+
+    detail: str
+
+    def __init__(self, message: str, *, detail: str) -> None:
+        super().__init__(message, detail=detail)
