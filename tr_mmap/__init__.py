@@ -1,1 +1,96 @@
-"""x"""
+"""Move large tensors between two processes without copying them.
+
+``PythonSession`` starts a worker and exchanges tensors with it; ``Server`` and ``TechRenaissanceServer`` are the
+worker's side; ``save``, ``load`` and ``read_header`` handle TSR files. Names are imported when they are first used,
+so that a program pays only for the side it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from . import errors
+    from .errors import (
+        BadMessage,
+        BadTag,
+        Fault,
+        HostilePath,
+        MissingTag,
+        OutOfSpace,
+        RemoteError,
+        ResponseTimeout,
+        ScriptNotFound,
+        SessionInUse,
+        SessionNotStarted,
+        StaleTensor,
+        TRException,
+        TSRFormatError,
+        UnexpectedResponse,
+        UnknownCommand,
+        UnsupportedTensor,
+        WorkerDied,
+    )
+    from .server import Server, TechRenaissanceServer
+    from .session import PythonSession
+    from .tsr import Header, load, read_header, save
+    from .workspace import sweep
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PythonSession",
+    "Server",
+    "TechRenaissanceServer",
+    "Header",
+    "load",
+    "read_header",
+    "save",
+    "sweep",
+    "errors",
+    "BadMessage",
+    "BadTag",
+    "Fault",
+    "HostilePath",
+    "MissingTag",
+    "OutOfSpace",
+    "RemoteError",
+    "ResponseTimeout",
+    "ScriptNotFound",
+    "SessionInUse",
+    "SessionNotStarted",
+    "StaleTensor",
+    "TRException",
+    "TSRFormatError",
+    "UnexpectedResponse",
+    "UnknownCommand",
+    "UnsupportedTensor",
+    "WorkerDied",
+]
+
+_HOMES: Final = {
+    "PythonSession": "session",
+    "Server": "server",
+    "TechRenaissanceServer": "server",
+    "Header": "tsr",
+    "load": "tsr",
+    "read_header": "tsr",
+    "save": "tsr",
+    "sweep": "workspace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "errors":
+        return importlib.import_module(".errors", __name__)
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

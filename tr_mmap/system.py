@@ -7,40 +7,75 @@ fail. Never decides anything: policy lives with the callers.
 
 from __future__ import annotations
 
+import ctypes
 import errno
-import mmap
 import os
 import shutil
 import stat
+import weakref
 
 from .errors import HostilePath, OutOfSpace
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "MADV_POPULATE_READ",
     "MADV_POPULATE_WRITE",
+    "address_of",
     "advise",
     "allocate",
     "close",
     "create_file",
+    "exists",
     "file_nbytes",
     "free_nbytes",
+    "is_same_file",
+    "is_usable_dir",
     "link",
+    "link_target",
+    "list_dir",
     "make_dir",
     "map_private",
     "map_read",
     "map_write",
+    "open_dir",
     "open_file",
+    "open_path",
     "open_private_file",
     "read_all",
     "remove_dir",
     "remove_tree",
     "rename",
+    "replacement_of",
+    "status",
+    "try_lock_dir",
     "unlink",
+    "unlock_and_close_dir",
     "write_all",
 ]
 
 MADV_POPULATE_READ = 22  # linux/mman.h, 5.14; Python's mmap does not name them yet
 MADV_POPULATE_WRITE = 23
+
+_PROT_READ, _PROT_WRITE = 1, 2  # sys/mman.h, the same on Linux and macOS
+_MAP_SHARED, _MAP_PRIVATE = 1, 2
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,  # off_t on every 64-bit platform
+]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 _ALWAYS = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 
@@ -78,13 +113,110 @@ def open_private_file(path: str, *, write: bool = False) -> int:
     return fd
 
 
+def open_path(path: str, *, write: bool = False) -> int:
+    """Open a regular file that the user named: symlinks are followed, other owners are fine, nothing hangs.
+
+    Raises:
+        HostilePath: a directory, FIFO, socket or device.
+    """
+    try:
+        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.EISDIR):
+            raise _not_regular(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _not_regular(path)
+    return fd
+
+
+def replacement_of(path: str) -> tuple[str, int]:
+    """What a rename must replace so that the user's ``path`` has new content, and the mode for the new file.
+
+    Symlinks are followed, so that they survive; a new file gets what the umask allows, as from ``open``.
+
+    Raises:
+        HostilePath: what is there is not a regular file.
+    """
+    target = os.path.realpath(path)
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        return target, 0o666
+    if not stat.S_ISREG(mode):
+        raise _not_regular(path)
+    return target, mode & 0o777
+
+
+def _not_regular(path: str) -> HostilePath:
+    reason = "is not a regular file"
+    return HostilePath(f"{path} {reason}; a tensor file is one", path=path, reason=reason)
+
+
 def _hostile(path: str, reason: str) -> HostilePath:
     return HostilePath(f"{path} {reason}; a session only uses its owner's own files", path=path, reason=reason)
 
 
-def create_file(path: str) -> int:
-    """Create a file that must not exist, 0600, open for reading and writing."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ALWAYS, 0o600)
+def open_dir(path: str) -> int:
+    """Open a directory itself, to lock or to examine it; a symlink in its place is refused (ELOOP or ENOTDIR)."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _ALWAYS)
+
+
+def try_lock_dir(fd: int) -> bool:
+    """Take the exclusive lock of an open directory; False while another has it."""
+    if fcntl is None:  # pragma: no cover - Windows
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unlock_and_close_dir(fd: int) -> None:
+    """Give the lock back first: a child forked meanwhile has the descriptor too, and would keep it."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)
+
+
+def status(path: str) -> os.stat_result:
+    """What the name itself is: a symlink is not followed."""
+    return os.lstat(path)
+
+
+def exists(path: str) -> bool:
+    """Whether the name is taken, be it by a symlink that leads nowhere."""
+    return os.path.lexists(path)
+
+
+def is_usable_dir(path: str) -> bool:
+    """Whether it leads to a directory in which we may make files."""
+    return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
+
+
+def is_same_file(fd: int, path: str) -> bool:
+    """Whether the name still means what is open."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def list_dir(path: str) -> list[str]:
+    return os.listdir(path)
+
+
+def link_target(path: str) -> str:
+    return os.readlink(path)
+
+
+def create_file(path: str, mode: int = 0o600) -> int:
+    """Create a file that must not exist, 0600 unless a user's own file is made, open for reading and writing."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ALWAYS, mode)
 
 
 def close(fd: int) -> None:
@@ -133,36 +265,53 @@ def _fill_with_zeros(fd: int, nbytes: int) -> None:  # pragma: no cover - macOS,
         nbytes -= os.write(fd, block[:nbytes])
 
 
-def map_read(fd: int, nbytes: int, offset: int = 0) -> mmap.mmap:
+def map_read(fd: int, nbytes: int, offset: int = 0) -> memoryview:
     """Map for reading, shared: what the writer stores is seen, and a store of ours is a TypeError."""
-    return mmap.mmap(fd, nbytes, access=mmap.ACCESS_READ, offset=offset)
+    return _map(fd, nbytes, offset, _PROT_READ, _MAP_SHARED).toreadonly()
 
 
-def map_write(fd: int, nbytes: int, offset: int = 0) -> mmap.mmap:
+def map_write(fd: int, nbytes: int, offset: int = 0) -> memoryview:
     """Map for reading and writing, shared."""
-    return mmap.mmap(fd, nbytes, access=mmap.ACCESS_WRITE, offset=offset)
+    return _map(fd, nbytes, offset, _PROT_READ | _PROT_WRITE, _MAP_SHARED)
 
 
-def map_private(fd: int, nbytes: int, offset: int = 0) -> mmap.mmap:
+def map_private(fd: int, nbytes: int, offset: int = 0) -> memoryview:
     """Map copy-on-write: stores stay in this process."""
-    return mmap.mmap(fd, nbytes, access=mmap.ACCESS_COPY, offset=offset)
+    return _map(fd, nbytes, offset, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE)
 
 
-def advise(mapping: mmap.mmap, advice: int) -> bool:
-    """``madvise`` over the whole mapping; False where this kernel does not know the advice."""
-    try:
-        mapping.madvise(advice)
-    except (OSError, AttributeError):
-        return False
-    return True
+def address_of(mapping: memoryview) -> int:
+    """Where a writable mapping begins in this process's address space."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
-def read_all(fd: int, limit_nbytes: int) -> bytes:
-    """Up to ``limit_nbytes`` bytes from the start of the file."""
+def advise(mapping: memoryview, advice: int) -> bool:
+    """``madvise`` over a whole writable mapping; False where this kernel does not know the advice."""
+    return _libc.madvise(address_of(mapping), len(mapping), advice) == 0
+
+
+def _map(fd: int, nbytes: int, offset: int, protection: int, flags: int) -> memoryview:
+    """Map part of a file; unmapped when the last view of it is gone.
+
+    ``mmap.mmap`` keeps a duplicate of the descriptor for as long as it lives (until Python 3.13), so a thousand
+    live views would be a thousand descriptors. This keeps none.
+    """
+    address = _libc.mmap(None, nbytes, protection, flags, fd, offset)
+    if address in (None, _MAP_FAILED):
+        code = ctypes.get_errno()
+        raise OSError(code, f"mmap of {nbytes} bytes: {os.strerror(code)}")
+    block = (ctypes.c_char * nbytes).from_address(address)
+    # The views hold the block, so this runs when nobody can touch the memory any more, and not at exit.
+    weakref.finalize(block, _libc.munmap, address, nbytes).atexit = False
+    return memoryview(block).cast("B")
+
+
+def read_all(fd: int, limit_nbytes: int, offset: int = 0) -> bytes:
+    """Up to ``limit_nbytes`` bytes of the file, from ``offset`` on."""
     parts: list[bytes] = []
     position = 0
     while position < limit_nbytes:
-        part = os.pread(fd, limit_nbytes - position, position)
+        part = os.pread(fd, limit_nbytes - position, offset + position)
         if not part:
             break
         parts.append(part)

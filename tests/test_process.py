@@ -1,0 +1,636 @@
+"""Processes: who is alive, who is watched, and that ending one ends its whole tree and nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import platform
+import select
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tr_mmap import identity as identities
+from tr_mmap import process as processes
+from tr_mmap.process import Identity, PeerWatch, WorkerProcess
+
+BOUND_S = 30.0  # for what happens at once; only a failure waits for it
+
+forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+PEER_SCRIPT = """
+import sys
+print('up', flush=True)
+for name in sys.stdin:
+    open('/proc/self/comm', 'w').write(name.rstrip())
+    print('up', flush=True)
+"""
+
+
+class Peer:
+    """A process that lives until it is killed, and takes any name it is told."""
+
+    def __init__(self) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, "-S", "-c", PEER_SCRIPT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.wait_up()
+        identity = Identity.of(self.popen.pid)
+        assert identity is not None
+        self.identity = identity
+
+    def wait_up(self) -> None:
+        assert self.popen.stdout is not None
+        assert self.popen.stdout.readline() == b"up\n"
+
+    def rename(self, name: bytes) -> None:
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(name + b"\n")
+        self.popen.stdin.flush()
+        self.wait_up()
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait(BOUND_S)
+
+    def close(self) -> None:
+        self.kill()
+        for stream in (self.popen.stdin, self.popen.stdout):
+            assert stream is not None
+            stream.close()
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    made = Peer()
+    yield made
+    made.close()
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def wait_until_zombie(pid: int) -> None:
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+# --- Identity ---------------------------------------------------------------------------------------------------
+
+
+def test_this_process_is_alive() -> None:
+    assert Identity.current().is_alive()
+    assert Identity.of(os.getpid()) == Identity.current()
+
+
+def test_an_ended_process_is_dead(peer: Peer) -> None:
+    assert peer.identity.is_alive()
+    peer.kill()
+    assert not peer.identity.is_alive()
+    assert Identity.of(peer.popen.pid) is None
+
+
+def test_a_zombie_is_dead_and_still_has_an_identity(peer: Peer) -> None:
+    os.kill(peer.popen.pid, signal.SIGKILL)
+    wait_until_zombie(peer.popen.pid)
+    assert not peer.identity.is_alive()
+    assert Identity.of(peer.popen.pid) == peer.identity
+
+
+def test_a_reused_pid_is_not_the_same_process(peer: Peer) -> None:
+    earlier = Identity.local(peer.identity.pid, peer.identity.start_ticks - 1)
+    assert not earlier.is_alive()
+
+
+def test_a_process_of_another_boot_is_dead() -> None:
+    own = Identity.current()
+    assert not Identity(own.pid, own.start_ticks, "00000000-0000-0000-0000-000000000000").is_alive()
+
+
+def test_a_pid_of_another_container_counts_as_alive(peer: Peer) -> None:
+    foreign = Identity(peer.identity.pid, 1, peer.identity.boot_id, peer.identity.pid_namespace + 1)
+    assert foreign.is_alive()
+    identities.send_signal(foreign, signal.SIGKILL)
+    assert peer.identity.is_alive()
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**31, 2**80])
+def test_a_pid_that_is_none_is_never_signalled_and_counts_as_alive(pid: int) -> None:
+    nobody = Identity.local(pid, 1)
+    assert nobody.is_alive()
+    identities.send_signal(nobody, signal.SIGKILL)
+    assert Identity.of(pid) is None
+
+
+def test_a_process_hidden_from_us_counts_as_alive(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identities, "_stat", lambda _: None)
+    assert peer.identity.is_alive()
+    peer.kill()
+    assert not peer.identity.is_alive()
+
+
+@pytest.mark.parametrize("name", [b"a b c", b"x) S 1 1 (1 2", b")))) 9 9", b"("])
+def test_a_name_with_spaces_and_parentheses_does_not_move_the_fields(peer: Peer, name: bytes) -> None:
+    peer.rename(name)
+    assert name in Path(f"/proc/{peer.popen.pid}/stat").read_bytes()
+    assert Identity.of(peer.popen.pid) == peer.identity
+    assert peer.identity.is_alive()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="calls exit(2) by its number")
+def test_a_process_whose_main_thread_has_ended_is_alive() -> None:
+    script = """if True:
+        import ctypes, os, sys, threading, time
+        def run():
+            while open(f'/proc/{os.getpid()}/stat').read().split()[2] != 'Z':
+                time.sleep(0.001)
+            os.write(1, b'Z')
+            os.read(0, 1)
+            os._exit(0)
+        threading.Thread(target=run).start()
+        ctypes.CDLL(None).syscall(60, 0)
+    """
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
+        assert popen.stdout is not None
+        assert popen.stdin is not None
+        assert popen.stdout.read(1) == b"Z"
+        identity = Identity.of(popen.pid)
+        assert identity is not None
+        assert identity.is_alive()
+        popen.stdin.close()
+        popen.wait(BOUND_S)
+        assert not identity.is_alive()
+
+
+def test_without_proc_psutil_judges(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identities, "_ON_LINUX", False)
+    identity = Identity.of(peer.popen.pid)
+    assert identity is not None
+    assert identity.is_alive()
+    assert peer.popen.pid in identities.all_stats()
+    os.kill(peer.popen.pid, signal.SIGKILL)
+    wait_until_zombie(peer.popen.pid)
+    assert not identity.is_alive()
+    peer.kill()
+    assert not identity.is_alive()
+
+
+# --- PeerWatch --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["pidfd", "polling"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "polling":
+        monkeypatch.delattr(os, "pidfd_open")
+        monkeypatch.setattr(processes, "POLL_S", 0.005)
+    return str(request.param)
+
+
+def test_a_death_is_told_once(peer: Peer, way: str) -> None:
+    died = threading.Event()
+    calls: list[int] = []
+    watch = PeerWatch(peer.identity, lambda: (calls.append(1), died.set())[0])
+    assert not watch.is_dead
+    peer.kill()
+    assert died.wait(BOUND_S)
+    assert watch.is_dead
+    watch.stop()
+    assert calls == [1]
+
+
+def test_a_peer_that_was_dead_already_is_told_at_once(peer: Peer, way: str) -> None:
+    peer.kill()
+    died = threading.Event()
+    watch = PeerWatch(peer.identity, died.set)
+    assert died.wait(BOUND_S)
+    assert watch.is_dead
+    watch.stop()
+
+
+def test_a_stranger_with_the_peers_pid_is_not_watched(peer: Peer, way: str) -> None:
+    died = threading.Event()
+    watch = PeerWatch(Identity.local(peer.identity.pid, peer.identity.start_ticks - 1), died.set)
+    assert died.wait(BOUND_S)
+    watch.stop()
+
+
+def test_a_stopped_watch_never_fires_and_keeps_nothing(peer: Peer, way: str) -> None:
+    before = open_fds()
+    calls: list[int] = []
+    watch = PeerWatch(peer.identity, lambda: calls.append(1))
+    watch.stop()
+    watch.stop()
+    assert not watch._thread.is_alive()
+    assert open_fds() == before
+    peer.kill()
+    assert calls == []
+    assert not watch.is_dead
+
+
+def test_stop_waits_for_a_callback_that_has_begun(peer: Peer) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    finished: list[int] = []
+
+    def on_death() -> None:
+        began.set()
+        go_on.wait(BOUND_S)
+        finished.append(1)
+
+    watch = PeerWatch(peer.identity, on_death)
+    peer.kill()
+    assert began.wait(BOUND_S)
+    stopper = threading.Thread(target=watch.stop)
+    stopper.start()
+    go_on.set()
+    stopper.join(BOUND_S)
+    assert finished == [1]
+
+
+def test_a_death_at_the_moment_of_stop_is_told_before_stop_returns_or_never() -> None:
+    for _ in range(20):
+        peer = Peer()
+        calls: list[int] = []
+        watch = PeerWatch(peer.identity, lambda calls=calls: calls.append(1))  # type: ignore[misc]
+        os.kill(peer.popen.pid, signal.SIGKILL)
+        watch.stop()
+        assert not watch._thread.is_alive()
+        assert len(calls) <= 1
+        peer.close()
+
+
+def test_a_death_that_stop_overtook_is_not_told(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, go_on = threading.Event(), threading.Event()
+    real = PeerWatch._wait_for_end
+
+    def slow(self: PeerWatch) -> bool:
+        result = real(self)
+        seen.set()
+        go_on.wait(BOUND_S)
+        return result
+
+    monkeypatch.setattr(PeerWatch, "_wait_for_end", slow)
+    calls: list[int] = []
+    watch = PeerWatch(peer.identity, lambda: calls.append(1))
+    peer.kill()
+    assert seen.wait(BOUND_S)  # the thread knows, and has not called back yet
+    stopper = threading.Thread(target=watch.stop)
+    stopper.start()
+    assert watch._stop_event.wait(BOUND_S)
+    go_on.set()
+    stopper.join(BOUND_S)
+    assert calls == []
+
+
+def test_a_callback_may_stop_its_own_watch(peer: Peer) -> None:
+    stopped = threading.Event()
+    watch: PeerWatch
+
+    def on_death() -> None:
+        watch.stop()
+        stopped.set()
+
+    watch = PeerWatch(peer.identity, on_death)
+    peer.kill()
+    assert stopped.wait(BOUND_S)
+    watch.stop()
+    assert not watch._thread.is_alive()
+
+
+def in_forked_child(body: Callable[[], None]) -> int:
+    """The exit status of a fork's child that runs ``body``; a child that hangs is killed by its alarm."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(int(BOUND_S))
+            body()
+            code = 0
+        os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@forks
+def test_stop_in_a_forks_child_leaves_the_parents_watch_alone(peer: Peer) -> None:
+    died = threading.Event()
+    watch = PeerWatch(peer.identity, died.set)
+    with watch._lock:  # as if the thread held it at the moment of the fork
+        assert in_forked_child(watch.stop) == 0
+    assert not watch._is_stopped
+    assert watch._thread.is_alive()
+    peer.kill()
+    assert died.wait(BOUND_S)
+    watch.stop()
+
+
+# --- WorkerProcess ----------------------------------------------------------------------------------------------
+
+
+class Tree:
+    """A worker and what it starts. All of them hold the writing end of one pipe: its end is the end of them all."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.log_path = str(tmp_path / "worker.log")
+        self.reading, self._writing = os.pipe()
+
+    def spawn(self, script: str, *, quiet: bool = True) -> WorkerProcess:
+        prelude = (
+            "import os, signal, subprocess, sys\n"
+            f"FD = {self._writing}\n"
+            "def up(): os.write(FD, b'.'); signal.pause()\n"
+            "def child(body):\n"
+            "    if os.fork() == 0:\n"
+            "        try: body()\n"
+            "        finally: os._exit(0)\n"
+        )
+        worker = WorkerProcess.spawn(
+            [sys.executable, "-S", "-c", prelude + script],
+            env={"LANG": "C"},
+            log_path=self.log_path,
+            pass_fds=[self._writing],
+            quiet=quiet,
+        )
+        os.close(self._writing)
+        self._writing = -1
+        return worker
+
+    def wait_up(self, count: int) -> None:
+        for _ in range(count):
+            assert self._read() == b"."
+
+    def is_all_dead(self) -> bool:
+        return self._read() == b""
+
+    def is_any_alive(self) -> bool:
+        return not select.select([self.reading], [], [], 0)[0]
+
+    def _read(self) -> bytes:
+        readable, _, _ = select.select([self.reading], [], [], BOUND_S)
+        assert readable, "neither a sign of life nor the end of all"
+        return os.read(self.reading, 1)
+
+    def close(self) -> None:
+        os.close(self.reading)
+        if self._writing >= 0:
+            os.close(self._writing)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Tree]:
+    made = Tree(tmp_path)
+    yield made
+    made.close()
+
+
+def test_output_goes_to_a_private_log_and_the_exit_status_is_known(tree: Tree) -> None:
+    worker = tree.spawn("print('out'); print('err', file=sys.stderr); print(repr(sys.stdin.read())); sys.exit(3)")
+    assert worker.wait(BOUND_S)
+    assert worker.exit_code == 3
+    assert not worker.is_alive()
+    assert not worker.identity.is_alive()
+    assert sorted(worker.log_tail().splitlines()) == ["''", "err", "out"]
+    assert stat.S_IMODE(os.stat(tree.log_path).st_mode) == 0o600
+
+
+def test_the_signal_that_ended_it_is_its_exit_code(tree: Tree) -> None:
+    worker = tree.spawn("os.kill(os.getpid(), signal.SIGKILL)")
+    assert worker.wait(BOUND_S)
+    assert worker.exit_code == -signal.SIGKILL
+
+
+def test_a_worker_has_a_session_of_its_own_and_no_other_descriptors(tree: Tree) -> None:
+    others = [os.open("/dev/null", os.O_RDONLY) for _ in range(3)]
+    os.set_inheritable(others[1], True)
+    worker = tree.spawn("fds = set(os.listdir('/proc/self/fd')); print(os.getsid(0) == os.getpid(), len(fds), FD)")
+    for fd in others:
+        os.close(fd)
+    assert worker.wait(BOUND_S)
+    # stdin, stdout, stderr, the one that was passed, and the one that lists the directory
+    is_leader, count, _ = worker.log_tail().split()
+    assert (is_leader, count) == ("True", "5")
+
+
+def test_the_tail_of_the_log_is_bounded_and_survives_bytes_that_are_no_text(tree: Tree) -> None:
+    worker = tree.spawn("os.write(1, b'x' * 100_000 + bytes([10, 255, 10]) + b'last')")
+    assert worker.wait(BOUND_S)
+    assert worker.log_tail(2) == "\ufffd\nlast"
+    assert len(worker.log_tail(10)) <= 16 << 10
+    assert worker.log_tail(0) == ""
+    os.unlink(tree.log_path)
+    assert worker.log_tail() == ""
+
+
+def test_a_new_log_replaces_a_symlink_and_never_writes_through_it(tree: Tree, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    os.symlink(victim, tree.log_path)
+    worker = tree.spawn("print('spilt')")
+    assert worker.wait(BOUND_S)
+    assert victim.read_text() == "precious"
+    assert worker.log_tail() == "spilt"
+
+
+def test_a_program_that_is_not_there_is_an_error_and_leaves_no_descriptor(tmp_path: Path) -> None:
+    before = open_fds()
+    with pytest.raises(FileNotFoundError):
+        WorkerProcess.spawn([str(tmp_path / "nothing")], env={}, log_path=str(tmp_path / "log"))
+    assert open_fds() == before
+
+
+def test_a_wait_that_times_out_says_so_and_may_be_repeated(tree: Tree) -> None:
+    worker = tree.spawn("up()")
+    tree.wait_up(1)
+    assert not worker.wait(0)
+    assert worker.exit_code is None
+    os.kill(worker.pid, signal.SIGKILL)
+    assert worker.wait(BOUND_S)
+
+
+def test_an_interrupted_wait_leaves_a_worker_that_can_be_waited_for(tree: Tree) -> None:
+    worker = tree.spawn("up()")
+    tree.wait_up(1)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before, previous = open_fds(), signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(KeyboardInterrupt):
+            worker.wait(BOUND_S)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert open_fds() == before
+    assert worker.is_alive()
+    worker.terminate_tree(grace_s=0)
+    assert worker.exit_code is not None
+
+
+def test_output_is_forwarded_when_not_quiet(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    before = open_fds()
+    worker = tree.spawn("print('hällo', flush=True); up()", quiet=False)
+    tree.wait_up(1)
+    worker.terminate_tree(grace_s=0)
+    assert capsys.readouterr().err == "hällo\n"
+    assert open_fds() == before - 1  # the pipe's writing end went to the worker
+
+
+def test_forwarding_copies_all_there_is_to_the_very_end(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    worker = tree.spawn("os.write(1, 'ü'.encode() * 50_000 + b'end')", quiet=False)
+    assert worker.wait(BOUND_S)
+    worker.terminate_tree()
+    assert capsys.readouterr().err == "ü" * 50_000 + "end"
+
+
+def test_terminate_ends_children_and_grandchildren(tree: Tree) -> None:
+    worker = tree.spawn("child(lambda: (child(up), up())); up()")
+    tree.wait_up(3)
+    worker.terminate_tree(grace_s=BOUND_S)
+    assert tree.is_all_dead()
+    assert worker.exit_code == -signal.SIGTERM
+    worker.terminate_tree()
+
+
+def test_terminate_lets_a_worker_end_cleanly_within_its_grace(tree: Tree) -> None:
+    worker = tree.spawn("signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); up()")
+    tree.wait_up(1)
+    worker.terminate_tree(grace_s=BOUND_S)
+    assert worker.exit_code == 7
+
+
+def test_terminate_kills_those_who_ignore_sigterm(tree: Tree) -> None:
+    worker = tree.spawn("signal.signal(signal.SIGTERM, signal.SIG_IGN); child(up); up()")
+    tree.wait_up(2)
+    worker.terminate_tree(grace_s=0.05)
+    assert tree.is_all_dead()
+    assert worker.exit_code == -signal.SIGKILL
+
+
+def test_terminate_kills_a_stopped_tree(tree: Tree) -> None:
+    worker = tree.spawn("child(up); up()")
+    tree.wait_up(2)
+    os.kill(worker.pid, signal.SIGSTOP)
+    worker.terminate_tree(grace_s=0.05)
+    assert tree.is_all_dead()
+
+
+def test_terminate_finds_a_child_that_made_a_session_of_its_own(tree: Tree) -> None:
+    worker = tree.spawn("child(lambda: (os.setsid(), signal.signal(signal.SIGTERM, signal.SIG_IGN), up())); up()")
+    tree.wait_up(2)
+    # At SIGTERM the worker dies and the child is nobody's descendant any more: it must have been noted before.
+    worker.terminate_tree(grace_s=0.05)
+    assert tree.is_all_dead()
+
+
+def test_terminate_finds_an_orphan_in_the_workers_session(tree: Tree) -> None:
+    worker = tree.spawn("child(lambda: child(up)); os.wait(); up()")
+    tree.wait_up(2)
+    worker.terminate_tree()
+    assert tree.is_all_dead()
+
+
+def test_terminate_ends_what_a_dead_and_reaped_worker_left(tree: Tree) -> None:
+    worker = tree.spawn("child(up)")
+    tree.wait_up(1)
+    assert worker.wait(BOUND_S)
+    assert worker.exit_code == 0
+    worker.terminate_tree()
+    assert tree.is_all_dead()
+
+
+def test_terminate_spares_strangers_in_a_session_that_got_the_workers_number(tree: Tree) -> None:
+    worker = tree.spawn("child(up)")
+    tree.wait_up(1)
+    assert worker.wait(BOUND_S)
+    mark, worker._mark = worker._mark, "another"  # the same, seen from a worker that had the pid before
+    worker.terminate_tree()
+    assert tree.is_any_alive()
+    worker._mark = mark
+    worker.terminate_tree()
+    assert tree.is_all_dead()
+
+
+def test_terminate_catches_a_tree_that_keeps_forking(tree: Tree) -> None:
+    script = "signal.signal(signal.SIGTERM, lambda *_: child(up)); child(up)\nwhile True: up()"
+    worker = tree.spawn(script)
+    tree.wait_up(2)
+    worker.terminate_tree(grace_s=0.1)
+    while not tree.is_all_dead():  # signs of life that were written before the end
+        pass
+    assert not worker.is_alive()
+
+
+def test_an_interrupt_during_the_grace_kills_at_once(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = tree.spawn("signal.signal(signal.SIGTERM, signal.SIG_IGN); child(up); up()")
+    tree.wait_up(2)
+    real, calls = processes.wait_for_ends, []
+
+    def interrupted(*arguments: object) -> bool:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(processes, "wait_for_ends", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        worker.terminate_tree(grace_s=BOUND_S)
+    assert tree.is_all_dead()
+    assert worker.exit_code == -signal.SIGKILL
+
+
+def test_terminate_works_without_pidfds(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    worker = tree.spawn("child(up); up()")
+    tree.wait_up(2)
+    worker.terminate_tree(grace_s=BOUND_S)
+    assert tree.is_all_dead()
+    assert worker.exit_code == -signal.SIGTERM
+
+
+def test_two_threads_that_ask_at_once_agree_that_it_ended(tree: Tree) -> None:
+    worker = tree.spawn("up()")
+    tree.wait_up(1)
+    answers: list[bool] = []
+    threads = [threading.Thread(target=lambda: answers.append(worker.wait(BOUND_S))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    os.kill(worker.pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join(BOUND_S)
+    assert answers == [True] * 8
+
+
+@forks
+def test_a_forks_child_cannot_end_its_parents_worker(tree: Tree) -> None:
+    worker = tree.spawn("up()")
+    tree.wait_up(1)
+
+    def body() -> None:
+        assert worker.is_alive()
+        worker.terminate_tree()
+        assert worker.exit_code is None
+
+    assert in_forked_child(body) == 0
+    assert worker.is_alive()
+    worker.terminate_tree()
+
+
+def test_a_forgotten_worker_warns_nobody(tree: Tree) -> None:
+    worker = tree.spawn("up()")
+    tree.wait_up(1)
+    identity = worker.identity
+    del worker
+    gc.collect()  # a ResourceWarning here would fail the test as an unraisable exception
+    identities.send_signal(identity, signal.SIGKILL)
+    assert tree.is_all_dead()

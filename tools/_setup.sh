@@ -1,0 +1,62 @@
+# Makes the virtual environment that the scripts beside this file run in. To be sourced, after `root` is set to the
+# repository's folder: `prepare EXTRAS` leaves its interpreter's path in `python`. POSIX sh.
+
+venv=$root/.venv
+
+fail() {
+    printf '%s\n' "$@" >&2
+    exit 1
+}
+
+is_new_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+find_base_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        is_new_enough "$PYTHON" || fail "PYTHON is $PYTHON, which is not a Python 3.11 or newer."
+        base_python=$PYTHON
+        return
+    fi
+    for base_python in python3 python3.14 python3.13 python3.12 python3.11 python; do
+        if is_new_enough "$base_python"; then return; fi
+    done
+    found=$(python3 --version 2>/dev/null) || found="no python3"
+    fail "tr_mmap needs Python 3.11 or newer, and there is none in PATH (found: $found)." \
+        "Install one, or name it: PYTHON=/path/to/python3 sh $0"
+}
+
+make_venv() {
+    find_base_python
+    "$base_python" -c 'import ensurepip, venv' >/dev/null 2>&1 ||
+        fail "$base_python cannot make virtual environments: it has no ensurepip or venv module." \
+            "Install the package that holds them (on Debian and Ubuntu: apt install python3-venv) and try again."
+    rm -rf "$venv"
+    # Until the first installation is whole, this file says that the rest may not be.
+    mkdir -p "$venv" && : >"$venv/incomplete" || fail "Cannot write to $root."
+    "$base_python" -m venv "$venv" || fail "$base_python could not make $venv; its reason is above."
+}
+
+# What an installation depends on. It is compared whole, so that nothing need be installed to compare it.
+describe() {
+    printf '%s\n' "$root" "$1"
+    "$python" -c 'import sys; print(sys.version, sys.base_prefix)'
+    cat "$root/pyproject.toml" "$root/tools/constraints.txt"
+}
+
+prepare() {
+    python=$venv/bin/python
+    if [ -e "$venv/incomplete" ] || ! is_new_enough "$python" || [ ! -x "$venv/bin/pip" ]; then
+        if [ -e "$venv" ]; then echo "The virtual environment in .venv is not usable: making it again."; fi
+        make_venv
+    fi
+    stamp=$venv/installed-$1
+    wanted=$(describe "$1")
+    if [ -f "$stamp" ] && [ "$wanted" = "$(cat "$stamp")" ]; then return; fi
+    echo "Installing into .venv what is needed ($1). This takes a minute or more, and only the first time."
+    (
+        cd "$root" && "$python" -m pip --disable-pip-version-check -qq install -c tools/constraints.txt -e ".[$1]"
+    ) || fail "The installation failed; pip's reason is above. Nothing else is needed than to run this again."
+    printf '%s\n' "$wanted" >"$stamp"
+    rm -f "$venv/incomplete"
+}

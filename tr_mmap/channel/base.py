@@ -1,0 +1,119 @@
+"""The interface of a channel's end. Never knows what a message means, only who sends which kind."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Final
+
+from ..errors import BadMessage
+from ..protocol import Request, Response, Status, StatusLine, encode
+
+__all__ = ["MAX_MESSAGE_NBYTES", "Channel", "Role"]
+
+# A control message names tensors and carries a text for people; more than this is data, and data goes in a tensor.
+MAX_MESSAGE_NBYTES: Final = 16 << 20
+
+
+class Role(enum.Enum):
+    """Which end of the channel; the value is the file that this end writes."""
+
+    CONTROLLER = "request"
+    WORKER = "response"
+
+    @property
+    def peer(self) -> Role:
+        return Role.WORKER if self is Role.CONTROLLER else Role.CONTROLLER
+
+
+class Channel(ABC):
+    """One end of a session's control channel.
+
+    A wait returns early when its ``stop`` says so, which is asked after every :meth:`wake`.
+    """
+
+    @classmethod
+    @abstractmethod
+    def create(cls, directory: str) -> Channel:
+        """The controller's end, over new control files that replace any earlier ones."""
+
+    @classmethod
+    @abstractmethod
+    def attach(cls, directory: str, doorbells: list[str]) -> Channel:
+        """The worker's end."""
+
+    @property
+    @abstractmethod
+    def doorbells(self) -> list[str]:
+        """Names of the semaphores that a sweep must remove if both sides die; may be empty."""
+
+    @abstractmethod
+    def send(self, message: Request | Response) -> None:
+        """Publish a message whole, or raise and leave the previous one.
+
+        Raises:
+            BadMessage: longer than ``MAX_MESSAGE_NBYTES``.
+            OutOfSpace: no room for it.
+        """
+
+    @abstractmethod
+    def has_message(self) -> bool:
+        """Whether a message waits to be received. Takes nothing."""
+
+    @abstractmethod
+    def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
+        """Take the peer's next message, as JSON text; each is given once.
+
+        Args:
+            timeout_ms: how long to wait; None is for ever, 0 only looks.
+            stop: asked when woken; True ends the wait, after a last look.
+        """
+
+    @abstractmethod
+    def read_status(self) -> StatusLine:
+        """The status as it stands.
+
+        Raises:
+            BadMessage: somebody wrote what is no status.
+        """
+
+    @abstractmethod
+    def is_exit_asked(self) -> bool:
+        """Whether the status is ``exit``: somebody wants the worker to end."""
+
+    @abstractmethod
+    def write_status(self, status: Status, detail: str = "") -> None:
+        """Replace the status. Wakes nobody: a message or :meth:`ring` follows."""
+
+    @abstractmethod
+    def wait_status(
+        self, until: Callable[[StatusLine], bool], timeout_ms: float, stop: Callable[[], bool]
+    ) -> StatusLine | None:
+        """Wait for a status; None on timeout or stop."""
+
+    @abstractmethod
+    def ring(self) -> None:
+        """Tell the peer to look again."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Make this end's own wait look again. For other threads; never blocks."""
+
+    @abstractmethod
+    def unlink(self) -> None:
+        """Remove the names of system-wide resources. Idempotent; open ends go on working."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of everything this end holds. Idempotent."""
+
+
+def encode_bounded(message: Request | Response) -> bytes:
+    text = encode(message)
+    if len(text) > MAX_MESSAGE_NBYTES:
+        raise BadMessage(
+            f"the message has {len(text)} bytes, more than {MAX_MESSAGE_NBYTES}; send large data as a tensor",
+            detail=str(len(text)),
+        )
+    return text

@@ -1,0 +1,68 @@
+"""A doorbell: a named semaphore that says "look again". A hint, never a lock, so any count in it is harmless."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import posix_ipc
+
+from ..errors import HostilePath
+
+__all__ = ["Doorbell"]
+
+_SEMAPHORE_DIR = "/dev/shm"  # where glibc keeps them
+_MIN_SEMAPHORE_NBYTES = 32  # sizeof(sem_t) on 64-bit Linux
+
+
+class Doorbell:
+    """One semaphore. Ringing twice before anyone looks wakes twice; the second look finds nothing."""
+
+    __slots__ = ("_semaphore", "name", "ring")
+
+    def __init__(self, name: str, flags: int) -> None:
+        self.name = name
+        self._semaphore = posix_ipc.Semaphore(name, flags, mode=0o600, initial_value=0)
+        self.ring = self._semaphore.release
+
+    @classmethod
+    def create(cls, name: str) -> Doorbell:
+        return cls(name, posix_ipc.O_CREX)
+
+    @classmethod
+    def open(cls, name: str) -> Doorbell:
+        """Open the peer's doorbell.
+
+        Raises:
+            HostilePath: its file is too short to be one; ringing it would be SIGBUS.
+            posix_ipc.ExistentialError: it is gone.
+        """
+        if sys.platform == "linux":
+            path = f"{_SEMAPHORE_DIR}/sem.{name.lstrip('/')}"
+            try:
+                info = os.lstat(path)
+            except FileNotFoundError:
+                info = None
+            if info is not None and (info.st_size < _MIN_SEMAPHORE_NBYTES or info.st_uid != os.geteuid()):
+                raise HostilePath(f"{path} is not a semaphore of ours", path=path, reason="size or owner")
+        return cls(name, 0)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until rung; False when the time is over. Ctrl-C raises at once."""
+        try:
+            self._semaphore.acquire(timeout_s)
+        except posix_ipc.BusyError:
+            return False
+        except posix_ipc.SignalError:  # a handler ran and did not raise: look again
+            return True
+        return True
+
+    def unlink(self) -> None:
+        """Remove the name; both open ends go on working, and nothing is left if both die."""
+        try:
+            posix_ipc.unlink_semaphore(self.name)
+        except posix_ipc.ExistentialError:
+            pass
+
+    def close(self) -> None:
+        self._semaphore.close()

@@ -1,0 +1,182 @@
+"""The portable channel: JSON files put in place by rename, looked for at a falling rate.
+
+A message is there when its file is; whoever reads it removes it. A writer waits until its previous message is gone.
+The reader looks every 32 ms, halves that rate after 8 empty looks, down to 1024 ms, and is back at 32 ms at the first
+message. Needs nothing but files, so it also serves peers of the older protocol.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from .. import system
+from ..errors import BadMessage, ResponseTimeout
+from ..protocol import Request, Response, Status, StatusLine, parse_status
+from .base import MAX_MESSAGE_NBYTES, Channel, Role, encode_bounded
+
+__all__ = ["FileChannel", "PollRate"]
+
+_SEND_TIMEOUT_MS: Final = 10_000.0  # how long the peer may leave our previous message lying
+
+
+class PollRate:
+    """How long to sleep before the next look, in milliseconds."""
+
+    FIRST_MS: Final = 32.0
+    LAST_MS: Final = 1024.0
+    LOOKS_PER_RATE: Final = 8
+
+    def __init__(self) -> None:
+        self.interval_ms = self.FIRST_MS
+        self._empty_looks = 0
+
+    def found_nothing(self) -> float:
+        """Count an empty look; returns the pause before the next one."""
+        interval_ms = self.interval_ms
+        self._empty_looks += 1
+        if self._empty_looks == self.LOOKS_PER_RATE:
+            self._empty_looks = 0
+            self.interval_ms = min(self.interval_ms * 2, self.LAST_MS)
+        return interval_ms
+
+    def found_one(self) -> None:
+        self.interval_ms = self.FIRST_MS
+        self._empty_looks = 0
+
+
+class FileChannel(Channel):
+    """See the module's docstring."""
+
+    def __init__(self, directory: str, role: Role) -> None:
+        self._directory = directory
+        self._out = os.path.join(directory, f"{role.value}.json")
+        self._in = os.path.join(directory, f"{role.peer.value}.json")
+        self._status = os.path.join(directory, "status.txt")
+        self._rate = PollRate()
+        self._woken = threading.Event()
+
+    @classmethod
+    def create(cls, directory: str) -> FileChannel:
+        channel = cls(directory, Role.CONTROLLER)
+        for path in (channel._out, channel._in):
+            system.unlink(path)
+        channel.write_status(Status.STARTING)
+        return channel
+
+    @classmethod
+    def attach(cls, directory: str, doorbells: list[str]) -> FileChannel:  # noqa: ARG003 - it has none
+        return cls(directory, Role.WORKER)
+
+    @property
+    def doorbells(self) -> list[str]:
+        return []
+
+    def _put(self, path: str, data: bytes) -> None:
+        temporary = f"{path}.{os.getpid()}.tmp"
+        system.unlink(temporary)
+        fd = system.create_file(temporary)
+        try:
+            try:
+                system.write_all(fd, data)
+            finally:
+                system.close(fd)
+            system.rename(temporary, path)
+        except BaseException:
+            system.unlink(temporary)
+            raise
+
+    def _get(self, path: str) -> bytes | None:
+        try:
+            fd = system.open_private_file(path)
+        except FileNotFoundError:
+            return None
+        try:
+            if system.file_nbytes(fd) > MAX_MESSAGE_NBYTES:
+                raise BadMessage(f"{path} is longer than a message may be", detail=path)
+            return system.read_all(fd, MAX_MESSAGE_NBYTES)
+        finally:
+            system.close(fd)
+
+    def send(self, message: Request | Response) -> None:
+        data = encode_bounded(message)
+        if not self._wait(lambda: not os.path.lexists(self._out), _SEND_TIMEOUT_MS, lambda: False, PollRate()):
+            raise ResponseTimeout(
+                f"the peer has left {self._out} lying for {_SEND_TIMEOUT_MS:.0f} ms",
+                timeout_ms=_SEND_TIMEOUT_MS,
+                command=message.command,
+            )
+        self._put(self._out, data)
+
+    def has_message(self) -> bool:
+        return os.path.lexists(self._in)
+
+    def _take(self) -> bytes | None:
+        try:
+            message = self._get(self._in)
+        except BaseException:
+            system.unlink(self._in)  # else the same bad message would be found for ever
+            raise
+        if message is not None:
+            system.unlink(self._in)
+        return message
+
+    def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
+        self._wait(self.has_message, timeout_ms, stop, self._rate)
+        return self._take()
+
+    def _wait(
+        self, until: Callable[[], bool], timeout_ms: float | None, stop: Callable[[], bool], rate: PollRate
+    ) -> bool:
+        deadline_s = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        while True:
+            if until():
+                rate.found_one()
+                return True
+            remaining_ms = None if deadline_s is None else (deadline_s - time.monotonic()) * 1000
+            if stop() or (remaining_ms is not None and remaining_ms <= 0):
+                return until()
+            pause_ms = rate.found_nothing()
+            if remaining_ms is not None:
+                pause_ms = min(pause_ms, remaining_ms)
+            if self._woken.wait(pause_ms / 1000):
+                self._woken.clear()
+
+    def read_status(self) -> StatusLine:
+        data = self._get(self._status)
+        return parse_status((data or b"starting").decode("utf-8", "replace").strip("\0 \r\n"))
+
+    def is_exit_asked(self) -> bool:
+        return self.read_status().status is Status.EXIT
+
+    def write_status(self, status: Status, detail: str = "") -> None:
+        self._put(self._status, StatusLine(status, detail).to_text().encode() + b"\n")
+
+    def wait_status(
+        self, until: Callable[[StatusLine], bool], timeout_ms: float, stop: Callable[[], bool]
+    ) -> StatusLine | None:
+        found: list[StatusLine] = []
+
+        def look() -> bool:
+            line = self.read_status()
+            if until(line):
+                found.append(line)
+            return bool(found)
+
+        self._wait(look, timeout_ms, stop, PollRate())
+        return found[0] if found else None
+
+    def ring(self) -> None:
+        """Nothing to ring: the peer polls."""
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def unlink(self) -> None:
+        """Nothing has a name outside the directory."""
+
+    def close(self) -> None:
+        """Holds nothing open."""

@@ -1,0 +1,298 @@
+"""The default channel: JSON in mapped files, semaphores as doorbells.
+
+``request.json`` and ``response.json`` are ``PAGE_NBYTES`` long, ``status.txt`` ``STATUS_NBYTES``; each holds one line
+and then spaces, so ``cat`` and ``json.load`` work on them. A message begins with its number in a fixed place::
+
+    offset 0  {"seq":␠
+    offset 8  the number, 8 ASCII characters, spaces first      <- stored last, as one aligned 8-byte word
+    offset 16 the other members, }, newline, spaces
+
+A writer stores a blank number ("       0"), then the rest, then the number; so a reader that sees the same new number
+before and after it copied the line has a whole message, whenever its doorbell rang. A stranger that reads the file in
+the middle of a store may see two messages mixed, and reads again. A message that is too long for its page goes to a
+file of its own, which the page names under ``"spill"``.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from .. import system
+from ..errors import BadMessage, HostilePath
+from ..protocol import Request, Response, Status, StatusLine, parse_status
+from .base import MAX_MESSAGE_NBYTES, Channel, Role, encode_bounded
+from .doorbell import Doorbell
+
+__all__ = ["MappedChannel"]
+
+PAGE_NBYTES: Final = 65536
+STATUS_NBYTES: Final = 4096  # one memory page: a truncating writer cannot make us touch beyond the file's last page
+_WAIT_SLICE_S: Final = 5.0  # a lost ring delays a message by this much at most; 0.2 wake-ups a second cost nothing
+
+_PREFIX: Final = b'{"seq": '
+_BLANK: Final = b"       0"
+_BLANK_WORD: Final = int.from_bytes(_BLANK, "little")
+_SEQ_WORD: Final = 1  # offset 8
+
+
+class _Spill(msgspec.Struct):
+    spill: str = ""
+
+
+class _Page:
+    """One mapped message file: one side stores, the other looks."""
+
+    __slots__ = ("_buffer", "_previous_nbytes", "_seen", "_words")
+
+    def __init__(self, fd: int) -> None:
+        self._buffer = system.map_write(fd, PAGE_NBYTES)
+        self._words = self._buffer.cast("Q")
+        self._previous_nbytes = 0
+        self._seen = _BLANK_WORD
+
+    def store(self, seq: int, rest: bytes) -> None:
+        text = b"%b%b%b\n" % (_PREFIX, _BLANK, rest)
+        nbytes = len(text)
+        if nbytes < self._previous_nbytes:
+            text = text.ljust(self._previous_nbytes)
+        self._previous_nbytes = nbytes
+        number = b"%8d" % seq
+        words = self._words
+        words[_SEQ_WORD] = _BLANK_WORD
+        self._buffer[: len(text)] = text
+        words[_SEQ_WORD] = int.from_bytes(number, "little")
+
+    def has_message(self) -> bool:
+        word = self._words[_SEQ_WORD]
+        return word != self._seen and word != _BLANK_WORD
+
+    def take(self) -> bytes | None:
+        word = self._words[_SEQ_WORD]
+        if word == self._seen or word == _BLANK_WORD:
+            return None
+        line = self._buffer[:1024].tobytes()  # most messages; a longer one is copied again, whole
+        end = line.find(b"\n")
+        if end < 0:
+            line = self._buffer.tobytes()
+            end = line.find(b"\n")
+        if self._words[_SEQ_WORD] != word:
+            return None  # being replaced; a ring follows
+        self._seen = word
+        if end < 0:
+            raise BadMessage("the peer's message has no end; it does not speak this protocol", detail="newline")
+        return line[:end]
+
+
+def _path(directory: str, name: str) -> str:
+    return os.path.join(directory, name)
+
+
+def _create_file(directory: str, name: str, content: bytes, nbytes: int) -> int:
+    """Put a new control file in place; a process that still has the old one mapped keeps the old one."""
+    path = _path(directory, name)
+    system.unlink(path)
+    fd = system.create_file(path)
+    try:
+        system.allocate(fd, nbytes, directory=directory)
+        system.write_all(fd, content.ljust(nbytes))
+    except BaseException:
+        system.close(fd)
+        raise
+    return fd
+
+
+def _open_file(directory: str, name: str, nbytes: int) -> int:
+    path = _path(directory, name)
+    fd = system.open_private_file(path, write=True)
+    if system.file_nbytes(fd) < nbytes:
+        system.close(fd)
+        raise HostilePath(f"{path} is shorter than {nbytes} bytes", path=path, reason="too short")
+    return fd
+
+
+class MappedChannel(Channel):
+    """See the module's docstring."""
+
+    def __init__(self, directory: str, role: Role, fds: list[int], bells: list[Doorbell]) -> None:
+        self._directory = directory
+        self._role = role
+        request_fd, response_fd, status_fd = fds
+        request, response = _Page(request_fd), _Page(response_fd)
+        self._status = system.map_write(status_fd, STATUS_NBYTES)
+        self._status_lines = {status: status.value.encode() + b"\n" for status in Status}
+        request_bell, response_bell = bells
+        self._bells = bells
+        if role is Role.CONTROLLER:
+            self._out, self._in = request, response
+            self._ring_bell, self._own_bell = request_bell, response_bell
+        else:
+            self._out, self._in = response, request
+            self._ring_bell, self._own_bell = response_bell, request_bell
+        self._spill_number = 0
+        self._is_closed = False
+
+    @classmethod
+    def create(cls, directory: str) -> MappedChannel:
+        token = secrets.token_hex(8)
+        bells: list[Doorbell] = []
+        fds: list[int] = []
+        try:
+            for end in "qr":
+                bells.append(Doorbell.create(f"/tr_{os.getpid()}_{token}_{end}"))
+            for name in ("request.json", "response.json"):
+                fds.append(_create_file(directory, name, _PREFIX + _BLANK + b"}\n", PAGE_NBYTES))
+            fds.append(_create_file(directory, "status.txt", b"starting\n", STATUS_NBYTES))
+            return cls(directory, Role.CONTROLLER, fds, bells)
+        except BaseException:
+            for bell in bells:
+                bell.unlink()
+                bell.close()
+            raise
+        finally:
+            for fd in fds:
+                system.close(fd)
+
+    @classmethod
+    def attach(cls, directory: str, doorbells: list[str]) -> MappedChannel:
+        fds: list[int] = []
+        try:
+            for name in ("request.json", "response.json"):
+                fds.append(_open_file(directory, name, PAGE_NBYTES))
+            fds.append(_open_file(directory, "status.txt", STATUS_NBYTES))
+            channel = cls(directory, Role.WORKER, fds, [Doorbell.open(name) for name in doorbells])
+        finally:
+            for fd in fds:
+                system.close(fd)
+        channel.unlink()  # both sides have them open now: from here on no death can leave them behind
+        return channel
+
+    @property
+    def doorbells(self) -> list[str]:
+        return [bell.name for bell in self._bells]
+
+    def send(self, message: Request | Response) -> None:
+        text = encode_bounded(message)
+        # The encoder writes "seq" first, or nothing where it is 0; the page has its own place for it.
+        comma = text.find(b",") if message.seq else 0
+        rest = text[comma:] if comma > 0 else b"}" if comma < 0 else b"," + text[1:]
+        if len(rest) > PAGE_NBYTES - 32:
+            rest = b',"spill":"%b"}' % self._write_spill(text)
+        self._out.store(message.seq, rest)
+        self._ring_bell.ring()
+
+    def _write_spill(self, text: bytes) -> bytes:
+        self._spill_number += 1
+        name = f"{self._role.value}.{self._spill_number}.spill"
+        path = _path(self._directory, name)
+        fd = system.create_file(path)
+        try:
+            system.write_all(fd, text)
+        except BaseException:
+            system.unlink(path)
+            raise
+        finally:
+            system.close(fd)
+        return name.encode()
+
+    def _read_spill(self, name: str) -> bytes:
+        if not name.startswith(self._role.peer.value + ".") or "/" in name or not name.endswith(".spill"):
+            raise BadMessage(f"{name[:80]!r} is not the name of a long message", detail=name[:80])
+        path = _path(self._directory, name)
+        fd = system.open_private_file(path)
+        try:
+            if system.file_nbytes(fd) > MAX_MESSAGE_NBYTES:
+                raise BadMessage(f"{path} is longer than a message may be", detail=name)
+            return system.read_all(fd, MAX_MESSAGE_NBYTES)
+        finally:
+            system.close(fd)
+            system.unlink(path)
+
+    def has_message(self) -> bool:
+        return self._in.has_message()
+
+    def _take(self) -> bytes | None:
+        line = self._in.take()
+        if line is not None and b'"spill":' in line[:32]:
+            try:
+                spill = msgspec.json.decode(line, type=_Spill).spill
+            except msgspec.DecodeError as error:
+                raise BadMessage(f"the message cannot be read: {error}", detail=str(error)) from error
+            return self._read_spill(spill)
+        return line
+
+    def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
+        message = self._take()
+        if message is not None or timeout_ms == 0:
+            return message
+        deadline_s = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        while True:
+            if stop():
+                return self._take()  # it may have come just before the reason to stop
+            if not self._sleep(deadline_s):
+                return self._take()
+            message = self._take()
+            if message is not None:
+                return message
+
+    def _sleep(self, deadline_s: float | None) -> bool:
+        """Wait for the doorbell; False when the time is over."""
+        if deadline_s is None:
+            self._own_bell.wait(_WAIT_SLICE_S)
+            return True
+        remaining_s = deadline_s - time.monotonic()
+        if remaining_s <= 0:
+            return False
+        self._own_bell.wait(min(remaining_s, _WAIT_SLICE_S))
+        return True
+
+    def read_status(self) -> StatusLine:
+        line = self._status.tobytes()
+        end = line.find(b"\n")
+        return parse_status(line[: end if end >= 0 else 80].decode("utf-8", "replace").strip("\0 "))
+
+    def is_exit_asked(self) -> bool:
+        return self._status[:4] == b"exit" and self.read_status().status is Status.EXIT
+
+    def write_status(self, status: Status, detail: str = "") -> None:
+        if detail:
+            line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
+        else:
+            line = self._status_lines[status]
+        # What is behind the newline is never read; blanking it is for the eye of whoever prints the file.
+        self._status[: len(line)] = line
+        if self._status[len(line)] != 0x20:
+            self._status[len(line) :] = b" " * (STATUS_NBYTES - len(line))
+
+    def wait_status(
+        self, until: Callable[[StatusLine], bool], timeout_ms: float, stop: Callable[[], bool]
+    ) -> StatusLine | None:
+        deadline_s = time.monotonic() + timeout_ms / 1000
+        while True:
+            line = self.read_status()
+            if until(line):
+                return line
+            if stop() or not self._sleep(deadline_s):
+                return None
+
+    def ring(self) -> None:
+        self._ring_bell.ring()
+
+    def wake(self) -> None:
+        self._own_bell.ring()
+
+    def unlink(self) -> None:
+        for bell in self._bells:
+            bell.unlink()
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self.unlink()
+            for bell in self._bells:
+                bell.close()

@@ -1,0 +1,133 @@
+"""Binding the words of a request to the parameters of a plain function. No I/O.
+
+Words that are tags become tensors, in order; the other words go to the parameters annotated ``str``, ``int``,
+``float`` or ``bool``, in order. The last ``str`` parameter takes all words that are left, so that
+``def hello(name: str)`` gets a whole sentence.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Container
+from typing import Any, Final
+
+from .errors import BadMessage, MissingTag
+from .protocol import split_words
+
+__all__ = ["Command"]
+
+_TRUTHS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def _to_bool(word: str) -> bool:
+    return _TRUTHS[word.lower()]
+
+
+_CONVERTERS: Final[dict[Any, Callable[[str], Any]]] = {str: str, int: int, float: float, bool: _to_bool}
+_NAMES: Final[dict[str, Any]] = {each.__name__: each for each in _CONVERTERS}
+
+
+class Command:
+    """A function that answers a command.
+
+    Args:
+        name: the command's word.
+        function: takes tensors and words, positionally.
+    """
+
+    __slots__ = ("_is_tensor", "_most", "_least", "_scalars", "function", "name")
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.name = name
+        self.function = function
+        try:
+            hints = typing.get_type_hints(function)
+        except Exception:  # noqa: BLE001 - a hint that cannot be resolved is some tensor type
+            hints = {
+                key: _NAMES.get(value, value) if isinstance(value, str) else value
+                for key, value in getattr(function, "__annotations__", {}).items()
+            }
+        self._is_tensor: list[bool] = []  # of each positional parameter
+        self._scalars: list[tuple[str, Any]] = []
+        self._least = 0  # tensors that must be there
+        self._most: int | None = 0  # tensors that may be there; None for any number
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                self._most = None
+            elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                hint = hints.get(parameter.name)
+                is_optional = parameter.default is not parameter.empty
+                if hint in _CONVERTERS:
+                    self._is_tensor.append(False)
+                    self._scalars.append((parameter.name, hint))
+                else:
+                    self._is_tensor.append(True)
+                    self._least += not is_optional
+                    self._most = None if self._most is None else self._most + 1
+
+    def bind(self, parameters: str, tags: Container[str], fetch: Callable[[str], Any]) -> list[Any]:
+        """The function's arguments for a parameter text.
+
+        Args:
+            parameters: words, separated by spaces or commas.
+            tags: what names a tensor.
+            fetch: gives the tensor of a tag.
+
+        Raises:
+            MissingTag: a tensor is wanted, and a word names none.
+            BadMessage: too few or too many, or a word that is no number where one is wanted.
+        """
+        if not self._scalars:
+            words, others = [], []
+            for word in split_words(parameters):
+                (words if word in tags else others).append(word)
+            if others:
+                raise MissingTag(f"{self.name}: no tensor goes by the tag {others[0]!r}; send it first", tag=others[0])
+            self._check_count(len(words))
+            return [fetch(word) for word in words]
+        if len(self._is_tensor) == 1 and self._scalars[0][1] is str and self._most is not None:
+            return [parameters] if parameters else []
+        words = split_words(parameters)
+        tensors = [word for word in words if word in tags]
+        others = [word for word in words if word not in tags]
+        if len(tensors) < self._least and len(others) > len(self._scalars):
+            raise MissingTag(f"{self.name}: no tensor goes by the tag {others[0]!r}; send it first", tag=others[0])
+        self._check_count(len(tensors))
+        values = self._convert(others)
+        queue = [fetch(word) for word in tensors]
+        arguments: list[Any] = []
+        for is_tensor in self._is_tensor:
+            source = queue if is_tensor else values
+            if not source:
+                break  # the rest have defaults, or the call says which is missing
+            arguments.append(source.pop(0))
+        return arguments + queue
+
+    def _check_count(self, count: int) -> None:
+        if count < self._least or (self._most is not None and count > self._most):
+            wanted = str(self._least) if self._most == self._least else f"{self._least} to {self._most}"
+            if self._most is None:
+                wanted = f"at least {self._least}"
+            raise BadMessage(f"{self.name} takes {wanted} tensors and got {count}", detail=str(count))
+
+    def _convert(self, words: list[str]) -> list[Any]:
+        scalars = self._scalars
+        if len(words) > len(scalars):
+            if scalars[-1][1] is not str:
+                raise BadMessage(
+                    f"{self.name} takes {len(scalars)} words and got {len(words)}: {' '.join(words)[:80]!r}; "
+                    "a tag among them may not have been sent",
+                    detail=str(len(words)),
+                )
+            cut = len(scalars) - 1
+            words = [*words[:cut], " ".join(words[cut:])]
+        values = []
+        for (name, kind), word in zip(scalars, words, strict=False):
+            try:
+                values.append(_CONVERTERS[kind](word))
+            except (ValueError, KeyError):
+                raise BadMessage(
+                    f"{self.name}: {name} is {word[:80]!r}, which is no {kind.__name__}", detail=name
+                ) from None
+        return values

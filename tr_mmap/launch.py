@@ -1,0 +1,71 @@
+"""Starting a session's worker: which program, with which environment. Waits for nothing."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Mapping
+from typing import Final
+
+from .errors import ScriptNotFound
+from .process import WorkerProcess
+
+__all__ = ["DEFAULT_WORKER", "LOG_NAME", "launch"]
+
+DEFAULT_WORKER: Final = "default"
+LOG_NAME: Final = "worker.log"
+
+_PACKAGE_DIR: Final = os.path.dirname(os.path.abspath(__file__))
+_SHIM_DIR: Final = os.path.join(_PACKAGE_DIR, "shim")  # holds tech_renaissance.py, the old name
+
+
+def check_script(script_path: str) -> None:
+    """Raise ScriptNotFound unless a worker can be started from it."""
+    if script_path != DEFAULT_WORKER and not os.path.isfile(script_path):
+        raise ScriptNotFound(
+            f"the worker's script {script_path!r} is no file (seen from {os.getcwd()}); give the path of a Python "
+            f"script, or {DEFAULT_WORKER!r}",
+            path=script_path,
+        )
+
+
+def launch(script_path: str, session_id: str, *, workspace_root: str, session_dir: str, quiet: bool) -> WorkerProcess:
+    """Start the worker of a session that is ready to be joined.
+
+    Raises:
+        ScriptNotFound: there is no such script.
+    """
+    check_script(script_path)
+    if script_path == DEFAULT_WORKER:
+        program = ["-m", "tr_mmap.worker"]
+    else:
+        program = [os.path.abspath(script_path)]
+    return WorkerProcess.spawn(
+        [sys.executable, *program, session_id],
+        env=_environment(os.environ, workspace_root),
+        log_path=os.path.join(session_dir, LOG_NAME),
+        quiet=quiet,
+    )
+
+
+def _environment(inherited: Mapping[str, str], workspace_root: str) -> dict[str, str]:
+    paths = [_SHIM_DIR]
+    if not _is_installed():
+        paths.append(os.path.dirname(_PACKAGE_DIR))
+    if inherited.get("PYTHONPATH"):
+        paths.append(inherited["PYTHONPATH"])
+    return {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",  # else a killed worker's last words stay in its buffers
+        "PYTHONFAULTHANDLER": "1",  # a crash in native code leaves its stack in the log
+        "TR_WORKSPACE": workspace_root,
+    }
+
+
+def _is_installed() -> bool:
+    """Whether any interpreter of this environment finds the package by itself."""
+    places = [sysconfig.get_path("purelib"), *site.getsitepackages(), site.getusersitepackages()]
+    return os.path.dirname(_PACKAGE_DIR) in places

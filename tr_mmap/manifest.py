@@ -1,0 +1,112 @@
+"""``session.json``: what a session is and whose, so that a stranger can judge it. Says nothing of where sessions live.
+
+The file is one JSON object, written whole and replaced whole. Readers ignore fields that they do not know, so that
+later versions may add some.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from typing import Final
+
+import msgspec
+
+from . import system
+from .errors import BadMessage
+from .identity import Identity
+
+__all__ = ["MANIFEST_NAME", "MAX_MANIFEST_NBYTES", "Manifest", "read", "write"]
+
+MANIFEST_NAME: Final = "session.json"
+MAX_MANIFEST_NBYTES: Final = 64 << 10  # a real one is under 1 KiB; nobody is made to read an endless one
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """One session. To change one: ``msgspec.structs.replace`` and :func:`write`.
+
+    Attributes:
+        protocol: version of the control protocol.
+        session_id: its name.
+        controller: the process that owns it.
+        worker: the process that serves it; None until it is started.
+        channel: how the two talk, "mapped" or "files".
+        doorbells: names of the semaphores that still have a name; whoever sweeps the session removes them.
+        framework: what made it, with its version.
+        created_ms: wall clock, milliseconds.
+    """
+
+    protocol: int = 1
+    session_id: str
+    controller: Identity
+    worker: Identity | None = None
+    channel: str = "mapped"
+    doorbells: list[str] = msgspec.field(default_factory=list)
+    framework: str = ""
+    created_ms: int = msgspec.field(default_factory=_now_ms)
+
+
+_decoder = msgspec.json.Decoder(Manifest)
+
+
+def write(directory: str, manifest: Manifest) -> None:
+    """Put the manifest into a directory, or another in its place, in one step.
+
+    Raises:
+        BadMessage: it is larger than readers accept.
+        FileNotFoundError: there is no such directory.
+    """
+    data = msgspec.json.encode(manifest) + b"\n"
+    if len(data) > MAX_MANIFEST_NBYTES:
+        raise BadMessage(
+            f"the manifest of session {manifest.session_id[:64]!r} has {len(data)} bytes; at most "
+            f"{MAX_MANIFEST_NBYTES} are read: shorten its names",
+            detail=f"{len(data)} bytes",
+        )
+    temporary = os.path.join(directory, f".{MANIFEST_NAME}-{os.getpid()}-{secrets.token_hex(4)}")
+    fd = system.create_file(temporary)
+    try:
+        try:
+            system.write_all(fd, data)
+        finally:
+            system.close(fd)
+        system.rename(temporary, os.path.join(directory, MANIFEST_NAME))
+    except BaseException:
+        system.unlink(temporary)
+        raise
+
+
+def read(directory: str) -> Manifest | None:
+    """The manifest of a session's directory; None if there is none.
+
+    Raises:
+        BadMessage: it is garbled, or too large to be one.
+        HostilePath: it is not a file of our own.
+    """
+    path = os.path.join(directory, MANIFEST_NAME)
+    try:
+        fd = system.open_private_file(path)
+    except FileNotFoundError:
+        return None
+    try:
+        data = system.read_all(fd, MAX_MANIFEST_NBYTES + 1)
+    finally:
+        system.close(fd)
+    if len(data) > MAX_MANIFEST_NBYTES:
+        raise BadMessage(
+            f"{path} has more than {MAX_MANIFEST_NBYTES} bytes and so is no manifest; remove the session by hand "
+            "if it is none of yours",
+            detail="too large",
+        )
+    try:
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadMessage(
+            f"{path} is not a session's manifest ({error}); remove the session by hand if nothing uses it",
+            detail=str(error),
+        ) from error

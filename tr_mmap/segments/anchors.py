@@ -1,0 +1,67 @@
+"""Knowing when the last view of a mapping is gone, without locks. Used by owners (loans) and readers (leases).
+
+An array over a mapping keeps a memoryview alive as its base, and so does every view derived from it. A weak reference
+to that memoryview is told of its death, in whatever thread and at whatever moment; all it does then is append itself
+to a queue, in C, which its side empties the next time it works. So no callback ever runs our code.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+__all__ = ["Anchor", "anchor_of"]
+
+T = TypeVar("T")
+
+
+class Anchor(weakref.ref, Generic[T]):  # type: ignore[type-arg]  # weakref.ref[memoryview] is not generic at run time
+    """A weak reference that remembers whose mapping it watches."""
+
+    __slots__ = ("holder",)
+    holder: T
+
+    # A weak reference hashes as its referent does, and a memoryview hashes its whole content.
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
+
+    @classmethod
+    def watch(cls, target: memoryview, holder: T, dead: deque[Anchor[T]]) -> Anchor[T]:
+        anchor = cls(target, dead.append)
+        anchor.holder = holder
+        return anchor
+
+
+def anchor_of(array: np.ndarray[Any, Any]) -> Any:
+    """What keeps the memory of a numpy array alive: the end of its chain of bases."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base
+
+
+class ForkHooks:
+    """Tells every living pool and receiver of a fork, on both sides of it."""
+
+    def __init__(self) -> None:
+        self._members: weakref.WeakSet[Any] = weakref.WeakSet()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_parent=self._in_parent, after_in_child=self._in_child)
+
+    def add(self, member: Any) -> None:
+        self._members.add(member)
+
+    def _in_parent(self) -> None:
+        for member in list(self._members):
+            member.forked_in_parent()
+
+    def _in_child(self) -> None:
+        for member in list(self._members):
+            member.forked_in_child()
+
+
+fork_hooks = ForkHooks()

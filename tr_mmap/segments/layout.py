@@ -1,0 +1,49 @@
+"""Where things are in a segment, and how large segments are. Pure arithmetic."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "GUEST",
+    "HEAD_NBYTES",
+    "LAYOUT",
+    "LEASE",
+    "LEASE_FREE",
+    "LEASE_HELD",
+    "LEASE_PINNED",
+    "PAYLOAD_OFFSET",
+    "SEQ",
+    "SEQ_COPY",
+    "SEQ_RETIRED",
+    "class_nbytes",
+]
+
+# The payload begins on the second memory page, so that the reader can map the header for writing (its lease) and the
+# payload for reading only.
+HEAD_NBYTES: Final = 4096
+PAYLOAD_OFFSET: Final = HEAD_NBYTES
+
+# Indices of the live line's 8-byte words (byte offset / 8).
+SEQ: Final = 8
+LAYOUT: Final = 9
+LEASE: Final = 10
+GUEST: Final = 11
+SEQ_COPY: Final = 15
+
+LEASE_FREE: Final = 0
+LEASE_HELD: Final = 1
+LEASE_PINNED: Final = 2  # the reader forked while it held a view: its child may look at it for ever
+
+SEQ_RETIRED: Final = (1 << 64) - 1  # the owner has given the segment up; the reader may forget it
+
+_MIN_CLASS_NBYTES: Final = 4096  # a memory page
+_STEPS_PER_OCTAVE_LOG2: Final = 3  # 8 sizes between powers of two: at most 12.5 % of a segment is unused
+
+
+def class_nbytes(nbytes: int) -> int:
+    """Payload capacity of the smallest size class that holds ``nbytes``; powers of two are classes."""
+    if nbytes <= _MIN_CLASS_NBYTES:
+        return _MIN_CLASS_NBYTES
+    step = max(_MIN_CLASS_NBYTES, 1 << ((nbytes - 1).bit_length() - 1 - _STEPS_PER_OCTAVE_LOG2))
+    return (nbytes + step - 1) // step * step

@@ -1,0 +1,440 @@
+"""The owner's side: a pool of segments that are filled, published and filled again.
+
+Not safe for threads by itself; its session or server holds a lock. See the package's docstring for the protocol.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from .. import dtypes, system
+from ..dtypes import DType
+from ..errors import OutOfSpace, UnsupportedTensor
+from ..tsr import header as tsr_header
+from ..tsr import tensors
+from .anchors import Anchor, anchor_of, fork_hooks
+from .layout import (
+    GUEST,
+    HEAD_NBYTES,
+    LAYOUT,
+    LEASE,
+    LEASE_FREE,
+    LEASE_PINNED,
+    PAYLOAD_OFFSET,
+    SEQ,
+    SEQ_COPY,
+    SEQ_RETIRED,
+    class_nbytes,
+)
+
+__all__ = ["PoolStats", "Segment", "SegmentPool"]
+
+_MADV_REMOVE: Final = 9  # linux/mman.h: give the pages back to the file system now
+# A free segment that so many takes in a row did not want is given back: the traffic has changed its sizes.
+_IDLE_TAKES: Final = 512
+
+
+class Segment:
+    """One segment, as its owner sees it.
+
+    Attributes:
+        name: file name in the session directory; never used twice.
+        seq: the number it was last published under; 0 before.
+        holds: reasons why it may not be filled: tags, messages, local arrays.
+    """
+
+    __slots__ = (
+        "address",
+        "buffer",
+        "capacity",
+        "holds",
+        "is_loaned",
+        "is_tainted",
+        "last_take",
+        "layout",
+        "name",
+        "path",
+        "seq",
+        "words",
+    )
+
+    def __init__(self, name: str, path: str, buffer: memoryview) -> None:
+        self.name = name
+        self.path = path
+        self.buffer = buffer
+        self.words = buffer.cast("Q")
+        self.address = system.address_of(buffer)
+        self.capacity = len(buffer) - PAYLOAD_OFFSET
+        self.seq = 0
+        self.holds = 0
+        self.layout: tuple[DType, tuple[int, ...], int] | None = None
+        self.is_loaned = False  # handed out by empty() and not published yet
+        self.is_tainted = False  # somebody we cannot ask may be looking: retire it, never fill it again
+        self.last_take = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """What a pool holds.
+
+    Attributes:
+        segments: files there are.
+        nbytes: their payload capacity together, in bytes.
+        free_nbytes: capacity of those that nobody on this side holds (the peer may hold views of some).
+        published: tensors published since the start.
+        copied_nbytes: bytes copied into segments since the start; a loan adds none.
+        created: segments made since the start; all other publishes used one again.
+    """
+
+    segments: int
+    nbytes: int
+    free_nbytes: int
+    published: int
+    copied_nbytes: int
+    created: int
+
+
+class SegmentPool:
+    """Makes, fills and recycles the segments of one side of a session.
+
+    Args:
+        directory: the session directory.
+        prefix: names are ``<prefix>_<number>.tsr``.
+        budget_nbytes: most payload capacity to hold at once; None for no limit but the file system's.
+        block_ms: at the budget, how long to wait for the reader to let go before raising OutOfSpace.
+    """
+
+    def __init__(self, directory: str, prefix: str, *, budget_nbytes: int | None = None, block_ms: float = 0.0) -> None:
+        self._directory = directory
+        self._prefix = prefix
+        self._budget_nbytes = budget_nbytes
+        self._block_ms = block_ms
+        self._segments: dict[str, Segment] = {}
+        self._free: dict[int, list[Segment]] = {}  # by capacity; the last one is the warmest
+        self._loans: dict[int, Anchor[Segment]] = {}  # id of the memoryview that anchors a loan's memory
+        self._by_address: dict[int, Segment] = {}  # where a loan's payload begins, for torch's storages
+        self._dead: deque[Anchor[Segment]] = deque()
+        self._nbytes = 0
+        self._seq = 0
+        self._created = 0
+        self._published = 0
+        self._copied_nbytes = 0
+        self._takes = 0
+        self._is_foreign = False  # we are a forked child: the segments are our parent's
+        fork_hooks.add(self)
+
+    # -- publishing -----------------------------------------------------------------------------------------------
+
+    def publish(self, tensor: Any) -> Segment:
+        """Put a tensor into a segment and stamp it; the caller holds it once until :meth:`release`.
+
+        A loan, or a view of the whole or a 256-byte aligned contiguous part of one, is published where it lies;
+        anything else costs one copy. Either the tensor is published whole, or an error is raised and nothing changed.
+
+        Raises:
+            UnsupportedTensor: not a tensor, or of a kind that TSR cannot hold.
+            OutOfSpace: no room.
+        """
+        if self._dead:
+            self.collect()
+        loan = self._loan_of(tensor) if self._loans else None
+        if loan is not None:
+            segment = self._publish_loan(tensor, loan)
+            if segment is not None:
+                return segment
+        dtype, array = tensors.to_array(tensor)
+        segment = self._take(array.nbytes)
+        try:
+            tensors.copy_into(segment.buffer, PAYLOAD_OFFSET, array)
+            self._stamp(segment, dtype, array.shape, PAYLOAD_OFFSET)
+        except BaseException:
+            self._put_back(segment)
+            raise
+        self._copied_nbytes += array.nbytes
+        segment.holds += 1
+        return segment
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
+        """A loan: an array or tensor of undefined content that lives in a segment.
+
+        Args:
+            shape: sizes in elements, outermost first.
+            dtype: ``"float32"``, or a numpy or torch dtype.
+            framework: ``"numpy"`` or ``"torch"``.
+
+        Raises:
+            UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
+            OutOfSpace: no room.
+        """
+        if self._dead:
+            self.collect()
+        known = dtypes.resolve(dtype)
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if len(shape) > tsr_header.MAX_NDIM or any(size < 0 for size in shape):
+            raise UnsupportedTensor(f"{shape} is no shape of at most {tsr_header.MAX_NDIM} sizes, none negative")
+        if framework not in ("numpy", "torch"):
+            raise UnsupportedTensor(f"framework is {framework!r}; it is 'numpy' or 'torch'")
+        count = math.prod(shape)
+        if count == 0:
+            return tensors.from_buffer(bytearray(), known, shape, 0, framework)
+        segment = self._take(count * known.itemsize)
+        array: np.ndarray[Any, Any] = tensors.from_buffer(segment.buffer, known, shape, PAYLOAD_OFFSET, "numpy")
+        memory = anchor_of(array)
+        self._loans[id(memory)] = Anchor.watch(memory, segment, self._dead)
+        self._by_address[segment.address + PAYLOAD_OFFSET] = segment
+        segment.holds += 1  # until the last array over it is gone
+        segment.is_loaned = True
+        return array if framework == "numpy" else tensors.as_torch(array, known)
+
+    def release(self, segment: Segment) -> None:
+        """Undo one hold; with the last one gone the segment may be filled again once its reader lets go."""
+        segment.holds -= 1
+        if segment.holds == 0:
+            self._put_back(segment)
+
+    def collect(self) -> None:
+        """Take back loans whose arrays are all gone."""
+        dead = self._dead
+        while dead:
+            anchor = dead.popleft()
+            segment = anchor.holder
+            for key, each in self._loans.items():
+                if each is anchor:
+                    del self._loans[key]
+                    break
+            self._by_address.pop(segment.address + PAYLOAD_OFFSET, None)
+            segment.is_loaned = False
+            self.release(segment)
+
+    def _loan_of(self, tensor: Any) -> Segment | None:
+        if isinstance(tensor, np.ndarray):
+            memory = anchor_of(tensor)
+            if memory is None:
+                return None
+            anchor = self._loans.get(id(memory))
+            if anchor is not None:
+                return anchor.holder
+            tensor = memory  # a torch loan seen through .numpy() is anchored in the tensor
+        storage = getattr(tensor, "untyped_storage", None)
+        return None if storage is None else self._by_address.get(storage().data_ptr())
+
+    def _publish_loan(self, tensor: Any, segment: Segment) -> Segment | None:
+        """Publish a loan where it lies; None if its memory has to be copied after all."""
+        dtype, array = tensors.to_array(tensor)
+        if not array.flags.c_contiguous or not array.dtype.isnative:
+            return None
+        offset = array.__array_interface__["data"][0] - segment.address
+        if offset % tsr_header.PAYLOAD_ALIGNMENT:
+            return None
+        layout = (dtype, array.shape, offset)
+        if segment.is_loaned:
+            segment.is_loaned = False
+            self._stamp(segment, *layout)
+            self._forbid_writing(tensor, segment)
+        elif segment.layout != layout:
+            return None  # published before as something else: that header may be in use
+        segment.holds += 1
+        return segment
+
+    def _forbid_writing(self, tensor: Any, segment: Segment) -> None:
+        """After publishing, the lender's own arrays must not change what the reader sees."""
+        if isinstance(tensor, np.ndarray):
+            base: Any = tensor
+            while isinstance(base, np.ndarray):
+                base.flags.writeable = False
+                base = base.base
+            tensor = base
+        if hasattr(tensor, "untyped_storage"):
+            # Torch has no read-only tensors: from here on its stores go to pages of its own.
+            fd = system.open_file(segment.path)
+            try:
+                private = system.map_private(fd, len(segment.buffer))
+            finally:
+                system.close(fd)
+            tensors.move_torch_storage(tensor, private, PAYLOAD_OFFSET)
+
+    def _stamp(self, segment: Segment, dtype: DType, shape: tuple[int, ...], offset: int) -> None:
+        self._seq = seq = self._seq + 1
+        words = segment.words
+        layout = (dtype, shape, offset)
+        if segment.layout != layout:
+            segment.layout = None
+            raw = tsr_header.encode_v2(
+                dtype, shape, seq=seq, payload_offset=offset, created_ns=time.time_ns(), is_segment=True
+            )
+            segment.buffer[:64] = raw[:64]
+            segment.buffer[128:256] = raw[128:256]
+            words[LAYOUT] = seq
+            segment.layout = layout
+        segment.seq = seq
+        words[SEQ_COPY] = seq
+        words[SEQ] = seq
+        self._published += 1
+
+    # -- segments -------------------------------------------------------------------------------------------------
+
+    def _take(self, nbytes: int) -> Segment:
+        """A segment that nobody else can be looking at; it is on no list until put back."""
+        capacity = class_nbytes(nbytes)
+        self._takes += 1
+        segment = self._take_free(capacity)
+        if segment is None:
+            segment = self._create(capacity)
+        segment.last_take = self._takes
+        return segment
+
+    def _take_free(self, capacity: int) -> Segment | None:
+        free = self._free.get(capacity)
+        if not free:
+            return None
+        for index in range(len(free) - 1, -1, -1):
+            segment = free[index]
+            words = segment.words
+            words[SEQ] = 0  # before the lease is looked at: a reader that enters now is turned away
+            if words[GUEST] or words[LEASE] == LEASE_PINNED:
+                del free[index]
+                self._retire(segment)
+            elif words[LEASE] == LEASE_FREE:
+                del free[index]
+                return segment
+        return None
+
+    def _put_back(self, segment: Segment) -> None:
+        if self._is_foreign or segment.name not in self._segments:
+            return
+        if segment.is_tainted:
+            self._retire(segment)
+        else:
+            self._free.setdefault(segment.capacity, []).append(segment)
+
+    def _create(self, capacity: int) -> Segment:
+        self._trim(capacity)
+        if self._budget_nbytes is not None and self._nbytes + capacity > self._budget_nbytes:
+            segment = self._wait_for_room(capacity, self._budget_nbytes)
+            if segment is not None:
+                return segment
+        try:
+            return self._make_file(capacity)
+        except OutOfSpace:
+            if not self._retire_free():
+                raise
+            return self._make_file(capacity)
+
+    def _make_file(self, capacity: int) -> Segment:
+        name = f"{self._prefix}_{self._created}.tsr"
+        path = os.path.join(self._directory, name)
+        nbytes = HEAD_NBYTES + capacity
+        fd = system.create_file(path)
+        try:
+            system.allocate(fd, nbytes, directory=self._directory)
+            buffer = system.map_write(fd, nbytes)
+        except BaseException:
+            system.unlink(path)
+            raise
+        finally:
+            system.close(fd)
+        segment = Segment(name, path, buffer)
+        self._created += 1
+        self._segments[name] = segment
+        self._nbytes += capacity
+        return segment
+
+    def _wait_for_room(self, capacity: int, budget_nbytes: int) -> Segment | None:
+        """At the budget: use what is free, else wait for the reader. Returns a fitting segment, or None: make one."""
+        deadline_s = time.monotonic() + self._block_ms / 1000
+        while True:
+            self._retire_free()
+            if self._nbytes + capacity <= budget_nbytes:
+                return None
+            if time.monotonic() >= deadline_s:
+                raise OutOfSpace(
+                    f"a segment of {capacity} bytes would exceed the pool's budget of {budget_nbytes}; "
+                    f"{self._nbytes} are in use: drop tensors or views, or raise budget_nbytes",
+                    needed_nbytes=capacity,
+                    free_nbytes=max(0, budget_nbytes - self._nbytes),
+                )
+            _pause(0.001)
+            self.collect()
+            segment = self._take_free(capacity)
+            if segment is not None:
+                return segment
+
+    def _trim(self, wanted_capacity: int) -> None:
+        """Give back free segments of sizes that the traffic no longer uses."""
+        oldest = self._takes - _IDLE_TAKES
+        for capacity, free in self._free.items():
+            if capacity != wanted_capacity:
+                for segment in [each for each in free if each.last_take < oldest]:
+                    free.remove(segment)
+                    self._retire(segment)
+
+    def _retire_free(self) -> bool:
+        """Give back every free segment; True if that freed any memory at once."""
+        has_freed = False
+        for free in self._free.values():
+            for segment in free:
+                has_freed |= self._retire(segment)
+            free.clear()
+        return has_freed
+
+    def _retire(self, segment: Segment) -> bool:
+        """Give a segment up; True if its memory is free now, False if a viewer keeps it until it lets go."""
+        words = segment.words
+        words[SEQ] = SEQ_RETIRED
+        words[SEQ_COPY] = SEQ_RETIRED
+        is_unseen = not segment.is_tainted and words[LEASE] == LEASE_FREE and words[GUEST] == 0
+        del self._segments[segment.name]
+        self._nbytes -= segment.capacity
+        system.unlink(segment.path)
+        if is_unseen:
+            # The reader has it mapped still; without its pages that costs address space only.
+            system.advise(segment.buffer[PAYLOAD_OFFSET:], _MADV_REMOVE)
+        return is_unseen
+
+    # -- the rest -------------------------------------------------------------------------------------------------
+
+    def reader_died(self) -> None:
+        """The reader's leases mean nothing any more, but a child of it may live: never fill again what it held."""
+        for segment in list(self._segments.values()):
+            if segment.words[LEASE] != LEASE_FREE:
+                segment.is_tainted = True
+        for free in self._free.values():
+            for segment in [each for each in free if each.is_tainted]:
+                free.remove(segment)
+                self._retire(segment)
+
+    def stats(self) -> PoolStats:
+        return PoolStats(
+            segments=len(self._segments),
+            nbytes=self._nbytes,
+            free_nbytes=sum(segment.capacity for free in self._free.values() for segment in free),
+            published=self._published,
+            copied_nbytes=self._copied_nbytes,
+            created=self._created,
+        )
+
+    def forked_in_parent(self) -> None:
+        for anchor in self._loans.values():
+            anchor.holder.is_tainted = True
+
+    def forked_in_child(self) -> None:
+        self._is_foreign = True
+
+    def close(self) -> None:
+        """Remove the files; arrays that still live keep their memory until they are gone."""
+        if not self._is_foreign:
+            for segment in self._segments.values():
+                system.unlink(segment.path)
+        self._segments.clear()
+        self._free.clear()
+
+
+_pause: Callable[[float], None] = time.sleep

@@ -1,0 +1,176 @@
+"""The reader's side: maps each segment once, hands out views, keeps a lease for as long as one lives."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import Any
+
+from .. import system
+from ..errors import StaleTensor, TSRFormatError
+from ..protocol import TensorRef
+from ..tsr import header as tsr_header
+from ..tsr import tensors
+from ..tsr.header import Header
+from .anchors import Anchor, anchor_of, fork_hooks
+from .layout import HEAD_NBYTES, LAYOUT, LEASE, LEASE_FREE, LEASE_HELD, LEASE_PINNED, SEQ, SEQ_COPY, SEQ_RETIRED
+
+__all__ = ["Receiver"]
+
+
+class _Mapped:
+    """One segment of the peer, as we see it."""
+
+    __slots__ = ("head", "header", "inode", "is_pinned", "layout_seq", "name", "nbytes", "payload", "views", "words")
+
+    def __init__(self, name: str, head: memoryview, payload: memoryview, inode: int) -> None:
+        self.name = name
+        self.head = head
+        self.words = head.cast("Q")
+        self.payload = payload  # the whole file, so that offsets are those of the header
+        self.nbytes = len(payload)
+        self.inode = inode
+        self.layout_seq = 0
+        self.header: Header | None = None
+        self.views: set[Anchor[_Mapped]] = set()
+        self.is_pinned = False
+
+
+class Receiver:
+    """Turns the peer's :class:`TensorRef` into views. Not safe for threads by itself.
+
+    Args:
+        directory: the session directory.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._mapped: dict[str, _Mapped] = {}
+        self._dead: deque[Anchor[_Mapped]] = deque()
+        self._is_foreign = False
+        fork_hooks.add(self)
+
+    def receive(self, ref: TensorRef, framework: str) -> Any:
+        """A view of the tensor; the segment is not filled again while it, or a view of it, lives.
+
+        A numpy array is read-only over the shared mapping. A torch tensor is over a copy-on-write mapping of its
+        own: a store into it stays in this process.
+
+        Raises:
+            StaleTensor: the segment holds another tensor by now, or is gone.
+            TSRFormatError: what is there is not a tensor.
+        """
+        if self._dead:
+            self.collect()
+        segment = self._mapped.get(ref.segment)
+        if segment is None:
+            segment = self._map(ref)
+        words = segment.words
+        words[LEASE] = LEASE_HELD  # before the check: an owner who has not seen it yet has cleared seq already
+        try:
+            if words[SEQ] != ref.seq or words[SEQ_COPY] != ref.seq or ref.seq in (0, SEQ_RETIRED):
+                raise self._stale(ref)
+            if words[LAYOUT] != segment.layout_seq:
+                self._decode(segment)
+            header = segment.header
+            assert header is not None
+            if header.payload_nbytes == 0:
+                return tensors.from_buffer(segment.payload, header.dtype, header.shape, 0, framework)
+            mapping = segment.payload if framework == "numpy" else self._map_private(segment, ref)
+            array = tensors.from_buffer(mapping, header.dtype, header.shape, header.payload_offset, "numpy")
+            segment.views.add(Anchor.watch(anchor_of(array), segment, self._dead))
+            return array if framework == "numpy" else tensors.as_torch(array, header.dtype)
+        finally:
+            if not segment.views:
+                words[LEASE] = LEASE_FREE
+
+    def collect(self) -> None:
+        """Give back the leases of segments whose views are all gone."""
+        if self._is_foreign:
+            self._dead.clear()
+            return
+        while self._dead:
+            anchor = self._dead.popleft()
+            segment = anchor.holder
+            segment.views.discard(anchor)
+            if not segment.views:
+                self._let_go(segment)
+
+    def _let_go(self, segment: _Mapped) -> None:
+        if segment.is_pinned:
+            segment.words[LEASE] = LEASE_PINNED
+            self._mapped.pop(segment.name, None)
+        else:
+            segment.words[LEASE] = LEASE_FREE
+
+    def _stale(self, ref: TensorRef) -> StaleTensor:
+        what = f"tensor {ref.tag!r}" if ref.tag else "the result"
+        return StaleTensor(
+            f"{what} (number {ref.seq} in {ref.segment}) is not there any more; send it again",
+            name=ref.segment,
+            seq=ref.seq,
+        )
+
+    def _map(self, ref: TensorRef) -> _Mapped:
+        self._forget_retired()
+        fd = self._open(ref)
+        try:
+            nbytes = system.file_nbytes(fd)
+            if nbytes < HEAD_NBYTES:
+                raise self._stale(ref)
+            segment = _Mapped(
+                ref.segment, system.map_write(fd, HEAD_NBYTES), system.map_read(fd, nbytes), os.fstat(fd).st_ino
+            )
+        finally:
+            system.close(fd)
+        self._mapped[ref.segment] = segment
+        return segment
+
+    def _open(self, ref: TensorRef) -> int:
+        if os.path.basename(ref.segment) != ref.segment or not ref.segment.endswith(".tsr"):
+            raise self._stale(ref)
+        try:
+            return system.open_private_file(os.path.join(self._directory, ref.segment), write=True)
+        except FileNotFoundError:
+            raise self._stale(ref) from None
+
+    def _map_private(self, segment: _Mapped, ref: TensorRef) -> memoryview:
+        fd = self._open(ref)
+        try:
+            if os.fstat(fd).st_ino != segment.inode:
+                raise self._stale(ref)
+            return system.map_private(fd, segment.nbytes)
+        finally:
+            system.close(fd)
+
+    def _decode(self, segment: _Mapped) -> None:
+        segment.layout_seq = 0
+        layout_seq = segment.words[LAYOUT]
+        header = tsr_header.decode(segment.head[:256].tobytes(), file_nbytes=segment.nbytes, path=segment.name)
+        if not header.is_segment:
+            raise TSRFormatError(
+                f"{segment.name} is a plain TSR file, not a segment",
+                fault=tsr_header.Fault.BAD_FLAGS,
+                path=segment.name,
+            )
+        segment.header = header
+        segment.layout_seq = layout_seq
+
+    def _forget_retired(self) -> None:
+        for name, segment in list(self._mapped.items()):
+            if not segment.views and segment.words[SEQ] == SEQ_RETIRED:
+                del self._mapped[name]
+
+    def forked_in_parent(self) -> None:
+        # The child looks at the same memory with nobody to say when it stops.
+        for segment in self._mapped.values():
+            if segment.views:
+                segment.is_pinned = True
+
+    def forked_in_child(self) -> None:
+        self._is_foreign = True  # the leases are our parent's: never touch them
+
+    def close(self) -> None:
+        """Forget all mappings; views that still live keep theirs, and their leases."""
+        self.collect()
+        self._mapped.clear()

@@ -1,0 +1,87 @@
+"""The controller's tags: names under which tensors stay until sent again, dropped, or the session ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from .. import system
+from ..errors import MissingTag
+from ..protocol import Request, TensorRef
+from .pool import Segment, SegmentPool
+
+__all__ = ["Tags"]
+
+
+class Tags:
+    """Which segment carries which tag, what its file is called, and what the worker has been told.
+
+    ``<tag>.tsr`` is a hard link to the segment that carries the tag. What was announced in a request counts as told
+    when that request is answered, so nothing is lost with a request that no worker ever read.
+    """
+
+    def __init__(self, directory: str, pool: SegmentPool, release: Callable[[Segment], None]) -> None:
+        self._directory = directory
+        self._pool = pool
+        self._release = release  # of a segment that the worker may be about to read
+        self._segments: dict[str, Segment] = {}
+        self._untold: dict[str, int] = {}  # tag to seq; seq 0 means dropped
+
+    def put(self, tag: str, segment: Segment) -> None:
+        """Let ``tag`` mean ``segment``, of which the caller's hold passes to the tag."""
+        path = self._path(tag)
+        temporary = f"{path}.{os.getpid()}.tmp"
+        try:
+            system.unlink(temporary)
+            system.link(segment.path, temporary)
+            system.rename(temporary, path)
+        except BaseException:
+            system.unlink(temporary)
+            self._pool.release(segment)
+            raise
+        finally:
+            # Where both are links to one file already, rename does nothing and leaves both.
+            system.unlink(temporary)
+        previous = self._segments.get(tag)
+        self._segments[tag] = segment
+        self._untold[tag] = segment.seq
+        if previous is not None:
+            self._release(previous)
+
+    def drop(self, tag: str) -> None:
+        """Forget a tag.
+
+        Raises:
+            MissingTag: there is no such tag.
+        """
+        segment = self._segments.pop(tag, None)
+        if segment is None:
+            raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {self.describe()}", tag=tag)
+        self._untold[tag] = 0
+        system.unlink(self._path(tag))
+        self._release(segment)
+
+    def describe(self) -> str:
+        return ", ".join(sorted(self._segments)) or "none"
+
+    def untold(self) -> tuple[list[TensorRef], list[str]]:
+        """What the next request must tell: where new tags are, and which are gone."""
+        refs = [TensorRef(tag, self._segments[tag].name, seq) for tag, seq in self._untold.items() if seq]
+        drops = [tag for tag, seq in self._untold.items() if not seq]
+        return refs, drops
+
+    def told(self, request: Request) -> None:
+        """A request that carried :meth:`untold` was answered; what has changed since is still to be told."""
+        for ref in request.tensors:
+            if self._untold.get(ref.tag) == ref.seq:
+                del self._untold[ref.tag]
+        for tag in request.drops:
+            if self._untold.get(tag) == 0:
+                del self._untold[tag]
+
+    def tell_again(self) -> None:
+        """There is a new worker, which knows nothing."""
+        self._untold = {tag: segment.seq for tag, segment in self._segments.items()}
+
+    def _path(self, tag: str) -> str:
+        return os.path.join(self._directory, f"{tag}.tsr")

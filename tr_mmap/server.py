@@ -1,0 +1,449 @@
+"""The worker's side: serve requests, one after another, until told to end or the controller is gone.
+
+Never imports the session's side, nor torch unless tensors are asked for in it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from . import manifest as manifests
+from .channel import CHANNELS, Channel
+from .commands import Command
+from .errors import BadMessage, MissingTag, SessionNotStarted, TRException
+from .process import Identity, PeerWatch
+from .protocol import (
+    Failure,
+    FailureKind,
+    Request,
+    Response,
+    Status,
+    TensorRef,
+    decode_request,
+    now_ms,
+    parse_status,
+    split_words,
+)
+from .segments import Receiver, Segment, SegmentPool
+from .workspace import Workspace
+
+__all__ = ["EXIT_COMMAND", "Server", "TechRenaissanceServer"]
+
+EXIT_COMMAND: Final = "exit"  # the controller's wish; not passed to main_logic
+_ORPHAN_GRACE_S: Final = 2.0  # how long a command may go on after the controller is gone
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Stop(BaseException):
+    """Raised by SIGINT and SIGTERM; a BaseException so that no handler's ``except Exception`` keeps it."""
+
+
+class _Answer:
+    """What a handler has said so far in answer to one request."""
+
+    __slots__ = ("command", "message", "refs", "result", "segments")
+
+    def __init__(self) -> None:
+        self.command = ""
+        self.result: str | None = None
+        self.message = ""
+        self.refs: list[TensorRef] = []
+        self.segments: list[Segment] = []
+
+
+class TechRenaissanceServer:
+    """A worker. Override :meth:`main_logic` and call :meth:`run`.
+
+    Args:
+        debug: whether :meth:`debug_message` prints.
+        framework: what :meth:`get_tensors` gives, ``"torch"`` or ``"numpy"``.
+    """
+
+    def __init__(self, debug: bool = False, framework: str = "torch") -> None:
+        self.debug = debug
+        self.framework = framework
+        self.session_dir = ""
+        self._channel: Channel | None = None
+        self._pool: SegmentPool | None = None
+        self._receiver: Receiver | None = None
+        self._watch: PeerWatch | None = None
+        self._refs: dict[str, TensorRef] = {}
+        self._answer: _Answer | None = None
+        self._published: list[Segment] = []  # results that the controller may not have taken yet
+        self._complaint = ""  # why get_tensors gave None
+        self._is_stopping = False
+        self._is_orphan = False
+        self._has_ended = threading.Event()
+
+    # -- what users override and call -----------------------------------------------------------------------------
+
+    def main_logic(self, command: str, parameters: str) -> bool | None:
+        """Answer one request; False means that the command is unknown."""
+        raise NotImplementedError(f"{type(self).__name__} does not define main_logic(command, parameters)")
+
+    def get_tensors(self, parameters: str, count: int | None = None) -> list[Any] | None:
+        """The tensors that a parameter text names.
+
+        Args:
+            parameters: tags, separated by spaces or commas.
+            count: how many there must be; None for any number.
+
+        Returns:
+            They, in order; or None if one is missing or the count is wrong. Why goes to the controller with the
+            answer, unless the handler gives a message of its own.
+        """
+        tags = split_words(parameters)
+        if count is not None and len(tags) != count:
+            self._complaint = f"{count} tensors are needed, {len(tags)} are named: {parameters[:200]!r}"
+            return None
+        try:
+            return [self._fetch(tag) for tag in tags]
+        except (MissingTag, LookupError) as error:
+            self._complaint = str(error)
+            self.debug_message(self._complaint)
+            return None
+
+    def send_tensors(self, *tensors: Any) -> None:
+        """Add tensors to the answer, in order.
+
+        Raises:
+            UnsupportedTensor: one is not a tensor that TSR can hold.
+            OutOfSpace: no room.
+        """
+        answer, pool = self._answer, self._pool
+        if answer is None or pool is None:
+            raise SessionNotStarted("send_tensors answers a request, and there is none now")
+        for tensor in tensors:
+            segment = pool.publish(tensor)
+            answer.segments.append(segment)
+            answer.refs.append(TensorRef("", segment.name, segment.seq))
+
+    def write_response(self, command: str, result: str, message: str = "") -> None:
+        """Set the answer's text; with :meth:`send_tensors` in the same request it makes one response."""
+        if self._answer is None:
+            raise SessionNotStarted("write_response answers a request, and there is none now")
+        self._answer.command = command
+        self._answer.result = str(result)
+        self._answer.message = message
+
+    def write_status(self, text: str) -> None:
+        """Tell the controller what goes on, ``"busy: epoch 3"`` say.
+
+        Raises:
+            BadMessage: the first word is no status.
+        """
+        line = parse_status(text)
+        channel = self._open_channel()
+        channel.write_status(line.status, line.detail)
+        channel.ring()
+
+    def empty(self, shape: int | tuple[int, ...], dtype: str = "float32", framework: str | None = None) -> Any:
+        """A loan: a tensor of undefined content in shared memory, which :meth:`send_tensors` need not copy.
+
+        Args:
+            shape: sizes in elements, outermost first.
+            dtype: ``"float32"``, ``"bfloat16"``, … or a numpy or torch dtype.
+            framework: ``"numpy"`` or ``"torch"``; the server's own if left out.
+
+        Raises:
+            OutOfSpace: no room.
+        """
+        if self._pool is None:
+            raise SessionNotStarted("empty() lends memory of a session, and the server does not run yet")
+        return self._pool.empty(shape, dtype, framework or self.framework)
+
+    def debug_message(self, *args: Any) -> None:
+        """Print to the worker's log, if ``debug``."""
+        if self.debug:
+            print("[worker]", *args, file=sys.stderr, flush=True)
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self, session_id: str | None = None) -> None:
+        """Serve until told to end. Returns when the session is over.
+
+        Args:
+            session_id: which session; from the command line if left out.
+
+        Raises:
+            SessionNotStarted: there is no such session.
+        """
+        if session_id is None:
+            if len(sys.argv) < 2:
+                raise SessionNotStarted(f"usage: {sys.argv[0]} SESSION_ID (a PythonSession starts workers so)")
+            session_id = sys.argv[1]
+        with self._signals():
+            try:
+                self.setup_session_dir(session_id)
+                channel = self._open_channel()
+                channel.write_status(Status.READY)
+                channel.ring()
+                while self.should_continue():
+                    self.process_request()
+            except _Stop:
+                self.debug_message("asked to end by a signal")
+            finally:
+                self._is_stopping = True
+                self.cleanup_session_dir()
+
+    def should_continue(self) -> bool:
+        """Whether to go on serving."""
+        return not self._is_stopping
+
+    def process_request(self) -> None:
+        """Wait for the next request and answer it; returns without one when it is time to end."""
+        channel = self._open_channel()
+        try:
+            raw = channel.receive(None, self._has_to_stop)
+            if raw is None:
+                self._is_stopping = True
+                return
+            request = decode_request(raw)
+        except BadMessage as error:
+            self.debug_message(error)
+            channel.write_status(Status.ERROR, str(error))
+            return
+        if request.command == EXIT_COMMAND:
+            self._is_stopping = True
+            return
+        self._serve(channel, request)
+
+    def _has_to_stop(self) -> bool:
+        return self._is_stopping or self._is_orphan or self._open_channel().is_exit_asked()
+
+    def _serve(self, channel: Channel, request: Request) -> None:
+        channel.write_status(Status.BUSY)
+        # The controller asks again only when it has taken the last answer.
+        self._release_published()
+        for ref in request.tensors:
+            self._refs[ref.tag] = ref
+        for tag in request.drops:
+            self._refs.pop(tag, None)
+        self._complaint = ""
+        answer = self._answer = _Answer()
+        try:
+            failure = self._run_handler(request, answer)
+        finally:
+            self._answer = None
+        response = Response(
+            seq=request.seq,
+            command=answer.command or request.command,
+            result=("ok" if answer.result is None else answer.result) if failure is None else "error",
+            message=answer.message or self._complaint,
+            timestamp=now_ms(),
+            error=failure,
+        )
+        if failure is None:
+            response.tensors = answer.refs
+            self._published = answer.segments
+        else:
+            self._published = answer.segments
+            self._release_published()
+        for ref in request.tensors:
+            if ref.tag[:1] == "$":  # lent for this request only
+                self._refs.pop(ref.tag, None)
+        if self._receiver is not None:
+            self._receiver.collect()  # before the answer, so that the controller finds its segments free
+        self._send(channel, response)
+
+    def _run_handler(self, request: Request, answer: _Answer) -> Failure | None:
+        try:
+            is_known = self.main_logic(request.command, request.parameters)
+        except Exception as error:
+            name = type(error).__name__
+            if getattr(error, "is_bad_input", False):
+                return Failure(FailureKind.BAD_INPUT, name, str(error))
+            trace = "".join(traceback.format_exception(error))
+            print(trace, file=sys.stderr, flush=True)
+            return Failure(FailureKind.HANDLER, name, str(error), trace)
+        if is_known is None:  # a handler that forgot to return: it knew the command if it said anything
+            is_known = answer.result is not None or bool(answer.refs)
+        if is_known:
+            return None
+        return Failure(FailureKind.UNKNOWN_COMMAND, "UnknownCommand", self.describe_unknown(request.command))
+
+    def describe_unknown(self, command: str) -> str:
+        """The line that tells the controller that a command is unknown."""
+        return f"the worker knows no command {command[:80]!r}"
+
+    def _send(self, channel: Channel, response: Response) -> None:
+        failure = response.error
+        channel.write_status(Status.OK) if failure is None else channel.write_status(Status.ERROR, failure.message)
+        try:
+            channel.send(response)
+        except TRException as error:  # too long, or no room for a long one: say that, in short
+            self._release_published()
+            channel.write_status(Status.ERROR, str(error))
+            failure = Failure(FailureKind.HANDLER, type(error).__name__, str(error))
+            channel.send(Response(seq=response.seq, command=response.command, timestamp=now_ms(), error=failure))
+
+    def _release_published(self) -> None:
+        published, self._published = self._published, []
+        for segment in published:
+            assert self._pool is not None
+            self._pool.release(segment)
+
+    def _fetch(self, tag: str) -> Any:
+        ref = self._refs.get(tag)
+        if ref is None:
+            known = ", ".join(sorted(each for each in self._refs if each[:1] != "$")) or "none"
+            raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are: {known}", tag=tag)
+        assert self._receiver is not None
+        return self._receiver.receive(ref, self.framework)
+
+    def _open_channel(self) -> Channel:
+        if self._channel is None:
+            raise SessionNotStarted("the server does not run; call run(session_id)")
+        return self._channel
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def setup_session_dir(self, session_id: str) -> None:
+        """Find the session and connect to it.
+
+        Raises:
+            SessionNotStarted: there is no such session.
+        """
+        workspace = Workspace.locate()
+        self.session_dir = workspace.session_dir(session_id)
+        manifest = manifests.read(self.session_dir)
+        if manifest is None:
+            raise SessionNotStarted(f"there is no session {session_id!r} in {workspace.root}; a controller makes it")
+        self._workspace, self._session_id = workspace, session_id
+        self._receiver = Receiver(self.session_dir)
+        self._pool = SegmentPool(self.session_dir, "result")
+        self._channel = CHANNELS[manifest.channel].attach(self.session_dir, manifest.doorbells)
+        self._watch = PeerWatch(manifest.controller, self._controller_died)
+
+    def cleanup_session_dir(self) -> None:
+        """Disconnect; removes the session's directory if the controller can no longer do so."""
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return
+        channel.write_status(Status.EXITING)
+        if self._watch is not None and not self._is_orphan:
+            self._watch.stop()
+        if self._receiver is not None:
+            self._receiver.close()
+        if self._pool is not None and self._is_orphan:
+            self._pool.close()
+        channel.write_status(Status.TERMINATED)
+        channel.ring()
+        channel.close()
+        if self._is_orphan:
+            self._remove_session()
+        self._has_ended.set()
+
+    def _controller_died(self) -> None:
+        """In the watch's thread: end the loop, or, if a command does not end, the process."""
+        self._is_orphan = True
+        channel = self._channel
+        if channel is not None:
+            channel.wake()
+        if not self._has_ended.wait(_ORPHAN_GRACE_S):
+            self._remove_session()
+            os._exit(1)
+
+    def _remove_session(self) -> None:
+        manifest = manifests.read(self.session_dir) if os.path.isdir(self.session_dir) else None
+        # Another controller may have taken the name over meanwhile.
+        if manifest is not None and not manifest.controller.is_alive():
+            self._workspace.release(self._session_id)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the loop; only the main thread may say so."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: Any) -> None:  # noqa: ARG001 - the signature is Python's
+            if not self._is_stopping:
+                self._is_stopping = True
+                raise _Stop
+
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+class Server(TechRenaissanceServer):
+    """A worker made of plain functions::
+
+        server = Server()
+
+        @server.command("scale")
+        def scale(x, factor: float):
+            return x * factor
+
+        server.run()
+
+    A function takes tensors, and words where it is annotated ``str``, ``int``, ``float`` or ``bool``. It returns a
+    tensor, several (a tuple or list), a text, or nothing.
+    """
+
+    def __init__(self, framework: str = "numpy", debug: bool = False) -> None:
+        super().__init__(debug=debug, framework=framework)
+        self._commands: dict[str, Command] = {}
+
+    def command(self, name: str) -> Callable[[F], F]:
+        """Register a function under a command's word.
+
+        Raises:
+            BadMessage: the name is empty, has a space in it, or is taken.
+        """
+        if not name or name.split() != [name] or name == EXIT_COMMAND or name in self._commands:
+            raise BadMessage(f"{name!r} cannot name a command: it is not one word, or it is taken", detail=name)
+
+        def register(function: F) -> F:
+            self._commands[name] = Command(name, function)
+            return function
+
+        return register
+
+    def main_logic(self, command: str, parameters: str) -> bool:
+        known = self._commands.get(command)
+        if known is None:
+            return False
+        try:
+            arguments = known.bind(parameters, self._refs, self._fetch)
+        except TRException as error:
+            error.is_bad_input = True  # type: ignore[attr-defined]
+            raise
+        result = known.function(*arguments)
+        if isinstance(result, str):
+            self.write_response(command, result)
+        elif isinstance(result, tuple | list):
+            self.send_tensors(*result)
+        elif result is not None:
+            self.send_tensors(result)
+        return True
+
+    def describe_unknown(self, command: str) -> str:
+        return f"the worker knows no command {command[:80]!r}; it knows {', '.join(sorted(self._commands))}"
+
+
+def info() -> str:
+    """What a worker is, as JSON: versions and pid."""
+    import platform
+
+    import numpy as np
+
+    fields = {"pid": Identity.current().pid, "python": platform.python_version(), "numpy": np.__version__}
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        fields["torch"] = torch.__version__
+    return msgspec.json.encode(fields).decode()

@@ -1,0 +1,135 @@
+r"""TSR: a file that holds one tensor, self-describing, and made to be mapped. This docstring is its specification.
+
+Capabilities
+------------
+- One tensor a file: a header of fixed size, then the elements in C order, little-endian, without padding.
+- Mapped, never parsed: the payload of v2 starts at a multiple of 256 bytes, aligned for every dtype and for SIMD.
+- Scalars, tensors without elements, up to 16 dimensions, every dtype that numpy (with ``ml_dtypes``) and torch share.
+- Bit for bit: NaN payloads, -0.0 and subnormals come back as they were.
+- A reader refuses whatever a writer would not have written, with the :class:`Fault` that tells why, before it
+  allocates or maps anything; v2 has a checksum over its header and, where asked for, one over its payload.
+- v2 can be a *segment* that its owner fills again and again while other processes have it mapped.
+
+Limits
+------
+- No objects, strings, dates, structures, masks, sparse, nested or quantized tensors.
+- No names or metadata; no compression.
+- An element's byte order is always little-endian; strides are not stored.
+- The payload, and the product of the sizes other than 0 times the item size, stay below 2**63 bytes.
+
+dtype codes
+-----------
+Those of v0, v1 and v2::
+
+    1 float32   2 int8   3 int32   4 float16   5 bfloat16   6 float64   7 int16   8 uint8
+
+Those of v2 only::
+
+     9 bool      10 int64        11 uint16         12 uint32       13 uint64           14 complex64
+    15 complex128  16 float8_e4m3fn  17 float8_e5m2  18 float8_e4m3fnuz  19 float8_e5m2fnuz  20 float8_e8m0fnu
+
+A bool is one byte, 0 or 1; a complex number is its real part, then its imaginary part.
+
+v0: 28 bytes
+------------
+::
+
+     0  4s      magic "TSR\0"
+     4  i32     version = 1
+     8  i32     dtype code, 1 to 8
+    12  i32[4]  dims N, C, H, W, each 0 or more; missing leading ones are 1
+    28          payload; the file ends with it
+
+v0 stores no ndim, so it reads back with four dimensions: what was written as (3,) is read as (1, 1, 1, 3).
+Byte 28 is not aligned for types of 8 bytes and more.
+
+v1: 64 bytes
+------------
+::
+
+     0  4s      magic "TSR!"
+     4  i32     version = 1
+     8  i32     header size = 64
+    12  i32     written 0, ignored by readers
+    16  i32     dtype code, 1 to 8
+    20  i32     ndim, 0 to 4
+    24  i32[4]  dims right-aligned as N, C, H, W, each 0 or more; the first 4 - ndim are 1
+    40  i64     element count, the product of the dims
+    48  i64[2]  written 0, ignored by readers
+    64          payload; the file is exactly 64 + payload bytes
+
+v2: 256 bytes
+-------------
+::
+
+      0  4s       magic "TSR!"
+      4  i32      version = 2
+      8  i32      header size = 256
+     12  u32      flags: bit 0 CHECKSUM, bit 1 SEGMENT; all others 0
+     16  i32      dtype code, 1 to 20
+     20  i32      ndim, 0 to 16
+     24  u64      payload bytes = element count * item size
+     32  u64      element count, the product of the dims
+     40  u64      when this header was built, nanoseconds since 1970
+     48  u64      CRC-32 of the payload; 0 without CHECKSUM
+     56  u32      payload offset, a multiple of 256, at least 256
+     60  u32      CRC-32 of bytes 0 to 59 followed by bytes 128 to 255
+     -- the live line: one cache line, outside the checksum, changed by single aligned 8-byte stores --
+     64  u64      seq: publication number; 0 while the tensor is being written
+     72  u64      layout_seq: the seq with which bytes 0 to 63 and 128 to 255 were last written
+     80  u64      lease: not 0 while the session's reader holds a view
+     88  u64      guest: not 0 once a stranger has mapped the file
+     96  u64[3]   0
+    120  u64      seq again
+    -- --
+    128  i64[16]  sizes, outermost first; those after the first ndim are 0
+    256           the earliest place for the payload; what lies between header and payload means nothing
+
+CRC-32 is that of zlib and PNG. Without SEGMENT the file is written once: seq is 1 or more, its copy and layout_seq
+equal it, lease and guest are 0, and the file ends with the payload.
+
+Segments: who stores what, in which order
+-----------------------------------------
+A segment (flag SEGMENT) belongs to one session. Its *owner* alone stores bytes 0 to 79, 96 to 255 and the payload;
+the session's other process, the *reader*, stores lease; anyone else, a *guest*, stores guest. The file may be longer
+than the payload. Stores are aligned and of 8 bytes; header bytes are prepared elsewhere and copied in.
+
+The owner publishes:
+
+1. has seen lease = 0 and guest = 0; a segment that has a guest is never written again;
+2. stores seq = 0, and looks at lease and guest once more: if either is set, this segment is left alone;
+3. writes the payload; if anything else in the header changes (dtype, shape, offset, checksum), also bytes 0 to 63,
+   bytes 128 to 255, and layout_seq = the new seq;
+4. stores the copy of seq at 120, then seq at 64, and only then tells the reader about it.
+
+The reader, told of a segment and a seq: stores lease, then compares seq; if it differs the tensor is gone
+(``StaleTensor``). A header it has parsed at layout_seq stays valid while layout_seq is the same. When its last view
+is gone it stores lease = 0. Leases are cleared by the owner when the reader's process is gone.
+
+A guest, told nothing: reads and checks the header, stores guest = 1, then reads the header again. Unchanged, its
+views are good for as long as it likes; changed, or seq = 0, it opens the name again. It never takes the mark back:
+another guest may rely on it.
+
+Either side stores first and looks afterwards, with a full memory barrier between (any locked instruction will do), so
+that at least one of them sees the other. A seq that was checked protects a copy made before the check; it never
+protects a view without lease or guest mark. What neither protects against is another process that breaks these rules.
+"""
+
+from __future__ import annotations
+
+from tr_mmap.errors import Fault, TSRFormatError
+from tr_mmap.tsr.files import load, read_header, save
+from tr_mmap.tsr.header import Header, decode, encode_v0, encode_v1, encode_v2
+
+__all__ = [
+    "Fault",
+    "Header",
+    "TSRFormatError",
+    "decode",
+    "encode_v0",
+    "encode_v1",
+    "encode_v2",
+    "load",
+    "read_header",
+    "save",
+]

@@ -1,0 +1,261 @@
+"""Tensors in files: save, load, read_header. Files are replaced whole and read through mappings, never copied.
+
+A file is a user's: any readable regular file, reached through symlinks or not. The formats are the codec's business
+(:mod:`tr_mmap.tsr.header`), the conversions those of :mod:`tr_mmap.tsr.tensors`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import time
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
+
+import numpy as np
+
+from tr_mmap import system
+from tr_mmap.dtypes import DType
+from tr_mmap.errors import Fault, TSRFormatError
+from tr_mmap.tsr.header import (
+    FLAG_SEGMENT,
+    GUEST_OFFSET,
+    MAX_HEADER_NBYTES,
+    V0_HEADER_NBYTES,
+    V1_HEADER_NBYTES,
+    V2_HEADER_NBYTES,
+    Header,
+    decode,
+    encode_v0,
+    encode_v1,
+    encode_v2,
+)
+from tr_mmap.tsr.tensors import check_framework, copy_into, from_buffer, is_little_endian, to_array
+
+if TYPE_CHECKING:
+    import torch
+
+    from tr_mmap.tsr.tensors import Tensor
+
+__all__ = ["load", "read_header", "save"]
+
+_T = TypeVar("_T")
+
+_PAYLOAD_OFFSETS: Final = {0: V0_HEADER_NBYTES, 1: V1_HEADER_NBYTES, 2: V2_HEADER_NBYTES}
+
+# What a reader may see of a live segment that its owner is just publishing. Filling 64 MiB takes 15 ms.
+_TRANSIENT: Final = frozenset({Fault.UNPUBLISHED, Fault.TORN, Fault.HEADER_CHECKSUM})
+_WAITS_S: Final = (0.0, 0.001, 0.004, 0.016, 0.064)
+
+
+class _InMotion(Exception):
+    """A live segment was caught while its owner changed it."""
+
+    def __init__(self, fault: TSRFormatError) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
+def save(path: str | os.PathLike[str], tensor: object, *, version: int = 2, checksum: bool = False) -> None:
+    """Write a tensor to a file, atomically: readers see the old file or the new one, and old views stay whole.
+
+    The bytes go to a new file in the same directory, which is then renamed. If anything fails it is removed and
+    ``path`` is as before. (Nothing is flushed to disk: after a power cut the file may be incomplete, which its header
+    then tells. A process killed in the middle leaves a file ``.tr_mmap-*.tmp``.)
+
+    Args:
+        path: a symlink is followed; an existing file's permissions are kept.
+        tensor: numpy array or scalar, or torch tensor.
+        version: layout: 2; or 1 or 0 for older readers (dtype codes 1 to 8, at most four dimensions).
+        checksum: store the payload's CRC-32; version 2 only.
+
+    Raises:
+        UnsupportedTensor: not a tensor, or without a TSR form.
+        TSRFormatError: UNREPRESENTABLE in that layout; BAD_VERSION.
+        OutOfSpace: the file system is full.
+        HostilePath: ``path`` is a directory, FIFO or device.
+        FileNotFoundError: the directory does not exist.
+    """
+    name = os.fspath(path)
+    dtype, array = to_array(tensor)
+    header = _encode(dtype, array.shape, version, checksum=0 if checksum else None)  # refuses before a file exists
+    target, mode = system.replacement_of(name)
+    directory = os.path.dirname(target)
+    temporary = os.path.join(directory, f".tr_mmap-{secrets.token_hex(8)}.tmp")
+    try:
+        fd = system.create_file(temporary, mode)
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "cannot save a tensor: no such directory", directory) from None
+    try:
+        try:
+            crc = _write_payload(fd, array, len(header), directory, want_crc=checksum)
+            if crc is not None:
+                header = _encode(dtype, array.shape, version, checksum=crc)
+            system.write_all(fd, header)
+        finally:
+            system.close(fd)
+        system.rename(temporary, target)
+    except BaseException:
+        system.unlink(temporary)
+        raise
+
+
+@overload
+def load(
+    path: str | os.PathLike[str], *, framework: Literal["numpy"] = "numpy", verify: bool = False
+) -> np.ndarray[Any, Any]: ...
+@overload
+def load(path: str | os.PathLike[str], *, framework: Literal["torch"], verify: bool = False) -> torch.Tensor: ...
+@overload
+def load(path: str | os.PathLike[str], *, framework: str, verify: bool = False) -> Tensor: ...
+def load(path: str | os.PathLike[str], *, framework: str = "numpy", verify: bool = False) -> Tensor:
+    """A tensor that lives in the file's pages; the cost does not depend on its size.
+
+    numpy gets a read-only array (a plain ``ndarray``) over a shared mapping. torch, which has no read-only tensors,
+    gets one over a private copy-on-write mapping: writing to it never reaches the file. A v0 payload that is not
+    aligned for its dtype is copied for torch, and an array with ``flags.aligned`` False in numpy. Do not truncate a
+    file that is loaded (touching the lost pages is SIGBUS); replacing it, as ``save`` does, is safe.
+
+    A live segment of a session is marked as visited, so that its owner never reuses it; that needs write permission.
+
+    Args:
+        path: any layout; a symlink is followed.
+        framework: ``"numpy"`` or ``"torch"``.
+        verify: compare the payload with its CRC-32, if the file has one. Reads all of it.
+
+    Raises:
+        TSRFormatError: any defect of the file; ``fault`` says which one.
+        HostilePath: not a regular file.
+        UnsupportedTensor: no such framework, or it lacks the dtype.
+    """
+    check_framework(framework)
+    name = os.fspath(path)
+    return _until_settled(lambda: _load_once(name, framework, verify))
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The checked header of a file of any layout; the payload is not touched.
+
+    Raises:
+        TSRFormatError: any defect; ``fault`` says which one.
+        HostilePath: not a regular file.
+    """
+    name = os.fspath(path)
+
+    def once() -> Header:
+        fd = system.open_path(name)
+        try:
+            return _header_of(fd, name)
+        finally:
+            system.close(fd)
+
+    return _until_settled(once)
+
+
+def _encode(dtype: DType, shape: tuple[int, ...], version: int, *, checksum: int | None) -> bytes:
+    if version == 2:
+        return encode_v2(dtype, shape, created_ns=time.time_ns(), payload_checksum=checksum)
+    if version not in _PAYLOAD_OFFSETS:
+        raise TSRFormatError(f"version {version!r} is unknown; 0, 1 and 2 can be written", fault=Fault.BAD_VERSION)
+    if checksum is not None:
+        raise TSRFormatError(
+            f"v{version} has no place for a checksum; use version=2 or checksum=False", fault=Fault.UNREPRESENTABLE
+        )
+    return encode_v1(dtype, shape) if version == 1 else encode_v0(dtype, shape)
+
+
+def _write_payload(fd: int, array: np.ndarray[Any, Any], offset: int, directory: str, *, want_crc: bool) -> int | None:
+    """Write the elements at ``offset``, and return their CRC-32 if it is wanted."""
+    if array.nbytes == 0:
+        return 0 if want_crc else None
+    payload: memoryview
+    if array.flags.c_contiguous and is_little_endian(array):
+        # Twice as fast as a fresh mapping, whose every page is faulted in and zeroed first.
+        payload = array.reshape(-1).view(np.uint8).data
+        system.write_all(fd, payload, offset)
+    else:
+        nbytes = offset + array.nbytes
+        system.allocate(fd, nbytes, directory=directory)
+        mapping = system.map_write(fd, nbytes)
+        copy_into(mapping, offset, array)
+        payload = mapping[offset:]
+    return zlib.crc32(payload) if want_crc else None
+
+
+def _until_settled(action: Callable[[], _T]) -> _T:
+    """Try again while a live segment's owner is at work on it, then let its last fault out."""
+    for wait_s in _WAITS_S:
+        try:
+            return action()
+        except _InMotion:
+            time.sleep(wait_s)
+    try:
+        return action()
+    except _InMotion as last:
+        raise last.fault from None
+
+
+def _header_of(fd: int, path: str) -> Header:
+    raw = system.read_all(fd, MAX_HEADER_NBYTES)
+    try:
+        return decode(raw, file_nbytes=system.file_nbytes(fd), path=path)
+    except TSRFormatError as error:
+        if error.fault in _TRANSIENT and raw[12] & FLAG_SEGMENT:
+            raise _InMotion(error) from None
+        raise
+
+
+def _load_once(path: str, framework: str, verify: bool) -> Tensor:
+    fd = system.open_path(path)
+    try:
+        header = _header_of(fd, path)
+        if not header.is_segment:
+            return _view(fd, header, path, framework, verify)
+    finally:
+        system.close(fd)
+    fd = system.open_path(path, write=True)
+    try:
+        header = _header_of(fd, path)  # the name may lead to another file by now
+        if header.is_segment:
+            _mark_visited(fd, header, path)
+        return _view(fd, header, path, framework, verify)
+    finally:
+        system.close(fd)
+
+
+def _mark_visited(fd: int, header: Header, path: str) -> None:
+    """Store the guest mark, and make sure that the owner had not begun to reuse the segment before it saw it."""
+    words = np.frombuffer(system.map_write(fd, V2_HEADER_NBYTES), "<u8")
+    words[GUEST_OFFSET // 8] = 1  # one aligned 8-byte store
+    # Mark first, then look; the owner clears seq first, then looks at the mark: one of us sees the other. The system
+    # call in between also keeps the processor from looking before it has stored.
+    if _header_of(fd, path) != header:
+        raise _InMotion(
+            TSRFormatError(f"{path}: replaced again and again while it was opened", fault=Fault.TORN, path=path)
+        )
+
+
+def _view(fd: int, header: Header, path: str, framework: str, verify: bool) -> Tensor:
+    buffer: bytearray | memoryview
+    offset = header.payload_offset
+    if header.payload_nbytes == 0:
+        buffer, offset = bytearray(), 0
+        if framework == "numpy":
+            buffer = memoryview(buffer).toreadonly()
+    elif framework == "torch":
+        buffer = system.map_private(fd, header.file_nbytes)
+    else:
+        buffer = system.map_read(fd, header.file_nbytes)
+    if verify and header.payload_checksum is not None:
+        with memoryview(buffer)[offset : offset + header.payload_nbytes] as payload:
+            found = zlib.crc32(payload)
+        if found != header.payload_checksum:
+            raise TSRFormatError(
+                f"{path}: payload checksum {found:#010x}, the header says {header.payload_checksum:#010x}: "
+                "the data has changed since it was saved",
+                fault=Fault.PAYLOAD_CHECKSUM,
+                path=path,
+            )
+    return from_buffer(buffer, header.dtype, header.shape, offset, framework)

@@ -1,0 +1,395 @@
+"""TSR header codec. Pure: bytes in, Header out, and back. Never opens, maps or allocates anything.
+
+The layouts are specified in the docstring of :mod:`tr_mmap.tsr`. Whoever reads refuses whatever the writer would not
+have written, and every refusal is a :class:`TSRFormatError` that names its :class:`Fault`. A header's claims are
+compared with the size of the file before anyone acts on them, so a header that claims a terabyte costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import index
+from typing import Final, NoReturn
+
+from tr_mmap.dtypes import TABLE, DType
+from tr_mmap.errors import Fault, TSRFormatError
+
+__all__ = [
+    "CREATED_OFFSET",
+    "FLAG_CHECKSUM",
+    "FLAG_SEGMENT",
+    "GUEST_OFFSET",
+    "LAYOUT_SEQ_OFFSET",
+    "LEASE_OFFSET",
+    "LIVE_OFFSET",
+    "LIVE_NBYTES",
+    "MAX_HEADER_NBYTES",
+    "MAX_NBYTES",
+    "MAX_NDIM",
+    "MAX_NDIM_V1",
+    "MAX_SEQ",
+    "PAYLOAD_ALIGNMENT",
+    "SEQ_COPY_OFFSET",
+    "SEQ_OFFSET",
+    "V0_HEADER_NBYTES",
+    "V1_HEADER_NBYTES",
+    "V2_HEADER_NBYTES",
+    "Header",
+    "decode",
+    "encode_v0",
+    "encode_v1",
+    "encode_v2",
+]
+
+V0_HEADER_NBYTES: Final = 28
+V1_HEADER_NBYTES: Final = 64
+V2_HEADER_NBYTES: Final = 256
+MAX_HEADER_NBYTES: Final = 256  # what a reader reads to know any layout's header
+
+MAX_NDIM: Final = 16  # dims fill the second half of the 256-byte header
+MAX_NDIM_V1: Final = 4  # N, C, H, W
+MAX_NBYTES: Final = 2**63 - 1  # off_t and Py_ssize_t: what a mapping can address
+MAX_SEQ: Final = 2**64 - 1
+PAYLOAD_ALIGNMENT: Final = 256  # every dtype, AVX-512 and a pair of cache lines divide it
+
+FLAG_CHECKSUM: Final = 1  # payload_checksum holds the payload's CRC-32
+FLAG_SEGMENT: Final = 2  # a session's recycled segment: the live line is in use and the file may be longer
+
+CREATED_OFFSET: Final = 40  # u64
+LIVE_OFFSET: Final = 64  # the live line: one cache line, outside the header checksum, changed by 8-byte stores
+LIVE_NBYTES: Final = 64
+SEQ_OFFSET: Final = 64
+LAYOUT_SEQ_OFFSET: Final = 72
+LEASE_OFFSET: Final = 80
+GUEST_OFFSET: Final = 88
+SEQ_COPY_OFFSET: Final = 120
+
+_MAGIC_V0: Final = b"TSR\0"
+_MAGIC: Final = b"TSR!"
+_KNOWN_FLAGS: Final = FLAG_CHECKSUM | FLAG_SEGMENT
+_V0: Final = struct.Struct("<4sii4i")
+_V1: Final = struct.Struct("<4s3i2i4i3q")
+_V2: Final = struct.Struct("<4siiIiiQQQQII8Q16q")
+_V2_FIXED: Final = struct.Struct("<4siiIiiQQQQI")  # bytes 0..59
+_V2_LIVE: Final = struct.Struct("<I8Q")  # the header checksum, then the live line
+_V2_DIMS: Final = struct.Struct("<16q")
+_UNUSED_DIMS: Final = tuple((0,) * (MAX_NDIM - ndim) for ndim in range(MAX_NDIM + 1))
+_INT32_MAX: Final = 2**31 - 1
+
+_DTYPES: Final = {d.code: d for d in TABLE}
+_DTYPES_V1: Final = {d.code: d for d in TABLE if d.code <= 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """One tensor's description. ``decode`` makes only headers in which all fields agree.
+
+    Attributes:
+        version: 0, 1 or 2, the layout.
+        dtype: the element type.
+        shape: sizes in elements, outermost first; () is a scalar. Always four for v0, which stores no ndim.
+        seq: publication number, 1 or more; 1 for v0 and v1, which store none.
+        payload_offset: where the payload starts, in bytes from the start of the file.
+        payload_nbytes: bytes of payload, padding not included.
+        created_ns: when the header was built, nanoseconds since 1970; 0 for v0 and v1.
+        payload_checksum: CRC-32 of the payload, or None where the file has none.
+        is_segment: the file belongs to a session that may recycle it; a view needs a lease or a guest mark.
+    """
+
+    version: int
+    dtype: DType
+    shape: tuple[int, ...]
+    seq: int
+    payload_offset: int
+    payload_nbytes: int
+    created_ns: int
+    payload_checksum: int | None
+    is_segment: bool
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return self.payload_nbytes // self.dtype.itemsize
+
+    @property
+    def file_nbytes(self) -> int:
+        """Bytes from the start of the file to the end of the payload."""
+        return self.payload_offset + self.payload_nbytes
+
+
+def decode(raw: bytes | memoryview, *, file_nbytes: int | None = None, path: str | None = None) -> Header:
+    """Parse one header of any layout; validates everything, maps nothing.
+
+    Args:
+        raw: the first bytes of the file, 256 of them or the whole file; what follows the header is not looked at.
+            A memoryview of a live mapping is copied once, then parsed.
+        file_nbytes: size of the file, or None not to compare the payload's extent with it.
+        path: the file's name, for the messages.
+
+    Raises:
+        TSRFormatError: any defect; ``fault`` says which one.
+    """
+    data = bytes(raw[:MAX_HEADER_NBYTES])
+    if len(data) < 8:
+        _refuse(Fault.TOO_SHORT, f"{len(data)} bytes, no TSR header is shorter than {V0_HEADER_NBYTES}", path)
+    magic, version = data[:4], int.from_bytes(data[4:8], "little", signed=True)
+    if magic == _MAGIC and version == 2:
+        header = _decode_v2(data, path)
+    elif magic == _MAGIC and version == 1:
+        header = _decode_v1(data, path)
+    elif magic == _MAGIC_V0 and version == 1:
+        header = _decode_v0(data, path)
+    elif magic == _MAGIC:
+        _refuse(Fault.BAD_VERSION, f"version {version} after the magic 'TSR!', 1 and 2 are known", path)
+    elif magic == _MAGIC_V0:
+        _refuse(Fault.BAD_VERSION, f"version {version} after the magic 'TSR\\0', only 1 is known", path)
+    else:
+        _refuse(Fault.BAD_MAGIC, f"the file starts with {magic!r}, a TSR file with b'TSR!' or b'TSR\\x00'", path)
+    if file_nbytes is not None:
+        _check_extent(header, file_nbytes, path)
+    return header
+
+
+def encode_v0(dtype: DType, shape: Sequence[int]) -> bytes:
+    """The 28 bytes of a v0 header. Missing leading dims become 1 and are not told apart when read back.
+
+    Raises:
+        TSRFormatError: UNREPRESENTABLE or BAD_DIMS; v0 holds dtypes 1 to 8, at most four dims of 31 bits.
+    """
+    sizes = _check_small(dtype, shape, "v0")
+    return _V0.pack(_MAGIC_V0, 1, dtype.code, *_right_aligned(sizes))
+
+
+def encode_v1(dtype: DType, shape: Sequence[int]) -> bytes:
+    """The 64 bytes of a v1 header.
+
+    Raises:
+        TSRFormatError: UNREPRESENTABLE or BAD_DIMS; v1 holds dtypes 1 to 8, at most four dims of 31 bits.
+    """
+    sizes = _check_small(dtype, shape, "v1")
+    dims = _right_aligned(sizes)
+    return _V1.pack(_MAGIC, 1, V1_HEADER_NBYTES, 0, dtype.code, len(sizes), *dims, math.prod(sizes), 0, 0)
+
+
+def encode_v2(
+    dtype: DType,
+    shape: Sequence[int],
+    *,
+    seq: int = 1,
+    payload_offset: int = V2_HEADER_NBYTES,
+    created_ns: int,
+    payload_checksum: int | None = None,
+    is_segment: bool = False,
+) -> bytes:
+    """The 256 bytes of a v2 header, with layout_seq and the copy of seq equal to ``seq``, no lease and no guest.
+
+    A segment's header may be built with ``seq=0``, "being written"; no reader accepts it before seq is stored.
+
+    Raises:
+        TSRFormatError: whatever ``decode`` would refuse.
+    """
+    sizes = tuple(map(index, shape))
+    ndim = len(sizes)
+    if ndim > MAX_NDIM:
+        _refuse(Fault.UNREPRESENTABLE, f"{ndim} dimensions, v2 holds at most {MAX_NDIM}", None)
+    count, payload_nbytes = _check_sizes(sizes, dtype, None)
+    _check_offset(payload_offset, payload_nbytes, None)
+    if not (0 if is_segment else 1) <= seq <= MAX_SEQ:
+        _refuse(Fault.UNREPRESENTABLE, f"seq {seq}, a published tensor has 1 to 2**64-1", None)
+    if not 0 <= created_ns < 2**64:
+        _refuse(Fault.UNREPRESENTABLE, f"created_ns {created_ns}, the field holds 0 to 2**64-1", None)
+    if payload_checksum is not None and not 0 <= payload_checksum < 2**32:
+        _refuse(Fault.UNREPRESENTABLE, f"payload checksum {payload_checksum}, a CRC-32 is 0 to 2**32-1", None)
+    flags = (FLAG_CHECKSUM if payload_checksum is not None else 0) | (FLAG_SEGMENT if is_segment else 0)
+    fixed = _V2_FIXED.pack(
+        _MAGIC,
+        2,
+        V2_HEADER_NBYTES,
+        flags,
+        dtype.code,
+        ndim,
+        payload_nbytes,
+        count,
+        created_ns,
+        payload_checksum or 0,
+        payload_offset,
+    )
+    dims = _V2_DIMS.pack(*sizes, *_UNUSED_DIMS[ndim])
+    checksum = zlib.crc32(dims, zlib.crc32(fixed))
+    return fixed + _V2_LIVE.pack(checksum, seq, seq, 0, 0, 0, 0, 0, seq) + dims
+
+
+def _decode_v0(data: bytes, path: str | None) -> Header:
+    if len(data) < V0_HEADER_NBYTES:
+        _refuse(Fault.TOO_SHORT, f"{len(data)} bytes, a v0 header has {V0_HEADER_NBYTES}", path)
+    _, _, code, *dims = _V0.unpack_from(data)
+    return _header_small(0, code, tuple(dims), V0_HEADER_NBYTES, path)
+
+
+def _decode_v1(data: bytes, path: str | None) -> Header:
+    if len(data) < V1_HEADER_NBYTES:
+        _refuse(Fault.TOO_SHORT, f"{len(data)} bytes, a v1 header has {V1_HEADER_NBYTES}", path)
+    # The three zero fields are ignored, as every other reader of v1 does.
+    _, _, header_nbytes, _, code, ndim, *dims, count, _, _ = _V1.unpack_from(data)
+    if header_nbytes != V1_HEADER_NBYTES:
+        _refuse(Fault.BAD_HEADER_SIZE, f"header size {header_nbytes}, v1 has {V1_HEADER_NBYTES}", path)
+    if not 0 <= ndim <= MAX_NDIM_V1:
+        _refuse(Fault.BAD_NDIM, f"ndim {ndim}, v1 has 0 to {MAX_NDIM_V1}", path)
+    unused = MAX_NDIM_V1 - ndim
+    if any(size != 1 for size in dims[:unused]):
+        _refuse(Fault.BAD_DIMS, f"dims {dims} with ndim {ndim}, the first {unused} must be 1", path)
+    header = _header_small(1, code, tuple(dims[unused:]), V1_HEADER_NBYTES, path)
+    if count != header.count:
+        _refuse(Fault.BAD_COUNT, f"element count {count}, the dims {dims} make {header.count}", path)
+    return header
+
+
+def _header_small(version: int, code: int, shape: tuple[int, ...], offset: int, path: str | None) -> Header:
+    dtype = _DTYPES_V1.get(code)
+    if dtype is None:
+        _refuse(Fault.BAD_DTYPE, f"dtype code {code}, v{version} has 1 to 8", path)
+    _, payload_nbytes = _check_sizes(shape, dtype, path)
+    if payload_nbytes > MAX_NBYTES - offset:
+        _refuse(Fault.TOO_LARGE, f"{payload_nbytes} bytes at {offset} end beyond 2**63-1", path)
+    return Header(version, dtype, shape, 1, offset, payload_nbytes, 0, None, False)
+
+
+def _decode_v2(data: bytes, path: str | None) -> Header:
+    if len(data) < V2_HEADER_NBYTES:
+        _refuse(Fault.TOO_SHORT, f"{len(data)} bytes, a v2 header has {V2_HEADER_NBYTES}", path)
+    (
+        _,
+        _,
+        header_nbytes,
+        flags,
+        code,
+        ndim,
+        payload_nbytes,
+        count,
+        created_ns,
+        payload_checksum,
+        payload_offset,
+        checksum,
+        seq,
+        layout_seq,
+        lease,
+        guest,
+        zero_a,
+        zero_b,
+        zero_c,
+        seq_copy,
+        *dims,
+    ) = _V2.unpack(data)
+    if header_nbytes != V2_HEADER_NBYTES:
+        _refuse(Fault.BAD_HEADER_SIZE, f"header size {header_nbytes}, v2 has {V2_HEADER_NBYTES}", path)
+    # seq comes before the checksum: while a writer is at work the rest may be in any state.
+    if seq == 0:
+        _refuse(Fault.UNPUBLISHED, "seq is 0: the tensor is still being written; try again", path)
+    if seq != seq_copy:
+        _refuse(Fault.TORN, f"seq is {seq}, its copy {seq_copy}: read in the middle of a change; try again", path)
+    found = zlib.crc32(data[128:], zlib.crc32(data[:60]))
+    if checksum != found:
+        _refuse(Fault.HEADER_CHECKSUM, f"header checksum {checksum:#010x}, the header's bytes make {found:#010x}", path)
+    if flags & ~_KNOWN_FLAGS:
+        _refuse(Fault.BAD_FLAGS, f"flags {flags:#x}, known are {_KNOWN_FLAGS:#x}: written by a newer tr_mmap?", path)
+    if zero_a or zero_b or zero_c:
+        _refuse(Fault.BAD_RESERVED, f"bytes 96 to 119 hold {zero_a}, {zero_b}, {zero_c}, they must be 0", path)
+    is_segment = bool(flags & FLAG_SEGMENT)
+    if not is_segment:
+        if lease or guest:
+            _refuse(Fault.BAD_RESERVED, f"lease {lease} and guest {guest}, outside a segment they are 0", path)
+        if layout_seq != seq:
+            _refuse(Fault.TORN, f"layout_seq is {layout_seq}, seq {seq}: outside a segment they are equal", path)
+    has_checksum = bool(flags & FLAG_CHECKSUM)
+    if payload_checksum >= (2**32 if has_checksum else 1):
+        expected = "a CRC-32 has 32 bits" if has_checksum else "without the CHECKSUM flag it is 0"
+        _refuse(Fault.BAD_RESERVED, f"payload checksum field {payload_checksum:#x}, {expected}", path)
+    dtype = _DTYPES.get(code)
+    if dtype is None:
+        _refuse(Fault.BAD_DTYPE, f"dtype code {code}, v2 has 1 to {max(_DTYPES)}", path)
+    if not 0 <= ndim <= MAX_NDIM:
+        _refuse(Fault.BAD_NDIM, f"ndim {ndim}, v2 has 0 to {MAX_NDIM}", path)
+    shape = tuple(dims[:ndim])
+    if any(dims[ndim:]):
+        _refuse(Fault.BAD_DIMS, f"dims {dims} with ndim {ndim}, all after the first {ndim} must be 0", path)
+    expected_count, expected_nbytes = _check_sizes(shape, dtype, path)
+    if count != expected_count:
+        _refuse(Fault.BAD_COUNT, f"element count {count}, the shape {shape} makes {expected_count}", path)
+    if payload_nbytes != expected_nbytes:
+        _refuse(
+            Fault.BAD_PAYLOAD_SIZE,
+            f"payload of {payload_nbytes} bytes, {count} elements of {dtype.name} make {expected_nbytes}",
+            path,
+        )
+    _check_offset(payload_offset, payload_nbytes, path)
+    return Header(
+        2,
+        dtype,
+        shape,
+        seq,
+        payload_offset,
+        payload_nbytes,
+        created_ns,
+        payload_checksum if has_checksum else None,
+        is_segment,
+    )
+
+
+def _check_sizes(shape: tuple[int, ...], dtype: DType, path: str | None) -> tuple[int, int]:
+    """Element count and bytes of a shape that the machine can address."""
+    count = math.prod(shape)
+    if shape and min(shape) < 0:
+        _refuse(Fault.BAD_DIMS, f"shape {shape}, sizes are 0 or more", path)
+    # numpy refuses an empty array too, if its other sizes multiply beyond what it can address.
+    extent = count or math.prod(size for size in shape if size)
+    if extent * dtype.itemsize > MAX_NBYTES:
+        _refuse(Fault.TOO_LARGE, f"shape {shape} of {dtype.name} is beyond 2**63-1 bytes", path)
+    return count, count * dtype.itemsize
+
+
+def _check_offset(payload_offset: int, payload_nbytes: int, path: str | None) -> None:
+    if payload_offset < V2_HEADER_NBYTES or payload_offset % PAYLOAD_ALIGNMENT or payload_offset >= 2**32:
+        _refuse(
+            Fault.BAD_OFFSET,
+            f"payload offset {payload_offset}, it must be a multiple of {PAYLOAD_ALIGNMENT}, and at least that",
+            path,
+        )
+    if payload_nbytes > MAX_NBYTES - payload_offset:
+        _refuse(Fault.TOO_LARGE, f"{payload_nbytes} bytes at {payload_offset} end beyond 2**63-1", path)
+
+
+def _check_extent(header: Header, file_nbytes: int, path: str | None) -> None:
+    if file_nbytes < header.file_nbytes:
+        _refuse(
+            Fault.TRUNCATED,
+            f"{file_nbytes} bytes, the header wants {header.file_nbytes} "
+            f"({header.payload_nbytes} of payload at {header.payload_offset})",
+            path,
+        )
+    if file_nbytes > header.file_nbytes and not header.is_segment:
+        _refuse(Fault.TRAILING_BYTES, f"{file_nbytes} bytes, the payload ends at {header.file_nbytes}", path)
+
+
+def _check_small(dtype: DType, shape: Sequence[int], layout: str) -> tuple[int, ...]:
+    sizes = tuple(map(index, shape))
+    if dtype.code not in _DTYPES_V1:
+        names = ", ".join(d.name for d in _DTYPES_V1.values())
+        _refuse(Fault.UNREPRESENTABLE, f"{dtype.name} has no code in {layout}, which holds {names}; use v2", None)
+    if len(sizes) > MAX_NDIM_V1:
+        _refuse(Fault.UNREPRESENTABLE, f"{len(sizes)} dims, {layout} holds at most {MAX_NDIM_V1}; use v2", None)
+    if any(size > _INT32_MAX for size in sizes):
+        _refuse(Fault.UNREPRESENTABLE, f"shape {sizes}, a size in {layout} is below 2**31; use v2", None)
+    _check_sizes(sizes, dtype, None)
+    return sizes
+
+
+def _right_aligned(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return (1,) * (MAX_NDIM_V1 - len(sizes)) + sizes
+
+
+def _refuse(fault: Fault, what: str, path: str | None) -> NoReturn:
+    raise TSRFormatError(f"{path}: {what}" if path else what, fault=fault, path=path)

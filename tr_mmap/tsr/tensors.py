@@ -1,0 +1,223 @@
+"""Tensors to bytes and back: numpy and torch, every layout, bit for bit. Never opens files, never reads headers.
+
+torch is imported only when a torch tensor is asked for; that an input is one is seen through ``sys.modules``.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
+
+import numpy as np
+
+from tr_mmap.dtypes import DType, by_name, from_numpy, from_torch
+from tr_mmap.errors import UnsupportedTensor
+from tr_mmap.tsr.header import MAX_NDIM
+
+if TYPE_CHECKING:
+    from mmap import mmap
+
+    import torch
+
+    ReadableBuffer: TypeAlias = bytes | bytearray | memoryview | mmap
+    WriteableBuffer: TypeAlias = bytearray | memoryview | mmap
+    Tensor: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor"
+
+__all__ = ["check_framework", "copy_into", "from_buffer", "is_little_endian", "to_array"]
+
+_IS_LITTLE: Final = sys.byteorder == "little"
+
+# What torch and numpy do not share a dtype for crosses between them as unsigned integers of the same size.
+_BITS: Final[dict[DType, np.dtype[Any]]] = {by_name("bfloat16"): np.dtype("<u2")} | {
+    by_name(f"float8_{kind}"): np.dtype("u1") for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")
+}
+
+
+def to_array(tensor: object) -> tuple[DType, np.ndarray[Any, Any]]:
+    """The tensor's type, and its elements as an array of the same shape, shared where possible.
+
+    numpy arrays come back as they are, whatever their strides, byte order and writability; so do CPU torch tensors.
+    A torch bfloat16 or float8 comes back as unsigned integers of the same size. torch tensors are detached, moved to
+    the CPU, and copied only if they live elsewhere or are lazily conjugated or negated.
+
+    Args:
+        tensor: a numpy array or scalar, or a torch tensor; at most 16 dimensions.
+
+    Raises:
+        UnsupportedTensor: anything else, or a dtype or layout that has no TSR form.
+    """
+    if type(tensor) is np.ndarray:
+        array = tensor
+        dtype = from_numpy(array.dtype)
+    else:
+        dtype, array = _to_array_slow(tensor)
+    if array.ndim > MAX_NDIM:
+        raise UnsupportedTensor(f"{array.ndim} dimensions, TSR holds at most {MAX_NDIM}; reshape first")
+    return dtype, array
+
+
+def is_little_endian(array: np.ndarray[Any, Any]) -> bool:
+    """Whether the elements are stored as TSR stores them."""
+    return _IS_LITTLE and array.dtype.isnative
+
+
+def copy_into(buffer: WriteableBuffer, offset: int, array: np.ndarray[Any, Any]) -> None:
+    """Write the elements in C order, little-endian, in one pass and bit for bit.
+
+    Args:
+        buffer: writable, at least ``offset + array.nbytes`` bytes.
+        offset: bytes from the start of the buffer.
+        array: from :func:`to_array`.
+    """
+    if array.size == 0:
+        return
+    dtype = array.dtype if is_little_endian(array) else array.dtype.newbyteorder("<")
+    target = np.frombuffer(buffer, dtype, array.size, offset)
+    if array.ndim != 1:
+        target = target.reshape(array.shape)
+    target[...] = array
+
+
+@overload
+def from_buffer(
+    buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], offset: int, framework: Literal["numpy"]
+) -> np.ndarray[Any, Any]: ...
+@overload
+def from_buffer(
+    buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], offset: int, framework: Literal["torch"]
+) -> torch.Tensor: ...
+@overload
+def from_buffer(
+    buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], offset: int, framework: str
+) -> Tensor: ...
+def from_buffer(buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], offset: int, framework: str) -> Tensor:
+    """A view of the buffer's bytes as a tensor; nothing is copied.
+
+    A numpy view is as writable as the buffer. A torch view needs a writable buffer, for torch has no read-only
+    tensors, and is a copy if the payload is not aligned for its dtype (v0 puts payloads at byte 28). A tensor
+    without elements is a fresh one.
+
+    Args:
+        buffer: holds the payload for as long as the view lives.
+        dtype: the element type.
+        shape: sizes in elements, outermost first.
+        offset: bytes from the start of the buffer to the payload.
+        framework: ``"numpy"`` or ``"torch"``.
+
+    Raises:
+        UnsupportedTensor: no such framework, its release lacks the dtype, or a torch view of a read-only buffer.
+    """
+    if framework == "numpy":
+        return _view(buffer, dtype.numpy, shape, offset)
+    check_framework(framework)
+    return _torch_view(buffer, dtype, shape, offset)
+
+
+def check_framework(framework: str) -> None:
+    """Refuse a name that is neither ``"numpy"`` nor ``"torch"``.
+
+    Raises:
+        UnsupportedTensor: it is another.
+    """
+    if framework not in ("numpy", "torch"):
+        raise UnsupportedTensor(f'framework {framework!r} is unknown; "numpy" and "torch" are supported')
+
+
+def _view(buffer: ReadableBuffer, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> np.ndarray[Any, Any]:
+    count = math.prod(shape)
+    if count == 0:
+        array: np.ndarray[Any, Any] = np.empty(shape, dtype)
+        array.flags.writeable = not memoryview(buffer).readonly
+        return array
+    array = np.frombuffer(buffer, dtype, count, offset)
+    return array if len(shape) == 1 else array.reshape(shape)
+
+
+def _torch_view(buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], offset: int) -> torch.Tensor:
+    import torch
+
+    bits = _BITS.get(dtype)
+    torch_dtype = dtype.torch
+    array = _view(buffer, dtype.numpy if bits is None else bits, shape, offset)
+    if not array.flags.writeable:
+        raise UnsupportedTensor("torch has no read-only tensors; give it a private mapping, or ask for numpy")
+    if not array.flags.aligned:
+        array = array.copy()
+    tensor = torch.from_numpy(array)
+    return tensor if bits is None else tensor.view(torch_dtype)
+
+
+def as_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
+    """The same memory as a torch tensor, which keeps the array alive.
+
+    Args:
+        array: writable, aligned, of the table's numpy type for ``dtype``.
+        dtype: its element type.
+    """
+    import torch
+
+    bits = _BITS.get(dtype)
+    if bits is None:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(bits)).view(dtype.torch)
+
+
+def move_torch_storage(tensor: torch.Tensor, buffer: memoryview, offset: int) -> None:
+    """Let a tensor, and the one it is a view of, lie in another buffer that has the same bytes.
+
+    Args:
+        tensor: strided, on the CPU.
+        buffer: writable.
+        offset: where in it the bytes of the tensor's old storage are.
+    """
+    import torch
+
+    nbytes = tensor.untyped_storage().nbytes()
+    storage = torch.from_numpy(np.frombuffer(buffer, np.uint8, nbytes, offset)).untyped_storage()
+    for each in (tensor, tensor._base):
+        if each is not None:
+            each.set_(storage, each.storage_offset(), each.size(), each.stride())  # type: ignore[call-overload]
+
+
+def _to_array_slow(tensor: object) -> tuple[DType, np.ndarray[Any, Any]]:
+    torch = sys.modules.get("torch")
+    # "Tensor" is missing while another thread is in the middle of importing torch.
+    if torch is not None and isinstance(tensor, getattr(torch, "Tensor", ())):
+        return _from_torch_tensor(tensor, torch)
+    if isinstance(tensor, np.ma.MaskedArray):
+        raise UnsupportedTensor("a masked array's mask has no TSR form; send .filled(...), or data and mask apart")
+    if isinstance(tensor, np.ndarray | np.generic):
+        array = np.asarray(tensor)
+        return from_numpy(array.dtype), array
+    raise UnsupportedTensor(
+        f"{type(tensor).__module__}.{type(tensor).__qualname__} is not a tensor; give a numpy array or a torch tensor "
+        "(numpy.asarray and torch.as_tensor make one)"
+    )
+
+
+def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, Any]]:
+    if tensor.is_nested:
+        raise UnsupportedTensor("a nested tensor has no single shape; send its .unbind() parts, or a padded one")
+    if tensor.layout is not torch.strided:
+        raise UnsupportedTensor(f"a tensor of layout {tensor.layout} has no TSR form; use .to_dense() first")
+    if tensor.is_quantized:
+        raise UnsupportedTensor(
+            f"a quantized tensor ({tensor.dtype}) has no TSR form; use .dequantize() or .int_repr()"
+        )
+    if tensor.is_meta:
+        raise UnsupportedTensor("a tensor on the meta device has no data to send")
+    dtype = from_torch(tensor.dtype)
+    try:
+        if tensor.requires_grad:
+            tensor = tensor.detach()
+        if not tensor.is_cpu:
+            tensor = tensor.cpu()
+        if tensor.is_conj() or tensor.is_neg():
+            tensor = tensor.resolve_conj().resolve_neg()
+        bits = _BITS.get(dtype)
+        if bits is not None:
+            tensor = tensor.view(torch.uint16 if bits.itemsize == 2 else torch.uint8)
+        return dtype, tensor.numpy()
+    except (RuntimeError, TypeError) as error:  # fake, functorch-wrapped and distributed tensors have no plain storage
+        raise UnsupportedTensor(f"torch cannot give the data of a {type(tensor).__name__}: {error}") from error

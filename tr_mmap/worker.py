@@ -1,0 +1,69 @@
+"""The default worker: hello, echo, add, sub, mul, matmul, square, relu, sum, info. Needs numpy only.
+
+Run as ``python -m tr_mmap.worker SESSION_ID``; ``PythonSession()`` does that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .server import Server, info
+
+__all__ = ["server"]
+
+Array = np.ndarray[Any, Any]
+
+server = Server(framework="numpy")
+
+
+@server.command("hello")
+def hello(name: str = "world") -> str:
+    return f"Hello {name.title()}"
+
+
+@server.command("echo")
+def echo(*tensors: Array) -> tuple[Array, ...]:
+    return tensors
+
+
+@server.command("add")
+def add(a: Array, b: Array) -> Any:
+    return np.add(a, b)
+
+
+@server.command("sub")
+def sub(a: Array, b: Array) -> Any:
+    return np.subtract(a, b)
+
+
+@server.command("mul")
+def mul(a: Array, b: Array) -> Any:
+    return np.multiply(a, b)
+
+
+@server.command("matmul")
+def matmul(a: Array, b: Array) -> Any:
+    return np.matmul(a, b)
+
+
+@server.command("square")
+def square(x: Array) -> Any:
+    return np.square(x)
+
+
+@server.command("relu")
+def relu(x: Array) -> Any:
+    return np.maximum(x, x.dtype.type(0))
+
+
+@server.command("sum")
+def total(x: Array) -> Any:
+    return np.sum(x)
+
+
+server.command("info")(info)
+
+if __name__ == "__main__":
+    server.run()
