@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tr_mmap import dtypes
 from tr_mmap.dtypes import TABLE, DType, by_code, by_name, from_numpy, from_torch
 from tr_mmap.errors import UnsupportedTensor
 
@@ -86,10 +87,10 @@ def test_numpy_types_without_a_tsr_form_are_refused_by_name(spelling: str) -> No
     assert str(dtype) in str(caught.value)
 
 
-def test_a_foreign_dtype_with_a_known_name_is_not_mistaken() -> None:
-    # Its name is "int4": like every ml_dtypes type, of kind V, and none of ours.
+def test_a_foreign_dtype_with_a_known_name_is_not_mistaken(monkeypatch: pytest.MonkeyPatch) -> None:
     import ml_dtypes
 
+    monkeypatch.setitem(dtypes._BY_NAME, "int4", by_name("int8"))
     with pytest.raises(UnsupportedTensor, match="int4"):
         from_numpy(np.dtype(ml_dtypes.int4))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
 
 # What each must print: lines, or parts of them. Workers are run by their controllers.
 EXPECTED = {
@@ -91,3 +92,12 @@ def test_demo_fails_when_a_result_is_wrong(tmp_path: Path) -> None:
     result = run(str(broken / "demo.py"), tmp_path / "workspace")
     assert result.returncode == 1, result.stdout + result.stderr
     assert "✗" in result.stdout
+
+
+def test_first_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
+    first = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n", 1)[1].split("```", 1)[0]
+    script = tmp_path / "first.py"
+    script.write_text(first, encoding="utf-8")
+    result = run(str(script), tmp_path / "workspace")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["Hello World", "True"]

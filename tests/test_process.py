@@ -345,9 +345,14 @@ class Tree:
 
     def spawn(self, script: str, *, quiet: bool = True) -> WorkerProcess:
         prelude = (
-            "import os, signal, subprocess, sys\n"
+            "import os, select, signal, sys\n"
             f"FD = {self._writing}\n"
-            "def up(): os.write(FD, b'.'); signal.pause()\n"
+            "def up():\n"
+            "    os.write(FD, b'.')\n"
+            "    poller = select.poll()\n"
+            "    poller.register(FD, 0)\n"
+            "    poller.poll()\n"  # until the test closes its end: one that failed leaves no processes either
+            "    os._exit(0)\n"
             "def child(body):\n"
             "    if os.fork() == 0:\n"
             "        try: body()\n"
@@ -533,6 +538,14 @@ def test_terminate_finds_a_child_that_made_a_session_of_its_own(tree: Tree) -> N
     assert tree.is_all_dead()
 
 
+def test_terminate_finds_the_children_of_such_a_child(tree: Tree) -> None:
+    away = "(os.setsid(), signal.signal(signal.SIGTERM, signal.SIG_IGN), {}, up())"
+    worker = tree.spawn(f"child(lambda: {away.format(f'child(lambda: {away.format(0)})')}); up()")
+    tree.wait_up(3)
+    worker.terminate_tree(grace_s=0.05)
+    assert tree.is_all_dead()
+
+
 def test_terminate_finds_an_orphan_in_the_workers_session(tree: Tree) -> None:
     worker = tree.spawn("child(lambda: child(up)); os.wait(); up()")
     tree.wait_up(2)
@@ -562,7 +575,7 @@ def test_terminate_spares_strangers_in_a_session_that_got_the_workers_number(tre
 
 
 def test_terminate_catches_a_tree_that_keeps_forking(tree: Tree) -> None:
-    script = "signal.signal(signal.SIGTERM, lambda *_: child(up)); child(up)\nwhile True: up()"
+    script = "signal.signal(signal.SIGTERM, lambda *_: child(up)); child(up); up()"
     worker = tree.spawn(script)
     tree.wait_up(2)
     worker.terminate_tree(grace_s=0.1)

@@ -25,7 +25,7 @@ from tr_mmap import system
 from tr_mmap.dtypes import TABLE, DType, by_name, from_numpy, from_torch
 from tr_mmap.errors import Fault, HostilePath, OutOfSpace, TSRFormatError, UnsupportedTensor
 from tr_mmap.tsr import Header, files, load, read_header, save, tensors
-from tr_mmap.tsr.header import GUEST_OFFSET, SEQ_COPY_OFFSET, SEQ_OFFSET, decode, encode_v2
+from tr_mmap.tsr.header import GUEST_OFFSET, SEQ_COPY_OFFSET, SEQ_OFFSET, SEQ_RETIRED, decode, encode_v2
 from tr_mmap.tsr.tensors import copy_into, from_buffer, to_array
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -212,12 +212,12 @@ def test_a_loaded_numpy_array_cannot_be_written(path: Path, shape: tuple[int, ..
     loaded = load(path)
     with pytest.raises(ValueError, match="read-only"):
         loaded[...] = 1
+
+
+def test_a_loaded_numpy_array_cannot_be_made_writable(path: Path) -> None:
+    save(path, ARRAY)
     with pytest.raises(ValueError, match="WRITEABLE"):
-        loaded.flags.writeable = True if loaded.size else _not_settable()
-
-
-def _not_settable() -> bool:
-    raise ValueError("WRITEABLE: an empty array has nothing to write")
+        load(path).flags.writeable = True
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
@@ -548,6 +548,24 @@ def test_a_segment_recycled_while_it_is_opened_is_never_returned(
     assert opened == (4 if change == "recycled" else 1)
 
 
+def test_a_segment_given_up_while_it_is_opened_is_never_returned(
+    path: Path, segment: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = system.open_path
+
+    def open_then_retire(name: str, *, write: bool = False) -> int:
+        fd = original(name, write=write)
+        segment.store(SEQ_OFFSET, SEQ_RETIRED)
+        segment.store(SEQ_COPY_OFFSET, SEQ_RETIRED)
+        path.unlink()
+        return fd
+
+    monkeypatch.setattr(system, "open_path", open_then_retire)
+    with pytest.raises(FileNotFoundError):
+        load(path)
+    assert segment.word(GUEST_OFFSET) == 0
+
+
 def test_a_segment_that_settles_is_loaded_after_all(
     path: Path, segment: Segment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -601,9 +619,16 @@ def test_a_damaged_plain_file_is_refused_at_once(path: Path, monkeypatch: pytest
     data = bytearray(path.read_bytes())
     data[40] ^= 1
     path.write_bytes(data)
-    monkeypatch.setattr(files, "_WAITS_S", None)  # would fail if it were looked at again
-    monkeypatch.setattr(files, "_until_settled", lambda action: action())
+    original = system.open_path
+    opened: list[str] = []
+
+    def count(name: str, *, write: bool = False) -> int:
+        opened.append(name)
+        return original(name, write=write)
+
+    monkeypatch.setattr(system, "open_path", count)
     assert fault_of(lambda: load(path)) is Fault.HEADER_CHECKSUM
+    assert opened == [str(path)]
 
 
 def test_the_module_specification_is_true_of_a_file(path: Path) -> None:

@@ -30,7 +30,7 @@ REPOSITORY = str(Path(workspaces.__file__).parent.parent)
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def ws(tmp_path: Path) -> Workspace:
     return Workspace.locate({"TR_WORKSPACE": str(tmp_path / "ws")})
 
 
@@ -64,9 +64,9 @@ def mine(session_id: str, **fields: Any) -> Manifest:
     return Manifest(session_id=session_id, **{"controller": Identity.current(), **fields})
 
 
-def leave(workspace: Workspace, session_id: str, controller: Identity, **fields: Any) -> Path:
+def leave(ws: Workspace, session_id: str, controller: Identity, **fields: Any) -> Path:
     """A session as its owner, who may be dead, has left it."""
-    path = Path(workspace.claim(session_id, mine(session_id, controller=controller, **fields)))
+    path = Path(ws.claim(session_id, mine(session_id, controller=controller, **fields)))
     (path / "a.tsr").write_bytes(b"TSR!")
     return path
 
@@ -106,31 +106,31 @@ def test_good_session_ids_pass(session_id: str) -> None:
 
 
 @pytest.mark.parametrize("session_id", ["", ".", "..", ".a", "a/b", "../a", "x" * 65, "a\n", "ä", 1, None])
-def test_bad_session_ids_are_refused_wherever_they_come_in(workspace: Workspace, session_id: Any) -> None:
-    for call in (check_session_id, workspace.session_dir, workspace.release):
+def test_bad_session_ids_are_refused_wherever_they_come_in(ws: Workspace, session_id: Any) -> None:
+    for call in (check_session_id, ws.session_dir, ws.release):
         with pytest.raises(BadMessage):
             call(session_id)
     with pytest.raises(BadMessage):
-        workspace.claim(session_id, mine("a"))
+        ws.claim(session_id, mine("a"))
 
 
 # --- the place --------------------------------------------------------------------------------------------------
 
 
 def test_tr_workspace_is_made_private_and_used(tmp_path: Path) -> None:
-    workspace = Workspace.locate({"TR_WORKSPACE": str(tmp_path / "ws")})
-    assert workspace.root == str(tmp_path / "ws")
-    assert stat.S_IMODE(os.stat(workspace.root).st_mode) == 0o700
-    assert workspace.session_dir("s") == str(tmp_path / "ws/python_session/tr_session_s")
+    ws = Workspace.locate({"TR_WORKSPACE": str(tmp_path / "ws")})
+    assert ws.root == str(tmp_path / "ws")
+    assert stat.S_IMODE(os.stat(ws.root).st_mode) == 0o700
+    assert ws.session_dir("s") == str(tmp_path / "ws/python_session/tr_session_s")
 
 
 def test_a_relative_tr_workspace_does_not_follow_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    workspace = Workspace.locate({"TR_WORKSPACE": "ws"})
+    ws = Workspace.locate({"TR_WORKSPACE": "ws"})
     monkeypatch.chdir("/")
-    assert workspace.claim("s", mine("s")) == str(tmp_path / "ws/python_session/tr_session_s")
+    assert ws.claim("s", mine("s")) == str(tmp_path / "ws/python_session/tr_session_s")
 
 
 def test_tr_workspace_in_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -147,9 +147,9 @@ def test_tr_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_by_default_sessions_are_in_shared_memory_in_a_private_directory(default_parent: Path) -> None:
     for environ in ({}, {"TR_WORKSPACE": ""}):
-        workspace = Workspace.locate(environ)
-        assert workspace.root == str(default_parent / f"tr_mmap-{os.getuid()}")
-        assert stat.S_IMODE(os.stat(workspace.root).st_mode) == 0o700
+        ws = Workspace.locate(environ)
+        assert ws.root == str(default_parent / f"tr_mmap-{os.getuid()}")
+        assert stat.S_IMODE(os.stat(ws.root).st_mode) == 0o700
 
 
 def test_without_shared_memory_sessions_are_among_temporary_files(
@@ -190,8 +190,9 @@ HOSTILE = [hostile_symlink, hostile_dangling, hostile_file, hostile_world, hosti
 def test_a_default_place_that_others_prepared_is_refused(default_parent: Path, make: Any) -> None:
     make(default_parent / f"tr_mmap-{os.getuid()}")
     before = everything(default_parent)
-    with pytest.raises(HostilePath, match="set TR_WORKSPACE"):
+    with pytest.raises(HostilePath, match="set TR_WORKSPACE") as caught:
         Workspace.locate({})
+    assert ("symlink" in caught.value.reason) == (make in (hostile_symlink, hostile_dangling))
     assert everything(default_parent) == before
 
 
@@ -204,12 +205,12 @@ def test_another_users_default_place_is_refused(default_parent: Path, monkeypatc
 
 
 @pytest.mark.parametrize("make", HOSTILE)
-def test_a_directory_of_sessions_that_others_prepared_is_refused(workspace: Workspace, make: Any) -> None:
-    make(Path(workspace.root) / "python_session")
+def test_a_directory_of_sessions_that_others_prepared_is_refused(ws: Workspace, make: Any) -> None:
+    make(Path(ws.root) / "python_session")
     with pytest.raises(HostilePath):
-        workspace.claim("s", mine("s"))
+        ws.claim("s", mine("s"))
     with pytest.raises(HostilePath):
-        workspace.sweep()
+        ws.sweep()
 
 
 # --- manifests --------------------------------------------------------------------------------------------------
@@ -248,12 +249,14 @@ GARBLED = [
     b"[]",
     b"\xff\xfe",
     b"{}",
-    b"[" * 60_000,
+    b'{"x": ' + b"[" * 60_000,
     b'{"session_id": "s", "controller": {"pid": 0, "start_ticks": 1, "boot_id": ""}}',
     b'{"session_id": "s", "controller": {"pid": 1, "start_ticks": -1, "boot_id": ""}}',
     b'{"session_id": "s", "controller": {"pid": 4294967297, "start_ticks": 1, "boot_id": ""}}',
     b'{"session_id": "s", "controller": null}',
-    b" " * (manifests.MAX_MANIFEST_NBYTES + 1),
+    msgspec.json.encode(Manifest(session_id="s", controller=Identity.current())).ljust(
+        manifests.MAX_MANIFEST_NBYTES + 1
+    ),
 ]
 
 
@@ -291,8 +294,8 @@ def test_a_manifest_that_could_not_be_written_leaves_the_one_before(
 # --- claim and release ------------------------------------------------------------------------------------------
 
 
-def test_a_session_appears_with_its_manifest_in_it(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = workspace.session_dir("s")
+def test_a_session_appears_with_its_manifest_in_it(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = ws.session_dir("s")
     seen: list[bool] = []
     real = manifests.write
 
@@ -301,44 +304,44 @@ def test_a_session_appears_with_its_manifest_in_it(workspace: Workspace, monkeyp
         seen.append(os.path.exists(path))
 
     monkeypatch.setattr(manifests, "write", watched)
-    assert workspace.claim("s", mine("s")) == path
+    assert ws.claim("s", mine("s")) == path
     assert seen == [False]
     assert everything(path) == ["session.json"]
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o700
 
 
-def test_a_claim_that_fails_leaves_nothing_behind(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_that_fails_leaves_nothing_behind(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OutOfSpace("full", needed_nbytes=1, free_nbytes=0)
 
     monkeypatch.setattr(system, "write_all", full)
     with pytest.raises(OutOfSpace):
-        workspace.claim("s", mine("s"))
-    assert everything(workspace.root) == ["python_session"]
+        ws.claim("s", mine("s"))
+    assert everything(ws.root) == ["python_session"]
 
 
-def test_a_living_owners_session_is_in_use(workspace: Workspace, living: tuple[Any, Identity]) -> None:
-    path = leave(workspace, "s", living[1])
+def test_a_living_owners_session_is_in_use(ws: Workspace, living: tuple[Any, Identity]) -> None:
+    path = leave(ws, "s", living[1])
     with pytest.raises(SessionInUse) as caught:
-        workspace.claim("s", mine("s"))
+        ws.claim("s", mine("s"))
     assert (caught.value.session_id, caught.value.pid) == ("s", living[1].pid)
     for part in ("'s'", str(living[1].pid), str(path), "choose another"):
         assert part in str(caught.value)
     assert everything(path) == ["a.tsr", "session.json"]
-    assert everything(workspace.root)[1:2] == ["python_session/tr_session_s"]
+    assert everything(ws.root)[1:2] == ["python_session/tr_session_s"]
 
 
-def test_the_same_process_cannot_claim_a_session_twice(workspace: Workspace) -> None:
-    workspace.claim("s", mine("s"))
+def test_the_same_process_cannot_claim_a_session_twice(ws: Workspace) -> None:
+    ws.claim("s", mine("s"))
     with pytest.raises(SessionInUse):
-        workspace.claim("s", mine("s"))
+        ws.claim("s", mine("s"))
 
 
-def test_a_dead_owners_session_is_replaced(workspace: Workspace, dead: Identity) -> None:
-    leave(workspace, "s", dead, worker=dead)
-    path = workspace.claim("s", mine("s"))
+def test_a_dead_owners_session_is_replaced(ws: Workspace, dead: Identity) -> None:
+    leave(ws, "s", dead, worker=dead)
+    path = ws.claim("s", mine("s"))
     assert everything(path) == ["session.json"]
-    assert everything(workspace.root) == [
+    assert everything(ws.root) == [
         "python_session",
         "python_session/tr_session_s",
         "python_session/tr_session_s/session.json",
@@ -346,13 +349,13 @@ def test_a_dead_owners_session_is_replaced(workspace: Workspace, dead: Identity)
 
 
 def test_a_claim_waits_for_a_dead_owners_worker_to_follow_it(
-    workspace: Workspace,
+    ws: Workspace,
     dead: Identity,
     living: tuple[subprocess.Popen[bytes], Identity],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     popen, worker = living
-    path = leave(workspace, "s", dead, worker=worker)
+    path = leave(ws, "s", dead, worker=worker)
     looks: list[bool] = []
     real = system.try_lock_dir
 
@@ -364,107 +367,105 @@ def test_a_claim_waits_for_a_dead_owners_worker_to_follow_it(
         return real(fd)
 
     monkeypatch.setattr(system, "try_lock_dir", look)
-    workspace.claim("s", mine("s"))
+    ws.claim("s", mine("s"))
     assert looks == [True] * 3
 
 
 def test_a_dead_owners_session_whose_worker_stays_is_in_use(
-    workspace: Workspace, dead: Identity, living: tuple[Any, Identity], monkeypatch: pytest.MonkeyPatch
+    ws: Workspace, dead: Identity, living: tuple[Any, Identity], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workspaces, "CLAIM_WAIT_S", 0.02)
-    leave(workspace, "s", dead, worker=living[1])
+    leave(ws, "s", dead, worker=living[1])
     with pytest.raises(SessionInUse, match="worker") as caught:
-        workspace.claim("s", mine("s"))
+        ws.claim("s", mine("s"))
     assert caught.value.pid == living[1].pid
 
 
 @pytest.mark.parametrize("data", [*GARBLED, None])
-def test_what_cannot_be_judged_is_neither_replaced_nor_swept(
-    workspace: Workspace, dead: Identity, data: bytes | None
-) -> None:
-    path = leave(workspace, "s", dead)
+def test_what_cannot_be_judged_is_neither_replaced_nor_swept(ws: Workspace, dead: Identity, data: bytes | None) -> None:
+    path = leave(ws, "s", dead)
     if data is None:
         (path / "session.json").unlink()
     else:
         (path / "session.json").write_bytes(data)
     before = everything(path)
     with pytest.raises(SessionInUse) as caught:
-        workspace.claim("s", mine("s"))
+        ws.claim("s", mine("s"))
     assert caught.value.pid == 0
-    report = workspace.sweep()
+    report = ws.sweep()
     assert report.removed == []
     assert "manifest" in report.kept["s"]
     assert everything(path) == before
 
 
-def test_an_empty_directory_an_older_peer_made_is_not_replaced(workspace: Workspace) -> None:
-    workspace.claim("other", mine("other"))
-    os.mkdir(workspace.session_dir("s"))
+def test_an_empty_directory_an_older_peer_made_is_not_replaced(ws: Workspace) -> None:
+    ws.claim("other", mine("other"))
+    os.mkdir(ws.session_dir("s"))
     with pytest.raises(SessionInUse):
-        workspace.claim("s", mine("s"))
+        ws.claim("s", mine("s"))
 
 
 @pytest.mark.parametrize("make", [hostile_symlink, hostile_dangling, hostile_file])
-def test_what_is_no_directory_is_left_alone(workspace: Workspace, make: Any) -> None:
-    workspace.claim("other", mine("other"))
-    make(Path(workspace.session_dir("s")))
-    before = everything(workspace.root)
+def test_what_is_no_directory_is_left_alone(ws: Workspace, make: Any) -> None:
+    ws.claim("other", mine("other"))
+    make(Path(ws.session_dir("s")))
+    before = everything(ws.root)
     with pytest.raises(SessionInUse):
-        workspace.claim("s", mine("s"))
-    assert "s" in workspace.sweep().kept
-    assert everything(workspace.root) == before
+        ws.claim("s", mine("s"))
+    assert "s" in ws.sweep().kept
+    assert everything(ws.root) == before
 
 
-def test_a_symlinked_manifest_is_not_believed(workspace: Workspace, dead: Identity, tmp_path: Path) -> None:
-    path = leave(workspace, "s", dead)
+def test_a_symlinked_manifest_is_not_believed(ws: Workspace, dead: Identity, tmp_path: Path) -> None:
+    path = leave(ws, "s", dead)
     (path / "session.json").rename(tmp_path / "real.json")
     (path / "session.json").symlink_to(tmp_path / "real.json")
-    assert "symlink" in workspace.sweep().kept["s"]
+    assert "symlink" in ws.sweep().kept["s"]
     assert path.is_dir()
 
 
 def test_release_leaves_nothing_not_even_empty_directories(default_parent: Path) -> None:
-    workspace = Workspace.locate({})
-    path = workspace.claim("s", mine("s"))
+    ws = Workspace.locate({})
+    path = ws.claim("s", mine("s"))
     os.makedirs(path + "/sub/dir")
-    assert workspace.release("s")
+    assert ws.release("s")
     assert everything(default_parent) == []
-    assert workspace.release("s")
+    assert ws.release("s")
 
 
-def test_release_keeps_the_users_own_directory_and_other_sessions(workspace: Workspace) -> None:
-    workspace.claim("a", mine("a"))
-    workspace.claim("b", mine("b"))
-    workspace.release("a")
-    assert everything(workspace.root)[1:2] == ["python_session/tr_session_b"]
-    workspace.release("b")
-    assert os.path.isdir(workspace.root)
-    assert everything(workspace.root) == []
+def test_release_keeps_the_users_own_directory_and_other_sessions(ws: Workspace) -> None:
+    ws.claim("a", mine("a"))
+    ws.claim("b", mine("b"))
+    ws.release("a")
+    assert everything(ws.root)[1:2] == ["python_session/tr_session_b"]
+    ws.release("b")
+    assert os.path.isdir(ws.root)
+    assert everything(ws.root) == []
 
 
-def test_release_leaves_another_living_owners_session(workspace: Workspace, living: tuple[Any, Identity]) -> None:
-    path = leave(workspace, "s", living[1])
-    assert not workspace.release("s")
+def test_release_leaves_another_living_owners_session(ws: Workspace, living: tuple[Any, Identity]) -> None:
+    path = leave(ws, "s", living[1])
+    assert not ws.release("s")
     assert path.is_dir()
 
 
-def test_release_removes_an_own_session_whose_manifest_was_lost(workspace: Workspace) -> None:
-    path = Path(workspace.claim("s", mine("s")))
+def test_release_removes_an_own_session_whose_manifest_was_lost(ws: Workspace) -> None:
+    path = Path(ws.claim("s", mine("s")))
     (path / "session.json").unlink()
-    assert workspace.release("s")
+    assert ws.release("s")
     assert not path.exists()
 
 
-def test_a_session_of_the_wrong_name_is_refused(workspace: Workspace) -> None:
+def test_a_session_of_the_wrong_name_is_refused(ws: Workspace) -> None:
     with pytest.raises(BadMessage):
-        workspace.claim("a", mine("b"))
+        ws.claim("a", mine("b"))
 
 
 def test_a_claim_survives_parents_that_vanish_at_every_step(
     default_parent: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace = Workspace.locate({})
-    to_vanish = [workspace.root, workspace.root + "/python_session"] * 2
+    ws = Workspace.locate({})
+    to_vanish = [ws.root, ws.root + "/python_session"] * 2
     real = system.make_dir
 
     def make_dir(path: str) -> None:
@@ -473,9 +474,9 @@ def test_a_claim_survives_parents_that_vanish_at_every_step(
             to_vanish.remove(path)
             os.rmdir(path)
 
-    os.rmdir(workspace.root)
+    os.rmdir(ws.root)
     monkeypatch.setattr(system, "make_dir", make_dir)
-    assert os.path.isdir(workspace.claim("s", mine("s")))
+    assert os.path.isdir(ws.claim("s", mine("s")))
     assert to_vanish == []
 
 
@@ -502,51 +503,49 @@ def has_semaphore(name: str) -> bool:
 
 
 def test_sweep_removes_the_dead_with_their_semaphores_and_keeps_the_living(
-    workspace: Workspace, dead: Identity, living: tuple[Any, Identity], semaphores: list[str]
+    ws: Workspace, dead: Identity, living: tuple[Any, Identity], semaphores: list[str]
 ) -> None:
-    leave(workspace, "old", dead, worker=dead, doorbells=[semaphores[0], "/tr_never_was"])
-    alive = leave(workspace, "new", living[1], doorbells=[semaphores[1]])
-    half = leave(workspace, "half", dead, worker=living[1])
-    report = sweep(workspace.root)
+    leave(ws, "old", dead, worker=dead, doorbells=[semaphores[0], "/tr_never_was"])
+    alive = leave(ws, "new", living[1], doorbells=[semaphores[1]])
+    half = leave(ws, "half", dead, worker=living[1])
+    report = sweep(ws.root)
     assert report.removed == ["old"]
     assert sorted(report.kept) == ["half", "new"]
     assert f"process {living[1].pid}" in report.kept["new"]
-    assert not os.path.exists(workspace.session_dir("old"))
+    assert not os.path.exists(ws.session_dir("old"))
     assert alive.is_dir()
     assert half.is_dir()
     assert [has_semaphore(name) for name in semaphores] == [False, True]
 
 
-def test_a_claim_over_the_dead_removes_their_semaphores(
-    workspace: Workspace, dead: Identity, semaphores: list[str]
-) -> None:
-    leave(workspace, "s", dead, doorbells=semaphores)
-    workspace.claim("s", mine("s"))
+def test_a_claim_over_the_dead_removes_their_semaphores(ws: Workspace, dead: Identity, semaphores: list[str]) -> None:
+    leave(ws, "s", dead, doorbells=semaphores)
+    ws.claim("s", mine("s"))
     assert [has_semaphore(name) for name in semaphores] == [False, False]
 
 
 def test_a_manifest_cannot_have_other_programs_semaphores_removed(
-    workspace: Workspace, dead: Identity, monkeypatch: pytest.MonkeyPatch
+    ws: Workspace, dead: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removed: list[str] = []
     monkeypatch.setattr(posix_ipc, "unlink_semaphore", removed.append)
     names = ["/theirs", "tr_a", "/tr_", "/tr_../x", "/tr_a\n", "", "/tr_" + "x" * 300, "/tr_ok"]
-    leave(workspace, "s", dead, doorbells=names)
-    assert workspace.sweep().removed == ["s"]
+    leave(ws, "s", dead, doorbells=names)
+    assert ws.sweep().removed == ["s"]
     assert removed == ["/tr_ok"]
 
 
 def test_sweep_removes_what_the_dead_had_half_made_or_half_removed(
-    workspace: Workspace, dead: Identity, living: tuple[Any, Identity]
+    ws: Workspace, dead: Identity, living: tuple[Any, Identity]
 ) -> None:
-    sessions = Path(workspace.root) / "python_session"
+    sessions = Path(ws.root) / "python_session"
     sessions.mkdir(mode=0o700)
     for kind in ("new", "gone"):
         for identity in (dead, living[1], Identity.local(living[1].pid, living[1].start_ticks - 1)):
             (sessions / f".{kind}-{identity.pid}-{identity.start_ticks}-0a").mkdir()
     (sessions / ".gone-x-1-0a").mkdir()
     (sessions / "notes").write_text("")
-    workspace.sweep()
+    ws.sweep()
     alive = f"{living[1].pid}-{living[1].start_ticks}-0a"
     assert sorted(os.listdir(sessions)) == sorted([f".gone-{alive}", ".gone-x-1-0a", f".new-{alive}", "notes"])
 
@@ -560,10 +559,10 @@ def test_sweep_leaves_no_empty_directories(default_parent: Path, dead: Identity)
 
 
 def test_sweep_without_a_root_is_of_the_users_workspace(
-    workspace: Workspace, dead: Identity, monkeypatch: pytest.MonkeyPatch
+    ws: Workspace, dead: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TR_WORKSPACE", workspace.root)
-    leave(workspace, "s", dead)
+    monkeypatch.setenv("TR_WORKSPACE", ws.root)
+    leave(ws, "s", dead)
     assert sweep().removed == ["s"]
 
 
@@ -573,50 +572,48 @@ def test_sweep_of_a_place_that_is_not_there_finds_nothing(tmp_path: Path) -> Non
     assert everything(tmp_path) == []
 
 
-def test_another_users_session_is_never_touched(
-    workspace: Workspace, dead: Identity, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = leave(workspace, "s", dead)
+def test_another_users_session_is_never_touched(ws: Workspace, dead: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = leave(ws, "s", dead)
     monkeypatch.setattr(workspaces, "_check_private", lambda _: None)
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    assert workspace.sweep().kept == {"s": f"it belongs to user {owner}"}
+    assert ws.sweep().kept == {"s": f"it belongs to user {owner}"}
     assert path.is_dir()
 
 
 def test_a_slow_sweeper_does_not_remove_the_session_that_replaced_the_dead_one(
-    workspace: Workspace, dead: Identity, monkeypatch: pytest.MonkeyPatch
+    ws: Workspace, dead: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave(workspace, "s", dead)
+    leave(ws, "s", dead)
     real = system.try_lock_dir
 
     def overtaken(fd: int) -> bool:
         monkeypatch.setattr(system, "try_lock_dir", real)
-        workspace.claim("s", mine("s"))  # removes the dead one's, while the slow sweeper has it open
+        ws.claim("s", mine("s"))  # removes the dead one's, while the slow sweeper has it open
         return real(fd)
 
     monkeypatch.setattr(system, "try_lock_dir", overtaken)
-    report = workspace.sweep()
+    report = ws.sweep()
     assert (report.removed, report.kept) == ([], {})
-    manifest = manifests.read(workspace.session_dir("s"))
+    manifest = manifests.read(ws.session_dir("s"))
     assert manifest is not None
     assert manifest.controller == Identity.current()
 
 
 def test_a_sweeper_at_work_is_not_disturbed_by_a_second(
-    workspace: Workspace, dead: Identity, monkeypatch: pytest.MonkeyPatch
+    ws: Workspace, dead: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave(workspace, "s", dead)
+    leave(ws, "s", dead)
     real = manifests.read
     second: list[dict[str, str]] = []
 
     def read(directory: str) -> Manifest | None:
         monkeypatch.setattr(manifests, "read", real)
-        second.append(workspace.sweep().kept)
+        second.append(ws.sweep().kept)
         return real(directory)
 
     monkeypatch.setattr(manifests, "read", read)
-    assert workspace.sweep().removed == ["s"]
+    assert ws.sweep().removed == ["s"]
     assert "another process" in second[0]["s"]
 
 
@@ -695,28 +692,28 @@ def racers(default_parent: Path) -> Iterator[Racers]:
 def test_of_processes_that_claim_one_session_exactly_one_wins(
     racers: Racers, default_parent: Path, dead: Identity
 ) -> None:
-    workspace = Workspace.locate({})
+    ws = Workspace.locate({})
     for i in range(20):
         if i % 2:  # over what a dead owner left
-            leave(workspace, f"s{i}", dead, worker=dead)
+            leave(ws, f"s{i}", dead, worker=dead)
         assert sorted(racers.ask(f"claim s{i}")) == ["lost"] * 5 + ["won"]
-    sessions = Path(workspace.root) / "python_session"
+    sessions = Path(ws.root) / "python_session"
     assert sorted(os.listdir(sessions)) == sorted(f"tr_session_s{i}" for i in range(20))
     racers.kill()
-    assert len(workspace.sweep().removed) == 20
+    assert len(ws.sweep().removed) == 20
     assert everything(default_parent) == []
 
 
 def test_a_claim_among_sweepers_wins_and_the_dead_session_is_removed_once(
     racers: Racers, default_parent: Path, dead: Identity
 ) -> None:
-    workspace = Workspace.locate({})
+    ws = Workspace.locate({})
     for i in range(20):
-        leave(workspace, f"s{i}", dead)
+        leave(ws, f"s{i}", dead)
         claimed, *swept = racers.ask(f"claim s{i}", *["sweep x"] * 5)
         assert claimed == "won"
         assert swept.count("1") <= 1
-        manifest = manifests.read(workspace.session_dir(f"s{i}"))
+        manifest = manifests.read(ws.session_dir(f"s{i}"))
         assert manifest is not None
         assert manifest.controller.pid == racers.popens[0].pid
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
         UnsupportedTensor,
         WorkerDied,
     )
-    from .server import Server, TechRenaissanceServer
+    from .function_server import Server
+    from .server import TechRenaissanceServer
     from .session import PythonSession
     from .tsr import Header, load, read_header, save
     from .workspace import sweep
@@ -70,7 +71,7 @@ __all__ = [
 
 _HOMES: Final = {
     "PythonSession": "session",
-    "Server": "server",
+    "Server": "function_server",
     "TechRenaissanceServer": "server",
     "Header": "tsr",
     "load": "tsr",

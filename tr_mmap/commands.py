@@ -36,14 +36,14 @@ class Command:
         function: takes tensors and words, positionally.
     """
 
-    __slots__ = ("_is_tensor", "_most", "_least", "_scalars", "function", "name")
+    __slots__ = ("_is_tensor", "_least", "_most", "_scalars", "function", "name")
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
         self.function = function
         try:
             hints = typing.get_type_hints(function)
-        except Exception:  # noqa: BLE001 - a hint that cannot be resolved is some tensor type
+        except Exception:
             hints = {
                 key: _NAMES.get(value, value) if isinstance(value, str) else value
                 for key, value in getattr(function, "__annotations__", {}).items()
@@ -79,9 +79,8 @@ class Command:
             BadMessage: too few or too many, or a word that is no number where one is wanted.
         """
         if not self._scalars:
-            words, others = [], []
-            for word in split_words(parameters):
-                (words if word in tags else others).append(word)
+            words = split_words(parameters)
+            others = [word for word in words if word not in tags]
             if others:
                 raise MissingTag(f"{self.name}: no tensor goes by the tag {others[0]!r}; send it first", tag=others[0])
             self._check_count(len(words))

@@ -39,7 +39,7 @@ def _rebuild(cls: type[TRException], message: str, fields: dict[str, Any]) -> TR
     return error
 
 
-class TRException(Exception):  # noqa: N818 - the name is fixed by the original framework
+class TRException(Exception):
     """Base of every error raised by tr_mmap.
 
     Args:

@@ -38,10 +38,7 @@ def launch(script_path: str, session_id: str, *, workspace_root: str, session_di
         ScriptNotFound: there is no such script.
     """
     check_script(script_path)
-    if script_path == DEFAULT_WORKER:
-        program = ["-m", "tr_mmap.worker"]
-    else:
-        program = [os.path.abspath(script_path)]
+    program = ["-m", "tr_mmap.worker"] if script_path == DEFAULT_WORKER else [os.path.abspath(script_path)]
     return WorkerProcess.spawn(
         [sys.executable, *program, session_id],
         env=_environment(os.environ, workspace_root),

@@ -10,17 +10,14 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
-
-import msgspec
+from typing import Any, Final
 
 from . import manifest as manifests
 from .channel import CHANNELS, Channel
-from .commands import Command
 from .errors import BadMessage, MissingTag, SessionNotStarted, TRException
-from .process import Identity, PeerWatch
+from .process import PeerWatch
 from .protocol import (
     Failure,
     FailureKind,
@@ -36,12 +33,10 @@ from .protocol import (
 from .segments import Receiver, Segment, SegmentPool
 from .workspace import Workspace
 
-__all__ = ["EXIT_COMMAND", "Server", "TechRenaissanceServer"]
+__all__ = ["EXIT_COMMAND", "TechRenaissanceServer"]
 
 EXIT_COMMAND: Final = "exit"  # the controller's wish; not passed to main_logic
 _ORPHAN_GRACE_S: Final = 2.0  # how long a command may go on after the controller is gone
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Stop(BaseException):
@@ -378,72 +373,3 @@ class TechRenaissanceServer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-class Server(TechRenaissanceServer):
-    """A worker made of plain functions::
-
-        server = Server()
-
-        @server.command("scale")
-        def scale(x, factor: float):
-            return x * factor
-
-        server.run()
-
-    A function takes tensors, and words where it is annotated ``str``, ``int``, ``float`` or ``bool``. It returns a
-    tensor, several (a tuple or list), a text, or nothing.
-    """
-
-    def __init__(self, framework: str = "numpy", debug: bool = False) -> None:
-        super().__init__(debug=debug, framework=framework)
-        self._commands: dict[str, Command] = {}
-
-    def command(self, name: str) -> Callable[[F], F]:
-        """Register a function under a command's word.
-
-        Raises:
-            BadMessage: the name is empty, has a space in it, or is taken.
-        """
-        if not name or name.split() != [name] or name == EXIT_COMMAND or name in self._commands:
-            raise BadMessage(f"{name!r} cannot name a command: it is not one word, or it is taken", detail=name)
-
-        def register(function: F) -> F:
-            self._commands[name] = Command(name, function)
-            return function
-
-        return register
-
-    def main_logic(self, command: str, parameters: str) -> bool:
-        known = self._commands.get(command)
-        if known is None:
-            return False
-        try:
-            arguments = known.bind(parameters, self._refs, self._fetch)
-        except TRException as error:
-            error.is_bad_input = True  # type: ignore[attr-defined]
-            raise
-        result = known.function(*arguments)
-        if isinstance(result, str):
-            self.write_response(command, result)
-        elif isinstance(result, tuple | list):
-            self.send_tensors(*result)
-        elif result is not None:
-            self.send_tensors(result)
-        return True
-
-    def describe_unknown(self, command: str) -> str:
-        return f"the worker knows no command {command[:80]!r}; it knows {', '.join(sorted(self._commands))}"
-
-
-def info() -> str:
-    """What a worker is, as JSON: versions and pid."""
-    import platform
-
-    import numpy as np
-
-    fields = {"pid": Identity.current().pid, "python": platform.python_version(), "numpy": np.__version__}
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        fields["torch"] = torch.__version__
-    return msgspec.json.encode(fields).decode()

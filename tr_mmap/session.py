@@ -463,10 +463,9 @@ class PythonSession:
             UnsupportedTensor, OutOfSpace, RemoteError, UnknownCommand, ResponseTimeout, WorkerDied.
         """
         command, parameters = parse_command(message)
+        framework = self._framework
         if tensors:
             framework = "torch" if hasattr(tensors[0], "untyped_storage") else "numpy"
-        else:
-            framework = self._framework
         with self._lock:
             response, arrays = self._call(command, parameters, tensors, timeout_ms, framework)
             return self._only(response, arrays) if arrays else response.result

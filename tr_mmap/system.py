@@ -22,8 +22,10 @@ except ImportError:  # pragma: no cover - Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "MADV_DONTNEED",
     "MADV_POPULATE_READ",
     "MADV_POPULATE_WRITE",
+    "MADV_REMOVE",
     "address_of",
     "advise",
     "allocate",
@@ -57,6 +59,8 @@ __all__ = [
     "write_all",
 ]
 
+MADV_DONTNEED = 4  # linux/mman.h: on a private mapping, forget our stores and look at the file again
+MADV_REMOVE = 9  # give the pages back to the file system now
 MADV_POPULATE_READ = 22  # linux/mman.h, 5.14; Python's mmap does not name them yet
 MADV_POPULATE_WRITE = 23
 
@@ -287,7 +291,7 @@ def address_of(mapping: memoryview) -> int:
 
 def advise(mapping: memoryview, advice: int) -> bool:
     """``madvise`` over a whole writable mapping; False where this kernel does not know the advice."""
-    return _libc.madvise(address_of(mapping), len(mapping), advice) == 0
+    return bool(_libc.madvise(address_of(mapping), len(mapping), advice) == 0)
 
 
 def _map(fd: int, nbytes: int, offset: int, protection: int, flags: int) -> memoryview:

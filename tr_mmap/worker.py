@@ -5,11 +5,15 @@ Run as ``python -m tr_mmap.worker SESSION_ID``; ``PythonSession()`` does that.
 
 from __future__ import annotations
 
+import os
+import platform
+import sys
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from .server import Server, info
+from .function_server import Server
 
 __all__ = ["server"]
 
@@ -63,7 +67,15 @@ def total(x: Array) -> Any:
     return np.sum(x)
 
 
-server.command("info")(info)
+@server.command("info")
+def info() -> str:
+    """What a worker is, as JSON: versions and pid."""
+    fields = {"pid": os.getpid(), "python": platform.python_version(), "numpy": np.__version__}
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        fields["torch"] = torch.__version__
+    return msgspec.json.encode(fields).decode()
+
 
 if __name__ == "__main__":
     server.run()

@@ -104,7 +104,7 @@ def _judge_dead(manifest: Manifest | None, problem: str) -> None:
     if manifest.controller.is_alive():
         pid = manifest.controller.pid
         raise _Kept(f"its controller, process {pid}, is alive", pid=pid)
-    if manifest.worker is not None and manifest.worker.is_alive():
+    if manifest.worker is not None and manifest.worker != Identity.current() and manifest.worker.is_alive():
         # It is about to notice, and until then could write to, or remove, the directory that it takes for its own.
         pid = manifest.worker.pid
         raise _Kept(f"its worker, process {pid}, is alive, its controller is not", pid=pid, may_pass=True)
@@ -262,16 +262,15 @@ class Workspace:
                 pass
             except OSError as error:
                 raise _unusable(self.root, f"cannot be made ({error.strerror})") from error
+            if not self.is_default:
+                if not system.is_usable_dir(self.root):
+                    raise _unusable(self.root, "is not a directory that this user may write")
+                return
             try:
-                if self.is_default:
-                    _check_private(self.root)
+                _check_private(self.root)
+                return
             except FileNotFoundError:  # another's release removed it at this moment
                 continue
-            if not system.is_usable_dir(self.root):
-                if not system.exists(self.root):
-                    continue
-                raise _unusable(self.root, "is not a directory that this user may write")
-            return
 
     def _remove_if_empty(self) -> None:
         try:

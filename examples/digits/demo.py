@@ -148,6 +148,12 @@ def loan_row(session: tr_mmap.PythonSession) -> tuple[Row, np.ndarray]:
     ), loan
 
 
+def mark(is_right: bool) -> str:
+    """A tick or a cross, in letters where the terminal has no such signs."""
+    is_utf = sys.stdout.encoding.lower().startswith("utf")
+    return ("✓" if is_right else "✗") if is_utf else ("ok" if is_right else "WRONG")
+
+
 def size_text(nbytes: int) -> str:
     """Bytes for people: 11 B, 50 KiB, 12 MiB."""
     for unit, factor in (("MiB", 1 << 20), ("KiB", 1 << 10)):
@@ -166,7 +172,7 @@ def results_table(rows: list[Row]) -> Table:
     table.add_column("checked", no_wrap=True)
     for row in rows:
         here = "" if row.here_ms is None else f"{row.here_ms:.2f} ms"
-        check = Text(f"{'✓' if row.is_right else '✗'} {row.check}", style="green" if row.is_right else "bold red")
+        check = Text(f"{mark(row.is_right)} {row.check}", style="green" if row.is_right else "bold red")
         table.add_row(row.what, size_text(row.nbytes), f"{row.worker_ms:.2f} ms", here, check)
     return table
 
@@ -184,7 +190,7 @@ def places_table(places: list[Place]) -> Table:
 def show_proof(console: Console, session: tr_mmap.PythonSession, loan: np.ndarray, product: np.ndarray) -> bool:
     """Print where each process has the data; True if they are the same bytes of the same file."""
     ours = Place.parse("loan here", mapping_of(loan))
-    theirs = Place.parse("loan worker", session.fetch_response("where loan", TIMEOUT_MS) or "")
+    theirs = Place.parse("loan worker", session.fetch_response("where loan", TIMEOUT_MS))
     received = Place.parse("product here", mapping_of(product))
     console.print(places_table([ours, theirs, received]))
     console.print(Text(f"loan:    {ours.path}\nproduct: {received.path}", style="dim", overflow="fold"))
@@ -194,7 +200,7 @@ def show_proof(console: Console, session: tr_mmap.PythonSession, loan: np.ndarra
 
 def verdict(console: Console, text: str, is_right: bool) -> bool:
     """Print one check's outcome, and pass it on."""
-    console.print(Text(f"{'✓' if is_right else '✗'} {text}", style="green" if is_right else "bold red"))
+    console.print(Text(f"{mark(is_right)} {text}", style="green" if is_right else "bold red"))
     return is_right
 
 
@@ -234,13 +240,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Send real tensors through a worker and check every result.")
     parser.add_argument("--channel", choices=["mapped", "files"], default="mapped", help="how messages travel")
     arguments = parser.parse_args()
-    sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows a question mark, not a traceback
+    sys.stdout.reconfigure(errors="replace")  # what a terminal cannot show is no reason to fail
     console = Console(highlight=False)
     try:
         return 0 if run(console, arguments.channel) else 1
     except tr_mmap.TRException as error:
         console.print(f"[bold red]{type(error).__name__}[/bold red]: {error}", markup=True)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import BadMessage
-from ..protocol import Request, Response, Status, StatusLine, encode
+from ..protocol import Request, Response, Status, StatusLine
 
 __all__ = ["MAX_MESSAGE_NBYTES", "Channel", "Role"]
 
@@ -109,8 +109,8 @@ class Channel(ABC):
         """Let go of everything this end holds. Idempotent."""
 
 
-def encode_bounded(message: Request | Response) -> bytes:
-    text = encode(message)
+def check_bounds(text: bytes) -> bytes:
+    """An encoded message, if it is not too long for one."""
     if len(text) > MAX_MESSAGE_NBYTES:
         raise BadMessage(
             f"the message has {len(text)} bytes, more than {MAX_MESSAGE_NBYTES}; send large data as a tensor",

@@ -15,8 +15,8 @@ from typing import Final
 
 from .. import system
 from ..errors import BadMessage, ResponseTimeout
-from ..protocol import Request, Response, Status, StatusLine, parse_status
-from .base import MAX_MESSAGE_NBYTES, Channel, Role, encode_bounded
+from ..protocol import Request, Response, Status, StatusLine, encode, parse_status
+from .base import MAX_MESSAGE_NBYTES, Channel, Role, check_bounds
 
 __all__ = ["FileChannel", "PollRate"]
 
@@ -102,7 +102,7 @@ class FileChannel(Channel):
             system.close(fd)
 
     def send(self, message: Request | Response) -> None:
-        data = encode_bounded(message)
+        data = check_bounds(encode(message))
         if not self._wait(lambda: not os.path.lexists(self._out), _SEND_TIMEOUT_MS, lambda: False, PollRate()):
             raise ResponseTimeout(
                 f"the peer has left {self._out} lying for {_SEND_TIMEOUT_MS:.0f} ms",

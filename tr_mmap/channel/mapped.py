@@ -25,8 +25,8 @@ import msgspec
 
 from .. import system
 from ..errors import BadMessage, HostilePath
-from ..protocol import Request, Response, Status, StatusLine, parse_status
-from .base import MAX_MESSAGE_NBYTES, Channel, Role, encode_bounded
+from ..protocol import Request, Response, Status, StatusLine, encode, parse_status
+from .base import MAX_MESSAGE_NBYTES, Channel, Role, check_bounds
 from .doorbell import Doorbell
 
 __all__ = ["MappedChannel"]
@@ -39,6 +39,8 @@ _PREFIX: Final = b'{"seq": '
 _BLANK: Final = b"       0"
 _BLANK_WORD: Final = int.from_bytes(_BLANK, "little")
 _SEQ_WORD: Final = 1  # offset 8
+_REST: Final = 16
+_SHORT_NBYTES: Final = 16  # every status without a detail fits in so many
 
 
 class _Spill(msgspec.Struct):
@@ -57,16 +59,15 @@ class _Page:
         self._seen = _BLANK_WORD
 
     def store(self, seq: int, rest: bytes) -> None:
-        text = b"%b%b%b\n" % (_PREFIX, _BLANK, rest)
+        text = rest + b"\n"
         nbytes = len(text)
         if nbytes < self._previous_nbytes:
             text = text.ljust(self._previous_nbytes)
         self._previous_nbytes = nbytes
-        number = b"%8d" % seq
         words = self._words
         words[_SEQ_WORD] = _BLANK_WORD
-        self._buffer[: len(text)] = text
-        words[_SEQ_WORD] = int.from_bytes(number, "little")
+        self._buffer[_REST : _REST + len(text)] = text
+        words[_SEQ_WORD] = int.from_bytes(b"%8d" % seq, "little")
 
     def has_message(self) -> bool:
         word = self._words[_SEQ_WORD]
@@ -125,7 +126,8 @@ class MappedChannel(Channel):
         request_fd, response_fd, status_fd = fds
         request, response = _Page(request_fd), _Page(response_fd)
         self._status = system.map_write(status_fd, STATUS_NBYTES)
-        self._status_lines = {status: status.value.encode() + b"\n" for status in Status}
+        self._status_lines = {status: (status.value.encode() + b"\n").ljust(_SHORT_NBYTES) for status in Status}
+        self._has_long_status = True  # somebody else may have written one
         request_bell, response_bell = bells
         self._bells = bells
         if role is Role.CONTROLLER:
@@ -177,12 +179,12 @@ class MappedChannel(Channel):
         return [bell.name for bell in self._bells]
 
     def send(self, message: Request | Response) -> None:
-        text = encode_bounded(message)
+        text = encode(message)
         # The encoder writes "seq" first, or nothing where it is 0; the page has its own place for it.
         comma = text.find(b",") if message.seq else 0
         rest = text[comma:] if comma > 0 else b"}" if comma < 0 else b"," + text[1:]
         if len(rest) > PAGE_NBYTES - 32:
-            rest = b',"spill":"%b"}' % self._write_spill(text)
+            rest = b',"spill":"%b"}' % self._write_spill(check_bounds(text))
         self._out.store(message.seq, rest)
         self._ring_bell.ring()
 
@@ -257,17 +259,15 @@ class MappedChannel(Channel):
         return parse_status(line[: end if end >= 0 else 80].decode("utf-8", "replace").strip("\0 "))
 
     def is_exit_asked(self) -> bool:
-        return self._status[:4] == b"exit" and self.read_status().status is Status.EXIT
+        return self._status[:4].tobytes() == b"exit" and self.read_status().status is Status.EXIT
 
     def write_status(self, status: Status, detail: str = "") -> None:
-        if detail:
-            line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
-        else:
-            line = self._status_lines[status]
-        # What is behind the newline is never read; blanking it is for the eye of whoever prints the file.
-        self._status[: len(line)] = line
-        if self._status[len(line)] != 0x20:
-            self._status[len(line) :] = b" " * (STATUS_NBYTES - len(line))
+        if not detail and not self._has_long_status:
+            self._status[:_SHORT_NBYTES] = self._status_lines[status]
+            return
+        line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
+        self._status[:] = line.ljust(STATUS_NBYTES)
+        self._has_long_status = len(line) > _SHORT_NBYTES
 
     def wait_status(
         self, until: Callable[[StatusLine], bool], timeout_ms: float, stop: Callable[[], bool]

@@ -19,14 +19,14 @@ __all__ = ["Anchor", "anchor_of"]
 T = TypeVar("T")
 
 
-class Anchor(weakref.ref, Generic[T]):  # type: ignore[type-arg]  # weakref.ref[memoryview] is not generic at run time
+class Anchor(weakref.ref[memoryview], Generic[T]):
     """A weak reference that remembers whose mapping it watches."""
 
     __slots__ = ("holder",)
     holder: T
 
     # A weak reference hashes as its referent does, and a memoryview hashes its whole content.
-    __hash__ = object.__hash__  # type: ignore[assignment]
+    __hash__ = object.__hash__
     __eq__ = object.__eq__
 
     @classmethod

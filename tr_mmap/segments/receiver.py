@@ -7,7 +7,7 @@ from collections import deque
 from typing import Any
 
 from .. import system
-from ..errors import StaleTensor, TSRFormatError
+from ..errors import Fault, StaleTensor, TSRFormatError
 from ..protocol import TensorRef
 from ..tsr import header as tsr_header
 from ..tsr import tensors
@@ -21,7 +21,19 @@ __all__ = ["Receiver"]
 class _Mapped:
     """One segment of the peer, as we see it."""
 
-    __slots__ = ("head", "header", "inode", "is_pinned", "layout_seq", "name", "nbytes", "payload", "views", "words")
+    __slots__ = (
+        "head",
+        "header",
+        "inode",
+        "is_pinned",
+        "layout_seq",
+        "name",
+        "nbytes",
+        "payload",
+        "private",
+        "views",
+        "words",
+    )
 
     def __init__(self, name: str, head: memoryview, payload: memoryview, inode: int) -> None:
         self.name = name
@@ -32,8 +44,13 @@ class _Mapped:
         self.inode = inode
         self.layout_seq = 0
         self.header: Header | None = None
-        self.views: set[Anchor[_Mapped]] = set()
+        self.private: memoryview | None = None  # a copy-on-write mapping that no view uses now
+        self.views: set[Anchor[_View]] = set()
         self.is_pinned = False
+
+
+# What an anchor watches: a view of this segment, over this copy-on-write mapping if it is not over the shared one.
+_View = tuple[_Mapped, memoryview | None]
 
 
 class Receiver:
@@ -46,7 +63,7 @@ class Receiver:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._mapped: dict[str, _Mapped] = {}
-        self._dead: deque[Anchor[_Mapped]] = deque()
+        self._dead: deque[Anchor[_View]] = deque()
         self._is_foreign = False
         fork_hooks.add(self)
 
@@ -76,9 +93,10 @@ class Receiver:
             assert header is not None
             if header.payload_nbytes == 0:
                 return tensors.from_buffer(segment.payload, header.dtype, header.shape, 0, framework)
-            mapping = segment.payload if framework == "numpy" else self._map_private(segment, ref)
+            private = None if framework == "numpy" else self._map_private(segment, ref)
+            mapping = segment.payload if private is None else private
             array = tensors.from_buffer(mapping, header.dtype, header.shape, header.payload_offset, "numpy")
-            segment.views.add(Anchor.watch(anchor_of(array), segment, self._dead))
+            segment.views.add(Anchor.watch(anchor_of(array), (segment, private), self._dead))
             return array if framework == "numpy" else tensors.as_torch(array, header.dtype)
         finally:
             if not segment.views:
@@ -91,8 +109,10 @@ class Receiver:
             return
         while self._dead:
             anchor = self._dead.popleft()
-            segment = anchor.holder
+            segment, private = anchor.holder
             segment.views.discard(anchor)
+            if private is not None:
+                segment.private = private
             if not segment.views:
                 self._let_go(segment)
 
@@ -135,6 +155,9 @@ class Receiver:
             raise self._stale(ref) from None
 
     def _map_private(self, segment: _Mapped, ref: TensorRef) -> memoryview:
+        private, segment.private = segment.private, None
+        if private is not None and system.advise(private, system.MADV_DONTNEED):
+            return private
         fd = self._open(ref)
         try:
             if os.fstat(fd).st_ino != segment.inode:
@@ -150,7 +173,7 @@ class Receiver:
         if not header.is_segment:
             raise TSRFormatError(
                 f"{segment.name} is a plain TSR file, not a segment",
-                fault=tsr_header.Fault.BAD_FLAGS,
+                fault=Fault.BAD_FLAGS,
                 path=segment.name,
             )
         segment.header = header

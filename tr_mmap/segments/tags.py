@@ -66,6 +66,8 @@ class Tags:
 
     def untold(self) -> tuple[list[TensorRef], list[str]]:
         """What the next request must tell: where new tags are, and which are gone."""
+        if not self._untold:
+            return [], []
         refs = [TensorRef(tag, self._segments[tag].name, seq) for tag, seq in self._untold.items() if seq]
         drops = [tag for tag, seq in self._untold.items() if not seq]
         return refs, drops

@@ -75,9 +75,9 @@ v2: 256 bytes
      56  u32      payload offset, a multiple of 256, at least 256
      60  u32      CRC-32 of bytes 0 to 59 followed by bytes 128 to 255
      -- the live line: one cache line, outside the checksum, changed by single aligned 8-byte stores --
-     64  u64      seq: publication number; 0 while the tensor is being written
+     64  u64      seq: publication number; 0 while the tensor is being written, 2**64-1 once the segment is given up
      72  u64      layout_seq: the seq with which bytes 0 to 63 and 128 to 255 were last written
-     80  u64      lease: not 0 while the session's reader holds a view
+     80  u64      lease: 0 free, 1 while the session's reader holds a view, 2 if it may hold one for ever
      88  u64      guest: not 0 once a stranger has mapped the file
      96  u64[3]   0
     120  u64      seq again
@@ -96,15 +96,18 @@ than the payload. Stores are aligned and of 8 bytes; header bytes are prepared e
 
 The owner publishes:
 
-1. has seen lease = 0 and guest = 0; a segment that has a guest is never written again;
-2. stores seq = 0, and looks at lease and guest once more: if either is set, this segment is left alone;
+1. chooses a segment that no tag, message or local view of its own holds, and stores seq = 0;
+2. looks at lease and guest, and leaves the segment alone if either is set;
 3. writes the payload; if anything else in the header changes (dtype, shape, offset, checksum), also bytes 0 to 63,
    bytes 128 to 255, and layout_seq = the new seq;
 4. stores the copy of seq at 120, then seq at 64, and only then tells the reader about it.
 
+To give a segment up (always, once it has a guest or a lease of 2) the owner stores seq = 2**64-1 in both copies, looks
+at lease and guest, and removes the name. Only if both are 0 may it free the pages.
+
 The reader, told of a segment and a seq: stores lease, then compares seq; if it differs the tensor is gone
 (``StaleTensor``). A header it has parsed at layout_seq stays valid while layout_seq is the same. When its last view
-is gone it stores lease = 0. Leases are cleared by the owner when the reader's process is gone.
+is gone it stores lease = 0. If it forks while it holds views it stores lease = 2: nobody tells when the child's go.
 
 A guest, told nothing: reads and checks the header, stores guest = 1, then reads the header again. Unchanged, its
 views are good for as long as it likes; changed, or seq = 0, it opens the name again. It never takes the mark back:

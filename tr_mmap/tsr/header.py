@@ -35,6 +35,7 @@ __all__ = [
     "PAYLOAD_ALIGNMENT",
     "SEQ_COPY_OFFSET",
     "SEQ_OFFSET",
+    "SEQ_RETIRED",
     "V0_HEADER_NBYTES",
     "V1_HEADER_NBYTES",
     "V2_HEADER_NBYTES",
@@ -53,7 +54,8 @@ MAX_HEADER_NBYTES: Final = 256  # what a reader reads to know any layout's heade
 MAX_NDIM: Final = 16  # dims fill the second half of the 256-byte header
 MAX_NDIM_V1: Final = 4  # N, C, H, W
 MAX_NBYTES: Final = 2**63 - 1  # off_t and Py_ssize_t: what a mapping can address
-MAX_SEQ: Final = 2**64 - 1
+SEQ_RETIRED: Final = 2**64 - 1  # a segment that its owner has given up: its pages may be gone
+MAX_SEQ: Final = SEQ_RETIRED - 1
 PAYLOAD_ALIGNMENT: Final = 256  # every dtype, AVX-512 and a pair of cache lines divide it
 
 FLAG_CHECKSUM: Final = 1  # payload_checksum holds the payload's CRC-32
@@ -199,7 +201,7 @@ def encode_v2(
     count, payload_nbytes = _check_sizes(sizes, dtype, None)
     _check_offset(payload_offset, payload_nbytes, None)
     if not (0 if is_segment else 1) <= seq <= MAX_SEQ:
-        _refuse(Fault.UNREPRESENTABLE, f"seq {seq}, a published tensor has 1 to 2**64-1", None)
+        _refuse(Fault.UNREPRESENTABLE, f"seq {seq}, a published tensor has 1 to 2**64-2", None)
     if not 0 <= created_ns < 2**64:
         _refuse(Fault.UNREPRESENTABLE, f"created_ns {created_ns}, the field holds 0 to 2**64-1", None)
     if payload_checksum is not None and not 0 <= payload_checksum < 2**32:
@@ -289,6 +291,8 @@ def _decode_v2(data: bytes, path: str | None) -> Header:
     # seq comes before the checksum: while a writer is at work the rest may be in any state.
     if seq == 0:
         _refuse(Fault.UNPUBLISHED, "seq is 0: the tensor is still being written; try again", path)
+    if seq == SEQ_RETIRED:
+        _refuse(Fault.UNPUBLISHED, "seq is 2**64-1: the session has given this segment up; open the name again", path)
     if seq != seq_copy:
         _refuse(Fault.TORN, f"seq is {seq}, its copy {seq_copy}: read in the middle of a change; try again", path)
     found = zlib.crc32(data[128:], zlib.crc32(data[:60]))

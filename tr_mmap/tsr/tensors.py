@@ -177,7 +177,7 @@ def move_torch_storage(tensor: torch.Tensor, buffer: memoryview, offset: int) ->
     storage = torch.from_numpy(np.frombuffer(buffer, np.uint8, nbytes, offset)).untyped_storage()
     for each in (tensor, tensor._base):
         if each is not None:
-            each.set_(storage, each.storage_offset(), each.size(), each.stride())  # type: ignore[call-overload]
+            each.set_(storage, each.storage_offset(), each.size(), each.stride())
 
 
 def _to_array_slow(tensor: object) -> tuple[DType, np.ndarray[Any, Any]]:
@@ -208,11 +208,11 @@ def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, 
     if tensor.is_meta:
         raise UnsupportedTensor("a tensor on the meta device has no data to send")
     dtype = from_torch(tensor.dtype)
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if not tensor.is_cpu:
+        tensor = tensor.cpu()  # a device's own errors go to the caller as they are
     try:
-        if tensor.requires_grad:
-            tensor = tensor.detach()
-        if not tensor.is_cpu:
-            tensor = tensor.cpu()
         if tensor.is_conj() or tensor.is_neg():
             tensor = tensor.resolve_conj().resolve_neg()
         bits = _BITS.get(dtype)

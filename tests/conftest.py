@@ -1,0 +1,80 @@
+"""Every test has a workspace of its own and fails if it leaves anything there: files, semaphores, processes.
+
+Sessions that many tests share live for the whole run, in workspaces of their own that are checked at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support import TOOLS, TORCH_TOOLS, Gate, empty_place
+
+from tr_mmap import PythonSession
+
+
+@pytest.fixture(autouse=True)
+def workspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where this test's sessions live."""
+    with empty_place() as path:
+        monkeypatch.setenv("TR_WORKSPACE", str(path))
+        yield path
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    made = Gate(tmp_path)
+    yield made
+    made.close()
+
+
+@contextmanager
+def _shared(script: Path, channel: str) -> Iterator[PythonSession]:
+    with empty_place() as path, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TR_WORKSPACE", str(path))
+        with PythonSession(script, quiet_mode=True, channel=channel) as session:
+            patch.undo()
+            yield session
+
+
+@pytest.fixture(scope="session")
+def shared_mapped() -> Iterator[PythonSession]:
+    with _shared(TOOLS, "mapped") as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def shared_files() -> Iterator[PythonSession]:
+    with _shared(TOOLS, "files") as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def torch_session() -> Iterator[PythonSession]:
+    """A session whose worker gets torch tensors; the session itself gives numpy."""
+    with _shared(TORCH_TOOLS, "mapped") as session:
+        yield session
+
+
+def _check_usable(session: PythonSession) -> None:
+    """Whatever a test did, the session goes on."""
+    assert session.is_alive()
+    assert session.fetch_response("hello again") == "Hello Again"
+    assert not session.new_response()
+
+
+@pytest.fixture
+def mapped(shared_mapped: PythonSession) -> Iterator[PythonSession]:
+    """A shared session with the default channel, which must be usable after the test."""
+    yield shared_mapped
+    _check_usable(shared_mapped)
+
+
+@pytest.fixture(params=["mapped", "files"])
+def session(request: pytest.FixtureRequest) -> Iterator[PythonSession]:
+    """A shared session over each channel, which must be usable after the test."""
+    shared: PythonSession = request.getfixturevalue(f"shared_{request.param}")
+    yield shared
+    _check_usable(shared)

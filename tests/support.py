@@ -1,0 +1,220 @@
+"""What tests of sessions share: a place that must be empty again, a gate that holds a worker, what the kernel knows.
+
+Never imports the code under test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+WORKERS = Path(__file__).resolve().parent / "workers"
+TOOLS = WORKERS / "tools.py"
+TORCH_TOOLS = WORKERS / "torch_tools.py"
+CONTROLLER = WORKERS / "controller.py"
+FOREVER_MS = 60_000.0  # longer than any test waits that works
+SHM = Path("/dev/shm")
+
+_started: set[int] = {os.getpid()}  # processes whose semaphores are ours
+
+
+# -- nothing is left -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def empty_place() -> Iterator[Path]:
+    """A workspace for TR_WORKSPACE; fails if a file, a semaphore or a process is left in it."""
+    parent = SHM if SHM.is_dir() else Path(tempfile.gettempdir())
+    path = parent / f"tr_test_{os.getpid()}_{secrets.token_hex(4)}"
+    path.mkdir(mode=0o700)
+    try:
+        yield path
+        left = leftovers(path)
+        for process in processes_of(path):
+            process.kill()
+            process.wait(10)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+    if left:
+        pytest.fail("left behind: " + "; ".join(left))
+
+
+def leftovers(workspace: Path) -> list[str]:
+    """Every process, file and semaphore of ours that is there."""
+    left = [f"process {each.pid} {each.cmdline()}" for each in processes_of(workspace)]
+    left += [str(each) for each in workspace.rglob("*")]
+    left += semaphores()
+    return left
+
+
+def semaphores() -> list[str]:
+    names = os.listdir(SHM) if SHM.is_dir() else []
+    return [
+        name for name in names if (match := re.match(r"sem\.tr_(\d+)_", name)) is not None and int(match[1]) in _started
+    ]
+
+
+def processes_of(workspace: Path) -> list[psutil.Process]:
+    """Living processes that were started with this workspace in their environment."""
+    wanted = f"TR_WORKSPACE={workspace}".encode()
+    found = []
+    for pid in psutil.pids():
+        try:
+            environ = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            continue
+        if pid != os.getpid() and wanted in environ.split(b"\0"):
+            try:
+                found.append(psutil.Process(pid))
+            except psutil.NoSuchProcess:
+                continue
+    return found
+
+
+def has_ended(pid: int, within_s: float = 10.0) -> bool:
+    """Wait for the end of any process."""
+    try:
+        psutil.Process(pid).wait(within_s)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return False
+    return True
+
+
+# -- a controller in a process of its own ----------------------------------------------------------------------------
+
+
+class Controller:
+    """workers/controller.py, running. Prints one line of JSON when it has come to the point that a test is after."""
+
+    def __init__(self, mode: str, *arguments: object, session_id: str = "default") -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(CONTROLLER), session_id, mode, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self.process.pid
+        _started.add(self.pid)
+
+    def line(self) -> dict[str, Any]:
+        """The next line that it prints."""
+        assert self.process.stdout is not None
+        text = self.process.stdout.readline()
+        if not text:
+            pytest.fail(f"the controller has ended: {self.process.communicate()[1]}")
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def end(self, signal_number: int | None = None, within_s: float = 20.0) -> str:
+        """Send a signal, or close its stdin, which it takes for the wish to go on; wait. Returns its stderr."""
+        if signal_number is not None:
+            self.process.send_signal(signal_number)
+        return self.process.communicate(timeout=within_s)[1]
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.returncode
+
+
+@contextmanager
+def controller(mode: str, *arguments: object, session_id: str = "default") -> Iterator[Controller]:
+    running = Controller(mode, *arguments, session_id=session_id)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.send_signal(signal.SIGKILL)
+        running.process.communicate()
+
+
+# -- holding a worker in the middle of a request ---------------------------------------------------------------------
+
+
+class Gate:
+    """A FIFO. ``fetch_response(gate.message)`` does not end before ``let_go``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / f"gate-{secrets.token_hex(4)}"
+        os.mkfifo(self.path)
+        self._fd = -1
+
+    @property
+    def message(self) -> str:
+        return f"gate {self.path}"
+
+    def wait_for_worker(self) -> None:
+        """Wait until the handler is at the gate."""
+        self._fd = os.open(self.path, os.O_WRONLY)
+
+    def let_go(self, answer: str) -> None:
+        """End the handler, with that answer."""
+        if self._fd < 0:
+            self.wait_for_worker()
+        os.write(self._fd, answer.encode())
+        self.close()
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+# -- what the kernel knows -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A line of /proc/self/maps."""
+
+    start: int
+    end: int
+    permissions: str
+    inode: int
+    path: str
+
+
+def mapping_of(address: int, nbytes: int) -> Mapping:
+    """The mapping in which these bytes of this process lie, all of them."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, permissions, _offset, _device, inode, *path = line.split(maxsplit=5)
+        start, end = (int(each, 16) for each in span.split("-"))
+        if start <= address < end:
+            assert address + nbytes <= end
+            return Mapping(start, end, permissions, int(inode), path[0] if path else "")
+    raise AssertionError(f"{address:#x} is not mapped")
+
+
+def mapping_of_tensor(tensor: Any) -> Mapping:
+    if hasattr(tensor, "data_ptr"):
+        return mapping_of(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    return mapping_of(tensor.__array_interface__["data"][0], tensor.nbytes)
+
+
+def anonymous_nbytes() -> int:
+    """Anonymous memory of this process, private copies of file pages included."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssAnon in /proc/self/status")
+
+
+def count_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))

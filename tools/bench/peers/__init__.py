@@ -1,0 +1,1 @@
+"""One module for each peer, all behind the interface of :mod:`.base`."""

@@ -1,0 +1,73 @@
+"""tr_mmap itself: copied in from the client's own memory, and loaned on both sides."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tr_mmap import PythonSession
+
+from .base import Array, LoanedPeer, Peer
+
+__all__ = ["Ours", "OursLoaned"]
+
+_TIMEOUT_MS = 120_000.0
+_WORKER = Path(__file__).with_name("ours_worker.py")
+_TOOLS = Path(__file__).resolve().parents[2]
+
+
+def open_session(name: str) -> PythonSession:
+    """A started session of our worker, which finds the bench's modules."""
+    paths = [str(_TOOLS), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    try:
+        session = PythonSession(str(_WORKER), f"bench-{os.getpid()}-{name}", quiet_mode=True)
+        return session.__enter__()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+class Ours(Peer):
+    key = "ours"
+    label = "tr_mmap"
+
+    def __init__(self) -> None:
+        self._session: PythonSession | None = None
+
+    def start(self, max_nbytes: int) -> None:  # noqa: ARG002 - segments are made as they are needed
+        self._session = open_session(self.key)
+
+    def roundtrip(self, x: Array) -> Array:
+        return self._session.calculate("increment", x, timeout_ms=_TIMEOUT_MS)
+
+    def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.please_exit()
+
+
+class OursLoaned(LoanedPeer):
+    key = "ours-loaned"
+    label = "tr_mmap, loaned"
+    payloads = 3
+
+    def __init__(self) -> None:
+        self._session: PythonSession | None = None
+
+    def start(self, max_nbytes: int) -> None:  # noqa: ARG002
+        self._session = open_session(self.key)
+
+    def loan(self, count: int) -> Array:
+        return self._session.empty(count, "float32")
+
+    def roundtrip(self, x: Array) -> Array:
+        return self._session.calculate("ends", x, timeout_ms=_TIMEOUT_MS)
+
+    def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.please_exit()
