@@ -117,11 +117,26 @@ _request_decoder = msgspec.json.Decoder(Request)
 _response_decoder = msgspec.json.Decoder(Response)
 _any_decoder = msgspec.json.Decoder()
 
-encode = _encoder.encode
+# What decoders raise; msgspec lets Python's own errors through for text that is not UTF-8.
+_UNREADABLE: Final = (msgspec.DecodeError, RecursionError, UnicodeError)
 
 
 def now_ms() -> int:
     return int(time.time() * 1000)
+
+
+def encode(message: Request | Response) -> bytes:
+    """The message as JSON text.
+
+    Raises:
+        BadMessage: it has characters that no UTF-8 text can hold.
+    """
+    try:
+        return _encoder.encode(message)
+    except UnicodeEncodeError as error:
+        raise BadMessage(
+            f"the message cannot be written: {error}; encode what is no text, with repr() say", detail=str(error)
+        ) from error
 
 
 def decode_response(raw: bytes) -> Response:
@@ -132,7 +147,7 @@ def decode_response(raw: bytes) -> Response:
     """
     try:
         return _response_decoder.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise _bad("response", raw, error) from error
 
 
@@ -143,11 +158,16 @@ def decode_request(raw: bytes) -> Request:
         BadMessage: it is not one.
     """
     try:
-        request = _request_decoder.decode(raw)
-        if not request.command:  # the other spelling: cmd, params
+        try:
+            request = _request_decoder.decode(raw)
+            is_ours = request.command != "" and b'"params"' not in raw and b'"cmd"' not in raw
+        except msgspec.ValidationError:  # a list of parameters, say
+            is_ours = False
+        if not is_ours:
             fields = _any_decoder.decode(raw)
-            request.command, request.parameters = _command_of(fields)
-    except (msgspec.DecodeError, RecursionError) as error:
+            command, parameters = _command_of(fields)
+            request = msgspec.convert({**fields, "command": command, "parameters": parameters}, Request)
+    except _UNREADABLE as error:
         raise _bad("request", raw, error) from error
     return request
 
@@ -172,13 +192,20 @@ def _command_of(fields: Any) -> tuple[str, str]:
         raise BadMessage("a JSON message needs a text under 'command' (or 'cmd')", detail="command")
     if parameters is None:
         parameters = ""
-    elif isinstance(parameters, list):
-        parameters = " ".join(str(each) for each in parameters)
-    elif not isinstance(parameters, str):
-        if not isinstance(parameters, int | float):
-            raise BadMessage("'parameters' (or 'params') is a text or a list of words", detail="parameters")
-        parameters = str(parameters)
+    elif isinstance(parameters, list | tuple):
+        parameters = " ".join([_word_of(each) for each in parameters])
+    else:
+        parameters = _word_of(parameters)
     return command.strip(), parameters
+
+
+def _word_of(value: Any) -> str:
+    if not isinstance(value, str | int | float):
+        raise BadMessage("'parameters' (or 'params') is a text, or a list of words and numbers", detail="parameters")
+    try:
+        return str(value)
+    except ValueError as error:  # an int with more digits than Python writes
+        raise BadMessage(f"a parameter cannot be written: {error}", detail="parameters") from error
 
 
 def parse_command(message: str | Mapping[str, Any]) -> tuple[str, str]:
@@ -191,14 +218,14 @@ def parse_command(message: str | Mapping[str, Any]) -> tuple[str, str]:
         BadMessage: there is no command in it.
     """
     if isinstance(message, str):
-        command, _, parameters = message.strip().partition(" ")
-        if command[:1] != "{":
-            if not command:
-                raise BadMessage("the message is empty; it begins with a command", detail="")
-            return command, parameters.strip()
+        words = message.split(None, 1)
+        if not words:
+            raise BadMessage("the message is empty; it begins with a command", detail="")
+        if words[0][0] != "{":
+            return words[0], words[1].rstrip() if len(words) > 1 else ""
         try:
             message = _any_decoder.decode(message)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except _UNREADABLE as error:
             raise BadMessage(f"the message looks like JSON and is not: {error}", detail=str(error)) from error
     return _command_of(message)
 

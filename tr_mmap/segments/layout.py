@@ -1,10 +1,14 @@
-"""Where things are in a segment, and how large segments are. Pure arithmetic."""
+"""Where things are in a segment, how large segments are, and the fence between a store and a look."""
 
 from __future__ import annotations
 
+import threading
 from typing import Final
 
+from ..tsr.header import SEQ_RETIRED
+
 __all__ = [
+    "FENCE",
     "GUEST",
     "HEAD_NBYTES",
     "LAYOUT",
@@ -18,6 +22,10 @@ __all__ = [
     "SEQ_RETIRED",
     "class_nbytes",
 ]
+
+# Even x86 may let a load overtake an earlier store to another word, so between "seq = 0" and looking at the lease, and
+# between "lease = 1" and looking at seq, each side enters this lock: its locked instruction is a full memory barrier.
+FENCE: Final = threading.Lock()
 
 # The payload begins on the second memory page, so that the reader can map the header for writing (its lease) and the
 # payload for reading only.
@@ -34,8 +42,6 @@ SEQ_COPY: Final = 15
 LEASE_FREE: Final = 0
 LEASE_HELD: Final = 1
 LEASE_PINNED: Final = 2  # the reader forked while it held a view: its child may look at it for ever
-
-SEQ_RETIRED: Final = (1 << 64) - 1  # the owner has given the segment up; the reader may forget it
 
 _MIN_CLASS_NBYTES: Final = 4096  # a memory page
 _STEPS_PER_OCTAVE_LOG2: Final = 3  # 8 sizes between powers of two: at most 12.5 % of a segment is unused

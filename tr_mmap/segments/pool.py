@@ -22,6 +22,7 @@ from ..tsr import header as tsr_header
 from ..tsr import tensors
 from .anchors import Anchor, anchor_of, fork_hooks
 from .layout import (
+    FENCE,
     GUEST,
     HEAD_NBYTES,
     LAYOUT,
@@ -313,6 +314,8 @@ class SegmentPool:
             segment = free[index]
             words = segment.words
             words[SEQ] = 0  # before the lease is looked at: a reader that enters now is turned away
+            with FENCE:
+                pass
             if words[GUEST] or words[LEASE] == LEASE_PINNED:
                 del free[index]
                 self._retire(segment)

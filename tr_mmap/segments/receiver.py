@@ -13,7 +13,7 @@ from ..tsr import header as tsr_header
 from ..tsr import tensors
 from ..tsr.header import Header
 from .anchors import Anchor, anchor_of, fork_hooks
-from .layout import HEAD_NBYTES, LAYOUT, LEASE, LEASE_FREE, LEASE_HELD, LEASE_PINNED, SEQ, SEQ_COPY, SEQ_RETIRED
+from .layout import FENCE, HEAD_NBYTES, LAYOUT, LEASE, LEASE_FREE, LEASE_HELD, LEASE_PINNED, SEQ, SEQ_COPY, SEQ_RETIRED
 
 __all__ = ["Receiver"]
 
@@ -84,6 +84,8 @@ class Receiver:
             segment = self._map(ref)
         words = segment.words
         words[LEASE] = LEASE_HELD  # before the check: an owner who has not seen it yet has cleared seq already
+        with FENCE:
+            pass
         try:
             if words[SEQ] != ref.seq or words[SEQ_COPY] != ref.seq or ref.seq in (0, SEQ_RETIRED):
                 raise self._stale(ref)
