@@ -539,10 +539,10 @@ def test_terminate_finds_a_child_that_made_a_session_of_its_own(tree: Tree) -> N
 
 
 def test_terminate_finds_the_children_of_such_a_child(tree: Tree) -> None:
-    away = "(os.setsid(), signal.signal(signal.SIGTERM, signal.SIG_IGN), {}, up())"
+    away = "(os.setsid(), {}, up())"
     worker = tree.spawn(f"child(lambda: {away.format(f'child(lambda: {away.format(0)})')}); up()")
     tree.wait_up(3)
-    worker.terminate_tree(grace_s=0.05)
+    worker.terminate_tree(grace_s=BOUND_S)  # at SIGTERM all the links between them go
     assert tree.is_all_dead()
 
 

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from .commands import Command
 from .errors import BadMessage, TRException
-from .server import EXIT_COMMAND, TechRenaissanceServer
+from .protocol import EXIT_COMMAND
+from .server import TechRenaissanceServer
 
 __all__ = ["Server"]
 

@@ -17,6 +17,7 @@ import msgspec
 from .errors import BadMessage
 
 __all__ = [
+    "EXIT_COMMAND",
     "MAX_SEQ",
     "TRANSITIONS",
     "Failure",
@@ -35,6 +36,7 @@ __all__ = [
     "split_words",
 ]
 
+EXIT_COMMAND: Final = "exit"  # the controller's wish that the worker end; no handler sees it
 MAX_SEQ: Final = 99_999_999  # 8 digits; then from 1 again: the wire alternates, so only neighbours must differ
 MAX_DETAIL_CHARS: Final = 1000  # the status line is one page of 4 KiB; a character is at most 4 bytes of it
 

@@ -19,6 +19,7 @@ from .channel import CHANNELS, Channel
 from .errors import BadMessage, MissingTag, SessionNotStarted, TRException
 from .process import PeerWatch
 from .protocol import (
+    EXIT_COMMAND,
     Failure,
     FailureKind,
     Request,
@@ -33,9 +34,8 @@ from .protocol import (
 from .segments import Receiver, Segment, SegmentPool
 from .workspace import Workspace
 
-__all__ = ["EXIT_COMMAND", "TechRenaissanceServer"]
+__all__ = ["TechRenaissanceServer"]
 
-EXIT_COMMAND: Final = "exit"  # the controller's wish; not passed to main_logic
 _ORPHAN_GRACE_S: Final = 2.0  # how long a command may go on after the controller is gone
 
 

@@ -1,1 +1,35 @@
-"""One module for each peer, all behind the interface of :mod:`.base`."""
+"""One module for each peer, all behind the interface of :mod:`.base`. None of them imports its library before it starts."""
+
+from .arrow import ArrowFiles
+from .base import LoanedPeer, Peer
+from .floor import Passes, Semaphore
+from .iceoryx import Iceoryx, IceoryxLoaned
+from .ours import Ours, OursLoaned
+from .pipe import Pipe
+from .polled_files import PolledFiles
+from .ray_actor import RayActor
+from .shared import FixedBlocks, NewBlocks
+from .torch_mp import TorchQueues
+from .zmq_ipc import ZmqIpc
+
+__all__ = ["PEERS", "LoanedPeer", "Peer"]
+
+PEERS: dict[str, type[Peer]] = {
+    each.key: each
+    for each in (
+        Semaphore,
+        Passes,
+        Ours,
+        OursLoaned,
+        Iceoryx,
+        IceoryxLoaned,
+        ZmqIpc,
+        FixedBlocks,
+        NewBlocks,
+        Pipe,
+        ArrowFiles,
+        TorchQueues,
+        RayActor,
+        PolledFiles,
+    )
+}

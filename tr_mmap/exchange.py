@@ -1,0 +1,257 @@
+"""The controller's conversation with its worker: one request at a time, and the answers that wait to be taken.
+
+Not safe for threads by itself: its session holds a lock around every call. Never starts or ends processes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import RemoteError, ResponseTimeout, SessionNotStarted, UnknownCommand, WorkerDied
+from .place import Place, Run
+from .protocol import EXIT_COMMAND, MAX_SEQ, Failure, FailureKind, Request, Response, TensorRef, decode_response, now_ms
+from .segments import Segment, Tags
+
+__all__ = ["Exchange"]
+
+Answer = tuple[Response, list[Any]]
+
+
+class Exchange:
+    """Requests, answers and tags over a place.
+
+    Args:
+        place: where the worker runs.
+        lock: the session's; waiting for another thread's request lets go of it.
+    """
+
+    def __init__(self, place: Place, lock: threading.RLock) -> None:
+        self.place = place
+        self.tags = Tags(place.directory, place.pool, self._release_later)
+        self._asked = threading.Condition(lock)
+        self._seq = 0
+        self._pending: Request | None = None  # asked and not answered
+        self._is_abandoned = False  # nobody waits for the pending answer any more
+        self._in_flight: list[Segment] = []  # what the pending request may still read
+        self._answers: deque[Answer] = deque()  # answered and not taken, with views that hold the leases
+
+    def run(self) -> Run:
+        """The worker's run.
+
+        Raises:
+            SessionNotStarted: there is none.
+        """
+        run = self.place.run
+        if run is None:
+            raise SessionNotStarted(
+                f"session {self.place.session_id!r} has no worker; call start(), or use it as a context manager"
+            )
+        return run
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether a request is under way."""
+        return self._pending is not None
+
+    def has_answer(self) -> bool:
+        """Whether :meth:`take` would find an answer at once."""
+        if self._answers:
+            return True
+        run = self.place.run
+        return run is not None and self._pending is not None and run.channel.has_message()
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    def call(
+        self, command: str, parameters: str, tensors: Sequence[Any], timeout_ms: float, framework: str | None
+    ) -> Answer:
+        """Ask, and take the answer to just that; nobody else can.
+
+        Args:
+            command: the command.
+            parameters: words for it.
+            tensors: lent for this request only; their tags follow the words.
+            timeout_ms: how long to wait for the answer.
+            framework: what the answer's tensors come as; None to leave them.
+        """
+        pending = self.ask(command, parameters, tensors, timeout_ms)
+        try:
+            return self._finish(self._await(pending, timeout_ms), framework)
+        except (ResponseTimeout, KeyboardInterrupt):
+            self._is_abandoned = True
+            raise
+
+    def ask(self, command: str, parameters: str, tensors: Sequence[Any], timeout_ms: float) -> Request:
+        """Send a request; waits first for the answer to an earlier one, which can still be taken."""
+        run = self.run()
+        if self._pending is not None:
+            self.settle(timeout_ms)
+        if run.is_over():
+            raise self.worker_died()
+        pool = self.place.pool
+        refs, drops = self.tags.untold()
+        lent: list[Segment] = []
+        try:
+            for tensor in tensors:
+                segment = pool.publish(tensor)
+                refs.append(TensorRef(f"${len(lent)}", segment.name, segment.seq))
+                lent.append(segment)
+            if lent:
+                words = " ".join([f"${index}" for index in range(len(lent))])
+                parameters = f"{parameters} {words}" if parameters else words
+            request = Request(self._next_seq(), command, parameters, now_ms(), refs, drops)
+            run.channel.send(request)
+        except BaseException:
+            for segment in lent:
+                pool.release(segment)
+            raise
+        self._pending = request
+        self._is_abandoned = False
+        self._in_flight = lent
+        return request
+
+    def announce(self) -> None:
+        """Tell threads that wait for a request that one is under way."""
+        self._asked.notify_all()
+
+    def ask_to_exit(self, timeout_ms: float) -> bool:
+        """Ask the worker to end, even in the middle of a request; whether it has ended in time."""
+        run = self.run()
+        if not run.process.is_alive() or run.is_over():
+            return True
+        deadline_s = time.monotonic() + timeout_ms / 1000
+        try:
+            # A worker that is not there yet finds the wish when it is.
+            run.channel.send(Request(seq=self._next_seq(), command=EXIT_COMMAND, timestamp=now_ms()))
+        except ResponseTimeout:
+            return False
+        return run.process.wait(max(0.0, deadline_s - time.monotonic()))
+
+    def _next_seq(self) -> int:
+        self._seq = self._seq % MAX_SEQ + 1
+        return self._seq
+
+    # -- answers --------------------------------------------------------------------------------------------------
+
+    def settle(self, timeout_ms: float) -> None:
+        """Let the pending request be answered, and keep the answer for whoever asks for it."""
+        pending = self._pending
+        if pending is None:
+            return
+        is_abandoned = self._is_abandoned
+        response = self._await(pending, timeout_ms)
+        if not is_abandoned:
+            receiver = self.run().receiver
+            self._answers.append((response, [receiver.receive(ref, "numpy") for ref in response.tensors]))
+
+    def take(self, timeout_ms: float, framework: str | None) -> Answer:
+        """The oldest answer that nobody has taken; waits for a request too, which another thread may make."""
+        self.run()
+        deadline_s = time.monotonic() + timeout_ms / 1000
+        if not self._answers and (self._pending is None or self._is_abandoned):
+            self._asked.wait_for(lambda: self._answers or self._is_asked(), timeout_ms / 1000)
+        if self._answers:
+            response, held = self._answers.popleft()
+            return self._finish(response, framework, held)
+        if self._pending is None:
+            raise ResponseTimeout(
+                f"no request was made, so no response came within {timeout_ms:.0f} ms; call send_request first",
+                timeout_ms=timeout_ms,
+                command="",
+            )
+        remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
+        return self._finish(self._await(self._pending, remaining_ms), framework)
+
+    def _is_asked(self) -> bool:
+        return self._pending is not None and not self._is_abandoned
+
+    def _await(self, pending: Request, timeout_ms: float) -> Response:
+        run = self.run()
+        deadline_s = time.monotonic() + timeout_ms / 1000
+        remaining_ms = timeout_ms
+        while True:
+            raw = run.channel.receive(remaining_ms, run.is_over)
+            if raw is None:
+                if run.is_over():
+                    raise self.worker_died()
+                raise ResponseTimeout(
+                    f"no response to {pending.command!r} within {timeout_ms:.0f} ms; give it more time, or "
+                    "terminate() and start() the worker",
+                    timeout_ms=timeout_ms,
+                    command=pending.command,
+                )
+            response = decode_response(raw)
+            if response.seq == pending.seq:
+                break
+            # Else an answer that nobody waits for.
+            remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
+        self._pending = None
+        if pending.tensors or pending.drops:
+            self.tags.told(pending)
+        in_flight, self._in_flight = self._in_flight, []
+        for segment in in_flight:
+            self.place.pool.release(segment)
+        return response
+
+    def _finish(self, response: Response, framework: str | None, held: list[Any] | None = None) -> Answer:
+        if response.error is not None:
+            raise _remote_error(response.command, response.error)
+        if framework is None or not response.tensors:
+            return response, []
+        if held is not None and framework == "numpy":
+            return response, held
+        receiver = self.run().receiver
+        return response, [receiver.receive(ref, framework) for ref in response.tensors]
+
+    # -- ends -----------------------------------------------------------------------------------------------------
+
+    def worker_died(self) -> WorkerDied:
+        """Build the error, and put the session where start() works again."""
+        run = self.run()
+        run.process.wait(1.0)  # the watch may be faster than the kernel's bookkeeping
+        code, tail = run.process.exit_code, run.process.log_tail()
+        how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
+        self.end_run()
+        output = f"; its last output:\n{tail}" if tail else "; it printed nothing"
+        return WorkerDied(
+            f"the worker of session {self.place.session_id!r} ended ({how}){output}", exit_code=code, log_tail=tail
+        )
+
+    def end_run(self) -> None:
+        """Forget a worker that has ended; tags stay, for the next one."""
+        run, self.place.run = self.place.run, None
+        if run is not None:
+            run.end()
+        self.forget()
+        self.place.pool.reader_died()
+        self.tags.tell_again()
+
+    def forget(self) -> None:
+        """Forget the request under way and all answers."""
+        in_flight, self._in_flight = self._in_flight, []
+        for segment in in_flight:
+            self.place.pool.release(segment)
+        self._pending = None
+        self._is_abandoned = False
+        self._answers.clear()
+
+    def _release_later(self, segment: Segment) -> None:
+        """A tag lets go of a segment, which the request under way may be about to read."""
+        if self._pending is not None:
+            self._in_flight.append(segment)
+        else:
+            self.place.pool.release(segment)
+
+
+def _remote_error(command: str, failure: Failure) -> RemoteError:
+    fields = {"command": command, "error_type": failure.type, "remote_traceback": failure.traceback}
+    if failure.kind is FailureKind.UNKNOWN_COMMAND:
+        return UnknownCommand(failure.message, **fields)
+    if failure.kind is FailureKind.BAD_INPUT:
+        return RemoteError(failure.message, **fields)
+    trace = f"\n\n{failure.traceback}" if failure.traceback else ""
+    return RemoteError(f"{command!r} failed in the worker: {failure.type}: {failure.message}{trace}", **fields)
