@@ -15,6 +15,11 @@ from support import TOOLS, TORCH_TOOLS, Gate, empty_place
 from tr_mmap import PythonSession
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=60, help="how many processes the kill harness kills")
+    parser.addoption("--full", action="store_true", help="endurance tests at their full length: many minutes")
+
+
 @pytest.fixture(autouse=True)
 def workspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where this test's sessions live."""
@@ -58,6 +63,13 @@ def torch_session() -> Iterator[PythonSession]:
         yield session
 
 
+def _revive(session: PythonSession) -> None:
+    """One failing test is not to fail the others."""
+    if not session.is_alive():
+        session.start()
+        session.wait_until_ready()
+
+
 def _check_usable(session: PythonSession) -> None:
     """Whatever a test did, the session goes on."""
     assert session.is_alive()
@@ -68,6 +80,7 @@ def _check_usable(session: PythonSession) -> None:
 @pytest.fixture
 def mapped(shared_mapped: PythonSession) -> Iterator[PythonSession]:
     """A shared session with the default channel, which must be usable after the test."""
+    _revive(shared_mapped)
     yield shared_mapped
     _check_usable(shared_mapped)
 
@@ -76,5 +89,6 @@ def mapped(shared_mapped: PythonSession) -> Iterator[PythonSession]:
 def session(request: pytest.FixtureRequest) -> Iterator[PythonSession]:
     """A shared session over each channel, which must be usable after the test."""
     shared: PythonSession = request.getfixturevalue(f"shared_{request.param}")
+    _revive(shared)
     yield shared
     _check_usable(shared)

@@ -23,7 +23,8 @@ from typing import Any
 import psutil
 import pytest
 
-WORKERS = Path(__file__).resolve().parent / "workers"
+ROOT = Path(__file__).resolve().parents[1]
+WORKERS = ROOT / "tests" / "workers"
 TOOLS = WORKERS / "tools.py"
 TORCH_TOOLS = WORKERS / "torch_tools.py"
 CONTROLLER = WORKERS / "controller.py"
@@ -97,6 +98,25 @@ def has_ended(pid: int, within_s: float = 10.0) -> bool:
     return True
 
 
+# -- other processes -------------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, str]:
+    """Ours, in which Python finds the package also where it is not installed."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def run_script(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_python(str(script), *arguments)
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
 # -- a controller in a process of its own ----------------------------------------------------------------------------
 
 
@@ -106,6 +126,7 @@ class Controller:
     def __init__(self, mode: str, *arguments: object, session_id: str = "default") -> None:
         self.process = subprocess.Popen(
             [sys.executable, str(CONTROLLER), session_id, mode, *map(str, arguments)],
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

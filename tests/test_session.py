@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -99,7 +100,13 @@ def test_a_megabyte_of_text_goes_both_ways(session: PythonSession) -> None:
 
 
 def test_text_of_any_characters_arrives_as_it_was(mapped: PythonSession) -> None:
-    for text in ('"quotes" \\ and {"braces": 1}', "zażółć 日本 😀 \u2028 \u0085", "a\nb\tc\rd", "nul \0 inside", "e\u0301"):
+    for text in (
+        '"quotes" \\ and {"braces": 1}',
+        "zażółć 日本 😀 \u2028 \u0085",
+        "a\nb\tc\rd",
+        "nul \0 inside",
+        "e\u0301",
+    ):
         assert mapped.fetch_response({"cmd": "say", "params": text}) == text
 
 
@@ -107,6 +114,12 @@ def test_text_of_any_characters_arrives_as_it_was(mapped: PythonSession) -> None
 @settings(max_examples=200, deadline=None)
 def test_any_text_arrives_as_it_was(shared_mapped: PythonSession, text: str) -> None:
     assert shared_mapped.fetch_response({"cmd": "say", "params": text}) == text
+
+
+@pytest.mark.parametrize("message", ["fail_surrogate", "say_surrogate"])
+def test_text_that_no_file_can_hold_is_an_error_not_the_workers_end(session: PythonSession, message: str) -> None:
+    with pytest.raises(RemoteError):
+        session.fetch_response(message)
 
 
 def test_lone_surrogates_are_refused_not_lost(mapped: PythonSession) -> None:
@@ -219,6 +232,40 @@ def test_a_late_answer_is_never_taken_for_that_of_a_later_send_request(mapped: P
     assert mapped.wait_for_response() == "Hello Next"
     with pytest.raises(ResponseTimeout):
         mapped.wait_for_response(1)
+
+
+def test_a_late_answer_to_a_call_that_gave_up_is_never_taken(session: PythonSession, gate: Gate) -> None:
+    with pytest.raises(ResponseTimeout):
+        session.fetch_response(gate.message, 5)
+    gate.wait_for_worker()
+    gate.let_go("late")
+    assert session.wait_until_ready()
+    assert session.read_response() is None
+    with pytest.raises(ResponseTimeout):
+        session.wait_for_response(100)  # long enough for the answer to be there
+    assert not session.new_response()
+    assert session.read_response() is None
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
+def test_what_a_signal_handler_raises_ends_the_wait_and_leaves_no_answer_for_the_next(
+    mapped: PythonSession, gate: Gate, kind: type[BaseException]
+) -> None:
+    def interrupt(number: int, frame: Any) -> None:
+        raise kind
+
+    previous = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        main = threading.get_ident()
+        thread = threading.Thread(target=lambda: (gate.wait_for_worker(), signal.pthread_kill(main, signal.SIGUSR1)))
+        thread.start()
+        with pytest.raises(kind):
+            mapped.fetch_response(gate.message, 3000)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, previous)
+        gate.let_go("late")
+    assert mapped.fetch_response("hello next") == "Hello Next"
 
 
 def test_a_tensor_lent_to_a_call_that_timed_out_is_not_overwritten_under_the_worker(
@@ -819,5 +866,3 @@ def test_the_files_of_tags_and_results_are_tsr_files(mapped: PythonSession) -> N
     assert tr_mmap.read_header(path).shape == A.shape
     assert bits(tr_mmap.load(path)) == bits(A)
     assert bits(view) == bits(A)
-
-

@@ -179,6 +179,7 @@ DEFECTS: list[tuple[str, Fault, bytes, int | None]] = [
     ("v2_cut", Fault.TOO_SHORT, V2[:255], None),
     ("magic", Fault.BAD_MAGIC, b"TSR?" + V2[4:], None),
     ("zeros", Fault.BAD_MAGIC, bytes(256), None),
+    ("sealed", Fault.SEALED, b"TSRE" + bytes(252), None),
     ("v2_version_0", Fault.BAD_VERSION, put(V2, 4, "i", 0), None),
     ("v2_version_3", Fault.BAD_VERSION, put(V2, 4, "i", 3), None),
     ("v0_version_2", Fault.BAD_VERSION, put(V0, 4, "i", 2), None),
@@ -276,7 +277,11 @@ def test_the_writer_refuses_what_the_reader_would(fault: Fault, action: Callable
 
 
 def test_every_fault_has_a_test() -> None:
-    elsewhere = {Fault.PAYLOAD_CHECKSUM}  # needs a payload: test_tsr_files
+    elsewhere = {
+        Fault.PAYLOAD_CHECKSUM,  # needs a payload: test_tsr_files
+        Fault.NOT_SEALED,  # needs a key: attacks/test_sealed
+        Fault.SEAL_BROKEN,
+    }
     assert {d[1] for d in DEFECTS} | {d[1] for d in UNWRITABLE} | elsewhere == set(Fault)
 
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from . import errors
     from .errors import (
+        BadKey,
         BadMessage,
         BadTag,
         Fault,
         HostilePath,
+        MissingPackage,
         MissingTag,
         OutOfSpace,
         RemoteError,
@@ -49,10 +51,12 @@ __all__ = [
     "save",
     "sweep",
     "errors",
+    "BadKey",
     "BadMessage",
     "BadTag",
     "Fault",
     "HostilePath",
+    "MissingPackage",
     "MissingTag",
     "OutOfSpace",
     "RemoteError",

@@ -36,7 +36,7 @@ class Command:
         function: takes tensors and words, positionally.
     """
 
-    __slots__ = ("_is_tensor", "_least", "_most", "_scalars", "function", "name")
+    __slots__ = ("_least", "_most", "_positional", "_scalars", "function", "name")
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
@@ -48,7 +48,7 @@ class Command:
                 key: _NAMES.get(value, value) if isinstance(value, str) else value
                 for key, value in getattr(function, "__annotations__", {}).items()
             }
-        self._is_tensor: list[bool] = []  # of each positional parameter
+        self._positional: list[tuple[inspect.Parameter, bool]] = []  # each parameter, and whether it takes a tensor
         self._scalars: list[tuple[str, Any]] = []
         self._least = 0  # tensors that must be there
         self._most: int | None = 0  # tensors that may be there; None for any number
@@ -57,13 +57,12 @@ class Command:
                 self._most = None
             elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 hint = hints.get(parameter.name)
-                is_optional = parameter.default is not parameter.empty
-                if hint in _CONVERTERS:
-                    self._is_tensor.append(False)
+                is_scalar = hint in _CONVERTERS
+                self._positional.append((parameter, not is_scalar))
+                if is_scalar:
                     self._scalars.append((parameter.name, hint))
                 else:
-                    self._is_tensor.append(True)
-                    self._least += not is_optional
+                    self._least += parameter.default is parameter.empty
                     self._most = None if self._most is None else self._most + 1
 
     def bind(self, parameters: str, tags: Container[str], fetch: Callable[[str], Any]) -> list[Any]:
@@ -85,8 +84,8 @@ class Command:
                 raise MissingTag(f"{self.name}: no tensor goes by the tag {others[0]!r}; send it first", tag=others[0])
             self._check_count(len(words))
             return [fetch(word) for word in words]
-        if len(self._is_tensor) == 1 and self._scalars[0][1] is str and self._most is not None:
-            return [parameters] if parameters else []
+        if len(self._positional) == 1 and self._scalars[0][1] is str and self._most is not None:
+            return [parameters or self._default_of(self._positional[0][0])]
         words = split_words(parameters)
         tensors = [word for word in words if word in tags]
         others = [word for word in words if word not in tags]
@@ -96,12 +95,15 @@ class Command:
         values = self._convert(others)
         queue = [fetch(word) for word in tensors]
         arguments: list[Any] = []
-        for is_tensor in self._is_tensor:
+        for parameter, is_tensor in self._positional:
             source = queue if is_tensor else values
-            if not source:
-                break  # the rest have defaults, or the call says which is missing
-            arguments.append(source.pop(0))
+            arguments.append(source.pop(0) if source else self._default_of(parameter))
         return arguments + queue
+
+    def _default_of(self, parameter: inspect.Parameter) -> Any:
+        if parameter.default is parameter.empty:
+            raise BadMessage(f"{self.name}: no word is left for {parameter.name}", detail=parameter.name)
+        return parameter.default
 
     def _check_count(self, count: int) -> None:
         if count < self._least or (self._most is not None and count > self._most):

@@ -11,10 +11,12 @@ import errno
 from typing import Any
 
 __all__ = [
+    "BadKey",
     "BadMessage",
     "BadTag",
     "Fault",
     "HostilePath",
+    "MissingPackage",
     "MissingTag",
     "OutOfSpace",
     "RemoteError",
@@ -82,6 +84,9 @@ class Fault(enum.StrEnum):
     TORN = "torn"  # the two copies of seq differ
     TRUNCATED = "truncated"  # the file ends before the payload does
     TRAILING_BYTES = "trailing_bytes"  # the file goes on after the payload
+    SEALED = "sealed"  # encrypted, and no key was given
+    NOT_SEALED = "not_sealed"  # a key was given, and the file is not encrypted: anybody may have written it
+    SEAL_BROKEN = "seal_broken"  # encrypted under another key, or changed since
     UNREPRESENTABLE = "unrepresentable"  # the writer was asked for what this layout cannot hold
 
 
@@ -111,6 +116,19 @@ class BadTag(TRException, ValueError):
 
     def __init__(self, message: str, *, tag: str) -> None:
         super().__init__(message, tag=tag)
+
+
+class BadKey(TRException, ValueError):
+    """What was given is no key. It is not kept in the error."""
+
+
+class MissingPackage(TRException, ImportError):
+    """A package that only this feature needs is not installed. Attributes: package."""
+
+    package: str
+
+    def __init__(self, message: str, *, package: str) -> None:
+        super().__init__(message, package=package)
 
 
 class MissingTag(TRException, KeyError):

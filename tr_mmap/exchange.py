@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import RemoteError, ResponseTimeout, SessionNotStarted, UnknownCommand, WorkerDied
+from .errors import BadMessage, RemoteError, ResponseTimeout, SessionNotStarted, UnknownCommand, WorkerDied
 from .place import Place, Run
 from .protocol import EXIT_COMMAND, MAX_SEQ, Failure, FailureKind, Request, Response, TensorRef, decode_response, now_ms
 from .segments import Segment, Tags
@@ -27,12 +27,14 @@ class Exchange:
     Args:
         place: where the worker runs.
         lock: the session's; waiting for another thread's request lets go of it.
+        framework: what the tensors of answers come as that are kept until somebody takes them.
     """
 
-    def __init__(self, place: Place, lock: threading.RLock) -> None:
+    def __init__(self, place: Place, lock: threading.RLock, framework: str) -> None:
         self.place = place
         self.tags = Tags(place.directory, place.pool, self._release_later)
         self._asked = threading.Condition(lock)
+        self._framework = framework
         self._seq = 0
         self._pending: Request | None = None  # asked and not answered
         self._is_abandoned = False  # nobody waits for the pending answer any more
@@ -62,7 +64,7 @@ class Exchange:
         if self._answers:
             return True
         run = self.place.run
-        return run is not None and self._pending is not None and run.channel.has_message()
+        return run is not None and self._is_asked() and run.channel.has_message()
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
@@ -81,8 +83,8 @@ class Exchange:
         pending = self.ask(command, parameters, tensors, timeout_ms)
         try:
             return self._finish(self._await(pending, timeout_ms), framework)
-        except (ResponseTimeout, KeyboardInterrupt):
-            self._is_abandoned = True
+        except BaseException:  # Ctrl-C too
+            self._is_abandoned = True  # if it is still pending; asking for the next one resets this
             raise
 
     def ask(self, command: str, parameters: str, tensors: Sequence[Any], timeout_ms: float) -> Request:
@@ -146,9 +148,10 @@ class Exchange:
         response = self._await(pending, timeout_ms)
         if not is_abandoned:
             receiver = self.run().receiver
-            self._answers.append((response, [receiver.receive(ref, "numpy") for ref in response.tensors]))
+            # Now, for with the next request the worker may take a result back that nobody holds.
+            self._answers.append((response, [receiver.receive(ref, self._framework) for ref in response.tensors]))
 
-    def take(self, timeout_ms: float, framework: str | None) -> Answer:
+    def take(self, timeout_ms: float, *, has_tensors: bool) -> Answer:
         """The oldest answer that nobody has taken; waits for a request too, which another thread may make."""
         self.run()
         deadline_s = time.monotonic() + timeout_ms / 1000
@@ -156,15 +159,17 @@ class Exchange:
             self._asked.wait_for(lambda: self._answers or self._is_asked(), timeout_ms / 1000)
         if self._answers:
             response, held = self._answers.popleft()
-            return self._finish(response, framework, held)
-        if self._pending is None:
+            if response.error is not None:
+                raise _remote_error(response.command, response.error)
+            return response, held
+        if self._pending is None or self._is_abandoned:
             raise ResponseTimeout(
                 f"no request was made, so no response came within {timeout_ms:.0f} ms; call send_request first",
                 timeout_ms=timeout_ms,
                 command="",
             )
         remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
-        return self._finish(self._await(self._pending, remaining_ms), framework)
+        return self._finish(self._await(self._pending, remaining_ms), self._framework if has_tensors else None)
 
     def _is_asked(self) -> bool:
         return self._pending is not None and not self._is_abandoned
@@ -174,8 +179,13 @@ class Exchange:
         deadline_s = time.monotonic() + timeout_ms / 1000
         remaining_ms = timeout_ms
         while True:
-            raw = run.channel.receive(remaining_ms, run.is_over)
-            if raw is None:
+            try:
+                raw = run.channel.receive(remaining_ms, run.is_over)
+                response = None if raw is None else decode_response(raw)
+            except BadMessage:
+                self._end_request()  # there will be no other answer to it
+                raise
+            if response is None:
                 if run.is_over():
                     raise self.worker_died()
                 raise ResponseTimeout(
@@ -184,26 +194,26 @@ class Exchange:
                     timeout_ms=timeout_ms,
                     command=pending.command,
                 )
-            response = decode_response(raw)
             if response.seq == pending.seq:
                 break
             # Else an answer that nobody waits for.
             remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
-        self._pending = None
         if pending.tensors or pending.drops:
             self.tags.told(pending)
+        self._end_request()
+        return response
+
+    def _end_request(self) -> None:
+        self._pending = None
         in_flight, self._in_flight = self._in_flight, []
         for segment in in_flight:
             self.place.pool.release(segment)
-        return response
 
-    def _finish(self, response: Response, framework: str | None, held: list[Any] | None = None) -> Answer:
+    def _finish(self, response: Response, framework: str | None) -> Answer:
         if response.error is not None:
             raise _remote_error(response.command, response.error)
         if framework is None or not response.tensors:
             return response, []
-        if held is not None and framework == "numpy":
-            return response, held
         receiver = self.run().receiver
         return response, [receiver.receive(ref, framework) for ref in response.tensors]
 
@@ -223,19 +233,14 @@ class Exchange:
 
     def end_run(self) -> None:
         """Forget a worker that has ended; tags stay, for the next one."""
-        run, self.place.run = self.place.run, None
-        if run is not None:
-            run.end()
+        self.place.end_run()
         self.forget()
         self.place.pool.reader_died()
         self.tags.tell_again()
 
     def forget(self) -> None:
         """Forget the request under way and all answers."""
-        in_flight, self._in_flight = self._in_flight, []
-        for segment in in_flight:
-            self.place.pool.release(segment)
-        self._pending = None
+        self._end_request()
         self._is_abandoned = False
         self._answers.clear()
 

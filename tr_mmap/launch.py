@@ -9,6 +9,7 @@ import sysconfig
 from collections.abc import Mapping
 from typing import Final
 
+from .auth import AUTH_FD, handed_over
 from .errors import ScriptNotFound
 from .process import WorkerProcess
 
@@ -31,20 +32,32 @@ def check_script(script_path: str) -> None:
         )
 
 
-def launch(script_path: str, session_id: str, *, workspace_root: str, session_dir: str, quiet: bool) -> WorkerProcess:
-    """Start the worker of a session that is ready to be joined.
+def launch(
+    script_path: str,
+    session_id: str,
+    *,
+    workspace_root: str,
+    session_dir: str,
+    mark: str,
+    quiet: bool,
+    secret: bytes | None = None,
+) -> WorkerProcess:
+    """Start the worker of a session that is ready to be joined, and hand it the session's secret if there is one.
 
     Raises:
         ScriptNotFound: there is no such script.
     """
     check_script(script_path)
     program = ["-m", "tr_mmap.worker"] if script_path == DEFAULT_WORKER else [os.path.abspath(script_path)]
-    return WorkerProcess.spawn(
-        [sys.executable, *program, session_id],
-        env=_environment(os.environ, workspace_root),
-        log_path=os.path.join(session_dir, LOG_NAME),
-        quiet=quiet,
-    )
+    with handed_over(secret) as (variables, fds):
+        return WorkerProcess.spawn(
+            [sys.executable, *program, session_id],
+            env=_environment(os.environ, workspace_root) | variables,
+            log_path=os.path.join(session_dir, LOG_NAME),
+            pass_fds=fds,
+            mark=mark,
+            quiet=quiet,
+        )
 
 
 def _environment(inherited: Mapping[str, str], workspace_root: str) -> dict[str, str]:
@@ -54,7 +67,7 @@ def _environment(inherited: Mapping[str, str], workspace_root: str) -> dict[str,
     if inherited.get("PYTHONPATH"):
         paths.append(inherited["PYTHONPATH"])
     return {
-        **inherited,
+        **{name: value for name, value in inherited.items() if name != AUTH_FD},  # not ours to pass on
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",  # else a killed worker's last words stay in its buffers
         "PYTHONFAULTHANDLER": "1",  # a crash in native code leaves its stack in the log

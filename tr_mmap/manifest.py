@@ -16,6 +16,7 @@ import msgspec
 from . import system
 from .errors import BadMessage
 from .identity import Identity
+from .strict import refuse_duplicates
 
 __all__ = ["MANIFEST_NAME", "MAX_MANIFEST_NBYTES", "Manifest", "read", "write"]
 
@@ -35,8 +36,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         session_id: its name.
         controller: the process that owns it.
         worker: the process that serves it; None until it is started.
+        worker_mark: what the worker was given in its environment, so that a late one of an earlier start is told
+            from it; "" where nothing was.
         channel: how the two talk, "mapped" or "files".
         doorbells: names of the semaphores that still have a name; whoever sweeps the session removes them.
+        checksum: whether both sides store their tensors' checksums, and compare them.
         framework: what made it, with its version.
         created_ms: wall clock, milliseconds.
     """
@@ -45,8 +49,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str
     controller: Identity
     worker: Identity | None = None
+    worker_mark: str = ""
     channel: str = "mapped"
     doorbells: list[str] = msgspec.field(default_factory=list)
+    checksum: bool = False
     framework: str = ""
     created_ms: int = msgspec.field(default_factory=_now_ms)
 
@@ -104,8 +110,9 @@ def read(directory: str) -> Manifest | None:
             detail="too large",
         )
     try:
+        refuse_duplicates(data)
         return _decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, BadMessage) as error:
         raise BadMessage(
             f"{path} is not a session's manifest ({error}); remove the session by hand if nothing uses it",
             detail=str(error),

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 
 import msgspec
 
 from . import manifest as manifests
-from .channel import CHANNELS, Channel
+from . import system
+from .auth import Tally, new_secret, protect
+from .channel import CHANNELS, Channel, Role
+from .errors import TRException
 from .launch import launch
 from .manifest import Manifest
 from .process import Identity, PeerWatch, WorkerProcess
@@ -16,6 +21,8 @@ from .segments import Receiver, SegmentPool
 from .workspace import Workspace
 
 __all__ = ["Place", "Run"]
+
+_is_remains = re.compile(r"result_[0-9]+\.tsr|(?:request|response)\.[0-9A-Za-z_]+\.spill").fullmatch
 
 
 class Run:
@@ -32,11 +39,15 @@ class Run:
         return self.watch.is_dead
 
     def end(self) -> None:
-        """Let go of everything; the process has ended."""
-        self.watch.stop()
-        self.process.forward_log(False)
-        self.receiver.close()
-        self.channel.close()
+        """End what lives of the worker and its children, and let go of everything."""
+        try:
+            # Children of a worker that has ended had their time: it could have waited for them.
+            self.process.terminate_tree(grace_s=1.0 if self.process.is_alive() else 0.0)
+        finally:
+            self.watch.stop()
+            self.process.forward_log(False)
+            self.receiver.close()
+            self.channel.close()
 
 
 class Place:
@@ -46,64 +57,121 @@ class Place:
         session_id: the session's name, claimed for this process.
         channel: ``"mapped"`` or ``"files"``.
         budget_nbytes: of the pool of segments.
+        auth: whether every message proves who wrote it.
+        checksum: whether both sides store and compare checksums of tensors.
 
     Raises:
         SessionInUse: somebody else has the name.
     """
 
-    def __init__(self, session_id: str, channel: str, budget_nbytes: int | None) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        channel: str,
+        budget_nbytes: int | None,
+        *,
+        auth: bool = False,
+        checksum: bool = False,
+    ) -> None:
         self.session_id = session_id
+        self.tally = Tally()
+        self._has_auth = auth
+        self._has_checksum = checksum
         self.workspace = Workspace.locate()
         self._channel_name = channel
         self._owner_pid = os.getpid()
+        self._sweep()
         self.directory = self.workspace.claim(session_id, self._manifest([]))
-        self.pool = SegmentPool(self.directory, "segment", budget_nbytes=budget_nbytes)
+        self.pool = SegmentPool(self.directory, "segment", budget_nbytes=budget_nbytes, checksum=checksum)
         self.run: Run | None = None
 
-    def _manifest(self, doorbells: list[str]) -> Manifest:
+    def _manifest(self, doorbells: list[str], mark: str = "") -> Manifest:
         return Manifest(
             session_id=self.session_id,
             controller=Identity.current(),
             channel=self._channel_name,
             doorbells=doorbells,
+            worker_mark=mark,
+            checksum=self._has_checksum,
             framework="tr_mmap",
             created_ms=now_ms(),
         )
 
+    def _sweep(self) -> None:
+        """Remove what dead sessions left; whatever cannot be removed is not this session's business."""
+        try:
+            self.workspace.sweep()
+        except (TRException, OSError):
+            pass
+
     def start(self, script_path: str, *, quiet: bool) -> None:
         """Start a worker over new control files; does not wait for it."""
-        channel = CHANNELS[self._channel_name].create(self.directory)
+        self.workspace.find(self.session_id)
+        self._remove_remains()
+        mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+        kind = CHANNELS[self._channel_name]
+        manifest = self._manifest(kind.new_doorbells(), mark)
+        # Before the doorbells exist: whoever sweeps knows their names, at whatever moment we are killed.
+        manifests.write(self.directory, manifest)
+        secret = new_secret() if self._has_auth else None
+        channel = protect(kind.create(self.directory, manifest.doorbells), Role.CONTROLLER, secret, self.tally)
         process: WorkerProcess | None = None
         try:
-            manifest = self._manifest(channel.doorbells)
-            manifests.write(self.directory, manifest)
             process = launch(
                 script_path,
                 self.session_id,
                 workspace_root=self.workspace.root,
                 session_dir=self.directory,
+                mark=mark,
                 quiet=quiet,
+                secret=secret,
             )
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
-            self.run = Run(channel, process, Receiver(self.directory))
+            self.run = Run(channel, process, Receiver(self.directory, verify=self._has_checksum))
         except BaseException:
-            if process is not None:
-                process.terminate_tree(0)
-            channel.close()
+            try:
+                if process is not None:
+                    process.terminate_tree(0)
+            finally:
+                channel.close()
             raise
 
-    def release(self) -> None:
-        """End the worker if it lives, remove the directory. Never raises for what is gone already."""
-        if os.getpid() != self._owner_pid:
-            return  # a fork's child: all of this is its parent's
+    def end_run(self) -> None:
+        """Let go of a worker that has ended, and of what it left."""
         run, self.run = self.run, None
         try:
             if run is not None:
-                try:
-                    if run.process.is_alive():
-                        run.process.terminate_tree()
-                finally:
-                    run.end()
+                run.end()
+            self._remove_remains()
+        except OSError:
+            pass  # the next start tries again, and does not start if it cannot
+
+    def _remove_remains(self) -> None:
+        """Remove a dead worker's results and long messages; views of the results keep their memory.
+
+        Its successor begins with the same names.
+        """
+        for name in system.list_dir(self.directory):
+            if _is_remains(name):
+                system.unlink(os.path.join(self.directory, name))
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this process is a fork's child: then all of this is its parent's."""
+        return os.getpid() != self._owner_pid
+
+    def release(self) -> None:
+        """End the worker if it lives, remove the directory. Never raises for what is gone already.
+
+        Raises:
+            OSError: a system call failed. The worker is ended all the same; for the rest this may be called again.
+        """
+        if self.is_foreign:
+            return
+        try:
+            if self.run is not None:
+                self.run.end()
+            self.run = None
         finally:
             self.pool.close()
             self.workspace.release(self.session_id)

@@ -17,7 +17,7 @@ from typing import Any, Final
 from . import system
 from .identity import POLL_S, Identity, all_stats, open_pidfd, send_signal, wait_for_ends
 
-__all__ = ["Identity", "PeerWatch", "WorkerProcess"]
+__all__ = ["WORKER_MARK", "Identity", "PeerWatch", "WorkerProcess"]
 
 LOG_TAIL_NBYTES: Final = 16 << 10  # what of a dead worker's output goes into an error: a traceback or two
 KILL_S: Final = 2.0  # how long SIGKILL may take to show; a process in an uninterruptible wait is left to the kernel
@@ -151,6 +151,20 @@ class _LogForwarder:
 
 
 class _Child(subprocess.Popen[bytes]):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super().__init__(*arguments, **options)
+        except BaseException:
+            # Ctrl-C while it waits for execve(2), say: nobody would ever hear of that child.
+            if getattr(self, "pid", None) is not None and self.returncode is None:
+                self.end()
+            raise
+
+    def end(self) -> None:
+        """End just this process, at once."""
+        self.kill()
+        self.wait()
+
     def __del__(self, *_: Any) -> None:
         # A forgotten worker is meant to end by itself when its controller does. Popen warns, then puts it on the
         # list of those to reap; only the latter is wanted.
@@ -182,6 +196,7 @@ class WorkerProcess:
         env: Mapping[str, str],
         log_path: str,
         pass_fds: Sequence[int] = (),
+        mark: str = "",
         quiet: bool = True,
     ) -> WorkerProcess:
         """Start a program, without a shell.
@@ -191,25 +206,32 @@ class WorkerProcess:
             env: its whole environment; one variable is added that marks its tree.
             log_path: where stdout and stderr go; a new file, 0600, in place of an older one.
             pass_fds: descriptors that it inherits under the same numbers; no others.
+            mark: the value of that variable; unlike any other.
             quiet: False also copies its output to this process's stderr.
         """
-        mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+        mark = mark or f"{os.getpid()}-{secrets.token_hex(8)}"
         system.unlink(log_path)
-        log_fd = system.create_file(log_path)
+        child: _Child | None = None
         try:
-            child = _Child(
-                list(argv),
-                env={**env, WORKER_MARK: mark},
-                stdin=subprocess.DEVNULL,
-                stdout=log_fd,
-                stderr=log_fd,
-                pass_fds=tuple(pass_fds),
-                close_fds=True,
-                start_new_session=True,  # Ctrl-C at the terminal is the controller's to deal with
-            )
-        finally:
-            system.close(log_fd)
-        worker = cls(child, log_path, mark)
+            log_fd = system.create_file(log_path)
+            try:
+                child = _Child(
+                    list(argv),
+                    env={**env, WORKER_MARK: mark},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_fd,
+                    stderr=log_fd,
+                    pass_fds=tuple(pass_fds),
+                    close_fds=True,
+                    start_new_session=True,  # Ctrl-C at the terminal is the controller's to deal with
+                )
+            finally:
+                system.close(log_fd)
+            worker = cls(child, log_path, mark)
+        except BaseException:
+            if child is not None:
+                child.end()
+            raise
         if not quiet:
             try:
                 worker._forwarder = _LogForwarder(log_path, from_start=True)
@@ -270,7 +292,14 @@ class WorkerProcess:
         """
         if os.getpid() != self._owner_pid:
             return
-        tree = self._tree(())
+        try:
+            tree = self._tree(())
+        except OSError:
+            # No descriptor to look into /proc with, say. The worker itself can be ended without one.
+            with self._reap_lock:
+                self._child.kill()
+            self.wait(KILL_S)
+            raise
         try:
             for identity in tree:
                 send_signal(identity, signal.SIGTERM)

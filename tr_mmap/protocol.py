@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from .errors import BadMessage
+from .strict import refuse_duplicates
 
 __all__ = [
     "EXIT_COMMAND",
@@ -82,6 +83,7 @@ class Request(msgspec.Struct, omit_defaults=True, gc=False):
         timestamp: when it was written, milliseconds since 1970.
         tensors: tags that the worker does not know yet, and where they are.
         drops: tags that are gone.
+        mac: proof of who wrote it, last; "" without authentication. See ``tr_mmap.auth``.
     """
 
     seq: int = 0
@@ -90,6 +92,7 @@ class Request(msgspec.Struct, omit_defaults=True, gc=False):
     timestamp: int = 0
     tensors: list[TensorRef] = []
     drops: list[str] = []
+    mac: str = ""
 
 
 class Response(msgspec.Struct, omit_defaults=True, gc=False):
@@ -103,6 +106,7 @@ class Response(msgspec.Struct, omit_defaults=True, gc=False):
         timestamp: when it was written, milliseconds since 1970.
         tensors: where the results are, in order.
         error: set when the request failed.
+        mac: as in a request.
     """
 
     seq: int = 0
@@ -112,6 +116,7 @@ class Response(msgspec.Struct, omit_defaults=True, gc=False):
     timestamp: int = 0
     tensors: list[TensorRef] = []
     error: Failure | None = None
+    mac: str = ""
 
 
 _encoder = msgspec.json.Encoder()
@@ -148,9 +153,12 @@ def decode_response(raw: bytes) -> Response:
         BadMessage: it is not one.
     """
     try:
-        return _response_decoder.decode(raw)
+        response = _response_decoder.decode(raw)
     except _UNREADABLE as error:
         raise _bad("response", raw, error) from error
+    if not _is_own(raw, response):
+        refuse_duplicates(raw)
+    return response
 
 
 def decode_request(raw: bytes) -> Request:
@@ -171,7 +179,16 @@ def decode_request(raw: bytes) -> Request:
             request = msgspec.convert({**fields, "command": command, "parameters": parameters}, Request)
     except _UNREADABLE as error:
         raise _bad("request", raw, error) from error
+    if not is_ours or not _is_own(raw, request):
+        refuse_duplicates(raw)
     return request
+
+
+def _is_own(raw: bytes, message: Request | Response) -> bool:
+    """Whether our encoder wrote it, which gives no key twice."""
+    text = _encoder.encode(message)
+    # A page has its number in 8 characters from byte 8 on. So few cannot hold another key that we know.
+    return raw == text or (raw[16:] == text[text.find(b",") :] and raw[:8] == b'{"seq": ')
 
 
 def _bad(what: str, raw: bytes, error: Exception) -> BadMessage:
@@ -226,7 +243,8 @@ def parse_command(message: str | Mapping[str, Any]) -> tuple[str, str]:
         if words[0][0] != "{":
             return words[0], words[1].rstrip() if len(words) > 1 else ""
         try:
-            message = _any_decoder.decode(message)
+            text, message = message, _any_decoder.decode(message)
+            refuse_duplicates(text)
         except _UNREADABLE as error:
             raise BadMessage(f"the message looks like JSON and is not: {error}", detail=str(error)) from error
     return _command_of(message)
@@ -272,7 +290,8 @@ _SYNONYMS: Final = {"running": Status.BUSY, "done": Status.OK}
 _ENDS: Final = frozenset({Status.EXIT, Status.EXITING, Status.TERMINATED})
 TRANSITIONS: Final[Mapping[Status, frozenset[Status]]] = {
     Status.STARTING: frozenset({Status.READY, Status.ERROR}) | _ENDS,
-    Status.READY: frozenset({Status.READY, Status.BUSY, Status.ERROR}) | _ENDS,
+    # OK: a handler may say "ready" before its request is answered.
+    Status.READY: frozenset({Status.READY, Status.BUSY, Status.OK, Status.ERROR}) | _ENDS,
     Status.BUSY: frozenset({Status.BUSY, Status.OK, Status.ERROR, Status.READY}) | _ENDS,
     Status.OK: frozenset({Status.BUSY, Status.OK, Status.READY, Status.ERROR}) | _ENDS,
     Status.ERROR: frozenset({Status.BUSY, Status.OK, Status.READY, Status.ERROR}) | _ENDS,

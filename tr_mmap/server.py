@@ -15,11 +15,14 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from . import manifest as manifests
-from .channel import CHANNELS, Channel
-from .errors import BadMessage, MissingTag, SessionNotStarted, TRException
-from .process import PeerWatch
+from .auth import Tally, inherited_secret, protect
+from .channel import CHANNELS, Channel, Role
+from .errors import BadMessage, HostilePath, MissingTag, SessionNotStarted, TRException
+from .process import WORKER_MARK, PeerWatch
 from .protocol import (
     EXIT_COMMAND,
+    MAX_DETAIL_CHARS,
+    TRANSITIONS,
     Failure,
     FailureKind,
     Request,
@@ -41,6 +44,15 @@ _ORPHAN_GRACE_S: Final = 2.0  # how long a command may go on after the controlle
 
 class _Stop(BaseException):
     """Raised by SIGINT and SIGTERM; a BaseException so that no handler's ``except Exception`` keeps it."""
+
+
+def _printable(text: str | Exception) -> str:
+    """The text as UTF-8 can hold it: an exception's may have the bytes of a file name in it, or may not be had."""
+    try:
+        text = str(text)
+    except Exception:  # noqa: BLE001 - a user's class; the traceback says which
+        text = "(it has no text)"
+    return text.encode("utf-8", "replace").decode()
 
 
 class _Answer:
@@ -69,6 +81,7 @@ class TechRenaissanceServer:
         self.framework = framework
         self.session_dir = ""
         self._channel: Channel | None = None
+        self._tally = Tally()
         self._pool: SegmentPool | None = None
         self._receiver: Receiver | None = None
         self._watch: PeerWatch | None = None
@@ -76,6 +89,7 @@ class TechRenaissanceServer:
         self._answer: _Answer | None = None
         self._published: list[Segment] = []  # results that the controller may not have taken yet
         self._complaint = ""  # why get_tensors gave None
+        self._status = Status.STARTING  # the last one that we wrote
         self._is_stopping = False
         self._is_orphan = False
         self._has_ended = threading.Event()
@@ -134,13 +148,19 @@ class TechRenaissanceServer:
     def write_status(self, text: str) -> None:
         """Tell the controller what goes on, ``"busy: epoch 3"`` say.
 
+        ``exiting`` or ``terminated`` also ends the worker when this request is answered.
+
         Raises:
-            BadMessage: the first word is no status.
+            BadMessage: the first word is no status, or one that cannot follow the last.
         """
         line = parse_status(text)
         channel = self._open_channel()
-        channel.write_status(line.status, line.detail)
+        if line.status not in TRANSITIONS[self._status]:
+            raise BadMessage(f"a worker that is {self._status} cannot become {line.status}", detail=text[:80])
+        self._enter(channel, line.status, line.detail)
         channel.ring()
+        if line.status.is_over:
+            self._is_stopping = True
 
     def empty(self, shape: int | tuple[int, ...], dtype: str = "float32", framework: str | None = None) -> Any:
         """A loan: a tensor of undefined content in shared memory, which :meth:`send_tensors` need not copy.
@@ -156,6 +176,11 @@ class TechRenaissanceServer:
         if self._pool is None:
             raise SessionNotStarted("empty() lends memory of a session, and the server does not run yet")
         return self._pool.empty(shape, dtype, framework or self.framework)
+
+    @property
+    def rejected(self) -> int:
+        """In a session with ``auth=True``: messages that were not the controller's, and were not obeyed."""
+        return self._tally.rejected
 
     def debug_message(self, *args: Any) -> None:
         """Print to the worker's log, if ``debug``."""
@@ -181,7 +206,7 @@ class TechRenaissanceServer:
             try:
                 self.setup_session_dir(session_id)
                 channel = self._open_channel()
-                channel.write_status(Status.READY)
+                self._enter(channel, Status.READY)
                 channel.ring()
                 while self.should_continue():
                     self.process_request()
@@ -204,9 +229,11 @@ class TechRenaissanceServer:
                 self._is_stopping = True
                 return
             request = decode_request(raw)
-        except BadMessage as error:
+        except (BadMessage, HostilePath) as error:
+            if isinstance(error, HostilePath) and channel.has_message():
+                raise  # a directory in the message's place: nothing else can come
             self.debug_message(error)
-            channel.write_status(Status.ERROR, str(error))
+            self._enter(channel, Status.ERROR, str(error))
             return
         if request.command == EXIT_COMMAND:
             self._is_stopping = True
@@ -216,8 +243,14 @@ class TechRenaissanceServer:
     def _has_to_stop(self) -> bool:
         return self._is_stopping or self._is_orphan or self._open_channel().is_exit_asked()
 
+    def _enter(self, channel: Channel, status: Status, detail: str = "") -> None:
+        """Write a status, if the protocol's table lets it follow; else what stands says that the worker ends."""
+        if status in TRANSITIONS[Status.EXIT if channel.is_exit_asked() else self._status]:
+            self._status = status
+            channel.write_status(status, detail)
+
     def _serve(self, channel: Channel, request: Request) -> None:
-        channel.write_status(Status.BUSY)
+        self._enter(channel, Status.BUSY)
         # The controller asks again only when it has taken the last answer.
         self._release_published()
         for ref in request.tensors:
@@ -257,10 +290,10 @@ class TechRenaissanceServer:
         except Exception as error:
             name = type(error).__name__
             if getattr(error, "is_bad_input", False):
-                return Failure(FailureKind.BAD_INPUT, name, str(error))
-            trace = "".join(traceback.format_exception(error))
+                return Failure(FailureKind.BAD_INPUT, name, _printable(error))
+            trace = _printable("".join(traceback.format_exception(error)))
             print(trace, file=sys.stderr, flush=True)
-            return Failure(FailureKind.HANDLER, name, str(error), trace)
+            return Failure(FailureKind.HANDLER, name, _printable(error), trace)
         if is_known is None:  # a handler that forgot to return: it knew the command if it said anything
             is_known = answer.result is not None or bool(answer.refs)
         if is_known:
@@ -273,14 +306,18 @@ class TechRenaissanceServer:
 
     def _send(self, channel: Channel, response: Response) -> None:
         failure = response.error
-        channel.write_status(Status.OK) if failure is None else channel.write_status(Status.ERROR, failure.message)
+        if failure is None:
+            self._enter(channel, Status.OK)
+        else:
+            self._enter(channel, Status.ERROR, failure.message)
         try:
             channel.send(response)
-        except TRException as error:  # too long, or no room for a long one: say that, in short
+        except TRException as error:  # too long, or no text, or no room for a long one: say that, in short
             self._release_published()
-            channel.write_status(Status.ERROR, str(error))
+            self._enter(channel, Status.ERROR, str(error))
             failure = Failure(FailureKind.HANDLER, type(error).__name__, str(error))
-            channel.send(Response(seq=response.seq, command=response.command, timestamp=now_ms(), error=failure))
+            command = _printable(response.command[:MAX_DETAIL_CHARS])
+            channel.send(Response(seq=response.seq, command=command, timestamp=now_ms(), error=failure))
 
     def _release_published(self) -> None:
         published, self._published = self._published, []
@@ -308,16 +345,25 @@ class TechRenaissanceServer:
 
         Raises:
             SessionNotStarted: there is no such session.
+            HostilePath: somebody else can write to it.
         """
-        workspace = Workspace.locate()
-        self.session_dir = workspace.session_dir(session_id)
+        workspace = Workspace.locate(is_made=False)
+        self.session_dir = workspace.find(session_id)
         manifest = manifests.read(self.session_dir)
         if manifest is None:
             raise SessionNotStarted(f"there is no session {session_id!r} in {workspace.root}; a controller makes it")
+        if manifest.worker_mark and os.environ.get(WORKER_MARK, manifest.worker_mark) != manifest.worker_mark:
+            # We were slow to start, and our controller has gone or given up on us meanwhile.
+            raise SessionNotStarted(f"session {session_id!r} has another worker by now")
         self._workspace, self._session_id = workspace, session_id
-        self._receiver = Receiver(self.session_dir)
-        self._pool = SegmentPool(self.session_dir, "result")
-        self._channel = CHANNELS[manifest.channel].attach(self.session_dir, manifest.doorbells)
+        if manifest.channel not in CHANNELS:
+            known = ", ".join(CHANNELS)
+            raise BadMessage(f"the session's channel is {manifest.channel[:80]!r}, known are {known}", detail="channel")
+        secret = inherited_secret()
+        self._receiver = Receiver(self.session_dir, verify=manifest.checksum)
+        self._pool = SegmentPool(self.session_dir, "result", checksum=manifest.checksum)
+        channel = CHANNELS[manifest.channel].attach(self.session_dir, manifest.doorbells)
+        self._channel = protect(channel, Role.WORKER, secret, self._tally)
         self._watch = PeerWatch(manifest.controller, self._controller_died)
 
     def cleanup_session_dir(self) -> None:
@@ -325,19 +371,19 @@ class TechRenaissanceServer:
         channel, self._channel = self._channel, None
         if channel is None:
             return
-        channel.write_status(Status.EXITING)
+        self._has_ended.set()  # first, for stopping the watch waits for its thread
+        self._enter(channel, Status.EXITING)
         if self._watch is not None and not self._is_orphan:
             self._watch.stop()
         if self._receiver is not None:
             self._receiver.close()
         if self._pool is not None and self._is_orphan:
             self._pool.close()
-        channel.write_status(Status.TERMINATED)
+        self._enter(channel, Status.TERMINATED)
         channel.ring()
         channel.close()
         if self._is_orphan:
             self._remove_session()
-        self._has_ended.set()
 
     def _controller_died(self) -> None:
         """In the watch's thread: end the loop, or, if a command does not end, the process."""
@@ -346,8 +392,10 @@ class TechRenaissanceServer:
         if channel is not None:
             channel.wake()
         if not self._has_ended.wait(_ORPHAN_GRACE_S):
-            self._remove_session()
-            os._exit(1)
+            try:
+                self._remove_session()
+            finally:
+                os._exit(1)
 
     def _remove_session(self) -> None:
         manifest = manifests.read(self.session_dir) if os.path.isdir(self.session_dir) else None

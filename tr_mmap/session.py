@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
@@ -43,6 +44,10 @@ class PythonSession:
         framework: ``"numpy"`` or ``"torch"``: what tensors arrive as where nothing else says so.
         channel: ``"mapped"``, or ``"files"`` where there are no semaphores.
         budget_nbytes: most bytes of tensors to hold in shared memory on this side; None for no limit of ours.
+        auth: control messages bear a MAC under a secret that only the worker gets; see ``tr_mmap.auth`` for what that
+            is good for.
+        checksum: both sides store a CRC-32 of each tensor's bytes and compare it on receipt. Found is damage, not
+            malice. Reads every tensor twice more.
     """
 
     def __init__(
@@ -54,6 +59,8 @@ class PythonSession:
         framework: str = "numpy",
         channel: str = "mapped",
         budget_nbytes: int | None = None,
+        auth: bool = False,
+        checksum: bool = False,
     ) -> None:
         check_session_id(session_id)
         if framework not in ("numpy", "torch"):
@@ -66,6 +73,8 @@ class PythonSession:
         self._framework = framework
         self._channel_name = channel
         self._budget_nbytes = budget_nbytes
+        self._has_auth = auth
+        self._has_checksum = checksum
         self._lock = threading.RLock()
         self._exchange: Exchange | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -89,9 +98,15 @@ class PythonSession:
                     )
                 exchange.end_run()
             if exchange is None:
-                place = Place(self._session_id, self._channel_name, self._budget_nbytes)
+                place = Place(
+                    self._session_id,
+                    self._channel_name,
+                    self._budget_nbytes,
+                    auth=self._has_auth,
+                    checksum=self._has_checksum,
+                )
                 self._finalizer = weakref.finalize(self, place.release)
-                self._exchange = exchange = Exchange(place, self._lock)
+                self._exchange = exchange = Exchange(place, self._lock, self._framework)
             exchange.place.start(self._script_path, quiet=self._quiet_mode)
 
     def is_alive(self) -> bool:
@@ -139,12 +154,13 @@ class PythonSession:
     def close(self) -> None:
         """End the worker by force if it lives, and remove everything of the session. Idempotent."""
         with self._lock:
-            exchange, self._exchange = self._exchange, None
+            exchange = self._exchange
             if exchange is not None:
                 assert self._finalizer is not None
-                self._finalizer.detach()
                 exchange.forget()
                 exchange.place.release()
+                self._exchange = None  # now, for if a system call failed this may be called again
+                self._finalizer.detach()
 
     def __enter__(self) -> PythonSession:
         try:
@@ -210,10 +226,15 @@ class PythonSession:
         with self._lock:
             exchange = self._open()
             run = exchange.run()
+            deadline_s = time.monotonic() + timeout_ms / 1000
             if of_request and exchange.has_pending:
                 # The status of the request before this one would answer too early.
-                exchange.settle(timeout_ms)
-            line = run.channel.wait_status(until, timeout_ms, run.is_over)
+                try:
+                    exchange.settle(timeout_ms)
+                except ResponseTimeout:
+                    return None
+            remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
+            line = run.channel.wait_status(until, remaining_ms, run.is_over)
             if line is None and run.is_over():
                 raise exchange.worker_died()
             return line
@@ -249,7 +270,7 @@ class PythonSession:
         with self._lock:
             exchange = self._open()
             exchange.run()
-            return exchange.take(0, None)[0].result if exchange.has_answer() else None
+            return exchange.take(0, has_tensors=False)[0].result if exchange.has_answer() else None
 
     def wait_for_response(self, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> str:
         """Take the next response's text.
@@ -260,7 +281,7 @@ class PythonSession:
             WorkerDied: the worker ended.
         """
         with self._lock:
-            return self._open().take(timeout_ms, None)[0].result
+            return self._open().take(timeout_ms, has_tensors=False)[0].result
 
     def fetch_response(self, message: Message, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> str:
         """:meth:`send_request` and :meth:`wait_for_response` of that very request, in one."""
@@ -314,7 +335,7 @@ class PythonSession:
             ResponseTimeout, RemoteError, WorkerDied: as in :meth:`wait_for_response`.
         """
         with self._lock:
-            return self._only(*self._open().take(timeout_ms, self._framework))
+            return self._only(*self._open().take(timeout_ms, has_tensors=True))
 
     def calculate(self, message: Message, *tensors: Any, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> Any:
         """Send tensors, ask for a command over them, and get its result, in one call.
@@ -361,6 +382,12 @@ class PythonSession:
         with self._lock:
             return self._open().place.pool.stats()
 
+    @property
+    def rejected(self) -> int:
+        """With ``auth=True``: messages since the first start that were not the worker's, and were not taken for one."""
+        exchange = self._exchange
+        return 0 if exchange is None else exchange.place.tally.rejected
+
     # -- access ---------------------------------------------------------------------------------------------------
 
     def session_dir(self) -> str:
@@ -393,8 +420,13 @@ class PythonSession:
             raise SessionNotStarted(
                 f"session {self._session_id!r} is not started; call start(), or use it as a context manager"
             )
+        if self._exchange.place.is_foreign:
+            raise SessionNotStarted(
+                f"session {self._session_id!r} is that of the process that this one was forked from; views of its "
+                "tensors are good here, requests are not: start a session of this process's own"
+            )
         return self._exchange
 
     def _run_or_none(self) -> Run | None:
         exchange = self._exchange
-        return None if exchange is None else exchange.place.run
+        return None if exchange is None or exchange.place.is_foreign else exchange.place.run

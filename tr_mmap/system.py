@@ -12,6 +12,7 @@ import errno
 import os
 import shutil
 import stat
+import sys
 import weakref
 
 from .errors import HostilePath, OutOfSpace
@@ -31,15 +32,18 @@ __all__ = [
     "allocate",
     "close",
     "create_file",
+    "exchange",
     "exists",
     "file_nbytes",
     "free_nbytes",
     "is_same_file",
+    "is_sparse",
     "is_usable_dir",
     "link",
     "link_target",
     "list_dir",
     "make_dir",
+    "make_pipe",
     "map_private",
     "map_read",
     "map_write",
@@ -48,6 +52,8 @@ __all__ = [
     "open_path",
     "open_private_file",
     "read_all",
+    "read_into",
+    "read_pipe",
     "remove_dir",
     "remove_tree",
     "rename",
@@ -57,6 +63,7 @@ __all__ = [
     "unlink",
     "unlock_and_close_dir",
     "write_all",
+    "write_pipe",
 ]
 
 MADV_DONTNEED = 4  # linux/mman.h: on a private mapping, forget our stores and look at the file again
@@ -66,6 +73,9 @@ MADV_POPULATE_WRITE = 23
 
 _PROT_READ, _PROT_WRITE = 1, 2  # sys/mman.h, the same on Linux and macOS
 _MAP_SHARED, _MAP_PRIVATE = 1, 2
+_MAP_NORESERVE = 0x4000 if sys.platform.startswith("linux") else 0  # asm-generic/mman.h
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+_TMPFS_MAGIC = 0x01021994  # linux/magic.h
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -89,8 +99,14 @@ def open_file(path: str, *, write: bool = False) -> int:
     return os.open(path, (os.O_RDWR if write else os.O_RDONLY) | _ALWAYS)
 
 
-def open_private_file(path: str, *, write: bool = False) -> int:
+def open_private_file(path: str, *, write: bool = False, forbidden_mode: int = 0o022) -> int:
     """Open a session's file, refusing what only an attacker would have put there.
+
+    Args:
+        path: the file.
+        write: for writing too.
+        forbidden_mode: permissions that it must not have; a program that is not ours makes files by its umask, which
+            may let its group write.
 
     Raises:
         HostilePath: a symlink, FIFO, device or directory, another user's file, or one that others may write.
@@ -100,20 +116,25 @@ def open_private_file(path: str, *, write: bool = False) -> int:
         # O_NONBLOCK: a FIFO in the file's place must not make us wait for its other end.
         fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | _ALWAYS | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
-            raise _hostile(path, "is a symlink, FIFO or directory") from error
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EISDIR):
+            raise _hostile(path, "is a symlink, FIFO, device or directory") from error
+        if error.errno == errno.EACCES:
+            raise _hostile(path, "may not be opened by this user") from error
         raise
-    info = os.fstat(fd)
-    reason = ""
-    if not stat.S_ISREG(info.st_mode):
-        reason = "is not a regular file"
-    elif info.st_uid != os.geteuid():
-        reason = f"belongs to user {info.st_uid}"
-    elif info.st_mode & 0o022:
-        reason = "may be written by group or others"
-    if reason:
+    try:
+        info = os.fstat(fd)
+        reason = ""
+        if not stat.S_ISREG(info.st_mode):
+            reason = "is not a regular file"
+        elif info.st_uid != os.geteuid():
+            reason = f"belongs to user {info.st_uid}"
+        elif info.st_mode & forbidden_mode:
+            reason = "may be written by group or others"
+        if reason:
+            raise _hostile(path, reason)
+    except BaseException:
         os.close(fd)
-        raise _hostile(path, reason)
+        raise
     return fd
 
 
@@ -129,9 +150,12 @@ def open_path(path: str, *, write: bool = False) -> int:
         if error.errno in (errno.ENXIO, errno.EISDIR):
             raise _not_regular(path) from error
         raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise _not_regular(path)
+    except BaseException:
         os.close(fd)
-        raise _not_regular(path)
+        raise
     return fd
 
 
@@ -183,6 +207,8 @@ def unlock_and_close_dir(fd: int) -> None:
     try:
         if fcntl is not None:
             fcntl.flock(fd, fcntl.LOCK_UN)
+    except OSError:
+        pass  # closing gives it back too
     finally:
         os.close(fd)
 
@@ -229,6 +255,23 @@ def close(fd: int) -> None:
 
 def file_nbytes(fd: int) -> int:
     return os.fstat(fd).st_size
+
+
+def is_sparse(fd: int) -> bool:
+    """Whether a file on tmpfs lacks pages: looking at one takes memory then, and is SIGBUS when there is none left.
+
+    False on other file systems, where a hole costs a reader nothing, and where compression looks the same.
+    """
+    info = os.fstat(fd)
+    return info.st_blocks * 512 < info.st_size and _is_on_tmpfs(fd)
+
+
+def _is_on_tmpfs(fd: int) -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    # struct statfs begins with f_type, a long; 120 bytes on 64-bit machines.
+    found = (ctypes.c_long * 32)()
+    return bool(_libc.fstatfs(fd, found) == 0 and found[0] == _TMPFS_MAGIC)
 
 
 def free_nbytes(path: str) -> int:
@@ -280,8 +323,8 @@ def map_write(fd: int, nbytes: int, offset: int = 0) -> memoryview:
 
 
 def map_private(fd: int, nbytes: int, offset: int = 0) -> memoryview:
-    """Map copy-on-write: stores stay in this process."""
-    return _map(fd, nbytes, offset, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE)
+    """Map copy-on-write: stores stay in this process. A file larger than the memory is fine: few store all over it."""
+    return _map(fd, nbytes, offset, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE | _MAP_NORESERVE)
 
 
 def address_of(mapping: memoryview) -> int:
@@ -347,21 +390,75 @@ def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
         raise
 
 
+def make_pipe() -> tuple[int, int]:
+    """A new pipe: the end to read from, the end to write to. Neither is inherited unless it is passed on."""
+    return os.pipe()
+
+
+def write_pipe(fd: int, data: bytes) -> None:
+    """Write what the pipe has room for, at once."""
+    if os.write(fd, data) != len(data):
+        raise OSError(errno.EPIPE, "a pipe has no room for a few bytes")
+
+
+def read_pipe(fd: int, limit_nbytes: int) -> bytes:
+    """All that was written to a pipe whose other end is closed, up to a limit; closes it."""
+    with os.fdopen(fd, "rb", buffering=0) as pipe:
+        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, f"descriptor {fd} is no pipe")
+        data = b""
+        while len(data) < limit_nbytes and (part := pipe.read(limit_nbytes - len(data))):
+            data += part
+        return data
+
+
+def read_into(fd: int, target: memoryview, offset: int) -> int:
+    """Fill ``target`` with the file's bytes from ``offset`` on; how many there were."""
+    position = 0
+    while position < len(target):
+        nbytes = os.preadv(fd, [target[position:]], offset + position)
+        if nbytes == 0:
+            break
+        position += nbytes
+    return position
+
+
 def link(source: str, target: str) -> None:
     os.link(source, target, follow_symlinks=False)
 
 
 def rename(source: str, target: str) -> None:
-    """Atomic; replaces ``target``, whose old readers keep what they have mapped."""
-    os.replace(source, target)
+    """Atomic; replaces ``target``, whose old readers keep what they have mapped.
+
+    Raises:
+        HostilePath: a directory is in the place of a file.
+    """
+    try:
+        os.replace(source, target)
+    except IsADirectoryError as error:
+        raise _hostile(target, "is a directory") from error
+
+
+def exchange(first: str, second: str) -> bool:
+    """Let two names mean each other's file, in one step; False where that cannot be, or one is not there."""
+    renameat2 = getattr(_libc, "renameat2", None)  # Linux
+    if renameat2 is None:
+        return False
+    return bool(renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)
 
 
 def unlink(path: str) -> None:
-    """Remove a name; it may be gone already."""
+    """Remove a name; it may be gone already.
+
+    Raises:
+        HostilePath: it is a directory's.
+    """
     try:
         os.unlink(path)
     except FileNotFoundError:
         pass
+    except IsADirectoryError as error:
+        raise _hostile(path, "is a directory") from error
 
 
 def make_dir(path: str) -> None:

@@ -38,7 +38,12 @@ _RETRY_S: Final = 0.005
 _good_tag = re.compile(r"(?!\.)(?!(?:result|segment)_[0-9]+\Z)[A-Za-z0-9_.-]{1,128}").fullmatch
 _good_session_id = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}").fullmatch
 _good_semaphore = re.compile(r"/tr_[A-Za-z0-9_.-]{1,240}").fullmatch
-_leftover = re.compile(r"\.(?:new|gone)-([0-9]{1,10})-([0-9]{1,20})-[0-9a-f]+").fullmatch
+_leftover = re.compile(r"\.(new|gone)-([0-9]{1,10})-([0-9]{1,20})-[0-9a-f]+").fullmatch
+
+# What the system says of a path that is somebody else's or no session; all else is a call that failed.
+_NOT_OURS: Final = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EBUSY}
+)
 
 _CHARACTERS: Final = "letters, digits, '_', '-' and '.', not beginning with a dot"
 
@@ -130,26 +135,43 @@ class Workspace:
         self._sessions = os.path.join(self.root, SESSIONS_NAME)
 
     @classmethod
-    def locate(cls, environ: Mapping[str, str] = os.environ) -> Workspace:
-        """``TR_WORKSPACE``, else a private directory in shared memory, else one among temporary files; made if missing.
+    def locate(cls, environ: Mapping[str, str] = os.environ, *, is_made: bool = True) -> Workspace:
+        """``TR_WORKSPACE``, else a private directory in shared memory, else one among temporary files.
+
+        Args:
+            environ: the environment.
+            is_made: whether to make it if it is missing.
 
         Raises:
             HostilePath: the place is not a directory that this user can trust and use.
         """
-        chosen = environ.get("TR_WORKSPACE", "")
-        if chosen:
-            workspace = cls(chosen)
-        else:
-            parent = SHM_DIR if system.is_usable_dir(SHM_DIR) else tempfile.gettempdir()
-            user = os.getuid() if hasattr(os, "getuid") else "user"
-            workspace = cls(os.path.join(parent, f"tr_mmap-{user}"), is_default=True)
-        workspace._make_root()
+        parent = SHM_DIR if system.is_usable_dir(SHM_DIR) else tempfile.gettempdir()
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        default = os.path.join(parent, f"tr_mmap-{user}")
+        chosen = os.path.abspath(environ.get("TR_WORKSPACE", "") or default)
+        workspace = cls(chosen, is_default=chosen == default)  # a worker is told the place, be it the default one
+        if is_made:
+            workspace._make_root()
         return workspace
 
     def session_dir(self, session_id: str) -> str:
         """Where the session of that name is, if it is."""
         check_session_id(session_id)
         return os.path.join(self._sessions, SESSION_PREFIX + session_id)
+
+    def find(self, session_id: str) -> str:
+        """Where the session of that name is; it is this user's own, or not there at all.
+
+        Raises:
+            HostilePath: another could write to it, or to what leads to it.
+        """
+        path = self.session_dir(session_id)
+        try:
+            _check_private(self._sessions)
+            _check_private(path)
+        except FileNotFoundError:
+            pass
+        return path
 
     def claim(self, session_id: str, manifest: Manifest) -> str:
         """Become the owner of a session: its directory, new and with its manifest in it.
@@ -159,6 +181,7 @@ class Workspace:
         Raises:
             SessionInUse: somebody else has the name, or nobody can say who.
             BadMessage: the id or the manifest is not right.
+            OSError: a system call failed; nothing of a new session is left.
         """
         path = self.session_dir(session_id)
         if manifest.session_id != session_id:
@@ -175,6 +198,9 @@ class Workspace:
                 kept = _Kept(f"{error.filename} keeps vanishing", may_pass=True)
             except _Kept as found:
                 kept = found
+            except BaseException:
+                self._remove_if_empty()
+                raise
             if not kept.may_pass or time.monotonic() >= deadline:
                 raise SessionInUse(
                     f"session {session_id!r} is in use: {kept.reason} ({path}); end that process, choose another "
@@ -190,6 +216,9 @@ class Workspace:
 
         Returns:
             Whether it is gone, be it before; False if another living process owns it.
+
+        Raises:
+            OSError: a system call failed; the session is there, and may be released again.
         """
         path = self.session_dir(session_id)
         deadline = time.monotonic() + CLAIM_WAIT_S
@@ -221,7 +250,9 @@ class Workspace:
         for name in names:
             path = os.path.join(self._sessions, name)
             if leftover := _leftover(name):
-                if not Identity.local(int(leftover[1]), int(leftover[2])).is_alive():
+                user = Identity.local(int(leftover[2]), int(leftover[3]))
+                # Our own removals too: one may have failed, and of two at once neither minds the other.
+                if not user.is_alive() or (leftover[1] == "gone" and user == Identity.current()):
                     system.remove_tree(path)
             elif name.startswith(SESSION_PREFIX) and _good_session_id(session_id := name.removeprefix(SESSION_PREFIX)):
                 try:
@@ -229,6 +260,8 @@ class Workspace:
                         report.removed.append(session_id)
                 except _Kept as kept:
                     report.kept[session_id] = kept.reason
+                except OSError as error:
+                    report.kept[session_id] = f"it cannot be examined or removed ({error.strerror})"
         self._remove_if_empty()
         return report
 
@@ -265,6 +298,7 @@ class Workspace:
             if not self.is_default:
                 if not system.is_usable_dir(self.root):
                     raise _unusable(self.root, "is not a directory that this user may write")
+                _check_shared(self.root)
                 return
             try:
                 _check_private(self.root)
@@ -309,6 +343,17 @@ def _check_private(path: str) -> None:
         raise _unusable(path, "may be written by group or others")
 
 
+def _check_shared(path: str) -> None:
+    """Raise HostilePath if another user could rename what we make in a directory that our user chose."""
+    if os.name != "posix":  # pragma: no cover - Windows has no modes
+        return
+    info = system.status(os.path.realpath(path))  # a symlink of the user's own choice is followed
+    if info.st_uid not in (0, os.geteuid()):
+        raise _unusable(path, f"belongs to user {info.st_uid}")
+    if info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:
+        raise _unusable(path, "may be written by group or others, and has no sticky bit (chmod go-w, or chmod +t)")
+
+
 def _aside(path: str, kind: str) -> str:
     """A name beside ``path`` that says who uses it, so that a sweep can tell when nobody does any more."""
     own = Identity.current()
@@ -327,7 +372,10 @@ def _take_away(path: str, judge: Callable[[Manifest | None, str], None]) -> bool
     except FileNotFoundError:
         return False
     except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
         raise _Kept(f"it is not a directory of this user's ({error.strerror})") from error
+    gone = ""
     try:
         if not system.try_lock_dir(fd):
             raise _Kept("another process is examining or removing it", may_pass=True)
@@ -338,13 +386,21 @@ def _take_away(path: str, judge: Callable[[Manifest | None, str], None]) -> bool
         # While the name is still taken: afterwards a new owner may have semaphores of the same names.
         for doorbell in manifest.doorbells if manifest is not None else ():
             _unlink_semaphore(doorbell)
-        gone = _aside(path, "gone")
-        system.rename(path, gone)
+        aside = _aside(path, "gone")
+        system.rename(path, aside)
+        gone = aside
+    except FileNotFoundError:
+        return False  # somebody who takes no lock was faster
     except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
         raise _Kept(f"it cannot be removed ({error.strerror})") from error
     finally:
-        system.unlock_and_close_dir(fd)
-    system.remove_tree(gone)
+        try:
+            system.unlock_and_close_dir(fd)
+        finally:
+            if gone:
+                system.remove_tree(gone)
     return True
 
 

@@ -120,6 +120,12 @@ def loan(count: int, value: int):
     return array
 
 
+@server.command("loan_like")
+def loan_like(like, count: int, value: int):
+    """The same, asked for with a tensor, whose framework the answer comes in."""
+    return loan(count, value)
+
+
 @server.command("loan_and_spoil")
 def loan_and_spoil(count: int):
     """Send a loan, then try to change it."""
@@ -184,6 +190,16 @@ class StrangeError(Exception):
 @server.command("fail_strangely")
 def fail_strangely() -> str:
     raise StrangeError(1, 2)
+
+
+@server.command("fail_surrogate")
+def fail_surrogate() -> str:
+    raise ValueError("\udc80 is the name of a file")
+
+
+@server.command("say_surrogate")
+def say_surrogate() -> str:
+    return "\udc80"
 
 
 @server.command("bad_result")

@@ -1,12 +1,15 @@
-"""Entry point of ``python tools/bench``: makes the directory a package and runs it."""
+"""Entry point of ``python tools/bench``: makes the directory a package, and measures the tree that it lies in."""
 
+import os
 import sys
 from pathlib import Path
 
-# Python puts this directory in front; its parent is what makes `bench` importable, here and in every worker.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+_TOOLS = Path(__file__).resolve().parent.parent
+_PATHS = [str(_TOOLS), str(_TOOLS.parent)]
+sys.path[:1] = _PATHS
+os.environ["PYTHONPATH"] = os.pathsep.join([*_PATHS, *filter(None, [os.environ.get("PYTHONPATH")])])  # for workers
 
-from bench.cli import main
+from bench.cli import main  # noqa: E402 - the lines above make it importable
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,7 @@ class Summary:
     """Many measurements of one thing.
 
     Attributes:
-        median_us, p99_us, least_us: microseconds. With fewer than 100 measurements, the 99th percentile is near the worst.
+        median_us, p99_us, least_us: microseconds. With fewer than 100 measurements, p99 is near the worst.
         n: how many.
     """
 

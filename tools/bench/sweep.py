@@ -15,7 +15,7 @@ import psutil
 
 from .peers import PEERS, LoanedPeer, Peer
 from .peers.base import FULL_PASS, Array
-from .stats import format_us, summarise
+from .stats import format_nbytes, format_us, summarise
 
 __all__ = ["FULL_SIZES", "QUICK_SIZES", "Limits", "Sweep", "pack", "stages"]
 
@@ -23,7 +23,8 @@ FULL_SIZES: Final = tuple(4**power << 10 for power in range(11))  # 1 KiB to 1 G
 QUICK_SIZES: Final = (1 << 10, 1 << 20, 64 << 20)
 
 _ANCHORS: Final = ("semaphore", "passes", "ours", "ours-loaned")  # in every group: what the others are compared with
-_MEMORY_SHARE: Final = 0.65  # of what is available
+_ALONE: Final = 12  # payloads that the anchors and the hungriest peer hold together
+_MEMORY_SHARE: Final = 0.7  # of what is available
 _STUCK_S: Final = 120.0
 _CHECK_COUNT: Final = 1 << 20  # elements compared at a time
 _SEED: Final = 3
@@ -53,7 +54,7 @@ class Limits:
 
     @classmethod
     def full(cls) -> Limits:
-        return cls(rounds=10, peer_s=1.0, most=4000, least=5, slow_s=12.0)
+        return cls(rounds=10, peer_s=1.0, most=4000, least=4, slow_s=15.0)
 
 
 class _Stuck(Exception):
@@ -108,16 +109,11 @@ def pack(needs: dict[str, int], room_nbytes: int) -> list[list[str]]:
     return [[key for key in needs if key in anchors or key in group] for group in groups]
 
 
-def stages(keys: Sequence[str], sizes: Sequence[int], room_nbytes: int) -> list[tuple[list[int], list[str]]]:
-    """What to run at once: sizes and the peers that are started for them."""
-    result: list[tuple[list[int], list[str]]] = []
-    for nbytes in sizes:
-        groups = pack({key: PEERS[key].payloads * nbytes for key in keys}, room_nbytes - nbytes)
-        if len(groups) == 1 and result and len(result[-1][1]) == len(keys):
-            result[-1][0].append(nbytes)
-        else:
-            result += [([nbytes], group) for group in groups]
-    return result
+def stages(keys: Sequence[str], sizes: Sequence[int], room_nbytes: int) -> list[list[int]]:
+    """Sizes to run in one go, with peers started once: all of those at which every peer fits into memory at once."""
+    needed = sum(PEERS[key].payloads for key in keys) + 1
+    together = [nbytes for nbytes in sizes if needed * nbytes <= room_nbytes]
+    return [each for each in [together, *([nbytes] for nbytes in sizes if nbytes not in together)] if each]
 
 
 class Sweep:
@@ -136,8 +132,8 @@ class Sweep:
         keys: Sequence[str],
         sizes: Sequence[int],
         limits: Limits,
-        say: Callable[[str], None] = lambda text: None,
-        advance: Callable[[float], None] = lambda share: None,
+        say: Callable[[str], None] = lambda _text: None,
+        advance: Callable[[float], None] = lambda _share: None,
     ) -> None:
         self._sizes = sizes
         self._limits = limits
@@ -160,25 +156,26 @@ class Sweep:
     def run(self) -> None:
         """Measure everything. A peer that fails is recorded as failed and leaves the run; ours raises."""
         room = int(psutil.virtual_memory().available * _MEMORY_SHARE)
-        for nbytes in self._sizes:
-            if pack({key: PEERS[key].payloads * nbytes for key in self._keys}, 0) and 8 * nbytes > room:
+        for sizes in stages(self._keys, self._sizes, room):
+            nbytes = sizes[-1]
+            if nbytes * _ALONE > room:
                 for key in self._keys:
-                    self._skip(key, nbytes, f"not run: needs {8 * nbytes / 2**30:.0f} GiB of memory")
-        fitting = [nbytes for nbytes in self._sizes if 8 * nbytes <= room]
-        plan = stages(self._keys, fitting, room)
-        for sizes, group in plan:
-            self._run_stage(sizes, group, 1 / len(fitting) / sum(other[0] == sizes for other in plan))
+                    self._skip(key, nbytes, f"not run: needs {_ALONE * nbytes / 2**30:.0f} GiB of memory")
+                self._advance(1 / len(self._sizes))
+                continue
+            keys = [key for key in self._keys if key not in self._broken and not self._is_too_slow(key, sizes[0])]
+            groups = pack({key: PEERS[key].payloads * nbytes for key in keys}, room - nbytes)
+            for group in groups:
+                self._run_stage(sizes, group, 1 / len(self._sizes) / len(groups))
 
     def _run_stage(self, sizes: list[int], group: list[str], share: float) -> None:
         source = np.random.default_rng(_SEED).random(max(sizes) // 4, dtype=np.float32)
         peers: dict[str, Peer] = {}
         try:
             for key in group:
-                if key not in self._broken and not self._is_too_slow(key, sizes[0]):
-                    self._say(f"starting {PEERS[key].label}")
-                    peer = PEERS[key]()
-                    peers[key] = peer
-                    self._guard(key, sizes[0], peers, lambda peer=peer: peer.start(max(sizes)))
+                self._say(f"starting {PEERS[key].label}")
+                peers[key] = peer = PEERS[key]()
+                self._guard(key, sizes[0], peers, lambda peer=peer: peer.start(max(sizes)))
             for nbytes in sizes:
                 self._run_size(nbytes, peers, source[: nbytes // 4], share)
         finally:
@@ -210,21 +207,19 @@ class Sweep:
             last_nbytes, last_s = self._last[key]
             # Latency may or may not grow with the size; assume that it does once it is longer than any wake-up.
             seconds = last_s * (nbytes / last_nbytes if last_s > 0.1 else 1)
-        if seconds * (self._limits.least + 1) <= self._limits.slow_s:
+        if key in _ANCHORS or seconds * (self._limits.least + 1) <= self._limits.slow_s:
             return False
         self._skip(key, nbytes, f"not run: too slow (about {format_us(seconds * 1e6)} each)")
         return True
 
     def _run_size(self, nbytes: int, peers: dict[str, Peer], x: Array, share: float) -> None:
-        from .stats import format_nbytes
-
         entries: dict[str, _Entry] = {}
         for key in list(peers):
-            if nbytes not in (self._last.get(key, (nbytes,))[0],) and self._is_too_slow(key, nbytes):
+            if self._is_too_slow(key, nbytes):
                 continue
             self._say(f"{format_nbytes(nbytes)}: checking {PEERS[key].label}")
             entry = _Entry(peers[key])
-            if self._guard(key, nbytes, peers, lambda entry=entry: _check(entry, x)):
+            if self._guard(key, nbytes, peers, lambda entry=entry: _check(entry, x, self._limits.slow_s)):
                 if self._is_too_slow(key, nbytes, entry.latency_s):
                     self._last[key] = (nbytes, entry.latency_s)
                     continue
@@ -278,7 +273,7 @@ class Sweep:
                 self.rows.append(row)
 
 
-def _check(entry: _Entry, x: Array) -> None:
+def _check(entry: _Entry, x: Array, slow_s: float) -> None:
     """Every element of an answer, once; also the first touch of all memory involved. Sets the latency."""
     peer = entry.peer
     for _ in range(2):  # the second time nothing is new
@@ -303,7 +298,7 @@ def _check(entry: _Entry, x: Array) -> None:
                     raise ValueError(f"the answer is wrong after element {start}")
         del y
         peer.release()
-        if entry.latency_s > 2:
+        if entry.latency_s > slow_s / 2:
             break
 
 

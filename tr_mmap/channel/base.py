@@ -34,9 +34,19 @@ class Channel(ABC):
     """
 
     @classmethod
+    def new_doorbells(cls) -> list[str]:
+        """Names for :meth:`create`, so that a manifest can tell of them before they exist and none is ever lost."""
+        return []
+
+    @classmethod
     @abstractmethod
-    def create(cls, directory: str) -> Channel:
-        """The controller's end, over new control files that replace any earlier ones."""
+    def create(cls, directory: str, doorbells: list[str] | None = None) -> Channel:
+        """The controller's end, over new control files that replace any earlier ones.
+
+        Args:
+            directory: the session directory.
+            doorbells: from :meth:`new_doorbells`, or None to make names up here.
+        """
 
     @classmethod
     @abstractmethod
@@ -69,6 +79,9 @@ class Channel(ABC):
             timeout_ms: how long to wait; None is for ever, 0 only looks.
             stop: asked when woken; True ends the wait, after a last look.
         """
+
+    def refuse(self) -> None:  # noqa: B027 - most channels have nothing to do
+        """The message just received was not the peer's: the peer's own may still come in its place."""
 
     @abstractmethod
     def read_status(self) -> StatusLine:

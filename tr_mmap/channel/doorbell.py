@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
 import sys
 
 import posix_ipc
 
 from ..errors import HostilePath
 
-__all__ = ["Doorbell"]
+__all__ = ["Doorbell", "is_doorbell_name"]
+
+is_doorbell_name = re.compile(r"/tr_[A-Za-z0-9_.-]{1,240}").fullmatch  # no message has us use another program's
 
 _SEMAPHORE_DIR = "/dev/shm"  # where glibc keeps them
 _MIN_SEMAPHORE_NBYTES = 32  # sizeof(sem_t) on 64-bit Linux
@@ -34,7 +38,7 @@ class Doorbell:
         """Open the peer's doorbell.
 
         Raises:
-            HostilePath: its file is too short to be one; ringing it would be SIGBUS.
+            HostilePath: its file is not ours alone, or too short to be one; ringing it would be SIGBUS.
             posix_ipc.ExistentialError: it is gone.
         """
         if sys.platform == "linux":
@@ -43,8 +47,13 @@ class Doorbell:
                 info = os.lstat(path)
             except FileNotFoundError:
                 info = None
-            if info is not None and (info.st_size < _MIN_SEMAPHORE_NBYTES or info.st_uid != os.geteuid()):
-                raise HostilePath(f"{path} is not a semaphore of ours", path=path, reason="size or owner")
+            if info is not None and not (
+                stat.S_ISREG(info.st_mode)
+                and info.st_size >= _MIN_SEMAPHORE_NBYTES
+                and info.st_uid == os.geteuid()
+                and not info.st_mode & 0o022
+            ):
+                raise HostilePath(f"{path} is not a semaphore of ours", path=path, reason="kind, size, owner or mode")
         return cls(name, 0)
 
     def wait(self, timeout_s: float) -> bool:

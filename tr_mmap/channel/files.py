@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from .. import system
-from ..errors import BadMessage, ResponseTimeout
+from ..errors import BadMessage, ResponseTimeout, TRException
 from ..protocol import Request, Response, Status, StatusLine, encode, parse_status
 from .base import MAX_MESSAGE_NBYTES, Channel, Role, check_bounds
 
@@ -60,7 +60,7 @@ class FileChannel(Channel):
         self._woken = threading.Event()
 
     @classmethod
-    def create(cls, directory: str) -> FileChannel:
+    def create(cls, directory: str, doorbells: list[str] | None = None) -> FileChannel:  # noqa: ARG003 - it has none
         channel = cls(directory, Role.CONTROLLER)
         for path in (channel._out, channel._in):
             system.unlink(path)
@@ -117,8 +117,11 @@ class FileChannel(Channel):
     def _take(self) -> bytes | None:
         try:
             message = self._get(self._in)
-        except BaseException:
-            system.unlink(self._in)  # else the same bad message would be found for ever
+        except TRException:
+            try:
+                system.unlink(self._in)  # else the same bad message would be found for ever
+            except OSError:
+                pass  # a directory; the first error says so
             raise
         if message is not None:
             system.unlink(self._in)
@@ -150,10 +153,13 @@ class FileChannel(Channel):
         return parse_status((data or b"starting").decode("utf-8", "replace").strip("\0 \r\n"))
 
     def is_exit_asked(self) -> bool:
-        return self.read_status().status is Status.EXIT
+        try:
+            return self.read_status().status is Status.EXIT
+        except BadMessage:
+            return False
 
     def write_status(self, status: Status, detail: str = "") -> None:
-        self._put(self._status, StatusLine(status, detail).to_text().encode() + b"\n")
+        self._put(self._status, StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n")
 
     def wait_status(
         self, until: Callable[[StatusLine], bool], timeout_ms: float, stop: Callable[[], bool]

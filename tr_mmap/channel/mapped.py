@@ -16,18 +16,20 @@ file of its own, which the page names under ``"spill"``.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
+import posix_ipc
 
 from .. import system
-from ..errors import BadMessage, HostilePath
-from ..protocol import Request, Response, Status, StatusLine, encode, parse_status
+from ..errors import BadMessage, HostilePath, TRException
+from ..protocol import MAX_SEQ, Request, Response, Status, StatusLine, encode, parse_status
 from .base import MAX_MESSAGE_NBYTES, Channel, Role, check_bounds
-from .doorbell import Doorbell
+from .doorbell import Doorbell, is_doorbell_name
 
 __all__ = ["MappedChannel"]
 
@@ -43,6 +45,9 @@ _REST: Final = 16
 _SHORT_NBYTES: Final = 16  # every status without a detail fits in so many
 
 
+_is_spill_name = re.compile(r"(?:request|response)\.[0-9A-Za-z_]{1,64}\.spill").fullmatch
+
+
 class _Spill(msgspec.Struct):
     spill: str = ""
 
@@ -50,13 +55,15 @@ class _Spill(msgspec.Struct):
 class _Page:
     """One mapped message file: one side stores, the other looks."""
 
-    __slots__ = ("_buffer", "_previous_nbytes", "_seen", "_words")
+    __slots__ = ("_buffer", "_previous_nbytes", "_refused", "_seen", "_taken", "_words")
 
     def __init__(self, fd: int) -> None:
         self._buffer = system.map_write(fd, PAGE_NBYTES)
         self._words = self._buffer.cast("Q")
         self._previous_nbytes = 0
         self._seen = _BLANK_WORD
+        self._taken = b""  # the last line that was taken
+        self._refused: bytes | None = None  # a line that lies there and is not the peer's
 
     def store(self, seq: int, rest: bytes) -> None:
         text = rest + b"\n"
@@ -84,10 +91,24 @@ class _Page:
             end = line.find(b"\n")
         if self._words[_SEQ_WORD] != word:
             return None  # being replaced; a ring follows
+        if end >= 0:
+            line = line[:end]
+        if self._refused is not None and line == self._refused:
+            return None
         self._seen = word
+        self._taken = line
         if end < 0:
             raise BadMessage("the peer's message has no end; it does not speak this protocol", detail="newline")
-        return line[:end]
+        return line
+
+    def put_back(self) -> None:
+        """Let the line just taken be taken again."""
+        self._seen = _BLANK_WORD
+
+    def refuse(self) -> None:
+        """Look out for another line, even one of the same number as the line just taken."""
+        self._refused = self._taken
+        self._seen = _BLANK_WORD
 
 
 def _path(directory: str, name: str) -> str:
@@ -111,10 +132,26 @@ def _create_file(directory: str, name: str, content: bytes, nbytes: int) -> int:
 def _open_file(directory: str, name: str, nbytes: int) -> int:
     path = _path(directory, name)
     fd = system.open_private_file(path, write=True)
-    if system.file_nbytes(fd) < nbytes:
+    try:
+        reason = ""
+        if system.file_nbytes(fd) < nbytes:
+            reason = f"is shorter than {nbytes} bytes"
+        elif system.is_sparse(fd):
+            reason = "has holes, where a store may be SIGBUS"
+        if reason:
+            raise HostilePath(f"{path} {reason}; its owner does not make such a file", path=path, reason=reason)
+    except BaseException:
         system.close(fd)
-        raise HostilePath(f"{path} is shorter than {nbytes} bytes", path=path, reason="too short")
+        raise
     return fd
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        try:
+            system.close(fd)
+        except OSError:
+            pass  # it is closed all the same, and what was mapped stays
 
 
 class MappedChannel(Channel):
@@ -137,16 +174,21 @@ class MappedChannel(Channel):
             self._out, self._in = response, request
             self._ring_bell, self._own_bell = response_bell, request_bell
         self._spill_number = 0
+        self._spill_token = secrets.token_hex(4)  # of this end: an earlier one may have left its long messages
         self._is_closed = False
 
     @classmethod
-    def create(cls, directory: str) -> MappedChannel:
+    def new_doorbells(cls) -> list[str]:
         token = secrets.token_hex(8)
+        return [f"/tr_{os.getpid()}_{token}_{end}" for end in "qr"]
+
+    @classmethod
+    def create(cls, directory: str, doorbells: list[str] | None = None) -> MappedChannel:
         bells: list[Doorbell] = []
         fds: list[int] = []
         try:
-            for end in "qr":
-                bells.append(Doorbell.create(f"/tr_{os.getpid()}_{token}_{end}"))
+            for name in doorbells or cls.new_doorbells():
+                bells.append(Doorbell.create(name))
             for name in ("request.json", "response.json"):
                 fds.append(_create_file(directory, name, _PREFIX + _BLANK + b"}\n", PAGE_NBYTES))
             fds.append(_create_file(directory, "status.txt", b"starting\n", STATUS_NBYTES))
@@ -157,8 +199,7 @@ class MappedChannel(Channel):
                 bell.close()
             raise
         finally:
-            for fd in fds:
-                system.close(fd)
+            _close_all(fds)
 
     @classmethod
     def attach(cls, directory: str, doorbells: list[str]) -> MappedChannel:
@@ -167,10 +208,11 @@ class MappedChannel(Channel):
             for name in ("request.json", "response.json"):
                 fds.append(_open_file(directory, name, PAGE_NBYTES))
             fds.append(_open_file(directory, "status.txt", STATUS_NBYTES))
+            if len(doorbells) != 2 or not all(map(is_doorbell_name, doorbells)):
+                raise BadMessage("the manifest names no two doorbells", detail=repr(doorbells)[:200])
             channel = cls(directory, Role.WORKER, fds, [Doorbell.open(name) for name in doorbells])
         finally:
-            for fd in fds:
-                system.close(fd)
+            _close_all(fds)
         channel.unlink()  # both sides have them open now: from here on no death can leave them behind
         return channel
 
@@ -179,10 +221,11 @@ class MappedChannel(Channel):
         return [bell.name for bell in self._bells]
 
     def send(self, message: Request | Response) -> None:
+        if not 0 < message.seq <= MAX_SEQ:
+            raise BadMessage(f"a message's number is 1 to {MAX_SEQ}, not {message.seq}", detail=str(message.seq))
         text = encode(message)
-        # The encoder writes "seq" first, or nothing where it is 0; the page has its own place for it.
-        comma = text.find(b",") if message.seq else 0
-        rest = text[comma:] if comma > 0 else b"}" if comma < 0 else b"," + text[1:]
+        comma = text.find(b",")  # the encoder writes "seq" first; the page has its own place for it
+        rest = text[comma:] if comma > 0 else b"}"
         if len(rest) > PAGE_NBYTES - 32:
             rest = b',"spill":"%b"}' % self._write_spill(check_bounds(text))
         self._out.store(message.seq, rest)
@@ -190,7 +233,7 @@ class MappedChannel(Channel):
 
     def _write_spill(self, text: bytes) -> bytes:
         self._spill_number += 1
-        name = f"{self._role.value}.{self._spill_number}.spill"
+        name = f"{self._role.value}.{self._spill_token}_{self._spill_number}.spill"
         path = _path(self._directory, name)
         fd = system.create_file(path)
         try:
@@ -203,17 +246,27 @@ class MappedChannel(Channel):
         return name.encode()
 
     def _read_spill(self, name: str) -> bytes:
-        if not name.startswith(self._role.peer.value + ".") or "/" in name or not name.endswith(".spill"):
+        if not _is_spill_name(name) or not name.startswith(self._role.peer.value + "."):
             raise BadMessage(f"{name[:80]!r} is not the name of a long message", detail=name[:80])
         path = _path(self._directory, name)
-        fd = system.open_private_file(path)
         try:
-            if system.file_nbytes(fd) > MAX_MESSAGE_NBYTES:
-                raise BadMessage(f"{path} is longer than a message may be", detail=name)
-            return system.read_all(fd, MAX_MESSAGE_NBYTES)
+            fd = system.open_private_file(path)
+        except FileNotFoundError as error:
+            raise BadMessage(f"{path} is gone, in which the message should be", detail=name) from error
+        except HostilePath as error:
+            raise BadMessage(f"{error}; the message in its place is ignored", detail=name) from error
+        try:
+            is_too_long = system.file_nbytes(fd) > MAX_MESSAGE_NBYTES
+            text = b"" if is_too_long else system.read_all(fd, MAX_MESSAGE_NBYTES)
         finally:
             system.close(fd)
+        try:
             system.unlink(path)
+        except OSError:
+            pass  # it goes with the session's directory
+        if is_too_long:
+            raise BadMessage(f"{path} is longer than a message may be", detail=name)
+        return text
 
     def has_message(self) -> bool:
         return self._in.has_message()
@@ -225,8 +278,17 @@ class MappedChannel(Channel):
                 spill = msgspec.json.decode(line, type=_Spill).spill
             except msgspec.DecodeError as error:
                 raise BadMessage(f"the message cannot be read: {error}", detail=str(error)) from error
-            return self._read_spill(spill)
+            try:
+                return self._read_spill(spill)
+            except TRException:
+                raise
+            except OSError:  # out of descriptors, say: the message is good, and can be read later
+                self._in.put_back()
+                raise
         return line
+
+    def refuse(self) -> None:
+        self._in.refuse()
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         message = self._take()
@@ -259,7 +321,12 @@ class MappedChannel(Channel):
         return parse_status(line[: end if end >= 0 else 80].decode("utf-8", "replace").strip("\0 "))
 
     def is_exit_asked(self) -> bool:
-        return self._status[:4].tobytes() == b"exit" and self.read_status().status is Status.EXIT
+        if self._status[:4].tobytes() != b"exit":
+            return False
+        try:
+            return self.read_status().status is Status.EXIT
+        except BadMessage:
+            return False
 
     def write_status(self, status: Status, detail: str = "") -> None:
         if not detail and not self._has_long_status:
@@ -267,7 +334,8 @@ class MappedChannel(Channel):
             return
         line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
         self._status[:] = line.ljust(STATUS_NBYTES)
-        self._has_long_status = len(line) > _SHORT_NBYTES
+        # The worker writes all the time and knows what is there; the controller hardly ever does.
+        self._has_long_status = len(line) > _SHORT_NBYTES or self._role is Role.CONTROLLER
 
     def wait_status(
         self, until: Callable[[StatusLine], bool], timeout_ms: float, stop: Callable[[], bool]
@@ -284,7 +352,10 @@ class MappedChannel(Channel):
         self._ring_bell.ring()
 
     def wake(self) -> None:
-        self._own_bell.ring()
+        try:
+            self._own_bell.ring()
+        except posix_ipc.ExistentialError:
+            pass  # closed meanwhile, so nobody waits any more
 
     def unlink(self) -> None:
         for bell in self._bells:

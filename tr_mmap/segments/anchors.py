@@ -50,18 +50,26 @@ class ForkHooks:
     def __init__(self) -> None:
         self._members: weakref.WeakSet[Any] = weakref.WeakSet()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_parent=self._in_parent, after_in_child=self._in_child)
+            # Before too: another thread may let go of a view, which the child has, before this one is told.
+            os.register_at_fork(before=self._in_parent, after_in_parent=self._in_parent, after_in_child=self._in_child)
 
     def add(self, member: Any) -> None:
         self._members.add(member)
 
     def _in_parent(self) -> None:
-        for member in list(self._members):
+        for member in self._all():
             member.forked_in_parent()
 
     def _in_child(self) -> None:
-        for member in list(self._members):
+        for member in self._all():
             member.forked_in_child()
+
+    def _all(self) -> list[Any]:
+        while True:
+            try:
+                return list(self._members)
+            except RuntimeError:  # another thread has just added one
+                continue
 
 
 fork_hooks = ForkHooks()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 
 from .. import dtypes, system
 from ..dtypes import DType
-from ..errors import OutOfSpace, UnsupportedTensor
+from ..errors import HostilePath, OutOfSpace, UnsupportedTensor
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from .anchors import Anchor, anchor_of, fork_hooks
@@ -28,6 +29,7 @@ from .layout import (
     LAYOUT,
     LEASE,
     LEASE_FREE,
+    LEASE_HELD,
     LEASE_PINNED,
     PAYLOAD_OFFSET,
     SEQ,
@@ -89,6 +91,11 @@ class Segment:
         self.is_populated = False  # our mapping has its pages in place
         self.last_take = 0
 
+    @property
+    def is_looked_at(self) -> bool:
+        """The reader has a view: giving the segment up would free nothing, and nobody would count it any more."""
+        return bool(self.words[LEASE] == LEASE_HELD)
+
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
@@ -119,21 +126,32 @@ class SegmentPool:
         prefix: names are ``<prefix>_<number>.tsr``.
         budget_nbytes: most payload capacity to hold at once; None for no limit but the file system's.
         block_ms: at the budget, how long to wait for the reader to let go before raising OutOfSpace.
+        checksum: whether to store each payload's CRC-32.
     """
 
-    def __init__(self, directory: str, prefix: str, *, budget_nbytes: int | None = None, block_ms: float = 0.0) -> None:
+    def __init__(
+        self,
+        directory: str,
+        prefix: str,
+        *,
+        budget_nbytes: int | None = None,
+        block_ms: float = 0.0,
+        checksum: bool = False,
+    ) -> None:
         self._directory = directory
         self._prefix = prefix
         self._budget_nbytes = budget_nbytes
         self._block_ms = block_ms
+        self._has_checksum = checksum
         self._segments: dict[str, Segment] = {}
         self._free: dict[int, list[Segment]] = {}  # by capacity; the last one is the warmest
         self._loans: dict[int, Anchor[Segment]] = {}  # id of the memoryview that anchors a loan's memory
-        self._by_address: dict[int, Segment] = {}  # where a loan's payload begins, for torch's storages
+        self._by_address: dict[int, Segment] = {}  # where a torch loan's payload begins, as its storage tells
         self._dead: deque[Anchor[Segment]] = deque()
         self._nbytes = 0
         self._seq = 0
         self._created = 0
+        self._number = 0  # of the next segment's name
         self._published = 0
         self._copied_nbytes = 0
         self._takes = 0
@@ -201,7 +219,8 @@ class SegmentPool:
         segment.loan_key = id(memory)
         segment.loan_nbytes = array.nbytes
         self._loans[segment.loan_key] = Anchor.watch(memory, segment, self._dead)
-        self._by_address[segment.address + PAYLOAD_OFFSET] = segment
+        if framework == "torch":
+            self._by_address[segment.address + PAYLOAD_OFFSET] = segment
         segment.holds += 1  # until the last array over it is gone
         segment.is_loaned = True
         return array if framework == "numpy" else tensors.as_torch(array, known)
@@ -224,14 +243,11 @@ class SegmentPool:
             self.release(segment)
 
     def _loan_of(self, tensor: Any) -> Segment | None:
+        """The segment of a loan, unless it is seen through the other framework: then what was lent stays writable."""
         if isinstance(tensor, np.ndarray):
             memory = anchor_of(tensor)
-            if memory is None:
-                return None
             anchor = self._loans.get(id(memory))
-            if anchor is not None and anchor() is memory:
-                return anchor.holder
-            tensor = memory  # a torch loan seen through .numpy() is anchored in the tensor
+            return anchor.holder if anchor is not None and anchor() is memory else None
         storage = getattr(tensor, "untyped_storage", None)
         return None if storage is None else self._by_address.get(storage().data_ptr())
 
@@ -240,16 +256,18 @@ class SegmentPool:
         dtype, array = tensors.to_array(tensor)
         if not array.flags.c_contiguous or not array.dtype.isnative:
             return None
-        # What is contiguous and as long as the loan begins where it does; asking the array is slow.
-        is_whole = array.nbytes == segment.loan_nbytes
+        # What is contiguous and as long as the loan begins where it does; asking the array is slow. (That of a torch
+        # tensor may be a copy: of one that is lazily conjugated, say.)
+        is_whole = array is tensor and array.nbytes == segment.loan_nbytes
         offset = PAYLOAD_OFFSET if is_whole else array.__array_interface__["data"][0] - segment.address
-        if offset % tsr_header.PAYLOAD_ALIGNMENT:
+        is_inside = PAYLOAD_OFFSET <= offset <= PAYLOAD_OFFSET + segment.loan_nbytes - array.nbytes
+        if not is_inside or offset % tsr_header.PAYLOAD_ALIGNMENT:
             return None
         layout = (dtype, array.shape, offset)
         if segment.is_loaned:
+            self._forbid_writing(tensor, segment)  # first, for it may fail
             segment.is_loaned = False
             self._stamp(segment, *layout)
-            self._forbid_writing(tensor, segment)
         elif segment.layout != layout:
             return None  # published before as something else: that header may be in use
         segment.holds += 1
@@ -262,24 +280,35 @@ class SegmentPool:
             while isinstance(base, np.ndarray):
                 base.flags.writeable = False
                 base = base.base
-            tensor = base
-        if hasattr(tensor, "untyped_storage"):
+        else:
             # Torch has no read-only tensors: from here on its stores go to pages of its own.
             fd = system.open_file(segment.path)
             try:
                 private = system.map_private(fd, len(segment.buffer))
             finally:
                 system.close(fd)
+            # A page that was not stored into shows the file's, so the segment is lent for as long as this lives too.
+            vars(private.obj)["lent"] = tensor.untyped_storage()
             tensors.move_torch_storage(tensor, private, PAYLOAD_OFFSET)
 
     def _stamp(self, segment: Segment, dtype: DType, shape: tuple[int, ...], offset: int) -> None:
         self._seq = seq = self._seq + 1
         words = segment.words
         layout = (dtype, shape, offset)
-        if segment.layout != layout:
+        if segment.layout != layout or self._has_checksum:
             segment.layout = None
+            crc: int | None = None
+            if self._has_checksum:
+                nbytes = math.prod(shape) * dtype.itemsize
+                crc = zlib.crc32(segment.buffer[offset : offset + nbytes])
             raw = tsr_header.encode_v2(
-                dtype, shape, seq=seq, payload_offset=offset, created_ns=time.time_ns(), is_segment=True
+                dtype,
+                shape,
+                seq=seq,
+                payload_offset=offset,
+                created_ns=time.time_ns(),
+                payload_checksum=crc,
+                is_segment=True,
             )
             segment.buffer[:64] = raw[:64]
             segment.buffer[128:256] = raw[128:256]
@@ -350,20 +379,26 @@ class SegmentPool:
             return self._make_file(capacity, source), source is not None
 
     def _make_file(self, capacity: int, source: np.ndarray[Any, Any] | None) -> Segment:
-        name = f"{self._prefix}_{self._created}.tsr"
+        name = f"{self._prefix}_{self._number}.tsr"
+        self._number += 1  # whatever comes of it
         path = os.path.join(self._directory, name)
         nbytes = HEAD_NBYTES + capacity
-        fd = system.create_file(path)
         try:
-            if source is not None:
-                system.write_all(fd, source.reshape(-1).view(np.uint8).data, PAYLOAD_OFFSET)
-            system.allocate(fd, nbytes, directory=self._directory)
-            buffer = system.map_write(fd, nbytes)
+            fd = system.create_file(path)
+        except FileExistsError as error:
+            reason = "is there already, made by somebody else"
+            raise HostilePath(f"{path} {reason}; remove it", path=path, reason=reason) from error
+        try:
+            try:
+                if source is not None:
+                    system.write_all(fd, source.reshape(-1).view(np.uint8).data, PAYLOAD_OFFSET)
+                system.allocate(fd, nbytes, directory=self._directory)
+                buffer = system.map_write(fd, nbytes)
+            finally:
+                system.close(fd)
         except BaseException:
             system.unlink(path)
             raise
-        finally:
-            system.close(fd)
         segment = Segment(name, path, buffer)
         if source is None and capacity >= _WRITE_NBYTES:
             system.advise(buffer, system.MADV_POPULATE_WRITE)
@@ -398,17 +433,17 @@ class SegmentPool:
         oldest = self._takes - _IDLE_TAKES
         for capacity, free in self._free.items():
             if capacity != wanted_capacity:
-                for segment in [each for each in free if each.last_take < oldest]:
+                for segment in [each for each in free if each.last_take < oldest and not each.is_looked_at]:
                     free.remove(segment)
                     self._retire(segment)
 
     def _retire_free(self) -> bool:
-        """Give back every free segment; True if that freed any memory at once."""
+        """Give back every free segment that the reader does not look at; True if that freed any memory at once."""
         has_freed = False
         for free in self._free.values():
-            for segment in free:
+            for segment in [each for each in free if not each.is_looked_at]:
+                free.remove(segment)
                 has_freed |= self._retire(segment)
-            free.clear()
         return has_freed
 
     def _retire(self, segment: Segment) -> bool:
@@ -416,10 +451,12 @@ class SegmentPool:
         words = segment.words
         words[SEQ] = SEQ_RETIRED
         words[SEQ_COPY] = SEQ_RETIRED
+        with FENCE:  # as in _take_free: who enters now is turned away, and who has entered is seen
+            pass
         is_unseen = not segment.is_tainted and words[LEASE] == LEASE_FREE and words[GUEST] == 0
         del self._segments[segment.name]
         self._nbytes -= segment.capacity
-        system.unlink(segment.path)
+        _unlink(segment.path)
         if is_unseen:
             # The reader has it mapped still; without its pages that costs address space only.
             system.advise(segment.buffer[PAYLOAD_OFFSET:], system.MADV_REMOVE)
@@ -448,7 +485,7 @@ class SegmentPool:
         )
 
     def forked_in_parent(self) -> None:
-        for anchor in self._loans.values():
+        for anchor in list(self._loans.values()):  # a copy, made in one step: other threads go on working
             anchor.holder.is_tainted = True
 
     def forked_in_child(self) -> None:
@@ -458,9 +495,17 @@ class SegmentPool:
         """Remove the files; arrays that still live keep their memory until they are gone."""
         if not self._is_foreign:
             for segment in self._segments.values():
-                system.unlink(segment.path)
+                _unlink(segment.path)
         self._segments.clear()
         self._free.clear()
+
+
+def _unlink(path: str) -> None:
+    """Remove a name, or let it go with the session's directory if that fails."""
+    try:
+        system.unlink(path)
+    except OSError:
+        pass
 
 
 _pause: Callable[[float], None] = time.sleep

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import zlib
 from collections import deque
 from typing import Any
 
 from .. import system
-from ..errors import Fault, StaleTensor, TSRFormatError
+from ..errors import BadMessage, Fault, HostilePath, StaleTensor, TSRFormatError
 from ..protocol import TensorRef
 from ..tsr import header as tsr_header
 from ..tsr import tensors
@@ -16,6 +18,8 @@ from .anchors import Anchor, anchor_of, fork_hooks
 from .layout import FENCE, HEAD_NBYTES, LAYOUT, LEASE, LEASE_FREE, LEASE_HELD, LEASE_PINNED, SEQ, SEQ_COPY, SEQ_RETIRED
 
 __all__ = ["Receiver"]
+
+_is_segment_name = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,200}\.tsr").fullmatch
 
 
 class _Mapped:
@@ -58,10 +62,12 @@ class Receiver:
 
     Args:
         directory: the session directory.
+        verify: compare each payload with its CRC-32, which must be there.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, verify: bool = False) -> None:
         self._directory = directory
+        self._verify = verify
         self._mapped: dict[str, _Mapped] = {}
         self._dead: deque[Anchor[_View]] = deque()
         self._is_foreign = False
@@ -75,7 +81,9 @@ class Receiver:
 
         Raises:
             StaleTensor: the segment holds another tensor by now, or is gone.
-            TSRFormatError: what is there is not a tensor.
+            BadMessage: what is named is no segment.
+            HostilePath: it is not a file of the peer's making.
+            TSRFormatError: what is there is not a tensor; PAYLOAD_CHECKSUM: it is not the one that was published.
         """
         if self._dead:
             self.collect()
@@ -93,8 +101,11 @@ class Receiver:
                 self._decode(segment)
             header = segment.header
             assert header is not None
+            if self._verify:
+                _check_payload(segment, header)
             if header.payload_nbytes == 0:
-                return tensors.from_buffer(segment.payload, header.dtype, header.shape, 0, framework)
+                nothing: Any = segment.payload if framework == "numpy" else bytearray()  # as writable as any other
+                return tensors.from_buffer(nothing, header.dtype, header.shape, 0, framework)
             private = None if framework == "numpy" else self._map_private(segment, ref)
             mapping = segment.payload if private is None else private
             array = tensors.from_buffer(mapping, header.dtype, header.shape, header.payload_offset, "numpy")
@@ -102,7 +113,7 @@ class Receiver:
             return array if framework == "numpy" else tensors.as_torch(array, header.dtype)
         finally:
             if not segment.views:
-                words[LEASE] = LEASE_FREE
+                self._let_go(segment)
 
     def collect(self) -> None:
         """Give back the leases of segments whose views are all gone."""
@@ -140,17 +151,23 @@ class Receiver:
             nbytes = system.file_nbytes(fd)
             if nbytes < HEAD_NBYTES:
                 raise self._stale(ref)
+            if system.is_sparse(fd):
+                path = os.path.join(self._directory, ref.segment)
+                raise HostilePath(f"{path} has holes; no owner makes such a segment", path=path, reason="sparse")
             segment = _Mapped(
                 ref.segment, system.map_write(fd, HEAD_NBYTES), system.map_read(fd, nbytes), os.fstat(fd).st_ino
             )
         finally:
             system.close(fd)
+        # A child of ours may have a view that we had when it was forked: that lease is not ours to give back.
+        segment.is_pinned = segment.words[LEASE] == LEASE_PINNED
         self._mapped[ref.segment] = segment
         return segment
 
     def _open(self, ref: TensorRef) -> int:
-        if os.path.basename(ref.segment) != ref.segment or not ref.segment.endswith(".tsr"):
-            raise self._stale(ref)
+        if not _is_segment_name(ref.segment):
+            shown = ref.segment[:80]
+            raise BadMessage(f"a message names {shown!r}, and no segment is called so", detail=shown)
         try:
             return system.open_private_file(os.path.join(self._directory, ref.segment), write=True)
         except FileNotFoundError:
@@ -188,7 +205,7 @@ class Receiver:
 
     def forked_in_parent(self) -> None:
         # The child looks at the same memory with nobody to say when it stops.
-        for segment in self._mapped.values():
+        for segment in list(self._mapped.values()):  # a copy, made in one step: other threads go on working
             if segment.views:
                 segment.is_pinned = True
 
@@ -199,3 +216,14 @@ class Receiver:
         """Forget all mappings; views that still live keep theirs, and their leases."""
         self.collect()
         self._mapped.clear()
+
+
+def _check_payload(segment: _Mapped, header: Header) -> None:
+    if header.payload_checksum is None:
+        found = "has no checksum, and this session's tensors have one"
+    else:
+        crc = zlib.crc32(segment.payload[header.payload_offset : header.file_nbytes])
+        if crc == header.payload_checksum:
+            return
+        found = f"payload checksum {crc:#010x}, the header says {header.payload_checksum:#010x}: changed on the way"
+    raise TSRFormatError(f"{segment.name}: {found}", fault=Fault.PAYLOAD_CHECKSUM, path=segment.name)

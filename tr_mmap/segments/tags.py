@@ -36,17 +36,24 @@ class Tags:
             system.link(segment.path, temporary)
             system.rename(temporary, path)
         except BaseException:
-            system.unlink(temporary)
+            self._discard(temporary)
             self._pool.release(segment)
             raise
-        finally:
-            # Where both are links to one file already, rename does nothing and leaves both.
-            system.unlink(temporary)
         previous = self._segments.get(tag)
         self._segments[tag] = segment
         self._untold[tag] = segment.seq
         if previous is not None:
             self._release(previous)
+            if previous is segment:
+                # Both are links to one file already, and then rename does nothing and leaves both.
+                self._discard(temporary)
+
+    @staticmethod
+    def _discard(path: str) -> None:
+        try:
+            system.unlink(path)
+        except OSError:
+            pass  # a name too many in the session's directory, which goes with it
 
     def drop(self, tag: str) -> None:
         """Forget a tag.
@@ -54,11 +61,12 @@ class Tags:
         Raises:
             MissingTag: there is no such tag.
         """
-        segment = self._segments.pop(tag, None)
+        segment = self._segments.get(tag)
         if segment is None:
             raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {self.describe()}", tag=tag)
-        self._untold[tag] = 0
         system.unlink(self._path(tag))
+        del self._segments[tag]
+        self._untold[tag] = 0
         self._release(segment)
 
     def describe(self) -> str:

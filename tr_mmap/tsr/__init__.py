@@ -13,7 +13,7 @@ Capabilities
 Limits
 ------
 - No objects, strings, dates, structures, masks, sparse, nested or quantized tensors.
-- No names or metadata; no compression.
+- No names or metadata; no compression. Encrypted only as a whole (sealed), and then not mapped but decrypted.
 - An element's byte order is always little-endian; strides are not stored.
 - The payload, and the product of the sizes other than 0 times the item size, stay below 2**63 bytes.
 
@@ -87,6 +87,26 @@ v2: 256 bytes
 
 CRC-32 is that of zlib and PNG. Without SEGMENT the file is written once: seq is 1 or more, its copy and layout_seq
 equal it, lease and guest are 0, and the file ends with the payload.
+
+Sealed: a v2 file, encrypted
+----------------------------
+::
+
+     0  4s      magic "TSRE"
+     4  i32     version = 1
+     8  i32     header size = 64
+    12  u32     0
+    16  u64     n, bytes of the sealed v2 file: its 256-byte header (payload offset 256) and its payload
+    24  32s     salt, random for each file
+    56  8s      0
+    64          ceil(n / 2**20) chunks of 2**20 bytes, the last one shorter, each followed by its tag of 16 bytes;
+                the file ends with the last tag
+
+Chunk i is encrypted with AES-256-GCM. Its key is BLAKE2b(salt) with the user's 32 bytes as key, digest size 32, and
+"tr_mmap sealed 1" as personalization; its nonce i, as 12 bytes little-endian; its associated data bytes 0 to 63 of this
+file. So no nonce is used twice under a key, and nothing of the file can be changed, moved, cut off or taken from another
+file unnoticed; nothing but its length can be read without the key. What it does not tell: which of two files sealed with
+one key is the newer one.
 
 Segments: who stores what, in which order
 -----------------------------------------

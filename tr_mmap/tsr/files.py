@@ -19,6 +19,7 @@ import numpy as np
 from tr_mmap import system
 from tr_mmap.dtypes import DType
 from tr_mmap.errors import Fault, TSRFormatError
+from tr_mmap.tsr import sealed
 from tr_mmap.tsr.header import (
     FLAG_SEGMENT,
     GUEST_OFFSET,
@@ -58,7 +59,14 @@ class _InMotion(Exception):
         self.fault = fault
 
 
-def save(path: str | os.PathLike[str], tensor: object, *, version: int = 2, checksum: bool = False) -> None:
+def save(
+    path: str | os.PathLike[str],
+    tensor: object,
+    *,
+    version: int = 2,
+    checksum: bool = False,
+    key: bytes | None = None,
+) -> None:
     """Write a tensor to a file, atomically: readers see the old file or the new one, and old views stay whole.
 
     The bytes go to a new file in the same directory, which is then renamed. If anything fails it is removed and
@@ -70,6 +78,8 @@ def save(path: str | os.PathLike[str], tensor: object, *, version: int = 2, chec
         tensor: numpy array or scalar, or torch tensor.
         version: layout: 2; or 1 or 0 for older readers (dtype codes 1 to 8, at most four dimensions).
         checksum: store the payload's CRC-32; version 2 only.
+        key: 32 bytes; seals the file, that is, encrypts and authenticates all of it (AES-256-GCM); version 2 only.
+            Whoever reads it needs the same key. Needs ``cryptography`` (``tr_mmap[crypto]``).
 
     Raises:
         UnsupportedTensor: not a tensor, or without a TSR form.
@@ -77,8 +87,14 @@ def save(path: str | os.PathLike[str], tensor: object, *, version: int = 2, chec
         OutOfSpace: the file system is full.
         HostilePath: ``path`` is a directory, FIFO or device.
         FileNotFoundError: the directory does not exist.
+        BadKey: the key is not 32 bytes.
+        MissingPackage: a key is given, and ``cryptography`` is not installed.
     """
     name = os.fspath(path)
+    if key is not None:
+        key = sealed.check_key(key)
+        if version != 2:
+            raise TSRFormatError(f"v{version} has no sealed form; use version=2", fault=Fault.UNREPRESENTABLE)
     dtype, array = to_array(tensor)
     header = _encode(dtype, array.shape, version, checksum=0 if checksum else None)  # refuses before a file exists
     target, mode = system.replacement_of(name)
@@ -90,10 +106,16 @@ def save(path: str | os.PathLike[str], tensor: object, *, version: int = 2, chec
         raise FileNotFoundError(errno.ENOENT, "cannot save a tensor: no such directory", directory) from None
     try:
         try:
-            crc = _write_payload(fd, array, len(header), directory, want_crc=checksum)
-            if crc is not None:
-                header = _encode(dtype, array.shape, version, checksum=crc)
-            system.write_all(fd, header)
+            if key is not None:
+                payload = _payload_of(array)
+                if checksum:
+                    header = _encode(dtype, array.shape, version, checksum=zlib.crc32(payload))
+                sealed.write(fd, key, header, payload)
+            else:
+                crc = _write_payload(fd, array, len(header), directory, want_crc=checksum)
+                if crc is not None:
+                    header = _encode(dtype, array.shape, version, checksum=crc)
+                system.write_all(fd, header)
         finally:
             system.close(fd)
         system.rename(temporary, target)
@@ -104,13 +126,21 @@ def save(path: str | os.PathLike[str], tensor: object, *, version: int = 2, chec
 
 @overload
 def load(
-    path: str | os.PathLike[str], *, framework: Literal["numpy"] = "numpy", verify: bool = False
+    path: str | os.PathLike[str],
+    *,
+    framework: Literal["numpy"] = "numpy",
+    verify: bool = False,
+    key: bytes | None = None,
 ) -> np.ndarray[Any, Any]: ...
 @overload
-def load(path: str | os.PathLike[str], *, framework: Literal["torch"], verify: bool = False) -> torch.Tensor: ...
+def load(
+    path: str | os.PathLike[str], *, framework: Literal["torch"], verify: bool = False, key: bytes | None = None
+) -> torch.Tensor: ...
 @overload
-def load(path: str | os.PathLike[str], *, framework: str, verify: bool = False) -> Tensor: ...
-def load(path: str | os.PathLike[str], *, framework: str = "numpy", verify: bool = False) -> Tensor:
+def load(path: str | os.PathLike[str], *, framework: str, verify: bool = False, key: bytes | None = None) -> Tensor: ...
+def load(
+    path: str | os.PathLike[str], *, framework: str = "numpy", verify: bool = False, key: bytes | None = None
+) -> Tensor:
     """A tensor that lives in the file's pages; the cost does not depend on its size.
 
     numpy gets a read-only array (a plain ``ndarray``) over a shared mapping. torch, which has no read-only tensors,
@@ -124,25 +154,38 @@ def load(path: str | os.PathLike[str], *, framework: str = "numpy", verify: bool
         path: any layout; a symlink is followed.
         framework: ``"numpy"`` or ``"torch"``.
         verify: compare the payload with its CRC-32, if the file has one. Reads all of it.
+        key: of a sealed file. It is decrypted into memory of this process, so this costs what copying it costs and
+            more. A file that is not sealed is refused then: anybody may have written it.
 
     Raises:
-        TSRFormatError: any defect of the file; ``fault`` says which one.
+        TSRFormatError: any defect of the file; ``fault`` says which one. SEALED: a key is needed; SEAL_BROKEN: it is
+            another key, or the file was changed.
+        BadKey, MissingPackage: as in :func:`save`.
         HostilePath: not a regular file.
         UnsupportedTensor: no such framework, or it lacks the dtype.
     """
     check_framework(framework)
     name = os.fspath(path)
+    if key is not None:
+        return sealed.load(name, sealed.check_key(key), framework, verify)
     return _until_settled(lambda: _load_once(name, framework, verify))
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
+def read_header(path: str | os.PathLike[str], *, key: bytes | None = None) -> Header:
     """The checked header of a file of any layout; the payload is not touched.
+
+    Args:
+        path: a symlink is followed.
+        key: of a sealed file, whose beginning is decrypted and proven; the rest is not.
 
     Raises:
         TSRFormatError: any defect; ``fault`` says which one.
         HostilePath: not a regular file.
+        BadKey, MissingPackage: as in :func:`save`.
     """
     name = os.fspath(path)
+    if key is not None:
+        return sealed.read_header(name, sealed.check_key(key))
 
     def once() -> Header:
         fd = system.open_path(name)
@@ -173,7 +216,7 @@ def _write_payload(fd: int, array: np.ndarray[Any, Any], offset: int, directory:
     payload: memoryview
     if array.flags.c_contiguous and is_little_endian(array):
         # Twice as fast as a fresh mapping, whose every page is faulted in and zeroed first.
-        payload = array.reshape(-1).view(np.uint8).data
+        payload = _payload_of(array)
         system.write_all(fd, payload, offset)
     else:
         nbytes = offset + array.nbytes
@@ -182,6 +225,17 @@ def _write_payload(fd: int, array: np.ndarray[Any, Any], offset: int, directory:
         copy_into(mapping, offset, array)
         payload = mapping[offset:]
     return zlib.crc32(payload) if want_crc else None
+
+
+def _payload_of(array: np.ndarray[Any, Any]) -> memoryview:
+    """The elements as TSR stores them; a copy only if they lie otherwise."""
+    if array.nbytes == 0:
+        return memoryview(b"")
+    if array.flags.c_contiguous and is_little_endian(array):
+        return array.reshape(-1).view(np.uint8).data
+    copy = bytearray(array.nbytes)
+    copy_into(copy, 0, array)
+    return memoryview(copy)
 
 
 def _until_settled(action: Callable[[], _T]) -> _T:
@@ -244,10 +298,15 @@ def _view(fd: int, header: Header, path: str, framework: str, verify: bool) -> T
         buffer, offset = bytearray(), 0
         if framework == "numpy":
             buffer = memoryview(buffer).toreadonly()
-    elif framework == "torch":
-        buffer = system.map_private(fd, header.file_nbytes)
     else:
-        buffer = system.map_read(fd, header.file_nbytes)
+        try:
+            buffer = (system.map_private if framework == "torch" else system.map_read)(fd, header.file_nbytes)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise TSRFormatError(
+                f"{path}: {header.file_nbytes} bytes, more than this process can map", fault=Fault.TOO_LARGE, path=path
+            ) from error
     if verify and header.payload_checksum is not None:
         with memoryview(buffer)[offset : offset + header.payload_nbytes] as payload:
             found = zlib.crc32(payload)

@@ -33,6 +33,7 @@ __all__ = [
     "MAX_NDIM_V1",
     "MAX_SEQ",
     "PAYLOAD_ALIGNMENT",
+    "SEALED_MAGIC",
     "SEQ_COPY_OFFSET",
     "SEQ_OFFSET",
     "SEQ_RETIRED",
@@ -70,6 +71,7 @@ LEASE_OFFSET: Final = 80
 GUEST_OFFSET: Final = 88
 SEQ_COPY_OFFSET: Final = 120
 
+SEALED_MAGIC: Final = b"TSRE"  # an encrypted file, the business of tr_mmap.tsr.sealed
 _MAGIC_V0: Final = b"TSR\0"
 _MAGIC: Final = b"TSR!"
 _KNOWN_FLAGS: Final = FLAG_CHECKSUM | FLAG_SEGMENT
@@ -149,6 +151,8 @@ def decode(raw: bytes | memoryview, *, file_nbytes: int | None = None, path: str
         _refuse(Fault.BAD_VERSION, f"version {version} after the magic 'TSR!', 1 and 2 are known", path)
     elif magic == _MAGIC_V0:
         _refuse(Fault.BAD_VERSION, f"version {version} after the magic 'TSR\\0', only 1 is known", path)
+    elif magic == SEALED_MAGIC:
+        _refuse(Fault.SEALED, "the file is sealed; give load the key that it was saved with", path)
     else:
         _refuse(Fault.BAD_MAGIC, f"the file starts with {magic!r}, a TSR file with b'TSR!' or b'TSR\\x00'", path)
     if file_nbytes is not None:

@@ -1,4 +1,4 @@
-"""One module for each peer, all behind the interface of :mod:`.base`. None of them imports its library before it starts."""
+"""One module for each peer, all behind the interface of :mod:`.base`. None imports its library before it starts."""
 
 from .arrow import ArrowFiles
 from .base import LoanedPeer, Peer

@@ -1,11 +1,11 @@
 """What every peer is to the runner, and how their workers are started. Measures nothing.
 
-The semantics are the same for all: the client has ``x``, a float32 array in its own memory; the worker makes ``x + 1`` by
-one pass from what it received into the memory that it answers from; the client reads the first and the last element of the
-answer where it arrived. What a library copies beyond that is its own doing.
+The semantics are the same for all: the client has ``x``, a float32 array in its own memory; the worker makes ``x + 1``
+by one pass from what it received into the memory that it answers from; the client reads the first and the last element
+of the answer where it arrived. What a library copies beyond that is its own doing.
 
-Loaned peers leave those two passes out, because they have no copies to measure: client and worker ask for shared memory,
-write and read its first and last elements there, and hand it over. What is left is the transport itself.
+Loaned peers leave those two passes out, because they have no copies to measure: client and worker ask for shared
+memory, write and read its first and last elements there, and hand it over. What is left is the transport itself.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Peer(ABC):
     def roundtrip(self, x: Array) -> Array:
         """Ask for ``x + 1``. The answer need be valid until :meth:`release` only."""
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027 - most have nothing to do
         """The client has read the answer and holds no view of it."""
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """iceoryx2: request-response over byte slices that it lends, blocking on its events. One client, one server.
 
-Both variants write into memory that iceoryx2 lent, as its examples do; the copied one fills it from ``x`` and computes all
-of the answer, the loaned one touches the ends.
+Both variants write into memory that iceoryx2 lent, as its examples do; the copied one fills it from ``x`` and computes
+all of the answer, the loaned one touches the ends.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ class _Ports:
 
         iox2.set_log_level(iox2.LogLevel.Fatal)
         self.iox2 = iox2
-        self.node = iox2.NodeBuilder.new().signal_handling_mode(iox2.SignalHandlingMode.Disabled).create(
-            iox2.ServiceType.Ipc
+        self.node = (
+            iox2.NodeBuilder.new().signal_handling_mode(iox2.SignalHandlingMode.Disabled).create(iox2.ServiceType.Ipc)
         )
         payload = iox2.Slice[ctypes.c_uint8]
-        builder = self._builder(name).request_response(payload, payload).request_payload_alignment(
-            iox2.Alignment.new(64)
-        ).response_payload_alignment(iox2.Alignment.new(64))
+        builder = (
+            self._builder(name)
+            .request_response(payload, payload)
+            .request_payload_alignment(iox2.Alignment.new(64))
+            .response_payload_alignment(iox2.Alignment.new(64))
+        )
         # One request at a time: without these limits it would set aside many payloads of the largest size.
         self.requests = (
             builder.max_clients(1)

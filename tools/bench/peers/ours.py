@@ -13,22 +13,11 @@ __all__ = ["Ours", "OursLoaned"]
 
 _TIMEOUT_MS = 120_000.0
 _WORKER = Path(__file__).with_name("ours_worker.py")
-_TOOLS = Path(__file__).resolve().parents[2]
 
 
-def open_session(name: str) -> PythonSession:
-    """A started session of our worker, which finds the bench's modules."""
-    paths = [str(_TOOLS), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    try:
-        session = PythonSession(str(_WORKER), f"bench-{os.getpid()}-{name}", quiet_mode=True)
-        return session.__enter__()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+def _open_session(name: str) -> PythonSession:
+    session = PythonSession(str(_WORKER), f"bench-{os.getpid()}-{name}", quiet_mode=True)
+    return session.__enter__()
 
 
 class Ours(Peer):
@@ -39,7 +28,7 @@ class Ours(Peer):
         self._session: PythonSession | None = None
 
     def start(self, max_nbytes: int) -> None:  # noqa: ARG002 - segments are made as they are needed
-        self._session = open_session(self.key)
+        self._session = _open_session(self.key)
 
     def roundtrip(self, x: Array) -> Array:
         return self._session.calculate("increment", x, timeout_ms=_TIMEOUT_MS)
@@ -59,7 +48,7 @@ class OursLoaned(LoanedPeer):
         self._session: PythonSession | None = None
 
     def start(self, max_nbytes: int) -> None:  # noqa: ARG002
-        self._session = open_session(self.key)
+        self._session = _open_session(self.key)
 
     def loan(self, count: int) -> Array:
         return self._session.empty(count, "float32")

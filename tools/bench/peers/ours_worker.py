@@ -1,8 +1,8 @@
 """Our worker: what a user would write. Run by a PythonSession."""
 
 import numpy as np
-from bench.peers.base import answer_ends
 
+from bench.peers.base import answer_ends
 from tr_mmap import Server
 
 server = Server(framework="numpy")

@@ -1,8 +1,8 @@
-"""The protocol that tr_mmap replaces: JSON control files put in place by rename, looked for by polling, and a ``.tsr`` file of
+"""The protocol that tr_mmap replaces: JSON control files put in place by rename and polled for, and a ``.tsr`` file of
 layout v1 for each tensor, written and read whole.
 
-Polling begins at 32 ms, halves its rate after 8 empty polls, down to 1024 ms, and is back at 32 ms with a message. The files
-lie on tmpfs, which flatters it: the original has them on a disk.
+Polling begins at 32 ms, halves its rate after 8 empty polls, down to 1024 ms, and is back at 32 ms with a message. The
+files lie on tmpfs, which flatters it: the original has them on a disk.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def _serve_fixed(connection: Connection, request_name: str, answer_name: str, ma
 class FixedBlocks(_PipePeer):
     key = "shm-fixed"
     label = "shared_memory, fixed"
-    note = "two fixed blocks made by hand: each answer overwrites the last, and nothing tells whose turn it is but the pipe"
+    note = "two fixed blocks, made by hand; each answer overwrites the last"
 
     def start(self, max_nbytes: int) -> None:
         self._blocks = [SharedMemory(create=True, size=max_nbytes) for _ in range(2)]

@@ -1,0 +1,34 @@
+"""The worker of the kill harness: checks what it is given, answers with what can be checked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from content import BOARD_VARIABLE, MIRROR, Board, Word, fault_of
+
+from tr_mmap import Server
+
+server = Server(framework="numpy")
+board = Board(os.environ[BOARD_VARIABLE])
+board.mark_publishes(Word.WORKER_INSIDE)
+
+
+@server.command("turn")
+def turn(x, n: int):
+    if fault := fault_of(x, n):
+        board.problem(Word.WRONG_THERE, fault)
+    board.add(Word.DELIVERED_THERE)
+    if n % 8:
+        return np.bitwise_xor(x, MIRROR)
+    loan = server.empty(x.shape, x.dtype)  # a result that is filled where it lies
+    return np.bitwise_xor(x, MIRROR, out=loan)
+
+
+if __name__ == "__main__":
+    server.run()

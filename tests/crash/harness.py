@@ -1,0 +1,453 @@
+"""Kills controllers and workers with SIGKILL while tensors flow, and counts what came of it.
+
+    python tests/crash/harness.py --kills 2000
+
+A *slot* is a controller, its worker and whoever kills them; several run side by side. The victims say on a board in
+shared memory when they are in the middle of a publish; the killer reads it when the victim is dead. Most kills are
+aimed: they wait until the victim is inside a publish. The others come at any moment, also while a session starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import os
+import random
+import re
+import select
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+HERE: Final = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+
+from content import BOARD_VARIABLE, Board, Inside, Word, content, fault_of
+from support import count_fds, processes_of
+
+from tr_mmap import PythonSession, ResponseTimeout, WorkerDied, sweep
+
+WORKER: Final = HERE / "flow_worker.py"
+HANG_S: Final = 30.0  # nothing here takes a second, but the machine may be busy
+SESSION_ID: Final = "kills"
+FLOWING, DIED = b"f", b"d"  # what a controller tells its killer
+
+
+@dataclass
+class Report:
+    """What came of a run.
+
+    Attributes:
+        kills: how many processes were killed.
+        moments: by victim, and whether the kill was aimed, at any moment, or during a start: what it was doing.
+        worker_died_ms: from a worker's kill to the controller's WorkerDied.
+        exit_ms: from a controller's kill to its worker's end.
+        counts: the board's words.
+        wrong, hangs, strange, left: what must be empty.
+    """
+
+    kills: int = 0
+    seconds: float = 0.0
+    moments: dict[str, int] = field(default_factory=dict)
+    victims: dict[str, int] = field(default_factory=dict)
+    workers_killed_alone: int = 0
+    controllers_killed_alone: int = 0
+    worker_died_ms: list[float] = field(default_factory=list)
+    exit_ms: list[float] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    hangs: list[str] = field(default_factory=list)
+    problems: str = ""
+    left: list[str] = field(default_factory=list)
+
+    def add(self, other: Report) -> None:
+        self.kills += other.kills
+        self.seconds = max(self.seconds, other.seconds)
+        self.workers_killed_alone += other.workers_killed_alone
+        self.controllers_killed_alone += other.controllers_killed_alone
+        for name in ("moments", "victims", "counts"):
+            setattr(self, name, dict(Counter(getattr(self, name)) + Counter(getattr(other, name))))
+        for name in ("worker_died_ms", "exit_ms", "hangs", "left"):
+            getattr(self, name).extend(getattr(other, name))
+        self.problems += other.problems
+
+    def count(self, word: Word) -> int:
+        return self.counts.get(word.name, 0)
+
+    def inside(self, when: str = "") -> int:
+        """How many kills fell inside a publish."""
+        return sum(n for key, n in self.moments.items() if key.startswith(when) and key.endswith(Inside.PUBLISH.name))
+
+    def of(self, when: str) -> int:
+        return sum(n for key, n in self.moments.items() if key.startswith(when))
+
+    @property
+    def wrong(self) -> int:
+        return self.count(Word.WRONG_HERE) + self.count(Word.WRONG_THERE)
+
+    @property
+    def is_good(self) -> bool:
+        is_told = self.count(Word.DIED) == self.workers_killed_alone and len(self.exit_ms) >= self.controllers_killed_alone
+        return is_told and not (self.wrong or self.hangs or self.left or self.problems)
+
+    def to_text(self) -> str:
+        here, there = self.count(Word.DELIVERED_HERE), self.count(Word.DELIVERED_THERE)
+        rows = [
+            ("kills", f"{self.kills} in {self.seconds:.0f} s: " + _listed(self.victims)),
+            ("inside a publish", _share(self.inside(), self.kills)),
+            ("  of the aimed", _share(self.inside("aimed"), self.of("aimed"))),
+            ("  of those at any moment", _share(self.inside("random"), self.of("random"))),
+            ("  of those during a start", _share(self.inside("start"), self.of("start"))),
+            ("1 MiB tensors delivered", f"{here:,} to controllers, {there:,} to workers"),
+            ("  wrong", str(self.wrong)),
+            ("workers killed alone", f"{self.workers_killed_alone}, WorkerDied {self.count(Word.DIED)} times, "
+             + _times(self.worker_died_ms)),
+            ("controllers killed alone", f"{self.controllers_killed_alone}, worker ended {len(self.exit_ms)} times, "
+             + _times(self.exit_ms)),
+            ("tags there for the next worker", str(self.count(Word.KEPT))),
+            ("hangs", str(len(self.hangs))),
+            ("strange", str(self.count(Word.STRANGE))),
+            ("left after a sweep", ", ".join(self.left) or "nothing: no file, semaphore, process or descriptor"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:{width}}  {value}" for name, value in rows] + self.hangs
+        return "\n".join([*lines, self.problems] if self.problems else lines)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n} of {name}" for name, n in sorted(counts.items()))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole}" + (f" = {100 * part / whole:.1f} %" if whole else "")
+
+
+def _times(values: list[float]) -> str:
+    return f"after {statistics.median(values):.1f} ms, at most {max(values):.1f}" if values else "no times"
+
+
+# -- the controller --------------------------------------------------------------------------------------------------
+
+
+def controller(board: Board, tell: int, first: int) -> None:
+    """Send, ask, check, until killed; start the worker again whenever it dies."""
+    session = PythonSession(WORKER, SESSION_ID, quiet_mode=True)
+    n, kept, is_first = first, first, True
+    while True:
+        try:
+            session.start()
+            run = session._exchange.place.run  # type: ignore[union-attr]
+            board.words[Word.WORKER_PID] = run.process.pid  # type: ignore[union-attr]
+            if not session.wait_until_ready(HANG_S * 1000):
+                raise ResponseTimeout("the worker was never ready", timeout_ms=HANG_S * 1000, command="start")
+            if is_first:
+                session.send_tensor(content(kept), "kept")
+                session.send_tensor(content(n), "flow")
+                is_first = False
+            else:
+                _turn(board, session, f"turn kept {kept}", kept)
+                board.add(Word.KEPT)
+            since = 0
+            while True:
+                n += 1
+                since += 1
+                if n % 16 == 0:
+                    loan = session.empty(content(n).shape, "uint64")
+                    loan[...] = content(n)
+                    session.send_tensor(loan, "flow")
+                elif n % 4:
+                    session.send_tensor(content(n), "flow")
+                if n % 4:
+                    _turn(board, session, f"turn flow {n}", n)
+                else:
+                    answer = session.calculate({"cmd": "turn", "params": n}, content(n), timeout_ms=HANG_S * 1000)
+                    _check(board, answer, n)
+                if since == 3:
+                    os.write(tell, FLOWING)
+        except WorkerDied:
+            board.words[Word.WORKER_PID] = 0
+            board.add(Word.DIED)
+            os.write(tell, DIED)
+
+
+def _turn(board: Board, session: PythonSession, message: str, n: int) -> None:
+    _check(board, session.fetch_tensor(message, HANG_S * 1000), n)
+
+
+def _check(board: Board, answer: object, n: int) -> None:
+    if fault := fault_of(answer, n, is_answer=True):  # type: ignore[arg-type]
+        board.problem(Word.WRONG_HERE, fault)
+    board.add(Word.DELIVERED_HERE)
+
+
+# -- the killer ------------------------------------------------------------------------------------------------------
+
+
+class Slot:
+    """One controller after another, each with one worker after another, and their killer. Single-threaded: it forks."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.workspace = directory / "workspace"
+        self.workspace.mkdir(0o700)
+        os.environ["TR_WORKSPACE"] = str(self.workspace)
+        os.environ[BOARD_VARIABLE] = str(directory / "board")
+        self.board = Board(os.environ[BOARD_VARIABLE])
+        self.report = Report()
+        self.ear, self.mouth = os.pipe()
+        os.set_blocking(self.ear, False)
+        self.number = 0
+        self.pids = {os.getpid()}
+        self.controller = 0
+
+    def run(self, kills: int) -> Report:
+        started = time.monotonic()
+        for _ in range(kills):
+            if not self.controller:
+                self._fork()
+            when = self.random.choices(["aimed", "random", "start"], [70, 20, 10])[0]
+            if when == "start":
+                time.sleep(self.random.uniform(0, 0.3))  # the moment of a kill is what is random here
+            elif not self._hear(FLOWING):
+                continue  # counted as a hang
+            self._kill(when, self.random.choices(["worker", "controller", "both"], [48, 44, 8])[0])
+        self._end()
+        self.report.seconds = time.monotonic() - started
+        return self.report
+
+    def _fork(self) -> None:
+        self.number += 1
+        self.controller = os.fork()
+        if self.controller == 0:
+            code = 1
+            try:
+                os.close(self.ear)
+                faulthandler.register(signal.SIGUSR1, open(self.workspace.parent / "stacks", "a"))  # noqa: SIM115
+                self.board.mark_publishes(Word.CONTROLLER_INSIDE)
+                controller(self.board, self.mouth, self.number * 10_000_000)
+            except BaseException as error:
+                self.board.problem(Word.STRANGE, f"{type(error).__name__}: {error}")
+            finally:
+                os._exit(code)
+        self.pids.add(self.controller)
+
+    def _kill(self, when: str, victim: str) -> None:
+        words = self.board.words
+        is_worker = victim == "worker" or (victim == "both" and self.random.random() < 0.5)
+        worker = _open_process(words[Word.WORKER_PID])
+        if worker < 0 and is_worker:
+            victim, is_worker = "controller", False  # it is not there yet
+        inside = Word.WORKER_INSIDE if is_worker else Word.CONTROLLER_INSIDE
+        self._drain()
+        if when == "aimed":
+            deadline = time.monotonic() + 0.1
+            while words[inside] != Inside.PUBLISH and time.monotonic() < deadline:
+                pass
+            _spin(self.random.uniform(0, 20e-6))  # anywhere in it: it takes some 40 us
+        elif when == "random":
+            time.sleep(self.random.uniform(0, 0.02))
+        killed_at = time.monotonic()
+        first, second = (worker, self._signal_controller) if is_worker else (self._signal_controller, worker)
+        for each in (first, second) if victim == "both" else (first,):
+            if callable(each):
+                each()
+            elif each >= 0:
+                _signal(each)
+        if is_worker:
+            _await_end(worker)
+        else:
+            os.waitpid(self.controller, 0)
+        self.report.kills += 1
+        self._note("moments", f"{when} {Inside(words[inside]).name}")
+        self._note("victims", "controllers" if victim == "controller" else "workers" if victim == "worker" else "both")
+        words[inside] = Inside.ELSEWHERE
+        if victim == "worker":
+            self.report.workers_killed_alone += 1
+            words[Word.WORKER_INSIDE] = Inside.ELSEWHERE
+            if self._hear(DIED):
+                self.report.worker_died_ms.append((time.monotonic() - killed_at) * 1000)
+        else:
+            if victim == "both" and is_worker:
+                os.waitpid(self.controller, 0)
+            self.controller = 0
+            words[Word.CONTROLLER_INSIDE] = Inside.ELSEWHERE
+            self._await_workers(worker, killed_at, is_alone=victim == "controller")
+            words[Word.WORKER_INSIDE] = Inside.ELSEWHERE
+        if worker >= 0:
+            os.close(worker)
+
+    def _signal_controller(self) -> None:
+        os.kill(self.controller, signal.SIGKILL)  # our child, not reaped: the number is its own
+
+    def _await_workers(self, worker: int, killed_at: float, *, is_alone: bool) -> None:
+        """The controller is dead: whatever worked for it must end."""
+        if is_alone:
+            self.report.controllers_killed_alone += 1
+        if worker >= 0 and not _await_end(worker):
+            self._hang("a worker outlives its controller")
+        elif is_alone:
+            self.report.exit_ms.append((time.monotonic() - killed_at) * 1000)
+        if worker >= 0 and self.random.random() < 0.8:
+            return
+        for process in processes_of(self.workspace):  # a worker that the controller had no time to tell of
+            if process.pid not in self.pids and not _await_end(pidfd := _open_process(process.pid)):
+                self._hang(f"process {process.pid} outlives its controller")
+            elif process.pid not in self.pids and pidfd >= 0:
+                os.close(pidfd)
+        self.board.words[Word.WORKER_PID] = 0
+
+    def _hear(self, wanted: bytes) -> bool:
+        """Wait until the controller says that; False, and a hang, if it never does."""
+        deadline = time.monotonic() + HANG_S
+        poller = select.poll()
+        poller.register(self.ear, select.POLLIN)
+        while (remaining := deadline - time.monotonic()) > 0:
+            if poller.poll(remaining * 1000) and wanted in os.read(self.ear, 1):
+                return True
+        self._hang(f"the controller never said {wanted.decode()!r}")
+        return False
+
+    def _drain(self) -> None:
+        while select.select([self.ear], [], [], 0)[0]:
+            os.read(self.ear, 4096)
+
+    def _hang(self, what: str) -> None:
+        if self.controller:
+            os.kill(self.controller, signal.SIGUSR1)
+            time.sleep(0.2)
+        stacks = self.workspace.parent / "stacks"
+        self.report.hangs.append(what + "\n" + (stacks.read_text()[-3000:] if stacks.exists() else ""))
+        if self.controller:  # go on with another
+            os.kill(self.controller, signal.SIGKILL)
+            os.waitpid(self.controller, 0)
+            self.controller = 0
+
+    def _note(self, name: str, key: str) -> None:
+        counts = getattr(self.report, name)
+        counts[key] = counts.get(key, 0) + 1
+
+    def _end(self) -> None:
+        if self.controller:
+            worker = _open_process(self.board.words[Word.WORKER_PID])
+            self._signal_controller()
+            os.waitpid(self.controller, 0)
+            if worker >= 0:
+                _await_end(worker)
+                os.close(worker)
+        deadline = time.monotonic() + HANG_S
+        looks = 0  # several, for a process in the middle of execve(2) shows no environment
+        while looks < 5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            looks += 1
+            for process in processes_of(self.workspace):
+                looks = 0
+                pidfd = _open_process(process.pid)
+                _await_end(pidfd)
+                if pidfd >= 0:
+                    os.close(pidfd)
+        sweep(str(self.workspace))
+        left = [f"process {process.pid}" for process in processes_of(self.workspace)]
+        left += [str(path.relative_to(self.workspace)) for path in self.workspace.rglob("*")]
+        left += [
+            name
+            for name in os.listdir("/dev/shm")
+            if (match := re.match(r"sem\.tr_(\d+)_", name)) is not None and int(match[1]) in self.pids
+        ]
+        self.report.left = left
+        self.report.counts = {word.name: self.board.words[word] for word in Word if word >= Word.DELIVERED_HERE}
+        self.report.problems = self.board.problems()
+        os.close(self.ear)
+        os.close(self.mouth)
+        self.board.close()
+
+
+def _open_process(pid: int) -> int:
+    """A pidfd, -1 if there is no such process."""
+    if not pid:
+        return -1
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+
+
+def _signal(pidfd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _await_end(pidfd: int) -> bool:
+    return pidfd < 0 or bool(select.select([pidfd], [], [], HANG_S)[0])
+
+
+def _spin(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+# -- slots side by side ----------------------------------------------------------------------------------------------
+
+
+def run_slot(kills: int, seed: int) -> Report:
+    """One slot, in this process."""
+    before = count_fds()
+    directory = Path(tempfile.mkdtemp(prefix=f"tr_kills_{os.getpid()}_", dir="/dev/shm"))
+    try:
+        report = Slot(directory, seed).run(kills)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    if (after := count_fds()) != before:
+        report.left.append(f"{after - before} descriptors")
+    return report
+
+
+def run(kills: int, jobs: int, seed: int | None = None) -> Report:
+    """Several slots, each in a process of its own."""
+    seed = random.SystemRandom().randrange(10**9) if seed is None else seed
+    shares = [kills // jobs + (index < kills % jobs) for index in range(jobs)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--kills", str(share), "--seed", str(seed + index), "--as-slot"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index, share in enumerate(shares)
+    ]
+    report = Report()
+    for process in running:
+        output, _ = process.communicate()
+        if process.returncode:
+            report.hangs.append(f"a slot has ended with status {process.returncode}")
+        else:
+            report.add(Report(**json.loads(output)))
+    return report
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100, help="how many in all (100)")
+    parser.add_argument("--jobs", type=int, default=2, help="slots side by side (2)")
+    parser.add_argument("--seed", type=int, default=None, help="of the random moments; another one each time")
+    parser.add_argument("--as-slot", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.as_slot:
+        print(json.dumps(asdict(run_slot(options.kills, options.seed))))
+        return 0
+    report = run(options.kills, options.jobs, options.seed)
+    print(report.to_text())
+    return 0 if report.is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

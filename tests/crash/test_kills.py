@@ -1,0 +1,39 @@
+"""Controllers and workers are killed at any moment: nothing wrong arrives, nobody hangs, nothing is left."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import harness
+from content import MIRROR, content, fault_of
+
+
+@pytest.mark.timeout(0)  # the harness ends what hangs, and says so
+def test_no_kill_at_any_moment_tears_a_tensor_hangs_anyone_or_leaves_anything(
+    pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kills = pytestconfig.getoption("--kills")
+    report = harness.run(kills, jobs=2)
+    with capsys.disabled():
+        print(f"\n{report.to_text()}")
+    assert report.kills >= kills - len(report.hangs)
+    assert report.is_good
+    if kills >= 200:  # fewer say little about a share
+        assert report.inside() >= 0.3 * report.kills
+
+
+@pytest.mark.parametrize("index", [0, 77_777, -1])
+def test_one_element_of_another_tensor_is_found(index: int) -> None:
+    tensor = content(7)
+    assert fault_of(tensor, 7) == ""
+    assert "1 of" in fault_of(np.concatenate([tensor[:index], content(6)[index:][:1], tensor[index:][1:]]), 7)
+    assert fault_of(tensor, 8)
+    assert fault_of(tensor[:-1], 7)
+    assert fault_of(tensor ^ MIRROR, 7, is_answer=True) == ""
+    assert fault_of(tensor, 7, is_answer=True)

@@ -1,0 +1,148 @@
+"""System calls that fail on demand, behind the one module that makes them.
+
+What is replaced is not ``tr_mmap.system``'s functions but what they call: ``os``, ``fcntl`` and libc as that module
+sees them. So its own handling of errors is tested too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pytest
+
+from tr_mmap import system
+
+ERRNOS: Final = (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EMFILE, errno.EACCES)
+
+_OS_CALLS: Final = frozenset(
+    "close fstat fstatvfs link listdir lstat mkdir open pipe posix_fallocate pread pwrite read readlink replace rmdir "
+    "stat statvfs unlink write".split()
+)
+_AFTER: Final = frozenset({"close"})  # Linux closes the descriptor whatever close(2) says
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which calls fail: from the ``nth`` on (1 is the first), that one or all, with ``number``."""
+
+    nth: int
+    number: int
+    is_forever: bool
+
+    def __str__(self) -> str:
+        return f"{errno.errorcode[self.number]} {'from' if self.is_forever else 'at'} call {self.nth}"
+
+
+class Faults:
+    """Counts the system calls of ``tr_mmap.system``, and makes some fail while a plan is armed.
+
+    Calls on ``/proc`` neither count nor fail: how many there are depends on the machine.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.plan: Plan | None = None
+        self.calls: list[str] = []  # since armed
+        self.fired: list[str] = []
+        self.has_fired = False  # since each_plan's last attempt began
+        self._proc_fds: set[int] = set()
+        monkeypatch.setattr(system, "os", _Substitute(os, {name: self._os_call(name) for name in _OS_CALLS}))
+        flock = self._wrap("flock", system.fcntl.flock)
+        monkeypatch.setattr(system, "fcntl", _Substitute(system.fcntl, {"flock": flock}))
+        monkeypatch.setattr(system, "_libc", _Substitute(system._libc, {"mmap": self._mmap}))
+
+    def arm(self, plan: Plan | None) -> None:
+        self.plan, self.calls, self.fired = plan, [], []
+
+    def disarm(self) -> list[str]:
+        """End the plan; the calls that it made fail."""
+        self.plan = None
+        return self.fired
+
+    def _is_due(self, name: str) -> bool:
+        self.calls.append(name)
+        plan = self.plan
+        if plan is None or len(self.calls) < plan.nth or (len(self.calls) > plan.nth and not plan.is_forever):
+            return False
+        self.fired.append(name)
+        self.has_fired = True
+        return True
+
+    def _error(self) -> OSError:
+        assert self.plan is not None
+        return OSError(self.plan.number, os.strerror(self.plan.number) + " (injected)")
+
+    def _wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            if not self._is_due(name):
+                return function(*arguments, **more)
+            if name in _AFTER:
+                function(*arguments, **more)
+            raise self._error()
+
+        return call
+
+    def _os_call(self, name: str) -> Callable[..., Any]:
+        function = getattr(os, name)
+        counted = self._wrap(name, function)
+
+        def call(*arguments: Any, **more: Any) -> Any:
+            target = arguments[0] if arguments else None
+            if target in self._proc_fds or (isinstance(target, str) and target.startswith("/proc")):
+                result = function(*arguments, **more)
+                if name == "open":
+                    self._proc_fds.add(result)
+                elif name == "close":
+                    self._proc_fds.discard(target)
+                return result
+            return counted(*arguments, **more)
+
+        return call
+
+    def _mmap(self, *arguments: Any) -> Any:
+        if not self._is_due("mmap"):
+            return system_mmap(*arguments)
+        assert self.plan is not None
+        ctypes.set_errno(self.plan.number)
+        return ctypes.c_void_p(-1).value
+
+
+system_mmap: Final = system._libc.mmap
+
+
+class _Substitute:
+    """A module of which some functions are others."""
+
+    def __init__(self, real: Any, others: dict[str, Any]) -> None:
+        self.__dict__.update(others)
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
+    return Faults(monkeypatch)
+
+
+def each_plan(faults: Faults, attempt: Callable[[Plan], None], numbers: tuple[int, ...] = ERRNOS) -> dict[str, int]:
+    """Run ``attempt`` with every plan, n = 1, 2, ... until none of its calls fails; how often each call failed."""
+    failed: dict[str, int] = {}
+    for number in numbers:
+        for is_forever in (False, True):
+            nth = 0
+            while True:
+                nth += 1
+                faults.has_fired = False
+                attempt(plan := Plan(nth, number, is_forever))
+                for name in faults.disarm()[:1]:
+                    failed[name] = failed.get(name, 0) + 1
+                if not faults.has_fired:
+                    break
+                assert nth < 1000, plan
+    return failed

@@ -1,0 +1,132 @@
+"""A controller that speaks only the older dialect: DIRECTORY WORKER_COMMAND... Standard library only, none of our code.
+
+Written from the description of that dialect, as a program of its time would be: everything by hand, nothing checked
+twice. Takes steps from stdin, one JSON object a line, and prints one JSON object for each:
+
+    {"tensor": "a", "dtype": "float32", "shape": [2, 3], "values": [...]}    writes a.tsr, in place
+    {"cmd": "matmul", "params": "a,b", "want": "tensors"}                    asks, and reads the files that it is told of
+    {"cmd": "hello", "params": "you", "want": "text"}                        asks; the params are the answer
+    {"status": "..."}                                                        writes status.txt
+    {"exit": true}                                                           ends the worker, and itself
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+
+CODES = {"float32": 1, "int8": 2, "int32": 3, "float16": 4, "float64": 6, "int16": 7, "uint8": 8}
+LETTERS = {1: "f", 2: "b", 3: "i", 4: "e", 6: "d", 7: "h", 8: "B"}
+NAMES = {code: name for name, code in CODES.items()}
+POLL_S = 0.004
+
+
+def write_tensor(path, dtype, shape, values):
+    code = CODES[dtype]
+    dims = [1] * (4 - len(shape)) + shape
+    header = b"TSR!" + struct.pack("<iii", 1, 64, 0) + struct.pack("<ii4i", code, len(shape), *dims)
+    header += struct.pack("<qqq", len(values), 0, 0)
+    with open(path, "wb") as file:
+        file.write(header + struct.pack(f"<{len(values)}{LETTERS[code]}", *values))
+
+
+def read_tensor(path):
+    with open(path, "rb") as file:
+        raw = file.read()
+    if raw[:4] != b"TSR!":
+        raise SystemExit(f"{path}: no TSR file: {raw[:4]!r}")
+    version, header_size, _ = struct.unpack_from("<iii", raw, 4)
+    code, ndim = struct.unpack_from("<ii", raw, 16)
+    dims = struct.unpack_from("<4i", raw, 24)
+    (count,) = struct.unpack_from("<q", raw, 40)
+    if (version, header_size) != (1, 64) or dims[: 4 - ndim] != (1,) * (4 - ndim):
+        raise SystemExit(f"{path}: no v1 file: {raw[:64]!r}")
+    nbytes = count * struct.calcsize(LETTERS[code])
+    if os.path.getsize(path) != 64 + nbytes:
+        raise SystemExit(f"{path}: {os.path.getsize(path)} bytes, not {64 + nbytes}")
+    values = struct.unpack_from(f"<{count}{LETTERS[code]}", raw, 64)
+    return {"dtype": NAMES[code], "shape": list(dims[4 - ndim :]), "values": list(values), "header": raw[:64].hex()}
+
+
+def value_of(text, key):
+    """Find ``"key": "value"`` without a parser."""
+    start = text.find(f'"{key}": "')
+    if start < 0:
+        raise SystemExit(f"no {key} in the response: {text}")
+    start += len(key) + 5
+    return text[start : text.find('"', start)]
+
+
+class Controller:
+    def __init__(self, directory, command):
+        self.directory = directory
+        self.write_status("ready")
+        self.worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def write_status(self, text):
+        with open(self.path("status.new"), "w") as file:
+            file.write(text)
+        os.rename(self.path("status.new"), self.path("status.txt"))
+
+    def read_status(self):
+        with open(self.path("status.txt")) as file:
+            return file.read().strip()
+
+    def wait(self, is_done):
+        """Poll; False if the worker has ended meanwhile."""
+        while not is_done():
+            if self.worker.poll() is not None:
+                return is_done()
+            time.sleep(POLL_S)
+        return True
+
+    def ask(self, command, params, want):
+        request = self.path("request.json")
+        with open(request + ".new", "w") as file:
+            file.write('{"cmd": "%s", "params": "%s"}' % (command, params))
+        os.rename(request + ".new", request)
+        response = self.path("response.json")
+        if not self.wait(lambda: not os.path.exists(request)) or not self.wait(lambda: os.path.exists(response)):
+            return {"died": self.worker.returncode}
+        with open(response) as file:
+            text = file.read()
+        status = self.read_status()
+        found = value_of(text, "params")
+        os.remove(response)
+        answer = {"params": found, "raw": text, "status": status}
+        if want == "tensors" and not found.startswith("error"):
+            answer["tensors"] = [read_tensor(self.path(tag + ".tsr")) for tag in found.split(",")]
+        return answer
+
+    def step(self, step):
+        if "tensor" in step:
+            write_tensor(self.path(step["tensor"] + ".tsr"), step["dtype"], step["shape"], step["values"])
+            return {}
+        if "status" in step:
+            self.write_status(step["status"])
+            return {}
+        if "exit" in step:
+            self.write_status("exit")
+            return {"exit_code": self.worker.wait(30), "left": sorted(os.listdir(self.directory))}
+        return self.ask(step["cmd"], step["params"], step["want"])
+
+
+def main(directory, *command):
+    controller = Controller(directory, command)
+    print(json.dumps({"worker": controller.worker.pid}), flush=True)
+    for line in sys.stdin:
+        step = json.loads(line)
+        print(json.dumps(controller.step(step)), flush=True)
+        if "exit" in step:
+            break
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,14 @@
+"""What is measured beside the comparison over sizes: each module has ``run(quick, say) -> dict``."""
+
+from . import files, flood, idle, memory, startup, text
+
+__all__ = ["EXTRAS"]
+
+EXTRAS = {
+    "text": text,
+    "files": files,
+    "startup": startup,
+    "idle": idle,
+    "memory": memory,
+    "flood": flood,
+}

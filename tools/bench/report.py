@@ -1,0 +1,170 @@
+"""What a run leaves to read: Markdown tables, and the comparison with an earlier run. Pure: results in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from .machine import one_line
+from .peers import PEERS
+from .stats import format_nbytes, format_ratio, format_us
+
+__all__ = ["compare", "headlines", "table", "to_markdown"]
+
+Results = dict[str, Any]
+_HEADLINE_SIZES: Final = (1 << 10, 1 << 20, 64 << 20, 1 << 30)
+_MARKS: Final = {True: "met", False: "**not met**", None: "—"}
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    rules = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rules, *lines])
+
+
+def _cells(results: Results) -> dict[tuple[str, int], Results]:
+    return {(row["peer"], row["nbytes"]): row for row in results["sweep"]}
+
+
+def _reasons(results: Results) -> dict[tuple[str, int], str]:
+    return {(each["peer"], each["nbytes"]): each["reason"] for each in results["skipped"]}
+
+
+def _sizes(results: Results) -> list[int]:
+    return sorted({row["nbytes"] for row in results["sweep"]})
+
+
+def _keys(results: Results) -> list[str]:
+    """The measured peers, ours first, then as they are listed."""
+    measured = {row["peer"] for row in results["sweep"]} | {each["peer"] for each in results["skipped"]}
+    return [key for key in PEERS if key in measured]
+
+
+def _short(reason: str) -> str:
+    return reason.partition(":")[2].strip().partition(" (")[0] if reason.startswith("not run") else "failed"
+
+
+def _matrix(results: Results, keys: list[str], sizes: list[int], field: str) -> str:
+    cells, reasons = _cells(results), _reasons(results)
+
+    def write(key: str, nbytes: int) -> str:
+        cell = cells.get((key, nbytes))
+        if cell is None:
+            return _short(reasons[key, nbytes]) if (key, nbytes) in reasons else "—"
+        return format_us(cell[field])
+
+    lines = [[PEERS[key].label, *(write(key, nbytes) for nbytes in sizes)] for key in keys]
+    return table(["", *map(format_nbytes, sizes)], lines)
+
+
+def _headline(results: Results) -> str:
+    """Median, and the ratio of ours to it."""
+    cells, reasons = _cells(results), _reasons(results)
+    sizes = [nbytes for nbytes in _HEADLINE_SIZES if nbytes in _sizes(results)]
+
+    def write(key: str, nbytes: int) -> str:
+        cell = cells.get((key, nbytes))
+        if cell is None:
+            return _short(reasons[key, nbytes]) if (key, nbytes) in reasons else "—"
+        text = format_us(cell["median_us"])
+        if key in ("ours", "ours-loaned") or cell["ours_ratio"] is None:
+            return text
+        return f"{text} (**{format_ratio(cell['ours_ratio'])}**)"
+
+    lines = [[PEERS[key].label, *(write(key, nbytes) for nbytes in sizes)] for key in _keys(results)]
+    return table(["round trip, median (ours / theirs)", *map(format_nbytes, sizes)], lines)
+
+
+def _extras(extras: dict[str, Results]) -> list[str]:
+    parts: list[str] = []
+    names = {
+        "ours": "tr_mmap",
+        "ours_torch": "tr_mmap, as torch",
+        "semaphore": "semaphore ping-pong",
+        "pipe": "multiprocessing.Pipe",
+        "zmq": "pyzmq ipc",
+        "numpy_mmap": 'numpy.load(mmap_mode="r")',
+        "safetensors_numpy": "safetensors, as numpy",
+        "safetensors_torch": "safetensors, as torch",
+        "python": "python -c pass",
+        "python_numpy": 'python -c "import numpy"',
+    }
+    titles = {
+        "text": "A short text there and back",
+        "files": "A 256 MiB file, to its first element (in the page cache)",
+        "startup": "Start-up, until the worker is ready",
+    }
+    for key, title in titles.items():
+        found = {name: each for name, each in extras.get(key, {}).items() if isinstance(each, dict) and "n" in each}
+        if found:
+            lines = [
+                [names.get(name, name), format_us(each["median_us"]), format_us(each["p99_us"]), str(each["n"])]
+                for name, each in sorted(found.items(), key=lambda item: item[1]["median_us"])
+            ]
+            parts += [f"## {title}", table(["", "median", "p99", "n"], lines)]
+    return parts
+
+
+def to_markdown(results: Results) -> str:
+    """The whole report."""
+    keys, sizes = _keys(results), _sizes(results)
+    parts = [
+        "# tr_mmap: benchmark",
+        f"{results['created']}, {results['mode']} run of {results['seconds']:.0f} s on {one_line(results['machine'])}. "
+        + ", ".join(f"{package} {version}" for package, version in results["machine"]["versions"].items())
+        + ".",
+    ]
+    if sizes:
+        parts += [
+            "The client sends a float32 array, the worker answers with `x + 1`, made by one pass into the memory that "
+            "it answers from, and the client reads its ends. All took turns in one run. In brackets: tr_mmap's median "
+            "over that peer's, for loaned peers tr_mmap's loaned one; below 1, tr_mmap is faster. Loaned: both sides "
+            "work in shared memory that they were lent, and the two passes over it are left out, so that only the "
+            "hand-over is measured.",
+            _headline(results),
+        ]
+    if results["targets"]:
+        lines = [
+            [each["what"], each["target"], each["measured"], _MARKS[each["is_met"]]] for each in results["targets"]
+        ]
+        parts += ["## Targets", table(["", "target", "measured", ""], lines)]
+    if sizes:
+        parts += ["## Every size: median", _matrix(results, keys, sizes, "median_us")]
+        parts += ["## Every size: 99th percentile", _matrix(results, keys, sizes, "p99_us")]
+    parts += _extras(results["extras"])
+    remarks = [f"- {PEERS[key].label}: {PEERS[key].note}." for key in keys if PEERS[key].note]
+    remarks += [f"- {PEERS[key].label} is absent: {reason}." for key, reason in results["absent"].items()]
+    remarks += [
+        f"- {PEERS[key].label}, {format_nbytes(nbytes)}: {reason}."
+        for (key, nbytes), reason in _reasons(results).items()
+    ]
+    if remarks:
+        parts += ["## Remarks", "\n".join(remarks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def headlines(results: Results) -> dict[str, float]:
+    """The ratios that a run is known by: ours to each peer at each headline size, and to the floors of the extras."""
+    found: dict[str, float] = {}
+    for row in results["sweep"]:
+        if row["nbytes"] in _HEADLINE_SIZES and row["peer"] not in ("ours", "ours-loaned") and row["ours_ratio"]:
+            found[f"{format_nbytes(row['nbytes'])} / {PEERS[row['peer']].label}"] = row["ours_ratio"]
+    pairs = (("text", "semaphore"), ("text", "zmq"), ("files", "numpy_mmap"), ("startup", "python"))
+    for extra, peer in pairs:
+        each = results["extras"].get(extra, {})
+        if "ours" in each and peer in each:
+            found[f"{extra} / {peer}"] = each["ours"]["median_us"] / each[peer]["median_us"]
+    return found
+
+
+def compare(old: Results, new: Results) -> str:
+    """Each headline in both runs, as a Markdown table; the last column below 1 means that we became faster."""
+    before, after = headlines(old), headlines(new)
+    lines = [
+        [name, format_ratio(before[name]), format_ratio(ratio), f"{ratio / before[name]:.2f}"]
+        for name, ratio in after.items()
+        if name in before
+    ]
+    if not lines:
+        return "The two runs have no figure in common."
+    return table(["ours / theirs", "then", "now", "now / then"], lines)

@@ -1,0 +1,263 @@
+// Every system call on files and mappings, so that the rules hold everywhere: a session's files are opened without
+// following symlinks, descriptors are not inherited, files are 0600 and directories 0700. Decides nothing.
+#pragma once
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <limits>
+#include <random>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "errors.hpp"
+
+namespace tr {
+namespace detail {
+
+/// An open file, closed with its owner.
+class Fd {
+public:
+    Fd() = default;
+    explicit Fd(int number) noexcept : number_(number) {}
+    Fd(Fd&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
+    Fd& operator=(Fd&& other) noexcept {
+        std::swap(number_, other.number_);
+        return *this;
+    }
+    ~Fd() {
+        if (number_ >= 0) ::close(number_);
+    }
+    int get() const noexcept { return number_; }
+    explicit operator bool() const noexcept { return number_ >= 0; }
+
+private:
+    int number_ = -1;
+};
+
+/// Part of a file in memory, unmapped with its owner.
+class Mapping {
+public:
+    Mapping() = default;
+    Mapping(const Fd& fd, std::uint64_t nbytes, int protection) {
+        if (nbytes > std::numeric_limits<std::size_t>::max()) throw SystemError("mmap", ENOMEM);
+        void* address = ::mmap(nullptr, static_cast<std::size_t>(nbytes), protection, MAP_SHARED, fd.get(), 0);
+        if (address == MAP_FAILED) throw SystemError("mmap of " + std::to_string(nbytes) + " bytes", errno);
+        data_ = static_cast<std::byte*>(address);
+        nbytes_ = static_cast<std::size_t>(nbytes);
+    }
+    /// Own what was mapped elsewhere.
+    static Mapping adopt(void* address, std::size_t nbytes) {
+        Mapping result;
+        result.data_ = static_cast<std::byte*>(address);
+        result.nbytes_ = nbytes;
+        return result;
+    }
+    Mapping(Mapping&& other) noexcept
+        : data_(std::exchange(other.data_, nullptr)), nbytes_(std::exchange(other.nbytes_, 0)) {}
+    Mapping& operator=(Mapping&& other) noexcept {
+        std::swap(data_, other.data_);
+        std::swap(nbytes_, other.nbytes_);
+        return *this;
+    }
+    ~Mapping() {
+        if (data_) ::munmap(data_, nbytes_);
+    }
+    std::byte* data() const noexcept { return data_; }
+    std::size_t size() const noexcept { return nbytes_; }
+    explicit operator bool() const noexcept { return data_ != nullptr; }
+
+private:
+    std::byte* data_ = nullptr;
+    std::size_t nbytes_ = 0;
+};
+
+inline Mapping map_read(const Fd& fd, std::uint64_t nbytes) { return Mapping(fd, nbytes, PROT_READ); }
+inline Mapping map_write(const Fd& fd, std::uint64_t nbytes) { return Mapping(fd, nbytes, PROT_READ | PROT_WRITE); }
+
+inline struct stat status_of(const Fd& fd, const std::string& path) {
+    struct stat info;
+    if (::fstat(fd.get(), &info) != 0) throw SystemError(path, errno);
+    return info;
+}
+
+inline std::uint64_t file_nbytes(const Fd& fd, const std::string& path) {
+    return static_cast<std::uint64_t>(status_of(fd, path).st_size);
+}
+
+[[noreturn]] inline void refuse_path(const std::string& path, const std::string& reason, const char* rule) {
+    throw HostilePath(path + " " + reason + "; " + rule, path, reason);
+}
+
+inline constexpr const char* private_rule = "a session only uses its owner's own files";
+inline constexpr const char* tensor_rule = "a tensor file is one";
+
+/// Open a session's file, refusing what only an attacker would have put there; an empty Fd if it is not there.
+///
+/// @throws HostilePath a symlink, FIFO, device or directory, another user's file, or one that others may write.
+inline Fd open_private_file(const std::string& path, bool is_for_writing = false) {
+    // O_NONBLOCK: a FIFO in the file's place must not make us wait for its other end.
+    Fd fd(::open(path.c_str(), (is_for_writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+    if (!fd) {
+        if (errno == ENOENT) return fd;
+        if (errno == ELOOP || errno == ENXIO || errno == EISDIR) {
+            refuse_path(path, "is a symlink, FIFO or directory", private_rule);
+        }
+        throw SystemError(path, errno);
+    }
+    const struct stat info = status_of(fd, path);
+    if (!S_ISREG(info.st_mode)) refuse_path(path, "is not a regular file", private_rule);
+    if (info.st_uid != ::geteuid()) {
+        refuse_path(path, "belongs to user " + std::to_string(info.st_uid), private_rule);
+    }
+    if (info.st_mode & 022) refuse_path(path, "may be written by group or others", private_rule);
+    return fd;
+}
+
+/// Open a regular file that the user named: symlinks are followed, other owners are fine, nothing hangs.
+inline Fd open_path(const std::string& path, bool is_for_writing = false) {
+    Fd fd(::open(path.c_str(), (is_for_writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK));
+    if (!fd) {
+        if (errno == ENXIO || errno == EISDIR) refuse_path(path, "is not a regular file", tensor_rule);
+        throw SystemError(path, errno);
+    }
+    if (!S_ISREG(status_of(fd, path).st_mode)) refuse_path(path, "is not a regular file", tensor_rule);
+    return fd;
+}
+
+/// Create a file that must not exist.
+inline Fd create_file(const std::string& path, mode_t mode = 0600) {
+    Fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode));
+    if (!fd) throw SystemError(path, errno);
+    return fd;
+}
+
+/// Remove a name; it may be gone already.
+inline void unlink_file(const std::string& path) noexcept { ::unlink(path.c_str()); }
+
+/// Removes a name at the end of the scope, unless told that it is to stay.
+class Unlinker {
+public:
+    explicit Unlinker(std::string path) : path_(std::move(path)) {}
+    Unlinker(const Unlinker&) = delete;
+    Unlinker& operator=(const Unlinker&) = delete;
+    ~Unlinker() {
+        if (is_armed_) unlink_file(path_);
+    }
+    void keep() noexcept { is_armed_ = false; }
+
+private:
+    std::string path_;
+    bool is_armed_ = true;
+};
+
+inline void rename_file(const std::string& from, const std::string& to) {
+    if (::rename(from.c_str(), to.c_str()) != 0) throw SystemError(to, errno);
+}
+
+inline std::uint64_t free_nbytes(const std::string& path) {
+    struct statvfs info;
+    return ::statvfs(path.c_str(), &info) == 0 ? static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize : 0;
+}
+
+[[noreturn]] inline void out_of_space(std::uint64_t nbytes, const std::string& directory) {
+    const std::uint64_t free = free_nbytes(directory);
+    throw OutOfSpace(std::to_string(nbytes) + " bytes are needed in " + directory + ", " + std::to_string(free) +
+                         " are free; drop tensors, free space, or set TR_WORKSPACE to a larger file system",
+                     nbytes, free);
+}
+
+/// Give the file its blocks now: touching a mapping of a full tmpfs is SIGBUS, this is an exception.
+inline void allocate(const Fd& fd, std::uint64_t nbytes, const std::string& directory) {
+    if (nbytes == 0) return;
+    if (nbytes > static_cast<std::uint64_t>(std::numeric_limits<off_t>::max())) out_of_space(nbytes, directory);
+    int code = EINTR;
+    while (code == EINTR) code = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(nbytes));
+    if (code == ENOSPC || code == EDQUOT || code == EFBIG) out_of_space(nbytes, directory);
+    if (code != 0) throw SystemError("posix_fallocate of " + std::to_string(nbytes) + " bytes", code);
+}
+
+/// Up to ``limit`` bytes of the file, from ``offset`` on.
+inline std::string read_all(const Fd& fd, std::size_t limit, std::uint64_t offset, const std::string& path) {
+    std::string data(std::min<std::size_t>(limit, 64 << 10), '\0');
+    std::size_t size = 0;
+    while (size < limit) {
+        if (size == data.size()) data.resize(std::min(limit, 2 * size));
+        const ssize_t got = ::pread(fd.get(), &data[size], data.size() - size, static_cast<off_t>(offset + size));
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) throw SystemError(path, errno);
+        if (got == 0) break;
+        size += static_cast<std::size_t>(got);
+    }
+    data.resize(size);
+    return data;
+}
+
+inline void write_all(const Fd& fd, const void* data, std::size_t nbytes, std::uint64_t offset,
+                      const std::string& directory) {
+    const auto* bytes = static_cast<const char*>(data);
+    std::size_t written = 0;
+    while (written < nbytes) {
+        const ssize_t put =
+            ::pwrite(fd.get(), bytes + written, nbytes - written, static_cast<off_t>(offset + written));
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0 && (errno == ENOSPC || errno == EDQUOT)) out_of_space(nbytes, directory);
+        if (put < 0) throw SystemError("write in " + directory, errno);
+        written += static_cast<std::size_t>(put);
+    }
+}
+
+/// A whole small file of the system's own, /proc say; empty if it cannot be read.
+inline std::string read_proc(const std::string& path, std::size_t limit = 4096) {
+    const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    std::string data;
+    std::array<char, 4096> part;
+    while (fd && data.size() < limit) {
+        const ssize_t got = ::read(fd.get(), part.data(), std::min(part.size(), limit - data.size()));
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) break;
+        data.append(part.data(), static_cast<std::size_t>(got));
+    }
+    return data;
+}
+
+/// Random bytes as hexadecimal digits, for names that nobody else has.
+inline std::string random_hex(std::size_t nbytes) {
+    std::vector<unsigned char> bytes(nbytes);
+    if (::getrandom(bytes.data(), nbytes, 0) != static_cast<ssize_t>(nbytes)) {
+        std::random_device source;  // an old kernel, or a sandbox that forbids the call
+        for (auto& byte : bytes) byte = static_cast<unsigned char>(source());
+    }
+    std::string text;
+    for (const unsigned char byte : bytes) {
+        text += "0123456789abcdef"[byte >> 4];
+        text += "0123456789abcdef"[byte & 15];
+    }
+    return text;
+}
+
+inline std::string directory_of(const std::string& path) {
+    const std::size_t slash = path.rfind('/');
+    return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+inline std::string base_name(const std::string& path) {
+    const std::size_t slash = path.rfind('/');
+    return slash == std::string::npos ? path : path.substr(slash + 1);
+}
+
+}  // namespace detail
+}  // namespace tr

@@ -1,0 +1,42 @@
+"""Where a session's tensors are: one interface for each side, two implementations.
+
+``segments`` (default): recycled shared memory, mapped by both sides. ``files``: plain v1 files for the older dialect,
+whose peers delete their inputs after reading, overwrite files in place, and read nothing else.
+"""
+
+from __future__ import annotations
+
+from ..dialect import LEGACY
+from ..errors import BadMessage
+from .base import ControllerStore, WorkerStore
+from .files import FileControllerStore, FileWorkerStore
+from .segments import SegmentControllerStore, SegmentWorkerStore
+
+__all__ = ["ControllerStore", "WorkerStore", "check_options", "controller_store", "worker_store"]
+
+
+def check_options(channel: str, *, auth: bool, checksum: bool) -> None:
+    """Refuse what a channel's peers cannot do.
+
+    Raises:
+        BadMessage: a peer of the older dialect neither proves who it is nor stores checksums.
+    """
+    for name, is_wanted in (("auth", auth), ("checksum", checksum)):
+        if is_wanted and channel == LEGACY:
+            raise BadMessage(f"{name}=True is not for channel={LEGACY!r}: the older dialect has no such thing", detail=name)
+
+
+def controller_store(
+    channel: str, directory: str, *, budget_nbytes: int | None = None, checksum: bool = False
+) -> ControllerStore:
+    """The controller's end of the store that goes with a channel."""
+    if channel == LEGACY:
+        return FileControllerStore(directory, budget_nbytes=budget_nbytes)
+    return SegmentControllerStore(directory, budget_nbytes=budget_nbytes, checksum=checksum)
+
+
+def worker_store(channel: str, directory: str, *, checksum: bool = False) -> WorkerStore:
+    """The worker's end of the store that goes with a channel."""
+    if channel == LEGACY:
+        return FileWorkerStore(directory)
+    return SegmentWorkerStore(directory, checksum=checksum)

@@ -1,0 +1,134 @@
+"""The two ends of a store: where a session's tensors are, and how they get from one side to the other.
+
+A store never sends or receives a message, and knows no status; a channel never touches a tensor. What crosses between
+the two are the :class:`TensorRef` of requests and responses. Not safe for threads: session and server hold a lock.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Container, Sequence
+from typing import Any
+
+from ..protocol import Request, Response, TensorRef
+from ..segments import PoolStats
+
+__all__ = ["ControllerStore", "WorkerStore"]
+
+
+class WorkerStore(ABC):
+    """The worker's end. For each request: ``begin``, any number of ``fetch`` and ``publish``, ``end``.
+
+    Attributes:
+        tags: what names a tensor now.
+        results: what was published since ``begin``.
+    """
+
+    tags: Container[str]
+    results: list[TensorRef]
+
+    @abstractmethod
+    def begin(self, request: Request) -> None:
+        """A request is there: the last answer was taken, and these tags are new or gone."""
+
+    @abstractmethod
+    def fetch(self, tag: str, framework: str) -> Any:
+        """The tensor of a tag.
+
+        Raises:
+            MissingTag: there is none.
+            StaleTensor, TSRFormatError: what is there is not it.
+        """
+
+    @abstractmethod
+    def publish(self, tensors: Sequence[Any]) -> None:
+        """Add tensors to the results.
+
+        Raises:
+            UnsupportedTensor: not a tensor, or one that the peer cannot read.
+            OutOfSpace: no room.
+        """
+
+    @abstractmethod
+    def end(self, request: Request, is_kept: bool) -> list[TensorRef]:
+        """The request was handled; its results, which stay until the next ``begin``, or none if they are not kept."""
+
+    @abstractmethod
+    def withdraw(self) -> None:
+        """The answer could not be sent: nobody will take its results."""
+
+    @abstractmethod
+    def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
+        """A tensor of undefined content, in memory that ``publish`` need not copy, if there is such memory."""
+
+    @abstractmethod
+    def close(self, *, is_orphan: bool) -> None:
+        """Let go of everything; if the controller is gone, remove the results too."""
+
+
+class ControllerStore(ABC):
+    """The controller's end. For each request: ``prepare``, then ``withdraw`` if it was not sent, else ``answered``.
+
+    Attributes:
+        decode: reads a response's text; its ``tensors`` are then what ``receive`` takes.
+        receive: the tensor of a result; once for each.
+    """
+
+    decode: Callable[[bytes], Response]
+    receive: Callable[[TensorRef, str], Any]
+
+    @abstractmethod
+    def put(self, tag: str, tensor: Any) -> None:
+        """Let a tag name a tensor from the next request on.
+
+        Raises:
+            UnsupportedTensor: not a tensor, or one that the peer cannot read.
+            OutOfSpace: no room; the tag keeps what it had.
+        """
+
+    @abstractmethod
+    def drop(self, tag: str) -> None:
+        """Forget a tag.
+
+        Raises:
+            MissingTag: there is no such tag.
+        """
+
+    @abstractmethod
+    def prepare(self, seq: int, command: str, parameters: str, tensors: Sequence[Any]) -> Request:
+        """A request, everything that it needs in its place.
+
+        Args:
+            seq: its number.
+            command: the command.
+            parameters: words for it.
+            tensors: lent for this request only; their tags follow the words.
+        """
+
+    @abstractmethod
+    def withdraw(self) -> None:
+        """What was prepared is not sent, or will not be answered any more."""
+
+    @abstractmethod
+    def answered(self, request: Request) -> None:
+        """The request was answered: what it lent is free, and what it told is known."""
+
+    @abstractmethod
+    def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
+        """A tensor of undefined content, in memory that sending need not copy, if there is such memory."""
+
+    @abstractmethod
+    def stats(self) -> PoolStats:
+        """What this side holds."""
+
+    @abstractmethod
+    def begin_run(self) -> None:
+        """There is a new worker, which knows nothing."""
+
+    @abstractmethod
+    def end_run(self) -> None:
+        """The worker has ended; tags stay, and so do views of its results."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of everything."""

@@ -1,0 +1,164 @@
+"""Tensors in recycled segments, mapped by both sides: the store of every channel but the older dialect's.
+
+The hot path of both sides runs through here: no layer that could be left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import MissingTag
+from ..protocol import Request, TensorRef, decode_response, now_ms
+from ..segments import PoolStats, Receiver, Segment, SegmentPool, Tags
+from .base import ControllerStore, WorkerStore
+
+__all__ = ["SegmentControllerStore", "SegmentWorkerStore"]
+
+
+class SegmentWorkerStore(WorkerStore):
+    """See :class:`WorkerStore`.
+
+    Args:
+        directory: the session directory.
+        checksum: whether to store and compare checksums.
+    """
+
+    def __init__(self, directory: str, *, checksum: bool) -> None:
+        self._receiver = Receiver(directory, verify=checksum)
+        self._pool = SegmentPool(directory, "result", checksum=checksum)
+        self.tags: dict[str, TensorRef] = {}
+        self.results: list[TensorRef] = []
+        self._segments: list[Segment] = []  # of the results, which the controller may not have taken yet
+
+    def begin(self, request: Request) -> None:
+        self.withdraw()
+        for ref in request.tensors:
+            self.tags[ref.tag] = ref
+        for tag in request.drops:
+            self.tags.pop(tag, None)
+
+    def fetch(self, tag: str, framework: str) -> Any:
+        ref = self.tags.get(tag)
+        if ref is None:
+            known = ", ".join(sorted(each for each in self.tags if each[:1] != "$")) or "none"
+            raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are: {known}", tag=tag)
+        return self._receiver.receive(ref, framework)
+
+    def publish(self, tensors: Sequence[Any]) -> None:
+        for tensor in tensors:
+            segment = self._pool.publish(tensor)
+            self._segments.append(segment)
+            self.results.append(TensorRef("", segment.name, segment.seq))
+
+    def end(self, request: Request, is_kept: bool) -> list[TensorRef]:
+        if not is_kept:
+            self.withdraw()
+        for ref in request.tensors:
+            if ref.tag[:1] == "$":  # lent for this request only
+                self.tags.pop(ref.tag, None)
+        self._receiver.collect()  # before the answer, so that the controller finds its segments free
+        return self.results
+
+    def withdraw(self) -> None:
+        if self._segments:
+            segments, self._segments = self._segments, []
+            self.results = []
+            for segment in segments:
+                self._pool.release(segment)
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
+        return self._pool.empty(shape, dtype, framework)
+
+    def close(self, *, is_orphan: bool) -> None:
+        self._receiver.close()
+        if is_orphan:
+            self._pool.close()
+
+
+class SegmentControllerStore(ControllerStore):
+    """See :class:`ControllerStore`.
+
+    Args:
+        directory: the session directory.
+        budget_nbytes: most payload to hold at once; None for no limit of ours.
+        checksum: whether to store and compare checksums.
+    """
+
+    decode = staticmethod(decode_response)
+
+    def __init__(self, directory: str, *, budget_nbytes: int | None, checksum: bool) -> None:
+        self._directory = directory
+        self._has_checksum = checksum
+        self._pool = SegmentPool(directory, "segment", budget_nbytes=budget_nbytes, checksum=checksum)
+        self._tags = Tags(directory, self._pool, self._release_later)
+        self._receiver: Receiver | None = None
+        self._is_asked = False  # a request is under way
+        self._in_flight: list[Segment] = []  # what it may still read
+
+    def put(self, tag: str, tensor: Any) -> None:
+        self._tags.put(tag, self._pool.publish(tensor))
+
+    def drop(self, tag: str) -> None:
+        self._tags.drop(tag)
+
+    def prepare(self, seq: int, command: str, parameters: str, tensors: Sequence[Any]) -> Request:
+        refs, drops = self._tags.untold()
+        if tensors:
+            lent = self._in_flight
+            try:
+                for tensor in tensors:
+                    segment = self._pool.publish(tensor)
+                    refs.append(TensorRef(f"${len(lent)}", segment.name, segment.seq))
+                    lent.append(segment)
+            except BaseException:
+                self.withdraw()
+                raise
+            words = " ".join([f"${index}" for index in range(len(lent))])
+            parameters = f"{parameters} {words}" if parameters else words
+        self._is_asked = True
+        return Request(seq, command, parameters, now_ms(), refs, drops)
+
+    def withdraw(self) -> None:
+        self._is_asked = False
+        if self._in_flight:
+            in_flight, self._in_flight = self._in_flight, []
+            for segment in in_flight:
+                self._pool.release(segment)
+
+    def answered(self, request: Request) -> None:
+        if request.tensors or request.drops:
+            self._tags.told(request)
+        self.withdraw()
+
+    def _release_later(self, segment: Segment) -> None:
+        """A tag lets go of a segment, which the request under way may be about to read."""
+        if self._is_asked:
+            self._in_flight.append(segment)
+        else:
+            self._pool.release(segment)
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
+        return self._pool.empty(shape, dtype, framework)
+
+    def stats(self) -> PoolStats:
+        return self._pool.stats()
+
+    def begin_run(self) -> None:
+        self._receiver = Receiver(self._directory, verify=self._has_checksum)
+        self.receive = self._receiver.receive
+
+    def end_run(self) -> None:
+        self._close_receiver()
+        self.withdraw()
+        self._pool.reader_died()
+        self._tags.tell_again()
+
+    def _close_receiver(self) -> None:
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.close()
+
+    def close(self) -> None:
+        self._close_receiver()
+        self._pool.close()
