@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -15,7 +16,7 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 sys.path.insert(0, str(TOOLS))
 
 from bench import report, stats, sweep, targets  # noqa: E402
-from bench.peers import PEERS  # noqa: E402
+from bench.peers import PEERS, Peer  # noqa: E402
 
 SIZES = (1 << 10, 1 << 20, 64 << 20)
 
@@ -162,6 +163,12 @@ def test_report_names_machine_absent_and_cut_off_peers():
     assert "**not met**" not in text.partition("## Targets")[0]
 
 
+def test_report_says_that_the_machine_was_busy():
+    busy = {**results()["machine"], "load_before": 3.2}
+    assert "a load of 3.2 on 2 cores" in report.to_markdown(results(machine=busy))
+    assert "busy" not in report.to_markdown(results())
+
+
 def test_tables_have_as_many_cells_in_each_line():
     for line in report.to_markdown(results()).split("\n\n"):
         if line.startswith("|"):
@@ -202,24 +209,73 @@ def test_a_peer_that_is_not_installed_is_absent(monkeypatch):
     assert measured.absent == {"zmq": "not installed: zmq"}
 
 
+class Broken(Peer):
+    """Answers in this process, and fails as it is told."""
+
+    key = "broken"
+    label = "broken"
+    failure: ClassVar[str] = ""
+
+    def start(self, max_nbytes):  # noqa: ARG002 - the interface
+        if self.failure == "start":
+            raise OSError("no room")
+
+    def roundtrip(self, x):
+        if self.failure == "roundtrip":
+            raise OSError("gone")
+        return x + (1 if self.failure != "wrong" else 2)
+
+    def close(self):
+        if self.failure == "close":
+            raise OSError("stuck")
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        ("start", "failed: OSError: no room"),
+        ("roundtrip", "failed: OSError: gone"),
+        ("wrong", "failed: ValueError: the answer is wrong"),
+        ("close", "failed to end: OSError: stuck"),
+    ],
+)
+def test_a_peer_that_fails_is_recorded_and_leaves_the_run(monkeypatch, failure, reason):
+    monkeypatch.setitem(PEERS, "broken", Broken)
+    monkeypatch.setattr(Broken, "failure", failure)
+    limits = sweep.Limits(rounds=1, peer_s=0.01, most=3, least=1, slow_s=5)
+    measured = sweep.Sweep(["broken"], [1024, 4096], limits)
+    measured.run()
+    assert [each["reason"] for each in measured.skipped] == [reason]
+    assert len(measured.rows) == (2 if failure == "close" else 0)
+
+
+def test_a_peer_that_would_take_too_long_is_cut_off(monkeypatch):
+    monkeypatch.setitem(PEERS, "broken", Broken)
+    limits = sweep.Limits(rounds=1, peer_s=0.01, most=3, least=1, slow_s=0.0)
+    measured = sweep.Sweep(["broken"], [1024], limits)
+    measured.run()
+    assert measured.rows == []
+    assert measured.skipped[0]["reason"].startswith("not run: too slow (about ")
+
+
 def test_a_tiny_run_writes_its_results(tmp_path):
-    done = subprocess.run(
+    run = subprocess.Popen(
         [sys.executable, str(TOOLS / "bench"), "--quick", "--only", "semaphore,ours,ours-loaned,pipe", "--budget", "2",
          "--out", str(tmp_path / "out"), "--no-plots"],
         env={**os.environ, "TR_WORKSPACE": str(tmp_path / "workspace"), "PYTHONIOENCODING": "utf-8"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=100,
-        check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    _, errors = run.communicate(timeout=100)
+    assert run.returncode == 0, errors
     found = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert {(each["peer"], each["nbytes"]) for each in found["sweep"]} >= {
         (peer, nbytes) for peer in ("semaphore", "ours", "ours-loaned") for nbytes in SIZES
     }
     assert all(each["n"] >= 1 and each["median_us"] > 0 for each in found["sweep"])
     assert "multiprocessing.Pipe" in (tmp_path / "out" / "bench.md").read_text()
-    assert not [name for name in os.listdir("/dev/shm") if name.startswith("sem.tr_bench_")]
+    assert not [name for name in os.listdir("/dev/shm") if f"tr_bench_{run.pid}_" in name]
 
 
 def test_an_unknown_name_is_refused(tmp_path):

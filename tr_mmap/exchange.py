@@ -9,14 +9,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from .errors import BadMessage, RemoteError, ResponseTimeout, SessionNotStarted, UnknownCommand, WorkerDied
 from .place import Place, Run
-from .protocol import EXIT_COMMAND, MAX_SEQ, Failure, FailureKind, Request, Response, TensorRef, decode_response, now_ms
-from .segments import Segment, Tags
+from .protocol import EXIT_COMMAND, MAX_SEQ, Failure, FailureKind, Request, Response, now_ms
 
 __all__ = ["Exchange"]
+
+_ASK_AGAIN_S: Final = 0.1  # for the end, where the worker may overwrite the wish
 
 Answer = tuple[Response, list[Any]]
 
@@ -32,13 +33,12 @@ class Exchange:
 
     def __init__(self, place: Place, lock: threading.RLock, framework: str) -> None:
         self.place = place
-        self.tags = Tags(place.directory, place.pool, self._release_later)
+        self.store = place.store
         self._asked = threading.Condition(lock)
         self._framework = framework
         self._seq = 0
         self._pending: Request | None = None  # asked and not answered
         self._is_abandoned = False  # nobody waits for the pending answer any more
-        self._in_flight: list[Segment] = []  # what the pending request may still read
         self._answers: deque[Answer] = deque()  # answered and not taken, with views that hold the leases
 
     def run(self) -> Run:
@@ -94,26 +94,15 @@ class Exchange:
             self.settle(timeout_ms)
         if run.is_over():
             raise self.worker_died()
-        pool = self.place.pool
-        refs, drops = self.tags.untold()
-        lent: list[Segment] = []
+        store = self.store
+        request = store.prepare(self._next_seq(), command, parameters, tensors)
         try:
-            for tensor in tensors:
-                segment = pool.publish(tensor)
-                refs.append(TensorRef(f"${len(lent)}", segment.name, segment.seq))
-                lent.append(segment)
-            if lent:
-                words = " ".join([f"${index}" for index in range(len(lent))])
-                parameters = f"{parameters} {words}" if parameters else words
-            request = Request(self._next_seq(), command, parameters, now_ms(), refs, drops)
             run.channel.send(request)
         except BaseException:
-            for segment in lent:
-                pool.release(segment)
+            store.withdraw()
             raise
         self._pending = request
         self._is_abandoned = False
-        self._in_flight = lent
         return request
 
     def announce(self) -> None:
@@ -128,10 +117,16 @@ class Exchange:
         deadline_s = time.monotonic() + timeout_ms / 1000
         try:
             # A worker that is not there yet finds the wish when it is.
-            run.channel.send(Request(seq=self._next_seq(), command=EXIT_COMMAND, timestamp=now_ms()))
+            wish = Request(seq=self._next_seq(), command=EXIT_COMMAND, timestamp=now_ms())
+            while True:
+                stands = run.channel.ask_to_exit(wish)
+                remaining_s = max(0.0, deadline_s - time.monotonic())
+                if run.process.wait(remaining_s if stands else min(remaining_s, _ASK_AGAIN_S)):
+                    return True
+                if time.monotonic() >= deadline_s:
+                    return False
         except ResponseTimeout:
             return False
-        return run.process.wait(max(0.0, deadline_s - time.monotonic()))
 
     def _next_seq(self) -> int:
         self._seq = self._seq % MAX_SEQ + 1
@@ -147,9 +142,9 @@ class Exchange:
         is_abandoned = self._is_abandoned
         response = self._await(pending, timeout_ms)
         if not is_abandoned:
-            receiver = self.run().receiver
+            receive = self.store.receive
             # Now, for with the next request the worker may take a result back that nobody holds.
-            self._answers.append((response, [receiver.receive(ref, self._framework) for ref in response.tensors]))
+            self._answers.append((response, [receive(ref, self._framework) for ref in response.tensors]))
 
     def take(self, timeout_ms: float, *, has_tensors: bool) -> Answer:
         """The oldest answer that nobody has taken; waits for a request too, which another thread may make."""
@@ -181,7 +176,7 @@ class Exchange:
         while True:
             try:
                 raw = run.channel.receive(remaining_ms, run.is_over)
-                response = None if raw is None else decode_response(raw)
+                response = None if raw is None else self.store.decode(raw)
             except BadMessage:
                 self._end_request()  # there will be no other answer to it
                 raise
@@ -198,24 +193,21 @@ class Exchange:
                 break
             # Else an answer that nobody waits for.
             remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
-        if pending.tensors or pending.drops:
-            self.tags.told(pending)
-        self._end_request()
+        self._pending = None
+        self.store.answered(pending)
         return response
 
     def _end_request(self) -> None:
         self._pending = None
-        in_flight, self._in_flight = self._in_flight, []
-        for segment in in_flight:
-            self.place.pool.release(segment)
+        self.store.withdraw()
 
     def _finish(self, response: Response, framework: str | None) -> Answer:
         if response.error is not None:
             raise _remote_error(response.command, response.error)
         if framework is None or not response.tensors:
             return response, []
-        receiver = self.run().receiver
-        return response, [receiver.receive(ref, framework) for ref in response.tensors]
+        receive = self.store.receive
+        return response, [receive(ref, framework) for ref in response.tensors]
 
     # -- ends -----------------------------------------------------------------------------------------------------
 
@@ -235,21 +227,13 @@ class Exchange:
         """Forget a worker that has ended; tags stay, for the next one."""
         self.place.end_run()
         self.forget()
-        self.place.pool.reader_died()
-        self.tags.tell_again()
+        self.store.end_run()
 
     def forget(self) -> None:
         """Forget the request under way and all answers."""
         self._end_request()
         self._is_abandoned = False
         self._answers.clear()
-
-    def _release_later(self, segment: Segment) -> None:
-        """A tag lets go of a segment, which the request under way may be about to read."""
-        if self._pending is not None:
-            self._in_flight.append(segment)
-        else:
-            self.place.pool.release(segment)
 
 
 def _remote_error(command: str, failure: Failure) -> RemoteError:

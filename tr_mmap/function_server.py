@@ -54,7 +54,8 @@ class Server(TechRenaissanceServer):
         if known is None:
             return False
         try:
-            arguments = known.bind(parameters, self._refs, self._fetch)
+            assert self._store is not None
+            arguments = known.bind(parameters, self._store.tags, self._fetch)
         except TRException as error:
             error.is_bad_input = True  # type: ignore[attr-defined]
             raise

@@ -15,7 +15,6 @@ from .auth import Tally, inherited_secret, protect
 from .channel import CHANNELS, Channel, FileChannel, Role
 from .dialect import LEGACY, OLDER_FORBIDDEN_MODE
 from .errors import BadMessage, HostilePath, SessionNotStarted
-from .identity import Identity
 from .manifest import Manifest
 from .process import WORKER_MARK
 from .starter import find_starter
@@ -54,6 +53,11 @@ class Joined:
                 self._older = CHANNELS[LEGACY].attach(self.directory, []), worker_store(LEGACY, self.directory)
         return self._older
 
+    def close_stores(self, *, is_orphan: bool) -> None:
+        """Let go of all tensors; if the controller is gone, remove the results too."""
+        for store in {self.store, *(self._older or ())[1:]}:
+            store.close(is_orphan=is_orphan)
+
     def remove(self) -> None:
         """Remove the session, unless its controller lives, another has taken its name over, or it is not ours."""
         if self._manifest is None or not os.path.isdir(self.directory):
@@ -87,7 +91,9 @@ def join(argument: str, tally: Tally) -> Joined:
         return Joined(directory, None, CHANNELS[LEGACY].attach(directory, []), worker_store(LEGACY, directory))
     workspace = _workspace_of(directory, manifest)
     if workspace is None:
-        raise SessionNotStarted(f"{directory} has the manifest of session {manifest.session_id!r}, which lives elsewhere")
+        raise SessionNotStarted(
+            f"{directory} has the manifest of session {manifest.session_id!r}, which lives elsewhere"
+        )
     workspace.find(manifest.session_id)
     if manifest.worker_mark and os.environ.get(WORKER_MARK, manifest.worker_mark) != manifest.worker_mark:
         # We were slow to start, and our controller has gone or given up on us meanwhile.

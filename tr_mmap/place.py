@@ -17,7 +17,7 @@ from .launch import launch
 from .manifest import Manifest
 from .process import Identity, PeerWatch, WorkerProcess
 from .protocol import now_ms
-from .segments import Receiver, SegmentPool
+from .stores import controller_store
 from .workspace import Workspace
 
 __all__ = ["Place", "Run"]
@@ -28,10 +28,9 @@ _is_remains = re.compile(r"result_[0-9]+\.tsr|(?:request|response)\.[0-9A-Za-z_]
 class Run:
     """One worker's life: what exists from start() until that worker is gone."""
 
-    def __init__(self, channel: Channel, process: WorkerProcess, receiver: Receiver) -> None:
+    def __init__(self, channel: Channel, process: WorkerProcess) -> None:
         self.channel = channel
         self.process = process
-        self.receiver = receiver
         self.watch = PeerWatch(process.identity, channel.wake)
 
     def is_over(self) -> bool:
@@ -46,7 +45,6 @@ class Run:
         finally:
             self.watch.stop()
             self.process.forward_log(False)
-            self.receiver.close()
             self.channel.close()
 
 
@@ -55,8 +53,8 @@ class Place:
 
     Args:
         session_id: the session's name, claimed for this process.
-        channel: ``"mapped"`` or ``"files"``.
-        budget_nbytes: of the pool of segments.
+        channel: ``"mapped"``, ``"files"`` or ``"legacy"``.
+        budget_nbytes: of the store of tensors.
         auth: whether every message proves who wrote it.
         checksum: whether both sides store and compare checksums of tensors.
 
@@ -82,7 +80,7 @@ class Place:
         self._owner_pid = os.getpid()
         self._sweep()
         self.directory = self.workspace.claim(session_id, self._manifest([]))
-        self.pool = SegmentPool(self.directory, "segment", budget_nbytes=budget_nbytes, checksum=checksum)
+        self.store = controller_store(channel, self.directory, budget_nbytes=budget_nbytes, checksum=checksum)
         self.run: Run | None = None
 
     def _manifest(self, doorbells: list[str], mark: str = "") -> Manifest:
@@ -127,7 +125,8 @@ class Place:
                 secret=secret,
             )
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
-            self.run = Run(channel, process, Receiver(self.directory, verify=self._has_checksum))
+            self.store.begin_run()
+            self.run = Run(channel, process)
         except BaseException:
             try:
                 if process is not None:
@@ -173,5 +172,5 @@ class Place:
                 self.run.end()
             self.run = None
         finally:
-            self.pool.close()
+            self.store.close()
             self.workspace.release(self.session_id)

@@ -298,7 +298,10 @@ class WorkerProcess:
             # No descriptor to look into /proc with, say. The worker itself can be ended without one.
             with self._reap_lock:
                 self._child.kill()
-            self.wait(KILL_S)
+            try:
+                self._child.wait(KILL_S)
+            except subprocess.TimeoutExpired:
+                pass
             raise
         try:
             for identity in tree:

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from . import manifest as manifests
-from .auth import Tally, inherited_secret, protect
-from .channel import CHANNELS, Channel, Role
+from .auth import Tally
+from .channel import Channel
 from .errors import BadMessage, HostilePath, MissingTag, SessionNotStarted, TRException
-from .process import WORKER_MARK, PeerWatch
+from .join import Joined, join
+from .process import PeerWatch
 from .protocol import (
     EXIT_COMMAND,
     MAX_DETAIL_CHARS,
@@ -28,14 +28,12 @@ from .protocol import (
     Request,
     Response,
     Status,
-    TensorRef,
     decode_request,
     now_ms,
     parse_status,
     split_words,
 )
-from .segments import Receiver, Segment, SegmentPool
-from .workspace import Workspace
+from .stores import WorkerStore
 
 __all__ = ["TechRenaissanceServer"]
 
@@ -50,7 +48,7 @@ def _printable(text: str | Exception) -> str:
     """The text as UTF-8 can hold it: an exception's may have the bytes of a file name in it, or may not be had."""
     try:
         text = str(text)
-    except Exception:  # noqa: BLE001 - a user's class; the traceback says which
+    except Exception:  # a user's class; the traceback says which
         text = "(it has no text)"
     return text.encode("utf-8", "replace").decode()
 
@@ -58,14 +56,12 @@ def _printable(text: str | Exception) -> str:
 class _Answer:
     """What a handler has said so far in answer to one request."""
 
-    __slots__ = ("command", "message", "refs", "result", "segments")
+    __slots__ = ("command", "message", "result")
 
     def __init__(self) -> None:
         self.command = ""
         self.result: str | None = None
         self.message = ""
-        self.refs: list[TensorRef] = []
-        self.segments: list[Segment] = []
 
 
 class TechRenaissanceServer:
@@ -82,12 +78,10 @@ class TechRenaissanceServer:
         self.session_dir = ""
         self._channel: Channel | None = None
         self._tally = Tally()
-        self._pool: SegmentPool | None = None
-        self._receiver: Receiver | None = None
+        self._joined: Joined | None = None
+        self._store: WorkerStore | None = None  # of the request at hand
         self._watch: PeerWatch | None = None
-        self._refs: dict[str, TensorRef] = {}
         self._answer: _Answer | None = None
-        self._published: list[Segment] = []  # results that the controller may not have taken yet
         self._complaint = ""  # why get_tensors gave None
         self._status = Status.STARTING  # the last one that we wrote
         self._is_stopping = False
@@ -129,13 +123,9 @@ class TechRenaissanceServer:
             UnsupportedTensor: one is not a tensor that TSR can hold.
             OutOfSpace: no room.
         """
-        answer, pool = self._answer, self._pool
-        if answer is None or pool is None:
+        if self._answer is None or self._store is None:
             raise SessionNotStarted("send_tensors answers a request, and there is none now")
-        for tensor in tensors:
-            segment = pool.publish(tensor)
-            answer.segments.append(segment)
-            answer.refs.append(TensorRef("", segment.name, segment.seq))
+        self._store.publish(tensors)
 
     def write_response(self, command: str, result: str, message: str = "") -> None:
         """Set the answer's text; with :meth:`send_tensors` in the same request it makes one response."""
@@ -173,9 +163,9 @@ class TechRenaissanceServer:
         Raises:
             OutOfSpace: no room.
         """
-        if self._pool is None:
+        if self._store is None:
             raise SessionNotStarted("empty() lends memory of a session, and the server does not run yet")
-        return self._pool.empty(shape, dtype, framework or self.framework)
+        return self._store.empty(shape, dtype, framework or self.framework)
 
     @property
     def rejected(self) -> int:
@@ -223,6 +213,8 @@ class TechRenaissanceServer:
     def process_request(self) -> None:
         """Wait for the next request and answer it; returns without one when it is time to end."""
         channel = self._open_channel()
+        joined = self._joined
+        assert joined is not None
         try:
             raw = channel.receive(None, self._has_to_stop)
             if raw is None:
@@ -234,11 +226,14 @@ class TechRenaissanceServer:
                 raise  # a directory in the message's place: nothing else can come
             self.debug_message(error)
             self._enter(channel, Status.ERROR, str(error))
+            channel.answer_unreadable(Failure(FailureKind.BAD_INPUT, type(error).__name__, str(error)))
             return
         if request.command == EXIT_COMMAND:
             self._is_stopping = True
-            return
-        self._serve(channel, request)
+        elif request.seq:
+            self._serve(channel, joined.store, request)
+        else:
+            self._serve(*joined.older_end(), request)
 
     def _has_to_stop(self) -> bool:
         return self._is_stopping or self._is_orphan or self._open_channel().is_exit_asked()
@@ -249,18 +244,15 @@ class TechRenaissanceServer:
             self._status = status
             channel.write_status(status, detail)
 
-    def _serve(self, channel: Channel, request: Request) -> None:
+    def _serve(self, channel: Channel, store: WorkerStore, request: Request) -> None:
         self._enter(channel, Status.BUSY)
         # The controller asks again only when it has taken the last answer.
-        self._release_published()
-        for ref in request.tensors:
-            self._refs[ref.tag] = ref
-        for tag in request.drops:
-            self._refs.pop(tag, None)
+        store.begin(request)
+        self._store = store
         self._complaint = ""
         answer = self._answer = _Answer()
         try:
-            failure = self._run_handler(request, answer)
+            failure = self._run_handler(request, answer, store)
         finally:
             self._answer = None
         response = Response(
@@ -269,22 +261,12 @@ class TechRenaissanceServer:
             result=("ok" if answer.result is None else answer.result) if failure is None else "error",
             message=answer.message or self._complaint,
             timestamp=now_ms(),
+            tensors=store.end(request, failure is None),
             error=failure,
         )
-        if failure is None:
-            response.tensors = answer.refs
-            self._published = answer.segments
-        else:
-            self._published = answer.segments
-            self._release_published()
-        for ref in request.tensors:
-            if ref.tag[:1] == "$":  # lent for this request only
-                self._refs.pop(ref.tag, None)
-        if self._receiver is not None:
-            self._receiver.collect()  # before the answer, so that the controller finds its segments free
-        self._send(channel, response)
+        self._send(channel, store, response)
 
-    def _run_handler(self, request: Request, answer: _Answer) -> Failure | None:
+    def _run_handler(self, request: Request, answer: _Answer, store: WorkerStore) -> Failure | None:
         try:
             is_known = self.main_logic(request.command, request.parameters)
         except Exception as error:
@@ -295,7 +277,7 @@ class TechRenaissanceServer:
             print(trace, file=sys.stderr, flush=True)
             return Failure(FailureKind.HANDLER, name, _printable(error), trace)
         if is_known is None:  # a handler that forgot to return: it knew the command if it said anything
-            is_known = answer.result is not None or bool(answer.refs)
+            is_known = answer.result is not None or bool(store.results)
         if is_known:
             return None
         return Failure(FailureKind.UNKNOWN_COMMAND, "UnknownCommand", self.describe_unknown(request.command))
@@ -304,7 +286,7 @@ class TechRenaissanceServer:
         """The line that tells the controller that a command is unknown."""
         return f"the worker knows no command {command[:80]!r}"
 
-    def _send(self, channel: Channel, response: Response) -> None:
+    def _send(self, channel: Channel, store: WorkerStore, response: Response) -> None:
         failure = response.error
         if failure is None:
             self._enter(channel, Status.OK)
@@ -313,25 +295,16 @@ class TechRenaissanceServer:
         try:
             channel.send(response)
         except TRException as error:  # too long, or no text, or no room for a long one: say that, in short
-            self._release_published()
+            store.withdraw()
             self._enter(channel, Status.ERROR, str(error))
             failure = Failure(FailureKind.HANDLER, type(error).__name__, str(error))
             command = _printable(response.command[:MAX_DETAIL_CHARS])
             channel.send(Response(seq=response.seq, command=command, timestamp=now_ms(), error=failure))
 
-    def _release_published(self) -> None:
-        published, self._published = self._published, []
-        for segment in published:
-            assert self._pool is not None
-            self._pool.release(segment)
-
     def _fetch(self, tag: str) -> Any:
-        ref = self._refs.get(tag)
-        if ref is None:
-            known = ", ".join(sorted(each for each in self._refs if each[:1] != "$")) or "none"
-            raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are: {known}", tag=tag)
-        assert self._receiver is not None
-        return self._receiver.receive(ref, self.framework)
+        if self._store is None:
+            raise MissingTag(f"no tensor goes by the tag {tag!r}: the server does not run yet", tag=tag)
+        return self._store.fetch(tag, self.framework)
 
     def _open_channel(self) -> Channel:
         if self._channel is None:
@@ -347,43 +320,29 @@ class TechRenaissanceServer:
             SessionNotStarted: there is no such session.
             HostilePath: somebody else can write to it.
         """
-        workspace = Workspace.locate(is_made=False)
-        self.session_dir = workspace.find(session_id)
-        manifest = manifests.read(self.session_dir)
-        if manifest is None:
-            raise SessionNotStarted(f"there is no session {session_id!r} in {workspace.root}; a controller makes it")
-        if manifest.worker_mark and os.environ.get(WORKER_MARK, manifest.worker_mark) != manifest.worker_mark:
-            # We were slow to start, and our controller has gone or given up on us meanwhile.
-            raise SessionNotStarted(f"session {session_id!r} has another worker by now")
-        self._workspace, self._session_id = workspace, session_id
-        if manifest.channel not in CHANNELS:
-            known = ", ".join(CHANNELS)
-            raise BadMessage(f"the session's channel is {manifest.channel[:80]!r}, known are {known}", detail="channel")
-        secret = inherited_secret()
-        self._receiver = Receiver(self.session_dir, verify=manifest.checksum)
-        self._pool = SegmentPool(self.session_dir, "result", checksum=manifest.checksum)
-        channel = CHANNELS[manifest.channel].attach(self.session_dir, manifest.doorbells)
-        self._channel = protect(channel, Role.WORKER, secret, self._tally)
-        self._watch = PeerWatch(manifest.controller, self._controller_died)
+        joined = self._joined = join(session_id, self._tally)
+        self.session_dir = joined.directory
+        self._store = joined.store
+        self._channel = joined.channel
+        if joined.peer is not None:
+            self._watch = PeerWatch(joined.peer, self._controller_died)
 
     def cleanup_session_dir(self) -> None:
         """Disconnect; removes the session's directory if the controller can no longer do so."""
         channel, self._channel = self._channel, None
-        if channel is None:
+        joined = self._joined
+        if channel is None or joined is None:
             return
         self._has_ended.set()  # first, for stopping the watch waits for its thread
         self._enter(channel, Status.EXITING)
         if self._watch is not None and not self._is_orphan:
             self._watch.stop()
-        if self._receiver is not None:
-            self._receiver.close()
-        if self._pool is not None and self._is_orphan:
-            self._pool.close()
+        joined.close_stores(is_orphan=self._is_orphan)
         self._enter(channel, Status.TERMINATED)
         channel.ring()
         channel.close()
         if self._is_orphan:
-            self._remove_session()
+            joined.remove()
 
     def _controller_died(self) -> None:
         """In the watch's thread: end the loop, or, if a command does not end, the process."""
@@ -393,15 +352,10 @@ class TechRenaissanceServer:
             channel.wake()
         if not self._has_ended.wait(_ORPHAN_GRACE_S):
             try:
-                self._remove_session()
+                if self._joined is not None:
+                    self._joined.remove()
             finally:
                 os._exit(1)
-
-    def _remove_session(self) -> None:
-        manifest = manifests.read(self.session_dir) if os.path.isdir(self.session_dir) else None
-        # Another controller may have taken the name over meanwhile.
-        if manifest is not None and not manifest.controller.is_alive():
-            self._workspace.release(self._session_id)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from .launch import DEFAULT_WORKER, check_script
 from .place import Place, Run
 from .protocol import Response, Status, StatusLine, parse_command
 from .segments import PoolStats
+from .stores import check_options
 from .workspace import Workspace, check_session_id, check_tag
 
 __all__ = ["PythonSession"]
@@ -42,7 +43,8 @@ class PythonSession:
         session_id: names the session on this machine; at most 64 of ``A-Z a-z 0-9 _ . -``.
         quiet_mode: False also prints the worker's output to this process's stderr.
         framework: ``"numpy"`` or ``"torch"``: what tensors arrive as where nothing else says so.
-        channel: ``"mapped"``, or ``"files"`` where there are no semaphores.
+        channel: ``"mapped"``, or ``"files"`` where there are no semaphores, or ``"legacy"`` for a worker that speaks
+            only the older dialect.
         budget_nbytes: most bytes of tensors to hold in shared memory on this side; None for no limit of ours.
         auth: control messages bear a MAC under a secret that only the worker gets; see ``tr_mmap.auth`` for what that
             is good for.
@@ -67,6 +69,7 @@ class PythonSession:
             raise BadMessage(f"framework is {framework!r}; it is 'numpy' or 'torch'", detail=framework)
         if channel not in CHANNELS:
             raise BadMessage(f"channel is {channel!r}; it is one of {', '.join(CHANNELS)}", detail=channel)
+        check_options(channel, auth=auth, checksum=checksum)
         self._script_path = os.fspath(script_path)
         self._session_id = session_id
         self._quiet_mode = quiet_mode
@@ -307,8 +310,7 @@ class PythonSession:
         """
         check_tag(tag)
         with self._lock:
-            exchange = self._open()
-            exchange.tags.put(tag, exchange.place.pool.publish(tensor))
+            self._open().store.put(tag, tensor)
 
     def drop_tensor(self, tag: str) -> None:
         """Forget a tag and give its memory back.
@@ -317,7 +319,7 @@ class PythonSession:
             MissingTag: there is no such tag.
         """
         with self._lock:
-            self._open().tags.drop(tag)
+            self._open().store.drop(tag)
 
     def fetch_tensor(self, message: Message, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> Any:
         """:meth:`send_request` and :meth:`wait_for_tensor` of that very request, in one."""
@@ -375,12 +377,12 @@ class PythonSession:
             OutOfSpace: no room.
         """
         with self._lock:
-            return self._open().place.pool.empty(shape, dtype, framework or self._framework)
+            return self._open().store.empty(shape, dtype, framework or self._framework)
 
     def stats(self) -> PoolStats:
         """What this side holds in shared memory."""
         with self._lock:
-            return self._open().place.pool.stats()
+            return self._open().store.stats()
 
     @property
     def rejected(self) -> int:

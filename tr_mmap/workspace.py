@@ -227,6 +227,8 @@ class Workspace:
                 _take_away(path, _judge_own)
                 break
             except _Kept as kept:
+                if isinstance(kept.__cause__, OSError):
+                    raise kept.__cause__ from None
                 if not kept.may_pass or time.monotonic() >= deadline:
                     return False
                 time.sleep(_RETRY_S)

@@ -95,7 +95,9 @@ class Report:
 
     @property
     def is_good(self) -> bool:
-        is_told = self.count(Word.DIED) == self.workers_killed_alone and len(self.exit_ms) >= self.controllers_killed_alone
+        is_told = (
+            self.count(Word.DIED) == self.workers_killed_alone and len(self.exit_ms) >= self.controllers_killed_alone
+        )
         return is_told and not (self.wrong or self.hangs or self.left or self.problems)
 
     def to_text(self) -> str:
@@ -108,10 +110,15 @@ class Report:
             ("  of those during a start", _share(self.inside("start"), self.of("start"))),
             ("1 MiB tensors delivered", f"{here:,} to controllers, {there:,} to workers"),
             ("  wrong", str(self.wrong)),
-            ("workers killed alone", f"{self.workers_killed_alone}, WorkerDied {self.count(Word.DIED)} times, "
-             + _times(self.worker_died_ms)),
-            ("controllers killed alone", f"{self.controllers_killed_alone}, worker ended {len(self.exit_ms)} times, "
-             + _times(self.exit_ms)),
+            (
+                "workers killed alone",
+                f"{self.workers_killed_alone}, WorkerDied {self.count(Word.DIED)} times, "
+                + _times(self.worker_died_ms),
+            ),
+            (
+                "controllers killed alone",
+                f"{self.controllers_killed_alone}, worker ended {len(self.exit_ms)} times, " + _times(self.exit_ms),
+            ),
             ("tags there for the next worker", str(self.count(Word.KEPT))),
             ("hangs", str(len(self.hangs))),
             ("strange", str(self.count(Word.STRANGE))),

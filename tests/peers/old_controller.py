@@ -4,7 +4,7 @@ Written from the description of that dialect, as a program of its time would be:
 twice. Takes steps from stdin, one JSON object a line, and prints one JSON object for each:
 
     {"tensor": "a", "dtype": "float32", "shape": [2, 3], "values": [...]}    writes a.tsr, in place
-    {"cmd": "matmul", "params": "a,b", "want": "tensors"}                    asks, and reads the files that it is told of
+    {"cmd": "matmul", "params": "a,b", "want": "tensors"}                    asks, and reads the files of its params
     {"cmd": "hello", "params": "you", "want": "text"}                        asks; the params are the answer
     {"status": "..."}                                                        writes status.txt
     {"exit": true}                                                           ends the worker, and itself
@@ -90,7 +90,7 @@ class Controller:
     def ask(self, command, params, want):
         request = self.path("request.json")
         with open(request + ".new", "w") as file:
-            file.write('{"cmd": "%s", "params": "%s"}' % (command, params))
+            file.write('{"cmd": "' + command + '", "params": "' + params + '"}')
         os.rename(request + ".new", request)
         response = self.path("response.json")
         if not self.wait(lambda: not os.path.exists(request)) or not self.wait(lambda: os.path.exists(response)):

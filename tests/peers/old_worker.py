@@ -98,7 +98,9 @@ class Worker:
         if command == "echo":
             return tensors
         if command == "add":
-            return [Tensor(first.code, first.shape, [a + b for a, b in zip(first.values, tensors[1].values)])]
+            return [
+                Tensor(first.code, first.shape, [a + b for a, b in zip(first.values, tensors[1].values, strict=True)])
+            ]
         if command == "ends":
             return [Tensor(first.code, [1], [first.values[0]]), Tensor(first.code, [1], [first.values[-1]])]
         if command == "bad":
@@ -123,7 +125,7 @@ class Worker:
             return
         if isinstance(result, list):
             names = ["r"] if len(result) == 1 else [f"r{index}" for index in range(len(result))]
-            for name, tensor in zip(names, result):
+            for name, tensor in zip(names, result, strict=True):
                 self.write_tensor(name, tensor)
             result = ",".join(names)
         self.write_status("ok")

@@ -66,7 +66,7 @@ class TorchTools(TechRenaissanceServer):
         self.send_tensors(tensor)
         tensor.fill_(6)  # too late for the reader
 
-    def do_state(self, parameters):
+    def do_state(self, _parameters):
         self.write_response("state", json.dumps([self.should_continue(), self.session_dir, torch.get_num_threads()]))
 
     def do_fail(self, parameters):
@@ -76,7 +76,7 @@ class TorchTools(TechRenaissanceServer):
         self.write_response("text_then_tensors", "first the text", "a remark")
         self.send_tensors(*self.get_tensors(parameters, 2))
 
-    def do_twice(self, parameters):
+    def do_twice(self, _parameters):
         self.write_response("twice", "one")
         self.write_response("twice", "two")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -35,6 +36,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="NAMES", help="peers and others to run, separated by commas")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="print each ratio beside an earlier run's")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="about how long the comparison may take")
+    parser.add_argument("--one-core", action="store_true", help="everything on one core: no luck of the scheduler")
     parser.add_argument("--no-plots", action="store_true", help="write no plots")
     options = parser.parse_args(arguments)
     options.names = [name for name in options.only.replace(" ", ",").split(",") if name]
@@ -104,6 +106,8 @@ def _show(markdown: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
+    if options.one_core:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # workers inherit it
     old = json.loads(options.compare.read_text()) if options.compare else None
     results = run(options)
     markdown = report.to_markdown(results)

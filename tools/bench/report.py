@@ -133,6 +133,9 @@ def to_markdown(results: Results) -> str:
         parts += ["## Every size: 99th percentile", _matrix(results, keys, sizes, "p99_us")]
     parts += _extras(results["extras"])
     remarks = [f"- {PEERS[key].label}: {PEERS[key].note}." for key in keys if PEERS[key].note]
+    load, cores = results["machine"].get("load_before", 0), results["machine"]["cores"]
+    if load > cores / 2:
+        remarks.insert(0, f"- **The machine was busy**: a load of {load:g} on {cores} cores before it began.")
     remarks += [f"- {PEERS[key].label} is absent: {reason}." for key, reason in results["absent"].items()]
     remarks += [
         f"- {PEERS[key].label}, {format_nbytes(nbytes)}: {reason}."

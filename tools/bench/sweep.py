@@ -54,7 +54,7 @@ class Limits:
 
     @classmethod
     def full(cls) -> Limits:
-        return cls(rounds=10, peer_s=1.0, most=4000, least=4, slow_s=15.0)
+        return cls(rounds=10, peer_s=0.8, most=4000, least=4, slow_s=15.0)
 
 
 class _Stuck(Exception):
@@ -181,7 +181,7 @@ class Sweep:
         finally:
             for key in list(peers):
                 self._say(f"ending {PEERS[key].label}")
-                peers.pop(key).close()
+                self._close(key, sizes[-1], peers)
 
     def _guard(self, key: str, nbytes: int, peers: dict[str, Peer], action: Callable[[], object]) -> bool:
         """Whether it went well. A broken peer is closed and forgotten."""
@@ -194,8 +194,17 @@ class Sweep:
                 raise
             self._skip(key, nbytes, f"failed: {type(error).__name__}: {error}"[:200])
             self._broken.add(key)
-            peers.pop(key).close()
+            self._close(key, nbytes, peers)
             return False
+
+    def _close(self, key: str, nbytes: int, peers: dict[str, Peer]) -> None:
+        """A peer that cannot even end must not keep the others from it."""
+        try:
+            with _deadline(_STUCK_S):
+                peers.pop(key).close()
+        except Exception as error:
+            self._skip(key, nbytes, f"failed to end: {type(error).__name__}: {error}"[:200])
+            self._broken.add(key)
 
     def _skip(self, key: str, nbytes: int, reason: str) -> None:
         self.skipped.append({"peer": key, "nbytes": nbytes, "reason": reason})

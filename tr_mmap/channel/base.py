@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import BadMessage
-from ..protocol import Request, Response, Status, StatusLine
+from ..protocol import Failure, Request, Response, Status, StatusLine
 
 __all__ = ["MAX_MESSAGE_NBYTES", "Channel", "Role"]
 
@@ -80,6 +80,9 @@ class Channel(ABC):
             stop: asked when woken; True ends the wait, after a last look.
         """
 
+    def answer_unreadable(self, failure: Failure) -> None:  # noqa: B027 - it cannot say to which request that is
+        """The message just received was no request: tell the peer, if it waits for an answer without a number."""
+
     def refuse(self) -> None:  # noqa: B027 - most channels have nothing to do
         """The message just received was not the peer's: the peer's own may still come in its place."""
 
@@ -94,6 +97,15 @@ class Channel(ABC):
     @abstractmethod
     def is_exit_asked(self) -> bool:
         """Whether the status is ``exit``: somebody wants the worker to end."""
+
+    def ask_to_exit(self, request: Request) -> bool:
+        """Tell the worker that it is to end; whether saying it once is enough, whatever the worker does.
+
+        Args:
+            request: of the command that says so.
+        """
+        self.send(request)
+        return True
 
     @abstractmethod
     def write_status(self, status: Status, detail: str = "") -> None:

@@ -1,8 +1,8 @@
 """The channel of the older dialect: files put in place by rename, whose existence is the state; no manifest needed.
 
 ``tr_mmap.dialect`` has the messages. Otherwise as :mod:`.files`, but for what an older peer does and does not do: it
-makes files by its umask, writes ``ready`` and ``exit`` into the status that the worker writes too, each over whatever is
-there, and leaves a response lying for as long as it likes.
+makes files by its umask, writes ``ready`` and ``exit`` into the status that the worker writes too, each over whatever
+is there, and leaves a response lying for as long as it likes.
 """
 
 from __future__ import annotations
@@ -124,10 +124,8 @@ class OlderChannel(FileChannel):
         """Replace the status, but never a wish that has just been written."""
         new = f"{self._status}.{os.getpid()}.own"
         self._put(new, StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n")
-        if not system.exchange(new, self._status):
-            system.rename(new, self._status)
-        elif (self._get(new) or b"").strip() == b"exit":
-            system.rename(new, self._status)
+        if not system.exchange(new, self._status) or (self._get(new) or b"").strip() == b"exit":
+            system.rename(new, self._status)  # over what there was, or the wish over ours again
         else:
             system.unlink(new)
 

@@ -23,7 +23,9 @@ def check_options(channel: str, *, auth: bool, checksum: bool) -> None:
     """
     for name, is_wanted in (("auth", auth), ("checksum", checksum)):
         if is_wanted and channel == LEGACY:
-            raise BadMessage(f"{name}=True is not for channel={LEGACY!r}: the older dialect has no such thing", detail=name)
+            raise BadMessage(
+                f"{name}=True is not for channel={LEGACY!r}: the older dialect has no such thing", detail=name
+            )
 
 
 def controller_store(

@@ -118,7 +118,7 @@ class FileWorkerStore(WorkerStore):
         self.results: list[TensorRef] = []
         self._count = 0  # files of the last answer that may be there
 
-    def begin(self, request: Request) -> None:
+    def begin(self, request: Request) -> None:  # noqa: ARG002 - it brings its tensors in files
         self.results = []
 
     def fetch(self, tag: str, framework: str) -> Any:
@@ -127,7 +127,9 @@ class FileWorkerStore(WorkerStore):
                 return _read(self._path(tag), framework)
         except FileNotFoundError:
             pass
-        raise MissingTag(f"no tensor goes by the tag {tag!r}: there is no {tag[:128]}.tsr in {self._directory}", tag=tag)
+        raise MissingTag(
+            f"no tensor goes by the tag {tag!r}: there is no {tag[:128]}.tsr in {self._directory}", tag=tag
+        )
 
     def publish(self, tensors: Sequence[Any]) -> None:
         for tensor in tensors:
@@ -136,7 +138,7 @@ class FileWorkerStore(WorkerStore):
             self.results.append(TensorRef(tag, f"{tag}.tsr", 0))
             self._count = max(self._count, len(self.results))
 
-    def end(self, request: Request, is_kept: bool) -> list[TensorRef]:
+    def end(self, request: Request, is_kept: bool) -> list[TensorRef]:  # noqa: ARG002 - as above
         if not is_kept:
             self.results = []
         for number in range(len(self.results), self._count):
@@ -224,7 +226,7 @@ class FileControllerStore(ControllerStore):
             system.unlink(os.path.join(self._directory, name))
         self._taken.clear()
 
-    def decode(self, raw: bytes) -> Response:  # type: ignore[override]
+    def decode(self, raw: bytes) -> Response:
         """Read a response, and take its result files: of the words of its params, those that are files."""
         response = decode_response(raw)
         self._remove_placed()  # what is left is the worker's own
@@ -238,7 +240,7 @@ class FileControllerStore(ControllerStore):
             response.result = "ok"
         return response
 
-    def receive(self, ref: TensorRef, framework: str) -> Any:  # type: ignore[override]
+    def receive(self, ref: TensorRef, framework: str) -> Any:
         path = os.path.join(self._directory, ref.segment)
         try:
             return tsr.load(path, framework=framework)

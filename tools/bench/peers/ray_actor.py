@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 
@@ -29,6 +30,7 @@ class RayActor(Peer):
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        self._directory = tempfile.mkdtemp(prefix="trb_")  # short: it holds sockets, whose paths are bounded
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import ray
@@ -42,7 +44,7 @@ class RayActor(Peer):
                 logging_level=logging.CRITICAL,
                 log_to_driver=False,
                 object_store_memory=_STORE_NBYTES + 6 * max_nbytes,
-                _temp_dir=os.path.join(tempfile.gettempdir(), "tr_bench_ray"),
+                _temp_dir=self._directory,
             )
 
         @ray.remote(num_cpus=1)
@@ -61,3 +63,4 @@ class RayActor(Peer):
         if ray is not None:
             self._worker = None
             ray.shutdown()
+            shutil.rmtree(self._directory, ignore_errors=True)

@@ -1,0 +1,529 @@
+// Tests of sessions with a Python worker. TR_WORKSPACE is this run's own; TR_TEST_WORKER is worker.py beside this file.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "check.hpp"
+#include "tr_mmap/tr_mmap.hpp"
+
+using namespace tr;
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+std::string worker_script() { return std::getenv("TR_TEST_WORKER"); }
+
+/// A session that is ready.
+struct Ready : PythonSession {
+    explicit Ready(const std::string& id, SessionOptions options = {})
+        : PythonSession(worker_script(), id, true, std::move(options)) {
+        start();
+        if (!wait_until_ready(30000)) throw Failed("the worker did not get ready");
+    }
+};
+
+/// One session for all tests that leave it usable.
+Ready& shared() {
+    static Ready only("shared");
+    if (!only.is_alive()) {
+        only.start();
+        only.wait_until_ready(30000);
+    }
+    return only;
+}
+
+bool exists(const std::string& path) { return std::filesystem::exists(path); }
+
+std::size_t count_semaphores() {
+    std::size_t count = 0;
+    const std::string start = "sem.tr_" + std::to_string(::getpid()) + "_";
+    for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
+        count += entry.path().filename().string().compare(0, start.size(), start) == 0;
+    }
+    return count;
+}
+
+double ms_since(Clock::time_point start) {
+    return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+bool all_equal(const Tensor& tensor, float value) {
+    const float* elements = tensor.data<float>();
+    return std::all_of(elements, elements + tensor.numel(), [=](float each) { return each == value; });
+}
+
+bool is_running(pid_t pid) { return detail::Identity::of(pid).start_ticks != 0 && detail::Identity::of(pid).is_alive(); }
+
+}  // namespace
+
+TEST(session_text) {
+    Ready& s = shared();
+    CHECK_EQUAL(s.fetch_response("length abc"), "3");
+    s.send_request(R"({"cmd": "length", "params": "abcd"})");
+    while (!s.new_response()) std::this_thread::yield();
+    CHECK_EQUAL(s.read_response(), "4");
+    CHECK_EQUAL(s.read_response(), "");
+    CHECK(!s.new_response());
+    CHECK(s.is_ready() && !s.is_busy() && s.is_alive());
+    s.send_request("length abc");
+    CHECK(s.wait_until_ok());
+    CHECK_EQUAL(s.wait_for_response(), "3");
+    s.send_request("length a");
+    s.send_request("length ab");  // the first answer is kept
+    CHECK_EQUAL(s.wait_for_response(), "1");
+    CHECK_EQUAL(s.wait_for_response(), "2");
+    thrown_by<BadMessage>([&] { s.send_request(" "); });
+    thrown_by<BadMessage>([&] { s.fetch_response("length \xff"); });
+    CHECK_EQUAL(s.session_id(), "shared");
+    CHECK(exists(s.session_dir() + "/session.json"));
+}
+
+TEST(session_long_messages_cross_in_files) {
+    Ready& s = shared();
+    CHECK_EQUAL(s.fetch_response("length " + std::string(300'000, 'x')), "300000");
+    CHECK_EQUAL(s.fetch_response("text 200000").size(), 400'000u);
+    CHECK_EQUAL(s.fetch_response("length ab"), "2");
+    for (const auto& entry : std::filesystem::directory_iterator(s.session_dir())) {
+        CHECK(entry.path().extension() != ".spill");
+    }
+    thrown_by<BadMessage>([&] { s.fetch_response("length " + std::string(17 << 20, 'x')); });
+}
+
+TEST(session_errors_of_the_handler) {
+    Ready& s = shared();
+    const auto unknown = thrown_by<UnknownCommand>([&] { s.fetch_response("dance"); });
+    CHECK(std::string(unknown.what()).find("dance") != std::string::npos);
+    const auto remote = thrown_by<RemoteError>([&] { s.fetch_response("fail on purpose"); });
+    CHECK_EQUAL(remote.error_type, "ValueError");
+    CHECK_EQUAL(remote.command, "fail");
+    CHECK(remote.remote_traceback.find("on purpose") != std::string::npos);
+    s.send_request("fail again");
+    CHECK(!s.wait_until_ok());
+    thrown_by<RemoteError>([&] { s.wait_for_response(); });
+    CHECK_EQUAL(thrown_by<UnexpectedResponse>([&] { s.fetch_tensor("length abc"); }).result, "3");
+    CHECK_EQUAL(thrown_by<RemoteError>([&] { s.fetch_tensor("echo nobody"); }).error_type, "MissingTag");
+}
+
+TEST(session_every_dtype_comes_back_bit_for_bit) {
+    Ready& s = shared();
+    for (const auto& each : detail::dtype_table) {
+        for (const Shape& shape : {Shape(), Shape(5), Shape(2, 3), Shape(0, 3), Shape(1, 1, 1, 1, 1, 1, 2)}) {
+            Tensor tensor = Tensor::empty(shape, each.dtype);
+            for (std::size_t i = 0; i < tensor.nbytes(); ++i) {
+                tensor.data<std::byte>()[i] = static_cast<std::byte>(each.dtype == DType::BOOL ? i & 1 : 255 - i * 7);
+            }
+            const Tensor back = s.calculate("echo", tensor);
+            CHECK(back.dtype() == each.dtype && back.shape() == shape);
+            CHECK(tensor.nbytes() == 0 || std::memcmp(back.data_ptr(), tensor.data_ptr(), tensor.nbytes()) == 0);
+        }
+    }
+    const Tensor deep = Tensor::full(Shape(std::vector<std::int64_t>(16, 1)), 4.0f);
+    CHECK_EQUAL(s.calculate("echo", deep).shape(), deep.shape());
+}
+
+TEST(session_tags) {
+    Ready& s = shared();
+    s.send_tensor(Tensor::full(Shape(4), 1.0f), "a");
+    CHECK_EQUAL(s.fetch_response("is a 1"), "True");
+    CHECK_EQUAL(s.fetch_response("is a 1"), "True");  // a tag keeps its tensor
+    s.send_tensor(Tensor::full(Shape(4), 2.0f), "a");
+    CHECK_EQUAL(s.fetch_response("is a 2"), "True");
+    CHECK(all_equal(load_tsr(s.session_dir() + "/a.tsr"), 2));
+    s.send_tensor(Tensor::full(Shape(2, 2), 3.0f), "b");
+    CHECK(all_equal(s.fetch_tensor("echo b"), 3));
+    s.drop_tensor("a");
+    CHECK(!exists(s.session_dir() + "/a.tsr"));
+    CHECK_EQUAL(thrown_by<MissingTag>([&] { s.drop_tensor("a"); }).tag, "a");
+    thrown_by<RemoteError>([&] { s.fetch_tensor("echo a"); });
+    thrown_by<BadTag>([&] { s.send_tensor(Tensor(), "../x"); });
+    thrown_by<BadTag>([&] { s.send_tensor(Tensor(), "segment_0"); });
+    s.drop_tensor("b");
+}
+
+TEST(session_several_tensors) {
+    Ready& s = shared();
+    const auto tensors = s.fetch_tensors("count 3");
+    CHECK_EQUAL(tensors.size(), 3u);
+    CHECK(all_equal(tensors[2], 2));
+    thrown_by<UnexpectedResponse>([&] { s.fetch_tensor("count 2"); });
+    CHECK(all_equal(s.wait_for_tensors().at(1), 1));  // they were kept
+    CHECK_EQUAL(s.calculate("echo", std::vector<Tensor>{tensors[1]}).data<float>()[0], 1.0f);
+}
+
+TEST(session_results_stay_as_they_were) {
+    Ready& s = shared();
+    std::vector<Tensor> results;
+    for (int i = 0; i < 60; ++i) {
+        results.push_back(s.calculate("echo", Tensor::full(Shape(1000), static_cast<float>(i))));
+        if (i % 3 == 2) results.erase(results.end() - 2);
+        for (std::size_t each = 0; each < results.size(); ++each) {
+            CHECK(all_equal(results[each], results[each].data<float>()[0]));
+        }
+    }
+    CHECK_EQUAL(results.back().data<float>()[0], 59.0f);
+    CHECK(!results.back().is_writable());
+    thrown_by<ReadOnlyTensor>([&] { results.back().fill(0); });
+}
+
+TEST(session_a_store_into_a_result_ends_at_that_store) {
+    const Tensor result = shared().calculate("echo", Tensor::full(Shape(4), 1.0f));
+    const pid_t child = ::fork();
+    if (child == 0) {
+        ::signal(SIGSEGV, SIG_DFL);
+        *const_cast<volatile float*>(result.data<float>()) = 2;
+        ::_exit(0);
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    CHECK(all_equal(result, 1));
+}
+
+TEST(session_loans_are_not_copied) {
+    Ready s("loans");
+    for (int i = 0; i < 100; ++i) {
+        Tensor loan = s.empty<float>(Shape(1000));
+        loan.fill(i);
+        s.send_tensor(loan, "x");
+        CHECK_EQUAL(s.fetch_response("is x " + std::to_string(i)), "True");
+    }
+    PoolStats stats = s.stats();
+    CHECK_EQUAL(stats.copied_nbytes, 0u);
+    CHECK(stats.created <= 3);
+    CHECK_EQUAL(stats.published, 100u);
+
+    Tensor loan = s.empty<float>(Shape(2, 5));
+    loan.fill(7);
+    CHECK(loan.is_writable());
+    float* before = loan.data<float>();
+    s.send_tensor(loan, "x");
+    CHECK(!loan.is_writable());
+    thrown_by<ReadOnlyTensor>([&] { loan.fill(1); });
+    CHECK(all_equal(loan, 7) && loan.data<float>() != before);
+    s.send_tensor(loan, "y");  // again, under another tag: neither copied nor stamped
+    CHECK_EQUAL(s.stats().published, 101u);
+    CHECK_EQUAL(s.fetch_response("is y 7"), "True");
+    s.send_tensor(loan.reshape(Shape(10)), "z");  // as something else: copied
+    CHECK_EQUAL(s.stats().copied_nbytes, 40u);
+    CHECK_EQUAL(s.fetch_tensor("echo z").shape(), Shape(10));
+
+    CHECK(all_equal(s.calculate("lend", s.calculate("lend", loan)), 7));
+    { const Tensor unsent = s.empty<float>(Shape(10)); }
+    const std::uint64_t created = s.stats().created;
+    { const Tensor again = s.empty<float>(Shape(10)); }
+    CHECK_EQUAL(s.stats().created, created);
+    CHECK_EQUAL(s.empty<double>(Shape(0, 3)).numel(), 0);
+    Tensor kept = s.empty<float>(Shape(3));
+    s.close();
+    kept.fill(5);  // a loan outlives its session
+    CHECK(all_equal(kept, 5) && all_equal(loan, 7));
+    CHECK(all_equal(shared().calculate("echo", kept), 5));  // and is copied by another
+}
+
+TEST(session_leases_keep_segments_from_being_filled) {
+    Ready s("leases");
+    for (int i = 0; i < 8; ++i) {  // the worker keeps views of what we send
+        const Tensor tensor = Tensor::full(Shape(1000), static_cast<float>(i));
+        CHECK_EQUAL(s.calculate("echo", tensor).data<float>()[0], static_cast<float>(i));
+        s.send_tensor(tensor, "t");
+        CHECK_EQUAL(s.fetch_response("keep t"), "kept");
+    }
+    s.drop_tensor("t");
+    CHECK_EQUAL(s.fetch_response("kept"), "0.0 1000.0 2000.0 3000.0 4000.0 5000.0 6000.0 7000.0");
+    s.fetch_response("forget");
+    const std::uint64_t created = s.stats().created;
+    for (int i = 0; i < 20; ++i) {
+        s.send_tensor(Tensor::full(Shape(1000), 1.0f), "t");
+        s.fetch_response("is t 1");
+    }
+    CHECK_EQUAL(s.stats().created, created);  // and then they go round again
+}
+
+TEST(session_segments_with_a_guest_are_left_alone) {
+    Ready s("guests");
+    s.send_tensor(Tensor::full(Shape(100), 1.0f), "a");
+    const Tensor guest = load_tsr(s.session_dir() + "/a.tsr");
+    for (int i = 2; i < 10; ++i) {
+        s.send_tensor(Tensor::full(Shape(100), static_cast<float>(i)), "a");
+        CHECK_EQUAL(s.fetch_response("is a " + std::to_string(i)), "True");
+    }
+    CHECK(all_equal(guest, 1));
+}
+
+TEST(session_ends_without_a_trace) {
+    std::string directory;
+    Tensor kept;
+    {
+        Ready s("trace");
+        directory = s.session_dir();
+        CHECK_EQUAL(count_semaphores(), 0u);  // their names are gone once both sides have them open
+        kept = s.calculate("echo", Tensor::full(Shape(10), 3.0f));
+        CHECK(s.please_exit(5000, true));
+        CHECK(!exists(directory) && !s.is_alive());
+        CHECK(s.please_exit());
+        thrown_by<SessionNotStarted>([&] { s.send_request("x"); });
+        s.start();
+        CHECK(s.wait_until_ready(30000));
+        CHECK(exists(directory));
+    }
+    CHECK(!exists(directory));
+    CHECK(all_equal(kept, 3));  // views live on
+    {
+        PythonSession never_ready(worker_script(), "trace", true);
+        never_ready.start();
+        PythonSession never_started(worker_script(), "trace2", true);
+    }
+    CHECK(!exists(directory));
+    CHECK_EQUAL(count_semaphores(), 0u);
+}
+
+TEST(session_timeouts) {
+    Ready s("timeouts");
+    s.send_request("sleep 0.3");
+    const auto error = thrown_by<ResponseTimeout>([&] { s.wait_for_response(20); });
+    CHECK_EQUAL(error.command, "sleep");
+    CHECK(s.is_busy() && !s.is_ready());
+    CHECK_EQUAL(s.wait_for_response(), "slept");
+    thrown_by<ResponseTimeout>([&] { s.fetch_response("sleep 0.2", 10); });
+    CHECK_EQUAL(s.fetch_response("length abc"), "3");  // what was given up is nobody's answer
+    thrown_by<ResponseTimeout>([&] { s.wait_for_response(10); });
+    s.send_request("sleep 0.1");
+    CHECK(!s.wait_until_ok(1));
+    CHECK(s.wait_until_ok(5000));
+    s.send_request("sleep 60");
+    CHECK(!s.please_exit(100, false) && s.is_alive());
+    const auto start = Clock::now();
+    CHECK(!s.please_exit(100, true) && !s.is_alive());
+    CHECK(ms_since(start) < 5000);
+}
+
+TEST(session_death_of_the_worker_ends_the_wait) {
+    Ready s("deaths");
+    s.send_tensor(Tensor::full(Shape(10), 4.0f), "a");
+    const Tensor view = s.fetch_tensor("echo a");
+    const auto died = thrown_by<WorkerDied>([&] { s.fetch_response("die 3"); });
+    CHECK_EQUAL(died.exit_code.value(), 3);
+    CHECK(died.log_tail.find("these are my last words") != std::string::npos);
+    CHECK(std::string(died.what()).find("these are my last words") != std::string::npos);
+    CHECK(all_equal(view, 4) && !s.is_alive());
+    thrown_by<SessionNotStarted>([&] { s.fetch_response("pid"); });
+    s.start();
+    CHECK(s.wait_until_ready(30000));
+    CHECK_EQUAL(s.fetch_response("is a 4"), "True");  // the new worker knows the tags
+    CHECK_EQUAL(thrown_by<WorkerDied>([&] { s.fetch_response("kill"); }).exit_code.value(), -SIGKILL);
+    s.start();
+    s.wait_until_ready(30000);
+    const pid_t pid = std::stoi(s.fetch_response("pid"));
+    ::kill(pid, SIGKILL);
+    CHECK(s.join(5000));
+    thrown_by<WorkerDied>([&] { s.send_request("pid"); s.wait_for_response(); });
+}
+
+TEST(session_death_at_any_moment_is_noticed_within_a_second) {
+    Ready s("moments");
+    const Tensor tensor = Tensor::full(Shape(50'000), 1.0f);
+    for (int round = 0; round < 5; ++round) {
+        const pid_t pid = std::stoi(s.fetch_response("pid"));
+        Clock::time_point killed;
+        std::thread killer([&, pid, round] {
+            std::this_thread::sleep_for(std::chrono::microseconds(3000 + 1370 * round));
+            killed = Clock::now();
+            ::kill(pid, SIGKILL);
+        });
+        std::vector<Tensor> kept;
+        try {
+            while (true) {
+                kept.push_back(s.calculate("lend", tensor));
+                if (kept.size() > 4) kept.erase(kept.begin(), kept.begin() + 3);
+            }
+        } catch (const WorkerDied& error) {
+            killer.join();
+            CHECK(ms_since(killed) < 1000);
+            CHECK_EQUAL(error.exit_code.value(), -SIGKILL);
+        }
+        for (const Tensor& each : kept) CHECK(all_equal(each, 1));
+        s.start();
+        CHECK(s.wait_until_ready(30000));
+    }
+}
+
+TEST(session_death_before_ready) {
+    const std::string script = std::string(std::getenv("TR_WORKSPACE")) + "/broken.py";
+    std::ofstream(script) << "raise SystemExit('no such luck')\n";
+    PythonSession s(script, "broken", true);
+    s.start();
+    const auto died = thrown_by<WorkerDied>([&] { s.wait_until_ready(30000); });
+    CHECK_EQUAL(died.exit_code.value(), 1);
+    CHECK(died.log_tail.find("no such luck") != std::string::npos);
+    thrown_by<ScriptNotFound>([] { PythonSession("/no/such/script.py", "none").start(); });
+    SessionOptions options;
+    options.python = "/no/such/python";
+    PythonSession without(worker_script(), "none", true, options);
+    CHECK_EQUAL(thrown_by<ScriptNotFound>([&] { without.start(); }).path, "/no/such/python");
+}
+
+TEST(session_terminate_ends_the_whole_tree) {
+    Ready s("tree");
+    const pid_t grandchild = std::stoi(s.fetch_response("child"));
+    CHECK(is_running(grandchild));
+    std::thread other([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        s.terminate();
+    });
+    s.send_request("sleep 60");
+    const auto start = Clock::now();
+    thrown_by<WorkerDied>([&] { s.wait_for_response(30000); });
+    CHECK(ms_since(start) < 4000);
+    other.join();
+    CHECK(!is_running(grandchild));
+}
+
+TEST(session_in_use) {
+    const auto in_use = thrown_by<SessionInUse>([] { PythonSession("default", shared().session_id()).start(); });
+    CHECK_EQUAL(in_use.pid, ::getpid());
+    thrown_by<SessionInUse>([] { shared().start(); });
+    CHECK_EQUAL(shared().fetch_response("length abc"), "3");
+}
+
+TEST(session_budget) {
+    SessionOptions options;
+    options.budget_nbytes = 1 << 20;
+    Ready s("budget", options);
+    s.send_tensor(Tensor::zeros(Shape(100'000)), "a");
+    s.send_tensor(Tensor::zeros(Shape(100'000)), "b");
+    const auto full = thrown_by<OutOfSpace>([&] { s.send_tensor(Tensor::zeros(Shape(200'000)), "a"); });
+    CHECK(full.needed_nbytes >= 800'000);
+    CHECK_EQUAL(s.fetch_response("is a 0"), "True");
+    s.drop_tensor("a");
+    s.drop_tensor("b");
+    s.fetch_response("length a");
+    s.send_tensor(Tensor::zeros(Shape(200'000)), "a");
+    thrown_by<OutOfSpace>([] { shared().empty<float>(Shape(std::int64_t{1} << 50)); });
+}
+
+TEST(session_checksums) {
+    SessionOptions options;
+    options.has_checksum = true;
+    Ready s("checksums", options);
+    CHECK(all_equal(s.calculate("echo", Tensor::full(Shape(100), 2.0f)), 2));
+    Tensor loan = s.empty<float>(Shape(100));
+    loan.fill(1);
+    s.send_tensor(loan, "a");
+    CHECK_EQUAL(s.fetch_response("is a 1"), "True");
+    CHECK(read_header(s.session_dir() + "/a.tsr").payload_checksum.has_value());
+}
+
+TEST(session_threads_share_it) {
+    Ready& s = shared();
+    std::vector<std::thread> threads;
+    std::atomic<int> wrong{0};
+    for (int thread = 0; thread < 4; ++thread) {
+        threads.emplace_back([&, thread] {
+            for (int i = 0; i < 30; ++i) {
+                const float value = static_cast<float>(thread * 100 + i);
+                if (!all_equal(s.calculate("echo", Tensor::full(Shape(100), value)), value)) ++wrong;
+            }
+        });
+    }
+    for (std::thread& each : threads) each.join();
+    CHECK_EQUAL(wrong.load(), 0);
+    std::thread asker([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(30));
+        s.send_request("length abc");
+    });
+    CHECK_EQUAL(s.wait_for_response(), "3");  // waits for the request too
+    asker.join();
+}
+
+TEST(session_closed_while_a_thread_waits_for_a_request) {
+    Ready s("closed");
+    std::thread other([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(30));
+        s.close();
+    });
+    thrown_by<SessionNotStarted>([&] { s.wait_for_response(10000); });
+    other.join();
+}
+
+TEST(session_forks) {
+    auto s = std::make_unique<Ready>("forks");
+    Tensor view = s->calculate("echo", Tensor::full(Shape(100), 6.0f));
+    const pid_t child = ::fork();
+    if (child == 0) {
+        const bool is_right = all_equal(view, 6);
+        view = Tensor();
+        s.reset();  // does nothing to its parent's session
+        ::_exit(is_right ? 0 : 1);
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    CHECK(all_equal(s->calculate("echo", Tensor::full(Shape(100), 7.0f)), 7));
+    CHECK(all_equal(view, 6));
+
+    int from_child[2], to_child[2];
+    CHECK(::pipe(from_child) == 0 && ::pipe(to_child) == 0);
+    const pid_t keeper = ::fork();
+    if (keeper == 0) {
+        char byte;
+        const bool is_asked = ::read(to_child[0], &byte, 1) == 1;
+        ::_exit(is_asked && all_equal(view, 6) ? 0 : 1);
+    }
+    view = Tensor();  // gone here, and still there in the child
+    for (int i = 0; i < 10; ++i) s->calculate("echo", Tensor::full(Shape(100), 8.0f));
+    CHECK(::write(to_child[1], "x", 1) == 1);
+    ::waitpid(keeper, &status, 0);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    for (const int fd : {from_child[0], from_child[1], to_child[0], to_child[1]}) ::close(fd);
+}
+
+TEST(session_output_is_shown_unless_quiet) {
+    const std::string path = std::string(std::getenv("TR_WORKSPACE")) + "/stderr";
+    const int before = ::dup(2);
+    const int file = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC, 0600);
+    ::dup2(file, 2);
+    {
+        PythonSession s(worker_script(), "output", false);
+        s.start();
+        s.wait_until_ready(30000);
+        s.fetch_response("say hello there");
+        s.set_quiet_mode(true);
+        s.fetch_response("say a secret");
+    }
+    ::dup2(before, 2);
+    ::close(before);
+    ::close(file);
+    std::stringstream text;
+    text << std::ifstream(path).rdbuf();
+    CHECK(text.str().find("hello there") != std::string::npos);
+    CHECK(text.str().find("secret") == std::string::npos);
+}
+
+TEST(session_hostile_places_are_refused) {
+    const std::string previous = std::getenv("TR_WORKSPACE");
+    const std::string place = previous + "/place";
+    ::mkdir(place.c_str(), 0700);
+    ::mkdir((place + "/python_session").c_str(), 0700);
+    ::chmod((place + "/python_session").c_str(), 0777);
+    ::setenv("TR_WORKSPACE", place.c_str(), 1);
+    thrown_by<HostilePath>([] { PythonSession().start(); });
+    ::setenv("TR_WORKSPACE", (previous + "/no/such").c_str(), 1);
+    thrown_by<HostilePath>([] { PythonSession().start(); });
+    ::setenv("TR_WORKSPACE", previous.c_str(), 1);
+}
+
+TEST(session_memory_grows_no_more_after_a_while) {
+    Ready& s = shared();
+    for (int i = 0; i < 300; ++i) {
+        const auto n = 1000 + i % 7 * 1000;
+        CHECK_EQUAL(s.calculate("lend", Tensor::full(Shape(n), 1.0f)).numel(), n);
+    }
+    CHECK(s.stats().created < 200);
+    CHECK_EQUAL(s.stats().free_nbytes, s.stats().nbytes);
+}

@@ -1,0 +1,308 @@
+// What tests/test_cpp.py asks the suite to do, other than tests.
+//
+//   vectors FOLDER         read tests/vectors and compare with its index
+//   rewrite FOLDER OUT     load every good vector and save it again
+//   faults FILE            name the fault of each header in a file made by test_cpp.py
+//   lowfloats              decode every code, encode many floats: for comparison with ml_dtypes
+//   fuzz COUNT SEED FOLDER mutate headers and messages; finds what a sanitizer or a broken promise tells
+//   stage NAME             go to a stage of a session's life, say so, and wait to be killed
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <sstream>
+
+#include "check.hpp"
+#include "tr_mmap/tr_mmap.hpp"
+
+using namespace tr;
+
+namespace {
+
+std::string read_file(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    std::stringstream text;
+    text << file.rdbuf();
+    return text.str();
+}
+
+const std::string& text_of(const json::Value& entry, const char* key) { return *entry.find(key)->get<std::string>(); }
+bool truth_of(const json::Value& entry, const char* key) { return *entry.find(key)->get<bool>(); }
+std::uint64_t number_of(const json::Value& entry, const char* key) {
+    return detail::to_unsigned(*entry.find(key), key);
+}
+
+Shape shape_of(const json::Value& entry) {
+    std::vector<std::int64_t> sizes;
+    for (const auto& each : *entry.find("shape")->get<json::Array>()) sizes.push_back(*each.get<std::int64_t>());
+    return Shape(sizes);
+}
+
+int check_vectors(const std::string& folder) {
+    const json::Value index = json::parse(read_file(folder + "/index.json"));
+    for (const json::Value& entry : *index.find("good")->get<json::Array>()) {
+        const std::string path = folder + "/" + text_of(entry, "file");
+        const Header header = read_header(path);
+        const Tensor tensor = load_tsr(path, true);
+        CHECK_EQUAL(path + std::to_string(header.version), path + std::to_string(number_of(entry, "version")));
+        CHECK_EQUAL(dtype_name(tensor.dtype()), text_of(entry, "dtype"));
+        CHECK_EQUAL(tensor.shape(), shape_of(entry));
+        CHECK_EQUAL(header.shape, tensor.shape());
+        CHECK_EQUAL(header.seq, number_of(entry, "seq"));
+        CHECK_EQUAL(header.payload_offset, number_of(entry, "offset"));
+        CHECK_EQUAL(header.payload_checksum.has_value(), truth_of(entry, "has_checksum"));
+        CHECK_EQUAL(header.is_segment, truth_of(entry, "is_segment"));
+        CHECK_EQUAL(crc32(tensor.data_ptr(), tensor.nbytes()), number_of(entry, "payload_crc32"));
+    }
+    for (const json::Value& entry : *index.find("bad")->get<json::Array>()) {
+        const std::string path = folder + "/" + text_of(entry, "file");
+        const bool only_verified = truth_of(entry, "only_verified");
+        if (only_verified) load_tsr(path);
+        std::string fault = "none";
+        try {
+            load_tsr(path, only_verified);
+        } catch (const TSRFormatError& error) {
+            fault = fault_name(error.fault);
+            CHECK_EQUAL(error.path, path);
+        }
+        CHECK_EQUAL(path + " " + fault, path + " " + text_of(entry, "fault"));
+    }
+    std::cout << index.find("good")->get<json::Array>()->size() << " good, "
+              << index.find("bad")->get<json::Array>()->size() << " bad" << std::endl;
+    return 0;
+}
+
+int rewrite_vectors(const std::string& folder, const std::string& out) {
+    const json::Value index = json::parse(read_file(folder + "/index.json"));
+    for (const json::Value& entry : *index.find("good")->get<json::Array>()) {
+        const std::string name = text_of(entry, "file");
+        const Header header = read_header(folder + "/" + name);
+        save_tsr(out + "/" + name.substr(name.find('/') + 1), load_tsr(folder + "/" + name), header.version,
+                 header.payload_checksum.has_value());
+    }
+    return 0;
+}
+
+int name_faults(const std::string& path) {
+    const std::string data = read_file(path);
+    for (std::size_t at = 0; at < data.size();) {
+        std::uint64_t file_nbytes, nbytes;
+        std::memcpy(&file_nbytes, &data[at], 8);
+        std::memcpy(&nbytes, &data[at + 8], 8);
+        try {
+            const Header header = decode_header(&data[at + 16], nbytes, file_nbytes);
+            std::cout << header.shape << ' ' << dtype_name(header.dtype) << '\n';
+        } catch (const TSRFormatError& error) {
+            std::cout << fault_name(error.fault) << '\n';
+        }
+        at += 16 + nbytes;
+    }
+    return 0;
+}
+
+template <class T>
+void show_low_float(const char* name, const std::vector<float>& values) {
+    std::cout << name;
+    for (unsigned bits = 0; bits < 1u << (8 * sizeof(T)); ++bits) {
+        std::cout << ' ' << static_cast<float>(T::from_bits(static_cast<typename T::Bits>(bits)));
+    }
+    for (const float value : values) std::cout << ' ' << static_cast<unsigned>(T(value).bits);
+    std::cout << '\n';
+}
+
+/// @param path floats to encode, as they are in memory.
+int show_low_floats(const std::string& path) {
+    const std::string raw = read_file(path);
+    std::vector<float> values(raw.size() / 4);
+    std::memcpy(values.data(), raw.data(), values.size() * 4);
+    std::cout.precision(9);
+    show_low_float<half>("float16", values);
+    show_low_float<bfloat16>("bfloat16", values);
+    show_low_float<float8_e4m3fn>("float8_e4m3fn", values);
+    show_low_float<float8_e5m2>("float8_e5m2", values);
+    show_low_float<float8_e4m3fnuz>("float8_e4m3fnuz", values);
+    show_low_float<float8_e5m2fnuz>("float8_e5m2fnuz", values);
+    show_low_float<float8_e8m0fnu>("float8_e8m0fnu", values);
+    return 0;
+}
+
+class Fuzzer {
+public:
+    Fuzzer(std::uint64_t seed, const std::string& folder) : random_(seed) {
+        for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
+            if (entry.path().extension() == ".tsr") seeds_.push_back(read_file(entry.path().string()));
+        }
+        CHECK(!seeds_.empty());
+        std::sort(seeds_.begin(), seeds_.end());
+    }
+
+    void headers(std::uint64_t count) {
+        const std::string path = std::string(std::getenv("TR_WORKSPACE")) + "/fuzz.tsr";
+        const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        CHECK(fd >= 0);
+        std::uint64_t accepted = 0;
+        for (std::uint64_t i = 0; i < count; ++i) {
+            const std::string data = mutate();
+            decode(data);
+            CHECK(::ftruncate(fd, 0) == 0 && ::pwrite(fd, data.data(), data.size(), 0) == static_cast<ssize_t>(data.size()));
+            try {
+                const Tensor tensor = load_tsr(path, true);
+                ++accepted;
+                crc32(tensor.data_ptr(), tensor.nbytes());  // every byte of it is there
+                Tensor copy = tensor.clone();
+                CHECK(copy.to_string().size() > 0);
+            } catch (const TSRFormatError&) {
+            }
+        }
+        ::close(fd);
+        ::unlink(path.c_str());
+        std::cout << count << " headers, " << accepted << " accepted" << std::endl;
+    }
+
+    void messages(std::uint64_t count) {
+        const std::string good =
+            R"({"seq":      12,"command":"x","result":"a\u00e9\n","timestamp":1,"tensors":[["","result_0.tsr",3]],)"
+            R"("error":{"kind":"handler","type":"E","message":"m","traceback":"t"}})";
+        for (std::uint64_t i = 0; i < count; ++i) {
+            std::string text = good;
+            for (std::uint64_t change = below(8) + 1; change > 0; --change) {
+                const std::size_t at = below(text.size());
+                switch (below(4)) {
+                    case 0: text[at] = static_cast<char>(below(256)); break;
+                    case 1: text.erase(at, below(9)); break;
+                    case 2: text.insert(at, text.substr(below(text.size()), below(20))); break;
+                    default: text[at] = R"([]{}",:\0123456789-+.eEutrfan)"[below(29)];
+                }
+                if (text.empty()) text = "x";
+            }
+            const std::unique_ptr<char[]> exact(new char[text.size()]);  // so that a sanitizer sees one byte too many
+            std::memcpy(exact.get(), text.data(), text.size());
+            try {
+                detail::decode_response({exact.get(), text.size()});
+            } catch (const BadMessage&) {
+            }
+            try {
+                detail::parse_command({exact.get(), text.size()});
+            } catch (const BadMessage&) {
+            }
+        }
+        std::cout << count << " messages" << std::endl;
+    }
+
+private:
+    std::uint64_t below(std::uint64_t end) { return random_() % end; }
+
+    std::string mutate() {
+        std::string data = seeds_[below(seeds_.size())];
+        const std::size_t head = std::min<std::size_t>(data.size(), 256);
+        for (std::uint64_t change = below(4); change > 0 && head > 0; --change) {
+            const std::size_t at = below(head);
+            switch (below(5)) {
+                case 0: data[at] = static_cast<char>(data[at] ^ (1 << below(8))); break;
+                case 1: data[at] = static_cast<char>(below(256)); break;
+                case 2: {  // a whole field
+                    const std::uint64_t values[] = {0, 1, 2, 4, 15, 16, 17, 64, 255, 256, 1u << 31, 0x7fffffff,
+                                                    std::uint64_t{1} << 32, std::uint64_t{1} << 63,
+                                                    ~std::uint64_t{0}, ~std::uint64_t{0} - 1, random_()};
+                    const std::uint64_t value = values[below(std::size(values))];
+                    const std::size_t size = below(2) ? 8 : 4;
+                    const std::size_t place = at / size * size;
+                    std::memcpy(&data[place], &value, std::min(size, data.size() - place));
+                    break;
+                }
+                case 3: data.resize(below(data.size() + 40)); break;
+                default: std::swap(data[at], data[below(head)]);
+            }
+            if (data.size() < head) break;
+        }
+        if (data.size() >= 256 && below(4)) {  // else nearly all would be the header checksum's
+            const std::uint32_t sum = crc32(&data[128], 128, crc32(data.data(), 60));
+            std::memcpy(&data[60], &sum, 4);
+        }
+        return data;
+    }
+
+    void decode(const std::string& data) {
+        const std::unique_ptr<char[]> exact(new char[data.size()]);
+        std::memcpy(exact.get(), data.data(), data.size());
+        try {
+            const Header header = decode_header(exact.get(), data.size(), data.size());
+            CHECK(header.file_nbytes() <= data.size());
+            // What is accepted is what would be written: but for fields that readers of v1 ignore, and the live line.
+            const std::vector<std::byte> again = encode_header(header);
+            CHECK(again.size() <= data.size());
+            for (std::size_t i = 0; i < again.size(); ++i) {
+                const bool is_free = header.version == 1 ? (i >= 12 && i < 16) || i >= 48 : i >= 64 && i < 128;
+                CHECK((header.version > 0 && is_free) || static_cast<char>(again[i]) == data[i]);
+            }
+        } catch (const TSRFormatError&) {
+        }
+    }
+
+    std::mt19937_64 random_;
+    std::vector<std::string> seeds_;
+};
+
+int fuzz(std::uint64_t count, std::uint64_t seed, const std::string& folder) {
+    Fuzzer fuzzer(seed, folder);
+    fuzzer.headers(count);
+    fuzzer.messages(count / 2);
+    return 0;
+}
+
+[[noreturn]] void say_and_wait(const std::string& stage) {
+    std::cout << stage << std::endl;
+    while (true) ::pause();
+}
+
+[[noreturn]] void go_to(const std::string& stage) {
+    PythonSession s(std::getenv("TR_TEST_WORKER"), "stage", true);
+    s.start();
+    if (stage == "started") say_and_wait(stage);
+    s.wait_until_ready(30000);
+    if (stage == "ready") say_and_wait(stage);
+    Tensor loan = s.empty<float>(Shape(1000));
+    loan.fill(1);
+    s.send_tensor(loan, "a");
+    if (stage == "sent") say_and_wait(stage);
+    const Tensor result = s.fetch_tensor("lend a");
+    s.fetch_response("keep a");
+    if (stage == "holding") say_and_wait(stage);
+    if (stage == "asking") {
+        s.send_request("sleep 60");
+        say_and_wait(stage);
+    }
+    if (stage == "answered") {
+        s.send_request("echo a");
+        while (!s.new_response()) std::this_thread::yield();
+        say_and_wait(stage);
+    }
+    std::cout << stage << std::endl;  // "busy": killed in the middle of whatever it is at
+    while (true) {
+        Tensor next = s.empty<float>(Shape(20'000));
+        next.fill(2);
+        s.calculate("lend", next);
+        s.send_tensor(next, "b");
+    }
+}
+
+}  // namespace
+
+int run_tool(const std::vector<std::string>& a) {
+    try {
+        if (a.size() == 2 && a[0] == "vectors") return check_vectors(a[1]);
+        if (a.size() == 3 && a[0] == "rewrite") return rewrite_vectors(a[1], a[2]);
+        if (a.size() == 2 && a[0] == "faults") return name_faults(a[1]);
+        if (a.size() == 2 && a[0] == "lowfloats") return show_low_floats(a[1]);
+        if (a.size() == 4 && a[0] == "fuzz") return fuzz(std::stoull(a[1]), std::stoull(a[2]), a[3]);
+        if (a.size() == 2 && a[0] == "stage") go_to(a[1]);
+    } catch (const std::exception& error) {
+        std::cerr << error.what() << std::endl;
+        return 1;
+    }
+    std::cerr << "usage: see tests/cpp/tools.cpp" << std::endl;
+    return 2;
+}

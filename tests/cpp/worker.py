@@ -1,0 +1,120 @@
+"""The worker of the C++ suite: every kind of answer, and every way to misbehave. Run by a PythonSession."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from tr_mmap import Server
+
+server = Server(framework="numpy")
+kept: list[np.ndarray] = []
+
+
+@server.command("echo")
+def echo(*tensors):
+    return tensors
+
+
+@server.command("lend")
+def lend(x):
+    """The same numbers, in a loan of this side."""
+    out = server.empty(x.shape, x.dtype)
+    out[...] = x
+    return out
+
+
+@server.command("ends")
+def ends(x):
+    """A loan of the same size, of which only the ends are touched: what it costs to pass one."""
+    out = server.empty(x.shape, x.dtype)
+    out[0], out[-1] = x[0], x[-1]
+    return out
+
+
+@server.command("count")
+def count(n: int):
+    return [np.full(3, i, np.float32) for i in range(n)]
+
+
+@server.command("is")
+def is_full(x, value: float):
+    return str(bool((x == value).all()))
+
+
+@server.command("keep")
+def keep(x):
+    kept.append(x)
+    return "kept"
+
+
+@server.command("kept")
+def sum_kept():
+    return " ".join(str(float(x.sum())) for x in kept)
+
+
+@server.command("forget")
+def forget():
+    kept.clear()
+    return "forgotten"
+
+
+@server.command("text")
+def text(n: int):
+    return "é" * n
+
+
+@server.command("length")
+def length(message: str):
+    return str(len(message))
+
+
+@server.command("sleep")
+def sleep(seconds: float):
+    time.sleep(seconds)
+    return "slept"
+
+
+@server.command("fail")
+def fail(message: str):
+    raise ValueError(message)
+
+
+@server.command("die")
+def die(status: int):
+    print("these are my last words", flush=True)
+    os._exit(status)
+
+
+@server.command("kill")
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@server.command("child")
+def child():
+    """A grandchild that ignores SIGTERM, in a session of its own."""
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    process.stdout.readline()
+    return str(process.pid)
+
+
+@server.command("pid")
+def pid():
+    return str(os.getpid())
+
+
+@server.command("say")
+def say(words: str):
+    print(words, flush=True)
+    return "said"
+
+
+if __name__ == "__main__":
+    server.run()
