@@ -19,9 +19,9 @@ from tr_mmap import system
 
 ERRNOS: Final = (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EMFILE, errno.EACCES)
 
-_OS_CALLS: Final = frozenset(
-    "close fstat fstatvfs link listdir lstat mkdir open pipe posix_fallocate pread pwrite read readlink replace rmdir "
-    "stat statvfs unlink write".split()
+_OS_CALLS: Final = (
+    *("close", "fstat", "fstatvfs", "link", "listdir", "lstat", "mkdir", "open", "pipe", "posix_fallocate", "pread"),
+    *("pwrite", "read", "readlink", "replace", "rmdir", "stat", "statvfs", "unlink", "write"),
 )
 _AFTER: Final = frozenset({"close"})  # Linux closes the descriptor whatever close(2) says
 

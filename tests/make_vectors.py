@@ -236,7 +236,9 @@ def main(folder: Path = FOLDER) -> None:
     vectors = Vectors(folder)
     add_good(vectors)
     add_bad(vectors)
-    lines = [f' "{kind}": [\n  ' + ",\n  ".join(map(json.dumps, getattr(vectors, kind))) + "\n ]" for kind in ("good", "bad")]
+    lines = [
+        f' "{kind}": [\n  ' + ",\n  ".join(map(json.dumps, getattr(vectors, kind))) + "\n ]" for kind in ("good", "bad")
+    ]
     (folder / "index.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 

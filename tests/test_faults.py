@@ -37,10 +37,9 @@ def attempt(action: Callable[[], Any], plan: Plan) -> bool:
     """Do it; whether it raised, which must be an error that a caller can expect."""
     try:
         action()
-    except (OSError, TRException) as error:
-        if plan.number == errno.ENOSPC and isinstance(error, OutOfSpace):
-            assert error.needed_nbytes > 0
-            assert error.free_nbytes >= 0
+    except OutOfSpace as error:
+        return error.needed_nbytes > 0 and error.free_nbytes >= 0 and plan.number == errno.ENOSPC
+    except (OSError, TRException):
         return True
     return False
 
@@ -341,12 +340,14 @@ def test_a_session_can_be_closed_when_there_is_no_descriptor_left(workspace: Pat
     session.send_tensor(OLD, "a")
     view, digest = session.fetch_tensor("echo a"), session.fetch_response("digest a")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = []
+    taken: list[int] = []
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count_fds() + 8, hard))
-        with pytest.raises(OSError, match="Too many open files"):
+        try:
             while True:
                 taken.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            pass
         assert session.fetch_response("hello you") == "Hello You"  # what is there goes on
         assert session.fetch_response("digest a") == digest
         with pytest.raises(OSError, match="Too many open files"):

@@ -291,7 +291,7 @@ def test_a_handler_that_exits_ends_the_worker_with_its_status(own: PythonSession
 def test_sigint_and_sigterm_end_the_worker_cleanly(own: PythonSession, gate: Gate, number: int, is_busy: bool) -> None:
     worker = worker_of(own)
     if is_busy:
-        own.send_request(gate.message)
+        own.send_request(f"spin {gate.path}")
         gate.wait_for_worker()
     os.kill(worker, number)
     assert own.join(10_000)

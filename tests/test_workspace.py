@@ -317,7 +317,7 @@ def test_a_claim_that_fails_leaves_nothing_behind(ws: Workspace, monkeypatch: py
     monkeypatch.setattr(system, "write_all", full)
     with pytest.raises(OutOfSpace):
         ws.claim("s", mine("s"))
-    assert everything(ws.root) == ["python_session"]
+    assert everything(ws.root) == []
 
 
 def test_a_living_owners_session_is_in_use(ws: Workspace, living: tuple[Any, Identity]) -> None:

@@ -84,10 +84,10 @@ def inherited_secret(environ: MutableMapping[str, str] = os.environ) -> bytes | 
     if number is None:
         return None
     secret = b""
-    if number.isascii() and number.isdigit():
+    if re.fullmatch("[0-9]{1,9}", number):
         try:
             secret = system.read_pipe(int(number), SECRET_NBYTES + 1)
-        except (OSError, OverflowError):
+        except OSError:
             secret = b""
     if len(secret) != SECRET_NBYTES:
         raise SessionNotStarted(

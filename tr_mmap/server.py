@@ -53,6 +53,14 @@ def _printable(text: str | Exception) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _print(*values: Any) -> None:
+    """Write to the worker's log, which lies where the tensors do: a full file system must not end the worker."""
+    try:
+        print(*values, file=sys.stderr, flush=True)
+    except OSError:
+        pass
+
+
 class _Answer:
     """What a handler has said so far in answer to one request."""
 
@@ -175,7 +183,7 @@ class TechRenaissanceServer:
     def debug_message(self, *args: Any) -> None:
         """Print to the worker's log, if ``debug``."""
         if self.debug:
-            print("[worker]", *args, file=sys.stderr, flush=True)
+            _print("[worker]", *args)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -274,7 +282,7 @@ class TechRenaissanceServer:
             if getattr(error, "is_bad_input", False):
                 return Failure(FailureKind.BAD_INPUT, name, _printable(error))
             trace = _printable("".join(traceback.format_exception(error)))
-            print(trace, file=sys.stderr, flush=True)
+            _print(trace)
             return Failure(FailureKind.HANDLER, name, _printable(error), trace)
         if is_known is None:  # a handler that forgot to return: it knew the command if it said anything
             is_known = answer.result is not None or bool(store.results)

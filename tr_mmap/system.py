@@ -44,6 +44,7 @@ __all__ = [
     "list_dir",
     "make_dir",
     "make_pipe",
+    "map_again",
     "map_private",
     "map_read",
     "map_write",
@@ -73,8 +74,10 @@ MADV_POPULATE_WRITE = 23
 
 _PROT_READ, _PROT_WRITE = 1, 2  # sys/mman.h, the same on Linux and macOS
 _MAP_SHARED, _MAP_PRIVATE = 1, 2
+_MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform.startswith("linux") else 0  # asm-generic/mman.h
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+_NAME_NBYTES = 1  # what one more name takes at least; no file system says how much
 _TMPFS_MAGIC = 0x01021994  # linux/magic.h
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -246,7 +249,27 @@ def link_target(path: str) -> str:
 
 def create_file(path: str, mode: int = 0o600) -> int:
     """Create a file that must not exist, 0600 unless a user's own file is made, open for reading and writing."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ALWAYS, mode)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ALWAYS, mode)
+    except OSError as error:
+        raise _no_room(error, path) from error
+
+
+def _no_room(error: OSError, path: str) -> OSError:
+    """What to raise for an error in making a name: OutOfSpace where the file system has no room for one more."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    directory = os.path.dirname(path)
+    try:
+        free = free_nbytes(directory)
+    except OSError:
+        free = 0
+    return OutOfSpace(
+        f"there is no room for another file in {directory}, {free} bytes are free (it may be the number of files that "
+        "is limited); remove some, or choose another place",
+        needed_nbytes=_NAME_NBYTES,
+        free_nbytes=free,
+    )
 
 
 def close(fd: int) -> None:
@@ -327,6 +350,22 @@ def map_private(fd: int, nbytes: int, offset: int = 0) -> memoryview:
     return _map(fd, nbytes, offset, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE | _MAP_NORESERVE)
 
 
+def map_again(mapping: memoryview, fd: int, offset: int, *, private: bool) -> None:
+    """Replace a writable mapping in place, in one step: who looks at it now looks at the file through the new one.
+
+    Args:
+        mapping: whole pages.
+        fd: the file, open for writing.
+        offset: where in the file the mapping begins.
+        private: whether stores stay in this process from here on.
+    """
+    flags = _MAP_FIXED | (_MAP_PRIVATE if private else _MAP_SHARED)
+    address = _libc.mmap(address_of(mapping), len(mapping), _PROT_READ | _PROT_WRITE, flags, fd, offset)
+    if address in (None, _MAP_FAILED):
+        code = ctypes.get_errno()
+        raise OSError(code, f"mmap of {len(mapping)} bytes: {os.strerror(code)}")
+
+
 def address_of(mapping: memoryview) -> int:
     """Where a writable mapping begins in this process's address space."""
     return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
@@ -381,9 +420,9 @@ def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             info = os.fstatvfs(fd)
-            free = info.f_bavail * info.f_frsize
+            free = info.f_bavail * info.f_frsize + written  # as it was before we began
             raise OutOfSpace(
-                f"{nbytes} bytes were to be written, {free} are free; free space or choose another place",
+                f"{nbytes} bytes were to be written, {free} were free; free space or choose another place",
                 needed_nbytes=nbytes,
                 free_nbytes=free,
             ) from error
@@ -424,7 +463,10 @@ def read_into(fd: int, target: memoryview, offset: int) -> int:
 
 
 def link(source: str, target: str) -> None:
-    os.link(source, target, follow_symlinks=False)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        raise _no_room(error, target) from error
 
 
 def rename(source: str, target: str) -> None:
@@ -463,7 +505,10 @@ def unlink(path: str) -> None:
 
 def make_dir(path: str) -> None:
     """Make one directory, 0700. FileExistsError if it is there."""
-    os.mkdir(path, 0o700)
+    try:
+        os.mkdir(path, 0o700)
+    except OSError as error:
+        raise _no_room(error, path) from error
 
 
 def remove_dir(path: str) -> bool:

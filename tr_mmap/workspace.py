@@ -198,6 +198,8 @@ class Workspace:
                 kept = _Kept(f"{error.filename} keeps vanishing", may_pass=True)
             except _Kept as found:
                 kept = found
+            except HostilePath:
+                raise  # what others prepared is not ours to remove
             except BaseException:
                 self._remove_if_empty()
                 raise

@@ -200,22 +200,23 @@ def test_a_worker_refuses_a_hostile_control_file(place: Path, name: str, spoil: 
 
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 @pytest.mark.parametrize("in_the_way", hostile.IN_THE_WAY, ids=NAME)
-@pytest.mark.parametrize("name", [*CONTROL_FILES, "worker.log"])
 def test_what_lies_in_a_control_files_way_is_replaced_or_refused_and_never_written_through(
-    channel: str, name: str, in_the_way: Spoil
+    channel: str, in_the_way: Spoil
 ) -> None:
     with PythonSession(quiet_mode=True, channel=channel) as session:
         session.terminate()
         session.join()
-        path = Path(session.session_dir()) / name
-        in_the_way(path)
-        if in_the_way is hostile.directory:
-            with pytest.raises(HostilePath):
-                session.start()
-            path.rmdir()
+        paths = [Path(session.session_dir()) / name for name in (*CONTROL_FILES, "worker.log")]
+        for path in paths:
+            in_the_way(path)
+            if in_the_way is hostile.directory:
+                with pytest.raises(HostilePath):
+                    session.start()
+                path.rmdir()
         session.start()
         assert session.fetch_response("hello again") == "Hello Again"
-        assert not path.exists() or stat.S_ISREG(path.lstat().st_mode)
+        for path in paths:
+            assert not path.exists() or stat.S_ISREG(path.lstat().st_mode)
     assert not os.path.lexists("/nowhere")
 
 

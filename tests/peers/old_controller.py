@@ -7,6 +7,7 @@ twice. Takes steps from stdin, one JSON object a line, and prints one JSON objec
     {"cmd": "matmul", "params": "a,b", "want": "tensors"}                    asks, and reads the files of its params
     {"cmd": "hello", "params": "you", "want": "text"}                        asks; the params are the answer
     {"status": "..."}                                                        writes status.txt
+    {"wait": true}                                                           waits until the worker has ended by itself
     {"exit": true}                                                           ends the worker, and itself
 """
 
@@ -112,6 +113,8 @@ class Controller:
         if "status" in step:
             self.write_status(step["status"])
             return {}
+        if "wait" in step:
+            return {"exit_code": self.worker.wait(30)}
         if "exit" in step:
             self.write_status("exit")
             return {"exit_code": self.worker.wait(30), "left": sorted(os.listdir(self.directory))}

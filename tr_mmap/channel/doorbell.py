@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -9,7 +10,8 @@ import sys
 
 import posix_ipc
 
-from ..errors import HostilePath
+from .. import system
+from ..errors import HostilePath, OutOfSpace
 
 __all__ = ["Doorbell", "is_doorbell_name"]
 
@@ -31,7 +33,22 @@ class Doorbell:
 
     @classmethod
     def create(cls, name: str) -> Doorbell:
-        return cls(name, posix_ipc.O_CREX)
+        """Make a doorbell.
+
+        Raises:
+            OutOfSpace: there is no room where the system keeps semaphores.
+        """
+        try:
+            return cls(name, posix_ipc.O_CREX)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            free = system.free_nbytes(_SEMAPHORE_DIR)
+            raise OutOfSpace(
+                f"no room for a semaphore in {_SEMAPHORE_DIR}, {free} bytes are free; free space there",
+                needed_nbytes=_MIN_SEMAPHORE_NBYTES,
+                free_nbytes=free,
+            ) from error
 
     @classmethod
     def open(cls, name: str) -> Doorbell:

@@ -229,7 +229,7 @@ class MappedChannel(Channel):
         if len(rest) > PAGE_NBYTES - 32:
             rest = b',"spill":"%b"}' % self._write_spill(check_bounds(text))
         self._out.store(message.seq, rest)
-        self._ring_bell.ring()
+        self.ring()
 
     def _write_spill(self, text: bytes) -> bytes:
         self._spill_number += 1
@@ -349,13 +349,16 @@ class MappedChannel(Channel):
                 return None
 
     def ring(self) -> None:
-        self._ring_bell.ring()
+        try:
+            self._ring_bell.ring()
+        except OSError:
+            pass  # it was rung 2**31 times and nobody has slept since: nobody will
 
     def wake(self) -> None:
         try:
             self._own_bell.ring()
-        except posix_ipc.ExistentialError:
-            pass  # closed meanwhile, so nobody waits any more
+        except (posix_ipc.ExistentialError, OSError):
+            pass  # closed meanwhile, so nobody waits any more; or full, so nobody will
 
     def unlink(self) -> None:
         for bell in self._bells:

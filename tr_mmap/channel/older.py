@@ -14,7 +14,7 @@ from typing import Final
 from .. import system
 from ..dialect import OLDER_FORBIDDEN_MODE, decode_older_response, encode_older
 from ..errors import BadMessage, ResponseTimeout
-from ..protocol import Request, Response, Status, StatusLine, encode, parse_status
+from ..protocol import Failure, Request, Response, Status, StatusLine, encode, parse_status
 from .base import MAX_MESSAGE_NBYTES, Role, check_bounds
 from .files import FileChannel, PollRate
 
@@ -83,6 +83,9 @@ class OlderChannel(FileChannel):
             self.write_status(Status.READY)  # the worker is idle; what comes next must not be taken for an error
         self._asked, self._outcome = request, None
         self._put(self._out, data)
+
+    def answer_unreadable(self, failure: Failure) -> None:
+        self.send(Response(result="error", error=failure))
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         raw = super().receive(timeout_ms, stop)

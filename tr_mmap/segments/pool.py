@@ -6,10 +6,8 @@ Not safe for threads by itself; its session or server holds a lock. See the pack
 from __future__ import annotations
 
 import math
-import os
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,18 +16,16 @@ import numpy as np
 
 from .. import dtypes, system
 from ..dtypes import DType
-from ..errors import HostilePath, OutOfSpace, UnsupportedTensor
+from ..errors import OutOfSpace, UnsupportedTensor
 from ..tsr import header as tsr_header
 from ..tsr import tensors
-from .anchors import Anchor, anchor_of, fork_hooks
+from .anchors import fork_hooks
 from .layout import (
     FENCE,
     GUEST,
-    HEAD_NBYTES,
     LAYOUT,
     LEASE,
     LEASE_FREE,
-    LEASE_HELD,
     LEASE_PINNED,
     PAYLOAD_OFFSET,
     SEQ,
@@ -37,64 +33,13 @@ from .layout import (
     SEQ_RETIRED,
     class_nbytes,
 )
+from .loans import Loans
+from .segment import Segment, make_segment
 
 __all__ = ["PoolStats", "Segment", "SegmentPool"]
 
 # A free segment that so many takes in a row did not want is given back: the traffic has changed its sizes.
 _IDLE_TAKES: Final = 512
-# From here on a new file is filled by write(2), which spares zeroing the pages first and faulting them in one by one
-# (64 MiB: 52 ms against 92 ms), and a mapping is populated in one call before it is first filled (8 ms against 52 ms).
-_WRITE_NBYTES: Final = 256 << 10
-
-
-class Segment:
-    """One segment, as its owner sees it.
-
-    Attributes:
-        name: file name in the session directory; never used twice.
-        seq: the number it was last published under; 0 before.
-        holds: reasons why it may not be filled: tags, messages, local arrays.
-    """
-
-    __slots__ = (
-        "address",
-        "buffer",
-        "capacity",
-        "holds",
-        "is_loaned",
-        "is_populated",
-        "is_tainted",
-        "last_take",
-        "layout",
-        "loan_key",
-        "loan_nbytes",
-        "name",
-        "path",
-        "seq",
-        "words",
-    )
-
-    def __init__(self, name: str, path: str, buffer: memoryview) -> None:
-        self.name = name
-        self.path = path
-        self.buffer = buffer
-        self.words = buffer.cast("Q")
-        self.address = system.address_of(buffer)
-        self.capacity = len(buffer) - PAYLOAD_OFFSET
-        self.seq = 0
-        self.holds = 0
-        self.layout: tuple[DType, tuple[int, ...], int] | None = None
-        self.is_loaned = False  # handed out by empty() and not published yet
-        self.loan_key = 0  # under which the pool knows the loan
-        self.loan_nbytes = 0
-        self.is_tainted = False  # somebody we cannot ask may be looking: retire it, never fill it again
-        self.is_populated = False  # our mapping has its pages in place
-        self.last_take = 0
-
-    @property
-    def is_looked_at(self) -> bool:
-        """The reader has a view: giving the segment up would free nothing, and nobody would count it any more."""
-        return bool(self.words[LEASE] == LEASE_HELD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +90,7 @@ class SegmentPool:
         self._has_checksum = checksum
         self._segments: dict[str, Segment] = {}
         self._free: dict[int, list[Segment]] = {}  # by capacity; the last one is the warmest
-        self._loans: dict[int, Anchor[Segment]] = {}  # id of the memoryview that anchors a loan's memory
-        self._by_address: dict[int, Segment] = {}  # where a torch loan's payload begins, as its storage tells
-        self._dead: deque[Anchor[Segment]] = deque()
+        self._loans = Loans()
         self._nbytes = 0
         self._seq = 0
         self._created = 0
@@ -170,9 +113,9 @@ class SegmentPool:
             UnsupportedTensor: not a tensor, or of a kind that TSR cannot hold.
             OutOfSpace: no room.
         """
-        if self._dead:
+        if self._loans.dead:
             self.collect()
-        loan = self._loan_of(tensor) if self._loans else None
+        loan = self._loans.segment_of(tensor) if self._loans else None
         if loan is not None:
             segment = self._publish_loan(tensor, loan)
             if segment is not None:
@@ -202,7 +145,7 @@ class SegmentPool:
             UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
             OutOfSpace: no room.
         """
-        if self._dead:
+        if self._loans.dead:
             self.collect()
         known = dtypes.resolve(dtype)
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -214,16 +157,8 @@ class SegmentPool:
         if count == 0:
             return tensors.from_buffer(bytearray(), known, shape, 0, framework)
         segment, _ = self._take(count * known.itemsize)
-        array: np.ndarray[Any, Any] = tensors.from_buffer(segment.buffer, known, shape, PAYLOAD_OFFSET, "numpy")
-        memory = anchor_of(array)
-        segment.loan_key = id(memory)
-        segment.loan_nbytes = array.nbytes
-        self._loans[segment.loan_key] = Anchor.watch(memory, segment, self._dead)
-        if framework == "torch":
-            self._by_address[segment.address + PAYLOAD_OFFSET] = segment
         segment.holds += 1  # until the last array over it is gone
-        segment.is_loaned = True
-        return array if framework == "numpy" else tensors.as_torch(array, known)
+        return self._loans.lend(segment, known, shape, framework)
 
     def release(self, segment: Segment) -> None:
         """Undo one hold; with the last one gone the segment may be filled again once its reader lets go."""
@@ -233,63 +168,22 @@ class SegmentPool:
 
     def collect(self) -> None:
         """Take back loans whose arrays are all gone."""
-        dead = self._dead
-        while dead:
-            anchor = dead.popleft()
-            segment = anchor.holder
-            del self._loans[segment.loan_key]
-            self._by_address.pop(segment.address + PAYLOAD_OFFSET, None)
-            segment.is_loaned = False
+        for segment in self._loans.returned():
             self.release(segment)
-
-    def _loan_of(self, tensor: Any) -> Segment | None:
-        """The segment of a loan, unless it is seen through the other framework: then what was lent stays writable."""
-        if isinstance(tensor, np.ndarray):
-            memory = anchor_of(tensor)
-            anchor = self._loans.get(id(memory))
-            return anchor.holder if anchor is not None and anchor() is memory else None
-        storage = getattr(tensor, "untyped_storage", None)
-        return None if storage is None else self._by_address.get(storage().data_ptr())
 
     def _publish_loan(self, tensor: Any, segment: Segment) -> Segment | None:
         """Publish a loan where it lies; None if its memory has to be copied after all."""
-        dtype, array = tensors.to_array(tensor)
-        if not array.flags.c_contiguous or not array.dtype.isnative:
+        layout = self._loans.layout_of(tensor, segment)
+        if layout is None:
             return None
-        # What is contiguous and as long as the loan begins where it does; asking the array is slow. (That of a torch
-        # tensor may be a copy: of one that is lazily conjugated, say.)
-        is_whole = array is tensor and array.nbytes == segment.loan_nbytes
-        offset = PAYLOAD_OFFSET if is_whole else array.__array_interface__["data"][0] - segment.address
-        is_inside = PAYLOAD_OFFSET <= offset <= PAYLOAD_OFFSET + segment.loan_nbytes - array.nbytes
-        if not is_inside or offset % tsr_header.PAYLOAD_ALIGNMENT:
-            return None
-        layout = (dtype, array.shape, offset)
         if segment.is_loaned:
-            self._forbid_writing(tensor, segment)  # first, for it may fail
+            self._loans.forbid_writing(tensor, segment)  # first, for it may fail
             segment.is_loaned = False
             self._stamp(segment, *layout)
         elif segment.layout != layout:
             return None  # published before as something else: that header may be in use
         segment.holds += 1
         return segment
-
-    def _forbid_writing(self, tensor: Any, segment: Segment) -> None:
-        """After publishing, the lender's own arrays must not change what the reader sees."""
-        if isinstance(tensor, np.ndarray):
-            base: Any = tensor
-            while isinstance(base, np.ndarray):
-                base.flags.writeable = False
-                base = base.base
-        else:
-            # Torch has no read-only tensors: from here on its stores go to pages of its own.
-            fd = system.open_file(segment.path)
-            try:
-                private = system.map_private(fd, len(segment.buffer))
-            finally:
-                system.close(fd)
-            # A page that was not stored into shows the file's, so the segment is lent for as long as this lives too.
-            vars(private.obj)["lent"] = tensor.untyped_storage()
-            tensors.move_torch_storage(tensor, private, PAYLOAD_OFFSET)
 
     def _stamp(self, segment: Segment, dtype: DType, shape: tuple[int, ...], offset: int) -> None:
         self._seq = seq = self._seq + 1
@@ -329,9 +223,12 @@ class SegmentPool:
         segment = self._take_free(capacity)
         if segment is None:
             segment, is_filled = self._create(capacity, source)
-        elif not segment.is_populated:
-            system.advise(segment.buffer, system.MADV_POPULATE_WRITE)
-            segment.is_populated = True
+        elif not segment.is_populated or segment.is_closed_off:
+            try:
+                segment.make_fillable()
+            except BaseException:
+                self._retire(segment)
+                raise
         segment.last_take = self._takes
         return segment, is_filled
 
@@ -367,46 +264,21 @@ class SegmentPool:
             segment = self._wait_for_room(capacity, self._budget_nbytes)
             if segment is not None:
                 return segment, False
-        if source is not None and (source.nbytes < _WRITE_NBYTES or not source.flags.c_contiguous):
-            source = None
-        if source is not None and not tensors.is_little_endian(source):
-            source = None
         try:
-            return self._make_file(capacity, source), source is not None
+            return self._make(capacity, source)
         except OutOfSpace:
             if not self._retire_free():
                 raise
-            return self._make_file(capacity, source), source is not None
+            return self._make(capacity, source)
 
-    def _make_file(self, capacity: int, source: np.ndarray[Any, Any] | None) -> Segment:
+    def _make(self, capacity: int, source: np.ndarray[Any, Any] | None) -> tuple[Segment, bool]:
         name = f"{self._prefix}_{self._number}.tsr"
         self._number += 1  # whatever comes of it
-        path = os.path.join(self._directory, name)
-        nbytes = HEAD_NBYTES + capacity
-        try:
-            fd = system.create_file(path)
-        except FileExistsError as error:
-            reason = "is there already, made by somebody else"
-            raise HostilePath(f"{path} {reason}; remove it", path=path, reason=reason) from error
-        try:
-            try:
-                if source is not None:
-                    system.write_all(fd, source.reshape(-1).view(np.uint8).data, PAYLOAD_OFFSET)
-                system.allocate(fd, nbytes, directory=self._directory)
-                buffer = system.map_write(fd, nbytes)
-            finally:
-                system.close(fd)
-        except BaseException:
-            system.unlink(path)
-            raise
-        segment = Segment(name, path, buffer)
-        if source is None and capacity >= _WRITE_NBYTES:
-            system.advise(buffer, system.MADV_POPULATE_WRITE)
-        segment.is_populated = source is None or capacity < _WRITE_NBYTES
+        segment, is_filled = make_segment(self._directory, name, capacity, source)
         self._created += 1
         self._segments[name] = segment
         self._nbytes += capacity
-        return segment
+        return segment, is_filled
 
     def _wait_for_room(self, capacity: int, budget_nbytes: int) -> Segment | None:
         """At the budget: use what is free, else wait for the reader. Returns a fitting segment, or None: make one."""
@@ -485,8 +357,8 @@ class SegmentPool:
         )
 
     def forked_in_parent(self) -> None:
-        for anchor in list(self._loans.values()):  # a copy, made in one step: other threads go on working
-            anchor.holder.is_tainted = True
+        for segment in self._loans.segments():
+            segment.is_tainted = True
 
     def forked_in_child(self) -> None:
         self._is_foreign = True

@@ -1,0 +1,580 @@
+"""The peer is who it says: with ``auth=True`` nothing that another process writes is taken for the peer's.
+
+Here the attacker is of the same user, has the session's directory, and knows the protocol; only the secret it lacks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import FOREVER_MS, Gate, empty_place
+
+from tr_mmap import HostilePath, PythonSession, ResponseTimeout, SessionNotStarted, WorkerDied, auth
+from tr_mmap.auth import AUTH_FD, AuthenticatedChannel, Tally
+from tr_mmap.channel import CHANNELS, Channel, Role
+from tr_mmap.channel.mapped import PAGE_NBYTES
+from tr_mmap.protocol import MAX_SEQ, Request, Response, decode_request, decode_response, encode
+
+LIAR = Path(__file__).with_name("liar.py")
+
+# The attacker: a program that knows where the page is and where in it the number is, and nothing of our code.
+FORGER = r"""
+import mmap, os, sys
+path, seq, rest, is_file = sys.argv[1], int(sys.argv[2]), sys.argv[3].encode("latin-1"), sys.argv[4] == "files"
+if is_file:
+    new = path + ".forged"
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+        file.write(b'{"seq":%d' % seq + rest)
+    os.rename(new, path)
+else:
+    with open(path, "r+b") as file:
+        page = mmap.mmap(file.fileno(), 0)
+        page[8:16] = b"       0"
+        page[16:] = (rest + b"\n").ljust(len(page) - 16)[:len(page) - 16]
+        page[8:16] = b"%8d" % seq
+"""
+
+
+def forge(directory: str, name: str, seq: int, rest: bytes, channel: str) -> None:
+    """Write a message into the session from a third process."""
+    path = os.path.join(directory, f"{name}.json")
+    subprocess.run([sys.executable, "-c", FORGER, path, str(seq), rest.decode("latin-1"), channel], check=True)
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture(scope="module", params=["mapped", "files"])
+def shared(request: pytest.FixtureRequest) -> Iterator[PythonSession]:
+    with empty_place() as path, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TR_WORKSPACE", str(path))
+        with PythonSession(LIAR, quiet_mode=True, auth=True, channel=request.param) as session:
+            patch.undo()
+            yield session
+
+
+@pytest.fixture
+def session(shared: PythonSession) -> Iterator[PythonSession]:
+    """An authenticated session over each channel, which must be usable after the test."""
+    yield shared
+    assert shared.calculate("echo", np.arange(3.0)).tolist() == [0, 1, 2]
+
+
+def channel_of(session: PythonSession) -> str:
+    return session._channel_name
+
+
+def seq_of(session: PythonSession) -> int:
+    return session._exchange._seq
+
+
+def hold(session: PythonSession, gate: Gate) -> None:
+    """Ask, and keep the worker from answering."""
+    session.send_request(f"wait {gate.path}")
+    gate.wait_for_worker()
+
+
+# -- it works -------------------------------------------------------------------------------------------------------
+
+
+def test_an_authenticated_session_does_what_any_other_does(session: PythonSession) -> None:
+    x = np.arange(6.0).reshape(2, 3)
+    session.send_tensor(x, "a")
+    assert np.array_equal(session.fetch_tensor("echo a"), x)
+    assert len(session.fetch_response("environment")) > 0
+    with pytest.raises(Exception, match="knows no command"):
+        session.fetch_response("x" * 200_000)  # too long for a page
+    session.drop_tensor("a")
+    assert session.rejected == 0
+    assert session.fetch_response("rejected") == "0"
+
+
+def test_every_message_bears_a_mac_and_no_two_the_same(workspace: Path) -> None:
+    with PythonSession(LIAR, quiet_mode=True, auth=True) as session:
+        seen = set()
+        for _ in range(5):
+            session.fetch_response("rejected")
+            for name in ("request.json", "response.json"):
+                text = json.loads((Path(session.session_dir()) / name).read_text())
+                assert re.fullmatch("[0-9a-f]{32}", text["mac"])
+                assert list(text)[-1] == "mac"
+                seen.add(text["mac"])
+        assert len(seen) == 10
+
+
+def test_without_auth_no_message_has_a_mac(mapped: PythonSession) -> None:
+    mapped.fetch_response("hello you")
+    for name in ("request.json", "response.json"):
+        assert b"mac" not in (Path(mapped.session_dir()) / name).read_bytes()
+    assert mapped.rejected == 0
+
+
+def test_the_mac_is_what_the_specification_says() -> None:
+    secret = bytes(range(32))
+    ends = Pipe(secret)
+    ends.controller.send(Request(12, "echo", "ä", 5))
+    raw = ends.inner.sent[-1]
+    rest, mac = re.fullmatch(rb'\{"seq":12(,.*),"mac":"([0-9a-f]{32})"\}', raw).groups()  # type: ignore[union-attr]
+    wanted = hashlib.blake2b((12).to_bytes(8, "little") + rest, digest_size=16, key=secret, person=b"tr_mmap request")
+    assert mac.decode() == wanted.hexdigest()
+
+
+# -- the secret -----------------------------------------------------------------------------------------------------
+
+
+def test_the_secret_is_in_no_argument_environment_or_file_and_its_pipe_is_closed(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = []
+    made = auth.new_secret
+
+    def spy() -> bytes:
+        secrets.append(made())
+        return secrets[-1]
+
+    monkeypatch.setattr("tr_mmap.place.new_secret", spy)
+    before = set(os.listdir("/proc/self/fd"))
+    with PythonSession(LIAR, quiet_mode=True, auth=True) as session:
+        text, fds = session.fetch_response("environment").split()
+        (secret,) = secrets
+        assert len(secret) == 32
+        seen = bytes.fromhex(text) + b"".join(each.read_bytes() for each in workspace.rglob("*") if each.is_file())
+        for form in (secret[:8], secret[-8:], secret.hex().encode(), secret.hex().upper().encode()):
+            assert form not in seen
+        number = re.search(rb"TR_MMAP_AUTH_FD=([0-9]+)", bytes.fromhex(text))
+        assert number is not None
+        assert number[1].decode() not in fds.split(",") or _is_no_pipe(session, number[1].decode())
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def _is_no_pipe(session: PythonSession, number: str) -> bool:
+    pid = session._exchange.place.run.process.pid
+    return not os.readlink(f"/proc/{pid}/fd/{number}").startswith("pipe:")
+
+
+def test_each_worker_gets_a_secret_of_its_own(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = []
+    made = auth.new_secret
+    monkeypatch.setattr("tr_mmap.place.new_secret", lambda: secrets.append(made()) or secrets[-1])
+    with PythonSession(LIAR, quiet_mode=True, auth=True) as session:
+        for _ in range(2):
+            session.terminate()
+            session.join()
+            session.start()
+            assert session.fetch_response("rejected") == "0"
+    assert len(set(secrets)) == 3
+
+
+def test_the_secret_can_be_taken_once_and_is_not_passed_on() -> None:
+    secret = auth.new_secret()
+    with auth.handed_over(secret) as (variables, (fd,)):
+        environ = dict(variables)
+        assert auth.inherited_secret({**environ, AUTH_FD: str(os.dup(fd))}) == secret
+        assert auth.inherited_secret({}) is None
+
+
+@pytest.mark.parametrize("number", ["", "x", "-1", "999999", "9" * 30, "0x3", "\u0663"])
+def test_a_secret_that_cannot_be_read_is_a_typed_error(number: str) -> None:
+    environ = {AUTH_FD: number}
+    with pytest.raises(SessionNotStarted, match="secret"):
+        auth.inherited_secret(environ)
+    assert environ == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 31, b"x" * 33, b"x" * 1000])
+def test_a_secret_of_the_wrong_length_is_a_typed_error_and_its_descriptor_is_closed(content: bytes) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, content)
+    os.close(writing)
+    with pytest.raises(SessionNotStarted, match="secret"):
+        auth.inherited_secret({AUTH_FD: str(reading)})
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(reading)
+
+
+def test_a_worker_whose_secret_was_stolen_does_not_serve_without(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tr_mmap import system
+
+    real = system.write_pipe
+    monkeypatch.setattr(system, "write_pipe", lambda fd, data: real(fd, data[:10]))
+    with pytest.raises(WorkerDied, match="secret"):
+        PythonSession(LIAR, quiet_mode=True, auth=True).__enter__()
+
+
+def test_editing_the_manifest_does_not_turn_authentication_off(workspace: Path) -> None:
+    with PythonSession(LIAR, quiet_mode=True, auth=True) as session:
+        text = (Path(session.session_dir()) / "session.json").read_text()
+        assert "auth" not in text  # nothing there to edit
+
+
+# -- forged requests ------------------------------------------------------------------------------------------------
+
+
+def forge_request(session: PythonSession, rest: bytes, seq: int | None = None) -> int:
+    """Forge until the worker has looked before our own next request came over it; how many it has refused then."""
+    before = int(session.fetch_response("rejected"))
+    for _ in range(200):
+        forge(session.session_dir(), "request", seq or seq_of(session) + 1, rest, channel_of(session))
+        session._exchange.place.run.channel.ring()
+        refused = int(session.fetch_response("rejected")) - before
+        if refused:
+            return refused
+    raise AssertionError("the worker never saw a forged request")
+
+
+EVIL = b',"command":"rejected","parameters":"","timestamp":1'
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        EVIL + b"}",
+        EVIL + b',"mac":""}',
+        EVIL + b',"mac":"' + b"0" * 32 + b'"}',
+        EVIL + b',"mac":"' + b"f" * 32 + b'","mac":"' + b"0" * 32 + b'"}',
+        EVIL + b',"mac":null}',
+        b"}",
+        b"",
+        b',"command":"exit"}',
+        b',"spill":"request.1_1.spill"}',
+        b',"spill":"../../x.spill"}',
+        b"\xff" * 100,
+    ],
+    ids=lambda rest: ascii(rest[-24:]),
+)
+def test_a_forged_request_is_not_obeyed_and_counted(session: PythonSession, rest: bytes) -> None:
+    assert forge_request(session, rest) == 1
+
+
+def test_a_request_without_an_end_is_not_obeyed(session: PythonSession) -> None:
+    if channel_of(session) != "mapped":
+        pytest.skip("only a page has an end of its own")
+    assert forge_request(session, EVIL.ljust(PAGE_NBYTES - 16, b"x")) == 1
+
+
+def test_a_replayed_request_is_not_obeyed_and_counted(session: PythonSession) -> None:
+    recorded = []
+    channel = session._exchange.place.run.channel
+    inner_send = channel._inner.send
+    channel._inner.send = lambda message: (recorded.append(encode(message)), inner_send(message))
+    before = int(session.fetch_response("rejected"))
+    channel._inner.send = inner_send
+    (raw,) = recorded
+    rest = raw[raw.index(b",") :]
+    assert int(session.fetch_response("rejected")) == before
+    assert forge_request(session, rest) == 1  # under the number that comes next
+    assert forge_request(session, rest, seq=decode_request(raw).seq) == 1  # as it was
+
+
+def test_a_forged_exit_in_the_status_does_not_end_the_worker(session: PythonSession) -> None:
+    path = Path(session.session_dir()) / "status.txt"
+    with open(path, "r+b") as status:
+        status.write(b"exit\n".ljust(16))
+    session._exchange.place.run.channel.ring()
+    assert session.calculate("echo", np.ones(1)).tolist() == [1]
+    assert session.is_alive()
+
+
+# -- forged responses -----------------------------------------------------------------------------------------------
+
+LIE = b',"command":"wait","result":"evil","timestamp":1'
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        LIE + b"}",
+        LIE + b',"mac":"' + b"0" * 32 + b'"}',
+        LIE + b',"mac":7}',
+        b"}",
+        b"garbage",
+        b',"spill":"response.1_1.spill"}',
+    ],
+    ids=lambda rest: ascii(rest[-24:]),
+)
+def test_a_forged_response_is_refused_counted_and_the_wait_goes_on(
+    session: PythonSession, gate: Gate, rest: bytes
+) -> None:
+    hold(session, gate)
+    before = session.rejected
+    forge(session.session_dir(), "response", seq_of(session), rest, channel_of(session))
+    assert not session.new_response()
+    assert session.rejected == before + 1
+    with pytest.raises(ResponseTimeout):
+        session.wait_for_response(50)
+    gate.let_go("real")
+    assert session.wait_for_response(FOREVER_MS) == "real"
+    assert session.rejected == before + 1
+
+
+def test_a_forged_response_while_somebody_waits_is_refused_and_the_wait_goes_on(
+    session: PythonSession, gate: Gate
+) -> None:
+    hold(session, gate)
+    before = session.rejected
+    answers: list[str] = []
+    waiter = threading.Thread(target=lambda: answers.append(session.wait_for_response(FOREVER_MS)))
+    waiter.start()
+    forge(session.session_dir(), "response", seq_of(session), LIE + b"}", channel_of(session))
+    session._exchange.place.run.channel.wake()
+    gate.let_go("real")
+    waiter.join()
+    assert answers == ["real"]
+    assert session.rejected in (before, before + 1)  # the real one may have been written over it unseen
+
+
+def test_an_old_response_is_not_taken_for_the_next(session: PythonSession, gate: Gate) -> None:
+    path = Path(session.session_dir()) / "response.json"
+    inner = session._exchange.place.run.channel._inner
+    recorded: list[bytes] = []
+    receive = inner.receive
+    inner.receive = lambda *arguments: (recorded.append(receive(*arguments)), recorded[-1])[1]
+    session.calculate("echo", np.zeros(1))
+    inner.receive = receive
+    raw = recorded[-1]
+    hold(session, gate)
+    before = session.rejected
+    rest = raw[raw.index(b",") :]
+    for count, seq in enumerate((seq_of(session), seq_of(session) - 1), 1):  # as the next one, and as it was
+        forge(session.session_dir(), "response", seq, rest, channel_of(session))
+        assert not session.new_response()
+        assert session.rejected == before + count
+    assert path.exists() == (channel_of(session) == "mapped")
+    gate.let_go("real")
+    assert session.wait_for_response(FOREVER_MS) == "real"
+
+
+def test_ones_own_message_sent_back_is_refused(session: PythonSession, gate: Gate) -> None:
+    recorded = []
+    channel = session._exchange.place.run.channel
+    inner_send = channel._inner.send
+    channel._inner.send = lambda message: (recorded.append(encode(message)), inner_send(message))
+    hold(session, gate)
+    channel._inner.send = inner_send
+    before = session.rejected
+    raw = recorded[-1]
+    forge(session.session_dir(), "response", seq_of(session), raw[raw.index(b",") :], channel_of(session))
+    assert not session.new_response()
+    assert session.rejected == before + 1
+    gate.let_go("real")
+    assert session.wait_for_response(FOREVER_MS) == "real"
+
+
+@pytest.mark.parametrize("is_directory", [False, True])
+def test_what_is_no_file_in_a_responses_place(shared: PythonSession, gate: Gate, is_directory: bool) -> None:
+    if channel_of(shared) != "files":
+        pytest.skip("a page is mapped already")
+    hold(shared, gate)
+    path = Path(shared.session_dir()) / "response.json"
+    before = shared.rejected
+    if is_directory:
+        path.mkdir()
+        with pytest.raises(HostilePath):
+            shared.wait_for_response(FOREVER_MS)
+        path.rmdir()
+    else:
+        path.symlink_to("/dev/zero")
+        assert not shared.new_response()
+        assert not path.is_symlink()
+        assert shared.rejected == before + 1
+    gate.let_go("real")
+    assert shared.wait_for_response(FOREVER_MS) == "real"
+
+
+def test_the_count_survives_the_worker(workspace: Path) -> None:
+    with PythonSession(LIAR, quiet_mode=True, auth=True) as session:
+        session.send_request("rejected")
+        session.wait_for_response()
+        session._exchange.place.tally.rejected = 3
+        session.terminate()
+        session.join()
+        session.start()
+        session.fetch_response("rejected")
+        assert session.rejected == 3
+
+
+# -- numbers, without processes -------------------------------------------------------------------------------------
+
+
+class Wire(Channel):
+    """Two queues in memory, for both ends, on which the attacker can do anything."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.queue: list[bytes] = []
+
+    @classmethod
+    def create(cls, directory: str, doorbells: list[str] | None = None) -> Channel:  # noqa: ARG003
+        return cls()
+
+    @classmethod
+    def attach(cls, directory: str, doorbells: list[str]) -> Channel:  # noqa: ARG003
+        return cls()
+
+    def send(self, message: Request | Response) -> None:
+        self.sent.append(encode(message))
+        self.queue.append(self.sent[-1])
+
+    def has_message(self) -> bool:
+        return bool(self.queue)
+
+    def receive(self, timeout_ms: float | None, stop: Any) -> bytes | None:  # noqa: ARG002
+        return self.queue.pop(0) if self.queue else None
+
+    def _unused(self, *_: Any) -> Any:
+        raise AssertionError("not for this test")
+
+    doorbells = property(_unused)
+    read_status = is_exit_asked = write_status = wait_status = ring = wake = unlink = close = _unused
+
+
+class Pipe:
+    """A controller's end and a worker's end over one wire, from controller to worker."""
+
+    def __init__(self, secret: bytes = b"s" * 32, other: bytes | None = None) -> None:
+        self.inner = Wire()
+        self.tally = Tally()
+        self.controller = AuthenticatedChannel(self.inner, Role.CONTROLLER, secret, Tally())
+        self.worker = AuthenticatedChannel(self.inner, Role.WORKER, other or secret, self.tally)
+
+    def pass_on(self) -> int | None:
+        raw = self.worker.receive(0, never)
+        return None if raw is None else decode_request(raw).seq
+
+
+def test_a_message_that_comes_late_is_refused() -> None:
+    pipe = Pipe()
+    for seq in (1, 2, 3, 4):
+        pipe.controller.send(Request(seq, "x"))
+    one, two, three, four = pipe.inner.queue
+    pipe.inner.queue[:] = [two, one, four, three]
+    assert [pipe.pass_on() for _ in range(4)] == [2, 4, None, None] or pipe.tally.rejected == 2
+    pipe.inner.queue[:] = [one, two, three, four]
+    assert pipe.pass_on() is None
+    assert pipe.tally.rejected >= 3
+
+
+def test_numbers_that_begin_again_at_one_are_followed_and_old_ones_are_not_taken_again() -> None:
+    pipe = Pipe()
+    sent = []
+    for seq in (MAX_SEQ - 1, MAX_SEQ, 1, 2, 7, 5, MAX_SEQ, 1):  # 7 to 5 is once around
+        pipe.controller.send(Request(seq, "x"))
+        sent.append(pipe.inner.queue[-1])
+        assert pipe.pass_on() == seq
+    for raw in sent:
+        pipe.inner.queue.append(raw)
+        assert pipe.pass_on() is None
+    assert pipe.tally.rejected == len(sent)
+
+
+def test_what_could_not_be_sent_can_be_sent_again_under_its_number() -> None:
+    pipe = Pipe()
+    real = pipe.inner.send
+
+    def full(message: Any) -> None:
+        raise OSError("full")
+
+    pipe.inner.send = full  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="full"):
+        pipe.controller.send(Request(1, "x"))
+    pipe.inner.send = real  # type: ignore[method-assign]
+    pipe.controller.send(Request(1, "shorter"))
+    assert pipe.pass_on() == 1
+
+
+def test_a_message_under_another_secret_is_refused() -> None:
+    pipe = Pipe(other=b"t" * 32)
+    pipe.controller.send(Request(1, "x"))
+    assert pipe.pass_on() is None
+    assert pipe.tally.rejected == 1
+
+
+def test_every_changed_bit_of_a_message_is_refused() -> None:
+    pipe = Pipe()
+    pipe.controller.send(Request(1, "echo", "a b", 123))
+    (raw,) = pipe.inner.queue
+    for bit in range(8 * len(raw)):
+        changed = bytearray(raw)
+        changed[bit // 8] ^= 1 << bit % 8
+        pipe.inner.queue[:] = [bytes(changed)]
+        assert pipe.pass_on() is None, bytes(changed)
+    assert pipe.tally.rejected == 8 * len(raw)
+    pipe.inner.queue[:] = [raw]
+    assert pipe.pass_on() == 1
+
+
+def test_every_message_that_is_cut_or_grown_is_refused() -> None:
+    pipe = Pipe()
+    pipe.controller.send(Request(1, "echo", "a b", 123))
+    (raw,) = pipe.inner.queue
+    for wrong in [raw[:cut] for cut in range(len(raw))] + [raw + b" ", b" " + raw, raw + raw, raw[:-1] + b',"x":1}']:
+        pipe.inner.queue[:] = [wrong]
+        assert pipe.pass_on() is None
+    pipe.inner.queue[:] = [raw]
+    assert pipe.pass_on() == 1
+
+
+def test_looking_takes_nothing_and_counts_once() -> None:
+    pipe = Pipe()
+    pipe.inner.queue.append(b"evil")
+    assert not pipe.worker.has_message()
+    assert not pipe.worker.has_message()
+    assert pipe.tally.rejected == 1
+    pipe.controller.send(Request(1, "x"))
+    assert pipe.worker.has_message()
+    assert pipe.worker.has_message()
+    assert pipe.pass_on() == 1
+    assert not pipe.worker.has_message()
+
+
+def test_who_forges_without_pause_does_not_hold_a_wait_beyond_its_time() -> None:
+    pipe = Pipe()
+    pipe.inner.receive = lambda *_: b"evil"  # type: ignore[method-assign]
+    assert pipe.worker.receive(20, never) is None
+    assert pipe.worker.receive(0, never) is None
+    assert pipe.worker.receive(None, lambda: True) is None
+    assert pipe.tally.rejected >= 3
+
+
+def test_a_number_that_is_none_cannot_be_sent() -> None:
+    for seq in (0, -1, MAX_SEQ + 1):
+        with pytest.raises(Exception, match="number"):
+            Pipe().controller.send(Request(seq, "x"))
+
+
+@pytest.mark.parametrize("kind", ["mapped", "files"])
+def test_a_real_channel_gives_the_real_message_after_a_forged_one_of_the_same_number(
+    kind: str, workspace: Path
+) -> None:
+    inner = CHANNELS[kind].create(str(workspace))
+    tally = Tally()
+    controller = AuthenticatedChannel(inner, Role.CONTROLLER, b"s" * 32, tally)
+    end = CHANNELS[kind].attach(str(workspace), inner.doorbells)
+    worker = AuthenticatedChannel(end, Role.WORKER, b"s" * 32, Tally())
+    for seq in (1, 2, 3):
+        end.send(Response(seq, "forged"))
+        assert controller.receive(0, never) is None
+        assert controller.receive(0, never) is None  # nor again
+        worker.send(Response(seq, "real"))
+        raw = controller.receive(0, never)
+        assert raw is not None
+        assert decode_response(raw).command == "real"
+    assert tally.rejected == 3
+    worker.close()
+    controller.close()
+    for left in workspace.iterdir():
+        left.unlink()
