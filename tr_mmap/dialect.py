@@ -22,6 +22,7 @@ import msgspec
 
 from .errors import BadMessage
 from .protocol import Failure, FailureKind, Request, Response, Status, StatusLine, TensorRef, encode, split_words
+from .strict import refuse_duplicates
 
 __all__ = ["LEGACY", "OLDER_FORBIDDEN_MODE", "decode_older_response", "encode_older", "is_plain_tag"]
 
@@ -78,6 +79,7 @@ def decode_older_response(raw: bytes, seq: int, command: str, line: StatusLine) 
     """
     try:
         fields = _decoder.decode(raw)
+        refuse_duplicates(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise _bad(raw, str(error)) from error
     if not isinstance(fields, Mapping):

@@ -17,6 +17,7 @@ from .protocol import EXIT_COMMAND, MAX_SEQ, Failure, FailureKind, Request, Resp
 
 __all__ = ["Exchange"]
 
+_COLLECT_MS: Final = 20.0  # how often to look for views that are gone while a worker waits for their memory
 _ASK_AGAIN_S: Final = 0.1  # for the end, where the worker may overwrite the wish
 
 Answer = tuple[Response, list[Any]]
@@ -175,7 +176,7 @@ class Exchange:
         remaining_ms = timeout_ms
         while True:
             try:
-                raw = run.channel.receive(remaining_ms, run.is_over)
+                raw = self._receive(run, remaining_ms)
                 response = None if raw is None else self.store.decode(raw)
             except BadMessage:
                 self._end_request()  # there will be no other answer to it
@@ -196,6 +197,18 @@ class Exchange:
         self._pending = None
         self.store.answered(pending)
         return response
+
+    def _receive(self, run: Run, timeout_ms: float) -> bytes | None:
+        if not self.place.options.block_ms:
+            return run.channel.receive(timeout_ms, run.is_over)
+        # The worker may be waiting, at its budget, for views that other threads here have dropped meanwhile.
+        deadline_s = time.monotonic() + timeout_ms / 1000
+        while True:
+            self.store.collect()
+            remaining_ms = (deadline_s - time.monotonic()) * 1000
+            raw = run.channel.receive(max(0.0, min(remaining_ms, _COLLECT_MS)), run.is_over)
+            if raw is not None or remaining_ms <= _COLLECT_MS or run.is_over():
+                return raw
 
     def _end_request(self) -> None:
         self._pending = None

@@ -102,7 +102,7 @@ def join(argument: str, tally: Tally) -> Joined:
     if kind is None:
         known = ", ".join(CHANNELS)
         raise BadMessage(f"the session's channel is {manifest.channel[:80]!r}, known are {known}", detail="channel")
-    store = worker_store(manifest.channel, directory, checksum=manifest.checksum)
+    store = worker_store(manifest.channel, directory, manifest.store)
     channel = kind.attach(directory, manifest.doorbells)
     return Joined(directory, manifest, protect(channel, Role.WORKER, secret, tally), store)
 

@@ -18,7 +18,7 @@ from .errors import BadMessage
 from .identity import Identity
 from .strict import refuse_duplicates
 
-__all__ = ["MANIFEST_NAME", "MAX_MANIFEST_NBYTES", "Manifest", "read", "write"]
+__all__ = ["MANIFEST_NAME", "MAX_MANIFEST_NBYTES", "Manifest", "StoreOptions", "read", "write"]
 
 MANIFEST_NAME: Final = "session.json"
 MAX_MANIFEST_NBYTES: Final = 64 << 10  # a real one is under 1 KiB; nobody is made to read an endless one
@@ -26,6 +26,20 @@ MAX_MANIFEST_NBYTES: Final = 64 << 10  # a real one is under 1 KiB; nobody is ma
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+class StoreOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a side keeps its tensors.
+
+    Attributes:
+        budget_nbytes: most bytes of tensors to hold in shared memory; None for no limit of ours.
+        block_ms: at the budget, how long to wait for the other side to let go of some before it is an error.
+        checksum: whether to store a CRC-32 of each tensor's bytes, and compare it on receipt.
+    """
+
+    budget_nbytes: int | None = None
+    block_ms: float = 0.0
+    checksum: bool = False
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +54,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             from it; "" where nothing was.
         channel: how the two talk, "mapped" or "files".
         doorbells: names of the semaphores that still have a name; whoever sweeps the session removes them.
-        checksum: whether both sides store their tensors' checksums, and compare them.
+        store: how both sides keep their tensors.
         framework: what made it, with its version.
         created_ms: wall clock, milliseconds.
     """
@@ -52,7 +66,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     worker_mark: str = ""
     channel: str = "mapped"
     doorbells: list[str] = msgspec.field(default_factory=list)
-    checksum: bool = False
+    store: StoreOptions = StoreOptions()
     framework: str = ""
     created_ms: int = msgspec.field(default_factory=_now_ms)
 

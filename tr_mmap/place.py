@@ -14,7 +14,7 @@ from .auth import Tally, new_secret, protect
 from .channel import CHANNELS, Channel, Role
 from .errors import TRException
 from .launch import launch
-from .manifest import Manifest
+from .manifest import Manifest, StoreOptions
 from .process import Identity, PeerWatch, WorkerProcess
 from .protocol import now_ms
 from .stores import controller_store
@@ -54,9 +54,8 @@ class Place:
     Args:
         session_id: the session's name, claimed for this process.
         channel: ``"mapped"``, ``"files"`` or ``"legacy"``.
-        budget_nbytes: of the store of tensors.
         auth: whether every message proves who wrote it.
-        checksum: whether both sides store and compare checksums of tensors.
+        options: how both sides keep their tensors.
 
     Raises:
         SessionInUse: somebody else has the name.
@@ -66,21 +65,20 @@ class Place:
         self,
         session_id: str,
         channel: str,
-        budget_nbytes: int | None,
         *,
         auth: bool = False,
-        checksum: bool = False,
+        options: StoreOptions,
     ) -> None:
         self.session_id = session_id
         self.tally = Tally()
         self._has_auth = auth
-        self._has_checksum = checksum
+        self.options = options
         self.workspace = Workspace.locate()
         self._channel_name = channel
         self._owner_pid = os.getpid()
         self._sweep()
         self.directory = self.workspace.claim(session_id, self._manifest([]))
-        self.store = controller_store(channel, self.directory, budget_nbytes=budget_nbytes, checksum=checksum)
+        self.store = controller_store(channel, self.directory, options)
         self.run: Run | None = None
 
     def _manifest(self, doorbells: list[str], mark: str = "") -> Manifest:
@@ -90,7 +88,7 @@ class Place:
             channel=self._channel_name,
             doorbells=doorbells,
             worker_mark=mark,
-            checksum=self._has_checksum,
+            store=self.options,
             framework="tr_mmap",
             created_ms=now_ms(),
         )

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from .auth import Tally
 from .channel import Channel
-from .errors import BadMessage, HostilePath, MissingTag, SessionNotStarted, TRException
+from .errors import BadMessage, HostilePath, MissingTag, OutOfSpace, SessionNotStarted, TRException
 from .join import Joined, join
 from .process import PeerWatch
 from .protocol import (
@@ -37,6 +38,7 @@ from .stores import WorkerStore
 
 __all__ = ["TechRenaissanceServer"]
 
+_RETRY_S: Final = 0.032  # the rate at which a channel of files is looked at
 _ORPHAN_GRACE_S: Final = 2.0  # how long a command may go on after the controller is gone
 
 
@@ -191,14 +193,14 @@ class TechRenaissanceServer:
         """Serve until told to end. Returns when the session is over.
 
         Args:
-            session_id: which session; from the command line if left out.
+            session_id: which session, or its directory; from the command line if left out.
 
         Raises:
             SessionNotStarted: there is no such session.
         """
         if session_id is None:
             if len(sys.argv) < 2:
-                raise SessionNotStarted(f"usage: {sys.argv[0]} SESSION_ID (a PythonSession starts workers so)")
+                raise SessionNotStarted(f"usage: {sys.argv[0]} SESSION_ID, or its directory (a PythonSession starts workers so)")
             session_id = sys.argv[1]
         with self._signals():
             try:
@@ -250,7 +252,10 @@ class TechRenaissanceServer:
         """Write a status, if the protocol's table lets it follow; else what stands says that the worker ends."""
         if status in TRANSITIONS[Status.EXIT if channel.is_exit_asked() else self._status]:
             self._status = status
-            channel.write_status(status, detail)
+            try:
+                channel.write_status(status, detail)
+            except OutOfSpace:
+                pass  # in a channel of files; the next status or the answer says more
 
     def _serve(self, channel: Channel, store: WorkerStore, request: Request) -> None:
         self._enter(channel, Status.BUSY)
@@ -307,7 +312,19 @@ class TechRenaissanceServer:
             self._enter(channel, Status.ERROR, str(error))
             failure = Failure(FailureKind.HANDLER, type(error).__name__, str(error))
             command = _printable(response.command[:MAX_DETAIL_CHARS])
-            channel.send(Response(seq=response.seq, command=command, timestamp=now_ms(), error=failure))
+            self._insist(channel, Response(seq=response.seq, command=command, timestamp=now_ms(), error=failure))
+
+    def _insist(self, channel: Channel, response: Response) -> None:
+        """Send a short answer, as soon as there is room for it."""
+        while True:
+            try:
+                channel.send(response)
+                return
+            except OutOfSpace:
+                if self._has_to_stop():
+                    return
+            time.sleep(_RETRY_S)
+            self._enter(channel, self._status)
 
     def _fetch(self, tag: str) -> Any:
         if self._store is None:

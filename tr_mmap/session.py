@@ -17,6 +17,7 @@ from .channel import CHANNELS
 from .errors import BadMessage, ResponseTimeout, SessionInUse, SessionNotStarted, UnexpectedResponse
 from .exchange import Exchange
 from .launch import DEFAULT_WORKER, check_script
+from .manifest import StoreOptions
 from .place import Place, Run
 from .protocol import Response, Status, StatusLine, parse_command
 from .segments import PoolStats
@@ -45,7 +46,9 @@ class PythonSession:
         framework: ``"numpy"`` or ``"torch"``: what tensors arrive as where nothing else says so.
         channel: ``"mapped"``, or ``"files"`` where there are no semaphores, or ``"legacy"`` for a worker that speaks
             only the older dialect.
-        budget_nbytes: most bytes of tensors to hold in shared memory on this side; None for no limit of ours.
+        budget_nbytes: most bytes of tensors that each side holds in shared memory; None for no limit of ours.
+        at_budget: ``"fail"`` raises OutOfSpace there; ``"block"`` first waits up to 10 s for the other side to let go
+            of views.
         auth: control messages bear a MAC under a secret that only the worker gets; see ``tr_mmap.auth`` for what that
             is good for.
         checksum: both sides store a CRC-32 of each tensor's bytes and compare it on receipt. Found is damage, not
@@ -61,6 +64,7 @@ class PythonSession:
         framework: str = "numpy",
         channel: str = "mapped",
         budget_nbytes: int | None = None,
+        at_budget: str = "fail",
         auth: bool = False,
         checksum: bool = False,
     ) -> None:
@@ -69,15 +73,18 @@ class PythonSession:
             raise BadMessage(f"framework is {framework!r}; it is 'numpy' or 'torch'", detail=framework)
         if channel not in CHANNELS:
             raise BadMessage(f"channel is {channel!r}; it is one of {', '.join(CHANNELS)}", detail=channel)
+        if at_budget not in ("fail", "block"):
+            raise BadMessage(f"at_budget is {at_budget!r}; it is 'fail' or 'block'", detail=at_budget)
         check_options(channel, auth=auth, checksum=checksum)
         self._script_path = os.fspath(script_path)
         self._session_id = session_id
         self._quiet_mode = quiet_mode
         self._framework = framework
         self._channel_name = channel
-        self._budget_nbytes = budget_nbytes
+        self._options = StoreOptions(
+            budget_nbytes=budget_nbytes, block_ms=DEFAULT_TIMEOUT_MS if at_budget == "block" else 0.0, checksum=checksum
+        )
         self._has_auth = auth
-        self._has_checksum = checksum
         self._lock = threading.RLock()
         self._exchange: Exchange | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -104,9 +111,8 @@ class PythonSession:
                 place = Place(
                     self._session_id,
                     self._channel_name,
-                    self._budget_nbytes,
                     auth=self._has_auth,
-                    checksum=self._has_checksum,
+                    options=self._options,
                 )
                 self._finalizer = weakref.finalize(self, place.release)
                 self._exchange = exchange = Exchange(place, self._lock, self._framework)

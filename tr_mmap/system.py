@@ -252,24 +252,25 @@ def create_file(path: str, mode: int = 0o600) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ALWAYS, mode)
     except OSError as error:
-        raise _no_room(error, path) from error
+        _check_room(error, path)
+        raise
 
 
-def _no_room(error: OSError, path: str) -> OSError:
-    """What to raise for an error in making a name: OutOfSpace where the file system has no room for one more."""
+def _check_room(error: OSError, path: str) -> None:
+    """Raise OutOfSpace if a name could not be made because the file system has no room for one more."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return error
+        return
     directory = os.path.dirname(path)
     try:
         free = free_nbytes(directory)
     except OSError:
         free = 0
-    return OutOfSpace(
+    raise OutOfSpace(
         f"there is no room for another file in {directory}, {free} bytes are free (it may be the number of files that "
         "is limited); remove some, or choose another place",
         needed_nbytes=_NAME_NBYTES,
         free_nbytes=free,
-    )
+    ) from error
 
 
 def close(fd: int) -> None:
@@ -466,7 +467,8 @@ def link(source: str, target: str) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
-        raise _no_room(error, target) from error
+        _check_room(error, target)
+        raise
 
 
 def rename(source: str, target: str) -> None:
@@ -508,7 +510,8 @@ def make_dir(path: str) -> None:
     try:
         os.mkdir(path, 0o700)
     except OSError as error:
-        raise _no_room(error, path) from error
+        _check_room(error, path)
+        raise
 
 
 def remove_dir(path: str) -> bool:

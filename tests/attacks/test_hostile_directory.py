@@ -172,7 +172,7 @@ def test_a_hostile_manifest_is_refused_by_the_worker_and_never_swept(place: Path
         ("controller", {"pid": 2**70, "start_ticks": 0, "boot_id": ""}),
         ("controller", {"pid": 1, "start_ticks": -1, "boot_id": ""}),
         ("controller", []),
-        ("checksum", "yes"),
+        ("store", "yes"),
         ("doorbells", {"0": "/tr_a"}),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..dialect import LEGACY
 from ..errors import BadMessage
+from ..manifest import StoreOptions
 from .base import ControllerStore, WorkerStore
 from .files import FileControllerStore, FileWorkerStore
 from .segments import SegmentControllerStore, SegmentWorkerStore
@@ -28,17 +29,15 @@ def check_options(channel: str, *, auth: bool, checksum: bool) -> None:
             )
 
 
-def controller_store(
-    channel: str, directory: str, *, budget_nbytes: int | None = None, checksum: bool = False
-) -> ControllerStore:
+def controller_store(channel: str, directory: str, options: StoreOptions) -> ControllerStore:
     """The controller's end of the store that goes with a channel."""
     if channel == LEGACY:
-        return FileControllerStore(directory, budget_nbytes=budget_nbytes)
-    return SegmentControllerStore(directory, budget_nbytes=budget_nbytes, checksum=checksum)
+        return FileControllerStore(directory, budget_nbytes=options.budget_nbytes)
+    return SegmentControllerStore(directory, options)
 
 
-def worker_store(channel: str, directory: str, *, checksum: bool = False) -> WorkerStore:
+def worker_store(channel: str, directory: str, options: StoreOptions = StoreOptions()) -> WorkerStore:  # noqa: B008
     """The worker's end of the store that goes with a channel."""
     if channel == LEGACY:
         return FileWorkerStore(directory)
-    return SegmentWorkerStore(directory, checksum=checksum)
+    return SegmentWorkerStore(directory, options)

@@ -122,6 +122,10 @@ class ControllerStore(ABC):
         """What this side holds."""
 
     @abstractmethod
+    def collect(self) -> None:
+        """Give back what nobody looks at any more, while a worker waits for it."""
+
+    @abstractmethod
     def begin_run(self) -> None:
         """There is a new worker, which knows nothing."""
 

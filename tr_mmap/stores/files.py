@@ -264,6 +264,9 @@ class FileControllerStore(ControllerStore):
             created=self._written,
         )
 
+    def collect(self) -> None:
+        """A file's memory is free when its last view is gone."""
+
     def begin_run(self) -> None:
         """Every request brings all that it needs."""
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import MissingTag
+from ..manifest import StoreOptions
 from ..protocol import Request, TensorRef, decode_response, now_ms
 from ..segments import PoolStats, Receiver, Segment, SegmentPool, Tags
 from .base import ControllerStore, WorkerStore
@@ -16,17 +17,27 @@ from .base import ControllerStore, WorkerStore
 __all__ = ["SegmentControllerStore", "SegmentWorkerStore"]
 
 
+def _pool(directory: str, prefix: str, options: StoreOptions) -> SegmentPool:
+    return SegmentPool(
+        directory,
+        prefix,
+        budget_nbytes=options.budget_nbytes,
+        block_ms=options.block_ms,
+        checksum=options.checksum,
+    )
+
+
 class SegmentWorkerStore(WorkerStore):
     """See :class:`WorkerStore`.
 
     Args:
         directory: the session directory.
-        checksum: whether to store and compare checksums.
+        options: how to keep tensors.
     """
 
-    def __init__(self, directory: str, *, checksum: bool) -> None:
-        self._receiver = Receiver(directory, verify=checksum)
-        self._pool = SegmentPool(directory, "result", checksum=checksum)
+    def __init__(self, directory: str, options: StoreOptions) -> None:
+        self._receiver = Receiver(directory, verify=options.checksum)
+        self._pool = _pool(directory, "result", options)
         self.tags: dict[str, TensorRef] = {}
         self.results: list[TensorRef] = []
         self._segments: list[Segment] = []  # of the results, which the controller may not have taken yet
@@ -81,16 +92,15 @@ class SegmentControllerStore(ControllerStore):
 
     Args:
         directory: the session directory.
-        budget_nbytes: most payload to hold at once; None for no limit of ours.
-        checksum: whether to store and compare checksums.
+        options: how to keep tensors.
     """
 
     decode = staticmethod(decode_response)
 
-    def __init__(self, directory: str, *, budget_nbytes: int | None, checksum: bool) -> None:
+    def __init__(self, directory: str, options: StoreOptions) -> None:
         self._directory = directory
-        self._has_checksum = checksum
-        self._pool = SegmentPool(directory, "segment", budget_nbytes=budget_nbytes, checksum=checksum)
+        self._has_checksum = options.checksum
+        self._pool = _pool(directory, "segment", options)
         self._tags = Tags(directory, self._pool, self._release_later)
         self._receiver: Receiver | None = None
         self._is_asked = False  # a request is under way
@@ -158,6 +168,10 @@ class SegmentControllerStore(ControllerStore):
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.close()
+
+    def collect(self) -> None:
+        if self._receiver is not None:
+            self._receiver.collect()
 
     def close(self) -> None:
         self._close_receiver()

@@ -156,9 +156,7 @@ class _Sealed:
 def _parse(outer: bytes, file_nbytes: int, path: str) -> tuple[int, bytes]:
     """Bytes of the file inside, and the salt."""
     if outer[:4] != SEALED_MAGIC:
-        _refuse(
-            Fault.NOT_SEALED, "not sealed, so the key proves nothing; load it without one if you trust it", path
-        )
+        _refuse(Fault.NOT_SEALED, "not sealed, so the key proves nothing; load it without one if you trust it", path)
     if len(outer) < SEALED_HEADER_NBYTES:
         _refuse(Fault.TOO_SHORT, f"{len(outer)} bytes, a sealed file's header has {SEALED_HEADER_NBYTES}", path)
     _, version, header_nbytes, flags, nbytes, salt, reserved = _HEADER.unpack(outer)

@@ -1,0 +1,44 @@
+"""The command ``tr-mmap``. Knows nothing of what it prints about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tr_mmap import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="tr_mmap: tensors between processes, uncopied.")
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"tr-mmap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[  # noqa: ARG001 - the callback is all of it
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What every command takes."""
+
+
+@app.command()
+def include() -> None:
+    """Print the directory of the C++ headers: g++ -I"$(tr-mmap include)" x.cpp -pthread."""
+    typer.echo(str(Path(__file__).resolve().parent / "include"))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+# find_package(tr_mmap) gives the target tr_mmap::tr_mmap: headers, C++17, and the threads library.
+#
+# This file lies in the Python package (tr_mmap/cmake), and is installed a second time to share/cmake/tr_mmap of the
+# Python environment, where find_package looks if the environment is active. There the headers are where tr-mmap says.
+include(CMakeFindDependencyMacro)
+find_dependency(Threads)
+
+get_filename_component(_tr_mmap_include "${CMAKE_CURRENT_LIST_DIR}/../include" ABSOLUTE)
+if(NOT EXISTS "${_tr_mmap_include}/tr_mmap/tr_mmap.hpp")
+  find_program(_tr_mmap_program tr-mmap HINTS "${CMAKE_CURRENT_LIST_DIR}/../../../bin")
+  if(_tr_mmap_program)
+    execute_process(COMMAND "${_tr_mmap_program}" include OUTPUT_VARIABLE _tr_mmap_include
+                    OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  endif()
+endif()
+if(NOT EXISTS "${_tr_mmap_include}/tr_mmap/tr_mmap.hpp")
+  set(tr_mmap_FOUND FALSE)
+  set(tr_mmap_NOT_FOUND_MESSAGE "the headers of tr_mmap are not beside its CMake package, and tr-mmap does not run")
+  return()
+endif()
+
+if(NOT TARGET tr_mmap::tr_mmap)
+  add_library(tr_mmap::tr_mmap INTERFACE IMPORTED)
+  set_target_properties(tr_mmap::tr_mmap PROPERTIES
+    INTERFACE_INCLUDE_DIRECTORIES "${_tr_mmap_include}"
+    INTERFACE_COMPILE_FEATURES cxx_std_17
+    INTERFACE_LINK_LIBRARIES Threads::Threads)
+endif()
+set(tr_mmap_INCLUDE_DIR "${_tr_mmap_include}")
