@@ -69,7 +69,7 @@ class Receiver:
         self._directory = directory
         self._verify = verify
         self._mapped: dict[str, _Mapped] = {}
-        self._dead: deque[Anchor[_View]] = deque()
+        self.dead: deque[Anchor[_View]] = deque()
         self._is_foreign = False
         fork_hooks.add(self)
 
@@ -85,7 +85,7 @@ class Receiver:
             HostilePath: it is not a file of the peer's making.
             TSRFormatError: what is there is not a tensor; PAYLOAD_CHECKSUM: it is not the one that was published.
         """
-        if self._dead:
+        if self.dead:
             self.collect()
         segment = self._mapped.get(ref.segment)
         if segment is None:
@@ -109,7 +109,7 @@ class Receiver:
             private = None if framework == "numpy" else self._map_private(segment, ref)
             mapping = segment.payload if private is None else private
             array = tensors.from_buffer(mapping, header.dtype, header.shape, header.payload_offset, "numpy")
-            segment.views.add(Anchor.watch(anchor_of(array), (segment, private), self._dead))
+            segment.views.add(Anchor.watch(anchor_of(array), (segment, private), self.dead))
             return array if framework == "numpy" else tensors.as_torch(array, header.dtype)
         finally:
             if not segment.views:
@@ -118,10 +118,10 @@ class Receiver:
     def collect(self) -> None:
         """Give back the leases of segments whose views are all gone."""
         if self._is_foreign:
-            self._dead.clear()
+            self.dead.clear()
             return
-        while self._dead:
-            anchor = self._dead.popleft()
+        while self.dead:
+            anchor = self.dead.popleft()
             segment, private = anchor.holder
             segment.views.discard(anchor)
             if private is not None:

@@ -113,6 +113,9 @@ class SegmentControllerStore(ControllerStore):
         self._tags.drop(tag)
 
     def prepare(self, seq: int, command: str, parameters: str, tensors: Sequence[Any]) -> Request:
+        receiver = self._receiver
+        if receiver is not None and receiver.dead:
+            receiver.collect()  # before the request, so that the worker finds its segments free
         refs, drops = self._tags.untold()
         if tensors:
             lent = self._in_flight
