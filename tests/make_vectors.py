@@ -159,6 +159,8 @@ def add_bad(vectors: Vectors) -> None:
     vectors.refuse("bad_magic", "numpy", b"\x93NUMPY\1\0" + bytes(120))
     vectors.refuse("bad_magic", "lower", v1(1, shape, magic=b"tsr!") + payload)
     vectors.refuse("bad_magic", "space", v0(1, shape, magic=b"TSR ") + payload)
+    vectors.refuse("sealed", "v2", struct.pack("<4siiIQ", b"TSRE", 1, 64, 0, 280) + bytes(40 + 280 + 16))
+    vectors.refuse("sealed", "short", b"TSRE\1\0\0\0")
     for version in (0, 2, -1):
         vectors.refuse("bad_version", f"v0-{version}", v0(1, shape, version=version) + payload)
     for version in (0, 3, -2):

@@ -52,7 +52,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         worker: the process that serves it; None until it is started.
         worker_mark: what the worker was given in its environment, so that a late one of an earlier start is told
             from it; "" where nothing was.
-        channel: how the two talk, "mapped" or "files".
+        channel: how the two talk, "mapped", "files" or "legacy".
         doorbells: names of the semaphores that still have a name; whoever sweeps the session removes them.
         store: how both sides keep their tensors.
         framework: what made it, with its version.

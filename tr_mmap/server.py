@@ -200,7 +200,7 @@ class TechRenaissanceServer:
         """
         if session_id is None:
             if len(sys.argv) < 2:
-                raise SessionNotStarted(f"usage: {sys.argv[0]} SESSION_ID, or its directory (a PythonSession starts workers so)")
+                raise SessionNotStarted(f"usage: {sys.argv[0]} SESSION_ID_OR_DIRECTORY (a PythonSession starts it)")
             session_id = sys.argv[1]
         with self._signals():
             try:

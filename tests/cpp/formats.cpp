@@ -226,7 +226,7 @@ TEST(format_json) {
     json::append_string(text, "a\"\\\n\x01é");
     CHECK_EQUAL(text, "\"a\\\"\\\\\\u000a\\u0001é\"");
     CHECK_EQUAL(*json::parse(text).get<std::string>(), "a\"\\\n\x01é");
-    for (const char* bad : {"", "{", "[1,]", "{\"a\" 1}", "01", "1.", "-", "tru", "\"\x01\"", "\"\\x\"", "\"\\ud800\"",
+    for (const char* bad : {"", "{", "[1,]", "{\"a\" 1}", "{\"a\":1,\"a\":1}", "01", "1.", "-", "tru", "\"\x01\"", "\"\\x\"", "\"\\ud800\"",
                             "\"\\udc00\"", "1 2", "\"\xff\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "nul", "+1", "\"\\u12"}) {
         thrown_by<BadMessage>([&] { json::parse(bad); });
     }

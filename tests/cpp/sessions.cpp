@@ -382,6 +382,11 @@ TEST(session_terminate_ends_the_whole_tree) {
     CHECK(ms_since(start) < 4000);
     other.join();
     CHECK(!is_running(grandchild));
+    s.start();
+    s.wait_until_ready(30000);
+    const pid_t orphan = std::stoi(s.fetch_response("child"));
+    thrown_by<WorkerDied>([&] { s.fetch_response("die 0"); });
+    CHECK(!is_running(orphan));  // what a dead worker left behind
 }
 
 TEST(session_in_use) {
@@ -405,6 +410,23 @@ TEST(session_budget) {
     s.fetch_response("length a");
     s.send_tensor(Tensor::zeros(Shape(200'000)), "a");
     thrown_by<OutOfSpace>([] { shared().empty<float>(Shape(std::int64_t{1} << 50)); });
+}
+
+TEST(session_at_its_budget_waits_for_the_worker) {
+    SessionOptions options;
+    options.budget_nbytes = 600'000;
+    options.block_ms = 5000;
+    Ready s("blocks", options);
+    s.send_tensor(Tensor::zeros(Shape(100'000)), "a");
+    s.send_request("sleep 0.2");
+    s.drop_tensor("a");  // which the request under way might read
+    thrown_by<OutOfSpace>([&] {
+        SessionOptions none;
+        none.budget_nbytes = 0;
+        Ready("no_budget", none).empty<float>(Shape(1));
+    });
+    s.wait_for_response();
+    CHECK_EQUAL(s.calculate("lend", Tensor::zeros(Shape(100'000))).numel(), 100'000);
 }
 
 TEST(session_checksums) {
@@ -512,6 +534,8 @@ TEST(session_hostile_places_are_refused) {
     ::mkdir((place + "/python_session").c_str(), 0700);
     ::chmod((place + "/python_session").c_str(), 0777);
     ::setenv("TR_WORKSPACE", place.c_str(), 1);
+    thrown_by<HostilePath>([] { PythonSession().start(); });
+    ::chmod(place.c_str(), 0777);
     thrown_by<HostilePath>([] { PythonSession().start(); });
     ::setenv("TR_WORKSPACE", (previous + "/no/such").c_str(), 1);
     thrown_by<HostilePath>([] { PythonSession().start(); });

@@ -35,7 +35,7 @@ __all__ = ["MappedChannel"]
 
 PAGE_NBYTES: Final = 65536
 STATUS_NBYTES: Final = 4096  # one memory page: a truncating writer cannot make us touch beyond the file's last page
-_WAIT_SLICE_S: Final = 5.0  # a lost ring delays a message by this much at most; 0.2 wake-ups a second cost nothing
+_WAIT_SLICE_S: Final = 1.0  # a lost ring delays a message by this much at most; a wake-up a second costs nothing
 
 _PREFIX: Final = b'{"seq": '
 _BLANK: Final = b"       0"

@@ -52,6 +52,7 @@ class Doorbell {
 public:
     explicit Doorbell(std::string name) : name_(std::move(name)) {
         semaphore_ = ::sem_open(name_.c_str(), O_CREAT | O_EXCL, 0600, 0);
+        if (semaphore_ == SEM_FAILED && errno == ENOSPC) out_of_space(sizeof(sem_t), "/dev/shm");
         if (semaphore_ == SEM_FAILED) throw SystemError("semaphore " + name_, errno);
     }
     Doorbell(const Doorbell&) = delete;
@@ -277,9 +278,7 @@ private:
     }
 
     std::string read_spill(const std::string& name) {
-        constexpr std::string_view start = "response.", end = ".spill";
-        if (name.size() < start.size() + end.size() || name.compare(0, start.size(), start) != 0 ||
-            name.compare(name.size() - end.size(), end.size(), end) != 0 || name.find('/') != std::string::npos) {
+        if (!is_plain_name(name_between(name, "response.", ".spill"), 64)) {
             throw BadMessage("'" + name.substr(0, 80) + "' is not the name of a long message", name.substr(0, 80));
         }
         const std::string path = directory_ + "/" + name;

@@ -40,6 +40,9 @@ enum class Fault {
     TORN,             // the two copies of seq differ
     TRUNCATED,        // the file ends before the payload does
     TRAILING_BYTES,   // the file goes on after the payload
+    SEALED,           // encrypted; Python reads it with its key, this side cannot
+    NOT_SEALED,       // a key was given, and the file is not encrypted (Python only)
+    SEAL_BROKEN,      // encrypted under another key, or changed since (Python only)
     UNREPRESENTABLE,  // the writer was asked for what this layout cannot hold
 };
 
@@ -65,6 +68,9 @@ inline const char* fault_name(Fault fault) {
         case Fault::TORN: return "torn";
         case Fault::TRUNCATED: return "truncated";
         case Fault::TRAILING_BYTES: return "trailing_bytes";
+        case Fault::SEALED: return "sealed";
+        case Fault::NOT_SEALED: return "not_sealed";
+        case Fault::SEAL_BROKEN: return "seal_broken";
         case Fault::UNREPRESENTABLE: return "unrepresentable";
     }
     return "unknown";

@@ -205,7 +205,14 @@ private:
         const std::shared_ptr<Run> run = this->run();
         Response response;
         do {
-            const std::optional<std::string> raw = run->channel->receive(deadline, [&] { return run->is_over(); });
+            std::optional<std::string> raw;
+            try {
+                raw = run->channel->receive(deadline, [&] { return run->is_over(); });
+                if (raw) response = decode_response(*raw);
+            } catch (const BadMessage&) {
+                end_request();  // there will be no other answer to it
+                throw;
+            }
             if (!raw) {
                 if (run->is_over()) throw_worker_died();
                 throw ResponseTimeout("no response to '" + pending_->command + "' within " +
@@ -213,12 +220,9 @@ private:
                                           " ms; give it more time, or terminate() and start() the worker",
                                       timeout_ms, pending_->command);
             }
-            response = decode_response(*raw);
         } while (response.seq != pending_->seq);  // else an answer that nobody waits for
-        const Request answered = std::move(*pending_);
-        pending_.reset();
-        tags_.told(answered);
-        release_in_flight();
+        tags_.told(*pending_);
+        end_request();
         return response;
     }
 
@@ -237,7 +241,8 @@ private:
         return tensors;
     }
 
-    void release_in_flight() {
+    void end_request() {
+        pending_.reset();
         for (const auto& segment : std::exchange(in_flight_, {})) place_.pool().release(segment);
     }
 
@@ -249,8 +254,7 @@ private:
 
     /// Forget the request under way and all answers.
     void forget() {
-        release_in_flight();
-        pending_.reset();
+        end_request();
         is_abandoned_ = false;
         answers_.clear();
     }

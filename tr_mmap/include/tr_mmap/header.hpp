@@ -61,6 +61,7 @@ inline constexpr std::uint64_t seq_retired = ~std::uint64_t{0};  // the owner ga
 inline constexpr int max_ndim_v1 = 4;  // N, C, H, W
 inline constexpr std::array<char, 4> magic_v0 = {'T', 'S', 'R', '\0'};
 inline constexpr std::array<char, 4> magic = {'T', 'S', 'R', '!'};
+inline constexpr std::array<char, 4> magic_sealed = {'T', 'S', 'R', 'E'};
 
 template <class T>
 T load_le(const std::byte* bytes) {
@@ -276,6 +277,9 @@ inline Header decode_header(const void* data, std::size_t nbytes, std::optional<
     }
     const bool is_old = std::memcmp(bytes, detail::magic_v0.data(), 4) == 0;
     const bool is_tsr = std::memcmp(bytes, detail::magic.data(), 4) == 0;
+    if (std::memcmp(bytes, detail::magic_sealed.data(), 4) == 0) {
+        refuse(Fault::SEALED, "the file is sealed; tr_mmap.load of Python opens it with the key it was saved with");
+    }
     if (!is_old && !is_tsr) {
         refuse(Fault::BAD_MAGIC, "the file starts with " + detail::quoted(bytes, 4) + ", a TSR file with 'TSR!'");
     }

@@ -9,6 +9,7 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <unordered_set>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -20,7 +21,7 @@ namespace json {
 
 class Value;
 using Array = std::vector<Value>;
-using Object = std::vector<std::pair<std::string, Value>>;  // in order; the last of two equal keys counts
+using Object = std::vector<std::pair<std::string, Value>>;  // in order; no key twice
 
 /// One JSON value. Integers keep all their 64 bits.
 class Value {
@@ -41,8 +42,8 @@ public:
     /// The member of that name; null if there is none, or this is no object.
     const Value* find(std::string_view key) const {
         if (const auto* object = get<Object>()) {
-            for (auto each = object->rbegin(); each != object->rend(); ++each) {
-                if (each->first == key) return &each->second;
+            for (const auto& each : *object) {
+                if (each.first == key) return &each.second;
             }
         }
         return nullptr;
@@ -120,6 +121,7 @@ private:
 
     Object object(int depth) {
         Object result;
+        std::unordered_set<std::string> keys;
         take('{');
         skip_space();
         if (take('}')) return result;
@@ -127,6 +129,7 @@ private:
             skip_space();
             if (peek() != '"') fail("no key", at_);
             std::string key = string();
+            if (!keys.insert(key).second) fail("a key is given twice, the second time", at_);  // one text, one meaning
             skip_space();
             if (!take(':')) fail("no colon", at_);
             result.emplace_back(std::move(key), any(depth + 1));

@@ -1,8 +1,10 @@
 // session.json: what a session is and whose, so that a stranger can judge it. Says nothing of where sessions live.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -23,7 +25,9 @@ struct Manifest {
     std::optional<Identity> worker;      // nothing until it is started
     std::string worker_mark;             // tells it from a late one of an earlier start
     std::vector<std::string> doorbells;  // semaphores that whoever sweeps the session removes
-    bool has_checksum = false;           // both sides store and compare their tensors' checksums
+    std::optional<std::uint64_t> budget_nbytes;  // how both sides keep their tensors: see SessionOptions
+    double block_ms = 0;
+    bool has_checksum = false;
     std::int64_t created_ms = 0;
 };
 
@@ -50,8 +54,11 @@ inline void write_manifest(const std::string& directory, const Manifest& manifes
         if (text.back() != '[') text += ',';
         json::append_string(text, name);
     }
-    text += std::string("],\"checksum\":") + (manifest.has_checksum ? "true" : "false") +
-            ",\"framework\":\"tr_mmap C++\",\"created_ms\":" + std::to_string(manifest.created_ms) + "}\n";
+    text += "],\"store\":{\"checksum\":";
+    text += manifest.has_checksum ? "true" : "false";
+    if (manifest.budget_nbytes) text += ",\"budget_nbytes\":" + std::to_string(*manifest.budget_nbytes);
+    if (manifest.block_ms > 0) text += ",\"block_ms\":" + std::to_string(std::llround(manifest.block_ms));
+    text += "},\"framework\":\"tr_mmap C++\",\"created_ms\":" + std::to_string(manifest.created_ms) + "}\n";
     const std::string temporary = directory + "/." + manifest_name + "-" + std::to_string(::getpid()) + "-" + random_hex(4);
     Unlinker unlinker(temporary);
     {

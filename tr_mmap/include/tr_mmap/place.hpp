@@ -26,8 +26,9 @@ namespace tr {
 /// What a session may be told beside its script and its name.
 struct SessionOptions {
     std::string python;                          // the worker's interpreter; "" for $TR_PYTHON, or the package's own
-    std::optional<std::uint64_t> budget_nbytes;  // most bytes of tensors to hold in shared memory on this side
-    bool has_checksum = false;                   // both sides store a CRC-32 of each tensor, and compare it on receipt
+    std::optional<std::uint64_t> budget_nbytes;  // most bytes of tensors that each side holds in shared memory
+    double block_ms = 0;        // at the budget, how long to wait for the other side before it is OutOfSpace
+    bool has_checksum = false;  // both sides store a CRC-32 of each tensor, and compare it on receipt
 };
 
 namespace detail {
@@ -51,13 +52,9 @@ struct Run {
 
 /// Whether a file is what a worker leaves: result_<n>.tsr, request.<x>.spill, response.<x>.spill.
 inline bool is_remains(std::string_view name) {
-    const auto middle = [&](std::string_view start, std::string_view end) -> std::string_view {
-        if (name.size() < start.size() + end.size() || !starts_with(name, start)) return {};
-        if (name.substr(name.size() - end.size()) != end) return {};
-        return name.substr(start.size(), name.size() - start.size() - end.size());
-    };
-    return is_all_digits(middle("result_", ".tsr")) || is_plain_name(middle("request.", ".spill"), 64) ||
-           is_plain_name(middle("response.", ".spill"), 64);
+    return is_all_digits(name_between(name, "result_", ".tsr")) ||
+           is_plain_name(name_between(name, "request.", ".spill"), 64) ||
+           is_plain_name(name_between(name, "response.", ".spill"), 64);
 }
 
 class Place {
@@ -70,7 +67,7 @@ public:
             // What cannot be removed is not this session's business.
         }
         directory_ = workspace_.claim(manifest());
-        pool_ = std::make_unique<SegmentPool>(directory_, options.budget_nbytes, options.has_checksum);
+        pool_ = std::make_unique<SegmentPool>(directory_, options.budget_nbytes, options.block_ms, options.has_checksum);
     }
     Place(const Place&) = delete;
     Place& operator=(const Place&) = delete;
@@ -80,12 +77,7 @@ public:
     void release() noexcept {
         if (is_released_ || !is_of_this_process()) return;  // a fork's child: all of this is its parent's
         is_released_ = true;
-        try {
-            const std::shared_ptr<Run> last = take_run();
-            if (last && last->process->is_alive()) last->process->terminate_tree();
-        } catch (...) {
-            // It ends by itself when this process does.
-        }
+        end(take_run());
         pool_->close();
         try {
             workspace_.release(session_id_);
@@ -107,6 +99,7 @@ public:
 
     /// Start a worker over new control files; does not wait for it.
     void start(const std::string& script_path, bool is_quiet) {
+        workspace_.check_session(session_id_);
         remove_remains();
         Manifest known = manifest();
         known.worker_mark = std::to_string(::getpid()) + "-" + random_hex(8);
@@ -130,7 +123,7 @@ public:
 
     /// Let go of a worker that has ended, and of what it left.
     void end_run() {
-        take_run();
+        end(take_run());
         remove_remains();
     }
 
@@ -139,9 +132,21 @@ private:
         Manifest result;
         result.session_id = session_id_;
         result.controller = Identity::current();
+        result.budget_nbytes = options_.budget_nbytes;
+        result.block_ms = options_.block_ms;
         result.has_checksum = options_.has_checksum;
         result.created_ms = now_ms();
         return result;
+    }
+
+    /// End what lives of the worker and its children.
+    static void end(const std::shared_ptr<Run>& run) noexcept {
+        try {
+            // Children of a worker that has ended had their time: it could have waited for them.
+            if (run) run->process->terminate_tree(run->process->is_alive() ? 1000 : 0);
+        } catch (...) {
+            // It ends by itself when this process does.
+        }
     }
 
     std::shared_ptr<Run> take_run() {

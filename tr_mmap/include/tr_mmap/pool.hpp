@@ -14,6 +14,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -54,6 +55,9 @@ struct Segment {
 
     std::uint64_t* words() const { return words_of(mapping.data()); }
     std::uint64_t capacity() const { return mapping.size() - payload_offset; }
+
+    /// The reader has a view: giving the segment up would free nothing, and nobody would count it any more.
+    bool is_looked_at() const { return load_word(words() + lease_word) == lease_held; }
 
     /// The same memory where it cannot be written, for the lender of a loan that was sent.
     std::byte* read_only() {
@@ -130,8 +134,14 @@ class SegmentPool {
 public:
     using SegmentPtr = std::shared_ptr<Segment>;
 
-    SegmentPool(std::string directory, std::optional<std::uint64_t> budget_nbytes, bool has_checksum)
-        : directory_(std::move(directory)), budget_nbytes_(budget_nbytes), has_checksum_(has_checksum) {}
+    /// @param budget_nbytes most payload capacity to hold at once; nothing for no limit but the file system's.
+    /// @param block_ms at the budget, how long to wait for the reader to let go before throwing OutOfSpace.
+    /// @param has_checksum whether to store each payload's CRC-32.
+    SegmentPool(std::string directory, std::optional<std::uint64_t> budget_nbytes, double block_ms, bool has_checksum)
+        : directory_(std::move(directory)),
+          budget_nbytes_(budget_nbytes),
+          block_ms_(block_ms),
+          has_checksum_(has_checksum) {}
 
     /// Put a tensor into a segment and stamp it; the caller holds it once until release(). A loan is published where it
     /// lies; anything else costs one copy.
@@ -176,12 +186,7 @@ public:
             if (load_word(each.second->words() + lease_word) != lease_free) each.second->is_tainted = true;
         }
         for (auto& each : free_) {
-            std::vector<SegmentPtr> kept;
-            for (const SegmentPtr& segment : each.second) {
-                if (segment->is_tainted) retire(segment);
-                else kept.push_back(segment);
-            }
-            each.second = std::move(kept);
+            retire_if(each.second, [](const Segment& segment) { return segment.is_tainted; });
         }
     }
 
@@ -308,13 +313,7 @@ private:
     std::pair<SegmentPtr, bool> create(std::uint64_t capacity, std::uint64_t nbytes, const void* source) {
         trim(capacity);
         if (budget_nbytes_ && nbytes_ + capacity > *budget_nbytes_) {
-            retire_free();
-            if (nbytes_ + capacity > *budget_nbytes_) {
-                throw OutOfSpace("a segment of " + std::to_string(capacity) + " bytes would exceed the pool's budget of " +
-                                     std::to_string(*budget_nbytes_) + "; " + std::to_string(nbytes_) +
-                                     " are in use: drop tensors or views, or raise budget_nbytes",
-                                 capacity, nbytes_ < *budget_nbytes_ ? *budget_nbytes_ - nbytes_ : 0);
-            }
+            if (SegmentPtr segment = wait_for_room(capacity)) return {segment, false};
         }
         try {
             return {make_file(capacity, nbytes, source), source != nullptr};
@@ -324,8 +323,27 @@ private:
         }
     }
 
+    /// At the budget: use what is free, else wait for the reader. A fitting segment, or null: make one.
+    SegmentPtr wait_for_room(std::uint64_t capacity) {
+        const auto start = std::chrono::steady_clock::now();
+        while (true) {
+            retire_free();
+            if (nbytes_ + capacity <= *budget_nbytes_) return nullptr;
+            const std::chrono::duration<double, std::milli> waited = std::chrono::steady_clock::now() - start;
+            if (!(waited.count() < block_ms_)) {
+                throw OutOfSpace("a segment of " + std::to_string(capacity) + " bytes would exceed the pool's budget of " +
+                                     std::to_string(*budget_nbytes_) + "; " + std::to_string(nbytes_) +
+                                     " are in use: drop tensors or views, or raise budget_nbytes",
+                                 capacity, nbytes_ < *budget_nbytes_ ? *budget_nbytes_ - nbytes_ : 0);
+            }
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+            collect();
+            if (SegmentPtr segment = take_free(capacity)) return segment;
+        }
+    }
+
     SegmentPtr make_file(std::uint64_t capacity, std::uint64_t nbytes, const void* source) {
-        const std::string name = "segment_" + std::to_string(created_) + ".tsr";
+        const std::string name = "segment_" + std::to_string(number_++) + ".tsr";  // never again, whatever comes of it
         const std::string path = directory_ + "/" + name;
         const Fd fd = create_file(path);
         Unlinker unlinker(path);
@@ -347,22 +365,30 @@ private:
     void trim(std::uint64_t wanted_capacity) {
         for (auto& each : free_) {
             if (each.first == wanted_capacity) continue;
-            std::vector<SegmentPtr> kept;
-            for (const SegmentPtr& segment : each.second) {
-                if (segment->last_take + idle_takes < takes_) retire(segment);
-                else kept.push_back(segment);
-            }
-            each.second = std::move(kept);
+            retire_if(each.second, [this](const Segment& segment) {
+                return segment.last_take + idle_takes < takes_ && !segment.is_looked_at();
+            });
         }
     }
 
-    /// Give back every free segment; true if that freed any memory at once.
+    /// Give back every free segment that the reader does not look at; true if that freed any memory at once.
     bool retire_free() {
         bool has_freed = false;
         for (auto& each : free_) {
-            for (const SegmentPtr& segment : each.second) has_freed |= retire(segment);
-            each.second.clear();
+            has_freed |= retire_if(each.second, [](const Segment& segment) { return !segment.is_looked_at(); });
         }
+        return has_freed;
+    }
+
+    template <class Condition>
+    bool retire_if(std::vector<SegmentPtr>& free, Condition condition) {
+        bool has_freed = false;
+        std::vector<SegmentPtr> kept;
+        for (const SegmentPtr& segment : free) {
+            if (condition(*segment)) has_freed |= retire(segment);
+            else kept.push_back(segment);
+        }
+        free = std::move(kept);
         return has_freed;
     }
 
@@ -386,12 +412,14 @@ private:
 
     std::string directory_;
     std::optional<std::uint64_t> budget_nbytes_;
+    double block_ms_;
     bool has_checksum_;
     std::unordered_map<std::string, SegmentPtr> segments_;
     std::map<std::uint64_t, std::vector<SegmentPtr>> free_;
     std::shared_ptr<Returns> returns_ = std::make_shared<Returns>();
     std::uint64_t nbytes_ = 0;
     std::uint64_t seq_ = 0;
+    std::uint64_t number_ = 0;  // of the next segment's name
     std::uint64_t created_ = 0;
     std::uint64_t published_ = 0;
     std::uint64_t copied_nbytes_ = 0;

@@ -109,14 +109,18 @@ private:
                 each->second->views == 0 && load_word(each->second->words() + seq_word) == seq_retired;
             each = is_gone ? mapped_.erase(each) : std::next(each);
         }
-        const bool is_a_name = ref.segment.find('/') == std::string::npos && ref.segment.size() > 4 &&
+        const bool is_a_name = is_plain_name(ref.segment, 204) && ref.segment.size() > 4 &&
                                ref.segment.compare(ref.segment.size() - 4, 4, ".tsr") == 0;
-        if (!is_a_name) stale(ref);
+        if (!is_a_name) {
+            const std::string shown = ref.segment.substr(0, 80);
+            throw BadMessage("a message names '" + shown + "', and no segment is called so", shown);
+        }
         const std::string path = directory_ + "/" + ref.segment;
         const Fd fd = open_private_file(path, true);
         if (!fd) stale(ref);
         const std::uint64_t nbytes = file_nbytes(fd, path);
         if (nbytes < head_nbytes) stale(ref);
+        if (is_sparse(fd, path)) refuse_path(path, "has holes", "no owner makes such a segment");
         auto segment = std::make_shared<Mapped>(map_write(fd, head_nbytes), map_read(fd, nbytes));
         // A child of ours may have a view that we had when it was forked: that lease is not ours to give back.
         segment->is_pinned = load_word(segment->words() + lease_word) == lease_pinned;

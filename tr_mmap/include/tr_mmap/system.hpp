@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -180,6 +181,15 @@ inline std::uint64_t free_nbytes(const std::string& path) {
                      nbytes, free);
 }
 
+/// Whether a file on tmpfs lacks pages: looking at one takes memory then, and is SIGBUS when there is none left. False
+/// on other file systems, where a hole costs a reader nothing, and where compression looks the same.
+inline bool is_sparse(const Fd& fd, const std::string& path) {
+    constexpr auto tmpfs_magic = 0x01021994;  // linux/magic.h
+    const struct stat info = status_of(fd, path);
+    struct statfs system;
+    return info.st_blocks * 512 < info.st_size && ::fstatfs(fd.get(), &system) == 0 && system.f_type == tmpfs_magic;
+}
+
 /// Give the file its blocks now: touching a mapping of a full tmpfs is SIGBUS, this is an exception.
 inline void allocate(const Fd& fd, std::uint64_t nbytes, const std::string& directory) {
     if (nbytes == 0) return;
@@ -247,6 +257,29 @@ inline std::string random_hex(std::size_t nbytes) {
         text += "0123456789abcdef"[byte & 15];
     }
     return text;
+}
+
+/// 1 to ``most`` letters, digits, '_', '-' and '.', not beginning with a dot.
+inline bool is_plain_name(std::string_view name, std::size_t most) {
+    if (name.empty() || name.size() > most || name[0] == '.') return false;
+    for (const char c : name) {
+        const bool is_letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+        if (!is_letter && !(c >= '0' && c <= '9') && c != '_' && c != '-' && c != '.') return false;
+    }
+    return true;
+}
+
+inline bool is_all_digits(std::string_view text) {
+    return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+inline bool starts_with(std::string_view text, std::string_view start) { return text.substr(0, start.size()) == start; }
+
+/// What is between them in a name; "" if it does not begin and end so.
+inline std::string_view name_between(std::string_view name, std::string_view start, std::string_view end) {
+    if (name.size() < start.size() + end.size() || !starts_with(name, start)) return {};
+    if (name.substr(name.size() - end.size()) != end) return {};
+    return name.substr(start.size(), name.size() - start.size() - end.size());
 }
 
 inline std::string directory_of(const std::string& path) {

@@ -79,7 +79,14 @@ inline Tensor view_file(const Fd& fd, const Header& header, const std::string& p
         }
         return Tensor(header.shape, header.dtype, nullptr);
     }
-    Mapping mapping = map_read(fd, header.file_nbytes());
+    Mapping mapping;
+    try {
+        mapping = map_read(fd, header.file_nbytes());
+    } catch (const SystemError& error) {
+        if (error.code != ENOMEM) throw;
+        throw TSRFormatError(path + ": " + std::to_string(header.file_nbytes()) + " bytes, more than this process can map",
+                             Fault::TOO_LARGE, path);
+    }
     const std::byte* payload = mapping.data() + header.payload_offset;
     const auto nbytes = static_cast<std::size_t>(header.payload_nbytes);
     if (is_to_be_verified && header.payload_checksum && crc32(payload, nbytes) != *header.payload_checksum) {

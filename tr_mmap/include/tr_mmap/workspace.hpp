@@ -30,22 +30,6 @@ namespace detail {
 
 inline constexpr double claim_wait_ms = 2000;  // for another's sweep, and for a dead owner's worker to follow it
 
-/// 1 to ``most`` letters, digits, '_', '-' and '.', not beginning with a dot.
-inline bool is_plain_name(std::string_view name, std::size_t most) {
-    if (name.empty() || name.size() > most || name[0] == '.') return false;
-    for (const char c : name) {
-        const bool is_letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-        if (!is_letter && !(c >= '0' && c <= '9') && c != '_' && c != '-' && c != '.') return false;
-    }
-    return true;
-}
-
-inline bool is_all_digits(std::string_view text) {
-    return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
-}
-
-inline bool starts_with(std::string_view text, std::string_view start) { return text.substr(0, start.size()) == start; }
-
 /// Refuse what may not name a tensor: other characters, or the library's own names.
 inline void check_tag(const std::string& tag) {
     if (!is_plain_name(tag, 128)) {
@@ -91,6 +75,16 @@ inline bool is_usable_dir(const std::string& path) {
     return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode) && ::access(path.c_str(), W_OK | X_OK) == 0;
 }
 
+/// Throw HostilePath if another user could rename what we make in a directory that our user chose.
+inline void check_shared_dir(const std::string& path) {
+    struct stat info;
+    if (::stat(path.c_str(), &info) != 0) throw SystemError(path, errno);
+    if (info.st_uid != 0 && info.st_uid != ::geteuid()) unusable(path, "belongs to user " + std::to_string(info.st_uid));
+    if ((info.st_mode & 022) && !(info.st_mode & S_ISVTX)) {
+        unusable(path, "may be written by group or others, and has no sticky bit (chmod go-w, or chmod +t)");
+    }
+}
+
 inline void remove_tree(const std::string& path) noexcept {
     std::error_code ignored;
     std::filesystem::remove_all(path, ignored);  // symlinks are removed, never followed
@@ -108,17 +102,13 @@ public:
     /// TR_WORKSPACE, else a private directory in shared memory, else one among temporary files; made if missing.
     static Workspace locate() {
         const char* chosen = std::getenv("TR_WORKSPACE");
-        const bool is_default = !chosen || !*chosen;
-        std::string root;
-        if (is_default) {
-            const char* temporary = std::getenv("TMPDIR");
-            const std::string other = temporary && is_usable_dir(temporary) ? temporary : "/tmp";
-            root = (is_usable_dir("/dev/shm") ? "/dev/shm" : other) + "/tr_mmap-" + std::to_string(::getuid());
-        } else {
-            root = std::filesystem::absolute(chosen).lexically_normal().string();
-            while (root.size() > 1 && root.back() == '/') root.pop_back();
-        }
-        Workspace workspace(std::move(root), is_default);
+        const char* temporary = std::getenv("TMPDIR");
+        const std::string other = temporary && is_usable_dir(temporary) ? temporary : "/tmp";
+        const std::string common =
+            (is_usable_dir("/dev/shm") ? "/dev/shm" : other) + "/tr_mmap-" + std::to_string(::getuid());
+        std::string root = std::filesystem::absolute(chosen && *chosen ? chosen : common).lexically_normal().string();
+        while (root.size() > 1 && root.back() == '/') root.pop_back();
+        Workspace workspace(root, root == common);
         workspace.make_root();
         return workspace;
     }
@@ -127,6 +117,12 @@ public:
     std::string session_dir(const std::string& session_id) const {
         check_session_id(session_id);
         return sessions_ + "/tr_session_" + session_id;
+    }
+
+    /// Throw HostilePath if another could write to a session of ours, or to what leads to it.
+    void check_session(const std::string& session_id) const {
+        check_private_dir(sessions_);
+        check_private_dir(session_dir(session_id));
     }
 
     /// Become the owner of a session: its directory, new and with its manifest in it. What a dead owner left under the
@@ -176,9 +172,11 @@ public:
                 long long pid = 0;
                 unsigned long long ticks = 0;
                 const char* numbers = name.c_str() + name.find('-') + 1;
-                if (std::sscanf(numbers, "%10lld-%20llu-", &pid, &ticks) == 2 && !Identity::local(pid, ticks).is_alive()) {
-                    remove_tree(sessions_ + "/" + name);
-                }
+                if (std::sscanf(numbers, "%10lld-%20llu-", &pid, &ticks) != 2) continue;
+                const Identity user = Identity::local(pid, ticks);
+                // Our own removals too: one may have failed.
+                const bool is_own = name[1] == 'g' && user == Identity::current();
+                if (is_own || !user.is_alive()) remove_tree(sessions_ + "/" + name);
             } else if (starts_with(name, "tr_session_") && is_plain_name(name.substr(11), 64)) {
                 bool ignored = false;
                 take_away(sessions_ + "/" + name, &judge_dead, ignored);
@@ -249,6 +247,7 @@ private:
             }
             if (!is_default_) {
                 if (!is_usable_dir(root_)) unusable(root_, "is not a directory that this user may write");
+                check_shared_dir(root_);
                 return;
             }
             if (check_private_dir(root_)) return;  // else another's release removed it at this moment
