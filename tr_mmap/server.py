@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from .auth import Tally
@@ -63,15 +64,13 @@ def _print(*values: Any) -> None:
         pass
 
 
+@dataclass(slots=True)
 class _Answer:
     """What a handler has said so far in answer to one request."""
 
-    __slots__ = ("command", "message", "result")
-
-    def __init__(self) -> None:
-        self.command = ""
-        self.result: str | None = None
-        self.message = ""
+    command: str = ""
+    result: str | None = None
+    message: str = ""
 
 
 class TechRenaissanceServer:
@@ -259,7 +258,6 @@ class TechRenaissanceServer:
 
     def _serve(self, channel: Channel, store: WorkerStore, request: Request) -> None:
         self._enter(channel, Status.BUSY)
-        # The controller asks again only when it has taken the last answer.
         store.begin(request)
         self._store = store
         self._complaint = ""

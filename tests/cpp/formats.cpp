@@ -1,4 +1,5 @@
-// Tests of what needs no worker: dtypes, shapes, tensors, files, JSON, messages, identities.
+// Tests of what needs no worker: dtypes, shapes, tensors, files, JSON, messages, identities. Files go to the empty
+// directory TR_TEST_FOLDER.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,10 +13,7 @@ using namespace tr;
 
 namespace {
 
-std::string folder() {
-    const char* workspace = std::getenv("TR_WORKSPACE");
-    return workspace ? workspace : "/tmp";
-}
+std::string folder() { return std::getenv("TR_TEST_FOLDER"); }
 
 Fault fault_of(const std::function<void()>& action) { return thrown_by<TSRFormatError>(action).fault; }
 

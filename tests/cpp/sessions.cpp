@@ -1,4 +1,5 @@
-// Tests of sessions with a Python worker. TR_WORKSPACE is this run's own; TR_TEST_WORKER is worker.py beside this file.
+// Tests of sessions with a Python worker. TR_WORKSPACE is this run's own, and empty in the end; TR_TEST_WORKER is
+// worker.py beside this file, TR_TEST_FOLDER an empty directory.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -297,6 +298,7 @@ TEST(session_timeouts) {
     CHECK(!s.wait_until_ok(1));
     CHECK(s.wait_until_ok(5000));
     s.send_request("sleep 60");
+    while (!s.is_busy()) std::this_thread::yield();  // else the wish to exit may take the request's place
     CHECK(!s.please_exit(100, false) && s.is_alive());
     const auto start = Clock::now();
     CHECK(!s.please_exit(100, true) && !s.is_alive());
@@ -354,7 +356,7 @@ TEST(session_death_at_any_moment_is_noticed_within_a_second) {
 }
 
 TEST(session_death_before_ready) {
-    const std::string script = std::string(std::getenv("TR_WORKSPACE")) + "/broken.py";
+    const std::string script = std::string(std::getenv("TR_TEST_FOLDER")) + "/broken.py";
     std::ofstream(script) << "raise SystemExit('no such luck')\n";
     PythonSession s(script, "broken", true);
     s.start();
@@ -370,7 +372,7 @@ TEST(session_death_before_ready) {
 
 TEST(session_terminate_ends_the_whole_tree) {
     Ready s("tree");
-    const pid_t grandchild = std::stoi(s.fetch_response("child"));
+    const pid_t grandchild = std::stoi(s.fetch_response("child yes"));
     CHECK(is_running(grandchild));
     std::thread other([&] {
         std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -384,7 +386,7 @@ TEST(session_terminate_ends_the_whole_tree) {
     CHECK(!is_running(grandchild));
     s.start();
     s.wait_until_ready(30000);
-    const pid_t orphan = std::stoi(s.fetch_response("child"));
+    const pid_t orphan = std::stoi(s.fetch_response("child no"));
     thrown_by<WorkerDied>([&] { s.fetch_response("die 0"); });
     CHECK(!is_running(orphan));  // what a dead worker left behind
 }
@@ -506,7 +508,7 @@ TEST(session_forks) {
 }
 
 TEST(session_output_is_shown_unless_quiet) {
-    const std::string path = std::string(std::getenv("TR_WORKSPACE")) + "/stderr";
+    const std::string path = std::string(std::getenv("TR_TEST_FOLDER")) + "/stderr";
     const int before = ::dup(2);
     const int file = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC, 0600);
     ::dup2(file, 2);
@@ -529,7 +531,7 @@ TEST(session_output_is_shown_unless_quiet) {
 
 TEST(session_hostile_places_are_refused) {
     const std::string previous = std::getenv("TR_WORKSPACE");
-    const std::string place = previous + "/place";
+    const std::string place = std::string(std::getenv("TR_TEST_FOLDER")) + "/place";
     ::mkdir(place.c_str(), 0700);
     ::mkdir((place + "/python_session").c_str(), 0700);
     ::chmod((place + "/python_session").c_str(), 0777);
@@ -537,7 +539,7 @@ TEST(session_hostile_places_are_refused) {
     thrown_by<HostilePath>([] { PythonSession().start(); });
     ::chmod(place.c_str(), 0777);
     thrown_by<HostilePath>([] { PythonSession().start(); });
-    ::setenv("TR_WORKSPACE", (previous + "/no/such").c_str(), 1);
+    ::setenv("TR_WORKSPACE", (place + "/no/such").c_str(), 1);
     thrown_by<HostilePath>([] { PythonSession().start(); });
     ::setenv("TR_WORKSPACE", previous.c_str(), 1);
 }

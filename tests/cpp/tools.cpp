@@ -140,7 +140,7 @@ public:
     }
 
     void headers(std::uint64_t count) {
-        const std::string path = std::string(std::getenv("TR_WORKSPACE")) + "/fuzz.tsr";
+        const std::string path = std::string(std::getenv("TR_TEST_FOLDER")) + "/fuzz.tsr";
         const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
         CHECK(fd >= 0);
         std::uint64_t accepted = 0;

@@ -97,10 +97,10 @@ def kill():
 
 
 @server.command("child")
-def child():
-    """A grandchild that ignores SIGTERM, in a session of its own."""
+def child(has_own_session: bool):
+    """A grandchild that ignores SIGTERM."""
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=has_own_session)
     process.stdout.readline()
     return str(process.pid)
 

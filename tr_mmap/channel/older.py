@@ -13,7 +13,7 @@ from typing import Final
 
 from .. import system
 from ..dialect import OLDER_FORBIDDEN_MODE, decode_older_response, encode_older
-from ..errors import BadMessage, ResponseTimeout
+from ..errors import BadMessage, OutOfSpace, ResponseTimeout
 from ..protocol import Failure, Request, Response, Status, StatusLine, encode, parse_status
 from .base import MAX_MESSAGE_NBYTES, Role, check_bounds
 from .files import FileChannel, PollRate
@@ -85,7 +85,10 @@ class OlderChannel(FileChannel):
         self._put(self._out, data)
 
     def answer_unreadable(self, failure: Failure) -> None:
-        self.send(Response(result="error", error=failure))
+        try:
+            self.send(Response(result="error", error=failure))
+        except OutOfSpace:
+            pass  # the status could not be written either
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         raw = super().receive(timeout_ms, stop)

@@ -104,9 +104,9 @@ Sealed: a v2 file, encrypted
 
 Chunk i is encrypted with AES-256-GCM. Its key is BLAKE2b(salt) with the user's 32 bytes as key, digest size 32, and
 "tr_mmap sealed 1" as personalization; its nonce i, as 12 bytes little-endian; its associated data bytes 0 to 63 of this
-file. So no nonce is used twice under a key, and nothing of the file can be changed, moved, cut off or taken from another
-file unnoticed; nothing but its length can be read without the key. What it does not tell: which of two files sealed with
-one key is the newer one.
+file. So no nonce is used twice under a key, and nothing of the file can be changed, moved, cut off or taken from
+another file unnoticed; nothing but its length can be read without the key. What it does not tell: which of two files
+sealed with one key is the newer one.
 
 Segments: who stores what, in which order
 -----------------------------------------
