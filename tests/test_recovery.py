@@ -99,7 +99,7 @@ def test_a_worker_that_was_slow_to_start_does_not_join_a_later_start(tmp_path: P
     with PythonSession(TOOLS, quiet_mode=True) as session:
         late = subprocess.run(
             [sys.executable, str(TOOLS), "default"],
-            env={**os.environ, WORKER_MARK: "1-of-an-earlier-start"},
+            env={**os.environ, "PYTHONPATH": str(TOOLS.parents[2]), WORKER_MARK: "1-of-an-earlier-start"},
             capture_output=True,
             text=True,
             check=False,

@@ -29,7 +29,7 @@ class WorkerStore(ABC):
 
     @abstractmethod
     def begin(self, request: Request) -> None:
-        """A request is there: the controller asks only when it has taken the last answer. These tags are new or gone."""
+        """A request is there, so the last answer was taken; these tags are new or gone."""
 
     @abstractmethod
     def fetch(self, tag: str, framework: str) -> Any:

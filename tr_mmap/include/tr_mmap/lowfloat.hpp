@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -77,11 +78,12 @@ struct PowerFormat {
 
     static unsigned encode(float value) {
         if (!(value > 0) || std::isinf(value)) return 0xff;  // there is no zero, no sign and no infinity
-        int exponent = 0;
-        const float fraction = std::frexp(value, &exponent);  // in [0.5, 1)
-        int code = exponent - 1 + 127;
-        if (fraction > 0.75f || (fraction == 0.75f && code % 2 != 0)) code += 1;
-        return code < 0 ? 0 : code > 0xfe ? 0xff : static_cast<unsigned>(code);
+        std::uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        // The exponent, rounded to the nearest by the mantissa and ties upwards, as ml_dtypes and torch do.
+        const std::uint32_t exponent = bits >> 23;
+        const std::uint32_t mantissa = bits & 0x7fffff;
+        return exponent + (mantissa > 0x400000 || (mantissa == 0x400000 && exponent > 0));
     }
 };
 

@@ -1,0 +1,377 @@
+"""Random traffic for as long as you like, with kills and restarts: is all of it right, and do memory, descriptors and
+/dev/shm stay flat?
+
+    python tools/soak --minutes 60
+
+Three sessions: one that nobody disturbs, one whose worker is killed and whose session is closed at random, one over the
+channel of files. Between rounds all views and tags are dropped and a sample is taken; samples of late rounds must be as
+low as those of early ones, and in the end nothing may be left. Prints a report; the exit status says if it is good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+HERE: Final = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+import numpy as np  # noqa: E402 - the package is beside this directory, installed or not
+
+from tr_mmap import PythonSession, RemoteError, ResponseTimeout, WorkerDied, sweep  # noqa: E402
+
+WORKER: Final = HERE / "worker.py"
+MAX_NBYTES: Final = 8 << 20
+BUDGET_NBYTES: Final = 256 << 20
+LONG_MS: Final = 60_000.0
+MAX_VIEWS: Final = 30
+DTYPES: Final = ("uint8", "int16", "float32", "float64", "int64", "complex64")
+# How much more of it a late round may have than an early one: the allocator's habits, not a leak's growth.
+MEMORY_SLACK_NBYTES: Final = 6 << 20
+MEMORY_SLACK_SHARE: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is in use between two rounds."""
+
+    at_s: float
+    memory_nbytes: int  # private memory of this process
+    worker_nbytes: int  # of the undisturbed worker
+    shared_nbytes: int  # files in the workspace
+    descriptors: int
+    worker_descriptors: int
+    threads: int
+
+    def line(self) -> str:
+        mib = [f"{each / 2**20:9.1f}" for each in (self.memory_nbytes, self.worker_nbytes, self.shared_nbytes)]
+        counts = f"{self.descriptors:6}{self.worker_descriptors:8}{self.threads:8}"
+        return f"{self.at_s:8.0f}" + "".join(mib) + counts
+
+
+_trim: Final = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+
+HEADING: Final = "    at s   own MiB worker   shared   fds  worker threads"
+
+
+def private_nbytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
+def count_fds(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def shared_nbytes(workspace: Path) -> int:
+    seen = {}
+    for path in workspace.rglob("*"):
+        try:
+            info = path.lstat()
+        except FileNotFoundError:
+            continue
+        seen[info.st_ino] = info.st_blocks * 512  # a tag is another name of its segment
+    return sum(seen.values())
+
+
+@dataclass
+class Party:
+    """One session and what is held of it."""
+
+    name: str
+    channel: str
+    is_disturbed: bool
+    session: PythonSession | None = None
+    tags: dict[str, int] = field(default_factory=dict)  # tag to the number of what it holds
+    views: list[tuple[Any, int]] = field(default_factory=list)
+
+    def open(self) -> PythonSession:
+        if self.session is None:
+            self.session = PythonSession(
+                WORKER, self.name, quiet_mode=True, channel=self.channel, budget_nbytes=BUDGET_NBYTES
+            )
+        if not self.session.is_alive():
+            self.session.start()
+            if not self.session.wait_until_ready(LONG_MS):
+                raise RuntimeError("a worker was not ready after a minute")
+        return self.session
+
+
+def content(number: int) -> Any:
+    """Tensor ``number``: its size, type and bytes follow from the number."""
+    own = random.Random(number)
+    nbytes = int(2 ** own.uniform(0, np.log2(MAX_NBYTES)))
+    dtype = np.dtype(own.choice(DTYPES))
+    whole = np.arange(number, number + nbytes // 8 + 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    bits = whole.view(np.uint8)[: max(1, nbytes // dtype.itemsize) * dtype.itemsize]
+    x = bits.view(dtype)
+    return x.reshape(-1, 2) if x.size % 2 == 0 and own.random() < 0.5 else x
+
+
+class Soak:
+    """The traffic and its bookkeeping."""
+
+    def __init__(self, seed: int, workspace: Path) -> None:
+        self.random = random.Random(seed)
+        self.workspace = workspace
+        self.parties = [
+            Party("steady", "mapped", False),
+            Party("disturbed", "mapped", True),
+            Party("files", "files", True),
+        ]
+        self.number = 0
+        self.nbytes = 0
+        self.deeds: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.samples: list[Sample] = []
+        self.started = time.monotonic()
+
+    # -- checking -----------------------------------------------------------------------------------------------------
+
+    def new(self) -> tuple[int, Any]:
+        self.number += 1
+        x = content(self.number)
+        self.nbytes += x.nbytes
+        return self.number, x
+
+    def check(self, found: Any, number: int, what: str) -> None:
+        wanted = content(number)
+        if found.shape != wanted.shape or found.dtype != wanted.dtype or found.tobytes() != wanted.tobytes():
+            self.wrong.append(f"{what}: tensor {number} is not what was sent")
+
+    # -- deeds --------------------------------------------------------------------------------------------------------
+
+    def send(self, party: Party) -> None:
+        number, x = self.new()
+        tag = f"tag{self.random.randrange(8)}"
+        party.open().send_tensor(x, tag)
+        party.tags[tag] = number
+
+    def ask(self, party: Party) -> None:
+        if not party.tags:
+            return self.send(party)
+        tag, number = self.random.choice(sorted(party.tags.items()))
+        found = party.open().fetch_tensor(f"{self.random.choice(['echo', 'loan'])} {tag}", LONG_MS)
+        self.check(found, number, "ask")
+        return self.hold(party, found, number)
+
+    def lend(self, party: Party) -> None:
+        number, x = self.new()
+        session = party.open()
+        if self.random.random() < 0.5:
+            loan = session.empty(x.shape, x.dtype)
+            loan[...] = x
+            x = loan
+        found = session.calculate(self.random.choice(["echo", "loan"]), x, timeout_ms=LONG_MS)
+        self.check(found, number, "lend")
+        self.hold(party, found, number)
+
+    def hold(self, party: Party, found: Any, number: int) -> None:
+        if self.random.random() < 0.3:
+            party.views.append((found, number))
+            del party.views[:-MAX_VIEWS]
+
+    def look(self, party: Party) -> None:
+        for found, number in party.views:
+            self.check(found, number, "held view")
+
+    def let_go(self, party: Party) -> None:
+        self.random.shuffle(party.views)
+        del party.views[len(party.views) // 2 :]
+
+    def keep(self, party: Party) -> None:
+        number, x = self.new()
+        wanted = str(int(x.view(np.uint8).sum(dtype=np.int64)))
+        if party.open().calculate("keep", x, timeout_ms=LONG_MS) != wanted:
+            self.wrong.append(f"keep: tensor {number} has another sum in the worker")
+
+    def drop(self, party: Party) -> None:
+        if party.tags:
+            tag = self.random.choice(sorted(party.tags))
+            party.open().drop_tensor(tag)
+            del party.tags[tag]
+
+    def talk(self, party: Party) -> None:
+        text = "x" * int(2 ** self.random.uniform(0, 18))
+        if party.open().fetch_response({"cmd": "say", "params": text}, LONG_MS) != text:
+            self.wrong.append("talk: another text came back")
+
+    def fail(self, party: Party) -> None:
+        try:
+            party.open().fetch_response("fail on purpose", LONG_MS)
+            self.wrong.append("fail: it did not")
+        except RemoteError as error:
+            if error.error_type != "ArithmeticError":
+                raise
+
+    def give_up(self, party: Party) -> None:
+        try:
+            party.open().fetch_response("nap 5", 1)
+        except ResponseTimeout:
+            self.errors["ResponseTimeout"] += 1
+
+    def kill(self, party: Party) -> None:
+        session = party.open()
+        pid = int(session.fetch_response("pid", LONG_MS))
+        x = content(self.number)
+        timer = threading.Timer(self.random.uniform(0, 0.01), os.kill, (pid, signal.SIGKILL))
+        timer.start()
+        try:
+            while True:
+                self.check(session.calculate("echo", x, timeout_ms=LONG_MS), self.number, "kill")
+        except WorkerDied:
+            self.errors["WorkerDied"] += 1
+        finally:
+            timer.join()
+
+    def terminate(self, party: Party) -> None:
+        party.open().terminate()
+
+    def close(self, party: Party) -> None:
+        session = party.open()
+        party.session = None
+        party.tags.clear()
+        session.please_exit()
+
+    def orphan(self, party: Party) -> None:  # noqa: ARG002 - as all deeds
+        """A controller that is killed as soon as its session is there; the worker follows, the next sweep removes."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                PythonSession(WORKER, f"orphan{self.number}", quiet_mode=True).start()
+            finally:
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+        sweep()
+
+    # -- rounds -------------------------------------------------------------------------------------------------------
+
+    def deed(self) -> None:
+        party = self.random.choices(self.parties, [10, 10, 1])[0]
+        usual: list[Callable[[Party], None]] = [self.send, self.ask, self.lend, self.keep, self.talk, self.drop]
+        rare = [self.look, self.let_go, self.fail, self.give_up]
+        faults = [self.kill, self.terminate, self.close, self.orphan] if party.is_disturbed else []
+        kind = self.random.choices([usual, rare, faults or usual], [89, 8, 3])[0]
+        chosen = self.random.choice(kind)
+        self.deeds[chosen.__name__] += 1
+        chosen(party)
+
+    def quiet(self) -> None:
+        """Drop everything that was kept, so that samples can be compared, and take one."""
+        for party in self.parties:
+            session = party.open()
+            party.views.clear()
+            for tag in party.tags:
+                session.drop_tensor(tag)
+            party.tags.clear()
+            session.fetch_response("forget", LONG_MS)
+        gc.collect()
+        if _trim is not None:
+            _trim(0)  # what malloc keeps for later is no leak
+        for party in self.parties:
+            party.open().calculate("echo", np.zeros(1), timeout_ms=LONG_MS)
+        sweep()
+        worker = int(self.parties[0].open().fetch_response("pid", LONG_MS))
+        self.samples.append(
+            Sample(
+                at_s=time.monotonic() - self.started,
+                memory_nbytes=private_nbytes(os.getpid()),
+                worker_nbytes=private_nbytes(worker),
+                shared_nbytes=shared_nbytes(self.workspace),
+                descriptors=count_fds(os.getpid()),
+                worker_descriptors=count_fds(worker),
+                threads=threading.active_count(),
+            )
+        )
+
+    def run(self, seconds: float) -> None:
+        round_s = min(max(seconds / 12, 0.5), 30.0)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.wrong:
+            round_end = min(time.monotonic() + round_s, end)
+            while time.monotonic() < round_end:
+                self.deed()
+            self.quiet()
+        for party in self.parties:
+            if party.session is not None:
+                party.session.please_exit()
+                party.session = None
+
+    def growth(self) -> list[str]:
+        """What late samples have more of than early ones. The first is of the warm-up."""
+        samples = self.samples[1:] if len(self.samples) > 3 else self.samples
+        half = max(1, len(samples) // 2)
+        found = []
+        for name in ("memory_nbytes", "worker_nbytes", "descriptors", "worker_descriptors", "threads"):
+            early = max(getattr(each, name) for each in samples[:half])
+            late = min(getattr(each, name) for each in samples[half:] or samples)
+            slack = MEMORY_SLACK_NBYTES + early * MEMORY_SLACK_SHARE if name.endswith("nbytes") else 0
+            if late > early + slack:
+                found.append(f"{name}: at most {early} early, at least {late} late")
+        limit = 2 * len(self.parties) * BUDGET_NBYTES
+        if (most := max(each.shared_nbytes for each in samples)) > limit:
+            found.append(f"shared_nbytes: {most}, above what budgets allow")
+        return found
+
+
+def report(soak: Soak, seconds: float, left: list[str]) -> bool:
+    """Print what came of it; whether it is good."""
+    step = max(1, len(soak.samples) // 20)
+    print(HEADING)
+    for sample in [*soak.samples[:-1:step], soak.samples[-1]]:
+        print(sample.line())
+    problems = soak.wrong + [f"grown: {each}" for each in soak.growth()] + [f"left: {each}" for each in left]
+    print(f"{sum(soak.deeds.values()):,} deeds, {soak.nbytes / 2**30:.1f} GiB sent, in {seconds:.0f} s")
+    print("  " + ", ".join(f"{name} {count}" for name, count in soak.deeds.most_common()))
+    print("  as expected: " + (", ".join(f"{name} {count}" for name, count in soak.errors.items()) or "no errors"))
+    print("\n".join(problems) if problems else "nothing wrong, nothing grown, nothing left")
+    return not problems
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=1.0, help="how long (1)")
+    length.add_argument("--seconds", type=float, help="how long, in seconds")
+    parser.add_argument("--seed", type=int, default=None, help="of the random choices; another one each time")
+    options = parser.parse_args()
+    seconds = options.seconds if options.seconds is not None else options.minutes * 60
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
+    print(f"seed {seed}")
+    parent = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(prefix="tr_soak_", dir=parent) as directory:
+        os.environ["TR_WORKSPACE"] = directory
+        workspace = Path(directory)
+        fds, threads = count_fds(os.getpid()), threading.active_count()
+        soak = Soak(seed, workspace)
+        soak.run(seconds)
+        gc.collect()
+        sweep()
+        left = [str(path.relative_to(workspace)) for path in workspace.rglob("*")]
+        left += [name for name in os.listdir(parent or directory) if name.startswith(f"sem.tr_{os.getpid()}_")]
+        if (more := count_fds(os.getpid()) - fds) > 0:
+            left.append(f"{more} descriptors")
+        if (more := threading.active_count() - threads) > 0:
+            left.append(f"{more} threads")
+        is_good = report(soak, time.monotonic() - soak.started, left)
+    return 0 if is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
