@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -130,10 +130,10 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     return Faults(monkeypatch)
 
 
-def each_plan(faults: Faults, attempt: Callable[[Plan], None]) -> dict[str, int]:
+def each_plan(faults: Faults, attempt: Callable[[Plan], None], numbers: Sequence[int] = ERRNOS) -> dict[str, int]:
     """Run ``attempt`` with every plan, n = 1, 2, ... until none of its calls fails; how often each call failed."""
     failed: dict[str, int] = {}
-    for number in ERRNOS:
+    for number in numbers:
         for is_forever in (False, True):
             nth = 0
             while True:

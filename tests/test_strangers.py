@@ -256,6 +256,61 @@ def test_a_session_that_starts_removes_what_the_dead_left(workspace: Path, tmp_p
     assert place.release("living")
 
 
+HOGGED = """
+import os, sys
+from tr_mmap import PythonSession
+session = PythonSession(sys.argv[1], quiet_mode=True)
+session.start()
+pid = session.fetch_response("pid")
+session.send_request("hog")
+while not session.is_busy():
+    pass
+print(pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("way", ["sweep", "start"])
+def test_a_worker_that_cannot_follow_its_dead_controller_is_ended(workspace: Path, way: str) -> None:
+    """Its handler is in native code that holds the interpreter's lock, so no thread of its own can end it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOGGED, str(TOOLS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": REPOSITORY},
+    ) as controller:
+        assert controller.stdout is not None
+        worker = int(controller.stdout.readline())
+        assert sweep().removed == []
+        controller.kill()
+    if way == "sweep":
+        assert sweep().removed == ["default"]
+    else:
+        with PythonSession(TOOLS, quiet_mode=True) as session:
+            assert session.fetch_response("hello you") == "Hello You"
+    assert has_ended(worker)
+
+
+def test_a_process_that_does_not_bear_the_workers_mark_is_never_ended_for_one(workspace: Path, tmp_path: Path) -> None:
+    worker = dead_worker(tmp_path)
+    bystander = subprocess.Popen(["sleep", "1000"])
+    try:
+        identity = Identity.of(bystander.pid)
+        place = Workspace(str(workspace))
+        path = place.claim("dead", Manifest(session_id="dead", controller=Identity.current()))
+        for mark in ("", "a-mark"):
+            manifests.write(
+                path, Manifest(session_id="dead", controller=worker.identity, worker=identity, worker_mark=mark)
+            )
+            assert "is alive" in sweep().kept["dead"]
+            assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+    assert sweep().removed == ["dead"]
+
+
 def test_a_workspace_that_cannot_be_swept_is_no_reason_not_to_start(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,12 +16,12 @@ from typing import Any, Final
 
 from . import system
 from .identity import POLL_S, Identity, all_stats, open_pidfd, send_signal, wait_for_ends
+from .orphans import WORKER_MARK
 
 __all__ = ["WORKER_MARK", "Identity", "PeerWatch", "WorkerProcess"]
 
 LOG_TAIL_NBYTES: Final = 16 << 10  # what of a dead worker's output goes into an error: a traceback or two
 KILL_S: Final = 2.0  # how long SIGKILL may take to show; a process in an uninterruptible wait is left to the kernel
-WORKER_MARK: Final = "TR_MMAP_WORKER"  # environment variable that says whose tree a process belongs to
 
 
 class PeerWatch:

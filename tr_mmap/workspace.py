@@ -24,6 +24,7 @@ from . import system
 from .errors import BadMessage, BadTag, HostilePath, SessionInUse, TRException
 from .identity import Identity
 from .manifest import Manifest
+from .orphans import end_orphan
 
 __all__ = ["SweepReport", "Workspace", "check_session_id", "check_tag", "sweep"]
 
@@ -33,6 +34,7 @@ SESSION_PREFIX: Final = "tr_session_"
 MAX_TAG_LENGTH: Final = 128  # with ".tsr" and a sequence number well under NAME_MAX (255)
 MAX_SESSION_ID_LENGTH: Final = 64  # goes into semaphore names too, beside other parts
 CLAIM_WAIT_S: Final = 2.0  # for another's sweep, and for a dead owner's worker to follow it: both take milliseconds
+ORPHAN_WAIT_S: Final = 4.0  # what a dead controller's worker has to end in; it gives its last command two
 _RETRY_S: Final = 0.005
 
 _good_tag = re.compile(r"(?!\.)(?!(?:result|segment)_[0-9]+\Z)[A-Za-z0-9_.-]{1,128}").fullmatch
@@ -95,11 +97,19 @@ class SweepReport:
 class _Kept(Exception):
     """A session may not be taken away: why, whose it is (0 if unknown), and whether waiting a little may help."""
 
-    def __init__(self, reason: str, *, pid: int = 0, may_pass: bool = False) -> None:
+    def __init__(self, reason: str, *, pid: int = 0, may_pass: bool = False, orphan: Manifest | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.pid = pid
         self.may_pass = may_pass
+        self.orphan = orphan  # of a session whose controller has ended and whose worker has not
+
+    def end_orphan(self, deadline: float) -> bool:
+        """Let the worker end until the monotonic clock says ``deadline``, then kill it; whether it has ended."""
+        orphan = self.orphan
+        return (
+            orphan is not None and orphan.worker is not None and end_orphan(orphan.worker, orphan.worker_mark, deadline)
+        )
 
 
 def _judge_dead(manifest: Manifest | None, problem: str) -> None:
@@ -112,7 +122,8 @@ def _judge_dead(manifest: Manifest | None, problem: str) -> None:
     if manifest.worker is not None and manifest.worker != Identity.current() and manifest.worker.is_alive():
         # It is about to notice, and until then could write to, or remove, the directory that it takes for its own.
         pid = manifest.worker.pid
-        raise _Kept(f"its worker, process {pid}, is alive, its controller is not", pid=pid, may_pass=True)
+        why = f"its worker, process {pid}, is alive, its controller is not"
+        raise _Kept(why, pid=pid, may_pass=True, orphan=manifest)
 
 
 def _judge_own(manifest: Manifest | None, _problem: str) -> None:
@@ -203,6 +214,9 @@ class Workspace:
             except BaseException:
                 self._remove_if_empty()
                 raise
+            if time.monotonic() >= deadline and kept.end_orphan(deadline + ORPHAN_WAIT_S - CLAIM_WAIT_S):
+                deadline = time.monotonic() + CLAIM_WAIT_S
+                continue
             if not kept.may_pass or time.monotonic() >= deadline:
                 raise SessionInUse(
                     f"session {session_id!r} is in use: {kept.reason} ({path}); end that process, choose another "
@@ -237,15 +251,19 @@ class Workspace:
         self._remove_if_empty()
         return True
 
-    def sweep(self) -> SweepReport:
+    def sweep(self, *, ends_orphans: bool = False) -> SweepReport:
         """Remove the sessions whose controller and worker have both ended, with their semaphores, and half-made ones.
 
         Whatever lives, is another user's or cannot be judged stays. Any number of sweepers may run at once.
+
+        Args:
+            ends_orphans: whether to wait a few seconds for workers whose controller has ended, and then kill them.
 
         Raises:
             HostilePath: the directory of sessions is not this user's own.
         """
         report = SweepReport()
+        orphans: dict[str, _Kept] = {}
         try:
             _check_private(self._sessions)
             names = sorted(system.list_dir(self._sessions))
@@ -264,8 +282,15 @@ class Workspace:
                         report.removed.append(session_id)
                 except _Kept as kept:
                     report.kept[session_id] = kept.reason
+                    if kept.orphan is not None:
+                        orphans[session_id] = kept
                 except OSError as error:
                     report.kept[session_id] = f"it cannot be examined or removed ({error.strerror})"
+        if ends_orphans and orphans:
+            deadline = time.monotonic() + ORPHAN_WAIT_S
+            if True in [kept.end_orphan(deadline) for kept in orphans.values()]:
+                again = self.sweep()
+                return SweepReport(report.removed + again.removed, again.kept)
         self._remove_if_empty()
         return report
 
@@ -320,8 +345,11 @@ class Workspace:
 
 
 def sweep(root: str | None = None) -> SweepReport:
-    """Remove what dead processes left in a workspace, by default in this user's; see :meth:`Workspace.sweep`."""
-    return (Workspace(root) if root is not None else Workspace.locate()).sweep()
+    """Remove what dead processes left in a workspace, by default in this user's; see :meth:`Workspace.sweep`.
+
+    A worker whose controller has ended follows it by itself; if it has not after a few seconds it is killed.
+    """
+    return (Workspace(root) if root is not None else Workspace.locate()).sweep(ends_orphans=True)
 
 
 def _unusable(path: str, reason: str) -> HostilePath:

@@ -125,6 +125,10 @@ TEST(format_tensor_as_text) {
     CHECK_EQUAL(Tensor::zeros(Shape(0, 3)).to_string(), "[]");
     CHECK_EQUAL(Tensor::full(Shape(1), std::numeric_limits<float>::infinity()).to_string(), "[inf]");
     CHECK_EQUAL(Tensor::zeros(Shape(2000), DType::UINT8).to_string(), "[0, 0, 0, ..., 0, 0, 0]");
+    Tensor odd = Tensor::zeros(Shape(1), DType::BOOL);
+    odd.data<std::byte>()[0] = std::byte{28};  // no bool, but bytes that anybody may have sent
+    CHECK_EQUAL(odd.to_string(), "[true]");
+    CHECK(odd.item<bool>());
     CHECK_EQUAL(Tensor::full(Shape(1), 1.5, DType::COMPLEX128).to_string(), "[1.5+0.0i]");
 }
 

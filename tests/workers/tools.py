@@ -230,6 +230,15 @@ def spin(path: str) -> None:
         pass
 
 
+@server.command("hog")
+def hog() -> str:
+    """Native code that never gives the interpreter's lock back."""
+    import ctypes
+
+    ctypes.PyDLL(None).pause()
+    return "a signal"
+
+
 @server.command("pid")
 def pid() -> str:
     return str(os.getpid())

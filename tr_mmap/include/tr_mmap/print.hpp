@@ -27,9 +27,7 @@ inline std::string real_text(double value, int precision) {
 
 template <class T>
 std::string element_text(const T& value, int precision) {
-    if constexpr (std::is_same_v<T, bool>) {
-        return value ? "true" : "false";
-    } else if constexpr (std::is_integral_v<T>) {
+    if constexpr (std::is_integral_v<T>) {
         return std::to_string(value);
     } else if constexpr (std::is_floating_point_v<T> || is_low_float<T>) {
         return real_text(static_cast<double>(value), precision);
@@ -44,7 +42,8 @@ template <class T>
 void append_elements(std::string& out, const Tensor& tensor, int axis, std::int64_t first, std::int64_t span,
                      int precision) {
     if (axis == tensor.ndim()) {
-        out += element_text(tensor.data<T>()[first], precision);
+        if constexpr (std::is_same_v<T, bool>) out += tensor.data<std::byte>()[first] != std::byte{0} ? "true" : "false";
+        else out += element_text(tensor.data<T>()[first], precision);
         return;
     }
     const std::int64_t size = tensor.shape()[axis];

@@ -181,7 +181,8 @@ public:
     bool is_writable() const noexcept { return !storage_ || storage_->is_writable(); }
 
     /// The elements, null if there are none. T is the C++ type of the dtype, or std::byte. Ask again after sending a
-    /// loan: the pointer from before can still be written through, and its readers would see it.
+    /// loan: the pointer from before can still be written through, and its readers would see it. (As bool, elements are
+    /// taken at their word: a file or a worker that stored another byte than 0 or 1 is undefined behaviour to look at.)
     template <class T>
     const T* data() const {
         check_type<T>();
@@ -206,7 +207,8 @@ public:
     template <class T>
     T item() const {
         if (numel() != 1) throw UnsupportedTensor("a tensor of shape " + shape_.to_string() + " is not one value");
-        return *data<T>();
+        if constexpr (std::is_same_v<std::remove_cv_t<T>, bool>) return *data<std::byte>() != std::byte{0};
+        else return *data<T>();
     }
 
     template <class V>
