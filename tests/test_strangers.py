@@ -181,7 +181,7 @@ for number in range(int(rounds)):
             os.kill(os.getpid(), 9)  # leaves all of it, and a worker that must follow
         os.waitpid(heir, 0)
     session.close()
-    assert not os.path.exists(session.session_dir())
+    assert session_id == "shared" or not os.path.exists(session.session_dir())
 print("done", flush=True)
 """
 
