@@ -143,7 +143,8 @@ def test_a_signal_handler_may_use_the_session_that_it_interrupts(gate: Gate) -> 
             assert session.fetch_response(gate.message, FOREVER_MS) == "through"
             thread.join()
             assert seen
-            assert set(seen) == {(True, True, False)}
+            # Python may run the last handler only when the answer is there already.
+            assert set(seen) <= {(True, True, False), (True, False, True)}
             assert session.fetch_tensor("echo from_a_handler").tolist() == list(range(10))
     finally:
         signal.signal(signal.SIGUSR1, previous)
