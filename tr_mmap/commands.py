@@ -79,9 +79,9 @@ class Command:
         """
         if not self._scalars:
             words = split_words(parameters)
-            others = [word for word in words if word not in tags]
-            if others:
-                raise MissingTag(f"{self.name}: no tensor goes by the tag {others[0]!r}; send it first", tag=others[0])
+            for word in words:
+                if word not in tags:
+                    raise MissingTag(f"{self.name}: no tensor goes by the tag {word!r}; send it first", tag=word)
             self._check_count(len(words))
             return [fetch(word) for word in words]
         if len(self._positional) == 1 and self._scalars[0][1] is str and self._most is not None:

@@ -172,12 +172,13 @@ class Exchange:
 
     def _await(self, pending: Request, timeout_ms: float) -> Response:
         run = self.run()
+        store = self.store
         deadline_s = time.monotonic() + timeout_ms / 1000
         remaining_ms = timeout_ms
         while True:
             try:
                 raw = self._receive(run, remaining_ms)
-                response = None if raw is None else self.store.decode(raw)
+                response = None if raw is None else store.decode(raw)
             except BadMessage:
                 self._end_request()  # there will be no other answer to it
                 raise
@@ -195,7 +196,7 @@ class Exchange:
             # Else an answer that nobody waits for.
             remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
         self._pending = None
-        self.store.answered(pending)
+        store.answered(pending)
         return response
 
     def _receive(self, run: Run, timeout_ms: float) -> bytes | None:

@@ -25,6 +25,21 @@ __all__ = ["Place", "Run"]
 _is_remains = re.compile(r"result_[0-9]+\.tsr|(?:request|response)\.[0-9A-Za-z_]+\.spill").fullmatch
 
 
+class _Forks:
+    """How many forks lie between this process and the one that imported us; a system call could tell too, slowly."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._increment)
+
+    def _increment(self) -> None:
+        self.count += 1
+
+
+_forks = _Forks()
+
+
 class Run:
     """One worker's life: what exists from start() until that worker is gone."""
 
@@ -75,7 +90,7 @@ class Place:
         self.options = options
         self.workspace = Workspace.locate()
         self._channel_name = channel
-        self._owner_pid = os.getpid()
+        self._generation = _forks.count
         self._sweep()
         self.directory = self.workspace.claim(session_id, self._manifest([]))
         self.store = controller_store(channel, self.directory, options)
@@ -155,7 +170,7 @@ class Place:
     @property
     def is_foreign(self) -> bool:
         """Whether this process is a fork's child: then all of this is its parent's."""
-        return os.getpid() != self._owner_pid
+        return _forks.count != self._generation
 
     def release(self) -> None:
         """End the worker if it lives, remove the directory. Never raises for what is gone already.

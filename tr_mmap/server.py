@@ -266,14 +266,11 @@ class TechRenaissanceServer:
             failure = self._run_handler(request, answer, store)
         finally:
             self._answer = None
+        result = ("ok" if answer.result is None else answer.result) if failure is None else "error"
+        tensors = store.end(request, failure is None)
+        message = answer.message or self._complaint
         response = Response(
-            seq=request.seq,
-            command=answer.command or request.command,
-            result=("ok" if answer.result is None else answer.result) if failure is None else "error",
-            message=answer.message or self._complaint,
-            timestamp=now_ms(),
-            tensors=store.end(request, failure is None),
-            error=failure,
+            request.seq, answer.command or request.command, result, message, now_ms(), tensors, failure
         )
         self._send(channel, store, response)
 

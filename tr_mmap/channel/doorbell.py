@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
 import stat
 import sys
-import time
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
 import posix_ipc
 
 from .. import system
 from ..errors import HostilePath, OutOfSpace
+from ..native import Bell
 
 __all__ = ["Doorbell", "is_doorbell_name"]
 
@@ -24,33 +24,16 @@ _SEMAPHORE_DIR = "/dev/shm"  # where glibc keeps them
 _MIN_SEMAPHORE_NBYTES = 32  # sizeof(sem_t) on 64-bit Linux
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
-
-
-# posix_ipc swallows what a signal handler raises during a wait, and waits by the wall clock, which somebody may turn
-# back. So where the C library can do better (glibc 2.30), we wait by it, on the semaphore that posix_ipc has open.
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_sem_clockwait: Final[Any] = getattr(_libc, "sem_clockwait", None)
-_CLOCK_MONOTONIC: Final = 1  # linux/time.h
-if _sem_clockwait is not None:
-    _sem_clockwait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec)]
-    _libc.sem_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
-    _libc.sem_open.restype = ctypes.c_void_p
-    _libc.sem_close.argtypes = [ctypes.c_void_p]
-
-
 class Doorbell:
     """One semaphore. Ringing twice before anyone looks wakes twice; the second look finds nothing."""
 
-    __slots__ = ("_address", "_semaphore", "name", "ring")
+    __slots__ = ("name", "ring", "wait")
 
-    def __init__(self, name: str, flags: int) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self._semaphore = posix_ipc.Semaphore(name, flags, mode=0o600, initial_value=0)
-        self.ring = self._semaphore.release
-        # The C library gives one address for one name, so this is the semaphore that posix_ipc has just opened.
-        self._address = None if _sem_clockwait is None else _libc.sem_open(name.encode(), 0)
+        bell = Bell(name)
+        self.ring: Callable[[], None] = bell.ring
+        self.wait: Callable[[float], bool] = bell.wait
 
     @classmethod
     def create(cls, name: str) -> Doorbell:
@@ -60,7 +43,7 @@ class Doorbell:
             OutOfSpace: there is no room where the system keeps semaphores.
         """
         try:
-            return cls(name, posix_ipc.O_CREX)
+            posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=0).close()
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -70,6 +53,11 @@ class Doorbell:
                 needed_nbytes=_MIN_SEMAPHORE_NBYTES,
                 free_nbytes=free,
             ) from error
+        try:
+            return cls(name)
+        except BaseException:
+            posix_ipc.unlink_semaphore(name)
+            raise
 
     @classmethod
     def open(cls, name: str) -> Doorbell:
@@ -77,7 +65,7 @@ class Doorbell:
 
         Raises:
             HostilePath: its file is not ours alone, or too short to be one; ringing it would be SIGBUS.
-            posix_ipc.ExistentialError: it is gone.
+            OSError: it is gone.
         """
         if sys.platform == "linux":
             path = f"{_SEMAPHORE_DIR}/sem.{name.lstrip('/')}"
@@ -92,27 +80,7 @@ class Doorbell:
                 and not info.st_mode & 0o022
             ):
                 raise HostilePath(f"{path} is not a semaphore of ours", path=path, reason="kind, size, owner or mode")
-        return cls(name, 0)
-
-    def wait(self, timeout_s: float) -> bool:
-        """Sleep until rung; False when the time is over. What a signal handler raises, Ctrl-C say, comes at once."""
-        if self._address is None:
-            return self._wait_by_wall_clock(timeout_s)
-        until_s = time.monotonic() + timeout_s
-        seconds = int(until_s)
-        until = _Timespec(seconds, int((until_s - seconds) * 1e9))
-        if _sem_clockwait(self._address, _CLOCK_MONOTONIC, until) == 0:
-            return True
-        return ctypes.get_errno() != errno.ETIMEDOUT  # else a handler ran and did not raise: look again
-
-    def _wait_by_wall_clock(self, timeout_s: float) -> bool:
-        try:
-            self._semaphore.acquire(timeout_s)
-        except posix_ipc.BusyError:
-            return False
-        except posix_ipc.SignalError:
-            return True
-        return True
+        return cls(name)
 
     def unlink(self) -> None:
         """Remove the name; both open ends go on working, and nothing is left if both die."""
@@ -122,7 +90,9 @@ class Doorbell:
             pass
 
     def close(self) -> None:
-        address, self._address = self._address, None
-        if address is not None:
-            _libc.sem_close(address)
-        self._semaphore.close()
+        """Let go of it; a thread that waits holds it until it is woken."""
+        self.ring = self.wait = _is_closed
+
+
+def _is_closed(*_: Any) -> Any:
+    raise OSError(errno.EBADF, "the doorbell is closed")

@@ -18,15 +18,16 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
-import posix_ipc
 
 from .. import system
 from ..errors import BadMessage, HostilePath, TRException
+from ..native import Page
 from ..protocol import MAX_SEQ, Request, Response, Status, StatusLine, encode, parse_status
 from .base import MAX_MESSAGE_NBYTES, Channel, Role, check_bounds
 from .doorbell import Doorbell, is_doorbell_name
@@ -37,11 +38,8 @@ PAGE_NBYTES: Final = 65536
 STATUS_NBYTES: Final = 4096  # one memory page: a truncating writer cannot make us touch beyond the file's last page
 _WAIT_SLICE_S: Final = 1.0  # a lost ring delays a message by this much at most; a wake-up a second costs nothing
 
-_PREFIX: Final = b'{"seq": '
-_BLANK: Final = b"       0"
-_BLANK_WORD: Final = int.from_bytes(_BLANK, "little")
-_SEQ_WORD: Final = 1  # offset 8
-_REST: Final = 16
+_BLANK_LINE: Final = b'{"seq":        0}\n'
+_EXIT_WORD: Final = int.from_bytes(b"exit", sys.byteorder)
 _SHORT_NBYTES: Final = 16  # every status without a detail fits in so many
 
 
@@ -50,65 +48,6 @@ _is_spill_name = re.compile(r"(?:request|response)\.[0-9A-Za-z_]{1,64}\.spill").
 
 class _Spill(msgspec.Struct):
     spill: str = ""
-
-
-class _Page:
-    """One mapped message file: one side stores, the other looks."""
-
-    __slots__ = ("_buffer", "_previous_nbytes", "_refused", "_seen", "_taken", "_words")
-
-    def __init__(self, fd: int) -> None:
-        self._buffer = system.map_write(fd, PAGE_NBYTES)
-        self._words = self._buffer.cast("Q")
-        self._previous_nbytes = 0
-        self._seen = _BLANK_WORD
-        self._taken = b""  # the last line that was taken
-        self._refused: bytes | None = None  # a line that lies there and is not the peer's
-
-    def store(self, seq: int, rest: bytes) -> None:
-        text = rest + b"\n"
-        nbytes = len(text)
-        if nbytes < self._previous_nbytes:
-            text = text.ljust(self._previous_nbytes)
-        self._previous_nbytes = nbytes
-        words = self._words
-        words[_SEQ_WORD] = _BLANK_WORD
-        self._buffer[_REST : _REST + len(text)] = text
-        words[_SEQ_WORD] = int.from_bytes(b"%8d" % seq, "little")
-
-    def has_message(self) -> bool:
-        word = self._words[_SEQ_WORD]
-        return word != self._seen and word != _BLANK_WORD
-
-    def take(self) -> bytes | None:
-        word = self._words[_SEQ_WORD]
-        if word == self._seen or word == _BLANK_WORD:
-            return None
-        line = self._buffer[:1024].tobytes()  # most messages; a longer one is copied again, whole
-        end = line.find(b"\n")
-        if end < 0:
-            line = self._buffer.tobytes()
-            end = line.find(b"\n")
-        if self._words[_SEQ_WORD] != word:
-            return None  # being replaced; a ring follows
-        if end >= 0:
-            line = line[:end]
-        if self._refused is not None and line == self._refused:
-            return None
-        self._seen = word
-        self._taken = line
-        if end < 0:
-            raise BadMessage("the peer's message has no end; it does not speak this protocol", detail="newline")
-        return line
-
-    def put_back(self) -> None:
-        """Let the line just taken be taken again."""
-        self._seen = _BLANK_WORD
-
-    def refuse(self) -> None:
-        """Look out for another line, even one of the same number as the line just taken."""
-        self._refused = self._taken
-        self._seen = _BLANK_WORD
 
 
 def _path(directory: str, name: str) -> str:
@@ -161,8 +100,10 @@ class MappedChannel(Channel):
         self._directory = directory
         self._role = role
         request_fd, response_fd, status_fd = fds
-        request, response = _Page(request_fd), _Page(response_fd)
+        request = Page(system.map_write(request_fd, PAGE_NBYTES))
+        response = Page(system.map_write(response_fd, PAGE_NBYTES))
         self._status = system.map_write(status_fd, STATUS_NBYTES)
+        self._status_words = self._status.cast("I")
         self._status_lines = {status: (status.value.encode() + b"\n").ljust(_SHORT_NBYTES) for status in Status}
         self._has_long_status = True  # somebody else may have written one
         request_bell, response_bell = bells
@@ -190,7 +131,7 @@ class MappedChannel(Channel):
             for name in doorbells or cls.new_doorbells():
                 bells.append(Doorbell.create(name))
             for name in ("request.json", "response.json"):
-                fds.append(_create_file(directory, name, _PREFIX + _BLANK + b"}\n", PAGE_NBYTES))
+                fds.append(_create_file(directory, name, _BLANK_LINE, PAGE_NBYTES))
             fds.append(_create_file(directory, "status.txt", b"starting\n", STATUS_NBYTES))
             return cls(directory, Role.CONTROLLER, fds, bells)
         except BaseException:
@@ -221,15 +162,19 @@ class MappedChannel(Channel):
         return [bell.name for bell in self._bells]
 
     def send(self, message: Request | Response) -> None:
-        if not 0 < message.seq <= MAX_SEQ:
-            raise BadMessage(f"a message's number is 1 to {MAX_SEQ}, not {message.seq}", detail=str(message.seq))
+        seq = message.seq
+        if not 0 < seq <= MAX_SEQ:
+            raise BadMessage(f"a message's number is 1 to {MAX_SEQ}, not {seq}", detail=str(seq))
         text = encode(message)
         comma = text.find(b",")  # the encoder writes "seq" first; the page has its own place for it
         rest = text[comma:] if comma > 0 else b"}"
         if len(rest) > PAGE_NBYTES - 32:
             rest = b',"spill":"%b"}' % self._write_spill(check_bounds(text))
-        self._out.store(message.seq, rest)
-        self.ring()
+        self._out.store(seq, rest)
+        try:
+            self._ring_bell.ring()
+        except OSError:
+            pass  # as in ring()
 
     def _write_spill(self, text: bytes) -> bytes:
         self._spill_number += 1
@@ -272,8 +217,12 @@ class MappedChannel(Channel):
         return self._in.has_message()
 
     def _take(self) -> bytes | None:
-        line = self._in.take()
-        if line is not None and b'"spill":' in line[:32]:
+        try:
+            line = self._in.take()
+        except ValueError as error:
+            detail = "newline"
+            raise BadMessage("the peer's message has no end; it does not speak this protocol", detail=detail) from error
+        if line is not None and line[17:25] == b'"spill":':
             try:
                 spill = msgspec.json.decode(line, type=_Spill).spill
             except msgspec.DecodeError as error:
@@ -295,14 +244,11 @@ class MappedChannel(Channel):
         if message is not None or timeout_ms == 0:
             return message
         deadline_s = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
-        while True:
-            if stop():
-                return self._take()  # it may have come just before the reason to stop
-            if not self._sleep(deadline_s):
-                return self._take()
+        while not stop() and self._sleep(deadline_s):
             message = self._take()
             if message is not None:
                 return message
+        return self._take()  # it may have come just before the reason to stop
 
     def _sleep(self, deadline_s: float | None) -> bool:
         """Wait for the doorbell; False when the time is over."""
@@ -321,7 +267,7 @@ class MappedChannel(Channel):
         return parse_status(line[: end if end >= 0 else 80].decode("utf-8", "replace").strip("\0 "))
 
     def is_exit_asked(self) -> bool:
-        if self._status[:4].tobytes() != b"exit":
+        if self._status_words[0] != _EXIT_WORD:
             return False
         try:
             return self.read_status().status is Status.EXIT
@@ -357,7 +303,7 @@ class MappedChannel(Channel):
     def wake(self) -> None:
         try:
             self._own_bell.ring()
-        except (posix_ipc.ExistentialError, OSError):
+        except OSError:
             pass  # closed meanwhile, so nobody waits any more; or full, so nobody will
 
     def unlink(self) -> None:

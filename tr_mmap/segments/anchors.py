@@ -12,9 +12,7 @@ import weakref
 from collections import deque
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
-__all__ = ["Anchor", "anchor_of"]
+__all__ = ["Anchor", "fork_hooks"]
 
 T = TypeVar("T")
 
@@ -34,14 +32,6 @@ class Anchor(weakref.ref[memoryview], Generic[T]):
         anchor = cls(target, dead.append)
         anchor.holder = holder
         return anchor
-
-
-def anchor_of(array: np.ndarray[Any, Any]) -> Any:
-    """What keeps the memory of a numpy array alive: the end of its chain of bases."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base
 
 
 class ForkHooks:

@@ -1,14 +1,12 @@
-"""Where things are in a segment, how large segments are, and the fence between a store and a look."""
+"""Where things are in a segment, and how large segments are."""
 
 from __future__ import annotations
 
-import threading
 from typing import Final
 
 from ..tsr.header import SEQ_RETIRED
 
 __all__ = [
-    "FENCE",
     "GUEST",
     "HEAD_NBYTES",
     "LAYOUT",
@@ -22,10 +20,6 @@ __all__ = [
     "SEQ_RETIRED",
     "class_nbytes",
 ]
-
-# Even x86 may let a load overtake an earlier store to another word, so between "seq = 0" and looking at the lease, and
-# between "lease = 1" and looking at seq, each side enters this lock: its locked instruction is a full memory barrier.
-FENCE: Final = threading.Lock()
 
 # The payload begins on the second memory page, so that the reader can map the header for writing (its lease) and the
 # payload for reading only.

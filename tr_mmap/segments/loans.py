@@ -21,87 +21,119 @@ from .. import system
 from ..dtypes import DType
 from ..tsr import header as tsr_header
 from ..tsr import tensors
-from .anchors import Anchor, anchor_of
 from .layout import PAYLOAD_OFFSET
 from .segment import Segment
 
-__all__ = ["Layout", "Loans"]
+__all__ = ["Layout", "Loan", "Loans"]
 
 Layout = tuple[DType, tuple[int, ...], int]  # type, shape, and where in the file the payload begins
 
 _OWN_REFERENCES: Final = 2  # sys.getrefcount counts its argument and the variable that holds it
 
 
+class Loan(weakref.ref[memoryview]):
+    """One loan: a weak reference to the memoryview that anchors its memory, which is told of its death.
+
+    Attributes:
+        segment: where it lies.
+        layout: of what was handed out.
+        array: what was handed out, if that is a numpy array.
+        is_published: it was sent, so nobody here may write to it any more.
+    """
+
+    __slots__ = ("array", "is_published", "key", "layout", "segment")
+    segment: Segment
+    layout: Layout
+    array: weakref.ref[np.ndarray[Any, Any]] | None
+    is_published: bool
+    key: int
+
+    # A weak reference hashes as its referent does, and a memoryview hashes its whole content.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    @property
+    def nbytes(self) -> int:
+        dtype, shape, _ = self.layout
+        return math.prod(shape) * dtype.itemsize
+
+
 class Loans:
-    """The loans of one pool."""
+    """The loans of one pool.
+
+    Attributes:
+        by_memory: those that are lent now, by the id of the memoryview that anchors their memory.
+        dead: those that have ended, until :meth:`returned`.
+    """
 
     def __init__(self) -> None:
-        self._by_memory: dict[int, Anchor[Segment]] = {}  # id of the memoryview that anchors a loan's memory
-        self._by_address: dict[int, Segment] = {}  # where a torch loan's payload begins, as its storage tells
-        self._lent: dict[int, weakref.ref[np.ndarray[Any, Any]]] = {}  # what was handed out, by the same id
-        self.dead: deque[Anchor[Segment]] = deque()
+        self.by_memory: dict[int, Loan] = {}
+        self._by_address: dict[int, Loan] = {}  # where a torch loan's payload begins, as its storage tells
+        self.dead: deque[Loan] = deque()
 
-    def __len__(self) -> int:
-        return len(self._by_memory)
-
-    def lend(self, segment: Segment, dtype: DType, shape: tuple[int, ...], framework: str) -> Any:
+    def lend(self, segment: Segment, dtype: DType, shape: tuple[int, ...], count: int, framework: str) -> Any:
         """An array or tensor over the segment's payload; the segment is lent until it and all views of it are gone."""
-        root = np.frombuffer(segment.buffer, dtype.numpy, math.prod(shape), PAYLOAD_OFFSET)
+        root = np.frombuffer(segment.buffer, dtype.numpy, count, PAYLOAD_OFFSET)
         # Always a view, so that whatever refers to the root itself is another view of the loan.
         array: np.ndarray[Any, Any] = root.reshape(shape) if len(shape) != 1 else root[:]
-        memory = anchor_of(root)
-        segment.loan_key = id(memory)
-        segment.loan_nbytes = root.nbytes
-        segment.is_loaned = True
-        self._by_memory[segment.loan_key] = Anchor.watch(memory, segment, self.dead)
+        memory: Any = root.base
+        loan = Loan(memory, self.dead.append)
+        loan.segment = segment
+        loan.layout = (dtype, shape, PAYLOAD_OFFSET)
+        loan.is_published = False
+        loan.key = id(memory)
+        self.by_memory[loan.key] = loan
         if framework == "torch":
-            self._by_address[segment.address + PAYLOAD_OFFSET] = segment
+            loan.array = None
+            self._by_address[segment.address + PAYLOAD_OFFSET] = loan
             return tensors.as_torch(array, dtype)
-        self._lent[segment.loan_key] = weakref.ref(array)
+        loan.array = weakref.ref(array)
         return array
 
     def returned(self) -> Iterator[Segment]:
         """The segments whose loans are gone since the last call."""
         while self.dead:
-            segment = self.dead.popleft().holder
-            del self._by_memory[segment.loan_key]
-            self._lent.pop(segment.loan_key, None)
-            self._by_address.pop(segment.address + PAYLOAD_OFFSET, None)
-            segment.is_loaned = False
-            yield segment
+            loan = self.dead.popleft()
+            del self.by_memory[loan.key]
+            if loan.array is None:
+                del self._by_address[loan.segment.address + PAYLOAD_OFFSET]
+            yield loan.segment
 
     def segments(self) -> list[Segment]:
         """Those that are lent now."""
-        return [anchor.holder for anchor in list(self._by_memory.values())]  # copied in one step: threads go on
+        return [loan.segment for loan in list(self.by_memory.values())]  # copied in one step: threads go on
 
-    def segment_of(self, tensor: Any) -> Segment | None:
-        """The segment of a loan, unless it is seen through the other framework: then what was lent stays writable."""
+    def find(self, tensor: Any) -> Loan | None:
+        """The loan that a tensor lies in, unless it is seen through the other framework: that would stay writable."""
         if isinstance(tensor, np.ndarray):
-            memory = anchor_of(tensor)
-            anchor = self._by_memory.get(id(memory))
-            return anchor.holder if anchor is not None and anchor() is memory else None
+            memory = tensor.base
+            while isinstance(memory, np.ndarray):
+                memory = memory.base
+            loan = self.by_memory.get(id(memory))
+            return loan if loan is not None and loan() is memory else None
         storage = getattr(tensor, "untyped_storage", None)
         return None if storage is None else self._by_address.get(storage().data_ptr())
 
     @staticmethod
-    def layout_of(tensor: Any, segment: Segment) -> Layout | None:
-        """How a loan lies in its segment; None if its memory cannot be published as it lies."""
+    def layout_of(tensor: Any, loan: Loan) -> Layout | None:
+        """How a tensor lies in its loan's segment; None if its memory cannot be published as it lies."""
         dtype, array = tensors.to_array(tensor)
         if not array.flags.c_contiguous or not array.dtype.isnative:
             return None
-        # What is contiguous and as long as the loan begins where it does; asking the array is slow. (That of a torch
-        # tensor may be a copy: of one that is lazily conjugated, say.)
-        is_whole = array is tensor and array.nbytes == segment.loan_nbytes
-        offset = PAYLOAD_OFFSET if is_whole else array.__array_interface__["data"][0] - segment.address
-        is_inside = PAYLOAD_OFFSET <= offset <= PAYLOAD_OFFSET + segment.loan_nbytes - array.nbytes
+        if array is tensor and loan.layout[0] is dtype and loan.layout[1] == array.shape:
+            return loan.layout  # as long as the loan, so it begins where that does; asking the array is slow
+        # (The array of a torch tensor may be a copy: of one that is lazily conjugated, say.)
+        offset = array.__array_interface__["data"][0] - loan.segment.address
+        is_inside = PAYLOAD_OFFSET <= offset <= PAYLOAD_OFFSET + loan.nbytes - array.nbytes
         if not is_inside or offset % tsr_header.PAYLOAD_ALIGNMENT:
             return None
         return dtype, array.shape, offset
 
-    def forbid_writing(self, tensor: Any, segment: Segment) -> None:
+    def forbid_writing(self, tensor: Any, loan: Loan) -> None:
         """Let no store of the lender reach the segment any more, through whatever view of the loan."""
+        segment = loan.segment
         if isinstance(tensor, np.ndarray):
-            self._forbid_numpy(tensor, segment)
+            _forbid_numpy(tensor, loan)
         elif _has_other_tensors(tensor):
             segment.close_off()
         else:
@@ -114,20 +146,25 @@ class Loans:
             vars(private.obj)["lent"] = tensor.untyped_storage()
             tensors.move_torch_storage(tensor, private, PAYLOAD_OFFSET)
 
-    def _forbid_numpy(self, tensor: np.ndarray[Any, Any], segment: Segment) -> None:
-        ref = self._lent.get(segment.loan_key)
-        lent = None if ref is None else ref()
-        known = 0 if lent is None or lent is tensor else 1
-        if lent is not None:
-            lent.flags.writeable = False
-        array = tensor
-        while isinstance(array.base, np.ndarray):
-            array.flags.writeable = False
-            known += not isinstance(array.base.base, np.ndarray)
-            array = array.base
+
+def _forbid_numpy(tensor: np.ndarray[Any, Any], loan: Loan) -> None:
+    lent = None if loan.array is None else loan.array()
+    known = 1  # references to the root: the chain of bases that ends there, and the array that was handed out
+    if lent is not None and lent is not tensor:
+        lent.flags.writeable = False
+        known = 2
+    array = tensor
+    base = array.base
+    while isinstance(base, np.ndarray):
         array.flags.writeable = False
-        if sys.getrefcount(array) - _OWN_REFERENCES > known:
-            segment.close_off()
+        if base is lent:
+            known = 1
+        array = base
+        base = array.base
+    array.flags.writeable = False
+    del base
+    if sys.getrefcount(array) - _OWN_REFERENCES > known:
+        loan.segment.close_off()
 
 
 def _has_other_tensors(tensor: Any) -> bool:

@@ -15,25 +15,12 @@ from typing import Any, Final
 import numpy as np
 
 from .. import dtypes, system
-from ..dtypes import DType
 from ..errors import OutOfSpace, UnsupportedTensor
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from .anchors import fork_hooks
-from .layout import (
-    FENCE,
-    GUEST,
-    LAYOUT,
-    LEASE,
-    LEASE_FREE,
-    LEASE_PINNED,
-    PAYLOAD_OFFSET,
-    SEQ,
-    SEQ_COPY,
-    SEQ_RETIRED,
-    class_nbytes,
-)
-from .loans import Loans
+from .layout import LAYOUT, LEASE, LEASE_FREE, LEASE_PINNED, PAYLOAD_OFFSET, class_nbytes
+from .loans import Layout, Loan, Loans
 from .segment import Segment, make_segment
 
 __all__ = ["PoolStats", "Segment", "SegmentPool"]
@@ -95,7 +82,6 @@ class SegmentPool:
         self._seq = 0
         self._created = 0
         self._number = 0  # of the next segment's name
-        self._published = 0
         self._copied_nbytes = 0
         self._takes = 0
         self._is_foreign = False  # we are a forked child: the segments are our parent's
@@ -115,21 +101,22 @@ class SegmentPool:
         """
         if self._loans.dead:
             self.collect()
-        loan = self._loans.segment_of(tensor) if self._loans else None
+        loan = self._loans.find(tensor) if self._loans.by_memory else None
         if loan is not None:
             segment = self._publish_loan(tensor, loan)
             if segment is not None:
                 return segment
         dtype, array = tensors.to_array(tensor)
-        segment, is_filled = self._take(array.nbytes, array)
+        nbytes = array.nbytes
+        segment, is_filled = self._take(nbytes, array)
         try:
             if not is_filled:
                 tensors.copy_into(segment.buffer, PAYLOAD_OFFSET, array)
-            self._stamp(segment, dtype, array.shape, PAYLOAD_OFFSET)
+            self._stamp(segment, (dtype, array.shape, PAYLOAD_OFFSET))
         except BaseException:
             self._put_back(segment)
             raise
-        self._copied_nbytes += array.nbytes
+        self._copied_nbytes += nbytes
         segment.holds += 1
         return segment
 
@@ -149,7 +136,7 @@ class SegmentPool:
             self.collect()
         known = dtypes.resolve(dtype)
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        if len(shape) > tsr_header.MAX_NDIM or any(size < 0 for size in shape):
+        if len(shape) > tsr_header.MAX_NDIM or (shape and min(shape) < 0):
             raise UnsupportedTensor(f"{shape} is no shape of at most {tsr_header.MAX_NDIM} sizes, none negative")
         if framework not in ("numpy", "torch"):
             raise UnsupportedTensor(f"framework is {framework!r}; it is 'numpy' or 'torch'")
@@ -158,7 +145,7 @@ class SegmentPool:
             return tensors.from_buffer(bytearray(), known, shape, 0, framework)
         segment, _ = self._take(count * known.itemsize)
         segment.holds += 1  # until the last array over it is gone
-        return self._loans.lend(segment, known, shape, framework)
+        return self._loans.lend(segment, known, shape, count, framework)
 
     def release(self, segment: Segment) -> None:
         """Undo one hold; with the last one gone the segment may be filled again once its reader lets go."""
@@ -171,26 +158,26 @@ class SegmentPool:
         for segment in self._loans.returned():
             self.release(segment)
 
-    def _publish_loan(self, tensor: Any, segment: Segment) -> Segment | None:
+    def _publish_loan(self, tensor: Any, loan: Loan) -> Segment | None:
         """Publish a loan where it lies; None if its memory has to be copied after all."""
-        layout = self._loans.layout_of(tensor, segment)
+        segment = loan.segment
+        layout = self._loans.layout_of(tensor, loan)
         if layout is None:
             return None
-        if segment.is_loaned:
-            self._loans.forbid_writing(tensor, segment)  # first, for it may fail
-            segment.is_loaned = False
-            self._stamp(segment, *layout)
+        if not loan.is_published:
+            self._loans.forbid_writing(tensor, loan)  # first, for it may fail
+            loan.is_published = True
+            self._stamp(segment, layout)
         elif segment.layout != layout:
             return None  # published before as something else: that header may be in use
         segment.holds += 1
         return segment
 
-    def _stamp(self, segment: Segment, dtype: DType, shape: tuple[int, ...], offset: int) -> None:
+    def _stamp(self, segment: Segment, layout: Layout) -> None:
         self._seq = seq = self._seq + 1
-        words = segment.words
-        layout = (dtype, shape, offset)
         if segment.layout != layout or self._has_checksum:
             segment.layout = None
+            dtype, shape, offset = layout
             crc: int | None = None
             if self._has_checksum:
                 nbytes = math.prod(shape) * dtype.itemsize
@@ -206,12 +193,10 @@ class SegmentPool:
             )
             segment.buffer[:64] = raw[:64]
             segment.buffer[128:256] = raw[128:256]
-            words[LAYOUT] = seq
+            segment.words[LAYOUT] = seq
             segment.layout = layout
         segment.seq = seq
-        words[SEQ_COPY] = seq
-        words[SEQ] = seq
-        self._published += 1
+        segment.stamp(seq)
 
     # -- segments -------------------------------------------------------------------------------------------------
 
@@ -236,18 +221,17 @@ class SegmentPool:
         free = self._free.get(capacity)
         if not free:
             return None
+        if free[-1].claim() == LEASE_FREE:
+            return free.pop()
         for index in range(len(free) - 1, -1, -1):
             segment = free[index]
-            words = segment.words
-            words[SEQ] = 0  # before the lease is looked at: a reader that enters now is turned away
-            with FENCE:
-                pass
-            if words[GUEST] or words[LEASE] == LEASE_PINNED:
-                del free[index]
-                self._retire(segment)
-            elif words[LEASE] == LEASE_FREE:
+            lease = segment.claim()
+            if lease == LEASE_FREE:
                 del free[index]
                 return segment
+            if lease == LEASE_PINNED:
+                del free[index]
+                self._retire(segment)
         return None
 
     def _put_back(self, segment: Segment) -> None:
@@ -320,12 +304,8 @@ class SegmentPool:
 
     def _retire(self, segment: Segment) -> bool:
         """Give a segment up; True if its memory is free now, False if a viewer keeps it until it lets go."""
-        words = segment.words
-        words[SEQ] = SEQ_RETIRED
-        words[SEQ_COPY] = SEQ_RETIRED
-        with FENCE:  # as in _take_free: who enters now is turned away, and who has entered is seen
-            pass
-        is_unseen = not segment.is_tainted and words[LEASE] == LEASE_FREE and words[GUEST] == 0
+        # Always: who enters now is turned away, and who has entered is seen.
+        is_unseen = segment.retire() == LEASE_FREE and not segment.is_tainted
         del self._segments[segment.name]
         self._nbytes -= segment.capacity
         _unlink(segment.path)
@@ -351,7 +331,7 @@ class SegmentPool:
             segments=len(self._segments),
             nbytes=self._nbytes,
             free_nbytes=sum(segment.capacity for free in self._free.values() for segment in free),
-            published=self._published,
+            published=self._seq,
             copied_nbytes=self._copied_nbytes,
             created=self._created,
         )

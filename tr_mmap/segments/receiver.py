@@ -8,38 +8,47 @@ import zlib
 from collections import deque
 from typing import Any
 
+import numpy as np
+
 from .. import system
 from ..errors import BadMessage, Fault, HostilePath, StaleTensor, TSRFormatError
+from ..native import Line
 from ..protocol import TensorRef
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from ..tsr.header import Header
-from .anchors import Anchor, anchor_of, fork_hooks
-from .layout import FENCE, HEAD_NBYTES, LAYOUT, LEASE, LEASE_FREE, LEASE_HELD, LEASE_PINNED, SEQ, SEQ_COPY, SEQ_RETIRED
+from .anchors import Anchor, fork_hooks
+from .layout import HEAD_NBYTES, LAYOUT, LEASE, LEASE_PINNED, SEQ, SEQ_RETIRED
 
 __all__ = ["Receiver"]
 
 _is_segment_name = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,200}\.tsr").fullmatch
 
 
-class _Mapped:
+class _Mapped(Line):
     """One segment of the peer, as we see it."""
 
     __slots__ = (
+        "count",
+        "dtype",
         "head",
         "header",
         "inode",
+        "is_flat",
         "is_pinned",
         "layout_seq",
         "name",
         "nbytes",
+        "offset",
         "payload",
         "private",
+        "shape",
         "views",
         "words",
     )
 
     def __init__(self, name: str, head: memoryview, payload: memoryview, inode: int) -> None:
+        super().__init__(head)
         self.name = name
         self.head = head
         self.words = head.cast("Q")
@@ -47,7 +56,12 @@ class _Mapped:
         self.nbytes = len(payload)
         self.inode = inode
         self.layout_seq = 0
-        self.header: Header | None = None
+        self.header: Header | None = None  # and what of it every view needs:
+        self.dtype: np.dtype[Any] = np.dtype("u1")
+        self.count = 0
+        self.offset = 0
+        self.shape: tuple[int, ...] = ()
+        self.is_flat = False
         self.private: memoryview | None = None  # a copy-on-write mapping that no view uses now
         self.views: set[Anchor[_View]] = set()
         self.is_pinned = False
@@ -90,27 +104,27 @@ class Receiver:
         segment = self._mapped.get(ref.segment)
         if segment is None:
             segment = self._map(ref)
-        words = segment.words
-        words[LEASE] = LEASE_HELD  # before the check: an owner who has not seen it yet has cleared seq already
-        with FENCE:
-            pass
+        layout_seq = segment.enter(ref.seq)
         try:
-            if words[SEQ] != ref.seq or words[SEQ_COPY] != ref.seq or ref.seq in (0, SEQ_RETIRED):
-                raise self._stale(ref)
-            if words[LAYOUT] != segment.layout_seq:
+            if layout_seq != segment.layout_seq or not layout_seq:
+                if not layout_seq:
+                    raise self._stale(ref)
                 self._decode(segment)
-            header = segment.header
-            assert header is not None
             if self._verify:
-                _check_payload(segment, header)
-            if header.payload_nbytes == 0:
-                nothing: Any = segment.payload if framework == "numpy" else bytearray()  # as writable as any other
-                return tensors.from_buffer(nothing, header.dtype, header.shape, 0, framework)
-            private = None if framework == "numpy" else self._map_private(segment, ref)
+                _check_payload(segment)
+            if not segment.count:
+                return _view_of_nothing(segment, framework)
+            is_numpy = framework == "numpy"
+            private = None if is_numpy else self._map_private(segment, ref)
             mapping = segment.payload if private is None else private
-            array = tensors.from_buffer(mapping, header.dtype, header.shape, header.payload_offset, "numpy")
-            segment.views.add(Anchor.watch(anchor_of(array), (segment, private), self.dead))
-            return array if framework == "numpy" else tensors.as_torch(array, header.dtype)
+            array = np.frombuffer(mapping, segment.dtype, segment.count, segment.offset)
+            segment.views.add(Anchor.watch(array.base, (segment, private), self.dead))
+            if not segment.is_flat:
+                array = array.reshape(segment.shape)
+            if is_numpy:
+                return array
+            assert segment.header is not None
+            return tensors.as_torch(array, segment.header.dtype)
         finally:
             if not segment.views:
                 self._let_go(segment)
@@ -120,13 +134,15 @@ class Receiver:
         if self._is_foreign:
             self.dead.clear()
             return
-        while self.dead:
-            anchor = self.dead.popleft()
+        dead = self.dead
+        while dead:
+            anchor = dead.popleft()
             segment, private = anchor.holder
-            segment.views.discard(anchor)
+            views = segment.views
+            views.discard(anchor)
             if private is not None:
                 segment.private = private
-            if not segment.views:
+            if not views:
                 self._let_go(segment)
 
     def _let_go(self, segment: _Mapped) -> None:
@@ -134,7 +150,7 @@ class Receiver:
             segment.words[LEASE] = LEASE_PINNED
             self._mapped.pop(segment.name, None)
         else:
-            segment.words[LEASE] = LEASE_FREE
+            segment.leave()
 
     def _stale(self, ref: TensorRef) -> StaleTensor:
         what = f"tensor {ref.tag!r}" if ref.tag else "the result"
@@ -196,6 +212,11 @@ class Receiver:
                 path=segment.name,
             )
         segment.header = header
+        segment.dtype = header.dtype.numpy
+        segment.count = header.count
+        segment.offset = header.payload_offset
+        segment.shape = header.shape
+        segment.is_flat = len(header.shape) == 1
         segment.layout_seq = layout_seq
 
     def _forget_retired(self) -> None:
@@ -218,7 +239,16 @@ class Receiver:
         self._mapped.clear()
 
 
-def _check_payload(segment: _Mapped, header: Header) -> None:
+def _view_of_nothing(segment: _Mapped, framework: str) -> Any:
+    header = segment.header
+    assert header is not None
+    nothing: Any = segment.payload if framework == "numpy" else bytearray()  # as writable as any other view
+    return tensors.from_buffer(nothing, header.dtype, header.shape, 0, framework)
+
+
+def _check_payload(segment: _Mapped) -> None:
+    header = segment.header
+    assert header is not None
     if header.payload_checksum is None:
         found = "has no checksum, and this session's tensors have one"
     else:

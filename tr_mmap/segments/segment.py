@@ -10,6 +10,7 @@ import numpy as np
 from .. import system
 from ..dtypes import DType
 from ..errors import HostilePath
+from ..native import Line
 from ..tsr import tensors
 from .layout import HEAD_NBYTES, LEASE, LEASE_HELD, PAYLOAD_OFFSET
 
@@ -20,7 +21,7 @@ __all__ = ["Segment", "make_segment"]
 POPULATE_NBYTES: Final = 256 << 10
 
 
-class Segment:
+class Segment(Line):
     """One segment, as its owner sees it.
 
     Attributes:
@@ -35,13 +36,10 @@ class Segment:
         "capacity",
         "holds",
         "is_closed_off",
-        "is_loaned",
         "is_populated",
         "is_tainted",
         "last_take",
         "layout",
-        "loan_key",
-        "loan_nbytes",
         "name",
         "path",
         "seq",
@@ -49,6 +47,7 @@ class Segment:
     )
 
     def __init__(self, name: str, path: str, buffer: memoryview) -> None:
+        super().__init__(buffer)
         self.name = name
         self.path = path
         self.buffer = buffer
@@ -59,9 +58,6 @@ class Segment:
         self.holds = 0
         self.layout: tuple[DType, tuple[int, ...], int] | None = None
         self.is_closed_off = False  # our mapping of the payload is private: see close_off
-        self.is_loaned = False  # handed out by empty() and not published yet
-        self.loan_key = 0  # under which the pool knows the loan
-        self.loan_nbytes = 0
         self.is_tainted = False  # somebody we cannot ask may be looking: retire it, never fill it again
         self.is_populated = False  # our mapping has its pages in place
         self.last_take = 0

@@ -119,16 +119,18 @@ class SegmentControllerStore(ControllerStore):
         refs, drops = self._tags.untold()
         if tensors:
             lent = self._in_flight
+            words = parameters
             try:
                 for tensor in tensors:
                     segment = self._pool.publish(tensor)
-                    refs.append(TensorRef(f"${len(lent)}", segment.name, segment.seq))
+                    tag = f"${len(lent)}"
+                    refs.append(TensorRef(tag, segment.name, segment.seq))
                     lent.append(segment)
+                    words = f"{words} {tag}" if words else tag
             except BaseException:
                 self.withdraw()
                 raise
-            words = " ".join([f"${index}" for index in range(len(lent))])
-            parameters = f"{parameters} {words}" if parameters else words
+            parameters = words
         self._is_asked = True
         return Request(seq, command, parameters, now_ms(), refs, drops)
 

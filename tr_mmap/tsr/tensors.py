@@ -13,6 +13,7 @@ import numpy as np
 
 from tr_mmap.dtypes import DType, by_name, from_numpy, from_torch
 from tr_mmap.errors import UnsupportedTensor
+from tr_mmap.native import copy
 from tr_mmap.tsr.header import MAX_NDIM
 
 if TYPE_CHECKING:
@@ -70,6 +71,12 @@ def copy_into(buffer: WriteableBuffer, offset: int, array: np.ndarray[Any, Any])
         offset: bytes from the start of the buffer.
         array: from :func:`to_array`.
     """
+    if _IS_LITTLE and array.dtype.isnative:
+        try:
+            copy(buffer, offset, array)
+            return
+        except (BufferError, ValueError):
+            pass  # not contiguous, or a type without a buffer
     if array.size == 0:
         return
     dtype = array.dtype if is_little_endian(array) else array.dtype.newbyteorder("<")

@@ -1,0 +1,31 @@
+"""What the hot path does to mapped memory and semaphores: the few things that Python does slowly, or cannot do.
+
+``Line``
+    the words of a segment's header that owner and reader coordinate through, with the right memory order.
+``Page``
+    a mapped message file: a message is stored and taken whole.
+``Bell``
+    an open semaphore: ring it, or sleep until it is rung.
+``copy``
+    an array's bytes into mapped memory, in one pass.
+
+There are two implementations, with one suite of tests. The C one (``*.c``) is built on installation where there is a
+compiler; ``plain`` does the same in Python, several times slower, and its memory order is right on x86 only, which
+keeps plain stores in order by itself. ``TR_MMAP_PURE=1`` in the environment chooses it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+__all__ = ["IS_COMPILED", "Bell", "Line", "Page", "copy"]
+
+IS_COMPILED = os.environ.get("TR_MMAP_PURE", "") in ("", "0")
+if IS_COMPILED:
+    try:
+        from ._native import Bell, Line, Page, copy
+    except ImportError:
+        IS_COMPILED = False
+if not IS_COMPILED and not TYPE_CHECKING:
+    from .plain import Bell, Line, Page, copy

@@ -1,0 +1,89 @@
+/* Copying an array's bytes into mapped memory: a large one by two threads where there are two processors to run them,
+ * for one core does not use up what the memory can carry (64 MiB: 3 ms against 6 ms). */
+#include "native.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+
+enum {
+    RELEASE_NBYTES = 64 << 10, /* from here on letting other threads of Python run costs nothing beside the copy */
+    SPLIT_NBYTES = 4 << 20,    /* and from here on starting a thread costs nothing beside it */
+};
+
+typedef struct {
+    char *to;
+    const char *from;
+    size_t nbytes;
+} Part;
+
+static void *copy_part(void *argument) {
+    Part *part = argument;
+    memcpy(part->to, part->from, part->nbytes);
+    return NULL;
+}
+
+static int has_two_processors(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 1;
+}
+
+/* Starts a thread that takes no signals: they are for those that Python knows. */
+static int start(pthread_t *thread, Part *part) {
+    sigset_t all, previous;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &previous);
+    int code = pthread_create(thread, NULL, copy_part, part);
+    pthread_sigmask(SIG_SETMASK, &previous, NULL);
+    return code == 0;
+}
+
+static void copy_large(char *to, const char *from, size_t nbytes) {
+    size_t half = nbytes >= SPLIT_NBYTES && has_two_processors() ? nbytes / 2 & ~(size_t)4095 : 0;
+    Part part = {to, from, half};
+    pthread_t thread;
+    int is_split = half != 0 && start(&thread, &part);
+    size_t done = is_split ? half : 0;
+    memcpy(to + done, from + done, nbytes - done);
+    if (is_split) pthread_join(thread, NULL);
+}
+
+const char copy_doc[] = "copy(target, offset, source)\n--\n\n"
+                        "Copy the bytes of a C-contiguous buffer to a place in a writable one.\n\n"
+                        "Raises:\n    BufferError, ValueError: the source is not C-contiguous, or is no buffer; or it does\n"
+                        "        not fit there.";
+
+PyObject *copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
+    (void)module;
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "copy takes a target, an offset and a source");
+        return NULL;
+    }
+    Py_ssize_t offset = PyLong_AsSsize_t(arguments[1]);
+    if (offset == -1 && PyErr_Occurred()) return NULL;
+    Py_buffer target, source;
+    if (PyObject_GetBuffer(arguments[0], &target, PyBUF_WRITABLE) < 0) return NULL;
+    if (PyObject_GetBuffer(arguments[2], &source, PyBUF_C_CONTIGUOUS) < 0) {
+        PyBuffer_Release(&target);
+        return NULL;
+    }
+    int fits = offset >= 0 && offset <= target.len && source.len <= target.len - offset;
+    if (fits) {
+        char *to = (char *)target.buf + offset;
+        if (source.len < RELEASE_NBYTES) {
+            memcpy(to, source.buf, (size_t)source.len);
+        } else {
+            Py_BEGIN_ALLOW_THREADS
+            copy_large(to, source.buf, (size_t)source.len);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    PyBuffer_Release(&source);
+    PyBuffer_Release(&target);
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "the source does not fit into the target there");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}

@@ -1,0 +1,24 @@
+/* What the parts of the extension share. See __init__.py for what it is for. */
+#ifndef TR_MMAP_NATIVE_H
+#define TR_MMAP_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdint.h>
+
+extern PyTypeObject BellType;
+extern PyTypeObject LineType;
+extern PyTypeObject PageType;
+
+extern const char copy_doc[];
+PyObject *copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+
+static inline uint64_t load_acquire(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+
+static inline void store_release(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+
+/* Hold a writable buffer of at least `nbytes`, aligned for 8-byte words; -1 with an exception if it is not one. */
+int hold_buffer(PyObject *source, Py_buffer *view, Py_ssize_t nbytes);
+
+#endif

@@ -1,0 +1,166 @@
+/* A mapped message file: one side stores, the other looks. The bytes are those of channel/mapped.py. */
+#include "native.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { REST = 16, MOST_SEQ = 99999999 };
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer buffer;
+    uint64_t *number; /* 8 ASCII characters, stored last */
+    Py_ssize_t previous_nbytes;
+    uint64_t seen;
+    PyObject *taken;   /* bytes: the last line that was taken */
+    PyObject *refused; /* bytes or NULL: a line that lies there and is not the peer's */
+} Page;
+
+static uint64_t blank(void) {
+    uint64_t word;
+    memcpy(&word, "       0", sizeof word);
+    return word;
+}
+
+static int page_init(Page *self, PyObject *arguments, PyObject *keywords) {
+    PyObject *source;
+    static char *names[] = {"buffer", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O", names, &source)) return -1;
+    if (self->number != NULL) {
+        PyErr_SetString(PyExc_ValueError, "a page is made once");
+        return -1;
+    }
+    if (hold_buffer(source, &self->buffer, REST + 1) < 0) return -1;
+    self->number = (uint64_t *)((char *)self->buffer.buf + 8);
+    self->seen = blank();
+    return 0;
+}
+
+static void page_dealloc(Page *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->number != NULL) PyBuffer_Release(&self->buffer);
+    Py_CLEAR(self->taken);
+    Py_CLEAR(self->refused);
+    type->tp_free((PyObject *)self);
+}
+
+static int is_made(Page *self) {
+    if (self->number != NULL) return 1;
+    PyErr_SetString(PyExc_ValueError, "the page has no buffer");
+    return 0;
+}
+
+PyDoc_STRVAR(store_doc, "store(seq, rest)\n--\n\nReplace the message: its number, and what comes after its 16th byte.");
+
+static PyObject *page_store(Page *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (!is_made(self)) return NULL;
+    if (count != 2 || !PyBytes_Check(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "store takes a number and bytes");
+        return NULL;
+    }
+    long seq = PyLong_AsLong(arguments[0]);
+    if (seq == -1 && PyErr_Occurred()) return NULL;
+    Py_ssize_t nbytes = PyBytes_GET_SIZE(arguments[1]) + 1;
+    if (seq < 1 || seq > MOST_SEQ || nbytes > self->buffer.len - REST) {
+        PyErr_SetString(PyExc_ValueError, "the number has more than 8 digits, or the message is longer than the page");
+        return NULL;
+    }
+    char digits[9];
+    uint64_t word;
+    snprintf(digits, sizeof digits, "%8ld", seq);
+    memcpy(&word, digits, sizeof word);
+    char *rest = (char *)self->buffer.buf + REST;
+    __atomic_store_n(self->number, blank(), __ATOMIC_RELAXED);
+    __atomic_thread_fence(__ATOMIC_RELEASE); /* the blank is there before any of the rest */
+    memcpy(rest, PyBytes_AS_STRING(arguments[1]), (size_t)nbytes - 1);
+    rest[nbytes - 1] = '\n';
+    if (nbytes < self->previous_nbytes) memset(rest + nbytes, ' ', (size_t)(self->previous_nbytes - nbytes));
+    self->previous_nbytes = nbytes;
+    store_release(self->number, word);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(has_message_doc, "has_message()\n--\n\nWhether a message waits to be taken.");
+
+static PyObject *page_has_message(Page *self, PyObject *unused) {
+    (void)unused;
+    if (!is_made(self)) return NULL;
+    uint64_t word = load_acquire(self->number);
+    return PyBool_FromLong(word != self->seen && word != blank());
+}
+
+PyDoc_STRVAR(take_doc,
+             "take()\n--\n\nThe next message's line without its newline; None if there is none, or it is being replaced.\n\n"
+             "Raises:\n    ValueError: it has no end; it counts as taken.");
+
+static PyObject *page_take(Page *self, PyObject *unused) {
+    (void)unused;
+    if (!is_made(self)) return NULL;
+    uint64_t word = load_acquire(self->number);
+    if (word == self->seen || word == blank()) Py_RETURN_NONE;
+    const char *text = self->buffer.buf;
+    const char *end = memchr(text, '\n', (size_t)self->buffer.len);
+    PyObject *line = PyBytes_FromStringAndSize(text, end == NULL ? self->buffer.len : end - text);
+    if (line == NULL) return NULL;
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    int is_same = __atomic_load_n(self->number, __ATOMIC_RELAXED) == word; /* else being replaced; a ring follows */
+    if (is_same && self->refused != NULL) {
+        int is_refused = PyObject_RichCompareBool(line, self->refused, Py_EQ);
+        if (is_refused < 0) {
+            Py_DECREF(line);
+            return NULL;
+        }
+        is_same = !is_refused;
+    }
+    if (!is_same) {
+        Py_DECREF(line);
+        Py_RETURN_NONE;
+    }
+    self->seen = word;
+    Py_XSETREF(self->taken, Py_NewRef(line));
+    if (end == NULL) {
+        Py_DECREF(line);
+        PyErr_SetString(PyExc_ValueError, "the message has no end");
+        return NULL;
+    }
+    return line;
+}
+
+PyDoc_STRVAR(put_back_doc, "put_back()\n--\n\nLet the line just taken be taken again.");
+
+static PyObject *page_put_back(Page *self, PyObject *unused) {
+    (void)unused;
+    self->seen = blank();
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(refuse_doc,
+             "refuse()\n--\n\nLook out for another line, even one of the same number as the line just taken.");
+
+static PyObject *page_refuse(Page *self, PyObject *unused) {
+    (void)unused;
+    Py_XSETREF(self->refused, Py_XNewRef(self->taken));
+    self->seen = blank();
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef page_methods[] = {
+    {"store", (PyCFunction)(void (*)(void))page_store, METH_FASTCALL, store_doc},
+    {"has_message", (PyCFunction)page_has_message, METH_NOARGS, has_message_doc},
+    {"take", (PyCFunction)page_take, METH_NOARGS, take_doc},
+    {"put_back", (PyCFunction)page_put_back, METH_NOARGS, put_back_doc},
+    {"refuse", (PyCFunction)page_refuse, METH_NOARGS, refuse_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject PageType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tr_mmap.native.Page",
+    .tp_doc = "Page(buffer)\n--\n\nA message file that is mapped as a writable buffer.",
+    .tp_basicsize = sizeof(Page),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)page_init,
+    .tp_dealloc = (destructor)page_dealloc,
+    .tp_methods = page_methods,
+};

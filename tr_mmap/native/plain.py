@@ -1,0 +1,232 @@
+"""The extension's operations in plain Python; what they mean is said here. See the package's docstring."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+import time
+from typing import Any, Final
+
+import numpy as np
+import posix_ipc
+
+__all__ = ["Bell", "Line", "Page", "copy"]
+
+# Indices of 8-byte words (byte offset / 8).
+_SEQ: Final = 8
+_LAYOUT: Final = 9
+_LEASE: Final = 10
+_GUEST: Final = 11
+_SEQ_COPY: Final = 15
+_HELD: Final = 1
+_PINNED: Final = 2
+_SEQ_RETIRED: Final = 2**64 - 1
+
+# Even x86 may let a load overtake an earlier store to another word. Entering a lock is a locked instruction, a full
+# memory barrier. It may be entered again by a signal handler that comes in between, and a fork frees it in the child.
+_FENCE: Final = threading.RLock()
+os.register_at_fork(after_in_child=_FENCE._at_fork_reinit)  # type: ignore[attr-defined]
+
+
+class Line:
+    """The live line of the segment that a writable buffer begins with."""
+
+    __slots__ = ("_words",)
+
+    def __init__(self, buffer: Any) -> None:
+        self._words = memoryview(buffer).cast("B")[:128].cast("Q")
+
+    def claim(self) -> int:
+        """Owner: let nobody enter any more; the lease as it stands, or 2 (PINNED) if a guest came."""
+        return self._close(0)
+
+    def retire(self) -> int:
+        """Owner: give the segment up; the lease as it stands, or 2 (PINNED) if a guest came."""
+        self._words[_SEQ_COPY] = _SEQ_RETIRED
+        return self._close(_SEQ_RETIRED)
+
+    def _close(self, seq: int) -> int:
+        words = self._words
+        words[_SEQ] = seq
+        with _FENCE:
+            pass
+        return _PINNED if words[_GUEST] else words[_LEASE]
+
+    def stamp(self, seq: int) -> None:
+        """Owner: publish what is in the segment under a number."""
+        words = self._words
+        words[_SEQ_COPY] = seq
+        words[_SEQ] = seq
+
+    def enter(self, seq: int) -> int:
+        """Reader: hold the lease; which layout it is, or 0 if it is another tensor by now."""
+        words = self._words
+        words[_LEASE] = _HELD  # before the look: an owner who has not seen it yet has cleared seq already
+        with _FENCE:
+            pass
+        if words[_SEQ] != seq or words[_SEQ_COPY] != seq or seq in (0, _SEQ_RETIRED):
+            return 0
+        return words[_LAYOUT]
+
+    def leave(self) -> None:
+        """Reader: give the lease back; no view of ours is left."""
+        self._words[_LEASE] = 0
+
+
+_BLANK_WORD: Final = int.from_bytes(b"       0", "little")
+_SEQ_WORD: Final = 1  # offset 8
+_REST: Final = 16
+_MOST_SEQ: Final = 99_999_999
+
+
+class Page:
+    """A message file that is mapped as a writable buffer; see ``channel/mapped.py`` for its bytes."""
+
+    __slots__ = ("_buffer", "_previous_nbytes", "_refused", "_seen", "_taken", "_words")
+
+    def __init__(self, buffer: Any) -> None:
+        self._buffer = memoryview(buffer)
+        self._words = self._buffer.cast("Q")
+        self._previous_nbytes = 0
+        self._seen = _BLANK_WORD
+        self._taken = b""  # the last line that was taken
+        self._refused: bytes | None = None  # a line that lies there and is not the peer's
+
+    def store(self, seq: int, rest: bytes) -> None:
+        """Replace the message: its number, and what comes after its 16th byte.
+
+        Raises:
+            ValueError: the number has more than 8 digits, or the message is longer than the page.
+        """
+        text = rest + b"\n"
+        nbytes = len(text)
+        if not 1 <= seq <= _MOST_SEQ or nbytes > len(self._buffer) - _REST:
+            raise ValueError("the number has more than 8 digits, or the message is longer than the page")
+        if nbytes < self._previous_nbytes:
+            text = text.ljust(self._previous_nbytes)
+        self._previous_nbytes = nbytes
+        words = self._words
+        words[_SEQ_WORD] = _BLANK_WORD
+        self._buffer[_REST : _REST + len(text)] = text
+        words[_SEQ_WORD] = int.from_bytes(b"%8d" % seq, "little")
+
+    def has_message(self) -> bool:
+        """Whether a message waits to be taken."""
+        word = self._words[_SEQ_WORD]
+        return word != self._seen and word != _BLANK_WORD
+
+    def take(self) -> bytes | None:
+        """The next message's line without its newline; None if there is none, or it is being replaced.
+
+        Raises:
+            ValueError: it has no end; it counts as taken.
+        """
+        word = self._words[_SEQ_WORD]
+        if word == self._seen or word == _BLANK_WORD:
+            return None
+        line = self._buffer[:1024].tobytes()  # most messages; a longer one is copied again, whole
+        end = line.find(b"\n")
+        if end < 0:
+            line = self._buffer.tobytes()
+            end = line.find(b"\n")
+        if self._words[_SEQ_WORD] != word:
+            return None  # being replaced; a ring follows
+        if end >= 0:
+            line = line[:end]
+        if self._refused is not None and line == self._refused:
+            return None
+        self._seen = word
+        self._taken = line
+        if end < 0:
+            raise ValueError("the message has no end")
+        return line
+
+    def put_back(self) -> None:
+        """Let the line just taken be taken again."""
+        self._seen = _BLANK_WORD
+
+    def refuse(self) -> None:
+        """Look out for another line, even one of the same number as the line just taken."""
+        self._refused = self._taken
+        self._seen = _BLANK_WORD
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+# posix_ipc swallows what a signal handler raises during a wait, and waits by the wall clock, which somebody may turn
+# back. So where the C library can do better (glibc 2.30), we wait by it, on the semaphore that posix_ipc has open.
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_sem_clockwait: Final[Any] = getattr(_libc, "sem_clockwait", None)
+_CLOCK_MONOTONIC: Final = 1  # linux/time.h
+if _sem_clockwait is not None:
+    _sem_clockwait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec)]
+    _libc.sem_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
+    _libc.sem_open.restype = ctypes.c_void_p
+    _libc.sem_close.argtypes = [ctypes.c_void_p]
+
+
+class Bell:
+    """An existing named semaphore.
+
+    Raises:
+        OSError: there is none, or it is not ours.
+    """
+
+    __slots__ = ("_address", "_semaphore", "ring")
+
+    def __init__(self, name: str) -> None:
+        self._address: int | None = None
+        try:
+            self._semaphore = posix_ipc.Semaphore(name)
+        except posix_ipc.Error as error:
+            code = errno.EACCES if isinstance(error, posix_ipc.PermissionsError) else errno.ENOENT
+            raise OSError(code, os.strerror(code)) from error
+        self.ring = self._semaphore.release
+        """Raises OSError if it was rung 2**31 times and nobody has looked."""
+        # The C library gives one address for one name, so this is the semaphore that posix_ipc has just opened.
+        if _sem_clockwait is not None:
+            self._address = _libc.sem_open(name.encode(), 0)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until rung; False when the time is over. What a signal handler raises, Ctrl-C say, comes at once."""
+        if self._address is None:
+            return self._wait_by_wall_clock(timeout_s)
+        until_s = time.monotonic() + timeout_s
+        seconds = int(until_s)
+        until = _Timespec(seconds, int((until_s - seconds) * 1e9))
+        if _sem_clockwait(self._address, _CLOCK_MONOTONIC, until) == 0:
+            return True
+        return ctypes.get_errno() != errno.ETIMEDOUT  # else a handler ran and did not raise: look again
+
+    def _wait_by_wall_clock(self, timeout_s: float) -> bool:
+        try:
+            self._semaphore.acquire(timeout_s)
+        except posix_ipc.BusyError:
+            return False
+        except posix_ipc.SignalError:
+            return True
+        return True
+
+    def __del__(self) -> None:
+        if self._address is not None:
+            _libc.sem_close(self._address)
+            self._semaphore.close()
+
+
+def copy(target: Any, offset: int, source: Any) -> None:
+    """Copy the bytes of a C-contiguous buffer to a place in a writable one.
+
+    Raises:
+        BufferError, ValueError: the source is not C-contiguous, or is no buffer; or it does not fit there.
+    """
+    view = memoryview(source)
+    if not view.c_contiguous:
+        raise BufferError("the source is not C-contiguous")
+    if offset < 0 or view.nbytes > len(target) - offset:
+        raise ValueError("the source does not fit into the target there")
+    if view.nbytes:  # by numpy, which lets other threads run meanwhile
+        np.frombuffer(target, np.uint8, view.nbytes, offset)[:] = np.frombuffer(view.cast("B"), np.uint8)
