@@ -22,7 +22,7 @@ TAGS = {"a": "tensor a", "b": "tensor b", "c": "tensor c", "7": "tensor 7"}
 def bound(function: Callable[..., Any], parameters: str) -> Any:
     """What the function returns when it is called for the text; a tensor is the text ``tensor <tag>``."""
     command = Command("do", function)
-    return function(*command.bind(parameters, TAGS, TAGS.__getitem__))
+    return function(*command.bind(parameters, TAGS, lambda tag, _: TAGS[tag], "numpy"))
 
 
 def nothing() -> Any:
@@ -184,10 +184,10 @@ def test_a_tag_that_was_never_sent_is_named(function: Callable[..., Any], parame
 
 
 def test_tensors_are_fetched_only_when_all_words_fit() -> None:
-    fetched: list[str] = []
+    fetched: list[tuple[str, str]] = []
     for function, parameters in ((scale, "a x"), (two, "a"), (mixed, "a b 1 maybe x")):
         with pytest.raises(BadMessage):
-            Command("do", function).bind(parameters, TAGS, fetched.append)
+            Command("do", function).bind(parameters, TAGS, lambda *of: fetched.append(of), "numpy")
     assert fetched == []
 
 

@@ -571,17 +571,21 @@ def test_what_cannot_be_lent_changes_nothing(sides: Sides, shape: Any, dtype: st
     assert sides.pool.stats() == before
 
 
-def test_a_copy_that_fails_in_the_middle_leaves_the_segment_free(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> None:
-    def copy_into(*_: Any) -> None:
+@pytest.mark.parametrize("shape", [2, (2, 1)], ids=["alike", "other"])  # than what the segment held before
+def test_a_copy_that_fails_in_the_middle_leaves_the_segment_free(
+    sides: Sides, monkeypatch: pytest.MonkeyPatch, shape: Any
+) -> None:
+    def copy(*_: Any) -> None:
         raise MemoryError
 
     sides.pass_on(np.zeros(2))
     sides.settle()
     before = sides.pool.stats()
     with monkeypatch.context() as patch:
-        patch.setattr(pools.tensors, "copy_into", copy_into)
+        patch.setattr(pools, "copy", copy)
+        patch.setattr(pools.tensors, "copy", copy)
         with pytest.raises(MemoryError):
-            sides.pool.publish(np.ones(2))
+            sides.pool.publish(np.ones(shape))
     assert sides.pool.stats() == before
     assert sides.pass_on(np.ones(2)).tolist() == [1, 1]
     assert sides.pool.stats().created == 1
@@ -939,7 +943,7 @@ def test_one_loan_may_have_many_tags(sides: Sides, tags: Tags) -> None:
 
 def test_a_tag_that_cannot_be_put_keeps_what_it_had(sides: Sides, tags: Tags, monkeypatch: pytest.MonkeyPatch) -> None:
     tags.put("a", sides.pool.publish(np.arange(10)))
-    tags.told(Request(1, "x", "", 0, *tags.untold()))
+    tags.told(Request(1, "x", "", 0, *tags.news()))
     for call in ("link", "rename"):
         with monkeypatch.context() as patch:
 
@@ -950,7 +954,7 @@ def test_a_tag_that_cannot_be_put_keeps_what_it_had(sides: Sides, tags: Tags, mo
             with pytest.raises(OSError, match="full"):
                 tags.put("a", sides.pool.publish(np.zeros(10)))
     assert tr_mmap.load(sides.directory / "a.tsr").tolist() == list(range(10))
-    assert tags.untold() == ([], [])
+    assert tags.news() == ([], [])
     assert sides.pool.stats().segments == 2
     assert sides.pool.stats().free_nbytes == class_nbytes(80)
     assert sorted(os.listdir(sides.directory)) == ["a.tsr", "segment_0.tsr", "segment_1.tsr"]
@@ -962,7 +966,7 @@ def test_a_tag_that_was_never_sent_cannot_be_dropped(sides: Sides, tags: Tags) -
         tags.drop("b")
     assert caught.value.tag == "b"
     assert "sent are a" in str(caught.value)
-    assert tags.untold()[1] == []
+    assert tags.news()[1] == []
 
 
 class Told:
@@ -973,7 +977,7 @@ class Told:
         self.known: dict[str, int] = {}
 
     def ask(self) -> Request:
-        return Request(1, "x", "", 0, *self.tags.untold())
+        return Request(1, "x", "", 0, *self.tags.news())
 
     def answer(self, request: Request) -> None:
         for ref in request.tensors:
@@ -993,7 +997,7 @@ def test_what_was_told_is_not_told_again(sides: Sides, tags: Tags) -> None:
     assert request.drops == ["b"]
     assert (told.ask().tensors, told.ask().drops) == (request.tensors, request.drops)  # until it is answered
     told.answer(request)
-    assert tags.untold() == ([], [])
+    assert tags.news() == ([], [])
     tags.tell_again()
     assert [ref.tag for ref in told.ask().tensors] == ["a"]
 
@@ -1026,7 +1030,7 @@ def test_the_worker_knows_every_tag_whatever_changes_while_it_answers(
         told.answer(pending)
     told.answer(told.ask())
     assert told.known == {tag: segment.seq for tag, segment in tags._segments.items()}
-    assert tags.untold() == ([], [])
+    assert tags.news() == ([], [])
     for tag in list(tags._segments):
         tags.drop(tag)
 

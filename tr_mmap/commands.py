@@ -65,13 +65,16 @@ class Command:
                     self._least += parameter.default is parameter.empty
                     self._most = None if self._most is None else self._most + 1
 
-    def bind(self, parameters: str, tags: Container[str], fetch: Callable[[str], Any]) -> list[Any]:
+    def bind(
+        self, parameters: str, tags: Container[str], fetch: Callable[[str, str], Any], framework: str
+    ) -> list[Any]:
         """The function's arguments for a parameter text.
 
         Args:
             parameters: words, separated by spaces or commas.
             tags: what names a tensor.
-            fetch: gives the tensor of a tag.
+            fetch: gives the tensor of a tag, as a framework's.
+            framework: which.
 
         Raises:
             MissingTag: a tensor is wanted, and a word names none.
@@ -83,7 +86,7 @@ class Command:
                 if word not in tags:
                     raise MissingTag(f"{self.name}: no tensor goes by the tag {word!r}; send it first", tag=word)
             self._check_count(len(words))
-            return [fetch(word) for word in words]
+            return [fetch(word, framework) for word in words]
         if len(self._positional) == 1 and self._scalars[0][1] is str and self._most is not None:
             return [parameters or self._default_of(self._positional[0][0])]
         words = split_words(parameters)
@@ -93,7 +96,7 @@ class Command:
             raise MissingTag(f"{self.name}: no tensor goes by the tag {others[0]!r}; send it first", tag=others[0])
         self._check_count(len(tensors))
         values = self._convert(others)
-        queue = [fetch(word) for word in tensors]
+        queue = [fetch(word, framework) for word in tensors]
         arguments: list[Any] = []
         for parameter, is_tensor in self._positional:
             source = queue if is_tensor else values

@@ -90,7 +90,10 @@ _BY_TORCH_NAME: Final = {d.torch_name: d for d in TABLE}
 # Caches, filled as types are met; bounded, since only dtypes of the table ever enter. A race between threads writes
 # the same value twice, which is harmless.
 _NUMPY: Final[dict[int, np.dtype[Any]]] = {
-    d.code: np.dtype(d.name).newbyteorder("<") for d in TABLE if d.name not in _ML_DTYPES
+    # By its text, so that on a little-endian machine it is numpy's own object, which is compared at no cost.
+    d.code: np.dtype(np.dtype(d.name).newbyteorder("<").str)
+    for d in TABLE
+    if d.name not in _ML_DTYPES
 }
 _TORCH: Final[dict[int, Any]] = {}
 _FROM_NUMPY: Final[dict[np.dtype[Any], DType]] = {dtype: _BY_CODE[code] for code, dtype in _NUMPY.items()}

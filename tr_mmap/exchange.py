@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from .errors import BadMessage, RemoteError, ResponseTimeout, SessionNotStarted, UnknownCommand, WorkerDied
@@ -83,20 +83,22 @@ class Exchange:
         """
         pending = self.ask(command, parameters, tensors, timeout_ms)
         try:
-            return self._finish(self._await(pending, timeout_ms), framework)
+            response = self._await(pending, timeout_ms)
+            return self._finish(response, framework)
         except BaseException:  # Ctrl-C too
             self._is_abandoned = True  # if it is still pending; asking for the next one resets this
             raise
 
     def ask(self, command: str, parameters: str, tensors: Sequence[Any], timeout_ms: float) -> Request:
         """Send a request; waits first for the answer to an earlier one, which can still be taken."""
-        run = self.run()
+        run = self.place.run or self.run()
         if self._pending is not None:
             self.settle(timeout_ms)
         if run.is_over():
             raise self.worker_died()
         store = self.store
-        request = store.prepare(self._next_seq(), command, parameters, tensors)
+        self._seq = self._seq % MAX_SEQ + 1
+        request = store.prepare(self._seq, command, parameters, tensors)
         try:
             run.channel.send(request)
         except BaseException:
@@ -118,7 +120,8 @@ class Exchange:
         deadline_s = time.monotonic() + timeout_ms / 1000
         try:
             # A worker that is not there yet finds the wish when it is.
-            wish = Request(seq=self._next_seq(), command=EXIT_COMMAND, timestamp=now_ms())
+            self._seq = self._seq % MAX_SEQ + 1
+            wish = Request(seq=self._seq, command=EXIT_COMMAND, timestamp=now_ms())
             while True:
                 stands = run.channel.ask_to_exit(wish)
                 remaining_s = max(0.0, deadline_s - time.monotonic())
@@ -128,10 +131,6 @@ class Exchange:
                     return False
         except ResponseTimeout:
             return False
-
-    def _next_seq(self) -> int:
-        self._seq = self._seq % MAX_SEQ + 1
-        return self._seq
 
     # -- answers --------------------------------------------------------------------------------------------------
 
@@ -171,13 +170,14 @@ class Exchange:
         return self._pending is not None and not self._is_abandoned
 
     def _await(self, pending: Request, timeout_ms: float) -> Response:
-        run = self.run()
+        run = self.place.run or self.run()
         store = self.store
+        receive = self._receive if self.place.options.block_ms else run.channel.receive
         deadline_s = time.monotonic() + timeout_ms / 1000
         remaining_ms = timeout_ms
         while True:
             try:
-                raw = self._receive(run, remaining_ms)
+                raw = receive(remaining_ms, run.is_over)
                 response = None if raw is None else store.decode(raw)
             except BadMessage:
                 self._end_request()  # there will be no other answer to it
@@ -199,16 +199,15 @@ class Exchange:
         store.answered(pending)
         return response
 
-    def _receive(self, run: Run, timeout_ms: float) -> bytes | None:
-        if not self.place.options.block_ms:
-            return run.channel.receive(timeout_ms, run.is_over)
-        # The worker may be waiting, at its budget, for views that other threads here have dropped meanwhile.
+    def _receive(self, timeout_ms: float, stop: Callable[[], bool]) -> bytes | None:
+        """As the channel's, but the worker may be waiting for views that other threads here have dropped meanwhile."""
+        channel = self.run().channel
         deadline_s = time.monotonic() + timeout_ms / 1000
         while True:
             self.store.collect()
             remaining_ms = (deadline_s - time.monotonic()) * 1000
-            raw = run.channel.receive(max(0.0, min(remaining_ms, _COLLECT_MS)), run.is_over)
-            if raw is not None or remaining_ms <= _COLLECT_MS or run.is_over():
+            raw = channel.receive(max(0.0, min(remaining_ms, _COLLECT_MS)), stop)
+            if raw is not None or remaining_ms <= _COLLECT_MS or stop():
                 return raw
 
     def _end_request(self) -> None:
@@ -221,7 +220,10 @@ class Exchange:
         if framework is None or not response.tensors:
             return response, []
         receive = self.store.receive
-        return response, [receive(ref, framework) for ref in response.tensors]
+        tensors = []
+        for ref in response.tensors:
+            tensors.append(receive(ref, framework))
+        return response, tensors
 
     # -- ends -----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from .commands import Command
 from .errors import BadMessage, TRException
@@ -11,6 +11,8 @@ from .protocol import EXIT_COMMAND
 from .server import TechRenaissanceServer
 
 __all__ = ["Server"]
+
+_SEVERAL: Final = (tuple, list)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,18 +56,19 @@ class Server(TechRenaissanceServer):
         if known is None:
             return False
         try:
-            assert self._store is not None
-            arguments = known.bind(parameters, self._store.tags, self._fetch)
+            store = self._store
+            assert store is not None
+            arguments = known.bind(parameters, store.tags, store.fetch, self.framework)
         except TRException as error:
             error.is_bad_input = True  # type: ignore[attr-defined]
             raise
         result = known.function(*arguments)
         if isinstance(result, str):
             self.write_response(command, result)
-        elif isinstance(result, tuple | list):
+        elif isinstance(result, _SEVERAL):
             self.send_tensors(*result)
         elif result is not None:
-            self.send_tensors(result)
+            store.publish((result,))
         return True
 
     def describe_unknown(self, command: str) -> str:

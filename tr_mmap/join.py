@@ -104,6 +104,7 @@ def join(argument: str, tally: Tally) -> Joined:
         raise BadMessage(f"the session's channel is {manifest.channel[:80]!r}, known are {known}", detail="channel")
     store = worker_store(manifest.channel, directory, manifest.store)
     channel = kind.attach(directory, manifest.doorbells)
+    channel.spin(manifest.spin_us)
     return Joined(directory, manifest, protect(channel, Role.WORKER, secret, tally), store)
 
 

@@ -55,6 +55,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         channel: how the two talk, "mapped", "files" or "legacy".
         doorbells: names of the semaphores that still have a name; whoever sweeps the session removes them.
         store: how both sides keep their tensors.
+        spin_us: how long either side looks for a message, at most, before it sleeps.
         framework: what made it, with its version.
         created_ms: wall clock, milliseconds.
     """
@@ -67,6 +68,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     channel: str = "mapped"
     doorbells: list[str] = msgspec.field(default_factory=list)
     store: StoreOptions = StoreOptions()
+    spin_us: float = 0.0
     framework: str = ""
     created_ms: int = msgspec.field(default_factory=_now_ms)
 

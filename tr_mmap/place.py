@@ -71,6 +71,7 @@ class Place:
         channel: ``"mapped"``, ``"files"`` or ``"legacy"``.
         auth: whether every message proves who wrote it.
         options: how both sides keep their tensors.
+        spin_us: how long both sides look for a message, at most, before they sleep.
 
     Raises:
         SessionInUse: somebody else has the name.
@@ -83,11 +84,13 @@ class Place:
         *,
         auth: bool = False,
         options: StoreOptions,
+        spin_us: float = 0.0,
     ) -> None:
         self.session_id = session_id
         self.tally = Tally()
         self._has_auth = auth
         self.options = options
+        self._spin_us = spin_us
         self.workspace = Workspace.locate()
         self._channel_name = channel
         self._generation = _forks.count
@@ -104,6 +107,7 @@ class Place:
             doorbells=doorbells,
             worker_mark=mark,
             store=self.options,
+            spin_us=self._spin_us,
             framework="tr_mmap",
             created_ms=now_ms(),
         )
@@ -125,7 +129,9 @@ class Place:
         # Before the doorbells exist: whoever sweeps knows their names, at whatever moment we are killed.
         manifests.write(self.directory, manifest)
         secret = new_secret() if self._has_auth else None
-        channel = protect(kind.create(self.directory, manifest.doorbells), Role.CONTROLLER, secret, self.tally)
+        end = kind.create(self.directory, manifest.doorbells)
+        end.spin(self._spin_us)
+        channel = protect(end, Role.CONTROLLER, secret, self.tally)
         process: WorkerProcess | None = None
         try:
             process = launch(

@@ -297,6 +297,11 @@ class Status(enum.StrEnum):
         return self in _WAITING
 
     @property
+    def is_end(self) -> bool:
+        """Whoever wants the worker to end lets it say this, and nothing else."""
+        return self in _ENDS
+
+    @property
     def is_over(self) -> bool:
         """The worker has ended or is about to."""
         return self in _OVER

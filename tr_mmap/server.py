@@ -119,7 +119,7 @@ class TechRenaissanceServer:
             self._complaint = f"{count} tensors are needed, {len(tags)} are named: {parameters[:200]!r}"
             return None
         try:
-            return [self._fetch(tag) for tag in tags]
+            return [self._fetch(tag, self.framework) for tag in tags]
         except (MissingTag, LookupError) as error:
             self._complaint = str(error)
             self.debug_message(self._complaint)
@@ -221,7 +221,7 @@ class TechRenaissanceServer:
 
     def process_request(self) -> None:
         """Wait for the next request and answer it; returns without one when it is time to end."""
-        channel = self._open_channel()
+        channel = self._channel or self._open_channel()
         joined = self._joined
         assert joined is not None
         try:
@@ -245,16 +245,17 @@ class TechRenaissanceServer:
             self._serve(*joined.older_end(), request)
 
     def _has_to_stop(self) -> bool:
-        return self._is_stopping or self._is_orphan or self._open_channel().is_exit_asked()
+        channel = self._channel
+        return self._is_stopping or self._is_orphan or channel is None or channel.is_exit_asked()
 
     def _enter(self, channel: Channel, status: Status, detail: str = "") -> None:
         """Write a status, if the protocol's table lets it follow; else what stands says that the worker ends."""
-        if status in TRANSITIONS[Status.EXIT if channel.is_exit_asked() else self._status]:
-            self._status = status
+        if status in TRANSITIONS[self._status]:
             try:
-                channel.write_status(status, detail)
+                if channel.enter(status, detail):
+                    self._status = status
             except OutOfSpace:
-                pass  # in a channel of files; the next status or the answer says more
+                self._status = status  # in a channel of files; the next status or the answer says more
 
     def _serve(self, channel: Channel, store: WorkerStore, request: Request) -> None:
         self._enter(channel, Status.BUSY)
@@ -269,9 +270,7 @@ class TechRenaissanceServer:
         result = ("ok" if answer.result is None else answer.result) if failure is None else "error"
         tensors = store.end(request, failure is None)
         message = answer.message or self._complaint
-        response = Response(
-            request.seq, answer.command or request.command, result, message, now_ms(), tensors, failure
-        )
+        response = Response(request.seq, answer.command or request.command, result, message, now_ms(), tensors, failure)
         self._send(channel, store, response)
 
     def _run_handler(self, request: Request, answer: _Answer, store: WorkerStore) -> Failure | None:
@@ -321,10 +320,10 @@ class TechRenaissanceServer:
             time.sleep(_RETRY_S)
             self._enter(channel, self._status)
 
-    def _fetch(self, tag: str) -> Any:
+    def _fetch(self, tag: str, framework: str) -> Any:
         if self._store is None:
             raise MissingTag(f"no tensor goes by the tag {tag!r}: the server does not run yet", tag=tag)
-        return self._store.fetch(tag, self.framework)
+        return self._store.fetch(tag, framework)
 
     def _open_channel(self) -> Channel:
         if self._channel is None:

@@ -169,14 +169,15 @@ def test_any_text_at_all_is_read_or_refused_and_nothing_else(raw: bytes, changes
     )
 )
 @settings(deadline=None)
-def test_what_we_write_ourselves_is_never_refused_nor_read_twice(request: Request) -> None:
+def test_what_we_write_ourselves_is_never_refused_nor_read_twice_unless_there_are_colons_in_it(request: Request) -> None:
+    texts = [request.command, request.parameters, *request.drops]
     raw = encode(request)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tr_mmap.protocol.refuse_duplicates", lambda _: pytest.fail("the slow check was made"))
-        if not any(word in raw for word in (b'"cmd"', b'"params"')):
-            request.command = decode_request(raw).command
-            assert decode_request(raw) == request
-            assert decode_request(b'{"seq": ' + b"%8d" % request.seq + raw[raw.index(b",") :]) == request
+        if not any(":" in text for text in texts):
+            patch.setattr("tr_mmap.protocol.refuse_duplicates", lambda _: pytest.fail("the slow check was made"))
+        request.command = decode_request(raw).command
+        assert decode_request(raw) == request
+        assert decode_request(b'{"seq": ' + b"%8d" % request.seq + raw[raw.index(b",") :]) == request
 
 
 # -- a gibibyte -----------------------------------------------------------------------------------------------------

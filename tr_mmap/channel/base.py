@@ -67,6 +67,9 @@ class Channel(ABC):
             OutOfSpace: no room for it.
         """
 
+    def spin(self, us: float) -> None:  # noqa: B027 - a channel that polls never sleeps until it is rung
+        """Look for a message for so long, at most, before each sleep."""
+
     @abstractmethod
     def has_message(self) -> bool:
         """Whether a message waits to be received. Takes nothing."""
@@ -110,6 +113,17 @@ class Channel(ABC):
     @abstractmethod
     def write_status(self, status: Status, detail: str = "") -> None:
         """Replace the status. Wakes nobody: a message or :meth:`ring` follows."""
+
+    def enter(self, status: Status, detail: str = "") -> bool:
+        """Replace the worker's own status, unless somebody wants its end and this says anything else.
+
+        Returns:
+            Whether it stands.
+        """
+        if not status.is_end and self.is_exit_asked():
+            return False
+        self.write_status(status, detail)
+        return True
 
     @abstractmethod
     def wait_status(

@@ -27,11 +27,11 @@ _MIN_SEMAPHORE_NBYTES = 32  # sizeof(sem_t) on 64-bit Linux
 class Doorbell:
     """One semaphore. Ringing twice before anyone looks wakes twice; the second look finds nothing."""
 
-    __slots__ = ("name", "ring", "wait")
+    __slots__ = ("bell", "name", "ring", "wait")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        bell = Bell(name)
+        self.bell = bell = Bell(name)
         self.ring: Callable[[], None] = bell.ring
         self.wait: Callable[[float], bool] = bell.wait
 

@@ -21,6 +21,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 import msgspec
@@ -39,6 +40,7 @@ STATUS_NBYTES: Final = 4096  # one memory page: a truncating writer cannot make 
 _WAIT_SLICE_S: Final = 1.0  # a lost ring delays a message by this much at most; a wake-up a second costs nothing
 
 _BLANK_LINE: Final = b'{"seq":        0}\n'
+_SPILL_KEY: Final = b'"spill":'  # the first member after the number, in the line of a message that is elsewhere
 _EXIT_WORD: Final = int.from_bytes(b"exit", sys.byteorder)
 _SHORT_NBYTES: Final = 16  # every status without a detail fits in so many
 
@@ -83,6 +85,10 @@ def _open_file(directory: str, name: str, nbytes: int) -> int:
         system.close(fd)
         raise
     return fd
+
+
+def _has_no_end() -> BadMessage:
+    return BadMessage("the peer's message has no end; it does not speak this protocol", detail="newline")
 
 
 def _close_all(fds: list[int]) -> None:
@@ -213,6 +219,9 @@ class MappedChannel(Channel):
             raise BadMessage(f"{path} is longer than a message may be", detail=name)
         return text
 
+    def spin(self, us: float) -> None:
+        self._in.set_spin(us)
+
     def has_message(self) -> bool:
         return self._in.has_message()
 
@@ -220,45 +229,48 @@ class MappedChannel(Channel):
         try:
             line = self._in.take()
         except ValueError as error:
-            detail = "newline"
-            raise BadMessage("the peer's message has no end; it does not speak this protocol", detail=detail) from error
-        if line is not None and line[17:25] == b'"spill":':
-            try:
-                spill = msgspec.json.decode(line, type=_Spill).spill
-            except msgspec.DecodeError as error:
-                raise BadMessage(f"the message cannot be read: {error}", detail=str(error)) from error
-            try:
-                return self._read_spill(spill)
-            except TRException:
-                raise
-            except OSError:  # out of descriptors, say: the message is good, and can be read later
-                self._in.put_back()
-                raise
-        return line
+            raise _has_no_end() from error
+        return line if line is None or line[17:25] != _SPILL_KEY else self._take_spill(line)
+
+    def _take_spill(self, line: bytes) -> bytes:
+        try:
+            spill = msgspec.json.decode(line, type=_Spill).spill
+        except msgspec.DecodeError as error:
+            raise BadMessage(f"the message cannot be read: {error}", detail=str(error)) from error
+        try:
+            return self._read_spill(spill)
+        except TRException:
+            raise
+        except OSError:  # out of descriptors, say: the message is good, and can be read later
+            self._in.put_back()
+            raise
 
     def refuse(self) -> None:
         self._in.refuse()
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
-        message = self._take()
-        if message is not None or timeout_ms == 0:
-            return message
-        deadline_s = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
-        while not stop() and self._sleep(deadline_s):
-            message = self._take()
-            if message is not None:
-                return message
+        if timeout_ms == 0:
+            return self._take()
+        now_s = time.monotonic()
+        deadline_s = inf if timeout_ms is None else now_s + timeout_ms / 1000
+        page, bell = self._in, self._own_bell.bell
+        while now_s < deadline_s and not stop():
+            remaining_s = deadline_s - now_s
+            try:
+                line = page.wait(bell, remaining_s if remaining_s < _WAIT_SLICE_S else _WAIT_SLICE_S)
+            except ValueError as error:
+                raise _has_no_end() from error
+            if line is not None:
+                return line if line[17:25] != _SPILL_KEY else self._take_spill(line)
+            now_s = time.monotonic()
         return self._take()  # it may have come just before the reason to stop
 
-    def _sleep(self, deadline_s: float | None) -> bool:
+    def _sleep(self, deadline_s: float) -> bool:
         """Wait for the doorbell; False when the time is over."""
-        if deadline_s is None:
-            self._own_bell.wait(_WAIT_SLICE_S)
-            return True
         remaining_s = deadline_s - time.monotonic()
         if remaining_s <= 0:
             return False
-        self._own_bell.wait(min(remaining_s, _WAIT_SLICE_S))
+        self._own_bell.wait(remaining_s if remaining_s < _WAIT_SLICE_S else _WAIT_SLICE_S)
         return True
 
     def read_status(self) -> StatusLine:
@@ -282,6 +294,12 @@ class MappedChannel(Channel):
         self._status[:] = line.ljust(STATUS_NBYTES)
         # The worker writes all the time and knows what is there; the controller hardly ever does.
         self._has_long_status = len(line) > _SHORT_NBYTES or self._role is Role.CONTROLLER
+
+    def enter(self, status: Status, detail: str = "") -> bool:
+        if detail or self._has_long_status or self._status_words[0] == _EXIT_WORD:
+            return super().enter(status, detail)
+        self._status[:_SHORT_NBYTES] = self._status_lines[status]
+        return True
 
     def wait_status(
         self, until: Callable[[StatusLine], bool], timeout_ms: float, stop: Callable[[], bool]

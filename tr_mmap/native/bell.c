@@ -5,6 +5,8 @@
 #include <semaphore.h>
 #include <time.h>
 
+enum { MOST_RINGS = 1 << 16 }; /* taken at a time, so that whoever rings without pause keeps nobody here */
+
 typedef struct {
     PyObject_HEAD
     sem_t *semaphore;
@@ -48,15 +50,18 @@ static PyObject *bell_ring(Bell *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(wait_doc,
-             "wait(timeout_s)\n--\n\nSleep until rung; False when the time is over. What a signal handler raises comes at once.");
-
-static PyObject *bell_wait(Bell *self, PyObject *argument) {
-    if (!is_open(self)) return NULL;
-    if (sem_trywait(self->semaphore) == 0) Py_RETURN_TRUE; /* rung already: no need to let go of the interpreter */
-    double timeout_s = PyFloat_AsDouble(argument);
-    if (timeout_s == -1.0 && PyErr_Occurred()) return NULL;
-    if (!(timeout_s > 0)) Py_RETURN_FALSE;
+int wait_for_bell(PyObject *bell, double timeout_s) {
+    if (!PyObject_TypeCheck(bell, &BellType)) {
+        PyErr_SetString(PyExc_TypeError, "a Bell is needed");
+        return -1;
+    }
+    Bell *self = (Bell *)bell;
+    if (!is_open(self)) return -1;
+    /* Rung already, perhaps more than once, for messages that were found without waiting: all these are one hint. */
+    int was_rung = 0;
+    for (int count = 0; count < MOST_RINGS && sem_trywait(self->semaphore) == 0; count++) was_rung = 1;
+    if (was_rung) return 1;
+    if (!(timeout_s > 0)) return 0;
     if (timeout_s > 1e6) timeout_s = 1e6;
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
@@ -72,14 +77,24 @@ static PyObject *bell_wait(Bell *self, PyObject *argument) {
     failed = sem_clockwait(self->semaphore, CLOCK_MONOTONIC, &until);
     code = errno;
     Py_END_ALLOW_THREADS
-    if (!failed) Py_RETURN_TRUE;
-    if (code == ETIMEDOUT) Py_RETURN_FALSE;
+    if (!failed) return 1;
+    if (code == ETIMEDOUT) return 0;
     if (code != EINTR) {
         errno = code;
-        return PyErr_SetFromErrno(PyExc_OSError);
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
     }
-    if (PyErr_CheckSignals() < 0) return NULL;
-    Py_RETURN_TRUE; /* a handler ran and did not raise: look again */
+    return PyErr_CheckSignals() < 0 ? -1 : 1; /* a handler ran and did not raise: look again */
+}
+
+PyDoc_STRVAR(wait_doc,
+             "wait(timeout_s)\n--\n\nSleep until rung; False when the time is over. What a signal handler raises comes at once.");
+
+static PyObject *bell_wait(Bell *self, PyObject *argument) {
+    double timeout_s = PyFloat_AsDouble(argument);
+    if (timeout_s == -1.0 && PyErr_Occurred()) return NULL;
+    int was_rung = wait_for_bell((PyObject *)self, timeout_s);
+    return was_rung < 0 ? NULL : PyBool_FromLong(was_rung);
 }
 
 static PyMethodDef bell_methods[] = {

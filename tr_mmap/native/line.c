@@ -89,7 +89,11 @@ PyDoc_STRVAR(enter_doc, "enter(seq)\n--\n\nReader: hold the lease; which layout 
 static PyObject *line_enter(Line *self, PyObject *argument) {
     if (!is_made(self)) return NULL;
     uint64_t wanted = PyLong_AsUnsignedLongLong(argument);
-    if (wanted == UINT64_MAX && PyErr_Occurred()) return NULL;
+    if (wanted == UINT64_MAX && PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_OverflowError)) return NULL;
+        PyErr_Clear(); /* a number that no segment can have */
+        wanted = 0;
+    }
     Words *words = self->words;
     __atomic_store_n(&words->lease, HELD, __ATOMIC_RELAXED);
     full_fence(); /* an owner who has not seen it yet has cleared seq already */

@@ -1,8 +1,8 @@
 /* A mapped message file: one side stores, the other looks. The bytes are those of channel/mapped.py. */
 #include "native.h"
 
-#include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 enum { REST = 16, MOST_SEQ = 99999999 };
 
@@ -12,6 +12,8 @@ typedef struct {
     uint64_t *number; /* 8 ASCII characters, stored last */
     Py_ssize_t previous_nbytes;
     uint64_t seen;
+    double spin_us;     /* most that wait() looks for a message before it sleeps */
+    double patience_us; /* how long it looks now: less and less while looking is in vain */
     PyObject *taken;   /* bytes: the last line that was taken */
     PyObject *refused; /* bytes or NULL: a line that lies there and is not the peer's */
 } Page;
@@ -19,6 +21,15 @@ typedef struct {
 static uint64_t blank(void) {
     uint64_t word;
     memcpy(&word, "       0", sizeof word);
+    return word;
+}
+
+static uint64_t number_of(long seq) {
+    char digits[8];
+    memset(digits, ' ', sizeof digits);
+    for (int place = 7; seq != 0; place--, seq /= 10) digits[place] = (char)('0' + seq % 10);
+    uint64_t word;
+    memcpy(&word, digits, sizeof word);
     return word;
 }
 
@@ -65,10 +76,7 @@ static PyObject *page_store(Page *self, PyObject *const *arguments, Py_ssize_t c
         PyErr_SetString(PyExc_ValueError, "the number has more than 8 digits, or the message is longer than the page");
         return NULL;
     }
-    char digits[9];
-    uint64_t word;
-    snprintf(digits, sizeof digits, "%8ld", seq);
-    memcpy(&word, digits, sizeof word);
+    uint64_t word = number_of(seq);
     char *rest = (char *)self->buffer.buf + REST;
     __atomic_store_n(self->number, blank(), __ATOMIC_RELAXED);
     __atomic_thread_fence(__ATOMIC_RELEASE); /* the blank is there before any of the rest */
@@ -126,6 +134,71 @@ static PyObject *page_take(Page *self, PyObject *unused) {
     return line;
 }
 
+PyDoc_STRVAR(set_spin_doc, "set_spin(us)\n--\n\nLet wait() look for a message for so long, at most, before it sleeps.");
+
+static PyObject *page_set_spin(Page *self, PyObject *argument) {
+    double us = PyFloat_AsDouble(argument);
+    if (us == -1.0 && PyErr_Occurred()) return NULL;
+    self->spin_us = self->patience_us = us > 0 ? us : 0;
+    Py_RETURN_NONE;
+}
+
+static double now_us(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3;
+}
+
+static inline void pause_briefly(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* Look for a message without sleeping. Success makes it look for longer the next time, failure for less long; it never
+ * gives up altogether, so that it finds out when messages come quickly again. */
+static void spin(Page *self) {
+    const double least_us = 1.0;
+    double until_us = now_us() + self->patience_us;
+    int has_come = 0;
+    Py_BEGIN_ALLOW_THREADS
+    do {
+        for (int look = 0; look < 16 && !has_come; look++) {
+            pause_briefly();
+            uint64_t word = load_acquire(self->number);
+            has_come = word != self->seen && word != blank();
+        }
+    } while (!has_come && now_us() < until_us);
+    Py_END_ALLOW_THREADS
+    self->patience_us *= has_come ? 2.0 : 0.5;
+    if (self->patience_us > self->spin_us) self->patience_us = self->spin_us;
+    if (self->patience_us < least_us) self->patience_us = least_us;
+}
+
+PyDoc_STRVAR(wait_doc,
+             "wait(bell, timeout_s)\n--\n\nTake the next message's line; if there is none, sleep until the bell is rung and look once "
+             "more.\n\nRaises:\n    ValueError: as take().");
+
+static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "wait takes a bell and a time");
+        return NULL;
+    }
+    double timeout_s = PyFloat_AsDouble(arguments[1]);
+    if (timeout_s == -1.0 && PyErr_Occurred()) return NULL;
+    PyObject *line = page_take(self, NULL);
+    if (line != Py_None) return line;
+    if (self->spin_us > 0) {
+        spin(self);
+        line = page_take(self, NULL);
+        if (line != Py_None) return line;
+    }
+    if (wait_for_bell(arguments[0], timeout_s) < 0) return NULL;
+    return page_take(self, NULL);
+}
+
 PyDoc_STRVAR(put_back_doc, "put_back()\n--\n\nLet the line just taken be taken again.");
 
 static PyObject *page_put_back(Page *self, PyObject *unused) {
@@ -148,6 +221,8 @@ static PyMethodDef page_methods[] = {
     {"store", (PyCFunction)(void (*)(void))page_store, METH_FASTCALL, store_doc},
     {"has_message", (PyCFunction)page_has_message, METH_NOARGS, has_message_doc},
     {"take", (PyCFunction)page_take, METH_NOARGS, take_doc},
+    {"set_spin", (PyCFunction)page_set_spin, METH_O, set_spin_doc},
+    {"wait", (PyCFunction)(void (*)(void))page_wait, METH_FASTCALL, wait_doc},
     {"put_back", (PyCFunction)page_put_back, METH_NOARGS, put_back_doc},
     {"refuse", (PyCFunction)page_refuse, METH_NOARGS, refuse_doc},
     {NULL, NULL, 0, NULL},

@@ -84,7 +84,7 @@ _MOST_SEQ: Final = 99_999_999
 class Page:
     """A message file that is mapped as a writable buffer; see ``channel/mapped.py`` for its bytes."""
 
-    __slots__ = ("_buffer", "_previous_nbytes", "_refused", "_seen", "_taken", "_words")
+    __slots__ = ("_buffer", "_patience_us", "_previous_nbytes", "_refused", "_seen", "_spin_us", "_taken", "_words")
 
     def __init__(self, buffer: Any) -> None:
         self._buffer = memoryview(buffer)
@@ -93,6 +93,7 @@ class Page:
         self._seen = _BLANK_WORD
         self._taken = b""  # the last line that was taken
         self._refused: bytes | None = None  # a line that lies there and is not the peer's
+        self._spin_us = self._patience_us = 0.0
 
     def store(self, seq: int, rest: bytes) -> None:
         """Replace the message: its number, and what comes after its 16th byte.
@@ -143,6 +144,35 @@ class Page:
             raise ValueError("the message has no end")
         return line
 
+    def set_spin(self, us: float) -> None:
+        """Let :meth:`wait` look for a message for so long, at most, before it sleeps.
+
+        Success makes it look for longer the next time, failure for less long.
+        """
+        self._spin_us = self._patience_us = max(us, 0.0)
+
+    def _spin(self) -> None:
+        until_s = time.monotonic() + self._patience_us / 1e6
+        while not self.has_message() and time.monotonic() < until_s:
+            pass
+        patience_us = self._patience_us * (2.0 if self.has_message() else 0.5)
+        self._patience_us = min(max(patience_us, 1.0), self._spin_us)
+
+    def wait(self, bell: Bell, timeout_s: float) -> bytes | None:
+        """Take the next message's line; if there is none, sleep until the bell is rung and look once more.
+
+        Raises:
+            ValueError: as :meth:`take`.
+        """
+        line = self.take()
+        if line is None and self._spin_us:
+            self._spin()
+            line = self.take()
+        if line is None:
+            bell.wait(timeout_s)
+            line = self.take()
+        return line
+
     def put_back(self) -> None:
         """Let the line just taken be taken again."""
         self._seen = _BLANK_WORD
@@ -161,6 +191,7 @@ class _Timespec(ctypes.Structure):
 # back. So where the C library can do better (glibc 2.30), we wait by it, on the semaphore that posix_ipc has open.
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _sem_clockwait: Final[Any] = getattr(_libc, "sem_clockwait", None)
+_MOST_RINGS: Final = 1 << 16  # taken at a time, so that whoever rings without pause keeps nobody here
 _CLOCK_MONOTONIC: Final = 1  # linux/time.h
 if _sem_clockwait is not None:
     _sem_clockwait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec)]
@@ -193,6 +224,12 @@ class Bell:
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep until rung; False when the time is over. What a signal handler raises, Ctrl-C say, comes at once."""
+        # Rung already, perhaps more than once, for messages that were found without waiting: all these are one hint.
+        count = min(self._semaphore.value, _MOST_RINGS)
+        if count:
+            for _ in range(count):
+                self._wait_by_wall_clock(0)
+            return True
         if self._address is None:
             return self._wait_by_wall_clock(timeout_s)
         until_s = time.monotonic() + timeout_s

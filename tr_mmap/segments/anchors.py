@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections import deque
 from typing import Any, Generic, TypeVar
 
 __all__ = ["Anchor", "fork_hooks"]
@@ -26,12 +25,6 @@ class Anchor(weakref.ref[memoryview], Generic[T]):
     # A weak reference hashes as its referent does, and a memoryview hashes its whole content.
     __hash__ = object.__hash__
     __eq__ = object.__eq__
-
-    @classmethod
-    def watch(cls, target: memoryview, holder: T, dead: deque[Anchor[T]]) -> Anchor[T]:
-        anchor = cls(target, dead.append)
-        anchor.holder = holder
-        return anchor
 
 
 class ForkHooks:

@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import dtypes, system
 from ..errors import OutOfSpace, UnsupportedTensor
+from ..native import copy
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from .anchors import fork_hooks
@@ -99,13 +100,23 @@ class SegmentPool:
             UnsupportedTensor: not a tensor, or of a kind that TSR cannot hold.
             OutOfSpace: no room.
         """
-        if self._loans.dead:
-            self.collect()
-        loan = self._loans.find(tensor) if self._loans.by_memory else None
-        if loan is not None:
-            segment = self._publish_loan(tensor, loan)
-            if segment is not None:
-                return segment
+        if self._loans.by_memory:
+            if self._loans.dead:
+                self.collect()
+            loan = self._loans.find(tensor)
+            if loan is not None:
+                segment = self._publish_loan(tensor, loan)
+                if segment is not None:
+                    return segment
+        if type(tensor) is np.ndarray:
+            free = self._free.get(class_nbytes(tensor.nbytes))
+            if free:
+                # Most tensors are of the type and shape that the warmest free segment held last.
+                segment = free[-1]
+                known, shape = segment.alike
+                if tensor.dtype is known and tensor.shape == shape and self._refill(segment, tensor):
+                    del free[-1]
+                    return segment
         dtype, array = tensors.to_array(tensor)
         nbytes = array.nbytes
         segment, is_filled = self._take(nbytes, array)
@@ -116,9 +127,27 @@ class SegmentPool:
         except BaseException:
             self._put_back(segment)
             raise
+        if segment.is_populated and not self._has_checksum:
+            segment.alike = dtype.numpy, array.shape
         self._copied_nbytes += nbytes
         segment.holds += 1
         return segment
+
+    def _refill(self, segment: Segment, array: np.ndarray[Any, Any]) -> bool:
+        """Publish an array as what the free segment held last; False if that cannot be done."""
+        if segment.claim() != LEASE_FREE:
+            return False
+        try:
+            copy(segment.buffer, PAYLOAD_OFFSET, array)
+        except (BufferError, ValueError):  # it is not contiguous
+            return False
+        self._takes += 1
+        segment.last_take = self._takes
+        self._seq = segment.seq = seq = self._seq + 1
+        segment.stamp(seq)
+        segment.holds = 1
+        self._copied_nbytes += array.nbytes
+        return True
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         """A loan: an array or tensor of undefined content that lives in a segment.
@@ -150,7 +179,7 @@ class SegmentPool:
     def release(self, segment: Segment) -> None:
         """Undo one hold; with the last one gone the segment may be filled again once its reader lets go."""
         segment.holds -= 1
-        if segment.holds == 0:
+        if not segment.holds:
             self._put_back(segment)
 
     def collect(self) -> None:
@@ -177,6 +206,7 @@ class SegmentPool:
         self._seq = seq = self._seq + 1
         if segment.layout != layout or self._has_checksum:
             segment.layout = None
+            segment.alike = None, ()
             dtype, shape, offset = layout
             crc: int | None = None
             if self._has_checksum:

@@ -84,6 +84,7 @@ class Receiver:
         self._verify = verify
         self._mapped: dict[str, _Mapped] = {}
         self.dead: deque[Anchor[_View]] = deque()
+        self._bury = self.dead.append
         self._is_foreign = False
         fork_hooks.add(self)
 
@@ -118,7 +119,10 @@ class Receiver:
             private = None if is_numpy else self._map_private(segment, ref)
             mapping = segment.payload if private is None else private
             array = np.frombuffer(mapping, segment.dtype, segment.count, segment.offset)
-            segment.views.add(Anchor.watch(array.base, (segment, private), self.dead))
+            memory: Any = array.base
+            anchor: Anchor[_View] = Anchor(memory, self._bury)
+            anchor.holder = segment, private
+            segment.views.add(anchor)
             if not segment.is_flat:
                 array = array.reshape(segment.shape)
             if is_numpy:

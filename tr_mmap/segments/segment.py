@@ -32,6 +32,7 @@ class Segment(Line):
 
     __slots__ = (
         "address",
+        "alike",
         "buffer",
         "capacity",
         "holds",
@@ -57,6 +58,8 @@ class Segment(Line):
         self.seq = 0
         self.holds = 0
         self.layout: tuple[DType, tuple[int, ...], int] | None = None
+        # Type and shape of an array that can be copied in and stamped, with nothing else to do; None for none.
+        self.alike: tuple[np.dtype[Any] | None, tuple[int, ...]] = None, ()
         self.is_closed_off = False  # our mapping of the payload is private: see close_off
         self.is_tainted = False  # somebody we cannot ask may be looking: retire it, never fill it again
         self.is_populated = False  # our mapping has its pages in place
@@ -71,6 +74,7 @@ class Segment(Line):
         """Let every array over our mapping keep what it sees and store elsewhere: its pages become copy-on-write."""
         self._remap(private=True)
         self.is_closed_off = True
+        self.alike = None, ()
 
     def make_fillable(self) -> None:
         """Undo :meth:`close_off`, and have the pages in place; no array is over the mapping any more."""

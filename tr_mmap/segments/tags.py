@@ -18,6 +18,9 @@ class Tags:
 
     ``<tag>.tsr`` is a hard link to the segment that carries the tag. What was announced in a request counts as told
     when that request is answered, so nothing is lost with a request that no worker ever read.
+
+    Attributes:
+        untold: what the worker does not know yet: tag to seq, or 0 for a tag that is gone.
     """
 
     def __init__(self, directory: str, pool: SegmentPool, release: Callable[[Segment], None]) -> None:
@@ -25,7 +28,7 @@ class Tags:
         self._pool = pool
         self._release = release  # of a segment that the worker may be about to read
         self._segments: dict[str, Segment] = {}
-        self._untold: dict[str, int] = {}  # tag to seq; seq 0 means dropped
+        self.untold: dict[str, int] = {}
 
     def put(self, tag: str, segment: Segment) -> None:
         """Let ``tag`` mean ``segment``, of which the caller's hold passes to the tag."""
@@ -41,7 +44,7 @@ class Tags:
             raise
         previous = self._segments.get(tag)
         self._segments[tag] = segment
-        self._untold[tag] = segment.seq
+        self.untold[tag] = segment.seq
         if previous is not None:
             self._release(previous)
             if previous is segment:
@@ -66,32 +69,30 @@ class Tags:
             raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {self.describe()}", tag=tag)
         system.unlink(self._path(tag))
         del self._segments[tag]
-        self._untold[tag] = 0
+        self.untold[tag] = 0
         self._release(segment)
 
     def describe(self) -> str:
         return ", ".join(sorted(self._segments)) or "none"
 
-    def untold(self) -> tuple[list[TensorRef], list[str]]:
+    def news(self) -> tuple[list[TensorRef], list[str]]:
         """What the next request must tell: where new tags are, and which are gone."""
-        if not self._untold:
-            return [], []
-        refs = [TensorRef(tag, self._segments[tag].name, seq) for tag, seq in self._untold.items() if seq]
-        drops = [tag for tag, seq in self._untold.items() if not seq]
+        refs = [TensorRef(tag, self._segments[tag].name, seq) for tag, seq in self.untold.items() if seq]
+        drops = [tag for tag, seq in self.untold.items() if not seq]
         return refs, drops
 
     def told(self, request: Request) -> None:
-        """A request that carried :meth:`untold` was answered; what has changed since is still to be told."""
+        """A request that carried :meth:`news` was answered; what has changed since is still to be told."""
         for ref in request.tensors:
-            if self._untold.get(ref.tag) == ref.seq:
-                del self._untold[ref.tag]
+            if self.untold.get(ref.tag) == ref.seq:
+                del self.untold[ref.tag]
         for tag in request.drops:
-            if self._untold.get(tag) == 0:
-                del self._untold[tag]
+            if self.untold.get(tag) == 0:
+                del self.untold[tag]
 
     def tell_again(self) -> None:
         """There is a new worker, which knows nothing."""
-        self._untold = {tag: segment.seq for tag, segment in self._segments.items()}
+        self.untold = {tag: segment.seq for tag, segment in self._segments.items()}
 
     def _path(self, tag: str) -> str:
         return os.path.join(self._directory, f"{tag}.tsr")

@@ -43,7 +43,8 @@ class SegmentWorkerStore(WorkerStore):
         self._segments: list[Segment] = []  # of the results, which the controller may not have taken yet
 
     def begin(self, request: Request) -> None:
-        self.withdraw()
+        if self._segments:
+            self.withdraw()
         for ref in request.tensors:
             self.tags[ref.tag] = ref
         for tag in request.drops:
@@ -68,7 +69,8 @@ class SegmentWorkerStore(WorkerStore):
         for ref in request.tensors:
             if ref.tag[:1] == "$":  # lent for this request only
                 self.tags.pop(ref.tag, None)
-        self._receiver.collect()  # before the answer, so that the controller finds its segments free
+        if self._receiver.dead:
+            self._receiver.collect()  # before the answer, so that the controller finds its segments free
         return self.results
 
     def withdraw(self) -> None:
@@ -116,7 +118,8 @@ class SegmentControllerStore(ControllerStore):
         receiver = self._receiver
         if receiver is not None and receiver.dead:
             receiver.collect()  # before the request, so that the worker finds its segments free
-        refs, drops = self._tags.untold()
+        tags = self._tags
+        refs, drops = tags.news() if tags.untold else ([], [])
         if tensors:
             lent = self._in_flight
             words = parameters
@@ -138,11 +141,12 @@ class SegmentControllerStore(ControllerStore):
         self._is_asked = False
         if self._in_flight:
             in_flight, self._in_flight = self._in_flight, []
+            release = self._pool.release
             for segment in in_flight:
-                self._pool.release(segment)
+                release(segment)
 
     def answered(self, request: Request) -> None:
-        if request.tensors or request.drops:
+        if self._tags.untold:
             self._tags.told(request)
         self.withdraw()
 
