@@ -406,14 +406,16 @@ LOG = os.environ["STATUS_LOG"]
 
 def recording(kind):
     class Recording(kind):
-        def write_status(self, status, detail=""):
+        def enter(self, status, detail=""):
             try:
                 before = self.read_status().status.value
             except BadMessage:
                 before = "spoilt"
-            with open(LOG, "a") as log:
-                log.write(f"{before} {status.value}\\n")
-            super().write_status(status, detail)
+            stands = super().enter(status, detail)
+            if stands:
+                with open(LOG, "a") as log:
+                    log.write(f"{before} {status.value}\\n")
+            return stands
     return Recording
 
 for name, kind in list(channel.CHANNELS.items()):
