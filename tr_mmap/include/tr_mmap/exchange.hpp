@@ -1,6 +1,7 @@
 // The controller's conversation with its worker: one request at a time, and the answers that wait to be taken. Not safe
 // for threads by itself: its session holds a lock around every call. Never starts or ends processes.
-#pragma once
+#ifndef TR_MMAP_EXCHANGE_HPP
+#define TR_MMAP_EXCHANGE_HPP
 
 #include <condition_variable>
 #include <cstdint>
@@ -271,3 +272,5 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_EXCHANGE_HPP

@@ -1,5 +1,6 @@
 // session.json: what a session is and whose, so that a stranger can judge it. Says nothing of where sessions live.
-#pragma once
+#ifndef TR_MMAP_MANIFEST_HPP
+#define TR_MMAP_MANIFEST_HPP
 
 #include <cmath>
 #include <cstddef>
@@ -124,3 +125,5 @@ inline std::optional<Manifest> read_manifest(const std::string& directory) {
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_MANIFEST_HPP

@@ -1,5 +1,6 @@
 // A session's directory, the worker that runs in it, and the release of both. Knows nothing of requests.
-#pragma once
+#ifndef TR_MMAP_PLACE_HPP
+#define TR_MMAP_PLACE_HPP
 
 #include <unistd.h>
 
@@ -177,3 +178,5 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_PLACE_HPP

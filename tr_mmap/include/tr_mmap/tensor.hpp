@@ -1,5 +1,6 @@
 // Tensors in memory: owned, or a view of mapped bytes. Never opens files, never knows of sessions.
-#pragma once
+#ifndef TR_MMAP_TENSOR_HPP
+#define TR_MMAP_TENSOR_HPP
 
 #include <cmath>
 #include <complex>
@@ -265,3 +266,5 @@ private:
 }  // namespace tr
 
 #include "print.hpp"
+
+#endif  // TR_MMAP_TENSOR_HPP
