@@ -178,7 +178,10 @@ public:
                                 : *code < 0 ? "killed by signal " + std::to_string(-*code)
                                             : "status " + std::to_string(*code);
         throw WorkerDied("the worker of session '" + place_.session_id() + "' ended (" + how + ")" +
-                             (tail.empty() ? "; it printed nothing" : "; its last output:\n" + tail),
+                             (tail.empty() ? "; it printed nothing" : "; its last output:\n" + tail) +
+                             (tail.find("No module named") == std::string::npos
+                                  ? ""
+                                  : "\nTR_PYTHON, or SessionOptions::python, names the Python that runs it"),
                          code, tail);
     }
 
