@@ -44,6 +44,16 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 pytestmark = pytest.mark.timeout(400)  # the first test that needs the suite compiles it
 
 
+class Notice:
+    """Says something at the end of the run, where it is seen."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        terminalreporter.write_sep("*", self._text, red=True, bold=True)
+
+
 @pytest.fixture(scope="session")
 def compiler(request: pytest.FixtureRequest) -> str:
     """g++, or whatever CXX says."""
@@ -52,9 +62,7 @@ def compiler(request: pytest.FixtureRequest) -> str:
         notice = "there is no g++: THE C++ SIDE IS NOT TESTED. Install g++, or name a compiler in CXX"
         if os.environ.get("CI"):
             pytest.fail(notice)
-        reporter = request.config.pluginmanager.getplugin("terminalreporter")
-        if reporter is not None:
-            reporter.write_line(f"\n*** {notice} ***", red=True, bold=True)
+        request.config.pluginmanager.register(Notice(notice))
         pytest.skip(notice)
     return found
 
@@ -169,6 +177,7 @@ def test_headers_stand_alone(compiler: str, tmp_path: Path, request: pytest.Fixt
         source = tmp_path / "x.cpp"
         source.write_text(f"#include <tr_mmap/{name}>\n#include <tr_mmap/{name}>\nint main() {{}}\n")
         run([compiler, *WARNINGS, f"-I{INCLUDE}", "-fsyntax-only", source])
+    run([compiler, *WARNINGS, "-x", "c++", "-fsyntax-only", INCLUDE / "tr_mmap" / "tr_mmap.hpp"])  # by itself
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
@@ -432,6 +441,19 @@ def examples(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_both([["cmake", "--build", folder / "build", "--target", "hello"], plain, [*make, "loan"]])
         (folder / "build" / "hello").rename(folder / "hello")
     return folder
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="there is no cmake")
+def test_cmake_finds_the_package_in_an_environment(compiler: str, tmp_path: Path) -> None:
+    """Where pip puts it: the configuration file in share, the headers in the package."""
+    places = {"cmake": "share/cmake/tr_mmap", "include": "lib/python3.11/site-packages/tr_mmap/include"}
+    for source, target in places.items():
+        shutil.copytree(ROOT / "tr_mmap" / source, tmp_path / "env" / target)
+    named = [f"-DCMAKE_PREFIX_PATH={tmp_path / 'env'}", f"-DCMAKE_CXX_COMPILER={compiler}"]
+    run(["cmake", "-S", EXAMPLES, "-B", tmp_path / "build", *named])
+    found = [each.read_text() for each in (tmp_path / "build").rglob("flags.make")]
+    assert found
+    assert all(f"{tmp_path / 'env' / places['include']}" in each for each in found)
 
 
 @pytest.mark.parametrize("name", list(EXPECTED))
