@@ -465,6 +465,13 @@ def test_example_runs(examples: Path, name: str) -> None:
         assert " ".join(lines).count("9.0") == 20
 
 
+def test_the_program_of_the_readme_runs_as_it_stands(compiler: str, tmp_path: Path) -> None:
+    program = (ROOT / "README.md").read_text(encoding="utf-8").split("```cpp\n", 1)[1].split("```", 1)[0]
+    (tmp_path / "x.cpp").write_text(program)
+    run([compiler, f"-I{INCLUDE}", tmp_path / "x.cpp", "-o", tmp_path / "x", "-pthread"])
+    assert run([tmp_path / "x"]) == "512x256: 3072\n"
+
+
 def test_every_example_is_run() -> None:
     assert {each.stem for each in EXAMPLES.glob("*.cpp")} == set(EXPECTED)
     assert "foreach(name hello matmul loan)" in (EXAMPLES / "CMakeLists.txt").read_text()

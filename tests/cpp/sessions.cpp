@@ -387,6 +387,10 @@ TEST(session_death_before_ready) {
     const auto died = thrown_by<WorkerDied>([&] { s.wait_until_ready(30000); });
     CHECK_EQUAL(died.exit_code.value(), 1);
     CHECK(died.log_tail.find("no such luck") != std::string::npos);
+    std::ofstream(script) << "import no_such_module\n";
+    s.start();
+    const auto lost = thrown_by<WorkerDied>([&] { s.wait_until_ready(30000); });
+    CHECK(std::string(lost.what()).find("TR_PYTHON") != std::string::npos);  // most likely it is the wrong Python
     thrown_by<ScriptNotFound>([] { PythonSession("/no/such/script.py", "none").start(); });
     SessionOptions options;
     options.python = "/no/such/python";

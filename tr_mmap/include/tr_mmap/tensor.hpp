@@ -208,8 +208,12 @@ public:
     template <class T>
     T item() const {
         if (numel() != 1) throw UnsupportedTensor("a tensor of shape " + shape_.to_string() + " is not one value");
-        if constexpr (std::is_same_v<std::remove_cv_t<T>, bool>) return *data<std::byte>() != std::byte{0};
-        else return *data<T>();
+        if constexpr (std::is_same_v<std::remove_cv_t<T>, bool>) {
+            check_type<T>();
+            return *data<std::byte>() != std::byte{0};
+        } else {
+            return *data<T>();
+        }
     }
 
     template <class V>
