@@ -173,7 +173,7 @@ def test_the_header_compiles_without_a_warning(compiler: str, name: str, request
 
 def test_headers_stand_alone(compiler: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     names = sorted(each.name for each in (INCLUDE / "tr_mmap").glob("*.hpp"))
-    for name in names if request.config.getoption("--full") else ("tsr.hpp", "print.hpp", "pool.hpp"):
+    for name in names if request.config.getoption("--full") else ("print.hpp",):
         source = tmp_path / "x.cpp"
         source.write_text(f"#include <tr_mmap/{name}>\n#include <tr_mmap/{name}>\nint main() {{}}\n")
         run([compiler, *WARNINGS, f"-I{INCLUDE}", "-fsyntax-only", source])
@@ -426,19 +426,21 @@ EXPECTED = {
 
 @pytest.fixture(scope="session")
 def examples(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The examples, each built in another of the ways that users have."""
+    """The examples and the program of the README, each built in another of the ways that users have."""
     folder = tmp_path_factory.mktemp("examples") / "cpp"
     shutil.copytree(EXAMPLES, folder)
     include = run([sys.executable, "-m", "tr_mmap.cli", "include"]).strip()
     make = ["make", "-s", "-C", folder, f"CXX={compiler}", f"INCLUDE={include}", "CXXFLAGS=-Wall -Wextra -Werror"]
     # The original program takes no flag but the threads library.
-    plain = [compiler, f"-I{include}", folder / "matmul.cpp", "-o", folder / "matmul", "-lpthread"]
+    plain = [compiler, f"-I{include}", folder / "matmul.cpp", "-o", folder / "matmul", "-pthread"]
+    (folder / "readme.cpp").write_text((ROOT / "README.md").read_text().split("```cpp\n", 1)[1].split("```", 1)[0])
+    readme = [compiler, "-std=c++17", f"-I{include}", folder / "readme.cpp", "-o", folder / "readme", "-pthread"]
     if shutil.which("cmake") is None:
-        run_both([[*make, "hello", "loan"], plain])
+        run_both([[*make, "hello", "loan"], plain, readme])
     else:
         where = f"-Dtr_mmap_DIR={ROOT / 'tr_mmap' / 'cmake'}"
         run(["cmake", "-S", folder, "-B", folder / "build", where, f"-DCMAKE_CXX_COMPILER={compiler}"])
-        run_both([["cmake", "--build", folder / "build", "--target", "hello"], plain, [*make, "loan"]])
+        run_both([["cmake", "--build", folder / "build", "--target", "hello"], plain, readme, [*make, "loan"]])
         (folder / "build" / "hello").rename(folder / "hello")
     return folder
 
@@ -465,11 +467,8 @@ def test_example_runs(examples: Path, name: str) -> None:
         assert " ".join(lines).count("9.0") == 20
 
 
-def test_the_program_of_the_readme_runs_as_it_stands(compiler: str, tmp_path: Path) -> None:
-    program = (ROOT / "README.md").read_text(encoding="utf-8").split("```cpp\n", 1)[1].split("```", 1)[0]
-    (tmp_path / "x.cpp").write_text(program)
-    run([compiler, f"-I{INCLUDE}", tmp_path / "x.cpp", "-o", tmp_path / "x", "-pthread"])
-    assert run([tmp_path / "x"]) == "512x256: 3072\n"
+def test_the_program_of_the_readme_runs_as_it_stands(examples: Path) -> None:
+    assert run([examples / "readme"]) == "512x256: 3072\n"
 
 
 def test_every_example_is_run() -> None:
