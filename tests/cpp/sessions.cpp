@@ -459,6 +459,30 @@ TEST(session_at_its_budget_waits_for_the_worker) {
     CHECK_EQUAL(s.calculate("lend", Tensor::zeros(Shape(100'000))).numel(), 100'000);
 }
 
+TEST(session_at_its_budget_does_not_wait_for_a_worker_that_dies) {
+    SessionOptions options;
+    options.budget_nbytes = 600'000;
+    options.block_ms = 60'000;
+    Ready s("blocked", options);
+    s.send_tensor(Tensor::zeros(Shape(100'000)), "a");
+    CHECK_EQUAL(s.fetch_response("keep a"), "kept");
+    s.drop_tensor("a");  // which the worker looks at still
+    const pid_t pid = std::stoi(s.fetch_response("pid"));
+    Clock::time_point killed;
+    std::thread killer([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        killed = Clock::now();
+        ::kill(pid, SIGKILL);
+    });
+    thrown_by<OutOfSpace>([&] { s.send_tensor(Tensor::zeros(Shape(100'000)), "b"); });
+    killer.join();
+    CHECK(ms_since(killed) < 1000);
+    s.start();
+    CHECK(s.wait_until_ready(30000));
+    s.send_tensor(Tensor::zeros(Shape(100'000)), "b");  // the dead worker's view is gone, and so is its segment
+    CHECK_EQUAL(s.fetch_response("is b 0"), "True");
+}
+
 TEST(session_checksums) {
     SessionOptions options;
     options.has_checksum = true;

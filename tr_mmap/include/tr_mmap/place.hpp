@@ -68,7 +68,11 @@ public:
             // What cannot be removed is not this session's business.
         }
         directory_ = workspace_.claim(manifest());
-        pool_ = std::make_unique<SegmentPool>(directory_, options.budget_nbytes, options.block_ms, options.has_checksum);
+        pool_ = std::make_unique<SegmentPool>(directory_, options.budget_nbytes, options.block_ms, options.has_checksum,
+                                              [this] {
+                                                  const std::shared_ptr<Run> last = run();
+                                                  return last && last->is_over();
+                                              });
     }
     Place(const Place&) = delete;
     Place& operator=(const Place&) = delete;

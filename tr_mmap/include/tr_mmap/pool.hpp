@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -56,11 +57,14 @@ public:
     /// @param budget_nbytes most payload capacity to hold at once; nothing for no limit but the file system's.
     /// @param block_ms at the budget, how long to wait for the reader to let go before throwing OutOfSpace.
     /// @param has_checksum whether to store each payload's CRC-32.
-    SegmentPool(std::string directory, std::optional<std::uint64_t> budget_nbytes, double block_ms, bool has_checksum)
+    /// @param has_reader_died tells a wait for the reader that there is nobody to wait for.
+    SegmentPool(std::string directory, std::optional<std::uint64_t> budget_nbytes, double block_ms, bool has_checksum,
+                std::function<bool()> has_reader_died)
         : directory_(std::move(directory)),
           budget_nbytes_(budget_nbytes),
           block_ms_(block_ms),
-          has_checksum_(has_checksum) {}
+          has_checksum_(has_checksum),
+          has_reader_died_(std::move(has_reader_died)) {}
 
     /// Put a tensor into a segment and stamp it; the caller holds it once until release(). A loan is published where it
     /// lies; anything else costs one copy.
@@ -249,7 +253,7 @@ private:
             retire_free();
             if (nbytes_ + capacity <= *budget_nbytes_) return nullptr;
             const std::chrono::duration<double, std::milli> waited = std::chrono::steady_clock::now() - start;
-            if (!(waited.count() < block_ms_)) {
+            if (!(waited.count() < block_ms_) || has_reader_died_()) {
                 throw OutOfSpace("a segment of " + std::to_string(capacity) + " bytes would exceed the pool's budget of " +
                                      std::to_string(*budget_nbytes_) + "; " + std::to_string(nbytes_) +
                                      " are in use: drop tensors or views, or raise budget_nbytes",
@@ -333,6 +337,7 @@ private:
     std::optional<std::uint64_t> budget_nbytes_;
     double block_ms_;
     bool has_checksum_;
+    std::function<bool()> has_reader_died_;
     std::unordered_map<std::string, SegmentPtr> segments_;
     std::map<std::uint64_t, std::vector<SegmentPtr>> free_;
     std::shared_ptr<Returns> returns_ = std::make_shared<Returns>();
