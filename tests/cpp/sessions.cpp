@@ -379,6 +379,26 @@ TEST(session_death_at_any_moment_is_noticed_within_a_second_and_leaves_nothing) 
     }
 }
 
+TEST(session_death_while_it_is_asked_to_exit) {
+    std::mt19937 random(6);
+    for (int number = 0; number < 4; ++number) {
+        Ready s("exits");
+        const std::string directory = s.session_dir();
+        const pid_t pid = std::stoi(s.fetch_response("pid"));
+        s.send_request("sleep 60");
+        std::thread killer([&] {
+            std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
+            ::kill(pid, SIGKILL);
+        });
+        const auto start = Clock::now();
+        s.please_exit(5000, true);
+        CHECK(ms_since(start) < 1000);
+        killer.join();
+        CHECK(!exists(directory) && !is_running(pid));
+    }
+    CHECK_EQUAL(count_semaphores(), 0u);
+}
+
 TEST(session_death_before_ready) {
     const std::string script = std::string(std::getenv("TR_TEST_FOLDER")) + "/broken.py";
     std::ofstream(script) << "raise SystemExit('no such luck')\n";
