@@ -57,7 +57,12 @@ def empty_place() -> Iterator[Path]:
 
 def leftovers(workspace: Path) -> list[str]:
     """Every process, file and semaphore of ours that is there."""
-    left = [f"process {each.pid} {each.cmdline()}" for each in processes_of(workspace)]
+    left = []
+    for process in processes_of(workspace):
+        try:
+            left.append(f"process {process.pid} {process.cmdline()}")
+        except psutil.NoSuchProcess:  # ended since, and perhaps not reaped yet: a zombie is nothing left
+            continue
     left += [str(each) for each in workspace.rglob("*")]
     left += semaphores()
     return left

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 sys.path.insert(0, str(TOOLS))
 
 from bench import report, stats, sweep, targets  # noqa: E402
-from bench.peers import PEERS, Peer  # noqa: E402
+from bench.peers import PEERS, Peer, TimedPeer  # noqa: E402
 
 SIZES = (1 << 10, 1 << 20, 64 << 20)
 
@@ -154,6 +155,15 @@ def test_targets_of_the_extras():
     assert [each.is_met for each in targets.judge([], extras)[-3:]] == [False, False, True]
 
 
+@pytest.mark.parametrize(("us", "text", "is_met"), [(10, "0.50 ×", True), (40, "2.0 ×", True), (41, "2.1 ×", False)])
+def test_target_of_the_cpp_controller(us, text, is_met):
+    rows = [*results()["sweep"], row("cpp-loaned", 64 << 20, us, 20, 20)]
+    found = [each for each in targets.judge(rows, {}) if each.what.startswith("C++")]
+    assert [(each.target, each.measured, each.is_met) for each in found] == [
+        ("≤ 2 × the Python controller's", text, is_met)
+    ]
+
+
 def test_report_names_machine_absent_and_cut_off_peers():
     text = report.to_markdown(results())
     assert "Some CPU (virtual), 2 cores" in text
@@ -249,6 +259,41 @@ def test_a_peer_that_fails_is_recorded_and_leaves_the_run(monkeypatch, failure, 
     assert len(measured.rows) == (2 if failure == "close" else 0)
 
 
+class Elsewhere(TimedPeer):
+    """Takes its times itself, as a client in another language does."""
+
+    key = "elsewhere"
+    label = "elsewhere"
+
+    def start(self, max_nbytes):  # noqa: ARG002 - the interface
+        self.asked = []
+
+    def check(self, count):
+        self.asked.append(count)
+        return 7000
+
+    def measure(self, count, most, quota_s):  # noqa: ARG002
+        return [5000] * most
+
+    def close(self):
+        assert set(self.asked) == {256, 1024}
+
+
+def test_a_client_in_another_language_takes_its_times_itself(monkeypatch):
+    monkeypatch.setitem(PEERS, "elsewhere", Elsewhere)
+    limits = sweep.Limits(rounds=2, peer_s=1, most=6, least=1, slow_s=5)
+    measured = sweep.Sweep(["elsewhere"], [1024, 4096], limits)
+    measured.run()
+    assert measured.skipped == []
+    assert [(each["nbytes"], each["median_us"], each["n"]) for each in measured.rows] == [(1024, 5, 6), (4096, 5, 6)]
+
+
+def test_the_cpp_controller_is_absent_where_there_is_no_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    measured = sweep.Sweep(["cpp-loaned"], [1024], sweep.Limits.quick())
+    assert measured.absent == {"cpp-loaned": "there is no g++, and CXX names no other compiler"}
+
+
 def test_a_peer_that_would_take_too_long_is_cut_off(monkeypatch):
     monkeypatch.setitem(PEERS, "broken", Broken)
     limits = sweep.Limits(rounds=1, peer_s=0.01, most=3, least=1, slow_s=0.0)
@@ -260,7 +305,8 @@ def test_a_peer_that_would_take_too_long_is_cut_off(monkeypatch):
 
 def test_a_tiny_run_writes_its_results(tmp_path):
     run = subprocess.Popen(
-        [sys.executable, str(TOOLS / "bench"), "--quick", "--only", "semaphore,ours,ours-loaned,pipe", "--budget", "2",
+        [sys.executable, str(TOOLS / "bench"), "--quick", "--budget", "2",
+         "--only", "semaphore,ours,ours-loaned,cpp-loaned,pipe",
          "--out", str(tmp_path / "out"), "--no-plots"],
         env={**os.environ, "TR_WORKSPACE": str(tmp_path / "workspace"), "PYTHONIOENCODING": "utf-8"},
         stdout=subprocess.PIPE,
@@ -270,9 +316,11 @@ def test_a_tiny_run_writes_its_results(tmp_path):
     _, errors = run.communicate(timeout=100)
     assert run.returncode == 0, errors
     found = json.loads((tmp_path / "out" / "bench.json").read_text())
+    wanted = {"semaphore", "ours", "ours-loaned", "cpp-loaned"} - set(found["absent"])
     assert {(each["peer"], each["nbytes"]) for each in found["sweep"]} >= {
-        (peer, nbytes) for peer in ("semaphore", "ours", "ours-loaned") for nbytes in SIZES
+        (peer, nbytes) for peer in wanted for nbytes in SIZES
     }
+    assert set(found["absent"]) <= ({"cpp-loaned"} if shutil.which(os.environ.get("CXX", "g++")) is None else set())
     assert all(each["n"] >= 1 and each["median_us"] > 0 for each in found["sweep"])
     assert "multiprocessing.Pipe" in (tmp_path / "out" / "bench.md").read_text()
     assert not [name for name in os.listdir("/dev/shm") if f"tr_bench_{run.pid}_" in name]

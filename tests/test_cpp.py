@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 pytestmark = pytest.mark.timeout(400)  # the first test that needs the suite compiles it
 
 
+class Notice:
+    """Says something at the end of the run, where it is seen."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        terminalreporter.write_sep("*", self._text, red=True, bold=True)
+
+
 @pytest.fixture(scope="session")
 def compiler(request: pytest.FixtureRequest) -> str:
     """g++, or whatever CXX says."""
@@ -51,9 +62,7 @@ def compiler(request: pytest.FixtureRequest) -> str:
         notice = "there is no g++: THE C++ SIDE IS NOT TESTED. Install g++, or name a compiler in CXX"
         if os.environ.get("CI"):
             pytest.fail(notice)
-        reporter = request.config.pluginmanager.getplugin("terminalreporter")
-        if reporter is not None:
-            reporter.write_line(f"\n*** {notice} ***", red=True, bold=True)
+        request.config.pluginmanager.register(Notice(notice))
         pytest.skip(notice)
     return found
 
@@ -164,10 +173,11 @@ def test_the_header_compiles_without_a_warning(compiler: str, name: str, request
 
 def test_headers_stand_alone(compiler: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     names = sorted(each.name for each in (INCLUDE / "tr_mmap").glob("*.hpp"))
-    for name in names if request.config.getoption("--full") else ("tsr.hpp", "print.hpp", "pool.hpp"):
+    for name in names if request.config.getoption("--full") else ("print.hpp",):
         source = tmp_path / "x.cpp"
         source.write_text(f"#include <tr_mmap/{name}>\n#include <tr_mmap/{name}>\nint main() {{}}\n")
         run([compiler, *WARNINGS, f"-I{INCLUDE}", "-fsyntax-only", source])
+    run([compiler, *WARNINGS, "-x", "c++", "-fsyntax-only", INCLUDE / "tr_mmap" / "tr_mmap.hpp"])  # by itself
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
@@ -308,10 +318,45 @@ def test_small_floats_are_those_of_ml_dtypes(ask: Any, tmp_path: Path) -> None:
         np.testing.assert_array_equal(encoded[is_number], expected.view(kind)[is_number], name)
 
 
-def test_mutated_headers_and_messages_find_nothing(ask: Any, vectors: Any, request: pytest.FixtureRequest) -> None:
-    count = 1_000_000 if request.config.getoption("--full") else 50_000
-    text = ask("fuzz", str(count), "1", vectors[0], within_s=380)
-    assert text.startswith(f"{count} headers, ")
+def _verdict_on_file(data: bytes) -> str:
+    """What load_tsr is to say of a file."""
+    try:
+        header = decode(data[:256], file_nbytes=len(data))
+    except tr_mmap.TSRFormatError as error:
+        return error.fault
+    crc = zlib.crc32(data[header.payload_offset : header.file_nbytes])
+    if header.payload_checksum not in (None, crc):
+        return tr_mmap.Fault.PAYLOAD_CHECKSUM
+    return f"{'x'.join(map(str, header.shape)) or '()'} {header.dtype.name} {crc}"
+
+
+def test_mutated_files_are_to_load_tsr_what_they_are_to_python(
+    suite: Path, vectors: Any, request: pytest.FixtureRequest
+) -> None:
+    """And mutated messages do no harm. A million with ``--full``."""
+    count = 1_000_000 if request.config.getoption("--full") else 30_000
+    reader, writer = os.pipe()
+    arguments = [suite, "fuzz", str(count), "1", vectors[0], f"/dev/fd/{writer}"]
+    process = subprocess.Popen(arguments, pass_fds=[writer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    verdicts: Counter[str] = Counter()
+    try:
+        with open(reader, "rb") as records:
+            while size := records.read(8):
+                data = records.read(int.from_bytes(size, "little"))
+                theirs = records.read(int.from_bytes(records.read(8), "little")).decode()
+                assert theirs == _verdict_on_file(data), data[:256].hex()
+                verdicts["accepted" if " " in theirs else theirs] += 1
+    finally:
+        if sys.exc_info()[0] is not None:
+            process.kill()
+        text, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert text.startswith(f"{count} headers, {verdicts['accepted']} accepted\n{count // 2} messages\n"), text
+    assert verdicts.total() == count
+    reachable = set(tr_mmap.Fault) - {"unrepresentable", "not_sealed", "seal_broken"}
+    assert set(verdicts) == {"accepted", *map(str, reachable)}
+    print(*verdicts.most_common(), sep="\n")
 
 
 # -- kills -----------------------------------------------------------------------------------------------------------
@@ -343,6 +388,29 @@ def test_a_killed_controller_leaves_nothing(
     assert left == []
 
 
+def test_controllers_killed_at_random_moments_leave_nothing(
+    suite: Path, workspace: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """From before the session exists to the middle of its work; a worker ends by itself, a sweep finds the rest."""
+    environment = {**support.environment(), "TR_PYTHON": sys.executable, "TR_TEST_FOLDER": str(tmp_path)}
+    environment["TR_TEST_WORKER"] = str(SOURCES / "worker.py")
+    source = random.Random(5)
+    for _ in range(request.config.getoption("--kills") // 10):
+        process = subprocess.Popen([str(suite), "stage", "busy"], env=environment, stdout=subprocess.DEVNULL)
+        try:
+            time.sleep(source.uniform(0.0, 0.9))
+        finally:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + 20
+        # Again and again: a process that is at exec(2) has no environment to be known by.
+        while left := leftovers(workspace) + _semaphores_of(process.pid):
+            assert time.monotonic() < deadline, left
+            if not support.processes_of(workspace):
+                tr_mmap.sweep()
+            time.sleep(0.02)
+
+
 def _semaphores_of(pid: int) -> list[str]:
     return [name for name in os.listdir("/dev/shm") if name.startswith(f"sem.tr_{pid}_")]
 
@@ -359,21 +427,36 @@ EXPECTED = {
 
 @pytest.fixture(scope="session")
 def examples(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The examples, each built in another of the ways that users have."""
+    """The examples and the program of the README, each built in another of the ways that users have."""
     folder = tmp_path_factory.mktemp("examples") / "cpp"
     shutil.copytree(EXAMPLES, folder)
     include = run([sys.executable, "-m", "tr_mmap.cli", "include"]).strip()
     make = ["make", "-s", "-C", folder, f"CXX={compiler}", f"INCLUDE={include}", "CXXFLAGS=-Wall -Wextra -Werror"]
     # The original program takes no flag but the threads library.
-    plain = [compiler, f"-I{include}", folder / "matmul.cpp", "-o", folder / "matmul", "-lpthread"]
+    plain = [compiler, f"-I{include}", folder / "matmul.cpp", "-o", folder / "matmul", "-pthread"]
+    (folder / "readme.cpp").write_text((ROOT / "README.md").read_text().split("```cpp\n", 1)[1].split("```", 1)[0])
+    readme = [compiler, "-std=c++17", f"-I{include}", folder / "readme.cpp", "-o", folder / "readme", "-pthread"]
     if shutil.which("cmake") is None:
-        run_both([[*make, "hello", "loan"], plain])
+        run_both([[*make, "hello", "loan"], plain, readme])
     else:
         where = f"-Dtr_mmap_DIR={ROOT / 'tr_mmap' / 'cmake'}"
         run(["cmake", "-S", folder, "-B", folder / "build", where, f"-DCMAKE_CXX_COMPILER={compiler}"])
-        run_both([["cmake", "--build", folder / "build", "--target", "hello"], plain, [*make, "loan"]])
+        run_both([["cmake", "--build", folder / "build", "--target", "hello"], plain, readme, [*make, "loan"]])
         (folder / "build" / "hello").rename(folder / "hello")
     return folder
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="there is no cmake")
+def test_cmake_finds_the_package_in_an_environment(compiler: str, tmp_path: Path) -> None:
+    """Where pip puts it: the configuration file in share, the headers in the package."""
+    places = {"cmake": "share/cmake/tr_mmap", "include": "lib/python3.11/site-packages/tr_mmap/include"}
+    for source, target in places.items():
+        shutil.copytree(ROOT / "tr_mmap" / source, tmp_path / "env" / target)
+    named = [f"-DCMAKE_PREFIX_PATH={tmp_path / 'env'}", f"-DCMAKE_CXX_COMPILER={compiler}"]
+    run(["cmake", "-S", EXAMPLES, "-B", tmp_path / "build", *named])
+    found = [each.read_text() for each in (tmp_path / "build").rglob("flags.make")]
+    assert found
+    assert all(f"{tmp_path / 'env' / places['include']}" in each for each in found)
 
 
 @pytest.mark.parametrize("name", list(EXPECTED))
@@ -383,6 +466,10 @@ def test_example_runs(examples: Path, name: str) -> None:
     if name == "matmul":
         assert lines[0] == "4x5"
         assert " ".join(lines).count("9.0") == 20
+
+
+def test_the_program_of_the_readme_runs_as_it_stands(examples: Path) -> None:
+    assert run([examples / "readme"]) == "512x256: 3072\n"
 
 
 def test_every_example_is_run() -> None:

@@ -93,6 +93,7 @@ TEST(format_tensor) {
     CHECK_EQUAL(Tensor::full(Shape(2), 255, DType::UINT8).data<std::uint8_t>()[1], 255);
     CHECK_EQUAL(Tensor::full(Shape(1), 3, DType::COMPLEX64).item<std::complex<float>>(), (std::complex<float>(3, 0)));
     thrown_by<UnsupportedTensor>([&] { return full.data<double>(); });
+    thrown_by<UnsupportedTensor>([] { return Tensor::full(Shape(), 1.5f).item<bool>(); });
     thrown_by<UnsupportedTensor>([] { Tensor::full(Shape(2), 256, DType::UINT8); });
     thrown_by<UnsupportedTensor>([] { Tensor::full(Shape(2), -1, DType::UINT64); });
     thrown_by<UnsupportedTensor>([] { Tensor::full(Shape(2), 1.5, DType::INT32); });

@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <optional>
+#include <random>
 #include <thread>
 
 #include "check.hpp"
@@ -327,32 +329,74 @@ TEST(session_death_of_the_worker_ends_the_wait) {
     thrown_by<WorkerDied>([&] { s.send_request("pid"); s.wait_for_response(); });
 }
 
-TEST(session_death_at_any_moment_is_noticed_within_a_second) {
-    Ready s("moments");
+TEST(session_death_at_any_moment_is_noticed_within_a_second_and_leaves_nothing) {
+    const char* wanted = std::getenv("TR_TEST_KILLS");
+    const int kills = wanted ? std::atoi(wanted) : 6;
+    std::mt19937 random(4);
     const Tensor tensor = Tensor::full(Shape(50'000), 1.0f);
-    for (int round = 0; round < 5; ++round) {
+    for (int number = 0; number < kills; ++number) {
+        std::string directory;
+        pid_t pid = 0;
+        std::vector<Tensor> kept;
+        {
+            PythonSession s(worker_script(), "moments", true);
+            s.start();
+            directory = s.session_dir();
+            pid = static_cast<pid_t>(detail::read_manifest(directory)->worker->pid);
+            const bool is_early = number % 3 == 0;  // while it starts; else while it works
+            if (!is_early) CHECK(s.wait_until_ready(30000));
+            const auto delay = std::chrono::microseconds(random() % (is_early ? 400'000 : 20'000));
+            Clock::time_point killed;
+            std::thread killer([&] {
+                std::this_thread::sleep_for(delay);
+                killed = Clock::now();
+                ::kill(pid, SIGKILL);
+            });
+            std::optional<int> code;
+            double noticed_ms = 0;
+            try {
+                CHECK(s.wait_until_ready(30000));
+                for (int i = 0;; ++i) {
+                    kept.push_back(s.calculate("lend", tensor));
+                    if (kept.size() > 4) kept.erase(kept.begin(), kept.begin() + 3);
+                    Tensor loan = s.empty<float>(Shape(1000 + i % 5 * 1000));
+                    loan.fill(1);
+                    s.send_tensor(loan, "a");
+                    s.fetch_response("is a 1");
+                }
+            } catch (const WorkerDied& error) {
+                const Clock::time_point now = Clock::now();
+                killer.join();
+                noticed_ms = std::chrono::duration<double, std::milli>(now - killed).count();
+                code = error.exit_code;
+            }
+            CHECK_EQUAL(code.value(), -SIGKILL);
+            CHECK(noticed_ms < 1000);
+        }
+        CHECK(!exists(directory) && !is_running(pid));
+        CHECK_EQUAL(count_semaphores(), 0u);
+        for (const Tensor& each : kept) CHECK(all_equal(each, 1));
+    }
+}
+
+TEST(session_death_while_it_is_asked_to_exit) {
+    std::mt19937 random(6);
+    for (int number = 0; number < 4; ++number) {
+        Ready s("exits");
+        const std::string directory = s.session_dir();
         const pid_t pid = std::stoi(s.fetch_response("pid"));
-        Clock::time_point killed;
-        std::thread killer([&, pid, round] {
-            std::this_thread::sleep_for(std::chrono::microseconds(3000 + 1370 * round));
-            killed = Clock::now();
+        s.send_request("sleep 60");
+        std::thread killer([&] {
+            std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
             ::kill(pid, SIGKILL);
         });
-        std::vector<Tensor> kept;
-        try {
-            while (true) {
-                kept.push_back(s.calculate("lend", tensor));
-                if (kept.size() > 4) kept.erase(kept.begin(), kept.begin() + 3);
-            }
-        } catch (const WorkerDied& error) {
-            killer.join();
-            CHECK(ms_since(killed) < 1000);
-            CHECK_EQUAL(error.exit_code.value(), -SIGKILL);
-        }
-        for (const Tensor& each : kept) CHECK(all_equal(each, 1));
-        s.start();
-        CHECK(s.wait_until_ready(30000));
+        const auto start = Clock::now();
+        s.please_exit(5000, true);
+        CHECK(ms_since(start) < 1000);
+        killer.join();
+        CHECK(!exists(directory) && !is_running(pid));
     }
+    CHECK_EQUAL(count_semaphores(), 0u);
 }
 
 TEST(session_death_before_ready) {
@@ -363,6 +407,10 @@ TEST(session_death_before_ready) {
     const auto died = thrown_by<WorkerDied>([&] { s.wait_until_ready(30000); });
     CHECK_EQUAL(died.exit_code.value(), 1);
     CHECK(died.log_tail.find("no such luck") != std::string::npos);
+    std::ofstream(script) << "import no_such_module\n";
+    s.start();
+    const auto lost = thrown_by<WorkerDied>([&] { s.wait_until_ready(30000); });
+    CHECK(std::string(lost.what()).find("TR_PYTHON") != std::string::npos);  // most likely it is the wrong Python
     thrown_by<ScriptNotFound>([] { PythonSession("/no/such/script.py", "none").start(); });
     SessionOptions options;
     options.python = "/no/such/python";
@@ -429,6 +477,30 @@ TEST(session_at_its_budget_waits_for_the_worker) {
     });
     s.wait_for_response();
     CHECK_EQUAL(s.calculate("lend", Tensor::zeros(Shape(100'000))).numel(), 100'000);
+}
+
+TEST(session_at_its_budget_does_not_wait_for_a_worker_that_dies) {
+    SessionOptions options;
+    options.budget_nbytes = 600'000;
+    options.block_ms = 60'000;
+    Ready s("blocked", options);
+    s.send_tensor(Tensor::zeros(Shape(100'000)), "a");
+    CHECK_EQUAL(s.fetch_response("keep a"), "kept");
+    s.drop_tensor("a");  // which the worker looks at still
+    const pid_t pid = std::stoi(s.fetch_response("pid"));
+    Clock::time_point killed;
+    std::thread killer([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        killed = Clock::now();
+        ::kill(pid, SIGKILL);
+    });
+    thrown_by<OutOfSpace>([&] { s.send_tensor(Tensor::zeros(Shape(100'000)), "b"); });
+    killer.join();
+    CHECK(ms_since(killed) < 1000);
+    s.start();
+    CHECK(s.wait_until_ready(30000));
+    s.send_tensor(Tensor::zeros(Shape(100'000)), "b");  // the dead worker's view is gone, and so is its segment
+    CHECK_EQUAL(s.fetch_response("is b 0"), "True");
 }
 
 TEST(session_checksums) {

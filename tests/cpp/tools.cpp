@@ -4,7 +4,8 @@
 //   rewrite FOLDER OUT     load every good vector and save it again
 //   faults FILE            name the fault of each header in a file made by test_cpp.py
 //   lowfloats              decode every code, encode many floats: for comparison with ml_dtypes
-//   fuzz COUNT SEED FOLDER mutate headers and messages; finds what a sanitizer or a broken promise tells
+//   fuzz COUNT SEED FOLDER OUT  load mutated files, and decode mutated messages: finds what a sanitizer or a broken promise
+//                          tells. Each file and what load_tsr made of it goes to OUT, for comparison with Python.
 //   stage NAME             go to a stage of a session's life, say so, and wait to be killed
 #include <sys/mman.h>
 #include <unistd.h>
@@ -140,24 +141,37 @@ public:
         std::sort(seeds_.begin(), seeds_.end());
     }
 
-    void headers(std::uint64_t count) {
+    /// Load ``count`` files.
+    ///
+    /// @param out gets for each 8 bytes of size, the file, 8 bytes of size, and the verdict as text.
+    void headers(std::uint64_t count, std::ostream& out) {
         const int fd = ::memfd_create("fuzz", MFD_CLOEXEC);  // a disk would take most of the time
         CHECK(fd >= 0);
         const std::string path = "/proc/self/fd/" + std::to_string(fd);
         std::uint64_t accepted = 0;
-        for (std::uint64_t i = 0; i < count; ++i) {
+        for (std::uint64_t loaded = 0; loaded < count;) {
             const std::string data = mutate();
             if (decode(data) && below(1000)) continue;  // load_tsr would wait for its owner to finish
+            ++loaded;
+            std::string verdict;
             CHECK(::ftruncate(fd, 0) == 0 && ::pwrite(fd, data.data(), data.size(), 0) == static_cast<ssize_t>(data.size()));
             try {
                 const Tensor tensor = load_tsr(path, true);
                 ++accepted;
-                crc32(tensor.data_ptr(), tensor.nbytes());  // every byte of it is there
-                Tensor copy = tensor.clone();
-                CHECK(copy.to_string().size() > 0);
-            } catch (const TSRFormatError&) {
+                const std::uint32_t sum = crc32(tensor.data_ptr(), tensor.nbytes());  // every byte of it is there
+                verdict = tensor.shape().to_string() + " " + dtype_name(tensor.dtype()) + " " + std::to_string(sum);
+                CHECK(tensor.clone().to_string().size() > 0);
+            } catch (const TSRFormatError& error) {
+                CHECK_EQUAL(error.path, path);
+                verdict = fault_name(error.fault);
+            }
+            for (const std::string& part : {data, verdict}) {
+                const std::uint64_t nbytes = part.size();
+                out.write(reinterpret_cast<const char*>(&nbytes), sizeof nbytes);
+                out.write(part.data(), static_cast<std::streamsize>(nbytes));
             }
         }
+        CHECK(out.flush().good());
         ::close(fd);
         std::cout << count << " headers, " << accepted << " accepted" << std::endl;
     }
@@ -251,9 +265,10 @@ private:
     std::vector<std::string> seeds_;
 };
 
-int fuzz(std::uint64_t count, std::uint64_t seed, const std::string& folder) {
+int fuzz(std::uint64_t count, std::uint64_t seed, const std::string& folder, const std::string& out) {
     Fuzzer fuzzer(seed, folder);
-    fuzzer.headers(count);
+    std::ofstream verdicts(out, std::ios::binary);
+    fuzzer.headers(count, verdicts);
     fuzzer.messages(count / 2);
     return 0;
 }
@@ -302,7 +317,7 @@ int run_tool(const std::vector<std::string>& a) {
         if (a.size() == 3 && a[0] == "rewrite") return rewrite_vectors(a[1], a[2]);
         if (a.size() == 2 && a[0] == "faults") return name_faults(a[1]);
         if (a.size() == 2 && a[0] == "lowfloats") return show_low_floats(a[1]);
-        if (a.size() == 4 && a[0] == "fuzz") return fuzz(std::stoull(a[1]), std::stoull(a[2]), a[3]);
+        if (a.size() == 5 && a[0] == "fuzz") return fuzz(std::stoull(a[1]), std::stoull(a[2]), a[3], a[4]);
         if (a.size() == 2 && a[0] == "stage") go_to(a[1]);
     } catch (const std::exception& error) {
         std::cerr << error.what() << std::endl;

@@ -32,6 +32,7 @@ _MUTED: Final = "#6b7178"
 _LINES: Final = {  # colour, width, dashes; the others are plain peers
     "ours": (_OURS, 2.6, "-"),
     "ours-loaned": (_OURS, 2.6, (0, (5, 1.6))),
+    "cpp-loaned": (_OURS, 1.4, (0, (1, 1.4))),
     "iceoryx2": (_STRONG, 1.8, "-"),
     "iceoryx2-loaned": (_STRONG, 1.8, (0, (5, 1.6))),
     "passes": (_FLOOR, 1.4, (0, (1, 1.4))),

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import psutil
 
-from .peers import PEERS, LoanedPeer, Peer
+from .peers import PEERS, LoanedPeer, Peer, TimedPeer
 from .peers.base import FULL_PASS, Array
 from .stats import format_nbytes, format_us, summarise
 
@@ -249,14 +249,8 @@ class Sweep:
         began_s = time.perf_counter()
         # The peers before have taken the caches, and pollers have dozed off: neither is the next peer's doing.
         for _ in range(2 if entry.latency_s < 0.005 else 1 if entry.latency_s < 0.25 else 0):
-            _measure(entry.peer, x, 1)
-        quota_s = limits.peer_s / limits.rounds
-        samples: list[int] = []
-        until_s = time.perf_counter() + quota_s
-        for number in range(-(-limits.most // limits.rounds)):
-            samples.append(_measure(entry.peer, x, number))
-            if time.perf_counter() > until_s:
-                break
+            _measure_batch(entry.peer, x, 1, 0.0)
+        samples = _measure_batch(entry.peer, x, -(-limits.most // limits.rounds), limits.peer_s / limits.rounds)
         entry.samples += samples
         entry.latency_s = sorted(samples)[len(samples) // 2] / 1e9
         entry.spent_s += time.perf_counter() - began_s
@@ -287,6 +281,9 @@ def _check(entry: _Entry, x: Array, slow_s: float) -> None:
     peer = entry.peer
     for _ in range(2):  # the second time nothing is new
         began_s = time.perf_counter()
+        if isinstance(peer, TimedPeer):
+            entry.latency_s = peer.check(x.size) / 1e9
+            continue
         if isinstance(peer, LoanedPeer):
             loan = peer.loan(x.size)
             np.copyto(loan, x)
@@ -309,6 +306,19 @@ def _check(entry: _Entry, x: Array, slow_s: float) -> None:
         peer.release()
         if entry.latency_s > slow_s / 2:
             break
+
+
+def _measure_batch(peer: Peer, x: Array, most: int, quota_s: float) -> list[int]:
+    """Nanoseconds of each of at most so many round trips, and of at least one."""
+    if isinstance(peer, TimedPeer):
+        return peer.measure(x.size, most, quota_s)
+    samples: list[int] = []
+    until_s = time.perf_counter() + quota_s
+    for number in range(most):
+        samples.append(_measure(peer, x, number))
+        if time.perf_counter() > until_s:
+            break
+    return samples
 
 
 def _measure(peer: Peer, x: Array, number: int) -> int:

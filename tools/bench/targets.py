@@ -52,6 +52,10 @@ def _quotient(over: dict[str, Any] | None, under: dict[str, Any] | None) -> floa
     return over["median_us"] / under["median_us"]
 
 
+def _inverse(ratio: float | None) -> float | None:
+    return 1 / ratio if ratio else None
+
+
 def _echo(rows: list[dict[str, Any]]) -> list[Verdict]:
     def ratio(peer: str, nbytes: int, field: str = "ours_ratio") -> float | None:
         cell = _cell(rows, peer, nbytes)
@@ -75,6 +79,12 @@ def _echo(rows: list[dict[str, Any]]) -> list[Verdict]:
             _quotient(_cell(rows, "ours-loaned", large), _cell(rows, "ours-loaned", small)),
         ),
         _bound(loaned, 0.6, "iceoryx2 loaned", ratio("iceoryx2-loaned", large, "loaned_ratio")),
+        _bound(
+            "C++ controller, 64 MiB loaned on both sides",
+            2,
+            "the Python controller's",
+            _inverse(ratio("cpp-loaned", large, "loaned_ratio")),
+        ),
     ]
 
 

@@ -1,16 +1,25 @@
 # find_package(tr_mmap) gives the target tr_mmap::tr_mmap: headers, C++17, and the threads library.
 #
 # This file lies in the Python package (tr_mmap/cmake), and is installed a second time to share/cmake/tr_mmap of the
-# Python environment, where find_package looks if the environment is active. There the headers are where tr-mmap says.
+# Python environment, where find_package looks if the environment is active or named in CMAKE_PREFIX_PATH. There the
+# headers are in the environment's site-packages, or, for a package that is installed for editing, where tr-mmap says.
 include(CMakeFindDependencyMacro)
 find_dependency(Threads)
 
 get_filename_component(_tr_mmap_include "${CMAKE_CURRENT_LIST_DIR}/../include" ABSOLUTE)
 if(NOT EXISTS "${_tr_mmap_include}/tr_mmap/tr_mmap.hpp")
-  find_program(_tr_mmap_program tr-mmap HINTS "${CMAKE_CURRENT_LIST_DIR}/../../../bin")
-  if(_tr_mmap_program)
-    execute_process(COMMAND "${_tr_mmap_program}" include OUTPUT_VARIABLE _tr_mmap_include
-                    OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  get_filename_component(_tr_mmap_prefix "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
+  file(GLOB _tr_mmap_headers "${_tr_mmap_prefix}/lib/python3*/*-packages/tr_mmap/include/tr_mmap/tr_mmap.hpp")
+  if(_tr_mmap_headers)
+    list(GET _tr_mmap_headers 0 _tr_mmap_header)
+    get_filename_component(_tr_mmap_include "${_tr_mmap_header}/../.." ABSOLUTE)
+  else()
+    unset(_tr_mmap_program CACHE)  # a second environment is not to get the first one's
+    find_program(_tr_mmap_program tr-mmap HINTS "${_tr_mmap_prefix}/bin")
+    if(_tr_mmap_program)
+      execute_process(COMMAND "${_tr_mmap_program}" include OUTPUT_VARIABLE _tr_mmap_include
+                      OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    endif()
   endif()
 endif()
 if(NOT EXISTS "${_tr_mmap_include}/tr_mmap/tr_mmap.hpp")

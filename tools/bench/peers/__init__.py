@@ -1,7 +1,8 @@
 """One module for each peer, all behind the interface of :mod:`.base`. None imports its library before it starts."""
 
 from .arrow import ArrowFiles
-from .base import LoanedPeer, Peer
+from .base import LoanedPeer, Peer, TimedPeer
+from .cpp import CppLoaned
 from .floor import Passes, Semaphore
 from .iceoryx import Iceoryx, IceoryxLoaned
 from .ours import Ours, OursLoaned
@@ -12,7 +13,7 @@ from .shared import FixedBlocks, NewBlocks
 from .torch_mp import TorchQueues
 from .zmq_ipc import ZmqIpc
 
-__all__ = ["PEERS", "LoanedPeer", "Peer"]
+__all__ = ["PEERS", "LoanedPeer", "Peer", "TimedPeer"]
 
 PEERS: dict[str, type[Peer]] = {
     each.key: each
@@ -21,6 +22,7 @@ PEERS: dict[str, type[Peer]] = {
         Passes,
         Ours,
         OursLoaned,
+        CppLoaned,
         Iceoryx,
         IceoryxLoaned,
         ZmqIpc,

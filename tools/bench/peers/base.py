@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-__all__ = ["FULL_PASS", "JOIN_S", "Array", "LoanedPeer", "Peer", "answer_ends", "missing", "spawn"]
+__all__ = ["FULL_PASS", "JOIN_S", "Array", "LoanedPeer", "Peer", "TimedPeer", "answer_ends", "missing", "spawn"]
 
 Array = np.ndarray[Any, Any]
 
@@ -77,6 +77,21 @@ class LoanedPeer(Peer):
     @abstractmethod
     def loan(self, count: int) -> Array:
         """Shared memory for a request of ``count`` float32; :meth:`roundtrip` sends it."""
+
+
+class TimedPeer(Peer):
+    """A peer whose client is a program of its own, in another language: it takes the times itself, batch by batch."""
+
+    @abstractmethod
+    def check(self, count: int) -> int:
+        """Ask for ``x + 1`` over ``count`` float32 and compare every element; nanoseconds that the round trip took."""
+
+    @abstractmethod
+    def measure(self, count: int, most: int, quota_s: float) -> list[int]:
+        """Nanoseconds of each of at least one and at most ``most`` round trips, begun before the time was over."""
+
+    def roundtrip(self, x: Array) -> Array:  # noqa: ARG002
+        raise TypeError(f"{self.label} is not measured from here")
 
 
 def answer_ends(x: Array, out: Array) -> None:

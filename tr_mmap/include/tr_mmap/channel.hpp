@@ -1,6 +1,7 @@
 // The control channel, the controller's end: JSON in mapped files, semaphores as doorbells. Never knows what a message
 // means. The Python side, and the layout of the files, are tr_mmap/channel/mapped.py and doorbell.py.
-#pragma once
+#ifndef TR_MMAP_CHANNEL_HPP
+#define TR_MMAP_CHANNEL_HPP
 
 #include <semaphore.h>
 #include <time.h>
@@ -303,3 +304,5 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_CHANNEL_HPP

@@ -1,5 +1,6 @@
 // CRC-32 as in zlib and PNG (reflected polynomial 0xEDB88320), eight bytes a step ("slicing by 8"). Pure.
-#pragma once
+#ifndef TR_MMAP_CRC32_HPP
+#define TR_MMAP_CRC32_HPP
 
 #include <array>
 #include <cstddef>
@@ -48,3 +49,5 @@ inline std::uint32_t crc32(const void* data, std::size_t nbytes, std::uint32_t c
 }
 
 }  // namespace tr
+
+#endif  // TR_MMAP_CRC32_HPP

@@ -1,5 +1,6 @@
 // The one table of element types: TSR code, name, size, and its C++ type. Knows nothing of tensors.
-#pragma once
+#ifndef TR_MMAP_DTYPE_HPP
+#define TR_MMAP_DTYPE_HPP
 
 #include <array>
 #include <complex>
@@ -185,3 +186,5 @@ constexpr DType dtype_of() {
 static_assert(sizeof(bool) == 1, "a TSR bool is one byte");
 
 }  // namespace tr
+
+#endif  // TR_MMAP_DTYPE_HPP

@@ -1,6 +1,7 @@
 // The one family of errors. Every error of the library is a tr::TRException, with what it knows as fields and a
 // message that says what is wrong and what to do. Never includes another header of the library.
-#pragma once
+#ifndef TR_MMAP_ERRORS_HPP
+#define TR_MMAP_ERRORS_HPP
 
 #include <cstddef>
 #include <cstdint>
@@ -220,3 +221,5 @@ public:
 };
 
 }  // namespace tr
+
+#endif  // TR_MMAP_ERRORS_HPP

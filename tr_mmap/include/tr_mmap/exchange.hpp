@@ -1,6 +1,7 @@
 // The controller's conversation with its worker: one request at a time, and the answers that wait to be taken. Not safe
 // for threads by itself: its session holds a lock around every call. Never starts or ends processes.
-#pragma once
+#ifndef TR_MMAP_EXCHANGE_HPP
+#define TR_MMAP_EXCHANGE_HPP
 
 #include <condition_variable>
 #include <cstdint>
@@ -177,7 +178,10 @@ public:
                                 : *code < 0 ? "killed by signal " + std::to_string(-*code)
                                             : "status " + std::to_string(*code);
         throw WorkerDied("the worker of session '" + place_.session_id() + "' ended (" + how + ")" +
-                             (tail.empty() ? "; it printed nothing" : "; its last output:\n" + tail),
+                             (tail.empty() ? "; it printed nothing" : "; its last output:\n" + tail) +
+                             (tail.find("No module named") == std::string::npos
+                                  ? ""
+                                  : "\nTR_PYTHON, or SessionOptions::python, names the Python that runs it"),
                          code, tail);
     }
 
@@ -271,3 +275,5 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_EXCHANGE_HPP

@@ -1,5 +1,6 @@
 // What a fork does to shared memory: a child has all views of its parent, and nobody tells when it lets go of them.
-#pragma once
+#ifndef TR_MMAP_FORKS_HPP
+#define TR_MMAP_FORKS_HPP
 
 #include <pthread.h>
 #include <sys/types.h>
@@ -49,3 +50,5 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_FORKS_HPP

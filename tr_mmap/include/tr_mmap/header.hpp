@@ -3,7 +3,8 @@
 // The layouts are specified in the docstring of tr_mmap/tsr/__init__.py; this is tr_mmap/tsr/header.py in C++, with the
 // same checks in the same order, so that both name the same fault. Whoever reads refuses whatever the writer would not
 // have written.
-#pragma once
+#ifndef TR_MMAP_HEADER_HPP
+#define TR_MMAP_HEADER_HPP
 
 #include <algorithm>
 #include <array>
@@ -302,3 +303,5 @@ inline Header decode_header(const void* data, std::size_t nbytes, std::optional<
 }
 
 }  // namespace tr
+
+#endif  // TR_MMAP_HEADER_HPP

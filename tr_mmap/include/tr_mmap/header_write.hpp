@@ -1,5 +1,6 @@
 // TSR headers, written: Header in, bytes out. Pure; refuses whatever the reader would refuse.
-#pragma once
+#ifndef TR_MMAP_HEADER_WRITE_HPP
+#define TR_MMAP_HEADER_WRITE_HPP
 
 #include <algorithm>
 #include <cstddef>
@@ -104,3 +105,5 @@ inline std::vector<std::byte> encode_header(const Header& header) {
 }
 
 }  // namespace tr
+
+#endif  // TR_MMAP_HEADER_WRITE_HPP

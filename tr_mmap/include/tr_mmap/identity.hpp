@@ -2,7 +2,8 @@
 //
 // A pid alone names nobody: the kernel hands it out again. Everything that judges or signals a process goes by its
 // Identity, and through a pidfd that was checked against it. What cannot be judged counts as alive.
-#pragma once
+#ifndef TR_MMAP_IDENTITY_HPP
+#define TR_MMAP_IDENTITY_HPP
 
 #include <dirent.h>
 #include <poll.h>
@@ -182,3 +183,5 @@ inline void send_signal(const Identity& identity, int number) {
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_IDENTITY_HPP

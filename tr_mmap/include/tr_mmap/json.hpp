@@ -1,5 +1,6 @@
 // JSON, as much as control messages and manifests need: values, a strict parser, a writer of strings. Pure.
-#pragma once
+#ifndef TR_MMAP_JSON_HPP
+#define TR_MMAP_JSON_HPP
 
 #include <cmath>
 #include <cstddef>
@@ -295,3 +296,5 @@ inline void append_string(std::string& out, std::string_view text) {
 
 }  // namespace json
 }  // namespace tr
+
+#endif  // TR_MMAP_JSON_HPP

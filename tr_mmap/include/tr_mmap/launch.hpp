@@ -1,5 +1,6 @@
 // Starting a session's worker: which program, with which environment. Waits for nothing.
-#pragma once
+#ifndef TR_MMAP_LAUNCH_HPP
+#define TR_MMAP_LAUNCH_HPP
 
 #include <sys/stat.h>
 #include <unistd.h>
@@ -109,3 +110,5 @@ inline std::shared_ptr<WorkerProcess> launch(const std::string& script_path, con
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_LAUNCH_HPP

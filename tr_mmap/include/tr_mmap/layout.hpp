@@ -16,7 +16,8 @@
 //
 // C++17 has no std::atomic_ref, and a std::atomic cannot be made to lie in a file; so these are compiler builtins, the
 // same in g++ and clang++.
-#pragma once
+#ifndef TR_MMAP_LAYOUT_HPP
+#define TR_MMAP_LAYOUT_HPP
 
 #include <cstddef>
 #include <cstdint>
@@ -63,3 +64,5 @@ inline void full_fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_LAYOUT_HPP

@@ -1,5 +1,6 @@
 // Floating point formats of 8 and 16 bits: their bits, to and from float. Pure arithmetic.
-#pragma once
+#ifndef TR_MMAP_LOWFLOAT_HPP
+#define TR_MMAP_LOWFLOAT_HPP
 
 #include <cmath>
 #include <cstdint>
@@ -114,3 +115,5 @@ using float8_e5m2fnuz = LowFloat<detail::LowFloatFormat<5, 2, 16, detail::Specia
 using float8_e8m0fnu = LowFloat<detail::PowerFormat>;
 
 }  // namespace tr
+
+#endif  // TR_MMAP_LOWFLOAT_HPP

@@ -1,6 +1,8 @@
 // session.json: what a session is and whose, so that a stranger can judge it. Says nothing of where sessions live.
-#pragma once
+#ifndef TR_MMAP_MANIFEST_HPP
+#define TR_MMAP_MANIFEST_HPP
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -57,7 +59,8 @@ inline void write_manifest(const std::string& directory, const Manifest& manifes
     text += "],\"store\":{\"checksum\":";
     text += manifest.has_checksum ? "true" : "false";
     if (manifest.budget_nbytes) text += ",\"budget_nbytes\":" + std::to_string(*manifest.budget_nbytes);
-    if (manifest.block_ms > 0) text += ",\"block_ms\":" + std::to_string(std::llround(manifest.block_ms));
+    // In whole milliseconds and no more than years of them: JSON has no infinity, and a locale may have no point.
+    if (manifest.block_ms > 0) text += ",\"block_ms\":" + std::to_string(std::llround(std::min(manifest.block_ms, 1e11)));
     text += "},\"framework\":\"tr_mmap C++\",\"created_ms\":" + std::to_string(manifest.created_ms) + "}\n";
     const std::string temporary = directory + "/." + manifest_name + "-" + std::to_string(::getpid()) + "-" + random_hex(4);
     Unlinker unlinker(temporary);
@@ -124,3 +127,5 @@ inline std::optional<Manifest> read_manifest(const std::string& directory) {
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_MANIFEST_HPP

@@ -1,5 +1,6 @@
 // A session's directory, the worker that runs in it, and the release of both. Knows nothing of requests.
-#pragma once
+#ifndef TR_MMAP_PLACE_HPP
+#define TR_MMAP_PLACE_HPP
 
 #include <unistd.h>
 
@@ -67,7 +68,11 @@ public:
             // What cannot be removed is not this session's business.
         }
         directory_ = workspace_.claim(manifest());
-        pool_ = std::make_unique<SegmentPool>(directory_, options.budget_nbytes, options.block_ms, options.has_checksum);
+        pool_ = std::make_unique<SegmentPool>(directory_, options.budget_nbytes, options.block_ms, options.has_checksum,
+                                              [this] {
+                                                  const std::shared_ptr<Run> last = run();
+                                                  return last && last->is_over();
+                                              });
     }
     Place(const Place&) = delete;
     Place& operator=(const Place&) = delete;
@@ -177,3 +182,5 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_PLACE_HPP

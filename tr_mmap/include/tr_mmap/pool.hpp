@@ -1,14 +1,15 @@
 // The owner's side of segments: a pool of them that are filled, published and filled again. Not safe for threads by
 // itself; its session holds a lock. The protocol is that of tr_mmap/segments/__init__.py; the orders of its loads and
 // stores are explained in layout.hpp.
-#pragma once
+#ifndef TR_MMAP_POOL_HPP
+#define TR_MMAP_POOL_HPP
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,9 +20,9 @@
 #include <utility>
 #include <vector>
 
-#include "forks.hpp"
 #include "header_write.hpp"
 #include "layout.hpp"
+#include "segment.hpp"
 #include "system.hpp"
 #include "tensor.hpp"
 #include "tsr.hpp"
@@ -48,87 +49,6 @@ inline constexpr std::uint64_t write_nbytes = 256 << 10;
 // A free segment that so many takes in a row did not want is given back: the traffic has changed its sizes.
 inline constexpr std::uint64_t idle_takes = 512;
 
-/// One segment, as its owner sees it.
-struct Segment {
-    Segment(std::string file_name, std::string file_path, Mapping memory)
-        : name(std::move(file_name)), path(std::move(file_path)), mapping(std::move(memory)) {}
-
-    std::uint64_t* words() const { return words_of(mapping.data()); }
-    std::uint64_t capacity() const { return mapping.size() - payload_offset; }
-
-    /// The reader has a view: giving the segment up would free nothing, and nobody would count it any more.
-    bool is_looked_at() const { return load_word(words() + lease_word) == lease_held; }
-
-    /// The same memory where it cannot be written, for the lender of a loan that was sent.
-    std::byte* read_only() {
-        const std::lock_guard<std::mutex> lock(mutex);
-        if (!readable) {
-            // Size 0 duplicates a shared mapping, also of a file whose name is gone: mremap(2).
-            void* address = ::mremap(mapping.data(), 0, mapping.size(), MREMAP_MAYMOVE);
-            if (address == MAP_FAILED) throw SystemError("mremap", errno);
-            readable = Mapping::adopt(address, mapping.size());
-            if (::mprotect(address, mapping.size(), PROT_READ) != 0) throw SystemError("mprotect", errno);
-        }
-        return readable.data();
-    }
-
-    struct Layout {
-        DType dtype;
-        Shape shape;
-    };
-
-    const std::string name;  // never used twice
-    const std::string path;
-    const Mapping mapping;
-    Mapping readable;
-    std::mutex mutex;  // of readable
-    std::uint64_t seq = 0;
-    int holds = 0;  // reasons why it may not be filled: tags, messages, loans
-    std::optional<Layout> layout;
-    std::atomic<bool> is_loaned{false};  // handed out by empty() and not published yet
-    bool is_tainted = false;             // somebody we cannot ask may be looking: retire it, never fill it again
-    bool is_populated = false;           // our mapping has its pages in place
-    std::uint64_t last_take = 0;
-};
-
-/// Loans whose tensors are all gone, told by whatever thread let go of the last one.
-struct Returns {
-    struct Loan {
-        std::shared_ptr<Segment> segment;
-        bool has_forked;  // while it was lent: a child may look at it for ever
-    };
-    std::mutex mutex;
-    std::vector<Loan> loans;
-};
-
-/// The memory of a loan.
-class LoanStorage final : public Storage {
-public:
-    LoanStorage(std::shared_ptr<Segment> segment, std::shared_ptr<Returns> returns)
-        : segment_(std::move(segment)), returns_(std::move(returns)), forks_(Forks::count()) {}
-    ~LoanStorage() override {
-        try {
-            const std::lock_guard<std::mutex> lock(returns_->mutex);
-            returns_->loans.push_back({segment_, Forks::count() != forks_});
-        } catch (...) {
-            // No memory to say so: the segment is not used again before the session ends.
-        }
-    }
-    std::byte* data() override {
-        return (is_writable() ? segment_->mapping.data() : segment_->read_only()) + payload_offset;
-    }
-    bool is_writable() const noexcept override { return !is_sent_; }
-    void mark_sent() noexcept { is_sent_ = true; }
-    const std::shared_ptr<Segment>& segment() const noexcept { return segment_; }
-    bool is_of(const std::shared_ptr<Returns>& returns) const noexcept { return returns == returns_; }
-
-private:
-    std::shared_ptr<Segment> segment_;
-    std::shared_ptr<Returns> returns_;
-    std::uint64_t forks_;
-    std::atomic<bool> is_sent_{false};
-};
-
 /// Makes, fills and recycles the segments of one side of a session.
 class SegmentPool {
 public:
@@ -137,11 +57,14 @@ public:
     /// @param budget_nbytes most payload capacity to hold at once; nothing for no limit but the file system's.
     /// @param block_ms at the budget, how long to wait for the reader to let go before throwing OutOfSpace.
     /// @param has_checksum whether to store each payload's CRC-32.
-    SegmentPool(std::string directory, std::optional<std::uint64_t> budget_nbytes, double block_ms, bool has_checksum)
+    /// @param has_reader_died tells a wait for the reader that there is nobody to wait for.
+    SegmentPool(std::string directory, std::optional<std::uint64_t> budget_nbytes, double block_ms, bool has_checksum,
+                std::function<bool()> has_reader_died)
         : directory_(std::move(directory)),
           budget_nbytes_(budget_nbytes),
           block_ms_(block_ms),
-          has_checksum_(has_checksum) {}
+          has_checksum_(has_checksum),
+          has_reader_died_(std::move(has_reader_died)) {}
 
     /// Put a tensor into a segment and stamp it; the caller holds it once until release(). A loan is published where it
     /// lies; anything else costs one copy.
@@ -330,7 +253,7 @@ private:
             retire_free();
             if (nbytes_ + capacity <= *budget_nbytes_) return nullptr;
             const std::chrono::duration<double, std::milli> waited = std::chrono::steady_clock::now() - start;
-            if (!(waited.count() < block_ms_)) {
+            if (!(waited.count() < block_ms_) || has_reader_died_()) {
                 throw OutOfSpace("a segment of " + std::to_string(capacity) + " bytes would exceed the pool's budget of " +
                                      std::to_string(*budget_nbytes_) + "; " + std::to_string(nbytes_) +
                                      " are in use: drop tensors or views, or raise budget_nbytes",
@@ -414,6 +337,7 @@ private:
     std::optional<std::uint64_t> budget_nbytes_;
     double block_ms_;
     bool has_checksum_;
+    std::function<bool()> has_reader_died_;
     std::unordered_map<std::string, SegmentPtr> segments_;
     std::map<std::uint64_t, std::vector<SegmentPtr>> free_;
     std::shared_ptr<Returns> returns_ = std::make_shared<Returns>();
@@ -428,3 +352,5 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_POOL_HPP

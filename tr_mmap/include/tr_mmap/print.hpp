@@ -1,5 +1,6 @@
 // Tensors as text. Included by tensor.hpp.
-#pragma once
+#ifndef TR_MMAP_PRINT_HPP
+#define TR_MMAP_PRINT_HPP
 
 #include <cmath>
 #include <cstddef>
@@ -81,3 +82,5 @@ inline void Tensor::print(const std::string& name, int precision) const {
 inline std::ostream& operator<<(std::ostream& out, const Tensor& tensor) { return out << tensor.to_string(); }
 
 }  // namespace tr
+
+#endif  // TR_MMAP_PRINT_HPP

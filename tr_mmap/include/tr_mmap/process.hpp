@@ -1,5 +1,6 @@
 // A worker process: spawn it, see how it fares, end it with all its children. Knows nothing of sessions.
-#pragma once
+#ifndef TR_MMAP_PROCESS_HPP
+#define TR_MMAP_PROCESS_HPP
 
 #include <dirent.h>
 #include <signal.h>
@@ -262,3 +263,5 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_PROCESS_HPP

@@ -1,5 +1,6 @@
 // The messages and the status words that two sides exchange. No I/O, no clocks. The Python side is tr_mmap/protocol.py.
-#pragma once
+#ifndef TR_MMAP_PROTOCOL_HPP
+#define TR_MMAP_PROTOCOL_HPP
 
 #include <cstddef>
 #include <cstdint>
@@ -238,3 +239,5 @@ inline Status parse_status(std::string_view text) {
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_PROTOCOL_HPP

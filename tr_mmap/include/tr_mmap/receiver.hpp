@@ -1,5 +1,6 @@
 // The reader's side of segments: maps each once, hands out views, keeps a lease for as long as one lives.
-#pragma once
+#ifndef TR_MMAP_RECEIVER_HPP
+#define TR_MMAP_RECEIVER_HPP
 
 #include <cstddef>
 #include <cstdint>
@@ -166,3 +167,5 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_RECEIVER_HPP

@@ -1,5 +1,6 @@
 // The controlling side: start a Python worker, send it tensors, ask for a command, get tensors back.
-#pragma once
+#ifndef TR_MMAP_SESSION_HPP
+#define TR_MMAP_SESSION_HPP
 
 #include <atomic>
 #include <cstdint>
@@ -376,3 +377,5 @@ private:
 };
 
 }  // namespace tr
+
+#endif  // TR_MMAP_SESSION_HPP

@@ -1,5 +1,6 @@
 // A tensor's sizes. Pure.
-#pragma once
+#ifndef TR_MMAP_SHAPE_HPP
+#define TR_MMAP_SHAPE_HPP
 
 #include <algorithm>
 #include <array>
@@ -103,3 +104,5 @@ private:
 };
 
 }  // namespace tr
+
+#endif  // TR_MMAP_SHAPE_HPP

@@ -1,6 +1,7 @@
 // Every system call on files and mappings, so that the rules hold everywhere: a session's files are opened without
 // following symlinks, descriptors are not inherited, files are 0600 and directories 0700. Decides nothing.
-#pragma once
+#ifndef TR_MMAP_SYSTEM_HPP
+#define TR_MMAP_SYSTEM_HPP
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -294,3 +295,5 @@ inline std::string base_name(const std::string& path) {
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_SYSTEM_HPP

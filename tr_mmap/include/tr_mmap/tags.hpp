@@ -1,5 +1,6 @@
 // The controller's tags: names under which tensors stay until sent again, dropped, or the session ends.
-#pragma once
+#ifndef TR_MMAP_TAGS_HPP
+#define TR_MMAP_TAGS_HPP
 
 #include <unistd.h>
 
@@ -101,3 +102,5 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_TAGS_HPP

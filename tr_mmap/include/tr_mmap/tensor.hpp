@@ -1,5 +1,6 @@
 // Tensors in memory: owned, or a view of mapped bytes. Never opens files, never knows of sessions.
-#pragma once
+#ifndef TR_MMAP_TENSOR_HPP
+#define TR_MMAP_TENSOR_HPP
 
 #include <cmath>
 #include <complex>
@@ -207,8 +208,12 @@ public:
     template <class T>
     T item() const {
         if (numel() != 1) throw UnsupportedTensor("a tensor of shape " + shape_.to_string() + " is not one value");
-        if constexpr (std::is_same_v<std::remove_cv_t<T>, bool>) return *data<std::byte>() != std::byte{0};
-        else return *data<T>();
+        if constexpr (std::is_same_v<std::remove_cv_t<T>, bool>) {
+            check_type<T>();
+            return *data<std::byte>() != std::byte{0};
+        } else {
+            return *data<T>();
+        }
     }
 
     template <class V>
@@ -265,3 +270,5 @@ private:
 }  // namespace tr
 
 #include "print.hpp"
+
+#endif  // TR_MMAP_TENSOR_HPP

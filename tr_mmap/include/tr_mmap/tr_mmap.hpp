@@ -20,7 +20,8 @@
 // Memory order. Segments are handed over with release stores and acquire loads of their sequence numbers, and a full
 // fence between every "store, then look"; layout.hpp tells why. So this side is right on Arm too, whose processors
 // reorder what x86 does not. Little-endian machines only.
-#pragma once
+#ifndef TR_MMAP_HPP
+#define TR_MMAP_HPP
 
 #include "dtype.hpp"
 #include "errors.hpp"
@@ -28,3 +29,5 @@
 #include "shape.hpp"
 #include "tensor.hpp"
 #include "tsr.hpp"
+
+#endif  // TR_MMAP_HPP

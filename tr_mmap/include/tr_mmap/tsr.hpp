@@ -1,5 +1,6 @@
 // Tensors in files: save_tsr, load_tsr, read_header. Files are replaced whole and read through mappings, never copied.
-#pragma once
+#ifndef TR_MMAP_TSR_HPP
+#define TR_MMAP_TSR_HPP
 
 #include <time.h>
 
@@ -195,3 +196,5 @@ inline Header read_header(const std::string& path) {
 }
 
 }  // namespace tr
+
+#endif  // TR_MMAP_TSR_HPP

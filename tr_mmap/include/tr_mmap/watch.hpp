@@ -1,5 +1,6 @@
 // Threads that look after a worker: one notices its end, one shows its output. Know nothing of sessions.
-#pragma once
+#ifndef TR_MMAP_WATCH_HPP
+#define TR_MMAP_WATCH_HPP
 
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -124,3 +125,5 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_WATCH_HPP

@@ -4,7 +4,8 @@
 // goes by rename too, to ".gone-…" beside it; nobody ever sees half of one. Who takes a directory away holds its
 // flock from judging it until it is renamed, and makes sure that the name still means the directory that is locked.
 // Python's side, which keeps the same rules, is tr_mmap/workspace.py.
-#pragma once
+#ifndef TR_MMAP_WORKSPACE_HPP
+#define TR_MMAP_WORKSPACE_HPP
 
 #include <semaphore.h>
 
@@ -318,3 +319,5 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#endif  // TR_MMAP_WORKSPACE_HPP
