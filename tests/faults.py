@@ -1,7 +1,7 @@
-"""System calls that fail on demand, behind the one module that makes them.
+"""System calls that fail on demand, behind the one package that makes them.
 
-What is replaced is not ``tr_mmap.system``'s functions but what they call: ``os``, ``fcntl`` and libc as that module
-sees them. So its own handling of errors is tested too.
+What is replaced is not ``tr_mmap.system``'s functions but what they call: ``os``, ``fcntl``, ``shutil`` and libc as its
+modules see them. So its own handling of errors is tested too.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
 
-from tr_mmap import system
+from tr_mmap.system import files, memory, names, refusals
 
 ERRNOS: Final = (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EMFILE, errno.EACCES)
 
-_OS_CALLS: Final = (
+OS_CALLS: Final = (
     *("close", "fstat", "fstatvfs", "link", "listdir", "lstat", "mkdir", "open", "pipe", "posix_fallocate", "pread"),
-    *("pwrite", "read", "readlink", "replace", "rmdir", "stat", "statvfs", "unlink", "write"),
+    *("preadv", "pwrite", "readlink", "replace", "rmdir", "stat", "statvfs", "unlink", "write"),
 )
+LIBC_CALLS: Final = ("fstatfs", "madvise", "mmap", "renameat2")
 _AFTER: Final = frozenset({"close"})  # Linux closes the descriptor whatever close(2) says
 
 
@@ -50,10 +52,15 @@ class Faults:
         self.fired: list[str] = []
         self.has_fired = False  # since each_plan's last attempt began
         self._proc_fds: set[int] = set()
-        monkeypatch.setattr(system, "os", _Substitute(os, {name: self._os_call(name) for name in _OS_CALLS}))
-        flock = self._wrap("flock", system.fcntl.flock)
-        monkeypatch.setattr(system, "fcntl", _Substitute(system.fcntl, {"flock": flock}))
-        monkeypatch.setattr(system, "_libc", _Substitute(system._libc, {"mmap": self._mmap}))
+        for module in (files, names, refusals):
+            calls = {name: self._os_call(name) for name in OS_CALLS}
+            monkeypatch.setattr(module, "os", _Substitute(os, calls))
+        for module in (files, memory, names):
+            calls = {name: self._libc_call(name) for name in LIBC_CALLS}
+            monkeypatch.setattr(module, "libc", _Substitute(memory.libc, calls))
+        flock = self._wrap("flock", names.fcntl.flock)
+        monkeypatch.setattr(names, "fcntl", _Substitute(names.fcntl, {"flock": flock}))
+        monkeypatch.setattr(names, "shutil", _Substitute(shutil, {"rmtree": self._rmtree}))
 
     def arm(self, plan: Plan | None) -> None:
         self.plan, self.calls, self.fired = plan, [], []
@@ -103,15 +110,23 @@ class Faults:
 
         return call
 
-    def _mmap(self, *arguments: Any) -> Any:
-        if not self._is_due("mmap"):
-            return system_mmap(*arguments)
-        assert self.plan is not None
-        ctypes.set_errno(self.plan.number)
-        return ctypes.c_void_p(-1).value
+    def _libc_call(self, name: str) -> Callable[..., Any]:
+        function = getattr(memory.libc, name)
 
+        def call(*arguments: Any) -> Any:
+            if not self._is_due(name):
+                return function(*arguments)
+            assert self.plan is not None
+            ctypes.set_errno(self.plan.number)
+            return ctypes.c_void_p(-1).value if name == "mmap" else -1
 
-system_mmap: Final = system._libc.mmap
+        return call
+
+    def _rmtree(self, path: str, *, ignore_errors: bool) -> None:
+        """Removes nothing when it fails; nobody is told, as the caller wants it."""
+        assert ignore_errors
+        if not self._is_due("rmtree"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class _Substitute:

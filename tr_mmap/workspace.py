@@ -310,7 +310,7 @@ class Workspace:
             manifests.write(temporary, manifest)
             system.rename(temporary, path)
         except BaseException as error:
-            system.remove_tree(temporary)
+            _discard(temporary)
             if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 return False
             raise
@@ -391,6 +391,18 @@ def _aside(path: str, kind: str) -> str:
     own = Identity.current()
     name = f".{kind}-{own.pid}-{own.start_ticks}-{secrets.token_hex(8)}"
     return os.path.join(os.path.dirname(path), name)
+
+
+def _discard(temporary: str) -> None:
+    """Remove what nobody has seen. Under another name, for removing takes a descriptor, and there may be none left:
+    a later sweep of this process removes only what it meant to remove before.
+    """
+    gone = _aside(temporary, "gone")
+    try:
+        system.rename(temporary, gone)
+    except OSError:
+        gone = temporary  # the sweep that finds us dead removes it
+    system.remove_tree(gone)
 
 
 def _take_away(path: str, judge: Callable[[Manifest | None, str], None]) -> bool:

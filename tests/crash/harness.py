@@ -95,7 +95,9 @@ class Report:
 
     @property
     def is_good(self) -> bool:
-        is_told = self.count(Word.DIED) == self.workers_killed_alone
+        # Of the two that are killed together the controller may have had the time to say it.
+        spare = self.count(Word.DIED) - self.workers_killed_alone
+        is_told = len(self.worker_died_ms) == self.workers_killed_alone and 0 <= spare <= self.victims.get("both", 0)
         has_followed = len(self.exit_ms) == self.controllers_killed_alone
         return is_told and has_followed and not (self.wrong or self.hangs or self.left or self.problems)
 

@@ -1,0 +1,102 @@
+"""The one place that makes system calls on files and mappings.
+
+Everything else opens, maps, names and removes files through here, so that the rules hold everywhere (no symlink is
+followed, descriptors are not inherited, files are 0600 and directories 0700) and so that a test can make any call
+fail. Never decides anything: policy lives with the callers.
+"""
+
+from __future__ import annotations
+
+from .files import (
+    allocate,
+    close,
+    create_file,
+    file_nbytes,
+    is_sparse,
+    make_pipe,
+    open_dir,
+    open_file,
+    open_path,
+    open_private_file,
+    read_all,
+    read_into,
+    read_pipe,
+    write_all,
+    write_pipe,
+)
+from .memory import (
+    MADV_DONTNEED,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_REMOVE,
+    address_of,
+    advise,
+    map_again,
+    map_private,
+    map_read,
+    map_write,
+)
+from .names import (
+    exchange,
+    exists,
+    is_same_file,
+    is_usable_dir,
+    link,
+    link_target,
+    list_dir,
+    make_dir,
+    remove_dir,
+    remove_tree,
+    rename,
+    replacement_of,
+    status,
+    try_lock_dir,
+    unlink,
+    unlock_and_close_dir,
+)
+from .refusals import free_nbytes
+
+__all__ = [
+    "MADV_DONTNEED",
+    "MADV_POPULATE_READ",
+    "MADV_POPULATE_WRITE",
+    "MADV_REMOVE",
+    "address_of",
+    "advise",
+    "allocate",
+    "close",
+    "create_file",
+    "exchange",
+    "exists",
+    "file_nbytes",
+    "free_nbytes",
+    "is_same_file",
+    "is_sparse",
+    "is_usable_dir",
+    "link",
+    "link_target",
+    "list_dir",
+    "make_dir",
+    "make_pipe",
+    "map_again",
+    "map_private",
+    "map_read",
+    "map_write",
+    "open_dir",
+    "open_file",
+    "open_path",
+    "open_private_file",
+    "read_all",
+    "read_into",
+    "read_pipe",
+    "remove_dir",
+    "remove_tree",
+    "rename",
+    "replacement_of",
+    "status",
+    "try_lock_dir",
+    "unlink",
+    "unlock_and_close_dir",
+    "write_all",
+    "write_pipe",
+]
