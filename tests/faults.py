@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ OS_CALLS: Final = (
     *("close", "fstat", "fstatvfs", "link", "listdir", "lstat", "mkdir", "open", "pipe", "posix_fallocate", "pread"),
     *("preadv", "pwrite", "readlink", "replace", "rmdir", "stat", "statvfs", "unlink", "write"),
 )
+FCNTL_CALLS: Final = ("fcntl", "flock")
 LIBC_CALLS: Final = ("fstatfs", "madvise", "mmap", "renameat2")
 _AFTER: Final = frozenset({"close"})  # Linux closes the descriptor whatever close(2) says
 
@@ -58,8 +60,9 @@ class Faults:
         for module in (files, memory, names):
             calls = {name: self._libc_call(name) for name in LIBC_CALLS}
             monkeypatch.setattr(module, "libc", _Substitute(memory.libc, calls))
-        flock = self._wrap("flock", names.fcntl.flock)
-        monkeypatch.setattr(names, "fcntl", _Substitute(names.fcntl, {"flock": flock}))
+        for module in (files, names):
+            calls = {name: self._wrap(name, getattr(fcntl, name)) for name in FCNTL_CALLS}
+            monkeypatch.setattr(module, "fcntl", _Substitute(fcntl, calls))
         monkeypatch.setattr(names, "shutil", _Substitute(shutil, {"rmtree": self._rmtree}))
 
     def arm(self, plan: Plan | None) -> None:

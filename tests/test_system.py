@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import LIBC_CALLS, OS_CALLS
+from faults import FCNTL_CALLS, LIBC_CALLS, OS_CALLS
 
 import tr_mmap
 from tr_mmap import OutOfSpace, PythonSession, system
@@ -18,7 +18,7 @@ from tr_mmap.workspace import Workspace
 
 PACKAGE = Path(tr_mmap.__file__).parent
 # They fail for nobody's lack of anything; what os.path finds out it says with False.
-HARMLESS = {"access", "stat_result", "fdopen", "fsencode", "geteuid", "lseek", "strerror"}
+HARMLESS = {"access", "stat_result", "fdopen", "fsencode", "geteuid", "getpid", "lseek", "strerror"}
 ELSEWHERE = {
     *{("identity.py", "close"), ("process.py", "close")},  # descriptors of processes, which are not files
     *{("doorbell.py", "lstat"), ("receiver.py", "fstat")},  # mere looks
@@ -46,6 +46,8 @@ def test_the_injector_reaches_every_system_call() -> None:
     functions = {name for name in found if name.islower() and name != "path"}
     assert functions - HARMLESS == set(OS_CALLS)
     found = {name for path in (PACKAGE / "system").glob("*.py") for name in calls_in(path, "libc")}
+    found_fcntl = {name for path in (PACKAGE / "system").glob("*.py") for name in calls_in(path, "fcntl")}
+    assert {name for name in found_fcntl if name.islower()} == set(FCNTL_CALLS)
     assert found - {"munmap"} == set(LIBC_CALLS)  # munmap(2) of what was mapped cannot fail
 
 

@@ -24,7 +24,7 @@ from . import system
 from .errors import BadMessage, BadTag, HostilePath, SessionInUse, TRException
 from .identity import Identity
 from .manifest import Manifest
-from .orphans import end_orphan
+from .orphans import end_heirs, end_orphan
 
 __all__ = ["SweepReport", "Workspace", "check_session_id", "check_tag", "sweep"]
 
@@ -427,6 +427,8 @@ def _take_away(path: str, judge: Callable[[Manifest | None, str], None]) -> bool
             return False  # taken away since it was opened; what has the name now is somebody's new session
         manifest, problem = _examine(path)
         judge(manifest, problem)
+        if manifest is not None and manifest.worker is not None and manifest.controller != Identity.current():
+            end_heirs(manifest.worker, manifest.worker_mark)  # our own session's are ended with its worker
         # While the name is still taken: afterwards a new owner may have semaphores of the same names.
         for doorbell in manifest.doorbells if manifest is not None else ():
             _unlink_semaphore(doorbell)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import stat
 import sys
 
@@ -12,11 +13,17 @@ from ..errors import OutOfSpace
 from .memory import libc
 from .refusals import check_room, free_nbytes, hostile, not_regular, too_little
 
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
     "allocate",
     "close",
     "create_file",
     "file_nbytes",
+    "hear_hangup",
     "is_sparse",
     "make_pipe",
     "open_dir",
@@ -245,3 +252,24 @@ def read_pipe(fd: int, limit_nbytes: int) -> bytes:
         while len(data) < limit_nbytes and (part := pipe.read(limit_nbytes - len(data))):
             data += part
         return data
+
+
+def hear_hangup(fd: int, number: int) -> bool:
+    """Have the kernel send this process a signal when the last end to write to a pipe is closed (Linux).
+
+    Args:
+        fd: the end to read from; stays open, and is inherited no further.
+        number: the signal's.
+
+    Returns:
+        Whether that has happened before.
+    """
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        raise OSError(errno.EINVAL, f"descriptor {fd} is no pipe")
+    fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETSIG, number)
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_RDONLY | os.O_NONBLOCK | os.O_ASYNC)
+    poller = select.poll()
+    poller.register(fd, 0)
+    return bool(poller.poll(0))
