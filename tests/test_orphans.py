@@ -164,7 +164,8 @@ def family() -> Iterator[tuple[Identity, list[int]]]:
         "import os, subprocess, sys\n"
         "marks = [{'TR_MMAP_WORKER': 'mine'}, {'TR_MMAP_WORKER': 'mine-not'}, {}]\n"
         "for mark in marks:\n"
-        "    child = subprocess.Popen(['sleep', '1000'], env={'PATH': os.environ['PATH'], **mark}, stdout=subprocess.DEVNULL)\n"
+        "    env = {'PATH': os.environ['PATH'], **mark}\n"
+        "    child = subprocess.Popen(['sleep', '1000'], env=env, stdout=subprocess.DEVNULL)\n"
         "    print(child.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
