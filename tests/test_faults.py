@@ -231,9 +231,9 @@ def test_a_receive_that_fails_gives_its_lease_back(
 
 
 @pytest.fixture
-def numbers(pytestconfig: pytest.Config) -> Sequence[int]:
+def numbers(is_full: bool) -> Sequence[int]:
     """A session's start and end take a while, so by default not every error is tried there."""
-    return ERRNOS if pytestconfig.getoption("--full") else (errno.ENOSPC, errno.EMFILE)
+    return ERRNOS if is_full else (errno.ENOSPC, errno.EMFILE)
 
 
 @pytest.fixture

@@ -60,11 +60,12 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("handler", ["loop", "sleep"])
 def test_a_worker_that_holds_the_interpreters_lock_is_ended_by_the_kernel(
-    pytestconfig: pytest.Config, workspace: Path, tmp_path: Path, handler: str
+    is_full: bool, workspace: Path, tmp_path: Path, handler: str
 ) -> None:
-    grace_s = 0 if pytestconfig.getoption("--full") else 1  # 0 leaves what it is
+    grace_s = 0 if is_full else 1  # 0 leaves what it is
     script = tmp_path / "worker.py"
     script.write_text(HOGGING_WORKER.format(grace=grace_s))
     with subprocess.Popen(
