@@ -51,16 +51,22 @@ def launch(
     check_script(script_path)
     program = ["-m", "tr_mmap.worker"] if script_path == DEFAULT_WORKER else [os.path.abspath(script_path)]
     lifeline = Lifeline()
-    with handed_over(secret) as (variables, fds), lifeline.handed_over() as (more_variables, more_fds):
-        worker = WorkerProcess.spawn(
-            [sys.executable, *program, session_id],
-            env=_environment(os.environ, workspace_root) | variables | more_variables,
-            log_path=os.path.join(session_dir, LOG_NAME),
-            pass_fds=fds + more_fds,
-            mark=mark,
-            quiet=quiet,
-        )
-    worker.on_end = lifeline.cut
+    worker: WorkerProcess | None = None
+    try:
+        with handed_over(secret) as (variables, fds), lifeline.handed_over() as (more_variables, more_fds):
+            worker = WorkerProcess.spawn(
+                [sys.executable, *program, session_id],
+                env=_environment(os.environ, workspace_root) | variables | more_variables,
+                log_path=os.path.join(session_dir, LOG_NAME),
+                pass_fds=fds + more_fds,
+                mark=mark,
+                quiet=quiet,
+            )
+            worker.on_end = lifeline.cut
+    except BaseException:
+        if worker is not None:  # it was handed all it needs, but our own copies could not be closed
+            worker.terminate_tree(0)
+        raise
     return worker
 
 

@@ -46,9 +46,6 @@ class Lifeline:
             return
         try:
             yield {LIFELINE_FD: str(self._reading)}, (self._reading,)
-        except BaseException:
-            self.cut()
-            raise
         finally:
             reading, self._reading = self._reading, -1
             if reading >= 0:
@@ -62,8 +59,11 @@ class Lifeline:
 
     def __del__(self) -> None:
         for fd in (self._reading, self._writing):
-            if fd >= 0:
-                system.close(fd)
+            try:
+                if fd >= 0:
+                    system.close(fd)
+            except OSError:
+                pass  # it is closed all the same
 
 
 def hold(environ: MutableMapping[str, str] = os.environ) -> bool:
