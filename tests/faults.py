@@ -9,15 +9,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import gc
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import pytest
+from support import count_fds
 
+from tr_mmap import OutOfSpace, TRException
 from tr_mmap.system import files, memory, names, refusals
+
+OLD, NEW = np.arange(1000.0), np.arange(2000.0)[::-1]
+LARGE = np.arange(100_000.0)  # beyond 256 KiB a new segment is filled in another way
 
 ERRNOS: Final = (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EMFILE, errno.EACCES)
 
@@ -164,3 +171,23 @@ def each_plan(faults: Faults, attempt: Callable[[Plan], None], numbers: Sequence
                     break
                 assert nth < 1000, plan
     return failed
+
+
+def attempt(action: Callable[[], Any], plan: Plan) -> bool:
+    """Do it; whether it raised, which must be an error that a caller can expect."""
+    try:
+        action()
+    except OutOfSpace as error:
+        return error.needed_nbytes > 0 and error.free_nbytes >= 0 and plan.number == errno.ENOSPC
+    except (OSError, TRException):
+        return True
+    return False
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """No descriptor is lost."""
+    before = count_fds()
+    yield
+    gc.collect()
+    assert count_fds() == before
