@@ -62,7 +62,7 @@ def tidy(workspace: Path, fired: list[str]) -> None:
         sweep(str(workspace))
 
 
-@pytest.mark.parametrize("channel", ["mapped", "files"])
+@pytest.mark.parametrize("channel", ["mapped", "files", "mapped, auth"])
 def test_a_start_that_fails_can_be_repeated_or_closed(
     faults: Faults, workspace: Path, cheap_worker: None, numbers: Sequence[int], channel: str
 ) -> None:
@@ -71,7 +71,8 @@ def test_a_start_that_fails_can_be_repeated_or_closed(
     def one(plan: Plan) -> None:
         nonlocal is_repeated
         fds = count_fds()
-        session = PythonSession(TOOLS, quiet_mode=True, channel=channel)
+        name, _, auth = channel.partition(", ")
+        session = PythonSession(TOOLS, quiet_mode=True, channel=name, auth=bool(auth))
         faults.arm(plan)
         has_failed = attempt(session.start, plan)
         fired = faults.disarm()
