@@ -5,7 +5,7 @@ Sessions that many tests share live for the whole run, in workspaces of their ow
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +16,29 @@ from tr_mmap import PythonSession
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=60, help="how many processes the kill harness kills")
-    parser.addoption("--full", action="store_true", help="endurance tests at their full length: many minutes")
+    parser.addoption("--full", action="store_true", help="tests marked long at their full length: an hour in all")
+
+
+_figures: list[str] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _figures:
+        terminalreporter.section("figures")
+        for each in _figures:
+            terminalreporter.write_line(each)
+
+
+@pytest.fixture
+def is_full(pytestconfig: pytest.Config) -> bool:
+    """Whether a test marked long is to be as long as was promised; else it is short."""
+    return bool(pytestconfig.getoption("--full"))
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Takes what a long test has counted; shown at the end of the run."""
+    return lambda text: _figures.append(f"{request.node.name}\n    " + text.strip().replace("\n", "\n    "))
 
 
 @pytest.fixture(autouse=True)

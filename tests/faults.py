@@ -1,28 +1,39 @@
-"""System calls that fail on demand, behind the one module that makes them.
+"""System calls that fail on demand, behind the one package that makes them.
 
-What is replaced is not ``tr_mmap.system``'s functions but what they call: ``os``, ``fcntl`` and libc as that module
-sees them. So its own handling of errors is tested too.
+What is replaced is not ``tr_mmap.system``'s functions but what they call: ``os``, ``fcntl``, ``shutil`` and libc as its
+modules see them. So its own handling of errors is tested too.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
+import gc
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import pytest
+from support import count_fds
 
-from tr_mmap import system
+from tr_mmap import OutOfSpace, TRException
+from tr_mmap.system import files, memory, names, refusals
+
+OLD, NEW = np.arange(1000.0), np.arange(2000.0)[::-1]
+LARGE = np.arange(100_000.0)  # beyond 256 KiB a new segment is filled in another way
 
 ERRNOS: Final = (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EMFILE, errno.EACCES)
 
-_OS_CALLS: Final = (
+OS_CALLS: Final = (
     *("close", "fstat", "fstatvfs", "link", "listdir", "lstat", "mkdir", "open", "pipe", "posix_fallocate", "pread"),
-    *("pwrite", "read", "readlink", "replace", "rmdir", "stat", "statvfs", "unlink", "write"),
+    *("preadv", "pwrite", "readlink", "replace", "rmdir", "stat", "statvfs", "unlink", "write"),
 )
+FCNTL_CALLS: Final = ("fcntl", "flock")
+LIBC_CALLS: Final = ("fstatfs", "madvise", "mmap", "renameat2")
 _AFTER: Final = frozenset({"close"})  # Linux closes the descriptor whatever close(2) says
 
 
@@ -50,10 +61,16 @@ class Faults:
         self.fired: list[str] = []
         self.has_fired = False  # since each_plan's last attempt began
         self._proc_fds: set[int] = set()
-        monkeypatch.setattr(system, "os", _Substitute(os, {name: self._os_call(name) for name in _OS_CALLS}))
-        flock = self._wrap("flock", system.fcntl.flock)
-        monkeypatch.setattr(system, "fcntl", _Substitute(system.fcntl, {"flock": flock}))
-        monkeypatch.setattr(system, "_libc", _Substitute(system._libc, {"mmap": self._mmap}))
+        for module in (files, names, refusals):
+            calls = {name: self._os_call(name) for name in OS_CALLS}
+            monkeypatch.setattr(module, "os", _Substitute(os, calls))
+        for module in (files, memory, names):
+            calls = {name: self._libc_call(name) for name in LIBC_CALLS}
+            monkeypatch.setattr(module, "libc", _Substitute(memory.libc, calls))
+        for module in (files, names):
+            calls = {name: self._wrap(name, getattr(fcntl, name)) for name in FCNTL_CALLS}
+            monkeypatch.setattr(module, "fcntl", _Substitute(fcntl, calls))
+        monkeypatch.setattr(names, "shutil", _Substitute(shutil, {"rmtree": self._rmtree}))
 
     def arm(self, plan: Plan | None) -> None:
         self.plan, self.calls, self.fired = plan, [], []
@@ -103,15 +120,23 @@ class Faults:
 
         return call
 
-    def _mmap(self, *arguments: Any) -> Any:
-        if not self._is_due("mmap"):
-            return system_mmap(*arguments)
-        assert self.plan is not None
-        ctypes.set_errno(self.plan.number)
-        return ctypes.c_void_p(-1).value
+    def _libc_call(self, name: str) -> Callable[..., Any]:
+        function = getattr(memory.libc, name)
 
+        def call(*arguments: Any) -> Any:
+            if not self._is_due(name):
+                return function(*arguments)
+            assert self.plan is not None
+            ctypes.set_errno(self.plan.number)
+            return ctypes.c_void_p(-1).value if name == "mmap" else -1
 
-system_mmap: Final = system._libc.mmap
+        return call
+
+    def _rmtree(self, path: str, *, ignore_errors: bool) -> None:
+        """Removes nothing when it fails; nobody is told, as the caller wants it."""
+        assert ignore_errors
+        if not self._is_due("rmtree"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class _Substitute:
@@ -146,3 +171,23 @@ def each_plan(faults: Faults, attempt: Callable[[Plan], None], numbers: Sequence
                     break
                 assert nth < 1000, plan
     return failed
+
+
+def attempt(action: Callable[[], Any], plan: Plan) -> bool:
+    """Do it; whether it raised, which must be an error that a caller can expect."""
+    try:
+        action()
+    except OutOfSpace as error:
+        return error.needed_nbytes > 0 and error.free_nbytes >= 0 and plan.number == errno.ENOSPC
+    except (OSError, TRException):
+        return True
+    return False
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """No descriptor is lost."""
+    before = count_fds()
+    yield
+    gc.collect()
+    assert count_fds() == before

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import tr_mmap
 from tr_mmap import system
 from tr_mmap.channel import CHANNELS, Channel, MappedChannel, Role, files, mapped
 from tr_mmap.channel.base import MAX_MESSAGE_NBYTES
@@ -604,7 +605,7 @@ class Peer:
             [sys.executable, "-c", script, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(Path(system.__file__).parent.parent)},
+            env={**os.environ, "PYTHONPATH": str(Path(tr_mmap.__file__).parent.parent)},
         )
 
     def __enter__(self) -> Peer:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import FOREVER_MS, TOOLS, Gate, leftovers
+from support import FOREVER_MS, TOOLS, Gate, has_ended, leftovers, processes_of
 
 from tr_mmap import MissingTag, PythonSession, RemoteError, SessionNotStarted, TRException, WorkerDied
 
@@ -240,3 +240,53 @@ def test_the_interpreter_ends_without_a_word(ending: str, workspace: Path, tmp_p
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not leftovers(workspace)
+
+
+@pytest.mark.parametrize("end", ["please_exit", "leave 0", "SIGTERM", "killed_controller"])
+def test_a_workers_interpreter_ends_without_a_word_too(
+    end: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With warnings as errors and every resource that is not closed reported."""
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    monkeypatch.setenv("PYTHONDEVMODE", "1")
+    log = workspace / "kept.log"
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(TOOLS.parents[2])!r})
+import numpy as np
+from tr_mmap import PythonSession, TRException
+session = PythonSession({str(TOOLS)!r}, quiet_mode=True)
+session.start()
+session.send_tensor(np.arange(1000.0), "a")
+view = session.fetch_tensor("echo a")
+session.fetch_response("keep a b")
+loan = session.calculate("loan 10 7")
+try:
+    session.fetch_response("fail on purpose")
+except TRException:
+    pass
+os.link(os.path.join(session.session_dir(), "worker.log"), {str(log)!r})
+end = {end!r}
+if end == "killed_controller":
+    os.kill(os.getpid(), signal.SIGKILL)
+elif end == "SIGTERM":
+    os.kill(int(session.fetch_response("pid")), signal.SIGTERM)
+    session.join(20_000)
+elif end == "please_exit":
+    session.please_exit(20_000)
+else:
+    try:
+        session.fetch_response(end)
+    except TRException:
+        pass
+session.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (-signal.SIGKILL if end == "killed_controller" else 0), done.stderr
+    assert all(has_ended(process.pid) for process in processes_of(workspace))
+    said = log.read_text()
+    log.unlink()
+    _, found, rest = said.partition("ZeroDivisionError: on purpose")
+    assert found  # the one thing that it was to say
+    assert rest.strip() == ""
+    assert "Warning" not in said

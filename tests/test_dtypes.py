@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,15 +114,15 @@ def test_a_torch_without_the_type_is_told_so(monkeypatch: pytest.MonkeyPatch) ->
         DType(99, "float31", 4, "float31").torch  # noqa: B018
 
 
-def test_importing_and_plain_use_import_neither_torch_nor_ml_dtypes() -> None:
+def test_importing_and_plain_use_import_neither_torch_nor_ml_dtypes(tmp_path: Path) -> None:
     code = (
-        "import sys, numpy as np, tempfile, os\n"
+        "import os, sys, numpy as np\n"
         "from tr_mmap import dtypes, tsr\n"
         "for d in dtypes.TABLE:\n"
         "    if d.name.startswith(('bfloat', 'float8')): continue\n"
-        "    path = os.path.join(tempfile.mkdtemp(), 'x.tsr')\n"
+        "    path = os.path.join(sys.argv[1], d.name)\n"
         "    tsr.save(path, np.zeros(3, d.numpy)); tsr.load(path)\n"
         "print([m for m in ('torch', 'ml_dtypes') if m in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

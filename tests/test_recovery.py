@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from support import FOREVER_MS, TOOLS, Gate, count_fds
 
-from tr_mmap import PythonSession, ResponseTimeout, WorkerDied
+from tr_mmap import PythonSession, RemoteError, ResponseTimeout, WorkerDied
 from tr_mmap.orphans import WORKER_MARK
 
 A = np.arange(100_000.0)
@@ -65,12 +67,14 @@ ENDS: list[Callable[[PythonSession, Gate], None]] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 def test_a_session_recovers_again_and_again_and_knows_its_tags(
-    pytestconfig: pytest.Config, tmp_path: Path, channel: str
+    is_full: bool, figures: Callable[[str], None], tmp_path: Path, channel: str
 ) -> None:
-    times = 1000 if pytestconfig.getoption("--full") else 2 * len(ENDS) if channel == "mapped" else len(ENDS)
+    times = (1000 if channel == "mapped" else 200) if is_full else (2 if channel == "mapped" else 1) * len(ENDS)
+    started = time.monotonic()
     with PythonSession(TOOLS, quiet_mode=True, channel=channel) as session:
         session.send_tensor(A, "a")
         digest = session.fetch_response("digest a", FOREVER_MS)
@@ -90,9 +94,16 @@ def test_a_session_recovers_again_and_again_and_knows_its_tags(
             assert session.fetch_response(f"say {number}", FOREVER_MS) == str(number)
             assert session.fetch_response("digest a", FOREVER_MS) == digest
             assert session.fetch_tensor("echo n", FOREVER_MS)[0] == number
+            with pytest.raises(RemoteError, match="'gone'"):
+                session.fetch_tensor("echo gone", FOREVER_MS)
         assert count_fds() <= fds + 1  # but for what the last worker's watch needs
         more = {name for name in os.listdir(session.session_dir()) if not name.startswith(("segment_", "result_"))}
         assert more - files <= {"n.tsr", "pid"}
+    ended = Counter(ENDS[number % len(ENDS)].__name__ for number in range(times))
+    figures(
+        f"{times} times in {time.monotonic() - started:.0f} s: {dict(ended)}\n"
+        f"each time the tags sent before were there, a dropped one was not, and no old answer was taken"
+    )
 
 
 def test_a_worker_that_was_slow_to_start_does_not_join_a_later_start(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ import pytest
 SOAK = Path(__file__).resolve().parent.parent / "tools" / "soak"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(0)
-def test_random_traffic_with_faults_is_right_and_flat_and_leaves_nothing(pytestconfig: pytest.Config) -> None:
-    seconds = 1800 if pytestconfig.getoption("--full") else 10
+def test_random_traffic_with_faults_is_right_and_flat_and_leaves_nothing(
+    is_full: bool, figures: Callable[[str], None]
+) -> None:
+    seconds = 600 if is_full else 10
     done = subprocess.run(
         [sys.executable, str(SOAK), "--seconds", str(seconds)],
         capture_output=True,
@@ -22,4 +26,5 @@ def test_random_traffic_with_faults_is_right_and_flat_and_leaves_nothing(pytestc
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    figures(done.stdout)
     assert "nothing wrong, nothing grown, nothing left" in done.stdout

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -186,16 +186,19 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.long
+@pytest.mark.timeout(0)
 def test_sweepers_race_with_each_other_and_with_starting_sessions_and_harm_nobody(
-    workspace: Path, tmp_path: Path
+    workspace: Path, tmp_path: Path, is_full: bool, figures: Callable[[str], None]
 ) -> None:
+    rounds = "400" if is_full else "20"
     cheap = tmp_path / "worker"
     # Ends with its parent, as a worker does.
     cheap.write_text('#!/bin/sh\nwhile kill -0 "$PPID" 2>/dev/null; do sleep 0.05; done\n')
     cheap.chmod(0o700)
     environment = {**os.environ, "PYTHONPATH": REPOSITORY}
     starter = [STARTER, str(TOOLS), str(cheap)]
-    programs = [[SWEEPER], [SWEEPER], [*starter, "one", "20"], [*starter, "two", "20"], [*starter, "three", "20"]]
+    programs = [[SWEEPER], [SWEEPER], [*starter, "one", rounds], [*starter, "two", rounds], [*starter, "three", rounds]]
     with ExitStack() as stack:
         running = [
             stack.enter_context(
@@ -232,6 +235,7 @@ def test_sweepers_race_with_each_other_and_with_starting_sessions_and_harm_nobod
     assert list(workspace.rglob("*")) == []
     pids = "|".join(str(process.pid) for process in running)
     assert not [name for name in os.listdir("/dev/shm") if name.startswith("sem.tr_") and name.split("_")[1] in pids]
+    figures(f"3 starters of {rounds} sessions each, and 2 sweepers without pause: nobody harmed, nothing left")
 
 
 def test_a_session_that_starts_removes_what_the_dead_left(workspace: Path, tmp_path: Path) -> None:

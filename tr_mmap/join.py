@@ -15,8 +15,9 @@ from .auth import Tally, inherited_secret, protect
 from .channel import CHANNELS, Channel, FileChannel, Role
 from .dialect import LEGACY, OLDER_FORBIDDEN_MODE
 from .errors import BadMessage, HostilePath, SessionNotStarted
+from .lifeline import hold
 from .manifest import Manifest
-from .process import WORKER_MARK
+from .orphans import WORKER_MARK, end_own_children
 from .starter import find_starter
 from .stores import WorkerStore, worker_store
 from .workspace import SESSION_PREFIX, SESSIONS_NAME, Workspace, check_session_id
@@ -59,8 +60,14 @@ class Joined:
             store.close(is_orphan=is_orphan)
 
     def remove(self) -> None:
-        """Remove the session, unless its controller lives, another has taken its name over, or it is not ours."""
-        if self._manifest is None or not os.path.isdir(self.directory):
+        """Remove the session, unless its controller lives, another has taken its name over, or it is not ours.
+
+        What this worker started ends first: it could go on writing there, and nobody is left who wants it.
+        """
+        if self._manifest is None:
+            return
+        end_own_children(self._manifest.worker_mark)
+        if not os.path.isdir(self.directory):
             return
         manifest = manifests.read(self.directory)
         if manifest is not None and not manifest.controller.is_alive():
@@ -81,6 +88,7 @@ def join(argument: str, tally: Tally) -> Joined:
         HostilePath: somebody else can write to it.
         BadMessage: its manifest is not right.
     """
+    hold()
     directory = _find(argument)
     manifest = manifests.read(directory)
     secret = inherited_secret()

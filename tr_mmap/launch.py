@@ -11,6 +11,7 @@ from typing import Final
 
 from .auth import AUTH_FD, handed_over
 from .errors import ScriptNotFound
+from .lifeline import LIFELINE_FD, Lifeline
 from .process import WorkerProcess
 
 __all__ = ["DEFAULT_WORKER", "LOG_NAME", "launch"]
@@ -49,15 +50,24 @@ def launch(
     """
     check_script(script_path)
     program = ["-m", "tr_mmap.worker"] if script_path == DEFAULT_WORKER else [os.path.abspath(script_path)]
-    with handed_over(secret) as (variables, fds):
-        return WorkerProcess.spawn(
-            [sys.executable, *program, session_id],
-            env=_environment(os.environ, workspace_root) | variables,
-            log_path=os.path.join(session_dir, LOG_NAME),
-            pass_fds=fds,
-            mark=mark,
-            quiet=quiet,
-        )
+    lifeline = Lifeline()
+    worker: WorkerProcess | None = None
+    try:
+        with handed_over(secret) as (variables, fds), lifeline.handed_over() as (more_variables, more_fds):
+            worker = WorkerProcess.spawn(
+                [sys.executable, *program, session_id],
+                env=_environment(os.environ, workspace_root) | variables | more_variables,
+                log_path=os.path.join(session_dir, LOG_NAME),
+                pass_fds=fds + more_fds,
+                mark=mark,
+                quiet=quiet,
+            )
+            worker.on_end = lifeline.cut
+    except BaseException:
+        if worker is not None:  # it was handed all it needs, but our own copies could not be closed
+            worker.terminate_tree(0)
+        raise
+    return worker
 
 
 def _environment(inherited: Mapping[str, str], workspace_root: str) -> dict[str, str]:
@@ -67,7 +77,9 @@ def _environment(inherited: Mapping[str, str], workspace_root: str) -> dict[str,
     if inherited.get("PYTHONPATH"):
         paths.append(inherited["PYTHONPATH"])
     return {
-        **{name: value for name, value in inherited.items() if name != AUTH_FD},  # not ours to pass on
+        **{
+            name: value for name, value in inherited.items() if name not in (AUTH_FD, LIFELINE_FD)
+        },  # not ours to pass on
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",  # else a killed worker's last words stay in its buffers
         "PYTHONFAULTHANDLER": "1",  # a crash in native code leaves its stack in the log

@@ -175,7 +175,15 @@ class WorkerProcess:
     """A process that this one started, in a session of its own, its output in a log. Made by :meth:`spawn`.
 
     A child of a fork may look at it, and does nothing to it.
+
+    Attributes:
+        log_path: where its output is.
+        pid: its number.
+        identity: who it is.
+        on_end: called when its tree has been ended.
     """
+
+    on_end: Callable[[], None] | None = None
 
     def __init__(self, child: subprocess.Popen[bytes], log_path: str, mark: str) -> None:
         self._child = child
@@ -316,6 +324,8 @@ class WorkerProcess:
                 wait_for_ends(tree, deadline)
             self.wait(max(0.0, deadline - time.monotonic()))
             self.forward_log(False)
+            if self.on_end is not None:
+                self.on_end()
 
     def _tree(self, known: Iterable[Identity]) -> list[Identity]:
         """The living among ``known``, the worker, its session, and all their descendants."""

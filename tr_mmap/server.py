@@ -301,7 +301,7 @@ class TechRenaissanceServer:
             self._enter(channel, Status.ERROR, failure.message)
         try:
             channel.send(response)
-        except TRException as error:  # too long, or no text, or no room for a long one: say that, in short
+        except (TRException, OSError) as error:  # too long, or no text, or no file for a long one: say that, in short
             store.withdraw()
             self._enter(channel, Status.ERROR, str(error))
             failure = Failure(FailureKind.HANDLER, type(error).__name__, str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,14 @@ import harness
 from content import MIRROR, content, fault_of
 
 
+@pytest.mark.long
 @pytest.mark.timeout(0)  # the harness ends what hangs, and says so
 def test_no_kill_at_any_moment_tears_a_tensor_hangs_anyone_or_leaves_anything(
-    pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
+    is_full: bool, figures: Callable[[str], None]
 ) -> None:
-    kills = pytestconfig.getoption("--kills")
+    kills = 2000 if is_full else 60
     report = harness.run(kills, jobs=2)
-    with capsys.disabled():
-        print(f"\n{report.to_text()}")
+    figures(report.to_text())
     assert report.kills >= kills - len(report.hangs)
     assert report.is_good
     if kills >= 200:  # fewer say little about a share
