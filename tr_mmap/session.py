@@ -54,8 +54,9 @@ class PythonSession:
             is good for.
         checksum: both sides store a CRC-32 of each tensor's bytes and compare it on receipt. Found is damage, not
             malice. Reads every tensor twice more.
-        spin_us: microseconds that either side looks for a message, at most, before it sleeps. Saves both wake-ups where
-            answers take no longer and each side has a processor to itself; less and less is looked while it is in vain.
+        spin_us: microseconds that either side looks for a message, at most, before it sleeps. Saves the wake-ups where
+            answers come so soon and each side has a processor to itself. After a longer wait the next one sleeps at
+            once, so an idle session costs nothing.
     """
 
     def __init__(

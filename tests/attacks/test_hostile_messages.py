@@ -169,7 +169,9 @@ def test_any_text_at_all_is_read_or_refused_and_nothing_else(raw: bytes, changes
     )
 )
 @settings(deadline=None)
-def test_what_we_write_ourselves_is_never_refused_nor_read_twice_unless_there_are_colons_in_it(request: Request) -> None:
+def test_what_we_write_ourselves_is_never_refused_nor_read_twice_unless_there_are_colons_in_it(
+    request: Request,
+) -> None:
     texts = [request.command, request.parameters, *request.drops]
     raw = encode(request)
     with pytest.MonkeyPatch.context() as patch:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .machine import one_line
-from .peers import PEERS
+from .peers import OURS, PEERS
 from .stats import format_nbytes, format_us
 
 __all__ = ["draw_all", "spread"]
@@ -32,6 +32,8 @@ _MUTED: Final = "#6b7178"
 _LINES: Final = {  # colour, width, dashes; the others are plain peers
     "ours": (_OURS, 2.6, "-"),
     "ours-loaned": (_OURS, 2.6, (0, (5, 1.6))),
+    "ours-spin": (_OURS, 1.4, "-"),
+    "ours-loaned-spin": (_OURS, 1.4, (0, (5, 1.6))),
     "cpp-loaned": (_OURS, 1.4, (0, (1, 1.4))),
     "iceoryx2": (_STRONG, 1.8, "-"),
     "iceoryx2-loaned": (_STRONG, 1.8, (0, (5, 1.6))),
@@ -220,7 +222,7 @@ def draw_bars(results: Results) -> Figure:
     for row in results["sweep"]:
         key = row["peer"]
         ratio = row["loaned_ratio"] if PEERS[key].is_loaned else row["ours_ratio"]
-        if row["nbytes"] in sizes and ratio and key not in ("ours", "ours-loaned") and not PEERS[key].is_floor:
+        if row["nbytes"] in sizes and ratio and key not in OURS and not PEERS[key].is_floor:
             times.setdefault(key, {})[row["nbytes"]] = 1 / ratio
     keys = sorted(times, key=lambda key: times[key].get(sizes[-1], float("inf")))
     figure, panels = plt.subplots(1, len(sizes), figsize=(10, 1.9 + 0.36 * len(keys)), sharey=True, squeeze=False)

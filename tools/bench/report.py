@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from .machine import one_line
-from .peers import PEERS
+from .peers import OURS, PEERS
 from .stats import format_nbytes, format_ratio, format_us
 
 __all__ = ["compare", "headlines", "table", "to_markdown"]
@@ -67,7 +67,7 @@ def _headline(results: Results) -> str:
         if cell is None:
             return _short(reasons[key, nbytes]) if (key, nbytes) in reasons else "—"
         text = format_us(cell["median_us"])
-        if key in ("ours", "ours-loaned") or cell["ours_ratio"] is None:
+        if key in OURS or cell["ours_ratio"] is None:
             return text
         return f"{text} (**{format_ratio(cell['ours_ratio'])}**)"
 
@@ -150,7 +150,7 @@ def headlines(results: Results) -> dict[str, float]:
     """The ratios that a run is known by: ours to each peer at each headline size, and to the floors of the extras."""
     found: dict[str, float] = {}
     for row in results["sweep"]:
-        if row["nbytes"] in _HEADLINE_SIZES and row["peer"] not in ("ours", "ours-loaned") and row["ours_ratio"]:
+        if row["nbytes"] in _HEADLINE_SIZES and row["peer"] not in OURS and row["ours_ratio"]:
             found[f"{format_nbytes(row['nbytes'])} / {PEERS[row['peer']].label}"] = row["ours_ratio"]
     pairs = (("text", "semaphore"), ("text", "zmq"), ("files", "numpy_mmap"), ("startup", "python"))
     for extra, peer in pairs:

@@ -12,8 +12,9 @@ typedef struct {
     uint64_t *number; /* 8 ASCII characters, stored last */
     Py_ssize_t previous_nbytes;
     uint64_t seen;
-    double spin_us;     /* most that wait() looks for a message before it sleeps */
-    double patience_us; /* how long it looks now: less and less while looking is in vain */
+    double spin_us;  /* most that wait() looks for a message before it sleeps */
+    double since_us; /* when the wait for the next message began; 0 while there is none */
+    int is_worth_it; /* the last message came within spin_us, so the next one is looked for */
     PyObject *taken;   /* bytes: the last line that was taken */
     PyObject *refused; /* bytes or NULL: a line that lies there and is not the peer's */
 } Page;
@@ -134,12 +135,14 @@ static PyObject *page_take(Page *self, PyObject *unused) {
     return line;
 }
 
-PyDoc_STRVAR(set_spin_doc, "set_spin(us)\n--\n\nLet wait() look for a message for so long, at most, before it sleeps.");
+PyDoc_STRVAR(set_spin_doc, "set_spin(us)\n--\n\nLet wait() look for a message for so long, at most, before it sleeps; "
+             "but not after one that took longer.");
 
 static PyObject *page_set_spin(Page *self, PyObject *argument) {
     double us = PyFloat_AsDouble(argument);
     if (us == -1.0 && PyErr_Occurred()) return NULL;
-    self->spin_us = self->patience_us = us > 0 ? us : 0;
+    self->spin_us = us > 0 ? us : 0;
+    self->is_worth_it = 1;
     Py_RETURN_NONE;
 }
 
@@ -157,11 +160,9 @@ static inline void pause_briefly(void) {
 #endif
 }
 
-/* Look for a message without sleeping. Success makes it look for longer the next time, failure for less long; it never
- * gives up altogether, so that it finds out when messages come quickly again. */
+/* Look for a message without sleeping. */
 static void spin(Page *self) {
-    const double least_us = 1.0;
-    double until_us = now_us() + self->patience_us;
+    double until_us = self->since_us + self->spin_us;
     int has_come = 0;
     Py_BEGIN_ALLOW_THREADS
     do {
@@ -172,9 +173,16 @@ static void spin(Page *self) {
         }
     } while (!has_come && now_us() < until_us);
     Py_END_ALLOW_THREADS
-    self->patience_us *= has_come ? 2.0 : 0.5;
-    if (self->patience_us > self->spin_us) self->patience_us = self->spin_us;
-    if (self->patience_us < least_us) self->patience_us = least_us;
+}
+
+/* Take the next message, and learn from how long it was waited for. */
+static PyObject *take_and_learn(Page *self) {
+    PyObject *line = page_take(self, NULL);
+    if (self->spin_us > 0) {
+        self->is_worth_it = now_us() - self->since_us <= self->spin_us;
+        if (line != Py_None) self->since_us = 0;
+    }
+    return line;
 }
 
 PyDoc_STRVAR(wait_doc,
@@ -191,12 +199,15 @@ static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t co
     PyObject *line = page_take(self, NULL);
     if (line != Py_None) return line;
     if (self->spin_us > 0) {
-        spin(self);
-        line = page_take(self, NULL);
-        if (line != Py_None) return line;
+        if (self->since_us == 0) self->since_us = now_us();
+        if (self->is_worth_it) {
+            spin(self);
+            line = take_and_learn(self);
+            if (line != Py_None) return line;
+        }
     }
     if (wait_for_bell(arguments[0], timeout_s) < 0) return NULL;
-    return page_take(self, NULL);
+    return take_and_learn(self);
 }
 
 PyDoc_STRVAR(put_back_doc, "put_back()\n--\n\nLet the line just taken be taken again.");

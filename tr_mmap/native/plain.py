@@ -84,7 +84,17 @@ _MOST_SEQ: Final = 99_999_999
 class Page:
     """A message file that is mapped as a writable buffer; see ``channel/mapped.py`` for its bytes."""
 
-    __slots__ = ("_buffer", "_patience_us", "_previous_nbytes", "_refused", "_seen", "_spin_us", "_taken", "_words")
+    __slots__ = (
+        "_buffer",
+        "_is_worth_it",
+        "_previous_nbytes",
+        "_refused",
+        "_seen",
+        "_since_s",
+        "_spin_s",
+        "_taken",
+        "_words",
+    )
 
     def __init__(self, buffer: Any) -> None:
         self._buffer = memoryview(buffer)
@@ -93,7 +103,9 @@ class Page:
         self._seen = _BLANK_WORD
         self._taken = b""  # the last line that was taken
         self._refused: bytes | None = None  # a line that lies there and is not the peer's
-        self._spin_us = self._patience_us = 0.0
+        self._spin_s = 0.0  # most that wait() looks for a message before it sleeps
+        self._since_s = 0.0  # when the wait for the next message began; 0 while there is none
+        self._is_worth_it = False  # the last message came in that time, so the next one is looked for
 
     def store(self, seq: int, rest: bytes) -> None:
         """Replace the message: its number, and what comes after its 16th byte.
@@ -147,16 +159,24 @@ class Page:
     def set_spin(self, us: float) -> None:
         """Let :meth:`wait` look for a message for so long, at most, before it sleeps.
 
-        Success makes it look for longer the next time, failure for less long.
+        But not after one that took longer.
         """
-        self._spin_us = self._patience_us = max(us, 0.0)
+        self._spin_s = max(us, 0.0) / 1e6
+        self._is_worth_it = True
 
     def _spin(self) -> None:
-        until_s = time.monotonic() + self._patience_us / 1e6
+        until_s = self._since_s + self._spin_s
         while not self.has_message() and time.monotonic() < until_s:
             pass
-        patience_us = self._patience_us * (2.0 if self.has_message() else 0.5)
-        self._patience_us = min(max(patience_us, 1.0), self._spin_us)
+
+    def _take_and_learn(self) -> bytes | None:
+        """Take the next message, and learn from how long it was waited for."""
+        line = self.take()
+        if self._spin_s:
+            self._is_worth_it = time.monotonic() - self._since_s <= self._spin_s
+            if line is not None:
+                self._since_s = 0.0
+        return line
 
     def wait(self, bell: Bell, timeout_s: float) -> bytes | None:
         """Take the next message's line; if there is none, sleep until the bell is rung and look once more.
@@ -165,13 +185,18 @@ class Page:
             ValueError: as :meth:`take`.
         """
         line = self.take()
-        if line is None and self._spin_us:
-            self._spin()
-            line = self.take()
-        if line is None:
-            bell.wait(timeout_s)
-            line = self.take()
-        return line
+        if line is not None:
+            return line
+        if self._spin_s:
+            if not self._since_s:
+                self._since_s = time.monotonic()
+            if self._is_worth_it:
+                self._spin()
+                line = self._take_and_learn()
+                if line is not None:
+                    return line
+        bell.wait(timeout_s)
+        return self._take_and_learn()
 
     def put_back(self) -> None:
         """Let the line just taken be taken again."""

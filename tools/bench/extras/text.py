@@ -14,6 +14,7 @@ from tr_mmap import PythonSession
 
 from ..peers.base import end, missing, spawn
 from ..peers.floor import Semaphore
+from ..peers.ours import SPIN_US
 
 __all__ = ["run"]
 
@@ -81,10 +82,13 @@ def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
         floor = Semaphore()
         stack.callback(floor.close)
         floor.start(0)
-        session = stack.enter_context(PythonSession("default", f"bench-{os.getpid()}-text", quiet_mode=True))
+        name = f"bench-{os.getpid()}-text"
+        session = stack.enter_context(PythonSession("default", name, quiet_mode=True))
+        spinning = stack.enter_context(PythonSession("default", name + "-spin", quiet_mode=True, spin_us=SPIN_US))
         actions: dict[str, Callable[[], object]] = {
             "semaphore": floor.ping,
             "ours": lambda: session.fetch_response(_MESSAGE),
+            "ours_spin": lambda: spinning.fetch_response(_MESSAGE),
             "pipe": _open_pipe(stack),
         }
         if missing("zmq") is None:

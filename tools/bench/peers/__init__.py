@@ -5,7 +5,7 @@ from .base import LoanedPeer, Peer, TimedPeer
 from .cpp import CppLoaned
 from .floor import Passes, Semaphore
 from .iceoryx import Iceoryx, IceoryxLoaned
-from .ours import Ours, OursLoaned
+from .ours import Ours, OursLoaned, OursLoanedSpinning, OursSpinning
 from .pipe import Pipe
 from .polled_files import PolledFiles
 from .ray_actor import RayActor
@@ -22,6 +22,8 @@ PEERS: dict[str, type[Peer]] = {
         Passes,
         Ours,
         OursLoaned,
+        OursSpinning,
+        OursLoanedSpinning,
         CppLoaned,
         Iceoryx,
         IceoryxLoaned,
@@ -35,3 +37,4 @@ PEERS: dict[str, type[Peer]] = {
         PolledFiles,
     )
 }
+OURS = {key for key in PEERS if key.startswith("ours")}
