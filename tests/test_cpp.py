@@ -20,7 +20,7 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,17 +163,17 @@ def test_sessions_from_cpp(ask: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["g++", "clang++"])
-def test_the_header_compiles_without_a_warning(compiler: str, name: str, request: pytest.FixtureRequest) -> None:
+def test_the_header_compiles_without_a_warning(compiler: str, name: str, is_full: bool) -> None:
     if shutil.which(name) is None:
         pytest.skip(f"there is no {name}")
-    for standard in ("17", "20", "23") if request.config.getoption("--full") else ("17",):
+    for standard in ("17", "20", "23") if is_full else ("17",):
         more = ["-Wshadow", "-Wconversion", f"-std=c++{standard if name == 'g++' or standard != '23' else '2b'}"]
         run([name, *WARNINGS, *more, f"-I{INCLUDE}", "-fsyntax-only", EXAMPLES / "matmul.cpp"])
 
 
-def test_headers_stand_alone(compiler: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_headers_stand_alone(compiler: str, tmp_path: Path, is_full: bool) -> None:
     names = sorted(each.name for each in (INCLUDE / "tr_mmap").glob("*.hpp"))
-    for name in names if request.config.getoption("--full") else ("print.hpp",):
+    for name in names if is_full else ("print.hpp",):
         source = tmp_path / "x.cpp"
         source.write_text(f"#include <tr_mmap/{name}>\n#include <tr_mmap/{name}>\nint main() {{}}\n")
         run([compiler, *WARNINGS, f"-I{INCLUDE}", "-fsyntax-only", source])
@@ -330,11 +330,12 @@ def _verdict_on_file(data: bytes) -> str:
     return f"{'x'.join(map(str, header.shape)) or '()'} {header.dtype.name} {crc}"
 
 
+@pytest.mark.long
 def test_mutated_files_are_to_load_tsr_what_they_are_to_python(
-    suite: Path, vectors: Any, request: pytest.FixtureRequest
+    suite: Path, vectors: Any, is_full: bool, figures: Callable[[str], None]
 ) -> None:
-    """And mutated messages do no harm. A million with ``--full``."""
-    count = 1_000_000 if request.config.getoption("--full") else 30_000
+    """And mutated messages do no harm."""
+    count = 1_000_000 if is_full else 30_000
     reader, writer = os.pipe()
     arguments = [suite, "fuzz", str(count), "1", vectors[0], f"/dev/fd/{writer}"]
     process = subprocess.Popen(arguments, pass_fds=[writer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -356,7 +357,7 @@ def test_mutated_files_are_to_load_tsr_what_they_are_to_python(
     assert verdicts.total() == count
     reachable = set(tr_mmap.Fault) - {"unrepresentable", "not_sealed", "seal_broken"}
     assert set(verdicts) == {"accepted", *map(str, reachable)}
-    print(*verdicts.most_common(), sep="\n")
+    figures(f"{count} headers\n" + "\n".join(f"{verdict}: {number}" for verdict, number in verdicts.most_common()))
 
 
 # -- kills -----------------------------------------------------------------------------------------------------------
@@ -388,14 +389,15 @@ def test_a_killed_controller_leaves_nothing(
     assert left == []
 
 
+@pytest.mark.long
 def test_controllers_killed_at_random_moments_leave_nothing(
-    suite: Path, workspace: Path, tmp_path: Path, request: pytest.FixtureRequest
+    suite: Path, workspace: Path, tmp_path: Path, is_full: bool
 ) -> None:
     """From before the session exists to the middle of its work; a worker ends by itself, a sweep finds the rest."""
     environment = {**support.environment(), "TR_PYTHON": sys.executable, "TR_TEST_FOLDER": str(tmp_path)}
     environment["TR_TEST_WORKER"] = str(SOURCES / "worker.py")
     source = random.Random(5)
-    for _ in range(request.config.getoption("--kills") // 10):
+    for _ in range(200 if is_full else 6):
         process = subprocess.Popen([str(suite), "stage", "busy"], env=environment, stdout=subprocess.DEVNULL)
         try:
             time.sleep(source.uniform(0.0, 0.9))

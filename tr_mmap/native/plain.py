@@ -250,7 +250,7 @@ class Bell:
     def wait(self, timeout_s: float) -> bool:
         """Sleep until rung; False when the time is over. What a signal handler raises, Ctrl-C say, comes at once."""
         # Rung already, perhaps more than once, for messages that were found without waiting: all these are one hint.
-        count = min(self._semaphore.value, _MOST_RINGS)
+        count = min(self._semaphore.value, _MOST_RINGS) if posix_ipc.SEMAPHORE_VALUE_SUPPORTED else 0
         if count:
             for _ in range(count):
                 self._wait_by_wall_clock(0)

@@ -1,4 +1,4 @@
-"""tr_mmap itself: copied in from the client's own memory, and loaned on both sides; asleep or looking while it waits."""
+"""tr_mmap itself: copied from the client's own memory, and loaned on both sides; asleep or looking while it waits."""
 
 from __future__ import annotations
 
