@@ -582,7 +582,7 @@ def test_a_copy_that_fails_in_the_middle_leaves_the_segment_free(
     sides.settle()
     before = sides.pool.stats()
     with monkeypatch.context() as patch:
-        patch.setattr(pools, "copy", copy)
+        patch.setattr(pools.Segment, "refill", copy)
         patch.setattr(pools.tensors, "copy", copy)
         with pytest.raises(MemoryError):
             sides.pool.publish(np.ones(shape))

@@ -129,7 +129,7 @@ _UNREADABLE: Final = (msgspec.DecodeError, RecursionError, UnicodeError)
 
 
 def now_ms() -> int:
-    return int(time.time() * 1000)
+    return time.time_ns() // 1_000_000
 
 
 def encode(message: Request | Response) -> bytes:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final
 
+import numpy as np
+
 from .channel import CHANNELS
 from .errors import BadMessage, ResponseTimeout, SessionInUse, SessionNotStarted, UnexpectedResponse
 from .exchange import Exchange
@@ -372,7 +374,8 @@ class PythonSession:
         command, parameters = parse_command(message)
         framework = self._framework
         if tensors:
-            framework = "torch" if hasattr(tensors[0], "untyped_storage") else "numpy"
+            is_torch = type(tensors[0]) is not np.ndarray and hasattr(tensors[0], "untyped_storage")
+            framework = "torch" if is_torch else "numpy"
         with self._lock:
             response, arrays = self._open().call(command, parameters, tensors, timeout_ms, framework)
             return self._only(response, arrays) if arrays else response.result

@@ -172,11 +172,9 @@ class MappedChannel(Channel):
         if not 0 < seq <= MAX_SEQ:
             raise BadMessage(f"a message's number is 1 to {MAX_SEQ}, not {seq}", detail=str(seq))
         text = encode(message)
-        comma = text.find(b",")  # the encoder writes "seq" first; the page has its own place for it
-        rest = text[comma:] if comma > 0 else b"}"
-        if len(rest) > PAGE_NBYTES - 32:
-            rest = b',"spill":"%b"}' % self._write_spill(check_bounds(text))
-        self._out.store(seq, rest)
+        if len(text) > PAGE_NBYTES - 32:
+            text = b'{"seq":0,"spill":"%b"}' % self._write_spill(check_bounds(text))
+        self._out.store(seq, text)  # the encoder writes "seq" first; the page has its own place for it
         try:
             self._ring_bell.ring()
         except OSError:

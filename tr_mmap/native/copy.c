@@ -54,6 +54,28 @@ const char copy_doc[] = "copy(target, offset, source)\n--\n\n"
                         "Raises:\n    BufferError, ValueError: the source is not C-contiguous, or is no buffer; or it does\n"
                         "        not fit there.";
 
+int copy_bytes(PyObject *target, Py_ssize_t offset, PyObject *source) {
+    Py_buffer to, from;
+    if (PyObject_GetBuffer(target, &to, PyBUF_WRITABLE) < 0) return -1;
+    if (PyObject_GetBuffer(source, &from, PyBUF_C_CONTIGUOUS) < 0) {
+        PyBuffer_Release(&to);
+        return -1;
+    }
+    int fits = offset >= 0 && offset <= to.len && from.len <= to.len - offset;
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "the source does not fit into the target there");
+    } else if (from.len < RELEASE_NBYTES) {
+        memcpy((char *)to.buf + offset, from.buf, (size_t)from.len);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        copy_large((char *)to.buf + offset, from.buf, (size_t)from.len);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&from);
+    PyBuffer_Release(&to);
+    return fits ? 0 : -1;
+}
+
 PyObject *copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
     (void)module;
     if (count != 3) {
@@ -62,28 +84,6 @@ PyObject *copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
     }
     Py_ssize_t offset = PyLong_AsSsize_t(arguments[1]);
     if (offset == -1 && PyErr_Occurred()) return NULL;
-    Py_buffer target, source;
-    if (PyObject_GetBuffer(arguments[0], &target, PyBUF_WRITABLE) < 0) return NULL;
-    if (PyObject_GetBuffer(arguments[2], &source, PyBUF_C_CONTIGUOUS) < 0) {
-        PyBuffer_Release(&target);
-        return NULL;
-    }
-    int fits = offset >= 0 && offset <= target.len && source.len <= target.len - offset;
-    if (fits) {
-        char *to = (char *)target.buf + offset;
-        if (source.len < RELEASE_NBYTES) {
-            memcpy(to, source.buf, (size_t)source.len);
-        } else {
-            Py_BEGIN_ALLOW_THREADS
-            copy_large(to, source.buf, (size_t)source.len);
-            Py_END_ALLOW_THREADS
-        }
-    }
-    PyBuffer_Release(&source);
-    PyBuffer_Release(&target);
-    if (!fits) {
-        PyErr_SetString(PyExc_ValueError, "the source does not fit into the target there");
-        return NULL;
-    }
+    if (copy_bytes(arguments[0], offset, arguments[2]) < 0) return NULL;
     Py_RETURN_NONE;
 }

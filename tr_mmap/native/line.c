@@ -12,7 +12,7 @@ typedef struct {
 
 _Static_assert(sizeof(Words) == LINE_NBYTES, "one cache line");
 
-static const uint64_t FREE = 0, HELD = 1, RETIRED = UINT64_MAX;
+static const uint64_t FREE = 0, HELD = 1, PINNED = 2, RETIRED = UINT64_MAX;
 
 typedef struct {
     PyObject_HEAD
@@ -48,16 +48,44 @@ static int is_made(Line *self) {
     return 0;
 }
 
+/* Let nobody enter any more; the lease as it stands, or PINNED if a guest came. */
+static uint64_t claim(Words *words) {
+    __atomic_store_n(&words->seq, 0, __ATOMIC_RELAXED);
+    full_fence();
+    if (__atomic_load_n(&words->guest, __ATOMIC_RELAXED) != 0) return PINNED;
+    return load_acquire(&words->lease); /* its views' loads are before our stores */
+}
+
+static void stamp(Words *words, uint64_t seq) {
+    store_release(&words->seq_copy, seq);
+    store_release(&words->seq, seq);
+}
+
 PyDoc_STRVAR(claim_doc, "claim()\n--\n\nOwner: let nobody enter any more; the lease as it stands, or 2 if a guest came.");
 
 static PyObject *line_claim(Line *self, PyObject *unused) {
     (void)unused;
+    return is_made(self) ? PyLong_FromUnsignedLongLong(claim(self->words)) : NULL;
+}
+
+PyDoc_STRVAR(refill_doc,
+             "refill(seq, buffer, offset, source)\n--\n\nOwner: claim the segment, copy and stamp, in one; False if somebody holds "
+             "it, and then nothing is copied.\n\nRaises:\n    BufferError, ValueError: as copy().");
+
+static PyObject *line_refill(Line *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_made(self)) return NULL;
-    Words *words = self->words;
-    __atomic_store_n(&words->seq, 0, __ATOMIC_RELAXED);
-    full_fence();
-    if (__atomic_load_n(&words->guest, __ATOMIC_RELAXED) != 0) return PyLong_FromLong(2);
-    return PyLong_FromUnsignedLongLong(load_acquire(&words->lease)); /* its views' loads are before our stores */
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "refill takes a number, a buffer, an offset and a source");
+        return NULL;
+    }
+    uint64_t seq = PyLong_AsUnsignedLongLong(arguments[0]);
+    if (seq == UINT64_MAX && PyErr_Occurred()) return NULL;
+    Py_ssize_t offset = PyLong_AsSsize_t(arguments[2]);
+    if (offset == -1 && PyErr_Occurred()) return NULL;
+    if (claim(self->words) != FREE) Py_RETURN_FALSE;
+    if (copy_bytes(arguments[1], offset, arguments[3]) < 0) return NULL;
+    stamp(self->words, seq);
+    Py_RETURN_TRUE;
 }
 
 PyDoc_STRVAR(stamp_doc, "stamp(seq)\n--\n\nOwner: publish what is in the segment under a number.");
@@ -66,8 +94,7 @@ static PyObject *line_stamp(Line *self, PyObject *argument) {
     if (!is_made(self)) return NULL;
     uint64_t seq = PyLong_AsUnsignedLongLong(argument);
     if (seq == UINT64_MAX && PyErr_Occurred()) return NULL;
-    store_release(&self->words->seq_copy, seq);
-    store_release(&self->words->seq, seq);
+    stamp(self->words, seq);
     Py_RETURN_NONE;
 }
 
@@ -80,7 +107,7 @@ static PyObject *line_retire(Line *self, PyObject *unused) {
     __atomic_store_n(&words->seq, RETIRED, __ATOMIC_RELAXED);
     __atomic_store_n(&words->seq_copy, RETIRED, __ATOMIC_RELAXED);
     full_fence();
-    if (__atomic_load_n(&words->guest, __ATOMIC_RELAXED) != 0) return PyLong_FromLong(2);
+    if (__atomic_load_n(&words->guest, __ATOMIC_RELAXED) != 0) return PyLong_FromUnsignedLongLong(PINNED);
     return PyLong_FromUnsignedLongLong(load_acquire(&words->lease));
 }
 
@@ -114,6 +141,7 @@ static PyObject *line_leave(Line *self, PyObject *unused) {
 
 static PyMethodDef line_methods[] = {
     {"claim", (PyCFunction)line_claim, METH_NOARGS, claim_doc},
+    {"refill", (PyCFunction)(void (*)(void))line_refill, METH_FASTCALL, refill_doc},
     {"stamp", (PyCFunction)line_stamp, METH_O, stamp_doc},
     {"retire", (PyCFunction)line_retire, METH_NOARGS, retire_doc},
     {"enter", (PyCFunction)line_enter, METH_O, enter_doc},

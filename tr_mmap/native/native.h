@@ -14,6 +14,9 @@ extern PyTypeObject PageType;
 extern const char copy_doc[];
 PyObject *copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
+/* Copy the bytes of a C-contiguous buffer to a place in a writable one; -1 with an exception. */
+int copy_bytes(PyObject *target, Py_ssize_t offset, PyObject *source);
+
 static inline uint64_t load_acquire(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 
 static inline void store_release(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }

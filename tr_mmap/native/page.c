@@ -62,7 +62,8 @@ static int is_made(Page *self) {
     return 0;
 }
 
-PyDoc_STRVAR(store_doc, "store(seq, rest)\n--\n\nReplace the message: its number, and what comes after its 16th byte.");
+PyDoc_STRVAR(store_doc, "store(seq, text)\n--\n\nReplace the message by a JSON object, whose first member is its number.\n\n"
+                        "Raises:\n    ValueError: the number has more than 8 digits, or the text is longer than the page.");
 
 static PyObject *page_store(Page *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_made(self)) return NULL;
@@ -72,7 +73,11 @@ static PyObject *page_store(Page *self, PyObject *const *arguments, Py_ssize_t c
     }
     long seq = PyLong_AsLong(arguments[0]);
     if (seq == -1 && PyErr_Occurred()) return NULL;
-    Py_ssize_t nbytes = PyBytes_GET_SIZE(arguments[1]) + 1;
+    const char *text = PyBytes_AS_STRING(arguments[1]);
+    Py_ssize_t text_nbytes = PyBytes_GET_SIZE(arguments[1]);
+    const char *others = memchr(text, ',', (size_t)text_nbytes); /* the members after the number */
+    Py_ssize_t nbytes = others == NULL ? 2 : text_nbytes - (others - text) + 1;
+    if (others == NULL) others = "}";
     if (seq < 1 || seq > MOST_SEQ || nbytes > self->buffer.len - REST) {
         PyErr_SetString(PyExc_ValueError, "the number has more than 8 digits, or the message is longer than the page");
         return NULL;
@@ -81,7 +86,7 @@ static PyObject *page_store(Page *self, PyObject *const *arguments, Py_ssize_t c
     char *rest = (char *)self->buffer.buf + REST;
     __atomic_store_n(self->number, blank(), __ATOMIC_RELAXED);
     __atomic_thread_fence(__ATOMIC_RELEASE); /* the blank is there before any of the rest */
-    memcpy(rest, PyBytes_AS_STRING(arguments[1]), (size_t)nbytes - 1);
+    memcpy(rest, others, (size_t)nbytes - 1);
     rest[nbytes - 1] = '\n';
     if (nbytes < self->previous_nbytes) memset(rest + nbytes, ' ', (size_t)(self->previous_nbytes - nbytes));
     self->previous_nbytes = nbytes;

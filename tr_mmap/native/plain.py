@@ -60,6 +60,18 @@ class Line:
         words[_SEQ_COPY] = seq
         words[_SEQ] = seq
 
+    def refill(self, seq: int, buffer: Any, offset: int, source: Any) -> bool:
+        """Owner: claim the segment, copy and stamp, in one; False if somebody holds it, and then nothing is copied.
+
+        Raises:
+            BufferError, ValueError: as :func:`copy`.
+        """
+        if self.claim() != 0:
+            return False
+        copy(buffer, offset, source)
+        self.stamp(seq)
+        return True
+
     def enter(self, seq: int) -> int:
         """Reader: hold the lease; which layout it is, or 0 if it is another tensor by now."""
         words = self._words
@@ -107,13 +119,14 @@ class Page:
         self._since_s = 0.0  # when the wait for the next message began; 0 while there is none
         self._is_worth_it = False  # the last message came in that time, so the next one is looked for
 
-    def store(self, seq: int, rest: bytes) -> None:
-        """Replace the message: its number, and what comes after its 16th byte.
+    def store(self, seq: int, text: bytes) -> None:
+        """Replace the message by a JSON object, whose first member is its number.
 
         Raises:
-            ValueError: the number has more than 8 digits, or the message is longer than the page.
+            ValueError: the number has more than 8 digits, or the text is longer than the page.
         """
-        text = rest + b"\n"
+        comma = text.find(b",")
+        text = text[comma:] + b"\n" if comma >= 0 else b"}\n"
         nbytes = len(text)
         if not 1 <= seq <= _MOST_SEQ or nbytes > len(self._buffer) - _REST:
             raise ValueError("the number has more than 8 digits, or the message is longer than the page")

@@ -16,7 +16,6 @@ import numpy as np
 
 from .. import dtypes, system
 from ..errors import OutOfSpace, UnsupportedTensor
-from ..native import copy
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from .anchors import fork_hooks
@@ -109,13 +108,19 @@ class SegmentPool:
                 if segment is not None:
                     return segment
         if type(tensor) is np.ndarray:
-            free = self._free.get(class_nbytes(tensor.nbytes))
+            nbytes = tensor.nbytes
+            free = self._free.get(class_nbytes(nbytes))
             if free:
                 # Most tensors are of the type and shape that the warmest free segment held last.
                 segment = free[-1]
                 known, shape = segment.alike
-                if tensor.dtype is known and tensor.shape == shape and self._refill(segment, tensor):
+                seq = self._seq + 1
+                if tensor.dtype is known and tensor.shape == shape and _refill(segment, seq, tensor):
                     del free[-1]
+                    segment.seq = self._seq = seq
+                    segment.holds = 1
+                    segment.last_take = self._takes = self._takes + 1
+                    self._copied_nbytes += nbytes
                     return segment
         dtype, array = tensors.to_array(tensor)
         nbytes = array.nbytes
@@ -132,22 +137,6 @@ class SegmentPool:
         self._copied_nbytes += nbytes
         segment.holds += 1
         return segment
-
-    def _refill(self, segment: Segment, array: np.ndarray[Any, Any]) -> bool:
-        """Publish an array as what the free segment held last; False if that cannot be done."""
-        if segment.claim() != LEASE_FREE:
-            return False
-        try:
-            copy(segment.buffer, PAYLOAD_OFFSET, array)
-        except (BufferError, ValueError):  # it is not contiguous
-            return False
-        self._takes += 1
-        segment.last_take = self._takes
-        self._seq = segment.seq = seq = self._seq + 1
-        segment.stamp(seq)
-        segment.holds = 1
-        self._copied_nbytes += array.nbytes
-        return True
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         """A loan: an array or tensor of undefined content that lives in a segment.
@@ -380,6 +369,14 @@ class SegmentPool:
                 _unlink(segment.path)
         self._segments.clear()
         self._free.clear()
+
+
+def _refill(segment: Segment, seq: int, array: np.ndarray[Any, Any]) -> bool:
+    """Publish an array as what the free segment held last; False if that cannot be done."""
+    try:
+        return segment.refill(seq, segment.buffer, PAYLOAD_OFFSET, array)
+    except (BufferError, ValueError):  # it is not contiguous
+        return False
 
 
 def _unlink(path: str) -> None:

@@ -147,7 +147,10 @@ class Receiver:
             if private is not None:
                 segment.private = private
             if not views:
-                self._let_go(segment)
+                if segment.is_pinned:
+                    self._let_go(segment)
+                else:
+                    segment.leave()
 
     def _let_go(self, segment: _Mapped) -> None:
         if segment.is_pinned:
