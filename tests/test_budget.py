@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from support import TOOLS
 
 from tr_mmap import BadMessage, OutOfSpace, PythonSession, RemoteError
 
@@ -45,6 +47,18 @@ def test_at_the_budget_the_worker_waits_for_a_view_to_go_where_that_is_the_polic
         held.clear()
         asker.join()
         assert answers == [3 * MIB]
+
+
+def test_at_the_budget_nobody_waits_for_a_worker_that_has_died() -> None:
+    with PythonSession(TOOLS, "budget", quiet_mode=True, budget_nbytes=4 * MIB, at_budget="block") as session:
+        session.send_tensor(np.ones(3 * MIB, np.uint8), "a")
+        session.fetch_response("keep a mine")
+        session.drop_tensor("a")
+        sender = ThreadPoolExecutor(1).submit(session.send_tensor, np.ones(3 * MIB, np.uint8), "b")
+        session.terminate()
+        with pytest.raises(OutOfSpace):
+            sender.result(5)  # of the 10 that it waits for a worker that lives
+        session.close()
 
 
 def test_a_policy_that_is_none_is_refused() -> None:

@@ -144,8 +144,9 @@ class Place:
                 secret=secret,
             )
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
-            self.store.begin_run()
-            self.run = Run(channel, process)
+            run = Run(channel, process)
+            self.store.begin_run(run.is_over)
+            self.run = run
         except BaseException:
             try:
                 if process is not None:

@@ -314,7 +314,8 @@ class PythonSession:
     def send_tensor(self, tensor: Any, tag: str) -> None:
         """Let ``tag`` name a tensor until it is sent again, dropped, or the session ends.
 
-        Copies the tensor once into shared memory; a loan (:meth:`empty`) not at all. May be called before start().
+        Copies the tensor once into shared memory; a loan (:meth:`empty`) not at all. The worker hears of it with the
+        next request.
 
         Args:
             tensor: numpy or torch, any layout; see ``tr_mmap.tsr`` for the dtypes.
@@ -384,7 +385,7 @@ class PythonSession:
         """A loan: a tensor of undefined content in shared memory, which sending need not copy.
 
         Once sent it can no longer be written: a numpy loan becomes read-only, a store into a torch loan stays in
-        this process.
+        this process. (What was made of a numpy loan with ``torch.from_numpy`` is not known here: copy it instead.)
 
         Args:
             shape: sizes in elements, outermost first.

@@ -151,7 +151,7 @@ def _label_ends(axes: Axes, series: dict[str, tuple[list[int], list[float]]], gr
         )  # fmt: skip
         axes.text(
             1.035, place, PEERS[key].label, transform=axes.transAxes, color=colour, va="center", fontsize=9.5,
-            fontweight="bold" if key.startswith("ours") else "normal",
+            fontweight="bold" if key in ("ours", "ours-loaned") else "normal",
         )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def draw_latency(results: Results) -> Figure:
     series = {key: _series(results, key) for key in _keys(results)}
     sizes = sorted({row["nbytes"] for row in results["sweep"]})
     figure, axes = plt.subplots(figsize=(10, 6.4))
-    figure.subplots_adjust(left=0.075, right=0.775, top=0.85, bottom=0.135)
+    figure.subplots_adjust(left=0.075, right=0.765, top=0.85, bottom=0.135)
     axes.set_yscale("log")
     _size_axis(axes, sizes)
     _lines(axes, series)
@@ -195,7 +195,7 @@ def draw_bandwidth(results: Results) -> Figure:
         series[key] = (x, [2 * nbytes / us / 1e3 for nbytes, us in zip(x, y, strict=True)])
     sizes = sorted({row["nbytes"] for row in results["sweep"]})
     figure, axes = plt.subplots(figsize=(10, 6.4))
-    figure.subplots_adjust(left=0.075, right=0.775, top=0.85, bottom=0.135)
+    figure.subplots_adjust(left=0.075, right=0.765, top=0.85, bottom=0.135)
     axes.set_yscale("log")
     _size_axis(axes, sizes)
     _lines(axes, series)
@@ -227,7 +227,7 @@ def draw_bars(results: Results) -> Figure:
     keys = sorted(times, key=lambda key: times[key].get(sizes[-1], float("inf")))
     figure, panels = plt.subplots(1, len(sizes), figsize=(10, 1.9 + 0.36 * len(keys)), sharey=True, squeeze=False)
     height = figure.get_figheight()
-    figure.subplots_adjust(left=0.175, right=0.99, top=1 - 1.15 / height, bottom=0.62 / height, wspace=0.12)
+    figure.subplots_adjust(left=0.2, right=0.99, top=1 - 1.15 / height, bottom=0.62 / height, wspace=0.12)
     for axes, nbytes in zip(panels[0], sizes, strict=True):
         _bar_panel(axes, nbytes, keys, times)
     axes = panels[0][0]

@@ -59,6 +59,9 @@ class SegmentPool:
         budget_nbytes: most payload capacity to hold at once; None for no limit but the file system's.
         block_ms: at the budget, how long to wait for the reader to let go before raising OutOfSpace.
         checksum: whether to store each payload's CRC-32.
+
+    Attributes:
+        is_reader_gone: tells that the reader will never let go of anything any more.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class SegmentPool:
         self._budget_nbytes = budget_nbytes
         self._block_ms = block_ms
         self._has_checksum = checksum
+        self.is_reader_gone: Callable[[], bool] = bool  # False, until there is a reader
         self._segments: dict[str, Segment] = {}
         self._free: dict[int, list[Segment]] = {}  # by capacity; the last one is the warmest
         self._loans = Loans()
@@ -290,7 +294,7 @@ class SegmentPool:
             self._retire_free()
             if self._nbytes + capacity <= budget_nbytes:
                 return None
-            if time.monotonic() >= deadline_s:
+            if time.monotonic() >= deadline_s or self.is_reader_gone():
                 raise OutOfSpace(
                     f"a segment of {capacity} bytes would exceed the pool's budget of {budget_nbytes}; "
                     f"{self._nbytes} are in use: drop tensors or views, or raise budget_nbytes",

@@ -126,8 +126,12 @@ class ControllerStore(ABC):
         """Give back what nobody looks at any more, while a worker waits for it."""
 
     @abstractmethod
-    def begin_run(self) -> None:
-        """There is a new worker, which knows nothing."""
+    def begin_run(self, is_over: Callable[[], bool]) -> None:
+        """There is a new worker, which knows nothing.
+
+        Args:
+            is_over: whether it has ended, so that nobody waits for it to let go of anything.
+        """
 
     @abstractmethod
     def end_run(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -267,7 +267,7 @@ class FileControllerStore(ControllerStore):
     def collect(self) -> None:
         """A file's memory is free when its last view is gone."""
 
-    def begin_run(self) -> None:
+    def begin_run(self, is_over: Callable[[], bool]) -> None:
         """Every request brings all that it needs."""
 
     def end_run(self) -> None:

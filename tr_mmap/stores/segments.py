@@ -5,7 +5,7 @@ The hot path of both sides runs through here: no layer that could be left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import MissingTag
@@ -163,7 +163,8 @@ class SegmentControllerStore(ControllerStore):
     def stats(self) -> PoolStats:
         return self._pool.stats()
 
-    def begin_run(self) -> None:
+    def begin_run(self, is_over: Callable[[], bool]) -> None:
+        self._pool.is_reader_gone = is_over
         self._receiver = Receiver(self._directory, verify=self._has_checksum)
         self.receive = self._receiver.receive
 
