@@ -36,7 +36,7 @@ class Command:
         function: takes tensors and words, positionally.
     """
 
-    __slots__ = ("_least", "_most", "_positional", "_scalars", "function", "name")
+    __slots__ = ("_least", "_most", "_positional", "_scalars", "_takes_one_text", "function", "name")
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
@@ -64,6 +64,7 @@ class Command:
                 else:
                     self._least += parameter.default is parameter.empty
                     self._most = None if self._most is None else self._most + 1
+        self._takes_one_text = [kind for _, kind in self._scalars] == [str] and self._most == 0
 
     def bind(
         self, parameters: str, tags: Container[str], fetch: Callable[[str, str], Any], framework: str
@@ -85,9 +86,10 @@ class Command:
             for word in words:
                 if word not in tags:
                     raise MissingTag(f"{self.name}: no tensor goes by the tag {word!r}; send it first", tag=word)
-            self._check_count(len(words))
+            if len(words) != self._least or len(words) != self._most:
+                self._check_count(len(words))
             return [fetch(word, framework) for word in words]
-        if len(self._positional) == 1 and self._scalars[0][1] is str and self._most is not None:
+        if self._takes_one_text:
             return [parameters or self._default_of(self._positional[0][0])]
         words = split_words(parameters)
         tensors = [word for word in words if word in tags]

@@ -84,6 +84,8 @@ class Exchange:
         pending = self.ask(command, parameters, tensors, timeout_ms)
         try:
             response = self._await(pending, timeout_ms)
+            if response.error is None and (framework is None or not response.tensors):
+                return response, []
             return self._finish(response, framework)
         except BaseException:  # Ctrl-C too
             self._is_abandoned = True  # if it is still pending; asking for the next one resets this

@@ -64,7 +64,8 @@ class Server(TechRenaissanceServer):
             raise
         result = known.function(*arguments)
         if isinstance(result, str):
-            self.write_response(command, result)
+            assert self._answer is not None
+            self._answer.result = str(result)
         elif isinstance(result, _SEVERAL):
             self.send_tensors(*result)
         elif result is not None:

@@ -256,6 +256,9 @@ def parse_command(message: str | Mapping[str, Any]) -> tuple[str, str]:
         BadMessage: there is no command in it.
     """
     if isinstance(message, str):
+        command, _, parameters = message.partition(" ")
+        if command.isidentifier():  # most are
+            return command, parameters.strip()
         words = message.split(None, 1)
         if not words:
             raise BadMessage("the message is empty; it begins with a command", detail="")

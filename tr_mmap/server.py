@@ -64,6 +64,16 @@ def _print(*values: Any) -> None:
         pass
 
 
+def _failure_of(error: Exception) -> Failure:
+    """What the controller is told of what a handler raised; the traceback also goes to the log."""
+    name = type(error).__name__
+    if getattr(error, "is_bad_input", False):
+        return Failure(FailureKind.BAD_INPUT, name, _printable(error))
+    trace = _printable("".join(traceback.format_exception(error)))
+    _print(trace)
+    return Failure(FailureKind.HANDLER, name, _printable(error), trace)
+
+
 @dataclass(slots=True)
 class _Answer:
     """What a handler has said so far in answer to one request."""
@@ -263,50 +273,37 @@ class TechRenaissanceServer:
         self._store = store
         self._complaint = ""
         answer = self._answer = _Answer()
-        try:
-            failure = self._run_handler(request, answer, store)
-        finally:
-            self._answer = None
-        result = ("ok" if answer.result is None else answer.result) if failure is None else "error"
-        tensors = store.end(request, failure is None)
-        message = answer.message or self._complaint
-        response = Response(request.seq, answer.command or request.command, result, message, now_ms(), tensors, failure)
-        self._send(channel, store, response)
-
-    def _run_handler(self, request: Request, answer: _Answer, store: WorkerStore) -> Failure | None:
+        failure: Failure | None = None
         try:
             is_known = self.main_logic(request.command, request.parameters)
+            if is_known is None:  # a handler that forgot to return: it knew the command if it said anything
+                is_known = answer.result is not None or bool(store.results)
+            if not is_known:
+                failure = Failure(FailureKind.UNKNOWN_COMMAND, "UnknownCommand", self.describe_unknown(request.command))
         except Exception as error:
-            name = type(error).__name__
-            if getattr(error, "is_bad_input", False):
-                return Failure(FailureKind.BAD_INPUT, name, _printable(error))
-            trace = _printable("".join(traceback.format_exception(error)))
-            _print(trace)
-            return Failure(FailureKind.HANDLER, name, _printable(error), trace)
-        if is_known is None:  # a handler that forgot to return: it knew the command if it said anything
-            is_known = answer.result is not None or bool(store.results)
-        if is_known:
-            return None
-        return Failure(FailureKind.UNKNOWN_COMMAND, "UnknownCommand", self.describe_unknown(request.command))
-
-    def describe_unknown(self, command: str) -> str:
-        """The line that tells the controller that a command is unknown."""
-        return f"the worker knows no command {command[:80]!r}"
-
-    def _send(self, channel: Channel, store: WorkerStore, response: Response) -> None:
-        failure = response.error
+            failure = _failure_of(error)
+        finally:
+            self._answer = None
+        tensors = store.end(request, failure is None)
         if failure is None:
+            result = "ok" if answer.result is None else answer.result
             self._enter(channel, Status.OK)
         else:
+            result = "error"
             self._enter(channel, Status.ERROR, failure.message)
+        command, message = answer.command or request.command, answer.message or self._complaint
         try:
-            channel.send(response)
+            channel.send(Response(request.seq, command, result, message, now_ms(), tensors, failure))
         except (TRException, OSError) as error:  # too long, or no text, or no file for a long one: say that, in short
             store.withdraw()
             self._enter(channel, Status.ERROR, str(error))
             failure = Failure(FailureKind.HANDLER, type(error).__name__, str(error))
-            command = _printable(response.command[:MAX_DETAIL_CHARS])
-            self._insist(channel, Response(seq=response.seq, command=command, timestamp=now_ms(), error=failure))
+            command = _printable(command[:MAX_DETAIL_CHARS])
+            self._insist(channel, Response(seq=request.seq, command=command, timestamp=now_ms(), error=failure))
+
+    def describe_unknown(self, command: str) -> str:
+        """The line that tells the controller that a command is unknown."""
+        return f"the worker knows no command {command[:80]!r}"
 
     def _insist(self, channel: Channel, response: Response) -> None:
         """Send a short answer, as soon as there is room for it."""

@@ -148,7 +148,9 @@ class SegmentControllerStore(ControllerStore):
     def answered(self, request: Request) -> None:
         if self._tags.untold:
             self._tags.told(request)
-        self.withdraw()
+        self._is_asked = False
+        if self._in_flight:
+            self.withdraw()
 
     def _release_later(self, segment: Segment) -> None:
         """A tag lets go of a segment, which the request under way may be about to read."""
