@@ -63,7 +63,8 @@ def leftovers(workspace: Path) -> list[str]:
             left.append(f"process {process.pid} {process.cmdline()}")
         except psutil.NoSuchProcess:  # ended since, and perhaps not reaped yet: a zombie is nothing left
             continue
-    left += [str(each) for each in workspace.rglob("*")]
+    for folder, folders, files in os.walk(workspace):  # which goes on where something goes away under its eyes
+        left += [os.path.join(folder, each) for each in folders + files]
     left += semaphores()
     return left
 

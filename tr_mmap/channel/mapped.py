@@ -249,18 +249,18 @@ class MappedChannel(Channel):
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         if timeout_ms == 0:
             return self._take()
-        now_s = time.monotonic()
-        deadline_s = inf if timeout_ms is None else now_s + timeout_ms / 1000
+        began_s = 0.0 if timeout_ms is None else time.monotonic()
+        remaining_s = inf if timeout_ms is None else timeout_ms / 1000
         page, bell = self._in, self._own_bell.bell
-        while now_s < deadline_s and not stop():
-            remaining_s = deadline_s - now_s
+        while remaining_s > 0 and not stop():
             try:
                 line = page.wait(bell, remaining_s if remaining_s < _WAIT_SLICE_S else _WAIT_SLICE_S)
             except ValueError as error:
                 raise _has_no_end() from error
             if line is not None:
                 return line if line[17:25] != _SPILL_KEY else self._take_spill(line)
-            now_s = time.monotonic()
+            if timeout_ms is not None:
+                remaining_s = began_s + timeout_ms / 1000 - time.monotonic()
         return self._take()  # it may have come just before the reason to stop
 
     def _sleep(self, deadline_s: float) -> bool:
