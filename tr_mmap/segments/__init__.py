@@ -15,9 +15,9 @@ reader forked while it held a view, or that a stranger has mapped, is never fill
 removed, and the kernel frees the memory with the last mapping, however its processes end. So a lease needs no lock
 that outlives a process, and none can be left behind by a kill.
 
-Each side stores before it looks, with a full memory barrier between (``layout.FENCE``), so that at least one of them
-sees the other. The order of plain stores is what x86 keeps by itself; on machines with weaker order (Arm) Python has
-no release store, and the doorbell's system call is what orders them. A C++ peer uses acquire and release.
+Each side stores before it looks, with a full memory barrier between, so that at least one of them sees the other; what
+it publishes it stores with release, what it looks at it loads with acquire. :mod:`tr_mmap.native` does both, and says
+what holds where it is not compiled; a C++ peer does the same.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@
 //   two, on both sides: at least one of them sees the other.
 //
 // On x86 acquire and release cost nothing and the fence is one locked instruction (20 ns). On Arm they are ldar, stlr
-// and dmb ish, and they are needed there: without them a reader may see a number before its payload. A Python peer on
-// Arm has no such instructions of its own and relies on the locked ones of its interpreter, and on the doorbell, a
-// semaphore, which orders all that was stored before it was rung.
+// and dmb ish, and they are needed there: without them a reader may see a number before its payload. A Python peer does
+// the same in its compiled part. Where that could not be built it has no such instructions of its own, and relies on
+// the locked ones of its interpreter, and on the doorbell, a semaphore, which orders all that was stored before a ring.
 //
 // C++17 has no std::atomic_ref, and a std::atomic cannot be made to lie in a file; so these are compiler builtins, the
 // same in g++ and clang++.
