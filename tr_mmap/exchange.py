@@ -184,6 +184,9 @@ class Exchange:
             except BadMessage:
                 self._end_request()  # there will be no other answer to it
                 raise
+            except BaseException:  # Ctrl-C, say, when the answer was taken already
+                run.channel.put_back()
+                raise
             if response is None:
                 if run.is_over():
                     raise self.worker_died()

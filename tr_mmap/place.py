@@ -94,6 +94,7 @@ class Place:
         self.workspace = Workspace.locate()
         self._channel_name = channel
         self._generation = _forks.count
+        self._owner_pid = os.getpid()
         self._sweep()
         self.directory = self.workspace.claim(session_id, self._manifest([]))
         self.store = controller_store(channel, self.directory, options)
@@ -185,7 +186,7 @@ class Place:
         Raises:
             OSError: a system call failed. The worker is ended all the same; for the rest this may be called again.
         """
-        if self.is_foreign:
+        if self.is_foreign or os.getpid() != self._owner_pid:  # also after a fork that Python does not know of
             return
         try:
             if self.run is not None:

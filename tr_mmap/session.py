@@ -31,7 +31,7 @@ __all__ = ["PythonSession"]
 DEFAULT_TIMEOUT_MS: Final = 10_000.0
 START_TIMEOUT_MS: Final = 60_000.0  # of the context manager: importing torch from a cold disk takes tens of seconds
 EXIT_TIMEOUT_MS: Final = 5_000.0
-MAX_SPIN_US: Final = 1e6
+MAX_SPIN_US: Final = 1000.0  # so short that Ctrl-C, a timeout and the worker's death can wait for its end
 
 Message = str | Mapping[str, Any]
 
@@ -56,9 +56,9 @@ class PythonSession:
             is good for.
         checksum: both sides store a CRC-32 of each tensor's bytes and compare it on receipt. Found is damage, not
             malice. Reads every tensor twice more.
-        spin_us: microseconds that either side looks for a message, at most, before it sleeps. Saves the wake-ups where
-            answers come so soon and each side has a processor to itself. After a longer wait the next one sleeps at
-            once, so an idle session costs nothing.
+        spin_us: microseconds that either side looks for a message, at most, before it sleeps; up to 1000. Saves the
+            wake-ups where answers come so soon and each side has a processor to itself. After a longer wait the next
+            one sleeps at once, so an idle session costs nothing.
     """
 
     def __init__(
@@ -385,7 +385,8 @@ class PythonSession:
         """A loan: a tensor of undefined content in shared memory, which sending need not copy.
 
         Once sent it can no longer be written: a numpy loan becomes read-only, a store into a torch loan stays in
-        this process. (What was made of a numpy loan with ``torch.from_numpy`` is not known here: copy it instead.)
+        this process; slices and reshaped views as well. (What else was made of a numpy loan before, with
+        ``torch.from_numpy``, ``memoryview`` or ``as_strided`` say, is not known here: no longer write through that.)
 
         Args:
             shape: sizes in elements, outermost first.

@@ -83,6 +83,9 @@ class Channel(ABC):
             stop: asked when woken; True ends the wait, after a last look.
         """
 
+    def put_back(self) -> None:  # noqa: B027 - a channel of files has taken the message away
+        """A wait was interrupted: if it had taken a message already, let the next one take that again."""
+
     def answer_unreadable(self, failure: Failure) -> None:  # noqa: B027 - it cannot say to which request that is
         """The message just received was no request: tell the peer, if it waits for an answer without a number."""
 

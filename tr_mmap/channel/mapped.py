@@ -246,6 +246,9 @@ class MappedChannel(Channel):
     def refuse(self) -> None:
         self._in.refuse()
 
+    def put_back(self) -> None:
+        self._in.put_back()
+
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         if timeout_ms == 0:
             return self._take()

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { REST = 16, MOST_SEQ = 99999999 };
+enum { REST = 16, MOST_SEQ = 99999999, MOST_SPIN_US = 1000 };
 
 typedef struct {
     PyObject_HEAD
@@ -140,13 +140,13 @@ static PyObject *page_take(Page *self, PyObject *unused) {
     return line;
 }
 
-PyDoc_STRVAR(set_spin_doc, "set_spin(us)\n--\n\nLet wait() look for a message for so long, at most, before it sleeps; "
-             "but not after one that took longer.");
+PyDoc_STRVAR(set_spin_doc, "set_spin(us)\n--\n\nLet wait() look for a message for so long, at most (and at most a "
+             "millisecond), before it sleeps; but not after one that took longer.");
 
 static PyObject *page_set_spin(Page *self, PyObject *argument) {
     double us = PyFloat_AsDouble(argument);
     if (us == -1.0 && PyErr_Occurred()) return NULL;
-    self->spin_us = us > 0 ? us : 0;
+    self->spin_us = us > MOST_SPIN_US ? MOST_SPIN_US : us > 0 ? us : 0;
     self->is_worth_it = 1;
     Py_RETURN_NONE;
 }
@@ -165,19 +165,28 @@ static inline void pause_briefly(void) {
 #endif
 }
 
-/* Look for a message without sleeping. */
-static void spin(Page *self) {
-    double until_us = self->since_us + self->spin_us;
+/* Look for a message without sleeping. So short that signals, deadlines and the peer's death can wait for its end. */
+static void spin(Page *self, double us) {
+    double until_us = now_us() + us;
+    uint64_t seen = self->seen;
     int has_come = 0;
     Py_BEGIN_ALLOW_THREADS
     do {
         for (int look = 0; look < 16 && !has_come; look++) {
             pause_briefly();
             uint64_t word = load_acquire(self->number);
-            has_come = word != self->seen && word != blank();
+            has_come = word != seen && word != blank();
         }
     } while (!has_come && now_us() < until_us);
     Py_END_ALLOW_THREADS
+}
+
+/* The line, unless a signal handler raises: then the line is to be taken again, not lost with what is interrupted. */
+static PyObject *give(Page *self, PyObject *line) {
+    if (line == NULL || line == Py_None || PyErr_CheckSignals() == 0) return line;
+    Py_DECREF(line);
+    self->seen = blank();
+    return NULL;
 }
 
 /* Take the next message, and learn from how long it was waited for. */
@@ -202,17 +211,22 @@ static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t co
     double timeout_s = PyFloat_AsDouble(arguments[1]);
     if (timeout_s == -1.0 && PyErr_Occurred()) return NULL;
     PyObject *line = page_take(self, NULL);
-    if (line != Py_None) return line;
+    if (line != Py_None) {
+        if (line != NULL) self->since_us = 0;
+        return give(self, line);
+    }
+    Py_DECREF(line);
     if (self->spin_us > 0) {
         if (self->since_us == 0) self->since_us = now_us();
-        if (self->is_worth_it) {
-            spin(self);
+        if (self->is_worth_it && timeout_s > 0) {
+            spin(self, timeout_s * 1e6 < self->spin_us ? timeout_s * 1e6 : self->spin_us);
             line = take_and_learn(self);
-            if (line != Py_None) return line;
+            if (line != Py_None) return give(self, line);
+            Py_DECREF(line);
         }
     }
     if (wait_for_bell(arguments[0], timeout_s) < 0) return NULL;
-    return take_and_learn(self);
+    return give(self, take_and_learn(self));
 }
 
 PyDoc_STRVAR(put_back_doc, "put_back()\n--\n\nLet the line just taken be taken again.");

@@ -170,15 +170,15 @@ class Page:
         return line
 
     def set_spin(self, us: float) -> None:
-        """Let :meth:`wait` look for a message for so long, at most, before it sleeps.
+        """Let :meth:`wait` look for a message for so long, at most (and at most a millisecond), before it sleeps.
 
         But not after one that took longer.
         """
-        self._spin_s = max(us, 0.0) / 1e6
+        self._spin_s = min(max(us, 0.0), 1000.0) / 1e6
         self._is_worth_it = True
 
-    def _spin(self) -> None:
-        until_s = self._since_s + self._spin_s
+    def _spin(self, seconds: float) -> None:
+        until_s = time.monotonic() + seconds
         while not self.has_message() and time.monotonic() < until_s:
             pass
 
@@ -199,12 +199,13 @@ class Page:
         """
         line = self.take()
         if line is not None:
+            self._since_s = 0.0
             return line
         if self._spin_s:
             if not self._since_s:
                 self._since_s = time.monotonic()
             if self._is_worth_it:
-                self._spin()
+                self._spin(min(self._spin_s, timeout_s))
                 line = self._take_and_learn()
                 if line is not None:
                     return line
@@ -249,6 +250,7 @@ class Bell:
 
     def __init__(self, name: str) -> None:
         self._address: int | None = None
+        self._semaphore: Any = None
         try:
             self._semaphore = posix_ipc.Semaphore(name)
         except posix_ipc.Error as error:
@@ -289,6 +291,7 @@ class Bell:
     def __del__(self) -> None:
         if self._address is not None:
             _libc.sem_close(self._address)
+        if self._semaphore is not None:
             self._semaphore.close()
 
 

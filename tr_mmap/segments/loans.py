@@ -28,7 +28,13 @@ __all__ = ["Layout", "Loan", "Loans"]
 
 Layout = tuple[DType, tuple[int, ...], int]  # type, shape, and where in the file the payload begins
 
-_OWN_REFERENCES: Final = 2  # sys.getrefcount counts its argument and the variable that holds it
+
+def _count_own_references() -> int:
+    probe = object()
+    return sys.getrefcount(probe)
+
+
+_OWN_REFERENCES: Final = _count_own_references()  # of a variable and the call: 2, and 1 from Python 3.14 on
 
 
 class Loan(weakref.ref[memoryview]):
@@ -94,7 +100,8 @@ class Loans:
         """The segments whose loans are gone since the last call."""
         while self.dead:
             loan = self.dead.popleft()
-            del self.by_memory[loan.key]
+            if self.by_memory.get(loan.key) is loan:  # its id may be another's by now
+                del self.by_memory[loan.key]
             if loan.array is None:
                 del self._by_address[loan.segment.address + PAYLOAD_OFFSET]
             yield loan.segment

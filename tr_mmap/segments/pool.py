@@ -1,6 +1,6 @@
 """The owner's side: a pool of segments that are filled, published and filled again.
 
-Not safe for threads by itself; its session or server holds a lock. See the package's docstring for the protocol.
+Not safe for threads by itself; its session or store holds a lock. See the package's docstring for the protocol.
 """
 
 from __future__ import annotations
@@ -112,20 +112,15 @@ class SegmentPool:
                 if segment is not None:
                     return segment
         if type(tensor) is np.ndarray:
-            nbytes = tensor.nbytes
-            free = self._free.get(class_nbytes(nbytes))
+            free = self._free.get(class_nbytes(tensor.nbytes))
             if free:
                 # Most tensors are of the type and shape that the warmest free segment held last.
                 segment = free[-1]
                 known, shape = segment.alike
-                seq = self._seq + 1
-                if tensor.dtype is known and tensor.shape == shape and _refill(segment, seq, tensor):
+                if tensor.dtype is known and tensor.shape == shape:
                     del free[-1]
-                    segment.seq = self._seq = seq
-                    segment.holds = 1
-                    segment.last_take = self._takes = self._takes + 1
-                    self._copied_nbytes += nbytes
-                    return segment
+                    if self._refill(segment, tensor):
+                        return segment
         dtype, array = tensors.to_array(tensor)
         nbytes = array.nbytes
         segment, is_filled = self._take(nbytes, array)
@@ -133,14 +128,32 @@ class SegmentPool:
             if not is_filled:
                 tensors.copy_into(segment.buffer, PAYLOAD_OFFSET, array)
             self._stamp(segment, (dtype, array.shape, PAYLOAD_OFFSET))
+            if segment.is_populated and not self._has_checksum:
+                segment.alike = dtype.numpy, array.shape
         except BaseException:
             self._put_back(segment)
             raise
-        if segment.is_populated and not self._has_checksum:
-            segment.alike = dtype.numpy, array.shape
         self._copied_nbytes += nbytes
         segment.holds += 1
         return segment
+
+    def _refill(self, segment: Segment, array: np.ndarray[Any, Any]) -> bool:
+        """Publish an array as what a segment held last; else put the segment back, and False."""
+        try:
+            seq = self._seq + 1
+            if segment.refill(seq, segment.buffer, PAYLOAD_OFFSET, array):
+                segment.seq = self._seq = seq
+                segment.last_take = self._takes = self._takes + 1
+                self._copied_nbytes += array.nbytes
+                segment.holds = 1
+                return True
+        except (BufferError, ValueError):
+            pass  # it is not contiguous
+        except BaseException:
+            self._put_back(segment)
+            raise
+        self._put_back(segment)
+        return False
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         """A loan: an array or tensor of undefined content that lives in a segment.
@@ -188,8 +201,8 @@ class SegmentPool:
             return None
         if not loan.is_published:
             self._loans.forbid_writing(tensor, loan)  # first, for it may fail
-            loan.is_published = True
             self._stamp(segment, layout)
+            loan.is_published = True
         elif segment.layout != layout:
             return None  # published before as something else: that header may be in use
         segment.holds += 1
@@ -244,8 +257,10 @@ class SegmentPool:
         free = self._free.get(capacity)
         if not free:
             return None
-        if free[-1].claim() == LEASE_FREE:
-            return free.pop()
+        segment = free[-1]
+        if segment.claim() == LEASE_FREE:
+            del free[-1]
+            return segment
         for index in range(len(free) - 1, -1, -1):
             segment = free[index]
             lease = segment.claim()
@@ -373,14 +388,6 @@ class SegmentPool:
                 _unlink(segment.path)
         self._segments.clear()
         self._free.clear()
-
-
-def _refill(segment: Segment, seq: int, array: np.ndarray[Any, Any]) -> bool:
-    """Publish an array as what the free segment held last; False if that cannot be done."""
-    try:
-        return segment.refill(seq, segment.buffer, PAYLOAD_OFFSET, array)
-    except (BufferError, ValueError):  # it is not contiguous
-        return False
 
 
 def _unlink(path: str) -> None:

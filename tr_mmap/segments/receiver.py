@@ -105,8 +105,8 @@ class Receiver:
         segment = self._mapped.get(ref.segment)
         if segment is None:
             segment = self._map(ref)
-        layout_seq = segment.enter(ref.seq)
         try:
+            layout_seq = segment.enter(ref.seq)
             if layout_seq != segment.layout_seq or not layout_seq:
                 if not layout_seq:
                     raise self._stale(ref)
@@ -140,7 +140,7 @@ class Receiver:
             return
         dead = self.dead
         while dead:
-            anchor = dead.popleft()
+            anchor = dead[0]  # until all is done: doing it twice does no harm, not doing it would
             segment, private = anchor.holder
             views = segment.views
             views.discard(anchor)
@@ -151,6 +151,7 @@ class Receiver:
                     self._let_go(segment)
                 else:
                     segment.leave()
+            dead.popleft()
 
     def _let_go(self, segment: _Mapped) -> None:
         if segment.is_pinned:

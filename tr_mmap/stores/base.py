@@ -1,7 +1,8 @@
 """The two ends of a store: where a session's tensors are, and how they get from one side to the other.
 
 A store never sends or receives a message, and knows no status; a channel never touches a tensor. What crosses between
-the two are the :class:`TensorRef` of requests and responses. Not safe for threads: session and server hold a lock.
+the two are the :class:`TensorRef` of requests and responses. A controller's end is not safe for threads: its session
+holds a lock. A worker's end has a lock of its own, for a handler may have threads.
 """
 
 from __future__ import annotations

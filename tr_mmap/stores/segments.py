@@ -5,6 +5,7 @@ The hot path of both sides runs through here: no layer that could be left out.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def _pool(directory: str, prefix: str, options: StoreOptions) -> SegmentPool:
 
 
 class SegmentWorkerStore(WorkerStore):
-    """See :class:`WorkerStore`.
+    """See :class:`WorkerStore`. Threads of a handler may use it at once.
 
     Args:
         directory: the session directory.
@@ -36,6 +37,7 @@ class SegmentWorkerStore(WorkerStore):
     """
 
     def __init__(self, directory: str, options: StoreOptions) -> None:
+        self._lock = threading.RLock()
         self._receiver = Receiver(directory, verify=options.checksum)
         self._pool = _pool(directory, "result", options)
         self.tags: dict[str, TensorRef] = {}
@@ -55,13 +57,15 @@ class SegmentWorkerStore(WorkerStore):
         if ref is None:
             known = ", ".join(sorted(each for each in self.tags if each[:1] != "$")) or "none"
             raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are: {known}", tag=tag)
-        return self._receiver.receive(ref, framework)
+        with self._lock:
+            return self._receiver.receive(ref, framework)
 
     def publish(self, tensors: Sequence[Any]) -> None:
-        for tensor in tensors:
-            segment = self._pool.publish(tensor)
-            self._segments.append(segment)
-            self.results.append(TensorRef("", segment.name, segment.seq))
+        with self._lock:
+            for tensor in tensors:
+                segment = self._pool.publish(tensor)
+                self._segments.append(segment)
+                self.results.append(TensorRef("", segment.name, segment.seq))
 
     def end(self, request: Request, is_kept: bool) -> list[TensorRef]:
         if not is_kept:
@@ -70,18 +74,21 @@ class SegmentWorkerStore(WorkerStore):
             if ref.tag[:1] == "$":  # lent for this request only
                 self.tags.pop(ref.tag, None)
         if self._receiver.dead:
-            self._receiver.collect()  # before the answer, so that the controller finds its segments free
+            with self._lock:
+                self._receiver.collect()  # before the answer, so that the controller finds its segments free
         return self.results
 
     def withdraw(self) -> None:
-        if self._segments:
-            segments, self._segments = self._segments, []
-            self.results = []
-            for segment in segments:
-                self._pool.release(segment)
+        with self._lock:
+            if self._segments:
+                segments, self._segments = self._segments, []
+                self.results = []
+                for segment in segments:
+                    self._pool.release(segment)
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
-        return self._pool.empty(shape, dtype, framework)
+        with self._lock:
+            return self._pool.empty(shape, dtype, framework)
 
     def close(self, *, is_orphan: bool) -> None:
         self._receiver.close()

@@ -1,0 +1,130 @@
+"""A signal handler that raises, Ctrl-C say, may come between any two steps: nothing is lost with what it interrupts."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import TOOLS
+
+from tr_mmap import PythonSession
+from tr_mmap.manifest import StoreOptions
+from tr_mmap.protocol import TensorRef
+from tr_mmap.segments import Receiver, SegmentPool
+from tr_mmap.segments.layout import LEASE, LEASE_FREE
+from tr_mmap.stores.segments import SegmentWorkerStore
+
+
+class Stop(BaseException):
+    """What the handler raises."""
+
+
+class Alarm:
+    """Interrupts what runs under it, once, after a random time of microseconds."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._is_armed = False
+        self.count = 0
+
+    def ring(self, *_: object) -> None:
+        if self._is_armed:
+            self._is_armed = False
+            raise Stop
+
+    def interrupt(self, action: Callable[[], None], most_s: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self._random.uniform(1e-6, most_s))
+        try:
+            self._is_armed = True
+            action()
+            self._is_armed = False
+        except Stop:
+            self.count += 1
+        self._is_armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@pytest.fixture
+def alarm() -> Iterator[Alarm]:
+    made = Alarm(7)
+    previous = signal.signal(signal.SIGALRM, made.ring)
+    yield made
+    signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.mark.parametrize("spin_us", [0, 200])
+def test_no_interrupt_of_a_request_costs_a_later_one(alarm: Alarm, spin_us: float) -> None:
+    def ask() -> None:
+        for number in range(50):
+            assert session.fetch_response(f"say {number}") == str(number)
+
+    with PythonSession(TOOLS, "interrupts", quiet_mode=True, spin_us=spin_us) as session:
+        while alarm.count < 1500:
+            alarm.interrupt(ask, 300e-6)
+            assert session.fetch_response("say on", 20_000) == "on"
+        for number in range(20):
+            assert session.calculate("echo", np.full(9, number)).tolist() == [number] * 9
+
+
+def test_no_interrupt_of_a_receive_costs_a_lease(alarm: Alarm, tmp_path: Path) -> None:
+    pool, receiver = SegmentPool(str(tmp_path), "segment"), Receiver(str(tmp_path))
+    tensors = [np.arange(16, dtype=np.float32), np.arange(16), np.arange(16).reshape(4, 4)]
+
+    def pass_on() -> None:
+        for number in range(50):
+            segment = pool.publish(tensors[number % 3])
+            view = receiver.receive(TensorRef("", segment.name, segment.seq), "numpy")
+            assert np.array_equal(view, tensors[number % 3])
+            del view
+            pool.release(segment)
+
+    while alarm.count < 3000:
+        alarm.interrupt(pass_on, 60e-6)
+        receiver.collect()
+        for mapped in list(receiver._mapped.values()):
+            assert not mapped.views
+            assert mapped.words[LEASE] == LEASE_FREE
+    pool.close()
+    receiver.close()
+
+
+def test_threads_of_a_handler_may_publish_and_lend_at_once(workspace: Path) -> None:
+    store, receiver = SegmentWorkerStore(str(workspace), StoreOptions()), Receiver(str(workspace))
+    wrong: list[str] = []
+
+    def work(value: int, make: Callable[[int], np.ndarray]) -> None:
+        for _ in range(40):
+            store.publish([make(value)])
+
+    def copied(value: int) -> np.ndarray:
+        return np.full(1 << 17, value, np.int64)  # 1 MiB: copied without the interpreter's lock
+
+    def lent(value: int) -> np.ndarray:
+        loan: np.ndarray = store.empty((1 << 17,), "int64", "numpy")
+        loan[...] = value
+        return loan
+
+    for _ in range(3):
+        threads = [threading.Thread(target=work, args=(number, (copied, lent)[number % 2])) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(store.results) == 160
+        sums = sorted(int(receiver.receive(ref, "numpy").sum()) for ref in store.results)
+        assert sums == sorted((number << 17) for number in range(4) for _ in range(40))
+        for ref in store.results:
+            view = receiver.receive(ref, "numpy")
+            if view.min() != view.max():
+                wrong.append(ref.segment)
+            del view
+        receiver.collect()
+        store.withdraw()
+    assert wrong == []
+    store.close(is_orphan=True)
+    receiver.close()
