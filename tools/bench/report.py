@@ -79,6 +79,7 @@ def _extras(extras: dict[str, Results]) -> list[str]:
     parts: list[str] = []
     names = {
         "ours": "tr_mmap",
+        "ours_spin": "tr_mmap, spinning",
         "ours_torch": "tr_mmap, as torch",
         "semaphore": "semaphore ping-pong",
         "pipe": "multiprocessing.Pipe",
