@@ -143,8 +143,8 @@ def test_a_signal_handler_may_use_the_session_that_it_interrupts(gate: Gate) -> 
             assert session.fetch_response(gate.message, FOREVER_MS) == "through"
             thread.join()
             assert seen
-            # Python may run the last handler only when the answer is there already.
-            assert set(seen) <= {(True, True, False), (True, False, True)}
+            # Python may run the last handler only when the answer is on its way, is there, or is just being taken.
+            assert set(seen) <= {(True, True, False), (True, False, False), (True, False, True)}
             assert session.fetch_tensor("echo from_a_handler").tolist() == list(range(10))
     finally:
         signal.signal(signal.SIGUSR1, previous)
