@@ -83,10 +83,7 @@ class Exchange:
         """
         pending = self.ask(command, parameters, tensors, timeout_ms)
         try:
-            response = self._await(pending, timeout_ms)
-            if response.error is None and (framework is None or not response.tensors):
-                return response, []
-            return self._finish(response, framework)
+            return self._finish(self._await(pending, timeout_ms), framework)
         except BaseException:  # Ctrl-C too
             self._is_abandoned = True  # if it is still pending; asking for the next one resets this
             raise
@@ -99,8 +96,7 @@ class Exchange:
         if run.is_over():
             raise self.worker_died()
         store = self.store
-        self._seq = self._seq % MAX_SEQ + 1
-        request = store.prepare(self._seq, command, parameters, tensors)
+        request = store.prepare(self._next_seq(), command, parameters, tensors)
         try:
             run.channel.send(request)
         except BaseException:
@@ -122,8 +118,7 @@ class Exchange:
         deadline_s = time.monotonic() + timeout_ms / 1000
         try:
             # A worker that is not there yet finds the wish when it is.
-            self._seq = self._seq % MAX_SEQ + 1
-            wish = Request(seq=self._seq, command=EXIT_COMMAND, timestamp=now_ms())
+            wish = Request(seq=self._next_seq(), command=EXIT_COMMAND, timestamp=now_ms())
             while True:
                 stands = run.channel.ask_to_exit(wish)
                 remaining_s = max(0.0, deadline_s - time.monotonic())
@@ -133,6 +128,10 @@ class Exchange:
                     return False
         except ResponseTimeout:
             return False
+
+    def _next_seq(self) -> int:
+        self._seq = self._seq % MAX_SEQ + 1
+        return self._seq
 
     # -- answers --------------------------------------------------------------------------------------------------
 
@@ -225,10 +224,7 @@ class Exchange:
         if framework is None or not response.tensors:
             return response, []
         receive = self.store.receive
-        tensors = []
-        for ref in response.tensors:
-            tensors.append(receive(ref, framework))
-        return response, tensors
+        return response, [receive(ref, framework) for ref in response.tensors]
 
     # -- ends -----------------------------------------------------------------------------------------------------
 

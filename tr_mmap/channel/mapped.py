@@ -175,10 +175,7 @@ class MappedChannel(Channel):
         if len(text) > PAGE_NBYTES - 32:
             text = b'{"seq":0,"spill":"%b"}' % self._write_spill(check_bounds(text))
         self._out.store(seq, text)  # the encoder writes "seq" first; the page has its own place for it
-        try:
-            self._ring_bell.ring()
-        except OSError:
-            pass  # as in ring()
+        self.ring()
 
     def _write_spill(self, text: bytes) -> bytes:
         self._spill_number += 1

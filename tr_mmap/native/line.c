@@ -48,9 +48,9 @@ static int is_made(Line *self) {
     return 0;
 }
 
-/* Let nobody enter any more; the lease as it stands, or PINNED if a guest came. */
-static uint64_t claim(Words *words) {
-    __atomic_store_n(&words->seq, 0, __ATOMIC_RELAXED);
+/* Let nobody enter any more, and say so by seq; the lease as it stands, or PINNED if a guest came. */
+static uint64_t shut(Words *words, uint64_t seq) {
+    __atomic_store_n(&words->seq, seq, __ATOMIC_RELAXED);
     full_fence();
     if (__atomic_load_n(&words->guest, __ATOMIC_RELAXED) != 0) return PINNED;
     return load_acquire(&words->lease); /* its views' loads are before our stores */
@@ -65,7 +65,7 @@ PyDoc_STRVAR(claim_doc, "claim()\n--\n\nOwner: let nobody enter any more; the le
 
 static PyObject *line_claim(Line *self, PyObject *unused) {
     (void)unused;
-    return is_made(self) ? PyLong_FromUnsignedLongLong(claim(self->words)) : NULL;
+    return is_made(self) ? PyLong_FromUnsignedLongLong(shut(self->words, 0)) : NULL;
 }
 
 PyDoc_STRVAR(refill_doc,
@@ -82,7 +82,7 @@ static PyObject *line_refill(Line *self, PyObject *const *arguments, Py_ssize_t 
     if (seq == UINT64_MAX && PyErr_Occurred()) return NULL;
     Py_ssize_t offset = PyLong_AsSsize_t(arguments[2]);
     if (offset == -1 && PyErr_Occurred()) return NULL;
-    if (claim(self->words) != FREE) Py_RETURN_FALSE;
+    if (shut(self->words, 0) != FREE) Py_RETURN_FALSE;
     if (copy_bytes(arguments[1], offset, arguments[3]) < 0) return NULL;
     stamp(self->words, seq);
     Py_RETURN_TRUE;
@@ -103,12 +103,8 @@ PyDoc_STRVAR(retire_doc, "retire()\n--\n\nOwner: give the segment up; the lease 
 static PyObject *line_retire(Line *self, PyObject *unused) {
     (void)unused;
     if (!is_made(self)) return NULL;
-    Words *words = self->words;
-    __atomic_store_n(&words->seq, RETIRED, __ATOMIC_RELAXED);
-    __atomic_store_n(&words->seq_copy, RETIRED, __ATOMIC_RELAXED);
-    full_fence();
-    if (__atomic_load_n(&words->guest, __ATOMIC_RELAXED) != 0) return PyLong_FromUnsignedLongLong(PINNED);
-    return PyLong_FromUnsignedLongLong(load_acquire(&words->lease));
+    __atomic_store_n(&self->words->seq_copy, RETIRED, __ATOMIC_RELAXED);
+    return PyLong_FromUnsignedLongLong(shut(self->words, RETIRED));
 }
 
 PyDoc_STRVAR(enter_doc, "enter(seq)\n--\n\nReader: hold the lease; which layout it is, or 0 if it is another tensor by now.");

@@ -12,16 +12,10 @@ from typing import Any, Final
 import numpy as np
 import posix_ipc
 
+from .words import GUEST, LAYOUT, LEASE, LEASE_FREE, LEASE_HELD, LEASE_PINNED, SEQ, SEQ_COPY
+
 __all__ = ["Bell", "Line", "Page", "copy"]
 
-# Indices of 8-byte words (byte offset / 8).
-_SEQ: Final = 8
-_LAYOUT: Final = 9
-_LEASE: Final = 10
-_GUEST: Final = 11
-_SEQ_COPY: Final = 15
-_HELD: Final = 1
-_PINNED: Final = 2
 _SEQ_RETIRED: Final = 2**64 - 1
 
 # Even x86 may let a load overtake an earlier store to another word. Entering a lock is a locked instruction, a full
@@ -44,21 +38,21 @@ class Line:
 
     def retire(self) -> int:
         """Owner: give the segment up; the lease as it stands, or 2 (PINNED) if a guest came."""
-        self._words[_SEQ_COPY] = _SEQ_RETIRED
+        self._words[SEQ_COPY] = _SEQ_RETIRED
         return self._close(_SEQ_RETIRED)
 
     def _close(self, seq: int) -> int:
         words = self._words
-        words[_SEQ] = seq
+        words[SEQ] = seq
         with _FENCE:
             pass
-        return _PINNED if words[_GUEST] else words[_LEASE]
+        return LEASE_PINNED if words[GUEST] else words[LEASE]
 
     def stamp(self, seq: int) -> None:
         """Owner: publish what is in the segment under a number."""
         words = self._words
-        words[_SEQ_COPY] = seq
-        words[_SEQ] = seq
+        words[SEQ_COPY] = seq
+        words[SEQ] = seq
 
     def refill(self, seq: int, buffer: Any, offset: int, source: Any) -> bool:
         """Owner: claim the segment, copy and stamp, in one; False if somebody holds it, and then nothing is copied.
@@ -66,7 +60,7 @@ class Line:
         Raises:
             BufferError, ValueError: as :func:`copy`.
         """
-        if self.claim() != 0:
+        if self.claim() != LEASE_FREE:
             return False
         copy(buffer, offset, source)
         self.stamp(seq)
@@ -75,16 +69,16 @@ class Line:
     def enter(self, seq: int) -> int:
         """Reader: hold the lease; which layout it is, or 0 if it is another tensor by now."""
         words = self._words
-        words[_LEASE] = _HELD  # before the look: an owner who has not seen it yet has cleared seq already
+        words[LEASE] = LEASE_HELD  # before the look: an owner who has not seen it yet has cleared seq already
         with _FENCE:
             pass
-        if words[_SEQ] != seq or words[_SEQ_COPY] != seq or seq in (0, _SEQ_RETIRED):
+        if words[SEQ] != seq or words[SEQ_COPY] != seq or seq in (0, _SEQ_RETIRED):
             return 0
-        return words[_LAYOUT]
+        return words[LAYOUT]
 
     def leave(self) -> None:
         """Reader: give the lease back; no view of ours is left."""
-        self._words[_LEASE] = 0
+        self._words[LEASE] = LEASE_FREE
 
 
 _BLANK_WORD: Final = int.from_bytes(b"       0", "little")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from ..native.words import LAYOUT, LEASE, LEASE_FREE, LEASE_HELD, LEASE_PINNED, SEQ
 from ..tsr.header import SEQ_RETIRED
 
 __all__ = [
-    "GUEST",
     "HEAD_NBYTES",
     "LAYOUT",
     "LEASE",
@@ -16,7 +16,6 @@ __all__ = [
     "LEASE_PINNED",
     "PAYLOAD_OFFSET",
     "SEQ",
-    "SEQ_COPY",
     "SEQ_RETIRED",
     "class_nbytes",
 ]
@@ -25,17 +24,6 @@ __all__ = [
 # payload for reading only.
 HEAD_NBYTES: Final = 4096
 PAYLOAD_OFFSET: Final = HEAD_NBYTES
-
-# Indices of the live line's 8-byte words (byte offset / 8).
-SEQ: Final = 8
-LAYOUT: Final = 9
-LEASE: Final = 10
-GUEST: Final = 11
-SEQ_COPY: Final = 15
-
-LEASE_FREE: Final = 0
-LEASE_HELD: Final = 1
-LEASE_PINNED: Final = 2  # the reader forked while it held a view: its child may look at it for ever
 
 _MIN_CLASS_NBYTES: Final = 4096  # a memory page
 _STEPS_PER_OCTAVE_LOG2: Final = 3  # 8 sizes between powers of two: at most 12.5 % of a segment is unused

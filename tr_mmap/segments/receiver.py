@@ -147,10 +147,7 @@ class Receiver:
             if private is not None:
                 segment.private = private
             if not views:
-                if segment.is_pinned:
-                    self._let_go(segment)
-                else:
-                    segment.leave()
+                self._let_go(segment)
             dead.popleft()
 
     def _let_go(self, segment: _Mapped) -> None:
