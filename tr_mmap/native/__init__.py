@@ -2,6 +2,9 @@
 
 ``Line``
     the words of a segment's header that owner and reader coordinate through, with the right memory order.
+``Owned``, ``Leased``
+    a segment as its owner and as its reader sees it: arrays are copied in, lent out, and looked at through views that
+    hold the lease. ``loan_of`` and ``seal`` recognise an array that was lent, and make it read-only.
 ``Page``
     a mapped message file: a message is stored and taken whole.
 ``Bell``
@@ -10,8 +13,8 @@
     an array's bytes into mapped memory, in one pass.
 
 There are two implementations, with one suite of tests. The C one (``*.c``) is built on installation where there is a
-compiler. ``plain`` does the same in Python: small messages take twice as long, and its memory order is right on x86
-only, which keeps plain stores in order by itself. ``TR_MMAP_PURE=1`` in the environment chooses it.
+compiler. ``plain`` and ``plain_arrays`` do the same in Python: small messages take twice as long, and its memory order
+is right on x86 only, which keeps plain stores in order by itself. ``TR_MMAP_PURE=1`` in the environment chooses it.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-__all__ = ["IS_COMPILED", "Bell", "Line", "Page", "copy"]
+__all__ = ["IS_COMPILED", "Bell", "Leased", "Line", "Owned", "Page", "bury", "copy", "dead", "loan_of", "seal"]
 
 IS_COMPILED = os.environ.get("TR_MMAP_PURE", "") in ("", "0")
 if IS_COMPILED:
     try:
-        from ._native import Bell, Line, Page, copy
+        from ._native import Bell, Leased, Line, Owned, Page, bury, copy, dead, loan_of, seal
     except ImportError:
         IS_COMPILED = False
 if not IS_COMPILED and not TYPE_CHECKING:
     from .plain import Bell, Line, Page, copy
+    from .plain_arrays import Leased, Owned, bury, dead, loan_of, seal

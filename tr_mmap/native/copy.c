@@ -49,32 +49,20 @@ static void copy_large(char *to, const char *from, size_t nbytes) {
     if (is_split) pthread_join(thread, NULL);
 }
 
+void copy_memory(char *to, const char *from, Py_ssize_t nbytes) {
+    if (nbytes < RELEASE_NBYTES) {
+        memcpy(to, from, (size_t)nbytes);
+        return;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    copy_large(to, from, (size_t)nbytes);
+    Py_END_ALLOW_THREADS
+}
+
 const char copy_doc[] = "copy(target, offset, source)\n--\n\n"
                         "Copy the bytes of a C-contiguous buffer to a place in a writable one.\n\n"
                         "Raises:\n    BufferError, ValueError: the source is not C-contiguous, or is no buffer; or it does\n"
                         "        not fit there.";
-
-int copy_bytes(PyObject *target, Py_ssize_t offset, PyObject *source) {
-    Py_buffer to, from;
-    if (PyObject_GetBuffer(target, &to, PyBUF_WRITABLE) < 0) return -1;
-    if (PyObject_GetBuffer(source, &from, PyBUF_C_CONTIGUOUS) < 0) {
-        PyBuffer_Release(&to);
-        return -1;
-    }
-    int fits = offset >= 0 && offset <= to.len && from.len <= to.len - offset;
-    if (!fits) {
-        PyErr_SetString(PyExc_ValueError, "the source does not fit into the target there");
-    } else if (from.len < RELEASE_NBYTES) {
-        memcpy((char *)to.buf + offset, from.buf, (size_t)from.len);
-    } else {
-        Py_BEGIN_ALLOW_THREADS
-        copy_large((char *)to.buf + offset, from.buf, (size_t)from.len);
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&from);
-    PyBuffer_Release(&to);
-    return fits ? 0 : -1;
-}
 
 PyObject *copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
     (void)module;
@@ -84,6 +72,19 @@ PyObject *copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
     }
     Py_ssize_t offset = PyLong_AsSsize_t(arguments[1]);
     if (offset == -1 && PyErr_Occurred()) return NULL;
-    if (copy_bytes(arguments[0], offset, arguments[2]) < 0) return NULL;
+    Py_buffer to, from;
+    if (PyObject_GetBuffer(arguments[0], &to, PyBUF_WRITABLE) < 0) return NULL;
+    if (PyObject_GetBuffer(arguments[2], &from, PyBUF_C_CONTIGUOUS) < 0) {
+        PyBuffer_Release(&to);
+        return NULL;
+    }
+    int fits = offset >= 0 && offset <= to.len && from.len <= to.len - offset;
+    if (fits)
+        copy_memory((char *)to.buf + offset, from.buf, from.len);
+    else
+        PyErr_SetString(PyExc_ValueError, "the source does not fit into the target there");
+    PyBuffer_Release(&from);
+    PyBuffer_Release(&to);
+    if (!fits) return NULL;
     Py_RETURN_NONE;
 }

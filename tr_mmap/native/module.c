@@ -1,5 +1,8 @@
 /* The extension module: its types, its functions, and what they share. */
-#include "native.h"
+#define TR_MMAP_IMPORTS_NUMPY
+#include "arrays.h"
+
+#include <pthread.h>
 
 int hold_buffer(PyObject *source, Py_buffer *view, Py_ssize_t nbytes) {
     if (PyObject_GetBuffer(source, view, PyBUF_WRITABLE) < 0) return -1;
@@ -11,8 +14,18 @@ int hold_buffer(PyObject *source, Py_buffer *view, Py_ssize_t nbytes) {
     return 0;
 }
 
+PyDoc_STRVAR(bury_doc, "bury()\n--\n\nNothing: here views and loans see to their own ends.");
+
+static PyObject *bury(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"bury", (PyCFunction)bury, METH_NOARGS, bury_doc},
     {"copy", (PyCFunction)(void (*)(void))copy, METH_FASTCALL, copy_doc},
+    {"loan_of", (PyCFunction)(void (*)(void))loan_of, METH_FASTCALL, loan_of_doc},
+    {"seal", (PyCFunction)seal, METH_O, seal_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -25,12 +38,27 @@ static struct PyModuleDef definition = {
 };
 
 PyMODINIT_FUNC PyInit__native(void) {
+    import_array();
+    PyTypeObject *const public[] = {&BellType, &LeasedType, &LineType, &OwnedType, &PageType};
+    if (PyType_Ready(&LineType) < 0 || PyType_Ready(&HoldType) < 0 || PyType_Ready(&LoanType) < 0) return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL) return NULL;
-    if (PyModule_AddType(module, &BellType) < 0 || PyModule_AddType(module, &LineType) < 0 ||
-        PyModule_AddType(module, &PageType) < 0) {
+    for (size_t index = 0; index < sizeof public / sizeof *public; index++) {
+        if (PyModule_AddType(module, public[index]) < 0) {
+            Py_DECREF(module);
+            return NULL;
+        }
+    }
+    PyObject *dead = PyTuple_New(0);
+    if (dead == NULL || PyModule_AddObjectRef(module, "dead", dead) < 0) {
+        Py_XDECREF(dead);
         Py_DECREF(module);
         return NULL;
+    }
+    Py_DECREF(dead);
+    if (pthread_atfork(NULL, NULL, forked_in_child) != 0) {
+        Py_DECREF(module);
+        return PyErr_NoMemory();
     }
     return module;
 }

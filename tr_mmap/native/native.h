@@ -14,8 +14,8 @@ extern PyTypeObject PageType;
 extern const char copy_doc[];
 PyObject *copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
-/* Copy the bytes of a C-contiguous buffer to a place in a writable one; -1 with an exception. */
-int copy_bytes(PyObject *target, Py_ssize_t offset, PyObject *source);
+/* Copy bytes, letting other threads of Python run meanwhile if there are many. */
+void copy_memory(char *to, const char *from, Py_ssize_t nbytes);
 
 static inline uint64_t load_acquire(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 

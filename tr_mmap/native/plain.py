@@ -54,18 +54,6 @@ class Line:
         words[SEQ_COPY] = seq
         words[SEQ] = seq
 
-    def refill(self, seq: int, buffer: Any, offset: int, source: Any) -> bool:
-        """Owner: claim the segment, copy and stamp, in one; False if somebody holds it, and then nothing is copied.
-
-        Raises:
-            BufferError, ValueError: as :func:`copy`.
-        """
-        if self.claim() != LEASE_FREE:
-            return False
-        copy(buffer, offset, source)
-        self.stamp(seq)
-        return True
-
     def enter(self, seq: int) -> int:
         """Reader: hold the lease; which layout it is, or 0 if it is another tensor by now."""
         words = self._words

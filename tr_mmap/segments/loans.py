@@ -9,169 +9,117 @@ used again, so it is done only then.
 from __future__ import annotations
 
 import math
-import sys
-import weakref
-from collections import deque
-from collections.abc import Iterator
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from .. import system
-from ..dtypes import DType
+from .. import dtypes, system
+from ..errors import UnsupportedTensor
+from ..native import loan_of, seal
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from .layout import PAYLOAD_OFFSET
-from .segment import Segment
+from .segment import Layout, Segment
 
-__all__ = ["Layout", "Loan", "Loans"]
-
-Layout = tuple[DType, tuple[int, ...], int]  # type, shape, and where in the file the payload begins
+__all__ = ["Loans", "describe", "forbid_writing", "layout_of"]
 
 
-def _count_own_references() -> int:
-    probe = object()
-    return sys.getrefcount(probe)
+def describe(shape: int | tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
+    """The layout of a loan, and how many bytes it has.
 
-
-_OWN_REFERENCES: Final = _count_own_references()  # of a variable and the call: 2, and 1 from Python 3.14 on
-
-
-class Loan(weakref.ref[memoryview]):
-    """One loan: a weak reference to the memoryview that anchors its memory, which is told of its death.
-
-    Attributes:
-        segment: where it lies.
-        layout: of what was handed out.
-        array: what was handed out, if that is a numpy array.
-        is_published: it was sent, so nobody here may write to it any more.
+    Raises:
+        UnsupportedTensor: no such dtype, or a shape that TSR cannot hold.
     """
+    return _describe((shape,) if isinstance(shape, int) else tuple(shape), dtype)
 
-    __slots__ = ("array", "is_published", "key", "layout", "segment")
-    segment: Segment
-    layout: Layout
-    array: weakref.ref[np.ndarray[Any, Any]] | None
-    is_published: bool
-    key: int
 
-    # A weak reference hashes as its referent does, and a memoryview hashes its whole content.
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
-
-    @property
-    def nbytes(self) -> int:
-        dtype, shape, _ = self.layout
-        return math.prod(shape) * dtype.itemsize
+@lru_cache(64)  # most are asked for again and again
+def _describe(shape: tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
+    known = dtypes.resolve(dtype)
+    if len(shape) > tsr_header.MAX_NDIM or (shape and min(shape) < 0):
+        raise UnsupportedTensor(f"{shape} is no shape of at most {tsr_header.MAX_NDIM} sizes, none negative")
+    return (known, shape, PAYLOAD_OFFSET), math.prod(shape) * known.itemsize
 
 
 class Loans:
     """The loans of one pool.
 
     Attributes:
-        by_memory: those that are lent now, by the id of the memoryview that anchors their memory.
-        dead: those that have ended, until :meth:`returned`.
+        returned: segments whose loans have ended, with the last view of them.
     """
 
     def __init__(self) -> None:
-        self.by_memory: dict[int, Loan] = {}
-        self._by_address: dict[int, Loan] = {}  # where a torch loan's payload begins, as its storage tells
-        self.dead: deque[Loan] = deque()
+        self.returned: list[Segment] = []
+        self._by_address: dict[int, Segment] = {}  # where a torch loan's payload begins, as its storage tells
 
-    def lend(self, segment: Segment, dtype: DType, shape: tuple[int, ...], count: int, framework: str) -> Any:
+    def lend(self, segment: Segment, layout: Layout, framework: str) -> Any:
         """An array or tensor over the segment's payload; the segment is lent until it and all views of it are gone."""
-        root = np.frombuffer(segment.buffer, dtype.numpy, count, PAYLOAD_OFFSET)
-        # Always a view, so that whatever refers to the root itself is another view of the loan.
-        array: np.ndarray[Any, Any] = root.reshape(shape) if len(shape) != 1 else root[:]
-        memory: Any = root.base
-        loan = Loan(memory, self.dead.append)
-        loan.segment = segment
-        loan.layout = (dtype, shape, PAYLOAD_OFFSET)
-        loan.is_published = False
-        loan.key = id(memory)
-        self.by_memory[loan.key] = loan
-        if framework == "torch":
-            loan.array = None
-            self._by_address[segment.address + PAYLOAD_OFFSET] = loan
-            return tensors.as_torch(array, dtype)
-        loan.array = weakref.ref(array)
-        return array
+        dtype, shape, offset = layout
+        if segment.laid_out != layout:
+            segment.lay_out(dtype.numpy, shape, offset)
+            segment.laid_out = layout
+        segment.is_sent = False
+        segment.lent = layout
+        array = segment.lend(self.returned)
+        if framework == "numpy":
+            return array
+        self._by_address[segment.address + offset] = segment
+        return tensors.as_torch(array, dtype)
 
-    def returned(self) -> Iterator[Segment]:
-        """The segments whose loans are gone since the last call."""
-        while self.dead:
-            loan = self.dead.popleft()
-            if self.by_memory.get(loan.key) is loan:  # its id may be another's by now
-                del self.by_memory[loan.key]
-            if loan.array is None:
-                del self._by_address[loan.segment.address + PAYLOAD_OFFSET]
-            yield loan.segment
-
-    def segments(self) -> list[Segment]:
-        """Those that are lent now."""
-        return [loan.segment for loan in list(self.by_memory.values())]  # copied in one step: threads go on
-
-    def find(self, tensor: Any) -> Loan | None:
-        """The loan that a tensor lies in, unless it is seen through the other framework: that would stay writable."""
+    def find(self, tensor: Any) -> Segment | None:
+        """The segment whose loan a tensor lies in, unless it is seen through the other framework: that would stay
+        writable.
+        """
         if isinstance(tensor, np.ndarray):
-            memory = tensor.base
-            while isinstance(memory, np.ndarray):
-                memory = memory.base
-            loan = self.by_memory.get(id(memory))
-            return loan if loan is not None and loan() is memory else None
-        storage = getattr(tensor, "untyped_storage", None)
+            segment: Segment | None = loan_of(tensor, self.returned)
+            return segment
+        storage = getattr(tensor, "untyped_storage", None) if self._by_address else None
         return None if storage is None else self._by_address.get(storage().data_ptr())
 
-    @staticmethod
-    def layout_of(tensor: Any, loan: Loan) -> Layout | None:
-        """How a tensor lies in its loan's segment; None if its memory cannot be published as it lies."""
-        dtype, array = tensors.to_array(tensor)
-        if not array.flags.c_contiguous or not array.dtype.isnative:
-            return None
-        if array is tensor and loan.layout[0] is dtype and loan.layout[1] == array.shape:
-            return loan.layout  # as long as the loan, so it begins where that does; asking the array is slow
-        # (The array of a torch tensor may be a copy: of one that is lazily conjugated, say.)
-        offset = array.__array_interface__["data"][0] - loan.segment.address
-        is_inside = PAYLOAD_OFFSET <= offset <= PAYLOAD_OFFSET + loan.nbytes - array.nbytes
-        if not is_inside or offset % tsr_header.PAYLOAD_ALIGNMENT:
-            return None
-        return dtype, array.shape, offset
+    def take_returned(self) -> Segment | None:
+        """A segment whose loan has ended; None if there is no more."""
+        while self.returned:
+            segment = self.returned.pop()
+            if segment.lent is not None:
+                segment.lent = None
+                if self._by_address:
+                    self._by_address.pop(segment.address + PAYLOAD_OFFSET, None)
+                return segment
+        return None
 
-    def forbid_writing(self, tensor: Any, loan: Loan) -> None:
-        """Let no store of the lender reach the segment any more, through whatever view of the loan."""
-        segment = loan.segment
-        if isinstance(tensor, np.ndarray):
-            _forbid_numpy(tensor, loan)
-        elif _has_other_tensors(tensor):
+
+def layout_of(tensor: Any, segment: Segment) -> Layout | None:
+    """How a tensor of a loan lies in its segment; None if its memory cannot be published as it lies."""
+    lent = segment.lent
+    assert lent is not None
+    dtype, array = tensors.to_array(tensor)
+    if not array.flags.c_contiguous or not array.dtype.isnative:
+        return None
+    # (The array of a torch tensor may be a copy: of one that is lazily conjugated, say.)
+    offset = array.__array_interface__["data"][0] - segment.address
+    end = PAYLOAD_OFFSET + math.prod(lent[1]) * lent[0].itemsize
+    if not PAYLOAD_OFFSET <= offset <= end - array.nbytes or offset % tsr_header.PAYLOAD_ALIGNMENT:
+        return None
+    return dtype, array.shape, offset
+
+
+def forbid_writing(tensor: Any, segment: Segment) -> None:
+    """Let no store of the lender reach the segment any more, through whatever view of the loan."""
+    if isinstance(tensor, np.ndarray):
+        if seal(tensor):
             segment.close_off()
-        else:
-            fd = system.open_file(segment.path)
-            try:
-                private = system.map_private(fd, len(segment.buffer))
-            finally:
-                system.close(fd)
-            # A page that was not stored into shows the file's, so the segment is lent for as long as this lives too.
-            vars(private.obj)["lent"] = tensor.untyped_storage()
-            tensors.move_torch_storage(tensor, private, PAYLOAD_OFFSET)
-
-
-def _forbid_numpy(tensor: np.ndarray[Any, Any], loan: Loan) -> None:
-    lent = None if loan.array is None else loan.array()
-    known = 1  # references to the root: the chain of bases that ends there, and the array that was handed out
-    if lent is not None and lent is not tensor:
-        lent.flags.writeable = False
-        known = 2
-    array = tensor
-    base = array.base
-    while isinstance(base, np.ndarray):
-        array.flags.writeable = False
-        if base is lent:
-            known = 1
-        array = base
-        base = array.base
-    array.flags.writeable = False
-    del base
-    if sys.getrefcount(array) - _OWN_REFERENCES > known:
-        loan.segment.close_off()
+    elif _has_other_tensors(tensor):
+        segment.close_off()
+    else:
+        fd = system.open_file(segment.path)
+        try:
+            private = system.map_private(fd, len(segment.buffer))
+        finally:
+            system.close(fd)
+        # A page that was not stored into shows the file's, so the segment is lent for as long as this lives too.
+        vars(private.obj)["lent"] = tensor.untyped_storage()
+        tensors.move_torch_storage(tensor, private, PAYLOAD_OFFSET)
 
 
 def _has_other_tensors(tensor: Any) -> bool:

@@ -14,14 +14,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from .. import dtypes, system
-from ..errors import OutOfSpace, UnsupportedTensor
+from .. import system
+from ..errors import OutOfSpace
+from ..native import bury, dead, loan_of
 from ..tsr import header as tsr_header
 from ..tsr import tensors
-from .anchors import fork_hooks
+from .forks import fork_hooks
 from .layout import LAYOUT, LEASE, LEASE_FREE, LEASE_PINNED, PAYLOAD_OFFSET, class_nbytes
-from .loans import Layout, Loan, Loans
-from .segment import Segment, make_segment
+from .loans import Loans, describe, forbid_writing, layout_of
+from .segment import Layout, Segment, make_segment
 
 __all__ = ["PoolStats", "Segment", "SegmentPool"]
 
@@ -82,6 +83,7 @@ class SegmentPool:
         self._segments: dict[str, Segment] = {}
         self._free: dict[int, list[Segment]] = {}  # by capacity; the last one is the warmest
         self._loans = Loans()
+        self._returned = self._loans.returned
         self._nbytes = 0
         self._seq = 0
         self._created = 0
@@ -103,33 +105,40 @@ class SegmentPool:
             UnsupportedTensor: not a tensor, or of a kind that TSR cannot hold.
             OutOfSpace: no room.
         """
-        if self._loans.by_memory:
-            if self._loans.dead:
-                self.collect()
-            loan = self._loans.find(tensor)
-            if loan is not None:
-                segment = self._publish_loan(tensor, loan)
-                if segment is not None:
-                    return segment
+        if dead or self._returned:
+            self.collect()
+        segment: Segment | None
         if type(tensor) is np.ndarray:
-            free = self._free.get(class_nbytes(tensor.nbytes))
-            if free:
+            segment = loan_of(tensor, self._returned)
+            if segment is None and not self._has_checksum:
+                free = self._free.get(class_nbytes(tensor.nbytes))
                 # Most tensors are of the type and shape that the warmest free segment held last.
-                segment = free[-1]
-                known, shape = segment.alike
-                if tensor.dtype is known and tensor.shape == shape:
+                if free and free[-1].refill(self._seq + 1, tensor):
+                    segment = free[-1]
+                    segment.seq = self._seq = self._seq + 1
+                    segment.last_take = self._takes = self._takes + 1
+                    self._copied_nbytes += tensor.nbytes
+                    segment.holds = 1
                     del free[-1]
-                    if self._refill(segment, tensor):
-                        return segment
+                    return segment
+        else:
+            segment = self._loans.find(tensor)
+        if segment is not None and self._publish_loan(tensor, segment):
+            return segment
+        return self._publish_copy(tensor)
+
+    def _publish_copy(self, tensor: Any) -> Segment:
         dtype, array = tensors.to_array(tensor)
         nbytes = array.nbytes
         segment, is_filled = self._take(nbytes, array)
         try:
             if not is_filled:
                 tensors.copy_into(segment.buffer, PAYLOAD_OFFSET, array)
-            self._stamp(segment, (dtype, array.shape, PAYLOAD_OFFSET))
-            if segment.is_populated and not self._has_checksum:
-                segment.alike = dtype.numpy, array.shape
+            layout = dtype, array.shape, PAYLOAD_OFFSET
+            self._stamp(segment, layout)
+            if segment.is_populated and segment.laid_out != layout:
+                segment.lay_out(dtype.numpy, array.shape, PAYLOAD_OFFSET)
+                segment.laid_out = layout
         except BaseException:
             self._put_back(segment)
             raise
@@ -137,23 +146,19 @@ class SegmentPool:
         segment.holds += 1
         return segment
 
-    def _refill(self, segment: Segment, array: np.ndarray[Any, Any]) -> bool:
-        """Publish an array as what a segment held last; else put the segment back, and False."""
-        try:
-            seq = self._seq + 1
-            if segment.refill(seq, segment.buffer, PAYLOAD_OFFSET, array):
-                segment.seq = self._seq = seq
-                segment.last_take = self._takes = self._takes + 1
-                self._copied_nbytes += array.nbytes
-                segment.holds = 1
-                return True
-        except (BufferError, ValueError):
-            pass  # it is not contiguous
-        except BaseException:
-            self._put_back(segment)
-            raise
-        self._put_back(segment)
-        return False
+    def _publish_loan(self, tensor: Any, segment: Segment) -> bool:
+        """Publish a loan where it lies; False if its memory has to be copied after all."""
+        layout = segment.lent if segment.is_whole(tensor) else layout_of(tensor, segment)
+        if layout is None:
+            return False
+        if not segment.is_sent:
+            forbid_writing(tensor, segment)  # first, for it may fail
+            self._stamp(segment, layout)
+            segment.is_sent = True
+        elif segment.layout != layout:
+            return False  # published before as something else: that header may be in use
+        segment.holds += 1
+        return True
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         """A loan: an array or tensor of undefined content that lives in a segment.
@@ -167,20 +172,15 @@ class SegmentPool:
             UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
             OutOfSpace: no room.
         """
-        if self._loans.dead:
+        if dead or self._returned:
             self.collect()
-        known = dtypes.resolve(dtype)
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        if len(shape) > tsr_header.MAX_NDIM or (shape and min(shape) < 0):
-            raise UnsupportedTensor(f"{shape} is no shape of at most {tsr_header.MAX_NDIM} sizes, none negative")
-        if framework not in ("numpy", "torch"):
-            raise UnsupportedTensor(f"framework is {framework!r}; it is 'numpy' or 'torch'")
-        count = math.prod(shape)
-        if count == 0:
-            return tensors.from_buffer(bytearray(), known, shape, 0, framework)
-        segment, _ = self._take(count * known.itemsize)
+        layout, nbytes = describe(shape, dtype)
+        tensors.check_framework(framework)
+        if not nbytes:
+            return tensors.from_buffer(bytearray(), layout[0], layout[1], 0, framework)
+        segment, _ = self._take(nbytes)
         segment.holds += 1  # until the last array over it is gone
-        return self._loans.lend(segment, known, shape, count, framework)
+        return self._loans.lend(segment, layout, framework)
 
     def release(self, segment: Segment) -> None:
         """Undo one hold; with the last one gone the segment may be filled again once its reader lets go."""
@@ -190,29 +190,18 @@ class SegmentPool:
 
     def collect(self) -> None:
         """Take back loans whose arrays are all gone."""
-        for segment in self._loans.returned():
+        bury()
+        while (segment := self._loans.take_returned()) is not None:
+            if segment.laid_out != segment.layout:  # it was not sent, or as another layout
+                segment.forget_layout()
             self.release(segment)
-
-    def _publish_loan(self, tensor: Any, loan: Loan) -> Segment | None:
-        """Publish a loan where it lies; None if its memory has to be copied after all."""
-        segment = loan.segment
-        layout = self._loans.layout_of(tensor, loan)
-        if layout is None:
-            return None
-        if not loan.is_published:
-            self._loans.forbid_writing(tensor, loan)  # first, for it may fail
-            self._stamp(segment, layout)
-            loan.is_published = True
-        elif segment.layout != layout:
-            return None  # published before as something else: that header may be in use
-        segment.holds += 1
-        return segment
 
     def _stamp(self, segment: Segment, layout: Layout) -> None:
         self._seq = seq = self._seq + 1
         if segment.layout != layout or self._has_checksum:
             segment.layout = None
-            segment.alike = None, ()
+            if segment.laid_out != layout:
+                segment.forget_layout()
             dtype, shape, offset = layout
             crc: int | None = None
             if self._has_checksum:
@@ -375,8 +364,9 @@ class SegmentPool:
         )
 
     def forked_in_parent(self) -> None:
-        for segment in self._loans.segments():
-            segment.is_tainted = True
+        for segment in list(self._segments.values()):  # a copy, made in one step: other threads go on working
+            if segment.lent is not None:
+                segment.is_tainted = True
 
     def forked_in_child(self) -> None:
         self._is_foreign = True

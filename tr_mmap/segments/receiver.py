@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections import deque
 from typing import Any
-
-import numpy as np
 
 from .. import system
 from ..errors import BadMessage, Fault, HostilePath, StaleTensor, TSRFormatError
-from ..native import Line
+from ..native import Leased
 from ..protocol import TensorRef
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from ..tsr.header import Header
-from .anchors import Anchor, fork_hooks
+from .forks import fork_hooks
 from .layout import HEAD_NBYTES, LAYOUT, LEASE, LEASE_PINNED, SEQ, SEQ_RETIRED
 
 __all__ = ["Receiver"]
@@ -25,50 +22,19 @@ __all__ = ["Receiver"]
 _is_segment_name = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,200}\.tsr").fullmatch
 
 
-class _Mapped(Line):
+class _Mapped(Leased):
     """One segment of the peer, as we see it."""
 
-    __slots__ = (
-        "count",
-        "dtype",
-        "head",
-        "header",
-        "inode",
-        "is_flat",
-        "is_pinned",
-        "layout_seq",
-        "name",
-        "nbytes",
-        "offset",
-        "payload",
-        "private",
-        "shape",
-        "views",
-        "words",
-    )
+    __slots__ = ("head", "header", "inode", "name", "payload", "words")
 
     def __init__(self, name: str, head: memoryview, payload: memoryview, inode: int) -> None:
-        super().__init__(head)
+        super().__init__(head, payload)
         self.name = name
         self.head = head
         self.words = head.cast("Q")
         self.payload = payload  # the whole file, so that offsets are those of the header
-        self.nbytes = len(payload)
         self.inode = inode
-        self.layout_seq = 0
-        self.header: Header | None = None  # and what of it every view needs:
-        self.dtype: np.dtype[Any] = np.dtype("u1")
-        self.count = 0
-        self.offset = 0
-        self.shape: tuple[int, ...] = ()
-        self.is_flat = False
-        self.private: memoryview | None = None  # a copy-on-write mapping that no view uses now
-        self.views: set[Anchor[_View]] = set()
-        self.is_pinned = False
-
-
-# What an anchor watches: a view of this segment, over this copy-on-write mapping if it is not over the shared one.
-_View = tuple[_Mapped, memoryview | None]
+        self.header: Header | None = None
 
 
 class Receiver:
@@ -83,9 +49,6 @@ class Receiver:
         self._directory = directory
         self._verify = verify
         self._mapped: dict[str, _Mapped] = {}
-        self.dead: deque[Anchor[_View]] = deque()
-        self._bury = self.dead.append
-        self._is_foreign = False
         fork_hooks.add(self)
 
     def receive(self, ref: TensorRef, framework: str) -> Any:
@@ -100,62 +63,25 @@ class Receiver:
             HostilePath: it is not a file of the peer's making.
             TSRFormatError: what is there is not a tensor; PAYLOAD_CHECKSUM: it is not the one that was published.
         """
-        if self.dead:
-            self.collect()
         segment = self._mapped.get(ref.segment)
         if segment is None:
             segment = self._map(ref)
+        private = None if framework == "numpy" else self._map_private(segment, ref)
         try:
-            layout_seq = segment.enter(ref.seq)
-            if layout_seq != segment.layout_seq or not layout_seq:
-                if not layout_seq:
-                    raise self._stale(ref)
+            array = segment.view(ref.seq, private)
+            if array is None:  # its layout has changed
                 self._decode(segment)
-            if self._verify:
-                _check_payload(segment)
-            if not segment.count:
-                return _view_of_nothing(segment, framework)
-            is_numpy = framework == "numpy"
-            private = None if is_numpy else self._map_private(segment, ref)
-            mapping = segment.payload if private is None else private
-            array = np.frombuffer(mapping, segment.dtype, segment.count, segment.offset)
-            memory: Any = array.base
-            anchor: Anchor[_View] = Anchor(memory, self._bury)
-            anchor.holder = segment, private
-            segment.views.add(anchor)
-            if not segment.is_flat:
-                array = array.reshape(segment.shape)
-            if is_numpy:
-                return array
-            assert segment.header is not None
-            return tensors.as_torch(array, segment.header.dtype)
-        finally:
-            if not segment.views:
-                self._let_go(segment)
-
-    def collect(self) -> None:
-        """Give back the leases of segments whose views are all gone."""
-        if self._is_foreign:
-            self.dead.clear()
-            return
-        dead = self.dead
-        while dead:
-            anchor = dead[0]  # until all is done: doing it twice does no harm, not doing it would
-            segment, private = anchor.holder
-            views = segment.views
-            views.discard(anchor)
-            if private is not None:
-                segment.private = private
-            if not views:
-                self._let_go(segment)
-            dead.popleft()
-
-    def _let_go(self, segment: _Mapped) -> None:
-        if segment.is_pinned:
-            segment.words[LEASE] = LEASE_PINNED
-            self._mapped.pop(segment.name, None)
-        else:
-            segment.leave()
+                array = segment.view(ref.seq, private)
+        except LookupError:
+            array = None
+        if array is None:
+            raise self._stale(ref)
+        if self._verify:
+            _check_payload(segment)
+        if private is None:
+            return array
+        assert segment.header is not None
+        return tensors.as_torch(array, segment.header.dtype)
 
     def _stale(self, ref: TensorRef) -> StaleTensor:
         what = f"tensor {ref.tag!r}" if ref.tag else "the result"
@@ -195,34 +121,32 @@ class Receiver:
             raise self._stale(ref) from None
 
     def _map_private(self, segment: _Mapped, ref: TensorRef) -> memoryview:
-        private, segment.private = segment.private, None
+        private, segment.spare = segment.spare, None
         if private is not None and system.advise(private, system.MADV_DONTNEED):
             return private
         fd = self._open(ref)
         try:
             if os.fstat(fd).st_ino != segment.inode:
                 raise self._stale(ref)
-            return system.map_private(fd, segment.nbytes)
+            return system.map_private(fd, len(segment.payload))
         finally:
             system.close(fd)
 
     def _decode(self, segment: _Mapped) -> None:
-        segment.layout_seq = 0
-        layout_seq = segment.words[LAYOUT]
-        header = tsr_header.decode(segment.head[:256].tobytes(), file_nbytes=segment.nbytes, path=segment.name)
-        if not header.is_segment:
-            raise TSRFormatError(
-                f"{segment.name} is a plain TSR file, not a segment",
-                fault=Fault.BAD_FLAGS,
-                path=segment.name,
+        try:
+            layout_seq = segment.words[LAYOUT]
+            header = tsr_header.decode(
+                segment.head[:256].tobytes(), file_nbytes=len(segment.payload), path=segment.name
             )
-        segment.header = header
-        segment.dtype = header.dtype.numpy
-        segment.count = header.count
-        segment.offset = header.payload_offset
-        segment.shape = header.shape
-        segment.is_flat = len(header.shape) == 1
-        segment.layout_seq = layout_seq
+            if not header.is_segment:
+                raise TSRFormatError(
+                    f"{segment.name} is a plain TSR file, not a segment", fault=Fault.BAD_FLAGS, path=segment.name
+                )
+            segment.header = header
+            segment.learn(layout_seq, header.dtype.numpy, header.shape, header.payload_offset)
+        except BaseException:
+            segment.rest()
+            raise
 
     def _forget_retired(self) -> None:
         for name, segment in list(self._mapped.items()):
@@ -236,19 +160,11 @@ class Receiver:
                 segment.is_pinned = True
 
     def forked_in_child(self) -> None:
-        self._is_foreign = True  # the leases are our parent's: never touch them
+        pass  # the leases are our parent's: whoever holds them never touches them here
 
     def close(self) -> None:
         """Forget all mappings; views that still live keep theirs, and their leases."""
-        self.collect()
         self._mapped.clear()
-
-
-def _view_of_nothing(segment: _Mapped, framework: str) -> Any:
-    header = segment.header
-    assert header is not None
-    nothing: Any = segment.payload if framework == "numpy" else bytearray()  # as writable as any other view
-    return tensors.from_buffer(nothing, header.dtype, header.shape, 0, framework)
 
 
 def _check_payload(segment: _Mapped) -> None:

@@ -10,37 +10,45 @@ import numpy as np
 from .. import system
 from ..dtypes import DType
 from ..errors import HostilePath
-from ..native import Line
+from ..native import Owned
 from ..tsr import tensors
 from .layout import HEAD_NBYTES, LEASE, LEASE_HELD, PAYLOAD_OFFSET
 
-__all__ = ["Segment", "make_segment"]
+__all__ = ["Layout", "Segment", "make_segment"]
+
+Layout = tuple[DType, tuple[int, ...], int]  # type, shape, and where in the file the payload begins
 
 # From here on a new file is filled by write(2), which spares zeroing the pages first and faulting them in one by one
 # (64 MiB: 52 ms against 92 ms), and a mapping is populated in one call before it is first filled (8 ms against 52 ms).
 POPULATE_NBYTES: Final = 256 << 10
 
 
-class Segment(Line):
+class Segment(Owned):
     """One segment, as its owner sees it.
 
     Attributes:
         name: file name in the session directory; never used twice.
         seq: the number it was last published under; 0 before.
         holds: reasons why it may not be filled: tags, messages, local arrays.
+        layout: what its header says.
+        laid_out: the layout that :meth:`lend` and :meth:`refill` go by; the latter is for when the header says the same.
+        lent: the layout of the loan that it is now, until that and all views of it are gone; None if it is none.
+        is_sent: that loan was published, so nobody here may write to it any more.
     """
 
     __slots__ = (
         "address",
-        "alike",
         "buffer",
         "capacity",
         "holds",
         "is_closed_off",
         "is_populated",
+        "is_sent",
         "is_tainted",
+        "laid_out",
         "last_take",
         "layout",
+        "lent",
         "name",
         "path",
         "seq",
@@ -57,9 +65,10 @@ class Segment(Line):
         self.capacity = len(buffer) - PAYLOAD_OFFSET
         self.seq = 0
         self.holds = 0
-        self.layout: tuple[DType, tuple[int, ...], int] | None = None
-        # Type and shape of an array that can be copied in and stamped, with nothing else to do; None for none.
-        self.alike: tuple[np.dtype[Any] | None, tuple[int, ...]] = None, ()
+        self.layout: Layout | None = None
+        self.laid_out: Layout | None = None
+        self.lent: Layout | None = None
+        self.is_sent = False
         self.is_closed_off = False  # our mapping of the payload is private: see close_off
         self.is_tainted = False  # somebody we cannot ask may be looking: retire it, never fill it again
         self.is_populated = False  # our mapping has its pages in place
@@ -74,7 +83,12 @@ class Segment(Line):
         """Let every array over our mapping keep what it sees and store elsewhere: its pages become copy-on-write."""
         self._remap(private=True)
         self.is_closed_off = True
-        self.alike = None, ()
+        self.forget_layout()
+
+    def forget_layout(self) -> None:
+        """Have the next array copied in the long way."""
+        self.forget()
+        self.laid_out = None
 
     def make_fillable(self) -> None:
         """Undo :meth:`close_off`, and have the pages in place; no array is over the mapping any more."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import MissingTag
 from ..manifest import StoreOptions
+from ..native import bury, dead
 from ..protocol import Request, TensorRef, decode_response, now_ms
 from ..segments import PoolStats, Receiver, Segment, SegmentPool, Tags
 from .base import ControllerStore, WorkerStore
@@ -73,9 +74,8 @@ class SegmentWorkerStore(WorkerStore):
         for ref in request.tensors:
             if ref.tag[:1] == "$":  # lent for this request only
                 self.tags.pop(ref.tag, None)
-        if self._receiver.dead:
-            with self._lock:
-                self._receiver.collect()  # before the answer, so that the controller finds its segments free
+        if dead:
+            bury()  # before the answer, so that the controller finds its segments free
         return self.results
 
     def withdraw(self) -> None:
@@ -122,9 +122,8 @@ class SegmentControllerStore(ControllerStore):
         self._tags.drop(tag)
 
     def prepare(self, seq: int, command: str, parameters: str, tensors: Sequence[Any]) -> Request:
-        receiver = self._receiver
-        if receiver is not None and receiver.dead:
-            receiver.collect()  # before the request, so that the worker finds its segments free
+        if dead:
+            bury()  # before the request, so that the worker finds its segments free
         tags = self._tags
         refs, drops = tags.news() if tags.untold else ([], [])
         if tensors:
@@ -189,8 +188,7 @@ class SegmentControllerStore(ControllerStore):
             receiver.close()
 
     def collect(self) -> None:
-        if self._receiver is not None:
-            self._receiver.collect()
+        bury()
 
     def close(self) -> None:
         self._close_receiver()

@@ -1,30 +1,12 @@
-"""Knowing when the last view of a mapping is gone, without locks. Used by owners (loans) and readers (leases).
-
-An array over a mapping keeps a memoryview alive as its base, and so does every view derived from it. A weak reference
-to that memoryview is told of its death, in whatever thread and at whatever moment; all it does then is append itself
-to a queue, in C, which its side empties the next time it works. So no callback ever runs our code.
-"""
+"""Telling pools and receivers of a fork: the child sees the same memory, with nobody to say when it stops looking."""
 
 from __future__ import annotations
 
 import os
 import weakref
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-__all__ = ["Anchor", "fork_hooks"]
-
-T = TypeVar("T")
-
-
-class Anchor(weakref.ref[memoryview], Generic[T]):
-    """A weak reference that remembers whose mapping it watches."""
-
-    __slots__ = ("holder",)
-    holder: T
-
-    # A weak reference hashes as its referent does, and a memoryview hashes its whole content.
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
+__all__ = ["fork_hooks"]
 
 
 class ForkHooks:

@@ -1,0 +1,335 @@
+"""Arrays over segments in plain Python; what the operations mean is said here. See the package's docstring.
+
+An array over a mapping keeps a memoryview alive as its base, and so does every view derived from it. A weak reference
+to that memoryview is told of its death, in whatever thread and at whatever moment; all it does then is append itself
+to ``dead``, in C. So no callback ever runs our code: :func:`bury` does, when the session works next. The extension's
+arrays have a base that knows by itself what to do in the end, so there ``dead`` is always empty.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+from typing import Any, Final
+
+import numpy as np
+
+from .plain import Line
+from .words import LEASE, LEASE_FREE, LEASE_PINNED
+
+__all__ = ["Leased", "Owned", "bury", "dead", "loan_of", "seal"]
+
+
+class _Anchor(weakref.ref[memoryview]):
+    """A weak reference to what an array's memory depends on."""
+
+    __slots__ = ("generation", "segment")
+    generation: int
+    segment: Any
+
+    # A weak reference hashes as its referent does, and a memoryview hashes its whole content.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+class _View(_Anchor):
+    """A view of a :class:`Leased`."""
+
+    __slots__ = ("mapping",)
+    mapping: memoryview | None
+
+    def end(self) -> None:
+        self.segment._view_ended(self)
+
+
+class _Loan(_Anchor):
+    """A loan of an :class:`Owned`."""
+
+    __slots__ = ("array", "is_over", "key", "queue")
+    array: weakref.ref[np.ndarray[Any, Any]]
+    is_over: bool
+    key: int
+    queue: list[Any]
+
+    def end(self) -> None:
+        if _loans.get(self.key) is self:  # its id may be another's by now
+            del _loans[self.key]
+        if not self.is_over:
+            self.is_over = True  # first, and nothing comes between: twice would be worse than never
+            self.queue.append(self.segment)
+
+
+dead: Final[deque[Any]] = deque()
+_loans: Final[dict[int, _Loan]] = {}  # by the id of the memoryview
+_lock: Final = threading.RLock()
+_generation = 0  # what was made by an earlier one is the parent's
+
+
+def _forked_in_child() -> None:
+    global _generation
+    _generation += 1
+    dead.clear()
+    _lock._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+os.register_at_fork(after_in_child=_forked_in_child)
+
+
+def bury() -> None:
+    """Do what the deaths of views and loans ask for."""
+    with _lock:
+        while dead:
+            anchor = dead[0]  # until all is done: doing it twice does no harm, not doing it would
+            if anchor.generation == _generation:
+                anchor.end()
+            dead.popleft()
+
+
+class _Layout:
+    """How a tensor lies in a file."""
+
+    __slots__ = ("count", "dtype", "offset", "shape")
+
+    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, file_nbytes: int) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self.offset = offset
+        self.count = math.prod(shape)
+        if min(shape, default=0) < 0 or not 0 <= offset <= file_nbytes - self.count * dtype.itemsize:
+            raise ValueError("the tensor does not fit into the file there")
+
+    def fits(self, array: Any) -> bool:
+        return (
+            type(array) is np.ndarray
+            and array.dtype is self.dtype
+            and array.shape == self.shape
+            and array.flags.c_contiguous
+        )
+
+    def view(self, mapping: memoryview) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """An array over a mapping, and what it is a view of, whose base is a memoryview of its own."""
+        root: np.ndarray[Any, Any] = np.frombuffer(mapping, self.dtype, self.count, self.offset)
+        return (root[:] if len(self.shape) == 1 else root.reshape(self.shape)), root
+
+
+class Leased(Line):
+    """A segment as its reader sees it.
+
+    Args:
+        head: its first page, mapped for writing.
+        file: the whole of it, mapped for reading.
+
+    Attributes:
+        spare: a copy-on-write mapping of the file that no view uses any more.
+        is_pinned: a child of ours may look at it for ever, so the lease is never given back.
+    """
+
+    __slots__ = ("_anchors", "_file", "_generation", "_layout", "_layout_seq", "is_pinned", "spare")
+
+    def __init__(self, head: Any, file: memoryview) -> None:
+        super().__init__(head)
+        self._file = file
+        self._layout: _Layout | None = None
+        self._layout_seq = 0
+        self._anchors: set[object] = set()
+        self._generation = _generation
+        self.spare: memoryview | None = None
+        self.is_pinned = False
+
+    @property
+    def views(self) -> int:
+        """How many arrays there are."""
+        return len(self._anchors)
+
+    def learn(self, layout_seq: int, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> None:
+        """What the header says, under the number of its layout.
+
+        Raises:
+            ValueError: the tensor does not fit into the file.
+        """
+        self._layout_seq = 0
+        self._layout = _Layout(dtype, shape, offset, len(self._file))
+        self._layout_seq = layout_seq
+
+    def view(self, seq: int, mapping: memoryview | None = None) -> np.ndarray[Any, Any] | None:
+        """An array over the tensor; the lease is held while it lives, or a view of it.
+
+        Args:
+            seq: the number that the tensor was published under.
+            mapping: a copy-on-write mapping of the file, which the array is to be over; it becomes the spare one when
+                the array is gone.
+
+        Returns:
+            None if its layout is not the one that was learnt. The lease is held then: learn it, and ask again; or
+            :meth:`rest`.
+
+        Raises:
+            LookupError: it is another tensor by now.
+        """
+        if mapping is not None and len(mapping) != len(self._file):
+            raise ValueError("the mapping is not of the whole file")
+        with _lock:
+            held = object()
+            self._anchors.add(held)  # so that the end of another view, while this one is made, does not end the lease
+            layout_seq = self.enter(seq)
+            layout = self._layout
+            if layout_seq == 0 or layout is None or layout_seq != self._layout_seq:
+                self._anchors.discard(held)
+                if layout_seq:
+                    return None
+                self.rest()
+                raise LookupError("another tensor is there by now")
+            try:
+                if not layout.count:
+                    array: np.ndarray[Any, Any] = np.empty(layout.shape, layout.dtype)
+                    array.flags.writeable = mapping is not None
+                    return array
+                array, root = layout.view(self._file if mapping is None else mapping)
+                memory: Any = root.base
+                anchor = _View(memory, dead.append)
+                anchor.segment, anchor.mapping, anchor.generation = self, mapping, _generation
+                self._anchors.add(anchor)
+                return array
+            finally:
+                self._anchors.discard(held)
+                self.rest()
+
+    def _view_ended(self, anchor: _View) -> None:
+        self._anchors.discard(anchor)
+        if self.spare is None:
+            self.spare = anchor.mapping
+        self.rest()
+
+    def rest(self) -> None:
+        """Give the lease back if no view is left."""
+        if not self._anchors and self._generation == _generation:
+            self._words[LEASE] = LEASE_PINNED if self.is_pinned else LEASE_FREE
+
+
+class Owned(Line):
+    """A segment as its owner sees it.
+
+    Args:
+        file: the whole of it, mapped for writing.
+    """
+
+    __slots__ = ("_file", "_layout")
+
+    def __init__(self, file: memoryview) -> None:
+        super().__init__(file)
+        self._file = file
+        self._layout: _Layout | None = None
+
+    def lay_out(self, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> None:
+        """How an array lies there that :meth:`refill` may copy, or :meth:`lend` hands out.
+
+        Raises:
+            ValueError: it does not fit into the file.
+        """
+        self._layout = None
+        self._layout = _Layout(dtype, shape, offset, len(self._file))
+
+    def forget(self) -> None:
+        """No array is like the last."""
+        self._layout = None
+
+    def refill(self, seq: int, array: Any) -> bool:
+        """Claim the segment, copy and stamp, in one.
+
+        Returns:
+            False if the array is not like the last, or not C-contiguous, or if somebody holds the segment; then
+            nothing is copied.
+        """
+        layout = self._layout
+        if layout is None or not layout.fits(array) or self.claim() != LEASE_FREE:
+            return False
+        if layout.count:
+            target = np.frombuffer(self._file, layout.dtype, layout.count, layout.offset)
+            target.reshape(layout.shape)[...] = array
+        self.stamp(seq)
+        return True
+
+    def lend(self, queue: list[Any]) -> np.ndarray[Any, Any]:
+        """An array over the segment, of the layout that was laid out.
+
+        When it and all views of it are gone, the segment is appended to the queue.
+        """
+        layout = self._layout
+        if layout is None:
+            raise TypeError("lend takes a list, and a segment that is laid out")
+        # Always a view, so that whatever refers to the root itself is another view of the loan.
+        array, root = layout.view(self._file)
+        memory: Any = root.base
+        loan = _Loan(memory, dead.append)
+        loan.segment, loan.generation = self, _generation
+        loan.queue, loan.is_over, loan.array = queue, False, weakref.ref(array)
+        loan.key = id(memory)
+        _loans[loan.key] = loan
+        return array
+
+    def is_whole(self, array: Any) -> bool:
+        """Whether an array is what :meth:`lend` handed out, or just like it."""
+        layout = self._layout
+        if layout is None or not layout.fits(array):
+            return False
+        return bool(array.ctypes.data == np.frombuffer(self._file, np.uint8).ctypes.data + layout.offset)
+
+
+def _root_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _loan_under(root: np.ndarray[Any, Any]) -> _Loan | None:
+    loan = _loans.get(id(root.base))
+    return loan if loan is not None and loan() is root.base else None
+
+
+def loan_of(array: Any, queue: list[Any]) -> Any:
+    """The segment whose loan an array lies in, if it was lent with that queue; else None."""
+    if not isinstance(array, np.ndarray):
+        return None
+    loan = _loan_under(_root_of(array))
+    return loan.segment if loan is not None and loan.queue is queue else None
+
+
+def _count_own_references() -> int:
+    probe = object()
+    return sys.getrefcount(probe)
+
+
+_OWN_REFERENCES: Final = _count_own_references()  # of a variable and the call: 2, and 1 from Python 3.14 on
+
+
+def seal(array: np.ndarray[Any, Any]) -> bool:
+    """Make an array of a loan, what it is a view of, and what was handed out read-only.
+
+    Returns:
+        Whether there may be other views of the loan, which can still be written to.
+    """
+    loan = _loan_under(_root_of(array))
+    if loan is None:
+        raise TypeError("seal takes an array of a loan")
+    handed = loan.array()
+    known = 1  # references to the root: the chain of bases that ends there, and what was handed out
+    is_apart = handed is not None
+    while True:
+        is_apart = is_apart and array is not handed
+        array.flags.writeable = False
+        base = array.base
+        if not isinstance(base, np.ndarray):
+            break
+        array = base
+    if is_apart:
+        assert handed is not None
+        handed.flags.writeable = False
+        known = 2
+    del base, handed, loan
+    return sys.getrefcount(array) - _OWN_REFERENCES > known
+
+
