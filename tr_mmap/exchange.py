@@ -83,7 +83,10 @@ class Exchange:
         """
         pending = self.ask(command, parameters, tensors, timeout_ms)
         try:
-            return self._finish(self._await(pending, timeout_ms), framework)
+            response = self._await(pending, timeout_ms)
+            if response.error is not None:
+                raise _remote_error(response.command, response.error)
+            return response, self._receive_all(response, framework) if response.tensors else []
         except BaseException:  # Ctrl-C too
             self._is_abandoned = True  # if it is still pending; asking for the next one resets this
             raise
@@ -93,14 +96,14 @@ class Exchange:
         run = self.place.run or self.run()
         if self._pending is not None:
             self.settle(timeout_ms)
-        if run.is_over():
+        if run.watch.is_dead:
             raise self.worker_died()
-        store = self.store
-        request = store.prepare(self._next_seq(), command, parameters, tensors)
+        self._seq = seq = self._seq % MAX_SEQ + 1
+        request = self.store.prepare(seq, command, parameters, tensors)
         try:
             run.channel.send(request)
         except BaseException:
-            store.withdraw()
+            self.store.withdraw()
             raise
         self._pending = request
         self._is_abandoned = False
@@ -118,7 +121,8 @@ class Exchange:
         deadline_s = time.monotonic() + timeout_ms / 1000
         try:
             # A worker that is not there yet finds the wish when it is.
-            wish = Request(seq=self._next_seq(), command=EXIT_COMMAND, timestamp=now_ms())
+            self._seq = self._seq % MAX_SEQ + 1
+            wish = Request(seq=self._seq, command=EXIT_COMMAND, timestamp=now_ms())
             while True:
                 stands = run.channel.ask_to_exit(wish)
                 remaining_s = max(0.0, deadline_s - time.monotonic())
@@ -128,10 +132,6 @@ class Exchange:
                     return False
         except ResponseTimeout:
             return False
-
-    def _next_seq(self) -> int:
-        self._seq = self._seq % MAX_SEQ + 1
-        return self._seq
 
     # -- answers --------------------------------------------------------------------------------------------------
 
@@ -143,9 +143,8 @@ class Exchange:
         is_abandoned = self._is_abandoned
         response = self._await(pending, timeout_ms)
         if not is_abandoned:
-            receive = self.store.receive
             # Now, for with the next request the worker may take a result back that nobody holds.
-            self._answers.append((response, [receive(ref, self._framework) for ref in response.tensors]))
+            self._answers.append((response, self._receive_all(response, self._framework)))
 
     def take(self, timeout_ms: float, *, has_tensors: bool) -> Answer:
         """The oldest answer that nobody has taken; waits for a request too, which another thread may make."""
@@ -164,22 +163,23 @@ class Exchange:
                 timeout_ms=timeout_ms,
                 command="",
             )
-        remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
-        return self._finish(self._await(self._pending, remaining_ms), self._framework if has_tensors else None)
+        response = self._await(self._pending, max(0.0, (deadline_s - time.monotonic()) * 1000))
+        if response.error is not None:
+            raise _remote_error(response.command, response.error)
+        return response, self._receive_all(response, self._framework) if has_tensors else []
 
     def _is_asked(self) -> bool:
         return self._pending is not None and not self._is_abandoned
 
     def _await(self, pending: Request, timeout_ms: float) -> Response:
         run = self.place.run or self.run()
-        store = self.store
         receive = self._receive if self.place.options.block_ms else run.channel.receive
-        deadline_s = time.monotonic() + timeout_ms / 1000
+        began_s = time.monotonic()
         remaining_ms = timeout_ms
         while True:
             try:
                 raw = receive(remaining_ms, run.is_over)
-                response = None if raw is None else store.decode(raw)
+                response = None if raw is None else self.store.decode(raw)
             except BadMessage:
                 self._end_request()  # there will be no other answer to it
                 raise
@@ -196,12 +196,11 @@ class Exchange:
                     command=pending.command,
                 )
             if response.seq == pending.seq:
-                break
+                self._pending = None
+                self.store.answered(pending)
+                return response
             # Else an answer that nobody waits for.
-            remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
-        self._pending = None
-        store.answered(pending)
-        return response
+            remaining_ms = max(0.0, timeout_ms - (time.monotonic() - began_s) * 1000)
 
     def _receive(self, timeout_ms: float, stop: Callable[[], bool]) -> bytes | None:
         """As the channel's, but the worker may be waiting for views that other threads here have dropped meanwhile."""
@@ -218,13 +217,11 @@ class Exchange:
         self._pending = None
         self.store.withdraw()
 
-    def _finish(self, response: Response, framework: str | None) -> Answer:
-        if response.error is not None:
-            raise _remote_error(response.command, response.error)
-        if framework is None or not response.tensors:
-            return response, []
+    def _receive_all(self, response: Response, framework: str | None) -> list[Any]:
+        if framework is None:
+            return []
         receive = self.store.receive
-        return response, [receive(ref, framework) for ref in response.tensors]
+        return [receive(ref, framework) for ref in response.tensors]
 
     # -- ends -----------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from . import system
 from .auth import Tally, new_secret, protect
 from .channel import CHANNELS, Channel, Role
 from .errors import TRException
+from .forks import Forkable
 from .launch import launch
 from .manifest import Manifest, StoreOptions
 from .process import Identity, PeerWatch, WorkerProcess
@@ -23,21 +24,6 @@ from .workspace import Workspace
 __all__ = ["Place", "Run"]
 
 _is_remains = re.compile(r"result_[0-9]+\.tsr|(?:request|response)\.[0-9A-Za-z_]+\.spill").fullmatch
-
-
-class _Forks:
-    """How many forks lie between this process and the one that imported us; a system call could tell too, slowly."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._increment)
-
-    def _increment(self) -> None:
-        self.count += 1
-
-
-_forks = _Forks()
 
 
 class Run:
@@ -63,7 +49,7 @@ class Run:
             self.channel.close()
 
 
-class Place:
+class Place(Forkable):
     """The session's directory and all that is in it; released when the session goes, however it goes.
 
     Args:
@@ -86,6 +72,7 @@ class Place:
         options: StoreOptions,
         spin_us: float = 0.0,
     ) -> None:
+        super().__init__()
         self.session_id = session_id
         self.tally = Tally()
         self._has_auth = auth
@@ -93,7 +80,6 @@ class Place:
         self._spin_us = spin_us
         self.workspace = Workspace.locate()
         self._channel_name = channel
-        self._generation = _forks.count
         self._owner_pid = os.getpid()
         self._sweep()
         self.directory = self.workspace.claim(session_id, self._manifest([]))
@@ -174,11 +160,6 @@ class Place:
         for name in system.list_dir(self.directory):
             if _is_remains(name):
                 system.unlink(os.path.join(self.directory, name))
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether this process is a fork's child: then all of this is its parent's."""
-        return _forks.count != self._generation
 
     def release(self) -> None:
         """End the worker if it lives, remove the directory. Never raises for what is gone already.

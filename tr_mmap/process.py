@@ -41,13 +41,13 @@ class PeerWatch:
         self._owner_pid = os.getpid()
         self._lock = threading.Lock()
         self._is_stopped = False
-        self._is_dead = False
+        self.is_dead = False
         self._stop_event = threading.Event()  # for the polling thread; the pidfd's thread waits on _wake
         self._pidfd = self._wake = -1
         try:
             self._pidfd = -1 if (fd := open_pidfd(identity)) is None else fd
         except ProcessLookupError:
-            self._is_dead = True
+            self.is_dead = True
         if self._pidfd >= 0:
             try:
                 self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -60,11 +60,6 @@ class PeerWatch:
         except BaseException:
             self._close()
             raise
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether the watch has seen the peer's end."""
-        return self._is_dead
 
     def stop(self) -> None:
         """End the watch. When this returns the callback is not running (unless it made this call) and never will."""
@@ -82,9 +77,9 @@ class PeerWatch:
 
     def _run(self) -> None:
         try:
-            if self._is_dead or self._wait_for_end():
+            if self.is_dead or self._wait_for_end():
                 with self._lock:
-                    self._is_dead = True
+                    self.is_dead = True
                     if self._is_stopped:
                         return
                 self._on_death()

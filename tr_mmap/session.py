@@ -379,7 +379,7 @@ class PythonSession:
             framework = "torch" if is_torch else "numpy"
         with self._lock:
             response, arrays = self._open().call(command, parameters, tensors, timeout_ms, framework)
-            return self._only(response, arrays) if arrays else response.result
+        return response.result if not arrays else arrays[0] if len(arrays) == 1 else arrays
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = "float32", framework: str | None = None) -> Any:
         """A loan: a tensor of undefined content in shared memory, which sending need not copy.
@@ -438,16 +438,17 @@ class PythonSession:
         return tensors[0] if len(tensors) == 1 else tensors
 
     def _open(self) -> Exchange:
-        if self._exchange is None:
+        exchange = self._exchange
+        if exchange is None:
             raise SessionNotStarted(
                 f"session {self._session_id!r} is not started; call start(), or use it as a context manager"
             )
-        if self._exchange.place.is_foreign:
+        if exchange.place.is_foreign:
             raise SessionNotStarted(
                 f"session {self._session_id!r} is that of the process that this one was forked from; views of its "
                 "tensors are good here, requests are not: start a session of this process's own"
             )
-        return self._exchange
+        return exchange
 
     def _run_or_none(self) -> Run | None:
         exchange = self._exchange

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -41,8 +42,11 @@ _WAIT_SLICE_S: Final = 1.0  # a lost ring delays a message by this much at most;
 
 _BLANK_LINE: Final = b'{"seq":        0}\n'
 _SPILL_KEY: Final = b'"spill":'  # the first member after the number, in the line of a message that is elsewhere
-_EXIT_WORD: Final = int.from_bytes(b"exit", sys.byteorder)
-_SHORT_NBYTES: Final = 16  # every status without a detail fits in so many
+_EXIT_START: Final = int.from_bytes(b"exit", sys.byteorder)
+_SHORT_NBYTES: Final = 16  # every status without a detail fits into two words
+_SHORT_LINES: Final[dict[Status, tuple[int, int]]] = {
+    status: struct.unpack("=QQ", f"{status.value}\n".encode().ljust(_SHORT_NBYTES)) for status in Status
+}
 
 
 _is_spill_name = re.compile(r"(?:request|response)\.[0-9A-Za-z_]{1,64}\.spill").fullmatch
@@ -87,10 +91,6 @@ def _open_file(directory: str, name: str, nbytes: int) -> int:
     return fd
 
 
-def _has_no_end() -> BadMessage:
-    return BadMessage("the peer's message has no end; it does not speak this protocol", detail="newline")
-
-
 def _close_all(fds: list[int]) -> None:
     for fd in fds:
         try:
@@ -109,8 +109,8 @@ class MappedChannel(Channel):
         request = Page(system.map_write(request_fd, PAGE_NBYTES))
         response = Page(system.map_write(response_fd, PAGE_NBYTES))
         self._status = system.map_write(status_fd, STATUS_NBYTES)
-        self._status_words = self._status.cast("I")
-        self._status_lines = {status: (status.value.encode() + b"\n").ljust(_SHORT_NBYTES) for status in Status}
+        self._status_start = self._status.cast("I")
+        self._status_words = self._status.cast("Q")
         self._has_long_status = True  # somebody else may have written one
         request_bell, response_bell = bells
         self._bells = bells
@@ -168,14 +168,18 @@ class MappedChannel(Channel):
         return [bell.name for bell in self._bells]
 
     def send(self, message: Request | Response) -> None:
-        seq = message.seq
+        text = encode(message)
+        try:
+            self._out.store(message.seq, text)  # the encoder writes "seq" first; the page has its own place for it
+        except ValueError:
+            self._send_apart(message.seq, text)
+        self.ring()
+
+    def _send_apart(self, seq: int, text: bytes) -> None:
+        """Send what the page cannot hold."""
         if not 0 < seq <= MAX_SEQ:
             raise BadMessage(f"a message's number is 1 to {MAX_SEQ}, not {seq}", detail=str(seq))
-        text = encode(message)
-        if len(text) > PAGE_NBYTES - 32:
-            text = b'{"seq":0,"spill":"%b"}' % self._write_spill(check_bounds(text))
-        self._out.store(seq, text)  # the encoder writes "seq" first; the page has its own place for it
-        self.ring()
+        self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._write_spill(check_bounds(text)))
 
     def _write_spill(self, text: bytes) -> bytes:
         self._spill_number += 1
@@ -220,13 +224,6 @@ class MappedChannel(Channel):
     def has_message(self) -> bool:
         return self._in.has_message()
 
-    def _take(self) -> bytes | None:
-        try:
-            line = self._in.take()
-        except ValueError as error:
-            raise _has_no_end() from error
-        return line if line is None or line[17:25] != _SPILL_KEY else self._take_spill(line)
-
     def _take_spill(self, line: bytes) -> bytes:
         try:
             spill = msgspec.json.decode(line, type=_Spill).spill
@@ -247,21 +244,12 @@ class MappedChannel(Channel):
         self._in.put_back()
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
-        if timeout_ms == 0:
-            return self._take()
-        began_s = 0.0 if timeout_ms is None else time.monotonic()
-        remaining_s = inf if timeout_ms is None else timeout_ms / 1000
-        page, bell = self._in, self._own_bell.bell
-        while remaining_s > 0 and not stop():
-            try:
-                line = page.wait(bell, remaining_s if remaining_s < _WAIT_SLICE_S else _WAIT_SLICE_S)
-            except ValueError as error:
-                raise _has_no_end() from error
-            if line is not None:
-                return line if line[17:25] != _SPILL_KEY else self._take_spill(line)
-            if timeout_ms is not None:
-                remaining_s = began_s + timeout_ms / 1000 - time.monotonic()
-        return self._take()  # it may have come just before the reason to stop
+        try:
+            line = self._in.wait(self._own_bell.bell, inf if timeout_ms is None else timeout_ms / 1000, stop)
+        except ValueError as error:
+            why = "the peer's message has no end; it does not speak this protocol"
+            raise BadMessage(why, detail="newline") from error
+        return line if line is None or line[17:25] != _SPILL_KEY else self._take_spill(line)
 
     def _sleep(self, deadline_s: float) -> bool:
         """Wait for the doorbell; False when the time is over."""
@@ -277,7 +265,7 @@ class MappedChannel(Channel):
         return parse_status(line[: end if end >= 0 else 80].decode("utf-8", "replace").strip("\0 "))
 
     def is_exit_asked(self) -> bool:
-        if self._status_words[0] != _EXIT_WORD:
+        if self._status_start[0] != _EXIT_START:
             return False
         try:
             return self.read_status().status is Status.EXIT
@@ -286,7 +274,7 @@ class MappedChannel(Channel):
 
     def write_status(self, status: Status, detail: str = "") -> None:
         if not detail and not self._has_long_status:
-            self._status[:_SHORT_NBYTES] = self._status_lines[status]
+            self._status_words[0], self._status_words[1] = _SHORT_LINES[status]
             return
         line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
         self._status[:] = line.ljust(STATUS_NBYTES)
@@ -294,9 +282,9 @@ class MappedChannel(Channel):
         self._has_long_status = len(line) > _SHORT_NBYTES or self._role is Role.CONTROLLER
 
     def enter(self, status: Status, detail: str = "") -> bool:
-        if detail or self._has_long_status or self._status_words[0] == _EXIT_WORD:
+        if detail or self._has_long_status or self._status_start[0] == _EXIT_START:
             return super().enter(status, detail)
-        self._status[:_SHORT_NBYTES] = self._status_lines[status]
+        self._status_words[0], self._status_words[1] = _SHORT_LINES[status]
         return True
 
     def wait_status(

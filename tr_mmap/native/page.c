@@ -6,6 +6,9 @@
 
 enum { REST = 16, MOST_SEQ = 99999999, MOST_SPIN_US = 1000 };
 
+/* A lost ring delays a message by this much at most; a wake-up a second costs nothing. */
+static const double SLICE_S = 1.0;
+
 typedef struct {
     PyObject_HEAD
     Py_buffer buffer;
@@ -200,12 +203,13 @@ static PyObject *take_and_learn(Page *self) {
 }
 
 PyDoc_STRVAR(wait_doc,
-             "wait(bell, timeout_s)\n--\n\nTake the next message's line; if there is none, sleep until the bell is rung and look once "
-             "more.\n\nRaises:\n    ValueError: as take().");
+             "wait(bell, timeout_s, stop)\n--\n\nTake the next message's line; sleep until the bell is rung for as long as there is none.\n\n"
+             "Args:\n    stop: asked before each sleep; True ends the wait.\n\nReturns:\n    None when the time is over, or stop() says so.\n\n"
+             "Raises:\n    ValueError: as take().");
 
 static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t count) {
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "wait takes a bell and a time");
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "wait takes a bell, a time and a function");
         return NULL;
     }
     double timeout_s = PyFloat_AsDouble(arguments[1]);
@@ -216,17 +220,27 @@ static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t co
         return give(self, line);
     }
     Py_DECREF(line);
-    if (self->spin_us > 0) {
-        if (self->since_us == 0) self->since_us = now_us();
-        if (self->is_worth_it && timeout_s > 0) {
-            spin(self, timeout_s * 1e6 < self->spin_us ? timeout_s * 1e6 : self->spin_us);
+    double began_us = now_us(), left_s = timeout_s;
+    if (self->since_us == 0) self->since_us = began_us;
+    while (left_s > 0) {
+        PyObject *answer = PyObject_CallNoArgs(arguments[2]);
+        int is_over = answer == NULL ? -1 : PyObject_IsTrue(answer);
+        Py_XDECREF(answer);
+        if (is_over < 0) return NULL;
+        if (is_over) break;
+        if (self->spin_us > 0 && self->is_worth_it) {
+            spin(self, left_s * 1e6 < self->spin_us ? left_s * 1e6 : self->spin_us);
             line = take_and_learn(self);
             if (line != Py_None) return give(self, line);
             Py_DECREF(line);
         }
+        if (wait_for_bell(arguments[0], left_s < SLICE_S ? left_s : SLICE_S) < 0) return NULL;
+        line = take_and_learn(self);
+        if (line != Py_None) return give(self, line);
+        Py_DECREF(line);
+        left_s = timeout_s - (now_us() - began_us) / 1e6;
     }
-    if (wait_for_bell(arguments[0], timeout_s) < 0) return NULL;
-    return give(self, take_and_learn(self));
+    return give(self, page_take(self, NULL)); /* it may have come just before the reason to stop */
 }
 
 PyDoc_STRVAR(put_back_doc, "put_back()\n--\n\nLet the line just taken be taken again.");

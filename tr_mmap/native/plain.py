@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -73,6 +74,7 @@ _BLANK_WORD: Final = int.from_bytes(b"       0", "little")
 _SEQ_WORD: Final = 1  # offset 8
 _REST: Final = 16
 _MOST_SEQ: Final = 99_999_999
+_SLICE_S: Final = 1.0  # a lost ring delays a message by this much at most; a wake-up a second costs nothing
 
 
 class Page:
@@ -173,8 +175,16 @@ class Page:
                 self._since_s = 0.0
         return line
 
-    def wait(self, bell: Bell, timeout_s: float) -> bytes | None:
-        """Take the next message's line; if there is none, sleep until the bell is rung and look once more.
+    def wait(self, bell: Bell, timeout_s: float, stop: Callable[[], bool]) -> bytes | None:
+        """Take the next message's line; sleep until the bell is rung for as long as there is none.
+
+        Args:
+            bell: rung after each message.
+            timeout_s: how long to wait.
+            stop: asked before each sleep; True ends the wait.
+
+        Returns:
+            None when the time is over, or ``stop`` says so.
 
         Raises:
             ValueError: as :meth:`take`.
@@ -183,16 +193,21 @@ class Page:
         if line is not None:
             self._since_s = 0.0
             return line
-        if self._spin_s:
-            if not self._since_s:
-                self._since_s = time.monotonic()
-            if self._is_worth_it:
-                self._spin(min(self._spin_s, timeout_s))
+        began_s, left_s = time.monotonic(), timeout_s
+        if not self._since_s:
+            self._since_s = began_s
+        while left_s > 0 and not stop():
+            if self._spin_s and self._is_worth_it:
+                self._spin(min(self._spin_s, left_s))
                 line = self._take_and_learn()
                 if line is not None:
                     return line
-        bell.wait(timeout_s)
-        return self._take_and_learn()
+            bell.wait(min(left_s, _SLICE_S))
+            line = self._take_and_learn()
+            if line is not None:
+                return line
+            left_s = timeout_s - (time.monotonic() - began_s)
+        return self.take()  # it may have come just before the reason to stop
 
     def put_back(self) -> None:
         """Let the line just taken be taken again."""

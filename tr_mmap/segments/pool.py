@@ -16,10 +16,10 @@ import numpy as np
 
 from .. import system
 from ..errors import OutOfSpace
+from ..forks import Forkable
 from ..native import bury, dead, loan_of
 from ..tsr import header as tsr_header
 from ..tsr import tensors
-from .forks import fork_hooks
 from .layout import LAYOUT, LEASE, LEASE_FREE, LEASE_PINNED, PAYLOAD_OFFSET, class_nbytes
 from .loans import Loans, describe, forbid_writing, layout_of
 from .segment import Layout, Segment, make_segment
@@ -51,7 +51,7 @@ class PoolStats:
     created: int
 
 
-class SegmentPool:
+class SegmentPool(Forkable):
     """Makes, fills and recycles the segments of one side of a session.
 
     Args:
@@ -74,6 +74,7 @@ class SegmentPool:
         block_ms: float = 0.0,
         checksum: bool = False,
     ) -> None:
+        super().__init__()
         self._directory = directory
         self._prefix = prefix
         self._budget_nbytes = budget_nbytes
@@ -90,8 +91,6 @@ class SegmentPool:
         self._number = 0  # of the next segment's name
         self._copied_nbytes = 0
         self._takes = 0
-        self._is_foreign = False  # we are a forked child: the segments are our parent's
-        fork_hooks.add(self)
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
@@ -140,10 +139,11 @@ class SegmentPool:
                 segment.lay_out(dtype.numpy, array.shape, PAYLOAD_OFFSET)
                 segment.laid_out = layout
         except BaseException:
-            self._put_back(segment)
+            segment.holds = 1
+            self.release(segment)
             raise
         self._copied_nbytes += nbytes
-        segment.holds += 1
+        segment.holds = 1
         return segment
 
     def _publish_loan(self, tensor: Any, segment: Segment) -> bool:
@@ -186,7 +186,10 @@ class SegmentPool:
         """Undo one hold; with the last one gone the segment may be filled again once its reader lets go."""
         segment.holds -= 1
         if not segment.holds:
-            self._put_back(segment)
+            if segment.is_tainted or self.is_foreign:
+                self._give_up(segment)
+            else:
+                segment.shelf.append(segment)
 
     def collect(self) -> None:
         """Take back loans whose arrays are all gone."""
@@ -261,13 +264,10 @@ class SegmentPool:
                 self._retire(segment)
         return None
 
-    def _put_back(self, segment: Segment) -> None:
-        if self._is_foreign or segment.name not in self._segments:
-            return
-        if segment.is_tainted:
+    def _give_up(self, segment: Segment) -> None:
+        """Nobody here holds a segment any more that is not to be filled again."""
+        if not self.is_foreign and segment.name in self._segments:
             self._retire(segment)
-        else:
-            self._free.setdefault(segment.capacity, []).append(segment)
 
     def _create(self, capacity: int, source: np.ndarray[Any, Any] | None) -> tuple[Segment, bool]:
         self._trim(capacity)
@@ -286,6 +286,7 @@ class SegmentPool:
         name = f"{self._prefix}_{self._number}.tsr"
         self._number += 1  # whatever comes of it
         segment, is_filled = make_segment(self._directory, name, capacity, source)
+        segment.shelf = self._free.setdefault(capacity, [])
         self._created += 1
         self._segments[name] = segment
         self._nbytes += capacity
@@ -334,6 +335,7 @@ class SegmentPool:
         # Always: who enters now is turned away, and who has entered is seen.
         is_unseen = segment.retire() == LEASE_FREE and not segment.is_tainted
         del self._segments[segment.name]
+        segment.is_tainted = True
         self._nbytes -= segment.capacity
         _unlink(segment.path)
         if is_unseen:
@@ -368,12 +370,9 @@ class SegmentPool:
             if segment.lent is not None:
                 segment.is_tainted = True
 
-    def forked_in_child(self) -> None:
-        self._is_foreign = True
-
     def close(self) -> None:
         """Remove the files; arrays that still live keep their memory until they are gone."""
-        if not self._is_foreign:
+        if not self.is_foreign:
             for segment in self._segments.values():
                 _unlink(segment.path)
         self._segments.clear()

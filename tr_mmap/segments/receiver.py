@@ -9,12 +9,12 @@ from typing import Any
 
 from .. import system
 from ..errors import BadMessage, Fault, HostilePath, StaleTensor, TSRFormatError
+from ..forks import Forkable
 from ..native import Leased
 from ..protocol import TensorRef
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from ..tsr.header import Header
-from .forks import fork_hooks
 from .layout import HEAD_NBYTES, LAYOUT, LEASE, LEASE_PINNED, SEQ, SEQ_RETIRED
 
 __all__ = ["Receiver"]
@@ -37,7 +37,7 @@ class _Mapped(Leased):
         self.header: Header | None = None
 
 
-class Receiver:
+class Receiver(Forkable):
     """Turns the peer's :class:`TensorRef` into views. Not safe for threads by itself.
 
     Args:
@@ -46,10 +46,10 @@ class Receiver:
     """
 
     def __init__(self, directory: str, *, verify: bool = False) -> None:
+        super().__init__()
         self._directory = directory
         self._verify = verify
         self._mapped: dict[str, _Mapped] = {}
-        fork_hooks.add(self)
 
     def receive(self, ref: TensorRef, framework: str) -> Any:
         """A view of the tensor; the segment is not filled again while it, or a view of it, lives.
@@ -154,13 +154,9 @@ class Receiver:
                 del self._mapped[name]
 
     def forked_in_parent(self) -> None:
-        # The child looks at the same memory with nobody to say when it stops.
         for segment in list(self._mapped.values()):  # a copy, made in one step: other threads go on working
             if segment.views:
                 segment.is_pinned = True
-
-    def forked_in_child(self) -> None:
-        pass  # the leases are our parent's: whoever holds them never touches them here
 
     def close(self) -> None:
         """Forget all mappings; views that still live keep theirs, and their leases."""

@@ -33,6 +33,7 @@ class Segment(Owned):
         layout: what its header says.
         laid_out: the layout that :meth:`lend` and :meth:`refill` go by; the latter is for when the header says the same.
         lent: the layout of the loan that it is now, until that and all views of it are gone; None if it is none.
+        shelf: where to put it when nobody here holds it: its pool's free segments of the same capacity.
         is_sent: that loan was published, so nobody here may write to it any more.
     """
 
@@ -52,6 +53,7 @@ class Segment(Owned):
         "name",
         "path",
         "seq",
+        "shelf",
         "words",
     )
 
@@ -65,6 +67,7 @@ class Segment(Owned):
         self.capacity = len(buffer) - PAYLOAD_OFFSET
         self.seq = 0
         self.holds = 0
+        self.shelf: list[Segment] = []
         self.layout: Layout | None = None
         self.laid_out: Layout | None = None
         self.lent: Layout | None = None

@@ -80,11 +80,9 @@ class SegmentWorkerStore(WorkerStore):
 
     def withdraw(self) -> None:
         with self._lock:
-            if self._segments:
-                segments, self._segments = self._segments, []
-                self.results = []
-                for segment in segments:
-                    self._pool.release(segment)
+            self.results = []  # the old list may still be on its way
+            while self._segments:
+                self._pool.release(self._segments.pop())
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         with self._lock:
@@ -124,39 +122,36 @@ class SegmentControllerStore(ControllerStore):
     def prepare(self, seq: int, command: str, parameters: str, tensors: Sequence[Any]) -> Request:
         if dead:
             bury()  # before the request, so that the worker finds its segments free
-        tags = self._tags
-        refs, drops = tags.news() if tags.untold else ([], [])
+        refs, drops = self._tags.news() if self._tags.untold else ([], [])
         if tensors:
-            lent = self._in_flight
-            words = parameters
-            try:
-                for tensor in tensors:
-                    segment = self._pool.publish(tensor)
-                    tag = f"${len(lent)}"
-                    refs.append(TensorRef(tag, segment.name, segment.seq))
-                    lent.append(segment)
-                    words = f"{words} {tag}" if words else tag
-            except BaseException:
-                self.withdraw()
-                raise
-            parameters = words
+            parameters = self._lend(tensors, parameters, refs)
         self._is_asked = True
         return Request(seq, command, parameters, now_ms(), refs, drops)
 
+    def _lend(self, tensors: Sequence[Any], words: str, refs: list[TensorRef]) -> str:
+        """Publish tensors for one request, under tags of its own; the words with these tags."""
+        lent = self._in_flight
+        try:
+            for tensor in tensors:
+                segment = self._pool.publish(tensor)
+                tag = f"${len(lent)}"
+                lent.append(segment)
+                refs.append(TensorRef(tag, segment.name, segment.seq))
+                words = f"{words} {tag}" if words else tag
+        except BaseException:
+            self.withdraw()
+            raise
+        return words
+
     def withdraw(self) -> None:
         self._is_asked = False
-        if self._in_flight:
-            in_flight, self._in_flight = self._in_flight, []
-            release = self._pool.release
-            for segment in in_flight:
-                release(segment)
+        while self._in_flight:
+            self._pool.release(self._in_flight.pop())
 
     def answered(self, request: Request) -> None:
         if self._tags.untold:
             self._tags.told(request)
-        self._is_asked = False
-        if self._in_flight:
-            self.withdraw()
+        self.withdraw()
 
     def _release_later(self, segment: Segment) -> None:
         """A tag lets go of a segment, which the request under way may be about to read."""
