@@ -3,8 +3,10 @@
 ``Line``
     the words of a segment's header that owner and reader coordinate through, with the right memory order.
 ``Owned``, ``Leased``
-    a segment as its owner and as its reader sees it: arrays are copied in, lent out, and looked at through views that
-    hold the lease. ``loan_of`` and ``seal`` recognise an array that was lent, and make it read-only.
+    a segment as its owner and as its reader sees it: arrays are lent out, and looked at through views that hold the
+    lease. ``loan_of`` and ``seal`` recognise an array that was lent, and make it read-only.
+``Shelves``
+    a pool's free segments, and the short cuts for what is like the last tensor.
 ``Page``
     a mapped message file: a message is stored and taken whole.
 ``Bell``
@@ -22,14 +24,27 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-__all__ = ["IS_COMPILED", "Bell", "Leased", "Line", "Owned", "Page", "bury", "copy", "dead", "loan_of", "seal"]
+__all__ = [
+    "IS_COMPILED",
+    "Bell",
+    "Leased",
+    "Line",
+    "Owned",
+    "Page",
+    "Shelves",
+    "bury",
+    "copy",
+    "dead",
+    "loan_of",
+    "seal",
+]
 
 IS_COMPILED = os.environ.get("TR_MMAP_PURE", "") in ("", "0")
 if IS_COMPILED:
     try:
-        from ._native import Bell, Leased, Line, Owned, Page, bury, copy, dead, loan_of, seal
+        from ._native import Bell, Leased, Line, Owned, Page, Shelves, bury, copy, dead, loan_of, seal
     except ImportError:
         IS_COMPILED = False
 if not IS_COMPILED and not TYPE_CHECKING:
     from .plain import Bell, Line, Page, copy
-    from .plain_arrays import Leased, Owned, bury, dead, loan_of, seal
+    from .plain_arrays import Leased, Owned, Shelves, bury, dead, loan_of, seal

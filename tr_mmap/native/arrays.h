@@ -15,9 +15,10 @@ extern PyTypeObject OwnedType;
 extern PyTypeObject LeasedType;
 extern PyTypeObject LoanType;
 extern PyTypeObject HoldType;
+extern PyTypeObject ShelvesType;
 
 extern const char loan_of_doc[], seal_doc[];
-PyObject *loan_of(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *loan_of(PyObject *module, PyObject *array);
 PyObject *seal(PyObject *module, PyObject *array);
 
 enum { MAX_NDIM = 16 }; /* as tsr/header.py has it */

@@ -24,7 +24,7 @@ static PyObject *bury(PyObject *module, PyObject *unused) {
 static PyMethodDef functions[] = {
     {"bury", (PyCFunction)bury, METH_NOARGS, bury_doc},
     {"copy", (PyCFunction)(void (*)(void))copy, METH_FASTCALL, copy_doc},
-    {"loan_of", (PyCFunction)(void (*)(void))loan_of, METH_FASTCALL, loan_of_doc},
+    {"loan_of", (PyCFunction)loan_of, METH_O, loan_of_doc},
     {"seal", (PyCFunction)seal, METH_O, seal_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -39,7 +39,7 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__native(void) {
     import_array();
-    PyTypeObject *const public[] = {&BellType, &LeasedType, &LineType, &OwnedType, &PageType};
+    PyTypeObject *const public[] = {&BellType, &LeasedType, &LineType, &OwnedType, &PageType, &ShelvesType};
     if (PyType_Ready(&LineType) < 0 || PyType_Ready(&HoldType) < 0 || PyType_Ready(&LoanType) < 0) return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL) return NULL;

@@ -1,27 +1,22 @@
-/* A segment as its owner sees it: filled again with one array like the last, or lent out as an array. */
-#include "arrays.h"
-#include "line.h"
+/* A segment as its owner sees it: who holds it, how a tensor lies in it, and lending it out as an array. */
+#include "owned.h"
 
-typedef struct {
-    Line line; /* over the whole file, mapped for writing */
-    Layout layout;
-} Owned;
+#include <structmember.h>
 
 /* What an array that was lent keeps alive: its end is that of the loan. */
 typedef struct {
     PyObject_HEAD
-    PyObject *segment;
-    PyObject *queue; /* a list, which is told of the end */
+    Owned *segment;
     PyObject *array; /* a weak reference to what was handed out */
 } Loan;
 
 static void loan_dealloc(Loan *self) {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    if (PyList_Append(self->queue, self->segment) < 0) PyErr_WriteUnraisable(self->segment);
+    Py_CLEAR(self->segment->lent);
+    if (owned_release(self->segment) < 0) PyErr_WriteUnraisable((PyObject *)self->segment);
     PyErr_Restore(type, value, trace);
     Py_DECREF(self->segment);
-    Py_DECREF(self->queue);
     Py_XDECREF(self->array);
     PyObject_Free(self);
 }
@@ -42,68 +37,78 @@ static int owned_init(Owned *self, PyObject *arguments, PyObject *keywords) {
     return line_init(&self->line, file);
 }
 
+static int owned_traverse(Owned *self, visitproc visit, void *arg) {
+    Py_VISIT(self->shelf);
+    Py_VISIT(self->mark);
+    return 0;
+}
+
+static int owned_clear(Owned *self) {
+    Py_CLEAR(self->shelf);
+    Py_CLEAR(self->mark);
+    return 0;
+}
+
 static void owned_dealloc(Owned *self) {
+    PyObject_GC_UnTrack(self);
     line_clear(&self->line);
+    owned_clear(self);
     Py_CLEAR(self->layout.dtype);
+    Py_CLEAR(self->laid_out);
+    Py_CLEAR(self->lent);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
 PyDoc_STRVAR(lay_out_doc,
-             "lay_out(dtype, shape, offset)\n--\n\nHow an array lies there that refill() may copy, or lend() hands out.\n\n"
-             "Raises:\n    ValueError: it does not fit into the file.");
+             "lay_out(layout, dtype)\n--\n\nSay how the next tensor lies there: a type of ours, its shape and its offset; and the type as "
+             "numpy's.\n\nRaises:\n    ValueError: it does not fit into the file.");
 
 static PyObject *owned_lay_out(Owned *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!line_is_made(&self->line)) return NULL;
-    if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "lay_out takes a dtype, a shape and an offset");
+    if (count != 2 || !PyTuple_Check(arguments[0]) || PyTuple_GET_SIZE(arguments[0]) != 3) {
+        PyErr_SetString(PyExc_TypeError, "lay_out takes a type, a shape and an offset in a tuple, and a dtype");
         return NULL;
     }
-    if (layout_set(&self->layout, arguments[0], arguments[1], arguments[2], self->line.buffer.len) < 0) return NULL;
+    self->is_current = 0;
+    Py_CLEAR(self->laid_out);
+    PyObject *shape = PyTuple_GET_ITEM(arguments[0], 1), *offset = PyTuple_GET_ITEM(arguments[0], 2);
+    if (layout_set(&self->layout, arguments[1], shape, offset, self->line.buffer.len) < 0) return NULL;
+    self->laid_out = Py_NewRef(arguments[0]);
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(forget_doc, "forget()\n--\n\nNo array is like the last.");
+PyDoc_STRVAR(forget_doc, "forget()\n--\n\nNo layout is known any more.");
 
 static PyObject *owned_forget(Owned *self, PyObject *unused) {
     (void)unused;
+    self->is_current = 0;
+    Py_CLEAR(self->laid_out);
     Py_CLEAR(self->layout.dtype);
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(refill_doc,
-             "refill(seq, array)\n--\n\nClaim the segment, copy and stamp, in one.\n\nReturns:\n    False if the array is not like the last, or not "
-             "C-contiguous, or if somebody holds the segment; then nothing is copied.");
-
-static PyObject *owned_refill(Owned *self, PyObject *const *arguments, Py_ssize_t count) {
-    if (!line_is_made(&self->line)) return NULL;
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "refill takes a number and an array");
-        return NULL;
-    }
-    uint64_t seq = PyLong_AsUnsignedLongLong(arguments[0]);
-    if (seq == UINT64_MAX && PyErr_Occurred()) return NULL;
-    const Layout *layout = &self->layout;
-    if (!layout_fits(layout, arguments[1]) || shut(self->line.words, 0) != FREE) Py_RETURN_FALSE;
-    copy_memory((char *)self->line.buffer.buf + layout->offset, PyArray_DATA((PyArrayObject *)arguments[1]), layout->nbytes);
-    stamp(self->line.words, seq);
-    Py_RETURN_TRUE;
+int owned_release(Owned *self) {
+    self->holds--;
+    if (self->holds != 0 || self->shelf == NULL || !PyList_CheckExact(self->shelf)) return 0;
+    return PyList_Append(self->shelf, (PyObject *)self);
 }
 
-PyDoc_STRVAR(lend_doc,
-             "lend(queue)\n--\n\nAn array over the segment, of the layout that was laid out. When it and all views of it are gone, the "
-             "segment is appended to the queue, a list.");
+PyDoc_STRVAR(release_doc, "release()\n--\n\nUndo one hold; with the last one gone, append the segment to its shelf.");
 
-static PyObject *owned_lend(Owned *self, PyObject *queue) {
-    if (!line_is_made(&self->line)) return NULL;
-    if (self->layout.dtype == NULL || !PyList_CheckExact(queue)) {
-        PyErr_SetString(PyExc_TypeError, "lend takes a list, and a segment that is laid out");
-        return NULL;
-    }
+static PyObject *release(Owned *self, PyObject *unused) {
+    (void)unused;
+    if (owned_release(self) < 0) return NULL;
+    Py_RETURN_NONE;
+}
+
+PyObject *owned_lend(Owned *self) {
     Loan *loan = PyObject_New(Loan, &LoanType);
     if (loan == NULL) return NULL;
-    loan->segment = Py_NewRef(self);
-    loan->queue = Py_NewRef(queue);
+    loan->segment = (Owned *)Py_NewRef(self);
     loan->array = NULL;
+    self->holds++;
+    self->is_sent = 0;
+    Py_XSETREF(self->lent, Py_NewRef(self->laid_out));
     PyObject *root = layout_view(&self->layout, self->line.buffer.buf, 1, (PyObject *)loan);
     if (root == NULL) return NULL;
     /* Always a view, so that whatever refers to the root itself is another view of the loan. */
@@ -115,21 +120,39 @@ static PyObject *owned_lend(Owned *self, PyObject *queue) {
     return array;
 }
 
-PyDoc_STRVAR(is_whole_doc, "is_whole(array)\n--\n\nWhether an array is what lend() handed out, or just like it.");
+PyDoc_STRVAR(lend_doc, "lend()\n--\n\nAn array over the segment, of the layout that was laid out. It and all views of it are one hold.");
 
-static PyObject *owned_is_whole(Owned *self, PyObject *array) {
-    if (!line_is_made(&self->line)) return NULL;
-    return PyBool_FromLong(layout_fits(&self->layout, array) &&
-                           PyArray_DATA((PyArrayObject *)array) == (char *)self->line.buffer.buf + self->layout.offset);
+static PyObject *lend(Owned *self, PyObject *unused) {
+    (void)unused;
+    if (self->laid_out != NULL) return owned_lend(self);
+    PyErr_SetString(PyExc_ValueError, "the segment is not laid out");
+    return NULL;
+}
+
+int owned_is_whole(const Owned *self, PyObject *array) {
+    return layout_fits(&self->layout, array) &&
+           PyArray_DATA((PyArrayObject *)array) == (char *)self->line.buffer.buf + self->layout.offset;
 }
 
 static PyMethodDef owned_methods[] = {
     {"lay_out", (PyCFunction)(void (*)(void))owned_lay_out, METH_FASTCALL, lay_out_doc},
     {"forget", (PyCFunction)owned_forget, METH_NOARGS, forget_doc},
-    {"refill", (PyCFunction)(void (*)(void))owned_refill, METH_FASTCALL, refill_doc},
-    {"lend", (PyCFunction)owned_lend, METH_O, lend_doc},
-    {"is_whole", (PyCFunction)owned_is_whole, METH_O, is_whole_doc},
+    {"release", (PyCFunction)release, METH_NOARGS, release_doc},
+    {"lend", (PyCFunction)lend, METH_NOARGS, lend_doc},
     {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef owned_members[] = {
+    {"laid_out", T_OBJECT, offsetof(Owned, laid_out), READONLY, NULL},
+    {"lent", T_OBJECT, offsetof(Owned, lent), READONLY, NULL},
+    {"shelf", T_OBJECT, offsetof(Owned, shelf), 0, NULL},
+    {"mark", T_OBJECT, offsetof(Owned, mark), 0, NULL},
+    {"seq", T_ULONGLONG, offsetof(Owned, seq), 0, NULL},
+    {"holds", T_PYSSIZET, offsetof(Owned, holds), 0, NULL},
+    {"last_take", T_PYSSIZET, offsetof(Owned, last_take), 0, NULL},
+    {"is_sent", T_BOOL, offsetof(Owned, is_sent), 0, NULL},
+    {"is_current", T_BOOL, offsetof(Owned, is_current), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
 };
 
 PyTypeObject OwnedType = {
@@ -137,54 +160,39 @@ PyTypeObject OwnedType = {
     .tp_name = "tr_mmap.native.Owned",
     .tp_doc = "Owned(file)\n--\n\nA segment as its owner sees it.",
     .tp_basicsize = sizeof(Owned),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .tp_base = &LineType,
     .tp_new = PyType_GenericNew,
     .tp_init = (initproc)owned_init,
+    .tp_traverse = (traverseproc)owned_traverse,
+    .tp_clear = (inquiry)owned_clear,
     .tp_dealloc = (destructor)owned_dealloc,
+    .tp_free = PyObject_GC_Del,
     .tp_methods = owned_methods,
+    .tp_members = owned_members,
 };
 
-/* The array that a chain of views ends at, whose base is no array. */
-static PyArrayObject *root_of(PyArrayObject *array) {
-    PyObject *base = PyArray_BASE(array);
-    while (base != NULL && PyArray_Check(base)) {
-        array = (PyArrayObject *)base;
-        base = PyArray_BASE(array);
-    }
-    return array;
+/* The loan at the end of an array's bases; NULL if it lies in none. */
+static Loan *loan_under(PyObject *array) {
+    while (array != NULL && PyArray_Check(array)) array = PyArray_BASE((PyArrayObject *)array);
+    return array != NULL && Py_TYPE(array) == &LoanType ? (Loan *)array : NULL;
 }
 
-static Loan *loan_under(PyArrayObject *root) {
-    PyObject *base = PyArray_BASE(root);
-    return base != NULL && Py_TYPE(base) == &LoanType ? (Loan *)base : NULL;
+Owned *owner_of(PyObject *array) {
+    Loan *loan = loan_under(array);
+    return loan == NULL ? NULL : loan->segment;
 }
 
-const char loan_of_doc[] =
-    "loan_of(array, queue)\n--\n\nThe segment whose loan an array lies in, if it was lent with that queue; else None.";
+const char loan_of_doc[] = "loan_of(array)\n--\n\nThe segment whose loan an array lies in; None if it lies in none.";
 
-PyObject *loan_of(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
+PyObject *loan_of(PyObject *module, PyObject *array) {
     (void)module;
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "loan_of takes an array and a queue");
-        return NULL;
-    }
-    if (!PyArray_Check(arguments[0])) Py_RETURN_NONE;
-    Loan *loan = loan_under(root_of((PyArrayObject *)arguments[0]));
-    if (loan == NULL || loan->queue != arguments[1]) Py_RETURN_NONE;
-    return Py_NewRef(loan->segment);
+    PyObject *segment = (PyObject *)owner_of(array);
+    return Py_NewRef(segment == NULL ? Py_None : segment);
 }
 
-const char seal_doc[] = "seal(array)\n--\n\nMake an array of a loan, what it is a view of, and what was handed out read-only.\n\nReturns:\n"
-                        "    Whether there may be other views of the loan, which can still be written to.";
-
-PyObject *seal(PyObject *module, PyObject *argument) {
-    (void)module;
-    Loan *loan = PyArray_Check(argument) ? loan_under(root_of((PyArrayObject *)argument)) : NULL;
-    if (loan == NULL) {
-        PyErr_SetString(PyExc_TypeError, "seal takes an array of a loan");
-        return NULL;
-    }
+int seal_loan(PyObject *argument) {
+    Loan *loan = loan_under(argument);
     PyObject *handed = PyWeakref_GET_OBJECT(loan->array); /* None if it is gone */
     Py_ssize_t known = 1; /* references to the root: the chain of bases that ends there, and what was handed out */
     int is_apart = handed != Py_None;
@@ -200,5 +208,15 @@ PyObject *seal(PyObject *module, PyObject *argument) {
         PyArray_CLEARFLAGS((PyArrayObject *)handed, NPY_ARRAY_WRITEABLE);
         known++;
     }
-    return PyBool_FromLong(Py_REFCNT(array) > known);
+    return Py_REFCNT(array) > known;
+}
+
+const char seal_doc[] = "seal(array)\n--\n\nMake an array of a loan, what it is a view of, and what was handed out read-only.\n\nReturns:\n"
+                        "    Whether there may be other views of the loan, which can still be written to.";
+
+PyObject *seal(PyObject *module, PyObject *array) {
+    (void)module;
+    if (owner_of(array) != NULL) return PyBool_FromLong(seal_loan(array));
+    PyErr_SetString(PyExc_TypeError, "seal takes an array of a loan");
+    return NULL;
 }

@@ -21,7 +21,7 @@ import numpy as np
 from .plain import Line
 from .words import LEASE, LEASE_FREE, LEASE_PINNED
 
-__all__ = ["Leased", "Owned", "bury", "dead", "loan_of", "seal"]
+__all__ = ["Leased", "Owned", "Shelves", "bury", "dead", "loan_of", "seal"]
 
 
 class _Anchor(weakref.ref[memoryview]):
@@ -49,18 +49,18 @@ class _View(_Anchor):
 class _Loan(_Anchor):
     """A loan of an :class:`Owned`."""
 
-    __slots__ = ("array", "is_over", "key", "queue")
+    __slots__ = ("array", "is_over", "key")
     array: weakref.ref[np.ndarray[Any, Any]]
     is_over: bool
     key: int
-    queue: list[Any]
 
     def end(self) -> None:
         if _loans.get(self.key) is self:  # its id may be another's by now
             del _loans[self.key]
         if not self.is_over:
             self.is_over = True  # first, and nothing comes between: twice would be worse than never
-            self.queue.append(self.segment)
+            self.segment.lent = None
+            self.segment.release()
 
 
 dead: Final[deque[Any]] = deque()
@@ -101,14 +101,6 @@ class _Layout:
         self.count = math.prod(shape)
         if min(shape, default=0) < 0 or not 0 <= offset <= file_nbytes - self.count * dtype.itemsize:
             raise ValueError("the tensor does not fit into the file there")
-
-    def fits(self, array: Any) -> bool:
-        return (
-            type(array) is np.ndarray
-            and array.dtype is self.dtype
-            and array.shape == self.shape
-            and array.flags.c_contiguous
-        )
 
     def view(self, mapping: memoryview) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """An array over a mapping, and what it is a view of, whose base is a memoryview of its own."""
@@ -215,68 +207,125 @@ class Owned(Line):
 
     Args:
         file: the whole of it, mapped for writing.
+
+    Attributes:
+        laid_out: how the next tensor lies there; None where that is not known.
+        is_current: the header says just what is laid out, so a tensor like the last needs only a stamp.
+        lent: what was laid out when it was lent; None when it is not.
+        is_sent: the loan was published, so nobody here may write to it any more.
+        holds: reasons why it may not be filled: tags, messages, a loan.
+        shelf: the list that it is appended to when nothing holds it; None for none.
+        mark: whatever tells its pool from others.
+        seq: the number that it was last published under; 0 before.
+        last_take: when it was last taken from its shelf, by its pool's count.
     """
 
-    __slots__ = ("_file", "_layout")
+    __slots__ = (
+        "_dtype",
+        "_file",
+        "holds",
+        "is_current",
+        "is_sent",
+        "laid_out",
+        "last_take",
+        "lent",
+        "mark",
+        "seq",
+        "shelf",
+    )
 
     def __init__(self, file: memoryview) -> None:
         super().__init__(file)
         self._file = file
-        self._layout: _Layout | None = None
+        self._dtype: np.dtype[Any] | None = None
+        self.laid_out: tuple[Any, tuple[int, ...], int] | None = None
+        self.is_current = False
+        self.lent: tuple[Any, tuple[int, ...], int] | None = None
+        self.is_sent = False
+        self.holds = 0
+        self.shelf: list[Any] | None = None
+        self.mark: object = None
+        self.seq = 0
+        self.last_take = 0
 
-    def lay_out(self, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> None:
-        """How an array lies there that :meth:`refill` may copy, or :meth:`lend` hands out.
+    def lay_out(self, layout: tuple[Any, tuple[int, ...], int], dtype: np.dtype[Any]) -> None:
+        """Say how the next tensor lies there.
+
+        Args:
+            layout: a type of ours, its shape and its offset.
+            dtype: the type as numpy's.
 
         Raises:
             ValueError: it does not fit into the file.
         """
-        self._layout = None
-        self._layout = _Layout(dtype, shape, offset, len(self._file))
+        self.forget()
+        _Layout(dtype, layout[1], layout[2], len(self._file))
+        self._dtype = dtype
+        self.laid_out = layout
 
     def forget(self) -> None:
-        """No array is like the last."""
-        self._layout = None
+        """No layout is known any more."""
+        self.is_current = False
+        self.laid_out = None
 
-    def refill(self, seq: int, array: Any) -> bool:
-        """Claim the segment, copy and stamp, in one.
+    def release(self) -> None:
+        """Undo one hold; with the last one gone, append the segment to its shelf."""
+        self.holds -= 1
+        if not self.holds and self.shelf is not None:
+            self.shelf.append(self)
 
-        Returns:
-            False if the array is not like the last, or not C-contiguous, or if somebody holds the segment; then
-            nothing is copied.
-        """
-        layout = self._layout
-        if layout is None or not layout.fits(array) or self.claim() != LEASE_FREE:
-            return False
-        if layout.count:
-            target = np.frombuffer(self._file, layout.dtype, layout.count, layout.offset)
-            target.reshape(layout.shape)[...] = array
-        self.stamp(seq)
-        return True
-
-    def lend(self, queue: list[Any]) -> np.ndarray[Any, Any]:
-        """An array over the segment, of the layout that was laid out.
-
-        When it and all views of it are gone, the segment is appended to the queue.
-        """
-        layout = self._layout
-        if layout is None:
-            raise TypeError("lend takes a list, and a segment that is laid out")
+    def lend(self) -> np.ndarray[Any, Any]:
+        """An array over the segment, of the layout that was laid out. It and all views of it are one hold."""
+        if self.laid_out is None or self._dtype is None:
+            raise ValueError("the segment is not laid out")
         # Always a view, so that whatever refers to the root itself is another view of the loan.
-        array, root = layout.view(self._file)
+        array, root = _Layout(self._dtype, *self.laid_out[1:], len(self._file)).view(self._file)
         memory: Any = root.base
         loan = _Loan(memory, dead.append)
-        loan.segment, loan.generation = self, _generation
-        loan.queue, loan.is_over, loan.array = queue, False, weakref.ref(array)
+        loan.segment, loan.generation, loan.array = self, _generation, weakref.ref(array)
+        loan.is_over = False
         loan.key = id(memory)
+        self.is_sent = False
+        self.holds += 1
+        self.lent = self.laid_out
         _loans[loan.key] = loan
         return array
 
-    def is_whole(self, array: Any) -> bool:
-        """Whether an array is what :meth:`lend` handed out, or just like it."""
-        layout = self._layout
-        if layout is None or not layout.fits(array):
-            return False
-        return bool(array.ctypes.data == np.frombuffer(self._file, np.uint8).ctypes.data + layout.offset)
+
+class Shelves:
+    """The free segments of a pool, and its counters.
+
+    Attributes:
+        free: by capacity; the last one is the warmest.
+        mark: what tells its segments from those of other pools.
+        seq: the number that was last published.
+        takes: how many segments were taken from a shelf.
+        copied_nbytes: bytes that were copied into segments.
+    """
+
+    def __init__(self) -> None:
+        self.free: dict[int, list[Any]] = {}
+        self.mark = object()
+        self.seq = 0
+        self.takes = 0
+        self.copied_nbytes = 0
+
+    def publish_again(self, tensor: Any) -> Any:  # noqa: ARG002
+        """Publish an array that is like the last one, or a loan as it was handed out.
+
+        Returns:
+            Its segment, held once more; None if that needs more thought, and then nothing was published. It always
+            does here: the short cut is the extension's.
+        """
+        return None
+
+    def lend_again(self, layout: tuple[Any, tuple[int, ...], int]) -> Any:  # noqa: ARG002
+        """Lend a segment that is laid out like that, which means by the very same tuple.
+
+        Returns:
+            The array; None if there is no such segment, or as above.
+        """
+        return None
 
 
 def _root_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -290,12 +339,10 @@ def _loan_under(root: np.ndarray[Any, Any]) -> _Loan | None:
     return loan if loan is not None and loan() is root.base else None
 
 
-def loan_of(array: Any, queue: list[Any]) -> Any:
-    """The segment whose loan an array lies in, if it was lent with that queue; else None."""
-    if not isinstance(array, np.ndarray):
-        return None
-    loan = _loan_under(_root_of(array))
-    return loan.segment if loan is not None and loan.queue is queue else None
+def loan_of(array: Any) -> Any:
+    """The segment whose loan an array lies in; None if it lies in none."""
+    loan = _loan_under(_root_of(array)) if isinstance(array, np.ndarray) else None
+    return None if loan is None else loan.segment
 
 
 def _count_own_references() -> int:

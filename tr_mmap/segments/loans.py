@@ -9,6 +9,7 @@ used again, so it is done only then.
 from __future__ import annotations
 
 import math
+import weakref
 from functools import lru_cache
 from typing import Any
 
@@ -22,11 +23,11 @@ from ..tsr import tensors
 from .layout import PAYLOAD_OFFSET
 from .segment import Layout, Segment
 
-__all__ = ["Loans", "describe", "forbid_writing", "layout_of"]
+__all__ = ["TorchLoans", "describe", "forbid_writing", "layout_of"]
 
 
 def describe(shape: int | tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
-    """The layout of a loan, and how many bytes it has.
+    """The layout of a loan, the same tuple for the same question, and how many bytes it has.
 
     Raises:
         UnsupportedTensor: no such dtype, or a shape that TSR cannot hold.
@@ -42,51 +43,32 @@ def _describe(shape: tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
     return (known, shape, PAYLOAD_OFFSET), math.prod(shape) * known.itemsize
 
 
-class Loans:
-    """The loans of one pool.
-
-    Attributes:
-        returned: segments whose loans have ended, with the last view of them.
-    """
+class TorchLoans:
+    """The loans of one pool that are torch tensors, which are known by where their storage begins."""
 
     def __init__(self) -> None:
-        self.returned: list[Segment] = []
-        self._by_address: dict[int, Segment] = {}  # where a torch loan's payload begins, as its storage tells
+        # Weak references to the arrays that the storages keep alive.
+        self._by_address: dict[int, weakref.ref[np.ndarray[Any, Any]]] = {}
 
-    def lend(self, segment: Segment, layout: Layout, framework: str) -> Any:
-        """An array or tensor over the segment's payload; the segment is lent until it and all views of it are gone."""
-        dtype, shape, offset = layout
-        if segment.laid_out != layout:
-            segment.lay_out(dtype.numpy, shape, offset)
-            segment.laid_out = layout
-        segment.is_sent = False
-        segment.lent = layout
-        array = segment.lend(self.returned)
-        if framework == "numpy":
-            return array
-        self._by_address[segment.address + offset] = segment
+    def lend(self, segment: Segment) -> Any:
+        """A tensor over the segment, of the layout that was laid out."""
+        array = segment.lend()
+        assert segment.lent is not None
+        dtype, _, offset = segment.lent
+        self._by_address[segment.address + offset] = weakref.ref(array.base)  # type: ignore[arg-type]
         return tensors.as_torch(array, dtype)
 
     def find(self, tensor: Any) -> Segment | None:
-        """The segment whose loan a tensor lies in, unless it is seen through the other framework: that would stay
-        writable.
-        """
-        if isinstance(tensor, np.ndarray):
-            segment: Segment | None = loan_of(tensor, self.returned)
-            return segment
+        """The segment that a tensor lies in; None if it is no loan."""
         storage = getattr(tensor, "untyped_storage", None) if self._by_address else None
-        return None if storage is None else self._by_address.get(storage().data_ptr())
+        known = None if storage is None else self._by_address.get(storage().data_ptr())
+        # No array any more: the loan is over, and the segment may be lent to numpy by now.
+        segment: Segment | None = None if known is None else loan_of(known())
+        return segment
 
-    def take_returned(self) -> Segment | None:
-        """A segment whose loan has ended; None if there is no more."""
-        while self.returned:
-            segment = self.returned.pop()
-            if segment.lent is not None:
-                segment.lent = None
-                if self._by_address:
-                    self._by_address.pop(segment.address + PAYLOAD_OFFSET, None)
-                return segment
-        return None
+    def forget(self, segment: Segment) -> None:
+        """The segment is given up."""
+        self._by_address.pop(segment.address + PAYLOAD_OFFSET, None)
 
 
 def layout_of(tensor: Any, segment: Segment) -> Layout | None:

@@ -17,11 +17,11 @@ import numpy as np
 from .. import system
 from ..errors import OutOfSpace
 from ..forks import Forkable
-from ..native import bury, dead, loan_of
+from ..native import Shelves, bury, dead, loan_of
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from .layout import LAYOUT, LEASE, LEASE_FREE, LEASE_PINNED, PAYLOAD_OFFSET, class_nbytes
-from .loans import Loans, describe, forbid_writing, layout_of
+from .loans import TorchLoans, describe, forbid_writing, layout_of
 from .segment import Layout, Segment, make_segment
 
 __all__ = ["PoolStats", "Segment", "SegmentPool"]
@@ -51,7 +51,7 @@ class PoolStats:
     created: int
 
 
-class SegmentPool(Forkable):
+class SegmentPool(Shelves, Forkable):
     """Makes, fills and recycles the segments of one side of a session.
 
     Args:
@@ -74,7 +74,8 @@ class SegmentPool(Forkable):
         block_ms: float = 0.0,
         checksum: bool = False,
     ) -> None:
-        super().__init__()
+        Shelves.__init__(self)
+        Forkable.__init__(self)
         self._directory = directory
         self._prefix = prefix
         self._budget_nbytes = budget_nbytes
@@ -82,15 +83,11 @@ class SegmentPool(Forkable):
         self._has_checksum = checksum
         self.is_reader_gone: Callable[[], bool] = bool  # False, until there is a reader
         self._segments: dict[str, Segment] = {}
-        self._free: dict[int, list[Segment]] = {}  # by capacity; the last one is the warmest
-        self._loans = Loans()
-        self._returned = self._loans.returned
+        self._condemned: list[Segment] = []  # nobody here holds them, and they are not to be filled again
+        self._torch_loans = TorchLoans()
         self._nbytes = 0
-        self._seq = 0
         self._created = 0
         self._number = 0  # of the next segment's name
-        self._copied_nbytes = 0
-        self._takes = 0
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
@@ -104,61 +101,44 @@ class SegmentPool(Forkable):
             UnsupportedTensor: not a tensor, or of a kind that TSR cannot hold.
             OutOfSpace: no room.
         """
-        if dead or self._returned:
+        if dead or self._condemned:
             self.collect()
-        segment: Segment | None
-        if type(tensor) is np.ndarray:
-            segment = loan_of(tensor, self._returned)
-            if segment is None and not self._has_checksum:
-                free = self._free.get(class_nbytes(tensor.nbytes))
-                # Most tensors are of the type and shape that the warmest free segment held last.
-                if free and free[-1].refill(self._seq + 1, tensor):
-                    segment = free[-1]
-                    segment.seq = self._seq = self._seq + 1
-                    segment.last_take = self._takes = self._takes + 1
-                    self._copied_nbytes += tensor.nbytes
-                    segment.holds = 1
-                    del free[-1]
-                    return segment
-        else:
-            segment = self._loans.find(tensor)
-        if segment is not None and self._publish_loan(tensor, segment):
-            return segment
-        return self._publish_copy(tensor)
-
-    def _publish_copy(self, tensor: Any) -> Segment:
-        dtype, array = tensors.to_array(tensor)
-        nbytes = array.nbytes
-        segment, is_filled = self._take(nbytes, array)
-        try:
-            if not is_filled:
-                tensors.copy_into(segment.buffer, PAYLOAD_OFFSET, array)
-            layout = dtype, array.shape, PAYLOAD_OFFSET
-            self._stamp(segment, layout)
-            if segment.is_populated and segment.laid_out != layout:
-                segment.lay_out(dtype.numpy, array.shape, PAYLOAD_OFFSET)
-                segment.laid_out = layout
-        except BaseException:
-            segment.holds = 1
-            self.release(segment)
-            raise
-        self._copied_nbytes += nbytes
-        segment.holds = 1
+        segment: Segment = self.publish_again(tensor) or self._publish_loan(tensor) or self._publish_copy(tensor)
         return segment
 
-    def _publish_loan(self, tensor: Any, segment: Segment) -> bool:
-        """Publish a loan where it lies; False if its memory has to be copied after all."""
-        layout = segment.lent if segment.is_whole(tensor) else layout_of(tensor, segment)
+    def _publish_loan(self, tensor: Any) -> Segment | None:
+        """Publish a loan where it lies; None if it is none, or its memory has to be copied after all."""
+        segment: Segment | None = loan_of(tensor) if isinstance(tensor, np.ndarray) else self._torch_loans.find(tensor)
+        if segment is None or segment.mark is not self.mark:
+            return None
+        layout = layout_of(tensor, segment)
         if layout is None:
-            return False
+            return None
         if not segment.is_sent:
             forbid_writing(tensor, segment)  # first, for it may fail
             self._stamp(segment, layout)
             segment.is_sent = True
-        elif segment.layout != layout:
-            return False  # published before as something else: that header may be in use
+        elif segment.header_layout != layout:
+            return None  # published before as something else: that header may be in use
         segment.holds += 1
-        return True
+        return segment
+
+    def _publish_copy(self, tensor: Any) -> Segment:
+        dtype, array = tensors.to_array(tensor)
+        segment, is_filled = self._take(array.nbytes, array)
+        segment.holds = 1
+        try:
+            if not is_filled:
+                tensors.copy_into(segment.buffer, PAYLOAD_OFFSET, array)
+            layout = dtype, array.shape, PAYLOAD_OFFSET
+            if segment.is_populated and segment.laid_out != layout:
+                segment.lay_out(layout, dtype.numpy)
+            self._stamp(segment, layout)
+        except BaseException:
+            segment.release()
+            raise
+        self.copied_nbytes += array.nbytes
+        return segment
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         """A loan: an array or tensor of undefined content that lives in a segment.
@@ -172,39 +152,34 @@ class SegmentPool(Forkable):
             UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
             OutOfSpace: no room.
         """
-        if dead or self._returned:
+        if dead or self._condemned:
             self.collect()
         layout, nbytes = describe(shape, dtype)
+        if framework == "numpy":
+            array = self.lend_again(layout)
+            if array is not None:
+                return array
         tensors.check_framework(framework)
         if not nbytes:
             return tensors.from_buffer(bytearray(), layout[0], layout[1], 0, framework)
         segment, _ = self._take(nbytes)
-        segment.holds += 1  # until the last array over it is gone
-        return self._loans.lend(segment, layout, framework)
-
-    def release(self, segment: Segment) -> None:
-        """Undo one hold; with the last one gone the segment may be filled again once its reader lets go."""
-        segment.holds -= 1
-        if not segment.holds:
-            if segment.is_tainted or self.is_foreign:
-                self._give_up(segment)
-            else:
-                segment.shelf.append(segment)
+        segment.lay_out(layout, layout[0].numpy)
+        segment.is_current = segment.header_layout == layout and not self._has_checksum
+        return segment.lend() if framework == "numpy" else self._torch_loans.lend(segment)
 
     def collect(self) -> None:
         """Take back loans whose arrays are all gone."""
         bury()
-        while (segment := self._loans.take_returned()) is not None:
-            if segment.laid_out != segment.layout:  # it was not sent, or as another layout
-                segment.forget_layout()
-            self.release(segment)
+        while self._condemned:
+            segment = self._condemned.pop()
+            if not self.is_foreign and segment.name in self._segments:
+                self._retire(segment)
 
     def _stamp(self, segment: Segment, layout: Layout) -> None:
-        self._seq = seq = self._seq + 1
-        if segment.layout != layout or self._has_checksum:
-            segment.layout = None
-            if segment.laid_out != layout:
-                segment.forget_layout()
+        self.seq = seq = self.seq + 1
+        if segment.header_layout != layout or self._has_checksum:
+            segment.header_layout = None
+            segment.is_current = False
             dtype, shape, offset = layout
             crc: int | None = None
             if self._has_checksum:
@@ -222,7 +197,8 @@ class SegmentPool(Forkable):
             segment.buffer[:64] = raw[:64]
             segment.buffer[128:256] = raw[128:256]
             segment.words[LAYOUT] = seq
-            segment.layout = layout
+            segment.header_layout = layout
+            segment.is_current = segment.laid_out == layout and not self._has_checksum
         segment.seq = seq
         segment.stamp(seq)
 
@@ -231,7 +207,7 @@ class SegmentPool(Forkable):
     def _take(self, nbytes: int, source: np.ndarray[Any, Any] | None = None) -> tuple[Segment, bool]:
         """A segment that nobody else can be looking at, on no list until put back; and whether it holds ``source``."""
         capacity = class_nbytes(nbytes)
-        self._takes += 1
+        self.takes += 1
         is_filled = False
         segment = self._take_free(capacity)
         if segment is None:
@@ -242,11 +218,11 @@ class SegmentPool(Forkable):
             except BaseException:
                 self._retire(segment)
                 raise
-        segment.last_take = self._takes
+        segment.last_take = self.takes
         return segment, is_filled
 
     def _take_free(self, capacity: int) -> Segment | None:
-        free = self._free.get(capacity)
+        free = self.free.get(capacity)
         if not free:
             return None
         segment = free[-1]
@@ -263,11 +239,6 @@ class SegmentPool(Forkable):
                 del free[index]
                 self._retire(segment)
         return None
-
-    def _give_up(self, segment: Segment) -> None:
-        """Nobody here holds a segment any more that is not to be filled again."""
-        if not self.is_foreign and segment.name in self._segments:
-            self._retire(segment)
 
     def _create(self, capacity: int, source: np.ndarray[Any, Any] | None) -> tuple[Segment, bool]:
         self._trim(capacity)
@@ -286,7 +257,8 @@ class SegmentPool(Forkable):
         name = f"{self._prefix}_{self._number}.tsr"
         self._number += 1  # whatever comes of it
         segment, is_filled = make_segment(self._directory, name, capacity, source)
-        segment.shelf = self._free.setdefault(capacity, [])
+        segment.mark = self.mark
+        segment.shelf = self.free.setdefault(capacity, [])
         self._created += 1
         self._segments[name] = segment
         self._nbytes += capacity
@@ -314,8 +286,8 @@ class SegmentPool(Forkable):
 
     def _trim(self, wanted_capacity: int) -> None:
         """Give back free segments of sizes that the traffic no longer uses."""
-        oldest = self._takes - _IDLE_TAKES
-        for capacity, free in self._free.items():
+        oldest = self.takes - _IDLE_TAKES
+        for capacity, free in self.free.items():
             if capacity != wanted_capacity:
                 for segment in [each for each in free if each.last_take < oldest and not each.is_looked_at]:
                     free.remove(segment)
@@ -324,7 +296,7 @@ class SegmentPool(Forkable):
     def _retire_free(self) -> bool:
         """Give back every free segment that the reader does not look at; True if that freed any memory at once."""
         has_freed = False
-        for free in self._free.values():
+        for free in self.free.values():
             for segment in [each for each in free if not each.is_looked_at]:
                 free.remove(segment)
                 has_freed |= self._retire(segment)
@@ -335,7 +307,8 @@ class SegmentPool(Forkable):
         # Always: who enters now is turned away, and who has entered is seen.
         is_unseen = segment.retire() == LEASE_FREE and not segment.is_tainted
         del self._segments[segment.name]
-        segment.is_tainted = True
+        segment.shelf = None
+        self._torch_loans.forget(segment)
         self._nbytes -= segment.capacity
         _unlink(segment.path)
         if is_unseen:
@@ -349,34 +322,40 @@ class SegmentPool(Forkable):
         """The reader's leases mean nothing any more, but a child of it may live: never fill again what it held."""
         for segment in list(self._segments.values()):
             if segment.words[LEASE] != LEASE_FREE:
-                segment.is_tainted = True
-        for free in self._free.values():
-            for segment in [each for each in free if each.is_tainted]:
-                free.remove(segment)
+                self._taint(segment)
+        for shelf in self.free.values():
+            for segment in [each for each in shelf if each.is_tainted]:
+                shelf.remove(segment)
                 self._retire(segment)
+
+    def _taint(self, segment: Segment) -> None:
+        """Somebody we cannot ask may be looking at the segment."""
+        segment.is_tainted = True
+        segment.shelf = self._condemned
 
     def stats(self) -> PoolStats:
         return PoolStats(
             segments=len(self._segments),
             nbytes=self._nbytes,
-            free_nbytes=sum(segment.capacity for free in self._free.values() for segment in free),
-            published=self._seq,
-            copied_nbytes=self._copied_nbytes,
+            free_nbytes=sum(segment.capacity for free in self.free.values() for segment in free),
+            published=self.seq,
+            copied_nbytes=self.copied_nbytes,
             created=self._created,
         )
 
     def forked_in_parent(self) -> None:
         for segment in list(self._segments.values()):  # a copy, made in one step: other threads go on working
             if segment.lent is not None:
-                segment.is_tainted = True
+                self._taint(segment)
 
     def close(self) -> None:
         """Remove the files; arrays that still live keep their memory until they are gone."""
-        if not self.is_foreign:
-            for segment in self._segments.values():
+        for segment in self._segments.values():
+            segment.shelf = None
+            if not self.is_foreign:
                 _unlink(segment.path)
         self._segments.clear()
-        self._free.clear()
+        self.free.clear()
 
 
 def _unlink(path: str) -> None:

@@ -28,32 +28,19 @@ class Segment(Owned):
 
     Attributes:
         name: file name in the session directory; never used twice.
-        seq: the number it was last published under; 0 before.
-        holds: reasons why it may not be filled: tags, messages, local arrays.
-        layout: what its header says.
-        laid_out: the layout that :meth:`lend` and :meth:`refill` go by; the latter is for when the header says the same.
-        lent: the layout of the loan that it is now, until that and all views of it are gone; None if it is none.
-        shelf: where to put it when nobody here holds it: its pool's free segments of the same capacity.
-        is_sent: that loan was published, so nobody here may write to it any more.
+        header_layout: what its header says; None while that is being changed.
     """
 
     __slots__ = (
         "address",
         "buffer",
         "capacity",
-        "holds",
+        "header_layout",
         "is_closed_off",
         "is_populated",
-        "is_sent",
         "is_tainted",
-        "laid_out",
-        "last_take",
-        "layout",
-        "lent",
         "name",
         "path",
-        "seq",
-        "shelf",
         "words",
     )
 
@@ -65,17 +52,10 @@ class Segment(Owned):
         self.words = buffer.cast("Q")
         self.address = system.address_of(buffer)
         self.capacity = len(buffer) - PAYLOAD_OFFSET
-        self.seq = 0
-        self.holds = 0
-        self.shelf: list[Segment] = []
-        self.layout: Layout | None = None
-        self.laid_out: Layout | None = None
-        self.lent: Layout | None = None
-        self.is_sent = False
+        self.header_layout: Layout | None = None
         self.is_closed_off = False  # our mapping of the payload is private: see close_off
         self.is_tainted = False  # somebody we cannot ask may be looking: retire it, never fill it again
         self.is_populated = False  # our mapping has its pages in place
-        self.last_take = 0
 
     @property
     def is_looked_at(self) -> bool:
@@ -86,12 +66,7 @@ class Segment(Owned):
         """Let every array over our mapping keep what it sees and store elsewhere: its pages become copy-on-write."""
         self._remap(private=True)
         self.is_closed_off = True
-        self.forget_layout()
-
-    def forget_layout(self) -> None:
-        """Have the next array copied in the long way."""
         self.forget()
-        self.laid_out = None
 
     def make_fillable(self) -> None:
         """Undo :meth:`close_off`, and have the pages in place; no array is over the mapping any more."""

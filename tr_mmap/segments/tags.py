@@ -40,7 +40,7 @@ class Tags:
             system.rename(temporary, path)
         except BaseException:
             self._discard(temporary)
-            self._pool.release(segment)
+            segment.release()
             raise
         previous = self._segments.get(tag)
         self._segments[tag] = segment

@@ -82,7 +82,7 @@ class SegmentWorkerStore(WorkerStore):
         with self._lock:
             self.results = []  # the old list may still be on its way
             while self._segments:
-                self._pool.release(self._segments.pop())
+                self._segments.pop().release()
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         with self._lock:
@@ -146,7 +146,7 @@ class SegmentControllerStore(ControllerStore):
     def withdraw(self) -> None:
         self._is_asked = False
         while self._in_flight:
-            self._pool.release(self._in_flight.pop())
+            self._in_flight.pop().release()
 
     def answered(self, request: Request) -> None:
         if self._tags.untold:
@@ -158,7 +158,7 @@ class SegmentControllerStore(ControllerStore):
         if self._is_asked:
             self._in_flight.append(segment)
         else:
-            self._pool.release(segment)
+            segment.release()
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         return self._pool.empty(shape, dtype, framework)
