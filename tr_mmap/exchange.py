@@ -86,7 +86,9 @@ class Exchange:
             response = self._await(pending, timeout_ms)
             if response.error is not None:
                 raise _remote_error(response.command, response.error)
-            return response, self._receive_all(response, framework) if response.tensors else []
+            if framework is None or not response.tensors:
+                return response, []
+            return response, self._receive_all(response, framework)
         except BaseException:  # Ctrl-C too
             self._is_abandoned = True  # if it is still pending; asking for the next one resets this
             raise
@@ -217,9 +219,7 @@ class Exchange:
         self._pending = None
         self.store.withdraw()
 
-    def _receive_all(self, response: Response, framework: str | None) -> list[Any]:
-        if framework is None:
-            return []
+    def _receive_all(self, response: Response, framework: str) -> list[Any]:
         receive = self.store.receive
         return [receive(ref, framework) for ref in response.tensors]
 

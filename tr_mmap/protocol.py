@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import astuple
 
 from .errors import BadMessage
+from .native import has_as_many_colons
 from .strict import refuse_duplicates
 
 __all__ = [
@@ -133,7 +135,7 @@ def now_ms() -> int:
 
 
 def encode(message: Request | Response) -> bytes:
-    """The message as JSON text.
+    """The message as JSON text, its number first.
 
     Raises:
         BadMessage: it has characters that no UTF-8 text can hold.
@@ -146,8 +148,9 @@ def encode(message: Request | Response) -> bytes:
         ) from error
 
 
-# Every member of a message has one colon. So a text with no more colons than members that are not at their defaults has
-# no member twice, and none that we do not know; only where it has more do we have to look at it closely.
+# Every member of a message has one colon. So a text with no more colons than members that are not at their defaults,
+# which are all false, has no member twice, and none that we do not know; only where it has more do we have to look at
+# it closely.
 
 
 def decode_response(raw: bytes) -> Response:
@@ -160,16 +163,7 @@ def decode_response(raw: bytes) -> Response:
         response = _response_decoder.decode(raw)
     except _UNREADABLE as error:
         raise _bad("response", raw, error) from error
-    members = (
-        (response.seq != 0)
-        + (response.command != "")
-        + (response.result != "")
-        + (response.message != "")
-        + (response.timestamp != 0)
-        + bool(response.tensors)
-        + (response.mac != "")
-    )
-    if raw.count(b":") != members:
+    if not has_as_many_colons(raw, astuple(response)):
         refuse_duplicates(raw)
     return response
 
@@ -186,16 +180,9 @@ def decode_request(raw: bytes) -> Request:
         return _decode_other_request(raw)
     except _UNREADABLE as error:
         raise _bad("request", raw, error) from error
-    members = (
-        (request.seq != 0)
-        + (request.command != "")
-        + (request.parameters != "")
-        + (request.timestamp != 0)
-        + bool(request.tensors)
-        + bool(request.drops)
-        + (request.mac != "")
-    )
-    return request if raw.count(b":") == members and request.command else _decode_other_request(raw)
+    if request.command and has_as_many_colons(raw, astuple(request)):
+        return request
+    return _decode_other_request(raw)
 
 
 def _decode_other_request(raw: bytes) -> Request:

@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 from .auth import Tally
@@ -74,13 +73,12 @@ def _failure_of(error: Exception) -> Failure:
     return Failure(FailureKind.HANDLER, name, _printable(error), trace)
 
 
-@dataclass(slots=True)
 class _Answer:
     """What a handler has said so far in answer to one request."""
 
-    command: str = ""
+    command = ""
     result: str | None = None
-    message: str = ""
+    message = ""
 
 
 class TechRenaissanceServer:
@@ -171,7 +169,7 @@ class TechRenaissanceServer:
         if line.status.is_over:
             self._is_stopping = True
 
-    def empty(self, shape: int | tuple[int, ...], dtype: str = "float32", framework: str | None = None) -> Any:
+    def empty(self, shape: int | tuple[int, ...], dtype: Any = "float32", framework: str | None = None) -> Any:
         """A loan: a tensor of undefined content in shared memory, which :meth:`send_tensors` need not copy.
 
         Args:
@@ -276,9 +274,8 @@ class TechRenaissanceServer:
         failure: Failure | None = None
         try:
             is_known = self.main_logic(request.command, request.parameters)
-            if is_known is None:  # a handler that forgot to return: it knew the command if it said anything
-                is_known = answer.result is not None or bool(store.results)
-            if not is_known:
+            # A handler that forgot to return knew the command if it said anything.
+            if not is_known and (is_known is not None or (answer.result is None and not store.results)):
                 failure = Failure(FailureKind.UNKNOWN_COMMAND, "UnknownCommand", self.describe_unknown(request.command))
         except Exception as error:
             failure = _failure_of(error)
@@ -291,7 +288,8 @@ class TechRenaissanceServer:
         else:
             result = "error"
             self._enter(channel, Status.ERROR, failure.message)
-        command, message = answer.command or request.command, answer.message or self._complaint
+        command = answer.command or request.command
+        message = answer.message or self._complaint
         try:
             channel.send(Response(request.seq, command, result, message, now_ms(), tensors, failure))
         except (TRException, OSError) as error:  # too long, or no text, or no file for a long one: say that, in short

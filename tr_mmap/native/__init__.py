@@ -11,6 +11,8 @@
     a mapped message file: a message is stored and taken whole.
 ``Bell``
     an open semaphore: ring it, or sleep until it is rung.
+``has_as_many_colons``
+    the quick look at a message that finds most of them in order.
 ``copy``
     an array's bytes into mapped memory, in one pass.
 
@@ -35,6 +37,7 @@ __all__ = [
     "bury",
     "copy",
     "dead",
+    "has_as_many_colons",
     "loan_of",
     "seal",
 ]
@@ -42,9 +45,22 @@ __all__ = [
 IS_COMPILED = os.environ.get("TR_MMAP_PURE", "") in ("", "0")
 if IS_COMPILED:
     try:
-        from ._native import Bell, Leased, Line, Owned, Page, Shelves, bury, copy, dead, loan_of, seal
+        from ._native import (
+            Bell,
+            Leased,
+            Line,
+            Owned,
+            Page,
+            Shelves,
+            bury,
+            copy,
+            dead,
+            has_as_many_colons,
+            loan_of,
+            seal,
+        )
     except ImportError:
         IS_COMPILED = False
 if not IS_COMPILED and not TYPE_CHECKING:
-    from .plain import Bell, Line, Page, copy
+    from .plain import Bell, Line, Page, copy, has_as_many_colons
     from .plain_arrays import Leased, Owned, Shelves, bury, dead, loan_of, seal

@@ -24,6 +24,7 @@ static PyObject *bury(PyObject *module, PyObject *unused) {
 static PyMethodDef functions[] = {
     {"bury", (PyCFunction)bury, METH_NOARGS, bury_doc},
     {"copy", (PyCFunction)(void (*)(void))copy, METH_FASTCALL, copy_doc},
+    {"has_as_many_colons", (PyCFunction)(void (*)(void))has_as_many_colons, METH_FASTCALL, has_as_many_colons_doc},
     {"loan_of", (PyCFunction)loan_of, METH_O, loan_of_doc},
     {"seal", (PyCFunction)seal, METH_O, seal_doc},
     {NULL, NULL, 0, NULL},

@@ -14,6 +14,9 @@ extern PyTypeObject PageType;
 extern const char copy_doc[];
 PyObject *copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
+extern const char has_as_many_colons_doc[];
+PyObject *has_as_many_colons(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+
 /* Copy bytes, letting other threads of Python run meanwhile if there are many. */
 void copy_memory(char *to, const char *from, Py_ssize_t nbytes);
 

@@ -15,7 +15,7 @@ import posix_ipc
 
 from .words import GUEST, LAYOUT, LEASE, LEASE_FREE, LEASE_HELD, LEASE_PINNED, SEQ, SEQ_COPY
 
-__all__ = ["Bell", "Line", "Page", "copy"]
+__all__ = ["Bell", "Line", "Page", "copy", "has_as_many_colons"]
 
 _SEQ_RETIRED: Final = 2**64 - 1
 
@@ -217,6 +217,11 @@ class Page:
         """Look out for another line, even one of the same number as the line just taken."""
         self._refused = self._taken
         self._seen = _BLANK_WORD
+
+
+def has_as_many_colons(line: bytes, values: tuple[object, ...]) -> bool:
+    """Whether a line has as many colons as a tuple has true values."""
+    return line.count(b":") == sum(map(bool, values))
 
 
 class _Timespec(ctypes.Structure):
