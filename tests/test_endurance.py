@@ -19,6 +19,7 @@ from support import TOOLS, count_fds
 
 from tr_mmap import PythonSession
 from tr_mmap.channel import MappedChannel, mapped
+from tr_mmap.native import bury
 from tr_mmap.protocol import Request, Response, TensorRef, decode_request, decode_response
 from tr_mmap.segments import Receiver, Segment, SegmentPool
 
@@ -44,7 +45,7 @@ class Stream:
         count = self.random.choice([500, 1000, 8000])  # three size classes, so that segments go round
         x = np.arange(number, number + count, dtype=np.int64)
         if self._published is not None:
-            self.pool.release(self._published)
+            self._published.release()
         self._published = segment = self.pool.publish(x)
         view = self.receiver.receive(TensorRef("", segment.name, segment.seq), self.framework)
         self._last = (view, zlib.crc32(x))
@@ -143,12 +144,12 @@ def test_a_childs_view_of_a_tag_outlives_that_of_its_parent_however_often_it_is_
     views.clear()
     for _ in range(3):
         receiver.receive(ref, "numpy")
-        receiver.collect()
-    pool.release(segment)  # the tag is sent again
+        bury()
+    segment.release()  # the tag is sent again
     for number in range(10):
         again = pool.publish(x + number + 1)
         assert again is not segment
-        pool.release(again)
+        again.release()
     tell()
     receiver.close()
     pool.close()

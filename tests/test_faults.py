@@ -16,6 +16,7 @@ from faults import LARGE, NEW, OLD, Faults, Plan, as_before, attempt, each_plan,
 from support import count_fds
 
 from tr_mmap import load, save
+from tr_mmap.native import bury
 from tr_mmap.protocol import TensorRef
 from tr_mmap.segments import Receiver, SegmentPool
 
@@ -103,7 +104,7 @@ def fresh_large(pool: SegmentPool) -> Any:
 
 
 def recycled(pool: SegmentPool) -> Any:
-    pool.release(pool.publish(OLD))
+    pool.publish(OLD).release()
     return OLD + 1
 
 
@@ -187,12 +188,12 @@ def test_a_receive_that_fails_gives_its_lease_back(
         if has_failed:
             found.append(receiver.receive(ref, framework))
         np.testing.assert_array_equal(np.asarray(found.pop()), NEW)
-        receiver.collect()
-        pool.release(segment)
+        bury()
+        segment.release()
         assert pool.stats().free_nbytes == pool.stats().nbytes
         again = pool.publish(NEW + 1)
         assert again is segment, plan  # it was free
-        pool.release(again)
+        again.release()
 
     each_plan(faults, one)
     pool.close()

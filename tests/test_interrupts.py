@@ -18,6 +18,7 @@ from support import TOOLS
 import tr_mmap
 from tr_mmap import PythonSession
 from tr_mmap.manifest import StoreOptions
+from tr_mmap.native import bury
 from tr_mmap.protocol import TensorRef
 from tr_mmap.segments import Receiver, SegmentPool
 from tr_mmap.segments.layout import LEASE, LEASE_FREE
@@ -89,11 +90,11 @@ def test_no_interrupt_of_a_receive_costs_a_lease(alarm: Alarm, tmp_path: Path) -
             view = receiver.receive(TensorRef("", segment.name, segment.seq), "numpy")
             assert np.array_equal(view, tensors[number % 3])
             del view
-            pool.release(segment)
+            segment.release()
 
     while alarm.count < 3000:
         alarm.interrupt(pass_on, 60e-6)
-        receiver.collect()
+        bury()
         for mapped in list(receiver._mapped.values()):
             assert not mapped.views
             assert mapped.words[LEASE] == LEASE_FREE
@@ -135,7 +136,7 @@ def test_threads_of_a_handler_may_publish_and_lend_at_once(workspace: Path) -> N
             if view.min() != view.max():
                 wrong.append(ref.segment)
             del view
-        receiver.collect()
+        bury()
         store.withdraw()
     assert wrong == []
     store.close(is_orphan=True)

@@ -94,23 +94,6 @@ def test_a_lease_keeps_the_owner_away_until_it_is_given_back(native: ModuleType)
     assert owner.claim() == 0
 
 
-def test_a_segment_is_filled_again_whole_or_not_at_all(native: ModuleType) -> None:
-    buffer = memory()
-    line, reader = native.Line(buffer), native.Line(buffer)
-    buffer.cast("Q")[LAYOUT] = 1
-    assert line.refill(4, buffer, 4096, np.arange(8, dtype=np.uint8))
-    assert bytes(buffer[4096:4104]) == bytes(range(8))
-    assert reader.enter(4) == 1
-    assert not line.refill(5, buffer, 4096, np.ones(8, np.uint8))
-    assert bytes(buffer[4096:4104]) == bytes(range(8))
-    reader.leave()
-    for source in (np.zeros((4, 4))[:, 0], np.zeros(1 << 20)):
-        with pytest.raises((BufferError, ValueError)):
-            line.refill(6, buffer, 4096, source)
-        assert reader.enter(6) == 0  # and no other can be taken for it
-        reader.leave()
-
-
 @pytest.mark.parametrize("operation", ["claim", "retire"])
 def test_a_guest_or_a_pin_keeps_a_segment_for_ever(native: ModuleType, operation: str) -> None:
     buffer = memory()
@@ -301,23 +284,46 @@ def test_waiting_for_a_page_gives_its_message_or_none(native: ModuleType, name: 
     buffer = memory(content=BLANK_PAGE)
     page, peer, bell = native.Page(buffer), native.Page(buffer), native.Bell(name)
     page.set_spin(spin_us)
-    assert page.wait(bell, 0.01) is None
+    assert page.wait(bell, 0, never) is None
+    assert page.wait(bell, 0.01, never) is None
     bell.ring()  # a hint that was wrong
-    assert page.wait(bell, 60) is None
+    assert page.wait(bell, 0.01, never) is None
     peer.store(1, b"}")
-    assert page.wait(bell, 60) == b'{"seq":        1}'
+    assert page.wait(bell, 60, always) == b'{"seq":        1}'  # what is there is taken, whatever else is the case
+    assert page.wait(bell, 60, always) is None
 
     def answer() -> None:
+        bell.ring()  # too early
         peer.store(2, b"}")
         bell.ring()
 
     ringer = threading.Timer(0.02, answer)
     ringer.start()
-    line = None
-    while line is None:
-        line = page.wait(bell, 60)
-    assert line == b'{"seq":        2}'
+    assert page.wait(bell, 60, never) == b'{"seq":        2}'
     ringer.join()
+
+
+def test_a_wait_asks_whether_to_stop_whenever_it_is_woken(native: ModuleType, name: str) -> None:
+    page, bell = native.Page(memory(content=BLANK_PAGE)), native.Bell(name)
+    answers = iter([False, False, True])
+    bell.ring()
+
+    def stop() -> bool:
+        bell.ring()
+        return next(answers)
+
+    assert page.wait(bell, 60, stop) is None
+    assert not list(answers)
+    with pytest.raises(ZeroDivisionError):
+        page.wait(bell, 60, lambda: 1 // 0)
+
+
+def never() -> bool:
+    return False
+
+
+def always() -> bool:
+    return True
 
 
 # -- copies ------------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ make_venv() {
 describe() {
     printf '%s\n' "$root" "$1"
     "$python" -c 'import sys; print(sys.version, sys.base_prefix)'
-    cat "$root/pyproject.toml" "$root/tools/constraints.txt" "$root"/tr_mmap/native/*.[ch]
+    cat "$root/pyproject.toml" "$root/setup.py" "$root/tools/constraints.txt" "$root"/tr_mmap/native/*.[ch]
 }
 
 prepare() {

@@ -95,8 +95,7 @@ static PyObject *leased_learn(Leased *self, PyObject *const *arguments, Py_ssize
 PyDoc_STRVAR(view_doc,
              "view(seq, mapping=None)\n--\n\nAn array over the tensor; the lease is held while it lives, or a view of it.\n\n"
              "Args:\n    seq: the number that the tensor was published under.\n    mapping: a copy-on-write mapping of the file, which the array is to be "
-             "over; it becomes the spare one when the array is gone.\n\nReturns:\n    None if its layout is not the one that was learnt. The lease is "
-             "held then: learn it, and ask again; or rest().\n\nRaises:\n    LookupError: it is another tensor by now.");
+             "over; it becomes the spare one when the array is gone.\n\nReturns:\n    None if its layout is not the one that was learnt.\n\nRaises:\n    LookupError: it is another tensor by now.");
 
 static PyObject *leased_view(Leased *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!line_is_made(&self->line)) return NULL;
@@ -119,16 +118,14 @@ static PyObject *leased_view(Leased *self, PyObject *const *arguments, Py_ssize_
         }
     }
     uint64_t layout_seq = enter(self->line.words, wanted);
-    if (layout_seq == 0) {
-        rest(self);
+    Hold *hold = NULL;
+    if (layout_seq == 0)
         PyErr_SetString(PyExc_LookupError, "another tensor is there by now");
-        return NULL;
-    }
-    if (layout_seq != self->layout_seq) Py_RETURN_NONE;
-    Hold *hold = PyObject_New(Hold, &HoldType);
+    else if (layout_seq == self->layout_seq)
+        hold = PyObject_New(Hold, &HoldType);
     if (hold == NULL) {
         rest(self);
-        return NULL;
+        return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
     }
     hold->segment = (Leased *)Py_NewRef(self);
     hold->mapping = Py_XNewRef(mapping);

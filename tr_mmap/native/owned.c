@@ -194,7 +194,6 @@ PyObject *loan_of(PyObject *module, PyObject *array) {
 int seal_loan(PyObject *argument) {
     Loan *loan = loan_under(argument);
     PyObject *handed = PyWeakref_GET_OBJECT(loan->array); /* None if it is gone */
-    Py_ssize_t known = 1; /* references to the root: the chain of bases that ends there, and what was handed out */
     int is_apart = handed != Py_None;
     PyArrayObject *array = (PyArrayObject *)argument;
     for (;;) {
@@ -204,11 +203,9 @@ int seal_loan(PyObject *argument) {
         if (base == (PyObject *)loan) break;
         array = (PyArrayObject *)base;
     }
-    if (is_apart) {
-        PyArray_CLEARFLAGS((PyArrayObject *)handed, NPY_ARRAY_WRITEABLE);
-        known++;
-    }
-    return Py_REFCNT(array) > known;
+    if (is_apart) PyArray_CLEARFLAGS((PyArrayObject *)handed, NPY_ARRAY_WRITEABLE);
+    /* What refers to the root: the chain of bases that ends there, what was handed out, and what we do not know. */
+    return Py_REFCNT(array) > ((PyObject *)array != argument) + is_apart;
 }
 
 const char seal_doc[] = "seal(array)\n--\n\nMake an array of a loan, what it is a view of, and what was handed out read-only.\n\nReturns:\n"

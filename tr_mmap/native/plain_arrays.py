@@ -156,8 +156,7 @@ class Leased(Line):
                 the array is gone.
 
         Returns:
-            None if its layout is not the one that was learnt. The lease is held then: learn it, and ask again; or
-            :meth:`rest`.
+            None if its layout is not the one that was learnt.
 
         Raises:
             LookupError: it is another tensor by now.
@@ -167,15 +166,13 @@ class Leased(Line):
         with _lock:
             held = object()
             self._anchors.add(held)  # so that the end of another view, while this one is made, does not end the lease
-            layout_seq = self.enter(seq)
-            layout = self._layout
-            if layout_seq == 0 or layout is None or layout_seq != self._layout_seq:
-                self._anchors.discard(held)
-                if layout_seq:
-                    return None
-                self.rest()
-                raise LookupError("another tensor is there by now")
             try:
+                layout_seq = self.enter(seq)
+                layout = self._layout
+                if not layout_seq:
+                    raise LookupError("another tensor is there by now")
+                if layout is None or layout_seq != self._layout_seq:
+                    return None
                 if not layout.count:
                     array: np.ndarray[Any, Any] = np.empty(layout.shape, layout.dtype)
                     array.flags.writeable = mapping is not None
@@ -336,7 +333,8 @@ def _root_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _loan_under(root: np.ndarray[Any, Any]) -> _Loan | None:
     loan = _loans.get(id(root.base))
-    return loan if loan is not None and loan() is root.base else None
+    memory: object = root.base
+    return loan if loan is not None and loan() is memory else None
 
 
 def loan_of(array: Any) -> Any:
@@ -363,20 +361,17 @@ def seal(array: np.ndarray[Any, Any]) -> bool:
     if loan is None:
         raise TypeError("seal takes an array of a loan")
     handed = loan.array()
-    known = 1  # references to the root: the chain of bases that ends there, and what was handed out
     is_apart = handed is not None
+    root = array
     while True:
-        is_apart = is_apart and array is not handed
-        array.flags.writeable = False
-        base = array.base
-        if not isinstance(base, np.ndarray):
+        is_apart = is_apart and root is not handed
+        root.flags.writeable = False
+        if not isinstance(root.base, np.ndarray):
             break
-        array = base
-    if is_apart:
-        assert handed is not None
+        root = root.base
+    if handed is not None and is_apart:
         handed.flags.writeable = False
-        known = 2
-    del base, handed, loan
-    return sys.getrefcount(array) - _OWN_REFERENCES > known
-
-
+    # What refers to the root: the chain of bases that ends there, what was handed out, and what we do not know.
+    known = (array is not root) + is_apart
+    del array
+    return sys.getrefcount(root) - _OWN_REFERENCES > known

@@ -225,12 +225,8 @@ class SegmentPool(Shelves, Forkable):
         free = self.free.get(capacity)
         if not free:
             return None
-        segment = free[-1]
-        if segment.claim() == LEASE_FREE:
-            del free[-1]
-            return segment
         for index in range(len(free) - 1, -1, -1):
-            segment = free[index]
+            segment: Segment = free[index]
             lease = segment.claim()
             if lease == LEASE_FREE:
                 del free[index]

@@ -78,7 +78,7 @@ class Receiver(Forkable):
         try:
             array = segment.view(ref.seq, private)
             if array is None:  # its layout has changed
-                self._decode(segment)
+                self._decode(segment, ref.seq)
                 array = segment.view(ref.seq, private)
         except LookupError:
             array = None
@@ -140,8 +140,10 @@ class Receiver(Forkable):
         finally:
             system.close(fd)
 
-    def _decode(self, segment: _Mapped) -> None:
+    def _decode(self, segment: _Mapped, seq: int) -> None:
         try:
+            if not segment.enter(seq):
+                return  # looking for a view will say so
             layout_seq = segment.words[LAYOUT]
             header = tsr_header.decode(
                 segment.head[:256].tobytes(), file_nbytes=len(segment.payload), path=segment.name
@@ -152,9 +154,8 @@ class Receiver(Forkable):
                 )
             segment.header = header
             segment.learn(layout_seq, header.dtype.numpy, header.shape, header.payload_offset)
-        except BaseException:
+        finally:
             segment.rest()
-            raise
 
     def _forget_retired(self) -> None:
         for name, segment in list(self._mapped.items()):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from .. import system
 from ..errors import MissingTag
 from ..protocol import Request, TensorRef
-from .pool import Segment, SegmentPool
+from .segment import Segment
 
 __all__ = ["Tags"]
 
@@ -23,9 +23,8 @@ class Tags:
         untold: what the worker does not know yet: tag to seq, or 0 for a tag that is gone.
     """
 
-    def __init__(self, directory: str, pool: SegmentPool, release: Callable[[Segment], None]) -> None:
+    def __init__(self, directory: str, release: Callable[[Segment], None]) -> None:
         self._directory = directory
-        self._pool = pool
         self._release = release  # of a segment that the worker may be about to read
         self._segments: dict[str, Segment] = {}
         self.untold: dict[str, int] = {}

@@ -108,7 +108,7 @@ class SegmentControllerStore(ControllerStore):
         self._directory = directory
         self._has_checksum = options.checksum
         self._pool = _pool(directory, "segment", options)
-        self._tags = Tags(directory, self._pool, self._release_later)
+        self._tags = Tags(directory, self._release_later)
         self._receiver: Receiver | None = None
         self._is_asked = False  # a request is under way
         self._in_flight: list[Segment] = []  # what it may still read
