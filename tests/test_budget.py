@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
-from support import TOOLS
+from support import TOOLS, processes_of
 
 from tr_mmap import BadMessage, OutOfSpace, PythonSession, RemoteError
 
@@ -49,13 +50,14 @@ def test_at_the_budget_the_worker_waits_for_a_view_to_go_where_that_is_the_polic
         assert answers == [3 * MIB]
 
 
-def test_at_the_budget_nobody_waits_for_a_worker_that_has_died() -> None:
+def test_at_the_budget_nobody_waits_for_a_worker_that_has_died(workspace: Path) -> None:
     with PythonSession(TOOLS, "budget", quiet_mode=True, budget_nbytes=4 * MIB, at_budget="block") as session:
         session.send_tensor(np.ones(3 * MIB, np.uint8), "a")
         session.fetch_response("keep a mine")
         session.drop_tensor("a")
         sender = ThreadPoolExecutor(1).submit(session.send_tensor, np.ones(3 * MIB, np.uint8), "b")
-        session.terminate()
+        for worker in processes_of(workspace):
+            worker.kill()  # terminated, it would let go of its views
         with pytest.raises(OutOfSpace):
             sender.result(5)  # of the 10 that it waits for a worker that lives
         session.close()

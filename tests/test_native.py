@@ -284,13 +284,13 @@ def test_waiting_for_a_page_gives_its_message_or_none(native: ModuleType, name: 
     buffer = memory(content=BLANK_PAGE)
     page, peer, bell = native.Page(buffer), native.Page(buffer), native.Bell(name)
     page.set_spin(spin_us)
-    assert page.wait(bell, 0, never) is None
-    assert page.wait(bell, 0.01, never) is None
+    assert page.wait(bell, 0, 1.0, never) is None
+    assert page.wait(bell, 0.01, 1.0, never) is None
     bell.ring()  # a hint that was wrong
-    assert page.wait(bell, 0.01, never) is None
+    assert page.wait(bell, 0.01, 1.0, never) is None
     peer.store(1, b"}")
-    assert page.wait(bell, 60, always) == b'{"seq":        1}'  # what is there is taken, whatever else is the case
-    assert page.wait(bell, 60, always) is None
+    assert page.wait(bell, 60, 1.0, always) == b'{"seq":        1}'  # what is there is taken, whatever else is the case
+    assert page.wait(bell, 60, 1.0, always) is None
 
     def answer() -> None:
         bell.ring()  # too early
@@ -299,7 +299,7 @@ def test_waiting_for_a_page_gives_its_message_or_none(native: ModuleType, name: 
 
     ringer = threading.Timer(0.02, answer)
     ringer.start()
-    assert page.wait(bell, 60, never) == b'{"seq":        2}'
+    assert page.wait(bell, 60, 1.0, never) == b'{"seq":        2}'
     ringer.join()
 
 
@@ -312,10 +312,10 @@ def test_a_wait_asks_whether_to_stop_whenever_it_is_woken(native: ModuleType, na
         bell.ring()
         return next(answers)
 
-    assert page.wait(bell, 60, stop) is None
+    assert page.wait(bell, 60, 1.0, stop) is None
     assert not list(answers)
     with pytest.raises(ZeroDivisionError):
-        page.wait(bell, 60, lambda: 1 // 0)
+        page.wait(bell, 60, 1.0, lambda: 1 // 0)
 
 
 def never() -> bool:

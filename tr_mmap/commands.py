@@ -88,7 +88,7 @@ class Command:
                 self._check_count(len(words))
             try:
                 return [fetch(word, framework) for word in words]
-            except MissingTag:
+            except KeyError:
                 self._check_tags(words, tags)
                 raise
         if self._takes_one_text:

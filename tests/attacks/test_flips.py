@@ -14,6 +14,7 @@ import pytest
 from support import TOOLS, TORCH_TOOLS, empty_place
 
 from tr_mmap import BadMessage, Fault, PythonSession, RemoteError, TSRFormatError, read_header
+from tr_mmap.native import bury
 from tr_mmap.protocol import TensorRef
 from tr_mmap.segments import Receiver, SegmentPool
 
@@ -88,7 +89,7 @@ def test_a_refused_payload_leaves_no_lease(pair: tuple[SegmentPool, Receiver]) -
     flip(Path(segment.path), 0)
     with pytest.raises(TSRFormatError):
         receiver.receive(TensorRef("a", segment.name, segment.seq), "numpy")
-    pool.release(segment)
+    segment.release()
     assert pool.publish(np.ones(10)) is segment
 
 
@@ -101,8 +102,8 @@ def test_a_segment_that_is_filled_again_has_its_new_checksum(pair: tuple[Segment
         assert receiver.receive(TensorRef("", segment.name, segment.seq), "numpy").tolist() == [value] * 10
         header = read_header(segment.path)
         assert header.payload_checksum == zlib.crc32(np.full(10, value).tobytes())
-        pool.release(segment)
-        receiver.collect()
+        segment.release()
+        bury()
     assert len(names) < 5
 
 

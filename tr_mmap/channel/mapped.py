@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import struct
 import sys
 import time
 from collections.abc import Callable
@@ -43,9 +42,11 @@ _WAIT_SLICE_S: Final = 1.0  # a lost ring delays a message by this much at most;
 _BLANK_LINE: Final = b'{"seq":        0}\n'
 _SPILL_KEY: Final = b'"spill":'  # the first member after the number, in the line of a message that is elsewhere
 _EXIT_START: Final = int.from_bytes(b"exit", sys.byteorder)
-_SHORT_NBYTES: Final = 16  # every status without a detail fits into two words
-_SHORT_LINES: Final[dict[Status, tuple[int, int]]] = {
-    status: struct.unpack("=QQ", f"{status.value}\n".encode().ljust(_SHORT_NBYTES)) for status in Status
+# Most statuses without a detail fit into one word, which nobody sees half stored.
+_SHORT_LINES: Final[dict[Status, int]] = {
+    status: int.from_bytes(f"{status.value}\n".encode().ljust(8), sys.byteorder)
+    for status in Status
+    if len(status.value) < 8
 }
 
 
@@ -248,7 +249,8 @@ class MappedChannel(Channel):
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         try:
-            line = self._in.wait(self._own_bell.bell, inf if timeout_ms is None else timeout_ms / 1000, stop)
+            timeout_s = inf if timeout_ms is None else timeout_ms / 1000
+            line = self._in.wait(self._own_bell.bell, timeout_s, _WAIT_SLICE_S, stop)
         except ValueError as error:
             why = "the peer's message has no end; it does not speak this protocol"
             raise BadMessage(why, detail="newline") from error
@@ -276,18 +278,20 @@ class MappedChannel(Channel):
             return False
 
     def write_status(self, status: Status, detail: str = "") -> None:
-        if not detail and not self._has_long_status:
-            self._status_words[0], self._status_words[1] = _SHORT_LINES[status]
+        word = None if detail or self._has_long_status else _SHORT_LINES.get(status)
+        if word is not None:
+            self._status_words[0] = word
             return
         line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
         self._status[:] = line.ljust(STATUS_NBYTES)
         # The worker writes all the time and knows what is there; the controller hardly ever does.
-        self._has_long_status = len(line) > _SHORT_NBYTES or self._role is Role.CONTROLLER
+        self._has_long_status = len(line) > 8 or self._role is Role.CONTROLLER
 
     def enter(self, status: Status, detail: str = "") -> bool:
-        if detail or self._has_long_status or self._status_start[0] == _EXIT_START:
+        word = None if detail or self._has_long_status else _SHORT_LINES.get(status)
+        if word is None or self._status_start[0] == _EXIT_START:
             return super().enter(status, detail)
-        self._status_words[0], self._status_words[1] = _SHORT_LINES[status]
+        self._status_words[0] = word
         return True
 
     def wait_status(

@@ -6,9 +6,6 @@
 
 enum { REST = 16, MOST_SEQ = 99999999, MOST_SPIN_US = 1000 };
 
-/* A lost ring delays a message by this much at most; a wake-up a second costs nothing. */
-static const double SLICE_S = 1.0;
-
 typedef struct {
     PyObject_HEAD
     Py_buffer buffer;
@@ -203,17 +200,17 @@ static PyObject *take_and_learn(Page *self) {
 }
 
 PyDoc_STRVAR(wait_doc,
-             "wait(bell, timeout_s, stop)\n--\n\nTake the next message's line; sleep until the bell is rung for as long as there is none.\n\n"
-             "Args:\n    stop: asked before each sleep; True ends the wait.\n\nReturns:\n    None when the time is over, or stop() says so.\n\n"
+             "wait(bell, timeout_s, slice_s, stop)\n--\n\nTake the next message's line; sleep until the bell is rung for as long as there is none.\n\n"
+             "Args:\n    slice_s: most that it sleeps at a time, for a ring may be lost.\n    stop: asked before each sleep; True ends the wait.\n\nReturns:\n    None when the time is over, or stop() says so.\n\n"
              "Raises:\n    ValueError: as take().");
 
 static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t count) {
-    if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "wait takes a bell, a time and a function");
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "wait takes a bell, two times and a function");
         return NULL;
     }
-    double timeout_s = PyFloat_AsDouble(arguments[1]);
-    if (timeout_s == -1.0 && PyErr_Occurred()) return NULL;
+    double timeout_s = PyFloat_AsDouble(arguments[1]), slice_s = PyFloat_AsDouble(arguments[2]);
+    if ((timeout_s == -1.0 || slice_s == -1.0) && PyErr_Occurred()) return NULL;
     PyObject *line = page_take(self, NULL);
     if (line != Py_None) {
         if (line != NULL) self->since_us = 0;
@@ -223,7 +220,7 @@ static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t co
     double began_us = now_us(), left_s = timeout_s;
     if (self->since_us == 0) self->since_us = began_us;
     while (left_s > 0) {
-        PyObject *answer = PyObject_CallNoArgs(arguments[2]);
+        PyObject *answer = PyObject_CallNoArgs(arguments[3]);
         int is_over = answer == NULL ? -1 : PyObject_IsTrue(answer);
         Py_XDECREF(answer);
         if (is_over < 0) return NULL;
@@ -234,7 +231,7 @@ static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t co
             if (line != Py_None) return give(self, line);
             Py_DECREF(line);
         }
-        if (wait_for_bell(arguments[0], left_s < SLICE_S ? left_s : SLICE_S) < 0) return NULL;
+        if (wait_for_bell(arguments[0], left_s < slice_s ? left_s : slice_s) < 0) return NULL;
         line = take_and_learn(self);
         if (line != Py_None) return give(self, line);
         Py_DECREF(line);

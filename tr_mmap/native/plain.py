@@ -74,7 +74,6 @@ _BLANK_WORD: Final = int.from_bytes(b"       0", "little")
 _SEQ_WORD: Final = 1  # offset 8
 _REST: Final = 16
 _MOST_SEQ: Final = 99_999_999
-_SLICE_S: Final = 1.0  # a lost ring delays a message by this much at most; a wake-up a second costs nothing
 
 
 class Page:
@@ -175,12 +174,13 @@ class Page:
                 self._since_s = 0.0
         return line
 
-    def wait(self, bell: Bell, timeout_s: float, stop: Callable[[], bool]) -> bytes | None:
+    def wait(self, bell: Bell, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> bytes | None:
         """Take the next message's line; sleep until the bell is rung for as long as there is none.
 
         Args:
             bell: rung after each message.
             timeout_s: how long to wait.
+            slice_s: most that it sleeps at a time, for a ring may be lost.
             stop: asked before each sleep; True ends the wait.
 
         Returns:
@@ -202,7 +202,7 @@ class Page:
                 line = self._take_and_learn()
                 if line is not None:
                     return line
-            bell.wait(min(left_s, _SLICE_S))
+            bell.wait(min(left_s, slice_s))
             line = self._take_and_learn()
             if line is not None:
                 return line
