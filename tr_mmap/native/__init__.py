@@ -13,6 +13,8 @@
     an open semaphore: ring it, or sleep until it is rung.
 ``has_as_many_colons``
     the quick look at a message that finds most of them in order.
+``map_file``
+    part of a file in memory, without the descriptor that Python's ``mmap`` keeps.
 ``copy``
     an array's bytes into mapped memory, in one pass.
 
@@ -39,6 +41,7 @@ __all__ = [
     "dead",
     "has_as_many_colons",
     "loan_of",
+    "map_file",
     "seal",
 ]
 
@@ -57,10 +60,11 @@ if IS_COMPILED:
             dead,
             has_as_many_colons,
             loan_of,
+            map_file,
             seal,
         )
     except ImportError:
         IS_COMPILED = False
 if not IS_COMPILED and not TYPE_CHECKING:
-    from .plain import Bell, Line, Page, copy, has_as_many_colons
+    from .plain import Bell, Line, Page, copy, has_as_many_colons, map_file
     from .plain_arrays import Leased, Owned, Shelves, bury, dead, loan_of, seal

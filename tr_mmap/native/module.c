@@ -26,6 +26,7 @@ static PyMethodDef functions[] = {
     {"copy", (PyCFunction)(void (*)(void))copy, METH_FASTCALL, copy_doc},
     {"has_as_many_colons", (PyCFunction)(void (*)(void))has_as_many_colons, METH_FASTCALL, has_as_many_colons_doc},
     {"loan_of", (PyCFunction)loan_of, METH_O, loan_of_doc},
+    {"map_file", map_file, METH_VARARGS, map_file_doc},
     {"seal", (PyCFunction)seal, METH_O, seal_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -41,7 +42,8 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__native(void) {
     import_array();
     PyTypeObject *const public[] = {&BellType, &LeasedType, &LineType, &OwnedType, &PageType, &ShelvesType};
-    if (PyType_Ready(&LineType) < 0 || PyType_Ready(&HoldType) < 0 || PyType_Ready(&LoanType) < 0) return NULL;
+    if (PyType_Ready(&LineType) < 0 || PyType_Ready(&HoldType) < 0 || PyType_Ready(&LoanType) < 0 ||
+        PyType_Ready(&MappingType) < 0) return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL) return NULL;
     for (size_t index = 0; index < sizeof public / sizeof *public; index++) {

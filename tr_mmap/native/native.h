@@ -9,6 +9,7 @@
 
 extern PyTypeObject BellType;
 extern PyTypeObject LineType;
+extern PyTypeObject MappingType;
 extern PyTypeObject PageType;
 
 extern const char copy_doc[];
@@ -16,6 +17,9 @@ PyObject *copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
 extern const char has_as_many_colons_doc[];
 PyObject *has_as_many_colons(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+
+extern const char map_file_doc[];
+PyObject *map_file(PyObject *module, PyObject *arguments);
 
 /* Copy bytes, letting other threads of Python run meanwhile if there are many. */
 void copy_memory(char *to, const char *from, Py_ssize_t nbytes);

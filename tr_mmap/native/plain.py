@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -15,7 +17,7 @@ import posix_ipc
 
 from .words import GUEST, LAYOUT, LEASE, LEASE_FREE, LEASE_HELD, LEASE_PINNED, SEQ, SEQ_COPY
 
-__all__ = ["Bell", "Line", "Page", "copy", "has_as_many_colons"]
+__all__ = ["Bell", "Line", "Page", "copy", "has_as_many_colons", "map_file"]
 
 _SEQ_RETIRED: Final = 2**64 - 1
 
@@ -231,6 +233,20 @@ class _Timespec(ctypes.Structure):
 # posix_ipc swallows what a signal handler raises during a wait, and waits by the wall clock, which somebody may turn
 # back. So where the C library can do better (glibc 2.30), we wait by it, on the semaphore that posix_ipc has open.
 _libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,  # off_t on every 64-bit platform
+]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_PROT_READ, _PROT_WRITE = 1, 2  # sys/mman.h, the same on Linux and macOS
+_MAP_SHARED, _MAP_PRIVATE = 1, 2
+_MAP_NORESERVE = 0x4000 if sys.platform.startswith("linux") else 0  # asm-generic/mman.h
+_MAP_FAILED = ctypes.c_void_p(-1).value
 _sem_clockwait: Final[Any] = getattr(_libc, "sem_clockwait", None)
 _MOST_RINGS: Final = 1 << 16  # taken at a time, so that whoever rings without pause keeps nobody here
 _CLOCK_MONOTONIC: Final = 1  # linux/time.h
@@ -310,3 +326,22 @@ def copy(target: Any, offset: int, source: Any) -> None:
         raise ValueError("the source does not fit into the target there")
     if view.nbytes:  # by numpy, which lets other threads run meanwhile
         np.frombuffer(target, np.uint8, view.nbytes, offset)[:] = np.frombuffer(view.cast("B"), np.uint8)
+
+
+def map_file(fd: int, nbytes: int, offset: int, is_writable: bool, is_private: bool) -> memoryview:
+    """Map part of a file; unmapped with the last view of it. Its ``obj`` takes attributes that are to live as long.
+
+    Raises:
+        OSError: it cannot be mapped.
+    """
+    # A private mapping larger than the memory is fine: few store all over it.
+    flags = _MAP_PRIVATE | _MAP_NORESERVE if is_private else _MAP_SHARED
+    address = _libc.mmap(None, nbytes, _PROT_READ | _PROT_WRITE if is_writable else _PROT_READ, flags, fd, offset)
+    if address in (None, _MAP_FAILED):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    block = (ctypes.c_char * nbytes).from_address(address)
+    # The views hold the block, so this runs when nobody can touch the memory any more, and not at exit.
+    weakref.finalize(block, _libc.munmap, address, nbytes).atexit = False
+    view = memoryview(block).cast("B")
+    return view if is_writable else view.toreadonly()

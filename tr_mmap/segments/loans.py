@@ -100,7 +100,7 @@ def forbid_writing(tensor: Any, segment: Segment) -> None:
         finally:
             system.close(fd)
         # A page that was not stored into shows the file's, so the segment is lent for as long as this lives too.
-        vars(private.obj)["lent"] = tensor.untyped_storage()
+        system.keep(private, tensor.untyped_storage())
         tensors.move_torch_storage(tensor, private, PAYLOAD_OFFSET)
 
 

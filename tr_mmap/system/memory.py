@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
-import weakref
+
+from ..native import map_file
 
 __all__ = [
     "MADV_DONTNEED",
@@ -14,6 +14,7 @@ __all__ = [
     "MADV_REMOVE",
     "address_of",
     "advise",
+    "keep",
     "libc",
     "map_again",
     "map_private",
@@ -29,7 +30,6 @@ MADV_POPULATE_WRITE = 23
 _PROT_READ, _PROT_WRITE = 1, 2  # sys/mman.h, the same on Linux and macOS
 _MAP_SHARED, _MAP_PRIVATE = 1, 2
 _MAP_FIXED = 0x10
-_MAP_NORESERVE = 0x4000 if sys.platform.startswith("linux") else 0  # asm-generic/mman.h
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -42,23 +42,22 @@ libc.mmap.argtypes = [
     ctypes.c_int,
     ctypes.c_int64,  # off_t on every 64-bit platform
 ]
-libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def map_read(fd: int, nbytes: int, offset: int = 0) -> memoryview:
     """Map for reading, shared: what the writer stores is seen, and a store of ours is a TypeError."""
-    return _map(fd, nbytes, offset, _PROT_READ, _MAP_SHARED).toreadonly()
+    return _map(fd, nbytes, offset, is_writable=False, is_private=False)
 
 
 def map_write(fd: int, nbytes: int, offset: int = 0) -> memoryview:
     """Map for reading and writing, shared."""
-    return _map(fd, nbytes, offset, _PROT_READ | _PROT_WRITE, _MAP_SHARED)
+    return _map(fd, nbytes, offset, is_writable=True, is_private=False)
 
 
 def map_private(fd: int, nbytes: int, offset: int = 0) -> memoryview:
     """Map copy-on-write: stores stay in this process. A file larger than the memory is fine: few store all over it."""
-    return _map(fd, nbytes, offset, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE | _MAP_NORESERVE)
+    return _map(fd, nbytes, offset, is_writable=True, is_private=True)
 
 
 def map_again(mapping: memoryview, fd: int, offset: int, *, private: bool) -> None:
@@ -87,17 +86,18 @@ def advise(mapping: memoryview, advice: int) -> bool:
     return bool(libc.madvise(address_of(mapping), len(mapping), advice) == 0)
 
 
-def _map(fd: int, nbytes: int, offset: int, protection: int, flags: int) -> memoryview:
+def keep(mapping: memoryview, thing: object) -> None:
+    """Let something live as long as a mapping."""
+    mapping.obj.kept = thing  # type: ignore[attr-defined]
+
+
+def _map(fd: int, nbytes: int, offset: int, *, is_writable: bool, is_private: bool) -> memoryview:
     """Map part of a file; unmapped when the last view of it is gone.
 
     ``mmap.mmap`` keeps a duplicate of the descriptor for as long as it lives (until Python 3.13), so a thousand
     live views would be a thousand descriptors. This keeps none.
     """
-    address = libc.mmap(None, nbytes, protection, flags, fd, offset)
-    if address in (None, _MAP_FAILED):
-        code = ctypes.get_errno()
-        raise OSError(code, f"mmap of {nbytes} bytes: {os.strerror(code)}")
-    block = (ctypes.c_char * nbytes).from_address(address)
-    # The views hold the block, so this runs when nobody can touch the memory any more, and not at exit.
-    weakref.finalize(block, libc.munmap, address, nbytes).atexit = False
-    return memoryview(block).cast("B")
+    try:
+        return memoryview(map_file(fd, nbytes, offset, is_writable, is_private))
+    except OSError as error:
+        raise OSError(error.errno, f"mmap of {nbytes} bytes: {error.strerror}") from error
