@@ -562,6 +562,8 @@ def test_what_is_no_tensor_changes_nothing(sides: Sides, value: Any) -> None:
         (2, "text", "numpy"),
         (2, "int8", "jax"),
         (2, "O", "numpy"),
+        (2, ["int8"], "numpy"),
+        ((2, 3), {"int8": 1}, "numpy"),
     ],
 )
 def test_what_cannot_be_lent_changes_nothing(sides: Sides, shape: Any, dtype: str, framework: str) -> None:
@@ -749,6 +751,26 @@ def test_a_numpy_loan_is_read_only_once_published(sides: Sides) -> None:
     view = sides.look(segment)
     assert view.tolist() == loan.tolist() == list(range(1000))
     segment.release()
+
+
+@pytest.mark.parametrize("count", [64, 128, 1000])
+@pytest.mark.parametrize("cut", [None, slice(0, 64), slice(64, 128)])
+def test_a_header_says_what_lies_there_whatever_was_lent_before(sides: Sides, cut: slice | None, count: int) -> None:
+    first = np.arange(count, dtype=np.float32)
+    sides.pool.publish(first).release()
+    loan = sides.pool.empty(128, "int32", "numpy")
+    loan[:] = 7
+    if cut is not None:
+        sides.pool.publish(loan[cut]).release()
+    del loan
+    for number in range(3):
+        segment = sides.pool.publish(first + number)
+        view = sides.look(segment)
+        assert (view.dtype, view.tolist()) == (np.float32, (first + number).tolist())
+        segment.release()
+        del view
+        bury()
+    assert sides.pool.stats().created == 1
 
 
 def test_a_torch_loan_is_private_once_published(sides: Sides) -> None:

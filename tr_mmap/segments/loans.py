@@ -32,7 +32,11 @@ def describe(shape: int | tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
     Raises:
         UnsupportedTensor: no such dtype, or a shape that TSR cannot hold.
     """
-    return _describe((shape,) if isinstance(shape, int) else tuple(shape), dtype)
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    try:
+        return _describe(sizes, dtype)
+    except TypeError:  # something that has no hash; it may be no dtype either
+        return _describe.__wrapped__(sizes, dtype)
 
 
 @lru_cache(64)  # most are asked for again and again

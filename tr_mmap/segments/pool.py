@@ -92,7 +92,7 @@ class SegmentPool(Shelves, Forkable):
     # -- publishing -----------------------------------------------------------------------------------------------
 
     def publish(self, tensor: Any) -> Segment:
-        """Put a tensor into a segment and stamp it; the caller holds it once until :meth:`release`.
+        """Put a tensor into a segment and stamp it; the caller holds it once, until ``segment.release()``.
 
         A loan, or a view of the whole or a 256-byte aligned contiguous part of one, is published where it lies;
         anything else costs one copy. Either the tensor is published whole, or an error is raised and nothing changed.
@@ -168,7 +168,7 @@ class SegmentPool(Shelves, Forkable):
         return segment.lend() if framework == "numpy" else self._torch_loans.lend(segment)
 
     def collect(self) -> None:
-        """Take back loans whose arrays are all gone."""
+        """Take back what was lent and is gone, and give up what is not to be filled again."""
         bury()
         while self._condemned:
             segment = self._condemned.pop()
@@ -198,7 +198,7 @@ class SegmentPool(Shelves, Forkable):
             segment.buffer[128:256] = raw[128:256]
             segment.words[LAYOUT] = seq
             segment.header_layout = layout
-            segment.is_current = segment.laid_out == layout and not self._has_checksum
+        segment.is_current = segment.laid_out == layout and not self._has_checksum
         segment.seq = seq
         segment.stamp(seq)
 
