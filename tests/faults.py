@@ -1,7 +1,7 @@
 """System calls that fail on demand, behind the one package that makes them.
 
 What is replaced is not ``tr_mmap.system``'s functions but what they call: ``os``, ``fcntl``, ``shutil`` and libc as its
-modules see them. So its own handling of errors is tested too.
+modules see them, and the one call that the extension makes for it. So its own handling of errors is tested too.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Faults:
         for module in (files, memory, names):
             calls = {name: self._libc_call(name) for name in LIBC_CALLS}
             monkeypatch.setattr(module, "libc", _Substitute(memory.libc, calls))
+        monkeypatch.setattr(memory, "map_file", self._wrap("mmap", memory.map_file))
         for module in (files, names):
             calls = {name: self._wrap(name, getattr(fcntl, name)) for name in FCNTL_CALLS}
             monkeypatch.setattr(module, "fcntl", _Substitute(fcntl, calls))
