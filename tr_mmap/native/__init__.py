@@ -5,6 +5,8 @@
 ``Owned``, ``Leased``
     a segment as its owner and as its reader sees it: arrays are lent out, and looked at through views that hold the
     lease. ``loan_of`` and ``seal`` recognise an array that was lent, and make it read-only.
+``dead``, ``bury``
+    ends of views and loans that are still to be seen to: in plain Python that is done when a session works next.
 ``Shelves``
     a pool's free segments, and the short cuts for what is like the last tensor.
 ``Page``
@@ -19,7 +21,7 @@
     an array's bytes into mapped memory, in one pass.
 
 There are two implementations, with one suite of tests. The C one (``*.c``) is built on installation where there is a
-compiler. ``plain`` and ``plain_arrays`` do the same in Python: small messages take twice as long, and its memory order
+compiler. ``plain`` and ``plain_arrays`` do the same in Python: small messages take two to five times as long, and its memory order
 is right on x86 only, which keeps plain stores in order by itself. ``TR_MMAP_PURE=1`` in the environment chooses it.
 """
 

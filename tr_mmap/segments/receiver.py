@@ -85,7 +85,11 @@ class Receiver(Forkable):
         if array is None:
             raise self._stale(ref)
         if self._verify:
-            _check_payload(segment)
+            try:
+                _check_payload(segment)
+            except BaseException:
+                array = None  # whoever keeps the traceback would keep the lease
+                raise
         if private is None:
             return array
         assert segment.header is not None
