@@ -21,8 +21,9 @@
     an array's bytes into mapped memory, in one pass.
 
 There are two implementations, with one suite of tests. The C one (``*.c``) is built on installation where there is a
-compiler. ``plain`` and ``plain_arrays`` do the same in Python: small messages take two to five times as long, and its memory order
-is right on x86 only, which keeps plain stores in order by itself. ``TR_MMAP_PURE=1`` in the environment chooses it.
+compiler. ``plain`` and ``plain_arrays`` do the same in Python: small messages take two to five times as long, and its
+memory order is right on x86 only, which keeps plain stores in order by itself. ``TR_MMAP_PURE=1`` in the environment
+chooses it.
 """
 
 from __future__ import annotations
