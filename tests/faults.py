@@ -33,7 +33,7 @@ OS_CALLS: Final = (
     *("preadv", "pwrite", "readlink", "replace", "rmdir", "stat", "statvfs", "unlink", "write"),
 )
 FCNTL_CALLS: Final = ("fcntl", "flock")
-LIBC_CALLS: Final = ("fstatfs", "madvise", "mmap", "renameat2")
+LIBC_CALLS: Final = ("fstatfs", "madvise", "renameat2")
 _AFTER: Final = frozenset({"close"})  # Linux closes the descriptor whatever close(2) says
 
 
@@ -67,7 +67,8 @@ class Faults:
         for module in (files, memory, names):
             calls = {name: self._libc_call(name) for name in LIBC_CALLS}
             monkeypatch.setattr(module, "libc", _Substitute(memory.libc, calls))
-        monkeypatch.setattr(memory, "map_file", self._wrap("mmap", memory.map_file))
+        for name in ("map_file", "libc_mmap"):
+            monkeypatch.setattr(memory, name, self._wrap("mmap", getattr(memory, name)))
         for module in (files, names):
             calls = {name: self._wrap(name, getattr(fcntl, name)) for name in FCNTL_CALLS}
             monkeypatch.setattr(module, "fcntl", _Substitute(fcntl, calls))
@@ -129,7 +130,7 @@ class Faults:
                 return function(*arguments)
             assert self.plan is not None
             ctypes.set_errno(self.plan.number)
-            return ctypes.c_void_p(-1).value if name == "mmap" else -1
+            return -1
 
         return call
 

@@ -173,6 +173,11 @@ def test_a_private_view_is_written_to_alone_and_its_mapping_is_used_again(sides:
     assert sides.leased.spare is mapping
     with pytest.raises(ValueError, match="whole file"):
         sides.leased.view(5, mapping[:-1])
+    sides.leased.spare = None  # taken out, to be used again
+    view = sides.leased.view(5, mapping)
+    del view
+    assert sides.lease == FREE
+    assert sides.leased.spare is mapping
 
 
 def test_a_pinned_lease_is_never_given_back(sides: Sides) -> None:

@@ -773,6 +773,80 @@ def test_a_header_says_what_lies_there_whatever_was_lent_before(sides: Sides, cu
     assert sides.pool.stats().created == 1
 
 
+@FRAMEWORKS
+def test_a_loan_that_is_changed_after_it_was_sent_is_sent_again_as_it_is_then(sides: Sides, framework: str) -> None:
+    loan = lend(sides, 1024, framework)
+    beside = loan[:2]  # so the memory itself becomes private
+    first = sides.pool.publish(loan)
+    beside[0] = 5
+    again = sides.pool.publish(loan)
+    assert float(sides.look(first)[0]) == 0
+    assert float(sides.look(again)[0]) == float(loan[0]) == 5
+    first.release()
+    again.release()
+
+
+def twin_by_numpy(loan: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(loan.numpy())
+
+
+def twin_by_dlpack(loan: torch.Tensor) -> torch.Tensor:
+    return torch.from_dlpack(loan)
+
+
+@pytest.mark.parametrize("twin_of", [twin_by_numpy, twin_by_dlpack])
+def test_a_torch_loan_that_is_sent_through_another_storage_is_copied(sides: Sides, twin_of: Any) -> None:
+    loan = lend(sides, 1024, "torch")
+    segment = sides.pool.publish(twin_of(loan))
+    loan[3] = 99
+    assert sides.look(segment).tolist() == list(range(1024))
+    segment.release()
+
+
+def test_what_has_no_storage_is_refused_as_ever_when_there_were_loans(sides: Sides) -> None:
+    lend(sides, 1024, "torch")
+    with pytest.raises(UnsupportedTensor, match="sparse"):
+        sides.pool.publish(torch.eye(3).to_sparse())
+
+
+@FRAMEWORKS
+def test_a_size_may_be_any_whole_number_and_nothing_else(sides: Sides, framework: str) -> None:
+    assert tuple(sides.pool.empty((np.int64(9), np.uint8(2)), "float32", framework).shape) == (9, 2)
+    for shape in (9.0, (9.0, 2), ("9", 2), None):
+        with pytest.raises(TypeError):
+            sides.pool.empty(shape, "float32", framework)
+    assert tuple(sides.pool.empty((9, 2), "float32", framework).shape) == (9, 2)
+    bury()
+    assert sides.pool.stats().free_nbytes == sides.pool.stats().nbytes
+
+
+def test_at_the_budget_a_loans_memory_is_shared_again_before_it_is_filled(
+    limited: Callable[..., Sides], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides = limited(2 * PAGE, block_ms=5000)
+    loan = lend(sides, 1024)
+    beside = loan[1:]
+    segment = sides.pool.publish(loan)
+    assert segment.is_closed_off
+    views = [sides.look(segment)]
+    segment.release()
+    del loan, beside
+    other = sides.pool.publish(np.zeros(1024, np.float32))
+
+    def let_go(_: float) -> None:
+        views.clear()
+        bury()
+
+    monkeypatch.setattr(pools, "_pause", let_go)
+    for number in (7, 8):
+        again = sides.pool.publish(np.full(1024, number, np.float32))
+        assert again is segment
+        assert sides.look(again).tolist() == [number] * 1024
+        bury()
+        again.release()
+    other.release()
+
+
 def test_a_torch_loan_is_private_once_published(sides: Sides) -> None:
     loan = lend(sides, 1000, "torch")
     segment = sides.pool.publish(loan)

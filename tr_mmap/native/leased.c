@@ -36,8 +36,8 @@ static void hold_dealloc(Hold *self) {
     Leased *segment = self->segment;
     segment->views--;
     rest(segment);
-    if (self->mapping != NULL && segment->spare == NULL)
-        segment->spare = self->mapping;
+    if (self->mapping != NULL && (segment->spare == NULL || segment->spare == Py_None))
+        Py_XSETREF(segment->spare, self->mapping);
     else
         Py_XDECREF(self->mapping);
     Py_DECREF(segment);

@@ -69,21 +69,11 @@ static PyObject *line_enter(Line *self, PyObject *argument) {
     return PyLong_FromUnsignedLongLong(enter(self->words, wanted));
 }
 
-PyDoc_STRVAR(leave_doc, "leave()\n--\n\nReader: give the lease back; no view of ours is left.");
-
-static PyObject *line_leave(Line *self, PyObject *unused) {
-    (void)unused;
-    if (!line_is_made(self)) return NULL;
-    store_release(&self->words->lease, FREE); /* after the loads through the views */
-    Py_RETURN_NONE;
-}
-
 static PyMethodDef line_methods[] = {
     {"claim", (PyCFunction)line_claim, METH_NOARGS, claim_doc},
     {"stamp", (PyCFunction)line_stamp, METH_O, stamp_doc},
     {"retire", (PyCFunction)line_retire, METH_NOARGS, retire_doc},
     {"enter", (PyCFunction)line_enter, METH_O, enter_doc},
-    {"leave", (PyCFunction)line_leave, METH_NOARGS, leave_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -4,6 +4,8 @@
 #include <structmember.h>
 #include <sys/mman.h>
 
+enum { LARGE_NBYTES = 1 << 20 }; /* from here on other threads of Python run while it is unmapped */
+
 typedef struct {
     PyObject_HEAD
     char *address;
@@ -25,7 +27,16 @@ static int mapping_clear(Mapping *self) {
 static void mapping_dealloc(Mapping *self) {
     PyObject_GC_UnTrack(self);
     mapping_clear(self);
-    if (self->address != NULL) munmap(self->address, (size_t)self->nbytes);
+    if (self->address != NULL && self->nbytes < LARGE_NBYTES) {
+        munmap(self->address, (size_t)self->nbytes);
+    } else if (self->address != NULL) { /* 10 ms for 256 MiB whose pages were touched */
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        Py_BEGIN_ALLOW_THREADS
+        munmap(self->address, (size_t)self->nbytes);
+        Py_END_ALLOW_THREADS
+        PyErr_Restore(type, value, trace);
+    }
     PyObject_GC_Del(self);
 }
 

@@ -102,11 +102,15 @@ static PyObject *release(Owned *self, PyObject *unused) {
 }
 
 PyObject *owned_lend(Owned *self) {
+    self->holds++;
     Loan *loan = PyObject_New(Loan, &LoanType);
-    if (loan == NULL) return NULL;
+    if (loan == NULL) {
+        PyErr_Clear();
+        if (owned_release(self) < 0) PyErr_WriteUnraisable((PyObject *)self);
+        return PyErr_NoMemory();
+    }
     loan->segment = (Owned *)Py_NewRef(self);
     loan->array = NULL;
-    self->holds++;
     self->is_sent = 0;
     Py_XSETREF(self->lent, Py_NewRef(self->laid_out));
     PyObject *root = layout_view(&self->layout, self->line.buffer.buf, 1, (PyObject *)loan);

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import sys
 import threading
 import time
 import weakref
@@ -15,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 import posix_ipc
 
-from .words import GUEST, LAYOUT, LEASE, LEASE_FREE, LEASE_HELD, LEASE_PINNED, SEQ, SEQ_COPY
+from .libc import MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, libc, mmap
+from .words import GUEST, LAYOUT, LEASE, LEASE_HELD, LEASE_PINNED, SEQ, SEQ_COPY
 
 __all__ = ["Bell", "Line", "Page", "copy", "has_as_many_colons", "map_file"]
 
@@ -66,10 +66,6 @@ class Line:
         if words[SEQ] != seq or words[SEQ_COPY] != seq or seq in (0, _SEQ_RETIRED):
             return 0
         return words[LAYOUT]
-
-    def leave(self) -> None:
-        """Reader: give the lease back; no view of ours is left."""
-        self._words[LEASE] = LEASE_FREE
 
 
 _BLANK_WORD: Final = int.from_bytes(b"       0", "little")
@@ -232,29 +228,14 @@ class _Timespec(ctypes.Structure):
 
 # posix_ipc swallows what a signal handler raises during a wait, and waits by the wall clock, which somebody may turn
 # back. So where the C library can do better (glibc 2.30), we wait by it, on the semaphore that posix_ipc has open.
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int64,  # off_t on every 64-bit platform
-]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_PROT_READ, _PROT_WRITE = 1, 2  # sys/mman.h, the same on Linux and macOS
-_MAP_SHARED, _MAP_PRIVATE = 1, 2
-_MAP_NORESERVE = 0x4000 if sys.platform.startswith("linux") else 0  # asm-generic/mman.h
-_MAP_FAILED = ctypes.c_void_p(-1).value
-_sem_clockwait: Final[Any] = getattr(_libc, "sem_clockwait", None)
+_sem_clockwait: Final[Any] = getattr(libc, "sem_clockwait", None)
 _MOST_RINGS: Final = 1 << 16  # taken at a time, so that whoever rings without pause keeps nobody here
 _CLOCK_MONOTONIC: Final = 1  # linux/time.h
 if _sem_clockwait is not None:
     _sem_clockwait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec)]
-    _libc.sem_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
-    _libc.sem_open.restype = ctypes.c_void_p
-    _libc.sem_close.argtypes = [ctypes.c_void_p]
+    libc.sem_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
+    libc.sem_open.restype = ctypes.c_void_p
+    libc.sem_close.argtypes = [ctypes.c_void_p]
 
 
 class Bell:
@@ -278,7 +259,7 @@ class Bell:
         """Raises OSError if it was rung 2**31 times and nobody has looked."""
         # The C library gives one address for one name, so this is the semaphore that posix_ipc has just opened.
         if _sem_clockwait is not None:
-            self._address = _libc.sem_open(name.encode(), 0)
+            self._address = libc.sem_open(name.encode(), 0)
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep until rung; False when the time is over. What a signal handler raises, Ctrl-C say, comes at once."""
@@ -308,7 +289,7 @@ class Bell:
 
     def __del__(self) -> None:
         if self._address is not None:
-            _libc.sem_close(self._address)
+            libc.sem_close(self._address)
         if self._semaphore is not None:
             self._semaphore.close()
 
@@ -335,13 +316,10 @@ def map_file(fd: int, nbytes: int, offset: int, is_writable: bool, is_private: b
         OSError: it cannot be mapped.
     """
     # A private mapping larger than the memory is fine: few store all over it.
-    flags = _MAP_PRIVATE | _MAP_NORESERVE if is_private else _MAP_SHARED
-    address = _libc.mmap(None, nbytes, _PROT_READ | _PROT_WRITE if is_writable else _PROT_READ, flags, fd, offset)
-    if address in (None, _MAP_FAILED):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    flags = MAP_PRIVATE | MAP_NORESERVE if is_private else MAP_SHARED
+    address = mmap(None, nbytes, PROT_READ | PROT_WRITE if is_writable else PROT_READ, flags, fd, offset)
     block = (ctypes.c_char * nbytes).from_address(address)
     # The views hold the block, so this runs when nobody can touch the memory any more, and not at exit.
-    weakref.finalize(block, _libc.munmap, address, nbytes).atexit = False
+    weakref.finalize(block, libc.munmap, address, nbytes).atexit = False
     view = memoryview(block).cast("B")
     return view if is_writable else view.toreadonly()

@@ -84,7 +84,7 @@ def bury() -> None:
     with _lock:
         while dead:
             anchor = dead[0]  # until all is done: doing it twice does no harm, not doing it would
-            if anchor.generation == _generation:
+            if getattr(anchor, "generation", None) == _generation:  # it has none if its making was interrupted
                 anchor.end()
             dead.popleft()
 
@@ -189,8 +189,9 @@ class Leased(Line):
 
     def _view_ended(self, anchor: _View) -> None:
         self._anchors.discard(anchor)
+        mapping, anchor.mapping = anchor.mapping, None  # once only
         if self.spare is None:
-            self.spare = anchor.mapping
+            self.spare = mapping
         self.rest()
 
     def rest(self) -> None:
@@ -278,14 +279,14 @@ class Owned(Line):
         # Always a view, so that whatever refers to the root itself is another view of the loan.
         array, root = _Layout(self._dtype, *self.laid_out[1:], len(self._file)).view(self._file)
         memory: Any = root.base
-        loan = _Loan(memory, dead.append)
-        loan.segment, loan.generation, loan.array = self, _generation, weakref.ref(array)
-        loan.is_over = False
-        loan.key = id(memory)
+        handed, key = weakref.ref(array), id(memory)
+        loan = _Loan(memory, dead.append)  # from here on nothing is called that an interrupt could follow
+        loan.segment, loan.array, loan.key, loan.is_over = self, handed, key, False
         self.is_sent = False
         self.holds += 1
         self.lent = self.laid_out
-        _loans[loan.key] = loan
+        _loans[key] = loan
+        loan.generation = _generation
         return array
 
 

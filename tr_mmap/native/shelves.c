@@ -102,6 +102,14 @@ static PyObject *publish_again(Shelves *self, PyObject *array) {
     segment->holds = 1;
     copy_memory((char *)segment->line.buffer.buf + segment->layout.offset, PyArray_DATA((PyArrayObject *)array),
                 segment->layout.nbytes);
+    if (PyErr_CheckSignals() < 0) { /* now, for nobody could give back what a handler makes us lose */
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        if (owned_release(segment) < 0) PyErr_WriteUnraisable((PyObject *)segment);
+        PyErr_Restore(type, value, trace);
+        Py_DECREF(segment);
+        return NULL;
+    }
     self->copied_nbytes += segment->layout.nbytes;
     publish(self, segment);
     return (PyObject *)segment;

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import weakref
 from functools import lru_cache
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def describe(shape: int | tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
     Raises:
         UnsupportedTensor: no such dtype, or a shape that TSR cannot hold.
     """
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    sizes = (index(shape),) if isinstance(shape, SupportsIndex) else tuple(map(index, shape))
     try:
         return _describe(sizes, dtype)
     except TypeError:  # something that has no hash; it may be no dtype either
@@ -51,23 +52,32 @@ class TorchLoans:
     """The loans of one pool that are torch tensors, which are known by where their storage begins."""
 
     def __init__(self) -> None:
-        # Weak references to the arrays that the storages keep alive.
-        self._by_address: dict[int, weakref.ref[np.ndarray[Any, Any]]] = {}
+        # Each storage's own address, and a weak reference to the array that it keeps alive.
+        self._by_address: dict[int, tuple[int, weakref.ref[np.ndarray[Any, Any]]]] = {}
 
     def lend(self, segment: Segment) -> Any:
         """A tensor over the segment, of the layout that was laid out."""
         array = segment.lend()
         assert segment.lent is not None
         dtype, _, offset = segment.lent
-        self._by_address[segment.address + offset] = weakref.ref(array.base)  # type: ignore[arg-type]
-        return tensors.as_torch(array, dtype)
+        root: Any = array.base
+        tensor: Any = tensors.as_torch(array, dtype)
+        self._by_address[segment.address + offset] = tensor.untyped_storage()._cdata, weakref.ref(root)
+        return tensor
 
     def find(self, tensor: Any) -> Segment | None:
-        """The segment that a tensor lies in; None if it is no loan."""
-        storage = getattr(tensor, "untyped_storage", None) if self._by_address else None
-        known = None if storage is None else self._by_address.get(storage().data_ptr())
-        # No array any more: the loan is over, and the segment may be lent to numpy by now.
-        segment: Segment | None = None if known is None else loan_of(known())
+        """The segment that a tensor lies in; None if it is no loan, or seen through a storage of its own."""
+        untyped_storage = getattr(tensor, "untyped_storage", None) if self._by_address else None
+        if untyped_storage is None:
+            return None
+        try:
+            storage = untyped_storage()
+            address = storage.data_ptr()
+        except (NotImplementedError, RuntimeError):  # a sparse tensor has none
+            return None
+        identity, root = self._by_address.get(address, (0, None))
+        # No root any more: the loan is over, and the segment may be lent to numpy by now.
+        segment: Segment | None = loan_of(root()) if root is not None and identity == storage._cdata else None
         return segment
 
     def forget(self, segment: Segment) -> None:

@@ -118,8 +118,8 @@ class SegmentPool(Shelves, Forkable):
             forbid_writing(tensor, segment)  # first, for it may fail
             self._stamp(segment, layout)
             segment.is_sent = True
-        elif segment.header_layout != layout:
-            return None  # published before as something else: that header may be in use
+        elif segment.is_closed_off or segment.header_layout != layout:
+            return None  # the lender has changed it since, in private; or that header may be in use
         segment.holds += 1
         return segment
 
@@ -163,9 +163,13 @@ class SegmentPool(Shelves, Forkable):
         if not nbytes:
             return tensors.from_buffer(bytearray(), layout[0], layout[1], 0, framework)
         segment, _ = self._take(nbytes)
-        segment.lay_out(layout, layout[0].numpy)
-        segment.is_current = segment.header_layout == layout and not self._has_checksum
-        return segment.lend() if framework == "numpy" else self._torch_loans.lend(segment)
+        segment.holds = 1  # until it is lent, which is another hold
+        try:
+            segment.lay_out(layout, layout[0].numpy)
+            segment.is_current = segment.header_layout == layout and not self._has_checksum
+            return segment.lend() if framework == "numpy" else self._torch_loans.lend(segment)
+        finally:
+            segment.release()
 
     def collect(self) -> None:
         """Take back what was lent and is gone, and give up what is not to be filled again."""
@@ -212,7 +216,7 @@ class SegmentPool(Shelves, Forkable):
         segment = self._take_free(capacity)
         if segment is None:
             segment, is_filled = self._create(capacity, source)
-        elif not segment.is_populated or segment.is_closed_off:
+        if not is_filled and (not segment.is_populated or segment.is_closed_off):
             try:
                 segment.make_fillable()
             except BaseException:

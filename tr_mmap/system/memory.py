@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import os
 
 from ..native import map_file
+from ..native.libc import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, libc
+from ..native.libc import mmap as libc_mmap
 
 __all__ = [
     "MADV_DONTNEED",
@@ -26,23 +27,6 @@ MADV_DONTNEED = 4  # linux/mman.h: on a private mapping, forget our stores and l
 MADV_REMOVE = 9  # give the pages back to the file system now
 MADV_POPULATE_READ = 22  # linux/mman.h, 5.14; Python's mmap does not name them yet
 MADV_POPULATE_WRITE = 23
-
-_PROT_READ, _PROT_WRITE = 1, 2  # sys/mman.h, the same on Linux and macOS
-_MAP_SHARED, _MAP_PRIVATE = 1, 2
-_MAP_FIXED = 0x10
-_MAP_FAILED = ctypes.c_void_p(-1).value
-
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int64,  # off_t on every 64-bit platform
-]
-libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def map_read(fd: int, nbytes: int, offset: int = 0) -> memoryview:
@@ -69,11 +53,11 @@ def map_again(mapping: memoryview, fd: int, offset: int, *, private: bool) -> No
         offset: where in the file the mapping begins.
         private: whether stores stay in this process from here on.
     """
-    flags = _MAP_FIXED | (_MAP_PRIVATE if private else _MAP_SHARED)
-    address = libc.mmap(address_of(mapping), len(mapping), _PROT_READ | _PROT_WRITE, flags, fd, offset)
-    if address in (None, _MAP_FAILED):
-        code = ctypes.get_errno()
-        raise OSError(code, f"mmap of {len(mapping)} bytes: {os.strerror(code)}")
+    flags = MAP_FIXED | (MAP_PRIVATE if private else MAP_SHARED)
+    try:
+        libc_mmap(address_of(mapping), len(mapping), PROT_READ | PROT_WRITE, flags, fd, offset)
+    except OSError as error:
+        raise _named(error, len(mapping)) from error
 
 
 def address_of(mapping: memoryview) -> int:
@@ -100,4 +84,8 @@ def _map(fd: int, nbytes: int, offset: int, *, is_writable: bool, is_private: bo
     try:
         return memoryview(map_file(fd, nbytes, offset, is_writable, is_private))
     except OSError as error:
-        raise OSError(error.errno, f"mmap of {nbytes} bytes: {error.strerror}") from error
+        raise _named(error, nbytes) from error
+
+
+def _named(error: OSError, nbytes: int) -> OSError:
+    return OSError(error.errno, f"mmap of {nbytes} bytes: {error.strerror}")
