@@ -133,19 +133,9 @@ static PyObject *leased_view(Leased *self, PyObject *const *arguments, Py_ssize_
     return layout_view(&self->layout, file, mapping != NULL, (PyObject *)hold);
 }
 
-PyDoc_STRVAR(rest_doc, "rest()\n--\n\nGive the lease back if no view is left.");
-
-static PyObject *leased_rest(Leased *self, PyObject *unused) {
-    (void)unused;
-    if (!line_is_made(&self->line)) return NULL;
-    rest(self);
-    Py_RETURN_NONE;
-}
-
 static PyMethodDef leased_methods[] = {
     {"learn", (PyCFunction)(void (*)(void))leased_learn, METH_FASTCALL, learn_doc},
     {"view", (PyCFunction)(void (*)(void))leased_view, METH_FASTCALL, view_doc},
-    {"rest", (PyCFunction)leased_rest, METH_NOARGS, rest_doc},
     {NULL, NULL, 0, NULL},
 };
 

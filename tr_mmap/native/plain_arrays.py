@@ -165,8 +165,8 @@ class Leased(Line):
             raise ValueError("the mapping is not of the whole file")
         with _lock:
             held = object()
-            self._anchors.add(held)  # so that the end of another view, while this one is made, does not end the lease
             try:
+                self._anchors.add(held)  # so that the end of another view meanwhile does not end the lease
                 layout_seq = self.enter(seq)
                 layout = self._layout
                 if not layout_seq:
@@ -184,17 +184,18 @@ class Leased(Line):
                 self._anchors.add(anchor)
                 return array
             finally:
-                self._anchors.discard(held)
-                self.rest()
+                self._anchors -= {held}  # as in _rest(), but nothing here is a call, which an interrupt could follow
+                if not self._anchors and self._generation == _generation:
+                    self._words[LEASE] = LEASE_PINNED if self.is_pinned else LEASE_FREE
 
     def _view_ended(self, anchor: _View) -> None:
         self._anchors.discard(anchor)
         mapping, anchor.mapping = anchor.mapping, None  # once only
         if self.spare is None:
             self.spare = mapping
-        self.rest()
+        self._rest()
 
-    def rest(self) -> None:
+    def _rest(self) -> None:
         """Give the lease back if no view is left."""
         if not self._anchors and self._generation == _generation:
             self._words[LEASE] = LEASE_PINNED if self.is_pinned else LEASE_FREE

@@ -145,21 +145,26 @@ class Receiver(Forkable):
             system.close(fd)
 
     def _decode(self, segment: _Mapped, seq: int) -> None:
+        """Learn the layout that the header says now.
+
+        Without the lease: an owner who changes it has taken the number away, and never gives it again. So if a view of
+        that number is had later, the header was as it is.
+        """
+        layout_seq = segment.words[LAYOUT]
         try:
-            if not segment.enter(seq):
-                return  # looking for a view will say so
-            layout_seq = segment.words[LAYOUT]
             header = tsr_header.decode(
                 segment.head[:256].tobytes(), file_nbytes=len(segment.payload), path=segment.name
             )
-            if not header.is_segment:
-                raise TSRFormatError(
-                    f"{segment.name} is a plain TSR file, not a segment", fault=Fault.BAD_FLAGS, path=segment.name
-                )
-            segment.header = header
-            segment.learn(layout_seq, header.dtype.numpy, header.shape, header.payload_offset)
-        finally:
-            segment.rest()
+        except TSRFormatError:
+            if segment.words[SEQ] != seq:
+                return  # looking for a view will say so
+            raise
+        if not header.is_segment:
+            raise TSRFormatError(
+                f"{segment.name} is a plain TSR file, not a segment", fault=Fault.BAD_FLAGS, path=segment.name
+            )
+        segment.header = header
+        segment.learn(layout_seq, header.dtype.numpy, header.shape, header.payload_offset)
 
     def _forget_retired(self) -> None:
         for name, segment in list(self._mapped.items()):
