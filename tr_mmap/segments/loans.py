@@ -12,7 +12,7 @@ import math
 import weakref
 from functools import lru_cache
 from operator import index
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def describe(shape: int | tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
     Raises:
         UnsupportedTensor: no such dtype, or a shape that TSR cannot hold.
     """
-    sizes = (index(shape),) if isinstance(shape, SupportsIndex) else tuple(map(index, shape))
+    sizes = (index(shape),) if hasattr(shape, "__index__") else tuple(map(index, shape))
     try:
         return _describe(sizes, dtype)
     except TypeError:  # something that has no hash; it may be no dtype either
