@@ -385,8 +385,9 @@ class PythonSession:
         """A loan: a tensor of undefined content in shared memory, which sending need not copy.
 
         Once sent it can no longer be written: a numpy loan becomes read-only, a store into a torch loan stays in
-        this process; slices and reshaped views as well. (What else was made of a numpy loan before, with
-        ``torch.from_numpy``, ``memoryview`` or ``as_strided`` say, is not known here: no longer write through that.)
+        this process; slices and reshaped views as well. (What else was made of a loan before is not known here, with
+        ``torch.from_numpy``, ``memoryview`` or ``as_strided`` of a numpy one, ``torch.from_dlpack`` or
+        ``untyped_storage`` of a torch one: no longer write through that.)
 
         Args:
             shape: sizes in elements, outermost first.
