@@ -83,14 +83,12 @@ class Command:
         """
         if not self._scalars:
             words = split_words(parameters)
+            for word in words:
+                if word not in tags:
+                    raise MissingTag(f"{self.name}: no tensor goes by the tag {word!r}; send it first", tag=word)
             if len(words) != self._least or len(words) != self._most:
-                self._check_tags(words, tags)
                 self._check_count(len(words))
-            try:
-                return [fetch(word, framework) for word in words]
-            except KeyError:
-                self._check_tags(words, tags)
-                raise
+            return [fetch(word, framework) for word in words]
         if self._takes_one_text:
             return [parameters or self._default_of(self._positional[0][0])]
         words = split_words(parameters)
@@ -106,11 +104,6 @@ class Command:
             source = queue if is_tensor else values
             arguments.append(source.pop(0) if source else self._default_of(parameter))
         return arguments + queue
-
-    def _check_tags(self, words: list[str], tags: Container[str]) -> None:
-        for word in words:
-            if word not in tags:
-                raise MissingTag(f"{self.name}: no tensor goes by the tag {word!r}; send it first", tag=word)
 
     def _default_of(self, parameter: inspect.Parameter) -> Any:
         if parameter.default is parameter.empty:

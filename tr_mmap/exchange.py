@@ -83,12 +83,7 @@ class Exchange:
         """
         pending = self.ask(command, parameters, tensors, timeout_ms)
         try:
-            response = self._await(pending, timeout_ms)
-            if response.error is not None:
-                raise _remote_error(response.command, response.error)
-            if framework is None or not response.tensors:
-                return response, []
-            return response, self._receive_all(response, framework)
+            return self._finish(self._await(pending, timeout_ms), framework)
         except BaseException:  # Ctrl-C too
             self._is_abandoned = True  # if it is still pending; asking for the next one resets this
             raise
@@ -98,10 +93,9 @@ class Exchange:
         run = self.place.run or self.run()
         if self._pending is not None:
             self.settle(timeout_ms)
-        if run.watch.is_dead:
+        if run.is_over():
             raise self.worker_died()
-        self._seq = seq = self._seq % MAX_SEQ + 1
-        request = self.store.prepare(seq, command, parameters, tensors)
+        request = self.store.prepare(self._next_seq(), command, parameters, tensors)
         try:
             run.channel.send(request)
         except BaseException:
@@ -123,8 +117,7 @@ class Exchange:
         deadline_s = time.monotonic() + timeout_ms / 1000
         try:
             # A worker that is not there yet finds the wish when it is.
-            self._seq = self._seq % MAX_SEQ + 1
-            wish = Request(seq=self._seq, command=EXIT_COMMAND, timestamp=now_ms())
+            wish = Request(seq=self._next_seq(), command=EXIT_COMMAND, timestamp=now_ms())
             while True:
                 stands = run.channel.ask_to_exit(wish)
                 remaining_s = max(0.0, deadline_s - time.monotonic())
@@ -134,6 +127,10 @@ class Exchange:
                     return False
         except ResponseTimeout:
             return False
+
+    def _next_seq(self) -> int:
+        self._seq = self._seq % MAX_SEQ + 1
+        return self._seq
 
     # -- answers --------------------------------------------------------------------------------------------------
 
@@ -165,10 +162,8 @@ class Exchange:
                 timeout_ms=timeout_ms,
                 command="",
             )
-        response = self._await(self._pending, max(0.0, (deadline_s - time.monotonic()) * 1000))
-        if response.error is not None:
-            raise _remote_error(response.command, response.error)
-        return response, self._receive_all(response, self._framework) if has_tensors else []
+        remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
+        return self._finish(self._await(self._pending, remaining_ms), self._framework if has_tensors else None)
 
     def _is_asked(self) -> bool:
         return self._pending is not None and not self._is_abandoned
@@ -218,6 +213,11 @@ class Exchange:
     def _end_request(self) -> None:
         self._pending = None
         self.store.withdraw()
+
+    def _finish(self, response: Response, framework: str | None) -> Answer:
+        if response.error is not None:
+            raise _remote_error(response.command, response.error)
+        return response, [] if framework is None else self._receive_all(response, framework)
 
     def _receive_all(self, response: Response, framework: str) -> list[Any]:
         receive = self.store.receive

@@ -33,6 +33,9 @@ class PeerWatch:
     Args:
         identity: the peer.
         on_death: called at most once, and never begun after :meth:`stop`.
+
+    Attributes:
+        is_dead: the watch has seen the peer's end.
     """
 
     def __init__(self, identity: Identity, on_death: Callable[[], None]) -> None:

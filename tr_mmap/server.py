@@ -274,8 +274,9 @@ class TechRenaissanceServer:
         failure: Failure | None = None
         try:
             is_known = self.main_logic(request.command, request.parameters)
-            # A handler that forgot to return knew the command if it said anything.
-            if not is_known and (is_known is not None or (answer.result is None and not store.results)):
+            if is_known is None:  # a handler that forgot to return: it knew the command if it said anything
+                is_known = answer.result is not None or bool(store.results)
+            if not is_known:
                 failure = Failure(FailureKind.UNKNOWN_COMMAND, "UnknownCommand", self.describe_unknown(request.command))
         except Exception as error:
             failure = _failure_of(error)

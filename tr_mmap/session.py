@@ -379,7 +379,7 @@ class PythonSession:
             framework = "torch" if is_torch else "numpy"
         with self._lock:
             response, arrays = self._open().call(command, parameters, tensors, timeout_ms, framework)
-        return response.result if not arrays else arrays[0] if len(arrays) == 1 else arrays
+            return self._only(response, arrays) if arrays else response.result
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = "float32", framework: str | None = None) -> Any:
         """A loan: a tensor of undefined content in shared memory, which sending need not copy.

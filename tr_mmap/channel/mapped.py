@@ -42,11 +42,12 @@ _WAIT_SLICE_S: Final = 1.0  # a lost ring delays a message by this much at most;
 _BLANK_LINE: Final = b'{"seq":        0}\n'
 _SPILL_KEY: Final = b'"spill":'  # the first member after the number, in the line of a message that is elsewhere
 _EXIT_START: Final = int.from_bytes(b"exit", sys.byteorder)
+_WORD_NBYTES: Final = 8
 # Most statuses without a detail fit into one word, which nobody sees half stored.
 _SHORT_LINES: Final[dict[Status, int]] = {
-    status: int.from_bytes(f"{status.value}\n".encode().ljust(8), sys.byteorder)
+    status: int.from_bytes(f"{status.value}\n".encode().ljust(_WORD_NBYTES), sys.byteorder)
     for status in Status
-    if len(status.value) < 8
+    if len(status.value) < _WORD_NBYTES
 }
 
 
@@ -174,10 +175,7 @@ class MappedChannel(Channel):
             self._out.store(message.seq, text)  # the encoder writes "seq" first; the page has its own place for it
         except ValueError:
             self._send_apart(message.seq, text)
-        try:
-            self._ring_bell.ring()
-        except OSError:
-            pass  # see ring
+        self.ring()
 
     def _send_apart(self, seq: int, text: bytes) -> None:
         """Send what the page cannot hold."""
@@ -285,13 +283,12 @@ class MappedChannel(Channel):
         line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
         self._status[:] = line.ljust(STATUS_NBYTES)
         # The worker writes all the time and knows what is there; the controller hardly ever does.
-        self._has_long_status = len(line) > 8 or self._role is Role.CONTROLLER
+        self._has_long_status = len(line) > _WORD_NBYTES or self._role is Role.CONTROLLER
 
     def enter(self, status: Status, detail: str = "") -> bool:
-        word = None if detail or self._has_long_status else _SHORT_LINES.get(status)
-        if word is None or self._status_start[0] == _EXIT_START:
+        if self._status_start[0] == _EXIT_START:
             return super().enter(status, detail)
-        self._status_words[0] = word
+        self.write_status(status, detail)
         return True
 
     def wait_status(

@@ -64,16 +64,8 @@ class Receiver(Forkable):
             TSRFormatError: what is there is not a tensor; PAYLOAD_CHECKSUM: it is not the one that was published.
         """
         segment = self._mapped.get(ref.segment)
-        if segment is not None and framework == "numpy" and not self._verify:
-            try:
-                array = segment.view(ref.seq)
-            except LookupError:
-                raise self._stale(ref) from None
-            if array is not None:
-                return array
-        return self._receive(ref, segment or self._map(ref), framework)
-
-    def _receive(self, ref: TensorRef, segment: _Mapped, framework: str) -> Any:
+        if segment is None:
+            segment = self._map(ref)
         private = None if framework == "numpy" else self._map_private(segment, ref)
         try:
             array = segment.view(ref.seq, private)
