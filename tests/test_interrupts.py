@@ -95,7 +95,7 @@ def test_no_interrupt_of_a_receive_costs_a_lease(alarm: Alarm, tmp_path: Path) -
     while alarm.count < 3000:
         alarm.interrupt(pass_on, 60e-6)
         bury()
-        for mapped in list(receiver._mapped.values()):
+        for mapped in list(receiver.mapped.values()):
             assert not mapped.views
             assert mapped.words[LEASE] == LEASE_FREE
     pool.close()

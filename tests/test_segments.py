@@ -408,7 +408,7 @@ def test_a_segment_that_is_retired_under_a_view_gives_its_memory_back_with_it(si
     del view, segment
     sides.settle()
     sides.pass_on(np.zeros(1))  # mapping a new one is the occasion to forget old ones
-    assert name not in sides.receiver._mapped
+    assert name not in sides.receiver.mapped
     gc.collect()
     assert not is_mapped()
 

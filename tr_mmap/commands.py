@@ -17,6 +17,8 @@ from .protocol import split_words
 
 __all__ = ["Command"]
 
+MAX_TENSORS: Final = 1 << 16  # that one message names: more would not fit into it
+
 _TRUTHS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -34,9 +36,12 @@ class Command:
     Args:
         name: the command's word.
         function: takes tensors and words, positionally.
+
+    Attributes:
+        tensor_counts: how many tensors may be all its arguments; none if it takes words.
     """
 
-    __slots__ = ("_least", "_most", "_positional", "_scalars", "_takes_one_text", "function", "name")
+    __slots__ = ("_least", "_most", "_positional", "_scalars", "_takes_one_text", "function", "name", "tensor_counts")
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
@@ -64,6 +69,8 @@ class Command:
                 else:
                     self._least += parameter.default is parameter.empty
                     self._most = None if self._most is None else self._most + 1
+        most = MAX_TENSORS if self._most is None else self._most
+        self.tensor_counts = range(0) if self._scalars else range(self._least, most + 1)
         self._takes_one_text = [kind for _, kind in self._scalars] == [str] and self._most == 0
 
     def bind(

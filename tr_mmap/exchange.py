@@ -83,7 +83,7 @@ class Exchange:
         """
         pending = self.ask(command, parameters, tensors, timeout_ms)
         try:
-            return self._finish(self._await(pending, timeout_ms), framework)
+            return self._await(pending, timeout_ms, framework)
         except BaseException:  # Ctrl-C too
             self._is_abandoned = True  # if it is still pending; asking for the next one resets this
             raise
@@ -95,11 +95,17 @@ class Exchange:
             self.settle(timeout_ms)
         if run.is_over():
             raise self.worker_died()
-        request = self.store.prepare(self._next_seq(), command, parameters, tensors)
+        store, asker = self.store, run.asker
+        self._seq = seq = self._seq % MAX_SEQ + 1
         try:
-            run.channel.send(request)
+            if asker is not None and not store.news and asker.ask(seq, command, parameters, tensors):
+                store.is_asked = True
+                request = Request(seq, command, parameters)
+            else:
+                request = store.prepare(seq, command, parameters, tensors)
+                run.channel.send(request)
         except BaseException:
-            self.store.withdraw()
+            store.withdraw()
             raise
         self._pending = request
         self._is_abandoned = False
@@ -117,7 +123,8 @@ class Exchange:
         deadline_s = time.monotonic() + timeout_ms / 1000
         try:
             # A worker that is not there yet finds the wish when it is.
-            wish = Request(seq=self._next_seq(), command=EXIT_COMMAND, timestamp=now_ms())
+            self._seq = seq = self._seq % MAX_SEQ + 1
+            wish = Request(seq=seq, command=EXIT_COMMAND, timestamp=now_ms())
             while True:
                 stands = run.channel.ask_to_exit(wish)
                 remaining_s = max(0.0, deadline_s - time.monotonic())
@@ -128,10 +135,6 @@ class Exchange:
         except ResponseTimeout:
             return False
 
-    def _next_seq(self) -> int:
-        self._seq = self._seq % MAX_SEQ + 1
-        return self._seq
-
     # -- answers --------------------------------------------------------------------------------------------------
 
     def settle(self, timeout_ms: float) -> None:
@@ -139,11 +142,12 @@ class Exchange:
         pending = self._pending
         if pending is None:
             return
-        is_abandoned = self._is_abandoned
-        response = self._await(pending, timeout_ms)
-        if not is_abandoned:
-            # Now, for with the next request the worker may take a result back that nobody holds.
-            self._answers.append((response, self._receive_all(response, self._framework)))
+        if self._is_abandoned:
+            self._await_response(pending, timeout_ms)
+            return
+        response = self._await_response(pending, timeout_ms)
+        # Now, for with the next request the worker may take a result back that nobody holds.
+        self._answers.append((response, self._receive_all(response, self._framework)))
 
     def take(self, timeout_ms: float, *, has_tensors: bool) -> Answer:
         """The oldest answer that nobody has taken; waits for a request too, which another thread may make."""
@@ -163,12 +167,32 @@ class Exchange:
                 command="",
             )
         remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
-        return self._finish(self._await(self._pending, remaining_ms), self._framework if has_tensors else None)
+        return self._await(self._pending, remaining_ms, self._framework if has_tensors else None)
 
     def _is_asked(self) -> bool:
         return self._pending is not None and not self._is_abandoned
 
-    def _await(self, pending: Request, timeout_ms: float) -> Response:
+    def _await(self, pending: Request, timeout_ms: float, framework: str | None) -> Answer:
+        """The answer to a request; with its tensors if a framework is named."""
+        run = self.place.run or self.run()
+        began_s = time.monotonic()
+        if run.asker is not None and framework != "torch":
+            try:
+                answer: Answer | None = run.asker.hear(pending.seq, timeout_ms / 1000, run.is_over)
+                if answer is not None:
+                    self._pending = None
+                    self.store.answered(pending)
+                    return answer
+            except BaseException:  # Ctrl-C, say, when the answer was taken already
+                run.channel.put_back()
+                raise
+            timeout_ms = max(0.0, timeout_ms - (time.monotonic() - began_s) * 1000)
+        response = self._await_response(pending, timeout_ms)
+        if response.error is not None:
+            raise _remote_error(response.command, response.error)
+        return response, [] if framework is None else self._receive_all(response, framework)
+
+    def _await_response(self, pending: Request, timeout_ms: float) -> Response:
         run = self.place.run or self.run()
         receive = self._receive if self.place.options.block_ms else run.channel.receive
         began_s = time.monotonic()
@@ -213,11 +237,6 @@ class Exchange:
     def _end_request(self) -> None:
         self._pending = None
         self.store.withdraw()
-
-    def _finish(self, response: Response, framework: str | None) -> Answer:
-        if response.error is not None:
-            raise _remote_error(response.command, response.error)
-        return response, [] if framework is None else self._receive_all(response, framework)
 
     def _receive_all(self, response: Response, framework: str) -> list[Any]:
         receive = self.store.receive

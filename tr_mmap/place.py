@@ -9,13 +9,14 @@ import secrets
 import msgspec
 
 from . import manifest as manifests
-from . import system
+from . import short_cuts, system
 from .auth import Tally, new_secret, protect
 from .channel import CHANNELS, Channel, Role
 from .errors import TRException
 from .forks import Forkable
 from .launch import launch
 from .manifest import Manifest, StoreOptions
+from .native import Asker
 from .process import Identity, PeerWatch, WorkerProcess
 from .protocol import now_ms
 from .stores import controller_store
@@ -33,10 +34,9 @@ class Run:
         self.channel = channel
         self.process = process
         self.watch = PeerWatch(process.identity, channel.wake)
-
-    def is_over(self) -> bool:
+        self.is_over = self.watch.has_ended
         """Whether the worker has ended."""
-        return self.watch.is_dead
+        self.asker: Asker | None = None
 
     def end(self) -> None:
         """End what lives of the worker and its children, and let go of everything."""
@@ -133,6 +133,7 @@ class Place(Forkable):
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
             run = Run(channel, process)
             self.store.begin_run(run.is_over)
+            run.asker = short_cuts.asker(channel, self.store)
             self.run = run
         except BaseException:
             try:

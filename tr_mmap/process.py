@@ -35,7 +35,7 @@ class PeerWatch:
         on_death: called at most once, and never begun after :meth:`stop`.
 
     Attributes:
-        is_dead: the watch has seen the peer's end.
+        has_ended: whether the watch has seen the peer's end. A function of C: those who wait ask it all the time.
     """
 
     def __init__(self, identity: Identity, on_death: Callable[[], None]) -> None:
@@ -44,13 +44,14 @@ class PeerWatch:
         self._owner_pid = os.getpid()
         self._lock = threading.Lock()
         self._is_stopped = False
-        self.is_dead = False
+        self._ends: list[Identity] = []
+        self.has_ended: Callable[[], bool] = self._ends.__len__  # type: ignore[assignment] # 0 is false
         self._stop_event = threading.Event()  # for the polling thread; the pidfd's thread waits on _wake
         self._pidfd = self._wake = -1
         try:
             self._pidfd = -1 if (fd := open_pidfd(identity)) is None else fd
         except ProcessLookupError:
-            self.is_dead = True
+            self._ends.append(identity)
         if self._pidfd >= 0:
             try:
                 self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -63,6 +64,11 @@ class PeerWatch:
         except BaseException:
             self._close()
             raise
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the watch has seen the peer's end."""
+        return bool(self._ends)
 
     def stop(self) -> None:
         """End the watch. When this returns the callback is not running (unless it made this call) and never will."""
@@ -80,9 +86,9 @@ class PeerWatch:
 
     def _run(self) -> None:
         try:
-            if self.is_dead or self._wait_for_end():
+            if self._ends or self._wait_for_end():
                 with self._lock:
-                    self.is_dead = True
+                    self._ends.append(self.identity)
                     if self._is_stopped:
                         return
                 self._on_death()

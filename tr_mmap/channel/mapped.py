@@ -28,7 +28,7 @@ import msgspec
 
 from .. import system
 from ..errors import BadMessage, HostilePath, TRException
-from ..native import Page
+from ..native import Bell, Page
 from ..protocol import MAX_SEQ, Request, Response, Status, StatusLine, encode, parse_status
 from .base import MAX_MESSAGE_NBYTES, Channel, Role, check_bounds
 from .doorbell import Doorbell, is_doorbell_name
@@ -102,7 +102,11 @@ def _close_all(fds: list[int]) -> None:
 
 
 class MappedChannel(Channel):
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Attributes:
+        status: the status file, mapped.
+    """
 
     def __init__(self, directory: str, role: Role, fds: list[int], bells: list[Doorbell]) -> None:
         self._directory = directory
@@ -110,9 +114,9 @@ class MappedChannel(Channel):
         request_fd, response_fd, status_fd = fds
         request = Page(system.map_write(request_fd, PAGE_NBYTES))
         response = Page(system.map_write(response_fd, PAGE_NBYTES))
-        self._status = system.map_write(status_fd, STATUS_NBYTES)
-        self._status_start = self._status.cast("I")
-        self._status_words = self._status.cast("Q")
+        self.status = system.map_write(status_fd, STATUS_NBYTES)
+        self._status_start = self.status.cast("I")
+        self._status_words = self.status.cast("Q")
         self._has_long_status = True  # somebody else may have written one
         request_bell, response_bell = bells
         self._bells = bells
@@ -125,6 +129,10 @@ class MappedChannel(Channel):
         self._spill_number = 0
         self._spill_token = secrets.token_hex(4)  # of this end: an earlier one may have left its long messages
         self._is_closed = False
+
+    def ends(self) -> tuple[Page, Page, Bell, Bell]:
+        """Where this end writes and reads, the bell that it rings, and its own."""
+        return self._out, self._in, self._ring_bell.bell, self._own_bell.bell
 
     @classmethod
     def new_doorbells(cls) -> list[str]:
@@ -263,7 +271,7 @@ class MappedChannel(Channel):
         return True
 
     def read_status(self) -> StatusLine:
-        line = self._status.tobytes()
+        line = self.status.tobytes()
         end = line.find(b"\n")
         return parse_status(line[: end if end >= 0 else 80].decode("utf-8", "replace").strip("\0 "))
 
@@ -281,7 +289,7 @@ class MappedChannel(Channel):
             self._status_words[0] = word
             return
         line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
-        self._status[:] = line.ljust(STATUS_NBYTES)
+        self.status[:] = line.ljust(STATUS_NBYTES)
         # The worker writes all the time and knows what is there; the controller hardly ever does.
         self._has_long_status = len(line) > _WORD_NBYTES or self._role is Role.CONTROLLER
 

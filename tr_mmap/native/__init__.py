@@ -9,6 +9,9 @@
     ends of views and loans that are still to be seen to: in plain Python that is done when a session works next.
 ``Shelves``
     a pool's free segments, and the short cuts for what is like the last tensor.
+``Asker``, ``Answerer``
+    the two sides' short cuts: a request, or an answer, that is like most in one call. The extension's alone; None in
+    plain Python.
 ``Page``
     a mapped message file: a message is stored and taken whole.
 ``Bell``
@@ -33,6 +36,8 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "IS_COMPILED",
+    "Answerer",
+    "Asker",
     "Bell",
     "Leased",
     "Line",
@@ -52,6 +57,8 @@ IS_COMPILED = os.environ.get("TR_MMAP_PURE", "") in ("", "0")
 if IS_COMPILED:
     try:
         from ._native import (
+            Answerer,
+            Asker,
             Bell,
             Leased,
             Line,
@@ -71,3 +78,5 @@ if IS_COMPILED:
 if not IS_COMPILED and not TYPE_CHECKING:
     from .plain import Bell, Line, Page, copy, has_as_many_colons, map_file
     from .plain_arrays import Leased, Owned, Shelves, bury, dead, loan_of, seal
+
+    Answerer = Asker = None

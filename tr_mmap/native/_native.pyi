@@ -31,11 +31,13 @@ class Leased(Line):
 _Layout = tuple[Any, tuple[int, ...], int]
 
 class Owned(Line):
+    asked: object
     holds: int
     is_current: bool
     is_sent: bool
     last_take: int
     mark: object
+    name: str
     seq: int
     shelf: list[Any] | None
     def __init__(self, file: Buffer) -> None: ...
@@ -53,11 +55,13 @@ class Shelves:
     takes: int
     copied_nbytes: int
     @property
+    def condemned(self) -> list[Any]: ...
+    @property
     def free(self) -> dict[int, list[Any]]: ...
     @property
     def mark(self) -> object: ...
     def publish_again(self, tensor: object) -> Any: ...
-    def lend_again(self, layout: _Layout) -> Any: ...
+    def lend_again(self, shape: object, dtype: object) -> Any: ...
 
 class Page:
     def __init__(self, buffer: Buffer) -> None: ...
@@ -68,6 +72,41 @@ class Page:
     def wait(self, bell: Bell, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> bytes | None: ...
     def put_back(self) -> None: ...
     def refuse(self) -> None: ...
+
+class Asker:
+    def __init__(
+        self,
+        out: Page,
+        own: Page,
+        peer_bell: Bell,
+        own_bell: Bell,
+        pool: Shelves,
+        mapped: dict[str, Any],
+        held: list[Any],
+        response_type: type,
+    ) -> None: ...
+    def ask(self, seq: int, command: str, parameters: str, tensors: tuple[Any, ...]) -> bool: ...
+    def hear(self, seq: int, timeout_s: float, stop: Callable[[], object]) -> tuple[Any, list[Any]] | None: ...
+
+class Answerer:
+    def __init__(
+        self,
+        out: Page,
+        own: Page,
+        peer_bell: Bell,
+        own_bell: Bell,
+        pool: Shelves,
+        mapped: dict[str, Any],
+        held: list[Any],
+        status: Buffer,
+        tags: dict[str, Any],
+        stop: Callable[[], object],
+        request_type: type,
+        ref_type: type,
+    ) -> None: ...
+    def listen(self) -> Any: ...
+    def fetch_again(self, parameters: str) -> list[Any] | None: ...
+    def answer(self, seq: int, command: str, result: str, message: str) -> bool: ...
 
 def copy(target: Buffer, offset: int, source: Buffer) -> None: ...
 def has_as_many_colons(line: bytes, values: tuple[object, ...]) -> bool: ...

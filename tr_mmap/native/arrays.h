@@ -40,6 +40,9 @@ PyObject *layout_view(const Layout *self, char *file, int is_writable, PyObject 
 /* Whether an array is of that type and shape, and its elements lie as TSR has them. */
 int layout_fits(const Layout *self, PyObject *array);
 
+/* An array over the tensor of that number in a segment of the peer's; NULL if it cannot be had, with an exception or not. */
+PyObject *leased_look(PyObject *segment, uint64_t wanted);
+
 /* What was made by an earlier generation is the parent's. */
 extern unsigned fork_generation;
 void forked_in_child(void);

@@ -43,6 +43,11 @@ static int is_open(Bell *self) {
 
 PyDoc_STRVAR(ring_doc, "ring()\n--\n\nRaises:\n    OSError: it was rung 2**31 times and nobody has looked.");
 
+void ring_bell(PyObject *bell) {
+    sem_t *semaphore = ((Bell *)bell)->semaphore;
+    if (semaphore != NULL) sem_post(semaphore); /* it fails where the bell was rung 2**31 times and nobody slept since */
+}
+
 static PyObject *bell_ring(Bell *self, PyObject *unused) {
     (void)unused;
     if (!is_open(self)) return NULL;

@@ -97,6 +97,30 @@ PyDoc_STRVAR(view_doc,
              "Args:\n    seq: the number that the tensor was published under.\n    mapping: a copy-on-write mapping of the file, which the array is to be "
              "over; it becomes the spare one when the array is gone.\n\nReturns:\n    None if its layout is not the one that was learnt.\n\nRaises:\n    LookupError: it is another tensor by now.");
 
+/* An array over the tensor, in the shared mapping or a private one; NULL without an exception where its layout is not
+ * the one that was learnt. */
+static PyObject *look(Leased *self, uint64_t wanted, PyObject *mapping, char *file) {
+    uint64_t layout_seq = enter(self->line.words, wanted);
+    Hold *hold = NULL;
+    if (layout_seq == 0)
+        PyErr_SetString(PyExc_LookupError, "another tensor is there by now");
+    else if (layout_seq == self->layout_seq)
+        hold = PyObject_New(Hold, &HoldType);
+    if (hold == NULL) {
+        rest(self);
+        return NULL;
+    }
+    hold->segment = (Leased *)Py_NewRef(self);
+    hold->mapping = Py_XNewRef(mapping);
+    self->views++;
+    return layout_view(&self->layout, file, mapping != NULL, (PyObject *)hold);
+}
+
+PyObject *leased_look(PyObject *segment, uint64_t wanted) {
+    Leased *self = (Leased *)segment;
+    return self->line.words == NULL ? NULL : look(self, wanted, NULL, self->file.buf);
+}
+
 static PyObject *leased_view(Leased *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!line_is_made(&self->line)) return NULL;
     if (count != 1 && count != 2) {
@@ -117,20 +141,8 @@ static PyObject *leased_view(Leased *self, PyObject *const *arguments, Py_ssize_
             return NULL;
         }
     }
-    uint64_t layout_seq = enter(self->line.words, wanted);
-    Hold *hold = NULL;
-    if (layout_seq == 0)
-        PyErr_SetString(PyExc_LookupError, "another tensor is there by now");
-    else if (layout_seq == self->layout_seq)
-        hold = PyObject_New(Hold, &HoldType);
-    if (hold == NULL) {
-        rest(self);
-        return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
-    }
-    hold->segment = (Leased *)Py_NewRef(self);
-    hold->mapping = Py_XNewRef(mapping);
-    self->views++;
-    return layout_view(&self->layout, file, mapping != NULL, (PyObject *)hold);
+    PyObject *array = look(self, wanted, mapping, file);
+    return array == NULL && !PyErr_Occurred() ? Py_NewRef(Py_None) : array;
 }
 
 static PyMethodDef leased_methods[] = {

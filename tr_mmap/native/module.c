@@ -1,6 +1,6 @@
 /* The extension module: its types, its functions, and what they share. */
 #define TR_MMAP_IMPORTS_NUMPY
-#include "arrays.h"
+#include "end.h"
 
 #include <pthread.h>
 
@@ -41,8 +41,9 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__native(void) {
     import_array();
-    PyTypeObject *const public[] = {&BellType, &LeasedType, &LineType, &OwnedType, &PageType, &ShelvesType};
-    if (PyType_Ready(&LineType) < 0 || PyType_Ready(&HoldType) < 0 || PyType_Ready(&LoanType) < 0 ||
+    PyTypeObject *const public[] = {&AnswererType, &AskerType, &BellType, &LeasedType,
+                                    &LineType, &OwnedType, &PageType, &ShelvesType};
+    if (PyType_Ready(&EndType) < 0 || PyType_Ready(&LineType) < 0 || PyType_Ready(&HoldType) < 0 || PyType_Ready(&LoanType) < 0 ||
         PyType_Ready(&MappingType) < 0) return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL) return NULL;

@@ -31,6 +31,9 @@ static inline void store_release(uint64_t *word, uint64_t value) { __atomic_stor
 /* Sleep until a semaphore is rung: 1 if it was, or a signal handler ran; 0 when the time is over; -1 with an exception. */
 int wait_for_bell(PyObject *bell, double timeout_s);
 
+/* Ring an open bell; whatever comes of it. */
+void ring_bell(PyObject *bell);
+
 /* Hold a writable buffer of at least `nbytes`, aligned for 8-byte words; -1 with an exception if it is not one. */
 int hold_buffer(PyObject *source, Py_buffer *view, Py_ssize_t nbytes);
 

@@ -40,12 +40,14 @@ static int owned_init(Owned *self, PyObject *arguments, PyObject *keywords) {
 static int owned_traverse(Owned *self, visitproc visit, void *arg) {
     Py_VISIT(self->shelf);
     Py_VISIT(self->mark);
+    Py_VISIT(self->asked);
     return 0;
 }
 
 static int owned_clear(Owned *self) {
     Py_CLEAR(self->shelf);
     Py_CLEAR(self->mark);
+    Py_CLEAR(self->asked);
     return 0;
 }
 
@@ -54,6 +56,7 @@ static void owned_dealloc(Owned *self) {
     line_clear(&self->line);
     owned_clear(self);
     Py_CLEAR(self->layout.dtype);
+    Py_CLEAR(self->name);
     Py_CLEAR(self->laid_out);
     Py_CLEAR(self->lent);
     Py_TYPE(self)->tp_free((PyObject *)self);
@@ -70,6 +73,7 @@ static PyObject *owned_lay_out(Owned *self, PyObject *const *arguments, Py_ssize
         return NULL;
     }
     self->is_current = 0;
+    Py_CLEAR(self->asked);
     Py_CLEAR(self->laid_out);
     PyObject *shape = PyTuple_GET_ITEM(arguments[0], 1), *offset = PyTuple_GET_ITEM(arguments[0], 2);
     if (layout_set(&self->layout, arguments[1], shape, offset, self->line.buffer.len) < 0) return NULL;
@@ -82,6 +86,7 @@ PyDoc_STRVAR(forget_doc, "forget()\n--\n\nNo layout is known any more.");
 static PyObject *owned_forget(Owned *self, PyObject *unused) {
     (void)unused;
     self->is_current = 0;
+    Py_CLEAR(self->asked);
     Py_CLEAR(self->laid_out);
     Py_CLEAR(self->layout.dtype);
     Py_RETURN_NONE;
@@ -147,7 +152,9 @@ static PyMethodDef owned_methods[] = {
 };
 
 static PyMemberDef owned_members[] = {
+    {"name", T_OBJECT, offsetof(Owned, name), 0, NULL},
     {"laid_out", T_OBJECT, offsetof(Owned, laid_out), READONLY, NULL},
+    {"asked", T_OBJECT, offsetof(Owned, asked), 0, NULL},
     {"lent", T_OBJECT, offsetof(Owned, lent), READONLY, NULL},
     {"shelf", T_OBJECT, offsetof(Owned, shelf), 0, NULL},
     {"mark", T_OBJECT, offsetof(Owned, mark), 0, NULL},

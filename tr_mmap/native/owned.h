@@ -8,7 +8,9 @@
 typedef struct {
     Line line; /* over the whole file, mapped for writing */
     Layout layout;
+    PyObject *name;     /* of its file */
     PyObject *laid_out; /* what Python calls that layout; NULL where there is none */
+    PyObject *asked;    /* what the lender called the type of that layout; NULL where nobody asked for it */
     PyObject *lent;     /* the same, while it is lent out; else NULL */
     PyObject *shelf;    /* where it goes when nobody here holds it: a list, or nowhere */
     PyObject *mark;     /* of its pool */

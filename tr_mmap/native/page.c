@@ -1,5 +1,5 @@
 /* A mapped message file: one side stores, the other looks. The bytes are those of channel/mapped.py. */
-#include "native.h"
+#include "page.h"
 
 #include <string.h>
 #include <time.h>
@@ -65,6 +65,22 @@ static int is_made(Page *self) {
 PyDoc_STRVAR(store_doc, "store(seq, text)\n--\n\nReplace the message by a JSON object, whose first member is its number.\n\n"
                         "Raises:\n    ValueError: the number has more than 8 digits, or the text is longer than the page.");
 
+int page_put(PyObject *page, long seq, const char *others, Py_ssize_t nbytes) {
+    Page *self = (Page *)page;
+    nbytes += 1; /* the newline */
+    if (seq < 1 || seq > MOST_SEQ || nbytes > self->buffer.len - REST) return 0;
+    uint64_t word = number_of(seq);
+    char *rest = (char *)self->buffer.buf + REST;
+    __atomic_store_n(self->number, blank(), __ATOMIC_RELAXED);
+    __atomic_thread_fence(__ATOMIC_RELEASE); /* the blank is there before any of the rest */
+    memcpy(rest, others, (size_t)nbytes - 1);
+    rest[nbytes - 1] = '\n';
+    if (nbytes < self->previous_nbytes) memset(rest + nbytes, ' ', (size_t)(self->previous_nbytes - nbytes));
+    self->previous_nbytes = nbytes;
+    store_release(self->number, word);
+    return 1;
+}
+
 static PyObject *page_store(Page *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_made(self)) return NULL;
     if (count != 2 || !PyBytes_Check(arguments[1])) {
@@ -76,22 +92,10 @@ static PyObject *page_store(Page *self, PyObject *const *arguments, Py_ssize_t c
     const char *text = PyBytes_AS_STRING(arguments[1]);
     Py_ssize_t text_nbytes = PyBytes_GET_SIZE(arguments[1]);
     const char *others = memchr(text, ',', (size_t)text_nbytes); /* the members after the number */
-    Py_ssize_t nbytes = others == NULL ? 2 : text_nbytes - (others - text) + 1;
-    if (others == NULL) others = "}";
-    if (seq < 1 || seq > MOST_SEQ || nbytes > self->buffer.len - REST) {
-        PyErr_SetString(PyExc_ValueError, "the number has more than 8 digits, or the message is longer than the page");
-        return NULL;
-    }
-    uint64_t word = number_of(seq);
-    char *rest = (char *)self->buffer.buf + REST;
-    __atomic_store_n(self->number, blank(), __ATOMIC_RELAXED);
-    __atomic_thread_fence(__ATOMIC_RELEASE); /* the blank is there before any of the rest */
-    memcpy(rest, others, (size_t)nbytes - 1);
-    rest[nbytes - 1] = '\n';
-    if (nbytes < self->previous_nbytes) memset(rest + nbytes, ' ', (size_t)(self->previous_nbytes - nbytes));
-    self->previous_nbytes = nbytes;
-    store_release(self->number, word);
-    Py_RETURN_NONE;
+    if (others == NULL ? page_put((PyObject *)self, seq, "}", 1)
+                       : page_put((PyObject *)self, seq, others, text_nbytes - (others - text))) Py_RETURN_NONE;
+    PyErr_SetString(PyExc_ValueError, "the number has more than 8 digits, or the message is longer than the page");
+    return NULL;
 }
 
 PyDoc_STRVAR(has_message_doc, "has_message()\n--\n\nWhether a message waits to be taken.");
@@ -204,13 +208,8 @@ PyDoc_STRVAR(wait_doc,
              "Args:\n    slice_s: most that it sleeps at a time, for a ring may be lost.\n    stop: asked before each sleep; True ends the wait.\n\nReturns:\n    None when the time is over, or stop() says so.\n\n"
              "Raises:\n    ValueError: as take().");
 
-static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t count) {
-    if (count != 4) {
-        PyErr_SetString(PyExc_TypeError, "wait takes a bell, two times and a function");
-        return NULL;
-    }
-    double timeout_s = PyFloat_AsDouble(arguments[1]), slice_s = PyFloat_AsDouble(arguments[2]);
-    if ((timeout_s == -1.0 || slice_s == -1.0) && PyErr_Occurred()) return NULL;
+PyObject *page_await(PyObject *page, PyObject *bell, double timeout_s, double slice_s, Ends ends, void *context) {
+    Page *self = (Page *)page;
     PyObject *line = page_take(self, NULL);
     if (line != Py_None) {
         if (line != NULL) self->since_us = 0;
@@ -220,9 +219,7 @@ static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t co
     double began_us = now_us(), left_s = timeout_s;
     if (self->since_us == 0) self->since_us = began_us;
     while (left_s > 0) {
-        PyObject *answer = PyObject_CallNoArgs(arguments[3]);
-        int is_over = answer == NULL ? -1 : PyObject_IsTrue(answer);
-        Py_XDECREF(answer);
+        int is_over = ends(context);
         if (is_over < 0) return NULL;
         if (is_over) break;
         if (self->spin_us > 0 && self->is_worth_it) {
@@ -231,7 +228,7 @@ static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t co
             if (line != Py_None) return give(self, line);
             Py_DECREF(line);
         }
-        if (wait_for_bell(arguments[0], left_s < slice_s ? left_s : slice_s) < 0) return NULL;
+        if (wait_for_bell(bell, left_s < slice_s ? left_s : slice_s) < 0) return NULL;
         line = take_and_learn(self);
         if (line != Py_None) return give(self, line);
         Py_DECREF(line);
@@ -240,11 +237,30 @@ static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t co
     return give(self, page_take(self, NULL)); /* it may have come just before the reason to stop */
 }
 
+int ends_by_call(void *context) {
+    PyObject *answer = PyObject_CallNoArgs(context);
+    int is_over = answer == NULL ? -1 : PyObject_IsTrue(answer);
+    Py_XDECREF(answer);
+    return is_over;
+}
+
+static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "wait takes a bell, two times and a function");
+        return NULL;
+    }
+    double timeout_s = PyFloat_AsDouble(arguments[1]), slice_s = PyFloat_AsDouble(arguments[2]);
+    if ((timeout_s == -1.0 || slice_s == -1.0) && PyErr_Occurred()) return NULL;
+    return page_await((PyObject *)self, arguments[0], timeout_s, slice_s, ends_by_call, arguments[3]);
+}
+
 PyDoc_STRVAR(put_back_doc, "put_back()\n--\n\nLet the line just taken be taken again.");
 
-static PyObject *page_put_back(Page *self, PyObject *unused) {
+void page_restore(PyObject *page) { ((Page *)page)->seen = blank(); }
+
+static PyObject *page_put_back(PyObject *self, PyObject *unused) {
     (void)unused;
-    self->seen = blank();
+    page_restore(self);
     Py_RETURN_NONE;
 }
 
@@ -264,7 +280,7 @@ static PyMethodDef page_methods[] = {
     {"take", (PyCFunction)page_take, METH_NOARGS, take_doc},
     {"set_spin", (PyCFunction)page_set_spin, METH_O, set_spin_doc},
     {"wait", (PyCFunction)(void (*)(void))page_wait, METH_FASTCALL, wait_doc},
-    {"put_back", (PyCFunction)page_put_back, METH_NOARGS, put_back_doc},
+    {"put_back", page_put_back, METH_NOARGS, put_back_doc},
     {"refuse", (PyCFunction)page_refuse, METH_NOARGS, refuse_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -208,6 +208,8 @@ class Owned(Line):
         file: the whole of it, mapped for writing.
 
     Attributes:
+        name: of its file; whatever its pool calls it.
+        asked: what the lender called the type of what is laid out; None where nobody asked for it.
         laid_out: how the next tensor lies there; None where that is not known.
         is_current: the header says just what is laid out, so a tensor like the last needs only a stamp.
         lent: what was laid out when it was lent; None when it is not.
@@ -222,6 +224,7 @@ class Owned(Line):
     __slots__ = (
         "_dtype",
         "_file",
+        "asked",
         "holds",
         "is_current",
         "is_sent",
@@ -229,6 +232,7 @@ class Owned(Line):
         "last_take",
         "lent",
         "mark",
+        "name",
         "seq",
         "shelf",
     )
@@ -237,6 +241,8 @@ class Owned(Line):
         super().__init__(file)
         self._file = file
         self._dtype: np.dtype[Any] | None = None
+        self.name = ""
+        self.asked: object = None
         self.laid_out: tuple[Any, tuple[int, ...], int] | None = None
         self.is_current = False
         self.lent: tuple[Any, tuple[int, ...], int] | None = None
@@ -265,7 +271,7 @@ class Owned(Line):
     def forget(self) -> None:
         """No layout is known any more."""
         self.is_current = False
-        self.laid_out = None
+        self.asked = self.laid_out = None
 
     def release(self) -> None:
         """Undo one hold; with the last one gone, append the segment to its shelf."""
@@ -295,6 +301,7 @@ class Shelves:
     """The free segments of a pool, and its counters.
 
     Attributes:
+        condemned: segments that nobody here holds, and that are not to be filled again.
         free: by capacity; the last one is the warmest.
         mark: what tells its segments from those of other pools.
         seq: the number that was last published.
@@ -303,6 +310,7 @@ class Shelves:
     """
 
     def __init__(self) -> None:
+        self.condemned: list[Any] = []
         self.free: dict[int, list[Any]] = {}
         self.mark = object()
         self.seq = 0
@@ -318,8 +326,8 @@ class Shelves:
         """
         return None
 
-    def lend_again(self, layout: tuple[Any, tuple[int, ...], int]) -> Any:  # noqa: ARG002
-        """Lend a segment that is laid out like that, which means by the very same tuple.
+    def lend_again(self, shape: object, dtype: object) -> Any:  # noqa: ARG002
+        """Lend a segment that was lent for just such a wish before.
 
         Returns:
             The array; None if there is no such segment, or as above.

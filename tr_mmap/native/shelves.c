@@ -1,10 +1,11 @@
 /* The short cuts of a pool: what is like the last tensor needs no thought. Whatever is unlike it takes the long way. */
-#include "owned.h"
+#include "shelves.h"
 
 #include <structmember.h>
 
 typedef struct {
     PyObject_HEAD
+    PyObject *condemned; /* a list: segments that nobody here holds, and that are not to be filled again */
     PyObject *free; /* a dict: capacity to the list of the free segments of that capacity; the last one is the warmest */
     PyObject *mark;
     uint64_t seq;
@@ -14,18 +15,21 @@ typedef struct {
 static int shelves_init(Shelves *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "", names)) return -1;
+    Py_XSETREF(self->condemned, PyList_New(0));
     Py_XSETREF(self->free, PyDict_New());
     Py_XSETREF(self->mark, PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type));
-    return self->free == NULL || self->mark == NULL ? -1 : 0;
+    return self->condemned == NULL || self->free == NULL || self->mark == NULL ? -1 : 0;
 }
 
 static int shelves_traverse(Shelves *self, visitproc visit, void *arg) {
+    Py_VISIT(self->condemned);
     Py_VISIT(self->free);
     Py_VISIT(self->mark);
     return 0;
 }
 
 static int shelves_clear(Shelves *self) {
+    Py_CLEAR(self->condemned);
     Py_CLEAR(self->free);
     Py_CLEAR(self->mark);
     return 0;
@@ -38,9 +42,9 @@ static void shelves_dealloc(Shelves *self) {
 }
 
 /* Take the warmest segment of a shelf, if it suits and nobody looks at it. */
-typedef int (*Suits)(const Owned *segment, PyObject *wanted);
+typedef int (*Suits)(const Owned *segment, void *wanted);
 
-static Owned *take(Shelves *self, Suits suits, PyObject *wanted) {
+static Owned *take(Shelves *self, Suits suits, void *wanted) {
     PyObject *capacity, *shelf;
     Py_ssize_t position = 0;
     while (self->free != NULL && PyDict_Next(self->free, &position, &capacity, &shelf)) {
@@ -60,11 +64,51 @@ static Owned *take(Shelves *self, Suits suits, PyObject *wanted) {
     return NULL;
 }
 
-static int is_like(const Owned *segment, PyObject *array) {
+static int is_like(const Owned *segment, void *array) {
     return segment->is_current && layout_fits(&segment->layout, array);
 }
 
-static int is_laid_out(const Owned *segment, PyObject *layout) { return segment->laid_out == layout; }
+/* What somebody asks a loan of. */
+typedef struct {
+    int ndim;
+    npy_intp dims[MAX_NDIM];
+    PyObject *dtype;
+} Wish;
+
+static int add_size(Wish *wish, PyObject *size) {
+    if (!PyLong_CheckExact(size) || wish->ndim == MAX_NDIM) return 0;
+    npy_intp value = PyLong_AsSsize_t(size);
+    if (value == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        return 0;
+    }
+    wish->dims[wish->ndim++] = value;
+    return 1;
+}
+
+/* A shape in its plainest forms, which cannot run anybody's code: an int, or a tuple of ints. */
+static int read_wish(Wish *wish, PyObject *shape, PyObject *dtype) {
+    wish->ndim = 0;
+    wish->dtype = dtype;
+    if (!PyTuple_CheckExact(shape)) return add_size(wish, shape);
+    for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(shape); index++)
+        if (!add_size(wish, PyTuple_GET_ITEM(shape, index))) return 0;
+    return 1;
+}
+
+static int is_what_was_asked(const Owned *segment, void *wanted) {
+    const Wish *wish = wanted;
+    if (segment->laid_out == NULL || segment->asked == NULL || segment->layout.ndim != wish->ndim) return 0;
+    for (int index = 0; index < wish->ndim; index++)
+        if (segment->layout.dims[index] != wish->dims[index]) return 0;
+    if (segment->asked == wish->dtype) return 1;
+    return PyUnicode_CheckExact(segment->asked) && PyUnicode_CheckExact(wish->dtype) &&
+           PyUnicode_Compare(segment->asked, wish->dtype) == 0;
+}
+
+static int is_free_of_tasks(const Shelves *self) {
+    return self->condemned != NULL && PyList_GET_SIZE(self->condemned) == 0;
+}
 
 static void publish(Shelves *self, Owned *segment) {
     segment->seq = ++self->seq;
@@ -87,8 +131,9 @@ PyDoc_STRVAR(publish_again_doc,
              "publish_again(tensor)\n--\n\nPublish an array that is like the last one, or a loan as it was handed out.\n\nReturns:\n"
              "    Its segment, held once more; None if that needs more thought, and then nothing was published.");
 
-static PyObject *publish_again(Shelves *self, PyObject *array) {
-    if (!PyArray_CheckExact(array)) Py_RETURN_NONE;
+PyObject *publish_again(PyObject *shelves, PyObject *array) {
+    Shelves *self = (Shelves *)shelves;
+    if (!PyArray_CheckExact(array) || !is_free_of_tasks(self)) Py_RETURN_NONE;
     Owned *segment = owner_of(array);
     if (segment != NULL) {
         if (!publish_loan(self, segment, array)) Py_RETURN_NONE;
@@ -116,11 +161,17 @@ static PyObject *publish_again(Shelves *self, PyObject *array) {
 }
 
 PyDoc_STRVAR(lend_again_doc,
-             "lend_again(layout)\n--\n\nLend a segment that is laid out like that, which means by the very same tuple.\n\nReturns:\n"
+             "lend_again(shape, dtype)\n--\n\nLend a segment that was lent for just such a wish before.\n\nReturns:\n"
              "    The array; None if there is no such segment.");
 
-static PyObject *lend_again(Shelves *self, PyObject *layout) {
-    Owned *segment = take(self, is_laid_out, layout);
+static PyObject *lend_again(Shelves *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "lend_again takes a shape and a dtype");
+        return NULL;
+    }
+    Wish wish;
+    if (!is_free_of_tasks(self) || !read_wish(&wish, arguments[0], arguments[1])) Py_RETURN_NONE;
+    Owned *segment = take(self, is_what_was_asked, &wish);
     if (segment == NULL) {
         if (PyErr_Occurred()) return NULL;
         Py_RETURN_NONE;
@@ -131,12 +182,13 @@ static PyObject *lend_again(Shelves *self, PyObject *layout) {
 }
 
 static PyMethodDef shelves_methods[] = {
-    {"publish_again", (PyCFunction)publish_again, METH_O, publish_again_doc},
-    {"lend_again", (PyCFunction)lend_again, METH_O, lend_again_doc},
+    {"publish_again", publish_again, METH_O, publish_again_doc},
+    {"lend_again", (PyCFunction)(void (*)(void))lend_again, METH_FASTCALL, lend_again_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef shelves_members[] = {
+    {"condemned", T_OBJECT, offsetof(Shelves, condemned), READONLY, NULL},
     {"free", T_OBJECT, offsetof(Shelves, free), READONLY, NULL},
     {"mark", T_OBJECT, offsetof(Shelves, mark), READONLY, NULL},
     {"seq", T_ULONGLONG, offsetof(Shelves, seq), 0, NULL},

@@ -28,7 +28,7 @@ __all__ = ["TorchLoans", "describe", "forbid_writing", "layout_of"]
 
 
 def describe(shape: int | tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
-    """The layout of a loan, the same tuple for the same question, and how many bytes it has.
+    """The layout of a loan, and how many bytes it has.
 
     Raises:
         UnsupportedTensor: no such dtype, or a shape that TSR cannot hold.

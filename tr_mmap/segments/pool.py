@@ -83,7 +83,6 @@ class SegmentPool(Shelves, Forkable):
         self._has_checksum = checksum
         self.is_reader_gone: Callable[[], bool] = bool  # False, until there is a reader
         self._segments: dict[str, Segment] = {}
-        self._condemned: list[Segment] = []  # nobody here holds them, and they are not to be filled again
         self._torch_loans = TorchLoans()
         self._nbytes = 0
         self._created = 0
@@ -101,10 +100,12 @@ class SegmentPool(Shelves, Forkable):
             UnsupportedTensor: not a tensor, or of a kind that TSR cannot hold.
             OutOfSpace: no room.
         """
-        if dead or self._condemned:
+        segment: Segment | None = self.publish_again(tensor)
+        if segment is not None:
+            return segment
+        if dead or self.condemned:
             self.collect()
-        segment: Segment = self.publish_again(tensor) or self._publish_loan(tensor) or self._publish_copy(tensor)
-        return segment
+        return self._publish_loan(tensor) or self._publish_copy(tensor)
 
     def _publish_loan(self, tensor: Any) -> Segment | None:
         """Publish a loan where it lies; None if it is none, or its memory has to be copied after all."""
@@ -152,13 +153,13 @@ class SegmentPool(Shelves, Forkable):
             UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
             OutOfSpace: no room.
         """
-        if dead or self._condemned:
-            self.collect()
-        layout, nbytes = describe(shape, dtype)
         if framework == "numpy":
-            array = self.lend_again(layout)
+            array = self.lend_again(shape, dtype)
             if array is not None:
                 return array
+        if dead or self.condemned:
+            self.collect()
+        layout, nbytes = describe(shape, dtype)
         tensors.check_framework(framework)
         if not nbytes:
             return tensors.from_buffer(bytearray(), layout[0], layout[1], 0, framework)
@@ -166,6 +167,7 @@ class SegmentPool(Shelves, Forkable):
         segment.holds = 1  # until it is lent, which is another hold
         try:
             segment.lay_out(layout, layout[0].numpy)
+            segment.asked = dtype
             segment.is_current = segment.header_layout == layout and not self._has_checksum
             return segment.lend() if framework == "numpy" else self._torch_loans.lend(segment)
         finally:
@@ -174,8 +176,8 @@ class SegmentPool(Shelves, Forkable):
     def collect(self) -> None:
         """Take back what was lent and is gone, and give up what is not to be filled again."""
         bury()
-        while self._condemned:
-            segment = self._condemned.pop()
+        while self.condemned:
+            segment: Segment = self.condemned.pop()
             if not self.is_foreign and segment.name in self._segments:
                 self._retire(segment)
 
@@ -331,7 +333,7 @@ class SegmentPool(Shelves, Forkable):
     def _taint(self, segment: Segment) -> None:
         """Somebody we cannot ask may be looking at the segment."""
         segment.is_tainted = True
-        segment.shelf = self._condemned
+        segment.shelf = self.condemned
 
     def stats(self) -> PoolStats:
         return PoolStats(

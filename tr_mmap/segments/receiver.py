@@ -43,13 +43,16 @@ class Receiver(Forkable):
     Args:
         directory: the session directory.
         verify: compare each payload with its CRC-32, which must be there.
+
+    Attributes:
+        mapped: the peer's segments that we have mapped, by name.
     """
 
     def __init__(self, directory: str, *, verify: bool = False) -> None:
         super().__init__()
         self._directory = directory
         self._verify = verify
-        self._mapped: dict[str, _Mapped] = {}
+        self.mapped: dict[str, _Mapped] = {}
 
     def receive(self, ref: TensorRef, framework: str) -> Any:
         """A view of the tensor; the segment is not filled again while it, or a view of it, lives.
@@ -63,7 +66,7 @@ class Receiver(Forkable):
             HostilePath: it is not a file of the peer's making.
             TSRFormatError: what is there is not a tensor; PAYLOAD_CHECKSUM: it is not the one that was published.
         """
-        segment = self._mapped.get(ref.segment)
+        segment = self.mapped.get(ref.segment)
         if segment is None:
             segment = self._map(ref)
         private = None if framework == "numpy" else self._map_private(segment, ref)
@@ -112,7 +115,7 @@ class Receiver(Forkable):
             system.close(fd)
         # A child of ours may have a view that we had when it was forked: that lease is not ours to give back.
         segment.is_pinned = segment.words[LEASE] == LEASE_PINNED
-        self._mapped[ref.segment] = segment
+        self.mapped[ref.segment] = segment
         return segment
 
     def _open(self, ref: TensorRef) -> int:
@@ -159,18 +162,18 @@ class Receiver(Forkable):
         segment.learn(layout_seq, header.dtype.numpy, header.shape, header.payload_offset)
 
     def _forget_retired(self) -> None:
-        for name, segment in list(self._mapped.items()):
+        for name, segment in list(self.mapped.items()):
             if not segment.views and segment.words[SEQ] == SEQ_RETIRED:
-                del self._mapped[name]
+                del self.mapped[name]
 
     def forked_in_parent(self) -> None:
-        for segment in list(self._mapped.values()):  # a copy, made in one step: other threads go on working
+        for segment in list(self.mapped.values()):  # a copy, made in one step: other threads go on working
             if segment.views:
                 segment.is_pinned = True
 
     def close(self) -> None:
         """Forget all mappings; views that still live keep theirs, and their leases."""
-        self._mapped.clear()
+        self.mapped.clear()
 
 
 def _check_payload(segment: _Mapped) -> None:

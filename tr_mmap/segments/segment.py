@@ -27,7 +27,7 @@ class Segment(Owned):
     """One segment, as its owner sees it.
 
     Attributes:
-        name: file name in the session directory; never used twice.
+        name: of its file in the session directory; never used twice.
         header_layout: what its header says; None while that is being changed.
     """
 
@@ -39,7 +39,6 @@ class Segment(Owned):
         "is_closed_off",
         "is_populated",
         "is_tainted",
-        "name",
         "path",
         "words",
     )

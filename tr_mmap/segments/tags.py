@@ -91,7 +91,8 @@ class Tags:
 
     def tell_again(self) -> None:
         """There is a new worker, which knows nothing."""
-        self.untold = {tag: segment.seq for tag, segment in self._segments.items()}
+        self.untold.clear()
+        self.untold.update({tag: segment.seq for tag, segment in self._segments.items()})
 
     def _path(self, tag: str) -> str:
         return os.path.join(self._directory, f"{tag}.tsr")

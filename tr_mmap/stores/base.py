@@ -73,10 +73,14 @@ class ControllerStore(ABC):
     Attributes:
         decode: reads a response's text; its ``tensors`` are then what ``receive`` takes.
         receive: the tensor of a result; once for each.
+        news: tags that the next request has to tell of, or none that it does not find by itself.
+        is_asked: a request is under way, and may read what tags let go of meanwhile.
     """
 
     decode: Callable[[bytes], Response]
     receive: Callable[[TensorRef, str], Any]
+    news: Container[str] = ()
+    is_asked = False
 
     @abstractmethod
     def put(self, tag: str, tensor: Any) -> None:

@@ -38,12 +38,20 @@ class SegmentWorkerStore(WorkerStore):
     """
 
     def __init__(self, directory: str, options: StoreOptions) -> None:
+        self.has_checksum = options.checksum
         self._lock = threading.RLock()
         self._receiver = Receiver(directory, verify=options.checksum)
         self._pool = _pool(directory, "result", options)
         self.tags: dict[str, TensorRef] = {}
-        self.results: list[TensorRef] = []
         self._segments: list[Segment] = []  # of the results, which the controller may not have taken yet
+
+    def ends(self) -> tuple[SegmentPool, dict[str, Any], list[Segment]]:
+        """Where our tensors are, where the peer's, and those of ours that the answer at hand names."""
+        return self._pool, self._receiver.mapped, self._segments
+
+    @property
+    def results(self) -> list[TensorRef]:  # type: ignore[override] # nobody sets it
+        return [TensorRef("", segment.name, segment.seq) for segment in self._segments]
 
     def begin(self, request: Request) -> None:
         if self._segments:
@@ -64,9 +72,7 @@ class SegmentWorkerStore(WorkerStore):
     def publish(self, tensors: Sequence[Any]) -> None:
         with self._lock:
             for tensor in tensors:
-                segment = self._pool.publish(tensor)
-                self._segments.append(segment)
-                self.results.append(TensorRef("", segment.name, segment.seq))
+                self._segments.append(self._pool.publish(tensor))
 
     def end(self, request: Request, is_kept: bool) -> list[TensorRef]:
         if not is_kept:
@@ -80,7 +86,6 @@ class SegmentWorkerStore(WorkerStore):
 
     def withdraw(self) -> None:
         with self._lock:
-            self.results = []  # the old list may still be on its way
             while self._segments:
                 self._segments.pop().release()
 
@@ -106,12 +111,17 @@ class SegmentControllerStore(ControllerStore):
 
     def __init__(self, directory: str, options: StoreOptions) -> None:
         self._directory = directory
-        self._has_checksum = options.checksum
+        self.has_checksum = options.checksum
         self._pool = _pool(directory, "segment", options)
         self._tags = Tags(directory, self._release_later)
+        self.news = self._tags.untold
         self._receiver: Receiver | None = None
-        self._is_asked = False  # a request is under way
-        self._in_flight: list[Segment] = []  # what it may still read
+        self._in_flight: list[Segment] = []  # what the request under way may still read
+
+    def ends(self) -> tuple[SegmentPool, dict[str, Any], list[Segment]]:
+        """Where our tensors are, where the worker's, and those of ours that the request under way may read."""
+        assert self._receiver is not None
+        return self._pool, self._receiver.mapped, self._in_flight
 
     def put(self, tag: str, tensor: Any) -> None:
         self._tags.put(tag, self._pool.publish(tensor))
@@ -125,7 +135,7 @@ class SegmentControllerStore(ControllerStore):
         refs, drops = self._tags.news() if self._tags.untold else ([], [])
         if tensors:
             parameters = self._lend(tensors, parameters, refs)
-        self._is_asked = True
+        self.is_asked = True
         return Request(seq, command, parameters, now_ms(), refs, drops)
 
     def _lend(self, tensors: Sequence[Any], words: str, refs: list[TensorRef]) -> str:
@@ -144,7 +154,7 @@ class SegmentControllerStore(ControllerStore):
         return words
 
     def withdraw(self) -> None:
-        self._is_asked = False
+        self.is_asked = False
         while self._in_flight:
             self._in_flight.pop().release()
 
@@ -155,7 +165,7 @@ class SegmentControllerStore(ControllerStore):
 
     def _release_later(self, segment: Segment) -> None:
         """A tag lets go of a segment, which the request under way may be about to read."""
-        if self._is_asked:
+        if self.is_asked:
             self._in_flight.append(segment)
         else:
             segment.release()
@@ -168,7 +178,7 @@ class SegmentControllerStore(ControllerStore):
 
     def begin_run(self, is_over: Callable[[], bool]) -> None:
         self._pool.is_reader_gone = is_over
-        self._receiver = Receiver(self._directory, verify=self._has_checksum)
+        self._receiver = Receiver(self._directory, verify=self.has_checksum)
         self.receive = self._receiver.receive
 
     def end_run(self) -> None:

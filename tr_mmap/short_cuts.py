@@ -1,0 +1,42 @@
+"""The short cuts past channel and store: a request, or an answer, that is like most is one call of the extension's.
+
+They write the same bytes to the same places as the long way, and take it for whatever is not like most: texts with
+escapes, new tags, a layout that was not seen before, an error. There are none in plain Python, over other channels, nor
+where messages or tensors are proved or compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import native
+from .channel import Channel, MappedChannel
+from .protocol import Request, Response, TensorRef
+from .stores import ControllerStore, WorkerStore
+from .stores.segments import SegmentControllerStore, SegmentWorkerStore
+
+__all__ = ["answerer", "asker"]
+
+
+def asker(channel: Channel, store: ControllerStore) -> native.Asker | None:
+    """The controller's short cut for one run, if there is one; made after ``store.begin_run``."""
+    if not native.IS_COMPILED or not isinstance(channel, MappedChannel):
+        return None
+    if not isinstance(store, SegmentControllerStore) or store.has_checksum:
+        return None
+    return native.Asker(*channel.ends(), *store.ends(), Response)
+
+
+def answerer(channel: Channel, store: WorkerStore, stop: Callable[[], object]) -> native.Answerer | None:
+    """The worker's short cut, if there is one.
+
+    Args:
+        channel: of the session.
+        store: of the session.
+        stop: asked before each sleep; True ends the wait for a request.
+    """
+    if not native.IS_COMPILED or not isinstance(channel, MappedChannel):
+        return None
+    if not isinstance(store, SegmentWorkerStore) or store.has_checksum:
+        return None
+    return native.Answerer(*channel.ends(), *store.ends(), channel.status, store.tags, stop, Request, TensorRef)
