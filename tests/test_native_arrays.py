@@ -344,6 +344,7 @@ class Stock:
         self.segment.mark = self.pool.mark
         self.segment.shelf = self.shelf = self.pool.free.setdefault(NBYTES - OFFSET, [])
         self.segment.lay_out(FLOATS, np.dtype("f4"))
+        self.segment.asked = "float32"
         self.segment.is_current = True
         self.shelf.append(self.segment)
         self.pool.seq = 5
@@ -394,21 +395,20 @@ def test_a_segment_that_somebody_looks_at_or_whose_header_says_other_is_no_short
     stock.sides.learn()
     view = stock.sides.leased.view(5)
     assert stock.pool.publish_again(tensor) is None
-    assert stock.pool.lend_again(FLOATS) is None
+    assert stock.pool.lend_again(8, "float32") is None
     assert view.tolist() == list(range(8))
     del view
     stock.sides.bury()
     stock.segment.is_current = False
     assert stock.pool.publish_again(tensor) is None
     stock.segment.forget()
-    assert stock.pool.lend_again(FLOATS) is None
+    assert stock.pool.lend_again(8, "float32") is None
     assert stock.shelf == [stock.segment]
 
 
 def test_a_loan_like_the_last_goes_round_without_a_copy(native: Any, stock: Stock) -> None:
-    assert stock.pool.lend_again((*FLOATS,)) is None  # an equal tuple is not the same question
-    for seq in (6, 7, 8):
-        loan = stock.pool.lend_again(FLOATS)
+    for seq, shape in ((6, 8), (7, (8,)), (8, (8,))):
+        loan = stock.pool.lend_again(shape, "".join(["float", "32"]))
         if native is PLAIN:
             assert loan is None
             return
@@ -424,6 +424,43 @@ def test_a_loan_like_the_last_goes_round_without_a_copy(native: Any, stock: Stoc
         del loan
         assert stock.shelf == [stock.segment]
     assert stock.pool.copied_nbytes == 0
+
+
+class Eight(int):
+    """No plain int: it might run anybody's code."""
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((8, 1), "float32"),
+        ((2, 4), "float32"),
+        (7, "float32"),
+        (-8, "float32"),
+        (2**70, "float32"),
+        ((8,) * 17, "float32"),
+        (Eight(8), "float32"),
+        ((Eight(8),), "float32"),
+        ([8], "float32"),
+        (8.0, "float32"),
+        (None, "float32"),
+        (8, "float64"),
+        (8, np.dtype("f4")),  # the same type, but nobody has called it so yet
+        (8, None),
+    ],
+)
+def test_another_wish_than_the_last_takes_the_long_way(stock: Stock, shape: Any, dtype: Any) -> None:
+    before = stock.state()
+    assert stock.pool.lend_again(shape, dtype) is None
+    assert stock.state() == before
+
+
+def test_a_pool_that_has_segments_to_give_up_does_that_first(native: Any, stock: Stock) -> None:
+    stock.pool.condemned.append(native.Owned(memoryview(mmap.mmap(-1, NBYTES))))
+    before = stock.state()
+    assert stock.pool.lend_again(8, "float32") is None
+    assert stock.pool.publish_again(np.zeros(8, np.float32)) is None
+    assert stock.state() == before
 
 
 def test_a_loan_that_others_can_still_write_to_takes_the_long_way(native: Any, stock: Stock) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 from .errors import BadMessage, RemoteError, ResponseTimeout, SessionNotStarted, UnknownCommand, WorkerDied
 from .place import Place, Run
-from .protocol import EXIT_COMMAND, MAX_SEQ, Failure, FailureKind, Request, Response, now_ms
+from .protocol import EXIT_COMMAND, MAX_SEQ, Failure, FailureKind, Message, Request, Response, now_ms, parse_command
 
 __all__ = ["Exchange"]
 
@@ -69,27 +69,46 @@ class Exchange:
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
-    def call(
-        self, command: str, parameters: str, tensors: Sequence[Any], timeout_ms: float, framework: str | None
-    ) -> Answer:
+    def call(self, message: Message, tensors: tuple[Any, ...], timeout_ms: float, framework: str | None) -> Answer:
         """Ask, and take the answer to just that; nobody else can.
 
         Args:
-            command: the command.
-            parameters: words for it.
+            message: the command, and words for it.
             tensors: lent for this request only; their tags follow the words.
             timeout_ms: how long to wait for the answer.
             framework: what the answer's tensors come as; None to leave them.
         """
-        pending = self.ask(command, parameters, tensors, timeout_ms)
+        run = self.place.run or self.run()
+        asker, pending = run.asker, None
+        began_s = time.monotonic()
+        if asker is not None and self._pending is None and framework != "torch" and not self.store.news:
+            self._seq = seq = self._seq % MAX_SEQ + 1
+            try:
+                answer: Answer | None = asker.call(seq, message, tensors, timeout_ms / 1000)
+            except BaseException:  # Ctrl-C too
+                if asker.is_asked:
+                    self._begin(Request(seq, *parse_command(message)), is_abandoned=True)
+                raise
+            if answer is not None:
+                return answer
+            if asker.is_asked:
+                pending = self._begin(Request(seq, *parse_command(message)))
+        if pending is None:
+            pending = self.ask(message, tensors, timeout_ms)
+            began_s = time.monotonic()
         try:
-            return self._await(pending, timeout_ms, framework)
-        except BaseException:  # Ctrl-C too
+            return self._await(pending, timeout_ms, began_s, framework)
+        except BaseException:
             self._is_abandoned = True  # if it is still pending; asking for the next one resets this
             raise
 
-    def ask(self, command: str, parameters: str, tensors: Sequence[Any], timeout_ms: float) -> Request:
-        """Send a request; waits first for the answer to an earlier one, which can still be taken."""
+    def ask(self, message: Message, tensors: tuple[Any, ...], timeout_ms: float) -> Request:
+        """Send a request; waits first for the answer to an earlier one, which can still be taken.
+
+        Raises:
+            BadMessage: there is no command in the message.
+        """
+        command, parameters = parse_command(message)
         run = self.place.run or self.run()
         if self._pending is not None:
             self.settle(timeout_ms)
@@ -98,8 +117,7 @@ class Exchange:
         store, asker = self.store, run.asker
         self._seq = seq = self._seq % MAX_SEQ + 1
         try:
-            if asker is not None and not store.news and asker.ask(seq, command, parameters, tensors):
-                store.is_asked = True
+            if asker is not None and not store.news and asker.ask(seq, message, tensors):
                 request = Request(seq, command, parameters)
             else:
                 request = store.prepare(seq, command, parameters, tensors)
@@ -107,8 +125,13 @@ class Exchange:
         except BaseException:
             store.withdraw()
             raise
+        return self._begin(request)
+
+    def _begin(self, request: Request, *, is_abandoned: bool = False) -> Request:
+        """A request was sent."""
         self._pending = request
-        self._is_abandoned = False
+        self._is_abandoned = is_abandoned
+        self.store.is_asked = True
         return request
 
     def announce(self) -> None:
@@ -142,17 +165,16 @@ class Exchange:
         pending = self._pending
         if pending is None:
             return
-        if self._is_abandoned:
-            self._await_response(pending, timeout_ms)
-            return
-        response = self._await_response(pending, timeout_ms)
-        # Now, for with the next request the worker may take a result back that nobody holds.
-        self._answers.append((response, self._receive_all(response, self._framework)))
+        is_abandoned = self._is_abandoned
+        response = self._await_response(pending, timeout_ms, time.monotonic())
+        if not is_abandoned:
+            # Now, for with the next request the worker may take a result back that nobody holds.
+            self._answers.append((response, self._receive_all(response, self._framework)))
 
     def take(self, timeout_ms: float, *, has_tensors: bool) -> Answer:
         """The oldest answer that nobody has taken; waits for a request too, which another thread may make."""
         self.run()
-        deadline_s = time.monotonic() + timeout_ms / 1000
+        began_s = time.monotonic()
         if not self._answers and (self._pending is None or self._is_abandoned):
             self._asked.wait_for(lambda: self._answers or self._is_asked(), timeout_ms / 1000)
         if self._answers:
@@ -166,19 +188,17 @@ class Exchange:
                 timeout_ms=timeout_ms,
                 command="",
             )
-        remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
-        return self._await(self._pending, remaining_ms, self._framework if has_tensors else None)
+        return self._await(self._pending, timeout_ms, began_s, self._framework if has_tensors else None)
 
     def _is_asked(self) -> bool:
         return self._pending is not None and not self._is_abandoned
 
-    def _await(self, pending: Request, timeout_ms: float, framework: str | None) -> Answer:
-        """The answer to a request; with its tensors if a framework is named."""
+    def _await(self, pending: Request, timeout_ms: float, began_s: float, framework: str | None) -> Answer:
+        """The answer to a request, with its tensors if a framework is named; the time counts from ``began_s`` on."""
         run = self.place.run or self.run()
-        began_s = time.monotonic()
         if run.asker is not None and framework != "torch":
             try:
-                answer: Answer | None = run.asker.hear(pending.seq, timeout_ms / 1000, run.is_over)
+                answer: Answer | None = run.asker.hear(pending.seq, timeout_ms / 1000 - (time.monotonic() - began_s))
                 if answer is not None:
                     self._pending = None
                     self.store.answered(pending)
@@ -186,18 +206,16 @@ class Exchange:
             except BaseException:  # Ctrl-C, say, when the answer was taken already
                 run.channel.put_back()
                 raise
-            timeout_ms = max(0.0, timeout_ms - (time.monotonic() - began_s) * 1000)
-        response = self._await_response(pending, timeout_ms)
+        response = self._await_response(pending, timeout_ms, began_s)
         if response.error is not None:
             raise _remote_error(response.command, response.error)
         return response, [] if framework is None else self._receive_all(response, framework)
 
-    def _await_response(self, pending: Request, timeout_ms: float) -> Response:
+    def _await_response(self, pending: Request, timeout_ms: float, began_s: float) -> Response:
         run = self.place.run or self.run()
         receive = self._receive if self.place.options.block_ms else run.channel.receive
-        began_s = time.monotonic()
-        remaining_ms = timeout_ms
         while True:
+            remaining_ms = max(0.0, timeout_ms - (time.monotonic() - began_s) * 1000)
             try:
                 raw = receive(remaining_ms, run.is_over)
                 response = None if raw is None else self.store.decode(raw)
@@ -221,7 +239,6 @@ class Exchange:
                 self.store.answered(pending)
                 return response
             # Else an answer that nobody waits for.
-            remaining_ms = max(0.0, timeout_ms - (time.monotonic() - began_s) * 1000)
 
     def _receive(self, timeout_ms: float, stop: Callable[[], bool]) -> bytes | None:
         """As the channel's, but the worker may be waiting for views that other threads here have dropped meanwhile."""

@@ -133,7 +133,7 @@ class Place(Forkable):
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
             run = Run(channel, process)
             self.store.begin_run(run.is_over)
-            run.asker = short_cuts.asker(channel, self.store)
+            run.asker = short_cuts.asker(channel, self.store, run.is_over)
             self.run = run
         except BaseException:
             try:

@@ -25,6 +25,7 @@ __all__ = [
     "TRANSITIONS",
     "Failure",
     "FailureKind",
+    "Message",
     "Request",
     "Response",
     "Status",
@@ -233,7 +234,10 @@ def _word_of(value: Any) -> str:
         raise BadMessage(f"a parameter cannot be written: {error}", detail="parameters") from error
 
 
-def parse_command(message: str | Mapping[str, Any]) -> tuple[str, str]:
+Message = str | Mapping[str, Any]  # what users write: "matmul a b", or a JSON object, as text or as a dict
+
+
+def parse_command(message: Message) -> tuple[str, str]:
     """Split what the user wrote into command and parameters.
 
     Args:

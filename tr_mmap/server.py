@@ -40,6 +40,8 @@ from .stores import WorkerStore
 
 __all__ = ["TechRenaissanceServer"]
 
+_BUSY: Final = Status.BUSY  # looked up once: an enum is slow at that
+_OK: Final = Status.OK
 _RETRY_S: Final = 0.032  # the rate at which a channel of files is looked at
 _ORPHAN_GRACE_S: Final = 2.0  # how long a command may go on after the controller is gone
 
@@ -240,12 +242,11 @@ class TechRenaissanceServer:
         joined = self._joined
         assert joined is not None
         answerer = self._answerer
-        if answerer is not None and self._status is not Status.STARTING:
-            request = answerer.listen()
-            if request is not None:
-                self._status = Status.BUSY
-                self._serve(channel, joined.store, request, answerer)
-                return
+        request = None if answerer is None else answerer.listen()
+        if request is not None:
+            self._status = _BUSY
+            self._serve(channel, joined.store, request, answerer)
+            return
         try:
             raw = channel.receive(None, self._has_to_stop)
             if raw is None:
@@ -308,9 +309,9 @@ class TechRenaissanceServer:
         command = answer.command or request.command
         result = "error" if failure is not None else "ok" if answer.result is None else answer.result
         message = answer.message or self._complaint
-        if answerer is not None and failure is None and self._status is Status.BUSY:
+        if answerer is not None and failure is None and self._status is _BUSY:
             if answerer.answer(request.seq, command, result, message):
-                self._status = Status.OK
+                self._status = _OK
                 return
         tensors = store.end(request, failure is None)
         if failure is None:

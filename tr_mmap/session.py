@@ -9,7 +9,6 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ from .exchange import Exchange
 from .launch import DEFAULT_WORKER, check_script
 from .manifest import StoreOptions
 from .place import Place, Run
-from .protocol import Response, Status, StatusLine, parse_command
+from .protocol import Message, Response, Status, StatusLine
 from .segments import PoolStats
 from .stores import check_options
 from .workspace import Workspace, check_session_id, check_tag
@@ -32,9 +31,6 @@ DEFAULT_TIMEOUT_MS: Final = 10_000.0
 START_TIMEOUT_MS: Final = 60_000.0  # of the context manager: importing torch from a cold disk takes tens of seconds
 EXIT_TIMEOUT_MS: Final = 5_000.0
 MAX_SPIN_US: Final = 1000.0  # so short that Ctrl-C, a timeout and the worker's death can wait for its end
-
-Message = str | Mapping[str, Any]
-
 
 class PythonSession:
     """A worker process and the tensors exchanged with it.
@@ -275,10 +271,9 @@ class PythonSession:
             WorkerDied: the worker ended.
             ResponseTimeout: the earlier request does not end.
         """
-        command, parameters = parse_command(message)
         with self._lock:
             exchange = self._open()
-            exchange.ask(command, parameters, (), DEFAULT_TIMEOUT_MS)
+            exchange.ask(message, (), DEFAULT_TIMEOUT_MS)
             exchange.announce()
 
     def read_response(self) -> str | None:
@@ -305,9 +300,8 @@ class PythonSession:
 
     def fetch_response(self, message: Message, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> str:
         """:meth:`send_request` and :meth:`wait_for_response` of that very request, in one."""
-        command, parameters = parse_command(message)
         with self._lock:
-            return self._open().call(command, parameters, (), timeout_ms, None)[0].result
+            return self._open().call(message, (), timeout_ms, None)[0].result
 
     # -- tensors --------------------------------------------------------------------------------------------------
 
@@ -341,9 +335,8 @@ class PythonSession:
 
     def fetch_tensor(self, message: Message, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> Any:
         """:meth:`send_request` and :meth:`wait_for_tensor` of that very request, in one."""
-        command, parameters = parse_command(message)
         with self._lock:
-            return self._only(*self._open().call(command, parameters, (), timeout_ms, self._framework))
+            return self._only(*self._open().call(message, (), timeout_ms, self._framework))
 
     def wait_for_tensor(self, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> Any:
         """Take the next response's tensor, or the list of its tensors if there are several.
@@ -372,14 +365,13 @@ class PythonSession:
         Raises:
             UnsupportedTensor, OutOfSpace, RemoteError, UnknownCommand, ResponseTimeout, WorkerDied.
         """
-        command, parameters = parse_command(message)
         framework = self._framework
         if tensors:
             is_torch = type(tensors[0]) is not np.ndarray and hasattr(tensors[0], "untyped_storage")
             framework = "torch" if is_torch else "numpy"
         with self._lock:
-            response, arrays = self._open().call(command, parameters, tensors, timeout_ms, framework)
-            return self._only(response, arrays) if arrays else response.result
+            response, arrays = self._open().call(message, tensors, timeout_ms, framework)
+        return (arrays[0] if len(arrays) == 1 else arrays) if arrays else response.result
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = "float32", framework: str | None = None) -> Any:
         """A loan: a tensor of undefined content in shared memory, which sending need not copy.

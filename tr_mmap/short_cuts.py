@@ -18,13 +18,19 @@ from .stores.segments import SegmentControllerStore, SegmentWorkerStore
 __all__ = ["answerer", "asker"]
 
 
-def asker(channel: Channel, store: ControllerStore) -> native.Asker | None:
-    """The controller's short cut for one run, if there is one; made after ``store.begin_run``."""
+def asker(channel: Channel, store: ControllerStore, stop: Callable[[], object]) -> native.Asker | None:
+    """The controller's short cut for one run, if there is one; made after ``store.begin_run``.
+
+    Args:
+        channel: of the run.
+        store: of the session.
+        stop: asked before each sleep; True ends the wait for an answer.
+    """
     if not native.IS_COMPILED or not isinstance(channel, MappedChannel):
         return None
     if not isinstance(store, SegmentControllerStore) or store.has_checksum:
         return None
-    return native.Asker(*channel.ends(), *store.ends(), Response)
+    return native.Asker(*channel.ends(), *store.ends(), stop, Response)
 
 
 def answerer(channel: Channel, store: WorkerStore, stop: Callable[[], object]) -> native.Answerer | None:

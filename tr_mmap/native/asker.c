@@ -2,10 +2,14 @@
 #include "end.h"
 
 #include <string.h>
+#include <structmember.h>
 
 typedef struct {
     End end;
+    PyObject *stop; /* asked before each sleep, and before a request is sent */
     PyObject *response_type;
+    unsigned generation; /* of the process that it is of */
+    char is_asked;
 } Asker;
 
 /* What tensors that are lent for one request go by, in order; as in stores/segments.py. */
@@ -16,22 +20,27 @@ enum { TAG_NBYTES = 4 }; /* most that one takes as a word, with the space before
 _Static_assert(sizeof LENT_TAGS / sizeof *LENT_TAGS == MOST_TENSORS, "a tag for each");
 
 static int asker_init(Asker *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"out", "own", "peer_bell", "own_bell", "pool", "mapped", "held", "response_type", NULL};
-    PyObject *parts[7], *response_type;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOO", names, parts, parts + 1, parts + 2, parts + 3,
-                                     parts + 4, parts + 5, parts + 6, &response_type) ||
+    static char *names[] = {"out", "own", "peer_bell", "own_bell", "pool", "mapped", "held", "stop",
+                            "response_type", NULL};
+    PyObject *parts[7], *stop, *response_type;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO", names, parts, parts + 1, parts + 2, parts + 3,
+                                     parts + 4, parts + 5, parts + 6, &stop, &response_type) ||
         end_init(&self->end, parts) < 0)
         return -1;
+    Py_XSETREF(self->stop, Py_NewRef(stop));
     Py_XSETREF(self->response_type, Py_NewRef(response_type));
+    self->generation = fork_generation;
     return 0;
 }
 
 static int asker_traverse(Asker *self, visitproc visit, void *arg) {
+    Py_VISIT(self->stop);
     Py_VISIT(self->response_type);
     return end_traverse(&self->end, visit, arg);
 }
 
 static int asker_clear(Asker *self) {
+    Py_CLEAR(self->stop);
     Py_CLEAR(self->response_type);
     return end_clear(&self->end);
 }
@@ -78,46 +87,57 @@ static int add_tags(Message *message, char *words) {
     return 1;
 }
 
-PyDoc_STRVAR(ask_doc,
-             "ask(seq, command, parameters, tensors)\n--\n\nPublish the tensors of a tuple, send the request, and ring.\n\n"
-             "Returns:\n    Whether that is done. If not it needs more thought, and nothing was sent.");
+/* The message as protocol.parse_command() splits it; 0 if it is not one word, or one and a text without margins. */
+static int split(PyObject *message, Span *command, Span *parameters) {
+    Span whole;
+    if (!span_of(message, &whole)) return 0;
+    const char *space = memchr(whole.text, ' ', (size_t)whole.nbytes);
+    *command = (Span){whole.text, space == NULL ? whole.nbytes : space - whole.text};
+    *parameters = (Span){command->text + command->nbytes, 0};
+    if (command->nbytes == 0 || Py_ISDIGIT(*command->text)) return 0;
+    for (Py_ssize_t index = 0; index < command->nbytes; index++)
+        if (!Py_ISALNUM(command->text[index]) && command->text[index] != '_') return 0;
+    if (space == NULL) return 1;
+    *parameters = (Span){space + 1, whole.nbytes - command->nbytes - 1};
+    if (parameters->nbytes == 0) return 0;
+    unsigned char first = (unsigned char)*parameters->text;
+    unsigned char last = (unsigned char)parameters->text[parameters->nbytes - 1];
+    return first > ' ' && last > ' ' && first < 0x80 && last < 0x80; /* beyond ASCII there are other spaces */
+}
 
-static PyObject *ask(Asker *self, PyObject *const *arguments, Py_ssize_t count) {
-    if (!is_open(self)) return NULL;
-    if (count != 4 || !PyTuple_CheckExact(arguments[3])) {
-        PyErr_SetString(PyExc_TypeError, "ask takes a number, a command, its parameters and a tuple");
-        return NULL;
-    }
+/* Publish the tensors, send the request, and ring: 1 if that is done, 0 if it needs more thought and nothing was sent,
+ * -1 with an exception. */
+static int send(Asker *self, PyObject *number, PyObject *words, PyObject *tensors) {
     End *end = &self->end;
     Message message;
     Draft draft;
-    char words[MESSAGE_NBYTES + MOST_TENSORS * TAG_NBYTES];
-    long seq = PyLong_AsLong(arguments[0]);
-    if (seq == -1 && PyErr_Occurred()) return NULL;
+    char text[MESSAGE_NBYTES + MOST_TENSORS * TAG_NBYTES];
+    self->is_asked = 0;
+    long seq = PyLong_AsLong(number);
+    if (seq == -1 && PyErr_Occurred()) return -1;
     message.count = 0;
     message.remark.nbytes = 0;
-    if (!span_of(arguments[1], &message.command) || message.command.nbytes == 0 ||
-        !span_of(arguments[2], &message.text) || PyTuple_GET_SIZE(arguments[3]) > MOST_TENSORS ||
-        PyList_GET_SIZE(end->held) != 0)
-        Py_RETURN_FALSE;
-    int is_sent = publish_all(end, arguments[3], &message);
+    if (!split(words, &message.command, &message.text) || !PyTuple_CheckExact(tensors) ||
+        PyTuple_GET_SIZE(tensors) > MOST_TENSORS || PyList_GET_SIZE(end->held) != 0 || self->generation != fork_generation)
+        return 0;
+    int is_over = ends_by_call(self->stop);
+    if (is_over != 0) return is_over < 0 ? -1 : 0;
+    int is_sent = publish_all(end, tensors, &message);
     if (is_sent > 0) {
         message.timestamp = now_ms();
-        is_sent = add_tags(&message, words) && message_write(&draft, &message, 0) &&
+        is_sent = add_tags(&message, text) && message_write(&draft, &message, 0) &&
                   page_put(end->out, seq, draft.text, draft.nbytes);
     }
     if (is_sent > 0) {
+        self->is_asked = 1;
         ring_bell(end->peer_bell);
-        Py_RETURN_TRUE;
+        return 1;
     }
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    if (end_release(end, 0) < 0) {
-        Py_XDECREF(type), Py_XDECREF(value), Py_XDECREF(trace);
-        return NULL;
-    }
+    if (end_release(end, 0) < 0) PyErr_WriteUnraisable((PyObject *)self);
     PyErr_Restore(type, value, trace);
-    return is_sent < 0 ? NULL : Py_NewRef(Py_False);
+    return is_sent;
 }
 
 static PyObject *text_of(Span span) { return PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL); }
@@ -158,42 +178,83 @@ static PyObject *answer_of(const Asker *self, const Message *message) {
     return answer;
 }
 
-PyDoc_STRVAR(hear_doc,
-             "hear(seq, timeout_s, stop)\n--\n\nAwait the answer to a request, and release what that lent.\n\n"
-             "Args:\n    stop: asked before each sleep; True ends the wait.\n\nReturns:\n    The response, and a list of views of its tensors. None if there "
-             "is none, or if it needs more\n    thought: then it waits to be taken.");
-
-static PyObject *hear(Asker *self, PyObject *const *arguments, Py_ssize_t count) {
-    if (!is_open(self)) return NULL;
-    if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "hear takes a number, a time and a function");
-        return NULL;
-    }
-    uint64_t seq = PyLong_AsUnsignedLongLong(arguments[0]);
+/* Await the answer; None if there is none in time, or if it needs more thought and waits to be taken. */
+static PyObject *await_answer(Asker *self, PyObject *number, PyObject *timeout) {
+    uint64_t seq = PyLong_AsUnsignedLongLong(number);
     if (seq == UINT64_MAX && PyErr_Occurred()) return NULL;
-    double timeout_s = PyFloat_AsDouble(arguments[1]);
+    double timeout_s = PyFloat_AsDouble(timeout);
     if (timeout_s == -1.0 && PyErr_Occurred()) return NULL;
     Message message;
-    PyObject *line = end_await(&self->end, timeout_s, ends_by_call, arguments[2], 1, &message);
+    PyObject *line = end_await(&self->end, timeout_s, ends_by_call, self->stop, 1, &message);
     if (line == NULL || line == Py_None) return line;
     PyObject *answer = message.seq == seq ? answer_of(self, &message) : NULL;
     Py_DECREF(line);
-    if (answer != NULL && end_release(&self->end, 0) == 0) return answer;
+    if (answer != NULL && end_release(&self->end, 0) == 0) {
+        self->is_asked = 0;
+        return answer;
+    }
     page_restore(self->end.in);
     Py_XDECREF(answer);
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
+PyDoc_STRVAR(ask_doc,
+             "ask(seq, message, tensors)\n--\n\nPublish the tensors of a tuple, send a request for them, and ring.\n\n"
+             "Returns:\n    Whether that is done. If not it needs more thought, and nothing was sent.");
+
+static PyObject *ask(Asker *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (!is_open(self)) return NULL;
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "ask takes a number, a message and a tuple");
+        return NULL;
+    }
+    int is_sent = send(self, arguments[0], arguments[1], arguments[2]);
+    return is_sent < 0 ? NULL : PyBool_FromLong(is_sent);
+}
+
+PyDoc_STRVAR(hear_doc,
+             "hear(seq, timeout_s)\n--\n\nAwait the answer to a request, and release what that lent.\n\n"
+             "Returns:\n    The response, and a list of views of its tensors. None if there is none in time, or if it needs more\n"
+             "    thought: then it waits to be taken. With an exception nothing was taken either.");
+
+static PyObject *hear(Asker *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (!is_open(self)) return NULL;
+    if (count == 2) return await_answer(self, arguments[0], arguments[1]);
+    PyErr_SetString(PyExc_TypeError, "hear takes a number and a time");
+    return NULL;
+}
+
+PyDoc_STRVAR(call_doc,
+             "call(seq, message, tensors, timeout_s)\n--\n\nAsk, and hear the answer.\n\n"
+             "Returns:\n    As hear(); None also if nothing was sent. Then, and with an exception, `is_asked` tells whether it was.");
+
+static PyObject *call(Asker *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (!is_open(self)) return NULL;
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "call takes a number, a message, a tuple and a time");
+        return NULL;
+    }
+    int is_sent = send(self, arguments[0], arguments[1], arguments[2]);
+    if (is_sent <= 0) return is_sent < 0 ? NULL : Py_NewRef(Py_None);
+    return await_answer(self, arguments[0], arguments[3]);
+}
+
 static PyMethodDef asker_methods[] = {
     {"ask", (PyCFunction)(void (*)(void))ask, METH_FASTCALL, ask_doc},
     {"hear", (PyCFunction)(void (*)(void))hear, METH_FASTCALL, hear_doc},
+    {"call", (PyCFunction)(void (*)(void))call, METH_FASTCALL, call_doc},
     {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef asker_members[] = {
+    {"is_asked", T_BOOL, offsetof(Asker, is_asked), READONLY, "whether the last request was sent, and its answer not heard"},
+    {NULL, 0, 0, 0, NULL},
 };
 
 PyTypeObject AskerType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tr_mmap.native.Asker",
-    .tp_doc = "Asker(out, own, peer_bell, own_bell, pool, mapped, held, response_type)\n--\n\nThe controller's short cut.",
+    .tp_doc = "Asker(out, own, peer_bell, own_bell, pool, mapped, held, stop, response_type)\n--\n\nThe controller's short cut.",
     .tp_basicsize = sizeof(Asker),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_base = &EndType,
@@ -202,4 +263,5 @@ PyTypeObject AskerType = {
     .tp_traverse = (traverseproc)asker_traverse,
     .tp_clear = (inquiry)asker_clear,
     .tp_methods = asker_methods,
+    .tp_members = asker_members,
 };
