@@ -20,6 +20,8 @@
     the quick look at a message that finds most of them in order.
 ``map_file``
     part of a file in memory, without the descriptor that Python's ``mmap`` keeps.
+``open_usual``
+    a TSR file that is as most are, checked and mapped.
 ``copy``
     an array's bytes into mapped memory, in one pass.
 
@@ -50,6 +52,7 @@ __all__ = [
     "has_as_many_colons",
     "loan_of",
     "map_file",
+    "open_usual",
     "seal",
 ]
 
@@ -71,12 +74,13 @@ if IS_COMPILED:
             has_as_many_colons,
             loan_of,
             map_file,
+            open_usual,
             seal,
         )
     except ImportError:
         IS_COMPILED = False
 if not IS_COMPILED and not TYPE_CHECKING:
-    from .plain import Bell, Line, Page, copy, has_as_many_colons, map_file
+    from .plain import Bell, Line, Page, copy, has_as_many_colons, map_file, open_usual
     from .plain_arrays import Leased, Owned, Shelves, bury, dead, loan_of, seal
 
     Answerer = Asker = None

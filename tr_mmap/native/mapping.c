@@ -65,15 +65,7 @@ PyTypeObject MappingType = {
     .tp_members = mapping_members,
 };
 
-const char map_file_doc[] =
-    "map_file(fd, nbytes, offset, is_writable, is_private)\n--\n\nMap part of a file; unmapped with the last view of it.\n\n"
-    "Raises:\n    OSError: it cannot be mapped.";
-
-PyObject *map_file(PyObject *module, PyObject *arguments) {
-    (void)module;
-    int fd, is_writable, is_private;
-    Py_ssize_t nbytes, offset;
-    if (!PyArg_ParseTuple(arguments, "innpp", &fd, &nbytes, &offset, &is_writable, &is_private)) return NULL;
+PyObject *map_part(int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable, int is_private) {
     Mapping *self = PyObject_GC_New(Mapping, &MappingType);
     if (self == NULL) return NULL;
     self->address = NULL;
@@ -83,13 +75,21 @@ PyObject *map_file(PyObject *module, PyObject *arguments) {
     /* A private mapping larger than the memory is fine: few store all over it. */
     int flags = is_private ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED;
     void *address = mmap(NULL, (size_t)nbytes, is_writable ? PROT_READ | PROT_WRITE : PROT_READ, flags, fd, (off_t)offset);
-    if (address == MAP_FAILED) {
-        PyErr_SetFromErrno(PyExc_OSError);
-        PyObject_GC_Track(self);
-        Py_DECREF(self);
-        return NULL;
-    }
-    self->address = address;
+    if (address == MAP_FAILED) PyErr_SetFromErrno(PyExc_OSError);
+    else self->address = address;
     PyObject_GC_Track(self);
+    if (address == MAP_FAILED) Py_CLEAR(self);
     return (PyObject *)self;
+}
+
+const char map_file_doc[] =
+    "map_file(fd, nbytes, offset, is_writable, is_private)\n--\n\nMap part of a file; unmapped with the last view of it.\n\n"
+    "Raises:\n    OSError: it cannot be mapped.";
+
+PyObject *map_file(PyObject *module, PyObject *arguments) {
+    (void)module;
+    int fd, is_writable, is_private;
+    Py_ssize_t nbytes, offset;
+    if (!PyArg_ParseTuple(arguments, "innpp", &fd, &nbytes, &offset, &is_writable, &is_private)) return NULL;
+    return map_part(fd, nbytes, offset, is_writable, is_private);
 }

@@ -27,6 +27,7 @@ static PyMethodDef functions[] = {
     {"has_as_many_colons", (PyCFunction)(void (*)(void))has_as_many_colons, METH_FASTCALL, has_as_many_colons_doc},
     {"loan_of", (PyCFunction)loan_of, METH_O, loan_of_doc},
     {"map_file", map_file, METH_VARARGS, map_file_doc},
+    {"open_usual", open_usual, METH_VARARGS, open_usual_doc},
     {"seal", (PyCFunction)seal, METH_O, seal_doc},
     {NULL, NULL, 0, NULL},
 };

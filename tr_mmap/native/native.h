@@ -21,6 +21,12 @@ PyObject *has_as_many_colons(PyObject *module, PyObject *const *arguments, Py_ss
 extern const char map_file_doc[];
 PyObject *map_file(PyObject *module, PyObject *arguments);
 
+extern const char open_usual_doc[];
+PyObject *open_usual(PyObject *module, PyObject *arguments);
+
+/* Part of a file in memory; NULL with an OSError. */
+PyObject *map_part(int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable, int is_private);
+
 /* Copy bytes, letting other threads of Python run meanwhile if there are many. */
 void copy_memory(char *to, const char *from, Py_ssize_t nbytes);
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 import numpy as np
 
 from tr_mmap import system
-from tr_mmap.dtypes import DType
+from tr_mmap.dtypes import TABLE, DType, by_code
 from tr_mmap.errors import Fault, TSRFormatError
+from tr_mmap.native import open_usual
 from tr_mmap.tsr import sealed
 from tr_mmap.tsr.header import (
     FLAG_SEGMENT,
@@ -44,6 +45,7 @@ __all__ = ["load", "read_header", "save"]
 
 _T = TypeVar("_T")
 
+_ITEMSIZES: Final = bytes([0, *(each.itemsize for each in TABLE)])  # by code; the table has them in order, from 1 on
 _PAYLOAD_OFFSETS: Final = {0: V0_HEADER_NBYTES, 1: V1_HEADER_NBYTES, 2: V2_HEADER_NBYTES}
 
 # What a reader may see of a live segment that its owner is just publishing. Filling 64 MiB takes 15 ms.
@@ -168,6 +170,10 @@ def load(
     name = os.fspath(path)
     if key is not None:
         return sealed.load(name, sealed.check_key(key), framework, verify)
+    usual = None if verify else open_usual(name, _ITEMSIZES, framework == "torch")
+    if usual is not None:
+        mapping, code, shape, offset = usual
+        return from_buffer(mapping, by_code(code), shape, offset, framework)
     return _until_settled(lambda: _load_once(name, framework, verify))
 
 
