@@ -72,6 +72,8 @@ class Faults:
         for module in (files, names):
             calls = {name: self._wrap(name, getattr(fcntl, name)) for name in FCNTL_CALLS}
             monkeypatch.setattr(module, "fcntl", _Substitute(fcntl, calls))
+        # The extension's short cut makes its calls itself; whatever they say, the long way is taken then.
+        monkeypatch.setattr("tr_mmap.tsr.files.open_usual", lambda *_: None)
         monkeypatch.setattr(names, "shutil", _Substitute(shutil, {"rmtree": self._rmtree}))
 
     def arm(self, plan: Plan | None) -> None:
