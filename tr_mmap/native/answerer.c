@@ -11,6 +11,7 @@ typedef struct {
     PyObject *lent;   /* a list: tags that are good for the request at hand only */
     PyObject *request_type, *ref_type;
     PyObject *stop;   /* asked before each sleep */
+    PyObject *segment_name, *seq_name; /* of a reference's attributes */
 } Answerer;
 
 static int answerer_init(Answerer *self, PyObject *arguments, PyObject *keywords) {
@@ -25,6 +26,8 @@ static int answerer_init(Answerer *self, PyObject *arguments, PyObject *keywords
                                      parts + 4, parts + 5, parts + 6, &status, &PyDict_Type, &tags, &stop, &request_type,
                                      &ref_type) ||
         end_init(&self->end, parts) < 0 || (self->lent = PyList_New(0)) == NULL ||
+        (self->segment_name = PyUnicode_InternFromString("segment")) == NULL ||
+        (self->seq_name = PyUnicode_InternFromString("seq")) == NULL ||
         hold_buffer(status, &self->status, sizeof(uint64_t)) < 0)
         return -1;
     self->stop = Py_NewRef(stop);
@@ -50,6 +53,8 @@ static int answerer_clear(Answerer *self) {
     Py_CLEAR(self->stop);
     Py_CLEAR(self->request_type);
     Py_CLEAR(self->ref_type);
+    Py_CLEAR(self->segment_name);
+    Py_CLEAR(self->seq_name);
     return end_clear(&self->end);
 }
 
@@ -164,7 +169,7 @@ static PyObject *listen_(Answerer *self, PyObject *unused) {
 static PyObject *fetch(const Answerer *self, PyObject *tag) {
     PyObject *ref = PyDict_GetItemWithError(self->tags, tag);
     if (ref == NULL) return NULL;
-    PyObject *name = PyObject_GetAttrString(ref, "segment"), *number = PyObject_GetAttrString(ref, "seq");
+    PyObject *name = PyObject_GetAttr(ref, self->segment_name), *number = PyObject_GetAttr(ref, self->seq_name);
     PyObject *array = NULL;
     if (name != NULL && number != NULL && PyUnicode_CheckExact(name) && PyLong_CheckExact(number)) {
         uint64_t seq = PyLong_AsUnsignedLongLong(number);
