@@ -5,6 +5,7 @@ Not safe for threads by itself: its session holds a lock around every call. Neve
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -80,7 +81,6 @@ class Exchange:
         """
         run = self.place.run or self.run()
         asker, pending = run.asker, None
-        began_s = time.monotonic()
         if asker is not None and self._pending is None and framework != "torch" and not self.store.news:
             self._seq = seq = self._seq % MAX_SEQ + 1
             try:
@@ -91,11 +91,13 @@ class Exchange:
                 raise
             if answer is not None:
                 return answer
-            if asker.is_asked:
+            if asker.is_asked:  # the time is over, or what came needs more thought
                 pending = self._begin(Request(seq, *parse_command(message)))
         if pending is None:
             pending = self.ask(message, tensors, timeout_ms)
             began_s = time.monotonic()
+        else:
+            began_s = -math.inf
         try:
             return self._await(pending, timeout_ms, began_s, framework)
         except BaseException:

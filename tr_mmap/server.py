@@ -191,7 +191,9 @@ class TechRenaissanceServer:
         """
         if self._store is None:
             raise SessionNotStarted("empty() lends memory of a session, and the server does not run yet")
-        return self._store.empty(shape, dtype, framework or self.framework)
+        framework = framework or self.framework
+        array = self._store.lend_again(shape, dtype) if framework == "numpy" else None
+        return self._store.empty(shape, dtype, framework) if array is None else array
 
     @property
     def rejected(self) -> int:
@@ -239,9 +241,8 @@ class TechRenaissanceServer:
     def process_request(self) -> None:
         """Wait for the next request and answer it; returns without one when it is time to end."""
         channel = self._channel or self._open_channel()
-        joined = self._joined
+        joined, answerer = self._joined, self._answerer
         assert joined is not None
-        answerer = self._answerer
         request = None if answerer is None else answerer.listen()
         if request is not None:
             self._status = _BUSY

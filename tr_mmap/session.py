@@ -389,8 +389,12 @@ class PythonSession:
         Raises:
             OutOfSpace: no room.
         """
+        framework = framework or self._framework
+        array = self._open().store.lend_again(shape, dtype) if framework == "numpy" else None
+        if array is not None:
+            return array
         with self._lock:
-            return self._open().store.empty(shape, dtype, framework or self._framework)
+            return self._open().store.empty(shape, dtype, framework)
 
     def stats(self) -> PoolStats:
         """What this side holds in shared memory."""

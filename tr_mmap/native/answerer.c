@@ -92,48 +92,42 @@ static int is_to_end(void *context) {
 
 /* -- a request ---------------------------------------------------------------------------------------------------- */
 
-static PyObject *text_of(Span span) { return PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL); }
-
-static PyObject *ref_of(const Answerer *self, const Ref *ref) {
-    PyObject *fields[] = {text_of(ref->tag), text_of(ref->segment), PyLong_FromUnsignedLongLong(ref->seq)};
-    PyObject *made = fields[0] == NULL || fields[1] == NULL || fields[2] == NULL
-                         ? NULL
-                         : PyObject_Vectorcall(self->ref_type, fields, 3, NULL);
-    for (int index = 0; index < 3; index++) Py_XDECREF(fields[index]);
-    return made;
-}
-
-static PyObject *request_of(const Answerer *self, const Message *message) {
+static PyObject *refs_of(const Answerer *self, const Message *message) {
     PyObject *refs = PyList_New(message->count);
     for (int index = 0; refs != NULL && index < message->count; index++) {
-        PyObject *ref = ref_of(self, &message->tensors[index]);
-        if (ref == NULL) Py_CLEAR(refs);
-        else PyList_SET_ITEM(refs, index, ref);
+        const Ref *ref = &message->tensors[index];
+        PyObject *fields[] = {text_of(ref->tag), text_of(ref->segment), PyLong_FromUnsignedLongLong(ref->seq)};
+        PyObject *made = make(self->ref_type, fields, sizeof fields / sizeof *fields);
+        if (made == NULL) Py_CLEAR(refs);
+        else PyList_SET_ITEM(refs, index, made);
     }
-    if (refs == NULL) return NULL;
-    PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(message->command), text_of(message->text),
-                          PyLong_FromUnsignedLongLong(message->timestamp), refs};
-    enum { COUNT = sizeof fields / sizeof *fields };
-    int is_whole = 1;
-    for (int index = 0; index < COUNT; index++) is_whole &= fields[index] != NULL;
-    PyObject *request = is_whole ? PyObject_Vectorcall(self->request_type, fields, COUNT, NULL) : NULL;
-    for (int index = 0; index < COUNT; index++) Py_XDECREF(fields[index]);
-    return request;
+    return refs;
 }
 
 /* Learn the tags that a request brings; -1 with an exception. */
-static int learn(Answerer *self, const Message *message) {
+static int learn(Answerer *self, const Message *message, PyObject *refs) {
     if (PyList_SetSlice(self->lent, 0, PyList_GET_SIZE(self->lent), NULL) < 0) return -1;
     for (int index = 0; index < message->count; index++) {
         Span tag = message->tensors[index].tag;
-        PyObject *name = text_of(tag), *ref = ref_of(self, &message->tensors[index]);
-        int code = name == NULL || ref == NULL ? -1 : PyDict_SetItem(self->tags, name, ref);
+        PyObject *name = text_of(tag);
+        int code = name == NULL ? -1 : PyDict_SetItem(self->tags, name, PyList_GET_ITEM(refs, index));
         if (code == 0 && tag.nbytes != 0 && tag.text[0] == '$') code = PyList_Append(self->lent, name);
         Py_XDECREF(name);
-        Py_XDECREF(ref);
         if (code < 0) return -1;
     }
     return 0;
+}
+
+/* The request as Python has it, begun; NULL with an exception. */
+static PyObject *begin(Answerer *self, const Message *message) {
+    PyObject *refs = refs_of(self, message);
+    if (refs == NULL) return NULL;
+    PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(message->command), text_of(message->text),
+                          PyLong_FromUnsignedLongLong(message->timestamp), Py_NewRef(refs)};
+    PyObject *request = make(self->request_type, fields, sizeof fields / sizeof *fields);
+    if (request != NULL && (end_release(&self->end, 0) < 0 || learn(self, message, refs) < 0)) Py_CLEAR(request);
+    Py_DECREF(refs);
+    return request;
 }
 
 PyDoc_STRVAR(listen_doc,
@@ -149,8 +143,7 @@ static PyObject *listen_(Answerer *self, PyObject *unused) {
     Span command = message.command;
     int is_usual = command.nbytes != 0 && !(command.nbytes == 4 && memcmp(command.text, "exit", 4) == 0) &&
                    may_enter(self);
-    PyObject *request = is_usual ? request_of(self, &message) : NULL;
-    if (request != NULL && (end_release(&self->end, 0) < 0 || learn(self, &message) < 0)) Py_CLEAR(request);
+    PyObject *request = is_usual ? begin(self, &message) : NULL;
     Py_DECREF(line);
     if (request != NULL) {
         enter_status(self, "busy\n   ");

@@ -140,8 +140,6 @@ static int send(Asker *self, PyObject *number, PyObject *words, PyObject *tensor
     return is_sent;
 }
 
-static PyObject *text_of(Span span) { return PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL); }
-
 /* Views of all that a message names; NULL if one cannot be had that simply, with an exception or not. */
 static PyObject *view_all(const End *end, const Message *message) {
     PyObject *arrays = PyList_New(message->count);
@@ -158,12 +156,7 @@ static PyObject *view_all(const End *end, const Message *message) {
 static PyObject *response_of(const Asker *self, const Message *message) {
     PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(message->command), text_of(message->text),
                           text_of(message->remark), PyLong_FromUnsignedLongLong(message->timestamp)};
-    enum { COUNT = sizeof fields / sizeof *fields };
-    int is_whole = 1;
-    for (int index = 0; index < COUNT; index++) is_whole &= fields[index] != NULL;
-    PyObject *response = is_whole ? PyObject_Vectorcall(self->response_type, fields, COUNT, NULL) : NULL;
-    for (int index = 0; index < COUNT; index++) Py_XDECREF(fields[index]);
-    return response;
+    return make(self->response_type, fields, sizeof fields / sizeof *fields);
 }
 
 /* The answer as Python has it; NULL if it cannot be had that simply, with an exception or not. */
@@ -180,14 +173,19 @@ static PyObject *answer_of(const Asker *self, const Message *message) {
 
 /* Await the answer; None if there is none in time, or if it needs more thought and waits to be taken. */
 static PyObject *await_answer(Asker *self, PyObject *number, PyObject *timeout) {
+    Message message;
     uint64_t seq = PyLong_AsUnsignedLongLong(number);
     if (seq == UINT64_MAX && PyErr_Occurred()) return NULL;
     double timeout_s = PyFloat_AsDouble(timeout);
     if (timeout_s == -1.0 && PyErr_Occurred()) return NULL;
-    Message message;
+    double until_us = now_us() + timeout_s * 1e6;
     PyObject *line = end_await(&self->end, timeout_s, ends_by_call, self->stop, 1, &message);
+    while (line != NULL && line != Py_None && message.seq != seq) { /* an answer that nobody waits for */
+        Py_DECREF(line);
+        line = end_await(&self->end, (until_us - now_us()) / 1e6, ends_by_call, self->stop, 1, &message);
+    }
     if (line == NULL || line == Py_None) return line;
-    PyObject *answer = message.seq == seq ? answer_of(self, &message) : NULL;
+    PyObject *answer = answer_of(self, &message);
     Py_DECREF(line);
     if (answer != NULL && end_release(&self->end, 0) == 0) {
         self->is_asked = 0;

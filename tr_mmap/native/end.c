@@ -48,6 +48,16 @@ static void end_dealloc(End *self) {
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
+PyObject *text_of(Span span) { return PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL); }
+
+PyObject *make(PyObject *type, PyObject *const *fields, size_t count) {
+    int is_whole = 1;
+    for (size_t index = 0; index < count; index++) is_whole &= fields[index] != NULL;
+    PyObject *made = is_whole ? PyObject_Vectorcall(type, fields, count, NULL) : NULL;
+    for (size_t index = 0; index < count; index++) Py_XDECREF(fields[index]);
+    return made;
+}
+
 PyObject *end_view(const End *self, PyObject *name, uint64_t seq) {
     PyObject *segment = PyDict_GetItemWithError(self->mapped, name);
     if (segment == NULL || !PyObject_TypeCheck(segment, &LeasedType)) return NULL;

@@ -31,6 +31,12 @@ PyObject *end_view(const End *self, PyObject *name, uint64_t seq);
 /* Say in a message where one of our tensors is; 0 if that cannot be said in the usual form. */
 int end_refer(Message *message, PyObject *segment);
 
+/* A span as a text of Python's; NULL with an exception. */
+PyObject *text_of(Span span);
+
+/* Call a type with so many fields, of which it takes over the references; NULL with an exception, also if one is NULL. */
+PyObject *make(PyObject *type, PyObject *const *fields, size_t count);
+
 /* Release what is held from the given index on; -1 with an exception. */
 int end_release(End *self, Py_ssize_t first);
 

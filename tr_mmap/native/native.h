@@ -27,6 +27,9 @@ PyObject *open_usual(PyObject *module, PyObject *arguments);
 /* Part of a file in memory; NULL with an OSError. */
 PyObject *map_part(int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable, int is_private);
 
+/* A clock that nobody sets. */
+double now_us(void);
+
 /* Copy bytes, letting other threads of Python run meanwhile if there are many. */
 void copy_memory(char *to, const char *from, Py_ssize_t nbytes);
 

@@ -155,7 +155,7 @@ static PyObject *page_set_spin(Page *self, PyObject *argument) {
     Py_RETURN_NONE;
 }
 
-static double now_us(void) {
+double now_us(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3;

@@ -304,6 +304,7 @@ class Shelves:
         condemned: segments that nobody here holds, and that are not to be filled again.
         free: by capacity; the last one is the warmest.
         mark: what tells its segments from those of other pools.
+        is_busy: a thread is on the long way, in the middle of anything, so no other may take a short cut.
         seq: the number that was last published.
         takes: how many segments were taken from a shelf.
         copied_nbytes: bytes that were copied into segments.
@@ -313,9 +314,15 @@ class Shelves:
         self.condemned: list[Any] = []
         self.free: dict[int, list[Any]] = {}
         self.mark = object()
+        self.is_busy = False
         self.seq = 0
         self.takes = 0
         self.copied_nbytes = 0
+
+    def next_seq(self) -> int:
+        """The number of the next tensor to be published, which no other will have."""
+        self.seq += 1
+        return self.seq
 
     def publish_again(self, tensor: Any) -> Any:  # noqa: ARG002
         """Publish an array that is like the last one, or a loan as it was handed out.

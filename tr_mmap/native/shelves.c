@@ -10,6 +10,7 @@ typedef struct {
     PyObject *mark;
     uint64_t seq;
     Py_ssize_t takes, copied_nbytes;
+    char is_busy; /* a thread is on the long way, in the middle of anything */
 } Shelves;
 
 static int shelves_init(Shelves *self, PyObject *arguments, PyObject *keywords) {
@@ -106,8 +107,8 @@ static int is_what_was_asked(const Owned *segment, void *wanted) {
            PyUnicode_Compare(segment->asked, wish->dtype) == 0;
 }
 
-static int is_free_of_tasks(const Shelves *self) {
-    return self->condemned != NULL && PyList_GET_SIZE(self->condemned) == 0;
+static int is_passable(const Shelves *self) {
+    return self->condemned != NULL && PyList_GET_SIZE(self->condemned) == 0 && !self->is_busy;
 }
 
 static void publish(Shelves *self, Owned *segment) {
@@ -127,13 +128,20 @@ static int publish_loan(Shelves *self, Owned *segment, PyObject *array) {
     return 1;
 }
 
+PyDoc_STRVAR(next_seq_doc, "next_seq()\n--\n\nThe number of the next tensor to be published, which no other will have.");
+
+static PyObject *next_seq(Shelves *self, PyObject *unused) {
+    (void)unused;
+    return PyLong_FromUnsignedLongLong(++self->seq);
+}
+
 PyDoc_STRVAR(publish_again_doc,
              "publish_again(tensor)\n--\n\nPublish an array that is like the last one, or a loan as it was handed out.\n\nReturns:\n"
              "    Its segment, held once more; None if that needs more thought, and then nothing was published.");
 
 PyObject *publish_again(PyObject *shelves, PyObject *array) {
     Shelves *self = (Shelves *)shelves;
-    if (!PyArray_CheckExact(array) || !is_free_of_tasks(self)) Py_RETURN_NONE;
+    if (!PyArray_CheckExact(array) || !is_passable(self)) Py_RETURN_NONE;
     Owned *segment = owner_of(array);
     if (segment != NULL) {
         if (!publish_loan(self, segment, array)) Py_RETURN_NONE;
@@ -170,7 +178,7 @@ static PyObject *lend_again(Shelves *self, PyObject *const *arguments, Py_ssize_
         return NULL;
     }
     Wish wish;
-    if (!is_free_of_tasks(self) || !read_wish(&wish, arguments[0], arguments[1])) Py_RETURN_NONE;
+    if (!is_passable(self) || !read_wish(&wish, arguments[0], arguments[1])) Py_RETURN_NONE;
     Owned *segment = take(self, is_what_was_asked, &wish);
     if (segment == NULL) {
         if (PyErr_Occurred()) return NULL;
@@ -182,6 +190,7 @@ static PyObject *lend_again(Shelves *self, PyObject *const *arguments, Py_ssize_
 }
 
 static PyMethodDef shelves_methods[] = {
+    {"next_seq", (PyCFunction)next_seq, METH_NOARGS, next_seq_doc},
     {"publish_again", publish_again, METH_O, publish_again_doc},
     {"lend_again", (PyCFunction)(void (*)(void))lend_again, METH_FASTCALL, lend_again_doc},
     {NULL, NULL, 0, NULL},
@@ -191,6 +200,7 @@ static PyMemberDef shelves_members[] = {
     {"condemned", T_OBJECT, offsetof(Shelves, condemned), READONLY, NULL},
     {"free", T_OBJECT, offsetof(Shelves, free), READONLY, NULL},
     {"mark", T_OBJECT, offsetof(Shelves, mark), READONLY, NULL},
+    {"is_busy", T_BOOL, offsetof(Shelves, is_busy), 0, NULL},
     {"seq", T_ULONGLONG, offsetof(Shelves, seq), 0, NULL},
     {"takes", T_PYSSIZET, offsetof(Shelves, takes), 0, NULL},
     {"copied_nbytes", T_PYSSIZET, offsetof(Shelves, copied_nbytes), 0, NULL},

@@ -1,6 +1,8 @@
 """The owner's side: a pool of segments that are filled, published and filled again.
 
-Not safe for threads by itself; its session or store holds a lock. See the package's docstring for the protocol.
+Not safe for threads by itself; its session or store holds a lock. Only the short cuts, ``publish_again`` and
+``lend_again``, need none: they are one step, and give way to whoever is on the long way. See the package's docstring
+for the protocol.
 """
 
 from __future__ import annotations
@@ -103,9 +105,13 @@ class SegmentPool(Shelves, Forkable):
         segment: Segment | None = self.publish_again(tensor)
         if segment is not None:
             return segment
-        if dead or self.condemned:
-            self.collect()
-        return self._publish_loan(tensor) or self._publish_copy(tensor)
+        self.is_busy = True
+        try:
+            if dead or self.condemned:
+                self.collect()
+            return self._publish_loan(tensor) or self._publish_copy(tensor)
+        finally:
+            self.is_busy = False
 
     def _publish_loan(self, tensor: Any) -> Segment | None:
         """Publish a loan where it lies; None if it is none, or its memory has to be copied after all."""
@@ -157,6 +163,13 @@ class SegmentPool(Shelves, Forkable):
             array = self.lend_again(shape, dtype)
             if array is not None:
                 return array
+        self.is_busy = True
+        try:
+            return self._lend(shape, dtype, framework)
+        finally:
+            self.is_busy = False
+
+    def _lend(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         if dead or self.condemned:
             self.collect()
         layout, nbytes = describe(shape, dtype)
@@ -182,7 +195,7 @@ class SegmentPool(Shelves, Forkable):
                 self._retire(segment)
 
     def _stamp(self, segment: Segment, layout: Layout) -> None:
-        self.seq = seq = self.seq + 1
+        seq = self.next_seq()
         if segment.header_layout != layout or self._has_checksum:
             segment.header_layout = None
             segment.is_current = False

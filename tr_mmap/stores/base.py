@@ -16,6 +16,12 @@ from ..segments import PoolStats
 
 __all__ = ["ControllerStore", "WorkerStore"]
 
+LendAgain = Callable[[Any, Any], Any]
+
+
+def _lend_nothing(shape: Any, dtype: Any) -> Any:  # noqa: ARG001
+    return None
+
 
 class WorkerStore(ABC):
     """The worker's end. For each request: ``begin``, any number of ``fetch`` and ``publish``, ``end``.
@@ -23,10 +29,13 @@ class WorkerStore(ABC):
     Attributes:
         tags: what names a tensor now.
         results: what was published since ``begin``.
+        lend_again: the short cut of ``empty`` for numpy: an array for a shape and a dtype, or None if it needs more
+            thought.
     """
 
     tags: Container[str]
     results: list[TensorRef]
+    lend_again: LendAgain = staticmethod(_lend_nothing)
 
     @abstractmethod
     def begin(self, request: Request) -> None:
@@ -75,12 +84,14 @@ class ControllerStore(ABC):
         receive: the tensor of a result; once for each.
         news: tags that the next request has to tell of, or none that it does not find by itself.
         is_asked: a request is under way, and may read what tags let go of meanwhile.
+        lend_again: as a worker's.
     """
 
     decode: Callable[[bytes], Response]
     receive: Callable[[TensorRef, str], Any]
     news: Container[str] = ()
     is_asked = False
+    lend_again: LendAgain = staticmethod(_lend_nothing)
 
     @abstractmethod
     def put(self, tag: str, tensor: Any) -> None:

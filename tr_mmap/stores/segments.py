@@ -42,6 +42,7 @@ class SegmentWorkerStore(WorkerStore):
         self._lock = threading.RLock()
         self._receiver = Receiver(directory, verify=options.checksum)
         self._pool = _pool(directory, "result", options)
+        self.lend_again = self._pool.lend_again
         self.tags: dict[str, TensorRef] = {}
         self._segments: list[Segment] = []  # of the results, which the controller may not have taken yet
 
@@ -70,9 +71,12 @@ class SegmentWorkerStore(WorkerStore):
             return self._receiver.receive(ref, framework)
 
     def publish(self, tensors: Sequence[Any]) -> None:
-        with self._lock:
-            for tensor in tensors:
-                self._segments.append(self._pool.publish(tensor))
+        for tensor in tensors:
+            segment = self._pool.publish_again(tensor)
+            if segment is None:
+                with self._lock:
+                    segment = self._pool.publish(tensor)
+            self._segments.append(segment)
 
     def end(self, request: Request, is_kept: bool) -> list[TensorRef]:
         if not is_kept:
@@ -113,6 +117,7 @@ class SegmentControllerStore(ControllerStore):
         self._directory = directory
         self.has_checksum = options.checksum
         self._pool = _pool(directory, "segment", options)
+        self.lend_again = self._pool.lend_again
         self._tags = Tags(directory, self._release_later)
         self.news = self._tags.untold
         self._receiver: Receiver | None = None
