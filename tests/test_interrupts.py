@@ -79,6 +79,22 @@ def test_no_interrupt_of_a_request_costs_a_later_one(alarm: Alarm, spin_us: floa
             assert session.calculate("echo", np.full(9, number)).tolist() == [number] * 9
 
 
+def test_no_interrupt_of_a_calculation_costs_its_segments(alarm: Alarm) -> None:
+    def ask() -> None:
+        for number in range(30):
+            x = np.full(9, number)
+            loan = session.empty(9, "int64")
+            loan[:] = number + 1
+            for tensor in (x, loan):
+                assert session.calculate("echo", tensor).tolist() == tensor.tolist()
+
+    with PythonSession(TOOLS, "interrupts", quiet_mode=True) as session:
+        while alarm.count < 600:
+            alarm.interrupt(ask, 600e-6)
+            assert session.calculate("echo", np.arange(4)).tolist() == [0, 1, 2, 3]
+        assert session.stats().segments < 20  # an exception between two steps of Python's may lose one
+
+
 def test_no_interrupt_of_a_receive_costs_a_lease(alarm: Alarm, tmp_path: Path) -> None:
     pool, receiver = SegmentPool(str(tmp_path), "segment"), Receiver(str(tmp_path))
     tensors = [np.arange(16, dtype=np.float32), np.arange(16), np.arange(16).reshape(4, 4)]

@@ -310,10 +310,10 @@ class TechRenaissanceServer:
         command = answer.command or request.command
         result = "error" if failure is not None else "ok" if answer.result is None else answer.result
         message = answer.message or self._complaint
-        if answerer is not None and failure is None and self._status is _BUSY:
-            if answerer.answer(request.seq, command, result, message):
-                self._status = _OK
-                return
+        is_usual = failure is None and self._status is _BUSY
+        if is_usual and answerer is not None and answerer.answer(request.seq, command, result, message):
+            self._status = _OK
+            return
         tensors = store.end(request, failure is None)
         if failure is None:
             self._enter(channel, Status.OK)

@@ -32,6 +32,7 @@ START_TIMEOUT_MS: Final = 60_000.0  # of the context manager: importing torch fr
 EXIT_TIMEOUT_MS: Final = 5_000.0
 MAX_SPIN_US: Final = 1000.0  # so short that Ctrl-C, a timeout and the worker's death can wait for its end
 
+
 class PythonSession:
     """A worker process and the tensors exchanged with it.
 

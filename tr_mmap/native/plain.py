@@ -334,7 +334,7 @@ def open_usual(path: str | bytes, itemsizes: bytes, is_private: bool) -> Any:  #
         is_private: whether to map it copy-on-write, else for reading.
 
     Returns:
-        The mapping of the file, the dtype code, the shape, the payload's offset. None if the file is none, or needs more
-        thought. It always does here: the short cut is the extension's.
+        The mapping of the file, the dtype code, the shape, the payload's offset. None if the file is none, or needs
+        more thought. It always does here: the short cut is the extension's.
     """
     return None
