@@ -442,6 +442,48 @@ def test_a_garbled_answer_is_never_taken_for_another_than_the_long_way_makes_of_
         assert heard == (response, [])
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *(
+            b',"command":"echo"} ',
+            b',"command":"echo"}x',
+            b',"command":"echo"}}',
+            b',"command":"echo"',
+            b',"command":"echo",}',
+        ),
+        *(
+            b',"command":"echo","timestamp":017}',
+            b',"command":"echo","timestamp":-1}',
+            b',"command":"echo","timestamp":}',
+        ),
+        *(b',"command":"echo","timestamp":1e3}', b',"command":"echo","timestamp":1234567890123456789}'),
+        *(
+            b',"command":"e\x01o"}',
+            b',"command":"e\xffo"}',
+            b',"command":"e\\u0041"}',
+            b',"command":"echo","command":"x"}',
+        ),
+        *(
+            b',"command":"echo","tensors":[]}',
+            b',"command":"echo","tensors":[["a","b",05]]}',
+            b',"tensors":[["a","b",5]]}',
+        ),
+        *(b',"command":"echo","tensors":[["a","b"]]}', b',"command":"echo","tensors":[["a","b",5],]}'),
+        *(b',"command":"echo","tensors":[["a","b",5,6]]}', b',"command":"echo","tensors":[["a",5,"b"]]}'),
+        *(b',"command":"exit"}', b',"command":""}', b',"cmd":"echo"}', b',"timestamp":5,"command":"echo"}', b"}"),
+    ],
+)
+def test_a_line_in_any_other_form_than_the_usual_one_is_left_to_the_long_way(pair: Pair, rest: bytes) -> None:
+    pair.write("request", b'{"seq":       3' + rest)
+    pair.write("response", (b'{"seq":       3' + rest).replace(b'"exit"', b"exit").replace(b'""', b'"\\n"'))
+    assert pair.listen() is None
+    assert pair.worker.receive(0, never) is not None
+    if rest != b"}":  # an answer may be empty
+        assert pair.asker.hear(3, 0.0) is None
+        assert pair.controller.receive(0, never) is not None
+
+
 def test_a_message_without_an_end_is_left_to_the_long_way(pair: Pair) -> None:
     endless = b'{"seq":       3,"command":"' + b"x" * PAGE_NBYTES
     pair.write("response", endless)

@@ -162,12 +162,11 @@ static PyObject *response_of(const Asker *self, const Message *message) {
 /* The answer as Python has it; NULL if it cannot be had that simply, with an exception or not. */
 static PyObject *answer_of(const Asker *self, const Message *message) {
     PyObject *arrays = view_all(&self->end, message);
-    if (arrays == NULL) return NULL;
-    PyObject *response = response_of(self, message);
+    PyObject *response = arrays == NULL ? NULL : response_of(self, message);
     PyObject *answer = response == NULL ? NULL : PyTuple_Pack(2, response, arrays);
-    Py_DECREF(arrays);
+    Py_XDECREF(arrays);
     Py_XDECREF(response);
-    if (answer == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) PyErr_Clear();
+    if (answer == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) PyErr_Clear(); /* the long way says it */
     return answer;
 }
 
