@@ -17,11 +17,14 @@ import pytest
 import torch
 from support import TOOLS, count_fds
 
-from tr_mmap import PythonSession
+from tr_mmap import PythonSession, native, short_cuts
 from tr_mmap.channel import MappedChannel, mapped
+from tr_mmap.channel.doorbell import Doorbell
+from tr_mmap.manifest import StoreOptions
 from tr_mmap.native import bury
-from tr_mmap.protocol import Request, Response, TensorRef, decode_request, decode_response
+from tr_mmap.protocol import Request, Response, Status, TensorRef, decode_request, decode_response
 from tr_mmap.segments import Receiver, Segment, SegmentPool
+from tr_mmap.stores.segments import SegmentControllerStore, SegmentWorkerStore
 
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -263,6 +266,69 @@ def test_rings_that_are_dropped_doubled_or_late_lose_nothing_and_hang_nobody(
     assert sum(sum(bell.counts.values()) for bell in bells) == 2 * exchanges
     assert min(min(bell.counts.values()) for bell in bells) > exchanges // 8
     figures(f"{2 * exchanges} rings, {exchanges} round trips, none lost: {bells[0].counts} and {bells[1].counts}")
+    controller.close()
+    worker.close()
+    shutil.rmtree(directory)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+@pytest.mark.skipif(not native.IS_COMPILED, reason="the short cuts are the extension's")
+def test_bad_rings_lose_nothing_that_takes_the_short_cut(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool, figures: Callable[[str], None]
+) -> None:
+    exchanges = 50_000 if is_full else 2500  # two rings each
+    monkeypatch.setattr(mapped, "_WAIT_SLICE_S", 0.001)
+    directory = workspace / "channel"
+    directory.mkdir()
+    controller = MappedChannel.create(str(directory))
+    worker = MappedChannel.attach(str(directory), controller.doorbells)
+    worker.write_status(Status.READY)
+    asking, answering = (kind(str(directory), StoreOptions()) for kind in (SegmentControllerStore, SegmentWorkerStore))
+    asking.begin_run(lambda: False)
+    bells = [BadBell(controller._ring_bell, 1), BadBell(worker._ring_bell, 2)]
+    relays = [Doorbell.create(name) for name in MappedChannel.new_doorbells()]  # what the extension rings
+    controller._ring_bell, worker._ring_bell = relays
+    problems: list[object] = []
+    asker = short_cuts.asker(controller, asking, lambda: bool(problems))
+    answerer = short_cuts.answerer(worker, answering, lambda: bool(problems))
+    assert asker is not None
+    assert answerer is not None
+
+    def relay(bell: Doorbell, bad: BadBell) -> None:
+        while not problems:
+            if bell.wait(0.1):
+                bad.ring()
+
+    def serve() -> None:
+        for number in range(1, exchanges + 1):
+            request = answerer.listen()
+            if request is None or request.parameters != str(number):
+                problems.append(request)
+                return
+            assert answerer.answer(number, "x", str(-number), "")
+
+    threads = [threading.Thread(target=relay, args=pair) for pair in zip(relays, bells, strict=True)]
+    threads.append(threading.Thread(target=serve))
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(1, exchanges + 1):
+            answer = asker.call(number, f"x {number}", (), 30.0)
+            assert answer is not None
+            assert answer[0].result == str(-number)
+    finally:
+        problems.append("over")
+        for thread in threads:
+            thread.join()
+    assert problems == ["over"]
+    assert min(min(bell.counts.values()) for bell in bells) > exchanges // 16
+    figures(f"{2 * exchanges} rings, {exchanges} round trips, none lost: {bells[0].counts} and {bells[1].counts}")
+    controller._ring_bell, worker._ring_bell = (bad._real for bad in bells)
+    for bell in relays:
+        bell.unlink()
+    asking.close()
+    answering.close(is_orphan=True)
     controller.close()
     worker.close()
     shutil.rmtree(directory)

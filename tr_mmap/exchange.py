@@ -86,12 +86,12 @@ class Exchange:
             try:
                 answer: Answer | None = asker.call(seq, message, tensors, timeout_ms / 1000)
             except BaseException:  # Ctrl-C too
-                if asker.is_asked:
+                if asker.asked == seq:
                     self._begin(Request(seq, *parse_command(message)), is_abandoned=True)
                 raise
             if answer is not None:
                 return answer
-            if asker.is_asked:  # the time is over, or what came needs more thought
+            if asker.asked == seq:  # the time is over, or what came needs more thought
                 pending = self._begin(Request(seq, *parse_command(message)))
         if pending is None:
             pending = self.ask(message, tensors, timeout_ms)

@@ -130,9 +130,9 @@ class MappedChannel(Channel):
         self._spill_token = secrets.token_hex(4)  # of this end: an earlier one may have left its long messages
         self._is_closed = False
 
-    def ends(self) -> tuple[Page, Page, Bell, Bell]:
-        """Where this end writes and reads, the bell that it rings, and its own."""
-        return self._out, self._in, self._ring_bell.bell, self._own_bell.bell
+    def ends(self) -> tuple[Page, Page, Bell, Bell, float]:
+        """Where this end writes and reads, the bell that it rings, its own, and for how long it sleeps at a time."""
+        return self._out, self._in, self._ring_bell.bell, self._own_bell.bell, _WAIT_SLICE_S
 
     @classmethod
     def new_doorbells(cls) -> list[str]:

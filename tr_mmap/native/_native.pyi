@@ -82,6 +82,7 @@ class Asker:
         own: Page,
         peer_bell: Bell,
         own_bell: Bell,
+        slice_s: float,
         pool: Shelves,
         mapped: dict[str, Any],
         held: list[Any],
@@ -89,7 +90,7 @@ class Asker:
         response_type: type,
     ) -> None: ...
     @property
-    def is_asked(self) -> bool: ...
+    def asked(self) -> int: ...
     def ask(self, seq: int, message: object, tensors: object) -> bool: ...
     def hear(self, seq: int, timeout_s: float) -> tuple[Any, list[Any]] | None: ...
     def call(self, seq: int, message: object, tensors: object, timeout_s: float) -> tuple[Any, list[Any]] | None: ...
@@ -101,6 +102,7 @@ class Answerer:
         own: Page,
         peer_bell: Bell,
         own_bell: Bell,
+        slice_s: float,
         pool: Shelves,
         mapped: dict[str, Any],
         held: list[Any],

@@ -15,16 +15,16 @@ typedef struct {
 } Answerer;
 
 static int answerer_init(Answerer *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"out",  "own",  "peer_bell",    "own_bell", "pool", "mapped", "held", "status",
-                            "tags", "stop", "request_type", "ref_type", NULL};
-    PyObject *parts[7], *status, *tags, *stop, *request_type, *ref_type;
+    static char *names[] = {"out",    "own",  "peer_bell", "own_bell", "slice_s",      "pool",     "mapped",
+                            "held",   "status", "tags",    "stop",     "request_type", "ref_type", NULL};
+    PyObject *parts[END_FIELDS], *status, *tags, *stop, *request_type, *ref_type;
     if (self->tags != NULL) {
         PyErr_SetString(PyExc_ValueError, "an answerer is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO!OOO", names, parts, parts + 1, parts + 2, parts + 3,
-                                     parts + 4, parts + 5, parts + 6, &status, &PyDict_Type, &tags, &stop, &request_type,
-                                     &ref_type) ||
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!OOO", names, parts, parts + 1, parts + 2,
+                                     parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status, &PyDict_Type, &tags,
+                                     &stop, &request_type, &ref_type) ||
         end_init(&self->end, parts) < 0 || (self->lent = PyList_New(0)) == NULL ||
         (self->segment_name = PyUnicode_InternFromString("segment")) == NULL ||
         (self->seq_name = PyUnicode_InternFromString("seq")) == NULL ||
@@ -251,7 +251,7 @@ static PyMethodDef answerer_methods[] = {
 PyTypeObject AnswererType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tr_mmap.native.Answerer",
-    .tp_doc = "Answerer(out, own, peer_bell, own_bell, pool, mapped, held, status, tags, stop, request_type, ref_type)\n--\n\n"
+    .tp_doc = "Answerer(out, own, peer_bell, own_bell, slice_s, pool, mapped, held, status, tags, stop, request_type, ref_type)\n--\n\n"
               "The worker's short cut.",
     .tp_basicsize = sizeof(Answerer),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,

@@ -9,7 +9,7 @@ typedef struct {
     PyObject *stop; /* asked before each sleep, and before a request is sent */
     PyObject *response_type;
     unsigned generation; /* of the process that it is of */
-    char is_asked;
+    long asked;          /* number of the request that was sent and whose answer was not heard; 0 for none */
 } Asker;
 
 /* What tensors that are lent for one request go by, in order; as in stores/segments.py. */
@@ -20,11 +20,11 @@ enum { TAG_NBYTES = 4 }; /* most that one takes as a word, with the space before
 _Static_assert(sizeof LENT_TAGS / sizeof *LENT_TAGS == MOST_TENSORS, "a tag for each");
 
 static int asker_init(Asker *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"out", "own", "peer_bell", "own_bell", "pool", "mapped", "held", "stop",
-                            "response_type", NULL};
-    PyObject *parts[7], *stop, *response_type;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO", names, parts, parts + 1, parts + 2, parts + 3,
-                                     parts + 4, parts + 5, parts + 6, &stop, &response_type) ||
+    static char *names[] = {"out",  "own",    "peer_bell", "own_bell", "slice_s",
+                            "pool", "mapped", "held",      "stop",     "response_type", NULL};
+    PyObject *parts[END_FIELDS], *stop, *response_type;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO", names, parts, parts + 1, parts + 2, parts + 3,
+                                     parts + 4, parts + 5, parts + 6, parts + 7, &stop, &response_type) ||
         end_init(&self->end, parts) < 0)
         return -1;
     Py_XSETREF(self->stop, Py_NewRef(stop));
@@ -112,11 +112,11 @@ static int send(Asker *self, PyObject *number, PyObject *words, PyObject *tensor
     Message message;
     Draft draft;
     char text[MESSAGE_NBYTES + MOST_TENSORS * TAG_NBYTES];
-    self->is_asked = 0;
+    self->asked = 0;
     long seq = PyLong_AsLong(number);
     if (seq == -1 && PyErr_Occurred()) return -1;
     message.count = 0;
-    message.remark.nbytes = 0;
+    message.remark = NOTHING;
     if (!split(words, &message.command, &message.text) || !PyTuple_CheckExact(tensors) ||
         PyTuple_GET_SIZE(tensors) > MOST_TENSORS || PyList_GET_SIZE(end->held) != 0 || self->generation != fork_generation)
         return 0;
@@ -129,7 +129,7 @@ static int send(Asker *self, PyObject *number, PyObject *words, PyObject *tensor
                   page_put(end->out, seq, draft.text, draft.nbytes);
     }
     if (is_sent > 0) {
-        self->is_asked = 1;
+        self->asked = seq;
         ring_bell(end->peer_bell);
         return 1;
     }
@@ -187,7 +187,7 @@ static PyObject *await_answer(Asker *self, PyObject *number, PyObject *timeout) 
     PyObject *answer = answer_of(self, &message);
     Py_DECREF(line);
     if (answer != NULL && end_release(&self->end, 0) == 0) {
-        self->is_asked = 0;
+        self->asked = 0;
         return answer;
     }
     page_restore(self->end.in);
@@ -223,7 +223,7 @@ static PyObject *hear(Asker *self, PyObject *const *arguments, Py_ssize_t count)
 
 PyDoc_STRVAR(call_doc,
              "call(seq, message, tensors, timeout_s)\n--\n\nAsk, and hear the answer.\n\n"
-             "Returns:\n    As hear(); None also if nothing was sent. Then, and with an exception, `is_asked` tells whether it was.");
+             "Returns:\n    As hear(); None also if nothing was sent. Then, and with an exception, `asked` tells whether it was.");
 
 static PyObject *call(Asker *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_open(self)) return NULL;
@@ -244,14 +244,14 @@ static PyMethodDef asker_methods[] = {
 };
 
 static PyMemberDef asker_members[] = {
-    {"is_asked", T_BOOL, offsetof(Asker, is_asked), READONLY, "whether the last request was sent, and its answer not heard"},
+    {"asked", T_LONG, offsetof(Asker, asked), READONLY, "number of the request that was sent and not answered; 0 for none"},
     {NULL, 0, 0, 0, NULL},
 };
 
 PyTypeObject AskerType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tr_mmap.native.Asker",
-    .tp_doc = "Asker(out, own, peer_bell, own_bell, pool, mapped, held, stop, response_type)\n--\n\nThe controller's short cut.",
+    .tp_doc = "Asker(out, own, peer_bell, own_bell, slice_s, pool, mapped, held, stop, response_type)\n--\n\nThe controller's short cut.",
     .tp_basicsize = sizeof(Asker),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_base = &EndType,

@@ -1,10 +1,6 @@
 /* What the short cuts of both sides share. */
 #include "end.h"
 
-#include <math.h>
-
-static const double SLICE_S = 1.0; /* as in channel/mapped.py: a lost ring delays a message by this much at most */
-
 static int hold(PyObject **field, PyObject *argument, PyTypeObject *type) {
     if (!PyObject_TypeCheck(argument, type)) {
         PyErr_Format(PyExc_TypeError, "a %s is needed, not a %s", type->tp_name, Py_TYPE(argument)->tp_name);
@@ -15,11 +11,13 @@ static int hold(PyObject **field, PyObject *argument, PyTypeObject *type) {
 }
 
 int end_init(End *self, PyObject *const *arguments) {
+    self->slice_s = PyFloat_AsDouble(arguments[4]);
+    if (self->slice_s == -1.0 && PyErr_Occurred()) return -1;
     return hold(&self->out, arguments[0], &PageType) < 0 || hold(&self->in, arguments[1], &PageType) < 0 ||
                    hold(&self->peer_bell, arguments[2], &BellType) < 0 ||
                    hold(&self->own_bell, arguments[3], &BellType) < 0 ||
-                   hold(&self->pool, arguments[4], &ShelvesType) < 0 ||
-                   hold(&self->mapped, arguments[5], &PyDict_Type) < 0 || hold(&self->held, arguments[6], &PyList_Type) < 0
+                   hold(&self->pool, arguments[5], &ShelvesType) < 0 ||
+                   hold(&self->mapped, arguments[6], &PyDict_Type) < 0 || hold(&self->held, arguments[7], &PyList_Type) < 0
                ? -1
                : 0;
 }
@@ -70,7 +68,7 @@ int end_refer(Message *message, PyObject *segment) {
     if (message->count == MOST_TENSORS || !PyObject_TypeCheck(segment, &OwnedType)) return 0;
     Owned *owned = (Owned *)segment;
     Ref *ref = &message->tensors[message->count];
-    ref->tag.nbytes = 0;
+    ref->tag = NOTHING;
     ref->seq = owned->seq;
     if (owned->name == NULL || !span_of(owned->name, &ref->segment)) return 0;
     message->count++;
@@ -91,7 +89,7 @@ int end_release(End *self, Py_ssize_t first) {
 }
 
 PyObject *end_await(End *self, double timeout_s, Ends ends, void *context, int is_response, Message *message) {
-    PyObject *line = page_await(self->in, self->own_bell, timeout_s, SLICE_S, ends, context);
+    PyObject *line = page_await(self->in, self->own_bell, timeout_s, self->slice_s, ends, context);
     if (line == Py_None) return line;
     if (line == NULL) {
         if (!PyErr_ExceptionMatches(PyExc_ValueError)) return NULL;

@@ -15,12 +15,14 @@ typedef struct {
     PyObject_HEAD
     PyObject *out, *in;             /* pages */
     PyObject *peer_bell, *own_bell;
+    double slice_s;                 /* most that a wait sleeps at a time, for a ring may be lost */
     PyObject *pool;                 /* of our tensors */
     PyObject *mapped;               /* a dict: the peer's segments by their names */
     PyObject *held;                 /* a list: our segments that the message under way names */
 } End;
 
-/* The first seven arguments of a type's __init__, in the order of the fields. */
+/* The first arguments of a type's __init__, in the order of the fields. */
+enum { END_FIELDS = 8 };
 int end_init(End *self, PyObject *const *arguments);
 int end_traverse(End *self, visitproc visit, void *arg);
 int end_clear(End *self);

@@ -126,7 +126,7 @@ static int read_tensors(Reader *reader, Message *message) {
 int message_read(const char *line, Py_ssize_t nbytes, int is_response, Message *message) {
     Reader reader = {line, line + nbytes};
     message->seq = message->timestamp = 0;
-    message->command.nbytes = message->text.nbytes = message->remark.nbytes = 0;
+    message->command = message->text = message->remark = NOTHING;
     message->count = 0;
     if (!SKIP(&reader, "{\"seq\":")) return 0;
     while (SKIP(&reader, " ")) continue;

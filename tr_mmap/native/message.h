@@ -15,6 +15,8 @@ typedef struct {
     Py_ssize_t nbytes;
 } Span;
 
+#define NOTHING ((Span){"", 0})
+
 typedef struct {
     Span tag, segment;
     uint64_t seq;
