@@ -290,8 +290,8 @@ def test_bad_rings_lose_nothing_that_takes_the_short_cut(
     relays = [Doorbell.create(name) for name in MappedChannel.new_doorbells()]  # what the extension rings
     controller._ring_bell, worker._ring_bell = relays
     problems: list[object] = []
-    asker = short_cuts.asker(controller, asking, lambda: bool(problems))
-    answerer = short_cuts.answerer(worker, answering, lambda: bool(problems))
+    asker = short_cuts.asker(controller, asking, problems)
+    answerer = short_cuts.answerer(worker, answering, problems)
     assert asker is not None
     assert answerer is not None
 

@@ -61,9 +61,9 @@ class Pair:
         self.asking = SegmentControllerStore(directory, OPTIONS)
         self.answering = SegmentWorkerStore(directory, OPTIONS)
         self.asking.begin_run(never)
-        self.is_over = False
-        asker = short_cuts.asker(self.controller, self.asking, lambda: self.is_over)
-        answerer = short_cuts.answerer(self.worker, self.answering, lambda: self.is_over)
+        self.ends: list[int] = []
+        asker = short_cuts.asker(self.controller, self.asking, self.ends)
+        answerer = short_cuts.answerer(self.worker, self.answering, self.ends)
         assert asker is not None
         assert answerer is not None
         self.asker, self.answerer = asker, answerer
@@ -85,11 +85,11 @@ class Pair:
 
     def listen(self) -> Request | None:
         """As the answerer, but without waiting for what does not come."""
-        self.is_over = True
+        self.ends.append(1)
         try:
             return self.answerer.listen()
         finally:
-            self.is_over = False
+            self.ends.clear()
 
     def pass_by_long_way(self, tensors: tuple[Any, ...]) -> None:
         """So that both sides know how such tensors lie."""
@@ -218,7 +218,7 @@ def test_tensors_are_lent_with_a_request_or_none_of_them_is(pair: Pair) -> None:
 
 
 def test_nothing_is_asked_of_a_worker_that_has_ended(pair: Pair) -> None:
-    pair.is_over = True
+    pair.ends.append(1)
     assert not pair.asker.ask(1, "echo", ())
     assert pair.asker.call(1, "echo", (), 60.0) is None
     assert pair.asker.asked == 0

@@ -34,9 +34,11 @@ class Run:
         self.channel = channel
         self.process = process
         self.watch = PeerWatch(process.identity, channel.wake)
-        self.is_over = self.watch.has_ended
-        """Whether the worker has ended."""
         self.asker: Asker | None = None
+
+    def is_over(self) -> bool:
+        """Whether the worker has ended."""
+        return self.watch.is_dead
 
     def end(self) -> None:
         """End what lives of the worker and its children, and let go of everything."""
@@ -133,7 +135,7 @@ class Place(Forkable):
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
             run = Run(channel, process)
             self.store.begin_run(run.is_over)
-            run.asker = short_cuts.asker(channel, self.store, run.is_over)
+            run.asker = short_cuts.asker(channel, self.store, run.watch.ends)
             self.run = run
         except BaseException:
             try:

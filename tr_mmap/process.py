@@ -35,7 +35,7 @@ class PeerWatch:
         on_death: called at most once, and never begun after :meth:`stop`.
 
     Attributes:
-        has_ended: whether the watch has seen the peer's end. A function of C: those who wait ask it all the time.
+        ends: empty until the watch has seen the peer's end.
     """
 
     def __init__(self, identity: Identity, on_death: Callable[[], None]) -> None:
@@ -44,14 +44,13 @@ class PeerWatch:
         self._owner_pid = os.getpid()
         self._lock = threading.Lock()
         self._is_stopped = False
-        self._ends: list[Identity] = []
-        self.has_ended: Callable[[], bool] = self._ends.__len__  # type: ignore[assignment] # 0 is false
+        self.ends: list[Identity] = []
         self._stop_event = threading.Event()  # for the polling thread; the pidfd's thread waits on _wake
         self._pidfd = self._wake = -1
         try:
             self._pidfd = -1 if (fd := open_pidfd(identity)) is None else fd
         except ProcessLookupError:
-            self._ends.append(identity)
+            self.ends.append(identity)
         if self._pidfd >= 0:
             try:
                 self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -68,7 +67,7 @@ class PeerWatch:
     @property
     def is_dead(self) -> bool:
         """Whether the watch has seen the peer's end."""
-        return bool(self._ends)
+        return bool(self.ends)
 
     def stop(self) -> None:
         """End the watch. When this returns the callback is not running (unless it made this call) and never will."""
@@ -86,9 +85,9 @@ class PeerWatch:
 
     def _run(self) -> None:
         try:
-            if self._ends or self._wait_for_end():
+            if self.ends or self._wait_for_end():
                 with self._lock:
-                    self._ends.append(self.identity)
+                    self.ends.append(self.identity)
                     if self._is_stopped:
                         return
                 self._on_death()

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import msgspec
+
 from . import short_cuts
 from .auth import Tally
 from .channel import Channel
@@ -77,12 +79,20 @@ def _failure_of(error: Exception) -> Failure:
     return Failure(FailureKind.HANDLER, name, _printable(error), trace)
 
 
-class _Answer:
-    """What a handler has said so far in answer to one request."""
+class _Answer(msgspec.Struct):
+    """What a handler has said so far in answer to one request.
 
-    command = ""
+    Attributes:
+        command: what the handler calls it; "" for what the controller does.
+        result: the text; None where it has said nothing.
+        message: a remark.
+        complaint: a remark of ours, why get_tensors gave None, unless the handler makes one.
+    """
+
+    command: str = ""
     result: str | None = None
-    message = ""
+    message: str = ""
+    complaint: str = ""
 
 
 class TechRenaissanceServer:
@@ -104,7 +114,6 @@ class TechRenaissanceServer:
         self._store: WorkerStore | None = None  # of the request at hand
         self._watch: PeerWatch | None = None
         self._answer: _Answer | None = None
-        self._complaint = ""  # why get_tensors gave None
         self._status = Status.STARTING  # the last one that we wrote
         self._is_stopping = False
         self._is_orphan = False
@@ -133,14 +142,18 @@ class TechRenaissanceServer:
                 return found
         tags = split_words(parameters)
         if count is not None and len(tags) != count:
-            self._complaint = f"{count} tensors are needed, {len(tags)} are named: {parameters[:200]!r}"
+            self._complain(f"{count} tensors are needed, {len(tags)} are named: {parameters[:200]!r}")
             return None
         try:
             return [self._fetch(tag, self.framework) for tag in tags]
         except (MissingTag, LookupError) as error:
-            self._complaint = str(error)
-            self.debug_message(self._complaint)
+            self._complain(str(error))
+            self.debug_message(error)
             return None
+
+    def _complain(self, why: str) -> None:
+        if self._answer is not None:
+            self._answer.complaint = why
 
     def send_tensors(self, *tensors: Any) -> None:
         """Add tensors to the answer, in order.
@@ -294,7 +307,6 @@ class TechRenaissanceServer:
             self._enter(channel, Status.BUSY)
             store.begin(request)
         self._store = store
-        self._complaint = ""
         answer = self._answer = _Answer()
         failure: Failure | None = None
         try:
@@ -309,7 +321,7 @@ class TechRenaissanceServer:
             self._answer = None
         command = answer.command or request.command
         result = "error" if failure is not None else "ok" if answer.result is None else answer.result
-        message = answer.message or self._complaint
+        message = answer.message or answer.complaint
         is_usual = failure is None and self._status is _BUSY
         if is_usual and answerer is not None and answerer.answer(request.seq, command, result, message):
             self._status = _OK
@@ -369,8 +381,8 @@ class TechRenaissanceServer:
         self._channel = joined.channel
         if joined.peer is not None:
             self._watch = PeerWatch(joined.peer, self._controller_died)
-        stop = bool if self._watch is None else self._watch.has_ended  # bool() is False
-        self._answerer = short_cuts.answerer(joined.channel, joined.store, stop)
+        ends = [] if self._watch is None else self._watch.ends
+        self._answerer = short_cuts.answerer(joined.channel, joined.store, ends)
 
     def cleanup_session_dir(self) -> None:
         """Disconnect; removes the session's directory if the controller can no longer do so."""

@@ -7,7 +7,7 @@ where messages or tensors are proved or compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from . import native
 from .channel import Channel, MappedChannel
@@ -18,31 +18,31 @@ from .stores.segments import SegmentControllerStore, SegmentWorkerStore
 __all__ = ["answerer", "asker"]
 
 
-def asker(channel: Channel, store: ControllerStore, stop: Callable[[], object]) -> native.Asker | None:
+def asker(channel: Channel, store: ControllerStore, ends: list[Any]) -> native.Asker | None:
     """The controller's short cut for one run, if there is one; made after ``store.begin_run``.
 
     Args:
         channel: of the run.
         store: of the session.
-        stop: asked before each sleep; True ends the wait for an answer.
+        ends: gets an element when the worker has ended.
     """
     if not native.IS_COMPILED or not isinstance(channel, MappedChannel):
         return None
     if not isinstance(store, SegmentControllerStore) or store.has_checksum:
         return None
-    return native.Asker(*channel.ends(), *store.ends(), stop, Response)
+    return native.Asker(*channel.ends(), *store.ends(), ends, Response)
 
 
-def answerer(channel: Channel, store: WorkerStore, stop: Callable[[], object]) -> native.Answerer | None:
+def answerer(channel: Channel, store: WorkerStore, ends: list[Any]) -> native.Answerer | None:
     """The worker's short cut, if there is one.
 
     Args:
         channel: of the session.
         store: of the session.
-        stop: asked before each sleep; True ends the wait for a request.
+        ends: gets an element when the controller has ended.
     """
     if not native.IS_COMPILED or not isinstance(channel, MappedChannel):
         return None
     if not isinstance(store, SegmentWorkerStore) or store.has_checksum:
         return None
-    return native.Answerer(*channel.ends(), *store.ends(), channel.status, store.tags, stop, Request, TensorRef)
+    return native.Answerer(*channel.ends(), *store.ends(), channel.status, store.tags, ends, Request, TensorRef)

@@ -86,7 +86,7 @@ class Asker:
         pool: Shelves,
         mapped: dict[str, Any],
         held: list[Any],
-        stop: Callable[[], object],
+        ends: list[Any],
         response_type: type,
     ) -> None: ...
     @property
@@ -108,7 +108,7 @@ class Answerer:
         held: list[Any],
         status: Buffer,
         tags: dict[str, Any],
-        stop: Callable[[], object],
+        ends: list[Any],
         request_type: type,
         ref_type: type,
     ) -> None: ...

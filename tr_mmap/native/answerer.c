@@ -10,27 +10,27 @@ typedef struct {
     PyObject *tags;   /* a dict: where the tensor of a tag is */
     PyObject *lent;   /* a list: tags that are good for the request at hand only */
     PyObject *request_type, *ref_type;
-    PyObject *stop;   /* asked before each sleep */
+    PyObject *ends;   /* a list: the controller's end is in it when that has come */
     PyObject *segment_name, *seq_name; /* of a reference's attributes */
 } Answerer;
 
 static int answerer_init(Answerer *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"out",    "own",  "peer_bell", "own_bell", "slice_s",      "pool",     "mapped",
-                            "held",   "status", "tags",    "stop",     "request_type", "ref_type", NULL};
-    PyObject *parts[END_FIELDS], *status, *tags, *stop, *request_type, *ref_type;
+                            "held",   "status", "tags",    "ends",     "request_type", "ref_type", NULL};
+    PyObject *parts[END_FIELDS], *status, *tags, *ends, *request_type, *ref_type;
     if (self->tags != NULL) {
         PyErr_SetString(PyExc_ValueError, "an answerer is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!OOO", names, parts, parts + 1, parts + 2,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!OO", names, parts, parts + 1, parts + 2,
                                      parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status, &PyDict_Type, &tags,
-                                     &stop, &request_type, &ref_type) ||
+                                     &PyList_Type, &ends, &request_type, &ref_type) ||
         end_init(&self->end, parts) < 0 || (self->lent = PyList_New(0)) == NULL ||
         (self->segment_name = PyUnicode_InternFromString("segment")) == NULL ||
         (self->seq_name = PyUnicode_InternFromString("seq")) == NULL ||
         hold_buffer(status, &self->status, sizeof(uint64_t)) < 0)
         return -1;
-    self->stop = Py_NewRef(stop);
+    self->ends = Py_NewRef(ends);
     self->request_type = Py_NewRef(request_type);
     self->ref_type = Py_NewRef(ref_type);
     self->tags = Py_NewRef(tags);
@@ -40,7 +40,7 @@ static int answerer_init(Answerer *self, PyObject *arguments, PyObject *keywords
 static int answerer_traverse(Answerer *self, visitproc visit, void *arg) {
     Py_VISIT(self->tags);
     Py_VISIT(self->lent);
-    Py_VISIT(self->stop);
+    Py_VISIT(self->ends);
     Py_VISIT(self->request_type);
     Py_VISIT(self->ref_type);
     return end_traverse(&self->end, visit, arg);
@@ -50,7 +50,7 @@ static int answerer_clear(Answerer *self) {
     if (self->tags != NULL) PyBuffer_Release(&self->status);
     Py_CLEAR(self->tags);
     Py_CLEAR(self->lent);
-    Py_CLEAR(self->stop);
+    Py_CLEAR(self->ends);
     Py_CLEAR(self->request_type);
     Py_CLEAR(self->ref_type);
     Py_CLEAR(self->segment_name);
@@ -86,8 +86,7 @@ static void enter_status(Answerer *self, const char *text) {
 
 static int is_to_end(void *context) {
     Answerer *self = context;
-    if (memcmp(self->status.buf, "exit", 4) == 0) return 1;
-    return ends_by_call(self->stop);
+    return memcmp(self->status.buf, "exit", 4) == 0 || PyList_GET_SIZE(self->ends) != 0;
 }
 
 /* -- a request ---------------------------------------------------------------------------------------------------- */
@@ -251,7 +250,7 @@ static PyMethodDef answerer_methods[] = {
 PyTypeObject AnswererType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tr_mmap.native.Answerer",
-    .tp_doc = "Answerer(out, own, peer_bell, own_bell, slice_s, pool, mapped, held, status, tags, stop, request_type, ref_type)\n--\n\n"
+    .tp_doc = "Answerer(out, own, peer_bell, own_bell, slice_s, pool, mapped, held, status, tags, ends, request_type, ref_type)\n--\n\n"
               "The worker's short cut.",
     .tp_basicsize = sizeof(Answerer),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,

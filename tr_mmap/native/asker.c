@@ -6,7 +6,7 @@
 
 typedef struct {
     End end;
-    PyObject *stop; /* asked before each sleep, and before a request is sent */
+    PyObject *ends; /* a list: the worker's end is in it when that has come */
     PyObject *response_type;
     unsigned generation; /* of the process that it is of */
     long asked;          /* number of the request that was sent and whose answer was not heard; 0 for none */
@@ -21,26 +21,27 @@ _Static_assert(sizeof LENT_TAGS / sizeof *LENT_TAGS == MOST_TENSORS, "a tag for 
 
 static int asker_init(Asker *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"out",  "own",    "peer_bell", "own_bell", "slice_s",
-                            "pool", "mapped", "held",      "stop",     "response_type", NULL};
-    PyObject *parts[END_FIELDS], *stop, *response_type;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO", names, parts, parts + 1, parts + 2, parts + 3,
-                                     parts + 4, parts + 5, parts + 6, parts + 7, &stop, &response_type) ||
+                            "pool", "mapped", "held",      "ends",     "response_type", NULL};
+    PyObject *parts[END_FIELDS], *ends, *response_type;
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO!O", names, parts, parts + 1, parts + 2, parts + 3,
+                                     parts + 4, parts + 5, parts + 6, parts + 7, &PyList_Type, &ends,
+                                     &response_type) ||
         end_init(&self->end, parts) < 0)
         return -1;
-    Py_XSETREF(self->stop, Py_NewRef(stop));
+    Py_XSETREF(self->ends, Py_NewRef(ends));
     Py_XSETREF(self->response_type, Py_NewRef(response_type));
     self->generation = fork_generation;
     return 0;
 }
 
 static int asker_traverse(Asker *self, visitproc visit, void *arg) {
-    Py_VISIT(self->stop);
+    Py_VISIT(self->ends);
     Py_VISIT(self->response_type);
     return end_traverse(&self->end, visit, arg);
 }
 
 static int asker_clear(Asker *self) {
-    Py_CLEAR(self->stop);
+    Py_CLEAR(self->ends);
     Py_CLEAR(self->response_type);
     return end_clear(&self->end);
 }
@@ -50,6 +51,8 @@ static int is_open(const Asker *self) {
     PyErr_SetString(PyExc_ValueError, "the asker has no end");
     return 0;
 }
+
+static int is_over(void *context) { return PyList_GET_SIZE(((Asker *)context)->ends) != 0; }
 
 /* Publish what a request lends, and name it in the message; 0 if that needs more thought, -1 with an exception. */
 static int publish_all(End *end, PyObject *tensors, Message *message) {
@@ -120,8 +123,7 @@ static int send(Asker *self, PyObject *number, PyObject *words, PyObject *tensor
     if (!split(words, &message.command, &message.text) || !PyTuple_CheckExact(tensors) ||
         PyTuple_GET_SIZE(tensors) > MOST_TENSORS || PyList_GET_SIZE(end->held) != 0 || self->generation != fork_generation)
         return 0;
-    int is_over = ends_by_call(self->stop);
-    if (is_over != 0) return is_over < 0 ? -1 : 0;
+    if (is_over(self)) return 0;
     int is_sent = publish_all(end, tensors, &message);
     if (is_sent > 0) {
         message.timestamp = now_ms();
@@ -178,10 +180,10 @@ static PyObject *await_answer(Asker *self, PyObject *number, PyObject *timeout) 
     double timeout_s = PyFloat_AsDouble(timeout);
     if (timeout_s == -1.0 && PyErr_Occurred()) return NULL;
     double until_us = now_us() + timeout_s * 1e6;
-    PyObject *line = end_await(&self->end, timeout_s, ends_by_call, self->stop, 1, &message);
+    PyObject *line = end_await(&self->end, timeout_s, is_over, self, 1, &message);
     while (line != NULL && line != Py_None && message.seq != seq) { /* an answer that nobody waits for */
         Py_DECREF(line);
-        line = end_await(&self->end, (until_us - now_us()) / 1e6, ends_by_call, self->stop, 1, &message);
+        line = end_await(&self->end, (until_us - now_us()) / 1e6, is_over, self, 1, &message);
     }
     if (line == NULL || line == Py_None) return line;
     PyObject *answer = answer_of(self, &message);
@@ -251,7 +253,7 @@ static PyMemberDef asker_members[] = {
 PyTypeObject AskerType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tr_mmap.native.Asker",
-    .tp_doc = "Asker(out, own, peer_bell, own_bell, slice_s, pool, mapped, held, stop, response_type)\n--\n\nThe controller's short cut.",
+    .tp_doc = "Asker(out, own, peer_bell, own_bell, slice_s, pool, mapped, held, ends, response_type)\n--\n\nThe controller's short cut.",
     .tp_basicsize = sizeof(Asker),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_base = &EndType,

@@ -237,7 +237,7 @@ PyObject *page_await(PyObject *page, PyObject *bell, double timeout_s, double sl
     return give(self, page_take(self, NULL)); /* it may have come just before the reason to stop */
 }
 
-int ends_by_call(void *context) {
+static int ends_by_call(void *context) {
     PyObject *answer = PyObject_CallNoArgs(context);
     int is_over = answer == NULL ? -1 : PyObject_IsTrue(answer);
     Py_XDECREF(answer);

@@ -7,9 +7,6 @@
 /* Whether a wait is to end: 1 if so, 0 if not, -1 with an exception. */
 typedef int (*Ends)(void *context);
 
-/* What ends a wait where Python's function `context` says so. */
-int ends_by_call(void *context);
-
 /* Replace the message by its number and `others`, all from the comma after the number to the closing brace; 0 if it
  * does not fit, and then nothing was stored. */
 int page_put(PyObject *page, long seq, const char *others, Py_ssize_t nbytes);
