@@ -38,10 +38,11 @@ class Command:
         function: takes tensors and words, positionally.
 
     Attributes:
+        takes_one_text: its only argument is the parameter text.
         tensor_counts: how many tensors may be all its arguments; none if it takes words.
     """
 
-    __slots__ = ("_least", "_most", "_positional", "_scalars", "_takes_one_text", "function", "name", "tensor_counts")
+    __slots__ = ("_least", "_most", "_positional", "_scalars", "function", "name", "takes_one_text", "tensor_counts")
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
@@ -71,7 +72,7 @@ class Command:
                     self._most = None if self._most is None else self._most + 1
         most = MAX_TENSORS if self._most is None else self._most
         self.tensor_counts = range(0) if self._scalars else range(self._least, most + 1)
-        self._takes_one_text = [kind for _, kind in self._scalars] == [str] and self._most == 0
+        self.takes_one_text = [kind for _, kind in self._scalars] == [str] and self._most == 0
 
     def bind(
         self, parameters: str, tags: Container[str], fetch: Callable[[str, str], Any], framework: str
@@ -96,7 +97,7 @@ class Command:
             if len(words) != self._least or len(words) != self._most:
                 self._check_count(len(words))
             return [fetch(word, framework) for word in words]
-        if self._takes_one_text:
+        if self.takes_one_text:
             return [parameters or self._default_of(self._positional[0][0])]
         words = split_words(parameters)
         tensors = [word for word in words if word in tags]

@@ -47,14 +47,27 @@ class Exchange:
         """The worker's run.
 
         Raises:
-            SessionNotStarted: there is none.
+            SessionNotStarted: there is none, or it is another process's.
         """
         run = self.place.run
+        self.check_own()
         if run is None:
             raise SessionNotStarted(
                 f"session {self.place.session_id!r} has no worker; call start(), or use it as a context manager"
             )
         return run
+
+    def check_own(self) -> None:
+        """Refuse to work in another process than the session's own.
+
+        Raises:
+            SessionNotStarted: this is a child of that.
+        """
+        if self.place.is_foreign:
+            raise SessionNotStarted(
+                f"session {self.place.session_id!r} is that of the process that this one was forked from; views of its "
+                "tensors are good here, requests are not: start a session of this process's own"
+            )
 
     @property
     def has_pending(self) -> bool:
@@ -79,8 +92,8 @@ class Exchange:
             timeout_ms: how long to wait for the answer.
             framework: what the answer's tensors come as; None to leave them.
         """
-        run = self.place.run or self.run()
-        asker, pending = run.asker, None
+        run, pending = self.place.run, None
+        asker = None if run is None else run.asker  # which gives way in a child
         if asker is not None and self._pending is None and framework != "torch" and not self.store.news:
             self._seq = seq = self._seq % MAX_SEQ + 1
             try:
@@ -111,7 +124,7 @@ class Exchange:
             BadMessage: there is no command in the message.
         """
         command, parameters = parse_command(message)
-        run = self.place.run or self.run()
+        run = self.run()
         if self._pending is not None:
             self.settle(timeout_ms)
         if run.is_over():

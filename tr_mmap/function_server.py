@@ -55,26 +55,34 @@ class Server(TechRenaissanceServer):
         known = self._commands.get(command)
         if known is None:
             return False
+        if known.takes_one_text and parameters:
+            result = known.function(parameters)
+        else:
+            result = known.function(*self._bind(known, parameters))
+        if type(result) is str:
+            self._answer.result = result  # type: ignore[union-attr] # we are asked something
+        elif isinstance(result, _SEVERAL):
+            self.send_tensors(*result)
+        elif isinstance(result, str):
+            self.write_response("", str(result))
+        elif result is not None:
+            self._store.publish((result,))  # type: ignore[union-attr]
+        return True
+
+    def _bind(self, known: Command, parameters: str) -> list[Any]:
+        """The arguments for a command's function, by the short cut if there is one."""
+        answerer = self._answerer
+        if answerer is not None and known.tensor_counts and self.framework == "numpy":
+            arguments = answerer.fetch_again(parameters)
+            if arguments is not None and len(arguments) in known.tensor_counts:
+                return arguments
+        store = self._store
+        assert store is not None
         try:
-            store, answerer = self._store, self._answerer
-            assert store is not None
-            arguments = None
-            if answerer is not None and known.tensor_counts and self.framework == "numpy":
-                arguments = answerer.fetch_again(parameters)
-            if arguments is None or len(arguments) not in known.tensor_counts:
-                arguments = known.bind(parameters, store.tags, store.fetch, self.framework)
+            return known.bind(parameters, store.tags, store.fetch, self.framework)
         except TRException as error:
             error.is_bad_input = True  # type: ignore[attr-defined]
             raise
-        result = known.function(*arguments)
-        if isinstance(result, str):
-            assert self._answer is not None
-            self._answer.result = str(result)
-        elif isinstance(result, _SEVERAL):
-            self.send_tensors(*result)
-        elif result is not None:
-            store.publish((result,))
-        return True
 
     def describe_unknown(self, command: str) -> str:
         return f"the worker knows no command {command[:80]!r}; it knows {', '.join(sorted(self._commands))}"

@@ -42,8 +42,6 @@ from .stores import WorkerStore
 
 __all__ = ["TechRenaissanceServer"]
 
-_BUSY: Final = Status.BUSY  # looked up once: an enum is slow at that
-_OK: Final = Status.OK
 _RETRY_S: Final = 0.032  # the rate at which a channel of files is looked at
 _ORPHAN_GRACE_S: Final = 2.0  # how long a command may go on after the controller is gone
 
@@ -114,7 +112,7 @@ class TechRenaissanceServer:
         self._store: WorkerStore | None = None  # of the request at hand
         self._watch: PeerWatch | None = None
         self._answer: _Answer | None = None
-        self._status = Status.STARTING  # the last one that we wrote
+        self._status = Status.STARTING  # the last one that we wrote, but for those of requests that took the short cut
         self._is_stopping = False
         self._is_orphan = False
         self._has_ended = threading.Event()
@@ -254,13 +252,18 @@ class TechRenaissanceServer:
     def process_request(self) -> None:
         """Wait for the next request and answer it; returns without one when it is time to end."""
         channel = self._channel or self._open_channel()
-        joined, answerer = self._joined, self._answerer
+        joined = self._joined
         assert joined is not None
-        request = None if answerer is None else answerer.listen()
-        if request is not None:
-            self._status = _BUSY
-            self._serve(channel, joined.store, request, answerer)
-            return
+        if self._answerer is not None:
+            left = self._answerer.serve(self)
+            if left is True:
+                return
+            if left is not None:
+                request, answer, is_known, error = left
+                failure = None if error is None else _failure_of(error)
+                del left, error  # and the traceback, whose frames hold views
+                self._finish(channel, joined.store, request, answer, is_known, failure)
+                return
         try:
             raw = channel.receive(None, self._has_to_stop)
             if raw is None:
@@ -294,38 +297,47 @@ class TechRenaissanceServer:
             except OutOfSpace:
                 self._status = status  # in a channel of files; the next status or the answer says more
 
-    def _serve(self, channel: Channel, store: WorkerStore, request: Request, answerer: Answerer | None = None) -> None:
-        """Answer a request.
-
-        Args:
-            channel: where to.
-            store: where its tensors are.
-            request: what is asked.
-            answerer: the short cut that it came by, which has begun it.
-        """
-        if answerer is None:
-            self._enter(channel, Status.BUSY)
-            store.begin(request)
+    def _serve(self, channel: Channel, store: WorkerStore, request: Request) -> None:
+        """Answer a request that took the long way."""
+        self._enter(channel, Status.BUSY)
+        store.begin(request)
         self._store = store
         answer = self._answer = _Answer()
+        is_known: bool | None = None
         failure: Failure | None = None
         try:
             is_known = self.main_logic(request.command, request.parameters)
-            if is_known is None:  # a handler that forgot to return: it knew the command if it said anything
-                is_known = answer.result is not None or bool(store.results)
-            if not is_known:
-                failure = Failure(FailureKind.UNKNOWN_COMMAND, "UnknownCommand", self.describe_unknown(request.command))
         except Exception as error:
             failure = _failure_of(error)
         finally:
             self._answer = None
+        self._finish(channel, store, request, answer, is_known, failure)
+
+    def _finish(
+        self,
+        channel: Channel,
+        store: WorkerStore,
+        request: Request,
+        answer: _Answer,
+        is_known: bool | None,
+        failure: Failure | None,
+    ) -> None:
+        """Send the answer to a request.
+
+        Args:
+            channel: where to.
+            store: where its tensors are.
+            request: what was asked.
+            answer: what the handler said.
+            is_known: what it returned; None if it forgot to, and then it knew the command if it said anything.
+            failure: how it failed.
+        """
+        has_answered = answer.result is not None or bool(store.results)
+        if failure is None and not (has_answered if is_known is None else is_known):
+            failure = Failure(FailureKind.UNKNOWN_COMMAND, "UnknownCommand", self.describe_unknown(request.command))
         command = answer.command or request.command
         result = "error" if failure is not None else "ok" if answer.result is None else answer.result
         message = answer.message or answer.complaint
-        is_usual = failure is None and self._status is _BUSY
-        if is_usual and answerer is not None and answerer.answer(request.seq, command, result, message):
-            self._status = _OK
-            return
         tensors = store.end(request, failure is None)
         if failure is None:
             self._enter(channel, Status.OK)
@@ -382,7 +394,7 @@ class TechRenaissanceServer:
         if joined.peer is not None:
             self._watch = PeerWatch(joined.peer, self._controller_died)
         ends = [] if self._watch is None else self._watch.ends
-        self._answerer = short_cuts.answerer(joined.channel, joined.store, ends)
+        self._answerer = short_cuts.answerer(joined.channel, joined.store, ends, _Answer)
 
     def cleanup_session_dir(self) -> None:
         """Disconnect; removes the session's directory if the controller can no longer do so."""

@@ -302,7 +302,7 @@ class PythonSession:
     def fetch_response(self, message: Message, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> str:
         """:meth:`send_request` and :meth:`wait_for_response` of that very request, in one."""
         with self._lock:
-            return self._open().call(message, (), timeout_ms, None)[0].result
+            return (self._exchange or self._open()).call(message, (), timeout_ms, None)[0].result
 
     # -- tensors --------------------------------------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ class PythonSession:
     def fetch_tensor(self, message: Message, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> Any:
         """:meth:`send_request` and :meth:`wait_for_tensor` of that very request, in one."""
         with self._lock:
-            return self._only(*self._open().call(message, (), timeout_ms, self._framework))
+            return self._only(*(self._exchange or self._open()).call(message, (), timeout_ms, self._framework))
 
     def wait_for_tensor(self, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> Any:
         """Take the next response's tensor, or the list of its tensors if there are several.
@@ -371,7 +371,7 @@ class PythonSession:
             is_torch = type(tensors[0]) is not np.ndarray and hasattr(tensors[0], "untyped_storage")
             framework = "torch" if is_torch else "numpy"
         with self._lock:
-            response, arrays = self._open().call(message, tensors, timeout_ms, framework)
+            response, arrays = (self._exchange or self._open()).call(message, tensors, timeout_ms, framework)
         return (arrays[0] if len(arrays) == 1 else arrays) if arrays else response.result
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = "float32", framework: str | None = None) -> Any:
@@ -391,7 +391,8 @@ class PythonSession:
             OutOfSpace: no room.
         """
         framework = framework or self._framework
-        array = self._open().store.lend_again(shape, dtype) if framework == "numpy" else None
+        exchange = self._exchange or self._open()
+        array = exchange.store.lend_again(shape, dtype) if framework == "numpy" else None
         if array is not None:
             return array
         with self._lock:
@@ -441,11 +442,7 @@ class PythonSession:
             raise SessionNotStarted(
                 f"session {self._session_id!r} is not started; call start(), or use it as a context manager"
             )
-        if exchange.place.is_foreign:
-            raise SessionNotStarted(
-                f"session {self._session_id!r} is that of the process that this one was forked from; views of its "
-                "tensors are good here, requests are not: start a session of this process's own"
-            )
+        exchange.check_own()
         return exchange
 
     def _run_or_none(self) -> Run | None:

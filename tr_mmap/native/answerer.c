@@ -4,6 +4,10 @@
 #include <math.h>
 #include <string.h>
 
+/* What a handler's answer has: what it calls the command, the text, a remark of its own, and one of ours. */
+static const char *const FIELDS[] = {"command", "result", "message", "complaint"};
+enum { ANSWER_FIELDS = sizeof FIELDS / sizeof *FIELDS };
+
 typedef struct {
     End end;
     Py_buffer status; /* status.txt, as in channel/mapped.py */
@@ -11,28 +15,44 @@ typedef struct {
     PyObject *lent;   /* a list: tags that are good for the request at hand only */
     PyObject *request_type, *ref_type;
     PyObject *ends;   /* a list: the controller's end is in it when that has come */
-    PyObject *segment_name, *seq_name; /* of a reference's attributes */
+    PyObject *answer_type;
+    PyObject *names[ANSWER_FIELDS]; /* of an answer's attributes, and more */
+    PyObject *answer_name, *main_logic_name, *parameters_name, *segment_name, *seq_name;
 } Answerer;
+
+static int intern_names(Answerer *self) {
+    for (int index = 0; index < ANSWER_FIELDS; index++)
+        if ((self->names[index] = PyUnicode_InternFromString(FIELDS[index])) == NULL) return -1;
+    self->answer_name = PyUnicode_InternFromString("_answer");
+    self->main_logic_name = PyUnicode_InternFromString("main_logic");
+    self->parameters_name = PyUnicode_InternFromString("parameters");
+    self->segment_name = PyUnicode_InternFromString("segment");
+    self->seq_name = PyUnicode_InternFromString("seq");
+    return self->answer_name == NULL || self->main_logic_name == NULL || self->parameters_name == NULL ||
+                   self->segment_name == NULL || self->seq_name == NULL
+               ? -1
+               : 0;
+}
 
 static int answerer_init(Answerer *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"out",    "own",  "peer_bell", "own_bell", "slice_s",      "pool",     "mapped",
-                            "held",   "status", "tags",    "ends",     "request_type", "ref_type", NULL};
-    PyObject *parts[END_FIELDS], *status, *tags, *ends, *request_type, *ref_type;
+                            "held",   "status", "tags",    "ends",     "request_type", "ref_type", "answer_type", NULL};
+    PyObject *parts[END_FIELDS], *status, *tags, *ends, *request_type, *ref_type, *answer_type;
     if (self->tags != NULL) {
         PyErr_SetString(PyExc_ValueError, "an answerer is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!OO", names, parts, parts + 1, parts + 2,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!OOO", names, parts, parts + 1, parts + 2,
                                      parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status, &PyDict_Type, &tags,
-                                     &PyList_Type, &ends, &request_type, &ref_type) ||
+                                     &PyList_Type, &ends, &request_type, &ref_type, &answer_type) ||
         end_init(&self->end, parts) < 0 || (self->lent = PyList_New(0)) == NULL ||
-        (self->segment_name = PyUnicode_InternFromString("segment")) == NULL ||
-        (self->seq_name = PyUnicode_InternFromString("seq")) == NULL ||
+        intern_names(self) < 0 ||
         hold_buffer(status, &self->status, sizeof(uint64_t)) < 0)
         return -1;
     self->ends = Py_NewRef(ends);
     self->request_type = Py_NewRef(request_type);
     self->ref_type = Py_NewRef(ref_type);
+    self->answer_type = Py_NewRef(answer_type);
     self->tags = Py_NewRef(tags);
     return 0;
 }
@@ -43,6 +63,7 @@ static int answerer_traverse(Answerer *self, visitproc visit, void *arg) {
     Py_VISIT(self->ends);
     Py_VISIT(self->request_type);
     Py_VISIT(self->ref_type);
+    Py_VISIT(self->answer_type);
     return end_traverse(&self->end, visit, arg);
 }
 
@@ -53,6 +74,11 @@ static int answerer_clear(Answerer *self) {
     Py_CLEAR(self->ends);
     Py_CLEAR(self->request_type);
     Py_CLEAR(self->ref_type);
+    Py_CLEAR(self->answer_type);
+    for (int index = 0; index < ANSWER_FIELDS; index++) Py_CLEAR(self->names[index]);
+    Py_CLEAR(self->answer_name);
+    Py_CLEAR(self->main_logic_name);
+    Py_CLEAR(self->parameters_name);
     Py_CLEAR(self->segment_name);
     Py_CLEAR(self->seq_name);
     return end_clear(&self->end);
@@ -66,22 +92,26 @@ static int is_open(const Answerer *self) {
 
 /* -- the status, of which only the first word is written here ----------------------------------------------------- */
 
+static const char BUSY[] = "busy\n   ", OK[] = "ok\n     ";
+
 static uint64_t word_of(const char *text) {
     uint64_t word;
     memcpy(&word, text, sizeof word);
     return word;
 }
 
-/* The status is a short word, and not the wish that the worker end: another may take its place in one store. */
-static int may_enter(const Answerer *self) {
-    uint64_t word = __atomic_load_n((uint64_t *)self->status.buf, __ATOMIC_RELAXED);
-    char text[sizeof word];
-    memcpy(text, &word, sizeof word);
-    return memcmp(text, "exit", 4) != 0 && memchr(text, '\n', sizeof text) != NULL;
+static uint64_t status_of(const Answerer *self) {
+    return __atomic_load_n((uint64_t *)self->status.buf, __ATOMIC_RELAXED);
 }
 
 static void enter_status(Answerer *self, const char *text) {
     __atomic_store_n((uint64_t *)self->status.buf, word_of(text), __ATOMIC_RELAXED);
+}
+
+/* The status is a short word of a worker that waits: another may take its place in one store. */
+static int is_waiting(const Answerer *self) {
+    uint64_t word = status_of(self);
+    return word == word_of(OK) || word == word_of("ready\n  ") || word == word_of("error\n  ");
 }
 
 static int is_to_end(void *context) {
@@ -129,28 +159,22 @@ static PyObject *begin(Answerer *self, const Message *message) {
     return request;
 }
 
-PyDoc_STRVAR(listen_doc,
-             "listen()\n--\n\nAwait a request, release what the last answer named, learn the request's tags, and be busy.\n\nReturns:\n"
-             "    The request. None if it is time to end, or if it needs more thought: then it waits to be taken.");
-
-static PyObject *listen_(Answerer *self, PyObject *unused) {
-    (void)unused;
-    if (!is_open(self)) return NULL;
-    Message message;
-    PyObject *line = end_await(&self->end, INFINITY, is_to_end, self, 0, &message);
-    if (line == NULL || line == Py_None) return line;
-    Span command = message.command;
+/* Await a request, release what the last answer named, learn the request's tags, and be busy: the request, and the line
+ * that the message's spans are of. None if it is time to end, or if it needs more thought and waits to be taken. */
+static PyObject *take_request(Answerer *self, Message *message, PyObject **line) {
+    *line = end_await(&self->end, INFINITY, is_to_end, self, 0, message);
+    if (*line == NULL || *line == Py_None) return *line;
+    Span command = message->command;
     int is_usual = command.nbytes != 0 && !(command.nbytes == 4 && memcmp(command.text, "exit", 4) == 0) &&
-                   may_enter(self);
-    PyObject *request = is_usual ? begin(self, &message) : NULL;
-    Py_DECREF(line);
+                   is_waiting(self);
+    PyObject *request = is_usual ? begin(self, message) : NULL;
     if (request != NULL) {
-        enter_status(self, "busy\n   ");
+        enter_status(self, BUSY);
         return request;
     }
+    Py_DECREF(*line);
     page_restore(self->end.in);
-    if (!PyErr_Occurred()) Py_RETURN_NONE;
-    if (!PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) return NULL;
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) return NULL;
     PyErr_Clear();
     Py_RETURN_NONE;
 }
@@ -211,46 +235,113 @@ static int forget_lent(Answerer *self) {
     return PyList_SetSlice(self->lent, 0, PyList_GET_SIZE(self->lent), NULL);
 }
 
-PyDoc_STRVAR(answer_doc,
-             "answer(seq, command, result, message)\n--\n\nForget the tags that were lent, be done, send the answer with what is held, "
-             "and ring.\n\nReturns:\n    Whether that is done. If not it needs more thought, and nothing was sent.");
-
-static PyObject *answer(Answerer *self, PyObject *const *arguments, Py_ssize_t count) {
-    if (!is_open(self)) return NULL;
-    if (count != 4) {
-        PyErr_SetString(PyExc_TypeError, "answer takes a number and three texts");
-        return NULL;
-    }
-    long seq = PyLong_AsLong(arguments[0]);
-    if (seq == -1 && PyErr_Occurred()) return NULL;
+/* Send the answer with what is held: 1 if that is done, 0 if it needs more thought and nothing was sent, -1 with an
+ * exception. */
+static int send(Answerer *self, uint64_t seq, Span command, Span result, Span remark) {
     End *end = &self->end;
-    Message message;
     Draft draft;
-    message.count = 0;
-    int is_usual = span_of(arguments[1], &message.command) && span_of(arguments[2], &message.text) &&
-                   span_of(arguments[3], &message.remark) && may_enter(self);
-    for (Py_ssize_t index = 0; is_usual && index < PyList_GET_SIZE(end->held); index++)
-        is_usual = end_refer(&message, PyList_GET_ITEM(end->held, index));
-    message.timestamp = now_ms();
-    if (!is_usual || !message_write(&draft, &message, 1)) Py_RETURN_FALSE;
-    if (forget_lent(self) < 0) return NULL;
-    enter_status(self, "ok\n     ");
-    if (!page_put(end->out, seq, draft.text, draft.nbytes)) Py_RETURN_FALSE;
+    Message message = {.timestamp = now_ms(), .command = command, .text = result, .remark = remark, .count = 0};
+    if (status_of(self) != word_of(BUSY)) return 0; /* the handler has said something else, or somebody wants our end */
+    for (Py_ssize_t index = 0; index < PyList_GET_SIZE(end->held); index++)
+        if (!end_refer(&message, PyList_GET_ITEM(end->held, index))) return 0;
+    if (!message_write(&draft, &message, 1)) return 0;
+    if (forget_lent(self) < 0) return -1;
+    enter_status(self, OK);
+    if (!page_put(end->out, (long)seq, draft.text, draft.nbytes)) return 0;
     ring_bell(end->peer_bell);
-    Py_RETURN_TRUE;
+    return 1;
+}
+
+/* What a handler has said, or else what goes without saying; 0 if that needs more thought. */
+static int span_or(PyObject *said, Span otherwise, Span *span) {
+    *span = otherwise;
+    if (said == Py_None) return 1;
+    if (!span_of(said, span)) return 0;
+    if (span->nbytes == 0) *span = otherwise;
+    return 1;
+}
+
+/* Send what stands in an answer; as send(). */
+static int send_answer(Answerer *self, const Message *request, PyObject *answer) {
+    PyObject *said[ANSWER_FIELDS];
+    int is_whole = 1;
+    for (int index = 0; index < ANSWER_FIELDS; index++) {
+        said[index] = PyObject_GetAttr(answer, self->names[index]);
+        is_whole &= said[index] != NULL;
+    }
+    Span command, result, remark;
+    int is_sent = -1;
+    if (is_whole) {
+        is_sent = span_or(said[0], request->command, &command) && span_or(said[2], NOTHING, &remark) &&
+                  (remark.nbytes != 0 || span_or(said[3], NOTHING, &remark));
+        if (said[1] == Py_None) result = (Span){"ok", 2};
+        else is_sent = is_sent && span_of(said[1], &result);
+        if (is_sent) is_sent = send(self, request->seq, command, result, remark);
+    }
+    for (int index = 0; index < ANSWER_FIELDS; index++) Py_XDECREF(said[index]);
+    return is_sent;
+}
+
+/* The exception that is set as an object with its traceback, if a handler may raise it. */
+static PyObject *error_of_handler(void) {
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) return NULL;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    if (trace != NULL) PyException_SetTraceback(value, trace);
+    Py_XDECREF(type);
+    Py_XDECREF(trace);
+    return value;
+}
+
+PyDoc_STRVAR(serve_doc,
+             "serve(server)\n--\n\nAwait a request, have the server's main_logic() handle it, and send the answer.\n\nReturns:\n"
+             "    True if that is done. None if it is time to end, or if the request needs more thought: then it waits\n"
+             "    to be taken. Else what is left to be finished: the request, the answer, what main_logic() returned, and\n"
+             "    what it raised or None.");
+
+static PyObject *serve(Answerer *self, PyObject *server) {
+    if (!is_open(self)) return NULL;
+    Message message;
+    PyObject *line, *request = take_request(self, &message, &line);
+    if (request == NULL || request == Py_None) return request;
+    PyObject *result = NULL, *is_known = NULL, *error = NULL;
+    PyObject *answer = PyObject_CallNoArgs(self->answer_type);
+    if (answer != NULL && PyObject_SetAttr(server, self->answer_name, answer) == 0) {
+        PyObject *words[] = {server, PyObject_GetAttr(request, self->names[0]), PyObject_GetAttr(request, self->parameters_name)};
+        if (words[1] != NULL && words[2] != NULL) is_known = PyObject_VectorcallMethod(self->main_logic_name, words, 3, NULL);
+        Py_XDECREF(words[1]);
+        Py_XDECREF(words[2]);
+        if (is_known == NULL) error = error_of_handler();
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace); /* it is no error of a handler's */
+        if (PyObject_SetAttr(server, self->answer_name, Py_None) < 0) PyErr_WriteUnraisable(server);
+        PyErr_Restore(type, value, trace);
+    }
+    if (is_known != NULL || error != NULL) {
+        int is_sent = is_known == Py_True ? send_answer(self, &message, answer) : 0;
+        if (is_sent > 0) result = Py_NewRef(Py_True);
+        else if (is_sent == 0)
+            result = PyTuple_Pack(4, request, answer, is_known == NULL ? Py_None : is_known, error == NULL ? Py_None : error);
+    }
+    Py_XDECREF(is_known);
+    Py_XDECREF(error);
+    Py_XDECREF(answer);
+    Py_DECREF(request);
+    Py_DECREF(line);
+    return result;
 }
 
 static PyMethodDef answerer_methods[] = {
-    {"listen", (PyCFunction)listen_, METH_NOARGS, listen_doc},
+    {"serve", (PyCFunction)serve, METH_O, serve_doc},
     {"fetch_again", (PyCFunction)fetch_again, METH_O, fetch_again_doc},
-    {"answer", (PyCFunction)(void (*)(void))answer, METH_FASTCALL, answer_doc},
     {NULL, NULL, 0, NULL},
 };
 
 PyTypeObject AnswererType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tr_mmap.native.Answerer",
-    .tp_doc = "Answerer(out, own, peer_bell, own_bell, slice_s, pool, mapped, held, status, tags, ends, request_type, ref_type)\n--\n\n"
+    .tp_doc = "Answerer(out, own, peer_bell, own_bell, slice_s, pool, mapped, held, status, tags, ends, request_type, ref_type, answer_type)\n--\n\n"
               "The worker's short cut.",
     .tp_basicsize = sizeof(Answerer),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,

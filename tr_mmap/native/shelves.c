@@ -10,12 +10,14 @@ typedef struct {
     PyObject *mark;
     uint64_t seq;
     Py_ssize_t takes, copied_nbytes;
+    unsigned generation; /* of the process that the segments are of */
     char is_busy; /* a thread is on the long way, in the middle of anything */
 } Shelves;
 
 static int shelves_init(Shelves *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "", names)) return -1;
+    self->generation = fork_generation;
     Py_XSETREF(self->condemned, PyList_New(0));
     Py_XSETREF(self->free, PyDict_New());
     Py_XSETREF(self->mark, PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type));
@@ -108,7 +110,8 @@ static int is_what_was_asked(const Owned *segment, void *wanted) {
 }
 
 static int is_passable(const Shelves *self) {
-    return self->condemned != NULL && PyList_GET_SIZE(self->condemned) == 0 && !self->is_busy;
+    return self->condemned != NULL && PyList_GET_SIZE(self->condemned) == 0 && !self->is_busy &&
+           self->generation == fork_generation;
 }
 
 static void publish(Shelves *self, Owned *segment) {
