@@ -24,6 +24,7 @@ from tr_mmap.manifest import StoreOptions
 from tr_mmap.native import bury
 from tr_mmap.protocol import Request, Response, Status, TensorRef, decode_request, decode_response
 from tr_mmap.segments import Receiver, Segment, SegmentPool
+from tr_mmap.server import _Answer
 from tr_mmap.stores.segments import SegmentControllerStore, SegmentWorkerStore
 
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -291,7 +292,7 @@ def test_bad_rings_lose_nothing_that_takes_the_short_cut(
     controller._ring_bell, worker._ring_bell = relays
     problems: list[object] = []
     asker = short_cuts.asker(controller, asking, problems)
-    answerer = short_cuts.answerer(worker, answering, problems)
+    answerer = short_cuts.answerer(worker, answering, problems, _Answer)
     assert asker is not None
     assert answerer is not None
 
@@ -300,13 +301,19 @@ def test_bad_rings_lose_nothing_that_takes_the_short_cut(
             if bell.wait(0.1):
                 bad.ring()
 
+    class Negative:
+        _answer: Any = None
+
+        def main_logic(self, _: str, parameters: str) -> bool:
+            self._answer.result = str(-int(parameters))
+            return True
+
     def serve() -> None:
-        for number in range(1, exchanges + 1):
-            request = answerer.listen()
-            if request is None or request.parameters != str(number):
-                problems.append(request)
+        server = Negative()
+        for _ in range(exchanges):
+            if (left := answerer.serve(server)) is not True:
+                problems.append(left)
                 return
-            assert answerer.answer(number, "x", str(-number), "")
 
     threads = [threading.Thread(target=relay, args=pair) for pair in zip(relays, bells, strict=True)]
     threads.append(threading.Thread(target=serve))

@@ -28,7 +28,16 @@ from strategies import bits
 import tr_mmap
 from tr_mmap import system
 from tr_mmap.dtypes import DType, by_name
-from tr_mmap.errors import BadMessage, Fault, MissingTag, OutOfSpace, StaleTensor, TSRFormatError, UnsupportedTensor
+from tr_mmap.errors import (
+    BadMessage,
+    Fault,
+    MissingTag,
+    OutOfSpace,
+    SessionNotStarted,
+    StaleTensor,
+    TSRFormatError,
+    UnsupportedTensor,
+)
 from tr_mmap.native import bury
 from tr_mmap.protocol import Request, TensorRef
 from tr_mmap.segments import Receiver, Segment, SegmentPool, Tags
@@ -662,6 +671,21 @@ def test_a_view_of_before_the_fork_that_died_pins_nothing(sides: Sides) -> None:
         sides.pass_on(np.arange(1000))
         sides.settle()
     assert sides.pool.stats().created == 1
+
+
+def test_a_forked_child_neither_publishes_nor_lends(sides: Sides) -> None:
+    for _ in range(3):  # so that there is a short cut
+        sides.pass_on(np.arange(1000))
+        sides.pool.empty(1000, "int64", "numpy")
+        sides.settle()
+
+    def is_refused() -> bool:
+        for action in (lambda: sides.pool.publish(np.arange(1000)), lambda: sides.pool.empty(1000, "int64", "numpy")):
+            with pytest.raises(SessionNotStarted):
+                action()
+        return True
+
+    assert Child(is_refused).verdict() == 0
 
 
 @FRAMEWORKS

@@ -7,7 +7,7 @@ import mmap
 import os
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from tr_mmap.protocol import (
     encode,
     parse_command,
 )
+from tr_mmap.server import _Answer as Answer
 from tr_mmap.stores.segments import SegmentControllerStore, SegmentWorkerStore
 from tr_mmap.tsr import files
 from tr_mmap.tsr import header as codec
@@ -51,6 +52,19 @@ def never() -> bool:
     return False
 
 
+class Handler:
+    """What a server is to the short cut."""
+
+    def __init__(self, handle: Callable[[Any], object]) -> None:
+        self._answer: Any = None
+        self._handle = handle
+        self.asked: list[tuple[str, str]] = []
+
+    def main_logic(self, command: str, parameters: str) -> object:
+        self.asked.append((command, parameters))
+        return self._handle(self._answer)
+
+
 class Pair:
     """Both ends of a session in one process, by either way."""
 
@@ -63,7 +77,7 @@ class Pair:
         self.asking.begin_run(never)
         self.ends: list[int] = []
         asker = short_cuts.asker(self.controller, self.asking, self.ends)
-        answerer = short_cuts.answerer(self.worker, self.answering, self.ends)
+        answerer = short_cuts.answerer(self.worker, self.answering, self.ends, Answer)
         assert asker is not None
         assert answerer is not None
         self.asker, self.answerer = asker, answerer
@@ -83,13 +97,24 @@ class Pair:
         self.controller.receive(0, never)
         self.worker.receive(0, never)
 
-    def listen(self) -> Request | None:
+    def serve(self, handle: Callable[[Any], object]) -> Any:
         """As the answerer, but without waiting for what does not come."""
         self.ends.append(1)
+        handler = Handler(handle)
         try:
-            return self.answerer.listen()
+            return self.answerer.serve(handler)
         finally:
             self.ends.clear()
+            assert handler._answer is None
+
+    def listen(self) -> Request | None:
+        """What is asked, if it comes by the short cut; it is left to be finished."""
+        left = self.serve(lambda _: None)
+        if left is None:
+            return None
+        request, answer, is_known, error = left
+        assert (answer, is_known, error) == (Answer(), None, None)
+        return request
 
     def pass_by_long_way(self, tensors: tuple[Any, ...]) -> None:
         """So that both sides know how such tensors lie."""
@@ -271,15 +296,25 @@ def test_an_answer_by_the_short_cut_is_what_the_long_way_sends(
 ) -> None:
     seq = next(shared.seq)
     shared.hear_late()
-    shared.worker.write_status(Status.BUSY)
+    shared.worker.write_status(Status.READY)
+    assert shared.asker.ask(seq, "asked", ())
     before = shared.page("response")
-    if not shared.answerer.answer(seq, command, result, message):
+
+    def handle(answer: Answer) -> bool:
+        answer.command, answer.result, answer.message, answer.complaint = command, result, message, "complaint"
+        return True
+
+    left = shared.serve(handle)
+    if left is not True:
+        request, answer, is_known, error = left
+        assert (request.seq, request.command, is_known, error) == (seq, "asked", True, None)
+        assert answer == Answer(command, result, message, "complaint")
         assert shared.page("response") == before
         assert shared.worker.read_status().status is Status.BUSY
         return
     line = shared.page("response")
     response = decode_response(line)
-    assert response == Response(seq, command, result, message, response.timestamp)
+    assert response == Response(seq, command or "asked", result, message or "complaint", response.timestamp)
     assert line == on_the_page(response)
     assert shared.controller.read_status().status is Status.OK
 
@@ -331,13 +366,15 @@ def test_tensors_go_there_and_back_without_the_long_way(pair: Pair) -> None:
         loan[:] = number
         assert pair.asker.ask(number, "echo", (loan,))
         del loan
-        assert pair.listen() is not None
-        (view,) = pair.answerer.fetch_again("$0") or [pair.answering.fetch("$0", "numpy")]
-        assert view.tolist() == [number] * 8
-        assert not view.flags.writeable
-        pair.answering.publish((view,))
-        del view
-        assert pair.answerer.answer(number, "echo", "ok", "")
+
+        def handle(_: Answer, number: int = number) -> bool:
+            (view,) = pair.answerer.fetch_again("$0") or [pair.answering.fetch("$0", "numpy")]
+            assert view.tolist() == [number] * 8
+            assert not view.flags.writeable
+            pair.answering.publish((view,))
+            return True
+
+        assert pair.serve(handle) is True
         assert pair.answering.tags == {}
         heard = pair.asker.hear(number, 0.0)
         if heard is None:  # the first time, for the controller does not know that segment yet
@@ -378,7 +415,6 @@ def test_a_status_that_a_word_cannot_replace_is_left_to_the_long_way(pair: Pair,
     pair.worker.status[:] = text.encode().ljust(len(pair.worker.status))
     pair.controller.send(Request(1, "echo"))
     assert pair.listen() is None
-    assert not pair.answerer.answer(1, "echo", "ok", "")
     assert bytes(pair.worker.status).rstrip() == text.strip().encode()
     assert pair.worker.receive(0, never) is not None
 
@@ -386,8 +422,43 @@ def test_a_status_that_a_word_cannot_replace_is_left_to_the_long_way(pair: Pair,
 def test_the_wish_that_the_worker_end_is_heard_without_a_message(pair: Pair) -> None:
     later = threading.Timer(0.05, lambda: (pair.controller.write_status(Status.EXIT), pair.controller.ring()))
     later.start()
-    assert pair.answerer.listen() is None
+    assert pair.answerer.serve(Handler(lambda _: True)) is None
     later.join()
+
+
+@pytest.mark.parametrize("status", [Status.EXIT, Status.EXITING, Status.READY, Status.ERROR])
+def test_what_a_handler_says_of_its_status_is_left_to_the_long_way(pair: Pair, status: Status) -> None:
+    pair.controller.send(Request(1, "echo"))
+    left = pair.serve(lambda _: pair.worker.write_status(status) or True)
+    assert left[2:] == (True, None)
+    assert pair.worker.read_status().status is status
+    assert decode_response(pair.page("response")).seq == 0
+
+
+def test_what_a_handler_raises_is_left_to_the_long_way_with_all_that_it_holds(pair: Pair) -> None:
+    def fail(_: Answer) -> bool:
+        raise ZeroDivisionError("by hand")
+
+    def stop(_: Answer) -> bool:
+        raise KeyboardInterrupt
+
+    pair.controller.send(Request(1, "echo"))
+    request, _, is_known, error = pair.serve(fail)
+    assert (request.seq, is_known) == (1, None)
+    with pytest.raises(ZeroDivisionError, match="by hand") as caught:
+        raise error
+    assert caught.traceback[-1].name == "fail"
+    pair.worker.write_status(Status.ERROR)
+    pair.controller.send(Request(2, "echo"))
+    with pytest.raises(KeyboardInterrupt):
+        pair.serve(stop)
+
+
+@pytest.mark.parametrize("is_known", [False, None, 1, "yes"])
+def test_a_handler_that_does_not_say_true_is_left_to_the_long_way(pair: Pair, is_known: object) -> None:
+    pair.controller.send(Request(1, "echo"))
+    assert pair.serve(lambda _: is_known)[2] is is_known
+    assert decode_response(pair.page("response")).seq == 0
 
 
 # -- what others store -------------------------------------------------------------------------------------------------

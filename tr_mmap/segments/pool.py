@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from .. import system
-from ..errors import OutOfSpace
+from ..errors import OutOfSpace, SessionNotStarted
 from ..forks import Forkable
 from ..native import Shelves, bury, dead, loan_of
 from ..tsr import header as tsr_header
@@ -101,10 +101,12 @@ class SegmentPool(Shelves, Forkable):
         Raises:
             UnsupportedTensor: not a tensor, or of a kind that TSR cannot hold.
             OutOfSpace: no room.
+            SessionNotStarted: this is a child of the pool's process.
         """
         segment: Segment | None = self.publish_again(tensor)
         if segment is not None:
             return segment
+        self._check_own()
         self.is_busy = True
         try:
             if dead or self.condemned:
@@ -158,16 +160,24 @@ class SegmentPool(Shelves, Forkable):
         Raises:
             UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
             OutOfSpace: no room.
+            SessionNotStarted: this is a child of the pool's process.
         """
         if framework == "numpy":
             array = self.lend_again(shape, dtype)
             if array is not None:
                 return array
+        self._check_own()
         self.is_busy = True
         try:
             return self._lend(shape, dtype, framework)
         finally:
             self.is_busy = False
+
+    def _check_own(self) -> None:
+        if self.is_foreign:
+            raise SessionNotStarted(
+                "the segments are those of the process that this one was forked from; it fills them"
+            )
 
     def _lend(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         if dead or self.condemned:
