@@ -26,9 +26,14 @@
     an array's bytes into mapped memory, in one pass.
 
 There are two implementations, with one suite of tests. The C one (``*.c``) is built on installation where there is a
-compiler. ``plain`` and ``plain_arrays`` do the same in Python: small messages take two to five times as long, and its
+compiler. ``plain`` and ``plain_arrays`` do the same in Python: small messages take five to ten times as long, and its
 memory order is right on x86 only, which keeps plain stores in order by itself. ``TR_MMAP_PURE=1`` in the environment
 chooses it.
+
+What is like the last needs no thought, and most requests are like the last. So there are short cuts, which do in one
+call of C what else takes many steps of Python: ``Asker``, ``Answerer``, ``publish_again``, ``lend_again``,
+``fetch_again``, ``open_usual``. Each does just what the long way does, or nothing at all and says so; whatever is
+unusual, wrong, or new is the long way's business. ``tests/test_short_cuts.py`` compares the two.
 """
 
 from __future__ import annotations

@@ -4,49 +4,42 @@
 #include <math.h>
 #include <string.h>
 
-/* What a handler's answer has: what it calls the command, the text, a remark of its own, and one of ours. */
-static const char *const FIELDS[] = {"command", "result", "message", "complaint"};
-enum { ANSWER_FIELDS = sizeof FIELDS / sizeof *FIELDS };
+/* Attributes of Python's objects: first those of an answer, which are what the handler calls the command, the text, a
+ * remark of its own, and one of ours. */
+enum { COMMAND, RESULT, MESSAGE, COMPLAINT, ANSWER, MAIN_LOGIC, PARAMETERS, SEGMENT, SEQ, NAMES };
+enum { ANSWER_FIELDS = ANSWER };
+
+static PyObject *names[NAMES];
+
+static int intern_names(void) {
+    static const char *const texts[NAMES] = {"command",    "result",     "message", "complaint", "_answer",
+                                             "main_logic", "parameters", "segment", "seq"};
+    for (int index = 0; index < NAMES; index++)
+        if (names[index] == NULL && (names[index] = PyUnicode_InternFromString(texts[index])) == NULL) return -1;
+    return 0;
+}
 
 typedef struct {
     End end;
     Py_buffer status; /* status.txt, as in channel/mapped.py */
     PyObject *tags;   /* a dict: where the tensor of a tag is */
     PyObject *lent;   /* a list: tags that are good for the request at hand only */
-    PyObject *request_type, *ref_type;
     PyObject *ends;   /* a list: the controller's end is in it when that has come */
-    PyObject *answer_type;
-    PyObject *names[ANSWER_FIELDS]; /* of an answer's attributes, and more */
-    PyObject *answer_name, *main_logic_name, *parameters_name, *segment_name, *seq_name;
+    PyObject *request_type, *ref_type, *answer_type;
 } Answerer;
 
-static int intern_names(Answerer *self) {
-    for (int index = 0; index < ANSWER_FIELDS; index++)
-        if ((self->names[index] = PyUnicode_InternFromString(FIELDS[index])) == NULL) return -1;
-    self->answer_name = PyUnicode_InternFromString("_answer");
-    self->main_logic_name = PyUnicode_InternFromString("main_logic");
-    self->parameters_name = PyUnicode_InternFromString("parameters");
-    self->segment_name = PyUnicode_InternFromString("segment");
-    self->seq_name = PyUnicode_InternFromString("seq");
-    return self->answer_name == NULL || self->main_logic_name == NULL || self->parameters_name == NULL ||
-                   self->segment_name == NULL || self->seq_name == NULL
-               ? -1
-               : 0;
-}
-
 static int answerer_init(Answerer *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"out",    "own",  "peer_bell", "own_bell", "slice_s",      "pool",     "mapped",
-                            "held",   "status", "tags",    "ends",     "request_type", "ref_type", "answer_type", NULL};
+    static char *keys[] = {"out",    "own",  "peer_bell", "own_bell",     "slice_s",  "pool",        "mapped", "held",
+                           "status", "tags", "ends",      "request_type", "ref_type", "answer_type", NULL};
     PyObject *parts[END_FIELDS], *status, *tags, *ends, *request_type, *ref_type, *answer_type;
     if (self->tags != NULL) {
         PyErr_SetString(PyExc_ValueError, "an answerer is made once");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!OOO", names, parts, parts + 1, parts + 2,
-                                     parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status, &PyDict_Type, &tags,
-                                     &PyList_Type, &ends, &request_type, &ref_type, &answer_type) ||
-        end_init(&self->end, parts) < 0 || (self->lent = PyList_New(0)) == NULL ||
-        intern_names(self) < 0 ||
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!OOO", keys, parts, parts + 1, parts + 2,
+                                     parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status, &PyDict_Type,
+                                     &tags, &PyList_Type, &ends, &request_type, &ref_type, &answer_type) ||
+        intern_names() < 0 || end_init(&self->end, parts) < 0 || (self->lent = PyList_New(0)) == NULL ||
         hold_buffer(status, &self->status, sizeof(uint64_t)) < 0)
         return -1;
     self->ends = Py_NewRef(ends);
@@ -75,12 +68,6 @@ static int answerer_clear(Answerer *self) {
     Py_CLEAR(self->request_type);
     Py_CLEAR(self->ref_type);
     Py_CLEAR(self->answer_type);
-    for (int index = 0; index < ANSWER_FIELDS; index++) Py_CLEAR(self->names[index]);
-    Py_CLEAR(self->answer_name);
-    Py_CLEAR(self->main_logic_name);
-    Py_CLEAR(self->parameters_name);
-    Py_CLEAR(self->segment_name);
-    Py_CLEAR(self->seq_name);
     return end_clear(&self->end);
 }
 
@@ -185,7 +172,7 @@ static PyObject *take_request(Answerer *self, Message *message, PyObject **line)
 static PyObject *fetch(const Answerer *self, PyObject *tag) {
     PyObject *ref = PyDict_GetItemWithError(self->tags, tag);
     if (ref == NULL) return NULL;
-    PyObject *name = PyObject_GetAttr(ref, self->segment_name), *number = PyObject_GetAttr(ref, self->seq_name);
+    PyObject *name = PyObject_GetAttr(ref, names[SEGMENT]), *number = PyObject_GetAttr(ref, names[SEQ]);
     PyObject *array = NULL;
     if (name != NULL && number != NULL && PyUnicode_CheckExact(name) && PyLong_CheckExact(number)) {
         uint64_t seq = PyLong_AsUnsignedLongLong(number);
@@ -252,10 +239,8 @@ static int send(Answerer *self, uint64_t seq, Span command, Span result, Span re
     return 1;
 }
 
-/* What a handler has said, or else what goes without saying; 0 if that needs more thought. */
+/* What a handler has said, or another text if that is empty; 0 if it needs more thought. */
 static int span_or(PyObject *said, Span otherwise, Span *span) {
-    *span = otherwise;
-    if (said == Py_None) return 1;
     if (!span_of(said, span)) return 0;
     if (span->nbytes == 0) *span = otherwise;
     return 1;
@@ -264,20 +249,15 @@ static int span_or(PyObject *said, Span otherwise, Span *span) {
 /* Send what stands in an answer; as send(). */
 static int send_answer(Answerer *self, const Message *request, PyObject *answer) {
     PyObject *said[ANSWER_FIELDS];
-    int is_whole = 1;
-    for (int index = 0; index < ANSWER_FIELDS; index++) {
-        said[index] = PyObject_GetAttr(answer, self->names[index]);
-        is_whole &= said[index] != NULL;
-    }
-    Span command, result, remark;
-    int is_sent = -1;
-    if (is_whole) {
-        is_sent = span_or(said[0], request->command, &command) && span_or(said[2], NOTHING, &remark) &&
-                  (remark.nbytes != 0 || span_or(said[3], NOTHING, &remark));
-        if (said[1] == Py_None) result = (Span){"ok", 2};
-        else is_sent = is_sent && span_of(said[1], &result);
-        if (is_sent) is_sent = send(self, request->seq, command, result, remark);
-    }
+    Span command, result = {"ok", 2}, remark;
+    int is_sent = 1;
+    for (int index = 0; index < ANSWER_FIELDS; index++)
+        if ((said[index] = PyObject_GetAttr(answer, names[index])) == NULL) is_sent = -1;
+    if (is_sent > 0)
+        is_sent = (said[RESULT] == Py_None || span_of(said[RESULT], &result)) &&
+                  span_or(said[COMMAND], request->command, &command) && span_or(said[COMPLAINT], NOTHING, &remark) &&
+                  span_or(said[MESSAGE], remark, &remark);
+    if (is_sent > 0) is_sent = send(self, request->seq, command, result, remark);
     for (int index = 0; index < ANSWER_FIELDS; index++) Py_XDECREF(said[index]);
     return is_sent;
 }
@@ -307,23 +287,24 @@ static PyObject *serve(Answerer *self, PyObject *server) {
     if (request == NULL || request == Py_None) return request;
     PyObject *result = NULL, *is_known = NULL, *error = NULL;
     PyObject *answer = PyObject_CallNoArgs(self->answer_type);
-    if (answer != NULL && PyObject_SetAttr(server, self->answer_name, answer) == 0) {
-        PyObject *words[] = {server, PyObject_GetAttr(request, self->names[0]), PyObject_GetAttr(request, self->parameters_name)};
-        if (words[1] != NULL && words[2] != NULL) is_known = PyObject_VectorcallMethod(self->main_logic_name, words, 3, NULL);
-        Py_XDECREF(words[1]);
-        Py_XDECREF(words[2]);
+    PyObject *words[] = {server, PyObject_GetAttr(request, names[COMMAND]), PyObject_GetAttr(request, names[PARAMETERS])};
+    if (answer != NULL && words[1] != NULL && words[2] != NULL && PyObject_SetAttr(server, names[ANSWER], answer) == 0) {
+        is_known = PyObject_VectorcallMethod(names[MAIN_LOGIC], words, 3, NULL);
         if (is_known == NULL) error = error_of_handler();
         PyObject *type, *value, *trace;
-        PyErr_Fetch(&type, &value, &trace); /* it is no error of a handler's */
-        if (PyObject_SetAttr(server, self->answer_name, Py_None) < 0) PyErr_WriteUnraisable(server);
+        PyErr_Fetch(&type, &value, &trace); /* what no handler raises: the worker is to end */
+        if (PyObject_SetAttr(server, names[ANSWER], Py_None) < 0) PyErr_WriteUnraisable(server);
         PyErr_Restore(type, value, trace);
     }
     if (is_known != NULL || error != NULL) {
         int is_sent = is_known == Py_True ? send_answer(self, &message, answer) : 0;
         if (is_sent > 0) result = Py_NewRef(Py_True);
         else if (is_sent == 0)
-            result = PyTuple_Pack(4, request, answer, is_known == NULL ? Py_None : is_known, error == NULL ? Py_None : error);
+            result = PyTuple_Pack(4, request, answer, is_known == NULL ? Py_None : is_known,
+                                  error == NULL ? Py_None : error);
     }
+    Py_XDECREF(words[1]);
+    Py_XDECREF(words[2]);
     Py_XDECREF(is_known);
     Py_XDECREF(error);
     Py_XDECREF(answer);
@@ -341,7 +322,8 @@ static PyMethodDef answerer_methods[] = {
 PyTypeObject AnswererType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tr_mmap.native.Answerer",
-    .tp_doc = "Answerer(out, own, peer_bell, own_bell, slice_s, pool, mapped, held, status, tags, ends, request_type, ref_type, answer_type)\n--\n\n"
+    .tp_doc = "Answerer(out, own, peer_bell, own_bell, slice_s, pool, mapped, held, status, tags, ends, request_type, "
+              "ref_type, answer_type)\n--\n\n"
               "The worker's short cut.",
     .tp_basicsize = sizeof(Answerer),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,

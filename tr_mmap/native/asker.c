@@ -121,7 +121,8 @@ static int send(Asker *self, PyObject *number, PyObject *words, PyObject *tensor
     message.count = 0;
     message.remark = NOTHING;
     if (!split(words, &message.command, &message.text) || !PyTuple_CheckExact(tensors) ||
-        PyTuple_GET_SIZE(tensors) > MOST_TENSORS || PyList_GET_SIZE(end->held) != 0 || self->generation != fork_generation)
+        PyTuple_GET_SIZE(tensors) > MOST_TENSORS || PyList_GET_SIZE(end->held) != 0 ||
+        self->generation != fork_generation)
         return 0;
     if (is_over(self)) return 0;
     int is_sent = publish_all(end, tensors, &message);
