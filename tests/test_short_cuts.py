@@ -6,6 +6,7 @@ import itertools
 import mmap
 import os
 import resource
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -553,6 +554,22 @@ def test_a_line_in_any_other_form_than_the_usual_one_is_left_to_the_long_way(pai
     if rest != b"}":  # an answer may be empty
         assert pair.asker.hear(3, 0.0) is None
         assert pair.controller.receive(0, never) is not None
+
+
+def test_what_a_signal_handler_raises_comes_through_whatever_it_is(pair: Pair) -> None:
+    def raise_it(*_: Any) -> None:
+        raise ValueError("from the handler")
+
+    previous = signal.signal(signal.SIGUSR1, raise_it)
+    try:
+        for wait in (lambda: pair.asker.hear(3, 60.0), lambda: pair.answerer.serve(Handler(lambda _: True))):
+            later = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1))
+            later.start()
+            with pytest.raises(ValueError, match="from the handler"):
+                wait()
+            later.join()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
 
 
 def test_a_message_without_an_end_is_left_to_the_long_way(pair: Pair) -> None:

@@ -92,8 +92,8 @@ PyObject *end_await(End *self, double timeout_s, Ends ends, void *context, int i
     PyObject *line = page_await(self->in, self->own_bell, timeout_s, self->slice_s, ends, context);
     if (line == Py_None) return line;
     if (line == NULL) {
-        if (!PyErr_ExceptionMatches(PyExc_ValueError)) return NULL;
-        PyErr_Clear(); /* a message without an end */
+        if (!page_is_endless(self->in)) return NULL;
+        PyErr_Clear();
     } else if (message_read(PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), is_response, message)) {
         return line;
     }

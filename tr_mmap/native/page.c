@@ -16,6 +16,7 @@ typedef struct {
     double since_us; /* when the wait for the next message began; 0 while there is none */
     int is_worth_it; /* the last message came within spin_us, so the next one is looked for */
     PyObject *taken;   /* bytes: the last line that was taken */
+    int is_endless;    /* it had no end */
     PyObject *refused; /* bytes or NULL: a line that lies there and is not the peer's */
 } Page;
 
@@ -114,6 +115,7 @@ PyDoc_STRVAR(take_doc,
 static PyObject *page_take(Page *self, PyObject *unused) {
     (void)unused;
     if (!is_made(self)) return NULL;
+    self->is_endless = 0;
     uint64_t word = load_acquire(self->number);
     if (word == self->seen || word == blank()) Py_RETURN_NONE;
     const char *text = self->buffer.buf;
@@ -138,6 +140,7 @@ static PyObject *page_take(Page *self, PyObject *unused) {
     Py_XSETREF(self->taken, Py_NewRef(line));
     if (end == NULL) {
         Py_DECREF(line);
+        self->is_endless = 1;
         PyErr_SetString(PyExc_ValueError, "the message has no end");
         return NULL;
     }
@@ -255,6 +258,8 @@ static PyObject *page_wait(Page *self, PyObject *const *arguments, Py_ssize_t co
 }
 
 PyDoc_STRVAR(put_back_doc, "put_back()\n--\n\nLet the line just taken be taken again.");
+
+int page_is_endless(PyObject *page) { return ((Page *)page)->is_endless; }
 
 void page_restore(PyObject *page) { ((Page *)page)->seen = blank(); }
 

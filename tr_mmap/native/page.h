@@ -14,6 +14,9 @@ int page_put(PyObject *page, long seq, const char *others, Py_ssize_t nbytes);
 /* Take the next message's line, as Page.wait() does. */
 PyObject *page_await(PyObject *page, PyObject *bell, double timeout_s, double slice_s, Ends ends, void *context);
 
+/* Whether that raised because the message has no end, and not what a signal handler did. */
+int page_is_endless(PyObject *page);
+
 /* Let the line just taken be taken again. */
 void page_restore(PyObject *page);
 
