@@ -8,7 +8,7 @@ from tr_mmap import Server
 server = Server(framework="numpy")
 
 
-LOAN_NBYTES = 64 << 10  # what is smaller costs less to copy than to lend
+LOAN_NBYTES = 64 << 10  # what is smaller costs as little to copy as to lend
 
 
 @server.command("increment")
