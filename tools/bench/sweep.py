@@ -50,7 +50,7 @@ class Limits:
 
     @classmethod
     def quick(cls) -> Limits:
-        return cls(rounds=4, peer_s=0.3, most=1200, least=3, slow_s=6.0)
+        return cls(rounds=4, peer_s=0.25, most=1200, least=3, slow_s=6.0)
 
     @classmethod
     def full(cls) -> Limits:

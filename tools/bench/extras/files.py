@@ -52,5 +52,5 @@ def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
             if action() != float(x[0]):
                 raise RuntimeError(f"{name} read a wrong first element")
         say("file load: first element of 256 MiB")
-        found = interleave(actions, rounds=3 if quick else 10, batch=3 if quick else 10, warm=1)
+        found = interleave(actions, rounds=2 if quick else 10, batch=3 if quick else 10, warm=1)
     return {**{name: summary.to_json() for name, summary in found.items()}, "absent": absent, "nbytes": _NBYTES}

@@ -17,7 +17,7 @@ _SETTLE_S = 0.5
 
 
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    seconds = 4 if quick else 10
+    seconds = 3 if quick else 10
     say(f"idle CPU over {seconds} s")
     return run_child(__name__, str(seconds))
 
