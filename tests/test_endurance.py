@@ -24,7 +24,6 @@ from tr_mmap.manifest import StoreOptions
 from tr_mmap.native import bury
 from tr_mmap.protocol import Request, Response, Status, TensorRef, decode_request, decode_response
 from tr_mmap.segments import Receiver, Segment, SegmentPool
-from tr_mmap.server import _Answer
 from tr_mmap.stores.segments import SegmentControllerStore, SegmentWorkerStore
 
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -292,7 +291,7 @@ def test_bad_rings_lose_nothing_that_takes_the_short_cut(
     controller._ring_bell, worker._ring_bell = relays
     problems: list[object] = []
     asker = short_cuts.asker(controller, asking, problems)
-    answerer = short_cuts.answerer(worker, answering, problems, _Answer)
+    answerer = short_cuts.answerer(worker, answering, problems)
     assert asker is not None
     assert answerer is not None
 

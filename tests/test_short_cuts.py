@@ -21,6 +21,7 @@ from strategies import arrays, bits
 from support import TOOLS, Gate
 
 from tr_mmap import PythonSession, load, native, save, short_cuts
+from tr_mmap.answers import Answer
 from tr_mmap.channel import MappedChannel
 from tr_mmap.channel.mapped import PAGE_NBYTES
 from tr_mmap.errors import BadMessage
@@ -37,7 +38,6 @@ from tr_mmap.protocol import (
     encode,
     parse_command,
 )
-from tr_mmap.server import _Answer as Answer
 from tr_mmap.stores.segments import SegmentControllerStore, SegmentWorkerStore
 from tr_mmap.tsr import files
 from tr_mmap.tsr import header as codec
@@ -78,7 +78,7 @@ class Pair:
         self.asking.begin_run(never)
         self.ends: list[int] = []
         asker = short_cuts.asker(self.controller, self.asking, self.ends)
-        answerer = short_cuts.answerer(self.worker, self.answering, self.ends, Answer)
+        answerer = short_cuts.answerer(self.worker, self.answering, self.ends)
         assert asker is not None
         assert answerer is not None
         self.asker, self.answerer = asker, answerer

@@ -10,14 +10,12 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-import msgspec
-
 from . import short_cuts
+from .answers import Answer, failure_of, log, printable
 from .auth import Tally
 from .channel import Channel
 from .errors import BadMessage, HostilePath, MissingTag, OutOfSpace, SessionNotStarted, TRException
@@ -50,49 +48,6 @@ class _Stop(BaseException):
     """Raised by SIGINT and SIGTERM; a BaseException so that no handler's ``except Exception`` keeps it."""
 
 
-def _printable(text: str | Exception) -> str:
-    """The text as UTF-8 can hold it: an exception's may have the bytes of a file name in it, or may not be had."""
-    try:
-        text = str(text)
-    except Exception:  # a user's class; the traceback says which
-        text = "(it has no text)"
-    return text.encode("utf-8", "replace").decode()
-
-
-def _print(*values: Any) -> None:
-    """Write to the worker's log, which lies where the tensors do: a full file system must not end the worker."""
-    try:
-        print(*values, file=sys.stderr, flush=True)
-    except OSError:
-        pass
-
-
-def _failure_of(error: Exception) -> Failure:
-    """What the controller is told of what a handler raised; the traceback also goes to the log."""
-    name = type(error).__name__
-    if getattr(error, "is_bad_input", False):
-        return Failure(FailureKind.BAD_INPUT, name, _printable(error))
-    trace = _printable("".join(traceback.format_exception(error)))
-    _print(trace)
-    return Failure(FailureKind.HANDLER, name, _printable(error), trace)
-
-
-class _Answer(msgspec.Struct):
-    """What a handler has said so far in answer to one request.
-
-    Attributes:
-        command: what the handler calls it; "" for what the controller does.
-        result: the text; None where it has said nothing.
-        message: a remark.
-        complaint: a remark of ours, why get_tensors gave None, unless the handler makes one.
-    """
-
-    command: str = ""
-    result: str | None = None
-    message: str = ""
-    complaint: str = ""
-
-
 class TechRenaissanceServer:
     """A worker. Override :meth:`main_logic` and call :meth:`run`.
 
@@ -111,7 +66,7 @@ class TechRenaissanceServer:
         self._answerer: Answerer | None = None
         self._store: WorkerStore | None = None  # of the request at hand
         self._watch: PeerWatch | None = None
-        self._answer: _Answer | None = None
+        self._answer: Answer | None = None
         self._status = Status.STARTING  # the last one that we wrote, but for those of requests that took the short cut
         self._is_stopping = False
         self._is_orphan = False
@@ -214,7 +169,7 @@ class TechRenaissanceServer:
     def debug_message(self, *args: Any) -> None:
         """Print to the worker's log, if ``debug``."""
         if self.debug:
-            _print("[worker]", *args)
+            log("[worker]", *args)
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -260,7 +215,7 @@ class TechRenaissanceServer:
                 return
             if left is not None:
                 request, answer, is_known, error = left
-                failure = None if error is None else _failure_of(error)
+                failure = None if error is None else failure_of(error)
                 del left, error  # and the traceback, whose frames hold views
                 self._finish(channel, joined.store, request, answer, is_known, failure)
                 return
@@ -302,13 +257,13 @@ class TechRenaissanceServer:
         self._enter(channel, Status.BUSY)
         store.begin(request)
         self._store = store
-        answer = self._answer = _Answer()
+        answer = self._answer = Answer()
         is_known: bool | None = None
         failure: Failure | None = None
         try:
             is_known = self.main_logic(request.command, request.parameters)
         except Exception as error:
-            failure = _failure_of(error)
+            failure = failure_of(error)
         finally:
             self._answer = None
         self._finish(channel, store, request, answer, is_known, failure)
@@ -318,7 +273,7 @@ class TechRenaissanceServer:
         channel: Channel,
         store: WorkerStore,
         request: Request,
-        answer: _Answer,
+        answer: Answer,
         is_known: bool | None,
         failure: Failure | None,
     ) -> None:
@@ -349,7 +304,7 @@ class TechRenaissanceServer:
             store.withdraw()
             self._enter(channel, Status.ERROR, str(error))
             failure = Failure(FailureKind.HANDLER, type(error).__name__, str(error))
-            command = _printable(command[:MAX_DETAIL_CHARS])
+            command = printable(command[:MAX_DETAIL_CHARS])
             self._insist(channel, Response(seq=request.seq, command=command, timestamp=now_ms(), error=failure))
 
     def describe_unknown(self, command: str) -> str:
@@ -394,7 +349,7 @@ class TechRenaissanceServer:
         if joined.peer is not None:
             self._watch = PeerWatch(joined.peer, self._controller_died)
         ends = [] if self._watch is None else self._watch.ends
-        self._answerer = short_cuts.answerer(joined.channel, joined.store, ends, _Answer)
+        self._answerer = short_cuts.answerer(joined.channel, joined.store, ends)
 
     def cleanup_session_dir(self) -> None:
         """Disconnect; removes the session's directory if the controller can no longer do so."""

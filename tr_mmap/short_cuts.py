@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import native
+from .answers import Answer
 from .channel import Channel, MappedChannel
 from .protocol import Request, Response, TensorRef
 from .stores import ControllerStore, WorkerStore
@@ -33,19 +34,16 @@ def asker(channel: Channel, store: ControllerStore, ends: list[Any]) -> native.A
     return native.Asker(*channel.ends(), *store.ends(), ends, Response)
 
 
-def answerer(channel: Channel, store: WorkerStore, ends: list[Any], answer_type: type) -> native.Answerer | None:
+def answerer(channel: Channel, store: WorkerStore, ends: list[Any]) -> native.Answerer | None:
     """The worker's short cut, if there is one.
 
     Args:
         channel: of the session.
         store: of the session.
         ends: gets an element when the controller has ended.
-        answer_type: of what a handler says, with the attributes ``command``, ``result``, ``message``, ``complaint``.
     """
     if not native.IS_COMPILED or not isinstance(channel, MappedChannel):
         return None
     if not isinstance(store, SegmentWorkerStore) or store.has_checksum:
         return None
-    return native.Answerer(
-        *channel.ends(), *store.ends(), channel.status, store.tags, ends, Request, TensorRef, answer_type
-    )
+    return native.Answerer(*channel.ends(), *store.ends(), channel.status, store.tags, ends, Request, TensorRef, Answer)
