@@ -16,7 +16,7 @@ import pytest
 from support import TOOLS
 
 import tr_mmap
-from tr_mmap import PythonSession
+from tr_mmap import PythonSession, RemoteError
 from tr_mmap.manifest import StoreOptions
 from tr_mmap.native import bury
 from tr_mmap.protocol import TensorRef
@@ -70,6 +70,8 @@ def test_no_interrupt_of_a_request_costs_a_later_one(alarm: Alarm, spin_us: floa
     def ask() -> None:
         for number in range(50):
             assert session.fetch_response(f"say {number}") == str(number)
+            with pytest.raises(RemoteError):
+                session.fetch_response("missing")
 
     with PythonSession(TOOLS, "interrupts", quiet_mode=True, spin_us=spin_us) as session:
         while alarm.count < 1500:

@@ -24,7 +24,7 @@ from tr_mmap import PythonSession, load, native, save, short_cuts
 from tr_mmap.answers import Answer
 from tr_mmap.channel import MappedChannel
 from tr_mmap.channel.mapped import PAGE_NBYTES
-from tr_mmap.errors import BadMessage
+from tr_mmap.errors import BadMessage, RemoteError, SessionNotStarted, UnsupportedTensor, WorkerDied
 from tr_mmap.manifest import StoreOptions
 from tr_mmap.protocol import (
     Failure,
@@ -246,7 +246,7 @@ def test_tensors_are_lent_with_a_request_or_none_of_them_is(pair: Pair) -> None:
 def test_nothing_is_asked_of_a_worker_that_has_ended(pair: Pair) -> None:
     pair.ends.append(1)
     assert not pair.asker.ask(1, "echo", ())
-    assert pair.asker.call(1, "echo", (), 60.0) is None
+    assert pair.asker.call(1, "echo", (), 60.0) is False
     assert pair.asker.asked == 0
 
 
@@ -422,6 +422,14 @@ def test_a_status_that_a_word_cannot_replace_is_left_to_the_long_way(pair: Pair,
 
 def test_the_wish_that_the_worker_end_is_heard_without_a_message(pair: Pair) -> None:
     later = threading.Timer(0.05, lambda: (pair.controller.write_status(Status.EXIT), pair.controller.ring()))
+    later.start()
+    assert pair.answerer.serve(Handler(lambda _: True)) is None
+    later.join()
+
+
+@pytest.mark.parametrize("status", [Status.EXITING, Status.TERMINATED])
+def test_a_worker_that_says_that_it_ends_while_it_waits_ends(pair: Pair, status: Status) -> None:
+    later = threading.Timer(0.05, lambda: (pair.worker.write_status(status), pair.worker.wake()))
     later.start()
     assert pair.answerer.serve(Handler(lambda _: True)) is None
     later.join()
@@ -618,6 +626,86 @@ def test_a_session_that_goes_on_as_before_takes_no_long_way(workspace: Path, mon
                 patch.setattr(owner, name, forbidden)
             for _ in range(5):
                 work()
+
+
+def test_an_unusual_answer_that_nobody_waits_for_costs_the_next_request_no_time(workspace: Path) -> None:
+    with PythonSession(TOOLS, "orphan", quiet_mode=True) as session:
+        session.fetch_response("hello you")
+        exchange: Any = session._exchange
+        asker = exchange.place.run.asker
+        assert asker.ask(exchange._seq + 1, "fail on purpose", ())  # as if an interrupt had lost track of it
+        exchange._seq += 1
+        assert session.fetch_response("say on") == "on"
+        assert not session.new_response()
+
+
+@pytest.mark.parametrize("is_short", [True, False])
+def test_a_handler_that_asks_something_itself_has_no_request_sent_twice(
+    workspace: Path, gate: Gate, tmp_path: Path, is_short: bool
+) -> None:
+    asked: list[str] = []
+    with PythonSession(TOOLS, "nested", quiet_mode=True) as session:
+        session.fetch_response("hello you")
+        if not is_short:
+            session._exchange.place.run.asker = None  # type: ignore[union-attr]
+
+        def handle(*_: Any) -> None:
+            gate.let_go("late")
+            asked.append(session.fetch_response("say from the handler"))
+
+        previous = signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            with pytest.raises(TimeoutError):
+                session.fetch_response(gate.message, 1000)
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+        assert asked == ["from the handler"]
+        assert session.fetch_response("say on") == "on"  # the gate would hold it up if it were asked for again
+
+
+def test_a_handler_that_ends_the_session_in_a_copy_gets_no_freed_memory_sent(workspace: Path) -> None:
+    large = np.zeros(64 << 20, np.uint8)
+    with PythonSession(TOOLS, "ended", quiet_mode=True) as session:
+        for _ in range(3):
+            session.calculate("echo", FLOATS, large)
+        pages = workspace / "python_session" / "tr_session_ended" / "request.json"
+        with open(pages, "rb") as file:
+            page = mmap.mmap(file.fileno(), PAGE_NBYTES, prot=mmap.PROT_READ)
+
+        def echo_for_ever() -> None:
+            while True:
+                session.calculate("echo", FLOATS, large)
+
+        previous = signal.signal(signal.SIGALRM, lambda *_: session.close())
+        signal.setitimer(signal.ITIMER_REAL, 0.002)  # a copy takes longer
+        try:
+            with pytest.raises((SessionNotStarted, WorkerDied)):
+                echo_for_ever()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+        decode_request(page[:].partition(b"\n")[0])
+        page.close()
+
+
+@pytest.mark.parametrize("other", [np.zeros((300, 3)).T, np.float64(3), "text", np.arange(7)])
+def test_a_request_that_takes_the_long_way_copies_each_tensor_once(workspace: Path, other: Any) -> None:
+    x = np.arange(1000.0)
+    with PythonSession(TOOLS, "copies", quiet_mode=True) as session:
+        for _ in range(3):
+            session.calculate("echo", x)
+        before = session.stats()
+        try:
+            session.calculate("echo", x, other)
+        except UnsupportedTensor:
+            pass
+        after = session.stats()
+        assert after.copied_nbytes - before.copied_nbytes <= x.nbytes + getattr(other, "nbytes", 0)
+        assert after.published - before.published <= 2
+        with pytest.raises(RemoteError):  # too long for the short cut
+            session.calculate("digest " + "x" * 5000, x)
+        assert session.stats().copied_nbytes - after.copied_nbytes == x.nbytes
 
 
 def test_a_late_answer_is_not_taken_for_the_next_ones(workspace: Path, gate: Gate) -> None:

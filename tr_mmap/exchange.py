@@ -5,7 +5,6 @@ Not safe for threads by itself: its session holds a lock around every call. Neve
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
@@ -40,7 +39,7 @@ class Exchange:
         self._framework = framework
         self._seq = 0
         self._pending: Request | None = None  # asked and not answered
-        self._is_abandoned = False  # nobody waits for the pending answer any more
+        self._is_own = False  # the pending answer is one caller's, who may have given up; nobody else takes it
         self._answers: deque[Answer] = deque()  # answered and not taken, with views that hold the leases
 
     def run(self) -> Run:
@@ -92,36 +91,54 @@ class Exchange:
             timeout_ms: how long to wait for the answer.
             framework: what the answer's tensors come as; None to leave them.
         """
-        run, pending = self.place.run, None
+        began_s = time.monotonic()
+        run, pending, is_usual = self.place.run, None, False
         asker = None if run is None else run.asker  # which gives way in a child
         if asker is not None and self._pending is None and framework != "torch" and not self.store.news:
             self._seq = seq = self._seq % MAX_SEQ + 1
+            self.store.is_asked = True  # now, for a signal handler may send and drop tags meanwhile
             try:
-                answer: Answer | None = asker.call(seq, message, tensors, timeout_ms / 1000)
+                answer = asker.call(seq, message, tensors, timeout_ms / 1000)
             except BaseException:  # Ctrl-C too
                 if asker.asked == seq:
-                    self._begin(Request(seq, *parse_command(message)), is_abandoned=True)
+                    self._begin(Request(seq, *parse_command(message)), is_own=True)
+                else:
+                    self.store.withdraw()
                 raise
-            if answer is not None:
+            if answer:
+                self.store.is_asked = False
                 return answer
-            if asker.asked == seq:  # the time is over, or what came needs more thought
-                pending = self._begin(Request(seq, *parse_command(message)))
-        if pending is None:
-            pending = self.ask(message, tensors, timeout_ms)
-            began_s = time.monotonic()
+            if answer is None:  # the time is over, or what came needs more thought
+                pending = Request(seq, *parse_command(message))
+                if asker.asked != seq:  # a signal handler has asked something itself, and passed over our answer
+                    raise self._unanswered(pending, timeout_ms)
+                self._begin(pending, is_own=True)
         else:
-            began_s = -math.inf
-        try:
-            return self._await(pending, timeout_ms, began_s, framework)
-        except BaseException:
-            self._is_abandoned = True  # if it is still pending; asking for the next one resets this
-            raise
+            is_usual = True
+        if pending is None:
+            pending = self._ask(message, tensors, timeout_ms, is_own=True, is_usual=is_usual)
+        return self._await(pending, timeout_ms, began_s, framework)
 
-    def ask(self, message: Message, tensors: tuple[Any, ...], timeout_ms: float) -> Request:
+    def ask(self, message: Message, timeout_ms: float) -> None:
         """Send a request; waits first for the answer to an earlier one, which can still be taken.
 
         Raises:
             BadMessage: there is no command in the message.
+        """
+        self._ask(message, (), timeout_ms, is_own=False, is_usual=True)
+        self._asked.notify_all()
+
+    def _ask(
+        self, message: Message, tensors: tuple[Any, ...], timeout_ms: float, *, is_own: bool, is_usual: bool
+    ) -> Request:
+        """Send a request.
+
+        Args:
+            message: the command, and words for it.
+            tensors: lent for this request only.
+            timeout_ms: how long to wait for the answer to an earlier one.
+            is_own: nobody but the caller may take the answer.
+            is_usual: whether the short cut is worth a try.
         """
         command, parameters = parse_command(message)
         run = self.run()
@@ -132,26 +149,25 @@ class Exchange:
         store, asker = self.store, run.asker
         self._seq = seq = self._seq % MAX_SEQ + 1
         try:
-            if asker is not None and not store.news and asker.ask(seq, message, tensors):
+            if is_usual and asker is not None and not store.news and asker.ask(seq, message, tensors):
                 request = Request(seq, command, parameters)
             else:
                 request = store.prepare(seq, command, parameters, tensors)
                 run.channel.send(request)
         except BaseException:
-            store.withdraw()
+            if asker is not None and asker.asked == seq:  # it is sent, and nobody will wait for it
+                self._begin(Request(seq, command, parameters), is_own=True)
+            else:
+                store.withdraw()
             raise
-        return self._begin(request)
+        return self._begin(request, is_own=is_own)
 
-    def _begin(self, request: Request, *, is_abandoned: bool = False) -> Request:
-        """A request was sent."""
+    def _begin(self, request: Request, *, is_own: bool) -> Request:
+        """A request was sent, the answer to which is the caller's own, or anybody's who waits."""
         self._pending = request
-        self._is_abandoned = is_abandoned
+        self._is_own = is_own
         self.store.is_asked = True
         return request
-
-    def announce(self) -> None:
-        """Tell threads that wait for a request that one is under way."""
-        self._asked.notify_all()
 
     def ask_to_exit(self, timeout_ms: float) -> bool:
         """Ask the worker to end, even in the middle of a request; whether it has ended in time."""
@@ -180,9 +196,9 @@ class Exchange:
         pending = self._pending
         if pending is None:
             return
-        is_abandoned = self._is_abandoned
+        is_own = self._is_own
         response = self._await_response(pending, timeout_ms, time.monotonic())
-        if not is_abandoned:
+        if not is_own:
             # Now, for with the next request the worker may take a result back that nobody holds.
             self._answers.append((response, self._receive_all(response, self._framework)))
 
@@ -190,14 +206,14 @@ class Exchange:
         """The oldest answer that nobody has taken; waits for a request too, which another thread may make."""
         self.run()
         began_s = time.monotonic()
-        if not self._answers and (self._pending is None or self._is_abandoned):
+        if not self._answers and (self._pending is None or self._is_own):
             self._asked.wait_for(lambda: self._answers or self._is_asked(), timeout_ms / 1000)
         if self._answers:
             response, held = self._answers.popleft()
             if response.error is not None:
                 raise _remote_error(response.command, response.error)
             return response, held
-        if self._pending is None or self._is_abandoned:
+        if self._pending is None or self._is_own:
             raise ResponseTimeout(
                 f"no request was made, so no response came within {timeout_ms:.0f} ms; call send_request first",
                 timeout_ms=timeout_ms,
@@ -206,7 +222,7 @@ class Exchange:
         return self._await(self._pending, timeout_ms, began_s, self._framework if has_tensors else None)
 
     def _is_asked(self) -> bool:
-        return self._pending is not None and not self._is_abandoned
+        return self._pending is not None and not self._is_own
 
     def _await(self, pending: Request, timeout_ms: float, began_s: float, framework: str | None) -> Answer:
         """The answer to a request, with its tensors if a framework is named; the time counts from ``began_s`` on."""
@@ -241,19 +257,22 @@ class Exchange:
                 run.channel.put_back()
                 raise
             if response is None:
-                if run.is_over():
-                    raise self.worker_died()
-                raise ResponseTimeout(
-                    f"no response to {pending.command!r} within {timeout_ms:.0f} ms; give it more time, or "
-                    "terminate() and start() the worker",
-                    timeout_ms=timeout_ms,
-                    command=pending.command,
-                )
+                raise self._unanswered(pending, timeout_ms)
             if response.seq == pending.seq:
                 self._pending = None
                 self.store.answered(pending)
                 return response
             # Else an answer that nobody waits for.
+
+    def _unanswered(self, request: Request, timeout_ms: float) -> WorkerDied | ResponseTimeout:
+        if self.run().is_over():
+            return self.worker_died()
+        return ResponseTimeout(
+            f"no response to {request.command!r} within {timeout_ms:.0f} ms; give it more time, or "
+            "terminate() and start() the worker",
+            timeout_ms=timeout_ms,
+            command=request.command,
+        )
 
     def _receive(self, timeout_ms: float, stop: Callable[[], bool]) -> bytes | None:
         """As the channel's, but the worker may be waiting for views that other threads here have dropped meanwhile."""
@@ -297,7 +316,7 @@ class Exchange:
     def forget(self) -> None:
         """Forget the request under way and all answers."""
         self._end_request()
-        self._is_abandoned = False
+        self._is_own = False
         self._answers.clear()
 
 

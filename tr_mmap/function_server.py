@@ -59,12 +59,10 @@ class Server(TechRenaissanceServer):
             result = known.function(parameters)
         else:
             result = known.function(*self._bind(known, parameters))
-        if type(result) is str:
-            self._answer.result = result  # type: ignore[union-attr] # we are asked something
+        if isinstance(result, str):
+            self._answer.result = str(result)  # type: ignore[union-attr] # we are asked something
         elif isinstance(result, _SEVERAL):
             self.send_tensors(*result)
-        elif isinstance(result, str):
-            self.write_response("", str(result))
         elif result is not None:
             self._store.publish((result,))  # type: ignore[union-attr]
         return True

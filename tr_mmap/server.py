@@ -138,7 +138,8 @@ class TechRenaissanceServer:
         line = parse_status(text)
         channel = self._open_channel()
         if line.status not in TRANSITIONS[self._status]:
-            raise BadMessage(f"a worker that is {self._status} cannot become {line.status}", detail=text[:80])
+            now = Status.BUSY if self._answer is not None and self._status.is_waiting else self._status
+            raise BadMessage(f"a worker that is {now} cannot become {line.status}", detail=text[:80])
         self._enter(channel, line.status, line.detail)
         channel.ring()
         if line.status.is_over:

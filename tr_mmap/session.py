@@ -273,9 +273,7 @@ class PythonSession:
             ResponseTimeout: the earlier request does not end.
         """
         with self._lock:
-            exchange = self._open()
-            exchange.ask(message, (), DEFAULT_TIMEOUT_MS)
-            exchange.announce()
+            self._open().ask(message, DEFAULT_TIMEOUT_MS)
 
     def read_response(self) -> str | None:
         """Take the response's text if there is one; None if not.

@@ -1,7 +1,7 @@
 """What both implementations offer; said in full in ``plain`` and ``plain_arrays``."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -93,7 +93,9 @@ class Asker:
     def asked(self) -> int: ...
     def ask(self, seq: int, message: object, tensors: object) -> bool: ...
     def hear(self, seq: int, timeout_s: float) -> tuple[Any, list[Any]] | None: ...
-    def call(self, seq: int, message: object, tensors: object, timeout_s: float) -> tuple[Any, list[Any]] | None: ...
+    def call(
+        self, seq: int, message: object, tensors: object, timeout_s: float
+    ) -> tuple[Any, list[Any]] | Literal[False] | None: ...
 
 class Answerer:
     def __init__(

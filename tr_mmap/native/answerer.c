@@ -36,6 +36,7 @@ static int answerer_init(Answerer *self, PyObject *arguments, PyObject *keywords
         PyErr_SetString(PyExc_ValueError, "an answerer is made once");
         return -1;
     }
+    Py_CLEAR(self->lent);
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!OOO", keys, parts, parts + 1, parts + 2,
                                      parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status, &PyDict_Type,
                                      &tags, &PyList_Type, &ends, &request_type, &ref_type, &answer_type) ||
@@ -91,19 +92,21 @@ static uint64_t status_of(const Answerer *self) {
     return __atomic_load_n((uint64_t *)self->status.buf, __ATOMIC_RELAXED);
 }
 
-static void enter_status(Answerer *self, const char *text) {
-    __atomic_store_n((uint64_t *)self->status.buf, word_of(text), __ATOMIC_RELAXED);
+/* Replace the status, if it is still what was seen: not if somebody has wanted our end meanwhile. */
+static int enter_status(Answerer *self, uint64_t seen, const char *text) {
+    return __atomic_compare_exchange_n((uint64_t *)self->status.buf, &seen, word_of(text), 0, __ATOMIC_RELAXED,
+                                       __ATOMIC_RELAXED);
 }
 
-/* The status is a short word of a worker that waits: another may take its place in one store. */
-static int is_waiting(const Answerer *self) {
-    uint64_t word = status_of(self);
+/* A short word of a worker that waits: another may take its place in one store. */
+static int is_waiting(uint64_t word) {
     return word == word_of(OK) || word == word_of("ready\n  ") || word == word_of("error\n  ");
 }
 
 static int is_to_end(void *context) {
     Answerer *self = context;
-    return memcmp(self->status.buf, "exit", 4) == 0 || PyList_GET_SIZE(self->ends) != 0;
+    return memcmp(self->status.buf, "exit", 4) == 0 || memcmp(self->status.buf, "terminat", 8) == 0 ||
+           PyList_GET_SIZE(self->ends) != 0;
 }
 
 /* -- a request ---------------------------------------------------------------------------------------------------- */
@@ -152,13 +155,12 @@ static PyObject *take_request(Answerer *self, Message *message, PyObject **line)
     *line = end_await(&self->end, INFINITY, is_to_end, self, 0, message);
     if (*line == NULL || *line == Py_None) return *line;
     Span command = message->command;
+    uint64_t status = status_of(self);
     int is_usual = command.nbytes != 0 && !(command.nbytes == 4 && memcmp(command.text, "exit", 4) == 0) &&
-                   is_waiting(self);
+                   is_waiting(status);
     PyObject *request = is_usual ? begin(self, message) : NULL;
-    if (request != NULL) {
-        enter_status(self, BUSY);
-        return request;
-    }
+    if (request != NULL && enter_status(self, status, BUSY)) return request;
+    Py_XDECREF(request); /* the long way begins it once more, which changes nothing */
     Py_DECREF(*line);
     page_restore(self->end.in);
     if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) return NULL;
@@ -228,12 +230,11 @@ static int send(Answerer *self, uint64_t seq, Span command, Span result, Span re
     End *end = &self->end;
     Draft draft;
     Message message = {.timestamp = now_ms(), .command = command, .text = result, .remark = remark, .count = 0};
-    if (status_of(self) != word_of(BUSY)) return 0; /* the handler has said something else, or somebody wants our end */
     for (Py_ssize_t index = 0; index < PyList_GET_SIZE(end->held); index++)
         if (!end_refer(&message, PyList_GET_ITEM(end->held, index))) return 0;
     if (!message_write(&draft, &message, 1)) return 0;
+    if (!enter_status(self, word_of(BUSY), OK)) return 0; /* the handler has said something else, or we are to end */
     if (forget_lent(self) < 0) return -1;
-    enter_status(self, OK);
     if (!page_put(end->out, (long)seq, draft.text, draft.nbytes)) return 0;
     ring_bell(end->peer_bell);
     return 1;

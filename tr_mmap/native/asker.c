@@ -15,7 +15,8 @@ typedef struct {
 /* What tensors that are lent for one request go by, in order; as in stores/segments.py. */
 static const char *const LENT_TAGS[] = {"$0", "$1", "$2",  "$3",  "$4",  "$5",  "$6",  "$7",
                                         "$8", "$9", "$10", "$11", "$12", "$13", "$14", "$15"};
-enum { TAG_NBYTES = 4 }; /* most that one takes as a word, with the space before it */
+enum { REF_NBYTES = 128 }; /* more than naming one takes, or what else is in a message */
+enum { TAG_NBYTES = 4 };   /* most that one takes as a word, with the space before it */
 
 _Static_assert(sizeof LENT_TAGS / sizeof *LENT_TAGS == MOST_TENSORS, "a tag for each");
 
@@ -56,7 +57,10 @@ static int is_over(void *context) { return PyList_GET_SIZE(((Asker *)context)->e
 
 /* Publish what a request lends, and name it in the message; 0 if that needs more thought, -1 with an exception. */
 static int publish_all(End *end, PyObject *tensors, Message *message) {
-    for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(tensors); index++) {
+    Py_ssize_t count = PyTuple_GET_SIZE(tensors);
+    for (Py_ssize_t index = 0; index < count; index++) /* all or none: what is copied for nothing is copied again */
+        if (!may_publish_again(end->pool, PyTuple_GET_ITEM(tensors, index))) return 0;
+    for (Py_ssize_t index = 0; index < count; index++) {
         PyObject *segment = publish_again(end->pool, PyTuple_GET_ITEM(tensors, index));
         if (segment == NULL) return -1;
         if (segment == Py_None) {
@@ -67,7 +71,11 @@ static int publish_all(End *end, PyObject *tensors, Message *message) {
         if (code < 0 && owned_release((Owned *)segment) < 0) PyErr_WriteUnraisable(segment);
         Py_DECREF(segment); /* the list holds it */
         if (code < 0) return -1;
-        if (!end_refer(message, segment)) return 0;
+    }
+    /* A signal handler that came meanwhile may have released some. From here on nobody else runs. */
+    if (PyList_GET_SIZE(end->held) != count) return 0;
+    for (Py_ssize_t index = 0; index < count; index++) {
+        if (!end_refer(message, PyList_GET_ITEM(end->held, index))) return 0;
         message->tensors[index].tag = (Span){LENT_TAGS[index], (Py_ssize_t)strlen(LENT_TAGS[index])};
     }
     return 1;
@@ -122,7 +130,8 @@ static int send(Asker *self, PyObject *number, PyObject *words, PyObject *tensor
     message.remark = NOTHING;
     if (!split(words, &message.command, &message.text) || !PyTuple_CheckExact(tensors) ||
         PyTuple_GET_SIZE(tensors) > MOST_TENSORS || PyList_GET_SIZE(end->held) != 0 ||
-        self->generation != fork_generation)
+        self->generation != fork_generation ||
+        message.command.nbytes + message.text.nbytes > MESSAGE_NBYTES - REF_NBYTES * (1 + PyTuple_GET_SIZE(tensors)))
         return 0;
     if (is_over(self)) return 0;
     int is_sent = publish_all(end, tensors, &message);
@@ -226,7 +235,7 @@ static PyObject *hear(Asker *self, PyObject *const *arguments, Py_ssize_t count)
 
 PyDoc_STRVAR(call_doc,
              "call(seq, message, tensors, timeout_s)\n--\n\nAsk, and hear the answer.\n\n"
-             "Returns:\n    As hear(); None also if nothing was sent. Then, and with an exception, `asked` tells whether it was.");
+             "Returns:\n    As hear(); False if nothing was sent. With an exception `asked` tells whether it was.");
 
 static PyObject *call(Asker *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_open(self)) return NULL;
@@ -235,7 +244,7 @@ static PyObject *call(Asker *self, PyObject *const *arguments, Py_ssize_t count)
         return NULL;
     }
     int is_sent = send(self, arguments[0], arguments[1], arguments[2]);
-    if (is_sent <= 0) return is_sent < 0 ? NULL : Py_NewRef(Py_None);
+    if (is_sent <= 0) return is_sent < 0 ? NULL : Py_NewRef(Py_False);
     return await_answer(self, arguments[0], arguments[3]);
 }
 

@@ -47,24 +47,29 @@ static void shelves_dealloc(Shelves *self) {
 /* Take the warmest segment of a shelf, if it suits and nobody looks at it. */
 typedef int (*Suits)(const Owned *segment, void *wanted);
 
-static Owned *take(Shelves *self, Suits suits, void *wanted) {
-    PyObject *capacity, *shelf;
+/* The warmest segment of a shelf that suits, and that shelf; borrowed, and NULL if there is none. */
+static Owned *find(const Shelves *self, Suits suits, void *wanted, PyObject **shelf) {
+    PyObject *capacity;
     Py_ssize_t position = 0;
-    while (self->free != NULL && PyDict_Next(self->free, &position, &capacity, &shelf)) {
-        Py_ssize_t count = PyList_CheckExact(shelf) ? PyList_GET_SIZE(shelf) : 0;
-        if (count == 0) continue;
-        PyObject *last = PyList_GET_ITEM(shelf, count - 1);
-        if (!PyObject_TypeCheck(last, &OwnedType) || !suits((Owned *)last, wanted)) continue;
-        if (shut(((Owned *)last)->line.words, 0) != FREE) return NULL;
-        Owned *segment = (Owned *)Py_NewRef(last);
-        if (PyList_SetSlice(shelf, count - 1, count, NULL) < 0) {
-            Py_DECREF(segment);
-            return NULL;
-        }
-        segment->last_take = ++self->takes;
-        return segment;
+    while (self->free != NULL && PyDict_Next(self->free, &position, &capacity, shelf)) {
+        Py_ssize_t count = PyList_CheckExact(*shelf) ? PyList_GET_SIZE(*shelf) : 0;
+        PyObject *last = count == 0 ? NULL : PyList_GET_ITEM(*shelf, count - 1);
+        if (last != NULL && PyObject_TypeCheck(last, &OwnedType) && suits((Owned *)last, wanted)) return (Owned *)last;
     }
     return NULL;
+}
+
+static Owned *take(Shelves *self, Suits suits, void *wanted) {
+    PyObject *shelf;
+    Owned *segment = find(self, suits, wanted, &shelf);
+    if (segment == NULL || shut(segment->line.words, 0) != FREE) return NULL;
+    Py_INCREF(segment);
+    if (PyList_SetSlice(shelf, PyList_GET_SIZE(shelf) - 1, PyList_GET_SIZE(shelf), NULL) < 0) {
+        Py_DECREF(segment);
+        return NULL;
+    }
+    segment->last_take = ++self->takes;
+    return segment;
 }
 
 static int is_like(const Owned *segment, void *array) {
@@ -141,6 +146,15 @@ static PyObject *next_seq(Shelves *self, PyObject *unused) {
 PyDoc_STRVAR(publish_again_doc,
              "publish_again(tensor)\n--\n\nPublish an array that is like the last one, or a loan as it was handed out.\n\nReturns:\n"
              "    Its segment, held once more; None if that needs more thought, and then nothing was published.");
+
+int may_publish_again(PyObject *shelves, PyObject *array) {
+    Shelves *self = (Shelves *)shelves;
+    if (!PyArray_CheckExact(array) || !is_passable(self)) return 0;
+    PyObject *shelf;
+    Owned *segment = owner_of(array);
+    if (segment == NULL) return find(self, is_like, array, &shelf) != NULL;
+    return segment->mark == self->mark && segment->is_current && owned_is_whole(segment, array);
+}
 
 PyObject *publish_again(PyObject *shelves, PyObject *array) {
     Shelves *self = (Shelves *)shelves;

@@ -8,4 +8,7 @@
  * needs more thought; NULL with an exception. */
 PyObject *publish_again(PyObject *shelves, PyObject *array);
 
+/* Whether that is to be expected, without doing it. */
+int may_publish_again(PyObject *shelves, PyObject *array);
+
 #endif

@@ -107,13 +107,13 @@ class SegmentPool(Shelves, Forkable):
         if segment is not None:
             return segment
         self._check_own()
-        self.is_busy = True
+        was_busy, self.is_busy = self.is_busy, True  # a signal handler may come this way meanwhile
         try:
             if dead or self.condemned:
                 self.collect()
             return self._publish_loan(tensor) or self._publish_copy(tensor)
         finally:
-            self.is_busy = False
+            self.is_busy = was_busy
 
     def _publish_loan(self, tensor: Any) -> Segment | None:
         """Publish a loan where it lies; None if it is none, or its memory has to be copied after all."""
@@ -167,11 +167,11 @@ class SegmentPool(Shelves, Forkable):
             if array is not None:
                 return array
         self._check_own()
-        self.is_busy = True
+        was_busy, self.is_busy = self.is_busy, True  # a signal handler may come this way meanwhile
         try:
             return self._lend(shape, dtype, framework)
         finally:
-            self.is_busy = False
+            self.is_busy = was_busy
 
     def _check_own(self) -> None:
         if self.is_foreign:
