@@ -628,14 +628,18 @@ def test_a_session_that_goes_on_as_before_takes_no_long_way(workspace: Path, mon
                 work()
 
 
-def test_an_unusual_answer_that_nobody_waits_for_costs_the_next_request_no_time(workspace: Path) -> None:
+def test_an_unusual_answer_that_nobody_waits_for_costs_the_next_request_no_time(workspace: Path, gate: Gate) -> None:
     with PythonSession(TOOLS, "orphan", quiet_mode=True) as session:
         session.fetch_response("hello you")
         exchange: Any = session._exchange
-        asker = exchange.place.run.asker
-        assert asker.ask(exchange._seq + 1, "fail on purpose", ())  # as if an interrupt had lost track of it
+        run = exchange.place.run
         exchange._seq += 1
-        assert session.fetch_response("say on") == "on"
+        assert run.asker.ask(exchange._seq, "fail on purpose", ())  # as if an interrupt had lost track of it
+        assert run.channel.wait_status(lambda line: line.status is Status.ERROR, 60_000, never) is not None
+        later = threading.Timer(0.2, gate.let_go, ["late"])
+        later.start()
+        assert session.fetch_response(gate.message) == "late"
+        later.join()
         assert not session.new_response()
 
 
