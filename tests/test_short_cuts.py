@@ -712,6 +712,20 @@ def test_a_request_that_takes_the_long_way_copies_each_tensor_once(workspace: Pa
         assert session.stats().copied_nbytes - after.copied_nbytes == x.nbytes
 
 
+@pytest.mark.parametrize("message", ["", '{"cmd": 3}', "fail on purpose", "nothing", "hello \n"])
+def test_after_any_request_what_tags_let_go_of_is_used_again(workspace: Path, message: str) -> None:
+    with PythonSession(TOOLS, "tags", quiet_mode=True) as session:
+        session.fetch_response("hello you")
+        try:
+            session.fetch_response(message)
+        except (BadMessage, RemoteError):
+            pass
+        for number in range(30):
+            session.send_tensor(np.full(9, number), "tag")
+        assert session.stats().segments < 5
+        assert session.fetch_tensor("echo tag").tolist() == [29] * 9
+
+
 def test_a_late_answer_is_not_taken_for_the_next_ones(workspace: Path, gate: Gate) -> None:
     with PythonSession(TOOLS, "late", quiet_mode=True) as session:
         for _ in range(3):

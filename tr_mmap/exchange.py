@@ -113,6 +113,8 @@ class Exchange:
                 if asker.asked != seq:  # a signal handler has asked something itself, and passed over our answer
                     raise self._unanswered(pending, timeout_ms)
                 self._begin(pending, is_own=True)
+            else:
+                self.store.withdraw()  # nothing was sent
         else:
             is_usual = True
         if pending is None:
