@@ -7,7 +7,7 @@ where messages or tensors are proved or compared.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from . import native
 from .answers import Answer
@@ -27,9 +27,7 @@ def asker(channel: Channel, store: ControllerStore, ends: list[Any]) -> native.A
         store: of the session.
         ends: gets an element when the worker has ended.
     """
-    if not native.IS_COMPILED or not isinstance(channel, MappedChannel):
-        return None
-    if not isinstance(store, SegmentControllerStore) or store.has_checksum:
+    if not _has_usual_form(channel) or not isinstance(store, SegmentControllerStore) or store.has_checksum:
         return None
     return native.Asker(*channel.ends(), *store.ends(), ends, Response)
 
@@ -42,8 +40,11 @@ def answerer(channel: Channel, store: WorkerStore, ends: list[Any]) -> native.An
         store: of the session.
         ends: gets an element when the controller has ended.
     """
-    if not native.IS_COMPILED or not isinstance(channel, MappedChannel):
-        return None
-    if not isinstance(store, SegmentWorkerStore) or store.has_checksum:
+    if not _has_usual_form(channel) or not isinstance(store, SegmentWorkerStore) or store.has_checksum:
         return None
     return native.Answerer(*channel.ends(), *store.ends(), channel.status, store.tags, ends, Request, TensorRef, Answer)
+
+
+def _has_usual_form(channel: Channel) -> TypeGuard[MappedChannel]:
+    """Whether the extension can read and write a channel's messages; not those that are proved."""
+    return native.IS_COMPILED and isinstance(channel, MappedChannel)

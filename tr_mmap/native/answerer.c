@@ -144,7 +144,7 @@ static PyObject *begin(Answerer *self, const Message *message) {
     PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(message->command), text_of(message->text),
                           PyLong_FromUnsignedLongLong(message->timestamp), Py_NewRef(refs)};
     PyObject *request = make(self->request_type, fields, sizeof fields / sizeof *fields);
-    if (request != NULL && (end_release(&self->end, 0) < 0 || learn(self, message, refs) < 0)) Py_CLEAR(request);
+    if (request != NULL && (end_release(&self->end) < 0 || learn(self, message, refs) < 0)) Py_CLEAR(request);
     Py_DECREF(refs);
     return request;
 }

@@ -147,7 +147,7 @@ static int send(Asker *self, PyObject *number, PyObject *words, PyObject *tensor
     }
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    if (end_release(end, 0) < 0) PyErr_WriteUnraisable((PyObject *)self);
+    if (end_release(end) < 0) PyErr_WriteUnraisable((PyObject *)self);
     PyErr_Restore(type, value, trace);
     return is_sent;
 }
@@ -198,7 +198,7 @@ static PyObject *await_answer(Asker *self, PyObject *number, PyObject *timeout) 
     if (line == NULL || line == Py_None) return line;
     PyObject *answer = answer_of(self, &message);
     Py_DECREF(line);
-    if (answer != NULL && end_release(&self->end, 0) == 0) {
+    if (answer != NULL && end_release(&self->end) == 0) {
         self->asked = 0;
         return answer;
     }

@@ -75,17 +75,17 @@ int end_refer(Message *message, PyObject *segment) {
     return 1;
 }
 
-int end_release(End *self, Py_ssize_t first) {
+int end_release(End *self) {
     Py_ssize_t count = PyList_GET_SIZE(self->held);
     int code = 0;
-    for (Py_ssize_t index = first; index < count; index++) {
+    for (Py_ssize_t index = 0; index < count; index++) {
         PyObject *segment = PyList_GET_ITEM(self->held, index);
         PyObject *answer = NULL;
         if (PyObject_TypeCheck(segment, &OwnedType)) code |= owned_release((Owned *)segment);
         else if ((answer = PyObject_CallMethod(segment, "release", NULL)) == NULL) code = -1;
         Py_XDECREF(answer);
     }
-    return PyList_SetSlice(self->held, first, count, NULL) < 0 || code < 0 ? -1 : 0;
+    return PyList_SetSlice(self->held, 0, count, NULL) < 0 || code < 0 ? -1 : 0;
 }
 
 PyObject *end_await(End *self, double timeout_s, Ends ends, void *context, int is_response, Message *message) {

@@ -39,8 +39,8 @@ PyObject *text_of(Span span);
 /* Call a type with so many fields, of which it takes over the references; NULL with an exception, also if one is NULL. */
 PyObject *make(PyObject *type, PyObject *const *fields, size_t count);
 
-/* Release what is held from the given index on; -1 with an exception. */
-int end_release(End *self, Py_ssize_t first);
+/* Release all that is held; -1 with an exception. */
+int end_release(End *self);
 
 /* Await a line, and read it if it is in the usual form. Else, and where no message came, it gives None, and whatever came
  * waits to be taken; NULL with an exception. The message's spans are of the line. */

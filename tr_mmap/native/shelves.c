@@ -124,9 +124,14 @@ static void publish(Shelves *self, Owned *segment) {
     stamp(segment->line.words, segment->seq);
 }
 
-/* A loan as it was handed out, to which no other view can write: stamped where it lies. */
+/* A loan of ours, as it was handed out. */
+static int is_loan(const Shelves *self, const Owned *segment, PyObject *array) {
+    return segment->mark == self->mark && segment->is_current && owned_is_whole(segment, array);
+}
+
+/* If no other view can write to it, it is stamped where it lies. */
 static int publish_loan(Shelves *self, Owned *segment, PyObject *array) {
-    if (segment->mark != self->mark || !segment->is_current || !owned_is_whole(segment, array)) return 0;
+    if (!is_loan(self, segment, array)) return 0;
     if (!segment->is_sent) {
         if (seal_loan(array)) return 0;
         publish(self, segment);
@@ -153,7 +158,7 @@ int may_publish_again(PyObject *shelves, PyObject *array) {
     PyObject *shelf;
     Owned *segment = owner_of(array);
     if (segment == NULL) return find(self, is_like, array, &shelf) != NULL;
-    return segment->mark == self->mark && segment->is_current && owned_is_whole(segment, array);
+    return is_loan(self, segment, array);
 }
 
 PyObject *publish_again(PyObject *shelves, PyObject *array) {
