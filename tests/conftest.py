@@ -99,6 +99,13 @@ def _check_usable(session: PythonSession) -> None:
 
 
 @pytest.fixture
+def own() -> Iterator[PythonSession]:
+    """A session of the test's own, to be ruined."""
+    with PythonSession(TOOLS, "own", quiet_mode=True) as session:
+        yield session
+
+
+@pytest.fixture
 def mapped(shared_mapped: PythonSession) -> Iterator[PythonSession]:
     """A shared session with the default channel, which must be usable after the test."""
     _revive(shared_mapped)

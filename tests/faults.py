@@ -1,6 +1,6 @@
 """System calls that fail on demand, behind the one package that makes them.
 
-What is replaced is not ``tr_mmap.system``'s functions but what they call: ``os``, ``fcntl``, ``shutil`` and libc as its
+What is replaced is not the functions of ``tr_mmap.base.system`` but what they call: ``os``, ``fcntl``, ``shutil`` and libc as its
 modules see them, and the one call that the extension makes for it. So its own handling of errors is tested too.
 """
 
@@ -21,7 +21,7 @@ import pytest
 from support import count_fds
 
 from tr_mmap import OutOfSpace, TRException
-from tr_mmap.system import files, memory, names, refusals
+from tr_mmap.base.system import dirents, files, memory, refusals
 
 OLD, NEW = np.arange(1000.0), np.arange(2000.0)[::-1]
 LARGE = np.arange(100_000.0)  # beyond 256 KiB a new segment is filled in another way
@@ -50,7 +50,7 @@ class Plan:
 
 
 class Faults:
-    """Counts the system calls of ``tr_mmap.system``, and makes some fail while a plan is armed.
+    """Counts the system calls of ``tr_mmap.base.system``, and makes some fail while a plan is armed.
 
     Calls on ``/proc`` neither count nor fail: how many there are depends on the machine.
     """
@@ -61,20 +61,20 @@ class Faults:
         self.fired: list[str] = []
         self.has_fired = False  # since each_plan's last attempt began
         self._proc_fds: set[int] = set()
-        for module in (files, names, refusals):
+        for module in (files, dirents, refusals):
             calls = {name: self._os_call(name) for name in OS_CALLS}
             monkeypatch.setattr(module, "os", _Substitute(os, calls))
-        for module in (files, memory, names):
+        for module in (files, memory, dirents):
             calls = {name: self._libc_call(name) for name in LIBC_CALLS}
             monkeypatch.setattr(module, "libc", _Substitute(memory.libc, calls))
         for name in ("map_file", "libc_mmap"):
             monkeypatch.setattr(memory, name, self._wrap("mmap", getattr(memory, name)))
-        for module in (files, names):
+        for module in (files, dirents):
             calls = {name: self._wrap(name, getattr(fcntl, name)) for name in FCNTL_CALLS}
             monkeypatch.setattr(module, "fcntl", _Substitute(fcntl, calls))
         # The extension's short cut makes its calls itself; whatever they say, the long way is taken then.
-        monkeypatch.setattr("tr_mmap.tsr.files.open_usual", lambda *_: None)
-        monkeypatch.setattr(names, "shutil", _Substitute(shutil, {"rmtree": self._rmtree}))
+        monkeypatch.setattr("tr_mmap.tsr.files.quick_load", lambda *_: None)
+        monkeypatch.setattr(dirents, "shutil", _Substitute(shutil, {"rmtree": self._rmtree}))
 
     def arm(self, plan: Plan | None) -> None:
         self.plan, self.calls, self.fired = plan, [], []

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from tr_mmap.dtypes import TABLE, DType
+from tr_mmap.tsr.dtypes import TABLE, DType
 
 LAYOUTS = ("c", "fortran", "strided", "reversed", "readonly", "broadcast")
 MAX_NDIM = 16

@@ -29,9 +29,32 @@ TOOLS = WORKERS / "tools.py"
 TORCH_TOOLS = WORKERS / "torch_tools.py"
 CONTROLLER = WORKERS / "controller.py"
 FOREVER_MS = 60_000.0  # longer than any test waits that works
+BOUND_S = 60.0  # for what happens at once; only a failure waits for it
 SHM = Path("/dev/shm")
 
 _started: set[int] = {os.getpid()}  # processes whose semaphores are ours
+
+
+# -- marks, and what is hardly worth a name --------------------------------------------------------------------------
+
+FRAMEWORKS = pytest.mark.parametrize("framework", ["numpy", "torch"])
+forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def never() -> bool:
+    return False
+
+
+def script(directory: Path, text: str) -> str:
+    """A worker's script of that text."""
+    path = directory / "worker.py"
+    path.write_text(text)
+    return str(path)
+
+
+def worker_of(session: Any) -> int:
+    """The number of its process."""
+    return int(session.fetch_response("pid"))
 
 
 # -- nothing is left -------------------------------------------------------------------------------------------------

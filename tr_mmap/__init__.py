@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from . import errors
+    from .controller.session import PythonSession
     from .errors import (
         BadKey,
         BadMessage,
@@ -33,11 +34,10 @@ if TYPE_CHECKING:
         UnsupportedTensor,
         WorkerDied,
     )
-    from .function_server import Server
-    from .server import TechRenaissanceServer
-    from .session import PythonSession
+    from .sessions.workspace import sweep
     from .tsr import Header, load, read_header, save
-    from .workspace import sweep
+    from .worker.functions import Server
+    from .worker.server import TechRenaissanceServer
 
 __version__ = "0.1.0"
 
@@ -74,14 +74,14 @@ __all__ = [
 ]
 
 _HOMES: Final = {
-    "PythonSession": "session",
-    "Server": "function_server",
-    "TechRenaissanceServer": "server",
+    "PythonSession": "controller.session",
+    "Server": "worker.functions",
+    "TechRenaissanceServer": "worker.server",
     "Header": "tsr",
     "load": "tsr",
     "read_header": "tsr",
     "save": "tsr",
-    "sweep": "workspace",
+    "sweep": "sessions.workspace",
 }
 
 

@@ -29,9 +29,9 @@ import numpy as np
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from tr_mmap import TSRFormatError, load, read_header
-from tr_mmap.dtypes import TABLE
 from tr_mmap.errors import Fault
 from tr_mmap.tsr import files
+from tr_mmap.tsr.dtypes import TABLE
 
 T = TypeVar("T")
 

@@ -14,9 +14,10 @@ import pytest
 from support import TOOLS, TORCH_TOOLS, empty_place
 
 from tr_mmap import BadMessage, Fault, PythonSession, RemoteError, TSRFormatError, read_header
-from tr_mmap.native import bury
-from tr_mmap.protocol import TensorRef
-from tr_mmap.segments import Receiver, SegmentPool
+from tr_mmap.native import drain
+from tr_mmap.protocol.messages import TensorRef
+from tr_mmap.shm.pool import SegmentPool
+from tr_mmap.shm.reader import SegmentReader
 
 
 @pytest.fixture(scope="module", params=["mapped", "files"])
@@ -52,12 +53,12 @@ def results(session: PythonSession) -> dict[Path, int]:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> tuple[SegmentPool, Receiver]:
-    return SegmentPool(str(tmp_path), "segment", checksum=True), Receiver(str(tmp_path), verify=True)
+def pair(tmp_path: Path) -> tuple[SegmentPool, SegmentReader]:
+    return SegmentPool(str(tmp_path), "segment", checksum=True), SegmentReader(str(tmp_path), verify=True)
 
 
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
-def test_every_bit_of_a_payload_is_guarded(pair: tuple[SegmentPool, Receiver], framework: str) -> None:
+def test_every_bit_of_a_payload_is_guarded(pair: tuple[SegmentPool, SegmentReader], framework: str) -> None:
     pool, receiver = pair
     array = np.arange(24, dtype="<f4").reshape(2, 3, 4)
     segment = pool.publish(array)
@@ -65,69 +66,69 @@ def test_every_bit_of_a_payload_is_guarded(pair: tuple[SegmentPool, Receiver], f
     for bit in range(8 * array.nbytes):
         flip(Path(segment.path), bit)
         with pytest.raises(TSRFormatError) as caught:
-            receiver.receive(ref, framework)
+            receiver.receive(ref.segment, ref.seq, framework, ref.tag)
         assert caught.value.fault is Fault.PAYLOAD_CHECKSUM
         flip(Path(segment.path), bit)
-    assert np.array_equal(np.asarray(receiver.receive(ref, framework)), array)
+    assert np.array_equal(np.asarray(receiver.receive(ref.segment, ref.seq, framework, ref.tag)), array)
 
 
-def test_flips_all_over_a_large_payload_are_found(pair: tuple[SegmentPool, Receiver]) -> None:
+def test_flips_all_over_a_large_payload_are_found(pair: tuple[SegmentPool, SegmentReader]) -> None:
     pool, receiver = pair
     segment = pool.publish(np.zeros(1 << 20, np.uint8))
     ref = TensorRef("a", segment.name, segment.seq)
     for bit in [0, 8 * (1 << 20) - 1, *random.Random(3).sample(range(8 << 20), 50)]:
         flip(Path(segment.path), bit)
         with pytest.raises(TSRFormatError):
-            receiver.receive(ref, "numpy")
+            receiver.receive(ref.segment, ref.seq, "numpy", ref.tag)
         flip(Path(segment.path), bit)
-    assert not receiver.receive(ref, "numpy").any()
+    assert not receiver.receive(ref.segment, ref.seq, "numpy", ref.tag).any()
 
 
-def test_a_refused_payload_leaves_no_lease(pair: tuple[SegmentPool, Receiver]) -> None:
+def test_a_refused_payload_leaves_no_lease(pair: tuple[SegmentPool, SegmentReader]) -> None:
     pool, receiver = pair
     segment = pool.publish(np.zeros(10))
     flip(Path(segment.path), 0)
     with pytest.raises(TSRFormatError):
-        receiver.receive(TensorRef("a", segment.name, segment.seq), "numpy")
+        receiver.receive(segment.name, segment.seq, "numpy")
     segment.release()
     assert pool.publish(np.ones(10)) is segment
 
 
-def test_a_segment_that_is_filled_again_has_its_new_checksum(pair: tuple[SegmentPool, Receiver]) -> None:
+def test_a_segment_that_is_filled_again_has_its_new_checksum(pair: tuple[SegmentPool, SegmentReader]) -> None:
     pool, receiver = pair
     names = set()
     for value in range(50):
         segment = pool.publish(np.full(10, value))
         names.add(segment.name)
-        assert receiver.receive(TensorRef("", segment.name, segment.seq), "numpy").tolist() == [value] * 10
+        assert receiver.receive(segment.name, segment.seq, "numpy").tolist() == [value] * 10
         header = read_header(segment.path)
         assert header.payload_checksum == zlib.crc32(np.full(10, value).tobytes())
         segment.release()
-        bury()
+        drain()
     assert len(names) < 5
 
 
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
 def test_loans_views_of_loans_and_empty_tensors_have_checksums(
-    pair: tuple[SegmentPool, Receiver], framework: str
+    pair: tuple[SegmentPool, SegmentReader], framework: str
 ) -> None:
     pool, receiver = pair
     loan = pool.empty((4, 64), "float32", framework)
     loan[...] = 3
     for tensor in (loan, loan[1:], loan):
         segment = pool.publish(tensor)
-        array = receiver.receive(TensorRef("", segment.name, segment.seq), "numpy")
+        array = receiver.receive(segment.name, segment.seq, "numpy")
         assert array.shape == tuple(tensor.shape)
         assert (array == 3).all()
     for shape in ((), (0,), (3, 0, 2)):
         segment = pool.publish(np.zeros(shape, "<i2"))
-        assert receiver.receive(TensorRef("", segment.name, segment.seq), "numpy").shape == shape
+        assert receiver.receive(segment.name, segment.seq, "numpy").shape == shape
 
 
 def test_a_tensor_without_a_checksum_is_refused_by_who_wants_one(tmp_path: Path) -> None:
     segment = SegmentPool(str(tmp_path), "segment").publish(np.zeros(3))
     with pytest.raises(TSRFormatError, match="no checksum") as caught:
-        Receiver(str(tmp_path), verify=True).receive(TensorRef("", segment.name, segment.seq), "numpy")
+        SegmentReader(str(tmp_path), verify=True).receive(segment.name, segment.seq, "numpy")
     assert caught.value.fault is Fault.PAYLOAD_CHECKSUM
 
 

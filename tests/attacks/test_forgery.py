@@ -18,13 +18,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import FOREVER_MS, Gate, empty_place
+from support import FOREVER_MS, Gate, empty_place, never
 
-from tr_mmap import HostilePath, PythonSession, ResponseTimeout, SessionNotStarted, WorkerDied, auth
-from tr_mmap.auth import AUTH_FD, AuthenticatedChannel, Tally
-from tr_mmap.channel import CHANNELS, Channel, Role
-from tr_mmap.channel.mapped import PAGE_NBYTES
-from tr_mmap.protocol import MAX_SEQ, Request, Response, decode_request, decode_response, encode
+from tr_mmap import HostilePath, PythonSession, ResponseTimeout, SessionNotStarted, WorkerDied
+from tr_mmap.channel import authenticated as auth
+from tr_mmap.channel.authenticated import AuthenticatedChannel, RejectionCounter
+from tr_mmap.channel.interface import Channel, Role
+from tr_mmap.channel.kinds import channel_kind
+from tr_mmap.protocol.messages import Request, Response, decode_request, decode_response, encode
+from tr_mmap.wire.messages import MAX_MESSAGE_SEQ, MESSAGE_PAGE_NBYTES
+from tr_mmap.wire.names import SECRET_FD_VARIABLE
 
 LIAR = Path(__file__).with_name("liar.py")
 
@@ -52,10 +55,6 @@ def forge(directory: str, name: str, seq: int, rest: bytes, channel: str) -> Non
     subprocess.run([sys.executable, "-c", FORGER, path, str(seq), rest.decode("latin-1"), channel], check=True)
 
 
-def never() -> bool:
-    return False
-
-
 @pytest.fixture(scope="module", params=["mapped", "files"])
 def shared(request: pytest.FixtureRequest) -> Iterator[PythonSession]:
     with empty_place() as path, pytest.MonkeyPatch.context() as patch:
@@ -77,7 +76,7 @@ def channel_of(session: PythonSession) -> str:
 
 
 def seq_of(session: PythonSession) -> int:
-    return session._exchange._seq
+    return session._dispatcher._seq
 
 
 def hold(session: PythonSession, gate: Gate) -> None:
@@ -144,7 +143,7 @@ def test_the_secret_is_in_no_argument_environment_or_file_and_its_pipe_is_closed
         secrets.append(made())
         return secrets[-1]
 
-    monkeypatch.setattr("tr_mmap.place.new_secret", spy)
+    monkeypatch.setattr("tr_mmap.controller.resources.new_secret", spy)
     before = set(os.listdir("/proc/self/fd"))
     with PythonSession(LIAR, quiet_mode=True, auth=True) as session:
         text, fds = session.fetch_response("environment").split()
@@ -160,14 +159,14 @@ def test_the_secret_is_in_no_argument_environment_or_file_and_its_pipe_is_closed
 
 
 def _is_no_pipe(session: PythonSession, number: str) -> bool:
-    pid = session._exchange.place.run.process.pid
+    pid = session._dispatcher.resources.worker.process.pid
     return not os.readlink(f"/proc/{pid}/fd/{number}").startswith("pipe:")
 
 
 def test_each_worker_gets_a_secret_of_its_own(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = []
     made = auth.new_secret
-    monkeypatch.setattr("tr_mmap.place.new_secret", lambda: secrets.append(made()) or secrets[-1])
+    monkeypatch.setattr("tr_mmap.controller.resources.new_secret", lambda: secrets.append(made()) or secrets[-1])
     with PythonSession(LIAR, quiet_mode=True, auth=True) as session:
         for _ in range(2):
             session.terminate()
@@ -181,13 +180,13 @@ def test_the_secret_can_be_taken_once_and_is_not_passed_on() -> None:
     secret = auth.new_secret()
     with auth.handed_over(secret) as (variables, (fd,)):
         environ = dict(variables)
-        assert auth.inherited_secret({**environ, AUTH_FD: str(os.dup(fd))}) == secret
+        assert auth.inherited_secret({**environ, SECRET_FD_VARIABLE: str(os.dup(fd))}) == secret
         assert auth.inherited_secret({}) is None
 
 
 @pytest.mark.parametrize("number", ["", "x", "-1", "999999", "9" * 30, "0x3", "\u0663"])
 def test_a_secret_that_cannot_be_read_is_a_typed_error(number: str) -> None:
-    environ = {AUTH_FD: number}
+    environ = {SECRET_FD_VARIABLE: number}
     with pytest.raises(SessionNotStarted, match="secret"):
         auth.inherited_secret(environ)
     assert environ == {}
@@ -199,7 +198,7 @@ def test_a_secret_of_the_wrong_length_is_a_typed_error_and_its_descriptor_is_clo
     os.write(writing, content)
     os.close(writing)
     with pytest.raises(SessionNotStarted, match="secret"):
-        auth.inherited_secret({AUTH_FD: str(reading)})
+        auth.inherited_secret({SECRET_FD_VARIABLE: str(reading)})
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(reading)
 
@@ -207,7 +206,7 @@ def test_a_secret_of_the_wrong_length_is_a_typed_error_and_its_descriptor_is_clo
 def test_a_worker_whose_secret_was_stolen_does_not_serve_without(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tr_mmap import system
+    from tr_mmap.base import system
 
     real = system.write_pipe
     monkeypatch.setattr(system, "write_pipe", lambda fd, data: real(fd, data[:10]))
@@ -229,7 +228,7 @@ def forge_request(session: PythonSession, rest: bytes, seq: int | None = None) -
     before = int(session.fetch_response("rejected"))
     for _ in range(200):
         forge(session.session_dir(), "request", seq or seq_of(session) + 1, rest, channel_of(session))
-        session._exchange.place.run.channel.ring()
+        session._dispatcher.resources.worker.channel.ring()
         refused = int(session.fetch_response("rejected")) - before
         if refused:
             return refused
@@ -263,12 +262,12 @@ def test_a_forged_request_is_not_obeyed_and_counted(session: PythonSession, rest
 def test_a_request_without_an_end_is_not_obeyed(session: PythonSession) -> None:
     if channel_of(session) != "mapped":
         pytest.skip("only a page has an end of its own")
-    assert forge_request(session, EVIL.ljust(PAGE_NBYTES - 16, b"x")) == 1
+    assert forge_request(session, EVIL.ljust(MESSAGE_PAGE_NBYTES - 16, b"x")) == 1
 
 
 def test_a_replayed_request_is_not_obeyed_and_counted(session: PythonSession) -> None:
     recorded = []
-    channel = session._exchange.place.run.channel
+    channel = session._dispatcher.resources.worker.channel
     inner_send = channel._inner.send
     channel._inner.send = lambda message: (recorded.append(encode(message)), inner_send(message))
     before = int(session.fetch_response("rejected"))
@@ -284,7 +283,7 @@ def test_a_forged_exit_in_the_status_does_not_end_the_worker(session: PythonSess
     path = Path(session.session_dir()) / "status.txt"
     with open(path, "r+b") as status:
         status.write(b"exit\n".ljust(16))
-    session._exchange.place.run.channel.ring()
+    session._dispatcher.resources.worker.channel.ring()
     assert session.calculate("echo", np.ones(1)).tolist() == [1]
     assert session.is_alive()
 
@@ -330,7 +329,7 @@ def test_a_forged_response_while_somebody_waits_is_refused_and_the_wait_goes_on(
     waiter = threading.Thread(target=lambda: answers.append(session.wait_for_response(FOREVER_MS)))
     waiter.start()
     forge(session.session_dir(), "response", seq_of(session), LIE + b"}", channel_of(session))
-    session._exchange.place.run.channel.wake()
+    session._dispatcher.resources.worker.channel.wake()
     gate.let_go("real")
     waiter.join()
     assert answers == ["real"]
@@ -339,7 +338,7 @@ def test_a_forged_response_while_somebody_waits_is_refused_and_the_wait_goes_on(
 
 def test_an_old_response_is_not_taken_for_the_next(session: PythonSession, gate: Gate) -> None:
     path = Path(session.session_dir()) / "response.json"
-    inner = session._exchange.place.run.channel._inner
+    inner = session._dispatcher.resources.worker.channel._inner
     recorded: list[bytes] = []
     receive = inner.receive
     inner.receive = lambda *arguments: (recorded.append(receive(*arguments)), recorded[-1])[1]
@@ -360,7 +359,7 @@ def test_an_old_response_is_not_taken_for_the_next(session: PythonSession, gate:
 
 def test_ones_own_message_sent_back_is_refused(session: PythonSession, gate: Gate) -> None:
     recorded = []
-    channel = session._exchange.place.run.channel
+    channel = session._dispatcher.resources.worker.channel
     inner_send = channel._inner.send
     channel._inner.send = lambda message: (recorded.append(encode(message)), inner_send(message))
     hold(session, gate)
@@ -399,7 +398,7 @@ def test_the_count_survives_the_worker(workspace: Path) -> None:
     with PythonSession(LIAR, quiet_mode=True, auth=True) as session:
         session.send_request("rejected")
         session.wait_for_response()
-        session._exchange.place.tally.rejected = 3
+        session._dispatcher.resources.rejections.rejected = 3
         session.terminate()
         session.join()
         session.start()
@@ -439,7 +438,7 @@ class Wire(Channel):
         raise AssertionError("not for this test")
 
     doorbells = property(_unused)
-    read_status = is_exit_asked = write_status = wait_status = ring = wake = unlink = close = _unused
+    read_status = is_exit_requested = write_status = wait_status = ring = wake = unlink = close = _unused
 
 
 class Pipe:
@@ -447,8 +446,8 @@ class Pipe:
 
     def __init__(self, secret: bytes = b"s" * 32, other: bytes | None = None) -> None:
         self.inner = Wire()
-        self.tally = Tally()
-        self.controller = AuthenticatedChannel(self.inner, Role.CONTROLLER, secret, Tally())
+        self.tally = RejectionCounter()
+        self.controller = AuthenticatedChannel(self.inner, Role.CONTROLLER, secret, RejectionCounter())
         self.worker = AuthenticatedChannel(self.inner, Role.WORKER, other or secret, self.tally)
 
     def pass_on(self) -> int | None:
@@ -471,7 +470,7 @@ def test_a_message_that_comes_late_is_refused() -> None:
 def test_numbers_that_begin_again_at_one_are_followed_and_old_ones_are_not_taken_again() -> None:
     pipe = Pipe()
     sent = []
-    for seq in (MAX_SEQ - 1, MAX_SEQ, 1, 2, 7, 5, MAX_SEQ, 1):  # 7 to 5 is once around
+    for seq in (MAX_MESSAGE_SEQ - 1, MAX_MESSAGE_SEQ, 1, 2, 7, 5, MAX_MESSAGE_SEQ, 1):  # 7 to 5 is once around
         pipe.controller.send(Request(seq, "x"))
         sent.append(pipe.inner.queue[-1])
         assert pipe.pass_on() == seq
@@ -551,7 +550,7 @@ def test_who_forges_without_pause_does_not_hold_a_wait_beyond_its_time() -> None
 
 
 def test_a_number_that_is_none_cannot_be_sent() -> None:
-    for seq in (0, -1, MAX_SEQ + 1):
+    for seq in (0, -1, MAX_MESSAGE_SEQ + 1):
         with pytest.raises(Exception, match="number"):
             Pipe().controller.send(Request(seq, "x"))
 
@@ -560,11 +559,11 @@ def test_a_number_that_is_none_cannot_be_sent() -> None:
 def test_a_real_channel_gives_the_real_message_after_a_forged_one_of_the_same_number(
     kind: str, workspace: Path
 ) -> None:
-    inner = CHANNELS[kind].create(str(workspace))
-    tally = Tally()
+    inner = channel_kind(kind).create(str(workspace))
+    tally = RejectionCounter()
     controller = AuthenticatedChannel(inner, Role.CONTROLLER, b"s" * 32, tally)
-    end = CHANNELS[kind].attach(str(workspace), inner.doorbells)
-    worker = AuthenticatedChannel(end, Role.WORKER, b"s" * 32, Tally())
+    end = channel_kind(kind).attach(str(workspace), inner.doorbells)
+    worker = AuthenticatedChannel(end, Role.WORKER, b"s" * 32, RejectionCounter())
     for seq in (1, 2, 3):
         end.send(Response(seq, "forged"))
         assert controller.receive(0, never) is None

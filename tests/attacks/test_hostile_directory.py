@@ -29,16 +29,17 @@ from tr_mmap import (
     load,
     sweep,
 )
-from tr_mmap import manifest as manifests
-from tr_mmap.channel import MappedChannel
 from tr_mmap.channel.doorbell import Doorbell
-from tr_mmap.identity import Identity
-from tr_mmap.manifest import Manifest
-from tr_mmap.protocol import TensorRef
-from tr_mmap.segments import Receiver, SegmentPool
-from tr_mmap.segments.layout import HEAD_NBYTES
-from tr_mmap.server import TechRenaissanceServer
-from tr_mmap.workspace import Workspace
+from tr_mmap.channel.mapped import MappedChannel
+from tr_mmap.processes.identity import Identity
+from tr_mmap.protocol.messages import TensorRef
+from tr_mmap.sessions import manifest as manifests
+from tr_mmap.sessions.manifest import Manifest
+from tr_mmap.sessions.workspace import Workspace
+from tr_mmap.shm.pool import SegmentPool
+from tr_mmap.shm.reader import SegmentReader
+from tr_mmap.wire.segments import HEAD_NBYTES
+from tr_mmap.worker.server import TechRenaissanceServer
 
 LIAR = Path(__file__).with_name("liar.py")
 NAME = lambda spoil: spoil.__name__  # noqa: E731
@@ -254,7 +255,7 @@ def test_a_hostile_segment_is_refused(segment: tuple[Path, TensorRef], spoil: Sp
     spoil(path)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(HostilePath):
-        Receiver(str(path.parent)).receive(ref, "numpy")
+        SegmentReader(str(path.parent)).receive(ref.segment, ref.seq, "numpy", ref.tag)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -270,7 +271,7 @@ def test_a_segment_with_holes_is_refused_before_a_page_of_it_is_touched(workspac
     path.chmod(0o600)
     os.truncate(path, 2**40)
     with pytest.raises(HostilePath, match="holes"):
-        Receiver(str(workspace)).receive(ref, "numpy")
+        SegmentReader(str(workspace)).receive(ref.segment, ref.seq, "numpy", ref.tag)
     assert path.stat().st_blocks * 512 == HEAD_NBYTES
     path.unlink()
 
@@ -283,7 +284,7 @@ def test_a_segment_that_is_too_short_is_refused(segment: tuple[Path, TensorRef],
     path.write_bytes(raw[:nbytes])
     path.chmod(0o600)
     with pytest.raises((StaleTensor, TSRFormatError)):
-        Receiver(str(path.parent)).receive(ref, "numpy")
+        SegmentReader(str(path.parent)).receive(ref.segment, ref.seq, "numpy", ref.tag)
 
 
 @pytest.mark.parametrize("in_the_way", hostile.IN_THE_WAY, ids=NAME)

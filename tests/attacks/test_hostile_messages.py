@@ -14,25 +14,18 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import empty_place
+from support import empty_place, never
 
 from tr_mmap import BadMessage, HostilePath, PythonSession
-from tr_mmap import manifest as manifests
-from tr_mmap.channel import FileChannel, MappedChannel
-from tr_mmap.identity import Identity
-from tr_mmap.manifest import Manifest
-from tr_mmap.protocol import (
-    Request,
-    Response,
-    Status,
-    TensorRef,
-    decode_request,
-    decode_response,
-    encode,
-    parse_command,
-    parse_status,
-)
-from tr_mmap.strict import refuse_duplicates
+from tr_mmap.base.strict_json import refuse_duplicates
+from tr_mmap.channel.files import FileChannel
+from tr_mmap.channel.mapped import MappedChannel
+from tr_mmap.processes.identity import Identity
+from tr_mmap.protocol.commands import parse_command
+from tr_mmap.protocol.messages import Request, Response, TensorRef, decode_request, decode_response, encode
+from tr_mmap.protocol.status import Status, parse_status
+from tr_mmap.sessions import manifest as manifests
+from tr_mmap.sessions.manifest import Manifest
 
 GIBIBYTE = 1 << 30
 LEVELS = 10_000
@@ -40,13 +33,9 @@ REQUEST = b'{"seq":7,"command":"echo","parameters":"a","timestamp":5}'
 RESPONSE = b'{"seq":7,"command":"echo","result":"ok","timestamp":5,"tensors":[["","result_0.tsr",3]]}'
 
 
-def never() -> bool:
-    return False
-
-
 def _read_manifest(raw: bytes) -> Any:
     with empty_place() as path:
-        file = path / manifests.MANIFEST_NAME
+        file = path / manifests.MANIFEST_FILE
         file.write_bytes(raw)
         file.chmod(0o600)
         try:
@@ -176,7 +165,9 @@ def test_what_we_write_ourselves_is_never_refused_nor_read_twice_unless_there_ar
     raw = encode(request)
     with pytest.MonkeyPatch.context() as patch:
         if not any(":" in text for text in texts):
-            patch.setattr("tr_mmap.protocol.refuse_duplicates", lambda _: pytest.fail("the slow check was made"))
+            patch.setattr(
+                "tr_mmap.protocol.messages.refuse_duplicates", lambda _: pytest.fail("the slow check was made")
+            )
         request.command = decode_request(raw).command
         assert decode_request(raw) == request
         assert decode_request(b'{"seq": ' + b"%8d" % request.seq + raw[raw.index(b",") :]) == request
@@ -291,7 +282,7 @@ def test_a_session_survives_a_response_that_cannot_be_read(
 ) -> None:
     shared_files.send_request(gate.message)
     gate.wait_for_worker()
-    seq = shared_files._exchange._seq  # type: ignore[union-attr]
+    seq = shared_files._dispatcher._seq  # type: ignore[union-attr]
     path = Path(shared_files.session_dir()) / "response.json"
     path.with_suffix(".new").write_bytes(forged % seq)
     path.with_suffix(".new").chmod(0o600)

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import bits, tensors
-from support import mapping_of_tensor
+from support import ROOT, mapping_of_tensor
 
 from tr_mmap import BadKey, Fault, MissingPackage, TSRFormatError, load, read_header, save
 from tr_mmap.tsr import sealed
@@ -242,7 +242,7 @@ def test_a_sealed_file_that_claims_a_terabyte_costs_nothing(path: Path) -> None:
 
 def test_a_sealed_file_inside_another_form_is_refused(path: Path) -> None:
     """Who has the key can seal anything; a reader takes only what the writer would have sealed."""
-    from tr_mmap.dtypes import by_name
+    from tr_mmap.tsr.dtypes import by_name
     from tr_mmap.tsr.header import encode_v1, encode_v2
 
     f32 = by_name("float32")
@@ -261,7 +261,7 @@ def test_a_sealed_file_inside_another_form_is_refused(path: Path) -> None:
 
 
 def test_a_sealed_payload_whose_checksum_was_wrong_before_is_found_by_verify(path: Path) -> None:
-    from tr_mmap.dtypes import by_name
+    from tr_mmap.tsr.dtypes import by_name
     from tr_mmap.tsr.header import encode_v2
 
     header = encode_v2(by_name("uint8"), (8,), created_ns=0, payload_checksum=1)
@@ -296,5 +296,5 @@ def test_who_uses_no_key_does_not_import_the_package() -> None:
         "    tr_mmap.save(d + '/x', numpy.zeros(3)); tr_mmap.load(d + '/x')\n"
         "sys.exit('cryptography' in sys.modules)"
     )
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program], check=True, env=environ)

@@ -1,4 +1,4 @@
-// The C++ suite: "suite test PREFIX" runs tests; the other commands are what tests/test_cpp.py asks for.
+// The C++ suite: "suite test PREFIX" runs tests; the other commands are in tools.cpp.
 #include <chrono>
 #include <cstring>
 

@@ -1,8 +1,8 @@
-// What tests/test_cpp.py asks the suite to do, other than tests.
+// What the tests beside this file ask the suite to do, other than tests.
 //
 //   vectors FOLDER         read tests/vectors and compare with its index
 //   rewrite FOLDER OUT     load every good vector and save it again
-//   faults FILE            name the fault of each header in a file made by test_cpp.py
+//   faults FILE            name the fault of each header in a file made by test_cpp_files.py
 //   lowfloats              decode every code, encode many floats: for comparison with ml_dtypes
 //   fuzz COUNT SEED FOLDER OUT  load mutated files, and decode mutated messages: finds what a sanitizer or a broken promise
 //                          tells. Each file and what load_tsr made of it goes to OUT, for comparison with Python.

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tr_mmap.channel.mapped import MappedChannel
-from tr_mmap.segments import SegmentPool
+from tr_mmap.shm.pool import SegmentPool
 
 NBYTES: Final = 1 << 20
 BOARD_VARIABLE: Final = "TR_KILLS_BOARD"  # environment variable with the board's path

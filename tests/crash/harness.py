@@ -51,7 +51,7 @@ def controller(board: Board, tell: int, first: int) -> None:
     while True:
         try:
             session.start()
-            run = session._exchange.place.run  # type: ignore[union-attr]
+            run = session._dispatcher.resources.worker  # type: ignore[union-attr]
             board.words[Word.WORKER_PID] = run.process.pid  # type: ignore[union-attr]
             if not session.wait_until_ready(HANG_S * 1000):
                 raise ResponseTimeout("the worker was never ready", timeout_ms=HANG_S * 1000, command="start")

@@ -39,7 +39,7 @@ class Worker:
         with open(self.path("status.txt"), "w") as file:
             file.write(text)
 
-    def is_exit_asked(self):
+    def is_exit_requested(self):
         try:
             with open(self.path("status.txt")) as file:
                 return file.read().strip() == "exit"
@@ -70,7 +70,7 @@ class Worker:
     def respond(self, command, params):
         response = self.path("response.json")
         while os.path.exists(response):  # the controller has not taken the last one yet
-            if self.is_exit_asked():
+            if self.is_exit_requested():
                 return
             time.sleep(POLL_S)
         with open(response + ".new", "w") as file:
@@ -134,7 +134,7 @@ class Worker:
     def run(self):
         request = self.path("request.json")
         self.write_status("ready")
-        while not self.is_exit_asked():
+        while not self.is_exit_requested():
             if os.path.exists(request):
                 with open(request) as file:
                     fields = json.load(file)

@@ -1,10 +1,9 @@
-"""A doorbell: a named semaphore that says "look again". A hint, never a lock, so any count in it is harmless."""
+"""A doorbell: a named semaphore that tells its owner to look again. A hint, never a lock: any count is harmless."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import sys
 from collections.abc import Callable
@@ -12,28 +11,26 @@ from typing import Any
 
 import posix_ipc
 
-from .. import system
+from ..base import system
 from ..errors import HostilePath, OutOfSpace
-from ..native import Bell
+from ..native import Semaphore
+from ..wire.names import SHM_DIR
 
-__all__ = ["Doorbell", "is_doorbell_name"]
+__all__ = ["Doorbell"]
 
-is_doorbell_name = re.compile(r"/tr_[A-Za-z0-9_.-]{1,240}").fullmatch  # no message has us use another program's
-
-_SEMAPHORE_DIR = "/dev/shm"  # where glibc keeps them
 _MIN_SEMAPHORE_NBYTES = 32  # sizeof(sem_t) on 64-bit Linux
 
 
 class Doorbell:
     """One semaphore. Ringing twice before anyone looks wakes twice; the second look finds nothing."""
 
-    __slots__ = ("bell", "name", "ring", "wait")
+    __slots__ = ("name", "ring", "semaphore", "wait")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.bell = bell = Bell(name)
-        self.ring: Callable[[], None] = bell.ring
-        self.wait: Callable[[float], bool] = bell.wait
+        self.semaphore = semaphore = Semaphore(name)
+        self.ring: Callable[[], None] = semaphore.post
+        self.wait: Callable[[float], bool] = semaphore.wait
 
     @classmethod
     def create(cls, name: str) -> Doorbell:
@@ -47,9 +44,9 @@ class Doorbell:
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            free = system.free_nbytes(_SEMAPHORE_DIR)
+            free = system.free_nbytes(SHM_DIR)
             raise OutOfSpace(
-                f"no room for a semaphore in {_SEMAPHORE_DIR}, {free} bytes are free; free space there",
+                f"no room for a semaphore in {SHM_DIR}, {free} bytes are free; free space there",
                 needed_nbytes=_MIN_SEMAPHORE_NBYTES,
                 free_nbytes=free,
             ) from error
@@ -68,7 +65,7 @@ class Doorbell:
             OSError: it is gone.
         """
         if sys.platform == "linux":
-            path = f"{_SEMAPHORE_DIR}/sem.{name.lstrip('/')}"
+            path = f"{SHM_DIR}/sem.{name.lstrip('/')}"
             try:
                 info = os.lstat(path)
             except FileNotFoundError:

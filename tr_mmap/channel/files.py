@@ -1,8 +1,8 @@
-"""The portable channel: JSON files put in place by rename, looked for at a falling rate.
+"""The portable channel: JSON files put in place by rename, polled at a falling rate. Needs nothing but files.
 
-A message is there when its file is; whoever reads it removes it. A writer waits until its previous message is gone.
-The reader looks every 32 ms, halves that rate after 8 empty looks, down to 1024 ms, and is back at 32 ms at the first
-message. Needs nothing but files, so it also serves peers of the older protocol.
+A message is there when its file is; its reader removes it. A writer waits until its previous message is gone. The
+reader polls every 32 ms, halves that rate after 8 empty polls, down to one in 1024 ms, and returns to 32 ms at the
+first message.
 """
 
 from __future__ import annotations
@@ -10,65 +10,81 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Final
 
-from .. import system
+from ..base import system
+from ..base.atomic import replacement
 from ..errors import BadMessage, ResponseTimeout, TRException
-from ..protocol import Request, Response, Status, StatusLine, encode, parse_status
-from .base import MAX_MESSAGE_NBYTES, Channel, Role, check_bounds
+from ..protocol.messages import Request, Response, encode
+from ..protocol.status import Status, StatusLine, parse_status
+from ..wire.messages import MAX_MESSAGE_NBYTES, STATUS_FILE
+from .interface import Channel, Role, check_bounds
 
-__all__ = ["FileChannel", "PollRate"]
+__all__ = ["SEND_TIMEOUT_MS", "FileChannel", "PollRate"]
 
-_SEND_TIMEOUT_MS: Final = 10_000.0  # how long the peer may leave our previous message lying
+SEND_TIMEOUT_MS: Final = 10_000.0  # how long the peer may leave our previous message lying
 
 
 class PollRate:
-    """How long to sleep before the next look, in milliseconds."""
+    """How long to sleep before the next poll, in milliseconds."""
 
     FIRST_MS: Final = 32.0
     LAST_MS: Final = 1024.0
-    LOOKS_PER_RATE: Final = 8
+    POLLS_PER_RATE: Final = 8
 
     def __init__(self) -> None:
         self.interval_ms = self.FIRST_MS
-        self._empty_looks = 0
+        self._empty_polls = 0
 
     def found_nothing(self) -> float:
-        """Count an empty look; returns the pause before the next one."""
+        """Count an empty poll; returns the pause before the next one."""
         interval_ms = self.interval_ms
-        self._empty_looks += 1
-        if self._empty_looks == self.LOOKS_PER_RATE:
-            self._empty_looks = 0
+        self._empty_polls += 1
+        if self._empty_polls == self.POLLS_PER_RATE:
+            self._empty_polls = 0
             self.interval_ms = min(self.interval_ms * 2, self.LAST_MS)
         return interval_ms
 
     def found_one(self) -> None:
         self.interval_ms = self.FIRST_MS
-        self._empty_looks = 0
+        self._empty_polls = 0
 
 
 class FileChannel(Channel):
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Attributes:
+        FIRST_STATUS: what the controller writes before the worker is started.
+        FORBIDDEN_MODE: permissions that a file of the peer's must not have.
+    """
+
+    may_carry_legacy: ClassVar[bool] = True
+    FIRST_STATUS: ClassVar[Status] = Status.STARTING
+    FORBIDDEN_MODE: ClassVar[int] = 0o022
 
     def __init__(self, directory: str, role: Role) -> None:
         self._directory = directory
         self._out = os.path.join(directory, f"{role.value}.json")
         self._in = os.path.join(directory, f"{role.peer.value}.json")
-        self._status = os.path.join(directory, "status.txt")
+        self._status = os.path.join(directory, STATUS_FILE)
         self._rate = PollRate()
         self._woken = threading.Event()
 
     @classmethod
-    def create(cls, directory: str, doorbells: list[str] | None = None) -> FileChannel:  # noqa: ARG003 - it has none
+    def new_doorbells(cls) -> list[str]:
+        return []
+
+    @classmethod
+    def create(cls, directory: str, doorbells: Sequence[str] = ()) -> FileChannel:  # noqa: ARG003 - it has none
         channel = cls(directory, Role.CONTROLLER)
         for path in (channel._out, channel._in):
             system.unlink(path)
-        channel.write_status(Status.STARTING)
+        channel.write_status(channel.FIRST_STATUS)
         return channel
 
     @classmethod
-    def attach(cls, directory: str, doorbells: list[str]) -> FileChannel:  # noqa: ARG003 - it has none
+    def attach(cls, directory: str, doorbells: Sequence[str] = ()) -> FileChannel:  # noqa: ARG003 - it has none
         return cls(directory, Role.WORKER)
 
     @property
@@ -76,22 +92,12 @@ class FileChannel(Channel):
         return []
 
     def _put(self, path: str, data: bytes) -> None:
-        temporary = f"{path}.{os.getpid()}.tmp"
-        system.unlink(temporary)
-        fd = system.create_file(temporary)
-        try:
-            try:
-                system.write_all(fd, data)
-            finally:
-                system.close(fd)
-            system.rename(temporary, path)
-        except BaseException:
-            system.unlink(temporary)
-            raise
+        with replacement(path) as fd:
+            system.write_all(fd, data)
 
     def _get(self, path: str) -> bytes | None:
         try:
-            fd = system.open_private_file(path)
+            fd = system.open_private_file(path, forbidden_mode=self.FORBIDDEN_MODE)
         except FileNotFoundError:
             return None
         try:
@@ -103,10 +109,10 @@ class FileChannel(Channel):
 
     def send(self, message: Request | Response) -> None:
         data = check_bounds(encode(message))
-        if not self._wait(lambda: not os.path.lexists(self._out), _SEND_TIMEOUT_MS, lambda: False, PollRate()):
+        if not self._wait(lambda: not os.path.lexists(self._out), SEND_TIMEOUT_MS, lambda: False, PollRate()):
             raise ResponseTimeout(
-                f"the peer has left {self._out} lying for {_SEND_TIMEOUT_MS:.0f} ms",
-                timeout_ms=_SEND_TIMEOUT_MS,
+                f"the peer has left {self._out} lying for {SEND_TIMEOUT_MS:.0f} ms",
+                timeout_ms=SEND_TIMEOUT_MS,
                 command=message.command,
             )
         self._put(self._out, data)
@@ -152,7 +158,7 @@ class FileChannel(Channel):
         data = self._get(self._status)
         return parse_status((data or b"starting").decode("utf-8", "replace").strip("\0 \r\n"))
 
-    def is_exit_asked(self) -> bool:
+    def is_exit_requested(self) -> bool:
         try:
             return self.read_status().status is Status.EXIT
         except BadMessage:

@@ -1,7 +1,8 @@
 """The default channel: JSON in mapped files, semaphores as doorbells.
 
-``request.json`` and ``response.json`` are ``PAGE_NBYTES`` long, ``status.txt`` ``STATUS_NBYTES``; each holds one line
-and then spaces, so ``cat`` and ``json.load`` work on them. A message begins with its number in a fixed place::
+``request.json`` and ``response.json`` are message pages of ``MESSAGE_PAGE_NBYTES``; ``status.txt`` has
+``STATUS_NBYTES``. Each holds one line and then spaces, so ``cat`` and ``json.load`` work on them. A message
+begins with its number in a fixed place::
 
     offset 0  {"seq":␠
     offset 8  the number, 8 ASCII characters, spaces first      <- stored last, as one aligned 8-byte word
@@ -16,32 +17,43 @@ file of its own, which the page names under ``"spill"``.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final
 
 import msgspec
 
-from .. import system
+from ..base import system
+from ..base.identifiers import is_doorbell_name, spill_sender
 from ..errors import BadMessage, HostilePath, TRException
-from ..native import Bell, Page
-from ..protocol import MAX_SEQ, Request, Response, Status, StatusLine, encode, parse_status
-from .base import MAX_MESSAGE_NBYTES, Channel, Role, check_bounds
-from .doorbell import Doorbell, is_doorbell_name
+from ..native import IS_COMPILED, ChannelParts, MessagePage
+from ..protocol.messages import Request, Response, encode
+from ..protocol.status import Status, StatusLine, parse_status
+from ..wire.messages import (
+    EMPTY_PAGE,
+    MAX_MESSAGE_NBYTES,
+    MAX_MESSAGE_SEQ,
+    MESSAGE_PAGE_NBYTES,
+    REQUEST_FILE,
+    RESPONSE_FILE,
+    SPILL_SUFFIX,
+    STATUS_EXIT,
+    STATUS_FILE,
+    STATUS_NBYTES,
+    STATUS_STARTING,
+)
+from ..wire.names import DOORBELL_PREFIX
+from ..wire.waits import STATUS_RETRIES, STATUS_RETRY_S, WAIT_SLICE_S
+from .doorbell import Doorbell
+from .interface import Channel, Role, check_bounds
 
 __all__ = ["MappedChannel"]
 
-PAGE_NBYTES: Final = 65536
-STATUS_NBYTES: Final = 4096  # one memory page: a truncating writer cannot make us touch beyond the file's last page
-_WAIT_SLICE_S: Final = 1.0  # a lost ring delays a message by this much at most; a wake-up a second costs nothing
-
-_BLANK_LINE: Final = b'{"seq":        0}\n'
 _SPILL_KEY: Final = b'"spill":'  # the first member after the number, in the line of a message that is elsewhere
-_EXIT_START: Final = int.from_bytes(b"exit", sys.byteorder)
+_EXIT_START: Final = int.from_bytes(STATUS_EXIT.encode(), sys.byteorder)
 _WORD_NBYTES: Final = 8
 # Most statuses without a detail fit into one word, which nobody sees half stored.
 _SHORT_LINES: Final[dict[Status, int]] = {
@@ -49,9 +61,6 @@ _SHORT_LINES: Final[dict[Status, int]] = {
     for status in Status
     if len(status.value) < _WORD_NBYTES
 }
-
-
-_is_spill_name = re.compile(r"(?:request|response)\.[0-9A-Za-z_]{1,64}\.spill").fullmatch
 
 
 class _Spill(msgspec.Struct):
@@ -108,63 +117,65 @@ class MappedChannel(Channel):
         status: the status file, mapped.
     """
 
-    def __init__(self, directory: str, role: Role, fds: list[int], bells: list[Doorbell]) -> None:
+    def __init__(self, directory: str, role: Role, fds: list[int], doorbells: list[Doorbell]) -> None:
         self._directory = directory
         self._role = role
         request_fd, response_fd, status_fd = fds
-        request = Page(system.map_write(request_fd, PAGE_NBYTES))
-        response = Page(system.map_write(response_fd, PAGE_NBYTES))
+        request = MessagePage(system.map_write(request_fd, MESSAGE_PAGE_NBYTES))
+        response = MessagePage(system.map_write(response_fd, MESSAGE_PAGE_NBYTES))
         self.status = system.map_write(status_fd, STATUS_NBYTES)
         self._status_start = self.status.cast("I")
         self._status_words = self.status.cast("Q")
         self._has_long_status = True  # somebody else may have written one
-        request_bell, response_bell = bells
-        self._bells = bells
+        self._doorbells = doorbells
+        request_doorbell, response_doorbell = doorbells
         if role is Role.CONTROLLER:
             self._out, self._in = request, response
-            self._ring_bell, self._own_bell = request_bell, response_bell
+            self._peer_doorbell, self._own_doorbell = request_doorbell, response_doorbell
         else:
             self._out, self._in = response, request
-            self._ring_bell, self._own_bell = response_bell, request_bell
+            self._peer_doorbell, self._own_doorbell = response_doorbell, request_doorbell
         self._spill_number = 0
         self._spill_token = secrets.token_hex(4)  # of this end: an earlier one may have left its long messages
         self._is_closed = False
 
-    def ends(self) -> tuple[Page, Page, Bell, Bell, float]:
-        """Where this end writes and reads, the bell that it rings, its own, and for how long it sleeps at a time."""
-        return self._out, self._in, self._ring_bell.bell, self._own_bell.bell, _WAIT_SLICE_S
+    def fast_path_parts(self) -> ChannelParts | None:
+        if not IS_COMPILED:
+            return None
+        peer, own = self._peer_doorbell.semaphore, self._own_doorbell.semaphore
+        return ChannelParts(self._out, self._in, peer, own, WAIT_SLICE_S, self.status)
 
     @classmethod
     def new_doorbells(cls) -> list[str]:
         token = secrets.token_hex(8)
-        return [f"/tr_{os.getpid()}_{token}_{end}" for end in "qr"]
+        return [f"{DOORBELL_PREFIX}{os.getpid()}_{token}_{end}" for end in "qr"]
 
     @classmethod
-    def create(cls, directory: str, doorbells: list[str] | None = None) -> MappedChannel:
-        bells: list[Doorbell] = []
+    def create(cls, directory: str, doorbells: Sequence[str] = ()) -> MappedChannel:
+        opened: list[Doorbell] = []
         fds: list[int] = []
         try:
             for name in doorbells or cls.new_doorbells():
-                bells.append(Doorbell.create(name))
-            for name in ("request.json", "response.json"):
-                fds.append(_create_file(directory, name, _BLANK_LINE, PAGE_NBYTES))
-            fds.append(_create_file(directory, "status.txt", b"starting\n", STATUS_NBYTES))
-            return cls(directory, Role.CONTROLLER, fds, bells)
+                opened.append(Doorbell.create(name))
+            for name in (REQUEST_FILE, RESPONSE_FILE):
+                fds.append(_create_file(directory, name, EMPTY_PAGE.encode(), MESSAGE_PAGE_NBYTES))
+            fds.append(_create_file(directory, STATUS_FILE, STATUS_STARTING.encode() + b"\n", STATUS_NBYTES))
+            return cls(directory, Role.CONTROLLER, fds, opened)
         except BaseException:
-            for bell in bells:
-                bell.unlink()
-                bell.close()
+            for doorbell in opened:
+                doorbell.unlink()
+                doorbell.close()
             raise
         finally:
             _close_all(fds)
 
     @classmethod
-    def attach(cls, directory: str, doorbells: list[str]) -> MappedChannel:
+    def attach(cls, directory: str, doorbells: Sequence[str]) -> MappedChannel:
         fds: list[int] = []
         try:
-            for name in ("request.json", "response.json"):
-                fds.append(_open_file(directory, name, PAGE_NBYTES))
-            fds.append(_open_file(directory, "status.txt", STATUS_NBYTES))
+            for name in (REQUEST_FILE, RESPONSE_FILE):
+                fds.append(_open_file(directory, name, MESSAGE_PAGE_NBYTES))
+            fds.append(_open_file(directory, STATUS_FILE, STATUS_NBYTES))
             if len(doorbells) != 2 or not all(map(is_doorbell_name, doorbells)):
                 raise BadMessage("the manifest names no two doorbells", detail=repr(doorbells)[:200])
             channel = cls(directory, Role.WORKER, fds, [Doorbell.open(name) for name in doorbells])
@@ -175,7 +186,7 @@ class MappedChannel(Channel):
 
     @property
     def doorbells(self) -> list[str]:
-        return [bell.name for bell in self._bells]
+        return [doorbell.name for doorbell in self._doorbells]
 
     def send(self, message: Request | Response) -> None:
         text = encode(message)
@@ -187,13 +198,13 @@ class MappedChannel(Channel):
 
     def _send_apart(self, seq: int, text: bytes) -> None:
         """Send what the page cannot hold."""
-        if not 0 < seq <= MAX_SEQ:
-            raise BadMessage(f"a message's number is 1 to {MAX_SEQ}, not {seq}", detail=str(seq))
+        if not 0 < seq <= MAX_MESSAGE_SEQ:
+            raise BadMessage(f"a message's number is 1 to {MAX_MESSAGE_SEQ}, not {seq}", detail=str(seq))
         self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._write_spill(check_bounds(text)))
 
     def _write_spill(self, text: bytes) -> bytes:
         self._spill_number += 1
-        name = f"{self._role.value}.{self._spill_token}_{self._spill_number}.spill"
+        name = f"{self._role.value}.{self._spill_token}_{self._spill_number}{SPILL_SUFFIX}"
         path = _path(self._directory, name)
         fd = system.create_file(path)
         try:
@@ -206,7 +217,7 @@ class MappedChannel(Channel):
         return name.encode()
 
     def _read_spill(self, name: str) -> bytes:
-        if not _is_spill_name(name) or not name.startswith(self._role.peer.value + "."):
+        if spill_sender(name) != self._role.peer.value:
             raise BadMessage(f"{name[:80]!r} is not the name of a long message", detail=name[:80])
         path = _path(self._directory, name)
         try:
@@ -228,7 +239,7 @@ class MappedChannel(Channel):
             raise BadMessage(f"{path} is longer than a message may be", detail=name)
         return text
 
-    def spin(self, us: float) -> None:
+    def set_spin(self, us: float) -> None:
         self._in.set_spin(us)
 
     def has_message(self) -> bool:
@@ -247,8 +258,8 @@ class MappedChannel(Channel):
             self._in.put_back()
             raise
 
-    def refuse(self) -> None:
-        self._in.refuse()
+    def reject(self) -> None:
+        self._in.reject()
 
     def put_back(self) -> None:
         self._in.put_back()
@@ -256,7 +267,7 @@ class MappedChannel(Channel):
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         try:
             timeout_s = inf if timeout_ms is None else timeout_ms / 1000
-            line = self._in.wait(self._own_bell.bell, timeout_s, _WAIT_SLICE_S, stop)
+            line = self._in.wait(self._own_doorbell.semaphore, timeout_s, WAIT_SLICE_S, stop)
         except ValueError as error:
             why = "the peer's message has no end; it does not speak this protocol"
             raise BadMessage(why, detail="newline") from error
@@ -267,15 +278,23 @@ class MappedChannel(Channel):
         remaining_s = deadline_s - time.monotonic()
         if remaining_s <= 0:
             return False
-        self._own_bell.wait(remaining_s if remaining_s < _WAIT_SLICE_S else _WAIT_SLICE_S)
+        self._own_doorbell.wait(remaining_s if remaining_s < WAIT_SLICE_S else WAIT_SLICE_S)
         return True
 
     def read_status(self) -> StatusLine:
+        for _ in range(STATUS_RETRIES):
+            try:
+                return self._read_status_once()
+            except BadMessage:  # perhaps read in the middle of a store
+                time.sleep(STATUS_RETRY_S)
+        return self._read_status_once()
+
+    def _read_status_once(self) -> StatusLine:
         line = self.status.tobytes()
         end = line.find(b"\n")
         return parse_status(line[: end if end >= 0 else 80].decode("utf-8", "replace").strip("\0 "))
 
-    def is_exit_asked(self) -> bool:
+    def is_exit_requested(self) -> bool:
         if self._status_start[0] != _EXIT_START:
             return False
         try:
@@ -293,9 +312,9 @@ class MappedChannel(Channel):
         # The worker writes all the time and knows what is there; the controller hardly ever does.
         self._has_long_status = len(line) > _WORD_NBYTES or self._role is Role.CONTROLLER
 
-    def enter(self, status: Status, detail: str = "") -> bool:
+    def advance_status(self, status: Status, detail: str = "") -> bool:
         if self._status_start[0] == _EXIT_START:
-            return super().enter(status, detail)
+            return super().advance_status(status, detail)
         self.write_status(status, detail)
         return True
 
@@ -312,23 +331,23 @@ class MappedChannel(Channel):
 
     def ring(self) -> None:
         try:
-            self._ring_bell.ring()
+            self._peer_doorbell.ring()
         except OSError:
             pass  # it was rung 2**31 times and nobody has slept since: nobody will
 
     def wake(self) -> None:
         try:
-            self._own_bell.ring()
+            self._own_doorbell.ring()
         except OSError:
             pass  # closed meanwhile, so nobody waits any more; or full, so nobody will
 
     def unlink(self) -> None:
-        for bell in self._bells:
-            bell.unlink()
+        for doorbell in self._doorbells:
+            doorbell.unlink()
 
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
             self.unlink()
-            for bell in self._bells:
-                bell.close()
+            for doorbell in self._doorbells:
+                doorbell.close()

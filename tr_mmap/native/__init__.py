@@ -1,39 +1,33 @@
-"""What the hot path does to mapped memory and semaphores: the few things that Python does slowly, or cannot do.
+"""The hot path: what Python does too slowly to mapped memory and semaphores, or cannot do at all.
 
-``Line``
-    the words of a segment's header that owner and reader coordinate through, with the right memory order.
-``Owned``, ``Leased``
-    a segment as its owner and as its reader sees it: arrays are lent out, and looked at through views that hold the
-    lease. ``loan_of`` and ``seal`` recognise an array that was lent, and make it read-only.
-``dead``, ``bury``
-    ends of views and loans that are still to be seen to: in plain Python that is done when a session works next.
-``Shelves``
-    a pool's free segments, and the short cuts for what is like the last tensor.
-``Asker``, ``Answerer``
-    the two sides' short cuts: a request, or an answer, that is like most in one call. The extension's alone; None in
-    plain Python.
-``Page``
-    a mapped message file: a message is stored and taken whole.
-``Bell``
-    an open semaphore: ring it, or sleep until it is rung.
+There are two implementations, with one suite of tests. The extension (``*.c``) is built on installation where there is
+a compiler. :mod:`.reference` does the same in plain Python, and says what each operation means. ``TR_MMAP_PURE=1`` in
+the environment chooses the reference. This room knows bytes, arrays and semaphores; it never knows sessions.
+
+``LeaseWords``
+    the words of a segment's header by which owner and reader coordinate, with the right memory order.
+``OwnerSegment``, ``ReaderSegment``
+    a segment as its owner and as its reader sees it: loans, and views that hold the lease. ``loan_of`` finds the
+    segment of a loan; ``freeze`` makes a loan read-only.
+``finished``, ``drain``
+    views and loans that have ended and whose leases and holds are still to be released (plain Python only).
+``FreeLists``
+    a pool's free segments, and the fast path for a tensor of the same layout as the last one.
+``MessagePage``
+    a mapped message page: a message is stored and taken whole.
+``Semaphore``
+    an open semaphore: post, or sleep until it is posted.
 ``has_as_many_colons``
-    the quick look at a message that finds most of them in order.
-``map_file``
-    part of a file in memory, without the descriptor that Python's ``mmap`` keeps.
-``open_usual``
-    a TSR file that is as most are, checked and mapped.
-``copy``
-    an array's bytes into mapped memory, in one pass.
+    the quick check by which most messages are known to have no key twice.
+``map_file``, ``copy``
+    part of a file in memory, without the descriptor that Python's ``mmap`` keeps; bytes into mapped memory in one pass.
+``quick_load``
+    the fast path of ``load``: a plain file, checked and mapped.
+``ControllerFastPath``, ``WorkerFastPath``
+    a request, or the reply to one, in a single call. The extension's alone; None in plain Python.
 
-There are two implementations, with one suite of tests. The C one (``*.c``) is built on installation where there is a
-compiler. ``plain`` and ``plain_arrays`` do the same in Python: small messages take five to ten times as long, and its
-memory order is right on x86 only, which keeps plain stores in order by itself. ``TR_MMAP_PURE=1`` in the environment
-chooses it.
-
-What is like the last needs no thought, and most requests are like the last. So there are short cuts, which do in one
-call of C what else takes many steps of Python: ``Asker``, ``Answerer``, ``publish_again``, ``lend_again``,
-``fetch_again``, ``open_usual``. Each does just what the long way does, or nothing at all and says so; whatever is
-unusual, wrong, or new is the long way's business. ``tests/test_short_cuts.py`` compares the two.
+The fast paths are ``ControllerFastPath``, ``WorkerFastPath`` and all that is named ``quick_…``. Each does exactly what
+the slow path in Python does, or does nothing and says so; whatever is new, rare or wrong takes the slow path.
 """
 
 from __future__ import annotations
@@ -41,51 +35,69 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from .parts import ChannelParts, TensorParts
+
 __all__ = [
     "IS_COMPILED",
-    "Answerer",
-    "Asker",
-    "Bell",
-    "Leased",
-    "Line",
-    "Owned",
-    "Page",
-    "Shelves",
-    "bury",
+    "ChannelParts",
+    "ControllerFastPath",
+    "FreeLists",
+    "LeaseWords",
+    "MessagePage",
+    "OwnerSegment",
+    "ReaderSegment",
+    "Semaphore",
+    "TensorParts",
+    "WorkerFastPath",
     "copy",
-    "dead",
+    "drain",
+    "finished",
+    "freeze",
     "has_as_many_colons",
     "loan_of",
     "map_file",
-    "open_usual",
-    "seal",
+    "quick_load",
 ]
 
 IS_COMPILED = os.environ.get("TR_MMAP_PURE", "") in ("", "0")
 if IS_COMPILED:
     try:
         from ._native import (
-            Answerer,
-            Asker,
-            Bell,
-            Leased,
-            Line,
-            Owned,
-            Page,
-            Shelves,
-            bury,
+            ControllerFastPath,
+            FreeLists,
+            LeaseWords,
+            MessagePage,
+            OwnerSegment,
+            ReaderSegment,
+            Semaphore,
+            WorkerFastPath,
             copy,
-            dead,
+            drain,
+            finished,
+            freeze,
             has_as_many_colons,
             loan_of,
             map_file,
-            open_usual,
-            seal,
+            quick_load,
         )
     except ImportError:
         IS_COMPILED = False
 if not IS_COMPILED and not TYPE_CHECKING:
-    from .plain import Bell, Line, Page, copy, has_as_many_colons, map_file, open_usual
-    from .plain_arrays import Leased, Owned, Shelves, bury, dead, loan_of, seal
+    from .reference import (
+        FreeLists,
+        LeaseWords,
+        MessagePage,
+        OwnerSegment,
+        ReaderSegment,
+        Semaphore,
+        copy,
+        drain,
+        finished,
+        freeze,
+        has_as_many_colons,
+        loan_of,
+        map_file,
+        quick_load,
+    )
 
-    Answerer = Asker = None
+    ControllerFastPath = WorkerFastPath = None

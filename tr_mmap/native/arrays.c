@@ -1,9 +1,10 @@
-/* Arrays over a segment's payload, made and recognised without the detour through the buffer protocol. */
+/* Makes and recognises arrays over a segment's payload, by numpy's C functions: the buffer protocol costs more than a
+ * whole small request. Reads and writes no element. */
 #include "arrays.h"
 
-static int read_shape(PyObject *shape, npy_intp *dims) {
-    if (!PyTuple_Check(shape) || PyTuple_GET_SIZE(shape) > MAX_NDIM) {
-        PyErr_SetString(PyExc_ValueError, "a shape is a tuple of at most 16 sizes");
+static int parse_shape(PyObject *shape, npy_intp *dims) {
+    if (!PyTuple_Check(shape) || PyTuple_GET_SIZE(shape) > WIRE_MAX_NDIM) {
+        PyErr_Format(PyExc_ValueError, "a shape is a tuple of at most %d sizes", WIRE_MAX_NDIM);
         return -1;
     }
     for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(shape); index++) {
@@ -13,25 +14,25 @@ static int read_shape(PyObject *shape, npy_intp *dims) {
     return (int)PyTuple_GET_SIZE(shape);
 }
 
-/* Bytes of a tensor; -1 if it is larger than what can be mapped. */
-static Py_ssize_t nbytes_of(Py_ssize_t itemsize, int ndim, const npy_intp *dims) {
+/* Bytes of a tensor; -1 if a size is negative, or if it is larger than what can be mapped. */
+static Py_ssize_t tensor_nbytes(Py_ssize_t itemsize, int ndim, const npy_intp *dims) {
     Py_ssize_t nbytes = itemsize;
     for (int index = 0; index < ndim; index++)
         if (dims[index] < 0 || __builtin_mul_overflow(nbytes, dims[index], &nbytes)) return -1;
     return nbytes;
 }
 
-int layout_set(Layout *self, PyObject *dtype, PyObject *shape, PyObject *offset, Py_ssize_t file_nbytes) {
+int array_layout_set(ArrayLayout *self, PyObject *dtype, PyObject *shape, PyObject *offset, Py_ssize_t file_nbytes) {
     Py_CLEAR(self->dtype);
     if (!PyArray_DescrCheck(dtype)) {
         PyErr_SetString(PyExc_TypeError, "a numpy dtype is needed");
         return -1;
     }
-    self->ndim = read_shape(shape, self->dims);
+    self->ndim = parse_shape(shape, self->dims);
     if (self->ndim < 0) return -1;
     self->offset = PyLong_AsSsize_t(offset);
     if (self->offset == -1 && PyErr_Occurred()) return -1;
-    self->nbytes = nbytes_of(PyDataType_ELSIZE((PyArray_Descr *)dtype), self->ndim, self->dims);
+    self->nbytes = tensor_nbytes(PyDataType_ELSIZE((PyArray_Descr *)dtype), self->ndim, self->dims);
     if (self->nbytes < 0 || self->offset < 0 || self->offset > file_nbytes - self->nbytes) {
         PyErr_SetString(PyExc_ValueError, "the tensor does not fit into the file there");
         return -1;
@@ -40,7 +41,7 @@ int layout_set(Layout *self, PyObject *dtype, PyObject *shape, PyObject *offset,
     return 0;
 }
 
-PyObject *layout_view(const Layout *self, char *file, int is_writable, PyObject *holder) {
+PyObject *array_layout_view(const ArrayLayout *self, char *file, int is_writable, PyObject *holder) {
     int flags = is_writable ? NPY_ARRAY_CARRAY : NPY_ARRAY_CARRAY_RO;
     PyObject *array = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(self->dtype), self->ndim,
                                            self->dims, NULL, file + self->offset, flags, NULL);
@@ -55,7 +56,7 @@ PyObject *layout_view(const Layout *self, char *file, int is_writable, PyObject 
     return array;
 }
 
-int layout_fits(const Layout *self, PyObject *array) {
+int array_layout_matches(const ArrayLayout *self, PyObject *array) {
     if (self->dtype == NULL || !PyArray_CheckExact(array)) return 0;
     PyArrayObject *other = (PyArrayObject *)array;
     if (PyArray_DESCR(other) != self->dtype || PyArray_NDIM(other) != self->ndim || !PyArray_IS_C_CONTIGUOUS(other))

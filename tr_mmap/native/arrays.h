@@ -1,4 +1,4 @@
-/* Arrays over a segment's payload. */
+/* Arrays over a segment's payload, and the types of segments. Reads and writes no header. */
 #ifndef TR_MMAP_ARRAYS_H
 #define TR_MMAP_ARRAYS_H
 
@@ -11,40 +11,36 @@
 #endif
 #include <numpy/arrayobject.h>
 
-extern PyTypeObject OwnedType;
-extern PyTypeObject LeasedType;
+extern PyTypeObject FreeListsType;
 extern PyTypeObject LoanType;
-extern PyTypeObject HoldType;
-extern PyTypeObject ShelvesType;
+extern PyTypeObject OwnerSegmentType;
+extern PyTypeObject ReaderSegmentType;
+extern PyTypeObject ViewType;
 
-extern const char loan_of_doc[], seal_doc[];
-PyObject *loan_of(PyObject *module, PyObject *array);
-PyObject *seal(PyObject *module, PyObject *array);
+extern const char freeze_doc[], loan_of_doc[];
+PyObject *py_freeze(PyObject *module, PyObject *array);
+PyObject *py_loan_of(PyObject *module, PyObject *array);
 
-enum { MAX_NDIM = 16 }; /* as tsr/header.py has it */
-
-/* How a tensor lies in a file: its type and shape, and where its payload begins. */
+/* How a tensor lies in a file: its type and shape as numpy has them, and where its payload begins. */
 typedef struct {
-    PyArray_Descr *dtype; /* NULL where that is not known */
+    PyArray_Descr *dtype; /* NULL where no layout is set */
     int ndim;
-    npy_intp dims[MAX_NDIM];
+    npy_intp dims[WIRE_MAX_NDIM];
     Py_ssize_t offset, nbytes;
-} Layout;
+} ArrayLayout;
 
-/* Take over what Python says of a layout in a file of so many bytes; -1 with an exception, and then it is not known. */
-int layout_set(Layout *self, PyObject *dtype, PyObject *shape, PyObject *offset, Py_ssize_t file_nbytes);
+/* Set a layout from Python's objects, for a file of `file_nbytes`; -1 with an exception, and then no layout is set. */
+int array_layout_set(ArrayLayout *self, PyObject *dtype, PyObject *shape, PyObject *offset, Py_ssize_t file_nbytes);
 
-/* An array over a mapping of the file, which keeps `holder` alive; takes over that reference, also when it fails. */
-PyObject *layout_view(const Layout *self, char *file, int is_writable, PyObject *holder);
+/* An array over a mapping of the file; the array keeps `holder` alive. Takes over the reference to `holder`, also when
+ * it fails. */
+PyObject *array_layout_view(const ArrayLayout *self, char *file, int is_writable, PyObject *holder);
 
-/* Whether an array is of that type and shape, and its elements lie as TSR has them. */
-int layout_fits(const Layout *self, PyObject *array);
+/* Whether an array has that type and shape, and its elements lie in C order, as in a TSR file. */
+int array_layout_matches(const ArrayLayout *self, PyObject *array);
 
-/* An array over the tensor of that number in a segment of the peer's; NULL if it cannot be had, with an exception or not. */
-PyObject *leased_look(PyObject *segment, uint64_t wanted);
-
-/* What was made by an earlier generation is the parent's. */
-extern unsigned fork_generation;
-void forked_in_child(void);
+/* An array over the tensor that the peer published under `seq` in a ReaderSegment. NULL with a LookupError if another
+ * tensor is there by now; NULL without an exception if its layout is not the one that was set. */
+PyObject *reader_segment_view(PyObject *segment, uint64_t seq);
 
 #endif

@@ -1,17 +1,18 @@
-/* Part of a file in memory, unmapped when nobody looks at it any more. Keeps no descriptor, unlike Python's own. */
+/* Part of a file in memory, unmapped with the last view of it. Keeps no descriptor, unlike Python's mmap, and never
+ * changes a file's size. */
 #include "native.h"
 
 #include <structmember.h>
 #include <sys/mman.h>
 
-enum { LARGE_NBYTES = 1 << 20 }; /* from here on other threads of Python run while it is unmapped */
+enum { RELEASE_GIL_NBYTES = 1 << 20 }; /* from here on unmapping takes long: 10 ms for 256 MiB of touched pages */
 
 typedef struct {
     PyObject_HEAD
     char *address;
     Py_ssize_t nbytes;
     char is_writable;
-    PyObject *kept; /* whatever is to live as long */
+    PyObject *kept; /* an object of Python's choice that lives as long as the mapping */
 } Mapping;
 
 static int mapping_traverse(Mapping *self, visitproc visit, void *arg) {
@@ -27,9 +28,9 @@ static int mapping_clear(Mapping *self) {
 static void mapping_dealloc(Mapping *self) {
     PyObject_GC_UnTrack(self);
     mapping_clear(self);
-    if (self->address != NULL && self->nbytes < LARGE_NBYTES) {
+    if (self->address != NULL && self->nbytes < RELEASE_GIL_NBYTES) {
         munmap(self->address, (size_t)self->nbytes);
-    } else if (self->address != NULL) { /* 10 ms for 256 MiB whose pages were touched */
+    } else if (self->address != NULL) {
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);
         Py_BEGIN_ALLOW_THREADS
@@ -40,7 +41,7 @@ static void mapping_dealloc(Mapping *self) {
     PyObject_GC_Del(self);
 }
 
-/* Without a release, so that numpy's arrays keep the mapping itself, and no memoryview of it. */
+/* There is no bf_releasebuffer, so that the base of numpy's arrays is the mapping itself, not a memoryview of it. */
 static int mapping_getbuffer(Mapping *self, Py_buffer *view, int flags) {
     return PyBuffer_FillInfo(view, (PyObject *)self, self->address, self->nbytes, !self->is_writable, flags);
 }
@@ -48,7 +49,7 @@ static int mapping_getbuffer(Mapping *self, Py_buffer *view, int flags) {
 static PyBufferProcs mapping_buffer = {.bf_getbuffer = (getbufferproc)mapping_getbuffer};
 
 static PyMemberDef mapping_members[] = {
-    {"kept", T_OBJECT, offsetof(Mapping, kept), 0, "whatever is to live as long"},
+    {"kept", T_OBJECT, offsetof(Mapping, kept), 0, "an object that lives as long"},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -72,9 +73,10 @@ PyObject *map_part(int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable
     self->kept = NULL;
     self->nbytes = nbytes;
     self->is_writable = (char)is_writable;
-    /* A private mapping larger than the memory is fine: few store all over it. */
+    /* No memory is reserved for a private mapping, which may be larger than the memory: few stores reach its pages. */
     int flags = is_private ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED;
-    void *address = mmap(NULL, (size_t)nbytes, is_writable ? PROT_READ | PROT_WRITE : PROT_READ, flags, fd, (off_t)offset);
+    int protection = is_writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    void *address = mmap(NULL, (size_t)nbytes, protection, flags, fd, (off_t)offset);
     if (address == MAP_FAILED) PyErr_SetFromErrno(PyExc_OSError);
     else self->address = address;
     PyObject_GC_Track(self);
@@ -83,10 +85,11 @@ PyObject *map_part(int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable
 }
 
 const char map_file_doc[] =
-    "map_file(fd, nbytes, offset, is_writable, is_private)\n--\n\nMap part of a file; unmapped with the last view of it.\n\n"
+    "map_file(fd, nbytes, offset, is_writable, is_private)\n--\n\n"
+    "Map part of a file; unmapped with the last view of it.\n\n"
     "Raises:\n    OSError: it cannot be mapped.";
 
-PyObject *map_file(PyObject *module, PyObject *arguments) {
+PyObject *py_map_file(PyObject *module, PyObject *arguments) {
     (void)module;
     int fd, is_writable, is_private;
     Py_ssize_t nbytes, offset;

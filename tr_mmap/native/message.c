@@ -1,10 +1,11 @@
-/* The usual form of messages. Pure but for the clock: bytes in, spans out, and back. */
+/* The canonical form of control messages. Pure but for the clock: bytes in, spans out, and back. */
 #include "message.h"
 
 #include <string.h>
 #include <time.h>
 
-static int is_plain(unsigned char letter) { return letter >= 0x20 && letter != '"' && letter != '\\'; }
+/* Whether a byte stands for itself in a JSON text. */
+static int is_unescaped(unsigned char byte) { return byte >= 0x20 && byte != '"' && byte != '\\'; }
 
 int span_of(PyObject *text, Span *span) {
     if (!PyUnicode_CheckExact(text)) return 0;
@@ -14,7 +15,7 @@ int span_of(PyObject *text, Span *span) {
         return 0;
     }
     for (Py_ssize_t index = 0; index < span->nbytes; index++)
-        if (!is_plain((unsigned char)span->text[index])) return 0;
+        if (!is_unescaped((unsigned char)span->text[index])) return 0;
     return 1;
 }
 
@@ -24,11 +25,11 @@ uint64_t now_ms(void) {
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
-/* -- writing. A draft that is full stays full: its nbytes are then MESSAGE_NBYTES + 1. --------------------------- */
+/* -- writing. A draft that is full stays full: its nbytes are then MAX_CANONICAL_NBYTES + 1. ---------------------- */
 
 static void add(Draft *draft, const char *text, Py_ssize_t nbytes) {
-    if (nbytes > MESSAGE_NBYTES - draft->nbytes) {
-        draft->nbytes = MESSAGE_NBYTES + 1;
+    if (nbytes > MAX_CANONICAL_NBYTES - draft->nbytes) {
+        draft->nbytes = MAX_CANONICAL_NBYTES + 1;
         return;
     }
     memcpy(draft->text + draft->nbytes, text, (size_t)nbytes);
@@ -44,7 +45,7 @@ static void add_text(Draft *draft, Span text) {
 }
 
 static void add_number(Draft *draft, uint64_t number) {
-    char digits[20];
+    char digits[20]; /* of 2**64 - 1 */
     int first = sizeof digits;
     do digits[--first] = (char)('0' + number % 10);
     while ((number /= 10) != 0);
@@ -52,7 +53,7 @@ static void add_number(Draft *draft, uint64_t number) {
 }
 
 static void add_member(Draft *draft, const char *name, Span text) {
-    if (text.nbytes == 0) return; /* as in protocol.py, what is at its default is left out */
+    if (text.nbytes == 0) return; /* protocol/messages.py leaves out what is at its default */
     add(draft, name, (Py_ssize_t)strlen(name));
     add_text(draft, text);
 }
@@ -76,66 +77,67 @@ int message_write(Draft *draft, const Message *message, int is_response) {
     }
     if (message->count != 0) ADD(draft, "]]");
     ADD(draft, "}");
-    return draft->nbytes <= MESSAGE_NBYTES;
+    return draft->nbytes <= MAX_CANONICAL_NBYTES;
 }
 
 /* -- reading ------------------------------------------------------------------------------------------------------ */
 
 typedef struct {
     const char *at, *end;
-} Reader;
+} Cursor;
 
-static int skip(Reader *reader, const char *wanted, size_t nbytes) {
-    if ((size_t)(reader->end - reader->at) < nbytes || memcmp(reader->at, wanted, nbytes) != 0) return 0;
-    reader->at += nbytes;
+static int skip(Cursor *cursor, const char *expected, size_t nbytes) {
+    if ((size_t)(cursor->end - cursor->at) < nbytes || memcmp(cursor->at, expected, nbytes) != 0) return 0;
+    cursor->at += nbytes;
     return 1;
 }
 
-#define SKIP(reader, literal) skip(reader, literal, sizeof(literal) - 1)
+#define SKIP(cursor, literal) skip(cursor, literal, sizeof(literal) - 1)
 
-static int read_text(Reader *reader, Span *text) {
-    if (!SKIP(reader, "\"")) return 0;
-    text->text = reader->at;
-    while (reader->at < reader->end && is_plain((unsigned char)*reader->at)) reader->at++;
-    text->nbytes = reader->at - text->text;
-    return SKIP(reader, "\"");
+static int read_text(Cursor *cursor, Span *text) {
+    if (!SKIP(cursor, "\"")) return 0;
+    text->text = cursor->at;
+    while (cursor->at < cursor->end && is_unescaped((unsigned char)*cursor->at)) cursor->at++;
+    text->nbytes = cursor->at - text->text;
+    return SKIP(cursor, "\"");
 }
 
-static int read_number(Reader *reader, uint64_t *number) {
-    const char *first = reader->at;
+static int read_number(Cursor *cursor, uint64_t *number) {
+    enum { MAX_DIGITS = 18 }; /* they cannot overflow; a longer number takes the slow path */
+    const char *first = cursor->at;
     uint64_t value = 0;
-    while (reader->at < reader->end && *reader->at >= '0' && *reader->at <= '9' && reader->at - first < 18)
-        value = value * 10 + (uint64_t)(*reader->at++ - '0');
+    while (cursor->at < cursor->end && *cursor->at >= '0' && *cursor->at <= '9' && cursor->at - first < MAX_DIGITS)
+        value = value * 10 + (uint64_t)(*cursor->at++ - '0');
     *number = value;
-    return reader->at > first && (*first != '0' || reader->at - first == 1);
+    return cursor->at > first && (*first != '0' || cursor->at - first == 1);
 }
 
-static int read_tensors(Reader *reader, Message *message) {
-    if (!SKIP(reader, "[")) return 0;
+static int read_tensors(Cursor *cursor, Message *message) {
+    if (!SKIP(cursor, "[")) return 0;
     do {
-        if (message->count == MOST_TENSORS) return 0;
+        if (message->count == MAX_CANONICAL_TENSORS) return 0;
         Ref *ref = &message->tensors[message->count++];
-        if (!SKIP(reader, "[") || !read_text(reader, &ref->tag) || !SKIP(reader, ",") ||
-            !read_text(reader, &ref->segment) || !SKIP(reader, ",") || !read_number(reader, &ref->seq) ||
-            !SKIP(reader, "]"))
+        if (!SKIP(cursor, "[") || !read_text(cursor, &ref->tag) || !SKIP(cursor, ",") ||
+            !read_text(cursor, &ref->segment) || !SKIP(cursor, ",") || !read_number(cursor, &ref->seq) ||
+            !SKIP(cursor, "]"))
             return 0;
-    } while (SKIP(reader, ","));
-    return SKIP(reader, "]");
+    } while (SKIP(cursor, ","));
+    return SKIP(cursor, "]");
 }
 
 int message_read(const char *line, Py_ssize_t nbytes, int is_response, Message *message) {
-    Reader reader = {line, line + nbytes};
+    Cursor cursor = {line, line + nbytes};
     message->seq = message->timestamp = 0;
-    message->command = message->text = message->remark = NOTHING;
+    message->command = message->text = message->remark = EMPTY_SPAN;
     message->count = 0;
-    if (!SKIP(&reader, "{\"seq\":")) return 0;
-    while (SKIP(&reader, " ")) continue;
-    if (!read_number(&reader, &message->seq)) return 0;
-    if (SKIP(&reader, ",\"command\":") && !read_text(&reader, &message->command)) return 0;
-    if (is_response ? SKIP(&reader, ",\"result\":") : SKIP(&reader, ",\"parameters\":"))
-        if (!read_text(&reader, &message->text)) return 0;
-    if (is_response && SKIP(&reader, ",\"message\":") && !read_text(&reader, &message->remark)) return 0;
-    if (SKIP(&reader, ",\"timestamp\":") && !read_number(&reader, &message->timestamp)) return 0;
-    if (SKIP(&reader, ",\"tensors\":") && !read_tensors(&reader, message)) return 0;
-    return SKIP(&reader, "}") && reader.at == reader.end;
+    if (!SKIP(&cursor, "{\"seq\":")) return 0;
+    while (SKIP(&cursor, " ")) continue;
+    if (!read_number(&cursor, &message->seq)) return 0;
+    if (SKIP(&cursor, ",\"command\":") && !read_text(&cursor, &message->command)) return 0;
+    if (is_response ? SKIP(&cursor, ",\"result\":") : SKIP(&cursor, ",\"parameters\":"))
+        if (!read_text(&cursor, &message->text)) return 0;
+    if (is_response && SKIP(&cursor, ",\"message\":") && !read_text(&cursor, &message->remark)) return 0;
+    if (SKIP(&cursor, ",\"timestamp\":") && !read_number(&cursor, &message->timestamp)) return 0;
+    if (SKIP(&cursor, ",\"tensors\":") && !read_tensors(&cursor, message)) return 0;
+    return SKIP(&cursor, "}") && cursor.at == cursor.end;
 }

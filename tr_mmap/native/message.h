@@ -1,50 +1,56 @@
-/* Messages in their usual form, as tr_mmap.protocol encodes them: written and read without an object for each. What is
- * not in that form (escapes in its texts, other members, or other order) is not refused here: it goes the long way. */
+/* Control messages in canonical form: exactly the form that tr_mmap.protocol.messages writes, without escapes.
+ * They are written and read without a Python object for each. A message in another form (escapes in its texts,
+ * other members, or another order) is never called wrong here: it takes the slow path. */
 #ifndef TR_MMAP_MESSAGE_H
 #define TR_MMAP_MESSAGE_H
 
 #include "native.h"
 
 enum {
-    MESSAGE_NBYTES = 4096, /* most that a message of the usual form has after its number */
-    MOST_TENSORS = 16,     /* and most that it names */
+    MAX_CANONICAL_NBYTES = 4096, /* of a message after its number; a draft lies on the stack */
+    MAX_CANONICAL_TENSORS = 16,  /* named in a message; most requests name one or two */
 };
 
+/* Bytes of a text; the span does not keep the text alive. */
 typedef struct {
     const char *text;
     Py_ssize_t nbytes;
 } Span;
 
-#define NOTHING ((Span){"", 0})
+#define EMPTY_SPAN ((Span){"", 0})
 
+/* Where a tensor is; as TensorRef in Python. */
 typedef struct {
     Span tag, segment;
     uint64_t seq;
 } Ref;
 
-/* A request's `text` is its parameters, a response's its result. Members that are left out are empty, or 0. */
+/* A request or a response. A member that is left out is empty, or 0. */
 typedef struct {
     uint64_t seq, timestamp;
-    Span command, text, remark;
-    Ref tensors[MOST_TENSORS];
-    int count;
+    Span command;
+    Span text;   /* a request's parameters, a response's result */
+    Span remark; /* a response's member `message` */
+    Ref tensors[MAX_CANONICAL_TENSORS];
+    int count; /* of tensors */
 } Message;
 
 /* A message that is being written: all that comes after its number. */
 typedef struct {
     Py_ssize_t nbytes;
-    char text[MESSAGE_NBYTES];
+    char text[MAX_CANONICAL_NBYTES];
 } Draft;
 
-/* The bytes of a text of Python's; 0 if it is no text, or would need escapes. */
+/* The bytes of a Python text; 0 if it is no text, or needs escapes in JSON. */
 int span_of(PyObject *text, Span *span);
 
-/* Write a message but its number, "message" included if it is not empty; 0 if it is too long. */
+/* Write a message without its number; 0 if it is too long for a draft. */
 int message_write(Draft *draft, const Message *message, int is_response);
 
-/* Read a line; 0 if it is not in the usual form. The spans are of the line. */
+/* Read a line; 0 if it is not in canonical form. The message's spans are of the line. */
 int message_read(const char *line, Py_ssize_t nbytes, int is_response, Message *message);
 
+/* Milliseconds since 1970. */
 uint64_t now_ms(void);
 
 #endif

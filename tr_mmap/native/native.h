@@ -1,49 +1,58 @@
-/* What the parts of the extension share. See __init__.py for what it is for. */
+/* What every file of the extension shares. Knows no numpy: arrays.h adds that. __init__.py says what it is for.
+ * A function named py_… is the one that Python calls by the rest of the name. */
 #ifndef TR_MMAP_NATIVE_H
 #define TR_MMAP_NATIVE_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <stddef.h>
 #include <stdint.h>
 
-extern PyTypeObject BellType;
-extern PyTypeObject LineType;
+#include "wire.h"
+
+extern PyTypeObject SemaphoreType;
+extern PyTypeObject LeaseWordsType;
 extern PyTypeObject MappingType;
-extern PyTypeObject PageType;
+extern PyTypeObject MessagePageType;
 
 extern const char copy_doc[];
-PyObject *copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *py_copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
 extern const char has_as_many_colons_doc[];
-PyObject *has_as_many_colons(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *py_has_as_many_colons(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
 extern const char map_file_doc[];
-PyObject *map_file(PyObject *module, PyObject *arguments);
+PyObject *py_map_file(PyObject *module, PyObject *arguments);
 
-extern const char open_usual_doc[];
-PyObject *open_usual(PyObject *module, PyObject *arguments);
+extern const char quick_load_doc[];
+PyObject *py_quick_load(PyObject *module, PyObject *arguments);
 
-/* Part of a file in memory; NULL with an OSError. */
+/* Raised by one in a forked child. An object keeps the value of the time when it was made: where the two differ, the
+ * object, and the shared memory that it stands for, are the parent's. */
+extern unsigned fork_generation;
+
+/* Map part of a file; NULL with an OSError. */
 PyObject *map_part(int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable, int is_private);
 
-/* A clock that nobody sets. */
+/* Monotonic time in microseconds. */
 double now_us(void);
 
-/* Copy bytes, letting other threads of Python run meanwhile if there are many. */
+/* Copy bytes; a large copy runs without the GIL. */
 void copy_memory(char *to, const char *from, Py_ssize_t nbytes);
 
 static inline uint64_t load_acquire(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 
 static inline void store_release(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
 
-/* Sleep until a semaphore is rung: 1 if it was, or a signal handler ran; 0 when the time is over; -1 with an exception. */
-int wait_for_bell(PyObject *bell, double timeout_s);
+/* Sleep until a semaphore is posted: 1 if it was, or if a signal handler ran; 0 when the time is over; -1 with an
+ * exception. */
+int semaphore_wait(PyObject *semaphore, double timeout_s);
 
-/* Ring an open bell; whatever comes of it. */
-void ring_bell(PyObject *bell);
+/* Post an open semaphore; a failure is ignored. */
+void semaphore_post(PyObject *semaphore);
 
-/* Hold a writable buffer of at least `nbytes`, aligned for 8-byte words; -1 with an exception if it is not one. */
-int hold_buffer(PyObject *source, Py_buffer *view, Py_ssize_t nbytes);
+/* Get a writable buffer of at least `nbytes`, aligned for 8-byte words; -1 with an exception if `source` has none. */
+int get_word_buffer(PyObject *source, Py_buffer *buffer, Py_ssize_t nbytes);
 
 #endif

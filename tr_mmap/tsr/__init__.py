@@ -140,9 +140,9 @@ protects a view without lease or guest mark. What neither protects against is an
 
 from __future__ import annotations
 
-from tr_mmap.errors import Fault, TSRFormatError
-from tr_mmap.tsr.files import load, read_header, save
-from tr_mmap.tsr.header import Header, decode, encode_v0, encode_v1, encode_v2
+from ..errors import Fault, TSRFormatError
+from .files import load, read_header, save
+from .header import Header, decode, encode_v0, encode_v1, encode_v2
 
 __all__ = [
     "Fault",

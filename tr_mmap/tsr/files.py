@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import time
 import zlib
 from collections.abc import Callable
@@ -16,30 +15,27 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 import numpy as np
 
-from tr_mmap import system
-from tr_mmap.dtypes import TABLE, DType, by_code
-from tr_mmap.errors import Fault, TSRFormatError
-from tr_mmap.native import open_usual
-from tr_mmap.tsr import sealed
-from tr_mmap.tsr.header import (
+from ..base import system
+from ..base.atomic import replacement
+from ..errors import Fault, TSRFormatError
+from ..native import quick_load
+from ..wire.header import (
     FLAG_SEGMENT,
-    GUEST_OFFSET,
+    GUEST_WORD,
     MAX_HEADER_NBYTES,
     V0_HEADER_NBYTES,
     V1_HEADER_NBYTES,
     V2_HEADER_NBYTES,
-    Header,
-    decode,
-    encode_v0,
-    encode_v1,
-    encode_v2,
 )
-from tr_mmap.tsr.tensors import check_framework, copy_into, from_buffer, is_little_endian, to_array
+from . import sealed
+from .dtypes import TABLE, DType, by_code
+from .header import Header, decode, encode_v0, encode_v1, encode_v2
+from .tensors import check_framework, copy_into, from_buffer, is_little_endian, to_array
 
 if TYPE_CHECKING:
     import torch
 
-    from tr_mmap.tsr.tensors import Tensor
+    from .tensors import Tensor
 
 __all__ = ["load", "read_header", "save"]
 
@@ -101,13 +97,8 @@ def save(
     header = _encode(dtype, array.shape, version, checksum=0 if checksum else None)  # refuses before a file exists
     target, mode = system.replacement_of(name)
     directory = os.path.dirname(target)
-    temporary = os.path.join(directory, f".tr_mmap-{secrets.token_hex(8)}.tmp")
     try:
-        fd = system.create_file(temporary, mode)
-    except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, "cannot save a tensor: no such directory", directory) from None
-    try:
-        try:
+        with replacement(target, mode) as fd:
             if key is not None:
                 payload = _payload_of(array)
                 if checksum:
@@ -118,12 +109,8 @@ def save(
                 if crc is not None:
                     header = _encode(dtype, array.shape, version, checksum=crc)
                 system.write_all(fd, header)
-        finally:
-            system.close(fd)
-        system.rename(temporary, target)
-    except BaseException:
-        system.unlink(temporary)
-        raise
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "cannot save a tensor: no such directory", directory) from None
 
 
 @overload
@@ -170,7 +157,7 @@ def load(
     name = os.fspath(path)
     if key is not None:
         return sealed.load(name, sealed.check_key(key), framework, verify)
-    usual = None if verify else open_usual(name, _ITEMSIZES, framework == "torch")
+    usual = None if verify else quick_load(name, _ITEMSIZES, framework == "torch")
     if usual is not None:
         mapping, code, shape, offset = usual
         return from_buffer(mapping, by_code(code), shape, offset, framework)
@@ -288,7 +275,7 @@ def _load_once(path: str, framework: str, verify: bool) -> Tensor:
 def _mark_visited(fd: int, header: Header, path: str) -> None:
     """Store the guest mark, and make sure that the owner had not begun to reuse the segment before it saw it."""
     words = np.frombuffer(system.map_write(fd, V2_HEADER_NBYTES), "<u8")
-    words[GUEST_OFFSET // 8] = 1  # one aligned 8-byte store
+    words[GUEST_WORD] = 1  # one aligned 8-byte store
     # Mark first, then look; the owner clears seq first, then looks at the mark: one of us sees the other. The system
     # call in between also keeps the processor from looking before it has stored.
     if _header_of(fd, path) != header:

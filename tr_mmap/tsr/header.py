@@ -15,65 +15,32 @@ from dataclasses import dataclass
 from operator import index
 from typing import Final, NoReturn
 
-from tr_mmap.dtypes import TABLE, DType
-from tr_mmap.errors import Fault, TSRFormatError
+from ..errors import Fault, TSRFormatError
+from ..wire.header import (
+    DIMS_OFFSET,
+    FLAG_CHECKSUM,
+    FLAG_SEGMENT,
+    HEADER_CHECKSUM_OFFSET,
+    MAGIC,
+    MAGIC_V0,
+    MAX_DTYPE_CODE_V1,
+    MAX_HEADER_NBYTES,
+    MAX_NDIM,
+    MAX_NDIM_V1,
+    PAYLOAD_ALIGNMENT_NBYTES,
+    SEALED_MAGIC,
+    SEQ_RETIRED,
+    V0_HEADER_NBYTES,
+    V1_HEADER_NBYTES,
+    V2_HEADER_NBYTES,
+)
+from .dtypes import TABLE, DType
 
-__all__ = [
-    "CREATED_OFFSET",
-    "FLAG_CHECKSUM",
-    "FLAG_SEGMENT",
-    "GUEST_OFFSET",
-    "LAYOUT_SEQ_OFFSET",
-    "LEASE_OFFSET",
-    "LIVE_OFFSET",
-    "LIVE_NBYTES",
-    "MAX_HEADER_NBYTES",
-    "MAX_NBYTES",
-    "MAX_NDIM",
-    "MAX_NDIM_V1",
-    "MAX_SEQ",
-    "PAYLOAD_ALIGNMENT",
-    "SEALED_MAGIC",
-    "SEQ_COPY_OFFSET",
-    "SEQ_OFFSET",
-    "SEQ_RETIRED",
-    "V0_HEADER_NBYTES",
-    "V1_HEADER_NBYTES",
-    "V2_HEADER_NBYTES",
-    "Header",
-    "decode",
-    "encode_v0",
-    "encode_v1",
-    "encode_v2",
-]
+__all__ = ["MAX_NBYTES", "MAX_SEQ", "Header", "decode", "encode_v0", "encode_v1", "encode_v2"]
 
-V0_HEADER_NBYTES: Final = 28
-V1_HEADER_NBYTES: Final = 64
-V2_HEADER_NBYTES: Final = 256
-MAX_HEADER_NBYTES: Final = 256  # what a reader reads to know any layout's header
-
-MAX_NDIM: Final = 16  # dims fill the second half of the 256-byte header
-MAX_NDIM_V1: Final = 4  # N, C, H, W
 MAX_NBYTES: Final = 2**63 - 1  # off_t and Py_ssize_t: what a mapping can address
-SEQ_RETIRED: Final = 2**64 - 1  # a segment that its owner has given up: its pages may be gone
 MAX_SEQ: Final = SEQ_RETIRED - 1
-PAYLOAD_ALIGNMENT: Final = 256  # every dtype, AVX-512 and a pair of cache lines divide it
 
-FLAG_CHECKSUM: Final = 1  # payload_checksum holds the payload's CRC-32
-FLAG_SEGMENT: Final = 2  # a session's recycled segment: the live line is in use and the file may be longer
-
-CREATED_OFFSET: Final = 40  # u64
-LIVE_OFFSET: Final = 64  # the live line: one cache line, outside the header checksum, changed by 8-byte stores
-LIVE_NBYTES: Final = 64
-SEQ_OFFSET: Final = 64
-LAYOUT_SEQ_OFFSET: Final = 72
-LEASE_OFFSET: Final = 80
-GUEST_OFFSET: Final = 88
-SEQ_COPY_OFFSET: Final = 120
-
-SEALED_MAGIC: Final = b"TSRE"  # an encrypted file, the business of tr_mmap.tsr.sealed
-_MAGIC_V0: Final = b"TSR\0"
-_MAGIC: Final = b"TSR!"
 _KNOWN_FLAGS: Final = FLAG_CHECKSUM | FLAG_SEGMENT
 _V0: Final = struct.Struct("<4sii4i")
 _V1: Final = struct.Struct("<4s3i2i4i3q")
@@ -85,7 +52,7 @@ _UNUSED_DIMS: Final = tuple((0,) * (MAX_NDIM - ndim) for ndim in range(MAX_NDIM 
 _INT32_MAX: Final = 2**31 - 1
 
 _DTYPES: Final = {d.code: d for d in TABLE}
-_DTYPES_V1: Final = {d.code: d for d in TABLE if d.code <= 8}
+_DTYPES_V1: Final = {d.code: d for d in TABLE if d.code <= MAX_DTYPE_CODE_V1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +108,15 @@ def decode(raw: bytes | memoryview, *, file_nbytes: int | None = None, path: str
     if len(data) < 8:
         _refuse(Fault.TOO_SHORT, f"{len(data)} bytes, no TSR header is shorter than {V0_HEADER_NBYTES}", path)
     magic, version = data[:4], int.from_bytes(data[4:8], "little", signed=True)
-    if magic == _MAGIC and version == 2:
+    if magic == MAGIC and version == 2:
         header = _decode_v2(data, path)
-    elif magic == _MAGIC and version == 1:
+    elif magic == MAGIC and version == 1:
         header = _decode_v1(data, path)
-    elif magic == _MAGIC_V0 and version == 1:
+    elif magic == MAGIC_V0 and version == 1:
         header = _decode_v0(data, path)
-    elif magic == _MAGIC:
+    elif magic == MAGIC:
         _refuse(Fault.BAD_VERSION, f"version {version} after the magic 'TSR!', 1 and 2 are known", path)
-    elif magic == _MAGIC_V0:
+    elif magic == MAGIC_V0:
         _refuse(Fault.BAD_VERSION, f"version {version} after the magic 'TSR\\0', only 1 is known", path)
     elif magic == SEALED_MAGIC:
         _refuse(Fault.SEALED, "the file is sealed; give load the key that it was saved with", path)
@@ -167,7 +134,7 @@ def encode_v0(dtype: DType, shape: Sequence[int]) -> bytes:
         TSRFormatError: UNREPRESENTABLE or BAD_DIMS; v0 holds dtypes 1 to 8, at most four dims of 31 bits.
     """
     sizes = _check_small(dtype, shape, "v0")
-    return _V0.pack(_MAGIC_V0, 1, dtype.code, *_right_aligned(sizes))
+    return _V0.pack(MAGIC_V0, 1, dtype.code, *_right_aligned(sizes))
 
 
 def encode_v1(dtype: DType, shape: Sequence[int]) -> bytes:
@@ -178,7 +145,7 @@ def encode_v1(dtype: DType, shape: Sequence[int]) -> bytes:
     """
     sizes = _check_small(dtype, shape, "v1")
     dims = _right_aligned(sizes)
-    return _V1.pack(_MAGIC, 1, V1_HEADER_NBYTES, 0, dtype.code, len(sizes), *dims, math.prod(sizes), 0, 0)
+    return _V1.pack(MAGIC, 1, V1_HEADER_NBYTES, 0, dtype.code, len(sizes), *dims, math.prod(sizes), 0, 0)
 
 
 def encode_v2(
@@ -212,7 +179,7 @@ def encode_v2(
         _refuse(Fault.UNREPRESENTABLE, f"payload checksum {payload_checksum}, a CRC-32 is 0 to 2**32-1", None)
     flags = (FLAG_CHECKSUM if payload_checksum is not None else 0) | (FLAG_SEGMENT if is_segment else 0)
     fixed = _V2_FIXED.pack(
-        _MAGIC,
+        MAGIC,
         2,
         V2_HEADER_NBYTES,
         flags,
@@ -299,7 +266,7 @@ def _decode_v2(data: bytes, path: str | None) -> Header:
         _refuse(Fault.UNPUBLISHED, "seq is 2**64-1: the session has given this segment up; open the name again", path)
     if seq != seq_copy:
         _refuse(Fault.TORN, f"seq is {seq}, its copy {seq_copy}: read in the middle of a change; try again", path)
-    found = zlib.crc32(data[128:], zlib.crc32(data[:60]))
+    found = zlib.crc32(data[DIMS_OFFSET:], zlib.crc32(data[:HEADER_CHECKSUM_OFFSET]))
     if checksum != found:
         _refuse(Fault.HEADER_CHECKSUM, f"header checksum {checksum:#010x}, the header's bytes make {found:#010x}", path)
     if flags & ~_KNOWN_FLAGS:
@@ -360,10 +327,10 @@ def _check_sizes(shape: tuple[int, ...], dtype: DType, path: str | None) -> tupl
 
 
 def _check_offset(payload_offset: int, payload_nbytes: int, path: str | None) -> None:
-    if payload_offset < V2_HEADER_NBYTES or payload_offset % PAYLOAD_ALIGNMENT or payload_offset >= 2**32:
+    if payload_offset < V2_HEADER_NBYTES or payload_offset % PAYLOAD_ALIGNMENT_NBYTES or payload_offset >= 2**32:
         _refuse(
             Fault.BAD_OFFSET,
-            f"payload offset {payload_offset}, it must be a multiple of {PAYLOAD_ALIGNMENT}, and at least that",
+            f"payload offset {payload_offset}, it must be a multiple of {PAYLOAD_ALIGNMENT_NBYTES}, and at least that",
             path,
         )
     if payload_nbytes > MAX_NBYTES - payload_offset:

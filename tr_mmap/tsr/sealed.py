@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 
-from tr_mmap import system
-from tr_mmap.errors import BadKey, Fault, MissingPackage, TSRFormatError
-from tr_mmap.tsr.header import SEALED_MAGIC, V2_HEADER_NBYTES, Header, decode
-from tr_mmap.tsr.tensors import from_buffer
+from ..base import system
+from ..errors import BadKey, Fault, MissingPackage, TSRFormatError
+from ..wire.header import SEALED_MAGIC, V2_HEADER_NBYTES
+from .header import Header, decode
+from .tensors import from_buffer
 
 if TYPE_CHECKING:
-    from tr_mmap.tsr.tensors import Tensor
+    from .tensors import Tensor
 
 __all__ = ["KEY_NBYTES", "SEALED_HEADER_NBYTES", "check_key", "load", "read_header", "write"]
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 
 import numpy as np
 
-from tr_mmap.dtypes import DType, by_name, from_numpy, from_torch
-from tr_mmap.errors import UnsupportedTensor
-from tr_mmap.native import copy
-from tr_mmap.tsr.header import MAX_NDIM
+from ..errors import UnsupportedTensor
+from ..native import copy
+from ..wire.header import MAX_NDIM
+from .dtypes import DType, by_name, from_numpy, from_torch
 
 if TYPE_CHECKING:
     from mmap import mmap

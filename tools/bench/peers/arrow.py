@@ -65,18 +65,18 @@ class ArrowFiles(_PipePeer):
         paths = [os.path.join(self._directory.name, name) for name in ("request", "answer")]
         for path in paths:
             pa.create_memory_map(path, max_nbytes + _HEAD_NBYTES).close()
-        self._request, self._answer = pa.memory_map(paths[0], "r+"), pa.memory_map(paths[1])
+        self._request, self._reply = pa.memory_map(paths[0], "r+"), pa.memory_map(paths[1])
         self._start(_serve, *paths, max_nbytes)
 
     def roundtrip(self, x: Array) -> Array:
         _publish(self._request, x)
         self._connection.send_bytes(b"\0")
         self._connection.recv_bytes()
-        return _view(self._answer)
+        return _view(self._reply)
 
     def close(self) -> None:
         super().close()
         if hasattr(self, "_directory"):
             self._request.close()
-            self._answer.close()
+            self._reply.close()
             self._directory.cleanup()

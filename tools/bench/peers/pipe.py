@@ -37,16 +37,16 @@ class Pipe(Peer):
         self._connection, theirs = multiprocessing.get_context("spawn").Pipe()
         self._process = spawn(_serve, theirs, max_nbytes)
         theirs.close()
-        self._answer = np.zeros(max_nbytes // 4, np.float32)
+        self._reply = np.zeros(max_nbytes // 4, np.float32)
 
     def roundtrip(self, x: Array) -> Array:
         self._connection.send_bytes(x.view(np.uint8))
-        count = self._connection.recv_bytes_into(self._answer) // 4
-        return self._answer[:count]
+        count = self._connection.recv_bytes_into(self._reply) // 4
+        return self._reply[:count]
 
     def close(self) -> None:
         if self._process is not None:
             self._connection.close()
             end(self._process)
             self._process = None
-            self._answer = None
+            self._reply = None

@@ -64,14 +64,14 @@ class NewBlocks(_PipePeer):
         request = SharedMemory(create=True, size=x.nbytes)
         np.copyto(_view(request, x.size), x)
         self._connection.send((request.name, x.size))
-        self._answer = SharedMemory(self._connection.recv())
+        self._reply = SharedMemory(self._connection.recv())
         request.close()
         request.unlink()
-        return _view(self._answer, x.size)
+        return _view(self._reply, x.size)
 
     def release(self) -> None:
-        self._answer.close()
-        self._answer.unlink()
+        self._reply.close()
+        self._reply.unlink()
 
 
 def _serve_fixed(connection: Connection, request_name: str, answer_name: str, max_nbytes: int) -> None:
@@ -96,18 +96,18 @@ class FixedBlocks(_PipePeer):
 
     def start(self, max_nbytes: int) -> None:
         self._blocks = [SharedMemory(create=True, size=max_nbytes) for _ in range(2)]
-        self._request, self._answer = (_view(block, max_nbytes // 4) for block in self._blocks)
+        self._request, self._reply = (_view(block, max_nbytes // 4) for block in self._blocks)
         self._start(_serve_fixed, *(block.name for block in self._blocks), max_nbytes)
 
     def roundtrip(self, x: Array) -> Array:
         np.copyto(self._request[: x.size], x)
         self._connection.send_bytes(x.size.to_bytes(8, "little"))
         self._connection.recv_bytes()
-        return self._answer[: x.size]
+        return self._reply[: x.size]
 
     def close(self) -> None:
         super().close()
-        self._request = self._answer = None
+        self._request = self._reply = None
         for block in getattr(self, "_blocks", []):
             block.close()
             block.unlink()

@@ -1,0 +1,133 @@
+"""The one package that makes system calls: it is the only one, every call can fail on demand, none fills a disk."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults import FCNTL_CALLS, LIBC_CALLS, OS_CALLS
+
+import tr_mmap
+from tr_mmap import OutOfSpace, PythonSession
+from tr_mmap.base import system
+from tr_mmap.base.system import files
+from tr_mmap.sessions.workspace import Workspace
+
+PACKAGE = Path(tr_mmap.__file__).parent
+# They fail for nobody's lack of anything; what os.path finds out it says with False.
+HARMLESS = {"access", "stat_result", "fdopen", "fsencode", "geteuid", "getpid", "lseek", "strerror"}
+ELSEWHERE = {
+    *{("identity.py", "close"), ("watch.py", "close")},  # descriptors of processes, which are not files
+    *{("doorbell.py", "lstat"), ("reader.py", "fstat")},  # mere looks
+}
+
+
+def calls_in(path: Path, module: str) -> Iterator[str]:
+    """Names that the source takes from a module by attribute, ``os.path`` left out."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == module:
+            yield node.attr
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "getattr"
+            and isinstance(node.args[0], ast.Name)
+            and node.args[0].id == module
+            and isinstance(node.args[1], ast.Constant)
+        ):
+            yield str(node.args[1].value)
+
+
+def test_the_injector_reaches_every_system_call() -> None:
+    found = {name for path in (PACKAGE / "base" / "system").glob("*.py") for name in calls_in(path, "os")}
+    functions = {name for name in found if name.islower() and name != "path"}
+    assert functions - HARMLESS == set(OS_CALLS)
+    found = {name for path in (PACKAGE / "base" / "system").glob("*.py") for name in calls_in(path, "libc")}
+    found_fcntl = {name for path in (PACKAGE / "base" / "system").glob("*.py") for name in calls_in(path, "fcntl")}
+    assert {name for name in found_fcntl if name.islower()} == set(FCNTL_CALLS)
+    assert found - {"munmap"} == set(LIBC_CALLS)  # munmap(2) of what was mapped cannot fail
+
+
+def test_nobody_else_makes_system_calls_on_files() -> None:
+    others = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "system"]
+    found = {(path.name, name) for path in others for name in calls_in(path, "os") if name in OS_CALLS}
+    assert found <= ELSEWHERE
+    for path in others:
+        names = {node.func.id for node in ast.walk(ast.parse(path.read_text())) if is_call(node)}
+        assert "open" not in names, path
+        assert not set(calls_in(path, "shutil")), path
+
+
+def is_call(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+
+
+@pytest.mark.parametrize("has_blocks", [False, True])
+def test_what_there_is_no_room_for_is_refused_before_a_block_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_blocks: bool
+) -> None:
+    """A tmpfs would fill up to find out, and meanwhile nobody else on the machine could write."""
+    fd = system.create_file(str(tmp_path / "x"))
+    if has_blocks:
+        system.allocate(fd, 4096, directory=str(tmp_path))
+    room = os.fstatvfs(fd)
+    free = room.f_bfree * room.f_frsize
+    monkeypatch.setattr(files.os, "posix_fallocate", lambda *_: pytest.fail("it was tried"))
+    for nbytes in (2 * free + (1 << 30), 1 << 62):
+        with pytest.raises(OutOfSpace) as caught:
+            system.allocate(fd, nbytes, directory=str(tmp_path))
+        assert caught.value.needed_nbytes == nbytes
+        assert 0 < caught.value.free_nbytes < nbytes
+    os.close(fd)
+
+
+def test_blocks_that_a_file_has_already_need_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = system.create_file(str(tmp_path / "x"))
+    system.allocate(fd, 1 << 20, directory=str(tmp_path))
+    info = os.fstatvfs(fd)
+    full = os.statvfs_result([*info[:3], 0, 0, *info[5:]])
+    monkeypatch.setattr(files.os, "fstatvfs", lambda _fd: full)
+    system.allocate(fd, 1 << 20, directory=str(tmp_path))
+    with pytest.raises(OutOfSpace):
+        system.allocate(fd, 2 << 20, directory=str(tmp_path))
+    os.close(fd)
+
+
+def test_a_tmpfs_without_a_limit_is_not_taken_for_a_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = system.create_file(str(tmp_path / "x"))
+    info = os.fstatvfs(fd)
+    monkeypatch.setattr(files.os, "fstatvfs", lambda _fd: os.statvfs_result([*info[:2], 0, 0, 0, *info[5:]]))
+    system.allocate(fd, 4096, directory=str(tmp_path))
+    assert os.fstat(fd).st_size == 4096
+    os.close(fd)
+
+
+def test_a_tensor_larger_than_the_file_system_is_refused_and_the_session_goes_on(
+    mapped: PythonSession,
+) -> None:
+    room = os.statvfs(mapped.session_dir())
+    for wanted in (room.f_blocks * room.f_frsize + 1, 1 << 45):
+        with pytest.raises(OutOfSpace) as caught:
+            mapped.send_tensor(np.broadcast_to(np.uint8(1), (wanted,)), "huge")
+        assert caught.value.needed_nbytes >= wanted
+        assert caught.value.free_nbytes < wanted
+
+
+def test_what_a_claim_could_not_remove_the_next_sweep_of_its_process_does(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removing a directory takes a descriptor, and there may be none left when a claim fails for that reason."""
+    place = Workspace(str(workspace))
+    session = PythonSession("default", "wanted")
+    with monkeypatch.context() as patch:
+        patch.setattr("tr_mmap.sessions.manifest.write", lambda *_: (_ for _ in ()).throw(OSError(24, "injected")))
+        patch.setattr("tr_mmap.base.system.dirents.shutil.rmtree", lambda *_arguments, **_options: None)
+        with pytest.raises(OSError, match="injected"):
+            session.start()
+    assert len(os.listdir(workspace / "python_session")) == 1
+    place.sweep()
+    assert os.listdir(workspace) == []

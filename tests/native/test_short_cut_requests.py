@@ -1,0 +1,134 @@
+"""Requests by the short cut do what the long way does, byte for byte, or are left to it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from short_cut_pair import FLOATS, MOST_TENSORS, Pair, on_the_page, refs, texts, words
+from support import never
+
+from tr_mmap import native
+from tr_mmap.protocol.commands import parse_command
+from tr_mmap.protocol.messages import Request, decode_request
+from tr_mmap.protocol.status import Status
+
+pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the short cuts are the extension's")
+
+
+@given(command=texts, parameters=texts)
+def test_a_request_by_the_short_cut_is_what_the_long_way_sends(shared: Pair, command: str, parameters: str) -> None:
+    message, seq = f"{command} {parameters}", next(shared.seq)
+    shared.hear_late()
+    before = shared.page("request")
+    if not shared.controller_path.send(seq, message, ()):
+        assert shared.page("request") == before
+        return
+    assert shared.controller_path.sent_seq == seq
+    line = shared.page("request")
+    request = decode_request(line)
+    assert (request.command, request.parameters) == parse_command(message)
+    assert line == on_the_page(request)
+    assert line == shared.worker.receive(0, never)
+
+
+@pytest.mark.parametrize("message", ["echo", "hello world", "f a b  c", "_x9 {} [1,2]", "grüß" * 0 + "say grüße x"])
+def test_most_messages_take_the_short_cut(pair: Pair, message: str) -> None:
+    assert pair.controller_path.send(1, message, ())
+    assert pair.listen() == Request(1, *parse_command(message), decode_request(pair.page("request")).timestamp)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        *(
+            "",
+            " ",
+            "two  spaces",
+            " before",
+            "after ",
+            "tab\tx",
+            "x \ty",
+            'x "',
+            "x \\",
+            "x \n",
+            "1x y",
+            "x.y z",
+            "ü x",
+        ),
+        *("x \u2003y", "x y\xa0", "x " + "y" * 4096, "x \ud800", b"x", None, 3, {"cmd": "x"}, '{"cmd": "x"}'),
+    ],
+)
+def test_a_message_that_needs_thought_is_left_to_the_long_way(pair: Pair, message: Any) -> None:
+    before = pair.page("request")
+    assert not pair.controller_path.send(1, message, ())
+    assert pair.controller_path.sent_seq == 0
+    assert pair.page("request") == before
+
+
+def test_tensors_are_lent_with_a_request_or_none_of_them_is(pair: Pair) -> None:
+    pair.pass_by_long_way((FLOATS, FLOATS + 1))
+    pool = pair.asking._pool
+    other = np.arange(3)
+    for tensors in ((FLOATS, other), (other, FLOATS), (FLOATS, "text"), (FLOATS,) * (MOST_TENSORS + 1), [FLOATS], None):
+        assert not pair.controller_path.send(1, "echo", tensors)
+        assert pair.asking._in_flight == []
+        assert pool.stats().free_nbytes == pool.stats().nbytes
+    assert pair.controller_path.send(next(pair.seq), "echo 2.5", (FLOATS, FLOATS + 1))
+    request = pair.listen()
+    assert request is not None
+    assert request.parameters == "2.5 $0 $1"
+    assert [ref.tag for ref in request.tensors] == ["$0", "$1"]
+    assert [pair.answering.fetch(tag, "numpy").tolist() for tag in ("$0", "$1")] == [
+        FLOATS.tolist(),
+        (FLOATS + 1).tolist(),
+    ]
+    assert len(pair.asking._in_flight) == 2
+
+
+def test_nothing_is_asked_of_a_worker_that_has_ended(pair: Pair) -> None:
+    pair.deaths.append(1)
+    assert not pair.controller_path.send(1, "echo", ())
+    assert pair.controller_path.call(1, "echo", (), 60.0) is False
+    assert pair.controller_path.sent_seq == 0
+
+
+def test_a_childs_asker_asks_nothing(pair: Pair) -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(bool(pair.controller_path.send(1, "echo", ())))
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+requests = st.builds(
+    Request,
+    command=texts,
+    parameters=texts,
+    timestamp=st.integers(0, 2**62),
+    tensors=st.lists(refs, max_size=20),
+    drops=st.just([]) | st.lists(words, max_size=2),
+    mac=st.just("") | words,
+)
+
+
+@given(requests)
+def test_any_request_is_heard_by_the_short_cut_as_by_the_long_way(shared: Pair, request: Request) -> None:
+    request.seq = next(shared.seq)
+    shared.worker.write_status(Status.READY)
+    shared.controller.send(request)
+    heard = shared.listen()
+    line = shared.worker.receive(0, never)
+    if heard is None:
+        assert line is not None  # it waits to be taken
+        assert shared.worker.read_status().status is Status.READY
+        return
+    assert line is None
+    assert heard == decode_request(shared.page("request")) == request
+    assert shared.worker.read_status().status is Status.BUSY
+    assert {ref.tag: ref for ref in request.tensors}.items() <= shared.answering.tags.items()
+    shared.answering.end(request, is_kept=False)
+    shared.answering.tags.clear()

@@ -1,0 +1,174 @@
+"""A signal handler that raises, Ctrl-C say, may come between any two steps: nothing is lost with what it interrupts."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import pytest
+from support import TOOLS
+
+import tr_mmap
+from tr_mmap import PythonSession, RemoteError
+from tr_mmap.native import drain
+from tr_mmap.shm.pool import SegmentPool
+from tr_mmap.shm.reader import SegmentReader
+from tr_mmap.transfer.options import TransferOptions
+from tr_mmap.transfer.segments import SegmentWorkerTransfer
+from tr_mmap.wire.header import LEASE_FREE, LEASE_WORD
+
+PACKAGE = os.path.dirname(tr_mmap.__file__) + os.sep
+
+
+class Stop(BaseException):
+    """What the handler raises."""
+
+
+class Alarm:
+    """Interrupts what runs under it, once, after a random time of microseconds."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._is_armed = False
+        self.count = 0
+
+    def ring(self, _: int, frame: FrameType | None) -> None:
+        # Only between steps of ours: in a callback of the garbage collector, say, nobody could catch it.
+        if self._is_armed and frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
+            self._is_armed = False
+            raise Stop
+
+    def interrupt(self, action: Callable[[], None], most_s: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self._random.uniform(1e-6, most_s))
+        try:
+            self._is_armed = True
+            action()
+            self._is_armed = False
+        except Stop:
+            self.count += 1
+        self._is_armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@pytest.fixture
+def alarm() -> Iterator[Alarm]:
+    made = Alarm(7)
+    previous = signal.signal(signal.SIGALRM, made.ring)
+    yield made
+    signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.mark.parametrize("spin_us", [0, 200])
+def test_no_interrupt_of_a_request_costs_a_later_one(alarm: Alarm, spin_us: float) -> None:
+    def ask() -> None:
+        for number in range(50):
+            assert session.fetch_response(f"say {number}") == str(number)
+            with pytest.raises(RemoteError):
+                session.fetch_response("missing")
+
+    with PythonSession(TOOLS, "interrupts", quiet_mode=True, spin_us=spin_us) as session:
+        while alarm.count < 1500:
+            alarm.interrupt(ask, 300e-6)
+            assert session.fetch_response("say on", 20_000) == "on"
+        for number in range(20):
+            assert session.calculate("echo", np.full(9, number)).tolist() == [number] * 9
+
+
+def test_no_interrupt_of_a_calculation_costs_its_segments(alarm: Alarm) -> None:
+    def ask() -> None:
+        for number in range(30):
+            x = np.full(9, number)
+            loan = session.empty(9, "int64")
+            loan[:] = number + 1
+            for tensor in (x, loan):
+                assert session.calculate("echo", tensor).tolist() == tensor.tolist()
+
+    with PythonSession(TOOLS, "interrupts", quiet_mode=True) as session:
+        while alarm.count < 600:
+            alarm.interrupt(ask, 600e-6)
+            assert session.calculate("echo", np.arange(4)).tolist() == [0, 1, 2, 3]
+        assert session.stats().segments < 20  # an exception between two steps of Python's may lose one
+
+
+def test_no_interrupt_of_a_receive_costs_a_lease(alarm: Alarm, tmp_path: Path) -> None:
+    pool, receiver = SegmentPool(str(tmp_path), "segment"), SegmentReader(str(tmp_path))
+    tensors = [np.arange(16, dtype=np.float32), np.arange(16), np.arange(16).reshape(4, 4)]
+    fds = set(os.listdir("/proc/self/fd"))
+
+    def pass_on() -> None:
+        for number in range(50):
+            segment = pool.publish(tensors[number % 3])
+            view = receiver.receive(segment.name, segment.seq, "numpy")
+            assert np.array_equal(view, tensors[number % 3])
+            del view
+            segment.release()
+
+    while alarm.count < 3000:
+        alarm.interrupt(pass_on, 60e-6)
+        drain()
+        for mapped in list(receiver.mapped.values()):
+            assert not mapped.views
+            assert mapped.words[LEASE_WORD] == LEASE_FREE
+    pool.close()
+    receiver.close()
+    # An exception between open(2) and the next step loses a descriptor; no Python program can help that.
+    for fd in set(os.listdir("/proc/self/fd")) - fds:
+        with suppress(OSError):
+            os.close(int(fd))
+
+
+def test_no_interrupt_of_a_large_copy_costs_its_segment(alarm: Alarm, tmp_path: Path) -> None:
+    pool, tensor = SegmentPool(str(tmp_path), "segment"), np.zeros(4 << 20, np.uint8)
+
+    def pass_on() -> None:
+        for _ in range(50):
+            pool.publish(tensor).release()
+
+    while alarm.count < 100:
+        alarm.interrupt(pass_on, 5e-3)
+    assert pool.stats().segments < 10  # an exception between two steps of Python's may lose one
+    pool.close()
+
+
+def test_threads_of_a_handler_may_publish_and_lend_at_once(workspace: Path) -> None:
+    store, receiver = SegmentWorkerTransfer(str(workspace), TransferOptions()), SegmentReader(str(workspace))
+    wrong: list[str] = []
+
+    def work(value: int, make: Callable[[int], np.ndarray]) -> None:
+        for _ in range(40):
+            store.publish([make(value)])
+
+    def copied(value: int) -> np.ndarray:
+        return np.full(1 << 17, value, np.int64)  # 1 MiB: copied without the interpreter's lock
+
+    def lent(value: int) -> np.ndarray:
+        loan: np.ndarray = store.empty((1 << 17,), "int64", "numpy")
+        loan[...] = value
+        return loan
+
+    for _ in range(3):
+        threads = [threading.Thread(target=work, args=(number, (copied, lent)[number % 2])) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(store.results) == 160
+        sums = sorted(int(receiver.receive(ref.segment, ref.seq, "numpy", ref.tag).sum()) for ref in store.results)
+        assert sums == sorted((number << 17) for number in range(4) for _ in range(40))
+        for ref in store.results:
+            view = receiver.receive(ref.segment, ref.seq, "numpy", ref.tag)
+            if view.min() != view.max():
+                wrong.append(ref.segment)
+            del view
+        drain()
+        store.withdraw()
+    assert wrong == []
+    store.close(is_orphan=True)
+    receiver.close()

@@ -1,0 +1,334 @@
+"""The benchmark's own arithmetic, tables and pictures, and one tiny real run. Nothing here bounds a speed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+
+from bench import report, stats, sweep, targets  # noqa: E402
+from bench.peers import PEERS, Peer, TimedPeer  # noqa: E402
+
+SIZES = (1 << 10, 1 << 20, 64 << 20)
+
+
+def row(peer: str, nbytes: int, median_us: float, ours_us: float, loaned_us: float) -> dict:
+    return {
+        "peer": peer,
+        "nbytes": nbytes,
+        "median_us": median_us,
+        "p99_us": 2 * median_us,
+        "least_us": median_us / 2,
+        "n": 100,
+        "ours_ratio": ours_us / median_us,
+        "loaned_ratio": loaned_us / median_us,
+    }
+
+
+def results(**changes) -> dict:
+    rows = []
+    for nbytes in SIZES:
+        ours, loaned = 20 + nbytes / 1e4, 20.0
+        for place, peer in enumerate(("semaphore", "passes", "ours", "ours-loaned", "iceoryx2", "zmq", "pipe")):
+            us = {"ours": ours, "ours-loaned": loaned, "semaphore": 5.0}.get(peer, ours * (1 + place))
+            rows.append(row(peer, nbytes, us, ours, loaned))
+    made = {
+        "created": "2026-01-01 00:00 UTC",
+        "mode": "quick",
+        "seconds": 3.0,
+        "machine": {
+            "cpu": "Some CPU",
+            "cores": 2,
+            "memory_gib": 8.0,
+            "kernel": "Linux 6",
+            "python": "3.11",
+            "is_virtual": True,
+            "versions": {"numpy": "2.4"},
+        },
+        "absent": {"ray": "not installed: ray"},
+        "skipped": [{"peer": "pipe", "nbytes": 1 << 30, "reason": "not run: too slow (about 18 s each)"}],
+        "sweep": rows,
+        "extras": {"text": {"ours": stats.summarise([20_000]).to_json(), "zmq": stats.summarise([80_000]).to_json()}},
+        "targets": [each.to_json() for each in targets.judge(rows, {})],
+    }
+    return {**made, **changes}
+
+
+def test_summary_has_median_and_tail():
+    summary = stats.summarise([1000 * number for number in range(1, 102)])
+    assert (summary.median_us, summary.p99_us, summary.least_us, summary.n) == (51, 100, 1, 101)
+
+
+def test_summary_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="nothing"):
+        stats.summarise([])
+
+
+@pytest.mark.parametrize(
+    ("us", "text"),
+    [
+        (0.5, "0.50 µs"),
+        (9.999, "10.0 µs"),
+        (131.2, "131 µs"),
+        (999.6, "1.00 ms"),
+        (13_400, "13.4 ms"),
+        (2.31e6, "2.31 s"),
+    ],
+)
+def test_durations_have_three_digits_and_a_unit(us, text):
+    assert stats.format_us(us) == text
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"), [(1024, "1 KiB"), (64 << 20, "64 MiB"), (1 << 30, "1 GiB"), (1500, "1500 B"), (12, "12 B")]
+)
+def test_sizes_have_the_largest_whole_unit(nbytes, text):
+    assert stats.format_nbytes(nbytes) == text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [(0.0031, "0.0031"), (0.06, "0.060"), (0.42, "0.42"), (1.004, "1.00"), (2.74, "2.7"), (17.2, "17")],
+)
+def test_ratios_keep_two_digits(ratio, text):
+    assert stats.format_ratio(ratio) == text
+
+
+def test_groups_fit_and_each_has_what_it_is_compared_with():
+    needs = {"semaphore": 0, "ours": 2, "zmq": 3, "pipe": 4, "torch": 4, "ray": 20}
+    groups = sweep.pack(needs, 9)
+    assert groups == [
+        ["semaphore", "ours", "zmq", "pipe"],
+        ["semaphore", "ours", "torch"],
+        ["semaphore", "ours", "ray"],
+    ]
+
+
+def test_small_sizes_share_one_start_and_large_ones_do_not():
+    keys = ["ours", "zmq", "pipe"]
+    assert sweep.stages(keys, [1 << 10, 1 << 20], 1 << 30) == [[1 << 10, 1 << 20]]
+    assert sweep.stages(keys, [1 << 10, 1 << 20, 1 << 30, 4 << 30], 7 << 30) == [
+        [1 << 10, 1 << 20],
+        [1 << 30],
+        [4 << 30],
+    ]
+    assert sweep.stages(keys, [1 << 30], 1 << 30) == [[1 << 30]]
+
+
+def test_targets_say_met_not_met_and_not_measured():
+    verdicts = {(each.what, each.target): each for each in targets.judge(results()["sweep"], {})}
+    assert verdicts["1 MiB", "≤ 0.4 × pyzmq ipc"].is_met is True
+    assert verdicts["64 MiB loaned on both sides", "≤ 5 × semaphore ping-pong"].is_met is True
+    assert verdicts["64 MiB, one copy a side", "≤ 0.3 × pyzmq ipc"].measured == "0.17 ×"
+    assert verdicts["64 MiB loaned on both sides", "≤ 0.6 × iceoryx2 loaned"].is_met is None
+    slow = [row("iceoryx2", 1 << 20, 10, 11, 11)]
+    assert [each.is_met for each in targets.judge(slow, {}) if each.target == "≤ 0.9 × iceoryx2"] == [False]
+
+
+def test_targets_of_the_extras():
+    extras = {
+        "idle": {"seconds": 10.0, "controller_percent": 0.3, "worker_percent": 0.3},
+        "memory": {
+            "payload_nbytes": 1 << 30,
+            "tmpfs_nbytes": (1 << 30) + 4096,
+            "controller_anon_nbytes": 9 << 20,
+            "worker_anon_nbytes": 0,
+        },
+        "flood": {
+            "messages": 100_000,
+            "controller_rss_growth_nbytes": 4096,
+            "worker_rss_growth_nbytes": 0,
+            "controller_fd_growth": 0,
+            "worker_fd_growth": 0,
+        },
+    }
+    assert [each.is_met for each in targets.judge([], extras)[-3:]] == [False, False, True]
+
+
+@pytest.mark.parametrize(("us", "text", "is_met"), [(10, "0.50 ×", True), (40, "2.0 ×", True), (41, "2.1 ×", False)])
+def test_target_of_the_cpp_controller(us, text, is_met):
+    rows = [*results()["sweep"], row("cpp-loaned", 64 << 20, us, 20, 20)]
+    found = [each for each in targets.judge(rows, {}) if each.what.startswith("C++")]
+    assert [(each.target, each.measured, each.is_met) for each in found] == [
+        ("≤ 2 × the Python controller's", text, is_met)
+    ]
+
+
+def test_report_names_machine_absent_and_cut_off_peers():
+    text = report.to_markdown(results())
+    assert "Some CPU (virtual), 2 cores" in text
+    assert "Ray actor is absent: not installed: ray." in text
+    assert "multiprocessing.Pipe, 1 GiB: not run: too slow (about 18 s each)." in text
+    assert "| tr_mmap | 20.1 µs |" in text
+    assert "**not met**" not in text.partition("## Targets")[0]
+
+
+def test_report_says_that_the_machine_was_busy():
+    busy = {**results()["machine"], "load_before": 3.2}
+    assert "a load of 3.2 on 2 cores" in report.to_markdown(results(machine=busy))
+    assert "busy" not in report.to_markdown(results())
+
+
+def test_tables_have_as_many_cells_in_each_line():
+    for line in report.to_markdown(results()).split("\n\n"):
+        if line.startswith("|"):
+            assert len({each.count("|") for each in line.splitlines()}) == 1
+
+
+def test_comparison_shows_what_both_runs_have():
+    old = results(sweep=[{**each, "ours_ratio": 2 * each["ours_ratio"]} for each in results()["sweep"]])
+    text = report.compare(old, results())
+    assert "| 1 KiB / pyzmq ipc | 0.33 | 0.17 | 0.50 |" in text
+    assert "no figure in common" in report.compare({**old, "sweep": [], "extras": {}}, results())
+
+
+def test_labels_keep_their_order_and_their_distance():
+    plots = pytest.importorskip("bench.plots", exc_type=ImportError)
+    placed = plots.spread([0.5, 0.5, 0.51, 0.9, 0.1], 0.1)
+    ordered = sorted(placed)
+    assert all(high - low >= 0.1 - 1e-9 for low, high in itertools.pairwise(ordered))
+    assert placed[4] == 0.1
+    assert placed[3] == 0.9
+    assert placed[0] < placed[1] < placed[2]
+    assert plots.spread([], 0.1) == []
+
+
+def test_pictures_are_drawn_as_png_and_svg(tmp_path):
+    plots = pytest.importorskip("bench.plots", exc_type=ImportError)
+    paths = plots.draw_all(results(), tmp_path)
+    assert {path.name for path in paths} == {
+        f"{name}.{suffix}" for name in ("latency", "bandwidth", "ratio") for suffix in ("png", "svg")
+    }
+    assert all(path.stat().st_size > 4000 for path in paths)
+    assert plots.draw_all(results(sweep=[]), tmp_path) == []
+
+
+def test_a_peer_that_is_not_installed_is_absent(monkeypatch):
+    monkeypatch.setattr(PEERS["zmq"], "unavailable", lambda peer: "not installed: zmq" if peer.key == "zmq" else None)
+    measured = sweep.Sweep(["semaphore", "zmq"], [1024], sweep.Limits.quick())
+    assert measured.absent == {"zmq": "not installed: zmq"}
+
+
+class Broken(Peer):
+    """Answers in this process, and fails as it is told."""
+
+    key = "broken"
+    label = "broken"
+    failure: ClassVar[str] = ""
+
+    def start(self, max_nbytes):  # noqa: ARG002 - the interface
+        if self.failure == "start":
+            raise OSError("no room")
+
+    def roundtrip(self, x):
+        if self.failure == "roundtrip":
+            raise OSError("gone")
+        return x + (1 if self.failure != "wrong" else 2)
+
+    def close(self):
+        if self.failure == "close":
+            raise OSError("stuck")
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        ("start", "failed: OSError: no room"),
+        ("roundtrip", "failed: OSError: gone"),
+        ("wrong", "failed: ValueError: the answer is wrong"),
+        ("close", "failed to end: OSError: stuck"),
+    ],
+)
+def test_a_peer_that_fails_is_recorded_and_leaves_the_run(monkeypatch, failure, reason):
+    monkeypatch.setitem(PEERS, "broken", Broken)
+    monkeypatch.setattr(Broken, "failure", failure)
+    limits = sweep.Limits(rounds=1, peer_s=0.01, most=3, least=1, slow_s=5)
+    measured = sweep.Sweep(["broken"], [1024, 4096], limits)
+    measured.run()
+    assert [each["reason"] for each in measured.skipped] == [reason]
+    assert len(measured.rows) == (2 if failure == "close" else 0)
+
+
+class Elsewhere(TimedPeer):
+    """Takes its times itself, as a client in another language does."""
+
+    key = "elsewhere"
+    label = "elsewhere"
+
+    def start(self, max_nbytes):  # noqa: ARG002 - the interface
+        self.asked = []
+
+    def check(self, count):
+        self.asked.append(count)
+        return 7000
+
+    def measure(self, count, most, quota_s):  # noqa: ARG002
+        return [5000] * most
+
+    def close(self):
+        assert set(self.asked) == {256, 1024}
+
+
+def test_a_client_in_another_language_takes_its_times_itself(monkeypatch):
+    monkeypatch.setitem(PEERS, "elsewhere", Elsewhere)
+    limits = sweep.Limits(rounds=2, peer_s=1, most=6, least=1, slow_s=5)
+    measured = sweep.Sweep(["elsewhere"], [1024, 4096], limits)
+    measured.run()
+    assert measured.skipped == []
+    assert [(each["nbytes"], each["median_us"], each["n"]) for each in measured.rows] == [(1024, 5, 6), (4096, 5, 6)]
+
+
+def test_the_cpp_controller_is_absent_where_there_is_no_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    measured = sweep.Sweep(["cpp-loaned"], [1024], sweep.Limits.quick())
+    assert measured.absent == {"cpp-loaned": "there is no g++, and CXX names no other compiler"}
+
+
+def test_a_peer_that_would_take_too_long_is_cut_off(monkeypatch):
+    monkeypatch.setitem(PEERS, "broken", Broken)
+    limits = sweep.Limits(rounds=1, peer_s=0.01, most=3, least=1, slow_s=0.0)
+    measured = sweep.Sweep(["broken"], [1024], limits)
+    measured.run()
+    assert measured.rows == []
+    assert measured.skipped[0]["reason"].startswith("not run: too slow (about ")
+
+
+def test_a_tiny_run_writes_its_results(tmp_path):
+    run = subprocess.Popen(
+        [sys.executable, str(TOOLS / "bench"), "--quick", "--budget", "2",
+         "--only", "semaphore,ours,ours-loaned,cpp-loaned,pipe",
+         "--out", str(tmp_path / "out"), "--no-plots"],
+        env={**os.environ, "TR_WORKSPACE": str(tmp_path / "workspace"), "PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    _, errors = run.communicate(timeout=100)
+    assert run.returncode == 0, errors
+    found = json.loads((tmp_path / "out" / "bench.json").read_text())
+    wanted = {"semaphore", "ours", "ours-loaned", "cpp-loaned"} - set(found["absent"])
+    assert {(each["peer"], each["nbytes"]) for each in found["sweep"]} >= {
+        (peer, nbytes) for peer in wanted for nbytes in SIZES
+    }
+    assert set(found["absent"]) <= ({"cpp-loaned"} if shutil.which(os.environ.get("CXX", "g++")) is None else set())
+    assert all(each["n"] >= 1 and each["median_us"] > 0 for each in found["sweep"])
+    assert "multiprocessing.Pipe" in (tmp_path / "out" / "bench.md").read_text()
+    assert not [name for name in os.listdir("/dev/shm") if f"tr_bench_{run.pid}_" in name]
+
+
+def test_an_unknown_name_is_refused(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(TOOLS / "bench"), "--only", "ours,rsocket"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "unknown: rsocket" in done.stderr

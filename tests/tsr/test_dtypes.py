@@ -1,0 +1,128 @@
+"""Promises of the dtype table."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tr_mmap.errors import UnsupportedTensor
+from tr_mmap.tsr import dtypes
+from tr_mmap.tsr.dtypes import TABLE, DType, by_code, by_name, from_numpy, from_torch
+
+ALL = pytest.mark.parametrize("dtype", TABLE, ids=lambda d: d.name)
+
+
+def test_codes_never_change() -> None:
+    assert [(d.code, d.name, d.itemsize) for d in TABLE] == [
+        (1, "float32", 4),
+        (2, "int8", 1),
+        (3, "int32", 4),
+        (4, "float16", 2),
+        (5, "bfloat16", 2),
+        (6, "float64", 8),
+        (7, "int16", 2),
+        (8, "uint8", 1),
+        (9, "bool", 1),
+        (10, "int64", 8),
+        (11, "uint16", 2),
+        (12, "uint32", 4),
+        (13, "uint64", 8),
+        (14, "complex64", 8),
+        (15, "complex128", 16),
+        (16, "float8_e4m3fn", 1),
+        (17, "float8_e5m2", 1),
+        (18, "float8_e4m3fnuz", 1),
+        (19, "float8_e5m2fnuz", 1),
+        (20, "float8_e8m0fnu", 1),
+    ]
+
+
+@ALL
+def test_every_type_is_found_from_every_side(dtype: DType) -> None:
+    assert by_code(dtype.code) is dtype
+    assert by_name(dtype.name) is dtype
+    assert from_numpy(dtype.numpy) is dtype
+    assert from_numpy(dtype.numpy.newbyteorder(">")) is dtype
+    assert from_torch(dtype.torch) is dtype
+    assert pickle.loads(pickle.dumps(dtype)) is dtype
+
+
+@ALL
+def test_sizes_and_names_are_those_of_numpy_and_torch(dtype: DType) -> None:
+    assert dtype.numpy.itemsize == dtype.torch.itemsize == dtype.itemsize
+    assert dtype.numpy.name == dtype.name
+    assert str(dtype.torch) == f"torch.{dtype.torch_name}"
+    assert dtype.numpy.newbyteorder("<") == dtype.numpy
+
+
+def test_everything_numpy_and_torch_both_have_is_in_the_table() -> None:
+    import ml_dtypes
+
+    numpy_names = {np.dtype(character).name for character in "?bhilqBHILQefdFD"}
+    # The 4-bit floats are not among them: torch packs two into a byte, ml_dtypes one.
+    ml_names = {name for name in vars(ml_dtypes) if name.startswith(("bfloat", "float"))}
+    torch_names = {
+        str(value).removeprefix("torch.") for value in vars(torch).values() if isinstance(value, torch.dtype)
+    }
+    assert {d.name for d in TABLE} == (numpy_names | ml_names) & torch_names
+
+
+def test_types_that_only_differ_in_c_name_are_the_same() -> None:
+    assert from_numpy(np.dtype(np.longlong)) is by_name("int64")
+    assert from_numpy(np.dtype(np.float32, metadata={"unit": "m"})) is by_name("float32")
+
+
+@pytest.mark.parametrize(
+    "spelling", ["O", "U3", "S5", "V4", "M8[s]", "m8[s]", "longdouble", "clongdouble", [("a", "f4")], "(2,)f4"]
+)
+def test_numpy_types_without_a_tsr_form_are_refused_by_name(spelling: str) -> None:
+    dtype = np.dtype(spelling)
+    with pytest.raises(UnsupportedTensor, match=r"supported are float32, .*float8_e8m0fnu") as caught:
+        from_numpy(dtype)
+    assert str(dtype) in str(caught.value)
+
+
+def test_a_foreign_dtype_with_a_known_name_is_not_mistaken(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ml_dtypes
+
+    monkeypatch.setitem(dtypes._BY_NAME, "int4", by_name("int8"))
+    with pytest.raises(UnsupportedTensor, match="int4"):
+        from_numpy(np.dtype(ml_dtypes.int4))
+
+
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.complex32], ids=str)
+def test_torch_types_without_a_tsr_form_are_refused_by_name(dtype: torch.dtype) -> None:
+    with pytest.raises(UnsupportedTensor, match=rf"{dtype} has no TSR form; supported are float32, "):
+        from_torch(dtype)
+
+
+def test_unknown_codes_and_names_are_refused() -> None:
+    with pytest.raises(UnsupportedTensor, match="21 is no TSR dtype code"):
+        by_code(21)
+    with pytest.raises(UnsupportedTensor, match="'float31' is no TSR dtype"):
+        by_name("float31")
+
+
+def test_a_torch_without_the_type_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnsupportedTensor, match="has no dtype float31"):
+        DType(99, "float31", 4, "float31").torch  # noqa: B018
+
+
+def test_importing_and_plain_use_import_neither_torch_nor_ml_dtypes(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, numpy as np\n"
+        "from tr_mmap.tsr import dtypes; from tr_mmap import tsr\n"
+        "for d in dtypes.TABLE:\n"
+        "    if d.name.startswith(('bfloat', 'float8')): continue\n"
+        "    path = os.path.join(sys.argv[1], d.name)\n"
+        "    tsr.save(path, np.zeros(3, d.numpy)); tsr.load(path)\n"
+        "print([m for m in ('torch', 'ml_dtypes') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

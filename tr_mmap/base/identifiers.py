@@ -1,0 +1,108 @@
+"""What may name a tensor, a session, a segment's file, a doorbell. Looks at nothing but the text."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from ..errors import BadMessage, BadTag
+from ..wire.messages import MAX_SPILL_TOKEN_LENGTH, SPILL_SUFFIX
+from ..wire.names import (
+    DOORBELL_PREFIX,
+    MAX_DOORBELL_LENGTH,
+    MAX_SEGMENT_NAME_LENGTH,
+    MAX_SESSION_ID_LENGTH,
+    MAX_TAG_LENGTH,
+    NAME_PUNCTUATION,
+    RESULT_PREFIX,
+    SEGMENT_PREFIX,
+    TENSOR_SUFFIX,
+)
+
+__all__ = [
+    "check_session_id",
+    "check_tag",
+    "is_doorbell_name",
+    "is_plain_tag",
+    "is_result_name",
+    "is_segment_name",
+    "is_session_id",
+    "spill_sender",
+]
+
+_LETTERS: Final = f"[A-Za-z0-9{re.escape(NAME_PUNCTUATION)}]"
+_RESERVED: Final = f"(?:{RESULT_PREFIX}|{SEGMENT_PREFIX})_[0-9]+"
+_CHARACTERS: Final = "letters, digits, '_', '-' and '.', not beginning with a dot"
+
+_good_tag = re.compile(rf"(?!\.)(?!{_RESERVED}\Z){_LETTERS}{{1,{MAX_TAG_LENGTH}}}").fullmatch
+_reserved_tag = re.compile(_RESERVED).fullmatch
+_good_session_id = re.compile(rf"(?!\.){_LETTERS}{{1,{MAX_SESSION_ID_LENGTH}}}").fullmatch
+_plain_tag = re.compile(rf"(?!\.){_LETTERS}{{1,{MAX_TAG_LENGTH}}}").fullmatch
+_segment_name = re.compile(rf"(?!\.){_LETTERS}{{1,{MAX_SEGMENT_NAME_LENGTH}}}{re.escape(TENSOR_SUFFIX)}").fullmatch
+_spill_name = re.compile(
+    rf"(request|response)\.[0-9A-Za-z_]{{1,{MAX_SPILL_TOKEN_LENGTH}}}{re.escape(SPILL_SUFFIX)}"
+).fullmatch
+_result_name = re.compile(rf"{RESULT_PREFIX}_[0-9]+{re.escape(TENSOR_SUFFIX)}").fullmatch
+_doorbell_name = re.compile(rf"{DOORBELL_PREFIX}{_LETTERS}{{1,{MAX_DOORBELL_LENGTH}}}").fullmatch
+
+
+def check_tag(tag: str) -> None:
+    """Refuse what may not name a tensor.
+
+    Raises:
+        BadTag: too long, empty, has other characters, or is of the form that the library names its own files.
+    """
+    try:
+        if _good_tag(tag):
+            return
+        is_reserved = _reserved_tag(tag) is not None
+    except TypeError:
+        raise BadTag(f"a tag is a str, not {type(tag).__name__}", tag=repr(tag)[:MAX_TAG_LENGTH]) from None
+    if is_reserved:
+        raise BadTag(f"the tag {tag!r} is one of the library's own names; choose another", tag=tag)
+    shown = tag[:MAX_TAG_LENGTH]
+    raise BadTag(f"{shown!r} is no tag: 1 to {MAX_TAG_LENGTH} characters, {_CHARACTERS}", tag=shown)
+
+
+def check_session_id(session_id: str) -> None:
+    """Refuse what may not name a session.
+
+    Raises:
+        BadMessage: too long, empty, or has other characters.
+    """
+    if not isinstance(session_id, str) or not _good_session_id(session_id):
+        shown = repr(session_id)[: MAX_SESSION_ID_LENGTH + 2]
+        raise BadMessage(
+            f"{shown} is no session id: 1 to {MAX_SESSION_ID_LENGTH} characters, {_CHARACTERS}", detail=shown
+        )
+
+
+def is_session_id(text: str) -> bool:
+    """Whether it may name a session."""
+    return _good_session_id(text) is not None
+
+
+def is_plain_tag(text: str) -> bool:
+    """Whether it has the characters and the length of a tag, the library's own names included."""
+    return _plain_tag(text) is not None
+
+
+def is_segment_name(text: str) -> bool:
+    """Whether it may be the file name of a segment."""
+    return _segment_name(text) is not None
+
+
+def is_result_name(text: str) -> bool:
+    """Whether it is the file name of a worker's result."""
+    return _result_name(text) is not None
+
+
+def spill_sender(text: str) -> str:
+    """Who wrote the file of a long message, "request" or "response"; "" if it is not the name of one."""
+    found = _spill_name(text)
+    return "" if found is None else found[1]
+
+
+def is_doorbell_name(text: str) -> bool:
+    """Whether it may name a doorbell: no message has us use another program's semaphores."""
+    return _doorbell_name(text) is not None

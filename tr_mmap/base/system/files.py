@@ -1,0 +1,275 @@
+"""Opening files, and what is in them: bytes, room, pipes."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import stat
+import sys
+
+from ...errors import OutOfSpace
+from .memory import libc
+from .refusals import check_room, free_nbytes, hostile, not_regular, too_little
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "allocate",
+    "close",
+    "create_file",
+    "file_nbytes",
+    "hear_hangup",
+    "is_sparse",
+    "make_pipe",
+    "open_dir",
+    "open_file",
+    "open_path",
+    "open_private_file",
+    "read_all",
+    "read_into",
+    "read_pipe",
+    "write_all",
+    "write_pipe",
+]
+
+_ALWAYS = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+_TMPFS_MAGIC = 0x01021994  # linux/magic.h
+
+
+def open_file(path: str, *, write: bool = False) -> int:
+    """Open an existing file; a symlink in the last place is refused by the kernel (ELOOP)."""
+    return os.open(path, (os.O_RDWR if write else os.O_RDONLY) | _ALWAYS)
+
+
+def open_private_file(path: str, *, write: bool = False, forbidden_mode: int = 0o022) -> int:
+    """Open a session's file, refusing what only an attacker would have put there.
+
+    Args:
+        path: the file.
+        write: for writing too.
+        forbidden_mode: permissions that it must not have; a program that is not ours makes files by its umask, which
+            may let its group write.
+
+    Raises:
+        HostilePath: a symlink, FIFO, device or directory, another user's file, or one that others may write.
+        FileNotFoundError: it is not there.
+    """
+    try:
+        # O_NONBLOCK: a FIFO in the file's place must not make us wait for its other end.
+        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | _ALWAYS | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EISDIR):
+            raise hostile(path, "is a symlink, FIFO, device or directory") from error
+        if error.errno == errno.EACCES:
+            raise hostile(path, "may not be opened by this user") from error
+        raise
+    try:
+        info = os.fstat(fd)
+        reason = ""
+        if not stat.S_ISREG(info.st_mode):
+            reason = "is not a regular file"
+        elif info.st_uid != os.geteuid():
+            reason = f"belongs to user {info.st_uid}"
+        elif info.st_mode & forbidden_mode:
+            reason = "may be written by group or others"
+        if reason:
+            raise hostile(path, reason)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_path(path: str, *, write: bool = False) -> int:
+    """Open a regular file that the user named: symlinks are followed, other owners are fine, nothing hangs.
+
+    Raises:
+        HostilePath: a directory, FIFO, socket or device.
+    """
+    try:
+        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.EISDIR):
+            raise not_regular(path) from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise not_regular(path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_dir(path: str) -> int:
+    """Open a directory itself, to lock or to examine it; a symlink in its place is refused (ELOOP or ENOTDIR)."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _ALWAYS)
+
+
+def create_file(path: str, mode: int = 0o600) -> int:
+    """Create a file that must not exist, 0600 unless a user's own file is made, open for reading and writing."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ALWAYS, mode)
+    except OSError as error:
+        check_room(error, path)
+        raise
+
+
+def close(fd: int) -> None:
+    os.close(fd)
+
+
+def file_nbytes(fd: int) -> int:
+    return os.fstat(fd).st_size
+
+
+def is_sparse(fd: int) -> bool:
+    """Whether a file on tmpfs lacks pages: looking at one takes memory then, and is SIGBUS when there is none left.
+
+    False on other file systems, where a hole costs a reader nothing, and where compression looks the same.
+    """
+    info = os.fstat(fd)
+    return info.st_blocks * 512 < info.st_size and _is_on_tmpfs(fd)
+
+
+def _is_on_tmpfs(fd: int) -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    # struct statfs begins with f_type, a long; 120 bytes on 64-bit machines.
+    found = (ctypes.c_long * 32)()
+    return bool(libc.fstatfs(fd, found) == 0 and found[0] == _TMPFS_MAGIC)
+
+
+def allocate(fd: int, nbytes: int, *, directory: str) -> None:
+    """Give the file its blocks now: touching a mapping of a full tmpfs is SIGBUS, this is an exception.
+
+    Raises:
+        OutOfSpace: there is not room for ``nbytes``.
+    """
+    if nbytes == 0:
+        return
+    _check_possible(fd, nbytes, directory)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, nbytes)
+        else:  # pragma: no cover - macOS, Windows
+            _fill_with_zeros(fd, nbytes)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise too_little(nbytes, free_nbytes(directory), directory) from error
+        raise
+
+
+def _check_possible(fd: int, nbytes: int, directory: str) -> None:
+    """Raise OutOfSpace if the file cannot grow to that: tmpfs finds out by filling up, and others meet ENOSPC then."""
+    if not hasattr(os, "fstatvfs"):  # pragma: no cover - Windows
+        return
+    room = os.fstatvfs(fd)
+    if room.f_blocks == 0:  # a tmpfs without a limit says 0 of 0
+        return
+    # Free to anybody: what is kept for root (f_bfree - f_bavail) is for the call itself to refuse.
+    if nbytes - os.fstat(fd).st_blocks * 512 > room.f_bfree * room.f_frsize:
+        raise too_little(nbytes, room.f_bavail * room.f_frsize, directory)
+
+
+def _fill_with_zeros(fd: int, nbytes: int) -> None:  # pragma: no cover - macOS, Windows
+    block = bytes(1 << 20)
+    os.lseek(fd, 0, os.SEEK_SET)
+    while nbytes > 0:
+        nbytes -= os.write(fd, block[:nbytes])
+
+
+def read_all(fd: int, limit_nbytes: int, offset: int = 0) -> bytes:
+    """Up to ``limit_nbytes`` bytes of the file, from ``offset`` on."""
+    parts: list[bytes] = []
+    position = 0
+    while position < limit_nbytes:
+        part = os.pread(fd, limit_nbytes - position, offset + position)
+        if not part:
+            break
+        parts.append(part)
+        position += len(part)
+    return b"".join(parts)
+
+
+def read_into(fd: int, target: memoryview, offset: int) -> int:
+    """Fill ``target`` with the file's bytes from ``offset`` on; how many there were."""
+    position = 0
+    while position < len(target):
+        nbytes = os.preadv(fd, [target[position:]], offset + position)
+        if nbytes == 0:
+            break
+        position += nbytes
+    return position
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
+    """Write all of ``data`` at ``offset``.
+
+    Raises:
+        OutOfSpace: the file system is full.
+    """
+    view = memoryview(data).cast("B")
+    nbytes = len(view)
+    written = 0
+    try:
+        while written < nbytes:
+            written += os.pwrite(fd, view[written:], offset + written)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            info = os.fstatvfs(fd)
+            free = info.f_bavail * info.f_frsize + written  # as it was before we began
+            raise OutOfSpace(
+                f"{nbytes} bytes were to be written, {free} were free; free space or choose another place",
+                needed_nbytes=nbytes,
+                free_nbytes=free,
+            ) from error
+        raise
+
+
+def make_pipe() -> tuple[int, int]:
+    """A new pipe: the end to read from, the end to write to. Neither is inherited unless it is passed on."""
+    return os.pipe()
+
+
+def write_pipe(fd: int, data: bytes) -> None:
+    """Write what the pipe has room for, at once."""
+    if os.write(fd, data) != len(data):
+        raise OSError(errno.EPIPE, "a pipe has no room for a few bytes")
+
+
+def read_pipe(fd: int, limit_nbytes: int) -> bytes:
+    """All that was written to a pipe whose other end is closed, up to a limit; closes it."""
+    with os.fdopen(fd, "rb", buffering=0) as pipe:
+        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, f"descriptor {fd} is no pipe")
+        data = b""
+        while len(data) < limit_nbytes and (part := pipe.read(limit_nbytes - len(data))):
+            data += part
+        return data
+
+
+def hear_hangup(fd: int, number: int) -> bool:
+    """Have the kernel send this process a signal when the last end to write to a pipe is closed (Linux).
+
+    Args:
+        fd: the end to read from; stays open, and is inherited no further.
+        number: the signal's.
+
+    Returns:
+        Whether that has happened before.
+    """
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        raise OSError(errno.EINVAL, f"descriptor {fd} is no pipe")
+    fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETSIG, number)
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_RDONLY | os.O_NONBLOCK | os.O_ASYNC)
+    poller = select.poll()
+    poller.register(fd, 0)
+    return bool(poller.poll(0))

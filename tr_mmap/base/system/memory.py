@@ -1,0 +1,91 @@
+"""Files in memory: ``mmap``, ``madvise``, and the C library that has them."""
+
+from __future__ import annotations
+
+import ctypes
+
+from ...native import map_file
+from ...native.libc import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, libc
+from ...native.libc import mmap as libc_mmap
+
+__all__ = [
+    "MADV_DONTNEED",
+    "MADV_POPULATE_READ",
+    "MADV_POPULATE_WRITE",
+    "MADV_REMOVE",
+    "address_of",
+    "advise",
+    "keep",
+    "libc",
+    "map_again",
+    "map_private",
+    "map_read",
+    "map_write",
+]
+
+MADV_DONTNEED = 4  # linux/mman.h: on a private mapping, forget our stores and look at the file again
+MADV_REMOVE = 9  # give the pages back to the file system now
+MADV_POPULATE_READ = 22  # linux/mman.h, 5.14; Python's mmap does not name them yet
+MADV_POPULATE_WRITE = 23
+
+
+def map_read(fd: int, nbytes: int, offset: int = 0) -> memoryview:
+    """Map for reading, shared: what the writer stores is seen, and a store of ours is a TypeError."""
+    return _map(fd, nbytes, offset, is_writable=False, is_private=False)
+
+
+def map_write(fd: int, nbytes: int, offset: int = 0) -> memoryview:
+    """Map for reading and writing, shared."""
+    return _map(fd, nbytes, offset, is_writable=True, is_private=False)
+
+
+def map_private(fd: int, nbytes: int, offset: int = 0) -> memoryview:
+    """Map copy-on-write: stores stay in this process. A file larger than the memory is fine: few store all over it."""
+    return _map(fd, nbytes, offset, is_writable=True, is_private=True)
+
+
+def map_again(mapping: memoryview, fd: int, offset: int, *, private: bool) -> None:
+    """Replace a writable mapping in place, in one step: who looks at it now looks at the file through the new one.
+
+    Args:
+        mapping: whole pages.
+        fd: the file, open for writing.
+        offset: where in the file the mapping begins.
+        private: whether stores stay in this process from here on.
+    """
+    flags = MAP_FIXED | (MAP_PRIVATE if private else MAP_SHARED)
+    try:
+        libc_mmap(address_of(mapping), len(mapping), PROT_READ | PROT_WRITE, flags, fd, offset)
+    except OSError as error:
+        raise _named(error, len(mapping)) from error
+
+
+def address_of(mapping: memoryview) -> int:
+    """Where a writable mapping begins in this process's address space."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+
+
+def advise(mapping: memoryview, advice: int) -> bool:
+    """``madvise`` over a whole writable mapping; False where this kernel does not know the advice."""
+    return bool(libc.madvise(address_of(mapping), len(mapping), advice) == 0)
+
+
+def keep(mapping: memoryview, thing: object) -> None:
+    """Let something live as long as a mapping."""
+    mapping.obj.kept = thing  # type: ignore[attr-defined]
+
+
+def _map(fd: int, nbytes: int, offset: int, *, is_writable: bool, is_private: bool) -> memoryview:
+    """Map part of a file; unmapped when the last view of it is gone.
+
+    ``mmap.mmap`` keeps a duplicate of the descriptor for as long as it lives (until Python 3.13), so a thousand
+    live views would be a thousand descriptors. This keeps none.
+    """
+    try:
+        return memoryview(map_file(fd, nbytes, offset, is_writable, is_private))
+    except OSError as error:
+        raise _named(error, nbytes) from error
+
+
+def _named(error: OSError, nbytes: int) -> OSError:
+    return OSError(error.errno, f"mmap of {nbytes} bytes: {error.strerror}")

@@ -1,0 +1,54 @@
+"""The errors that system calls are turned into: a path that is not to be trusted, a file system that is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ...errors import HostilePath, OutOfSpace
+
+__all__ = ["check_room", "free_nbytes", "hostile", "not_regular", "too_little"]
+
+_NAME_NBYTES = 1  # what one more name takes at least; no file system says how much
+
+
+def not_regular(path: str) -> HostilePath:
+    reason = "is not a regular file"
+    return HostilePath(f"{path} {reason}; a tensor file is one", path=path, reason=reason)
+
+
+def hostile(path: str, reason: str) -> HostilePath:
+    return HostilePath(f"{path} {reason}; a session only uses its owner's own files", path=path, reason=reason)
+
+
+def free_nbytes(path: str) -> int:
+    """Bytes that an unprivileged user may still write on the file system of ``path``."""
+    info = os.statvfs(path)
+    return info.f_bavail * info.f_frsize
+
+
+def check_room(error: OSError, path: str) -> None:
+    """Raise OutOfSpace if a name could not be made because the file system has no room for one more."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return
+    directory = os.path.dirname(path)
+    try:
+        free = free_nbytes(directory)
+    except OSError:
+        free = 0
+    raise OutOfSpace(
+        f"there is no room for another file in {directory}, {free} bytes are free (it may be the number of files that "
+        "is limited); remove some, or choose another place",
+        needed_nbytes=_NAME_NBYTES,
+        free_nbytes=free,
+    ) from error
+
+
+def too_little(nbytes: int, free: int, directory: str) -> OutOfSpace:
+    """The error for room that is wanted in a directory and not there."""
+    return OutOfSpace(
+        f"{nbytes} bytes are needed in {directory}, {free} are free; drop tensors, free space, "
+        "or set TR_WORKSPACE to a larger file system",
+        needed_nbytes=nbytes,
+        free_nbytes=free,
+    )

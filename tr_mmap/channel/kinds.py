@@ -1,0 +1,53 @@
+"""Which channels there are. An implementation is imported when it is chosen, and not before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from ..errors import BadMessage
+from ..protocol.legacy import LEGACY
+from .interface import Channel
+
+__all__ = ["CHANNEL_NAMES", "ChannelKind", "channel_kind"]
+
+CHANNEL_NAMES: Final = ("mapped", "files", LEGACY)
+
+
+class ChannelKind(Protocol):
+    """How the two ends of a channel are made."""
+
+    def new_doorbells(self) -> list[str]:
+        """Names for :meth:`create`, so that a manifest can tell of them before they exist and none is ever lost."""
+
+    def create(self, directory: str, doorbells: Sequence[str]) -> Channel:
+        """The controller's end, over new control files that replace any earlier ones.
+
+        Args:
+            directory: the session directory.
+            doorbells: from :meth:`new_doorbells`.
+        """
+
+    def attach(self, directory: str, doorbells: Sequence[str]) -> Channel:
+        """The worker's end."""
+
+
+def channel_kind(name: str) -> ChannelKind:
+    """The channel of that name.
+
+    Raises:
+        BadMessage: there is none.
+    """
+    if name == "mapped":
+        from .mapped import MappedChannel
+
+        return MappedChannel
+    if name == "files":
+        from .files import FileChannel
+
+        return FileChannel
+    if name == LEGACY:
+        from .legacy import LegacyChannel
+
+        return LegacyChannel
+    raise BadMessage(f"channel is {name[:80]!r}; it is one of {', '.join(CHANNEL_NAMES)}", detail=name[:80])

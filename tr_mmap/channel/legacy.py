@@ -1,0 +1,121 @@
+"""The channel of the legacy dialect: files put in place by rename, whose existence is the state; no manifest needed.
+
+``tr_mmap.protocol.legacy`` has the messages. A legacy peer differs from ours: it makes files by its umask; it writes
+``ready`` and ``exit`` into the status that the worker writes too, each over what is there; and it may leave a response
+unread for any time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import ClassVar
+
+from ..base import system
+from ..errors import BadMessage, OutOfSpace, ResponseTimeout
+from ..protocol.legacy import LEGACY_FORBIDDEN_MODE, decode_legacy_response, encode_legacy
+from ..protocol.messages import Failure, Request, Response, encode
+from ..protocol.status import Status, StatusLine, parse_status
+from ..wire.messages import STATUS_EXIT
+from .files import SEND_TIMEOUT_MS, FileChannel, PollRate
+from .interface import Role, check_bounds
+
+__all__ = ["LegacyChannel"]
+
+
+class LegacyChannel(FileChannel):
+    """See the module's docstring."""
+
+    FIRST_STATUS: ClassVar[Status] = Status.READY  # a legacy worker may wait for its controller to say so
+    FORBIDDEN_MODE: ClassVar[int] = LEGACY_FORBIDDEN_MODE
+
+    def __init__(self, directory: str, role: Role) -> None:
+        super().__init__(directory, role)
+        self._is_controller = role is Role.CONTROLLER
+        self._sent_request = Request()  # the last one sent
+        self._outcome: Status | None = None  # of that, once it is answered
+        self._line = StatusLine(Status.STARTING)  # the last one seen
+
+    # -- messages -------------------------------------------------------------------------------------------------
+
+    def send(self, message: Request | Response) -> None:
+        data = check_bounds(encode_legacy(message))
+        if isinstance(message, Request):
+            self._send_request(message, data)
+        elif self._wait(self._is_out_free, None, self.is_exit_requested, PollRate()):
+            try:
+                self._put(self._out, data)
+            except FileNotFoundError:
+                pass  # the directory is gone, and so is the controller
+
+    def _is_out_free(self) -> bool:
+        return not os.path.lexists(self._out)
+
+    def _send_request(self, request: Request, data: bytes) -> None:
+        if not self._wait(self._is_out_free, SEND_TIMEOUT_MS, lambda: False, PollRate()):
+            raise ResponseTimeout(
+                f"the worker has left {self._out} lying for {SEND_TIMEOUT_MS:.0f} ms",
+                timeout_ms=SEND_TIMEOUT_MS,
+                command=request.command,
+            )
+        if self.read_status().status is Status.ERROR:
+            self.write_status(Status.READY)  # the worker is idle; what comes next must not be taken for an error
+        self._sent_request, self._outcome = request, None
+        self._put(self._out, data)
+
+    def reply_unreadable(self, failure: Failure) -> None:
+        try:
+            self.send(Response(result="error", error=failure))
+        except OutOfSpace:
+            pass  # the status could not be written either
+
+    def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
+        raw = super().receive(timeout_ms, stop)
+        if raw is None or not self._is_controller:
+            return raw
+        response = decode_legacy_response(raw, self._sent_request.seq, self._sent_request.command, self.read_status())
+        self._outcome = Status.OK if response.error is None else Status.ERROR
+        return encode(response)
+
+    # -- status ---------------------------------------------------------------------------------------------------
+
+    def read_status(self) -> StatusLine:
+        data = self._get(self._status)
+        # A legacy worker truncates, then writes; what it said last holds in between.
+        if data and (text := data.decode("utf-8", "replace").strip("\0 \r\n")):
+            try:
+                self._line = parse_status(text)
+            except BadMessage:
+                self._line = StatusLine(Status.BUSY, text)  # words of its own, for what it is doing
+        if self._is_controller and self._outcome is not None and self._line.status is Status.READY:
+            return StatusLine(self._outcome)  # it waits again, and does not say how it went
+        return self._line
+
+    def is_exit_requested(self) -> bool:
+        return super().is_exit_requested() or not os.path.isdir(self._directory)
+
+    def write_status(self, status: Status, detail: str = "") -> None:
+        try:
+            if self._is_controller or status.is_over:
+                super().write_status(status, detail)
+            else:
+                self._write_unless_exit(status, detail)
+        except FileNotFoundError:
+            if os.path.isdir(self._directory):
+                raise
+            # Else the controller has removed it, and nobody reads the status any more.
+
+    def _write_unless_exit(self, status: Status, detail: str) -> None:
+        """Replace the status, but never an ``exit`` that has just been written."""
+        new = f"{self._status}.{os.getpid()}.own"
+        self._put(new, StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n")
+        if not system.exchange(new, self._status) or (self._get(new) or b"").strip() == STATUS_EXIT.encode():
+            system.rename(new, self._status)  # over the earlier status, or the ``exit`` over ours again
+        else:
+            system.unlink(new)
+
+    def request_exit(self, request: Request) -> bool:  # noqa: ARG002 - the status is what a legacy worker reads
+        status = self.read_status().status
+        if status is not Status.EXIT and not status.is_over:
+            self.write_status(Status.EXIT)
+        return False  # the worker may write its own status over it at any moment

@@ -1,0 +1,40 @@
+"""The command ``tr-mmap``: arguments in, text out. Each command calls one function of another room."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..cpp import include_dir
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="tr_mmap: tensors between processes, uncopied.")
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"tr-mmap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What every command takes."""
+
+
+@app.command()
+def include() -> None:
+    """Print the directory of the C++ headers: g++ -I"$(tr-mmap include)" x.cpp -pthread."""
+    typer.echo(str(include_dir()))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,8 @@
+"""The old name, for worker scripts that say ``from tech_renaissance import TechRenaissanceServer``.
+
+A PythonSession puts this directory on its worker's path; nothing else does.
+"""
+
+from .. import PythonSession, Server, TechRenaissanceServer, TRException
+
+__all__ = ["PythonSession", "Server", "TRException", "TechRenaissanceServer"]

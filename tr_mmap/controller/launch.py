@@ -1,0 +1,91 @@
+"""Starting a session's worker: which program, with which environment. Waits for nothing."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Mapping
+from typing import Final
+
+from ..errors import ScriptNotFound
+from ..processes.lifeline import Lifeline
+from ..processes.spawn import WorkerProcess
+from ..sessions.secret import handed_over
+from ..wire.names import DEFAULT_WORKER, LIFELINE_FD_VARIABLE, LOG_FILE, SECRET_FD_VARIABLE, WORKSPACE_VARIABLE
+
+__all__ = ["check_script", "launch"]
+
+_PACKAGE_DIR: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_COMPAT_DIR: Final = os.path.join(_PACKAGE_DIR, "compat")  # holds tech_renaissance.py, the old name
+
+
+def check_script(script_path: str) -> None:
+    """Raise ScriptNotFound unless a worker can be started from it."""
+    if script_path != DEFAULT_WORKER and not os.path.isfile(script_path):
+        raise ScriptNotFound(
+            f"the worker's script {script_path!r} is no file (seen from {os.getcwd()}); give the path of a Python "
+            f"script, or {DEFAULT_WORKER!r}",
+            path=script_path,
+        )
+
+
+def launch(
+    script_path: str,
+    session_id: str,
+    *,
+    workspace_root: str,
+    session_dir: str,
+    mark: str,
+    quiet: bool,
+    secret: bytes | None = None,
+) -> WorkerProcess:
+    """Start the worker of a session that is ready to be joined, and hand it the session's secret if there is one.
+
+    Raises:
+        ScriptNotFound: there is no such script.
+    """
+    check_script(script_path)
+    program = ["-m", "tr_mmap.worker"] if script_path == DEFAULT_WORKER else [os.path.abspath(script_path)]
+    lifeline = Lifeline()
+    worker: WorkerProcess | None = None
+    try:
+        with handed_over(secret) as (variables, fds), lifeline.handed_over() as (more_variables, more_fds):
+            worker = WorkerProcess.spawn(
+                [sys.executable, *program, session_id],
+                env=_environment(os.environ, workspace_root) | variables | more_variables,
+                log_path=os.path.join(session_dir, LOG_FILE),
+                pass_fds=fds + more_fds,
+                mark=mark,
+                quiet=quiet,
+            )
+            worker.on_end = lifeline.cut
+    except BaseException:
+        if worker is not None:  # it was handed all it needs, but our own copies could not be closed
+            worker.terminate_tree(0)
+        raise
+    return worker
+
+
+def _environment(inherited: Mapping[str, str], workspace_root: str) -> dict[str, str]:
+    paths = [_COMPAT_DIR]
+    if not _is_installed():
+        paths.append(os.path.dirname(_PACKAGE_DIR))
+    if inherited.get("PYTHONPATH"):
+        paths.append(inherited["PYTHONPATH"])
+    return {
+        **{
+            name: value for name, value in inherited.items() if name not in (SECRET_FD_VARIABLE, LIFELINE_FD_VARIABLE)
+        },  # not ours to pass on
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",  # else a killed worker's last words stay in its buffers
+        "PYTHONFAULTHANDLER": "1",  # a crash in native code leaves its stack in the log
+        WORKSPACE_VARIABLE: workspace_root,
+    }
+
+
+def _is_installed() -> bool:
+    """Whether any interpreter of this environment finds the package by itself."""
+    places = [sysconfig.get_path("purelib"), *site.getsitepackages(), site.getusersitepackages()]
+    return os.path.dirname(_PACKAGE_DIR) in places

@@ -1,0 +1,151 @@
+"""What a session owns: its directory, its tensors, the worker that runs in it. Knows nothing of requests."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+import msgspec
+
+from ..base import system
+from ..base.fork_safety import ForkAware
+from ..base.identifiers import is_result_name, spill_sender
+from ..channel.authenticated import RejectionCounter, protect
+from ..channel.interface import Role
+from ..channel.kinds import channel_kind
+from ..errors import TRException
+from ..processes.identity import Identity
+from ..processes.spawn import WorkerProcess
+from ..protocol.messages import now_ms
+from ..sessions import manifest as manifests
+from ..sessions.manifest import Manifest
+from ..sessions.secret import new_secret
+from ..sessions.workspace import Workspace
+from ..transfer.kinds import controller_transfer
+from .fast_path import controller_fast_path
+from .launch import launch
+from .options import SessionOptions
+from .worker_handle import WorkerHandle
+
+__all__ = ["SessionResources"]
+
+
+class SessionResources(ForkAware):
+    """A session's directory and all that is in it; released when the session goes, however it goes.
+
+    Args:
+        options: of the session, whose name is claimed for this process.
+
+    Attributes:
+        directory: of the session.
+        transfer: this side's tensors.
+        worker: the running worker; None while there is none.
+        rejections: counts what was not signed by a worker of this session.
+
+    Raises:
+        SessionInUse: another process has the name.
+    """
+
+    def __init__(self, options: SessionOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.session_id = options.session_id
+        self.rejections = RejectionCounter()
+        self.workspace = Workspace.locate()
+        self._owner_pid = os.getpid()
+        self._sweep()
+        self.directory = self.workspace.claim(self.session_id, self._manifest([]))
+        self.transfer = controller_transfer(options.channel, self.directory, options.transfer)
+        self.worker: WorkerHandle | None = None
+
+    def _manifest(self, doorbells: list[str], mark: str = "") -> Manifest:
+        return Manifest(
+            session_id=self.session_id,
+            controller=Identity.current(),
+            channel=self.options.channel,
+            doorbells=doorbells,
+            worker_mark=mark,
+            transfer=self.options.transfer,
+            spin_us=self.options.spin_us,
+            framework="tr_mmap",
+            created_ms=now_ms(),
+        )
+
+    def _sweep(self) -> None:
+        """Remove what dead sessions left; what cannot be removed is not this session's business."""
+        try:
+            self.workspace.sweep()
+        except (TRException, OSError):
+            pass
+
+    def start(self, *, quiet: bool) -> None:
+        """Start a worker over new control files; does not wait for it."""
+        self.workspace.find(self.session_id)
+        self._remove_leftovers()
+        mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+        kind = channel_kind(self.options.channel)
+        manifest = self._manifest(kind.new_doorbells(), mark)
+        # Before the doorbells exist: a sweep knows their names, at whatever moment we are killed.
+        manifests.write(self.directory, manifest)
+        secret = new_secret() if self.options.auth else None
+        bare = kind.create(self.directory, manifest.doorbells)
+        bare.set_spin(self.options.spin_us)
+        channel = protect(bare, Role.CONTROLLER, secret, self.rejections)
+        process: WorkerProcess | None = None
+        try:
+            process = launch(
+                self.options.script_path,
+                self.session_id,
+                workspace_root=self.workspace.root,
+                session_dir=self.directory,
+                mark=mark,
+                quiet=quiet,
+                secret=secret,
+            )
+            manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
+            worker = WorkerHandle(channel, process)
+            self.transfer.worker_started(worker.is_over)
+            worker.fast_path = controller_fast_path(channel, self.transfer, worker.watch.deaths)
+            self.worker = worker
+        except BaseException:
+            try:
+                if process is not None:
+                    process.terminate_tree(0)
+            finally:
+                channel.close()
+            raise
+
+    def forget_worker(self) -> None:
+        """Release a worker that has ended, and remove what it left."""
+        worker, self.worker = self.worker, None
+        try:
+            if worker is not None:
+                worker.end()
+            self._remove_leftovers()
+        except OSError:
+            pass  # the next start tries again, and does not start if it cannot
+
+    def _remove_leftovers(self) -> None:
+        """Remove a dead worker's results and long messages; views of the results keep their memory.
+
+        Its successor begins with the same names.
+        """
+        for name in system.list_dir(self.directory):
+            if is_result_name(name) or spill_sender(name):
+                system.unlink(os.path.join(self.directory, name))
+
+    def release(self) -> None:
+        """End the worker if it lives, remove the directory. Never raises for what is gone already.
+
+        Raises:
+            OSError: a system call failed. The worker is ended all the same; for the rest this may be called again.
+        """
+        if self.is_foreign or os.getpid() != self._owner_pid:  # also after a fork that Python does not know of
+            return
+        try:
+            if self.worker is not None:
+                self.worker.end()
+            self.worker = None
+        finally:
+            self.transfer.close()
+            self.workspace.release(self.session_id)

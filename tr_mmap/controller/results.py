@@ -1,0 +1,38 @@
+"""What a response means to its caller: tensors, or an error. Receives nothing."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from ..errors import RemoteError, UnexpectedResponse, UnknownCommand
+from ..protocol.messages import Failure, FailureKind, Response
+
+__all__ = ["Result", "remote_error", "tensors_of"]
+
+Result: TypeAlias = tuple[Response, list[Any]]  # a response, and views of its tensors
+
+
+def tensors_of(response: Response, tensors: list[Any]) -> Any:
+    """The tensor of a result, or the list of its tensors if there are several.
+
+    Raises:
+        UnexpectedResponse: the result has no tensor.
+    """
+    if not tensors:
+        why = f" ({response.message})" if response.message else ""
+        raise UnexpectedResponse(
+            f"the response to {response.command!r} has no tensor; its text is {response.result[:200]!r}{why}",
+            result=response.result,
+        )
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+def remote_error(command: str, failure: Failure) -> RemoteError:
+    """What a failed request raises at the controller."""
+    fields = {"command": command, "error_type": failure.type, "remote_traceback": failure.traceback}
+    if failure.kind is FailureKind.UNKNOWN_COMMAND:
+        return UnknownCommand(failure.message, **fields)
+    if failure.kind is FailureKind.BAD_INPUT:
+        return RemoteError(failure.message, **fields)
+    trace = f"\n\n{failure.traceback}" if failure.traceback else ""
+    return RemoteError(f"{command!r} failed in the worker: {failure.type}: {failure.message}{trace}", **fields)

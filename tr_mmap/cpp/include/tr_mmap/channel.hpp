@@ -1,0 +1,352 @@
+// The control channel, the controller's end: JSON in mapped files, semaphores as doorbells. Never knows what a message
+// means. The Python side, and the layout of the files, are tr_mmap/channel/mapped.py and doorbell.py.
+#ifndef TR_MMAP_CHANNEL_HPP
+#define TR_MMAP_CHANNEL_HPP
+
+#include <semaphore.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <iterator>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "clock.hpp"
+#include "identifiers.hpp"
+#include "layout.hpp"
+#include "protocol.hpp"
+#include "system.hpp"
+#include "wire.hpp"
+
+namespace tr {
+namespace detail {
+
+/// A named semaphore that tells its waiter to look again. A hint, never a lock, so any count in it is harmless.
+class Doorbell {
+public:
+    explicit Doorbell(std::string name) : name_(std::move(name)) {
+        semaphore_ = ::sem_open(name_.c_str(), O_CREAT | O_EXCL, 0600, 0);
+        if (semaphore_ == SEM_FAILED && errno == ENOSPC) out_of_space(sizeof(sem_t), wire::shm_dir);
+        if (semaphore_ == SEM_FAILED) throw SystemError("semaphore " + name_, errno);
+    }
+    Doorbell(const Doorbell&) = delete;
+    Doorbell& operator=(const Doorbell&) = delete;
+    ~Doorbell() {
+        unlink();
+        ::sem_close(semaphore_);
+    }
+
+    void ring() noexcept { ::sem_post(semaphore_); }  // fails only if 2**31 rings are there already: enough to wake it
+
+    /// Sleep until rung, or until the deadline; early after a signal.
+    void wait(Clock::time_point deadline) noexcept {
+        if (drain()) return;
+        const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(deadline - Clock::now()).count();
+        if (left <= 0) return;
+#if defined(__GLIBC__) && defined(__GLIBC_PREREQ)
+#if __GLIBC_PREREQ(2, 30)
+#define TR_MMAP_HAS_CLOCKWAIT 1  // not disturbed when the wall clock is set
+#endif
+#endif
+#ifdef TR_MMAP_HAS_CLOCKWAIT
+        const clockid_t clock = CLOCK_MONOTONIC;
+#else
+        const clockid_t clock = CLOCK_REALTIME;
+#endif
+        struct timespec until;
+        ::clock_gettime(clock, &until);
+        const std::int64_t nanoseconds = until.tv_nsec + left;
+        until.tv_sec += static_cast<time_t>(nanoseconds / 1'000'000'000);
+        until.tv_nsec = static_cast<long>(nanoseconds % 1'000'000'000);
+#ifdef TR_MMAP_HAS_CLOCKWAIT
+        ::sem_clockwait(semaphore_, clock, &until);
+#undef TR_MMAP_HAS_CLOCKWAIT
+#else
+        ::sem_timedwait(semaphore_, &until);
+#endif
+    }
+
+    /// Remove the name; both open ends go on working, and nothing is left if both processes die.
+    void unlink() noexcept { ::sem_unlink(name_.c_str()); }
+
+private:
+    /// Take the rings that are there already, of messages that were found without a wait. All together are one hint:
+    /// without this, each of them would wake a later wait for nothing.
+    bool drain() noexcept {
+        int count = 0;
+        while (count < wire::max_drained_rings && ::sem_trywait(semaphore_) == 0) ++count;
+        return count > 0;
+    }
+
+    std::string name_;
+    sem_t* semaphore_;
+};
+
+inline std::uint64_t word_of_digits(const char* digits) {
+    std::uint64_t word;
+    static_assert(sizeof word == wire::number_digits);
+    std::memcpy(&word, digits, sizeof word);
+    return word;
+}
+
+/// A message's number as its page holds it: 8 ASCII characters, spaces first, as one word.
+inline std::uint64_t word_of_number(std::uint32_t seq) {
+    char digits[wire::number_digits];
+    std::fill(std::begin(digits), std::end(digits), ' ');
+    for (int place = wire::number_digits - 1; place >= 0 && seq != 0; --place, seq /= 10) {
+        digits[place] = static_cast<char>('0' + seq % 10);
+    }
+    return word_of_digits(digits);
+}
+
+/// One mapped message file: one side stores messages, the other takes them.
+class MessagePage {
+public:
+    explicit MessagePage(const Fd& fd) : mapping_(map_write(fd, wire::message_page_nbytes)) {}
+
+    /// Whether the page holds so many bytes after the number, and the newline.
+    static bool is_room_for(std::size_t nbytes) {
+        return nbytes < wire::message_page_nbytes - wire::message_rest_offset;
+    }
+
+    /// Store a blank number, the text, the number. A reader that sees one number before and after its copy has a whole
+    /// message.
+    ///
+    /// @param rest the members after the number, which fit into the page.
+    void store(std::uint32_t seq, const std::string& rest) {
+        std::string text = rest + '\n';
+        const std::size_t nbytes = text.size();
+        if (nbytes < previous_nbytes_) text.resize(previous_nbytes_, ' ');
+        previous_nbytes_ = nbytes;
+        store_word(number(), blank);
+        full_fence();  // no byte of the text before the blank
+        std::memcpy(mapping_.data() + wire::message_rest_offset, text.data(), text.size());
+        store_word(number(), word_of_number(seq));
+    }
+
+    bool has_message() const {
+        const std::uint64_t word = load_word(number());
+        return word != seen_ && word != blank;
+    }
+
+    /// The next message's line; nothing if there is none, or it is being replaced.
+    ///
+    /// @throws BadMessage it has no end; it counts as taken.
+    std::optional<std::string> take() {
+        const std::uint64_t word = load_word(number());
+        if (word == seen_ || word == blank) return {};
+        std::string line = copy(1024);  // most messages; a longer one is copied again, whole
+        if (line.empty()) line = copy(wire::message_page_nbytes);
+        full_fence();  // the copy before the second load of the number
+        if (load_word(number()) != word) return {};  // being replaced; a ring follows
+        seen_ = word;
+        if (line.empty()) {
+            throw BadMessage("the worker's message has no end; it does not speak this protocol", "newline");
+        }
+        return line;
+    }
+
+    /// Let the line just taken be taken again.
+    void put_back() noexcept { seen_ = blank; }
+
+private:
+    static inline const std::uint64_t blank = word_of_digits(wire::blank_number);
+
+    std::uint64_t* number() const { return words_of(mapping_.data() + wire::message_number_offset); }
+    std::string copy(std::size_t limit) const {
+        std::string text(reinterpret_cast<const char*>(mapping_.data()), limit);
+        const std::size_t end = text.find('\n');
+        return end == std::string::npos ? std::string() : text.substr(0, end);
+    }
+
+    Mapping mapping_;
+    std::size_t previous_nbytes_ = 0;
+    std::uint64_t seen_ = blank;
+};
+
+/// Put a new control file in place; a process that still has the old one mapped keeps the old one.
+inline Fd create_control_file(const std::string& directory, const char* name, std::string content, std::size_t nbytes) {
+    const std::string path = directory + "/" + name;
+    unlink_file(path);
+    Fd fd = create_file(path);
+    allocate(fd, nbytes, directory);
+    content.resize(nbytes, ' ');
+    write_all(fd, content.data(), nbytes, 0, directory);
+    return fd;
+}
+
+class Channel {
+public:
+    /// Names for the doorbells, so that a manifest can have them before the doorbells exist, and none is ever lost.
+    static std::vector<std::string> new_doorbells() {
+        const std::string stem = wire::doorbell_prefix + std::to_string(::getpid()) + "_" + random_hex(8) + "_";
+        return {stem + "q", stem + "r"};
+    }
+
+    Channel(std::string directory, const std::vector<std::string>& doorbells)
+        : directory_(std::move(directory)),
+          request_doorbell_(doorbells.at(0)),
+          response_doorbell_(doorbells.at(1)),
+          request_page_(create_page(wire::request_file)),
+          response_page_(create_page(wire::response_file)),
+          status_(create_status()) {}
+
+    /// Publish a request whole, or throw and leave the previous one.
+    ///
+    /// @throws BadMessage it is longer than a message may be.
+    /// @throws OutOfSpace no room for it.
+    void send(const Request& request) {
+        std::string rest = encode_rest(request);
+        if (!MessagePage::is_room_for(rest.size())) {
+            const std::string text = "{\"seq\":" + std::to_string(request.seq) + rest;
+            if (text.size() > wire::max_message_nbytes) {
+                throw BadMessage("the message has " + std::to_string(text.size()) + " bytes, more than " +
+                                     std::to_string(wire::max_message_nbytes) + "; send large data as a tensor",
+                                 std::to_string(text.size()));
+            }
+            rest = ",\"spill\":\"" + write_spill(text) + "\"}";
+        }
+        request_page_.store(request.seq, rest);
+        request_doorbell_.ring();
+    }
+
+    /// Whether a response waits to be taken.
+    bool has_message() const { return response_page_.has_message(); }
+
+    /// Take the worker's next message; waits until the deadline, or until ``stop`` says so when woken.
+    template <class Stop>
+    std::optional<std::string> receive(Clock::time_point deadline, Stop stop) {
+        while (true) {
+            std::optional<std::string> message = take();
+            if (message) return message;
+            if (stop() || Clock::now() >= deadline) return take();  // it may have come just before
+            sleep(deadline);
+        }
+    }
+
+    /// @throws BadMessage what is there is no status.
+    Status read_status() const {
+        for (int retry = 0; retry < wire::status_retries; ++retry) {
+            try {
+                return read_status_once();
+            } catch (const BadMessage&) {  // perhaps read in the middle of a store
+                sleep_s(wire::status_retry_s);
+            }
+        }
+        return read_status_once();
+    }
+
+    /// Wait for a status; nothing on timeout or stop.
+    template <class Until, class Stop>
+    std::optional<Status> wait_status(Until until, Clock::time_point deadline, Stop stop) {
+        while (true) {
+            const Status status = read_status();
+            if (until(status)) return status;
+            if (stop() || Clock::now() >= deadline) return {};
+            sleep(deadline);
+        }
+    }
+
+    /// Make a wait of this end look again. For other threads; never blocks.
+    void wake() noexcept { response_doorbell_.ring(); }
+
+private:
+    Fd create_page(const char* name) const {
+        return create_control_file(directory_, name, wire::empty_page, wire::message_page_nbytes);
+    }
+
+    Mapping create_status() const {
+        const std::string line = std::string(wire::status_starting) + '\n';
+        return map_write(create_control_file(directory_, wire::status_file, line, wire::status_nbytes),
+                         wire::status_nbytes);
+    }
+
+    /// Wait for the doorbell, but at most for one slice: a ring may be lost.
+    void sleep(Clock::time_point deadline) {
+        response_doorbell_.wait(std::min(deadline, deadline_in(1000 * wire::wait_slice_s)));
+    }
+
+    Status read_status_once() const {
+        std::string text(reinterpret_cast<const char*>(status_.data()), status_.size());
+        const std::size_t end = text.find('\n');
+        text.resize(end == std::string::npos ? 80 : end);
+        constexpr std::string_view padding("\0 ", 2);  // as another program may have written it
+        text.erase(0, text.find_first_not_of(padding));
+        text.resize(text.find_last_not_of(padding) + 1);  // 0 if there is nothing else
+        return parse_status(text);
+    }
+
+    std::optional<std::string> take() {
+        std::optional<std::string> line = response_page_.take();
+        // The first member after the number, in the line of a message that is elsewhere.
+        constexpr std::string_view spill_start = ",\"spill\":";
+        const auto is_spilled = [=](std::string_view text) {
+            return text.size() > wire::message_rest_offset &&
+                   starts_with(text.substr(wire::message_rest_offset), spill_start);
+        };
+        if (!line || !is_spilled(*line)) return line;
+        const json::Value fields = json::parse(*line);
+        const json::Value* name = fields.find("spill");
+        try {
+            return read_spill(name && name->is<std::string>() ? *name->get<std::string>() : "");
+        } catch (const SystemError&) {  // no descriptor left, say: the message is good, and can be read later
+            response_page_.put_back();
+            throw;
+        }
+    }
+
+    std::string write_spill(const std::string& text) {
+        const std::string name = std::string(wire::request_stem) + "." + spill_token_ + "_" +
+                                 std::to_string(++spill_number_) + wire::spill_suffix;
+        const std::string path = directory_ + "/" + name;
+        const Fd fd = create_file(path);
+        Unlinker unlinker(path);
+        write_all(fd, text.data(), text.size(), 0, directory_);
+        unlinker.keep();
+        return name;
+    }
+
+    std::string read_spill(const std::string& name) const {
+        if (!is_spill_name(name, wire::response_stem)) {
+            throw BadMessage("'" + name.substr(0, 80) + "' is not the name of a long message", name.substr(0, 80));
+        }
+        const std::string path = directory_ + "/" + name;
+        const Fd fd = open_spill(path, name);
+        if (!fd) throw BadMessage(path + " is gone, in which the message should be", name);
+        const bool is_too_long = file_nbytes(fd, path) > wire::max_message_nbytes;
+        std::string text = is_too_long ? "" : read_all(fd, wire::max_message_nbytes, 0, path);
+        unlink_file(path);
+        if (is_too_long) throw BadMessage(path + " is longer than a message may be", name);
+        return text;
+    }
+
+    static Fd open_spill(const std::string& path, const std::string& name) {
+        try {
+            return open_private_file(path);
+        } catch (const HostilePath& error) {
+            throw BadMessage(std::string(error.what()) + "; the message in its place is ignored", name);
+        }
+    }
+
+    std::string directory_;
+    Doorbell request_doorbell_;
+    Doorbell response_doorbell_;
+    MessagePage request_page_;
+    MessagePage response_page_;
+    Mapping status_;
+    std::string spill_token_ = random_hex(4);  // of this end: an earlier one may have left its long messages
+    std::uint64_t spill_number_ = 0;
+};
+
+}  // namespace detail
+}  // namespace tr
+
+#endif  // TR_MMAP_CHANNEL_HPP

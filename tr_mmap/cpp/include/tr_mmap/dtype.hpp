@@ -1,0 +1,139 @@
+// Element types: looked up by code and by name, and the C++ type of each. The table, dtype_table.hpp, is generated.
+// Knows nothing of tensors.
+#ifndef TR_MMAP_DTYPE_HPP
+#define TR_MMAP_DTYPE_HPP
+
+#include <complex>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "dtype_table.hpp"
+#include "errors.hpp"
+#include "lowfloat.hpp"
+
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "tr_mmap maps little-endian files as they are; this machine is not little-endian"
+#endif
+
+namespace tr {
+
+namespace detail {
+
+// The table has the codes in order, from 1 on.
+inline constexpr std::int32_t max_dtype_code = static_cast<std::int32_t>(dtype_table.size());
+
+inline const DTypeInfo& info_of(DType dtype) {
+    const auto code = static_cast<std::int32_t>(dtype);
+    if (code < 1 || code > max_dtype_code) throw UnsupportedTensor(std::to_string(code) + " is no TSR dtype code");
+    return dtype_table[static_cast<std::size_t>(code - 1)];
+}
+
+template <class T>
+struct Type {
+    using type = T;
+};
+
+}  // namespace detail
+
+/// Bytes of one element.
+inline std::size_t itemsize(DType dtype) { return detail::info_of(dtype).itemsize; }
+
+/// Its name in numpy and torch, "float32" say.
+inline const char* dtype_name(DType dtype) { return detail::info_of(dtype).name; }
+
+/// Its name in C++, "FP32" say.
+inline const char* dtype_label(DType dtype) { return detail::info_of(dtype).label; }
+
+/// The type of that name, in either spelling.
+///
+/// @throws UnsupportedTensor there is none.
+inline DType dtype_by_name(std::string_view name) {
+    for (const auto& each : detail::dtype_table) {
+        if (name == each.name || name == each.label) return each.dtype;
+    }
+    throw UnsupportedTensor("\"" + std::string(name) + "\" is no TSR dtype");
+}
+
+/// Call ``f(detail::Type<T>{})`` with the C++ type of a dtype.
+template <class F>
+decltype(auto) with_type(DType dtype, F&& f) {
+    using detail::Type;
+    switch (dtype) {
+        case DType::FP32: return f(Type<float>{});
+        case DType::INT8: return f(Type<std::int8_t>{});
+        case DType::INT32: return f(Type<std::int32_t>{});
+        case DType::FP16: return f(Type<half>{});
+        case DType::BF16: return f(Type<bfloat16>{});
+        case DType::FP64: return f(Type<double>{});
+        case DType::INT16: return f(Type<std::int16_t>{});
+        case DType::UINT8: return f(Type<std::uint8_t>{});
+        case DType::BOOL: return f(Type<bool>{});
+        case DType::INT64: return f(Type<std::int64_t>{});
+        case DType::UINT16: return f(Type<std::uint16_t>{});
+        case DType::UINT32: return f(Type<std::uint32_t>{});
+        case DType::UINT64: return f(Type<std::uint64_t>{});
+        case DType::COMPLEX64: return f(Type<std::complex<float>>{});
+        case DType::COMPLEX128: return f(Type<std::complex<double>>{});
+        case DType::FP8_E4M3FN: return f(Type<float8_e4m3fn>{});
+        case DType::FP8_E5M2: return f(Type<float8_e5m2>{});
+        case DType::FP8_E4M3FNUZ: return f(Type<float8_e4m3fnuz>{});
+        case DType::FP8_E5M2FNUZ: return f(Type<float8_e5m2fnuz>{});
+        case DType::FP8_E8M0FNU: return f(Type<float8_e8m0fnu>{});
+    }
+    throw UnsupportedTensor(std::to_string(static_cast<std::int32_t>(dtype)) + " is no TSR dtype code");
+}
+
+namespace detail {
+
+template <class T>
+constexpr DType integer_dtype() {
+    if constexpr (std::is_signed_v<T>) {
+        return sizeof(T) == 1   ? DType::INT8
+               : sizeof(T) == 2 ? DType::INT16
+               : sizeof(T) == 4 ? DType::INT32
+                                : DType::INT64;
+    } else {
+        return sizeof(T) == 1   ? DType::UINT8
+               : sizeof(T) == 2 ? DType::UINT16
+               : sizeof(T) == 4 ? DType::UINT32
+                                : DType::UINT64;
+    }
+}
+
+template <class T>
+constexpr bool is_low_float = false;
+template <class Format>
+constexpr bool is_low_float<LowFloat<Format>> = true;
+
+}  // namespace detail
+
+/// The dtype of a C++ type: float, double, bool, any integer, std::complex, tr::half, tr::bfloat16, tr::float8_….
+template <class T>
+constexpr DType dtype_of() {
+    using U = std::remove_cv_t<T>;
+    if constexpr (std::is_same_v<U, float>) return DType::FP32;
+    else if constexpr (std::is_same_v<U, double>) return DType::FP64;
+    else if constexpr (std::is_same_v<U, bool>) return DType::BOOL;
+    else if constexpr (std::is_same_v<U, half>) return DType::FP16;
+    else if constexpr (std::is_same_v<U, bfloat16>) return DType::BF16;
+    else if constexpr (std::is_same_v<U, std::complex<float>>) return DType::COMPLEX64;
+    else if constexpr (std::is_same_v<U, std::complex<double>>) return DType::COMPLEX128;
+    else if constexpr (std::is_same_v<U, float8_e4m3fn>) return DType::FP8_E4M3FN;
+    else if constexpr (std::is_same_v<U, float8_e5m2>) return DType::FP8_E5M2;
+    else if constexpr (std::is_same_v<U, float8_e4m3fnuz>) return DType::FP8_E4M3FNUZ;
+    else if constexpr (std::is_same_v<U, float8_e5m2fnuz>) return DType::FP8_E5M2FNUZ;
+    else if constexpr (std::is_same_v<U, float8_e8m0fnu>) return DType::FP8_E8M0FNU;
+    else {
+        static_assert(std::is_integral_v<U> && sizeof(U) <= 8, "this C++ type has no TSR dtype");
+        return detail::integer_dtype<U>();
+    }
+}
+
+static_assert(sizeof(bool) == 1, "a TSR bool is one byte");
+
+}  // namespace tr
+
+#endif  // TR_MMAP_DTYPE_HPP

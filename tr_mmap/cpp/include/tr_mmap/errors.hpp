@@ -1,0 +1,225 @@
+// The one family of errors. Every error of the library is a tr::TRException, with fields, and a message that says what
+// is wrong and what to do. Never includes another header of the library.
+#ifndef TR_MMAP_ERRORS_HPP
+#define TR_MMAP_ERRORS_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace tr {
+
+/// Base of every error thrown by tr_mmap.
+class TRException : public std::runtime_error {
+public:
+    using std::runtime_error::runtime_error;
+};
+
+/// What is wrong with a TSR file. Closed: every refusal of the reader is one of these.
+enum class Fault {
+    TOO_SHORT,  // fewer bytes than the header needs
+    BAD_MAGIC,
+    BAD_VERSION,
+    BAD_HEADER_SIZE,
+    BAD_FLAGS,
+    BAD_DTYPE,
+    BAD_NDIM,
+    BAD_DIMS,          // negative, or not what the layout prescribes for unused ones
+    BAD_COUNT,         // element count differs from the product of the dims
+    BAD_PAYLOAD_SIZE,  // payload bytes differ from count times itemsize
+    BAD_OFFSET,
+    BAD_RESERVED,  // a field that must be zero is not
+    TOO_LARGE,     // beyond what this machine can address
+    HEADER_CHECKSUM,
+    PAYLOAD_CHECKSUM,
+    UNPUBLISHED,      // seq is 0: still being written
+    TORN,             // the two copies of seq differ
+    TRUNCATED,        // the file ends before the payload does
+    TRAILING_BYTES,   // the file goes on after the payload
+    SEALED,           // encrypted; Python reads it with its key, this side cannot
+    NOT_SEALED,       // a key was given, and the file is not encrypted (Python only)
+    SEAL_BROKEN,      // encrypted under another key, or changed since (Python only)
+    UNREPRESENTABLE,  // for the writer: this layout cannot hold that tensor
+};
+
+/// The fault's name, as in Python's ``Fault``: "bad_magic" say.
+inline const char* fault_name(Fault fault) {
+    switch (fault) {
+        case Fault::TOO_SHORT: return "too_short";
+        case Fault::BAD_MAGIC: return "bad_magic";
+        case Fault::BAD_VERSION: return "bad_version";
+        case Fault::BAD_HEADER_SIZE: return "bad_header_size";
+        case Fault::BAD_FLAGS: return "bad_flags";
+        case Fault::BAD_DTYPE: return "bad_dtype";
+        case Fault::BAD_NDIM: return "bad_ndim";
+        case Fault::BAD_DIMS: return "bad_dims";
+        case Fault::BAD_COUNT: return "bad_count";
+        case Fault::BAD_PAYLOAD_SIZE: return "bad_payload_size";
+        case Fault::BAD_OFFSET: return "bad_offset";
+        case Fault::BAD_RESERVED: return "bad_reserved";
+        case Fault::TOO_LARGE: return "too_large";
+        case Fault::HEADER_CHECKSUM: return "header_checksum";
+        case Fault::PAYLOAD_CHECKSUM: return "payload_checksum";
+        case Fault::UNPUBLISHED: return "unpublished";
+        case Fault::TORN: return "torn";
+        case Fault::TRUNCATED: return "truncated";
+        case Fault::TRAILING_BYTES: return "trailing_bytes";
+        case Fault::SEALED: return "sealed";
+        case Fault::NOT_SEALED: return "not_sealed";
+        case Fault::SEAL_BROKEN: return "seal_broken";
+        case Fault::UNREPRESENTABLE: return "unrepresentable";
+    }
+    return "unknown";
+}
+
+/// A TSR file that is not right, or a tensor that a layout cannot hold.
+class TSRFormatError : public TRException {
+public:
+    TSRFormatError(const std::string& message, Fault which, std::string file = {})
+        : TRException(message), fault(which), path(std::move(file)) {}
+    Fault fault;
+    std::string path;  // "" where bytes were given
+};
+
+/// A tensor that is not of the wanted kind, or has no TSR form.
+class UnsupportedTensor : public TRException {
+public:
+    using TRException::TRException;
+};
+
+/// The tensor may not be written: it belongs to its readers, or to another process.
+class ReadOnlyTensor : public TRException {
+public:
+    using TRException::TRException;
+};
+
+/// A tag that may not name a tensor.
+class BadTag : public TRException {
+public:
+    BadTag(const std::string& message, std::string which) : TRException(message), tag(std::move(which)) {}
+    std::string tag;
+};
+
+/// There is no tensor of that tag.
+class MissingTag : public TRException {
+public:
+    MissingTag(const std::string& message, std::string which) : TRException(message), tag(std::move(which)) {}
+    std::string tag;
+};
+
+/// The segment that a message named holds another tensor by now, or is gone.
+class StaleTensor : public TRException {
+public:
+    StaleTensor(const std::string& message, std::string segment, std::uint64_t wanted)
+        : TRException(message), name(std::move(segment)), seq(wanted) {}
+    std::string name;
+    std::uint64_t seq;  // that the message named
+};
+
+/// A system call failed in a way that no other error describes.
+class SystemError : public TRException {
+public:
+    SystemError(const std::string& what, int error_code)
+        : TRException(what + ": " + std::strerror(error_code)), code(error_code) {}
+    int code;  // errno
+};
+
+/// There is no room for a tensor, on the file system or in the pool's budget.
+class OutOfSpace : public TRException {
+public:
+    OutOfSpace(const std::string& message, std::uint64_t needed, std::uint64_t free)
+        : TRException(message), needed_nbytes(needed), free_nbytes(free) {}
+    std::uint64_t needed_nbytes;
+    std::uint64_t free_nbytes;
+};
+
+/// A path that is not what a private session may trust.
+class HostilePath : public TRException {
+public:
+    HostilePath(const std::string& message, std::string where, std::string why)
+        : TRException(message), path(std::move(where)), reason(std::move(why)) {}
+    std::string path;
+    std::string reason;
+};
+
+/// The worker's script, or the Python to run it with, is not a file that can be run.
+class ScriptNotFound : public TRException {
+public:
+    ScriptNotFound(const std::string& message, std::string where) : TRException(message), path(std::move(where)) {}
+    std::string path;
+};
+
+/// Another live process owns the session.
+class SessionInUse : public TRException {
+public:
+    SessionInUse(const std::string& message, std::string id, std::int64_t owner)
+        : TRException(message), session_id(std::move(id)), pid(owner) {}
+    std::string session_id;
+    std::int64_t pid;  // of the owner; 0 if unknown
+};
+
+/// The session has no running worker: call start().
+class SessionNotStarted : public TRException {
+public:
+    using TRException::TRException;
+};
+
+/// No response came in time; it may still come.
+class ResponseTimeout : public TRException {
+public:
+    ResponseTimeout(const std::string& message, double waited_ms, std::string which_command)
+        : TRException(message), timeout_ms(waited_ms), command(std::move(which_command)) {}
+    double timeout_ms;
+    std::string command;
+};
+
+/// The worker ended, maybe before it was ready.
+class WorkerDied : public TRException {
+public:
+    WorkerDied(const std::string& message, std::optional<int> code, std::string tail)
+        : TRException(message), exit_code(code), log_tail(std::move(tail)) {}
+    std::optional<int> exit_code;  // negative is the signal that killed it; empty if unknown
+    std::string log_tail;          // the last lines of its output
+};
+
+/// A handler in the worker failed.
+class RemoteError : public TRException {
+public:
+    RemoteError(const std::string& message, std::string which_command, std::string type, std::string traceback)
+        : TRException(message),
+          command(std::move(which_command)),
+          error_type(std::move(type)),
+          remote_traceback(std::move(traceback)) {}
+    std::string command;
+    std::string error_type;        // the name of the exception's class in the worker
+    std::string remote_traceback;  // "" where there is none
+};
+
+/// The worker has no such command.
+class UnknownCommand : public RemoteError {
+public:
+    using RemoteError::RemoteError;
+};
+
+/// The response does not have what its taker wanted, a tensor say.
+class UnexpectedResponse : public TRException {
+public:
+    UnexpectedResponse(const std::string& message, std::string text) : TRException(message), result(std::move(text)) {}
+    std::string result;  // the response's text
+};
+
+/// A control message or a status that cannot be read or written.
+class BadMessage : public TRException {
+public:
+    BadMessage(const std::string& message, std::string what) : TRException(message), detail(std::move(what)) {}
+    std::string detail;
+};
+
+}  // namespace tr
+
+#endif  // TR_MMAP_ERRORS_HPP

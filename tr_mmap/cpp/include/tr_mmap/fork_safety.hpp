@@ -1,0 +1,54 @@
+// What a fork does to shared memory: the child has all views of its parent, and no process learns when it drops them.
+#ifndef TR_MMAP_FORK_SAFETY_HPP
+#define TR_MMAP_FORK_SAFETY_HPP
+
+#include <pthread.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+
+namespace tr {
+namespace detail {
+
+/// Counts this process's forks. (posix_spawn, which starts the workers, does not count: its child execs at once.)
+///
+/// A reader holds the mutex while it takes or releases a lease, and fork(2) runs with the mutex held. So a view existed
+/// at a fork exactly if the count was another when the view was made than when it is destroyed.
+class ForkState {
+public:
+    static std::mutex& mutex() { return state().mutex; }
+    /// Exact while the mutex is held.
+    static std::uint64_t fork_count() { return state().fork_count; }
+    /// This process's pid; cheaper than getpid.
+    static pid_t pid() { return state().pid; }
+
+private:
+    struct State {
+        std::mutex mutex;
+        std::atomic<std::uint64_t> fork_count{0};
+        std::atomic<pid_t> pid{::getpid()};
+        State() {
+            ::pthread_atfork([] { state().mutex.lock(); },
+                             [] {
+                                 ++state().fork_count;
+                                 state().mutex.unlock();
+                             },
+                             [] {
+                                 state().pid = ::getpid();
+                                 state().mutex.unlock();
+                             });
+        }
+    };
+    static State& state() {
+        static State& only = *new State;  // never destroyed: views may outlive all static objects
+        return only;
+    }
+};
+
+}  // namespace detail
+}  // namespace tr
+
+#endif  // TR_MMAP_FORK_SAFETY_HPP

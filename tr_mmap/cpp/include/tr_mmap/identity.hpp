@@ -1,0 +1,194 @@
+// Who a process is, told from all others that had or will have its pid. Knows nothing of workers or sessions.
+//
+// A pid alone names nobody: the kernel gives it to another process later. What judges or signals a process uses its
+// Identity, and a pidfd that was checked against it. A process that cannot be judged counts as alive.
+#ifndef TR_MMAP_IDENTITY_HPP
+#define TR_MMAP_IDENTITY_HPP
+
+#include <dirent.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "clock.hpp"
+#include "system.hpp"
+#include "text.hpp"
+#include "wire.hpp"
+
+namespace tr {
+namespace detail {
+
+/// The state of a process; all fields are from the same moment.
+struct Stat {
+    std::uint64_t start_ticks = 0;
+    bool is_ended = false;  // a zombie, or being removed
+    pid_t parent = 0;
+    pid_t session = 0;
+};
+
+/// The state of the process with that pid; nothing if there is none, or none that we may see.
+inline std::optional<Stat> stat_of(std::int64_t pid) {
+    const std::string text = read_proc("/proc/" + std::to_string(pid) + "/stat");
+    // proc(5): the second field is the name in parentheses, and may hold spaces and parentheses itself, so count from
+    // the last ")". Field 3 (state) comes next: 4 is the parent, 6 the session, 20 threads, 22 the start in ticks.
+    const std::size_t close = text.rfind(')');
+    if (close == std::string::npos) return {};
+    std::vector<std::string> fields;
+    for (std::size_t at = close + 1; at < text.size();) {
+        const std::size_t end = std::min(text.find_first_of(" \n", at), text.size());
+        if (end > at) fields.push_back(text.substr(at, end - at));
+        at = end + 1;
+    }
+    if (fields.size() < 20) return {};
+    const auto number = [&](std::size_t field) { return std::strtoll(fields[field - 3].c_str(), nullptr, 10); };
+    const char state = fields[0][0];
+    Stat seen;
+    seen.start_ticks = static_cast<std::uint64_t>(number(22));
+    // A main thread that ended before the others makes a zombie's state of a living process.
+    seen.is_ended = (state == 'Z' || state == 'X' || state == 'x') && number(20) <= 1;
+    seen.parent = static_cast<pid_t>(number(4));
+    seen.session = static_cast<pid_t>(number(6));
+    return seen;
+}
+
+/// Every process that we may see, by pid.
+inline std::map<pid_t, Stat> all_stats() {
+    std::map<pid_t, Stat> result;
+    DIR* directory = ::opendir("/proc");
+    if (!directory) return result;
+    while (const struct dirent* entry = ::readdir(directory)) {
+        char* end = nullptr;
+        const long pid = std::strtol(entry->d_name, &end, 10);
+        if (pid <= 0 || *end != '\0') continue;
+        if (const auto seen = stat_of(pid)) result[static_cast<pid_t>(pid)] = *seen;
+    }
+    ::closedir(directory);
+    return result;
+}
+
+inline const std::string& boot_id() {
+    static const std::string id = std::string(strip(read_proc("/proc/sys/kernel/random/boot_id", 64)));
+    return id;
+}
+
+/// The namespace that this process's pids belong to; 0 if unknown.
+inline std::uint64_t pid_namespace() {
+    char text[64];
+    const ssize_t length = ::readlink("/proc/self/ns/pid", text, sizeof text - 1);
+    if (length <= 5) return 0;
+    text[length] = '\0';
+    return std::strtoull(text + 5, nullptr, 10);  // "pid:[4026531836]"
+}
+
+/// One process, told from all others that had or will have its pid.
+struct Identity {
+    std::int64_t pid = 0;
+    std::uint64_t start_ticks = 0;    // after boot
+    std::string boot;                 // the boot that the ticks count from; "" where unknown
+    std::uint64_t pid_namespace = 0;  // that the pid belongs to: containers may share a directory, not their pids
+
+    /// A process of this boot and this namespace of pids.
+    static Identity local(std::int64_t pid, std::uint64_t start_ticks) {
+        return {pid, start_ticks, boot_id(), detail::pid_namespace()};
+    }
+    /// The process that has the pid now, be it a zombie.
+    static Identity of(std::int64_t pid) {
+        const auto seen = stat_of(pid);
+        return local(pid, seen ? seen->start_ticks : 0);
+    }
+    static Identity current() { return of(::getpid()); }
+
+    /// Whether its pid means anything here.
+    bool is_judgeable() const {
+        const std::uint64_t own = detail::pid_namespace();
+        return pid > 0 && pid <= std::numeric_limits<pid_t>::max() &&
+               (own == 0 || pid_namespace == 0 || own == pid_namespace);
+    }
+
+    /// False only if this very process has certainly ended; a zombie has.
+    bool is_alive() const {
+        if (!boot.empty() && !boot_id().empty() && boot != boot_id()) return false;
+        if (!is_judgeable()) return true;
+        if (const auto seen = stat_of(pid)) return !seen->is_ended && seen->start_ticks == start_ticks;
+        // Its /proc entry may be hidden from us.
+        return ::kill(static_cast<pid_t>(pid), 0) == 0 || errno != ESRCH;
+    }
+
+    friend bool operator==(const Identity& a, const Identity& b) {
+        return a.pid == b.pid && a.start_ticks == b.start_ticks && a.boot == b.boot &&
+               a.pid_namespace == b.pid_namespace;
+    }
+    friend bool operator!=(const Identity& a, const Identity& b) { return !(a == b); }
+};
+
+#if defined(SYS_pidfd_open) && defined(SYS_pidfd_send_signal)
+inline constexpr long pidfd_open_number = SYS_pidfd_open;
+inline constexpr long pidfd_send_signal_number = SYS_pidfd_send_signal;
+#else
+inline constexpr long pidfd_open_number = 434;  // Linux 5.3, the same on every architecture
+inline constexpr long pidfd_send_signal_number = 424;
+#endif
+
+struct PidFd {
+    Fd fd;                   // empty where there are no pidfds, or the process has ended
+    bool has_ended = false;  // the process
+};
+
+/// A descriptor of exactly that process.
+inline PidFd open_pidfd(const Identity& identity) {
+    if (!identity.is_judgeable()) return {};
+    Fd fd(static_cast<int>(::syscall(pidfd_open_number, static_cast<pid_t>(identity.pid), 0)));
+    if (!fd && errno == ESRCH) return {Fd(), true};
+    // After opening, not before: if it lives now, the pid cannot have changed hands before we opened it.
+    if (!identity.is_alive()) return {Fd(), true};
+    return {std::move(fd), false};
+}
+
+/// Wait until all have ended or the deadline; whether they all have.
+inline bool wait_for_ends(const std::vector<Identity>& identities, Clock::time_point deadline) {
+    for (const Identity& identity : identities) {
+        const PidFd process = open_pidfd(identity);
+        if (process.has_ended) continue;
+        while (true) {
+            if (process.fd) {
+                struct pollfd wanted = {process.fd.get(), POLLIN, 0};
+                const double left = remaining_ms(deadline);
+                if (::poll(&wanted, 1, left > 1e9 ? 1000000000 : static_cast<int>(left + 0.999)) > 0) break;
+            } else {
+                if (!identity.is_alive()) break;
+                sleep_s(wire::poll_s / 10);
+            }
+            if (Clock::now() >= deadline) return false;
+        }
+    }
+    return true;
+}
+
+/// Signal exactly that process; nothing happens if it is gone or not ours to signal.
+inline void send_signal(const Identity& identity, int number) {
+    const PidFd process = open_pidfd(identity);
+    if (process.has_ended) return;
+    if (process.fd) {
+        ::syscall(pidfd_send_signal_number, process.fd.get(), number, nullptr, 0);
+    } else if (identity.is_judgeable() && identity.is_alive()) {
+        ::kill(static_cast<pid_t>(identity.pid), number);
+    }
+}
+
+}  // namespace detail
+}  // namespace tr
+
+#endif  // TR_MMAP_IDENTITY_HPP

@@ -1,0 +1,52 @@
+// How large segments are, and how owner and reader load and store the words of a segment's header. Where each word is
+// stands in wire.hpp.
+//
+// The live line of a segment's header (bytes 64 to 127) coordinates owner and reader without a system call. Each word
+// is stored and loaded whole, in this order:
+//
+// - The owner fills the payload, then stores seq with *release*; the reader loads seq with *acquire*. A reader that
+//   loads the new number therefore sees the payload that belongs to it.
+// - Each side stores first and loads afterwards: the owner stores seq = 0, then loads lease and guest; the reader
+//   stores its lease, then loads seq. Acquire and release do not order a store before a later load of another word, so
+//   each side has a *full fence* between the two. At least one of them then sees what the other stored.
+//
+// On x86 acquire and release cost nothing and the fence is one locked instruction (20 ns). On Arm they are ldar, stlr
+// and dmb ish, and they are needed there: without them a reader may see a number before its payload. A Python peer does
+// the same in its compiled part. Where that could not be built, Python has no such instructions of its own. It relies
+// on the locked ones of its interpreter, and on the doorbell: a semaphore orders all stores before a ring.
+//
+// C++17 has no std::atomic_ref, and a std::atomic cannot be placed in a file. So these are compiler builtins, the same
+// in g++ and clang++.
+#ifndef TR_MMAP_LAYOUT_HPP
+#define TR_MMAP_LAYOUT_HPP
+
+#include <cstddef>
+#include <cstdint>
+
+#include "wire.hpp"
+
+namespace tr {
+namespace detail {
+
+/// Payload capacity of the smallest size class that holds ``nbytes``; powers of two are classes.
+inline std::uint64_t class_nbytes(std::uint64_t nbytes) {
+    if (nbytes <= wire::min_class_nbytes) return wire::min_class_nbytes;
+    const int bits = 64 - __builtin_clzll(nbytes - 1);
+    std::uint64_t step = std::uint64_t{1} << (bits - 1 - wire::steps_per_octave_log2);
+    if (step < wire::min_class_nbytes) step = wire::min_class_nbytes;
+    return (nbytes + step - 1) / step * step;
+}
+
+inline std::uint64_t* words_of(std::byte* head) { return reinterpret_cast<std::uint64_t*>(head); }
+
+/// Load with acquire: this side also sees all that the peer stored before it stored this value.
+inline std::uint64_t load_word(const std::uint64_t* word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+/// Store with release: a side that loads this value also sees all that was stored before it.
+inline void store_word(std::uint64_t* word, std::uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+/// No later load comes before an earlier store.
+inline void full_fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+}  // namespace detail
+}  // namespace tr
+
+#endif  // TR_MMAP_LAYOUT_HPP

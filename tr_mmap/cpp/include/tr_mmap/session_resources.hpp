@@ -1,0 +1,189 @@
+// What a session owns: its directory, its tensors, the worker that runs in it. Knows nothing of requests.
+#ifndef TR_MMAP_SESSION_RESOURCES_HPP
+#define TR_MMAP_SESSION_RESOURCES_HPP
+
+#include <unistd.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "channel.hpp"
+#include "identifiers.hpp"
+#include "launch.hpp"
+#include "manifest.hpp"
+#include "pool.hpp"
+#include "process.hpp"
+#include "segment_reader.hpp"
+#include "watch.hpp"
+#include "workspace.hpp"
+
+namespace tr {
+
+/// Options of a session, beside its script and its name.
+struct SessionOptions {
+    std::string python;                          // the worker's interpreter; "" for $TR_PYTHON, or the package's own
+    std::optional<std::uint64_t> budget_nbytes;  // most bytes of tensors that each side holds in shared memory
+    double block_ms = 0;        // at the budget, how long to wait for the other side before it is OutOfSpace
+    bool has_checksum = false;  // both sides store a CRC-32 of each tensor, and compare it on receipt
+};
+
+namespace detail {
+
+/// A running worker and this side's ends of what connects to it, from start() until the worker is gone.
+struct WorkerHandle {
+    WorkerHandle(std::unique_ptr<Channel> own_channel, std::shared_ptr<WorkerProcess> own_process,
+                 const std::string& directory, bool is_to_verify)
+        : channel(std::move(own_channel)),
+          process(std::move(own_process)),
+          reader(directory, is_to_verify),
+          watch(process->identity(), [woken = channel.get()] { woken->wake(); }) {}
+
+    /// Whether the worker has ended.
+    bool is_over() const noexcept { return watch.is_dead(); }
+
+    /// End what lives of the worker and its children.
+    void end() noexcept {
+        try {
+            // A dead worker's children get no grace: the worker could have waited for them.
+            process->terminate_tree(process->is_alive() ? terminate_grace_ms : 0);
+        } catch (...) {
+            // The worker watches its controller, and ends when this process does.
+        }
+    }
+
+    const std::unique_ptr<Channel> channel;
+    const std::shared_ptr<WorkerProcess> process;
+    SegmentReader reader;
+    PeerWatch watch;  // the last member: its thread is stopped before the channel that it wakes is destroyed
+};
+
+/// Whether a file is one that a worker leaves behind: a result, or a long message.
+inline bool is_leftover(std::string_view name) {
+    return is_result_name(name) || is_spill_name(name, wire::request_stem) || is_spill_name(name, wire::response_stem);
+}
+
+class SessionResources {
+public:
+    /// @throws SessionInUse another process has the name.
+    SessionResources(const std::string& session_id, const SessionOptions& options)
+        : options_(options), session_id_(session_id), workspace_(Workspace::locate()) {
+        try {
+            workspace_.sweep();
+        } catch (const TRException&) {
+            // What another session left, and this one cannot remove, is no reason not to start.
+        }
+        directory_ = workspace_.claim(manifest());
+        const auto is_reader_gone = [this] {
+            const std::shared_ptr<WorkerHandle> last = worker();
+            return last && last->is_over();
+        };
+        pool_ = std::make_unique<SegmentPool>(directory_, options.budget_nbytes, options.block_ms, options.has_checksum,
+                                              is_reader_gone);
+    }
+    SessionResources(const SessionResources&) = delete;
+    SessionResources& operator=(const SessionResources&) = delete;
+    ~SessionResources() { release(); }
+
+    /// End the worker if it lives, remove the directory. Idempotent.
+    void release() noexcept {
+        if (is_released_ || !is_of_this_process()) return;  // in a fork's child all of this is its parent's
+        is_released_ = true;
+        if (const auto last = take_worker()) last->end();
+        pool_->close();
+        try {
+            workspace_.release(session_id_);
+        } catch (...) {
+            // The next sweep removes it.
+        }
+    }
+
+    const std::string& directory() const noexcept { return directory_; }
+    const std::string& session_id() const noexcept { return session_id_; }
+    SegmentPool& pool() noexcept { return *pool_; }
+    bool is_of_this_process() const { return ::getpid() == owner_pid_; }
+
+    /// The worker, null if there is none; for any thread.
+    std::shared_ptr<WorkerHandle> worker() const {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return worker_;
+    }
+
+    /// Start a worker over new control files; does not wait for it.
+    void start(const std::string& script_path, bool is_quiet) {
+        workspace_.check_session(session_id_);
+        remove_leftovers();
+        Manifest known = manifest();
+        known.worker_mark = std::to_string(::getpid()) + "-" + random_hex(8);
+        known.doorbells = Channel::new_doorbells();
+        // Before the doorbells exist: a sweeper knows their names, at whatever moment we are killed.
+        write_manifest(directory_, known);
+        auto channel = std::make_unique<Channel>(directory_, known.doorbells);
+        const std::shared_ptr<WorkerProcess> process =
+            launch(script_path, session_id_, workspace_, options_.python, known.worker_mark, is_quiet);
+        try {
+            known.worker = process->identity();
+            write_manifest(directory_, known);
+            auto started =
+                std::make_shared<WorkerHandle>(std::move(channel), process, directory_, options_.has_checksum);
+            const std::lock_guard<std::mutex> lock(mutex_);
+            worker_ = std::move(started);
+        } catch (...) {
+            process->terminate_tree(0);
+            throw;
+        }
+    }
+
+    /// Release a worker that has ended, and remove what it left.
+    void forget_worker() {
+        if (const auto last = take_worker()) last->end();
+        remove_leftovers();
+    }
+
+private:
+    Manifest manifest() const {
+        Manifest result;
+        result.session_id = session_id_;
+        result.controller = Identity::current();
+        result.budget_nbytes = options_.budget_nbytes;
+        result.block_ms = options_.block_ms;
+        result.has_checksum = options_.has_checksum;
+        result.created_ms = now_ms();
+        return result;
+    }
+
+    std::shared_ptr<WorkerHandle> take_worker() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return std::exchange(worker_, nullptr);
+    }
+
+    /// Remove a dead worker's results and long messages; its successor begins with the same names.
+    void remove_leftovers() {
+        std::error_code error;
+        std::vector<std::filesystem::path> found;
+        for (const auto& entry : std::filesystem::directory_iterator(directory_, error)) {
+            if (is_leftover(entry.path().filename().string())) found.push_back(entry.path());
+        }
+        for (const auto& path : found) unlink_file(path.string());
+    }
+
+    SessionOptions options_;
+    std::string session_id_;
+    Workspace workspace_;
+    std::string directory_;
+    pid_t owner_pid_ = ::getpid();
+    std::unique_ptr<SegmentPool> pool_;
+    mutable std::mutex mutex_;  // of worker_
+    std::shared_ptr<WorkerHandle> worker_;
+    bool is_released_ = false;
+};
+
+}  // namespace detail
+}  // namespace tr
+
+#endif  // TR_MMAP_SESSION_RESOURCES_HPP

@@ -1,0 +1,316 @@
+// Every system call on files and mappings, so that the rules hold everywhere: a session's files are opened without
+// following symlinks, descriptors are not inherited, files are 0600 and directories 0700. Decides nothing.
+#ifndef TR_MMAP_SYSTEM_HPP
+#define TR_MMAP_SYSTEM_HPP
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "errors.hpp"
+#include "wire.hpp"
+
+namespace tr {
+namespace detail {
+
+/// An open file, closed with its owner.
+class Fd {
+public:
+    Fd() = default;
+    explicit Fd(int number) noexcept : number_(number) {}
+    Fd(Fd&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
+    Fd& operator=(Fd&& other) noexcept {
+        std::swap(number_, other.number_);
+        return *this;
+    }
+    ~Fd() {
+        if (number_ >= 0) ::close(number_);
+    }
+    int get() const noexcept { return number_; }
+    explicit operator bool() const noexcept { return number_ >= 0; }
+
+private:
+    int number_ = -1;
+};
+
+/// Part of a file in memory, unmapped with its owner.
+class Mapping {
+public:
+    Mapping() = default;
+    Mapping(const Fd& fd, std::uint64_t nbytes, int protection) {
+        if (nbytes > std::numeric_limits<std::size_t>::max()) throw SystemError("mmap", ENOMEM);
+        void* address = ::mmap(nullptr, static_cast<std::size_t>(nbytes), protection, MAP_SHARED, fd.get(), 0);
+        if (address == MAP_FAILED) throw SystemError("mmap of " + std::to_string(nbytes) + " bytes", errno);
+        data_ = static_cast<std::byte*>(address);
+        nbytes_ = static_cast<std::size_t>(nbytes);
+    }
+    /// Take over a mapping that was made in another way.
+    static Mapping adopt(void* address, std::size_t nbytes) {
+        Mapping result;
+        result.data_ = static_cast<std::byte*>(address);
+        result.nbytes_ = nbytes;
+        return result;
+    }
+    Mapping(Mapping&& other) noexcept
+        : data_(std::exchange(other.data_, nullptr)), nbytes_(std::exchange(other.nbytes_, 0)) {}
+    Mapping& operator=(Mapping&& other) noexcept {
+        std::swap(data_, other.data_);
+        std::swap(nbytes_, other.nbytes_);
+        return *this;
+    }
+    ~Mapping() {
+        if (data_) ::munmap(data_, nbytes_);
+    }
+    std::byte* data() const noexcept { return data_; }
+    std::size_t size() const noexcept { return nbytes_; }
+    explicit operator bool() const noexcept { return data_ != nullptr; }
+
+private:
+    std::byte* data_ = nullptr;
+    std::size_t nbytes_ = 0;
+};
+
+inline Mapping map_read(const Fd& fd, std::uint64_t nbytes) { return Mapping(fd, nbytes, PROT_READ); }
+inline Mapping map_write(const Fd& fd, std::uint64_t nbytes) { return Mapping(fd, nbytes, PROT_READ | PROT_WRITE); }
+
+inline struct stat status_of(const Fd& fd, const std::string& path) {
+    struct stat info;
+    if (::fstat(fd.get(), &info) != 0) throw SystemError(path, errno);
+    return info;
+}
+
+inline std::uint64_t file_nbytes(const Fd& fd, const std::string& path) {
+    return static_cast<std::uint64_t>(status_of(fd, path).st_size);
+}
+
+[[noreturn]] inline void refuse_path(const std::string& path, const std::string& reason, const char* rule) {
+    throw HostilePath(path + " " + reason + "; " + rule, path, reason);
+}
+
+inline constexpr const char* private_rule = "a session only uses its owner's own files";
+inline constexpr const char* tensor_rule = "a tensor file is one";
+
+inline std::string directory_of(const std::string& path) {
+    const std::size_t slash = path.rfind('/');
+    return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+/// Bytes that an unprivileged user may still write on the file system of ``path``; 0 if that cannot be told.
+inline std::uint64_t free_nbytes(const std::string& path) {
+    struct statvfs info;
+    return ::statvfs(path.c_str(), &info) == 0 ? static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize : 0;
+}
+
+[[noreturn]] inline void out_of_space(std::uint64_t nbytes, const std::string& directory) {
+    const std::uint64_t free = free_nbytes(directory);
+    throw OutOfSpace(std::to_string(nbytes) + " bytes are needed in " + directory + ", " + std::to_string(free) +
+                         " are free; drop tensors, free space, or set " + wire::workspace_variable +
+                         " to a larger file system",
+                     nbytes, free);
+}
+
+/// Throw the error of a call that was to make a name: OutOfSpace if the file system has no room for one more.
+[[noreturn]] inline void refuse_name(const std::string& path, int code) {
+    if (code != ENOSPC && code != EDQUOT) throw SystemError(path, code);
+    const std::string directory = directory_of(path);
+    const std::uint64_t free = free_nbytes(directory);
+    throw OutOfSpace("there is no room for another file in " + directory + ", " + std::to_string(free) +
+                         " bytes are free (it may be the number of files that is limited); remove some, or choose "
+                         "another place",
+                     1, free);
+}
+
+/// Open a session's file, refusing what only an attacker would have put there; an empty Fd if it is not there.
+///
+/// @throws HostilePath a symlink, FIFO, device or directory, another user's file, or one that others may write.
+inline Fd open_private_file(const std::string& path, bool is_for_writing = false) {
+    // O_NONBLOCK: a FIFO in the file's place must not make us wait for its other end.
+    Fd fd(::open(path.c_str(), (is_for_writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+    if (!fd) {
+        if (errno == ENOENT) return fd;
+        if (errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EISDIR) {
+            refuse_path(path, "is a symlink, FIFO, device or directory", private_rule);
+        }
+        if (errno == EACCES) refuse_path(path, "may not be opened by this user", private_rule);
+        throw SystemError(path, errno);
+    }
+    const struct stat info = status_of(fd, path);
+    if (!S_ISREG(info.st_mode)) refuse_path(path, "is not a regular file", private_rule);
+    if (info.st_uid != ::geteuid()) {
+        refuse_path(path, "belongs to user " + std::to_string(info.st_uid), private_rule);
+    }
+    if (info.st_mode & 022) refuse_path(path, "may be written by group or others", private_rule);
+    return fd;
+}
+
+/// Open a regular file that the user named: symlinks are followed, other owners are fine, nothing hangs.
+inline Fd open_path(const std::string& path, bool is_for_writing = false) {
+    Fd fd(::open(path.c_str(), (is_for_writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK));
+    if (!fd) {
+        if (errno == ENXIO || errno == EISDIR) refuse_path(path, "is not a regular file", tensor_rule);
+        throw SystemError(path, errno);
+    }
+    if (!S_ISREG(status_of(fd, path).st_mode)) refuse_path(path, "is not a regular file", tensor_rule);
+    return fd;
+}
+
+/// Create a file that must not exist, 0600 unless a user's own file is made, open for reading and writing.
+///
+/// @throws OutOfSpace the file system has no room for another file.
+inline Fd create_file(const std::string& path, mode_t mode = 0600) {
+    Fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode));
+    if (!fd) refuse_name(path, errno);
+    return fd;
+}
+
+/// Remove a name; it may be gone already.
+inline void unlink_file(const std::string& path) noexcept { ::unlink(path.c_str()); }
+
+/// Removes a name at the end of the scope, unless keep() was called.
+class Unlinker {
+public:
+    explicit Unlinker(std::string path) : path_(std::move(path)) {}
+    Unlinker(const Unlinker&) = delete;
+    Unlinker& operator=(const Unlinker&) = delete;
+    ~Unlinker() {
+        if (is_armed_) unlink_file(path_);
+    }
+    void keep() noexcept { is_armed_ = false; }
+
+private:
+    std::string path_;
+    bool is_armed_ = true;
+};
+
+/// Atomic; replaces ``to``, whose old readers keep what they have mapped.
+inline void rename_file(const std::string& from, const std::string& to) {
+    if (::rename(from.c_str(), to.c_str()) == 0) return;
+    if (errno == EISDIR) refuse_path(to, "is a directory", private_rule);
+    throw SystemError(to, errno);
+}
+
+/// Whether a file on tmpfs lacks pages: reading a missing page takes memory, and is SIGBUS when there is none left.
+/// False on other file systems, where a hole costs a reader nothing, and where compression looks the same.
+inline bool is_sparse(const Fd& fd, const std::string& path) {
+    constexpr auto tmpfs_magic = 0x01021994;  // linux/magic.h
+    const struct stat info = status_of(fd, path);
+    struct statfs system;
+    return info.st_blocks * 512 < info.st_size && ::fstatfs(fd.get(), &system) == 0 && system.f_type == tmpfs_magic;
+}
+
+/// Throw OutOfSpace if the file cannot grow to that size: tmpfs would fill up first, and other processes fail then.
+inline void check_possible(const Fd& fd, std::uint64_t nbytes, const std::string& directory) {
+    if (nbytes > static_cast<std::uint64_t>(std::numeric_limits<off_t>::max())) out_of_space(nbytes, directory);
+    struct statvfs room;
+    if (::fstatvfs(fd.get(), &room) != 0 || room.f_blocks == 0) return;  // a tmpfs without a limit says 0 of 0
+    const std::uint64_t present = static_cast<std::uint64_t>(status_of(fd, directory).st_blocks) * 512;
+    // f_bfree counts the blocks that are reserved for root too: whether we may use them is for the call itself to say.
+    const std::uint64_t free = static_cast<std::uint64_t>(room.f_bfree) * room.f_frsize;
+    if (nbytes > present && nbytes - present > free) out_of_space(nbytes, directory);
+}
+
+/// Give the file its blocks now: without them a store into its mapping is SIGBUS on a full tmpfs.
+///
+/// @throws OutOfSpace there is not room for ``nbytes``.
+inline void allocate(const Fd& fd, std::uint64_t nbytes, const std::string& directory) {
+    if (nbytes == 0) return;
+    check_possible(fd, nbytes, directory);
+    int code = EINTR;
+    while (code == EINTR) code = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(nbytes));
+    if (code == ENOSPC || code == EDQUOT || code == EFBIG) out_of_space(nbytes, directory);
+    if (code != 0) throw SystemError("posix_fallocate of " + std::to_string(nbytes) + " bytes", code);
+}
+
+/// Up to ``limit`` bytes of the file, from ``offset`` on.
+inline std::string read_all(const Fd& fd, std::size_t limit, std::uint64_t offset, const std::string& path) {
+    std::string data(std::min<std::size_t>(limit, 64 << 10), '\0');  // grows: ``limit`` may be far beyond the file
+    std::size_t size = 0;
+    while (size < limit) {
+        if (size == data.size()) data.resize(std::min(limit, 2 * size));
+        const ssize_t got = ::pread(fd.get(), &data[size], data.size() - size, static_cast<off_t>(offset + size));
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) throw SystemError(path, errno);
+        if (got == 0) break;
+        size += static_cast<std::size_t>(got);
+    }
+    data.resize(size);
+    return data;
+}
+
+inline void write_all(const Fd& fd, const void* data, std::size_t nbytes, std::uint64_t offset,
+                      const std::string& directory) {
+    const auto* bytes = static_cast<const char*>(data);
+    std::size_t written = 0;
+    while (written < nbytes) {
+        const ssize_t put =
+            ::pwrite(fd.get(), bytes + written, nbytes - written, static_cast<off_t>(offset + written));
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0 && (errno == ENOSPC || errno == EDQUOT)) out_of_space(nbytes, directory);
+        if (put < 0) throw SystemError("write in " + directory, errno);
+        written += static_cast<std::size_t>(put);
+    }
+}
+
+/// A whole file of the system's own, below /proc say; empty if it cannot be read.
+inline std::string read_proc(const std::string& path, std::size_t limit = 4096) {
+    const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    std::string data;
+    std::array<char, 4096> part;
+    while (fd && data.size() < limit) {
+        const ssize_t got = ::read(fd.get(), part.data(), std::min(part.size(), limit - data.size()));
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) break;
+        data.append(part.data(), static_cast<std::size_t>(got));
+    }
+    return data;
+}
+
+/// Random bytes as hexadecimal digits, for names that no other process has.
+inline std::string random_hex(std::size_t nbytes) {
+    std::vector<unsigned char> bytes(nbytes);
+    if (::getrandom(bytes.data(), nbytes, 0) != static_cast<ssize_t>(nbytes)) {
+        std::random_device source;  // an old kernel, or a sandbox that forbids the call
+        for (auto& byte : bytes) byte = static_cast<unsigned char>(source());
+    }
+    std::string text;
+    for (const unsigned char byte : bytes) {
+        text += "0123456789abcdef"[byte >> 4];
+        text += "0123456789abcdef"[byte & 15];
+    }
+    return text;
+}
+
+/// A name beside ``path`` that no other process has, for a file that a rename will put in the place of ``path``.
+inline std::string temporary_beside(const std::string& path) {
+    return directory_of(path) + "/" + wire::temporary_prefix + random_hex(8) + wire::temporary_suffix;
+}
+
+/// Let ``path`` mean the file that ``source`` means. It must not mean that file already: rename(2) does nothing then.
+inline void replace_by_link(const std::string& source, const std::string& path) {
+    const std::string temporary = temporary_beside(path);
+    if (::link(source.c_str(), temporary.c_str()) != 0) refuse_name(temporary, errno);
+    Unlinker unlinker(temporary);
+    rename_file(temporary, path);
+    unlinker.keep();
+}
+
+}  // namespace detail
+}  // namespace tr
+
+#endif  // TR_MMAP_SYSTEM_HPP

@@ -1,0 +1,133 @@
+// Threads that watch a worker: one notices its death, one copies its output. Know nothing of sessions.
+#ifndef TR_MMAP_WATCH_HPP
+#define TR_MMAP_WATCH_HPP
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "identity.hpp"
+#include "system.hpp"
+#include "wire.hpp"
+
+namespace tr {
+namespace detail {
+
+/// Calls back once, from a thread of its own, when a process ends. The destructor waits for the callback to return, so
+/// the callback must not wait for the thread that runs the destructor.
+class PeerWatch {
+public:
+    PeerWatch(const Identity& identity, std::function<void()> on_death)
+        : identity_(identity), on_death_(std::move(on_death)), process_(open_pidfd(identity)) {
+        wake_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+        if (!wake_) throw SystemError("eventfd", errno);
+        thread_ = std::thread([this] { run(); });
+    }
+    PeerWatch(const PeerWatch&) = delete;
+    PeerWatch& operator=(const PeerWatch&) = delete;
+    ~PeerWatch() {
+        is_stopped_ = true;
+        const std::uint64_t one = 1;
+        while (::write(wake_.get(), &one, sizeof one) < 0 && errno == EINTR) continue;
+        thread_.join();
+    }
+
+    /// Whether the watch has seen that the process ended.
+    bool is_dead() const noexcept { return is_dead_; }
+
+private:
+    void run() {
+        while (!is_stopped_) {
+            const bool has_fd = static_cast<bool>(process_.fd);
+            if (process_.has_ended || (!has_fd && !identity_.is_alive())) return notice();
+            struct pollfd wanted[2] = {{wake_.get(), POLLIN, 0}, {process_.fd.get(), POLLIN, 0}};
+            ::poll(wanted, has_fd ? 2 : 1, has_fd ? -1 : static_cast<int>(1000 * wire::poll_s));
+            if (has_fd && wanted[1].revents) return notice();
+        }
+    }
+    void notice() {
+        is_dead_ = true;
+        on_death_();
+    }
+
+    Identity identity_;
+    std::function<void()> on_death_;
+    PidFd process_;
+    Fd wake_;
+    std::atomic<bool> is_stopped_{false};
+    std::atomic<bool> is_dead_{false};
+    std::thread thread_;
+};
+
+/// Copies what is appended to a log to this process's stderr, from a thread, until destroyed.
+class LogForwarder {
+public:
+    LogForwarder(const std::string& path, bool is_from_start) : path_(path), fd_(open_private_file(path)) {
+        if (!fd_) throw SystemError(path, ENOENT);
+        position_ = is_from_start ? 0 : file_nbytes(fd_, path);
+        thread_ = std::thread([this] { run(); });
+    }
+    LogForwarder(const LogForwarder&) = delete;
+    LogForwarder& operator=(const LogForwarder&) = delete;
+    ~LogForwarder() {
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            is_stopped_ = true;
+        }
+        changed_.notify_all();
+        thread_.join();
+    }
+
+private:
+    void run() {
+        try {
+            std::unique_lock<std::mutex> lock(mutex_);
+            const std::chrono::duration<double> pause(wire::poll_s);
+            bool is_last = false;
+            while (!is_last) {
+                is_last = changed_.wait_for(lock, pause, [this] { return is_stopped_; });
+                for (std::string data; !(data = read_all(fd_, wire::log_tail_nbytes, position_, path_)).empty();) {
+                    position_ += data.size();
+                    if (!copy_to_stderr(data)) return;  // stderr is closed
+                }
+            }
+        } catch (const std::exception&) {
+            // The log has all that the worker wrote; only the copy stops.
+        }
+    }
+    static bool copy_to_stderr(const std::string& data) {
+        std::size_t written = 0;
+        while (written < data.size()) {
+            const ssize_t put = ::write(STDERR_FILENO, data.data() + written, data.size() - written);
+            if (put < 0 && errno != EINTR) return false;
+            if (put > 0) written += static_cast<std::size_t>(put);
+        }
+        return true;
+    }
+
+    std::string path_;
+    Fd fd_;
+    std::uint64_t position_ = 0;
+    bool is_stopped_ = false;
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::thread thread_;
+};
+
+}  // namespace detail
+}  // namespace tr
+
+#endif  // TR_MMAP_WATCH_HPP

@@ -1,0 +1,52 @@
+/* What the fast paths of both sides share: one side's pages and doorbells, and the tensors on its side. */
+#ifndef TR_MMAP_ENDPOINT_H
+#define TR_MMAP_ENDPOINT_H
+
+#include "arrays.h"
+#include "free_lists.h"
+#include "message.h"
+#include "message_page.h"
+
+extern PyTypeObject ControllerFastPathType;
+extern PyTypeObject EndpointType;
+extern PyTypeObject WorkerFastPathType;
+
+/* The types of both fast paths begin with it. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *out, *own;                    /* the message pages that this side writes and reads */
+    PyObject *peer_doorbell, *own_doorbell; /* semaphores: posted after each message; waited for */
+    double slice_s;                         /* the longest single sleep, for a post may be lost */
+    PyObject *pool;                         /* the free lists of this side's segments */
+    PyObject *mapped;                       /* a dict: from a name to the peer's segment that is mapped here */
+    PyObject *held;                         /* a list: this side's segments that the message in flight names */
+} Endpoint;
+
+/* The first arguments of both types' __init__, in the order of the fields. */
+enum { ENDPOINT_ARGUMENTS = 8 };
+int endpoint_init(Endpoint *self, PyObject *const *arguments);
+int endpoint_traverse(Endpoint *self, visitproc visit, void *arg);
+int endpoint_clear(Endpoint *self);
+
+/* A view of a segment of the peer's; NULL if the slow path is needed, with an exception or without. */
+PyObject *endpoint_view(const Endpoint *self, PyObject *name, uint64_t seq);
+
+/* Release all segments that are held; -1 with an exception. */
+int endpoint_release(Endpoint *self);
+
+/* Wait for a message, and read it. The line, of which the message's spans are; NULL with an exception. None if no
+ * message came, or if it is not in canonical form: then it waits to be taken by the slow path. */
+PyObject *endpoint_receive(Endpoint *self, double timeout_s, StopCheck should_stop, void *context, int is_response,
+                           Message *message);
+
+/* Name one of this side's segments in a message; 0 if the canonical form has no place for it. */
+int message_add_segment(Message *message, PyObject *segment);
+
+/* A span as a Python text; NULL with an exception. */
+PyObject *text_of(Span span);
+
+/* Call a type with `count` positional arguments, and take over the references to them; NULL with an exception,
+ * also if an argument is NULL. */
+PyObject *construct(PyObject *type, PyObject *const *arguments, size_t count);
+
+#endif

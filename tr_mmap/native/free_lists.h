@@ -1,0 +1,14 @@
+/* The fast paths of a pool, for those of the controller and the worker. */
+#ifndef TR_MMAP_FREE_LISTS_H
+#define TR_MMAP_FREE_LISTS_H
+
+#include "owner_segment.h"
+
+/* Publish an array of the same layout as the last one, or a whole loan. A new reference to its segment, held once
+ * more; None if the slow path is needed, and then nothing was published; NULL with an exception. */
+PyObject *quick_publish(PyObject *free_lists, PyObject *array);
+
+/* Whether quick_publish() would probably publish the array; publishes nothing. */
+int can_quick_publish(PyObject *free_lists, PyObject *array);
+
+#endif

@@ -1,0 +1,345 @@
+/* The type MessagePage: a mapped message page, where one side stores a message whole and the other takes it whole.
+ * Knows no message's meaning. tr_mmap/channel/mapped.py describes the bytes of a page. */
+#include "message_page.h"
+
+#include <string.h>
+#include <time.h>
+
+_Static_assert(WIRE_NUMBER_DIGITS == sizeof(uint64_t), "the number is stored as one word");
+_Static_assert(sizeof WIRE_BLANK_NUMBER - 1 == WIRE_NUMBER_DIGITS, "the blank number replaces a number");
+_Static_assert(WIRE_MESSAGE_NUMBER_OFFSET % sizeof(uint64_t) == 0, "the number's word is aligned");
+_Static_assert(WIRE_MESSAGE_REST_OFFSET == WIRE_MESSAGE_NUMBER_OFFSET + WIRE_NUMBER_DIGITS, "the rest follows it");
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer buffer;
+    uint64_t *number; /* WIRE_NUMBER_DIGITS characters, stored last; NULL until __init__ has run */
+    Py_ssize_t previous_nbytes;
+    uint64_t seen;       /* the number of the last message that was taken */
+    double spin_us;      /* most that wait() polls for a message before it sleeps */
+    double since_us;     /* when the wait for the next message began; 0 while there is none */
+    int should_spin;     /* the last message came within spin_us, so wait() polls for the next one */
+    PyObject *taken;     /* bytes: the last line that was taken */
+    int is_unterminated; /* that line had no end */
+    PyObject *rejected;  /* bytes or NULL: a line on the page that is not the peer's */
+} MessagePage;
+
+static uint64_t blank(void) {
+    uint64_t word;
+    memcpy(&word, WIRE_BLANK_NUMBER, sizeof word);
+    return word;
+}
+
+static uint64_t number_word(long seq) {
+    char digits[WIRE_NUMBER_DIGITS];
+    memset(digits, ' ', sizeof digits);
+    for (int place = WIRE_NUMBER_DIGITS - 1; seq != 0; place--, seq /= 10) digits[place] = (char)('0' + seq % 10);
+    uint64_t word;
+    memcpy(&word, digits, sizeof word);
+    return word;
+}
+
+static int message_page_init(MessagePage *self, PyObject *arguments, PyObject *keywords) {
+    PyObject *source;
+    static char *names[] = {"buffer", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O", names, &source)) return -1;
+    if (self->number != NULL) {
+        PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
+        return -1;
+    }
+    if (get_word_buffer(source, &self->buffer, WIRE_MESSAGE_REST_OFFSET + 1) < 0) return -1;
+    self->number = (uint64_t *)((char *)self->buffer.buf + WIRE_MESSAGE_NUMBER_OFFSET);
+    self->seen = blank();
+    return 0;
+}
+
+static void message_page_dealloc(MessagePage *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->number != NULL) PyBuffer_Release(&self->buffer);
+    Py_CLEAR(self->taken);
+    Py_CLEAR(self->rejected);
+    type->tp_free((PyObject *)self);
+}
+
+static int is_initialised(MessagePage *self) {
+    if (self->number != NULL) return 1;
+    PyErr_SetString(PyExc_ValueError, "__init__ has not run: the page has no buffer");
+    return 0;
+}
+
+int message_page_store(PyObject *page, long seq, const char *rest, Py_ssize_t nbytes) {
+    MessagePage *self = (MessagePage *)page;
+    nbytes += 1; /* the newline */
+    if (seq < 1 || seq > WIRE_MAX_MESSAGE_SEQ || nbytes > self->buffer.len - WIRE_MESSAGE_REST_OFFSET) return 0;
+    uint64_t word = number_word(seq);
+    char *to = (char *)self->buffer.buf + WIRE_MESSAGE_REST_OFFSET;
+    __atomic_store_n(self->number, blank(), __ATOMIC_RELAXED);
+    /* release: a reader that copied any of the new rest finds the number changed afterwards */
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+    memcpy(to, rest, (size_t)nbytes - 1);
+    to[nbytes - 1] = '\n';
+    if (nbytes < self->previous_nbytes) memset(to + nbytes, ' ', (size_t)(self->previous_nbytes - nbytes));
+    self->previous_nbytes = nbytes;
+    store_release(self->number, word);
+    return 1;
+}
+
+PyDoc_STRVAR(store_doc,
+             "store(seq, text)\n--\n\nReplace the message by a JSON object, whose first member is its number.\n\n"
+             "Raises:\n    ValueError: the number has more than 8 digits, or the text is longer than the page.");
+
+static PyObject *py_store(MessagePage *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (!is_initialised(self)) return NULL;
+    if (count != 2 || !PyBytes_Check(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "store takes a number and bytes");
+        return NULL;
+    }
+    long seq = PyLong_AsLong(arguments[0]);
+    if (seq == -1 && PyErr_Occurred()) return NULL;
+    const char *text = PyBytes_AS_STRING(arguments[1]);
+    Py_ssize_t nbytes = PyBytes_GET_SIZE(arguments[1]);
+    const char *rest = memchr(text, ',', (size_t)nbytes); /* the members after the number */
+    int is_stored = rest == NULL ? message_page_store((PyObject *)self, seq, "}", 1)
+                                 : message_page_store((PyObject *)self, seq, rest, nbytes - (rest - text));
+    if (is_stored) Py_RETURN_NONE;
+    return PyErr_Format(PyExc_ValueError,
+                        "the number has more than %d digits, or the message is longer than the page",
+                        WIRE_NUMBER_DIGITS);
+}
+
+PyDoc_STRVAR(has_message_doc, "has_message()\n--\n\nWhether a message waits to be taken.");
+
+static PyObject *py_has_message(MessagePage *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    uint64_t word = load_acquire(self->number);
+    return PyBool_FromLong(word != self->seen && word != blank());
+}
+
+PyDoc_STRVAR(take_doc,
+             "take()\n--\n\nThe next message's line without its newline; None if there is none, or while it is being\n"
+             "replaced.\n\nRaises:\n    ValueError: it has no end; it counts as taken.");
+
+static PyObject *py_take(MessagePage *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    self->is_unterminated = 0;
+    uint64_t word = load_acquire(self->number);
+    if (word == self->seen || word == blank()) Py_RETURN_NONE;
+    const char *text = self->buffer.buf;
+    const char *end = memchr(text, '\n', (size_t)self->buffer.len);
+    PyObject *line = PyBytes_FromStringAndSize(text, end == NULL ? self->buffer.len : end - text);
+    if (line == NULL) return NULL;
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    /* A changed number means that the peer replaced the message during the copy. It rings when it has stored the new
+     * one. */
+    int is_new = __atomic_load_n(self->number, __ATOMIC_RELAXED) == word;
+    if (is_new && self->rejected != NULL) {
+        int is_rejected = PyObject_RichCompareBool(line, self->rejected, Py_EQ);
+        if (is_rejected < 0) {
+            Py_DECREF(line);
+            return NULL;
+        }
+        is_new = !is_rejected;
+    }
+    if (!is_new) {
+        Py_DECREF(line);
+        Py_RETURN_NONE;
+    }
+    self->seen = word;
+    Py_XSETREF(self->taken, Py_NewRef(line));
+    if (end == NULL) {
+        Py_DECREF(line);
+        self->is_unterminated = 1;
+        PyErr_SetString(PyExc_ValueError, "the message has no end");
+        return NULL;
+    }
+    return line;
+}
+
+PyDoc_STRVAR(set_spin_doc,
+             "set_spin(us)\n--\n\nLet wait() poll for a message for so long, and for a millisecond at most, before\n"
+             "it sleeps; but not after a message that took longer.");
+
+static PyObject *py_set_spin(MessagePage *self, PyObject *argument) {
+    double us = PyFloat_AsDouble(argument);
+    if (us == -1.0 && PyErr_Occurred()) return NULL;
+    self->spin_us = us > WIRE_MAX_SPIN_US ? WIRE_MAX_SPIN_US : us > 0 ? us : 0;
+    self->should_spin = 1;
+    Py_RETURN_NONE;
+}
+
+double now_us(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3;
+}
+
+static inline void pause_briefly(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* Poll for a message without sleeping. Checks neither signals nor the peer's death: it takes WIRE_MAX_SPIN_US at
+ * most. */
+static void spin(MessagePage *self, double us) {
+    enum { POLLS_PER_CLOCK_READ = 16 }; /* about a microsecond; to read the clock after each poll slows the polls */
+    double until_us = now_us() + us;
+    uint64_t seen = self->seen;
+    int has_come = 0;
+    Py_BEGIN_ALLOW_THREADS
+    do {
+        for (int poll = 0; poll < POLLS_PER_CLOCK_READ && !has_come; poll++) {
+            pause_briefly();
+            uint64_t word = load_acquire(self->number);
+            has_come = word != seen && word != blank();
+        }
+    } while (!has_come && now_us() < until_us);
+    Py_END_ALLOW_THREADS
+}
+
+/* The line, unless a signal handler raises: then it can be taken again, instead of being lost with the interrupted
+ * call. */
+static PyObject *unless_interrupted(MessagePage *self, PyObject *line) {
+    if (line == NULL || line == Py_None || PyErr_CheckSignals() == 0) return line;
+    Py_DECREF(line);
+    self->seen = blank();
+    return NULL;
+}
+
+/* Take the next message, and decide from the time that it took whether to poll for the one after it. */
+static PyObject *take_and_adapt(MessagePage *self) {
+    PyObject *line = py_take(self, NULL);
+    if (self->spin_us > 0) {
+        self->should_spin = now_us() - self->since_us <= self->spin_us;
+        if (line != Py_None) self->since_us = 0;
+    }
+    return line;
+}
+
+PyObject *message_page_wait(PyObject *page, PyObject *semaphore, double timeout_s, double slice_s,
+                            StopCheck should_stop, void *context) {
+    MessagePage *self = (MessagePage *)page;
+    PyObject *line = py_take(self, NULL);
+    if (line != Py_None) {
+        if (line != NULL) self->since_us = 0;
+        return unless_interrupted(self, line);
+    }
+    Py_DECREF(line);
+    double began_us = now_us(), left_s = timeout_s;
+    if (self->since_us == 0) self->since_us = began_us;
+    while (left_s > 0) {
+        int is_over = should_stop(context);
+        if (is_over < 0) return NULL;
+        if (is_over) break;
+        if (self->spin_us > 0 && self->should_spin) {
+            spin(self, left_s * 1e6 < self->spin_us ? left_s * 1e6 : self->spin_us);
+            line = take_and_adapt(self);
+            if (line != Py_None) return unless_interrupted(self, line);
+            Py_DECREF(line);
+        }
+        if (semaphore_wait(semaphore, left_s < slice_s ? left_s : slice_s) < 0) return NULL;
+        line = take_and_adapt(self);
+        if (line != Py_None) return unless_interrupted(self, line);
+        Py_DECREF(line);
+        left_s = timeout_s - (now_us() - began_us) / 1e6;
+    }
+    return unless_interrupted(self, py_take(self, NULL)); /* it may have come just before the reason to stop */
+}
+
+static int should_stop_by_call(void *function) {
+    PyObject *returned = PyObject_CallNoArgs(function);
+    int should_stop = returned == NULL ? -1 : PyObject_IsTrue(returned);
+    Py_XDECREF(returned);
+    return should_stop;
+}
+
+PyDoc_STRVAR(wait_doc,
+             "wait(semaphore, timeout_s, slice_s, stop)\n--\n\n"
+             "Take the next message's line; sleep until the semaphore is posted for as long as there is none.\n\n"
+             "Args:\n"
+             "    semaphore: posted after each message.\n"
+             "    timeout_s: how long to wait.\n"
+             "    slice_s: the longest single sleep, for a post may be lost.\n"
+             "    stop: called before each sleep; True ends the wait.\n\n"
+             "Returns:\n    None when the time is over, or stop() says so.\n\n"
+             "Raises:\n    ValueError: as take().");
+
+static PyObject *py_wait(MessagePage *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "wait takes a semaphore, two times and a function");
+        return NULL;
+    }
+    double timeout_s = PyFloat_AsDouble(arguments[1]), slice_s = PyFloat_AsDouble(arguments[2]);
+    if ((timeout_s == -1.0 || slice_s == -1.0) && PyErr_Occurred()) return NULL;
+    return message_page_wait((PyObject *)self, arguments[0], timeout_s, slice_s, should_stop_by_call, arguments[3]);
+}
+
+int message_page_is_unterminated(PyObject *page) { return ((MessagePage *)page)->is_unterminated; }
+
+void message_page_put_back(PyObject *page) { ((MessagePage *)page)->seen = blank(); }
+
+PyDoc_STRVAR(put_back_doc, "put_back()\n--\n\nLet the line just taken be taken again.");
+
+static PyObject *py_put_back(PyObject *self, PyObject *unused) {
+    (void)unused;
+    message_page_put_back(self);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(reject_doc,
+             "reject()\n--\n\n"
+             "Ignore the line just taken, and take any other, even one of the same number as that line.");
+
+static PyObject *py_reject(MessagePage *self, PyObject *unused) {
+    (void)unused;
+    Py_XSETREF(self->rejected, Py_XNewRef(self->taken));
+    self->seen = blank();
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef message_page_methods[] = {
+    {"store", (PyCFunction)(void (*)(void))py_store, METH_FASTCALL, store_doc},
+    {"has_message", (PyCFunction)py_has_message, METH_NOARGS, has_message_doc},
+    {"take", (PyCFunction)py_take, METH_NOARGS, take_doc},
+    {"set_spin", (PyCFunction)py_set_spin, METH_O, set_spin_doc},
+    {"wait", (PyCFunction)(void (*)(void))py_wait, METH_FASTCALL, wait_doc},
+    {"put_back", py_put_back, METH_NOARGS, put_back_doc},
+    {"reject", (PyCFunction)py_reject, METH_NOARGS, reject_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject MessagePageType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tr_mmap.native.MessagePage",
+    .tp_doc = "MessagePage(buffer)\n--\n\nA message page that is mapped as a writable buffer.",
+    .tp_basicsize = sizeof(MessagePage),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)message_page_init,
+    .tp_dealloc = (destructor)message_page_dealloc,
+    .tp_methods = message_page_methods,
+};
+
+const char has_as_many_colons_doc[] =
+    "has_as_many_colons(line, values)\n--\n\nWhether a line of bytes has as many colons as a tuple has true values.";
+
+PyObject *py_has_as_many_colons(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
+    (void)module;
+    if (count != 2 || !PyBytes_Check(arguments[0]) || !PyTuple_Check(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "has_as_many_colons takes bytes and a tuple");
+        return NULL;
+    }
+    Py_ssize_t surplus = 0;
+    const char *text = PyBytes_AS_STRING(arguments[0]);
+    for (Py_ssize_t index = 0; index < PyBytes_GET_SIZE(arguments[0]); index++) surplus += text[index] == ':';
+    for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(arguments[1]); index++) {
+        int is_true = PyObject_IsTrue(PyTuple_GET_ITEM(arguments[1], index));
+        if (is_true < 0) return NULL;
+        surplus -= is_true;
+    }
+    return PyBool_FromLong(surplus == 0);
+}

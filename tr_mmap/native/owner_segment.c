@@ -1,0 +1,242 @@
+/* The type OwnerSegment: a segment as its owner sees it. Counts its holds, keeps its layout, and loans it as an array.
+ * Writes no header and copies no tensor. */
+#include "owner_segment.h"
+
+#include <structmember.h>
+
+/* The base of a loaned array: numpy destroys it with the last array that uses the loan's memory. */
+typedef struct {
+    PyObject_HEAD
+    OwnerSegment *segment;
+    PyObject *array; /* a weak reference to what was handed out */
+} Loan;
+
+static void loan_dealloc(Loan *self) {
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    Py_CLEAR(self->segment->loaned_layout);
+    if (owner_segment_release(self->segment) < 0) PyErr_WriteUnraisable((PyObject *)self->segment);
+    PyErr_Restore(type, value, trace);
+    Py_DECREF(self->segment);
+    Py_XDECREF(self->array);
+    PyObject_Free(self);
+}
+
+PyTypeObject LoanType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tr_mmap.native.Loan",
+    .tp_doc = "The base of an array that was loaned.",
+    .tp_basicsize = sizeof(Loan),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_dealloc = (destructor)loan_dealloc,
+};
+
+static int owner_segment_init(OwnerSegment *self, PyObject *arguments, PyObject *keywords) {
+    PyObject *file;
+    static char *names[] = {"file", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O", names, &file)) return -1;
+    return lease_words_init(&self->base, file);
+}
+
+static int owner_segment_traverse(OwnerSegment *self, visitproc visit, void *arg) {
+    Py_VISIT(self->free_list);
+    Py_VISIT(self->pool_token);
+    Py_VISIT(self->requested_dtype);
+    return 0;
+}
+
+static int owner_segment_clear(OwnerSegment *self) {
+    Py_CLEAR(self->free_list);
+    Py_CLEAR(self->pool_token);
+    Py_CLEAR(self->requested_dtype);
+    return 0;
+}
+
+static void owner_segment_dealloc(OwnerSegment *self) {
+    PyObject_GC_UnTrack(self);
+    lease_words_clear(&self->base);
+    owner_segment_clear(self);
+    Py_CLEAR(self->array_layout.dtype);
+    Py_CLEAR(self->name);
+    Py_CLEAR(self->layout);
+    Py_CLEAR(self->loaned_layout);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* Forget the layout, but for the dtype, which the callers clear or replace. */
+static void forget_layout(OwnerSegment *self) {
+    self->is_header_current = 0;
+    Py_CLEAR(self->requested_dtype);
+    Py_CLEAR(self->layout);
+}
+
+PyDoc_STRVAR(set_layout_doc,
+             "set_layout(layout, dtype)\n--\n\nSet how the next tensor lies there.\n\n"
+             "Args:\n    layout: a type of ours, its shape and its offset.\n    dtype: the type as numpy's.\n\n"
+             "Raises:\n    ValueError: it does not fit into the file.");
+
+static PyObject *py_set_layout(OwnerSegment *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (!lease_words_is_initialised(&self->base)) return NULL;
+    if (count != 2 || !PyTuple_Check(arguments[0]) || PyTuple_GET_SIZE(arguments[0]) != 3) {
+        PyErr_SetString(PyExc_TypeError, "set_layout takes a type, a shape and an offset in a tuple, and a dtype");
+        return NULL;
+    }
+    forget_layout(self);
+    PyObject *shape = PyTuple_GET_ITEM(arguments[0], 1), *offset = PyTuple_GET_ITEM(arguments[0], 2);
+    if (array_layout_set(&self->array_layout, arguments[1], shape, offset, self->base.buffer.len) < 0) return NULL;
+    self->layout = Py_NewRef(arguments[0]);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(clear_layout_doc, "clear_layout()\n--\n\nForget the layout.");
+
+static PyObject *py_clear_layout(OwnerSegment *self, PyObject *unused) {
+    (void)unused;
+    forget_layout(self);
+    Py_CLEAR(self->array_layout.dtype);
+    Py_RETURN_NONE;
+}
+
+int owner_segment_release(OwnerSegment *self) {
+    self->holds--;
+    if (self->holds != 0 || self->free_list == NULL || !PyList_CheckExact(self->free_list)) return 0;
+    return PyList_Append(self->free_list, (PyObject *)self);
+}
+
+PyDoc_STRVAR(release_doc,
+             "release()\n--\n\nUndo one hold; with the last one gone, append the segment to its free list.");
+
+static PyObject *py_release(OwnerSegment *self, PyObject *unused) {
+    (void)unused;
+    if (owner_segment_release(self) < 0) return NULL;
+    Py_RETURN_NONE;
+}
+
+PyObject *owner_segment_loan(OwnerSegment *self) {
+    self->holds++;
+    Loan *loan = PyObject_New(Loan, &LoanType);
+    if (loan == NULL) {
+        PyErr_Clear();
+        if (owner_segment_release(self) < 0) PyErr_WriteUnraisable((PyObject *)self);
+        return PyErr_NoMemory();
+    }
+    loan->segment = (OwnerSegment *)Py_NewRef(self);
+    loan->array = NULL;
+    self->is_published = 0;
+    Py_XSETREF(self->loaned_layout, Py_NewRef(self->layout));
+    PyObject *root = array_layout_view(&self->array_layout, self->base.buffer.buf, 1, (PyObject *)loan);
+    if (root == NULL) return NULL;
+    /* Hand out a view, never the root: then whatever else refers to the root is another view of the loan.
+     * freeze_loan() counts these references. */
+    PyObject *array = PyArray_View((PyArrayObject *)root, NULL, NULL);
+    Py_DECREF(root);
+    if (array == NULL) return NULL;
+    loan->array = PyWeakref_NewRef(array, NULL);
+    if (loan->array == NULL) Py_CLEAR(array);
+    return array;
+}
+
+PyDoc_STRVAR(loan_doc,
+             "loan()\n--\n\n"
+             "An array over the segment, of the layout that was set. It and all views of it are one hold.");
+
+static PyObject *py_loan(OwnerSegment *self, PyObject *unused) {
+    (void)unused;
+    if (self->layout != NULL) return owner_segment_loan(self);
+    PyErr_SetString(PyExc_ValueError, "the segment has no layout");
+    return NULL;
+}
+
+int owner_segment_is_whole(const OwnerSegment *self, PyObject *array) {
+    return array_layout_matches(&self->array_layout, array) &&
+           PyArray_DATA((PyArrayObject *)array) == (char *)self->base.buffer.buf + self->array_layout.offset;
+}
+
+static PyMethodDef owner_segment_methods[] = {
+    {"set_layout", (PyCFunction)(void (*)(void))py_set_layout, METH_FASTCALL, set_layout_doc},
+    {"clear_layout", (PyCFunction)py_clear_layout, METH_NOARGS, clear_layout_doc},
+    {"release", (PyCFunction)py_release, METH_NOARGS, release_doc},
+    {"loan", (PyCFunction)py_loan, METH_NOARGS, loan_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef owner_segment_members[] = {
+    {"name", T_OBJECT, offsetof(OwnerSegment, name), 0, "of its file; whatever its pool calls it"},
+    {"layout", T_OBJECT, offsetof(OwnerSegment, layout), READONLY, "how the next tensor lies there"},
+    {"requested_dtype", T_OBJECT, offsetof(OwnerSegment, requested_dtype), 0, "the dtype as the borrower wrote it"},
+    {"loaned_layout", T_OBJECT, offsetof(OwnerSegment, loaned_layout), READONLY, "the layout that was loaned"},
+    {"free_list", T_OBJECT, offsetof(OwnerSegment, free_list), 0, "where it goes when the last hold is released"},
+    {"pool_token", T_OBJECT, offsetof(OwnerSegment, pool_token), 0, "what tells its pool from others"},
+    {"seq", T_ULONGLONG, offsetof(OwnerSegment, seq), 0, "the number that it was last published under"},
+    {"holds", T_PYSSIZET, offsetof(OwnerSegment, holds), 0, "how many tags, messages and loans need its content"},
+    {"last_take", T_PYSSIZET, offsetof(OwnerSegment, last_take), 0, "when it was last taken, by its pool's count"},
+    {"is_published", T_BOOL, offsetof(OwnerSegment, is_published), 0, "whether the loan was published"},
+    {"is_header_current", T_BOOL, offsetof(OwnerSegment, is_header_current), 0, "whether the header has the layout"},
+    {NULL, 0, 0, 0, NULL},
+};
+
+PyTypeObject OwnerSegmentType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tr_mmap.native.OwnerSegment",
+    .tp_doc = "OwnerSegment(file)\n--\n\nA segment as its owner sees it.\n\n"
+              "Args:\n    file: the whole of it, mapped for writing.",
+    .tp_basicsize = sizeof(OwnerSegment),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_base = &LeaseWordsType,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)owner_segment_init,
+    .tp_traverse = (traverseproc)owner_segment_traverse,
+    .tp_clear = (inquiry)owner_segment_clear,
+    .tp_dealloc = (destructor)owner_segment_dealloc,
+    .tp_free = PyObject_GC_Del,
+    .tp_methods = owner_segment_methods,
+    .tp_members = owner_segment_members,
+};
+
+/* The loan at the end of an array's bases, borrowed; NULL if it lies in none. */
+static Loan *find_loan(PyObject *array) {
+    while (array != NULL && PyArray_Check(array)) array = PyArray_BASE((PyArrayObject *)array);
+    return array != NULL && Py_TYPE(array) == &LoanType ? (Loan *)array : NULL;
+}
+
+OwnerSegment *find_loan_owner(PyObject *array) {
+    Loan *loan = find_loan(array);
+    return loan == NULL ? NULL : loan->segment;
+}
+
+const char loan_of_doc[] = "loan_of(array)\n--\n\nThe segment whose loan an array lies in; None if it lies in none.";
+
+PyObject *py_loan_of(PyObject *module, PyObject *array) {
+    (void)module;
+    PyObject *segment = (PyObject *)find_loan_owner(array);
+    return Py_NewRef(segment == NULL ? Py_None : segment);
+}
+
+int freeze_loan(PyObject *argument) {
+    Loan *loan = find_loan(argument);
+    PyObject *handed_out = PyWeakref_GET_OBJECT(loan->array); /* None if it is gone */
+    int is_apart = handed_out != Py_None;                     /* it lives, and is not on the way from array to root */
+    PyArrayObject *array = (PyArrayObject *)argument;
+    for (;;) {
+        if ((PyObject *)array == handed_out) is_apart = 0;
+        PyArray_CLEARFLAGS(array, NPY_ARRAY_WRITEABLE);
+        PyObject *base = PyArray_BASE(array);
+        if (base == (PyObject *)loan) break;
+        array = (PyArrayObject *)base;
+    }
+    if (is_apart) PyArray_CLEARFLAGS((PyArrayObject *)handed_out, NPY_ARRAY_WRITEABLE);
+    /* `array` is the root now. It is referred to by the chain of bases that ends there, by what was handed out, and by
+     * views that we do not know and cannot make read-only. */
+    return Py_REFCNT(array) > ((PyObject *)array != argument) + is_apart;
+}
+
+const char freeze_doc[] =
+    "freeze(array)\n--\n\nMake an array of a loan, what it is a view of, and what was handed out read-only.\n\n"
+    "Returns:\n    Whether there may be other views of the loan, which can still be written to.";
+
+PyObject *py_freeze(PyObject *module, PyObject *array) {
+    (void)module;
+    if (find_loan_owner(array) != NULL) return PyBool_FromLong(freeze_loan(array));
+    PyErr_SetString(PyExc_TypeError, "freeze takes an array of a loan");
+    return NULL;
+}

@@ -1,0 +1,40 @@
+/* A segment as its owner sees it: the type OwnerSegment, for the pool's free lists and the fast paths. */
+#ifndef TR_MMAP_OWNER_SEGMENT_H
+#define TR_MMAP_OWNER_SEGMENT_H
+
+#include "arrays.h"
+#include "lease_words.h"
+
+typedef struct {
+    LeaseWords base; /* over the whole file, mapped for writing */
+    ArrayLayout array_layout;
+    PyObject *name;            /* of its file */
+    PyObject *layout;          /* the same layout as Python's pool describes it; NULL for none */
+    PyObject *requested_dtype; /* the dtype as the borrower wrote it; NULL where the layout was not made for a loan */
+    PyObject *loaned_layout;   /* the layout that was loaned; NULL while the segment is not on loan */
+    PyObject *free_list;       /* the list that it joins when the last hold is released; NULL or None for none */
+    PyObject *pool_token;      /* tells the segments of its pool from those of others */
+    uint64_t seq;              /* the number that it was last published under */
+    Py_ssize_t holds;          /* how many tags, messages and loans need its content */
+    Py_ssize_t last_take;      /* when it was last taken from its free list, by its pool's count */
+    char is_published;         /* the loan was published, so this process may no longer write to it */
+    char is_header_current;    /* the header describes the layout, so the next tensor of it needs only a stamp */
+} OwnerSegment;
+
+/* Undo one hold; with the last one gone, append the segment to its free list. -1 with an exception. */
+int owner_segment_release(OwnerSegment *self);
+
+/* An array over the segment, of the layout that was set; the array is one hold. NULL with an exception. */
+PyObject *owner_segment_loan(OwnerSegment *self);
+
+/* Whether an array covers the same memory in the same layout as what owner_segment_loan() handed out. */
+int owner_segment_is_whole(const OwnerSegment *self, PyObject *array);
+
+/* The segment whose loan an array lies in, borrowed; NULL if it lies in none. */
+OwnerSegment *find_loan_owner(PyObject *array);
+
+/* Make an array of a loan, what it is a view of, and what was handed out read-only. Whether there may be other
+ * views of the loan, which can still be written to. */
+int freeze_loan(PyObject *array);
+
+#endif

@@ -1,0 +1,178 @@
+/* The type ReaderSegment: a segment as its reader sees it. Makes views, and holds the lease while one of them lives.
+ * Parses no header: Python does, and sets the layout. */
+#include "arrays.h"
+#include "lease_words.h"
+
+#include <structmember.h>
+
+typedef struct {
+    LeaseWords base; /* over the segment's first page, mapped for writing */
+    Py_buffer file;  /* the whole file, mapped for reading */
+    ArrayLayout layout;
+    uint64_t layout_seq; /* the number of that layout; 0 for none */
+    Py_ssize_t views;
+    PyObject *spare;     /* a copy-on-write mapping of the file that no view uses any more; NULL or None for none */
+    unsigned generation; /* of the process that the lease belongs to */
+    char is_pinned;      /* a forked child may use a view for ever */
+} ReaderSegment;
+
+/* The base of a view: numpy destroys it with the last array that uses the view's memory. */
+typedef struct {
+    PyObject_HEAD
+    ReaderSegment *segment;
+    PyObject *mapping; /* the copy-on-write mapping that the view is over; NULL for the shared one */
+} View;
+
+/* A forked child shares the lease's word, but only its parent may release the lease. */
+static void release_lease_if_unused(ReaderSegment *self) {
+    if (self->views == 0 && self->generation == fork_generation)
+        /* release: the loads through the views must be over when the owner sees the lease free */
+        store_release(&self->base.live->lease, self->is_pinned ? WIRE_LEASE_PINNED : WIRE_LEASE_FREE);
+}
+
+static void view_dealloc(View *self) {
+    ReaderSegment *segment = self->segment;
+    segment->views--;
+    release_lease_if_unused(segment);
+    if (self->mapping != NULL && (segment->spare == NULL || segment->spare == Py_None))
+        Py_XSETREF(segment->spare, self->mapping);
+    else
+        Py_XDECREF(self->mapping);
+    Py_DECREF(segment);
+    PyObject_Free(self);
+}
+
+PyTypeObject ViewType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tr_mmap.native.View",
+    .tp_doc = "The base of an array over a segment of the peer's; the segment is not filled again while it lives.",
+    .tp_basicsize = sizeof(View),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_dealloc = (destructor)view_dealloc,
+};
+
+static int reader_segment_init(ReaderSegment *self, PyObject *arguments, PyObject *keywords) {
+    PyObject *head, *file;
+    static char *names[] = {"head", "file", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO", names, &head, &file)) return -1;
+    if (lease_words_init(&self->base, head) < 0) return -1;
+    if (PyObject_GetBuffer(file, &self->file, PyBUF_SIMPLE) < 0) {
+        lease_words_clear(&self->base);
+        return -1;
+    }
+    self->generation = fork_generation;
+    return 0;
+}
+
+static void reader_segment_dealloc(ReaderSegment *self) {
+    if (self->base.live != NULL) PyBuffer_Release(&self->file);
+    lease_words_clear(&self->base);
+    Py_CLEAR(self->layout.dtype);
+    Py_CLEAR(self->spare);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+PyDoc_STRVAR(set_layout_doc,
+             "set_layout(layout_seq, dtype, shape, offset)\n--\n\n"
+             "Take over what the header says, under the number of its layout.\n\n"
+             "Raises:\n    ValueError: the tensor does not fit into the file.");
+
+static PyObject *py_set_layout(ReaderSegment *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (!lease_words_is_initialised(&self->base)) return NULL;
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "set_layout takes a number, a dtype, a shape and an offset");
+        return NULL;
+    }
+    self->layout_seq = 0;
+    uint64_t layout_seq = PyLong_AsUnsignedLongLong(arguments[0]);
+    if (layout_seq == UINT64_MAX && PyErr_Occurred()) return NULL;
+    if (array_layout_set(&self->layout, arguments[1], arguments[2], arguments[3], self->file.len) < 0) return NULL;
+    self->layout_seq = layout_seq;
+    Py_RETURN_NONE;
+}
+
+/* An array over the tensor, in the mapping whose bytes are at `file`. NULL with a LookupError if another tensor is
+ * there by now; NULL without an exception if its layout is not the one that was set. */
+static PyObject *view_under_lease(ReaderSegment *self, uint64_t seq, PyObject *mapping, char *file) {
+    uint64_t layout_seq = acquire_lease(self->base.live, seq);
+    View *view = NULL;
+    if (layout_seq == 0)
+        PyErr_SetString(PyExc_LookupError, "another tensor is there by now");
+    else if (layout_seq == self->layout_seq)
+        view = PyObject_New(View, &ViewType);
+    if (view == NULL) {
+        release_lease_if_unused(self);
+        return NULL;
+    }
+    view->segment = (ReaderSegment *)Py_NewRef(self);
+    view->mapping = Py_XNewRef(mapping);
+    self->views++;
+    return array_layout_view(&self->layout, file, mapping != NULL, (PyObject *)view);
+}
+
+PyObject *reader_segment_view(PyObject *segment, uint64_t seq) {
+    ReaderSegment *self = (ReaderSegment *)segment;
+    return self->base.live == NULL ? NULL : view_under_lease(self, seq, NULL, self->file.buf);
+}
+
+PyDoc_STRVAR(view_doc,
+             "view(seq, mapping=None)\n--\n\n"
+             "An array over the tensor; the lease is held while it lives, or a view of it.\n\n"
+             "Args:\n"
+             "    seq: the number that the tensor was published under.\n"
+             "    mapping: a copy-on-write mapping of the file, which the array is to be over; it becomes the spare\n"
+             "        one when the array is gone.\n\n"
+             "Returns:\n    None if its layout is not the one that was set.\n\n"
+             "Raises:\n    LookupError: another tensor is there by now.");
+
+static PyObject *py_view(ReaderSegment *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (!lease_words_is_initialised(&self->base)) return NULL;
+    if (count != 1 && count != 2) {
+        PyErr_SetString(PyExc_TypeError, "view takes a number, and perhaps a mapping");
+        return NULL;
+    }
+    uint64_t seq = parse_seq(arguments[0]);
+    if (seq == UINT64_MAX && PyErr_Occurred()) return NULL;
+    PyObject *mapping = count == 2 && arguments[1] != Py_None ? arguments[1] : NULL;
+    char *file = self->file.buf;
+    if (mapping != NULL) {
+        Py_buffer private;
+        if (PyObject_GetBuffer(mapping, &private, PyBUF_WRITABLE) < 0) return NULL;
+        file = private.len == self->file.len ? private.buf : NULL;
+        PyBuffer_Release(&private); /* the memory stays where it is while the view keeps the mapping */
+        if (file == NULL) {
+            PyErr_SetString(PyExc_ValueError, "the mapping is not of the whole file");
+            return NULL;
+        }
+    }
+    PyObject *array = view_under_lease(self, seq, mapping, file);
+    return array == NULL && !PyErr_Occurred() ? Py_NewRef(Py_None) : array;
+}
+
+static PyMethodDef reader_segment_methods[] = {
+    {"set_layout", (PyCFunction)(void (*)(void))py_set_layout, METH_FASTCALL, set_layout_doc},
+    {"view", (PyCFunction)(void (*)(void))py_view, METH_FASTCALL, view_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef reader_segment_members[] = {
+    {"views", T_PYSSIZET, offsetof(ReaderSegment, views), READONLY, "how many arrays there are"},
+    {"spare", T_OBJECT, offsetof(ReaderSegment, spare), 0, "a copy-on-write mapping that no view uses any more"},
+    {"is_pinned", T_BOOL, offsetof(ReaderSegment, is_pinned), 0, "whether the lease is never to be released"},
+    {NULL, 0, 0, 0, NULL},
+};
+
+PyTypeObject ReaderSegmentType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tr_mmap.native.ReaderSegment",
+    .tp_doc = "ReaderSegment(head, file)\n--\n\nA segment as its reader sees it.\n\n"
+              "Args:\n    head: its first page, mapped for writing.\n    file: the whole of it, mapped for reading.",
+    .tp_basicsize = sizeof(ReaderSegment),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_base = &LeaseWordsType,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)reader_segment_init,
+    .tp_dealloc = (destructor)reader_segment_dealloc,
+    .tp_methods = reader_segment_methods,
+    .tp_members = reader_segment_members,
+};

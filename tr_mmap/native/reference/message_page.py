@@ -1,0 +1,173 @@
+"""A mapped message page: one side stores a message whole, the other takes it whole. Knows no message's meaning.
+
+The bytes of a page are described in ``tr_mmap.channel.mapped``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from ...wire.messages import (
+    BLANK_NUMBER,
+    MAX_MESSAGE_SEQ,
+    MESSAGE_NUMBER_OFFSET,
+    MESSAGE_REST_OFFSET,
+    NUMBER_DIGITS,
+)
+from ...wire.waits import MAX_SPIN_US
+from .semaphore import Semaphore
+
+__all__ = ["MessagePage", "has_as_many_colons"]
+
+_BLANK_WORD: Final = int.from_bytes(BLANK_NUMBER.encode(), "little")
+_NUMBER_WORD: Final = MESSAGE_NUMBER_OFFSET // 8
+
+
+class MessagePage:
+    """A message file that is mapped as a writable buffer; see ``channel/mapped.py`` for its bytes."""
+
+    __slots__ = (
+        "_buffer",
+        "_previous_nbytes",
+        "_rejected",
+        "_seen",
+        "_should_spin",
+        "_since_s",
+        "_spin_s",
+        "_taken",
+        "_words",
+    )
+
+    def __init__(self, buffer: Any) -> None:
+        self._buffer = memoryview(buffer)
+        self._words = self._buffer.cast("Q")
+        self._previous_nbytes = 0
+        self._seen = _BLANK_WORD
+        self._taken = b""  # the last line that was taken
+        self._rejected: bytes | None = None  # a line that lies there and is not the peer's
+        self._spin_s = 0.0  # most that wait() looks for a message before it sleeps
+        self._since_s = 0.0  # when the wait for the next message began; 0 while there is none
+        self._should_spin = False  # the last message came in that time, so the next one is looked for
+
+    def store(self, seq: int, text: bytes) -> None:
+        """Replace the message by a JSON object, whose first member is its number.
+
+        Raises:
+            ValueError: the number has more than 8 digits, or the text is longer than the page.
+        """
+        comma = text.find(b",")
+        text = text[comma:] + b"\n" if comma >= 0 else b"}\n"
+        nbytes = len(text)
+        if not 1 <= seq <= MAX_MESSAGE_SEQ or nbytes > len(self._buffer) - MESSAGE_REST_OFFSET:
+            raise ValueError("the number has more than 8 digits, or the message is longer than the page")
+        if nbytes < self._previous_nbytes:
+            text = text.ljust(self._previous_nbytes)
+        self._previous_nbytes = nbytes
+        words = self._words
+        words[_NUMBER_WORD] = _BLANK_WORD
+        self._buffer[MESSAGE_REST_OFFSET : MESSAGE_REST_OFFSET + len(text)] = text
+        words[_NUMBER_WORD] = int.from_bytes(b"%*d" % (NUMBER_DIGITS, seq), "little")
+
+    def has_message(self) -> bool:
+        """Whether a message waits to be taken."""
+        word = self._words[_NUMBER_WORD]
+        return word != self._seen and word != _BLANK_WORD
+
+    def take(self) -> bytes | None:
+        """The next message's line without its newline; None if there is none, or it is being replaced.
+
+        Raises:
+            ValueError: it has no end; it counts as taken.
+        """
+        word = self._words[_NUMBER_WORD]
+        if word == self._seen or word == _BLANK_WORD:
+            return None
+        line = self._buffer[:1024].tobytes()  # most messages; a longer one is copied again, whole
+        end = line.find(b"\n")
+        if end < 0:
+            line = self._buffer.tobytes()
+            end = line.find(b"\n")
+        if self._words[_NUMBER_WORD] != word:
+            return None  # being replaced; a ring follows
+        if end >= 0:
+            line = line[:end]
+        if self._rejected is not None and line == self._rejected:
+            return None
+        self._seen = word
+        self._taken = line
+        if end < 0:
+            raise ValueError("the message has no end")
+        return line
+
+    def set_spin(self, us: float) -> None:
+        """Let :meth:`wait` look for a message for so long, at most (and at most a millisecond), before it sleeps.
+
+        But not after one that took longer.
+        """
+        self._spin_s = min(max(us, 0.0), MAX_SPIN_US) / 1e6
+        self._should_spin = True
+
+    def _spin(self, seconds: float) -> None:
+        until_s = time.monotonic() + seconds
+        while not self.has_message() and time.monotonic() < until_s:
+            pass
+
+    def _take_and_learn(self) -> bytes | None:
+        """Take the next message, and learn from how long it was waited for."""
+        line = self.take()
+        if self._spin_s:
+            self._should_spin = time.monotonic() - self._since_s <= self._spin_s
+            if line is not None:
+                self._since_s = 0.0
+        return line
+
+    def wait(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> bytes | None:
+        """Take the next message's line; sleep until the semaphore is posted for as long as there is none.
+
+        Args:
+            semaphore: rung after each message.
+            timeout_s: how long to wait.
+            slice_s: most that it sleeps at a time, for a ring may be lost.
+            stop: asked before each sleep; True ends the wait.
+
+        Returns:
+            None when the time is over, or ``stop`` says so.
+
+        Raises:
+            ValueError: as :meth:`take`.
+        """
+        line = self.take()
+        if line is not None:
+            self._since_s = 0.0
+            return line
+        began_s, left_s = time.monotonic(), timeout_s
+        if not self._since_s:
+            self._since_s = began_s
+        while left_s > 0 and not stop():
+            if self._spin_s and self._should_spin:
+                self._spin(min(self._spin_s, left_s))
+                line = self._take_and_learn()
+                if line is not None:
+                    return line
+            semaphore.wait(min(left_s, slice_s))
+            line = self._take_and_learn()
+            if line is not None:
+                return line
+            left_s = timeout_s - (time.monotonic() - began_s)
+        return self.take()  # it may have come just before the reason to stop
+
+    def put_back(self) -> None:
+        """Let the line just taken be taken again."""
+        self._seen = _BLANK_WORD
+
+    def reject(self) -> None:
+        """Look out for another line, even one of the same number as the line just taken."""
+        self._rejected = self._taken
+        self._seen = _BLANK_WORD
+
+
+def has_as_many_colons(line: bytes, values: tuple[object, ...]) -> bool:
+    """Whether a line has as many colons as a tuple has true values."""
+    return line.count(b":") == sum(map(bool, values))

@@ -1,0 +1,396 @@
+"""Arrays over segments, in plain Python: views that hold a lease, loans, a pool's free lists.
+
+An array over a mapping keeps a memoryview alive as its base, and so does every view derived from it. A weak reference
+to that memoryview learns of its end, in whatever thread and at whatever moment; all that its callback does is append
+it to ``finished``, in C. So no callback ever runs our code: :func:`drain` does the work when the session is used next.
+(The extension's arrays have a base whose destructor does the work, so there ``finished`` is always empty.)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+from typing import Any, Final
+
+import numpy as np
+
+from ...wire.header import LEASE_FREE, LEASE_PINNED, LEASE_WORD
+from .lease_words import LeaseWords
+
+__all__ = ["FreeLists", "OwnerSegment", "ReaderSegment", "drain", "finished", "freeze", "loan_of"]
+
+
+class _Anchor(weakref.ref[memoryview]):
+    """A weak reference to what an array's memory depends on."""
+
+    __slots__ = ("generation", "segment")
+    generation: int
+    segment: Any
+
+    # A weak reference hashes as its referent does, and a memoryview hashes its whole content.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+class _View(_Anchor):
+    """A view of a :class:`ReaderSegment`."""
+
+    __slots__ = ("mapping",)
+    mapping: memoryview | None
+
+    def end(self) -> None:
+        self.segment._view_ended(self)
+
+
+class _Loan(_Anchor):
+    """A loan of an :class:`OwnerSegment`."""
+
+    __slots__ = ("array", "is_over", "key")
+    array: weakref.ref[np.ndarray[Any, Any]]
+    is_over: bool
+    key: int
+
+    def end(self) -> None:
+        if _loans.get(self.key) is self:  # its id may be another's by now
+            del _loans[self.key]
+        if not self.is_over:
+            self.is_over = True  # first, and nothing comes between: twice would be worse than never
+            self.segment.loaned_layout = None
+            self.segment.release()
+
+
+finished: Final[deque[Any]] = deque()
+_loans: Final[dict[int, _Loan]] = {}  # by the id of the memoryview
+_lock: Final = threading.RLock()
+_generation = 0  # what was made by an earlier one is the parent's
+
+
+def _forked_in_child() -> None:
+    global _generation
+    _generation += 1
+    finished.clear()
+    _lock._at_fork_reinit()  # type: ignore[attr-defined]
+
+
+os.register_at_fork(after_in_child=_forked_in_child)
+
+
+def drain() -> None:
+    """Release the leases and the holds of views and loans that have ended."""
+    with _lock:
+        while finished:
+            anchor = finished[0]  # until all is done: doing it twice does no harm, not doing it would
+            if getattr(anchor, "generation", None) == _generation:  # it has none if its making was interrupted
+                anchor.end()
+            finished.popleft()
+
+
+class _Layout:
+    """How a tensor lies in a file."""
+
+    __slots__ = ("count", "dtype", "offset", "shape")
+
+    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, file_nbytes: int) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self.offset = offset
+        self.count = math.prod(shape)
+        if min(shape, default=0) < 0 or not 0 <= offset <= file_nbytes - self.count * dtype.itemsize:
+            raise ValueError("the tensor does not fit into the file there")
+
+    def view(self, mapping: memoryview) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """An array over a mapping, and what it is a view of, whose base is a memoryview of its own."""
+        root: np.ndarray[Any, Any] = np.frombuffer(mapping, self.dtype, self.count, self.offset)
+        return (root[:] if len(self.shape) == 1 else root.reshape(self.shape)), root
+
+
+class ReaderSegment(LeaseWords):
+    """A segment as its reader sees it.
+
+    Args:
+        head: its first page, mapped for writing.
+        file: the whole of it, mapped for reading.
+
+    Attributes:
+        spare: a copy-on-write mapping of the file that no view uses any more.
+        is_pinned: a forked child may use a view for ever, so the lease is never released.
+    """
+
+    __slots__ = ("_anchors", "_file", "_generation", "_layout", "_layout_seq", "is_pinned", "spare")
+
+    def __init__(self, head: Any, file: memoryview) -> None:
+        super().__init__(head)
+        self._file = file
+        self._layout: _Layout | None = None
+        self._layout_seq = 0
+        self._anchors: set[object] = set()
+        self._generation = _generation
+        self.spare: memoryview | None = None
+        self.is_pinned = False
+
+    @property
+    def views(self) -> int:
+        """How many arrays there are."""
+        return len(self._anchors)
+
+    def set_layout(self, layout_seq: int, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> None:
+        """Take over what the header says, under the number of its layout.
+
+        Raises:
+            ValueError: the tensor does not fit into the file.
+        """
+        self._layout_seq = 0
+        self._layout = _Layout(dtype, shape, offset, len(self._file))
+        self._layout_seq = layout_seq
+
+    def view(self, seq: int, mapping: memoryview | None = None) -> np.ndarray[Any, Any] | None:
+        """An array over the tensor; the lease is held while it lives, or a view of it.
+
+        Args:
+            seq: the number that the tensor was published under.
+            mapping: a copy-on-write mapping of the file, which the array is to be over; it becomes the spare one when
+                the array is gone.
+
+        Returns:
+            None if its layout is not the one that was set.
+
+        Raises:
+            LookupError: another tensor is there by now.
+        """
+        if mapping is not None and len(mapping) != len(self._file):
+            raise ValueError("the mapping is not of the whole file")
+        with _lock:
+            held = object()
+            try:
+                self._anchors.add(held)  # so that the end of another view meanwhile does not release the lease
+                layout_seq = self.acquire(seq)
+                layout = self._layout
+                if not layout_seq:
+                    raise LookupError("another tensor is there by now")
+                if layout is None or layout_seq != self._layout_seq:
+                    return None
+                if not layout.count:
+                    array: np.ndarray[Any, Any] = np.empty(layout.shape, layout.dtype)
+                    array.flags.writeable = mapping is not None
+                    return array
+                array, root = layout.view(self._file if mapping is None else mapping)
+                memory: Any = root.base
+                anchor = _View(memory, finished.append)
+                anchor.segment, anchor.mapping, anchor.generation = self, mapping, _generation
+                self._anchors.add(anchor)
+                return array
+            finally:
+                self._anchors -= {
+                    held
+                }  # as in _release_if_unused(), but nothing here is a call, which an interrupt could follow
+                if not self._anchors and self._generation == _generation:
+                    self._words[LEASE_WORD] = LEASE_PINNED if self.is_pinned else LEASE_FREE
+
+    def _view_ended(self, anchor: _View) -> None:
+        self._anchors.discard(anchor)
+        mapping, anchor.mapping = anchor.mapping, None  # once only
+        if self.spare is None:
+            self.spare = mapping
+        self._release_if_unused()
+
+    def _release_if_unused(self) -> None:
+        """Release the lease if no view is left."""
+        if not self._anchors and self._generation == _generation:
+            self._words[LEASE_WORD] = LEASE_PINNED if self.is_pinned else LEASE_FREE
+
+
+class OwnerSegment(LeaseWords):
+    """A segment as its owner sees it.
+
+    Args:
+        file: the whole of it, mapped for writing.
+
+    Attributes:
+        name: of its file; whatever its pool calls it.
+        requested_dtype: the dtype as the borrower wrote it, where the layout was made for a loan; else None.
+        layout: how the next tensor lies there; None where that is not known.
+        is_header_current: the header describes ``layout``, so a tensor like the last one needs only a stamp.
+        loaned_layout: the layout that was loaned; None while the segment is not on loan.
+        is_published: the loan was published, so this process may no longer write to it.
+        holds: how many tags, messages and loans need its content; it is not filled while there are any.
+        free_list: the list that it is appended to when the last hold is released; None for none.
+        pool_token: what tells its pool from others.
+        seq: the number that it was last published under; 0 before.
+        last_take: when it was last taken from its free list, by its pool's count.
+    """
+
+    __slots__ = (
+        "_dtype",
+        "_file",
+        "free_list",
+        "holds",
+        "is_header_current",
+        "is_published",
+        "last_take",
+        "layout",
+        "loaned_layout",
+        "name",
+        "pool_token",
+        "requested_dtype",
+        "seq",
+    )
+
+    def __init__(self, file: memoryview) -> None:
+        super().__init__(file)
+        self._file = file
+        self._dtype: np.dtype[Any] | None = None
+        self.name = ""
+        self.requested_dtype: object = None
+        self.layout: tuple[Any, tuple[int, ...], int] | None = None
+        self.is_header_current = False
+        self.loaned_layout: tuple[Any, tuple[int, ...], int] | None = None
+        self.is_published = False
+        self.holds = 0
+        self.free_list: list[Any] | None = None
+        self.pool_token: object = None
+        self.seq = 0
+        self.last_take = 0
+
+    def set_layout(self, layout: tuple[Any, tuple[int, ...], int], dtype: np.dtype[Any]) -> None:
+        """Set how the next tensor lies there.
+
+        Args:
+            layout: a type of ours, its shape and its offset.
+            dtype: the type as numpy's.
+
+        Raises:
+            ValueError: it does not fit into the file.
+        """
+        self.clear_layout()
+        _Layout(dtype, layout[1], layout[2], len(self._file))
+        self._dtype = dtype
+        self.layout = layout
+
+    def clear_layout(self) -> None:
+        """Forget the layout."""
+        self.is_header_current = False
+        self.requested_dtype = self.layout = None
+
+    def release(self) -> None:
+        """Undo one hold; with the last one gone, append the segment to its free list."""
+        self.holds -= 1
+        if not self.holds and self.free_list is not None:
+            self.free_list.append(self)
+
+    def loan(self) -> np.ndarray[Any, Any]:
+        """An array over the segment, of the layout that was set. It and all views of it are one hold."""
+        if self.layout is None or self._dtype is None:
+            raise ValueError("the segment has no layout")
+        # Always a view, so that whatever refers to the root itself is another view of the loan.
+        array, root = _Layout(self._dtype, *self.layout[1:], len(self._file)).view(self._file)
+        memory: Any = root.base
+        handed, key = weakref.ref(array), id(memory)
+        loan = _Loan(memory, finished.append)  # from here on nothing is called that an interrupt could follow
+        loan.segment, loan.array, loan.key, loan.is_over = self, handed, key, False
+        self.is_published = False
+        self.holds += 1
+        self.loaned_layout = self.layout
+        _loans[key] = loan
+        loan.generation = _generation
+        return array
+
+
+class FreeLists:
+    """The free segments of a pool, and its counters.
+
+    Attributes:
+        to_retire: segments without holds that must not be filled again.
+        free: by capacity; the last one is the warmest.
+        pool_token: what tells its segments from those of other pools.
+        is_slow_path_running: a thread is in the middle of the slow path, so no other may take the fast path.
+        seq: the number that was last published.
+        takes: how many segments were taken from a free list.
+        copied_nbytes: bytes that were copied into segments.
+    """
+
+    def __init__(self) -> None:
+        self.to_retire: list[Any] = []
+        self.free: dict[int, list[Any]] = {}
+        self.pool_token = object()
+        self.is_slow_path_running = False
+        self.seq = 0
+        self.takes = 0
+        self.copied_nbytes = 0
+
+    def next_seq(self) -> int:
+        """The number of the next tensor to be published, which no other will have."""
+        self.seq += 1
+        return self.seq
+
+    def quick_publish(self, tensor: Any) -> Any:  # noqa: ARG002
+        """Publish an array of the same layout as the last one, or a whole loan.
+
+        Returns:
+            Its segment, held once more; None if the slow path is needed, and then nothing was published. It always is
+            here: only the extension has the fast path.
+        """
+        return None
+
+    def quick_loan(self, shape: object, dtype: object) -> Any:  # noqa: ARG002
+        """Loan a segment that was loaned for the same request before.
+
+        Returns:
+            The array; None if there is no such segment, or as above.
+        """
+        return None
+
+
+def _root_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _loan_under(root: np.ndarray[Any, Any]) -> _Loan | None:
+    loan = _loans.get(id(root.base))
+    memory: object = root.base
+    return loan if loan is not None and loan() is memory else None
+
+
+def loan_of(array: Any) -> Any:
+    """The segment whose loan an array lies in; None if it lies in none."""
+    loan = _loan_under(_root_of(array)) if isinstance(array, np.ndarray) else None
+    return None if loan is None else loan.segment
+
+
+def _count_own_references() -> int:
+    probe = object()
+    return sys.getrefcount(probe)
+
+
+_OWN_REFERENCES: Final = _count_own_references()  # of a variable and the call: 2, and 1 from Python 3.14 on
+
+
+def freeze(array: np.ndarray[Any, Any]) -> bool:
+    """Make an array of a loan, what it is a view of, and what was handed out read-only.
+
+    Returns:
+        Whether there may be other views of the loan, which can still be written to.
+    """
+    loan = _loan_under(_root_of(array))
+    if loan is None:
+        raise TypeError("freeze takes an array of a loan")
+    handed = loan.array()
+    is_apart = handed is not None
+    root = array
+    while True:
+        is_apart = is_apart and root is not handed
+        root.flags.writeable = False
+        if not isinstance(root.base, np.ndarray):
+            break
+        root = root.base
+    if handed is not None and is_apart:
+        handed.flags.writeable = False
+    # What refers to the root: the chain of bases that ends there, what was handed out, and what we do not know.
+    known = (array is not root) + is_apart
+    del array
+    return sys.getrefcount(root) - _OWN_REFERENCES > known

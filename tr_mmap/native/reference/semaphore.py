@@ -1,0 +1,87 @@
+"""An open POSIX semaphore: post, or sleep until it is posted. Makes and removes none."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import time
+from typing import Any, Final
+
+import posix_ipc
+
+from ..libc import libc
+
+__all__ = ["Semaphore"]
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+# posix_ipc swallows what a signal handler raises during a wait, and waits by the wall clock, which somebody may turn
+# back. So where the C library can do better (glibc 2.30), we wait by it, on the semaphore that posix_ipc has open.
+_sem_clockwait: Final[Any] = getattr(libc, "sem_clockwait", None)
+_MAX_RINGS: Final = 1 << 16  # taken at a time, so that whoever rings without pause keeps nobody here
+_CLOCK_MONOTONIC: Final = 1  # linux/time.h
+if _sem_clockwait is not None:
+    _sem_clockwait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec)]
+    libc.sem_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
+    libc.sem_open.restype = ctypes.c_void_p
+    libc.sem_close.argtypes = [ctypes.c_void_p]
+
+
+class Semaphore:
+    """An existing named semaphore.
+
+    Raises:
+        OSError: there is none, or it is not ours.
+    """
+
+    __slots__ = ("_address", "_semaphore", "post")
+
+    def __init__(self, name: str) -> None:
+        self._address: int | None = None
+        self._semaphore: Any = None
+        try:
+            self._semaphore = posix_ipc.Semaphore(name)
+        except posix_ipc.Error as error:
+            code = errno.EACCES if isinstance(error, posix_ipc.PermissionsError) else errno.ENOENT
+            raise OSError(code, os.strerror(code)) from error
+        self.post = self._semaphore.release
+        """Raises OSError if it was rung 2**31 times and nobody has looked."""
+        # The C library gives one address for one name, so this is the semaphore that posix_ipc has just opened.
+        if _sem_clockwait is not None:
+            self._address = libc.sem_open(name.encode(), 0)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until rung; False when the time is over. What a signal handler raises, Ctrl-C say, comes at once."""
+        # Rung already, perhaps more than once, for messages that were found without waiting: all these are one hint.
+        count = min(self._semaphore.value, _MAX_RINGS) if posix_ipc.SEMAPHORE_VALUE_SUPPORTED else 0
+        if count:
+            for _ in range(count):
+                self._wait_by_wall_clock(0)
+            return True
+        if self._address is None:
+            return self._wait_by_wall_clock(timeout_s)
+        until_s = time.monotonic() + timeout_s
+        seconds = int(until_s)
+        until = _Timespec(seconds, int((until_s - seconds) * 1e9))
+        if _sem_clockwait(self._address, _CLOCK_MONOTONIC, until) == 0:
+            return True
+        return ctypes.get_errno() != errno.ETIMEDOUT  # else a handler ran and did not raise: look again
+
+    def _wait_by_wall_clock(self, timeout_s: float) -> bool:
+        try:
+            self._semaphore.acquire(timeout_s)
+        except posix_ipc.BusyError:
+            return False
+        except posix_ipc.SignalError:
+            return True
+        return True
+
+    def __del__(self) -> None:
+        if self._address is not None:
+            libc.sem_close(self._address)
+        if self._semaphore is not None:
+            self._semaphore.close()

@@ -1,0 +1,130 @@
+/* The type Semaphore: an open POSIX semaphore, posted and waited for at less cost than through Python. Creates and
+ * removes none. */
+#include "native.h"
+
+#include <errno.h>
+#include <semaphore.h>
+#include <time.h>
+
+enum { MAX_POSTS = 1 << 16 }; /* taken at a time, so that a peer that posts without pause cannot keep us in the loop */
+
+static const double MAX_SLEEP_S = 1e6; /* so that no timeout, infinity included, overflows the clock's seconds */
+
+typedef struct {
+    PyObject_HEAD
+    sem_t *semaphore; /* NULL until __init__ has run */
+} Semaphore;
+
+static int semaphore_init(Semaphore *self, PyObject *arguments, PyObject *keywords) {
+    const char *name;
+    static char *names[] = {"name", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "s", names, &name)) return -1;
+    if (self->semaphore != NULL) {
+        PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
+        return -1;
+    }
+    sem_t *semaphore = sem_open(name, 0);
+    if (semaphore == SEM_FAILED) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    self->semaphore = semaphore;
+    return 0;
+}
+
+static void semaphore_dealloc(Semaphore *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->semaphore != NULL) sem_close(self->semaphore);
+    type->tp_free((PyObject *)self);
+}
+
+static int is_initialised(Semaphore *self) {
+    if (self->semaphore != NULL) return 1;
+    PyErr_SetString(PyExc_ValueError, "__init__ has not run: no semaphore is open");
+    return 0;
+}
+
+void semaphore_post(PyObject *self) {
+    sem_t *semaphore = ((Semaphore *)self)->semaphore;
+    if (semaphore != NULL) sem_post(semaphore); /* fails only if the peer left 2**31 posts untaken: it will wake up */
+}
+
+PyDoc_STRVAR(post_doc,
+             "post()\n--\n\nWake up the process that waits for it.\n\n"
+             "Raises:\n    OSError: it was posted 2**31 times without a wait.");
+
+static PyObject *py_post(Semaphore *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    if (sem_post(self->semaphore) < 0) return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+int semaphore_wait(PyObject *semaphore, double timeout_s) {
+    if (!PyObject_TypeCheck(semaphore, &SemaphoreType)) {
+        PyErr_SetString(PyExc_TypeError, "a Semaphore is needed");
+        return -1;
+    }
+    Semaphore *self = (Semaphore *)semaphore;
+    if (!is_initialised(self)) return -1;
+    /* It may have been posted more than once, for messages that were found without waiting. One wait takes all of
+     * these posts, for together they say no more than one: look for a message. */
+    int was_posted = 0;
+    for (int count = 0; count < MAX_POSTS && sem_trywait(self->semaphore) == 0; count++) was_posted = 1;
+    if (was_posted) return 1;
+    if (!(timeout_s > 0)) return 0;
+    if (timeout_s > MAX_SLEEP_S) timeout_s = MAX_SLEEP_S;
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    long whole_s = (long)timeout_s;
+    until.tv_sec += whole_s;
+    until.tv_nsec += (long)((timeout_s - (double)whole_s) * 1e9);
+    if (until.tv_nsec >= 1000000000L) {
+        until.tv_sec += 1;
+        until.tv_nsec -= 1000000000L;
+    }
+    int failed, code;
+    Py_BEGIN_ALLOW_THREADS
+    failed = sem_clockwait(self->semaphore, CLOCK_MONOTONIC, &until);
+    code = errno;
+    Py_END_ALLOW_THREADS
+    if (!failed) return 1;
+    if (code == ETIMEDOUT) return 0;
+    if (code != EINTR) {
+        errno = code;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    return PyErr_CheckSignals() < 0 ? -1 : 1; /* a handler that does not raise may change what the caller checks */
+}
+
+PyDoc_STRVAR(wait_doc,
+             "wait(timeout_s)\n--\n\n"
+             "Sleep until it is posted. What a signal handler raises, Ctrl-C say, comes at once.\n\n"
+             "Returns:\n    False when the time is over; True if it was posted, or if a signal handler ran.");
+
+static PyObject *py_wait(Semaphore *self, PyObject *argument) {
+    double timeout_s = PyFloat_AsDouble(argument);
+    if (timeout_s == -1.0 && PyErr_Occurred()) return NULL;
+    int was_posted = semaphore_wait((PyObject *)self, timeout_s);
+    return was_posted < 0 ? NULL : PyBool_FromLong(was_posted);
+}
+
+static PyMethodDef semaphore_methods[] = {
+    {"post", (PyCFunction)py_post, METH_NOARGS, post_doc},
+    {"wait", (PyCFunction)py_wait, METH_O, wait_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject SemaphoreType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tr_mmap.native.Semaphore",
+    .tp_doc = "Semaphore(name)\n--\n\nAn existing named semaphore.\n\n"
+              "Raises:\n    OSError: there is none, or it is not ours.",
+    .tp_basicsize = sizeof(Semaphore),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)semaphore_init,
+    .tp_dealloc = (destructor)semaphore_dealloc,
+    .tp_methods = semaphore_methods,
+};

@@ -1,0 +1,373 @@
+/* The type WorkerFastPath: a request is taken, handled and replied to in one call, and its tensors are fetched by
+ * tag. Whatever is new, rare or wrong takes the slow path: then the request waits to be taken, or the reply to be
+ * finished. It never ends the worker. */
+#include "endpoint.h"
+
+#include <math.h>
+#include <string.h>
+
+/* The attributes of Python's objects that are used here; first those of a reply. */
+enum {
+    COMMAND,    /* what the handler calls the command; "" for what the controller does */
+    RESULT,     /* the text; None where the handler has said nothing */
+    MESSAGE,    /* the handler's remark */
+    COMPLAINT,  /* a remark of ours, unless the handler makes one */
+    REPLY,      /* of the server: the reply to the request at hand */
+    MAIN_LOGIC, /* of the server */
+    PARAMETERS, /* of a request */
+    SEGMENT,    /* of a ref */
+    SEQ,        /* of a ref */
+    ATTRIBUTES,
+};
+enum { REPLY_ATTRIBUTES = REPLY };
+
+static PyObject *names[ATTRIBUTES];
+
+static int intern_names(void) {
+    static const char *const texts[ATTRIBUTES] = {"command",    "result",     "message", "complaint", "_reply",
+                                                  "main_logic", "parameters", "segment", "seq"};
+    for (int index = 0; index < ATTRIBUTES; index++)
+        if (names[index] == NULL && (names[index] = PyUnicode_InternFromString(texts[index])) == NULL) return -1;
+    return 0;
+}
+
+typedef struct {
+    Endpoint base;
+    Py_buffer status;        /* the status file, as in channel/mapped.py */
+    PyObject *tags;          /* a dict: from a tag to the ref of its tensor; NULL until __init__ has run */
+    PyObject *argument_tags; /* a list: the tags that are valid for the request at hand only */
+    PyObject *deaths;        /* a list: gets an element when the controller has ended */
+    PyObject *request_type, *ref_type, *reply_type;
+} WorkerFastPath;
+
+static int fast_path_init(WorkerFastPath *self, PyObject *arguments, PyObject *keywords) {
+    static char *keys[] = {"out",    "own",    "peer_doorbell", "own_doorbell", "slice_s",
+                           "pool",   "mapped", "held",          "status",       "tags",
+                           "deaths", "request_type", "ref_type", "reply_type",  NULL};
+    PyObject *parts[ENDPOINT_ARGUMENTS], *status, *tags, *deaths, *request_type, *ref_type, *reply_type;
+    if (self->tags != NULL) {
+        PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
+        return -1;
+    }
+    Py_CLEAR(self->argument_tags);
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!OOO", keys, parts, parts + 1, parts + 2,
+                                     parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status, &PyDict_Type,
+                                     &tags, &PyList_Type, &deaths, &request_type, &ref_type, &reply_type) ||
+        intern_names() < 0 || endpoint_init(&self->base, parts) < 0 || (self->argument_tags = PyList_New(0)) == NULL ||
+        get_word_buffer(status, &self->status, sizeof(uint64_t)) < 0)
+        return -1;
+    self->deaths = Py_NewRef(deaths);
+    self->request_type = Py_NewRef(request_type);
+    self->ref_type = Py_NewRef(ref_type);
+    self->reply_type = Py_NewRef(reply_type);
+    self->tags = Py_NewRef(tags);
+    return 0;
+}
+
+static int fast_path_traverse(WorkerFastPath *self, visitproc visit, void *arg) {
+    Py_VISIT(self->tags);
+    Py_VISIT(self->argument_tags);
+    Py_VISIT(self->deaths);
+    Py_VISIT(self->request_type);
+    Py_VISIT(self->ref_type);
+    Py_VISIT(self->reply_type);
+    return endpoint_traverse(&self->base, visit, arg);
+}
+
+static int fast_path_clear(WorkerFastPath *self) {
+    if (self->tags != NULL) PyBuffer_Release(&self->status);
+    Py_CLEAR(self->tags);
+    Py_CLEAR(self->argument_tags);
+    Py_CLEAR(self->deaths);
+    Py_CLEAR(self->request_type);
+    Py_CLEAR(self->ref_type);
+    Py_CLEAR(self->reply_type);
+    return endpoint_clear(&self->base);
+}
+
+static int is_initialised(const WorkerFastPath *self) {
+    if (self->tags != NULL) return 1;
+    PyErr_SetString(PyExc_ValueError, "__init__ has not run: there is no channel");
+    return 0;
+}
+
+/* -- the status. Only its first 8 bytes are used here, as one word: so no reader sees it half stored. ------------- */
+
+#define STATUS_LINE(word) (word "\n       ") /* the first 8 bytes of the file, and more, where it has no detail */
+#define BUSY STATUS_LINE(WIRE_STATUS_BUSY)
+#define OK STATUS_LINE(WIRE_STATUS_OK)
+#define READY STATUS_LINE(WIRE_STATUS_READY)
+#define ERROR STATUS_LINE(WIRE_STATUS_ERROR)
+
+/* sizeof counts the zero byte, which stands for the newline */
+_Static_assert(sizeof WIRE_STATUS_BUSY <= sizeof(uint64_t) && sizeof WIRE_STATUS_OK <= sizeof(uint64_t) &&
+                   sizeof WIRE_STATUS_READY <= sizeof(uint64_t) && sizeof WIRE_STATUS_ERROR <= sizeof(uint64_t),
+               "a status that is one word here has its newline in that word");
+_Static_assert(sizeof WIRE_STATUS_EXIT - 1 <= sizeof(uint64_t) && sizeof WIRE_STATUS_TERMINATED > sizeof(uint64_t),
+               "should_exit() compares the beginning of the one, and 8 bytes of the other");
+
+static inline uint64_t word_of(const char *text) {
+    uint64_t word;
+    memcpy(&word, text, sizeof word);
+    return word;
+}
+
+static uint64_t status_of(const WorkerFastPath *self) {
+    return __atomic_load_n((uint64_t *)self->status.buf, __ATOMIC_RELAXED);
+}
+
+/* Replace the status if it is still `seen`. A plain store could overwrite the controller's request to exit. */
+static int replace_status(WorkerFastPath *self, uint64_t seen, uint64_t word) {
+    return __atomic_compare_exchange_n((uint64_t *)self->status.buf, &seen, word, 0, __ATOMIC_RELAXED,
+                                       __ATOMIC_RELAXED);
+}
+
+/* Whether the status is that of a worker that waits for a request, without a detail: one store can replace it. */
+static int is_waiting(uint64_t word) {
+    return word == word_of(OK) || word == word_of(READY) || word == word_of(ERROR);
+}
+
+static int should_exit(void *context) {
+    WorkerFastPath *self = context;
+    return memcmp(self->status.buf, WIRE_STATUS_EXIT, sizeof WIRE_STATUS_EXIT - 1) == 0 || /* or "exiting" */
+           memcmp(self->status.buf, WIRE_STATUS_TERMINATED, sizeof(uint64_t)) == 0 ||
+           PyList_GET_SIZE(self->deaths) != 0;
+}
+
+/* -- the request -------------------------------------------------------------------------------------------------- */
+
+static int is_exit_command(Span command) {
+    return command.nbytes == sizeof WIRE_EXIT_COMMAND - 1 &&
+           memcmp(command.text, WIRE_EXIT_COMMAND, sizeof WIRE_EXIT_COMMAND - 1) == 0;
+}
+
+static int is_argument_tag(Span tag) {
+    return tag.nbytes >= (Py_ssize_t)sizeof WIRE_ARGUMENT_TAG_PREFIX - 1 &&
+           memcmp(tag.text, WIRE_ARGUMENT_TAG_PREFIX, sizeof WIRE_ARGUMENT_TAG_PREFIX - 1) == 0;
+}
+
+static PyObject *make_refs(const WorkerFastPath *self, const Message *message) {
+    PyObject *refs = PyList_New(message->count);
+    for (int index = 0; refs != NULL && index < message->count; index++) {
+        const Ref *ref = &message->tensors[index];
+        PyObject *fields[] = {text_of(ref->tag), text_of(ref->segment), PyLong_FromUnsignedLongLong(ref->seq)};
+        PyObject *made = construct(self->ref_type, fields, sizeof fields / sizeof *fields);
+        if (made == NULL) Py_CLEAR(refs);
+        else PyList_SET_ITEM(refs, index, made);
+    }
+    return refs;
+}
+
+/* Take over the tags that a request brings; -1 with an exception. */
+static int set_tags(WorkerFastPath *self, const Message *message, PyObject *refs) {
+    if (PyList_SetSlice(self->argument_tags, 0, PyList_GET_SIZE(self->argument_tags), NULL) < 0) return -1;
+    for (int index = 0; index < message->count; index++) {
+        Span tag = message->tensors[index].tag;
+        PyObject *name = text_of(tag);
+        int code = name == NULL ? -1 : PyDict_SetItem(self->tags, name, PyList_GET_ITEM(refs, index));
+        if (code == 0 && is_argument_tag(tag)) code = PyList_Append(self->argument_tags, name);
+        Py_XDECREF(name);
+        if (code < 0) return -1;
+    }
+    return 0;
+}
+
+/* The request as a Python object, after what begin() of transfer/segments.py does; NULL with an exception. */
+static PyObject *begin(WorkerFastPath *self, const Message *message) {
+    PyObject *refs = make_refs(self, message);
+    if (refs == NULL) return NULL;
+    PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(message->command), text_of(message->text),
+                          PyLong_FromUnsignedLongLong(message->timestamp), Py_NewRef(refs)};
+    PyObject *request = construct(self->request_type, fields, sizeof fields / sizeof *fields);
+    if (request != NULL && (endpoint_release(&self->base) < 0 || set_tags(self, message, refs) < 0)) Py_CLEAR(request);
+    Py_DECREF(refs);
+    return request;
+}
+
+/* Wait for a request, release what the last reply named, take over the request's tags, and set the status to busy.
+ * The request, and the line that the message's spans are of. None if the worker should exit, or if the slow path
+ * is needed: then the request waits to be taken. NULL with an exception. */
+static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject **line) {
+    *line = endpoint_receive(&self->base, INFINITY, should_exit, self, 0, message);
+    if (*line == NULL || *line == Py_None) return *line;
+    uint64_t status = status_of(self);
+    int is_plain = message->command.nbytes != 0 && !is_exit_command(message->command) && is_waiting(status);
+    PyObject *request = is_plain ? begin(self, message) : NULL;
+    if (request != NULL && replace_status(self, status, word_of(BUSY))) return request;
+    Py_XDECREF(request); /* the slow path begins it once more, which changes nothing */
+    Py_DECREF(*line);
+    message_page_put_back(self->base.own);
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) return NULL;
+    PyErr_Clear();
+    Py_RETURN_NONE;
+}
+
+/* -- the request's tensors ---------------------------------------------------------------------------------------- */
+
+/* A view of the tensor of a tag; NULL if the slow path is needed, with an exception or without. */
+static PyObject *fetch(const WorkerFastPath *self, PyObject *tag) {
+    PyObject *ref = PyDict_GetItemWithError(self->tags, tag);
+    if (ref == NULL) return NULL;
+    PyObject *name = PyObject_GetAttr(ref, names[SEGMENT]), *number = PyObject_GetAttr(ref, names[SEQ]);
+    PyObject *array = NULL;
+    if (name != NULL && number != NULL && PyUnicode_CheckExact(name) && PyLong_CheckExact(number)) {
+        uint64_t seq = PyLong_AsUnsignedLongLong(number);
+        if (seq == UINT64_MAX && PyErr_Occurred()) PyErr_Clear();
+        else array = endpoint_view(&self->base, name, seq);
+    }
+    Py_XDECREF(name);
+    Py_XDECREF(number);
+    return array;
+}
+
+PyDoc_STRVAR(quick_fetch_doc,
+             "quick_fetch(parameters)\n--\n\nViews of the tensors whose tags are the words of a text.\n\nReturns:\n"
+             "    A list; None if the slow path is needed: for an unknown tag, a comma, a tensor not mapped yet.");
+
+static PyObject *py_quick_fetch(WorkerFastPath *self, PyObject *parameters) {
+    Span words;
+    if (!is_initialised(self)) return NULL;
+    if (!span_of(parameters, &words)) Py_RETURN_NONE;
+    const char *at = words.text, *end = at + words.nbytes;
+    PyObject *arrays = PyList_New(0);
+    while (arrays != NULL) {
+        while (at < end && *at == ' ') at++;
+        if (at == end) return arrays;
+        const char *first = at;
+        while (at < end && *at != ' ' && *at != ',' && (unsigned char)*at < 0x80) at++;
+        PyObject *array = NULL;
+        if (at == end || *at == ' ') { /* else the slow path splits the text in another way */
+            PyObject *tag = PyUnicode_FromStringAndSize(first, at - first);
+            array = tag == NULL ? NULL : fetch(self, tag);
+            Py_XDECREF(tag);
+        }
+        if (array == NULL || PyList_Append(arrays, array) < 0) Py_CLEAR(arrays);
+        Py_XDECREF(array);
+    }
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+}
+
+/* -- the reply ---------------------------------------------------------------------------------------------------- */
+
+static int drop_argument_tags(WorkerFastPath *self) {
+    for (Py_ssize_t index = PyList_GET_SIZE(self->argument_tags); index-- > 0;) {
+        if (PyDict_DelItem(self->tags, PyList_GET_ITEM(self->argument_tags, index)) == 0) continue;
+        if (!PyErr_ExceptionMatches(PyExc_KeyError)) return -1;
+        PyErr_Clear();
+    }
+    return PyList_SetSlice(self->argument_tags, 0, PyList_GET_SIZE(self->argument_tags), NULL);
+}
+
+/* Send a response that names what is held: 1 if that is done; 0 if the slow path is needed, and nothing was sent;
+ * -1 with an exception. */
+static int send_response(WorkerFastPath *self, uint64_t seq, Span command, Span result, Span remark) {
+    Endpoint *endpoint = &self->base;
+    Draft draft;
+    Message message = {.timestamp = now_ms(), .command = command, .text = result, .remark = remark, .count = 0};
+    for (Py_ssize_t index = 0; index < PyList_GET_SIZE(endpoint->held); index++)
+        if (!message_add_segment(&message, PyList_GET_ITEM(endpoint->held, index))) return 0;
+    if (!message_write(&draft, &message, 1)) return 0;
+    if (!replace_status(self, word_of(BUSY), word_of(OK))) return 0; /* the handler wrote one, or we should exit */
+    if (drop_argument_tags(self) < 0) return -1;
+    if (!message_page_store(endpoint->out, (long)seq, draft.text, draft.nbytes)) return 0;
+    semaphore_post(endpoint->peer_doorbell);
+    return 1;
+}
+
+/* The span of what the handler said, or `fallback` if that is empty; 0 if the slow path is needed. */
+static int span_or(PyObject *said, Span fallback, Span *span) {
+    if (!span_of(said, span)) return 0;
+    if (span->nbytes == 0) *span = fallback;
+    return 1;
+}
+
+/* Send what a reply says; returns as send_response() does. */
+static int send_reply(WorkerFastPath *self, const Message *request, PyObject *reply) {
+    PyObject *said[REPLY_ATTRIBUTES];
+    Span command, result = {WIRE_DEFAULT_RESULT, sizeof WIRE_DEFAULT_RESULT - 1}, remark;
+    int is_sent = 1;
+    for (int index = 0; index < REPLY_ATTRIBUTES; index++)
+        if ((said[index] = PyObject_GetAttr(reply, names[index])) == NULL) is_sent = -1;
+    if (is_sent > 0)
+        is_sent = (said[RESULT] == Py_None || span_of(said[RESULT], &result)) &&
+                  span_or(said[COMMAND], request->command, &command) &&
+                  span_or(said[COMPLAINT], EMPTY_SPAN, &remark) && span_or(said[MESSAGE], remark, &remark);
+    if (is_sent > 0) is_sent = send_response(self, request->seq, command, result, remark);
+    for (int index = 0; index < REPLY_ATTRIBUTES; index++) Py_XDECREF(said[index]);
+    return is_sent;
+}
+
+/* Clear the exception that a handler raised, and return it with its traceback. NULL if it is no Exception: then it
+ * stays set. */
+static PyObject *take_handler_error(void) {
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) return NULL;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    if (trace != NULL) PyException_SetTraceback(value, trace);
+    Py_XDECREF(type);
+    Py_XDECREF(trace);
+    return value;
+}
+
+PyDoc_STRVAR(serve_doc,
+             "serve(server)\n--\n\n"
+             "Wait for a request, have the server's main_logic() handle it, and send the reply.\n\nReturns:\n"
+             "    True if that is done. None if the worker should exit, or if the request needs the slow path: then\n"
+             "    it waits to be taken. Else a tuple of what is left for the slow path to finish: the request, the\n"
+             "    reply, what main_logic() returned, and what it raised or None.");
+
+static PyObject *py_serve(WorkerFastPath *self, PyObject *server) {
+    if (!is_initialised(self)) return NULL;
+    Message message;
+    PyObject *line, *request = take_request(self, &message, &line);
+    if (request == NULL || request == Py_None) return request;
+    PyObject *result = NULL, *is_known = NULL, *error = NULL;
+    PyObject *reply = PyObject_CallNoArgs(self->reply_type);
+    PyObject *call[] = {server, PyObject_GetAttr(request, names[COMMAND]),
+                        PyObject_GetAttr(request, names[PARAMETERS])};
+    if (reply != NULL && call[1] != NULL && call[2] != NULL && PyObject_SetAttr(server, names[REPLY], reply) == 0) {
+        is_known = PyObject_VectorcallMethod(names[MAIN_LOGIC], call, 3, NULL);
+        if (is_known == NULL) error = take_handler_error();
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace); /* SystemExit or KeyboardInterrupt, say, which ends the worker */
+        if (PyObject_SetAttr(server, names[REPLY], Py_None) < 0) PyErr_WriteUnraisable(server);
+        PyErr_Restore(type, value, trace);
+    }
+    if (is_known != NULL || error != NULL) {
+        int is_sent = is_known == Py_True ? send_reply(self, &message, reply) : 0;
+        if (is_sent > 0) result = Py_NewRef(Py_True);
+        else if (is_sent == 0)
+            result = PyTuple_Pack(4, request, reply, is_known == NULL ? Py_None : is_known,
+                                  error == NULL ? Py_None : error);
+    }
+    Py_XDECREF(call[1]);
+    Py_XDECREF(call[2]);
+    Py_XDECREF(is_known);
+    Py_XDECREF(error);
+    Py_XDECREF(reply);
+    Py_DECREF(request);
+    Py_DECREF(line);
+    return result;
+}
+
+static PyMethodDef fast_path_methods[] = {
+    {"serve", (PyCFunction)py_serve, METH_O, serve_doc},
+    {"quick_fetch", (PyCFunction)py_quick_fetch, METH_O, quick_fetch_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject WorkerFastPathType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tr_mmap.native.WorkerFastPath",
+    .tp_doc = "WorkerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, status, tags, "
+              "deaths, request_type, ref_type, reply_type)\n--\n\nThe worker's fast path.",
+    .tp_basicsize = sizeof(WorkerFastPath),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_base = &EndpointType,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)fast_path_init,
+    .tp_traverse = (traverseproc)fast_path_traverse,
+    .tp_clear = (inquiry)fast_path_clear,
+    .tp_methods = fast_path_methods,
+};

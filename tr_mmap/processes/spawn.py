@@ -1,0 +1,210 @@
+"""Starting a process and ending it with all that it started. Knows nothing of sessions."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ..base import system
+from ..wire.names import WORKER_MARK_VARIABLE
+from ..wire.waits import KILL_WAIT_S, TERMINATE_GRACE_S
+from .identity import Identity, all_stats, send_signal, wait_for_ends
+from .tree import has_mark, with_descendants
+from .worker_log import LogForwarder, log_tail
+
+__all__ = ["WorkerProcess"]
+
+
+class _Child(subprocess.Popen[bytes]):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super().__init__(*arguments, **options)
+        except BaseException:
+            # Ctrl-C while it waits for execve(2), say: nobody would ever hear of that child.
+            if getattr(self, "pid", None) is not None and self.returncode is None:
+                self.end()
+            raise
+
+    def end(self) -> None:
+        """End just this process, at once."""
+        self.kill()
+        self.wait()
+
+    def __del__(self, *_: Any) -> None:
+        # A forgotten worker is meant to end by itself when its controller does. Popen warns, then puts it on the
+        # list of those to reap; only the latter is wanted.
+        super().__del__(_warn=lambda *_args, **_kwargs: None)  # type: ignore[call-arg]
+
+
+class WorkerProcess:
+    """A process that this one started, in a session of its own, its output in a log. Made by :meth:`spawn`.
+
+    A child of a fork may look at it, and does nothing to it.
+
+    Attributes:
+        log_path: where its output is.
+        pid: its number.
+        identity: who it is.
+        on_end: called when its tree has been ended.
+    """
+
+    on_end: Callable[[], None] | None = None
+
+    def __init__(self, child: subprocess.Popen[bytes], log_path: str, mark: str) -> None:
+        self._child = child
+        self._mark = mark
+        self._owner_pid = os.getpid()
+        self._reap_lock = threading.Lock()  # Popen.poll says None while another thread is reaping
+        self._forwarder: LogForwarder | None = None
+        self.log_path = log_path
+        self.pid = child.pid
+        # A child keeps its number until it is reaped; gone already only if the application ignores SIGCHLD.
+        self.identity = Identity.of(child.pid) or Identity.local(child.pid, 0)
+
+    @classmethod
+    def spawn(
+        cls,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log_path: str,
+        pass_fds: Sequence[int] = (),
+        mark: str = "",
+        quiet: bool = True,
+    ) -> WorkerProcess:
+        """Start a program, without a shell.
+
+        Args:
+            argv: the program and its arguments.
+            env: its whole environment; one variable is added that marks its tree.
+            log_path: where stdout and stderr go; a new file, 0600, in place of an older one.
+            pass_fds: descriptors that it inherits under the same numbers; no others.
+            mark: the value of that variable; unlike any other.
+            quiet: False also copies its output to this process's stderr.
+        """
+        mark = mark or f"{os.getpid()}-{secrets.token_hex(8)}"
+        system.unlink(log_path)
+        child: _Child | None = None
+        try:
+            log_fd = system.create_file(log_path)
+            try:
+                child = _Child(
+                    list(argv),
+                    env={**env, WORKER_MARK_VARIABLE: mark},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_fd,
+                    stderr=log_fd,
+                    pass_fds=tuple(pass_fds),
+                    close_fds=True,
+                    start_new_session=True,  # Ctrl-C at the terminal is the controller's to deal with
+                )
+            finally:
+                system.close(log_fd)
+            worker = cls(child, log_path, mark)
+        except BaseException:
+            if child is not None:
+                child.end()
+            raise
+        if not quiet:
+            try:
+                worker._forwarder = LogForwarder(log_path, from_start=True)
+            except BaseException:
+                worker.terminate_tree(grace_s=0)
+                raise
+        return worker
+
+    def __del__(self) -> None:
+        if (forwarder := getattr(self, "_forwarder", None)) is not None and os.getpid() == self._owner_pid:
+            forwarder.stop()
+
+    def forward_log(self, is_wanted: bool) -> None:
+        """Begin or end copying what the worker writes from now on to this process's stderr."""
+        if is_wanted and self._forwarder is None:
+            self._forwarder = LogForwarder(self.log_path, from_start=False)
+        elif not is_wanted and self._forwarder is not None:
+            forwarder, self._forwarder = self._forwarder, None
+            forwarder.stop(join_s=1.0)
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit status, negative if a signal ended it; None while it lives."""
+        if os.getpid() != self._owner_pid:
+            return None  # a fork's child cannot wait for its sibling
+        with self._reap_lock:
+            code = self._child.poll()
+        if code is not None and self._forwarder is not None:
+            self._forwarder.stop()
+        return code
+
+    def is_alive(self) -> bool:
+        return self.identity.is_alive() if os.getpid() != self._owner_pid else self.exit_code is None
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for its end; whether it has ended. May be interrupted, and called again."""
+        if self.is_alive():
+            wait_for_ends([self.identity], time.monotonic() + timeout_s)
+        return not self.is_alive()
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines of its output, from its last 16 KiB; "" if the log is gone."""
+        return log_tail(self.log_path, lines)
+
+    def terminate_tree(self, grace_s: float = TERMINATE_GRACE_S) -> None:
+        """End the worker and every process it started: SIGTERM, ``grace_s`` seconds, SIGKILL to what is left.
+
+        Those are its descendants and the members of its session. Nothing happens to what is gone already. An
+        interrupt during the grace goes straight to SIGKILL.
+        """
+        if os.getpid() != self._owner_pid:
+            return
+        try:
+            tree = self._tree(())
+        except OSError:
+            # No descriptor to look into /proc with, say. The worker itself can be ended without one.
+            with self._reap_lock:
+                self._child.kill()
+            try:
+                self._child.wait(KILL_WAIT_S)
+            except subprocess.TimeoutExpired:
+                pass
+            raise
+        try:
+            for identity in tree:
+                send_signal(identity, signal.SIGTERM)
+            wait_for_ends(tree, time.monotonic() + grace_s)
+        finally:
+            deadline = time.monotonic() + KILL_WAIT_S
+            # Again and again: a process that is being killed may have just forked.
+            while (tree := self._tree(tree)) and time.monotonic() < deadline:
+                for identity in tree:
+                    send_signal(identity, signal.SIGKILL)
+                wait_for_ends(tree, deadline)
+            self.wait(max(0.0, deadline - time.monotonic()))
+            self.forward_log(False)
+            if self.on_end is not None:
+                self.on_end()
+
+    def _tree(self, known: Iterable[Identity]) -> list[Identity]:
+        """The living among ``known``, the worker, its session, and all their descendants."""
+        stats = all_stats()
+        members = {identity.pid for identity in known if identity.is_alive()}
+        is_own_pid = self.exit_code is None  # until it is reaped nobody else can have its number
+        if is_own_pid:
+            members.add(self.pid)
+        for pid, seen in stats.items():
+            # A dead worker's number may have passed to another session's leader: then only the mark tells.
+            if seen.session != self.pid or seen.is_ended:
+                continue
+            if is_own_pid or has_mark(Identity.local(pid, seen.start_ticks), self._mark):
+                members.add(pid)
+        return [
+            Identity.local(pid, stats[pid].start_ticks)
+            for pid in with_descendants(members, stats)
+            if pid in stats and not stats[pid].is_ended
+        ]

@@ -1,0 +1,55 @@
+"""What a worker started: which processes descend from which, and which bear the worker's mark. Signals none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from ..base import system
+from ..wire.names import WORKER_MARK_VARIABLE
+from .identity import ON_LINUX, Identity, Stat
+
+__all__ = ["has_mark", "with_descendants"]
+
+_MAX_ENVIRON_NBYTES: Final = 8 << 20  # more than the kernel lets a process start with
+
+
+def with_descendants(pids: Iterable[int], stats: Mapping[int, Stat]) -> set[int]:
+    """These processes, and all that descend from them as far as ``stats`` tells."""
+    found = set(pids)
+    while True:
+        children = {pid for pid, seen in stats.items() if seen.parent in found and pid not in found}
+        if not children:
+            return found
+        found |= children
+
+
+def has_mark(process: Identity, mark: str) -> bool:
+    """Whether a living process was started with this mark in its environment; False where that cannot be read."""
+    wanted = f"{WORKER_MARK_VARIABLE}={mark}".encode()
+    # Whose environment that was is certain only if the process lives now: then it did before.
+    return wanted in _environment_of(process.pid) and process.is_alive()
+
+
+def _environment_of(pid: int) -> list[bytes]:
+    if not ON_LINUX:
+        return _environment_portable(pid)
+    try:
+        fd = system.open_file(f"/proc/{pid}/environ")
+    except OSError:
+        return []
+    try:
+        return system.read_all(fd, _MAX_ENVIRON_NBYTES).split(b"\0")
+    except OSError:
+        return []
+    finally:
+        system.close(fd)
+
+
+def _environment_portable(pid: int) -> list[bytes]:
+    import psutil  # here, because it takes 15 ms
+
+    try:
+        return [f"{name}={value}".encode() for name, value in psutil.Process(pid).environ().items()]
+    except (psutil.Error, OSError):
+        return []

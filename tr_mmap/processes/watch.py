@@ -1,0 +1,106 @@
+"""Watching one process for its death, from a thread. Signals nobody."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Callable
+
+from .identity import POLL_S, Identity, open_pidfd
+
+__all__ = ["PeerWatch"]
+
+
+class PeerWatch:
+    """Calls back once when a process ends, from a thread of its own.
+
+    The callback runs in the watch's thread, also when the peer is dead already. It must not wait for a lock that is
+    held around :meth:`stop`, which waits for it to return. A fork's child has no watch: there ``stop`` only lets go.
+
+    Args:
+        identity: the peer.
+        on_death: called at most once, and never begun after :meth:`stop`.
+
+    Attributes:
+        deaths: empty until the watch has seen the peer's death.
+    """
+
+    def __init__(self, identity: Identity, on_death: Callable[[], None]) -> None:
+        self.identity = identity
+        self._on_death = on_death
+        self._owner_pid = os.getpid()
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        self.deaths: list[Identity] = []
+        self._stop_event = threading.Event()  # for the polling thread; the pidfd's thread waits on _wake
+        self._pidfd = self._wake = -1
+        try:
+            self._pidfd = -1 if (fd := open_pidfd(identity)) is None else fd
+        except ProcessLookupError:
+            self.deaths.append(identity)
+        if self._pidfd >= 0:
+            try:
+                self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except BaseException:
+                os.close(self._pidfd)
+                raise
+        self._thread = threading.Thread(target=self._run, name=f"tr_mmap-watch-{identity.pid}", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._close()
+            raise
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the watch has seen the peer's death."""
+        return bool(self.deaths)
+
+    def stop(self) -> None:
+        """End the watch. When this returns the callback is not running (unless it made this call) and never will."""
+        if os.getpid() != self._owner_pid:
+            # The thread is the parent's, and so may be whoever held the lock when we were forked: touch neither.
+            self._close()
+            return
+        with self._lock:
+            self._is_stopped = True
+            self._stop_event.set()
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            if self.deaths or self._wait_for_end():
+                with self._lock:
+                    self.deaths.append(self.identity)
+                    if self._is_stopped:
+                        return
+                self._on_death()
+        finally:
+            with self._lock:  # stop() must not write to a descriptor that is somebody else's by now
+                self._close()
+
+    def _wait_for_end(self) -> bool:
+        """True when the peer ended, False when stopped."""
+        if self._pidfd < 0:
+            while self.identity.is_alive():
+                if self._stop_event.wait(POLL_S):
+                    return False
+            return True
+        pidfd, poller = self._pidfd, select.poll()
+        poller.register(pidfd, select.POLLIN)
+        poller.register(self._wake, select.POLLIN)
+        while not self._is_stopped:
+            if any(fd == pidfd for fd, _ in poller.poll()):
+                return True
+        return False
+
+    def _close(self) -> None:
+        # Forget first, then close: a fork in between must not leave a child that closes the number a second time.
+        fds, self._pidfd, self._wake = (self._pidfd, self._wake), -1, -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)

@@ -1,0 +1,116 @@
+"""MACs of control messages: proof that the peer wrote them. Pure: text in, MAC out.
+
+The message: as without authentication, with one more member, the last::
+
+    {"seq":12,"command":"echo",...,"mac":"0123456789abcdef0123456789abcdef"}
+             |--------- rest ----|
+
+    mac = BLAKE2b(key = secret, digest size 16, person = "tr_mmap request" or "tr_mmap response",
+                  data = number as u64 little-endian, then rest as it stands, from the first comma), in hex
+
+The number: how often this side has sent, gaps allowed. ``seq`` shows it in 8 digits, as (number - 1) % MAX_MESSAGE_SEQ
++ 1, and a verifier takes the smallest number above the last that it accepted. So an old message, even one from before
+seq began again at 1, is checked with a number that is not its own, and is rejected. So is a message that came too
+late, one of the other direction, and one of an earlier worker. A response has the number of its request.
+
+What it is good for: another process, also of the same user, that can write to the session's files cannot make the
+worker do anything, nor have an answer of its own taken for the worker's. What it is not good for: a process that may
+read this one's memory (ptrace) has the secret; one that may write to the session's files can still destroy messages, so
+that a wait times out, change ``status.txt``, which is a hint and bears no MAC, or change the tensors themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Final
+
+from ..errors import BadMessage
+from ..wire.messages import MAX_MESSAGE_SEQ
+from .messages import Request, Response, encode
+
+__all__ = ["MAC_NBYTES", "SECRET_NBYTES", "Signer", "Verifier"]
+
+SECRET_NBYTES: Final = 32  # as strong as BLAKE2b's and AES-256's keys
+MAC_NBYTES: Final = 16  # 2**-128 a guess, and every guess costs a wake-up
+
+_TAIL_NBYTES: Final = len(b',"mac":""}') + 2 * MAC_NBYTES
+
+
+class Signer:
+    """Signs the messages of one side.
+
+    Args:
+        secret: shared with the peer.
+        kind: what this side sends, "request" or "response".
+    """
+
+    def __init__(self, secret: bytes, kind: str) -> None:
+        self._keyed = _keyed(secret, kind)
+        self._last = 0  # the number of the last message that was sent
+
+    def sign(self, message: Request | Response) -> int:
+        """Put the MAC into a message; its number, for :meth:`sent`.
+
+        Raises:
+            BadMessage: the message's ``seq`` is out of bounds.
+        """
+        if not 0 < message.seq <= MAX_MESSAGE_SEQ:
+            raise BadMessage(
+                f"a message's number is 1 to {MAX_MESSAGE_SEQ}, not {message.seq}", detail=str(message.seq)
+            )
+        number = _number_of(message.seq, self._last)
+        message.mac = ""
+        text = encode(message)
+        comma = text.find(b",")
+        message.mac = _mac(self._keyed, number, text[comma:-1] if comma > 0 else b"")
+        return number
+
+    def sent(self, number: int) -> None:
+        """The message with that number was sent. Not called for one that was not: it may be sent again."""
+        self._last = number
+
+
+class Verifier:
+    """Tells which messages the peer has signed.
+
+    Args:
+        secret: shared with the peer.
+        kind: what the peer sends, "request" or "response".
+    """
+
+    def __init__(self, secret: bytes, kind: str) -> None:
+        self._keyed = _keyed(secret, kind)
+        self._last = 0  # the number of the last message that was accepted
+
+    def accept(self, message: bytes) -> bool:
+        """Whether the peer wrote this message, and after the last one that was accepted."""
+        rest_end = len(message) - _TAIL_NBYTES
+        if message[rest_end : rest_end + 8] != b',"mac":"' or message[-2:] != b'"}' or message[:7] != b'{"seq":':
+            return False
+        comma = message.find(b",")
+        digits = message[7:comma].lstrip(b" ")
+        if not digits.isdigit() or len(digits) > 8 or not 0 < (seq := int(digits)) <= MAX_MESSAGE_SEQ:
+            return False
+        number = _number_of(seq, self._last)
+        wanted = _mac(self._keyed, number, message[comma:rest_end])
+        if not hmac.compare_digest(wanted.encode(), message[rest_end + 8 : -2]):
+            return False
+        self._last = number
+        return True
+
+
+def _keyed(secret: bytes, kind: str) -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=MAC_NBYTES, key=secret, person=f"tr_mmap {kind}".encode())
+
+
+def _number_of(seq: int, last: int) -> int:
+    """The smallest number above ``last`` that ``seq`` shows."""
+    return last + 1 + (seq - last - 1) % MAX_MESSAGE_SEQ
+
+
+def _mac(keyed: hashlib.blake2b, number: int, rest: bytes) -> str:
+    state = keyed.copy()
+    state.update(number.to_bytes(8, "little"))
+    state.update(rest)
+    return state.hexdigest()

@@ -1,0 +1,186 @@
+"""Requests and responses, to JSON text and back. No I/O, no clocks but the timestamp.
+
+A request asks the worker for one command; the response to it carries the same ``seq``. The wire alternates strictly:
+a controller writes its next request when the previous one was answered. Timestamps are milliseconds since 1970.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+
+import msgspec
+from msgspec.structs import astuple
+
+from ..base.strict_json import UNREADABLE, refuse_duplicates
+from ..errors import BadMessage
+from ..native import has_as_many_colons
+from ..wire.messages import FAILURE_BAD_INPUT, FAILURE_HANDLER, FAILURE_UNKNOWN_COMMAND
+from .commands import command_of
+
+__all__ = [
+    "Failure",
+    "FailureKind",
+    "Request",
+    "Response",
+    "TensorRef",
+    "decode_request",
+    "decode_response",
+    "encode",
+    "now_ms",
+]
+
+
+class TensorRef(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Says where a tensor is.
+
+    Attributes:
+        tag: the name the two sides know it by; "" for a result.
+        segment: file name of its segment in the session directory.
+        seq: the sequence number that the segment's header must bear.
+    """
+
+    tag: str
+    segment: str
+    seq: int
+
+
+class FailureKind(enum.StrEnum):
+    """Why a request has no result."""
+
+    UNKNOWN_COMMAND = FAILURE_UNKNOWN_COMMAND
+    BAD_INPUT = FAILURE_BAD_INPUT  # missing tag, wrong count: the handler was not to blame
+    HANDLER = FAILURE_HANDLER  # the handler raised
+
+
+class Failure(msgspec.Struct, omit_defaults=True, gc=False):
+    """A failed request: the message for the person, the traceback for the developer."""
+
+    kind: FailureKind
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class Request(msgspec.Struct, omit_defaults=True, gc=False):
+    """What the controller asks.
+
+    Attributes:
+        seq: number of the request; 0 where the peer does not count.
+        command: first word of the message.
+        parameters: the rest, usually tags.
+        timestamp: when it was written, milliseconds since 1970.
+        tensors: tags that the worker does not know yet, and where they are.
+        drops: tags that are gone.
+        mac: proof of who wrote it, last; "" without authentication. See :mod:`.mac`.
+    """
+
+    seq: int = 0
+    command: str = ""
+    parameters: str = ""
+    timestamp: int = 0
+    tensors: list[TensorRef] = []
+    drops: list[str] = []
+    mac: str = ""
+
+
+class Response(msgspec.Struct, omit_defaults=True, gc=False):
+    """What the worker answers.
+
+    Attributes:
+        seq: number of the request that this answers.
+        command: the request's command, or what the handler called it.
+        result: the text.
+        message: a remark, why a result is "invalid" say.
+        timestamp: when it was written, milliseconds since 1970.
+        tensors: where the results are, in order.
+        error: set when the request failed.
+        mac: as in a request.
+    """
+
+    seq: int = 0
+    command: str = ""
+    result: str = ""
+    message: str = ""
+    timestamp: int = 0
+    tensors: list[TensorRef] = []
+    error: Failure | None = None
+    mac: str = ""
+
+
+_encoder = msgspec.json.Encoder()
+_request_decoder = msgspec.json.Decoder(Request)
+_response_decoder = msgspec.json.Decoder(Response)
+_any_decoder = msgspec.json.Decoder()
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def encode(message: Request | Response) -> bytes:
+    """The message as JSON text, its number first.
+
+    Raises:
+        BadMessage: it has characters that no UTF-8 text can hold.
+    """
+    try:
+        return _encoder.encode(message)
+    except UnicodeEncodeError as error:
+        raise BadMessage(
+            f"the message cannot be written: {error}; encode what is no text, with repr() say", detail=str(error)
+        ) from error
+
+
+# Every member of a message has one colon. So a text with no more colons than members that are not at their defaults,
+# which are all false, has no member twice, and none that we do not know; only where it has more do we have to look at
+# it closely.
+
+
+def decode_response(raw: bytes) -> Response:
+    """Parse a response.
+
+    Raises:
+        BadMessage: it is not one.
+    """
+    try:
+        response = _response_decoder.decode(raw)
+    except UNREADABLE as error:
+        raise _bad("response", raw, error) from error
+    if not has_as_many_colons(raw, astuple(response)):
+        refuse_duplicates(raw)
+    return response
+
+
+def decode_request(raw: bytes) -> Request:
+    """Parse a request in either spelling of its keys.
+
+    Raises:
+        BadMessage: it is not one.
+    """
+    try:
+        request = _request_decoder.decode(raw)
+    except msgspec.ValidationError:  # a list of parameters, say
+        return _decode_other_request(raw)
+    except UNREADABLE as error:
+        raise _bad("request", raw, error) from error
+    if request.command and has_as_many_colons(raw, astuple(request)):
+        return request
+    return _decode_other_request(raw)
+
+
+def _decode_other_request(raw: bytes) -> Request:
+    """Parse a request that may have other keys than ours, or a key twice, or colons in its texts."""
+    try:
+        fields = _any_decoder.decode(raw)
+        command, parameters = command_of(fields)
+        request = msgspec.convert({**fields, "command": command, "parameters": parameters}, Request)
+    except UNREADABLE as error:
+        raise _bad("request", raw, error) from error
+    refuse_duplicates(raw)
+    return request
+
+
+def _bad(what: str, raw: bytes, error: Exception) -> BadMessage:
+    start = raw[:80].decode("utf-8", "replace")
+    return BadMessage(f"the {what} cannot be read: {error}; it begins {start!r}", detail=str(error))

@@ -1,0 +1,112 @@
+"""``session.json``: what a session is and whose, so that a stranger can judge it. Says nothing of where sessions live.
+
+The file is one JSON object, written whole and replaced whole. Readers ignore fields that they do not know, so that
+later versions may add some.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import msgspec
+
+from ..base import system
+from ..base.atomic import replacement
+from ..base.strict_json import refuse_duplicates
+from ..errors import BadMessage
+from ..processes.identity import Identity
+from ..transfer.options import TransferOptions
+from ..wire.messages import PROTOCOL_VERSION
+from ..wire.names import MANIFEST_FILE
+from ..wire.waits import MAX_MANIFEST_NBYTES
+
+__all__ = ["Manifest", "read", "write"]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """One session. To change one: ``msgspec.structs.replace`` and :func:`write`.
+
+    Attributes:
+        protocol: version of the control protocol.
+        session_id: its name.
+        controller: the process that owns it.
+        worker: the process that serves it; None until it is started.
+        worker_mark: what the worker was given in its environment, so that a late one of an earlier start is told
+            from it; "" where nothing was.
+        channel: how the two talk, "mapped", "files" or "legacy".
+        doorbells: names of the semaphores that still have a name; a sweep of the session removes them.
+        transfer: how both sides keep their tensors; "store" in the file.
+        spin_us: how long either side polls for a message, at most, before it sleeps.
+        framework: what made it, with its version.
+        created_ms: wall clock, milliseconds.
+    """
+
+    protocol: int = PROTOCOL_VERSION
+    session_id: str
+    controller: Identity
+    worker: Identity | None = None
+    worker_mark: str = ""
+    channel: str = "mapped"
+    doorbells: list[str] = msgspec.field(default_factory=list)
+    transfer: TransferOptions = msgspec.field(default=TransferOptions(), name="store")
+    spin_us: float = 0.0
+    framework: str = ""
+    created_ms: int = msgspec.field(default_factory=_now_ms)
+
+
+_decoder = msgspec.json.Decoder(Manifest)
+
+
+def write(directory: str, manifest: Manifest) -> None:
+    """Put the manifest into a directory, or another in its place, in one step.
+
+    Raises:
+        BadMessage: it is larger than readers accept.
+        FileNotFoundError: there is no such directory.
+    """
+    data = msgspec.json.encode(manifest) + b"\n"
+    if len(data) > MAX_MANIFEST_NBYTES:
+        raise BadMessage(
+            f"the manifest of session {manifest.session_id[:64]!r} has {len(data)} bytes; at most "
+            f"{MAX_MANIFEST_NBYTES} are read: shorten its names",
+            detail=f"{len(data)} bytes",
+        )
+    with replacement(os.path.join(directory, MANIFEST_FILE)) as fd:
+        system.write_all(fd, data)
+
+
+def read(directory: str) -> Manifest | None:
+    """The manifest of a session's directory; None if there is none.
+
+    Raises:
+        BadMessage: it is garbled, or too large to be one.
+        HostilePath: it is not a file of our own.
+    """
+    path = os.path.join(directory, MANIFEST_FILE)
+    try:
+        fd = system.open_private_file(path)
+    except FileNotFoundError:
+        return None
+    try:
+        data = system.read_all(fd, MAX_MANIFEST_NBYTES + 1)
+    finally:
+        system.close(fd)
+    if len(data) > MAX_MANIFEST_NBYTES:
+        raise BadMessage(
+            f"{path} has more than {MAX_MANIFEST_NBYTES} bytes and so is no manifest; remove the session by hand "
+            "if it is none of yours",
+            detail="too large",
+        )
+    try:
+        refuse_duplicates(data)
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, BadMessage) as error:
+        raise BadMessage(
+            f"{path} is not a session's manifest ({error}); remove the session by hand if nothing uses it",
+            detail=str(error),
+        ) from error

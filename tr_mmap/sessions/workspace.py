@@ -1,0 +1,297 @@
+"""Where sessions live: finds the place, gives each name to one owner, sweeps what dead processes left.
+
+``<root>/python_session/tr_session_<id>/`` is a session. It appears with its manifest already inside, by rename, and
+goes by rename too, to ``.gone-…`` beside it (see :mod:`.reclaim`); no process ever sees half of one. Starts no process.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..base import system
+from ..base.identifiers import check_session_id, is_session_id
+from ..errors import BadMessage, HostilePath, SessionInUse
+from ..processes.identity import Identity
+from ..wire.names import SESSION_PREFIX, SESSIONS_DIR, SHM_DIR, WORKSPACE_VARIABLE
+from ..wire.waits import CLAIM_RETRY_S, CLAIM_WAIT_S
+from . import manifest as manifests
+from .manifest import Manifest
+from .reclaim import NotReclaimable, aside, discard, parse_leftover, reclaim, require_dead, require_own
+
+__all__ = ["SweepReport", "Workspace", "sweep"]
+
+ORPHAN_WAIT_S: Final = 4.0  # what a dead controller's worker has to end in; it gives its last command two
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """What a sweep did.
+
+    Attributes:
+        removed: ids of the sessions that are gone.
+        kept: id of each session that is still there, and why.
+    """
+
+    removed: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+class Workspace:
+    """A directory of sessions.
+
+    Args:
+        root: absolute; need not exist.
+        is_default: the library chose the place, so it trusts nothing there and removes it when it is empty.
+    """
+
+    def __init__(self, root: str, *, is_default: bool = False) -> None:
+        self.root = os.path.abspath(root)
+        self.is_default = is_default
+        self._sessions = os.path.join(self.root, SESSIONS_DIR)
+
+    @classmethod
+    def locate(cls, environ: Mapping[str, str] = os.environ, *, is_made: bool = True) -> Workspace:
+        """``TR_WORKSPACE``, else a private directory in shared memory, else one among temporary files.
+
+        Args:
+            environ: the environment.
+            is_made: whether to make it if it is missing.
+
+        Raises:
+            HostilePath: the place is not a directory that this user can trust and use.
+        """
+        parent = SHM_DIR if system.is_usable_dir(SHM_DIR) else tempfile.gettempdir()
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        default = os.path.join(parent, f"tr_mmap-{user}")
+        chosen = os.path.abspath(environ.get(WORKSPACE_VARIABLE, "") or default)
+        workspace = cls(chosen, is_default=chosen == default)  # a worker is told the place, be it the default one
+        if is_made:
+            workspace._make_root()
+        return workspace
+
+    def session_dir(self, session_id: str) -> str:
+        """Where the session of that name is, if it is."""
+        check_session_id(session_id)
+        return os.path.join(self._sessions, SESSION_PREFIX + session_id)
+
+    def find(self, session_id: str) -> str:
+        """Where the session of that name is; it is this user's own, or not there at all.
+
+        Raises:
+            HostilePath: another could write to it, or to what leads to it.
+        """
+        path = self.session_dir(session_id)
+        try:
+            _check_private(self._sessions)
+            _check_private(path)
+        except FileNotFoundError:
+            pass
+        return path
+
+    def claim(self, session_id: str, manifest: Manifest) -> str:
+        """Become the owner of a session: its directory, new and with its manifest in it.
+
+        What a dead owner left under the name is removed first.
+
+        Raises:
+            SessionInUse: somebody else has the name, or nobody can say who.
+            BadMessage: the id or the manifest is not right.
+            OSError: a system call failed; nothing of a new session is left.
+        """
+        path = self.session_dir(session_id)
+        if manifest.session_id != session_id:
+            raise BadMessage(f"the manifest is of session {manifest.session_id!r}", detail=session_id)
+        deadline = time.monotonic() + CLAIM_WAIT_S
+        while True:
+            is_free = False
+            try:
+                if self._place(path, manifest):
+                    return path
+                is_free = reclaim(path, require_dead)
+                kept = NotReclaimable("it changes hands all the time", may_pass=True)
+            except FileNotFoundError as error:  # another's release removed the empty parents at this moment
+                kept = NotReclaimable(f"{error.filename} keeps vanishing", may_pass=True)
+            except NotReclaimable as found:
+                kept = found
+            except HostilePath:
+                raise  # what others prepared is not ours to remove
+            except BaseException:
+                self._remove_if_empty()
+                raise
+            if time.monotonic() >= deadline and kept.end_orphan(deadline + ORPHAN_WAIT_S - CLAIM_WAIT_S):
+                deadline = time.monotonic() + CLAIM_WAIT_S
+                continue
+            if not kept.may_pass or time.monotonic() >= deadline:
+                raise SessionInUse(
+                    f"session {session_id!r} is in use: {kept.reason} ({path}); end that process, choose another "
+                    "session id, or remove the directory if you know that nothing uses it",
+                    session_id=session_id,
+                    pid=kept.pid,
+                )
+            if not is_free:
+                time.sleep(CLAIM_RETRY_S)
+
+    def release(self, session_id: str) -> bool:
+        """Remove a session of this process, or a dead one, and the directories that are empty then.
+
+        Returns:
+            Whether it is gone, be it before; False if another living process owns it.
+
+        Raises:
+            OSError: a system call failed; the session is there, and may be released again.
+        """
+        path = self.session_dir(session_id)
+        deadline = time.monotonic() + CLAIM_WAIT_S
+        while True:
+            try:
+                reclaim(path, require_own)
+                break
+            except NotReclaimable as kept:
+                if isinstance(kept.__cause__, OSError):
+                    raise kept.__cause__ from None
+                if not kept.may_pass or time.monotonic() >= deadline:
+                    return False
+                time.sleep(CLAIM_RETRY_S)
+        self._remove_if_empty()
+        return True
+
+    def sweep(self, *, ends_orphans: bool = False) -> SweepReport:
+        """Remove the sessions whose controller and worker have both ended, with their semaphores, and half-made ones.
+
+        Whatever lives, is another user's or cannot be judged stays. Any number of sweepers may run at once.
+
+        Args:
+            ends_orphans: whether to wait a few seconds for workers whose controller has ended, and then kill them.
+
+        Raises:
+            HostilePath: the directory of sessions is not this user's own.
+        """
+        report = SweepReport()
+        orphans: dict[str, NotReclaimable] = {}
+        try:
+            _check_private(self._sessions)
+            names = sorted(system.list_dir(self._sessions))
+        except FileNotFoundError:
+            names = []
+        for name in names:
+            path = os.path.join(self._sessions, name)
+            if leftover := parse_leftover(name):
+                user = Identity.local(int(leftover[2]), int(leftover[3]))
+                # Our own removals too: one may have failed, and of two at once neither minds the other.
+                if not user.is_alive() or (leftover[1] == "gone" and user == Identity.current()):
+                    system.remove_tree(path)
+            elif name.startswith(SESSION_PREFIX) and is_session_id(session_id := name.removeprefix(SESSION_PREFIX)):
+                try:
+                    if reclaim(path, require_dead):
+                        report.removed.append(session_id)
+                except NotReclaimable as kept:
+                    report.kept[session_id] = kept.reason
+                    if kept.orphan is not None:
+                        orphans[session_id] = kept
+                except OSError as error:
+                    report.kept[session_id] = f"it cannot be examined or removed ({error.strerror})"
+        if ends_orphans and orphans:
+            deadline = time.monotonic() + ORPHAN_WAIT_S
+            if True in [kept.end_orphan(deadline) for kept in orphans.values()]:
+                again = self.sweep()
+                return SweepReport(report.removed + again.removed, again.kept)
+        self._remove_if_empty()
+        return report
+
+    def _place(self, path: str, manifest: Manifest) -> bool:
+        """Put a new session at ``path``; False if something is there."""
+        self._make_root()
+        try:
+            system.make_dir(self._sessions)
+        except FileExistsError:
+            pass
+        _check_private(self._sessions)
+        if system.exists(path):  # rename(2) would replace an empty directory
+            return False
+        temporary = aside(path, "new")
+        system.make_dir(temporary)
+        try:
+            manifests.write(temporary, manifest)
+            system.rename(temporary, path)
+        except BaseException as error:
+            discard(temporary)
+            if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                return False
+            raise
+        return True
+
+    def _make_root(self) -> None:
+        while True:
+            try:
+                system.make_dir(self.root)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise _unusable(self.root, f"cannot be made ({error.strerror})") from error
+            if not self.is_default:
+                if not system.is_usable_dir(self.root):
+                    raise _unusable(self.root, "is not a directory that this user may write")
+                _check_shared(self.root)
+                return
+            try:
+                _check_private(self.root)
+                return
+            except FileNotFoundError:  # another's release removed it at this moment
+                continue
+
+    def _remove_if_empty(self) -> None:
+        try:
+            system.remove_dir(self._sessions)
+            if self.is_default:
+                system.remove_dir(self.root)
+        except OSError:  # in a place where we may not remove: an empty directory harms nobody
+            pass
+
+
+def sweep(root: str | None = None) -> SweepReport:
+    """Remove what dead processes left in a workspace, by default in this user's; see :meth:`Workspace.sweep`.
+
+    A worker whose controller has ended follows it by itself; if it has not after a few seconds it is killed.
+    """
+    return (Workspace(root) if root is not None else Workspace.locate()).sweep(ends_orphans=True)
+
+
+def _unusable(path: str, reason: str) -> HostilePath:
+    return HostilePath(
+        f"{path} {reason}; set TR_WORKSPACE to a directory of your own, in a directory that exists",
+        path=path,
+        reason=reason,
+    )
+
+
+def _check_private(path: str) -> None:
+    """Raise HostilePath unless it is a directory of ours that nobody else may write; FileNotFoundError if gone."""
+    info = system.status(path)
+    if stat.S_ISLNK(info.st_mode):
+        raise _unusable(path, "is a symlink")
+    if not stat.S_ISDIR(info.st_mode):
+        raise _unusable(path, "is not a directory")
+    if os.name != "posix":  # pragma: no cover - Windows has no modes
+        return
+    if info.st_uid != os.geteuid():
+        raise _unusable(path, f"belongs to user {info.st_uid}")
+    if info.st_mode & 0o022:
+        raise _unusable(path, "may be written by group or others")
+
+
+def _check_shared(path: str) -> None:
+    """Raise HostilePath if another user could rename what we make in a directory that our user chose."""
+    if os.name != "posix":  # pragma: no cover - Windows has no modes
+        return
+    info = system.status(os.path.realpath(path))  # a symlink of the user's own choice is followed
+    if info.st_uid not in (0, os.geteuid()):
+        raise _unusable(path, f"belongs to user {info.st_uid}")
+    if info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:
+        raise _unusable(path, "may be written by group or others, and has no sticky bit (chmod go-w, or chmod +t)")

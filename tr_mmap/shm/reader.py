@@ -1,0 +1,188 @@
+"""The reader's side: maps each segment once, hands out views, keeps a lease for as long as one lives."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from typing import Any
+
+from ..base import system
+from ..base.fork_safety import ForkAware
+from ..base.identifiers import is_segment_name
+from ..errors import BadMessage, Fault, HostilePath, StaleTensor, TSRFormatError
+from ..native import ReaderSegment
+from ..tsr import header as tsr_header
+from ..tsr import tensors
+from ..tsr.header import Header
+from ..wire.header import LAYOUT_WORD, LEASE_PINNED, LEASE_WORD, MAX_HEADER_NBYTES, SEQ_RETIRED, SEQ_WORD
+from ..wire.segments import HEAD_NBYTES
+
+__all__ = ["SegmentReader"]
+
+
+class _MappedSegment(ReaderSegment):
+    """One segment of the peer, as we see it."""
+
+    __slots__ = ("head", "header", "inode", "name", "payload", "words")
+
+    def __init__(self, name: str, head: memoryview, payload: memoryview, inode: int) -> None:
+        super().__init__(head, payload)
+        self.name = name
+        self.head = head
+        self.words = head.cast("Q")
+        self.payload = payload  # the whole file, so that offsets are those of the header
+        self.inode = inode
+        self.header: Header | None = None
+
+
+class SegmentReader(ForkAware):
+    """Turns what the peer has published into views. Not safe for threads by itself.
+
+    Args:
+        directory: the session directory.
+        verify: compare each payload with its CRC-32, which must be there.
+
+    Attributes:
+        mapped: the peer's segments that we have mapped, by name.
+    """
+
+    def __init__(self, directory: str, *, verify: bool = False) -> None:
+        super().__init__()
+        self._directory = directory
+        self._verify = verify
+        self.mapped: dict[str, _MappedSegment] = {}
+
+    def receive(self, name: str, seq: int, framework: str, tag: str = "") -> Any:
+        """A view of the tensor; the segment is not filled again while it, or a view of it, lives.
+
+        A numpy array is read-only over the shared mapping. A torch tensor is over a copy-on-write mapping of its
+        own: a store into it stays in this process.
+
+        Args:
+            name: of the segment's file.
+            seq: the number that the tensor was published under.
+            framework: ``"numpy"`` or ``"torch"``.
+            tag: what the users call the tensor, for the texts of errors; "" for a result.
+
+        Raises:
+            StaleTensor: the segment holds another tensor by now, or is gone.
+            BadMessage: what is named is no segment.
+            HostilePath: it is not a file of the peer's making.
+            TSRFormatError: what is there is not a tensor; PAYLOAD_CHECKSUM: it is not the one that was published.
+        """
+        segment = self.mapped.get(name)
+        if segment is None:
+            segment = self._map(name, seq, tag)
+        private = None if framework == "numpy" else self._map_private(segment, seq, tag)
+        try:
+            array = segment.view(seq, private)
+            if array is None:  # its layout has changed
+                self._decode(segment, seq)
+                array = segment.view(seq, private)
+        except LookupError:
+            array = None
+        if array is None:
+            raise _stale(name, seq, tag)
+        if self._verify:
+            try:
+                _check_payload(segment)
+            except BaseException:
+                array = None  # else a traceback that is kept would keep the lease
+                raise
+        if private is None:
+            return array
+        assert segment.header is not None
+        return tensors.as_torch(array, segment.header.dtype)
+
+    def _map(self, name: str, seq: int, tag: str) -> _MappedSegment:
+        self._forget_retired()
+        fd = self._open(name, seq, tag)
+        try:
+            nbytes = system.file_nbytes(fd)
+            if nbytes < HEAD_NBYTES:
+                raise _stale(name, seq, tag)
+            if system.is_sparse(fd):
+                path = os.path.join(self._directory, name)
+                raise HostilePath(f"{path} has holes; no owner makes such a segment", path=path, reason="sparse")
+            head, file = system.map_write(fd, HEAD_NBYTES), system.map_read(fd, nbytes)
+            segment = _MappedSegment(name, head, file, os.fstat(fd).st_ino)
+        finally:
+            system.close(fd)
+        # A child of ours may have a view that we had when it was forked: that lease is not ours to release.
+        segment.is_pinned = segment.words[LEASE_WORD] == LEASE_PINNED
+        self.mapped[name] = segment
+        return segment
+
+    def _open(self, name: str, seq: int, tag: str) -> int:
+        if not is_segment_name(name):
+            raise BadMessage(f"a message names {name[:80]!r}, and no segment is called so", detail=name[:80])
+        try:
+            return system.open_private_file(os.path.join(self._directory, name), write=True)
+        except FileNotFoundError:
+            raise _stale(name, seq, tag) from None
+
+    def _map_private(self, segment: _MappedSegment, seq: int, tag: str) -> memoryview:
+        private, segment.spare = segment.spare, None
+        if private is not None and system.advise(private, system.MADV_DONTNEED):
+            return private
+        fd = self._open(segment.name, seq, tag)
+        try:
+            if os.fstat(fd).st_ino != segment.inode:
+                raise _stale(segment.name, seq, tag)
+            return system.map_private(fd, len(segment.payload))
+        finally:
+            system.close(fd)
+
+    def _decode(self, segment: _MappedSegment, seq: int) -> None:
+        """Take over the layout that the header says now.
+
+        Without the lease: an owner who changes it has taken the number away, and never gives it again. So if a view of
+        that number is had later, the header was as it is.
+        """
+        layout_seq = segment.words[LAYOUT_WORD]
+        try:
+            header = tsr_header.decode(
+                segment.head[:MAX_HEADER_NBYTES].tobytes(), file_nbytes=len(segment.payload), path=segment.name
+            )
+        except TSRFormatError:
+            if segment.words[SEQ_WORD] != seq:
+                return  # looking for a view will say so
+            raise
+        if not header.is_segment:
+            raise TSRFormatError(
+                f"{segment.name} is a plain TSR file, not a segment", fault=Fault.BAD_FLAGS, path=segment.name
+            )
+        segment.header = header
+        segment.set_layout(layout_seq, header.dtype.numpy, header.shape, header.payload_offset)
+
+    def _forget_retired(self) -> None:
+        for name, segment in list(self.mapped.items()):
+            if not segment.views and segment.words[SEQ_WORD] == SEQ_RETIRED:
+                del self.mapped[name]
+
+    def forked_in_parent(self) -> None:
+        for segment in list(self.mapped.values()):  # a copy, made in one step: other threads go on working
+            if segment.views:
+                segment.is_pinned = True
+
+    def close(self) -> None:
+        """Forget all mappings; views that still live keep theirs, and their leases."""
+        self.mapped.clear()
+
+
+def _stale(name: str, seq: int, tag: str) -> StaleTensor:
+    what = f"tensor {tag!r}" if tag else "the result"
+    return StaleTensor(f"{what} (number {seq} in {name}) is not there any more; send it again", name=name, seq=seq)
+
+
+def _check_payload(segment: _MappedSegment) -> None:
+    header = segment.header
+    assert header is not None
+    if header.payload_checksum is None:
+        found = "has no checksum, and this session's tensors have one"
+    else:
+        crc = zlib.crc32(segment.payload[header.payload_offset : header.file_nbytes])
+        if crc == header.payload_checksum:
+            return
+        found = f"payload checksum {crc:#010x}, the header says {header.payload_checksum:#010x}: changed on the way"
+    raise TSRFormatError(f"{segment.name}: {found}", fault=Fault.PAYLOAD_CHECKSUM, path=segment.name)

@@ -1,0 +1,45 @@
+"""Which transfer goes with which channel. An implementation is imported when it is needed, and not before."""
+
+from __future__ import annotations
+
+from ..errors import BadMessage
+from ..protocol.legacy import LEGACY
+from .interface import ControllerTransfer, WorkerTransfer
+from .options import TransferOptions
+
+__all__ = ["check_options", "controller_transfer", "worker_transfer"]
+
+
+def check_options(channel: str, *, auth: bool, checksum: bool) -> None:
+    """Refuse what a channel's peers cannot do.
+
+    Raises:
+        BadMessage: a legacy peer neither signs messages nor stores checksums.
+    """
+    for name, is_wanted in (("auth", auth), ("checksum", checksum)):
+        if is_wanted and channel == LEGACY:
+            raise BadMessage(
+                f"{name}=True is not for channel={LEGACY!r}: the legacy dialect has no such thing", detail=name
+            )
+
+
+def controller_transfer(channel: str, directory: str, options: TransferOptions) -> ControllerTransfer:
+    """The controller's side of the transfer that goes with a channel."""
+    if channel == LEGACY:
+        from .legacy_files import LegacyControllerTransfer
+
+        return LegacyControllerTransfer(directory, budget_nbytes=options.budget_nbytes)
+    from .segments import SegmentControllerTransfer
+
+    return SegmentControllerTransfer(directory, options)
+
+
+def worker_transfer(channel: str, directory: str, options: TransferOptions | None = None) -> WorkerTransfer:
+    """The worker's side of the transfer that goes with a channel."""
+    if channel == LEGACY:
+        from .legacy_files import LegacyWorkerTransfer
+
+        return LegacyWorkerTransfer(directory)
+    from .segments import SegmentWorkerTransfer
+
+    return SegmentWorkerTransfer(directory, options or TransferOptions())

@@ -1,0 +1,334 @@
+"""Tensors in plain v1 files, put in place whole: the transfer of the legacy dialect.
+
+A file is ``<tag>.tsr``. Our worker reads copies, for a legacy controller may overwrite its files in place; it leaves
+them, and writes ``result_<i>.tsr``. A legacy worker deletes its inputs after reading, so our controller keeps a copy of
+each tag's file, and links it into place for every request that names the tag. The worker's result files are renamed as
+soon as the response is there, so that nothing that it writes later can change them, and removed when they are mapped.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import tsr
+from ..base import system
+from ..base.atomic import replacement
+from ..base.identifiers import is_plain_tag
+from ..errors import Fault, MissingTag, OutOfSpace, TSRFormatError, UnsupportedTensor
+from ..protocol.commands import split_words
+from ..protocol.legacy import LEGACY_FORBIDDEN_MODE
+from ..protocol.messages import Request, Response, TensorRef, decode_response, now_ms
+from ..shm.pool import PoolStats
+from ..tsr import dtypes
+from ..tsr import header as tsr_header
+from ..tsr import tensors as conversions
+from ..wire.header import MAX_HEADER_NBYTES
+from .interface import ControllerTransfer, WorkerTransfer
+
+__all__ = ["LegacyControllerTransfer", "LegacyWorkerTransfer"]
+
+_is_legacy_result = re.compile(r"r[0-9]*").fullmatch
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _encode(tensor: Any) -> tuple[bytes, memoryview]:
+    """A v1 header, and the payload's bytes.
+
+    Raises:
+        UnsupportedTensor: not a tensor, or one that v1 cannot hold.
+    """
+    dtype, array = conversions.to_array(tensor)
+    try:
+        header = tsr_header.encode_v1(dtype, array.shape)
+    except TSRFormatError as error:
+        raise UnsupportedTensor(
+            f"a legacy peer reads TSR v1 only: {str(error).removesuffix('; use v2')}; convert the tensor"
+        ) from error
+    if array.nbytes and not (array.flags.c_contiguous and conversions.is_little_endian(array)):
+        copy = bytearray(array.nbytes)
+        conversions.copy_into(copy, 0, array)
+        return header, memoryview(copy)
+    return header, array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(b"")
+
+
+def _write(path: str, header: bytes, payload: memoryview) -> None:
+    """Put a file in place, whole; a reader of the old one keeps the old one."""
+    with replacement(path) as fd:
+        system.write_all(fd, header)
+        system.write_all(fd, payload, len(header))
+
+
+def _read(path: str, framework: str) -> Any:
+    """A copy of a file's tensor, of any layout. Never maps: whoever overwrites a file in place truncates it first."""
+    conversions.check_framework(framework)
+    fd = system.open_private_file(path, forbidden_mode=LEGACY_FORBIDDEN_MODE)
+    try:
+        raw = system.read_all(fd, MAX_HEADER_NBYTES)
+        header = tsr_header.decode(raw, file_nbytes=system.file_nbytes(fd), path=path)
+        payload = np.empty(header.payload_nbytes, np.uint8).data
+        if system.read_into(fd, payload, header.payload_offset) != header.payload_nbytes:
+            raise TSRFormatError(f"{path} became shorter while it was read", fault=Fault.TRUNCATED, path=path)
+    finally:
+        system.close(fd)
+    return conversions.from_buffer(payload, header.dtype, header.shape, 0, framework)
+
+
+def _empty(shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
+    """A plain array or tensor: there is no memory here that the peer would map."""
+    known = dtypes.resolve(dtype)
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    if any(size < 0 for size in shape):
+        raise UnsupportedTensor(f"{shape} is no shape: a size is negative")
+    payload = np.empty(math.prod(shape) * known.itemsize, np.uint8).data
+    return conversions.from_buffer(payload, known, shape, 0, framework)
+
+
+def _inode(path: str) -> int | None:
+    try:
+        return system.status(path).st_ino
+    except FileNotFoundError:
+        return None
+
+
+# -- the worker's side -----------------------------------------------------------------------------------------------
+
+
+class LegacyWorkerTransfer(WorkerTransfer):
+    """See :class:`WorkerTransfer`.
+
+    Args:
+        directory: the session directory.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self.tags = _Files(directory)
+        self.results: list[TensorRef] = []
+        self._count = 0  # files of the last answer that may be there
+
+    def begin(self, request: Request) -> None:  # noqa: ARG002 - it brings its tensors in files
+        self.results = []
+
+    def fetch(self, tag: str, framework: str) -> Any:
+        try:
+            if is_plain_tag(tag):
+                return _read(self._path(tag), framework)
+        except FileNotFoundError:
+            pass
+        raise MissingTag(
+            f"no tensor goes by the tag {tag!r}: there is no {tag[:128]}.tsr in {self._directory}", tag=tag
+        )
+
+    def publish(self, tensors: Sequence[Any]) -> None:
+        for tensor in tensors:
+            tag = f"result_{len(self.results)}"
+            _write(self._path(tag), *_encode(tensor))
+            self.results.append(TensorRef(tag, f"{tag}.tsr", 0))
+            self._count = max(self._count, len(self.results))
+
+    def end(self, request: Request, is_kept: bool) -> list[TensorRef]:  # noqa: ARG002 - as above
+        if not is_kept:
+            self.results = []
+        for number in range(len(self.results), self._count):
+            system.unlink(self._path(f"result_{number}"))
+        self._count = len(self.results)
+        return self.results
+
+    def withdraw(self) -> None:
+        self.end(Request(), is_kept=False)
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
+        return _empty(shape, dtype, framework)
+
+    def close(self, *, is_orphan: bool) -> None:
+        if is_orphan:
+            self.withdraw()
+
+    def _path(self, tag: str) -> str:
+        return os.path.join(self._directory, f"{tag}.tsr")
+
+
+class _Files:
+    """The tags that name a file."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    def __contains__(self, tag: object) -> bool:
+        return (
+            isinstance(tag, str)
+            and is_plain_tag(tag) is not None
+            and system.exists(os.path.join(self._directory, f"{tag}.tsr"))
+        )
+
+
+# -- the controller's side -------------------------------------------------------------------------------------------
+
+
+class LegacyControllerTransfer(ControllerTransfer):
+    """See :class:`ControllerTransfer`.
+
+    Args:
+        directory: the session directory.
+        budget_nbytes: most bytes of files to keep at once; None for no limit of ours.
+    """
+
+    def __init__(self, directory: str, *, budget_nbytes: int | None) -> None:
+        self._directory = directory
+        self._budget_nbytes = budget_nbytes
+        self._kept: dict[str, int] = {}  # tag to bytes of its file
+        self._placed: dict[str, int | None] = {}  # tag to the inode that we put there for the worker
+        self._taken: set[str] = set()  # names of results that wait to be received
+        self._takes = 0
+        self._written = 0
+        self._written_nbytes = 0
+
+    def put(self, tag: str, tensor: Any) -> None:
+        self._kept[tag] = self._save(self._kept_path(tag), tensor, replaced_nbytes=self._kept.get(tag, 0))
+
+    def drop(self, tag: str) -> None:
+        if tag not in self._kept:
+            known = ", ".join(sorted(self._kept)) or "none"
+            raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {known}", tag=tag)
+        system.unlink(self._kept_path(tag))
+        del self._kept[tag]
+
+    def prepare(self, seq: int, command: str, parameters: str, tensors: Sequence[Any]) -> Request:
+        self.withdraw()
+        words = split_words(parameters)
+        try:
+            for word in words:
+                if word in self._kept:
+                    self._place(word)
+            own = [self._place_argument(tensor) for tensor in tensors]
+        except BaseException:
+            self.withdraw()
+            raise
+        if own or (words and all(word in self._kept for word in words)):
+            parameters = ",".join([*words, *own])  # as a legacy worker splits them; other text stays as it is
+        return Request(seq, command, parameters, now_ms())
+
+    def withdraw(self) -> None:
+        self._remove_placed()
+        for name in self._taken:  # of an answer that nobody wanted
+            system.unlink(os.path.join(self._directory, name))
+        self._taken.clear()
+
+    def decode(self, raw: bytes) -> Response:
+        """Read a response, and take its result files: of the words of its params, those that are files."""
+        response = decode_response(raw)
+        self._remove_placed()  # what is left is the worker's own
+        tags = [ref.tag for ref in response.tensors]
+        paths = [self._path(tag) for tag in tags]
+        if response.error is not None or not all(map(system.exists, paths)):
+            response.tensors = []
+            return response
+        response.tensors = [self._take(tag, path) for tag, path in zip(tags, paths, strict=True)]
+        if tags and tags == split_words(response.result):
+            response.result = "ok"
+        return response
+
+    def receive(self, ref: TensorRef, framework: str) -> Any:
+        path = os.path.join(self._directory, ref.segment)
+        try:
+            return tsr.load(path, framework=framework)
+        finally:
+            system.unlink(path)  # what is mapped stays as it is
+            self._taken.discard(ref.segment)
+
+    def acknowledged(self, request: Request) -> None:
+        """What the request brought was removed when its answer was read."""
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
+        return _empty(shape, dtype, framework)
+
+    def stats(self) -> PoolStats:
+        return PoolStats(
+            segments=len(self._kept),
+            nbytes=sum(self._kept.values()),
+            free_nbytes=0,
+            published=self._written,
+            copied_nbytes=self._written_nbytes,
+            created=self._written,
+        )
+
+    def collect(self) -> None:
+        """A file's memory is free when its last view is gone."""
+
+    def worker_started(self, is_over: Callable[[], bool]) -> None:
+        """Every request brings all that it needs."""
+
+    def worker_ended(self) -> None:
+        self.withdraw()
+
+    def close(self) -> None:
+        """The files go with the directory."""
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def _save(self, path: str, tensor: Any, *, replaced_nbytes: int = 0) -> int:
+        header, payload = _encode(tensor)
+        nbytes = len(header) + len(payload)
+        held = sum(self._kept.values()) - replaced_nbytes
+        if self._budget_nbytes is not None and held + nbytes > self._budget_nbytes:
+            raise OutOfSpace(
+                f"a file of {nbytes} bytes would exceed the session's budget of {self._budget_nbytes}; {held} are in "
+                "use: drop tensors, or raise budget_nbytes",
+                needed_nbytes=nbytes,
+                free_nbytes=max(0, self._budget_nbytes - held),
+            )
+        _write(path, header, payload)
+        self._written += 1
+        self._written_nbytes += len(payload)
+        return nbytes
+
+    def _place_argument(self, tensor: Any) -> str:
+        number = 0
+        while (tag := f"arg_{number}") in self._kept or tag in self._placed:
+            number += 1
+        path = self._path(tag)
+        self._save(path, tensor)
+        self._placed[tag] = _inode(path)
+        return tag
+
+    def _place(self, tag: str) -> None:
+        kept, path = self._kept_path(tag), self._path(tag)
+        system.unlink(path)
+        if _is_legacy_result(tag):
+            # The worker may write a result of that name over it in place: that must not reach our copy.
+            fd = system.open_private_file(kept)
+            try:
+                _write(path, b"", memoryview(system.read_all(fd, system.file_nbytes(fd))))
+            finally:
+                system.close(fd)
+        else:
+            system.link(kept, path)
+        self._placed[tag] = _inode(path)
+
+    def _remove_placed(self) -> None:
+        placed, self._placed = self._placed, {}
+        for tag, inode in placed.items():
+            path = self._path(tag)
+            if inode is not None and _inode(path) == inode:  # else the worker has made a result of that name
+                system.unlink(path)
+
+    def _take(self, tag: str, path: str) -> TensorRef:
+        self._takes += 1
+        name = f".taken_{self._takes}.tsr"
+        self._taken.add(name)
+        system.rename(path, os.path.join(self._directory, name))
+        return TensorRef(tag, name, 0)
+
+    def _path(self, tag: str) -> str:
+        return os.path.join(self._directory, f"{tag}.tsr")
+
+    def _kept_path(self, tag: str) -> str:
+        return os.path.join(self._directory, f".{tag}.kept")

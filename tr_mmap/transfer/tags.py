@@ -1,0 +1,85 @@
+"""The controller's tags: names under which tensors stay until sent again, dropped, or the session ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from ..base import system
+from ..base.atomic import replace_by_link
+from ..errors import MissingTag
+from ..protocol.messages import Request, TensorRef
+from ..shm.segment import Segment
+
+__all__ = ["Tags"]
+
+
+class Tags:
+    """Which segment carries which tag, what its file is called, and what the worker knows of it.
+
+    ``<tag>.tsr`` is a hard link to the segment that carries the tag. The answer to a request acknowledges what that
+    request announced, so nothing is lost with a request that no worker ever read.
+
+    Attributes:
+        unannounced: changes that the worker has not acknowledged: tag to seq, or 0 for a tag that is gone.
+    """
+
+    def __init__(self, directory: str, release: Callable[[Segment], None]) -> None:
+        self._directory = directory
+        self._release = release  # of a segment that the worker may be about to read
+        self._segments: dict[str, Segment] = {}
+        self.unannounced: dict[str, int] = {}
+
+    def put(self, tag: str, segment: Segment) -> None:
+        """Let ``tag`` mean ``segment``, of which the caller's hold passes to the tag."""
+        previous = self._segments.get(tag)
+        if previous is not segment:  # else the file of that tag is a link to it already
+            try:
+                replace_by_link(segment.path, self._path(tag))
+            except BaseException:
+                segment.release()
+                raise
+        self._segments[tag] = segment
+        self.unannounced[tag] = segment.seq
+        if previous is not None:
+            self._release(previous)
+
+    def drop(self, tag: str) -> None:
+        """Forget a tag.
+
+        Raises:
+            MissingTag: there is no such tag.
+        """
+        segment = self._segments.get(tag)
+        if segment is None:
+            raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {self.describe()}", tag=tag)
+        system.unlink(self._path(tag))
+        del self._segments[tag]
+        self.unannounced[tag] = 0
+        self._release(segment)
+
+    def describe(self) -> str:
+        return ", ".join(sorted(self._segments)) or "none"
+
+    def announcements(self) -> tuple[list[TensorRef], list[str]]:
+        """What the next request must announce: where the tensors of new tags are, and which tags are gone."""
+        refs = [TensorRef(tag, self._segments[tag].name, seq) for tag, seq in self.unannounced.items() if seq]
+        drops = [tag for tag, seq in self.unannounced.items() if not seq]
+        return refs, drops
+
+    def acknowledged(self, request: Request) -> None:
+        """A request that carried :meth:`announcements` was answered; later changes are still to be announced."""
+        for ref in request.tensors:
+            if self.unannounced.get(ref.tag) == ref.seq:
+                del self.unannounced[ref.tag]
+        for tag in request.drops:
+            if self.unannounced.get(tag) == 0:
+                del self.unannounced[tag]
+
+    def announce_all_again(self) -> None:
+        """There is a new worker, which knows no tags."""
+        self.unannounced.clear()
+        self.unannounced.update({tag: segment.seq for tag, segment in self._segments.items()})
+
+    def _path(self, tag: str) -> str:
+        return os.path.join(self._directory, f"{tag}.tsr")

@@ -1,0 +1,185 @@
+"""Element types: TSR code, name, size, and their numpy and torch counterparts.
+
+The table is ``wire.header.DTYPES``: every type that numpy (with ``ml_dtypes``) and torch both have. Codes 1 to 8 are
+those of the v0 and v1 layouts. Importing this module imports neither torch nor ``ml_dtypes``: each is imported when a
+dtype that only it has is asked for. Never looks at tensors, only at dtypes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ..errors import UnsupportedTensor
+from ..wire.header import DTYPES
+
+if TYPE_CHECKING:
+    import torch as torch_module
+
+__all__ = ["TABLE", "DType", "by_code", "by_name", "from_numpy", "from_torch", "resolve"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DType:
+    """One element type. There is one object for each, so ``is`` and ``==`` mean the same, also after pickling.
+
+    Attributes:
+        code: the number that stands in a TSR header.
+        name: the name numpy (or ``ml_dtypes``) gives it.
+        itemsize: bytes of one element.
+        torch_name: its attribute in ``torch``, or None where torch never had it.
+    """
+
+    code: int
+    name: str
+    itemsize: int
+    torch_name: str | None
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The little-endian numpy dtype."""
+        dtype = _NUMPY.get(self.code)
+        return dtype if dtype is not None else _import_numpy(self)
+
+    @property
+    def torch(self) -> torch_module.dtype:
+        """The torch dtype; imports torch.
+
+        Raises:
+            UnsupportedTensor: the installed torch has no such dtype.
+        """
+        dtype: torch_module.dtype | None = _TORCH.get(self.code)
+        return dtype if dtype is not None else _import_torch(self)
+
+    def __reduce__(self) -> Any:
+        return (by_code, (self.code,))
+
+
+TABLE: Final[tuple[DType, ...]] = tuple(DType(code, name, itemsize, name) for code, name, itemsize in DTYPES)
+
+_ML_DTYPES: Final = frozenset(d.name for d in TABLE if d.name.startswith(("bfloat", "float8_")))
+_BY_CODE: Final = {d.code: d for d in TABLE}
+_BY_NAME: Final = {d.name: d for d in TABLE}
+_BY_TORCH_NAME: Final = {d.torch_name: d for d in TABLE}
+
+# Caches, filled as types are met; bounded, since only dtypes of the table ever enter. A race between threads writes
+# the same value twice, which is harmless.
+_NUMPY: Final[dict[int, np.dtype[Any]]] = {
+    # By its text, so that on a little-endian machine it is numpy's own object, which is compared at no cost.
+    d.code: np.dtype(np.dtype(d.name).newbyteorder("<").str)
+    for d in TABLE
+    if d.name not in _ML_DTYPES
+}
+_TORCH: Final[dict[int, Any]] = {}
+_FROM_NUMPY: Final[dict[np.dtype[Any], DType]] = {dtype: _BY_CODE[code] for code, dtype in _NUMPY.items()}
+_FROM_TORCH: Final[dict[Any, DType]] = {}
+
+
+def by_code(code: int) -> DType:
+    """The type with that TSR code.
+
+    Raises:
+        UnsupportedTensor: there is none.
+    """
+    try:
+        return _BY_CODE[code]
+    except KeyError:
+        raise UnsupportedTensor(f"{code} is no TSR dtype code; {_supported()}") from None
+
+
+def by_name(name: str) -> DType:
+    """The type with that name, ``"bfloat16"`` say.
+
+    Raises:
+        UnsupportedTensor: there is none.
+    """
+    try:
+        return _BY_NAME[name]
+    except KeyError:
+        raise UnsupportedTensor(f"{name!r} is no TSR dtype; {_supported()}") from None
+
+
+def from_numpy(dtype: np.dtype[Any]) -> DType:
+    """The type of a numpy dtype of either byte order.
+
+    Raises:
+        UnsupportedTensor: the table has no such type.
+    """
+    try:
+        return _FROM_NUMPY[dtype]
+    except KeyError:
+        return _meet_numpy(dtype)
+
+
+def from_torch(dtype: torch_module.dtype) -> DType:
+    """The type of a torch dtype.
+
+    Raises:
+        UnsupportedTensor: the table has no such type.
+    """
+    try:
+        return _FROM_TORCH[dtype]
+    except KeyError:
+        return _meet_torch(dtype)
+
+
+def resolve(dtype: Any) -> DType:
+    """The type that a user means: a name, a numpy dtype or scalar type, a torch dtype, or a :class:`DType`.
+
+    Raises:
+        UnsupportedTensor: the table has no such type.
+    """
+    if isinstance(dtype, str):
+        return by_name(dtype)
+    if isinstance(dtype, DType):
+        return dtype
+    if type(dtype).__module__ == "torch":
+        return from_torch(dtype)
+    try:
+        return from_numpy(np.dtype(dtype))
+    except TypeError:
+        raise UnsupportedTensor(f"{dtype!r} is no dtype; {_supported()}") from None
+
+
+def _supported() -> str:
+    return "supported are " + ", ".join(d.name for d in TABLE)
+
+
+def _import_numpy(known: DType) -> np.dtype[Any]:
+    import ml_dtypes
+
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, known.name))
+    _NUMPY[known.code] = dtype
+    _FROM_NUMPY[dtype] = known
+    return dtype
+
+
+def _import_torch(known: DType) -> torch_module.dtype:
+    import torch
+
+    dtype: torch_module.dtype | None = getattr(torch, known.torch_name or "", None)
+    if dtype is None:
+        raise UnsupportedTensor(
+            f"torch {torch.__version__} has no dtype {known.name}; ask for numpy, or install a newer torch"
+        )
+    _TORCH[known.code] = dtype
+    return dtype
+
+
+def _meet_numpy(dtype: np.dtype[Any]) -> DType:
+    # Names are compared first: another library may register a dtype of the same name, and longlong has int64's.
+    known = _BY_NAME.get(dtype.name)
+    if known is None or (dtype != known.numpy and dtype != known.numpy.newbyteorder()):
+        raise UnsupportedTensor(f"numpy dtype {dtype!s} has no TSR form; {_supported()}; convert with .astype() first")
+    _FROM_NUMPY[dtype] = known
+    return known
+
+
+def _meet_torch(dtype: torch_module.dtype) -> DType:
+    known = _BY_TORCH_NAME.get(str(dtype).removeprefix("torch."))
+    if known is None:
+        raise UnsupportedTensor(f"{dtype} has no TSR form; {_supported()}; convert with .to() first")
+    _FROM_TORCH[dtype] = known
+    return known

@@ -1,0 +1,49 @@
+"""Control messages and the status: their files, the bytes of a message page, their words and limits."""
+
+from __future__ import annotations
+
+from typing import Final
+
+PROTOCOL_VERSION: Final = 1  # of the manifest
+
+REQUEST_FILE: Final = "request.json"
+RESPONSE_FILE: Final = "response.json"
+STATUS_FILE: Final = "status.txt"
+
+# A message page, see tr_mmap.channel.mapped. The number is stored last, as one aligned 8-byte word.
+MESSAGE_PAGE_NBYTES: Final = 65536
+MESSAGE_NUMBER_OFFSET: Final = 8
+MESSAGE_REST_OFFSET: Final = 16  # where the members after the number begin
+NUMBER_DIGITS: Final = 8
+MAX_MESSAGE_SEQ: Final = 99_999_999  # 8 digits; then from 1 again: the wire alternates, so only neighbours must differ
+BLANK_NUMBER: Final = "       0"  # a message is being stored, or there is none yet
+EMPTY_PAGE: Final = '{"seq":        0}\n'
+STATUS_NBYTES: Final = 4096  # one memory page: a truncating writer cannot make us touch beyond the file's last page
+
+# A control message names tensors and carries a text for people; more than this is data, and data goes in a tensor.
+MAX_MESSAGE_NBYTES: Final = 16 << 20
+MAX_DETAIL_CHARS: Final = 1000  # the status line is one page of 4 KiB; a character is at most 4 bytes of it
+REQUEST_STEM: Final = "request"  # of the file with a long message: says which side wrote it, so that the other takes it
+RESPONSE_STEM: Final = "response"
+SPILL_SUFFIX: Final = ".spill"  # of the file with a message that is too long for its page
+MAX_SPILL_TOKEN_LENGTH: Final = 64
+
+EXIT_COMMAND: Final = "exit"  # the controller's request that the worker end; no handler sees it
+ARGUMENT_TAG_PREFIX: Final = "$"  # of the tags, $0, $1, …, of tensors that one request brings for itself alone
+
+STATUS_STARTING: Final = "starting"
+STATUS_READY: Final = "ready"
+STATUS_BUSY: Final = "busy"
+STATUS_OK: Final = "ok"
+STATUS_ERROR: Final = "error"
+STATUS_EXIT: Final = "exit"  # written by the controller: please end
+STATUS_EXITING: Final = "exiting"
+STATUS_TERMINATED: Final = "terminated"
+STATUS_RUNNING: Final = "running"  # read as busy
+STATUS_DONE: Final = "done"  # read as ok
+
+DEFAULT_RESULT: Final = "ok"  # of a handler that gave no text; the slow and the fast path must send the same
+
+FAILURE_UNKNOWN_COMMAND: Final = "unknown_command"
+FAILURE_BAD_INPUT: Final = "bad_input"  # missing tag, wrong count: the handler was not to blame
+FAILURE_HANDLER: Final = "handler"  # the handler raised

@@ -1,0 +1,164 @@
+"""How a worker finds its session, which dialect is spoken there, and whose death ends the worker.
+
+The manifest of a session says all that. A session without a manifest is a legacy controller's: files in the legacy
+dialect, and the process to watch is the one that started us. Never removes a directory that has no manifest.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from ..base import system
+from ..base.identifiers import check_session_id
+from ..channel.authenticated import RejectionCounter, protect
+from ..channel.interface import Channel, Role
+from ..channel.kinds import channel_kind
+from ..errors import BadMessage, HostilePath, SessionNotStarted
+from ..processes.launcher import find_launcher
+from ..processes.lifeline import hold
+from ..processes.orphans import end_own_children
+from ..protocol.legacy import LEGACY, LEGACY_FORBIDDEN_MODE
+from ..sessions import manifest as manifests
+from ..sessions.manifest import Manifest
+from ..sessions.secret import inherited_secret
+from ..sessions.workspace import Workspace
+from ..transfer.interface import WorkerTransfer
+from ..transfer.kinds import worker_transfer
+from ..wire.names import SESSION_PREFIX, SESSIONS_DIR, WORKER_MARK_VARIABLE
+
+__all__ = ["Attachment", "attach"]
+
+
+class Attachment:
+    """A session, seen by its worker.
+
+    Attributes:
+        directory: the session's.
+        channel: the worker's side of its channel.
+        transfer: the worker's side of its transfer.
+        peer: the process whose death ends the session; None if there is none to watch.
+    """
+
+    def __init__(self, directory: str, manifest: Manifest | None, channel: Channel, transfer: WorkerTransfer) -> None:
+        self.directory = directory
+        self.channel = channel
+        self.transfer = transfer
+        self.peer = find_launcher() if manifest is None else manifest.controller
+        self._manifest = manifest
+        self._legacy: tuple[Channel, WorkerTransfer] | None = None
+
+    def legacy_side(self) -> tuple[Channel, WorkerTransfer]:
+        """Channel and transfer for a request without a number, which is not one of ours."""
+        if not self.channel.may_carry_legacy:
+            return self.channel, self.transfer
+        if self._legacy is None:
+            if self._manifest is None or self._manifest.channel == LEGACY:
+                self._legacy = self.channel, self.transfer
+            else:
+                self._legacy = channel_kind(LEGACY).attach(self.directory, []), worker_transfer(LEGACY, self.directory)
+        return self._legacy
+
+    def close_transfers(self, *, is_orphan: bool) -> None:
+        """Release all tensors; if the controller is gone, remove the results too."""
+        for transfer in {self.transfer, *(self._legacy or ())[1:]}:
+            transfer.close(is_orphan=is_orphan)
+
+    def remove(self) -> None:
+        """Remove the session, unless its controller lives, another has taken its name over, or it is not ours.
+
+        The processes that this worker started end first: they could go on writing there.
+        """
+        if self._manifest is None:
+            return
+        end_own_children(self._manifest.worker_mark)
+        if not os.path.isdir(self.directory):
+            return
+        manifest = manifests.read(self.directory)
+        if manifest is not None and not manifest.controller.is_alive():
+            workspace = _workspace_of(self.directory, manifest)
+            if workspace is not None:
+                workspace.release(manifest.session_id)
+
+
+def attach(argument: str, rejections: RejectionCounter) -> Attachment:
+    """Connect to a session.
+
+    Args:
+        argument: its id, or its directory.
+        rejections: counts the messages that are rejected.
+
+    Raises:
+        SessionNotStarted: there is no such session, or it has another worker.
+        HostilePath: somebody else can write to it.
+        BadMessage: its manifest is not right.
+    """
+    hold()
+    directory = _find(argument)
+    manifest = manifests.read(directory)
+    secret = inherited_secret()
+    if manifest is None:
+        _check_legacy(directory)
+        if secret is not None:
+            raise SessionNotStarted(f"{directory} has no manifest, and its controller was to prove who it is")
+        channel, transfer = channel_kind(LEGACY).attach(directory, []), worker_transfer(LEGACY, directory)
+        return Attachment(directory, None, channel, transfer)
+    workspace = _workspace_of(directory, manifest)
+    if workspace is None:
+        raise SessionNotStarted(
+            f"{directory} has the manifest of session {manifest.session_id!r}, which lives elsewhere"
+        )
+    workspace.find(manifest.session_id)
+    if manifest.worker_mark and os.environ.get(WORKER_MARK_VARIABLE, manifest.worker_mark) != manifest.worker_mark:
+        # We were slow to start, and our controller has gone or given up on us meanwhile.
+        raise SessionNotStarted(f"session {manifest.session_id!r} has another worker by now")
+    transfer = worker_transfer(manifest.channel, directory, manifest.transfer)
+    channel = channel_kind(manifest.channel).attach(directory, manifest.doorbells)
+    channel.set_spin(manifest.spin_us)
+    return Attachment(directory, manifest, protect(channel, Role.WORKER, secret, rejections), transfer)
+
+
+def _find(argument: str) -> str:
+    """The directory of an id in the workspace, or the one that is named."""
+    if os.sep not in argument:
+        try:
+            check_session_id(argument)
+        except BadMessage:
+            if not os.path.isdir(argument):
+                raise
+        else:
+            workspace = Workspace.locate(is_made=False)
+            path = workspace.session_dir(argument)
+            if system.exists(path) or not os.path.isdir(argument):
+                if not os.path.isdir(path):
+                    raise SessionNotStarted(
+                        f"there is no session {argument!r} in {workspace.root}; a controller makes it"
+                    )
+                return path
+    elif not os.path.isdir(argument):
+        raise SessionNotStarted(f"there is no session directory {argument}; a controller makes it")
+    return os.path.realpath(argument)
+
+
+def _workspace_of(directory: str, manifest: Manifest) -> Workspace | None:
+    """Where a session with a manifest lives: its directory says so by its name and place."""
+    sessions, name = os.path.split(directory)
+    root, sessions_name = os.path.split(sessions)
+    if (sessions_name, name) != (SESSIONS_DIR, SESSION_PREFIX + manifest.session_id):
+        return None
+    located = Workspace.locate(is_made=False)  # knows whether the place is one that goes when it is empty
+    return located if located.root == root else Workspace(root)
+
+
+def _check_legacy(directory: str) -> None:
+    """A legacy controller makes its directory by its umask, which may let its group write; others may not."""
+    info = system.status(directory)
+    reason = ""
+    if not stat.S_ISDIR(info.st_mode):
+        reason = "is not a directory"
+    elif os.name == "posix" and info.st_uid != os.geteuid():
+        reason = f"belongs to user {info.st_uid}"
+    elif os.name == "posix" and info.st_mode & LEGACY_FORBIDDEN_MODE:
+        reason = "may be written by everybody"
+    if reason:
+        raise HostilePath(f"{directory} {reason}; a session is its user's own", path=directory, reason=reason)

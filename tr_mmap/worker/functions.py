@@ -1,0 +1,83 @@
+"""A worker made of plain functions: ``@server.command("scale")``. Binding words to parameters is in ``binding``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from ..errors import BadMessage, TRException
+from ..wire.messages import EXIT_COMMAND
+from .binding import Command
+from .reply import BadInput
+from .server import TechRenaissanceServer
+
+__all__ = ["Server"]
+
+_SEVERAL: Final = (tuple, list)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Server(TechRenaissanceServer):
+    """A worker made of plain functions::
+
+        server = Server()
+
+        @server.command("scale")
+        def scale(x, factor: float):
+            return x * factor
+
+        server.run()
+
+    A function takes tensors, and words where it is annotated ``str``, ``int``, ``float`` or ``bool``. It returns a
+    tensor, several (a tuple or list), a text, or nothing.
+    """
+
+    def __init__(self, framework: str = "numpy", debug: bool = False) -> None:
+        super().__init__(debug=debug, framework=framework)
+        self._commands: dict[str, Command] = {}
+
+    def command(self, name: str) -> Callable[[F], F]:
+        """Register a function under a command's word.
+
+        Raises:
+            BadMessage: the name is empty, has a space in it, or is taken.
+        """
+        if not name or name.split() != [name] or name == EXIT_COMMAND or name in self._commands:
+            raise BadMessage(f"{name!r} cannot name a command: it is not one word, or it is taken", detail=name)
+
+        def register(function: F) -> F:
+            self._commands[name] = Command(name, function)
+            return function
+
+        return register
+
+    def main_logic(self, command: str, parameters: str) -> bool:
+        known = self._commands.get(command)
+        if known is None:
+            return False
+        if known.takes_one_text and parameters:
+            result = known.function(parameters)
+        else:
+            result = known.function(*self._arguments(known, parameters))
+        if isinstance(result, str):
+            self._set_result(result)
+        elif isinstance(result, _SEVERAL):
+            self.send_tensors(*result)
+        elif result is not None:
+            self.send_tensors(result)
+        return True
+
+    def _arguments(self, known: Command, parameters: str) -> list[Any]:
+        """The arguments for a command's function, by the fast path if there is one."""
+        if known.tensor_counts:
+            arguments = self._quick_fetch(parameters)
+            if arguments is not None and len(arguments) in known.tensor_counts:
+                return arguments
+        try:
+            return known.bind(parameters, self._tags, self._fetch, self.framework)
+        except TRException as error:
+            raise BadInput(error) from error
+
+    def describe_unknown(self, command: str) -> str:
+        return f"the worker knows no command {command[:80]!r}; it knows {', '.join(sorted(self._commands))}"
