@@ -35,6 +35,8 @@ COLUMNS: Final = {
     **dict.fromkeys(("cli", "cpp", "worker", "transfer", "shm", "tsr"), RIGHT),
 }
 
+FRONT_DOOR: Final = "the public names"  # of tr_mmap/__init__.py
+
 Arrows = set[tuple[str, str]]
 
 
@@ -74,8 +76,8 @@ class _Imports(ast.NodeVisitor):
             named = [*self._package[: len(self._package) - node.level + 1], *named]
         if named[:1] == ["tr_mmap"]:
             for room in named[1:2] or [each.name for each in node.names]:
-                if (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file():
-                    self.rooms.add(room)
+                is_room = (PACKAGE / room).is_dir() or (PACKAGE / f"{room}.py").is_file()
+                self.rooms.add(room if is_room else FRONT_DOOR)
 
 
 def without_detours(arrows: Arrows) -> Arrows:
@@ -117,7 +119,7 @@ def draw() -> str:
         '<path d="M0,0 L10,5 L0,10 z" fill="#567"/></marker></defs>',
         f'<rect width="{WIDTH}" height="{height}" fill="#fcfcfa"/>',
     ]
-    for here, there in sorted(without_detours(arrows)):
+    for here, there in sorted(without_detours({each for each in arrows if each[1] != FRONT_DOOR})):
         (x1, top1), (x2, y2) = places[here], places[there]
         y1 = top1 + BOX_HEIGHT
         x1, x2 = x1 + (x2 - x1) * 0.12, x2 + (x1 - x2) * 0.12  # so that several arrows at a box keep apart

@@ -15,7 +15,7 @@ def run_cli(argument: str) -> str:
 
 
 def test_tr_mmap_include_prints_where_the_headers_are() -> None:
-    assert run_cli("include") == f"{ROOT / 'tr_mmap' / 'include'}\n"
+    assert run_cli("include") == f"{ROOT / 'tr_mmap' / 'cpp' / 'include'}\n"
 
 
 def test_tr_mmap_version() -> None:

@@ -10,7 +10,7 @@ from support import run_python
 def test_the_old_name_gives_the_same_class() -> None:
     import tr_mmap
 
-    shim = Path(tr_mmap.__file__).parent / "shim"
+    shim = Path(tr_mmap.__file__).parent / "compat"
     ended = run_python(
         "-c",
         f"import sys; sys.path.insert(0, {str(shim)!r})\n"

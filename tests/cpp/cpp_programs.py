@@ -10,7 +10,7 @@ from pathlib import Path
 import support
 from support import ROOT
 
-INCLUDE = ROOT / "tr_mmap" / "include"
+INCLUDE = ROOT / "tr_mmap" / "cpp" / "include"
 SOURCES = ROOT / "tests" / "cpp"
 EXAMPLES = ROOT / "examples" / "cpp"
 VECTORS = ROOT / "tests" / "vectors"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support import never
 
 from tr_mmap.channel.mapped import MappedChannel
-from tr_mmap.controller.worker_handle import controller_fast_path
+from tr_mmap.controller.fast_path import controller_fast_path
 from tr_mmap.protocol.messages import Request, Response, TensorRef, decode_response, encode
 from tr_mmap.protocol.status import Status
 from tr_mmap.transfer.options import TransferOptions

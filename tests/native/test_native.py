@@ -166,7 +166,7 @@ def test_every_message_is_taken_once_and_whole(messages: list[tuple[int, str]], 
     for writer in IMPLEMENTATIONS:
         for looker in IMPLEMENTATIONS:
             buffer = memory(content=BLANK_PAGE)
-            ours, theirs = writer.Page(buffer), looker.Page(buffer)
+            ours, theirs = writer.MessagePage(buffer), looker.MessagePage(buffer)
             assert theirs.take() is None
             previous = 0
             for seq, text in messages:
@@ -242,7 +242,7 @@ def test_a_wait_ends_with_a_ring_or_with_its_time(native: ModuleType, name: str)
     began_s = time.monotonic()
     assert bell.wait(0.05) is False
     assert time.monotonic() - began_s >= 0.05
-    ringer = threading.Timer(0.05, other.ring)
+    ringer = threading.Timer(0.05, other.post)
     ringer.start()
     assert bell.wait(60) is True
     ringer.join()

@@ -33,7 +33,7 @@ def test_a_status_that_a_word_cannot_replace_is_left_to_the_long_way(pair: Pair,
 
 
 def test_the_wish_that_the_worker_end_is_heard_without_a_message(pair: Pair) -> None:
-    later = threading.Timer(0.05, lambda: (pair.controller.write_status(Status.EXIT), pair.controller.post()))
+    later = threading.Timer(0.05, lambda: (pair.controller.write_status(Status.EXIT), pair.controller.ring()))
     later.start()
     assert pair.worker_path.serve(Handler(lambda _: True)) is None
     later.join()

@@ -21,7 +21,7 @@ from tr_mmap import PythonSession, native
 from tr_mmap.channel import mapped
 from tr_mmap.channel.doorbell import Doorbell
 from tr_mmap.channel.mapped import MappedChannel
-from tr_mmap.controller.worker_handle import controller_fast_path
+from tr_mmap.controller.fast_path import controller_fast_path
 from tr_mmap.native import drain
 from tr_mmap.protocol.messages import Request, Response, TensorRef, decode_request, decode_response
 from tr_mmap.protocol.status import Status

@@ -1,5 +1,5 @@
 /* The type ControllerFastPath: a request, and the reply to it, in one or two calls. Whatever is new, rare or wrong
- * takes the slow path: then it sends nothing, or leaves the reply where it is, and says so. It never ends a
+ * takes the slow path: then it sends nothing, or leaves the reply where it is, and says so. Never ends a
  * worker. */
 #include "endpoint.h"
 
@@ -10,7 +10,7 @@ typedef struct {
     Endpoint base;
     PyObject *deaths; /* a list: gets an element when the worker has ended */
     PyObject *response_type;
-    unsigned generation; /* of the process that sends */
+    unsigned generation; /* of the process that the requests are of */
     long sent_seq;       /* number of the request that was sent and whose reply was not received; 0 for none */
 } ControllerFastPath;
 

@@ -1,4 +1,5 @@
-/* What the fast paths of both sides share: one side's pages and doorbells, and the tensors on its side. */
+/* What the fast paths of both sides share: one side's pages and doorbells, and the tensors on its side. Sends
+ * nothing. */
 #ifndef TR_MMAP_ENDPOINT_H
 #define TR_MMAP_ENDPOINT_H
 

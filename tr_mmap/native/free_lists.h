@@ -1,4 +1,4 @@
-/* The fast paths of a pool, for those of the controller and the worker. */
+/* The fast paths of a pool, which those of the controller and the worker use. Creates and retires no segment. */
 #ifndef TR_MMAP_FREE_LISTS_H
 #define TR_MMAP_FREE_LISTS_H
 

@@ -1,5 +1,4 @@
-/* A mapped message page: what the fast paths need of the type MessagePage, without a Python object for each
- * message. */
+/* A mapped message page: what the fast paths use of the type MessagePage. Knows no message's meaning. */
 #ifndef TR_MMAP_MESSAGE_PAGE_H
 #define TR_MMAP_MESSAGE_PAGE_H
 

@@ -19,7 +19,7 @@ int get_word_buffer(PyObject *source, Py_buffer *buffer, Py_ssize_t nbytes) {
 }
 
 PyDoc_STRVAR(drain_doc,
-             "drain()\n--\n\nDoes nothing: the extension's views and loans release leases and holds when they are freed.");
+             "drain()\n--\n\nDoes nothing: here views and loans release their leases and holds when freed.");
 
 static PyObject *py_drain(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;

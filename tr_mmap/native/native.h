@@ -1,5 +1,5 @@
 /* What every file of the extension shares. Knows no numpy: arrays.h adds that. __init__.py says what it is for.
- * A function named py_… is the one that Python calls by the rest of the name. */
+ * Python calls a function py_NAME by the name NAME. */
 #ifndef TR_MMAP_NATIVE_H
 #define TR_MMAP_NATIVE_H
 

@@ -1,4 +1,5 @@
-/* A segment as its owner sees it: the type OwnerSegment, for the pool's free lists and the fast paths. */
+/* A segment as its owner sees it: the type OwnerSegment, for the free lists and the fast paths. Writes no header
+ * and copies no tensor. */
 #ifndef TR_MMAP_OWNER_SEGMENT_H
 #define TR_MMAP_OWNER_SEGMENT_H
 

@@ -1,6 +1,6 @@
 /* The type WorkerFastPath: a request is taken, handled and replied to in one call, and its tensors are fetched by
  * tag. Whatever is new, rare or wrong takes the slow path: then the request waits to be taken, or the reply to be
- * finished. It never ends the worker. */
+ * finished. Never ends the worker. */
 #include "endpoint.h"
 
 #include <math.h>

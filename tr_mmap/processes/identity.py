@@ -19,10 +19,9 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from ..base import system
+from ..wire.waits import POLL_S
 
-__all__ = ["ON_LINUX", "POLL_S", "Identity", "Stat", "all_stats", "open_pidfd", "send_signal", "wait_for_ends"]
-
-POLL_S: Final = 0.1  # where there are no pidfds
+__all__ = ["ON_LINUX", "Identity", "Stat", "all_stats", "open_pidfd", "send_signal", "wait_for_ends"]
 
 _MAX_PID: Final = 2**31 - 1
 ON_LINUX: Final = sys.platform == "linux"

@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from ..base import system
+from ..wire.names import LIFELINE_FD_VARIABLE
 
-__all__ = ["GRACE_S", "LIFELINE_FD_VARIABLE", "Lifeline", "hold"]
+__all__ = ["GRACE_S", "Lifeline", "hold"]
 
-LIFELINE_FD_VARIABLE: Final = "TR_MMAP_LIFELINE_FD"
 GRACE_S: Final = 16  # a signal's number, see above
 _ON_LINUX: Final = sys.platform == "linux"
 

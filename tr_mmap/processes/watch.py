@@ -7,7 +7,8 @@ import select
 import threading
 from collections.abc import Callable
 
-from .identity import POLL_S, Identity, open_pidfd
+from ..wire.waits import POLL_S
+from .identity import Identity, open_pidfd
 
 __all__ = ["PeerWatch"]
 

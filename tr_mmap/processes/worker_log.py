@@ -7,8 +7,7 @@ import sys
 import threading
 
 from ..base import system
-from ..wire.waits import LOG_TAIL_NBYTES
-from .identity import POLL_S
+from ..wire.waits import LOG_TAIL_NBYTES, POLL_S
 
 __all__ = ["LogForwarder", "log_tail"]
 

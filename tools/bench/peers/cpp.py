@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-import tr_mmap
+from tr_mmap.cpp import include_dir
 
 from .base import JOIN_S, TimedPeer
 
@@ -18,7 +18,7 @@ __all__ = ["CppLoaned", "build"]
 
 _SOURCE: Final = Path(__file__).with_name("cpp_client.cpp")
 _WORKER: Final = Path(__file__).with_name("ours_worker.py")
-_INCLUDE: Final = Path(tr_mmap.__file__).parent / "include"
+_INCLUDE: Final = include_dir()
 _BUILD: Final = Path(__file__).resolve().parents[3] / "build" / "bench"
 _FLAGS: Final = ("-std=c++17", "-O2")
 
