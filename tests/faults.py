@@ -1,7 +1,8 @@
 """System calls that fail on demand, behind the one package that makes them.
 
-What is replaced is not the functions of ``tr_mmap.base.system`` but what they call: ``os``, ``fcntl``, ``shutil`` and libc as its
-modules see them, and the one call that the extension makes for it. So its own handling of errors is tested too.
+What is replaced is not the functions of ``tr_mmap.base.system`` but what they call: ``os``, ``fcntl``, ``shutil`` and
+libc as its modules see them, and the one call that the extension makes for it. So its own handling of errors is tested
+too.
 """
 
 from __future__ import annotations

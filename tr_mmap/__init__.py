@@ -1,8 +1,8 @@
 """Move large tensors between two processes without copying them.
 
 ``PythonSession`` starts a worker and exchanges tensors with it; ``Server`` and ``TechRenaissanceServer`` are the
-worker's side; ``save``, ``load`` and ``read_header`` handle TSR files. Names are imported when they are first used,
-so that a program pays only for the side it is.
+worker's side; ``save``, ``load`` and ``read_header`` handle TSR files. This module computes nothing. It imports a room
+when one of its names is first used, so that a program loads only the side that it needs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one family of errors. Every error of the library is a :class:`TRException`.
 
-Each is also the standard exception that fits, carries what it knows as fields, survives pickling, and has a
-message that says what is wrong and what to do. Never imports another module of the package.
+Each is also the standard exception that fits, has its details as fields, survives pickling, and has a message that says
+what is wrong and what to do. This module never imports another module of the package.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TRException(Exception):
 
     Args:
         message: one line that says what is wrong and what to do.
-        **fields: what is known, readable as attributes.
+        **fields: the details, readable as attributes.
     """
 
     def __init__(self, message: str, **fields: Any) -> None:
@@ -85,16 +85,16 @@ class Fault(enum.StrEnum):
     TRUNCATED = "truncated"  # the file ends before the payload does
     TRAILING_BYTES = "trailing_bytes"  # the file goes on after the payload
     SEALED = "sealed"  # encrypted, and no key was given
-    NOT_SEALED = "not_sealed"  # a key was given, and the file is not encrypted: anybody may have written it
+    NOT_SEALED = "not_sealed"  # a key was given, and the file is not encrypted: any program may have written it
     SEAL_BROKEN = "seal_broken"  # encrypted under another key, or changed since
-    UNREPRESENTABLE = "unrepresentable"  # the writer was asked for what this layout cannot hold
+    UNREPRESENTABLE = "unrepresentable"  # the writer was given a tensor that this layout cannot hold
 
 
 class TSRFormatError(TRException, ValueError):
-    """A TSR file that is not right, or a tensor that a layout cannot hold.
+    """A TSR file with a defect, or a tensor that a layout cannot hold.
 
     Attributes:
-        fault: which defect, from :class:`Fault`.
+        fault: which defect.
         path: the file, or None where bytes were given.
     """
 
@@ -119,7 +119,7 @@ class BadTag(TRException, ValueError):
 
 
 class BadKey(TRException, ValueError):
-    """What was given is no key. It is not kept in the error."""
+    """The given value is no key. The error does not keep it."""
 
 
 class MissingPackage(TRException, ImportError):
@@ -132,7 +132,7 @@ class MissingPackage(TRException, ImportError):
 
 
 class MissingTag(TRException, KeyError):
-    """No tensor goes by that tag. Attributes: tag."""
+    """There is no tensor of that tag. Attributes: tag."""
 
     tag: str
 
@@ -141,7 +141,7 @@ class MissingTag(TRException, KeyError):
 
 
 class StaleTensor(TRException, LookupError):
-    """The named tensor is no longer the one that the message meant. Attributes: name, seq (wanted)."""
+    """The segment no longer holds the tensor that the message named. Attributes: name (of its file), seq (wanted)."""
 
     name: str
     seq: int
@@ -154,8 +154,8 @@ class OutOfSpace(TRException, OSError):
     """There is no room for a tensor, on the file system or in the pool's budget.
 
     Attributes:
-        needed_nbytes: bytes that were asked for.
-        free_nbytes: bytes that are there.
+        needed_nbytes: bytes that were needed.
+        free_nbytes: bytes that were free.
     """
 
     needed_nbytes: int
@@ -167,7 +167,7 @@ class OutOfSpace(TRException, OSError):
 
 
 class HostilePath(TRException, PermissionError):
-    """A path that is not what a private session may trust. Attributes: path, reason."""
+    """A path that a session must not trust, or that is no regular file. Attributes: path, reason."""
 
     path: str
     reason: str
@@ -200,7 +200,7 @@ class SessionNotStarted(TRException, RuntimeError):
 
 
 class ResponseTimeout(TRException, TimeoutError):
-    """The worker did not answer in time; it may still. Attributes: timeout_ms, command."""
+    """The worker did not answer in time; it may still answer later. Attributes: timeout_ms, command."""
 
     timeout_ms: float
     command: str
@@ -210,10 +210,10 @@ class ResponseTimeout(TRException, TimeoutError):
 
 
 class WorkerDied(TRException, ChildProcessError):
-    """The worker ended, or never came up.
+    """The worker ended, or did not start.
 
     Attributes:
-        exit_code: its exit status; negative is the signal that killed it; None if unknown.
+        exit_code: its exit status; if negative, minus the signal that killed it; None if unknown.
         log_tail: the last lines of its output.
     """
 
@@ -246,7 +246,7 @@ class UnknownCommand(RemoteError):
 
 
 class UnexpectedResponse(TRException, LookupError):
-    """The answer has not what was waited for, a tensor say. Attributes: result (the answer's text)."""
+    """The response has no tensor, and the caller waits for one. Attributes: result (the response's text)."""
 
     result: str
 

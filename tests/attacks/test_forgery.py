@@ -21,11 +21,11 @@ import pytest
 from support import FOREVER_MS, Gate, empty_place, never
 
 from tr_mmap import HostilePath, PythonSession, ResponseTimeout, SessionNotStarted, WorkerDied
-from tr_mmap.channel import authenticated as auth
 from tr_mmap.channel.authenticated import AuthenticatedChannel, RejectionCounter
 from tr_mmap.channel.interface import Channel, Role
 from tr_mmap.channel.kinds import channel_kind
 from tr_mmap.protocol.messages import Request, Response, decode_request, decode_response, encode
+from tr_mmap.sessions import secret as session_secret
 from tr_mmap.wire.messages import MAX_MESSAGE_SEQ, MESSAGE_PAGE_NBYTES
 from tr_mmap.wire.names import SECRET_FD_VARIABLE
 
@@ -72,7 +72,7 @@ def session(shared: PythonSession) -> Iterator[PythonSession]:
 
 
 def channel_of(session: PythonSession) -> str:
-    return session._channel_name
+    return session._options.channel
 
 
 def seq_of(session: PythonSession) -> int:
@@ -137,7 +137,7 @@ def test_the_secret_is_in_no_argument_environment_or_file_and_its_pipe_is_closed
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secrets = []
-    made = auth.new_secret
+    made = session_secret.new_secret
 
     def spy() -> bytes:
         secrets.append(made())
@@ -165,7 +165,7 @@ def _is_no_pipe(session: PythonSession, number: str) -> bool:
 
 def test_each_worker_gets_a_secret_of_its_own(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = []
-    made = auth.new_secret
+    made = session_secret.new_secret
     monkeypatch.setattr("tr_mmap.controller.resources.new_secret", lambda: secrets.append(made()) or secrets[-1])
     with PythonSession(LIAR, quiet_mode=True, auth=True) as session:
         for _ in range(2):
@@ -177,18 +177,18 @@ def test_each_worker_gets_a_secret_of_its_own(workspace: Path, monkeypatch: pyte
 
 
 def test_the_secret_can_be_taken_once_and_is_not_passed_on() -> None:
-    secret = auth.new_secret()
-    with auth.handed_over(secret) as (variables, (fd,)):
+    secret = session_secret.new_secret()
+    with session_secret.handed_over(secret) as (variables, (fd,)):
         environ = dict(variables)
-        assert auth.inherited_secret({**environ, SECRET_FD_VARIABLE: str(os.dup(fd))}) == secret
-        assert auth.inherited_secret({}) is None
+        assert session_secret.inherited_secret({**environ, SECRET_FD_VARIABLE: str(os.dup(fd))}) == secret
+        assert session_secret.inherited_secret({}) is None
 
 
 @pytest.mark.parametrize("number", ["", "x", "-1", "999999", "9" * 30, "0x3", "\u0663"])
 def test_a_secret_that_cannot_be_read_is_a_typed_error(number: str) -> None:
     environ = {SECRET_FD_VARIABLE: number}
     with pytest.raises(SessionNotStarted, match="secret"):
-        auth.inherited_secret(environ)
+        session_secret.inherited_secret(environ)
     assert environ == {}
 
 
@@ -198,7 +198,7 @@ def test_a_secret_of_the_wrong_length_is_a_typed_error_and_its_descriptor_is_clo
     os.write(writing, content)
     os.close(writing)
     with pytest.raises(SessionNotStarted, match="secret"):
-        auth.inherited_secret({SECRET_FD_VARIABLE: str(reading)})
+        session_secret.inherited_secret({SECRET_FD_VARIABLE: str(reading)})
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(reading)
 
@@ -446,9 +446,9 @@ class Pipe:
 
     def __init__(self, secret: bytes = b"s" * 32, other: bytes | None = None) -> None:
         self.inner = Wire()
-        self.tally = RejectionCounter()
+        self.counter = RejectionCounter()
         self.controller = AuthenticatedChannel(self.inner, Role.CONTROLLER, secret, RejectionCounter())
-        self.worker = AuthenticatedChannel(self.inner, Role.WORKER, other or secret, self.tally)
+        self.worker = AuthenticatedChannel(self.inner, Role.WORKER, other or secret, self.counter)
 
     def pass_on(self) -> int | None:
         raw = self.worker.receive(0, never)
@@ -461,10 +461,10 @@ def test_a_message_that_comes_late_is_refused() -> None:
         pipe.controller.send(Request(seq, "x"))
     one, two, three, four = pipe.inner.queue
     pipe.inner.queue[:] = [two, one, four, three]
-    assert [pipe.pass_on() for _ in range(4)] == [2, 4, None, None] or pipe.tally.rejected == 2
+    assert [pipe.pass_on() for _ in range(4)] == [2, 4, None, None] or pipe.counter.rejected == 2
     pipe.inner.queue[:] = [one, two, three, four]
     assert pipe.pass_on() is None
-    assert pipe.tally.rejected >= 3
+    assert pipe.counter.rejected >= 3
 
 
 def test_numbers_that_begin_again_at_one_are_followed_and_old_ones_are_not_taken_again() -> None:
@@ -477,7 +477,7 @@ def test_numbers_that_begin_again_at_one_are_followed_and_old_ones_are_not_taken
     for raw in sent:
         pipe.inner.queue.append(raw)
         assert pipe.pass_on() is None
-    assert pipe.tally.rejected == len(sent)
+    assert pipe.counter.rejected == len(sent)
 
 
 def test_what_could_not_be_sent_can_be_sent_again_under_its_number() -> None:
@@ -499,7 +499,7 @@ def test_a_message_under_another_secret_is_refused() -> None:
     pipe = Pipe(other=b"t" * 32)
     pipe.controller.send(Request(1, "x"))
     assert pipe.pass_on() is None
-    assert pipe.tally.rejected == 1
+    assert pipe.counter.rejected == 1
 
 
 def test_every_changed_bit_of_a_message_is_refused() -> None:
@@ -511,7 +511,7 @@ def test_every_changed_bit_of_a_message_is_refused() -> None:
         changed[bit // 8] ^= 1 << bit % 8
         pipe.inner.queue[:] = [bytes(changed)]
         assert pipe.pass_on() is None, bytes(changed)
-    assert pipe.tally.rejected == 8 * len(raw)
+    assert pipe.counter.rejected == 8 * len(raw)
     pipe.inner.queue[:] = [raw]
     assert pipe.pass_on() == 1
 
@@ -532,7 +532,7 @@ def test_looking_takes_nothing_and_counts_once() -> None:
     pipe.inner.queue.append(b"evil")
     assert not pipe.worker.has_message()
     assert not pipe.worker.has_message()
-    assert pipe.tally.rejected == 1
+    assert pipe.counter.rejected == 1
     pipe.controller.send(Request(1, "x"))
     assert pipe.worker.has_message()
     assert pipe.worker.has_message()
@@ -546,7 +546,7 @@ def test_who_forges_without_pause_does_not_hold_a_wait_beyond_its_time() -> None
     assert pipe.worker.receive(20, never) is None
     assert pipe.worker.receive(0, never) is None
     assert pipe.worker.receive(None, lambda: True) is None
-    assert pipe.tally.rejected >= 3
+    assert pipe.counter.rejected >= 3
 
 
 def test_a_number_that_is_none_cannot_be_sent() -> None:
@@ -560,8 +560,8 @@ def test_a_real_channel_gives_the_real_message_after_a_forged_one_of_the_same_nu
     kind: str, workspace: Path
 ) -> None:
     inner = channel_kind(kind).create(str(workspace))
-    tally = RejectionCounter()
-    controller = AuthenticatedChannel(inner, Role.CONTROLLER, b"s" * 32, tally)
+    counter = RejectionCounter()
+    controller = AuthenticatedChannel(inner, Role.CONTROLLER, b"s" * 32, counter)
     end = channel_kind(kind).attach(str(workspace), inner.doorbells)
     worker = AuthenticatedChannel(end, Role.WORKER, b"s" * 32, RejectionCounter())
     for seq in (1, 2, 3):
@@ -572,7 +572,7 @@ def test_a_real_channel_gives_the_real_message_after_a_forged_one_of_the_same_nu
         raw = controller.receive(0, never)
         assert raw is not None
         assert decode_response(raw).command == "real"
-    assert tally.rejected == 3
+    assert counter.rejected == 3
     worker.close()
     controller.close()
     for left in workspace.iterdir():

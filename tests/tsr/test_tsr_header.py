@@ -14,7 +14,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tr_mmap.errors import Fault, TSRFormatError
-from tr_mmap.tsr import header as codec
 from tr_mmap.tsr.dtypes import TABLE, DType, by_name
 from tr_mmap.tsr.header import Header, decode, encode_v0, encode_v1, encode_v2
 from tr_mmap.wire import header as wire

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tr_mmap.worker.binding import Command
 
 from tr_mmap.errors import BadMessage, MissingTag
+from tr_mmap.worker.binding import Command
 
 if TYPE_CHECKING:
     from somewhere import Unimportable

@@ -1,4 +1,4 @@
-"""The ground floor: system calls, replacing files whole, forks, identifiers, strict JSON.
+"""Small mechanisms: system calls, replacing files whole, fork hooks, identifiers, strict JSON.
 
-Everything here is a small mechanism that knows nothing of tensors, messages or sessions. Policy lives with the callers.
+Nothing here knows tensors, messages or sessions. The callers decide what is done with them.
 """

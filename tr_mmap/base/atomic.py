@@ -1,4 +1,4 @@
-"""Replacing files whole, in one step: readers see the old file or the new one, and nothing of the new one before."""
+"""Replaces a file whole, in one step: a reader sees the old file or the new one, never a part of either."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def replacement(path: str, mode: int = 0o600) -> Iterator[int]:
     A killed process leaves at most a file ``.tr_mmap-*.tmp`` in the same directory.
 
     Args:
-        path: a file, or where there is none yet; a symlink is replaced, not followed.
+        path: the file to replace, which need not exist; a symlink is replaced, not followed.
         mode: permissions of the new file, less the umask.
 
     Yields:
-        Its descriptor, to write to.
+        The new file's descriptor, to write to.
 
     Raises:
         FileNotFoundError: there is no such directory.
@@ -44,10 +44,10 @@ def replacement(path: str, mode: int = 0o600) -> Iterator[int]:
 
 
 def replace_by_link(source: str, path: str) -> None:
-    """Let ``path`` mean the file that ``source`` means, which it must not mean already.
+    """Make ``path`` another name of the file ``source``, in one step. It must not be a name of that file already.
 
     Raises:
-        OutOfSpace, HostilePath: as above.
+        OutOfSpace, HostilePath: as in :func:`replacement`.
     """
     temporary = _beside(path)
     try:
@@ -57,7 +57,7 @@ def replace_by_link(source: str, path: str) -> None:
         try:
             system.unlink(temporary)
         except OSError:
-            pass  # a name too many in the session's directory, which goes with it
+            pass  # the extra name is removed with the session's directory
         raise
 
 

@@ -1,4 +1,4 @@
-"""Who must be told of a fork: a child has its parent's shared memory and locks, and nobody else would say so."""
+"""Tells objects of a fork, because a child has its parent's shared memory and locks. Never forks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class ForkAware:
     """Registers itself for forks when it is created.
 
     Attributes:
-        is_foreign: this process is a child of the one that made the object: what the object stands for is the parent's.
+        is_foreign: this process is a forked child of the one that made the object. The object's resources belong to
+            the parent.
     """
 
     is_foreign = False
@@ -24,7 +25,7 @@ class ForkAware:
         _members.add(self)
 
     def forked_in_parent(self) -> None:
-        """There is going to be a child, or there is one now."""
+        """Called in the parent, just before a fork and again just after it."""
 
 
 def _all() -> list[ForkAware]:
@@ -46,5 +47,5 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # Before too: another thread may drop a view, which the child still has, before this one is told.
+    # Before the fork too: between the fork and the hook after it, another thread may drop a view that the child has.
     os.register_at_fork(before=_in_parent, after_in_parent=_in_parent, after_in_child=_in_child)

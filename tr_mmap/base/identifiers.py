@@ -1,4 +1,4 @@
-"""What may name a tensor, a session, a segment's file, a doorbell. Looks at nothing but the text."""
+"""What may name a tensor, a session, a segment's file, a doorbell. Pure: checks the text, opens nothing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_tag(tag: str) -> None:
     """Refuse what may not name a tensor.
 
     Raises:
-        BadTag: too long, empty, has other characters, or is of the form that the library names its own files.
+        BadTag: not a text, empty, too long, has other characters, or has the form of the library's own file names.
     """
     try:
         if _good_tag(tag):
@@ -78,31 +78,31 @@ def check_session_id(session_id: str) -> None:
 
 
 def is_session_id(text: str) -> bool:
-    """Whether it may name a session."""
+    """Whether the text may name a session."""
     return _good_session_id(text) is not None
 
 
 def is_plain_tag(text: str) -> bool:
-    """Whether it has the characters and the length of a tag, the library's own names included."""
+    """Whether the text has the characters and the length of a tag. The library's own names have them too."""
     return _plain_tag(text) is not None
 
 
 def is_segment_name(text: str) -> bool:
-    """Whether it may be the file name of a segment."""
+    """Whether the text may be the file name of a segment."""
     return _segment_name(text) is not None
 
 
 def is_result_name(text: str) -> bool:
-    """Whether it is the file name of a worker's result."""
+    """Whether the text is the file name of a worker's result."""
     return _result_name(text) is not None
 
 
 def spill_sender(text: str) -> str:
-    """Who wrote the file of a long message, "request" or "response"; "" if it is not the name of one."""
+    """The kind of message that the spill of that name holds, "request" or "response"; "" if it names no spill."""
     found = _spill_name(text)
     return "" if found is None else found[1]
 
 
 def is_doorbell_name(text: str) -> bool:
-    """Whether it may name a doorbell: no message has us use another program's semaphores."""
+    """Whether the text may name a doorbell. So no file can make us use another program's semaphores."""
     return _doorbell_name(text) is not None

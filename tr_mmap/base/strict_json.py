@@ -1,8 +1,8 @@
 """JSON that says one thing: no key twice in an object. No I/O.
 
-msgspec and most decoders take the last of two equal keys, some the first, so that one text has two meanings. Our own
-encoder never writes such keys. A caller recognises its texts quickly (``native.has_as_many_colons``); other texts are
-parsed a second time for this check (5 µs).
+msgspec and most decoders take the last of two equal keys, and some take the first, so one text could have two meanings.
+Our own encoder never writes such keys. A caller recognises our encoder's texts quickly
+(``native.has_as_many_colons``). This module parses all other texts a second time for the check (5 µs).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..errors import BadMessage
 
 __all__ = ["UNREADABLE", "refuse_duplicates"]
 
-# What decoders raise; msgspec lets Python's own errors through for text that is not UTF-8.
+# What decoders raise. For text that is not UTF-8, msgspec raises Python's own errors.
 UNREADABLE: Final = (msgspec.DecodeError, RecursionError, UnicodeError)
 
 
@@ -31,7 +31,7 @@ def _constant(name: str) -> NoReturn:
     raise BadMessage(f"{name} is no JSON number", detail=name)
 
 
-# Numbers stay text: their values are not looked at, and an integer of many digits costs nothing.
+# Numbers stay text: the check does not need their values, and an integer of many digits costs nothing.
 _decoder: Final = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=_constant, strict=False
 )
@@ -41,7 +41,7 @@ def refuse_duplicates(text: bytes | str) -> None:
     """Refuse a JSON text in which an object has a key twice.
 
     Raises:
-        BadMessage: it has, or it is no JSON at all.
+        BadMessage: a key is there twice, or the text is no JSON.
     """
     try:
         _decoder.decode(text.decode() if isinstance(text, bytes) else text)

@@ -1,33 +1,33 @@
-"""The hot path: what Python does too slowly to mapped memory and semaphores, or cannot do at all.
+"""Operations on mapped memory, arrays and semaphores that plain Python does too slowly, or cannot do.
 
 There are two implementations, with one suite of tests. The extension (``*.c``) is built on installation where there is
 a compiler. :mod:`.reference` does the same in plain Python, and says what each operation means. ``TR_MMAP_PURE=1`` in
 the environment chooses the reference. This room knows bytes, arrays and semaphores; it never knows sessions.
 
 ``LeaseWords``
-    the words of a segment's header by which owner and reader coordinate, with the right memory order.
+    the words of a segment's header that coordinate its owner and its reader, in the right memory order.
 ``OwnerSegment``, ``ReaderSegment``
-    a segment as its owner and as its reader sees it: loans, and views that hold the lease. ``loan_of`` finds the
+    a segment on its owner's side and on its reader's side: loans, and views that hold the lease. ``loan_of`` finds the
     segment of a loan; ``freeze`` makes a loan read-only.
 ``finished``, ``drain``
     views and loans that have ended and whose leases and holds are still to be released (plain Python only).
 ``FreeLists``
-    a pool's free segments, and the fast path for a tensor of the same layout as the last one.
+    a pool's free segments, and the fast paths that publish a tensor of a known layout and loan one.
 ``MessagePage``
-    a mapped message page: a message is stored and taken whole.
+    a mapped message page: stores and takes a message whole.
 ``Semaphore``
     an open semaphore: post, or sleep until it is posted.
 ``has_as_many_colons``
-    the quick check by which most messages are known to have no key twice.
+    the quick check that shows for most messages that no key is there twice.
 ``map_file``, ``copy``
-    part of a file in memory, without the descriptor that Python's ``mmap`` keeps; bytes into mapped memory in one pass.
+    map part of a file, without the descriptor that Python's ``mmap`` keeps; copy bytes into mapped memory in one pass.
 ``quick_load``
     the fast path of ``load``: a plain file, checked and mapped.
 ``ControllerFastPath``, ``WorkerFastPath``
-    a request, or the reply to one, in a single call. The extension's alone; None in plain Python.
+    a request and its response, on each side, in a single call. Only the extension has them; None in plain Python.
 
-The fast paths are ``ControllerFastPath``, ``WorkerFastPath`` and all that is named ``quick_…``. Each does exactly what
-the slow path in Python does, or does nothing and says so; whatever is new, rare or wrong takes the slow path.
+The fast paths are ``ControllerFastPath``, ``WorkerFastPath`` and all functions named ``quick_…``. Each does exactly
+what the slow path in Python does, or does nothing and says so. All that is new, rare or wrong takes the slow path.
 """
 
 from __future__ import annotations

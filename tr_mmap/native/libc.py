@@ -1,4 +1,4 @@
-"""The C library's memory calls, for what neither the extension nor Python's ``mmap`` does. Imports nothing of ours."""
+"""The C library's memory calls that neither the extension nor Python's ``mmap`` makes. Imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -30,7 +30,15 @@ libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def mmap(address: int | None, nbytes: int, protection: int, flags: int, fd: int, offset: int) -> int:
-    """Map part of a file; where.
+    """Map part of a file. Returns the address of the mapping.
+
+    Args:
+        address: where to map it, with MAP_FIXED; None to leave the choice to the kernel.
+        nbytes: bytes to map.
+        protection: PROT_READ, PROT_WRITE.
+        flags: MAP_SHARED or MAP_PRIVATE, and others.
+        fd: of the file.
+        offset: where in the file the mapping begins, in bytes.
 
     Raises:
         OSError: it cannot be mapped.

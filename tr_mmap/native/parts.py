@@ -1,4 +1,4 @@
-"""What the compiled fast path works on. Imports nothing of ours."""
+"""The parts of a channel and of a transfer that the compiled fast paths work on. Does nothing with them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ChannelParts(NamedTuple):
     Attributes:
         out: the page that this side writes.
         own: the page that this side reads.
-        peer_doorbell: rung after each message.
-        own_doorbell: waited for.
-        slice_s: the longest single sleep, for a ring may be lost.
+        peer_doorbell: this side rings it after each message.
+        own_doorbell: this side waits for it.
+        slice_s: the longest single sleep in seconds, because a ring may be lost.
         status: the mapped status file.
     """
 
@@ -34,10 +34,10 @@ class TensorParts(NamedTuple):
     """One side of a transfer.
 
     Attributes:
-        pool: of this side's segments.
-        mapped: the peer's segments that are mapped here, by name.
+        pool: the free lists of this side's segments.
+        mapped: the peer's segments that this side has mapped, by name.
         held: this side's segments that the message in flight names.
-        tags: what names a tensor on the worker's side; empty on the controller's.
+        tags: on the worker's side, where the tensor of each tag is; empty on the controller's side.
     """
 
     pool: FreeLists

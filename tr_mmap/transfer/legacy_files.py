@@ -29,6 +29,7 @@ from ..tsr import dtypes
 from ..tsr import header as tsr_header
 from ..tsr import tensors as conversions
 from ..wire.header import MAX_HEADER_NBYTES
+from ..wire.messages import DEFAULT_RESULT
 from .interface import ControllerTransfer, WorkerTransfer
 
 __all__ = ["LegacyControllerTransfer", "LegacyWorkerTransfer"]
@@ -233,7 +234,7 @@ class LegacyControllerTransfer(ControllerTransfer):
             return response
         response.tensors = [self._take(tag, path) for tag, path in zip(tags, paths, strict=True)]
         if tags and tags == split_words(response.result):
-            response.result = "ok"
+            response.result = DEFAULT_RESULT
         return response
 
     def receive(self, ref: TensorRef, framework: str) -> Any:

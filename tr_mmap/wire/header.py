@@ -10,21 +10,21 @@ from typing import Final
 
 MAGIC: Final = b"TSR!"
 MAGIC_V0: Final = b"TSR\0"
-SEALED_MAGIC: Final = b"TSRE"  # an encrypted file, the business of tr_mmap.tsr.sealed
+SEALED_MAGIC: Final = b"TSRE"  # an encrypted file; tr_mmap.tsr.sealed reads and writes it
 
 V0_HEADER_NBYTES: Final = 28
 V1_HEADER_NBYTES: Final = 64
 V2_HEADER_NBYTES: Final = 256
-V2_VERSION: Final = 2  # in the version field of the 256-byte layout, the only one that the C extension reads
-MAX_HEADER_NBYTES: Final = 256  # what a reader reads to know any layout's header
+V2_VERSION: Final = 2  # the version field of the 256-byte layout, the only layout that the C extension reads
+MAX_HEADER_NBYTES: Final = 256  # so many bytes hold the header of any layout
 
 MAX_NDIM: Final = 16  # dims fill the second half of the 256-byte header
 MAX_NDIM_V1: Final = 4  # N, C, H, W
-MAX_DTYPE_CODE_V1: Final = 8  # v0 and v1 know the first eight element types
-PAYLOAD_ALIGNMENT_NBYTES: Final = 256  # every dtype, AVX-512 and a pair of cache lines divide it
+MAX_DTYPE_CODE_V1: Final = 8  # v0 and v1 have only the first eight element types
+PAYLOAD_ALIGNMENT_NBYTES: Final = 256  # a multiple of every item size, of AVX-512 vectors and of pairs of cache lines
 
 FLAG_CHECKSUM: Final = 1  # the payload checksum field holds the payload's CRC-32
-FLAG_SEGMENT: Final = 2  # a session's recycled segment: the live line is in use and the file may be longer
+FLAG_SEGMENT: Final = 2  # a session's segment: the live line is in use, and the file may be longer than the payload
 
 # Fields of v2, bytes 0 to 63: fixed while a tensor is published, under the header checksum.
 MAGIC_OFFSET: Final = 0
@@ -40,8 +40,8 @@ PAYLOAD_CHECKSUM_OFFSET: Final = 48
 PAYLOAD_START_OFFSET: Final = 56
 HEADER_CHECKSUM_OFFSET: Final = 60
 
-# v0 and v1 have magic and version at the same places; v1 has header size, dtype and ndim there too. Their dims are four
-# of 32 bits each, aligned right.
+# v0 and v1 have magic and version at the same offsets as v2. The offsets of header size, dtype and ndim are the same in
+# v1. Both have four dims of 32 bits each, aligned right.
 V0_DTYPE_OFFSET: Final = 8
 V0_DIMS_OFFSET: Final = 12
 V1_DIMS_OFFSET: Final = 24
@@ -56,7 +56,7 @@ LEASE_OFFSET: Final = 80
 GUEST_OFFSET: Final = 88
 RESERVED_OFFSET: Final = 96
 SEQ_COPY_OFFSET: Final = 120
-# The same as indices of 8-byte words from the start of the header.
+# The same places as indices of 8-byte words from the start of the header.
 SEQ_WORD: Final = SEQ_OFFSET // 8
 LAYOUT_WORD: Final = LAYOUT_SEQ_OFFSET // 8
 LEASE_WORD: Final = LEASE_OFFSET // 8
@@ -65,13 +65,12 @@ SEQ_COPY_WORD: Final = SEQ_COPY_OFFSET // 8
 
 DIMS_OFFSET: Final = 128  # to the end of the header, under the header checksum
 
-SEQ_RETIRED: Final = 2**64 - 1  # a segment that its owner has given up: its pages may be gone
+SEQ_RETIRED: Final = 2**64 - 1  # the owner has retired the segment: its pages may be gone
 LEASE_FREE: Final = 0
 LEASE_HELD: Final = 1
 LEASE_PINNED: Final = 2  # the reader forked while it held a view: its child may use that view for ever
 
-# The element types: code, name in numpy (or ml_dtypes) and torch, bytes of an element. A code, once given, is never
-# given again.
+# The element types: code, name in numpy (or ml_dtypes) and torch, bytes of an element. A code never gets another type.
 DTYPES: Final = (
     (1, "float32", 4),
     (2, "int8", 1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-PROTOCOL_VERSION: Final = 1  # of the manifest
+PROTOCOL_VERSION: Final = 1  # stated in the manifest
 
 REQUEST_FILE: Final = "request.json"
 RESPONSE_FILE: Final = "response.json"
@@ -15,28 +15,28 @@ MESSAGE_PAGE_NBYTES: Final = 65536
 MESSAGE_NUMBER_OFFSET: Final = 8
 MESSAGE_REST_OFFSET: Final = 16  # where the members after the number begin
 NUMBER_DIGITS: Final = 8
-MAX_MESSAGE_SEQ: Final = 99_999_999  # 8 digits; then from 1 again: the wire alternates, so only neighbours must differ
+MAX_MESSAGE_SEQ: Final = 99_999_999  # 8 digits; then 1 again. Messages alternate, so only neighbours must differ
 BLANK_NUMBER: Final = "       0"  # a message is being stored, or there is none yet
 EMPTY_PAGE: Final = '{"seq":        0}\n'
-STATUS_NBYTES: Final = 4096  # one memory page: a truncating writer cannot make us touch beyond the file's last page
+STATUS_NBYTES: Final = 4096  # one memory page: if a writer truncates the file, we touch no page beyond its last one
 
 # A control message names tensors and carries a text for people; more than this is data, and data goes in a tensor.
 MAX_MESSAGE_NBYTES: Final = 16 << 20
 MAX_DETAIL_CHARS: Final = 1000  # the status line is one page of 4 KiB; a character is at most 4 bytes of it
-REQUEST_STEM: Final = "request"  # of the file with a long message: says which side wrote it, so that the other takes it
+REQUEST_STEM: Final = "request"  # of a spill's name: says which side wrote it, because only the other side reads it
 RESPONSE_STEM: Final = "response"
-SPILL_SUFFIX: Final = ".spill"  # of the file with a message that is too long for its page
+SPILL_SUFFIX: Final = ".spill"  # of a spill's name: the file of a message that is too long for its page
 MAX_SPILL_TOKEN_LENGTH: Final = 64
 
 EXIT_COMMAND: Final = "exit"  # the controller's request that the worker end; no handler sees it
-ARGUMENT_TAG_PREFIX: Final = "$"  # of the tags, $0, $1, …, of tensors that one request brings for itself alone
+ARGUMENT_TAG_PREFIX: Final = "$"  # of the tags $0, $1, …, whose tensors belong to one request alone
 
 STATUS_STARTING: Final = "starting"
 STATUS_READY: Final = "ready"
 STATUS_BUSY: Final = "busy"
 STATUS_OK: Final = "ok"
 STATUS_ERROR: Final = "error"
-STATUS_EXIT: Final = "exit"  # written by the controller: please end
+STATUS_EXIT: Final = "exit"  # the controller's request to exit
 STATUS_EXITING: Final = "exiting"
 STATUS_TERMINATED: Final = "terminated"
 STATUS_RUNNING: Final = "running"  # read as busy

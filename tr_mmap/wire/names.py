@@ -1,4 +1,4 @@
-"""Names: of files and directories, of environment variables, and what may name a tensor or a session."""
+"""Names of files, directories and environment variables, and the characters and lengths that names may have."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from typing import Final
 
 # Tags and session ids are letters and digits of ASCII and these; they do not begin with a dot.
 NAME_PUNCTUATION: Final = "_.-"
-MAX_TAG_LENGTH: Final = 128  # with ".tsr" and a sequence number well under NAME_MAX (255)
-MAX_SESSION_ID_LENGTH: Final = 64  # goes into semaphore names too, beside other parts
+MAX_TAG_LENGTH: Final = 128  # together with ".tsr" it is well under NAME_MAX (255)
+MAX_SESSION_ID_LENGTH: Final = 64  # the id is part of a directory's name
 MAX_SEGMENT_NAME_LENGTH: Final = 200  # without its suffix
 TENSOR_SUFFIX: Final = ".tsr"
 RESULT_PREFIX: Final = "result"  # of the worker's segments: result_0.tsr, result_1.tsr, …
-SEGMENT_PREFIX: Final = "segment"  # of the controller's; no tag may be of either form
+SEGMENT_PREFIX: Final = "segment"  # of the controller's segments; no tag may have either form
 
 DOORBELL_PREFIX: Final = "/tr_"
 MAX_DOORBELL_LENGTH: Final = 240  # after its prefix
 
-SHM_DIR: Final = "/dev/shm"  # where glibc keeps semaphores, and where the default workspace is
-SESSIONS_DIR: Final = "python_session"  # the original framework's names
+SHM_DIR: Final = "/dev/shm"  # where glibc keeps semaphores; the default workspace is here too
+SESSIONS_DIR: Final = "python_session"  # this name and the next are the original framework's
 SESSION_PREFIX: Final = "tr_session_"
 MANIFEST_FILE: Final = "session.json"
 LOG_FILE: Final = "worker.log"
 DEFAULT_WORKER: Final = "default"
 
-# Each language sweeps what the other's dead processes left, so both must use the same names: of the default workspace,
-# and beside the sessions .new-<pid>-<start ticks>-<hex> while one is made, .gone-… while one is removed.
+# Each language sweeps what dead processes of the other left, so both must use the same names. Beside the sessions,
+# .new-<pid>-<start ticks>-<hex> is one that is being made, and .gone-… is one that is being removed.
 DEFAULT_ROOT_PREFIX: Final = "tr_mmap-"  # the user's number follows
 NEW_PREFIX: Final = ".new-"
 GONE_PREFIX: Final = ".gone-"
-# Of a file that a rename will put in another's place. No tag begins with a dot, so it is no tensor's.
+# Of a temporary file, which a rename puts in place of another. No tag begins with a dot, so no tensor has this name.
 TEMPORARY_PREFIX: Final = ".tr_mmap-"
 TEMPORARY_SUFFIX: Final = ".tmp"
 
 WORKSPACE_VARIABLE: Final = "TR_WORKSPACE"
-WORKER_MARK_VARIABLE: Final = "TR_MMAP_WORKER"  # says which worker's tree a process belongs to
+WORKER_MARK_VARIABLE: Final = "TR_MMAP_WORKER"  # its value is the mark of the worker that started the process
 SECRET_FD_VARIABLE: Final = "TR_MMAP_AUTH_FD"
 LIFELINE_FD_VARIABLE: Final = "TR_MMAP_LIFELINE_FD"

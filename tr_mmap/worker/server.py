@@ -21,7 +21,7 @@ from ..protocol.commands import split_words
 from ..protocol.messages import Failure, FailureKind, Request, Response, decode_request, now_ms
 from ..protocol.status import TRANSITIONS, Status, parse_status
 from ..transfer.interface import WorkerTransfer
-from ..wire.messages import EXIT_COMMAND, MAX_DETAIL_CHARS
+from ..wire.messages import DEFAULT_RESULT, EXIT_COMMAND, MAX_DETAIL_CHARS
 from .attach import Attachment, attach
 from .fast_path import worker_fast_path
 from .reply import Reply, failure_of, log, printable
@@ -281,7 +281,7 @@ class TechRenaissanceServer:
         if failure is None and not (has_replied if is_known is None else is_known):
             failure = Failure(FailureKind.UNKNOWN_COMMAND, "UnknownCommand", self.describe_unknown(request.command))
         command = reply.command or request.command
-        result = "error" if failure is not None else "ok" if reply.result is None else reply.result
+        result = "error" if failure is not None else DEFAULT_RESULT if reply.result is None else reply.result
         message = reply.message or reply.complaint
         tensors = transfer.end(request, failure is None)
         if failure is None:

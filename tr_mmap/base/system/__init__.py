@@ -1,8 +1,7 @@
-"""The one place that makes system calls on files and mappings.
+"""The one place that makes system calls on files and mappings. Never decides anything: the callers do.
 
-Everything else opens, maps, names and removes files through here, so that the rules hold everywhere (no symlink is
-followed, descriptors are not inherited, files are 0600 and directories 0700) and so that a test can make any call
-fail. Never decides anything: policy lives with the callers.
+All other modules open, map, name and remove files through this package. So the rules hold everywhere (no symlink is
+followed, descriptors are not inherited, files are 0600 and directories 0700), and a test can make any call fail.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names in directories, and directories: looked at, made, given to another file, removed, locked."""
+"""System calls on names and directories: read, make, rename, link, remove, lock. Never reads a file's content."""
 
 from __future__ import annotations
 
@@ -38,22 +38,26 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def status(path: str) -> os.stat_result:
-    """What the name itself is: a symlink is not followed."""
+    """The status of what has that name; a symlink is not followed.
+
+    Raises:
+        FileNotFoundError: there is no such name.
+    """
     return os.lstat(path)
 
 
 def exists(path: str) -> bool:
-    """Whether the name is taken, be it by a symlink that leads nowhere."""
+    """Whether the name is taken, also by a symlink whose target does not exist."""
     return os.path.lexists(path)
 
 
 def is_usable_dir(path: str) -> bool:
-    """Whether it leads to a directory in which we may make files."""
+    """Whether the path leads to a directory in which this user may make files."""
     return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
 
 
 def is_same_file(fd: int, path: str) -> bool:
-    """Whether the name still means what is open."""
+    """Whether ``path`` still names the open file."""
     try:
         return os.path.samestat(os.fstat(fd), os.lstat(path))
     except FileNotFoundError:
@@ -69,12 +73,12 @@ def link_target(path: str) -> str:
 
 
 def replacement_of(path: str) -> tuple[str, int]:
-    """What a rename must replace so that the user's ``path`` has new content, and the mode for the new file.
+    """The path that a rename must replace to give the user's ``path`` new content, and the mode for the new file.
 
     Symlinks are followed, so that they survive; a new file gets what the umask allows, as from ``open``.
 
     Raises:
-        HostilePath: what is there is not a regular file.
+        HostilePath: there is something else than a regular file.
     """
     target = os.path.realpath(path)
     try:
@@ -95,7 +99,7 @@ def link(source: str, target: str) -> None:
 
 
 def rename(source: str, target: str) -> None:
-    """Atomic; replaces ``target``, whose old readers keep what they have mapped.
+    """Atomic; replaces ``target``. A process that has the old file mapped keeps it.
 
     Raises:
         HostilePath: a directory is in the place of a file.
@@ -107,7 +111,7 @@ def rename(source: str, target: str) -> None:
 
 
 def exchange(first: str, second: str) -> bool:
-    """Let two names mean each other's file, in one step; False where that cannot be, or one is not there."""
+    """Swap the files of two names, in one step; False if the system cannot, or if one name does not exist."""
     renameat2 = getattr(libc, "renameat2", None)  # Linux
     if renameat2 is None:
         return False
@@ -118,7 +122,7 @@ def unlink(path: str) -> None:
     """Remove a name; it may be gone already.
 
     Raises:
-        HostilePath: it is a directory's.
+        HostilePath: it is a directory.
     """
     try:
         os.unlink(path)
@@ -154,7 +158,7 @@ def remove_tree(path: str) -> None:
 
 
 def try_lock_dir(fd: int) -> bool:
-    """Take the exclusive lock of an open directory; False while another has it."""
+    """Take the exclusive lock of an open directory; False while another process has it."""
     if fcntl is None:  # pragma: no cover - Windows
         return True
     try:
@@ -165,11 +169,11 @@ def try_lock_dir(fd: int) -> bool:
 
 
 def unlock_and_close_dir(fd: int) -> None:
-    """Give the lock back first: a child forked meanwhile has the descriptor too, and would keep it."""
+    """Release the lock first: a child forked meanwhile has the descriptor too, and would keep the lock."""
     try:
         if fcntl is not None:
             fcntl.flock(fd, fcntl.LOCK_UN)
     except OSError:
-        pass  # closing gives it back too
+        pass  # closing releases it too
     finally:
         os.close(fd)

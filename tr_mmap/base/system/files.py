@@ -1,4 +1,4 @@
-"""Opening files, and what is in them: bytes, room, pipes."""
+"""System calls that open files, and on open files and pipes: bytes, size, room. Never renames or removes a file."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ _TMPFS_MAGIC = 0x01021994  # linux/magic.h
 
 
 def open_file(path: str, *, write: bool = False) -> int:
-    """Open an existing file; a symlink in the last place is refused by the kernel (ELOOP)."""
+    """Open an existing file; the kernel refuses a symlink as the last part of the path (ELOOP)."""
     return os.open(path, (os.O_RDWR if write else os.O_RDONLY) | _ALWAYS)
 
 
 def open_private_file(path: str, *, write: bool = False, forbidden_mode: int = 0o022) -> int:
-    """Open a session's file, refusing what only an attacker would have put there.
+    """Open a session's file; refuse one that only an attacker would have put there.
 
     Args:
         path: the file.
         write: for writing too.
-        forbidden_mode: permissions that it must not have; a program that is not ours makes files by its umask, which
-            may let its group write.
+        forbidden_mode: permissions that it must not have; a legacy program makes files by its umask, which may let its
+            group write.
 
     Raises:
         HostilePath: a symlink, FIFO, device or directory, another user's file, or one that others may write.
         FileNotFoundError: it is not there.
     """
     try:
-        # O_NONBLOCK: a FIFO in the file's place must not make us wait for its other end.
+        # O_NONBLOCK: a FIFO in place of the file must not make us wait for its other end.
         fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | _ALWAYS | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EISDIR):
@@ -86,7 +86,7 @@ def open_private_file(path: str, *, write: bool = False, forbidden_mode: int = 0
 
 
 def open_path(path: str, *, write: bool = False) -> int:
-    """Open a regular file that the user named: symlinks are followed, other owners are fine, nothing hangs.
+    """Open a regular file that the user named. Follows symlinks, accepts other owners, never blocks.
 
     Raises:
         HostilePath: a directory, FIFO, socket or device.
@@ -107,12 +107,21 @@ def open_path(path: str, *, write: bool = False) -> int:
 
 
 def open_dir(path: str) -> int:
-    """Open a directory itself, to lock or to examine it; a symlink in its place is refused (ELOOP or ENOTDIR)."""
+    """Open a directory itself, to lock or to examine it; a symlink in place of it is refused (ELOOP or ENOTDIR)."""
     return os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _ALWAYS)
 
 
 def create_file(path: str, mode: int = 0o600) -> int:
-    """Create a file that must not exist, 0600 unless a user's own file is made, open for reading and writing."""
+    """Create a file that must not exist yet, and open it for reading and writing.
+
+    Args:
+        path: of the new file.
+        mode: its permissions, less the umask; others than 0600 only for a user's own file.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OutOfSpace: no room for another file.
+    """
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ALWAYS, mode)
     except OSError as error:
@@ -129,9 +138,9 @@ def file_nbytes(fd: int) -> int:
 
 
 def is_sparse(fd: int) -> bool:
-    """Whether a file on tmpfs lacks pages: looking at one takes memory then, and is SIGBUS when there is none left.
+    """Whether a file on tmpfs lacks pages. To read such a page takes memory, and is SIGBUS when no memory is left.
 
-    False on other file systems, where a hole costs a reader nothing, and where compression looks the same.
+    False on other file systems: there a hole costs a reader nothing, and a compressed file seems to have holes too.
     """
     info = os.fstat(fd)
     return info.st_blocks * 512 < info.st_size and _is_on_tmpfs(fd)
@@ -146,7 +155,7 @@ def _is_on_tmpfs(fd: int) -> bool:
 
 
 def allocate(fd: int, nbytes: int, *, directory: str) -> None:
-    """Give the file its blocks now: touching a mapping of a full tmpfs is SIGBUS, this is an exception.
+    """Give the file its blocks now. On a full tmpfs this raises an error; a store into a mapping would be SIGBUS.
 
     Raises:
         OutOfSpace: there is not room for ``nbytes``.
@@ -166,13 +175,13 @@ def allocate(fd: int, nbytes: int, *, directory: str) -> None:
 
 
 def _check_possible(fd: int, nbytes: int, directory: str) -> None:
-    """Raise OutOfSpace if the file cannot grow to that: tmpfs finds out by filling up, and others meet ENOSPC then."""
+    """Raise OutOfSpace if the file cannot grow to that. tmpfs would fill up first, and others would get ENOSPC."""
     if not hasattr(os, "fstatvfs"):  # pragma: no cover - Windows
         return
     room = os.fstatvfs(fd)
     if room.f_blocks == 0:  # a tmpfs without a limit says 0 of 0
         return
-    # Free to anybody: what is kept for root (f_bfree - f_bavail) is for the call itself to refuse.
+    # f_bfree includes what is kept for root (f_bfree - f_bavail); the call itself refuses that to other users.
     if nbytes - os.fstat(fd).st_blocks * 512 > room.f_bfree * room.f_frsize:
         raise too_little(nbytes, room.f_bavail * room.f_frsize, directory)
 
@@ -198,7 +207,7 @@ def read_all(fd: int, limit_nbytes: int, offset: int = 0) -> bytes:
 
 
 def read_into(fd: int, target: memoryview, offset: int) -> int:
-    """Fill ``target`` with the file's bytes from ``offset`` on; how many there were."""
+    """Fill ``target`` with the file's bytes from ``offset`` on. Returns how many bytes there were."""
     position = 0
     while position < len(target):
         nbytes = os.preadv(fd, [target[position:]], offset + position)
@@ -238,13 +247,21 @@ def make_pipe() -> tuple[int, int]:
 
 
 def write_pipe(fd: int, data: bytes) -> None:
-    """Write what the pipe has room for, at once."""
+    """Write a few bytes to a pipe, in one call.
+
+    Raises:
+        OSError: the pipe had no room for all of them.
+    """
     if os.write(fd, data) != len(data):
         raise OSError(errno.EPIPE, "a pipe has no room for a few bytes")
 
 
 def read_pipe(fd: int, limit_nbytes: int) -> bytes:
-    """All that was written to a pipe whose other end is closed, up to a limit; closes it."""
+    """All that was written to a pipe whose other end is closed, up to a limit. Closes ``fd``.
+
+    Raises:
+        OSError: ``fd`` is no pipe.
+    """
     with os.fdopen(fd, "rb", buffering=0) as pipe:
         if not stat.S_ISFIFO(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, f"descriptor {fd} is no pipe")
@@ -255,14 +272,17 @@ def read_pipe(fd: int, limit_nbytes: int) -> bytes:
 
 
 def hear_hangup(fd: int, number: int) -> bool:
-    """Have the kernel send this process a signal when the last end to write to a pipe is closed (Linux).
+    """Have the kernel send this process a signal when the last write end of a pipe is closed (Linux).
 
     Args:
-        fd: the end to read from; stays open, and is inherited no further.
-        number: the signal's.
+        fd: the read end; stays open, and is not inherited by children.
+        number: of the signal.
 
     Returns:
-        Whether that has happened before.
+        Whether the last write end is closed already.
+
+    Raises:
+        OSError: ``fd`` is no pipe.
     """
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         raise OSError(errno.EINVAL, f"descriptor {fd} is no pipe")

@@ -1,4 +1,4 @@
-"""Files in memory: ``mmap``, ``madvise``, and the C library that has them."""
+"""System calls on mappings: ``mmap`` and ``madvise``. Never opens a file."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = [
     "map_write",
 ]
 
-MADV_DONTNEED = 4  # linux/mman.h: on a private mapping, forget our stores and look at the file again
+MADV_DONTNEED = 4  # linux/mman.h: on a private mapping, drop our stores and show the file again
 MADV_REMOVE = 9  # give the pages back to the file system now
 MADV_POPULATE_READ = 22  # linux/mman.h, 5.14; Python's mmap does not name them yet
 MADV_POPULATE_WRITE = 23
 
 
 def map_read(fd: int, nbytes: int, offset: int = 0) -> memoryview:
-    """Map for reading, shared: what the writer stores is seen, and a store of ours is a TypeError."""
+    """Map for reading, shared: shows what a writer stores; a store through it is a TypeError."""
     return _map(fd, nbytes, offset, is_writable=False, is_private=False)
 
 
@@ -40,18 +40,21 @@ def map_write(fd: int, nbytes: int, offset: int = 0) -> memoryview:
 
 
 def map_private(fd: int, nbytes: int, offset: int = 0) -> memoryview:
-    """Map copy-on-write: stores stay in this process. A file larger than the memory is fine: few store all over it."""
+    """Map copy-on-write: stores stay in this process. The file may be larger than the memory."""
     return _map(fd, nbytes, offset, is_writable=True, is_private=True)
 
 
 def map_again(mapping: memoryview, fd: int, offset: int, *, private: bool) -> None:
-    """Replace a writable mapping in place, in one step: who looks at it now looks at the file through the new one.
+    """Replace a writable mapping in place, in one step. Existing views then show the file through the new mapping.
 
     Args:
         mapping: whole pages.
         fd: the file, open for writing.
         offset: where in the file the mapping begins.
         private: whether stores stay in this process from here on.
+
+    Raises:
+        OSError: it cannot be mapped.
     """
     flags = MAP_FIXED | (MAP_PRIVATE if private else MAP_SHARED)
     try:
@@ -61,7 +64,7 @@ def map_again(mapping: memoryview, fd: int, offset: int, *, private: bool) -> No
 
 
 def address_of(mapping: memoryview) -> int:
-    """Where a writable mapping begins in this process's address space."""
+    """The address at which a writable mapping begins in this process."""
     return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
@@ -71,7 +74,7 @@ def advise(mapping: memoryview, advice: int) -> bool:
 
 
 def keep(mapping: memoryview, thing: object) -> None:
-    """Let something live as long as a mapping."""
+    """Keep an object alive for as long as a mapping lives."""
     mapping.obj.kept = thing  # type: ignore[attr-defined]
 
 

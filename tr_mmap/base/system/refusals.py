@@ -1,4 +1,4 @@
-"""The errors that system calls are turned into: a path that is not to be trusted, a file system that is full."""
+"""Builds the errors for what system calls report: an untrusted path, a full file system. Never changes a file."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from ...errors import HostilePath, OutOfSpace
 
 __all__ = ["check_room", "free_nbytes", "hostile", "not_regular", "too_little"]
 
-_NAME_NBYTES = 1  # what one more name takes at least; no file system says how much
+_NAME_NBYTES = 1  # one more name takes this at least; no file system says how much
 
 
 def not_regular(path: str) -> HostilePath:
+    """The error for a user's path that names no regular file."""
     reason = "is not a regular file"
     return HostilePath(f"{path} {reason}; a tensor file is one", path=path, reason=reason)
 
 
 def hostile(path: str, reason: str) -> HostilePath:
+    """The error for a path that a session must not trust; ``reason`` says why."""
     return HostilePath(f"{path} {reason}; a session only uses its owner's own files", path=path, reason=reason)
 
 
@@ -45,7 +47,7 @@ def check_room(error: OSError, path: str) -> None:
 
 
 def too_little(nbytes: int, free: int, directory: str) -> OutOfSpace:
-    """The error for room that is wanted in a directory and not there."""
+    """The error for too little room in a directory."""
     return OutOfSpace(
         f"{nbytes} bytes are needed in {directory}, {free} are free; drop tensors, free space, "
         "or set TR_WORKSPACE to a larger file system",

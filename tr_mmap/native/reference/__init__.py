@@ -1,7 +1,7 @@
-"""The extension's operations in plain Python: what each means is said here, and one suite tests both.
+"""The extension's operations in plain Python. This package says what each means; one suite tests both.
 
-Small messages take five to ten times as long as through the extension. The memory order is right on x86 only, which
-keeps plain stores in order by itself.
+Small messages take five to ten times as long as through the extension. The memory order is right on x86 only, where
+the processor keeps plain stores in order. Never takes a fast path.
 """
 
 from __future__ import annotations

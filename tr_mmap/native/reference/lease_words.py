@@ -1,6 +1,7 @@
-"""The live line of a segment's header: the words by which its owner and its reader coordinate. See ``tr_mmap.tsr``.
+"""The lease protocol on the live line of a segment's header. Never touches another byte of the segment.
 
-Plain stores of Python; their order is right on x86 only, which keeps stores in order by itself.
+``tr_mmap.tsr`` specifies the words. These are plain stores of Python. Their order is right on x86 only, where the
+processor keeps stores in order.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ from ...wire.header import (
 
 __all__ = ["LeaseWords"]
 
-# Even x86 may let a load overtake an earlier store to another word. Entering a lock is a locked instruction, a full
-# memory barrier. It may be entered again by a signal handler that comes in between, and a fork frees it in the child.
+# Even x86 may let a load overtake an earlier store to another word. Entering a lock is a locked instruction, which is a
+# full memory barrier. The lock is reentrant because a signal handler may run in between. A forked child gets it free.
 _FENCE: Final = threading.RLock()
 os.register_at_fork(after_in_child=_FENCE._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 class LeaseWords:
-    """The live line of the segment that a writable buffer begins with."""
+    """The live line of a segment.
+
+    Args:
+        buffer: a writable mapping that begins with the segment's header.
+    """
 
     __slots__ = ("_words",)
 
@@ -39,11 +44,11 @@ class LeaseWords:
         self._words = memoryview(buffer).cast("B")[: LIVE_OFFSET + LIVE_NBYTES].cast("Q")
 
     def claim(self) -> int:
-        """Owner: let no reader acquire the lease any more; the lease as it stands, or 2 (PINNED) if a guest came."""
+        """Owner: from now on no reader can acquire the lease. Returns the lease, or 2 (PINNED) if a guest came."""
         return self._withdraw(0)
 
     def retire(self) -> int:
-        """Owner: give the segment up; the lease as it stands, or 2 (PINNED) if a guest came."""
+        """Owner: give the segment up for ever. Returns the lease, or 2 (PINNED) if a guest came."""
         self._words[SEQ_COPY_WORD] = SEQ_RETIRED
         return self._withdraw(SEQ_RETIRED)
 
@@ -55,15 +60,15 @@ class LeaseWords:
         return LEASE_PINNED if words[GUEST_WORD] else words[LEASE_WORD]
 
     def stamp(self, seq: int) -> None:
-        """Owner: publish what is in the segment under a number."""
+        """Owner: publish the content of the segment under a number."""
         words = self._words
         words[SEQ_COPY_WORD] = seq
         words[SEQ_WORD] = seq
 
     def acquire(self, seq: int) -> int:
-        """Reader: hold the lease; the number of the layout, or 0 if another tensor is there by now."""
+        """Reader: hold the lease. Returns the number of the layout, or 0 if the tensor of that number is gone."""
         words = self._words
-        # The lease before seq is read: an owner that has not seen the lease yet has cleared seq already.
+        # Store the lease before seq is read. If the owner's check missed the lease, the owner had cleared seq before.
         words[LEASE_WORD] = LEASE_HELD
         with _FENCE:
             pass

@@ -1,4 +1,4 @@
-"""Memory of files: mapped, and copied into."""
+"""Maps files, and copies into mapped memory. Never opens a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ __all__ = ["copy", "map_file", "quick_load"]
 
 
 def copy(target: Any, offset: int, source: Any) -> None:
-    """Copy the bytes of a C-contiguous buffer to a place in a writable one.
+    """Copy the bytes of a C-contiguous buffer into a writable one.
+
+    Args:
+        target: the writable buffer, of bytes.
+        offset: where in the target the copy begins, in bytes.
+        source: the C-contiguous buffer.
 
     Raises:
         BufferError, ValueError: the source is not C-contiguous, or is no buffer; or it does not fit there.
@@ -24,21 +29,31 @@ def copy(target: Any, offset: int, source: Any) -> None:
         raise BufferError("the source is not C-contiguous")
     if offset < 0 or view.nbytes > len(target) - offset:
         raise ValueError("the source does not fit into the target there")
-    if view.nbytes:  # by numpy, which lets other threads run meanwhile
+    if view.nbytes:  # by numpy, because it lets other threads run meanwhile
         np.frombuffer(target, np.uint8, view.nbytes, offset)[:] = np.frombuffer(view.cast("B"), np.uint8)
 
 
 def map_file(fd: int, nbytes: int, offset: int, is_writable: bool, is_private: bool) -> memoryview:
-    """Map part of a file; unmapped with the last view of it. Its ``obj`` takes attributes that are to live as long.
+    """Map part of a file; it is unmapped when its last view is gone.
+
+    Args:
+        fd: of the file.
+        nbytes: bytes to map.
+        offset: where in the file the mapping begins, in bytes.
+        is_writable: whether stores are allowed.
+        is_private: whether the mapping is copy-on-write, so that stores stay in this process.
+
+    Returns:
+        The mapping. Attributes of its ``obj`` live as long as it.
 
     Raises:
         OSError: it cannot be mapped.
     """
-    # A private mapping larger than the memory is fine: few store all over it.
+    # A private mapping may be larger than the memory, because few callers store into all of it.
     flags = MAP_PRIVATE | MAP_NORESERVE if is_private else MAP_SHARED
     address = mmap(None, nbytes, PROT_READ | PROT_WRITE if is_writable else PROT_READ, flags, fd, offset)
     block = (ctypes.c_char * nbytes).from_address(address)
-    # The views hold the block, so this runs when nobody can touch the memory any more, and not at exit.
+    # The views hold the block, so this runs when no view is left that could touch the memory. It never runs at exit.
     weakref.finalize(block, libc.munmap, address, nbytes).atexit = False
     view = memoryview(block).cast("B")
     return view if is_writable else view.toreadonly()
@@ -53,7 +68,7 @@ def quick_load(path: str | bytes, itemsizes: bytes, is_private: bool) -> Any:  #
         is_private: whether to map it copy-on-write, else for reading.
 
     Returns:
-        The mapping of the file, the dtype code, the shape, the payload's offset. None if the slow path is needed. It
-        always is here: only the extension has the fast path.
+        The mapping of the file, the dtype code, the shape, the payload's offset. None if the slow path is needed, as
+        always here: only the extension has the fast path.
     """
     return None

@@ -1,6 +1,6 @@
-"""A mapped message page: one side stores a message whole, the other takes it whole. Knows no message's meaning.
+"""A mapped message page: one side stores a message whole, the other takes it whole. Never knows what a message means.
 
-The bytes of a page are described in ``tr_mmap.channel.mapped``.
+``tr_mmap.channel.mapped`` describes the bytes of a page.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ _NUMBER_WORD: Final = MESSAGE_NUMBER_OFFSET // 8
 
 
 class MessagePage:
-    """A message file that is mapped as a writable buffer; see ``channel/mapped.py`` for its bytes."""
+    """A message file that is mapped as a writable buffer.
+
+    Args:
+        buffer: the mapping of the whole page.
+    """
 
     __slots__ = (
         "_buffer",
@@ -46,10 +50,10 @@ class MessagePage:
         self._previous_nbytes = 0
         self._seen = _BLANK_WORD
         self._taken = b""  # the last line that was taken
-        self._rejected: bytes | None = None  # a line that lies there and is not the peer's
-        self._spin_s = 0.0  # most that wait() looks for a message before it sleeps
+        self._rejected: bytes | None = None  # a line on the page that the peer has not signed
+        self._spin_s = 0.0  # how long wait() polls for a message before it sleeps, at most
         self._since_s = 0.0  # when the wait for the next message began; 0 while there is none
-        self._should_spin = False  # the last message came in that time, so the next one is looked for
+        self._should_spin = False  # the last message came within that time, so wait() polls for the next one
 
     def store(self, seq: int, text: bytes) -> None:
         """Replace the message by a JSON object, whose first member is its number.
@@ -76,10 +80,10 @@ class MessagePage:
         return word != self._seen and word != _BLANK_WORD
 
     def take(self) -> bytes | None:
-        """The next message's line without its newline; None if there is none, or it is being replaced.
+        """The next message's line without its newline; None if there is none, or if it is being replaced.
 
         Raises:
-            ValueError: it has no end; it counts as taken.
+            ValueError: the message has no end; it counts as taken.
         """
         word = self._words[_NUMBER_WORD]
         if word == self._seen or word == _BLANK_WORD:
@@ -102,9 +106,10 @@ class MessagePage:
         return line
 
     def set_spin(self, us: float) -> None:
-        """Let :meth:`wait` look for a message for so long, at most (and at most a millisecond), before it sleeps.
+        """Let :meth:`wait` poll for a message before it sleeps, except after a message that took longer to come.
 
-        But not after one that took longer.
+        Args:
+            us: for how many microseconds at most; values above 1000 count as 1000.
         """
         self._spin_s = min(max(us, 0.0), MAX_SPIN_US) / 1e6
         self._should_spin = True
@@ -115,7 +120,7 @@ class MessagePage:
             pass
 
     def _take_and_learn(self) -> bytes | None:
-        """Take the next message, and learn from how long it was waited for."""
+        """Take the next message. If the wait for it was long, do not poll for the one after it."""
         line = self.take()
         if self._spin_s:
             self._should_spin = time.monotonic() - self._since_s <= self._spin_s
@@ -124,16 +129,16 @@ class MessagePage:
         return line
 
     def wait(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> bytes | None:
-        """Take the next message's line; sleep until the semaphore is posted for as long as there is none.
+        """Take the next message's line. While there is none, sleep until the semaphore is posted.
 
         Args:
-            semaphore: rung after each message.
-            timeout_s: how long to wait.
-            slice_s: most that it sleeps at a time, for a ring may be lost.
-            stop: asked before each sleep; True ends the wait.
+            semaphore: the peer posts it after each message.
+            timeout_s: how long to wait, in seconds.
+            slice_s: the longest single sleep in seconds, because a ring may be lost.
+            stop: called before each sleep; True ends the wait.
 
         Returns:
-            None when the time is over, or ``stop`` says so.
+            The line; None when the time is over, or when ``stop`` returned True.
 
         Raises:
             ValueError: as :meth:`take`.
@@ -163,11 +168,11 @@ class MessagePage:
         self._seen = _BLANK_WORD
 
     def reject(self) -> None:
-        """Look out for another line, even one of the same number as the line just taken."""
+        """Ignore the line just taken. The peer's own line can still be taken, even if it has the same number."""
         self._rejected = self._taken
         self._seen = _BLANK_WORD
 
 
 def has_as_many_colons(line: bytes, values: tuple[object, ...]) -> bool:
-    """Whether a line has as many colons as a tuple has true values."""
+    """Whether a message's line has as many colons as a tuple has true values; ``protocol/messages.py`` says why."""
     return line.count(b":") == sum(map(bool, values))

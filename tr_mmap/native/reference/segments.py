@@ -1,9 +1,9 @@
-"""Arrays over segments, in plain Python: views that hold a lease, loans, a pool's free lists.
+"""Arrays over segments, in plain Python: views that hold a lease, loans, a pool's free lists. Opens and maps no file.
 
-An array over a mapping keeps a memoryview alive as its base, and so does every view derived from it. A weak reference
-to that memoryview learns of its end, in whatever thread and at whatever moment; all that its callback does is append
-it to ``finished``, in C. So no callback ever runs our code: :func:`drain` does the work when the session is used next.
-(The extension's arrays have a base whose destructor does the work, so there ``finished`` is always empty.)
+An array over a mapping keeps a memoryview alive as its base, and so does every view of that array. A weak reference to
+the memoryview notices its end, which may come in any thread and between any two steps. Its callback only appends the
+weak reference to ``finished``, in C, so it never runs our code there. :func:`drain` does the work when the session is
+used next. (The extension's arrays have a base whose destructor does the work, so there ``finished`` is always empty.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["FreeLists", "OwnerSegment", "ReaderSegment", "drain", "finished", "f
 
 
 class _Anchor(weakref.ref[memoryview]):
-    """A weak reference to what an array's memory depends on."""
+    """A weak reference to the memoryview that keeps an array's memory."""
 
     __slots__ = ("generation", "segment")
     generation: int
@@ -55,10 +55,10 @@ class _Loan(_Anchor):
     key: int
 
     def end(self) -> None:
-        if _loans.get(self.key) is self:  # its id may be another's by now
+        if _loans.get(self.key) is self:  # a later memoryview may have the same id
             del _loans[self.key]
         if not self.is_over:
-            self.is_over = True  # first, and nothing comes between: twice would be worse than never
+            self.is_over = True  # before the release, in case an interrupt comes: to release twice is worse than never
             self.segment.loaned_layout = None
             self.segment.release()
 
@@ -66,7 +66,7 @@ class _Loan(_Anchor):
 finished: Final[deque[Any]] = deque()
 _loans: Final[dict[int, _Loan]] = {}  # by the id of the memoryview
 _lock: Final = threading.RLock()
-_generation = 0  # what was made by an earlier one is the parent's
+_generation = 0  # counts forks; objects of an earlier generation belong to the parent
 
 
 def _forked_in_child() -> None:
@@ -83,14 +83,14 @@ def drain() -> None:
     """Release the leases and the holds of views and loans that have ended."""
     with _lock:
         while finished:
-            anchor = finished[0]  # until all is done: doing it twice does no harm, not doing it would
-            if getattr(anchor, "generation", None) == _generation:  # it has none if its making was interrupted
+            anchor = finished[0]  # stays in the list until it is done: to do it twice does no harm, to miss it would
+            if getattr(anchor, "generation", None) == _generation:  # it has none if an interrupt came while it was made
                 anchor.end()
             finished.popleft()
 
 
 class _Layout:
-    """How a tensor lies in a file."""
+    """Dtype, shape and offset of a tensor in a segment's file."""
 
     __slots__ = ("count", "dtype", "offset", "shape")
 
@@ -103,20 +103,20 @@ class _Layout:
             raise ValueError("the tensor does not fit into the file there")
 
     def view(self, mapping: memoryview) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """An array over a mapping, and what it is a view of, whose base is a memoryview of its own."""
+        """An array over a mapping, and the root array that it is a view of. The root's base is a memoryview of its own."""
         root: np.ndarray[Any, Any] = np.frombuffer(mapping, self.dtype, self.count, self.offset)
         return (root[:] if len(self.shape) == 1 else root.reshape(self.shape)), root
 
 
 class ReaderSegment(LeaseWords):
-    """A segment as its reader sees it.
+    """A segment on its reader's side.
 
     Args:
         head: its first page, mapped for writing.
-        file: the whole of it, mapped for reading.
+        file: the whole file, mapped for reading.
 
     Attributes:
-        spare: a copy-on-write mapping of the file that no view uses any more.
+        spare: a copy-on-write mapping of the file that no view uses any more, for the next one.
         is_pinned: a forked child may use a view for ever, so the lease is never released.
     """
 
@@ -134,11 +134,17 @@ class ReaderSegment(LeaseWords):
 
     @property
     def views(self) -> int:
-        """How many arrays there are."""
+        """How many views live; each counts with all views of it."""
         return len(self._anchors)
 
     def set_layout(self, layout_seq: int, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> None:
-        """Take over what the header says, under the number of its layout.
+        """Set the layout that the header describes.
+
+        Args:
+            layout_seq: the number of the layout in the header.
+            dtype: of an element.
+            shape: sizes in elements, outermost first.
+            offset: of the payload in the file, in bytes.
 
         Raises:
             ValueError: the tensor does not fit into the file.
@@ -148,25 +154,25 @@ class ReaderSegment(LeaseWords):
         self._layout_seq = layout_seq
 
     def view(self, seq: int, mapping: memoryview | None = None) -> np.ndarray[Any, Any] | None:
-        """An array over the tensor; the lease is held while it lives, or a view of it.
+        """An array over the tensor. The lease is held while the array or a view of it lives.
 
         Args:
             seq: the number that the tensor was published under.
-            mapping: a copy-on-write mapping of the file, which the array is to be over; it becomes the spare one when
-                the array is gone.
+            mapping: a copy-on-write mapping of the file for the array to use; it becomes the spare one when the array
+                is gone. None to use the shared mapping.
 
         Returns:
-            None if its layout is not the one that was set.
+            The array; None if the tensor's layout is not the one that was set.
 
         Raises:
-            LookupError: another tensor is there by now.
+            LookupError: the segment holds another tensor by now.
         """
         if mapping is not None and len(mapping) != len(self._file):
             raise ValueError("the mapping is not of the whole file")
         with _lock:
             held = object()
             try:
-                self._anchors.add(held)  # so that the end of another view meanwhile does not release the lease
+                self._anchors.add(held)  # so that the end of another view does not release the lease meanwhile
                 layout_seq = self.acquire(seq)
                 layout = self._layout
                 if not layout_seq:
@@ -184,15 +190,14 @@ class ReaderSegment(LeaseWords):
                 self._anchors.add(anchor)
                 return array
             finally:
-                self._anchors -= {
-                    held
-                }  # as in _release_if_unused(), but nothing here is a call, which an interrupt could follow
+                # As in _release_if_unused(), but without a call, because an interrupt could come after a call.
+                self._anchors -= {held}
                 if not self._anchors and self._generation == _generation:
                     self._words[LEASE_WORD] = LEASE_PINNED if self.is_pinned else LEASE_FREE
 
     def _view_ended(self, anchor: _View) -> None:
         self._anchors.discard(anchor)
-        mapping, anchor.mapping = anchor.mapping, None  # once only
+        mapping, anchor.mapping = anchor.mapping, None  # only once, even if this is called again
         if self.spare is None:
             self.spare = mapping
         self._release_if_unused()
@@ -204,23 +209,23 @@ class ReaderSegment(LeaseWords):
 
 
 class OwnerSegment(LeaseWords):
-    """A segment as its owner sees it.
+    """A segment on its owner's side.
 
     Args:
-        file: the whole of it, mapped for writing.
+        file: the whole file, mapped for writing.
 
     Attributes:
-        name: of its file; whatever its pool calls it.
-        requested_dtype: the dtype as the borrower wrote it, where the layout was made for a loan; else None.
-        layout: how the next tensor lies there; None where that is not known.
-        is_header_current: the header describes ``layout``, so a tensor like the last one needs only a stamp.
+        name: of its file; the pool chooses it.
+        requested_dtype: the dtype as the borrower wrote it, if the layout was made for a loan; else None.
+        layout: dtype, shape and offset for the next tensor; None if not known.
+        is_header_current: the header describes ``layout``, so a tensor of that layout needs only a stamp.
         loaned_layout: the layout that was loaned; None while the segment is not on loan.
         is_published: the loan was published, so this process may no longer write to it.
         holds: how many tags, messages and loans need its content; it is not filled while there are any.
-        free_list: the list that it is appended to when the last hold is released; None for none.
-        pool_token: what tells its pool from others.
+        free_list: the list that it is appended to when the last hold is released; None if there is none.
+        pool_token: the same object for all segments of a pool, so that a pool recognises its own.
         seq: the number that it was last published under; 0 before.
-        last_take: when it was last taken from its free list, by its pool's count.
+        last_take: its pool's count of takes when the segment was last taken.
     """
 
     __slots__ = (
@@ -256,14 +261,14 @@ class OwnerSegment(LeaseWords):
         self.last_take = 0
 
     def set_layout(self, layout: tuple[Any, tuple[int, ...], int], dtype: np.dtype[Any]) -> None:
-        """Set how the next tensor lies there.
+        """Set the layout of the next tensor.
 
         Args:
-            layout: a type of ours, its shape and its offset.
-            dtype: the type as numpy's.
+            layout: the dtype (a ``DType``), the shape, and the offset in the file.
+            dtype: the same dtype, as numpy's.
 
         Raises:
-            ValueError: it does not fit into the file.
+            ValueError: the tensor does not fit into the file.
         """
         self.clear_layout()
         _Layout(dtype, layout[1], layout[2], len(self._file))
@@ -276,20 +281,24 @@ class OwnerSegment(LeaseWords):
         self.requested_dtype = self.layout = None
 
     def release(self) -> None:
-        """Undo one hold; with the last one gone, append the segment to its free list."""
+        """Release one hold; if it was the last one, append the segment to its free list."""
         self.holds -= 1
         if not self.holds and self.free_list is not None:
             self.free_list.append(self)
 
     def loan(self) -> np.ndarray[Any, Any]:
-        """An array over the segment, of the layout that was set. It and all views of it are one hold."""
+        """An array over the segment, of the layout that was set. The array and all its views together are one hold.
+
+        Raises:
+            ValueError: no layout was set.
+        """
         if self.layout is None or self._dtype is None:
             raise ValueError("the segment has no layout")
-        # Always a view, so that whatever refers to the root itself is another view of the loan.
+        # The borrower gets a view, never the root. So any other reference to the root comes from another view.
         array, root = _Layout(self._dtype, *self.layout[1:], len(self._file)).view(self._file)
         memory: Any = root.base
         handed, key = weakref.ref(array), id(memory)
-        loan = _Loan(memory, finished.append)  # from here on nothing is called that an interrupt could follow
+        loan = _Loan(memory, finished.append)  # from here on there is no call, because an interrupt could come after one
         loan.segment, loan.array, loan.key, loan.is_over = self, handed, key, False
         self.is_published = False
         self.holds += 1
@@ -304,8 +313,8 @@ class FreeLists:
 
     Attributes:
         to_retire: segments without holds that must not be filled again.
-        free: by capacity; the last one is the warmest.
-        pool_token: what tells its segments from those of other pools.
+        free: the free list of each capacity; its last segment was used most recently.
+        pool_token: the same object for all segments of this pool, so that the pool recognises its own.
         is_slow_path_running: a thread is in the middle of the slow path, so no other may take the fast path.
         seq: the number that was last published.
         takes: how many segments were taken from a free list.
@@ -322,24 +331,24 @@ class FreeLists:
         self.copied_nbytes = 0
 
     def next_seq(self) -> int:
-        """The number of the next tensor to be published, which no other will have."""
+        """The number of the next tensor to be published; no other tensor gets it."""
         self.seq += 1
         return self.seq
 
     def quick_publish(self, tensor: Any) -> Any:  # noqa: ARG002
-        """Publish an array of the same layout as the last one, or a whole loan.
+        """Publish an array whose layout a free segment has had before, or a whole loan.
 
         Returns:
-            Its segment, held once more; None if the slow path is needed, and then nothing was published. It always is
-            here: only the extension has the fast path.
+            Its segment, with one more hold; None if the slow path is needed, and then nothing was published. Always
+            None here: only the extension has the fast path.
         """
         return None
 
     def quick_loan(self, shape: object, dtype: object) -> Any:  # noqa: ARG002
-        """Loan a segment that was loaned for the same request before.
+        """Loan a segment again that was loaned before for the same shape and dtype.
 
         Returns:
-            The array; None if there is no such segment, or as above.
+            The array; None if the slow path is needed, as always here.
         """
         return None
 
@@ -357,7 +366,7 @@ def _loan_under(root: np.ndarray[Any, Any]) -> _Loan | None:
 
 
 def loan_of(array: Any) -> Any:
-    """The segment whose loan an array lies in; None if it lies in none."""
+    """The segment whose loan an array lies in; None if the array is no loan."""
     loan = _loan_under(_root_of(array)) if isinstance(array, np.ndarray) else None
     return None if loan is None else loan.segment
 
@@ -367,14 +376,17 @@ def _count_own_references() -> int:
     return sys.getrefcount(probe)
 
 
-_OWN_REFERENCES: Final = _count_own_references()  # of a variable and the call: 2, and 1 from Python 3.14 on
+_OWN_REFERENCES: Final = _count_own_references()  # what a variable and the call count: 2, and 1 from Python 3.14 on
 
 
 def freeze(array: np.ndarray[Any, Any]) -> bool:
-    """Make an array of a loan, what it is a view of, and what was handed out read-only.
+    """Make these read-only: an array of a loan, the arrays that it is a view of, and the array that was handed out.
 
     Returns:
         Whether there may be other views of the loan, which can still be written to.
+
+    Raises:
+        TypeError: the array is no loan.
     """
     loan = _loan_under(_root_of(array))
     if loan is None:
@@ -390,7 +402,7 @@ def freeze(array: np.ndarray[Any, Any]) -> bool:
         root = root.base
     if handed is not None and is_apart:
         handed.flags.writeable = False
-    # What refers to the root: the chain of bases that ends there, what was handed out, and what we do not know.
+    # The root's references: the chain of bases that ends there, the array that was handed out, and unknown views.
     known = (array is not root) + is_apart
     del array
     return sys.getrefcount(root) - _OWN_REFERENCES > known

@@ -1,4 +1,4 @@
-"""An open POSIX semaphore: post, or sleep until it is posted. Makes and removes none."""
+"""An open POSIX semaphore: post, or sleep until it is posted. Never makes or removes one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class _Timespec(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
 
-# posix_ipc swallows what a signal handler raises during a wait, and waits by the wall clock, which somebody may turn
-# back. So where the C library can do better (glibc 2.30), we wait by it, on the semaphore that posix_ipc has open.
+# posix_ipc swallows what a signal handler raises during a wait, and waits by the wall clock, which may be set back.
+# The C library does better from glibc 2.30 on. There we wait with it, on the semaphore that posix_ipc has open.
 _sem_clockwait: Final[Any] = getattr(libc, "sem_clockwait", None)
-_MAX_RINGS: Final = 1 << 16  # taken at a time, so that whoever rings without pause keeps nobody here
+_MAX_RINGS: Final = 1 << 16  # taken at a time, because a peer that rings without pause must not block us here
 _CLOCK_MONOTONIC: Final = 1  # linux/time.h
 if _sem_clockwait is not None:
     _sem_clockwait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec)]
@@ -35,7 +35,7 @@ class Semaphore:
     """An existing named semaphore.
 
     Raises:
-        OSError: there is none, or it is not ours.
+        OSError: there is none of that name, or this user may not open it.
     """
 
     __slots__ = ("_address", "_semaphore", "post")
@@ -49,14 +49,14 @@ class Semaphore:
             code = errno.EACCES if isinstance(error, posix_ipc.PermissionsError) else errno.ENOENT
             raise OSError(code, os.strerror(code)) from error
         self.post = self._semaphore.release
-        """Raises OSError if it was rung 2**31 times and nobody has looked."""
+        """Raises OSError if it was posted 2**31 times and no process has waited."""
         # The C library gives one address for one name, so this is the semaphore that posix_ipc has just opened.
         if _sem_clockwait is not None:
             self._address = libc.sem_open(name.encode(), 0)
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep until rung; False when the time is over. What a signal handler raises, Ctrl-C say, comes at once."""
-        # Rung already, perhaps more than once, for messages that were found without waiting: all these are one hint.
+        """Sleep until posted; False when ``timeout_s`` is over. What a signal handler raises (Ctrl-C) comes at once."""
+        # Posted already, perhaps more than once, for messages that we found without waiting: all these are one hint.
         count = min(self._semaphore.value, _MAX_RINGS) if posix_ipc.SEMAPHORE_VALUE_SUPPORTED else 0
         if count:
             for _ in range(count):

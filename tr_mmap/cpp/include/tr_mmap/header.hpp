@@ -324,7 +324,7 @@ inline Header decode_header(const void* data, std::size_t nbytes, std::optional<
                                      ", a TSR file with 'TSR!' or 'TSR\\0'");
     }
     const auto version = detail::load_le<std::int32_t>(bytes, wire::version_offset);
-    if (is_v0 ? version != 1 : version != 1 && version != 2) {
+    if (version != 1 && (is_v0 || version != wire::v2_version)) {
         refuse(Fault::BAD_VERSION, "version " + std::to_string(version) + " is unknown after that magic");
     }
     Header header = is_v0          ? detail::decode_v0(bytes, nbytes, refuse)

@@ -75,7 +75,7 @@ inline std::vector<std::byte> encode_v2(const Header& header, const Refuser& ref
         (header.payload_checksum ? wire::flag_checksum : 0) | (header.is_segment ? wire::flag_segment : 0);
     std::vector<std::byte> raw(wire::v2_header_nbytes);
     std::memcpy(&raw[wire::magic_offset], wire::magic, sizeof wire::magic);
-    store_le<std::int32_t>(raw, wire::version_offset, 2);
+    store_le<std::int32_t>(raw, wire::version_offset, wire::v2_version);
     store_le<std::int32_t>(raw, wire::header_size_offset, static_cast<std::int32_t>(wire::v2_header_nbytes));
     store_le<std::uint32_t>(raw, wire::flags_offset, flags);
     store_le<std::int32_t>(raw, wire::dtype_offset, static_cast<std::int32_t>(header.dtype));
