@@ -10,23 +10,35 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support import TOOLS, TORCH_TOOLS, Gate, empty_place
 
 from tr_mmap import PythonSession
+
+settings.register_profile("tests", deadline=None)  # how long an example takes is the machine's business
+settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="tests marked long at their full length: an hour in all")
 
 
-_figures: list[str] = []
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes that share the tests, with a thread for its orders
+        config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _figures:
+    """What long tests have counted, and what could not be tested here."""
+    reports = [each for outcome in ("passed", "failed") for each in terminalreporter.getreports(outcome)]
+    figures = [str(text) for report in reports for name, text in report.user_properties if name == "figures"]
+    if figures:
         terminalreporter.section("figures")
-        for each in _figures:
+        for each in figures:
             terminalreporter.write_line(each)
+    reasons = [str(report.longrepr[2]) for report in terminalreporter.getreports("skipped")]
+    for reason in sorted({reason for reason in reasons if "NOT TESTED" in reason}):
+        terminalreporter.write_sep("*", reason.removeprefix("Skipped: "), red=True, bold=True)
 
 
 @pytest.fixture
@@ -38,7 +50,12 @@ def is_full(pytestconfig: pytest.Config) -> bool:
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Takes what a long test has counted; shown at the end of the run."""
-    return lambda text: _figures.append(f"{request.node.name}\n    " + text.strip().replace("\n", "\n    "))
+
+    def take(text: str) -> None:
+        shown = f"{request.node.name}\n    " + text.strip().replace("\n", "\n    ")
+        request.node.user_properties.append(("figures", shown))  # which reach the process that shows them
+
+    return take
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -242,14 +242,22 @@ class Mapping:
 
 
 def mapping_of(address: int, nbytes: int) -> Mapping:
-    """The mapping in which these bytes of this process lie, all of them."""
+    """The mapping in which these bytes of this process lie, all of them.
+
+    A part for which the kernel was given advice, on huge pages say, has a line of its own: such lines are one mapping.
+    """
+    found: Mapping | None = None
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, permissions, _offset, _device, inode, *path = line.split(maxsplit=5)
         start, end = (int(each, 16) for each in span.split("-"))
-        if start <= address < end:
-            assert address + nbytes <= end
-            return Mapping(start, end, permissions, int(inode), path[0] if path else "")
-    raise AssertionError(f"{address:#x} is not mapped")
+        next_one = Mapping(start, end, permissions, int(inode), path[0] if path else "")
+        if found is not None and replace(found, start=found.end, end=end) == next_one:
+            found = replace(found, end=end)
+        elif start <= address < end:
+            found = next_one
+    assert found is not None, f"{address:#x} is not mapped"
+    assert address + nbytes <= found.end
+    return found
 
 
 def mapping_of_tensor(tensor: Any) -> Mapping:

@@ -10,66 +10,63 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cpp_programs import INCLUDE, SANITIZERS, SOURCES, VECTORS, WARNINGS, run, run_both
-
-
-class Notice:
-    """Says something at the end of the run, where it is seen."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        terminalreporter.write_sep("*", self._text, red=True, bold=True)
+from cpp_programs import INCLUDE, SANITIZERS, SOURCES, VECTORS, WARNINGS, locked, run, run_both
 
 
 @pytest.fixture(scope="session")
-def compiler(request: pytest.FixtureRequest) -> str:
+def compiler() -> str:
     """g++, or whatever CXX says."""
     found = shutil.which(os.environ.get("CXX", "g++"))
     if found is None:
-        notice = "there is no g++: THE C++ SIDE IS NOT TESTED. Install g++, or name a compiler in CXX"
+        notice = "NOT TESTED: the C++ side, for there is no g++. Install g++, or name a compiler in CXX"
         if os.environ.get("CI"):
             pytest.fail(notice)
-        request.config.pluginmanager.register(Notice(notice))
         pytest.skip(notice)
     return found
+
+
+# What is compiled together: the library's headers take longer than all that is in here, and two are enough to find what
+# is defined twice.
+UNITS = [("sessions.cpp", "session_lives.cpp"), ("formats.cpp", "tools.cpp", "main.cpp")]
+
+
+def compile_suite(compiler: str, flags: Sequence[str], program: Path) -> None:
+    assert {name for unit in UNITS for name in unit} == {path.name for path in SOURCES.glob("*.cpp")}
+    with tempfile.TemporaryDirectory() as folder:
+        commands, objects = [], []
+        for unit in UNITS:
+            source = Path(folder, f"unit-{unit[0]}")
+            source.write_text("".join(f'#include "{SOURCES / name}"\n' for name in unit))
+            objects.append(source.with_suffix(".o"))
+            commands.append([compiler, *flags, "-c", source, "-o", objects[-1]])
+        run_both(commands)
+        temporary = program.with_suffix(".new")
+        run([compiler, *SANITIZERS, *objects, "-o", temporary, "-pthread"])
+        temporary.rename(program)
 
 
 @pytest.fixture(scope="session")
 def suite(compiler: str, request: pytest.FixtureRequest) -> Path:
     """The program made of tests/cpp."""
-    names = ("sessions.cpp", "session_lives.cpp", "tools.cpp", "formats.cpp", "main.cpp")  # slow ones first
-    sources = [SOURCES / name for name in names]
-    headers = [*INCLUDE.rglob("*.h*"), *SOURCES.glob("*.hpp")]
+    sources = [*INCLUDE.rglob("*.h*"), *SOURCES.glob("*.?pp")]
     flags = [*WARNINGS, "-O0", *SANITIZERS, f"-I{INCLUDE}"]
     state = hashlib.sha256(" ".join([compiler, *flags]).encode())
-    for path in sorted([*sources, *headers]):
+    for path in sorted(sources):
         state.update(path.name.encode() + path.read_bytes())
     cache = request.config.cache
     assert cache is not None
     program = cache.mkdir("cpp") / f"suite-{state.hexdigest()[:16]}"
-    if not program.exists():
-        for older in program.parent.glob("suite-*"):
-            older.unlink()
-        objects = [program.parent / f"{each.stem}-{os.getpid()}.o" for each in sources]
-        try:
-            run_both(
-                [
-                    [compiler, *flags, "-c", source, "-o", target]
-                    for source, target in zip(sources, objects, strict=True)
-                ]
-            )
-            temporary = program.with_suffix(".new")
-            run([compiler, *SANITIZERS, *objects, "-o", temporary, "-pthread"])
-            temporary.rename(program)
-        finally:
-            for each in objects:
-                each.unlink(missing_ok=True)
+    with locked(program.parent / "lock"):
+        if not program.exists():
+            for older in program.parent.glob("suite-*"):
+                older.unlink()
+            compile_suite(compiler, flags, program)
     return program
 
 

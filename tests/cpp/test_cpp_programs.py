@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from cpp_programs import EXAMPLES, INCLUDE, WARNINGS, run, run_both
+from cpp_programs import EXAMPLES, INCLUDE, WARNINGS, locked, run, run_both
 from support import ROOT
 
 pytestmark = pytest.mark.timeout(400)  # the first test that needs the suite compiles it
@@ -40,31 +41,43 @@ EXPECTED = {
 
 @pytest.fixture(scope="session")
 def examples(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The examples and the program of the README, each built in another of the ways that users have."""
-    folder = tmp_path_factory.mktemp("examples") / "cpp"
-    shutil.copytree(EXAMPLES, folder)
+    """The examples and the program of docs/cpp.md, built once a run."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # then it is that of one of several processes
+        shared = shared.parent
+    folder = shared / "cpp-examples"
+    with locked(shared / "cpp-examples.lock"):
+        if not (folder / "built").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(EXAMPLES, folder)
+            build_examples(compiler, folder)
+            (folder / "built").touch()
+    return folder
+
+
+def build_examples(compiler: str, folder: Path) -> None:
+    """Each in another of the ways that users have."""
     include = run([sys.executable, "-m", "tr_mmap.cli", "include"]).strip()
     make = ["make", "-s", "-C", folder, f"CXX={compiler}", f"INCLUDE={include}", "CXXFLAGS=-Wall -Wextra -Werror"]
     # The original program takes no flag but the threads library.
     plain = [compiler, f"-I{include}", folder / "matmul.cpp", "-o", folder / "matmul", "-pthread"]
-    (folder / "readme.cpp").write_text((ROOT / "README.md").read_text().split("```cpp\n", 1)[1].split("```", 1)[0])
-    readme = [compiler, "-std=c++17", f"-I{include}", folder / "readme.cpp", "-o", folder / "readme", "-pthread"]
+    (folder / "page.cpp").write_text((ROOT / "docs" / "cpp.md").read_text().split("```cpp\n", 1)[1].split("```", 1)[0])
+    page = [compiler, "-std=c++17", f"-I{include}", folder / "page.cpp", "-o", folder / "page", "-pthread"]
     if shutil.which("cmake") is None:
-        run_both([[*make, "hello", "loan"], plain, readme])
+        run_both([[*make, "hello", "loan"], plain, page])
     else:
-        where = f"-Dtr_mmap_DIR={ROOT / 'tr_mmap' / 'cmake'}"
+        where = f"-Dtr_mmap_DIR={ROOT / 'tr_mmap' / 'cpp' / 'cmake'}"
         run(["cmake", "-S", folder, "-B", folder / "build", where, f"-DCMAKE_CXX_COMPILER={compiler}"])
-        run_both([["cmake", "--build", folder / "build", "--target", "hello"], plain, readme, [*make, "loan"]])
+        run_both([["cmake", "--build", folder / "build", "--target", "hello"], plain, page, [*make, "loan"]])
         (folder / "build" / "hello").rename(folder / "hello")
-    return folder
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="there is no cmake")
 def test_cmake_finds_the_package_in_an_environment(compiler: str, tmp_path: Path) -> None:
     """Where pip puts it: the configuration file in share, the headers in the package."""
-    places = {"cmake": "share/cmake/tr_mmap", "include": "lib/python3.11/site-packages/tr_mmap/include"}
+    places = {"cmake": "share/cmake/tr_mmap", "include": "lib/python3.11/site-packages/tr_mmap/cpp/include"}
     for source, target in places.items():
-        shutil.copytree(ROOT / "tr_mmap" / source, tmp_path / "env" / target)
+        shutil.copytree(ROOT / "tr_mmap" / "cpp" / source, tmp_path / "env" / target)
     named = [f"-DCMAKE_PREFIX_PATH={tmp_path / 'env'}", f"-DCMAKE_CXX_COMPILER={compiler}"]
     run(["cmake", "-S", EXAMPLES, "-B", tmp_path / "build", *named])
     found = [each.read_text() for each in (tmp_path / "build").rglob("flags.make")]
@@ -81,8 +94,8 @@ def test_example_runs(examples: Path, name: str) -> None:
         assert " ".join(lines).count("9.0") == 20
 
 
-def test_the_program_of_the_readme_runs_as_it_stands(examples: Path) -> None:
-    assert run([examples / "readme"]) == "512x256: 3072\n"
+def test_the_program_of_the_page_runs_as_it_stands(examples: Path) -> None:
+    assert run([examples / "page"]) == "512x256: 3072\n"
 
 
 def test_every_example_is_run() -> None:

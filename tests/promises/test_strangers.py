@@ -21,6 +21,7 @@ from tr_mmap.processes.identity import Identity
 from tr_mmap.processes.spawn import WorkerProcess
 from tr_mmap.processes.watch import PeerWatch
 from tr_mmap.sessions import manifest as manifests
+from tr_mmap.sessions import workspace as workspaces
 from tr_mmap.sessions.manifest import Manifest
 from tr_mmap.sessions.workspace import Workspace
 
@@ -275,8 +276,12 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("way", ["sweep", "start"])
-def test_a_worker_that_cannot_follow_its_dead_controller_is_ended(workspace: Path, way: str) -> None:
+def test_a_worker_that_cannot_follow_its_dead_controller_is_ended(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     """Its handler is in native code that holds the interpreter's lock, so no thread of its own can end it."""
+    monkeypatch.setattr(workspaces, "CLAIM_WAIT_S", 0.1)
+    monkeypatch.setattr(workspaces, "ORPHAN_WAIT_S", 0.2)
     with subprocess.Popen(
         [sys.executable, "-c", HOGGED, str(TOOLS)],
         stdin=subprocess.PIPE,

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..wire.names import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from . import system
 
 __all__ = ["replace_by_link", "replacement"]
@@ -62,4 +63,4 @@ def replace_by_link(source: str, path: str) -> None:
 
 
 def _beside(path: str) -> str:
-    return os.path.join(os.path.dirname(path), f".tr_mmap-{secrets.token_hex(8)}.tmp")
+    return os.path.join(os.path.dirname(path), f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")

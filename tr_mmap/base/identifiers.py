@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from ..errors import BadMessage, BadTag
-from ..wire.messages import MAX_SPILL_TOKEN_LENGTH, SPILL_SUFFIX
+from ..wire.messages import MAX_SPILL_TOKEN_LENGTH, REQUEST_STEM, RESPONSE_STEM, SPILL_SUFFIX
 from ..wire.names import (
     DOORBELL_PREFIX,
     MAX_DOORBELL_LENGTH,
@@ -40,7 +40,7 @@ _good_session_id = re.compile(rf"(?!\.){_LETTERS}{{1,{MAX_SESSION_ID_LENGTH}}}")
 _plain_tag = re.compile(rf"(?!\.){_LETTERS}{{1,{MAX_TAG_LENGTH}}}").fullmatch
 _segment_name = re.compile(rf"(?!\.){_LETTERS}{{1,{MAX_SEGMENT_NAME_LENGTH}}}{re.escape(TENSOR_SUFFIX)}").fullmatch
 _spill_name = re.compile(
-    rf"(request|response)\.[0-9A-Za-z_]{{1,{MAX_SPILL_TOKEN_LENGTH}}}{re.escape(SPILL_SUFFIX)}"
+    rf"({REQUEST_STEM}|{RESPONSE_STEM})\.[0-9A-Za-z_]{{1,{MAX_SPILL_TOKEN_LENGTH}}}{re.escape(SPILL_SUFFIX)}"
 ).fullmatch
 _result_name = re.compile(rf"{RESULT_PREFIX}_[0-9]+{re.escape(TENSOR_SUFFIX)}").fullmatch
 _doorbell_name = re.compile(rf"{DOORBELL_PREFIX}{_LETTERS}{{1,{MAX_DOORBELL_LENGTH}}}").fullmatch

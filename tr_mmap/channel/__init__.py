@@ -1,7 +1,7 @@
 """How control messages and the status cross: one interface, four implementations.
 
-``mapped`` (default): JSON lines in mapped files, posix_ipc semaphores as doorbells. ``files`` (portable): JSON files
-put in place by rename, polled at a falling rate. ``legacy``: such files in the legacy dialect. ``authenticated`` wraps
-another channel and signs its messages. Tensors never pass through a channel, only their names do; and a channel never
-knows what a message means.
+``mapped`` (default): JSON lines in mapped files, POSIX semaphores as doorbells. ``files`` (portable): JSON files that a
+rename puts in place, polled at a falling rate. ``legacy``: such files in the legacy dialect. ``authenticated`` wraps
+another channel and signs its messages. Tensors never pass through a channel, only the names of their segments do. A
+channel never knows what a message means.
 """

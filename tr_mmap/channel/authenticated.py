@@ -1,4 +1,7 @@
-"""A channel that signs what it sends and drops what the peer has not signed. The MACs are in ``protocol.mac``."""
+"""A channel that signs what it sends and rejects what the peer has not signed. Never reads a message's meaning.
+
+``protocol.mac`` has the MACs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ class RejectionCounter:
     """A count that outlives the channels that add to it.
 
     Attributes:
-        rejected: messages that were not the peer's: forged, replayed, reordered, or garbled.
+        rejected: how many messages were not the peer's: forged, replayed, reordered, or garbled.
     """
 
     __slots__ = ("rejected",)
@@ -29,20 +32,20 @@ class RejectionCounter:
 
 
 def protect(channel: Channel, role: Role, secret: bytes | None, counter: RejectionCounter) -> Channel:
-    """The channel, authenticated if there is a secret."""
+    """The channel itself if ``secret`` is None, else an :class:`AuthenticatedChannel` over it."""
     return channel if secret is None else AuthenticatedChannel(channel, role, secret, counter)
 
 
 class AuthenticatedChannel(Channel):
-    """A channel that adds a MAC to what it sends, and passes on only what bears the right one.
+    """A channel that adds a MAC to what it sends, and passes on only messages that have the right MAC.
 
-    What does not is counted and otherwise as if it had never been there: the wait for the real message goes on.
+    Any other message is counted and ignored: the wait for the peer's message goes on.
 
     Args:
-        inner: does the work.
+        inner: the channel that carries the messages.
         role: which side this is.
         secret: shared with the peer.
-        counter: counts what is rejected.
+        counter: counts the messages that are rejected.
     """
 
     def __init__(self, inner: Channel, role: Role, secret: bytes, counter: RejectionCounter) -> None:
@@ -51,7 +54,7 @@ class AuthenticatedChannel(Channel):
         self._signer = Signer(secret, role.value)
         self._verifier = Verifier(secret, role.peer.value)
         self._taking = threading.Lock()
-        self._held: bytes | None = None  # a message that has_message found
+        self._held: bytes | None = None  # a message that has_message took, for the next receive
 
     def send(self, message: Request | Response) -> None:
         number = self._signer.sign(message)
@@ -61,7 +64,7 @@ class AuthenticatedChannel(Channel):
     def has_message(self) -> bool:
         if self._held is not None:
             return True
-        # While another thread waits the next message is that one's.
+        # While another thread waits, the next message belongs to that thread.
         if not self._inner.has_message() or not self._taking.acquire(blocking=False):
             return False
         try:
@@ -84,21 +87,21 @@ class AuthenticatedChannel(Channel):
                 if message is None or self._verifier.accept(message):
                     return message
             except BadMessage:
-                pass  # not even a message
+                pass  # it is no message at all
             except HostilePath:
                 if self._inner.has_message():
-                    raise  # it could not be removed, so nothing else can come
+                    raise  # what is there could not be removed, so no message can come
             self._counter.rejected += 1
             self._inner.reject()
             if deadline_s is not None:
                 remaining_ms = (deadline_s - time.monotonic()) * 1000
-                if remaining_ms <= 0:  # a process that forges without pause does not keep us beyond our time
+                if remaining_ms <= 0:  # a process that forges messages without pause must not extend our wait
                     return None
             if stop():
                 return None
 
     def reject(self) -> None:
-        """Nothing that this channel gives needs to be rejected."""
+        """Does nothing: this channel has rejected other messages already."""
 
     @property
     def doorbells(self) -> list[str]:
@@ -108,7 +111,7 @@ class AuthenticatedChannel(Channel):
         return self._inner.read_status()
 
     def is_exit_requested(self) -> bool:
-        """Never: any process may have written the status. The controller asks for the end by a signed request."""
+        """Never: any process may have written the status. The controller sends a signed request to exit."""
         return False
 
     def write_status(self, status: Status, detail: str = "") -> None:

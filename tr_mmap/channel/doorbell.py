@@ -1,4 +1,4 @@
-"""A doorbell: a named semaphore that tells its owner to look again. A hint, never a lock: any count is harmless."""
+"""A doorbell: a named semaphore that wakes the side that waits. A hint, never a lock: any count is harmless."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ _MIN_SEMAPHORE_NBYTES = 32  # sizeof(sem_t) on 64-bit Linux
 
 
 class Doorbell:
-    """One semaphore. Ringing twice before anyone looks wakes twice; the second look finds nothing."""
+    """One semaphore. Two rings before a wait may wake it twice; the second time there is nothing new.
+
+    Attributes:
+        name: of the semaphore.
+        ring: posts the semaphore.
+        wait: waits for a ring, for so many seconds; False when the time is over.
+    """
 
     __slots__ = ("name", "ring", "semaphore", "wait")
 
@@ -61,7 +67,7 @@ class Doorbell:
         """Open the peer's doorbell.
 
         Raises:
-            HostilePath: its file is not ours alone, or too short to be one; ringing it would be SIGBUS.
+            HostilePath: another user could change its file, or the file is too short, so that a ring would be SIGBUS.
             OSError: it is gone.
         """
         if sys.platform == "linux":
@@ -87,7 +93,7 @@ class Doorbell:
             pass
 
     def close(self) -> None:
-        """Let go of it; a thread that waits holds it until it is woken."""
+        """Release the semaphore; a thread that waits keeps it open until it wakes."""
         self.ring = self.wait = _is_closed
 
 

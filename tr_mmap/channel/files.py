@@ -1,8 +1,8 @@
-"""The portable channel: JSON files put in place by rename, polled at a falling rate. Needs nothing but files.
+"""The portable channel: JSON files put in place by rename, polled at a falling rate. Never uses semaphores or mappings.
 
-A message is there when its file is; its reader removes it. A writer waits until its previous message is gone. The
-reader polls every 32 ms, halves that rate after 8 empty polls, down to one in 1024 ms, and returns to 32 ms at the
-first message.
+A message is there when its file is there; its reader removes the file. A writer waits until its previous message is
+gone. The reader polls every 32 ms. After each 8 empty polls it halves that rate, down to one poll in 1024 ms. The first
+message brings it back to 32 ms.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .interface import Channel, Role, check_bounds
 
 __all__ = ["SEND_TIMEOUT_MS", "FileChannel", "PollRate"]
 
-SEND_TIMEOUT_MS: Final = 10_000.0  # how long the peer may leave our previous message lying
+SEND_TIMEOUT_MS: Final = 10_000.0  # how long the peer may leave our previous message unread
 
 
 class PollRate:
@@ -38,7 +38,7 @@ class PollRate:
         self._empty_polls = 0
 
     def found_nothing(self) -> float:
-        """Count an empty poll; returns the pause before the next one."""
+        """Count an empty poll. Returns the pause before the next one, in milliseconds."""
         interval_ms = self.interval_ms
         self._empty_polls += 1
         if self._empty_polls == self.POLLS_PER_RATE:
@@ -47,6 +47,7 @@ class PollRate:
         return interval_ms
 
     def found_one(self) -> None:
+        """Go back to the first rate."""
         self.interval_ms = self.FIRST_MS
         self._empty_polls = 0
 
@@ -55,7 +56,7 @@ class FileChannel(Channel):
     """See the module's docstring.
 
     Attributes:
-        FIRST_STATUS: what the controller writes before the worker is started.
+        FIRST_STATUS: what the controller writes before it starts the worker.
         FORBIDDEN_MODE: permissions that a file of the peer's must not have.
     """
 
@@ -182,13 +183,13 @@ class FileChannel(Channel):
         return found[0] if found else None
 
     def ring(self) -> None:
-        """Nothing to ring: the peer polls."""
+        """Does nothing: the peer polls."""
 
     def wake(self) -> None:
         self._woken.set()
 
     def unlink(self) -> None:
-        """Nothing has a name outside the directory."""
+        """Does nothing: no resource has a name outside the directory."""
 
     def close(self) -> None:
-        """Holds nothing open."""
+        """Does nothing: this end holds nothing open."""

@@ -11,16 +11,16 @@ from ..errors import BadMessage
 from ..native import ChannelParts
 from ..protocol.messages import Failure, Request, Response
 from ..protocol.status import Status, StatusLine
-from ..wire.messages import MAX_MESSAGE_NBYTES
+from ..wire.messages import MAX_MESSAGE_NBYTES, REQUEST_STEM, RESPONSE_STEM
 
 __all__ = ["Channel", "Role", "check_bounds"]
 
 
 class Role(enum.Enum):
-    """Which side of the channel; the value is the kind of message that this side writes."""
+    """Which side of the channel; the value is the kind of message that this side sends."""
 
-    CONTROLLER = "request"
-    WORKER = "response"
+    CONTROLLER = REQUEST_STEM
+    WORKER = RESPONSE_STEM
 
     @property
     def peer(self) -> Role:
@@ -30,10 +30,11 @@ class Role(enum.Enum):
 class Channel(ABC):
     """One side of a session's control channel.
 
-    A wait returns early when its ``stop`` says so, which is asked after every :meth:`wake`.
+    Every wait takes a function ``stop``, which is called when the wait begins, after every :meth:`wake`, and from time
+    to time. If it returns True, the wait ends.
 
     Attributes:
-        may_carry_legacy: a legacy peer can put a request there, which has no number.
+        may_carry_legacy: a legacy peer can put a request there; such a request has no number.
     """
 
     may_carry_legacy: ClassVar[bool] = False
@@ -45,7 +46,7 @@ class Channel(ABC):
 
     @abstractmethod
     def send(self, message: Request | Response) -> None:
-        """Publish a message whole, or raise and leave the previous one.
+        """Send a message whole, or raise and leave the previous one.
 
         Raises:
             BadMessage: longer than ``MAX_MESSAGE_NBYTES``.
@@ -64,49 +65,64 @@ class Channel(ABC):
         """Take the peer's next message, as JSON text; each is given once.
 
         Args:
-            timeout_ms: how long to wait; None is for ever, 0 only looks.
-            stop: asked when woken; True ends the wait, after a last look.
+            timeout_ms: how long to wait; None is for ever, 0 is not at all.
+            stop: True ends the wait, after a last check for a message.
+
+        Returns:
+            The message; None if there was none.
+
+        Raises:
+            BadMessage: the message cannot be taken, or is too long for one.
+            HostilePath: the peer did not make the message's file.
         """
 
     def put_back(self) -> None:  # noqa: B027 - a channel of files has taken the message away
-        """A wait was interrupted: if it had taken a message already, let the next one take that again."""
+        """After an interrupted :meth:`receive`: if it had taken a message, the next call takes that message again."""
 
     def reply_unreadable(self, failure: Failure) -> None:  # noqa: B027 - it cannot say to which request that is
-        """The message just received was no request: tell the peer, if it waits for an answer without a number."""
+        """The message just received was no request: tell a peer that expects a response without a number."""
 
     def reject(self) -> None:  # noqa: B027 - most channels have nothing to do
-        """The message just received was not the peer's: the peer's own may still come in its place."""
+        """The message just received was not the peer's; the peer's own may still come in place of it."""
 
     @abstractmethod
     def read_status(self) -> StatusLine:
-        """The status as it stands.
+        """The present status.
 
         Raises:
-            BadMessage: somebody wrote what is no status.
+            BadMessage: the text there is no status.
         """
 
     @abstractmethod
     def is_exit_requested(self) -> bool:
-        """Whether the status is ``exit``: somebody wants the worker to end."""
+        """Whether the status is ``exit``, which requests that the worker exit."""
 
     def request_exit(self, request: Request) -> bool:
-        """Tell the worker that it is to end; whether saying it once is enough, whatever the worker does.
+        """Send the request to exit to the worker.
 
         Args:
-            request: of the command that says so.
+            request: with the command ``exit``.
+
+        Returns:
+            True if it stays there until the worker reads it; False if the worker may overwrite it, so that the caller
+            must repeat it.
         """
         self.send(request)
         return True
 
     @abstractmethod
     def write_status(self, status: Status, detail: str = "") -> None:
-        """Replace the status. Wakes nobody: a message or :meth:`ring` follows."""
+        """Replace the status. Does not wake the peer: a message or :meth:`ring` follows.
+
+        Raises:
+            OutOfSpace: no room for it.
+        """
 
     def advance_status(self, status: Status, detail: str = "") -> bool:
-        """Replace the worker's own status, unless somebody wants its end and this says anything else.
+        """Replace the worker's own status. After a request to exit, write only a status that says that it ends.
 
         Returns:
-            Whether it stands.
+            Whether the status was written.
         """
         if not status.is_ending and self.is_exit_requested():
             return False
@@ -117,19 +133,28 @@ class Channel(ABC):
     def wait_status(
         self, until: Callable[[StatusLine], bool], timeout_ms: float, stop: Callable[[], bool]
     ) -> StatusLine | None:
-        """Wait for a status; None on timeout or stop."""
+        """Wait for a status.
+
+        Args:
+            until: tells whether a status is the one.
+            timeout_ms: how long to wait.
+            stop: True ends the wait.
+
+        Returns:
+            The status; None when the time is over or ``stop`` returned True.
+        """
 
     def fast_path_parts(self) -> ChannelParts | None:
-        """What the compiled fast path works on; None where it cannot be taken."""
+        """What the compiled fast path works on; None if this channel has no fast path."""
         return None
 
     @abstractmethod
     def ring(self) -> None:
-        """Tell the peer to look again."""
+        """Wake the peer."""
 
     @abstractmethod
     def wake(self) -> None:
-        """Make this end's own wait look again. For other threads; never blocks."""
+        """Wake this end's own wait. For other threads; never blocks."""
 
     @abstractmethod
     def unlink(self) -> None:
@@ -137,11 +162,15 @@ class Channel(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of everything this end holds. Idempotent."""
+        """Release all that this end holds. Idempotent."""
 
 
 def check_bounds(text: bytes) -> bytes:
-    """An encoded message, if it is not too long for one."""
+    """The encoded message, if it is not too long.
+
+    Raises:
+        BadMessage: longer than ``MAX_MESSAGE_NBYTES``.
+    """
     if len(text) > MAX_MESSAGE_NBYTES:
         raise BadMessage(
             f"the message has {len(text)} bytes, more than {MAX_MESSAGE_NBYTES}; send large data as a tensor",

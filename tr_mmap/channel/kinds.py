@@ -1,4 +1,4 @@
-"""Which channels there are. An implementation is imported when it is chosen, and not before."""
+"""Which channels there are. Never imports an implementation before it is chosen."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class ChannelKind(Protocol):
     """How the two ends of a channel are made."""
 
     def new_doorbells(self) -> list[str]:
-        """Names for :meth:`create`, so that a manifest can tell of them before they exist and none is ever lost."""
+        """Names for :meth:`create`. The manifest has them before they exist, so that a sweep finds all of them."""
 
     def create(self, directory: str, doorbells: Sequence[str]) -> Channel:
-        """The controller's end, over new control files that replace any earlier ones.
+        """Make the controller's end, over new control files that replace any earlier ones.
 
         Args:
             directory: the session directory.
@@ -29,14 +29,19 @@ class ChannelKind(Protocol):
         """
 
     def attach(self, directory: str, doorbells: Sequence[str]) -> Channel:
-        """The worker's end."""
+        """Make the worker's end, over the controller's files.
+
+        Args:
+            directory: the session directory.
+            doorbells: from the manifest.
+        """
 
 
 def channel_kind(name: str) -> ChannelKind:
     """The channel of that name.
 
     Raises:
-        BadMessage: there is none.
+        BadMessage: there is no such channel.
     """
     if name == "mapped":
         from .mapped import MappedChannel

@@ -1,8 +1,8 @@
-"""The channel of the legacy dialect: files put in place by rename, whose existence is the state; no manifest needed.
+"""The channel of the legacy dialect: files put in place by rename, whose existence is the state. Needs no manifest.
 
-``tr_mmap.protocol.legacy`` has the messages. A legacy peer differs from ours: it makes files by its umask; it writes
-``ready`` and ``exit`` into the status that the worker writes too, each over what is there; and it may leave a response
-unread for any time.
+``tr_mmap.protocol.legacy`` has the messages. A legacy peer differs from ours in three ways. It makes files by its
+umask. It writes ``ready`` and ``exit`` into the status, which the worker writes too, each over what is there. It may
+leave a response unread for any time.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class LegacyChannel(FileChannel):
     def __init__(self, directory: str, role: Role) -> None:
         super().__init__(directory, role)
         self._is_controller = role is Role.CONTROLLER
-        self._sent_request = Request()  # the last one sent
-        self._outcome: Status | None = None  # of that, once it is answered
-        self._line = StatusLine(Status.STARTING)  # the last one seen
+        self._sent_request = Request()  # the last one that was sent
+        self._outcome: Status | None = None  # OK or ERROR, when the response to that request is there
+        self._line = StatusLine(Status.STARTING)  # the last status that was read
 
     # -- messages -------------------------------------------------------------------------------------------------
 
@@ -46,7 +46,7 @@ class LegacyChannel(FileChannel):
             try:
                 self._put(self._out, data)
             except FileNotFoundError:
-                pass  # the directory is gone, and so is the controller
+                pass  # the directory is gone, so the controller is gone too
 
     def _is_out_free(self) -> bool:
         return not os.path.lexists(self._out)
@@ -59,7 +59,7 @@ class LegacyChannel(FileChannel):
                 command=request.command,
             )
         if self.read_status().status is Status.ERROR:
-            self.write_status(Status.READY)  # the worker is idle; what comes next must not be taken for an error
+            self.write_status(Status.READY)  # the worker is idle; an old ERROR must not be taken for the next outcome
         self._sent_request, self._outcome = request, None
         self._put(self._out, data)
 
@@ -81,14 +81,14 @@ class LegacyChannel(FileChannel):
 
     def read_status(self) -> StatusLine:
         data = self._get(self._status)
-        # A legacy worker truncates, then writes; what it said last holds in between.
+        # A legacy worker truncates the file, then writes it; in between, its last status is still right.
         if data and (text := data.decode("utf-8", "replace").strip("\0 \r\n")):
             try:
                 self._line = parse_status(text)
             except BadMessage:
-                self._line = StatusLine(Status.BUSY, text)  # words of its own, for what it is doing
+                self._line = StatusLine(Status.BUSY, text)  # the worker's own words for what it is doing
         if self._is_controller and self._outcome is not None and self._line.status is Status.READY:
-            return StatusLine(self._outcome)  # it waits again, and does not say how it went
+            return StatusLine(self._outcome)  # READY says that the worker waits again, not how the request ended
         return self._line
 
     def is_exit_requested(self) -> bool:
@@ -103,14 +103,14 @@ class LegacyChannel(FileChannel):
         except FileNotFoundError:
             if os.path.isdir(self._directory):
                 raise
-            # Else the controller has removed it, and nobody reads the status any more.
+            # Else the controller has removed the directory, and no process reads the status any more.
 
     def _write_unless_exit(self, status: Status, detail: str) -> None:
         """Replace the status, but never an ``exit`` that has just been written."""
         new = f"{self._status}.{os.getpid()}.own"
         self._put(new, StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n")
         if not system.exchange(new, self._status) or (self._get(new) or b"").strip() == STATUS_EXIT.encode():
-            system.rename(new, self._status)  # over the earlier status, or the ``exit`` over ours again
+            system.rename(new, self._status)  # ours over the earlier status; or the ``exit`` over ours again
         else:
             system.unlink(new)
 

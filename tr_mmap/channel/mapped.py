@@ -1,4 +1,4 @@
-"""The default channel: JSON in mapped files, semaphores as doorbells.
+"""The default channel: JSON in mapped files, semaphores as doorbells. Never needs a lock between the processes.
 
 ``request.json`` and ``response.json`` are message pages of ``MESSAGE_PAGE_NBYTES``; ``status.txt`` has
 ``STATUS_NBYTES``. Each holds one line and then spaces, so ``cat`` and ``json.load`` work on them. A message
@@ -8,10 +8,10 @@ begins with its number in a fixed place::
     offset 8  the number, 8 ASCII characters, spaces first      <- stored last, as one aligned 8-byte word
     offset 16 the other members, }, newline, spaces
 
-A writer stores a blank number ("       0"), then the rest, then the number; so a reader that sees the same new number
-before and after it copied the line has a whole message, whenever its doorbell rang. A stranger that reads the file in
-the middle of a store may see two messages mixed, and reads again. A message that is too long for its page goes to a
-file of its own, which the page names under ``"spill"``.
+A writer stores a blank number ("       0"), then the rest, then the number. So a reader that sees the same new number
+before and after it copied the line has a whole message, at whatever moment its doorbell rang. A process that does not
+compare the numbers may read two messages mixed, and must read again. A message that is too long for its page is a
+spill: a file of its own, which the page names under ``"spill"``.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ from .interface import Channel, Role, check_bounds
 
 __all__ = ["MappedChannel"]
 
-_SPILL_KEY: Final = b'"spill":'  # the first member after the number, in the line of a message that is elsewhere
+_SPILL_KEY: Final = b'"spill":'  # the first member after the number, in the line that names a spill
 _EXIT_START: Final = int.from_bytes(STATUS_EXIT.encode(), sys.byteorder)
 _WORD_NBYTES: Final = 8
-# Most statuses without a detail fit into one word, which nobody sees half stored.
+# Most statuses without a detail fit into one word. A store of one word is never torn.
 _SHORT_LINES: Final[dict[Status, int]] = {
     status: int.from_bytes(f"{status.value}\n".encode().ljust(_WORD_NBYTES), sys.byteorder)
     for status in Status
@@ -107,7 +107,7 @@ def _close_all(fds: list[int]) -> None:
         try:
             system.close(fd)
         except OSError:
-            pass  # it is closed all the same, and what was mapped stays
+            pass  # it is closed all the same, and its mapping stays
 
 
 class MappedChannel(Channel):
@@ -126,7 +126,7 @@ class MappedChannel(Channel):
         self.status = system.map_write(status_fd, STATUS_NBYTES)
         self._status_start = self.status.cast("I")
         self._status_words = self.status.cast("Q")
-        self._has_long_status = True  # somebody else may have written one
+        self._has_long_status = True  # the other side may have written one
         self._doorbells = doorbells
         request_doorbell, response_doorbell = doorbells
         if role is Role.CONTROLLER:
@@ -136,14 +136,14 @@ class MappedChannel(Channel):
             self._out, self._in = response, request
             self._peer_doorbell, self._own_doorbell = response_doorbell, request_doorbell
         self._spill_number = 0
-        self._spill_token = secrets.token_hex(4)  # of this end: an earlier one may have left its long messages
+        self._spill_token = secrets.token_hex(4)  # of this end, because an earlier one may have left spills
         self._is_closed = False
 
     def fast_path_parts(self) -> ChannelParts | None:
         if not IS_COMPILED:
             return None
         peer, own = self._peer_doorbell.semaphore, self._own_doorbell.semaphore
-        return ChannelParts(self._out, self._in, peer, own, WAIT_SLICE_S, self.status)
+        return ChannelParts((self._out, self._in, peer, own, WAIT_SLICE_S), self.status)
 
     @classmethod
     def new_doorbells(cls) -> list[str]:
@@ -181,7 +181,7 @@ class MappedChannel(Channel):
             channel = cls(directory, Role.WORKER, fds, [Doorbell.open(name) for name in doorbells])
         finally:
             _close_all(fds)
-        channel.unlink()  # both sides have them open now: from here on no death can leave them behind
+        channel.unlink()  # both sides have the semaphores open now: from here on no death can leave them behind
         return channel
 
     @property
@@ -197,7 +197,7 @@ class MappedChannel(Channel):
         self.ring()
 
     def _send_apart(self, seq: int, text: bytes) -> None:
-        """Send what the page cannot hold."""
+        """Send a message as a spill, because the page cannot hold it."""
         if not 0 < seq <= MAX_MESSAGE_SEQ:
             raise BadMessage(f"a message's number is 1 to {MAX_MESSAGE_SEQ}, not {seq}", detail=str(seq))
         self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._write_spill(check_bounds(text)))
@@ -234,7 +234,7 @@ class MappedChannel(Channel):
         try:
             system.unlink(path)
         except OSError:
-            pass  # it goes with the session's directory
+            pass  # it is removed with the session's directory
         if is_too_long:
             raise BadMessage(f"{path} is longer than a message may be", detail=name)
         return text
@@ -254,7 +254,7 @@ class MappedChannel(Channel):
             return self._read_spill(spill)
         except TRException:
             raise
-        except OSError:  # out of descriptors, say: the message is good, and can be read later
+        except OSError:  # for example no descriptor is left: the message is good, and can be read later
             self._in.put_back()
             raise
 
@@ -285,7 +285,7 @@ class MappedChannel(Channel):
         for _ in range(STATUS_RETRIES):
             try:
                 return self._read_status_once()
-            except BadMessage:  # perhaps read in the middle of a store
+            except BadMessage:  # the read may have been torn
                 time.sleep(STATUS_RETRY_S)
         return self._read_status_once()
 
@@ -309,7 +309,7 @@ class MappedChannel(Channel):
             return
         line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
         self.status[:] = line.ljust(STATUS_NBYTES)
-        # The worker writes all the time and knows what is there; the controller hardly ever does.
+        # The worker writes nearly every status, so it knows what is there; the controller rarely writes one.
         self._has_long_status = len(line) > _WORD_NBYTES or self._role is Role.CONTROLLER
 
     def advance_status(self, status: Status, detail: str = "") -> bool:
@@ -333,13 +333,13 @@ class MappedChannel(Channel):
         try:
             self._peer_doorbell.ring()
         except OSError:
-            pass  # it was rung 2**31 times and nobody has slept since: nobody will
+            pass  # it was rung 2**31 times since the peer last waited: the next wait returns at once
 
     def wake(self) -> None:
         try:
             self._own_doorbell.ring()
         except OSError:
-            pass  # closed meanwhile, so nobody waits any more; or full, so nobody will
+            pass  # it is closed, so no thread waits any more; or it is full, so the next wait returns at once
 
     def unlink(self) -> None:
         for doorbell in self._doorbells:

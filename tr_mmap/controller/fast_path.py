@@ -29,15 +29,4 @@ def controller_fast_path(
     of_channel, of_transfer = channel.fast_path_parts(), transfer.fast_path_parts()
     if of_channel is None or of_transfer is None:
         return None
-    return native.ControllerFastPath(
-        of_channel.out,
-        of_channel.own,
-        of_channel.peer_doorbell,
-        of_channel.own_doorbell,
-        of_channel.slice_s,
-        of_transfer.pool,
-        of_transfer.mapped,
-        of_transfer.held,
-        deaths,
-        Response,
-    )
+    return native.ControllerFastPath(*of_channel.endpoint, *of_transfer.endpoint, deaths, Response)

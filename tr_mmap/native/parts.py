@@ -1,4 +1,4 @@
-"""The parts of a channel and of a transfer that the compiled fast paths work on. Does nothing with them."""
+"""What the compiled fast paths work on: one side's endpoint of a channel and of a transfer. Imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -14,19 +14,12 @@ class ChannelParts(NamedTuple):
     """One side of a channel.
 
     Attributes:
-        out: the page that this side writes.
-        own: the page that this side reads.
-        peer_doorbell: this side rings it after each message.
-        own_doorbell: this side waits for it.
-        slice_s: the longest single sleep in seconds, because a ring may be lost.
+        endpoint: the page that this side writes, the page that it reads, the doorbell that it rings after a message,
+            the doorbell that it waits for, and the longest single sleep in seconds, because a ring may be lost.
         status: the mapped status file.
     """
 
-    out: MessagePage
-    own: MessagePage
-    peer_doorbell: Semaphore
-    own_doorbell: Semaphore
-    slice_s: float
+    endpoint: tuple[MessagePage, MessagePage, Semaphore, Semaphore, float]
     status: memoryview
 
 
@@ -34,13 +27,10 @@ class TensorParts(NamedTuple):
     """One side of a transfer.
 
     Attributes:
-        pool: the free lists of this side's segments.
-        mapped: the peer's segments that this side has mapped, by name.
-        held: this side's segments that the message in flight names.
-        tags: on the worker's side, where the tensor of each tag is; empty on the controller's side.
+        endpoint: the pool of this side's segments; the peer's segments that are mapped here, by name; and this side's
+            segments that the message in flight names.
+        tags: what names a tensor on the worker's side; empty on the controller's.
     """
 
-    pool: FreeLists
-    mapped: dict[str, Any]
-    held: list[Any]
+    endpoint: tuple[FreeLists, dict[str, Any], list[Any]]
     tags: dict[str, Any]

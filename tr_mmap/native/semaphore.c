@@ -6,8 +6,6 @@
 #include <semaphore.h>
 #include <time.h>
 
-enum { MAX_POSTS = 1 << 16 }; /* taken at a time, so that a peer that posts without pause cannot keep us in the loop */
-
 static const double MAX_SLEEP_S = 1e6; /* so that no timeout, infinity included, overflows the clock's seconds */
 
 typedef struct {
@@ -70,7 +68,7 @@ int semaphore_wait(PyObject *semaphore, double timeout_s) {
     /* It may have been posted more than once, for messages that were found without waiting. One wait takes all of
      * these posts, for together they say no more than one: look for a message. */
     int was_posted = 0;
-    for (int count = 0; count < MAX_POSTS && sem_trywait(self->semaphore) == 0; count++) was_posted = 1;
+    for (int count = 0; count < WIRE_MAX_DRAINED_RINGS && sem_trywait(self->semaphore) == 0; count++) was_posted = 1;
     if (was_posted) return 1;
     if (!(timeout_s > 0)) return 0;
     if (timeout_s > MAX_SLEEP_S) timeout_s = MAX_SLEEP_S;

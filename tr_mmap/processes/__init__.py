@@ -1,5 +1,5 @@
-"""Processes: who one is, starting it, watching for its death, ending it with all that it started.
+"""Processes: identify one, start it, watch for its death, end it with all that it started.
 
-Nothing here knows of sessions, tensors or messages. No process is signalled before its identity is proved: a pid alone
-names nobody.
+Nothing here knows sessions, tensors or messages. No process is signalled before its identity is proved, because the
+kernel reuses pids.
 """

@@ -1,8 +1,8 @@
-"""Who a process is, told from all others that had or will have its pid. Knows nothing of workers or sessions.
+"""Which process one is, told from all others that had or will have its pid. Knows nothing of workers or sessions.
 
-A pid alone names nobody: the kernel hands it out again. Everything that judges or signals a process goes by its
-:class:`Identity` and, on Linux, through a pidfd that was checked against it, so that a stranger who got the number is
-never taken for the peer and never signalled. What cannot be judged counts as alive.
+A pid alone identifies no process, because the kernel reuses it. All code that judges or signals a process uses its
+:class:`Identity` and, on Linux, a pidfd that was checked against it. So a stranger's process that got the number is
+never taken for the peer and never signalled. A process that cannot be judged counts as alive.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ON_LINUX: Final = sys.platform == "linux"
 
 
 class Stat(NamedTuple):
-    """One look at a process: all fields are from the same moment."""
+    """What the system says of a process; all fields are from the same moment."""
 
     start_ticks: int
     is_ended: bool  # a zombie, or being removed
@@ -37,7 +37,7 @@ class Stat(NamedTuple):
 
 
 def _stat(pid: int) -> Stat | None:
-    """Look at a process; None if there is none of that number, or none that we may see."""
+    """The stat of a process; None if there is none of that number, or none that we may see."""
     if not ON_LINUX:
         return _stat_portable(pid)
     try:
@@ -53,7 +53,7 @@ def _stat(pid: int) -> Stat | None:
     # proc(5): the second field is the name in parentheses, and the name may hold spaces and parentheses itself, so
     # count from the last ")". Field 3 (state) comes next: 4 is the parent, 6 the session, 22 the start in ticks.
     fields = text[text.rindex(b")") + 1 :].split()
-    # A main thread that ended before the others (field 20 counts them) makes a zombie's state of a living process.
+    # A living process has a zombie's state if its main thread ended before the others (field 20 counts the threads).
     is_ended = fields[0] in (b"Z", b"X", b"x") and int(fields[17]) <= 1
     return Stat(int(fields[19]), is_ended, int(fields[1]), int(fields[3]))
 
@@ -67,7 +67,7 @@ def _stat_portable(pid: int) -> Stat | None:
             is_ended = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
             session = os.getsid(pid) if hasattr(os, "getsid") else 0
             return Stat(int(process.create_time() * 100), is_ended, process.ppid(), session)
-    except psutil.ZombieProcess:  # macOS tells no more of one
+    except psutil.ZombieProcess:  # macOS says nothing else about one
         return Stat(0, True, 0, 0)
     except (psutil.Error, OSError):
         return None
@@ -86,7 +86,7 @@ def all_stats() -> dict[int, Stat]:
 
 @functools.cache
 def _boot_id() -> str:
-    """Which boot start ticks count from; "" where they count from elsewhere, or where it can't be read."""
+    """The boot that start ticks count from; "" if they count from another moment, or if it cannot be read."""
     try:
         fd = system.open_file("/proc/sys/kernel/random/boot_id")
     except OSError:
@@ -99,7 +99,7 @@ def _boot_id() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _pid_namespace(_own_pid: int) -> int:
-    """Which numbering pids belong to; 0 if unknown. By own pid: a fork after unshare(2) has another."""
+    """The numbering that our pid belongs to; 0 if unknown. Cached by pid: a fork after unshare(2) has another one."""
     try:
         return int(system.link_target("/proc/self/ns/pid").strip("pid:[]"))
     except (OSError, ValueError):
@@ -112,7 +112,7 @@ class Identity(msgspec.Struct, frozen=True):
     Attributes:
         pid: its number, 1 or more.
         start_ticks: when it started, in clock ticks after boot (hundredths of a second of wall clock off Linux).
-        boot_id: the boot that the ticks count from; "" where there is no such thing.
+        boot_id: the boot that the ticks count from; "" where the system has none.
         pid_namespace: the numbering that the pid belongs to (containers may share a directory and not their pids);
             0 where unknown.
     """
@@ -124,7 +124,7 @@ class Identity(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, pid: int) -> Identity | None:
-        """Who has that pid now, be it a zombie; None if nobody has, or nobody that we may see."""
+        """The process that has that pid now, also a zombie; None if there is none, or none that we may see."""
         seen = _stat(pid) if 0 < pid <= _MAX_PID else None
         return None if seen is None else cls.local(pid, seen.start_ticks)
 
@@ -136,16 +136,16 @@ class Identity(msgspec.Struct, frozen=True):
     @classmethod
     def current(cls) -> Identity:
         """This process."""
-        # Without a readable /proc start 0 is as good as any: our number is taken, so others judge us alive.
+        # Without a readable /proc any start time will do: our pid is taken, so other processes judge us alive.
         return cls.of(os.getpid()) or cls.local(os.getpid(), 0)
 
     def is_judgeable(self) -> bool:
-        """Whether its pid means anything here."""
+        """Whether its pid has a meaning here: it belongs to our numbering of pids, or that is unknown."""
         own = _pid_namespace(os.getpid())
         return 0 < self.pid <= _MAX_PID and (0 in (own, self.pid_namespace) or own == self.pid_namespace)
 
     def is_alive(self) -> bool:
-        """False only if this very process has certainly ended; a zombie has."""
+        """False only if exactly this process has certainly ended; a zombie has ended."""
         boot_id = _boot_id()
         if boot_id and self.boot_id and boot_id != self.boot_id:
             return False
@@ -158,7 +158,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 def _is_pid_taken(pid: int) -> bool:
-    """Whether anyone has the number, for processes whose /proc entry is hidden from us."""
+    """Whether any process has the number; for processes whose /proc entry is hidden from us."""
     if os.name != "posix":  # pragma: no cover - os.kill would end the process there
         return False
     try:
@@ -171,7 +171,7 @@ def _is_pid_taken(pid: int) -> bool:
 
 
 def open_pidfd(identity: Identity) -> int | None:
-    """A descriptor of exactly that process; None where there are no pidfds.
+    """A pidfd of exactly that process; None where there are no pidfds, or where its pid has no meaning.
 
     Raises:
         ProcessLookupError: it has ended.
@@ -184,7 +184,7 @@ def open_pidfd(identity: Identity) -> int | None:
         raise
     except OSError:  # no such system call, forbidden in this sandbox, or out of descriptors
         return None
-    # After opening, not before: if it lives now, the pid cannot have changed hands before we opened it.
+    # After opening, not before: if the process lives now, its pid was not reused before we opened it.
     if identity.is_alive():
         return fd
     os.close(fd)
@@ -192,7 +192,7 @@ def open_pidfd(identity: Identity) -> int | None:
 
 
 def wait_for_ends(identities: Iterable[Identity], deadline: float) -> bool:
-    """Wait until all have ended or the monotonic clock says ``deadline``; whether they all have."""
+    """Wait until all have ended, at most until the monotonic clock says ``deadline``. Returns whether all have."""
     for identity in identities:
         try:
             fd = open_pidfd(identity)

@@ -1,4 +1,4 @@
-"""Who started this process, for a worker whose controller left no manifest. Linux's /proc, else the parent."""
+"""Finds the process that started this one, for a worker whose session has no manifest. Signals none."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ _SHELLS: Final = frozenset({"sh", "bash", "dash", "zsh", "ksh", "mksh", "ash", "
 
 
 def find_launcher() -> Identity | None:
-    """The process whose end means that nobody wants this one any more; None if there is none to tell.
+    """The process whose death should end this one; None if there is none.
 
-    That is the parent. A shell only passes on a program's wish (``system(3)``), so then it is what started the shell,
-    within the same session of processes: beyond that it is a terminal, where a person started us. A process whose
-    starter has ended already belongs to init, or to another that adopts orphans, and lives until it is told.
+    This is the parent. If the parent is a shell, a program may have started us through it (``system(3)``); then this
+    is the shell's parent, if both belong to the same session of processes. If they do not, the shell is a terminal's:
+    a person started us, and there is none. There is also none if the launcher has ended already, because the parent is
+    then init or another process that adopts orphans. Without one, this process lives until it is told to end.
     """
     stats = all_stats()
     pid, session = os.getppid(), None

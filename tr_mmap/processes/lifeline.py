@@ -1,14 +1,14 @@
-"""What ends a worker that cannot end itself: the kernel, when the controller is gone. Needs no Python at that moment.
+"""The lifeline: a pipe by which the kernel ends a worker whose controller is gone. Runs no Python at that moment.
 
-A worker watches its controller from a thread. A handler in native code that holds the interpreter's lock stops that
-thread too, and could keep an orphan for ever. So the controller holds one end of a pipe, of which the worker inherits
-the other, in asynchronous mode (``O_ASYNC``, fcntl(2)): when the last holder of the first end is gone, however it went,
-the kernel sends the worker a signal. Its handler is libc's ``alarm`` itself, which gets the signal's number for its
-seconds; SIGALRM then ends the process by its default action.
+A worker watches its controller from a thread. If a handler in native code holds the interpreter's lock, that thread
+cannot run either, and the worker could stay as an orphan for ever. So the controller holds the write end of a pipe, and
+the worker inherits the read end and puts it into asynchronous mode (``O_ASYNC``, fcntl(2)). When the last process that
+holds the write end is gone, for any reason, the kernel sends the worker a signal. The signal's handler is libc's
+``alarm`` itself, which takes the signal's number for its seconds. SIGALRM then ends the process by its default action.
 
-The signal is SIGSTKFLT, 16, which no kernel sends by itself: so 16 seconds, in which the thread has long done better
-if it could. Linux only. A worker that handles or blocks SIGALRM, or whose controller left a fork behind that lives, is
-ended by the next sweep instead.
+The signal is SIGSTKFLT, 16, because no kernel sends it by itself. So the worker gets 16 seconds. If the watch thread
+can run, it ends the worker long before. Linux only. The next sweep ends a worker that handles or blocks SIGALRM, or
+whose controller left a living forked child behind.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ON_LINUX: Final = sys.platform == "linux"
 
 
 class Lifeline:
-    """The controller's end. Cut by :meth:`cut`, by the end of the process, or when it is forgotten."""
+    """The controller's end of the pipe. :meth:`cut`, the end of the process and the object's own end close it."""
 
     def __init__(self) -> None:
         self._reading = self._writing = -1
@@ -40,7 +40,7 @@ class Lifeline:
 
     @contextmanager
     def handed_over(self) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
-        """What a worker that is started now needs to hold it: environment variables, and descriptors to pass."""
+        """What the worker that is started in this block needs: environment variables, and descriptors to pass."""
         if self._reading < 0:
             yield {}, ()
             return
@@ -52,7 +52,7 @@ class Lifeline:
                 system.close(reading)
 
     def cut(self) -> None:
-        """Let go; what still holds the other end then has :data:`GRACE_S` seconds."""
+        """Close the controller's end; a worker that still holds the other end then has :data:`GRACE_S` seconds."""
         writing, self._writing = self._writing, -1
         if writing >= 0:
             system.close(writing)
@@ -67,8 +67,8 @@ class Lifeline:
 
 
 def hold(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Take the worker's end, if its controller passed one; whether this process now ends with its controller."""
-    number = environ.pop(LIFELINE_FD_VARIABLE, "")  # our children are not to hold it
+    """Take the worker's end, if the controller passed one. Returns whether this process now ends with it."""
+    number = environ.pop(LIFELINE_FD_VARIABLE, "")  # our children must not hold it
     if not _ON_LINUX or not re.fullmatch("[0-9]{1,9}", number):
         return False
     libc = ctypes.CDLL(None)
@@ -77,7 +77,7 @@ def hold(environ: MutableMapping[str, str] = os.environ) -> bool:
     try:
         has_hung_up = system.hear_hangup(int(number), GRACE_S)
     except OSError:
-        return False  # no pipe, or none of our controller's: there are other ways to end
+        return False  # no pipe, or not our controller's: the watch thread or a sweep ends us
     if has_hung_up:
         libc.alarm(GRACE_S)
     return True

@@ -1,10 +1,9 @@
-"""Workers that outlive their controller, and what a worker started that outlives it. Ends only what it has proved to be
-one of these.
+"""Ends workers that outlive their controller, and processes that outlive their worker. Never ends an unproved process.
 
-A worker watches its controller and follows it within seconds, whatever its handler does in Python; before it goes it
-ends the processes that it started. Native code that holds the interpreter's lock keeps it from both: then the kernel
-ends it (see :mod:`.lifeline`), or whoever sweeps does, who also ends what it left. Processes that made a session of
-their own (``setsid``) and whose parents are gone belong to nobody here, and stay.
+A worker watches its controller and ends within seconds after it, even if a handler runs in Python. Before it ends, it
+ends the processes that it started. It can do neither while native code holds the interpreter's lock: then the kernel
+ends it (see :mod:`.lifeline`), or a sweep does, which also ends the processes that it left. A process that made a
+session of its own (``setsid``) and whose parent is gone is not recognised, and stays.
 """
 
 from __future__ import annotations
@@ -21,18 +20,17 @@ from .tree import has_mark, with_descendants
 
 __all__ = ["end_heirs", "end_orphan", "end_own_children"]
 
-_CHILD_GRACE_S: Final = (
-    0.5  # between SIGTERM and SIGKILL; a sweep waits some seconds for the worker, which waits for this
-)
+# Between SIGTERM and SIGKILL. A sweep waits some seconds for the worker, and the worker waits for this.
+_CHILD_GRACE_S: Final = 0.5
 
 
 def end_orphan(worker: Identity, mark: str, deadline: float) -> bool:
-    """Let the worker of a dead controller end, or kill it; whether it has ended.
+    """Wait for the worker of a dead controller to end, then kill it. Returns whether it has ended.
 
     Args:
         worker: from the session's manifest.
-        mark: from there too; what the controller gave just this worker. A process without it is left alone.
-        deadline: by the monotonic clock, until when it may end by itself.
+        mark: from there too; the controller gave it to this worker alone. A process without it is not killed.
+        deadline: until when it may end by itself, in seconds of the monotonic clock.
     """
     if mark and has_mark(worker, mark) and not wait_for_ends([worker], deadline):
         send_signal(worker, signal.SIGKILL)
@@ -41,7 +39,7 @@ def end_orphan(worker: Identity, mark: str, deadline: float) -> bool:
 
 
 def end_heirs(worker: Identity, mark: str) -> None:
-    """End what a dead worker started and left in its session of processes: those that bear its mark, at once.
+    """Kill what a dead worker left in its session of processes: the processes that bear its mark.
 
     Args:
         worker: from the session's manifest.
@@ -52,9 +50,9 @@ def end_heirs(worker: Identity, mark: str) -> None:
 
 
 def end_own_children(mark: str) -> None:
-    """End what this process has started; only if it is a worker that a controller gave that mark.
+    """End what this process has started, but only if it is a worker that a controller gave that mark.
 
-    A worker that somebody runs by hand, or within a larger program, has children that are none of ours.
+    A worker that a person starts by hand, or that is part of a larger program, has children that are not ours to end.
     """
     pid = os.getpid()
     if mark and os.environ.get(WORKER_MARK_VARIABLE) == mark and hasattr(os, "getsid") and os.getsid(0) == pid:
@@ -62,7 +60,7 @@ def end_own_children(mark: str) -> None:
 
 
 def _end_all(session: int, mark: str, *, grace_s: float) -> None:
-    """SIGTERM, ``grace_s`` seconds, SIGKILL to a session's members that bear the mark, and to their descendants."""
+    """End a session's members that bear the mark, and their descendants: SIGTERM, ``grace_s`` seconds, SIGKILL."""
     if grace_s and (found := _kin(session, mark)):
         for each in found:
             send_signal(each, signal.SIGTERM)
@@ -77,7 +75,7 @@ def _end_all(session: int, mark: str, *, grace_s: float) -> None:
 def _kin(session: int, mark: str) -> list[Identity]:
     """The living members of a session of processes that bear the mark, and their descendants, but not its leader."""
     stats = {pid: seen for pid, seen in all_stats().items() if not seen.is_ended}
-    # The leader's descendants are sure to be its own if the leader is this process.
+    # If this process is the leader, its descendants certainly belong to it, with or without the mark.
     found = {os.getpid()} & {session}
     for pid, seen in stats.items():
         if seen.session == session and pid != session and has_mark(Identity.local(pid, seen.start_ticks), mark):

@@ -1,4 +1,4 @@
-"""Starting a process and ending it with all that it started. Knows nothing of sessions."""
+"""Starts a process, and ends it with all that it started. Knows nothing of sessions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Child(subprocess.Popen[bytes]):
         try:
             super().__init__(*arguments, **options)
         except BaseException:
-            # Ctrl-C while it waits for execve(2), say: nobody would ever hear of that child.
+            # For example Ctrl-C during the wait for execve(2): the caller would never get this child.
             if getattr(self, "pid", None) is not None and self.returncode is None:
                 self.end()
             raise
@@ -37,21 +37,21 @@ class _Child(subprocess.Popen[bytes]):
         self.wait()
 
     def __del__(self, *_: Any) -> None:
-        # A forgotten worker is meant to end by itself when its controller does. Popen warns, then puts it on the
-        # list of those to reap; only the latter is wanted.
+        # A worker whose object is gone ends by itself with its controller. Popen's method warns, then puts the child
+        # on a list of children to reap; we want only the second.
         super().__del__(_warn=lambda *_args, **_kwargs: None)  # type: ignore[call-arg]
 
 
 class WorkerProcess:
     """A process that this one started, in a session of its own, its output in a log. Made by :meth:`spawn`.
 
-    A child of a fork may look at it, and does nothing to it.
+    In a forked child of this process, the methods only report; they end nothing.
 
     Attributes:
-        log_path: where its output is.
+        log_path: the file with its output.
         pid: its number.
-        identity: who it is.
-        on_end: called when its tree has been ended.
+        identity: tells it from later processes of the same pid.
+        on_end: called after its tree was ended.
     """
 
     on_end: Callable[[], None] | None = None
@@ -64,7 +64,7 @@ class WorkerProcess:
         self._forwarder: LogForwarder | None = None
         self.log_path = log_path
         self.pid = child.pid
-        # A child keeps its number until it is reaped; gone already only if the application ignores SIGCHLD.
+        # A child keeps its pid until it is reaped. It is gone already only if the application ignores SIGCHLD.
         self.identity = Identity.of(child.pid) or Identity.local(child.pid, 0)
 
     @classmethod
@@ -85,8 +85,11 @@ class WorkerProcess:
             env: its whole environment; one variable is added that marks its tree.
             log_path: where stdout and stderr go; a new file, 0600, in place of an older one.
             pass_fds: descriptors that it inherits under the same numbers; no others.
-            mark: the value of that variable; unlike any other.
+            mark: the value of that variable, different for each process; "" to make one.
             quiet: False also copies its output to this process's stderr.
+
+        Raises:
+            OSError: a system call failed; no process is left.
         """
         mark = mark or f"{os.getpid()}-{secrets.token_hex(8)}"
         system.unlink(log_path)
@@ -102,7 +105,7 @@ class WorkerProcess:
                     stderr=log_fd,
                     pass_fds=tuple(pass_fds),
                     close_fds=True,
-                    start_new_session=True,  # Ctrl-C at the terminal is the controller's to deal with
+                    start_new_session=True,  # so that Ctrl-C at the terminal reaches only the controller
                 )
             finally:
                 system.close(log_fd)
@@ -124,7 +127,7 @@ class WorkerProcess:
             forwarder.stop()
 
     def forward_log(self, is_wanted: bool) -> None:
-        """Begin or end copying what the worker writes from now on to this process's stderr."""
+        """Begin or end to copy what the worker writes from now on to this process's stderr."""
         if is_wanted and self._forwarder is None:
             self._forwarder = LogForwarder(self.log_path, from_start=False)
         elif not is_wanted and self._forwarder is not None:
@@ -135,7 +138,7 @@ class WorkerProcess:
     def exit_code(self) -> int | None:
         """Its exit status, negative if a signal ended it; None while it lives."""
         if os.getpid() != self._owner_pid:
-            return None  # a fork's child cannot wait for its sibling
+            return None  # a forked child cannot wait for its sibling
         with self._reap_lock:
             code = self._child.poll()
         if code is not None and self._forwarder is not None:
@@ -146,7 +149,7 @@ class WorkerProcess:
         return self.identity.is_alive() if os.getpid() != self._owner_pid else self.exit_code is None
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for its end; whether it has ended. May be interrupted, and called again."""
+        """Wait for its end, up to ``timeout_s``. Returns whether it has ended. May be interrupted and called again."""
         if self.is_alive():
             wait_for_ends([self.identity], time.monotonic() + timeout_s)
         return not self.is_alive()
@@ -158,15 +161,15 @@ class WorkerProcess:
     def terminate_tree(self, grace_s: float = TERMINATE_GRACE_S) -> None:
         """End the worker and every process it started: SIGTERM, ``grace_s`` seconds, SIGKILL to what is left.
 
-        Those are its descendants and the members of its session. Nothing happens to what is gone already. An
-        interrupt during the grace goes straight to SIGKILL.
+        These are its descendants and the members of its session; it may be gone already. An interrupt during the grace
+        period leads straight to SIGKILL.
         """
         if os.getpid() != self._owner_pid:
             return
         try:
             tree = self._tree(())
         except OSError:
-            # No descriptor to look into /proc with, say. The worker itself can be ended without one.
+            # For example no descriptor is left to read /proc. The worker itself can be ended without one.
             with self._reap_lock:
                 self._child.kill()
             try:
@@ -180,7 +183,7 @@ class WorkerProcess:
             wait_for_ends(tree, time.monotonic() + grace_s)
         finally:
             deadline = time.monotonic() + KILL_WAIT_S
-            # Again and again: a process that is being killed may have just forked.
+            # In a loop, because a process that is being killed may have just forked.
             while (tree := self._tree(tree)) and time.monotonic() < deadline:
                 for identity in tree:
                     send_signal(identity, signal.SIGKILL)
@@ -194,11 +197,11 @@ class WorkerProcess:
         """The living among ``known``, the worker, its session, and all their descendants."""
         stats = all_stats()
         members = {identity.pid for identity in known if identity.is_alive()}
-        is_own_pid = self.exit_code is None  # until it is reaped nobody else can have its number
+        is_own_pid = self.exit_code is None  # until it is reaped, no other process can have its pid
         if is_own_pid:
             members.add(self.pid)
         for pid, seen in stats.items():
-            # A dead worker's number may have passed to another session's leader: then only the mark tells.
+            # The leader of another session may have a dead worker's pid. Then only the mark tells its members.
             if seen.session != self.pid or seen.is_ended:
                 continue
             if is_own_pid or has_mark(Identity.local(pid, seen.start_ticks), self._mark):

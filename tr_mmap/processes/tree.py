@@ -1,21 +1,19 @@
-"""What a worker started: which processes descend from which, and which bear the worker's mark. Signals none."""
+"""Finds what a worker started: which processes descend from which, and which bear the worker's mark. Signals none."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
 
 from ..base import system
 from ..wire.names import WORKER_MARK_VARIABLE
+from ..wire.waits import MAX_ENVIRON_NBYTES
 from .identity import ON_LINUX, Identity, Stat
 
 __all__ = ["has_mark", "with_descendants"]
 
-_MAX_ENVIRON_NBYTES: Final = 8 << 20  # more than the kernel lets a process start with
-
 
 def with_descendants(pids: Iterable[int], stats: Mapping[int, Stat]) -> set[int]:
-    """These processes, and all that descend from them as far as ``stats`` tells."""
+    """These processes, and all that descend from them according to ``stats``."""
     found = set(pids)
     while True:
         children = {pid for pid, seen in stats.items() if seen.parent in found and pid not in found}
@@ -27,7 +25,7 @@ def with_descendants(pids: Iterable[int], stats: Mapping[int, Stat]) -> set[int]
 def has_mark(process: Identity, mark: str) -> bool:
     """Whether a living process was started with this mark in its environment; False where that cannot be read."""
     wanted = f"{WORKER_MARK_VARIABLE}={mark}".encode()
-    # Whose environment that was is certain only if the process lives now: then it did before.
+    # The environment was certainly this process's only if it still lives: then it had the pid at the read too.
     return wanted in _environment_of(process.pid) and process.is_alive()
 
 
@@ -39,7 +37,7 @@ def _environment_of(pid: int) -> list[bytes]:
     except OSError:
         return []
     try:
-        return system.read_all(fd, _MAX_ENVIRON_NBYTES).split(b"\0")
+        return system.read_all(fd, MAX_ENVIRON_NBYTES).split(b"\0")
     except OSError:
         return []
     finally:

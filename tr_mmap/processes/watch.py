@@ -1,4 +1,4 @@
-"""Watching one process for its death, from a thread. Signals nobody."""
+"""Watches one process for its death, from a thread. Signals none."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ __all__ = ["PeerWatch"]
 class PeerWatch:
     """Calls back once when a process ends, from a thread of its own.
 
-    The callback runs in the watch's thread, also when the peer is dead already. It must not wait for a lock that is
-    held around :meth:`stop`, which waits for it to return. A fork's child has no watch: there ``stop`` only lets go.
+    The callback runs in the watch's thread, also when the peer is dead already. It must not wait for a lock that a
+    caller of :meth:`stop` holds, because ``stop`` waits for the callback to return. A forked child has no watch: there
+    ``stop`` only closes descriptors.
 
     Args:
         identity: the peer.
@@ -59,9 +60,9 @@ class PeerWatch:
         return bool(self.deaths)
 
     def stop(self) -> None:
-        """End the watch. When this returns the callback is not running (unless it made this call) and never will."""
+        """End the watch. After this the callback does not run (unless it made this call) and never will."""
         if os.getpid() != self._owner_pid:
-            # The thread is the parent's, and so may be whoever held the lock when we were forked: touch neither.
+            # The thread is the parent's, and a thread of the parent may have held the lock at the fork: touch neither.
             self._close()
             return
         with self._lock:
@@ -81,7 +82,7 @@ class PeerWatch:
                         return
                 self._on_death()
         finally:
-            with self._lock:  # stop() must not write to a descriptor that is somebody else's by now
+            with self._lock:  # stop() must not write to a number that is another file's by now
                 self._close()
 
     def _wait_for_end(self) -> bool:
@@ -100,7 +101,7 @@ class PeerWatch:
         return False
 
     def _close(self) -> None:
-        # Forget first, then close: a fork in between must not leave a child that closes the number a second time.
+        # Forget the numbers first, then close: a child that is forked in between must not close them a second time.
         fds, self._pidfd, self._wake = (self._pidfd, self._wake), -1, -1
         for fd in fds:
             if fd >= 0:

@@ -1,4 +1,4 @@
-"""A worker's log: copying it to this process's stderr as it grows, and its last lines. Never writes to it."""
+"""Reads a worker's log: copies it to this process's stderr as it grows, finds its last lines. Never writes to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ __all__ = ["LogForwarder", "log_tail"]
 
 
 class LogForwarder:
-    """Copies what is appended to a log to this process's stderr, from a thread, until stopped."""
+    """Copies what is appended to a log to this process's stderr, from a thread, until stopped.
+
+    Args:
+        path: of the log.
+        from_start: whether to copy also what is there already.
+    """
 
     def __init__(self, path: str, *, from_start: bool) -> None:
         self._fd = system.open_private_file(path)
@@ -48,7 +53,7 @@ class LogForwarder:
 
 
 def log_tail(path: str, lines: int) -> str:
-    """The last lines of a log, from its last 16 KiB; "" if the log is gone."""
+    """The last ``lines`` lines of a log, from its last 16 KiB; "" if the log is gone."""
     try:
         fd = system.open_private_file(path)
     except OSError:

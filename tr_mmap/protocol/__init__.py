@@ -1,4 +1,5 @@
-"""What the two sides say to each other: messages, commands, status words, MACs, and the legacy dialect.
+"""The control protocol: messages, commands, status words, MACs, and the legacy dialect.
 
-Pure: text in, objects out, and back. This room opens nothing, waits for nothing and reads no clock but for timestamps.
+Pure: text in, objects out, and back. This room opens nothing and waits for nothing. It reads a clock for timestamps
+only.
 """

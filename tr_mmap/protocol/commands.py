@@ -1,4 +1,4 @@
-"""What users write as a message, split into a command and its parameters. No I/O.
+"""Splits what users write as a message into a command and its parameters. No I/O.
 
 A message is ``"matmul a b"``, or a JSON object as text or as a dict: ``{"cmd": "matmul", "params": "a,b"}``, also with
 the keys ``command`` and ``parameters``.
@@ -29,12 +29,15 @@ def parse_command(message: UserMessage) -> tuple[str, str]:
     Args:
         message: ``"matmul a b"``, ``'{"cmd": "matmul", "params": "a,b"}'``, or that object as a dict.
 
+    Returns:
+        The command, and the parameters as one text.
+
     Raises:
         BadMessage: there is no command in it.
     """
     if isinstance(message, str):
         command, _, parameters = message.partition(" ")
-        if command.isidentifier():  # most are
+        if command.isidentifier():  # most commands are, and need no more checks
             return command, parameters.strip()
         words = message.split(None, 1)
         if not words:
@@ -50,7 +53,7 @@ def parse_command(message: UserMessage) -> tuple[str, str]:
 
 
 def split_words(parameters: str) -> list[str]:
-    """The words of a parameter text, separated by spaces or commas."""
+    """The words of a parameter text, which spaces or commas separate."""
     if "," not in parameters:
         return parameters.split()
     return [word for word in _SEPARATORS.split(parameters) if word]
@@ -66,7 +69,8 @@ def command_of(fields: Any) -> tuple[str, str]:
     """Command and parameters of a message that is a JSON object, in either spelling of its keys.
 
     Raises:
-        BadMessage: it is no object, or has no command.
+        BadMessage: it is no object, has no command, or has parameters that are neither text, numbers nor a list of
+            these.
     """
     if not isinstance(fields, Mapping):
         raise BadMessage("a JSON message is an object with a command", detail=type(fields).__name__)

@@ -1,13 +1,13 @@
-"""The messages of the older dialect, to and from ours. No I/O.
+"""The messages of the legacy dialect, to and from ours. No I/O.
 
 ::
 
     request    {"cmd": "matmul", "params": "a,b"}
     response   {"params": "result_0", ...}          tags of the results, or the text
 
-Its readers look for ``"params": "`` in the text and take what comes before the next quote, so ``params`` is the first
-member of a response of ours, in the spacing of ``json.dumps``, and our own members follow. A request has no number;
-whoever sends one waits for its response before the next. That something failed is said by the status, ``error: why``;
+Legacy readers search the text for ``"params": "`` and take what comes before the next quote. So in a response of ours
+``params`` is the first member, in the spacing of ``json.dumps``, and our own members follow. A request has no number: a
+controller waits for its response before it sends the next one. The status ``error: why`` says that a request failed;
 our response says it in ``params`` too.
 """
 
@@ -30,16 +30,16 @@ __all__ = ["LEGACY", "LEGACY_FORBIDDEN_MODE", "decode_legacy_response", "encode_
 
 LEGACY: Final = "legacy"  # the channel's name
 
-LEGACY_FORBIDDEN_MODE: Final = 0o002  # an older peer makes files by its umask, which often lets its group write
+LEGACY_FORBIDDEN_MODE: Final = 0o002  # a legacy peer makes files by its umask, which often lets its group write
 
-# More than `check_tag` lets through: there a result may be the next request's input.
+# Accepts more than ``check_tag``: in the legacy dialect a result may be the next request's input.
 is_plain_tag = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,128}").fullmatch
 
 _decoder = msgspec.json.Decoder()
 
 
 def encode_legacy(message: Request | Response) -> bytes:
-    """The message as an older peer reads it.
+    """The message as a legacy peer reads it.
 
     Raises:
         BadMessage: it has characters that no UTF-8 text can hold.
@@ -65,16 +65,16 @@ def _params_of(response: Response) -> str:
 
 
 def decode_legacy_response(raw: bytes, seq: int, command: str, line: StatusLine) -> Response:
-    """An older worker's response as one of ours.
+    """A legacy worker's response as one of ours.
 
-    ``tensors`` are the words of its params, which are results where there are files of these names, and ``result`` is
-    its text; whoever knows the files tells which it is.
+    Its params may be tags of results or a text, and only the files tell which. So ``tensors`` has the words of the
+    params, ``result`` has the text, and the transfer chooses: the words are results if there are files of these names.
 
     Args:
         raw: the text of the message.
         seq: number of the request that it answers.
         command: that request's command.
-        line: the status when it was there.
+        line: the status that was read after the message.
 
     Raises:
         BadMessage: it is no JSON object, or one without params.
@@ -104,7 +104,7 @@ def decode_legacy_response(raw: bytes, seq: int, command: str, line: StatusLine)
 
 
 def _failure_of(error: Any, line: StatusLine) -> Failure | None:
-    if isinstance(error, Mapping):  # our own, from a worker that speaks both
+    if isinstance(error, Mapping):  # our own form, from a worker that speaks both dialects
         try:
             return msgspec.convert(error, Failure)
         except msgspec.ValidationError:

@@ -1,6 +1,6 @@
 """MACs of control messages: proof that the peer wrote them. Pure: text in, MAC out.
 
-The message: as without authentication, with one more member, the last::
+A signed message has one more member than an unsigned one, the last::
 
     {"seq":12,"command":"echo",...,"mac":"0123456789abcdef0123456789abcdef"}
              |--------- rest ----|
@@ -8,15 +8,17 @@ The message: as without authentication, with one more member, the last::
     mac = BLAKE2b(key = secret, digest size 16, person = "tr_mmap request" or "tr_mmap response",
                   data = number as u64 little-endian, then rest as it stands, from the first comma), in hex
 
-The number: how often this side has sent, gaps allowed. ``seq`` shows it in 8 digits, as (number - 1) % MAX_MESSAGE_SEQ
-+ 1, and a verifier takes the smallest number above the last that it accepted. So an old message, even one from before
-seq began again at 1, is checked with a number that is not its own, and is rejected. So is a message that came too
-late, one of the other direction, and one of an earlier worker. A response has the number of its request.
+The number counts the messages of this side, gaps allowed. ``seq`` shows it in 8 digits, as
+(number - 1) % MAX_MESSAGE_SEQ + 1. A verifier takes the smallest number that ``seq`` can show and that is above the
+number of the last message it accepted. So an old message, even one from before seq began again at 1, is checked with a
+number that is not its own, and is rejected. A message that came too late, one of the other direction, and one of an
+earlier worker are rejected too. A response has the number of its request.
 
-What it is good for: another process, also of the same user, that can write to the session's files cannot make the
-worker do anything, nor have an answer of its own taken for the worker's. What it is not good for: a process that may
-read this one's memory (ptrace) has the secret; one that may write to the session's files can still destroy messages, so
-that a wait times out, change ``status.txt``, which is a hint and bears no MAC, or change the tensors themselves.
+What this protects from: another process, also of the same user, may write to the session's files. It cannot make the
+worker do anything, and the controller does not take its response for the worker's. What this does not protect from: a
+process that may read this one's memory (ptrace) has the secret. A process that may write to the session's files can
+still destroy messages, so that a wait times out. It can change ``status.txt``, which is a hint and has no MAC, and it
+can change the tensors.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from .messages import Request, Response, encode
 
 __all__ = ["MAC_NBYTES", "SECRET_NBYTES", "Signer", "Verifier"]
 
-SECRET_NBYTES: Final = 32  # as strong as BLAKE2b's and AES-256's keys
-MAC_NBYTES: Final = 16  # 2**-128 a guess, and every guess costs a wake-up
+SECRET_NBYTES: Final = 32  # as strong as a key of AES-256
+MAC_NBYTES: Final = 16  # a guess is right with probability 2**-128, and every guess costs a wake-up
 
 _TAIL_NBYTES: Final = len(b',"mac":""}') + 2 * MAC_NBYTES
 
@@ -50,7 +52,7 @@ class Signer:
         self._last = 0  # the number of the last message that was sent
 
     def sign(self, message: Request | Response) -> int:
-        """Put the MAC into a message; its number, for :meth:`sent`.
+        """Put the MAC into a message. Returns the message's number, for :meth:`sent`.
 
         Raises:
             BadMessage: the message's ``seq`` is out of bounds.
@@ -67,7 +69,7 @@ class Signer:
         return number
 
     def sent(self, number: int) -> None:
-        """The message with that number was sent. Not called for one that was not: it may be sent again."""
+        """The message with that number was sent. A message that was not sent leaves its number for the next one."""
         self._last = number
 
 
@@ -84,7 +86,7 @@ class Verifier:
         self._last = 0  # the number of the last message that was accepted
 
     def accept(self, message: bytes) -> bool:
-        """Whether the peer wrote this message, and after the last one that was accepted."""
+        """Whether the peer wrote this message, and wrote it after the last one that was accepted."""
         rest_end = len(message) - _TAIL_NBYTES
         if message[rest_end : rest_end + 8] != b',"mac":"' or message[-2:] != b'"}' or message[:7] != b'{"seq":':
             return False
@@ -105,7 +107,7 @@ def _keyed(secret: bytes, kind: str) -> hashlib.blake2b:
 
 
 def _number_of(seq: int, last: int) -> int:
-    """The smallest number above ``last`` that ``seq`` shows."""
+    """The smallest number above ``last`` that ``seq`` can show."""
     return last + 1 + (seq - last - 1) % MAX_MESSAGE_SEQ
 
 

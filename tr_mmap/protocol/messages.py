@@ -1,7 +1,8 @@
 """Requests and responses, to JSON text and back. No I/O, no clocks but the timestamp.
 
-A request asks the worker for one command; the response to it carries the same ``seq``. The wire alternates strictly:
-a controller writes its next request when the previous one was answered. Timestamps are milliseconds since 1970.
+A request names one command for the worker; its response has the same ``seq``. Requests and responses alternate
+strictly: a controller writes its next request after the response to the previous one. Timestamps are milliseconds since
+1970.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ __all__ = [
 
 
 class TensorRef(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Says where a tensor is.
+    """Where a tensor is.
 
     Attributes:
-        tag: the name the two sides know it by; "" for a result.
+        tag: its name on both sides; "" for a result.
         segment: file name of its segment in the session directory.
-        seq: the sequence number that the segment's header must bear.
+        seq: the sequence number that the segment's header must have.
     """
 
     tag: str
@@ -54,7 +55,14 @@ class FailureKind(enum.StrEnum):
 
 
 class Failure(msgspec.Struct, omit_defaults=True, gc=False):
-    """A failed request: the message for the person, the traceback for the developer."""
+    """How a request failed.
+
+    Attributes:
+        kind: what was wrong.
+        type: the name of the exception's class.
+        message: what went wrong, for the user.
+        traceback: the handler's traceback, for the developer; "" if no handler raised.
+    """
 
     kind: FailureKind
     type: str
@@ -63,16 +71,16 @@ class Failure(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class Request(msgspec.Struct, omit_defaults=True, gc=False):
-    """What the controller asks.
+    """What the controller sends.
 
     Attributes:
-        seq: number of the request; 0 where the peer does not count.
+        seq: number of the request; 0 in the legacy dialect, where requests have none.
         command: first word of the message.
-        parameters: the rest, usually tags.
+        parameters: the other words of the message, mostly tags.
         timestamp: when it was written, milliseconds since 1970.
-        tensors: tags that the worker does not know yet, and where they are.
+        tensors: tags that are announced, and where their tensors are.
         drops: tags that are gone.
-        mac: proof of who wrote it, last; "" without authentication. See :mod:`.mac`.
+        mac: proof that the peer wrote it, the last member; "" without authentication. See :mod:`.mac`.
     """
 
     seq: int = 0
@@ -91,7 +99,7 @@ class Response(msgspec.Struct, omit_defaults=True, gc=False):
         seq: number of the request that this answers.
         command: the request's command, or what the handler called it.
         result: the text.
-        message: a remark, why a result is "invalid" say.
+        message: a remark, for example why a result is "invalid".
         timestamp: when it was written, milliseconds since 1970.
         tensors: where the results are, in order.
         error: set when the request failed.
@@ -115,6 +123,7 @@ _any_decoder = msgspec.json.Decoder()
 
 
 def now_ms() -> int:
+    """The wall clock, in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
@@ -132,16 +141,15 @@ def encode(message: Request | Response) -> bytes:
         ) from error
 
 
-# Every member of a message has one colon. So a text with no more colons than members that are not at their defaults,
-# which are all false, has no member twice, and none that we do not know; only where it has more do we have to look at
-# it closely.
+# Every member of a message has one colon, and all defaults are false. So a text with exactly as many colons as true
+# members has no member twice, and no unknown member. Only a text with more colons needs the slow check.
 
 
 def decode_response(raw: bytes) -> Response:
     """Parse a response.
 
     Raises:
-        BadMessage: it is not one.
+        BadMessage: the text is no response.
     """
     try:
         response = _response_decoder.decode(raw)
@@ -156,11 +164,11 @@ def decode_request(raw: bytes) -> Request:
     """Parse a request in either spelling of its keys.
 
     Raises:
-        BadMessage: it is not one.
+        BadMessage: the text is no request.
     """
     try:
         request = _request_decoder.decode(raw)
-    except msgspec.ValidationError:  # a list of parameters, say
+    except msgspec.ValidationError:  # for example a list of parameters
         return _decode_other_request(raw)
     except UNREADABLE as error:
         raise _bad("request", raw, error) from error

@@ -22,7 +22,7 @@ class Status(enum.StrEnum):
     BUSY = wire.STATUS_BUSY
     OK = wire.STATUS_OK
     ERROR = wire.STATUS_ERROR
-    EXIT = wire.STATUS_EXIT  # written by the controller: please end
+    EXIT = wire.STATUS_EXIT  # the controller's request to exit
     EXITING = wire.STATUS_EXITING
     TERMINATED = wire.STATUS_TERMINATED
 
@@ -33,7 +33,7 @@ class Status(enum.StrEnum):
 
     @property
     def is_ending(self) -> bool:
-        """A worker that was asked to end may still write this status, and no other."""
+        """After the controller's request to exit, the worker may write such a status, and no other."""
         return self in _ENDING
 
     @property
@@ -49,7 +49,7 @@ _SYNONYMS: Final = {wire.STATUS_RUNNING: Status.BUSY, wire.STATUS_DONE: Status.O
 _ENDING: Final = frozenset({Status.EXIT, Status.EXITING, Status.TERMINATED})
 TRANSITIONS: Final[Mapping[Status, frozenset[Status]]] = {
     Status.STARTING: frozenset({Status.READY, Status.ERROR}) | _ENDING,
-    # OK: a handler may say "ready" before its request is answered.
+    # READY to OK: a handler may write "ready" before its response is sent.
     Status.READY: frozenset({Status.READY, Status.BUSY, Status.OK, Status.ERROR}) | _ENDING,
     Status.BUSY: frozenset({Status.BUSY, Status.OK, Status.ERROR, Status.READY}) | _ENDING,
     Status.OK: frozenset({Status.BUSY, Status.OK, Status.READY, Status.ERROR}) | _ENDING,
@@ -61,12 +61,13 @@ TRANSITIONS: Final[Mapping[Status, frozenset[Status]]] = {
 
 
 class StatusLine(msgspec.Struct, frozen=True):
-    """A status word and what comes after its colon."""
+    """A status word, and the text after its colon."""
 
     status: Status
     detail: str = ""
 
     def to_text(self) -> str:
+        """The line for the status file, without its newline; a long detail is cut."""
         if not self.detail:
             return str(self.status.value)
         detail = " ".join(self.detail.split())
@@ -77,10 +78,10 @@ _PLAIN_LINES: Final = {status.value: StatusLine(status) for status in Status}
 
 
 def parse_status(text: str) -> StatusLine:
-    """Read a status text: a known word, then perhaps a colon and a remark.
+    """Parse a status text: a known word, then perhaps a colon and a remark.
 
     Raises:
-        BadMessage: the word is none of the protocol's.
+        BadMessage: the word is no status.
     """
     line = _PLAIN_LINES.get(text)
     if line is not None:

@@ -1,7 +1,7 @@
-"""``session.json``: what a session is and whose, so that a stranger can judge it. Says nothing of where sessions live.
+"""``session.json``: what a session is and which processes it belongs to. Never says where sessions are.
 
-The file is one JSON object, written whole and replaced whole. Readers ignore fields that they do not know, so that
-later versions may add some.
+A sweep by any process judges a session by this file. It is one JSON object, written whole and replaced whole. Readers
+ignore fields that they do not know, so later versions may add some.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ def _now_ms() -> int:
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """One session. To change one: ``msgspec.structs.replace`` and :func:`write`.
+    """The manifest of one session. To change it: ``msgspec.structs.replace`` and :func:`write`.
 
     Attributes:
         protocol: version of the control protocol.
         session_id: its name.
         controller: the process that owns it.
         worker: the process that serves it; None until it is started.
-        worker_mark: what the worker was given in its environment, so that a late one of an earlier start is told
-            from it; "" where nothing was.
-        channel: how the two talk, "mapped", "files" or "legacy".
-        doorbells: names of the semaphores that still have a name; a sweep of the session removes them.
-        transfer: how both sides keep their tensors; "store" in the file.
-        spin_us: how long either side polls for a message, at most, before it sleeps.
-        framework: what made it, with its version.
-        created_ms: wall clock, milliseconds.
+        worker_mark: the worker's mark. It tells this worker from one of an earlier start that is late; "" if it has
+            none.
+        channel: the name of the channel, "mapped", "files" or "legacy".
+        doorbells: names of the semaphores; a sweep of the session removes those that still exist.
+        transfer: how both sides keep their tensors; the key in the file is "store".
+        spin_us: how many microseconds either side polls for a message, at most, before it sleeps.
+        framework: the library that made the session.
+        created_ms: when it was made, milliseconds since 1970.
     """
 
     protocol: int = PROTOCOL_VERSION
@@ -63,10 +63,10 @@ _decoder = msgspec.json.Decoder(Manifest)
 
 
 def write(directory: str, manifest: Manifest) -> None:
-    """Put the manifest into a directory, or another in its place, in one step.
+    """Put a manifest into a session's directory in one step; replaces the one that is there.
 
     Raises:
-        BadMessage: it is larger than readers accept.
+        BadMessage: the manifest is larger than readers accept.
         FileNotFoundError: there is no such directory.
     """
     data = msgspec.json.encode(manifest) + b"\n"
@@ -84,8 +84,8 @@ def read(directory: str) -> Manifest | None:
     """The manifest of a session's directory; None if there is none.
 
     Raises:
-        BadMessage: it is garbled, or too large to be one.
-        HostilePath: it is not a file of our own.
+        BadMessage: the file is no manifest, or is too large for one.
+        HostilePath: it is not a file of this user's own.
     """
     path = os.path.join(directory, MANIFEST_FILE)
     try:

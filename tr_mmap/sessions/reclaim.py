@@ -1,8 +1,8 @@
-"""Removing a session: who may, and how. By rename, so that no process ever sees half of one.
+"""Removes a session, by rename, so that no process ever sees half of one. Never removes one before it is judged.
 
-A sweeper holds the ``flock`` of the directory from judging it until it is renamed, and makes sure that the name still
-means the directory that is locked: so of two sweepers one wins, and neither removes the session that a new owner put in
-the place of the dead one.
+A sweeper holds the ``flock`` of the directory from the judgement until the rename, and checks that the name still
+belongs to the locked directory. So of two sweepers one wins, and neither removes a session that a new owner has put in
+place of the dead one.
 """
 
 from __future__ import annotations
@@ -19,31 +19,40 @@ from ..base.identifiers import is_doorbell_name
 from ..errors import TRException
 from ..processes.identity import Identity
 from ..processes.orphans import end_heirs, end_orphan
+from ..wire.names import GONE_PREFIX, NEW_PREFIX
 from . import manifest as manifests
 from .manifest import Manifest
 
 __all__ = ["NotReclaimable", "aside", "discard", "require_dead", "require_own", "parse_leftover", "reclaim"]
 
-parse_leftover = re.compile(r"\.(new|gone)-([0-9]{1,10})-([0-9]{1,20})-[0-9a-f]+").fullmatch  # of aside()
+_KINDS: Final = f"{re.escape(NEW_PREFIX)}|{re.escape(GONE_PREFIX)}"
+parse_leftover = re.compile(rf"({_KINDS})([0-9]{{1,10}})-([0-9]{{1,20}})-[0-9a-f]+").fullmatch  # of aside()
 
-# What the system says of a path that is somebody else's or no session; all else is a call that failed.
+# The errors for a path that is another user's or no session. Any other error means that a call failed.
 _NOT_OURS: Final = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EBUSY}
 )
 
 
 class NotReclaimable(Exception):
-    """A session may not be removed: why, whose it is (0 if unknown), and whether waiting a little may help."""
+    """A session may not be removed.
+
+    Attributes:
+        reason: why.
+        pid: of the process that uses it; 0 if unknown.
+        may_pass: whether it may help to wait a little.
+        orphan: the manifest, if the controller has ended and the worker has not; else None.
+    """
 
     def __init__(self, reason: str, *, pid: int = 0, may_pass: bool = False, orphan: Manifest | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.pid = pid
         self.may_pass = may_pass
-        self.orphan = orphan  # of a session whose controller has ended and whose worker has not
+        self.orphan = orphan
 
     def end_orphan(self, deadline: float) -> bool:
-        """Let the worker end until the monotonic clock says ``deadline``, then kill it; whether it has ended."""
+        """Let the worker end until the monotonic clock says ``deadline``, then kill it. Returns whether it is dead."""
         orphan = self.orphan
         return (
             orphan is not None and orphan.worker is not None and end_orphan(orphan.worker, orphan.worker_mark, deadline)
@@ -51,39 +60,44 @@ class NotReclaimable(Exception):
 
 
 def require_dead(manifest: Manifest | None, problem: str) -> None:
-    """Raise NotReclaimable unless the session's processes have certainly ended."""
+    """Raise NotReclaimable unless the session's processes have certainly ended.
+
+    Args:
+        manifest: of the session; None if there is none that can be read.
+        problem: why there is none.
+    """
     if manifest is None:
         raise NotReclaimable(problem)
     if manifest.controller.is_alive():
         pid = manifest.controller.pid
         raise NotReclaimable(f"its controller, process {pid}, is alive", pid=pid)
     if manifest.worker is not None and manifest.worker != Identity.current() and manifest.worker.is_alive():
-        # It is about to notice, and until then could write to, or remove, the directory that it takes for its own.
+        # The worker has not noticed yet. Until then it may write to the directory, or remove it as its own session's.
         pid = manifest.worker.pid
         why = f"its worker, process {pid}, is alive, its controller is not"
         raise NotReclaimable(why, pid=pid, may_pass=True, orphan=manifest)
 
 
 def require_own(manifest: Manifest | None, _problem: str) -> None:
-    """Raise NotReclaimable if the session is another living process's: a fork's child must not end its parent's."""
+    """Raise NotReclaimable if the session is another living process's. A forked child must not end its parent's."""
     if manifest is not None and manifest.controller != Identity.current():
         require_dead(manifest, "")
 
 
-def aside(path: str, kind: str) -> str:
-    """A name beside ``path`` that says which process uses it, so that a sweep can tell when that has ended."""
+def aside(path: str, prefix: str) -> str:
+    """A name beside ``path`` that says which process uses it, so that a sweep can tell when that process has ended."""
     own = Identity.current()
-    name = f".{kind}-{own.pid}-{own.start_ticks}-{secrets.token_hex(8)}"
+    name = f"{prefix}{own.pid}-{own.start_ticks}-{secrets.token_hex(8)}"
     return os.path.join(os.path.dirname(path), name)
 
 
 def discard(temporary: str) -> None:
-    """Remove what no other process has seen.
+    """Remove a half-made session, which no other process has seen.
 
-    Under another name first: removing takes a descriptor, and there may be none left; a later sweep of this process
-    removes only what has such a name.
+    Rename it to ``.gone-…`` first: to remove it takes a descriptor, and there may be none left. A later sweep by this
+    process removes only what has such a name.
     """
-    gone = aside(temporary, "gone")
+    gone = aside(temporary, GONE_PREFIX)
     try:
         system.rename(temporary, gone)
     except OSError:
@@ -92,10 +106,18 @@ def discard(temporary: str) -> None:
 
 
 def reclaim(path: str, judge: Callable[[Manifest | None, str], None]) -> bool:
-    """Remove a session and its semaphores if the judge does not object; whether this call did it.
+    """Remove a session and its semaphores, unless the judge objects.
+
+    Args:
+        path: of the session's directory.
+        judge: raises NotReclaimable to object; :func:`require_dead` or :func:`require_own`.
+
+    Returns:
+        Whether this call removed it.
 
     Raises:
-        NotReclaimable: by the judge, or because this user may not remove it.
+        NotReclaimable: the judge objects, or this user may not remove it.
+        OSError: a system call failed.
     """
     try:
         fd = system.open_dir(path)
@@ -110,19 +132,19 @@ def reclaim(path: str, judge: Callable[[Manifest | None, str], None]) -> bool:
         if not system.try_lock_dir(fd):
             raise NotReclaimable("another process is examining or removing it", may_pass=True)
         if not system.is_same_file(fd, path):
-            return False  # taken away since it was opened; what has the name now is somebody's new session
+            return False  # removed since we opened it; the name now belongs to another process's new session
         manifest, problem = _examine(path)
         judge(manifest, problem)
         if manifest is not None and manifest.worker is not None and manifest.controller != Identity.current():
-            end_heirs(manifest.worker, manifest.worker_mark)  # our own session's are ended with its worker
-        # While the name is still taken: afterwards a new owner may have semaphores of the same names.
+            end_heirs(manifest.worker, manifest.worker_mark)  # those of our own session end with its worker
+        # Before the rename: after it, a new owner may have semaphores of the same names.
         for doorbell in manifest.doorbells if manifest is not None else ():
             _unlink_semaphore(doorbell)
-        away = aside(path, "gone")
+        away = aside(path, GONE_PREFIX)
         system.rename(path, away)
         gone = away
     except FileNotFoundError:
-        return False  # somebody who takes no lock was faster
+        return False  # a process that takes no lock was faster
     except OSError as error:
         if error.errno not in _NOT_OURS:
             raise

@@ -1,8 +1,9 @@
-"""The secret of a session with ``auth=True``, and how the worker gets it. What it proves is in ``protocol.mac``.
+"""Hands the secret of a session with ``auth=True`` to the worker. Never writes it to a file.
 
-32 random bytes for each start of a worker. They are in a pipe, whose reading end the worker inherits;
-``TR_MMAP_AUTH_FD`` in its environment is that descriptor's number. So the secret is in no file, argument or
-environment, and that a worker demands MACs cannot be undone by editing a file.
+Each start of a worker has a secret of 32 random bytes; ``protocol.mac`` says what it protects from. The controller
+writes it into a pipe, and the worker inherits the read end; ``TR_MMAP_AUTH_FD`` in its environment is the number of
+that descriptor. So the secret is in no file, argument or environment. A process that edits a file cannot make the
+worker accept unsigned messages.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ __all__ = ["handed_over", "inherited_secret", "new_secret"]
 
 
 def new_secret() -> bytes:
-    """A secret for one worker."""
+    """A secret for one worker, 32 random bytes."""
     return secrets.token_bytes(SECRET_NBYTES)
 
 
 @contextmanager
 def handed_over(secret: bytes | None) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
-    """What a worker that is started now needs to get the secret: environment variables, and descriptors to pass."""
+    """What a worker that is started in this block needs: environment variables, and descriptors to pass."""
     if secret is None:
         yield {}, ()
         return
     reading, writing = system.make_pipe()
     try:
         try:
-            system.write_pipe(writing, secret)  # far less than a pipe holds, so this waits for nobody
+            system.write_pipe(writing, secret)  # far less than a pipe holds, so this never blocks
         finally:
             system.close(writing)
         yield {SECRET_FD_VARIABLE: str(reading)}, (reading,)
@@ -44,12 +45,12 @@ def handed_over(secret: bytes | None) -> Iterator[tuple[dict[str, str], tuple[in
 
 
 def inherited_secret(environ: MutableMapping[str, str] = os.environ) -> bytes | None:
-    """The secret that this process was started with; None if its session does not authenticate. Works once.
+    """The secret that this process was started with; None if its session has no ``auth``. Works once.
 
     Raises:
-        SessionNotStarted: there should be one, and it cannot be read.
+        SessionNotStarted: there should be a secret, and it cannot be read.
     """
-    number = environ.pop(SECRET_FD_VARIABLE, None)  # our children have neither the descriptor nor the secret
+    number = environ.pop(SECRET_FD_VARIABLE, None)  # our children get neither the descriptor nor the secret
     if number is None:
         return None
     secret = b""

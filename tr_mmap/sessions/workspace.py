@@ -1,7 +1,7 @@
-"""Where sessions live: finds the place, gives each name to one owner, sweeps what dead processes left.
+"""Where sessions are: finds the place, gives each name to one owner, sweeps what dead processes left. Starts none.
 
-``<root>/python_session/tr_session_<id>/`` is a session. It appears with its manifest already inside, by rename, and
-goes by rename too, to ``.gone-…`` beside it (see :mod:`.reclaim`); no process ever sees half of one. Starts no process.
+``<root>/python_session/tr_session_<id>/`` is a session. It appears by rename, with its manifest already inside. It is
+removed by rename too, to ``.gone-…`` beside it (see :mod:`.reclaim`). So no process ever sees half of one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from ..base import system
 from ..base.identifiers import check_session_id, is_session_id
 from ..errors import BadMessage, HostilePath, SessionInUse
 from ..processes.identity import Identity
-from ..wire.names import SESSION_PREFIX, SESSIONS_DIR, SHM_DIR, WORKSPACE_VARIABLE
+from ..wire.names import (
+    DEFAULT_ROOT_PREFIX,
+    GONE_PREFIX,
+    NEW_PREFIX,
+    SESSION_PREFIX,
+    SESSIONS_DIR,
+    SHM_DIR,
+    WORKSPACE_VARIABLE,
+)
 from ..wire.waits import CLAIM_RETRY_S, CLAIM_WAIT_S
 from . import manifest as manifests
 from .manifest import Manifest
@@ -27,7 +35,7 @@ from .reclaim import NotReclaimable, aside, discard, parse_leftover, reclaim, re
 
 __all__ = ["SweepReport", "Workspace", "sweep"]
 
-ORPHAN_WAIT_S: Final = 4.0  # what a dead controller's worker has to end in; it gives its last command two
+ORPHAN_WAIT_S: Final = 4.0  # for a dead controller's worker to end; its running handler gets two of these
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,8 @@ class Workspace:
 
     Args:
         root: absolute; need not exist.
-        is_default: the library chose the place, so it trusts nothing there and removes it when it is empty.
+        is_default: the library chose the place. So it checks that the place is private, and removes it when it is
+            empty.
     """
 
     def __init__(self, root: str, *, is_default: bool = False) -> None:
@@ -58,34 +67,39 @@ class Workspace:
 
     @classmethod
     def locate(cls, environ: Mapping[str, str] = os.environ, *, is_made: bool = True) -> Workspace:
-        """``TR_WORKSPACE``, else a private directory in shared memory, else one among temporary files.
+        """``TR_WORKSPACE``, else a private directory in shared memory, else one in the directory for temporary files.
 
         Args:
             environ: the environment.
-            is_made: whether to make it if it is missing.
+            is_made: whether to make the directory if it is missing.
 
         Raises:
             HostilePath: the place is not a directory that this user can trust and use.
         """
         parent = SHM_DIR if system.is_usable_dir(SHM_DIR) else tempfile.gettempdir()
         user = os.getuid() if hasattr(os, "getuid") else "user"
-        default = os.path.join(parent, f"tr_mmap-{user}")
+        default = os.path.join(parent, f"{DEFAULT_ROOT_PREFIX}{user}")
         chosen = os.path.abspath(environ.get(WORKSPACE_VARIABLE, "") or default)
-        workspace = cls(chosen, is_default=chosen == default)  # a worker is told the place, be it the default one
+        workspace = cls(chosen, is_default=chosen == default)  # a worker has the variable even for the default place
         if is_made:
             workspace._make_root()
         return workspace
 
     def session_dir(self, session_id: str) -> str:
-        """Where the session of that name is, if it is."""
+        """The directory of the session of that name; it need not exist.
+
+        Raises:
+            BadMessage: the id may not name a session.
+        """
         check_session_id(session_id)
         return os.path.join(self._sessions, SESSION_PREFIX + session_id)
 
     def find(self, session_id: str) -> str:
-        """Where the session of that name is; it is this user's own, or not there at all.
+        """The directory of the session of that name: this user's own, or not there at all.
 
         Raises:
-            HostilePath: another could write to it, or to what leads to it.
+            BadMessage: the id may not name a session.
+            HostilePath: another user could write to the directory, or to the one above it.
         """
         path = self.session_dir(session_id)
         try:
@@ -96,13 +110,15 @@ class Workspace:
         return path
 
     def claim(self, session_id: str, manifest: Manifest) -> str:
-        """Become the owner of a session: its directory, new and with its manifest in it.
+        """Become the owner of a session. Removes first what a dead owner left under the name.
 
-        What a dead owner left under the name is removed first.
+        Returns:
+            The session's directory, new, with the manifest in it.
 
         Raises:
-            SessionInUse: somebody else has the name, or nobody can say who.
-            BadMessage: the id or the manifest is not right.
+            SessionInUse: another process has the name, or its owner cannot be judged.
+            BadMessage: the id may not name a session, or the manifest is another session's.
+            HostilePath: the place is not a directory that this user can trust and use.
             OSError: a system call failed; nothing of a new session is left.
         """
         path = self.session_dir(session_id)
@@ -116,12 +132,12 @@ class Workspace:
                     return path
                 is_free = reclaim(path, require_dead)
                 kept = NotReclaimable("it changes hands all the time", may_pass=True)
-            except FileNotFoundError as error:  # another's release removed the empty parents at this moment
+            except FileNotFoundError as error:  # another process's release removed the empty parents at this moment
                 kept = NotReclaimable(f"{error.filename} keeps vanishing", may_pass=True)
             except NotReclaimable as found:
                 kept = found
             except HostilePath:
-                raise  # what others prepared is not ours to remove
+                raise  # another user's directory is not ours to remove
             except BaseException:
                 self._remove_if_empty()
                 raise
@@ -139,13 +155,13 @@ class Workspace:
                 time.sleep(CLAIM_RETRY_S)
 
     def release(self, session_id: str) -> bool:
-        """Remove a session of this process, or a dead one, and the directories that are empty then.
+        """Remove a session of this process, or a dead one, and the directories that are then empty.
 
         Returns:
-            Whether it is gone, be it before; False if another living process owns it.
+            Whether it is gone, also if it was gone before; False if another living process owns it.
 
         Raises:
-            OSError: a system call failed; the session is there, and may be released again.
+            OSError: a system call failed; the session is still there, and may be released again.
         """
         path = self.session_dir(session_id)
         deadline = time.monotonic() + CLAIM_WAIT_S
@@ -165,10 +181,13 @@ class Workspace:
     def sweep(self, *, ends_orphans: bool = False) -> SweepReport:
         """Remove the sessions whose controller and worker have both ended, with their semaphores, and half-made ones.
 
-        Whatever lives, is another user's or cannot be judged stays. Any number of sweepers may run at once.
+        A session that lives, is another user's or cannot be judged stays. Any number of sweepers may run at once.
 
         Args:
             ends_orphans: whether to wait a few seconds for workers whose controller has ended, and then kill them.
+
+        Returns:
+            Which sessions were removed, and why others were not.
 
         Raises:
             HostilePath: the directory of sessions is not this user's own.
@@ -184,8 +203,8 @@ class Workspace:
             path = os.path.join(self._sessions, name)
             if leftover := parse_leftover(name):
                 user = Identity.local(int(leftover[2]), int(leftover[3]))
-                # Our own removals too: one may have failed, and of two at once neither minds the other.
-                if not user.is_alive() or (leftover[1] == "gone" and user == Identity.current()):
+                # What this process was removing too: that may have failed, and two removals at once do no harm.
+                if not user.is_alive() or (leftover[1] == GONE_PREFIX and user == Identity.current()):
                     system.remove_tree(path)
             elif name.startswith(SESSION_PREFIX) and is_session_id(session_id := name.removeprefix(SESSION_PREFIX)):
                 try:
@@ -206,7 +225,7 @@ class Workspace:
         return report
 
     def _place(self, path: str, manifest: Manifest) -> bool:
-        """Put a new session at ``path``; False if something is there."""
+        """Put a new session at ``path``; False if the name is taken."""
         self._make_root()
         try:
             system.make_dir(self._sessions)
@@ -215,7 +234,7 @@ class Workspace:
         _check_private(self._sessions)
         if system.exists(path):  # rename(2) would replace an empty directory
             return False
-        temporary = aside(path, "new")
+        temporary = aside(path, NEW_PREFIX)
         system.make_dir(temporary)
         try:
             manifests.write(temporary, manifest)
@@ -243,7 +262,7 @@ class Workspace:
             try:
                 _check_private(self.root)
                 return
-            except FileNotFoundError:  # another's release removed it at this moment
+            except FileNotFoundError:  # another process's release removed it at this moment
                 continue
 
     def _remove_if_empty(self) -> None:
@@ -251,14 +270,23 @@ class Workspace:
             system.remove_dir(self._sessions)
             if self.is_default:
                 system.remove_dir(self.root)
-        except OSError:  # in a place where we may not remove: an empty directory harms nobody
+        except OSError:  # we may not remove anything there: an empty directory does no harm
             pass
 
 
 def sweep(root: str | None = None) -> SweepReport:
-    """Remove what dead processes left in a workspace, by default in this user's; see :meth:`Workspace.sweep`.
+    """Remove what dead processes left in a workspace; see :meth:`Workspace.sweep`.
 
-    A worker whose controller has ended follows it by itself; if it has not after a few seconds it is killed.
+    A worker whose controller has ended ends by itself. If it has not ended after a few seconds, this kills it.
+
+    Args:
+        root: of the workspace; None for this user's.
+
+    Returns:
+        Which sessions were removed, and why others were not.
+
+    Raises:
+        HostilePath: the place is not a directory that this user can trust and use.
     """
     return (Workspace(root) if root is not None else Workspace.locate()).sweep(ends_orphans=True)
 
@@ -272,7 +300,7 @@ def _unusable(path: str, reason: str) -> HostilePath:
 
 
 def _check_private(path: str) -> None:
-    """Raise HostilePath unless it is a directory of ours that nobody else may write; FileNotFoundError if gone."""
+    """Raise HostilePath unless it is this user's directory and no other may write it; FileNotFoundError if gone."""
     info = system.status(path)
     if stat.S_ISLNK(info.st_mode):
         raise _unusable(path, "is a symlink")
@@ -287,7 +315,7 @@ def _check_private(path: str) -> None:
 
 
 def _check_shared(path: str) -> None:
-    """Raise HostilePath if another user could rename what we make in a directory that our user chose."""
+    """Raise HostilePath if another user could rename what we make in the directory that this user chose."""
     if os.name != "posix":  # pragma: no cover - Windows has no modes
         return
     info = system.status(os.path.realpath(path))  # a symlink of the user's own choice is followed

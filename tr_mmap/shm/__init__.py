@@ -1,23 +1,23 @@
 """Segments: files on tmpfs that carry tensors, filled by one process, mapped by two, and used again.
 
-One owner writes, one reader in the peer process reads. The live line of a segment's header coordinates them without a
+The owner writes; the reader, in the peer process, reads. The live line of a segment's header coordinates them without a
 system call (``tr_mmap.tsr`` specifies its bytes)::
 
     owner                                  reader
-    seq = 0            (no reader may enter)
+    seq = 0            (no reader may acquire)
     lease == 0 and guest == 0 ?            lease = HELD        (before the check, so that the owner sees it)
     fill the payload                       seq == wanted, both copies ?  else release the lease, StaleTensor
     seq copy = n; seq = n                  read the payload for as long as any view of it lives
     name (segment, n) in a message         lease = 0           (when the last view is gone)
 
 A segment is filled again only when no tag, no message and no local array holds it and its lease is free. If its reader
-forked while it held a view, or if a stranger has mapped it, the segment is never filled again: the owner *retires* it
-and removes its name, and the kernel frees the memory with the last mapping, however the processes end. So a lease needs
-no lock that outlives a process, and a kill can leave none behind.
+forked while it held a view, or if a guest has mapped it, the segment is never filled again. The owner *retires* it and
+removes its name. The kernel frees the memory with the last mapping, in whatever way the processes end. So a lease needs
+no lock that outlives a process, and a kill leaves no lock behind.
 
-Each side stores before it loads, with a full memory barrier between, so that at least one of them sees the other; what
-it publishes it stores with release, what the other side publishes it loads with acquire. :mod:`tr_mmap.native` does
-both; a C++ peer does the same.
+Each side stores before it loads, with a full memory barrier between, so that at least one of them sees the other's
+store. It stores what it publishes with release order, and loads what the other side publishes with acquire order.
+:mod:`tr_mmap.native` does both; a C++ peer does the same.
 
 This room knows no messages, no tags and no sessions.
 """

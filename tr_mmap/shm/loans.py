@@ -1,9 +1,9 @@
-"""Loans: arrays and tensors that live in segments, so that publishing them copies nothing.
+"""Loans: arrays and tensors that live in segments, so that publishing them copies nothing. Never publishes one.
 
-After publishing, nothing that the borrower still has may change what the reader sees. Arrays that we know of become
-read-only; a torch tensor moves to a copy-on-write mapping. If the borrower has other views of the memory, the pages
-themselves become copy-on-write, under all views at once. That costs a page fault for every page when the segment is
-used again, so it is done only then.
+After publishing, no store of the borrower may reach the reader. Arrays that we know become read-only; a torch tensor
+moves to a copy-on-write mapping. If the borrower has other views of the memory, the pages themselves become
+copy-on-write, under all views at once. That costs a page fault for every page when the segment is used again, so it is
+done only if there are other views.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ __all__ = ["TorchLoans", "describe", "forbid_writing", "layout_of"]
 
 
 def describe(shape: int | tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
-    """The layout of a loan, and how many bytes it has.
+    """The layout of a loan, and its payload's size in bytes.
+
+    Args:
+        shape: sizes in elements, outermost first.
+        dtype: a name, or a numpy or torch dtype.
 
     Raises:
         UnsupportedTensor: no such dtype, or a shape that TSR cannot hold.
@@ -36,11 +40,11 @@ def describe(shape: int | tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
     sizes = (index(shape),) if hasattr(shape, "__index__") else tuple(map(index, shape))
     try:
         return _describe(sizes, dtype)
-    except TypeError:  # something that has no hash; it may be no dtype either
+    except TypeError:  # the dtype has no hash, or is none
         return _describe.__wrapped__(sizes, dtype)
 
 
-@lru_cache(64)  # most are asked for again and again
+@lru_cache(64)  # most programs use the same few loans again and again
 def _describe(shape: tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
     known = dtypes.resolve(dtype)
     if len(shape) > MAX_NDIM or (shape and min(shape) < 0):
@@ -49,14 +53,14 @@ def _describe(shape: tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
 
 
 class TorchLoans:
-    """The loans of one pool that are torch tensors, which are known by where their storage begins."""
+    """The loans of one pool that are torch tensors. The address of its storage identifies each."""
 
     def __init__(self) -> None:
-        # Each storage's own address, and a weak reference to the array that it keeps alive.
+        # By address of the data: the storage object's own address, and a weak reference to the array it keeps alive.
         self._by_address: dict[int, tuple[int, weakref.ref[np.ndarray[Any, Any]]]] = {}
 
     def loan(self, segment: Segment) -> Any:
-        """A tensor over the segment, of the layout that was laid out."""
+        """A tensor over the segment, of the layout that was set."""
         array = segment.loan()
         assert segment.loaned_layout is not None
         dtype, _, offset = segment.loaned_layout
@@ -66,7 +70,7 @@ class TorchLoans:
         return tensor
 
     def find(self, tensor: Any) -> Segment | None:
-        """The segment that a tensor lies in; None if it is no loan, or seen through a storage of its own."""
+        """The segment that a tensor lies in; None if it is no loan, or has another storage object over the memory."""
         untyped_storage = getattr(tensor, "untyped_storage", None) if self._by_address else None
         if untyped_storage is None:
             return None
@@ -76,23 +80,23 @@ class TorchLoans:
         except (NotImplementedError, RuntimeError):  # a sparse tensor has none
             return None
         identity, root = self._by_address.get(address, (0, None))
-        # No root any more: the loan is over, and the segment may be lent to numpy by now.
+        # If the root is gone, the loan is over, and the segment may be on loan as a numpy array by now.
         segment: Segment | None = loan_of(root()) if root is not None and identity == storage._cdata else None
         return segment
 
     def forget(self, segment: Segment) -> None:
-        """The segment is given up."""
+        """Forget a segment that is retired."""
         self._by_address.pop(segment.address + PAYLOAD_OFFSET, None)
 
 
 def layout_of(tensor: Any, segment: Segment) -> Layout | None:
-    """How a tensor of a loan lies in its segment; None if its memory cannot be published as it lies."""
+    """The layout of a tensor of a loan in its segment; None if it cannot be published without a copy."""
     loaned = segment.loaned_layout
     assert loaned is not None
     dtype, array = tensors.to_array(tensor)
     if not array.flags.c_contiguous or not array.dtype.isnative:
         return None
-    # (The array of a torch tensor may be a copy: of one that is lazily conjugated, say.)
+    # (The array of a torch tensor may be a copy, for example of one that is lazily conjugated.)
     offset = array.__array_interface__["data"][0] - segment.address
     end = PAYLOAD_OFFSET + math.prod(loaned[1]) * loaned[0].itemsize
     if not PAYLOAD_OFFSET <= offset <= end - array.nbytes or offset % PAYLOAD_ALIGNMENT_NBYTES:
@@ -101,7 +105,7 @@ def layout_of(tensor: Any, segment: Segment) -> Layout | None:
 
 
 def forbid_writing(tensor: Any, segment: Segment) -> None:
-    """Let no store of the borrower reach the segment any more, through any view of the loan."""
+    """From now on no store of the borrower reaches the segment, through any view of the loan."""
     if isinstance(tensor, np.ndarray):
         if freeze(tensor):
             segment.make_private()
@@ -113,7 +117,8 @@ def forbid_writing(tensor: Any, segment: Segment) -> None:
             private = system.map_private(fd, len(segment.buffer))
         finally:
             system.close(fd)
-        # A page that was not stored into shows the file's, so the segment is lent for as long as this lives too.
+        # A page of this mapping shows the file's until the borrower stores into it. So the segment stays on loan for as
+        # long as this mapping lives.
         system.keep(private, tensor.untyped_storage())
         tensors.move_torch_storage(tensor, private, PAYLOAD_OFFSET)
 

@@ -1,8 +1,8 @@
-"""The owner's side: a pool of segments that are filled, published and filled again.
+"""The owner's side: a pool of segments that are filled, published and filled again. Never sends a message.
 
 Not safe for threads by itself; its session or transfer holds a lock. Only the fast paths, ``quick_publish`` and
-``quick_loan``, need none: each is one step, and gives way while a thread is on the slow path. See the docstring of this
-room for the protocol.
+``quick_loan``, need no lock: each is one step, and does nothing while a thread is on the slow path. The docstring of
+this room has the protocol.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class PoolStats:
     """What a pool holds.
 
     Attributes:
-        segments: files there are.
+        segments: how many files there are.
         nbytes: their payload capacity together, in bytes.
-        free_nbytes: capacity of those without holds on this side (the peer may have views of some).
+        free_nbytes: capacity of the segments that have no hold on this side (the peer may have views of some).
         published: tensors published since the start.
         copied_nbytes: bytes copied into segments since the start; a loan adds none.
-        created: segments made since the start; all other publishes used one again.
+        created: segments made since the start; all other publications used a segment again.
     """
 
     segments: int
@@ -59,11 +59,11 @@ class SegmentPool(FreeLists, ForkAware):
         directory: the session directory.
         prefix: names are ``<prefix>_<number>.tsr``.
         budget_nbytes: most payload capacity to hold at once; None for no limit but the file system's.
-        block_ms: at the budget, how long to wait for the reader to release views before raising OutOfSpace.
+        block_ms: at the budget, how many milliseconds to wait for the reader to release views before OutOfSpace.
         checksum: whether to store each payload's CRC-32.
 
     Attributes:
-        is_reader_gone: tells that the reader will never release anything any more.
+        is_reader_gone: returns whether the reader has ended, so that it will release nothing any more.
     """
 
     def __init__(
@@ -92,10 +92,17 @@ class SegmentPool(FreeLists, ForkAware):
     # -- publishing -----------------------------------------------------------------------------------------------
 
     def publish(self, tensor: Any) -> Segment:
-        """Put a tensor into a segment and stamp it; the caller holds it once, until ``segment.release()``.
+        """Put a tensor into a segment and stamp it.
 
-        A loan, or a view of the whole or a 256-byte aligned contiguous part of one, is published where it lies;
-        anything else costs one copy. Either the tensor is published whole, or an error is raised and nothing changed.
+        A loan is published without a copy; so is a view of the whole loan, or of a contiguous part that is aligned to
+        256 bytes. Any other tensor costs one copy. Either the tensor is published whole, or an error is raised and
+        nothing has changed.
+
+        Args:
+            tensor: numpy array or scalar, or torch tensor.
+
+        Returns:
+            The segment, with one hold for the caller, until ``segment.release()``.
 
         Raises:
             UnsupportedTensor: not a tensor, or of a kind that TSR cannot hold.
@@ -106,10 +113,8 @@ class SegmentPool(FreeLists, ForkAware):
         if segment is not None:
             return segment
         self._check_own()
-        was_running, self.is_slow_path_running = (
-            self.is_slow_path_running,
-            True,
-        )  # a signal handler may come this way meanwhile
+        # Keep the former value, because a signal handler may come here in the middle of the slow path.
+        was_running, self.is_slow_path_running = self.is_slow_path_running, True
         try:
             if finished or self.to_retire:
                 self.collect()
@@ -118,7 +123,7 @@ class SegmentPool(FreeLists, ForkAware):
             self.is_slow_path_running = was_running
 
     def _publish_loan(self, tensor: Any) -> Segment | None:
-        """Publish a loan where it lies; None if it is none, or its memory has to be copied after all."""
+        """Publish a loan without a copy; None if the tensor is no loan of ours, or must be copied."""
         segment: Segment | None = loan_of(tensor) if isinstance(tensor, np.ndarray) else self._torch_loans.find(tensor)
         if segment is None or segment.pool_token is not self.pool_token:
             return None
@@ -126,11 +131,11 @@ class SegmentPool(FreeLists, ForkAware):
         if layout is None:
             return None
         if not segment.is_published:
-            forbid_writing(tensor, segment)  # first, for it may fail
+            forbid_writing(tensor, segment)  # first, because it may fail
             self._stamp(segment, layout)
             segment.is_published = True
         elif segment.is_private or segment.header_layout != layout:
-            return None  # the borrower has changed it since, in private; or that header may be in use
+            return None  # the borrower may have changed its private copy since; or a reader may use the present header
         segment.holds += 1
         return segment
 
@@ -156,7 +161,7 @@ class SegmentPool(FreeLists, ForkAware):
 
         Args:
             shape: sizes in elements, outermost first.
-            dtype: ``"float32"``, or a numpy or torch dtype.
+            dtype: a name like ``"float32"``, or a numpy or torch dtype.
             framework: ``"numpy"`` or ``"torch"``.
 
         Raises:
@@ -169,10 +174,8 @@ class SegmentPool(FreeLists, ForkAware):
             if array is not None:
                 return array
         self._check_own()
-        was_running, self.is_slow_path_running = (
-            self.is_slow_path_running,
-            True,
-        )  # a signal handler may come this way meanwhile
+        # Keep the former value, because a signal handler may come here in the middle of the slow path.
+        was_running, self.is_slow_path_running = self.is_slow_path_running, True
         try:
             return self._loan(shape, dtype, framework)
         finally:
@@ -192,7 +195,7 @@ class SegmentPool(FreeLists, ForkAware):
         if not nbytes:
             return tensors.from_buffer(bytearray(), layout[0], layout[1], 0, framework)
         segment, _ = self._take(nbytes)
-        segment.holds = 1  # until it is on loan, which is another hold
+        segment.holds = 1  # for this call; the loan is another hold
         try:
             segment.set_layout(layout, layout[0].numpy)
             segment.requested_dtype = dtype
@@ -202,7 +205,7 @@ class SegmentPool(FreeLists, ForkAware):
             segment.release()
 
     def collect(self) -> None:
-        """Release what has ended, and retire what must not be filled again."""
+        """Release views and loans that have ended, and retire segments that must not be filled again."""
         drain()
         while self.to_retire:
             segment: Segment = self.to_retire.pop()
@@ -239,7 +242,7 @@ class SegmentPool(FreeLists, ForkAware):
     # -- segments -------------------------------------------------------------------------------------------------
 
     def _take(self, nbytes: int, source: np.ndarray[Any, Any] | None = None) -> tuple[Segment, bool]:
-        """A segment without readers, on no free list; and whether it holds ``source`` already."""
+        """A segment without readers, taken off its free list; and whether it holds ``source`` already."""
         capacity = class_nbytes(nbytes)
         self.takes += 1
         is_filled = False
@@ -285,7 +288,7 @@ class SegmentPool(FreeLists, ForkAware):
 
     def _make(self, capacity: int, source: np.ndarray[Any, Any] | None) -> tuple[Segment, bool]:
         name = f"{self._prefix}_{self._number}.tsr"
-        self._number += 1  # whatever comes of it
+        self._number += 1  # even if the next call fails: no name is used twice
         segment, is_filled = make_segment(self._directory, name, capacity, source)
         segment.pool_token = self.pool_token
         segment.free_list = self.free.setdefault(capacity, [])
@@ -295,7 +298,11 @@ class SegmentPool(FreeLists, ForkAware):
         return segment, is_filled
 
     def _wait_for_room(self, capacity: int, budget_nbytes: int) -> Segment | None:
-        """At the budget: use what is free, else wait for the reader. Returns a fitting segment, or None: make one."""
+        """At the budget: retire what is free, else wait for the reader.
+
+        Returns:
+            A segment of that capacity; None if there is room now to make one.
+        """
         deadline_s = time.monotonic() + self._block_ms / 1000
         while True:
             self._retire_free()
@@ -315,7 +322,7 @@ class SegmentPool(FreeLists, ForkAware):
                 return segment
 
     def _trim(self, wanted_capacity: int) -> None:
-        """Retire free segments of sizes that the traffic no longer uses."""
+        """Retire free segments of sizes that no tensor has had for long."""
         oldest = self.takes - IDLE_TAKES
         for capacity, free in self.free.items():
             if capacity != wanted_capacity:
@@ -324,7 +331,7 @@ class SegmentPool(FreeLists, ForkAware):
                     self._retire(segment)
 
     def _retire_free(self) -> bool:
-        """Retire every free segment that the reader does not view; True if that freed any memory at once."""
+        """Retire every free segment that the reader has no view of; True if that freed any memory at once."""
         has_freed = False
         for free in self.free.values():
             for segment in [each for each in free if not each.is_viewed]:
@@ -334,7 +341,7 @@ class SegmentPool(FreeLists, ForkAware):
 
     def _retire(self, segment: Segment) -> bool:
         """Retire a segment; True if its memory is free now, False if a reader keeps it until its views are gone."""
-        # Always: a reader that enters now is turned away, and one that has entered is seen.
+        # Always: from now on no reader can acquire the lease, and a lease that a reader has is seen.
         is_unseen = segment.retire() == LEASE_FREE and not segment.is_tainted
         del self._segments[segment.name]
         segment.free_list = None
@@ -342,14 +349,14 @@ class SegmentPool(FreeLists, ForkAware):
         self._nbytes -= segment.capacity
         _unlink(segment.path)
         if is_unseen:
-            # The reader has it mapped still; without its pages that costs address space only.
+            # The reader still has it mapped; without pages the mapping costs address space only.
             system.advise(segment.buffer[PAYLOAD_OFFSET:], system.MADV_REMOVE)
         return is_unseen
 
     # -- the rest -------------------------------------------------------------------------------------------------
 
     def reader_died(self) -> None:
-        """The reader's leases mean nothing now, but a child of it may live: never fill again what the reader held."""
+        """Never fill again a segment that a dead reader held, because a forked child of the reader may have a view."""
         for segment in list(self._segments.values()):
             if segment.words[LEASE_WORD] != LEASE_FREE:
                 self._taint(segment)
@@ -359,11 +366,12 @@ class SegmentPool(FreeLists, ForkAware):
                 self._retire(segment)
 
     def _taint(self, segment: Segment) -> None:
-        """A process that we cannot ask may have a view of the segment."""
+        """Mark a segment of which an unknown process may have a view: it is retired, never filled again."""
         segment.is_tainted = True
         segment.free_list = self.to_retire
 
     def stats(self) -> PoolStats:
+        """What the pool holds now."""
         return PoolStats(
             segments=len(self._segments),
             nbytes=self._nbytes,
@@ -374,12 +382,12 @@ class SegmentPool(FreeLists, ForkAware):
         )
 
     def forked_in_parent(self) -> None:
-        for segment in list(self._segments.values()):  # a copy, made in one step: other threads go on working
+        for segment in list(self._segments.values()):  # a copy, made in one step, because other threads go on
             if segment.loaned_layout is not None:
                 self._taint(segment)
 
     def close(self) -> None:
-        """Remove the files; arrays that still live keep their memory until they are gone."""
+        """Remove the files. Arrays that still live keep their memory until they are gone."""
         for segment in self._segments.values():
             segment.free_list = None
             if not self.is_foreign:
@@ -389,7 +397,7 @@ class SegmentPool(FreeLists, ForkAware):
 
 
 def _unlink(path: str) -> None:
-    """Remove a name, or let it go with the session's directory if that fails."""
+    """Remove a name. If that fails, it is removed with the session's directory."""
     try:
         system.unlink(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""The reader's side: maps each segment once, hands out views, keeps a lease for as long as one lives."""
+"""The reader's side: maps each segment once, hands out views, holds a lease while one lives. Never fills a segment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["SegmentReader"]
 
 
 class _MappedSegment(ReaderSegment):
-    """One segment of the peer, as we see it."""
+    """One segment of the peer, mapped here."""
 
     __slots__ = ("head", "header", "inode", "name", "payload", "words")
 
@@ -36,14 +36,14 @@ class _MappedSegment(ReaderSegment):
 
 
 class SegmentReader(ForkAware):
-    """Turns what the peer has published into views. Not safe for threads by itself.
+    """Makes views of what the peer has published. Not safe for threads by itself.
 
     Args:
         directory: the session directory.
-        verify: compare each payload with its CRC-32, which must be there.
+        verify: whether to compare each payload with its CRC-32, which must be there.
 
     Attributes:
-        mapped: the peer's segments that we have mapped, by name.
+        mapped: the peer's segments that are mapped here, by name.
     """
 
     def __init__(self, directory: str, *, verify: bool = False) -> None:
@@ -53,22 +53,22 @@ class SegmentReader(ForkAware):
         self.mapped: dict[str, _MappedSegment] = {}
 
     def receive(self, name: str, seq: int, framework: str, tag: str = "") -> Any:
-        """A view of the tensor; the segment is not filled again while it, or a view of it, lives.
+        """A view of the tensor; the segment is not filled again while this view, or a view of it, lives.
 
-        A numpy array is read-only over the shared mapping. A torch tensor is over a copy-on-write mapping of its
-        own: a store into it stays in this process.
+        A numpy array is read-only, over the shared mapping. A torch tensor is over a copy-on-write mapping of its own:
+        a store into it stays in this process.
 
         Args:
             name: of the segment's file.
             seq: the number that the tensor was published under.
             framework: ``"numpy"`` or ``"torch"``.
-            tag: what the users call the tensor, for the texts of errors; "" for a result.
+            tag: of the tensor, for the texts of errors; "" for a result.
 
         Raises:
             StaleTensor: the segment holds another tensor by now, or is gone.
-            BadMessage: what is named is no segment.
-            HostilePath: it is not a file of the peer's making.
-            TSRFormatError: what is there is not a tensor; PAYLOAD_CHECKSUM: it is not the one that was published.
+            BadMessage: ``name`` may not name a segment.
+            HostilePath: the peer did not make that file.
+            TSRFormatError: the file holds no tensor; PAYLOAD_CHECKSUM: its payload is not the one that was published.
         """
         segment = self.mapped.get(name)
         if segment is None:
@@ -108,7 +108,7 @@ class SegmentReader(ForkAware):
             segment = _MappedSegment(name, head, file, os.fstat(fd).st_ino)
         finally:
             system.close(fd)
-        # A child of ours may have a view that we had when it was forked: that lease is not ours to release.
+        # A forked child of this process may use a view that we had at the fork: never release that lease.
         segment.is_pinned = segment.words[LEASE_WORD] == LEASE_PINNED
         self.mapped[name] = segment
         return segment
@@ -134,10 +134,10 @@ class SegmentReader(ForkAware):
             system.close(fd)
 
     def _decode(self, segment: _MappedSegment, seq: int) -> None:
-        """Take over the layout that the header says now.
+        """Set the layout that the header describes now.
 
-        Without the lease: an owner who changes it has taken the number away, and never gives it again. So if a view of
-        that number is had later, the header was as it is.
+        No lease is needed. An owner that changes the header has cleared ``seq`` first, and never uses that number
+        again. So if a view of that number can be made later, the header had not changed when it was read here.
         """
         layout_seq = segment.words[LAYOUT_WORD]
         try:
@@ -146,7 +146,7 @@ class SegmentReader(ForkAware):
             )
         except TSRFormatError:
             if segment.words[SEQ_WORD] != seq:
-                return  # looking for a view will say so
+                return  # the next try for a view raises StaleTensor
             raise
         if not header.is_segment:
             raise TSRFormatError(

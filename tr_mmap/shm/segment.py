@@ -1,4 +1,4 @@
-"""One segment, as its owner sees it: its file, its mapping, its making. Never decides who may use it."""
+"""One segment on its owner's side: makes its file, maps it. Never decides who may use it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,22 @@ from ..wire.segments import HEAD_NBYTES, PAYLOAD_OFFSET, POPULATE_NBYTES
 
 __all__ = ["Layout", "Segment", "make_segment"]
 
-Layout = tuple[DType, tuple[int, ...], int]  # type, shape, and where in the file the payload begins
+Layout = tuple[DType, tuple[int, ...], int]  # dtype, shape, and where in the file the payload begins, in bytes
 
 
 class Segment(OwnerSegment):
-    """One segment, as its owner sees it.
+    """One segment on its owner's side.
+
+    Args:
+        name: of its file in the session directory; never used twice.
+        path: of its file.
+        buffer: the whole file, mapped for writing.
 
     Attributes:
-        name: of its file in the session directory; never used twice.
-        header_layout: what its header says; None while that is being changed.
+        address: where the mapping begins in this process.
+        capacity: bytes of payload that it can hold.
+        words: the mapping as 8-byte words, for the header.
+        header_layout: the layout that its header describes; None while the header is changed.
     """
 
     __slots__ = (
@@ -50,12 +57,12 @@ class Segment(OwnerSegment):
         self.capacity = len(buffer) - PAYLOAD_OFFSET
         self.header_layout: Layout | None = None
         self.is_private = False  # our mapping of the payload is private: see make_private
-        self.is_tainted = False  # somebody we cannot ask may be looking: retire it, never fill it again
+        self.is_tainted = False  # an unknown process may have a view: retire it, never fill it again
         self.is_populated = False  # our mapping has its pages in place
 
     @property
     def is_viewed(self) -> bool:
-        """The reader has a view: retiring the segment would free nothing, and it would no longer be counted."""
+        """The reader has a view. Retiring the segment would free no memory, and the pool would no longer count it."""
         return bool(self.words[LEASE_WORD] == LEASE_HELD)
 
     def make_private(self) -> None:
@@ -65,7 +72,7 @@ class Segment(OwnerSegment):
         self.clear_layout()
 
     def make_fillable(self) -> None:
-        """Undo :meth:`make_private`, and populate the pages; there is no array over the mapping any more."""
+        """Undo :meth:`make_private`, and populate the pages. There must be no array over the mapping any more."""
         if self.is_private:
             self._remap(private=False)
             self.is_private = False
@@ -90,7 +97,7 @@ def make_segment(directory: str, name: str, capacity: int, source: np.ndarray[An
         directory: the session directory.
         name: of the file; there must be none of that name.
         capacity: bytes of payload.
-        source: what it is for; written at once if that is the faster way.
+        source: the array that the segment is made for; written at once if that is faster. None for a loan.
 
     Raises:
         OutOfSpace: no room; nothing is left behind.

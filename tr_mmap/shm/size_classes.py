@@ -1,4 +1,4 @@
-"""How large segments are."""
+"""How large segments are. Pure arithmetic."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The interface of a transfer, for each side. Moves no message.
+"""The interface of a transfer, for each side. Never sends or receives a message.
 
-A controller's side is not safe for threads: its session holds a lock. A worker's side has a lock of its own, for a
+A controller's side is not safe for threads: its session holds a lock. A worker's side has a lock of its own, because a
 handler may have threads.
 """
 
@@ -27,9 +27,9 @@ class WorkerTransfer(ABC):
     """The worker's side. For each request: ``begin``, any number of ``fetch`` and ``publish``, ``end``.
 
     Attributes:
-        tags: what names a tensor now.
-        results: what was published since ``begin``.
-        quick_loan: the fast path of ``empty`` for numpy: an array for a shape and a dtype, or None if the slow path is
+        tags: the tags that name a tensor now.
+        results: where the tensors are that were published since ``begin``.
+        quick_loan: the fast path of ``empty`` for numpy: an array for a shape and a dtype; None if the slow path is
             needed.
     """
 
@@ -39,15 +39,15 @@ class WorkerTransfer(ABC):
 
     @abstractmethod
     def begin(self, request: Request) -> None:
-        """A request is there, so the last answer was taken; these tags are new or gone."""
+        """A request is here, so the controller has taken the last response. Learn the tags that it announces."""
 
     @abstractmethod
     def fetch(self, tag: str, framework: str) -> Any:
-        """The tensor of a tag.
+        """The tensor of a tag, in the named framework.
 
         Raises:
-            MissingTag: there is none.
-            StaleTensor, TSRFormatError: what is there is not it.
+            MissingTag: there is no such tag.
+            StaleTensor, TSRFormatError: the segment or file does not hold that tensor.
         """
 
     @abstractmethod
@@ -61,15 +61,33 @@ class WorkerTransfer(ABC):
 
     @abstractmethod
     def end(self, request: Request, is_kept: bool) -> list[TensorRef]:
-        """The request was handled; its results, which stay until the next ``begin``, or none if they are not kept."""
+        """The handler has ended.
+
+        Args:
+            request: that it handled.
+            is_kept: whether the results are sent; if not, they are released now.
+
+        Returns:
+            Where the results are; they stay until the next ``begin``.
+        """
 
     @abstractmethod
     def withdraw(self) -> None:
-        """The answer could not be sent: nobody will take its results."""
+        """The response could not be sent: release its results."""
 
     @abstractmethod
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
-        """A tensor of undefined content, in memory that ``publish`` need not copy, if there is such memory."""
+        """A tensor of undefined content; ``publish`` need not copy it, if the transfer has memory for that.
+
+        Args:
+            shape: sizes in elements, outermost first.
+            dtype: a name like ``"float32"``, or a numpy or torch dtype.
+            framework: ``"numpy"`` or ``"torch"``.
+
+        Raises:
+            UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
+            OutOfSpace: no room.
+        """
 
     def fast_path_parts(self) -> TensorParts | None:
         """What the compiled fast path works on; None where it cannot be taken."""
@@ -81,14 +99,14 @@ class WorkerTransfer(ABC):
 
 
 class ControllerTransfer(ABC):
-    """The controller's side. For each request: ``prepare``, then ``withdraw`` if it was not sent, else ``answered``.
+    """The controller's side. For each request: ``prepare``, then ``withdraw`` if it was not sent, else ``acknowledged``.
 
     Attributes:
-        decode: reads a response's text; its ``tensors`` are then what ``receive`` takes.
-        receive: the tensor of a result; once for each.
-        unannounced: tags that the next request must announce to the worker; empty where a peer finds them by itself.
-        has_request_in_flight: the worker may still read what tags release meanwhile.
-        quick_loan: as a worker's.
+        decode: parses a response's text; ``receive`` takes the elements of its ``tensors``.
+        receive: makes the tensor of a result, in a framework; called once for each.
+        unannounced: tags that the next request must announce; empty if the peer finds tags by itself.
+        has_request_in_flight: the worker may still read segments that tags release meanwhile.
+        quick_loan: as in :class:`WorkerTransfer`.
     """
 
     decode: Callable[[bytes], Response]
@@ -116,29 +134,36 @@ class ControllerTransfer(ABC):
 
     @abstractmethod
     def prepare(self, seq: int, command: str, parameters: str, tensors: Sequence[Any]) -> Request:
-        """A request, everything that it needs in its place.
+        """Make a request, and put its tensors where the worker will read them.
 
         Args:
-            seq: its number.
+            seq: the request's number.
             command: the command.
             parameters: words for it.
             tensors: for this request only; their tags follow the words.
+
+        Raises:
+            UnsupportedTensor: one is not a tensor, or the peer cannot read it.
+            OutOfSpace: no room; nothing is left of the request.
         """
 
     @abstractmethod
     def withdraw(self) -> None:
-        """What was prepared is not sent, or will not be answered any more."""
+        """The request was not sent, or its response will not come: release its tensors."""
 
     @abstractmethod
     def acknowledged(self, request: Request) -> None:
-        """The request was answered: its own tensors are free, and the worker knows the tags that it announced."""
+        """The response is here: release the request's own tensors; the worker knows the tags that it announced."""
 
     @abstractmethod
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
-        """A tensor of undefined content, in memory that sending need not copy, if there is such memory."""
+        """A tensor of undefined content; sending need not copy it, if the transfer has memory for that.
+
+        Arguments and errors as in :meth:`WorkerTransfer.empty`.
+        """
 
     def fast_path_parts(self) -> TensorParts | None:
-        """What the compiled fast path works on; None where it cannot be taken. Asked after ``worker_started``."""
+        """What the compiled fast path works on; None if there is no fast path. Called after ``worker_started``."""
         return None
 
     @abstractmethod
@@ -147,19 +172,19 @@ class ControllerTransfer(ABC):
 
     @abstractmethod
     def collect(self) -> None:
-        """Release the leases of views that have ended, while a worker waits for them."""
+        """Release the leases of views that have ended, because a worker may wait for them."""
 
     @abstractmethod
     def worker_started(self, is_over: Callable[[], bool]) -> None:
-        """There is a new worker, which knows nothing.
+        """There is a new worker, which knows no tags yet.
 
         Args:
-            is_over: whether it has ended, so that nobody waits for it to release anything.
+            is_over: returns whether the worker has ended, so that this side does not wait for it to release views.
         """
 
     @abstractmethod
     def worker_ended(self) -> None:
-        """The worker has ended; tags stay, and so do views of its results."""
+        """The worker has ended. Tags stay, and views of its results stay."""
 
     @abstractmethod
     def close(self) -> None:

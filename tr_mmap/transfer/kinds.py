@@ -1,4 +1,4 @@
-"""Which transfer goes with which channel. An implementation is imported when it is needed, and not before."""
+"""Which transfer goes with which channel. Never imports an implementation before it is needed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["check_options", "controller_transfer", "worker_transfer"]
 
 
 def check_options(channel: str, *, auth: bool, checksum: bool) -> None:
-    """Refuse what a channel's peers cannot do.
+    """Refuse options that the peers of a channel do not have.
 
     Raises:
-        BadMessage: a legacy peer neither signs messages nor stores checksums.
+        BadMessage: one is wanted for the legacy channel: a legacy peer neither signs messages nor stores checksums.
     """
     for name, is_wanted in (("auth", auth), ("checksum", checksum)):
         if is_wanted and channel == LEGACY:

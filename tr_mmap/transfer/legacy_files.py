@@ -1,9 +1,10 @@
-"""Tensors in plain v1 files, put in place whole: the transfer of the legacy dialect.
+"""Tensors in plain v1 files, put in place whole: the transfer of the legacy dialect. Never uses segments.
 
-A file is ``<tag>.tsr``. Our worker reads copies, for a legacy controller may overwrite its files in place; it leaves
-them, and writes ``result_<i>.tsr``. A legacy worker deletes its inputs after reading, so our controller keeps a copy of
-each tag's file, and links it into place for every request that names the tag. The worker's result files are renamed as
-soon as the response is there, so that nothing that it writes later can change them, and removed when they are mapped.
+A file is ``<tag>.tsr``. Our worker reads copies, because a legacy controller may overwrite its files in place. It leaves
+these files there, and writes ``result_<i>.tsr``. A legacy worker deletes its inputs after reading. So our controller
+keeps a copy of each tag's file, and links it into place for every request that names the tag. It renames the worker's
+result files as soon as the response is there, so that no later write of the worker can change them. It removes them when
+they are mapped.
 """
 
 from __future__ import annotations
@@ -61,14 +62,14 @@ def _encode(tensor: Any) -> tuple[bytes, memoryview]:
 
 
 def _write(path: str, header: bytes, payload: memoryview) -> None:
-    """Put a file in place, whole; a reader of the old one keeps the old one."""
+    """Put a file in place, whole; a process that reads the old file keeps the old one."""
     with replacement(path) as fd:
         system.write_all(fd, header)
         system.write_all(fd, payload, len(header))
 
 
 def _read(path: str, framework: str) -> Any:
-    """A copy of a file's tensor, of any layout. Never maps: whoever overwrites a file in place truncates it first."""
+    """A copy of a file's tensor, of any layout. Never maps: a writer that overwrites in place truncates the file first."""
     conversions.check_framework(framework)
     fd = system.open_private_file(path, forbidden_mode=LEGACY_FORBIDDEN_MODE)
     try:
@@ -83,7 +84,7 @@ def _read(path: str, framework: str) -> Any:
 
 
 def _empty(shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
-    """A plain array or tensor: there is no memory here that the peer would map."""
+    """A plain array or tensor of undefined content. A legacy peer maps no memory, so sending copies it."""
     known = dtypes.resolve(dtype)
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     if any(size < 0 for size in shape):
@@ -113,9 +114,9 @@ class LegacyWorkerTransfer(WorkerTransfer):
         self._directory = directory
         self.tags = _Files(directory)
         self.results: list[TensorRef] = []
-        self._count = 0  # files of the last answer that may be there
+        self._count = 0  # how many result files of the last response may be there
 
-    def begin(self, request: Request) -> None:  # noqa: ARG002 - it brings its tensors in files
+    def begin(self, request: Request) -> None:  # noqa: ARG002 - its tensors are in files
         self.results = []
 
     def fetch(self, tag: str, framework: str) -> Any:
@@ -179,15 +180,15 @@ class LegacyControllerTransfer(ControllerTransfer):
 
     Args:
         directory: the session directory.
-        budget_nbytes: most bytes of files to keep at once; None for no limit of ours.
+        budget_nbytes: most bytes of files to keep at once; None for no limit but the file system's.
     """
 
     def __init__(self, directory: str, *, budget_nbytes: int | None) -> None:
         self._directory = directory
         self._budget_nbytes = budget_nbytes
-        self._kept: dict[str, int] = {}  # tag to bytes of its file
-        self._placed: dict[str, int | None] = {}  # tag to the inode that we put there for the worker
-        self._taken: set[str] = set()  # names of results that wait to be received
+        self._kept: dict[str, int] = {}  # by tag: bytes of its file
+        self._placed: dict[str, int | None] = {}  # by tag: the inode that we put in place for the worker
+        self._taken: set[str] = set()  # file names of results that wait to be received
         self._takes = 0
         self._written = 0
         self._written_nbytes = 0
@@ -219,14 +220,14 @@ class LegacyControllerTransfer(ControllerTransfer):
 
     def withdraw(self) -> None:
         self._remove_placed()
-        for name in self._taken:  # of an answer that nobody wanted
+        for name in self._taken:  # of a response that no caller took
             system.unlink(os.path.join(self._directory, name))
         self._taken.clear()
 
     def decode(self, raw: bytes) -> Response:
-        """Read a response, and take its result files: of the words of its params, those that are files."""
+        """Parse a response, and take its result files. The words of its params are results if all of them are files."""
         response = decode_response(raw)
-        self._remove_placed()  # what is left is the worker's own
+        self._remove_placed()  # files that are there after this are the worker's own
         tags = [ref.tag for ref in response.tensors]
         paths = [self._path(tag) for tag in tags]
         if response.error is not None or not all(map(system.exists, paths)):
@@ -246,7 +247,7 @@ class LegacyControllerTransfer(ControllerTransfer):
             self._taken.discard(ref.segment)
 
     def acknowledged(self, request: Request) -> None:
-        """What the request brought was removed when its answer was read."""
+        """Does nothing: ``decode`` has removed the request's files."""
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         return _empty(shape, dtype, framework)
@@ -262,16 +263,16 @@ class LegacyControllerTransfer(ControllerTransfer):
         )
 
     def collect(self) -> None:
-        """A file's memory is free when its last view is gone."""
+        """Does nothing: a file's memory is free when its last view is gone."""
 
     def worker_started(self, is_over: Callable[[], bool]) -> None:
-        """Every request brings all that it needs."""
+        """Does nothing: every request puts all its files in place."""
 
     def worker_ended(self) -> None:
         self.withdraw()
 
     def close(self) -> None:
-        """The files go with the directory."""
+        """Does nothing: the files are removed with the directory."""
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -304,7 +305,7 @@ class LegacyControllerTransfer(ControllerTransfer):
         kept, path = self._kept_path(tag), self._path(tag)
         system.unlink(path)
         if _is_legacy_result(tag):
-            # The worker may write a result of that name over it in place: that must not reach our copy.
+            # The worker may overwrite the file in place with a result of that name; that must not reach our copy.
             fd = system.open_private_file(kept)
             try:
                 _write(path, b"", memoryview(system.read_all(fd, system.file_nbytes(fd))))

@@ -1,4 +1,4 @@
-"""Tensors in recycled segments, mapped by both sides: the transfer of every channel but the legacy one."""
+"""Tensors in segments that both sides map: the transfer of every channel but the legacy one. Never copies a result."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class SegmentWorkerTransfer(WorkerTransfer):
         self._pool = _pool(directory, RESULT_PREFIX, options)
         self.quick_loan = self._pool.quick_loan
         self.tags: dict[str, TensorRef] = {}
-        self._segments: list[Segment] = []  # of the results, which the controller may not have taken yet
+        self._segments: list[Segment] = []  # of the results; the controller may not have received them yet
 
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum:
             return None
-        return TensorParts(self._pool, self._reader.mapped, self._segments, self.tags)
+        return TensorParts((self._pool, self._reader.mapped, self._segments), self.tags)
 
     @property
-    def results(self) -> list[TensorRef]:  # type: ignore[override] # nobody sets it
+    def results(self) -> list[TensorRef]:  # type: ignore[override] # no caller sets it
         return [TensorRef("", segment.name, segment.seq) for segment in self._segments]
 
     def begin(self, request: Request) -> None:
@@ -88,7 +88,7 @@ class SegmentWorkerTransfer(WorkerTransfer):
             if ref.tag[:1] == ARGUMENT_TAG_PREFIX:  # of this request only
                 self.tags.pop(ref.tag, None)
         if finished:
-            drain()  # before the answer, so that the controller finds its segments free
+            drain()  # before the response is sent, so that the controller finds its segments free
         return self.results
 
     def withdraw(self) -> None:
@@ -124,12 +124,12 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._tags = Tags(directory, self._release_later)
         self.unannounced = self._tags.unannounced
         self._reader: SegmentReader | None = None
-        self._in_flight: list[Segment] = []  # what the request under way may still read
+        self._in_flight: list[Segment] = []  # what the worker may still read for the request in flight
 
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum or self._reader is None:
             return None
-        return TensorParts(self._pool, self._reader.mapped, self._in_flight, {})
+        return TensorParts((self._pool, self._reader.mapped, self._in_flight), {})
 
     def put(self, tag: str, tensor: Any) -> None:
         self._tags.put(tag, self._pool.publish(tensor))
@@ -139,7 +139,7 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     def prepare(self, seq: int, command: str, parameters: str, tensors: Sequence[Any]) -> Request:
         if finished:
-            drain()  # before the request, so that the worker finds its segments free
+            drain()  # before the request is sent, so that the worker finds its segments free
         refs, drops = self._tags.announcements() if self._tags.unannounced else ([], [])
         if tensors:
             parameters = self._publish_arguments(tensors, parameters, refs)
@@ -147,7 +147,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         return Request(seq, command, parameters, now_ms(), refs, drops)
 
     def _publish_arguments(self, tensors: Sequence[Any], words: str, refs: list[TensorRef]) -> str:
-        """Publish tensors for one request, under tags of its own; the words with these tags."""
+        """Publish tensors for one request, under tags of its own. Returns the words, followed by these tags."""
         held = self._in_flight
         try:
             for tensor in tensors:
@@ -172,7 +172,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         self.withdraw()
 
     def _release_later(self, segment: Segment) -> None:
-        """A tag releases a segment, which the worker may be about to read for the request in flight."""
+        """Release a tag's segment, but not before the response if the worker may be about to read it."""
         if self.has_request_in_flight:
             self._in_flight.append(segment)
         else:

@@ -1,4 +1,4 @@
-"""The controller's tags: names under which tensors stay until sent again, dropped, or the session ends."""
+"""The controller's tags: a tensor stays under its tag until the tag is sent again or dropped. Never sends a message."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ __all__ = ["Tags"]
 
 
 class Tags:
-    """Which segment carries which tag, what its file is called, and what the worker knows of it.
+    """Which segment carries which tag, and which tags the worker has not acknowledged.
 
-    ``<tag>.tsr`` is a hard link to the segment that carries the tag. The answer to a request acknowledges what that
-    request announced, so nothing is lost with a request that no worker ever read.
+    ``<tag>.tsr`` is a hard link to the segment that carries the tag. The response to a request acknowledges what that
+    request announced, so no announcement is lost if no worker reads the request.
+
+    Args:
+        directory: the session directory.
+        release: releases the hold of a tag on a segment, which the worker may be about to read.
 
     Attributes:
         unannounced: changes that the worker has not acknowledged: tag to seq, or 0 for a tag that is gone.
@@ -26,12 +30,16 @@ class Tags:
 
     def __init__(self, directory: str, release: Callable[[Segment], None]) -> None:
         self._directory = directory
-        self._release = release  # of a segment that the worker may be about to read
+        self._release = release
         self._segments: dict[str, Segment] = {}
         self.unannounced: dict[str, int] = {}
 
     def put(self, tag: str, segment: Segment) -> None:
-        """Let ``tag`` mean ``segment``, of which the caller's hold passes to the tag."""
+        """Let ``tag`` name ``segment``; the caller's hold becomes the tag's.
+
+        Raises:
+            OutOfSpace, HostilePath: the link cannot be made; the tag keeps what it had, and the hold is released.
+        """
         previous = self._segments.get(tag)
         if previous is not segment:  # else the file of that tag is a link to it already
             try:
@@ -59,6 +67,7 @@ class Tags:
         self._release(segment)
 
     def describe(self) -> str:
+        """The tags, for the text of an error."""
         return ", ".join(sorted(self._segments)) or "none"
 
     def announcements(self) -> tuple[list[TensorRef], list[str]]:
@@ -68,7 +77,7 @@ class Tags:
         return refs, drops
 
     def acknowledged(self, request: Request) -> None:
-        """A request that carried :meth:`announcements` was answered; later changes are still to be announced."""
+        """The response to a request with :meth:`announcements` is here. Later changes are still to be announced."""
         for ref in request.tensors:
             if self.unannounced.get(ref.tag) == ref.seq:
                 del self.unannounced[ref.tag]
@@ -77,7 +86,7 @@ class Tags:
                 del self.unannounced[tag]
 
     def announce_all_again(self) -> None:
-        """There is a new worker, which knows no tags."""
+        """Announce all tags with the next request, because a new worker knows none."""
         self.unannounced.clear()
         self.unannounced.update({tag: segment.seq for tag, segment in self._segments.items()})
 

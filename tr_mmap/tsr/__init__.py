@@ -1,13 +1,15 @@
-r"""TSR: a file that holds one tensor, self-describing, and made to be mapped. This docstring is its specification.
+r"""TSR: a file that holds one tensor, self-describing, made to be mapped. This docstring is its specification.
+
+This room knows no sessions, no messages and no pools.
 
 Capabilities
 ------------
 - One tensor a file: a header of fixed size, then the elements in C order, little-endian, without padding.
-- Mapped, never parsed: the payload of v2 starts at a multiple of 256 bytes, aligned for every dtype and for SIMD.
+- The payload is mapped, never parsed. In v2 it starts at a multiple of 256 bytes, aligned for every dtype and for SIMD.
 - Scalars, tensors without elements, up to 16 dimensions, every dtype that numpy (with ``ml_dtypes``) and torch share.
 - Bit for bit: NaN payloads, -0.0 and subnormals come back as they were.
-- A reader refuses whatever a writer would not have written, with the :class:`Fault` that tells why, before it
-  allocates or maps anything; v2 has a checksum over its header and, where asked for, one over its payload.
+- A reader refuses all that a writer would not have written, before it allocates or maps anything; a :class:`Fault`
+  says why. v2 has a checksum over its header, and may have one over its payload.
 - v2 can be a *segment* that its owner fills again and again while other processes have it mapped.
 
 Limits
@@ -40,7 +42,7 @@ v0: 28 bytes
     12  i32[4]  dims N, C, H, W, each 0 or more; missing leading ones are 1
     28          payload; the file ends with it
 
-v0 stores no ndim, so it reads back with four dimensions: what was written as (3,) is read as (1, 1, 1, 3).
+v0 stores no ndim, so it is read with four dimensions: what was written as (3,) is read as (1, 1, 1, 3).
 Byte 28 is not aligned for types of 8 bytes and more.
 
 v1: 64 bytes
@@ -75,15 +77,15 @@ v2: 256 bytes
      56  u32      payload offset, a multiple of 256, at least 256
      60  u32      CRC-32 of bytes 0 to 59 followed by bytes 128 to 255
      -- the live line: one cache line, outside the checksum, changed by single aligned 8-byte stores --
-     64  u64      seq: publication number; 0 while the tensor is being written, 2**64-1 once the segment is given up
+     64  u64      seq: publication number; 0 while the tensor is being written, 2**64-1 once the segment is retired
      72  u64      layout_seq: the seq with which bytes 0 to 63 and 128 to 255 were last written
-     80  u64      lease: 0 free, 1 while the session's reader holds a view, 2 if it may hold one for ever
-     88  u64      guest: not 0 once a stranger has mapped the file
+     80  u64      lease: 0 free, 1 held (the session's reader has a view), 2 pinned (it may have one for ever)
+     88  u64      guest: not 0 once a guest has mapped the file
      96  u64[3]   0
     120  u64      seq again
     -- --
     128  i64[16]  sizes, outermost first; those after the first ndim are 0
-    256           the earliest place for the payload; what lies between header and payload means nothing
+    256           the earliest place for the payload; bytes between header and payload mean nothing
 
 CRC-32 is that of zlib and PNG. Without SEGMENT the file is written once: seq is 1 or more, its copy and layout_seq
 equal it, lease and guest are 0, and the file ends with the payload.
@@ -103,39 +105,40 @@ Sealed: a v2 file, encrypted
                 the file ends with the last tag
 
 Chunk i is encrypted with AES-256-GCM. Its key is BLAKE2b(salt) with the user's 32 bytes as key, digest size 32, and
-"tr_mmap sealed 1" as personalization; its nonce i, as 12 bytes little-endian; its associated data bytes 0 to 63 of this
-file. So no nonce is used twice under a key, and nothing of the file can be changed, moved, cut off or taken from
-another file unnoticed; nothing but its length can be read without the key. What it does not tell: which of two files
-sealed with one key is the newer one.
+"tr_mmap sealed 1" as personalization. Its nonce is i, as 12 bytes little-endian. Its associated data are bytes 0 to 63
+of this file. So no nonce is used twice under a key. A reader notices if any part of the file was changed, moved, cut
+off or taken from another file. Without the key, only the file's length can be read. The format does not tell which of
+two files sealed with one key is the newer one.
 
 Segments: who stores what, in which order
 -----------------------------------------
-A segment (flag SEGMENT) belongs to one session. Its *owner* alone stores bytes 0 to 79, 96 to 255 and the payload;
-the session's other process, the *reader*, stores lease; anyone else, a *guest*, stores guest. The file may be longer
+A segment (flag SEGMENT) belongs to one session. Only its *owner* stores bytes 0 to 79, 96 to 255 and the payload. The
+session's other process, the *reader*, stores lease. Any other process, a *guest*, stores guest. The file may be longer
 than the payload. Stores are aligned and of 8 bytes; header bytes are prepared elsewhere and copied in.
 
-The owner publishes:
+To publish a tensor, the owner
 
 1. chooses a segment that no tag, message or local view of its own holds, and stores seq = 0;
-2. looks at lease and guest, and leaves the segment alone if either is set;
+2. reads lease and guest, and does not fill the segment if either is set;
 3. writes the payload; if anything else in the header changes (dtype, shape, offset, checksum), also bytes 0 to 63,
    bytes 128 to 255, and layout_seq = the new seq;
-4. stores the copy of seq at 120, then seq at 64, and only then tells the reader about it.
+4. stores the copy of seq at 120, then seq at 64, and only then names segment and seq in a message to the reader.
 
-To give a segment up (always, once it has a guest or a lease of 2) the owner stores seq = 2**64-1 in both copies, looks
-at lease and guest, and removes the name. Only if both are 0 may it free the pages.
+To retire a segment (always, once it has a guest or a lease of 2), the owner stores seq = 2**64-1 in both copies, reads
+lease and guest, and removes the name. Only if both are 0 may it free the pages.
 
-The reader, told of a segment and a seq: stores lease, then compares seq; if it differs the tensor is gone
-(``StaleTensor``). A header it has parsed at layout_seq stays valid while layout_seq is the same. When its last view
-is gone it stores lease = 0. If it forks while it holds views it stores lease = 2: nobody tells when the child's go.
+The reader learns segment and seq from a message. It stores lease, then compares seq. If seq differs, the tensor is gone
+(``StaleTensor``). A header that it parsed stays valid while layout_seq is the same. When its last view is gone, it
+stores lease = 0. If it forks while it holds views, it stores lease = 2, because no process can tell when the child's
+views are gone.
 
-A guest, told nothing: reads and checks the header, stores guest = 1, then reads the header again. Unchanged, its
-views are good for as long as it likes; changed, or seq = 0, it opens the name again. It never takes the mark back:
-another guest may rely on it.
+A guest gets no message. It reads and checks the header, stores guest = 1, then reads the header again. If the header is
+unchanged, its views are good for ever. If it has changed, or if seq = 0, the guest opens the name again. It never
+clears guest, because another guest may rely on it.
 
-Either side stores first and looks afterwards, with a full memory barrier between (any locked instruction will do), so
-that at least one of them sees the other. A seq that was checked protects a copy made before the check; it never
-protects a view without lease or guest mark. What neither protects against is another process that breaks these rules.
+Each side stores first and then reads, with a full memory barrier between (any locked instruction will do), so that at
+least one of them sees the other's store. A seq that was checked protects a copy that was made before the check. It
+never protects a view without lease or guest mark. Neither protects against a process that breaks these rules.
 """
 
 from __future__ import annotations

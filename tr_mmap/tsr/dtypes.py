@@ -2,7 +2,7 @@
 
 The table is ``wire.header.DTYPES``: every type that numpy (with ``ml_dtypes``) and torch both have. Codes 1 to 8 are
 those of the v0 and v1 layouts. Importing this module imports neither torch nor ``ml_dtypes``: each is imported when a
-dtype that only it has is asked for. Never looks at tensors, only at dtypes.
+dtype that only it has is first needed. Handles dtypes only, never tensors.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["TABLE", "DType", "by_code", "by_name", "from_numpy", "from_torch", "
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DType:
-    """One element type. There is one object for each, so ``is`` and ``==`` mean the same, also after pickling.
+    """One element type. There is one object for each type, so ``is`` and ``==`` mean the same, also after pickling.
 
     Attributes:
         code: the number that stands in a TSR header.
-        name: the name numpy (or ``ml_dtypes``) gives it.
+        name: its name in numpy or ``ml_dtypes``.
         itemsize: bytes of one element.
-        torch_name: its attribute in ``torch``, or None where torch never had it.
+        torch_name: the name of its attribute in ``torch``; None if torch never had it.
     """
 
     code: int
@@ -64,10 +64,10 @@ _BY_CODE: Final = {d.code: d for d in TABLE}
 _BY_NAME: Final = {d.name: d for d in TABLE}
 _BY_TORCH_NAME: Final = {d.torch_name: d for d in TABLE}
 
-# Caches, filled as types are met; bounded, since only dtypes of the table ever enter. A race between threads writes
-# the same value twice, which is harmless.
+# Caches, filled when a type is first used. They are bounded, because only dtypes of the table enter. A race between
+# threads writes the same value twice, which is harmless.
 _NUMPY: Final[dict[int, np.dtype[Any]]] = {
-    # By its text, so that on a little-endian machine it is numpy's own object, which is compared at no cost.
+    # From its text, so that on a little-endian machine it is numpy's own object, which numpy compares by identity.
     d.code: np.dtype(np.dtype(d.name).newbyteorder("<").str)
     for d in TABLE
     if d.name not in _ML_DTYPES
@@ -81,7 +81,7 @@ def by_code(code: int) -> DType:
     """The type with that TSR code.
 
     Raises:
-        UnsupportedTensor: there is none.
+        UnsupportedTensor: no type has that code.
     """
     try:
         return _BY_CODE[code]
@@ -90,10 +90,10 @@ def by_code(code: int) -> DType:
 
 
 def by_name(name: str) -> DType:
-    """The type with that name, ``"bfloat16"`` say.
+    """The type with that name, for example ``"bfloat16"``.
 
     Raises:
-        UnsupportedTensor: there is none.
+        UnsupportedTensor: no type has that name.
     """
     try:
         return _BY_NAME[name]
@@ -169,7 +169,7 @@ def _import_torch(known: DType) -> torch_module.dtype:
 
 
 def _meet_numpy(dtype: np.dtype[Any]) -> DType:
-    # Names are compared first: another library may register a dtype of the same name, and longlong has int64's.
+    # The name is only a first test: another library may register a dtype of the same name, and longlong has int64's.
     known = _BY_NAME.get(dtype.name)
     if known is None or (dtype != known.numpy and dtype != known.numpy.newbyteorder()):
         raise UnsupportedTensor(f"numpy dtype {dtype!s} has no TSR form; {_supported()}; convert with .astype() first")

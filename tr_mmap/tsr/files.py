@@ -1,7 +1,7 @@
-"""Tensors in files: save, load, read_header. Files are replaced whole and read through mappings, never copied.
+"""Tensors in files: save, load, read_header. Replaces files whole, reads them through mappings; never copies a payload.
 
-A file is a user's: any readable regular file, reached through symlinks or not. The formats are the codec's business
-(:mod:`tr_mmap.tsr.header`), the conversions those of :mod:`tr_mmap.tsr.tensors`.
+A file is a user's: any readable regular file, through symlinks or not. The headers are in :mod:`tr_mmap.tsr.header`,
+the conversions of tensors in :mod:`tr_mmap.tsr.tensors`.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _T = TypeVar("_T")
 _ITEMSIZES: Final = bytes([0, *(each.itemsize for each in TABLE)])  # by code; the table has them in order, from 1 on
 _PAYLOAD_OFFSETS: Final = {0: V0_HEADER_NBYTES, 1: V1_HEADER_NBYTES, 2: V2_HEADER_NBYTES}
 
-# What a reader may see of a live segment that its owner is just publishing. Filling 64 MiB takes 15 ms.
+# The faults of a live segment while its owner publishes it. To fill 64 MiB takes 15 ms.
 _TRANSIENT: Final = frozenset({Fault.UNPUBLISHED, Fault.TORN, Fault.HEADER_CHECKSUM})
 _WAITS_S: Final = (0.0, 0.001, 0.004, 0.016, 0.064)
 
 
 class _InMotion(Exception):
-    """A live segment was caught while its owner changed it."""
+    """A live segment was read while its owner changed it."""
 
     def __init__(self, fault: TSRFormatError) -> None:
         super().__init__(fault)
@@ -67,17 +67,18 @@ def save(
 ) -> None:
     """Write a tensor to a file, atomically: readers see the old file or the new one, and old views stay whole.
 
-    The bytes go to a new file in the same directory, which is then renamed. If anything fails it is removed and
-    ``path`` is as before. (Nothing is flushed to disk: after a power cut the file may be incomplete, which its header
-    then tells. A process killed in the middle leaves a file ``.tr_mmap-*.tmp``.)
+    The bytes go to a new file in the same directory, which is then renamed. If anything fails, the new file is removed
+    and ``path`` is as before. (Nothing is flushed to disk: after a power cut the file may be incomplete, as its header
+    then shows. A process that is killed in the middle leaves a file ``.tr_mmap-*.tmp``.)
 
     Args:
         path: a symlink is followed; an existing file's permissions are kept.
         tensor: numpy array or scalar, or torch tensor.
-        version: layout: 2; or 1 or 0 for older readers (dtype codes 1 to 8, at most four dimensions).
+        version: of the layout: 2; or 1 or 0 for programs that read only these (dtype codes 1 to 8, at most four
+            dimensions).
         checksum: store the payload's CRC-32; version 2 only.
         key: 32 bytes; seals the file, that is, encrypts and authenticates all of it (AES-256-GCM); version 2 only.
-            Whoever reads it needs the same key. Needs ``cryptography`` (``tr_mmap[crypto]``).
+            A reader needs the same key. Needs ``cryptography`` (``tr_mmap[crypto]``).
 
     Raises:
         UnsupportedTensor: not a tensor, or without a TSR form.
@@ -130,21 +131,25 @@ def load(path: str | os.PathLike[str], *, framework: str, verify: bool = False, 
 def load(
     path: str | os.PathLike[str], *, framework: str = "numpy", verify: bool = False, key: bytes | None = None
 ) -> Tensor:
-    """A tensor that lives in the file's pages; the cost does not depend on its size.
+    """A tensor in the file's pages; the cost does not depend on its size.
 
     numpy gets a read-only array (a plain ``ndarray``) over a shared mapping. torch, which has no read-only tensors,
     gets one over a private copy-on-write mapping: writing to it never reaches the file. A v0 payload that is not
     aligned for its dtype is copied for torch, and an array with ``flags.aligned`` False in numpy. Do not truncate a
     file that is loaded (touching the lost pages is SIGBUS); replacing it, as ``save`` does, is safe.
 
-    A live segment of a session is marked as visited, so that its owner never reuses it; that needs write permission.
+    A live segment of a session gets the guest mark, so that its owner never fills it again; that needs write
+    permission.
 
     Args:
-        path: any layout; a symlink is followed.
+        path: of a file of any layout; a symlink is followed.
         framework: ``"numpy"`` or ``"torch"``.
         verify: compare the payload with its CRC-32, if the file has one. Reads all of it.
-        key: of a sealed file. It is decrypted into memory of this process, so this costs what copying it costs and
-            more. A file that is not sealed is refused then: anybody may have written it.
+        key: of a sealed file. The file is decrypted into memory of this process, which costs more than a copy. With a
+            key, a file that is not sealed is refused, because any program may have written it.
+
+    Returns:
+        The tensor, of the shape and dtype in the header; a v0 file has four dimensions.
 
     Raises:
         TSRFormatError: any defect of the file; ``fault`` says which one. SEALED: a key is needed; SEAL_BROKEN: it is
@@ -169,7 +174,7 @@ def read_header(path: str | os.PathLike[str], *, key: bytes | None = None) -> He
 
     Args:
         path: a symlink is followed.
-        key: of a sealed file, whose beginning is decrypted and proven; the rest is not.
+        key: of a sealed file. Only its first chunk is decrypted and authenticated.
 
     Raises:
         TSRFormatError: any defect; ``fault`` says which one.
@@ -208,7 +213,7 @@ def _write_payload(fd: int, array: np.ndarray[Any, Any], offset: int, directory:
         return 0 if want_crc else None
     payload: memoryview
     if array.flags.c_contiguous and is_little_endian(array):
-        # Twice as fast as a fresh mapping, whose every page is faulted in and zeroed first.
+        # Twice as fast as a new mapping, because the kernel faults in and zeroes each page of that first.
         payload = _payload_of(array)
         system.write_all(fd, payload, offset)
     else:
@@ -221,7 +226,7 @@ def _write_payload(fd: int, array: np.ndarray[Any, Any], offset: int, directory:
 
 
 def _payload_of(array: np.ndarray[Any, Any]) -> memoryview:
-    """The elements as TSR stores them; a copy only if they lie otherwise."""
+    """The elements as TSR stores them; a copy only if the array stores them differently."""
     if array.nbytes == 0:
         return memoryview(b"")
     if array.flags.c_contiguous and is_little_endian(array):
@@ -232,7 +237,7 @@ def _payload_of(array: np.ndarray[Any, Any]) -> memoryview:
 
 
 def _until_settled(action: Callable[[], _T]) -> _T:
-    """Try again while a live segment's owner is at work on it, then let its last fault out."""
+    """Try again while a live segment's owner changes it; at last raise the fault."""
     for wait_s in _WAITS_S:
         try:
             return action()
@@ -273,11 +278,11 @@ def _load_once(path: str, framework: str, verify: bool) -> Tensor:
 
 
 def _mark_visited(fd: int, header: Header, path: str) -> None:
-    """Store the guest mark, and make sure that the owner had not begun to reuse the segment before it saw it."""
+    """Store the guest mark, then check that the owner had not begun to reuse the segment before it saw the mark."""
     words = np.frombuffer(system.map_write(fd, V2_HEADER_NBYTES), "<u8")
     words[GUEST_WORD] = 1  # one aligned 8-byte store
-    # Mark first, then look; the owner clears seq first, then looks at the mark: one of us sees the other. The system
-    # call in between also keeps the processor from looking before it has stored.
+    # We store the mark, then read seq. The owner clears seq, then reads the mark. So at least one of us sees the store
+    # of the other. The system call in between also keeps the processor from reading before it has stored.
     if _header_of(fd, path) != header:
         raise _InMotion(
             TSRFormatError(f"{path}: replaced again and again while it was opened", fault=Fault.TORN, path=path)

@@ -1,8 +1,8 @@
 """TSR header codec. Pure: bytes in, Header out, and back. Never opens, maps or allocates anything.
 
-The layouts are specified in the docstring of :mod:`tr_mmap.tsr`. Whoever reads refuses whatever the writer would not
-have written, and every refusal is a :class:`TSRFormatError` that names its :class:`Fault`. A header's claims are
-compared with the size of the file before anyone acts on them, so a header that claims a terabyte costs nothing.
+The docstring of :mod:`tr_mmap.tsr` specifies the layouts. ``decode`` refuses all that the encoders would not have
+written. Every refusal is a :class:`TSRFormatError` that names its :class:`Fault`. A header's sizes are compared with
+the size of the file before a caller uses them, so a header that claims a terabyte costs nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _DTYPES_V1: Final = {d.code: d for d in TABLE if d.code <= MAX_DTYPE_CODE_V1}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One tensor's description. ``decode`` makes only headers in which all fields agree.
+    """The description of one tensor. ``decode`` makes only headers in which all fields agree.
 
     Attributes:
         version: 0, 1 or 2, the layout.
@@ -96,7 +96,7 @@ def decode(raw: bytes | memoryview, *, file_nbytes: int | None = None, path: str
     """Parse one header of any layout; validates everything, maps nothing.
 
     Args:
-        raw: the first bytes of the file, 256 of them or the whole file; what follows the header is not looked at.
+        raw: the first 256 bytes of the file, or the whole file if it is shorter; bytes after the header are ignored.
             A memoryview of a live mapping is copied once, then parsed.
         file_nbytes: size of the file, or None not to compare the payload's extent with it.
         path: the file's name, for the messages.
@@ -128,7 +128,7 @@ def decode(raw: bytes | memoryview, *, file_nbytes: int | None = None, path: str
 
 
 def encode_v0(dtype: DType, shape: Sequence[int]) -> bytes:
-    """The 28 bytes of a v0 header. Missing leading dims become 1 and are not told apart when read back.
+    """The 28 bytes of a v0 header. Missing leading dims become 1; a reader cannot tell them from real ones.
 
     Raises:
         TSRFormatError: UNREPRESENTABLE or BAD_DIMS; v0 holds dtypes 1 to 8, at most four dims of 31 bits.
@@ -163,7 +163,7 @@ def encode_v2(
     A segment's header may be built with ``seq=0``, "being written"; no reader accepts it before seq is stored.
 
     Raises:
-        TSRFormatError: whatever ``decode`` would refuse.
+        TSRFormatError: ``decode`` would refuse the header.
     """
     sizes = tuple(map(index, shape))
     ndim = len(sizes)
@@ -206,7 +206,7 @@ def _decode_v0(data: bytes, path: str | None) -> Header:
 def _decode_v1(data: bytes, path: str | None) -> Header:
     if len(data) < V1_HEADER_NBYTES:
         _refuse(Fault.TOO_SHORT, f"{len(data)} bytes, a v1 header has {V1_HEADER_NBYTES}", path)
-    # The three zero fields are ignored, as every other reader of v1 does.
+    # The three zero fields are ignored, as in every other reader of v1.
     _, _, header_nbytes, _, code, ndim, *dims, count, _, _ = _V1.unpack_from(data)
     if header_nbytes != V1_HEADER_NBYTES:
         _refuse(Fault.BAD_HEADER_SIZE, f"header size {header_nbytes}, v1 has {V1_HEADER_NBYTES}", path)
@@ -259,7 +259,7 @@ def _decode_v2(data: bytes, path: str | None) -> Header:
     ) = _V2.unpack(data)
     if header_nbytes != V2_HEADER_NBYTES:
         _refuse(Fault.BAD_HEADER_SIZE, f"header size {header_nbytes}, v2 has {V2_HEADER_NBYTES}", path)
-    # seq comes before the checksum: while a writer is at work the rest may be in any state.
+    # Check seq before the checksum: while a writer publishes, the other bytes may be in any state.
     if seq == 0:
         _refuse(Fault.UNPUBLISHED, "seq is 0: the tensor is still being written; try again", path)
     if seq == SEQ_RETIRED:
@@ -315,7 +315,7 @@ def _decode_v2(data: bytes, path: str | None) -> Header:
 
 
 def _check_sizes(shape: tuple[int, ...], dtype: DType, path: str | None) -> tuple[int, int]:
-    """Element count and bytes of a shape that the machine can address."""
+    """Element count and bytes of a shape; refuses one that no machine can address."""
     count = math.prod(shape)
     if shape and min(shape) < 0:
         _refuse(Fault.BAD_DIMS, f"shape {shape}, sizes are 0 or more", path)

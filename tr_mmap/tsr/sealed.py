@@ -1,7 +1,7 @@
 """Sealed files: a v2 file, encrypted and authenticated under a key. The layout is in the docstring of ``tr_mmap.tsr``.
 
-Reading decrypts into memory of this process; nothing of a sealed file is ever mapped. Needs the package
-``cryptography``, which is imported when the first key is used.
+Reading decrypts into memory of this process; a sealed file is never mapped. Needs the package ``cryptography``, which
+is imported when the first key is used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["KEY_NBYTES", "SEALED_HEADER_NBYTES", "check_key", "load", "read_head
 
 KEY_NBYTES: Final = 32  # AES-256
 SEALED_HEADER_NBYTES: Final = 64
-CHUNK_NBYTES: Final = 1 << 20  # decrypted at once; far below the 64 GiB that one GCM nonce is good for
+CHUNK_NBYTES: Final = 1 << 20  # decrypted at a time; far below the 64 GiB that GCM allows for one nonce
 TAG_NBYTES: Final = 16
 _SALT_NBYTES: Final = 32
 _VERSION: Final = 1
@@ -36,7 +36,7 @@ _NO_BYTES: Final = bytes(8)
 
 
 def check_key(key: object) -> bytes:
-    """The key, if it is one.
+    """The key as bytes, if it is a valid one.
 
     Raises:
         BadKey: it is not 32 bytes.
@@ -59,7 +59,7 @@ def write(fd: int, key: bytes, header: bytes, payload: memoryview) -> None:
         fd: of a new file.
         key: from :func:`check_key`.
         header: of the v2 file that is sealed, 256 bytes.
-        payload: its elements; the payload follows the header at once.
+        payload: the elements of that file, which follow its header without a gap.
 
     Raises:
         OutOfSpace: the file system is full.
@@ -78,7 +78,7 @@ def write(fd: int, key: bytes, header: bytes, payload: memoryview) -> None:
 
 
 def read_header(path: str, key: bytes) -> Header:
-    """The checked header of a sealed file; of the payload only the beginning is decrypted.
+    """The checked header of a sealed file. Only the first chunk is decrypted.
 
     Raises:
         TSRFormatError: as in :func:`load`.
@@ -113,10 +113,10 @@ def load(path: str, key: bytes, framework: str, verify: bool) -> Tensor:
 
 
 class _Sealed:
-    """An open sealed file whose first chunk has been found to be right.
+    """An open sealed file whose first chunk was authenticated.
 
     Attributes:
-        header: of the file inside.
+        header: of the v2 file inside.
     """
 
     def __init__(self, fd: int, path: str, key: bytes) -> None:
@@ -125,13 +125,14 @@ class _Sealed:
         self._outer = outer = system.read_all(fd, SEALED_HEADER_NBYTES)
         self._nbytes, salt = _parse(outer, system.file_nbytes(fd), path)
         self._cipher = _cipher(key, salt)
-        # Before anything is allocated: only who has the key can claim a terabyte.
+        # Before anything is allocated: only a writer that has the key can claim a terabyte.
         self._first = self._read(0)
         self.header = decode(self._first[:V2_HEADER_NBYTES], file_nbytes=self._nbytes, path=path)
         if self.header.version != 2 or self.header.is_segment or self.header.payload_offset != V2_HEADER_NBYTES:
             _refuse(Fault.BAD_VERSION, "what is sealed is not a plain v2 file", path)
 
     def read_payload(self) -> np.ndarray[Any, Any]:
+        """The decrypted payload, as an array of bytes."""
         payload = np.empty(self.header.payload_nbytes, np.uint8)
         position = 0
         part = self._first[V2_HEADER_NBYTES:]
@@ -155,7 +156,7 @@ class _Sealed:
 
 
 def _parse(outer: bytes, file_nbytes: int, path: str) -> tuple[int, bytes]:
-    """Bytes of the file inside, and the salt."""
+    """The size of the v2 file inside in bytes, and the salt."""
     if outer[:4] != SEALED_MAGIC:
         _refuse(Fault.NOT_SEALED, "not sealed, so the key proves nothing; load it without one if you trust it", path)
     if len(outer) < SEALED_HEADER_NBYTES:

@@ -1,6 +1,6 @@
 """Tensors to bytes and back: numpy and torch, every layout, bit for bit. Never opens files, never reads headers.
 
-torch is imported only when a torch tensor is asked for; that an input is one is seen through ``sys.modules``.
+torch is imported only when a caller wants a torch tensor. To recognise an input as one, ``sys.modules`` is enough.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ __all__ = ["check_framework", "copy_into", "from_buffer", "is_little_endian", "t
 
 _IS_LITTLE: Final = sys.byteorder == "little"
 
-# What torch and numpy do not share a dtype for crosses between them as unsigned integers of the same size.
+# These dtypes cross between torch and numpy as unsigned integers of the same size, because torch's cannot be numpy's.
 _BITS: Final[dict[DType, np.dtype[Any]]] = {by_name("bfloat16"): np.dtype("<u2")} | {
     by_name(f"float8_{kind}"): np.dtype("u1") for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")
 }
 
 
 def to_array(tensor: object) -> tuple[DType, np.ndarray[Any, Any]]:
-    """The tensor's type, and its elements as an array of the same shape, shared where possible.
+    """The tensor's dtype, and its elements as an array of the same shape, in the same memory if possible.
 
-    numpy arrays come back as they are, whatever their strides, byte order and writability; so do CPU torch tensors.
-    A torch bfloat16 or float8 comes back as unsigned integers of the same size. torch tensors are detached, moved to
-    the CPU, and copied only if they live elsewhere or are lazily conjugated or negated.
+    A numpy array is returned as it is, of any strides, byte order and writability. A torch tensor is detached and moved
+    to the CPU; it is copied only if it is not there yet, or if it is lazily conjugated or negated. A torch bfloat16 or
+    float8 becomes unsigned integers of the same size.
 
     Args:
         tensor: a numpy array or scalar, or a torch tensor; at most 16 dimensions.
 
     Raises:
-        UnsupportedTensor: anything else, or a dtype or layout that has no TSR form.
+        UnsupportedTensor: it is something else, or its dtype or layout has no TSR form.
     """
     if type(tensor) is np.ndarray:
         array = tensor
@@ -101,9 +101,9 @@ def from_buffer(
 def from_buffer(buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], offset: int, framework: str) -> Tensor:
     """A view of the buffer's bytes as a tensor; nothing is copied.
 
-    A numpy view is as writable as the buffer. A torch view needs a writable buffer, for torch has no read-only
-    tensors, and is a copy if the payload is not aligned for its dtype (v0 puts payloads at byte 28). A tensor
-    without elements is a fresh one.
+    A numpy view is as writable as the buffer. A torch view needs a writable buffer, because torch has no read-only
+    tensors. It is a copy if the payload is not aligned for its dtype (v0 puts payloads at byte 28). A tensor without
+    elements has memory of its own.
 
     Args:
         buffer: holds the payload for as long as the view lives.
@@ -125,7 +125,7 @@ def check_framework(framework: str) -> None:
     """Refuse a name that is neither ``"numpy"`` nor ``"torch"``.
 
     Raises:
-        UnsupportedTensor: it is another.
+        UnsupportedTensor: it is neither.
     """
     if framework not in ("numpy", "torch"):
         raise UnsupportedTensor(f'framework {framework!r} is unknown; "numpy" and "torch" are supported')
@@ -171,12 +171,12 @@ def as_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
 
 
 def move_torch_storage(tensor: torch.Tensor, buffer: memoryview, offset: int) -> None:
-    """Let a tensor, and the one it is a view of, lie in another buffer that has the same bytes.
+    """Move a tensor, and the one that it is a view of, to another buffer that has the same bytes.
 
     Args:
         tensor: strided, on the CPU.
         buffer: writable.
-        offset: where in it the bytes of the tensor's old storage are.
+        offset: where in the buffer the bytes of the tensor's old storage begin.
     """
     import torch
 
@@ -218,7 +218,7 @@ def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, 
     if tensor.requires_grad:
         tensor = tensor.detach()
     if not tensor.is_cpu:
-        tensor = tensor.cpu()  # a device's own errors go to the caller as they are
+        tensor = tensor.cpu()  # the caller gets a device's own errors as they are
     try:
         if tensor.is_conj() or tensor.is_neg():
             tensor = tensor.resolve_conj().resolve_neg()

@@ -27,19 +27,5 @@ def worker_fast_path(channel: Channel, transfer: WorkerTransfer, deaths: list[An
     of_channel, of_transfer = channel.fast_path_parts(), transfer.fast_path_parts()
     if of_channel is None or of_transfer is None:
         return None
-    return native.WorkerFastPath(
-        of_channel.out,
-        of_channel.own,
-        of_channel.peer_doorbell,
-        of_channel.own_doorbell,
-        of_channel.slice_s,
-        of_transfer.pool,
-        of_transfer.mapped,
-        of_transfer.held,
-        of_channel.status,
-        of_transfer.tags,
-        deaths,
-        Request,
-        TensorRef,
-        Reply,
-    )
+    own = (of_channel.status, of_transfer.tags, deaths)
+    return native.WorkerFastPath(*of_channel.endpoint, *of_transfer.endpoint, *own, Request, TensorRef, Reply)

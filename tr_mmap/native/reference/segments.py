@@ -103,7 +103,7 @@ class _Layout:
             raise ValueError("the tensor does not fit into the file there")
 
     def view(self, mapping: memoryview) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """An array over a mapping, and the root array that it is a view of. The root's base is a memoryview of its own."""
+        """An array over a mapping, and the root that it is a view of. The root's base is a memoryview of its own."""
         root: np.ndarray[Any, Any] = np.frombuffer(mapping, self.dtype, self.count, self.offset)
         return (root[:] if len(self.shape) == 1 else root.reshape(self.shape)), root
 
@@ -298,7 +298,7 @@ class OwnerSegment(LeaseWords):
         array, root = _Layout(self._dtype, *self.layout[1:], len(self._file)).view(self._file)
         memory: Any = root.base
         handed, key = weakref.ref(array), id(memory)
-        loan = _Loan(memory, finished.append)  # from here on there is no call, because an interrupt could come after one
+        loan = _Loan(memory, finished.append)  # no call from here on, because an interrupt could come after one
         loan.segment, loan.array, loan.key, loan.is_over = self, handed, key, False
         self.is_published = False
         self.holds += 1

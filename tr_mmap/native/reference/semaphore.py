@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import posix_ipc
 
+from ...wire.waits import MAX_DRAINED_RINGS
 from ..libc import libc
 
 __all__ = ["Semaphore"]
@@ -22,7 +23,6 @@ class _Timespec(ctypes.Structure):
 # posix_ipc swallows what a signal handler raises during a wait, and waits by the wall clock, which may be set back.
 # The C library does better from glibc 2.30 on. There we wait with it, on the semaphore that posix_ipc has open.
 _sem_clockwait: Final[Any] = getattr(libc, "sem_clockwait", None)
-_MAX_RINGS: Final = 1 << 16  # taken at a time, because a peer that rings without pause must not block us here
 _CLOCK_MONOTONIC: Final = 1  # linux/time.h
 if _sem_clockwait is not None:
     _sem_clockwait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec)]
@@ -57,7 +57,7 @@ class Semaphore:
     def wait(self, timeout_s: float) -> bool:
         """Sleep until posted; False when ``timeout_s`` is over. What a signal handler raises (Ctrl-C) comes at once."""
         # Posted already, perhaps more than once, for messages that we found without waiting: all these are one hint.
-        count = min(self._semaphore.value, _MAX_RINGS) if posix_ipc.SEMAPHORE_VALUE_SUPPORTED else 0
+        count = min(self._semaphore.value, MAX_DRAINED_RINGS) if posix_ipc.SEMAPHORE_VALUE_SUPPORTED else 0
         if count:
             for _ in range(count):
                 self._wait_by_wall_clock(0)
