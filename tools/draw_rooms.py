@@ -25,6 +25,7 @@ MARGIN: Final = 20
 BOX_WIDTH: Final = 310
 BOX_HEIGHT: Final = 122
 FLOOR_HEIGHT: Final = 170
+MAX_IMPORT_LINES: Final = 2
 TEXT_CHARS: Final = 44  # of a line in a box
 
 LEFT, CENTER, RIGHT = 0.17, 0.5, 0.83
@@ -139,7 +140,9 @@ def draw() -> str:
         for number, line in enumerate(textwrap.wrap(purpose(room), TEXT_CHARS)):
             out.append(_text(x, y + 42 + 16 * number, line, size=12.5))
         used_lines = textwrap.wrap(f"imports {used}", TEXT_CHARS + 6)
-        for number, line in enumerate(used_lines[:2]):
+        if len(used_lines) > MAX_IMPORT_LINES:
+            raise SystemExit(f"{room} imports more than its box can say: make BOX_HEIGHT larger")
+        for number, line in enumerate(used_lines):
             out.append(_text(x, y + 98 + 15 * number, line, size=11.5, color="#678"))
     return "\n".join([*out, "</svg>", ""])
 

@@ -28,6 +28,7 @@ __all__ = [
     "is_segment_name",
     "is_session_id",
     "spill_sender",
+    "tensor_file",
 ]
 
 _LETTERS: Final = f"[A-Za-z0-9{re.escape(NAME_PUNCTUATION)}]"
@@ -106,3 +107,8 @@ def spill_sender(text: str) -> str:
 def is_doorbell_name(text: str) -> bool:
     """Whether the text may name a doorbell. So no file can make us use another program's semaphores."""
     return _doorbell_name(text) is not None
+
+
+def tensor_file(name: str) -> str:
+    """The file name of the tensor that goes by a tag, or of a segment."""
+    return name + TENSOR_SUFFIX

@@ -24,6 +24,7 @@ class Role(enum.Enum):
 
     @property
     def peer(self) -> Role:
+        """The other side."""
         return Role.WORKER if self is Role.CONTROLLER else Role.CONTROLLER
 
 
@@ -49,8 +50,9 @@ class Channel(ABC):
         """Send a message whole, or raise and leave the previous one.
 
         Raises:
-            BadMessage: longer than ``MAX_MESSAGE_NBYTES``.
+            BadMessage: longer than ``MAX_MESSAGE_NBYTES``, or cannot be encoded.
             OutOfSpace: no room for it.
+            ResponseTimeout: a channel of files, and the peer has not taken the previous message.
         """
 
     def set_spin(self, us: float) -> None:  # noqa: B027 - a channel that polls never sleeps until it is rung

@@ -1,4 +1,7 @@
-"""The command ``tr-mmap``: arguments in, text out. Each command calls one function of another room."""
+"""The command ``tr-mmap``: arguments in, text out.
+
+Each command calls one function of another room and prints what it returns. Nothing is computed here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The controller's requests to its worker: one at a time, and the results that wait to be claimed.
+"""The controller's requests to its worker, one at a time, and the results that wait to be taken.
 
 Not safe for threads by itself: its session holds a lock around every call. Never starts or ends processes.
 """
@@ -27,8 +27,8 @@ from .worker_handle import WorkerHandle
 
 __all__ = ["Dispatcher", "StatusTest"]
 
-_COLLECT_MS: Final = 20.0  # how often to release views that have ended while a worker waits for their memory
-_REPEAT_EXIT_S: Final = 0.1  # where the worker may overwrite the request to exit
+_COLLECT_MS: Final = 20.0  # how often to release the leases of views that have ended, while a worker may wait for them
+_REPEAT_EXIT_S: Final = 0.1  # how often to repeat a request to exit that the worker may overwrite
 
 StatusTest = Callable[[StatusLine], bool]
 
@@ -37,9 +37,9 @@ class Dispatcher:
     """Requests, results and tags of one session.
 
     Args:
-        resources: what the session owns; its worker is asked.
+        resources: what the session owns; requests go to its worker.
         lock: the session's; a wait for another thread's request releases it.
-        framework: what the tensors of unclaimed results come as.
+        framework: of the tensors in results that are kept until a caller takes them.
     """
 
     def __init__(self, resources: SessionResources, lock: threading.RLock, framework: str) -> None:
@@ -56,7 +56,7 @@ class Dispatcher:
         """The running worker.
 
         Raises:
-            SessionNotStarted: there is none, or it is another process's.
+            SessionNotStarted: there is none, or this process is a forked child of the session's.
         """
         worker = self.resources.worker
         self.check_own()
@@ -67,10 +67,10 @@ class Dispatcher:
         return worker
 
     def check_own(self) -> None:
-        """Refuse to work in another process than the session's own.
+        """Refuse to work in a forked child of the session's process.
 
         Raises:
-            SessionNotStarted: this is a child of that.
+            SessionNotStarted: this process is such a child.
         """
         if self.resources.is_foreign:
             raise SessionNotStarted(
@@ -88,20 +88,29 @@ class Dispatcher:
     # -- requests -------------------------------------------------------------------------------------------------
 
     def call(self, message: UserMessage, tensors: tuple[Any, ...], timeout_ms: float, framework: str | None) -> Result:
-        """Send a request and take its result; no other caller can.
+        """Send a request and take its result; no other caller can take it.
 
         Args:
             message: the command, and words for it.
             tensors: for this request only; their tags follow the words.
             timeout_ms: how long to wait for the response.
-            framework: what the result's tensors come as; None to leave them.
+            framework: of the result's tensors; None to receive none.
+
+        Returns:
+            The response and its tensors.
+
+        Raises:
+            BadMessage: there is no command in the message.
+            UnsupportedTensor, OutOfSpace: of the tensors to send.
+            RemoteError, ResponseTimeout, WorkerDied: there is no result.
         """
         began_s = time.monotonic()
         worker, pending, may_use_fast_path = self.resources.worker, None, False
-        fast_path = None if worker is None else worker.fast_path  # which refuses in a forked child
+        fast_path = None if worker is None else worker.fast_path  # does nothing in a forked child
         if fast_path is not None and self._pending is None and framework != "torch" and not self.transfer.unannounced:
             self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
-            self.transfer.has_request_in_flight = True  # now, for a signal handler may send and drop tags meanwhile
+            # Set before the call, because a signal handler may send and drop tags during it.
+            self.transfer.has_request_in_flight = True
             try:
                 result = fast_path.call(seq, message, tensors, timeout_ms / 1000)
             except BaseException:  # Ctrl-C too
@@ -115,7 +124,7 @@ class Dispatcher:
                 return result
             if result is None:  # the time is over, or the response needs the slow path
                 pending = Request(seq, *parse_command(message))
-                if fast_path.sent_seq != seq:  # a signal handler has sent a request itself, and skipped our response
+                if fast_path.sent_seq != seq:  # a signal handler has sent another request, and skipped our response
                     raise self._unanswered(pending, timeout_ms)
                 self._begin(pending, is_private=True)
             else:
@@ -127,10 +136,16 @@ class Dispatcher:
         return self._await(pending, timeout_ms, began_s, framework)
 
     def send(self, message: UserMessage, timeout_ms: float) -> None:
-        """Send a request; waits first for the response to an earlier one, whose result can still be taken.
+        """Send a request. Waits first for the response to an earlier one; its result can still be taken.
+
+        Args:
+            message: the command, and words for it.
+            timeout_ms: how long to wait for the response to an earlier request.
 
         Raises:
             BadMessage: there is no command in the message.
+            ResponseTimeout: there is no response to the earlier request.
+            WorkerDied: the worker ended.
         """
         self._send(message, (), timeout_ms, is_private=False, may_use_fast_path=True)
         self._changed.notify_all()
@@ -169,7 +184,7 @@ class Dispatcher:
                 request = transfer.prepare(seq, command, parameters, tensors)
                 worker.channel.send(request)
         except BaseException:
-            if fast_path is not None and fast_path.sent_seq == seq:  # it is sent, and no caller will wait for it
+            if fast_path is not None and fast_path.sent_seq == seq:  # it was sent, and no caller waits for a response
                 self._begin(Request(seq, command, parameters), is_private=True)
             else:
                 transfer.withdraw()
@@ -177,20 +192,20 @@ class Dispatcher:
         return self._begin(request, is_private=is_private)
 
     def _begin(self, request: Request, *, is_private: bool) -> Request:
-        """A request was sent; its result is for the caller alone, or for any thread that waits."""
+        """Note that a request was sent; its result is for the caller alone, or for any thread that waits."""
         self._pending = request
         self._is_private = is_private
         self.transfer.has_request_in_flight = True
         return request
 
     def request_exit(self, timeout_ms: float) -> bool:
-        """Ask the worker to end, even in the middle of a request; whether it has ended in time."""
+        """Send the request to exit, even in the middle of another request. Returns whether the worker ended in time."""
         worker = self.worker()
         if not worker.process.is_alive() or worker.is_over():
             return True
         deadline_s = time.monotonic() + timeout_ms / 1000
         try:
-            # A worker that is still starting finds the request later.
+            # A worker that is still starting will find the request later.
             self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
             request = Request(seq=seq, command=EXIT_COMMAND, timestamp=now_ms())
             while True:
@@ -206,27 +221,37 @@ class Dispatcher:
     # -- results --------------------------------------------------------------------------------------------------
 
     def settle(self, timeout_ms: float) -> None:
-        """Wait for the response to the pending request, and keep its result for the caller that takes it."""
+        """Wait for the response to the pending request, and keep its result for the caller that will take it.
+
+        Raises:
+            ResponseTimeout: there is no response in time.
+            WorkerDied: the worker ended.
+        """
         pending = self._pending
         if pending is None:
             return
         is_private = self._is_private
         response = self._await_response(pending, timeout_ms, time.monotonic())
         if not is_private:
-            # Now: with the next request the worker may reuse the segment of a result that has no view.
+            # Now, because after the next request the worker may reuse the segment of a result that has no view.
             self._unclaimed.append((response, self._receive_all(response, self._framework)))
 
     def take(self, timeout_ms: float, *, has_tensors: bool) -> Result:
-        """The oldest result that was not taken; waits for a request too, which another thread may send.
+        """Take the oldest result. If there is no request, waits for one that another thread may send.
+
+        Args:
+            timeout_ms: how long to wait.
+            has_tensors: whether to receive the tensors.
 
         Raises:
             SessionNotStarted: there is no worker, or the session was closed meanwhile.
+            RemoteError, ResponseTimeout, WorkerDied: there is no result.
         """
         self.worker()
         began_s = time.monotonic()
         if not self._can_take():
             self._changed.wait_for(lambda: self._can_take() or self.resources.worker is None, timeout_ms / 1000)
-            self.worker()  # the session may have been closed meanwhile
+            self.worker()  # raises if the session was closed meanwhile
         if self._unclaimed:
             response, held = self._unclaimed.popleft()
             if response.error is not None:
@@ -244,9 +269,10 @@ class Dispatcher:
         """Wait for a status; None when the time is over.
 
         Args:
-            until: tells whether it is the one.
+            until: tells whether a status is the one.
             timeout_ms: how long to wait.
-            of_request: the status that the request in flight ends with, not that of the one before it.
+            of_request: whether to wait first for the response to the request in flight, so that the status is not that
+                of an earlier request.
 
         Raises:
             WorkerDied: the worker ended.
@@ -271,7 +297,7 @@ class Dispatcher:
         return self._pending is not None and not self._is_private
 
     def _await(self, pending: Request, timeout_ms: float, began_s: float, framework: str | None) -> Result:
-        """The result of a request, with its tensors if a framework is named; the time counts from ``began_s`` on."""
+        """The result of a request, with its tensors unless ``framework`` is None. The time counts from ``began_s``."""
         worker = self.resources.worker or self.worker()
         if worker.fast_path is not None and framework != "torch":
             try:
@@ -281,7 +307,7 @@ class Dispatcher:
                     self._pending = None
                     self.transfer.acknowledged(pending)
                     return result
-            except BaseException:  # Ctrl-C, say, when the response was taken already
+            except BaseException:  # for example Ctrl-C after the response was taken
                 worker.channel.put_back()
                 raise
         response = self._await_response(pending, timeout_ms, began_s)
@@ -300,7 +326,7 @@ class Dispatcher:
             except BadMessage:
                 self._end_request()  # there will be no other response to it
                 raise
-            except BaseException:  # Ctrl-C, say, when the response was taken already
+            except BaseException:  # for example Ctrl-C after the response was taken
                 worker.channel.put_back()
                 raise
             if response is None:
@@ -309,7 +335,7 @@ class Dispatcher:
                 self._pending = None
                 self.transfer.acknowledged(pending)
                 return response
-            # Else a response that no caller waits for.
+            # Else it is a response that no caller waits for.
 
     def _unanswered(self, request: Request, timeout_ms: float) -> WorkerDied | ResponseTimeout:
         if self.worker().is_over():
@@ -322,7 +348,10 @@ class Dispatcher:
         )
 
     def _receive(self, timeout_ms: float, stop: Callable[[], bool]) -> bytes | None:
-        """As the channel's, but the worker may be waiting for views that other threads here have dropped meanwhile."""
+        """As the channel's ``receive``, but releases leases meanwhile.
+
+        The worker may wait for a lease of a view that another thread here has dropped.
+        """
         channel = self.worker().channel
         deadline_s = time.monotonic() + timeout_ms / 1000
         while True:
@@ -343,9 +372,9 @@ class Dispatcher:
     # -- the worker's end -----------------------------------------------------------------------------------------
 
     def worker_died(self) -> WorkerDied:
-        """Build the error, and put the session where start() works again."""
+        """Build the error for a dead worker, and forget the worker, so that start() works again."""
         worker = self.worker()
-        worker.process.wait(1.0)  # the watch may be faster than the kernel's bookkeeping
+        worker.process.wait(1.0)  # the watch may know it before the exit code is there
         code, tail = worker.process.exit_code, worker.process.log_tail()
         how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
         self.forget_worker()
@@ -355,7 +384,7 @@ class Dispatcher:
         )
 
     def forget_worker(self) -> None:
-        """Forget a worker that has ended; tags stay, for the next one."""
+        """Forget a worker that has ended. Tags stay, for the next worker."""
         self.resources.forget_worker()
         self.forget()
         self.transfer.worker_ended()

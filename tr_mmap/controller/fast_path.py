@@ -1,7 +1,7 @@
-"""The controller's fast path: a request and its response in one call of the extension, where that is possible.
+"""Makes the controller's fast path: a request and its response in one call of the extension. Sends nothing itself.
 
-It writes the same bytes to the same places as the slow path, and leaves to it whatever is new, rare or wrong: texts
-with escapes, tags that were not announced, a layout that was not seen before, an error.
+The fast path writes the same bytes to the same places as the slow path. It leaves to the slow path all that is new,
+rare or wrong: texts with escapes, tags that were not announced, a layout that was not seen before, an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["controller_fast_path"]
 def controller_fast_path(
     channel: Channel, transfer: ControllerTransfer, deaths: list[Any]
 ) -> native.ControllerFastPath | None:
-    """The fast path to one worker; None if there is none. Made after ``transfer.worker_started``.
+    """The fast path to one worker; None if there is none. To be called after ``transfer.worker_started``.
 
     Args:
         channel: to the worker.

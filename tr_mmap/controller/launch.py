@@ -1,4 +1,4 @@
-"""Starting a session's worker: which program, with which environment. Waits for nothing."""
+"""Starts a session's worker: which program, with which environment. Waits for nothing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from ..wire.names import DEFAULT_WORKER, LIFELINE_FD_VARIABLE, LOG_FILE, SECRET_
 __all__ = ["check_script", "launch"]
 
 _PACKAGE_DIR: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_COMPAT_DIR: Final = os.path.join(_PACKAGE_DIR, "compat")  # holds tech_renaissance.py, the old name
+_COMPAT_DIR: Final = os.path.join(_PACKAGE_DIR, "compat")  # has tech_renaissance.py, the original framework's name
 
 
 def check_script(script_path: str) -> None:
-    """Raise ScriptNotFound unless a worker can be started from it."""
+    """Refuse a script that is not there.
+
+    Raises:
+        ScriptNotFound: it is neither a file nor ``"default"``.
+    """
     if script_path != DEFAULT_WORKER and not os.path.isfile(script_path):
         raise ScriptNotFound(
             f"the worker's script {script_path!r} is no file (seen from {os.getcwd()}); give the path of a Python "
@@ -41,10 +45,20 @@ def launch(
     quiet: bool,
     secret: bytes | None = None,
 ) -> WorkerProcess:
-    """Start the worker of a session that is ready to be joined, and hand it the session's secret if there is one.
+    """Start the worker of a session whose control files are there, and hand it the session's secret if there is one.
+
+    Args:
+        script_path: of the worker's script, or ``"default"``.
+        session_id: the session's name.
+        workspace_root: where the worker looks for the session.
+        session_dir: the session directory, for the worker's log.
+        mark: the worker's mark.
+        quiet: False also copies the worker's output to this process's stderr.
+        secret: of a session with ``auth``; else None.
 
     Raises:
         ScriptNotFound: there is no such script.
+        OSError: a system call failed; no worker is left.
     """
     check_script(script_path)
     program = ["-m", "tr_mmap.worker"] if script_path == DEFAULT_WORKER else [os.path.abspath(script_path)]
@@ -62,7 +76,7 @@ def launch(
             )
             worker.on_end = lifeline.cut
     except BaseException:
-        if worker is not None:  # it was handed all it needs, but our own copies could not be closed
+        if worker is not None:  # the worker runs, but our own copies of the descriptors could not be closed
             worker.terminate_tree(0)
         raise
     return worker
@@ -77,9 +91,9 @@ def _environment(inherited: Mapping[str, str], workspace_root: str) -> dict[str,
     return {
         **{
             name: value for name, value in inherited.items() if name not in (SECRET_FD_VARIABLE, LIFELINE_FD_VARIABLE)
-        },  # not ours to pass on
+        },  # those of this process's own controller, if it is a worker
         "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONUNBUFFERED": "1",  # else a killed worker's last words stay in its buffers
+        "PYTHONUNBUFFERED": "1",  # else the last output of a killed worker stays in its buffers
         "PYTHONFAULTHANDLER": "1",  # a crash in native code leaves its stack in the log
         WORKSPACE_VARIABLE: workspace_root,
     }

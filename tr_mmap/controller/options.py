@@ -1,4 +1,4 @@
-"""What a session is made with, checked when it is given."""
+"""The options of a session, checked when they are given. Starts nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SessionOptions:
         framework: ``"numpy"`` or ``"torch"``.
         channel: ``"mapped"``, ``"files"`` or ``"legacy"``.
         auth: whether each control message is signed.
-        spin_us: how long both sides poll for a message, at most, before they sleep.
+        spin_us: how many microseconds both sides poll for a message, at most, before they sleep.
         transfer: how both sides keep their tensors.
     """
 
@@ -51,10 +51,10 @@ class SessionOptions:
         checksum: bool,
         spin_us: float,
     ) -> SessionOptions:
-        """The options, as ``PythonSession`` takes them.
+        """The options, in the form that ``PythonSession`` takes.
 
         Raises:
-            BadMessage: one of them is not right.
+            BadMessage: one of them is not valid.
         """
         check_session_id(session_id)
         if framework not in ("numpy", "torch"):

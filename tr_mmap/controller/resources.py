@@ -31,19 +31,20 @@ __all__ = ["SessionResources"]
 
 
 class SessionResources(ForkAware):
-    """A session's directory and all that is in it; released when the session goes, however it goes.
+    """A session's directory and all that is in it. Released when the session ends, in whatever way.
 
     Args:
-        options: of the session, whose name is claimed for this process.
+        options: of the session; its name is claimed for this process.
 
     Attributes:
         directory: of the session.
         transfer: this side's tensors.
         worker: the running worker; None while there is none.
-        rejections: counts what was not signed by a worker of this session.
+        rejections: counts messages that no worker of this session has signed.
 
     Raises:
         SessionInUse: another process has the name.
+        HostilePath: the workspace is not a directory that this user can trust and use.
     """
 
     def __init__(self, options: SessionOptions) -> None:
@@ -72,7 +73,7 @@ class SessionResources(ForkAware):
         )
 
     def _sweep(self) -> None:
-        """Remove what dead sessions left; what cannot be removed is not this session's business."""
+        """Remove what dead sessions left. This session can start even if that fails."""
         try:
             self.workspace.sweep()
         except (TRException, OSError):
@@ -85,7 +86,7 @@ class SessionResources(ForkAware):
         mark = f"{os.getpid()}-{secrets.token_hex(8)}"
         kind = channel_kind(self.options.channel)
         manifest = self._manifest(kind.new_doorbells(), mark)
-        # Before the doorbells exist: a sweep knows their names, at whatever moment we are killed.
+        # Before the doorbells exist: then a sweep knows their names, at whatever moment this process is killed.
         manifests.write(self.directory, manifest)
         secret = new_secret() if self.options.auth else None
         bare = kind.create(self.directory, manifest.doorbells)
@@ -116,7 +117,7 @@ class SessionResources(ForkAware):
             raise
 
     def forget_worker(self) -> None:
-        """Release a worker that has ended, and remove what it left."""
+        """Release the handle of a worker that has ended, and remove the files that the worker left."""
         worker, self.worker = self.worker, None
         try:
             if worker is not None:
@@ -126,21 +127,21 @@ class SessionResources(ForkAware):
             pass  # the next start tries again, and does not start if it cannot
 
     def _remove_leftovers(self) -> None:
-        """Remove a dead worker's results and long messages; views of the results keep their memory.
+        """Remove a dead worker's results and spills, because the next worker begins with the same names.
 
-        Its successor begins with the same names.
+        Views of the results keep their memory.
         """
         for name in system.list_dir(self.directory):
             if is_result_name(name) or spill_sender(name):
                 system.unlink(os.path.join(self.directory, name))
 
     def release(self) -> None:
-        """End the worker if it lives, remove the directory. Never raises for what is gone already.
+        """End the worker if it lives, and remove the directory. May be called again.
 
         Raises:
-            OSError: a system call failed. The worker is ended all the same; for the rest this may be called again.
+            OSError: a system call failed. The worker is ended all the same; call this again for the rest.
         """
-        if self.is_foreign or os.getpid() != self._owner_pid:  # also after a fork that Python does not know of
+        if self.is_foreign or os.getpid() != self._owner_pid:  # also after a fork that Python did not make
             return
         try:
             if self.worker is not None:

@@ -15,6 +15,10 @@ Result: TypeAlias = tuple[Response, list[Any]]  # a response, and views of its t
 def tensors_of(response: Response, tensors: list[Any]) -> Any:
     """The tensor of a result, or the list of its tensors if there are several.
 
+    Args:
+        response: of the request.
+        tensors: of that response, received.
+
     Raises:
         UnexpectedResponse: the result has no tensor.
     """
@@ -28,7 +32,7 @@ def tensors_of(response: Response, tensors: list[Any]) -> Any:
 
 
 def remote_error(command: str, failure: Failure) -> RemoteError:
-    """What a failed request raises at the controller."""
+    """The error that a failed request raises in the controller."""
     fields = {"command": command, "error_type": failure.type, "remote_traceback": failure.traceback}
     if failure.kind is FailureKind.UNKNOWN_COMMAND:
         return UnknownCommand(failure.message, **fields)

@@ -1,6 +1,6 @@
-"""The controlling side: start a worker, send it tensors, ask for a command, get tensors back.
+"""``PythonSession``: start a worker, send it tensors and requests, receive tensors. Never imports the worker's side.
 
-Never imports the server's side, nor torch unless tensors are asked for in it.
+It imports torch only for tensors in that framework.
 """
 
 from __future__ import annotations
@@ -30,32 +30,36 @@ from .worker_handle import WorkerHandle
 
 __all__ = ["PythonSession"]
 
-START_TIMEOUT_MS: Final = 60_000.0  # of the context manager: importing torch from a cold disk takes tens of seconds
+START_TIMEOUT_MS: Final = 60_000.0  # of the context manager: to import torch from a cold disk takes tens of seconds
 
 
 class PythonSession:
     """A worker process and the tensors that cross to and from it.
 
-    A context manager: starts the worker, waits until it is ready, and on the way out ends it and cleans up. Threads
-    may share a session; one waits while another's request is under way.
+    A context manager: on entry it starts the worker and waits until it is ready; on exit it ends the worker and cleans
+    up. Threads may share a session; one waits while another's request is under way.
 
     Args:
         script_path: a Python script that runs a server, or ``"default"`` for the worker that ships with the package.
         session_id: names the session on this machine; at most 64 of ``A-Z a-z 0-9 _ . -``.
         quiet_mode: False also prints the worker's output to this process's stderr.
-        framework: ``"numpy"`` or ``"torch"``: what tensors arrive as where nothing else says so.
+        framework: ``"numpy"`` or ``"torch"``: of received tensors, unless a call says otherwise.
         channel: ``"mapped"``, or ``"files"`` where there are no semaphores, or ``"legacy"`` for a worker that speaks
             only the legacy dialect.
-        budget_nbytes: most bytes of tensors that each side holds in shared memory; None for no limit of ours.
+        budget_nbytes: most bytes of tensors that each side holds in shared memory; None for no limit but the file
+            system's.
         at_budget: ``"fail"`` raises OutOfSpace there; ``"block"`` first waits up to 10 s for the other side to release
             views.
-        auth: each control message is signed with a secret that only the worker gets; forged ones are ignored. See
-            ``tr_mmap.protocol.mac`` for what that protects from.
-        checksum: both sides store a CRC-32 of each tensor's bytes and compare it on receipt. Found is damage, not
-            malice. Reads every tensor twice more.
-        spin_us: microseconds that either side polls for a message, at most, before it sleeps; up to 1000. Saves the
-            wake-ups where answers come that soon and each side has a processor to itself. After a longer wait the
-            next one sleeps at once, so an idle session costs nothing.
+        auth: both sides sign each control message with a secret that only they have; forged messages are ignored. See
+            ``tr_mmap.protocol.mac`` for what this protects from.
+        checksum: both sides store a CRC-32 of each tensor's bytes and compare it when they receive the tensor. This
+            finds damage, not malice. It reads every tensor twice more.
+        spin_us: microseconds that either side polls for a message, at most, before it sleeps; up to 1000. Saves
+            wake-ups if messages come that soon and each side has a processor for itself. After a longer wait a side
+            sleeps at once the next time, so an idle session costs nothing.
+
+    Raises:
+        BadMessage: an option is not valid.
     """
 
     def __init__(
@@ -91,11 +95,12 @@ class PythonSession:
     # -- process --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the worker; returns at once. After its death, starts a new one that knows the same tags.
+        """Start the worker; does not wait until it is ready. After a worker's death, starts a new one; tags stay.
 
         Raises:
-            SessionInUse: another process has a session of this id, or this one is started already.
+            SessionInUse: another process has a session of this id, or this session is started already.
             ScriptNotFound: there is no such script.
+            HostilePath: the workspace is not a directory that this user can trust and use.
         """
         with self._lock:
             check_script(self._options.script_path)
@@ -120,9 +125,10 @@ class PythonSession:
         return worker is not None and worker.process.is_alive()
 
     def terminate(self) -> None:
-        """End the worker and every process it started, at once: SIGTERM, a second, SIGKILL. Needs no answer from it.
+        """End the worker and every process it started, at once: SIGTERM, one second, SIGKILL.
 
-        Tags stay; :meth:`start` starts anew. May be called while another thread waits, which gets WorkerDied.
+        Tags stay; :meth:`start` starts a new worker. May be called while another thread waits; that thread gets
+        WorkerDied.
         """
         worker = self._worker_or_none()
         if worker is not None:
@@ -130,16 +136,16 @@ class PythonSession:
             worker.channel.wake()
 
     def join(self, timeout_ms: float | None = None) -> bool:
-        """Wait for the worker's end; whether it has ended."""
+        """Wait for the worker's end, for ever if ``timeout_ms`` is None. Returns whether it has ended."""
         worker = self._worker_or_none()
         return worker is None or worker.process.wait(float("inf") if timeout_ms is None else timeout_ms / 1000)
 
     def please_exit(self, timeout_ms: float = EXIT_TIMEOUT_MS, ensure: bool = True) -> bool:
-        """Ask the worker to end, wait, and if it has ended clean up: the session is over and its tags are gone.
+        """Request that the worker exit, and wait. If it ends, clean up: the session is over and its tags are gone.
 
         Args:
             timeout_ms: how long to wait.
-            ensure: end it by force if it does not by itself.
+            ensure: whether to end the worker by force, and clean up, if it does not end by itself.
 
         Returns:
             Whether it ended by itself.
@@ -163,7 +169,7 @@ class PythonSession:
             if dispatcher is not None:
                 assert self._finalizer is not None
                 dispatcher.close()
-                self._dispatcher = None  # now, for if a system call failed this may be called again
+                self._dispatcher = None  # only now: if a system call failed, close() may be called again
                 self._finalizer.detach()
 
     def __enter__(self) -> PythonSession:
@@ -186,7 +192,7 @@ class PythonSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error the worker may be in the middle of anything: do not wait long for it.
+        # After an error the worker may still run a handler: do not wait long for it.
         try:
             self.please_exit(EXIT_TIMEOUT_MS if error is None else 500)
         finally:
@@ -200,7 +206,7 @@ class PythonSession:
         return worker is not None and not worker.is_over() and worker.channel.read_status().status.is_waiting
 
     def is_busy(self) -> bool:
-        """Whether the worker is at a request."""
+        """Whether the worker works on a request."""
         worker = self._worker_or_none()
         return worker is not None and not worker.is_over() and worker.channel.read_status().status is Status.BUSY
 
@@ -210,18 +216,20 @@ class PythonSession:
         return dispatcher is not None and dispatcher.has_result()
 
     def wait_until_ready(self, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> bool:
-        """Wait until the worker waits for a request; False when the time is over.
+        """Wait until the worker is ready for a request; False when the time is over.
 
         Raises:
             WorkerDied: it ended.
+            SessionNotStarted: there is no worker.
         """
         return self._wait_status(lambda each: each.status.is_waiting, timeout_ms) is not None
 
     def wait_until_ok(self, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> bool:
-        """Wait until the request under way is done; whether it went well. False also when the time is over.
+        """Wait until the request under way is done. Returns whether it succeeded; False also when the time is over.
 
         Raises:
             WorkerDied: the worker ended.
+            SessionNotStarted: there is no worker.
         """
         line = self._wait_status(lambda each: each.status in (Status.OK, Status.ERROR), timeout_ms, of_request=True)
         return line is not None and line.status is Status.OK
@@ -233,10 +241,10 @@ class PythonSession:
     # -- text -----------------------------------------------------------------------------------------------------
 
     def send_request(self, message: UserMessage) -> None:
-        """Ask for a command; the answer is taken with a ``wait_for_…`` or :meth:`read_response`.
+        """Send a request. To take its response, call :meth:`read_response` or a ``wait_for_…`` method.
 
-        If an earlier request is not answered yet, waits for that first; its answer can still be taken, unless
-        somebody has waited for it in vain.
+        If there is no response to an earlier request yet, waits for that first. The earlier response can still be
+        taken, unless it belongs to a ``fetch_…`` or ``calculate`` call that has timed out.
 
         Args:
             message: ``"matmul a b"``, or JSON, or a dict: ``{"cmd": "matmul", "params": "a,b"}``.
@@ -245,15 +253,17 @@ class PythonSession:
             BadMessage: there is no command in it.
             WorkerDied: the worker ended.
             ResponseTimeout: the earlier request does not end.
+            SessionNotStarted: there is no worker.
         """
         with self._lock:
             self._open().send(message, DEFAULT_TIMEOUT_MS)
 
     def read_response(self) -> str | None:
-        """Take the response's text if there is one; None if not.
+        """Take the response's text if the response is there; None if not.
 
         Raises:
             RemoteError: the request failed.
+            SessionNotStarted: there is no worker.
         """
         with self._lock:
             dispatcher = self._open()
@@ -272,20 +282,25 @@ class PythonSession:
             return self._open().take(timeout_ms, has_tensors=False)[0].result
 
     def fetch_response(self, message: UserMessage, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> str:
-        """:meth:`send_request` and :meth:`wait_for_response` of that very request, in one."""
+        """Send a request and take the text of its own response.
+
+        Raises:
+            BadMessage: there is no command in the message.
+            ResponseTimeout, RemoteError, WorkerDied: as in :meth:`wait_for_response`.
+        """
         with self._lock:
             return (self._dispatcher or self._open()).call(message, (), timeout_ms, None)[0].result
 
     # -- tensors --------------------------------------------------------------------------------------------------
 
     def send_tensor(self, tensor: Any, tag: str) -> None:
-        """Let ``tag`` name a tensor until it is sent again, dropped, or the session ends.
+        """Let ``tag`` name a tensor until the tag is sent again or dropped, or the session ends.
 
-        Copies the tensor once into shared memory; a loan (:meth:`empty`) not at all. The worker hears of it with the
-        next request.
+        Copies the tensor once into shared memory; a loan (:meth:`empty`) is not copied. The next request announces the
+        tag to the worker.
 
         Args:
-            tensor: numpy or torch, any layout; see ``tr_mmap.tsr`` for the dtypes.
+            tensor: numpy or torch, of any strides, at most 16 dimensions; see ``tr_mmap.tsr`` for the dtypes.
             tag: at most 128 of ``A-Z a-z 0-9 _ . -``.
 
         Raises:
@@ -298,7 +313,7 @@ class PythonSession:
             self._open().transfer.put(tag, tensor)
 
     def drop_tensor(self, tag: str) -> None:
-        """Forget a tag and give its memory back.
+        """Forget a tag and release its memory.
 
         Raises:
             MissingTag: there is no such tag.
@@ -307,7 +322,12 @@ class PythonSession:
             self._open().transfer.drop(tag)
 
     def fetch_tensor(self, message: UserMessage, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> Any:
-        """:meth:`send_request` and :meth:`wait_for_tensor` of that very request, in one."""
+        """Send a request and take the tensor of its own response, or the list of its tensors if there are several.
+
+        Raises:
+            BadMessage: there is no command in the message.
+            UnexpectedResponse, ResponseTimeout, RemoteError, WorkerDied: as in :meth:`wait_for_tensor`.
+        """
         with self._lock:
             return tensors_of(
                 *(self._dispatcher or self._open()).call(message, (), timeout_ms, self._options.framework)
@@ -326,19 +346,21 @@ class PythonSession:
             return tensors_of(*self._open().take(timeout_ms, has_tensors=True))
 
     def calculate(self, message: UserMessage, *tensors: Any, timeout_ms: float = DEFAULT_TIMEOUT_MS) -> Any:
-        """Send tensors, ask for a command over them, and get its result, in one call.
+        """Send a request with its tensors, and take its result, in one call.
 
         Args:
             message: the command, and words for it if it takes any.
-            *tensors: sent under tags of this call's own, which follow the message's words.
-            timeout_ms: how long to wait for the answer.
+            *tensors: for this request only. They get tags of their own, which follow the message's words.
+            timeout_ms: how long to wait for the response.
 
         Returns:
-            The tensor, or the list of tensors if there are several, or the text if there is none; in the framework of
-            the first tensor, or in the session's if there is none.
+            The result's tensor, the list of its tensors if there are several, or its text if there is none. Tensors are
+            of the framework of the first tensor sent, or of the session's framework if none was sent.
 
         Raises:
-            UnsupportedTensor, OutOfSpace, RemoteError, UnknownCommand, ResponseTimeout, WorkerDied.
+            BadMessage: there is no command in the message.
+            UnsupportedTensor, OutOfSpace: of the tensors to send.
+            RemoteError, UnknownCommand, ResponseTimeout, WorkerDied: as in :meth:`wait_for_response`.
         """
         framework = self._options.framework
         if tensors:
@@ -346,15 +368,15 @@ class PythonSession:
             framework = "torch" if is_torch else "numpy"
         with self._lock:
             response, arrays = (self._dispatcher or self._open()).call(message, tensors, timeout_ms, framework)
-        return (arrays[0] if len(arrays) == 1 else arrays) if arrays else response.result
+        return tensors_of(response, arrays) if arrays else response.result
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = "float32", framework: str | None = None) -> Any:
-        """A loan: a tensor of undefined content in shared memory, which sending need not copy.
+        """A loan: a tensor of undefined content in shared memory; sending it copies nothing.
 
-        Once sent it can no longer be written: a numpy loan becomes read-only, a store into a torch loan stays in
-        this process; slices and reshaped views as well. (What else was made of a loan before is not known here, with
-        ``torch.from_numpy``, ``memoryview`` or ``as_strided`` of a numpy one, ``torch.from_dlpack`` or
-        ``untyped_storage`` of a torch one: no longer write through that.)
+        After sending, no store into the loan reaches the worker: a numpy loan becomes read-only, and a store into a
+        torch loan stays in this process. The same holds for slices and reshaped views. But the library does not know
+        objects that were made of a loan before, with ``torch.from_numpy``, ``memoryview`` or ``as_strided`` of a numpy
+        loan, or with ``torch.from_dlpack`` or ``untyped_storage`` of a torch loan. Do not write through those any more.
 
         Args:
             shape: sizes in elements, outermost first.
@@ -362,6 +384,7 @@ class PythonSession:
             framework: ``"numpy"`` or ``"torch"``; the session's own if left out.
 
         Raises:
+            UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
             OutOfSpace: no room.
         """
         framework = framework or self._options.framework
@@ -379,7 +402,7 @@ class PythonSession:
 
     @property
     def rejected(self) -> int:
-        """With ``auth=True``: messages since the first start that were not the worker's, and were not taken for one."""
+        """With ``auth=True``: how many messages since the first start the worker had not signed; they were ignored."""
         dispatcher = self._dispatcher
         return 0 if dispatcher is None else dispatcher.resources.rejections.rejected
 
@@ -395,6 +418,7 @@ class PythonSession:
         )
 
     def session_id(self) -> str:
+        """The session's name."""
         return self._options.session_id
 
     def set_quiet_mode(self, quiet_mode: bool) -> None:

@@ -1,4 +1,4 @@
-"""One worker, as its controller sees it, from its start until it is gone. Knows nothing of requests."""
+"""The controller's handle of one worker, from its start until it is gone. Knows nothing of requests."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["WorkerHandle"]
 
 
 class WorkerHandle:
-    """A running worker and this side's ends of what connects to it.
+    """A running worker, and this side of the channel to it.
 
     Attributes:
         channel: this side of the channel.
         process: the worker's process.
         watch: notices the worker's death and wakes the channel.
-        fast_path: a request and its answer in one call of the extension; None where there is no such way.
+        fast_path: a request and its response in one call of the extension; None if there is no fast path.
     """
 
     fast_path: ControllerFastPath | None = None
@@ -33,9 +33,9 @@ class WorkerHandle:
         return self.watch.is_dead
 
     def end(self) -> None:
-        """End what lives of the worker and its children, and release everything."""
+        """End the worker and its children if they live, and release everything."""
         try:
-            # Children of a worker that has ended had their time: it could have waited for them.
+            # No grace for children of a worker that has ended: the worker could have waited for them.
             self.process.terminate_tree(grace_s=TERMINATE_GRACE_S if self.process.is_alive() else 0.0)
         finally:
             self.watch.stop()

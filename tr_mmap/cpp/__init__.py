@@ -1,4 +1,7 @@
-"""The controller's side for C++17: headers, and what CMake needs to find them. Imports nothing."""
+"""The controller's side for C++17: headers, and what CMake needs to find them.
+
+The Python here only says where the headers are. It never compiles, links or loads anything.
+"""
 
 from __future__ import annotations
 

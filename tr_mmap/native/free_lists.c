@@ -65,7 +65,7 @@ static OwnerSegment *find(const FreeLists *self, SegmentPredicate matches, void 
 static OwnerSegment *take(FreeLists *self, SegmentPredicate matches, void *wanted) {
     PyObject *free_list;
     OwnerSegment *segment = find(self, matches, wanted, &free_list);
-    if (segment == NULL || withdraw(segment->base.live, 0) != WIRE_LEASE_FREE) return NULL;
+    if (segment == NULL || clear_seq(segment->base.live, 0) != WIRE_LEASE_FREE) return NULL;
     Py_INCREF(segment);
     if (PyList_SetSlice(free_list, PyList_GET_SIZE(free_list) - 1, PyList_GET_SIZE(free_list), NULL) < 0) {
         Py_DECREF(segment);

@@ -40,7 +40,7 @@ PyDoc_STRVAR(claim_doc,
 
 static PyObject *py_claim(LeaseWords *self, PyObject *unused) {
     (void)unused;
-    return lease_words_is_initialised(self) ? PyLong_FromUnsignedLongLong(withdraw(self->live, 0)) : NULL;
+    return lease_words_is_initialised(self) ? PyLong_FromUnsignedLongLong(clear_seq(self->live, 0)) : NULL;
 }
 
 PyDoc_STRVAR(stamp_doc, "stamp(seq)\n--\n\nOwner: publish what is in the segment under a number.");
@@ -61,7 +61,7 @@ static PyObject *py_retire(LeaseWords *self, PyObject *unused) {
     (void)unused;
     if (!lease_words_is_initialised(self)) return NULL;
     __atomic_store_n(&self->live->seq_copy, WIRE_SEQ_RETIRED, __ATOMIC_RELAXED);
-    return PyLong_FromUnsignedLongLong(withdraw(self->live, WIRE_SEQ_RETIRED));
+    return PyLong_FromUnsignedLongLong(clear_seq(self->live, WIRE_SEQ_RETIRED));
 }
 
 PyDoc_STRVAR(acquire_doc,

@@ -34,7 +34,7 @@ int lease_words_is_initialised(LeaseWords *self);
 
 /* Owner: store a seq that no reader accepts, 0 or WIRE_SEQ_RETIRED, so that no reader can acquire the lease any
  * more. The lease as it stands, or WIRE_LEASE_PINNED if a guest came. */
-static inline uint64_t withdraw(LiveLine *live, uint64_t seq) {
+static inline uint64_t clear_seq(LiveLine *live, uint64_t seq) {
     __atomic_store_n(&live->seq, seq, __ATOMIC_RELAXED);
     /* The owner stores seq and then reads the lease; the reader stores the lease and then reads seq. With a full fence
      * between store and read on both sides, at least one of the two sees the other's store. */

@@ -29,7 +29,7 @@ class TensorParts(NamedTuple):
     Attributes:
         endpoint: the pool of this side's segments; the peer's segments that are mapped here, by name; and this side's
             segments that the message in flight names.
-        tags: what names a tensor on the worker's side; empty on the controller's.
+        tags: on the worker's side, where the tensor of each tag is; empty on the controller's side.
     """
 
     endpoint: tuple[FreeLists, dict[str, Any], list[Any]]

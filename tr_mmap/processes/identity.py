@@ -171,7 +171,7 @@ def _is_pid_taken(pid: int) -> bool:
 
 
 def open_pidfd(identity: Identity) -> int | None:
-    """A pidfd of exactly that process; None where there are no pidfds, or where its pid has no meaning.
+    """A pidfd of exactly that process; None if no pidfd can be opened here.
 
     Raises:
         ProcessLookupError: it has ended.

@@ -19,7 +19,8 @@ def find_launcher() -> Identity | None:
     This is the parent. If the parent is a shell, a program may have started us through it (``system(3)``); then this
     is the shell's parent, if both belong to the same session of processes. If they do not, the shell is a terminal's:
     a person started us, and there is none. There is also none if the launcher has ended already, because the parent is
-    then init or another process that adopts orphans. Without one, this process lives until it is told to end.
+    then init or another process that adopts orphans. Without one, this process lives until it is told to end. Off Linux
+    this is always the parent, because only Linux's /proc tells a shell.
     """
     stats = all_stats()
     pid, session = os.getppid(), None

@@ -75,7 +75,7 @@ def hold(environ: MutableMapping[str, str] = os.environ) -> bool:
     libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
     libc.signal(GRACE_S, ctypes.cast(libc.alarm, ctypes.c_void_p))  # first: by default the signal ends us at once
     try:
-        has_hung_up = system.hear_hangup(int(number), GRACE_S)
+        has_hung_up = system.signal_on_hangup(int(number), GRACE_S)
     except OSError:
         return False  # no pipe, or not our controller's: the watch thread or a sweep ends us
     if has_hung_up:

@@ -83,7 +83,7 @@ class WorkerProcess:
         Args:
             argv: the program and its arguments.
             env: its whole environment; one variable is added that marks its tree.
-            log_path: where stdout and stderr go; a new file, 0600, in place of an older one.
+            log_path: where stdout and stderr go; a new file, 0600, which replaces one that is there.
             pass_fds: descriptors that it inherits under the same numbers; no others.
             mark: the value of that variable, different for each process; "" to make one.
             quiet: False also copies its output to this process's stderr.
@@ -146,6 +146,7 @@ class WorkerProcess:
         return code
 
     def is_alive(self) -> bool:
+        """Whether it has not ended. Also right in a forked child."""
         return self.identity.is_alive() if os.getpid() != self._owner_pid else self.exit_code is None
 
     def wait(self, timeout_s: float) -> bool:

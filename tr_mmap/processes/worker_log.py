@@ -29,6 +29,7 @@ class LogForwarder:
         self._thread.start()
 
     def stop(self, join_s: float = 0.0) -> None:
+        """Copy what is there, then end; waits up to ``join_s`` seconds for that."""
         self._is_stopped.set()
         if join_s and threading.current_thread() is not self._thread:
             self._thread.join(join_s)

@@ -14,26 +14,23 @@ our response says it in ``params`` too.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
+from ..base.identifiers import is_plain_tag, tensor_file
 from ..base.strict_json import refuse_duplicates
 from ..errors import BadMessage
 from .commands import split_words
 from .messages import Failure, FailureKind, Request, Response, TensorRef, encode
 from .status import Status, StatusLine
 
-__all__ = ["LEGACY", "LEGACY_FORBIDDEN_MODE", "decode_legacy_response", "encode_legacy", "is_plain_tag"]
+__all__ = ["LEGACY", "LEGACY_FORBIDDEN_MODE", "decode_legacy_response", "encode_legacy"]
 
 LEGACY: Final = "legacy"  # the channel's name
 
 LEGACY_FORBIDDEN_MODE: Final = 0o002  # a legacy peer makes files by its umask, which often lets its group write
-
-# Accepts more than ``check_tag``: in the legacy dialect a result may be the next request's input.
-is_plain_tag = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,128}").fullmatch
 
 _decoder = msgspec.json.Decoder()
 
@@ -98,7 +95,7 @@ def decode_legacy_response(raw: bytes, seq: int, command: str, line: StatusLine)
         command=command,
         result=str(fields.get("result", text)),
         message=str(fields.get("message", "")),
-        tensors=[TensorRef(word, f"{word}.tsr", 0) for word in words] if all(map(is_plain_tag, words)) else [],
+        tensors=[TensorRef(word, tensor_file(word), 0) for word in words] if all(map(is_plain_tag, words)) else [],
         error=_failure_of(fields.get("error"), line),
     )
 
@@ -118,4 +115,4 @@ def _failure_of(error: Any, line: StatusLine) -> Failure | None:
 
 def _bad(raw: bytes, why: str) -> BadMessage:
     start = raw[:80].decode("utf-8", "replace")
-    return BadMessage(f"the older peer's response cannot be read: {why}; it begins {start!r}", detail=why)
+    return BadMessage(f"the legacy peer's response cannot be read: {why}; it begins {start!r}", detail=why)

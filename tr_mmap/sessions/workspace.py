@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from ..base import system
 from ..base.identifiers import check_session_id, is_session_id
@@ -28,14 +27,12 @@ from ..wire.names import (
     SHM_DIR,
     WORKSPACE_VARIABLE,
 )
-from ..wire.waits import CLAIM_RETRY_S, CLAIM_WAIT_S
+from ..wire.waits import CLAIM_RETRY_S, CLAIM_WAIT_S, ORPHAN_WAIT_S
 from . import manifest as manifests
 from .manifest import Manifest
 from .reclaim import NotReclaimable, aside, discard, parse_leftover, reclaim, require_dead, require_own
 
 __all__ = ["SweepReport", "Workspace", "sweep"]
-
-ORPHAN_WAIT_S: Final = 4.0  # for a dead controller's worker to end; its running handler gets two of these
 
 
 @dataclass(frozen=True, slots=True)

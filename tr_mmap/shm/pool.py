@@ -18,6 +18,7 @@ import numpy as np
 
 from ..base import system
 from ..base.fork_safety import ForkAware
+from ..base.identifiers import tensor_file
 from ..errors import OutOfSpace, SessionNotStarted
 from ..native import FreeLists, drain, finished, loan_of
 from ..tsr import header as tsr_header
@@ -287,7 +288,7 @@ class SegmentPool(FreeLists, ForkAware):
             return self._make(capacity, source)
 
     def _make(self, capacity: int, source: np.ndarray[Any, Any] | None) -> tuple[Segment, bool]:
-        name = f"{self._prefix}_{self._number}.tsr"
+        name = tensor_file(f"{self._prefix}_{self._number}")
         self._number += 1  # even if the next call fails: no name is used twice
         segment, is_filled = make_segment(self._directory, name, capacity, source)
         segment.pool_token = self.pool_token

@@ -99,7 +99,7 @@ class WorkerTransfer(ABC):
 
 
 class ControllerTransfer(ABC):
-    """The controller's side. For each request: ``prepare``, then ``withdraw`` if it was not sent, else ``acknowledged``.
+    """The controller's side. For each request: ``prepare``; ``withdraw`` if it was not sent, else ``acknowledged``.
 
     Attributes:
         decode: parses a response's text; ``receive`` takes the elements of its ``tensors``.

@@ -1,10 +1,10 @@
 """Tensors in plain v1 files, put in place whole: the transfer of the legacy dialect. Never uses segments.
 
-A file is ``<tag>.tsr``. Our worker reads copies, because a legacy controller may overwrite its files in place. It leaves
-these files there, and writes ``result_<i>.tsr``. A legacy worker deletes its inputs after reading. So our controller
-keeps a copy of each tag's file, and links it into place for every request that names the tag. It renames the worker's
-result files as soon as the response is there, so that no later write of the worker can change them. It removes them when
-they are mapped.
+A file is ``<tag>.tsr``. Our worker reads copies, because a legacy controller may overwrite its files in place. It
+leaves these files there, and writes ``result_<i>.tsr``. A legacy worker deletes its inputs after reading. So our
+controller keeps a copy of each tag's file, and links it into place for every request that names the tag. It renames the
+worker's result files as soon as the response is there, so that no later write of the worker can change them. It removes
+them when they are mapped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from .. import tsr
 from ..base import system
 from ..base.atomic import replacement
-from ..base.identifiers import is_plain_tag
+from ..base.identifiers import is_plain_tag, tensor_file
 from ..errors import Fault, MissingTag, OutOfSpace, TSRFormatError, UnsupportedTensor
 from ..protocol.commands import split_words
 from ..protocol.legacy import LEGACY_FORBIDDEN_MODE
@@ -31,6 +31,7 @@ from ..tsr import header as tsr_header
 from ..tsr import tensors as conversions
 from ..wire.header import MAX_HEADER_NBYTES
 from ..wire.messages import DEFAULT_RESULT
+from ..wire.names import MAX_TAG_LENGTH
 from .interface import ControllerTransfer, WorkerTransfer
 
 __all__ = ["LegacyControllerTransfer", "LegacyWorkerTransfer"]
@@ -69,7 +70,7 @@ def _write(path: str, header: bytes, payload: memoryview) -> None:
 
 
 def _read(path: str, framework: str) -> Any:
-    """A copy of a file's tensor, of any layout. Never maps: a writer that overwrites in place truncates the file first."""
+    """A copy of a file's tensor, of any layout. Never maps: a writer that overwrites a file truncates it first."""
     conversions.check_framework(framework)
     fd = system.open_private_file(path, forbidden_mode=LEGACY_FORBIDDEN_MODE)
     try:
@@ -126,14 +127,15 @@ class LegacyWorkerTransfer(WorkerTransfer):
         except FileNotFoundError:
             pass
         raise MissingTag(
-            f"no tensor goes by the tag {tag!r}: there is no {tag[:128]}.tsr in {self._directory}", tag=tag
+            f"no tensor goes by the tag {tag!r}: there is no {tensor_file(tag[:MAX_TAG_LENGTH])} in {self._directory}",
+            tag=tag,
         )
 
     def publish(self, tensors: Sequence[Any]) -> None:
         for tensor in tensors:
             tag = f"result_{len(self.results)}"
             _write(self._path(tag), *_encode(tensor))
-            self.results.append(TensorRef(tag, f"{tag}.tsr", 0))
+            self.results.append(TensorRef(tag, tensor_file(tag), 0))
             self._count = max(self._count, len(self.results))
 
     def end(self, request: Request, is_kept: bool) -> list[TensorRef]:  # noqa: ARG002 - as above
@@ -155,7 +157,7 @@ class LegacyWorkerTransfer(WorkerTransfer):
             self.withdraw()
 
     def _path(self, tag: str) -> str:
-        return os.path.join(self._directory, f"{tag}.tsr")
+        return os.path.join(self._directory, tensor_file(tag))
 
 
 class _Files:
@@ -167,8 +169,8 @@ class _Files:
     def __contains__(self, tag: object) -> bool:
         return (
             isinstance(tag, str)
-            and is_plain_tag(tag) is not None
-            and system.exists(os.path.join(self._directory, f"{tag}.tsr"))
+            and is_plain_tag(tag)
+            and system.exists(os.path.join(self._directory, tensor_file(tag)))
         )
 
 
@@ -324,13 +326,13 @@ class LegacyControllerTransfer(ControllerTransfer):
 
     def _take(self, tag: str, path: str) -> TensorRef:
         self._takes += 1
-        name = f".taken_{self._takes}.tsr"
+        name = tensor_file(f".taken_{self._takes}")
         self._taken.add(name)
         system.rename(path, os.path.join(self._directory, name))
         return TensorRef(tag, name, 0)
 
     def _path(self, tag: str) -> str:
-        return os.path.join(self._directory, f"{tag}.tsr")
+        return os.path.join(self._directory, tensor_file(tag))
 
     def _kept_path(self, tag: str) -> str:
         return os.path.join(self._directory, f".{tag}.kept")

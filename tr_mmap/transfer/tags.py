@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ..base import system
 from ..base.atomic import replace_by_link
+from ..base.identifiers import tensor_file
 from ..errors import MissingTag
 from ..protocol.messages import Request, TensorRef
 from ..shm.segment import Segment
@@ -91,4 +92,4 @@ class Tags:
         self.unannounced.update({tag: segment.seq for tag, segment in self._segments.items()})
 
     def _path(self, tag: str) -> str:
-        return os.path.join(self._directory, f"{tag}.tsr")
+        return os.path.join(self._directory, tensor_file(tag))

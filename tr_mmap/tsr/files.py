@@ -49,7 +49,7 @@ _TRANSIENT: Final = frozenset({Fault.UNPUBLISHED, Fault.TORN, Fault.HEADER_CHECK
 _WAITS_S: Final = (0.0, 0.001, 0.004, 0.016, 0.064)
 
 
-class _InMotion(Exception):
+class _BeingChanged(Exception):
     """A live segment was read while its owner changed it."""
 
     def __init__(self, fault: TSRFormatError) -> None:
@@ -162,9 +162,9 @@ def load(
     name = os.fspath(path)
     if key is not None:
         return sealed.load(name, sealed.check_key(key), framework, verify)
-    usual = None if verify else quick_load(name, _ITEMSIZES, framework == "torch")
-    if usual is not None:
-        mapping, code, shape, offset = usual
+    quick = None if verify else quick_load(name, _ITEMSIZES, framework == "torch")
+    if quick is not None:
+        mapping, code, shape, offset = quick
         return from_buffer(mapping, by_code(code), shape, offset, framework)
     return _until_settled(lambda: _load_once(name, framework, verify))
 
@@ -241,11 +241,11 @@ def _until_settled(action: Callable[[], _T]) -> _T:
     for wait_s in _WAITS_S:
         try:
             return action()
-        except _InMotion:
+        except _BeingChanged:
             time.sleep(wait_s)
     try:
         return action()
-    except _InMotion as last:
+    except _BeingChanged as last:
         raise last.fault from None
 
 
@@ -255,7 +255,7 @@ def _header_of(fd: int, path: str) -> Header:
         return decode(raw, file_nbytes=system.file_nbytes(fd), path=path)
     except TSRFormatError as error:
         if error.fault in _TRANSIENT and raw[12] & FLAG_SEGMENT:
-            raise _InMotion(error) from None
+            raise _BeingChanged(error) from None
         raise
 
 
@@ -284,7 +284,7 @@ def _mark_visited(fd: int, header: Header, path: str) -> None:
     # We store the mark, then read seq. The owner clears seq, then reads the mark. So at least one of us sees the store
     # of the other. The system call in between also keeps the processor from reading before it has stored.
     if _header_of(fd, path) != header:
-        raise _InMotion(
+        raise _BeingChanged(
             TSRFormatError(f"{path}: replaced again and again while it was opened", fault=Fault.TORN, path=path)
         )
 

@@ -21,6 +21,11 @@ CLAIM_RETRY_S: Final = 0.005
 KILL_WAIT_S: Final = 2.0  # for SIGKILL to show; a process in an uninterruptible wait is left to the kernel
 TERMINATE_GRACE_S: Final = 1.0  # between SIGTERM and SIGKILL to a worker and the processes that it started
 
+# A worker lets a running handler go on for so long after its controller's death; then it removes the session, and ends
+# what it started. Who waits for such a worker waits for both.
+ORPHAN_GRACE_S: Final = 2.0
+ORPHAN_WAIT_S: Final = 2 * ORPHAN_GRACE_S
+
 POLL_S: Final = 0.1  # for what cannot wake us: the death of a process (without a pidfd), a log that grows
 
 LOG_TAIL_NBYTES: Final = 16 << 10  # of a dead worker's output in an error: a traceback or two

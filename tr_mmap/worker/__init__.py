@@ -1,4 +1,5 @@
 """The worker's side: ``Server`` and ``TechRenaissanceServer``, and how they find their session and answer requests.
 
-This room never imports the controller's side, and never torch unless tensors are asked for in it.
+This room never starts a worker and never imports the controller's side. It imports torch only for tensors in that
+framework.
 """

@@ -1,4 +1,4 @@
-"""``python -m tr_mmap.worker SESSION_ID`` runs the default worker; ``PythonSession()`` does that."""
+"""``python -m tr_mmap.worker SESSION_ID`` runs the default worker; ``PythonSession()`` starts it so."""
 
 from .default import server
 

@@ -1,7 +1,7 @@
-"""How a worker finds its session, which dialect is spoken there, and whose death ends the worker.
+"""How a worker finds its session, its channel, and the process whose death ends the worker.
 
-The manifest of a session says all that. A session without a manifest is a legacy controller's: files in the legacy
-dialect, and the process to watch is the one that started us. Never removes a directory that has no manifest.
+The manifest of a session says all this. A session without a manifest is a legacy controller's: it has files in the
+legacy dialect, and the process to watch is the one that started us. Never removes a directory that has no manifest.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["Attachment", "attach"]
 
 
 class Attachment:
-    """A session, seen by its worker.
+    """The worker's side of a session.
 
     Attributes:
-        directory: the session's.
+        directory: the session directory.
         channel: the worker's side of its channel.
         transfer: the worker's side of its transfer.
         peer: the process whose death ends the session; None if there is none to watch.
@@ -49,7 +49,7 @@ class Attachment:
         self._legacy: tuple[Channel, WorkerTransfer] | None = None
 
     def legacy_side(self) -> tuple[Channel, WorkerTransfer]:
-        """Channel and transfer for a request without a number, which is not one of ours."""
+        """Channel and transfer for a request without a number, which is in the legacy dialect."""
         if not self.channel.may_carry_legacy:
             return self.channel, self.transfer
         if self._legacy is None:
@@ -65,9 +65,9 @@ class Attachment:
             transfer.close(is_orphan=is_orphan)
 
     def remove(self) -> None:
-        """Remove the session, unless its controller lives, another has taken its name over, or it is not ours.
+        """Remove the session, unless its controller lives, another session has its name now, or it has no manifest.
 
-        The processes that this worker started end first: they could go on writing there.
+        Ends the processes that this worker started first, because they could go on writing there.
         """
         if self._manifest is None:
             return
@@ -85,13 +85,13 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
     """Connect to a session.
 
     Args:
-        argument: its id, or its directory.
+        argument: the session's id, or its directory.
         rejections: counts the messages that are rejected.
 
     Raises:
         SessionNotStarted: there is no such session, or it has another worker.
-        HostilePath: somebody else can write to it.
-        BadMessage: its manifest is not right.
+        HostilePath: another user can write to it.
+        BadMessage: its manifest cannot be read, or names no doorbells.
     """
     hold()
     directory = _find(argument)
@@ -110,7 +110,7 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
         )
     workspace.find(manifest.session_id)
     if manifest.worker_mark and os.environ.get(WORKER_MARK_VARIABLE, manifest.worker_mark) != manifest.worker_mark:
-        # We were slow to start, and our controller has gone or given up on us meanwhile.
+        # We were slow to start; meanwhile our controller has ended, or has started another worker.
         raise SessionNotStarted(f"session {manifest.session_id!r} has another worker by now")
     transfer = worker_transfer(manifest.channel, directory, manifest.transfer)
     channel = channel_kind(manifest.channel).attach(directory, manifest.doorbells)
@@ -119,7 +119,7 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
 
 
 def _find(argument: str) -> str:
-    """The directory of an id in the workspace, or the one that is named."""
+    """The directory of the session: that of an id in the workspace, or ``argument`` itself."""
     if os.sep not in argument:
         try:
             check_session_id(argument)
@@ -141,17 +141,20 @@ def _find(argument: str) -> str:
 
 
 def _workspace_of(directory: str, manifest: Manifest) -> Workspace | None:
-    """Where a session with a manifest lives: its directory says so by its name and place."""
+    """The workspace of a session with a manifest; None if the directory's name and place do not fit the manifest."""
     sessions, name = os.path.split(directory)
     root, sessions_name = os.path.split(sessions)
     if (sessions_name, name) != (SESSIONS_DIR, SESSION_PREFIX + manifest.session_id):
         return None
-    located = Workspace.locate(is_made=False)  # knows whether the place is one that goes when it is empty
+    located = Workspace.locate(is_made=False)  # knows whether to remove the place when it is empty
     return located if located.root == root else Workspace(root)
 
 
 def _check_legacy(directory: str) -> None:
-    """A legacy controller makes its directory by its umask, which may let its group write; others may not."""
+    """Raise HostilePath unless it is this user's directory that others cannot write.
+
+    Its group may write, because a legacy controller makes the directory by its umask.
+    """
     info = system.status(directory)
     reason = ""
     if not stat.S_ISDIR(info.st_mode):

@@ -1,7 +1,7 @@
-"""Binding the words of a request to the parameters of a plain function. No I/O.
+"""Binds the words of a request to the parameters of a plain function. No I/O.
 
-Words that are tags become tensors, in order; the other words go to the parameters annotated ``str``, ``int``,
-``float`` or ``bool``, in order. The last ``str`` parameter takes all words that are left, so that
+Words that are tags become tensors, in order. The other words go to the parameters annotated ``str``, ``int``, ``float``
+or ``bool``, in order. If the last of these is a ``str``, it takes all words that are left, so that
 ``def hello(name: str)`` gets a whole sentence.
 """
 
@@ -17,7 +17,7 @@ from ..protocol.commands import split_words
 
 __all__ = ["Command"]
 
-MAX_TENSORS: Final = 1 << 16  # that one message names: more would not fit into it
+MAX_TENSORS: Final = 1 << 16  # in one message; more would not fit into it
 
 _TRUTHS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -35,11 +35,11 @@ class Command:
 
     Args:
         name: the command's word.
-        function: takes tensors and words, positionally.
+        function: takes tensors and words as positional arguments.
 
     Attributes:
         takes_one_text: its only argument is the parameter text.
-        tensor_counts: how many tensors may be all its arguments; none if it takes words.
+        tensor_counts: how many tensors it takes, if it takes only tensors; empty if it takes words.
     """
 
     __slots__ = ("_least", "_most", "_positional", "_scalars", "function", "name", "takes_one_text", "tensor_counts")
@@ -56,8 +56,8 @@ class Command:
             }
         self._positional: list[tuple[inspect.Parameter, bool]] = []  # each parameter, and whether it takes a tensor
         self._scalars: list[tuple[str, Any]] = []
-        self._least = 0  # tensors that must be there
-        self._most: int | None = 0  # tensors that may be there; None for any number
+        self._least = 0  # how many tensors it must get
+        self._most: int | None = 0  # how many tensors it may get; None for any number
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind is parameter.VAR_POSITIONAL:
                 self._most = None
@@ -81,13 +81,13 @@ class Command:
 
         Args:
             parameters: words, separated by spaces or commas.
-            tags: what names a tensor.
-            fetch: gives the tensor of a tag, as a framework's.
-            framework: which.
+            tags: the tags that name a tensor.
+            fetch: returns the tensor of a tag, in a framework.
+            framework: ``"numpy"`` or ``"torch"``.
 
         Raises:
-            MissingTag: a tensor is wanted, and a word names none.
-            BadMessage: too few or too many, or a word that is no number where one is wanted.
+            MissingTag: the function takes a tensor, and the word is no tag.
+            BadMessage: too few or too many words or tensors, or a word that has not the parameter's type.
         """
         if not self._scalars:
             words = split_words(parameters)

@@ -1,6 +1,7 @@
-"""The worker's fast path: a request and its reply in one call of the extension, where that is possible.
+"""Makes the worker's fast path: a request and its response in one call of the extension. Receives nothing itself.
 
-It writes the same bytes to the same places as the slow path, and leaves to it whatever is new, rare or wrong.
+The fast path writes the same bytes to the same places as the slow path. It leaves to the slow path all that is new,
+rare or wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["worker_fast_path"]
 
 
 def worker_fast_path(channel: Channel, transfer: WorkerTransfer, deaths: list[Any]) -> native.WorkerFastPath | None:
-    """The fast path from the controller; None if there is none.
+    """The fast path for the controller's requests; None if there is none.
 
     Args:
         channel: of the session.

@@ -1,4 +1,4 @@
-"""A worker made of plain functions: ``@server.command("scale")``. Binding words to parameters is in ``binding``."""
+"""``Server``: a worker made of plain functions. Never sends or receives a message; ``server`` does that."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ class Server(TechRenaissanceServer):
 
         server.run()
 
-    A function takes tensors, and words where it is annotated ``str``, ``int``, ``float`` or ``bool``. It returns a
-    tensor, several (a tuple or list), a text, or nothing.
+    A parameter gets a tensor, or a word if it is annotated ``str``, ``int``, ``float`` or ``bool``. The function
+    returns a tensor, several tensors (a tuple or list), a text, or None.
+
+    Args:
+        framework: of the tensors that the functions get, ``"numpy"`` or ``"torch"``.
+        debug: whether :meth:`debug_message` prints.
     """
 
     def __init__(self, framework: str = "numpy", debug: bool = False) -> None:
@@ -39,6 +43,9 @@ class Server(TechRenaissanceServer):
 
     def command(self, name: str) -> Callable[[F], F]:
         """Register a function under a command's word.
+
+        Args:
+            name: the word.
 
         Raises:
             BadMessage: the name is empty, has a space in it, or is taken.
@@ -53,6 +60,7 @@ class Server(TechRenaissanceServer):
         return register
 
     def main_logic(self, command: str, parameters: str) -> bool:
+        """Call the function of a command; what it returns becomes the reply."""
         known = self._commands.get(command)
         if known is None:
             return False
@@ -69,7 +77,7 @@ class Server(TechRenaissanceServer):
         return True
 
     def _arguments(self, known: Command, parameters: str) -> list[Any]:
-        """The arguments for a command's function, by the fast path if there is one."""
+        """The arguments for a command's function, by the fast path if possible."""
         if known.tensor_counts:
             arguments = self._quick_fetch(parameters)
             if arguments is not None and len(arguments) in known.tensor_counts:

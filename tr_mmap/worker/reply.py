@@ -1,4 +1,4 @@
-"""What a handler says in reply to a request, or how it fails, in terms of the protocol. Sends nothing."""
+"""The reply: what a handler says to a request, or how it failed, in terms of the protocol. Sends nothing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Reply(msgspec.Struct):
     """What a handler has said so far in reply to one request.
 
     Attributes:
-        command: what the handler calls it; "" for what the controller does.
-        result: the text; None where it has said nothing.
+        command: what the handler calls the command; "" to use the request's.
+        result: the text; None if the handler has set none.
         message: a remark.
-        complaint: why get_tensors gave None; sent as the remark if the handler makes none.
+        complaint: why ``get_tensors`` returned None; sent as the remark if the handler makes none.
     """
 
     command: str = ""
@@ -33,7 +33,7 @@ class BadInput(Exception):
     """The request's words do not fit the command: the handler was not called.
 
     Attributes:
-        error: what the controller is told.
+        error: the error that the response describes.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -42,7 +42,7 @@ class BadInput(Exception):
 
 
 def failure_of(error: Exception) -> Failure:
-    """What the controller is told of what a handler raised; the traceback also goes to the log."""
+    """The failure for what a handler raised; its traceback also goes to the log."""
     if isinstance(error, BadInput):
         return Failure(FailureKind.BAD_INPUT, type(error.error).__name__, printable(error.error))
     name = type(error).__name__
@@ -52,16 +52,16 @@ def failure_of(error: Exception) -> Failure:
 
 
 def printable(text: str | Exception) -> str:
-    """The text as UTF-8 can hold it: an exception's may have the bytes of a file name in it, or may not be had."""
+    """The text in a form that UTF-8 can hold. An exception's text may have a file name's bytes; to get it may raise."""
     try:
         text = str(text)
-    except Exception:  # a user's class; the traceback says which
+    except Exception:  # the ``__str__`` of a user's class raised; the traceback says which class
         text = "(it has no text)"
     return text.encode("utf-8", "replace").decode()
 
 
 def log(*values: Any) -> None:
-    """Write to the worker's log, which lies where the tensors do: a full file system must not end the worker."""
+    """Write to the worker's log. A full file system must not end the worker: log and tensors share one."""
     try:
         print(*values, file=sys.stderr, flush=True)
     except OSError:

@@ -1,6 +1,7 @@
-"""The worker's side: serve requests, one after another, until told to end or the controller is gone.
+"""``TechRenaissanceServer``: serves requests, one after another. Never imports the controller's side.
 
-Never imports the controller's side, nor torch unless tensors are asked for in it.
+It ends after a request to exit, a signal, or the controller's death. It imports torch only for tensors in that
+framework.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ..protocol.messages import Failure, FailureKind, Request, Response, decode_
 from ..protocol.status import TRANSITIONS, Status, parse_status
 from ..transfer.interface import WorkerTransfer
 from ..wire.messages import DEFAULT_RESULT, EXIT_COMMAND, MAX_DETAIL_CHARS
+from ..wire.waits import ORPHAN_GRACE_S
 from .attach import Attachment, attach
 from .fast_path import worker_fast_path
 from .reply import Reply, failure_of, log, printable
@@ -29,8 +31,7 @@ from .stop_signals import Stop, stop_signals
 
 __all__ = ["TechRenaissanceServer"]
 
-_RETRY_S: Final = 0.032  # the rate at which a channel of files is looked at
-_ORPHAN_GRACE_S: Final = 2.0  # how long a command may go on after the controller is gone
+_RETRY_S: Final = 0.032  # how often to try again; the first rate of a channel of files
 
 
 class TechRenaissanceServer:
@@ -38,7 +39,7 @@ class TechRenaissanceServer:
 
     Args:
         debug: whether :meth:`debug_message` prints.
-        framework: what :meth:`get_tensors` gives, ``"torch"`` or ``"numpy"``.
+        framework: of the tensors from :meth:`get_tensors` and :meth:`empty`, ``"torch"`` or ``"numpy"``.
     """
 
     def __init__(self, debug: bool = False, framework: str = "torch") -> None:
@@ -52,7 +53,7 @@ class TechRenaissanceServer:
         self._transfer: WorkerTransfer | None = None  # of the current request
         self._watch: PeerWatch | None = None
         self._reply: Reply | None = None
-        self._status = Status.STARTING  # the last one that we wrote, but for those of the fast path
+        self._status = Status.STARTING  # the last status that the slow path wrote
         self._is_stopping = False
         self._is_orphan = False
         self._has_ended = threading.Event()
@@ -60,7 +61,15 @@ class TechRenaissanceServer:
     # -- what users override and call -----------------------------------------------------------------------------
 
     def main_logic(self, command: str, parameters: str) -> bool | None:
-        """Answer one request; False means that the command is unknown."""
+        """Handle one request. Users override this.
+
+        Args:
+            command: the request's command.
+            parameters: its other words, as one text.
+
+        Returns:
+            False if the command is unknown, True if not. None means the same as True if the handler has said anything.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define main_logic(command, parameters)")
 
     def get_tensors(self, parameters: str, count: int | None = None) -> list[Any] | None:
@@ -71,8 +80,8 @@ class TechRenaissanceServer:
             count: how many there must be; None for any number.
 
         Returns:
-            They, in order; or None if one is missing or the count is wrong. The reason goes to the controller
-            with the reply, unless the handler gives a message of its own.
+            The tensors, in order; None if one is missing or the count is wrong. The reason goes to the controller with
+            the reply, unless the handler gives a message of its own.
         """
         found = self._quick_fetch(parameters)
         if found is not None and (count is None or len(found) == count):
@@ -98,13 +107,23 @@ class TechRenaissanceServer:
         Raises:
             UnsupportedTensor: one is not a tensor that TSR can hold.
             OutOfSpace: no room.
+            SessionNotStarted: there is no request.
         """
         if self._reply is None or self._transfer is None:
             raise SessionNotStarted("send_tensors answers a request, and there is none now")
         self._transfer.publish(tensors)
 
     def write_response(self, command: str, result: str, message: str = "") -> None:
-        """Set the reply's text; with :meth:`send_tensors` in the same request it makes one response."""
+        """Set the reply's text. Together with :meth:`send_tensors` in the same request it makes one response.
+
+        Args:
+            command: what the handler calls the command.
+            result: the text.
+            message: a remark.
+
+        Raises:
+            SessionNotStarted: there is no request.
+        """
         if self._reply is None:
             raise SessionNotStarted("write_response answers a request, and there is none now")
         self._reply.command = command
@@ -112,12 +131,16 @@ class TechRenaissanceServer:
         self._reply.message = message
 
     def write_status(self, text: str) -> None:
-        """Tell the controller what goes on, ``"busy: epoch 3"`` say.
+        """Write a status with a remark for the controller, for example ``"busy: epoch 3"``.
 
-        ``exiting`` or ``terminated`` also ends the worker when this request is answered.
+        ``exiting`` or ``terminated`` also ends the worker after the response to this request.
+
+        Args:
+            text: a status word, then perhaps a colon and the remark.
 
         Raises:
-            BadMessage: the first word is no status, or one that cannot follow the last.
+            BadMessage: the first word is no status, or a status that cannot follow the last one.
+            SessionNotStarted: the server does not run.
         """
         line = parse_status(text)
         channel = self._open_channel()
@@ -130,7 +153,7 @@ class TechRenaissanceServer:
             self._is_stopping = True
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = "float32", framework: str | None = None) -> Any:
-        """A loan: a tensor of undefined content in shared memory, which :meth:`send_tensors` need not copy.
+        """A loan: a tensor of undefined content in shared memory; :meth:`send_tensors` copies nothing of it.
 
         Args:
             shape: sizes in elements, outermost first.
@@ -138,7 +161,9 @@ class TechRenaissanceServer:
             framework: ``"numpy"`` or ``"torch"``; the server's own if left out.
 
         Raises:
+            UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
             OutOfSpace: no room.
+            SessionNotStarted: the server does not run.
         """
         if self._transfer is None:
             raise SessionNotStarted("empty() lends memory of a session, and the server does not run yet")
@@ -148,7 +173,7 @@ class TechRenaissanceServer:
 
     @property
     def rejected(self) -> int:
-        """In a session with ``auth=True``: messages that were not the controller's, and were not obeyed."""
+        """In a session with ``auth=True``: how many messages the controller had not signed; they were ignored."""
         return self._rejections.rejected
 
     def debug_message(self, *args: Any) -> None:
@@ -159,13 +184,14 @@ class TechRenaissanceServer:
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def run(self, session_id: str | None = None) -> None:
-        """Serve until told to end. Returns when the session is over.
+        """Serve requests until the session is over.
 
         Args:
-            session_id: which session, or its directory; from the command line if left out.
+            session_id: of the session, or its directory; from the command line if left out.
 
         Raises:
-            SessionNotStarted: there is no such session.
+            SessionNotStarted: there is no such session, or it has another worker.
+            HostilePath: another user can write to it.
         """
         if session_id is None:
             if len(sys.argv) < 2:
@@ -190,7 +216,7 @@ class TechRenaissanceServer:
         return not self._is_stopping
 
     def process_request(self) -> None:
-        """Wait for the next request and answer it; returns without one when it is time to end."""
+        """Wait for the next request and answer it. Returns without one when the worker must end."""
         channel = self._channel or self._open_channel()
         attachment = self._attachment
         assert attachment is not None
@@ -212,7 +238,7 @@ class TechRenaissanceServer:
             request = decode_request(raw)
         except (BadMessage, HostilePath) as error:
             if isinstance(error, HostilePath) and channel.has_message():
-                raise  # a directory in the message's place: nothing else can come
+                raise  # a directory in place of the message: no message can come
             self.debug_message(error)
             self._advance_status(channel, Status.ERROR, str(error))
             channel.reply_unreadable(Failure(FailureKind.BAD_INPUT, type(error).__name__, str(error)))
@@ -225,7 +251,7 @@ class TechRenaissanceServer:
             self._serve(*attachment.legacy_side(), request)
 
     def _stop_once(self) -> bool:
-        """A signal asks for the end; whether it is the first to do so."""
+        """Note that a signal came that ends the worker. Returns whether it is the first one."""
         is_first, self._is_stopping = not self._is_stopping, True
         return is_first
 
@@ -234,13 +260,13 @@ class TechRenaissanceServer:
         return self._is_stopping or self._is_orphan or channel is None or channel.is_exit_requested()
 
     def _advance_status(self, channel: Channel, status: Status, detail: str = "") -> None:
-        """Write a status, if the protocol's table lets it follow; else the status already says that the worker ends."""
+        """Write a status, if it may follow the last one; if not, the last one already says that the worker ends."""
         if status in TRANSITIONS[self._status]:
             try:
                 if channel.advance_status(status, detail):
                     self._status = status
             except OutOfSpace:
-                self._status = status  # in a channel of files; the next status or the reply says more
+                self._status = status  # in a channel of files; the next status or the response will say it
 
     def _serve(self, channel: Channel, transfer: WorkerTransfer, request: Request) -> None:
         """Answer a request that took the slow path."""
@@ -270,12 +296,12 @@ class TechRenaissanceServer:
         """Send the response to a request.
 
         Args:
-            channel: where to.
-            transfer: where its tensors are.
-            request: what was asked.
+            channel: to send it on.
+            transfer: of the request's tensors and results.
+            request: the request.
             reply: what the handler said.
-            is_known: what it returned; None if it forgot to, and then it knew the command if it said anything.
-            failure: how the handler failed.
+            is_known: what the handler returned; if None, it knew the command if it has said anything.
+            failure: how the handler failed; None if it did not.
         """
         has_replied = reply.result is not None or bool(transfer.results)
         if failure is None and not (has_replied if is_known is None else is_known):
@@ -290,7 +316,7 @@ class TechRenaissanceServer:
             self._advance_status(channel, Status.ERROR, failure.message)
         try:
             channel.send(Response(request.seq, command, result, message, now_ms(), tensors, failure))
-        except (TRException, OSError) as error:  # too long, or no text, or no file for a long one: answer that instead
+        except (TRException, OSError) as error:  # too long, or no text, or no file for a spill: send this error instead
             transfer.withdraw()
             self._advance_status(channel, Status.ERROR, str(error))
             failure = Failure(FailureKind.HANDLER, type(error).__name__, str(error))
@@ -298,11 +324,11 @@ class TechRenaissanceServer:
             self._insist(channel, Response(seq=request.seq, command=command, timestamp=now_ms(), error=failure))
 
     def describe_unknown(self, command: str) -> str:
-        """The line that tells the controller that a command is unknown."""
+        """The message of the failure for an unknown command."""
         return f"the worker knows no command {command[:80]!r}"
 
     def _insist(self, channel: Channel, response: Response) -> None:
-        """Send a short response, as soon as there is room for it."""
+        """Send a short response, as soon as the file system has room for it."""
         while True:
             try:
                 channel.send(response)
@@ -313,17 +339,17 @@ class TechRenaissanceServer:
             time.sleep(_RETRY_S)
             self._advance_status(channel, self._status)
 
-    # -- what a subclass of ours uses beside the public methods ---------------------------------------------------
+    # -- what ``Server`` uses beside the public methods -----------------------------------------------------------
 
     def _set_result(self, text: str) -> None:
-        """Set the reply's text, and leave what the handler has set beside it."""
+        """Set the reply's text; keep the other fields that the handler has set."""
         if self._reply is None:
             raise SessionNotStarted("a result answers a request, and there is none now")
         self._reply.result = str(text)
 
     @property
     def _tags(self) -> Container[str]:
-        """What names a tensor now."""
+        """The tags that name a tensor now."""
         return () if self._transfer is None else self._transfer.tags
 
     def _quick_fetch(self, parameters: str) -> list[Any] | None:
@@ -349,8 +375,8 @@ class TechRenaissanceServer:
         """Find the session and connect to it.
 
         Raises:
-            SessionNotStarted: there is no such session.
-            HostilePath: somebody else can write to it.
+            SessionNotStarted: there is no such session, or it has another worker.
+            HostilePath: another user can write to it.
         """
         attachment = self._attachment = attach(session_id, self._rejections)
         self.session_dir = attachment.directory
@@ -362,13 +388,13 @@ class TechRenaissanceServer:
         self._fast_path = worker_fast_path(attachment.channel, attachment.transfer, deaths)
 
     def cleanup_session_dir(self) -> None:
-        """Disconnect; removes the session's directory if the controller can no longer do so."""
+        """Disconnect from the session. Removes its directory if the controller is dead."""
         channel, self._channel = self._channel, None
         self._fast_path = None
         attachment = self._attachment
         if channel is None or attachment is None:
             return
-        self._has_ended.set()  # first, for stopping the watch waits for its thread
+        self._has_ended.set()  # first, because to stop the watch waits for its thread
         self._advance_status(channel, Status.EXITING)
         if self._watch is not None and not self._is_orphan:
             self._watch.stop()
@@ -380,12 +406,12 @@ class TechRenaissanceServer:
             attachment.remove()
 
     def _controller_died(self) -> None:
-        """In the watch's thread: end the loop, or, if a command does not end, the process."""
+        """Runs in the watch's thread: ends the loop; if a handler does not end in time, ends the process."""
         self._is_orphan = True
         channel = self._channel
         if channel is not None:
             channel.wake()
-        if not self._has_ended.wait(_ORPHAN_GRACE_S):
+        if not self._has_ended.wait(ORPHAN_GRACE_S):
             try:
                 if self._attachment is not None:
                     self._attachment.remove()

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a worker. Decides nothing about how."""
+"""Makes SIGINT and SIGTERM end a worker. Never decides what the worker does at its end."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Stop(BaseException):
 
 @contextmanager
 def stop_signals(is_first: Callable[[], bool]) -> Iterator[None]:
-    """Have SIGINT and SIGTERM raise :class:`Stop` in the block. Only the main thread may; others change nothing.
+    """Have SIGINT and SIGTERM raise :class:`Stop` in the block. In another thread than the main one, changes nothing.
 
     Args:
-        is_first: notes that a signal came; False if that was noted before, and then nothing is raised.
+        is_first: notes that a signal came, and returns whether it is the first one; only the first one raises.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -65,10 +65,12 @@ def is_same_file(fd: int, path: str) -> bool:
 
 
 def list_dir(path: str) -> list[str]:
+    """The names in a directory, in no order."""
     return os.listdir(path)
 
 
 def link_target(path: str) -> str:
+    """The text of a symlink."""
     return os.readlink(path)
 
 
@@ -91,6 +93,12 @@ def replacement_of(path: str) -> tuple[str, int]:
 
 
 def link(source: str, target: str) -> None:
+    """Give the file ``source`` a second name; a symlink is not followed.
+
+    Raises:
+        FileExistsError: the name ``target`` is taken.
+        OutOfSpace: no room for another name.
+    """
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:

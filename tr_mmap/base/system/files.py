@@ -23,7 +23,7 @@ __all__ = [
     "close",
     "create_file",
     "file_nbytes",
-    "hear_hangup",
+    "signal_on_hangup",
     "is_sparse",
     "make_pipe",
     "open_dir",
@@ -130,10 +130,12 @@ def create_file(path: str, mode: int = 0o600) -> int:
 
 
 def close(fd: int) -> None:
+    """Close a descriptor; it is closed even if this raises."""
     os.close(fd)
 
 
 def file_nbytes(fd: int) -> int:
+    """The size of an open file in bytes."""
     return os.fstat(fd).st_size
 
 
@@ -271,7 +273,7 @@ def read_pipe(fd: int, limit_nbytes: int) -> bytes:
         return data
 
 
-def hear_hangup(fd: int, number: int) -> bool:
+def signal_on_hangup(fd: int, number: int) -> bool:
     """Have the kernel send this process a signal when the last write end of a pipe is closed (Linux).
 
     Args:

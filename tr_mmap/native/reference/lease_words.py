@@ -45,14 +45,14 @@ class LeaseWords:
 
     def claim(self) -> int:
         """Owner: from now on no reader can acquire the lease. Returns the lease, or 2 (PINNED) if a guest came."""
-        return self._withdraw(0)
+        return self._clear_seq(0)
 
     def retire(self) -> int:
         """Owner: give the segment up for ever. Returns the lease, or 2 (PINNED) if a guest came."""
         self._words[SEQ_COPY_WORD] = SEQ_RETIRED
-        return self._withdraw(SEQ_RETIRED)
+        return self._clear_seq(SEQ_RETIRED)
 
-    def _withdraw(self, seq: int) -> int:
+    def _clear_seq(self, seq: int) -> int:
         words = self._words
         words[SEQ_WORD] = seq
         with _FENCE:

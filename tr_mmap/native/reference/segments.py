@@ -336,7 +336,7 @@ class FreeLists:
         return self.seq
 
     def quick_publish(self, tensor: Any) -> Any:  # noqa: ARG002
-        """Publish an array whose layout a free segment has had before, or a whole loan.
+        """Publish an array of the layout that some free segment had last, or a whole loan.
 
         Returns:
             Its segment, with one more hold; None if the slow path is needed, and then nothing was published. Always
