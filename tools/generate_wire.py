@@ -15,9 +15,9 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tr_mmap.wire import header, messages, names, segments, waits  # noqa: E402 - the line above makes it importable
+from tr_mmap.wire import header, limits, messages, names, segments, waits  # noqa: E402 - the line above makes it importable
 
-MODULES: Final = (header, segments, messages, names, waits)
+MODULES: Final = (header, segments, messages, names, waits, limits)
 
 C_FILE: Final = ROOT / "tr_mmap" / "native" / "wire.h"
 CPP_FILE: Final = ROOT / "tr_mmap" / "cpp" / "include" / "tr_mmap" / "wire.hpp"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support import FOREVER_MS
 
-from tr_mmap import PythonSession, SessionNotStarted
+from tr_mmap import PythonSession, ResponseTimeout, SessionNotStarted, WorkerDied
 
 ENDS: list[Callable[[PythonSession], Any]] = [PythonSession.close, PythonSession.please_exit]
 WAITS: list[Callable[[PythonSession, float], Any]] = [PythonSession.wait_for_response, PythonSession.wait_for_tensor]
@@ -45,3 +45,20 @@ def test_a_request_still_reaches_a_thread_that_waits_for_one(mapped: PythonSessi
         waiter = pool.submit(mapped.wait_for_response, FOREVER_MS)
         mapped.send_request("hello waiter")
         assert waiter.result(20) == "Hello Waiter"
+
+
+def test_a_worker_that_ends_leaves_the_session_to_be_started_again_and_the_wait_to_its_time() -> None:
+    session = PythonSession(quiet_mode=True)
+    session.start()
+    assert session.wait_until_ready()
+    with ThreadPoolExecutor(1) as pool:
+        waiter = pool.submit(session.wait_for_response, 1500.0)
+        session.terminate()
+        with pytest.raises(WorkerDied):
+            session.fetch_response("hello")
+        with pytest.raises((ResponseTimeout, SessionNotStarted)):
+            waiter.result(20)
+    session.start()
+    assert session.wait_until_ready()
+    assert session.fetch_response("hello again") == "Hello Again"
+    session.please_exit()

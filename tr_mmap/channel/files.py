@@ -19,11 +19,12 @@ from ..errors import BadMessage, ResponseTimeout, TRException
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import MAX_MESSAGE_NBYTES, STATUS_FILE
+from ..wire.waits import DEFAULT_TIMEOUT_MS
 from .interface import Channel, Role, check_bounds
 
 __all__ = ["SEND_TIMEOUT_MS", "FileChannel", "PollRate"]
 
-SEND_TIMEOUT_MS: Final = 10_000.0  # how long the peer may leave our previous message unread
+SEND_TIMEOUT_MS: Final = DEFAULT_TIMEOUT_MS  # how long the peer may leave our previous message unread
 
 
 class PollRate:

@@ -45,7 +45,8 @@ class Dispatcher:
     def __init__(self, resources: SessionResources, lock: threading.RLock, framework: str) -> None:
         self.resources = resources
         self.transfer = resources.transfer
-        self._changed = threading.Condition(lock)  # a request was sent, or the worker is gone
+        self._changed = threading.Condition(lock)  # a request was sent, or the session is closed
+        self._is_closed = False
         self._framework = framework
         self._seq = 0
         self._pending: Request | None = None  # sent and not answered
@@ -250,8 +251,9 @@ class Dispatcher:
         self.worker()
         began_s = time.monotonic()
         if not self._can_take():
-            self._changed.wait_for(lambda: self._can_take() or self.resources.worker is None, timeout_ms / 1000)
-            self.worker()  # raises if the session was closed meanwhile
+            self._changed.wait_for(lambda: self._can_take() or self._is_closed, timeout_ms / 1000)
+            if self._is_closed:
+                self.worker()  # raises
         if self._unclaimed:
             response, held = self._unclaimed.popleft()
             if response.error is not None:
@@ -401,4 +403,5 @@ class Dispatcher:
         try:
             self.resources.release()
         finally:
+            self._is_closed = True
             self._changed.notify_all()

@@ -16,18 +16,17 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Final
 
 from ..base import system
 from ..wire.names import LIFELINE_FD_VARIABLE
+from .identity import ON_LINUX
 
 __all__ = ["GRACE_S", "Lifeline", "hold"]
 
 GRACE_S: Final = 16  # a signal's number, see above
-_ON_LINUX: Final = sys.platform == "linux"
 
 
 class Lifeline:
@@ -35,7 +34,7 @@ class Lifeline:
 
     def __init__(self) -> None:
         self._reading = self._writing = -1
-        if _ON_LINUX:
+        if ON_LINUX:
             self._reading, self._writing = system.make_pipe()
 
     @contextmanager
@@ -69,7 +68,7 @@ class Lifeline:
 def hold(environ: MutableMapping[str, str] = os.environ) -> bool:
     """Take the worker's end, if the controller passed one. Returns whether this process now ends with it."""
     number = environ.pop(LIFELINE_FD_VARIABLE, "")  # our children must not hold it
-    if not _ON_LINUX or not re.fullmatch("[0-9]{1,9}", number):
+    if not ON_LINUX or not re.fullmatch("[0-9]{1,9}", number):
         return False
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p

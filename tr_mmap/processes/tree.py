@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 
 from ..base import system
+from ..wire.limits import MAX_ENVIRON_NBYTES
 from ..wire.names import WORKER_MARK_VARIABLE
-from ..wire.waits import MAX_ENVIRON_NBYTES
 from .identity import ON_LINUX, Identity, Stat
 
 __all__ = ["has_mark", "with_descendants"]
@@ -48,6 +49,6 @@ def _environment_portable(pid: int) -> list[bytes]:
     import psutil  # here, because it takes 15 ms
 
     try:
-        return [f"{name}={value}".encode() for name, value in psutil.Process(pid).environ().items()]
+        return [os.fsencode(f"{name}={value}") for name, value in psutil.Process(pid).environ().items()]
     except (psutil.Error, OSError):
         return []

@@ -7,7 +7,8 @@ import sys
 import threading
 
 from ..base import system
-from ..wire.waits import LOG_TAIL_NBYTES, POLL_S
+from ..wire.limits import LOG_TAIL_NBYTES
+from ..wire.waits import POLL_S
 
 __all__ = ["LogForwarder", "log_tail"]
 

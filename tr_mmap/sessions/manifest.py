@@ -17,9 +17,9 @@ from ..base.strict_json import refuse_duplicates
 from ..errors import BadMessage
 from ..processes.identity import Identity
 from ..transfer.options import TransferOptions
+from ..wire.limits import MAX_MANIFEST_NBYTES
 from ..wire.messages import PROTOCOL_VERSION
 from ..wire.names import MANIFEST_FILE
-from ..wire.waits import MAX_MANIFEST_NBYTES
 
 __all__ = ["Manifest", "read", "write"]
 

@@ -128,7 +128,7 @@ class Workspace:
                 if self._place(path, manifest):
                     return path
                 is_free = reclaim(path, require_dead)
-                kept = NotReclaimable("it changes hands all the time", may_pass=True)
+                kept = NotReclaimable("other processes take the name again and again", may_pass=True)
             except FileNotFoundError as error:  # another process's release removed the empty parents at this moment
                 kept = NotReclaimable(f"{error.filename} keeps vanishing", may_pass=True)
             except NotReclaimable as found:

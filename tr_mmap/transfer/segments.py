@@ -123,11 +123,11 @@ class SegmentControllerTransfer(ControllerTransfer):
         self.quick_loan = self._pool.quick_loan
         self._tags = Tags(directory, self._release_later)
         self.unannounced = self._tags.unannounced
-        self._reader: SegmentReader | None = None
+        self._reader = self._new_reader()  # of the running worker, or of the last one
         self._in_flight: list[Segment] = []  # what the worker may still read for the request in flight
 
     def fast_path_parts(self) -> TensorParts | None:
-        if self._has_checksum or self._reader is None:
+        if self._has_checksum:
             return None
         return TensorParts((self._pool, self._reader.mapped, self._in_flight), {})
 
@@ -185,27 +185,24 @@ class SegmentControllerTransfer(ControllerTransfer):
         return self._pool.stats()
 
     def receive(self, ref: TensorRef, framework: str) -> Any:
-        assert self._reader is not None
         return self._reader.receive(ref.segment, ref.seq, framework, ref.tag)
 
     def worker_started(self, is_over: Callable[[], bool]) -> None:
         self._pool.is_reader_gone = is_over
-        self._reader = SegmentReader(self._directory, verify=self._has_checksum)
+        self._reader = self._new_reader()
 
     def worker_ended(self) -> None:
-        self._close_reader()
+        self._reader.close()
         self.withdraw()
         self._pool.reader_died()
         self._tags.announce_all_again()
 
-    def _close_reader(self) -> None:
-        receiver, self._reader = self._reader, None
-        if receiver is not None:
-            receiver.close()
+    def _new_reader(self) -> SegmentReader:
+        return SegmentReader(self._directory, verify=self._has_checksum)
 
     def collect(self) -> None:
         drain()
 
     def close(self) -> None:
-        self._close_reader()
+        self._reader.close()
         self._pool.close()

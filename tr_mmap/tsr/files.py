@@ -111,6 +111,8 @@ def save(
                     header = _encode(dtype, array.shape, version, checksum=crc)
                 system.write_all(fd, header)
     except FileNotFoundError:
+        if os.path.isdir(directory or "."):
+            raise
         raise FileNotFoundError(errno.ENOENT, "cannot save a tensor: no such directory", directory) from None
 
 

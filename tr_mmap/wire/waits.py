@@ -1,4 +1,4 @@
-"""Waits, retries and timeouts, and how much is read at most, where both languages need the same values."""
+"""Waits, retries and timeouts, where both languages need the same values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,3 @@ ORPHAN_GRACE_S: Final = 2.0
 ORPHAN_WAIT_S: Final = 2 * ORPHAN_GRACE_S
 
 POLL_S: Final = 0.1  # for what cannot wake us: the death of a process (without a pidfd), a log that grows
-
-LOG_TAIL_NBYTES: Final = 16 << 10  # of a dead worker's output in an error: a traceback or two
-MAX_ENVIRON_NBYTES: Final = 8 << 20  # of a process whose mark is read: more than a process can start with
-MAX_MANIFEST_NBYTES: Final = 64 << 10  # a real one is under 1 KiB; a reader must not read an endless file

@@ -13,7 +13,7 @@ from ..base import system
 from ..base.identifiers import check_session_id
 from ..channel.authenticated import RejectionCounter, protect
 from ..channel.interface import Channel, Role
-from ..channel.kinds import channel_kind
+from ..channel.kinds import CHANNEL_NAMES, channel_kind
 from ..errors import BadMessage, HostilePath, SessionNotStarted
 from ..processes.launcher import find_launcher
 from ..processes.lifeline import hold
@@ -112,6 +112,9 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
     if manifest.worker_mark and os.environ.get(WORKER_MARK_VARIABLE, manifest.worker_mark) != manifest.worker_mark:
         # We were slow to start; meanwhile our controller has ended, or has started another worker.
         raise SessionNotStarted(f"session {manifest.session_id!r} has another worker by now")
+    if manifest.channel not in CHANNEL_NAMES:
+        known = ", ".join(CHANNEL_NAMES)
+        raise BadMessage(f"the session's channel is {manifest.channel[:80]!r}, known are {known}", detail="channel")
     transfer = worker_transfer(manifest.channel, directory, manifest.transfer)
     channel = channel_kind(manifest.channel).attach(directory, manifest.doorbells)
     channel.set_spin(manifest.spin_us)

@@ -8,7 +8,6 @@ from typing import Any, Final, TypeVar
 from ..errors import BadMessage, TRException
 from ..wire.messages import EXIT_COMMAND
 from .binding import Command
-from .reply import BadInput
 from .server import TechRenaissanceServer
 
 __all__ = ["Server"]
@@ -78,14 +77,16 @@ class Server(TechRenaissanceServer):
 
     def _arguments(self, known: Command, parameters: str) -> list[Any]:
         """The arguments for a command's function, by the fast path if possible."""
-        if known.tensor_counts:
-            arguments = self._quick_fetch(parameters)
+        fast_path = self._fast_path
+        if fast_path is not None and known.tensor_counts and self.framework == "numpy":
+            arguments = fast_path.quick_fetch(parameters)
             if arguments is not None and len(arguments) in known.tensor_counts:
                 return arguments
         try:
             return known.bind(parameters, self._tags, self._fetch, self.framework)
         except TRException as error:
-            raise BadInput(error) from error
+            self._blame_input(error)
+            raise
 
     def describe_unknown(self, command: str) -> str:
         return f"the worker knows no command {command[:80]!r}; it knows {', '.join(sorted(self._commands))}"

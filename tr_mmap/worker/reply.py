@@ -10,7 +10,7 @@ import msgspec
 
 from ..protocol.messages import Failure, FailureKind
 
-__all__ = ["BadInput", "Reply", "failure_of", "log", "printable"]
+__all__ = ["Reply", "failure_of", "log", "printable"]
 
 
 class Reply(msgspec.Struct):
@@ -21,31 +21,21 @@ class Reply(msgspec.Struct):
         result: the text; None if the handler has set none.
         message: a remark.
         complaint: why ``get_tensors`` returned None; sent as the remark if the handler makes none.
+        bad_input: raised because the request's words do not fit the command; its handler was not called.
     """
 
     command: str = ""
     result: str | None = None
     message: str = ""
     complaint: str = ""
+    bad_input: Exception | None = None
 
 
-class BadInput(Exception):
-    """The request's words do not fit the command: the handler was not called.
-
-    Attributes:
-        error: the error that the response describes.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def failure_of(error: Exception) -> Failure:
-    """The failure for what a handler raised; its traceback also goes to the log."""
-    if isinstance(error, BadInput):
-        return Failure(FailureKind.BAD_INPUT, type(error.error).__name__, printable(error.error))
+def failure_of(error: Exception, reply: Reply) -> Failure:
+    """The failure for what was raised while a request was handled. A handler's traceback also goes to the log."""
     name = type(error).__name__
+    if error is reply.bad_input:
+        return Failure(FailureKind.BAD_INPUT, name, printable(error))
     trace = printable("".join(traceback.format_exception(error)))
     log(trace)
     return Failure(FailureKind.HANDLER, name, printable(error), trace)

@@ -83,9 +83,10 @@ class TechRenaissanceServer:
             The tensors, in order; None if one is missing or the count is wrong. The reason goes to the controller with
             the reply, unless the handler gives a message of its own.
         """
-        found = self._quick_fetch(parameters)
-        if found is not None and (count is None or len(found) == count):
-            return found
+        if self._fast_path is not None and self.framework == "numpy":
+            found = self._fast_path.quick_fetch(parameters)
+            if found is not None and (count is None or len(found) == count):
+                return found
         tags = split_words(parameters)
         if count is not None and len(tags) != count:
             self._complain(f"{count} tensors are needed, {len(tags)} are named: {parameters[:200]!r}")
@@ -226,7 +227,7 @@ class TechRenaissanceServer:
                 return
             if left is not None:
                 request, reply, is_known, error = left
-                failure = None if error is None else failure_of(error)
+                failure = None if error is None else failure_of(error, reply)
                 del left, error  # and the traceback, whose frames hold views
                 self._finish(channel, attachment.transfer, request, reply, is_known, failure)
                 return
@@ -279,7 +280,7 @@ class TechRenaissanceServer:
         try:
             is_known = self.main_logic(request.command, request.parameters)
         except Exception as error:
-            failure = failure_of(error)
+            failure = failure_of(error, reply)
         finally:
             self._reply = None
         self._finish(channel, transfer, request, reply, is_known, failure)
@@ -347,16 +348,15 @@ class TechRenaissanceServer:
             raise SessionNotStarted("a result answers a request, and there is none now")
         self._reply.result = str(text)
 
+    def _blame_input(self, error: Exception) -> None:
+        """Note that the request's words raised this error, and no handler."""
+        if self._reply is not None:
+            self._reply.bad_input = error
+
     @property
     def _tags(self) -> Container[str]:
         """The tags that name a tensor now."""
         return () if self._transfer is None else self._transfer.tags
-
-    def _quick_fetch(self, parameters: str) -> list[Any] | None:
-        """The tensors that a parameter text names, by the fast path; None if the slow path is needed."""
-        if self._fast_path is None or self.framework != "numpy":
-            return None
-        return self._fast_path.quick_fetch(parameters)
 
     def _fetch(self, tag: str, framework: str) -> Any:
         """The tensor of a tag."""

@@ -119,7 +119,7 @@ class MessagePage:
         while not self.has_message() and time.monotonic() < until_s:
             pass
 
-    def _take_and_learn(self) -> bytes | None:
+    def _take_and_adapt(self) -> bytes | None:
         """Take the next message. If the wait for it was long, do not poll for the one after it."""
         line = self.take()
         if self._spin_s:
@@ -153,11 +153,11 @@ class MessagePage:
         while left_s > 0 and not stop():
             if self._spin_s and self._should_spin:
                 self._spin(min(self._spin_s, left_s))
-                line = self._take_and_learn()
+                line = self._take_and_adapt()
                 if line is not None:
                     return line
             semaphore.wait(min(left_s, slice_s))
-            line = self._take_and_learn()
+            line = self._take_and_adapt()
             if line is not None:
                 return line
             left_s = timeout_s - (time.monotonic() - began_s)

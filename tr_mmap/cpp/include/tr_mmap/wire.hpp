@@ -143,6 +143,8 @@ inline constexpr double terminate_grace_s = 1.0;
 inline constexpr double orphan_grace_s = 2.0;
 inline constexpr double orphan_wait_s = 4.0;
 inline constexpr double poll_s = 0.1;
+
+// limits.py
 inline constexpr std::size_t log_tail_nbytes = 16384;
 inline constexpr std::size_t max_environ_nbytes = 8388608;
 inline constexpr std::size_t max_manifest_nbytes = 65536;

@@ -1,0 +1,9 @@
+"""How much is read at most of what another process wrote, where both languages do."""
+
+from __future__ import annotations
+
+from typing import Final
+
+LOG_TAIL_NBYTES: Final = 16 << 10  # of a dead worker's output in an error: a traceback or two
+MAX_ENVIRON_NBYTES: Final = 8 << 20  # of a process whose mark is read: more than a process can start with
+MAX_MANIFEST_NBYTES: Final = 64 << 10  # a real one is under 1 KiB; a reader must not read an endless file
