@@ -73,7 +73,7 @@ class Faults:
         for module in (files, dirents):
             calls = {name: self._wrap(name, getattr(fcntl, name)) for name in FCNTL_CALLS}
             monkeypatch.setattr(module, "fcntl", _Substitute(fcntl, calls))
-        # The extension's short cut makes its calls itself; whatever they say, the long way is taken then.
+        # The extension's fast path makes its calls itself; whatever they say, the slow path is taken then.
         monkeypatch.setattr("tr_mmap.tsr.files.quick_load", lambda *_: None)
         monkeypatch.setattr(dirents, "shutil", _Substitute(shutil, {"rmtree": self._rmtree}))
 

@@ -18,8 +18,6 @@ from tr_mmap import PythonSession, SessionNotStarted, WorkerDied
 
 DEATH_NOTICED_S = 1.0
 A = np.arange(1000.0)
-
-
 CHANNELS = pytest.mark.parametrize("channel", ["mapped", "files"])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from short_cut_pair import Pair
+from fast_path_pair import Pair
 
 
 @pytest.fixture(scope="module")

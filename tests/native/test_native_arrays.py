@@ -331,7 +331,7 @@ def test_a_segment_and_its_pool_are_freed_together(native: Any) -> None:
     assert [each() for each in watched] == [None, None]
 
 
-# -- short cuts --------------------------------------------------------------------------------------------------------
+# -- fast paths --------------------------------------------------------------------------------------------------------
 
 
 class Stock:
@@ -378,7 +378,7 @@ UNLIKE = {
 
 
 @pytest.mark.parametrize("tensor", UNLIKE.values(), ids=UNLIKE)
-def test_what_is_not_like_the_last_tensor_takes_the_long_way(stock: Stock, tensor: Any) -> None:
+def test_what_is_not_like_the_last_tensor_takes_the_slow_path(stock: Stock, tensor: Any) -> None:
     before = stock.state()
     assert stock.pool.quick_publish(tensor) is None
     assert stock.state() == before
@@ -397,7 +397,7 @@ def test_what_is_like_the_last_tensor_is_published_whole_or_not_at_all(native: A
     assert (stock.sides.words[SEQ], stock.sides.words[LAYOUT]) == (6, 1)
 
 
-def test_a_segment_that_somebody_looks_at_or_whose_header_says_other_is_no_short_cut(stock: Stock) -> None:
+def test_a_segment_that_somebody_looks_at_or_whose_header_says_other_is_no_fast_path(stock: Stock) -> None:
     tensor = np.zeros(8, np.float32)
     stock.sides.set_layout()
     view = stock.sides.leased.view(5)
@@ -456,7 +456,7 @@ class Eight(int):
         (8, None),
     ],
 )
-def test_another_wish_than_the_last_takes_the_long_way(stock: Stock, shape: Any, dtype: Any) -> None:
+def test_another_wish_than_the_last_takes_the_slow_path(stock: Stock, shape: Any, dtype: Any) -> None:
     before = stock.state()
     assert stock.pool.quick_loan(shape, dtype) is None
     assert stock.state() == before
@@ -470,7 +470,7 @@ def test_a_pool_that_has_segments_to_give_up_does_that_first(native: Any, stock:
     assert stock.state() == before
 
 
-def test_a_loan_that_others_can_still_write_to_takes_the_long_way(native: Any, stock: Stock) -> None:
+def test_a_loan_that_others_can_still_write_to_takes_the_slow_path(native: Any, stock: Stock) -> None:
     stock.segment.free_list.clear()
     loan = stock.segment.loan()
     beside = loan[:2]

@@ -1,4 +1,4 @@
-"""A worker that speaks only the older dialect: SESSION_ID (with TR_WORKSPACE), or DIRECTORY. Standard library only.
+"""A worker that speaks only the legacy dialect: SESSION_ID (with TR_WORKSPACE), or DIRECTORY. Standard library only.
 
 Written from the description of that dialect, as a program of its time would be. It deletes its inputs after reading,
 writes ``r.tsr`` (or ``r0.tsr r1.tsr ...``) in place, and its status without looking what is there.

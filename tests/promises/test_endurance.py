@@ -276,8 +276,8 @@ def test_rings_that_are_dropped_doubled_or_late_lose_nothing_and_hang_nobody(
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-@pytest.mark.skipif(not native.IS_COMPILED, reason="the short cuts are the extension's")
-def test_bad_rings_lose_nothing_that_takes_the_short_cut(
+@pytest.mark.skipif(not native.IS_COMPILED, reason="the fast paths are the extension's")
+def test_bad_rings_lose_nothing_that_takes_the_fast_path(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool, figures: Callable[[str], None]
 ) -> None:
     exchanges = 50_000 if is_full else 2500  # two rings each
@@ -295,10 +295,10 @@ def test_bad_rings_lose_nothing_that_takes_the_short_cut(
     relays = [Doorbell.create(name) for name in MappedChannel.new_doorbells()]  # what the extension rings
     controller._peer_doorbell, worker._peer_doorbell = relays
     problems: list[object] = []
-    asker = controller_fast_path(controller, asking, problems)
-    answerer = worker_fast_path(worker, answering, problems)
-    assert asker is not None
-    assert answerer is not None
+    controller_path = controller_fast_path(controller, asking, problems)
+    worker_path = worker_fast_path(worker, answering, problems)
+    assert controller_path is not None
+    assert worker_path is not None
 
     def relay(bell: Doorbell, bad: BadBell) -> None:
         while not problems:
@@ -315,7 +315,7 @@ def test_bad_rings_lose_nothing_that_takes_the_short_cut(
     def serve() -> None:
         server = Negative()
         for _ in range(exchanges):
-            if (left := answerer.serve(server)) is not True:
+            if (left := worker_path.serve(server)) is not True:
                 problems.append(left)
                 return
 
@@ -325,7 +325,7 @@ def test_bad_rings_lose_nothing_that_takes_the_short_cut(
         thread.start()
     try:
         for number in range(1, exchanges + 1):
-            answer = asker.call(number, f"x {number}", (), 30.0)
+            answer = controller_path.call(number, f"x {number}", (), 30.0)
             assert answer is not None
             assert answer[0].result == str(-number)
     finally:

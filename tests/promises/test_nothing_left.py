@@ -15,8 +15,6 @@ from support import TOOLS, Gate, controller, has_ended, leftovers, run_python, s
 from tr_mmap import PythonSession, SessionNotStarted
 
 A = np.arange(1000.0)
-
-
 CHANNELS = pytest.mark.parametrize("channel", ["mapped", "files"])
 
 

@@ -93,7 +93,7 @@ def test_a_view_of_before_the_fork_that_died_pins_nothing(sides: Sides) -> None:
 
 
 def test_a_forked_child_neither_publishes_nor_lends(sides: Sides) -> None:
-    for _ in range(3):  # so that there is a short cut
+    for _ in range(3):  # so that there is a fast path
         sides.pass_on(np.arange(1000))
         sides.pool.empty(1000, "int64", "numpy")
         sides.settle()

@@ -19,8 +19,6 @@ from tr_mmap import PythonSession, UnsupportedTensor
 from tr_mmap.tsr.dtypes import TABLE, DType
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
-
-
 EXAMPLES = settings(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )

@@ -1,4 +1,4 @@
-"""Both ends of a session in one process, by the short cuts and by the long way; and messages of every kind."""
+"""Both ends of a session in one process, by the fast paths and by the slow path; and messages of every kind."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tr_mmap.worker.reply import Reply
 
 FLOATS = np.arange(8, dtype=np.float32)
 OPTIONS = TransferOptions()
-MOST_TENSORS = 16  # that a message of the usual form names
+MAX_TENSORS = 16  # that a message in canonical form names
 
 
 class Handler:
-    """What a server is to the short cut."""
+    """What a server is to the fast path."""
 
     def __init__(self, handle: Callable[[Any], object]) -> None:
         self._reply: Any = None
@@ -68,13 +68,13 @@ class Pair:
         with open(os.path.join(self.directory, f"{name}.json"), "r+b") as file, mmap.mmap(file.fileno(), 0) as page:
             page[:] = (line[:MESSAGE_PAGE_NBYTES] + b"\n").ljust(MESSAGE_PAGE_NBYTES)[:MESSAGE_PAGE_NBYTES]
 
-    def hear_late(self) -> None:
-        """Take what is there the long way."""
+    def receive_late(self) -> None:
+        """Take what is there the slow path."""
         self.controller.receive(0, never)
         self.worker.receive(0, never)
 
     def serve(self, handle: Callable[[Any], object]) -> Any:
-        """As the answerer, but without waiting for what does not come."""
+        """As the worker, but without waiting for what does not come."""
         self.deaths.append(1)
         handler = Handler(handle)
         try:
@@ -84,7 +84,7 @@ class Pair:
             assert handler._reply is None
 
     def listen(self) -> Request | None:
-        """What is asked, if it comes by the short cut; it is left to be finished."""
+        """What is asked, if it comes by the fast path; it is left to be finished."""
         left = self.serve(lambda _: None)
         if left is None:
             return None
@@ -92,7 +92,7 @@ class Pair:
         assert (answer, is_known, error) == (Reply(), None, None)
         return request
 
-    def pass_by_long_way(self, tensors: tuple[Any, ...]) -> None:
+    def pass_by_slow_path(self, tensors: tuple[Any, ...]) -> None:
         """So that both sides know how such tensors lie."""
         seq = next(self.seq)
         request = self.asking.prepare(seq, "echo", "", tensors)

@@ -1,4 +1,4 @@
-"""The older dialect's promises with a worker that speaks nothing else: our controller drives it.
+"""The legacy dialect's promises with a worker that speaks nothing else: our controller drives it.
 
 The worker is a program of its own in ``tests/peers``, written from the dialect's description alone.
 """
@@ -31,8 +31,6 @@ from tr_mmap import (
 )
 
 OLD_WORKER = ROOT / "tests" / "peers" / "old_worker.py"
-
-
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 B = np.arange(6, 18, dtype=np.float32).reshape(3, 4)
 
@@ -210,7 +208,7 @@ def test_an_answer_to_a_call_that_gave_up_is_never_taken_for_the_next(legacy: Py
 
 
 @pytest.mark.parametrize("option", ["auth", "checksum"])
-def test_what_the_older_dialect_has_not_is_refused(option: str) -> None:
+def test_what_the_legacy_dialect_has_not_is_refused(option: str) -> None:
     with pytest.raises(BadMessage, match=option):
         PythonSession(OLD_WORKER, channel="legacy", **{option: True})
 
@@ -262,7 +260,7 @@ def test_an_old_worker_that_does_not_want_to_end_is_ended() -> None:
         assert not session.is_alive()
 
 
-def test_our_worker_speaks_the_older_dialect_to_our_own_session() -> None:
+def test_our_worker_speaks_the_legacy_dialect_to_our_own_session() -> None:
     with PythonSession(TOOLS, quiet_mode=True, channel="legacy") as session:
         session.send_tensor(A, "a")
         assert bits(session.fetch_tensor("echo a")) == bits(A)

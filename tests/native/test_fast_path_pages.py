@@ -1,4 +1,4 @@
-"""What the short cuts find on a page: a status, or a line, that needs thought is left to the long way."""
+"""What the fast paths find on a page: a status, or a line, that needs thought is left to the slow path."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import threading
 from typing import Any
 
 import pytest
+from fast_path_pair import Handler, Pair
 from hypothesis import given
 from hypothesis import strategies as st
-from short_cut_pair import Handler, Pair
 from support import never
 
 from tr_mmap import native
@@ -20,11 +20,11 @@ from tr_mmap.protocol.status import Status
 from tr_mmap.wire.messages import MESSAGE_PAGE_NBYTES
 from tr_mmap.worker.reply import Reply
 
-pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the short cuts are the extension's")
+pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the fast paths are the extension's")
 
 
 @pytest.mark.parametrize("text", ["exit\n", "busy: epoch 3 of 900\n", "starting\n", "error: x\n"])
-def test_a_status_that_a_word_cannot_replace_is_left_to_the_long_way(pair: Pair, text: str) -> None:
+def test_a_status_that_a_word_cannot_replace_is_left_to_the_slow_path(pair: Pair, text: str) -> None:
     pair.worker.status[:] = text.encode().ljust(len(pair.worker.status))
     pair.controller.send(Request(1, "echo"))
     assert pair.listen() is None
@@ -48,7 +48,7 @@ def test_a_worker_that_says_that_it_ends_while_it_waits_ends(pair: Pair, status:
 
 
 @pytest.mark.parametrize("status", [Status.EXIT, Status.EXITING, Status.READY, Status.ERROR])
-def test_what_a_handler_says_of_its_status_is_left_to_the_long_way(pair: Pair, status: Status) -> None:
+def test_what_a_handler_says_of_its_status_is_left_to_the_slow_path(pair: Pair, status: Status) -> None:
     pair.controller.send(Request(1, "echo"))
     left = pair.serve(lambda _: pair.worker.write_status(status) or True)
     assert left[2:] == (True, None)
@@ -56,7 +56,7 @@ def test_what_a_handler_says_of_its_status_is_left_to_the_long_way(pair: Pair, s
     assert decode_response(pair.page("response")).seq == 0
 
 
-def test_what_a_handler_raises_is_left_to_the_long_way_with_all_that_it_holds(pair: Pair) -> None:
+def test_what_a_handler_raises_is_left_to_the_slow_path_with_all_that_it_holds(pair: Pair) -> None:
     def fail(_: Reply) -> bool:
         raise ZeroDivisionError("by hand")
 
@@ -76,7 +76,7 @@ def test_what_a_handler_raises_is_left_to_the_long_way_with_all_that_it_holds(pa
 
 
 @pytest.mark.parametrize("is_known", [False, None, 1, "yes"])
-def test_a_handler_that_does_not_say_true_is_left_to_the_long_way(pair: Pair, is_known: object) -> None:
+def test_a_handler_that_does_not_say_true_is_left_to_the_slow_path(pair: Pair, is_known: object) -> None:
     pair.controller.send(Request(1, "echo"))
     assert pair.serve(lambda _: is_known)[2] is is_known
     assert decode_response(pair.page("response")).seq == 0
@@ -107,14 +107,14 @@ def changed(draw: st.DrawFn, line: bytes) -> bytes:
 
 
 @given(changed(USUAL_REQUEST))
-def test_a_garbled_request_is_never_taken_for_another_than_the_long_way_makes_of_it(shared: Pair, line: bytes) -> None:
-    shared.hear_late()
+def test_a_garbled_request_is_never_taken_for_another_than_the_slow_path_makes_of_it(shared: Pair, line: bytes) -> None:
+    shared.receive_late()
     shared.worker.write_status(Status.READY)
     shared.write("request", b'{"seq":       2}')
-    shared.hear_late()
+    shared.receive_late()
     shared.write("request", line)
     heard = shared.listen()
-    shared.hear_late()
+    shared.receive_late()
     if heard is not None:
         assert heard == decode_request(line)
         shared.answering.end(heard, is_kept=False)
@@ -122,12 +122,12 @@ def test_a_garbled_request_is_never_taken_for_another_than_the_long_way_makes_of
 
 
 @given(changed(USUAL_RESPONSE))
-def test_a_garbled_answer_is_never_taken_for_another_than_the_long_way_makes_of_it(shared: Pair, line: bytes) -> None:
+def test_a_garbled_answer_is_never_taken_for_another_than_the_slow_path_makes_of_it(shared: Pair, line: bytes) -> None:
     shared.write("response", b'{"seq":       2}')
-    shared.hear_late()
+    shared.receive_late()
     shared.write("response", line)
     heard = shared.controller_path.receive(3, 0.0)
-    shared.hear_late()
+    shared.receive_late()
     if heard is not None:
         response = decode_response(line)
         assert response.tensors == []  # there is no such segment
@@ -166,7 +166,7 @@ def test_a_garbled_answer_is_never_taken_for_another_than_the_long_way_makes_of_
         *(b',"command":"exit"}', b',"command":""}', b',"cmd":"echo"}', b',"timestamp":5,"command":"echo"}', b"}"),
     ],
 )
-def test_a_line_in_any_other_form_than_the_usual_one_is_left_to_the_long_way(pair: Pair, rest: bytes) -> None:
+def test_a_line_in_any_other_form_than_the_usual_one_is_left_to_the_slow_path(pair: Pair, rest: bytes) -> None:
     pair.write("request", b'{"seq":       3' + rest)
     pair.write("response", (b'{"seq":       3' + rest).replace(b'"exit"', b"exit").replace(b'""', b'"\\n"'))
     assert pair.listen() is None
@@ -195,7 +195,7 @@ def test_what_a_signal_handler_raises_comes_through_whatever_it_is(pair: Pair) -
         signal.signal(signal.SIGUSR1, previous)
 
 
-def test_a_message_without_an_end_is_left_to_the_long_way(pair: Pair) -> None:
+def test_a_message_without_an_end_is_left_to_the_slow_path(pair: Pair) -> None:
     endless = b'{"seq":       3,"command":"' + b"x" * MESSAGE_PAGE_NBYTES
     pair.write("response", endless)
     pair.write("request", endless)

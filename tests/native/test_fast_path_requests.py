@@ -1,4 +1,4 @@
-"""Requests by the short cut do what the long way does, byte for byte, or are left to it."""
+"""Requests by the fast path do what the slow path does, byte for byte, or are left to it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fast_path_pair import FLOATS, MAX_TENSORS, Pair, on_the_page, refs, texts, words
 from hypothesis import given
 from hypothesis import strategies as st
-from short_cut_pair import FLOATS, MOST_TENSORS, Pair, on_the_page, refs, texts, words
 from support import never
 
 from tr_mmap import native
@@ -17,13 +17,13 @@ from tr_mmap.protocol.commands import parse_command
 from tr_mmap.protocol.messages import Request, decode_request
 from tr_mmap.protocol.status import Status
 
-pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the short cuts are the extension's")
+pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the fast paths are the extension's")
 
 
 @given(command=texts, parameters=texts)
-def test_a_request_by_the_short_cut_is_what_the_long_way_sends(shared: Pair, command: str, parameters: str) -> None:
+def test_a_request_by_the_fast_path_is_what_the_slow_path_sends(shared: Pair, command: str, parameters: str) -> None:
     message, seq = f"{command} {parameters}", next(shared.seq)
-    shared.hear_late()
+    shared.receive_late()
     before = shared.page("request")
     if not shared.controller_path.send(seq, message, ()):
         assert shared.page("request") == before
@@ -37,7 +37,7 @@ def test_a_request_by_the_short_cut_is_what_the_long_way_sends(shared: Pair, com
 
 
 @pytest.mark.parametrize("message", ["echo", "hello world", "f a b  c", "_x9 {} [1,2]", "grüß" * 0 + "say grüße x"])
-def test_most_messages_take_the_short_cut(pair: Pair, message: str) -> None:
+def test_most_messages_take_the_fast_path(pair: Pair, message: str) -> None:
     assert pair.controller_path.send(1, message, ())
     assert pair.listen() == Request(1, *parse_command(message), decode_request(pair.page("request")).timestamp)
 
@@ -63,7 +63,7 @@ def test_most_messages_take_the_short_cut(pair: Pair, message: str) -> None:
         *("x \u2003y", "x y\xa0", "x " + "y" * 4096, "x \ud800", b"x", None, 3, {"cmd": "x"}, '{"cmd": "x"}'),
     ],
 )
-def test_a_message_that_needs_thought_is_left_to_the_long_way(pair: Pair, message: Any) -> None:
+def test_a_message_that_needs_thought_is_left_to_the_slow_path(pair: Pair, message: Any) -> None:
     before = pair.page("request")
     assert not pair.controller_path.send(1, message, ())
     assert pair.controller_path.sent_seq == 0
@@ -71,10 +71,10 @@ def test_a_message_that_needs_thought_is_left_to_the_long_way(pair: Pair, messag
 
 
 def test_tensors_are_lent_with_a_request_or_none_of_them_is(pair: Pair) -> None:
-    pair.pass_by_long_way((FLOATS, FLOATS + 1))
+    pair.pass_by_slow_path((FLOATS, FLOATS + 1))
     pool = pair.asking._pool
     other = np.arange(3)
-    for tensors in ((FLOATS, other), (other, FLOATS), (FLOATS, "text"), (FLOATS,) * (MOST_TENSORS + 1), [FLOATS], None):
+    for tensors in ((FLOATS, other), (other, FLOATS), (FLOATS, "text"), (FLOATS,) * (MAX_TENSORS + 1), [FLOATS], None):
         assert not pair.controller_path.send(1, "echo", tensors)
         assert pair.asking._in_flight == []
         assert pool.stats().free_nbytes == pool.stats().nbytes
@@ -97,7 +97,7 @@ def test_nothing_is_asked_of_a_worker_that_has_ended(pair: Pair) -> None:
     assert pair.controller_path.sent_seq == 0
 
 
-def test_a_childs_asker_asks_nothing(pair: Pair) -> None:
+def test_a_childs_fast_path_sends_nothing(pair: Pair) -> None:
     pid = os.fork()
     if pid == 0:
         os._exit(bool(pair.controller_path.send(1, "echo", ())))
@@ -116,7 +116,7 @@ requests = st.builds(
 
 
 @given(requests)
-def test_any_request_is_heard_by_the_short_cut_as_by_the_long_way(shared: Pair, request: Request) -> None:
+def test_any_request_is_heard_by_the_fast_path_as_by_the_slow_path(shared: Pair, request: Request) -> None:
     request.seq = next(shared.seq)
     shared.worker.write_status(Status.READY)
     shared.controller.send(request)

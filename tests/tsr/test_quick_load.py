@@ -1,4 +1,4 @@
-"""A usual file is opened by the short cut just as it is; every other one is left to the long way."""
+"""A usual file is opened by the fast path just as it is; every other one is left to the slow path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tr_mmap import load, native, save
 from tr_mmap.tsr import files
 from tr_mmap.tsr import header as codec
 
-pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the short cuts are the extension's")
+pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the fast paths are the extension's")
 
 
 FLOATS = np.arange(8, dtype=np.float32)
@@ -25,7 +25,7 @@ ITEMSIZES = files._ITEMSIZES
 
 
 @given(array=arrays(), checksum=st.booleans())
-def test_a_usual_file_is_opened_by_the_short_cut_just_as_it_is(
+def test_a_usual_file_is_opened_by_the_fast_path_just_as_it_is(
     tmp_path_factory: pytest.TempPathFactory, array: np.ndarray, checksum: bool
 ) -> None:
     path = str(tmp_path_factory.getbasetemp() / "usual.tsr")
@@ -45,7 +45,7 @@ def test_a_usual_file_is_opened_by_the_short_cut_just_as_it_is(
 
 
 @given(st.data())
-def test_a_changed_file_is_never_opened_by_the_short_cut_unless_the_long_way_would(
+def test_a_changed_file_is_never_opened_by_the_fast_path_unless_the_slow_path_would(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     dtype = data.draw(st.sampled_from(files.TABLE))
@@ -108,7 +108,7 @@ def test_a_path_to_no_usual_file_keeps_nothing_open(tmp_path: Path, wrong: Wrong
     assert os.listdir("/proc/self/fd") == fds
 
 
-def test_a_short_cut_that_the_system_refuses_is_left_to_the_long_way(tmp_path: Path) -> None:
+def test_a_fast_path_that_the_system_refuses_is_left_to_the_slow_path(tmp_path: Path) -> None:
     path = str(tmp_path / "x.tsr")
     save(path, FLOATS)
     os.close(lowest := os.open(path, os.O_RDONLY))  # the next one that there is

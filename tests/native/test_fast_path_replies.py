@@ -1,4 +1,4 @@
-"""Answers by the short cut do what the long way does, byte for byte, or are left to it."""
+"""Answers by the fast path do what the slow path does, byte for byte, or are left to it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import itertools
 import threading
 
 import pytest
+from fast_path_pair import FLOATS, Pair, on_the_page, refs, texts, words
 from hypothesis import given
 from hypothesis import strategies as st
-from short_cut_pair import FLOATS, Pair, on_the_page, refs, texts, words
 from support import never
 
 from tr_mmap import native
@@ -16,15 +16,15 @@ from tr_mmap.protocol.messages import Failure, FailureKind, Response, TensorRef,
 from tr_mmap.protocol.status import Status
 from tr_mmap.worker.reply import Reply
 
-pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the short cuts are the extension's")
+pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the fast paths are the extension's")
 
 
 @given(command=texts, result=texts, message=texts)
-def test_an_answer_by_the_short_cut_is_what_the_long_way_sends(
+def test_an_answer_by_the_fast_path_is_what_the_slow_path_sends(
     shared: Pair, command: str, result: str, message: str
 ) -> None:
     seq = next(shared.seq)
-    shared.hear_late()
+    shared.receive_late()
     shared.worker.write_status(Status.READY)
     assert shared.controller_path.send(seq, "asked", ())
     before = shared.page("response")
@@ -61,13 +61,13 @@ responses = st.builds(
 
 
 @given(responses, st.booleans())
-def test_any_answer_is_heard_by_the_short_cut_as_by_the_long_way(
+def test_any_answer_is_heard_by_the_fast_path_as_by_the_slow_path(
     shared: Pair, response: Response, is_awaited: bool
 ) -> None:
     response.seq = wanted = next(shared.seq)
     if not is_awaited:
         wanted = next(shared.seq)
-    shared.hear_late()
+    shared.receive_late()
     shared.worker.send(response)
     heard = shared.controller_path.receive(wanted, 0.0)
     if heard is not None:
@@ -87,8 +87,8 @@ def test_an_answer_to_an_earlier_request_is_passed_over(pair: Pair) -> None:
     assert heard == (Response(2, "right"), [])
 
 
-def test_tensors_go_there_and_back_without_the_long_way(pair: Pair) -> None:
-    pair.pass_by_long_way((FLOATS,))
+def test_tensors_go_there_and_back_without_the_slow_path(pair: Pair) -> None:
+    pair.pass_by_slow_path((FLOATS,))
     for number in itertools.islice(pair.seq, 50):
         loan = pair.asking.quick_loan((8,), "float32") if number % 2 else None
         loan = pair.asking.empty((8,), "float32", "numpy") if loan is None else loan
@@ -121,8 +121,8 @@ def test_tensors_go_there_and_back_without_the_long_way(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("words", ["a,b", "a missing", "a\tb", "ä", "a b\u2003", "gone", "liar", "unmapped"])
-def test_tags_that_need_thought_are_left_to_the_long_way(pair: Pair, words: str) -> None:
-    pair.pass_by_long_way((FLOATS,))
+def test_tags_that_need_thought_are_left_to_the_slow_path(pair: Pair, words: str) -> None:
+    pair.pass_by_slow_path((FLOATS,))
     assert pair.controller_path.send(next(pair.seq), "echo", (FLOATS,))
     request = pair.listen()
     assert request is not None

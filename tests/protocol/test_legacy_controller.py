@@ -1,4 +1,4 @@
-"""The older dialect's promises to a controller that speaks nothing else: our worker answers it.
+"""The legacy dialect's promises to a controller that speaks nothing else: our worker answers it.
 
 The controller is a program of its own in ``tests/peers``, written from the dialect's description alone.
 """
@@ -25,8 +25,6 @@ from support import ROOT, TOOLS, TORCH_TOOLS
 from tr_mmap import PythonSession
 
 OLD_CONTROLLER = ROOT / "tests" / "peers" / "old_controller.py"
-
-
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 B = np.arange(6, 18, dtype=np.float32).reshape(3, 4)
 
@@ -329,7 +327,7 @@ def test_a_worker_without_a_session_says_what_is_missing(tmp_path: Path) -> None
         assert "SessionNotStarted: there is no session" in refusal(argument)
 
 
-def test_a_worker_that_should_have_a_secret_does_not_serve_the_older_dialect(tmp_path: Path) -> None:
+def test_a_worker_that_should_have_a_secret_does_not_serve_the_legacy_dialect(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.write(writing, bytes(32))
     os.close(writing)
@@ -410,7 +408,7 @@ def test_the_wish_to_exit_survives_a_status_written_at_the_same_moment(
     assert os.listdir(tmp_path) == ["status.txt"]
 
 
-def test_a_request_of_the_older_dialect_in_a_session_of_ours_is_answered_in_that_dialect() -> None:
+def test_a_request_of_the_legacy_dialect_in_a_session_of_ours_is_answered_in_that_dialect() -> None:
     with PythonSession(TOOLS, quiet_mode=True, channel="files") as session:
         session.send_tensor(A, "a")
         assert bits(session.fetch_tensor("echo a")) == bits(A)

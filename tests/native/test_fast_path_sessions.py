@@ -1,4 +1,4 @@
-"""Sessions by the short cuts: what needs thought takes the long way, and neither does a thing twice."""
+"""Sessions by the fast paths: what needs thought takes the slow path, and neither does a thing twice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from short_cut_pair import FLOATS
+from fast_path_pair import FLOATS
 from support import TOOLS, Gate, never
 
 from tr_mmap import PythonSession, native
@@ -19,12 +19,12 @@ from tr_mmap.protocol.messages import decode_request
 from tr_mmap.protocol.status import Status
 from tr_mmap.wire.messages import MESSAGE_PAGE_NBYTES
 
-pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the short cuts are the extension's")
+pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the fast paths are the extension's")
 
 
-def test_a_session_that_goes_on_as_before_takes_no_long_way(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_that_goes_on_as_before_takes_no_slow_path(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: Any, **__: Any) -> None:
-        raise AssertionError("the long way")
+        raise AssertionError("the slow path")
 
     x = np.arange(100.0)
     with PythonSession(TOOLS, "usual", quiet_mode=True) as session:
@@ -122,7 +122,7 @@ def test_a_handler_that_ends_the_session_in_a_copy_gets_no_freed_memory_sent(wor
 
 
 @pytest.mark.parametrize("other", [np.zeros((300, 3)).T, np.float64(3), "text", np.arange(7)])
-def test_a_request_that_takes_the_long_way_copies_each_tensor_once(workspace: Path, other: Any) -> None:
+def test_a_request_that_takes_the_slow_path_copies_each_tensor_once(workspace: Path, other: Any) -> None:
     x = np.arange(1000.0)
     with PythonSession(TOOLS, "copies", quiet_mode=True) as session:
         for _ in range(3):
@@ -135,7 +135,7 @@ def test_a_request_that_takes_the_long_way_copies_each_tensor_once(workspace: Pa
         after = session.stats()
         assert after.copied_nbytes - before.copied_nbytes <= x.nbytes + getattr(other, "nbytes", 0)
         assert after.published - before.published <= 2
-        with pytest.raises(RemoteError):  # too long for the short cut
+        with pytest.raises(RemoteError):  # too long for the fast path
             session.calculate("digest " + "x" * 5000, x)
         assert session.stats().copied_nbytes - after.copied_nbytes == x.nbytes
 
