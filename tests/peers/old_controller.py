@@ -1,4 +1,4 @@
-"""A controller that speaks the legacy dialect only: DIRECTORY WORKER_COMMAND... Standard library alone, none of our code.
+"""A controller of the legacy dialect: DIRECTORY WORKER_COMMAND... The standard library only, none of our code.
 
 Written from the description of that dialect, as a program of its time would be: everything by hand, nothing checked
 twice. Takes steps from stdin, one JSON object a line, and prints one JSON object for each:
