@@ -13,7 +13,7 @@ from tr_mmap.protocol.status import Status, StatusLine
 from tr_mmap.wire.messages import STATUS_FILE, STATUS_NBYTES
 from tr_mmap.wire.waits import STATUS_RETRIES
 
-HALF_STORED = [b"bus", b"busy\nad", b"rrror: disk full\n", b"\0\0\0\0", b"b\xffsy\n", b"busyok\n"]
+HALF_STORED = [b"bus", b"rrror: disk full\n", b"\0\0\0\0", b"b\xffsy\n", b"busyok\n"]
 
 
 def store(ends: Ends, content: bytes) -> None:
@@ -41,8 +41,6 @@ def test_a_status_in_the_middle_of_a_store_is_read_again(
     mapped_ends: Ends, monkeypatch: pytest.MonkeyPatch, torn: bytes, pauses: int
 ) -> None:
     store(mapped_ends, torn)
-    if torn.startswith(b"busy\n"):
-        return  # what follows the line's end is no part of it
     monkeypatch.setattr(mapped, "time", Pause(lambda: store(mapped_ends, b"error: disk full\n"), pauses))
     assert mapped_ends.controller.read_status() == StatusLine(Status.ERROR, "disk full")
 
