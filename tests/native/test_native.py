@@ -263,6 +263,25 @@ def test_what_a_signal_handler_raises_ends_a_wait(native: ModuleType, name: str)
         signal.signal(signal.SIGUSR1, previous)
 
 
+def test_a_signal_that_another_thread_was_given_ends_a_wait_too(native: ModuleType, name: str) -> None:
+    def stop(*_: Any) -> None:
+        raise InterruptedError("stop")
+
+    def receive() -> None:  # as the kernel may choose: the sleeping thread is not woken
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    previous = signal.signal(signal.SIGUSR1, stop)
+    page, bell = native.MessagePage(memory(content=BLANK_PAGE)), native.Semaphore(name)
+    receiver = threading.Timer(0.05, receive)
+    receiver.start()
+    try:
+        with pytest.raises(InterruptedError, match="stop"):
+            page.wait(bell, 60, 0.02, bool)  # `bool()` is False, and calls nothing that would look for signals
+    finally:
+        receiver.join()
+        signal.signal(signal.SIGUSR1, previous)
+
+
 def test_other_threads_run_during_a_wait(native: ModuleType, name: str) -> None:
     bell = native.Semaphore(name)
     seen: list[bool] = []

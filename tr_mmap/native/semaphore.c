@@ -87,7 +87,8 @@ int semaphore_wait(PyObject *semaphore, double timeout_s) {
     code = errno;
     Py_END_ALLOW_THREADS
     if (!failed) return 1;
-    if (code == ETIMEDOUT) return 0;
+    /* The kernel may have given a signal to another thread, or just before we slept: look after every slice. */
+    if (code == ETIMEDOUT) return PyErr_CheckSignals() < 0 ? -1 : 0;
     if (code != EINTR) {
         errno = code;
         PyErr_SetFromErrno(PyExc_OSError);
