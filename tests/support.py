@@ -149,6 +149,16 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
 # -- a controller in a process of its own ----------------------------------------------------------------------------
 
 
+def json_line(process: subprocess.Popen[str], who: str) -> dict[str, Any]:
+    """The next line of JSON that a process prints; the test fails if ``who`` has ended instead."""
+    assert process.stdout is not None
+    text = process.stdout.readline()
+    if not text:
+        pytest.fail(f"{who} has ended: {process.communicate()[1]}")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
 class Controller:
     """workers/controller.py, running. Prints one line of JSON when it has come to the point that a test is after."""
 
@@ -166,12 +176,7 @@ class Controller:
 
     def line(self) -> dict[str, Any]:
         """The next line that it prints."""
-        assert self.process.stdout is not None
-        text = self.process.stdout.readline()
-        if not text:
-            pytest.fail(f"the controller has ended: {self.process.communicate()[1]}")
-        found: dict[str, Any] = json.loads(text)
-        return found
+        return json_line(self.process, "the controller")
 
     def end(self, signal_number: int | None = None, within_s: float = 20.0) -> str:
         """Send a signal, or close its stdin, which it takes for the wish to go on; wait. Returns its stderr."""

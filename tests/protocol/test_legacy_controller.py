@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from strategies import bits
-from support import ROOT, TOOLS, TORCH_TOOLS
+from support import ROOT, TOOLS, TORCH_TOOLS, json_line
 
 from tr_mmap import PythonSession
 
@@ -72,12 +72,7 @@ class OldController:
         self.worker_pid = self._line()["worker"]
 
     def _line(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        text = self.process.stdout.readline()
-        if not text:
-            pytest.fail(f"the old controller has ended: {self.process.communicate()[1]}")
-        found: dict[str, Any] = json.loads(text)
-        return found
+        return json_line(self.process, "the old controller")
 
     def begin(self, **step: Any) -> None:
         assert self.process.stdin is not None
