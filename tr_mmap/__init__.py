@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from . import errors
+    from . import errors, native
     from .controller.session import PythonSession
     from .errors import (
         BadKey,
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
         MissingTag,
         OutOfSpace,
         RemoteError,
+        RemoteOutOfSpace,
         ResponseTimeout,
         ScriptNotFound,
+        SemaphoresUnavailable,
         SessionInUse,
         SessionNotStarted,
         StaleTensor,
+        SystemLimit,
         TRException,
         TSRFormatError,
         UnexpectedResponse,
@@ -51,6 +54,7 @@ __all__ = [
     "save",
     "sweep",
     "errors",
+    "native",
     "BadKey",
     "BadMessage",
     "BadTag",
@@ -60,11 +64,14 @@ __all__ = [
     "MissingTag",
     "OutOfSpace",
     "RemoteError",
+    "RemoteOutOfSpace",
     "ResponseTimeout",
     "ScriptNotFound",
+    "SemaphoresUnavailable",
     "SessionInUse",
     "SessionNotStarted",
     "StaleTensor",
+    "SystemLimit",
     "TRException",
     "TSRFormatError",
     "UnexpectedResponse",
@@ -83,13 +90,14 @@ _HOMES: Final = {
     "save": "tsr",
     "sweep": "sessions.workspace",
 }
+_ROOMS: Final = ("errors", "native")  # rooms that programs name: ``tr_mmap.native.IS_COMPILED``
 
 
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name == "errors":
-        return importlib.import_module(".errors", __name__)
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)

@@ -21,10 +21,13 @@ __all__ = [
     "OutOfSpace",
     "RemoteError",
     "ResponseTimeout",
+    "RemoteOutOfSpace",
     "ScriptNotFound",
+    "SemaphoresUnavailable",
     "SessionInUse",
     "SessionNotStarted",
     "StaleTensor",
+    "SystemLimit",
     "TRException",
     "TSRFormatError",
     "UnexpectedResponse",
@@ -37,7 +40,8 @@ __all__ = [
 def _rebuild(cls: type[TRException], message: str, fields: dict[str, Any]) -> TRException:
     error = cls.__new__(cls, message)
     Exception.__init__(error, message)
-    error.__dict__.update(fields)
+    for name, value in fields.items():
+        setattr(error, name, value)
     return error
 
 
@@ -59,7 +63,10 @@ class TRException(Exception):
         return self.message
 
     def __reduce__(self) -> Any:
-        return (_rebuild, (type(self), self.message, dict(self.__dict__)))
+        fields = dict(self.__dict__)
+        if isinstance(self, OSError):
+            fields["errno"] = self.errno  # not in the dictionary
+        return (_rebuild, (type(self), self.message, fields))
 
 
 class Fault(enum.StrEnum):
@@ -166,6 +173,30 @@ class OutOfSpace(TRException, OSError):
         self.errno = errno.ENOSPC
 
 
+class SystemLimit(TRException, OSError):
+    """A limit of the system or of this process was reached, other than room for a tensor.
+
+    Attributes:
+        limit: which one: ``"vm.max_map_count"``, ``"RLIMIT_NOFILE"``, ``"RLIMIT_FSIZE"``, ``"RLIMIT_AS"``.
+        errno: of the system call that failed.
+    """
+
+    limit: str
+
+    def __init__(self, message: str, *, limit: str, code: int) -> None:
+        super().__init__(message, limit=limit)
+        self.errno = code
+
+
+class SemaphoresUnavailable(TRException, OSError):
+    """This system has no POSIX semaphores that the default channel could use. Attributes: reason."""
+
+    reason: str
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message, reason=reason)
+
+
 class HostilePath(TRException, PermissionError):
     """A path that a session must not trust, or that is no regular file. Attributes: path, reason."""
 
@@ -243,6 +274,31 @@ class RemoteError(TRException, RuntimeError):
 
 class UnknownCommand(RemoteError):
     """The worker has no such command."""
+
+
+class RemoteOutOfSpace(OutOfSpace, RemoteError):
+    """There was no room for a tensor in the worker. Attributes: those of OutOfSpace and of RemoteError."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        command: str,
+        error_type: str,
+        remote_traceback: str,
+        needed_nbytes: int,
+        free_nbytes: int,
+    ) -> None:
+        TRException.__init__(
+            self,
+            message,
+            command=command,
+            error_type=error_type,
+            remote_traceback=remote_traceback,
+            needed_nbytes=needed_nbytes,
+            free_nbytes=free_nbytes,
+        )
+        self.errno = errno.ENOSPC
 
 
 class UnexpectedResponse(TRException, LookupError):
