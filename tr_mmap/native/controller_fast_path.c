@@ -12,6 +12,7 @@ typedef struct {
     PyObject *response_type;
     unsigned generation; /* of the process that the requests are of */
     long sent_seq;       /* number of the request that was sent and whose reply was not received; 0 for none */
+    char is_receiving;   /* a reply was taken, and its views are being made */
 } ControllerFastPath;
 
 /* The tags of the tensors that one request brings for itself alone, in order; transfer/segments.py writes the same. */
@@ -196,6 +197,18 @@ static PyObject *make_reply(const ControllerFastPath *self, const Message *messa
     return reply;
 }
 
+/* A call that waits for the reply to its request. */
+typedef struct {
+    const ControllerFastPath *path;
+    long seq;
+} Waiter;
+
+/* The worker has ended, or a signal handler has used the session and has taken the reply for us. */
+static int should_stop(void *context) {
+    const Waiter *waiter = context;
+    return PyList_GET_SIZE(waiter->path->deaths) != 0 || waiter->path->sent_seq != waiter->seq;
+}
+
 /* Wait for the reply to a request; None if there is none in time, or if the slow path is needed: then it waits to be
  * taken. NULL with an exception. */
 static PyObject *receive_reply(ControllerFastPath *self, PyObject *number, PyObject *timeout) {
@@ -205,15 +218,20 @@ static PyObject *receive_reply(ControllerFastPath *self, PyObject *number, PyObj
     double timeout_s = PyFloat_AsDouble(timeout);
     if (timeout_s == -1.0 && PyErr_Occurred()) return NULL;
     double until_us = now_us() + timeout_s * 1e6;
-    PyObject *line = endpoint_receive(&self->base, timeout_s, has_worker_ended, self, 1, &message);
+    self->sent_seq = (long)seq; /* the slow path may have sent it */
+    Waiter waiter = {self, (long)seq};
+    PyObject *line = endpoint_receive(&self->base, timeout_s, should_stop, &waiter, 1, &message);
     while (line != NULL && line != Py_None && message.seq != seq) { /* the late reply to a request that was given up */
         Py_DECREF(line);
-        line = endpoint_receive(&self->base, (until_us - now_us()) / 1e6, has_worker_ended, self, 1, &message);
+        line = endpoint_receive(&self->base, (until_us - now_us()) / 1e6, should_stop, &waiter, 1, &message);
     }
     if (line == NULL || line == Py_None) return line;
+    self->is_receiving = 1; /* a destructor that the garbage collector runs now may not use the session */
     PyObject *reply = make_reply(self, &message);
     Py_DECREF(line);
-    if (reply != NULL && endpoint_release(&self->base) == 0) {
+    int is_released = reply != NULL && endpoint_release(&self->base) == 0;
+    self->is_receiving = 0;
+    if (is_released) {
         self->sent_seq = 0;
         return reply;
     }
@@ -274,8 +292,10 @@ static PyMethodDef fast_path_methods[] = {
 };
 
 static PyMemberDef fast_path_members[] = {
-    {"sent_seq", T_LONG, offsetof(ControllerFastPath, sent_seq), READONLY,
+    {"sent_seq", T_LONG, offsetof(ControllerFastPath, sent_seq), 0,
      "number of the request that was sent and whose reply was not received; 0 for none"},
+    {"is_receiving", T_BOOL, offsetof(ControllerFastPath, is_receiving), READONLY,
+     "whether a reply was taken, and its views are being made"},
     {NULL, 0, 0, 0, NULL},
 };
 

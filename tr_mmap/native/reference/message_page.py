@@ -40,6 +40,7 @@ class MessagePage:
         "_should_spin",
         "_since_s",
         "_spin_s",
+        "_stores",
         "_taken",
         "_words",
     )
@@ -48,6 +49,7 @@ class MessagePage:
         self._buffer = memoryview(buffer)
         self._words = self._buffer.cast("Q")
         self._previous_nbytes = 0
+        self._stores = 0  # how many stores have begun
         self._seen = _BLANK_WORD
         self._taken = b""  # the last line that was taken
         self._rejected: bytes | None = None  # a line on the page that the peer has not signed
@@ -66,13 +68,18 @@ class MessagePage:
         nbytes = len(text)
         if not 1 <= seq <= MAX_MESSAGE_SEQ or nbytes > len(self._buffer) - MESSAGE_REST_OFFSET:
             raise ValueError("the number has more than 8 digits, or the message is longer than the page")
-        if nbytes < self._previous_nbytes:
-            text = text.ljust(self._previous_nbytes)
-        self._previous_nbytes = nbytes
         words = self._words
-        words[_NUMBER_WORD] = _BLANK_WORD
-        self._buffer[MESSAGE_REST_OFFSET : MESSAGE_REST_OFFSET + len(text)] = text
-        words[_NUMBER_WORD] = int.from_bytes(b"%*d" % (NUMBER_DIGITS, seq), "little")
+        word = int.from_bytes(b"%*d" % (NUMBER_DIGITS, seq), "little")
+        while True:
+            self._stores = store = self._stores + 1
+            padded = text.ljust(self._previous_nbytes) if nbytes < self._previous_nbytes else text
+            self._previous_nbytes = max(nbytes, self._previous_nbytes)
+            words[_NUMBER_WORD] = _BLANK_WORD
+            self._buffer[MESSAGE_REST_OFFSET : MESSAGE_REST_OFFSET + len(padded)] = padded
+            if self._stores == store:  # else a signal handler has stored another message meanwhile: store it again
+                self._previous_nbytes = nbytes
+                words[_NUMBER_WORD] = word
+                return
 
     def has_message(self) -> bool:
         """Whether a message waits to be taken."""
