@@ -72,20 +72,30 @@ PyObject *endpoint_view(const Endpoint *self, PyObject *name, uint64_t seq) {
     return array;
 }
 
+/* -1 with an exception, and then it is still held. */
+static int release(PyObject *segment) {
+    if (segment == Py_None) return 0; /* see remove_released() */
+    if (PyObject_TypeCheck(segment, &OwnerSegmentType)) return owner_segment_release((OwnerSegment *)segment);
+    PyObject *returned = PyObject_CallMethod(segment, "release", NULL);
+    Py_XDECREF(returned);
+    return returned == NULL ? -1 : 0;
+}
+
+/* Remove a segment from the list, unless its release did. */
+static int remove_released(PyObject *held, PyObject *segment) {
+    if (PyList_GET_SIZE(held) == 0 || PyList_GET_ITEM(held, 0) != segment) return 0;
+    if (PyList_SetSlice(held, 0, 1, NULL) == 0) return 0;
+    PyList_SetItem(held, 0, Py_NewRef(Py_None)); /* needs no memory, so nothing is released twice */
+    return -1;
+}
+
 int endpoint_release(Endpoint *self) {
-    /* What a release runs may change the list: it ends with what was held at first, or with the list. */
+    /* What a release runs may change the list: it ends after as many as there were, or with the list. */
     for (Py_ssize_t count = PyList_GET_SIZE(self->held); count > 0 && PyList_GET_SIZE(self->held) > 0; count--) {
         PyObject *segment = Py_NewRef(PyList_GET_ITEM(self->held, 0));
-        int code = PyList_SetSlice(self->held, 0, 1, NULL);
-        if (code == 0 && PyObject_TypeCheck(segment, &OwnerSegmentType)) {
-            code = owner_segment_release((OwnerSegment *)segment);
-        } else if (code == 0) {
-            PyObject *returned = PyObject_CallMethod(segment, "release", NULL);
-            if (returned == NULL) code = -1;
-            Py_XDECREF(returned);
-        }
+        int code = release(segment) < 0 || remove_released(self->held, segment) < 0;
         Py_DECREF(segment);
-        if (code < 0) return -1; /* the next release goes on with the rest */
+        if (code) return -1;
     }
     return 0;
 }

@@ -44,7 +44,7 @@ static inline int endpoint_is_foreign(const Endpoint *self) { return self->gener
 /* A view of a segment of the peer's; NULL if the slow path is needed, with an exception or without. */
 PyObject *endpoint_view(const Endpoint *self, PyObject *name, uint64_t seq);
 
-/* Release all segments that are held; -1 with an exception. */
+/* Release all segments that are held; -1 with an exception, and then those that were not released are still held. */
 int endpoint_release(Endpoint *self);
 
 /* Wait for a message, and read it. The line, of which the message's spans are; NULL with an exception. None if no

@@ -18,8 +18,8 @@ typedef struct {
 static int free_lists_init(FreeLists *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "", names)) return -1;
-    PyObject *to_retire = PyList_New(0), *free = PyDict_New();
-    PyObject *pool_token = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
+    PyObject *to_retire = PyList_New(0), *free = to_retire == NULL ? NULL : PyDict_New();
+    PyObject *pool_token = free == NULL ? NULL : PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
     int has_run = self->to_retire != NULL, is_complete = to_retire != NULL && free != NULL && pool_token != NULL;
     if (is_complete && !has_run) {
         self->generation = fork_generation;
@@ -71,16 +71,14 @@ static OwnerSegment *find(const FreeLists *self, SegmentPredicate matches, void 
 }
 
 /* Take the segment that find() finds off its free list, unless a reader holds its lease. A new reference; NULL if
- * there is none, or with an exception. */
+ * there is none. */
 static OwnerSegment *take(FreeLists *self, SegmentPredicate matches, void *wanted) {
     PyObject *free_list;
     OwnerSegment *segment = find(self, matches, wanted, &free_list);
     if (segment == NULL || clear_seq(segment->base.live, 0) != WIRE_LEASE_FREE) return NULL;
-    Py_INCREF(segment);
-    if (PyList_SetSlice(free_list, PyList_GET_SIZE(free_list) - 1, PyList_GET_SIZE(free_list), NULL) < 0) {
-        Py_DECREF(segment);
-        return NULL;
-    }
+    /* The list's reference becomes ours, and the list keeps the place. So no memory is needed to put the segment back,
+     * which often is done by a destructor, that cannot raise. */
+    Py_SET_SIZE((PyVarObject *)free_list, PyList_GET_SIZE(free_list) - 1);
     segment->last_take = ++self->takes;
     return segment;
 }
@@ -204,10 +202,7 @@ PyObject *quick_publish(PyObject *free_lists, PyObject *array, PyObject *held) {
         return NULL;
     }
     segment = take(self, matches_array, array);
-    if (segment == NULL) {
-        if (PyErr_Occurred()) return NULL;
-        Py_RETURN_NONE;
-    }
+    if (segment == NULL) Py_RETURN_NONE;
     segment->holds = 1;
     if (held != NULL && PyList_Append(held, (PyObject *)segment) < 0) {
         undo_hold(segment, NULL);
@@ -258,10 +253,7 @@ static PyObject *py_quick_loan(FreeLists *self, PyObject *const *arguments, Py_s
     WantedLoan wanted;
     if (!can_take_fast_path(self) || !parse_wanted_loan(&wanted, arguments[0], arguments[1])) Py_RETURN_NONE;
     OwnerSegment *segment = take(self, matches_wanted_loan, &wanted);
-    if (segment == NULL) {
-        if (PyErr_Occurred()) return NULL;
-        Py_RETURN_NONE;
-    }
+    if (segment == NULL) Py_RETURN_NONE;
     PyObject *array = owner_segment_loan(segment);
     Py_DECREF(segment);
     return array;

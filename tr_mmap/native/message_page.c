@@ -245,7 +245,7 @@ PyObject *message_page_wait(PyObject *page, PyObject *semaphore, double timeout_
             if (line != Py_None) return unless_interrupted(self, line);
             Py_DECREF(line);
         }
-        double sleep_s = longest_sleep_s(slice_s, timeout_s, waited_s);
+        double sleep_s = longest_sleep_s(slice_s, waited_s);
         int is_woken = semaphore_wait(semaphore, left_s < sleep_s ? left_s : sleep_s);
         if (is_woken < 0) return NULL;
         line = take_and_adapt(self);

@@ -52,8 +52,8 @@ static inline void store_release(uint64_t *word, uint64_t value) { __atomic_stor
  * exception. Looks for signals before it sleeps and whenever it returns. */
 int semaphore_wait(PyObject *semaphore, double timeout_s);
 
-/* The longest single sleep of a wait that has lasted for `waited_s` of `timeout_s`; wire/waits.py gives the reasons. */
-double longest_sleep_s(double slice_s, double timeout_s, double waited_s);
+/* The longest single sleep of a wait that has lasted for `waited_s`; wire/waits.py gives the reasons. */
+double longest_sleep_s(double slice_s, double waited_s);
 
 /* A time of a wait in seconds; -1 with an exception if it is not a number. */
 int parse_time(PyObject *argument, double *seconds);

@@ -119,7 +119,9 @@ static PyObject *py_clear_layout(OwnerSegment *self, PyObject *unused) {
 int owner_segment_release(OwnerSegment *self) {
     self->holds--;
     if (self->holds != 0 || self->free_list == NULL || !PyList_CheckExact(self->free_list)) return 0;
-    return PyList_Append(self->free_list, (PyObject *)self);
+    if (PyList_Append(self->free_list, (PyObject *)self) == 0) return 0;
+    self->holds++;
+    return -1;
 }
 
 PyDoc_STRVAR(release_doc,

@@ -115,11 +115,9 @@ int semaphore_wait(PyObject *semaphore, double timeout_s) {
     return !failed || code == EINTR;
 }
 
-double longest_sleep_s(double slice_s, double timeout_s, double waited_s) {
+double longest_sleep_s(double slice_s, double waited_s) {
     if (!is_main_thread()) return slice_s;
-    double longest_s = isinf(timeout_s) ? fmax(WIRE_SIGNAL_SLICE_S, waited_s * WIRE_IDLE_SLICE_SHARE)
-                                        : WIRE_SIGNAL_SLICE_S;
-    return fmin(slice_s, longest_s);
+    return fmin(slice_s, fmax(WIRE_SIGNAL_SLICE_S, waited_s * WIRE_SIGNAL_SLICE_SHARE));
 }
 
 int parse_time(PyObject *argument, double *seconds) {
@@ -151,7 +149,7 @@ static PyObject *py_wait(Semaphore *self, PyObject *argument) {
     if (parse_time(argument, &timeout_s) < 0) return NULL;
     int was_posted;
     do {
-        was_posted = semaphore_wait((PyObject *)self, longest_sleep_s(timeout_s - waited_s, timeout_s, waited_s));
+        was_posted = semaphore_wait((PyObject *)self, longest_sleep_s(timeout_s - waited_s, waited_s));
         waited_s = (now_us() - began_us) / 1e6;
     } while (was_posted == 0 && waited_s < timeout_s);
     return was_posted < 0 ? NULL : PyBool_FromLong(was_posted);

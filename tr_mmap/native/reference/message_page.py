@@ -161,7 +161,7 @@ class MessagePage:
                 line = self._take_and_adapt()
                 if line is not None:
                     return line
-            semaphore.sleep(min(left_s, longest_sleep_s(slice_s, timeout_s, waited_s)))
+            semaphore.sleep(min(left_s, longest_sleep_s(slice_s, waited_s)))
             line = self._take_and_adapt()
             if line is not None:
                 return line

@@ -95,12 +95,16 @@ class _Layout:
     __slots__ = ("count", "dtype", "offset", "shape")
 
     def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, file_nbytes: int) -> None:
+        if dtype.hasobject or dtype.subdtype is not None or not dtype.itemsize:
+            raise ValueError(f"the elements of a segment are plain numbers, not {dtype!r}")
         self.dtype = dtype
         self.shape = shape
         self.offset = offset
         self.count = math.prod(shape)
         if min(shape, default=0) < 0 or not 0 <= offset <= file_nbytes - self.count * dtype.itemsize:
             raise ValueError("the tensor does not fit into the file there")
+        if offset % dtype.alignment:
+            raise ValueError("the tensor is not aligned for its dtype there")
 
     def view(self, mapping: memoryview) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """An array over a mapping, and the root that it is a view of. The root's base is a memoryview of its own."""
@@ -147,7 +151,8 @@ class ReaderSegment(LeaseWords):
             offset: of the payload in the file, in bytes.
 
         Raises:
-            ValueError: the tensor does not fit into the file.
+            ValueError: the tensor does not fit into the file, or is not aligned there, or its elements are not plain
+                numbers. Then there is no layout.
         """
         self._layout_seq = 0
         self._layout = _Layout(dtype, shape, offset, len(self._file))
@@ -268,7 +273,8 @@ class OwnerSegment(LeaseWords):
             dtype: the same dtype, as numpy's.
 
         Raises:
-            ValueError: the tensor does not fit into the file.
+            ValueError: the tensor does not fit into the file, or is not aligned there, or its elements are not plain
+                numbers. Then there is no layout.
         """
         self.clear_layout()
         _Layout(dtype, layout[1], layout[2], len(self._file))
@@ -335,8 +341,13 @@ class FreeLists:
         self.seq += 1
         return self.seq
 
-    def quick_publish(self, tensor: Any) -> Any:  # noqa: ARG002
+    def quick_publish(self, tensor: Any, held: list[Any] | None = None) -> Any:  # noqa: ARG002
         """Publish an array of the layout that some free segment had last, or a whole loan.
+
+        Args:
+            tensor: the array.
+            held: a list, to which the segment is appended before this returns: a signal handler may raise as soon as
+                it returns, and then only the list knows of the hold. None if the caller takes that risk.
 
         Returns:
             Its segment, with one more hold; None if the slow path is needed, and then nothing was published. Always

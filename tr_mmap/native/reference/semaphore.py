@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import posix_ipc
 
-from ...wire.waits import IDLE_SLICE_SHARE, MAX_DRAINED_RINGS, MIN_SLICE_S, SIGNAL_SLICE_S
+from ...wire.waits import MAX_DRAINED_RINGS, MIN_SLICE_S, SIGNAL_SLICE_S, SIGNAL_SLICE_SHARE
 from ..libc import libc
 
 __all__ = ["Semaphore", "check_slice", "check_time", "longest_sleep_s"]
@@ -42,18 +42,16 @@ def check_slice(seconds: float) -> float:
     return max(seconds, MIN_SLICE_S)
 
 
-def longest_sleep_s(slice_s: float, timeout_s: float, waited_s: float) -> float:
+def longest_sleep_s(slice_s: float, waited_s: float) -> float:
     """The longest single sleep of a wait; ``wire/waits.py`` gives the reasons.
 
     Args:
         slice_s: the longest one that the caller allows.
-        timeout_s: of the whole wait.
-        waited_s: for how long it has lasted.
+        waited_s: for how long the wait has lasted.
     """
     if threading.get_ident() != threading.main_thread().ident:
         return slice_s
-    longest_s = max(SIGNAL_SLICE_S, waited_s * IDLE_SLICE_SHARE) if timeout_s == math.inf else SIGNAL_SLICE_S
-    return min(slice_s, longest_s)
+    return min(slice_s, max(SIGNAL_SLICE_S, waited_s * SIGNAL_SLICE_SHARE))
 
 
 class _Timespec(ctypes.Structure):
@@ -103,7 +101,7 @@ class Semaphore:
         began_s, waited_s = time.monotonic(), 0.0
         check_time(timeout_s)
         while True:
-            if self.sleep(longest_sleep_s(timeout_s - waited_s, timeout_s, waited_s)):
+            if self.sleep(longest_sleep_s(timeout_s - waited_s, waited_s)):
                 return True
             waited_s = time.monotonic() - began_s
             if not waited_s < timeout_s:
