@@ -7,6 +7,7 @@ import faulthandler
 import gc
 import os
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -162,8 +163,15 @@ def two_loans_of_different_layouts() -> None:
 
 
 def chains() -> None:
-    """Each object keeps the next one, a million times; to free them one within the other would overflow the stack."""
-    length = 1_000_000
+    """Each object keeps the next one; to free them one within the other would overflow the small stack."""
+    threading.stack_size(256 << 10)
+    thread = threading.Thread(target=free_chains, args=(20_000,))
+    thread.start()
+    thread.join()
+    print("ok")
+
+
+def free_chains(length: int) -> None:
     last: Any = None
     for _ in range(length):
         made = n.OwnerSegment.__new__(n.OwnerSegment)
@@ -177,7 +185,7 @@ def chains() -> None:
     fd = os.memfd_create("chain")
     os.truncate(fd, 4096)
     last = None
-    for _ in range(50_000):  # a process may map about 65,000 parts of files
+    for _ in range(length):
         made = n.map_file(fd, 4096, 0, False, False)
         made.kept, last = last, made
     del made, last
@@ -186,7 +194,7 @@ def chains() -> None:
         arguments[-1] = n.ControllerFastPath(*arguments)
     arguments.clear()
     arguments = worker_arguments()
-    for _ in range(200_000):
+    for _ in range(length):
         arguments[-1] = n.WorkerFastPath(*arguments)
     arguments.clear()
     last = None
@@ -196,7 +204,6 @@ def chains() -> None:
         segment.name, segment.pool_token = last, (last,)
         last = [segment]
     del last, segment
-    print("ok")
 
 
 def a_fault_in_the_second_thread_of_a_copy() -> None:

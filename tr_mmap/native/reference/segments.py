@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ...wire.header import LEASE_FREE, LEASE_PINNED, LEASE_WORD
+from ...wire.header import LEASE_FREE, LEASE_PINNED, LEASE_WORD, MAX_NDIM
 from .lease_words import LeaseWords
 
 __all__ = ["FreeLists", "OwnerSegment", "ReaderSegment", "drain", "finished", "freeze", "loan_of"]
@@ -49,17 +49,19 @@ class _View(_Anchor):
 class _Loan(_Anchor):
     """A loan of an :class:`OwnerSegment`."""
 
-    __slots__ = ("array", "is_over", "key")
+    __slots__ = ("array", "is_over", "key", "layout")
     array: weakref.ref[np.ndarray[Any, Any]]
     is_over: bool
     key: int
+    layout: object
 
     def end(self) -> None:
         if _loans.get(self.key) is self:  # a later memoryview may have the same id
             del _loans[self.key]
         if not self.is_over:
             self.is_over = True  # before the release, in case an interrupt comes: to release twice is worse than never
-            self.segment.loaned_layout = None
+            if self.segment.loaned_layout is self.layout:  # else there is a later loan of another layout
+                self.segment.loaned_layout = None
             self.segment.release()
 
 
@@ -97,6 +99,8 @@ class _Layout:
     def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, file_nbytes: int) -> None:
         if dtype.hasobject or dtype.subdtype is not None or not dtype.itemsize:
             raise ValueError(f"the elements of a segment are plain numbers, not {dtype!r}")
+        if not isinstance(shape, tuple) or len(shape) > MAX_NDIM:
+            raise ValueError(f"a shape is a tuple of at most {MAX_NDIM} sizes")
         self.dtype = dtype
         self.shape = shape
         self.offset = offset
@@ -305,7 +309,7 @@ class OwnerSegment(LeaseWords):
         memory: Any = root.base
         handed, key = weakref.ref(array), id(memory)
         loan = _Loan(memory, finished.append)  # no call from here on, because an interrupt could come after one
-        loan.segment, loan.array, loan.key, loan.is_over = self, handed, key, False
+        loan.segment, loan.array, loan.key, loan.is_over, loan.layout = self, handed, key, False, self.layout
         self.is_published = False
         self.holds += 1
         self.loaned_layout = self.layout
