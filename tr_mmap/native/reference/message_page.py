@@ -17,7 +17,7 @@ from ...wire.messages import (
     NUMBER_DIGITS,
 )
 from ...wire.waits import MAX_SPIN_US
-from .semaphore import Semaphore
+from .semaphore import Semaphore, check_slice, check_time, longest_sleep_s
 
 __all__ = ["MessagePage", "has_as_many_colons"]
 
@@ -117,8 +117,11 @@ class MessagePage:
 
         Args:
             us: for how many microseconds at most; values above 1000 count as 1000.
+
+        Raises:
+            ValueError: it is NaN.
         """
-        self._spin_s = min(max(us, 0.0), MAX_SPIN_US) / 1e6
+        self._spin_s = min(max(check_time(us), 0.0), MAX_SPIN_US) / 1e6
         self._should_spin = True
 
     def _spin(self, seconds: float) -> None:
@@ -148,13 +151,15 @@ class MessagePage:
             The line; None when the time is over, or when ``stop`` returned True.
 
         Raises:
-            ValueError: as :meth:`take`.
+            ValueError: as :meth:`take`; or a time is NaN, or ``slice_s`` is no positive number.
         """
+        check_time(timeout_s)
+        slice_s = check_slice(slice_s)
         line = self.take()
         if line is not None:
             self._since_s = 0.0
             return line
-        began_s, left_s = time.monotonic(), timeout_s
+        began_s, waited_s, left_s = time.monotonic(), 0.0, timeout_s
         if not self._since_s:
             self._since_s = began_s
         while left_s > 0 and not stop():
@@ -163,11 +168,12 @@ class MessagePage:
                 line = self._take_and_adapt()
                 if line is not None:
                     return line
-            semaphore.wait(min(left_s, slice_s))
+            semaphore.sleep(min(left_s, longest_sleep_s(slice_s, waited_s)))
             line = self._take_and_adapt()
             if line is not None:
                 return line
-            left_s = timeout_s - (time.monotonic() - began_s)
+            waited_s = time.monotonic() - began_s
+            left_s = timeout_s - waited_s
         return self.take()  # it may have come just before the reason to stop
 
     def put_back(self) -> None:

@@ -130,6 +130,9 @@ inline constexpr char lifeline_fd_variable[] = "TR_MMAP_LIFELINE_FD";
 
 // waits.py
 inline constexpr double wait_slice_s = 1.0;
+inline constexpr double signal_slice_s = 0.05;
+inline constexpr double signal_slice_share = 0.005;
+inline constexpr double min_slice_s = 0.001;
 inline constexpr int max_drained_rings = 65536;
 inline constexpr double max_spin_us = 1000.0;
 inline constexpr int status_retries = 3;
