@@ -42,9 +42,6 @@ class Dispatcher(Responses):
     def __init__(self, resources: SessionResources) -> None:
         super().__init__(resources)
         self._seq = 0
-        # Of the call that has the turn: the number of its request, the message, the framework of the result, and
-        # whether any thread may take the result.
-        self._current: tuple[int, UserMessage, str | None, bool] | None = None
 
     def has_result(self) -> bool:
         """Whether :meth:`take` would find a result at once."""
@@ -101,23 +98,26 @@ class Dispatcher(Responses):
             return None
         if not is_request:
             return None
-        if self._current is not None:
-            self._answer_interrupted(*self._current, deadline_s)
+        worker, taken = self.worker(), self._taken
+        if worker.fast_path is not None and worker.fast_path.is_receiving:
+            raise SessionBusy("the interrupted code is taking a response of this session at this moment; ask later")
+        if taken is not None:  # else the worker could use the segments of its tensors for its next results
+            if taken.outcome is None:
+                taken.outcome = self._outcome(taken.response, taken.framework)
+        elif self._current is not None:
+            self._answer_interrupted(worker, *self._current, deadline_s)
         return self.transfer.suspend()
 
     def _answer_interrupted(
-        self, seq: int, message: UserMessage, framework: str | None, is_public: bool, deadline_s: float
+        self,
+        worker: WorkerHandle,
+        seq: int,
+        message: UserMessage,
+        framework: str | None,
+        is_public: bool,
+        deadline_s: float,
     ) -> None:
         """Take the response to the request that this call interrupts, for the code that goes on with it later."""
-        worker = self.worker()
-        fast_path = worker.fast_path
-        if fast_path is not None and fast_path.is_receiving:
-            raise SessionBusy("the interrupted code is taking a response of this session at this moment; ask later")
-        taken = self._taken
-        if taken is not None:
-            if taken.outcome is None:
-                taken.outcome = self._outcome(taken.response, taken.framework)
-            return
         pending = self._pending
         if pending is None or pending.seq != seq:
             if seq in self._answered or not self._is_sent(worker, seq):
@@ -210,17 +210,13 @@ class Dispatcher(Responses):
                     transfer.withdraw()
                 raise
             if result:
-                self._pending = None
+                self._pending = self._current = None
                 transfer.has_request_in_flight = False
                 return result
             deadline_s = began_s + left_s
             if result is None:  # the time is over, or the response needs the slow path
-                if self._answers and (answer := self._answers.pop(seq, None)) is not None:
-                    return opened(answer)
-                pending = Request(seq, *parse_command(message))
-                if fast_path.sent_seq != seq:
-                    raise self._unanswered(pending.command, timeout_s)
-                return self._await(self._begin(pending, is_private=True), deadline_s, timeout_s, framework)
+                pending = self._begin(Request(seq, *parse_command(message)), is_private=True)
+                return self._await(pending, deadline_s, timeout_s, framework)
             transfer.withdraw()  # nothing was sent
             may_use_fast_path = False
         deadline_s = deadline_s or time.monotonic() + left_s
@@ -277,26 +273,28 @@ class Dispatcher(Responses):
         if self._is_exiting:
             raise SessionNotStarted(f"session {self.resources.session_id!r} is about to end: please_exit() was called")
         transfer, fast_path = self.transfer, worker.fast_path
-        self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
-        self._current = seq, message, framework, is_public
-        try:
-            is_tried = may_use_fast_path and not transfer.unannounced
-            if is_tried and fast_path is not None and fast_path.send(seq, message, tensors):
-                request = Request(seq, command, parameters)
-            else:
+        while True:
+            self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
+            self._current = seq, message, framework, is_public
+            try:
+                is_tried = may_use_fast_path and not transfer.unannounced
+                if is_tried and fast_path is not None and fast_path.send(seq, message, tensors):
+                    request = Request(seq, command, parameters)
+                    break
                 request = transfer.prepare(seq, command, parameters, tensors, deadline_s)
-                while self._seq != seq:  # a signal handler has sent a request meanwhile, and may have changed tags
-                    transfer.withdraw()
-                    self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
-                    self._current = seq, message, framework, is_public
-                    request = transfer.prepare(seq, command, parameters, tensors, deadline_s)
-                worker.channel.send(request)
-        except BaseException:
-            if fast_path is not None and fast_path.sent_seq == seq:  # it was sent, and no caller waits for a response
-                self._begin(Request(seq, command, parameters), is_private=True)
-            else:
+                if self._seq == seq:
+                    worker.channel.send(request)
+                    if self._seq == seq or seq in self._answered or not self.resources.options.auth:
+                        break
+                # A signal handler has sent a request meanwhile. It may have changed tags; and a request that is signed
+                # before the handler's one is rejected after it.
                 transfer.withdraw()
-            raise
+            except BaseException:
+                if fast_path is not None and fast_path.sent_seq == seq:  # it was sent, and nobody waits for a response
+                    self._begin(Request(seq, command, parameters), is_private=True)
+                else:
+                    transfer.withdraw()
+                raise
         return self._begin(request, is_private=not is_public)
 
     def request_exit(self, timeout_s: float) -> bool:

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, SystemLimit, WorkerDied
+from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, SystemLimit, TRException, WorkerDied
+from ..protocol.commands import UserMessage
 from ..protocol.messages import Request, Response
 from ..protocol.status import Status
 from .resources import SessionResources
@@ -65,6 +66,9 @@ class Responses:
         self._is_closing = False
         self._is_exiting = False  # the worker was asked to exit, so no further request may overwrite that
         self._pending: Request | None = None  # sent and not answered
+        # Of the call that has the turn, until its response is taken: the number of its request, the message, the
+        # framework of the result, and whether any thread may take the result.
+        self._current: tuple[int, UserMessage, str | None, bool] | None = None
         self._is_private = False  # only the caller that sent the pending request may take its result
         self._held: Response | None = None  # the response to the pending request, whose tensors could not be received
         self._unclaimed: deque[Result | Exception] = deque()  # results with views, which hold the leases
@@ -126,7 +130,7 @@ class Responses:
             try:
                 result: Result | None = worker.fast_path.receive(pending.seq, deadline_s - time.monotonic())
                 if result is not None and pending.seq not in self._answered:
-                    self._pending = None
+                    self._pending = self._current = None
                     self.transfer.acknowledged(pending)
                     return result
             except BaseException:  # for example Ctrl-C after the response was taken
@@ -156,7 +160,7 @@ class Responses:
                 self._held, self._pending = response, pending
             return outcome
         finally:
-            self._taken = before
+            self._taken, self._current = before, None
 
     def _await_response(self, pending: Request, deadline_s: float, timeout_s: float, framework: str | None) -> Response:
         """Wait for the response to the pending request. Afterwards ``_taken`` has it, until its tensors are received.
@@ -181,8 +185,10 @@ class Responses:
             try:
                 raw = receive(remaining_ms, should_stop)
                 response = None if raw is None else self.transfer.decode(raw)
+                taken = None if response is None else _Taken(response, framework)
             except BadMessage:
-                self._end_request()  # there will be no other response to it
+                if self._pending is pending:
+                    self._end_request()  # there will be no other response to it
                 raise
             except BaseException:  # for example Ctrl-C after the response was taken
                 worker.channel.put_back()
@@ -191,8 +197,7 @@ class Responses:
                 raise Answered
             if response is None:
                 raise self._unanswered(pending.command, timeout_s)
-            if response.seq == pending.seq:
-                taken = _Taken(response, framework)
+            if response.seq == pending.seq:  # no call since the check, so no signal handler
                 self._taken, self._pending = taken, None
                 if fast_path is not None:
                     fast_path.sent_seq = 0  # a call that this one interrupts waits no longer
@@ -206,7 +211,7 @@ class Responses:
             return remote_error(response.command, response.error)
         try:
             return response, [] if framework is None else self._receive_all(response, framework)
-        except Exception as error:
+        except (TRException, OSError) as error:
             return error
 
     def _receive_all(self, response: Response, framework: str | None) -> list[Any]:

@@ -78,11 +78,9 @@ class SegmentWorkerTransfer(WorkerTransfer):
 
     def publish(self, tensors: Sequence[Any]) -> None:
         for tensor in tensors:
-            segment = self._pool.quick_publish(tensor)
-            if segment is None:
+            if self._pool.quick_publish(tensor, self._segments) is None:
                 with self._lock:
-                    segment = self._pool.publish(tensor)
-            self._segments.append(segment)
+                    self._segments.append(self._pool.publish(tensor))
 
     def end(self, request: Request, is_kept: bool) -> list[TensorRef]:
         if not is_kept:
