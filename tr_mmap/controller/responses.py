@@ -170,8 +170,8 @@ class Responses:
         """
         held, self._held = self._held, None
         if held is not None and held.seq == pending.seq:
-            taken = _Taken(held, framework)
-            self._taken, self._pending = taken, None
+            known = _Taken(held, framework)
+            self._taken, self._pending = known, None
             return held
         worker = self.resources.worker or self.worker()
         fast_path = worker.fast_path
