@@ -170,21 +170,49 @@ def as_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
     return torch.from_numpy(array.view(bits)).view(dtype.torch)
 
 
-def move_torch_storage(tensor: torch.Tensor, buffer: memoryview, offset: int) -> None:
+def has_fixed_storage(tensor: torch.Tensor) -> bool:
+    """Whether torch forbids to move this tensor to another storage, or would notice.
+
+    Autograd refuses the move of a leaf that requires grad, and an inference tensor refuses it outside inference mode. A
+    subclass may do anything.
+    """
+    import torch
+
+    return any(
+        type(each) is not torch.Tensor or each.requires_grad or each.is_inference()
+        for each in (tensor, tensor._base)
+        if each is not None
+    )
+
+
+def move_torch_storage(tensor: torch.Tensor, buffer: memoryview, offset: int) -> bool:
     """Move a tensor, and the one that it is a view of, to another buffer that has the same bytes.
 
     Args:
         tensor: strided, on the CPU.
         buffer: writable.
         offset: where in the buffer the bytes of the tensor's old storage begin.
+
+    Returns:
+        Whether torch could; if not, both show the same bytes as before.
     """
     import torch
 
+    # A tensor that autograd saved for the backward pass must keep its version, or that pass fails. Here the version does
+    # not count: the values stay what they were.
+    keep_version = getattr(torch.autograd, "_unsafe_preserve_version_counter", None)
+    if keep_version is None:
+        return False  # an old torch
     nbytes = tensor.untyped_storage().nbytes()
     storage = torch.from_numpy(np.frombuffer(buffer, np.uint8, nbytes, offset)).untyped_storage()
-    for each in (tensor, tensor._base):
-        if each is not None:
-            each.set_(storage, each.storage_offset(), each.size(), each.stride())
+    try:
+        for each in (tensor, tensor._base):
+            if each is not None:
+                with keep_version(each):
+                    each.set_(storage, each.storage_offset(), each.size(), each.stride())
+    except RuntimeError:
+        return False
+    return True
 
 
 def _to_array_slow(tensor: object) -> tuple[DType, np.ndarray[Any, Any]]:
