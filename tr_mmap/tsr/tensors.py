@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import UnsupportedTensor
 from ..native import copy
 from ..wire.header import MAX_NDIM
-from .dtypes import DType, by_name, from_numpy, from_torch
+from .dtypes import DType, by_name, from_numpy, from_torch, import_torch
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     WriteableBuffer: TypeAlias = bytearray | memoryview | mmap
     Tensor: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor"
 
-__all__ = ["check_framework", "copy_into", "from_buffer", "is_little_endian", "to_array"]
+__all__ = [
+    "as_torch",
+    "check_framework",
+    "copy_into",
+    "from_buffer",
+    "has_fixed_storage",
+    "is_little_endian",
+    "move_torch_storage",
+    "to_array",
+    "unguarded_torch",
+]
 
 _IS_LITTLE: Final = sys.byteorder == "little"
 
@@ -114,6 +124,7 @@ def from_buffer(buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], of
 
     Raises:
         UnsupportedTensor: no such framework, its release lacks the dtype, or a torch view of a read-only buffer.
+        MissingPackage: the framework, or ``ml_dtypes`` for a small float, is not installed.
     """
     if framework == "numpy":
         return _view(buffer, dtype.numpy, shape, offset)
@@ -142,32 +153,52 @@ def _view(buffer: ReadableBuffer, dtype: np.dtype[Any], shape: tuple[int, ...], 
 
 
 def _torch_view(buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], offset: int) -> torch.Tensor:
-    import torch
-
-    bits = _BITS.get(dtype)
-    torch_dtype = dtype.torch
-    array = _view(buffer, dtype.numpy if bits is None else bits, shape, offset)
-    if not array.flags.writeable:
+    if memoryview(buffer).readonly:
         raise UnsupportedTensor("torch has no read-only tensors; give it a private mapping, or ask for numpy")
-    if not array.flags.aligned:
-        array = array.copy()
-    tensor = torch.from_numpy(array)
-    return tensor if bits is None else tensor.view(torch_dtype)
+    bits = _BITS.get(dtype)
+    array = _view(buffer, dtype.numpy if bits is None else bits, shape, offset)
+    return as_torch(array if array.flags.aligned else array.copy(), dtype)
+
+
+def unguarded_torch(
+    buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], offset: int
+) -> torch.Tensor:
+    """A torch view of a read-only mapping: a store into it is SIGSEGV. Otherwise as :func:`from_buffer`."""
+    return _torch_view(memoryview(np.asarray(_Unguarded(buffer))), dtype, shape, offset)
+
+
+class _Unguarded:
+    """Says to numpy that read-only bytes may be written. torch warns of every other array; it has no read-only tensors.
+
+    The array keeps this object, and so the bytes.
+    """
+
+    def __init__(self, buffer: ReadableBuffer) -> None:
+        self._bytes = np.frombuffer(buffer, np.uint8)
+        address, _ = self._bytes.__array_interface__["data"]
+        self.__array_interface__ = {**self._bytes.__array_interface__, "data": (address, False)}
 
 
 def as_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
-    """The same memory as a torch tensor, which keeps the array alive.
+    """The same memory as a torch tensor, which keeps the array alive. Without elements, it has memory of its own.
 
     Args:
-        array: writable, aligned, of the table's numpy type for ``dtype``.
+        array: writable, aligned, of the table's numpy type for ``dtype``, or of unsigned integers that numpy and torch
+            have both.
         dtype: its element type.
-    """
-    import torch
 
+    Raises:
+        MissingPackage: torch is not installed.
+        UnsupportedTensor: its release lacks the dtype.
+    """
+    torch = import_torch()
+    torch_dtype = dtype.torch
+    if array.size == 0:  # numpy's strides are others than those that torch gives a tensor without elements
+        return torch.empty(array.shape, dtype=torch_dtype, device="cpu")
     bits = _BITS.get(dtype)
     if bits is None:
         return torch.from_numpy(array)
-    return torch.from_numpy(array.view(bits)).view(dtype.torch)
+    return torch.from_numpy(array.view(bits)).view(torch_dtype)
 
 
 def has_fixed_storage(tensor: torch.Tensor) -> bool:
