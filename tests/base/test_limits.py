@@ -1,4 +1,4 @@
-"""A limit of the system is told by its name, and is no limit any more once it is raised or what was taken is given back."""
+"""A limit of the system is told by its name, and is gone once it is raised or what was taken is given back."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_too_many_open_files_are_a_limit_by_name(tmp_path: Path) -> None:
             lambda: system.list_dir(str(tmp_path)),
             system.make_pipe,
         ):
-            with pytest.raises(SystemLimit, match="Too many open files.*ulimit -n") as caught:
+            with pytest.raises(SystemLimit, match=r"Too many open files.*ulimit -n") as caught:
                 action()
             assert (caught.value.limit, caught.value.errno) == ("RLIMIT_NOFILE", errno.EMFILE)
     assert load(path).tolist() == [1, 1, 1]

@@ -25,7 +25,7 @@ import tr_mmap
 from tr_mmap import PythonSession
 from tr_mmap.base import system
 from tr_mmap.errors import BadMessage, Fault, HostilePath, SystemLimit, UnsupportedTensor
-from tr_mmap.tsr import from_file, frameworks, load, memmap, read_header, save
+from tr_mmap.tsr import frameworks, from_file, load, memmap, read_header, save
 from tr_mmap.tsr.dtypes import TABLE
 
 BOTH = pytest.mark.parametrize("give", [memmap, from_file])
@@ -90,7 +90,7 @@ def test_older_layouts_are_mapped_where_they_lie(path: Path, version: int, dtype
     assert found.flags.aligned is is_aligned
     assert (bits(found), found.shape[-len(shape) :] if shape else ()) == (bits(array), shape)
     if not is_aligned:
-        with pytest.raises(UnsupportedTensor, match="byte 28.*use load"):
+        with pytest.raises(UnsupportedTensor, match=r"byte 28.*use load"):
             from_file(path)
     else:
         assert bits(from_file(path)) == bits(array)

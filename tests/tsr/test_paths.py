@@ -343,7 +343,9 @@ def test_an_in_place_save_that_fails_leaves_no_tensor_that_could_be_taken_for_on
 
 
 @linux
-@pytest.mark.parametrize("make", [lambda: os.pipe()[0], lambda: os.open("/dev/null", os.O_RDWR)], ids=["pipe", "device"])
+@pytest.mark.parametrize(
+    "make", [lambda: os.pipe()[0], lambda: os.open("/dev/null", os.O_RDWR)], ids=["pipe", "device"]
+)
 def test_a_descriptor_of_what_is_no_file_is_refused(make: Any) -> None:
     fd = make()
     for action in (lambda: save(f"/proc/self/fd/{fd}", ARRAY), lambda: load(f"/proc/self/fd/{fd}")):
@@ -357,9 +359,8 @@ def test_a_descriptor_that_is_not_there_is_no_file() -> None:
     fd = os.open("/dev/null", os.O_RDONLY)
     os.close(fd)
     for action in (lambda: save(f"/proc/self/fd/{fd}", ARRAY), lambda: load(f"/proc/self/fd/{fd}")):
-        with pytest.raises(OSError) as caught:
+        with pytest.raises((FileNotFoundError, PermissionError)):
             action()
-        assert isinstance(caught.value, FileNotFoundError | PermissionError)
 
 
 @linux
@@ -385,7 +386,9 @@ def test_a_file_that_others_replace_at_the_same_time_is_replaced_not_overwritten
 
     old = load(path)
     with monkeypatch.context() as patch:
-        patch.setattr(dirents, "_follow", lambda name: original(name) if name != str(link) else replace_then_follow(name))
+        patch.setattr(
+            dirents, "_follow", lambda name: original(name) if name != str(link) else replace_then_follow(name)
+        )
         save(link, OTHER)
     assert bits(load(path)) == bits(OTHER)
     assert bits(old) == bits(ARRAY)

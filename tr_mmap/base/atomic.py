@@ -54,8 +54,8 @@ def replacement(path: str, mode: int = 0o600, *, is_exact: bool = False) -> Iter
 def overwriting(path: str, nbytes: int) -> Iterator[int]:
     """A file that is there, to be overwritten in place: for one that has no name to rename another to.
 
-    If it fails in the middle, the file begins with 8 bytes of 0, so that nobody takes it for what it was. It is not emptied
-    first: a process that has it mapped would get SIGBUS.
+    If it fails in the middle, the file begins with 8 bytes of 0, so that nobody takes it for what it was. It is not
+    emptied first: a process that has it mapped would get SIGBUS.
 
     Args:
         path: of the file; symlinks are followed.

@@ -1,9 +1,9 @@
 """Loans: arrays and tensors that live in segments, so that publishing them copies nothing. Never publishes one.
 
 After publishing, no store of the borrower may reach the reader. Arrays that we know become read-only; a torch tensor
-moves to a copy-on-write mapping. If the borrower has other views of the memory, or if autograd or inference mode watches
-the tensor, the pages themselves become copy-on-write, under all views at once. torch notices nothing of that. It costs a
-page fault for every page when the segment is used again, so it is done only where it must be.
+moves to a copy-on-write mapping. If the borrower has other views of the memory, or if autograd or inference mode
+watches the tensor, the pages themselves become copy-on-write, under all views at once. torch notices nothing of that.
+It costs a page fault for every page when the segment is used again, so it is done only where it must be.
 """
 
 from __future__ import annotations

@@ -198,8 +198,8 @@ def check_mode(mode: object) -> None:
     """
     if mode not in ("r", "c"):
         raise BadMessage(
-            f'mode {mode!r} is unknown; "r" (read-only) and "c" (copy-on-write) are supported; to change a file, save it '
-            "again",
+            f'mode {mode!r} is unknown; "r" (read-only) and "c" (copy-on-write) are supported; to change a file, '
+            "save it again",
             detail=str(mode)[:80],
         )
 

@@ -68,7 +68,8 @@ def memmap(path: StrOrBytesPath, mode: Mode = "r") -> np.memmap[Any, Any]:
 
     array = until_settled(once)
     # As numpy sets it for a file that it opens by its name.
-    array.filename = Path(name).resolve() if isinstance(path, os.PathLike) else os.path.abspath(name)
+    filename: Any = Path(name).resolve() if isinstance(path, os.PathLike) else os.path.abspath(name)
+    array.filename = filename
     return array
 
 
@@ -110,14 +111,14 @@ def _torch_file(fd: int, name: str, header: Header) -> torch.Tensor:
     itemsize = header.dtype.itemsize
     if header.payload_offset % itemsize and header.payload_nbytes:
         raise UnsupportedTensor(
-            f"{name}: the payload begins at byte {header.payload_offset}, and torch has no tensor of {header.dtype.name} "
-            "there; use load, which copies it, or save it as version 2"
+            f"{name}: the payload begins at byte {header.payload_offset}, and torch has no tensor of "
+            f"{header.dtype.name} there; use load, which copies it, or save it as version 2"
         )
     by_descriptor = f"/proc/self/fd/{fd}"  # the very file; its name may lead to another one by now
     has_proc = system.exists(by_descriptor)
     try:
         # Never shared=True: that would make the file, or let it grow, if it is not as large.
-        storage = torch.UntypedStorage.from_file(
+        storage: Any = torch.UntypedStorage.from_file(
             by_descriptor if has_proc else name, shared=False, nbytes=header.file_nbytes
         )
     except RuntimeError as error:
@@ -144,7 +145,7 @@ def _replaced(name: str) -> BeingChanged:
     )
 
 
-def _header_in(storage: torch.UntypedStorage, header: Header, name: str) -> Header | None:
+def _header_in(storage: Any, header: Header, name: str) -> Header | None:
     import torch
 
     head = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage, 0, (min(256, header.payload_offset),), (1,))

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import UnsupportedTensor
 from ..native import copy
 from ..wire.header import MAX_NDIM
-from .dtypes import DType, by_name, from_numpy, from_torch, import_torch
+from .dtypes import DType, by_name, from_numpy, from_torch
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -160,11 +160,10 @@ def _torch_view(buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], of
     return as_torch(array if array.flags.aligned else array.copy(), dtype)
 
 
-def unguarded_torch(
-    buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], offset: int
-) -> torch.Tensor:
+def unguarded_torch(buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], offset: int) -> torch.Tensor:
     """A torch view of a read-only mapping: a store into it is SIGSEGV. Otherwise as :func:`from_buffer`."""
-    return _torch_view(memoryview(np.asarray(_Unguarded(buffer))), dtype, shape, offset)
+    writable: Any = np.asarray(_Unguarded(buffer))
+    return _torch_view(writable.data, dtype, shape, offset)
 
 
 class _Unguarded:
@@ -191,8 +190,9 @@ def as_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
         MissingPackage: torch is not installed.
         UnsupportedTensor: its release lacks the dtype.
     """
-    torch = import_torch()
-    torch_dtype = dtype.torch
+    torch_dtype = dtype.torch  # names a missing torch, too
+    import torch
+
     if array.size == 0:  # numpy's strides are others than those that torch gives a tensor without elements
         return torch.empty(array.shape, dtype=torch_dtype, device="cpu")
     bits = _BITS.get(dtype)
@@ -229,8 +229,8 @@ def move_torch_storage(tensor: torch.Tensor, buffer: memoryview, offset: int) ->
     """
     import torch
 
-    # A tensor that autograd saved for the backward pass must keep its version, or that pass fails. Here the version does
-    # not count: the values stay what they were.
+    # A tensor that autograd saved for the backward pass must keep its version, or that pass fails. The values stay what
+    # they were.
     keep_version = getattr(torch.autograd, "_unsafe_preserve_version_counter", None)
     if keep_version is None:
         return False  # an old torch

@@ -14,8 +14,8 @@ except ImportError:  # pragma: no cover - Windows
 
 __all__ = ["check_descriptors", "check_file_size", "mapping_refused"]
 
-# How far below vm.max_map_count a call may fail: it may cut one mapping into three, and the kernel counts a few mappings
-# in another way than /proc shows them.
+# How far below vm.max_map_count a call may fail: it may cut one mapping into three, and the kernel counts a few
+# mappings in another way than /proc shows them.
 _MAPS_MARGIN: Final = 4
 
 
@@ -51,7 +51,9 @@ def check_file_size(error: OSError, end_nbytes: int) -> None:
         advice = f"this process may write {allowed}; raise the limit ({limit}, ulimit -f)"
     else:
         limit, advice = "file size", "the file system has no files of that size; choose another place"
-    raise SystemLimit(f"a file of {end_nbytes} bytes: {error.strerror}: {advice}", limit=limit, code=errno.EFBIG) from error
+    raise SystemLimit(
+        f"a file of {end_nbytes} bytes: {error.strerror}: {advice}", limit=limit, code=errno.EFBIG
+    ) from error
 
 
 def mapping_refused(error: OSError, nbytes: int, *, is_private: bool) -> OSError:
@@ -72,7 +74,9 @@ def mapping_refused(error: OSError, nbytes: int, *, is_private: bool) -> OSError
         for limit, field, counts in (("RLIMIT_AS", "VmSize", True), ("RLIMIT_DATA", "VmData", is_private)):
             allowed = _soft(limit)
             if counts and allowed is not None and used[field] + nbytes > allowed:
-                advice = f"this process has {used[field]} bytes mapped and may have {allowed}; raise the limit ({limit})"
+                advice = (
+                    f"this process has {used[field]} bytes mapped and may have {allowed}; raise the limit ({limit})"
+                )
                 return SystemLimit(f"{what}: {advice}", limit=limit, code=errno.ENOMEM)
         count, most = _count_maps(), int(_read("/proc/sys/vm/max_map_count"))
         overcommit = int(_read("/proc/sys/vm/overcommit_memory"))
@@ -81,8 +85,8 @@ def mapping_refused(error: OSError, nbytes: int, *, is_private: bool) -> OSError
     if count >= most - _MAPS_MARGIN:
         limit = "vm.max_map_count"
         advice = (
-            f"this process has {count} mappings and may have {most}; let go of tensors that you keep, or raise the limit "
-            f"(sysctl {limit})"
+            f"this process has {count} mappings and may have {most}; let go of tensors that you keep, or raise the "
+            f"limit (sysctl {limit})"
         )
     elif overcommit == 2 and is_private:
         limit = "vm.overcommit_memory"

@@ -94,4 +94,3 @@ def _map(fd: int, nbytes: int, offset: int, *, is_writable: bool, is_private: bo
         return memoryview(map_file(fd, nbytes, offset, is_writable, is_private))
     except OSError as error:
         raise mapping_refused(error, nbytes, is_private=is_private) from error
-
