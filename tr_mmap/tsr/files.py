@@ -129,12 +129,13 @@ def load(
     """
     check_framework(framework)
     if mode is None:
-        mode = "c" if framework == "torch" else "r"
-    check_mode(mode)
-    is_private = mode == "c"
+        is_private = framework == "torch"
+    else:
+        check_mode(mode)
+        is_private = mode == "c"
     if framework == "torch":
         import_torch()  # first: a live segment that was marked for nobody would never be filled again
-    name = os.fsdecode(path)
+    name = path if type(path) is str else os.fsdecode(path)  # fsdecode takes half a microsecond
     if key is not None:
         return sealed.load(name, sealed.check_key(key), framework, is_private, verify)
     quick = None if verify else quick_load(name, _ITEMSIZES, is_private)
