@@ -1,7 +1,7 @@
 """Move large tensors between two processes without copying them.
 
 ``PythonSession`` starts a worker and exchanges tensors with it; ``Server`` and ``TechRenaissanceServer`` are the
-worker's side; ``save``, ``load`` and ``read_header`` handle TSR files. This module computes nothing. It imports a room
+worker's side; ``save``, ``load`` and their like handle TSR files. This module computes nothing. It imports a room
 when one of its names is first used, so that a program loads only the side that it needs.
 """
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from .sessions.workspace import sweep
-    from .tsr import Header, load, read_header, save
+    from .tsr import Header, from_file, load, memmap, read_header, save
     from .worker.functions import Server
     from .worker.server import TechRenaissanceServer
 
@@ -50,7 +50,9 @@ __all__ = [
     "Server",
     "TechRenaissanceServer",
     "Header",
+    "from_file",
     "load",
+    "memmap",
     "read_header",
     "save",
     "sweep",
@@ -87,7 +89,9 @@ _HOMES: Final = {
     "Server": "worker.functions",
     "TechRenaissanceServer": "worker.server",
     "Header": "tsr",
+    "from_file": "tsr",
     "load": "tsr",
+    "memmap": "tsr",
     "read_header": "tsr",
     "save": "tsr",
     "sweep": "sessions.workspace",

@@ -88,6 +88,7 @@ class Fault(enum.StrEnum):
     TOO_LARGE = "too_large"  # beyond what this machine can address
     HEADER_CHECKSUM = "header_checksum"
     PAYLOAD_CHECKSUM = "payload_checksum"
+    NO_CHECKSUM = "no_checksum"  # the payload was to be verified, and the file has no checksum of it
     UNPUBLISHED = "unpublished"  # seq is 0: still being written
     TORN = "torn"  # the two copies of seq differ
     TRUNCATED = "truncated"  # the file ends before the payload does
@@ -178,7 +179,9 @@ class SystemLimit(TRException, OSError):
     """A limit of the system or of this process was reached, other than room for a tensor.
 
     Attributes:
-        limit: which one: ``"vm.max_map_count"``, ``"RLIMIT_NOFILE"``, ``"RLIMIT_FSIZE"``, ``"RLIMIT_AS"``.
+        limit: which one: ``"vm.max_map_count"``, ``"RLIMIT_NOFILE"``, ``"RLIMIT_FSIZE"``, ``"RLIMIT_AS"``,
+            ``"RLIMIT_DATA"``; or, of the whole system, ``"fs.file-max"``, ``"vm.overcommit_memory"``,
+            ``"address space"``, ``"file size"`` (of this file system).
         errno: of the system call that failed.
     """
 

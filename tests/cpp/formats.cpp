@@ -150,7 +150,8 @@ TEST(format_files_come_back) {
                     tensor.data<std::byte>()[i] = static_cast<std::byte>(each.dtype == DType::BOOL ? i & 1 : i * 37);
                 }
                 save_tsr(path, tensor, version, version == 2);
-                const Tensor loaded = load_tsr(path, true);
+                const Tensor loaded = load_tsr(path, version == 2);
+                if (version < 2) CHECK(fault_of([&] { load_tsr(path, true); }) == Fault::NO_CHECKSUM);
                 CHECK(loaded.dtype() == each.dtype);
                 CHECK_EQUAL(loaded.numel(), tensor.numel());
                 if (version > 0) CHECK_EQUAL(loaded.shape(), shape);
@@ -185,6 +186,64 @@ TEST(format_save_keeps_symlinks_and_modes) {
     struct stat info;
     CHECK(::lstat(link.c_str(), &info) == 0 && S_ISLNK(info.st_mode));
     CHECK(::stat(path.c_str(), &info) == 0 && (info.st_mode & 0777) == 0664);
+}
+
+TEST(format_save_keeps_permissions_exactly) {
+    const std::string path = folder() + "/mode.tsr";
+    const mode_t before = ::umask(0777);
+    for (const mode_t mode : {0600, 0664, 0777, 0444, 06755}) {
+        save_tsr(path, Tensor::full(Shape(1), 1.0f));
+        CHECK(::chmod(path.c_str(), mode) == 0);
+        for (const int version : {0, 1, 2}) save_tsr(path, Tensor::full(Shape(1), 2.0f), version);
+        struct stat info;
+        CHECK(::stat(path.c_str(), &info) == 0 && (info.st_mode & 07777) == (mode & 0777));
+    }
+    ::umask(before);
+}
+
+TEST(format_a_path_means_what_it_means_to_open) {
+    const Tensor one = Tensor::full(Shape(1), 1.0f);
+    const std::string path = folder() + "/paths.tsr";
+    const auto code_of = [&](const std::string& name) {
+        return thrown_by<SystemError>([&] { save_tsr(name, one); }).code;
+    };
+    CHECK(code_of("") == ENOENT);
+    CHECK(code_of(path + "/") == EISDIR);
+    CHECK(code_of(path + "//") == EISDIR);
+    CHECK(code_of(folder() + "/none/") == EISDIR);
+    CHECK(code_of(folder() + "/none/x/") == ENOENT);
+    CHECK(code_of(path + std::string("\0x", 2)) == EINVAL);
+    CHECK(thrown_by<SystemError>([&] { load_tsr(path + std::string("\0x", 2)); }).code == EINVAL);
+    CHECK(::access(path.c_str(), F_OK) != 0);
+    thrown_by<HostilePath>([&] { save_tsr(folder() + "/", one); });
+    save_tsr(path, one);
+    CHECK(code_of(path + "/") == ENOTDIR);
+    const std::string loop = folder() + "/loop", dangling = folder() + "/dangling", slash = folder() + "/slash";
+    CHECK(::symlink("loop", loop.c_str()) == 0 && ::symlink("new.tsr", dangling.c_str()) == 0);
+    CHECK(::symlink("newer/", slash.c_str()) == 0);
+    CHECK(code_of(loop) == ELOOP);
+    CHECK(code_of(slash) == EISDIR);
+    save_tsr(dangling, one);
+    CHECK_EQUAL(load_tsr(folder() + "/new.tsr").data<float>()[0], 1.0f);
+}
+
+TEST(format_a_file_without_a_name_is_overwritten_in_place) {
+    const std::string path = folder() + "/gone.tsr", kept = folder() + "/gone.tsr (deleted)";
+    save_tsr(path, Tensor::full(Shape(1), 1.0f));
+    save_tsr(kept, Tensor::full(Shape(1), 5.0f));  // what the link's text says
+    const int removed = ::open(path.c_str(), O_RDWR), memory = ::memfd_create("weights", MFD_CLOEXEC);
+    CHECK(removed >= 0 && memory >= 0 && ::unlink(path.c_str()) == 0);
+    for (const int fd : {removed, memory}) {
+        const std::string name = "/proc/self/fd/" + std::to_string(fd);
+        for (const std::int64_t count : {1000, 3}) {
+            save_tsr(name, Tensor::full(Shape(count), 2.0f), 2, true);
+            CHECK_EQUAL(load_tsr(name, true).data<float>()[count - 1], 2.0f);
+            CHECK_EQUAL(load_tsr("/dev/fd/" + std::to_string(fd)).numel(), count);
+        }
+        ::close(fd);
+    }
+    CHECK(::access(path.c_str(), F_OK) != 0);
+    CHECK_EQUAL(load_tsr(kept).data<float>()[0], 5.0f);
 }
 
 TEST(format_refused_before_a_file_exists) {

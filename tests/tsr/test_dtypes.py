@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support import FRAMEWORKS, ROOT, environment
 
+from tr_mmap import PythonSession
 from tr_mmap.errors import UnsupportedTensor
 from tr_mmap.tsr import dtypes
-from tr_mmap.tsr.dtypes import TABLE, DType, by_code, by_name, from_numpy, from_torch
+from tr_mmap.tsr.dtypes import TABLE, DType, by_code, by_name, from_numpy, from_torch, resolve
 
 ALL = pytest.mark.parametrize("dtype", TABLE, ids=lambda d: d.name)
 
@@ -107,6 +111,129 @@ def test_unknown_codes_and_names_are_refused() -> None:
         by_code(21)
     with pytest.raises(UnsupportedTensor, match="'float31' is no TSR dtype"):
         by_name("float31")
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ("f4", "float32"),
+        ("<f4", "float32"),
+        ("=f4", "float32"),
+        ("|u1", "uint8"),
+        ("double", "float64"),
+        ("single", "float32"),
+        ("half", "float16"),
+        ("float", "float64"),
+        ("int", "int64"),
+        ("?", "bool"),
+        ("c8", "complex64"),
+        ("longlong", "int64"),
+        (b"f4", "float32"),
+        ("bfloat16", "bfloat16"),
+        (float, "float64"),
+        (int, "int64"),
+        (bool, "bool"),
+        (complex, "complex128"),
+        (np.float32, "float32"),
+        (np.longlong, "int64"),
+        (np.dtype("i2"), "int16"),
+        (torch.half, "float16"),
+        (torch.float8_e5m2, "float8_e5m2"),
+        (by_name("uint16"), "uint16"),
+    ],
+    ids=str,
+)
+def test_a_dtype_is_asked_for_by_every_name_that_numpy_knows(asked: Any, name: str) -> None:
+    assert resolve(asked) is by_name(name)
+
+
+@pytest.mark.parametrize("asked", [">f4", ">i8", ">c16", np.dtype(">u2"), np.dtype("f8").newbyteorder("S")], ids=str)
+def test_a_big_endian_dtype_is_refused_with_the_name_to_ask_for(asked: Any) -> None:
+    with pytest.raises(UnsupportedTensor, match="is big-endian") as caught:
+        resolve(asked)
+    assert f"ask for '{np.dtype(asked).name}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("", " ", "float31", "f3", "f4,f4", "(2,)f4", ",", "(", "O", "U3", "M8[s]", ">M8[s]", "torch.float32", "f4\0"),
+        *(None, 4, 4.0, object, str, np.floating, [("a", "f4")], {}, {"names": ["a"], "formats": ["f4"]}, ["f4"]),
+    ],
+    ids=repr,
+)
+def test_what_is_no_dtype_of_the_table_is_refused_by_name(asked: Any) -> None:
+    with pytest.raises(UnsupportedTensor, match=r"supported are float32, .*float8_e8m0fnu"):
+        resolve(asked)
+
+
+@FRAMEWORKS
+def test_a_loan_has_the_dtype_that_was_asked_for(mapped: PythonSession, framework: str) -> None:
+    for asked in ("f4", "<f4", "single", np.float32, torch.float32):
+        for _ in range(2):  # the second one on the fast path
+            loan = mapped.empty((2, 3), asked, framework)
+            assert from_torch(loan.dtype) if framework == "torch" else from_numpy(loan.dtype) is by_name("float32")
+    for asked in (">f4", None, "float31"):
+        with pytest.raises(UnsupportedTensor):
+            mapped.empty((2, 3), asked, framework)
+
+
+WITHOUT = """
+import sys
+sys.modules[sys.argv[1]] = None  # as if it were not installed
+import numpy as np
+from tr_mmap import MissingPackage, PythonSession, from_file, load, memmap, save
+from tr_mmap.tsr import dtypes, encode_v2
+path = sys.argv[2]
+save(path, np.ones(3))
+small = path + ".bf16"
+open(small, "wb").write(encode_v2(dtypes.by_name("bfloat16"), (0,), created_ns=1))
+actions = {
+    "torch": [
+        lambda: load(path, framework="torch"),
+        lambda: load(path, framework="torch", mode="r"),
+        lambda: load(small, framework="torch"),
+        lambda: from_file(path),
+        lambda: dtypes.by_name("float32").torch,
+        lambda: dtypes.import_torch(),
+    ],
+    "ml_dtypes": [
+        lambda: load(small),
+        lambda: memmap(small),
+        lambda: dtypes.by_name("float8_e5m2").numpy,
+        lambda: dtypes.resolve("bfloat16").numpy,
+    ],
+}[sys.argv[1]]
+for action in actions:
+    try:
+        action()
+        print("it worked")
+    except MissingPackage as error:
+        assert "pip install " + sys.argv[1] in str(error)
+        print(error.package)
+print(load(path).tolist(), memmap(path).tolist())
+"""
+
+
+@pytest.mark.parametrize(("package", "count"), [("torch", 6), ("ml_dtypes", 4)])
+def test_a_package_that_is_not_installed_is_named(tmp_path: Path, package: str, count: int) -> None:
+    command = [sys.executable, "-c", WITHOUT, package, str(tmp_path / "x.tsr")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert done.stdout == f"{package}\n" * count + "[1.0, 1.0, 1.0] [1.0, 1.0, 1.0]\n", done.stderr
+
+
+def test_a_package_that_lacks_another_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import what_torch_needs")
+    script = "from tr_mmap.tsr import dtypes; dtypes.import_torch()"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        check=False,
+    )
+    assert "ModuleNotFoundError: No module named 'what_torch_needs'" in done.stderr
+    assert "MissingPackage" not in done.stderr
 
 
 def test_a_torch_without_the_type_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def test_every_tensor_comes_back_bit_for_bit(tensor: Any, framework: str, checks
     with tempfile.TemporaryDirectory() as directory:
         path = os.path.join(directory, "x.tsr")
         save(path, tensor, checksum=checksum)
-        loaded = load(path, framework=framework, verify=True)
+        loaded = load(path, framework=framework, verify=checksum)
         assert own.shape_of(loaded) == own.shape_of(tensor)
         assert (from_torch if framework == "torch" else from_numpy)(loaded.dtype) is dtype
         assert bits(loaded) == bits(tensor)
@@ -450,11 +450,24 @@ def test_a_changed_payload_is_found_by_verify(path: Path, framework: str, tensor
     assert fault_of(lambda: load(path, framework=framework, verify=True)) is Fault.PAYLOAD_CHECKSUM
 
 
-def test_verify_accepts_a_file_without_checksum_and_an_empty_one_with(path: Path) -> None:
-    save(path, ARRAY)
-    load(path, verify=True)
-    save(path, np.zeros((0, 3)), checksum=True)
-    load(path, verify=True)
+@FRAMEWORKS
+@pytest.mark.parametrize("version", [0, 1, 2])
+@pytest.mark.parametrize("tensor", [ARRAY, np.zeros((0, 3), np.float32)], ids=["some", "none"])
+def test_nothing_is_verified_where_there_is_no_checksum_and_that_is_said(
+    path: Path, framework: str, version: int, tensor: Any
+) -> None:
+    save(path, tensor, version=version)
+    with pytest.raises(TSRFormatError, match="checksum=True") as caught:
+        load(path, framework=framework, verify=True)
+    assert (caught.value.fault, caught.value.path) == (Fault.NO_CHECKSUM, str(path))
+    save(path, tensor, checksum=True)
+    assert bits(load(path, framework=framework, verify=True)) == bits(tensor)
+
+
+def test_a_sealed_file_is_verified_without_a_checksum(path: Path) -> None:
+    pytest.importorskip("cryptography")
+    save(path, ARRAY, key=bytes(32))
+    assert bits(load(path, key=bytes(32), verify=True)) == bits(ARRAY)
 
 
 def test_a_damaged_plain_file_is_refused_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,6 +279,7 @@ def test_the_writer_refuses_what_the_reader_would(fault: Fault, action: Callable
 def test_every_fault_has_a_test() -> None:
     elsewhere = {
         Fault.PAYLOAD_CHECKSUM,  # needs a payload: test_tsr_files
+        Fault.NO_CHECKSUM,
         Fault.NOT_SEALED,  # needs a key: attacks/test_sealed
         Fault.SEAL_BROKEN,
     }

@@ -1,4 +1,7 @@
-"""Replaces a file whole, in one step: a reader sees the old file or the new one, never a part of either."""
+"""Replaces a file whole, in one step: a reader sees the old file or the new one, never a part of either.
+
+Only a file without a name is overwritten in place.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from contextlib import contextmanager
 from ..wire.names import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from . import system
 
-__all__ = ["replace_by_link", "replacement"]
+__all__ = ["overwriting", "replace_by_link", "replacement"]
 
 
 @contextmanager
-def replacement(path: str, mode: int = 0o600) -> Iterator[int]:
+def replacement(path: str, mode: int = 0o600, *, is_exact: bool = False) -> Iterator[int]:
     """A new file that takes the place of ``path`` when the block ends, and is removed if the block raises.
 
     A killed process leaves at most a file ``.tr_mmap-*.tmp`` in the same directory.
@@ -22,6 +25,7 @@ def replacement(path: str, mode: int = 0o600) -> Iterator[int]:
     Args:
         path: the file to replace, which need not exist; a symlink is replaced, not followed.
         mode: permissions of the new file, less the umask.
+        is_exact: whether it gets just these permissions, whatever the umask.
 
     Yields:
         The new file's descriptor, to write to.
@@ -35,6 +39,8 @@ def replacement(path: str, mode: int = 0o600) -> Iterator[int]:
     fd = system.create_file(temporary, mode)
     try:
         try:
+            if is_exact:
+                system.set_mode(fd, mode)
             yield fd
         finally:
             system.close(fd)
@@ -42,6 +48,33 @@ def replacement(path: str, mode: int = 0o600) -> Iterator[int]:
     except BaseException:
         system.unlink(temporary)
         raise
+
+
+@contextmanager
+def overwriting(path: str, nbytes: int) -> Iterator[int]:
+    """A file that is there, to be overwritten in place: for one that has no name to rename another to.
+
+    If it fails in the middle, the file begins with 8 bytes of 0, so that nobody takes it for what it was. It is not
+    emptied first: a process that has it mapped would get SIGBUS.
+
+    Args:
+        path: of the file; symlinks are followed.
+        nbytes: its size afterwards.
+
+    Yields:
+        The file's descriptor, to write to; the first 8 bytes last.
+
+    Raises:
+        SystemLimit: a file may not be that large (RLIMIT_FSIZE).
+        HostilePath: not a regular file.
+    """
+    fd = system.open_path(path, write=True)
+    try:
+        system.set_size(fd, nbytes)  # first: if this fails, the file is as before
+        system.write_all(fd, bytes(8))
+        yield fd
+    finally:
+        system.close(fd)
 
 
 def replace_by_link(source: str, path: str) -> None:

@@ -69,9 +69,11 @@ PyObject *array_layout_view(const ArrayLayout *self, char *file, int is_writable
         Py_DECREF(holder);
         return NULL;
     }
+    static npy_intp no_strides[WIRE_MAX_NDIM]; /* numpy gives an array without elements these; it never stores here */
     int flags = is_writable ? NPY_ARRAY_CARRAY : NPY_ARRAY_CARRAY_RO;
     PyObject *array = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(self->dtype), self->ndim,
-                                           self->dims, NULL, file + self->offset, flags, NULL);
+                                           self->dims, self->nbytes == 0 ? no_strides : NULL,
+                                           file + self->offset, flags, NULL);
     if (array == NULL) {
         Py_DECREF(holder);
         return NULL;

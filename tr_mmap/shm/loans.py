@@ -1,9 +1,9 @@
 """Loans: arrays and tensors that live in segments, so that publishing them copies nothing. Never publishes one.
 
 After publishing, no store of the borrower may reach the reader. Arrays that we know become read-only; a torch tensor
-moves to a copy-on-write mapping. If the borrower has other views of the memory, the pages themselves become
-copy-on-write, under all views at once. That costs a page fault for every page when the segment is used again, so it is
-done only if there are other views.
+moves to a copy-on-write mapping. If the borrower has other views of the memory, or if autograd or inference mode
+watches the tensor, the pages themselves become copy-on-write, under all views at once. torch notices nothing of that.
+It costs a page fault for every page when the segment is used again, so it is done only where it must be.
 """
 
 from __future__ import annotations
@@ -109,18 +109,21 @@ def forbid_writing(tensor: Any, segment: Segment) -> None:
     if isinstance(tensor, np.ndarray):
         if freeze(tensor):
             segment.make_private()
-    elif _has_other_tensors(tensor):
+    elif tensors.has_fixed_storage(tensor) or _has_other_tensors(tensor) or not _move(tensor, segment):
         segment.make_private()
-    else:
-        fd = system.open_file(segment.path)
-        try:
-            private = system.map_private(fd, len(segment.buffer))
-        finally:
-            system.close(fd)
-        # A page of this mapping shows the file's until the borrower stores into it. So the segment stays on loan for as
-        # long as this mapping lives.
-        system.keep(private, tensor.untyped_storage())
-        tensors.move_torch_storage(tensor, private, PAYLOAD_OFFSET)
+
+
+def _move(tensor: Any, segment: Segment) -> bool:
+    """Move the loan to a copy-on-write mapping of its own; whether torch could."""
+    fd = system.open_file(segment.path)
+    try:
+        private = system.map_private(fd, len(segment.buffer))
+    finally:
+        system.close(fd)
+    # A page of this mapping shows the file's until the borrower stores into it. So the segment stays on loan for as
+    # long as this mapping lives.
+    system.keep(private, tensor.untyped_storage())
+    return tensors.move_torch_storage(tensor, private, PAYLOAD_OFFSET)
 
 
 def _has_other_tensors(tensor: Any) -> bool:

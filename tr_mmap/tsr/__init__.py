@@ -144,8 +144,10 @@ never protects a view without lease or guest mark. Neither protects against a pr
 from __future__ import annotations
 
 from ..errors import Fault, TSRFormatError
-from .files import load, read_header, save
+from .files import load, read_header
+from .frameworks import from_file, memmap
 from .header import Header, decode, encode_v0, encode_v1, encode_v2
+from .saving import save
 
 __all__ = [
     "Fault",
@@ -155,7 +157,9 @@ __all__ = [
     "encode_v0",
     "encode_v1",
     "encode_v2",
+    "from_file",
     "load",
+    "memmap",
     "read_header",
     "save",
 ]

@@ -8,17 +8,17 @@ dtype that only it has is first needed. Handles dtypes only, never tensors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 
-from ..errors import UnsupportedTensor
+from ..errors import MissingPackage, UnsupportedTensor
 from ..wire.header import DTYPES
 
 if TYPE_CHECKING:
     import torch as torch_module
 
-__all__ = ["TABLE", "DType", "by_code", "by_name", "from_numpy", "from_torch", "resolve"]
+__all__ = ["TABLE", "DType", "by_code", "by_name", "from_numpy", "from_torch", "import_torch", "resolve"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +39,11 @@ class DType:
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        """The little-endian numpy dtype."""
+        """The little-endian numpy dtype.
+
+        Raises:
+            MissingPackage: it is one of ``ml_dtypes``, which is not installed.
+        """
         dtype = _NUMPY.get(self.code)
         return dtype if dtype is not None else _import_numpy(self)
 
@@ -49,6 +53,7 @@ class DType:
 
         Raises:
             UnsupportedTensor: the installed torch has no such dtype.
+            MissingPackage: torch is not installed.
         """
         dtype: torch_module.dtype | None = _TORCH.get(self.code)
         return dtype if dtype is not None else _import_torch(self)
@@ -126,21 +131,38 @@ def from_torch(dtype: torch_module.dtype) -> DType:
 
 
 def resolve(dtype: Any) -> DType:
-    """The type that a user means: a name, a numpy dtype or scalar type, a torch dtype, or a :class:`DType`.
+    """The type that a user asks for.
+
+    Args:
+        dtype: a name, of the table or one that numpy knows (``"f4"``, ``"<f4"``, ``"double"``); a numpy dtype or scalar
+            type; ``float``, ``int``, ``bool`` or ``complex``, which are what numpy makes of them; a torch dtype; or a
+            :class:`DType`.
 
     Raises:
-        UnsupportedTensor: the table has no such type.
+        UnsupportedTensor: the table has no such type, or it is big-endian: nobody is given another byte order than the
+            one that was asked for.
     """
-    if isinstance(dtype, str):
-        return by_name(dtype)
     if isinstance(dtype, DType):
         return dtype
+    if isinstance(dtype, str) and dtype in _BY_NAME:
+        return _BY_NAME[dtype]
     if type(dtype).__module__ == "torch":
         return from_torch(dtype)
-    try:
-        return from_numpy(np.dtype(dtype))
-    except TypeError:
-        raise UnsupportedTensor(f"{dtype!r} is no dtype; {_supported()}") from None
+    found = None
+    if dtype is not None:  # numpy takes None for float64
+        try:
+            found = np.dtype(dtype)
+        except (TypeError, ValueError, SyntaxError):  # numpy evaluates some of what it does not know
+            pass
+    if found is None:
+        raise UnsupportedTensor(f"{dtype!r} is no dtype; {_supported()}")
+    known = from_numpy(found)
+    if not found.isnative and found.newbyteorder("<") != found:
+        raise UnsupportedTensor(
+            f"{dtype!r} is big-endian, and TSR is little-endian; ask for {known.name!r}: numpy swaps the bytes as you "
+            "store into it"
+        )
+    return known
 
 
 def _supported() -> str:
@@ -148,17 +170,37 @@ def _supported() -> str:
 
 
 def _import_numpy(known: DType) -> np.dtype[Any]:
-    import ml_dtypes
-
+    try:
+        import ml_dtypes
+    except ModuleNotFoundError as error:
+        _refuse_missing(error, "ml_dtypes", f"numpy has no {known.name}, the package ml_dtypes has it")
     dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, known.name))
     _NUMPY[known.code] = dtype
     _FROM_NUMPY[dtype] = known
     return dtype
 
 
-def _import_torch(known: DType) -> torch_module.dtype:
-    import torch
+def import_torch() -> Any:
+    """The module torch.
 
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        _refuse_missing(error, "torch", 'this needs torch (framework="numpy" does not)')
+    return torch
+
+
+def _refuse_missing(error: ModuleNotFoundError, package: str, what: str) -> NoReturn:
+    if error.name != package:
+        raise error  # the package is there, and lacks another
+    raise MissingPackage(f"{what}; it is not installed: pip install {package}", package=package) from error
+
+
+def _import_torch(known: DType) -> torch_module.dtype:
+    torch = import_torch()
     dtype: torch_module.dtype | None = getattr(torch, known.torch_name or "", None)
     if dtype is None:
         raise UnsupportedTensor(

@@ -23,7 +23,7 @@ from .tensors import from_buffer
 if TYPE_CHECKING:
     from .tensors import Tensor
 
-__all__ = ["KEY_NBYTES", "SEALED_HEADER_NBYTES", "check_key", "load", "read_header", "write"]
+__all__ = ["KEY_NBYTES", "SEALED_HEADER_NBYTES", "check_key", "load", "read_header", "sealed_nbytes", "write"]
 
 KEY_NBYTES: Final = 32  # AES-256
 SEALED_HEADER_NBYTES: Final = 64
@@ -90,8 +90,20 @@ def read_header(path: str, key: bytes) -> Header:
         system.close(fd)
 
 
-def load(path: str, key: bytes, framework: str, verify: bool) -> Tensor:
+def sealed_nbytes(nbytes: int) -> int:
+    """Bytes of the sealed form of a v2 file of ``nbytes`` bytes."""
+    return SEALED_HEADER_NBYTES + nbytes + TAG_NBYTES * _count(nbytes)
+
+
+def load(path: str, key: bytes, framework: str, is_writable: bool, verify: bool) -> Tensor:
     """The tensor of a sealed file, in memory of its own.
+
+    Args:
+        path: of the file.
+        key: from :func:`check_key`.
+        framework: ``"numpy"`` or ``"torch"``.
+        is_writable: whether numpy may write to the array; torch always may.
+        verify: compare the payload with its CRC-32 too, if there is one. All of the file is authenticated anyway.
 
     Raises:
         TSRFormatError: NOT_SEALED; SEAL_BROKEN: another key, or any byte was changed; or any other defect.
@@ -107,7 +119,7 @@ def load(path: str, key: bytes, framework: str, verify: bool) -> Tensor:
     buffer = payload.data
     if verify and header.payload_checksum is not None and zlib.crc32(buffer) != header.payload_checksum:
         _refuse(Fault.PAYLOAD_CHECKSUM, "the payload was another when it was sealed", path)
-    if framework == "numpy":
+    if framework == "numpy" and not is_writable:
         buffer = buffer.toreadonly()
     return from_buffer(buffer, header.dtype, header.shape, 0, framework)
 
@@ -172,7 +184,7 @@ def _parse(outer: bytes, file_nbytes: int, path: str) -> tuple[int, bytes]:
         _refuse(Fault.BAD_RESERVED, "bytes 56 to 63 must be 0", path)
     if nbytes < V2_HEADER_NBYTES:
         _refuse(Fault.BAD_PAYLOAD_SIZE, f"{nbytes} sealed bytes, a v2 file has {V2_HEADER_NBYTES} and more", path)
-    wanted = SEALED_HEADER_NBYTES + nbytes + TAG_NBYTES * _count(nbytes)
+    wanted = sealed_nbytes(nbytes)
     if file_nbytes != wanted:
         fault = Fault.TRUNCATED if file_nbytes < wanted else Fault.TRAILING_BYTES
         _refuse(fault, f"{file_nbytes} bytes, {nbytes} sealed ones make {wanted}", path)

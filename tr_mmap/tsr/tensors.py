@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     WriteableBuffer: TypeAlias = bytearray | memoryview | mmap
     Tensor: TypeAlias = "np.ndarray[Any, Any] | torch.Tensor"
 
-__all__ = ["check_framework", "copy_into", "from_buffer", "is_little_endian", "to_array"]
+__all__ = [
+    "as_torch",
+    "check_framework",
+    "copy_into",
+    "from_buffer",
+    "has_fixed_storage",
+    "is_little_endian",
+    "move_torch_storage",
+    "to_array",
+    "unguarded_torch",
+]
 
 _IS_LITTLE: Final = sys.byteorder == "little"
 
@@ -114,6 +124,7 @@ def from_buffer(buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], of
 
     Raises:
         UnsupportedTensor: no such framework, its release lacks the dtype, or a torch view of a read-only buffer.
+        MissingPackage: the framework, or ``ml_dtypes`` for a small float, is not installed.
     """
     if framework == "numpy":
         return _view(buffer, dtype.numpy, shape, offset)
@@ -142,49 +153,97 @@ def _view(buffer: ReadableBuffer, dtype: np.dtype[Any], shape: tuple[int, ...], 
 
 
 def _torch_view(buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], offset: int) -> torch.Tensor:
-    import torch
-
-    bits = _BITS.get(dtype)
-    torch_dtype = dtype.torch
-    array = _view(buffer, dtype.numpy if bits is None else bits, shape, offset)
-    if not array.flags.writeable:
+    if memoryview(buffer).readonly:
         raise UnsupportedTensor("torch has no read-only tensors; give it a private mapping, or ask for numpy")
-    if not array.flags.aligned:
-        array = array.copy()
-    tensor = torch.from_numpy(array)
-    return tensor if bits is None else tensor.view(torch_dtype)
+    bits = _BITS.get(dtype)
+    array = _view(buffer, dtype.numpy if bits is None else bits, shape, offset)
+    return as_torch(array if array.flags.aligned else array.copy(), dtype)
+
+
+def unguarded_torch(buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], offset: int) -> torch.Tensor:
+    """A torch view of a read-only mapping: a store into it is SIGSEGV. Otherwise as :func:`from_buffer`."""
+    writable: Any = np.asarray(_Unguarded(buffer))
+    return _torch_view(writable.data, dtype, shape, offset)
+
+
+class _Unguarded:
+    """Says to numpy that read-only bytes may be written. torch warns of every other array; it has no read-only tensors.
+
+    The array keeps this object, and so the bytes.
+    """
+
+    def __init__(self, buffer: ReadableBuffer) -> None:
+        self._bytes = np.frombuffer(buffer, np.uint8)
+        address, _ = self._bytes.__array_interface__["data"]
+        self.__array_interface__ = {**self._bytes.__array_interface__, "data": (address, False)}
 
 
 def as_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
-    """The same memory as a torch tensor, which keeps the array alive.
+    """The same memory as a torch tensor, which keeps the array alive. Without elements, it has memory of its own.
 
     Args:
-        array: writable, aligned, of the table's numpy type for ``dtype``.
+        array: writable, aligned, of the table's numpy type for ``dtype``, or of unsigned integers that numpy and torch
+            have both.
         dtype: its element type.
+
+    Raises:
+        MissingPackage: torch is not installed.
+        UnsupportedTensor: its release lacks the dtype.
     """
+    torch_dtype = dtype.torch  # names a missing torch, too
     import torch
 
+    if array.size == 0:  # numpy's strides are others than those that torch gives a tensor without elements
+        return torch.empty(array.shape, dtype=torch_dtype, device="cpu")
     bits = _BITS.get(dtype)
     if bits is None:
         return torch.from_numpy(array)
-    return torch.from_numpy(array.view(bits)).view(dtype.torch)
+    return torch.from_numpy(array.view(bits)).view(torch_dtype)
 
 
-def move_torch_storage(tensor: torch.Tensor, buffer: memoryview, offset: int) -> None:
+def has_fixed_storage(tensor: torch.Tensor) -> bool:
+    """Whether torch forbids to move this tensor to another storage, or would notice.
+
+    Autograd refuses the move of a leaf that requires grad, and an inference tensor refuses it outside inference mode. A
+    subclass may do anything.
+    """
+    import torch
+
+    return any(
+        type(each) is not torch.Tensor or each.requires_grad or each.is_inference()
+        for each in (tensor, tensor._base)
+        if each is not None
+    )
+
+
+def move_torch_storage(tensor: torch.Tensor, buffer: memoryview, offset: int) -> bool:
     """Move a tensor, and the one that it is a view of, to another buffer that has the same bytes.
 
     Args:
         tensor: strided, on the CPU.
         buffer: writable.
         offset: where in the buffer the bytes of the tensor's old storage begin.
+
+    Returns:
+        Whether torch could; if not, both show the same bytes as before.
     """
     import torch
 
+    # A tensor that autograd saved for the backward pass must keep its version, or that pass fails. The values stay what
+    # they were.
+    keep_version = getattr(torch.autograd, "_unsafe_preserve_version_counter", None)
+    if keep_version is None:
+        return False  # an old torch
     nbytes = tensor.untyped_storage().nbytes()
     storage = torch.from_numpy(np.frombuffer(buffer, np.uint8, nbytes, offset)).untyped_storage()
-    for each in (tensor, tensor._base):
-        if each is not None:
-            each.set_(storage, each.storage_offset(), each.size(), each.stride())
+    try:
+        for each in (tensor, tensor._base):
+            if each is not None:
+                with keep_version(each):
+                    each.set_(storage, each.storage_offset(), each.size(), each.stride())
+    except RuntimeError:
+        return False
+    return True
 
 
 def _to_array_slow(tensor: object) -> tuple[DType, np.ndarray[Any, Any]]:

@@ -38,10 +38,13 @@ from .files import (
     read_all,
     read_into,
     read_pipe,
+    set_mode,
+    set_size,
     signal_on_hangup,
     write_all,
     write_pipe,
 )
+from .limits import check_descriptors, mapping_refused
 from .memory import (
     MADV_DONTNEED,
     MADV_POPULATE_READ,
@@ -65,6 +68,7 @@ __all__ = [
     "address_of",
     "advise",
     "allocate",
+    "check_descriptors",
     "close",
     "create_file",
     "exchange",
@@ -85,6 +89,7 @@ __all__ = [
     "map_private",
     "map_read",
     "map_write",
+    "mapping_refused",
     "open_dir",
     "open_file",
     "open_path",
@@ -96,6 +101,8 @@ __all__ = [
     "remove_tree",
     "rename",
     "replacement_of",
+    "set_mode",
+    "set_size",
     "status",
     "try_lock_dir",
     "unlink",

@@ -7,6 +7,8 @@ import os
 import shutil
 import stat
 
+from .files import is_on
+from .limits import check_descriptors
 from .memory import libc
 from .refusals import check_room, hostile, not_regular
 
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+_MOST_LINKS = 40  # what Linux follows too
+_PROC_MAGIC = 0x9FA0  # linux/magic.h
 
 
 def status(path: str) -> os.stat_result:
@@ -66,7 +70,11 @@ def is_same_file(fd: int, path: str) -> bool:
 
 def list_dir(path: str) -> list[str]:
     """The names in a directory, in no order."""
-    return os.listdir(path)
+    try:
+        return os.listdir(path)
+    except OSError as error:
+        check_descriptors(error, path)
+        raise
 
 
 def link_target(path: str) -> str:
@@ -74,22 +82,65 @@ def link_target(path: str) -> str:
     return os.readlink(path)
 
 
-def replacement_of(path: str) -> tuple[str, int]:
-    """The path that a rename must replace to give the user's ``path`` new content, and the mode for the new file.
+def replacement_of(path: str) -> tuple[str | None, int | None]:
+    """The path that a rename must replace to give the user's ``path`` new content, and the permissions to keep.
 
-    Symlinks are followed, so that they survive; a new file gets what the umask allows, as from ``open``.
+    A symlink in the last part of the path is followed, so that it survives; the kernel follows all others. So a path
+    means what it means to ``open``, also below ``/proc/PID/root``.
+
+    Returns:
+        The path, or None for a file that no path leads to: a link of ``/proc/PID/fd`` leads to a memfd, to a file that
+        was removed, or to one that has another name here. And the permissions, or None if there is no such file yet.
 
     Raises:
         HostilePath: there is something else than a regular file.
+        IsADirectoryError: nothing is there, and the path ends in a slash.
+        FileNotFoundError: nothing is there, and nothing can be.
     """
-    target = os.path.realpath(path)
     try:
-        mode = os.stat(target).st_mode
+        info = os.stat(path)  # first: the kernel may forbid to follow a link of another user
     except FileNotFoundError:
-        return target, 0o666
-    if not stat.S_ISREG(mode):
-        raise not_regular(path)
-    return target, mode & 0o777
+        target, _ = _follow(path)
+        if os.path.basename(target):
+            return target, None
+        if not target or not os.path.isdir(os.path.dirname(target.rstrip("/")) or "."):
+            raise
+        raise IsADirectoryError(errno.EISDIR, "a file's name cannot end in a slash", path) from None
+    if not stat.S_ISREG(info.st_mode):
+        raise not_regular(path, is_dir=stat.S_ISDIR(info.st_mode))
+    target, link_dirs = _follow(path)
+    mode = info.st_mode & 0o777
+    try:
+        is_found = os.path.samestat(info, os.lstat(target))
+    except FileNotFoundError:
+        is_found = False
+    if not is_found and any(map(_is_on_proc, link_dirs)):
+        return None, mode
+    return target, mode  # if it is another file, somebody has replaced it since
+
+
+def _follow(path: str) -> tuple[str, list[str]]:
+    """Where the symlinks in the last part of a path lead, and the directories in which they are."""
+    link_dirs: list[str] = []
+    while len(link_dirs) < _MOST_LINKS:
+        try:
+            text = os.readlink(path)
+        except OSError:  # no symlink, or nothing there
+            return path, link_dirs
+        link_dirs.append(os.path.dirname(path) or ".")
+        path = os.path.join(os.path.dirname(path), text)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+def _is_on_proc(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return is_on(fd, _PROC_MAGIC)
+    finally:
+        os.close(fd)
 
 
 def link(source: str, target: str) -> None:

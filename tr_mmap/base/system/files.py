@@ -10,6 +10,7 @@ import stat
 import sys
 
 from ...errors import OutOfSpace
+from .limits import check_descriptors, check_file_size
 from .memory import libc
 from .refusals import check_room, free_nbytes, hostile, not_regular, too_little
 
@@ -24,6 +25,7 @@ __all__ = [
     "create_file",
     "file_nbytes",
     "signal_on_hangup",
+    "is_on",
     "is_sparse",
     "make_pipe",
     "open_dir",
@@ -33,6 +35,8 @@ __all__ = [
     "read_all",
     "read_into",
     "read_pipe",
+    "set_mode",
+    "set_size",
     "write_all",
     "write_pipe",
 ]
@@ -42,8 +46,20 @@ _TMPFS_MAGIC = 0x01021994  # linux/magic.h
 
 
 def open_file(path: str, *, write: bool = False) -> int:
-    """Open an existing file; the kernel refuses a symlink as the last part of the path (ELOOP)."""
-    return os.open(path, (os.O_RDWR if write else os.O_RDONLY) | _ALWAYS)
+    """Open an existing file; the kernel refuses a symlink as the last part of the path (ELOOP).
+
+    Raises:
+        SystemLimit: too many open files; so for all that opens something.
+    """
+    return _open(path, (os.O_RDWR if write else os.O_RDONLY) | _ALWAYS)
+
+
+def _open(path: str, flags: int, mode: int = 0) -> int:
+    try:
+        return os.open(path, flags, mode)
+    except OSError as error:
+        check_descriptors(error, path)
+        raise
 
 
 def open_private_file(path: str, *, write: bool = False, forbidden_mode: int = 0o022) -> int:
@@ -61,7 +77,7 @@ def open_private_file(path: str, *, write: bool = False, forbidden_mode: int = 0
     """
     try:
         # O_NONBLOCK: a FIFO in place of the file must not make us wait for its other end.
-        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | _ALWAYS | os.O_NONBLOCK)
+        fd = _open(path, (os.O_RDWR if write else os.O_RDONLY) | _ALWAYS | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EISDIR):
             raise hostile(path, "is a symlink, FIFO, device or directory") from error
@@ -92,14 +108,15 @@ def open_path(path: str, *, write: bool = False) -> int:
         HostilePath: a directory, FIFO, socket or device.
     """
     try:
-        fd = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = _open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.EISDIR):
-            raise not_regular(path) from error
+            raise not_regular(path, is_dir=error.errno == errno.EISDIR) from error
         raise
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise not_regular(path)
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            raise not_regular(path, is_dir=stat.S_ISDIR(mode))
     except BaseException:
         os.close(fd)
         raise
@@ -108,7 +125,7 @@ def open_path(path: str, *, write: bool = False) -> int:
 
 def open_dir(path: str) -> int:
     """Open a directory itself, to lock or to examine it; a symlink in place of it is refused (ELOOP or ENOTDIR)."""
-    return os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _ALWAYS)
+    return _open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _ALWAYS)
 
 
 def create_file(path: str, mode: int = 0o600) -> int:
@@ -123,9 +140,29 @@ def create_file(path: str, mode: int = 0o600) -> int:
         OutOfSpace: no room for another file.
     """
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ALWAYS, mode)
+        return _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ALWAYS, mode)
     except OSError as error:
         check_room(error, path)
+        raise
+
+
+def set_mode(fd: int, mode: int) -> None:
+    """Give an open file these permissions, whatever the umask."""
+    # A file system without permissions of its own refuses every change, and gives all files the same ones.
+    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        os.fchmod(fd, mode)
+
+
+def set_size(fd: int, nbytes: int) -> None:
+    """Cut an open file off at that size, or let it grow to it.
+
+    Raises:
+        SystemLimit: a file may not be that large (RLIMIT_FSIZE).
+    """
+    try:
+        os.ftruncate(fd, nbytes)
+    except OSError as error:
+        check_file_size(error, nbytes)
         raise
 
 
@@ -149,11 +186,16 @@ def is_sparse(fd: int) -> bool:
 
 
 def _is_on_tmpfs(fd: int) -> bool:
+    return is_on(fd, _TMPFS_MAGIC)
+
+
+def is_on(fd: int, magic: int) -> bool:
+    """Whether an open file is on a file system of that kind, by its number in linux/magic.h."""
     if not sys.platform.startswith("linux"):
         return False
     # struct statfs begins with f_type, a long; 120 bytes on 64-bit machines.
     found = (ctypes.c_long * 32)()
-    return bool(libc.fstatfs(fd, found) == 0 and found[0] == _TMPFS_MAGIC)
+    return bool(libc.fstatfs(fd, found) == 0 and found[0] == magic)
 
 
 def allocate(fd: int, nbytes: int, *, directory: str) -> None:
@@ -161,6 +203,7 @@ def allocate(fd: int, nbytes: int, *, directory: str) -> None:
 
     Raises:
         OutOfSpace: there is not room for ``nbytes``.
+        SystemLimit: a file may not be that large (RLIMIT_FSIZE).
     """
     if nbytes == 0:
         return
@@ -171,8 +214,9 @@ def allocate(fd: int, nbytes: int, *, directory: str) -> None:
         else:  # pragma: no cover - macOS, Windows
             _fill_with_zeros(fd, nbytes)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise too_little(nbytes, free_nbytes(directory), directory) from error
+        check_file_size(error, nbytes)
         raise
 
 
@@ -224,6 +268,7 @@ def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
 
     Raises:
         OutOfSpace: the file system is full.
+        SystemLimit: a file may not be that large (RLIMIT_FSIZE).
     """
     view = memoryview(data).cast("B")
     nbytes = len(view)
@@ -240,12 +285,17 @@ def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
                 needed_nbytes=nbytes,
                 free_nbytes=free,
             ) from error
+        check_file_size(error, offset + nbytes)
         raise
 
 
 def make_pipe() -> tuple[int, int]:
     """A new pipe: the end to read from, the end to write to. Neither is inherited unless it is passed on."""
-    return os.pipe()
+    try:
+        return os.pipe()
+    except OSError as error:
+        check_descriptors(error, "a pipe")
+        raise
 
 
 def write_pipe(fd: int, data: bytes) -> None:

@@ -7,6 +7,7 @@ import ctypes
 from ...native import map_file
 from ...native.libc import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, libc
 from ...native.libc import mmap as libc_mmap
+from .limits import mapping_refused
 
 __all__ = [
     "MADV_DONTNEED",
@@ -54,13 +55,14 @@ def map_again(mapping: memoryview, fd: int, offset: int, *, private: bool) -> No
         private: whether stores stay in this process from here on.
 
     Raises:
+        SystemLimit: a limit forbids it; ``limit`` says which one.
         OSError: it cannot be mapped.
     """
     flags = MAP_FIXED | (MAP_PRIVATE if private else MAP_SHARED)
     try:
         libc_mmap(address_of(mapping), len(mapping), PROT_READ | PROT_WRITE, flags, fd, offset)
     except OSError as error:
-        raise _named(error, len(mapping)) from error
+        raise mapping_refused(error, len(mapping), is_private=private) from error
 
 
 def address_of(mapping: memoryview) -> int:
@@ -83,12 +85,12 @@ def _map(fd: int, nbytes: int, offset: int, *, is_writable: bool, is_private: bo
 
     ``mmap.mmap`` keeps a duplicate of the descriptor for as long as it lives (until Python 3.13), so a thousand
     live views would be a thousand descriptors. This keeps none.
+
+    Raises:
+        SystemLimit: a limit forbids it; ``limit`` says which one.
+        OSError: it cannot be mapped.
     """
     try:
         return memoryview(map_file(fd, nbytes, offset, is_writable, is_private))
     except OSError as error:
-        raise _named(error, nbytes) from error
-
-
-def _named(error: OSError, nbytes: int) -> OSError:
-    return OSError(error.errno, f"mmap of {nbytes} bytes: {error.strerror}")
+        raise mapping_refused(error, nbytes, is_private=is_private) from error

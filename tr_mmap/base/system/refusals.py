@@ -12,10 +12,11 @@ __all__ = ["check_room", "free_nbytes", "hostile", "not_regular", "too_little"]
 _NAME_NBYTES = 1  # one more name takes this at least; no file system says how much
 
 
-def not_regular(path: str) -> HostilePath:
+def not_regular(path: str, *, is_dir: bool = False) -> HostilePath:
     """The error for a user's path that names no regular file."""
     reason = "is not a regular file"
-    return HostilePath(f"{path} {reason}; a tensor file is one", path=path, reason=reason)
+    advice = "it is a directory; give the path of a file" if is_dir else "a tensor file is one"
+    return HostilePath(f"{path} {reason}; {advice}", path=path, reason=reason)
 
 
 def hostile(path: str, reason: str) -> HostilePath:

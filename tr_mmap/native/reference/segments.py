@@ -113,6 +113,9 @@ class _Layout:
     def view(self, mapping: memoryview) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """An array over a mapping, and the root that it is a view of. The root's base is a memoryview of its own."""
         root: np.ndarray[Any, Any] = np.frombuffer(mapping, self.dtype, self.count, self.offset)
+        if self.count == 0 and self.shape:  # numpy gives an array without elements no strides
+            strides = (0,) * len(self.shape)
+            return np.lib.stride_tricks.as_strided(root.reshape(self.shape), strides=strides), root
         return (root[:] if len(self.shape) == 1 else root.reshape(self.shape)), root
 
 

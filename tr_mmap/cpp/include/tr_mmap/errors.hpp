@@ -37,6 +37,7 @@ enum class Fault {
     TOO_LARGE,     // beyond what this machine can address
     HEADER_CHECKSUM,
     PAYLOAD_CHECKSUM,
+    NO_CHECKSUM,      // the payload was to be verified, and the file has no checksum of it
     UNPUBLISHED,      // seq is 0: still being written
     TORN,             // the two copies of seq differ
     TRUNCATED,        // the file ends before the payload does
@@ -65,6 +66,7 @@ inline const char* fault_name(Fault fault) {
         case Fault::TOO_LARGE: return "too_large";
         case Fault::HEADER_CHECKSUM: return "header_checksum";
         case Fault::PAYLOAD_CHECKSUM: return "payload_checksum";
+        case Fault::NO_CHECKSUM: return "no_checksum";
         case Fault::UNPUBLISHED: return "unpublished";
         case Fault::TORN: return "torn";
         case Fault::TRUNCATED: return "truncated";

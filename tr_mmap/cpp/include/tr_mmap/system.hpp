@@ -161,6 +161,7 @@ inline Fd open_private_file(const std::string& path, bool is_for_writing = false
 
 /// Open a regular file that the user named: symlinks are followed, other owners are fine, nothing hangs.
 inline Fd open_path(const std::string& path, bool is_for_writing = false) {
+    if (path.find('\0') != std::string::npos) throw SystemError(path, EINVAL);  // the kernel would open another file
     Fd fd(::open(path.c_str(), (is_for_writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK));
     if (!fd) {
         if (errno == ENXIO || errno == EISDIR) refuse_path(path, "is not a regular file", tensor_rule);

@@ -72,8 +72,12 @@ auto until_settled(Action action) {
 }
 
 inline Tensor view_file(const Fd& fd, const Header& header, const std::string& path, bool is_to_be_verified) {
+    if (is_to_be_verified && !header.payload_checksum) {
+        throw TSRFormatError(path + ": there is no checksum to verify; save the tensor with one, or do not verify it",
+                             Fault::NO_CHECKSUM, path);
+    }
     if (header.payload_nbytes == 0) {
-        if (is_to_be_verified && header.payload_checksum.value_or(0) != 0) {
+        if (is_to_be_verified && *header.payload_checksum != 0) {
             throw TSRFormatError(path + ": the checksum of no bytes is 0, the header has another",
                                  Fault::PAYLOAD_CHECKSUM, path);
         }
@@ -89,7 +93,7 @@ inline Tensor view_file(const Fd& fd, const Header& header, const std::string& p
     }
     const std::byte* payload = mapping.data() + header.payload_offset;
     const auto nbytes = static_cast<std::size_t>(header.payload_nbytes);
-    if (is_to_be_verified && header.payload_checksum && crc32(payload, nbytes) != *header.payload_checksum) {
+    if (is_to_be_verified && crc32(payload, nbytes) != *header.payload_checksum) {
         throw TSRFormatError(
             path + ": the payload's checksum is not the header's: the data has changed since it was saved",
             Fault::PAYLOAD_CHECKSUM, path);
@@ -122,49 +126,103 @@ inline Tensor load_once(const std::string& path, bool is_to_be_verified) {
     return view_file(fd, header, path, is_to_be_verified);
 }
 
-/// The path that a rename must replace so that ``path`` has new content: symlinks are followed, so that they survive.
-inline std::string replacement_of(std::string path) {
+/// What must be replaced to give a user's path new content.
+struct Replacement {
+    std::string path;            // symlinks in its last part were followed, so that they survive
+    std::optional<mode_t> mode;  // the permissions to keep; none if there is no such file yet
+    bool has_name = true;        // false: a link of /proc/PID/fd leads to a memfd, or to a file that was removed
+};
+
+/// A path means here what it means to open(2).
+///
+/// @throws HostilePath there is something else than a regular file.
+/// @throws SystemError nothing is there, and the path is empty, ends in a slash, or holds a null character.
+inline Replacement replacement_of(const std::string& path) {
+    if (path.find('\0') != std::string::npos) throw SystemError(path, EINVAL);
+    struct stat info;
+    const bool is_there = ::stat(path.c_str(), &info) == 0;  // first: the kernel may forbid to follow another user's link
+    if (!is_there && errno != ENOENT) throw SystemError(path, errno);
+    if (is_there && !S_ISREG(info.st_mode)) refuse_path(path, "is not a regular file", tensor_rule);
+    Replacement result{path, std::nullopt, true};
     std::array<char, 4096> link;
+    bool is_on_proc = false;
     for (int hops = 0; hops < 40; ++hops) {
-        const ssize_t length = ::readlink(path.c_str(), link.data(), link.size());
+        const ssize_t length = ::readlink(result.path.c_str(), link.data(), link.size());
         if (length < 0) break;
+        struct statfs system;
+        constexpr auto proc_magic = 0x9FA0;  // linux/magic.h
+        const std::string directory = directory_of(result.path);
+        is_on_proc = is_on_proc || (::statfs(directory.c_str(), &system) == 0 && system.f_type == proc_magic);
         const std::string target(link.data(), static_cast<std::size_t>(length));
-        path = !target.empty() && target[0] == '/' ? target : directory_of(path) + "/" + target;
+        result.path = !target.empty() && target[0] == '/' ? target : directory + "/" + target;
     }
-    return path;
+    struct stat found;
+    if (!is_there) {
+        const std::size_t last = result.path.find_last_not_of('/');
+        if (result.path.empty()) throw SystemError(path, ENOENT);
+        if (last + 1 != result.path.size()) {
+            const std::string directory = directory_of(result.path.substr(0, last + 1));
+            throw SystemError(path, ::stat(directory.c_str(), &found) == 0 ? EISDIR : ENOENT);
+        }
+        return result;
+    }
+    result.mode = info.st_mode & 0777;
+    const bool is_found = ::lstat(result.path.c_str(), &found) == 0 && found.st_dev == info.st_dev &&
+                          found.st_ino == info.st_ino;
+    result.has_name = is_found || !is_on_proc;  // elsewhere, somebody has replaced the file since
+    return result;
+}
+
+inline void write_tensor(const Fd& fd, const Tensor& tensor, const std::vector<std::byte>& header,
+                         const std::string& directory) {
+    write_all(fd, tensor.data_ptr(), tensor.nbytes(), header.size(), directory);
+    write_all(fd, header.data(), header.size(), 0, directory);
+}
+
+/// Overwrite a file that has no name to rename another to. If it fails in the middle, nobody takes it for what it was.
+inline void overwrite(const std::string& path, const Tensor& tensor, const std::vector<std::byte>& header) {
+    const Fd fd = open_path(path, true);
+    // Not emptied first: a process that has it mapped would get SIGBUS.
+    if (::ftruncate(fd.get(), static_cast<off_t>(header.size() + tensor.nbytes())) != 0) throw SystemError(path, errno);
+    const std::array<char, 8> nothing{};
+    write_all(fd, nothing.data(), nothing.size(), 0, path);
+    write_tensor(fd, tensor, header, path);
 }
 
 }  // namespace detail
 
 /// Write a tensor to a file, atomically: readers see the old file or the new one, and old views stay whole.
 ///
-/// @param path a symlink is followed; an existing file's permissions are kept.
+/// The new file keeps the old one's permissions, but neither its owner nor its set-user-id bits. A file without a name,
+/// a memfd below /proc/self/fd say, is overwritten in place: a reader may see a part.
+///
+/// @param path a symlink is followed, also one to a file that does not exist yet.
 /// @param version layout: 2; or 1 or 0 for older readers (dtype codes 1 to 8, at most four dimensions).
 /// @param has_checksum store the payload's CRC-32; version 2 only.
 /// @throws TSRFormatError UNREPRESENTABLE in that layout; BAD_VERSION.
 /// @throws OutOfSpace the file system is full.
 /// @throws HostilePath ``path`` is a directory, FIFO or device.
+/// @throws SystemError ``path`` cannot name a file: it is empty or ends in a slash, or there is no such directory.
 inline void save_tsr(const std::string& path, const Tensor& tensor, int version = 2, bool has_checksum = false) {
     Header header;
     header.version = version;
     header.dtype = tensor.dtype();
     header.shape = tensor.shape();
     header.created_ns = detail::now_ns();
-    const void* payload = tensor.data_ptr();
-    if (has_checksum) header.payload_checksum = version == 2 ? crc32(payload, tensor.nbytes()) : 0;
+    if (has_checksum) header.payload_checksum = version == 2 ? crc32(tensor.data_ptr(), tensor.nbytes()) : 0;
     const std::vector<std::byte> raw = encode_header(header);  // refuses before a file exists
-    const std::string target = detail::replacement_of(path);
-    struct stat info;
-    const bool is_there = ::stat(target.c_str(), &info) == 0;
-    if (is_there && !S_ISREG(info.st_mode)) detail::refuse_path(path, "is not a regular file", detail::tensor_rule);
-    const std::string directory = detail::directory_of(target);
-    const std::string temporary = detail::temporary_beside(target);
-    const detail::Fd fd = detail::create_file(temporary, is_there ? 0600 : 0666);
+    const detail::Replacement target = detail::replacement_of(path);
+    if (!target.has_name) return detail::overwrite(path, tensor, raw);
+    const std::string temporary = detail::temporary_beside(target.path);
+    const detail::Fd fd = detail::create_file(temporary, target.mode ? 0600 : 0666);
     detail::Unlinker unlinker(temporary);
-    if (is_there && ::fchmod(fd.get(), info.st_mode & 0777) != 0) throw SystemError(temporary, errno);
-    detail::write_all(fd, payload, tensor.nbytes(), raw.size(), directory);
-    detail::write_all(fd, raw.data(), raw.size(), 0, directory);
-    detail::rename_file(temporary, target);
+    // A file system without permissions of its own refuses every change, and gives all files the same ones.
+    if (target.mode && (detail::status_of(fd, temporary).st_mode & 07777) != *target.mode &&
+        ::fchmod(fd.get(), *target.mode) != 0) {
+        throw SystemError(temporary, errno);
+    }
+    detail::write_tensor(fd, tensor, raw, detail::directory_of(target.path));
+    detail::rename_file(temporary, target.path);
     unlinker.keep();
 }
 inline void save_tsr(const Tensor& tensor, const std::string& path, int version = 2, bool has_checksum = false) {
@@ -177,8 +235,8 @@ inline void save_tsr(const Tensor& tensor, const std::string& path, int version 
 /// A live segment of a session is marked as visited, so that its owner never reuses it; that needs write permission.
 ///
 /// @param path any layout; a symlink is followed.
-/// @param is_to_be_verified compare the payload with its CRC-32, if the file has one. Reads all of it.
-/// @throws TSRFormatError any defect of the file; ``fault`` says which one.
+/// @param is_to_be_verified compare the payload with its CRC-32. Reads all of it.
+/// @throws TSRFormatError any defect of the file; ``fault`` says which one. NO_CHECKSUM: there is none to verify.
 /// @throws HostilePath not a regular file.
 inline Tensor load_tsr(const std::string& path, bool is_to_be_verified = false) {
     return detail::until_settled([&] { return detail::load_once(path, is_to_be_verified); });

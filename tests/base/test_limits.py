@@ -1,0 +1,205 @@
+"""A limit of the system is told by its name, and is gone once it is raised or what was taken is given back."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import environment
+
+from tr_mmap import OutOfSpace, PythonSession, SystemLimit, load, save
+from tr_mmap.base import system
+from tr_mmap.base.system import limits
+
+SQUARE = np.arange(512.0 * 512).reshape(512, 512)  # 2 MiB
+
+
+@contextmanager
+def limited(name: str, value: int) -> Iterator[None]:
+    number = getattr(resource, name)
+    soft, hard = resource.getrlimit(number)
+    resource.setrlimit(number, (value, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(number, (soft, hard))
+
+
+def python(script: str, *arguments: object) -> str:
+    """What a process prints; for limits that must not hit the tests' own process."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# -- the size of a file -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tensor", [SQUARE, SQUARE.T, SQUARE.astype(">f8")], ids=["whole", "strided", "big-endian"])
+@pytest.mark.parametrize("options", [{}, {"checksum": True}, {"version": 1}, {"version": 0}], ids=str)
+def test_a_file_that_may_not_be_so_large_is_a_limit_by_name_and_nothing_is_left(
+    tmp_path: Path, tensor: np.ndarray, options: dict[str, int]
+) -> None:
+    path = tmp_path / "x.tsr"
+    save(path, np.ones(3))
+    before = path.read_bytes()
+    with limited("RLIMIT_FSIZE", 1 << 20), pytest.raises(SystemLimit, match="RLIMIT_FSIZE") as caught:
+        save(path, tensor, **options)
+    assert caught.value.limit == "RLIMIT_FSIZE"
+    assert caught.value.errno == errno.EFBIG
+    assert not isinstance(caught.value, OutOfSpace)
+    assert pickle.loads(pickle.dumps(caught.value)).limit == "RLIMIT_FSIZE"
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["x.tsr"]
+    save(path, tensor, **options)
+
+
+def test_a_sealed_file_that_may_not_be_so_large_is_a_limit_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+    with limited("RLIMIT_FSIZE", 1 << 20), pytest.raises(SystemLimit, match="RLIMIT_FSIZE"):
+        save(tmp_path / "x.tsr", SQUARE, key=bytes(32))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_session_goes_on_after_a_tensor_beyond_the_file_size_limit(mapped: PythonSession) -> None:
+    with limited("RLIMIT_FSIZE", 1 << 20):
+        for tensor in (SQUARE, SQUARE.T):
+            with pytest.raises(SystemLimit, match="RLIMIT_FSIZE"):
+                mapped.send_tensor(tensor, "x")
+        with pytest.raises(SystemLimit, match="RLIMIT_FSIZE"):
+            mapped.empty(1 << 20)
+        mapped.send_tensor(np.ones(4), "small")
+    mapped.send_tensor(SQUARE, "x")
+    assert mapped.fetch_tensor("echo small").tolist() == [1.0] * 4
+
+
+def test_a_file_larger_than_any_of_its_file_system_is_no_lack_of_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on FAT, which has no files of 4 GiB."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EFBIG, "File too large")
+
+    fd = system.create_file(str(tmp_path / "x"))
+    monkeypatch.setattr(system.files.os, "pwrite", refuse)
+    monkeypatch.setattr(system.files.os, "posix_fallocate", refuse)
+    for action in (lambda: system.write_all(fd, b"x"), lambda: system.allocate(fd, 1, directory=str(tmp_path))):
+        with pytest.raises(SystemLimit, match="another place") as caught:
+            action()
+        assert caught.value.limit == "file size"
+    system.close(fd)
+
+
+# -- open files -------------------------------------------------------------------------------------------------------
+
+
+def test_too_many_open_files_are_a_limit_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.tsr"
+    save(path, np.ones(3))
+    with limited("RLIMIT_NOFILE", 3):
+        for action in (
+            lambda: load(path),
+            lambda: save(path, np.zeros(3)),
+            lambda: system.open_file(str(path)),
+            lambda: system.open_private_file(str(path)),
+            lambda: system.open_dir(str(tmp_path)),
+            lambda: system.list_dir(str(tmp_path)),
+            system.make_pipe,
+        ):
+            with pytest.raises(SystemLimit, match=r"Too many open files.*ulimit -n") as caught:
+                action()
+            assert (caught.value.limit, caught.value.errno) == ("RLIMIT_NOFILE", errno.EMFILE)
+    assert load(path).tolist() == [1, 1, 1]
+
+
+def test_too_many_open_files_of_the_whole_system_are_told_apart() -> None:
+    with pytest.raises(SystemLimit) as caught:
+        limits.check_descriptors(OSError(errno.ENFILE, "Too many open files in system"), "x")
+    assert (caught.value.limit, caught.value.errno) == ("fs.file-max", errno.ENFILE)
+
+
+# -- mappings ---------------------------------------------------------------------------------------------------------
+
+MANY_MAPPINGS = """
+import ctypes, gc, mmap, sys
+import numpy as np
+from tr_mmap import SystemLimit, load, save
+path = sys.argv[1]
+save(path, np.arange(4.0))
+most = int(open("/proc/sys/vm/max_map_count").read())
+load(path)
+junk = mmap.mmap(-1, mmap.PAGESIZE * (most + 1000))
+base = ctypes.addressof(ctypes.c_char.from_buffer(junk))
+libc = ctypes.CDLL(None)
+missing = most - sum(1 for _ in open("/proc/self/maps")) - 100
+for number in range(missing // 2):
+    libc.mprotect(ctypes.c_void_p(base + 2 * number * mmap.PAGESIZE), mmap.PAGESIZE, 0)
+kept = []
+try:
+    while True:
+        kept.append(load(path, mode=sys.argv[2]))
+except SystemLimit as error:
+    print(error.limit, error.errno, "may have" in str(error), 0 < len(kept) < 300)
+kept.clear()
+gc.collect()
+print(load(path).tolist())
+"""
+
+
+@pytest.mark.parametrize("mode", ["r", "c"])
+def test_too_many_mappings_are_a_limit_by_name_and_none_once_views_are_gone(tmp_path: Path, mode: str) -> None:
+    if int(Path("/proc/sys/vm/max_map_count").read_text()) > 1 << 20:
+        pytest.skip("vm.max_map_count is too high to be reached in a test")
+    assert python(MANY_MAPPINGS, tmp_path / "x.tsr", mode) == (
+        f"vm.max_map_count {errno.ENOMEM} True True\n[0.0, 1.0, 2.0, 3.0]\n"
+    )
+
+
+LITTLE_SPACE = """
+import os, resource, sys
+import numpy as np
+from tr_mmap import SystemLimit, TSRFormatError, load, save
+path, name, mode = sys.argv[1:]
+save(path, np.zeros(1 << 24, np.uint8))
+used = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("Vm")}
+used = used["VmSize" if name == "RLIMIT_AS" else "VmData"]
+resource.setrlimit(getattr(resource, name), (used + (8 << 20), -1))
+try:
+    load(path, mode=mode)
+    print("loaded")
+except SystemLimit as error:
+    print(error.limit, error.errno)
+resource.setrlimit(getattr(resource, name), (-1, -1))
+print(load(path, mode=mode).nbytes)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "told"),
+    [
+        ("RLIMIT_AS", "r", "RLIMIT_AS 12"),
+        ("RLIMIT_AS", "c", "RLIMIT_AS 12"),
+        ("RLIMIT_DATA", "r", "loaded"),
+        ("RLIMIT_DATA", "c", "RLIMIT_DATA 12"),
+    ],
+)
+def test_too_little_address_space_is_a_limit_by_name(tmp_path: Path, name: str, mode: str, told: str) -> None:
+    assert python(LITTLE_SPACE, tmp_path / "x.tsr", name, mode) == f"{told}\n{1 << 24}\n"
+
+
+def test_a_mapping_that_fails_for_another_reason_is_told_as_it_is(tmp_path: Path) -> None:
+    fd = system.create_file(str(tmp_path / "x"))
+    system.close(fd)
+    with pytest.raises(OSError, match="mmap of 4096 bytes: Bad file descriptor") as caught:
+        system.map_read(fd, 4096)
+    assert not isinstance(caught.value, SystemLimit)

@@ -1,0 +1,395 @@
+"""A path means to save, load and read_header what it means to open(); and what a save keeps of the file before it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from strategies import bits
+from support import environment
+from tsr_files import ARRAY, names
+
+from tr_mmap.base.system import dirents
+from tr_mmap.errors import Fault, HostilePath, TSRFormatError
+from tr_mmap.tsr import from_file, load, memmap, read_header, save
+
+READERS = pytest.mark.parametrize("read", [load, read_header, memmap, from_file])
+OTHER = np.arange(4, dtype=np.int16)
+FORMS: list[dict[str, Any]] = [{}, {"version": 1}, {"version": 0}, {"checksum": True}]
+
+
+def forms() -> list[Any]:
+    try:
+        import cryptography  # noqa: F401
+    except ImportError:
+        return FORMS
+    return [*FORMS, {"key": bytes(32)}]
+
+
+@pytest.fixture
+def umask() -> Iterator[int]:
+    """The strictest one."""
+    before = os.umask(0o777)
+    yield 0o777
+    os.umask(before)
+
+
+# -- permissions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", forms(), ids=str)
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o666, 0o777, 0o444, 0o000])
+def test_a_save_keeps_the_permissions_that_the_file_had_whatever_the_umask(
+    path: Path, umask: int, mode: int, options: dict[str, Any]
+) -> None:
+    path.touch()
+    path.chmod(mode)
+    save(path, ARRAY, **options)
+    assert path.stat().st_mode & 0o7777 == mode
+    save(path, ARRAY.T, **options)  # strided: written in another way
+    assert path.stat().st_mode & 0o7777 == mode
+
+
+def test_a_save_keeps_no_set_user_id_and_no_sticky_bit(path: Path) -> None:
+    path.touch()
+    path.chmod(0o7755)
+    save(path, ARRAY)
+    assert path.stat().st_mode & 0o7777 == 0o755
+
+
+def test_a_save_through_a_symlink_keeps_the_permissions_of_the_file_that_it_leads_to(path: Path, umask: int) -> None:
+    path.touch()
+    path.chmod(0o664)
+    link = path.with_name("link")
+    link.symlink_to(path.name)
+    save(link, ARRAY)
+    assert path.stat().st_mode & 0o777 == 0o664
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_new_file_has_the_permissions_that_open_would_give_it(path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        path.with_name("other").touch()
+        save(path, ARRAY)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode == path.with_name("other").stat().st_mode
+
+
+def test_where_permissions_cannot_be_changed_and_need_not_be_a_save_works(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on FAT, where every file has the permissions of the mount."""
+    save(path, ARRAY)
+    monkeypatch.setattr("tr_mmap.base.system.files.os.fchmod", None)
+    path.chmod(0o644)
+    before = os.umask(0o022)
+    try:
+        save(path, -ARRAY)
+    finally:
+        os.umask(before)
+    assert bits(load(path)) == bits(-ARRAY)
+
+
+def test_another_hard_link_keeps_the_old_content(path: Path) -> None:
+    save(path, ARRAY)
+    other = path.with_name("other")
+    os.link(path, other)
+    save(path, OTHER)
+    assert (bits(load(path)), bits(load(other))) == (bits(OTHER), bits(ARRAY))
+    assert (path.stat().st_nlink, other.stat().st_nlink) == (1, 1)
+
+
+# -- slashes, dots, nothing -------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_ends_in_a_slash_is_no_file(path: Path) -> None:
+    for name in (f"{path}/", f"{path}//", os.fsencode(path) + b"/"):
+        with pytest.raises(IsADirectoryError) as caught:
+            save(name, ARRAY)
+        assert caught.value.errno == errno.EISDIR
+        with pytest.raises(IsADirectoryError):
+            open(name, "wb").close()
+    assert names(path.parent) == []
+
+
+@READERS
+def test_a_file_with_a_slash_at_its_end_is_no_directory(path: Path, read: Any) -> None:
+    save(path, ARRAY)
+    for action in (lambda: read(f"{path}/"), lambda: save(f"{path}/", OTHER), lambda: save(f"{path}/x", OTHER)):
+        with pytest.raises(NotADirectoryError):
+            action()
+    assert bits(load(path)) == bits(ARRAY)
+    assert names(path.parent) == ["x.tsr"]
+
+
+@READERS
+def test_a_directory_is_refused_with_advice_for_a_directory(path: Path, read: Any, monkeypatch: Any) -> None:
+    path.mkdir()
+    monkeypatch.chdir(path)
+    for name in (path, f"{path}/", f"{path}/.", f"{path}/..", ".", "..", "/"):
+        for action in (lambda name=name: read(name), lambda name=name: save(name, ARRAY)):
+            with pytest.raises(HostilePath, match="is a directory; give the path of a file"):
+                action()
+    assert names(path) == []
+
+
+@pytest.mark.parametrize("name", ["no/x.tsr", "no/", "no/../x.tsr", "no/."])
+def test_below_a_directory_that_is_not_there_is_no_file(path: Path, name: str) -> None:
+    expected = IsADirectoryError if name == "no/" else FileNotFoundError
+    with pytest.raises(expected):
+        save(path.parent / "none" / name if name == "no/." else f"{path.parent}/{name}", ARRAY)
+    assert names(path.parent) == []
+
+
+@READERS
+@pytest.mark.parametrize("empty", ["", b""])
+def test_an_empty_path_is_no_file(tmp_path: Path, monkeypatch: Any, read: Any, empty: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for action in (lambda: read(empty), lambda: save(empty, ARRAY)):
+        with pytest.raises(FileNotFoundError):
+            action()
+    assert names(tmp_path) == []
+
+
+@READERS
+@pytest.mark.parametrize("name", ["a\0b", b"a\0b"])
+def test_a_path_with_a_null_is_refused_as_open_does(tmp_path: Path, monkeypatch: Any, read: Any, name: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for action in (lambda: read(name), lambda: save(name, ARRAY), lambda: open(name, "rb").close()):
+        with pytest.raises(ValueError, match="null"):
+            action()
+    assert names(tmp_path) == []
+
+
+@READERS
+@pytest.mark.parametrize("thing", [3, None, 1.5, ["x"], bytearray(b"x")], ids=repr)
+def test_what_is_no_path_is_a_type_error(read: Any, thing: Any) -> None:
+    for action in (lambda: read(thing), lambda: save(thing, ARRAY)):
+        with pytest.raises(TypeError):
+            action()
+
+
+class BytesPath:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> bytes:
+        return os.fsencode(self.path)
+
+
+@pytest.mark.parametrize("kind", [os.fsencode, BytesPath], ids=["bytes", "path-like of bytes"])
+@pytest.mark.parametrize("options", forms(), ids=str)
+def test_a_path_may_be_bytes(path: Path, kind: Any, options: dict[str, Any]) -> None:
+    save(kind(path), ARRAY, **options)
+    key = {"key": options["key"]} if "key" in options else {}
+    assert bits(load(kind(path), **key)) == bits(ARRAY)
+    assert read_header(kind(path), **key).payload_nbytes == ARRAY.nbytes
+    assert names(path.parent) == ["x.tsr"]
+
+
+def test_dots_in_the_middle_are_followed_as_the_kernel_does(tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/deep")
+    save(f"{tmp_path}/link/../x.tsr", ARRAY)  # the text alone would mean tmp_path/x.tsr
+    assert names(tmp_path / "real") == ["deep", "x.tsr"]
+    assert names(tmp_path) == ["link", "real"]
+
+
+# -- symlinks ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_save_through_a_dangling_symlink_makes_the_file(path: Path) -> None:
+    first, second = path.with_name("first"), path.with_name("second")
+    first.symlink_to("second")
+    second.symlink_to(path)
+    save(first, ARRAY)
+    assert first.is_symlink()
+    assert second.is_symlink()
+    assert bits(load(first)) == bits(load(path)) == bits(ARRAY)
+
+
+def test_a_symlink_that_ends_in_a_slash_makes_no_file(path: Path) -> None:
+    link = path.with_name("link")
+    link.symlink_to("x.tsr/")
+    with pytest.raises(IsADirectoryError):
+        save(link, ARRAY)
+    assert names(path.parent) == ["link"]
+
+
+@READERS
+def test_symlinks_in_a_circle_are_refused_as_open_does(tmp_path: Path, read: Any) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for action in (lambda: read(tmp_path / "a"), lambda: save(tmp_path / "a", ARRAY)):
+        with pytest.raises(OSError, match="symbolic links") as caught:
+            action()
+        assert caught.value.errno == errno.ELOOP
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_name_as_long_as_names_can_be_is_saved(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 255)
+    save(path, ARRAY)
+    assert bits(load(path)) == bits(ARRAY)
+    with pytest.raises(OSError, match="too long"):
+        save(tmp_path / ("x" * 256), ARRAY)
+
+
+# -- links of /proc ---------------------------------------------------------------------------------------------------
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+
+
+@linux
+@pytest.mark.parametrize("options", forms(), ids=str)
+@pytest.mark.parametrize("tensor", [ARRAY, ARRAY.T, ARRAY.astype(">f4")], ids=["whole", "strided", "big-endian"])
+def test_a_memory_file_is_overwritten_in_place(options: dict[str, Any], tensor: Any) -> None:
+    key = {"key": options["key"]} if "key" in options else {}
+    fd = os.memfd_create("weights")
+    try:
+        for folder in (f"/proc/self/fd/{fd}", f"/dev/fd/{fd}", f"/proc/{os.getpid()}/fd/{fd}"):
+            for content in (tensor, np.zeros(5000, np.float32), tensor):  # longer, then shorter
+                save(folder, content, **options)
+                assert bits(load(folder, **key)) == bits(content)
+                assert os.fstat(fd).st_size == os.stat(folder).st_size > 0
+    finally:
+        os.close(fd)
+    assert not [name for name in os.listdir("/") if "weights" in name]
+
+
+@linux
+def test_a_file_that_was_removed_is_overwritten_in_place_and_gets_no_name(path: Path) -> None:
+    save(path, ARRAY)
+    fd = os.open(path, os.O_RDWR)
+    path.unlink()
+    save(f"/proc/self/fd/{fd}", OTHER)
+    assert bits(load(f"/proc/self/fd/{fd}")) == bits(OTHER)
+    assert names(path.parent) == []
+    path.with_name("x.tsr (deleted)").write_bytes(b"another")  # what the link's text says
+    save(f"/proc/self/fd/{fd}", ARRAY)
+    assert bits(load(f"/proc/self/fd/{fd}")) == bits(ARRAY)
+    assert path.with_name("x.tsr (deleted)").read_bytes() == b"another"
+    os.close(fd)
+
+
+@linux
+def test_a_file_that_another_one_has_replaced_is_what_the_descriptor_says(path: Path) -> None:
+    save(path, ARRAY)
+    fd = os.open(path, os.O_RDWR)
+    path.rename(path.with_name("moved"))
+    save(path, ARRAY)
+    save(f"/proc/self/fd/{fd}", OTHER)
+    assert bits(load(path.with_name("moved"))) == bits(OTHER)
+    assert bits(load(path)) == bits(ARRAY)
+    os.close(fd)
+
+
+@linux
+def test_a_descriptor_of_a_file_with_a_name_replaces_that_file(path: Path) -> None:
+    save(path, ARRAY)
+    fd = os.open(path, os.O_RDONLY)
+    save(f"/proc/self/fd/{fd}", OTHER)
+    assert bits(load(path)) == bits(OTHER)
+    assert names(path.parent) == ["x.tsr"]
+    os.close(fd)
+
+
+@linux
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change its root")
+def test_the_root_of_another_process_is_that_processs_own(tmp_path: Path) -> None:
+    """The kernel follows such a link to where that process lives; its text says ``/`` all the same."""
+    (tmp_path / "jail").mkdir()
+    script = "import os, sys; os.chroot('jail'); print('in', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"in\n"
+        save(f"/proc/{process.pid}/root/tr_mmap_test.tsr", ARRAY)
+        save(f"/proc/{process.pid}/root/tr_mmap_test.tsr", OTHER)
+        assert bits(load(f"/proc/{process.pid}/root/tr_mmap_test.tsr")) == bits(OTHER)
+    assert names(tmp_path / "jail") == ["tr_mmap_test.tsr"]
+    assert not os.path.exists("/tr_mmap_test.tsr")
+
+
+@linux
+def test_an_in_place_save_that_fails_leaves_no_tensor_that_could_be_taken_for_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fd = os.memfd_create("weights")
+    name = f"/proc/self/fd/{fd}"
+    save(name, ARRAY)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tr_mmap.tsr.saving.copy_into", fail)
+        with pytest.raises(KeyboardInterrupt):
+            save(name, np.ones((3, 5), np.float32).T)
+    with pytest.raises(TSRFormatError) as caught:
+        load(name)
+    assert caught.value.fault is Fault.BAD_MAGIC
+    os.close(fd)
+
+
+@linux
+@pytest.mark.parametrize(
+    "make", [lambda: os.pipe()[0], lambda: os.open("/dev/null", os.O_RDWR)], ids=["pipe", "device"]
+)
+def test_a_descriptor_of_what_is_no_file_is_refused(make: Any) -> None:
+    fd = make()
+    for action in (lambda: save(f"/proc/self/fd/{fd}", ARRAY), lambda: load(f"/proc/self/fd/{fd}")):
+        with pytest.raises(HostilePath, match="is not a regular file"):
+            action()
+    os.close(fd)
+
+
+@linux
+def test_a_descriptor_that_is_not_there_is_no_file() -> None:
+    fd = os.open("/dev/null", os.O_RDONLY)
+    os.close(fd)
+    for action in (lambda: save(f"/proc/self/fd/{fd}", ARRAY), lambda: load(f"/proc/self/fd/{fd}")):
+        with pytest.raises((FileNotFoundError, PermissionError)):
+            action()
+
+
+@linux
+def test_standard_output_is_saved_to_where_it_leads(path: Path) -> None:
+    script = "import numpy as np, tr_mmap; tr_mmap.save('/dev/stdout', np.arange(4, dtype=np.int16))"
+    with open(path, "wb") as output:
+        subprocess.run([sys.executable, "-c", script], stdout=output, env=environment(), check=True)
+    assert bits(load(path)) == bits(OTHER)
+
+
+def test_a_file_that_others_replace_at_the_same_time_is_replaced_not_overwritten(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two looks at a symlink's file, the name may come to lead to another one."""
+    save(path, ARRAY)
+    link = path.with_name("link")
+    link.symlink_to(path.name)
+    original = dirents._follow
+
+    def replace_then_follow(name: str) -> Any:
+        save(path, -ARRAY)
+        return original(name)
+
+    old = load(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            dirents, "_follow", lambda name: original(name) if name != str(link) else replace_then_follow(name)
+        )
+        save(link, OTHER)
+    assert bits(load(path)) == bits(OTHER)
+    assert bits(old) == bits(ARRAY)
+    assert link.is_symlink()

@@ -1,0 +1,123 @@
+"""Says which limit of the system made a call fail, as a typed error. Reads ``/proc``; never opens a file of ours."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from ...errors import SystemLimit
+
+try:
+    import resource
+except ImportError:  # pragma: no cover - Windows
+    resource = None  # type: ignore[assignment]
+
+__all__ = ["check_descriptors", "check_file_size", "mapping_refused"]
+
+# How far below vm.max_map_count a call may fail: it may cut one mapping into three, and the kernel counts a few
+# mappings in another way than /proc shows them.
+_MAPS_MARGIN: Final = 4
+
+
+def check_descriptors(error: OSError, what: str) -> None:
+    """Raise SystemLimit if a call failed because there are too many open files.
+
+    Args:
+        error: of the call.
+        what: what was to be opened, for the message.
+    """
+    if error.errno == errno.EMFILE:
+        limit = "RLIMIT_NOFILE"
+        advice = f"this process may have {_soft(limit)}; close files, or raise the limit ({limit}, ulimit -n)"
+    elif error.errno == errno.ENFILE:
+        limit = "fs.file-max"
+        advice = "the whole system has as many as it may; close files, or raise the limit (sysctl fs.file-max)"
+    else:
+        return
+    raise SystemLimit(f"{what}: {error.strerror}: {advice}", limit=limit, code=error.errno) from error
+
+
+def check_file_size(error: OSError, end_nbytes: int) -> None:
+    """Raise SystemLimit if a call failed because a file would be larger than a limit allows.
+
+    Args:
+        error: of the call.
+        end_nbytes: the size that the file was to have.
+    """
+    if error.errno != errno.EFBIG:
+        return
+    limit, allowed = "RLIMIT_FSIZE", _soft("RLIMIT_FSIZE")
+    if allowed is not None and end_nbytes > allowed:
+        advice = f"this process may write {allowed}; raise the limit ({limit}, ulimit -f)"
+    else:
+        limit, advice = "file size", "the file system has no files of that size; choose another place"
+    raise SystemLimit(
+        f"a file of {end_nbytes} bytes: {error.strerror}: {advice}", limit=limit, code=errno.EFBIG
+    ) from error
+
+
+def mapping_refused(error: OSError, nbytes: int, *, is_private: bool) -> OSError:
+    """The error to raise for a failed ``mmap``: SystemLimit if a limit is the cause.
+
+    Counting the mappings takes some 20 ms if there are 65,000, so it comes last.
+
+    Args:
+        error: of the call.
+        nbytes: that were to be mapped.
+        is_private: whether for writing, copy-on-write.
+    """
+    what = f"mmap of {nbytes} bytes: {error.strerror}"
+    if error.errno != errno.ENOMEM:
+        return OSError(error.errno, what)
+    try:
+        used = _memory_nbytes()
+        for limit, field, counts in (("RLIMIT_AS", "VmSize", True), ("RLIMIT_DATA", "VmData", is_private)):
+            allowed = _soft(limit)
+            if counts and allowed is not None and used[field] + nbytes > allowed:
+                advice = (
+                    f"this process has {used[field]} bytes mapped and may have {allowed}; raise the limit ({limit})"
+                )
+                return SystemLimit(f"{what}: {advice}", limit=limit, code=errno.ENOMEM)
+        count, most = _count_maps(), int(_read("/proc/sys/vm/max_map_count"))
+        overcommit = int(_read("/proc/sys/vm/overcommit_memory"))
+    except (OSError, ValueError, KeyError, MemoryError):  # no Linux, or nothing may be opened now
+        return OSError(error.errno, what)
+    if count >= most - _MAPS_MARGIN:
+        limit = "vm.max_map_count"
+        advice = (
+            f"this process has {count} mappings and may have {most}; let go of tensors that you keep, or raise the "
+            f"limit (sysctl {limit})"
+        )
+    elif overcommit == 2 and is_private:
+        limit = "vm.overcommit_memory"
+        advice = f"the system promises no more memory than it has (sysctl {limit}=2); free memory, or ask for numpy"
+    else:
+        limit, advice = "address space", "more than this process can map"
+    return SystemLimit(f"{what}: {advice}", limit=limit, code=errno.ENOMEM)
+
+
+def _soft(name: str) -> int | None:
+    """What this process may have by that limit; None if it has none."""
+    if resource is None:  # pragma: no cover - Windows
+        return None
+    soft, _ = resource.getrlimit(getattr(resource, name))
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _memory_nbytes() -> dict[str, int]:
+    lines = [line.split() for line in _read("/proc/self/status").splitlines()]
+    return {line[0][:-1].decode(): int(line[1]) * 1024 for line in lines if line[0].startswith(b"Vm")}
+
+
+def _count_maps() -> int:
+    part = bytearray(4096)  # a larger one may itself need a mapping, and there can be none left
+    with open("/proc/self/maps", "rb", buffering=0) as file:
+        count = 0
+        while nbytes := file.readinto(part):
+            count += part.count(b"\n", 0, nbytes)
+        return count
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
