@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from typing import Final
 
 import msgspec
 
@@ -15,6 +16,7 @@ from ..channel.interface import Role
 from ..channel.kinds import channel_kind
 from ..errors import TRException
 from ..processes.identity import Identity
+from ..processes.life_lock import LifeLock
 from ..processes.spawn import WorkerProcess
 from ..protocol.messages import now_ms
 from ..sessions import manifest as manifests
@@ -28,6 +30,9 @@ from .options import SessionOptions
 from .worker_handle import WorkerHandle
 
 __all__ = ["SessionResources"]
+
+# How many other sessions a start looks at, so that its cost does not grow with how many there are: 50 take 2 ms.
+_MAX_SWEPT: Final = 50
 
 
 class SessionResources(ForkAware):
@@ -54,10 +59,25 @@ class SessionResources(ForkAware):
         self.rejections = RejectionCounter()
         self.workspace = Workspace.locate()
         self._owner_pid = os.getpid()
-        self._sweep()
-        self.directory = self.workspace.claim(self.session_id, self._manifest([]))
-        self.transfer = controller_transfer(options.channel, self.directory, options.transfer)
+        self._lock = LifeLock()  # held while the session is this object's
+        self._was_started = False
         self.worker: WorkerHandle | None = None
+        self._sweep()
+        self.directory = self._claim()
+        try:
+            self.transfer = controller_transfer(options.channel, self.directory, options.transfer)
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _claim(self) -> str:
+        return self.workspace.claim(self.session_id, self._manifest([]), self._lock)
+
+    def _give_up(self) -> None:
+        """Remove the directory, if it is this object's. May be called again."""
+        if self._lock.is_held:
+            self.workspace.release(self.session_id)
+            self._lock.drop()
 
     def _manifest(self, doorbells: list[str], mark: str = "") -> Manifest:
         return Manifest(
@@ -75,12 +95,26 @@ class SessionResources(ForkAware):
     def _sweep(self) -> None:
         """Remove what dead sessions left. This session can start even if that fails."""
         try:
-            self.workspace.sweep()
+            self.workspace.sweep(at_most=_MAX_SWEPT)
         except (TRException, OSError):
             pass
 
     def start(self, *, quiet: bool) -> None:
-        """Start a worker over new control files; does not wait for it."""
+        """Start a worker over new control files; does not wait for it.
+
+        If the first start fails, nothing of the session is left, and its name is free; the next start claims it again.
+        """
+        try:
+            if not self._lock.is_held:
+                self._claim()
+            self._start(quiet=quiet)
+            self._was_started = True
+        except BaseException:
+            if not self._was_started:
+                self._give_up()
+            raise
+
+    def _start(self, *, quiet: bool) -> None:
         self.workspace.find(self.session_id)
         self._remove_leftovers()
         mark = f"{os.getpid()}-{secrets.token_hex(8)}"
@@ -106,7 +140,8 @@ class SessionResources(ForkAware):
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
             worker = WorkerHandle(channel, process)
             self.transfer.worker_started(worker.is_over)
-            worker.fast_path = controller_fast_path(channel, self.transfer, worker.watch.deaths)
+            if worker.watch.has_thread:  # the fast path asks nobody else whether the worker has died
+                worker.fast_path = controller_fast_path(channel, self.transfer, worker.watch.deaths)
             self.worker = worker
         except BaseException:
             try:
@@ -149,4 +184,4 @@ class SessionResources(ForkAware):
             self.worker = None
         finally:
             self.transfer.close()
-            self.workspace.release(self.session_id)
+            self._give_up()
