@@ -173,8 +173,8 @@ def test_at_a_fork_there_is_no_thread_of_a_watch_and_after_it_there_is_again(pee
     assert all(watch._background.is_running() for watch in watches)
     peer.kill()
     assert died.wait(BOUND_S)
-    for watch in watches:
-        watch.stop()
+    for each in watches:
+        each.stop()
 
 
 class Noted(dict):  # type: ignore[type-arg]
@@ -260,8 +260,8 @@ def test_many_forks_in_many_threads_leave_every_watch_at_work() -> None:
     for peer in peers:
         peer.kill()
     assert all(each.wait(BOUND_S) for each in died)
-    for watch, peer in zip(watches, peers, strict=True):
-        watch.stop()
+    for each_watch, peer in zip(watches, peers, strict=True):
+        each_watch.stop()
         peer.close()
 
 

@@ -13,8 +13,8 @@ from ..base.fork_safety import ForkAware
 from ..base.identifiers import is_result_name, spill_sender
 from ..channel.authenticated import RejectionCounter, protect
 from ..channel.interface import Role
-from ..channel.kinds import channel_kind
-from ..errors import TRException
+from ..channel.kinds import channel_kind, usable_channel
+from ..errors import SessionNotStarted, TRException
 from ..processes.identity import Identity
 from ..processes.life_lock import LifeLock
 from ..processes.spawn import WorkerProcess
@@ -24,6 +24,7 @@ from ..sessions.manifest import Manifest
 from ..sessions.secret import new_secret
 from ..sessions.workspace import Workspace
 from ..transfer.kinds import controller_transfer
+from ..wire.names import CONTROLLER_LOCK_FILE
 from .fast_path import controller_fast_path
 from .launch import launch
 from .options import SessionOptions
@@ -40,6 +41,7 @@ class SessionResources(ForkAware):
 
     Args:
         options: of the session; its name is claimed for this process.
+        workspace: where the session is; None for this user's, as the environment says now.
 
     Attributes:
         directory: of the session.
@@ -52,12 +54,13 @@ class SessionResources(ForkAware):
         HostilePath: the workspace is not a directory that this user can trust and use.
     """
 
-    def __init__(self, options: SessionOptions) -> None:
+    def __init__(self, options: SessionOptions, workspace: Workspace | None = None) -> None:
         super().__init__()
         self.options = options
         self.session_id = options.session_id
         self.rejections = RejectionCounter()
-        self.workspace = Workspace.locate()
+        self.workspace = Workspace.locate() if workspace is None else workspace
+        self._channel = usable_channel(options.channel)
         self._owner_pid = os.getpid()
         self._lock = LifeLock()  # held while the session is this object's
         self._was_started = False
@@ -65,7 +68,7 @@ class SessionResources(ForkAware):
         self._sweep()
         self.directory = self._claim()
         try:
-            self.transfer = controller_transfer(options.channel, self.directory, options.transfer)
+            self.transfer = controller_transfer(self._channel, self.directory, options.transfer)
         except BaseException:
             self._give_up()
             raise
@@ -76,14 +79,16 @@ class SessionResources(ForkAware):
     def _give_up(self) -> None:
         """Remove the directory, if it is this object's. May be called again."""
         if self._lock.is_held:
-            self.workspace.release(self.session_id)
+            # Else somebody has removed it by hand, and the name may be another session's by now.
+            if self._lock.is_at(os.path.join(self.directory, CONTROLLER_LOCK_FILE)):
+                self.workspace.release(self.session_id)
             self._lock.drop()
 
     def _manifest(self, doorbells: list[str], mark: str = "") -> Manifest:
         return Manifest(
             session_id=self.session_id,
             controller=Identity.current(),
-            channel=self.options.channel,
+            channel=self._channel,
             doorbells=doorbells,
             worker_mark=mark,
             transfer=self.options.transfer,
@@ -107,6 +112,11 @@ class SessionResources(ForkAware):
         try:
             if not self._lock.is_held:
                 self._claim()
+            elif not self._lock.is_at(os.path.join(self.directory, CONTROLLER_LOCK_FILE)):
+                raise SessionNotStarted(
+                    f"the directory of session {self.session_id!r}, {self.directory}, was removed while the session "
+                    "lived; close() this session, and start another"
+                )
             self._start(quiet=quiet)
             self._was_started = True
         except BaseException:
@@ -118,7 +128,7 @@ class SessionResources(ForkAware):
         self.workspace.find(self.session_id)
         self._remove_leftovers()
         mark = f"{os.getpid()}-{secrets.token_hex(8)}"
-        kind = channel_kind(self.options.channel)
+        kind = channel_kind(self._channel)
         manifest = self._manifest(kind.new_doorbells(), mark)
         # Before the doorbells exist: then a sweep knows their names, at whatever moment this process is killed.
         manifests.write(self.directory, manifest)

@@ -4,10 +4,10 @@ A pid says nothing in another namespace of pids, where containers that share a d
 each hold the ``flock`` of a file of their own in the session's directory. The lock is there before the manifest names
 the process, and the kernel releases it when the process has ended. So whoever can take the lock knows that.
 
-The lock belongs to the open file, so a forked child would hold it too. A child of ``os.fork`` closes it at once. A child
-that native code forks holds it until that child ends or runs another program: till then, the process counts as alive.
-A lock of the process (``fcntl``) would not have this flaw, but any program that reads the file in the same process, to
-copy the directory say, would lose it.
+The lock belongs to the open file, so a forked child would hold it too. A child of ``os.fork`` closes it at once. A
+child that native code forks holds it until that child ends or runs another program: till then, the process counts as
+alive. A lock of the process (``fcntl``) would not have this flaw, but any code that reads the file in the same process,
+to copy the directory say, would lose it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ class LifeLock:
         """Take over the descriptor of a locked file."""
         self.drop()
         self._fd = fd
+
+    def is_at(self, path: str) -> bool:
+        """Whether the locked file has that name still."""
+        return self._fd >= 0 and system.is_same_file(self._fd, path)
 
     def drop(self) -> None:
         """Release the lock. A process that has the descriptor too holds it on."""

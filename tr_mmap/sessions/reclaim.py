@@ -17,6 +17,7 @@ from typing import Final
 from ..base import system
 from ..base.identifiers import is_doorbell_name
 from ..errors import TRException
+from ..native.semaphore_names import unlink_semaphore
 from ..processes.identity import Identity
 from ..processes.life_lock import LifeProbe, is_alive
 from ..processes.orphans import end_heirs, end_orphan
@@ -238,9 +239,7 @@ def _examine(path: str) -> tuple[Manifest | None, str]:
 def _unlink_semaphore(name: str) -> None:
     if not is_doorbell_name(name):  # a manifest may not make us remove another program's semaphores
         return
-    import posix_ipc  # not on Windows, which has no named semaphores that outlive their users
-
     try:
-        posix_ipc.unlink_semaphore(name)
-    except (posix_ipc.ExistentialError, posix_ipc.PermissionsError):
+        unlink_semaphore(name)
+    except (OSError, ImportError):  # ImportError: whoever made it has posix_ipc, and can sweep again
         pass

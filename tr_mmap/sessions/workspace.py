@@ -230,9 +230,8 @@ class Workspace:
             if leftover := parse_leftover(name):
                 user = Identity.local(int(leftover[2]), int(leftover[3]))
                 # What this process was removing too: that may have failed, and two removals at once do no harm.
-                if (leftover[1] == GONE_PREFIX and user == Identity.current()) or (
-                    not user.is_alive() and not is_being_made(path)
-                ):
+                is_ours = leftover[1] == GONE_PREFIX and user == Identity.current()
+                if is_ours or (not user.is_alive() and not is_being_made(path)):
                     system.remove_tree(path)
             elif name.startswith(SESSION_PREFIX) and is_session_id(session_id := name.removeprefix(SESSION_PREFIX)):
                 try:

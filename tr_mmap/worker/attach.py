@@ -13,7 +13,7 @@ from ..base import system
 from ..base.identifiers import check_session_id
 from ..channel.authenticated import RejectionCounter, protect
 from ..channel.interface import Channel, Role
-from ..channel.kinds import CHANNEL_NAMES, channel_kind
+from ..channel.kinds import CHANNEL_NAMES, channel_kind, warn_about_order
 from ..errors import BadMessage, HostilePath, SessionNotStarted
 from ..processes.launcher import find_launcher
 from ..processes.life_lock import hold_inherited, is_alive
@@ -98,6 +98,7 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
         BadMessage: its manifest cannot be read, or names no doorbells.
     """
     hold()
+    warn_about_order()
     directory = _find(argument)
     manifest = manifests.read(directory)
     secret = inherited_secret()
