@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 from other_process import Peer, in_forked_child
@@ -149,6 +151,28 @@ def test_stop_in_a_forks_child_leaves_the_parents_watch_alone(peer: Peer) -> Non
     peer.kill()
     assert died.wait(BOUND_S)
     watch.stop()
+
+
+def test_a_watch_that_has_ended_keeps_nothing_alive(peer: Peer, way: str) -> None:
+    """Its callback is a channel's, whose mappings must not wait for the garbage collector."""
+
+    class Channel:
+        def wake(self) -> None:
+            pass
+
+    gc.disable()
+    try:
+        for is_killed in (False, True):
+            channel = Channel()
+            known = weakref.ref(channel)
+            watch = PeerWatch(peer.identity, channel.wake)
+            if is_killed:
+                peer.kill()
+            watch.stop()
+            del watch, channel
+            assert known() is None
+    finally:
+        gc.enable()
 
 
 # -- forks -----------------------------------------------------------------------------------------------------------

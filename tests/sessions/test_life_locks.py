@@ -127,8 +127,8 @@ def test_a_sweep_locks_no_session_whose_controller_lives(ws: Workspace, monkeypa
     asked: list[str] = []
     real = system.peek
     monkeypatch.setattr(system, "peek", lambda path, nbytes: (asked.append(path), real(path, nbytes))[1])
-    monkeypatch.setattr(system, "try_lock_dir", lambda fd: pytest.fail("a lock was taken"))
-    monkeypatch.setattr(manifests, "read", lambda path: pytest.fail("a manifest was read whole"))
+    monkeypatch.setattr(system, "try_lock_dir", lambda _: pytest.fail("a lock was taken"))
+    monkeypatch.setattr(manifests, "read", lambda _: pytest.fail("a manifest was read whole"))
     assert len(ws.sweep().kept) == 20
     assert len([path for path in asked if path.startswith("/proc")]) == 1  # they have one controller
     del locks
@@ -161,7 +161,9 @@ def test_a_manifest_that_says_two_things_is_never_a_reason_to_remove(ws: Workspa
 def test_a_session_of_this_very_process_in_the_way_is_said_so(workspace: Path) -> None:
     with PythonSession(session_id="cell", quiet_mode=True):
         again = PythonSession(session_id="cell", quiet_mode=True)
-        with pytest.raises(SessionInUse, match=r"this very process.*close\(\).*another session_id.*replace=True") as caught:
+        with pytest.raises(
+            SessionInUse, match=r"this very process.*close\(\).*another session_id.*replace=True"
+        ) as caught:
             again.start()
         assert caught.value.pid == os.getpid()
         assert caught.value.session_id == "cell"
@@ -176,9 +178,7 @@ def test_a_session_of_this_very_process_in_the_way_is_said_so(workspace: Path) -
 
 
 @pytest.mark.parametrize("channel", ["mapped", "files"])
-def test_a_session_whose_directory_was_removed_by_hand_says_so_and_ends_in_order(
-    workspace: Path, channel: str
-) -> None:
+def test_a_session_whose_directory_was_removed_by_hand_says_so_and_ends_in_order(workspace: Path, channel: str) -> None:
     session = PythonSession(session_id="s", channel=channel, quiet_mode=True)
     session.start()
     session.wait_until_ready()

@@ -212,11 +212,16 @@ class Background:
                 pass  # so full that it is awake
 
     def _close(self) -> None:
+        self._task = _no_task  # a method of an object that has us: together they would wait for the garbage collector
         # Forget the numbers first, then close: a child that is forked in between must not close them a second time.
         fds, self._reading, self._writing = {self._reading, self._writing}, -1, -1
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
+
+
+def _no_task(_: Background) -> bool:
+    return True
 
 
 def _make_wake() -> tuple[int, int]:
