@@ -76,11 +76,14 @@ class SessionResources(ForkAware):
     def _claim(self) -> str:
         return self.workspace.claim(self.session_id, self._manifest([]), self._lock)
 
+    def _has_directory(self) -> bool:
+        return self._lock.is_at(os.path.join(self.directory, CONTROLLER_LOCK_FILE))
+
     def _give_up(self) -> None:
         """Remove the directory, if it is this object's. May be called again."""
         if self._lock.is_held:
-            # Else somebody has removed it by hand, and the name may be another session's by now.
-            if self._lock.is_at(os.path.join(self.directory, CONTROLLER_LOCK_FILE)):
+            # Else somebody has removed it by hand, and the name is another session's by now.
+            if self._has_directory() or not system.exists(self.directory):
                 self.workspace.release(self.session_id)
             self._lock.drop()
 
@@ -112,7 +115,7 @@ class SessionResources(ForkAware):
         try:
             if not self._lock.is_held:
                 self._claim()
-            elif not self._lock.is_at(os.path.join(self.directory, CONTROLLER_LOCK_FILE)):
+            elif not self._has_directory():
                 raise SessionNotStarted(
                     f"the directory of session {self.session_id!r}, {self.directory}, was removed while the session "
                     "lived; close() this session, and start another"

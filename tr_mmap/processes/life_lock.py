@@ -62,13 +62,10 @@ class LifeLock:
         """Release the lock. A process that has the descriptor too holds it on."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            system.close(fd)
+            _close(fd)
 
     def __del__(self) -> None:
-        try:
-            self.drop()
-        except OSError:
-            pass  # it is closed all the same
+        self.drop()
 
 
 def _locked_file(path: str) -> int:
@@ -79,7 +76,7 @@ def _locked_file(path: str) -> int:
         if not system.try_lock_dir(fd):  # nobody can have found it
             raise BlockingIOError(f"another process holds the lock of {path}, which was made for this one")
     except BaseException:
-        system.close(fd)
+        _close(fd)
         raise
     return fd
 
@@ -97,7 +94,7 @@ def handed_over(path: str) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
     try:
         yield {LOCK_FD_VARIABLE: str(fd)}, (fd,)
     finally:
-        system.close(fd)
+        _close(fd)
 
 
 def hold_inherited(environ: MutableMapping[str, str] = os.environ) -> LifeLock | None:
@@ -140,7 +137,7 @@ class LifeProbe:
         """Release the descriptor."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            system.close(fd)
+            _close(fd)
 
 
 def is_alive(process: Identity, lock_path: str) -> bool:
@@ -159,15 +156,19 @@ def is_alive(process: Identity, lock_path: str) -> bool:
         probe.close()
 
 
+def _close(fd: int) -> None:
+    try:
+        system.close(fd)
+    except OSError:
+        pass  # it is closed all the same
+
+
 _members: Final[weakref.WeakSet[LifeLock]] = weakref.WeakSet()
 
 
 def _in_child() -> None:
     for member in list(_members):
-        try:
-            member.drop()  # closes only our descriptor: the parent's holds the lock on
-        except OSError:
-            pass
+        member.drop()  # closes only our descriptor: the parent's holds the lock on
 
 
 if hasattr(os, "register_at_fork"):

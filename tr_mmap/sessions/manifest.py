@@ -93,7 +93,8 @@ def peek_controller(directory: str) -> Identity | None:
     Nothing is checked, so this may serve as a reason to leave a session alone, and never as one to remove it.
     """
     try:
-        return _owner_decoder.decode(system.peek(f"{directory}/{MANIFEST_FILE}", MAX_MANIFEST_NBYTES)).controller
+        data = system.peek(f"{directory}/{MANIFEST_FILE}", MAX_MANIFEST_NBYTES + 1)
+        return None if len(data) > MAX_MANIFEST_NBYTES else _owner_decoder.decode(data).controller
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
