@@ -6,7 +6,7 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ..errors import ScriptNotFound
@@ -53,6 +53,10 @@ def launch(
     mark: str,
     quiet: bool,
     secret: bytes | None = None,
+    args: Sequence[str] = (),
+    env: Mapping[str, str | None] | None = None,
+    cwd: str | None = None,
+    python: str | None = None,
 ) -> WorkerProcess:
     """Start the worker of a session whose control files are there, and hand it the session's secret if there is one.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -41,7 +42,6 @@ class SessionResources(ForkAware):
 
     Args:
         options: of the session; its name is claimed for this process.
-        workspace: where the session is; None for this user's, as the environment says now.
 
     Attributes:
         directory: of the session.
@@ -54,12 +54,12 @@ class SessionResources(ForkAware):
         HostilePath: the workspace is not a directory that this user can trust and use.
     """
 
-    def __init__(self, options: SessionOptions, workspace: Workspace | None = None) -> None:
+    def __init__(self, options: SessionOptions) -> None:
         super().__init__()
         self.options = options
         self.session_id = options.session_id
         self.rejections = RejectionCounter()
-        self.workspace = Workspace.locate() if workspace is None else workspace
+        self.workspace = Workspace.at(options.workspace_root)
         self._channel = usable_channel(options.channel)
         self._owner_pid = os.getpid()
         self._lock = LifeLock()  # held while the session is this object's
@@ -68,7 +68,7 @@ class SessionResources(ForkAware):
         self._sweep()
         self.directory = self._claim()
         try:
-            self.transfer = controller_transfer(self._channel, self.directory, options.transfer)
+            self.transfer = controller_transfer(self._channel, self.directory, options.transfer, options.views)
         except BaseException:
             self._give_up()
             raise
@@ -107,10 +107,14 @@ class SessionResources(ForkAware):
         except (TRException, OSError):
             pass
 
-    def start(self, *, quiet: bool) -> None:
+    def start(self, *, quiet: bool, on_end: Callable[[], None]) -> None:
         """Start a worker over new control files; does not wait for it.
 
         If the first start fails, nothing of the session is left, and its name is free; the next start claims it again.
+
+        Args:
+            quiet: False also copies the worker's output to this process's stderr.
+            on_end: called from another thread when the worker has ended.
         """
         try:
             if not self._lock.is_held:
@@ -120,14 +124,15 @@ class SessionResources(ForkAware):
                     f"the directory of session {self.session_id!r}, {self.directory}, was removed while the session "
                     "lived; close() this session, and start another"
                 )
-            self._start(quiet=quiet)
+            self._start(quiet=quiet, on_end=on_end)
             self._was_started = True
         except BaseException:
             if not self._was_started:
                 self._give_up()
             raise
 
-    def _start(self, *, quiet: bool) -> None:
+    def _start(self, *, quiet: bool, on_end: Callable[[], None]) -> None:
+        options = self.options
         self.workspace.find(self.session_id)
         self._remove_leftovers()
         mark = f"{os.getpid()}-{secrets.token_hex(8)}"
@@ -135,23 +140,27 @@ class SessionResources(ForkAware):
         manifest = self._manifest(kind.new_doorbells(), mark)
         # Before the doorbells exist: then a sweep knows their names, at whatever moment this process is killed.
         manifests.write(self.directory, manifest)
-        secret = new_secret() if self.options.auth else None
+        secret = new_secret() if options.auth else None
         bare = kind.create(self.directory, manifest.doorbells)
-        bare.set_spin(self.options.spin_us)
+        bare.set_spin(options.spin_us)
         channel = protect(bare, Role.CONTROLLER, secret, self.rejections)
         process: WorkerProcess | None = None
         try:
             process = launch(
-                self.options.script_path,
+                options.script_path,
                 self.session_id,
                 workspace_root=self.workspace.root,
                 session_dir=self.directory,
                 mark=mark,
                 quiet=quiet,
                 secret=secret,
+                args=options.args,
+                env=options.env,
+                cwd=options.cwd,
+                python=options.python,
             )
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
-            worker = WorkerHandle(channel, process)
+            worker = WorkerHandle(channel, process, on_end)
             self.transfer.worker_started(worker.is_over)
             if worker.watch.has_thread:  # the fast path asks nobody else whether the worker has died
                 worker.fast_path = controller_fast_path(channel, self.transfer, worker.watch.deaths)
