@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
+import weakref
 
 import pytest
 from other_process import Peer, in_forked_child
 from support import BOUND_S, count_fds, forks
 
+from tr_mmap.base import background
 from tr_mmap.processes import watch
 from tr_mmap.processes.identity import Identity
 from tr_mmap.processes.watch import PeerWatch
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 
 
 @pytest.fixture(params=["pidfd", "polling"])
@@ -57,7 +64,7 @@ def test_a_stopped_watch_never_fires_and_keeps_nothing(peer: Peer, way: str) -> 
     watch = PeerWatch(peer.identity, lambda: calls.append(1))
     watch.stop()
     watch.stop()
-    assert not watch._thread.is_alive()
+    assert not watch._background.is_running()
     assert count_fds() == before
     peer.kill()
     assert calls == []
@@ -90,29 +97,31 @@ def test_a_death_at_the_moment_of_stop_is_told_before_stop_returns_or_never() ->
         watch = PeerWatch(peer.identity, lambda calls=calls: calls.append(1))  # type: ignore[misc]
         os.kill(peer.popen.pid, signal.SIGKILL)
         watch.stop()
-        assert not watch._thread.is_alive()
+        assert not watch._background.is_running()
         assert len(calls) <= 1
         peer.close()
 
 
 def test_a_death_that_stop_overtook_is_not_told(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, go_on = threading.Event(), threading.Event()
-    real = PeerWatch._wait_for_end
+    real = PeerWatch._has_ended
 
     def slow(self: PeerWatch) -> bool:
         result = real(self)
-        seen.set()
-        go_on.wait(BOUND_S)
+        if result:
+            seen.set()
+            go_on.wait(BOUND_S)
         return result
 
-    monkeypatch.setattr(PeerWatch, "_wait_for_end", slow)
+    monkeypatch.setattr(PeerWatch, "_has_ended", slow)
     calls: list[int] = []
     watch = PeerWatch(peer.identity, lambda: calls.append(1))
     peer.kill()
     assert seen.wait(BOUND_S)  # the thread knows, and has not called back yet
     stopper = threading.Thread(target=watch.stop)
     stopper.start()
-    assert watch._stop_event.wait(BOUND_S)
+    while not watch._background.has_to_return:
+        pass
     go_on.set()
     stopper.join(BOUND_S)
     assert calls == []
@@ -130,17 +139,166 @@ def test_a_callback_may_stop_its_own_watch(peer: Peer) -> None:
     peer.kill()
     assert stopped.wait(BOUND_S)
     watch.stop()
-    assert not watch._thread.is_alive()
+    assert not watch._background.is_running()
 
 
-@forks
 def test_stop_in_a_forks_child_leaves_the_parents_watch_alone(peer: Peer) -> None:
     died = threading.Event()
     watch = PeerWatch(peer.identity, died.set)
-    with watch._lock:  # as if the thread held it at the moment of the fork
-        assert in_forked_child(watch.stop) == 0
-    assert not watch._is_stopped
-    assert watch._thread.is_alive()
+    assert in_forked_child(watch.stop) == 0
+    assert not watch._background.has_to_return
+    assert watch._background.is_running()
     peer.kill()
     assert died.wait(BOUND_S)
+    watch.stop()
+
+
+def test_a_watch_that_has_ended_keeps_nothing_alive(peer: Peer, way: str) -> None:
+    """Its callback is a channel's, whose mappings must not wait for the garbage collector."""
+
+    class Channel:
+        def wake(self) -> None:
+            pass
+
+    gc.disable()
+    try:
+        for is_killed in (False, True):
+            channel = Channel()
+            known = weakref.ref(channel)
+            watch = PeerWatch(peer.identity, channel.wake)
+            if is_killed:
+                peer.kill()
+            watch.stop()
+            del watch, channel
+            assert known() is None
+    finally:
+        gc.enable()
+
+
+# -- forks -----------------------------------------------------------------------------------------------------------
+
+
+def threads() -> list[str]:
+    return os.listdir("/proc/self/task")
+
+
+@on_linux
+def test_at_a_fork_there_is_no_thread_of_a_watch_and_after_it_there_is_again(peer: Peer, way: str) -> None:
+    before = len(threads())
+    died = threading.Event()
+    watches = [PeerWatch(peer.identity, died.set) for _ in range(3)]
+    counted: list[int] = []
+    real, background._paused = background._paused, Noted(counted)
+    try:
+        assert in_forked_child(lambda: None) == 0
+    finally:
+        background._paused = real
+    assert counted == [before]
+    assert all(watch._background.is_running() for watch in watches)
+    peer.kill()
+    assert died.wait(BOUND_S)
+    for each in watches:
+        each.stop()
+
+
+class Noted(dict):  # type: ignore[type-arg]
+    """The forks under way; counts the threads when one is over."""
+
+    def __init__(self, counted: list[int]) -> None:
+        self.counted = counted
+
+    def pop(self, *arguments: object) -> object:
+        self.counted.append(len(threads()))
+        return super().pop(*arguments)
+
+
+def test_a_death_during_a_fork_is_told_after_it(peer: Peer, way: str) -> None:
+    died = threading.Event()
+    watch = PeerWatch(peer.identity, died.set)
+    watch._background.pause()
+    peer.kill()
+    assert not watch._background.is_running()
+    assert not watch.is_dead
+    watch._background.resume()
+    assert died.wait(BOUND_S)
+    watch.stop()
+
+
+def test_a_watch_that_is_stopped_during_a_fork_stays_stopped(peer: Peer, way: str) -> None:
+    before = count_fds()
+    calls: list[int] = []
+    watch = PeerWatch(peer.identity, lambda: calls.append(1))
+    watch._background.pause()
+    watch.stop()
+    watch._background.resume()
+    peer.kill()
+    assert not watch._background.is_running()
+    assert calls == []
+    assert count_fds() == before
+
+
+def test_of_two_forks_at_once_the_last_brings_the_thread_back(peer: Peer) -> None:
+    watch = PeerWatch(peer.identity, lambda: None)
+    watch._background.pause()
+    watch._background.pause()
+    watch._background.resume()
+    assert not watch._background.is_running()
+    watch._background.resume()
+    assert watch._background.is_running()
+    watch.stop()
+
+
+def test_a_fork_does_not_wait_for_a_callback_that_has_begun(peer: Peer) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    watch = PeerWatch(peer.identity, lambda: (began.set(), go_on.wait(BOUND_S))[0])
+    peer.kill()
+    assert began.wait(BOUND_S)
+    watch._background.pause()
+    watch._background.resume()
+    assert watch._background.is_running()
+    go_on.set()
+    watch.stop()
+    assert not watch._background.is_running()
+
+
+@forks
+def test_many_forks_in_many_threads_leave_every_watch_at_work() -> None:
+    peers = [Peer() for _ in range(4)]
+    died = [threading.Event() for _ in peers]
+    watches = [PeerWatch(peer.identity, each.set) for peer, each in zip(peers, died, strict=True)]
+    codes: list[int] = []
+    code = "import sys; sys.exit(3)"
+
+    def fork_often() -> None:
+        for _ in range(10):
+            ended = subprocess.run([sys.executable, "-S", "-c", code], preexec_fn=int, check=False)  # so that it forks
+            codes.append(ended.returncode)
+
+    forkers = [threading.Thread(target=fork_often) for _ in range(3)]
+    for each in forkers:
+        each.start()
+    for each in forkers:
+        each.join()
+    assert codes == [3] * 30
+    assert all(watch._background.is_running() for watch in watches)
+    for peer in peers:
+        peer.kill()
+    assert all(each.wait(BOUND_S) for each in died)
+    for each_watch, peer in zip(watches, peers, strict=True):
+        each_watch.stop()
+        peer.close()
+
+
+# -- without threads -------------------------------------------------------------------------------------------------
+
+
+def test_where_no_thread_can_be_had_the_watch_looks_when_it_is_asked(
+    peer: Peer, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "_HAS_THREADS", False)
+    watch = PeerWatch(peer.identity, lambda: None)
+    assert not watch.has_thread
+    assert not watch.is_dead
+    peer.kill()
+    assert watch.is_dead
     watch.stop()

@@ -129,9 +129,9 @@ def test_a_start_without_one_of_the_kernels_other_gifts_leaves_nothing(
     fds = count_fds()
     with monkeypatch.context() as patch:
         if blocked == "semaphore":
-            patch.setattr(posix_ipc, "Semaphore", fail)
+            patch.setattr("tr_mmap.channel.doorbell.create_semaphore", fail)
         elif blocked == "thread":
-            patch.setattr("threading.Thread.start", fail_thread)
+            patch.setattr("tr_mmap.base.background._start_new_thread", fail_thread)
         elif blocked == "pidfd":
             patch.setattr(os, "pidfd_open", fail)
         elif blocked == "eventfd":

@@ -15,6 +15,7 @@ from workspace_content import everything, leave, mine
 from tr_mmap.base import system
 from tr_mmap.processes.identity import Identity
 from tr_mmap.sessions import manifest as manifests
+from tr_mmap.sessions import reclaim
 from tr_mmap.sessions import workspace as workspaces
 from tr_mmap.sessions.manifest import Manifest
 from tr_mmap.sessions.workspace import Workspace, sweep
@@ -65,7 +66,7 @@ def test_a_manifest_cannot_have_other_programs_semaphores_removed(
     ws: Workspace, dead: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removed: list[str] = []
-    monkeypatch.setattr(posix_ipc, "unlink_semaphore", removed.append)
+    monkeypatch.setattr(reclaim, "unlink_semaphore", removed.append)
     names = ["/theirs", "tr_a", "/tr_", "/tr_../x", "/tr_a\n", "", "/tr_" + "x" * 300, "/tr_ok"]
     leave(ws, "s", dead, doorbells=names)
     assert ws.sweep().removed == ["s"]

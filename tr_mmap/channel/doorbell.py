@@ -9,16 +9,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import posix_ipc
-
 from ..base import system
-from ..errors import HostilePath, OutOfSpace
+from ..errors import HostilePath, MissingPackage, OutOfSpace, SemaphoresUnavailable
 from ..native import Semaphore
+from ..native.semaphore_names import create_semaphore, unlink_semaphore
 from ..wire.names import SHM_DIR
 
 __all__ = ["Doorbell"]
 
 _MIN_SEMAPHORE_NBYTES = 32  # sizeof(sem_t) on 64-bit Linux
+# Not that the system has no semaphores for us: the name is taken, or what passes.
+_OTHER_REASONS = frozenset({errno.EEXIST, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EIO})
 
 
 class Doorbell:
@@ -34,7 +35,10 @@ class Doorbell:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.semaphore = semaphore = Semaphore(name)
+        try:
+            self.semaphore = semaphore = Semaphore(name)
+        except ImportError as error:
+            raise _missing() from error
         self.ring: Callable[[], None] = semaphore.post
         self.wait: Callable[[float], bool] = semaphore.wait
 
@@ -44,22 +48,34 @@ class Doorbell:
 
         Raises:
             OutOfSpace: there is no room where the system keeps semaphores.
+            SemaphoresUnavailable: the system has none for this user.
+            MissingPackage: here it needs posix_ipc.
         """
         try:
-            posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=0).close()
+            create_semaphore(name)
+        except ImportError as error:
+            raise _missing() from error
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                free = _free_nbytes()
+                raise OutOfSpace(
+                    f"no room for a semaphore in {SHM_DIR}, {free} bytes are free; free space there, or use "
+                    'channel="files" with TR_WORKSPACE in another place',
+                    needed_nbytes=_MIN_SEMAPHORE_NBYTES,
+                    free_nbytes=free,
+                ) from error
+            if error.errno in _OTHER_REASONS:
                 raise
-            free = system.free_nbytes(SHM_DIR)
-            raise OutOfSpace(
-                f"no room for a semaphore in {SHM_DIR}, {free} bytes are free; free space there",
-                needed_nbytes=_MIN_SEMAPHORE_NBYTES,
-                free_nbytes=free,
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise SemaphoresUnavailable(
+                f'this system has no semaphores for us ({reason}; Linux keeps them in {SHM_DIR}); use channel="files", '
+                "which needs none",
+                reason=reason,
             ) from error
         try:
             return cls(name)
         except BaseException:
-            posix_ipc.unlink_semaphore(name)
+            unlink_semaphore(name)
             raise
 
     @classmethod
@@ -88,13 +104,28 @@ class Doorbell:
     def unlink(self) -> None:
         """Remove the name; both open ends go on working, and nothing is left if both die."""
         try:
-            posix_ipc.unlink_semaphore(self.name)
-        except posix_ipc.ExistentialError:
+            unlink_semaphore(self.name)
+        except FileNotFoundError:
             pass
 
     def close(self) -> None:
         """Release the semaphore; a thread that waits keeps it open until it wakes."""
         self.ring = self.wait = _is_closed
+
+
+def _missing() -> MissingPackage:
+    return MissingPackage(
+        "the default channel needs the package posix_ipc here: install it (pip install posix_ipc), or use "
+        'channel="files"',
+        package="posix_ipc",
+    )
+
+
+def _free_nbytes() -> int:
+    try:
+        return system.free_nbytes(SHM_DIR)
+    except OSError:
+        return 0
 
 
 def _is_closed(*_: Any) -> Any:

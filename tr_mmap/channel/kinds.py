@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import platform
 from collections.abc import Sequence
 from typing import Final, Protocol
 
 from ..errors import BadMessage
+from ..native import KEEPS_STORES_IN_ORDER
 from ..protocol.legacy import LEGACY
 from .interface import Channel
 
-__all__ = ["CHANNEL_NAMES", "ChannelKind", "channel_kind"]
+__all__ = ["CHANNEL_NAMES", "ChannelKind", "channel_kind", "usable_channel", "warn_about_order"]
 
 CHANNEL_NAMES: Final = ("mapped", "files", LEGACY)
 
@@ -35,6 +39,23 @@ class ChannelKind(Protocol):
             directory: the session directory.
             doorbells: from the manifest.
         """
+
+
+@functools.cache
+def warn_about_order() -> None:
+    """Say once in a process, through the logger ``tr_mmap``, what plain Python costs on this machine, if it does."""
+    if not KEEPS_STORES_IN_ORDER:
+        logging.getLogger("tr_mmap").warning(
+            "tr_mmap runs without its C extension on a machine that is not x86 (%s): each tensor gets a new segment, "
+            'and messages go over channel="files"; build the extension to be faster',
+            platform.machine(),
+        )
+
+
+def usable_channel(name: str) -> str:
+    """The channel to use for the one that is wanted; plain Python cannot order its stores to a page on all machines."""
+    warn_about_order()
+    return "files" if name == "mapped" and not KEEPS_STORES_IN_ORDER else name
 
 
 def channel_kind(name: str) -> ChannelKind:

@@ -10,10 +10,19 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ..errors import ScriptNotFound
+from ..processes import life_lock
 from ..processes.lifeline import Lifeline
 from ..processes.spawn import WorkerProcess
 from ..sessions.secret import handed_over
-from ..wire.names import DEFAULT_WORKER, LIFELINE_FD_VARIABLE, LOG_FILE, SECRET_FD_VARIABLE, WORKSPACE_VARIABLE
+from ..wire.names import (
+    DEFAULT_WORKER,
+    LIFELINE_FD_VARIABLE,
+    LOCK_FD_VARIABLE,
+    LOG_FILE,
+    SECRET_FD_VARIABLE,
+    WORKER_LOCK_FILE,
+    WORKSPACE_VARIABLE,
+)
 
 __all__ = ["check_script", "launch"]
 
@@ -69,12 +78,16 @@ def launch(
     lifeline = Lifeline()
     worker: WorkerProcess | None = None
     try:
-        with handed_over(secret) as (variables, fds), lifeline.handed_over() as (more_variables, more_fds):
+        with (
+            handed_over(secret) as (variables, fds),
+            lifeline.handed_over() as (more_variables, more_fds),
+            life_lock.handed_over(os.path.join(session_dir, WORKER_LOCK_FILE)) as (lock_variables, lock_fds),
+        ):
             worker = WorkerProcess.spawn(
                 [sys.executable, *program, session_id],
-                env=_environment(os.environ, workspace_root) | variables | more_variables,
+                env=_environment(os.environ, workspace_root) | variables | more_variables | lock_variables,
                 log_path=os.path.join(session_dir, LOG_FILE),
-                pass_fds=fds + more_fds,
+                pass_fds=fds + more_fds + lock_fds,
                 mark=mark,
                 quiet=quiet,
             )
@@ -94,7 +107,9 @@ def _environment(inherited: Mapping[str, str], workspace_root: str) -> dict[str,
         paths.append(inherited["PYTHONPATH"])
     return {
         **{
-            name: value for name, value in inherited.items() if name not in (SECRET_FD_VARIABLE, LIFELINE_FD_VARIABLE)
+            name: value
+            for name, value in inherited.items()
+            if name not in (SECRET_FD_VARIABLE, LIFELINE_FD_VARIABLE, LOCK_FD_VARIABLE)
         },  # those of this process's own controller, if it is a worker
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",  # else the last output of a killed worker stays in its buffers

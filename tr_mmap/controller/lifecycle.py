@@ -115,7 +115,10 @@ class SessionLifecycle:
             try:
                 resources.start(quiet=self._quiet_mode, on_end=dispatcher.notify)
             except BaseException:
-                self._finalizer()  # a session that was never started leaves nothing
+                self._dispatcher = dispatcher  # if its release fails, close() may be called
+                resources.release()  # a session that was never started leaves nothing
+                self._finalizer.detach()
+                self._dispatcher = None
                 raise
             self._dispatcher = dispatcher
             _sessions[resources.directory] = self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -13,9 +14,10 @@ from ..base.fork_safety import ForkAware
 from ..base.identifiers import is_result_name, spill_sender
 from ..channel.authenticated import RejectionCounter, protect
 from ..channel.interface import Role
-from ..channel.kinds import channel_kind
-from ..errors import TRException
+from ..channel.kinds import channel_kind, usable_channel
+from ..errors import SessionNotStarted, TRException
 from ..processes.identity import Identity
+from ..processes.life_lock import LifeLock
 from ..processes.spawn import WorkerProcess
 from ..protocol.messages import now_ms
 from ..sessions import manifest as manifests
@@ -23,12 +25,16 @@ from ..sessions.manifest import Manifest
 from ..sessions.secret import new_secret
 from ..sessions.workspace import Workspace
 from ..transfer.kinds import controller_transfer
+from ..wire.names import CONTROLLER_LOCK_FILE
 from .fast_path import controller_fast_path
 from .launch import launch
 from .options import SessionOptions
 from .worker_handle import WorkerHandle
 
 __all__ = ["SessionResources"]
+
+# How many other sessions a start looks at, so that its cost does not grow with how many there are: 50 take 2 ms.
+_MAX_SWEPT: Final = 50
 
 
 class SessionResources(ForkAware):
@@ -54,17 +60,38 @@ class SessionResources(ForkAware):
         self.session_id = options.session_id
         self.rejections = RejectionCounter()
         self.workspace = Workspace.at(options.workspace_root)
+        self._channel = usable_channel(options.channel)
         self._owner_pid = os.getpid()
-        self._sweep()
-        self.directory = self.workspace.claim(self.session_id, self._manifest([]))
-        self.transfer = controller_transfer(options.channel, self.directory, options.transfer, options.views)
+        self._lock = LifeLock()  # held while the session is this object's
+        self._was_started = False
         self.worker: WorkerHandle | None = None
+        self._sweep()
+        self.directory = self._claim()
+        try:
+            self.transfer = controller_transfer(self._channel, self.directory, options.transfer, options.views)
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _claim(self) -> str:
+        return self.workspace.claim(self.session_id, self._manifest([]), self._lock)
+
+    def _has_directory(self) -> bool:
+        return self._lock.is_at(os.path.join(self.directory, CONTROLLER_LOCK_FILE))
+
+    def _give_up(self) -> None:
+        """Remove the directory, if it is this object's. May be called again."""
+        if self._lock.is_held:
+            # Else somebody has removed it by hand, and the name is another session's by now.
+            if self._has_directory() or not system.exists(self.directory):
+                self.workspace.release(self.session_id)
+            self._lock.drop()
 
     def _manifest(self, doorbells: list[str], mark: str = "") -> Manifest:
         return Manifest(
             session_id=self.session_id,
             controller=Identity.current(),
-            channel=self.options.channel,
+            channel=self._channel,
             doorbells=doorbells,
             worker_mark=mark,
             transfer=self.options.transfer,
@@ -76,22 +103,40 @@ class SessionResources(ForkAware):
     def _sweep(self) -> None:
         """Remove what dead sessions left. This session can start even if that fails."""
         try:
-            self.workspace.sweep()
+            self.workspace.sweep(at_most=_MAX_SWEPT)
         except (TRException, OSError):
             pass
 
     def start(self, *, quiet: bool, on_end: Callable[[], None]) -> None:
         """Start a worker over new control files; does not wait for it.
 
+        If the first start fails, nothing of the session is left, and its name is free; the next start claims it again.
+
         Args:
             quiet: False also copies the worker's output to this process's stderr.
             on_end: called from another thread when the worker has ended.
         """
+        try:
+            if not self._lock.is_held:
+                self._claim()
+            elif not self._has_directory():
+                raise SessionNotStarted(
+                    f"the directory of session {self.session_id!r}, {self.directory}, was removed while the session "
+                    "lived; close() this session, and start another"
+                )
+            self._start(quiet=quiet, on_end=on_end)
+            self._was_started = True
+        except BaseException:
+            if not self._was_started:
+                self._give_up()
+            raise
+
+    def _start(self, *, quiet: bool, on_end: Callable[[], None]) -> None:
         options = self.options
         self.workspace.find(self.session_id)
         self._remove_leftovers()
         mark = f"{os.getpid()}-{secrets.token_hex(8)}"
-        kind = channel_kind(options.channel)
+        kind = channel_kind(self._channel)
         manifest = self._manifest(kind.new_doorbells(), mark)
         # Before the doorbells exist: then a sweep knows their names, at whatever moment this process is killed.
         manifests.write(self.directory, manifest)
@@ -117,7 +162,8 @@ class SessionResources(ForkAware):
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
             worker = WorkerHandle(channel, process, on_end)
             self.transfer.worker_started(worker.is_over)
-            worker.fast_path = controller_fast_path(channel, self.transfer, worker.watch.deaths)
+            if worker.watch.has_thread:  # the fast path asks nobody else whether the worker has died
+                worker.fast_path = controller_fast_path(channel, self.transfer, worker.watch.deaths)
             self.worker = worker
         except BaseException:
             try:
@@ -160,4 +206,4 @@ class SessionResources(ForkAware):
             self.worker = None
         finally:
             self.transfer.close()
-            self.workspace.release(self.session_id)
+            self._give_up()

@@ -39,6 +39,7 @@ from .parts import ChannelParts, TensorParts
 
 __all__ = [
     "IS_COMPILED",
+    "KEEPS_STORES_IN_ORDER",
     "ChannelParts",
     "ControllerFastPath",
     "FreeLists",
@@ -59,6 +60,8 @@ __all__ = [
     "quick_load",
 ]
 
+# Whether a segment may be filled again, and a mapped page may carry messages: always, through the extension.
+KEEPS_STORES_IN_ORDER = True
 IS_COMPILED = os.environ.get("TR_MMAP_PURE", "") in ("", "0")
 if IS_COMPILED:
     try:
@@ -84,6 +87,7 @@ if IS_COMPILED:
         IS_COMPILED = False
 if not IS_COMPILED and not TYPE_CHECKING:
     from .reference import (
+        KEEPS_STORES_IN_ORDER,
         FreeLists,
         LeaseWords,
         MessagePage,

@@ -113,6 +113,8 @@
 #define WIRE_SESSION_PREFIX "tr_session_"
 #define WIRE_MANIFEST_FILE "session.json"
 #define WIRE_LOG_FILE "worker.log"
+#define WIRE_CONTROLLER_LOCK_FILE "controller.lock"
+#define WIRE_WORKER_LOCK_FILE "worker.lock"
 #define WIRE_DEFAULT_WORKER "default"
 #define WIRE_DEFAULT_ROOT_PREFIX "tr_mmap-"
 #define WIRE_NEW_PREFIX ".new-"
@@ -123,6 +125,7 @@
 #define WIRE_WORKER_MARK_VARIABLE "TR_MMAP_WORKER"
 #define WIRE_SECRET_FD_VARIABLE "TR_MMAP_AUTH_FD"
 #define WIRE_LIFELINE_FD_VARIABLE "TR_MMAP_LIFELINE_FD"
+#define WIRE_LOCK_FD_VARIABLE "TR_MMAP_LOCK_FD"
 
 /* waits.py */
 #define WIRE_WAIT_SLICE_S 1.0

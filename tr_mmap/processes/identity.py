@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import select
 import signal
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from ..base import system
+from ..base.background import readable
 from ..wire.waits import POLL_S
 
 __all__ = ["ON_LINUX", "Identity", "Stat", "all_stats", "open_pidfd", "send_signal", "wait_for_ends"]
@@ -41,15 +41,9 @@ def _stat(pid: int) -> Stat | None:
     if not ON_LINUX:
         return _stat_portable(pid)
     try:
-        fd = system.open_file(f"/proc/{pid}/stat")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        text = system.peek(f"/proc/{pid}/stat", 4096)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # ProcessLookupError: it ended after the open
         return None
-    try:
-        text = system.read_all(fd, 4096)
-    except ProcessLookupError:  # it ended between open and read
-        return None
-    finally:
-        system.close(fd)
     # proc(5): the second field is the name in parentheses, and the name may hold spaces and parentheses itself, so
     # count from the last ")". Field 3 (state) comes next: 4 is the parent, 6 the session, 22 the start in ticks.
     fields = text[text.rindex(b")") + 1 :].split()
@@ -205,9 +199,7 @@ def wait_for_ends(identities: Iterable[Identity], deadline: float) -> bool:
                 time.sleep(POLL_S / 10)
             continue
         try:
-            poller = select.poll()
-            poller.register(fd, select.POLLIN)
-            if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if not readable([fd], max(0.0, deadline - time.monotonic())):
                 return False
         finally:
             os.close(fd)

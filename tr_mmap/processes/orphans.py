@@ -14,9 +14,10 @@ import time
 from typing import Final
 
 from ..wire.names import WORKER_MARK_VARIABLE
-from ..wire.waits import KILL_WAIT_S
+from ..wire.waits import KILL_WAIT_S, POLL_S
 from .identity import Identity, all_stats, send_signal, wait_for_ends
-from .tree import has_mark, with_descendants
+from .life_lock import is_alive
+from .tree import has_mark, may_have_mark, with_descendants
 
 __all__ = ["end_heirs", "end_orphan", "end_own_children"]
 
@@ -24,15 +25,23 @@ __all__ = ["end_heirs", "end_orphan", "end_own_children"]
 _CHILD_GRACE_S: Final = 0.5
 
 
-def end_orphan(worker: Identity, mark: str, deadline: float) -> bool:
+def end_orphan(worker: Identity, mark: str, deadline: float, lock_path: str = "") -> bool:
     """Wait for the worker of a dead controller to end, then kill it. Returns whether it has ended.
+
+    A worker in another namespace of pids cannot be killed from here, only waited for.
 
     Args:
         worker: from the session's manifest.
         mark: from there too; the controller gave it to this worker alone. A process without it is not killed.
         deadline: until when it may end by itself, in seconds of the monotonic clock.
+        lock_path: of the lock that it holds for life.
     """
-    if mark and has_mark(worker, mark) and not wait_for_ends([worker], deadline):
+    if not worker.is_judgeable():
+        while is_alive(worker, lock_path) and time.monotonic() < deadline:
+            time.sleep(POLL_S / 10)
+        return not is_alive(worker, lock_path)
+    # One that is being killed has no environment any more: wait for it too, but kill only what shows the mark.
+    if mark and may_have_mark(worker, mark) and not wait_for_ends([worker], deadline) and has_mark(worker, mark):
         send_signal(worker, signal.SIGKILL)
         wait_for_ends([worker], time.monotonic() + KILL_WAIT_S)
     return not worker.is_alive()

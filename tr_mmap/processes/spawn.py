@@ -39,7 +39,8 @@ class _Child(subprocess.Popen[bytes]):
     def __del__(self, *_: Any) -> None:
         # A worker whose object is gone ends by itself with its controller. Popen's method warns, then puts the child
         # on a list of children to reap; we want only the second.
-        super().__del__(_warn=lambda *_args, **_kwargs: None)  # type: ignore[call-arg]
+        if hasattr(subprocess.Popen, "__del__"):  # gevent's class has none
+            super().__del__(_warn=lambda *_args, **_kwargs: None)  # type: ignore[call-arg]
 
 
 class WorkerProcess:

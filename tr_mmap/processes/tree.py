@@ -10,7 +10,7 @@ from ..wire.limits import MAX_ENVIRON_NBYTES
 from ..wire.names import WORKER_MARK_VARIABLE
 from .identity import ON_LINUX, Identity, Stat
 
-__all__ = ["has_mark", "with_descendants"]
+__all__ = ["has_mark", "may_have_mark", "with_descendants"]
 
 
 def with_descendants(pids: Iterable[int], stats: Mapping[int, Stat]) -> set[int]:
@@ -28,6 +28,15 @@ def has_mark(process: Identity, mark: str) -> bool:
     wanted = f"{WORKER_MARK_VARIABLE}={mark}".encode()
     # The environment was certainly this process's only if it still lives: then it had the pid at the read too.
     return wanted in _environment_of(process.pid) and process.is_alive()
+
+
+def may_have_mark(process: Identity, mark: str) -> bool:
+    """Whether a process was perhaps started with this mark: it has it, or nothing can be read.
+
+    The environment of a process that is just ending is empty, and perhaps others' cannot be read.
+    """
+    environment = _environment_of(process.pid)
+    return not any(environment) or f"{WORKER_MARK_VARIABLE}={mark}".encode() in environment
 
 
 def _environment_of(pid: int) -> list[bytes]:

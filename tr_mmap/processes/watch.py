@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import os
-import select
-import threading
 from collections.abc import Callable
+from typing import Final, Protocol
 
+from ..base.background import Background, readable
 from ..wire.waits import POLL_S
 from .identity import Identity, open_pidfd
+from .life_lock import LifeProbe
 
-__all__ = ["PeerWatch"]
+__all__ = ["PeerWatch", "Watched"]
+
+_LOOK_S: Final = 1.0  # how often to look at what has no descriptor
+
+
+class Watched(Protocol):
+    """Something else that the watch's thread looks at.
+
+    Attributes:
+        fd: readable when there is something to look at; -1 to look every second.
+    """
+
+    fd: int
+
+    def look(self) -> None:
+        """Look. Runs in the watch's thread; never raises for what is there."""
 
 
 class PeerWatch:
@@ -18,91 +34,98 @@ class PeerWatch:
 
     The callback runs in the watch's thread, also when the peer is dead already. It must not wait for a lock that a
     caller of :meth:`stop` holds, because ``stop`` waits for the callback to return. A forked child has no watch: there
-    ``stop`` only closes descriptors.
+    ``stop`` only closes descriptors. While the parent forks, there is no thread; the next one looks first.
+
+    Where no thread of the system can be had, nobody calls back, and :attr:`is_dead` looks at each call.
 
     Args:
         identity: the peer.
         on_death: called at most once, and never begun after :meth:`stop`.
+        also: something else to look at while the peer lives; None for nothing.
+        lock_path: the peer's life lock, which tells of its death where its pid has no meaning; "" if there is none.
 
     Attributes:
         deaths: empty until the watch has seen the peer's death.
     """
 
-    def __init__(self, identity: Identity, on_death: Callable[[], None]) -> None:
+    def __init__(
+        self, identity: Identity, on_death: Callable[[], None], also: Watched | None = None, *, lock_path: str = ""
+    ) -> None:
         self.identity = identity
+        self._also = also
         self._on_death = on_death
         self._owner_pid = os.getpid()
-        self._lock = threading.Lock()
-        self._is_stopped = False
         self.deaths: list[Identity] = []
-        self._stop_event = threading.Event()  # for the polling thread; the pidfd's thread waits on _wake
-        self._pidfd = self._wake = -1
+        self._pidfd = -1
+        self._probe: LifeProbe | None = None
         try:
             self._pidfd = -1 if (fd := open_pidfd(identity)) is None else fd
         except ProcessLookupError:
             self.deaths.append(identity)
-        if self._pidfd >= 0:
-            try:
-                self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            except BaseException:
-                os.close(self._pidfd)
-                raise
-        self._thread = threading.Thread(target=self._run, name=f"tr_mmap-watch-{identity.pid}", daemon=True)
         try:
-            self._thread.start()
+            if not identity.is_judgeable() and lock_path:
+                self._probe = LifeProbe(lock_path)  # now, because a sweep may remove the name
+            self._background = Background(self._watch)
         except BaseException:
             self._close()
             raise
 
     @property
+    def has_thread(self) -> bool:
+        """Whether a thread watches; if not, ask :attr:`is_dead` often."""
+        return self._background.has_thread
+
+    @property
     def is_dead(self) -> bool:
         """Whether the watch has seen the peer's death."""
+        if not self.deaths and not self._background.has_thread and os.getpid() == self._owner_pid and self._has_ended():
+            self.deaths.append(self.identity)
         return bool(self.deaths)
 
     def stop(self) -> None:
         """End the watch. After this the callback does not run (unless it made this call) and never will."""
-        if os.getpid() != self._owner_pid:
-            # The thread is the parent's, and a thread of the parent may have held the lock at the fork: touch neither.
+        self._background.stop()
+        if not self._background.is_running():
             self._close()
-            return
-        with self._lock:
-            self._is_stopped = True
-            self._stop_event.set()
-            if self._wake >= 0:
-                os.eventfd_write(self._wake, 1)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
 
-    def _run(self) -> None:
+    def _watch(self, background: Background) -> bool:
+        """Wait for the peer's end, and call back. Returns whether there is nothing more to watch."""
+        while not self.deaths and not self._has_ended():
+            if background.has_to_return:
+                return False
+            self._sleep(background)
+        if not background.begin_last():
+            return False
         try:
-            if self.deaths or self._wait_for_end():
-                with self._lock:
-                    self.deaths.append(self.identity)
-                    if self._is_stopped:
-                        return
-                self._on_death()
+            if not self.deaths:
+                self.deaths.append(self.identity)
+            self._on_death()
         finally:
-            with self._lock:  # stop() must not write to a number that is another file's by now
-                self._close()
+            self._close()
+        return True
 
-    def _wait_for_end(self) -> bool:
-        """True when the peer ended, False when stopped."""
-        if self._pidfd < 0:
-            while self.identity.is_alive():
-                if self._stop_event.wait(POLL_S):
-                    return False
+    def _sleep(self, background: Background) -> None:
+        """Sleep until there may be something new, and look at what is watched beside the peer."""
+        also, timeout_s = self._also, None if self._pidfd >= 0 else POLL_S
+        if also is not None and also.fd < 0 and timeout_s is None:
+            timeout_s = _LOOK_S
+        fds = [self._pidfd] if also is None else [self._pidfd, also.fd]
+        background.sleep(timeout_s, *[fd for fd in fds if fd >= 0])
+        if also is not None and not background.has_to_return:
+            also.look()
+
+    def _has_ended(self) -> bool:
+        if self._pidfd >= 0:
+            return bool(readable([self._pidfd], 0))
+        if not self.identity.is_alive():
             return True
-        pidfd, poller = self._pidfd, select.poll()
-        poller.register(pidfd, select.POLLIN)
-        poller.register(self._wake, select.POLLIN)
-        while not self._is_stopped:
-            if any(fd == pidfd for fd, _ in poller.poll()):
-                return True
-        return False
+        return self._probe is not None and self._probe.is_free()
 
     def _close(self) -> None:
-        # Forget the numbers first, then close: a child that is forked in between must not close them a second time.
-        fds, self._pidfd, self._wake = (self._pidfd, self._wake), -1, -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+        # Forget the number first, then close: a child that is forked in between must not close it a second time.
+        fd, self._pidfd = self._pidfd, -1
+        probe, self._probe = self._probe, None
+        if fd >= 0:
+            os.close(fd)
+        if probe is not None:
+            probe.close()

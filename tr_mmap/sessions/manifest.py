@@ -21,7 +21,7 @@ from ..wire.limits import MAX_MANIFEST_NBYTES
 from ..wire.messages import PROTOCOL_VERSION
 from ..wire.names import MANIFEST_FILE
 
-__all__ = ["Manifest", "read", "write"]
+__all__ = ["Manifest", "peek_controller", "read", "write"]
 
 
 def _now_ms() -> int:
@@ -78,6 +78,25 @@ def write(directory: str, manifest: Manifest) -> None:
         )
     with replacement(os.path.join(directory, MANIFEST_FILE)) as fd:
         system.write_all(fd, data)
+
+
+class _Owner(msgspec.Struct):
+    controller: Identity
+
+
+_owner_decoder = msgspec.json.Decoder(_Owner)
+
+
+def peek_controller(directory: str) -> Identity | None:
+    """The controller that a manifest names, at a tenth of the cost of :func:`read`; None if that is not plain.
+
+    Nothing is checked, so this may serve as a reason to leave a session alone, and never as one to remove it.
+    """
+    try:
+        data = system.peek(f"{directory}/{MANIFEST_FILE}", MAX_MANIFEST_NBYTES + 1)
+        return None if len(data) > MAX_MANIFEST_NBYTES else _owner_decoder.decode(data).controller
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def read(directory: str) -> Manifest | None:

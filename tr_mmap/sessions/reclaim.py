@@ -17,13 +17,25 @@ from typing import Final
 from ..base import system
 from ..base.identifiers import is_doorbell_name
 from ..errors import TRException
+from ..native.semaphore_names import unlink_semaphore
 from ..processes.identity import Identity
+from ..processes.life_lock import LifeProbe, is_alive
 from ..processes.orphans import end_heirs, end_orphan
-from ..wire.names import GONE_PREFIX, NEW_PREFIX
+from ..wire.names import CONTROLLER_LOCK_FILE, GONE_PREFIX, NEW_PREFIX, WORKER_LOCK_FILE
 from . import manifest as manifests
 from .manifest import Manifest
 
-__all__ = ["NotReclaimable", "aside", "discard", "require_dead", "require_own", "parse_leftover", "reclaim"]
+__all__ = [
+    "NotReclaimable",
+    "aside",
+    "discard",
+    "is_being_made",
+    "parse_leftover",
+    "reclaim",
+    "require_dead",
+    "require_own",
+    "with_living_controller",
+]
 
 _KINDS: Final = f"{re.escape(NEW_PREFIX)}|{re.escape(GONE_PREFIX)}"
 parse_leftover = re.compile(rf"({_KINDS})([0-9]{{1,10}})-([0-9]{{1,20}})-[0-9a-f]+").fullmatch  # of aside()
@@ -40,48 +52,103 @@ class NotReclaimable(Exception):
     Attributes:
         reason: why.
         pid: of the process that uses it; 0 if unknown.
+        owner: the controller, if it lives; else None.
         may_pass: whether it may help to wait a little.
         orphan: the manifest, if the controller has ended and the worker has not; else None.
+        path: of the orphan's session; else "".
     """
 
-    def __init__(self, reason: str, *, pid: int = 0, may_pass: bool = False, orphan: Manifest | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        pid: int = 0,
+        owner: Identity | None = None,
+        may_pass: bool = False,
+        orphan: Manifest | None = None,
+        path: str = "",
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.pid = pid
+        self.owner = owner
         self.may_pass = may_pass
         self.orphan = orphan
+        self.path = path
+
+    def is_own(self) -> bool:
+        """Whether this process is the controller."""
+        return self.owner is not None and self.owner.pid == os.getpid() and self.owner == Identity.current()
 
     def end_orphan(self, deadline: float) -> bool:
         """Let the worker end until the monotonic clock says ``deadline``, then kill it. Returns whether it is dead."""
         orphan = self.orphan
-        return (
-            orphan is not None and orphan.worker is not None and end_orphan(orphan.worker, orphan.worker_mark, deadline)
-        )
+        if orphan is None or orphan.worker is None:
+            return False
+        return end_orphan(orphan.worker, orphan.worker_mark, deadline, os.path.join(self.path, WORKER_LOCK_FILE))
 
 
-def require_dead(manifest: Manifest | None, problem: str) -> None:
+def require_dead(manifest: Manifest | None, problem: str, path: str) -> None:
     """Raise NotReclaimable unless the session's processes have certainly ended.
 
     Args:
         manifest: of the session; None if there is none that can be read.
         problem: why there is none.
+        path: of the session's directory.
     """
     if manifest is None:
         raise NotReclaimable(problem)
-    if manifest.controller.is_alive():
-        pid = manifest.controller.pid
-        raise NotReclaimable(f"its controller, process {pid}, is alive", pid=pid)
-    if manifest.worker is not None and manifest.worker != Identity.current() and manifest.worker.is_alive():
+    if is_alive(manifest.controller, os.path.join(path, CONTROLLER_LOCK_FILE)):
+        raise _living(manifest.controller)
+    worker = manifest.worker
+    if worker is not None and worker != Identity.current() and is_alive(worker, os.path.join(path, WORKER_LOCK_FILE)):
         # The worker has not noticed yet. Until then it may write to the directory, or remove it as its own session's.
-        pid = manifest.worker.pid
-        why = f"its worker, process {pid}, is alive, its controller is not"
-        raise NotReclaimable(why, pid=pid, may_pass=True, orphan=manifest)
+        why = f"its worker, process {worker.pid}{_where(worker)}, is alive, its controller is not"
+        raise NotReclaimable(why, pid=worker.pid, may_pass=True, orphan=manifest, path=path)
 
 
-def require_own(manifest: Manifest | None, _problem: str) -> None:
+def require_own(manifest: Manifest | None, _problem: str, path: str) -> None:
     """Raise NotReclaimable if the session is another living process's. A forked child must not end its parent's."""
     if manifest is not None and manifest.controller != Identity.current():
-        require_dead(manifest, "")
+        require_dead(manifest, "", path)
+
+
+def with_living_controller(path: str, known: dict[Identity, bool]) -> NotReclaimable | None:
+    """Why a session stays if its controller lives: a cheap first look, which takes no lock. Else None.
+
+    Args:
+        path: of the session's directory.
+        known: which controllers live; what this call finds is added.
+    """
+    controller = manifests.peek_controller(path)
+    if controller is None:
+        return None
+    is_living = known.get(controller)
+    if is_living is None:
+        if controller.is_judgeable():
+            is_living = known[controller] = controller.is_alive()
+        else:
+            is_living = is_alive(controller, os.path.join(path, CONTROLLER_LOCK_FILE))
+    return _living(controller) if is_living else None
+
+
+def is_being_made(path: str) -> bool:
+    """Whether the maker of a half-made session certainly lives, perhaps in another namespace of pids."""
+    lock = os.path.join(path, CONTROLLER_LOCK_FILE)
+    probe = LifeProbe(lock)
+    try:
+        return not probe.is_free() and system.exists(lock)
+    finally:
+        probe.close()
+
+
+def _living(controller: Identity) -> NotReclaimable:
+    why = f"its controller, process {controller.pid}{_where(controller)}, is alive"
+    return NotReclaimable(why, pid=controller.pid, owner=controller)
+
+
+def _where(process: Identity) -> str:
+    return "" if process.is_judgeable() else " of another container or namespace of pids"
 
 
 def aside(path: str, prefix: str) -> str:
@@ -105,7 +172,7 @@ def discard(temporary: str) -> None:
     system.remove_tree(gone)
 
 
-def reclaim(path: str, judge: Callable[[Manifest | None, str], None]) -> bool:
+def reclaim(path: str, judge: Callable[[Manifest | None, str, str], None]) -> bool:
     """Remove a session and its semaphores, unless the judge objects.
 
     Args:
@@ -134,7 +201,7 @@ def reclaim(path: str, judge: Callable[[Manifest | None, str], None]) -> bool:
         if not system.is_same_file(fd, path):
             return False  # removed since we opened it; the name now belongs to another process's new session
         manifest, problem = _examine(path)
-        judge(manifest, problem)
+        judge(manifest, problem, path)
         if manifest is not None and manifest.worker is not None and manifest.controller != Identity.current():
             end_heirs(manifest.worker, manifest.worker_mark)  # those of our own session end with its worker
         # Before the rename: after it, a new owner may have semaphores of the same names.
@@ -172,9 +239,7 @@ def _examine(path: str) -> tuple[Manifest | None, str]:
 def _unlink_semaphore(name: str) -> None:
     if not is_doorbell_name(name):  # a manifest may not make us remove another program's semaphores
         return
-    import posix_ipc  # not on Windows, which has no named semaphores that outlive their users
-
     try:
-        posix_ipc.unlink_semaphore(name)
-    except (posix_ipc.ExistentialError, posix_ipc.PermissionsError):
+        unlink_semaphore(name)
+    except (OSError, ImportError):  # ImportError: whoever made it has posix_ipc, and can sweep again
         pass

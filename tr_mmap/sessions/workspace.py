@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import stat
 import tempfile
 import time
@@ -16,9 +17,11 @@ from dataclasses import dataclass, field
 
 from ..base import system
 from ..base.identifiers import check_session_id, is_session_id
-from ..errors import BadMessage, HostilePath, SessionInUse
+from ..errors import BadMessage, HostilePath, OutOfSpace, SessionInUse
 from ..processes.identity import Identity
+from ..processes.life_lock import LifeLock
 from ..wire.names import (
+    CONTROLLER_LOCK_FILE,
     DEFAULT_ROOT_PREFIX,
     GONE_PREFIX,
     NEW_PREFIX,
@@ -30,7 +33,17 @@ from ..wire.names import (
 from ..wire.waits import CLAIM_RETRY_S, CLAIM_WAIT_S, ORPHAN_WAIT_S
 from . import manifest as manifests
 from .manifest import Manifest
-from .reclaim import NotReclaimable, aside, discard, parse_leftover, reclaim, require_dead, require_own
+from .reclaim import (
+    NotReclaimable,
+    aside,
+    discard,
+    is_being_made,
+    parse_leftover,
+    reclaim,
+    require_dead,
+    require_own,
+    with_living_controller,
+)
 
 __all__ = ["SweepReport", "Workspace", "sweep"]
 
@@ -108,8 +121,14 @@ class Workspace:
             pass
         return path
 
-    def claim(self, session_id: str, manifest: Manifest) -> str:
+    def claim(self, session_id: str, manifest: Manifest, lock: LifeLock | None = None) -> str:
         """Become the owner of a session. Removes first what a dead owner left under the name.
+
+        Args:
+            session_id: the session's name.
+            manifest: of the new session.
+            lock: takes the lock of the session's controller, which processes in other containers judge it by; None for
+                a session that they can never judge, and so never remove.
 
         Returns:
             The session's directory, new, with the manifest in it.
@@ -127,7 +146,7 @@ class Workspace:
         while True:
             is_free = False
             try:
-                if self._place(path, manifest):
+                if self._place(path, manifest, lock):
                     return path
                 is_free = reclaim(path, require_dead)
                 kept = NotReclaimable("other processes take the name again and again", may_pass=True)
@@ -143,6 +162,13 @@ class Workspace:
             if time.monotonic() >= deadline and kept.end_orphan(deadline + ORPHAN_WAIT_S - CLAIM_WAIT_S):
                 deadline = time.monotonic() + CLAIM_WAIT_S
                 continue
+            if kept.is_own():
+                raise SessionInUse(
+                    f"session {session_id!r} is in use by this very process: another session object has the name "
+                    f"({path}); close() that object, choose another session_id, or start with replace=True",
+                    session_id=session_id,
+                    pid=kept.pid,
+                )
             if not kept.may_pass or time.monotonic() >= deadline:
                 raise SessionInUse(
                     f"session {session_id!r} is in use: {kept.reason} ({path}); end that process, choose another "
@@ -177,13 +203,14 @@ class Workspace:
         self._remove_if_empty()
         return True
 
-    def sweep(self, *, ends_orphans: bool = False) -> SweepReport:
+    def sweep(self, *, ends_orphans: bool = False, at_most: int | None = None) -> SweepReport:
         """Remove the sessions whose controller and worker have both ended, with their semaphores, and half-made ones.
 
         A session that lives, is another user's or cannot be judged stays. Any number of sweepers may run at once.
 
         Args:
             ends_orphans: whether to wait a few seconds for workers whose controller has ended, and then kill them.
+            at_most: how many names to look at, chosen at random; None for all.
 
         Returns:
             Which sessions were removed, and why others were not.
@@ -193,20 +220,25 @@ class Workspace:
         """
         report = SweepReport()
         orphans: dict[str, NotReclaimable] = {}
+        living: dict[Identity, bool] = {}
         try:
             _check_private(self._sessions)
-            names = sorted(system.list_dir(self._sessions))
+            names = system.list_dir(self._sessions)
         except FileNotFoundError:
             names = []
+        names = sorted(names if at_most is None or len(names) <= at_most else random.sample(names, at_most))
         for name in names:
             path = os.path.join(self._sessions, name)
             if leftover := parse_leftover(name):
                 user = Identity.local(int(leftover[2]), int(leftover[3]))
                 # What this process was removing too: that may have failed, and two removals at once do no harm.
-                if not user.is_alive() or (leftover[1] == GONE_PREFIX and user == Identity.current()):
+                is_ours = leftover[1] == GONE_PREFIX and user == Identity.current()
+                if is_ours or (not user.is_alive() and not is_being_made(path)):
                     system.remove_tree(path)
             elif name.startswith(SESSION_PREFIX) and is_session_id(session_id := name.removeprefix(SESSION_PREFIX)):
                 try:
+                    if (first_look := with_living_controller(path, living)) is not None:
+                        raise first_look
                     if reclaim(path, require_dead):
                         report.removed.append(session_id)
                 except NotReclaimable as kept:
@@ -223,7 +255,7 @@ class Workspace:
         self._remove_if_empty()
         return report
 
-    def _place(self, path: str, manifest: Manifest) -> bool:
+    def _place(self, path: str, manifest: Manifest, lock: LifeLock | None) -> bool:
         """Put a new session at ``path``; False if the name is taken."""
         self._make_root()
         try:
@@ -236,9 +268,13 @@ class Workspace:
         temporary = aside(path, NEW_PREFIX)
         system.make_dir(temporary)
         try:
+            if lock is not None:
+                lock.take(os.path.join(temporary, CONTROLLER_LOCK_FILE))  # before any other process can judge us
             manifests.write(temporary, manifest)
             system.rename(temporary, path)
         except BaseException as error:
+            if lock is not None:
+                lock.drop()
             discard(temporary)
             if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 return False
@@ -251,6 +287,8 @@ class Workspace:
                 system.make_dir(self.root)
             except FileExistsError:
                 pass
+            except OutOfSpace:
+                raise
             except OSError as error:
                 raise _unusable(self.root, f"cannot be made ({error.strerror})") from error
             if not self.is_default:

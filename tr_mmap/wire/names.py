@@ -21,6 +21,9 @@ SESSIONS_DIR: Final = "python_session"  # this name and the next are the origina
 SESSION_PREFIX: Final = "tr_session_"
 MANIFEST_FILE: Final = "session.json"
 LOG_FILE: Final = "worker.log"
+# Each process of a session holds the flock of its file for life. So others can judge it where its pid says nothing.
+CONTROLLER_LOCK_FILE: Final = "controller.lock"
+WORKER_LOCK_FILE: Final = "worker.lock"
 DEFAULT_WORKER: Final = "default"
 
 # Each language sweeps what dead processes of the other left, so both must use the same names. Beside the sessions,
@@ -36,3 +39,4 @@ WORKSPACE_VARIABLE: Final = "TR_WORKSPACE"
 WORKER_MARK_VARIABLE: Final = "TR_MMAP_WORKER"  # its value is the mark of the worker that started the process
 SECRET_FD_VARIABLE: Final = "TR_MMAP_AUTH_FD"
 LIFELINE_FD_VARIABLE: Final = "TR_MMAP_LIFELINE_FD"
+LOCK_FD_VARIABLE: Final = "TR_MMAP_LOCK_FD"  # of the worker's life lock

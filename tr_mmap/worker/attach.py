@@ -13,9 +13,10 @@ from ..base import system
 from ..base.identifiers import check_session_id
 from ..channel.authenticated import RejectionCounter, protect
 from ..channel.interface import Channel, Role
-from ..channel.kinds import CHANNEL_NAMES, channel_kind
+from ..channel.kinds import CHANNEL_NAMES, channel_kind, warn_about_order
 from ..errors import BadMessage, HostilePath, SessionNotStarted
 from ..processes.launcher import find_launcher
+from ..processes.life_lock import hold_inherited, is_alive
 from ..processes.lifeline import hold
 from ..processes.orphans import end_own_children
 from ..protocol.legacy import LEGACY, LEGACY_FORBIDDEN_MODE
@@ -25,7 +26,7 @@ from ..sessions.secret import inherited_secret
 from ..sessions.workspace import Workspace
 from ..transfer.interface import WorkerTransfer
 from ..transfer.kinds import worker_transfer
-from ..wire.names import SESSION_PREFIX, SESSIONS_DIR, WORKER_MARK_VARIABLE
+from ..wire.names import CONTROLLER_LOCK_FILE, SESSION_PREFIX, SESSIONS_DIR, WORKER_MARK_VARIABLE
 
 __all__ = ["Attachment", "attach"]
 
@@ -38,6 +39,7 @@ class Attachment:
         channel: the worker's side of its channel.
         transfer: the worker's side of its transfer.
         peer: the process whose death ends the session; None if there is none to watch.
+        peer_lock: path of the lock that this process holds for life; "" if it holds none.
     """
 
     def __init__(self, directory: str, manifest: Manifest | None, channel: Channel, transfer: WorkerTransfer) -> None:
@@ -45,6 +47,8 @@ class Attachment:
         self.channel = channel
         self.transfer = transfer
         self.peer = find_launcher() if manifest is None else manifest.controller
+        self.peer_lock = "" if manifest is None else os.path.join(directory, CONTROLLER_LOCK_FILE)
+        self._lock = hold_inherited()  # our own, for life
         self._manifest = manifest
         self._legacy: tuple[Channel, WorkerTransfer] | None = None
 
@@ -75,7 +79,7 @@ class Attachment:
         if not os.path.isdir(self.directory):
             return
         manifest = manifests.read(self.directory)
-        if manifest is not None and not manifest.controller.is_alive():
+        if manifest is not None and not is_alive(manifest.controller, self.peer_lock):
             workspace = _workspace_of(self.directory, manifest)
             if workspace is not None:
                 workspace.release(manifest.session_id)
@@ -94,6 +98,7 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
         BadMessage: its manifest cannot be read, or names no doorbells.
     """
     hold()
+    warn_about_order()
     directory = _find(argument)
     manifest = manifests.read(directory)
     secret = inherited_secret()

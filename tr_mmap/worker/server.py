@@ -383,7 +383,7 @@ class TechRenaissanceServer:
         self._transfer = attachment.transfer
         self._channel = attachment.channel
         if attachment.peer is not None:
-            self._watch = PeerWatch(attachment.peer, self._controller_died)
+            self._watch = PeerWatch(attachment.peer, self._controller_died, lock_path=attachment.peer_lock)
         deaths = [] if self._watch is None else self._watch.deaths
         self._fast_path = worker_fast_path(attachment.channel, attachment.transfer, deaths)
 

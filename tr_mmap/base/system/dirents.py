@@ -20,6 +20,7 @@ except ImportError:  # pragma: no cover - Windows
 __all__ = [
     "exchange",
     "exists",
+    "is_lock_free",
     "is_same_file",
     "is_usable_dir",
     "link",
@@ -224,6 +225,18 @@ def try_lock_dir(fd: int) -> bool:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+def is_lock_free(fd: int) -> bool:
+    """Whether no process holds the exclusive lock of an open file. Takes a shared one for a moment, so any may ask."""
+    if fcntl is None:  # pragma: no cover - Windows
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(fd, fcntl.LOCK_UN)
     return True
 
 

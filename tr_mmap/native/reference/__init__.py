@@ -1,18 +1,19 @@
 """The extension's operations in plain Python. This package says what each means; one suite tests both.
 
 Small messages take five to ten times as long as through the extension. The memory order is right on x86 only, where
-the processor keeps plain stores in order. Never takes a fast path.
+the processor keeps plain stores in order; elsewhere no segment is filled again. Never takes a fast path.
 """
 
 from __future__ import annotations
 
-from .lease_words import LeaseWords
+from .lease_words import KEEPS_STORES_IN_ORDER, LeaseWords
 from .memory import copy, map_file, quick_load
 from .message_page import MessagePage, has_as_many_colons
 from .segments import FreeLists, OwnerSegment, ReaderSegment, drain, finished, freeze, loan_of
 from .semaphore import Semaphore
 
 __all__ = [
+    "KEEPS_STORES_IN_ORDER",
     "FreeLists",
     "LeaseWords",
     "MessagePage",

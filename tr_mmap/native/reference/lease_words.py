@@ -1,12 +1,14 @@
 """The lease protocol on the live line of a segment's header. Never touches another byte of the segment.
 
 ``tr_mmap.tsr`` specifies the words. These are plain stores of Python. Their order is right on x86 only, where the
-processor keeps stores in order.
+processor keeps stores in order. On other machines an owner never fills a segment again: it cannot be sure that no
+reader has it, so :meth:`LeaseWords.claim` and :meth:`LeaseWords.retire` say that one may.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import threading
 from typing import Any, Final
 
@@ -23,7 +25,9 @@ from ...wire.header import (
     SEQ_WORD,
 )
 
-__all__ = ["LeaseWords"]
+__all__ = ["KEEPS_STORES_IN_ORDER", "LeaseWords"]
+
+KEEPS_STORES_IN_ORDER: Final = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 
 # Even x86 may let a load overtake an earlier store to another word. Entering a lock is a locked instruction, which is a
 # full memory barrier. The lock is reentrant because a signal handler may run in between. A forked child gets it free.
@@ -44,7 +48,10 @@ class LeaseWords:
         self._words = memoryview(buffer).cast("B")[: LIVE_OFFSET + LIVE_NBYTES].cast("Q")
 
     def claim(self) -> int:
-        """Owner: from now on no reader can acquire the lease. Returns the lease, or 2 (PINNED) if a guest came."""
+        """Owner: from now on no reader can acquire the lease. Returns the lease, or 2 (PINNED) if a guest came.
+
+        Always 2 on a machine that is not x86.
+        """
         return self._clear_seq(0)
 
     def retire(self) -> int:
@@ -57,7 +64,7 @@ class LeaseWords:
         words[SEQ_WORD] = seq
         with _FENCE:
             pass
-        return LEASE_PINNED if words[GUEST_WORD] else words[LEASE_WORD]
+        return LEASE_PINNED if words[GUEST_WORD] or not KEEPS_STORES_IN_ORDER else words[LEASE_WORD]
 
     def stamp(self, seq: int) -> None:
         """Owner: publish the content of the segment under a number."""

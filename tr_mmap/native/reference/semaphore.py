@@ -10,7 +10,10 @@ import threading
 import time
 from typing import Any, Final
 
-import posix_ipc
+try:
+    import posix_ipc
+except ImportError:  # Semaphore() says so; all else works without it
+    posix_ipc = None
 
 from ...wire.waits import MAX_DRAINED_RINGS, MIN_SLICE_S, SIGNAL_SLICE_S, SIGNAL_SLICE_SHARE
 from ..libc import libc
@@ -73,6 +76,7 @@ class Semaphore:
     """An existing named semaphore.
 
     Raises:
+        ImportError: posix_ipc is not installed.
         OSError: there is none of that name, or this user may not open it.
     """
 
@@ -81,6 +85,8 @@ class Semaphore:
     def __init__(self, name: str) -> None:
         self._address: int | None = None
         self._semaphore: Any = None
+        if posix_ipc is None:
+            raise ImportError("posix_ipc is not installed", name="posix_ipc")
         try:
             self._semaphore = posix_ipc.Semaphore(name)
         except posix_ipc.Error as error:

@@ -117,6 +117,8 @@ inline constexpr char sessions_dir[] = "python_session";
 inline constexpr char session_prefix[] = "tr_session_";
 inline constexpr char manifest_file[] = "session.json";
 inline constexpr char log_file[] = "worker.log";
+inline constexpr char controller_lock_file[] = "controller.lock";
+inline constexpr char worker_lock_file[] = "worker.lock";
 inline constexpr char default_worker[] = "default";
 inline constexpr char default_root_prefix[] = "tr_mmap-";
 inline constexpr char new_prefix[] = ".new-";
@@ -127,6 +129,7 @@ inline constexpr char workspace_variable[] = "TR_WORKSPACE";
 inline constexpr char worker_mark_variable[] = "TR_MMAP_WORKER";
 inline constexpr char secret_fd_variable[] = "TR_MMAP_AUTH_FD";
 inline constexpr char lifeline_fd_variable[] = "TR_MMAP_LIFELINE_FD";
+inline constexpr char lock_fd_variable[] = "TR_MMAP_LOCK_FD";
 
 // waits.py
 inline constexpr double wait_slice_s = 1.0;
