@@ -3,6 +3,8 @@
 #ifndef TR_MMAP_DISPATCHER_HPP
 #define TR_MMAP_DISPATCHER_HPP
 
+#include "macros_off.hpp"
+
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -286,5 +288,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_DISPATCHER_HPP

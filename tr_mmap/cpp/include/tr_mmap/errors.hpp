@@ -3,6 +3,15 @@
 #ifndef TR_MMAP_ERRORS_HPP
 #define TR_MMAP_ERRORS_HPP
 
+#if !defined(__cplusplus) || __cplusplus < 201703L
+#error "tr_mmap needs C++17 or later: compile with -std=c++17"
+#endif
+#ifndef __cpp_exceptions
+#error "tr_mmap reports every error as an exception: compile without -fno-exceptions"
+#endif
+
+#include "macros_off.hpp"
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -221,5 +230,7 @@ public:
 };
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_ERRORS_HPP

@@ -5,6 +5,8 @@
 #ifndef TR_MMAP_IDENTITY_HPP
 #define TR_MMAP_IDENTITY_HPP
 
+#include "macros_off.hpp"
+
 #include <dirent.h>
 #include <poll.h>
 #include <signal.h>
@@ -190,5 +192,7 @@ inline void send_signal(const Identity& identity, int number) {
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_IDENTITY_HPP

@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_JSON_HPP
 #define TR_MMAP_JSON_HPP
 
+#include "macros_off.hpp"
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -296,5 +298,7 @@ inline void append_string(std::string& out, std::string_view text) {
 
 }  // namespace json
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_JSON_HPP

@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_LAUNCH_HPP
 #define TR_MMAP_LAUNCH_HPP
 
+#include "macros_off.hpp"
+
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -113,5 +115,7 @@ inline std::shared_ptr<WorkerProcess> launch(const std::string& script_path, con
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_LAUNCH_HPP

@@ -20,6 +20,8 @@
 #ifndef TR_MMAP_LAYOUT_HPP
 #define TR_MMAP_LAYOUT_HPP
 
+#include "macros_off.hpp"
+
 #include <cstddef>
 #include <cstdint>
 
@@ -48,5 +50,7 @@ inline void full_fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_LAYOUT_HPP

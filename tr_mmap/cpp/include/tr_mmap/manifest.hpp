@@ -3,6 +3,8 @@
 #ifndef TR_MMAP_MANIFEST_HPP
 #define TR_MMAP_MANIFEST_HPP
 
+#include "macros_off.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -134,5 +136,7 @@ inline std::optional<Manifest> read_manifest(const std::string& directory) {
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_MANIFEST_HPP

@@ -4,6 +4,8 @@
 #ifndef TR_MMAP_POOL_HPP
 #define TR_MMAP_POOL_HPP
 
+#include "macros_off.hpp"
+
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -372,5 +374,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_POOL_HPP

@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_PRINT_HPP
 #define TR_MMAP_PRINT_HPP
 
+#include "macros_off.hpp"
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -85,5 +87,7 @@ inline void Tensor::print(const std::string& name, int precision) const {
 inline std::ostream& operator<<(std::ostream& out, const Tensor& tensor) { return out << tensor.to_string(); }
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_PRINT_HPP

@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_PROCESS_HPP
 #define TR_MMAP_PROCESS_HPP
 
+#include "macros_off.hpp"
+
 #include <dirent.h>
 #include <signal.h>
 #include <spawn.h>
@@ -271,5 +273,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_PROCESS_HPP

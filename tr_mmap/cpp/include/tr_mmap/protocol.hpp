@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_PROTOCOL_HPP
 #define TR_MMAP_PROTOCOL_HPP
 
+#include "macros_off.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -250,5 +252,7 @@ inline Status parse_status(std::string_view text) {
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_PROTOCOL_HPP

@@ -3,6 +3,8 @@
 #ifndef TR_MMAP_SEGMENT_HPP
 #define TR_MMAP_SEGMENT_HPP
 
+#include "macros_off.hpp"
+
 #include <sys/mman.h>
 
 #include <atomic>
@@ -110,5 +112,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_SEGMENT_HPP

@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_SESSION_HPP
 #define TR_MMAP_SESSION_HPP
 
+#include "macros_off.hpp"
+
 #include <unistd.h>
 
 #include <atomic>
@@ -380,5 +382,7 @@ private:
 };
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_SESSION_HPP

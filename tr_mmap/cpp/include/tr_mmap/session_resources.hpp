@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_SESSION_RESOURCES_HPP
 #define TR_MMAP_SESSION_RESOURCES_HPP
 
+#include "macros_off.hpp"
+
 #include <unistd.h>
 
 #include <cstdint>
@@ -185,5 +187,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_SESSION_RESOURCES_HPP

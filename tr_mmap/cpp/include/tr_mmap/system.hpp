@@ -3,6 +3,8 @@
 #ifndef TR_MMAP_SYSTEM_HPP
 #define TR_MMAP_SYSTEM_HPP
 
+#include "macros_off.hpp"
+
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -312,5 +314,7 @@ inline void replace_by_link(const std::string& source, const std::string& path) 
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_SYSTEM_HPP

@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_TENSOR_HPP
 #define TR_MMAP_TENSOR_HPP
 
+#include "macros_off.hpp"
+
 #include <cmath>
 #include <complex>
 #include <cstddef>
@@ -274,5 +276,7 @@ private:
 }  // namespace tr
 
 #include "print.hpp"
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_TENSOR_HPP

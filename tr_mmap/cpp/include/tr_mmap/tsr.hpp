@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_TSR_HPP
 #define TR_MMAP_TSR_HPP
 
+#include "macros_off.hpp"
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -190,5 +192,7 @@ inline Header read_header(const std::string& path) {
 }
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_TSR_HPP

@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_WATCH_HPP
 #define TR_MMAP_WATCH_HPP
 
+#include "macros_off.hpp"
+
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -129,5 +131,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_WATCH_HPP

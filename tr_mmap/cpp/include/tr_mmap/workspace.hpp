@@ -9,6 +9,8 @@
 #ifndef TR_MMAP_WORKSPACE_HPP
 #define TR_MMAP_WORKSPACE_HPP
 
+#include "macros_off.hpp"
+
 #include <semaphore.h>
 
 #include <cerrno>
@@ -359,5 +361,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_WORKSPACE_HPP
