@@ -4,11 +4,9 @@
 
 #include "macros_off.hpp"
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <string>
 #include <string_view>
@@ -18,6 +16,7 @@
 #include <vector>
 
 #include "errors.hpp"
+#include "numbers.hpp"
 
 namespace tr {
 namespace json {
@@ -191,7 +190,7 @@ private:
             }
             if (fits && is_negative && size == most + 1) return Value{std::numeric_limits<std::int64_t>::min()};
         }
-        return Value{std::strtod(std::string(text_.substr(start, at_ - start)).c_str(), nullptr)};
+        return Value{tr::detail::real_of(text_.substr(start, at_ - start))};
     }
 
     unsigned hex4() {

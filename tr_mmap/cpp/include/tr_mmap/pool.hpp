@@ -149,7 +149,7 @@ private:
 
     /// Publish a loan in place; null if it is none, or its memory has to be copied after all.
     SegmentPtr publish_loan(const Tensor& tensor) {
-        auto* loan = dynamic_cast<LoanStorage*>(tensor.storage().get());
+        LoanStorage* loan = tensor.storage() ? tensor.storage()->as_loan() : nullptr;
         if (!loan || !loan->is_of(returned_)) return nullptr;
         const SegmentPtr& segment = loan->segment();
         if (segment->is_loaned) {

@@ -4,12 +4,8 @@
 
 #include "macros_off.hpp"
 
-#include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,6 +14,7 @@
 
 #include "errors.hpp"
 #include "json.hpp"
+#include "numbers.hpp"
 #include "text.hpp"
 #include "wire.hpp"
 
@@ -149,21 +146,6 @@ struct Command {
     std::string command;
     std::string parameters;
 };
-
-/// A number as Python's str() writes it: the fewest digits that read back the same, and always a point or an exponent.
-inline std::string real_word(double number) {
-    if (!std::isfinite(number)) return number > 0 ? "inf" : "-inf";
-    char text[40];
-    int digits = 1;
-    do {
-        std::snprintf(text, sizeof text, "%.*e", digits - 1, number);
-    } while (std::strtod(text, nullptr) != number && ++digits <= 17);
-    const std::string scientific = text;
-    const int exponent = std::atoi(scientific.c_str() + scientific.find('e') + 1);
-    if (exponent < -4 || exponent >= 16) return scientific;
-    std::snprintf(text, sizeof text, "%.*f", std::max(1, digits - 1 - exponent), number);
-    return text;
-}
 
 /// A parameter as Python's str() writes it, since a Python worker reads it.
 inline std::string word_of(const json::Value& value) {

@@ -84,6 +84,8 @@ inline Tensor view_file(const Fd& fd, const Header& header, const std::string& p
     Mapping mapping;
     try {
         mapping = map_read(fd, header.file_nbytes());
+    } catch (const SystemLimit&) {
+        throw;  // of this process, and no fault of the file
     } catch (const SystemError& error) {
         if (error.code != ENOMEM) throw;
         const std::string nbytes = std::to_string(header.file_nbytes());

@@ -46,7 +46,7 @@ inline bool check_private_dir(const std::string& path) {
     struct stat info;
     if (::lstat(path.c_str(), &info) != 0) {
         if (errno == ENOENT) return false;
-        throw SystemError(path, errno);
+        fail_call(path, errno);
     }
     if (S_ISLNK(info.st_mode)) unusable(path, "is a symlink");
     if (!S_ISDIR(info.st_mode)) unusable(path, "is not a directory");
@@ -63,7 +63,7 @@ inline bool is_usable_dir(const std::string& path) {
 /// Throw HostilePath if another user could rename what we make in a directory that our user chose.
 inline void check_shared_dir(const std::string& path) {
     struct stat info;
-    if (::stat(path.c_str(), &info) != 0) throw SystemError(path, errno);
+    if (::stat(path.c_str(), &info) != 0) fail_call(path, errno);
     const bool is_trusted = info.st_uid == 0 || info.st_uid == ::geteuid();
     if (!is_trusted) unusable(path, "belongs to user " + std::to_string(info.st_uid));
     if ((info.st_mode & 022) && !(info.st_mode & S_ISVTX)) {
@@ -299,7 +299,7 @@ private:
         const Fd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
         if (!fd) {
             if (errno == ENOENT) return {};
-            if (!is_not_ours(errno)) throw SystemError(path, errno);
+            if (!is_not_ours(errno)) fail_call(path, errno);
             return NotReclaimable{std::string("it is not a directory of this user's (") + std::strerror(errno) + ")"};
         }
         // Unlocked before the descriptor is closed: a child forked meanwhile has it too, and would keep the lock.
@@ -308,7 +308,7 @@ private:
             ~Unlock() { ::flock(fd.get(), LOCK_UN); }
         };
         if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
-            if (errno != EWOULDBLOCK) throw SystemError(path, errno);
+            if (errno != EWOULDBLOCK) fail_call(path, errno);
             return NotReclaimable{"another process is examining or removing it", 0, true};
         }
         const Unlock unlock{fd};
@@ -329,7 +329,7 @@ private:
         const std::string gone = aside(wire::gone_prefix);
         if (::rename(path.c_str(), gone.c_str()) != 0) {
             if (errno == ENOENT) return {};  // a process that takes no lock was faster
-            if (!is_not_ours(errno)) throw SystemError(path, errno);
+            if (!is_not_ours(errno)) fail_call(path, errno);
             return NotReclaimable{std::string("it cannot be removed (") + std::strerror(errno) + ")"};
         }
         remove_tree(gone);
