@@ -14,7 +14,7 @@ STATUS_RETRIES: Final = 3
 STATUS_RETRY_S: Final = 0.0001
 
 DEFAULT_TIMEOUT_MS: Final = 10_000.0
-EXIT_TIMEOUT_MS: Final = 5_000.0
+EXIT_TIMEOUT_MS: Final = 10_000.0
 
 CLAIM_WAIT_S: Final = 2.0  # for another process's sweep, or a dead controller's worker to end: both take milliseconds
 CLAIM_RETRY_S: Final = 0.005

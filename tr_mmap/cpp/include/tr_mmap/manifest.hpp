@@ -123,6 +123,8 @@ inline std::optional<Manifest> read_manifest(const std::string& directory) {
     manifest.controller = read_identity(*controller, path);
     const json::Value* worker = value.find("worker");
     if (worker && !worker->is_null()) manifest.worker = read_identity(*worker, path);
+    const json::Value* mark = value.find("worker_mark");
+    if (mark && mark->is<std::string>()) manifest.worker_mark = *mark->get<std::string>();
     if (const json::Value* doorbells = value.find("doorbells")) {
         const auto* names = doorbells->get<json::Array>();
         if (!names) bad_manifest(path, "doorbells is no list");

@@ -42,6 +42,8 @@ struct Failure {
     std::string type;
     std::string message;
     std::string traceback;
+    std::optional<std::uint64_t> needed_nbytes;  // if the worker lacked room for a tensor
+    std::uint64_t free_nbytes = 0;
 };
 
 struct Response {
@@ -136,6 +138,10 @@ inline Response decode_response(std::string_view raw) {
         read_member(*error, "type", failure.type);
         read_member(*error, "message", failure.message);
         read_member(*error, "traceback", failure.traceback);
+        const json::Value* needed = error->find("needed_nbytes");
+        if (needed && !needed->is_null()) failure.needed_nbytes = to_unsigned(*needed, "needed_nbytes");
+        const json::Value* free = error->find("free_nbytes");
+        if (free && !free->is_null()) failure.free_nbytes = to_unsigned(*free, "free_nbytes");
         response.error = std::move(failure);
     }
     return response;

@@ -21,10 +21,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <filesystem>
 #include <limits>
 #include <optional>
 #include <random>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -53,6 +55,13 @@ public:
 private:
     int number_ = -1;
 };
+
+/// The same file under a number above 2: this process may have closed its standard streams, and a process that we start
+/// gets others in their place.
+inline Fd above_standard_streams(Fd fd) {
+    if (!fd || fd.get() > STDERR_FILENO) return fd;
+    return Fd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
+}
 
 /// A whole file of the system's own, below /proc say; empty if it cannot be read.
 inline std::string read_proc(const std::string& path, std::size_t limit = 4096) {
@@ -177,6 +186,20 @@ inline constexpr const char* tensor_rule = "a tensor file is one";
 inline std::string directory_of(const std::string& path) {
     const std::size_t slash = path.rfind('/');
     return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+/// The path from the root, without "." and "..".
+///
+/// @throws ScriptNotFound it is relative, and the current directory is gone.
+inline std::string absolute_path(const std::string& path) {
+    std::error_code error;
+    const std::filesystem::path whole = std::filesystem::absolute(path, error);
+    if (error) {
+        throw ScriptNotFound("'" + path + "' is relative, and this process has no current directory (" +
+                                 error.message() + "); give an absolute path, or chdir(2) first",
+                             path);
+    }
+    return whole.lexically_normal().string();
 }
 
 /// Bytes that an unprivileged user may still write on the file system of ``path``; 0 if that cannot be told.

@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -123,6 +124,7 @@ private:
             bool is_last = false;
             while (!is_last) {
                 is_last = changed_.wait_for(lock, pause, [this] { return is_stopped_; });
+                position_ = std::min(position_, file_nbytes(fd_, path_));  // the worker may have cut a long log
                 for (std::string data; !(data = read_all(fd_, wire::log_tail_nbytes, position_, path_)).empty();) {
                     position_ += data.size();
                     if (!copy_to_stderr(data)) return;  // stderr is closed

@@ -28,6 +28,7 @@
 #include "identifiers.hpp"
 #include "identity.hpp"
 #include "manifest.hpp"
+#include "orphans.hpp"
 #include "system.hpp"
 #include "text.hpp"
 #include "wire.hpp"
@@ -97,6 +98,7 @@ struct NotReclaimable {
     std::string reason;
     std::int64_t pid = 0;
     bool may_pass = false;
+    std::optional<Manifest> orphan = {};  // if the controller has ended, and the worker has not
 };
 
 /// Whether the system says so of a path that is another user's, or no session. All else is a call that failed.
@@ -117,7 +119,12 @@ public:
                              : temporary && is_usable_dir(temporary) ? temporary
                                                                      : "/tmp";
         common += std::string("/") + wire::default_root_prefix + std::to_string(::getuid());
-        std::string root = std::filesystem::absolute(chosen && *chosen ? chosen : common).lexically_normal().string();
+        std::string root;
+        try {
+            root = absolute_path(chosen && *chosen ? chosen : common);
+        } catch (const ScriptNotFound& error) {
+            unusable(error.path, "is relative, and this process has no current directory");
+        }
         while (root.size() > 1 && root.back() == '/') root.pop_back();
         Workspace workspace(root, root == common);
         workspace.make_root();
@@ -144,13 +151,26 @@ public:
     /// @throws SessionInUse another process has the name, or nothing tells which process has it.
     std::string claim(const Manifest& manifest) {
         const std::string path = session_dir(manifest.session_id);
-        const Clock::time_point deadline = deadline_in(1000 * wire::claim_wait_s);
+        Clock::time_point deadline = deadline_in(1000 * wire::claim_wait_s);
         while (true) {
             if (install(path, manifest)) return path;
             bool was_removed = false;
             const NotReclaimable problem =
                 reclaim(path, &require_dead, was_removed)
                     .value_or(NotReclaimable{"other processes take the name again and again", 0, true});
+            if (Clock::now() >= deadline && problem.orphan) {
+                const auto latest = deadline_in(1000 * (wire::orphan_wait_s - wire::claim_wait_s));
+                if (end_orphan(*problem.orphan->worker, problem.orphan->worker_mark, latest)) {
+                    deadline = deadline_in(1000 * wire::claim_wait_s);
+                    continue;
+                }
+            }
+            if (problem.pid == ::getpid()) {
+                throw SessionInUse("session '" + manifest.session_id +
+                                       "' is in use by this very process: another session object has it; close() that "
+                                       "one, choose another session id, or set SessionOptions::replace",
+                                   manifest.session_id, problem.pid);
+            }
             if (!problem.may_pass || Clock::now() >= deadline) {
                 throw SessionInUse("session '" + manifest.session_id + "' is in use: " + problem.reason + " (" + path +
                                        "); end that process, choose another session id, or remove the directory if you "
@@ -217,11 +237,11 @@ private:
             const std::int64_t pid = manifest->controller.pid;
             return NotReclaimable{"its controller, process " + std::to_string(pid) + ", is alive", pid};
         }
-        if (manifest->worker && manifest->worker->is_alive()) {
+        if (manifest->worker && *manifest->worker != Identity::current() && manifest->worker->is_alive()) {
             // It will soon notice that its controller ended. Until then it could write to its session's directory.
             const std::int64_t pid = manifest->worker->pid;
             const std::string who = "its worker, process " + std::to_string(pid);
-            return NotReclaimable{who + ", is alive, its controller is not", pid, true};
+            return NotReclaimable{who + ", is alive, its controller is not", pid, true, manifest};
         }
         return {};
     }
@@ -320,6 +340,9 @@ private:
         std::string problem;
         const std::optional<Manifest> manifest = examine(path, named, problem);
         if (auto objection = judge(manifest, problem)) return objection;
+        if (manifest && manifest->worker && manifest->controller != Identity::current()) {
+            end_heirs(*manifest->worker, manifest->worker_mark);  // those of our own session end with its worker
+        }
         // While the name is still taken: afterwards a new owner may have semaphores of the same names.
         if (manifest) {
             for (const std::string& name : manifest->doorbells) {
