@@ -6,6 +6,7 @@
 //   lowfloats              decode every code, encode many floats: for comparison with ml_dtypes
 //   fuzz COUNT SEED FOLDER OUT  load mutated files, and decode mutated messages: finds what a sanitizer or a broken promise
 //                          tells. Each file and what load_tsr made of it goes to OUT, for comparison with Python.
+//   end WAY                end in one of the ways of endings.cpp, with a session that is open
 //   stage NAME             go to a stage of a session's life, say so, and wait to be killed
 #include <sys/mman.h>
 #include <unistd.h>
@@ -311,6 +312,8 @@ int fuzz(std::uint64_t count, std::uint64_t seed, const std::string& folder, con
 
 }  // namespace
 
+int end_in(const std::string& way);
+
 int run_tool(const std::vector<std::string>& a) {
     try {
         if (a.size() == 2 && a[0] == "vectors") return check_vectors(a[1]);
@@ -319,6 +322,7 @@ int run_tool(const std::vector<std::string>& a) {
         if (a.size() == 2 && a[0] == "lowfloats") return show_low_floats(a[1]);
         if (a.size() == 5 && a[0] == "fuzz") return fuzz(std::stoull(a[1]), std::stoull(a[2]), a[3], a[4]);
         if (a.size() == 2 && a[0] == "stage") go_to(a[1]);
+        if (a.size() == 2 && a[0] == "end") return end_in(a[1]);
     } catch (const std::exception& error) {
         std::cerr << error.what() << std::endl;
         return 1;
