@@ -77,9 +77,9 @@ def suite(compiler: str, request: pytest.FixtureRequest) -> Path:
 def ask(suite: Path, tmp_path: Path) -> Any:
     """Run the suite with some arguments."""
 
-    def asked(*arguments: str | Path, within_s: float = 200) -> str:
-        worker = str(SOURCES / "worker.py")
-        return run([suite, *arguments], within_s, TR_TEST_WORKER=worker, TR_TEST_FOLDER=str(tmp_path))
+    def asked(*arguments: str | Path, within_s: float = 300, **environment: str) -> str:
+        environment |= {"TR_TEST_WORKER": str(SOURCES / "worker.py"), "TR_TEST_FOLDER": str(tmp_path)}
+        return run([suite, *arguments], within_s, **environment)
 
     return asked
 

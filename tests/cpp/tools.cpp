@@ -279,10 +279,15 @@ int fuzz(std::uint64_t count, std::uint64_t seed, const std::string& folder, con
     while (true) ::pause();
 }
 
-[[noreturn]] void go_to(const std::string& stage) {
+void go_to(const std::string& stage) {
     PythonSession s(std::getenv("TR_TEST_WORKER"), "stage", true);
     s.start();
     if (stage == "started") say_and_wait(stage);
+    if (stage == "claim") {
+        s.wait_until_ready(30000);
+        std::cout << "answered " << s.fetch_response("pid") << std::endl;
+        return;
+    }
     s.wait_until_ready(30000);
     if (stage == "ready") say_and_wait(stage);
     Tensor loan = s.empty<float>(Shape(1000));
@@ -292,6 +297,12 @@ int fuzz(std::uint64_t count, std::uint64_t seed, const std::string& folder, con
     const Tensor result = s.fetch_tensor("lend a");
     s.fetch_response("keep a");
     if (stage == "holding") say_and_wait(stage);
+    if (stage == "stuck") {
+        s.send_request("stuck");
+        std::string log;
+        while (log.find("stuck") == std::string::npos) log = read_file(s.session_dir() + "/worker.log");
+        say_and_wait(stage);
+    }
     if (stage == "asking") {
         s.send_request("sleep 60");
         say_and_wait(stage);
@@ -321,7 +332,7 @@ int run_tool(const std::vector<std::string>& a) {
         if (a.size() == 2 && a[0] == "faults") return name_faults(a[1]);
         if (a.size() == 2 && a[0] == "lowfloats") return show_low_floats(a[1]);
         if (a.size() == 5 && a[0] == "fuzz") return fuzz(std::stoull(a[1]), std::stoull(a[2]), a[3], a[4]);
-        if (a.size() == 2 && a[0] == "stage") go_to(a[1]);
+        if (a.size() == 2 && a[0] == "stage") return go_to(a[1]), 0;
         if (a.size() == 2 && a[0] == "end") return end_in(a[1]);
     } catch (const std::exception& error) {
         std::cerr << error.what() << std::endl;
