@@ -97,11 +97,9 @@ def test_headers_in_a_program_of_another_kind(compiler: str, tmp_path: Path, wor
     undefines = "".join(f"#ifndef {name}\n#error gone\n#endif\n#undef {name}\n" for name in MACROS.split())
     first, second, library = tmp_path / "first.cpp", tmp_path / "second.cpp", tmp_path / "guest.so"
     first.write_text(f"{defines}#include <tr_mmap/tr_mmap.hpp>\n{undefines}int other_part();\n{GUEST}")
-    names = sorted(
-        (each.name for each in (INCLUDE / "tr_mmap").glob("*.hpp") if "macros" not in each.name), reverse=True
-    )
+    names = [each.name for each in (INCLUDE / "tr_mmap").glob("*.hpp") if "macros" not in each.name]
     second.write_text(
-        "".join(f"#include <tr_mmap/{name}>\n" for name in names)
+        "".join(f"#include <tr_mmap/{name}>\n" for name in sorted(names, reverse=True))
         + "int other_part();\nint other_part() { return tr::Tensor::ones(tr::Shape(3)).numel() == 3 ? 0 : 3; }\n"
     )
     flags = [*STRICT, f"-I{INCLUDE}", "-fPIC", "-c"]

@@ -45,9 +45,7 @@ def test_numbers_in_cpp_where_the_decimal_point_is_a_comma(ask: Any, tmp_path: P
 
 
 @pytest.mark.parametrize("way", ["global", "static", "thread_local", "atexit", "waiting", "busy", "exit", "joined"])
-def test_a_session_that_is_open_at_the_end_of_the_process_leaves_nothing(
-    suite: Path, way: str, workspace: Path
-) -> None:
+def test_a_session_that_is_open_when_the_process_ends_leaves_nothing(suite: Path, way: str, workspace: Path) -> None:
     environment = {**support.environment(), "TR_PYTHON": sys.executable}
     result = subprocess.run(
         [suite, "end", way], env=environment, capture_output=True, text=True, timeout=120, check=False
