@@ -1,5 +1,6 @@
 // Tests of what a session's worker gets from its controller's process, and of what it must not get; and of limits.
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -162,6 +163,28 @@ TEST(session_at_the_limit_of_a_file_s_size_is_usable_after_it) {
         CHECK(!exists(test_folder() + "/large.tsr"));
         s.send_tensor(Tensor::ones(Shape(1000)), "a");
         CHECK_EQUAL(s.fetch_response("is a 1"), "True");
+    }));
+}
+
+TEST(session_at_the_limit_of_mappings_loses_no_answer) {
+    const std::size_t most = std::strtoull(detail::read_proc("/proc/sys/vm/max_map_count").c_str(), nullptr, 10);
+    if (most > 200'000) return;  // it would take long
+    CHECK(holds_in_child([most] {
+        Ready s("maps");
+        s.send_request("count 40");
+        while (!s.new_response()) std::this_thread::yield();
+        const std::size_t page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+        void* place = ::mmap(nullptr, 2 * most * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        CHECK(place != MAP_FAILED);
+        char* area = static_cast<char*>(place);
+        std::size_t count = 0;  // every second page is a mapping of its own
+        while (count < most && ::mprotect(area + 2 * count * page, page, PROT_READ) == 0) ++count;
+        for (int left = 0; left < 10; ++left) ::mprotect(area + 2 * --count * page, page, PROT_NONE);
+        const auto full = thrown_by<SystemLimit>([&] { s.wait_for_tensors(); });
+        CHECK_EQUAL(full.limit, "vm.max_map_count");
+        CHECK_EQUAL(full.code, ENOMEM);
+        CHECK(::munmap(area, 2 * most * page) == 0);
+        CHECK(all_equal(s.wait_for_tensors().at(39), 39));
     }));
 }
 

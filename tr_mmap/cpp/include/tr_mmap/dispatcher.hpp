@@ -17,6 +17,7 @@
 #include <memory>
 #include <limits>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -210,6 +211,7 @@ public:
                 Response response = await_response(lock, wait);
                 if (response.error) throw_remote_error(response.command, *response.error);
                 unclaimed_.push_front({std::move(response), {}, {}, true});
+                has_to_receive_ = true;  // if take_kept() cannot
                 return take_kept(has_tensors, wait);
             }
             if (Clock::now() >= wait.deadline) {
@@ -268,7 +270,11 @@ public:
         while (is_turn_taken_) wait_for_change(lock, forever());
         if (is_gone_) return;
         is_turn_taken_ = true;
-        forget_requests();
+        try {
+            forget_requests();
+        } catch (const std::bad_alloc&) {
+            // The pool had no memory to note that its segments are free. It goes with them.
+        }
         lock.unlock();
         resources_.release();
         lock.lock();
@@ -540,9 +546,12 @@ private:
                 result.fault = std::current_exception();
             }
             if (!is_abandoned) unclaimed_.push_back(std::move(result));
+            has_to_receive_ = true;
         }
+        if (!has_to_receive_) return;
         // Now: at the next request the worker may reuse the memory of a result that has no lease.
         for (Result& each : unclaimed_) receive(each, wait.worker);
+        has_to_receive_ = false;
     }
 
     /// Receive a kept result's tensors, unless that was done.
@@ -606,6 +615,7 @@ private:
     bool is_abandoned_ = false;                       // no thread waits for the pending request's response any more
     std::vector<SegmentPool::SegmentPtr> in_flight_;  // what the worker may still read for the pending request
     std::deque<Result> unclaimed_;                    // results that were not taken
+    bool has_to_receive_ = false;                     // the tensors of one of them, perhaps
 };
 
 }  // namespace detail

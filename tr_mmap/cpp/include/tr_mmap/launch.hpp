@@ -66,8 +66,11 @@ inline std::string resolved_program(const std::string& program) {
     return program.find('/') == std::string::npos ? program : absolute_path(program);
 }
 
-/// The options of a session with its relative paths resolved, so that later a change of directory changes nothing.
+/// The options of a session, checked, and with relative paths resolved: later a change of directory changes nothing.
 inline SessionOptions resolved(SessionOptions options) {
+    if (!(options.block_ms >= 0)) {
+        throw BadMessage("SessionOptions::block_ms is a time in milliseconds, 0 or more", "block_ms");
+    }
     options.python = resolved_program(options.python);
     if (!options.cwd.empty()) options.cwd = absolute_path(options.cwd);
     return options;

@@ -97,7 +97,13 @@ public:
         const std::size_t nbytes = nbytes_of(shape, dtype);
         if (nbytes == 0) return Tensor(shape, dtype, nullptr);
         const SegmentPtr segment = take(nbytes, nullptr).first;
-        auto storage = std::make_shared<LoanStorage>(segment, returned_);
+        std::shared_ptr<LoanStorage> storage;
+        try {
+            storage = std::make_shared<LoanStorage>(segment, returned_);
+        } catch (...) {
+            make_free(segment);
+            throw;
+        }
         segment->holds += 1;  // until the last tensor of the loan is gone
         segment->is_loaned = true;
         return Tensor(shape, dtype, std::move(storage));

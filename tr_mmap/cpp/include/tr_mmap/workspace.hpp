@@ -99,6 +99,7 @@ struct NotReclaimable {
     std::int64_t pid = 0;
     bool may_pass = false;
     std::optional<Manifest> orphan = {};  // if the controller has ended, and the worker has not
+    bool is_own = false;                  // it is this very process's
 };
 
 /// Whether the system says so of a path that is another user's, or no session. All else is a call that failed.
@@ -165,7 +166,7 @@ public:
                     continue;
                 }
             }
-            if (problem.pid == ::getpid()) {
+            if (problem.is_own) {
                 throw SessionInUse("session '" + manifest.session_id +
                                        "' is in use by this very process: another session object has it; close() that "
                                        "one, choose another session id, or set SessionOptions::replace",
@@ -235,7 +236,8 @@ private:
         if (!manifest) return NotReclaimable{problem};
         if (manifest->controller.is_alive()) {
             const std::int64_t pid = manifest->controller.pid;
-            return NotReclaimable{"its controller, process " + std::to_string(pid) + ", is alive", pid};
+            const bool is_own = manifest->controller == Identity::current();
+            return NotReclaimable{"its controller, process " + std::to_string(pid) + ", is alive", pid, false, {}, is_own};
         }
         if (manifest->worker && *manifest->worker != Identity::current() && manifest->worker->is_alive()) {
             // It will soon notice that its controller ended. Until then it could write to its session's directory.
