@@ -125,6 +125,16 @@ TEST(session_of_a_process_without_standard_streams) {
     }));
 }
 
+TEST(session_removed_with_the_log_that_its_manifest_names_and_no_other_file) {
+    const std::string log = test_folder() + "/tr_mmap-log-" + std::string(32, 'a');
+    const std::string other = test_folder() + "/diary";
+    const std::string hidden = test_folder() + "/tr_mmap-log-" + std::string(32, 'b');
+    for (const std::string& each : {log, other}) std::ofstream(each) << "text";
+    CHECK(::symlink(other.c_str(), hidden.c_str()) == 0);
+    for (const std::string& each : {log, other, hidden, "../" + log, log + "c"}) detail::remove_log(each);
+    CHECK(!exists(log) && exists(other) && std::filesystem::is_symlink(hidden));
+}
+
 TEST(session_at_the_limit_of_open_files_is_usable_again_after_it) {
     CHECK(holds_in_child([] {
         Ready s("files");

@@ -1,9 +1,9 @@
-// The controller's requests to its worker: one at a time, and the results that wait to be taken. Safe for threads; never
-// used in a fork's child.
+// The controller's requests to its worker: one at a time, and the results that wait to be taken. Safe for threads;
+// never used in a fork's child.
 //
 // Two things are held. *The turn*: one thread at a time sends a request, or waits on the channel; waiting for the turn
-// ends at the call's deadline. *The mutex* guards all fields, the pool and the tags, and nobody waits for another process
-// while it is held. So what needs no turn (a loan, a tag, stats) does not wait for another thread's request.
+// ends at the call's deadline. *The mutex* guards all fields, the pool and the tags, and nobody waits for another
+// process while it is held. So what needs no turn (a loan, a tag, stats) does not wait for another thread's request.
 #ifndef TR_MMAP_DISPATCHER_HPP
 #define TR_MMAP_DISPATCHER_HPP
 
@@ -26,6 +26,7 @@
 #include "channel.hpp"
 #include "clock.hpp"
 #include "protocol.hpp"
+#include "results.hpp"
 #include "session_resources.hpp"
 #include "tags.hpp"
 #include "waiting.hpp"
@@ -36,30 +37,6 @@ namespace detail {
 
 using Lock = std::unique_lock<std::mutex>;
 using TensorRefs = std::vector<std::reference_wrapper<const Tensor>>;
-
-/// A response, and views of its tensors, which hold the leases.
-struct Result {
-    Response response;
-    std::vector<Tensor> tensors = {};
-    std::exception_ptr fault = {};     // why there is no such response, or no such tensors
-    bool is_to_be_received = false;    // its tensors: a limit was in the way
-};
-
-[[noreturn]] inline void throw_remote_error(const std::string& command, const Failure& failure) {
-    if (failure.kind == wire::failure_unknown_command) {
-        throw UnknownCommand(failure.message, command, failure.type, failure.traceback);
-    }
-    std::string message = failure.message;
-    if (failure.kind != wire::failure_bad_input) {
-        message = "'" + command + "' failed in the worker: " + failure.type + ": " + failure.message;
-        if (!failure.traceback.empty()) message += "\n\n" + failure.traceback;
-    }
-    if (failure.needed_nbytes) {
-        throw RemoteOutOfSpace(message, command, failure.type, failure.traceback, *failure.needed_nbytes,
-                               failure.free_nbytes);
-    }
-    throw RemoteError(message, command, failure.type, failure.traceback);
-}
 
 class Dispatcher {
 public:
@@ -283,9 +260,9 @@ public:
         changed_->raise();
     }
 
-    /// Called by a thread whose wait was ended by close(), before it goes on with an error. If the process is ending, its
-    /// static objects go now, and a thread that did not expect that error would end the process in a worse way. So the
-    /// error comes only if there still is a process a second after the session is gone.
+    /// Called by a thread whose wait was ended by close(), before it goes on with an error. If the process is ending,
+    /// its static objects go now, and a thread that did not expect that error would end the process in a worse way. So
+    /// the error comes only if there still is a process a second after the session is gone.
     void outlast_process_end() const {
         if (!ProcessEnd::is_elsewhere()) return;
         const Clock::time_point latest = deadline_in(5000);
@@ -362,35 +339,17 @@ private:
 
     static Clock::time_point forever() { return deadline_in(std::numeric_limits<double>::infinity()); }
 
-    static std::string whole(double ms) {
-        return ms < 1e15 ? std::to_string(static_cast<long long>(ms)) : "unlimited";
-    }
-
     // -- how a wait fails ------------------------------------------------------------------------------------------
 
     [[noreturn]] void throw_closed() const {
         throw SessionNotStarted("session '" + resources_.session_id() + "' was closed; call start()");
     }
 
-    /// What the worker is doing, for the text of a ResponseTimeout. ``command`` is the pending one.
-    static std::string describe(const WorkerHandle& worker, const std::string& command) {
-        const std::int64_t pid = worker.process->identity().pid;
-        std::string text = "its worker, process " + std::to_string(pid) + " (" + state_of(pid) + "), ";
-        try {
-            const Status status = worker.channel->read_status();
-            if (status == Status::BUSY) return text + "has taken '" + command + "' up";
-            if (status == Status::STARTING) return text + "has not reached server.run() yet";
-            return text + "has not taken '" + command + "' up";
-        } catch (const TRException&) {
-            return text + "shows no status that can be read";
-        }
-    }
-
     [[noreturn]] void throw_no_turn(Lock& lock, const Wait& wait, const std::string& command) {
         if (is_closed_) throw_closed();
         const std::string pending = pending_ ? pending_->command : "";
         lock.unlock();
-        if (wait.worker->is_over()) throw died_error(*wait.worker);
+        if (wait.worker->is_over()) throw died_error(*wait.worker, resources_.session_id());
         const std::string what = command.empty() ? "a response" : "'" + command + "'";
         throw ResponseTimeout(what + " did not get its turn within " + whole(wait.timeout_ms) +
                                   " ms: another thread's request is under way" +
@@ -401,30 +360,14 @@ private:
     /// No turn, in a wait that says so with its result.
     std::optional<Status> leave_quietly(const Wait& wait) const {
         if (is_closed_) throw_closed();
-        if (wait.worker->is_over()) throw died_error(*wait.worker);
+        if (wait.worker->is_over()) throw died_error(*wait.worker, resources_.session_id());
         return {};
-    }
-
-    WorkerDied died_error(const WorkerHandle& worker) const {
-        worker.process->wait(deadline_in(1000));  // the watch may be faster than the kernel's bookkeeping
-        const std::optional<int> code = worker.process->exit_code();
-        const std::string tail = worker.process->log_tail();
-        const std::string how = !code      ? "with status unknown"
-                                : *code < 0 ? "killed by signal " + std::to_string(-*code)
-                                            : "status " + std::to_string(*code);
-        const std::string output = tail.empty() ? "; it printed nothing" : "; its last output:\n" + tail;
-        const bool is_wrong_python = tail.find("No module named") != std::string::npos;
-        return WorkerDied("the worker of session '" + resources_.session_id() + "' ended (" + how + ")" + output +
-                              (is_wrong_python
-                                   ? "\nSessionOptions::python, or TR_PYTHON, names the Python that runs it"
-                                   : ""),
-                          code, tail);
     }
 
     /// Forget the worker, so that start() works again, and throw how it ended. The turn is held.
     [[noreturn]] void throw_worker_died(Lock& lock, const Handle& worker) {
         lock.unlock();
-        const WorkerDied error = died_error(*worker);
+        const WorkerDied error = died_error(*worker, resources_.session_id());
         if (resources_.worker() == worker) forget_worker(lock);
         throw error;
     }
@@ -444,7 +387,7 @@ private:
         if (resources_.worker() == wait.worker) return;
         lock.unlock();
         if (is_closed_) throw_closed();
-        throw died_error(*wait.worker);
+        throw died_error(*wait.worker, resources_.session_id());
     }
 
     // -- with the turn and the mutex held --------------------------------------------------------------------------
@@ -465,7 +408,7 @@ private:
         settle(lock, wait);
         if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);
         if (is_exiting_) {
-            throw SessionNotStarted("session '" + resources_.session_id() + "' is about to end: please_exit() was called");
+            throw SessionNotStarted("session '" + resources_.session_id() + "' is about to end: please_exit() runs");
         }
         Request request;
         request.command = command.command;
@@ -502,7 +445,8 @@ private:
             std::optional<std::string> raw;
             lock.unlock();
             try {
-                raw = wait.worker->channel->receive(wait.deadline, [&] { return is_closed_ || wait.worker->is_over(); });
+                const auto is_in_vain = [&] { return is_closed_ || wait.worker->is_over(); };
+                raw = wait.worker->channel->receive(wait.deadline, is_in_vain);
                 if (raw) response = decode_response(*raw);
             } catch (const BadMessage&) {
                 lock.lock();
@@ -531,8 +475,8 @@ private:
         return response;
     }
 
-    /// Receive the response to the pending request, and keep the result for the thread that takes it. What is wrong with
-    /// that response is its taker's to learn.
+    /// Receive the response to the pending request, and keep the result for the thread that takes it. What is wrong
+    /// with that response is its taker's to learn.
     ///
     /// @throws SystemError a limit was in the way: call it again, before the next request.
     void settle(Lock& lock, const Wait& wait) {

@@ -147,7 +147,8 @@ class SystemLimit : public SystemError {
 public:
     SystemLimit(const std::string& what, int error_code, std::string which, const std::string& advice)
         : SystemError(what, error_code, advice), limit(std::move(which)) {}
-    std::string limit;  // "vm.max_map_count", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_AS", "RLIMIT_NPROC", "fs.file-max"
+    // "vm.max_map_count", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_AS", "RLIMIT_NPROC" or "fs.file-max".
+    std::string limit;
 };
 
 /// There is no room for a tensor, on the file system or in the pool's budget.

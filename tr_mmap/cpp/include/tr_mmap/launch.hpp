@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
@@ -56,8 +57,8 @@ inline std::string python_of(const std::string& package) {
 /// @param script_path absolute, or wire::default_worker.
 inline void check_script(const std::string& script_path) {
     if (script_path == wire::default_worker || is_file(script_path)) return;
-    throw ScriptNotFound("the worker's script '" + script_path + "' is no file; give the path of a Python script, or \"" +
-                             wire::default_worker + "\"",
+    throw ScriptNotFound("the worker's script '" + script_path + "' is no file; give the path of a Python script, or '" +
+                             wire::default_worker + "'",
                          script_path);
 }
 
@@ -113,7 +114,13 @@ inline std::vector<std::string> environment(const SessionOptions& options, bool 
         // Never another Python's site-packages: packages there may not fit the Python that runs the worker.
         if (parent.find("-packages") == std::string::npos) add(parent);
     }
-    if (!variables["PYTHONPATH"].empty()) add(variables["PYTHONPATH"]);
+    const std::string& inherited = variables["PYTHONPATH"];  // relative to our directory, whatever the worker's is
+    for (std::size_t at = 0; at < inherited.size();) {
+        const std::size_t end = std::min(inherited.find(':', at), inherited.size());
+        const std::string each = inherited.substr(at, end - at);
+        if (!each.empty()) add(options.cwd.empty() ? each : absolute_path(each));
+        at = end + 1;
+    }
     variables["PYTHONPATH"] = paths;
     if (paths.empty()) variables.erase("PYTHONPATH");
     variables["PYTHONUNBUFFERED"] = "1";    // else a killed worker's last output is lost with its buffers
@@ -146,8 +153,7 @@ inline std::shared_ptr<WorkerProcess> launch(const std::string& script_path, con
     if (program.empty()) program = "python3";
     std::error_code none;
     if (!options.cwd.empty() && !std::filesystem::is_directory(options.cwd, none)) {
-        throw ScriptNotFound("the worker's working directory '" + options.cwd + "' (SessionOptions::cwd) is no directory",
-                             options.cwd);
+        throw ScriptNotFound("SessionOptions::cwd, '" + options.cwd + "', is no directory", options.cwd);
     }
     std::vector<std::string> argv = {program};
     // -P: what is in the current directory is not part of the worker.
@@ -155,8 +161,9 @@ inline std::shared_ptr<WorkerProcess> launch(const std::string& script_path, con
     else argv.push_back(script_path);
     argv.push_back(session_id);
     argv.insert(argv.end(), options.args.begin(), options.args.end());
-    return std::make_shared<WorkerProcess>(argv, environment(options, is_default, package, workspace.root()), options.cwd,
-                                           workspace.session_dir(session_id) + "/" + wire::log_file, mark, is_quiet);
+    const std::string log_path = workspace.session_dir(session_id) + "/" + wire::log_file;
+    return std::make_shared<WorkerProcess>(argv, environment(options, is_default, package, workspace.root()),
+                                           options.cwd, log_path, mark, is_quiet);
 }
 
 }  // namespace detail

@@ -32,6 +32,7 @@ struct Manifest {
     double block_ms = 0;
     bool has_checksum = false;
     std::int64_t created_ms = 0;
+    std::string log;  // the worker's, if it is outside the session's directory: only read, where Python made it
 };
 
 inline void append_identity(std::string& out, const Identity& identity) {
@@ -125,6 +126,8 @@ inline std::optional<Manifest> read_manifest(const std::string& directory) {
     if (worker && !worker->is_null()) manifest.worker = read_identity(*worker, path);
     const json::Value* mark = value.find("worker_mark");
     if (mark && mark->is<std::string>()) manifest.worker_mark = *mark->get<std::string>();
+    const json::Value* log = value.find("log");
+    if (log && log->is<std::string>()) manifest.log = *log->get<std::string>();
     if (const json::Value* doorbells = value.find("doorbells")) {
         const auto* names = doorbells->get<json::Array>();
         if (!names) bad_manifest(path, "doorbells is no list");

@@ -19,7 +19,7 @@
 namespace tr {
 namespace detail {
 
-/// Gives this thread the C locale for a scope. Not from_chars and to_chars: libc++ has them for real numbers since 2025.
+/// Gives this thread the C locale for a scope. (from_chars and to_chars of real numbers are not in every C++17.)
 class CLocale {
 public:
     CLocale() : previous_(::uselocale(c_locale())) {}
@@ -29,7 +29,7 @@ public:
 
 private:
     static locale_t c_locale() {
-        static const locale_t only = ::newlocale(LC_ALL_MASK, "C", nullptr);  // never freed; of static objects' life too
+        static const locale_t only = ::newlocale(LC_ALL_MASK, "C", nullptr);  // never freed
         return only;
     }
     locale_t previous_;

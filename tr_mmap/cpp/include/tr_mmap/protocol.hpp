@@ -43,7 +43,7 @@ struct Failure {
     std::string message;
     std::string traceback;
     std::optional<std::uint64_t> needed_nbytes;  // if the worker lacked room for a tensor
-    std::uint64_t free_nbytes = 0;
+    std::optional<std::uint64_t> free_nbytes;
 };
 
 struct Response {

@@ -39,8 +39,8 @@ inline constexpr double EXIT_TIMEOUT_MS = wire::exit_timeout_ms;
 ///   RemoteError        the handler failed; UnknownCommand if there is none, RemoteOutOfSpace if it lacked memory;
 ///   SessionNotStarted  another thread has closed the session.
 ///
-/// Threads may share a session. Requests wait for one another; everything else does not wait for a request. A child made
-/// by fork(2) may use nothing of it: each call throws SessionNotStarted there, or does nothing.
+/// Threads may share a session. Requests wait for one another; everything else does not wait for a request. A child
+/// made by fork(2) may use nothing of it: each call throws SessionNotStarted there, or does nothing.
 class PythonSession {
 public:
     /// @param script_path a Python script that runs a server, or "default" for the worker that ships with tr_mmap. A

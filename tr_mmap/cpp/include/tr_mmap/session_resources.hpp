@@ -133,8 +133,8 @@ public:
         try {
             known.worker = process->identity();
             write_manifest(directory_, known);
-            auto started =
-                std::make_shared<WorkerHandle>(std::move(channel), process, directory_, options_.has_checksum, changed_);
+            auto started = std::make_shared<WorkerHandle>(std::move(channel), process, directory_,
+                                                          options_.has_checksum, changed_);
             const std::lock_guard<std::mutex> lock(mutex_);
             worker_ = std::move(started);
         } catch (...) {

@@ -1,4 +1,5 @@
-// How threads of a session wait for each other, and what happens to them when the process ends. Knows nothing of sessions.
+// How threads of a session wait for each other, and what happens to them when the process ends. Knows nothing of
+// sessions.
 #ifndef TR_MMAP_WAITING_HPP
 #define TR_MMAP_WAITING_HPP
 

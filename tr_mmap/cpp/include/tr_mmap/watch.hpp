@@ -38,7 +38,7 @@ template <class Action>
 std::thread start_thread(Action action) {
     sigset_t all, previous;
     ::sigfillset(&all);
-    for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) ::sigdelset(&all, number);  // faults of the thread itself
+    for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) ::sigdelset(&all, number);  // of the thread itself
     ::pthread_sigmask(SIG_SETMASK, &all, &previous);
     try {
         std::thread result(std::move(action));

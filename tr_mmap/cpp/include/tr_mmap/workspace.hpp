@@ -77,6 +77,18 @@ inline void remove_tree(const std::string& path) noexcept {
     std::filesystem::remove_all(path, ignored);  // symlinks are removed, never followed
 }
 
+/// Remove the log that a manifest names, but nothing that is not certainly a log of this user's: a process that may
+/// write a manifest must not make us remove other files.
+inline void remove_log(const std::string& path) noexcept {
+    const std::size_t slash = path.rfind('/');
+    if (path.empty() || path[0] != '/' || path.find('\0') != std::string::npos) return;
+    const std::string_view token = between(std::string_view(path).substr(slash + 1), "tr_mmap-log-", "");
+    if (token.size() != 32 || token.find_first_not_of("0123456789abcdef") != std::string_view::npos) return;
+    struct stat info;
+    if (::lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode) || info.st_uid != ::geteuid()) return;
+    unlink_file(path);
+}
+
 /// The process whose half-made or half-removed session a directory is; nothing if the name is not that of one.
 ///
 /// @param prefix wire::new_prefix or wire::gone_prefix; <pid>-<start ticks>-<hex> follows.
@@ -237,7 +249,8 @@ private:
         if (manifest->controller.is_alive()) {
             const std::int64_t pid = manifest->controller.pid;
             const bool is_own = manifest->controller == Identity::current();
-            return NotReclaimable{"its controller, process " + std::to_string(pid) + ", is alive", pid, false, {}, is_own};
+            const std::string why = "its controller, process " + std::to_string(pid) + ", is alive";
+            return NotReclaimable{why, pid, false, {}, is_own};
         }
         if (manifest->worker && *manifest->worker != Identity::current() && manifest->worker->is_alive()) {
             // It will soon notice that its controller ended. Until then it could write to its session's directory.
@@ -350,6 +363,7 @@ private:
             for (const std::string& name : manifest->doorbells) {
                 if (is_doorbell_name(name)) ::sem_unlink(name.c_str());
             }
+            remove_log(manifest->log);
         }
         const std::string gone = aside(wire::gone_prefix);
         if (::rename(path.c_str(), gone.c_str()) != 0) {
