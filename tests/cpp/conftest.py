@@ -33,7 +33,10 @@ def compiler() -> str:
 
 # What is compiled together: the library's headers take longer than all that is in here, and two are enough to find what
 # is defined twice.
-UNITS = [("sessions.cpp", "session_lives.cpp"), ("formats.cpp", "tools.cpp", "main.cpp")]
+UNITS = [
+    ("sessions.cpp", "session_lives.cpp", "session_threads.cpp"),
+    ("session_places.cpp", "endings.cpp", "formats.cpp", "values.cpp", "tools.cpp", "main.cpp"),
+]
 
 
 def compile_suite(compiler: str, flags: Sequence[str], program: Path) -> None:
@@ -74,9 +77,9 @@ def suite(compiler: str, request: pytest.FixtureRequest) -> Path:
 def ask(suite: Path, tmp_path: Path) -> Any:
     """Run the suite with some arguments."""
 
-    def asked(*arguments: str | Path, within_s: float = 200) -> str:
-        worker = str(SOURCES / "worker.py")
-        return run([suite, *arguments], within_s, TR_TEST_WORKER=worker, TR_TEST_FOLDER=str(tmp_path))
+    def asked(*arguments: str | Path, within_s: float = 300, **environment: str) -> str:
+        environment |= {"TR_TEST_WORKER": str(SOURCES / "worker.py"), "TR_TEST_FOLDER": str(tmp_path)}
+        return run([suite, *arguments], within_s, **environment)
 
     return asked
 

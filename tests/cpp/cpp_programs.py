@@ -17,7 +17,8 @@ SOURCES = ROOT / "tests" / "cpp"
 EXAMPLES = ROOT / "examples" / "cpp"
 VECTORS = ROOT / "tests" / "vectors"
 WARNINGS = ["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+# Without vptr: its check needs a descriptor, and a test leaves none.
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
 
 
 def run(arguments: Sequence[str | Path], within_s: float = 300, **environment: str) -> str:

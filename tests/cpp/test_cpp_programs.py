@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from cpp_programs import EXAMPLES, INCLUDE, WARNINGS, locked, run, run_both
-from support import ROOT
+from support import ROOT, leftovers
 
 pytestmark = pytest.mark.timeout(400)  # the first test that needs the suite compiles it
 
@@ -24,12 +26,93 @@ def test_the_header_compiles_without_a_warning(compiler: str, name: str, is_full
 
 
 def test_headers_stand_alone(compiler: str, tmp_path: Path, is_full: bool) -> None:
-    names = sorted(each.name for each in (INCLUDE / "tr_mmap").glob("*.hpp"))
+    names = sorted(each.name for each in (INCLUDE / "tr_mmap").glob("*.hpp") if "macros" not in each.name)
     for name in names if is_full else ("print.hpp",):
         source = tmp_path / "x.cpp"
         source.write_text(f"#include <tr_mmap/{name}>\n#include <tr_mmap/{name}>\nint main() {{}}\n")
         run([compiler, *WARNINGS, f"-I{INCLUDE}", "-fsyntax-only", source])
     run([compiler, *WARNINGS, "-x", "c++", "-fsyntax-only", INCLUDE / "tr_mmap" / "tr_mmap.hpp"])  # by itself
+
+
+def test_other_libraries_macros_are_set_aside_for_every_name_that_they_may_have() -> None:
+    names = {each: re.findall(rf'pragma {each}_macro\("(\w+)"\)', text) for each, text in _macro_lists().items()}
+    undefined = re.findall(r"#undef (\w+)", _macro_lists()["push"])
+    assert names["push"] == names["pop"] == undefined
+    ours: set[str] = set()
+    for path in (INCLUDE / "tr_mmap").glob("*.hpp"):
+        text = re.sub(r"//.*", "", path.read_text())
+        for body in re.findall(r"enum class \w+[^{;]*\{(.*?)\}", text, re.DOTALL):
+            ours |= set(re.findall(r"\b([A-Z][A-Z0-9_]+)\b", body))
+        ours |= set(re.findall(r"\b(?:constexpr|const) [\w:<> ]+?\b([A-Z][A-Z0-9_]+)\b *[={]", text))
+        if path.name not in ("macros_off.hpp", "macros_on.hpp", "wire.hpp"):  # those of wire.hpp are in lower case
+            assert '#include "macros_off.hpp"' in text, path.name
+            assert '#include "macros_on.hpp"' in text, path.name
+    assert ours - set(undefined) == set()
+    assert "BOOL" in ours
+    assert "CPU" in ours
+
+
+def _macro_lists() -> dict[str, str]:
+    files = {"push": "macros_off.hpp", "pop": "macros_on.hpp"}
+    return {each: (INCLUDE / "tr_mmap" / name).read_text() for each, name in files.items()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["-std=c++17", "-fno-exceptions"], "without -fno-exceptions"), (["-std=c++14"], "compile with -std=c++17")],
+)
+def test_options_without_which_it_cannot_work_are_named(
+    compiler: str, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    source = tmp_path / "x.cpp"
+    source.write_text("#include <tr_mmap/errors.hpp>\n")
+    result = subprocess.run(
+        [compiler, *flags, f"-I{INCLUDE}", "-fsyntax-only", source], capture_output=True, text=True, check=False
+    )
+    assert result.returncode != 0
+    assert message in result.stderr
+
+
+# What X11, syslog, curses, Windows and many a program define; with a value that no declaration survives.
+MACROS = """OK ERROR BUSY EXIT READY BOOL INT8 INT16 INT32 UINT8 UINT32 CPU SEALED TORN Status Data Object Device Header
+Fault Lock Clock Tensor Shape check min max move count erase clear TRUE FALSE IN OUT far near interface small DELETE"""
+
+STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"]
+
+GUEST = """
+extern "C" int open_it(const char* id) {
+    static tr::PythonSession session("default", id, true);  // ends with the library, or the process
+    session.start();
+    if (!session.wait_until_ready(60'000)) return 1;
+    tr::Tensor loan = session.empty<float>(tr::Shape(2, 2));
+    loan.fill(3);
+    return session.calculate("square", loan).data<float>()[3] == 9 ? other_part() : 2;
+}
+"""
+
+
+def test_headers_in_a_program_of_another_kind(compiler: str, tmp_path: Path, workspace: Path) -> None:
+    """A shared library, without RTTI, of C++20, of two parts, beside other libraries' macros, in a foreign process."""
+    defines = "".join(f"#define {name} +-+ no {name}\n" for name in MACROS.split())
+    undefines = "".join(f"#ifndef {name}\n#error gone\n#endif\n#undef {name}\n" for name in MACROS.split())
+    first, second, library = tmp_path / "first.cpp", tmp_path / "second.cpp", tmp_path / "guest.so"
+    first.write_text(f"{defines}#include <tr_mmap/tr_mmap.hpp>\n{undefines}int other_part();\n{GUEST}")
+    names = [each.name for each in (INCLUDE / "tr_mmap").glob("*.hpp") if "macros" not in each.name]
+    second.write_text(
+        "".join(f"#include <tr_mmap/{name}>\n" for name in sorted(names, reverse=True))
+        + "int other_part();\nint other_part() { return tr::Tensor::ones(tr::Shape(3)).numel() == 3 ? 0 : 3; }\n"
+    )
+    flags = [*STRICT, f"-I{INCLUDE}", "-fPIC", "-c"]
+    run_both(
+        [
+            [compiler, "-std=c++20", "-fno-rtti", *flags, first, "-o", first.with_suffix(".o")],
+            [compiler, "-std=c++17", "-O1", *flags, second, "-o", second.with_suffix(".o")],
+        ]
+    )
+    run([compiler, "-shared", first.with_suffix(".o"), second.with_suffix(".o"), "-o", library, "-pthread"])
+    code = f"import ctypes; raise SystemExit(ctypes.CDLL({str(library)!r}).open_it(b'guest'))"
+    run([sys.executable, "-c", code])
+    assert leftovers(workspace) == []
 
 
 EXPECTED = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import support
-from cpp_programs import SOURCES
+from cpp_programs import SOURCES, run
 from support import leftovers
 
 import tr_mmap
@@ -27,6 +28,67 @@ def test_formats_in_cpp(ask: Any) -> None:
 
 def test_sessions_from_cpp(ask: Any) -> None:
     assert " 0 failed" in ask("test", "session")
+
+
+def test_values_in_cpp(ask: Any) -> None:
+    assert " 0 failed" in ask("test", "value")
+
+
+@pytest.mark.skipif(shutil.which("localedef") is None, reason="there is no localedef")
+def test_numbers_in_cpp_where_the_decimal_point_is_a_comma(ask: Any, tmp_path: Path) -> None:
+    made = subprocess.run(
+        ["localedef", "-i", "de_DE", "-f", "UTF-8", tmp_path / "de_DE.UTF-8"], capture_output=True, check=False
+    )
+    if made.returncode > 1:  # 1 is a warning
+        pytest.skip(f"no locale can be made here: {made.stderr.decode()}")
+    assert " 0 failed" in ask("test", "value", LOCPATH=str(tmp_path), TR_TEST_LOCALE="de_DE.UTF-8")
+
+
+@pytest.mark.parametrize("way", ["global", "static", "thread_local", "atexit", "waiting", "busy", "exit", "joined"])
+def test_a_session_that_is_open_when_the_process_ends_leaves_nothing(suite: Path, way: str, workspace: Path) -> None:
+    environment = {**support.environment(), "TR_PYTHON": sys.executable}
+    result = subprocess.run(
+        [suite, "end", way], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert set(result.stdout.splitlines()) == {"Hello End"}
+    assert leftovers(workspace) == []
+
+
+def test_a_worker_stuck_in_native_code_ends_after_a_killed_controller(
+    suite: Path, workspace: Path, tmp_path: Path, is_full: bool
+) -> None:
+    """Its interpreter runs nothing any more: the kernel ends it, 16 seconds after the controller."""
+    if not is_full:
+        pytest.skip("takes 16 s; that the worker has the pipe is a test of the suite")
+    environment = {**support.environment(), "TR_PYTHON": sys.executable, "TR_TEST_FOLDER": str(tmp_path)}
+    environment["TR_TEST_WORKER"] = str(SOURCES / "worker.py")
+    process = subprocess.Popen([str(suite), "stage", "stuck"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stuck\n"
+    process.kill()
+    process.communicate()
+    assert support.processes_of(workspace)
+    deadline = time.monotonic() + 40
+    while support.processes_of(workspace) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not support.processes_of(workspace)
+    tr_mmap.sweep()
+
+
+def test_a_cpp_controller_ends_the_stuck_worker_of_a_dead_one(suite: Path, workspace: Path, tmp_path: Path) -> None:
+    """It claims the same session: no sweep and no other program is needed."""
+    environment = {**support.environment(), "TR_PYTHON": sys.executable, "TR_TEST_FOLDER": str(tmp_path)}
+    environment["TR_TEST_WORKER"] = str(SOURCES / "worker.py")
+    process = subprocess.Popen([str(suite), "stage", "stuck"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stuck\n"
+    process.kill()
+    process.communicate()
+    (orphan,) = support.processes_of(workspace)
+    assert "answered" in run([suite, "stage", "claim"], TR_TEST_WORKER=str(SOURCES / "worker.py"))
+    assert not orphan.is_running() or orphan.status() == "zombie"
+    assert leftovers(workspace) == []
 
 
 @pytest.mark.parametrize(

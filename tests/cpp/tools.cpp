@@ -6,6 +6,7 @@
 //   lowfloats              decode every code, encode many floats: for comparison with ml_dtypes
 //   fuzz COUNT SEED FOLDER OUT  load mutated files, and decode mutated messages: finds what a sanitizer or a broken promise
 //                          tells. Each file and what load_tsr made of it goes to OUT, for comparison with Python.
+//   end WAY                end in one of the ways of endings.cpp, with a session that is open
 //   stage NAME             go to a stage of a session's life, say so, and wait to be killed
 #include <sys/mman.h>
 #include <unistd.h>
@@ -278,10 +279,15 @@ int fuzz(std::uint64_t count, std::uint64_t seed, const std::string& folder, con
     while (true) ::pause();
 }
 
-[[noreturn]] void go_to(const std::string& stage) {
+void go_to(const std::string& stage) {
     PythonSession s(std::getenv("TR_TEST_WORKER"), "stage", true);
     s.start();
     if (stage == "started") say_and_wait(stage);
+    if (stage == "claim") {
+        s.wait_until_ready(30000);
+        std::cout << "answered " << s.fetch_response("pid") << std::endl;
+        return;
+    }
     s.wait_until_ready(30000);
     if (stage == "ready") say_and_wait(stage);
     Tensor loan = s.empty<float>(Shape(1000));
@@ -291,6 +297,12 @@ int fuzz(std::uint64_t count, std::uint64_t seed, const std::string& folder, con
     const Tensor result = s.fetch_tensor("lend a");
     s.fetch_response("keep a");
     if (stage == "holding") say_and_wait(stage);
+    if (stage == "stuck") {
+        s.send_request("stuck");
+        std::string log;
+        while (log.find("stuck") == std::string::npos) log = read_file(s.session_dir() + "/worker.log");
+        say_and_wait(stage);
+    }
     if (stage == "asking") {
         s.send_request("sleep 60");
         say_and_wait(stage);
@@ -311,6 +323,8 @@ int fuzz(std::uint64_t count, std::uint64_t seed, const std::string& folder, con
 
 }  // namespace
 
+int end_in(const std::string& way);
+
 int run_tool(const std::vector<std::string>& a) {
     try {
         if (a.size() == 2 && a[0] == "vectors") return check_vectors(a[1]);
@@ -318,7 +332,8 @@ int run_tool(const std::vector<std::string>& a) {
         if (a.size() == 2 && a[0] == "faults") return name_faults(a[1]);
         if (a.size() == 2 && a[0] == "lowfloats") return show_low_floats(a[1]);
         if (a.size() == 5 && a[0] == "fuzz") return fuzz(std::stoull(a[1]), std::stoull(a[2]), a[3], a[4]);
-        if (a.size() == 2 && a[0] == "stage") go_to(a[1]);
+        if (a.size() == 2 && a[0] == "stage") return go_to(a[1]), 0;
+        if (a.size() == 2 && a[0] == "end") return end_in(a[1]);
     } catch (const std::exception& error) {
         std::cerr << error.what() << std::endl;
         return 1;

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -108,6 +110,33 @@ def child(has_own_session: bool):
 @server.command("pid")
 def pid():
     return str(os.getpid())
+
+
+@server.command("look")
+def look(present: str, absent: str):
+    """What this process was started with."""
+    return f"{sys.argv[2:]} {os.getcwd()} {os.environ.get(present)} {os.environ.get(absent)}"
+
+
+@server.command("signals")
+def signals():
+    """Those that are blocked, and those that are ignored and are not by Python itself."""
+    ignored = [n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN]
+    by_python = {signal.SIGPIPE, signal.SIGXFSZ}
+    return f"{sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))} {sorted(set(ignored) - by_python)}"
+
+
+@server.command("lifeline")
+def lifeline():
+    """Whether the pipe is there whose end of life is this process's."""
+    return str(stat.S_ISFIFO(os.fstat(3).st_mode) and bool(fcntl.fcntl(3, fcntl.F_GETFL) & fcntl.FASYNC))
+
+
+@server.command("stuck")
+def stuck():
+    """Native code that keeps Python from running."""
+    print("stuck", flush=True)
+    sum(range(10**15))
 
 
 @server.command("say")

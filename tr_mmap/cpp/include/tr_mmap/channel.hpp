@@ -3,6 +3,8 @@
 #ifndef TR_MMAP_CHANNEL_HPP
 #define TR_MMAP_CHANNEL_HPP
 
+#include "macros_off.hpp"
+
 #include <semaphore.h>
 #include <time.h>
 
@@ -348,5 +350,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_CHANNEL_HPP

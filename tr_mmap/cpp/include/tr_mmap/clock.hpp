@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_CLOCK_HPP
 #define TR_MMAP_CLOCK_HPP
 
+#include "macros_off.hpp"
+
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -42,5 +44,7 @@ inline std::uint64_t now_ns() {
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_CLOCK_HPP

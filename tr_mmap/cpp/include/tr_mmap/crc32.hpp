@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_CRC32_HPP
 #define TR_MMAP_CRC32_HPP
 
+#include "macros_off.hpp"
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -49,5 +51,7 @@ inline std::uint32_t crc32(const void* data, std::size_t nbytes, std::uint32_t c
 }
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_CRC32_HPP

@@ -1,14 +1,23 @@
-// The controller's requests to its worker: one at a time, and the results that wait to be taken. Not safe for threads
-// by itself: its session holds a lock around every call. Never starts processes.
+// The controller's requests to its worker: one at a time, and the results that wait to be taken. Safe for threads;
+// never used in a fork's child.
+//
+// Two things are held. *The turn*: one thread at a time sends a request, or waits on the channel; waiting for the turn
+// ends at the call's deadline. *The mutex* guards all fields, the pool and the tags, and nobody waits for another
+// process while it is held. So what needs no turn (a loan, a tag, stats) does not wait for another thread's request.
 #ifndef TR_MMAP_DISPATCHER_HPP
 #define TR_MMAP_DISPATCHER_HPP
 
-#include <condition_variable>
+#include "macros_off.hpp"
+
+#include <atomic>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <memory>
+#include <limits>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -17,8 +26,10 @@
 #include "channel.hpp"
 #include "clock.hpp"
 #include "protocol.hpp"
+#include "results.hpp"
 #include "session_resources.hpp"
 #include "tags.hpp"
+#include "waiting.hpp"
 #include "wire.hpp"
 
 namespace tr {
@@ -27,48 +38,48 @@ namespace detail {
 using Lock = std::unique_lock<std::mutex>;
 using TensorRefs = std::vector<std::reference_wrapper<const Tensor>>;
 
-/// A response, and views of its tensors, which hold the leases.
-struct Result {
-    Response response;
-    std::vector<Tensor> tensors;
-};
-
-[[noreturn]] inline void throw_remote_error(const std::string& command, const Failure& failure) {
-    if (failure.kind == wire::failure_unknown_command) {
-        throw UnknownCommand(failure.message, command, failure.type, failure.traceback);
-    }
-    std::string message = failure.message;
-    if (failure.kind != wire::failure_bad_input) {
-        message = "'" + command + "' failed in the worker: " + failure.type + ": " + failure.message;
-        if (!failure.traceback.empty()) message += "\n\n" + failure.traceback;
-    }
-    throw RemoteError(message, command, failure.type, failure.traceback);
-}
-
 class Dispatcher {
 public:
-    Dispatcher(const std::string& session_id, const SessionOptions& options)
-        : resources_(session_id, options),
-          tags_(resources_.directory(), resources_.pool(), [this](const auto& segment) { release_later(segment); }) {}
+    using Handle = std::shared_ptr<WorkerHandle>;
 
-    SessionResources& resources() noexcept { return resources_; }
-    Tags& tags() noexcept { return tags_; }
+    Dispatcher(const std::string& session_id, const SessionOptions& options)
+        : resources_(session_id, options, changed_, [this] { pause(); }),
+          tags_(resources_.directory(), resources_.pool(), [this](const auto& segment) { release_later(segment); }) {
+        ProcessEnd::watch();
+    }
+
+    /// The directory, the process: what is safe to use without the mutex.
+    const SessionResources& resources() const noexcept { return resources_; }
+    bool is_closed() const noexcept { return is_closed_; }
 
     /// @throws SessionNotStarted there is no worker.
-    std::shared_ptr<WorkerHandle> worker() const {
-        std::shared_ptr<WorkerHandle> result = resources_.worker();
+    Handle worker() const {
+        if (is_closed_) throw_closed();
+        Handle result = resources_.worker();
         if (!result) throw SessionNotStarted("session '" + resources_.session_id() + "' has no worker; call start()");
         return result;
     }
 
-    /// Whether a request was sent and not answered.
-    bool has_pending() const noexcept { return pending_.has_value(); }
+    /// Start a worker; false if one lives.
+    bool start(const std::string& script_path, bool is_quiet) {
+        if (has_living_worker()) return false;
+        Lock lock(mutex_);
+        const Turn turn(*this, lock, forever());
+        if (!turn) throw_closed();
+        if (has_living_worker()) return false;
+        lock.unlock();
+        if (resources_.worker()) forget_worker(lock);
+        resources_.start(script_path, is_quiet);
+        return true;
+    }
 
-    /// Whether take() would find a result at once.
+    /// Whether a response waits to be taken.
     bool has_result() const {
+        const Lock lock(mutex_);
         if (!unclaimed_.empty()) return true;
-        const std::shared_ptr<WorkerHandle> worker = resources_.worker();
-        return worker && has_public_request() && worker->channel->has_message();
+        const Handle worker = resources_.worker();
+        // With the turn taken, another thread is about to take it.
+        return worker && !is_turn_taken_ && has_public_request() && worker->channel->has_message();
     }
 
     /// Send a request and take its result; no other thread can.
@@ -76,137 +87,348 @@ public:
     /// @param tensors published for this request only; their tags follow the command's words.
     /// @param has_tensors whether the result's tensors are wanted.
     Result call(const Command& command, const TensorRefs& tensors, double timeout_ms, bool has_tensors) {
-        send_request(command, tensors, timeout_ms);
+        const Wait wait{deadline_in(timeout_ms), timeout_ms, worker()};
+        Lock lock(mutex_);
+        const Turn turn(*this, lock, wait.deadline);
+        if (!turn) throw_no_turn(lock, wait, command.command);
+        check_worker(lock, wait);
+        send_request(lock, command, tensors, wait);
+        Response response;
         try {
-            return to_result(await_response(deadline_in(timeout_ms), timeout_ms), has_tensors);
+            response = await_response(lock, wait);
         } catch (...) {
+            if (!lock.owns_lock()) lock.lock();
             is_abandoned_ = true;  // if the request is still pending; the next one resets this
             throw;
         }
+        if (response.error) throw_remote_error(response.command, *response.error);
+        Result result{std::move(response)};
+        if (has_tensors) result.tensors = receive_all(result.response, wait.worker);
+        return result;
     }
 
     /// Send a request whose result any thread may take. Waits first for the response to an earlier request, whose
     /// result can still be taken.
     void send(const Command& command, double timeout_ms) {
-        send_request(command, {}, timeout_ms);
-        request_sent_.notify_all();
+        const Wait wait{deadline_in(timeout_ms), timeout_ms, worker()};
+        Lock lock(mutex_);
+        const Turn turn(*this, lock, wait.deadline);
+        if (!turn) throw_no_turn(lock, wait, command.command);
+        check_worker(lock, wait);
+        send_request(lock, command, {}, wait);
     }
 
     /// Request that the worker end, even in the middle of a request; whether it has ended in time.
     bool request_exit(double timeout_ms) {
-        const std::shared_ptr<WorkerHandle> worker = this->worker();
-        if (!worker->process->is_alive() || worker->is_over()) return true;
         const Clock::time_point deadline = deadline_in(timeout_ms);
-        Request request;
-        request.seq = next_seq();
-        request.command = wire::exit_command;
-        request.timestamp = now_ms();
-        worker->channel->send(request);  // a worker that has not attached yet finds the request when it does
+        const Handle worker = resources_.worker();
+        if (!worker || is_closed_ || !worker->process->is_alive() || worker->is_over()) return true;
+        struct Exiting {
+            explicit Exiting(std::atomic<int>& which) : count(which) { ++count; }
+            ~Exiting() { --count; }
+            std::atomic<int>& count;
+        } exiting(is_exiting_);  // another thread's next request must not take the place of this one
+        {
+            const Lock lock(mutex_);
+            Request request;
+            request.seq = next_seq();
+            request.command = wire::exit_command;
+            request.timestamp = now_ms();
+            worker->channel->send(request);  // a worker that has not attached yet finds the request when it does
+        }
         return worker->process->wait(deadline);
     }
 
-    /// Wait for the response to the pending request, and keep the result for the thread that takes it.
-    void settle(double timeout_ms) {
-        if (!pending_) return;
-        const bool is_abandoned = is_abandoned_;
-        Response response = await_response(deadline_in(timeout_ms), timeout_ms);
-        if (is_abandoned) return;
-        // Now: at the next request the worker may reuse the memory of a result that has no lease.
-        std::vector<Tensor> tensors = receive_all(response);
-        unclaimed_.push_back({std::move(response), std::move(tensors)});
+    /// Wait for a status; nothing when the time is over.
+    template <class Until>
+    std::optional<Status> wait_status(Until until, double timeout_ms) {
+        const Wait wait{deadline_in(timeout_ms), timeout_ms, worker()};
+        Lock lock(mutex_);
+        const Turn turn(*this, lock, wait.deadline);
+        if (!turn) return leave_quietly(wait);
+        check_worker(lock, wait);
+        return wait_status(lock, until, wait);
+    }
+
+    /// Wait until the pending request is answered, and keep its result; whether it went well. False when the time is
+    /// over.
+    bool wait_until_ok(double timeout_ms) {
+        const Wait wait{deadline_in(timeout_ms), timeout_ms, worker()};
+        Lock lock(mutex_);
+        const Turn turn(*this, lock, wait.deadline);
+        if (!turn) return leave_quietly(wait).has_value();
+        check_worker(lock, wait);
+        try {
+            settle(lock, wait);  // until it is answered the status may be that of the request before it
+        } catch (const ResponseTimeout&) {
+            return false;
+        }
+        const auto is_done = [](Status s) { return s == Status::OK || s == Status::ERROR; };
+        return wait_status(lock, is_done, wait) == Status::OK;
     }
 
     /// The oldest result that was not taken. If there is no request, waits for one that another thread may send.
-    Result take(Lock& lock, double timeout_ms, bool has_tensors) {
+    Result take(double timeout_ms, bool has_tensors) {
+        const Wait wait{deadline_in(timeout_ms), timeout_ms, worker()};
+        Lock lock(mutex_);
+        while (true) {
+            const std::uint64_t seen = changed_->count();
+            if (!unclaimed_.empty()) return take_kept(has_tensors, wait);
+            if (is_closed_) throw_closed();
+            const bool is_ours = !is_turn_taken_ && has_public_request();
+            if (is_ours || wait.worker->is_over()) {
+                const Turn turn(*this, lock, wait.deadline);
+                if (!turn) throw_no_turn(lock, wait, "");
+                check_worker(lock, wait);
+                if (!unclaimed_.empty()) continue;
+                if (!has_public_request()) {
+                    if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);
+                    continue;
+                }
+                Response response = await_response(lock, wait);
+                if (response.error) throw_remote_error(response.command, *response.error);
+                unclaimed_.push_front({std::move(response), {}, {}, true});
+                has_to_receive_ = true;  // if take_kept() cannot
+                return take_kept(has_tensors, wait);
+            }
+            if (Clock::now() >= wait.deadline) {
+                if (is_turn_taken_) throw_no_turn(lock, wait, "");
+                throw ResponseTimeout("no request was made, so no response came within " + whole(timeout_ms) +
+                                          " ms; call send_request first",
+                                      timeout_ms, "");
+            }
+            lock.unlock();
+            changed_->wait(seen, wait.deadline);
+            lock.lock();
+        }
+    }
+
+    /// The text of the oldest result, if there is one.
+    std::string take_text_now() {
         worker();
-        const Clock::time_point deadline = deadline_in(timeout_ms);
-        if (unclaimed_.empty() && !has_public_request()) {
-            request_sent_.wait_until(
-                lock, deadline, [this] { return !unclaimed_.empty() || has_public_request() || !resources_.worker(); });
-            worker();  // the session may have been closed meanwhile
-        }
-        if (!unclaimed_.empty()) {
-            Result result = std::move(unclaimed_.front());
-            unclaimed_.pop_front();
-            if (result.response.error) throw_remote_error(result.response.command, *result.response.error);
-            return result;
-        }
-        if (!has_public_request()) {
-            throw ResponseTimeout("no request was made, so no response came within " + whole(timeout_ms) +
-                                      " ms; call send_request first",
-                                  timeout_ms, "");
-        }
-        return to_result(await_response(deadline, timeout_ms), has_tensors);
+        return has_result() ? take(0, false).response.result : "";
     }
 
     /// Put back a result that is not what its taker wanted; the next one takes it.
-    void put_back(Result result) { unclaimed_.push_front(std::move(result)); }
-
-    /// Forget the worker, so that start() works again, and throw how it ended.
-    [[noreturn]] void throw_worker_died() {
-        std::optional<int> code;
-        std::string tail;
-        {
-            const std::shared_ptr<WorkerHandle> worker = this->worker();
-            worker->process->wait(deadline_in(1000));  // the watch may be faster than the kernel's bookkeeping
-            code = worker->process->exit_code();
-            tail = worker->process->log_tail();
-        }
-        forget_worker();
-        const std::string how = !code      ? "with status unknown"
-                                : *code < 0 ? "killed by signal " + std::to_string(-*code)
-                                            : "status " + std::to_string(*code);
-        const std::string output = tail.empty() ? "; it printed nothing" : "; its last output:\n" + tail;
-        const bool is_wrong_python = tail.find("No module named") != std::string::npos;
-        throw WorkerDied("the worker of session '" + resources_.session_id() + "' ended (" + how + ")" + output +
-                             (is_wrong_python
-                                  ? "\nTR_PYTHON, or SessionOptions::python, names the Python that runs it"
-                                  : ""),
-                         code, tail);
+    void put_back(Result result) {
+        const Lock lock(mutex_);
+        unclaimed_.push_front(std::move(result));
+        changed_->raise();
     }
 
-    /// Forget a worker that has ended; tags stay, for the next one.
-    void forget_worker() {
-        resources_.forget_worker();
-        forget_requests();
-        resources_.pool().reader_died();
-        tags_.announce_all_again();
+    // -- tensors ------------------------------------------------------------------------------------------------------
+
+    void send_tensor(const Tensor& tensor, const std::string& tag) {
+        const Lock lock = open();
+        tags_.put(tag, resources_.pool().publish(tensor));
+    }
+    void drop_tensor(const std::string& tag) {
+        const Lock lock = open();
+        tags_.drop(tag);
+    }
+    Tensor empty(const Shape& shape, DType dtype) {
+        const Lock lock = open();
+        return resources_.pool().empty(shape, dtype);
+    }
+    PoolStats stats() {
+        const Lock lock = open();
+        return resources_.pool().stats();
     }
 
-    /// End the worker, remove the session, and wake the threads that wait for a request.
+    // -- end ----------------------------------------------------------------------------------------------------------
+
+    /// End the worker, remove the session, and end the waits of all threads. Idempotent; returns when it is done, also
+    /// if another thread does it.
     void close() noexcept {
-        forget_requests();
+        is_closed_ = true;
+        changed_->raise();
+        if (const Handle last = resources_.worker()) last->channel->wake();
+        Lock lock(mutex_);
+        while (is_turn_taken_) wait_for_change(lock, forever());
+        if (is_gone_) return;
+        is_turn_taken_ = true;
+        try {
+            forget_requests();
+        } catch (const std::bad_alloc&) {
+            // The pool had no memory to note that its segments are free. It goes with them.
+        }
+        lock.unlock();
         resources_.release();
-        request_sent_.notify_all();
+        lock.lock();
+        is_turn_taken_ = false;
+        is_gone_ = true;
+        changed_->raise();
+    }
+
+    /// Called by a thread whose wait was ended by close(), before it goes on with an error. If the process is ending,
+    /// its static objects go now, and a thread that did not expect that error would end the process in a worse way. So
+    /// the error comes only if there still is a process a second after the session is gone.
+    void outlast_process_end() const {
+        if (!ProcessEnd::is_elsewhere()) return;
+        const Clock::time_point latest = deadline_in(5000);
+        while (!is_gone_ && Clock::now() < latest) sleep_s(0.01);
+        sleep_s(1);
     }
 
 private:
+    /// A call's deadline, what its caller gave for it, and the worker that it talks to.
+    struct Wait {
+        Clock::time_point deadline;
+        double timeout_ms;
+        Handle worker;
+    };
+
+    /// The turn, from its construction with the mutex held until its end, if it came in time and the session lives.
+    class Turn {
+    public:
+        Turn(Dispatcher& owner, Lock& lock, Clock::time_point deadline) : owner_(owner), lock_(lock) {
+            while (owner.is_turn_taken_ && !owner.is_closed_ && Clock::now() < deadline) {
+                owner.wait_for_change(lock, deadline);
+            }
+            has_it_ = !owner.is_turn_taken_ && !owner.is_closed_;
+            if (has_it_) owner.is_turn_taken_ = true;
+        }
+        Turn(const Turn&) = delete;
+        Turn& operator=(const Turn&) = delete;
+        ~Turn() {
+            if (!has_it_) return;
+            if (!lock_.owns_lock()) lock_.lock();
+            owner_.is_turn_taken_ = false;
+            owner_.changed_->raise();
+        }
+        explicit operator bool() const noexcept { return has_it_; }
+
+    private:
+        Dispatcher& owner_;
+        Lock& lock_;
+        bool has_it_ = false;
+    };
+
+    Lock open() {
+        if (is_closed_) throw_closed();
+        Lock lock(mutex_);
+        if (is_closed_) throw_closed();
+        resources_.pool().set_latest(forever());
+        return lock;
+    }
+
+    void wait_for_change(Lock& lock, Clock::time_point deadline) {
+        const std::uint64_t seen = changed_->count();  // before the mutex is released: no change is missed
+        lock.unlock();
+        changed_->wait(seen, deadline);
+        lock.lock();
+    }
+
+    /// The pool waits for room, with the mutex held: let the other threads go on for a moment.
+    void pause() {
+        mutex_.unlock();
+        sleep_s(0.001);
+        mutex_.lock();
+        if (is_closed_) throw_closed();
+    }
+
+    bool has_living_worker() const {
+        const Handle worker = resources_.worker();
+        return worker && worker->process->is_alive();
+    }
+
     /// Whether a request was sent whose result any thread may take.
     bool has_public_request() const { return pending_ && !is_abandoned_; }
 
     std::uint32_t next_seq() { return seq_ = seq_ % wire::max_message_seq + 1; }
 
-    static std::string whole(double ms) { return std::to_string(static_cast<long long>(ms)); }
+    static Clock::time_point forever() { return deadline_in(std::numeric_limits<double>::infinity()); }
 
-    void send_request(const Command& command, const TensorRefs& tensors, double timeout_ms) {
-        const std::shared_ptr<WorkerHandle> worker = this->worker();
-        if (pending_) settle(timeout_ms);
-        if (worker->is_over()) throw_worker_died();
+    // -- how a wait fails ------------------------------------------------------------------------------------------
+
+    [[noreturn]] void throw_closed() const {
+        throw SessionNotStarted("session '" + resources_.session_id() + "' was closed; call start()");
+    }
+
+    [[noreturn]] void throw_no_turn(Lock& lock, const Wait& wait, const std::string& command) {
+        if (is_closed_) throw_closed();
+        const std::string pending = pending_ ? pending_->command : "";
+        lock.unlock();
+        if (wait.worker->is_over()) throw died_error(*wait.worker, resources_.session_id());
+        const std::string what = command.empty() ? "a response" : "'" + command + "'";
+        throw ResponseTimeout(what + " did not get its turn within " + whole(wait.timeout_ms) +
+                                  " ms: another thread's request is under way" +
+                                  (pending.empty() ? "" : "; " + describe(*wait.worker, pending)),
+                              wait.timeout_ms, command);
+    }
+
+    /// No turn, in a wait that says so with its result.
+    std::optional<Status> leave_quietly(const Wait& wait) const {
+        if (is_closed_) throw_closed();
+        if (wait.worker->is_over()) throw died_error(*wait.worker, resources_.session_id());
+        return {};
+    }
+
+    /// Forget the worker, so that start() works again, and throw how it ended. The turn is held.
+    [[noreturn]] void throw_worker_died(Lock& lock, const Handle& worker) {
+        lock.unlock();
+        const WorkerDied error = died_error(*worker, resources_.session_id());
+        if (resources_.worker() == worker) forget_worker(lock);
+        throw error;
+    }
+
+    /// Forget a worker that has ended; tags stay, for the next one. The turn is held, the mutex is not.
+    void forget_worker(Lock& lock) {
+        resources_.forget_worker();
+        lock.lock();
+        forget_requests();
+        resources_.pool().reader_died();
+        tags_.announce_all_again();
+        lock.unlock();
+    }
+
+    /// Throw if the worker has ended and was forgotten while this thread waited for its turn.
+    void check_worker(Lock& lock, const Wait& wait) const {
+        if (resources_.worker() == wait.worker) return;
+        lock.unlock();
+        if (is_closed_) throw_closed();
+        throw died_error(*wait.worker, resources_.session_id());
+    }
+
+    // -- with the turn and the mutex held --------------------------------------------------------------------------
+
+    template <class Until>
+    std::optional<Status> wait_status(Lock& lock, Until until, const Wait& wait) {
+        lock.unlock();
+        const auto status = wait.worker->channel->wait_status(
+            until, wait.deadline, [&] { return is_closed_ || wait.worker->is_over(); });
+        lock.lock();
+        if (status) return status;
+        if (is_closed_) throw_closed();
+        if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);
+        return {};
+    }
+
+    void send_request(Lock& lock, const Command& command, const TensorRefs& tensors, const Wait& wait) {
+        settle(lock, wait);
+        if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);
+        if (is_exiting_) {
+            throw SessionNotStarted("session '" + resources_.session_id() + "' is about to end: please_exit() runs");
+        }
         Request request;
         request.command = command.command;
         request.parameters = command.parameters;
         request.timestamp = now_ms();
-        tags_.announce(request);
         std::vector<SegmentPool::SegmentPtr> arguments;
         try {
+            std::vector<TensorRef> refs;
             for (const Tensor& tensor : tensors) {
                 const std::string tag = wire::argument_tag_prefix + std::to_string(arguments.size());
+                resources_.pool().set_latest(wait.deadline);
                 arguments.push_back(resources_.pool().publish(tensor));
-                request.tensors.push_back({tag, arguments.back()->name, arguments.back()->seq});
+                refs.push_back({tag, arguments.back()->name, arguments.back()->seq});
                 request.parameters += (request.parameters.empty() ? "" : " ") + tag;
             }
+            // After publish(), which lets other threads go on while it waits for room: they may send tags.
+            tags_.announce(request);
+            request.tensors.insert(request.tensors.end(), refs.begin(), refs.end());
             request.seq = next_seq();
-            worker->channel->send(request);
+            wait.worker->channel->send(request);
         } catch (...) {
             for (const auto& segment : arguments) resources_.pool().release(segment);
             throw;
@@ -216,23 +438,36 @@ private:
         in_flight_ = std::move(arguments);
     }
 
-    Response await_response(Clock::time_point deadline, double timeout_ms) {
-        const std::shared_ptr<WorkerHandle> worker = this->worker();
+    /// Wait for the response to the pending request, if there is one. The mutex is released meanwhile.
+    Response await_response(Lock& lock, const Wait& wait) {
         Response response;
         do {
             std::optional<std::string> raw;
+            lock.unlock();
             try {
-                raw = worker->channel->receive(deadline, [&] { return worker->is_over(); });
+                const auto is_in_vain = [&] { return is_closed_ || wait.worker->is_over(); };
+                raw = wait.worker->channel->receive(wait.deadline, is_in_vain);
                 if (raw) response = decode_response(*raw);
             } catch (const BadMessage&) {
+                lock.lock();
                 finish_request();  // no other response to it will come
                 throw;
+            } catch (...) {
+                lock.lock();
+                throw;
             }
+            lock.lock();
             if (!raw) {
-                if (worker->is_over()) throw_worker_died();
-                throw ResponseTimeout("no response to '" + pending_->command + "' within " + whole(timeout_ms) +
-                                          " ms; give it more time, or terminate() and start() the worker",
-                                      timeout_ms, pending_->command);
+                if (is_closed_) throw_closed();
+                if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);
+                const std::string command = pending_->command;
+                lock.unlock();
+                const ResponseTimeout error("no response to '" + command + "' within " + whole(wait.timeout_ms) +
+                                                " ms; " + describe(*wait.worker, command) +
+                                                "; give it more time, or terminate() and start() the worker",
+                                            wait.timeout_ms, command);
+                lock.lock();
+                throw error;
             }
         } while (response.seq != pending_->seq);  // else it is the response to an earlier request
         tags_.acknowledged(*pending_);
@@ -240,17 +475,54 @@ private:
         return response;
     }
 
-    Result to_result(Response response, bool has_tensors) {
-        if (response.error) throw_remote_error(response.command, *response.error);
-        std::vector<Tensor> tensors;
-        if (has_tensors) tensors = receive_all(response);
-        return {std::move(response), std::move(tensors)};
+    /// Receive the response to the pending request, and keep the result for the thread that takes it. What is wrong
+    /// with that response is its taker's to learn.
+    ///
+    /// @throws SystemError a limit was in the way: call it again, before the next request.
+    void settle(Lock& lock, const Wait& wait) {
+        if (pending_) {
+            const bool is_abandoned = is_abandoned_;
+            Result result;
+            try {
+                result.response = await_response(lock, wait);
+                result.is_to_be_received = true;
+            } catch (const BadMessage&) {
+                result.fault = std::current_exception();
+            }
+            if (!is_abandoned) unclaimed_.push_back(std::move(result));
+            has_to_receive_ = true;
+        }
+        if (!has_to_receive_) return;
+        // Now: at the next request the worker may reuse the memory of a result that has no lease.
+        for (Result& each : unclaimed_) receive(each, wait.worker);
+        has_to_receive_ = false;
     }
 
-    std::vector<Tensor> receive_all(const Response& response) {
+    /// Receive a kept result's tensors, unless that was done.
+    void receive(Result& result, const Handle& worker) {
+        if (!result.is_to_be_received) return;
+        try {
+            if (!result.response.error) result.tensors = receive_all(result.response, worker);
+        } catch (const SystemError&) {
+            throw;  // no descriptor left, say: they are still there
+        } catch (const TRException&) {
+            result.fault = std::current_exception();
+        }
+        result.is_to_be_received = false;
+    }
+
+    /// The oldest kept result.
+    Result take_kept(bool has_tensors, const Wait& wait) {
+        if (has_tensors) receive(unclaimed_.front(), wait.worker);
+        Result result = std::move(unclaimed_.front());
+        unclaimed_.pop_front();
+        if (result.fault) std::rethrow_exception(result.fault);
+        if (result.response.error) throw_remote_error(result.response.command, *result.response.error);
+        return result;
+    }
+
+    static std::vector<Tensor> receive_all(const Response& response, const Handle& worker) {
         std::vector<Tensor> tensors;
-        if (response.tensors.empty()) return tensors;
-        const std::shared_ptr<WorkerHandle> worker = this->worker();
         for (const TensorRef& ref : response.tensors) tensors.push_back(worker->reader.receive(ref));
         return tensors;
     }
@@ -274,17 +546,25 @@ private:
         unclaimed_.clear();
     }
 
+    const std::shared_ptr<Signal> changed_ = std::make_shared<Signal>();  // of anything that a thread may wait for
+    mutable std::mutex mutex_;
+    bool is_turn_taken_ = false;
+    std::atomic<bool> is_closed_{false};  // for good; all waits end
+    std::atomic<int> is_exiting_{0};      // threads in request_exit()
+    std::atomic<bool> is_gone_{false};    // nothing of the session is left
     SessionResources resources_;
     Tags tags_;
-    std::condition_variable request_sent_;  // or the session was closed
     std::uint32_t seq_ = 0;
     std::optional<Request> pending_;                  // sent and not answered
     bool is_abandoned_ = false;                       // no thread waits for the pending request's response any more
     std::vector<SegmentPool::SegmentPtr> in_flight_;  // what the worker may still read for the pending request
     std::deque<Result> unclaimed_;                    // results that were not taken
+    bool has_to_receive_ = false;                     // the tensors of one of them, perhaps
 };
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_DISPATCHER_HPP

@@ -3,6 +3,8 @@
 #ifndef TR_MMAP_DTYPE_HPP
 #define TR_MMAP_DTYPE_HPP
 
+#include "macros_off.hpp"
+
 #include <complex>
 #include <cstddef>
 #include <cstdint>
@@ -135,5 +137,7 @@ constexpr DType dtype_of() {
 static_assert(sizeof(bool) == 1, "a TSR bool is one byte");
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_DTYPE_HPP

@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_DTYPE_TABLE_HPP
 #define TR_MMAP_DTYPE_TABLE_HPP
 
+#include "macros_off.hpp"
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -66,5 +68,7 @@ inline constexpr std::array<DTypeInfo, 20> dtype_table = {{
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_DTYPE_TABLE_HPP

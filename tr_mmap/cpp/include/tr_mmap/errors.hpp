@@ -3,6 +3,15 @@
 #ifndef TR_MMAP_ERRORS_HPP
 #define TR_MMAP_ERRORS_HPP
 
+#if !defined(__cplusplus) || __cplusplus < 201703L
+#error "tr_mmap needs C++17 or later: compile with -std=c++17"
+#endif
+#ifndef __cpp_exceptions
+#error "tr_mmap reports every error as an exception: compile without -fno-exceptions"
+#endif
+
+#include "macros_off.hpp"
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -129,10 +138,23 @@ public:
     SystemError(const std::string& what, int error_code)
         : TRException(what + ": " + std::strerror(error_code)), code(error_code) {}
     int code;  // errno
+
+protected:
+    SystemError(const std::string& what, int error_code, const std::string& advice)
+        : TRException(what + ": " + std::strerror(error_code) + "; " + advice), code(error_code) {}
+};
+
+/// A limit of the system or of this process was reached, other than room for a tensor.
+class SystemLimit : public SystemError {
+public:
+    SystemLimit(const std::string& what, int error_code, std::string which, const std::string& advice)
+        : SystemError(what, error_code, advice), limit(std::move(which)) {}
+    // "vm.max_map_count", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_AS", "RLIMIT_NPROC" or "fs.file-max".
+    std::string limit;
 };
 
 /// There is no room for a tensor, on the file system or in the pool's budget.
-class OutOfSpace : public TRException {
+class OutOfSpace : public virtual TRException {  // virtual: RemoteOutOfSpace is a RemoteError too
 public:
     OutOfSpace(const std::string& message, std::uint64_t needed, std::uint64_t free)
         : TRException(message), needed_nbytes(needed), free_nbytes(free) {}
@@ -177,7 +199,7 @@ public:
     ResponseTimeout(const std::string& message, double waited_ms, std::string which_command)
         : TRException(message), timeout_ms(waited_ms), command(std::move(which_command)) {}
     double timeout_ms;
-    std::string command;
+    std::string command;  // that was not answered; "" if none was under way
 };
 
 /// The worker ended, maybe before it was ready.
@@ -190,7 +212,7 @@ public:
 };
 
 /// A handler in the worker failed.
-class RemoteError : public TRException {
+class RemoteError : public virtual TRException {
 public:
     RemoteError(const std::string& message, std::string which_command, std::string type, std::string traceback)
         : TRException(message),
@@ -205,7 +227,19 @@ public:
 /// The worker has no such command.
 class UnknownCommand : public RemoteError {
 public:
-    using RemoteError::RemoteError;
+    UnknownCommand(const std::string& message, std::string which_command, std::string type, std::string traceback)
+        : TRException(message),
+          RemoteError(message, std::move(which_command), std::move(type), std::move(traceback)) {}
+};
+
+/// There was no room for a tensor in the worker.
+class RemoteOutOfSpace : public RemoteError, public OutOfSpace {
+public:
+    RemoteOutOfSpace(const std::string& message, std::string which_command, std::string type, std::string traceback,
+                     std::uint64_t needed, std::uint64_t free)
+        : TRException(message),
+          RemoteError(message, std::move(which_command), std::move(type), std::move(traceback)),
+          OutOfSpace(message, needed, free) {}
 };
 
 /// The response does not have what its taker wanted, a tensor say.
@@ -223,5 +257,7 @@ public:
 };
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_ERRORS_HPP

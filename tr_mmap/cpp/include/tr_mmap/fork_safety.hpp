@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_FORK_SAFETY_HPP
 #define TR_MMAP_FORK_SAFETY_HPP
 
+#include "macros_off.hpp"
+
 #include <pthread.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -50,5 +52,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_FORK_SAFETY_HPP

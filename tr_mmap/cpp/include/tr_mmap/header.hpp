@@ -6,6 +6,8 @@
 #ifndef TR_MMAP_HEADER_HPP
 #define TR_MMAP_HEADER_HPP
 
+#include "macros_off.hpp"
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -342,5 +344,7 @@ inline Header decode_header(const void* data, std::size_t nbytes, std::optional<
 }
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_HEADER_HPP

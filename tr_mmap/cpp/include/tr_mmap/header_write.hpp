@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_HEADER_WRITE_HPP
 #define TR_MMAP_HEADER_WRITE_HPP
 
+#include "macros_off.hpp"
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -114,5 +116,7 @@ inline std::vector<std::byte> encode_header(const Header& header) {
 }
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_HEADER_WRITE_HPP

@@ -4,6 +4,8 @@
 #ifndef TR_MMAP_IDENTIFIERS_HPP
 #define TR_MMAP_IDENTIFIERS_HPP
 
+#include "macros_off.hpp"
+
 #include <algorithm>
 #include <cstddef>
 #include <string>
@@ -89,5 +91,7 @@ inline void check_session_id(const std::string& session_id) {
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_IDENTIFIERS_HPP

@@ -5,6 +5,8 @@
 #ifndef TR_MMAP_IDENTITY_HPP
 #define TR_MMAP_IDENTITY_HPP
 
+#include "macros_off.hpp"
+
 #include <dirent.h>
 #include <poll.h>
 #include <signal.h>
@@ -34,6 +36,7 @@ namespace detail {
 /// The state of a process; all fields are from the same moment.
 struct Stat {
     std::uint64_t start_ticks = 0;
+    char state = '?';       // proc(5): R runs, S sleeps, D waits for a device, T is stopped
     bool is_ended = false;  // a zombie, or being removed
     pid_t parent = 0;
     pid_t session = 0;
@@ -56,12 +59,27 @@ inline std::optional<Stat> stat_of(std::int64_t pid) {
     const auto number = [&](std::size_t field) { return std::strtoll(fields[field - 3].c_str(), nullptr, 10); };
     const char state = fields[0][0];
     Stat seen;
+    seen.state = state;
     seen.start_ticks = static_cast<std::uint64_t>(number(22));
     // A main thread that ended before the others makes a zombie's state of a living process.
     seen.is_ended = (state == 'Z' || state == 'X' || state == 'x') && number(20) <= 1;
     seen.parent = static_cast<pid_t>(number(4));
     seen.session = static_cast<pid_t>(number(6));
     return seen;
+}
+
+/// What a process is doing, in words.
+inline const char* state_of(std::int64_t pid) {
+    const auto seen = stat_of(pid);
+    if (!seen || seen->is_ended) return "ended";
+    switch (seen->state) {
+        case 'R': return "running";
+        case 'S': return "sleeping";
+        case 'D': return "waiting for a device";
+        case 'T': return "stopped";
+        case 't': return "stopped by a debugger";
+        default: return "in an unknown state";
+    }
 }
 
 /// Every process that we may see, by pid.
@@ -80,7 +98,8 @@ inline std::map<pid_t, Stat> all_stats() {
 }
 
 inline const std::string& boot_id() {
-    static const std::string id = std::string(strip(read_proc("/proc/sys/kernel/random/boot_id", 64)));
+    // Never destroyed: a session may be a global, and end after all static objects that are younger.
+    static const std::string& id = *new std::string(strip(read_proc("/proc/sys/kernel/random/boot_id", 64)));
     return id;
 }
 
@@ -190,5 +209,7 @@ inline void send_signal(const Identity& identity, int number) {
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_IDENTITY_HPP

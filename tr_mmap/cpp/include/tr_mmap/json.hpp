@@ -2,11 +2,11 @@
 #ifndef TR_MMAP_JSON_HPP
 #define TR_MMAP_JSON_HPP
 
-#include <cmath>
+#include "macros_off.hpp"
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <string>
 #include <string_view>
@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "errors.hpp"
+#include "numbers.hpp"
 
 namespace tr {
 namespace json {
@@ -189,7 +190,7 @@ private:
             }
             if (fits && is_negative && size == most + 1) return Value{std::numeric_limits<std::int64_t>::min()};
         }
-        return Value{std::strtod(std::string(text_.substr(start, at_ - start)).c_str(), nullptr)};
+        return Value{tr::detail::real_of(text_.substr(start, at_ - start))};
     }
 
     unsigned hex4() {
@@ -296,5 +297,7 @@ inline void append_string(std::string& out, std::string_view text) {
 
 }  // namespace json
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_JSON_HPP

@@ -2,18 +2,23 @@
 #ifndef TR_MMAP_LAUNCH_HPP
 #define TR_MMAP_LAUNCH_HPP
 
+#include "macros_off.hpp"
+
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <iterator>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
+#include "options.hpp"
 #include "process.hpp"
 #include "wire.hpp"
 #include "workspace.hpp"
@@ -32,7 +37,8 @@ inline std::string package_dir() {
 #ifdef TR_MMAP_PACKAGE_DIR
     const std::string package = TR_MMAP_PACKAGE_DIR;
 #else
-    const std::string own = std::filesystem::absolute(__FILE__).lexically_normal().string();
+    std::error_code error;
+    const std::string own = std::filesystem::absolute(__FILE__, error).lexically_normal().string();
     const std::string package = directory_of(directory_of(directory_of(directory_of(own))));
 #endif
     return is_file(package + "/worker/__main__.py") ? package : "";  // what ``-m tr_mmap.worker`` runs
@@ -47,27 +53,58 @@ inline std::string python_of(const std::string& package) {
 }
 
 /// Throw ScriptNotFound unless a worker can be started from it.
+///
+/// @param script_path absolute, or wire::default_worker.
 inline void check_script(const std::string& script_path) {
     if (script_path == wire::default_worker || is_file(script_path)) return;
-    throw ScriptNotFound("the worker's script '" + script_path + "' is no file (seen from " +
-                             std::filesystem::current_path().string() + "); give the path of a Python script, or \"" +
-                             wire::default_worker + "\"",
+    throw ScriptNotFound("the worker's script '" + script_path + "' is no file; give the path of a Python script, or '" +
+                             wire::default_worker + "'",
                          script_path);
 }
 
-/// The worker's environment, "NAME=value" each: this process's, but for what only the worker's own controller may set.
-inline std::vector<std::string> environment(const std::string& package, const std::string& workspace_root) {
-    constexpr const char* replaced[] = {"PYTHONPATH",
-                                        "PYTHONUNBUFFERED",
-                                        "PYTHONFAULTHANDLER",
-                                        wire::workspace_variable,
-                                        wire::worker_mark_variable,
-                                        wire::secret_fd_variable,
-                                        wire::lifeline_fd_variable};
-    std::vector<std::string> result;
+/// A program as posix_spawnp finds it from any directory.
+inline std::string resolved_program(const std::string& program) {
+    return program.find('/') == std::string::npos ? program : absolute_path(program);
+}
+
+/// The options of a session, checked, and with relative paths resolved: later a change of directory changes nothing.
+inline SessionOptions resolved(SessionOptions options) {
+    if (!(options.block_ms >= 0)) {
+        throw BadMessage("SessionOptions::block_ms is a time in milliseconds, 0 or more", "block_ms");
+    }
+    options.python = resolved_program(options.python);
+    if (!options.cwd.empty()) options.cwd = absolute_path(options.cwd);
+    return options;
+}
+
+/// A session's script with its path resolved.
+inline std::string resolved_script(const std::string& script_path) {
+    return script_path == wire::default_worker || script_path.empty() ? script_path : absolute_path(script_path);
+}
+
+/// The worker's environment, "NAME=value" each: this process's, changed as the options say, but for what only the
+/// worker's own controller may set.
+///
+/// @param is_default whether it is the worker that ships with tr_mmap. What that one runs is not for this process's
+///     PYTHONPATH to say.
+inline std::vector<std::string> environment(const SessionOptions& options, bool is_default, const std::string& package,
+                                            const std::string& workspace_root) {
+    std::map<std::string, std::string> variables;
     for (char** each = environ; each && *each; ++each) {
-        const std::string_view name = std::string_view(*each).substr(0, std::string_view(*each).find('='));
-        if (std::find(std::begin(replaced), std::end(replaced), name) == std::end(replaced)) result.emplace_back(*each);
+        const std::string_view text = *each;
+        const std::size_t equals = text.find('=');
+        if (equals != std::string_view::npos) variables.emplace(text.substr(0, equals), text.substr(equals + 1));
+    }
+    if (is_default) variables.erase("PYTHONPATH");
+    for (const auto& [name, value] : options.env) {
+        if (name.empty() || name.find_first_of(std::string_view("=\0", 2)) != std::string::npos ||
+            (value && value->find('\0') != std::string::npos)) {
+            throw BadMessage("SessionOptions::env: '" + name + "' is no name of an environment variable, or its value "
+                             "has a zero byte",
+                             name);
+        }
+        if (value) variables[name] = *value;
+        else variables.erase(name);
     }
     std::string paths;
     const auto add = [&](const std::string& path) { paths += (paths.empty() ? "" : ":") + path; };
@@ -77,41 +114,61 @@ inline std::vector<std::string> environment(const std::string& package, const st
         // Never another Python's site-packages: packages there may not fit the Python that runs the worker.
         if (parent.find("-packages") == std::string::npos) add(parent);
     }
-    const char* inherited = std::getenv("PYTHONPATH");
-    if (inherited && *inherited) add(inherited);
-    if (!paths.empty()) result.push_back("PYTHONPATH=" + paths);
-    result.push_back("PYTHONUNBUFFERED=1");    // else a killed worker's last output is lost with its buffers
-    result.push_back("PYTHONFAULTHANDLER=1");  // a crash in native code leaves its stack in the log
-    result.push_back(std::string(wire::workspace_variable) + "=" + workspace_root);
+    const std::string& inherited = variables["PYTHONPATH"];  // relative to our directory, whatever the worker's is
+    for (std::size_t at = 0; at < inherited.size();) {
+        const std::size_t end = std::min(inherited.find(':', at), inherited.size());
+        const std::string each = inherited.substr(at, end - at);
+        if (!each.empty()) add(options.cwd.empty() ? each : absolute_path(each));
+        at = end + 1;
+    }
+    variables["PYTHONPATH"] = paths;
+    if (paths.empty()) variables.erase("PYTHONPATH");
+    variables["PYTHONUNBUFFERED"] = "1";    // else a killed worker's last output is lost with its buffers
+    variables["PYTHONFAULTHANDLER"] = "1";  // a crash in native code leaves its stack in the log
+    variables[wire::workspace_variable] = workspace_root;
+    // Those of this process's own controller, if it is a worker; the worker's own are added when it is started.
+    for (const char* name : {wire::worker_mark_variable, wire::secret_fd_variable, wire::lifeline_fd_variable}) {
+        variables.erase(name);
+    }
+    std::vector<std::string> result;
+    for (const auto& [name, value] : variables) result.push_back(name + "=" + value);
     return result;
 }
 
 /// Start the worker of a session that is ready for it.
 ///
-/// @param python the interpreter; if "", $TR_PYTHON, else the one that the package is installed in, else python3.
-/// @throws ScriptNotFound there is no such script or interpreter.
+/// @param script_path resolved, see resolved_script().
+/// @param options resolved, see resolved().
+/// @throws ScriptNotFound there is no such script, interpreter or working directory.
 inline std::shared_ptr<WorkerProcess> launch(const std::string& script_path, const std::string& session_id,
-                                             const Workspace& workspace, const std::string& python,
+                                             const Workspace& workspace, const SessionOptions& options,
                                              const std::string& mark, bool is_quiet) {
     check_script(script_path);
+    const bool is_default = script_path == wire::default_worker;
     const std::string package = package_dir();
     const char* chosen = std::getenv("TR_PYTHON");
-    std::string program = python;
-    if (program.empty() && chosen) program = chosen;
+    std::string program = options.python;
+    if (program.empty() && chosen) program = resolved_program(chosen);
     if (program.empty()) program = python_of(package);
     if (program.empty()) program = "python3";
-    std::vector<std::string> argv = {program};
-    if (script_path == wire::default_worker) {
-        argv.insert(argv.end(), {"-m", "tr_mmap.worker"});
-    } else {
-        argv.push_back(std::filesystem::absolute(script_path).string());
+    std::error_code none;
+    if (!options.cwd.empty() && !std::filesystem::is_directory(options.cwd, none)) {
+        throw ScriptNotFound("SessionOptions::cwd, '" + options.cwd + "', is no directory", options.cwd);
     }
+    std::vector<std::string> argv = {program};
+    // -P: what is in the current directory is not part of the worker.
+    if (is_default) argv.insert(argv.end(), {"-P", "-m", "tr_mmap.worker"});
+    else argv.push_back(script_path);
     argv.push_back(session_id);
-    return std::make_shared<WorkerProcess>(argv, environment(package, workspace.root()),
-                                           workspace.session_dir(session_id) + "/" + wire::log_file, mark, is_quiet);
+    argv.insert(argv.end(), options.args.begin(), options.args.end());
+    const std::string log_path = workspace.session_dir(session_id) + "/" + wire::log_file;
+    return std::make_shared<WorkerProcess>(argv, environment(options, is_default, package, workspace.root()),
+                                           options.cwd, log_path, mark, is_quiet);
 }
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_LAUNCH_HPP

@@ -20,6 +20,8 @@
 #ifndef TR_MMAP_LAYOUT_HPP
 #define TR_MMAP_LAYOUT_HPP
 
+#include "macros_off.hpp"
+
 #include <cstddef>
 #include <cstdint>
 
@@ -43,10 +45,19 @@ inline std::uint64_t* words_of(std::byte* head) { return reinterpret_cast<std::u
 inline std::uint64_t load_word(const std::uint64_t* word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 /// Store with release: a side that loads this value also sees all that was stored before it.
 inline void store_word(std::uint64_t* word, std::uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+#if defined(__SANITIZE_THREAD__) && __GNUC__ >= 11 && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wtsan"  // it does not know fences; ours order accesses of two processes
+#endif
 /// No later load comes before an earlier store.
 inline void full_fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+#if defined(__SANITIZE_THREAD__) && __GNUC__ >= 11 && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_LAYOUT_HPP

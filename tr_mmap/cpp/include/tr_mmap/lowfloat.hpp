@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_LOWFLOAT_HPP
 #define TR_MMAP_LOWFLOAT_HPP
 
+#include "macros_off.hpp"
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -117,5 +119,7 @@ using float8_e5m2fnuz = LowFloat<detail::LowFloatFormat<5, 2, 16, detail::Specia
 using float8_e8m0fnu = LowFloat<detail::PowerFormat>;
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_LOWFLOAT_HPP

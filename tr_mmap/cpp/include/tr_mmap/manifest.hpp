@@ -3,6 +3,8 @@
 #ifndef TR_MMAP_MANIFEST_HPP
 #define TR_MMAP_MANIFEST_HPP
 
+#include "macros_off.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -30,6 +32,7 @@ struct Manifest {
     double block_ms = 0;
     bool has_checksum = false;
     std::int64_t created_ms = 0;
+    std::string log;  // the worker's, if it is outside the session's directory: only read, where Python made it
 };
 
 inline void append_identity(std::string& out, const Identity& identity) {
@@ -121,6 +124,10 @@ inline std::optional<Manifest> read_manifest(const std::string& directory) {
     manifest.controller = read_identity(*controller, path);
     const json::Value* worker = value.find("worker");
     if (worker && !worker->is_null()) manifest.worker = read_identity(*worker, path);
+    const json::Value* mark = value.find("worker_mark");
+    if (mark && mark->is<std::string>()) manifest.worker_mark = *mark->get<std::string>();
+    const json::Value* log = value.find("log");
+    if (log && log->is<std::string>()) manifest.log = *log->get<std::string>();
     if (const json::Value* doorbells = value.find("doorbells")) {
         const auto* names = doorbells->get<json::Array>();
         if (!names) bad_manifest(path, "doorbells is no list");
@@ -134,5 +141,7 @@ inline std::optional<Manifest> read_manifest(const std::string& directory) {
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_MANIFEST_HPP

@@ -4,6 +4,9 @@
 #ifndef TR_MMAP_POOL_HPP
 #define TR_MMAP_POOL_HPP
 
+#include "macros_off.hpp"
+
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -53,13 +56,18 @@ public:
     /// @param block_ms at the budget, how long to wait for the reader to release views before throwing OutOfSpace.
     /// @param has_checksum whether to store each payload's CRC-32.
     /// @param is_reader_gone tells that the reader will never release anything any more.
+    /// @param pause lets a moment pass at the budget; other threads may use the pool meanwhile.
     SegmentPool(std::string directory, std::optional<std::uint64_t> budget_nbytes, double block_ms, bool has_checksum,
-                std::function<bool()> is_reader_gone)
+                std::function<bool()> is_reader_gone, std::function<void()> pause)
         : directory_(std::move(directory)),
           budget_nbytes_(budget_nbytes),
           block_ms_(block_ms),
           has_checksum_(has_checksum),
-          is_reader_gone_(std::move(is_reader_gone)) {}
+          is_reader_gone_(std::move(is_reader_gone)),
+          pause_(std::move(pause)) {}
+
+    /// Until when the next publish() or empty() may wait at the budget, at most.
+    void set_latest(Clock::time_point latest) noexcept { latest_ = latest; }
 
     /// Put a tensor into a segment and stamp it; the caller holds the segment once, until release(). A loan is
     /// published in place; anything else costs one copy.
@@ -89,7 +97,13 @@ public:
         const std::size_t nbytes = nbytes_of(shape, dtype);
         if (nbytes == 0) return Tensor(shape, dtype, nullptr);
         const SegmentPtr segment = take(nbytes, nullptr).first;
-        auto storage = std::make_shared<LoanStorage>(segment, returned_);
+        std::shared_ptr<LoanStorage> storage;
+        try {
+            storage = std::make_shared<LoanStorage>(segment, returned_);
+        } catch (...) {
+            make_free(segment);
+            throw;
+        }
         segment->holds += 1;  // until the last tensor of the loan is gone
         segment->is_loaned = true;
         return Tensor(shape, dtype, std::move(storage));
@@ -147,7 +161,7 @@ private:
 
     /// Publish a loan in place; null if it is none, or its memory has to be copied after all.
     SegmentPtr publish_loan(const Tensor& tensor) {
-        auto* loan = dynamic_cast<LoanStorage*>(tensor.storage().get());
+        LoanStorage* loan = tensor.storage() ? tensor.storage()->as_loan() : nullptr;
         if (!loan || !loan->is_of(returned_)) return nullptr;
         const SegmentPtr& segment = loan->segment();
         if (segment->is_loaned) {
@@ -253,7 +267,7 @@ private:
 
     /// At the budget: use what is free, else wait for the reader. A fitting segment, or null: make one.
     SegmentPtr wait_for_room(std::uint64_t capacity) {
-        const Clock::time_point deadline = deadline_in(block_ms_);
+        const Clock::time_point deadline = std::min(deadline_in(block_ms_), latest_);
         while (true) {
             retire_free();
             if (nbytes_ + capacity <= *budget_nbytes_) return nullptr;
@@ -264,7 +278,7 @@ private:
                                      " are in use: drop tensors or views, or raise budget_nbytes",
                                  capacity, nbytes_ < *budget_nbytes_ ? *budget_nbytes_ - nbytes_ : 0);
             }
-            sleep_s(0.001);
+            pause_();
             collect();
             if (SegmentPtr segment = take_free(capacity)) return segment;
         }
@@ -358,6 +372,8 @@ private:
     double block_ms_;
     bool has_checksum_;
     std::function<bool()> is_reader_gone_;
+    std::function<void()> pause_;
+    Clock::time_point latest_ = Clock::time_point::max();
     std::unordered_map<std::string, SegmentPtr> segments_;   // by name
     std::map<std::uint64_t, std::vector<SegmentPtr>> free_;  // by capacity
     std::shared_ptr<ReturnedLoans> returned_ = std::make_shared<ReturnedLoans>();
@@ -372,5 +388,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_POOL_HPP

@@ -2,14 +2,16 @@
 #ifndef TR_MMAP_PRINT_HPP
 #define TR_MMAP_PRINT_HPP
 
+#include "macros_off.hpp"
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <iostream>
 #include <string>
 #include <type_traits>
 
+#include "numbers.hpp"
 #include "tensor.hpp"
 
 namespace tr {
@@ -19,9 +21,7 @@ inline constexpr std::int64_t max_printed = 1000;  // elements; numpy's threshol
 inline constexpr std::int64_t printed_edge = 3;    // of each dimension where there are more
 
 inline std::string real_text(double value, int precision) {
-    char text[64];
-    std::snprintf(text, sizeof text, "%.*g", precision < 1 ? 1 : precision > 17 ? 17 : precision, value);
-    std::string result = text;
+    std::string result = format_real(value, 'g', precision < 1 ? 1 : precision > 17 ? 17 : precision);
     if (std::isfinite(value) && result.find_first_of(".e") == std::string::npos) result += ".0";
     return result;
 }
@@ -85,5 +85,7 @@ inline void Tensor::print(const std::string& name, int precision) const {
 inline std::ostream& operator<<(std::ostream& out, const Tensor& tensor) { return out << tensor.to_string(); }
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_PRINT_HPP

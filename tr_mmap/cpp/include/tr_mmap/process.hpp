@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_PROCESS_HPP
 #define TR_MMAP_PROCESS_HPP
 
+#include "macros_off.hpp"
+
 #include <dirent.h>
 #include <signal.h>
 #include <spawn.h>
@@ -24,6 +26,7 @@
 
 #include "clock.hpp"
 #include "identity.hpp"
+#include "orphans.hpp"
 #include "system.hpp"
 #include "watch.hpp"
 #include "wire.hpp"
@@ -52,33 +55,48 @@ public:
         ::posix_spawnattr_destroy(&attributes_);
     }
 
-    pid_t spawn(const std::vector<std::string>& argv, const std::vector<std::string>& env, const Fd& log) {
-        check(::posix_spawn_file_actions_addopen(&actions_, 0, "/dev/null", O_RDONLY, 0));
-        check(::posix_spawn_file_actions_adddup2(&actions_, log.get(), 1));
-        check(::posix_spawn_file_actions_adddup2(&actions_, log.get(), 2));
-        close_others();
+    /// Start a program, found on PATH if its name has no slash.
+    ///
+    /// @param log becomes its stdout and stderr.
+    /// @param inherited becomes its descriptor number inherited_fd, if it is there; it gets no other one.
+    /// @param directory its working directory, from which a relative program is found; "" for this process's.
+    /// @throws ScriptNotFound there is no such program.
+    pid_t spawn(const std::vector<std::string>& argv, const std::vector<std::string>& env, const Fd& log,
+                const Fd& inherited, const std::string& directory) {
+        close_others_before();
+        check(::posix_spawn_file_actions_addopen(&actions_, STDIN_FILENO, "/dev/null", O_RDONLY, 0));
+        check(::posix_spawn_file_actions_adddup2(&actions_, log.get(), STDOUT_FILENO));
+        check(::posix_spawn_file_actions_adddup2(&actions_, log.get(), STDERR_FILENO));
+        // Also if it has that number already: then this clears close-on-exec.
+        if (inherited) check(::posix_spawn_file_actions_adddup2(&actions_, inherited.get(), inherited_fd));
+        close_others_after(inherited ? inherited_fd + 1 : inherited_fd);
         sigset_t none, defaults;
         ::sigemptyset(&none);
-        ::sigemptyset(&defaults);
-        for (const int number : {SIGINT, SIGTERM, SIGQUIT, SIGHUP, SIGPIPE, SIGCHLD, SIGXFSZ}) {
-            ::sigaddset(&defaults, number);
-        }
+        ::sigfillset(&defaults);  // whatever this program ignores or blocks is no business of the worker's
+        ::sigdelset(&defaults, SIGKILL);
+        ::sigdelset(&defaults, SIGSTOP);
         check(::posix_spawnattr_setsigmask(&attributes_, &none));
         check(::posix_spawnattr_setsigdefault(&attributes_, &defaults));
         // A session of its own: Ctrl-C at the terminal is the controller's to deal with.
         check(::posix_spawnattr_setflags(
             &attributes_, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF));
+        if (!directory.empty()) change_directory(directory);
         pid_t pid = 0;
         const int code = ::posix_spawnp(&pid, argv.at(0).c_str(), &actions_, &attributes_, pointers(argv).data(),
                                         pointers(env).data());
-        if (code != 0) {
-            const std::string reason = std::strerror(code);
-            throw ScriptNotFound("the worker cannot be started: '" + argv[0] + "': " + reason +
-                                     "; set TR_PYTHON to a Python that has tr_mmap",
-                                 argv[0]);
+        if (code == 0) return pid;
+        const std::string what = "the worker cannot be started: '" + argv.at(0) + "'";
+        if (code == EAGAIN) {
+            throw SystemLimit(what, code, "RLIMIT_NPROC", "end processes, or raise the limit (ulimit -u)");
         }
-        return pid;
+        if (code == EMFILE || code == ENFILE || code == ENOMEM) fail_call(what, code);
+        throw ScriptNotFound(what + ": " + std::strerror(code) +
+                                 "; SessionOptions::python, or the environment variable TR_PYTHON, names the Python "
+                                 "that has tr_mmap",
+                             argv.at(0));
     }
+
+    static constexpr int inherited_fd = STDERR_FILENO + 1;
 
 private:
     static void check(int code) {
@@ -90,28 +108,44 @@ private:
         result.push_back(nullptr);
         return result;
     }
-    /// Pass on no other descriptor. Ours are all close-on-exec; the application's may not be.
-    void close_others() {
 #if defined(__GLIBC__) && defined(__GLIBC_PREREQ)
 #if __GLIBC_PREREQ(2, 34)
 #define TR_MMAP_HAS_CLOSEFROM 1
 #endif
 #endif
+    // Pass on no other descriptor. Ours are all close-on-exec; the application's may not be.
 #ifdef TR_MMAP_HAS_CLOSEFROM
 #undef TR_MMAP_HAS_CLOSEFROM
-        check(::posix_spawn_file_actions_addclosefrom_np(&actions_, 3));
+    void close_others_before() {}
+    void close_others_after(int first) { check(::posix_spawn_file_actions_addclosefrom_np(&actions_, first)); }
 #else
+    void close_others_before() {
         DIR* directory = ::opendir("/proc/self/fd");
         if (!directory) return;
         while (const struct dirent* entry = ::readdir(directory)) {
             char* end = nullptr;
             const long fd = std::strtol(entry->d_name, &end, 10);
-            if (*end != '\0' || end == entry->d_name || fd < 3) continue;
+            if (*end != '\0' || end == entry->d_name || fd <= STDERR_FILENO) continue;
             const int flags = ::fcntl(static_cast<int>(fd), F_GETFD);
             if (flags < 0 || flags & FD_CLOEXEC) continue;
             ::posix_spawn_file_actions_addclose(&actions_, static_cast<int>(fd));
         }
         ::closedir(directory);
+    }
+    void close_others_after(int) {}
+#endif
+
+    void change_directory(const std::string& directory) {
+#if defined(__GLIBC__) && defined(__GLIBC_PREREQ)
+#if !__GLIBC_PREREQ(2, 29)
+#define TR_MMAP_LACKS_CHDIR 1
+#endif
+#endif
+#ifdef TR_MMAP_LACKS_CHDIR
+#undef TR_MMAP_LACKS_CHDIR
+        throw SystemError("SessionOptions::cwd (" + directory + "), which needs glibc 2.29", ENOSYS);
+#else
+        check(::posix_spawn_file_actions_addchdir_np(&actions_, directory.c_str()));
 #endif
     }
 
@@ -120,21 +154,30 @@ private:
 };
 
 /// A process that this one started, in a session of its own, its output in a log.
+///
+/// It inherits one end of a pipe, the lifeline. When this process is gone, for whatever reason, the kernel tells the
+/// worker so, even if a handler in native code keeps Python from running: tr_mmap/processes/lifeline.py explains it.
 class WorkerProcess {
 public:
     /// Start a program, without a shell.
     ///
-    /// @param env its environment, "NAME=value" each; one variable is added that marks its tree.
+    /// @param env its environment, "NAME=value" each; variables are added that mark its tree and name its lifeline.
+    /// @param directory its working directory; "" for this process's.
     /// @param log_path where stdout and stderr go; a new file, 0600, in place of an older one.
-    /// @param mark the value of that variable; unlike any other.
+    /// @param mark the value of the variable that marks its tree; unlike any other.
     /// @param is_quiet false also copies its output to this process's stderr.
-    WorkerProcess(const std::vector<std::string>& argv, std::vector<std::string> env, const std::string& log_path,
-                  const std::string& mark, bool is_quiet)
+    WorkerProcess(const std::vector<std::string>& argv, std::vector<std::string> env, const std::string& directory,
+                  const std::string& log_path, const std::string& mark, bool is_quiet)
         : log_path_(log_path), mark_(mark) {
         unlink_file(log_path);
-        const Fd log = create_file(log_path);
-        env.push_back(variable());
-        pid_ = Spawner().spawn(argv, env, log);
+        const Fd log = above_standard_streams(create_file(log_path));
+        if (!log) fail_call(log_path, errno);
+        // The worker may cut a log that grows too long: what is written after that must not leave a hole.
+        ::fcntl(log.get(), F_SETFL, O_APPEND);
+        const Fd held = make_lifeline();
+        env.push_back(std::string(wire::worker_mark_variable) + "=" + mark_);
+        env.push_back(std::string(wire::lifeline_fd_variable) + "=" + std::to_string(Spawner::inherited_fd));
+        pid_ = Spawner().spawn(argv, env, log, held, directory);
         identity_ = Identity::of(pid_);  // a child keeps its pid until it is reaped
         if (!is_quiet) {
             try {
@@ -208,6 +251,16 @@ public:
     }
 
 private:
+    /// Keep one end of a new pipe; returns the other one.
+    Fd make_lifeline() {
+        int ends[2];
+        if (::pipe2(ends, O_CLOEXEC) != 0) fail_call("pipe", errno);
+        Fd reading = above_standard_streams(Fd(ends[0]));
+        lifeline_ = above_standard_streams(Fd(ends[1]));
+        if (!reading || !lifeline_) fail_call("pipe", errno);
+        return reading;
+    }
+
     /// Whether it has ended; takes its status if so. The lock is held.
     bool reap() {
         if (has_ended_) return true;
@@ -232,14 +285,9 @@ private:
         if (is_own_pid) members.insert(pid_);
         for (const auto& [pid, seen] : stats) {
             // Another session's leader may have a dead worker's pid by now: then only the mark tells.
-            if (seen.session == pid_ && !seen.is_ended && (is_own_pid || has_mark(pid))) members.insert(pid);
+            if (seen.session == pid_ && !seen.is_ended && (is_own_pid || has_mark(pid, mark_))) members.insert(pid);
         }
-        for (bool is_growing = true; is_growing;) {
-            is_growing = false;
-            for (const auto& [pid, seen] : stats) {
-                if (members.count(seen.parent) && members.insert(pid).second) is_growing = true;
-            }
-        }
+        add_descendants(members, stats);
         std::vector<Identity> result;
         for (const pid_t pid : members) {
             const auto seen = stats.find(pid);
@@ -250,16 +298,9 @@ private:
         return result;
     }
 
-    std::string variable() const { return std::string(wire::worker_mark_variable) + "=" + mark_; }
-
-    bool has_mark(pid_t pid) const {
-        const std::string path = "/proc/" + std::to_string(pid) + "/environ";
-        const std::string variables = '\0' + read_proc(path, wire::max_environ_nbytes);
-        return variables.find('\0' + variable() + '\0') != std::string::npos;
-    }
-
     std::string log_path_;
     std::string mark_;
+    Fd lifeline_;  // nothing is ever written to it
     pid_t pid_ = 0;
     Identity identity_;
     std::mutex mutex_;
@@ -271,5 +312,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_PROCESS_HPP

@@ -2,12 +2,10 @@
 #ifndef TR_MMAP_PROTOCOL_HPP
 #define TR_MMAP_PROTOCOL_HPP
 
-#include <algorithm>
-#include <cmath>
+#include "macros_off.hpp"
+
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -16,6 +14,7 @@
 
 #include "errors.hpp"
 #include "json.hpp"
+#include "numbers.hpp"
 #include "text.hpp"
 #include "wire.hpp"
 
@@ -43,6 +42,8 @@ struct Failure {
     std::string type;
     std::string message;
     std::string traceback;
+    std::optional<std::uint64_t> needed_nbytes;  // if the worker lacked room for a tensor
+    std::optional<std::uint64_t> free_nbytes;
 };
 
 struct Response {
@@ -137,6 +138,10 @@ inline Response decode_response(std::string_view raw) {
         read_member(*error, "type", failure.type);
         read_member(*error, "message", failure.message);
         read_member(*error, "traceback", failure.traceback);
+        const json::Value* needed = error->find("needed_nbytes");
+        if (needed && !needed->is_null()) failure.needed_nbytes = to_unsigned(*needed, "needed_nbytes");
+        const json::Value* free = error->find("free_nbytes");
+        if (free && !free->is_null()) failure.free_nbytes = to_unsigned(*free, "free_nbytes");
         response.error = std::move(failure);
     }
     return response;
@@ -147,21 +152,6 @@ struct Command {
     std::string command;
     std::string parameters;
 };
-
-/// A number as Python's str() writes it: the fewest digits that read back the same, and always a point or an exponent.
-inline std::string real_word(double number) {
-    if (!std::isfinite(number)) return number > 0 ? "inf" : "-inf";
-    char text[40];
-    int digits = 1;
-    do {
-        std::snprintf(text, sizeof text, "%.*e", digits - 1, number);
-    } while (std::strtod(text, nullptr) != number && ++digits <= 17);
-    const std::string scientific = text;
-    const int exponent = std::atoi(scientific.c_str() + scientific.find('e') + 1);
-    if (exponent < -4 || exponent >= 16) return scientific;
-    std::snprintf(text, sizeof text, "%.*f", std::max(1, digits - 1 - exponent), number);
-    return text;
-}
 
 /// A parameter as Python's str() writes it, since a Python worker reads it.
 inline std::string word_of(const json::Value& value) {
@@ -250,5 +240,7 @@ inline Status parse_status(std::string_view text) {
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_PROTOCOL_HPP

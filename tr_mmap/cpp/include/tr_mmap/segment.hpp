@@ -3,6 +3,8 @@
 #ifndef TR_MMAP_SEGMENT_HPP
 #define TR_MMAP_SEGMENT_HPP
 
+#include "macros_off.hpp"
+
 #include <sys/mman.h>
 
 #include <atomic>
@@ -29,6 +31,11 @@ namespace detail {
 struct PoolSegment {
     PoolSegment(std::string file_name, std::string file_path, Mapping memory)
         : name(std::move(file_name)), path(std::move(file_path)), mapping(std::move(memory)) {}
+    PoolSegment(const PoolSegment&) = delete;
+    PoolSegment& operator=(const PoolSegment&) = delete;
+    ~PoolSegment() {
+        if (std::byte* known = readable) ::munmap(known, mapping.size());
+    }
 
     std::uint64_t* words() const { return words_of(mapping.data()); }
     std::uint64_t capacity() const { return mapping.size() - wire::payload_offset; }
@@ -36,17 +43,22 @@ struct PoolSegment {
     /// The reader has a view: retiring the segment would free nothing, and it would no longer be counted.
     bool is_viewed() const { return load_word(words() + wire::lease_word) == wire::lease_held; }
 
-    /// The same memory, mapped read-only: for the tensors of a loan that was published.
+    /// The same memory, mapped read-only: for the tensors of a loan that was published. For any thread. Without a lock:
+    /// in a fork's child, a thread of its parent could hold it for ever.
     std::byte* read_only() {
-        const std::lock_guard<std::mutex> lock(mutex);
-        if (!readable) {
-            // Size 0 duplicates a shared mapping, also of a file whose name is gone: mremap(2).
-            void* address = ::mremap(mapping.data(), 0, mapping.size(), MREMAP_MAYMOVE);
-            if (address == MAP_FAILED) throw SystemError("mremap", errno);
-            readable = Mapping::adopt(address, mapping.size());
-            if (::mprotect(address, mapping.size(), PROT_READ) != 0) throw SystemError("mprotect", errno);
+        if (std::byte* known = readable) return known;
+        // Size 0 duplicates a shared mapping, also of a file whose name is gone: mremap(2).
+        void* address = ::mremap(mapping.data(), 0, mapping.size(), MREMAP_MAYMOVE);
+        if (address == MAP_FAILED) {
+            const int code = errno;
+            fail_call("mremap of " + std::to_string(mapping.size()) + " bytes", code);
         }
-        return readable.data();
+        Mapping mine = Mapping::adopt(address, mapping.size());
+        if (::mprotect(address, mapping.size(), PROT_READ) != 0) fail_call("mprotect", errno);
+        std::byte* none = nullptr;
+        if (!readable.compare_exchange_strong(none, mine.data())) return none;  // another thread was faster
+        mine.leave();
+        return readable;
     }
 
     struct Layout {
@@ -57,8 +69,7 @@ struct PoolSegment {
     const std::string name;  // never used twice
     const std::string path;
     const Mapping mapping;
-    Mapping readable;
-    std::mutex mutex;  // of readable
+    std::atomic<std::byte*> readable{nullptr};  // as large as mapping
     std::uint64_t seq = 0;
     int holds = 0;  // how many tags, messages and loans need its content; it is not filled while there are any
     std::optional<Layout> layout;
@@ -85,6 +96,7 @@ public:
     LoanStorage(std::shared_ptr<PoolSegment> segment, std::shared_ptr<ReturnedLoans> returned)
         : segment_(std::move(segment)), returned_(std::move(returned)), fork_count_(ForkState::fork_count()) {}
     ~LoanStorage() override {
+        if (ForkState::pid() != pid_) return;  // a fork's child: a thread of its parent may have held the list's mutex
         try {
             const std::lock_guard<std::mutex> lock(returned_->mutex);
             returned_->loans.push_back({segment_, ForkState::fork_count() != fork_count_});
@@ -96,6 +108,7 @@ public:
         return (is_writable() ? segment_->mapping.data() : segment_->read_only()) + wire::payload_offset;
     }
     bool is_writable() const noexcept override { return !is_published_; }
+    LoanStorage* as_loan() noexcept override { return this; }
     void mark_published() noexcept { is_published_ = true; }
     const std::shared_ptr<PoolSegment>& segment() const noexcept { return segment_; }
     /// Whether the pool with this list made the loan.
@@ -105,10 +118,13 @@ private:
     std::shared_ptr<PoolSegment> segment_;
     std::shared_ptr<ReturnedLoans> returned_;
     std::uint64_t fork_count_;
+    pid_t pid_ = ForkState::pid();  // of the process that the loan belongs to
     std::atomic<bool> is_published_{false};
 };
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_SEGMENT_HPP

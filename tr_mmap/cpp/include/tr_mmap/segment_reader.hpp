@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_SEGMENT_READER_HPP
 #define TR_MMAP_SEGMENT_READER_HPP
 
+#include "macros_off.hpp"
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -180,5 +182,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_SEGMENT_READER_HPP

@@ -2,19 +2,24 @@
 #ifndef TR_MMAP_SESSION_HPP
 #define TR_MMAP_SESSION_HPP
 
+#include "macros_off.hpp"
+
+#include <sys/types.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <limits>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "dispatcher.hpp"
-#include "session_resources.hpp"
+#include "fork_safety.hpp"
+#include "launch.hpp"
+#include "live_sessions.hpp"
+#include "options.hpp"
 #include "tensor.hpp"
 #include "wire.hpp"
 
@@ -24,32 +29,37 @@ inline constexpr double DEFAULT_TIMEOUT_MS = wire::default_timeout_ms;
 inline constexpr double EXIT_TIMEOUT_MS = wire::exit_timeout_ms;
 
 /// A worker process and the tensors exchanged with it. Its destructor ends the worker, by force if need be, and leaves
-/// no file, semaphore or process behind.
+/// no file, semaphore or process behind. It may be a global: it can end after main's other static objects.
 ///
-/// A message is ``"matmul a b"``, or JSON: ``{"cmd": "matmul", "params": "a,b"}``. Timeouts are milliseconds. Every
-/// error is a TRException; what waits for a response may throw
-///   ResponseTimeout  none came in time; the worker goes on, and the same wait may be repeated;
-///   WorkerDied       the worker ended: log_tail says why, start() starts anew and knows the same tags;
-///   RemoteError      the handler failed; UnknownCommand if there is none.
+/// A message is ``"matmul a b"``, or JSON: ``{"cmd": "matmul", "params": "a,b"}``. Timeouts are milliseconds, and bound
+/// the whole call, the wait for another thread's request included. Every error is a TRException; what waits for a
+/// response may throw
+///   ResponseTimeout    none came in time; the worker goes on, and the same wait may be repeated;
+///   WorkerDied         the worker ended: log_tail says why, start() starts anew and knows the same tags;
+///   RemoteError        the handler failed; UnknownCommand if there is none, RemoteOutOfSpace if it lacked memory;
+///   SessionNotStarted  another thread has closed the session.
 ///
-/// Threads may share a session, and wait for one another. A child made by fork(2) may use nothing of it.
+/// Threads may share a session. Requests wait for one another; everything else does not wait for a request. A child
+/// made by fork(2) may use nothing of it: each call throws SessionNotStarted there, or does nothing.
 class PythonSession {
 public:
-    /// @param script_path a Python script that runs a server, or "default" for the worker that ships with tr_mmap.
+    /// @param script_path a Python script that runs a server, or "default" for the worker that ships with tr_mmap. A
+    ///     relative path is resolved now.
     /// @param session_id names the session on this machine; at most 64 of A-Z a-z 0-9 _ . -
     /// @param quiet_mode false also prints the worker's output to this process's stderr.
-    explicit PythonSession(std::string script_path = wire::default_worker, std::string session_id = "default",
+    /// @throws ScriptNotFound a path is relative, and this process has no current directory.
+    explicit PythonSession(const std::string& script_path = wire::default_worker, std::string session_id = "default",
                            bool quiet_mode = false, SessionOptions options = {})
-        : script_path_(std::move(script_path)),
+        : script_path_(detail::resolved_script(script_path)),
           session_id_(std::move(session_id)),
-          options_(std::move(options)),
+          options_(detail::resolved(std::move(options))),
           is_quiet_(quiet_mode) {
         detail::check_session_id(session_id_);
     }
     PythonSession(const PythonSession&) = delete;
     PythonSession& operator=(const PythonSession&) = delete;
     ~PythonSession() {
-        if (dispatcher_ && !dispatcher_->resources().is_of_this_process()) {
+        if (is_of_other_process()) {
             // A fork's child: locks and threads are its parent's, and may be in any state. Never destroy them here.
             static_cast<void>(new std::shared_ptr<detail::Dispatcher>(std::move(dispatcher_)));
             return;
@@ -62,22 +72,26 @@ public:
     /// Start the worker; returns at once. After its death, starts a new one that knows the same tags.
     ///
     /// @throws SessionInUse another process has a session of this id, or this one is started already.
-    /// @throws ScriptNotFound there is no such script.
+    /// @throws ScriptNotFound there is no such script, Python or working directory.
     void start() {
-        const detail::Lock lock(mutex_);
+        check_process();
         detail::check_script(script_path_);
-        if (const auto worker = worker_or_null()) {
-            if (worker->process->is_alive()) {
-                throw SessionInUse("session '" + session_id_ + "' is started already", session_id_, ::getpid());
+        owner_ = detail::ForkState::pid();
+        const std::lock_guard<std::mutex> lock(life_mutex_);
+        auto dispatcher = dispatcher_or_null();
+        if (!dispatcher || dispatcher->is_closed()) {
+            try {
+                dispatcher = detail::open_session(session_id_, options_);
+            } catch (...) {
+                if (!dispatcher) owner_ = 0;  // nothing was started: a fork's child may start it
+                throw;
             }
-            dispatcher_->forget_worker();
-        }
-        if (!dispatcher_) {
-            auto dispatcher = std::make_shared<detail::Dispatcher>(session_id_, options_);
             const std::lock_guard<std::mutex> pointer_lock(pointer_mutex_);
-            dispatcher_ = std::move(dispatcher);
+            dispatcher_ = dispatcher;
         }
-        dispatcher_->resources().start(script_path_, is_quiet_);
+        if (!dispatcher->start(script_path_, is_quiet_)) {
+            throw SessionInUse("session '" + session_id_ + "' is started already", session_id_, ::getpid());
+        }
     }
 
     /// Whether the worker process lives.
@@ -101,29 +115,39 @@ public:
         return !worker || worker->process->wait(detail::deadline_in(timeout_ms));
     }
 
-    /// Request that the worker end, wait, and if it has ended clean up: the session is over and its tags are gone.
+    /// Request that the worker end, wait, and if it has ended clean up: the session is over and its tags are gone. Does
+    /// not wait for another thread's request, which gets WorkerDied or SessionNotStarted if the worker ends first.
     ///
     /// @param ensure end it by force if it does not by itself.
     /// @returns whether it ended by itself.
     bool please_exit(double timeout_ms = EXIT_TIMEOUT_MS, bool ensure = true) {
-        const detail::Lock lock(mutex_);
+        const auto dispatcher = dispatcher_or_null();
         bool has_ended = true;
-        if (worker_or_null()) {
+        if (dispatcher) {
             try {
-                has_ended = dispatcher_->request_exit(timeout_ms);
+                has_ended = dispatcher->request_exit(timeout_ms);
             } catch (...) {
-                if (ensure) close_now();
+                if (ensure) close();
                 throw;
             }
         }
-        if (has_ended || ensure) close_now();
+        if (has_ended || ensure) close();
         return has_ended;
     }
 
-    /// End the worker by force if it lives, and remove everything of the session. Idempotent; never throws.
+    /// End the worker by force if it lives, and remove everything of the session. Other threads that wait get
+    /// SessionNotStarted. Idempotent; never throws.
     void close() noexcept {
-        const detail::Lock lock(mutex_);
-        close_now();
+        if (is_of_other_process()) return;
+        if (const auto last = dispatcher_or_null()) last->close();  // a start() that is under way ends soon
+        const std::lock_guard<std::mutex> lock(life_mutex_);
+        if (const auto last = dispatcher_or_null()) last->close();
+        std::shared_ptr<detail::Dispatcher> gone;
+        {
+            const std::lock_guard<std::mutex> pointer_lock(pointer_mutex_);
+            gone = std::move(dispatcher_);
+        }
+        owner_ = 0;
     }
 
     // -- status -------------------------------------------------------------------------------------------------------
@@ -142,31 +166,20 @@ public:
 
     /// Whether a response waits to be taken.
     bool new_response() const {
-        const detail::Lock lock(mutex_, std::try_to_lock);
-        return lock && dispatcher_ && dispatcher_->has_result();  // no lock: another thread is about to take it
+        const auto dispatcher = dispatcher_or_null();
+        return dispatcher && dispatcher->has_result();
     }
 
     /// Wait until the worker waits for a request; false when the time is over.
     bool wait_until_ready(double timeout_ms = DEFAULT_TIMEOUT_MS) {
-        const detail::Lock lock(mutex_);
-        return wait_status([](detail::Status each) { return detail::is_waiting(each); },
-                           detail::deadline_in(timeout_ms))
-            .has_value();
+        return in([&](detail::Dispatcher& each) {
+            return each.wait_status([](detail::Status s) { return detail::is_waiting(s); }, timeout_ms).has_value();
+        });
     }
 
     /// Wait until the pending request is done; whether it went well. False also when the time is over.
     bool wait_until_ok(double timeout_ms = DEFAULT_TIMEOUT_MS) {
-        const detail::Lock lock(mutex_);
-        const auto deadline = detail::deadline_in(timeout_ms);
-        if (open().has_pending()) {  // until it is answered the status may be that of the request before it
-            try {
-                open().settle(timeout_ms);
-            } catch (const ResponseTimeout&) {
-                return false;
-            }
-        }
-        const auto is_done = [](detail::Status s) { return s == detail::Status::OK || s == detail::Status::ERROR; };
-        return wait_status(is_done, deadline) == detail::Status::OK;
+        return in([&](detail::Dispatcher& each) { return each.wait_until_ok(timeout_ms); });
     }
 
     // -- text ---------------------------------------------------------------------------------------------------------
@@ -175,30 +188,26 @@ public:
     /// request is answered; that response can still be taken, unless it is that of a call which timed out.
     ///
     /// @throws BadMessage there is no command in it.
-    void send_request(const std::string& message) {
+    /// @throws ResponseTimeout an earlier request was not answered in time; this one is not sent.
+    void send_request(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) {
         const detail::Command command = detail::parse_command(message);
-        const detail::Lock lock(mutex_);
-        open().send(command, DEFAULT_TIMEOUT_MS);
+        in([&](detail::Dispatcher& each) { each.send(command, timeout_ms); });
     }
 
     /// Take the response's text if there is one; "" if not. new_response() tells that from an empty text.
     std::string read_response() {
-        detail::Lock lock(mutex_);
-        open().worker();
-        return open().has_result() ? take(lock, 0, false).response.result : "";
+        return in([](detail::Dispatcher& each) { return each.take_text_now(); });
     }
 
     /// Take the next response's text.
     std::string wait_for_response(double timeout_ms = DEFAULT_TIMEOUT_MS) {
-        detail::Lock lock(mutex_);
-        return take(lock, timeout_ms, false).response.result;
+        return in([&](detail::Dispatcher& each) { return each.take(timeout_ms, false).response.result; });
     }
 
     /// send_request and wait_for_response of that very request, in one.
     std::string fetch_response(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) {
         const detail::Command command = detail::parse_command(message);
-        const detail::Lock lock(mutex_);
-        return open().call(command, {}, timeout_ms, false).response.result;
+        return in([&](detail::Dispatcher& each) { return each.call(command, {}, timeout_ms, false).response.result; });
     }
 
     // -- tensors ------------------------------------------------------------------------------------------------------
@@ -210,30 +219,26 @@ public:
     /// @throws BadTag, OutOfSpace (the tag keeps what it had).
     void send_tensor(const Tensor& tensor, const std::string& tag) {
         detail::check_tag(tag);
-        const detail::Lock lock(mutex_);
-        open().tags().put(tag, open().resources().pool().publish(tensor));
+        in([&](detail::Dispatcher& each) { each.send_tensor(tensor, tag); });
     }
 
     /// Forget a tag and give its memory back.
     ///
     /// @throws MissingTag there is no such tag.
     void drop_tensor(const std::string& tag) {
-        const detail::Lock lock(mutex_);
-        open().tags().drop(tag);
+        in([&](detail::Dispatcher& each) { each.drop_tensor(tag); });
     }
 
     /// Take the next response's tensor: read-only, a view of shared memory that lives for as long as you keep it.
     ///
     /// @throws UnexpectedResponse the response has no tensor, or several: those can still be taken.
     Tensor wait_for_tensor(double timeout_ms = DEFAULT_TIMEOUT_MS) {
-        detail::Lock lock(mutex_);
-        return only_tensor_of(take(lock, timeout_ms, true));
+        return in([&](detail::Dispatcher& each) { return only_tensor_of(each, each.take(timeout_ms, true)); });
     }
 
     /// Take the next response's tensors, in order.
     std::vector<Tensor> wait_for_tensors(double timeout_ms = DEFAULT_TIMEOUT_MS) {
-        detail::Lock lock(mutex_);
-        return tensors_of(take(lock, timeout_ms, true));
+        return in([&](detail::Dispatcher& each) { return tensors_of(each.take(timeout_ms, true)); });
     }
 
     /// send_request and wait_for_tensor of that very request, in one.
@@ -242,8 +247,7 @@ public:
     }
     std::vector<Tensor> fetch_tensors(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) {
         const detail::Command command = detail::parse_command(message);
-        const detail::Lock lock(mutex_);
-        return tensors_of(open().call(command, {}, timeout_ms, true));
+        return in([&](detail::Dispatcher& each) { return tensors_of(each.call(command, {}, timeout_ms, true)); });
     }
 
     /// Send tensors, request a command on them, and get its result, in one call. The tensors get tags of this call's
@@ -276,14 +280,12 @@ public:
         return empty(shape, dtype_of<T>());
     }
     Tensor empty(const Shape& shape, DType dtype = DType::FP32) {
-        const detail::Lock lock(mutex_);
-        return open().resources().pool().empty(shape, dtype);
+        return in([&](detail::Dispatcher& each) { return each.empty(shape, dtype); });
     }
 
     /// What this side holds in shared memory.
     PoolStats stats() {
-        const detail::Lock lock(mutex_);
-        return open().resources().pool().stats();
+        return in([](detail::Dispatcher& each) { return each.stats(); });
     }
 
     // -- access -------------------------------------------------------------------------------------------------------
@@ -298,12 +300,28 @@ public:
 
     /// Whether the worker's output from now on stays in its log only.
     void set_quiet_mode(bool quiet_mode) {
+        check_process();
         is_quiet_ = quiet_mode;
         if (const auto worker = worker_or_null()) worker->process->forward_log(!quiet_mode);
     }
 
 private:
+    /// Whether a session was started that belongs to the process of which this one is a fork.
+    bool is_of_other_process() const noexcept {
+        const pid_t owner = owner_;
+        return owner != 0 && owner != detail::ForkState::pid();
+    }
+
+    /// Throw in a fork's child, before anything is locked: a thread of its parent may have held the lock.
+    void check_process() const {
+        if (!is_of_other_process()) return;
+        throw SessionNotStarted("session '" + session_id_ + "' is that of process " + std::to_string(owner_) +
+                                ", of which this one is a fork; make a session of your own here");
+    }
+
+    /// Null in a fork's child.
     std::shared_ptr<detail::Dispatcher> dispatcher_or_null() const {
+        if (is_of_other_process()) return nullptr;
         const std::lock_guard<std::mutex> lock(pointer_mutex_);
         return dispatcher_;
     }
@@ -312,44 +330,30 @@ private:
         return dispatcher ? dispatcher->resources().worker() : nullptr;
     }
 
-    /// The lock is held.
-    detail::Dispatcher& open() const {
-        if (!dispatcher_) throw SessionNotStarted("session '" + session_id_ + "' is not started; call start()");
-        return *dispatcher_;
-    }
-
-    /// The lock is held.
-    void close_now() noexcept {
-        std::shared_ptr<detail::Dispatcher> last;
-        {
-            const std::lock_guard<std::mutex> pointer_lock(pointer_mutex_);
-            last = std::move(dispatcher_);
+    /// What an action on the open session returns. Holds the session's state meanwhile, and touches nothing of this
+    /// object afterwards: another thread may destroy it, at the end of the process say.
+    template <class Action>
+    auto in(Action action) const -> decltype(action(std::declval<detail::Dispatcher&>())) {
+        check_process();
+        const auto dispatcher = dispatcher_or_null();
+        if (!dispatcher) throw SessionNotStarted("session '" + session_id_ + "' is not started; call start()");
+        try {
+            return action(*dispatcher);
+        } catch (const SessionNotStarted&) {
+            if (dispatcher->is_closed()) dispatcher->outlast_process_end();
+            throw;
         }
-        if (last) last->close();
-    }
-
-    template <class Until>
-    std::optional<detail::Status> wait_status(Until until, detail::Clock::time_point deadline) {
-        const auto worker = open().worker();
-        const auto status = worker->channel->wait_status(until, deadline, [&] { return worker->is_over(); });
-        if (!status && worker->is_over()) open().throw_worker_died();
-        return status;
-    }
-
-    detail::Result take(detail::Lock& lock, double timeout_ms, bool has_tensors) {
-        open();
-        const std::shared_ptr<detail::Dispatcher> dispatcher = dispatcher_;  // it releases the lock while it waits
-        return dispatcher->take(lock, timeout_ms, has_tensors);
     }
 
     Tensor calculate_with(const std::string& message, const detail::TensorRefs& tensors, double timeout_ms) {
         const detail::Command command = detail::parse_command(message);
-        const detail::Lock lock(mutex_);
-        return only_tensor_of(open().call(command, tensors, timeout_ms, true));
+        return in([&](detail::Dispatcher& each) {
+            return only_tensor_of(each, each.call(command, tensors, timeout_ms, true));
+        });
     }
 
     /// The result's tensors, of which there must be one or more.
-    std::vector<Tensor> tensors_of(detail::Result result) {
+    static std::vector<Tensor> tensors_of(detail::Result result) {
         if (result.tensors.empty()) {
             const detail::Response& response = result.response;
             throw UnexpectedResponse("the response to '" + response.command + "' has no tensor; its text is '" +
@@ -360,11 +364,11 @@ private:
         return std::move(result.tensors);
     }
 
-    Tensor only_tensor_of(detail::Result result) {
+    static Tensor only_tensor_of(detail::Dispatcher& dispatcher, detail::Result result) {
         if (result.tensors.size() > 1) {
             const std::string count = std::to_string(result.tensors.size());
             const std::string text = result.response.result;
-            open().put_back(std::move(result));
+            dispatcher.put_back(std::move(result));
             throw UnexpectedResponse("the response has " + count + " tensors; take them with wait_for_tensors()", text);
         }
         return tensors_of(std::move(result)).front();
@@ -374,11 +378,14 @@ private:
     const std::string session_id_;
     const SessionOptions options_;
     std::atomic<bool> is_quiet_;
-    mutable std::mutex mutex_;          // one call at a time
-    mutable std::mutex pointer_mutex_;  // of dispatcher_, for calls that must not wait for another thread's call
+    std::atomic<pid_t> owner_{0};       // the process that has started it; 0 if it is not started
+    std::mutex life_mutex_;             // of start() and the end of close()
+    mutable std::mutex pointer_mutex_;  // of dispatcher_; held for a moment
     std::shared_ptr<detail::Dispatcher> dispatcher_;
 };
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_SESSION_HPP

@@ -2,10 +2,13 @@
 #ifndef TR_MMAP_SESSION_RESOURCES_HPP
 #define TR_MMAP_SESSION_RESOURCES_HPP
 
+#include "macros_off.hpp"
+
 #include <unistd.h>
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -14,35 +17,33 @@
 #include <vector>
 
 #include "channel.hpp"
+#include "fork_safety.hpp"
 #include "identifiers.hpp"
 #include "launch.hpp"
 #include "manifest.hpp"
+#include "options.hpp"
 #include "pool.hpp"
 #include "process.hpp"
 #include "segment_reader.hpp"
+#include "waiting.hpp"
 #include "watch.hpp"
 #include "workspace.hpp"
 
 namespace tr {
-
-/// Options of a session, beside its script and its name.
-struct SessionOptions {
-    std::string python;                          // the worker's interpreter; "" for $TR_PYTHON, or the package's own
-    std::optional<std::uint64_t> budget_nbytes;  // most bytes of tensors that each side holds in shared memory
-    double block_ms = 0;        // at the budget, how long to wait for the other side before it is OutOfSpace
-    bool has_checksum = false;  // both sides store a CRC-32 of each tensor, and compare it on receipt
-};
-
 namespace detail {
 
 /// A running worker and this side's ends of what connects to it, from start() until the worker is gone.
 struct WorkerHandle {
+    /// @param changed raised when the worker has ended.
     WorkerHandle(std::unique_ptr<Channel> own_channel, std::shared_ptr<WorkerProcess> own_process,
-                 const std::string& directory, bool is_to_verify)
+                 const std::string& directory, bool is_to_verify, std::shared_ptr<Signal> changed)
         : channel(std::move(own_channel)),
           process(std::move(own_process)),
           reader(directory, is_to_verify),
-          watch(process->identity(), [woken = channel.get()] { woken->wake(); }) {}
+          watch(process->identity(), [woken = channel.get(), changed = std::move(changed)] {
+              woken->wake();
+              changed->raise();
+          }) {}
 
     /// Whether the worker has ended.
     bool is_over() const noexcept { return watch.is_dead(); }
@@ -70,9 +71,12 @@ inline bool is_leftover(std::string_view name) {
 
 class SessionResources {
 public:
-    /// @throws SessionInUse another process has the name.
-    SessionResources(const std::string& session_id, const SessionOptions& options)
-        : options_(options), session_id_(session_id), workspace_(Workspace::locate()) {
+    /// @param changed raised when a worker has ended.
+    /// @param pause called while the pool waits for room; may throw to end that wait.
+    /// @throws SessionInUse another process, or another session of this one, has the name.
+    SessionResources(const std::string& session_id, const SessionOptions& options, std::shared_ptr<Signal> changed,
+                     std::function<void()> pause)
+        : options_(options), session_id_(session_id), workspace_(Workspace::locate()), changed_(std::move(changed)) {
         try {
             workspace_.sweep();
         } catch (const TRException&) {
@@ -84,7 +88,7 @@ public:
             return last && last->is_over();
         };
         pool_ = std::make_unique<SegmentPool>(directory_, options.budget_nbytes, options.block_ms, options.has_checksum,
-                                              is_reader_gone);
+                                              is_reader_gone, std::move(pause));
     }
     SessionResources(const SessionResources&) = delete;
     SessionResources& operator=(const SessionResources&) = delete;
@@ -106,7 +110,7 @@ public:
     const std::string& directory() const noexcept { return directory_; }
     const std::string& session_id() const noexcept { return session_id_; }
     SegmentPool& pool() noexcept { return *pool_; }
-    bool is_of_this_process() const { return ::getpid() == owner_pid_; }
+    bool is_of_this_process() const { return ForkState::pid() == owner_pid_; }
 
     /// The worker, null if there is none; for any thread.
     std::shared_ptr<WorkerHandle> worker() const {
@@ -125,12 +129,12 @@ public:
         write_manifest(directory_, known);
         auto channel = std::make_unique<Channel>(directory_, known.doorbells);
         const std::shared_ptr<WorkerProcess> process =
-            launch(script_path, session_id_, workspace_, options_.python, known.worker_mark, is_quiet);
+            launch(script_path, session_id_, workspace_, options_, known.worker_mark, is_quiet);
         try {
             known.worker = process->identity();
             write_manifest(directory_, known);
-            auto started =
-                std::make_shared<WorkerHandle>(std::move(channel), process, directory_, options_.has_checksum);
+            auto started = std::make_shared<WorkerHandle>(std::move(channel), process, directory_,
+                                                          options_.has_checksum, changed_);
             const std::lock_guard<std::mutex> lock(mutex_);
             worker_ = std::move(started);
         } catch (...) {
@@ -175,8 +179,9 @@ private:
     SessionOptions options_;
     std::string session_id_;
     Workspace workspace_;
+    std::shared_ptr<Signal> changed_;
     std::string directory_;
-    pid_t owner_pid_ = ::getpid();
+    pid_t owner_pid_ = ForkState::pid();
     std::unique_ptr<SegmentPool> pool_;
     mutable std::mutex mutex_;  // of worker_
     std::shared_ptr<WorkerHandle> worker_;
@@ -185,5 +190,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_SESSION_RESOURCES_HPP

@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_SHAPE_HPP
 #define TR_MMAP_SHAPE_HPP
 
+#include "macros_off.hpp"
+
 #include <algorithm>
 #include <array>
 #include <cstddef>
@@ -107,5 +109,7 @@ private:
 };
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_SHAPE_HPP

@@ -3,10 +3,13 @@
 #ifndef TR_MMAP_SYSTEM_HPP
 #define TR_MMAP_SYSTEM_HPP
 
+#include "macros_off.hpp"
+
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
@@ -17,9 +20,13 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <filesystem>
 #include <limits>
+#include <optional>
 #include <random>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -49,6 +56,71 @@ private:
     int number_ = -1;
 };
 
+/// The same file under a number above 2: this process may have closed its standard streams, and a process that we start
+/// gets others in their place.
+inline Fd above_standard_streams(Fd fd) {
+    if (!fd || fd.get() > STDERR_FILENO) return fd;
+    return Fd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
+}
+
+/// A whole file of the system's own, below /proc say; empty if it cannot be read.
+inline std::string read_proc(const std::string& path, std::size_t limit = 4096) {
+    const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    std::string data;
+    std::array<char, 4096> part;
+    while (fd && data.size() < limit) {
+        const ssize_t got = ::read(fd.get(), part.data(), std::min(part.size(), limit - data.size()));
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) break;
+        data.append(part.data(), static_cast<std::size_t>(got));
+    }
+    return data;
+}
+
+/// How many mappings this process has: lines of /proc/self/maps.
+inline std::uint64_t count_mappings() {
+    const Fd fd(::open("/proc/self/maps", O_RDONLY | O_CLOEXEC));
+    std::array<char, 4096> part;
+    std::uint64_t lines = 0;
+    while (fd) {
+        const ssize_t got = ::read(fd.get(), part.data(), part.size());
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) break;
+        lines += static_cast<std::uint64_t>(std::count(part.begin(), part.begin() + got, '\n'));
+    }
+    return lines;
+}
+
+inline std::optional<std::uint64_t> limit_of(decltype(RLIMIT_AS) which) {
+    struct rlimit limit;
+    if (::getrlimit(which, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return {};
+    return static_cast<std::uint64_t>(limit.rlim_cur);
+}
+
+/// Throw the error of a system call that failed: SystemLimit if it was a limit, else SystemError.
+[[noreturn]] inline void fail_call(const std::string& what, int code) {
+    if (code == EMFILE) {
+        throw SystemLimit(what, code, "RLIMIT_NOFILE", "close files, or raise the limit of open files (ulimit -n)");
+    }
+    if (code == ENFILE) throw SystemLimit(what, code, "fs.file-max", "the whole system has too many open files");
+    if (code == EFBIG) {
+        throw SystemLimit(what, code, "RLIMIT_FSIZE", "the file would be too large; raise the limit (ulimit -f)");
+    }
+    if (code == ENOMEM) {
+        const std::uint64_t most = std::strtoull(read_proc("/proc/sys/vm/max_map_count").c_str(), nullptr, 10);
+        constexpr std::uint64_t margin = 64;  // some are the kernel's; one call may need several
+        if (most != 0 && count_mappings() + margin >= most) {
+            throw SystemLimit(what, code, "vm.max_map_count",
+                              "this process has as many mappings as it may: destroy tensors that were received or "
+                              "loaded, or raise the limit (sysctl vm.max_map_count)");
+        }
+        if (limit_of(RLIMIT_AS)) {
+            throw SystemLimit(what, code, "RLIMIT_AS", "this process may have no more memory (ulimit -v)");
+        }
+    }
+    throw SystemError(what, code);
+}
+
 /// Part of a file in memory, unmapped with its owner.
 class Mapping {
 public:
@@ -56,7 +128,10 @@ public:
     Mapping(const Fd& fd, std::uint64_t nbytes, int protection) {
         if (nbytes > std::numeric_limits<std::size_t>::max()) throw SystemError("mmap", ENOMEM);
         void* address = ::mmap(nullptr, static_cast<std::size_t>(nbytes), protection, MAP_SHARED, fd.get(), 0);
-        if (address == MAP_FAILED) throw SystemError("mmap of " + std::to_string(nbytes) + " bytes", errno);
+        if (address == MAP_FAILED) {
+            const int code = errno;
+            fail_call("mmap of " + std::to_string(nbytes) + " bytes", code);
+        }
         data_ = static_cast<std::byte*>(address);
         nbytes_ = static_cast<std::size_t>(nbytes);
     }
@@ -77,6 +152,8 @@ public:
     ~Mapping() {
         if (data_) ::munmap(data_, nbytes_);
     }
+    /// Let the memory stay mapped.
+    void leave() noexcept { data_ = nullptr; }
     std::byte* data() const noexcept { return data_; }
     std::size_t size() const noexcept { return nbytes_; }
     explicit operator bool() const noexcept { return data_ != nullptr; }
@@ -91,7 +168,7 @@ inline Mapping map_write(const Fd& fd, std::uint64_t nbytes) { return Mapping(fd
 
 inline struct stat status_of(const Fd& fd, const std::string& path) {
     struct stat info;
-    if (::fstat(fd.get(), &info) != 0) throw SystemError(path, errno);
+    if (::fstat(fd.get(), &info) != 0) fail_call(path, errno);
     return info;
 }
 
@@ -111,6 +188,20 @@ inline std::string directory_of(const std::string& path) {
     return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
 }
 
+/// The path from the root, without "." and "..".
+///
+/// @throws ScriptNotFound it is relative, and the current directory is gone.
+inline std::string absolute_path(const std::string& path) {
+    std::error_code error;
+    const std::filesystem::path whole = std::filesystem::absolute(path, error);
+    if (error) {
+        throw ScriptNotFound("'" + path + "' is relative, and this process has no current directory (" +
+                                 error.message() + "); give an absolute path, or chdir(2) first",
+                             path);
+    }
+    return whole.lexically_normal().string();
+}
+
 /// Bytes that an unprivileged user may still write on the file system of ``path``; 0 if that cannot be told.
 inline std::uint64_t free_nbytes(const std::string& path) {
     struct statvfs info;
@@ -127,7 +218,7 @@ inline std::uint64_t free_nbytes(const std::string& path) {
 
 /// Throw the error of a call that was to make a name: OutOfSpace if the file system has no room for one more.
 [[noreturn]] inline void refuse_name(const std::string& path, int code) {
-    if (code != ENOSPC && code != EDQUOT) throw SystemError(path, code);
+    if (code != ENOSPC && code != EDQUOT) fail_call(path, code);
     const std::string directory = directory_of(path);
     const std::uint64_t free = free_nbytes(directory);
     throw OutOfSpace("there is no room for another file in " + directory + ", " + std::to_string(free) +
@@ -148,7 +239,7 @@ inline Fd open_private_file(const std::string& path, bool is_for_writing = false
             refuse_path(path, "is a symlink, FIFO, device or directory", private_rule);
         }
         if (errno == EACCES) refuse_path(path, "may not be opened by this user", private_rule);
-        throw SystemError(path, errno);
+        fail_call(path, errno);
     }
     const struct stat info = status_of(fd, path);
     if (!S_ISREG(info.st_mode)) refuse_path(path, "is not a regular file", private_rule);
@@ -165,7 +256,7 @@ inline Fd open_path(const std::string& path, bool is_for_writing = false) {
     Fd fd(::open(path.c_str(), (is_for_writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK));
     if (!fd) {
         if (errno == ENXIO || errno == EISDIR) refuse_path(path, "is not a regular file", tensor_rule);
-        throw SystemError(path, errno);
+        fail_call(path, errno);
     }
     if (!S_ISREG(status_of(fd, path).st_mode)) refuse_path(path, "is not a regular file", tensor_rule);
     return fd;
@@ -203,7 +294,7 @@ private:
 inline void rename_file(const std::string& from, const std::string& to) {
     if (::rename(from.c_str(), to.c_str()) == 0) return;
     if (errno == EISDIR) refuse_path(to, "is a directory", private_rule);
-    throw SystemError(to, errno);
+    fail_call(to, errno);
 }
 
 /// Whether a file on tmpfs lacks pages: reading a missing page takes memory, and is SIGBUS when there is none left.
@@ -213,6 +304,13 @@ inline bool is_sparse(const Fd& fd, const std::string& path) {
     const struct stat info = status_of(fd, path);
     struct statfs system;
     return info.st_blocks * 512 < info.st_size && ::fstatfs(fd.get(), &system) == 0 && system.f_type == tmpfs_magic;
+}
+
+/// Throw SystemLimit if this process may not make a file that long. The call itself would raise SIGXFSZ, which by
+/// default ends the process.
+inline void check_file_limit(std::uint64_t nbytes, const std::string& directory) {
+    const auto limit = limit_of(RLIMIT_FSIZE);
+    if (limit && nbytes > *limit) fail_call("a file of " + std::to_string(nbytes) + " bytes in " + directory, EFBIG);
 }
 
 /// Throw OutOfSpace if the file cannot grow to that size: tmpfs would fill up first, and other processes fail then.
@@ -231,11 +329,12 @@ inline void check_possible(const Fd& fd, std::uint64_t nbytes, const std::string
 /// @throws OutOfSpace there is not room for ``nbytes``.
 inline void allocate(const Fd& fd, std::uint64_t nbytes, const std::string& directory) {
     if (nbytes == 0) return;
+    check_file_limit(nbytes, directory);
     check_possible(fd, nbytes, directory);
     int code = EINTR;
     while (code == EINTR) code = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(nbytes));
     if (code == ENOSPC || code == EDQUOT || code == EFBIG) out_of_space(nbytes, directory);
-    if (code != 0) throw SystemError("posix_fallocate of " + std::to_string(nbytes) + " bytes", code);
+    if (code != 0) fail_call("posix_fallocate of " + std::to_string(nbytes) + " bytes", code);
 }
 
 /// Up to ``limit`` bytes of the file, from ``offset`` on.
@@ -246,7 +345,7 @@ inline std::string read_all(const Fd& fd, std::size_t limit, std::uint64_t offse
         if (size == data.size()) data.resize(std::min(limit, 2 * size));
         const ssize_t got = ::pread(fd.get(), &data[size], data.size() - size, static_cast<off_t>(offset + size));
         if (got < 0 && errno == EINTR) continue;
-        if (got < 0) throw SystemError(path, errno);
+        if (got < 0) fail_call(path, errno);
         if (got == 0) break;
         size += static_cast<std::size_t>(got);
     }
@@ -256,6 +355,7 @@ inline std::string read_all(const Fd& fd, std::size_t limit, std::uint64_t offse
 
 inline void write_all(const Fd& fd, const void* data, std::size_t nbytes, std::uint64_t offset,
                       const std::string& directory) {
+    if (nbytes != 0) check_file_limit(offset + nbytes, directory);
     const auto* bytes = static_cast<const char*>(data);
     std::size_t written = 0;
     while (written < nbytes) {
@@ -263,23 +363,12 @@ inline void write_all(const Fd& fd, const void* data, std::size_t nbytes, std::u
             ::pwrite(fd.get(), bytes + written, nbytes - written, static_cast<off_t>(offset + written));
         if (put < 0 && errno == EINTR) continue;
         if (put < 0 && (errno == ENOSPC || errno == EDQUOT)) out_of_space(nbytes, directory);
-        if (put < 0) throw SystemError("write in " + directory, errno);
+        if (put < 0) {
+            const int code = errno;
+            fail_call("write in " + directory, code);
+        }
         written += static_cast<std::size_t>(put);
     }
-}
-
-/// A whole file of the system's own, below /proc say; empty if it cannot be read.
-inline std::string read_proc(const std::string& path, std::size_t limit = 4096) {
-    const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-    std::string data;
-    std::array<char, 4096> part;
-    while (fd && data.size() < limit) {
-        const ssize_t got = ::read(fd.get(), part.data(), std::min(part.size(), limit - data.size()));
-        if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) break;
-        data.append(part.data(), static_cast<std::size_t>(got));
-    }
-    return data;
 }
 
 /// Random bytes as hexadecimal digits, for names that no other process has.
@@ -313,5 +402,7 @@ inline void replace_by_link(const std::string& source, const std::string& path) 
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_SYSTEM_HPP

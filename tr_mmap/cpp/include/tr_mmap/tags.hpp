@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_TAGS_HPP
 #define TR_MMAP_TAGS_HPP
 
+#include "macros_off.hpp"
+
 #include <unistd.h>
 
 #include <cerrno>
@@ -104,5 +106,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_TAGS_HPP

@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_TENSOR_HPP
 #define TR_MMAP_TENSOR_HPP
 
+#include "macros_off.hpp"
+
 #include <cmath>
 #include <complex>
 #include <cstddef>
@@ -19,6 +21,7 @@
 
 #include "dtype.hpp"
 #include "errors.hpp"
+#include "numbers.hpp"
 #include "shape.hpp"
 
 namespace tr {
@@ -32,6 +35,8 @@ inline constexpr Device CPU{};
 
 namespace detail {
 
+class LoanStorage;
+
 /// Bytes that a tensor and its copies share; released with the last of them.
 class Storage {
 public:
@@ -43,6 +48,8 @@ public:
     /// The elements. If not is_writable(), a store to them is SIGSEGV: the pages are mapped read-only.
     virtual std::byte* data() = 0;
     virtual bool is_writable() const noexcept = 0;
+    /// This, if it is the memory of a loan; else null. (Not dynamic_cast: programs are built with -fno-rtti too.)
+    virtual LoanStorage* as_loan() noexcept { return nullptr; }
 };
 
 class OwnedStorage final : public Storage {
@@ -72,6 +79,12 @@ inline std::size_t nbytes_of(const Shape& shape, DType dtype) {
     return shape.numel() == 0 ? 0 : static_cast<std::size_t>(extent);
 }
 
+template <class V>
+std::string text_of_number(V value) {
+    if constexpr (std::is_floating_point_v<V>) return real_word(static_cast<double>(value));
+    else return std::to_string(value);
+}
+
 /// The value as an element.
 ///
 /// @throws UnsupportedTensor the type cannot hold it.
@@ -95,7 +108,7 @@ T to_element(V value) {
             fits = static_cast<std::uint64_t>(value) <= static_cast<std::uint64_t>(std::numeric_limits<T>::max());
         }
         if (!fits) {
-            throw UnsupportedTensor(std::to_string(value) + " is no value of " + dtype_name(dtype_of<T>()));
+            throw UnsupportedTensor(text_of_number(value) + " is no value of " + dtype_name(dtype_of<T>()));
         }
         return static_cast<T>(value);
     } else if constexpr (is_low_float<T>) {
@@ -116,8 +129,26 @@ T to_element(V value) {
 /// is_writable() tells, mutable_data() throws instead, and clone() gives a tensor that can be written.
 class Tensor {
 public:
-    /// A tensor without elements.
+    /// A tensor without elements: of shape (0).
     Tensor() : shape_(0) {}
+
+    Tensor(const Tensor&) = default;
+    Tensor& operator=(const Tensor&) = default;
+    /// The other one has no elements after that.
+    Tensor(Tensor&& other) noexcept : Tensor() { swap(other); }
+    Tensor& operator=(Tensor&& other) noexcept {
+        Tensor taken(std::move(other));  // so that moving a tensor into itself keeps it
+        swap(taken);
+        return *this;
+    }
+    ~Tensor() = default;
+
+    void swap(Tensor& other) noexcept {
+        std::swap(shape_, other.shape_);
+        std::swap(dtype_, other.dtype_);
+        storage_.swap(other.storage_);
+    }
+    friend void swap(Tensor& a, Tensor& b) noexcept { a.swap(b); }
 
     /// For the library: a tensor over a storage, which holds the elements (null if there are none).
     Tensor(Shape shape, DType dtype, std::shared_ptr<detail::Storage> storage)
@@ -274,5 +305,7 @@ private:
 }  // namespace tr
 
 #include "print.hpp"
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_TENSOR_HPP

@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_TEXT_HPP
 #define TR_MMAP_TEXT_HPP
 
+#include "macros_off.hpp"
+
 #include <cstddef>
 #include <string_view>
 
@@ -35,5 +37,7 @@ inline std::string_view between(std::string_view text, std::string_view start, s
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_TEXT_HPP

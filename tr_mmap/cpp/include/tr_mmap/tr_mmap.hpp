@@ -24,11 +24,16 @@
 #ifndef TR_MMAP_HPP
 #define TR_MMAP_HPP
 
+#include "macros_off.hpp"
+
+#include "errors.hpp"  // first: it says which compiler options the headers need
+
 #include "dtype.hpp"
-#include "errors.hpp"
 #include "session.hpp"
 #include "shape.hpp"
 #include "tensor.hpp"
 #include "tsr.hpp"
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_HPP

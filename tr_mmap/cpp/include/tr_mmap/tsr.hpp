@@ -2,6 +2,8 @@
 #ifndef TR_MMAP_TSR_HPP
 #define TR_MMAP_TSR_HPP
 
+#include "macros_off.hpp"
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -86,6 +88,8 @@ inline Tensor view_file(const Fd& fd, const Header& header, const std::string& p
     Mapping mapping;
     try {
         mapping = map_read(fd, header.file_nbytes());
+    } catch (const SystemLimit&) {
+        throw;  // of this process, and no fault of the file
     } catch (const SystemError& error) {
         if (error.code != ENOMEM) throw;
         const std::string nbytes = std::to_string(header.file_nbytes());
@@ -248,5 +252,7 @@ inline Header read_header(const std::string& path) {
 }
 
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_TSR_HPP

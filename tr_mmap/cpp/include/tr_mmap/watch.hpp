@@ -2,10 +2,14 @@
 #ifndef TR_MMAP_WATCH_HPP
 #define TR_MMAP_WATCH_HPP
 
+#include "macros_off.hpp"
+
 #include <poll.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -16,6 +20,7 @@
 #include <functional>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -26,6 +31,26 @@
 namespace tr {
 namespace detail {
 
+/// A thread that gets none of the process's signals: an application's handler may not expect to run there.
+///
+/// @throws SystemLimit there may be no more threads.
+template <class Action>
+std::thread start_thread(Action action) {
+    sigset_t all, previous;
+    ::sigfillset(&all);
+    for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) ::sigdelset(&all, number);  // of the thread itself
+    ::pthread_sigmask(SIG_SETMASK, &all, &previous);
+    try {
+        std::thread result(std::move(action));
+        ::pthread_sigmask(SIG_SETMASK, &previous, nullptr);
+        return result;
+    } catch (const std::system_error& error) {
+        ::pthread_sigmask(SIG_SETMASK, &previous, nullptr);
+        throw SystemLimit("a thread for a session", error.code().value(), "RLIMIT_NPROC",
+                          "end threads or processes, or raise the limit (ulimit -u)");
+    }
+}
+
 /// Calls back once, from a thread of its own, when a process ends. The destructor waits for the callback to return, so
 /// the callback must not wait for the thread that runs the destructor.
 class PeerWatch {
@@ -33,8 +58,8 @@ public:
     PeerWatch(const Identity& identity, std::function<void()> on_death)
         : identity_(identity), on_death_(std::move(on_death)), process_(open_pidfd(identity)) {
         wake_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-        if (!wake_) throw SystemError("eventfd", errno);
-        thread_ = std::thread([this] { run(); });
+        if (!wake_) fail_call("eventfd", errno);
+        thread_ = start_thread([this] { run(); });
     }
     PeerWatch(const PeerWatch&) = delete;
     PeerWatch& operator=(const PeerWatch&) = delete;
@@ -78,7 +103,7 @@ public:
     LogForwarder(const std::string& path, bool is_from_start) : path_(path), fd_(open_private_file(path)) {
         if (!fd_) throw SystemError(path, ENOENT);
         position_ = is_from_start ? 0 : file_nbytes(fd_, path);
-        thread_ = std::thread([this] { run(); });
+        thread_ = start_thread([this] { run(); });
     }
     LogForwarder(const LogForwarder&) = delete;
     LogForwarder& operator=(const LogForwarder&) = delete;
@@ -99,6 +124,7 @@ private:
             bool is_last = false;
             while (!is_last) {
                 is_last = changed_.wait_for(lock, pause, [this] { return is_stopped_; });
+                position_ = std::min(position_, file_nbytes(fd_, path_));  // the worker may have cut a long log
                 for (std::string data; !(data = read_all(fd_, wire::log_tail_nbytes, position_, path_)).empty();) {
                     position_ += data.size();
                     if (!copy_to_stderr(data)) return;  // stderr is closed
@@ -129,5 +155,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_WATCH_HPP

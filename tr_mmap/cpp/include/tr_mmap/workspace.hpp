@@ -9,6 +9,8 @@
 #ifndef TR_MMAP_WORKSPACE_HPP
 #define TR_MMAP_WORKSPACE_HPP
 
+#include "macros_off.hpp"
+
 #include <semaphore.h>
 
 #include <cerrno>
@@ -26,6 +28,7 @@
 #include "identifiers.hpp"
 #include "identity.hpp"
 #include "manifest.hpp"
+#include "orphans.hpp"
 #include "system.hpp"
 #include "text.hpp"
 #include "wire.hpp"
@@ -44,7 +47,7 @@ inline bool check_private_dir(const std::string& path) {
     struct stat info;
     if (::lstat(path.c_str(), &info) != 0) {
         if (errno == ENOENT) return false;
-        throw SystemError(path, errno);
+        fail_call(path, errno);
     }
     if (S_ISLNK(info.st_mode)) unusable(path, "is a symlink");
     if (!S_ISDIR(info.st_mode)) unusable(path, "is not a directory");
@@ -61,7 +64,7 @@ inline bool is_usable_dir(const std::string& path) {
 /// Throw HostilePath if another user could rename what we make in a directory that our user chose.
 inline void check_shared_dir(const std::string& path) {
     struct stat info;
-    if (::stat(path.c_str(), &info) != 0) throw SystemError(path, errno);
+    if (::stat(path.c_str(), &info) != 0) fail_call(path, errno);
     const bool is_trusted = info.st_uid == 0 || info.st_uid == ::geteuid();
     if (!is_trusted) unusable(path, "belongs to user " + std::to_string(info.st_uid));
     if ((info.st_mode & 022) && !(info.st_mode & S_ISVTX)) {
@@ -72,6 +75,18 @@ inline void check_shared_dir(const std::string& path) {
 inline void remove_tree(const std::string& path) noexcept {
     std::error_code ignored;
     std::filesystem::remove_all(path, ignored);  // symlinks are removed, never followed
+}
+
+/// Remove the log that a manifest names, but nothing that is not certainly a log of this user's: a process that may
+/// write a manifest must not make us remove other files.
+inline void remove_log(const std::string& path) noexcept {
+    const std::size_t slash = path.rfind('/');
+    if (path.empty() || path[0] != '/' || path.find('\0') != std::string::npos) return;
+    const std::string_view token = between(std::string_view(path).substr(slash + 1), "tr_mmap-log-", "");
+    if (token.size() != 32 || token.find_first_not_of("0123456789abcdef") != std::string_view::npos) return;
+    struct stat info;
+    if (::lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode) || info.st_uid != ::geteuid()) return;
+    unlink_file(path);
 }
 
 /// The process whose half-made or half-removed session a directory is; nothing if the name is not that of one.
@@ -95,6 +110,8 @@ struct NotReclaimable {
     std::string reason;
     std::int64_t pid = 0;
     bool may_pass = false;
+    std::optional<Manifest> orphan = {};  // if the controller has ended, and the worker has not
+    bool is_own = false;                  // it is this very process's
 };
 
 /// Whether the system says so of a path that is another user's, or no session. All else is a call that failed.
@@ -115,7 +132,12 @@ public:
                              : temporary && is_usable_dir(temporary) ? temporary
                                                                      : "/tmp";
         common += std::string("/") + wire::default_root_prefix + std::to_string(::getuid());
-        std::string root = std::filesystem::absolute(chosen && *chosen ? chosen : common).lexically_normal().string();
+        std::string root;
+        try {
+            root = absolute_path(chosen && *chosen ? chosen : common);
+        } catch (const ScriptNotFound& error) {
+            unusable(error.path, "is relative, and this process has no current directory");
+        }
         while (root.size() > 1 && root.back() == '/') root.pop_back();
         Workspace workspace(root, root == common);
         workspace.make_root();
@@ -142,13 +164,26 @@ public:
     /// @throws SessionInUse another process has the name, or nothing tells which process has it.
     std::string claim(const Manifest& manifest) {
         const std::string path = session_dir(manifest.session_id);
-        const Clock::time_point deadline = deadline_in(1000 * wire::claim_wait_s);
+        Clock::time_point deadline = deadline_in(1000 * wire::claim_wait_s);
         while (true) {
             if (install(path, manifest)) return path;
             bool was_removed = false;
             const NotReclaimable problem =
                 reclaim(path, &require_dead, was_removed)
                     .value_or(NotReclaimable{"other processes take the name again and again", 0, true});
+            if (Clock::now() >= deadline && problem.orphan) {
+                const auto latest = deadline_in(1000 * (wire::orphan_wait_s - wire::claim_wait_s));
+                if (end_orphan(*problem.orphan->worker, problem.orphan->worker_mark, latest)) {
+                    deadline = deadline_in(1000 * wire::claim_wait_s);
+                    continue;
+                }
+            }
+            if (problem.is_own) {
+                throw SessionInUse("session '" + manifest.session_id +
+                                       "' is in use by this very process: another session object has it; close() that "
+                                       "one, choose another session id, or set SessionOptions::replace",
+                                   manifest.session_id, problem.pid);
+            }
             if (!problem.may_pass || Clock::now() >= deadline) {
                 throw SessionInUse("session '" + manifest.session_id + "' is in use: " + problem.reason + " (" + path +
                                        "); end that process, choose another session id, or remove the directory if you "
@@ -213,13 +248,15 @@ private:
         if (!manifest) return NotReclaimable{problem};
         if (manifest->controller.is_alive()) {
             const std::int64_t pid = manifest->controller.pid;
-            return NotReclaimable{"its controller, process " + std::to_string(pid) + ", is alive", pid};
+            const bool is_own = manifest->controller == Identity::current();
+            const std::string why = "its controller, process " + std::to_string(pid) + ", is alive";
+            return NotReclaimable{why, pid, false, {}, is_own};
         }
-        if (manifest->worker && manifest->worker->is_alive()) {
+        if (manifest->worker && *manifest->worker != Identity::current() && manifest->worker->is_alive()) {
             // It will soon notice that its controller ended. Until then it could write to its session's directory.
             const std::int64_t pid = manifest->worker->pid;
             const std::string who = "its worker, process " + std::to_string(pid);
-            return NotReclaimable{who + ", is alive, its controller is not", pid, true};
+            return NotReclaimable{who + ", is alive, its controller is not", pid, true, manifest};
         }
         return {};
     }
@@ -297,7 +334,7 @@ private:
         const Fd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
         if (!fd) {
             if (errno == ENOENT) return {};
-            if (!is_not_ours(errno)) throw SystemError(path, errno);
+            if (!is_not_ours(errno)) fail_call(path, errno);
             return NotReclaimable{std::string("it is not a directory of this user's (") + std::strerror(errno) + ")"};
         }
         // Unlocked before the descriptor is closed: a child forked meanwhile has it too, and would keep the lock.
@@ -306,7 +343,7 @@ private:
             ~Unlock() { ::flock(fd.get(), LOCK_UN); }
         };
         if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
-            if (errno != EWOULDBLOCK) throw SystemError(path, errno);
+            if (errno != EWOULDBLOCK) fail_call(path, errno);
             return NotReclaimable{"another process is examining or removing it", 0, true};
         }
         const Unlock unlock{fd};
@@ -318,16 +355,20 @@ private:
         std::string problem;
         const std::optional<Manifest> manifest = examine(path, named, problem);
         if (auto objection = judge(manifest, problem)) return objection;
+        if (manifest && manifest->worker && manifest->controller != Identity::current()) {
+            end_heirs(*manifest->worker, manifest->worker_mark);  // those of our own session end with its worker
+        }
         // While the name is still taken: afterwards a new owner may have semaphores of the same names.
         if (manifest) {
             for (const std::string& name : manifest->doorbells) {
                 if (is_doorbell_name(name)) ::sem_unlink(name.c_str());
             }
+            remove_log(manifest->log);
         }
         const std::string gone = aside(wire::gone_prefix);
         if (::rename(path.c_str(), gone.c_str()) != 0) {
             if (errno == ENOENT) return {};  // a process that takes no lock was faster
-            if (!is_not_ours(errno)) throw SystemError(path, errno);
+            if (!is_not_ours(errno)) fail_call(path, errno);
             return NotReclaimable{std::string("it cannot be removed (") + std::strerror(errno) + ")"};
         }
         remove_tree(gone);
@@ -359,5 +400,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_WORKSPACE_HPP

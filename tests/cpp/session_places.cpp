@@ -1,0 +1,243 @@
+// Tests of what a session's worker gets from its controller's process, and of what it must not get; and of limits.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "session.hpp"
+
+namespace {
+
+std::string test_folder() { return std::getenv("TR_TEST_FOLDER"); }
+
+/// Run in a child, which has no thread but this; whether it did not fail, and whether it left at all.
+template <class Action>
+bool holds_in_child(Action action) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+        try {
+            action();
+        } catch (const std::exception& error) {
+            std::cerr << error.what() << std::endl;
+            ::_exit(1);
+        }
+        ::_exit(0);
+    }
+    int status = 0;
+    if (!detail::wait_for_ends({detail::Identity::of(child)}, detail::deadline_in(60'000))) ::kill(child, SIGKILL);
+    ::waitpid(child, &status, 0);
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+}  // namespace
+
+TEST(session_options_of_the_worker_s_process) {
+    const std::string place = test_folder() + "/place";
+    std::filesystem::create_directory(place);
+    std::filesystem::current_path(test_folder());
+    std::filesystem::copy_file(worker_script(), test_folder() + "/relative.py");
+    ::setenv("TR_TEST_GONE", "here", 1);
+    SessionOptions options;
+    options.args = {"one", "two words"};
+    options.env = {{"TR_TEST_GONE", std::nullopt}, {"TR_TEST_NEW", "new"}};
+    options.cwd = "place";
+    PythonSession s(std::filesystem::path("relative.py"), "options", true, options);
+    std::filesystem::current_path("/");  // the paths were resolved before
+    s.start();
+    CHECK(s.wait_until_ready(30000));
+    CHECK_EQUAL(s.fetch_response("look TR_TEST_NEW TR_TEST_GONE"), "['one', 'two words'] " + place + " new None");
+    options.cwd = "/no/such/place";
+    thrown_by<ScriptNotFound>([&] { PythonSession(worker_script(), "options2", true, options).start(); });
+    options.cwd.clear();
+    options.env = {{"A=B", "x"}};
+    thrown_by<BadMessage>([&] { PythonSession(worker_script(), "options2", true, options).start(); });
+    options.env.clear();
+    options.python = "no-such-python";
+    const auto missing = thrown_by<ScriptNotFound>([&] { PythonSession(worker_script(), "options2", true, options).start(); });
+    CHECK(std::string(missing.what()).find("SessionOptions::python") != std::string::npos);
+    CHECK(std::string(missing.what()).find("TR_PYTHON") != std::string::npos);
+}
+
+TEST(session_from_a_directory_that_is_gone) {
+    CHECK(holds_in_child([] {
+        const std::string place = test_folder() + "/gone";
+        std::filesystem::create_directory(place);
+        std::filesystem::current_path(place);
+        std::filesystem::remove(place);
+        const auto lost = thrown_by<ScriptNotFound>([] { PythonSession("worker.py", "gone"); });
+        CHECK(std::string(lost.what()).find("no current directory") != std::string::npos);
+        ::setenv("TR_PYTHON", std::filesystem::path(std::getenv("TR_PYTHON")).c_str(), 1);
+        PythonSession s("default", "gone", true);
+        s.start();
+        CHECK(s.wait_until_ready(30000));
+        ::setenv("TR_WORKSPACE", "relative", 1);
+        thrown_by<HostilePath>([] { PythonSession("default", "gone2").start(); });
+    }));
+}
+
+TEST(session_of_the_default_worker_runs_no_code_of_the_directory_or_the_environment) {
+    const std::string place = test_folder() + "/shadows";
+    std::filesystem::create_directory(place);
+    for (const char* name : {"numpy.py", "random.py", "tr_mmap.py", "sitecustomize.py"}) {
+        std::ofstream(place + "/" + name) << "import os\nos._exit(77)\n";
+    }
+    CHECK(holds_in_child([&] {
+        std::filesystem::current_path(place);
+        const char* known = std::getenv("PYTHONPATH");
+        ::setenv("PYTHONPATH", (place + ":" + (known ? known : "")).c_str(), 1);
+        PythonSession s("default", "shadows", true);
+        s.start();
+        CHECK(s.wait_until_ready(30000));
+        CHECK_EQUAL(s.fetch_response("hello there"), "Hello There");
+    }));
+}
+
+TEST(session_worker_does_not_inherit_what_this_process_does_to_signals) {
+    sigset_t all, previous;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &previous);
+    ::signal(SIGALRM, SIG_IGN);
+    ::signal(SIGUSR1, SIG_IGN);
+    Ready s("signals");
+    ::signal(SIGALRM, SIG_DFL);
+    ::signal(SIGUSR1, SIG_DFL);
+    ::pthread_sigmask(SIG_SETMASK, &previous, nullptr);
+    CHECK_EQUAL(s.fetch_response("signals"), "[] []");
+    CHECK_EQUAL(s.fetch_response("lifeline"), "True");  // what ends it if native code is stuck, and this process gone
+}
+
+TEST(session_of_a_process_without_standard_streams) {
+    CHECK(holds_in_child([] {
+        for (int fd = 0; fd < 3; ++fd) ::close(fd);
+        Ready s("streams");
+        CHECK_EQUAL(s.fetch_response("say words"), "said");
+        std::ifstream log(s.session_dir() + "/worker.log");
+        std::string line;
+        CHECK(std::getline(log, line) && line == "words");
+        CHECK_EQUAL(s.fetch_response("lifeline"), "True");
+    }));
+}
+
+TEST(session_removed_with_the_log_that_its_manifest_names_and_no_other_file) {
+    const std::string log = test_folder() + "/tr_mmap-log-" + std::string(32, 'a');
+    const std::string other = test_folder() + "/diary";
+    const std::string hidden = test_folder() + "/tr_mmap-log-" + std::string(32, 'b');
+    for (const std::string& each : {log, other}) std::ofstream(each) << "text";
+    CHECK(::symlink(other.c_str(), hidden.c_str()) == 0);
+    for (const std::string& each : {log, other, hidden, "../" + log, log + "c"}) detail::remove_log(each);
+    CHECK(!exists(log) && exists(other) && std::filesystem::is_symlink(hidden));
+}
+
+TEST(session_at_the_limit_of_open_files_is_usable_again_after_it) {
+    CHECK(holds_in_child([] {
+        Ready s("files");
+        s.send_request("count 2");
+        while (!s.new_response()) std::this_thread::yield();
+        struct rlimit limit = {64, 64};
+        ::getrlimit(RLIMIT_NOFILE, &limit);
+        limit.rlim_cur = 64;
+        CHECK(::setrlimit(RLIMIT_NOFILE, &limit) == 0);
+        std::vector<int> files;
+        for (int fd = 0; (fd = ::dup(0)) >= 0;) files.push_back(fd);
+        const auto full = thrown_by<SystemLimit>([&] { s.empty<float>(Shape(1000)); });
+        CHECK_EQUAL(full.limit, "RLIMIT_NOFILE");
+        CHECK_EQUAL(full.code, EMFILE);
+        thrown_by<SystemLimit>([&] { s.send_request("length abc"); });  // an earlier answer cannot be received yet
+        thrown_by<SystemLimit>([&] { s.wait_for_tensors(); });
+        thrown_by<SystemLimit>([&] { PythonSession("default", "files2").start(); });
+        for (const int fd : files) ::close(fd);
+        CHECK(all_equal(s.wait_for_tensors().at(1), 1));  // and is not lost
+        CHECK_EQUAL(s.fetch_response("length abc"), "3");
+        CHECK_EQUAL(s.empty<float>(Shape(1000)).numel(), 1000);
+    }));
+}
+
+TEST(session_at_the_limit_of_a_file_s_size_is_usable_after_it) {
+    CHECK(holds_in_child([] {
+        Ready s("sizes");
+        struct rlimit limit = {};
+        ::getrlimit(RLIMIT_FSIZE, &limit);
+        limit.rlim_cur = 1 << 20;
+        CHECK(::setrlimit(RLIMIT_FSIZE, &limit) == 0);  // by default SIGXFSZ would end this process
+        const auto full = thrown_by<SystemLimit>([&] { s.send_tensor(Tensor::ones(Shape(1 << 20)), "a"); });
+        CHECK_EQUAL(full.limit, "RLIMIT_FSIZE");
+        thrown_by<SystemLimit>([&] { s.empty<float>(Shape(1 << 20)); });
+        thrown_by<SystemLimit>([&] { save_tsr(test_folder() + "/large.tsr", Tensor::ones(Shape(1 << 20))); });
+        CHECK(!exists(test_folder() + "/large.tsr"));
+        s.send_tensor(Tensor::ones(Shape(1000)), "a");
+        CHECK_EQUAL(s.fetch_response("is a 1"), "True");
+    }));
+}
+
+TEST(session_at_the_limit_of_mappings_loses_no_answer) {
+    const std::size_t most = std::strtoull(detail::read_proc("/proc/sys/vm/max_map_count").c_str(), nullptr, 10);
+    if (most > 200'000) return;  // it would take long
+    CHECK(holds_in_child([most] {
+        Ready s("maps");
+        s.send_request("count 40");
+        while (!s.new_response()) std::this_thread::yield();
+        const std::size_t page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+        void* place = ::mmap(nullptr, 2 * most * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        CHECK(place != MAP_FAILED);
+        char* area = static_cast<char*>(place);
+        std::size_t count = 0;  // every second page is a mapping of its own
+        while (count < most && ::mprotect(area + 2 * count * page, page, PROT_READ) == 0) ++count;
+        for (int left = 0; left < 10; ++left) ::mprotect(area + 2 * --count * page, page, PROT_NONE);
+        const auto full = thrown_by<SystemLimit>([&] { s.wait_for_tensors(); });
+        CHECK_EQUAL(full.limit, "vm.max_map_count");
+        CHECK_EQUAL(full.code, ENOMEM);
+        CHECK(::munmap(area, 2 * most * page) == 0);
+        CHECK(all_equal(s.wait_for_tensors().at(39), 39));
+    }));
+}
+
+TEST(session_forked_while_threads_use_it) {
+    auto s = std::make_unique<Ready>("forked");
+    Tensor loan = s->empty<float>(Shape(4));
+    Tensor sent = s->empty<float>(Shape(4));
+    s->send_tensor(sent, "sent");
+    Tensor view = s->calculate("echo", Tensor::full(Shape(10), 6.0f));
+    std::atomic<bool> is_over{false};
+    std::vector<std::thread> threads;
+    for (int size : {8, 16}) {
+        threads.emplace_back([&, size] {
+            while (!is_over) s->empty<float>(Shape(size));
+        });
+    }
+    threads.emplace_back([&] {
+        while (!is_over) s->calculate("echo", Tensor::ones(Shape(5)));
+    });
+    bool is_right = true;
+    for (int i = 0; i < 12 && is_right; ++i) {
+        is_right = holds_in_child([&] {
+            CHECK(all_equal(view, 6) && sent.data<float>() != nullptr);
+            for (Tensor* each : {&loan, &sent, &view}) *each = Tensor();
+            thrown_by<SessionNotStarted>([&] { s->fetch_response("pid"); });
+            thrown_by<SessionNotStarted>([&] { s->empty<float>(Shape(3)); });
+            thrown_by<SessionNotStarted>([&] { s->send_request("pid"); });
+            thrown_by<SessionNotStarted>([&] { s->wait_for_response(); });
+            thrown_by<SessionNotStarted>([&] { s->wait_until_ready(); });
+            thrown_by<SessionNotStarted>([&] { s->stats(); });
+            thrown_by<SessionNotStarted>([&] { s->start(); });
+            thrown_by<SessionNotStarted>([&] { s->set_quiet_mode(false); });
+            CHECK(!s->is_alive() && !s->is_ready() && !s->is_busy() && !s->new_response() && s->join(10));
+            s->please_exit(100);
+            s->terminate();
+            s->close();
+            if (i % 4 == 1) s.reset();
+            if (i % 4 == 2) std::exit(0);  // static objects end here, sessions among them
+            if (i % 4 == 3) Ready("own" + std::to_string(::getpid()));  // a session of its own
+        });
+    }
+    is_over = true;
+    for (auto& each : threads) each.join();
+    CHECK(is_right);
+    CHECK(all_equal(s->calculate("echo", Tensor::full(Shape(10), 7.0f)), 7));
+}

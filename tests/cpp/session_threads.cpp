@@ -1,0 +1,203 @@
+// Tests of threads that share a session, and of how their waits end: in time, by close(), by death, with a clear text.
+#include <atomic>
+#include <csignal>
+#include <thread>
+#include <vector>
+
+#include "session.hpp"
+
+namespace {
+
+constexpr double FOREVER_MS = 120'000;  // longer than any wait that ends as promised
+constexpr double SOON_MS = 15'000;      // for what needs milliseconds, on a machine that is busy
+
+pid_t worker_of(const PythonSession& s) {
+    return static_cast<pid_t>(detail::read_manifest(s.session_dir())->worker->pid);
+}
+
+/// A thread that makes a request which does not end by itself; the name of the error that it gets.
+class Stuck {
+public:
+    explicit Stuck(PythonSession& s)
+        : thread_([this, &s] {
+              try {
+                  s.fetch_response("sleep 600", FOREVER_MS);
+              } catch (const SessionNotStarted&) {
+                  error = "SessionNotStarted";
+              } catch (const WorkerDied&) {
+                  error = "WorkerDied";
+              }
+          }) {
+        while (!s.is_busy()) std::this_thread::yield();
+    }
+    ~Stuck() {
+        if (thread_.joinable()) thread_.join();
+    }
+    std::string join() {
+        thread_.join();
+        return error;
+    }
+
+private:
+    std::string error = "none";
+    std::thread thread_;
+};
+
+}  // namespace
+
+TEST(session_calls_end_at_their_timeout_while_another_thread_waits) {
+    Ready s("bounded");
+    const auto start = Clock::now();
+    {
+        Stuck other(s);
+        const auto late = thrown_by<ResponseTimeout>([&] { s.fetch_response("pid", 30); });
+        const std::string text = late.what();
+        CHECK_EQUAL(late.command, "pid");
+        CHECK_EQUAL(late.timeout_ms, 30);
+        CHECK(text.find("another thread's request") != std::string::npos);
+        CHECK(text.find("process " + std::to_string(worker_of(s))) != std::string::npos);
+        CHECK(text.find("has taken 'sleep' up") != std::string::npos);
+        thrown_by<ResponseTimeout>([&] { s.send_request("pid", 30); });
+        thrown_by<ResponseTimeout>([&] { s.wait_for_response(30); });
+        thrown_by<ResponseTimeout>([&] { s.calculate("echo", Tensor::ones(Shape(3)), 30); });
+        CHECK(!s.wait_until_ready(30) && !s.wait_until_ok(30));
+        // What needs no answer does not wait at all.
+        Tensor loan = s.empty<float>(Shape(10));
+        s.send_tensor(loan, "a");
+        CHECK_EQUAL(s.stats().published, 1u);
+        s.drop_tensor("a");
+        CHECK(s.is_alive() && s.is_busy() && !s.is_ready() && !s.new_response());
+        thrown_by<SessionInUse>([&] { s.start(); });
+        CHECK_EQUAL(s.read_response(), "");
+        CHECK(!s.please_exit(30, false));
+        CHECK(!s.please_exit(30, true));
+    }
+    CHECK(ms_since(start) < SOON_MS);
+    CHECK_EQUAL(count_semaphores(), 0u);
+}
+
+TEST(session_timeout_says_what_the_worker_does) {
+    Ready s("says");
+    const pid_t pid = worker_of(s);
+    ::kill(pid, SIGSTOP);
+    while (std::string(detail::state_of(pid)) != "stopped") std::this_thread::yield();
+    s.send_request("pid", 1000);
+    const std::string text = thrown_by<ResponseTimeout>([&] { s.wait_for_response(20); }).what();
+    CHECK(text.find("(stopped), has not taken 'pid' up") != std::string::npos);
+    ::kill(pid, SIGCONT);
+    CHECK_EQUAL(s.wait_for_response(FOREVER_MS), std::to_string(pid));
+    PythonSession early(worker_script(), "says_early", true);
+    early.start();
+    ::kill(worker_of(early), SIGSTOP);
+    early.send_request("pid", 1000);
+    const std::string before = thrown_by<ResponseTimeout>([&] { early.wait_for_response(20); }).what();
+    CHECK(before.find("has not") != std::string::npos);
+    ::kill(worker_of(early), SIGCONT);
+}
+
+TEST(session_waits_of_every_kind_end_with_close) {
+    Ready s("ends_closed");
+    Stuck other(s);
+    std::atomic<int> ended{0};
+    std::vector<std::thread> threads;
+    const auto waits = [&](auto action) {
+        threads.emplace_back([&ended, action] {
+            try {
+                action();
+            } catch (const SessionNotStarted&) {
+                ++ended;
+            }
+        });
+    };
+    waits([&] { s.fetch_response("pid", FOREVER_MS); });
+    waits([&] { s.send_request("pid", FOREVER_MS); });
+    waits([&] { s.wait_for_tensor(FOREVER_MS); });
+    waits([&] { s.wait_until_ready(FOREVER_MS); });
+    waits([&] { s.wait_until_ok(FOREVER_MS); });
+    std::thread second([&] { s.close(); });
+    s.close();
+    second.join();
+    for (auto& each : threads) each.join();  // those that came too late get the same
+    CHECK_EQUAL(ended.load(), 5);
+    CHECK_EQUAL(other.join(), "SessionNotStarted");
+    thrown_by<SessionNotStarted>([&] { s.stats(); });
+    s.start();
+    CHECK(s.wait_until_ready(FOREVER_MS));
+}
+
+TEST(session_waits_of_every_kind_end_with_the_worker) {
+    Ready s("ends_died");
+    std::atomic<int> died{0};
+    std::vector<std::thread> threads;
+    std::atomic<int> waiting{0};
+    const auto waits = [&](auto action) {
+        threads.emplace_back([&died, &waiting, action] {
+            ++waiting;
+            try {
+                action();
+            } catch (const WorkerDied& error) {
+                died += error.exit_code == -SIGKILL;
+            }
+        });
+    };
+    waits([&] { s.wait_for_response(FOREVER_MS); });  // nobody sends a request
+    waits([&] { s.wait_for_tensors(FOREVER_MS); });
+    waits([&] {
+        while (!s.is_busy()) std::this_thread::yield();
+        s.fetch_response("pid", FOREVER_MS);
+    });
+    waits([&] { s.fetch_response("sleep 600", FOREVER_MS); });
+    while (waiting < 4 || !s.is_busy()) std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // so that most of them wait; all get there in any case
+    ::kill(worker_of(s), SIGKILL);
+    for (auto& each : threads) each.join();
+    CHECK_EQUAL(died.load(), 4);
+    s.start();
+    CHECK(s.wait_until_ready(FOREVER_MS));
+    Stuck other(s);
+    s.terminate();
+    CHECK_EQUAL(other.join(), "WorkerDied");
+}
+
+TEST(session_closed_by_threads_that_start_it_again) {
+    PythonSession s(worker_script(), "restarts", true);
+    std::atomic<bool> is_over{false};
+    std::thread other([&] {
+        while (!is_over) {
+            s.close();
+            s.is_alive();
+            std::this_thread::yield();
+        }
+    });
+    for (int i = 0; i < 5; ++i) {
+        try {
+            s.start();
+            s.wait_until_ready(FOREVER_MS);
+        } catch (const SessionNotStarted&) {
+        } catch (const SessionInUse&) {
+        }
+    }
+    is_over = true;
+    other.join();
+    s.close();
+    CHECK(!exists(s.session_dir()));
+}
+
+TEST(session_that_this_process_has_already) {
+    PythonSession first(worker_script(), "twice", true);
+    first.start();
+    const auto in_use = thrown_by<SessionInUse>([] { PythonSession(worker_script(), "twice", true).start(); });
+    CHECK_EQUAL(in_use.pid, ::getpid());
+    CHECK(std::string(in_use.what()).find("this very process") != std::string::npos);
+    SessionOptions options;
+    options.replace = true;
+    CHECK(first.wait_until_ready(FOREVER_MS));
+    Stuck waiting(first);
+    Ready second("twice", options);
+    CHECK_EQUAL(waiting.join(), "SessionNotStarted");
+    CHECK_EQUAL(second.fetch_response("length abc", FOREVER_MS), "3");
+    thrown_by<SessionNotStarted>([&] { first.fetch_response("pid"); });
+    thrown_by<SessionInUse>([&] { first.start(); });  // it does not replace
+    first.close();
+    CHECK_EQUAL(second.fetch_response("length abc", FOREVER_MS), "3");
+}

@@ -1,0 +1,83 @@
+// Ends workers that outlive their controller, and processes that outlive their worker. Never ends an unproved process.
+// Python's side is tr_mmap/processes/orphans.py and tree.py.
+#ifndef TR_MMAP_ORPHANS_HPP
+#define TR_MMAP_ORPHANS_HPP
+
+#include "macros_off.hpp"
+
+#include <signal.h>
+#include <sys/types.h>
+
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "clock.hpp"
+#include "identity.hpp"
+#include "system.hpp"
+#include "wire.hpp"
+
+namespace tr {
+namespace detail {
+
+/// Whether a process was started with that mark in its environment.
+inline bool has_mark(pid_t pid, const std::string& mark) {
+    const std::string path = "/proc/" + std::to_string(pid) + "/environ";
+    const std::string variables = '\0' + read_proc(path, wire::max_environ_nbytes);
+    return variables.find('\0' + std::string(wire::worker_mark_variable) + "=" + mark + '\0') != std::string::npos;
+}
+
+/// Add to some processes all that descends from them.
+inline void add_descendants(std::set<pid_t>& members, const std::map<pid_t, Stat>& stats) {
+    for (bool is_growing = true; is_growing;) {
+        is_growing = false;
+        for (const auto& [pid, seen] : stats) {
+            if (members.count(seen.parent) && members.insert(pid).second) is_growing = true;
+        }
+    }
+}
+
+/// Wait for the worker of a dead controller to end, then kill it. Returns whether it has ended.
+///
+/// @param worker from the session's manifest.
+/// @param mark from there too; the controller gave it to this worker alone. A process without it is not killed.
+/// @param deadline until when it may end by itself.
+inline bool end_orphan(const Identity& worker, const std::string& mark, Clock::time_point deadline) {
+    const bool is_proved = !mark.empty() && worker.is_judgeable() && has_mark(static_cast<pid_t>(worker.pid), mark);
+    if (is_proved && !wait_for_ends({worker}, deadline)) {
+        send_signal(worker, SIGKILL);
+        wait_for_ends({worker}, deadline_in(1000 * wire::kill_wait_s));
+    }
+    return !worker.is_alive();
+}
+
+/// Kill what a dead worker left in its session of processes: those that bear its mark, and their descendants.
+inline void end_heirs(const Identity& worker, const std::string& mark) {
+    if (mark.empty() || worker.is_alive() || !worker.is_judgeable()) return;
+    const pid_t leader = static_cast<pid_t>(worker.pid);
+    const Clock::time_point deadline = deadline_in(1000 * wire::kill_wait_s);
+    do {  // again: one may have just forked
+        const std::map<pid_t, Stat> stats = all_stats();
+        std::set<pid_t> members;
+        for (const auto& [pid, seen] : stats) {
+            if (seen.session == leader && pid != leader && !seen.is_ended && has_mark(pid, mark)) members.insert(pid);
+        }
+        add_descendants(members, stats);
+        std::vector<Identity> found;
+        for (const pid_t pid : members) {
+            const Stat& seen = stats.at(pid);
+            if (!seen.is_ended && pid != leader) found.push_back(Identity::local(pid, seen.start_ticks));
+        }
+        if (found.empty()) return;
+        for (const Identity& each : found) send_signal(each, SIGKILL);
+        wait_for_ends(found, deadline);
+    } while (Clock::now() < deadline);
+}
+
+}  // namespace detail
+}  // namespace tr
+
+#include "macros_on.hpp"
+
+#endif  // TR_MMAP_ORPHANS_HPP

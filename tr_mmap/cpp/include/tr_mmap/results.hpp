@@ -1,0 +1,89 @@
+// What a request ends with: a result, or the error that says why there is none. Waits for no response.
+#ifndef TR_MMAP_RESULTS_HPP
+#define TR_MMAP_RESULTS_HPP
+
+#include "macros_off.hpp"
+
+#include <cstdint>
+#include <exception>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "clock.hpp"
+#include "errors.hpp"
+#include "identity.hpp"
+#include "protocol.hpp"
+#include "session_resources.hpp"
+#include "tensor.hpp"
+#include "wire.hpp"
+
+namespace tr {
+namespace detail {
+
+/// A response, and views of its tensors, which hold the leases.
+struct Result {
+    Response response;
+    std::vector<Tensor> tensors = {};
+    std::exception_ptr fault = {};   // why there is no such response, or no such tensors
+    bool is_to_be_received = false;  // its tensors: that was not wanted yet, or a limit was in the way
+};
+
+[[noreturn]] inline void throw_remote_error(const std::string& command, const Failure& failure) {
+    if (failure.kind == wire::failure_unknown_command) {
+        throw UnknownCommand(failure.message, command, failure.type, failure.traceback);
+    }
+    std::string message = failure.message;
+    if (failure.kind != wire::failure_bad_input) {
+        message = "'" + command + "' failed in the worker: " + failure.type + ": " + failure.message;
+        if (!failure.traceback.empty()) message += "\n\n" + failure.traceback;
+    }
+    if (failure.needed_nbytes && failure.free_nbytes) {
+        throw RemoteOutOfSpace(message, command, failure.type, failure.traceback, *failure.needed_nbytes,
+                               *failure.free_nbytes);
+    }
+    throw RemoteError(message, command, failure.type, failure.traceback);
+}
+
+/// A timeout in the text of an error.
+inline std::string whole(double ms) {
+    return ms < 1e15 ? std::to_string(static_cast<long long>(ms)) : "unlimited";
+}
+
+/// What the worker is doing, for the text of a ResponseTimeout. ``command`` is the pending one.
+inline std::string describe(const WorkerHandle& worker, const std::string& command) {
+    const std::int64_t pid = worker.process->identity().pid;
+    std::string text = "its worker, process " + std::to_string(pid) + " (" + state_of(pid) + "), ";
+    try {
+        const Status status = worker.channel->read_status();
+        if (status == Status::BUSY) return text + "has taken '" + command + "' up";
+        if (status == Status::STARTING) return text + "has not reached server.run() yet";
+        return text + "has not taken '" + command + "' up";
+    } catch (const TRException&) {
+        return text + "shows no status that can be read";
+    }
+}
+
+/// How a worker ended, as the error for those that wait for it.
+inline WorkerDied died_error(const WorkerHandle& worker, const std::string& session_id) {
+    worker.process->wait(deadline_in(1000));  // the watch may be faster than the kernel's bookkeeping
+    const std::optional<int> code = worker.process->exit_code();
+    const std::string tail = worker.process->log_tail();
+    const std::string how = !code      ? "with status unknown"
+                            : *code < 0 ? "killed by signal " + std::to_string(-*code)
+                                        : "status " + std::to_string(*code);
+    const std::string output = tail.empty() ? "; it printed nothing" : "; its last output:\n" + tail;
+    const bool is_wrong_python = tail.find("No module named") != std::string::npos;
+    return WorkerDied("the worker of session '" + session_id + "' ended (" + how + ")" + output +
+                          (is_wrong_python
+                               ? "\nSessionOptions::python, or TR_PYTHON, names the Python that runs it"
+                               : ""),
+                      code, tail);
+}
+
+}  // namespace detail
+}  // namespace tr
+
+#include "macros_on.hpp"
+
+#endif  // TR_MMAP_RESULTS_HPP
