@@ -16,6 +16,7 @@ from ..channel.kinds import channel_kind
 from ..errors import TRException
 from ..processes.identity import Identity
 from ..processes.spawn import WorkerProcess
+from ..processes.worker_log import new_log_path, remove_log
 from ..protocol.messages import now_ms
 from ..sessions import manifest as manifests
 from ..sessions.manifest import Manifest
@@ -54,6 +55,7 @@ class SessionResources(ForkAware):
         self.rejections = RejectionCounter()
         self.workspace = Workspace.locate()
         self._owner_pid = os.getpid()
+        self._log_path = ""  # of the worker, if the log is outside the directory
         self._sweep()
         self.directory = self.workspace.claim(self.session_id, self._manifest([]))
         self.transfer = controller_transfer(options.channel, self.directory, options.transfer)
@@ -69,6 +71,7 @@ class SessionResources(ForkAware):
             transfer=self.options.transfer,
             spin_us=self.options.spin_us,
             framework="tr_mmap",
+            log=self._log_path,
             created_ms=now_ms(),
         )
 
@@ -85,6 +88,8 @@ class SessionResources(ForkAware):
         self._remove_leftovers()
         mark = f"{os.getpid()}-{secrets.token_hex(8)}"
         kind = channel_kind(self.options.channel)
+        remove_log(self._log_path)
+        self._log_path = new_log_path(self.directory)
         manifest = self._manifest(kind.new_doorbells(), mark)
         # Before the doorbells exist: then a sweep knows their names, at whatever moment this process is killed.
         manifests.write(self.directory, manifest)
@@ -102,6 +107,7 @@ class SessionResources(ForkAware):
                 mark=mark,
                 quiet=quiet,
                 secret=secret,
+                log_path=self._log_path,
             )
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
             worker = WorkerHandle(channel, process)

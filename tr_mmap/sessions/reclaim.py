@@ -19,6 +19,7 @@ from ..base.identifiers import is_doorbell_name
 from ..errors import TRException
 from ..processes.identity import Identity
 from ..processes.orphans import end_heirs, end_orphan
+from ..processes.worker_log import remove_log
 from ..wire.names import GONE_PREFIX, NEW_PREFIX
 from . import manifest as manifests
 from .manifest import Manifest
@@ -140,6 +141,8 @@ def reclaim(path: str, judge: Callable[[Manifest | None, str], None]) -> bool:
         # Before the rename: after it, a new owner may have semaphores of the same names.
         for doorbell in manifest.doorbells if manifest is not None else ():
             _unlink_semaphore(doorbell)
+        if manifest is not None:
+            remove_log(manifest.log)
         away = aside(path, GONE_PREFIX)
         system.rename(path, away)
         gone = away

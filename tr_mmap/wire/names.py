@@ -36,3 +36,5 @@ WORKSPACE_VARIABLE: Final = "TR_WORKSPACE"
 WORKER_MARK_VARIABLE: Final = "TR_MMAP_WORKER"  # its value is the mark of the worker that started the process
 SECRET_FD_VARIABLE: Final = "TR_MMAP_AUTH_FD"
 LIFELINE_FD_VARIABLE: Final = "TR_MMAP_LIFELINE_FD"
+PYTHON_VARIABLE: Final = "TR_PYTHON"  # the interpreter of workers
+PACKAGES_VARIABLE: Final = "TR_MMAP_PACKAGES"  # where the default worker finds what it imports, after all other places
