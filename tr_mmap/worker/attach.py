@@ -25,7 +25,8 @@ from ..sessions.secret import inherited_secret
 from ..sessions.workspace import Workspace
 from ..transfer.interface import WorkerTransfer
 from ..transfer.kinds import worker_transfer
-from ..wire.names import SESSION_PREFIX, SESSIONS_DIR, WORKER_MARK_VARIABLE
+from ..wire.names import LOG_FILE, SESSION_PREFIX, SESSIONS_DIR, WORKER_MARK_VARIABLE
+from .stop_signals import restore_signals
 
 __all__ = ["Attachment", "attach"]
 
@@ -38,6 +39,7 @@ class Attachment:
         channel: the worker's side of its channel.
         transfer: the worker's side of its transfer.
         peer: the process whose death ends the session; None if there is none to watch.
+        log_paths: where the worker's output goes if a controller has started it; the first that fits.
     """
 
     def __init__(self, directory: str, manifest: Manifest | None, channel: Channel, transfer: WorkerTransfer) -> None:
@@ -45,6 +47,8 @@ class Attachment:
         self.channel = channel
         self.transfer = transfer
         self.peer = find_launcher() if manifest is None else manifest.controller
+        self.log_paths = [path for path in (manifest.log if manifest is not None else "",) if path]
+        self.log_paths.append(os.path.join(directory, LOG_FILE))
         self._manifest = manifest
         self._legacy: tuple[Channel, WorkerTransfer] | None = None
 
@@ -93,6 +97,7 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
         HostilePath: another user can write to it.
         BadMessage: its manifest cannot be read, or names no doorbells.
     """
+    restore_signals()
     hold()
     directory = _find(argument)
     manifest = manifests.read(directory)
