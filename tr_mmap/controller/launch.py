@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import site
 import sys
 import sysconfig
@@ -38,6 +39,18 @@ _NEEDED_PACKAGES: Final = ("numpy", "msgspec", "ml_dtypes", "posix_ipc", "psutil
 _NOT_FOR_DEFAULT: Final = frozenset({"PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT"})
 # Those of this process's own controller, if it is a worker itself.
 _NOT_INHERITED: Final = frozenset({SECRET_FD_VARIABLE, LIFELINE_FD_VARIABLE})
+
+# Run by the worker's interpreter where this process's signals are unusual; then it becomes the worker by execv(2). The
+# child of a process with threads may run no Python before that, so subprocess's preexec_fn is no way to do it. SIGHUP
+# stays ignored if it is: nohup(1) is meant for the children too.
+_RESTORE_SIGNALS: Final = """\
+import os, signal, sys
+for number in signal.valid_signals() - {signal.SIGHUP}:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 _NO_PACKAGE: Final = re.compile(r"No module named '(tr_mmap|numpy|msgspec|posix_ipc|ml_dtypes|tech_renaissance)\b")
 
@@ -145,6 +158,8 @@ def launch(
         raise ScriptNotFound(f"the worker's current directory {cwd!r} is no directory; make it, or give another", path=cwd)
     link = os.path.join(session_dir, LOG_FILE)
     program = [interpreter, *_program(script_path), session_id, *args]
+    if _has_unusual_signals():
+        program = [interpreter, "-S", "-P", "-c", _RESTORE_SIGNALS, *program]
     if script_path == DEFAULT_WORKER:
         made = _environment_of_default(environ, workspace_root, has_our_packages=interpreter == sys.executable)
     else:
@@ -178,6 +193,15 @@ def _program(script_path: str) -> list[str]:
     if os.path.isfile(_DEFAULT_SCRIPT):
         return ["-P", _DEFAULT_SCRIPT]  # -P: not even the directory of the script is searched for modules
     return ["-P", "-m", "tr_mmap.worker"]  # the package is in a zip file
+
+
+def _has_unusual_signals() -> bool:
+    """Whether a child would inherit signals that are blocked in this thread, or ignored, and that end a worker."""
+    if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows
+        return False
+    if signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        return True
+    return signal.SIG_IGN in map(signal.getsignal, (signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD))
 
 
 def _merged(inherited: Mapping[str, str], changes: Mapping[str, str | None] | None) -> dict[str, str]:

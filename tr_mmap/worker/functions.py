@@ -69,6 +69,8 @@ class Server(TechRenaissanceServer):
         else:
             arguments, named = self._arguments(known, parameters)
             result = known.function(*arguments, **named)
+        if self.is_foreign:
+            return True  # the function has forked, and this is the child: what it returns goes nowhere
         if isinstance(result, str):
             self._set_result(result)
         elif isinstance(result, _SEVERAL):

@@ -425,6 +425,7 @@ class TechRenaissanceServer(ForkAware):
             SessionNotStarted: there is no such session, or it has another worker.
             HostilePath: another user can write to it.
         """
+        self.is_foreign = False  # a child that was forked before this is a worker of its own
         attachment = self._attachment = attach(session_id, self._rejections)
         self.session_dir = attachment.directory
         self._transfer = attachment.transfer

@@ -78,14 +78,14 @@ def trace_of(error: BaseException) -> str:
 def _formatted(error: BaseException) -> str:
     """The traceback as Python writes it."""
     frames = list(_handler_frames(error))
-    shown = frames
-    if len(frames) > _MAX_FRAMES:
-        shown = frames[: _MAX_FRAMES // 2] + frames[-_MAX_FRAMES // 2 :]
+    shown = _ends_of(frames)
     trace = None
     for each in reversed(shown):
         trace = TracebackType(trace, each.tb_frame, each.tb_lasti, each.tb_lineno)
     # A negative limit keeps the last frames; it is for the other exceptions of the chain.
-    lines = traceback.TracebackException(type(error), error, trace, limit=-_MAX_FRAMES, compact=True).format()
+    lines = traceback.TracebackException(type(error), error, trace, limit=-_MAX_FRAMES, compact=True).format(
+        chain=not _is_cause_ours(error)
+    )
     text = "".join([cut(line, MAX_TEXT_CHARS) for line in lines])
     if len(frames) > len(shown):
         text += f"({len(frames) - len(shown)} frames in the middle of the traceback are left out)\n"
@@ -94,8 +94,7 @@ def _formatted(error: BaseException) -> str:
 
 def _brief(error: BaseException) -> str:
     """The frames, and the newest exceptions of a chain or group that is too large to be formatted."""
-    frames = list(_handler_frames(error))
-    shown = frames if len(frames) <= _MAX_FRAMES else frames[: _MAX_FRAMES // 2] + frames[-_MAX_FRAMES // 2 :]
+    shown = _ends_of(list(_handler_frames(error)))
     lines = ["Traceback (most recent call last):\n"]
     lines += [
         f'  File "{each.tb_frame.f_code.co_filename}", line {each.tb_lineno}, in {each.tb_frame.f_code.co_name}\n'
@@ -111,13 +110,28 @@ def _brief(error: BaseException) -> str:
     return "".join(lines)
 
 
-def _handler_frames(error: BaseException) -> Iterator[TracebackType]:
-    """The traceback's entries, without ours above the handler; and below it, if we raised the error on purpose."""
+def _ends_of(frames: list[TracebackType]) -> list[TracebackType]:
+    return frames if len(frames) <= _MAX_FRAMES else frames[: _MAX_FRAMES // 2] + frames[-_MAX_FRAMES // 2 :]
+
+
+def _frames(error: BaseException) -> list[TracebackType]:
     frames: list[TracebackType] = []
     trace = _traceback_of(error)
     while trace is not None:
         frames.append(trace)
         trace = trace.tb_next
+    return frames
+
+
+def _is_cause_ours(error: BaseException) -> bool:
+    """Whether we raised the error on purpose, from errors that are our own affair: a lookup that found nothing, say."""
+    linked = list(_linked(error))[1:]
+    return isinstance(error, TRException) and all(_is_ours(each) for other in linked for each in _frames(other))
+
+
+def _handler_frames(error: BaseException) -> Iterator[TracebackType]:
+    """The traceback's entries, without ours above the handler; and below it, if we raised the error on purpose."""
+    frames = _frames(error)
     others = [index for index, each in enumerate(frames) if not _is_ours(each)]
     if not others:
         return iter(frames)  # the fault is ours
