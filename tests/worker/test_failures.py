@@ -116,7 +116,7 @@ def test_of_many_linked_exceptions_some_are_shown(saboteur: PythonSession, name:
 
 @pytest.mark.parametrize("message", ["recursion 20000", "endless"])
 def test_of_a_deep_traceback_both_ends_are_shown(saboteur: PythonSession, message: str) -> None:
-    with pytest.raises(RemoteError, match="deep|recursion") as caught:
+    with pytest.raises(RemoteError, match=r"deep|recursion") as caught:
         saboteur.fetch_response(message, SLOW_MS)
     assert len(caught.value.remote_traceback.splitlines()) < 500
     assert "in the middle of the traceback are left out" in caught.value.remote_traceback

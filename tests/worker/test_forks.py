@@ -1,4 +1,4 @@
-"""A child that a handler forks never answers, writes no status and cleans nothing up; the worker does all that alone."""
+"""A child that a handler forks never answers, writes no status and cleans nothing up: only the worker does."""
 
 from __future__ import annotations
 

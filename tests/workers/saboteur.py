@@ -29,7 +29,7 @@ class Raising(io.StringIO):
         super().__init__()
         self.error = error
 
-    def write(self, text):
+    def write(self, _text):
         raise self.error
 
 
@@ -116,7 +116,7 @@ class Exiting(Exception):
 
 class NoText(Exception):
     def __str__(self):
-        return 5
+        return 5  # noqa: PLE0307 - that is the point
 
 
 class TextSubclass(str):
@@ -124,7 +124,7 @@ class TextSubclass(str):
         raise RuntimeError("encode")
 
     def __len__(self):
-        return -1
+        return -1  # noqa: PLE0303 - that is the point
 
 
 class OddText(Exception):
@@ -316,15 +316,15 @@ def _try(call) -> bytes:
 
 
 CHILDREN = {
-    "returns": lambda fd: "the child",
-    "returns_tensor": lambda fd: np.ones(3),
-    "exits": lambda fd: sys.exit(),
-    "exits_3": lambda fd: sys.exit(3),
-    "exits_text": lambda fd: sys.exit("words"),
-    "raises": lambda fd: _raise(ValueError("in the child")),
-    "interrupted": lambda fd: _raise(KeyboardInterrupt()),
-    "_exit": lambda fd: os._exit(4),
-    "prints": lambda fd: print("the child prints"),
+    "returns": lambda _: "the child",
+    "returns_tensor": lambda _: np.ones(3),
+    "exits": lambda _: sys.exit(),
+    "exits_3": lambda _: sys.exit(3),
+    "exits_text": lambda _: sys.exit("words"),
+    "raises": lambda _: _raise(ValueError("in the child")),
+    "interrupted": lambda _: _raise(KeyboardInterrupt()),
+    "_exit": lambda _: os._exit(4),
+    "prints": lambda _: print("the child prints"),
     "answers": lambda fd: os.write(
         fd,
         b"".join(
@@ -338,7 +338,7 @@ CHILDREN = {
             )
         ),
     ),
-    "grandchild": lambda fd: (os.fork(), "both")[1],
+    "grandchild": lambda _: (os.fork(), "both")[1],
 }
 
 
@@ -363,7 +363,7 @@ def multiprocess():
 @server.command("fork_in_thread")
 def fork_in_thread():
     said: list[str] = []
-    thread = threading.Thread(target=lambda: said.append(_child_of(lambda fd: "")))
+    thread = threading.Thread(target=lambda: said.append(_child_of(lambda _: "")))
     thread.start()
     thread.join()
     return said[0]

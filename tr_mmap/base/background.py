@@ -1,13 +1,14 @@
 """A thread of the system for one task, which is not there while the process forks. Knows no task.
 
-Python 3.12 and later warn when a process with threads forks. So each of these threads ends just before a fork, and a new
-one begins in the parent just after it; a child has none. And it is a thread of the system also where a program has
+Python 3.12 and later warn when a process with threads forks. So each of these threads ends just before a fork, and a
+new one begins in the parent just after it; a child has none. And it is a thread of the system also where a program has
 replaced Python's threads (see :mod:`.unpatched`), for it must run while the main thread waits in the C library.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -15,20 +16,17 @@ from typing import Any, Final
 
 from .unpatched import is_builtin, unpatched
 
-try:
-    from select import POLLIN
-except ImportError:  # pragma: no cover - Windows
-    POLLIN = 1
-
-__all__ = ["Background", "poll", "readable"]
+__all__ = ["Background", "readable"]
 
 poll: Final[Any] = unpatched("select", "poll")
+_POLLIN: Final[int] = getattr(select, "POLLIN", 1)  # there is no poll on Windows
 _start_new_thread: Final[Any] = unpatched("_thread", "start_new_thread")
 _new_lock: Final[Any] = unpatched("_thread", "allocate_lock")
 _get_ident: Final[Any] = unpatched("_thread", "get_ident")
 _sleep: Final[Any] = unpatched("time", "sleep")
 _HAS_THREADS: Final = is_builtin(_start_new_thread) and poll is not None
 _TASKS: Final = "/proc/self/task"
+_LONGEST_S: Final = 2e6  # more milliseconds poll(2) does not take; whoever waits 23 days may wait for ever
 _EXIT_WAIT_S: Final = 0.5  # for the kernel to remove a thread that has run to its end; takes microseconds
 
 
@@ -36,8 +34,8 @@ def readable(fds: Iterable[int], timeout_s: float | None) -> set[int]:
     """Which of the descriptors have something to be read; sleeps until one has, or until the time is over."""
     poller = poll()
     for fd in fds:
-        poller.register(fd, POLLIN)
-    return {fd for fd, _ in poller.poll(None if timeout_s is None else timeout_s * 1000)}
+        poller.register(fd, _POLLIN)
+    return {fd for fd, _ in poller.poll(None if timeout_s is None or timeout_s > _LONGEST_S else timeout_s * 1000)}
 
 
 class _Thread:
@@ -214,11 +212,16 @@ class Background:
                 pass  # so full that it is awake
 
     def _close(self) -> None:
+        self._task = _no_task  # a method of an object that has us: together they would wait for the garbage collector
         # Forget the numbers first, then close: a child that is forked in between must not close them a second time.
         fds, self._reading, self._writing = {self._reading, self._writing}, -1, -1
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
+
+
+def _no_task(_: Background) -> bool:
+    return True
 
 
 def _make_wake() -> tuple[int, int]:

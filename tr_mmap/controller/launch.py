@@ -155,7 +155,9 @@ def launch(
     environ = _merged(os.environ, env)
     interpreter = find_python(python, environ)
     if cwd is not None and not os.path.isdir(cwd):
-        raise ScriptNotFound(f"the worker's current directory {cwd!r} is no directory; make it, or give another", path=cwd)
+        raise ScriptNotFound(
+            f"the worker's current directory {cwd!r} is no directory; make it, or give another", path=cwd
+        )
     link = os.path.join(session_dir, LOG_FILE)
     program = [interpreter, *_program(script_path), session_id, *args]
     if _has_unusual_signals():

@@ -49,7 +49,5 @@ def remote_error(command: str, failure: Failure) -> RemoteError:
     trace = f"\n\n{failure.traceback}" if failure.traceback else ""
     message = f"{command!r} failed in the worker: {failure.type}: {failure.message}{trace}"
     if failure.needed_nbytes is not None and failure.free_nbytes is not None:
-        return RemoteOutOfSpace(
-            message, **fields, needed_nbytes=failure.needed_nbytes, free_nbytes=failure.free_nbytes
-        )
+        return RemoteOutOfSpace(message, **fields, needed_nbytes=failure.needed_nbytes, free_nbytes=failure.free_nbytes)
     return RemoteError(message, **fields)

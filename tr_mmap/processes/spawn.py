@@ -15,8 +15,8 @@ from ..base import system
 from ..wire.names import WORKER_MARK_VARIABLE
 from ..wire.waits import KILL_WAIT_S, TERMINATE_GRACE_S
 from .identity import Identity, all_stats, send_signal, wait_for_ends
-from .tree import has_mark, with_descendants
 from .log_forwarder import LogForwarder
+from .tree import has_mark, with_descendants
 from .worker_log import LogSize, create_log, log_size, log_tail
 
 __all__ = ["WorkerProcess"]

@@ -20,7 +20,17 @@ from typing import Final, NamedTuple
 from ..base import system
 from ..wire.limits import LOG_TAIL_NBYTES
 
-__all__ = ["MAX_LOG_NBYTES", "LogSize", "create_log", "cut_log", "log_head", "log_size", "log_tail", "new_log_path", "remove_log"]
+__all__ = [
+    "MAX_LOG_NBYTES",
+    "LogSize",
+    "create_log",
+    "cut_log",
+    "log_head",
+    "log_size",
+    "log_tail",
+    "new_log_path",
+    "remove_log",
+]
 
 MAX_LOG_NBYTES: Final = 8 << 20
 KEPT_NBYTES: Final = MAX_LOG_NBYTES // 2  # after a cut; so the next one comes only after as much again
@@ -53,11 +63,15 @@ def new_log_path(directory: str) -> str:
         if not system.is_dir_on_tmpfs(directory):
             return ""
         place = os.path.abspath(tempfile.gettempdir())
-        if place == os.getcwd() or system.status(place).st_dev == system.status(directory).st_dev:
+        if place == os.getcwd() or not system.is_usable_dir(place) or _are_on_one_file_system(place, directory):
             return ""  # the current directory is where Python looks last: there is no place for temporary files
     except OSError:
         return ""
     return os.path.join(place, f"tr_mmap-log-{secrets.token_hex(16)}")
+
+
+def _are_on_one_file_system(first: str, second: str) -> bool:
+    return system.status(os.path.realpath(first)).st_dev == system.status(second).st_dev
 
 
 def create_log(path: str, link: str = "") -> tuple[str, int]:

@@ -57,9 +57,7 @@ _SCALARS: Final[dict[Any, Kind]] = {
     bool: Kind(_to_bool, "no bool"),
 }
 _BY_NAME: Final = {each.__name__: kind for each, kind in _SCALARS.items()}
-_RULE: Final = (
-    "a parameter takes a word if it is annotated str, int, float, bool, a Literal of these, or one of them | None; else it takes a tensor"
-)
+_RULE: Final = "a parameter takes a word if it is annotated str, int, float, bool, a Literal of these, or one of them | None; else it takes a tensor"
 
 
 def kinds_of(command: str, function: Callable[..., Any]) -> list[tuple[inspect.Parameter, Kind]]:
@@ -73,7 +71,8 @@ def kinds_of(command: str, function: Callable[..., Any]) -> list[tuple[inspect.P
         hints = _hints_of(function)
     except (TypeError, ValueError) as error:
         raise BadMessage(
-            f"command {command!r}: the parameters of {function!r:.100} are unknown ({error}); register a function that calls it",
+            f"command {command!r}: the parameters of {function!r:.100} are unknown ({error}); register a function that "
+            "calls it",
             detail=command,
         ) from error
     kinds = []
@@ -84,7 +83,8 @@ def kinds_of(command: str, function: Callable[..., Any]) -> list[tuple[inspect.P
         try:
             kinds.append((parameter, _kind_of(hint)))
         except _NeitherError as error:
-            stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+            stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else ""
+            stars = "**" if parameter.kind is parameter.VAR_KEYWORD else stars
             instead = str(error) or f"{parameter.name}: str"
             refuse(
                 command,
@@ -105,7 +105,9 @@ def check_callable(command: str, function: Any) -> None:
     inner = _unwrapped_partial(function)
     for each in (inner, getattr(inner, "__call__", None)):  # noqa: B004 - not whether it has one, but which
         if inspect.iscoroutinefunction(each):
-            refuse(command, function, "async def; write def, and asyncio.run(...) in it, because requests come one by one")
+            refuse(
+                command, function, "async def; write def, and asyncio.run(...) in it, because requests come one by one"
+            )
         if inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each):
             refuse(command, function, "a function with yield; write return with a list of its tensors")
 
@@ -118,7 +120,8 @@ def refuse(command: str, function: Callable[..., Any], why: str) -> NoReturn:
 def place_of(function: Callable[..., Any]) -> str:
     """Where a function is defined, for a message; "" if that is unknown."""
     inner = inspect.unwrap(_unwrapped_partial(function))
-    code = getattr(inner, "__code__", None) or getattr(getattr(type(inner), "__call__", None), "__code__", None)
+    call = getattr(type(inner), "__call__", None)  # noqa: B004 - not whether it has one, but which
+    code = getattr(inner, "__code__", None) or getattr(call, "__code__", None)
     return f" ({code.co_filename}, line {code.co_firstlineno})" if code is not None else ""
 
 

@@ -50,7 +50,17 @@ class Command:
         tensor_counts: how many tensors it takes, if it takes only tensors, and by position; else empty.
     """
 
-    __slots__ = ("_least", "_most", "_parameters", "_rest", "_scalars", "function", "name", "takes_one_text", "tensor_counts")
+    __slots__ = (
+        "_least",
+        "_most",
+        "_parameters",
+        "_rest",
+        "_scalars",
+        "function",
+        "name",
+        "takes_one_text",
+        "tensor_counts",
+    )
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         check_callable(name, function)
@@ -77,7 +87,9 @@ class Command:
         self._most = None if takes_any else len(tensors)  # how many it may get; None for any number
         is_plain = not self._scalars and not self._takes_rest_of_words()
         is_plain = is_plain and not any(each.is_keyword for each in self._parameters)
-        self.tensor_counts = range(self._least, (MAX_TENSORS if takes_any else len(tensors)) + 1) if is_plain else range(0)
+        self.tensor_counts = (
+            range(self._least, (MAX_TENSORS if takes_any else len(tensors)) + 1) if is_plain else range(0)
+        )
         self.takes_one_text = (
             [each.kind.convert for each in self._scalars] == [str]
             and self._most == 0

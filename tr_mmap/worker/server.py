@@ -16,7 +16,7 @@ from typing import Any, Final
 from ..base.fork_safety import ForkAware
 from ..channel.authenticated import RejectionCounter
 from ..channel.interface import Channel
-from ..errors import BadMessage, HostilePath, MissingTag, OutOfSpace, SessionNotStarted, TRException
+from ..errors import BadMessage, HostilePath, MissingTag, OutOfSpace, SessionNotStarted
 from ..native import WorkerFastPath
 from ..processes.watch import PeerWatch
 from ..protocol.commands import split_words

@@ -1,4 +1,4 @@
-"""Makes SIGINT and SIGTERM end a worker, whatever its controller did to them. Never decides what the worker does then."""
+"""Makes SIGINT and SIGTERM end a worker, whatever its controller did to them. Never decides what the end is like."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ __all__ = ["Stop", "restore_signals", "stop_signals"]
 
 # What ends a worker, and by what it learns of its children's end. Others are the user's affair.
 _NEEDED: Final = [
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGCHLD")
-    if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGCHLD") if hasattr(signal, name)
 ]
 
 

@@ -145,10 +145,7 @@ def _is_ours(trace: TracebackType) -> bool:
 
 def _is_small(error: BaseException) -> bool:
     """Whether few exceptions hang together with this one."""
-    for count, _ in enumerate(_linked(error)):
-        if count > _MAX_LINKED:
-            return False
-    return True
+    return all(count <= _MAX_LINKED for count, _ in enumerate(_linked(error)))
 
 
 def _linked(error: BaseException) -> Iterator[BaseException]:
