@@ -57,7 +57,10 @@ _SCALARS: Final[dict[Any, Kind]] = {
     bool: Kind(_to_bool, "no bool"),
 }
 _BY_NAME: Final = {each.__name__: kind for each, kind in _SCALARS.items()}
-_RULE: Final = "a parameter takes a word if it is annotated str, int, float, bool, a Literal of these, or one of them | None; else it takes a tensor"
+_RULE: Final = (
+    "a parameter takes a word if it is annotated str, int, float, bool, a Literal of these, or one of them | None; "
+    "else it takes a tensor"
+)
 
 
 def kinds_of(command: str, function: Callable[..., Any]) -> list[tuple[inspect.Parameter, Kind]]:

@@ -12,6 +12,7 @@ import sys
 from typing import NoReturn
 
 from .log import log
+from .stop_signals import Stop
 from .traces import trace_of
 
 __all__ = ["end_child"]
@@ -29,7 +30,7 @@ def end_child(error: BaseException | None) -> NoReturn:
             code = 0
         elif isinstance(error, SystemExit):
             code = _exit_code(error)
-        else:
+        elif not isinstance(error, Stop):  # SIGINT or SIGTERM to the child, which has the worker's handlers
             log(trace_of(error))
         for stream in (sys.stdout, sys.stderr):
             try:
