@@ -30,8 +30,21 @@ LARGE = np.arange(100_000.0)  # beyond 256 KiB a new segment is filled in anothe
 ERRNOS: Final = (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EMFILE, errno.EACCES)
 
 OS_CALLS: Final = (
-    *("close", "fstat", "fstatvfs", "link", "listdir", "lstat", "mkdir", "open", "pipe", "posix_fallocate", "pread"),
-    *("preadv", "pwrite", "readlink", "replace", "rmdir", "stat", "statvfs", "unlink", "write"),
+    *(
+        "close",
+        "fstat",
+        "fstatvfs",
+        "ftruncate",
+        "link",
+        "listdir",
+        "lstat",
+        "mkdir",
+        "open",
+        "pipe",
+        "posix_fallocate",
+        "pread",
+    ),
+    *("preadv", "pwrite", "readlink", "replace", "rmdir", "stat", "statvfs", "symlink", "unlink", "write"),
 )
 FCNTL_CALLS: Final = ("fcntl", "flock")
 LIBC_CALLS: Final = ("fstatfs", "madvise", "renameat2")

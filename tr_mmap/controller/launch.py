@@ -6,12 +6,12 @@ import functools
 import importlib.util
 import os
 import re
-import shutil
 import signal
 import site
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
+from shutil import which
 from typing import Final
 
 from ..errors import BadMessage, ScriptNotFound
@@ -92,7 +92,7 @@ def find_python(python: str | None = None, environ: Mapping[str, str] = os.envir
             f"{sys.executable!r}); give python='/path/to/python', or set {PYTHON_VARIABLE}",
             path=sys.executable or "",
         )
-    found = shutil.which(os.path.abspath(chosen) if os.path.dirname(chosen) else chosen, path=environ.get("PATH"))
+    found = which(os.path.abspath(chosen) if os.path.dirname(chosen) else chosen, path=environ.get("PATH"))
     if not chosen or found is None:
         raise ScriptNotFound(
             f"the worker's interpreter {chosen!r} ({origin}) is no program that can be run; give the path of a Python, "
