@@ -24,6 +24,7 @@ __all__ = [
     "RemoteOutOfSpace",
     "ScriptNotFound",
     "SemaphoresUnavailable",
+    "SessionBusy",
     "SessionInUse",
     "SessionNotStarted",
     "StaleTensor",
@@ -231,13 +232,51 @@ class SessionNotStarted(TRException, RuntimeError):
 
 
 class ResponseTimeout(TRException, TimeoutError):
-    """The worker did not answer in time; it may still answer later. Attributes: timeout_ms, command."""
+    """The worker did not answer in time; it may still answer later.
+
+    Attributes:
+        timeout_ms: how long the call was allowed to take; infinity for no limit.
+        command: of the request; "" if there was none.
+        pid: of the worker; 0 if unknown.
+        state: what the worker's process does: "running", "waiting", "stopped", "ended" or "unknown".
+        is_taken_up: whether the worker has taken the request up; None if unknown.
+        last_moved_ms: milliseconds since the worker last took a request, used a tensor or answered; None if unknown.
+    """
 
     timeout_ms: float
     command: str
+    pid: int
+    state: str
+    is_taken_up: bool | None
+    last_moved_ms: float | None
 
-    def __init__(self, message: str, *, timeout_ms: float, command: str) -> None:
-        super().__init__(message, timeout_ms=timeout_ms, command=command)
+    def __init__(
+        self,
+        message: str,
+        *,
+        timeout_ms: float,
+        command: str,
+        pid: int = 0,
+        state: str = "unknown",
+        is_taken_up: bool | None = None,
+        last_moved_ms: float | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            timeout_ms=timeout_ms,
+            command=command,
+            pid=pid,
+            state=state,
+            is_taken_up=is_taken_up,
+            last_moved_ms=last_moved_ms,
+        )
+
+
+class SessionBusy(TRException, RuntimeError):
+    """The session is in the middle of a step that this call interrupts, and cannot take another request there.
+
+    A destructor that uses the session of the code that it interrupts may get this. Ask again later.
+    """
 
 
 class WorkerDied(TRException, ChildProcessError):

@@ -25,7 +25,7 @@ def test_the_picture_is_what_the_imports_draw() -> None:
 
 def test_at_the_top_there_are_only_rooms_and_the_errors() -> None:
     found = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
-    assert found == {*ROOMS, "__init__.py", "errors.py", "py.typed"}
+    assert found == {*ROOMS, "__init__.py", "__main__.py", "errors.py", "py.typed"}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -57,7 +57,7 @@ def test_every_file_that_the_page_names_by_its_path_is_there() -> None:
 def test_the_contracts_cover_every_room() -> None:
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     layers = settings.partition("layers = [")[2].partition("]")[0]
-    assert sorted(re.findall(r"[a-z_]+", layers)) == sorted([*ROOMS, "errors"])
+    assert sorted(re.findall(r"[a-z_]+", layers)) == sorted([*ROOMS, "__main__", "errors"])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.[ch]pp")) + sorted((ROOT / "tests").rglob("*.py")))

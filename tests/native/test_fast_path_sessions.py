@@ -88,8 +88,7 @@ def test_a_handler_that_asks_something_itself_has_no_request_sent_twice(
         previous = signal.signal(signal.SIGALRM, handle)
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         try:
-            with pytest.raises(TimeoutError):
-                session.fetch_response(gate.message, 1000)
+            assert session.fetch_response(gate.message, 60_000) == "late"
         finally:
             signal.signal(signal.SIGALRM, previous)
         assert asked == ["from the handler"]
@@ -161,7 +160,7 @@ def test_a_late_answer_is_not_taken_for_the_next_ones(workspace: Path, gate: Gat
         with pytest.raises(TimeoutError, match=r"within 20 ms"):
             session.fetch_response(gate.message, 20)
         segments = session.stats().segments
-        with pytest.raises(TypeError):
+        with pytest.raises(BadMessage, match="timeout_ms"):
             session.fetch_response("hello you", "soon")  # type: ignore[arg-type]
         gate.let_go("late")
         for _ in range(3):

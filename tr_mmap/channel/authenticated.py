@@ -53,7 +53,7 @@ class AuthenticatedChannel(Channel):
         self._counter = counter
         self._signer = Signer(secret, role.value)
         self._verifier = Verifier(secret, role.peer.value)
-        self._taking = threading.Lock()
+        self._taking = threading.RLock()  # a signal handler may come back here
         self._held: bytes | None = None  # a message that has_message took, for the next receive
 
     def send(self, message: Request | Response) -> None:
@@ -86,6 +86,8 @@ class AuthenticatedChannel(Channel):
                 message = self._inner.receive(remaining_ms, stop)
                 if message is None or self._verifier.accept(message):
                     return message
+                if message == self._verifier.last_message:  # it was put back
+                    continue
             except BadMessage:
                 pass  # it is no message at all
             except HostilePath:
@@ -121,6 +123,13 @@ class AuthenticatedChannel(Channel):
         self, until: Callable[[StatusLine], bool], timeout_ms: float, stop: Callable[[], bool]
     ) -> StatusLine | None:
         return self._inner.wait_status(until, timeout_ms, stop)
+
+    def is_sent(self, seq: int) -> bool:
+        return self._inner.is_sent(seq)
+
+    def put_back(self) -> None:
+        self._held = self._verifier.last_message  # it accepts each message once only
+        self._inner.put_back()
 
     def ring(self) -> None:
         self._inner.ring()

@@ -55,6 +55,10 @@ class Channel(ABC):
             ResponseTimeout: a channel of files, and the peer has not taken the previous message.
         """
 
+    def is_sent(self, seq: int) -> bool:  # noqa: ARG002 - a channel of files keeps each message until it is taken
+        """Whether the message of that number is the last one that this side has sent, as far as can be told."""
+        return False
+
     def set_spin(self, us: float) -> None:  # noqa: B027 - a channel that polls never sleeps until it is rung
         """Poll for a message for up to so many microseconds before each sleep."""
 
@@ -94,6 +98,10 @@ class Channel(ABC):
         Raises:
             BadMessage: the text there is no status.
         """
+
+    def heartbeat_age_ms(self) -> float | None:
+        """Milliseconds since the worker last moved; None if this channel cannot say."""
+        return None
 
     @abstractmethod
     def is_exit_requested(self) -> bool:

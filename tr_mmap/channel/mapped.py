@@ -36,7 +36,9 @@ from ..wire.messages import (
     EMPTY_PAGE,
     MAX_MESSAGE_NBYTES,
     MAX_MESSAGE_SEQ,
+    MESSAGE_NUMBER_OFFSET,
     MESSAGE_PAGE_NBYTES,
+    NUMBER_DIGITS,
     REQUEST_FILE,
     RESPONSE_FILE,
     SPILL_SUFFIX,
@@ -121,8 +123,9 @@ class MappedChannel(Channel):
         self._directory = directory
         self._role = role
         request_fd, response_fd, status_fd = fds
-        request = MessagePage(system.map_write(request_fd, MESSAGE_PAGE_NBYTES))
-        response = MessagePage(system.map_write(response_fd, MESSAGE_PAGE_NBYTES))
+        request_page, response_page = (system.map_write(fd, MESSAGE_PAGE_NBYTES) for fd in (request_fd, response_fd))
+        self._out_page = request_page if role is Role.CONTROLLER else response_page
+        request, response = MessagePage(request_page), MessagePage(response_page)
         self.status = system.map_write(status_fd, STATUS_NBYTES)
         self._status_start = self.status.cast("I")
         self._status_words = self.status.cast("Q")
@@ -238,6 +241,10 @@ class MappedChannel(Channel):
         if is_too_long:
             raise BadMessage(f"{path} is longer than a message may be", detail=name)
         return text
+
+    def is_sent(self, seq: int) -> bool:
+        number = self._out_page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS].tobytes()
+        return number == b"%*d" % (NUMBER_DIGITS, seq)
 
     def set_spin(self, us: float) -> None:
         self._in.set_spin(us)

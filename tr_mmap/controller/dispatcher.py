@@ -1,83 +1,50 @@
 """The controller's requests to its worker, one at a time, and the results that wait to be taken.
 
-Not safe for threads by itself: its session holds a lock around every call. Never starts or ends processes.
+Threads may use a dispatcher at once: :class:`Turn` says which of them may have a request under way. A signal handler or
+a destructor may use it in the middle of a request of the same thread. Then the interrupted request gets its response
+first. Never starts or ends processes.
 """
 
 from __future__ import annotations
 
-import threading
+import math
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from ..errors import (
-    BadMessage,
-    ResponseTimeout,
-    SessionNotStarted,
-    WorkerDied,
-)
+from ..errors import BadMessage, ResponseTimeout, SessionBusy, SessionNotStarted, SystemLimit
 from ..protocol.commands import UserMessage, parse_command
-from ..protocol.messages import Request, Response, now_ms
+from ..protocol.messages import Request, now_ms
 from ..protocol.status import StatusLine
 from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_SEQ
 from .resources import SessionResources
-from .results import Result, remote_error
+from .responses import Answered, Responses, opened
+from .results import Result
+from .turn import get_ident
 from .worker_handle import WorkerHandle
 
 __all__ = ["Dispatcher", "StatusTest"]
 
-_COLLECT_MS: Final = 20.0  # how often to release the leases of views that have ended, while a worker may wait for them
 _REPEAT_EXIT_S: Final = 0.1  # how often to repeat a request to exit that the worker may overwrite
+_SLICE_S: Final = 0.25  # how long to wait at most for news; they wake the wait, except where no watch can run
 
 StatusTest = Callable[[StatusLine], bool]
+_T = TypeVar("_T")
 
 
-class Dispatcher:
-    """Requests, results and tags of one session.
+class Dispatcher(Responses):
+    """Requests and results of one session.
 
     Args:
         resources: what the session owns; requests go to its worker.
-        lock: the session's; a wait for another thread's request releases it.
-        framework: of the tensors in results that are kept until a caller takes them.
     """
 
-    def __init__(self, resources: SessionResources, lock: threading.RLock, framework: str) -> None:
-        self.resources = resources
-        self.transfer = resources.transfer
-        self._changed = threading.Condition(lock)  # a request was sent, or the session is closed
-        self._is_closed = False
-        self._framework = framework
+    def __init__(self, resources: SessionResources) -> None:
+        super().__init__(resources)
         self._seq = 0
-        self._pending: Request | None = None  # sent and not answered
-        self._is_private = False  # only the caller that sent the pending request may take its result
-        self._unclaimed: deque[Result] = deque()  # results with views, which hold the leases
-
-    def worker(self) -> WorkerHandle:
-        """The running worker.
-
-        Raises:
-            SessionNotStarted: there is none, or this process is a forked child of the session's.
-        """
-        worker = self.resources.worker
-        self.check_own()
-        if worker is None:
-            raise SessionNotStarted(
-                f"session {self.resources.session_id!r} has no worker; call start(), or use it as a context manager"
-            )
-        return worker
-
-    def check_own(self) -> None:
-        """Refuse to work in a forked child of the session's process.
-
-        Raises:
-            SessionNotStarted: this process is such a child.
-        """
-        if self.resources.is_foreign:
-            raise SessionNotStarted(
-                f"session {self.resources.session_id!r} is that of the process that this one was forked from; views of "
-                "its tensors are good here, requests are not: start a session of this process's own"
-            )
+        # Of the call that has the turn: the number of its request, the message, the framework of the result, and
+        # whether any thread may take the result.
+        self._current: tuple[int, UserMessage, str | None, bool] | None = None
 
     def has_result(self) -> bool:
         """Whether :meth:`take` would find a result at once."""
@@ -86,15 +53,102 @@ class Dispatcher:
         worker = self.resources.worker
         return worker is not None and self._has_public_request() and worker.channel.has_message()
 
+    # -- the turn -------------------------------------------------------------------------------------------------
+
+    def in_turn(self, deadline_s: float, action: Callable[..., _T], *arguments: Any, is_request: bool = True) -> _T:
+        """Call a function while no other thread has a request under way.
+
+        Args:
+            deadline_s: until when to wait for that, by the monotonic clock.
+            action: the function.
+            *arguments: its arguments.
+            is_request: whether it may send a request, so that a request that this call interrupts is answered first.
+
+        Raises:
+            ResponseTimeout: another thread's request was not answered in time.
+            SessionNotStarted: this process is a forked child, or the session was closed.
+        """
+        turn, me = self._turn, get_ident()
+        is_nested = turn.owner == me
+        outer, suspended = self._current, None
+        try:
+            if is_nested or turn.owner or turn.queue:
+                suspended = self._enter(is_nested, deadline_s, is_request)
+            else:
+                turn.owner = me
+            return action(*arguments)
+        finally:
+            self._current = outer if is_nested else None
+            if not is_nested and self._answered:
+                self._answers, self._answered = {}, set()
+            if suspended:
+                self.transfer.resume(suspended)
+            if not is_nested and turn.owner == me:
+                turn.owner = 0
+            if turn.queue:
+                turn.wake()
+
+    def _enter(self, is_nested: bool, deadline_s: float, is_request: bool) -> Any:
+        """Wait for the turn; or, in a call that interrupts another one of this thread, answer that one first.
+
+        Returns:
+            What the interrupted call has in flight, for ``transfer.resume``; None if nothing was interrupted.
+        """
+        self.check_own()  # first: in a forked child the thread that has the turn does not exist
+        if not is_nested:
+            if not self._turn.wait(deadline_s):
+                raise self._unanswered(self._current and self._current[1], math.nan, "another thread's request")
+            return None
+        if not is_request:
+            return None
+        if self._current is not None:
+            self._answer_interrupted(*self._current, deadline_s)
+        return self.transfer.suspend()
+
+    def _answer_interrupted(
+        self, seq: int, message: UserMessage, framework: str | None, is_public: bool, deadline_s: float
+    ) -> None:
+        """Take the response to the request that this call interrupts, for the code that goes on with it later."""
+        worker = self.worker()
+        fast_path = worker.fast_path
+        if fast_path is not None and fast_path.is_receiving:
+            raise SessionBusy("the interrupted code is taking a response of this session at this moment; ask later")
+        taken = self._taken
+        if taken is not None:
+            if taken.outcome is None:
+                taken.outcome = self._outcome(taken.response, taken.framework)
+            return
+        pending = self._pending
+        if pending is None or pending.seq != seq:
+            if seq in self._answered or not self._is_sent(worker, seq):
+                return
+            pending = self._begin(Request(seq, *parse_command(message)), is_private=True)
+        worker.channel.put_back()  # the interrupted code may have taken the message, and not have looked at it yet
+        try:
+            worker.channel.ring()  # the interrupted code may not have come to that
+            outcome = self._await_outcome(pending, deadline_s, math.nan, self._framework if is_public else framework)
+        except Answered:
+            return
+        self._answered.add(seq)
+        if is_public:
+            self._unclaimed.append(outcome)
+        else:
+            self._answers[seq] = outcome
+
+    def _is_sent(self, worker: WorkerHandle, seq: int) -> bool:
+        """Whether the request of an interrupted call was sent."""
+        fast_path = worker.fast_path
+        return (fast_path is not None and fast_path.sent_seq == seq) or worker.channel.is_sent(seq)
+
     # -- requests -------------------------------------------------------------------------------------------------
 
-    def call(self, message: UserMessage, tensors: tuple[Any, ...], timeout_ms: float, framework: str | None) -> Result:
+    def call(self, message: UserMessage, tensors: tuple[Any, ...], timeout_s: float, framework: str | None) -> Result:
         """Send a request and take its result; no other caller can take it.
 
         Args:
             message: the command, and words for it.
             tensors: for this request only; their tags follow the words.
-            timeout_ms: how long to wait for the response.
+            timeout_s: how long this may take in all, in seconds; infinity for no limit.
             framework: of the result's tensors; None to receive none.
 
         Returns:
@@ -105,84 +159,137 @@ class Dispatcher:
             UnsupportedTensor, OutOfSpace: of the tensors to send.
             RemoteError, ResponseTimeout, WorkerDied: there is no result.
         """
-        began_s = time.monotonic()
-        worker, pending, may_use_fast_path = self.resources.worker, None, False
+        # As in_turn(), but with no further call: this is what most programs do most of the time.
+        turn, me, left_s = self._turn, get_ident(), timeout_s
+        is_nested = turn.owner == me
+        outer, suspended = self._current, None
+        try:
+            if is_nested or turn.owner or turn.queue:
+                deadline_s = time.monotonic() + timeout_s
+                suspended = self._enter(is_nested, deadline_s, True)
+                left_s = max(0.0, deadline_s - time.monotonic())
+            else:
+                turn.owner = me
+            return self._call(message, tensors, left_s, timeout_s, framework)
+        finally:
+            self._current = outer if is_nested else None
+            if not is_nested and self._answered:
+                self._answers, self._answered = {}, set()
+            if suspended:
+                self.transfer.resume(suspended)
+            if not is_nested and turn.owner == me:
+                turn.owner = 0
+            if turn.queue:
+                turn.wake()
+
+    def _call(
+        self, message: UserMessage, tensors: tuple[Any, ...], left_s: float, timeout_s: float, framework: str | None
+    ) -> Result:
+        """As :meth:`call`, in the turn: ``left_s`` is what is left of ``timeout_s``."""
+        worker, transfer, may_use_fast_path = self.resources.worker, self.transfer, True
         fast_path = None if worker is None else worker.fast_path  # does nothing in a forked child
-        if fast_path is not None and self._pending is None and framework != "torch" and not self.transfer.unannounced:
+        deadline_s = 0.0
+        if (
+            fast_path is not None
+            and self._pending is None
+            and not transfer.unannounced
+            and (framework is None or (framework == "numpy" and transfer.has_quick_views))
+            and not self._is_exiting
+        ):
             self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
+            self._current = seq, message, framework, False
             # Set before the call, because a signal handler may send and drop tags during it.
-            self.transfer.has_request_in_flight = True
+            transfer.has_request_in_flight = True
+            began_s = time.monotonic()
             try:
-                result = fast_path.call(seq, message, tensors, timeout_ms / 1000)
+                result = fast_path.call(seq, message, tensors, left_s)
             except BaseException:  # Ctrl-C too
                 if fast_path.sent_seq == seq:
                     self._begin(Request(seq, *parse_command(message)), is_private=True)
                 else:
-                    self.transfer.withdraw()
+                    transfer.withdraw()
                 raise
             if result:
-                self.transfer.has_request_in_flight = False
+                self._pending = None
+                transfer.has_request_in_flight = False
                 return result
+            deadline_s = began_s + left_s
             if result is None:  # the time is over, or the response needs the slow path
+                if self._answers and (answer := self._answers.pop(seq, None)) is not None:
+                    return opened(answer)
                 pending = Request(seq, *parse_command(message))
-                if fast_path.sent_seq != seq:  # a signal handler has sent another request, and skipped our response
-                    raise self._unanswered(pending, timeout_ms)
-                self._begin(pending, is_private=True)
-            else:
-                self.transfer.withdraw()  # nothing was sent
-        else:
-            may_use_fast_path = True
-        if pending is None:
-            pending = self._send(message, tensors, timeout_ms, is_private=True, may_use_fast_path=may_use_fast_path)
-        return self._await(pending, timeout_ms, began_s, framework)
+                if fast_path.sent_seq != seq:
+                    raise self._unanswered(pending.command, timeout_s)
+                return self._await(self._begin(pending, is_private=True), deadline_s, timeout_s, framework)
+            transfer.withdraw()  # nothing was sent
+            may_use_fast_path = False
+        deadline_s = deadline_s or time.monotonic() + left_s
+        pending = self._send(message, tensors, deadline_s, timeout_s, framework, may_use_fast_path=may_use_fast_path)
+        return self._await(pending, deadline_s, timeout_s, framework)
 
-    def send(self, message: UserMessage, timeout_ms: float) -> None:
+    def send(self, message: UserMessage, timeout_s: float) -> None:
         """Send a request. Waits first for the response to an earlier one; its result can still be taken.
 
         Args:
             message: the command, and words for it.
-            timeout_ms: how long to wait for the response to an earlier request.
+            timeout_s: how long this may take in all, in seconds.
 
         Raises:
             BadMessage: there is no command in the message.
             ResponseTimeout: there is no response to the earlier request.
             WorkerDied: the worker ended.
         """
-        self._send(message, (), timeout_ms, is_private=False, may_use_fast_path=True)
-        self._changed.notify_all()
+        deadline_s = time.monotonic() + timeout_s
+        self.in_turn(deadline_s, self._send_public, message, deadline_s, timeout_s)
+        self.notify()
+
+    def _send_public(self, message: UserMessage, deadline_s: float, timeout_s: float) -> None:
+        self._send(message, (), deadline_s, timeout_s, self._framework, may_use_fast_path=True, is_public=True)
 
     def _send(
         self,
         message: UserMessage,
         tensors: tuple[Any, ...],
-        timeout_ms: float,
+        deadline_s: float,
+        timeout_s: float,
+        framework: str | None,
         *,
-        is_private: bool,
         may_use_fast_path: bool,
+        is_public: bool = False,
     ) -> Request:
         """Send a request.
 
         Args:
             message: the command, and words for it.
             tensors: for this request only.
-            timeout_ms: how long to wait for the response to an earlier one.
-            is_private: only the caller may take the result.
+            deadline_s: how long to wait for the response to an earlier one, by the monotonic clock.
+            timeout_s: what the user said.
+            framework: of the result's tensors.
             may_use_fast_path: whether the fast path is worth a try.
+            is_public: whether any thread may take the result, or the caller alone.
         """
         command, parameters = parse_command(message)
         worker = self.worker()
         if self._pending is not None:
-            self.settle(timeout_ms)
+            self._settle(deadline_s, timeout_s)
         if worker.is_over():
             raise self.worker_died()
+        if self._is_exiting:
+            raise SessionNotStarted(f"session {self.resources.session_id!r} is about to end: please_exit() was called")
         transfer, fast_path = self.transfer, worker.fast_path
         self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
+        self._current = seq, message, framework, is_public
         try:
             is_tried = may_use_fast_path and not transfer.unannounced
             if is_tried and fast_path is not None and fast_path.send(seq, message, tensors):
                 request = Request(seq, command, parameters)
             else:
-                request = transfer.prepare(seq, command, parameters, tensors)
+                request = transfer.prepare(seq, command, parameters, tensors, deadline_s)
+                while self._seq != seq:  # a signal handler has sent a request meanwhile, and may have changed tags
+                    transfer.withdraw()
+                    self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
+                    self._current = seq, message, framework, is_public
+                    request = transfer.prepare(seq, command, parameters, tensors, deadline_s)
                 worker.channel.send(request)
         except BaseException:
             if fast_path is not None and fast_path.sent_seq == seq:  # it was sent, and no caller waits for a response
@@ -190,21 +297,16 @@ class Dispatcher:
             else:
                 transfer.withdraw()
             raise
-        return self._begin(request, is_private=is_private)
+        return self._begin(request, is_private=not is_public)
 
-    def _begin(self, request: Request, *, is_private: bool) -> Request:
-        """Note that a request was sent; its result is for the caller alone, or for any thread that waits."""
-        self._pending = request
-        self._is_private = is_private
-        self.transfer.has_request_in_flight = True
-        return request
-
-    def request_exit(self, timeout_ms: float) -> bool:
+    def request_exit(self, timeout_s: float) -> bool:
         """Send the request to exit, even in the middle of another request. Returns whether the worker ended in time."""
         worker = self.worker()
         if not worker.process.is_alive() or worker.is_over():
             return True
-        deadline_s = time.monotonic() + timeout_ms / 1000
+        deadline_s = time.monotonic() + timeout_s
+        self._is_exiting = True
+        has_ended = False
         try:
             # A worker that is still starting will find the request later.
             self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
@@ -212,78 +314,109 @@ class Dispatcher:
             while True:
                 stands = worker.channel.request_exit(request)
                 remaining_s = max(0.0, deadline_s - time.monotonic())
-                if worker.process.wait(remaining_s if stands else min(remaining_s, _REPEAT_EXIT_S)):
-                    return True
-                if time.monotonic() >= deadline_s:
-                    return False
+                has_ended = worker.process.wait(remaining_s if stands else min(remaining_s, _REPEAT_EXIT_S))
+                if has_ended or time.monotonic() >= deadline_s:
+                    return has_ended
         except ResponseTimeout:
             return False
+        finally:
+            self._is_exiting = has_ended
 
     # -- results --------------------------------------------------------------------------------------------------
 
-    def settle(self, timeout_ms: float) -> None:
+    def _settle(self, deadline_s: float, timeout_s: float) -> None:
         """Wait for the response to the pending request, and keep its result for the caller that will take it.
 
         Raises:
             ResponseTimeout: there is no response in time.
             WorkerDied: the worker ended.
+            SystemLimit: the tensors cannot be received now; the response can still be taken later.
         """
         pending = self._pending
         if pending is None:
             return
         is_private = self._is_private
-        response = self._await_response(pending, timeout_ms, time.monotonic())
-        if not is_private:
+        try:
             # Now, because after the next request the worker may reuse the segment of a result that has no view.
-            self._unclaimed.append((response, self._receive_all(response, self._framework)))
+            outcome = self._await_outcome(pending, deadline_s, timeout_s, None if is_private else self._framework)
+        except Answered:
+            return
+        except BadMessage as error:
+            outcome = error  # it is the error of that request, not of the next one
+        if is_private:
+            return
+        if isinstance(outcome, SystemLimit):
+            raise outcome
+        self._unclaimed.append(outcome)
 
-    def take(self, timeout_ms: float, *, has_tensors: bool) -> Result:
+    def take(self, timeout_s: float, *, has_tensors: bool) -> Result:
         """Take the oldest result. If there is no request, waits for one that another thread may send.
 
         Args:
-            timeout_ms: how long to wait.
+            timeout_s: how long to wait, in seconds.
             has_tensors: whether to receive the tensors.
 
         Raises:
             SessionNotStarted: there is no worker, or the session was closed meanwhile.
             RemoteError, ResponseTimeout, WorkerDied: there is no result.
         """
-        self.worker()
-        began_s = time.monotonic()
-        if not self._can_take():
-            self._changed.wait_for(lambda: self._can_take() or self._is_closed, timeout_ms / 1000)
-            if self._is_closed:
-                self.worker()  # raises
-        if self._unclaimed:
-            response, held = self._unclaimed.popleft()
-            if response.error is not None:
-                raise remote_error(response.command, response.error)
-            return response, held
-        if self._pending is None or self._is_private:
-            raise ResponseTimeout(
-                f"no request was made, so no response came within {timeout_ms:.0f} ms; call send_request first",
-                timeout_ms=timeout_ms,
-                command="",
-            )
-        return self._await(self._pending, timeout_ms, began_s, self._framework if has_tensors else None)
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            worker = self.worker()
+            if not self._unclaimed and not self._has_public_request():
+                if worker.is_over():
+                    raise self.worker_died()
+                remaining_s = deadline_s - time.monotonic()
+                if remaining_s <= 0:
+                    raise ResponseTimeout(
+                        f"no request was made, so no response came within {timeout_s * 1000:.0f} ms; "
+                        "call send_request first",
+                        timeout_ms=timeout_s * 1000,
+                        command="",
+                        pid=worker.process.pid,
+                    )
+                with self._news:
+                    if not (self._unclaimed or self._has_public_request() or self._is_closing or worker.is_over()):
+                        self._news.wait(min(remaining_s, _SLICE_S))
+                continue
+            try:
+                return opened(self._unclaimed.popleft())
+            except IndexError:
+                pass
+            found = self.in_turn(deadline_s, self._take_pending, deadline_s, timeout_s, has_tensors)
+            if found is not None:
+                return found
 
-    def wait_status(self, until: StatusTest, timeout_ms: float, *, of_request: bool) -> StatusLine | None:
+    def _take_pending(self, deadline_s: float, timeout_s: float, has_tensors: bool) -> Result | None:
+        """The result of the pending request; None if another thread was faster."""
+        pending = self._pending
+        if self._unclaimed or pending is None or self._is_private:
+            return None
+        framework = self._framework if has_tensors else None
+        self._current = pending.seq, pending.command, framework, True
+        try:
+            return self._await(pending, deadline_s, timeout_s, framework)
+        except Answered:
+            return None
+
+    def wait_status(self, until: StatusTest, timeout_s: float, *, of_request: bool) -> StatusLine | None:
         """Wait for a status; None when the time is over.
 
         Args:
             until: tells whether a status is the one.
-            timeout_ms: how long to wait.
+            timeout_s: how long to wait, in seconds.
             of_request: whether to wait first for the response to the request in flight, so that the status is not that
                 of an earlier request.
 
         Raises:
             WorkerDied: the worker ended.
+            SessionNotStarted: there is no worker, or the session was closed meanwhile.
         """
         worker = self.worker()
-        deadline_s = time.monotonic() + timeout_ms / 1000
-        if of_request and self._pending is not None:
+        deadline_s = time.monotonic() + timeout_s
+        if of_request and (self._pending is not None or self._turn.owner):
             try:
-                self.settle(timeout_ms)
+                self.in_turn(deadline_s, self._settle, deadline_s, timeout_s)
             except ResponseTimeout:
                 return None
         remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
@@ -292,116 +425,17 @@ class Dispatcher:
             raise self.worker_died()
         return line
 
-    def _can_take(self) -> bool:
-        return bool(self._unclaimed) or self._has_public_request()
-
-    def _has_public_request(self) -> bool:
-        return self._pending is not None and not self._is_private
-
-    def _await(self, pending: Request, timeout_ms: float, began_s: float, framework: str | None) -> Result:
-        """The result of a request, with its tensors unless ``framework`` is None. The time counts from ``began_s``."""
-        worker = self.resources.worker or self.worker()
-        if worker.fast_path is not None and framework != "torch":
-            try:
-                remaining_s = timeout_ms / 1000 - (time.monotonic() - began_s)
-                result: Result | None = worker.fast_path.receive(pending.seq, remaining_s)
-                if result is not None:
-                    self._pending = None
-                    self.transfer.acknowledged(pending)
-                    return result
-            except BaseException:  # for example Ctrl-C after the response was taken
-                worker.channel.put_back()
-                raise
-        response = self._await_response(pending, timeout_ms, began_s)
-        if response.error is not None:
-            raise remote_error(response.command, response.error)
-        return response, [] if framework is None else self._receive_all(response, framework)
-
-    def _await_response(self, pending: Request, timeout_ms: float, began_s: float) -> Response:
-        worker = self.resources.worker or self.worker()
-        receive = self._receive if self.resources.options.transfer.block_ms else worker.channel.receive
-        while True:
-            remaining_ms = max(0.0, timeout_ms - (time.monotonic() - began_s) * 1000)
-            try:
-                raw = receive(remaining_ms, worker.is_over)
-                response = None if raw is None else self.transfer.decode(raw)
-            except BadMessage:
-                self._end_request()  # there will be no other response to it
-                raise
-            except BaseException:  # for example Ctrl-C after the response was taken
-                worker.channel.put_back()
-                raise
-            if response is None:
-                raise self._unanswered(pending, timeout_ms)
-            if response.seq == pending.seq:
-                self._pending = None
-                self.transfer.acknowledged(pending)
-                return response
-            # Else it is a response that no caller waits for.
-
-    def _unanswered(self, request: Request, timeout_ms: float) -> WorkerDied | ResponseTimeout:
-        if self.worker().is_over():
-            return self.worker_died()
-        return ResponseTimeout(
-            f"no response to {request.command!r} within {timeout_ms:.0f} ms; give it more time, or "
-            "terminate() and start() the worker",
-            timeout_ms=timeout_ms,
-            command=request.command,
-        )
-
-    def _receive(self, timeout_ms: float, stop: Callable[[], bool]) -> bytes | None:
-        """As the channel's ``receive``, but releases leases meanwhile.
-
-        The worker may wait for a lease of a view that another thread here has dropped.
-        """
-        channel = self.worker().channel
-        deadline_s = time.monotonic() + timeout_ms / 1000
-        while True:
-            self.transfer.collect()
-            remaining_ms = (deadline_s - time.monotonic()) * 1000
-            raw = channel.receive(max(0.0, min(remaining_ms, _COLLECT_MS)), stop)
-            if raw is not None or remaining_ms <= _COLLECT_MS or stop():
-                return raw
-
-    def _end_request(self) -> None:
-        self._pending = None
-        self.transfer.withdraw()
-
-    def _receive_all(self, response: Response, framework: str) -> list[Any]:
-        receive = self.transfer.receive
-        return [receive(ref, framework) for ref in response.tensors]
-
-    # -- the worker's end -----------------------------------------------------------------------------------------
-
-    def worker_died(self) -> WorkerDied:
-        """Build the error for a dead worker, and forget the worker, so that start() works again."""
-        worker = self.worker()
-        worker.process.wait(1.0)  # the watch may know it before the exit code is there
-        code, tail = worker.process.exit_code, worker.process.log_tail()
-        how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
-        self.forget_worker()
-        output = f"; its last output:\n{tail}" if tail else "; it printed nothing"
-        return WorkerDied(
-            f"the worker of session {self.resources.session_id!r} ended ({how}){output}", exit_code=code, log_tail=tail
-        )
-
-    def forget_worker(self) -> None:
-        """Forget a worker that has ended. Tags stay, for the next worker."""
-        self.resources.forget_worker()
-        self.forget()
-        self.transfer.worker_ended()
-
-    def forget(self) -> None:
-        """Forget the request in flight and all results."""
-        self._end_request()
-        self._is_private = False
-        self._unclaimed.clear()
-
     def close(self) -> None:
-        """Release the session; threads that wait for a request get SessionNotStarted."""
-        self.forget()
+        """Release the session; threads that wait for anything get SessionNotStarted."""
+        self._is_closing = True
         try:
-            self.resources.release()
+            worker = self.resources.worker
+            if worker is not None:
+                worker.give_up()  # the thread that has the turn gives it back
+            self.notify()
         finally:
-            self._is_closed = True
-            self._changed.notify_all()
+            self.in_turn(math.inf, self._close, is_request=False)
+
+    def _close(self) -> None:
+        self.forget()
+        self.resources.release()

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias
 
 from ..base.identifiers import check_session_id
 from ..channel.kinds import CHANNEL_NAMES
 from ..errors import BadMessage
+from ..sessions.workspace import Workspace
 from ..transfer.kinds import check_options
 from ..transfer.options import TransferOptions
+from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import DEFAULT_TIMEOUT_MS, MAX_SPIN_US
 
-__all__ = ["SessionOptions"]
+__all__ = ["AtBudget", "ChannelName", "Framework", "SessionOptions", "Views", "seconds_of"]
+
+Framework: TypeAlias = Literal["numpy", "torch"]
+ChannelName: TypeAlias = Literal["mapped", "files", "legacy"]
+AtBudget: TypeAlias = Literal["fail", "block"]
+Views: TypeAlias = Literal["readonly", "copy_on_write"]
+
+_DEFAULT_VIEWS: Final[dict[str, Views]] = {"numpy": "readonly", "torch": "copy_on_write"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,21 +32,37 @@ class SessionOptions:
     """The options of a session, all valid. Made by :meth:`checked`.
 
     Attributes:
-        script_path: of the worker's script, or ``"default"``.
+        script_path: of the worker's script, absolute; or ``"default"``.
         session_id: the session's name.
+        workspace_root: absolute path of the directory in which sessions live.
         framework: ``"numpy"`` or ``"torch"``.
         channel: ``"mapped"``, ``"files"`` or ``"legacy"``.
         auth: whether each control message is signed.
         spin_us: how many microseconds both sides poll for a message, at most, before they sleep.
+        views: ``"readonly"`` or ``"copy_on_write"``; None for the default of each framework.
+        replace: whether ``start`` closes another session of this process that has the name.
+        start_timeout_ms: how long ``with`` waits until the worker is ready.
+        args: further words of the worker's command line.
+        env: changes to the worker's environment; None removes a variable.
+        cwd: the worker's current directory, absolute; None for this process's.
+        python: the worker's interpreter; None to choose one.
         transfer: how both sides keep their tensors.
     """
 
     script_path: str
     session_id: str
-    framework: str = "numpy"
-    channel: str = "mapped"
+    workspace_root: str
+    framework: Framework = "numpy"
+    channel: ChannelName = "mapped"
     auth: bool = False
     spin_us: float = 0.0
+    views: Views | None = None
+    replace: bool = False
+    start_timeout_ms: float | None = None
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str | None] | None = None
+    cwd: str | None = None
+    python: str | None = None
     transfer: TransferOptions = field(default_factory=TransferOptions)
 
     @classmethod
@@ -50,22 +78,131 @@ class SessionOptions:
         auth: bool,
         checksum: bool,
         spin_us: float,
+        views: str | None,
+        replace: bool,
+        start_timeout_ms: float | None,
+        args: Iterable[str],
+        env: Mapping[str, str | None] | None,
+        cwd: str | os.PathLike[str] | None,
+        python: str | os.PathLike[str] | None,
     ) -> SessionOptions:
-        """The options, in the form that ``PythonSession`` takes.
+        """The options, in the form that ``PythonSession`` takes. Relative paths are resolved here, once.
 
         Raises:
-            BadMessage: one of them is not valid.
+            BadMessage: one of them is not valid; ``detail`` is its name.
         """
         check_session_id(session_id)
-        if framework not in ("numpy", "torch"):
-            raise BadMessage(f"framework is {framework!r}; it is 'numpy' or 'torch'", detail=framework)
-        if channel not in CHANNEL_NAMES:
-            raise BadMessage(f"channel is {channel!r}; it is one of {', '.join(CHANNEL_NAMES)}", detail=channel)
-        if at_budget not in ("fail", "block"):
-            raise BadMessage(f"at_budget is {at_budget!r}; it is 'fail' or 'block'", detail=at_budget)
-        if not 0 <= spin_us <= MAX_SPIN_US:
-            raise BadMessage(f"spin_us is {spin_us!r}; it is 0 to {MAX_SPIN_US:.0f}", detail=repr(spin_us))
+        _check_choice("framework", framework, ("numpy", "torch"))
+        _check_choice("channel", channel, CHANNEL_NAMES)
+        _check_choice("at_budget", at_budget, ("fail", "block"))
+        if views is not None:
+            _check_choice("views", views, ("readonly", "copy_on_write"))
+        for name, value in (("auth", auth), ("checksum", checksum), ("replace", replace)):
+            if not isinstance(value, bool):
+                raise _bad(name, value, "True or False")
+        if budget_nbytes is not None and not (_is_whole(budget_nbytes) and budget_nbytes >= 0):
+            raise _bad("budget_nbytes", budget_nbytes, "a number of bytes, or None for no limit")
+        if not _is_real(spin_us) or not 0 <= spin_us <= MAX_SPIN_US:
+            raise _bad("spin_us", spin_us, f"a number of microseconds, 0 to {MAX_SPIN_US:.0f}")
+        if start_timeout_ms is not None and not (_is_real(start_timeout_ms) and start_timeout_ms >= 0):
+            raise _bad("start_timeout_ms", start_timeout_ms, "a number of milliseconds, or None for no limit")
         check_options(channel, auth=auth, checksum=checksum)
-        block_ms = DEFAULT_TIMEOUT_MS if at_budget == "block" else 0.0
-        transfer = TransferOptions(budget_nbytes=budget_nbytes, block_ms=block_ms, checksum=checksum)
-        return cls(os.fspath(script_path), session_id, framework, channel, auth, spin_us, transfer)
+        transfer = TransferOptions(
+            budget_nbytes=None if budget_nbytes is None else int(budget_nbytes),
+            block_ms=DEFAULT_TIMEOUT_MS if at_budget == "block" else 0.0,
+            checksum=checksum,
+        )
+        script = _path_of("script_path", script_path)
+        interpreter = None if python is None else _path_of("python", python)
+        return cls(
+            script_path=script if script == DEFAULT_WORKER else os.path.abspath(script),
+            session_id=session_id,
+            workspace_root=Workspace.locate(is_made=False).root,
+            framework=framework,  # type: ignore[arg-type] # checked above
+            channel=channel,  # type: ignore[arg-type] # checked above
+            auth=auth,
+            spin_us=float(spin_us),
+            views=views,  # type: ignore[arg-type] # checked above
+            replace=replace,
+            start_timeout_ms=start_timeout_ms,
+            args=_args_of(args),
+            env=_env_of(env),
+            cwd=None if cwd is None else _dir_of(cwd),
+            # A name without a slash is looked up in PATH.
+            python=os.path.abspath(interpreter) if interpreter is not None and os.sep in interpreter else interpreter,
+            transfer=transfer,
+        )
+
+    def has_default_views(self, framework: str) -> bool:
+        """Whether received tensors of a framework are of the kind that this framework has by default."""
+        return self.views is None or self.views == _DEFAULT_VIEWS[framework]
+
+
+def seconds_of(timeout_ms: Any) -> float:
+    """A timeout in seconds; infinity for None.
+
+    Raises:
+        BadMessage: it is no number of milliseconds.
+    """
+    if timeout_ms is None:
+        return math.inf
+    if not _is_real(timeout_ms) or not timeout_ms >= 0:
+        raise _bad("timeout_ms", timeout_ms, "a number of milliseconds, 0 or more, or None for no limit")
+    return float(timeout_ms) / 1000
+
+
+def _bad(name: str, value: object, wanted: str) -> BadMessage:
+    return BadMessage(f"{name} is {value!r:.80}; it is {wanted}", detail=name)
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise _bad(name, value, " or ".join(repr(each) for each in choices))
+
+
+def _is_whole(value: object) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return not isinstance(value, bool | str) and (hasattr(value, "__float__") or hasattr(value, "__index__"))
+
+
+def _path_of(name: str, path: object) -> str:
+    try:
+        text = os.fsdecode(path)  # type: ignore[arg-type] # that is what is checked here
+    except TypeError:
+        raise _bad(name, path, "a path: a str or an os.PathLike") from None
+    if not text or "\0" in text:
+        raise _bad(name, path, "a path, which is not empty and has no zero byte")
+    return text
+
+
+def _dir_of(path: str | os.PathLike[str]) -> str:
+    found = os.path.abspath(_path_of("cwd", path))
+    if not os.path.isdir(found):
+        raise _bad("cwd", path, "a directory that exists")
+    return found
+
+
+def _args_of(args: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(args, str):
+        raise _bad("args", args, "a list of texts, one for each word of the command line")
+    words = tuple(args)
+    for word in words:
+        if not isinstance(word, str) or "\0" in word:
+            raise _bad("args", word, "a list of texts without zero bytes")
+    return words
+
+
+def _env_of(env: Mapping[str, str | None] | None) -> dict[str, str | None] | None:
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise _bad("env", env, "a dict from names to texts, or to None to remove a variable")
+    for name, value in env.items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+            raise _bad("env", name, "a dict whose keys are names of variables")
+        if value is not None and (not isinstance(value, str) or "\0" in value):
+            raise _bad("env", value, "a dict whose values are texts, or None to remove a variable")
+    return dict(env)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 
 import msgspec
 
@@ -53,12 +54,12 @@ class SessionResources(ForkAware):
         self.options = options
         self.session_id = options.session_id
         self.rejections = RejectionCounter()
-        self.workspace = Workspace.locate()
+        self.workspace = Workspace.at(options.workspace_root)
         self._owner_pid = os.getpid()
         self._log_path = ""  # of the worker, if the log is outside the directory
         self._sweep()
         self.directory = self.workspace.claim(self.session_id, self._manifest([]))
-        self.transfer = controller_transfer(options.channel, self.directory, options.transfer)
+        self.transfer = controller_transfer(options.channel, self.directory, options.transfer, options.views)
         self.worker: WorkerHandle | None = None
 
     def _manifest(self, doorbells: list[str], mark: str = "") -> Manifest:
@@ -82,25 +83,31 @@ class SessionResources(ForkAware):
         except (TRException, OSError):
             pass
 
-    def start(self, *, quiet: bool) -> None:
-        """Start a worker over new control files; does not wait for it."""
+    def start(self, *, quiet: bool, on_end: Callable[[], None]) -> None:
+        """Start a worker over new control files; does not wait for it.
+
+        Args:
+            quiet: False also copies the worker's output to this process's stderr.
+            on_end: called from another thread when the worker has ended.
+        """
+        options = self.options
         self.workspace.find(self.session_id)
         self._remove_leftovers()
         mark = f"{os.getpid()}-{secrets.token_hex(8)}"
-        kind = channel_kind(self.options.channel)
+        kind = channel_kind(options.channel)
         remove_log(self._log_path)
         self._log_path = new_log_path(self.directory)
         manifest = self._manifest(kind.new_doorbells(), mark)
         # Before the doorbells exist: then a sweep knows their names, at whatever moment this process is killed.
         manifests.write(self.directory, manifest)
-        secret = new_secret() if self.options.auth else None
+        secret = new_secret() if options.auth else None
         bare = kind.create(self.directory, manifest.doorbells)
-        bare.set_spin(self.options.spin_us)
+        bare.set_spin(options.spin_us)
         channel = protect(bare, Role.CONTROLLER, secret, self.rejections)
         process: WorkerProcess | None = None
         try:
             process = launch(
-                self.options.script_path,
+                options.script_path,
                 self.session_id,
                 workspace_root=self.workspace.root,
                 session_dir=self.directory,
@@ -108,9 +115,13 @@ class SessionResources(ForkAware):
                 quiet=quiet,
                 secret=secret,
                 log_path=self._log_path,
+                args=options.args,
+                env=options.env,
+                cwd=options.cwd,
+                python=options.python,
             )
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
-            worker = WorkerHandle(channel, process)
+            worker = WorkerHandle(channel, process, on_end)
             self.transfer.worker_started(worker.is_over)
             worker.fast_path = controller_fast_path(channel, self.transfer, worker.watch.deaths)
             self.worker = worker

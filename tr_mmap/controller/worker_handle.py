@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..channel.interface import Channel
 from ..native import ControllerFastPath
 from ..processes.spawn import WorkerProcess
@@ -19,18 +21,33 @@ class WorkerHandle:
         process: the worker's process.
         watch: notices the worker's death and wakes the channel.
         fast_path: a request and its response in one call of the extension; None if there is no fast path.
+
+    Args:
+        channel: this side of the channel.
+        process: the worker's process.
+        on_end: called from another thread when the worker has ended.
     """
 
     fast_path: ControllerFastPath | None = None
 
-    def __init__(self, channel: Channel, process: WorkerProcess) -> None:
+    def __init__(self, channel: Channel, process: WorkerProcess, on_end: Callable[[], None]) -> None:
         self.channel = channel
         self.process = process
-        self.watch = PeerWatch(process.identity, channel.wake)
+        self._on_end = on_end
+        self.watch = PeerWatch(process.identity, self._notify)
+
+    def _notify(self) -> None:
+        self.channel.wake()
+        self._on_end()
 
     def is_over(self) -> bool:
-        """Whether the worker has ended."""
+        """Whether the worker has ended, or is given up."""
         return self.watch.is_dead
+
+    def give_up(self) -> None:
+        """End every wait for this worker, in whatever thread."""
+        self.watch.deaths.append(self.process.identity)
+        self._notify()
 
     def end(self) -> None:
         """End the worker and its children if they live, and release everything."""

@@ -22,12 +22,28 @@ static Py_ssize_t tensor_nbytes(Py_ssize_t itemsize, int ndim, const npy_intp *d
     return nbytes;
 }
 
-int array_layout_set(ArrayLayout *self, PyObject *dtype, PyObject *shape, PyObject *offset, Py_ssize_t file_nbytes) {
-    Py_CLEAR(self->dtype);
+/* Whether a file's bytes can be elements of a dtype; if not, with an exception. An element that refers to objects would
+ * be a pointer of the peer's; numpy changes a subarray's shape, and the size of texts without characters. */
+static int is_plain(PyObject *dtype) {
     if (!PyArray_DescrCheck(dtype)) {
         PyErr_SetString(PyExc_TypeError, "a numpy dtype is needed");
-        return -1;
+        return 0;
     }
+    PyArray_Descr *descr = (PyArray_Descr *)dtype;
+    if (PyDataType_ELSIZE(descr) > 0 && !PyDataType_REFCHK(descr) && !PyDataType_HASSUBARRAY(descr)) return 1;
+    PyErr_Format(PyExc_ValueError, "the elements of a segment are plain numbers, not %R", dtype);
+    return 0;
+}
+
+static int is_aligned(const ArrayLayout *self, const char *file) {
+    if ((uintptr_t)(file + self->offset) % (uintptr_t)PyDataType_ALIGNMENT(self->dtype) == 0) return 1;
+    PyErr_SetString(PyExc_ValueError, "the tensor is not aligned for its dtype there");
+    return 0;
+}
+
+int array_layout_parse(ArrayLayout *self, PyObject *dtype, PyObject *shape, PyObject *offset, const char *file,
+                       Py_ssize_t file_nbytes) {
+    if (!is_plain(dtype)) return -1;
     self->ndim = parse_shape(shape, self->dims);
     if (self->ndim < 0) return -1;
     self->offset = PyLong_AsSsize_t(offset);
@@ -37,11 +53,22 @@ int array_layout_set(ArrayLayout *self, PyObject *dtype, PyObject *shape, PyObje
         PyErr_SetString(PyExc_ValueError, "the tensor does not fit into the file there");
         return -1;
     }
-    self->dtype = (PyArray_Descr *)Py_NewRef(dtype);
-    return 0;
+    self->dtype = (PyArray_Descr *)dtype;
+    return is_aligned(self, file) ? 0 : -1;
+}
+
+PyArray_Descr *array_layout_replace(ArrayLayout *self, const ArrayLayout *parsed) {
+    PyArray_Descr *old = self->dtype;
+    *self = *parsed;
+    Py_XINCREF(self->dtype);
+    return old;
 }
 
 PyObject *array_layout_view(const ArrayLayout *self, char *file, int is_writable, PyObject *holder) {
+    if (!is_aligned(self, file)) { /* a mapping other than the one that the layout was read for */
+        Py_DECREF(holder);
+        return NULL;
+    }
     int flags = is_writable ? NPY_ARRAY_CARRAY : NPY_ARRAY_CARRAY_RO;
     PyObject *array = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(self->dtype), self->ndim,
                                            self->dims, NULL, file + self->offset, flags, NULL);

@@ -29,8 +29,14 @@ typedef struct {
     Py_ssize_t offset, nbytes;
 } ArrayLayout;
 
-/* Set a layout from Python's objects, for a file of `file_nbytes`; -1 with an exception, and then no layout is set. */
-int array_layout_set(ArrayLayout *self, PyObject *dtype, PyObject *shape, PyObject *offset, Py_ssize_t file_nbytes);
+/* Read a layout for a file of `file_nbytes` from Python's objects, whose code may run meanwhile; so `self` is the
+ * caller's own until this has returned. Its dtype is borrowed. -1 with an exception. */
+int array_layout_parse(ArrayLayout *self, PyObject *dtype, PyObject *shape, PyObject *offset, const char *file,
+                       Py_ssize_t file_nbytes);
+
+/* Replace a layout, and take a reference to the new dtype. The old dtype, whose end may run code: the caller releases
+ * it when all else is done. */
+PyArray_Descr *array_layout_replace(ArrayLayout *self, const ArrayLayout *parsed);
 
 /* An array over a mapping of the file; the array keeps `holder` alive. Takes over the reference to `holder`, also when
  * it fails. */

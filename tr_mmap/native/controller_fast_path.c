@@ -10,8 +10,8 @@ typedef struct {
     Endpoint base;
     PyObject *deaths; /* a list: gets an element when the worker has ended */
     PyObject *response_type;
-    unsigned generation; /* of the process that the requests are of */
     long sent_seq;       /* number of the request that was sent and whose reply was not received; 0 for none */
+    char is_receiving;   /* a reply was taken, and its views are being made */
 } ControllerFastPath;
 
 /* The tags of the tensors that one request brings for itself alone, in order; transfer/segments.py writes the same. */
@@ -32,14 +32,15 @@ static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObjec
     static char *names[] = {"out",  "own",    "peer_doorbell", "own_doorbell", "slice_s",
                             "pool", "mapped", "held",          "deaths",       "response_type", NULL};
     PyObject *parts[ENDPOINT_ARGUMENTS], *deaths, *response_type;
+    double slice_s;
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO!O", names, parts, parts + 1, parts + 2, parts + 3,
                                      parts + 4, parts + 5, parts + 6, parts + 7, &PyList_Type, &deaths,
                                      &response_type) ||
-        endpoint_init(&self->base, parts) < 0)
+        endpoint_parse(parts, &slice_s) < 0 || endpoint_has_run_init(&self->base))
         return -1;
-    Py_XSETREF(self->deaths, Py_NewRef(deaths));
-    Py_XSETREF(self->response_type, Py_NewRef(response_type));
-    self->generation = fork_generation;
+    endpoint_set(&self->base, parts, slice_s);
+    self->deaths = Py_NewRef(deaths);
+    self->response_type = Py_NewRef(response_type);
     return 0;
 }
 
@@ -71,16 +72,10 @@ static int publish_all(Endpoint *endpoint, PyObject *tensors, Message *message) 
     for (Py_ssize_t index = 0; index < count; index++)
         if (!can_quick_publish(endpoint->pool, PyTuple_GET_ITEM(tensors, index))) return 0;
     for (Py_ssize_t index = 0; index < count; index++) {
-        PyObject *segment = quick_publish(endpoint->pool, PyTuple_GET_ITEM(tensors, index));
+        PyObject *segment = quick_publish(endpoint->pool, PyTuple_GET_ITEM(tensors, index), endpoint->held);
         if (segment == NULL) return -1;
-        if (segment == Py_None) {
-            Py_DECREF(segment);
-            return 0;
-        }
-        int code = PyList_Append(endpoint->held, segment);
-        if (code < 0 && owner_segment_release((OwnerSegment *)segment) < 0) PyErr_WriteUnraisable(segment);
         Py_DECREF(segment); /* the list holds it */
-        if (code < 0) return -1;
+        if (segment == Py_None) return 0;
     }
     /* A signal handler that ran during a copy may have released some. From here on no other code runs before the
      * send. */
@@ -142,7 +137,7 @@ static int send_request(ControllerFastPath *self, PyObject *number, PyObject *te
     message.remark = EMPTY_SPAN;
     if (!split(text, &message.command, &message.text) || !PyTuple_CheckExact(tensors) ||
         PyTuple_GET_SIZE(tensors) > MAX_CANONICAL_TENSORS || PyList_GET_SIZE(endpoint->held) != 0 ||
-        self->generation != fork_generation ||
+        endpoint_is_foreign(endpoint) ||
         /* Before anything is published. Longer names are rare: message_write() notices them after the copy. */
         message.command.nbytes + message.text.nbytes >
             MAX_CANONICAL_NBYTES - TYPICAL_REF_NBYTES * (1 + PyTuple_GET_SIZE(tensors)))
@@ -196,24 +191,42 @@ static PyObject *make_reply(const ControllerFastPath *self, const Message *messa
     return reply;
 }
 
+/* A call that waits for the reply to its request. */
+typedef struct {
+    const ControllerFastPath *path;
+    long seq;
+} Waiter;
+
+/* The worker has ended, or a signal handler has used the session and has taken the reply for us. */
+static int should_stop(void *context) {
+    const Waiter *waiter = context;
+    return PyList_GET_SIZE(waiter->path->deaths) != 0 || waiter->path->sent_seq != waiter->seq;
+}
+
 /* Wait for the reply to a request; None if there is none in time, or if the slow path is needed: then it waits to be
  * taken. NULL with an exception. */
 static PyObject *receive_reply(ControllerFastPath *self, PyObject *number, PyObject *timeout) {
     Message message;
     uint64_t seq = PyLong_AsUnsignedLongLong(number);
     if (seq == UINT64_MAX && PyErr_Occurred()) return NULL;
-    double timeout_s = PyFloat_AsDouble(timeout);
-    if (timeout_s == -1.0 && PyErr_Occurred()) return NULL;
+    double timeout_s;
+    if (parse_time(timeout, &timeout_s) < 0) return NULL;
+    if (endpoint_is_foreign(&self->base)) Py_RETURN_NONE; /* the reply is the parent's */
     double until_us = now_us() + timeout_s * 1e6;
-    PyObject *line = endpoint_receive(&self->base, timeout_s, has_worker_ended, self, 1, &message);
+    self->sent_seq = (long)seq; /* the slow path may have sent it */
+    Waiter waiter = {self, (long)seq};
+    PyObject *line = endpoint_receive(&self->base, timeout_s, should_stop, &waiter, 1, &message);
     while (line != NULL && line != Py_None && message.seq != seq) { /* the late reply to a request that was given up */
         Py_DECREF(line);
-        line = endpoint_receive(&self->base, (until_us - now_us()) / 1e6, has_worker_ended, self, 1, &message);
+        line = endpoint_receive(&self->base, (until_us - now_us()) / 1e6, should_stop, &waiter, 1, &message);
     }
     if (line == NULL || line == Py_None) return line;
+    self->is_receiving = 1; /* a destructor that the garbage collector runs now may not use the session */
     PyObject *reply = make_reply(self, &message);
     Py_DECREF(line);
-    if (reply != NULL && endpoint_release(&self->base) == 0) {
+    int is_released = reply != NULL && endpoint_release(&self->base) == 0;
+    self->is_receiving = 0;
+    if (is_released) {
         self->sent_seq = 0;
         return reply;
     }
@@ -274,8 +287,10 @@ static PyMethodDef fast_path_methods[] = {
 };
 
 static PyMemberDef fast_path_members[] = {
-    {"sent_seq", T_LONG, offsetof(ControllerFastPath, sent_seq), READONLY,
+    {"sent_seq", T_LONG, offsetof(ControllerFastPath, sent_seq), 0,
      "number of the request that was sent and whose reply was not received; 0 for none"},
+    {"is_receiving", T_BOOL, offsetof(ControllerFastPath, is_receiving), READONLY,
+     "whether a reply was taken, and its views are being made"},
     {NULL, 0, 0, 0, NULL},
 };
 

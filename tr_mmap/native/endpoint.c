@@ -1,29 +1,42 @@
 /* The base of both fast paths: waits for messages, views the peer's segments, releases this side's. Sends nothing. */
 #include "endpoint.h"
 
-static int set_field(PyObject **field, PyObject *argument, PyTypeObject *type) {
-    if (!PyObject_TypeCheck(argument, type)) {
-        PyErr_Format(PyExc_TypeError, "a %s is needed, not a %s", type->tp_name, Py_TYPE(argument)->tp_name);
-        return -1;
-    }
-    Py_XSETREF(*field, Py_NewRef(argument));
-    return 0;
+int endpoint_parse(PyObject *const *arguments, double *slice_s) {
+    /* NULL for the slice, which is a number */
+    PyTypeObject *const types[ENDPOINT_ARGUMENTS] = {&MessagePageType, &MessagePageType, &SemaphoreType, &SemaphoreType,
+                                                     NULL,             &FreeListsType,   &PyDict_Type,   &PyList_Type};
+    for (int index = 0; index < ENDPOINT_ARGUMENTS; index++)
+        if (types[index] != NULL && !PyObject_TypeCheck(arguments[index], types[index])) {
+            PyErr_Format(PyExc_TypeError, "a %s is needed, not a %s", types[index]->tp_name,
+                         Py_TYPE(arguments[index])->tp_name);
+            return -1;
+        }
+    return parse_slice(arguments[4], slice_s);
 }
 
-int endpoint_init(Endpoint *self, PyObject *const *arguments) {
-    self->slice_s = PyFloat_AsDouble(arguments[4]);
-    if (self->slice_s == -1.0 && PyErr_Occurred()) return -1;
-    int has_failed = set_field(&self->out, arguments[0], &MessagePageType) < 0 ||
-                     set_field(&self->own, arguments[1], &MessagePageType) < 0 ||
-                     set_field(&self->peer_doorbell, arguments[2], &SemaphoreType) < 0 ||
-                     set_field(&self->own_doorbell, arguments[3], &SemaphoreType) < 0 ||
-                     set_field(&self->pool, arguments[5], &FreeListsType) < 0 ||
-                     set_field(&self->mapped, arguments[6], &PyDict_Type) < 0 ||
-                     set_field(&self->held, arguments[7], &PyList_Type) < 0;
-    return has_failed ? -1 : 0;
+int endpoint_has_run_init(const Endpoint *self) {
+    if (self->out == NULL) return 0;
+    PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
+    return 1;
+}
+
+void endpoint_set(Endpoint *self, PyObject *const *arguments, double slice_s) {
+    self->out = Py_NewRef(arguments[0]);
+    self->own = Py_NewRef(arguments[1]);
+    self->peer_doorbell = Py_NewRef(arguments[2]);
+    self->own_doorbell = Py_NewRef(arguments[3]);
+    self->slice_s = slice_s;
+    self->pool = Py_NewRef(arguments[5]);
+    self->mapped = Py_NewRef(arguments[6]);
+    self->held = Py_NewRef(arguments[7]);
+    self->generation = fork_generation;
 }
 
 int endpoint_traverse(Endpoint *self, visitproc visit, void *arg) {
+    Py_VISIT(self->out);
+    Py_VISIT(self->own);
+    Py_VISIT(self->peer_doorbell);
+    Py_VISIT(self->own_doorbell);
     Py_VISIT(self->pool);
     Py_VISIT(self->mapped);
     Py_VISIT(self->held);
@@ -43,29 +56,48 @@ int endpoint_clear(Endpoint *self) {
 
 static void endpoint_dealloc(Endpoint *self) {
     PyObject_GC_UnTrack(self);
+    Py_TRASHCAN_BEGIN(self, endpoint_dealloc)
     Py_TYPE(self)->tp_clear((PyObject *)self);
     Py_TYPE(self)->tp_free((PyObject *)self);
+    Py_TRASHCAN_END
 }
 
 PyObject *endpoint_view(const Endpoint *self, PyObject *name, uint64_t seq) {
     PyObject *segment = PyDict_GetItemWithError(self->mapped, name);
     if (segment == NULL || !PyObject_TypeCheck(segment, &ReaderSegmentType)) return NULL;
+    Py_INCREF(segment);
     PyObject *array = reader_segment_view(segment, seq);
+    Py_DECREF(segment);
     if (array == NULL && PyErr_ExceptionMatches(PyExc_LookupError)) PyErr_Clear(); /* the slow path explains more */
     return array;
 }
 
+/* -1 with an exception, and then it is still held. */
+static int release(PyObject *segment) {
+    if (segment == Py_None) return 0; /* see remove_released() */
+    if (PyObject_TypeCheck(segment, &OwnerSegmentType)) return owner_segment_release((OwnerSegment *)segment);
+    PyObject *returned = PyObject_CallMethod(segment, "release", NULL);
+    Py_XDECREF(returned);
+    return returned == NULL ? -1 : 0;
+}
+
+/* Remove a segment from the list, unless its release did. */
+static int remove_released(PyObject *held, PyObject *segment) {
+    if (PyList_GET_SIZE(held) == 0 || PyList_GET_ITEM(held, 0) != segment) return 0;
+    if (PyList_SetSlice(held, 0, 1, NULL) == 0) return 0;
+    PyList_SetItem(held, 0, Py_NewRef(Py_None)); /* needs no memory, so nothing is released twice */
+    return -1;
+}
+
 int endpoint_release(Endpoint *self) {
-    Py_ssize_t count = PyList_GET_SIZE(self->held);
-    int code = 0;
-    for (Py_ssize_t index = 0; index < count; index++) {
-        PyObject *segment = PyList_GET_ITEM(self->held, index);
-        PyObject *returned = NULL;
-        if (PyObject_TypeCheck(segment, &OwnerSegmentType)) code |= owner_segment_release((OwnerSegment *)segment);
-        else if ((returned = PyObject_CallMethod(segment, "release", NULL)) == NULL) code = -1;
-        Py_XDECREF(returned);
+    /* What a release runs may change the list: it ends after as many as there were, or with the list. */
+    for (Py_ssize_t count = PyList_GET_SIZE(self->held); count > 0 && PyList_GET_SIZE(self->held) > 0; count--) {
+        PyObject *segment = Py_NewRef(PyList_GET_ITEM(self->held, 0));
+        int code = release(segment) < 0 || remove_released(self->held, segment) < 0;
+        Py_DECREF(segment);
+        if (code) return -1;
     }
-    return PyList_SetSlice(self->held, 0, count, NULL) < 0 || code < 0 ? -1 : 0;
+    return 0;
 }
 
 PyObject *endpoint_receive(Endpoint *self, double timeout_s, StopCheck should_stop, void *context, int is_response,
@@ -94,7 +126,10 @@ int message_add_segment(Message *message, PyObject *segment) {
     return 1;
 }
 
-PyObject *text_of(Span span) { return PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL); }
+PyObject *text_of(Span span) {
+    /* A second text that is no UTF-8 would be a SystemError, for an exception is set already. */
+    return PyErr_Occurred() ? NULL : PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL);
+}
 
 PyObject *construct(PyObject *type, PyObject *const *arguments, size_t count) {
     int are_complete = 1;

@@ -21,18 +21,30 @@ typedef struct {
     PyObject *pool;                         /* the free lists of this side's segments */
     PyObject *mapped;                       /* a dict: from a name to the peer's segment that is mapped here */
     PyObject *held;                         /* a list: this side's segments that the message in flight names */
+    unsigned generation;                    /* of the process that the channel belongs to */
 } Endpoint;
 
 /* The first arguments of both types' __init__, in the order of the fields. */
 enum { ENDPOINT_ARGUMENTS = 8 };
-int endpoint_init(Endpoint *self, PyObject *const *arguments);
+
+/* Check them, and read the slice, whose code may run meanwhile; -1 with an exception. */
+int endpoint_parse(PyObject *const *arguments, double *slice_s);
+
+/* Set the fields; runs no code of Python's. */
+void endpoint_set(Endpoint *self, PyObject *const *arguments, double slice_s);
+
+/* Whether __init__ has run already; then with an exception. */
+int endpoint_has_run_init(const Endpoint *self);
 int endpoint_traverse(Endpoint *self, visitproc visit, void *arg);
 int endpoint_clear(Endpoint *self);
+
+/* Whether this process was forked from the endpoint's: pages, doorbells and segments are the parent's. */
+static inline int endpoint_is_foreign(const Endpoint *self) { return self->generation != fork_generation; }
 
 /* A view of a segment of the peer's; NULL if the slow path is needed, with an exception or without. */
 PyObject *endpoint_view(const Endpoint *self, PyObject *name, uint64_t seq);
 
-/* Release all segments that are held; -1 with an exception. */
+/* Release all segments that are held; -1 with an exception, and then those that were not released are still held. */
 int endpoint_release(Endpoint *self);
 
 /* Wait for a message, and read it. The line, of which the message's spans are; NULL with an exception. None if no
@@ -43,7 +55,7 @@ PyObject *endpoint_receive(Endpoint *self, double timeout_s, StopCheck should_st
 /* Name one of this side's segments in a message; 0 if the canonical form has no place for it. */
 int message_add_segment(Message *message, PyObject *segment);
 
-/* A span as a Python text; NULL with an exception. */
+/* A span as a Python text; NULL with an exception, also if one is set already. */
 PyObject *text_of(Span span);
 
 /* Call a type with `count` positional arguments, and take over the references to them; NULL with an exception,

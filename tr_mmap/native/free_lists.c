@@ -18,11 +18,21 @@ typedef struct {
 static int free_lists_init(FreeLists *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "", names)) return -1;
-    self->generation = fork_generation;
-    Py_XSETREF(self->to_retire, PyList_New(0));
-    Py_XSETREF(self->free, PyDict_New());
-    Py_XSETREF(self->pool_token, PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type));
-    return self->to_retire == NULL || self->free == NULL || self->pool_token == NULL ? -1 : 0;
+    PyObject *to_retire = PyList_New(0), *free = to_retire == NULL ? NULL : PyDict_New();
+    PyObject *pool_token = free == NULL ? NULL : PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
+    int has_run = self->to_retire != NULL, is_complete = to_retire != NULL && free != NULL && pool_token != NULL;
+    if (is_complete && !has_run) {
+        self->generation = fork_generation;
+        self->to_retire = to_retire;
+        self->free = free;
+        self->pool_token = pool_token;
+        return 0;
+    }
+    if (is_complete) PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
+    Py_XDECREF(to_retire);
+    Py_XDECREF(free);
+    Py_XDECREF(pool_token);
+    return -1;
 }
 
 static int free_lists_traverse(FreeLists *self, visitproc visit, void *arg) {
@@ -61,16 +71,14 @@ static OwnerSegment *find(const FreeLists *self, SegmentPredicate matches, void 
 }
 
 /* Take the segment that find() finds off its free list, unless a reader holds its lease. A new reference; NULL if
- * there is none, or with an exception. */
+ * there is none. */
 static OwnerSegment *take(FreeLists *self, SegmentPredicate matches, void *wanted) {
     PyObject *free_list;
     OwnerSegment *segment = find(self, matches, wanted, &free_list);
     if (segment == NULL || clear_seq(segment->base.live, 0) != WIRE_LEASE_FREE) return NULL;
-    Py_INCREF(segment);
-    if (PyList_SetSlice(free_list, PyList_GET_SIZE(free_list) - 1, PyList_GET_SIZE(free_list), NULL) < 0) {
-        Py_DECREF(segment);
-        return NULL;
-    }
+    /* The list's reference becomes ours, and the list keeps the place. So no memory is needed to put the segment back,
+     * which often is done by a destructor, that cannot raise. */
+    Py_SET_SIZE((PyVarObject *)free_list, PyList_GET_SIZE(free_list) - 1);
     segment->last_take = ++self->takes;
     return segment;
 }
@@ -165,40 +173,72 @@ int can_quick_publish(PyObject *free_lists, PyObject *array) {
     return is_whole_loan(self, segment, array);
 }
 
-PyDoc_STRVAR(quick_publish_doc,
-             "quick_publish(tensor)\n--\n\nPublish an array of the same layout as the last one, or a whole loan.\n\n"
-             "Returns:\n"
-             "    Its segment, held once more; None if the slow path is needed, and then nothing was published.");
+/* Undo the hold of a segment that was not published after all; an exception stays set. `held` may have lost it: a
+ * signal handler that ran since may have released all that is held. */
+static void undo_hold(OwnerSegment *segment, PyObject *held) {
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    int is_held = held == NULL, code = 0;
+    for (Py_ssize_t index = held == NULL ? 0 : PyList_GET_SIZE(held); index-- > 0 && !is_held;)
+        if (PyList_GET_ITEM(held, index) == (PyObject *)segment) {
+            code = PyList_SetSlice(held, index, index + 1, NULL);
+            is_held = 1;
+        }
+    if (is_held && code == 0) code = owner_segment_release(segment);
+    if (code < 0) PyErr_WriteUnraisable((PyObject *)segment);
+    PyErr_Restore(type, value, trace);
+}
 
-PyObject *quick_publish(PyObject *free_lists, PyObject *array) {
+PyObject *quick_publish(PyObject *free_lists, PyObject *array, PyObject *held) {
     FreeLists *self = (FreeLists *)free_lists;
     if (!PyArray_CheckExact(array) || !can_take_fast_path(self)) Py_RETURN_NONE;
     OwnerSegment *segment = find_loan_owner(array);
     if (segment != NULL) {
         if (!publish_loan(self, segment, array)) Py_RETURN_NONE;
-        return Py_NewRef(segment);
+        Py_INCREF(segment);
+        if (held == NULL || PyList_Append(held, (PyObject *)segment) == 0) return (PyObject *)segment;
+        undo_hold(segment, NULL);
+        Py_DECREF(segment);
+        return NULL;
     }
     segment = take(self, matches_array, array);
-    if (segment == NULL) {
-        if (PyErr_Occurred()) return NULL;
-        Py_RETURN_NONE;
-    }
+    if (segment == NULL) Py_RETURN_NONE;
     segment->holds = 1;
+    if (held != NULL && PyList_Append(held, (PyObject *)segment) < 0) {
+        undo_hold(segment, NULL);
+        Py_DECREF(segment);
+        return NULL;
+    }
     copy_memory((char *)segment->base.buffer.buf + segment->array_layout.offset, PyArray_DATA((PyArrayObject *)array),
                 segment->array_layout.nbytes);
-    /* Signal handlers run now, while the segment can be released: if one raised after this function had returned, the
-     * caller would never get the segment, and its hold would never be undone. */
+    /* Signal handlers run now, while the hold can be undone: if one raised after this function had returned, a caller
+     * without a list would never get the segment. */
     if (PyErr_CheckSignals() < 0) {
-        PyObject *type, *value, *trace;
-        PyErr_Fetch(&type, &value, &trace);
-        if (owner_segment_release(segment) < 0) PyErr_WriteUnraisable((PyObject *)segment);
-        PyErr_Restore(type, value, trace);
+        undo_hold(segment, held);
         Py_DECREF(segment);
         return NULL;
     }
     self->copied_nbytes += segment->array_layout.nbytes;
     publish(self, segment);
     return (PyObject *)segment;
+}
+
+PyDoc_STRVAR(quick_publish_doc,
+             "quick_publish(tensor, held=None)\n--\n\n"
+             "Publish an array of the same layout as the last one, or a whole loan.\n\n"
+             "Args:\n"
+             "    tensor: the array.\n"
+             "    held: a list, to which the segment is appended here: a signal handler may raise as soon as this\n"
+             "        returns, and then only the list knows of the hold.\n\n"
+             "Returns:\n"
+             "    Its segment, held once more; None if the slow path is needed, and then nothing was published.");
+
+static PyObject *py_quick_publish(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
+    PyObject *held = count == 2 && arguments[1] != Py_None ? arguments[1] : NULL;
+    if (count >= 1 && count <= 2 && (held == NULL || PyList_Check(held)))
+        return quick_publish(self, arguments[0], held);
+    PyErr_SetString(PyExc_TypeError, "quick_publish takes a tensor, and perhaps a list");
+    return NULL;
 }
 
 PyDoc_STRVAR(quick_loan_doc,
@@ -213,10 +253,7 @@ static PyObject *py_quick_loan(FreeLists *self, PyObject *const *arguments, Py_s
     WantedLoan wanted;
     if (!can_take_fast_path(self) || !parse_wanted_loan(&wanted, arguments[0], arguments[1])) Py_RETURN_NONE;
     OwnerSegment *segment = take(self, matches_wanted_loan, &wanted);
-    if (segment == NULL) {
-        if (PyErr_Occurred()) return NULL;
-        Py_RETURN_NONE;
-    }
+    if (segment == NULL) Py_RETURN_NONE;
     PyObject *array = owner_segment_loan(segment);
     Py_DECREF(segment);
     return array;
@@ -224,7 +261,7 @@ static PyObject *py_quick_loan(FreeLists *self, PyObject *const *arguments, Py_s
 
 static PyMethodDef free_lists_methods[] = {
     {"next_seq", (PyCFunction)py_next_seq, METH_NOARGS, next_seq_doc},
-    {"quick_publish", quick_publish, METH_O, quick_publish_doc},
+    {"quick_publish", (PyCFunction)(void (*)(void))py_quick_publish, METH_FASTCALL, quick_publish_doc},
     {"quick_loan", (PyCFunction)(void (*)(void))py_quick_loan, METH_FASTCALL, quick_loan_doc},
     {NULL, NULL, 0, NULL},
 };

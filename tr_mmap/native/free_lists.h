@@ -4,9 +4,10 @@
 
 #include "owner_segment.h"
 
-/* Publish an array of the same layout as the last one, or a whole loan. A new reference to its segment, held once
- * more; None if the slow path is needed, and then nothing was published; NULL with an exception. */
-PyObject *quick_publish(PyObject *free_lists, PyObject *array);
+/* Publish an array of the same layout as the last one, or a whole loan, and append its segment to the list `held`, if
+ * that is not NULL. A new reference to the segment, held once more; None if the slow path is needed, and then nothing
+ * was published; NULL with an exception. */
+PyObject *quick_publish(PyObject *free_lists, PyObject *array, PyObject *held);
 
 /* Whether quick_publish() would probably publish the array; publishes nothing. */
 int can_quick_publish(PyObject *free_lists, PyObject *array);

@@ -2,11 +2,14 @@
 #include "lease_words.h"
 
 int lease_words_init(LeaseWords *self, PyObject *source) {
-    if (self->live != NULL) {
+    Py_buffer buffer;
+    if (get_word_buffer(source, &buffer, WIRE_LIVE_OFFSET + WIRE_LIVE_NBYTES) < 0) return -1;
+    if (self->live != NULL) { /* looked for now, because the source's code could call __init__ too */
+        PyBuffer_Release(&buffer);
         PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
         return -1;
     }
-    if (get_word_buffer(source, &self->buffer, WIRE_LIVE_OFFSET + WIRE_LIVE_NBYTES) < 0) return -1;
+    self->buffer = buffer;
     self->live = (LiveLine *)((char *)self->buffer.buf + WIRE_LIVE_OFFSET);
     return 0;
 }

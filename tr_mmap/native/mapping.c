@@ -27,6 +27,7 @@ static int mapping_clear(Mapping *self) {
 
 static void mapping_dealloc(Mapping *self) {
     PyObject_GC_UnTrack(self);
+    Py_TRASHCAN_BEGIN(self, mapping_dealloc)
     mapping_clear(self);
     if (self->address != NULL && self->nbytes < RELEASE_GIL_NBYTES) {
         munmap(self->address, (size_t)self->nbytes);
@@ -39,6 +40,7 @@ static void mapping_dealloc(Mapping *self) {
         PyErr_Restore(type, value, trace);
     }
     PyObject_GC_Del(self);
+    Py_TRASHCAN_END
 }
 
 /* There is no bf_releasebuffer, so that the base of numpy's arrays is the mapping itself, not a memoryview of it. */

@@ -43,11 +43,14 @@ static int message_page_init(MessagePage *self, PyObject *arguments, PyObject *k
     PyObject *source;
     static char *names[] = {"buffer", NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O", names, &source)) return -1;
-    if (self->number != NULL) {
+    Py_buffer buffer;
+    if (get_word_buffer(source, &buffer, WIRE_MESSAGE_REST_OFFSET + 1) < 0) return -1;
+    if (self->number != NULL) { /* looked for now, because the source's code could call __init__ too */
+        PyBuffer_Release(&buffer);
         PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
         return -1;
     }
-    if (get_word_buffer(source, &self->buffer, WIRE_MESSAGE_REST_OFFSET + 1) < 0) return -1;
+    self->buffer = buffer;
     self->number = (uint64_t *)((char *)self->buffer.buf + WIRE_MESSAGE_NUMBER_OFFSET);
     self->seen = blank();
     return 0;
@@ -162,8 +165,8 @@ PyDoc_STRVAR(set_spin_doc,
              "it sleeps; but not after a message that took longer.");
 
 static PyObject *py_set_spin(MessagePage *self, PyObject *argument) {
-    double us = PyFloat_AsDouble(argument);
-    if (us == -1.0 && PyErr_Occurred()) return NULL;
+    double us;
+    if (parse_time(argument, &us) < 0) return NULL;
     self->spin_us = us > WIRE_MAX_SPIN_US ? WIRE_MAX_SPIN_US : us > 0 ? us : 0;
     self->should_spin = 1;
     Py_RETURN_NONE;
@@ -183,8 +186,8 @@ static inline void pause_briefly(void) {
 #endif
 }
 
-/* Poll for a message without sleeping. Checks neither signals nor the peer's death: it takes WIRE_MAX_SPIN_US at
- * most. */
+/* Poll for a message without sleeping. Checks neither signals nor the peer's death, which the caller does next: it
+ * takes WIRE_MAX_SPIN_US at most. */
 static void spin(MessagePage *self, double us) {
     enum { POLLS_PER_CLOCK_READ = 16 }; /* about a microsecond; to read the clock after each poll slows the polls */
     double until_us = now_us() + us;
@@ -229,7 +232,8 @@ PyObject *message_page_wait(PyObject *page, PyObject *semaphore, double timeout_
         return unless_interrupted(self, line);
     }
     Py_DECREF(line);
-    double began_us = now_us(), left_s = timeout_s;
+    double began_us = now_us(), waited_s = 0, left_s = timeout_s;
+    int vain_rings = 0; /* in a row */
     if (self->since_us == 0) self->since_us = began_us;
     while (left_s > 0) {
         int is_over = should_stop(context);
@@ -241,11 +245,19 @@ PyObject *message_page_wait(PyObject *page, PyObject *semaphore, double timeout_
             if (line != Py_None) return unless_interrupted(self, line);
             Py_DECREF(line);
         }
-        if (semaphore_wait(semaphore, left_s < slice_s ? left_s : slice_s) < 0) return NULL;
+        double sleep_s = longest_sleep_s(slice_s, waited_s);
+        int is_woken = semaphore_wait(semaphore, left_s < sleep_s ? left_s : sleep_s);
+        if (is_woken < 0) return NULL;
         line = take_and_adapt(self);
         if (line != Py_None) return unless_interrupted(self, line);
         Py_DECREF(line);
-        left_s = timeout_s - (now_us() - began_us) / 1e6;
+        vain_rings = is_woken ? vain_rings + 1 : 0;
+        if (vain_rings > 1) { /* one is usual; where more come without pause, we never sleep: let other threads run */
+            Py_BEGIN_ALLOW_THREADS
+            Py_END_ALLOW_THREADS
+        }
+        waited_s = (now_us() - began_us) / 1e6;
+        left_s = timeout_s - waited_s;
     }
     return unless_interrupted(self, py_take(self, NULL)); /* it may have come just before the reason to stop */
 }
@@ -266,15 +278,15 @@ PyDoc_STRVAR(wait_doc,
              "    slice_s: the longest single sleep, for a post may be lost.\n"
              "    stop: called before each sleep; True ends the wait.\n\n"
              "Returns:\n    None when the time is over, or stop() says so.\n\n"
-             "Raises:\n    ValueError: as take().");
+             "Raises:\n    ValueError: as take(); or a time is NaN, or slice_s is no positive number.");
 
 static PyObject *py_wait(MessagePage *self, PyObject *const *arguments, Py_ssize_t count) {
     if (count != 4) {
         PyErr_SetString(PyExc_TypeError, "wait takes a semaphore, two times and a function");
         return NULL;
     }
-    double timeout_s = PyFloat_AsDouble(arguments[1]), slice_s = PyFloat_AsDouble(arguments[2]);
-    if ((timeout_s == -1.0 || slice_s == -1.0) && PyErr_Occurred()) return NULL;
+    double timeout_s, slice_s;
+    if (parse_time(arguments[1], &timeout_s) < 0 || parse_slice(arguments[2], &slice_s) < 0) return NULL;
     return message_page_wait((PyObject *)self, arguments[0], timeout_s, slice_s, should_stop_by_call, arguments[3]);
 }
 

@@ -5,8 +5,26 @@
 #include <pthread.h>
 
 unsigned fork_generation = 0;
+static unsigned long main_thread; /* its identifier */
 
-static void forked_in_child(void) { fork_generation++; }
+static void forked_in_child(void) {
+    fork_generation++;
+    main_thread = PyThread_get_thread_ident(); /* Python too makes the thread that forked the main one */
+}
+
+int is_main_thread(void) { return PyThread_get_thread_ident() == main_thread; }
+
+/* Ask Python which thread is the main one: this may be another. */
+static int find_main_thread(void) {
+    PyObject *module = PyImport_ImportModule("threading");
+    PyObject *thread = module == NULL ? NULL : PyObject_CallMethod(module, "main_thread", NULL);
+    PyObject *number = thread == NULL ? NULL : PyObject_GetAttrString(thread, "ident");
+    if (number != NULL) main_thread = PyLong_AsUnsignedLong(number);
+    Py_XDECREF(number);
+    Py_XDECREF(thread);
+    Py_XDECREF(module);
+    return PyErr_Occurred() ? -1 : 0;
+}
 
 int get_word_buffer(PyObject *source, Py_buffer *buffer, Py_ssize_t nbytes) {
     if (PyObject_GetBuffer(source, buffer, PyBUF_WRITABLE) < 0) return -1;
@@ -37,14 +55,6 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "tr_mmap.native._native",
-    .m_doc = "See tr_mmap.native.",
-    .m_size = -1,
-    .m_methods = functions,
-};
-
 static int add_contents(PyObject *module) {
     PyTypeObject *const public[] = {&ControllerFastPathType, &FreeListsType,     &LeaseWordsType, &MessagePageType,
                                     &OwnerSegmentType,       &ReaderSegmentType, &SemaphoreType,  &WorkerFastPathType};
@@ -56,21 +66,42 @@ static int add_contents(PyObject *module) {
     return code;
 }
 
-PyMODINIT_FUNC PyInit__native(void) {
-    import_array();
+/* Once in a process: its types and its fork hook are shared by all interpreters, and so would be their objects. */
+static int execute(PyObject *module) {
+    static int has_hook = 0;
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+        PyErr_SetString(PyExc_ImportError, "the extension of tr_mmap works in the main interpreter only");
+        return -1;
+    }
+    if (PyArray_ImportNumPyAPI() < 0 || find_main_thread() < 0) return -1;
     /* The bases of public types before these, and the types that Python never names. */
     PyTypeObject *const others[] = {&EndpointType, &LeaseWordsType, &LoanType, &MappingType, &ViewType};
     for (size_t index = 0; index < sizeof others / sizeof *others; index++)
-        if (PyType_Ready(others[index]) < 0) return NULL;
-    PyObject *module = PyModule_Create(&definition);
-    if (module == NULL) return NULL;
-    if (add_contents(module) < 0) {
-        Py_DECREF(module);
-        return NULL;
+        if (PyType_Ready(others[index]) < 0) return -1;
+    if (add_contents(module) < 0) return -1;
+    if (!has_hook && pthread_atfork(NULL, NULL, forked_in_child) != 0) {
+        PyErr_NoMemory();
+        return -1;
     }
-    if (pthread_atfork(NULL, NULL, forked_in_child) != 0) {
-        Py_DECREF(module);
-        return PyErr_NoMemory();
-    }
-    return module;
+    has_hook = 1;
+    return 0;
 }
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, (void *)execute},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "tr_mmap.native._native",
+    .m_doc = "See tr_mmap.native.",
+    .m_size = 0,
+    .m_methods = functions,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&definition); }

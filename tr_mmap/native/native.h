@@ -35,6 +35,9 @@ extern unsigned fork_generation;
 /* Map part of a file; NULL with an OSError. */
 PyObject *map_part(int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable, int is_private);
 
+/* Whether this is the thread in which Python runs signal handlers. */
+int is_main_thread(void);
+
 /* Monotonic time in microseconds. */
 double now_us(void);
 
@@ -45,9 +48,18 @@ static inline uint64_t load_acquire(const uint64_t *word) { return __atomic_load
 
 static inline void store_release(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
 
-/* Sleep until a semaphore is posted: 1 if it was, or if a signal handler ran; 0 when the time is over; -1 with an
- * exception. */
+/* Sleep until a semaphore is posted, once: 1 if it was, or if a signal handler ran; 0 when the time is over; -1 with an
+ * exception. Looks for signals before it sleeps and whenever it returns. */
 int semaphore_wait(PyObject *semaphore, double timeout_s);
+
+/* The longest single sleep of a wait that has lasted for `waited_s`; wire/waits.py gives the reasons. */
+double longest_sleep_s(double slice_s, double waited_s);
+
+/* A time of a wait in seconds; -1 with an exception if it is not a number. */
+int parse_time(PyObject *argument, double *seconds);
+
+/* The longest single sleep in seconds; -1 with an exception if it is none. */
+int parse_slice(PyObject *argument, double *seconds);
 
 /* Post an open semaphore; a failure is ignored. */
 void semaphore_post(PyObject *semaphore);

@@ -8,17 +8,20 @@
 typedef struct {
     PyObject_HEAD
     OwnerSegment *segment;
-    PyObject *array; /* a weak reference to what was handed out */
+    PyObject *array;  /* a weak reference to what was handed out */
+    PyObject *layout; /* that was loaned */
 } Loan;
 
 static void loan_dealloc(Loan *self) {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    Py_CLEAR(self->segment->loaned_layout);
+    /* a later loan has another layout, which is still loaned */
+    if (self->segment->loaned_layout == self->layout) Py_CLEAR(self->segment->loaned_layout);
     if (owner_segment_release(self->segment) < 0) PyErr_WriteUnraisable((PyObject *)self->segment);
     PyErr_Restore(type, value, trace);
     Py_DECREF(self->segment);
     Py_XDECREF(self->array);
+    Py_XDECREF(self->layout);
     PyObject_Free(self);
 }
 
@@ -42,6 +45,10 @@ static int owner_segment_traverse(OwnerSegment *self, visitproc visit, void *arg
     Py_VISIT(self->free_list);
     Py_VISIT(self->pool_token);
     Py_VISIT(self->requested_dtype);
+    Py_VISIT(self->name);
+    Py_VISIT(self->layout);
+    Py_VISIT(self->loaned_layout);
+    Py_VISIT(self->array_layout.dtype);
     return 0;
 }
 
@@ -49,31 +56,38 @@ static int owner_segment_clear(OwnerSegment *self) {
     Py_CLEAR(self->free_list);
     Py_CLEAR(self->pool_token);
     Py_CLEAR(self->requested_dtype);
+    Py_CLEAR(self->name);
+    Py_CLEAR(self->layout);
+    Py_CLEAR(self->loaned_layout);
+    Py_CLEAR(self->array_layout.dtype);
     return 0;
 }
 
 static void owner_segment_dealloc(OwnerSegment *self) {
     PyObject_GC_UnTrack(self);
+    Py_TRASHCAN_BEGIN(self, owner_segment_dealloc)
     lease_words_clear(&self->base);
     owner_segment_clear(self);
-    Py_CLEAR(self->array_layout.dtype);
-    Py_CLEAR(self->name);
-    Py_CLEAR(self->layout);
-    Py_CLEAR(self->loaned_layout);
     Py_TYPE(self)->tp_free((PyObject *)self);
+    Py_TRASHCAN_END
 }
 
-/* Forget the layout, but for the dtype, which the callers clear or replace. */
-static void forget_layout(OwnerSegment *self) {
+/* Set the layout, or none where both are NULL. What was there is released last, for its end may run code. */
+static void replace_layout(OwnerSegment *self, const ArrayLayout *parsed, PyObject *layout) {
+    static const ArrayLayout none = {.dtype = NULL};
+    PyObject *old[] = {(PyObject *)array_layout_replace(&self->array_layout, parsed == NULL ? &none : parsed),
+                       self->layout, self->requested_dtype};
     self->is_header_current = 0;
-    Py_CLEAR(self->requested_dtype);
-    Py_CLEAR(self->layout);
+    self->layout = Py_XNewRef(layout);
+    self->requested_dtype = NULL;
+    for (size_t index = 0; index < sizeof old / sizeof *old; index++) Py_XDECREF(old[index]);
 }
 
 PyDoc_STRVAR(set_layout_doc,
              "set_layout(layout, dtype)\n--\n\nSet how the next tensor lies there.\n\n"
              "Args:\n    layout: a type of ours, its shape and its offset.\n    dtype: the type as numpy's.\n\n"
-             "Raises:\n    ValueError: it does not fit into the file.");
+             "Raises:\n    ValueError: it does not fit into the file, or its elements are not plain numbers; then there\n"
+             "        is no layout.");
 
 static PyObject *py_set_layout(OwnerSegment *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!lease_words_is_initialised(&self->base)) return NULL;
@@ -81,10 +95,16 @@ static PyObject *py_set_layout(OwnerSegment *self, PyObject *const *arguments, P
         PyErr_SetString(PyExc_TypeError, "set_layout takes a type, a shape and an offset in a tuple, and a dtype");
         return NULL;
     }
-    forget_layout(self);
+    ArrayLayout parsed;
     PyObject *shape = PyTuple_GET_ITEM(arguments[0], 1), *offset = PyTuple_GET_ITEM(arguments[0], 2);
-    if (array_layout_set(&self->array_layout, arguments[1], shape, offset, self->base.buffer.len) < 0) return NULL;
-    self->layout = Py_NewRef(arguments[0]);
+    if (array_layout_parse(&parsed, arguments[1], shape, offset, self->base.buffer.buf, self->base.buffer.len) < 0) {
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        replace_layout(self, NULL, NULL);
+        PyErr_Restore(type, value, trace);
+        return NULL;
+    }
+    replace_layout(self, &parsed, arguments[0]);
     Py_RETURN_NONE;
 }
 
@@ -92,15 +112,16 @@ PyDoc_STRVAR(clear_layout_doc, "clear_layout()\n--\n\nForget the layout.");
 
 static PyObject *py_clear_layout(OwnerSegment *self, PyObject *unused) {
     (void)unused;
-    forget_layout(self);
-    Py_CLEAR(self->array_layout.dtype);
+    replace_layout(self, NULL, NULL);
     Py_RETURN_NONE;
 }
 
 int owner_segment_release(OwnerSegment *self) {
     self->holds--;
     if (self->holds != 0 || self->free_list == NULL || !PyList_CheckExact(self->free_list)) return 0;
-    return PyList_Append(self->free_list, (PyObject *)self);
+    if (PyList_Append(self->free_list, (PyObject *)self) == 0) return 0;
+    self->holds++;
+    return -1;
 }
 
 PyDoc_STRVAR(release_doc,
@@ -122,8 +143,7 @@ PyObject *owner_segment_loan(OwnerSegment *self) {
     }
     loan->segment = (OwnerSegment *)Py_NewRef(self);
     loan->array = NULL;
-    self->is_published = 0;
-    Py_XSETREF(self->loaned_layout, Py_NewRef(self->layout));
+    loan->layout = Py_NewRef(self->layout);
     PyObject *root = array_layout_view(&self->array_layout, self->base.buffer.buf, 1, (PyObject *)loan);
     if (root == NULL) return NULL;
     /* Hand out a view, never the root: then whatever else refers to the root is another view of the loan.
@@ -132,7 +152,12 @@ PyObject *owner_segment_loan(OwnerSegment *self) {
     Py_DECREF(root);
     if (array == NULL) return NULL;
     loan->array = PyWeakref_NewRef(array, NULL);
-    if (loan->array == NULL) Py_CLEAR(array);
+    if (loan->array == NULL) {
+        Py_DECREF(array);
+        return NULL;
+    }
+    self->is_published = 0;
+    Py_XSETREF(self->loaned_layout, Py_NewRef(loan->layout)); /* last, for the end of the old one may run code */
     return array;
 }
 

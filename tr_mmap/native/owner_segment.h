@@ -22,7 +22,8 @@ typedef struct {
     char is_header_current;    /* the header describes the layout, so the next tensor of it needs only a stamp */
 } OwnerSegment;
 
-/* Undo one hold; with the last one gone, append the segment to its free list. -1 with an exception. */
+/* Undo one hold; with the last one gone, append the segment to its free list. -1 with an exception, and then the
+ * hold stays. */
 int owner_segment_release(OwnerSegment *self);
 
 /* An array over the segment, of the layout that was set; the array is one hold. NULL with an exception. */

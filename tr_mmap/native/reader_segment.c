@@ -16,11 +16,17 @@ typedef struct {
     char is_pinned;      /* a forked child may use a view for ever */
 } ReaderSegment;
 
+/* A copy-on-write mapping. The buffer is held: a bytearray would move, and a memoryview could be released. */
+typedef struct {
+    PyObject *object;
+    Py_buffer buffer;
+} PrivateMapping;
+
 /* The base of a view: numpy destroys it with the last array that uses the view's memory. */
 typedef struct {
     PyObject_HEAD
     ReaderSegment *segment;
-    PyObject *mapping; /* the copy-on-write mapping that the view is over; NULL for the shared one */
+    PrivateMapping *mapping; /* that the view is over; NULL for the shared one */
 } View;
 
 /* A forked child shares the lease's word, but only its parent may release the lease. */
@@ -30,14 +36,44 @@ static void release_lease_if_unused(ReaderSegment *self) {
         store_release(&self->base.live->lease, self->is_pinned ? WIRE_LEASE_PINNED : WIRE_LEASE_FREE);
 }
 
+/* NULL with an exception if it is not writable, or not of `nbytes`. */
+static PrivateMapping *hold_mapping(PyObject *object, Py_ssize_t nbytes) {
+    PrivateMapping *held = PyMem_Malloc(sizeof *held);
+    if (held == NULL) return (PrivateMapping *)PyErr_NoMemory();
+    if (PyObject_GetBuffer(object, &held->buffer, PyBUF_WRITABLE) < 0) {
+        PyMem_Free(held);
+        return NULL;
+    }
+    if (held->buffer.len != nbytes) {
+        PyBuffer_Release(&held->buffer);
+        PyMem_Free(held);
+        PyErr_SetString(PyExc_ValueError, "the mapping is not of the whole file");
+        return NULL;
+    }
+    held->object = Py_NewRef(object);
+    return held;
+}
+
+/* Returns the reference to the mapping. */
+static PyObject *let_go_of_mapping(PrivateMapping *held) {
+    PyObject *object = held->object;
+    PyBuffer_Release(&held->buffer);
+    PyMem_Free(held);
+    return object;
+}
+
 static void view_dealloc(View *self) {
     ReaderSegment *segment = self->segment;
     segment->views--;
     release_lease_if_unused(segment);
-    if (self->mapping != NULL && (segment->spare == NULL || segment->spare == Py_None))
-        Py_XSETREF(segment->spare, self->mapping);
-    else
-        Py_XDECREF(self->mapping);
+    if (self->mapping != NULL) {
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace); /* the end of a mapping may run code */
+        PyObject *mapping = let_go_of_mapping(self->mapping);
+        if (segment->spare == NULL || segment->spare == Py_None) Py_XSETREF(segment->spare, mapping);
+        else Py_DECREF(mapping);
+        PyErr_Restore(type, value, trace);
+    }
     Py_DECREF(segment);
     PyObject_Free(self);
 }
@@ -53,29 +89,47 @@ PyTypeObject ViewType = {
 
 static int reader_segment_init(ReaderSegment *self, PyObject *arguments, PyObject *keywords) {
     PyObject *head, *file;
+    Py_buffer file_buffer;
     static char *names[] = {"head", "file", NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO", names, &head, &file)) return -1;
-    if (lease_words_init(&self->base, head) < 0) return -1;
-    if (PyObject_GetBuffer(file, &self->file, PyBUF_SIMPLE) < 0) {
-        lease_words_clear(&self->base);
+    if (PyObject_GetBuffer(file, &file_buffer, PyBUF_SIMPLE) < 0) return -1;
+    if (lease_words_init(&self->base, head) < 0) {
+        PyBuffer_Release(&file_buffer);
         return -1;
     }
+    self->file = file_buffer;
     self->generation = fork_generation;
     return 0;
 }
 
-static void reader_segment_dealloc(ReaderSegment *self) {
-    if (self->base.live != NULL) PyBuffer_Release(&self->file);
-    lease_words_clear(&self->base);
+static int reader_segment_traverse(ReaderSegment *self, visitproc visit, void *arg) {
+    Py_VISIT(self->layout.dtype);
+    Py_VISIT(self->spare);
+    return 0;
+}
+
+static int reader_segment_clear(ReaderSegment *self) {
+    self->layout_seq = 0;
     Py_CLEAR(self->layout.dtype);
     Py_CLEAR(self->spare);
+    return 0;
+}
+
+static void reader_segment_dealloc(ReaderSegment *self) {
+    PyObject_GC_UnTrack(self);
+    Py_TRASHCAN_BEGIN(self, reader_segment_dealloc)
+    if (self->base.live != NULL) PyBuffer_Release(&self->file);
+    lease_words_clear(&self->base);
+    reader_segment_clear(self);
     Py_TYPE(self)->tp_free((PyObject *)self);
+    Py_TRASHCAN_END
 }
 
 PyDoc_STRVAR(set_layout_doc,
              "set_layout(layout_seq, dtype, shape, offset)\n--\n\n"
              "Take over what the header says, under the number of its layout.\n\n"
-             "Raises:\n    ValueError: the tensor does not fit into the file.");
+             "Raises:\n    ValueError: the tensor does not fit into the file, or its elements are not plain numbers; then\n"
+             "        there is no layout.");
 
 static PyObject *py_set_layout(ReaderSegment *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!lease_words_is_initialised(&self->base)) return NULL;
@@ -86,14 +140,21 @@ static PyObject *py_set_layout(ReaderSegment *self, PyObject *const *arguments, 
     self->layout_seq = 0;
     uint64_t layout_seq = PyLong_AsUnsignedLongLong(arguments[0]);
     if (layout_seq == UINT64_MAX && PyErr_Occurred()) return NULL;
-    if (array_layout_set(&self->layout, arguments[1], arguments[2], arguments[3], self->file.len) < 0) return NULL;
+    ArrayLayout parsed;
+    if (array_layout_parse(&parsed, arguments[1], arguments[2], arguments[3], self->file.buf, self->file.len) < 0) {
+        self->layout_seq = 0; /* code that ran meanwhile may have set another layout */
+        return NULL;
+    }
+    PyArray_Descr *old = array_layout_replace(&self->layout, &parsed);
     self->layout_seq = layout_seq;
+    Py_XDECREF(old); /* last, for its end may run code */
     Py_RETURN_NONE;
 }
 
-/* An array over the tensor, in the mapping whose bytes are at `file`. NULL with a LookupError if another tensor is
- * there by now; NULL without an exception if its layout is not the one that was set. */
-static PyObject *view_under_lease(ReaderSegment *self, uint64_t seq, PyObject *mapping, char *file) {
+/* An array over the tensor, in a mapping, or in the shared one if that is NULL; takes over the mapping, also when it
+ * fails. NULL with a LookupError if another tensor is there by now; NULL without an exception if its layout is not the
+ * one that was set. */
+static PyObject *view_under_lease(ReaderSegment *self, uint64_t seq, PrivateMapping *mapping) {
     uint64_t layout_seq = acquire_lease(self->base.live, seq);
     View *view = NULL;
     if (layout_seq == 0)
@@ -102,17 +163,19 @@ static PyObject *view_under_lease(ReaderSegment *self, uint64_t seq, PyObject *m
         view = PyObject_New(View, &ViewType);
     if (view == NULL) {
         release_lease_if_unused(self);
+        if (mapping != NULL) Py_DECREF(let_go_of_mapping(mapping));
         return NULL;
     }
     view->segment = (ReaderSegment *)Py_NewRef(self);
-    view->mapping = Py_XNewRef(mapping);
+    view->mapping = mapping;
     self->views++;
+    char *file = mapping == NULL ? self->file.buf : mapping->buffer.buf;
     return array_layout_view(&self->layout, file, mapping != NULL, (PyObject *)view);
 }
 
 PyObject *reader_segment_view(PyObject *segment, uint64_t seq) {
     ReaderSegment *self = (ReaderSegment *)segment;
-    return self->base.live == NULL ? NULL : view_under_lease(self, seq, NULL, self->file.buf);
+    return self->base.live == NULL ? NULL : view_under_lease(self, seq, NULL);
 }
 
 PyDoc_STRVAR(view_doc,
@@ -133,19 +196,12 @@ static PyObject *py_view(ReaderSegment *self, PyObject *const *arguments, Py_ssi
     }
     uint64_t seq = parse_seq(arguments[0]);
     if (seq == UINT64_MAX && PyErr_Occurred()) return NULL;
-    PyObject *mapping = count == 2 && arguments[1] != Py_None ? arguments[1] : NULL;
-    char *file = self->file.buf;
-    if (mapping != NULL) {
-        Py_buffer private;
-        if (PyObject_GetBuffer(mapping, &private, PyBUF_WRITABLE) < 0) return NULL;
-        file = private.len == self->file.len ? private.buf : NULL;
-        PyBuffer_Release(&private); /* the memory stays where it is while the view keeps the mapping */
-        if (file == NULL) {
-            PyErr_SetString(PyExc_ValueError, "the mapping is not of the whole file");
-            return NULL;
-        }
+    PrivateMapping *mapping = NULL;
+    if (count == 2 && arguments[1] != Py_None) {
+        mapping = hold_mapping(arguments[1], self->file.len);
+        if (mapping == NULL) return NULL;
     }
-    PyObject *array = view_under_lease(self, seq, mapping, file);
+    PyObject *array = view_under_lease(self, seq, mapping);
     return array == NULL && !PyErr_Occurred() ? Py_NewRef(Py_None) : array;
 }
 
@@ -168,11 +224,14 @@ PyTypeObject ReaderSegmentType = {
     .tp_doc = "ReaderSegment(head, file)\n--\n\nA segment as its reader sees it.\n\n"
               "Args:\n    head: its first page, mapped for writing.\n    file: the whole of it, mapped for reading.",
     .tp_basicsize = sizeof(ReaderSegment),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .tp_base = &LeaseWordsType,
     .tp_new = PyType_GenericNew,
     .tp_init = (initproc)reader_segment_init,
+    .tp_traverse = (traverseproc)reader_segment_traverse,
+    .tp_clear = (inquiry)reader_segment_clear,
     .tp_dealloc = (destructor)reader_segment_dealloc,
+    .tp_free = PyObject_GC_Del,
     .tp_methods = reader_segment_methods,
     .tp_members = reader_segment_members,
 };

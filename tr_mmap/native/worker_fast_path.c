@@ -47,17 +47,23 @@ static int fast_path_init(WorkerFastPath *self, PyObject *arguments, PyObject *k
                            "pool",   "mapped", "held",          "status",       "tags",
                            "deaths", "request_type", "ref_type", "reply_type",  NULL};
     PyObject *parts[ENDPOINT_ARGUMENTS], *status, *tags, *deaths, *request_type, *ref_type, *reply_type;
-    if (self->tags != NULL) {
-        PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
-        return -1;
-    }
-    Py_CLEAR(self->argument_tags);
+    double slice_s;
+    Py_buffer status_buffer;
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!OOO", keys, parts, parts + 1, parts + 2,
                                      parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status, &PyDict_Type,
                                      &tags, &PyList_Type, &deaths, &request_type, &ref_type, &reply_type) ||
-        intern_names() < 0 || endpoint_init(&self->base, parts) < 0 || (self->argument_tags = PyList_New(0)) == NULL ||
-        get_word_buffer(status, &self->status, sizeof(uint64_t)) < 0)
+        intern_names() < 0 || endpoint_parse(parts, &slice_s) < 0 ||
+        get_word_buffer(status, &status_buffer, sizeof(uint64_t)) < 0)
         return -1;
+    PyObject *argument_tags = PyList_New(0);
+    if (argument_tags == NULL || endpoint_has_run_init(&self->base)) {
+        PyBuffer_Release(&status_buffer);
+        Py_XDECREF(argument_tags);
+        return -1;
+    }
+    endpoint_set(&self->base, parts, slice_s);
+    self->argument_tags = argument_tags;
+    self->status = status_buffer;
     self->deaths = Py_NewRef(deaths);
     self->request_type = Py_NewRef(request_type);
     self->ref_type = Py_NewRef(ref_type);
@@ -73,12 +79,15 @@ static int fast_path_traverse(WorkerFastPath *self, visitproc visit, void *arg) 
     Py_VISIT(self->request_type);
     Py_VISIT(self->ref_type);
     Py_VISIT(self->reply_type);
+    Py_VISIT(self->status.obj);
     return endpoint_traverse(&self->base, visit, arg);
 }
 
 static int fast_path_clear(WorkerFastPath *self) {
-    if (self->tags != NULL) PyBuffer_Release(&self->status);
-    Py_CLEAR(self->tags);
+    PyObject *tags = self->tags;
+    self->tags = NULL; /* so that whatever runs from here on finds it closed */
+    if (tags != NULL) PyBuffer_Release(&self->status);
+    Py_XDECREF(tags);
     Py_CLEAR(self->argument_tags);
     Py_CLEAR(self->deaths);
     Py_CLEAR(self->request_type);
@@ -163,7 +172,7 @@ static PyObject *make_refs(const WorkerFastPath *self, const Message *message) {
 /* Take over the tags that a request brings; -1 with an exception. */
 static int set_tags(WorkerFastPath *self, const Message *message, PyObject *refs) {
     if (PyList_SetSlice(self->argument_tags, 0, PyList_GET_SIZE(self->argument_tags), NULL) < 0) return -1;
-    for (int index = 0; index < message->count; index++) {
+    for (int index = 0; index < message->count && index < PyList_GET_SIZE(refs); index++) {
         Span tag = message->tensors[index].tag;
         PyObject *name = text_of(tag);
         int code = name == NULL ? -1 : PyDict_SetItem(self->tags, name, PyList_GET_ITEM(refs, index));
@@ -190,6 +199,7 @@ static PyObject *begin(WorkerFastPath *self, const Message *message) {
  * The request, and the line that the message's spans are of. None if the worker should exit, or if the slow path
  * is needed: then the request waits to be taken. NULL with an exception. */
 static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject **line) {
+    if (endpoint_is_foreign(&self->base)) Py_RETURN_NONE;
     *line = endpoint_receive(&self->base, INFINITY, should_exit, self, 0, message);
     if (*line == NULL || *line == Py_None) return *line;
     uint64_t status = status_of(self);
@@ -208,9 +218,11 @@ static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject *
 
 /* A view of the tensor of a tag; NULL if the slow path is needed, with an exception or without. */
 static PyObject *fetch(const WorkerFastPath *self, PyObject *tag) {
-    PyObject *ref = PyDict_GetItemWithError(self->tags, tag);
+    PyObject *ref = Py_XNewRef(PyDict_GetItemWithError(self->tags, tag));
     if (ref == NULL) return NULL;
-    PyObject *name = PyObject_GetAttr(ref, names[SEGMENT]), *number = PyObject_GetAttr(ref, names[SEQ]);
+    PyObject *name = PyObject_GetAttr(ref, names[SEGMENT]);
+    PyObject *number = name == NULL ? NULL : PyObject_GetAttr(ref, names[SEQ]);
+    Py_DECREF(ref);
     PyObject *array = NULL;
     if (name != NULL && number != NULL && PyUnicode_CheckExact(name) && PyLong_CheckExact(number)) {
         uint64_t seq = PyLong_AsUnsignedLongLong(number);
@@ -252,12 +264,17 @@ static PyObject *py_quick_fetch(WorkerFastPath *self, PyObject *parameters) {
 /* -- the reply ---------------------------------------------------------------------------------------------------- */
 
 static int drop_argument_tags(WorkerFastPath *self) {
-    for (Py_ssize_t index = PyList_GET_SIZE(self->argument_tags); index-- > 0;) {
-        if (PyDict_DelItem(self->tags, PyList_GET_ITEM(self->argument_tags, index)) == 0) continue;
-        if (!PyErr_ExceptionMatches(PyExc_KeyError)) return -1;
-        PyErr_Clear();
+    for (Py_ssize_t count; (count = PyList_GET_SIZE(self->argument_tags)) > 0;) {
+        PyObject *tag = Py_NewRef(PyList_GET_ITEM(self->argument_tags, count - 1));
+        int code = PyList_SetSlice(self->argument_tags, count - 1, count, NULL);
+        if (code == 0 && PyDict_DelItem(self->tags, tag) < 0) { /* the end of a ref may run code */
+            if (PyErr_ExceptionMatches(PyExc_KeyError)) PyErr_Clear();
+            else code = -1;
+        }
+        Py_DECREF(tag);
+        if (code < 0) return -1;
     }
-    return PyList_SetSlice(self->argument_tags, 0, PyList_GET_SIZE(self->argument_tags), NULL);
+    return 0;
 }
 
 /* Send a response that names what is held: 1 if that is done; 0 if the slow path is needed, and nothing was sent;
@@ -266,6 +283,7 @@ static int send_response(WorkerFastPath *self, uint64_t seq, Span command, Span 
     Endpoint *endpoint = &self->base;
     Draft draft;
     Message message = {.timestamp = now_ms(), .command = command, .text = result, .remark = remark, .count = 0};
+    if (endpoint_is_foreign(endpoint)) return 0; /* the handler forked: only its parent answers */
     for (Py_ssize_t index = 0; index < PyList_GET_SIZE(endpoint->held); index++)
         if (!message_add_segment(&message, PyList_GET_ITEM(endpoint->held, index))) return 0;
     if (!message_write(&draft, &message, 1)) return 0;
@@ -285,10 +303,10 @@ static int span_or(PyObject *said, Span fallback, Span *span) {
 
 /* Send what a reply says; returns as send_response() does. */
 static int send_reply(WorkerFastPath *self, const Message *request, PyObject *reply) {
-    PyObject *said[REPLY_ATTRIBUTES];
+    PyObject *said[REPLY_ATTRIBUTES] = {NULL};
     Span command, result = {WIRE_DEFAULT_RESULT, sizeof WIRE_DEFAULT_RESULT - 1}, remark;
     int is_sent = 1;
-    for (int index = 0; index < REPLY_ATTRIBUTES; index++)
+    for (int index = 0; index < REPLY_ATTRIBUTES && is_sent > 0; index++)
         if ((said[index] = PyObject_GetAttr(reply, names[index])) == NULL) is_sent = -1;
     if (is_sent > 0)
         is_sent = (said[RESULT] == Py_None || span_of(said[RESULT], &result)) &&
@@ -325,9 +343,10 @@ static PyObject *py_serve(WorkerFastPath *self, PyObject *server) {
     if (request == NULL || request == Py_None) return request;
     PyObject *result = NULL, *is_known = NULL, *error = NULL;
     PyObject *reply = PyObject_CallNoArgs(self->reply_type);
-    PyObject *call[] = {server, PyObject_GetAttr(request, names[COMMAND]),
-                        PyObject_GetAttr(request, names[PARAMETERS])};
-    if (reply != NULL && call[1] != NULL && call[2] != NULL && PyObject_SetAttr(server, names[REPLY], reply) == 0) {
+    PyObject *call[] = {server, NULL, NULL};
+    if (reply != NULL && (call[1] = PyObject_GetAttr(request, names[COMMAND])) != NULL &&
+        (call[2] = PyObject_GetAttr(request, names[PARAMETERS])) != NULL &&
+        PyObject_SetAttr(server, names[REPLY], reply) == 0) {
         is_known = PyObject_VectorcallMethod(names[MAIN_LOGIC], call, 3, NULL);
         if (is_known == NULL) error = take_handler_error();
         if (PyObject_SetAttr(server, names[REPLY], Py_None) < 0) PyErr_WriteUnraisable(server);

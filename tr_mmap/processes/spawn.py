@@ -161,6 +161,13 @@ class WorkerProcess:
             wait_for_ends([self.identity], time.monotonic() + timeout_s)
         return not self.is_alive()
 
+    def log_nbytes(self) -> int:
+        """Bytes of the log now; 0 if it is gone."""
+        try:
+            return os.stat(self.log_path).st_size
+        except OSError:
+            return 0
+
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of its output, from its last 16 KiB; "" if the log is gone."""
         return log_tail(self.log_path, lines)

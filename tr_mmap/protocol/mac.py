@@ -79,11 +79,15 @@ class Verifier:
     Args:
         secret: shared with the peer.
         kind: what the peer sends, "request" or "response".
+
+    Attributes:
+        last_message: the last message that was accepted; None before.
     """
 
     def __init__(self, secret: bytes, kind: str) -> None:
         self._keyed = _keyed(secret, kind)
         self._last = 0  # the number of the last message that was accepted
+        self.last_message: bytes | None = None
 
     def accept(self, message: bytes) -> bool:
         """Whether the peer wrote this message, and wrote it after the last one that was accepted."""
@@ -98,7 +102,7 @@ class Verifier:
         wanted = _mac(self._keyed, number, message[comma:rest_end])
         if not hmac.compare_digest(wanted.encode(), message[rest_end + 8 : -2]):
             return False
-        self._last = number
+        self._last, self.last_message = number, message
         return True
 
 

@@ -73,14 +73,16 @@ class Workspace:
         Raises:
             HostilePath: the place is not a directory that this user can trust and use.
         """
-        parent = SHM_DIR if system.is_usable_dir(SHM_DIR) else tempfile.gettempdir()
-        user = os.getuid() if hasattr(os, "getuid") else "user"
-        default = os.path.join(parent, f"{DEFAULT_ROOT_PREFIX}{user}")
-        chosen = os.path.abspath(environ.get(WORKSPACE_VARIABLE, "") or default)
-        workspace = cls(chosen, is_default=chosen == default)  # a worker has the variable even for the default place
+        workspace = cls.at(environ.get(WORKSPACE_VARIABLE, "") or _default_root())
         if is_made:
             workspace._make_root()
         return workspace
+
+    @classmethod
+    def at(cls, root: str) -> Workspace:
+        """The workspace in that directory, which is perhaps the default one: a worker is told even that one's path."""
+        chosen = os.path.abspath(root)
+        return cls(chosen, is_default=chosen == _default_root())
 
     def session_dir(self, session_id: str) -> str:
         """The directory of the session of that name; it need not exist.
@@ -286,6 +288,12 @@ def sweep(root: str | None = None) -> SweepReport:
         HostilePath: the place is not a directory that this user can trust and use.
     """
     return (Workspace(root) if root is not None else Workspace.locate()).sweep(ends_orphans=True)
+
+
+def _default_root() -> str:
+    parent = SHM_DIR if system.is_usable_dir(SHM_DIR) else tempfile.gettempdir()
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return os.path.join(parent, f"{DEFAULT_ROOT_PREFIX}{user}")
 
 
 def _unusable(path: str, reason: str) -> HostilePath:

@@ -92,7 +92,16 @@ class SegmentPool(FreeLists, ForkAware):
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
-    def publish(self, tensor: Any) -> Segment:
+    pause: Callable[[float], None] = staticmethod(time.sleep)
+
+    def reconcile(self, holds: Any) -> None:
+        for segment in list(self._segments.values()):
+            wanted = holds.get(segment, 0) + (segment.loaned_layout is not None)
+            segment.holds = wanted
+            if not wanted and segment.free_list is not None and segment not in segment.free_list:
+                segment.free_list.append(segment)
+
+    def publish(self, tensor: Any, deadline_s: float | None = None) -> Segment:
         """Put a tensor into a segment and stamp it.
 
         A loan is published without a copy; so is a view of the whole loan, or of a contiguous part that is aligned to
@@ -316,7 +325,7 @@ class SegmentPool(FreeLists, ForkAware):
                     needed_nbytes=capacity,
                     free_nbytes=max(0, budget_nbytes - self._nbytes),
                 )
-            _pause(0.001)
+            self.pause(0.001)
             self.collect()
             segment = self._take_free(capacity)
             if segment is not None:

@@ -110,8 +110,8 @@ class SegmentReader(ForkAware):
             system.close(fd)
         # A forked child of this process may use a view that we had at the fork: never release that lease.
         segment.is_pinned = segment.words[LEASE_WORD] == LEASE_PINNED
-        self.mapped[name] = segment
-        return segment
+        # A signal handler may have mapped it meanwhile. Two objects of one segment would release each other's lease.
+        return self.mapped.setdefault(name, segment)
 
     def _open(self, name: str, seq: int, tag: str) -> int:
         if not is_segment_name(name):

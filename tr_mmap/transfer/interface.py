@@ -1,13 +1,14 @@
 """The interface of a transfer, for each side. Never sends or receives a message.
 
-A controller's side is not safe for threads: its session holds a lock. A worker's side has a lock of its own, because a
-handler may have threads.
+Both sides have locks of their own, which they never hold while they wait for the peer. Only one thread at a time
+receives.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Sequence
+from math import inf
 from typing import Any
 
 from ..native import TensorParts
@@ -106,6 +107,7 @@ class ControllerTransfer(ABC):
         receive: makes the tensor of a result, in a framework; called once for each.
         unannounced: tags that the next request must announce; empty if the peer finds tags by itself.
         has_request_in_flight: the worker may still read segments that tags release meanwhile.
+        has_quick_views: received numpy arrays are read-only views, as the compiled fast path makes them.
         quick_loan: as in :class:`WorkerTransfer`.
     """
 
@@ -113,6 +115,7 @@ class ControllerTransfer(ABC):
     receive: Callable[[TensorRef, str], Any]
     unannounced: Container[str] = ()
     has_request_in_flight = False
+    has_quick_views = True
     quick_loan: QuickLoan = staticmethod(_no_loan)
 
     @abstractmethod
@@ -133,7 +136,9 @@ class ControllerTransfer(ABC):
         """
 
     @abstractmethod
-    def prepare(self, seq: int, command: str, parameters: str, tensors: Sequence[Any]) -> Request:
+    def prepare(
+        self, seq: int, command: str, parameters: str, tensors: Sequence[Any], deadline_s: float = inf
+    ) -> Request:
         """Make a request, and put its tensors where the worker will read them.
 
         Args:
@@ -141,6 +146,7 @@ class ControllerTransfer(ABC):
             command: the command.
             parameters: words for it.
             tensors: for this request only; their tags follow the words.
+            deadline_s: until when to wait for room, if it waits at all, by the monotonic clock.
 
         Raises:
             UnsupportedTensor: one is not a tensor, or the peer cannot read it.
@@ -150,6 +156,13 @@ class ControllerTransfer(ABC):
     @abstractmethod
     def withdraw(self) -> None:
         """The request was not sent, or its response will not come: release its tensors."""
+
+    def suspend(self) -> Any:
+        """Set aside what the request of an interrupted call has in flight. Returns it, for :meth:`resume`."""
+        return None
+
+    def resume(self, suspended: Any) -> None:  # noqa: B027 - most transfers have nothing to do
+        """Put back what :meth:`suspend` has set aside."""
 
     @abstractmethod
     def acknowledged(self, request: Request) -> None:

@@ -23,15 +23,17 @@ def check_options(channel: str, *, auth: bool, checksum: bool) -> None:
             )
 
 
-def controller_transfer(channel: str, directory: str, options: TransferOptions) -> ControllerTransfer:
+def controller_transfer(
+    channel: str, directory: str, options: TransferOptions, views: str | None = None
+) -> ControllerTransfer:
     """The controller's side of the transfer that goes with a channel."""
     if channel == LEGACY:
         from .legacy_files import LegacyControllerTransfer
 
-        return LegacyControllerTransfer(directory, budget_nbytes=options.budget_nbytes)
+        return LegacyControllerTransfer(directory, budget_nbytes=options.budget_nbytes, views=views)
     from .segments import SegmentControllerTransfer
 
-    return SegmentControllerTransfer(directory, options)
+    return SegmentControllerTransfer(directory, options, views)
 
 
 def worker_transfer(channel: str, directory: str, options: TransferOptions | None = None) -> WorkerTransfer:

@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -183,10 +184,12 @@ class LegacyControllerTransfer(ControllerTransfer):
     Args:
         directory: the session directory.
         budget_nbytes: most bytes of files to keep at once; None for no limit but the file system's.
+        views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are; None for each framework's default.
     """
 
-    def __init__(self, directory: str, *, budget_nbytes: int | None) -> None:
+    def __init__(self, directory: str, *, budget_nbytes: int | None, views: str | None = None) -> None:
         self._directory = directory
+        self._views = views
         self._budget_nbytes = budget_nbytes
         self._kept: dict[str, int] = {}  # by tag: bytes of its file
         self._placed: dict[str, int | None] = {}  # by tag: the inode that we put in place for the worker
@@ -205,7 +208,14 @@ class LegacyControllerTransfer(ControllerTransfer):
         system.unlink(self._kept_path(tag))
         del self._kept[tag]
 
-    def prepare(self, seq: int, command: str, parameters: str, tensors: Sequence[Any]) -> Request:
+    def prepare(
+        self,
+        seq: int,
+        command: str,
+        parameters: str,
+        tensors: Sequence[Any],
+        deadline_s: float = inf,  # noqa: ARG002
+    ) -> Request:
         self.withdraw()
         words = split_words(parameters)
         try:
@@ -257,7 +267,7 @@ class LegacyControllerTransfer(ControllerTransfer):
     def stats(self) -> PoolStats:
         return PoolStats(
             segments=len(self._kept),
-            nbytes=sum(self._kept.values()),
+            nbytes=sum(list(self._kept.values())),
             free_nbytes=0,
             published=self._written,
             copied_nbytes=self._written_nbytes,
@@ -281,7 +291,7 @@ class LegacyControllerTransfer(ControllerTransfer):
     def _save(self, path: str, tensor: Any, *, replaced_nbytes: int = 0) -> int:
         header, payload = _encode(tensor)
         nbytes = len(header) + len(payload)
-        held = sum(self._kept.values()) - replaced_nbytes
+        held = sum(list(self._kept.values())) - replaced_nbytes  # a copy: another thread may send a tensor
         if self._budget_nbytes is not None and held + nbytes > self._budget_nbytes:
             raise OutOfSpace(
                 f"a file of {nbytes} bytes would exceed the session's budget of {self._budget_nbytes}; {held} are in "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from math import inf
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ..errors import MissingTag
 from ..native import TensorParts, drain, finished
@@ -106,65 +109,130 @@ class SegmentWorkerTransfer(WorkerTransfer):
             self._pool.close()
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _in_one_piece(
+    method: Callable[Concatenate[SegmentControllerTransfer, _P], _R],
+) -> Callable[Concatenate[SegmentControllerTransfer, _P], _R]:
+    """Run a method under the lock. If an earlier one did not come to its end, put the pool right first.
+
+    A signal handler may raise between any two steps of a method, and then a segment may be held for ever, or not be
+    held though it should be. It may also use the session itself; that call is part of the interrupted one.
+    """
+
+    @functools.wraps(method)
+    def run(self: SegmentControllerTransfer, *arguments: _P.args, **options: _P.kwargs) -> _R:
+        with self._lock:
+            was_running, self._is_running = self._is_running, True  # no handler runs between this and the try
+            try:
+                if not was_running:
+                    if self._is_unfinished:
+                        self._repair()
+                    self._is_unfinished = True
+                result = method(self, *arguments, **options)
+                if not was_running:
+                    self._is_unfinished = False
+                return result
+            finally:
+                self._is_running = was_running
+
+    return run  # type: ignore[return-value] # mypy keeps the name `self` in one of the two types
+
+
 class SegmentControllerTransfer(ControllerTransfer):
     """See :class:`ControllerTransfer`.
 
     Args:
         directory: the session directory.
         options: how to keep tensors.
+        views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are; None for each framework's default.
     """
 
     decode = staticmethod(decode_response)
 
-    def __init__(self, directory: str, options: TransferOptions) -> None:
+    def __init__(self, directory: str, options: TransferOptions, views: str | None = None) -> None:
         self._directory = directory
         self._has_checksum = options.checksum
+        self._views = views
+        self.has_quick_views = views != "copy_on_write"
+        self._lock = threading.RLock()
+        self._room = threading.Condition(self._lock)
+        self._is_running = False
+        self._is_unfinished = False  # a method did not come to its end
         self._pool = _pool(directory, SEGMENT_PREFIX, options)
+        self._pool.pause = self._pause
         self.quick_loan = self._pool.quick_loan
         self._tags = Tags(directory, self._release_later)
         self.unannounced = self._tags.unannounced
         self._reader = self._new_reader()  # of the running worker, or of the last one
         self._in_flight: list[Segment] = []  # what the worker may still read for the request in flight
+        self._suspended: list[list[Segment]] = []  # the same of requests that other calls have interrupted
+
+    def _pause(self, seconds: float) -> None:
+        """Let other threads in for so long, because one of them may make room."""
+        self._room.wait(seconds)
+
+    def _repair(self) -> None:
+        """Hold exactly those segments that a tag or a request in flight needs."""
+        holds: Counter[Segment] = Counter(self._tags.segments())
+        for held in (self._in_flight, *self._suspended):
+            holds.update(held)
+        self._pool.reconcile(holds)
+        self._tags.repair()
 
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum:
             return None
         return TensorParts((self._pool, self._reader.mapped, self._in_flight), {})
 
+    @_in_one_piece
     def put(self, tag: str, tensor: Any) -> None:
         self._tags.put(tag, self._pool.publish(tensor))
 
+    @_in_one_piece
     def drop(self, tag: str) -> None:
         self._tags.drop(tag)
 
-    def prepare(self, seq: int, command: str, parameters: str, tensors: Sequence[Any]) -> Request:
+    @_in_one_piece
+    def prepare(
+        self, seq: int, command: str, parameters: str, tensors: Sequence[Any], deadline_s: float = inf
+    ) -> Request:
         if finished:
             drain()  # before the request is sent, so that the worker finds its segments free
         refs, drops = self._tags.announcements() if self._tags.unannounced else ([], [])
-        if tensors:
-            parameters = self._publish_arguments(tensors, parameters, refs)
+        held: list[Segment] = []
+        try:
+            for number, tensor in enumerate(tensors):
+                held.append(self._pool.publish(tensor, deadline_s))
+                tag = f"{ARGUMENT_TAG_PREFIX}{number}"
+                refs.append(TensorRef(tag, held[-1].name, held[-1].seq))
+                parameters = f"{parameters} {tag}" if parameters else tag
+        except BaseException:
+            for segment in held:
+                segment.release()
+            raise
+        self._in_flight += held
         self.has_request_in_flight = True
         return Request(seq, command, parameters, now_ms(), refs, drops)
 
-    def _publish_arguments(self, tensors: Sequence[Any], words: str, refs: list[TensorRef]) -> str:
-        """Publish tensors for one request, under tags of its own. Returns the words, followed by these tags."""
-        held = self._in_flight
-        try:
-            for tensor in tensors:
-                segment = self._pool.publish(tensor)
-                tag = f"{ARGUMENT_TAG_PREFIX}{len(held)}"
-                held.append(segment)
-                refs.append(TensorRef(tag, segment.name, segment.seq))
-                words = f"{words} {tag}" if words else tag
-        except BaseException:
-            self.withdraw()
-            raise
-        return words
-
+    @_in_one_piece
     def withdraw(self) -> None:
         self.has_request_in_flight = False
         while self._in_flight:
             self._in_flight.pop().release()
+
+    def suspend(self) -> tuple[list[Segment], bool]:
+        held = self._in_flight[:]
+        self._suspended.append(held)
+        del self._in_flight[: len(held)]
+        return held, self.has_request_in_flight
+
+    def resume(self, suspended: tuple[list[Segment], bool]) -> None:
+        held, self.has_request_in_flight = suspended
+        self._in_flight[:0] = held
+        self._suspended = [each for each in self._suspended if each is not held]
 
     def acknowledged(self, request: Request) -> None:
         if self._tags.unannounced:
@@ -178,10 +246,17 @@ class SegmentControllerTransfer(ControllerTransfer):
         else:
             segment.release()
 
+    @_in_one_piece
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         return self._pool.empty(shape, dtype, framework)
 
     def stats(self) -> PoolStats:
+        if self._is_unfinished and self._lock.acquire(blocking=False):  # else another thread is at work
+            try:
+                if not self._is_running:
+                    self.collect()
+            finally:
+                self._lock.release()
         return self._pool.stats()
 
     def receive(self, ref: TensorRef, framework: str) -> Any:
@@ -191,6 +266,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._pool.is_reader_gone = is_over
         self._reader = self._new_reader()
 
+    @_in_one_piece
     def worker_ended(self) -> None:
         self._reader.close()
         self.withdraw()
@@ -200,9 +276,11 @@ class SegmentControllerTransfer(ControllerTransfer):
     def _new_reader(self) -> SegmentReader:
         return SegmentReader(self._directory, verify=self._has_checksum)
 
+    @_in_one_piece
     def collect(self) -> None:
         drain()
 
+    @_in_one_piece
     def close(self) -> None:
         self._reader.close()
         self._pool.close()

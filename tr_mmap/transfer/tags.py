@@ -33,6 +33,7 @@ class Tags:
         self._directory = directory
         self._release = release
         self._segments: dict[str, Segment] = {}
+        self._linking: str | None = None  # the tag whose file may not be that of its segment, after an interrupt
         self.unannounced: dict[str, int] = {}
 
     def put(self, tag: str, segment: Segment) -> None:
@@ -43,6 +44,7 @@ class Tags:
         """
         previous = self._segments.get(tag)
         if previous is not segment:  # else the file of that tag is a link to it already
+            self._linking = tag
             try:
                 replace_by_link(segment.path, self._path(tag))
             except BaseException:
@@ -50,6 +52,7 @@ class Tags:
                 raise
         self._segments[tag] = segment
         self.unannounced[tag] = segment.seq
+        self._linking = None
         if previous is not None:
             self._release(previous)
 
@@ -62,10 +65,30 @@ class Tags:
         segment = self._segments.get(tag)
         if segment is None:
             raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {self.describe()}", tag=tag)
+        self._linking = tag
         system.unlink(self._path(tag))
-        del self._segments[tag]
         self.unannounced[tag] = 0
+        del self._segments[tag]
+        self._linking = None
         self._release(segment)
+
+    def segments(self) -> list[Segment]:
+        """The segments that carry tags, each as often as it carries one."""
+        return list(self._segments.values())
+
+    def repair(self) -> None:
+        """Make the file of each tag that of its segment, after an interrupted :meth:`put` or :meth:`drop`."""
+        tag = self._linking
+        if tag is None:
+            return
+        segment = self._segments.get(tag)
+        system.unlink(self._path(tag))
+        if segment is not None:
+            system.link(segment.path, self._path(tag))
+            self.unannounced[tag] = segment.seq
+        else:
+            self.unannounced[tag] = 0
+        self._linking = None
 
     def describe(self) -> str:
         """The tags, for the text of an error."""
@@ -73,18 +96,19 @@ class Tags:
 
     def announcements(self) -> tuple[list[TensorRef], list[str]]:
         """What the next request must announce: where the tensors of new tags are, and which tags are gone."""
-        refs = [TensorRef(tag, self._segments[tag].name, seq) for tag, seq in self.unannounced.items() if seq]
-        drops = [tag for tag, seq in self.unannounced.items() if not seq]
+        changes = list(self.unannounced.items())
+        refs = [TensorRef(tag, self._segments[tag].name, seq) for tag, seq in changes if seq]
+        drops = [tag for tag, seq in changes if not seq]
         return refs, drops
 
     def acknowledged(self, request: Request) -> None:
         """The response to a request with :meth:`announcements` is here. Later changes are still to be announced."""
         for ref in request.tensors:
             if self.unannounced.get(ref.tag) == ref.seq:
-                del self.unannounced[ref.tag]
+                self.unannounced.pop(ref.tag, None)  # a signal handler may have been here meanwhile
         for tag in request.drops:
             if self.unannounced.get(tag) == 0:
-                del self.unannounced[tag]
+                self.unannounced.pop(tag, None)
 
     def announce_all_again(self) -> None:
         """Announce all tags with the next request, because a new worker knows none."""

@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 WAIT_SLICE_S: Final = 1.0  # a lost ring delays a message by this much at most; one wake-up a second costs nothing
+# A signal between the look for signals and the sleep does not end the sleep, nor does one that the kernel gives to
+# another thread. So Python's main thread, which runs the handlers, sleeps for 50 ms at a time at first; and later for a
+# share of the time that it has waited, so that an idle worker wakes once a second only.
+SIGNAL_SLICE_S: Final = 0.05
+SIGNAL_SLICE_SHARE: Final = 0.005  # 50 ms of the first 10 s, and a second of 200 s
+MIN_SLICE_S: Final = 0.001  # a shorter one would be a busy wait
+
 MAX_DRAINED_RINGS: Final = 1 << 16  # taken at a time, because a peer that rings without pause must not block us here
 MAX_SPIN_US: Final = 1000.0  # so short that Ctrl-C, a timeout and the worker's death can wait for its end
 
@@ -14,7 +21,7 @@ STATUS_RETRIES: Final = 3
 STATUS_RETRY_S: Final = 0.0001
 
 DEFAULT_TIMEOUT_MS: Final = 10_000.0
-EXIT_TIMEOUT_MS: Final = 5_000.0
+EXIT_TIMEOUT_MS: Final = 10_000.0
 
 CLAIM_WAIT_S: Final = 2.0  # for another process's sweep, or a dead controller's worker to end: both take milliseconds
 CLAIM_RETRY_S: Final = 0.005

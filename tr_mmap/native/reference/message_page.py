@@ -17,7 +17,7 @@ from ...wire.messages import (
     NUMBER_DIGITS,
 )
 from ...wire.waits import MAX_SPIN_US
-from .semaphore import Semaphore
+from .semaphore import Semaphore, check_slice, check_time, longest_sleep_s
 
 __all__ = ["MessagePage", "has_as_many_colons"]
 
@@ -40,6 +40,7 @@ class MessagePage:
         "_should_spin",
         "_since_s",
         "_spin_s",
+        "_stores",
         "_taken",
         "_words",
     )
@@ -48,6 +49,7 @@ class MessagePage:
         self._buffer = memoryview(buffer)
         self._words = self._buffer.cast("Q")
         self._previous_nbytes = 0
+        self._stores = 0  # how many stores have begun
         self._seen = _BLANK_WORD
         self._taken = b""  # the last line that was taken
         self._rejected: bytes | None = None  # a line on the page that the peer has not signed
@@ -66,13 +68,18 @@ class MessagePage:
         nbytes = len(text)
         if not 1 <= seq <= MAX_MESSAGE_SEQ or nbytes > len(self._buffer) - MESSAGE_REST_OFFSET:
             raise ValueError("the number has more than 8 digits, or the message is longer than the page")
-        if nbytes < self._previous_nbytes:
-            text = text.ljust(self._previous_nbytes)
-        self._previous_nbytes = nbytes
         words = self._words
-        words[_NUMBER_WORD] = _BLANK_WORD
-        self._buffer[MESSAGE_REST_OFFSET : MESSAGE_REST_OFFSET + len(text)] = text
-        words[_NUMBER_WORD] = int.from_bytes(b"%*d" % (NUMBER_DIGITS, seq), "little")
+        word = int.from_bytes(b"%*d" % (NUMBER_DIGITS, seq), "little")
+        while True:
+            self._stores = store = self._stores + 1
+            padded = text.ljust(self._previous_nbytes) if nbytes < self._previous_nbytes else text
+            self._previous_nbytes = max(nbytes, self._previous_nbytes)
+            words[_NUMBER_WORD] = _BLANK_WORD
+            self._buffer[MESSAGE_REST_OFFSET : MESSAGE_REST_OFFSET + len(padded)] = padded
+            if self._stores == store:  # else a signal handler has stored another message meanwhile: store it again
+                self._previous_nbytes = nbytes
+                words[_NUMBER_WORD] = word
+                return
 
     def has_message(self) -> bool:
         """Whether a message waits to be taken."""
@@ -110,8 +117,11 @@ class MessagePage:
 
         Args:
             us: for how many microseconds at most; values above 1000 count as 1000.
+
+        Raises:
+            ValueError: it is NaN.
         """
-        self._spin_s = min(max(us, 0.0), MAX_SPIN_US) / 1e6
+        self._spin_s = min(max(check_time(us), 0.0), MAX_SPIN_US) / 1e6
         self._should_spin = True
 
     def _spin(self, seconds: float) -> None:
@@ -141,13 +151,15 @@ class MessagePage:
             The line; None when the time is over, or when ``stop`` returned True.
 
         Raises:
-            ValueError: as :meth:`take`.
+            ValueError: as :meth:`take`; or a time is NaN, or ``slice_s`` is no positive number.
         """
+        check_time(timeout_s)
+        slice_s = check_slice(slice_s)
         line = self.take()
         if line is not None:
             self._since_s = 0.0
             return line
-        began_s, left_s = time.monotonic(), timeout_s
+        began_s, waited_s, left_s = time.monotonic(), 0.0, timeout_s
         if not self._since_s:
             self._since_s = began_s
         while left_s > 0 and not stop():
@@ -156,11 +168,12 @@ class MessagePage:
                 line = self._take_and_adapt()
                 if line is not None:
                     return line
-            semaphore.wait(min(left_s, slice_s))
+            semaphore.sleep(min(left_s, longest_sleep_s(slice_s, waited_s)))
             line = self._take_and_adapt()
             if line is not None:
                 return line
-            left_s = timeout_s - (time.monotonic() - began_s)
+            waited_s = time.monotonic() - began_s
+            left_s = timeout_s - waited_s
         return self.take()  # it may have come just before the reason to stop
 
     def put_back(self) -> None:

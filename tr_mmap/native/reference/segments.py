@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ...wire.header import LEASE_FREE, LEASE_PINNED, LEASE_WORD
+from ...wire.header import LEASE_FREE, LEASE_PINNED, LEASE_WORD, MAX_NDIM
 from .lease_words import LeaseWords
 
 __all__ = ["FreeLists", "OwnerSegment", "ReaderSegment", "drain", "finished", "freeze", "loan_of"]
@@ -49,17 +49,19 @@ class _View(_Anchor):
 class _Loan(_Anchor):
     """A loan of an :class:`OwnerSegment`."""
 
-    __slots__ = ("array", "is_over", "key")
+    __slots__ = ("array", "is_over", "key", "layout")
     array: weakref.ref[np.ndarray[Any, Any]]
     is_over: bool
     key: int
+    layout: object
 
     def end(self) -> None:
         if _loans.get(self.key) is self:  # a later memoryview may have the same id
             del _loans[self.key]
         if not self.is_over:
             self.is_over = True  # before the release, in case an interrupt comes: to release twice is worse than never
-            self.segment.loaned_layout = None
+            if self.segment.loaned_layout is self.layout:  # else there is a later loan of another layout
+                self.segment.loaned_layout = None
             self.segment.release()
 
 
@@ -95,12 +97,18 @@ class _Layout:
     __slots__ = ("count", "dtype", "offset", "shape")
 
     def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, file_nbytes: int) -> None:
+        if dtype.hasobject or dtype.subdtype is not None or not dtype.itemsize:
+            raise ValueError(f"the elements of a segment are plain numbers, not {dtype!r}")
+        if not isinstance(shape, tuple) or len(shape) > MAX_NDIM:
+            raise ValueError(f"a shape is a tuple of at most {MAX_NDIM} sizes")
         self.dtype = dtype
         self.shape = shape
         self.offset = offset
         self.count = math.prod(shape)
         if min(shape, default=0) < 0 or not 0 <= offset <= file_nbytes - self.count * dtype.itemsize:
             raise ValueError("the tensor does not fit into the file there")
+        if offset % dtype.alignment:
+            raise ValueError("the tensor is not aligned for its dtype there")
 
     def view(self, mapping: memoryview) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """An array over a mapping, and the root that it is a view of. The root's base is a memoryview of its own."""
@@ -147,7 +155,8 @@ class ReaderSegment(LeaseWords):
             offset: of the payload in the file, in bytes.
 
         Raises:
-            ValueError: the tensor does not fit into the file.
+            ValueError: the tensor does not fit into the file, or is not aligned there, or its elements are not plain
+                numbers. Then there is no layout.
         """
         self._layout_seq = 0
         self._layout = _Layout(dtype, shape, offset, len(self._file))
@@ -268,7 +277,8 @@ class OwnerSegment(LeaseWords):
             dtype: the same dtype, as numpy's.
 
         Raises:
-            ValueError: the tensor does not fit into the file.
+            ValueError: the tensor does not fit into the file, or is not aligned there, or its elements are not plain
+                numbers. Then there is no layout.
         """
         self.clear_layout()
         _Layout(dtype, layout[1], layout[2], len(self._file))
@@ -299,7 +309,7 @@ class OwnerSegment(LeaseWords):
         memory: Any = root.base
         handed, key = weakref.ref(array), id(memory)
         loan = _Loan(memory, finished.append)  # no call from here on, because an interrupt could come after one
-        loan.segment, loan.array, loan.key, loan.is_over = self, handed, key, False
+        loan.segment, loan.array, loan.key, loan.is_over, loan.layout = self, handed, key, False, self.layout
         self.is_published = False
         self.holds += 1
         self.loaned_layout = self.layout
@@ -335,8 +345,13 @@ class FreeLists:
         self.seq += 1
         return self.seq
 
-    def quick_publish(self, tensor: Any) -> Any:  # noqa: ARG002
+    def quick_publish(self, tensor: Any, held: list[Any] | None = None) -> Any:  # noqa: ARG002
         """Publish an array of the layout that some free segment had last, or a whole loan.
+
+        Args:
+            tensor: the array.
+            held: a list, to which the segment is appended before this returns: a signal handler may raise as soon as
+                it returns, and then only the list knows of the hold. None if the caller takes that risk.
 
         Returns:
             Its segment, with one more hold; None if the slow path is needed, and then nothing was published. Always

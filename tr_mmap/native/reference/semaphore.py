@@ -4,16 +4,54 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import os
+import threading
 import time
 from typing import Any, Final
 
 import posix_ipc
 
-from ...wire.waits import MAX_DRAINED_RINGS
+from ...wire.waits import MAX_DRAINED_RINGS, MIN_SLICE_S, SIGNAL_SLICE_S, SIGNAL_SLICE_SHARE
 from ..libc import libc
 
-__all__ = ["Semaphore"]
+__all__ = ["Semaphore", "check_slice", "check_time", "longest_sleep_s"]
+
+_MAX_SLEEP_S: Final = 1e6  # so that no timeout, infinity included, overflows the clock's seconds
+
+
+def check_time(seconds: float) -> float:
+    """A time to wait in seconds.
+
+    Raises:
+        TypeError, ValueError: it is not a number.
+    """
+    if math.isnan(seconds):
+        raise ValueError("the time to wait is not a number (NaN)")
+    return seconds
+
+
+def check_slice(seconds: float) -> float:
+    """The longest single sleep in seconds; a millisecond at least.
+
+    Raises:
+        TypeError, ValueError: it is not a positive number.
+    """
+    if not 0 < check_time(seconds) < math.inf:
+        raise ValueError("slice_s, the longest single sleep, is a positive number of seconds")
+    return max(seconds, MIN_SLICE_S)
+
+
+def longest_sleep_s(slice_s: float, waited_s: float) -> float:
+    """The longest single sleep of a wait; ``wire/waits.py`` gives the reasons.
+
+    Args:
+        slice_s: the longest one that the caller allows.
+        waited_s: for how long the wait has lasted.
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        return slice_s
+    return min(slice_s, max(SIGNAL_SLICE_S, waited_s * SIGNAL_SLICE_SHARE))
 
 
 class _Timespec(ctypes.Structure):
@@ -55,14 +93,30 @@ class Semaphore:
             self._address = libc.sem_open(name.encode(), 0)
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep until posted; False when ``timeout_s`` is over. What a signal handler raises (Ctrl-C) comes at once."""
+        """Sleep until posted; False when ``timeout_s`` is over. What a signal handler raises (Ctrl-C) comes at once.
+
+        Raises:
+            ValueError: the time is NaN.
+        """
+        began_s, waited_s = time.monotonic(), 0.0
+        check_time(timeout_s)
+        while True:
+            if self.sleep(longest_sleep_s(timeout_s - waited_s, waited_s)):
+                return True
+            waited_s = time.monotonic() - began_s
+            if not waited_s < timeout_s:
+                return False
+
+    def sleep(self, timeout_s: float) -> bool:
+        """Sleep once until posted; False when the time is over."""
         # Posted already, perhaps more than once, for messages that we found without waiting: all these are one hint.
         count = min(self._semaphore.value, MAX_DRAINED_RINGS) if posix_ipc.SEMAPHORE_VALUE_SUPPORTED else 0
         if count:
             for _ in range(count):
                 self._wait_by_wall_clock(0)
             return True
-        if self._address is None:
+        timeout_s = min(max(timeout_s, 0.0), _MAX_SLEEP_S)
+        if self._address is None or not timeout_s:
             return self._wait_by_wall_clock(timeout_s)
         until_s = time.monotonic() + timeout_s
         seconds = int(until_s)

@@ -132,12 +132,15 @@ inline constexpr char packages_variable[] = "TR_MMAP_PACKAGES";
 
 // waits.py
 inline constexpr double wait_slice_s = 1.0;
+inline constexpr double signal_slice_s = 0.05;
+inline constexpr double signal_slice_share = 0.005;
+inline constexpr double min_slice_s = 0.001;
 inline constexpr int max_drained_rings = 65536;
 inline constexpr double max_spin_us = 1000.0;
 inline constexpr int status_retries = 3;
 inline constexpr double status_retry_s = 0.0001;
 inline constexpr double default_timeout_ms = 10000.0;
-inline constexpr double exit_timeout_ms = 5000.0;
+inline constexpr double exit_timeout_ms = 10000.0;
 inline constexpr double claim_wait_s = 2.0;
 inline constexpr double claim_retry_s = 0.005;
 inline constexpr double kill_wait_s = 2.0;

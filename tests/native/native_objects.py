@@ -1,0 +1,132 @@
+"""Native objects without a session, for the programs ``misused_….py``. ``python PROGRAM IMPLEMENTATION NAME`` runs
+one misuse, and prints what came of it.
+
+A misuse may raise any error that says what is wrong. It must not crash, hang, leak, or reach other memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import mmap
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import posix_ipc
+
+BLANK_PAGE = b'{"seq":        0}\n'
+OFFSET = 4096
+NBYTES = 4 * OFFSET
+FLOATS = ("float32", (4,), OFFSET)
+REFUSALS = (TypeError, ValueError, LookupError, AttributeError, BufferError, OSError, OverflowError)
+
+n: Any = importlib.import_module("tr_mmap.native." + ("_native" if sys.argv[1] == "compiled" else "reference"))
+_number = itertools.count()
+
+
+# -- objects that work -------------------------------------------------------------------------------------------------
+
+
+def semaphore() -> Any:
+    name = f"/tr_{os.getpid()}_{next(_number)}"
+    posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600).close()
+    made = n.Semaphore(name)
+    posix_ipc.unlink_semaphore(name)
+    return made
+
+
+def memory(content: bytes = b"", nbytes: int = 65536) -> memoryview:
+    view = memoryview(mmap.mmap(-1, nbytes))
+    view[: len(content)] = content
+    return view
+
+
+def page() -> Any:
+    return n.MessagePage(memory(BLANK_PAGE))
+
+
+def endpoint() -> list[Any]:
+    """The first arguments of both fast paths."""
+    return [page(), page(), semaphore(), semaphore(), 1.0, n.FreeLists(), {}, []]
+
+
+def controller_arguments() -> list[Any]:
+    return [*endpoint(), [], lambda *fields: fields]
+
+
+class Ref:
+    def __init__(self, tag: str, segment: str, seq: int) -> None:
+        self.tag, self.segment, self.seq = tag, segment, seq
+
+
+class Request:
+    def __init__(self, seq: int, command: str, parameters: str, timestamp: int, refs: list[Any]) -> None:
+        self.seq, self.command, self.parameters, self.timestamp, self.refs = seq, command, parameters, timestamp, refs
+
+
+class Reply:
+    command = message = complaint = ""
+    result: Any = "done"
+
+
+class Server:
+    def __init__(self, handle: Callable[[], object] = lambda: True) -> None:
+        self.handle = handle
+
+    def main_logic(self, command: str, parameters: str) -> object:
+        self.seen = command, parameters
+        return self.handle()
+
+
+def worker_arguments(reply: type = Reply) -> list[Any]:
+    status = memory(b"ready\n  ", 4096)
+    return [*endpoint(), status, {}, [], Request, Ref, reply]
+
+
+def incoming(arguments: list[Any]) -> Any:
+    """The peer's end of the page that a fast path reads."""
+    buffer = memory(BLANK_PAGE)
+    arguments[1] = n.MessagePage(buffer)
+    return n.MessagePage(buffer)
+
+
+def asked(arguments: list[Any], *, tensors: str = "") -> Any:
+    """A worker's fast path that finds a request on its page."""
+    peer = incoming(arguments)
+    path = n.WorkerFastPath(*arguments)
+    peer.store(1, b'{"seq":1,"command":"run","timestamp":5%s}' % tensors.encode())
+    return path
+
+
+def answered(arguments: list[Any], response: bytes = b',"command":"run","result":"x","timestamp":5}') -> Any:
+    """A controller's fast path that finds a response on its page."""
+    peer = incoming(arguments)
+    path = n.ControllerFastPath(*arguments)
+    peer.store(1, response)
+    return path
+
+
+def owner() -> Any:
+    return n.OwnerSegment(memory(nbytes=NBYTES))
+
+
+def reader() -> Any:
+    """Of a segment whose layout is number 1, and whose payload was published as number 5."""
+    file = memory(nbytes=NBYTES)
+    file.cast("Q")[9] = 1
+    n.LeaseWords(file).stamp(5)
+    made = n.ReaderSegment(file, file.toreadonly())
+    made.set_layout(1, np.dtype("f4"), (4,), OFFSET)
+    return made
+
+
+def refusal(function: Callable[..., object], *arguments: Any) -> str:
+    """The error's type, and the text."""
+    try:
+        result = function(*arguments)
+    except REFUSALS as error:
+        return f"{type(error).__name__}: {error}"
+    return f"accepted: {result!r}"

@@ -1,0 +1,342 @@
+"""A session from its start to its end, and what its worker does meanwhile. Sends no request but the one to exit."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+from ..errors import ResponseTimeout, SessionInUse, SessionNotStarted
+from ..protocol.status import Status, StatusLine
+from ..sessions.workspace import Workspace
+from ..wire.names import DEFAULT_WORKER
+from ..wire.waits import DEFAULT_TIMEOUT_MS, EXIT_TIMEOUT_MS
+from .dispatcher import Dispatcher, StatusTest
+from .launch import check_script
+from .options import SessionOptions, seconds_of
+from .resources import SessionResources
+from .stats import SessionStats, worker_state
+from .worker_handle import WorkerHandle
+
+__all__ = ["START_TIMEOUT_MS", "SessionLifecycle"]
+
+START_TIMEOUT_MS: Final = 60_000.0  # of the context manager: to import torch from a cold disk takes tens of seconds
+_EXIT_AFTER_ERROR_MS: Final = 500.0  # the worker may still run a handler: do not wait long for it
+
+_log = logging.getLogger("tr_mmap")
+# The sessions of this process, by the path of their directory, so that a new one can take the place of an old one.
+_sessions: weakref.WeakValueDictionary[str, SessionLifecycle] = weakref.WeakValueDictionary()
+
+
+class SessionLifecycle:
+    """The part of ``PythonSession`` that starts and ends the worker. Its docstring has the options."""
+
+    def __init__(
+        self,
+        script_path: str | os.PathLike[str] = DEFAULT_WORKER,
+        session_id: str = "default",
+        quiet_mode: bool = False,
+        *,
+        framework: str = "numpy",
+        channel: str = "mapped",
+        budget_nbytes: int | None = None,
+        at_budget: str = "fail",
+        auth: bool = False,
+        checksum: bool = False,
+        spin_us: float = 0.0,
+        views: str | None = None,
+        replace: bool = False,
+        start_timeout_ms: float | None = START_TIMEOUT_MS,
+        args: Iterable[str] = (),
+        env: Mapping[str, str | None] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        python: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._options = SessionOptions.checked(
+            script_path,
+            session_id,
+            framework=framework,
+            channel=channel,
+            budget_nbytes=budget_nbytes,
+            at_budget=at_budget,
+            auth=auth,
+            checksum=checksum,
+            spin_us=spin_us,
+            views=views,
+            replace=replace,
+            start_timeout_ms=start_timeout_ms,
+            args=args,
+            env=env,
+            cwd=cwd,
+            python=python,
+        )
+        self._quiet_mode = bool(quiet_mode)
+        self._starting = threading.RLock()  # held while a session is made or ended, never while a request is answered
+        self._dispatcher: Dispatcher | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+
+    def __repr__(self) -> str:
+        worker = self._worker_or_none()
+        script = self._options.script_path
+        what = "not started" if worker is None else f"pid {worker.process.pid}, {worker_state(worker).activity}"
+        return f"<{type(self).__name__} {self._options.session_id!r}: {script}, {what}>"
+
+    # -- start and end --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the worker; does not wait until it is ready. After a worker's death, starts a new one; tags stay.
+
+        Raises:
+            SessionInUse: another process has a session of this id, or another session of this process has it and
+                ``replace`` is False, or this session is started already.
+            ScriptNotFound: there is no such script.
+            HostilePath: the workspace is not a directory that this user can trust and use.
+            SemaphoresUnavailable: this system has no semaphores; ``channel="files"`` needs none.
+        """
+        check_script(self._options.script_path)
+        dispatcher = self._dispatcher
+        if dispatcher is not None:
+            dispatcher.check_own()
+            dispatcher.in_turn(math.inf, self._start_again, dispatcher, is_request=False)
+            return
+        with self._starting:
+            if self._dispatcher is not None:
+                raise self._is_started()
+            if self._options.replace:
+                self._close_others()
+            resources = SessionResources(self._options)
+            self._finalizer = weakref.finalize(self, resources.release)
+            dispatcher = Dispatcher(resources)
+            try:
+                resources.start(quiet=self._quiet_mode, on_end=dispatcher.notify)
+            except BaseException:
+                self._finalizer()  # a session that was never started leaves nothing
+                raise
+            self._dispatcher = dispatcher
+            _sessions[resources.directory] = self
+        _log.debug("session %r: worker started, process %d", self.session_id(), self.pid)
+
+    def _start_again(self, dispatcher: Dispatcher) -> None:
+        worker = dispatcher.resources.worker
+        if worker is not None:
+            if worker.process.is_alive():
+                raise self._is_started()
+            dispatcher.forget_worker()
+        dispatcher.resources.start(quiet=self._quiet_mode, on_end=dispatcher.notify)
+        _log.debug("session %r: worker started again, process %d", self.session_id(), self.pid)
+
+    def _is_started(self) -> SessionInUse:
+        return SessionInUse(
+            f"session {self.session_id()!r} is started already; end it first, or give this one another session_id",
+            session_id=self.session_id(),
+            pid=os.getpid(),
+        )
+
+    def _close_others(self) -> None:
+        """Close the session of this process that has the name, if there is one."""
+        other = _sessions.get(Workspace.at(self._options.workspace_root).session_dir(self._options.session_id))
+        if other is not None and other is not self:
+            _log.info("session %r: closing an earlier session of this process", self.session_id())
+            other.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process; None if there is no worker."""
+        worker = self._worker_or_none()
+        return None if worker is None else worker.process.pid
+
+    def is_alive(self) -> bool:
+        """Whether the worker process lives."""
+        worker = self._worker_or_none()
+        return worker is not None and worker.process.is_alive()
+
+    def terminate(self) -> None:
+        """End the worker and every process it started, at once: SIGTERM, one second, SIGKILL.
+
+        Tags stay; :meth:`start` starts a new worker. May be called while another thread waits; that thread gets
+        WorkerDied.
+        """
+        worker = self._worker_or_none()
+        if worker is not None:
+            worker.process.terminate_tree()
+            worker.channel.wake()
+
+    def join(self, timeout_ms: float | None = None) -> bool:
+        """Wait for the worker's end, for ever if ``timeout_ms`` is None. Returns whether it has ended."""
+        timeout_s = seconds_of(timeout_ms)
+        worker = self._worker_or_none()
+        return worker is None or worker.process.wait(timeout_s)
+
+    def please_exit(self, timeout_ms: float | None = EXIT_TIMEOUT_MS, ensure: bool = True) -> bool:
+        """Request that the worker exit, and wait. If it ends, clean up: the session is over and its tags are gone.
+
+        A request that another thread has under way is answered first, if there is time for that.
+
+        Args:
+            timeout_ms: how long to wait; None for no limit.
+            ensure: whether to end the worker by force, and clean up, if it does not end by itself.
+
+        Returns:
+            Whether it ended by itself.
+        """
+        timeout_s = seconds_of(timeout_ms)
+        dispatcher = self._dispatcher
+        if dispatcher is None or self._worker_or_none() is None:
+            self.close()
+            return True
+        has_ended = False
+        try:
+            has_ended = dispatcher.request_exit(timeout_s)
+        except SessionNotStarted:  # another thread has closed the session meanwhile
+            has_ended = True
+        finally:
+            if has_ended or ensure:
+                self.close()
+        return has_ended
+
+    def close(self) -> None:
+        """End the worker by force if it lives, and remove everything of the session. Idempotent.
+
+        May be called while another thread waits; that thread gets SessionNotStarted.
+        """
+        dispatcher = self._dispatcher
+        if dispatcher is None or dispatcher.resources.is_foreign:
+            return
+        dispatcher.close()
+        with self._starting:
+            if self._dispatcher is dispatcher:
+                self._dispatcher = None  # only now: if a system call failed, close() may be called again
+                assert self._finalizer is not None
+                self._finalizer.detach()
+                if _sessions.get(dispatcher.resources.directory) is self:
+                    del _sessions[dispatcher.resources.directory]
+
+    def __enter__(self) -> Self:
+        self.start()
+        timeout_ms = self._options.start_timeout_ms
+        try:
+            if not self.wait_until_ready(timeout_ms):
+                worker = self._worker_or_none()
+                output = worker.process.log_tail() if worker is not None else ""
+                state = worker_state(worker) if worker is not None else None
+                raise ResponseTimeout(
+                    f"the worker {self._options.script_path!r} was not ready after {timeout_ms:.0f} ms; {state}; "
+                    "it must run a server with the session id of its command line, or needs a larger "
+                    f"start_timeout_ms. Its last output:\n{output}",
+                    timeout_ms=timeout_ms or 0.0,
+                    command="start",
+                    pid=0 if state is None else state.pid,
+                    state="unknown" if state is None else state.process,
+                    is_taken_up=False,
+                    last_moved_ms=None if state is None else state.last_moved_ms,
+                )
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.please_exit(EXIT_TIMEOUT_MS if error is None else _EXIT_AFTER_ERROR_MS)
+        finally:
+            self.close()
+
+    # -- status ---------------------------------------------------------------------------------------------------
+
+    def is_ready(self) -> bool:
+        """Whether the worker waits for a request."""
+        worker = self._worker_or_none()
+        return worker is not None and not worker.is_over() and worker.channel.read_status().status.is_waiting
+
+    def is_busy(self) -> bool:
+        """Whether the worker works on a request."""
+        worker = self._worker_or_none()
+        return worker is not None and not worker.is_over() and worker.channel.read_status().status is Status.BUSY
+
+    def new_response(self) -> bool:
+        """Whether a response waits to be taken."""
+        dispatcher = self._dispatcher
+        return dispatcher is not None and dispatcher.has_result()
+
+    def wait_until_ready(self, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> bool:
+        """Wait until the worker is ready for a request; False when the time is over.
+
+        Raises:
+            WorkerDied: it ended.
+            SessionNotStarted: there is no worker, or the session was closed meanwhile.
+        """
+        return self._wait_status(lambda each: each.status.is_waiting, timeout_ms) is not None
+
+    def wait_until_ok(self, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> bool:
+        """Wait until the request under way is done. Returns whether it succeeded; False also when the time is over.
+
+        Raises:
+            WorkerDied: the worker ended.
+            SessionNotStarted: there is no worker, or the session was closed meanwhile.
+        """
+        line = self._wait_status(lambda each: each.status in (Status.OK, Status.ERROR), timeout_ms, of_request=True)
+        return line is not None and line.status is Status.OK
+
+    def _wait_status(
+        self, until: StatusTest, timeout_ms: float | None, *, of_request: bool = False
+    ) -> StatusLine | None:
+        return self._open().wait_status(until, seconds_of(timeout_ms), of_request=of_request)
+
+    def stats(self) -> SessionStats:
+        """What this side holds in shared memory, and what the worker does."""
+        dispatcher = self._open()
+        pool = dispatcher.transfer.stats()
+        worker = dispatcher.resources.worker
+        return SessionStats(
+            segments=pool.segments,
+            nbytes=pool.nbytes,
+            free_nbytes=pool.free_nbytes,
+            published=pool.published,
+            copied_nbytes=pool.copied_nbytes,
+            created=pool.created,
+            log_nbytes=0 if worker is None else worker.process.log_nbytes(),
+            worker=None if worker is None else worker_state(worker),
+        )
+
+    @property
+    def rejected(self) -> int:
+        """With ``auth=True``: how many messages since the first start the worker had not signed; they were ignored."""
+        dispatcher = self._dispatcher
+        return 0 if dispatcher is None else dispatcher.resources.rejections.rejected
+
+    # -- access ---------------------------------------------------------------------------------------------------
+
+    def session_dir(self) -> str:
+        """Path of the session's directory; it exists from the first start() to the end of the session."""
+        return Workspace.at(self._options.workspace_root).session_dir(self._options.session_id)
+
+    def session_id(self) -> str:
+        """The session's name."""
+        return self._options.session_id
+
+    def set_quiet_mode(self, quiet_mode: bool) -> None:
+        """Whether the worker's output from now on stays in its log only."""
+        self._quiet_mode = quiet_mode
+        worker = self._worker_or_none()
+        if worker is not None:
+            worker.process.forward_log(not quiet_mode)
+
+    def _open(self) -> Dispatcher:
+        dispatcher = self._dispatcher
+        if dispatcher is None:
+            raise SessionNotStarted(
+                f"session {self._options.session_id!r} is not started; call start(), or use it as a context manager"
+            )
+        dispatcher.check_own()
+        return dispatcher
+
+    def _worker_or_none(self) -> WorkerHandle | None:
+        dispatcher = self._dispatcher
+        return None if dispatcher is None or dispatcher.resources.is_foreign else dispatcher.resources.worker

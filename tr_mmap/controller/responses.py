@@ -1,0 +1,297 @@
+"""The request that is under way, its response, and results that wait to be taken. Never says whose turn it is.
+
+A signal handler may use the session in the middle of a request of the same thread. It takes the response of that
+request first, for the interrupted code, so every step here can be interrupted: it first stores what it has.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, SystemLimit, WorkerDied
+from ..protocol.messages import Request, Response
+from ..protocol.status import Status
+from .resources import SessionResources
+from .results import Result, remote_error
+from .stats import worker_state
+from .turn import Turn, get_ident
+from .worker_handle import WorkerHandle
+
+__all__ = ["Answered", "Responses", "opened"]
+
+_COLLECT_MS: Final = 20.0  # how often to release the leases of views that have ended, while a worker may wait for them
+
+
+class Answered(Exception):
+    """A signal handler has taken the response for the call that it interrupted. Never leaves this room."""
+
+
+class _Taken:
+    """A response that was taken, while its tensors are received.
+
+    Attributes:
+        response: the response.
+        framework: of the tensors; None to receive none.
+        outcome: what a signal handler has made of it meanwhile. The tensors can be received once only, because after
+            the handler's request the worker may want to use their segments again.
+    """
+
+    __slots__ = ("framework", "outcome", "response")
+
+    def __init__(self, response: Response, framework: str | None) -> None:
+        self.response = response
+        self.framework = framework
+        self.outcome: Result | Exception | None = None
+
+
+class Responses:
+    """One session's request under way, and results. :class:`Dispatcher` sends the requests.
+
+    Args:
+        resources: what the session owns; requests go to its worker.
+    """
+
+    def __init__(self, resources: SessionResources) -> None:
+        self.resources = resources
+        self.transfer = resources.transfer
+        self._framework = resources.options.framework
+        self._turn = Turn()
+        self._news = threading.Condition()  # a request was sent, the worker ended, or the session is closed
+        self._is_closing = False
+        self._is_exiting = False  # the worker was asked to exit, so no further request may overwrite that
+        self._pending: Request | None = None  # sent and not answered
+        self._is_private = False  # only the caller that sent the pending request may take its result
+        self._held: Response | None = None  # the response to the pending request, whose tensors could not be received
+        self._unclaimed: deque[Result | Exception] = deque()  # results with views, which hold the leases
+        self._taken: _Taken | None = None  # a response, while its tensors are received
+        self._answers: dict[int, Result | Exception] = {}  # for calls that others have interrupted, by number
+        self._answered: set[int] = set()  # the numbers of requests whose responses signal handlers have taken
+
+    def worker(self) -> WorkerHandle:
+        """The running worker.
+
+        Raises:
+            SessionNotStarted: there is none, or this process is a forked child of the session's.
+        """
+        worker = self.resources.worker
+        self.check_own()
+        if worker is None or self._is_closing:
+            raise SessionNotStarted(
+                f"session {self.resources.session_id!r} has no worker; call start(), or use it as a context manager"
+            )
+        return worker
+
+    def check_own(self) -> None:
+        """Refuse to work in a forked child of the session's process.
+
+        Raises:
+            SessionNotStarted: this process is such a child.
+        """
+        if self.resources.is_foreign:
+            raise SessionNotStarted(
+                f"session {self.resources.session_id!r} is that of the process that this one was forked from; views of "
+                "its tensors are good here, requests are not: start a session of this process's own"
+            )
+
+    def notify(self) -> None:
+        """Wake the threads that wait for another thread's request."""
+        with self._news:
+            self._news.notify_all()
+
+    # -- the request under way ------------------------------------------------------------------------------------
+
+    def _begin(self, request: Request, *, is_private: bool) -> Request:
+        """Note that a request was sent; its result is for the caller alone, or for any thread that waits."""
+        if request.seq not in self._answered:  # else a signal handler has taken the response
+            self._is_private = is_private
+            self._pending = request
+            self.transfer.has_request_in_flight = True
+        return request
+
+    def _has_public_request(self) -> bool:
+        return self._pending is not None and not self._is_private
+
+    def _await(self, pending: Request, deadline_s: float, timeout_s: float, framework: str | None) -> Result:
+        """The result of a request, with its tensors unless ``framework`` is None."""
+        if self._answers and (answer := self._answers.pop(pending.seq, None)) is not None:
+            return opened(answer)
+        worker = self.resources.worker or self.worker()
+        is_quick = framework is None or (framework == "numpy" and self.transfer.has_quick_views)
+        if worker.fast_path is not None and is_quick and self._held is None:
+            try:
+                result: Result | None = worker.fast_path.receive(pending.seq, deadline_s - time.monotonic())
+                if result is not None and pending.seq not in self._answered:
+                    self._pending = None
+                    self.transfer.acknowledged(pending)
+                    return result
+            except BaseException:  # for example Ctrl-C after the response was taken
+                worker.channel.put_back()
+                raise
+        if self._answers and (answer := self._answers.pop(pending.seq, None)) is not None:
+            return opened(answer)
+        try:
+            return opened(self._await_outcome(pending, deadline_s, timeout_s, framework))
+        except Answered:
+            if pending.seq not in self._answers:
+                raise
+            return opened(self._answers.pop(pending.seq))
+
+    def _await_outcome(
+        self, pending: Request, deadline_s: float, timeout_s: float, framework: str | None
+    ) -> Result | Exception:
+        """Wait for the response to the pending request. Returns its result, or the error that it has."""
+        before = self._taken
+        try:
+            response = self._await_response(pending, deadline_s, timeout_s, framework)
+            taken = self._taken
+            outcome = self._outcome(response, framework)
+            if taken is not None and taken.outcome is not None:
+                outcome = taken.outcome
+            if isinstance(outcome, SystemLimit):  # nothing is lost: it can be received when there is room again
+                self._held, self._pending = response, pending
+            return outcome
+        finally:
+            self._taken = before
+
+    def _await_response(self, pending: Request, deadline_s: float, timeout_s: float, framework: str | None) -> Response:
+        """Wait for the response to the pending request. Afterwards ``_taken`` has it, until its tensors are received.
+
+        Raises:
+            Answered: a signal handler has taken the response; it is in ``_answers`` or among the unclaimed ones.
+        """
+        held, self._held = self._held, None
+        if held is not None and held.seq == pending.seq:
+            taken = _Taken(held, framework)
+            self._taken, self._pending = taken, None
+            return held
+        worker = self.resources.worker or self.worker()
+        fast_path = worker.fast_path
+        receive = self._receive if self.resources.options.transfer.block_ms else worker.channel.receive
+
+        def should_stop() -> bool:
+            return worker.is_over() or self._pending is not pending
+
+        while True:
+            remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
+            try:
+                raw = receive(remaining_ms, should_stop)
+                response = None if raw is None else self.transfer.decode(raw)
+            except BadMessage:
+                self._end_request()  # there will be no other response to it
+                raise
+            except BaseException:  # for example Ctrl-C after the response was taken
+                worker.channel.put_back()
+                raise
+            if self._pending is not pending:  # a signal handler has taken the response
+                raise Answered
+            if response is None:
+                raise self._unanswered(pending.command, timeout_s)
+            if response.seq == pending.seq:
+                taken = _Taken(response, framework)
+                self._taken, self._pending = taken, None
+                if fast_path is not None:
+                    fast_path.sent_seq = 0  # a call that this one interrupts waits no longer
+                self.transfer.acknowledged(pending)
+                return response
+            # Else it is a response that no caller waits for.
+
+    def _outcome(self, response: Response, framework: str | None) -> Result | Exception:
+        """What a response means to its caller: a result, or the error to raise."""
+        if response.error is not None:
+            return remote_error(response.command, response.error)
+        try:
+            return response, [] if framework is None else self._receive_all(response, framework)
+        except Exception as error:
+            return error
+
+    def _receive_all(self, response: Response, framework: str | None) -> list[Any]:
+        receive = self.transfer.receive
+        return [] if framework is None else [receive(ref, framework) for ref in response.tensors]
+
+    def _unanswered(
+        self, command: Any, timeout_s: float, what: str = ""
+    ) -> WorkerDied | ResponseTimeout | SessionNotStarted:
+        if self._is_closing:
+            return SessionNotStarted(f"session {self.resources.session_id!r} was closed meanwhile")
+        worker = self.worker()
+        if worker.is_over():
+            return self.worker_died()
+        state = worker_state(worker)
+        status = worker.channel.read_status().status
+        is_taken_up = status is Status.BUSY
+        word = command if isinstance(command, str) else ""
+        taken = "has taken it up" if is_taken_up else "has not taken it up"
+        if status is Status.STARTING:
+            taken = "is still starting"
+        advice = "give it more time, or terminate() and start() the worker"
+        if state.process == "stopped":
+            advice = f"a signal or a debugger has stopped it: continue it with kill -CONT {state.pid}"
+        limit = "in time" if math.isnan(timeout_s) else f"within {timeout_s * 1000:.0f} ms"
+        return ResponseTimeout(
+            f"no response to {what or repr(word)} {limit}: the worker {taken}; {state}; {advice}",
+            timeout_ms=timeout_s * 1000,
+            command=word,
+            pid=state.pid,
+            state=state.process,
+            is_taken_up=is_taken_up,
+            last_moved_ms=state.last_moved_ms,
+        )
+
+    def _receive(self, timeout_ms: float, stop: Callable[[], bool]) -> bytes | None:
+        """As the channel's ``receive``, but releases leases meanwhile.
+
+        The worker may wait for a lease of a view that another thread here has dropped.
+        """
+        channel = self.worker().channel
+        deadline_s = time.monotonic() + timeout_ms / 1000
+        while True:
+            self.transfer.collect()
+            remaining_ms = (deadline_s - time.monotonic()) * 1000
+            raw = channel.receive(max(0.0, min(remaining_ms, _COLLECT_MS)), stop)
+            if raw is not None or remaining_ms <= _COLLECT_MS or stop():
+                return raw
+
+    def _end_request(self) -> None:
+        self._pending = None
+        self.transfer.withdraw()
+
+    # -- the worker's end -----------------------------------------------------------------------------------------
+
+    def worker_died(self) -> WorkerDied | SessionNotStarted:
+        """Build the error for a dead worker. The thread that has the turn also forgets it, so that start() works."""
+        if self._is_closing or self._is_exiting:
+            return SessionNotStarted(f"session {self.resources.session_id!r} was ended meanwhile")
+        worker = self.worker()
+        worker.process.wait(1.0)  # the watch may know it before the exit code is there
+        code, tail = worker.process.exit_code, worker.process.log_tail()
+        how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
+        if self._turn.owner == get_ident():
+            self.forget_worker()
+        output = f"; its last output:\n{tail}" if tail else "; it printed nothing"
+        return WorkerDied(
+            f"the worker of session {self.resources.session_id!r} ended ({how}){output}", exit_code=code, log_tail=tail
+        )
+
+    def forget_worker(self) -> None:
+        """Forget a worker that has ended. Tags stay, for the next worker."""
+        self.resources.forget_worker()
+        self.forget()
+        self.transfer.worker_ended()
+
+    def forget(self) -> None:
+        """Forget the request in flight and all results."""
+        self._end_request()
+        self._is_private = False
+        self._held = None
+        self._unclaimed.clear()
+
+
+def opened(outcome: Result | Exception) -> Result:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

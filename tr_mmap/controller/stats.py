@@ -1,0 +1,75 @@
+"""What a session holds, and what its worker does. Computes nothing but these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from ..processes.state import ProcessState, state_of
+from ..protocol.status import Status
+from ..shm.pool import PoolStats
+from .worker_handle import WorkerHandle
+
+__all__ = ["Activity", "SessionStats", "WorkerState", "worker_state"]
+
+Activity: TypeAlias = Literal["starting", "idle", "busy", "hung", "stopped", "ended"]
+
+_STILL_MS: Final = 1000.0  # a worker that neither runs nor has moved for so long, in the middle of a request, is hung
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What the worker does at one moment.
+
+    Attributes:
+        pid: its process.
+        process: what the process does: ``"running"`` on a processor, ``"waiting"`` for something, ``"stopped"`` by a
+            signal, ``"ended"``; ``"unknown"`` where the system does not say.
+        activity: ``"starting"``; ``"idle"``, it waits for a request; ``"busy"`` with one; ``"hung"``: in the middle of
+            a request it neither runs nor has moved for a second (a handler that waits for something else looks the
+            same); ``"stopped"``; ``"ended"``.
+        last_moved_ms: milliseconds since it last took a request, used a tensor or answered; None if it does not say.
+    """
+
+    pid: int
+    process: ProcessState
+    activity: Activity
+    last_moved_ms: float | None
+
+    def __str__(self) -> str:
+        moved = "" if self.last_moved_ms is None else f", and last moved {self.last_moved_ms / 1000:.1f} s ago"
+        return f"process {self.pid} is {self.process}{moved}"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStats(PoolStats):
+    """What the controller's side of a session holds, and what its worker does.
+
+    Attributes:
+        log_nbytes: bytes of the worker's log on disk.
+        worker: what the worker does; None if there is none.
+    """
+
+    log_nbytes: int
+    worker: WorkerState | None
+
+
+def worker_state(worker: WorkerHandle) -> WorkerState:
+    """What a worker does now."""
+    identity = worker.process.identity
+    process: ProcessState = state_of(identity) if worker.process.is_alive() else "ended"
+    moved_ms = worker.channel.heartbeat_age_ms()
+    return WorkerState(identity.pid, process, _activity(worker, process, moved_ms), moved_ms)
+
+
+def _activity(worker: WorkerHandle, process: ProcessState, moved_ms: float | None) -> Activity:
+    if process == "ended":
+        return "ended"
+    if process == "stopped":
+        return "stopped"
+    status = worker.channel.read_status().status
+    if status is Status.STARTING:
+        return "starting"
+    if status is not Status.BUSY:
+        return "idle"
+    return "hung" if process == "waiting" and moved_ms is not None and moved_ms > _STILL_MS else "busy"

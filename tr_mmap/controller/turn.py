@@ -1,0 +1,88 @@
+"""Which thread may have a request under way. Knows nothing of requests.
+
+A turn is taken and given back by plain stores to an attribute. The interpreter runs a signal handler, and switches
+threads, only after a call or at the end of a loop's pass. So no handler and no other thread sees half a step, and an
+exception that a handler raises cannot come between the store and the ``try`` that gives the turn back. A lock would
+have to be acquired by a call, after which an exception may come.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+__all__ = ["Turn", "get_ident"]
+
+get_ident = threading.get_ident
+
+_SLICE_S = 0.05  # a waiter looks again after so long, in case the one that gave the turn back could not wake it
+
+
+class _Waiter:
+    __slots__ = ("is_waiting",)
+
+    def __init__(self) -> None:
+        self.is_waiting = True
+
+
+class Turn:
+    """The right to have a request under way. Threads get it in the order in which they asked.
+
+    Use it so; the thread that has the turn may come here again, in a signal handler::
+
+        me = get_ident()
+        is_nested = turn.owner == me
+        try:
+            if not is_nested:
+                if turn.owner or turn.queue:
+                    turn.wait(deadline_s)  # has the turn then
+                else:
+                    turn.owner = me
+            ...
+        finally:
+            if not is_nested and turn.owner == me:
+                turn.owner = 0
+            if turn.queue:
+                turn.wake()
+
+    Attributes:
+        owner: identifies the thread that has the turn; 0 if none has it.
+        queue: those that wait for it.
+    """
+
+    __slots__ = ("_changed", "owner", "queue")
+
+    def __init__(self) -> None:
+        self.owner = 0
+        self.queue: deque[_Waiter] = deque()
+        self._changed = threading.Condition()
+
+    def wait(self, deadline_s: float) -> bool:
+        """Wait for the turn and take it, until the monotonic clock says ``deadline_s``. Returns whether it has it."""
+        me, waiter = get_ident(), _Waiter()
+        try:
+            self.queue.append(waiter)
+            while True:
+                while self.queue and not self.queue[0].is_waiting:  # it gave up, and could not leave the queue
+                    self.queue.popleft()
+                if not self.owner and self.queue[0] is waiter:
+                    self.owner = me
+                    return True
+                remaining_s = deadline_s - time.monotonic()
+                if remaining_s <= 0:
+                    return False
+                with self._changed:
+                    if self.owner or self.queue[0] is not waiter:
+                        self._changed.wait(min(remaining_s, _SLICE_S))
+        finally:
+            waiter.is_waiting = False
+            if self.queue and self.queue[0] is waiter:
+                self.queue.popleft()
+            if self.queue:
+                self.wake()
+
+    def wake(self) -> None:
+        """Let the waiters look."""
+        with self._changed:
+            self._changed.notify_all()
