@@ -31,8 +31,8 @@ ERRNOS: Final = (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EMFILE, errno.EACCE
 
 OS_CALLS: Final = (
     *("close", "fchmod", "fstat", "fstatvfs", "ftruncate", "link", "listdir", "lstat", "mkdir", "open", "pipe"),
-    *("posix_fallocate", "pread", "preadv", "pwrite", "readlink", "replace", "rmdir", "stat", "statvfs", "unlink"),
-    "write",
+    *("posix_fallocate", "pread", "preadv", "pwrite", "readlink", "replace", "rmdir", "stat", "statvfs", "symlink"),
+    *("unlink", "write"),
 )
 FCNTL_CALLS: Final = ("fcntl", "flock")
 LIBC_CALLS: Final = ("fstatfs", "madvise", "renameat2")

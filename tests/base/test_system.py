@@ -22,7 +22,8 @@ PACKAGE = Path(tr_mmap.__file__).parent
 HARMLESS = {"access", "stat_result", "fdopen", "fsencode", "geteuid", "getpid", "lseek", "strerror"}
 ELSEWHERE = {
     *{("identity.py", "close"), ("watch.py", "close")},  # descriptors of processes, which are not files
-    *{("doorbell.py", "lstat"), ("reader.py", "fstat")},  # mere looks
+    *{("background.py", "close"), ("background.py", "pipe"), ("background.py", "write")},  # what wakes a thread
+    *{("doorbell.py", "lstat"), ("reader.py", "fstat"), ("log.py", "fstat")},  # mere looks
 }
 
 

@@ -71,8 +71,7 @@ def test_what_a_handler_raises_is_left_to_the_slow_path_with_all_that_it_holds(p
     assert caught.traceback[-1].name == "fail"
     pair.worker.write_status(Status.ERROR)
     pair.controller.send(Request(2, "echo"))
-    with pytest.raises(KeyboardInterrupt):
-        pair.serve(stop)
+    assert isinstance(pair.serve(stop)[3], KeyboardInterrupt)  # the slow path decides whether that ends the worker
 
 
 @pytest.mark.parametrize("is_known", [False, None, 1, "yes"])

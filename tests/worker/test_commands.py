@@ -22,7 +22,8 @@ TAGS = {"a": "tensor a", "b": "tensor b", "c": "tensor c", "7": "tensor 7"}
 def bound(function: Callable[..., Any], parameters: str) -> Any:
     """What the function returns when it is called for the text; a tensor is the text ``tensor <tag>``."""
     command = Command("do", function)
-    return function(*command.bind(parameters, TAGS, lambda tag, _: TAGS[tag], "numpy"))
+    arguments, named = command.bind(parameters, TAGS, lambda tag, _: TAGS[tag], "numpy")
+    return function(*arguments, **named)
 
 
 def nothing() -> Any:
@@ -118,6 +119,10 @@ def string_hints(x: Any, n: int) -> Any:  # every hint of this module is a strin
         (greeting, "you all", "you all"),
         (scale, "a 2.5", ("tensor a", 2.5)),
         (scale, "2.5,a", ("tensor a", 2.5)),
+        (scale, "a 7", ("tensor a", 7.0)),  # a number, although there is a tensor of that tag
+        (scale, "7 7", ("tensor 7", 7.0)),
+        (leading, "7 7", (7, "tensor 7")),
+        (scale, "7 2", ("tensor 7", 2.0)),
         (scale, "a -inf", ("tensor a", float("-inf"))),
         (leading, "a 3", (3, "tensor a")),
         (default, "a", ("tensor a", 2.0, None)),
@@ -163,7 +168,6 @@ def test_words_go_where_they_belong(function: Callable[..., Any], parameters: st
         (mixed, "a b 4 yes"),
         (counted, ""),
         (counted, "a"),
-        (scale, "a 7"),  # a word that is a tag is a tensor, so no number is left
     ],
 )
 def test_too_few_too_many_and_no_numbers_are_bad_messages(function: Callable[..., Any], parameters: str) -> None:

@@ -27,6 +27,9 @@ class ForkAware:
     def forked_in_parent(self) -> None:
         """Called in the parent, just before a fork and again just after it."""
 
+    def forked_in_child(self) -> None:
+        """Called in the child, where ``is_foreign`` is true by then."""
+
 
 def _all() -> list[ForkAware]:
     while True:
@@ -44,6 +47,7 @@ def _in_parent() -> None:
 def _in_child() -> None:
     for member in _all():
         member.is_foreign = True
+        member.forked_in_child()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,15 +1,20 @@
-"""Starts a session's worker: which program, with which environment. Waits for nothing."""
+"""Starts a session's worker: which program, by which interpreter, with which environment. Waits for nothing."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
+import re
+import signal
 import site
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
+from shutil import which
 from typing import Final
 
-from ..errors import ScriptNotFound
+from ..errors import BadMessage, ScriptNotFound
 from ..processes import life_lock
 from ..processes.lifeline import Lifeline
 from ..processes.spawn import WorkerProcess
@@ -19,15 +24,38 @@ from ..wire.names import (
     LIFELINE_FD_VARIABLE,
     LOCK_FD_VARIABLE,
     LOG_FILE,
+    PACKAGES_VARIABLE,
+    PYTHON_VARIABLE,
     SECRET_FD_VARIABLE,
     WORKER_LOCK_FILE,
     WORKSPACE_VARIABLE,
 )
 
-__all__ = ["check_script", "launch"]
+__all__ = ["advice_on", "check_script", "find_python", "launch"]
 
 _PACKAGE_DIR: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _COMPAT_DIR: Final = os.path.join(_PACKAGE_DIR, "compat")  # has tech_renaissance.py, the original framework's name
+_DEFAULT_SCRIPT: Final = os.path.join(_PACKAGE_DIR, "worker", "__main__.py")
+_NEEDED_PACKAGES: Final = ("numpy", "msgspec", "ml_dtypes", "posix_ipc", "psutil")  # by the default worker
+
+# What a user sets for his own programs, and what would change which code the default worker runs.
+_NOT_FOR_DEFAULT: Final = frozenset({"PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT"})
+# Those of this process's own controller, if it is a worker itself.
+_NOT_INHERITED: Final = frozenset({SECRET_FD_VARIABLE, LIFELINE_FD_VARIABLE, LOCK_FD_VARIABLE})
+
+# Run by the worker's interpreter where this process's signals are unusual; then it becomes the worker by execv(2). The
+# child of a process with threads may run no Python before that, so subprocess's preexec_fn is no way to do it. SIGHUP
+# stays ignored if it is: nohup(1) is meant for the children too.
+_RESTORE_SIGNALS: Final = """\
+import os, signal, sys
+for number in signal.valid_signals() - {signal.SIGHUP}:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+_NO_PACKAGE: Final = re.compile(r"No module named '(tr_mmap|numpy|msgspec|posix_ipc|ml_dtypes|tech_renaissance)\b")
 
 
 def check_script(script_path: str) -> None:
@@ -44,6 +72,50 @@ def check_script(script_path: str) -> None:
         )
 
 
+def find_python(python: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
+    """The interpreter that runs a worker.
+
+    Args:
+        python: its path, or its name if it is to be found on ``PATH``; None for that of ``TR_PYTHON``, or else for
+            this process's own.
+        environ: has ``TR_PYTHON`` and ``PATH``.
+
+    Raises:
+        ScriptNotFound: there is no such program; or this process has no interpreter of its own, because it is a
+            program with Python inside, and none is named.
+    """
+    chosen, origin = python, "python="
+    if chosen is None:
+        chosen, origin = environ.get(PYTHON_VARIABLE) or None, PYTHON_VARIABLE
+    if chosen is None and sys.executable and not getattr(sys, "frozen", False):
+        return sys.executable
+    if chosen is None:
+        raise ScriptNotFound(
+            f"there is no Python to run the worker: this program has Python inside (sys.executable is "
+            f"{sys.executable!r}); give python='/path/to/python', or set {PYTHON_VARIABLE}",
+            path=sys.executable or "",
+        )
+    found = which(os.path.abspath(chosen) if os.path.dirname(chosen) else chosen, path=environ.get("PATH"))
+    if not chosen or found is None:
+        raise ScriptNotFound(
+            f"the worker's interpreter {chosen!r} ({origin}) is no program that can be run; give the path of a Python, "
+            "or a name that is on PATH",
+            path=chosen,
+        )
+    return os.path.abspath(found)
+
+
+def advice_on(output: str) -> str:
+    """A line of advice on a worker that ended with this output; "" if there is none to give."""
+    found = _NO_PACKAGE.search(output)
+    if not found:
+        return ""
+    return (
+        f"the worker's Python has no {found[1]}: install tr_mmap for it, or choose another one with python= or "
+        f"{PYTHON_VARIABLE}"
+    )
+
+
 def launch(
     script_path: str,
     session_id: str,
@@ -53,6 +125,7 @@ def launch(
     mark: str,
     quiet: bool,
     secret: bytes | None = None,
+    log_path: str = "",
     args: Sequence[str] = (),
     env: Mapping[str, str | None] | None = None,
     cwd: str | None = None,
@@ -68,13 +141,34 @@ def launch(
         mark: the worker's mark.
         quiet: False also copies the worker's output to this process's stderr.
         secret: of a session with ``auth``; else None.
+        log_path: where the worker's log goes, outside the session directory, which then has a symlink to it; "" for
+            a log in the session directory.
+        args: the script's arguments after the session's name.
+        env: variables to add to this process's environment for the worker; None as a value removes one.
+        cwd: the worker's current directory; None for this process's.
+        python: the interpreter, see :func:`find_python`.
 
     Raises:
-        ScriptNotFound: there is no such script.
+        ScriptNotFound: there is no such script, interpreter or directory.
+        BadMessage: an argument or a variable that no process can get.
         OSError: a system call failed; no worker is left.
     """
     check_script(script_path)
-    program = ["-m", "tr_mmap.worker"] if script_path == DEFAULT_WORKER else [os.path.abspath(script_path)]
+    _check_texts(args, env or {})
+    environ = _merged(os.environ, env)
+    interpreter = find_python(python, environ)
+    if cwd is not None and not os.path.isdir(cwd):
+        raise ScriptNotFound(
+            f"the worker's current directory {cwd!r} is no directory; make it, or give another", path=cwd
+        )
+    link = os.path.join(session_dir, LOG_FILE)
+    program = [interpreter, *_program(script_path), session_id, *args]
+    if _has_unusual_signals():
+        program = [interpreter, "-S", "-P", "-c", _RESTORE_SIGNALS, *program]
+    if script_path == DEFAULT_WORKER:
+        made = _environment_of_default(environ, workspace_root, has_our_packages=interpreter == sys.executable)
+    else:
+        made = _environment_of_script(environ, workspace_root)
     lifeline = Lifeline()
     worker: WorkerProcess | None = None
     try:
@@ -84,9 +178,11 @@ def launch(
             life_lock.handed_over(os.path.join(session_dir, WORKER_LOCK_FILE)) as (lock_variables, lock_fds),
         ):
             worker = WorkerProcess.spawn(
-                [sys.executable, *program, session_id],
-                env=_environment(os.environ, workspace_root) | variables | more_variables | lock_variables,
-                log_path=os.path.join(session_dir, LOG_FILE),
+                program,
+                env=made | variables | more_variables | lock_variables,
+                log_path=log_path or link,
+                log_link=link if log_path else "",
+                cwd=cwd,
                 pass_fds=fds + more_fds + lock_fds,
                 mark=mark,
                 quiet=quiet,
@@ -99,23 +195,89 @@ def launch(
     return worker
 
 
-def _environment(inherited: Mapping[str, str], workspace_root: str) -> dict[str, str]:
+def _program(script_path: str) -> list[str]:
+    """The interpreter's arguments that run a script. The current directory never decides which code that is."""
+    if script_path != DEFAULT_WORKER:
+        return [os.path.abspath(script_path)]
+    if os.path.isfile(_DEFAULT_SCRIPT):
+        return ["-P", _DEFAULT_SCRIPT]  # -P: not even the directory of the script is searched for modules
+    return ["-P", "-m", "tr_mmap.worker"]  # the package is in a zip file
+
+
+def _has_unusual_signals() -> bool:
+    """Whether a child would inherit signals that are blocked in this thread, or ignored, and that end a worker."""
+    if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows
+        return False
+    if signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        return True
+    return signal.SIG_IGN in map(signal.getsignal, (signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD))
+
+
+def _merged(inherited: Mapping[str, str], changes: Mapping[str, str | None] | None) -> dict[str, str]:
+    merged: dict[str, str | None] = {name: value for name, value in inherited.items() if name not in _NOT_INHERITED}
+    merged.update(changes or {})
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def _check_texts(args: Sequence[str], env: Mapping[str, str | None]) -> None:
+    if isinstance(args, str):
+        raise BadMessage(f"args is a list of texts, not one text: give args=[{args!r:.80}]", detail="args")
+    for text in args:
+        if not isinstance(text, str) or "\0" in text:
+            raise BadMessage(f"args: no process can get {text!r:.80}; give texts without zero bytes", detail="args")
+    for name, value in env.items():
+        is_name = isinstance(name, str) and name and "=" not in name and "\0" not in name
+        if not is_name or not (value is None or (isinstance(value, str) and "\0" not in value)):
+            raise BadMessage(f"env: no process can get {name!r:.80}: {value!r:.80}; give texts, or None", detail="env")
+
+
+def _environment_of_default(environ: Mapping[str, str], workspace_root: str, has_our_packages: bool) -> dict[str, str]:
+    """The default worker's environment, in which only the library's own code runs.
+
+    Args:
+        environ: what the user wants it to be.
+        workspace_root: where sessions are.
+        has_our_packages: whether the worker's interpreter can use what this one has installed.
+    """
+    made = {name: value for name, value in environ.items() if name not in _NOT_FOR_DEFAULT}
+    if has_our_packages:
+        made[PACKAGES_VARIABLE] = os.pathsep.join(_places_of_packages())
+    if not os.path.isfile(_DEFAULT_SCRIPT):
+        made["PYTHONPATH"] = os.path.dirname(_PACKAGE_DIR)
+    return made | _common(workspace_root)
+
+
+def _environment_of_script(environ: Mapping[str, str], workspace_root: str) -> dict[str, str]:
     paths = [_COMPAT_DIR]
     if not _is_installed():
         paths.append(os.path.dirname(_PACKAGE_DIR))
-    if inherited.get("PYTHONPATH"):
-        paths.append(inherited["PYTHONPATH"])
+    if environ.get("PYTHONPATH"):  # relative to our directory, whatever the worker's is
+        paths += [os.path.abspath(each) for each in environ["PYTHONPATH"].split(os.pathsep)]
+    return {**environ, "PYTHONPATH": os.pathsep.join(paths)} | _common(workspace_root)
+
+
+def _common(workspace_root: str) -> dict[str, str]:
     return {
-        **{
-            name: value
-            for name, value in inherited.items()
-            if name not in (SECRET_FD_VARIABLE, LIFELINE_FD_VARIABLE, LOCK_FD_VARIABLE)
-        },  # those of this process's own controller, if it is a worker
-        "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",  # else the last output of a killed worker stays in its buffers
         "PYTHONFAULTHANDLER": "1",  # a crash in native code leaves its stack in the log
         WORKSPACE_VARIABLE: workspace_root,
     }
+
+
+@functools.cache
+def _places_of_packages() -> list[str]:
+    """Where this process finds the packages that the default worker needs. It looks there last, and only for these."""
+    places: list[str] = []
+    for name in _NEEDED_PACKAGES:
+        spec = sys.modules[name].__spec__ if name in sys.modules else importlib.util.find_spec(name)
+        if spec is None or not spec.origin:
+            continue
+        place = os.path.dirname(os.path.abspath(spec.origin))
+        if spec.submodule_search_locations is not None:  # a package, not a module
+            place = os.path.dirname(place)
+        if place not in places:
+            places.append(place)
+    return places
 
 
 def _is_installed() -> bool:

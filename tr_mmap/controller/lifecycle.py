@@ -297,6 +297,7 @@ class SessionLifecycle:
         dispatcher = self._open()
         pool = dispatcher.transfer.stats()
         worker = dispatcher.resources.worker
+        log = None if worker is None else worker.process.log_size()
         return SessionStats(
             segments=pool.segments,
             nbytes=pool.nbytes,
@@ -304,7 +305,8 @@ class SessionLifecycle:
             published=pool.published,
             copied_nbytes=pool.copied_nbytes,
             created=pool.created,
-            log_nbytes=0 if worker is None else worker.process.log_nbytes(),
+            log_nbytes=0 if log is None else log.nbytes,
+            log_dropped_nbytes=0 if log is None else log.dropped_nbytes,
             worker=None if worker is None else worker_state(worker),
         )
 

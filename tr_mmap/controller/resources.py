@@ -19,6 +19,7 @@ from ..errors import SessionNotStarted, TRException
 from ..processes.identity import Identity
 from ..processes.life_lock import LifeLock
 from ..processes.spawn import WorkerProcess
+from ..processes.worker_log import new_log_path, remove_log
 from ..protocol.messages import now_ms
 from ..sessions import manifest as manifests
 from ..sessions.manifest import Manifest
@@ -64,6 +65,7 @@ class SessionResources(ForkAware):
         self._owner_pid = os.getpid()
         self._lock = LifeLock()  # held while the session is this object's
         self._was_started = False
+        self._log_path = ""  # of the worker, if the log is outside the directory
         self.worker: WorkerHandle | None = None
         self._sweep()
         self.directory = self._claim()
@@ -97,6 +99,7 @@ class SessionResources(ForkAware):
             transfer=self.options.transfer,
             spin_us=self.options.spin_us,
             framework="tr_mmap",
+            log=self._log_path,
             created_ms=now_ms(),
         )
 
@@ -137,6 +140,8 @@ class SessionResources(ForkAware):
         self._remove_leftovers()
         mark = f"{os.getpid()}-{secrets.token_hex(8)}"
         kind = channel_kind(self._channel)
+        remove_log(self._log_path)
+        self._log_path = new_log_path(self.directory)
         manifest = self._manifest(kind.new_doorbells(), mark)
         # Before the doorbells exist: then a sweep knows their names, at whatever moment this process is killed.
         manifests.write(self.directory, manifest)
@@ -154,6 +159,7 @@ class SessionResources(ForkAware):
                 mark=mark,
                 quiet=quiet,
                 secret=secret,
+                log_path=self._log_path,
                 args=options.args,
                 env=options.env,
                 cwd=options.cwd,
@@ -207,3 +213,4 @@ class SessionResources(ForkAware):
         finally:
             self.transfer.close()
             self._give_up()
+            remove_log(self._log_path)

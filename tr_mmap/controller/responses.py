@@ -17,6 +17,7 @@ from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, SystemLimit
 from ..protocol.commands import UserMessage
 from ..protocol.messages import Request, Response
 from ..protocol.status import Status
+from .launch import advice_on
 from .resources import SessionResources
 from .results import Result, remote_error
 from .stats import worker_state
@@ -278,8 +279,11 @@ class Responses:
         if self._turn.owner == get_ident():
             self.forget_worker()
         output = f"; its last output:\n{tail}" if tail else "; it printed nothing"
+        advice = f"\n{found}" if (found := advice_on(tail)) else ""
         return WorkerDied(
-            f"the worker of session {self.resources.session_id!r} ended ({how}){output}", exit_code=code, log_tail=tail
+            f"the worker of session {self.resources.session_id!r} ended ({how}){output}{advice}",
+            exit_code=code,
+            log_tail=tail,
         )
 
     def forget_worker(self) -> None:

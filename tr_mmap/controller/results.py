@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from ..errors import RemoteError, UnexpectedResponse, UnknownCommand
+from ..errors import RemoteError, RemoteOutOfSpace, UnexpectedResponse, UnknownCommand
 from ..protocol.messages import Failure, FailureKind, Response
 
 __all__ = ["Result", "remote_error", "tensors_of"]
@@ -32,11 +32,22 @@ def tensors_of(response: Response, tensors: list[Any]) -> Any:
 
 
 def remote_error(command: str, failure: Failure) -> RemoteError:
-    """The error that a failed request raises in the controller."""
+    """The error that a failed request raises in the controller.
+
+    Args:
+        command: of the request.
+        failure: what the worker says of it.
+
+    Returns:
+        UnknownCommand, RemoteOutOfSpace, or else a plain RemoteError.
+    """
     fields = {"command": command, "error_type": failure.type, "remote_traceback": failure.traceback}
     if failure.kind is FailureKind.UNKNOWN_COMMAND:
         return UnknownCommand(failure.message, **fields)
     if failure.kind is FailureKind.BAD_INPUT:
         return RemoteError(failure.message, **fields)
     trace = f"\n\n{failure.traceback}" if failure.traceback else ""
-    return RemoteError(f"{command!r} failed in the worker: {failure.type}: {failure.message}{trace}", **fields)
+    message = f"{command!r} failed in the worker: {failure.type}: {failure.message}{trace}"
+    if failure.needed_nbytes is not None and failure.free_nbytes is not None:
+        return RemoteOutOfSpace(message, **fields, needed_nbytes=failure.needed_nbytes, free_nbytes=failure.free_nbytes)
+    return RemoteError(message, **fields)

@@ -46,11 +46,13 @@ class SessionStats(PoolStats):
     """What the controller's side of a session holds, and what its worker does.
 
     Attributes:
-        log_nbytes: bytes of the worker's log on disk.
+        log_nbytes: bytes of the worker's log now; it is outside shared memory.
+        log_dropped_nbytes: bytes that were cut off the beginning of the log, because it had become too large.
         worker: what the worker does; None if there is none.
     """
 
     log_nbytes: int
+    log_dropped_nbytes: int
     worker: WorkerState | None
 
 

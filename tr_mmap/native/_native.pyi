@@ -101,6 +101,7 @@ class ControllerFastPath:
     ) -> tuple[Any, list[Any]] | Literal[False] | None: ...
 
 class WorkerFastPath:
+    is_foreign: bool
     def __init__(
         self,
         out: MessagePage,

@@ -5,6 +5,7 @@
 
 #include <math.h>
 #include <string.h>
+#include <structmember.h>
 
 /* The attributes of Python's objects that are used here; first those of a reply. */
 enum {
@@ -38,6 +39,7 @@ typedef struct {
     PyObject *argument_tags; /* a list: the tags that are valid for the request at hand only */
     PyObject *deaths;        /* a list: gets an element when the controller has ended */
     PyObject *request_type, *ref_type, *reply_type;
+    char is_foreign; /* this process is a forked child, and the request is its parent's to answer */
 } WorkerFastPath;
 
 static int fast_path_init(WorkerFastPath *self, PyObject *arguments, PyObject *keywords) {
@@ -315,10 +317,9 @@ static int send_reply(WorkerFastPath *self, const Message *request, PyObject *re
     return is_sent;
 }
 
-/* Clear the exception that a handler raised, and return it with its traceback. NULL if it is no Exception: then it
- * stays set. */
+/* Clear the exception that a handler raised, and return it with its traceback. Which exceptions end the worker is for
+ * worker/server.py to say. */
 static PyObject *take_handler_error(void) {
-    if (!PyErr_ExceptionMatches(PyExc_Exception)) return NULL;
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
     PyErr_NormalizeException(&type, &value, &trace);
@@ -333,7 +334,7 @@ PyDoc_STRVAR(serve_doc,
              "Wait for a request, have the server's main_logic() handle it, and send the reply.\n\nReturns:\n"
              "    True if that is done. None if the worker should exit, or if the request needs the slow path: then\n"
              "    it waits to be taken. Else a tuple of what is left for the slow path to finish: the request, the\n"
-             "    reply, what main_logic() returned, and what it raised or None.");
+             "    reply, what main_logic() returned, and what it raised or None. So it is in a forked child too.");
 
 static PyObject *py_serve(WorkerFastPath *self, PyObject *server) {
     if (!is_initialised(self)) return NULL;
@@ -348,13 +349,10 @@ static PyObject *py_serve(WorkerFastPath *self, PyObject *server) {
         PyObject_SetAttr(server, names[REPLY], reply) == 0) {
         is_known = PyObject_VectorcallMethod(names[MAIN_LOGIC], call, 3, NULL);
         if (is_known == NULL) error = take_handler_error();
-        PyObject *type, *value, *trace;
-        PyErr_Fetch(&type, &value, &trace); /* SystemExit or KeyboardInterrupt, say, which ends the worker */
         if (PyObject_SetAttr(server, names[REPLY], Py_None) < 0) PyErr_WriteUnraisable(server);
-        PyErr_Restore(type, value, trace);
     }
     if (is_known != NULL || error != NULL) {
-        int is_sent = is_known == Py_True ? send_reply(self, &message, reply) : 0;
+        int is_sent = is_known == Py_True && !self->is_foreign ? send_reply(self, &message, reply) : 0;
         if (is_sent > 0) result = Py_NewRef(Py_True);
         else if (is_sent == 0)
             result = PyTuple_Pack(4, request, reply, is_known == NULL ? Py_None : is_known,
@@ -376,6 +374,12 @@ static PyMethodDef fast_path_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyMemberDef fast_path_members[] = {
+    {"is_foreign", T_BOOL, offsetof(WorkerFastPath, is_foreign), 0,
+     "This process is a forked child, and the request is its parent's to answer."},
+    {NULL, 0, 0, 0, NULL},
+};
+
 PyTypeObject WorkerFastPathType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tr_mmap.native.WorkerFastPath",
@@ -389,4 +393,5 @@ PyTypeObject WorkerFastPathType = {
     .tp_traverse = (traverseproc)fast_path_traverse,
     .tp_clear = (inquiry)fast_path_clear,
     .tp_methods = fast_path_methods,
+    .tp_members = fast_path_members,
 };

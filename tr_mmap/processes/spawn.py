@@ -15,8 +15,9 @@ from ..base import system
 from ..wire.names import WORKER_MARK_VARIABLE
 from ..wire.waits import KILL_WAIT_S, TERMINATE_GRACE_S
 from .identity import Identity, all_stats, send_signal, wait_for_ends
+from .log_forwarder import LogForwarder
 from .tree import has_mark, with_descendants
-from .worker_log import LogForwarder, log_tail
+from .worker_log import LogSize, create_log, log_size, log_tail
 
 __all__ = ["WorkerProcess"]
 
@@ -75,6 +76,8 @@ class WorkerProcess:
         *,
         env: Mapping[str, str],
         log_path: str,
+        log_link: str = "",
+        cwd: str | None = None,
         pass_fds: Sequence[int] = (),
         mark: str = "",
         quiet: bool = True,
@@ -85,6 +88,9 @@ class WorkerProcess:
             argv: the program and its arguments.
             env: its whole environment; one variable is added that marks its tree.
             log_path: where stdout and stderr go; a new file, 0600, which replaces one that is there.
+            log_link: a symlink to the log is made here; "" for none. If no file can be made at ``log_path``, the log is
+                here itself.
+            cwd: its current directory; None for this process's.
             pass_fds: descriptors that it inherits under the same numbers; no others.
             mark: the value of that variable, different for each process; "" to make one.
             quiet: False also copies its output to this process's stderr.
@@ -93,14 +99,14 @@ class WorkerProcess:
             OSError: a system call failed; no process is left.
         """
         mark = mark or f"{os.getpid()}-{secrets.token_hex(8)}"
-        system.unlink(log_path)
         child: _Child | None = None
         try:
-            log_fd = system.create_file(log_path)
+            log_path, log_fd = create_log(log_path, log_link)
             try:
                 child = _Child(
                     list(argv),
                     env={**env, WORKER_MARK_VARIABLE: mark},
+                    cwd=cwd,
                     stdin=subprocess.DEVNULL,
                     stdout=log_fd,
                     stderr=log_fd,
@@ -156,16 +162,13 @@ class WorkerProcess:
             wait_for_ends([self.identity], time.monotonic() + timeout_s)
         return not self.is_alive()
 
-    def log_nbytes(self) -> int:
-        """Bytes of the log now; 0 if it is gone."""
-        try:
-            return os.stat(self.log_path).st_size
-        except OSError:
-            return 0
-
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of its output, from its last 16 KiB; "" if the log is gone."""
         return log_tail(self.log_path, lines)
+
+    def log_size(self) -> LogSize:
+        """How large its log is, and how much of its output the log has dropped."""
+        return log_size(self.log_path)
 
     def terminate_tree(self, grace_s: float = TERMINATE_GRACE_S) -> None:
         """End the worker and every process it started: SIGTERM, ``grace_s`` seconds, SIGKILL to what is left.

@@ -1,57 +1,164 @@
-"""Reads a worker's log: copies it to this process's stderr as it grows, finds its last lines. Never writes to it."""
+"""A worker's log: where it is, how it stays bounded, how its newest lines are found. Knows nothing of sessions.
+
+The worker's stdout and stderr are the file itself, opened for appending; there is no pipe that could fill up. When the
+file has grown beyond :data:`MAX_LOG_NBYTES`, the worker cuts it to its newest part, and its first line then says how
+much was dropped in all. Readers take the dropped bytes for read.
+
+A session's directory is usually on tmpfs. Then the log is in the directory for temporary files instead, so that it
+takes no shared memory.
+"""
 
 from __future__ import annotations
 
-import codecs
-import sys
-import threading
+import os
+import re
+import secrets
+import stat
+import tempfile
+from typing import Final, NamedTuple
 
 from ..base import system
 from ..wire.limits import LOG_TAIL_NBYTES
-from ..wire.waits import POLL_S
 
-__all__ = ["LogForwarder", "log_tail"]
+__all__ = [
+    "MAX_LOG_NBYTES",
+    "LogSize",
+    "create_log",
+    "cut_log",
+    "log_head",
+    "log_size",
+    "log_tail",
+    "new_log_path",
+    "remove_log",
+]
+
+MAX_LOG_NBYTES: Final = 8 << 20
+KEPT_NBYTES: Final = MAX_LOG_NBYTES // 2  # after a cut; so the next one comes only after as much again
+
+_HEAD: Final = "[tr_mmap: {} bytes of older output were dropped]\n"
+_HEAD_PATTERN: Final = re.compile(rb"\[tr_mmap: ([0-9]{1,19}) bytes of older output were dropped\]\n")
+_HEAD_NBYTES: Final = 80  # enough for the longest
+_NAME_PATTERN: Final = re.compile(r"tr_mmap-log-[0-9a-f]{32}")
 
 
-class LogForwarder:
-    """Copies what is appended to a log to this process's stderr, from a thread, until stopped.
+class LogSize(NamedTuple):
+    """How large a log is.
 
-    Args:
-        path: of the log.
-        from_start: whether to copy also what is there already.
+    Attributes:
+        nbytes: of the file.
+        dropped_nbytes: how many bytes it had before, and has no longer.
     """
 
-    def __init__(self, path: str, *, from_start: bool) -> None:
-        self._fd = system.open_private_file(path)
-        self._position = 0 if from_start else system.file_nbytes(self._fd)
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._is_stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tr_mmap-log", daemon=True)
-        self._thread.start()
+    nbytes: int
+    dropped_nbytes: int
 
-    def stop(self, join_s: float = 0.0) -> None:
-        """Copy what is there, then end; waits up to ``join_s`` seconds for that."""
-        self._is_stopped.set()
-        if join_s and threading.current_thread() is not self._thread:
-            self._thread.join(join_s)
 
-    def _run(self) -> None:
-        try:
-            is_last = False
-            while self._copy() and not is_last:
-                is_last = self._is_stopped.wait(POLL_S)
-        finally:
-            system.close(self._fd)
+def new_log_path(directory: str) -> str:
+    """Where a worker's log should be so that it takes no shared memory; "" if the session's directory is right.
 
-    def _copy(self) -> bool:
-        while data := system.read_all(self._fd, LOG_TAIL_NBYTES, self._position):
-            self._position += len(data)
-            try:
-                sys.stderr.write(self._decoder.decode(data))
-                sys.stderr.flush()
-            except (OSError, ValueError, AttributeError):  # stderr is closed, or None under pythonw
-                return False
-        return True
+    Args:
+        directory: of the session.
+    """
+    try:
+        if not system.is_dir_on_tmpfs(directory):
+            return ""
+        place = os.path.abspath(tempfile.gettempdir())
+        if place == os.getcwd() or not system.is_usable_dir(place) or _are_on_one_file_system(place, directory):
+            return ""  # the current directory is where Python looks last: there is no place for temporary files
+    except OSError:
+        return ""
+    return os.path.join(place, f"tr_mmap-log-{secrets.token_hex(16)}")
+
+
+def _are_on_one_file_system(first: str, second: str) -> bool:
+    return system.status(os.path.realpath(first)).st_dev == system.status(second).st_dev
+
+
+def create_log(path: str, link: str = "") -> tuple[str, int]:
+    """Create a log, 0600, in place of an older one.
+
+    Args:
+        path: of the file.
+        link: a symlink to the file is made here. If the file cannot be made at ``path``, it is made here instead.
+
+    Returns:
+        The file's path, and its descriptor.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not link:
+        system.unlink(path)
+        return path, system.create_file(path)
+    system.unlink(link)
+    try:
+        fd = system.create_file(path)
+    except OSError:
+        return link, system.create_file(link)
+    try:
+        system.symlink(path, link)
+    except BaseException:
+        system.close(fd)
+        system.unlink(path)
+        raise
+    return path, fd
+
+
+def remove_log(path: str) -> None:
+    """Remove the log that a manifest names, but nothing that is not certainly a log of this user's.
+
+    A process that may write a manifest must not make us remove other files.
+    """
+    if not os.path.isabs(path) or "\0" in path or not _NAME_PATTERN.fullmatch(os.path.basename(path)):
+        return
+    try:
+        info = system.status(path)
+        if stat.S_ISREG(info.st_mode) and (os.name != "posix" or info.st_uid == os.geteuid()):
+            system.unlink(path)
+    except OSError:
+        pass  # it is gone, or we may not; it is small, and whoever cleans that directory removes it
+
+
+def log_head(fd: int) -> tuple[int, int]:
+    """How many bytes a log has dropped, and how many bytes the line takes that says so."""
+    found = _HEAD_PATTERN.match(system.read_all(fd, _HEAD_NBYTES))
+    return (int(found[1]), found.end()) if found else (0, 0)
+
+
+def cut_log(fd: int) -> bool:
+    """Keep only the newest part of a log, if it is too large. Returns whether it was.
+
+    What another process writes between our last look and the cut is dropped, and not counted.
+
+    Args:
+        fd: of the file, for reading and writing; whoever else writes to it must append.
+
+    Raises:
+        OSError: a system call failed; the file may have lost its output.
+    """
+    nbytes = system.file_nbytes(fd)
+    if nbytes <= MAX_LOG_NBYTES:
+        return False
+    dropped, head_nbytes = log_head(fd)
+    kept = system.read_all(fd, MAX_LOG_NBYTES, nbytes - KEPT_NBYTES)  # and what came since
+    line_start = kept.find(b"\n", 0, LOG_TAIL_NBYTES) + 1  # 0 if no line begins near
+    dropped += nbytes - KEPT_NBYTES - head_nbytes + line_start
+    kept = kept[line_start:]
+    system.truncate(fd)
+    system.write_all(fd, _HEAD.format(dropped).encode() + kept)
+    return True
+
+
+def log_size(path: str) -> LogSize:
+    """How large a log is; zeros if it is gone."""
+    try:
+        fd = system.open_private_file(path)
+    except OSError:
+        return LogSize(0, 0)
+    try:
+        return LogSize(system.file_nbytes(fd), log_head(fd)[0])
+    finally:
+        system.close(fd)
 
 
 def log_tail(path: str, lines: int) -> str:

@@ -62,12 +62,16 @@ class Failure(msgspec.Struct, omit_defaults=True, gc=False):
         type: the name of the exception's class.
         message: what went wrong, for the user.
         traceback: the handler's traceback, for the developer; "" if no handler raised.
+        needed_nbytes: if the worker had no room for a tensor: how many bytes it needed; else None.
+        free_nbytes: how many were free then; else None.
     """
 
     kind: FailureKind
     type: str
     message: str
     traceback: str = ""
+    needed_nbytes: int | None = None
+    free_nbytes: int | None = None
 
 
 class Request(msgspec.Struct, omit_defaults=True, gc=False):

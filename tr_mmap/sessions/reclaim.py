@@ -21,6 +21,7 @@ from ..native.semaphore_names import unlink_semaphore
 from ..processes.identity import Identity
 from ..processes.life_lock import LifeProbe, is_alive
 from ..processes.orphans import end_heirs, end_orphan
+from ..processes.worker_log import remove_log
 from ..wire.names import CONTROLLER_LOCK_FILE, GONE_PREFIX, NEW_PREFIX, WORKER_LOCK_FILE
 from . import manifest as manifests
 from .manifest import Manifest
@@ -207,6 +208,8 @@ def reclaim(path: str, judge: Callable[[Manifest | None, str, str], None]) -> bo
         # Before the rename: after it, a new owner may have semaphores of the same names.
         for doorbell in manifest.doorbells if manifest is not None else ():
             _unlink_semaphore(doorbell)
+        if manifest is not None:
+            remove_log(manifest.log)
         away = aside(path, GONE_PREFIX)
         system.rename(path, away)
         gone = away

@@ -26,7 +26,8 @@ from ..sessions.secret import inherited_secret
 from ..sessions.workspace import Workspace
 from ..transfer.interface import WorkerTransfer
 from ..transfer.kinds import worker_transfer
-from ..wire.names import CONTROLLER_LOCK_FILE, SESSION_PREFIX, SESSIONS_DIR, WORKER_MARK_VARIABLE
+from ..wire.names import CONTROLLER_LOCK_FILE, LOG_FILE, SESSION_PREFIX, SESSIONS_DIR, WORKER_MARK_VARIABLE
+from .stop_signals import restore_signals
 
 __all__ = ["Attachment", "attach"]
 
@@ -40,6 +41,7 @@ class Attachment:
         transfer: the worker's side of its transfer.
         peer: the process whose death ends the session; None if there is none to watch.
         peer_lock: path of the lock that this process holds for life; "" if it holds none.
+        log_paths: where the worker's output goes if a controller has started it; the first that fits.
     """
 
     def __init__(self, directory: str, manifest: Manifest | None, channel: Channel, transfer: WorkerTransfer) -> None:
@@ -49,6 +51,8 @@ class Attachment:
         self.peer = find_launcher() if manifest is None else manifest.controller
         self.peer_lock = "" if manifest is None else os.path.join(directory, CONTROLLER_LOCK_FILE)
         self._lock = hold_inherited()  # our own, for life
+        self.log_paths = [path for path in (manifest.log if manifest is not None else "",) if path]
+        self.log_paths.append(os.path.join(directory, LOG_FILE))
         self._manifest = manifest
         self._legacy: tuple[Channel, WorkerTransfer] | None = None
 
@@ -97,6 +101,7 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
         HostilePath: another user can write to it.
         BadMessage: its manifest cannot be read, or names no doorbells.
     """
+    restore_signals()
     hold()
     warn_about_order()
     directory = _find(argument)

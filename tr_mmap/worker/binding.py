@@ -1,33 +1,38 @@
 """Binds the words of a request to the parameters of a plain function. No I/O.
 
-Words that are tags become tensors, in order. The other words go to the parameters annotated ``str``, ``int``, ``float``
-or ``bool``, in order. If the last of these is a ``str``, it takes all words that are left, so that
-``def hello(name: str)`` gets a whole sentence.
+Words that are tags become tensors, in order. The other words go to the parameters that take words (:mod:`.annotations`
+says which do), in order. If the last of these is a ``str``, it takes all words that are left, so that
+``def hello(name: str)`` gets a whole sentence; ``*numbers: float`` takes all that are left one by one.
+
+A word that is a tag and could also be a parameter's value, ``2.5`` say, is that value, as long as there are tensors
+enough without it and a parameter that has no word yet.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-import typing
 from collections.abc import Callable, Container
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..errors import BadMessage, MissingTag
 from ..protocol.commands import split_words
+from .annotations import Kind, check_callable, kinds_of, refuse
 
 __all__ = ["Command"]
 
 MAX_TENSORS: Final = 1 << 16  # in one message; more would not fit into it
 
-_TRUTHS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
+class _Parameter(NamedTuple):
+    name: str
+    default: Any  # inspect.Parameter.empty if it has none
+    kind: Kind
+    is_keyword: bool  # it is passed by its name
 
-def _to_bool(word: str) -> bool:
-    return _TRUTHS[word.lower()]
-
-
-_CONVERTERS: Final[dict[Any, Callable[[str], Any]]] = {str: str, int: int, float: float, bool: _to_bool}
-_NAMES: Final[dict[str, Any]] = {each.__name__: each for each in _CONVERTERS}
+    @property
+    def is_tensor(self) -> bool:
+        return self.kind.convert is None
 
 
 class Command:
@@ -35,48 +40,69 @@ class Command:
 
     Args:
         name: the command's word.
-        function: takes tensors and words as positional arguments.
+        function: takes tensors and words.
+
+    Raises:
+        BadMessage: it is no function that could be called with tensors and words; the message says what to change.
 
     Attributes:
         takes_one_text: its only argument is the parameter text.
-        tensor_counts: how many tensors it takes, if it takes only tensors; empty if it takes words.
+        tensor_counts: how many tensors it takes, if it takes only tensors, and by position; else empty.
     """
 
-    __slots__ = ("_least", "_most", "_positional", "_scalars", "function", "name", "takes_one_text", "tensor_counts")
+    __slots__ = (
+        "_least",
+        "_most",
+        "_parameters",
+        "_rest",
+        "_scalars",
+        "function",
+        "name",
+        "takes_one_text",
+        "tensor_counts",
+    )
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        check_callable(name, function)
         self.name = name
         self.function = function
-        try:
-            hints = typing.get_type_hints(function)
-        except Exception:
-            hints = {
-                key: _NAMES.get(value, value) if isinstance(value, str) else value
-                for key, value in getattr(function, "__annotations__", {}).items()
-            }
-        self._positional: list[tuple[inspect.Parameter, bool]] = []  # each parameter, and whether it takes a tensor
-        self._scalars: list[tuple[str, Any]] = []
-        self._least = 0  # how many tensors it must get
-        self._most: int | None = 0  # how many tensors it may get; None for any number
-        for parameter in inspect.signature(function).parameters.values():
+        self._parameters: list[_Parameter] = []
+        self._rest: Kind | None = None  # what *args takes
+        fixed = function.keywords if isinstance(function, functools.partial) else {}
+        for parameter, kind in kinds_of(name, function):
             if parameter.kind is parameter.VAR_POSITIONAL:
-                self._most = None
-            elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-                hint = hints.get(parameter.name)
-                is_scalar = hint in _CONVERTERS
-                self._positional.append((parameter, not is_scalar))
-                if is_scalar:
-                    self._scalars.append((parameter.name, hint))
-                else:
-                    self._least += parameter.default is parameter.empty
-                    self._most = None if self._most is None else self._most + 1
-        most = MAX_TENSORS if self._most is None else self._most
-        self.tensor_counts = range(0) if self._scalars else range(self._least, most + 1)
-        self.takes_one_text = [kind for _, kind in self._scalars] == [str] and self._most == 0
+                self._rest = kind
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                if kind.convert is not None:
+                    refuse(name, function, f"**{parameter.name}: words have no names; write the parameters one by one")
+            elif parameter.name not in fixed:
+                is_keyword = parameter.kind is parameter.KEYWORD_ONLY
+                self._parameters.append(_Parameter(parameter.name, parameter.default, kind, is_keyword))
+        tensors = [each for each in self._parameters if each.is_tensor]
+        self._scalars = [each for each in self._parameters if not each.is_tensor]
+        if self._takes_rest_of_words() and (late := [each.name for each in self._scalars if each.is_keyword]):
+            refuse(name, function, f"*args takes all words, so none is left for {late[0]}; put {late[0]} before *args")
+        self._least = sum(each.default is inspect.Parameter.empty for each in tensors)  # how many tensors it must get
+        takes_any = self._rest is not None and self._rest.convert is None
+        self._most = None if takes_any else len(tensors)  # how many it may get; None for any number
+        is_plain = not self._scalars and not self._takes_rest_of_words()
+        is_plain = is_plain and not any(each.is_keyword for each in self._parameters)
+        self.tensor_counts = (
+            range(self._least, (MAX_TENSORS if takes_any else len(tensors)) + 1) if is_plain else range(0)
+        )
+        self.takes_one_text = (
+            [each.kind.convert for each in self._scalars] == [str]
+            and self._most == 0
+            and self._rest is None
+            and not self._scalars[0].is_keyword
+        )
+
+    def _takes_rest_of_words(self) -> bool:
+        return self._rest is not None and self._rest.convert is not None
 
     def bind(
         self, parameters: str, tags: Container[str], fetch: Callable[[str, str], Any], framework: str
-    ) -> list[Any]:
+    ) -> tuple[list[Any], dict[str, Any]]:
         """The function's arguments for a parameter text.
 
         Args:
@@ -85,38 +111,72 @@ class Command:
             fetch: returns the tensor of a tag, in a framework.
             framework: ``"numpy"`` or ``"torch"``.
 
+        Returns:
+            The arguments by position, and those by name.
+
         Raises:
             MissingTag: the function takes a tensor, and the word is no tag.
             BadMessage: too few or too many words or tensors, or a word that has not the parameter's type.
         """
-        if not self._scalars:
-            words = split_words(parameters)
+        if self.takes_one_text:
+            return [parameters or self._default_of(self._scalars[0])], {}
+        words = split_words(parameters)
+        if self._scalars or self._takes_rest_of_words():
+            tensors, others = self._split(words, tags)
+            if len(tensors) < self._least and len(others) > len(self._scalars) and not self._takes_rest_of_words():
+                raise MissingTag(f"{self.name}: no tensor goes by the tag {others[0]!r}; send it first", tag=others[0])
+        else:
+            tensors, others = words, []
             for word in words:
                 if word not in tags:
-                    raise MissingTag(f"{self.name}: no tensor goes by the tag {word!r}; send it first", tag=word)
-            if len(words) != self._least or len(words) != self._most:
-                self._check_count(len(words))
-            return [fetch(word, framework) for word in words]
-        if self.takes_one_text:
-            return [parameters or self._default_of(self._positional[0][0])]
-        words = split_words(parameters)
-        tensors = [word for word in words if word in tags]
-        others = [word for word in words if word not in tags]
-        if len(tensors) < self._least and len(others) > len(self._scalars):
-            raise MissingTag(f"{self.name}: no tensor goes by the tag {others[0]!r}; send it first", tag=others[0])
+                    raise MissingTag(
+                        f"{self.name}: no tensor goes by the tag {word!r}; send it first{self._advice()}", tag=word
+                    )
         self._check_count(len(tensors))
         values = self._convert(others)
-        queue = [fetch(word, framework) for word in tensors]
-        arguments: list[Any] = []
-        for parameter, is_tensor in self._positional:
-            source = queue if is_tensor else values
-            arguments.append(source.pop(0) if source else self._default_of(parameter))
-        return arguments + queue
+        return self._arrange([fetch(word, framework) for word in tensors], values)
 
-    def _default_of(self, parameter: inspect.Parameter) -> Any:
-        if parameter.default is parameter.empty:
+    def _split(self, words: list[str], tags: Container[str]) -> tuple[list[str], list[str]]:
+        """The words that name tensors, and the others."""
+        kinds = [each.kind for each in self._scalars] + ([self._rest] if self._rest is not None else [])
+        tagged = [index for index, word in enumerate(words) if word in tags]
+        either = [index for index in tagged if any(kind.takes(words[index]) for kind in kinds)]
+        if either:
+            room = len(self._scalars) - (len(words) - len(tagged))
+            if self._takes_rest_of_words():
+                room = len(words)
+            missing = self._least - (len(tagged) - len(either))
+            count = min(len(either), max(0, missing, len(either) - max(0, room)))  # how many of these are tensors
+            is_tensor_first = not self._parameters or self._parameters[0].is_tensor
+            as_values = either[count:] if is_tensor_first else either[: len(either) - count]
+            tagged = [index for index in tagged if index not in as_values]
+        names = set(tagged)
+        return [words[index] for index in tagged], [word for index, word in enumerate(words) if index not in names]
+
+    def _arrange(self, tensors: list[Any], values: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+        arguments: list[Any] = []
+        named: dict[str, Any] = {}
+        for parameter in self._parameters:
+            source = tensors if parameter.is_tensor else values
+            value = source.pop(0) if source else self._default_of(parameter)
+            if parameter.is_keyword:
+                named[parameter.name] = value
+            else:
+                arguments.append(value)
+        return arguments + tensors + values, named
+
+    def _default_of(self, parameter: _Parameter) -> Any:
+        if parameter.default is inspect.Parameter.empty:
             raise BadMessage(f"{self.name}: no word is left for {parameter.name}", detail=parameter.name)
         return parameter.default
+
+    def _advice(self) -> str:
+        """What may be wrong if a word is no tag: a parameter that should take words has no annotation."""
+        for each in self._parameters:
+            if isinstance(each.default, str | int | float):
+                kind = type(each.default).__name__
+                return f", or annotate {each.name}: {kind} in the worker if it takes a word"
+        return ""
 
     def _check_count(self, count: int) -> None:
         if count < self._least or (self._most is not None and count > self._most):
@@ -126,22 +186,26 @@ class Command:
             raise BadMessage(f"{self.name} takes {wanted} tensors and got {count}", detail=str(count))
 
     def _convert(self, words: list[str]) -> list[Any]:
+        """The values of words, for the parameters in order; those of ``*args`` come last."""
         scalars = self._scalars
+        kinds = [(each.name, each.kind) for each in scalars]
         if len(words) > len(scalars):
-            if scalars[-1][1] is not str:
+            if self._rest is not None and self._rest.convert is not None:
+                kinds += [("a word", self._rest)] * (len(words) - len(scalars))
+            elif scalars and scalars[-1].kind.is_text:
+                cut = len(scalars) - 1
+                words = [*words[:cut], " ".join(words[cut:])]
+            else:
                 raise BadMessage(
                     f"{self.name} takes {len(scalars)} words and got {len(words)}: {' '.join(words)[:80]!r}; "
                     "a tag among them may not have been sent",
                     detail=str(len(words)),
                 )
-            cut = len(scalars) - 1
-            words = [*words[:cut], " ".join(words[cut:])]
         values = []
-        for (name, kind), word in zip(scalars, words, strict=False):
+        for (name, kind), word in zip(kinds, words, strict=False):
+            assert kind.convert is not None
             try:
-                values.append(_CONVERTERS[kind](word))
+                values.append(kind.convert(word))
             except (ValueError, KeyError):
-                raise BadMessage(
-                    f"{self.name}: {name} is {word[:80]!r}, which is no {kind.__name__}", detail=name
-                ) from None
+                raise BadMessage(f"{self.name}: {name} is {word[:80]!r}, which is {kind.shown}", detail=name) from None
         return values

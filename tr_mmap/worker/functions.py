@@ -28,8 +28,8 @@ class Server(TechRenaissanceServer):
 
         server.run()
 
-    A parameter gets a tensor, or a word if it is annotated ``str``, ``int``, ``float`` or ``bool``. The function
-    returns a tensor, several tensors (a tuple or list), a text, or None.
+    A parameter gets a tensor, or a word if it is annotated ``str``, ``int``, ``float``, ``bool``, a ``Literal`` of
+    these, or one of them ``| None``. The function returns a tensor, several tensors (a tuple or list), a text, or None.
 
     Args:
         framework: of the tensors that the functions get, ``"numpy"`` or ``"torch"``.
@@ -47,7 +47,8 @@ class Server(TechRenaissanceServer):
             name: the word.
 
         Raises:
-            BadMessage: the name is empty, has a space in it, or is taken.
+            BadMessage: the name is empty, has a space in it, or is taken. The decorator itself raises it for a function
+                that no message could call: an ``async def``, say, or one with a parameter annotated ``list``.
         """
         if not name or name.split() != [name] or name == EXIT_COMMAND or name in self._commands:
             raise BadMessage(f"{name!r} cannot name a command: it is not one word, or it is taken", detail=name)
@@ -66,7 +67,10 @@ class Server(TechRenaissanceServer):
         if known.takes_one_text and parameters:
             result = known.function(parameters)
         else:
-            result = known.function(*self._arguments(known, parameters))
+            arguments, named = self._arguments(known, parameters)
+            result = known.function(*arguments, **named)
+        if self.is_foreign:
+            return True  # the function has forked, and this is the child: what it returns goes nowhere
         if isinstance(result, str):
             self._set_result(result)
         elif isinstance(result, _SEVERAL):
@@ -75,13 +79,13 @@ class Server(TechRenaissanceServer):
             self.send_tensors(result)
         return True
 
-    def _arguments(self, known: Command, parameters: str) -> list[Any]:
-        """The arguments for a command's function, by the fast path if possible."""
+    def _arguments(self, known: Command, parameters: str) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments for a command's function by position and by name, by the fast path if possible."""
         fast_path = self._fast_path
         if fast_path is not None and known.tensor_counts and self.framework == "numpy":
             arguments = fast_path.quick_fetch(parameters)
             if arguments is not None and len(arguments) in known.tensor_counts:
-                return arguments
+                return arguments, {}
         try:
             return known.bind(parameters, self._tags, self._fetch, self.framework)
         except TRException as error:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
-from typing import Any
-
 import msgspec
 
+from ..errors import OutOfSpace
 from ..protocol.messages import Failure, FailureKind
+from .log import log
+from .traces import name_of, text_of, trace_of
 
-__all__ = ["Reply", "failure_of", "log", "printable"]
+__all__ = ["Reply", "failure_of"]
 
 
 class Reply(msgspec.Struct):
@@ -31,28 +30,23 @@ class Reply(msgspec.Struct):
     bad_input: Exception | None = None
 
 
-def failure_of(error: Exception, reply: Reply) -> Failure:
-    """The failure for what was raised while a request was handled. A handler's traceback also goes to the log."""
-    name = type(error).__name__
+def failure_of(error: BaseException, reply: Reply | None = None) -> Failure:
+    """The failure for what was raised while a request was handled. A handler's traceback also goes to the log.
+
+    Args:
+        error: what was raised.
+        reply: of the handler; None if no handler raised the error, which then has no traceback for the developer.
+    """
+    failure = Failure(FailureKind.HANDLER, name_of(error), text_of(error))
+    if isinstance(error, OutOfSpace):
+        needed, free = getattr(error, "needed_nbytes", None), getattr(error, "free_nbytes", None)
+        if type(needed) is int and type(free) is int:  # a user's own subclass may lack them
+            failure.needed_nbytes, failure.free_nbytes = needed, free
+    if reply is None:
+        return failure
     if error is reply.bad_input:
-        return Failure(FailureKind.BAD_INPUT, name, printable(error))
-    trace = printable("".join(traceback.format_exception(error)))
-    log(trace)
-    return Failure(FailureKind.HANDLER, name, printable(error), trace)
-
-
-def printable(text: str | Exception) -> str:
-    """The text in a form that UTF-8 can hold. An exception's text may have a file name's bytes; to get it may raise."""
-    try:
-        text = str(text)
-    except Exception:  # the ``__str__`` of a user's class raised; the traceback says which class
-        text = "(it has no text)"
-    return text.encode("utf-8", "replace").decode()
-
-
-def log(*values: Any) -> None:
-    """Write to the worker's log. A full file system must not end the worker: log and tensors share one."""
-    try:
-        print(*values, file=sys.stderr, flush=True)
-    except OSError:
-        pass
+        failure.kind = FailureKind.BAD_INPUT
+    else:
+        failure.traceback = trace_of(error)
+        log(failure.traceback)
+    return failure

@@ -13,9 +13,10 @@ import time
 from collections.abc import Container
 from typing import Any, Final
 
+from ..base.fork_safety import ForkAware
 from ..channel.authenticated import RejectionCounter
 from ..channel.interface import Channel
-from ..errors import BadMessage, HostilePath, MissingTag, OutOfSpace, SessionNotStarted, TRException
+from ..errors import BadMessage, HostilePath, MissingTag, OutOfSpace, SessionNotStarted
 from ..native import WorkerFastPath
 from ..processes.watch import PeerWatch
 from ..protocol.commands import split_words
@@ -26,15 +27,20 @@ from ..wire.messages import DEFAULT_RESULT, EXIT_COMMAND, MAX_DETAIL_CHARS
 from ..wire.waits import ORPHAN_GRACE_S
 from .attach import Attachment, attach
 from .fast_path import worker_fast_path
-from .reply import Reply, failure_of, log, printable
+from .forked import end_child
+from .log import WorkerLog, log
+from .reply import Reply, failure_of
 from .stop_signals import Stop, stop_signals
+from .traces import plain_text
 
 __all__ = ["TechRenaissanceServer"]
 
 _RETRY_S: Final = 0.032  # how often to try again; the first rate of a channel of files
+_ENDING: Final = (SystemExit, Stop)  # whatever else a handler raises is an error of its request
+_LOOK_REQUESTS: Final = 64  # until the log's size is looked at: native code and children write to it uncounted
 
 
-class TechRenaissanceServer:
+class TechRenaissanceServer(ForkAware):
     """A worker. Override :meth:`main_logic` and call :meth:`run`.
 
     Args:
@@ -43,6 +49,7 @@ class TechRenaissanceServer:
     """
 
     def __init__(self, debug: bool = False, framework: str = "torch") -> None:
+        super().__init__()
         self.debug = debug
         self.framework = framework
         self.session_dir = ""
@@ -57,6 +64,8 @@ class TechRenaissanceServer:
         self._is_stopping = False
         self._is_orphan = False
         self._has_ended = threading.Event()
+        self._log: WorkerLog | None = None
+        self._requests_until_look = _LOOK_REQUESTS
 
     # -- what users override and call -----------------------------------------------------------------------------
 
@@ -108,9 +117,10 @@ class TechRenaissanceServer:
         Raises:
             UnsupportedTensor: one is not a tensor that TSR can hold.
             OutOfSpace: no room.
-            SessionNotStarted: there is no request.
+            SessionNotStarted: there is no request, or this is a forked child of the worker.
         """
-        if self._reply is None or self._transfer is None:
+        if self._reply is None or self._transfer is None or self.is_foreign:
+            self._refuse_in_child()
             raise SessionNotStarted("send_tensors answers a request, and there is none now")
         self._transfer.publish(tensors)
 
@@ -127,9 +137,9 @@ class TechRenaissanceServer:
         """
         if self._reply is None:
             raise SessionNotStarted("write_response answers a request, and there is none now")
-        self._reply.command = command
+        self._reply.command = str(command)
         self._reply.result = str(result)
-        self._reply.message = message
+        self._reply.message = str(message)
 
     def write_status(self, text: str) -> None:
         """Write a status with a remark for the controller, for example ``"busy: epoch 3"``.
@@ -141,9 +151,10 @@ class TechRenaissanceServer:
 
         Raises:
             BadMessage: the first word is no status, or a status that cannot follow the last one.
-            SessionNotStarted: the server does not run.
+            SessionNotStarted: the server does not run, or this is a forked child of the worker.
         """
         line = parse_status(text)
+        self._refuse_in_child()
         channel = self._open_channel()
         if line.status not in TRANSITIONS[self._status]:
             now = Status.BUSY if self._reply is not None and self._status.is_waiting else self._status
@@ -209,8 +220,9 @@ class TechRenaissanceServer:
             except Stop:
                 self.debug_message("asked to end by a signal")
             finally:
-                self._is_stopping = True
-                self.cleanup_session_dir()
+                if not self.is_foreign:
+                    self._is_stopping = True
+                    self.cleanup_session_dir()
 
     def should_continue(self) -> bool:
         """Whether to go on serving."""
@@ -221,13 +233,16 @@ class TechRenaissanceServer:
         channel = self._channel or self._open_channel()
         attachment = self._attachment
         assert attachment is not None
+        self._requests_until_look -= 1
+        if self._requests_until_look <= 0:
+            self._look_at_log()
         if self._fast_path is not None:
             left = self._fast_path.serve(self)
             if left is True:
                 return
             if left is not None:
                 request, reply, is_known, error = left
-                failure = None if error is None else failure_of(error, reply)
+                failure = self._failure_of(error, reply)
                 del left, error  # and the traceback, whose frames hold views
                 self._finish(channel, attachment.transfer, request, reply, is_known, failure)
                 return
@@ -241,8 +256,10 @@ class TechRenaissanceServer:
             if isinstance(error, HostilePath) and channel.has_message():
                 raise  # a directory in place of the message: no message can come
             self.debug_message(error)
-            self._advance_status(channel, Status.ERROR, str(error))
-            channel.reply_unreadable(Failure(FailureKind.BAD_INPUT, type(error).__name__, str(error)))
+            failure = failure_of(error)
+            failure.kind = FailureKind.BAD_INPUT
+            self._advance_status(channel, Status.ERROR, failure.message)
+            channel.reply_unreadable(failure)
             return
         if request.command == EXIT_COMMAND:
             self._is_stopping = True
@@ -276,14 +293,26 @@ class TechRenaissanceServer:
         self._transfer = transfer
         reply = self._reply = Reply()
         is_known: bool | None = None
-        failure: Failure | None = None
+        raised: BaseException | None = None
         try:
             is_known = self.main_logic(request.command, request.parameters)
-        except Exception as error:
-            failure = failure_of(error, reply)
+        except BaseException as error:
+            raised = error
         finally:
             self._reply = None
+        failure = self._failure_of(raised, reply)
+        del raised  # and the traceback, whose frames hold views
         self._finish(channel, transfer, request, reply, is_known, failure)
+
+    def _failure_of(self, error: BaseException | None, reply: Reply) -> Failure | None:
+        """The failure for what a handler raised; None if it returned. Raises what ends the worker, and ends a child."""
+        if self.is_foreign:
+            end_child(error)
+        if error is None:
+            return None
+        if isinstance(error, _ENDING):
+            raise error
+        return failure_of(error, reply)
 
     def _finish(
         self,
@@ -305,7 +334,11 @@ class TechRenaissanceServer:
             failure: how the handler failed; None if it did not.
         """
         has_replied = reply.result is not None or bool(transfer.results)
-        if failure is None and not (has_replied if is_known is None else is_known):
+        try:
+            is_unknown = failure is None and not (has_replied if is_known is None else is_known)
+        except Exception as error:  # main_logic returned an array, say, which is neither true nor false
+            is_unknown, failure = False, failure_of(error)
+        if is_unknown:
             failure = Failure(FailureKind.UNKNOWN_COMMAND, "UnknownCommand", self.describe_unknown(request.command))
         command = reply.command or request.command
         result = "error" if failure is not None else DEFAULT_RESULT if reply.result is None else reply.result
@@ -317,11 +350,11 @@ class TechRenaissanceServer:
             self._advance_status(channel, Status.ERROR, failure.message)
         try:
             channel.send(Response(request.seq, command, result, message, now_ms(), tensors, failure))
-        except (TRException, OSError) as error:  # too long, or no text, or no file for a spill: send this error instead
+        except Exception as error:  # too long, or no text, or no file for a spill: send this error instead
             transfer.withdraw()
-            self._advance_status(channel, Status.ERROR, str(error))
-            failure = Failure(FailureKind.HANDLER, type(error).__name__, str(error))
-            command = printable(command[:MAX_DETAIL_CHARS])
+            failure = failure_of(error)
+            self._advance_status(channel, Status.ERROR, failure.message)
+            command = plain_text(command[:MAX_DETAIL_CHARS]) or ""
             self._insist(channel, Response(seq=request.seq, command=command, timestamp=now_ms(), error=failure))
 
     def describe_unknown(self, command: str) -> str:
@@ -347,6 +380,20 @@ class TechRenaissanceServer:
         if self._reply is None:
             raise SessionNotStarted("a result answers a request, and there is none now")
         self._reply.result = str(text)
+
+    def _refuse_in_child(self) -> None:
+        if self.is_foreign:
+            raise SessionNotStarted("this process was forked by a handler; only the worker itself answers the request")
+
+    def forked_in_child(self) -> None:
+        """Called in a child that a handler forks: the request is the parent's to answer."""
+        if self._fast_path is not None:
+            self._fast_path.is_foreign = True
+
+    def _look_at_log(self) -> None:
+        self._requests_until_look = _LOOK_REQUESTS
+        if self._log is not None:
+            self._log.look()
 
     def _blame_input(self, error: Exception) -> None:
         """Note that the request's words raised this error, and no handler."""
@@ -378,10 +425,12 @@ class TechRenaissanceServer:
             SessionNotStarted: there is no such session, or it has another worker.
             HostilePath: another user can write to it.
         """
+        self.is_foreign = False  # a child that was forked before this is a worker of its own
         attachment = self._attachment = attach(session_id, self._rejections)
         self.session_dir = attachment.directory
         self._transfer = attachment.transfer
         self._channel = attachment.channel
+        self._log = WorkerLog.keep(*attachment.log_paths)
         if attachment.peer is not None:
             self._watch = PeerWatch(attachment.peer, self._controller_died, lock_path=attachment.peer_lock)
         deaths = [] if self._watch is None else self._watch.deaths
@@ -389,6 +438,8 @@ class TechRenaissanceServer:
 
     def cleanup_session_dir(self) -> None:
         """Disconnect from the session. Removes its directory if the controller is dead."""
+        if self.is_foreign:
+            return
         channel, self._channel = self._channel, None
         self._fast_path = None
         attachment = self._attachment
@@ -402,6 +453,9 @@ class TechRenaissanceServer:
         self._advance_status(channel, Status.TERMINATED)
         channel.ring()
         channel.close()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
         if self._is_orphan:
             attachment.remove()
 

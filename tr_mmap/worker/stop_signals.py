@@ -1,4 +1,4 @@
-"""Makes SIGINT and SIGTERM end a worker. Never decides what the worker does at its end."""
+"""Makes SIGINT and SIGTERM end a worker, whatever its controller did to them. Never decides what the end is like."""
 
 from __future__ import annotations
 
@@ -6,13 +6,35 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["Stop", "stop_signals"]
+from ..processes.lifeline import GRACE_S
+
+__all__ = ["Stop", "restore_signals", "stop_signals"]
+
+# What ends a worker, and by what it learns of its children's end. Others are the user's affair.
+_NEEDED: Final = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGCHLD") if hasattr(signal, name)
+]
 
 
 class Stop(BaseException):
     """Raised by SIGINT and SIGTERM; a BaseException so that no handler's ``except Exception`` keeps it."""
+
+
+def restore_signals() -> None:
+    """Undo what this process inherited from its controller: signals that are blocked or ignored there.
+
+    Without this, a worker of a controller that blocks all signals could be ended by SIGKILL only, and its lifeline
+    would end nothing. A handler that the worker's script has set stays.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [*_NEEDED, GRACE_S])
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread may set handlers
+    for number in _NEEDED:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

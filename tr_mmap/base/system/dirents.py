@@ -32,6 +32,7 @@ __all__ = [
     "rename",
     "replacement_of",
     "status",
+    "symlink",
     "try_lock_dir",
     "unlink",
     "unlock_and_close_dir",
@@ -155,6 +156,20 @@ def link(source: str, target: str) -> None:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
         check_room(error, target)
+        raise
+
+
+def symlink(target: str, path: str) -> None:
+    """Make ``path`` a symlink to ``target``.
+
+    Raises:
+        FileExistsError: the name ``path`` is taken.
+        OutOfSpace: no room for another name.
+    """
+    try:
+        os.symlink(target, path)
+    except OSError as error:
+        check_room(error, path)
         raise
 
 

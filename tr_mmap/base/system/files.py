@@ -9,8 +9,8 @@ import stat
 import sys
 
 from ...errors import OutOfSpace
-from .limits import check_descriptors, check_file_size
 from ..unpatched import unpatched
+from .limits import check_descriptors, check_file_size
 from .memory import libc
 from .refusals import check_room, free_nbytes, hostile, not_regular, too_little
 
@@ -21,11 +21,13 @@ except ImportError:  # pragma: no cover - Windows
 
 __all__ = [
     "allocate",
+    "append_always",
     "close",
     "create_file",
     "file_nbytes",
     "signal_on_hangup",
     "is_on",
+    "is_dir_on_tmpfs",
     "is_sparse",
     "make_pipe",
     "open_dir",
@@ -38,6 +40,7 @@ __all__ = [
     "read_pipe",
     "set_mode",
     "set_size",
+    "truncate",
     "write_all",
     "write_pipe",
 ]
@@ -187,6 +190,15 @@ def is_sparse(fd: int) -> bool:
     return info.st_blocks * 512 < info.st_size and _is_on_tmpfs(fd)
 
 
+def is_dir_on_tmpfs(path: str) -> bool:
+    """Whether the files of a directory are kept in memory (Linux; False where there is no telling)."""
+    fd = open_dir(path)
+    try:
+        return _is_on_tmpfs(fd)
+    finally:
+        os.close(fd)
+
+
 def _is_on_tmpfs(fd: int) -> bool:
     return is_on(fd, _TMPFS_MAGIC)
 
@@ -303,6 +315,17 @@ def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
             ) from error
         check_file_size(error, offset + nbytes)
         raise
+
+
+def append_always(fd: int) -> None:
+    """Have every write to this open file, also by processes that share it, go to the file's end at that moment."""
+    if fcntl is not None:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
+
+
+def truncate(fd: int, nbytes: int = 0) -> None:
+    """Cut an open file that nothing maps."""
+    os.ftruncate(fd, nbytes)
 
 
 def make_pipe() -> tuple[int, int]:

@@ -1,0 +1,133 @@
+"""A worker has the signals of a fresh process, whatever its controller blocks or ignores."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support import environment, has_ended, json_line, script, worker_of
+
+from tr_mmap import PythonSession, sweep
+from tr_mmap.processes.lifeline import GRACE_S
+
+# At the first line, so before the server runs.
+WORKER = """
+import ctypes, json, os, signal, time
+at_start = {
+    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+    "ignored": sorted(n for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN),
+}
+from tr_mmap import Server
+server = Server()
+
+@server.command("at_start")
+def show():
+    return json.dumps(at_start)
+
+@server.command("pid")
+def pid():
+    return str(os.getpid())
+
+@server.command("child")
+def child():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(7)
+    return str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+server.run()
+"""
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def ignored(*numbers: int) -> Iterator[None]:
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+WAYS = {
+    "all blocked": blocked,
+    "SIGALRM ignored": lambda: ignored(signal.SIGALRM),
+    "SIGCHLD ignored": lambda: ignored(signal.SIGCHLD),
+    "SIGTERM and more ignored": lambda: ignored(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGQUIT),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_worker_does_not_inherit_blocked_and_ignored_signals(tmp_path: Path, way: str) -> None:
+    session = PythonSession(script(tmp_path, WORKER), quiet_mode=True)
+    with WAYS[way]():
+        session.start()
+    found = json.loads(session.fetch_response("at_start"))
+    assert found == {"blocked": [], "ignored": sorted([signal.SIGPIPE, signal.SIGXFSZ])}  # Python ignores these
+    assert session.fetch_response("child") == "7"
+    assert session.please_exit()
+
+
+def test_sigterm_ends_a_worker_whose_controller_ignores_it(tmp_path: Path) -> None:
+    with ignored(signal.SIGTERM, signal.SIGINT), PythonSession(script(tmp_path, WORKER), quiet_mode=True) as session:
+        pid = worker_of(session)
+        session._worker_or_none().process.terminate_tree(grace_s=30.0)  # type: ignore[union-attr]
+        assert has_ended(pid)
+
+
+HOLDER = """
+import ctypes
+from tr_mmap import Server
+server = Server()
+
+@server.command("hold")
+def hold():
+    libc = ctypes.PyDLL(None)  # keeps the interpreter's lock
+    while True:
+        libc.pause()
+
+server.run()
+"""
+
+CONTROLLER = """
+import json, signal, sys
+from tr_mmap import PythonSession
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+session = PythonSession(sys.argv[1], quiet_mode=True)
+session.start()
+session.wait_until_ready()
+session.send_request("hold")
+print(json.dumps({"worker": session._worker_or_none().process.pid}), flush=True)
+signal.sigwait([signal.SIGUSR1])
+"""
+
+
+def test_the_lifeline_ends_a_worker_in_native_code_whose_controller_blocked_all_signals(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", CONTROLLER, script(tmp_path, HOLDER)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        worker = json_line(process, "the controller")["worker"]
+        process.kill()
+        process.communicate()
+    assert has_ended(worker, within_s=GRACE_S + 30.0)
+    sweep()

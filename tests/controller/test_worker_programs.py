@@ -1,0 +1,353 @@
+"""Which code a worker runs, by which interpreter, with which arguments and environment; and where its output goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import TOOLS, environment, has_ended, leftovers, run_python, script
+
+from tr_mmap import BadMessage, PythonSession, ScriptNotFound, sweep
+from tr_mmap.controller.launch import advice_on, find_python, launch
+from tr_mmap.processes import worker_log
+from tr_mmap.processes.spawn import WorkerProcess
+from tr_mmap.processes.worker_log import MAX_LOG_NBYTES
+
+POISON = "raise SystemExit('this code must not run')\n"
+HELLO = (
+    "from tr_mmap import PythonSession\nwith PythonSession(quiet_mode=True) as s: print(s.fetch_response('hello you'))"
+)
+
+
+# -- code ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def poisoned(tmp_path: Path) -> Path:
+    """A directory whose modules have the names of the standard library's, of ours and of our dependencies'."""
+    place = tmp_path / "poisoned"
+    place.mkdir()
+    for name in ("random", "queue", "numpy", "msgspec", "tr_mmap", "sitecustomize", "usercustomize", "default", "log"):
+        (place / f"{name}.py").write_text(POISON)
+    return place
+
+
+def test_the_current_directory_does_not_decide_what_the_default_worker_runs(
+    poisoned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(poisoned)
+    with PythonSession(quiet_mode=True) as session:
+        assert session.fetch_response("hello you") == "Hello You"
+
+
+@pytest.mark.parametrize("variable", ["PYTHONPATH", "PYTHONSTARTUP"])
+def test_the_environment_does_not_decide_what_the_default_worker_runs(
+    poisoned: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    value = {"PYTHONPATH": f"{os.pathsep}{poisoned}", "PYTHONSTARTUP": str(poisoned / "random.py")}[variable]
+    monkeypatch.setenv(variable, value)
+    with PythonSession(quiet_mode=True) as session:
+        assert session.fetch_response("hello you") == "Hello You"
+
+
+def test_modules_beside_the_callers_script_do_not_run_in_the_default_worker(tmp_path: Path) -> None:
+    (tmp_path / "caller.py").write_text(HELLO)
+    (tmp_path / "statistics.py").write_text(POISON)
+    (tmp_path / "platform.py").write_text(  # the worker needs it, and the caller too: only in the worker it would print
+        "import sys\nif 'tr_mmap.worker' in sys.modules: print('poison')\n"
+        "def python_version(): return 'poison'\ndef machine(): return 'x86_64'\ndef system(): return 'Linux'\n"
+    )
+    ended = run_python(str(tmp_path / "caller.py"))
+    assert ended.stdout == "Hello You\n", ended.stderr
+
+
+def test_the_default_worker_may_be_run_as_a_module_by_hand(tmp_path: Path) -> None:
+    ended = run_python("-m", "tr_mmap.worker", "nowhere")
+    assert ended.returncode != 0
+    assert "SessionNotStarted" in ended.stderr
+
+
+def test_a_script_has_its_own_directory_and_pythonpath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "beside.py").write_text("word = 'beside'")
+    (other / "elsewhere.py").write_text("word = 'elsewhere'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "other")
+    text = (
+        "import sys, beside, elsewhere\nfrom tr_mmap import Server\nserver = Server()\n"
+        "server.command('words')(lambda: f'{beside.word} {elsewhere.word}')\nserver.run()\n"
+    )
+    with PythonSession(script(tmp_path, text), quiet_mode=True) as session:
+        assert session.fetch_response("words") == "beside elsewhere"
+
+
+# -- interpreter, arguments, environment -----------------------------------------------------------------------------
+
+
+def test_the_interpreter_is_chosen_by_argument_then_variable_then_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).symlink_to(sys.executable)
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    assert find_python(None, {}) == sys.executable
+    assert find_python(None, {"TR_PYTHON": ""}) == sys.executable
+    assert find_python(None, {"TR_PYTHON": one}) == one
+    assert find_python(two, {"TR_PYTHON": one}) == two
+    assert find_python("two", {"PATH": str(tmp_path)}) == two
+    monkeypatch.chdir(tmp_path)
+    assert find_python("./two", {}) == two
+
+
+@pytest.mark.parametrize("python", ["", "/nowhere/python", "no_such_python_anywhere", "."])
+def test_an_interpreter_that_is_not_there_is_named(python: str) -> None:
+    for call in (lambda: find_python(python, {"PATH": os.environ["PATH"]}), lambda: find_python(python or "/", {})):
+        with pytest.raises(ScriptNotFound, match="interpreter"):
+            call()
+
+
+@pytest.mark.parametrize("executable", ["", None])
+def test_a_program_with_python_inside_is_told_how_to_name_an_interpreter(
+    monkeypatch: pytest.MonkeyPatch, executable: Any
+) -> None:
+    own = sys.executable
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(ScriptNotFound, match=r"python=.*TR_PYTHON"):
+        find_python(None, {})
+    monkeypatch.setenv("TR_PYTHON", own)
+    with PythonSession(quiet_mode=True) as session:
+        assert session.fetch_response("hello you") == "Hello You"
+
+
+def test_a_frozen_program_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(ScriptNotFound, match="TR_PYTHON"):
+        find_python(None, {})
+    assert find_python(sys.executable, {}) == sys.executable
+
+
+@pytest.mark.parametrize("name", ["tr_mmap", "numpy", "msgspec"])
+def test_a_python_without_the_package_is_advised_of(name: str) -> None:
+    output = f"Traceback\nModuleNotFoundError: No module named '{name}'"
+    assert "TR_PYTHON" in advice_on(output)
+    assert name in advice_on(output)
+    assert advice_on("ModuleNotFoundError: No module named 'another'") == ""
+
+
+SHOW = """
+import json, os, sys
+print(json.dumps({
+    "argv": sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ), "executable": sys.executable, "path": sys.path,
+}))
+"""
+
+
+@contextmanager
+def _launched(tmp_path: Path, **options: Any) -> Iterator[WorkerProcess]:
+    worker = launch(
+        script(tmp_path, SHOW),
+        "name",
+        workspace_root=str(tmp_path),
+        session_dir=str(tmp_path),
+        mark="",
+        quiet=True,
+        **options,
+    )
+    try:
+        assert worker.wait(60)
+        yield worker
+    finally:
+        worker.terminate_tree(0)
+
+
+def _shown(tmp_path: Path, **options: Any) -> dict[str, Any]:
+    with _launched(tmp_path, **options) as worker:
+        assert worker.exit_code == 0, worker.log_tail()
+        found: dict[str, Any] = json.loads(Path(worker.log_path).read_text())
+        return found
+
+
+def test_arguments_environment_and_directory_reach_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEPT", "kept")
+    monkeypatch.setenv("GONE", "gone")
+    other = tmp_path / "a directory"
+    other.mkdir()
+    found = _shown(
+        tmp_path, args=["--lr", "0.1", "", "a b"], env={"MADE": "ü", "GONE": None, "NEVER": None}, cwd=str(other)
+    )
+    assert found["argv"] == ["name", "--lr", "0.1", "", "a b"]
+    assert found["cwd"] == str(other)
+    assert found["env"]["KEPT"] == "kept"
+    assert found["env"]["MADE"] == "ü"
+    assert not {"GONE", "NEVER"} & set(found["env"])
+    assert found["env"]["TR_WORKSPACE"] == str(tmp_path)
+
+
+def test_a_script_and_pythonpath_given_by_relative_paths_are_ours_whatever_the_workers_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    script(tmp_path, SHOW)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "modules")
+    worker = launch(
+        "worker.py", "name", workspace_root="/", session_dir=str(tmp_path), mark="", quiet=True, cwd="other"
+    )
+    try:
+        assert worker.wait(60)
+        found = json.loads(Path(worker.log_path).read_text())
+    finally:
+        worker.terminate_tree(0)
+    assert found["cwd"] == str(other)
+    assert str(tmp_path / "modules") in found["path"]
+
+
+def test_an_interpreter_given_by_name_runs_the_script(tmp_path: Path) -> None:
+    (tmp_path / "mypython").symlink_to(sys.executable)
+    found = _shown(tmp_path, python="mypython", env={"PATH": str(tmp_path)})
+    assert found["executable"] == str(tmp_path / "mypython")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"args": ["a\0b"]}, BadMessage),
+        ({"args": "text"}, BadMessage),
+        ({"args": [5]}, BadMessage),
+        ({"env": {"A=B": "c"}}, BadMessage),
+        ({"env": {"": "c"}}, BadMessage),
+        ({"env": {"A": 5}}, BadMessage),
+        ({"env": {"A": "b\0"}}, BadMessage),
+        ({"cwd": "nowhere"}, ScriptNotFound),
+        ({"python": "nowhere"}, ScriptNotFound),
+    ],
+)
+def test_what_no_process_can_get_is_refused_before_anything_is_made(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error), _launched(tmp_path, **options):
+        pass
+    assert os.listdir(tmp_path) == ["worker.py"]
+
+
+# -- the log ---------------------------------------------------------------------------------------------------------
+
+CHATTY = """
+import logging, os, sys
+logging.basicConfig()  # which takes stderr as it is now
+from tr_mmap import Server
+server = Server()
+
+@server.command("chat")
+def chat():
+    print("x" * 1023)
+    return "ok"
+
+@server.command("flood")
+def flood(count: int):
+    for number in range(count):
+        print("y" * 1023)
+        if number % 3 == 0:
+            logging.warning("z" * 1023)
+    return str(os.stat(2).st_size)
+
+@server.command("native")
+def native(count: int):
+    os.write(1, b"n" * (1 << 20) + b"\\n")
+    return "ok"
+
+server.run()
+"""
+
+
+@contextmanager
+def _chatty(tmp_path: Path, channel: str = "mapped", quiet: bool = True) -> Iterator[tuple[PythonSession, Path]]:
+    with PythonSession(script(tmp_path, CHATTY), quiet_mode=quiet, channel=channel) as session:
+        yield session, Path(session.session_dir()) / "worker.log"
+
+
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+def test_a_worker_that_prints_for_ever_has_a_bounded_log(tmp_path: Path, channel: str) -> None:
+    with _chatty(tmp_path, channel) as (session, log):
+        for _ in range(3):
+            within = int(session.fetch_response("flood 10000"))
+            assert within <= MAX_LOG_NBYTES + (2 << 20)
+            assert log.stat().st_size <= MAX_LOG_NBYTES + (2 << 20)
+        for _ in range(200):
+            session.fetch_response("native 1")
+        assert log.stat().st_size <= MAX_LOG_NBYTES + (70 << 20)  # looked at every 64 requests
+        size = session._worker_or_none().process.log_size()  # type: ignore[union-attr]
+        assert size.nbytes == log.stat().st_size
+        assert size.nbytes + size.dropped_nbytes >= 200 << 20
+        assert log.read_text().startswith("[tr_mmap: ")
+
+
+def test_a_sessions_log_takes_no_shared_memory_and_goes_with_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workspace: Path
+) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(worker_log.tempfile, "tempdir", str(place))
+    monkeypatch.setattr(worker_log, "_are_on_one_file_system", lambda *_: False)
+    monkeypatch.setattr(worker_log.system, "is_dir_on_tmpfs", lambda _: True)
+    with _chatty(tmp_path) as (session, log):
+        session.fetch_response("chat")
+        (real,) = place.iterdir()
+        assert os.path.realpath(log) == str(real)
+        assert log.is_symlink()
+        assert real.stat().st_mode & 0o777 == 0o600
+        assert json.loads((log.parent / "session.json").read_text())["log"] == str(real)
+        assert "x" * 1023 in real.read_text()
+        session.terminate()
+        assert "x" * 1023 in log.read_text()  # until the next start
+        session.start()
+        assert session.wait_until_ready()
+        (second,) = place.iterdir()
+        assert second != real
+        session.fetch_response("flood 10000")
+        assert second.stat().st_size <= MAX_LOG_NBYTES + (2 << 20)
+    assert not list(place.iterdir())
+    assert not leftovers(workspace)
+
+
+def test_a_dead_sessions_log_goes_with_a_sweep(tmp_path: Path, workspace: Path) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    text = (
+        "import os, signal, sys\nfrom tr_mmap.processes import worker_log\nfrom tr_mmap import PythonSession\n"
+        "worker_log._are_on_one_file_system = lambda *_: False\n"
+        "worker_log.system.is_dir_on_tmpfs = lambda _: True\n"
+        "session = PythonSession(quiet_mode=True)\nsession.start()\nsession.wait_until_ready()\n"
+        "session._worker_or_none().process.terminate_tree(0)\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", text], env={**environment(), "TMPDIR": str(place)}, check=False, timeout=60)
+    assert len(list(place.iterdir())) == 1
+    sweep()
+    assert not list(place.iterdir())
+
+
+def test_a_worker_that_outlives_its_controller_removes_its_log(tmp_path: Path, workspace: Path) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    text = (
+        "import os, signal, sys\nfrom tr_mmap.processes import worker_log\nfrom tr_mmap import PythonSession\n"
+        "worker_log._are_on_one_file_system = lambda *_: False\n"
+        "worker_log.system.is_dir_on_tmpfs = lambda _: True\n"
+        "session = PythonSession(sys.argv[1], quiet_mode=True)\nsession.start()\nsession.wait_until_ready()\n"
+        "print(session._worker_or_none().process.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", text, str(TOOLS)],
+        env={**environment(), "TMPDIR": str(place)}, check=False, timeout=60, capture_output=True, text=True,
+    )  # fmt: skip
+    assert has_ended(int(ended.stdout), within_s=30.0)
+    assert not list(place.iterdir())

@@ -1,0 +1,226 @@
+"""A worker's log: bounded, counted, outside shared memory, and readable while it is cut."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import BOUND_S, count_fds
+
+from tr_mmap.processes import worker_log
+from tr_mmap.processes.log_forwarder import LogForwarder
+from tr_mmap.processes.worker_log import (
+    KEPT_NBYTES,
+    MAX_LOG_NBYTES,
+    create_log,
+    cut_log,
+    log_size,
+    log_tail,
+    new_log_path,
+    remove_log,
+)
+
+LINE = b"0123456789" * 10 + b"\n"
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[tuple[str, int]]:
+    path, fd = create_log(str(tmp_path / "log"))
+    worker_log.system.append_always(fd)
+    yield path, fd
+    os.close(fd)
+
+
+def fill(fd: int, nbytes: int) -> int:
+    """Write numbered lines. Returns how many bytes."""
+    text = b"".join(b"%09d" % number + LINE for number in range(nbytes // 110 + 1))
+    return os.write(fd, text)
+
+
+def test_a_small_log_is_left_alone(log: tuple[str, int]) -> None:
+    path, fd = log
+    nbytes = fill(fd, 1000)
+    assert not cut_log(fd)
+    assert log_size(path) == (nbytes, 0)
+
+
+def test_a_large_log_keeps_its_newest_part_and_says_how_much_it_dropped(log: tuple[str, int]) -> None:
+    path, fd = log
+    written = 0
+    for _ in range(3):
+        written += fill(fd, MAX_LOG_NBYTES)
+        assert cut_log(fd)
+        text = Path(path).read_bytes()
+        head, _, rest = text.partition(b"\n")
+        nbytes, dropped = log_size(path)
+        assert nbytes == len(text) <= KEPT_NBYTES + 100
+        assert head == b"[tr_mmap: %d bytes of older output were dropped]" % dropped
+        assert dropped + len(rest) == written
+        assert rest.endswith(LINE)
+        assert rest[:9].isdigit()  # it begins with a whole line
+    os.write(fd, b"the newest\n")
+    assert log_tail(path, 1) == "the newest"
+
+
+def test_a_log_without_lines_is_cut_too(log: tuple[str, int]) -> None:
+    path, fd = log
+    os.write(fd, b"x" * (MAX_LOG_NBYTES + 1))
+    assert cut_log(fd)
+    assert log_size(path).nbytes <= KEPT_NBYTES + 100
+    assert log_size(path).dropped_nbytes == MAX_LOG_NBYTES + 1 - KEPT_NBYTES
+
+
+def test_the_size_of_a_log_that_is_gone_is_zero(tmp_path: Path) -> None:
+    assert log_size(str(tmp_path / "none")) == (0, 0)
+
+
+# -- where it is -----------------------------------------------------------------------------------------------------
+
+
+def test_a_session_in_memory_has_its_log_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_log.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(worker_log.system, "is_dir_on_tmpfs", lambda _: True)
+    monkeypatch.setattr(worker_log, "_are_on_one_file_system", lambda *_: False)
+    first, second = new_log_path("/dev/shm"), new_log_path("/dev/shm")
+    assert os.path.dirname(first) == str(tmp_path)
+    assert first != second
+
+
+def test_a_session_on_a_disk_or_without_a_place_for_temporary_files_keeps_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_log.system, "is_dir_on_tmpfs", lambda _: False)
+    assert new_log_path(str(tmp_path)) == ""
+    monkeypatch.setattr(worker_log.system, "is_dir_on_tmpfs", lambda _: True)
+    monkeypatch.setattr(worker_log.tempfile, "tempdir", str(tmp_path))
+    assert new_log_path(str(tmp_path)) == ""  # the same file system: nothing would be gained
+    monkeypatch.setattr(worker_log.tempfile, "tempdir", str(tmp_path / "none"))
+    assert new_log_path(str(tmp_path)) == ""
+    assert new_log_path(str(tmp_path / "no session")) == ""
+
+
+def test_a_log_elsewhere_has_a_link_in_the_session(tmp_path: Path) -> None:
+    link = tmp_path / "worker.log"
+    link.write_text("an older one")
+    path, fd = create_log(str(tmp_path / "real"), str(link))
+    os.write(fd, b"words")
+    os.close(fd)
+    assert path == str(tmp_path / "real")
+    assert link.read_text() == "words"
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
+@pytest.mark.parametrize("wanted", ["none/real", "taken"])
+def test_a_log_that_cannot_be_made_elsewhere_is_in_the_session(tmp_path: Path, wanted: str) -> None:
+    (tmp_path / "taken").write_text("another program's")
+    link = str(tmp_path / "worker.log")
+    path, fd = create_log(str(tmp_path / wanted), link)
+    os.close(fd)
+    assert path == link
+    assert not os.path.islink(link)
+    assert (tmp_path / "taken").read_text() == "another program's"
+
+
+def test_only_what_is_certainly_a_log_is_removed(tmp_path: Path) -> None:
+    name = "tr_mmap-log-" + "0" * 32
+    log, other, folder = tmp_path / name, tmp_path / "precious", tmp_path / ("tr_mmap-log-" + "1" * 32)
+    link, relative = tmp_path / ("tr_mmap-log-" + "2" * 32), name
+    other.write_text("x")
+    log.write_text("x")
+    folder.mkdir()
+    link.symlink_to(other)
+    for path in (str(other), str(folder), str(link), relative, "", "/", f"{log}\0", f"{log}/", f"{other}/../{name}x"):
+        remove_log(path)
+    assert other.exists()
+    assert folder.exists()
+    assert link.is_symlink()
+    assert log.exists()
+    remove_log(str(log))
+    assert not log.exists()
+    remove_log(str(log))
+
+
+# -- copying it while it is cut --------------------------------------------------------------------------------------
+
+
+def wait_for(condition) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + BOUND_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+
+def new_sink(monkeypatch: pytest.MonkeyPatch) -> Sink:
+    """In place of stderr. No fixture, because pytest sets stderr anew when the test itself begins."""
+    sink = Sink()
+    monkeypatch.setattr("sys.stderr", sink)
+    return sink
+
+
+def test_a_forwarder_goes_on_after_a_cut_and_repeats_nothing(
+    log: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fd = log
+    sink = new_sink(monkeypatch)
+    before = count_fds()
+    os.write(fd, b"old\n")
+    forwarder = LogForwarder(path, from_start=False)
+    os.write(fd, b"first\n")
+    wait_for(lambda: "first" in sink.text)
+    fill(fd, MAX_LOG_NBYTES)
+    written = log_size(path).nbytes
+    wait_for(lambda: len(sink.text) == written - len("old\n"))
+    assert cut_log(fd)
+    os.write(fd, b"second\n")
+    wait_for(lambda: sink.text.endswith("second\n"))
+    forwarder.stop(BOUND_S)
+    assert len(sink.text) == written - len("old\n") + len("second\n")
+    assert "old" not in sink.text
+    assert count_fds() == before
+
+
+def test_a_forwarder_that_was_too_slow_says_how_much_is_gone(log: tuple[str, int]) -> None:
+    path, fd = log
+    forwarder = LogForwarder.__new__(LogForwarder)  # without its thread, which might be fast enough
+    forwarder._fd, forwarder._position = os.open(path, os.O_RDONLY), 0
+    os.write(fd, b"first\n")
+    assert forwarder._read() == b"first\n"
+    fill(fd, MAX_LOG_NBYTES)
+    assert cut_log(fd)
+    dropped = log_size(path).dropped_nbytes
+    text = forwarder._read()
+    assert text.startswith(b"\n[tr_mmap: %d bytes of output were dropped]\n" % (dropped - len(b"first\n")))
+    while data := forwarder._read():
+        text += data
+    assert text.endswith(LINE)
+    forwarder._close()
+
+
+def test_a_forwarder_has_no_thread_while_its_process_forks(
+    log: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fd = log
+    sink = new_sink(monkeypatch)
+    forwarder = LogForwarder(path, from_start=True)
+    child = os.fork()  # a warning that there are threads would be an error here
+    if child == 0:
+        os._exit(len(os.listdir("/proc/self/task")) - 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    os.write(fd, b"after the fork\n")
+    wait_for(lambda: "after the fork" in sink.text)
+    forwarder.stop(BOUND_S)

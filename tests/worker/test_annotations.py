@@ -1,0 +1,332 @@
+"""What a parameter's annotation means: a word or a tensor, or an error when the function is registered."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import enum
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, Optional, TypeVar, Union
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from tr_mmap import BadMessage, MissingTag, PythonSession, RemoteError, Server
+from tr_mmap.worker.binding import Command
+
+if TYPE_CHECKING:
+    from somewhere import Unimportable
+
+TAGS = {"a": "tensor a", "b": "tensor b", "7": "tensor 7", "fast": "tensor fast", "true": "tensor true"}
+
+Metres = NewType("Metres", float)
+Number = TypeVar("Number", bound=float)
+T = TypeVar("T")
+
+
+def bound(function: Callable[..., Any], parameters: str) -> Any:
+    arguments, named = Command("do", function).bind(parameters, TAGS, lambda tag, _: TAGS[tag], "numpy")
+    return function(*arguments, **named)
+
+
+def optional(x: Any, k: float | None = None) -> Any:
+    return x, k
+
+
+def required_optional(x: Any, k: float | None) -> Any:
+    return x, k
+
+
+def old_optional(x: Any, k: Optional[int] = None, m: Union[int, str] = 0) -> Any:  # noqa: UP007, UP045
+    return x, k, m
+
+
+def optional_text(text: str | None = None) -> Any:
+    return text
+
+
+def either_number(x: Any, k: int | float) -> Any:
+    return x, k
+
+
+def keyword(x: Any, *, k: float, label: str = "none") -> Any:
+    return x, k, label
+
+
+def keyword_tensor(x: Any, *, mask: Any = None) -> Any:
+    return x, mask
+
+
+def literal(x: Any, mode: Literal["fast", "exact"], level: Literal[1, 2, True] = 1) -> Any:
+    return x, mode, level
+
+
+def annotated(x: Annotated[Any, "shape (3,)"], k: Annotated[float, "a factor"]) -> Any:
+    return x, k
+
+
+def new_type(x: Any, k: Metres, n: Number) -> Any:
+    return x, k, n
+
+
+def arrays(x: np.ndarray, y: torch.Tensor | None, z: npt.NDArray[np.float32] | None = None, w: T | object = 1) -> Any:
+    return x, y, z, w
+
+
+def numbers(x: Any, *weights: float) -> Any:
+    return x, weights
+
+
+def words_only(*words: str) -> Any:
+    return words
+
+
+def partly_unresolvable(x: Unimportable | None, k: int | None = None, y: Unimportable = None) -> Any:
+    return x, k, y
+
+
+def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def bare_decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(*args, **kwargs):  # type: ignore[no-untyped-def]
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+class Model:
+    def run(self, x: Any, k: float | None = None) -> Any:
+        return x, k
+
+    def __call__(self, x: Any, n: int) -> Any:
+        return x, n
+
+    @classmethod
+    def of_class(cls, x: Any, n: int) -> Any:
+        return x, n
+
+    @staticmethod
+    def static(x: Any, n: int) -> Any:
+        return x, n
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters", "result"),
+    [
+        (optional, "a", ("tensor a", None)),
+        (optional, "a 2.5", ("tensor a", 2.5)),
+        (optional, "a None", ("tensor a", None)),
+        (required_optional, "a 2", ("tensor a", 2.0)),
+        (required_optional, "a None", ("tensor a", None)),
+        (old_optional, "a 3", ("tensor a", 3, 0)),
+        (old_optional, "a 3 4", ("tensor a", 3, 4)),
+        (old_optional, "a 3 four or five", ("tensor a", 3, "four or five")),
+        (optional_text, "", None),
+        (optional_text, "None of a, b", "None of a, b"),
+        (either_number, "a 2", ("tensor a", 2)),
+        (either_number, "a 2.5", ("tensor a", 2.5)),
+        (keyword, "a 2.5", ("tensor a", 2.5, "none")),
+        (keyword, "2.5 a some words", ("tensor a", 2.5, "some words")),
+        (keyword_tensor, "a", ("tensor a", None)),
+        (keyword_tensor, "a b", ("tensor a", "tensor b")),
+        (literal, "a exact", ("tensor a", "exact", 1)),
+        (literal, "a fast 2", ("tensor a", "fast", 2)),  # although there is a tensor "fast"
+        (literal, "a fast true", ("tensor a", "fast", True)),
+        (annotated, "a 2", ("tensor a", 2.0)),
+        (new_type, "a 2 3", ("tensor a", 2.0, 3.0)),
+        (arrays, "a b", ("tensor a", "tensor b", None, 1)),
+        (arrays, "a b 7 a", ("tensor a", "tensor b", "tensor 7", "tensor a")),
+        (numbers, "a", ("tensor a", ())),
+        (numbers, "a 1 2.5 7", ("tensor a", (1.0, 2.5, 7.0))),
+        (numbers, "7", ("tensor 7", ())),
+        (words_only, "one two", ("one", "two")),
+        (partly_unresolvable, "a", ("tensor a", None, None)),
+        (partly_unresolvable, "a 3 b", ("tensor a", 3, "tensor b")),
+        (functools.partial(optional, k=2.0), "a", ("tensor a", 2.0)),
+        (functools.partial(keyword, k=2.0), "a x y", ("tensor a", 2.0, "x y")),
+        (functools.partial(lambda y, x: (x, y), 5), "a", ("tensor a", 5)),
+        (Model().run, "a 2.5", ("tensor a", 2.5)),
+        (Model(), "a 3", ("tensor a", 3)),
+        (Model.of_class, "a 3", ("tensor a", 3)),
+        (Model.static, "a 3", ("tensor a", 3)),
+        (decorated(optional), "a 2.5", ("tensor a", 2.5)),
+        (decorated(decorated(Model().run)), "a 2.5", ("tensor a", 2.5)),
+        (torch.inference_mode()(optional), "a 2.5", ("tensor a", 2.5)),
+        (torch.no_grad()(keyword), "a 2.5", ("tensor a", 2.5, "none")),
+        (bare_decorated(arrays), "a b", ("tensor a", "tensor b", None, 1)),
+    ],
+)
+def test_an_annotation_means_what_its_author_expects(
+    function: Callable[..., Any], parameters: str, result: Any
+) -> None:
+    assert bound(function, parameters) == result
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters", "words"),
+    [
+        (optional, "a x", "k is 'x', which is no float"),
+        (either_number, "a x", "no int and no float"),
+        (keyword, "a", "no word is left for k"),
+        (literal, "a slow", "none of 'fast', 'exact'"),
+        (numbers, "a 1 x", "'x', which is no float"),
+        (required_optional, "a", "no word is left for k"),
+    ],
+)
+def test_a_word_that_an_annotation_does_not_take_is_named(
+    function: Callable[..., Any], parameters: str, words: str
+) -> None:
+    with pytest.raises(BadMessage, match=words):
+        bound(function, parameters)
+
+
+def test_a_default_without_annotation_is_a_tensors_and_the_error_says_how_to_make_it_a_words() -> None:
+    def scale(x: Any, k=2.0) -> Any:  # type: ignore[no-untyped-def]
+        return x, k
+
+    assert bound(scale, "a b") == ("tensor a", "tensor b")
+    with pytest.raises(MissingTag, match="annotate k: float"):
+        bound(scale, "a 2.5")
+
+
+# -- refused when it is registered -----------------------------------------------------------------------------------
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Celsius(float):
+    pass
+
+
+def a_list(x: Any, weights: list[float]) -> Any: ...
+def a_bare_list(weights: list) -> Any: ...  # type: ignore[type-arg]
+def a_tuple(x: Any, weights: tuple[int, ...]) -> Any: ...
+def a_sequence(x: Any, weights: Sequence[float]) -> Any: ...
+def a_dict(options: dict[str, float]) -> Any: ...
+def a_path(path: Path) -> Any: ...
+def a_date(day: datetime.date) -> Any: ...
+def some_bytes(data: bytes | None) -> Any: ...
+def an_enum(x: Any, colour: Colour) -> Any: ...
+def a_subclass(x: Any, degrees: Celsius) -> Any: ...
+def a_numpy_scalar(x: Any, k: np.float32) -> Any: ...
+def a_mixture(x: np.ndarray | float) -> Any: ...
+def some_options(x: Any, **options: float) -> Any: ...
+def words_and_keyword(*words: float, k: float) -> Any: ...
+async def a_coroutine(x: Any) -> Any: ...
+def a_generator(x: Any) -> Any:
+    yield x
+
+
+async def an_async_generator(x: Any) -> Any:
+    yield x
+
+
+class AsyncModel:
+    async def run(self, x: Any) -> Any: ...
+    async def __call__(self, x: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (a_list, r"weights: list\[float\].*write \*weights: float"),
+        (a_bare_list, r"write \*weights"),
+        (a_tuple, r"write \*weights: int"),
+        (a_sequence, "weights: "),
+        (a_dict, "options: "),
+        (a_path, "path: Path.*write path: str"),
+        (a_date, "day: "),
+        (some_bytes, "data: "),
+        (an_enum, "colour: Colour"),
+        (a_subclass, "write degrees: float"),
+        (a_numpy_scalar, "write k: float"),
+        (a_mixture, "x_value: float"),
+        (some_options, r"\*\*options"),
+        (words_and_keyword, r"put k before \*args"),
+        (a_coroutine, "async def.*asyncio.run"),
+        (functools.partial(a_coroutine), "async def"),
+        (AsyncModel().run, "async def"),
+        (AsyncModel(), "async def"),
+        (a_generator, "yield.*return"),
+        (an_async_generator, "yield"),
+        (functools.partial(a_list, "x"), r"\*weights"),
+        ("no function", "no function"),
+        (max, "unknown.*register a function that calls it"),
+    ],
+)
+def test_what_no_message_could_call_is_refused_when_it_is_registered(function: Any, words: str) -> None:
+    server = Server()
+    with pytest.raises(BadMessage, match=words) as caught:
+        server.command("do")(function)
+    assert "do" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "do" not in server._commands
+
+
+def test_the_refusal_names_the_file_and_the_line_to_change() -> None:
+    with pytest.raises(BadMessage) as caught:
+        Server().command("do")(decorated(a_list))
+    assert f"{__file__}, line {a_list.__code__.co_firstlineno}" in str(caught.value)
+
+
+def test_a_function_that_runs_a_coroutine_itself_is_a_function() -> None:
+    async def double(x: Any) -> Any:
+        return x, x
+
+    @functools.wraps(double)
+    def run(x: Any) -> Any:
+        return asyncio.run(double(x))
+
+    assert bound(run, "a") == ("tensor a", "tensor a")
+
+
+WORKER = """
+from __future__ import annotations
+from typing import Literal
+import numpy as np
+from tr_mmap import Server
+s = Server()
+
+@s.command('scale')
+def scale(x, k: float | None = None):
+    return x * (k or 1)
+
+@s.command('kw')
+def kw(x: np.ndarray, *, k: float, mode: Literal['up', 'down'] = 'up'):
+    return x * k if mode == 'up' else x / k
+
+@s.command('weigh')
+def weigh(x, *weights: float):
+    return x * sum(weights)
+
+s.run()
+"""
+
+
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+def test_a_workers_functions_get_what_their_annotations_say(tmp_path: Path, channel: str) -> None:
+    path = tmp_path / "worker.py"
+    path.write_text(WORKER)
+    with PythonSession(path, quiet_mode=True, channel=channel) as session:
+        ones = np.ones(2)
+        for message, value in (
+            ("scale", 1), ("scale 2.5", 2.5), ("kw 2.5", 2.5), ("kw 2 down", 0.5), ("weigh 1 2 3", 6), ("weigh", 0),
+        ):  # fmt: skip
+            assert np.array_equal(session.calculate(message, ones), ones * value), message
+        session.send_tensor(ones, "2.5")  # a tag that is a number takes no number away
+        assert np.array_equal(session.calculate("scale 2.5", ones), ones * 2.5)
+        assert np.array_equal(session.fetch_tensor("scale 2.5"), ones)
+        with pytest.raises(RemoteError, match="none of 'up', 'down'"):
+            session.calculate("kw 2 sideways", ones)

@@ -1,0 +1,139 @@
+"""The worker's own log: writes to it whatever a handler did to stderr, and keeps it bounded. Never reads requests.
+
+A handler may close, replace or break ``sys.stderr``, and so may a library that it uses. So a worker has a descriptor of
+its own of the log, which is used where stderr does not take a line.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any, Final
+
+from ..base import system
+from ..base.fork_safety import ForkAware
+from ..errors import TRException
+from ..processes.worker_log import cut_log
+from .stop_signals import Stop
+
+__all__ = ["WorkerLog", "log"]
+
+_LOOK_CHARS: Final = 256 << 10  # printed before the log's size is looked at; far less than what it may have
+
+_current: WorkerLog | None = None
+
+
+def log(*values: Any) -> None:
+    """Write a line to the worker's log. Raises nothing: neither a broken stderr nor a full disk ends the worker."""
+    try:
+        text = " ".join(map(str, values)) + "\n"
+        stream = sys.stderr
+        if stream is not None:
+            stream.write(text)
+            stream.flush()
+            return
+    except Stop:
+        raise
+    except BaseException:  # whatever an object in place of stderr raises
+        pass
+    if _current is not None:
+        _current.write(text)
+
+
+class WorkerLog(ForkAware):
+    """The log of this process, which is a worker. While it is kept, what Python prints is counted.
+
+    A forked child writes to the same log, but never cuts it.
+
+    Args:
+        path: of the log.
+
+    Raises:
+        OSError, TRException: this process's output does not go there.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._fd = system.open_private_file(path, write=True)
+        try:
+            streams = [fd for fd in (1, 2) if _is_same_file(fd, self._fd)]
+            if not streams:
+                raise OSError(f"neither stdout nor stderr is {path}")
+            for fd in (self._fd, *streams):
+                system.append_always(fd)  # else a writer would go on far behind the end of a log that was cut
+        except BaseException:
+            system.close(self._fd)
+            raise
+        self._printed = 0  # characters since the last look
+        self._counted: list[Any] = []
+        super().__init__()
+
+    @classmethod
+    def keep(cls, *paths: str) -> WorkerLog | None:
+        """Keep the log if it is one of these files; None if it is none of them: a person has started this worker."""
+        global _current
+        for path in paths:
+            try:
+                _current = cls(path)
+            except (OSError, TRException):
+                continue
+            _current._count()
+            _current.look()
+            return _current
+        return None
+
+    def write(self, text: str) -> None:
+        """Write to the log itself, whatever has become of stderr."""
+        try:
+            system.write_all(self._fd, text.encode("utf-8", "replace"))
+        except OSError:
+            pass  # the disk is full; what is lost is a line for a person, and the worker goes on
+        self._add(len(text))
+
+    def look(self) -> None:
+        """Cut the log if it has become too large."""
+        self._printed = 0
+        if not self.is_foreign:
+            try:
+                cut_log(self._fd)
+            except OSError:
+                pass  # the next look tries again
+
+    def close(self) -> None:
+        """Count no more."""
+        global _current
+        if _current is self:
+            _current = None
+        for stream in self._counted:
+            vars(stream).pop("write", None)
+        self._counted.clear()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            system.close(fd)
+
+    def _count(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            # An attribute of the stream, not a stream in its place: loggers made earlier have the stream itself.
+            if type(stream) is io.TextIOWrapper and "write" not in vars(stream):
+                stream.write = self._counting(stream.write)  # type: ignore[method-assign]
+                self._counted.append(stream)
+
+    def _counting(self, write: Any) -> Any:
+        def counting_write(text: str, /) -> Any:
+            written = write(text)
+            self._add(len(text))
+            return written
+
+        return counting_write
+
+    def _add(self, count: int) -> None:
+        self._printed += count
+        if self._printed > _LOOK_CHARS:
+            self.look()
+
+
+def _is_same_file(fd: int, other: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.fstat(other))
+    except OSError:
+        return False  # it is closed
