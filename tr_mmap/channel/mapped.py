@@ -1,8 +1,7 @@
 """The default channel: JSON in mapped files, semaphores as doorbells. Never needs a lock between the processes.
 
-``request.json`` and ``response.json`` are message pages of ``MESSAGE_PAGE_NBYTES``; ``status.txt`` has
-``STATUS_NBYTES``. Each holds one line and then spaces, so ``cat`` and ``json.load`` work on them. A message
-begins with its number in a fixed place::
+``request.page`` and ``response.page`` are message pages of ``MESSAGE_PAGE_NBYTES``; ``status.page`` has
+``STATUS_NBYTES``. Each holds one line and then spaces. A message begins with its number in a fixed place::
 
     offset 0  {"seq":␠
     offset 8  the number, 8 ASCII characters, spaces first      <- stored last, as one aligned 8-byte word
@@ -11,7 +10,13 @@ begins with its number in a fixed place::
 A writer stores a blank number ("       0"), then the rest, then the number. So a reader that sees the same new number
 before and after it copied the line has a whole message, at whatever moment its doorbell rang. A process that does not
 compare the numbers may read two messages mixed, and must read again. A message that is too long for its page is a
-spill: a file of its own, which the page names under ``"spill"``.
+spill: a file of its own, which the page names under ``"spill"``. The last word of the status page is the worker's
+heartbeat.
+
+``request.json``, ``response.json`` and ``status.txt`` mirror the pages for people: one line and then spaces, so ``cat``
+and ``json.load`` work on them. Each side writes the mirrors of its own pages, after it has rung the other. No process
+maps a mirror: to truncate a mapped file is SIGBUS for all that map it. What somebody writes into a mirror by hand is
+noticed in ``by_hand.py``.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from math import inf
@@ -29,26 +35,33 @@ import msgspec
 from ..base import system
 from ..base.identifiers import is_doorbell_name, spill_sender
 from ..errors import BadMessage, HostilePath, TRException
-from ..native import IS_COMPILED, ChannelParts, MessagePage
+from ..native import IS_COMPILED, ChannelParts, Heartbeat, MessagePage, Mirror
+from ..protocol.legacy import encode_legacy
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import (
     EMPTY_PAGE,
+    HAND_ANSWER_S,
+    HEARTBEAT_OFFSET,
     MAX_MESSAGE_NBYTES,
     MAX_MESSAGE_SEQ,
     MESSAGE_PAGE_NBYTES,
     REQUEST_FILE,
+    REQUEST_PAGE_FILE,
     RESPONSE_FILE,
+    RESPONSE_PAGE_FILE,
     SPILL_SUFFIX,
     STATUS_EXIT,
     STATUS_FILE,
     STATUS_NBYTES,
+    STATUS_PAGE_FILE,
     STATUS_STARTING,
 )
 from ..wire.names import DOORBELL_PREFIX
-from ..wire.waits import STATUS_RETRIES, STATUS_RETRY_S, WAIT_SLICE_S
+from ..wire.waits import STATUS_RETRIES, STATUS_RETRY_S, STATUS_SLICE_S, WAIT_SLICE_S
+from .by_hand import MOST_WAITING, HandWatch
 from .doorbell import Doorbell
-from .interface import Channel, Role, check_bounds
+from .interface import Channel, Role, check_bounds, never
 
 __all__ = ["MappedChannel"]
 
@@ -114,19 +127,25 @@ class MappedChannel(Channel):
     """See the module's docstring.
 
     Attributes:
-        status: the status file, mapped.
+        status: the status page, mapped.
     """
 
     def __init__(self, directory: str, role: Role, fds: list[int], doorbells: list[Doorbell]) -> None:
         self._directory = directory
         self._role = role
         request_fd, response_fd, status_fd = fds
-        request = MessagePage(system.map_write(request_fd, MESSAGE_PAGE_NBYTES))
-        response = MessagePage(system.map_write(response_fd, MESSAGE_PAGE_NBYTES))
+        request_view = system.map_write(request_fd, MESSAGE_PAGE_NBYTES)
+        response_view = system.map_write(response_fd, MESSAGE_PAGE_NBYTES)
+        self._response_view = response_view
+        request, response = MessagePage(request_view), MessagePage(response_view)
         self.status = system.map_write(status_fd, STATUS_NBYTES)
+        self._status_line = self.status[:HEARTBEAT_OFFSET]
         self._status_start = self.status.cast("I")
         self._status_words = self.status.cast("Q")
         self._has_long_status = True  # the other side may have written one
+        self._last_status = StatusLine(Status.STARTING)  # the last that could be read
+        self._heartbeat = Heartbeat(self.status)
+        self.touch = self._heartbeat.touch
         self._doorbells = doorbells
         request_doorbell, response_doorbell = doorbells
         if role is Role.CONTROLLER:
@@ -135,6 +154,15 @@ class MappedChannel(Channel):
         else:
             self._out, self._in = response, request
             self._peer_doorbell, self._own_doorbell = response_doorbell, request_doorbell
+        out_file = REQUEST_FILE if role is Role.CONTROLLER else RESPONSE_FILE
+        self._out_mirror = Mirror(
+            request_view if role is Role.CONTROLLER else response_view, _path(directory, out_file)
+        )
+        self._out.set_mirror(self._out_mirror)
+        self._status_mirror = Mirror(self._status_line, _path(directory, STATUS_FILE))
+        self._by_hand: list[bytes] = []  # the fast path looks whether it is empty
+        self._hand_watch: HandWatch | None = None
+        self._sending = threading.RLock()  # reentrant, because a signal handler may send too
         self._spill_number = 0
         self._spill_token = secrets.token_hex(4)  # of this end, because an earlier one may have left spills
         self._is_closed = False
@@ -143,7 +171,8 @@ class MappedChannel(Channel):
         if not IS_COMPILED:
             return None
         peer, own = self._peer_doorbell.semaphore, self._own_doorbell.semaphore
-        return ChannelParts((self._out, self._in, peer, own, WAIT_SLICE_S), self.status)
+        endpoint = (self._out, self._in, peer, own, WAIT_SLICE_S)
+        return ChannelParts(endpoint, self.status, self._status_mirror, self._by_hand)
 
     @classmethod
     def new_doorbells(cls) -> list[str]:
@@ -157,10 +186,12 @@ class MappedChannel(Channel):
         try:
             for name in doorbells or cls.new_doorbells():
                 opened.append(Doorbell.create(name))
-            for name in (REQUEST_FILE, RESPONSE_FILE):
+            for name in (REQUEST_PAGE_FILE, RESPONSE_PAGE_FILE):
                 fds.append(_create_file(directory, name, EMPTY_PAGE.encode(), MESSAGE_PAGE_NBYTES))
-            fds.append(_create_file(directory, STATUS_FILE, STATUS_STARTING.encode() + b"\n", STATUS_NBYTES))
-            return cls(directory, Role.CONTROLLER, fds, opened)
+            fds.append(_create_file(directory, STATUS_PAGE_FILE, STATUS_STARTING.encode() + b"\n", STATUS_NBYTES))
+            channel = cls(directory, Role.CONTROLLER, fds, opened)
+            channel._create_mirrors()
+            return channel
         except BaseException:
             for doorbell in opened:
                 doorbell.unlink()
@@ -173,9 +204,9 @@ class MappedChannel(Channel):
     def attach(cls, directory: str, doorbells: Sequence[str]) -> MappedChannel:
         fds: list[int] = []
         try:
-            for name in (REQUEST_FILE, RESPONSE_FILE):
+            for name in (REQUEST_PAGE_FILE, RESPONSE_PAGE_FILE):
                 fds.append(_open_file(directory, name, MESSAGE_PAGE_NBYTES))
-            fds.append(_open_file(directory, STATUS_FILE, STATUS_NBYTES))
+            fds.append(_open_file(directory, STATUS_PAGE_FILE, STATUS_NBYTES))
             if len(doorbells) != 2 or not all(map(is_doorbell_name, doorbells)):
                 raise BadMessage("the manifest names no two doorbells", detail=repr(doorbells)[:200])
             channel = cls(directory, Role.WORKER, fds, [Doorbell.open(name) for name in doorbells])
@@ -188,13 +219,32 @@ class MappedChannel(Channel):
     def doorbells(self) -> list[str]:
         return [doorbell.name for doorbell in self._doorbells]
 
-    def send(self, message: Request | Response) -> None:
+    def _create_mirrors(self) -> None:
+        """Put new mirrors in place of an earlier worker's; a name that cannot be freed stays without a mirror."""
+        for name in (REQUEST_FILE, RESPONSE_FILE, STATUS_FILE):
+            try:
+                system.unlink(_path(self._directory, name))
+            except OSError:
+                pass  # a directory, say
+        response = Mirror(self._response_view, _path(self._directory, RESPONSE_FILE))
+        for mirror in (self._out_mirror, response, self._status_mirror):
+            mirror.restore()
+        response.close()
+
+    def send(
+        self, message: Request | Response, deadline_s: float | None = None, stop: Callable[[], bool] = never
+    ) -> None:
+        del deadline_s, stop  # the page is free at any time
         text = encode(message)
-        try:
-            self._out.store(message.seq, text)  # the encoder writes "seq" first; the page has its own place for it
-        except ValueError:
-            self._send_apart(message.seq, text)
+        with self._sending:
+            try:
+                self._out.store(message.seq, text)  # the encoder writes "seq" first; the page has its own place for it
+            except ValueError:
+                self._send_apart(message.seq, text)
         self.ring()
+        if self._role is Role.WORKER:
+            self.touch()
+        self._out_mirror.show()
 
     def _send_apart(self, seq: int, text: bytes) -> None:
         """Send a message as a spill, because the page cannot hold it."""
@@ -274,41 +324,47 @@ class MappedChannel(Channel):
         return line if line is None or line[17:25] != _SPILL_KEY else self._take_spill(line)
 
     def _sleep(self, deadline_s: float) -> bool:
-        """Wait for the doorbell; False when the time is over."""
-        remaining_s = deadline_s - time.monotonic()
+        """Wait a little for the doorbell, or only a little if another thread waits there. False when the time is over.
+
+        A ring wakes one of two threads. So the one that waits for a message keeps the doorbell for itself, and this one
+        looks again by itself.
+        """
+        remaining_s = min(deadline_s - time.monotonic(), STATUS_SLICE_S)
         if remaining_s <= 0:
             return False
-        self._own_doorbell.wait(remaining_s if remaining_s < WAIT_SLICE_S else WAIT_SLICE_S)
+        if self._in.waiters:
+            time.sleep(remaining_s)
+        elif self._own_doorbell.wait(remaining_s) and self._in.waiters:
+            self.wake()  # another thread has begun to wait meanwhile, and the ring may have been for it
         return True
 
     def read_status(self) -> StatusLine:
-        for _ in range(STATUS_RETRIES):
+        for is_last in [False] * STATUS_RETRIES + [True]:
             try:
-                return self._read_status_once()
+                self._last_status = self._read_status_once()
+                break
             except BadMessage:  # the read may have been torn
-                time.sleep(STATUS_RETRY_S)
-        return self._read_status_once()
+                if not is_last:
+                    time.sleep(STATUS_RETRY_S)
+        return self._last_status
 
     def _read_status_once(self) -> StatusLine:
-        line = self.status.tobytes()
+        line = self._status_line.tobytes()
         end = line.find(b"\n")
         return parse_status(line[: end if end >= 0 else 80].decode("utf-8", "replace").strip("\0 "))
 
     def is_exit_requested(self) -> bool:
-        if self._status_start[0] != _EXIT_START:
-            return False
-        try:
-            return self.read_status().status is Status.EXIT
-        except BadMessage:
-            return False
+        return self._status_start[0] == _EXIT_START and self.read_status().status is Status.EXIT
 
     def write_status(self, status: Status, detail: str = "") -> None:
         word = None if detail or self._has_long_status else _SHORT_LINES.get(status)
         if word is not None:
             self._status_words[0] = word
+            self._status_mirror.update()
             return
         line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
-        self.status[:] = line.ljust(STATUS_NBYTES)
+        self._status_line[:] = line.ljust(HEARTBEAT_OFFSET)
+        self._status_mirror.show()
         # The worker writes nearly every status, so it knows what is there; the controller rarely writes one.
         self._has_long_status = len(line) > _WORD_NBYTES or self._role is Role.CONTROLLER
 
@@ -328,6 +384,39 @@ class MappedChannel(Channel):
                 return line
             if stop() or not self._sleep(deadline_s):
                 return None
+
+    def heartbeat_age_ms(self) -> float | None:
+        return self._heartbeat.age_ms()
+
+    # -- what somebody writes by hand ------------------------------------------------------------------------------
+
+    def watch_by_hand(self, *, may_exit: bool = True) -> HandWatch | None:
+        restore = self._status_mirror.restore
+        exit_by_hand = self._exit_by_hand if may_exit else restore
+        self._hand_watch = HandWatch(self._directory, self._hold_by_hand, exit_by_hand, restore)
+        return self._hand_watch
+
+    def _hold_by_hand(self, text: bytes) -> None:
+        """Keep a request until the worker's main thread takes it. Runs in the watch's thread."""
+        if len(self._by_hand) < MOST_WAITING:
+            self._by_hand.append(text)
+        self.wake()
+
+    def _exit_by_hand(self) -> None:
+        if not self.read_status().status.is_ending:
+            self.write_status(Status.EXIT)
+        self.wake()
+
+    def has_by_hand(self) -> bool:
+        return bool(self._by_hand)
+
+    def take_by_hand(self) -> bytes | None:
+        return self._by_hand.pop(0) if self._by_hand else None
+
+    def reply_by_hand(self, response: Response) -> None:
+        self._out_mirror.write(encode_legacy(response), HAND_ANSWER_S)
+
+    # -- doorbells ------------------------------------------------------------------------------------------------
 
     def ring(self) -> None:
         try:
@@ -351,3 +440,7 @@ class MappedChannel(Channel):
             self.unlink()
             for doorbell in self._doorbells:
                 doorbell.close()
+            for mirror in (self._out_mirror, self._status_mirror):
+                mirror.close()
+            if self._hand_watch is not None:
+                self._hand_watch.close()

@@ -157,6 +157,7 @@ static int send_request(ControllerFastPath *self, PyObject *number, PyObject *te
     if (is_sent > 0) {
         self->sent_seq = seq;
         semaphore_post(endpoint->peer_doorbell);
+        message_page_show(endpoint->out); /* while the worker wakes */
         return 1;
     }
     PyObject *type, *value, *trace;

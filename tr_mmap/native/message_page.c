@@ -2,6 +2,8 @@
  * Knows no message's meaning. tr_mmap/channel/mapped.py describes the bytes of a page. */
 #include "message_page.h"
 
+#include "mirror.h"
+
 #include <string.h>
 #include <time.h>
 
@@ -22,6 +24,8 @@ typedef struct {
     PyObject *taken;     /* bytes: the last line that was taken */
     int is_unterminated; /* that line had no end */
     PyObject *rejected;  /* bytes or NULL: a line on the page that is not the peer's */
+    PyObject *mirror;    /* a Mirror, or NULL: shows to people what is stored here */
+    int waiters;         /* how many threads are in wait() */
 } MessagePage;
 
 static uint64_t blank(void) {
@@ -58,6 +62,7 @@ static void message_page_dealloc(MessagePage *self) {
     if (self->number != NULL) PyBuffer_Release(&self->buffer);
     Py_CLEAR(self->taken);
     Py_CLEAR(self->rejected);
+    Py_CLEAR(self->mirror);
     type->tp_free((PyObject *)self);
 }
 
@@ -220,9 +225,8 @@ static PyObject *take_and_adapt(MessagePage *self) {
     return line;
 }
 
-PyObject *message_page_wait(PyObject *page, PyObject *semaphore, double timeout_s, double slice_s,
-                            StopCheck should_stop, void *context) {
-    MessagePage *self = (MessagePage *)page;
+static PyObject *wait_for_line(MessagePage *self, PyObject *semaphore, double timeout_s, double slice_s,
+                               StopCheck should_stop, void *context) {
     PyObject *line = py_take(self, NULL);
     if (line != Py_None) {
         if (line != NULL) self->since_us = 0;
@@ -248,6 +252,15 @@ PyObject *message_page_wait(PyObject *page, PyObject *semaphore, double timeout_
         left_s = timeout_s - (now_us() - began_us) / 1e6;
     }
     return unless_interrupted(self, py_take(self, NULL)); /* it may have come just before the reason to stop */
+}
+
+PyObject *message_page_wait(PyObject *page, PyObject *semaphore, double timeout_s, double slice_s,
+                            StopCheck should_stop, void *context) {
+    MessagePage *self = (MessagePage *)page;
+    self->waiters++;
+    PyObject *line = wait_for_line(self, semaphore, timeout_s, slice_s, should_stop, context);
+    self->waiters--;
+    return line;
 }
 
 static int should_stop_by_call(void *function) {
@@ -301,6 +314,33 @@ static PyObject *py_reject(MessagePage *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+void message_page_show(PyObject *page) {
+    PyObject *mirror = ((MessagePage *)page)->mirror;
+    if (mirror != NULL) mirror_update(mirror);
+}
+
+PyDoc_STRVAR(set_mirror_doc,
+             "set_mirror(mirror)\n--\n\nLet the fast paths show in this mirror what they have stored here.");
+
+static PyObject *py_set_mirror(MessagePage *self, PyObject *mirror) {
+    if (!PyObject_TypeCheck(mirror, &MirrorType)) {
+        PyErr_SetString(PyExc_TypeError, "set_mirror takes a Mirror");
+        return NULL;
+    }
+    Py_XSETREF(self->mirror, Py_NewRef(mirror));
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_waiters(MessagePage *self, void *unused) {
+    (void)unused;
+    return PyLong_FromLong(self->waiters);
+}
+
+static PyGetSetDef message_page_properties[] = {
+    {"waiters", (getter)get_waiters, NULL, "How many threads are in wait().", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMethodDef message_page_methods[] = {
     {"store", (PyCFunction)(void (*)(void))py_store, METH_FASTCALL, store_doc},
     {"has_message", (PyCFunction)py_has_message, METH_NOARGS, has_message_doc},
@@ -309,6 +349,7 @@ static PyMethodDef message_page_methods[] = {
     {"wait", (PyCFunction)(void (*)(void))py_wait, METH_FASTCALL, wait_doc},
     {"put_back", py_put_back, METH_NOARGS, put_back_doc},
     {"reject", (PyCFunction)py_reject, METH_NOARGS, reject_doc},
+    {"set_mirror", (PyCFunction)py_set_mirror, METH_O, set_mirror_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -322,6 +363,7 @@ PyTypeObject MessagePageType = {
     .tp_init = (initproc)message_page_init,
     .tp_dealloc = (destructor)message_page_dealloc,
     .tp_methods = message_page_methods,
+    .tp_getset = message_page_properties,
 };
 
 const char has_as_many_colons_doc[] =

@@ -63,10 +63,16 @@
 #define WIRE_IDLE_TAKES 512
 
 /* messages.py */
-#define WIRE_PROTOCOL_VERSION 1
+#define WIRE_PROTOCOL_VERSION 2
 #define WIRE_REQUEST_FILE "request.json"
 #define WIRE_RESPONSE_FILE "response.json"
 #define WIRE_STATUS_FILE "status.txt"
+#define WIRE_REQUEST_PAGE_FILE "request.page"
+#define WIRE_RESPONSE_PAGE_FILE "response.page"
+#define WIRE_STATUS_PAGE_FILE "status.page"
+#define WIRE_MIRROR_NBYTES 4096
+#define WIRE_HAND_GRACE_S 0.1
+#define WIRE_HAND_ANSWER_S 2.0
 #define WIRE_MESSAGE_PAGE_NBYTES 65536
 #define WIRE_MESSAGE_NUMBER_OFFSET 8
 #define WIRE_MESSAGE_REST_OFFSET 16
@@ -75,6 +81,8 @@
 #define WIRE_BLANK_NUMBER "       0"
 #define WIRE_EMPTY_PAGE "{\"seq\":        0}\012"
 #define WIRE_STATUS_NBYTES 4096
+#define WIRE_HEARTBEAT_OFFSET 4088
+#define WIRE_HEARTBEAT_DIGITS 8
 #define WIRE_MAX_MESSAGE_NBYTES 16777216
 #define WIRE_MAX_DETAIL_CHARS 1000
 #define WIRE_REQUEST_STEM "request"
@@ -105,6 +113,7 @@
 #define WIRE_MAX_SEGMENT_NAME_LENGTH 200
 #define WIRE_TENSOR_SUFFIX ".tsr"
 #define WIRE_RESULT_PREFIX "result"
+#define WIRE_HAND_RESULT_PREFIX "by_hand"
 #define WIRE_SEGMENT_PREFIX "segment"
 #define WIRE_DOORBELL_PREFIX "/tr_"
 #define WIRE_MAX_DOORBELL_LENGTH 240
@@ -126,6 +135,8 @@
 
 /* waits.py */
 #define WIRE_WAIT_SLICE_S 1.0
+#define WIRE_STATUS_SLICE_S 0.02
+#define WIRE_MIRROR_CHECK_S 1.0
 #define WIRE_MAX_DRAINED_RINGS 65536
 #define WIRE_MAX_SPIN_US 1000.0
 #define WIRE_STATUS_RETRIES 3

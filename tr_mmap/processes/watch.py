@@ -6,11 +6,27 @@ import os
 import select
 import threading
 from collections.abc import Callable
+from typing import Final, Protocol
 
 from ..wire.waits import POLL_S
 from .identity import Identity, open_pidfd
 
-__all__ = ["PeerWatch"]
+__all__ = ["PeerWatch", "Watched"]
+
+_LOOK_MS: Final = 1000  # how often to look at what has no descriptor
+
+
+class Watched(Protocol):
+    """Something else that the watch's thread looks at.
+
+    Attributes:
+        fd: readable when there is something to look at; -1 to look every second.
+    """
+
+    fd: int
+
+    def look(self) -> None:
+        """Look. Runs in the watch's thread; never raises for what is there."""
 
 
 class PeerWatch:
@@ -23,13 +39,15 @@ class PeerWatch:
     Args:
         identity: the peer.
         on_death: called at most once, and never begun after :meth:`stop`.
+        also: something else to look at while the peer lives; None for nothing.
 
     Attributes:
         deaths: empty until the watch has seen the peer's death.
     """
 
-    def __init__(self, identity: Identity, on_death: Callable[[], None]) -> None:
+    def __init__(self, identity: Identity, on_death: Callable[[], None], also: Watched | None = None) -> None:
         self.identity = identity
+        self._also = also
         self._on_death = on_death
         self._owner_pid = os.getpid()
         self._lock = threading.Lock()
@@ -87,17 +105,26 @@ class PeerWatch:
 
     def _wait_for_end(self) -> bool:
         """True when the peer ended, False when stopped."""
+        also = self._also
         if self._pidfd < 0:
             while self.identity.is_alive():
                 if self._stop_event.wait(POLL_S):
                     return False
+                if also is not None:
+                    also.look()
             return True
-        pidfd, poller = self._pidfd, select.poll()
-        poller.register(pidfd, select.POLLIN)
-        poller.register(self._wake, select.POLLIN)
+        pidfd = self._pidfd
         while not self._is_stopped:
-            if any(fd == pidfd for fd, _ in poller.poll()):
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            poller.register(self._wake, select.POLLIN)
+            if also is not None and also.fd >= 0:
+                poller.register(also.fd, select.POLLIN)
+            found = {fd for fd, _ in poller.poll(_LOOK_MS if also is not None and also.fd < 0 else None)}
+            if pidfd in found:
                 return True
+            if also is not None and self._wake not in found:
+                also.look()
         return False
 
     def _close(self) -> None:

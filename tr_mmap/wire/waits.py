@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 WAIT_SLICE_S: Final = 1.0  # a lost ring delays a message by this much at most; one wake-up a second costs nothing
+# Two threads of a process may wait at one doorbell, one of them for a status. A ring wakes only one of them, so a wait
+# for a status looks again after so long in any case.
+STATUS_SLICE_S: Final = 0.02
+MIRROR_CHECK_S: Final = 1.0  # how often to see whether a mirror's name leads to another file; also to try again
 MAX_DRAINED_RINGS: Final = 1 << 16  # taken at a time, because a peer that rings without pause must not block us here
 MAX_SPIN_US: Final = 1000.0  # so short that Ctrl-C, a timeout and the worker's death can wait for its end
 

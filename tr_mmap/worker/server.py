@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any, Final
 
 from ..channel.authenticated import RejectionCounter
@@ -34,6 +34,10 @@ __all__ = ["TechRenaissanceServer"]
 _RETRY_S: Final = 0.032  # how often to try again; the first rate of a channel of files
 
 
+def _do_nothing() -> None:
+    """Stands for the heartbeat before there is a session."""
+
+
 class TechRenaissanceServer:
     """A worker. Override :meth:`main_logic` and call :meth:`run`.
 
@@ -53,6 +57,7 @@ class TechRenaissanceServer:
         self._transfer: WorkerTransfer | None = None  # of the current request
         self._watch: PeerWatch | None = None
         self._reply: Reply | None = None
+        self._touch: Callable[[], None] = _do_nothing  # the session's heartbeat
         self._status = Status.STARTING  # the last status that the slow path wrote
         self._is_stopping = False
         self._is_orphan = False
@@ -87,6 +92,7 @@ class TechRenaissanceServer:
             found = self._fast_path.quick_fetch(parameters)
             if found is not None and (count is None or len(found) == count):
                 return found
+        self._touch()
         tags = split_words(parameters)
         if count is not None and len(tags) != count:
             self._complain(f"{count} tensors are needed, {len(tags)} are named: {parameters[:200]!r}")
@@ -112,6 +118,7 @@ class TechRenaissanceServer:
         """
         if self._reply is None or self._transfer is None:
             raise SessionNotStarted("send_tensors answers a request, and there is none now")
+        self._touch()
         self._transfer.publish(tensors)
 
     def write_response(self, command: str, result: str, message: str = "") -> None:
@@ -145,6 +152,7 @@ class TechRenaissanceServer:
         """
         line = parse_status(text)
         channel = self._open_channel()
+        self._touch()
         if line.status not in TRANSITIONS[self._status]:
             now = Status.BUSY if self._reply is not None and self._status.is_waiting else self._status
             raise BadMessage(f"a worker that is {now} cannot become {line.status}", detail=text[:80])
@@ -168,6 +176,7 @@ class TechRenaissanceServer:
         """
         if self._transfer is None:
             raise SessionNotStarted("empty() lends memory of a session, and the server does not run yet")
+        self._touch()
         framework = framework or self.framework
         array = self._transfer.quick_loan(shape, dtype) if framework == "numpy" else None
         return self._transfer.empty(shape, dtype, framework) if array is None else array
@@ -231,10 +240,14 @@ class TechRenaissanceServer:
                 del left, error  # and the traceback, whose frames hold views
                 self._finish(channel, attachment.transfer, request, reply, is_known, failure)
                 return
+        by_hand = channel.take_by_hand()
+        if by_hand is not None:
+            self._serve_by_hand(channel, attachment, by_hand)
+            return
         try:
-            raw = channel.receive(None, self._has_to_stop)
+            raw = channel.receive(None, lambda: self._has_to_stop() or channel.has_by_hand())
             if raw is None:
-                self._is_stopping = True
+                self._is_stopping = self._has_to_stop()  # else a request by hand has come
                 return
             request = decode_request(raw)
         except (BadMessage, HostilePath) as error:
@@ -269,8 +282,15 @@ class TechRenaissanceServer:
             except OutOfSpace:
                 self._status = status  # in a channel of files; the next status or the response will say it
 
-    def _serve(self, channel: Channel, transfer: WorkerTransfer, request: Request) -> None:
-        """Answer a request that took the slow path."""
+    def _serve(
+        self,
+        channel: Channel,
+        transfer: WorkerTransfer,
+        request: Request,
+        send: Callable[[Response], None] | None = None,
+    ) -> None:
+        """Answer a request that took the slow path; through ``send`` if it is not the controller's."""
+        channel.touch()
         self._advance_status(channel, Status.BUSY)
         transfer.begin(request)
         self._transfer = transfer
@@ -283,7 +303,27 @@ class TechRenaissanceServer:
             failure = failure_of(error, reply)
         finally:
             self._reply = None
-        self._finish(channel, transfer, request, reply, is_known, failure)
+        self._finish(channel, transfer, request, reply, is_known, failure, send)
+
+    def _serve_by_hand(self, channel: Channel, attachment: Attachment, raw: bytes) -> None:
+        """Answer a request that somebody wrote by hand into a file of the channel."""
+        try:
+            request = decode_request(raw)
+        except BadMessage as error:
+            self.debug_message(error)
+            failure = Failure(FailureKind.BAD_INPUT, type(error).__name__, str(error))
+            channel.reply_by_hand(Response(result="error", error=failure))
+            return
+        if request.command == EXIT_COMMAND:
+            self._is_stopping = True
+            return
+        transfer = attachment.transfer_by_hand()
+        # What it says of numbers, tensors and tags is none of the controller's.
+        plain = Request(command=request.command, parameters=request.parameters, timestamp=request.timestamp)
+        try:
+            self._serve(channel, transfer, plain, channel.reply_by_hand)
+        finally:
+            self._transfer = attachment.transfer
 
     def _finish(
         self,
@@ -293,6 +333,7 @@ class TechRenaissanceServer:
         reply: Reply,
         is_known: bool | None,
         failure: Failure | None,
+        send: Callable[[Response], None] | None = None,
     ) -> None:
         """Send the response to a request.
 
@@ -303,6 +344,7 @@ class TechRenaissanceServer:
             reply: what the handler said.
             is_known: what the handler returned; if None, it knew the command if it has said anything.
             failure: how the handler failed; None if it did not.
+            send: sends the response; None for the channel's own way.
         """
         has_replied = reply.result is not None or bool(transfer.results)
         if failure is None and not (has_replied if is_known is None else is_known):
@@ -316,13 +358,17 @@ class TechRenaissanceServer:
         else:
             self._advance_status(channel, Status.ERROR, failure.message)
         try:
-            channel.send(Response(request.seq, command, result, message, now_ms(), tensors, failure))
+            (send or channel.send)(Response(request.seq, command, result, message, now_ms(), tensors, failure))
         except (TRException, OSError) as error:  # too long, or no text, or no file for a spill: send this error instead
             transfer.withdraw()
             self._advance_status(channel, Status.ERROR, str(error))
             failure = Failure(FailureKind.HANDLER, type(error).__name__, str(error))
             command = printable(command[:MAX_DETAIL_CHARS])
-            self._insist(channel, Response(seq=request.seq, command=command, timestamp=now_ms(), error=failure))
+            response = Response(seq=request.seq, command=command, timestamp=now_ms(), error=failure)
+            if send is None:
+                self._insist(channel, response)
+            else:
+                send(response)
 
     def describe_unknown(self, command: str) -> str:
         """The message of the failure for an unknown command."""
@@ -382,8 +428,9 @@ class TechRenaissanceServer:
         self.session_dir = attachment.directory
         self._transfer = attachment.transfer
         self._channel = attachment.channel
+        self._touch = attachment.channel.touch
         if attachment.peer is not None:
-            self._watch = PeerWatch(attachment.peer, self._controller_died)
+            self._watch = PeerWatch(attachment.peer, self._controller_died, attachment.channel.watch_by_hand())
         deaths = [] if self._watch is None else self._watch.deaths
         self._fast_path = worker_fast_path(attachment.channel, attachment.transfer, deaths)
 

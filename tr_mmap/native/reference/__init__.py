@@ -6,16 +6,20 @@ the processor keeps plain stores in order. Never takes a fast path.
 
 from __future__ import annotations
 
+from .heartbeat import Heartbeat
 from .lease_words import LeaseWords
 from .memory import copy, map_file, quick_load
 from .message_page import MessagePage, has_as_many_colons
+from .mirror import Mirror
 from .segments import FreeLists, OwnerSegment, ReaderSegment, drain, finished, freeze, loan_of
 from .semaphore import Semaphore
 
 __all__ = [
     "FreeLists",
+    "Heartbeat",
     "LeaseWords",
     "MessagePage",
+    "Mirror",
     "OwnerSegment",
     "ReaderSegment",
     "Semaphore",

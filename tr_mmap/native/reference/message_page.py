@@ -17,6 +17,7 @@ from ...wire.messages import (
     NUMBER_DIGITS,
 )
 from ...wire.waits import MAX_SPIN_US
+from .mirror import Mirror
 from .semaphore import Semaphore
 
 __all__ = ["MessagePage", "has_as_many_colons"]
@@ -30,10 +31,14 @@ class MessagePage:
 
     Args:
         buffer: the mapping of the whole page.
+
+    Attributes:
+        waiters: how many threads are in :meth:`wait`.
     """
 
     __slots__ = (
         "_buffer",
+        "_mirror",
         "_previous_nbytes",
         "_rejected",
         "_seen",
@@ -42,6 +47,7 @@ class MessagePage:
         "_spin_s",
         "_taken",
         "_words",
+        "waiters",
     )
 
     def __init__(self, buffer: Any) -> None:
@@ -54,6 +60,8 @@ class MessagePage:
         self._spin_s = 0.0  # how long wait() polls for a message before it sleeps, at most
         self._since_s = 0.0  # when the wait for the next message began; 0 while there is none
         self._should_spin = False  # the last message came within that time, so wait() polls for the next one
+        self.waiters = 0
+        self._mirror: Mirror | None = None
 
     def store(self, seq: int, text: bytes) -> None:
         """Replace the message by a JSON object, whose first member is its number.
@@ -128,6 +136,10 @@ class MessagePage:
                 self._since_s = 0.0
         return line
 
+    def set_mirror(self, mirror: Mirror) -> None:
+        """Let the fast paths show in this mirror what they have stored here."""
+        self._mirror = mirror
+
     def wait(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> bytes | None:
         """Take the next message's line. While there is none, sleep until the semaphore is posted.
 
@@ -143,6 +155,13 @@ class MessagePage:
         Raises:
             ValueError: as :meth:`take`.
         """
+        self.waiters += 1
+        try:
+            return self._wait(semaphore, timeout_s, slice_s, stop)
+        finally:
+            self.waiters -= 1
+
+    def _wait(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> bytes | None:
         line = self.take()
         if line is not None:
             self._since_s = 0.0

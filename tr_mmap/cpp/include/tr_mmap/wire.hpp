@@ -67,10 +67,16 @@ inline constexpr std::size_t populate_nbytes = 262144;
 inline constexpr std::uint64_t idle_takes = 512;
 
 // messages.py
-inline constexpr int protocol_version = 1;
+inline constexpr int protocol_version = 2;
 inline constexpr char request_file[] = "request.json";
 inline constexpr char response_file[] = "response.json";
 inline constexpr char status_file[] = "status.txt";
+inline constexpr char request_page_file[] = "request.page";
+inline constexpr char response_page_file[] = "response.page";
+inline constexpr char status_page_file[] = "status.page";
+inline constexpr std::size_t mirror_nbytes = 4096;
+inline constexpr double hand_grace_s = 0.1;
+inline constexpr double hand_answer_s = 2.0;
 inline constexpr std::size_t message_page_nbytes = 65536;
 inline constexpr std::size_t message_number_offset = 8;
 inline constexpr std::size_t message_rest_offset = 16;
@@ -79,6 +85,8 @@ inline constexpr std::uint32_t max_message_seq = 99999999;
 inline constexpr char blank_number[] = "       0";
 inline constexpr char empty_page[] = "{\"seq\":        0}\012";
 inline constexpr std::size_t status_nbytes = 4096;
+inline constexpr std::size_t heartbeat_offset = 4088;
+inline constexpr int heartbeat_digits = 8;
 inline constexpr std::size_t max_message_nbytes = 16777216;
 inline constexpr std::size_t max_detail_chars = 1000;
 inline constexpr char request_stem[] = "request";
@@ -109,6 +117,7 @@ inline constexpr std::size_t max_session_id_length = 64;
 inline constexpr std::size_t max_segment_name_length = 200;
 inline constexpr char tensor_suffix[] = ".tsr";
 inline constexpr char result_prefix[] = "result";
+inline constexpr char hand_result_prefix[] = "by_hand";
 inline constexpr char segment_prefix[] = "segment";
 inline constexpr char doorbell_prefix[] = "/tr_";
 inline constexpr std::size_t max_doorbell_length = 240;
@@ -130,6 +139,8 @@ inline constexpr char lifeline_fd_variable[] = "TR_MMAP_LIFELINE_FD";
 
 // waits.py
 inline constexpr double wait_slice_s = 1.0;
+inline constexpr double status_slice_s = 0.02;
+inline constexpr double mirror_check_s = 1.0;
 inline constexpr int max_drained_rings = 65536;
 inline constexpr double max_spin_us = 1000.0;
 inline constexpr int status_retries = 3;

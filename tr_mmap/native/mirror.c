@@ -1,0 +1,282 @@
+/* The type Mirror: a file for people that shows the first line of a mapped page. It is written through a descriptor,
+ * never through a mapping, so no process that truncates, replaces or removes it can hurt us. Never fails: a mirror that
+ * cannot be written stays as it is, and is tried again. */
+#include "mirror.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { HEAD_WORDS = 2, NO_FILE = -1 };
+static const double CHECK_US = WIRE_MIRROR_CHECK_S * 1e6;
+static const double GRACE_S = WIRE_HAND_GRACE_S;
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer page;
+    PyObject *path;             /* bytes; NULL until __init__ has run */
+    int fd;                     /* NO_FILE if there is no file, or it is closed */
+    dev_t device;               /* which file the descriptor is of: the process may have closed it, and opened another */
+    ino_t inode;
+    off_t nbytes;               /* the file's size when we last wrote it; another size shows that somebody else did */
+    Py_ssize_t line_nbytes;     /* of the line that we last wrote; there are only spaces behind it */
+    uint64_t head[HEAD_WORDS];  /* the beginning of that line */
+    double held_until_us;       /* until then the file shows what it shows */
+    double checked_us;          /* when we last looked where the name leads, or failed to open it */
+    int is_closed;
+} Mirror;
+
+static int mirror_init(Mirror *self, PyObject *arguments, PyObject *keywords) {
+    PyObject *source, *path;
+    static char *names[] = {"page", "path", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO&", names, &source, PyUnicode_FSConverter, &path))
+        return -1;
+    if (self->path != NULL) {
+        Py_DECREF(path);
+        PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
+        return -1;
+    }
+    if (get_word_buffer(source, &self->page, sizeof self->head) < 0) {
+        Py_DECREF(path);
+        return -1;
+    }
+    self->fd = NO_FILE;
+    self->checked_us = -CHECK_US;
+    self->path = path;
+    return 0;
+}
+
+static void close_file(Mirror *self) {
+    if (self->fd != NO_FILE) close(self->fd);
+    self->fd = NO_FILE;
+}
+
+/* Whether a file is the mirror that we have opened; with a second name it may be a file of somebody's own. */
+static int is_same(const Mirror *self, const struct stat *info) {
+    return info->st_dev == self->device && info->st_ino == self->inode && info->st_nlink == 1;
+}
+
+static int is_fit(const struct stat *info) {
+    return S_ISREG(info->st_mode) && info->st_uid == geteuid() && info->st_nlink == 1;
+}
+
+/* Open the file that the name leads to, or make a new one; anything else in its place but a directory goes away. */
+static void open_again(Mirror *self, struct stat *info) {
+    const char *path = PyBytes_AS_STRING(self->path);
+    const int always = O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
+    self->fd = open(path, always);
+    int is_in_the_way = self->fd == NO_FILE && (errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EACCES);
+    if (self->fd == NO_FILE && errno != ENOENT && !is_in_the_way) return; /* no descriptor is left, say */
+    self->nbytes = WIRE_MIRROR_NBYTES; /* of another size it is not ours */
+    if (self->fd != NO_FILE && (fstat(self->fd, info) != 0 || !is_fit(info))) {
+        close_file(self);
+        is_in_the_way = 1;
+    }
+    if (self->fd == NO_FILE) {
+        if (is_in_the_way) unlink(path);
+        self->fd = open(path, always | O_CREAT | O_EXCL, 0600);
+        if (self->fd != NO_FILE && fstat(self->fd, info) != 0) close_file(self);
+        self->nbytes = 0;
+    }
+    if (self->fd == NO_FILE) return;
+    (void)!fchmod(self->fd, 0600);
+    self->device = info->st_dev;
+    self->inode = info->st_ino;
+    self->line_nbytes = WIRE_MIRROR_NBYTES; /* as long as what may be there */
+}
+
+/* Whether the descriptor is still of the file that we opened, and that file has its only name still. */
+static int is_file_there(Mirror *self, struct stat *info) {
+    if (self->fd == NO_FILE) return 0;
+    if (fstat(self->fd, info) != 0 || info->st_dev != self->device || info->st_ino != self->inode) {
+        self->fd = NO_FILE; /* the process has closed our descriptor, and the number may be another file's by now */
+        return 0;
+    }
+    return info->st_nlink == 1;
+}
+
+/* Have an open file of the mirror's name; 0 if there is none. */
+static int find_file(Mirror *self, struct stat *info, int is_thorough) {
+    double now = now_us();
+    int is_due = is_thorough || now - self->checked_us >= CHECK_US;
+    if (self->fd == NO_FILE && !is_due) return 0;
+    int is_there = is_file_there(self, info);
+    if (is_there && is_due) {
+        struct stat named;
+        is_there = lstat(PyBytes_AS_STRING(self->path), &named) == 0 && is_same(self, &named);
+    }
+    if (is_due) self->checked_us = now;
+    if (is_there) return 1;
+    close_file(self);
+    open_again(self, info);
+    return self->fd != NO_FILE;
+}
+
+/* Whether somebody wrote the file by hand so recently that the worker may not have read it. */
+static int is_by_hand(const Mirror *self, const struct stat *info) {
+    if (info->st_size == self->nbytes) return 0;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    double age_s = (double)(now.tv_sec - info->st_mtim.tv_sec) + (double)(now.tv_nsec - info->st_mtim.tv_nsec) / 1e9;
+    return age_s < GRACE_S && age_s > -GRACE_S; /* before now, if the clock was set */
+}
+
+static void write_line(Mirror *self, const char *line, Py_ssize_t nbytes, const struct stat *info) {
+    char small[WIRE_MIRROR_NBYTES];
+    int is_small = nbytes < WIRE_MIRROR_NBYTES;
+    Py_ssize_t filled = nbytes + 1; /* the newline */
+    int is_whole = info->st_size == WIRE_MIRROR_NBYTES && info->st_size == self->nbytes;
+    self->nbytes = is_small ? WIRE_MIRROR_NBYTES : (off_t)filled;
+    if (is_small) {
+        memcpy(small, line, (size_t)nbytes);
+        small[nbytes] = '\n';
+        Py_ssize_t padded = !is_whole ? WIRE_MIRROR_NBYTES : filled > self->line_nbytes ? filled : self->line_nbytes;
+        memset(small + filled, ' ', (size_t)(padded - filled));
+        filled = padded;
+        self->line_nbytes = nbytes + 1;
+    } else {
+        self->line_nbytes = WIRE_MIRROR_NBYTES;
+    }
+    ssize_t written = pwrite(self->fd, is_small ? small : line, (size_t)(is_small ? filled : nbytes), 0);
+    if (!is_small && written == nbytes) (void)!pwrite(self->fd, "\n", 1, nbytes);
+    if (info->st_size > self->nbytes) (void)!ftruncate(self->fd, self->nbytes);
+}
+
+static Py_ssize_t line_of(const Mirror *self) {
+    const char *end = memchr(self->page.buf, '\n', (size_t)self->page.len);
+    return end == NULL ? self->page.len : end - (const char *)self->page.buf;
+}
+
+static void read_head(const Mirror *self, uint64_t head[HEAD_WORDS]) {
+    for (int word = 0; word < HEAD_WORDS; word++)
+        head[word] = __atomic_load_n((uint64_t *)self->page.buf + word, __ATOMIC_ACQUIRE);
+}
+
+static void show_page(Mirror *self, int is_thorough, int is_insistent) {
+    struct stat info;
+    if (self->is_closed || (!is_insistent && now_us() < self->held_until_us) || !find_file(self, &info, is_thorough))
+        return;
+    if (!is_insistent && is_by_hand(self, &info)) return;
+    uint64_t head[HEAD_WORDS];
+    for (int tries = 0; tries < 3; tries++) {
+        read_head(self, self->head);
+        write_line(self, self->page.buf, line_of(self), &info);
+        read_head(self, head);
+        if (memcmp(head, self->head, sizeof head) == 0) break;
+        /* The other side has replaced the status, and may have written its mirror before ours. */
+        info.st_size = self->nbytes;
+    }
+}
+
+void mirror_update(PyObject *mirror) {
+    Mirror *self = (Mirror *)mirror;
+    uint64_t head[HEAD_WORDS];
+    int code = errno;
+    read_head(self, head);
+    if (memcmp(head, self->head, sizeof head) != 0) show_page(self, 0, 0);
+    errno = code;
+}
+
+static int is_initialised(const Mirror *self) {
+    if (self->path != NULL) return 1;
+    PyErr_SetString(PyExc_ValueError, "__init__ has not run: there is no page");
+    return 0;
+}
+
+PyDoc_STRVAR(update_doc,
+             "update()\n--\n\nWrite the page's line, unless its first 16 bytes are those written last. A file that "
+             "somebody\nwrote by hand a moment ago is left alone.");
+
+static PyObject *py_update(Mirror *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    mirror_update((PyObject *)self);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(show_doc,
+             "show()\n--\n\nWrite the page's line. Looks first whether the name leads to another file. A file that "
+             "somebody wrote\nby hand a moment ago is left alone.");
+
+static PyObject *py_show(Mirror *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    show_page(self, 1, 0);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(restore_doc, "restore()\n--\n\nWrite the page's line over whatever is there.");
+
+static PyObject *py_restore(Mirror *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    show_page(self, 1, 1);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(write_doc,
+             "write(line, hold_s)\n--\n\nWrite another line than the page's, over whatever is there; it stays for so "
+             "many seconds.");
+
+static PyObject *py_write(Mirror *self, PyObject *const *arguments, Py_ssize_t count) {
+    struct stat info;
+    if (!is_initialised(self)) return NULL;
+    if (count != 2 || !PyBytes_Check(arguments[0])) {
+        PyErr_SetString(PyExc_TypeError, "write takes bytes and a time");
+        return NULL;
+    }
+    double hold_s = PyFloat_AsDouble(arguments[1]);
+    if (hold_s == -1.0 && PyErr_Occurred()) return NULL;
+    if (!self->is_closed && find_file(self, &info, 1)) {
+        write_line(self, PyBytes_AS_STRING(arguments[0]), PyBytes_GET_SIZE(arguments[0]), &info);
+        memset(self->head, 0, sizeof self->head); /* so the page's own line is written after the hold */
+        self->held_until_us = now_us() + hold_s * 1e6;
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(close_doc, "close()\n--\n\nWrite no more. Idempotent.");
+
+static PyObject *py_close(Mirror *self, PyObject *unused) {
+    (void)unused;
+    struct stat info;
+    if (!is_initialised(self)) return NULL;
+    self->is_closed = 1;
+    is_file_there(self, &info);
+    close_file(self);
+    Py_RETURN_NONE;
+}
+
+static void mirror_dealloc(Mirror *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->path != NULL) {
+        Py_XDECREF(py_close(self, NULL));
+        PyBuffer_Release(&self->page);
+        Py_CLEAR(self->path);
+    }
+    type->tp_free((PyObject *)self);
+}
+
+static PyMethodDef mirror_methods[] = {
+    {"update", (PyCFunction)py_update, METH_NOARGS, update_doc},
+    {"show", (PyCFunction)py_show, METH_NOARGS, show_doc},
+    {"restore", (PyCFunction)py_restore, METH_NOARGS, restore_doc},
+    {"write", (PyCFunction)(void (*)(void))py_write, METH_FASTCALL, write_doc},
+    {"close", (PyCFunction)py_close, METH_NOARGS, close_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject MirrorType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tr_mmap.native.Mirror",
+    .tp_doc = "Mirror(page, path)\n--\n\nA file for people that shows the first line of a mapped page.",
+    .tp_basicsize = sizeof(Mirror),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)mirror_init,
+    .tp_dealloc = (destructor)mirror_dealloc,
+    .tp_methods = mirror_methods,
+};
