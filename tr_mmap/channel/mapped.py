@@ -14,9 +14,10 @@ spill: a file of its own, which the page names under ``"spill"``. The last word 
 heartbeat.
 
 ``request.json``, ``response.json`` and ``status.txt`` mirror the pages for people: one line and then spaces, so ``cat``
-and ``json.load`` work on them. Each side writes the mirrors of its own pages, after it has rung the other. No process
-maps a mirror: to truncate a mapped file is SIGBUS for all that map it. What somebody writes into a mirror by hand is
-noticed in ``by_hand.py``.
+and ``json.load`` work on them. A side that has waited for ``MIRROR_DELAY_S`` writes what the mirrors lack. So a burst of
+requests writes none, and the status says ``busy`` throughout; after the burst the mirrors are right. No process maps a
+mirror: to truncate a mapped file is SIGBUS for all that map it. ``by_hand.py`` notices what somebody writes into a
+mirror.
 """
 
 from __future__ import annotations
@@ -136,7 +137,6 @@ class MappedChannel(Channel):
         request_fd, response_fd, status_fd = fds
         request_view = system.map_write(request_fd, MESSAGE_PAGE_NBYTES)
         response_view = system.map_write(response_fd, MESSAGE_PAGE_NBYTES)
-        self._response_view = response_view
         request, response = MessagePage(request_view), MessagePage(response_view)
         self.status = system.map_write(status_fd, STATUS_NBYTES)
         self._status_line = self.status[:HEARTBEAT_OFFSET]
@@ -145,7 +145,7 @@ class MappedChannel(Channel):
         self._has_long_status = True  # the other side may have written one
         self._last_status = StatusLine(Status.STARTING)  # the last that could be read
         self._heartbeat = Heartbeat(self.status)
-        self.touch = self._heartbeat.touch
+        self.touch = self._heartbeat.touch  # type: ignore[method-assign]  # as fast as it can be
         self._doorbells = doorbells
         request_doorbell, response_doorbell = doorbells
         if role is Role.CONTROLLER:
@@ -154,12 +154,14 @@ class MappedChannel(Channel):
         else:
             self._out, self._in = response, request
             self._peer_doorbell, self._own_doorbell = response_doorbell, request_doorbell
-        out_file = REQUEST_FILE if role is Role.CONTROLLER else RESPONSE_FILE
-        self._out_mirror = Mirror(
-            request_view if role is Role.CONTROLLER else response_view, _path(directory, out_file)
-        )
-        self._out.set_mirror(self._out_mirror)
+        self._request_mirror = Mirror(request_view, _path(directory, REQUEST_FILE))
+        self._response_mirror = Mirror(response_view, _path(directory, RESPONSE_FILE))
         self._status_mirror = Mirror(self._status_line, _path(directory, STATUS_FILE))
+        # The worker shows all that happened in a burst of requests; the controller, what a busy worker has not shown.
+        self._mirrors = (self._request_mirror,)
+        if role is Role.WORKER:
+            self._mirrors += (self._response_mirror, self._status_mirror)
+        self._in.set_mirrors(self._mirrors)
         self._by_hand: list[bytes] = []  # the fast path looks whether it is empty
         self._hand_watch: HandWatch | None = None
         self._sending = threading.RLock()  # reentrant, because a signal handler may send too
@@ -226,10 +228,9 @@ class MappedChannel(Channel):
                 system.unlink(_path(self._directory, name))
             except OSError:
                 pass  # a directory, say
-        response = Mirror(self._response_view, _path(self._directory, RESPONSE_FILE))
-        for mirror in (self._out_mirror, response, self._status_mirror):
+        for mirror in (self._request_mirror, self._response_mirror, self._status_mirror):
             mirror.restore()
-        response.close()
+        self._response_mirror.close()  # it is the worker's from here on
 
     def send(
         self, message: Request | Response, deadline_s: float | None = None, stop: Callable[[], bool] = never
@@ -244,7 +245,7 @@ class MappedChannel(Channel):
         self.ring()
         if self._role is Role.WORKER:
             self.touch()
-        self._out_mirror.show()
+        (self._request_mirror if self._role is Role.CONTROLLER else self._response_mirror).update()
 
     def _send_apart(self, seq: int, text: bytes) -> None:
         """Send a message as a spill, because the page cannot hold it."""
@@ -359,8 +360,9 @@ class MappedChannel(Channel):
     def write_status(self, status: Status, detail: str = "") -> None:
         word = None if detail or self._has_long_status else _SHORT_LINES.get(status)
         if word is not None:
+            show = self._status_mirror.show if self._status_mirror.is_stale else self._status_mirror.update
             self._status_words[0] = word
-            self._status_mirror.update()
+            show()
             return
         line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
         self._status_line[:] = line.ljust(HEARTBEAT_OFFSET)
@@ -414,7 +416,7 @@ class MappedChannel(Channel):
         return self._by_hand.pop(0) if self._by_hand else None
 
     def reply_by_hand(self, response: Response) -> None:
-        self._out_mirror.write(encode_legacy(response), HAND_ANSWER_S)
+        self._response_mirror.write(encode_legacy(response), HAND_ANSWER_S)
 
     # -- doorbells ------------------------------------------------------------------------------------------------
 
@@ -440,7 +442,8 @@ class MappedChannel(Channel):
             self.unlink()
             for doorbell in self._doorbells:
                 doorbell.close()
-            for mirror in (self._out_mirror, self._status_mirror):
+            for mirror in (*self._mirrors, self._status_mirror):
+                mirror.update()
                 mirror.close()
             if self._hand_watch is not None:
                 self._hand_watch.close()

@@ -157,7 +157,6 @@ static int send_request(ControllerFastPath *self, PyObject *number, PyObject *te
     if (is_sent > 0) {
         self->sent_seq = seq;
         semaphore_post(endpoint->peer_doorbell);
-        message_page_show(endpoint->out); /* while the worker wakes */
         return 1;
     }
     PyObject *type, *value, *trace;
@@ -235,6 +234,7 @@ static PyObject *py_send(ControllerFastPath *self, PyObject *const *arguments, P
         return NULL;
     }
     int is_sent = send_request(self, arguments[0], arguments[1], arguments[2]);
+    if (is_sent > 0) message_page_show(self->base.own); /* the caller may not wait for the reply */
     return is_sent < 0 ? NULL : PyBool_FromLong(is_sent);
 }
 

@@ -24,7 +24,7 @@ typedef struct {
     PyObject *taken;     /* bytes: the last line that was taken */
     int is_unterminated; /* that line had no end */
     PyObject *rejected;  /* bytes or NULL: a line on the page that is not the peer's */
-    PyObject *mirror;    /* a Mirror, or NULL: shows to people what is stored here */
+    PyObject *mirrors;   /* a tuple of Mirrors, or NULL: those that this side keeps up to date */
     int waiters;         /* how many threads are in wait() */
 } MessagePage;
 
@@ -62,7 +62,7 @@ static void message_page_dealloc(MessagePage *self) {
     if (self->number != NULL) PyBuffer_Release(&self->buffer);
     Py_CLEAR(self->taken);
     Py_CLEAR(self->rejected);
-    Py_CLEAR(self->mirror);
+    Py_CLEAR(self->mirrors);
     type->tp_free((PyObject *)self);
 }
 
@@ -225,6 +225,31 @@ static PyObject *take_and_adapt(MessagePage *self) {
     return line;
 }
 
+static int has_stale_mirror(const MessagePage *self) {
+    Py_ssize_t count = self->mirrors == NULL ? 0 : PyTuple_GET_SIZE(self->mirrors);
+    for (Py_ssize_t index = 0; index < count; index++)
+        if (mirror_is_stale(PyTuple_GET_ITEM(self->mirrors, index))) return 1;
+    return 0;
+}
+
+void message_page_show(PyObject *page) {
+    const MessagePage *self = (const MessagePage *)page;
+    Py_ssize_t count = self->mirrors == NULL ? 0 : PyTuple_GET_SIZE(self->mirrors);
+    for (Py_ssize_t index = 0; index < count; index++) mirror_update(PyTuple_GET_ITEM(self->mirrors, index));
+}
+
+/* Sleep until the semaphore is posted. A sleep that lasts shows first what the mirrors lack; a burst of messages writes
+ * none of them. -1 with an exception. */
+static int sleep_and_show(MessagePage *self, PyObject *semaphore, double sleep_s) {
+    if (sleep_s > WIRE_MIRROR_DELAY_S && has_stale_mirror(self)) {
+        int code = semaphore_wait(semaphore, WIRE_MIRROR_DELAY_S);
+        if (code != 0) return code;
+        message_page_show((PyObject *)self);
+        sleep_s -= WIRE_MIRROR_DELAY_S;
+    }
+    return semaphore_wait(semaphore, sleep_s);
+}
+
 static PyObject *wait_for_line(MessagePage *self, PyObject *semaphore, double timeout_s, double slice_s,
                                StopCheck should_stop, void *context) {
     PyObject *line = py_take(self, NULL);
@@ -245,7 +270,7 @@ static PyObject *wait_for_line(MessagePage *self, PyObject *semaphore, double ti
             if (line != Py_None) return unless_interrupted(self, line);
             Py_DECREF(line);
         }
-        if (semaphore_wait(semaphore, left_s < slice_s ? left_s : slice_s) < 0) return NULL;
+        if (sleep_and_show(self, semaphore, left_s < slice_s ? left_s : slice_s) < 0) return NULL;
         line = take_and_adapt(self);
         if (line != Py_None) return unless_interrupted(self, line);
         Py_DECREF(line);
@@ -314,20 +339,18 @@ static PyObject *py_reject(MessagePage *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-void message_page_show(PyObject *page) {
-    PyObject *mirror = ((MessagePage *)page)->mirror;
-    if (mirror != NULL) mirror_update(mirror);
-}
+PyDoc_STRVAR(set_mirrors_doc,
+             "set_mirrors(mirrors)\n--\n\nLet wait() keep a tuple of mirrors up to date while no message comes.");
 
-PyDoc_STRVAR(set_mirror_doc,
-             "set_mirror(mirror)\n--\n\nLet the fast paths show in this mirror what they have stored here.");
-
-static PyObject *py_set_mirror(MessagePage *self, PyObject *mirror) {
-    if (!PyObject_TypeCheck(mirror, &MirrorType)) {
-        PyErr_SetString(PyExc_TypeError, "set_mirror takes a Mirror");
+static PyObject *py_set_mirrors(MessagePage *self, PyObject *mirrors) {
+    int is_right = PyTuple_Check(mirrors);
+    for (Py_ssize_t index = 0; is_right && index < PyTuple_GET_SIZE(mirrors); index++)
+        is_right = PyObject_TypeCheck(PyTuple_GET_ITEM(mirrors, index), &MirrorType);
+    if (!is_right) {
+        PyErr_SetString(PyExc_TypeError, "set_mirrors takes a tuple of Mirrors");
         return NULL;
     }
-    Py_XSETREF(self->mirror, Py_NewRef(mirror));
+    Py_XSETREF(self->mirrors, Py_NewRef(mirrors));
     Py_RETURN_NONE;
 }
 
@@ -349,7 +372,7 @@ static PyMethodDef message_page_methods[] = {
     {"wait", (PyCFunction)(void (*)(void))py_wait, METH_FASTCALL, wait_doc},
     {"put_back", py_put_back, METH_NOARGS, put_back_doc},
     {"reject", (PyCFunction)py_reject, METH_NOARGS, reject_doc},
-    {"set_mirror", (PyCFunction)py_set_mirror, METH_O, set_mirror_doc},
+    {"set_mirrors", (PyCFunction)py_set_mirrors, METH_O, set_mirrors_doc},
     {NULL, NULL, 0, NULL},
 };
 

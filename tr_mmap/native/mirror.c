@@ -124,16 +124,16 @@ static int is_by_hand(const Mirror *self, const struct stat *info) {
     return age_s < GRACE_S && age_s > -GRACE_S; /* before now, if the clock was set */
 }
 
-static void write_line(Mirror *self, const char *line, Py_ssize_t nbytes, const struct stat *info) {
+static void write_line(Mirror *self, const char *line, Py_ssize_t nbytes, const struct stat *info, int is_thorough) {
     char small[WIRE_MIRROR_NBYTES];
     int is_small = nbytes < WIRE_MIRROR_NBYTES;
     Py_ssize_t filled = nbytes + 1; /* the newline */
-    int is_whole = info->st_size == WIRE_MIRROR_NBYTES && info->st_size == self->nbytes;
+    int is_known = !is_thorough && info->st_size == WIRE_MIRROR_NBYTES && info->st_size == self->nbytes;
     self->nbytes = is_small ? WIRE_MIRROR_NBYTES : (off_t)filled;
     if (is_small) {
         memcpy(small, line, (size_t)nbytes);
         small[nbytes] = '\n';
-        Py_ssize_t padded = !is_whole ? WIRE_MIRROR_NBYTES : filled > self->line_nbytes ? filled : self->line_nbytes;
+        Py_ssize_t padded = !is_known ? WIRE_MIRROR_NBYTES : filled > self->line_nbytes ? filled : self->line_nbytes;
         memset(small + filled, ' ', (size_t)(padded - filled));
         filled = padded;
         self->line_nbytes = nbytes + 1;
@@ -163,7 +163,7 @@ static void show_page(Mirror *self, int is_thorough, int is_insistent) {
     uint64_t head[HEAD_WORDS];
     for (int tries = 0; tries < 3; tries++) {
         read_head(self, self->head);
-        write_line(self, self->page.buf, line_of(self), &info);
+        write_line(self, self->page.buf, line_of(self), &info, is_thorough);
         read_head(self, head);
         if (memcmp(head, self->head, sizeof head) == 0) break;
         /* The other side has replaced the status, and may have written its mirror before ours. */
@@ -171,12 +171,16 @@ static void show_page(Mirror *self, int is_thorough, int is_insistent) {
     }
 }
 
-void mirror_update(PyObject *mirror) {
-    Mirror *self = (Mirror *)mirror;
+int mirror_is_stale(PyObject *mirror) {
+    const Mirror *self = (const Mirror *)mirror;
     uint64_t head[HEAD_WORDS];
-    int code = errno;
     read_head(self, head);
-    if (memcmp(head, self->head, sizeof head) != 0) show_page(self, 0, 0);
+    return memcmp(head, self->head, sizeof head) != 0 && !self->is_closed;
+}
+
+void mirror_update(PyObject *mirror) {
+    int code = errno;
+    if (mirror_is_stale(mirror)) show_page((Mirror *)mirror, 0, 0);
     errno = code;
 }
 
@@ -187,8 +191,8 @@ static int is_initialised(const Mirror *self) {
 }
 
 PyDoc_STRVAR(update_doc,
-             "update()\n--\n\nWrite the page's line, unless its first 16 bytes are those written last. A file that "
-             "somebody\nwrote by hand a moment ago is left alone.");
+             "update()\n--\n\nWrite the page's line if the mirror is stale. A file that somebody wrote by hand a moment "
+             "ago\nis left alone.");
 
 static PyObject *py_update(Mirror *self, PyObject *unused) {
     (void)unused;
@@ -231,7 +235,7 @@ static PyObject *py_write(Mirror *self, PyObject *const *arguments, Py_ssize_t c
     double hold_s = PyFloat_AsDouble(arguments[1]);
     if (hold_s == -1.0 && PyErr_Occurred()) return NULL;
     if (!self->is_closed && find_file(self, &info, 1)) {
-        write_line(self, PyBytes_AS_STRING(arguments[0]), PyBytes_GET_SIZE(arguments[0]), &info);
+        write_line(self, PyBytes_AS_STRING(arguments[0]), PyBytes_GET_SIZE(arguments[0]), &info, 1);
         memset(self->head, 0, sizeof self->head); /* so the page's own line is written after the hold */
         self->held_until_us = now_us() + hold_s * 1e6;
     }
@@ -260,6 +264,16 @@ static void mirror_dealloc(Mirror *self) {
     type->tp_free((PyObject *)self);
 }
 
+static PyObject *get_is_stale(Mirror *self, void *unused) {
+    (void)unused;
+    return is_initialised(self) ? PyBool_FromLong(mirror_is_stale((PyObject *)self)) : NULL;
+}
+
+static PyGetSetDef mirror_properties[] = {
+    {"is_stale", (getter)get_is_stale, NULL, "Whether the page's first 16 bytes are not those written last.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMethodDef mirror_methods[] = {
     {"update", (PyCFunction)py_update, METH_NOARGS, update_doc},
     {"show", (PyCFunction)py_show, METH_NOARGS, show_doc},
@@ -279,4 +293,5 @@ PyTypeObject MirrorType = {
     .tp_init = (initproc)mirror_init,
     .tp_dealloc = (destructor)mirror_dealloc,
     .tp_methods = mirror_methods,
+    .tp_getset = mirror_properties,
 };

@@ -7,7 +7,10 @@
 extern PyTypeObject HeartbeatType;
 extern PyTypeObject MirrorType;
 
-/* Write the page's line into the mirror, unless its first 16 bytes are those written last. Never fails: what cannot be
+/* Whether the page's first 16 bytes are not those written last. */
+int mirror_is_stale(PyObject *mirror);
+
+/* Write the page's line into the mirror, if it is stale. Never fails: what cannot be
  * written stays as it is. */
 void mirror_update(PyObject *mirror);
 

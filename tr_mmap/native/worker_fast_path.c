@@ -210,7 +210,8 @@ static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject *
     PyObject *request = is_plain ? begin(self, message) : NULL;
     if (request != NULL && replace_status(self, status, word_of(BUSY))) {
         touch(self);
-        mirror_update(self->status_mirror);
+        /* Not in a burst of requests: there the mirror of the status goes on saying that the worker is busy. */
+        if (mirror_is_stale(self->status_mirror)) message_page_show(self->base.own);
         return request;
     }
     Py_XDECREF(request); /* the slow path begins it once more, which changes nothing */
@@ -292,8 +293,6 @@ static int send_response(WorkerFastPath *self, uint64_t seq, Span command, Span 
     if (!message_page_store(endpoint->out, (long)seq, draft.text, draft.nbytes)) return 0;
     semaphore_post(endpoint->peer_doorbell);
     touch(self);
-    message_page_show(endpoint->out); /* while the controller wakes */
-    mirror_update(self->status_mirror);
     return 1;
 }
 

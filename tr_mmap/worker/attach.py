@@ -62,7 +62,7 @@ class Attachment:
         return self._legacy
 
     def transfer_by_hand(self) -> WorkerTransfer:
-        """The transfer of requests that somebody writes by hand: tensors are files, and results have names of their own.
+        """The transfer of requests that somebody writes by hand. Tensors are files, results have names of their own.
 
         A transfer of the session's own would release the results that the controller has not taken yet.
         """
@@ -129,7 +129,7 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
     if manifest.protocol != PROTOCOL_VERSION:
         raise SessionNotStarted(
             f"session {manifest.session_id!r} speaks version {manifest.protocol} of the control protocol, this tr_mmap "
-            f"version {PROTOCOL_VERSION}: let the controller and its worker use the same tr_mmap; compile a C++ program "
+            f"version {PROTOCOL_VERSION}: let the controller and its worker use the same tr_mmap, and compile C++ programs "
             "again"
         )
     if manifest.channel not in CHANNEL_NAMES:

@@ -14,6 +14,7 @@ from ...wire.messages import (
     MAX_MESSAGE_SEQ,
     MESSAGE_NUMBER_OFFSET,
     MESSAGE_REST_OFFSET,
+    MIRROR_DELAY_S,
     NUMBER_DIGITS,
 )
 from ...wire.waits import MAX_SPIN_US
@@ -38,7 +39,7 @@ class MessagePage:
 
     __slots__ = (
         "_buffer",
-        "_mirror",
+        "_mirrors",
         "_previous_nbytes",
         "_rejected",
         "_seen",
@@ -61,7 +62,7 @@ class MessagePage:
         self._since_s = 0.0  # when the wait for the next message began; 0 while there is none
         self._should_spin = False  # the last message came within that time, so wait() polls for the next one
         self.waiters = 0
-        self._mirror: Mirror | None = None
+        self._mirrors: tuple[Mirror, ...] = ()
 
     def store(self, seq: int, text: bytes) -> None:
         """Replace the message by a JSON object, whose first member is its number.
@@ -136,9 +137,22 @@ class MessagePage:
                 self._since_s = 0.0
         return line
 
-    def set_mirror(self, mirror: Mirror) -> None:
-        """Let the fast paths show in this mirror what they have stored here."""
-        self._mirror = mirror
+    def set_mirrors(self, mirrors: tuple[Mirror, ...]) -> None:
+        """Let :meth:`wait` keep mirrors up to date while no message comes."""
+        self._mirrors = mirrors
+
+    def _sleep(self, semaphore: Semaphore, sleep_s: float) -> None:
+        """Sleep until the semaphore is posted.
+
+        A sleep that lasts shows first what the mirrors lack; a burst of messages writes none of them.
+        """
+        if sleep_s > MIRROR_DELAY_S and any(mirror.is_stale for mirror in self._mirrors):
+            if semaphore.wait(MIRROR_DELAY_S):
+                return
+            for mirror in self._mirrors:
+                mirror.update()
+            sleep_s -= MIRROR_DELAY_S
+        semaphore.wait(sleep_s)
 
     def wait(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> bytes | None:
         """Take the next message's line. While there is none, sleep until the semaphore is posted.
@@ -175,7 +189,7 @@ class MessagePage:
                 line = self._take_and_adapt()
                 if line is not None:
                     return line
-            semaphore.wait(min(left_s, slice_s))
+            self._sleep(semaphore, min(left_s, slice_s))
             line = self._take_and_adapt()
             if line is not None:
                 return line

@@ -45,12 +45,14 @@ class Mirror:
         self._is_closed = False
         self._lock = threading.RLock()  # the watch's thread restores what somebody has written over
 
-    def update(self) -> None:
-        """Write the page's line, unless its first 16 bytes are those written last.
+    @property
+    def is_stale(self) -> bool:
+        """Whether the page's first 16 bytes are not those written last."""
+        return not self._is_closed and self._page[:_HEAD_NBYTES] != self._head
 
-        A file that somebody wrote by hand a moment ago is left alone.
-        """
-        if self._page[:_HEAD_NBYTES] != self._head:
+    def update(self) -> None:
+        """Write the page's line if the mirror is stale. A file that somebody wrote by hand a moment ago is left alone."""
+        if self.is_stale:
             self._show_page(is_thorough=False, is_insistent=False)
 
     def show(self) -> None:
@@ -74,7 +76,7 @@ class Mirror:
         with self._lock:
             info = None if self._is_closed else self._find_file(is_thorough=True)
             if info is not None:
-                self._write_line(line, info.st_size)
+                self._write_line(line, info.st_size, is_thorough=True)
                 self._head = b""  # so the page's own line is written after the hold
                 self._held_until_s = time.monotonic() + hold_s
 
@@ -97,7 +99,7 @@ class Mirror:
                 text = self._page.tobytes()
                 end = text.find(b"\n")
                 self._head = text[:_HEAD_NBYTES]
-                self._write_line(text if end < 0 else text[:end], nbytes)
+                self._write_line(text if end < 0 else text[:end], nbytes, is_thorough=is_thorough)
                 if self._page[:_HEAD_NBYTES] == self._head:
                     break
                 # The other side has replaced the status, and may have written its mirror before ours.
@@ -182,12 +184,12 @@ class Mirror:
         """Whether somebody wrote the file by hand so recently that the worker may not have read it."""
         return info.st_size != self._nbytes and abs(time.time() - info.st_mtime) < HAND_GRACE_S
 
-    def _write_line(self, line: bytes, nbytes: int) -> None:
+    def _write_line(self, line: bytes, nbytes: int, *, is_thorough: bool) -> None:
         text = line + b"\n"
         line_nbytes = len(text)
-        is_whole = nbytes == self._nbytes == MIRROR_NBYTES
+        is_known = not is_thorough and nbytes == self._nbytes == MIRROR_NBYTES
         self._nbytes = max(MIRROR_NBYTES, line_nbytes)
-        text = text.ljust(self._line_nbytes if is_whole else MIRROR_NBYTES)
+        text = text.ljust(self._line_nbytes if is_known else MIRROR_NBYTES)
         self._line_nbytes = min(line_nbytes, MIRROR_NBYTES)
         try:
             os.pwrite(self._fd, text, 0)

@@ -75,6 +75,7 @@ inline constexpr char request_page_file[] = "request.page";
 inline constexpr char response_page_file[] = "response.page";
 inline constexpr char status_page_file[] = "status.page";
 inline constexpr std::size_t mirror_nbytes = 4096;
+inline constexpr double mirror_delay_s = 0.001;
 inline constexpr double hand_grace_s = 0.1;
 inline constexpr double hand_answer_s = 2.0;
 inline constexpr std::size_t message_page_nbytes = 65536;
