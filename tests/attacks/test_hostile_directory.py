@@ -187,12 +187,13 @@ def test_a_manifest_with_hostile_values_is_a_typed_error(place: Path, member: st
 
 # -- control files --------------------------------------------------------------------------------------------------
 
+PAGES = ["request.page", "response.page", "status.page"]
 CONTROL_FILES = ["request.json", "response.json", "status.txt"]
 
 
 @pytest.mark.parametrize("spoil", [*hostile.INSTEAD_OF_A_FILE, pytest.param(hostile.sparse, marks=on_tmpfs)], ids=NAME)
-@pytest.mark.parametrize("name", CONTROL_FILES)
-def test_a_worker_refuses_a_hostile_control_file(place: Path, name: str, spoil: Spoil) -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_a_worker_refuses_a_hostile_page(place: Path, name: str, spoil: Spoil) -> None:
     spoil(place / name)
     with pytest.raises(HostilePath) as caught:
         join()

@@ -187,8 +187,8 @@ class FileChannel(Channel):
             wakes = self._wakes
 
     def read_status(self) -> StatusLine:
-        data = self._get(self._status)
         try:
+            data = self._get(self._status)
             self._last_status = parse_status((data or b"starting").decode("utf-8", "replace").strip("\0 \r\n"))
         except BadMessage:
             pass  # a file that somebody writes by hand

@@ -154,9 +154,11 @@ class MappedChannel(Channel):
         else:
             self._out, self._in = response, request
             self._peer_doorbell, self._own_doorbell = response_doorbell, request_doorbell
-        self._request_mirror = Mirror(request_view, _path(directory, REQUEST_FILE))
-        self._response_mirror = Mirror(response_view, _path(directory, RESPONSE_FILE))
-        self._status_mirror = Mirror(self._status_line, _path(directory, STATUS_FILE))
+        self._request_mirror = Mirror(request_view, _path(directory, REQUEST_FILE), b"")
+        self._response_mirror = Mirror(response_view, _path(directory, RESPONSE_FILE), b"")
+        # The worker must not write over an ``exit`` by hand that it has not noticed yet.
+        kept = STATUS_EXIT.encode() if role is Role.WORKER else b""
+        self._status_mirror = Mirror(self._status_line, _path(directory, STATUS_FILE), kept)
         # The worker shows all that happened in a burst of requests; the controller, what a busy worker has not shown.
         self._mirrors = (self._request_mirror,)
         if role is Role.WORKER:

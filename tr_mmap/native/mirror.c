@@ -26,13 +26,14 @@ typedef struct {
     uint64_t head[HEAD_WORDS];  /* the beginning of that line */
     double held_until_us;       /* until then the file shows what it shows */
     double checked_us;          /* when we last looked where the name leads, or failed to open it */
+    PyObject *kept;             /* bytes: a line of that beginning stays for a while, if the page has another */
     int is_closed;
 } Mirror;
 
 static int mirror_init(Mirror *self, PyObject *arguments, PyObject *keywords) {
-    PyObject *source, *path;
-    static char *names[] = {"page", "path", NULL};
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO&", names, &source, PyUnicode_FSConverter, &path))
+    PyObject *source, *path, *kept;
+    static char *names[] = {"page", "path", "kept", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO&S", names, &source, PyUnicode_FSConverter, &path, &kept))
         return -1;
     if (self->path != NULL) {
         Py_DECREF(path);
@@ -46,6 +47,7 @@ static int mirror_init(Mirror *self, PyObject *arguments, PyObject *keywords) {
     self->fd = NO_FILE;
     self->checked_us = -CHECK_US;
     self->path = path;
+    self->kept = Py_NewRef(kept);
     return 0;
 }
 
@@ -66,7 +68,7 @@ static int is_fit(const struct stat *info) {
 /* Open the file that the name leads to, or make a new one; anything else in its place but a directory goes away. */
 static void open_again(Mirror *self, struct stat *info) {
     const char *path = PyBytes_AS_STRING(self->path);
-    const int always = O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
+    const int always = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
     self->fd = open(path, always);
     int is_in_the_way = self->fd == NO_FILE && (errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EACCES);
     if (self->fd == NO_FILE && errno != ENOENT && !is_in_the_way) return; /* no descriptor is left, say */
@@ -115,9 +117,19 @@ static int find_file(Mirror *self, struct stat *info, int is_thorough) {
     return self->fd != NO_FILE;
 }
 
+/* Whether the file's line has the beginning that stays, and the page's line has not. */
+static int is_kept(const Mirror *self) {
+    char text[sizeof self->head];
+    const char *kept = PyBytes_AS_STRING(self->kept);
+    size_t nbytes = (size_t)PyBytes_GET_SIZE(self->kept);
+    if (nbytes == 0 || nbytes >= sizeof text || memcmp(self->page.buf, kept, nbytes) == 0) return 0;
+    if (pread(self->fd, text, sizeof text, 0) <= (ssize_t)nbytes || memcmp(text, kept, nbytes) != 0) return 0;
+    return text[nbytes] < 'a' || text[nbytes] > 'z'; /* the whole word */
+}
+
 /* Whether somebody wrote the file by hand so recently that the worker may not have read it. */
 static int is_by_hand(const Mirror *self, const struct stat *info) {
-    if (info->st_size == self->nbytes) return 0;
+    if (info->st_size == self->nbytes && !is_kept(self)) return 0;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     double age_s = (double)(now.tv_sec - info->st_mtim.tv_sec) + (double)(now.tv_nsec - info->st_mtim.tv_nsec) / 1e9;
@@ -260,6 +272,7 @@ static void mirror_dealloc(Mirror *self) {
         Py_XDECREF(py_close(self, NULL));
         PyBuffer_Release(&self->page);
         Py_CLEAR(self->path);
+        Py_CLEAR(self->kept);
     }
     type->tp_free((PyObject *)self);
 }
@@ -286,7 +299,8 @@ static PyMethodDef mirror_methods[] = {
 PyTypeObject MirrorType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tr_mmap.native.Mirror",
-    .tp_doc = "Mirror(page, path)\n--\n\nA file for people that shows the first line of a mapped page.",
+    .tp_doc = "Mirror(page, path, kept)\n--\n\nA file for people that shows the first line of a mapped page. A line "
+              "that somebody wrote by\nhand, and whose first word is kept, stays for a moment.",
     .tp_basicsize = sizeof(Mirror),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_new = PyType_GenericNew,

@@ -19,7 +19,7 @@ from ...wire.waits import MIRROR_CHECK_S
 __all__ = ["Mirror"]
 
 _HEAD_NBYTES: Final = 16
-_ALWAYS: Final = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | os.O_NONBLOCK
+_ALWAYS: Final = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | os.O_NONBLOCK
 _IN_THE_WAY: Final = (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES)
 
 
@@ -29,9 +29,11 @@ class Mirror:
     Args:
         page: the mapped page, or the part of it that has the line.
         path: of the file.
+        kept: a line whose first word is this stays for a while if the page has another; b"" for none.
     """
 
-    def __init__(self, page: Any, path: str | bytes) -> None:
+    def __init__(self, page: Any, path: str | bytes, kept: bytes) -> None:
+        self._kept = kept
         self._page = memoryview(page)
         self._path = os.fsencode(path)
         self._fd = -1
@@ -182,7 +184,15 @@ class Mirror:
 
     def _is_by_hand(self, info: os.stat_result) -> bool:
         """Whether somebody wrote the file by hand so recently that the worker may not have read it."""
-        return info.st_size != self._nbytes and abs(time.time() - info.st_mtime) < HAND_GRACE_S
+        return (info.st_size != self._nbytes or self._is_kept()) and abs(time.time() - info.st_mtime) < HAND_GRACE_S
+
+    def _is_kept(self) -> bool:
+        """Whether the file's line has the beginning that stays, and the page's line has not."""
+        kept = self._kept
+        if not kept or self._page[: len(kept)] == kept:
+            return False
+        text = os.pread(self._fd, _HEAD_NBYTES, 0)
+        return text.startswith(kept) and not text[len(kept) : len(kept) + 1].islower()
 
     def _write_line(self, line: bytes, nbytes: int, *, is_thorough: bool) -> None:
         text = line + b"\n"
