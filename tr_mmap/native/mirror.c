@@ -22,7 +22,6 @@ typedef struct {
     dev_t device;               /* which file the descriptor is of: the process may have closed it, and opened another */
     ino_t inode;
     off_t nbytes;               /* the file's size when we last wrote it; another size shows that somebody else did */
-    Py_ssize_t line_nbytes;     /* of the line that we last wrote; there are only spaces behind it */
     uint64_t head[HEAD_WORDS];  /* the beginning of that line */
     double held_until_us;       /* until then the file shows what it shows */
     double checked_us;          /* when we last looked where the name leads, or failed to open it */
@@ -87,7 +86,6 @@ static void open_again(Mirror *self, struct stat *info) {
     (void)!fchmod(self->fd, 0600);
     self->device = info->st_dev;
     self->inode = info->st_ino;
-    self->line_nbytes = WIRE_MIRROR_NBYTES; /* as long as what may be there */
 }
 
 /* Whether the descriptor is still of the file that we opened, and that file has its only name still. */
@@ -136,24 +134,18 @@ static int is_by_hand(const Mirror *self, const struct stat *info) {
     return age_s < GRACE_S && age_s > -GRACE_S; /* before now, if the clock was set */
 }
 
-static void write_line(Mirror *self, const char *line, Py_ssize_t nbytes, const struct stat *info, int is_thorough) {
+static void write_line(Mirror *self, const char *line, Py_ssize_t nbytes, const struct stat *info) {
     char small[WIRE_MIRROR_NBYTES];
     int is_small = nbytes < WIRE_MIRROR_NBYTES;
-    Py_ssize_t filled = nbytes + 1; /* the newline */
-    int is_known = !is_thorough && info->st_size == WIRE_MIRROR_NBYTES && info->st_size == self->nbytes;
-    self->nbytes = is_small ? WIRE_MIRROR_NBYTES : (off_t)filled;
-    if (is_small) {
+    self->nbytes = is_small ? WIRE_MIRROR_NBYTES : (off_t)nbytes + 1;
+    if (is_small) { /* all of it, because somebody may have written behind our line */
         memcpy(small, line, (size_t)nbytes);
         small[nbytes] = '\n';
-        Py_ssize_t padded = !is_known ? WIRE_MIRROR_NBYTES : filled > self->line_nbytes ? filled : self->line_nbytes;
-        memset(small + filled, ' ', (size_t)(padded - filled));
-        filled = padded;
-        self->line_nbytes = nbytes + 1;
-    } else {
-        self->line_nbytes = WIRE_MIRROR_NBYTES;
+        memset(small + nbytes + 1, ' ', sizeof small - (size_t)nbytes - 1);
+        (void)!pwrite(self->fd, small, sizeof small, 0);
+    } else if (pwrite(self->fd, line, (size_t)nbytes, 0) == nbytes) {
+        (void)!pwrite(self->fd, "\n", 1, nbytes);
     }
-    ssize_t written = pwrite(self->fd, is_small ? small : line, (size_t)(is_small ? filled : nbytes), 0);
-    if (!is_small && written == nbytes) (void)!pwrite(self->fd, "\n", 1, nbytes);
     if (info->st_size > self->nbytes) (void)!ftruncate(self->fd, self->nbytes);
 }
 
@@ -175,7 +167,7 @@ static void show_page(Mirror *self, int is_thorough, int is_insistent) {
     uint64_t head[HEAD_WORDS];
     for (int tries = 0; tries < 3; tries++) {
         read_head(self, self->head);
-        write_line(self, self->page.buf, line_of(self), &info, is_thorough);
+        write_line(self, self->page.buf, line_of(self), &info);
         read_head(self, head);
         if (memcmp(head, self->head, sizeof head) == 0) break;
         /* The other side has replaced the status, and may have written its mirror before ours. */
@@ -247,7 +239,7 @@ static PyObject *py_write(Mirror *self, PyObject *const *arguments, Py_ssize_t c
     double hold_s = PyFloat_AsDouble(arguments[1]);
     if (hold_s == -1.0 && PyErr_Occurred()) return NULL;
     if (!self->is_closed && find_file(self, &info, 1)) {
-        write_line(self, PyBytes_AS_STRING(arguments[0]), PyBytes_GET_SIZE(arguments[0]), &info, 1);
+        write_line(self, PyBytes_AS_STRING(arguments[0]), PyBytes_GET_SIZE(arguments[0]), &info);
         memset(self->head, 0, sizeof self->head); /* so the page's own line is written after the hold */
         self->held_until_us = now_us() + hold_s * 1e6;
     }

@@ -40,7 +40,6 @@ class Mirror:
         # Which file the descriptor is of: the process may have closed it, and opened another.
         self._identity: tuple[int, int] | None = None
         self._nbytes = 0  # the file's size when we last wrote it; another size shows that somebody else did
-        self._line_nbytes = 0  # of the line that we last wrote; there are only spaces behind it
         self._head = b""  # the beginning of that line
         self._held_until_s = 0.0  # until then the file shows what it shows
         self._checked_s = -MIRROR_CHECK_S  # when we last looked where the name leads, or failed to open it
@@ -78,7 +77,7 @@ class Mirror:
         with self._lock:
             info = None if self._is_closed else self._find_file(is_thorough=True)
             if info is not None:
-                self._write_line(line, info.st_size, is_thorough=True)
+                self._write_line(line, info.st_size)
                 self._head = b""  # so the page's own line is written after the hold
                 self._held_until_s = time.monotonic() + hold_s
 
@@ -101,7 +100,7 @@ class Mirror:
                 text = self._page.tobytes()
                 end = text.find(b"\n")
                 self._head = text[:_HEAD_NBYTES]
-                self._write_line(text if end < 0 else text[:end], nbytes, is_thorough=is_thorough)
+                self._write_line(text if end < 0 else text[:end], nbytes)
                 if self._page[:_HEAD_NBYTES] == self._head:
                     break
                 # The other side has replaced the status, and may have written its mirror before ours.
@@ -179,7 +178,6 @@ class Mirror:
             info = os.fstat(self._fd)
         os.fchmod(self._fd, 0o600)
         self._identity = info.st_dev, info.st_ino
-        self._line_nbytes = MIRROR_NBYTES  # as long as what may be there
         return info
 
     def _is_by_hand(self, info: os.stat_result) -> bool:
@@ -194,13 +192,9 @@ class Mirror:
         text = os.pread(self._fd, _HEAD_NBYTES, 0)
         return text.startswith(kept) and not text[len(kept) : len(kept) + 1].islower()
 
-    def _write_line(self, line: bytes, nbytes: int, *, is_thorough: bool) -> None:
-        text = line + b"\n"
-        line_nbytes = len(text)
-        is_known = not is_thorough and nbytes == self._nbytes == MIRROR_NBYTES
-        self._nbytes = max(MIRROR_NBYTES, line_nbytes)
-        text = text.ljust(self._line_nbytes if is_known else MIRROR_NBYTES)
-        self._line_nbytes = min(line_nbytes, MIRROR_NBYTES)
+    def _write_line(self, line: bytes, nbytes: int) -> None:
+        text = (line + b"\n").ljust(MIRROR_NBYTES)  # all of it, because somebody may have written behind our line
+        self._nbytes = len(text)
         try:
             os.pwrite(self._fd, text, 0)
             if nbytes > self._nbytes:
