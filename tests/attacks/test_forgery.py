@@ -6,7 +6,6 @@ Here the attacker is of the same user, has the session's directory, and knows th
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import subprocess

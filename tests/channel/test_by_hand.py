@@ -279,10 +279,14 @@ def test_a_request_to_exit_by_hand_ends_the_worker(workspace: Path, text: str) -
         assert session.join(FOREVER_MS)
 
 
-@pytest.mark.parametrize("text", ["ready\n", "terminated\n", "exiting\n", "nonsense", "", "busy: by hand\n", "\xff\xfe"])
+@pytest.mark.parametrize(
+    "text", ["ready\n", "terminated\n", "exiting\n", "nonsense", "", "busy: by hand\n", "\xff\xfe"]
+)
 def test_any_other_word_by_hand_is_ignored_and_the_status_is_restored(session: PythonSession, text: str) -> None:
     write(session, text.encode("latin-1"), "status.txt")
-    wait_until(lambda: path_of(session, "status.txt").read_bytes().split(b"\n")[0] in (b"ok", b"ready") or text == "ready")
+    wait_until(
+        lambda: path_of(session, "status.txt").read_bytes().split(b"\n")[0] in (b"ok", b"ready") or text == "ready"
+    )
     assert session.is_ready()
     assert session.is_alive()
 

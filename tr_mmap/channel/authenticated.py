@@ -20,6 +20,7 @@ __all__ = ["AuthenticatedChannel", "RejectionCounter", "protect"]
 
 _LOCK_SLICE_S: Final = 0.02  # how often a message that waits for another thread's looks for a reason to stop
 
+
 class RejectionCounter:
     """A count that outlives the channels that add to it.
 

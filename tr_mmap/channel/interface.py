@@ -125,9 +125,7 @@ class Channel(ABC):
     def is_exit_requested(self) -> bool:
         """Whether the status is ``exit``, which requests that the worker exit."""
 
-    def request_exit(
-        self, request: Request, deadline_s: float | None = None, stop: Callable[[], bool] = never
-    ) -> bool:
+    def request_exit(self, request: Request, deadline_s: float | None = None, stop: Callable[[], bool] = never) -> bool:
         """Send the request to exit to the worker.
 
         Args:

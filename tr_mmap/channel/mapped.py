@@ -14,10 +14,10 @@ spill: a file of its own, which the page names under ``"spill"``. The last word 
 heartbeat.
 
 ``request.json``, ``response.json`` and ``status.txt`` mirror the pages for people: one line and then spaces, so ``cat``
-and ``json.load`` work on them. A side that has waited for ``MIRROR_DELAY_S`` writes what the mirrors lack. So a burst of
-requests writes none, and the status says ``busy`` throughout; after the burst the mirrors are right. No process maps a
-mirror: to truncate a mapped file is SIGBUS for all that map it. ``by_hand.py`` notices what somebody writes into a
-mirror.
+and ``json.load`` work on them. A side that has waited for ``MIRROR_DELAY_S`` writes what the mirrors lack. So a burst
+of requests writes none, and ``status.txt`` says ``busy`` throughout; after the burst the mirrors are right. No process
+maps a mirror: to truncate a mapped file is SIGBUS for all that map it. ``by_hand.py`` notices what somebody writes into
+a mirror.
 """
 
 from __future__ import annotations
@@ -31,11 +31,9 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final
 
-import msgspec
-
 from ..base import system
-from ..base.identifiers import is_doorbell_name, spill_sender
-from ..errors import BadMessage, HostilePath, TRException
+from ..base.identifiers import is_doorbell_name
+from ..errors import BadMessage, TRException
 from ..native import IS_COMPILED, ChannelParts, Heartbeat, MessagePage, Mirror
 from ..protocol.legacy import encode_legacy
 from ..protocol.messages import Request, Response, encode
@@ -44,14 +42,12 @@ from ..wire.messages import (
     EMPTY_PAGE,
     HAND_ANSWER_S,
     HEARTBEAT_OFFSET,
-    MAX_MESSAGE_NBYTES,
     MAX_MESSAGE_SEQ,
     MESSAGE_PAGE_NBYTES,
     REQUEST_FILE,
     REQUEST_PAGE_FILE,
     RESPONSE_FILE,
     RESPONSE_PAGE_FILE,
-    SPILL_SUFFIX,
     STATUS_EXIT,
     STATUS_FILE,
     STATUS_NBYTES,
@@ -61,12 +57,12 @@ from ..wire.messages import (
 from ..wire.names import DOORBELL_PREFIX
 from ..wire.waits import STATUS_RETRIES, STATUS_RETRY_S, STATUS_SLICE_S, WAIT_SLICE_S
 from .by_hand import MOST_WAITING, HandWatch
+from .control_files import SPILL_KEY, Spills, close_all, create_file, open_file
 from .doorbell import Doorbell
 from .interface import Channel, Role, check_bounds, never
 
 __all__ = ["MappedChannel"]
 
-_SPILL_KEY: Final = b'"spill":'  # the first member after the number, in the line that names a spill
 _EXIT_START: Final = int.from_bytes(STATUS_EXIT.encode(), sys.byteorder)
 _WORD_NBYTES: Final = 8
 # Most statuses without a detail fit into one word. A store of one word is never torn.
@@ -75,53 +71,6 @@ _SHORT_LINES: Final[dict[Status, int]] = {
     for status in Status
     if len(status.value) < _WORD_NBYTES
 }
-
-
-class _Spill(msgspec.Struct):
-    spill: str = ""
-
-
-def _path(directory: str, name: str) -> str:
-    return os.path.join(directory, name)
-
-
-def _create_file(directory: str, name: str, content: bytes, nbytes: int) -> int:
-    """Put a new control file in place; a process that still has the old one mapped keeps the old one."""
-    path = _path(directory, name)
-    system.unlink(path)
-    fd = system.create_file(path)
-    try:
-        system.allocate(fd, nbytes, directory=directory)
-        system.write_all(fd, content.ljust(nbytes))
-    except BaseException:
-        system.close(fd)
-        raise
-    return fd
-
-
-def _open_file(directory: str, name: str, nbytes: int) -> int:
-    path = _path(directory, name)
-    fd = system.open_private_file(path, write=True)
-    try:
-        reason = ""
-        if system.file_nbytes(fd) < nbytes:
-            reason = f"is shorter than {nbytes} bytes"
-        elif system.is_sparse(fd):
-            reason = "has holes, where a store may be SIGBUS"
-        if reason:
-            raise HostilePath(f"{path} {reason}; its owner does not make such a file", path=path, reason=reason)
-    except BaseException:
-        system.close(fd)
-        raise
-    return fd
-
-
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        try:
-            system.close(fd)
-        except OSError:
-            pass  # it is closed all the same, and its mapping stays
 
 
 class MappedChannel(Channel):
@@ -154,21 +103,20 @@ class MappedChannel(Channel):
         else:
             self._out, self._in = response, request
             self._peer_doorbell, self._own_doorbell = response_doorbell, request_doorbell
-        self._request_mirror = Mirror(request_view, _path(directory, REQUEST_FILE), b"")
-        self._response_mirror = Mirror(response_view, _path(directory, RESPONSE_FILE), b"")
+        self._request_mirror = Mirror(request_view, os.path.join(directory, REQUEST_FILE), b"")
+        self._response_mirror = Mirror(response_view, os.path.join(directory, RESPONSE_FILE), b"")
         # The worker must not write over an ``exit`` by hand that it has not noticed yet.
         kept = STATUS_EXIT.encode() if role is Role.WORKER else b""
-        self._status_mirror = Mirror(self._status_line, _path(directory, STATUS_FILE), kept)
+        self._status_mirror = Mirror(self._status_line, os.path.join(directory, STATUS_FILE), kept)
         # The worker shows all that happened in a burst of requests; the controller, what a busy worker has not shown.
-        self._mirrors = (self._request_mirror,)
+        self._mirrors: tuple[Mirror, ...] = (self._request_mirror,)
         if role is Role.WORKER:
             self._mirrors += (self._response_mirror, self._status_mirror)
         self._in.set_mirrors(self._mirrors)
         self._by_hand: list[bytes] = []  # the fast path looks whether it is empty
         self._hand_watch: HandWatch | None = None
         self._sending = threading.RLock()  # reentrant, because a signal handler may send too
-        self._spill_number = 0
-        self._spill_token = secrets.token_hex(4)  # of this end, because an earlier one may have left spills
+        self._spills = Spills(directory, role)
         self._is_closed = False
 
     def fast_path_parts(self) -> ChannelParts | None:
@@ -191,8 +139,8 @@ class MappedChannel(Channel):
             for name in doorbells or cls.new_doorbells():
                 opened.append(Doorbell.create(name))
             for name in (REQUEST_PAGE_FILE, RESPONSE_PAGE_FILE):
-                fds.append(_create_file(directory, name, EMPTY_PAGE.encode(), MESSAGE_PAGE_NBYTES))
-            fds.append(_create_file(directory, STATUS_PAGE_FILE, STATUS_STARTING.encode() + b"\n", STATUS_NBYTES))
+                fds.append(create_file(directory, name, EMPTY_PAGE.encode(), MESSAGE_PAGE_NBYTES))
+            fds.append(create_file(directory, STATUS_PAGE_FILE, STATUS_STARTING.encode() + b"\n", STATUS_NBYTES))
             channel = cls(directory, Role.CONTROLLER, fds, opened)
             channel._create_mirrors()
             return channel
@@ -202,20 +150,20 @@ class MappedChannel(Channel):
                 doorbell.close()
             raise
         finally:
-            _close_all(fds)
+            close_all(fds)
 
     @classmethod
     def attach(cls, directory: str, doorbells: Sequence[str]) -> MappedChannel:
         fds: list[int] = []
         try:
             for name in (REQUEST_PAGE_FILE, RESPONSE_PAGE_FILE):
-                fds.append(_open_file(directory, name, MESSAGE_PAGE_NBYTES))
-            fds.append(_open_file(directory, STATUS_PAGE_FILE, STATUS_NBYTES))
+                fds.append(open_file(directory, name, MESSAGE_PAGE_NBYTES))
+            fds.append(open_file(directory, STATUS_PAGE_FILE, STATUS_NBYTES))
             if len(doorbells) != 2 or not all(map(is_doorbell_name, doorbells)):
                 raise BadMessage("the manifest names no two doorbells", detail=repr(doorbells)[:200])
             channel = cls(directory, Role.WORKER, fds, [Doorbell.open(name) for name in doorbells])
         finally:
-            _close_all(fds)
+            close_all(fds)
         channel.unlink()  # both sides have the semaphores open now: from here on no death can leave them behind
         return channel
 
@@ -227,7 +175,7 @@ class MappedChannel(Channel):
         """Put new mirrors in place of an earlier worker's; a name that cannot be freed stays without a mirror."""
         for name in (REQUEST_FILE, RESPONSE_FILE, STATUS_FILE):
             try:
-                system.unlink(_path(self._directory, name))
+                system.unlink(os.path.join(self._directory, name))
             except OSError:
                 pass  # a directory, say
         for mirror in (self._request_mirror, self._response_mirror, self._status_mirror):
@@ -253,44 +201,7 @@ class MappedChannel(Channel):
         """Send a message as a spill, because the page cannot hold it."""
         if not 0 < seq <= MAX_MESSAGE_SEQ:
             raise BadMessage(f"a message's number is 1 to {MAX_MESSAGE_SEQ}, not {seq}", detail=str(seq))
-        self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._write_spill(check_bounds(text)))
-
-    def _write_spill(self, text: bytes) -> bytes:
-        self._spill_number += 1
-        name = f"{self._role.value}.{self._spill_token}_{self._spill_number}{SPILL_SUFFIX}"
-        path = _path(self._directory, name)
-        fd = system.create_file(path)
-        try:
-            system.write_all(fd, text)
-        except BaseException:
-            system.unlink(path)
-            raise
-        finally:
-            system.close(fd)
-        return name.encode()
-
-    def _read_spill(self, name: str) -> bytes:
-        if spill_sender(name) != self._role.peer.value:
-            raise BadMessage(f"{name[:80]!r} is not the name of a long message", detail=name[:80])
-        path = _path(self._directory, name)
-        try:
-            fd = system.open_private_file(path)
-        except FileNotFoundError as error:
-            raise BadMessage(f"{path} is gone, in which the message should be", detail=name) from error
-        except HostilePath as error:
-            raise BadMessage(f"{error}; the message in its place is ignored", detail=name) from error
-        try:
-            is_too_long = system.file_nbytes(fd) > MAX_MESSAGE_NBYTES
-            text = b"" if is_too_long else system.read_all(fd, MAX_MESSAGE_NBYTES)
-        finally:
-            system.close(fd)
-        try:
-            system.unlink(path)
-        except OSError:
-            pass  # it is removed with the session's directory
-        if is_too_long:
-            raise BadMessage(f"{path} is longer than a message may be", detail=name)
-        return text
+        self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._spills.write(check_bounds(text)))
 
     def set_spin(self, us: float) -> None:
         self._in.set_spin(us)
@@ -300,11 +211,7 @@ class MappedChannel(Channel):
 
     def _take_spill(self, line: bytes) -> bytes:
         try:
-            spill = msgspec.json.decode(line, type=_Spill).spill
-        except msgspec.DecodeError as error:
-            raise BadMessage(f"the message cannot be read: {error}", detail=str(error)) from error
-        try:
-            return self._read_spill(spill)
+            return self._spills.read(line)
         except TRException:
             raise
         except OSError:  # for example no descriptor is left: the message is good, and can be read later
@@ -324,7 +231,7 @@ class MappedChannel(Channel):
         except ValueError as error:
             why = "the peer's message has no end; it does not speak this protocol"
             raise BadMessage(why, detail="newline") from error
-        return line if line is None or line[17:25] != _SPILL_KEY else self._take_spill(line)
+        return line if line is None or line[17:25] != SPILL_KEY else self._take_spill(line)
 
     def _sleep(self, deadline_s: float) -> bool:
         """Wait a little for the doorbell, or only a little if another thread waits there. False when the time is over.

@@ -24,7 +24,7 @@ from ..sessions.manifest import Manifest
 from ..sessions.secret import inherited_secret
 from ..sessions.workspace import Workspace
 from ..transfer.interface import WorkerTransfer
-from ..transfer.kinds import worker_transfer
+from ..transfer.kinds import hand_transfer, worker_transfer
 from ..wire.messages import PROTOCOL_VERSION
 from ..wire.names import SESSION_PREFIX, SESSIONS_DIR, WORKER_MARK_VARIABLE
 
@@ -67,9 +67,7 @@ class Attachment:
         A transfer of the session's own would release the results that the controller has not taken yet.
         """
         if self._by_hand is None:
-            from .by_hand import HandTransfer  # it reads files of every layout; most sessions never need it
-
-            self._by_hand = HandTransfer(self.directory, self.transfer)
+            self._by_hand = hand_transfer(self.directory, self.transfer)
         return self._by_hand
 
     def close_transfers(self, *, is_orphan: bool) -> None:
@@ -128,9 +126,9 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
         raise SessionNotStarted(f"session {manifest.session_id!r} has another worker by now")
     if manifest.protocol != PROTOCOL_VERSION:
         raise SessionNotStarted(
-            f"session {manifest.session_id!r} speaks version {manifest.protocol} of the control protocol, this tr_mmap "
-            f"version {PROTOCOL_VERSION}: let the controller and its worker use the same tr_mmap, and compile C++ programs "
-            "again"
+            f"session {manifest.session_id!r} speaks version {manifest.protocol} of the control protocol, and this "
+            f"tr_mmap version {PROTOCOL_VERSION}: controller and worker need the same tr_mmap; install it for both and "
+            "compile C++ programs again"
         )
     if manifest.channel not in CHANNEL_NAMES:
         known = ", ".join(CHANNEL_NAMES)

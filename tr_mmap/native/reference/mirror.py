@@ -52,7 +52,7 @@ class Mirror:
         return not self._is_closed and self._page[:_HEAD_NBYTES] != self._head
 
     def update(self) -> None:
-        """Write the page's line if the mirror is stale. A file that somebody wrote by hand a moment ago is left alone."""
+        """Write the page's line if the mirror is stale. A file that somebody wrote by hand just now is left alone."""
         if self.is_stale:
             self._show_page(is_thorough=False, is_insistent=False)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..transfer.interface import WorkerTransfer
-from ..transfer.legacy_files import LegacyWorkerTransfer
 from ..wire.names import HAND_RESULT_PREFIX
+from .interface import WorkerTransfer
+from .legacy_files import LegacyWorkerTransfer
 
 __all__ = ["HandTransfer"]
 
