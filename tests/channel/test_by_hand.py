@@ -119,21 +119,31 @@ def test_garbage_by_hand_is_answered_with_an_error_and_harms_nobody(session: Pyt
     assert found["error"]["message"]
 
 
+def put(path: Path, made: Path) -> None:
+    """Put something in a mirror's place, which the worker may make again at any moment."""
+    while True:
+        try:
+            os.replace(made, path)
+            return
+        except OSError:  # a directory does not replace a file
+            path.unlink(missing_ok=True)
+
+
 def symlink(path: Path) -> None:
     target = path.with_name("target")
     target.write_text('{"cmd": "hello", "params": "from elsewhere"}')
-    path.unlink()
-    path.symlink_to(target)
+    path.with_name("new").symlink_to(target)
+    put(path, path.with_name("new"))
 
 
 def fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
+    os.mkfifo(path.with_name("new"))
+    put(path, path.with_name("new"))
 
 
 def directory(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
+    path.with_name("new").mkdir()
+    put(path, path.with_name("new"))
 
 
 def nothing(path: Path) -> None:
@@ -151,8 +161,8 @@ def moved_away(path: Path) -> None:
 def second_name(path: Path) -> None:
     own = path.with_name("own")
     own.write_text("mine")
-    path.unlink()
-    os.link(own, path)
+    os.link(own, path.with_name("new"))
+    put(path, path.with_name("new"))
 
 
 SPOILT = [symlink, fifo, directory, nothing, empty, moved_away, second_name]
@@ -162,6 +172,8 @@ SPOILT = [symlink, fifo, directory, nothing, empty, moved_away, second_name]
 @pytest.mark.parametrize("spoil", SPOILT, ids=lambda each: each.__name__)
 def test_whatever_takes_a_mirrors_place_the_session_goes_on(session: PythonSession, spoil: Any, name: str) -> None:
     path = path_of(session, name)
+    session.fetch_response("say on")
+    wait_until(path.exists)
     spoil(path)
     for number in range(3):
         assert session.fetch_response(f"hello {number}") == f"Hello {number}"
@@ -184,7 +196,9 @@ def is_served_again(session: PythonSession) -> bool:
 @pytest.mark.parametrize("spoil", [nothing, moved_away, fifo], ids=lambda each: each.__name__)
 def test_mirrors_that_are_gone_come_back(session: PythonSession, spoil: Any) -> None:
     names = ("request.json", "response.json", "status.txt")
+    session.fetch_response("say on")
     for name in names:
+        wait_until(path_of(session, name).exists)
         spoil(path_of(session, name))
 
     def is_back() -> bool:

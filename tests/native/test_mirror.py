@@ -112,7 +112,12 @@ def test_another_line_stays_for_as_long_as_it_is_held(shown: Shown) -> None:
     shown.mirror.update()
     shown.mirror.show()
     assert shown.line == b"an answer"
+    shown.path.unlink()  # its reader has taken it
+    shown.mirror.update()
+    assert shown.line == b"second"
+    shown.set(b"first")
     shown.mirror.write(b"another", 0.0)
+    shown.set(b"second")
     shown.mirror.update()
     assert shown.line == b"second"
 

@@ -161,8 +161,11 @@ static void read_head(const Mirror *self, uint64_t head[HEAD_WORDS]) {
 
 static void show_page(Mirror *self, int is_thorough, int is_insistent) {
     struct stat info;
-    if (self->is_closed || (!is_insistent && now_us() < self->held_until_us) || !find_file(self, &info, is_thorough))
-        return;
+    if (self->is_closed) return;
+    /* A reader of the older kind removes the file when it has read the answer in it. */
+    if (!is_insistent && now_us() < self->held_until_us && is_file_there(self, &info)) return;
+    self->held_until_us = 0;
+    if (!find_file(self, &info, is_thorough)) return;
     if (!is_insistent && is_by_hand(self, &info)) return;
     uint64_t head[HEAD_WORDS];
     for (int tries = 0; tries < 3; tries++) {

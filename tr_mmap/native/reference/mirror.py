@@ -90,8 +90,14 @@ class Mirror:
 
     def _show_page(self, *, is_thorough: bool, is_insistent: bool) -> None:
         with self._lock:
-            if self._is_closed or (not is_insistent and time.monotonic() < self._held_until_s):
+            if self._is_closed:
                 return
+            if not is_insistent and time.monotonic() < self._held_until_s:
+                info = self._info()
+                if info is not None and info.st_nlink == 1:
+                    return
+                # A reader of the older kind has removed the file, because it has read the answer in it.
+            self._held_until_s = 0.0
             info = self._find_file(is_thorough=is_thorough)
             if info is None or (not is_insistent and self._is_by_hand(info)):
                 return
