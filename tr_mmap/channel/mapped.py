@@ -176,7 +176,7 @@ class MappedChannel(Channel):
         for name in (REQUEST_FILE, RESPONSE_FILE, STATUS_FILE):
             try:
                 system.unlink(os.path.join(self._directory, name))
-            except OSError:
+            except (OSError, TRException):
                 pass  # a directory, say
         for mirror in (self._request_mirror, self._response_mirror, self._status_mirror):
             mirror.restore()
