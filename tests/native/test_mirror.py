@@ -96,6 +96,16 @@ def test_what_somebody_wrote_by_hand_stays_for_a_moment_and_no_longer(shown: Sho
     assert shown.line == b"second"
 
 
+def test_what_the_other_side_has_written_is_not_written_again(shown: Shown) -> None:
+    shown.set(b"first")
+    shown.mirror.mark_shown()
+    shown.mirror.update()
+    assert not shown.path.exists()
+    shown.set(b"a request that is the next one")
+    shown.mirror.update()
+    assert shown.line == b"a request that is the next one"
+
+
 def test_what_must_be_restored_is_restored_at_once(shown: Shown) -> None:
     shown.set(b"first")
     shown.mirror.update()

@@ -112,6 +112,7 @@ class MappedChannel(Channel):
         self._mirrors: tuple[Mirror, ...] = (self._request_mirror,)
         if role is Role.WORKER:
             self._mirrors += (self._response_mirror, self._status_mirror)
+            self._request_mirror.mark_shown()  # what somebody has written there by hand must not be written over
         self._in.set_mirrors(self._mirrors)
         self._by_hand: list[bytes] = []  # the fast path looks whether it is empty
         self._hand_watch: HandWatch | None = None

@@ -219,6 +219,15 @@ static PyObject *py_show(Mirror *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(mark_shown_doc, "mark_shown()\n--\n\nTake it that the other side has written the page's line.");
+
+static PyObject *py_mark_shown(Mirror *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    read_head(self, self->head);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(restore_doc, "restore()\n--\n\nWrite the page's line over whatever is there.");
 
 static PyObject *py_restore(Mirror *self, PyObject *unused) {
@@ -285,6 +294,7 @@ static PyGetSetDef mirror_properties[] = {
 static PyMethodDef mirror_methods[] = {
     {"update", (PyCFunction)py_update, METH_NOARGS, update_doc},
     {"show", (PyCFunction)py_show, METH_NOARGS, show_doc},
+    {"mark_shown", (PyCFunction)py_mark_shown, METH_NOARGS, mark_shown_doc},
     {"restore", (PyCFunction)py_restore, METH_NOARGS, restore_doc},
     {"write", (PyCFunction)(void (*)(void))py_write, METH_FASTCALL, write_doc},
     {"close", (PyCFunction)py_close, METH_NOARGS, close_doc},

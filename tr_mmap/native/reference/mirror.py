@@ -63,6 +63,10 @@ class Mirror:
         """
         self._show_page(is_thorough=True, is_insistent=False)
 
+    def mark_shown(self) -> None:
+        """Take it that the other side has written the page's line."""
+        self._head = self._page[:_HEAD_NBYTES].tobytes()
+
     def restore(self) -> None:
         """Write the page's line over whatever is there."""
         self._show_page(is_thorough=True, is_insistent=True)
