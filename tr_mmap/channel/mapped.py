@@ -40,6 +40,7 @@ from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import (
     EMPTY_PAGE,
+    EXIT_COMMAND,
     HAND_ANSWER_S,
     HEARTBEAT_OFFSET,
     MAX_MESSAGE_SEQ,
@@ -268,15 +269,17 @@ class MappedChannel(Channel):
         return self._status_start[0] == _EXIT_START and self.read_status().status is Status.EXIT
 
     def write_status(self, status: Status, detail: str = "") -> None:
+        mirror = self._status_mirror
+        is_exit = self._status_start[0] == _EXIT_START  # the controller's, so that of the mirror may go
         word = None if detail or self._has_long_status else _SHORT_LINES.get(status)
         if word is not None:
-            show = self._status_mirror.show if self._status_mirror.is_stale else self._status_mirror.update
+            is_stale = mirror.is_stale
             self._status_words[0] = word
-            show()
+            (mirror.restore if is_exit else mirror.show if is_stale else mirror.update)()
             return
         line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
         self._status_line[:] = line.ljust(HEARTBEAT_OFFSET)
-        self._status_mirror.show()
+        (mirror.restore if is_exit else mirror.show)()
         # The worker writes nearly every status, so it knows what is there; the controller rarely writes one.
         self._has_long_status = len(line) > _WORD_NBYTES or self._role is Role.CONTROLLER
 
@@ -315,8 +318,10 @@ class MappedChannel(Channel):
         self.wake()
 
     def _exit_by_hand(self) -> None:
+        """Say ``exit`` on the page, and as a request too: the main thread may be about to write over the status."""
         if not self.read_status().status.is_ending:
             self.write_status(Status.EXIT)
+            self._by_hand.append(b'{"command":"%b"}' % EXIT_COMMAND.encode())
         self.wake()
 
     def has_by_hand(self) -> bool:

@@ -17,7 +17,9 @@ RESPONSE_PAGE_FILE: Final = "response.page"
 STATUS_PAGE_FILE: Final = "status.page"
 
 MIRROR_NBYTES: Final = 4096  # of a mirror, a line and then spaces; more if the line is longer. Another size is not ours
-MIRROR_DELAY_S: Final = 0.001  # a side that waits so long shows what the mirrors lack; a burst of requests writes none
+# A side that waits so long shows what the mirrors lack; a burst of requests writes none. Not less: a timer that ends
+# before the kernel's next tick must be set in the processor, which costs each sleep 2 to 4 us.
+MIRROR_DELAY_S: Final = 0.005
 HAND_GRACE_S: Final = 0.1  # a mirror that somebody wrote by hand is left alone for so long, for the worker to read it
 HAND_ANSWER_S: Final = 2.0  # the answer to a request by hand stays in its file for so long, whatever is sent meanwhile
 
