@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,27 @@ def script(directory: Path, text: str) -> str:
 def worker_of(session: Any) -> int:
     """The number of its process."""
     return int(session.fetch_response("pid"))
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    """Look again and again until something is so; fail after BOUND_S."""
+    deadline_s = time.monotonic() + BOUND_S
+    while not is_so():
+        assert time.monotonic() < deadline_s, "it never came to be so"
+        time.sleep(0.001)
+
+
+def at_rest(path: Path, is_so: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """The JSON object of a file that another process writes, as soon as it is the one that is waited for."""
+    found: list[dict[str, Any]] = []
+
+    def look() -> bool:
+        with suppress(ValueError, FileNotFoundError):  # read in the middle of a write
+            found[:] = [json.loads(path.read_text())]
+        return bool(found and is_so(found[0]))
+
+    wait_until(look)
+    return found[0]
 
 
 # -- nothing is left -------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Here the attacker is of the same user, has the session's directory, and knows th
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import FOREVER_MS, Gate, empty_place, never
+from support import FOREVER_MS, Gate, at_rest, empty_place, never
 
 from tr_mmap import HostilePath, PythonSession, ResponseTimeout, SessionNotStarted, WorkerDied
 from tr_mmap.channel.authenticated import AuthenticatedChannel, RejectionCounter
@@ -51,7 +50,7 @@ else:
 
 def forge(directory: str, name: str, seq: int, rest: bytes, channel: str) -> None:
     """Write a message into the session from a third process."""
-    path = os.path.join(directory, f"{name}.json")
+    path = os.path.join(directory, f"{name}.page" if channel == "mapped" else f"{name}.json")
     subprocess.run([sys.executable, "-c", FORGER, path, str(seq), rest.decode("latin-1"), channel], check=True)
 
 
@@ -106,7 +105,8 @@ def test_every_message_bears_a_mac_and_no_two_the_same(workspace: Path) -> None:
         for _ in range(5):
             session.fetch_response("rejected")
             for name in ("request.json", "response.json"):
-                text = json.loads((Path(session.session_dir()) / name).read_text())
+                path = Path(session.session_dir()) / name
+                text = at_rest(path, lambda fields: fields["seq"] == seq_of(session))
                 assert re.fullmatch("[0-9a-f]{32}", text["mac"])
                 assert list(text)[-1] == "mac"
                 seen.add(text["mac"])
@@ -269,7 +269,7 @@ def test_a_replayed_request_is_not_obeyed_and_counted(session: PythonSession) ->
     recorded = []
     channel = session._dispatcher.resources.worker.channel
     inner_send = channel._inner.send
-    channel._inner.send = lambda message: (recorded.append(encode(message)), inner_send(message))
+    channel._inner.send = lambda message, *more: (recorded.append(encode(message)), inner_send(message, *more))
     before = int(session.fetch_response("rejected"))
     channel._inner.send = inner_send
     (raw,) = recorded
@@ -361,7 +361,7 @@ def test_ones_own_message_sent_back_is_refused(session: PythonSession, gate: Gat
     recorded = []
     channel = session._dispatcher.resources.worker.channel
     inner_send = channel._inner.send
-    channel._inner.send = lambda message: (recorded.append(encode(message)), inner_send(message))
+    channel._inner.send = lambda message, *more: (recorded.append(encode(message)), inner_send(message, *more))
     hold(session, gate)
     channel._inner.send = inner_send
     before = session.rejected
@@ -424,7 +424,7 @@ class Wire(Channel):
     def attach(cls, directory: str, doorbells: list[str]) -> Channel:  # noqa: ARG003
         return cls()
 
-    def send(self, message: Request | Response) -> None:
+    def send(self, message: Request | Response, *_: object) -> None:
         self.sent.append(encode(message))
         self.queue.append(self.sent[-1])
 
@@ -484,7 +484,7 @@ def test_what_could_not_be_sent_can_be_sent_again_under_its_number() -> None:
     pipe = Pipe()
     real = pipe.inner.send
 
-    def full(message: Any) -> None:
+    def full(message: Any, *_: object) -> None:
         raise OSError("full")
 
     pipe.inner.send = full  # type: ignore[method-assign]

@@ -34,15 +34,18 @@ def test_an_end_outlives_the_other(ends: Ends) -> None:
     del sent
 
 
-def test_channels_keep_no_descriptors(kind: str, tmp_path: Path) -> None:
+def test_channels_keep_a_descriptor_of_each_mirror_and_no_other(kind: str, tmp_path: Path) -> None:
     before = count_fds()
     controller = channel_kind(kind).create(str(tmp_path))
     worker = channel_kind(kind).attach(str(tmp_path), controller.doorbells)
     controller.send(Request(1, "x", "p" * 100_000))
     assert worker.receive(0, never) is not None
-    assert count_fds() == before
+    worker.write_status(Status.OK)
+    worker.send(Response(1, "x"))
+    assert count_fds() == before + (4 if kind == "mapped" else 0)  # of each side: its messages and the status
     worker.close()
     controller.close()
+    assert count_fds() == before
 
 
 ECHO = """

@@ -14,9 +14,8 @@ from channel_ends import Ends, Peer, Stop
 from support import BOUND_S, never
 
 from tr_mmap.channel.kinds import channel_kind
-from tr_mmap.errors import BadMessage
 from tr_mmap.protocol.status import Status, StatusLine, parse_status
-from tr_mmap.wire.messages import MAX_DETAIL_CHARS, STATUS_NBYTES
+from tr_mmap.wire.messages import HEARTBEAT_OFFSET, MAX_DETAIL_CHARS
 
 DETAILS = {
     "none": "",
@@ -69,14 +68,15 @@ def test_exit_is_told_from_exiting(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "what\n", "ok ay\n", "\0\0\0\0", "\xff\xfe\n", "busy" * 2000, "exit, please\n"])
-def test_a_status_that_is_none_is_a_bad_message(ends: Ends, text: str) -> None:
-    path = ends.directory / "status.txt"
-    fd = os.open(path, os.O_WRONLY)
-    os.pwrite(fd, text.encode("latin-1").ljust(STATUS_NBYTES), 0)
+def test_a_text_that_is_no_status_leaves_the_last_status(ends: Ends, kind: str, text: str) -> None:
+    ends.worker.write_status(Status.BUSY, "epoch 3")
+    for end in (ends.controller, ends.worker):
+        assert end.read_status() == StatusLine(Status.BUSY, "epoch 3")
+    fd = os.open(ends.directory / ("status.page" if kind == "mapped" else "status.txt"), os.O_WRONLY)
+    os.pwrite(fd, text.encode("latin-1").ljust(HEARTBEAT_OFFSET), 0)
     os.close(fd)
     for end in (ends.controller, ends.worker):
-        with pytest.raises(BadMessage):
-            end.read_status()
+        assert end.read_status() == StatusLine(Status.BUSY, "epoch 3")
         assert not end.is_exit_requested()
 
 

@@ -28,7 +28,7 @@ def poke(path: Path, offset: int, data: bytes) -> None:
 
 
 def test_a_writer_that_dies_in_a_store_leaves_no_message(mapped_ends: Ends) -> None:
-    path = mapped_ends.directory / "request.json"
+    path = mapped_ends.directory / "request.page"
     body = b',"command":"x","parameters":"' + b"p" * 3000 + b'"}\n'
     for length in (0, 1, 5, 500, len(body)):
         poke(path, 8, b"       0")
@@ -42,7 +42,7 @@ def test_a_writer_that_dies_in_a_store_leaves_no_message(mapped_ends: Ends) -> N
 
 def test_a_message_that_is_being_replaced_is_not_taken(mapped_ends: Ends) -> None:
     mapped_ends.ask(1, "old")
-    poke(mapped_ends.directory / "request.json", 8, b"       0")
+    poke(mapped_ends.directory / "request.page", 8, b"       0")
     assert not mapped_ends.worker.has_message()
     assert mapped_ends.worker.receive(0, never) is None
     assert mapped_ends.ask(2, "new") == mapped_ends.asked()
@@ -51,7 +51,7 @@ def test_a_message_that_is_being_replaced_is_not_taken(mapped_ends: Ends) -> Non
 def test_the_number_is_where_the_format_says_and_as_large_as_it_may_be(mapped_ends: Ends) -> None:
     for seq in (1, 9, 10, MAX_MESSAGE_SEQ - 1, MAX_MESSAGE_SEQ, 1):
         mapped_ends.ask(seq, "x")
-        raw = (mapped_ends.directory / "request.json").read_bytes()
+        raw = (mapped_ends.directory / "request.page").read_bytes()
         assert len(raw) == MESSAGE_PAGE_NBYTES
         assert raw[:16] == b'{"seq": %8d' % seq
         assert raw.rstrip(b" ").endswith(b"}\n")
@@ -67,7 +67,7 @@ def test_a_number_that_has_no_place_is_refused(mapped_ends: Ends, seq: int) -> N
 
 
 def test_a_message_without_an_end_is_refused_once(mapped_ends: Ends) -> None:
-    poke(mapped_ends.directory / "request.json", 8, b"       3" + b"x" * (MESSAGE_PAGE_NBYTES - 16))
+    poke(mapped_ends.directory / "request.page", 8, b"       3" + b"x" * (MESSAGE_PAGE_NBYTES - 16))
     with pytest.raises(BadMessage, match="no end"):
         mapped_ends.worker.receive(0, never)
     assert mapped_ends.worker.receive(0, never) is None
@@ -92,8 +92,8 @@ def test_a_message_without_an_end_is_refused_once(mapped_ends: Ends) -> None:
 def test_only_the_peers_own_long_messages_are_opened(mapped_ends: Ends, spill: str) -> None:
     for name in ("victim.spill", "response.1.spill"):
         (mapped_ends.directory / name).write_bytes(b"mine")
-    poke(mapped_ends.directory / "request.json", 16, b',"spill":%b}\n' % spill.encode())
-    poke(mapped_ends.directory / "request.json", 8, b"       3")
+    poke(mapped_ends.directory / "request.page", 16, b',"spill":%b}\n' % spill.encode())
+    poke(mapped_ends.directory / "request.page", 8, b"       3")
     with pytest.raises(BadMessage):
         mapped_ends.worker.receive(0, never)
     for name in ("victim.spill", "response.1.spill"):

@@ -8,9 +8,8 @@ import pytest
 from channel_ends import Ends
 
 from tr_mmap.channel import mapped
-from tr_mmap.errors import BadMessage
 from tr_mmap.protocol.status import Status, StatusLine
-from tr_mmap.wire.messages import STATUS_FILE, STATUS_NBYTES
+from tr_mmap.wire.messages import HEARTBEAT_OFFSET, STATUS_PAGE_FILE
 from tr_mmap.wire.waits import STATUS_RETRIES
 
 HALF_STORED = [b"bus", b"rrror: disk full\n", b"\0\0\0\0", b"b\xffsy\n", b"busyok\n"]
@@ -18,8 +17,8 @@ HALF_STORED = [b"bus", b"rrror: disk full\n", b"\0\0\0\0", b"b\xffsy\n", b"busyo
 
 def store(ends: Ends, content: bytes) -> None:
     """As a process that stores the status byte by byte, and not by one word."""
-    with open(ends.directory / STATUS_FILE, "r+b") as file:
-        file.write(content.ljust(STATUS_NBYTES))
+    with open(ends.directory / STATUS_PAGE_FILE, "r+b") as file:
+        file.write(content.ljust(HEARTBEAT_OFFSET))
 
 
 class Pause:
@@ -45,8 +44,12 @@ def test_a_status_in_the_middle_of_a_store_is_read_again(
     assert mapped_ends.controller.read_status() == StatusLine(Status.ERROR, "disk full")
 
 
-def test_a_status_that_stays_garbled_is_a_bad_message(mapped_ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_that_stays_garbled_is_the_last_one_that_was_none(
+    mapped_ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(mapped_ends, b"busy: epoch 3\n")
+    assert mapped_ends.worker.read_status() == StatusLine(Status.BUSY, "epoch 3")
     store(mapped_ends, b"no status at all\n")
     monkeypatch.setattr(mapped, "time", Pause(lambda: store(mapped_ends, b"ready\n"), STATUS_RETRIES + 1))
-    with pytest.raises(BadMessage, match="no status at all"):
-        mapped_ends.worker.read_status()
+    assert mapped_ends.worker.read_status() == StatusLine(Status.BUSY, "epoch 3")
+    assert mapped_ends.worker.read_status() == StatusLine(Status.READY)

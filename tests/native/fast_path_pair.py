@@ -61,11 +61,11 @@ class Pair:
         self.worker.write_status(Status.READY)
 
     def page(self, name: str) -> bytes:
-        return Path(self.directory, f"{name}.json").read_bytes().partition(b"\n")[0]
+        return Path(self.directory, f"{name}.page").read_bytes().partition(b"\n")[0]
 
     def write(self, name: str, line: bytes) -> None:
         """As a peer that stores what it likes."""
-        with open(os.path.join(self.directory, f"{name}.json"), "r+b") as file, mmap.mmap(file.fileno(), 0) as page:
+        with open(os.path.join(self.directory, f"{name}.page"), "r+b") as file, mmap.mmap(file.fileno(), 0) as page:
             page[:] = (line[:MESSAGE_PAGE_NBYTES] + b"\n").ljust(MESSAGE_PAGE_NBYTES)[:MESSAGE_PAGE_NBYTES]
 
     def receive_late(self) -> None:

@@ -100,7 +100,7 @@ def test_a_handler_that_ends_the_session_in_a_copy_gets_no_freed_memory_sent(wor
     with PythonSession(TOOLS, "ended", quiet_mode=True) as session:
         for _ in range(3):
             session.calculate("echo", FLOATS, large)
-        pages = workspace / "python_session" / "tr_session_ended" / "request.json"
+        pages = workspace / "python_session" / "tr_session_ended" / "request.page"
         with open(pages, "rb") as file:
             page = mmap.mmap(file.fileno(), MESSAGE_PAGE_NBYTES, prot=mmap.PROT_READ)
 

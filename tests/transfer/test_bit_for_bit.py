@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import bits, shape_of
-from support import TOOLS
+from support import TOOLS, at_rest, wait_until
 
 from tr_mmap import PythonSession, UnsupportedTensor
 from tr_mmap.tsr.dtypes import TABLE, DType
@@ -150,13 +150,13 @@ def test_status_and_messages_can_be_read_by_anybody(session: PythonSession) -> N
     """The session's files are JSON and words, as the older protocol has them."""
     directory = Path(session.session_dir())
     session.fetch_response("hello reader")
-    assert (directory / "status.txt").read_text().split("\n")[0].split(":")[0] in ("ok", "ready", "done")
+    wait_until(lambda: (directory / "status.txt").read_text().split("\n")[0].split(":")[0] in ("ok", "ready", "done"))
     manifest = json.loads((directory / "session.json").read_text())
     assert manifest["session_id"] == session.session_id()
     if manifest["channel"] == "mapped":
-        request = json.loads((directory / "request.json").read_text())
+        request = at_rest(directory / "request.json", lambda fields: "parameters" in fields)
         assert (request["command"], request["parameters"]) == ("hello", "reader")
-        response = json.loads((directory / "response.json").read_text())
+        response = at_rest(directory / "response.json", lambda fields: "result" in fields)
         assert response["result"] == "Hello Reader"
         assert response["timestamp"] >= request["timestamp"] > 1_600_000_000_000
 

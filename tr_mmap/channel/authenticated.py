@@ -8,14 +8,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
-from ..errors import BadMessage, HostilePath
+from ..errors import BadMessage, HostilePath, ResponseTimeout
 from ..protocol.mac import Signer, Verifier
 from ..protocol.messages import Request, Response
 from ..protocol.status import Status, StatusLine
-from .interface import Channel, Role
+from .interface import Channel, HandWatcher, Role, never
 
 __all__ = ["AuthenticatedChannel", "RejectionCounter", "protect"]
+
+_LOCK_SLICE_S: Final = 0.02  # how often a message that waits for another thread's looks for a reason to stop
 
 
 class RejectionCounter:
@@ -53,13 +56,27 @@ class AuthenticatedChannel(Channel):
         self._counter = counter
         self._signer = Signer(secret, role.value)
         self._verifier = Verifier(secret, role.peer.value)
-        self._taking = threading.RLock()  # a signal handler may come back here
+        self._sending = threading.RLock()  # reentrant, because a signal handler may send too
+        self._taking = threading.RLock()  # likewise
         self._held: bytes | None = None  # a message that has_message took, for the next receive
 
-    def send(self, message: Request | Response) -> None:
-        number = self._signer.sign(message)
-        self._inner.send(message)
-        self._signer.sent(number)
+    def send(
+        self, message: Request | Response, deadline_s: float | None = None, stop: Callable[[], bool] = never
+    ) -> None:
+        # One at a time: the peer rejects a message whose number is not above the last one's.
+        while not self._sending.acquire(timeout=_LOCK_SLICE_S):
+            if stop() or (deadline_s is not None and time.monotonic() >= deadline_s):
+                raise ResponseTimeout(
+                    "another thread's message waits for the peer to take the one before it",
+                    timeout_ms=0.0,
+                    command=message.command,
+                )
+        try:
+            number = self._signer.sign(message)
+            self._inner.send(message, deadline_s, stop)
+            self._signer.sent(number)
+        finally:
+            self._sending.release()
 
     def has_message(self) -> bool:
         if self._held is not None:
@@ -68,7 +85,7 @@ class AuthenticatedChannel(Channel):
         if not self._inner.has_message() or not self._taking.acquire(blocking=False):
             return False
         try:
-            self._held = self._receive(0.0, _never)
+            self._held = self._receive(0.0, never)
         finally:
             self._taking.release()
         return self._held is not None
@@ -131,6 +148,21 @@ class AuthenticatedChannel(Channel):
         self._held = self._verifier.last_message  # it accepts each message once only
         self._inner.put_back()
 
+    def touch(self) -> None:
+        self._inner.touch()
+
+    def heartbeat_age_ms(self) -> float | None:
+        return self._inner.heartbeat_age_ms()
+
+    def watch_by_hand(self, *, may_exit: bool = True) -> HandWatcher | None:  # noqa: ARG002 - nobody may by hand
+        return self._inner.watch_by_hand(may_exit=False)
+
+    def has_by_hand(self) -> bool:
+        """Never: nobody has signed such a request. Those that there are count as rejected."""
+        while self._inner.take_by_hand() is not None:
+            self._counter.rejected += 1
+        return False
+
     def ring(self) -> None:
         self._inner.ring()
 
@@ -142,7 +174,3 @@ class AuthenticatedChannel(Channel):
 
     def close(self) -> None:
         self._inner.close()
-
-
-def _never() -> bool:
-    return False

@@ -20,7 +20,7 @@ from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import MAX_MESSAGE_NBYTES, STATUS_FILE
 from ..wire.waits import DEFAULT_TIMEOUT_MS
-from .interface import Channel, Role, check_bounds
+from .interface import Channel, Role, check_bounds, never
 
 __all__ = ["SEND_TIMEOUT_MS", "FileChannel", "PollRate"]
 
@@ -71,7 +71,10 @@ class FileChannel(Channel):
         self._in = os.path.join(directory, f"{role.peer.value}.json")
         self._status = os.path.join(directory, STATUS_FILE)
         self._rate = PollRate()
-        self._woken = threading.Event()
+        self._putting = threading.RLock()  # reentrant, because a signal handler may send too
+        self._woken = threading.Condition()
+        self._wakes = 0  # each thread that waits compares it, so no thread takes a wake from another
+        self._last_status = StatusLine(Status.STARTING)  # the last that could be read
 
     @classmethod
     def new_doorbells(cls) -> list[str]:
@@ -109,15 +112,40 @@ class FileChannel(Channel):
         finally:
             system.close(fd)
 
-    def send(self, message: Request | Response) -> None:
-        data = check_bounds(encode(message))
-        if not self._wait(lambda: not os.path.lexists(self._out), SEND_TIMEOUT_MS, lambda: False, PollRate()):
+    def send(
+        self, message: Request | Response, deadline_s: float | None = None, stop: Callable[[], bool] = never
+    ) -> None:
+        self._put_in_turn(message, check_bounds(encode(message)), deadline_s, stop)
+
+    def _put_in_turn(
+        self, message: Request | Response, data: bytes, deadline_s: float | None, stop: Callable[[], bool]
+    ) -> None:
+        """Put a message in place when the peer has taken the previous one; another thread may do the same.
+
+        Raises:
+            ResponseTimeout: the peer has not taken it in time, or ``stop`` said so.
+        """
+        began_s = time.monotonic()
+        timeout_ms = SEND_TIMEOUT_MS if deadline_s is None else max(0.0, (deadline_s - began_s) * 1000)
+        if not self._wait(lambda: self._try_put(message, data), timeout_ms, stop, PollRate()):
+            waited_ms = (time.monotonic() - began_s) * 1000
             raise ResponseTimeout(
-                f"the peer has left {self._out} lying for {SEND_TIMEOUT_MS:.0f} ms",
-                timeout_ms=SEND_TIMEOUT_MS,
+                f"the peer has left {self._out} lying for {waited_ms:.0f} ms; it takes one message after another",
+                timeout_ms=timeout_ms,
                 command=message.command,
             )
-        self._put(self._out, data)
+
+    def _try_put(self, message: Request | Response, data: bytes) -> bool:
+        """Put a message in place if none is there."""
+        with self._putting:
+            if os.path.lexists(self._out):
+                return False
+            self._note_sent(message)
+            self._put(self._out, data)
+            return True
+
+    def _note_sent(self, message: Request | Response) -> None:
+        """The message is put in place now."""
 
     def has_message(self) -> bool:
         return os.path.lexists(self._in)
@@ -143,6 +171,7 @@ class FileChannel(Channel):
         self, until: Callable[[], bool], timeout_ms: float | None, stop: Callable[[], bool], rate: PollRate
     ) -> bool:
         deadline_s = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        wakes = self._wakes
         while True:
             if until():
                 rate.found_one()
@@ -153,12 +182,17 @@ class FileChannel(Channel):
             pause_ms = rate.found_nothing()
             if remaining_ms is not None:
                 pause_ms = min(pause_ms, remaining_ms)
-            if self._woken.wait(pause_ms / 1000):
-                self._woken.clear()
+            with self._woken:
+                self._woken.wait_for(lambda before=wakes: self._wakes != before, pause_ms / 1000)  # type: ignore[misc]
+            wakes = self._wakes
 
     def read_status(self) -> StatusLine:
-        data = self._get(self._status)
-        return parse_status((data or b"starting").decode("utf-8", "replace").strip("\0 \r\n"))
+        try:
+            data = self._get(self._status)
+            self._last_status = parse_status((data or b"starting").decode("utf-8", "replace").strip("\0 \r\n"))
+        except BadMessage:
+            pass  # a file that somebody writes by hand
+        return self._last_status
 
     def is_exit_requested(self) -> bool:
         try:
@@ -183,11 +217,21 @@ class FileChannel(Channel):
         self._wait(look, timeout_ms, stop, PollRate())
         return found[0] if found else None
 
+    def heartbeat_age_ms(self) -> float | None:
+        """Since the status was last written."""
+        try:
+            written_s = system.status(self._status).st_mtime
+        except OSError:
+            return None
+        return max(0.0, (time.time() - written_s) * 1000)
+
     def ring(self) -> None:
         """Does nothing: the peer polls."""
 
     def wake(self) -> None:
-        self._woken.set()
+        with self._woken:
+            self._wakes += 1
+            self._woken.notify_all()
 
     def unlink(self) -> None:
         """Does nothing: no resource has a name outside the directory."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from ..errors import BadMessage
 from ..native import ChannelParts
@@ -13,7 +13,25 @@ from ..protocol.messages import Failure, Request, Response
 from ..protocol.status import Status, StatusLine
 from ..wire.messages import MAX_MESSAGE_NBYTES, REQUEST_STEM, RESPONSE_STEM
 
-__all__ = ["Channel", "Role", "check_bounds"]
+__all__ = ["Channel", "HandWatcher", "Role", "check_bounds", "never"]
+
+
+def never() -> bool:
+    """The reason to stop of a wait that has none."""
+    return False
+
+
+class HandWatcher(Protocol):
+    """Notices what somebody writes by hand into a channel's files.
+
+    Attributes:
+        fd: becomes readable when there is something to look at; -1 to look every second.
+    """
+
+    fd: int
+
+    def look(self) -> None:
+        """Look at what has changed. Never raises for what is there."""
 
 
 class Role(enum.Enum):
@@ -46,13 +64,21 @@ class Channel(ABC):
         """Names of the semaphores that a sweep must remove if both sides die; may be empty."""
 
     @abstractmethod
-    def send(self, message: Request | Response) -> None:
-        """Send a message whole, or raise and leave the previous one.
+    def send(
+        self, message: Request | Response, deadline_s: float | None = None, stop: Callable[[], bool] = never
+    ) -> None:
+        """Send a message whole, or raise and leave the previous one. Two threads may send at once.
+
+        Args:
+            message: what to send.
+            deadline_s: of the monotonic clock: how long to wait for the peer to take the previous message; None for
+                the channel's own time. Only a channel of files waits.
+            stop: True ends that wait.
 
         Raises:
             BadMessage: longer than ``MAX_MESSAGE_NBYTES``, or cannot be encoded.
             OutOfSpace: no room for it.
-            ResponseTimeout: a channel of files, and the peer has not taken the previous message.
+            ResponseTimeout: a channel of files, and the peer has not taken the previous message, or ``stop`` said so.
         """
 
     def is_sent(self, seq: int) -> bool:  # noqa: ARG002 - a channel of files keeps each message until it is taken
@@ -93,31 +119,32 @@ class Channel(ABC):
 
     @abstractmethod
     def read_status(self) -> StatusLine:
-        """The present status.
+        """The present status; the last one that could be read if the text there is no status.
 
         Raises:
-            BadMessage: the text there is no status.
+            HostilePath: a channel of files, and the status is no file of the peer's.
         """
-
-    def heartbeat_age_ms(self) -> float | None:
-        """Milliseconds since the worker last moved; None if this channel cannot say."""
-        return None
 
     @abstractmethod
     def is_exit_requested(self) -> bool:
         """Whether the status is ``exit``, which requests that the worker exit."""
 
-    def request_exit(self, request: Request) -> bool:
+    def request_exit(self, request: Request, deadline_s: float | None = None, stop: Callable[[], bool] = never) -> bool:
         """Send the request to exit to the worker.
 
         Args:
             request: with the command ``exit``.
+            deadline_s: as in :meth:`send`.
+            stop: as in :meth:`send`.
 
         Returns:
             True if it stays there until the worker reads it; False if the worker may overwrite it, so that the caller
             must repeat it.
+
+        Raises:
+            ResponseTimeout: as :meth:`send`.
         """
-        self.send(request)
+        self.send(request, deadline_s, stop)
         return True
 
     @abstractmethod
@@ -153,6 +180,37 @@ class Channel(ABC):
         Returns:
             The status; None when the time is over or ``stop`` returned True.
         """
+
+    def touch(self) -> None:  # noqa: B027 - most channels have no heartbeat
+        """Note that the worker works now. Costs no system call."""
+
+    def heartbeat_age_ms(self) -> float | None:
+        """Milliseconds since the worker last worked; None if this channel cannot tell, or if it never has."""
+        return None
+
+    # -- what somebody writes by hand ------------------------------------------------------------------------------
+
+    def watch_by_hand(self, *, may_exit: bool = True) -> HandWatcher | None:  # noqa: ARG002 - nothing to notice
+        """Begin to notice what somebody writes by hand; None if this channel has nothing to notice apart.
+
+        On the worker's side. Requests wait until they are taken, and end a wait for a message whose ``stop`` asks
+        :meth:`has_by_hand`.
+
+        Args:
+            may_exit: whether ``exit``, written by hand into the status, is a request to exit.
+        """
+        return None
+
+    def has_by_hand(self) -> bool:
+        """Whether a request that somebody wrote by hand waits to be taken."""
+        return False
+
+    def take_by_hand(self) -> bytes | None:
+        """The oldest request that somebody wrote by hand, whatever its text is; None if there is none."""
+        return None
+
+    def reply_by_hand(self, response: Response) -> None:  # noqa: B027 - who takes no such request answers none
+        """Show the answer to such a request where its writer looks for it."""
 
     def fast_path_parts(self) -> ChannelParts | None:
         """What the compiled fast path works on; None if this channel has no fast path."""

@@ -8,17 +8,18 @@ leave a response unread for any time.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import ClassVar
 
 from ..base import system
-from ..errors import BadMessage, OutOfSpace, ResponseTimeout
+from ..errors import BadMessage, OutOfSpace
 from ..protocol.legacy import LEGACY_FORBIDDEN_MODE, decode_legacy_response, encode_legacy
 from ..protocol.messages import Failure, Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import STATUS_EXIT
-from .files import SEND_TIMEOUT_MS, FileChannel, PollRate
-from .interface import Role, check_bounds
+from .files import FileChannel, PollRate
+from .interface import Role, check_bounds, never
 
 __all__ = ["LegacyChannel"]
 
@@ -38,30 +39,29 @@ class LegacyChannel(FileChannel):
 
     # -- messages -------------------------------------------------------------------------------------------------
 
-    def send(self, message: Request | Response) -> None:
+    def send(
+        self, message: Request | Response, deadline_s: float | None = None, stop: Callable[[], bool] = never
+    ) -> None:
         data = check_bounds(encode_legacy(message))
         if isinstance(message, Request):
-            self._send_request(message, data)
-        elif self._wait(self._is_out_free, None, self.is_exit_requested, PollRate()):
-            try:
-                self._put(self._out, data)
-            except FileNotFoundError:
-                pass  # the directory is gone, so the controller is gone too
-
-    def _is_out_free(self) -> bool:
-        return not os.path.lexists(self._out)
-
-    def _send_request(self, request: Request, data: bytes) -> None:
-        if not self._wait(self._is_out_free, SEND_TIMEOUT_MS, lambda: False, PollRate()):
-            raise ResponseTimeout(
-                f"the worker has left {self._out} lying for {SEND_TIMEOUT_MS:.0f} ms",
-                timeout_ms=SEND_TIMEOUT_MS,
-                command=request.command,
+            self._put_in_turn(message, data, deadline_s, stop)
+            return
+        timeout_ms = None if deadline_s is None else max(0.0, (deadline_s - time.monotonic()) * 1000)
+        try:
+            self._wait(
+                lambda: self._try_put(message, data),
+                timeout_ms,
+                lambda: self.is_exit_requested() or stop(),
+                PollRate(),
             )
-        if self.read_status().status is Status.ERROR:
-            self.write_status(Status.READY)  # the worker is idle; an old ERROR must not be taken for the next outcome
-        self._sent_request, self._outcome = request, None
-        self._put(self._out, data)
+        except FileNotFoundError:
+            pass  # the directory is gone, so the controller is gone too
+
+    def _note_sent(self, message: Request | Response) -> None:
+        if isinstance(message, Request):
+            if self.read_status().status is Status.ERROR:
+                self.write_status(Status.READY)  # the worker is idle; its old ERROR is not the next outcome
+            self._sent_request, self._outcome = message, None
 
     def reply_unreadable(self, failure: Failure) -> None:
         try:
@@ -114,7 +114,12 @@ class LegacyChannel(FileChannel):
         else:
             system.unlink(new)
 
-    def request_exit(self, request: Request) -> bool:  # noqa: ARG002 - the status is what a legacy worker reads
+    def request_exit(
+        self,
+        request: Request,  # noqa: ARG002 - the status is what a legacy worker reads
+        deadline_s: float | None = None,  # noqa: ARG002 - this waits for nothing
+        stop: Callable[[], bool] = never,  # noqa: ARG002
+    ) -> bool:
         status = self.read_status().status
         if status is not Status.EXIT and not status.is_over:
             self.write_status(Status.EXIT)

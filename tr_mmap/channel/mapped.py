@@ -1,8 +1,7 @@
 """The default channel: JSON in mapped files, semaphores as doorbells. Never needs a lock between the processes.
 
-``request.json`` and ``response.json`` are message pages of ``MESSAGE_PAGE_NBYTES``; ``status.txt`` has
-``STATUS_NBYTES``. Each holds one line and then spaces, so ``cat`` and ``json.load`` work on them. A message
-begins with its number in a fixed place::
+``request.page`` and ``response.page`` are message pages of ``MESSAGE_PAGE_NBYTES``; ``status.page`` has
+``STATUS_NBYTES``. Each holds one line and then spaces. A message begins with its number in a fixed place::
 
     offset 0  {"seq":␠
     offset 8  the number, 8 ASCII characters, spaces first      <- stored last, as one aligned 8-byte word
@@ -11,7 +10,14 @@ begins with its number in a fixed place::
 A writer stores a blank number ("       0"), then the rest, then the number. So a reader that sees the same new number
 before and after it copied the line has a whole message, at whatever moment its doorbell rang. A process that does not
 compare the numbers may read two messages mixed, and must read again. A message that is too long for its page is a
-spill: a file of its own, which the page names under ``"spill"``.
+spill: a file of its own, which the page names under ``"spill"``. The last word of the status page is the worker's
+heartbeat.
+
+``request.json``, ``response.json`` and ``status.txt`` mirror the pages for people: one line and then spaces, so ``cat``
+and ``json.load`` work on them. A side that has waited for ``MIRROR_DELAY_S`` writes what the mirrors lack. So a burst
+of requests writes none, and ``status.txt`` says ``busy`` throughout; after the burst the mirrors are right. No process
+maps a mirror: to truncate a mapped file is SIGBUS for all that map it. ``by_hand.py`` notices what somebody writes into
+a mirror.
 """
 
 from __future__ import annotations
@@ -19,42 +25,47 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final
 
-import msgspec
-
 from ..base import system
-from ..base.identifiers import is_doorbell_name, spill_sender
-from ..errors import BadMessage, HostilePath, TRException
-from ..native import IS_COMPILED, ChannelParts, MessagePage
+from ..base.identifiers import is_doorbell_name
+from ..errors import BadMessage, TRException
+from ..native import IS_COMPILED, ChannelParts, Heartbeat, MessagePage, Mirror
+from ..protocol.legacy import encode_legacy
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import (
     EMPTY_PAGE,
-    MAX_MESSAGE_NBYTES,
+    EXIT_COMMAND,
+    HAND_ANSWER_S,
+    HEARTBEAT_OFFSET,
     MAX_MESSAGE_SEQ,
     MESSAGE_NUMBER_OFFSET,
     MESSAGE_PAGE_NBYTES,
     NUMBER_DIGITS,
     REQUEST_FILE,
+    REQUEST_PAGE_FILE,
     RESPONSE_FILE,
-    SPILL_SUFFIX,
+    RESPONSE_PAGE_FILE,
     STATUS_EXIT,
     STATUS_FILE,
     STATUS_NBYTES,
+    STATUS_PAGE_FILE,
     STATUS_STARTING,
 )
 from ..wire.names import DOORBELL_PREFIX
-from ..wire.waits import STATUS_RETRIES, STATUS_RETRY_S, WAIT_SLICE_S
+from ..wire.waits import STATUS_RETRIES, STATUS_RETRY_S, STATUS_SLICE_S, WAIT_SLICE_S
+from .by_hand import MOST_WAITING, HandWatch
+from .control_files import SPILL_KEY, Spills, close_all, create_file, open_file
 from .doorbell import Doorbell
-from .interface import Channel, Role, check_bounds
+from .interface import Channel, Role, check_bounds, never
 
 __all__ = ["MappedChannel"]
 
-_SPILL_KEY: Final = b'"spill":'  # the first member after the number, in the line that names a spill
 _EXIT_START: Final = int.from_bytes(STATUS_EXIT.encode(), sys.byteorder)
 _WORD_NBYTES: Final = 8
 # Most statuses without a detail fit into one word. A store of one word is never torn.
@@ -65,71 +76,29 @@ _SHORT_LINES: Final[dict[Status, int]] = {
 }
 
 
-class _Spill(msgspec.Struct):
-    spill: str = ""
-
-
-def _path(directory: str, name: str) -> str:
-    return os.path.join(directory, name)
-
-
-def _create_file(directory: str, name: str, content: bytes, nbytes: int) -> int:
-    """Put a new control file in place; a process that still has the old one mapped keeps the old one."""
-    path = _path(directory, name)
-    system.unlink(path)
-    fd = system.create_file(path)
-    try:
-        system.allocate(fd, nbytes, directory=directory)
-        system.write_all(fd, content.ljust(nbytes))
-    except BaseException:
-        system.close(fd)
-        raise
-    return fd
-
-
-def _open_file(directory: str, name: str, nbytes: int) -> int:
-    path = _path(directory, name)
-    fd = system.open_private_file(path, write=True)
-    try:
-        reason = ""
-        if system.file_nbytes(fd) < nbytes:
-            reason = f"is shorter than {nbytes} bytes"
-        elif system.is_sparse(fd):
-            reason = "has holes, where a store may be SIGBUS"
-        if reason:
-            raise HostilePath(f"{path} {reason}; its owner does not make such a file", path=path, reason=reason)
-    except BaseException:
-        system.close(fd)
-        raise
-    return fd
-
-
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        try:
-            system.close(fd)
-        except OSError:
-            pass  # it is closed all the same, and its mapping stays
-
-
 class MappedChannel(Channel):
     """See the module's docstring.
 
     Attributes:
-        status: the status file, mapped.
+        status: the status page, mapped.
     """
 
     def __init__(self, directory: str, role: Role, fds: list[int], doorbells: list[Doorbell]) -> None:
         self._directory = directory
         self._role = role
         request_fd, response_fd, status_fd = fds
-        request_page, response_page = (system.map_write(fd, MESSAGE_PAGE_NBYTES) for fd in (request_fd, response_fd))
-        self._out_page = request_page if role is Role.CONTROLLER else response_page
-        request, response = MessagePage(request_page), MessagePage(response_page)
+        request_view = system.map_write(request_fd, MESSAGE_PAGE_NBYTES)
+        response_view = system.map_write(response_fd, MESSAGE_PAGE_NBYTES)
+        request, response = MessagePage(request_view), MessagePage(response_view)
+        self._out_page = request_view if role is Role.CONTROLLER else response_view
         self.status = system.map_write(status_fd, STATUS_NBYTES)
+        self._status_line = self.status[:HEARTBEAT_OFFSET]
         self._status_start = self.status.cast("I")
         self._status_words = self.status.cast("Q")
         self._has_long_status = True  # the other side may have written one
+        self._last_status = StatusLine(Status.STARTING)  # the last that could be read
+        self._heartbeat = Heartbeat(self.status)
+        self.touch = self._heartbeat.touch  # type: ignore[method-assign]  # as fast as it can be
         self._doorbells = doorbells
         request_doorbell, response_doorbell = doorbells
         if role is Role.CONTROLLER:
@@ -138,15 +107,29 @@ class MappedChannel(Channel):
         else:
             self._out, self._in = response, request
             self._peer_doorbell, self._own_doorbell = response_doorbell, request_doorbell
-        self._spill_number = 0
-        self._spill_token = secrets.token_hex(4)  # of this end, because an earlier one may have left spills
+        self._request_mirror = Mirror(request_view, os.path.join(directory, REQUEST_FILE), b"")
+        self._response_mirror = Mirror(response_view, os.path.join(directory, RESPONSE_FILE), b"")
+        # The worker must not write over an ``exit`` by hand that it has not noticed yet.
+        kept = STATUS_EXIT.encode() if role is Role.WORKER else b""
+        self._status_mirror = Mirror(self._status_line, os.path.join(directory, STATUS_FILE), kept)
+        # The worker shows all that happened in a burst of requests; the controller, what a busy worker has not shown.
+        self._mirrors: tuple[Mirror, ...] = (self._request_mirror,)
+        if role is Role.WORKER:
+            self._mirrors += (self._response_mirror, self._status_mirror)
+            self._request_mirror.mark_shown()  # what somebody has written there by hand must not be written over
+        self._in.set_mirrors(self._mirrors)
+        self._by_hand: list[bytes] = []  # the fast path looks whether it is empty
+        self._hand_watch: HandWatch | None = None
+        self._sending = threading.RLock()  # reentrant, because a signal handler may send too
+        self._spills = Spills(directory, role)
         self._is_closed = False
 
     def fast_path_parts(self) -> ChannelParts | None:
         if not IS_COMPILED:
             return None
         peer, own = self._peer_doorbell.semaphore, self._own_doorbell.semaphore
-        return ChannelParts((self._out, self._in, peer, own, WAIT_SLICE_S), self.status)
+        endpoint = (self._out, self._in, peer, own, WAIT_SLICE_S)
+        return ChannelParts(endpoint, self.status, self._status_mirror, self._by_hand)
 
     @classmethod
     def new_doorbells(cls) -> list[str]:
@@ -160,30 +143,32 @@ class MappedChannel(Channel):
         try:
             for name in doorbells or cls.new_doorbells():
                 opened.append(Doorbell.create(name))
-            for name in (REQUEST_FILE, RESPONSE_FILE):
-                fds.append(_create_file(directory, name, EMPTY_PAGE.encode(), MESSAGE_PAGE_NBYTES))
-            fds.append(_create_file(directory, STATUS_FILE, STATUS_STARTING.encode() + b"\n", STATUS_NBYTES))
-            return cls(directory, Role.CONTROLLER, fds, opened)
+            for name in (REQUEST_PAGE_FILE, RESPONSE_PAGE_FILE):
+                fds.append(create_file(directory, name, EMPTY_PAGE.encode(), MESSAGE_PAGE_NBYTES))
+            fds.append(create_file(directory, STATUS_PAGE_FILE, STATUS_STARTING.encode() + b"\n", STATUS_NBYTES))
+            channel = cls(directory, Role.CONTROLLER, fds, opened)
+            channel._create_mirrors()
+            return channel
         except BaseException:
             for doorbell in opened:
                 doorbell.unlink()
                 doorbell.close()
             raise
         finally:
-            _close_all(fds)
+            close_all(fds)
 
     @classmethod
     def attach(cls, directory: str, doorbells: Sequence[str]) -> MappedChannel:
         fds: list[int] = []
         try:
-            for name in (REQUEST_FILE, RESPONSE_FILE):
-                fds.append(_open_file(directory, name, MESSAGE_PAGE_NBYTES))
-            fds.append(_open_file(directory, STATUS_FILE, STATUS_NBYTES))
+            for name in (REQUEST_PAGE_FILE, RESPONSE_PAGE_FILE):
+                fds.append(open_file(directory, name, MESSAGE_PAGE_NBYTES))
+            fds.append(open_file(directory, STATUS_PAGE_FILE, STATUS_NBYTES))
             if len(doorbells) != 2 or not all(map(is_doorbell_name, doorbells)):
                 raise BadMessage("the manifest names no two doorbells", detail=repr(doorbells)[:200])
             channel = cls(directory, Role.WORKER, fds, [Doorbell.open(name) for name in doorbells])
         finally:
-            _close_all(fds)
+            close_all(fds)
         channel.unlink()  # both sides have the semaphores open now: from here on no death can leave them behind
         return channel
 
@@ -191,56 +176,37 @@ class MappedChannel(Channel):
     def doorbells(self) -> list[str]:
         return [doorbell.name for doorbell in self._doorbells]
 
-    def send(self, message: Request | Response) -> None:
+    def _create_mirrors(self) -> None:
+        """Put new mirrors in place of an earlier worker's; a name that cannot be freed stays without a mirror."""
+        for name in (REQUEST_FILE, RESPONSE_FILE, STATUS_FILE):
+            try:
+                system.unlink(os.path.join(self._directory, name))
+            except (OSError, TRException):
+                pass  # a directory, say
+        for mirror in (self._request_mirror, self._response_mirror, self._status_mirror):
+            mirror.restore()
+        self._response_mirror.close()  # it is the worker's from here on
+
+    def send(
+        self, message: Request | Response, deadline_s: float | None = None, stop: Callable[[], bool] = never
+    ) -> None:
+        del deadline_s, stop  # the page is free at any time
         text = encode(message)
-        try:
-            self._out.store(message.seq, text)  # the encoder writes "seq" first; the page has its own place for it
-        except ValueError:
-            self._send_apart(message.seq, text)
+        with self._sending:
+            try:
+                self._out.store(message.seq, text)  # the encoder writes "seq" first; the page has its own place for it
+            except ValueError:
+                self._send_apart(message.seq, text)
         self.ring()
+        if self._role is Role.WORKER:
+            self.touch()
+        (self._request_mirror if self._role is Role.CONTROLLER else self._response_mirror).update()
 
     def _send_apart(self, seq: int, text: bytes) -> None:
         """Send a message as a spill, because the page cannot hold it."""
         if not 0 < seq <= MAX_MESSAGE_SEQ:
             raise BadMessage(f"a message's number is 1 to {MAX_MESSAGE_SEQ}, not {seq}", detail=str(seq))
-        self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._write_spill(check_bounds(text)))
-
-    def _write_spill(self, text: bytes) -> bytes:
-        self._spill_number += 1
-        name = f"{self._role.value}.{self._spill_token}_{self._spill_number}{SPILL_SUFFIX}"
-        path = _path(self._directory, name)
-        fd = system.create_file(path)
-        try:
-            system.write_all(fd, text)
-        except BaseException:
-            system.unlink(path)
-            raise
-        finally:
-            system.close(fd)
-        return name.encode()
-
-    def _read_spill(self, name: str) -> bytes:
-        if spill_sender(name) != self._role.peer.value:
-            raise BadMessage(f"{name[:80]!r} is not the name of a long message", detail=name[:80])
-        path = _path(self._directory, name)
-        try:
-            fd = system.open_private_file(path)
-        except FileNotFoundError as error:
-            raise BadMessage(f"{path} is gone, in which the message should be", detail=name) from error
-        except HostilePath as error:
-            raise BadMessage(f"{error}; the message in its place is ignored", detail=name) from error
-        try:
-            is_too_long = system.file_nbytes(fd) > MAX_MESSAGE_NBYTES
-            text = b"" if is_too_long else system.read_all(fd, MAX_MESSAGE_NBYTES)
-        finally:
-            system.close(fd)
-        try:
-            system.unlink(path)
-        except OSError:
-            pass  # it is removed with the session's directory
-        if is_too_long:
-            raise BadMessage(f"{path} is longer than a message may be", detail=name)
-        return text
+        self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._spills.write(check_bounds(text)))
 
     def is_sent(self, seq: int) -> bool:
         number = self._out_page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS].tobytes()
@@ -254,11 +220,7 @@ class MappedChannel(Channel):
 
     def _take_spill(self, line: bytes) -> bytes:
         try:
-            spill = msgspec.json.decode(line, type=_Spill).spill
-        except msgspec.DecodeError as error:
-            raise BadMessage(f"the message cannot be read: {error}", detail=str(error)) from error
-        try:
-            return self._read_spill(spill)
+            return self._spills.read(line)
         except TRException:
             raise
         except OSError:  # for example no descriptor is left: the message is good, and can be read later
@@ -278,44 +240,53 @@ class MappedChannel(Channel):
         except ValueError as error:
             why = "the peer's message has no end; it does not speak this protocol"
             raise BadMessage(why, detail="newline") from error
-        return line if line is None or line[17:25] != _SPILL_KEY else self._take_spill(line)
+        return line if line is None or line[17:25] != SPILL_KEY else self._take_spill(line)
 
     def _sleep(self, deadline_s: float) -> bool:
-        """Wait for the doorbell; False when the time is over."""
-        remaining_s = deadline_s - time.monotonic()
+        """Wait a little for the doorbell, or only a little if another thread waits there. False when the time is over.
+
+        A ring wakes one of two threads. So the one that waits for a message keeps the doorbell for itself, and this one
+        looks again by itself.
+        """
+        remaining_s = min(deadline_s - time.monotonic(), STATUS_SLICE_S)
         if remaining_s <= 0:
             return False
-        self._own_doorbell.wait(remaining_s if remaining_s < WAIT_SLICE_S else WAIT_SLICE_S)
+        if self._in.waiters:
+            time.sleep(remaining_s)
+        elif self._own_doorbell.wait(remaining_s) and self._in.waiters:
+            self.wake()  # another thread has begun to wait meanwhile, and the ring may have been for it
         return True
 
     def read_status(self) -> StatusLine:
-        for _ in range(STATUS_RETRIES):
+        for is_last in [False] * STATUS_RETRIES + [True]:
             try:
-                return self._read_status_once()
+                self._last_status = self._read_status_once()
+                break
             except BadMessage:  # the read may have been torn
-                time.sleep(STATUS_RETRY_S)
-        return self._read_status_once()
+                if not is_last:
+                    time.sleep(STATUS_RETRY_S)
+        return self._last_status
 
     def _read_status_once(self) -> StatusLine:
-        line = self.status.tobytes()
+        line = self._status_line.tobytes()
         end = line.find(b"\n")
         return parse_status(line[: end if end >= 0 else 80].decode("utf-8", "replace").strip("\0 "))
 
     def is_exit_requested(self) -> bool:
-        if self._status_start[0] != _EXIT_START:
-            return False
-        try:
-            return self.read_status().status is Status.EXIT
-        except BadMessage:
-            return False
+        return self._status_start[0] == _EXIT_START and self.read_status().status is Status.EXIT
 
     def write_status(self, status: Status, detail: str = "") -> None:
+        mirror = self._status_mirror
+        is_exit = self._status_start[0] == _EXIT_START  # the controller's, so that of the mirror may go
         word = None if detail or self._has_long_status else _SHORT_LINES.get(status)
         if word is not None:
+            is_stale = mirror.is_stale
             self._status_words[0] = word
+            (mirror.restore if is_exit else mirror.show if is_stale else mirror.update)()
             return
         line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
-        self.status[:] = line.ljust(STATUS_NBYTES)
+        self._status_line[:] = line.ljust(HEARTBEAT_OFFSET)
+        (mirror.restore if is_exit else mirror.show)()
         # The worker writes nearly every status, so it knows what is there; the controller rarely writes one.
         self._has_long_status = len(line) > _WORD_NBYTES or self._role is Role.CONTROLLER
 
@@ -335,6 +306,41 @@ class MappedChannel(Channel):
                 return line
             if stop() or not self._sleep(deadline_s):
                 return None
+
+    def heartbeat_age_ms(self) -> float | None:
+        return self._heartbeat.age_ms()
+
+    # -- what somebody writes by hand ------------------------------------------------------------------------------
+
+    def watch_by_hand(self, *, may_exit: bool = True) -> HandWatch | None:
+        restore = self._status_mirror.restore
+        exit_by_hand = self._exit_by_hand if may_exit else restore
+        self._hand_watch = HandWatch(self._directory, self._hold_by_hand, exit_by_hand, restore)
+        return self._hand_watch
+
+    def _hold_by_hand(self, text: bytes) -> None:
+        """Keep a request until the worker's main thread takes it. Runs in the watch's thread."""
+        if len(self._by_hand) < MOST_WAITING:
+            self._by_hand.append(text)
+        self.wake()
+
+    def _exit_by_hand(self) -> None:
+        """Say ``exit`` on the page, and as a request too: the main thread may be about to write over the status."""
+        if not self.read_status().status.is_ending:
+            self.write_status(Status.EXIT)
+            self._by_hand.append(b'{"command":"%b"}' % EXIT_COMMAND.encode())
+        self.wake()
+
+    def has_by_hand(self) -> bool:
+        return bool(self._by_hand)
+
+    def take_by_hand(self) -> bytes | None:
+        return self._by_hand.pop(0) if self._by_hand else None
+
+    def reply_by_hand(self, response: Response) -> None:
+        self._response_mirror.write(encode_legacy(response), HAND_ANSWER_S)
+
+    # -- doorbells ------------------------------------------------------------------------------------------------
 
     def ring(self) -> None:
         try:
@@ -358,3 +364,8 @@ class MappedChannel(Channel):
             self.unlink()
             for doorbell in self._doorbells:
                 doorbell.close()
+            for mirror in (*self._mirrors, self._status_mirror):
+                mirror.update()
+                mirror.close()
+            if self._hand_watch is not None:
+                self._hand_watch.close()

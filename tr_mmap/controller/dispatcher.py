@@ -283,7 +283,7 @@ class Dispatcher(Responses):
                     break
                 request = transfer.prepare(seq, command, parameters, tensors, deadline_s)
                 if self._seq == seq:
-                    worker.channel.send(request)
+                    worker.channel.send(request, deadline_s, worker.is_over)
                     if self._seq == seq or seq in self._answered or not self.resources.options.auth:
                         break
                 # A signal handler has sent a request meanwhile. It may have changed tags; and a request that is signed
@@ -310,7 +310,7 @@ class Dispatcher(Responses):
             self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
             request = Request(seq=seq, command=EXIT_COMMAND, timestamp=now_ms())
             while True:
-                stands = worker.channel.request_exit(request)
+                stands = worker.channel.request_exit(request, deadline_s, worker.is_over)
                 remaining_s = max(0.0, deadline_s - time.monotonic())
                 has_ended = worker.process.wait(remaining_s if stands else min(remaining_s, _REPEAT_EXIT_S))
                 if has_ended or time.monotonic() >= deadline_s:

@@ -15,6 +15,10 @@ the environment chooses the reference. This room knows bytes, arrays and semapho
     a pool's free segments, and the fast paths that publish a tensor of a known layout and loan one.
 ``MessagePage``
     a mapped message page: stores and takes a message whole.
+``Mirror``
+    a file for people that shows a page's line; not mapped, so that nobody who writes it can hurt us.
+``Heartbeat``
+    the word of the status page that says when the worker last worked.
 ``Semaphore``
     an open semaphore: post, or sleep until it is posted.
 ``has_as_many_colons``
@@ -43,8 +47,10 @@ __all__ = [
     "ChannelParts",
     "ControllerFastPath",
     "FreeLists",
+    "Heartbeat",
     "LeaseWords",
     "MessagePage",
+    "Mirror",
     "OwnerSegment",
     "ReaderSegment",
     "Semaphore",
@@ -68,8 +74,10 @@ if IS_COMPILED:
         from ._native import (
             ControllerFastPath,
             FreeLists,
+            Heartbeat,
             LeaseWords,
             MessagePage,
+            Mirror,
             OwnerSegment,
             ReaderSegment,
             Semaphore,
@@ -89,8 +97,10 @@ if not IS_COMPILED and not TYPE_CHECKING:
     from .reference import (
         KEEPS_STORES_IN_ORDER,
         FreeLists,
+        Heartbeat,
         LeaseWords,
         MessagePage,
+        Mirror,
         OwnerSegment,
         ReaderSegment,
         Semaphore,

@@ -247,6 +247,7 @@ static PyObject *py_send(ControllerFastPath *self, PyObject *const *arguments, P
         return NULL;
     }
     int is_sent = send_request(self, arguments[0], arguments[1], arguments[2]);
+    if (is_sent > 0) message_page_show(self->base.own); /* the caller may not wait for the reply */
     return is_sent < 0 ? NULL : PyBool_FromLong(is_sent);
 }
 

@@ -2,6 +2,8 @@
  * Knows no message's meaning. tr_mmap/channel/mapped.py describes the bytes of a page. */
 #include "message_page.h"
 
+#include "mirror.h"
+
 #include <string.h>
 #include <time.h>
 
@@ -16,12 +18,15 @@ typedef struct {
     uint64_t *number; /* WIRE_NUMBER_DIGITS characters, stored last; NULL until __init__ has run */
     Py_ssize_t previous_nbytes;
     uint64_t seen;       /* the number of the last message that was taken */
+    unsigned long takes; /* how many messages were taken */
     double spin_us;      /* most that wait() polls for a message before it sleeps */
     double since_us;     /* when the wait for the next message began; 0 while there is none */
     int should_spin;     /* the last message came within spin_us, so wait() polls for the next one */
     PyObject *taken;     /* bytes: the last line that was taken */
     int is_unterminated; /* that line had no end */
     PyObject *rejected;  /* bytes or NULL: a line on the page that is not the peer's */
+    PyObject *mirrors;   /* a tuple of Mirrors, or NULL: those that this side keeps up to date */
+    int waiters;         /* how many threads are in wait() */
 } MessagePage;
 
 static uint64_t blank(void) {
@@ -61,6 +66,7 @@ static void message_page_dealloc(MessagePage *self) {
     if (self->number != NULL) PyBuffer_Release(&self->buffer);
     Py_CLEAR(self->taken);
     Py_CLEAR(self->rejected);
+    Py_CLEAR(self->mirrors);
     type->tp_free((PyObject *)self);
 }
 
@@ -150,6 +156,7 @@ static PyObject *py_take(MessagePage *self, PyObject *unused) {
         Py_RETURN_NONE;
     }
     self->seen = word;
+    self->takes++;
     Py_XSETREF(self->taken, Py_NewRef(line));
     if (end == NULL) {
         Py_DECREF(line);
@@ -205,10 +212,14 @@ static void spin(MessagePage *self, double us) {
 }
 
 /* The line, unless a signal handler raises: then it can be taken again, instead of being lost with the interrupted
- * call. */
+ * call. If a handler has taken a message from here itself, it has taken this line too: then the next line, or None. */
 static PyObject *unless_interrupted(MessagePage *self, PyObject *line) {
-    if (line == NULL || line == Py_None || PyErr_CheckSignals() == 0) return line;
+    if (line == NULL || line == Py_None) return line;
+    unsigned long takes = self->takes;
+    int code = PyErr_CheckSignals();
+    if (code == 0 && self->takes == takes) return line;
     Py_DECREF(line);
+    if (code == 0) return py_take(self, NULL);
     self->seen = blank();
     return NULL;
 }
@@ -223,9 +234,33 @@ static PyObject *take_and_adapt(MessagePage *self) {
     return line;
 }
 
-PyObject *message_page_wait(PyObject *page, PyObject *semaphore, double timeout_s, double slice_s,
-                            StopCheck should_stop, void *context) {
-    MessagePage *self = (MessagePage *)page;
+static int has_stale_mirror(const MessagePage *self) {
+    Py_ssize_t count = self->mirrors == NULL ? 0 : PyTuple_GET_SIZE(self->mirrors);
+    for (Py_ssize_t index = 0; index < count; index++)
+        if (mirror_is_stale(PyTuple_GET_ITEM(self->mirrors, index))) return 1;
+    return 0;
+}
+
+void message_page_show(PyObject *page) {
+    const MessagePage *self = (const MessagePage *)page;
+    Py_ssize_t count = self->mirrors == NULL ? 0 : PyTuple_GET_SIZE(self->mirrors);
+    for (Py_ssize_t index = 0; index < count; index++) mirror_update(PyTuple_GET_ITEM(self->mirrors, index));
+}
+
+/* Sleep until the semaphore is posted. A sleep that lasts shows first what the mirrors lack; a burst of messages writes
+ * none of them. -1 with an exception. */
+static int sleep_and_show(MessagePage *self, PyObject *semaphore, double sleep_s) {
+    if (sleep_s > WIRE_MIRROR_DELAY_S && has_stale_mirror(self)) {
+        int code = semaphore_wait(semaphore, WIRE_MIRROR_DELAY_S);
+        if (code != 0) return code;
+        message_page_show((PyObject *)self);
+        sleep_s -= WIRE_MIRROR_DELAY_S;
+    }
+    return semaphore_wait(semaphore, sleep_s);
+}
+
+static PyObject *wait_for_line(MessagePage *self, PyObject *semaphore, double timeout_s, double slice_s,
+                               StopCheck should_stop, void *context) {
     PyObject *line = py_take(self, NULL);
     if (line != Py_None) {
         if (line != NULL) self->since_us = 0;
@@ -246,7 +281,7 @@ PyObject *message_page_wait(PyObject *page, PyObject *semaphore, double timeout_
             Py_DECREF(line);
         }
         double sleep_s = longest_sleep_s(slice_s, waited_s);
-        int is_woken = semaphore_wait(semaphore, left_s < sleep_s ? left_s : sleep_s);
+        int is_woken = sleep_and_show(self, semaphore, left_s < sleep_s ? left_s : sleep_s);
         if (is_woken < 0) return NULL;
         line = take_and_adapt(self);
         if (line != Py_None) return unless_interrupted(self, line);
@@ -260,6 +295,15 @@ PyObject *message_page_wait(PyObject *page, PyObject *semaphore, double timeout_
         left_s = timeout_s - waited_s;
     }
     return unless_interrupted(self, py_take(self, NULL)); /* it may have come just before the reason to stop */
+}
+
+PyObject *message_page_wait(PyObject *page, PyObject *semaphore, double timeout_s, double slice_s,
+                            StopCheck should_stop, void *context) {
+    MessagePage *self = (MessagePage *)page;
+    self->waiters++;
+    PyObject *line = wait_for_line(self, semaphore, timeout_s, slice_s, should_stop, context);
+    self->waiters--;
+    return line;
 }
 
 static int should_stop_by_call(void *function) {
@@ -313,6 +357,31 @@ static PyObject *py_reject(MessagePage *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(set_mirrors_doc,
+             "set_mirrors(mirrors)\n--\n\nLet wait() keep a tuple of mirrors up to date while no message comes.");
+
+static PyObject *py_set_mirrors(MessagePage *self, PyObject *mirrors) {
+    int is_right = PyTuple_Check(mirrors);
+    for (Py_ssize_t index = 0; is_right && index < PyTuple_GET_SIZE(mirrors); index++)
+        is_right = PyObject_TypeCheck(PyTuple_GET_ITEM(mirrors, index), &MirrorType);
+    if (!is_right) {
+        PyErr_SetString(PyExc_TypeError, "set_mirrors takes a tuple of Mirrors");
+        return NULL;
+    }
+    Py_XSETREF(self->mirrors, Py_NewRef(mirrors));
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_waiters(MessagePage *self, void *unused) {
+    (void)unused;
+    return PyLong_FromLong(self->waiters);
+}
+
+static PyGetSetDef message_page_properties[] = {
+    {"waiters", (getter)get_waiters, NULL, "How many threads are in wait().", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMethodDef message_page_methods[] = {
     {"store", (PyCFunction)(void (*)(void))py_store, METH_FASTCALL, store_doc},
     {"has_message", (PyCFunction)py_has_message, METH_NOARGS, has_message_doc},
@@ -321,6 +390,7 @@ static PyMethodDef message_page_methods[] = {
     {"wait", (PyCFunction)(void (*)(void))py_wait, METH_FASTCALL, wait_doc},
     {"put_back", py_put_back, METH_NOARGS, put_back_doc},
     {"reject", (PyCFunction)py_reject, METH_NOARGS, reject_doc},
+    {"set_mirrors", (PyCFunction)py_set_mirrors, METH_O, set_mirrors_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -334,6 +404,7 @@ PyTypeObject MessagePageType = {
     .tp_init = (initproc)message_page_init,
     .tp_dealloc = (destructor)message_page_dealloc,
     .tp_methods = message_page_methods,
+    .tp_getset = message_page_properties,
 };
 
 const char has_as_many_colons_doc[] =

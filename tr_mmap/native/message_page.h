@@ -21,4 +21,7 @@ int message_page_is_unterminated(PyObject *page);
 /* Let the line just taken be taken again. */
 void message_page_put_back(PyObject *page);
 
+/* Write the mirrors that wait() keeps up to date, those that are stale. */
+void message_page_show(PyObject *page);
+
 #endif

@@ -1,6 +1,7 @@
 /* The extension module: its types, its functions, and the fork hook. Holds no logic of its own. */
 #define TR_MMAP_IMPORTS_NUMPY
 #include "endpoint.h"
+#include "mirror.h"
 
 #include <pthread.h>
 
@@ -56,8 +57,9 @@ static PyMethodDef functions[] = {
 };
 
 static int add_contents(PyObject *module) {
-    PyTypeObject *const public[] = {&ControllerFastPathType, &FreeListsType,     &LeaseWordsType, &MessagePageType,
-                                    &OwnerSegmentType,       &ReaderSegmentType, &SemaphoreType,  &WorkerFastPathType};
+    PyTypeObject *const public[] = {&ControllerFastPathType, &FreeListsType,    &HeartbeatType,     &LeaseWordsType,
+                                    &MessagePageType,        &MirrorType,       &OwnerSegmentType,  &ReaderSegmentType,
+                                    &SemaphoreType,          &WorkerFastPathType};
     for (size_t index = 0; index < sizeof public / sizeof *public; index++)
         if (PyModule_AddType(module, public[index]) < 0) return -1;
     PyObject *finished = PyTuple_New(0); /* the counterpart of plain Python's deque; always empty here */

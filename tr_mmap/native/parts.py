@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from . import FreeLists, MessagePage, Semaphore
+    from . import FreeLists, MessagePage, Mirror, Semaphore
 
 __all__ = ["ChannelParts", "TensorParts"]
 
@@ -16,11 +16,15 @@ class ChannelParts(NamedTuple):
     Attributes:
         endpoint: the page that this side writes, the page that it reads, the doorbell that it rings after a message,
             the doorbell that it waits for, and the longest single sleep in seconds, because a ring may be lost.
-        status: the mapped status file.
+        status: the mapped status page.
+        status_mirror: shows the status to people.
+        by_hand: requests that somebody wrote by hand; the worker's fast path leaves them to the slow path.
     """
 
     endpoint: tuple[MessagePage, MessagePage, Semaphore, Semaphore, float]
     status: memoryview
+    status_mirror: Mirror
+    by_hand: list[bytes]
 
 
 class TensorParts(NamedTuple):

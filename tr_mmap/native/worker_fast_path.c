@@ -2,6 +2,7 @@
  * tag. Whatever is new, rare or wrong takes the slow path: then the request waits to be taken, or the reply to be
  * finished. Never ends the worker. */
 #include "endpoint.h"
+#include "mirror.h"
 
 #include <math.h>
 #include <string.h>
@@ -34,7 +35,9 @@ static int intern_names(void) {
 
 typedef struct {
     Endpoint base;
-    Py_buffer status;        /* the status file, as in channel/mapped.py */
+    Py_buffer status;        /* the status page, as in channel/mapped.py */
+    PyObject *status_mirror; /* shows the status to people */
+    PyObject *by_hand;       /* a list: the requests that somebody wrote into the mirror of the requests */
     PyObject *tags;          /* a dict: from a tag to the ref of its tensor; NULL until __init__ has run */
     PyObject *argument_tags; /* a list: the tags that are valid for the request at hand only */
     PyObject *deaths;        /* a list: gets an element when the controller has ended */
@@ -44,16 +47,17 @@ typedef struct {
 
 static int fast_path_init(WorkerFastPath *self, PyObject *arguments, PyObject *keywords) {
     static char *keys[] = {"out",    "own",    "peer_doorbell", "own_doorbell", "slice_s",
-                           "pool",   "mapped", "held",          "status",       "tags",
-                           "deaths", "request_type", "ref_type", "reply_type",  NULL};
-    PyObject *parts[ENDPOINT_ARGUMENTS], *status, *tags, *deaths, *request_type, *ref_type, *reply_type;
+                           "pool",   "mapped", "held",          "status",       "status_mirror",
+                           "by_hand", "tags", "deaths", "request_type", "ref_type", "reply_type", NULL};
+    PyObject *parts[ENDPOINT_ARGUMENTS], *status, *mirror, *by_hand, *tags, *deaths, *request_type, *ref_type, *reply_type;
     double slice_s;
     Py_buffer status_buffer;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!OOO", keys, parts, parts + 1, parts + 2,
-                                     parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status, &PyDict_Type,
-                                     &tags, &PyList_Type, &deaths, &request_type, &ref_type, &reply_type) ||
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!O!O!OOO", keys, parts, parts + 1, parts + 2,
+                                     parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status, &MirrorType,
+                                     &mirror, &PyList_Type, &by_hand, &PyDict_Type, &tags, &PyList_Type, &deaths,
+                                     &request_type, &ref_type, &reply_type) ||
         intern_names() < 0 || endpoint_parse(parts, &slice_s) < 0 ||
-        get_word_buffer(status, &status_buffer, sizeof(uint64_t)) < 0)
+        get_word_buffer(status, &status_buffer, WIRE_STATUS_NBYTES) < 0)
         return -1;
     PyObject *argument_tags = PyList_New(0);
     if (argument_tags == NULL || endpoint_has_run_init(&self->base)) {
@@ -64,6 +68,8 @@ static int fast_path_init(WorkerFastPath *self, PyObject *arguments, PyObject *k
     endpoint_set(&self->base, parts, slice_s);
     self->argument_tags = argument_tags;
     self->status = status_buffer;
+    self->status_mirror = Py_NewRef(mirror);
+    self->by_hand = Py_NewRef(by_hand);
     self->deaths = Py_NewRef(deaths);
     self->request_type = Py_NewRef(request_type);
     self->ref_type = Py_NewRef(ref_type);
@@ -75,6 +81,7 @@ static int fast_path_init(WorkerFastPath *self, PyObject *arguments, PyObject *k
 static int fast_path_traverse(WorkerFastPath *self, visitproc visit, void *arg) {
     Py_VISIT(self->tags);
     Py_VISIT(self->argument_tags);
+    Py_VISIT(self->by_hand);
     Py_VISIT(self->deaths);
     Py_VISIT(self->request_type);
     Py_VISIT(self->ref_type);
@@ -89,6 +96,8 @@ static int fast_path_clear(WorkerFastPath *self) {
     if (tags != NULL) PyBuffer_Release(&self->status);
     Py_XDECREF(tags);
     Py_CLEAR(self->argument_tags);
+    Py_CLEAR(self->status_mirror);
+    Py_CLEAR(self->by_hand);
     Py_CLEAR(self->deaths);
     Py_CLEAR(self->request_type);
     Py_CLEAR(self->ref_type);
@@ -103,6 +112,11 @@ static int is_initialised(const WorkerFastPath *self) {
 }
 
 /* -- the status. Only its first 8 bytes are used here, as one word: so no reader sees it half stored. ------------- */
+
+/* The worker works: its controller reads the time of this. */
+static void touch(const WorkerFastPath *self) {
+    heartbeat_touch((uint64_t *)((char *)self->status.buf + WIRE_HEARTBEAT_OFFSET));
+}
 
 #define STATUS_LINE(word) (word "\n       ") /* the first 8 bytes of the file, and more, where it has no detail */
 #define BUSY STATUS_LINE(WIRE_STATUS_BUSY)
@@ -138,11 +152,12 @@ static int is_waiting(uint64_t word) {
     return word == word_of(OK) || word == word_of(READY) || word == word_of(ERROR);
 }
 
+/* Whether to end the wait: the worker should exit, or a request by hand is for the slow path. */
 static int should_exit(void *context) {
     WorkerFastPath *self = context;
     return memcmp(self->status.buf, WIRE_STATUS_EXIT, sizeof WIRE_STATUS_EXIT - 1) == 0 || /* or "exiting" */
            memcmp(self->status.buf, WIRE_STATUS_TERMINATED, sizeof(uint64_t)) == 0 ||
-           PyList_GET_SIZE(self->deaths) != 0;
+           PyList_GET_SIZE(self->deaths) != 0 || PyList_GET_SIZE(self->by_hand) != 0;
 }
 
 /* -- the request -------------------------------------------------------------------------------------------------- */
@@ -205,7 +220,12 @@ static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject *
     uint64_t status = status_of(self);
     int is_plain = message->command.nbytes != 0 && !is_exit_command(message->command) && is_waiting(status);
     PyObject *request = is_plain ? begin(self, message) : NULL;
-    if (request != NULL && replace_status(self, status, word_of(BUSY))) return request;
+    if (request != NULL && replace_status(self, status, word_of(BUSY))) {
+        touch(self);
+        /* Not in a burst of requests: there the mirror of the status goes on saying that the worker is busy. */
+        if (mirror_is_stale(self->status_mirror)) message_page_show(self->base.own);
+        return request;
+    }
     Py_XDECREF(request); /* the slow path begins it once more, which changes nothing */
     Py_DECREF(*line);
     message_page_put_back(self->base.own);
@@ -241,6 +261,7 @@ PyDoc_STRVAR(quick_fetch_doc,
 static PyObject *py_quick_fetch(WorkerFastPath *self, PyObject *parameters) {
     Span words;
     if (!is_initialised(self)) return NULL;
+    touch(self);
     if (!span_of(parameters, &words)) Py_RETURN_NONE;
     const char *at = words.text, *end = at + words.nbytes;
     PyObject *arrays = PyList_New(0);
@@ -291,6 +312,7 @@ static int send_response(WorkerFastPath *self, uint64_t seq, Span command, Span 
     if (drop_argument_tags(self) < 0) return -1;
     if (!message_page_store(endpoint->out, (long)seq, draft.text, draft.nbytes)) return 0;
     semaphore_post(endpoint->peer_doorbell);
+    touch(self);
     return 1;
 }
 
@@ -383,8 +405,8 @@ static PyMemberDef fast_path_members[] = {
 PyTypeObject WorkerFastPathType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tr_mmap.native.WorkerFastPath",
-    .tp_doc = "WorkerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, status, tags, "
-              "deaths, request_type, ref_type, reply_type)\n--\n\nThe worker's fast path.",
+    .tp_doc = "WorkerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, status, "
+              "status_mirror, by_hand, tags, deaths, request_type, ref_type, reply_type)\n--\n\nThe worker's fast path.",
     .tp_basicsize = sizeof(WorkerFastPath),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_base = &EndpointType,

@@ -7,7 +7,7 @@ from ..protocol.legacy import LEGACY
 from .interface import ControllerTransfer, WorkerTransfer
 from .options import TransferOptions
 
-__all__ = ["check_options", "controller_transfer", "worker_transfer"]
+__all__ = ["check_options", "controller_transfer", "hand_transfer", "worker_transfer"]
 
 
 def check_options(channel: str, *, auth: bool, checksum: bool) -> None:
@@ -45,3 +45,15 @@ def worker_transfer(channel: str, directory: str, options: TransferOptions | Non
     from .segments import SegmentWorkerTransfer
 
     return SegmentWorkerTransfer(directory, options or TransferOptions())
+
+
+def hand_transfer(directory: str, session: WorkerTransfer) -> WorkerTransfer:
+    """The worker's side of the transfer for requests that somebody writes by hand.
+
+    Args:
+        directory: the session directory.
+        session: the session's own transfer, whose tags such a request may name.
+    """
+    from .by_hand import HandTransfer
+
+    return HandTransfer(directory, session)

@@ -32,7 +32,7 @@ from ..tsr import header as tsr_header
 from ..tsr import tensors as conversions
 from ..wire.header import MAX_HEADER_NBYTES
 from ..wire.messages import DEFAULT_RESULT
-from ..wire.names import MAX_TAG_LENGTH
+from ..wire.names import MAX_TAG_LENGTH, RESULT_PREFIX
 from .interface import ControllerTransfer, WorkerTransfer
 
 __all__ = ["LegacyControllerTransfer", "LegacyWorkerTransfer"]
@@ -110,10 +110,12 @@ class LegacyWorkerTransfer(WorkerTransfer):
 
     Args:
         directory: the session directory.
+        stem: of the results' tags, before ``_<i>``.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, stem: str = RESULT_PREFIX) -> None:
         self._directory = directory
+        self._stem = stem
         self.tags = _Files(directory)
         self.results: list[TensorRef] = []
         self._count = 0  # how many result files of the last response may be there
@@ -134,7 +136,7 @@ class LegacyWorkerTransfer(WorkerTransfer):
 
     def publish(self, tensors: Sequence[Any]) -> None:
         for tensor in tensors:
-            tag = f"result_{len(self.results)}"
+            tag = f"{self._stem}_{len(self.results)}"
             _write(self._path(tag), *_encode(tensor))
             self.results.append(TensorRef(tag, tensor_file(tag), 0))
             self._count = max(self._count, len(self.results))
@@ -143,7 +145,7 @@ class LegacyWorkerTransfer(WorkerTransfer):
         if not is_kept:
             self.results = []
         for number in range(len(self.results), self._count):
-            system.unlink(self._path(f"result_{number}"))
+            system.unlink(self._path(f"{self._stem}_{number}"))
         self._count = len(self.results)
         return self.results
 

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from typing import Final
 
-PROTOCOL_VERSION: Final = 1  # stated in the manifest
+PROTOCOL_VERSION: Final = 2  # stated in the manifest; 1 had no pages apart from the files for people
 
+# For people, and for programs that write them by hand. In the mapped channel they only mirror the pages, and no process
+# maps them: a mapped file that somebody truncates is SIGBUS.
 REQUEST_FILE: Final = "request.json"
 RESPONSE_FILE: Final = "response.json"
 STATUS_FILE: Final = "status.txt"
+# The pages of the mapped channel. Both sides map them; nobody writes them by hand.
+REQUEST_PAGE_FILE: Final = "request.page"
+RESPONSE_PAGE_FILE: Final = "response.page"
+STATUS_PAGE_FILE: Final = "status.page"
+
+MIRROR_NBYTES: Final = 4096  # of a mirror, a line and then spaces; more if the line is longer. Another size is not ours
+# A side that waits so long shows what the mirrors lack; a burst of requests writes none. Not less: a timer that ends
+# before the kernel's next tick must be set in the processor, which costs each sleep 2 to 4 us.
+MIRROR_DELAY_S: Final = 0.005
+HAND_GRACE_S: Final = 0.1  # a mirror that somebody wrote by hand is left alone for so long, for the worker to read it
+HAND_ANSWER_S: Final = 2.0  # the answer to a request by hand stays in its file for so long, whatever is sent meanwhile
 
 # A message page, see tr_mmap.channel.mapped. The number is stored last, as one aligned 8-byte word.
 MESSAGE_PAGE_NBYTES: Final = 65536
@@ -18,11 +31,15 @@ NUMBER_DIGITS: Final = 8
 MAX_MESSAGE_SEQ: Final = 99_999_999  # 8 digits; then 1 again. Messages alternate, so only neighbours must differ
 BLANK_NUMBER: Final = "       0"  # a message is being stored, or there is none yet
 EMPTY_PAGE: Final = '{"seq":        0}\n'
-STATUS_NBYTES: Final = 4096  # one memory page: if a writer truncates the file, we touch no page beyond its last one
+STATUS_NBYTES: Final = 4096  # one memory page
+# The last word of the status page: when the worker last worked, 8 hex digits of the monotonic clock's milliseconds
+# modulo 2**32; spaces before the first time. The status line and its padding end before it.
+HEARTBEAT_OFFSET: Final = 4088
+HEARTBEAT_DIGITS: Final = 8
 
 # A control message names tensors and carries a text for people; more than this is data, and data goes in a tensor.
 MAX_MESSAGE_NBYTES: Final = 16 << 20
-MAX_DETAIL_CHARS: Final = 1000  # the status line is one page of 4 KiB; a character is at most 4 bytes of it
+MAX_DETAIL_CHARS: Final = 1000  # the status line has 4088 bytes; a character is at most 4 bytes of it
 REQUEST_STEM: Final = "request"  # of a spill's name: says which side wrote it, because only the other side reads it
 RESPONSE_STEM: Final = "response"
 SPILL_SUFFIX: Final = ".spill"  # of a spill's name: the file of a message that is too long for its page

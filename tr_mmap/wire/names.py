@@ -11,6 +11,7 @@ MAX_SESSION_ID_LENGTH: Final = 64  # the id is part of a directory's name
 MAX_SEGMENT_NAME_LENGTH: Final = 200  # without its suffix
 TENSOR_SUFFIX: Final = ".tsr"
 RESULT_PREFIX: Final = "result"  # of the worker's segments: result_0.tsr, result_1.tsr, …
+HAND_RESULT_PREFIX: Final = "by_hand"  # of the results of a request by hand: plain files by_hand_0.tsr, …
 SEGMENT_PREFIX: Final = "segment"  # of the controller's segments; no tag may have either form
 
 DOORBELL_PREFIX: Final = "/tr_"

@@ -12,6 +12,10 @@ SIGNAL_SLICE_S: Final = 0.05
 SIGNAL_SLICE_SHARE: Final = 0.005  # 50 ms of the first 10 s, and a second of 200 s
 MIN_SLICE_S: Final = 0.001  # a shorter one would be a busy wait
 
+# Two threads of a process may wait at one doorbell, one of them for a status. A ring wakes only one of them, so a wait
+# for a status looks again after so long in any case.
+STATUS_SLICE_S: Final = 0.02
+MIRROR_CHECK_S: Final = 1.0  # how often to see whether a mirror's name leads to another file; also to try again
 MAX_DRAINED_RINGS: Final = 1 << 16  # taken at a time, because a peer that rings without pause must not block us here
 MAX_SPIN_US: Final = 1000.0  # so short that Ctrl-C, a timeout and the worker's death can wait for its end
 

@@ -25,7 +25,8 @@ from ..sessions.manifest import Manifest
 from ..sessions.secret import inherited_secret
 from ..sessions.workspace import Workspace
 from ..transfer.interface import WorkerTransfer
-from ..transfer.kinds import worker_transfer
+from ..transfer.kinds import hand_transfer, worker_transfer
+from ..wire.messages import PROTOCOL_VERSION
 from ..wire.names import CONTROLLER_LOCK_FILE, LOG_FILE, SESSION_PREFIX, SESSIONS_DIR, WORKER_MARK_VARIABLE
 from .stop_signals import restore_signals
 
@@ -55,6 +56,7 @@ class Attachment:
         self.log_paths.append(os.path.join(directory, LOG_FILE))
         self._manifest = manifest
         self._legacy: tuple[Channel, WorkerTransfer] | None = None
+        self._by_hand: WorkerTransfer | None = None
 
     def legacy_side(self) -> tuple[Channel, WorkerTransfer]:
         """Channel and transfer for a request without a number, which is in the legacy dialect."""
@@ -67,10 +69,20 @@ class Attachment:
                 self._legacy = channel_kind(LEGACY).attach(self.directory, []), worker_transfer(LEGACY, self.directory)
         return self._legacy
 
+    def transfer_by_hand(self) -> WorkerTransfer:
+        """The transfer of requests that somebody writes by hand. Tensors are files, results have names of their own.
+
+        A transfer of the session's own would release the results that the controller has not taken yet.
+        """
+        if self._by_hand is None:
+            self._by_hand = hand_transfer(self.directory, self.transfer)
+        return self._by_hand
+
     def close_transfers(self, *, is_orphan: bool) -> None:
         """Release all tensors; if the controller is gone, remove the results too."""
-        for transfer in {self.transfer, *(self._legacy or ())[1:]}:
-            transfer.close(is_orphan=is_orphan)
+        for transfer in {self.transfer, *(self._legacy or ())[1:], self._by_hand}:
+            if transfer is not None:
+                transfer.close(is_orphan=is_orphan)
 
     def remove(self) -> None:
         """Remove the session, unless its controller lives, another session has its name now, or it has no manifest.
@@ -122,6 +134,12 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
     if manifest.worker_mark and os.environ.get(WORKER_MARK_VARIABLE, manifest.worker_mark) != manifest.worker_mark:
         # We were slow to start; meanwhile our controller has ended, or has started another worker.
         raise SessionNotStarted(f"session {manifest.session_id!r} has another worker by now")
+    if manifest.protocol != PROTOCOL_VERSION:
+        raise SessionNotStarted(
+            f"session {manifest.session_id!r} speaks version {manifest.protocol} of the control protocol, and this "
+            f"tr_mmap version {PROTOCOL_VERSION}: controller and worker need the same tr_mmap; install it for both and "
+            "compile C++ programs again"
+        )
     if manifest.channel not in CHANNEL_NAMES:
         known = ", ".join(CHANNEL_NAMES)
         raise BadMessage(f"the session's channel is {manifest.channel[:80]!r}, known are {known}", detail="channel")

@@ -28,5 +28,15 @@ def worker_fast_path(channel: Channel, transfer: WorkerTransfer, deaths: list[An
     of_channel, of_transfer = channel.fast_path_parts(), transfer.fast_path_parts()
     if of_channel is None or of_transfer is None:
         return None
-    own = (of_channel.status, of_transfer.tags, deaths)
-    return native.WorkerFastPath(*of_channel.endpoint, *of_transfer.endpoint, *own, Request, TensorRef, Reply)
+    return native.WorkerFastPath(
+        *of_channel.endpoint,
+        *of_transfer.endpoint,
+        of_channel.status,
+        of_channel.status_mirror,
+        of_channel.by_hand,
+        of_transfer.tags,
+        deaths,
+        Request,
+        TensorRef,
+        Reply,
+    )

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any, Final
 
 from ..base.fork_safety import ForkAware
@@ -40,6 +40,10 @@ _ENDING: Final = (SystemExit, Stop)  # whatever else a handler raises is an erro
 _LOOK_REQUESTS: Final = 64  # until the log's size is looked at: native code and children write to it uncounted
 
 
+def _do_nothing() -> None:
+    """Stands for the heartbeat before there is a session."""
+
+
 class TechRenaissanceServer(ForkAware):
     """A worker. Override :meth:`main_logic` and call :meth:`run`.
 
@@ -60,6 +64,7 @@ class TechRenaissanceServer(ForkAware):
         self._transfer: WorkerTransfer | None = None  # of the current request
         self._watch: PeerWatch | None = None
         self._reply: Reply | None = None
+        self._touch: Callable[[], None] = _do_nothing  # the session's heartbeat
         self._status = Status.STARTING  # the last status that the slow path wrote
         self._is_stopping = False
         self._is_orphan = False
@@ -96,6 +101,7 @@ class TechRenaissanceServer(ForkAware):
             found = self._fast_path.quick_fetch(parameters)
             if found is not None and (count is None or len(found) == count):
                 return found
+        self._touch()
         tags = split_words(parameters)
         if count is not None and len(tags) != count:
             self._complain(f"{count} tensors are needed, {len(tags)} are named: {parameters[:200]!r}")
@@ -122,6 +128,7 @@ class TechRenaissanceServer(ForkAware):
         if self._reply is None or self._transfer is None or self.is_foreign:
             self._refuse_in_child()
             raise SessionNotStarted("send_tensors answers a request, and there is none now")
+        self._touch()
         self._transfer.publish(tensors)
 
     def write_response(self, command: str, result: str, message: str = "") -> None:
@@ -156,6 +163,7 @@ class TechRenaissanceServer(ForkAware):
         line = parse_status(text)
         self._refuse_in_child()
         channel = self._open_channel()
+        self._touch()
         if line.status not in TRANSITIONS[self._status]:
             now = Status.BUSY if self._reply is not None and self._status.is_waiting else self._status
             raise BadMessage(f"a worker that is {now} cannot become {line.status}", detail=text[:80])
@@ -179,6 +187,7 @@ class TechRenaissanceServer(ForkAware):
         """
         if self._transfer is None:
             raise SessionNotStarted("empty() lends memory of a session, and the server does not run yet")
+        self._touch()
         framework = framework or self.framework
         array = self._transfer.quick_loan(shape, dtype) if framework == "numpy" else None
         return self._transfer.empty(shape, dtype, framework) if array is None else array
@@ -246,10 +255,14 @@ class TechRenaissanceServer(ForkAware):
                 del left, error  # and the traceback, whose frames hold views
                 self._finish(channel, attachment.transfer, request, reply, is_known, failure)
                 return
+        by_hand = channel.take_by_hand()
+        if by_hand is not None:
+            self._serve_by_hand(channel, attachment, by_hand)
+            return
         try:
-            raw = channel.receive(None, self._has_to_stop)
+            raw = channel.receive(None, lambda: self._has_to_stop() or channel.has_by_hand())
             if raw is None:
-                self._is_stopping = True
+                self._is_stopping = self._has_to_stop()  # else a request by hand has come
                 return
             request = decode_request(raw)
         except (BadMessage, HostilePath) as error:
@@ -286,8 +299,15 @@ class TechRenaissanceServer(ForkAware):
             except OutOfSpace:
                 self._status = status  # in a channel of files; the next status or the response will say it
 
-    def _serve(self, channel: Channel, transfer: WorkerTransfer, request: Request) -> None:
-        """Answer a request that took the slow path."""
+    def _serve(
+        self,
+        channel: Channel,
+        transfer: WorkerTransfer,
+        request: Request,
+        send: Callable[[Response], None] | None = None,
+    ) -> None:
+        """Answer a request that took the slow path; through ``send`` if it is not the controller's."""
+        channel.touch()
         self._advance_status(channel, Status.BUSY)
         transfer.begin(request)
         self._transfer = transfer
@@ -302,7 +322,27 @@ class TechRenaissanceServer(ForkAware):
             self._reply = None
         failure = self._failure_of(raised, reply)
         del raised  # and the traceback, whose frames hold views
-        self._finish(channel, transfer, request, reply, is_known, failure)
+        self._finish(channel, transfer, request, reply, is_known, failure, send)
+
+    def _serve_by_hand(self, channel: Channel, attachment: Attachment, raw: bytes) -> None:
+        """Answer a request that somebody wrote by hand into a file of the channel."""
+        try:
+            request = decode_request(raw)
+        except BadMessage as error:
+            self.debug_message(error)
+            failure = Failure(FailureKind.BAD_INPUT, type(error).__name__, str(error))
+            channel.reply_by_hand(Response(result="error", error=failure))
+            return
+        if request.command == EXIT_COMMAND:
+            self._is_stopping = True
+            return
+        transfer = attachment.transfer_by_hand()
+        # What it says of numbers, tensors and tags is none of the controller's.
+        plain = Request(command=request.command, parameters=request.parameters, timestamp=request.timestamp)
+        try:
+            self._serve(channel, transfer, plain, channel.reply_by_hand)
+        finally:
+            self._transfer = attachment.transfer
 
     def _failure_of(self, error: BaseException | None, reply: Reply) -> Failure | None:
         """The failure for what a handler raised; None if it returned. Raises what ends the worker, and ends a child."""
@@ -322,6 +362,7 @@ class TechRenaissanceServer(ForkAware):
         reply: Reply,
         is_known: bool | None,
         failure: Failure | None,
+        send: Callable[[Response], None] | None = None,
     ) -> None:
         """Send the response to a request.
 
@@ -332,6 +373,7 @@ class TechRenaissanceServer(ForkAware):
             reply: what the handler said.
             is_known: what the handler returned; if None, it knew the command if it has said anything.
             failure: how the handler failed; None if it did not.
+            send: sends the response; None for the channel's own way.
         """
         has_replied = reply.result is not None or bool(transfer.results)
         try:
@@ -349,13 +391,17 @@ class TechRenaissanceServer(ForkAware):
         else:
             self._advance_status(channel, Status.ERROR, failure.message)
         try:
-            channel.send(Response(request.seq, command, result, message, now_ms(), tensors, failure))
+            (send or channel.send)(Response(request.seq, command, result, message, now_ms(), tensors, failure))
         except Exception as error:  # too long, or no text, or no file for a spill: send this error instead
             transfer.withdraw()
             failure = failure_of(error)
             self._advance_status(channel, Status.ERROR, failure.message)
             command = plain_text(command[:MAX_DETAIL_CHARS]) or ""
-            self._insist(channel, Response(seq=request.seq, command=command, timestamp=now_ms(), error=failure))
+            response = Response(seq=request.seq, command=command, timestamp=now_ms(), error=failure)
+            if send is None:
+                self._insist(channel, response)
+            else:
+                send(response)
 
     def describe_unknown(self, command: str) -> str:
         """The message of the failure for an unknown command."""
@@ -430,9 +476,15 @@ class TechRenaissanceServer(ForkAware):
         self.session_dir = attachment.directory
         self._transfer = attachment.transfer
         self._channel = attachment.channel
+        self._touch = attachment.channel.touch
         self._log = WorkerLog.keep(*attachment.log_paths)
         if attachment.peer is not None:
-            self._watch = PeerWatch(attachment.peer, self._controller_died, lock_path=attachment.peer_lock)
+            self._watch = PeerWatch(
+                attachment.peer,
+                self._controller_died,
+                attachment.channel.watch_by_hand(),
+                lock_path=attachment.peer_lock,
+            )
         deaths = [] if self._watch is None else self._watch.deaths
         self._fast_path = worker_fast_path(attachment.channel, attachment.transfer, deaths)
 

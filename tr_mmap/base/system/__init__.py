@@ -64,9 +64,16 @@ from .memory import (
     map_read,
     map_write,
 )
+from .notify import ENTRIES, WRITES, add_watch, open_watches, read_watches, remove_watch
 from .refusals import free_nbytes
 
 __all__ = [
+    "ENTRIES",
+    "WRITES",
+    "add_watch",
+    "open_watches",
+    "read_watches",
+    "remove_watch",
     "MADV_DONTNEED",
     "MADV_POPULATE_READ",
     "MADV_POPULATE_WRITE",

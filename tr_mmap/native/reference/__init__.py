@@ -6,17 +6,21 @@ the processor keeps plain stores in order; elsewhere no segment is filled again.
 
 from __future__ import annotations
 
+from .heartbeat import Heartbeat
 from .lease_words import KEEPS_STORES_IN_ORDER, LeaseWords
 from .memory import copy, map_file, quick_load
 from .message_page import MessagePage, has_as_many_colons
+from .mirror import Mirror
 from .segments import FreeLists, OwnerSegment, ReaderSegment, drain, finished, freeze, loan_of
 from .semaphore import Semaphore
 
 __all__ = [
     "KEEPS_STORES_IN_ORDER",
     "FreeLists",
+    "Heartbeat",
     "LeaseWords",
     "MessagePage",
+    "Mirror",
     "OwnerSegment",
     "ReaderSegment",
     "Semaphore",

@@ -14,9 +14,11 @@ from ...wire.messages import (
     MAX_MESSAGE_SEQ,
     MESSAGE_NUMBER_OFFSET,
     MESSAGE_REST_OFFSET,
+    MIRROR_DELAY_S,
     NUMBER_DIGITS,
 )
 from ...wire.waits import MAX_SPIN_US
+from .mirror import Mirror
 from .semaphore import Semaphore, check_slice, check_time, longest_sleep_s
 
 __all__ = ["MessagePage", "has_as_many_colons"]
@@ -30,10 +32,14 @@ class MessagePage:
 
     Args:
         buffer: the mapping of the whole page.
+
+    Attributes:
+        waiters: how many threads are in :meth:`wait`.
     """
 
     __slots__ = (
         "_buffer",
+        "_mirrors",
         "_previous_nbytes",
         "_rejected",
         "_seen",
@@ -43,6 +49,7 @@ class MessagePage:
         "_stores",
         "_taken",
         "_words",
+        "waiters",
     )
 
     def __init__(self, buffer: Any) -> None:
@@ -56,6 +63,8 @@ class MessagePage:
         self._spin_s = 0.0  # how long wait() polls for a message before it sleeps, at most
         self._since_s = 0.0  # when the wait for the next message began; 0 while there is none
         self._should_spin = False  # the last message came within that time, so wait() polls for the next one
+        self.waiters = 0
+        self._mirrors: tuple[Mirror, ...] = ()
 
     def store(self, seq: int, text: bytes) -> None:
         """Replace the message by a JSON object, whose first member is its number.
@@ -138,6 +147,23 @@ class MessagePage:
                 self._since_s = 0.0
         return line
 
+    def set_mirrors(self, mirrors: tuple[Mirror, ...]) -> None:
+        """Let :meth:`wait` keep mirrors up to date while no message comes."""
+        self._mirrors = mirrors
+
+    def _sleep(self, semaphore: Semaphore, sleep_s: float) -> None:
+        """Sleep until the semaphore is posted.
+
+        A sleep that lasts shows first what the mirrors lack; a burst of messages writes none of them.
+        """
+        if sleep_s > MIRROR_DELAY_S and any(mirror.is_stale for mirror in self._mirrors):
+            if semaphore.sleep(MIRROR_DELAY_S):
+                return
+            for mirror in self._mirrors:
+                mirror.update()
+            sleep_s -= MIRROR_DELAY_S
+        semaphore.sleep(sleep_s)
+
     def wait(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> bytes | None:
         """Take the next message's line. While there is none, sleep until the semaphore is posted.
 
@@ -155,6 +181,13 @@ class MessagePage:
         """
         check_time(timeout_s)
         slice_s = check_slice(slice_s)
+        self.waiters += 1
+        try:
+            return self._wait(semaphore, timeout_s, slice_s, stop)
+        finally:
+            self.waiters -= 1
+
+    def _wait(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> bytes | None:
         line = self.take()
         if line is not None:
             self._since_s = 0.0
@@ -168,7 +201,7 @@ class MessagePage:
                 line = self._take_and_adapt()
                 if line is not None:
                     return line
-            semaphore.sleep(min(left_s, longest_sleep_s(slice_s, waited_s)))
+            self._sleep(semaphore, min(left_s, longest_sleep_s(slice_s, waited_s)))
             line = self._take_and_adapt()
             if line is not None:
                 return line

@@ -9,21 +9,26 @@
 #include <time.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <iterator>
+#include <limits>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "clock.hpp"
 #include "identifiers.hpp"
 #include "layout.hpp"
+#include "mirror.hpp"
 #include "protocol.hpp"
 #include "system.hpp"
 #include "wire.hpp"
@@ -49,10 +54,10 @@ public:
     void ring() noexcept { ::sem_post(semaphore_); }  // fails only if 2**31 rings are there already: enough to wake it
 
     /// Sleep until rung, or until the deadline; early after a signal.
-    void wait(Clock::time_point deadline) noexcept {
-        if (drain()) return;
-        const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(deadline - Clock::now()).count();
-        if (left <= 0) return;
+    ///
+    /// @return false when the time is over.
+    bool wait(Clock::time_point deadline) noexcept {
+        if (drain()) return true;
 #if defined(__GLIBC__) && defined(__GLIBC_PREREQ)
 #if __GLIBC_PREREQ(2, 30)
 #define TR_MMAP_HAS_CLOCKWAIT 1  // not disturbed when the wall clock is set
@@ -60,20 +65,26 @@ public:
 #endif
 #ifdef TR_MMAP_HAS_CLOCKWAIT
         const clockid_t clock = CLOCK_MONOTONIC;
+        constexpr std::int64_t slice_ns = std::numeric_limits<std::int64_t>::max();
 #else
         const clockid_t clock = CLOCK_REALTIME;
+        constexpr std::int64_t slice_ns = 50'000'000;  // so that a clock that is set forward or back spoils one slice only
 #endif
-        struct timespec until;
-        ::clock_gettime(clock, &until);
-        const std::int64_t nanoseconds = until.tv_nsec + left;
-        until.tv_sec += static_cast<time_t>(nanoseconds / 1'000'000'000);
-        until.tv_nsec = static_cast<long>(nanoseconds % 1'000'000'000);
+        while (true) {
+            const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(deadline - Clock::now()).count();
+            if (left <= 0) return false;
+            struct timespec until;
+            ::clock_gettime(clock, &until);
+            const std::int64_t nanoseconds = until.tv_nsec + std::min<std::int64_t>(left, slice_ns);
+            until.tv_sec += static_cast<time_t>(nanoseconds / 1'000'000'000);
+            until.tv_nsec = static_cast<long>(nanoseconds % 1'000'000'000);
 #ifdef TR_MMAP_HAS_CLOCKWAIT
-        ::sem_clockwait(semaphore_, clock, &until);
+            if (::sem_clockwait(semaphore_, clock, &until) == 0 || errno != ETIMEDOUT) return true;
 #undef TR_MMAP_HAS_CLOCKWAIT
 #else
-        ::sem_timedwait(semaphore_, &until);
+            if (::sem_timedwait(semaphore_, &until) == 0 || errno != ETIMEDOUT) return true;
 #endif
+        }
     }
 
     /// Remove the name; both open ends go on working, and nothing is left if both processes die.
@@ -113,6 +124,8 @@ inline std::uint64_t word_of_number(std::uint32_t seq) {
 class MessagePage {
 public:
     explicit MessagePage(const Fd& fd) : mapping_(map_write(fd, wire::message_page_nbytes)) {}
+
+    const Mapping& mapping() const noexcept { return mapping_; }
 
     /// Whether the page holds so many bytes after the number, and the newline.
     static bool is_room_for(std::size_t nbytes) {
@@ -185,6 +198,18 @@ inline Fd create_control_file(const std::string& directory, const char* name, st
     return fd;
 }
 
+/// Counts a thread for as long as it lives.
+class Counted {
+public:
+    explicit Counted(std::atomic<int>& count) noexcept : count_(count) { ++count_; }
+    Counted(const Counted&) = delete;
+    Counted& operator=(const Counted&) = delete;
+    ~Counted() { --count_; }
+
+private:
+    std::atomic<int>& count_;
+};
+
 class Channel {
 public:
     /// Names for the doorbells, so that a manifest can have them before the doorbells exist, and none is ever lost.
@@ -197,16 +222,23 @@ public:
         : directory_(std::move(directory)),
           request_doorbell_(doorbells.at(0)),
           response_doorbell_(doorbells.at(1)),
-          request_page_(create_page(wire::request_file)),
-          response_page_(create_page(wire::response_file)),
-          status_(create_status()) {}
+          request_page_(create_page(wire::request_page_file)),
+          response_page_(create_page(wire::response_page_file)),
+          status_(create_status()),
+          request_mirror_(request_page_.mapping(), directory_ + "/" + wire::request_file) {
+        request_mirror_.create();
+        // The worker keeps these up to date.
+        Mirror(response_page_.mapping(), directory_ + "/" + wire::response_file).create();
+        Mirror(status_, directory_ + "/" + wire::status_file).create();
+    }
 
-    /// Publish a request whole, or throw and leave the previous one.
+    /// Publish a request whole, or throw and leave the previous one. Two threads may send at once.
     ///
     /// @throws BadMessage it is longer than a message may be.
     /// @throws OutOfSpace no room for it.
     void send(const Request& request) {
         std::string rest = encode_rest(request);
+        const std::lock_guard<std::mutex> lock(sending_);
         if (!MessagePage::is_room_for(rest.size())) {
             const std::string text = "{\"seq\":" + std::to_string(request.seq) + rest;
             if (text.size() > wire::max_message_nbytes) {
@@ -226,6 +258,7 @@ public:
     /// Take the worker's next message; waits until the deadline, or until ``stop`` says so when woken.
     template <class Stop>
     std::optional<std::string> receive(Clock::time_point deadline, Stop stop) {
+        const Counted counted(receivers_);
         while (true) {
             std::optional<std::string> message = take();
             if (message) return message;
@@ -234,16 +267,41 @@ public:
         }
     }
 
-    /// @throws BadMessage what is there is no status.
+    /// The present status; the last one that could be read if the text there is no status.
     Status read_status() const {
-        for (int retry = 0; retry < wire::status_retries; ++retry) {
+        for (int retry = 0;; ++retry) {
             try {
-                return read_status_once();
+                last_status_ = read_status_once();
             } catch (const BadMessage&) {  // perhaps read in the middle of a store
-                sleep_s(wire::status_retry_s);
+                if (retry < wire::status_retries) {
+                    sleep_s(wire::status_retry_s);
+                    continue;
+                }
             }
+            return last_status_;
         }
-        return read_status_once();
+    }
+
+    /// Milliseconds since the worker last worked; nothing if it never has, or if what is there is no time.
+    std::optional<double> heartbeat_age_ms() const {
+        const std::uint64_t word = load_word(words_of(status_.data() + wire::heartbeat_offset));
+        char digits[wire::heartbeat_digits];
+        static_assert(sizeof digits == sizeof word);
+        std::memcpy(digits, &word, sizeof digits);
+        std::uint32_t then = 0;
+        for (const char digit : digits) {
+            if (digit >= '0' && digit <= '9') then = then << 4 | static_cast<std::uint32_t>(digit - '0');
+            else if (digit >= 'a' && digit <= 'f') then = then << 4 | static_cast<std::uint32_t>(digit - 'a' + 10);
+            else return {};
+        }
+        struct timespec now;
+        ::clock_gettime(CLOCK_MONOTONIC, &now);
+        const std::uint64_t now_ms = static_cast<std::uint64_t>(now.tv_sec) * 1000 +
+                                     static_cast<std::uint64_t>(now.tv_nsec) / 1'000'000;
+        const std::uint32_t age = static_cast<std::uint32_t>(now_ms) - then;
+        // The worker may have touched it after we read the clock: then the difference wraps around.
+        if (age > std::numeric_limits<std::uint32_t>::max() / 2) return 0.0;
+        return age + static_cast<double>(now.tv_nsec % 1'000'000) / 1e6;
     }
 
     /// Wait for a status; nothing on timeout or stop.
@@ -253,7 +311,10 @@ public:
             const Status status = read_status();
             if (until(status)) return status;
             if (stop() || Clock::now() >= deadline) return {};
-            sleep(deadline);
+            // A ring wakes one of two threads. So one that waits for a message keeps the doorbell for itself.
+            const auto until = std::min(deadline, deadline_in(1000 * wire::status_slice_s));
+            if (receivers_ > 0) std::this_thread::sleep_until(until);
+            else if (response_doorbell_.wait(until) && receivers_ > 0) wake();  // it has begun to wait meanwhile
         }
     }
 
@@ -267,17 +328,23 @@ private:
 
     Mapping create_status() const {
         const std::string line = std::string(wire::status_starting) + '\n';
-        return map_write(create_control_file(directory_, wire::status_file, line, wire::status_nbytes),
+        return map_write(create_control_file(directory_, wire::status_page_file, line, wire::status_nbytes),
                          wire::status_nbytes);
     }
 
-    /// Wait for the doorbell, but at most for one slice: a ring may be lost.
+    /// Wait for the doorbell, but at most for one slice: a ring may be lost. A wait that lasts shows first what the
+    /// mirror lacks; a burst of requests does not write it.
     void sleep(Clock::time_point deadline) {
+        if (request_mirror_.is_stale()) {
+            if (response_doorbell_.wait(std::min(deadline, deadline_in(1000 * wire::mirror_delay_s)))) return;
+            const std::unique_lock<std::mutex> lock(mirroring_, std::try_to_lock);
+            if (lock) request_mirror_.update();
+        }
         response_doorbell_.wait(std::min(deadline, deadline_in(1000 * wire::wait_slice_s)));
     }
 
     Status read_status_once() const {
-        std::string text(reinterpret_cast<const char*>(status_.data()), status_.size());
+        std::string text(reinterpret_cast<const char*>(status_.data()), wire::heartbeat_offset);
         const std::size_t end = text.find('\n');
         text.resize(end == std::string::npos ? 80 : end);
         constexpr std::string_view padding("\0 ", 2);  // as another program may have written it
@@ -344,6 +411,11 @@ private:
     MessagePage request_page_;
     MessagePage response_page_;
     Mapping status_;
+    Mirror request_mirror_;
+    std::mutex sending_;
+    std::mutex mirroring_;
+    std::atomic<int> receivers_{0};  // threads that wait for a message
+    mutable std::atomic<Status> last_status_{Status::STARTING};  // the last that could be read
     std::string spill_token_ = random_hex(4);  // of this end: an earlier one may have left its long messages
     std::uint64_t spill_number_ = 0;
 };

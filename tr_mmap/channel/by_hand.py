@@ -1,0 +1,189 @@
+"""Notices what a person or another program writes by hand into ``request.json`` and ``status.txt`` of a mapped channel.
+
+These two files only mirror the pages. A request that somebody writes there is taken all the same, and ``exit`` in the
+status ends the worker. Whatever else is written there is ignored, and the mirror of the status is written again. Never
+answers a request.
+
+A mirror of ours has a size of its own (``MIRROR_NBYTES``) and a number in a fixed place, and is written through a
+descriptor that stays open, which is no event for inotify. So an event, and a file that looks otherwise, show somebody
+else's hand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from ..base import system
+from ..errors import TRException
+from ..protocol.legacy import LEGACY_FORBIDDEN_MODE
+from ..protocol.status import Status, parse_status
+from ..wire.messages import (
+    MAX_MESSAGE_NBYTES,
+    MESSAGE_NUMBER_OFFSET,
+    MESSAGE_REST_OFFSET,
+    MIRROR_NBYTES,
+    REQUEST_FILE,
+    STATUS_FILE,
+    STATUS_NBYTES,
+)
+
+__all__ = ["MOST_WAITING", "HandWatch"]
+
+MOST_WAITING: Final = 64  # requests by hand; who writes more of them, faster than they are served, loses some
+_TOO_LONG: Final = b'"a request that is longer than a message may be"'  # no object, so it is answered with an error
+
+_Signature = tuple[int, int, int, int]
+
+
+class HandWatch:
+    """Watches both files. One thread may call :meth:`look`, when ``fd`` is readable or, without one, every second.
+
+    Args:
+        directory: the session directory.
+        take: gets the text of each request.
+        exit_by_hand: called when somebody has written ``exit`` into the status.
+        restore_status: called when somebody has written anything else there.
+
+    Attributes:
+        fd: becomes readable when there is something to look at; -1 if this system has no inotify, or no more of it.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        take: Callable[[bytes], None],
+        exit_by_hand: Callable[[], None],
+        restore_status: Callable[[], None],
+    ) -> None:
+        self._directory = directory
+        self._request = os.path.join(directory, REQUEST_FILE)
+        self._status = os.path.join(directory, STATUS_FILE)
+        self._take = take
+        self._exit_by_hand = exit_by_hand
+        self._restore_status = restore_status
+        self._watches: dict[str, int] = {}  # by path; of the directory while one of the files is not there
+        self._seen: dict[str, _Signature] = {}  # by path: the file that was looked at last
+        self.fd = system.open_watches()
+        self._arm()
+        # What somebody wrote before we came; the status of an earlier moment is the controller's own affair.
+        self._look_at_request(is_complete=False)
+        self._seen[self._status] = self._signature_of(self._status)
+
+    def close(self) -> None:
+        """Watch no more. Idempotent; the thread that calls :meth:`look` has ended."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            system.close(fd)
+
+    def look(self) -> None:
+        """Look at what has changed. Never raises for what is there."""
+        if self.fd < 0:
+            self._look_at_request(is_complete=True)
+            self._look_at_status()
+            return
+        events = list(system.read_watches(self.fd))
+        requests = {self._watches.get(self._request)}
+        statuses = {self._watches.get(self._status)}
+        of_directory = self._watches.get(self._directory)
+        self._arm()  # before the files are read: what is written later is an event again
+        requests.add(self._watches.get(self._request))
+        statuses.add(self._watches.get(self._status))
+        closed = {watch for watch, is_closed in events if is_closed}
+        changed = {watch for watch, _ in events}
+        if changed & {*requests, of_directory}:
+            self._look_at_request(is_complete=bool(closed & requests))
+        if changed & {*statuses, of_directory}:
+            self._look_at_status()
+
+    def _arm(self) -> None:
+        """Watch the files that the names lead to now; the directory too while one of them is not there."""
+        if self.fd < 0:
+            return
+        is_missing = False
+        for path in (self._request, self._status):
+            before = self._watches.pop(path, -1)
+            watch = system.add_watch(self.fd, path, system.WRITES)
+            if watch >= 0:
+                self._watches[path] = watch
+            else:
+                is_missing = True
+            if before not in (watch, -1):
+                system.remove_watch(self.fd, before)
+        if is_missing:
+            self._watches[self._directory] = system.add_watch(self.fd, self._directory, system.ENTRIES)
+            if self._watches[self._directory] < 0:  # no more watches, or no directory any more: look now and then
+                self.close()
+        elif (watch := self._watches.pop(self._directory, -1)) >= 0:
+            system.remove_watch(self.fd, watch)
+
+    def _signature_of(self, path: str) -> _Signature:
+        try:
+            info = os.lstat(path)
+        except OSError:
+            return (0, 0, 0, 0)
+        return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+    def _read(self, path: str, limit_nbytes: int) -> bytes:
+        """The file's text; nothing if it is no file of ours, or is not there."""
+        try:
+            fd = system.open_private_file(path, forbidden_mode=LEGACY_FORBIDDEN_MODE)
+        except (OSError, TRException):
+            return b""
+        try:
+            return system.read_all(fd, limit_nbytes)
+        except OSError:
+            return b""
+        finally:
+            system.close(fd)
+
+    def _look_at_request(self, *, is_complete: bool) -> None:
+        signature = self._signature_of(self._request)
+        if signature == self._seen.get(self._request):
+            return
+        text = self._read(self._request, MAX_MESSAGE_NBYTES + 1)
+        if not text.strip(b"\0 \r\n\t") or _is_mirror(text):
+            return
+        if len(text) > MAX_MESSAGE_NBYTES:
+            text = _TOO_LONG
+        elif not is_complete and not _is_json(text):
+            return  # it is being written; when its writer closes it, that is an event
+        self._seen[self._request] = signature
+        self._take(text)
+
+    def _look_at_status(self) -> None:
+        signature = self._signature_of(self._status)
+        if signature == self._seen.get(self._status):
+            return
+        text = self._read(self._status, STATUS_NBYTES).partition(b"\n")[0].decode("utf-8", "replace").strip("\0 \r")
+        try:
+            is_exit = parse_status(text).status is Status.EXIT
+        except TRException:
+            is_exit = False
+        if is_exit:
+            self._exit_by_hand()
+        else:
+            self._restore_status()
+        self._seen[self._status] = self._signature_of(self._status)
+
+
+def _is_mirror(text: bytes) -> bool:
+    """Whether a text may be one that the controller wrote, and not a copy of it by hand."""
+    number = text[MESSAGE_NUMBER_OFFSET:MESSAGE_REST_OFFSET]
+    return (
+        len(text) >= MIRROR_NBYTES
+        and text[:MESSAGE_NUMBER_OFFSET] == b'{"seq": '
+        and number.lstrip(b" ").isdigit()
+        and text[MESSAGE_REST_OFFSET : MESSAGE_REST_OFFSET + 1] in (b",", b"}")
+    )
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return False
+    return True

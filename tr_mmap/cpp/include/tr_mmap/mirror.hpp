@@ -1,0 +1,173 @@
+// A file for people that shows the first line of a mapped page. It is written through a descriptor, never through a
+// mapping, so no process that truncates, replaces or removes it can hurt us. Never throws: a mirror that cannot be
+// written stays as it is, and is tried again. The Python side is tr_mmap/native/reference/mirror.py.
+#ifndef TR_MMAP_MIRROR_HPP
+#define TR_MMAP_MIRROR_HPP
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "clock.hpp"
+#include "layout.hpp"
+#include "system.hpp"
+#include "wire.hpp"
+
+namespace tr {
+namespace detail {
+
+/// Not safe for threads.
+class Mirror {
+public:
+    /// @param page stays mapped for as long as the mirror lives.
+    Mirror(const Mapping& page, std::string path) : page_(&page), path_(std::move(path)) {}
+    Mirror(const Mirror&) = delete;
+    Mirror& operator=(const Mirror&) = delete;
+    ~Mirror() {
+        struct stat info;
+        is_open(info);
+        close_file();
+    }
+
+    /// Put a new file in place of an earlier one; a name that cannot be freed stays without a mirror.
+    void create() noexcept {
+        unlink_file(path_);
+        show();
+    }
+
+    /// Whether the page's first 16 bytes are not those written last.
+    bool is_stale() const noexcept { return read_head() != head_; }
+
+    /// Write the page's line if the mirror is stale. A file that somebody wrote by hand a moment ago is left alone.
+    void update() noexcept {
+        if (is_stale()) show();
+    }
+
+private:
+    using Head = std::array<std::uint64_t, 2>;
+
+    Head read_head() const noexcept {
+        std::uint64_t* words = words_of(page_->data());
+        return {load_word(words), load_word(words + 1)};
+    }
+
+    void show() noexcept {
+        struct stat info;
+        if (!find_file(info) || is_by_hand(info)) return;
+        head_ = read_head();
+        const char* text = reinterpret_cast<const char*>(page_->data());
+        const void* end = std::memchr(text, '\n', page_->size());
+        const std::size_t nbytes = end ? static_cast<std::size_t>(static_cast<const char*>(end) - text) : page_->size();
+        try {
+            std::string line(text, nbytes);
+            line += '\n';
+            if (line.size() < wire::mirror_nbytes) line.resize(wire::mirror_nbytes, ' ');
+            nbytes_ = line.size();
+            const ssize_t written = ::pwrite(fd_, line.data(), line.size(), 0);
+            if (written < 0 || static_cast<std::size_t>(info.st_size) <= nbytes_) return;
+            while (::ftruncate(fd_, static_cast<off_t>(nbytes_)) < 0 && errno == EINTR) continue;
+        } catch (const std::bad_alloc&) {
+            // The next message tries again.
+        }
+    }
+
+    bool is_same(const struct stat& info) const noexcept {
+        return info.st_dev == device_ && info.st_ino == inode_ && info.st_nlink == 1;
+    }
+
+    /// Whether the descriptor is still of the file that we opened. If not, the process has closed it, and the number may
+    /// be another file's by now.
+    bool is_open(struct stat& info) noexcept {
+        if (fd_ < 0) return false;
+        if (::fstat(fd_, &info) == 0 && info.st_dev == device_ && info.st_ino == inode_) return true;
+        fd_ = -1;
+        return false;
+    }
+
+    void close_file() noexcept {
+        if (fd_ >= 0) ::close(fd_);
+        fd_ = -1;
+    }
+
+    /// Have an open file of the mirror's name.
+    bool find_file(struct stat& info) noexcept {
+        const Clock::time_point now = Clock::now();
+        const bool is_due = now >= next_check_;
+        if (fd_ < 0 && !is_due) return false;
+        bool is_there = is_open(info) && info.st_nlink == 1;
+        if (is_there && is_due) {
+            struct stat named;
+            is_there = ::lstat(path_.c_str(), &named) == 0 && is_same(named);
+        }
+        if (is_due) {
+            constexpr std::chrono::duration<double> pause(wire::mirror_check_s);
+            next_check_ = now + std::chrono::duration_cast<Clock::duration>(pause);
+        }
+        return is_there || open_again(info);
+    }
+
+    /// Open the file that the name leads to, or make a new one; anything else in its place but a directory goes away.
+    bool open_again(struct stat& info) noexcept {
+        const int always = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
+        close_file();
+        fd_ = ::open(path_.c_str(), always);
+        bool is_in_the_way = fd_ < 0 && (errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EACCES);
+        if (fd_ < 0 && errno != ENOENT && !is_in_the_way) return false;  // no descriptor is left, say
+        nbytes_ = wire::mirror_nbytes;  // of another size it is not ours
+        if (fd_ >= 0 && (::fstat(fd_, &info) != 0 || !S_ISREG(info.st_mode) || info.st_uid != ::geteuid() ||
+                         info.st_nlink != 1)) {
+            close_file();
+            is_in_the_way = true;
+        }
+        if (fd_ < 0) {
+            if (is_in_the_way) unlink_file(path_);
+            fd_ = ::open(path_.c_str(), always | O_CREAT | O_EXCL, 0600);
+            if (fd_ < 0) return false;
+            if (::fstat(fd_, &info) != 0) {
+                close_file();
+                return false;
+            }
+            nbytes_ = 0;
+        }
+        (void)!::fchmod(fd_, 0600);
+        device_ = info.st_dev;
+        inode_ = info.st_ino;
+        return true;
+    }
+
+    /// Whether somebody wrote the file by hand so recently that the worker may not have read it.
+    bool is_by_hand(const struct stat& info) const noexcept {
+        if (static_cast<std::size_t>(info.st_size) == nbytes_) return false;
+        struct timespec now;
+        ::clock_gettime(CLOCK_REALTIME, &now);
+        const double age_s = static_cast<double>(now.tv_sec - info.st_mtim.tv_sec) +
+                             static_cast<double>(now.tv_nsec - info.st_mtim.tv_nsec) / 1e9;
+        return std::fabs(age_s) < wire::hand_grace_s;
+    }
+
+    const Mapping* page_;
+    std::string path_;
+    int fd_ = -1;
+    dev_t device_ = 0;  // which file the descriptor is of: the process may have closed it, and opened another
+    ino_t inode_ = 0;
+    std::size_t nbytes_ = 0;  // the file's size when we last wrote it; another size shows that somebody else did
+    Head head_{};
+    Clock::time_point next_check_{};
+};
+
+}  // namespace detail
+}  // namespace tr
+
+#endif  // TR_MMAP_MIRROR_HPP

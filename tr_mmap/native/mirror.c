@@ -1,0 +1,316 @@
+/* The type Mirror: a file for people that shows the first line of a mapped page. It is written through a descriptor,
+ * never through a mapping, so no process that truncates, replaces or removes it can hurt us. Never fails: a mirror that
+ * cannot be written stays as it is, and is tried again. */
+#include "mirror.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { HEAD_WORDS = 2, NO_FILE = -1 };
+static const double CHECK_US = WIRE_MIRROR_CHECK_S * 1e6;
+static const double GRACE_S = WIRE_HAND_GRACE_S;
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer page;
+    PyObject *path;             /* bytes; NULL until __init__ has run */
+    int fd;                     /* NO_FILE if there is no file, or it is closed */
+    dev_t device;               /* which file the descriptor is of: the process may have closed it, and opened another */
+    ino_t inode;
+    off_t nbytes;               /* the file's size when we last wrote it; another size shows that somebody else did */
+    uint64_t head[HEAD_WORDS];  /* the beginning of that line */
+    double held_until_us;       /* until then the file shows what it shows */
+    double checked_us;          /* when we last looked where the name leads, or failed to open it */
+    PyObject *kept;             /* bytes: a line of that beginning stays for a while, if the page has another */
+    int is_closed;
+} Mirror;
+
+static int mirror_init(Mirror *self, PyObject *arguments, PyObject *keywords) {
+    PyObject *source, *path, *kept;
+    static char *names[] = {"page", "path", "kept", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO&S", names, &source, PyUnicode_FSConverter, &path, &kept))
+        return -1;
+    if (self->path != NULL) {
+        Py_DECREF(path);
+        PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
+        return -1;
+    }
+    if (get_word_buffer(source, &self->page, sizeof self->head) < 0) {
+        Py_DECREF(path);
+        return -1;
+    }
+    self->fd = NO_FILE;
+    self->checked_us = -CHECK_US;
+    self->path = path;
+    self->kept = Py_NewRef(kept);
+    return 0;
+}
+
+static void close_file(Mirror *self) {
+    if (self->fd != NO_FILE) close(self->fd);
+    self->fd = NO_FILE;
+}
+
+/* Whether a file is the mirror that we have opened; with a second name it may be a file of somebody's own. */
+static int is_same(const Mirror *self, const struct stat *info) {
+    return info->st_dev == self->device && info->st_ino == self->inode && info->st_nlink == 1;
+}
+
+static int is_fit(const struct stat *info) {
+    return S_ISREG(info->st_mode) && info->st_uid == geteuid() && info->st_nlink == 1;
+}
+
+/* Open the file that the name leads to, or make a new one; anything else in its place but a directory goes away. */
+static void open_again(Mirror *self, struct stat *info) {
+    const char *path = PyBytes_AS_STRING(self->path);
+    const int always = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
+    self->fd = open(path, always);
+    int is_in_the_way = self->fd == NO_FILE && (errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EACCES);
+    if (self->fd == NO_FILE && errno != ENOENT && !is_in_the_way) return; /* no descriptor is left, say */
+    self->nbytes = WIRE_MIRROR_NBYTES; /* of another size it is not ours */
+    if (self->fd != NO_FILE && (fstat(self->fd, info) != 0 || !is_fit(info))) {
+        close_file(self);
+        is_in_the_way = 1;
+    }
+    if (self->fd == NO_FILE) {
+        if (is_in_the_way) unlink(path);
+        self->fd = open(path, always | O_CREAT | O_EXCL, 0600);
+        if (self->fd != NO_FILE && fstat(self->fd, info) != 0) close_file(self);
+        self->nbytes = 0;
+    }
+    if (self->fd == NO_FILE) return;
+    (void)!fchmod(self->fd, 0600);
+    self->device = info->st_dev;
+    self->inode = info->st_ino;
+}
+
+/* Whether the descriptor is still of the file that we opened, and that file has its only name still. */
+static int is_file_there(Mirror *self, struct stat *info) {
+    if (self->fd == NO_FILE) return 0;
+    if (fstat(self->fd, info) != 0 || info->st_dev != self->device || info->st_ino != self->inode) {
+        self->fd = NO_FILE; /* the process has closed our descriptor, and the number may be another file's by now */
+        return 0;
+    }
+    return info->st_nlink == 1;
+}
+
+/* Have an open file of the mirror's name; 0 if there is none. */
+static int find_file(Mirror *self, struct stat *info, int is_thorough) {
+    double now = now_us();
+    int is_due = is_thorough || now - self->checked_us >= CHECK_US;
+    if (self->fd == NO_FILE && !is_due) return 0;
+    int is_there = is_file_there(self, info);
+    if (is_there && is_due) {
+        struct stat named;
+        is_there = lstat(PyBytes_AS_STRING(self->path), &named) == 0 && is_same(self, &named);
+    }
+    if (is_due) self->checked_us = now;
+    if (is_there) return 1;
+    close_file(self);
+    open_again(self, info);
+    return self->fd != NO_FILE;
+}
+
+/* Whether the file's line has the beginning that stays, and the page's line has not. */
+static int is_kept(const Mirror *self) {
+    char text[sizeof self->head];
+    const char *kept = PyBytes_AS_STRING(self->kept);
+    size_t nbytes = (size_t)PyBytes_GET_SIZE(self->kept);
+    if (nbytes == 0 || nbytes >= sizeof text || memcmp(self->page.buf, kept, nbytes) == 0) return 0;
+    if (pread(self->fd, text, sizeof text, 0) <= (ssize_t)nbytes || memcmp(text, kept, nbytes) != 0) return 0;
+    return text[nbytes] < 'a' || text[nbytes] > 'z'; /* the whole word */
+}
+
+/* Whether somebody wrote the file by hand so recently that the worker may not have read it. */
+static int is_by_hand(const Mirror *self, const struct stat *info) {
+    if (info->st_size == self->nbytes && !is_kept(self)) return 0;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    double age_s = (double)(now.tv_sec - info->st_mtim.tv_sec) + (double)(now.tv_nsec - info->st_mtim.tv_nsec) / 1e9;
+    return age_s < GRACE_S && age_s > -GRACE_S; /* before now, if the clock was set */
+}
+
+static void write_line(Mirror *self, const char *line, Py_ssize_t nbytes, const struct stat *info) {
+    char small[WIRE_MIRROR_NBYTES];
+    int is_small = nbytes < WIRE_MIRROR_NBYTES;
+    self->nbytes = is_small ? WIRE_MIRROR_NBYTES : (off_t)nbytes + 1;
+    if (is_small) { /* all of it, because somebody may have written behind our line */
+        memcpy(small, line, (size_t)nbytes);
+        small[nbytes] = '\n';
+        memset(small + nbytes + 1, ' ', sizeof small - (size_t)nbytes - 1);
+        (void)!pwrite(self->fd, small, sizeof small, 0);
+    } else if (pwrite(self->fd, line, (size_t)nbytes, 0) == nbytes) {
+        (void)!pwrite(self->fd, "\n", 1, nbytes);
+    }
+    if (info->st_size > self->nbytes) (void)!ftruncate(self->fd, self->nbytes);
+}
+
+static Py_ssize_t line_of(const Mirror *self) {
+    const char *end = memchr(self->page.buf, '\n', (size_t)self->page.len);
+    return end == NULL ? self->page.len : end - (const char *)self->page.buf;
+}
+
+static void read_head(const Mirror *self, uint64_t head[HEAD_WORDS]) {
+    for (int word = 0; word < HEAD_WORDS; word++)
+        head[word] = __atomic_load_n((uint64_t *)self->page.buf + word, __ATOMIC_ACQUIRE);
+}
+
+static void show_page(Mirror *self, int is_thorough, int is_insistent) {
+    struct stat info;
+    if (self->is_closed) return;
+    /* A reader of the older kind removes the file when it has read the answer in it. */
+    if (!is_insistent && now_us() < self->held_until_us && is_file_there(self, &info)) return;
+    self->held_until_us = 0;
+    if (!find_file(self, &info, is_thorough)) return;
+    if (!is_insistent && is_by_hand(self, &info)) return;
+    uint64_t head[HEAD_WORDS];
+    for (int tries = 0; tries < 3; tries++) {
+        read_head(self, self->head);
+        write_line(self, self->page.buf, line_of(self), &info);
+        read_head(self, head);
+        if (memcmp(head, self->head, sizeof head) == 0) break;
+        /* The other side has replaced the status, and may have written its mirror before ours. */
+        info.st_size = self->nbytes;
+    }
+}
+
+int mirror_is_stale(PyObject *mirror) {
+    const Mirror *self = (const Mirror *)mirror;
+    uint64_t head[HEAD_WORDS];
+    read_head(self, head);
+    return memcmp(head, self->head, sizeof head) != 0 && !self->is_closed;
+}
+
+void mirror_update(PyObject *mirror) {
+    int code = errno;
+    if (mirror_is_stale(mirror)) show_page((Mirror *)mirror, 0, 0);
+    errno = code;
+}
+
+static int is_initialised(const Mirror *self) {
+    if (self->path != NULL) return 1;
+    PyErr_SetString(PyExc_ValueError, "__init__ has not run: there is no page");
+    return 0;
+}
+
+PyDoc_STRVAR(update_doc,
+             "update()\n--\n\nWrite the page's line if the mirror is stale. A file that somebody wrote by hand a moment "
+             "ago\nis left alone.");
+
+static PyObject *py_update(Mirror *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    mirror_update((PyObject *)self);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(show_doc,
+             "show()\n--\n\nWrite the page's line. Looks first whether the name leads to another file. A file that "
+             "somebody wrote\nby hand a moment ago is left alone.");
+
+static PyObject *py_show(Mirror *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    show_page(self, 1, 0);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(mark_shown_doc, "mark_shown()\n--\n\nTake it that the other side has written the page's line.");
+
+static PyObject *py_mark_shown(Mirror *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    read_head(self, self->head);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(restore_doc, "restore()\n--\n\nWrite the page's line over whatever is there.");
+
+static PyObject *py_restore(Mirror *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    show_page(self, 1, 1);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(write_doc,
+             "write(line, hold_s)\n--\n\nWrite another line than the page's, over whatever is there; it stays for so "
+             "many seconds.");
+
+static PyObject *py_write(Mirror *self, PyObject *const *arguments, Py_ssize_t count) {
+    struct stat info;
+    if (!is_initialised(self)) return NULL;
+    if (count != 2 || !PyBytes_Check(arguments[0])) {
+        PyErr_SetString(PyExc_TypeError, "write takes bytes and a time");
+        return NULL;
+    }
+    double hold_s = PyFloat_AsDouble(arguments[1]);
+    if (hold_s == -1.0 && PyErr_Occurred()) return NULL;
+    if (!self->is_closed && find_file(self, &info, 1)) {
+        write_line(self, PyBytes_AS_STRING(arguments[0]), PyBytes_GET_SIZE(arguments[0]), &info);
+        memset(self->head, 0, sizeof self->head); /* so the page's own line is written after the hold */
+        self->held_until_us = now_us() + hold_s * 1e6;
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(close_doc, "close()\n--\n\nWrite no more. Idempotent.");
+
+static PyObject *py_close(Mirror *self, PyObject *unused) {
+    (void)unused;
+    struct stat info;
+    if (!is_initialised(self)) return NULL;
+    self->is_closed = 1;
+    is_file_there(self, &info);
+    close_file(self);
+    Py_RETURN_NONE;
+}
+
+static void mirror_dealloc(Mirror *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->path != NULL) {
+        Py_XDECREF(py_close(self, NULL));
+        PyBuffer_Release(&self->page);
+        Py_CLEAR(self->path);
+        Py_CLEAR(self->kept);
+    }
+    type->tp_free((PyObject *)self);
+}
+
+static PyObject *get_is_stale(Mirror *self, void *unused) {
+    (void)unused;
+    return is_initialised(self) ? PyBool_FromLong(mirror_is_stale((PyObject *)self)) : NULL;
+}
+
+static PyGetSetDef mirror_properties[] = {
+    {"is_stale", (getter)get_is_stale, NULL, "Whether the page's first 16 bytes are not those written last.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMethodDef mirror_methods[] = {
+    {"update", (PyCFunction)py_update, METH_NOARGS, update_doc},
+    {"show", (PyCFunction)py_show, METH_NOARGS, show_doc},
+    {"mark_shown", (PyCFunction)py_mark_shown, METH_NOARGS, mark_shown_doc},
+    {"restore", (PyCFunction)py_restore, METH_NOARGS, restore_doc},
+    {"write", (PyCFunction)(void (*)(void))py_write, METH_FASTCALL, write_doc},
+    {"close", (PyCFunction)py_close, METH_NOARGS, close_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject MirrorType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "tr_mmap.native.Mirror",
+    .tp_doc = "Mirror(page, path, kept)\n--\n\nA file for people that shows the first line of a mapped page. A line "
+              "that somebody wrote by\nhand, and whose first word is kept, stays for a moment.",
+    .tp_basicsize = sizeof(Mirror),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)mirror_init,
+    .tp_dealloc = (destructor)mirror_dealloc,
+    .tp_methods = mirror_methods,
+    .tp_getset = mirror_properties,
+};
