@@ -78,7 +78,7 @@ class SegmentWorkerTransfer(WorkerTransfer):
             segment = self._pool.quick_publish(tensor)
             if segment is None:
                 with self._lock:
-                    segment = self._pool.publish(tensor)
+                    segment = self._pool.publish(tensor, may_share=True)
             self._segments.append(segment)
 
     def end(self, request: Request, is_kept: bool) -> list[TensorRef]:
@@ -151,7 +151,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         held = self._in_flight
         try:
             for tensor in tensors:
-                segment = self._pool.publish(tensor)
+                segment = self._pool.publish(tensor, may_share=True)
                 tag = f"{ARGUMENT_TAG_PREFIX}{len(held)}"
                 held.append(segment)
                 refs.append(TensorRef(tag, segment.name, segment.seq))
