@@ -300,12 +300,10 @@ class SegmentStore(FreeLists, ForkAware):
         free, awaiting = self.free[key], self._awaiting[key]
         is_idle = self._idle_slots(oldest) if key == _SLOTS else lambda segment: bool(segment.last_take < oldest)
         has_freed = False
-        count = len(free)
-        # One step, which keeps what another thread has just appended.
-        kept, idle = [], []
-        for segment in free[:count]:
-            (idle if is_idle(segment) else kept).append(segment)
-        free[:count] = kept
+        present = free[:]
+        idle = [segment for segment in present if is_idle(segment)]
+        # In one step, which keeps what another thread has just appended.
+        free[: len(present)] = [segment for segment in present if not is_idle(segment)]
         for segment in idle:
             if segment.is_viewed:  # to retire it would free no memory, and the pool would no longer count it
                 awaiting.append(segment)
