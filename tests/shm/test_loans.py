@@ -18,7 +18,6 @@ from support import FRAMEWORKS
 import tr_mmap
 from tr_mmap.errors import UnsupportedTensor
 from tr_mmap.native import drain
-from tr_mmap.shm import pool as pools
 from tr_mmap.tsr.dtypes import DType
 
 # --- loans ------------------------------------------------------------------------------------------------------

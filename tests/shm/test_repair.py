@@ -70,7 +70,7 @@ class World:
         self.handed: list[Segment] = []
 
     def holds(self) -> dict[Segment, int]:
-        return {segment: 1 for segment in self.held + self.handed}
+        return dict.fromkeys(self.held + self.handed, 1)
 
     def check(self) -> None:
         """All that must be true of a pool between two calls."""
