@@ -167,12 +167,14 @@ def test_another_may_use_the_pool_while_one_waits_for_room(limited: Callable[...
     inner: list[Any] = []
 
     def pause(_: float) -> None:  # what another thread does once the lock is released
+        assert sides.pool.is_slow_path_running
         if not inner:
             views.pop()
             sides.settle()
             inner.append(sides.pool.publish(np.full(3, 8)))
             assert sides.look(inner[0]).tolist() == [8] * 3
             assert sides.pool.quick_publish(np.full(3, 8)) is None  # the slow path still runs
+            sides.pool.is_slow_path_running = False  # as one that came first, waited too, and went first
         else:
             inner[0].release()
             sides.settle()

@@ -130,7 +130,7 @@ def test_memory_is_found_again_within_a_bounded_number_of_takes(sides: Sides) ->
         sides.settle()
         pass_on(sides, np.zeros(number % 7))
         kept.append(sides.pass_on(np.zeros(number % 7)))
-    assert sides.pool.stats().created <= created + 200
+    assert sides.pool.stats().created <= created + 20
 
 
 def test_a_reader_unmaps_what_it_has_not_used_for_longest(sides: Sides) -> None:
