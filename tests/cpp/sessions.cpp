@@ -122,6 +122,23 @@ TEST(session_results_stay_as_they_were) {
     thrown_by<ReadOnlyTensor>([&] { results.back().fill(0); });
 }
 
+TEST(session_many_small_results_share_mappings) {
+    const auto count_mappings = [] {
+        std::ifstream file("/proc/self/maps");
+        std::size_t count = 0;
+        for (std::string line; std::getline(file, line);) ++count;
+        return count;
+    };
+    Ready s("slots");
+    const std::size_t before = count_mappings();
+    std::vector<Tensor> results;
+    for (int i = 0; i < 400; ++i) results.push_back(s.calculate("echo", Tensor::full(Shape(9), static_cast<float>(i))));
+    for (int i = 0; i < 400; ++i) CHECK(all_equal(results[static_cast<std::size_t>(i)], static_cast<float>(i)));
+    CHECK(count_mappings() < before + 200);
+    results.clear();
+    for (int i = 0; i < 20; ++i) CHECK(all_equal(s.calculate("echo", Tensor::full(Shape(9), 1.0f)), 1));
+}
+
 TEST(session_a_store_into_a_result_ends_at_that_store) {
     const Tensor result = shared().calculate("echo", Tensor::full(Shape(4), 1.0f));
     const pid_t child = ::fork();

@@ -139,6 +139,50 @@ def test_a_request_that_takes_the_slow_path_copies_each_tensor_once(workspace: P
         assert session.stats().copied_nbytes - after.copied_nbytes == x.nbytes
 
 
+KEEPER = """
+from tr_mmap import Server
+server = Server()
+kept = []
+@server.command("add")
+def add(*arrays):
+    return sum(array.astype("int64") for array in arrays)
+@server.command("keep")
+def keep(*arrays):
+    kept.append(arrays[-1])
+    return add(*arrays)
+server.run()
+"""
+
+
+@pytest.mark.parametrize("command", ["add", "keep"])
+@pytest.mark.parametrize("is_one_free", [False, True])
+@pytest.mark.parametrize("is_one_loaned", [False, True])
+def test_each_tensor_of_a_request_is_copied_once(
+    workspace: Path, tmp_path: Path, command: str, is_one_free: bool, is_one_loaned: bool
+) -> None:
+    script = tmp_path / "keeper.py"
+    script.write_text(KEEPER)
+    x, y, z = np.full(1 << 17, 1, np.uint8), np.full(1 << 17, 2, np.uint8), np.full(1 << 16, 3, np.uint16)
+    with PythonSession(str(script), "copies", quiet_mode=True) as session:
+        if is_one_free:
+            session.send_tensor(x, "t")
+            session.drop_tensor("t")
+        for tensors in ((x, y), (x, x), (x, y, x), (y, x, y)):
+            for _ in range(6):
+                given = list(tensors)
+                if is_one_loaned:
+                    given[0] = session.empty(x.shape, x.dtype)
+                    given[0][:] = tensors[0]
+                before = session.stats().copied_nbytes
+                result = session.calculate(command, *given)
+                assert result[5] == sum(int(each[5]) for each in tensors)
+                wanted = sum(each.nbytes for each in tensors[is_one_loaned:])
+                assert session.stats().copied_nbytes - before == wanted
+        before = session.stats().copied_nbytes
+        assert session.calculate(command, z, z)[5] == 6  # of another dtype
+        assert session.stats().copied_nbytes - before == 2 * z.nbytes
+
+
 @pytest.mark.parametrize("message", ["", '{"cmd": 3}', "fail on purpose", "nothing", "hello \n"])
 def test_after_any_request_what_tags_let_go_of_is_used_again(workspace: Path, message: str) -> None:
     with PythonSession(TOOLS, "tags", quiet_mode=True) as session:

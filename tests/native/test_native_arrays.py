@@ -401,8 +401,11 @@ def test_a_segment_that_somebody_looks_at_or_whose_header_says_other_is_no_fast_
     tensor = np.zeros(8, np.float32)
     stock.sides.set_layout()
     view = stock.sides.leased.view(5)
-    assert stock.pool.quick_publish(tensor) is None
-    assert stock.pool.quick_loan(8, "float32") is None
+    for is_taken in (lambda: stock.pool.quick_publish(tensor), lambda: stock.pool.quick_loan(8, "float32")):
+        assert is_taken() is None
+        assert [*stock.free_list, *stock.pool.viewed] == [stock.segment]  # perhaps set aside for the pool to look at
+        stock.free_list[:] = [stock.segment]
+        stock.pool.viewed.clear()
     assert view.tolist() == list(range(8))
     del view
     stock.sides.drain()

@@ -18,7 +18,6 @@ from support import FRAMEWORKS
 import tr_mmap
 from tr_mmap.errors import UnsupportedTensor
 from tr_mmap.native import drain
-from tr_mmap.shm import pool as pools
 from tr_mmap.tsr.dtypes import DType
 
 # --- loans ------------------------------------------------------------------------------------------------------
@@ -144,7 +143,7 @@ def test_at_the_budget_a_loans_memory_is_shared_again_before_it_is_filled(
         views.clear()
         drain()
 
-    monkeypatch.setattr(pools, "_pause", let_go)
+    sides.pool.pause = let_go
     for number in (7, 8):
         again = sides.pool.publish(np.full(1024, number, np.float32))
         assert again is segment

@@ -137,7 +137,7 @@ def test_at_the_budget_an_owner_may_wait_for_the_reader(
             views.pop()
             drain()
 
-    monkeypatch.setattr(pools, "_pause", pause)
+    sides.pool.pause = pause
     assert sides.pass_on(np.full(PAGE, 7, np.uint8))[0] == 7
     assert len(pauses) == 3
     assert views[0][0] == 0

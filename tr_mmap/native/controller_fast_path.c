@@ -67,16 +67,8 @@ static int has_worker_ended(void *context) { return PyList_GET_SIZE(((Controller
 /* Publish a request's tensors, and name them in the message; 0 if the slow path is needed, -1 with an exception. */
 static int publish_all(Endpoint *endpoint, PyObject *tensors, Message *message) {
     Py_ssize_t count = PyTuple_GET_SIZE(tensors);
-    /* All or none: where one needs the slow path, that copies all of them, so a copy made here would be for
-     * nothing. */
-    for (Py_ssize_t index = 0; index < count; index++)
-        if (!can_quick_publish(endpoint->pool, PyTuple_GET_ITEM(tensors, index))) return 0;
-    for (Py_ssize_t index = 0; index < count; index++) {
-        PyObject *segment = quick_publish(endpoint->pool, PyTuple_GET_ITEM(tensors, index), endpoint->held);
-        if (segment == NULL) return -1;
-        Py_DECREF(segment); /* the list holds it */
-        if (segment == Py_None) return 0;
-    }
+    int code = quick_publish_all(endpoint->pool, tensors, endpoint->held);
+    if (code <= 0) return code;
     /* A signal handler that ran during a copy may have released some. From here on no other code runs before the
      * send. */
     if (PyList_GET_SIZE(endpoint->held) != count) return 0;

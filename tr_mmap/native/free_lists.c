@@ -8,6 +8,7 @@ typedef struct {
     PyObject_HEAD
     PyObject *to_retire; /* a list: segments without holds that must not be filled again */
     PyObject *free;      /* a dict: from a capacity to a list of its free segments, the warmest last */
+    PyObject *viewed;    /* a list: segments taken off their free list because the reader has a view of them */
     PyObject *pool_token;
     uint64_t seq;
     Py_ssize_t takes, copied_nbytes;
@@ -19,18 +20,21 @@ static int free_lists_init(FreeLists *self, PyObject *arguments, PyObject *keywo
     static char *names[] = {NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "", names)) return -1;
     PyObject *to_retire = PyList_New(0), *free = to_retire == NULL ? NULL : PyDict_New();
-    PyObject *pool_token = free == NULL ? NULL : PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
-    int has_run = self->to_retire != NULL, is_complete = to_retire != NULL && free != NULL && pool_token != NULL;
+    PyObject *viewed = free == NULL ? NULL : PyList_New(0);
+    PyObject *pool_token = viewed == NULL ? NULL : PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
+    int has_run = self->to_retire != NULL, is_complete = pool_token != NULL;
     if (is_complete && !has_run) {
         self->generation = fork_generation;
         self->to_retire = to_retire;
         self->free = free;
+        self->viewed = viewed;
         self->pool_token = pool_token;
         return 0;
     }
     if (is_complete) PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
     Py_XDECREF(to_retire);
     Py_XDECREF(free);
+    Py_XDECREF(viewed);
     Py_XDECREF(pool_token);
     return -1;
 }
@@ -38,6 +42,7 @@ static int free_lists_init(FreeLists *self, PyObject *arguments, PyObject *keywo
 static int free_lists_traverse(FreeLists *self, visitproc visit, void *arg) {
     Py_VISIT(self->to_retire);
     Py_VISIT(self->free);
+    Py_VISIT(self->viewed);
     Py_VISIT(self->pool_token);
     return 0;
 }
@@ -45,6 +50,7 @@ static int free_lists_traverse(FreeLists *self, visitproc visit, void *arg) {
 static int free_lists_clear(FreeLists *self) {
     Py_CLEAR(self->to_retire);
     Py_CLEAR(self->free);
+    Py_CLEAR(self->viewed);
     Py_CLEAR(self->pool_token);
     return 0;
 }
@@ -70,21 +76,44 @@ static OwnerSegment *find(const FreeLists *self, SegmentPredicate matches, void 
     return NULL;
 }
 
-/* Take the segment that find() finds off its free list, unless a reader holds its lease. A new reference; NULL if
- * there is none. */
-static OwnerSegment *take(FreeLists *self, SegmentPredicate matches, void *wanted) {
-    PyObject *free_list;
-    OwnerSegment *segment = find(self, matches, wanted, &free_list);
-    if (segment == NULL || clear_seq(segment->base.live, 0) != WIRE_LEASE_FREE) return NULL;
-    /* The list's reference becomes ours, and the list keeps the place. So no memory is needed to put the segment back,
-     * which often is done by a destructor, that cannot raise. */
+/* Take the last segment off a free list. The list's reference becomes ours, and the list keeps the place: so no memory
+ * is needed to put the segment back, which often is done by a destructor, that cannot raise. */
+static void remove_last(PyObject *free_list) {
     Py_SET_SIZE((PyVarObject *)free_list, PyList_GET_SIZE(free_list) - 1);
-    segment->last_take = ++self->takes;
-    return segment;
 }
 
-static int matches_array(const OwnerSegment *segment, void *array) {
-    return segment->is_header_current && array_layout_matches(&segment->array_layout, array);
+enum { MAX_VIEWED = 8 }; /* a take sets aside no more segments that the reader has a view of */
+
+/* Take the segment that find() finds off its free list. One whose lease the reader holds is set aside, and the next
+ * one is tried. A new reference; NULL if there is none, or with an exception. */
+static OwnerSegment *take(FreeLists *self, SegmentPredicate matches, void *wanted) {
+    for (int tries = 0; tries <= MAX_VIEWED; tries++) {
+        PyObject *free_list;
+        OwnerSegment *segment = find(self, matches, wanted, &free_list);
+        if (segment == NULL) return NULL;
+        uint64_t lease = clear_seq(segment->base.live, 0);
+        if (lease != WIRE_LEASE_FREE && lease != WIRE_LEASE_HELD) return NULL; /* the slow path retires it */
+        if (lease == WIRE_LEASE_HELD && PyList_Append(self->viewed, (PyObject *)segment) < 0) return NULL;
+        remove_last(free_list);
+        if (lease == WIRE_LEASE_FREE) {
+            segment->last_take = ++self->takes;
+            return segment;
+        }
+        Py_DECREF(segment);
+    }
+    return NULL;
+}
+
+/* An array that a segment is wanted for. */
+typedef struct {
+    PyObject *array;
+    int may_share; /* whether the segment's file may be that of others too */
+} WantedCopy;
+
+static int matches_array(const OwnerSegment *segment, void *argument) {
+    const WantedCopy *wanted = argument;
+    return segment->is_header_current && (wanted->may_share || !segment->is_slot) &&
+           array_layout_matches(&segment->array_layout, wanted->array);
 }
 
 /* The shape and the dtype of a wanted loan. */
@@ -128,7 +157,7 @@ static int matches_wanted_loan(const OwnerSegment *segment, void *argument) {
 
 /* Segments that wait to be retired need the slow path; a forked child may not write to its parent's segments. */
 static int can_take_fast_path(const FreeLists *self) {
-    return self->to_retire != NULL && PyList_GET_SIZE(self->to_retire) == 0 && !self->is_slow_path_running &&
+    return self->viewed != NULL && PyList_GET_SIZE(self->to_retire) == 0 && !self->is_slow_path_running &&
            self->generation == fork_generation;
 }
 
@@ -164,33 +193,124 @@ static PyObject *py_next_seq(FreeLists *self, PyObject *unused) {
     return PyLong_FromUnsignedLongLong(++self->seq);
 }
 
-int can_quick_publish(PyObject *free_lists, PyObject *array) {
+/* Take a segment of the array's layout, held once; NULL if the slow path is needed, or with an exception. */
+static OwnerSegment *claim(FreeLists *self, PyObject *array, int may_share) {
+    WantedCopy wanted = {array, may_share};
+    OwnerSegment *segment = take(self, matches_array, &wanted);
+    if (segment != NULL) segment->holds = 1;
+    return segment;
+}
+
+/* Fill a segment that claim() took, and publish it; -1 with an exception, and then it is not published. */
+static int fill(FreeLists *self, OwnerSegment *segment, PyObject *array) {
+    copy_memory((char *)segment->base.buffer.buf + segment->array_layout.offset, PyArray_DATA((PyArrayObject *)array),
+                segment->array_layout.nbytes);
+    /* Signal handlers run now, while the segment can be released: if one raised after this function had returned, the
+     * caller would never get the segment, and its hold would never be undone. */
+    if (PyErr_CheckSignals() < 0) return -1;
+    self->copied_nbytes += segment->array_layout.nbytes;
+    publish(self, segment);
+    return 0;
+}
+
+/* Release a segment, whether or not an exception is set. */
+static void give_back(OwnerSegment *segment) {
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    if (owner_segment_release(segment) < 0) PyErr_WriteUnraisable((PyObject *)segment);
+    PyErr_Restore(type, value, trace);
+}
+
+/* A list of segments, held once each, one for each array: those of whole loans, not published yet and not held, and
+ * for the other arrays those that claim() took. NULL if the slow path is needed, or with an exception; then nothing
+ * has changed. */
+static PyObject *claim_all(FreeLists *self, PyObject *tensors) {
+    Py_ssize_t count = PyTuple_GET_SIZE(tensors), claimed = 0;
+    PyObject *segments = PyList_New(count);
+    for (; segments != NULL && claimed < count; claimed++) {
+        PyObject *array = PyTuple_GET_ITEM(tensors, claimed);
+        if (!PyArray_CheckExact(array)) break;
+        OwnerSegment *segment = find_loan_owner(array);
+        if (segment != NULL) segment = is_whole_loan(self, segment, array) ? (OwnerSegment *)Py_NewRef(segment) : NULL;
+        else segment = claim(self, array, 1);
+        if (segment == NULL) break;
+        PyList_SET_ITEM(segments, claimed, (PyObject *)segment);
+    }
+    if (segments == NULL || claimed == count) return segments;
+    while (claimed-- > 0)
+        if (find_loan_owner(PyTuple_GET_ITEM(tensors, claimed)) == NULL)
+            give_back((OwnerSegment *)PyList_GET_ITEM(segments, claimed));
+    Py_DECREF(segments);
+    return NULL;
+}
+
+int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
     FreeLists *self = (FreeLists *)free_lists;
-    if (!PyArray_CheckExact(array) || !can_take_fast_path(self)) return 0;
-    PyObject *free_list;
-    OwnerSegment *segment = find_loan_owner(array);
-    if (segment == NULL) return find(self, matches_array, array, &free_list) != NULL;
-    return is_whole_loan(self, segment, array);
+    Py_ssize_t count = PyTuple_GET_SIZE(tensors), loans = 0;
+    if (count == 0) return 1;
+    if (!can_take_fast_path(self)) return 0;
+    PyObject *segments = claim_all(self, tensors);
+    if (segments == NULL) return PyErr_Occurred() ? -1 : 0;
+    int code = 1;
+    /* The loans first, because one may need the slow path: so nothing is copied for nothing. */
+    for (; code > 0 && loans < count; loans++) {
+        PyObject *array = PyTuple_GET_ITEM(tensors, loans);
+        if (find_loan_owner(array) == NULL) continue;
+        if (!publish_loan(self, (OwnerSegment *)PyList_GET_ITEM(segments, loans), array)) {
+            code = 0;
+            break;
+        }
+    }
+    for (Py_ssize_t index = 0; code > 0 && index < count; index++) {
+        PyObject *array = PyTuple_GET_ITEM(tensors, index);
+        if (find_loan_owner(array) == NULL && fill(self, (OwnerSegment *)PyList_GET_ITEM(segments, index), array) < 0)
+            code = -1;
+    }
+    /* In one step, so that whoever releases what is held finds all of them or none. */
+    if (code > 0 && PyList_SetSlice(held, PyList_GET_SIZE(held), PyList_GET_SIZE(held), segments) < 0) code = -1;
+    for (Py_ssize_t index = 0; code <= 0 && index < count; index++)
+        if (index < loans || find_loan_owner(PyTuple_GET_ITEM(tensors, index)) == NULL)
+            give_back((OwnerSegment *)PyList_GET_ITEM(segments, index));
+    Py_DECREF(segments);
+    return code;
 }
 
 /* Undo the hold of a segment that was not published after all; an exception stays set. `held` may have lost it: a
  * signal handler that ran since may have released all that is held. */
 static void undo_hold(OwnerSegment *segment, PyObject *held) {
+    int is_held = held == NULL;
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    int is_held = held == NULL, code = 0;
     for (Py_ssize_t index = held == NULL ? 0 : PyList_GET_SIZE(held); index-- > 0 && !is_held;)
         if (PyList_GET_ITEM(held, index) == (PyObject *)segment) {
-            code = PyList_SetSlice(held, index, index + 1, NULL);
+            if (PyList_SetSlice(held, index, index + 1, NULL) < 0) PyErr_WriteUnraisable((PyObject *)segment);
             is_held = 1;
         }
-    if (is_held && code == 0) code = owner_segment_release(segment);
-    if (code < 0) PyErr_WriteUnraisable((PyObject *)segment);
     PyErr_Restore(type, value, trace);
+    if (is_held) give_back(segment);
 }
 
-PyObject *quick_publish(PyObject *free_lists, PyObject *array, PyObject *held) {
-    FreeLists *self = (FreeLists *)free_lists;
+PyDoc_STRVAR(quick_publish_doc,
+             "quick_publish(tensor, held=None, may_share=True, /)\n--\n\n"
+             "Publish an array of the same layout as the last one, or a whole loan.\n\n"
+             "Args:\n"
+             "    tensor: to publish.\n"
+             "    held: a list, to which the segment is appended here: a signal handler may raise as soon as this\n"
+             "        returns, and then only the list knows of the hold.\n"
+             "    may_share: whether the segment's file may be that of others too.\n\n"
+             "Returns:\n"
+             "    Its segment, held once more; None if the slow path is needed, and then nothing was published.");
+
+static PyObject *py_quick_publish(FreeLists *self, PyObject *const *arguments, Py_ssize_t count) {
+    PyObject *held = count >= 2 && arguments[1] != Py_None ? arguments[1] : NULL;
+    int may_share = count == 3 ? PyObject_IsTrue(arguments[2]) : 1;
+    if (may_share < 0) return NULL;
+    if (count < 1 || count > 3 || (held != NULL && !PyList_Check(held))) {
+        PyErr_SetString(PyExc_TypeError,
+                        "quick_publish takes a tensor, perhaps a list, and perhaps whether its file may be shared");
+        return NULL;
+    }
+    PyObject *array = arguments[0];
     if (!PyArray_CheckExact(array) || !can_take_fast_path(self)) Py_RETURN_NONE;
     OwnerSegment *segment = find_loan_owner(array);
     if (segment != NULL) {
@@ -201,43 +321,16 @@ PyObject *quick_publish(PyObject *free_lists, PyObject *array, PyObject *held) {
         Py_DECREF(segment);
         return NULL;
     }
-    segment = take(self, matches_array, array);
-    if (segment == NULL) Py_RETURN_NONE;
-    segment->holds = 1;
+    segment = claim(self, array, may_share);
+    if (segment == NULL) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
     if (held != NULL && PyList_Append(held, (PyObject *)segment) < 0) {
         undo_hold(segment, NULL);
         Py_DECREF(segment);
         return NULL;
     }
-    copy_memory((char *)segment->base.buffer.buf + segment->array_layout.offset, PyArray_DATA((PyArrayObject *)array),
-                segment->array_layout.nbytes);
-    /* Signal handlers run now, while the hold can be undone: if one raised after this function had returned, a caller
-     * without a list would never get the segment. */
-    if (PyErr_CheckSignals() < 0) {
-        undo_hold(segment, held);
-        Py_DECREF(segment);
-        return NULL;
-    }
-    self->copied_nbytes += segment->array_layout.nbytes;
-    publish(self, segment);
-    return (PyObject *)segment;
-}
-
-PyDoc_STRVAR(quick_publish_doc,
-             "quick_publish(tensor, held=None)\n--\n\n"
-             "Publish an array of the same layout as the last one, or a whole loan.\n\n"
-             "Args:\n"
-             "    tensor: the array.\n"
-             "    held: a list, to which the segment is appended here: a signal handler may raise as soon as this\n"
-             "        returns, and then only the list knows of the hold.\n\n"
-             "Returns:\n"
-             "    Its segment, held once more; None if the slow path is needed, and then nothing was published.");
-
-static PyObject *py_quick_publish(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
-    PyObject *held = count == 2 && arguments[1] != Py_None ? arguments[1] : NULL;
-    if (count >= 1 && count <= 2 && (held == NULL || PyList_Check(held)))
-        return quick_publish(self, arguments[0], held);
-    PyErr_SetString(PyExc_TypeError, "quick_publish takes a tensor, and perhaps a list");
+    if (fill(self, segment, array) == 0) return (PyObject *)segment;
+    undo_hold(segment, held);
+    Py_DECREF(segment);
     return NULL;
 }
 
@@ -269,6 +362,7 @@ static PyMethodDef free_lists_methods[] = {
 static PyMemberDef free_lists_members[] = {
     {"to_retire", T_OBJECT, offsetof(FreeLists, to_retire), READONLY, "segments not to be filled again"},
     {"free", T_OBJECT, offsetof(FreeLists, free), READONLY, "free segments by capacity, the warmest last"},
+    {"viewed", T_OBJECT, offsetof(FreeLists, viewed), READONLY, "segments taken off because the reader has a view"},
     {"pool_token", T_OBJECT, offsetof(FreeLists, pool_token), READONLY, "what tells its segments from other pools'"},
     {"is_slow_path_running", T_BOOL, offsetof(FreeLists, is_slow_path_running), 0, "whether a thread is in it"},
     {"seq", T_ULONGLONG, offsetof(FreeLists, seq), 0, "the number that was last published"},

@@ -4,12 +4,9 @@
 
 #include "owner_segment.h"
 
-/* Publish an array of the same layout as the last one, or a whole loan, and append its segment to the list `held`, if
- * that is not NULL. A new reference to the segment, held once more; None if the slow path is needed, and then nothing
- * was published; NULL with an exception. */
-PyObject *quick_publish(PyObject *free_lists, PyObject *array, PyObject *held);
-
-/* Whether quick_publish() would probably publish the array; publishes nothing. */
-int can_quick_publish(PyObject *free_lists, PyObject *array);
+/* Publish all arrays of a tuple, each of the layout that some free segment had last, or a whole loan, and append their
+ * segments, held once more each, to a list in one step: 1 if that is done; 0 if the slow path is needed, -1 with an
+ * exception. Then nothing was appended, and nothing was copied unless there is an exception. */
+int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held);
 
 #endif

@@ -196,6 +196,7 @@ static PyMemberDef owner_segment_members[] = {
     {"holds", T_PYSSIZET, offsetof(OwnerSegment, holds), 0, "how many tags, messages and loans need its content"},
     {"last_take", T_PYSSIZET, offsetof(OwnerSegment, last_take), 0, "when it was last taken, by its pool's count"},
     {"is_published", T_BOOL, offsetof(OwnerSegment, is_published), 0, "whether the loan was published"},
+    {"is_slot", T_BOOL, offsetof(OwnerSegment, is_slot), 0, "whether its file is not its own"},
     {"is_header_current", T_BOOL, offsetof(OwnerSegment, is_header_current), 0, "whether the header has the layout"},
     {NULL, 0, 0, 0, NULL},
 };

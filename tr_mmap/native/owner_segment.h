@@ -19,6 +19,7 @@ typedef struct {
     Py_ssize_t holds;          /* how many tags, messages and loans need its content */
     Py_ssize_t last_take;      /* when it was last taken from its free list, by its pool's count */
     char is_published;         /* the loan was published, so this process may no longer write to it */
+    char is_slot;              /* its file is not its own, so no tag may name it */
     char is_header_current;    /* the header describes the layout, so the next tensor of it needs only a stamp */
 } OwnerSegment;
 

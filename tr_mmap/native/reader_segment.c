@@ -14,6 +14,7 @@ typedef struct {
     PyObject *spare;     /* a copy-on-write mapping of the file that no view uses any more; NULL or None for none */
     unsigned generation; /* of the process that the lease belongs to */
     char is_pinned;      /* a forked child may use a view for ever */
+    char is_recent;      /* a view was made since Python cleared this */
 } ReaderSegment;
 
 /* A copy-on-write mapping. The buffer is held: a bytearray would move, and a memoryview could be released. */
@@ -157,6 +158,7 @@ static PyObject *py_set_layout(ReaderSegment *self, PyObject *const *arguments, 
 static PyObject *view_under_lease(ReaderSegment *self, uint64_t seq, PrivateMapping *mapping) {
     uint64_t layout_seq = acquire_lease(self->base.live, seq);
     View *view = NULL;
+    self->is_recent = 1;
     if (layout_seq == 0)
         PyErr_SetString(PyExc_LookupError, "another tensor is there by now");
     else if (layout_seq == self->layout_seq)
@@ -215,6 +217,7 @@ static PyMemberDef reader_segment_members[] = {
     {"views", T_PYSSIZET, offsetof(ReaderSegment, views), READONLY, "how many arrays there are"},
     {"spare", T_OBJECT, offsetof(ReaderSegment, spare), 0, "a copy-on-write mapping that no view uses any more"},
     {"is_pinned", T_BOOL, offsetof(ReaderSegment, is_pinned), 0, "whether the lease is never to be released"},
+    {"is_recent", T_BOOL, offsetof(ReaderSegment, is_recent), 0, "whether a view was made since this was cleared"},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -15,6 +15,13 @@ forked while it held a view, or if a guest has mapped it, the segment is never f
 removes its name. The kernel frees the memory with the last mapping, in whatever way the processes end. So a lease needs
 no lock that outlives a process, and a kill leaves no lock behind.
 
+Thousands of small tensors share files: a *slab* has up to 256 segments, its slots, of 4096 bytes each. The reader needs
+two mappings for all of them, one of the headers for writing and one of the file for reading. A pool makes slabs for
+arguments and results only, and not before it has 16 small segments: a tag names a file, and a loan may get a tag.
+
+No step on the way of a tensor looks at all segments. The owner keeps those that its reader still has views of apart
+from the free ones, and looks at a few of them when it needs one; the reader looks at a few when it maps one.
+
 Each side stores before it loads, with a full memory barrier between, so that at least one of them sees the other's
 store. It stores what it publishes with release order, and loads what the other side publishes with acquire order.
 :mod:`tr_mmap.native` does both; a C++ peer does the same.

@@ -10,24 +10,19 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..base import system
-from ..base.fork_safety import ForkAware
-from ..base.identifiers import tensor_file
-from ..errors import OutOfSpace, SessionNotStarted
-from ..native import FreeLists, drain, finished, loan_of
+from ..errors import SessionNotStarted
+from ..native import finished, loan_of
 from ..tsr import header as tsr_header
 from ..tsr import tensors
-from ..wire.header import DIMS_OFFSET, LAYOUT_WORD, LEASE_FREE, LEASE_PINNED, LEASE_WORD, LIVE_OFFSET, V2_HEADER_NBYTES
-from ..wire.segments import IDLE_TAKES, PAYLOAD_OFFSET
-from .loans import TorchLoans, describe, forbid_writing, layout_of
-from .segment import Layout, Segment, make_segment
-from .size_classes import class_nbytes
+from ..wire.header import DIMS_OFFSET, LAYOUT_WORD, LIVE_OFFSET, V2_HEADER_NBYTES
+from .loans import describe, forbid_writing, layout_of
+from .repair import RepairableStore
+from .segment import Layout, Segment
 
 __all__ = ["PoolStats", "Segment", "SegmentPool"]
 
@@ -37,8 +32,8 @@ class PoolStats:
     """What a pool holds.
 
     Attributes:
-        segments: how many files there are.
-        nbytes: their payload capacity together, in bytes.
+        segments: how many there are; many small ones may be in one file.
+        nbytes: payload capacity of their files together, in bytes.
         free_nbytes: capacity of the segments that have no hold on this side (the peer may have views of some).
         published: tensors published since the start.
         copied_nbytes: bytes copied into segments since the start; a loan adds none.
@@ -53,18 +48,18 @@ class PoolStats:
     created: int
 
 
-class SegmentPool(FreeLists, ForkAware):
+class SegmentPool(RepairableStore):
     """Makes, fills and recycles the segments of one side of a session.
 
     Args:
         directory: the session directory.
-        prefix: names are ``<prefix>_<number>.tsr``.
+        prefix: names of files are ``<prefix>_<number>.tsr``.
         budget_nbytes: most payload capacity to hold at once; None for no limit but the file system's.
         block_ms: at the budget, how many milliseconds to wait for the reader to release views before OutOfSpace.
         checksum: whether to store each payload's CRC-32.
 
     Attributes:
-        is_reader_gone: returns whether the reader has ended, so that it will release nothing any more.
+        is_reader_gone, pause: as of :class:`SegmentStore`.
     """
 
     def __init__(
@@ -76,32 +71,12 @@ class SegmentPool(FreeLists, ForkAware):
         block_ms: float = 0.0,
         checksum: bool = False,
     ) -> None:
-        FreeLists.__init__(self)
-        ForkAware.__init__(self)
-        self._directory = directory
-        self._prefix = prefix
-        self._budget_nbytes = budget_nbytes
-        self._block_ms = block_ms
+        super().__init__(directory, prefix, budget_nbytes, block_ms)
         self._has_checksum = checksum
-        self.is_reader_gone: Callable[[], bool] = bool  # False, until there is a reader
-        self._segments: dict[str, Segment] = {}
-        self._torch_loans = TorchLoans()
-        self._nbytes = 0
-        self._created = 0
-        self._number = 0  # of the next segment's name
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
-    pause: Callable[[float], None] = staticmethod(time.sleep)
-
-    def reconcile(self, holds: Any) -> None:
-        for segment in list(self._segments.values()):
-            wanted = holds.get(segment, 0) + (segment.loaned_layout is not None)
-            segment.holds = wanted
-            if not wanted and segment.free_list is not None and segment not in segment.free_list:
-                segment.free_list.append(segment)
-
-    def publish(self, tensor: Any, deadline_s: float | None = None) -> Segment:
+    def publish(self, tensor: Any, deadline_s: float | None = None, *, may_share: bool = False) -> Segment:
         """Put a tensor into a segment and stamp it.
 
         A loan is published without a copy; so is a view of the whole loan, or of a contiguous part that is aligned to
@@ -110,6 +85,9 @@ class SegmentPool(FreeLists, ForkAware):
 
         Args:
             tensor: numpy array or scalar, or torch tensor.
+            deadline_s: when to stop waiting for room, by ``time.monotonic``; None for the pool's own time only.
+            may_share: whether the segment may be a slot of a slab, whose file no tag can name. Thousands of small
+                tensors need that.
 
         Returns:
             The segment, with one hold for the caller, until ``segment.release()``.
@@ -117,9 +95,10 @@ class SegmentPool(FreeLists, ForkAware):
         Raises:
             UnsupportedTensor: not a tensor, or of a kind that TSR cannot hold.
             OutOfSpace: no room.
+            SystemLimit: no mapping or descriptor can be had.
             SessionNotStarted: this is a child of the pool's process.
         """
-        segment: Segment | None = self.quick_publish(tensor)
+        segment: Segment | None = self.quick_publish(tensor, None, may_share)
         if segment is not None:
             return segment
         self._check_own()
@@ -128,7 +107,7 @@ class SegmentPool(FreeLists, ForkAware):
         try:
             if finished or self.to_retire:
                 self.collect()
-            return self._publish_loan(tensor) or self._publish_copy(tensor)
+            return self._publish_loan(tensor) or self._publish_copy(tensor, deadline_s, may_share)
         finally:
             self.is_slow_path_running = was_running
 
@@ -149,14 +128,14 @@ class SegmentPool(FreeLists, ForkAware):
         segment.holds += 1
         return segment
 
-    def _publish_copy(self, tensor: Any) -> Segment:
+    def _publish_copy(self, tensor: Any, deadline_s: float | None, may_share: bool) -> Segment:
         dtype, array = tensors.to_array(tensor)
-        segment, is_filled = self._take(array.nbytes, array)
+        segment, is_filled = self._take(array.nbytes, array, may_share=may_share, deadline_s=deadline_s)
         segment.holds = 1
         try:
             if not is_filled:
-                tensors.copy_into(segment.buffer, PAYLOAD_OFFSET, array)
-            layout = dtype, array.shape, PAYLOAD_OFFSET
+                tensors.copy_into(segment.buffer, segment.payload_offset, array)
+            layout = dtype, array.shape, segment.payload_offset
             if segment.is_populated and segment.layout != layout:
                 segment.set_layout(layout, dtype.numpy)
             self._stamp(segment, layout)
@@ -177,6 +156,7 @@ class SegmentPool(FreeLists, ForkAware):
         Raises:
             UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
             OutOfSpace: no room.
+            SystemLimit: no mapping or descriptor can be had.
             SessionNotStarted: this is a child of the pool's process.
         """
         if framework == "numpy":
@@ -214,14 +194,6 @@ class SegmentPool(FreeLists, ForkAware):
         finally:
             segment.release()
 
-    def collect(self) -> None:
-        """Release views and loans that have ended, and retire segments that must not be filled again."""
-        drain()
-        while self.to_retire:
-            segment: Segment = self.to_retire.pop()
-            if not self.is_foreign and segment.name in self._segments:
-                self._retire(segment)
-
     def _stamp(self, segment: Segment, layout: Layout) -> None:
         seq = self.next_seq()
         if segment.header_layout != layout or self._has_checksum:
@@ -236,7 +208,7 @@ class SegmentPool(FreeLists, ForkAware):
                 dtype,
                 shape,
                 seq=seq,
-                payload_offset=offset,
+                payload_offset=segment.file_offset + offset,
                 created_ns=time.time_ns(),
                 payload_checksum=crc,
                 is_segment=True,
@@ -249,169 +221,14 @@ class SegmentPool(FreeLists, ForkAware):
         segment.seq = seq
         segment.stamp(seq)
 
-    # -- segments -------------------------------------------------------------------------------------------------
-
-    def _take(self, nbytes: int, source: np.ndarray[Any, Any] | None = None) -> tuple[Segment, bool]:
-        """A segment without readers, taken off its free list; and whether it holds ``source`` already."""
-        capacity = class_nbytes(nbytes)
-        self.takes += 1
-        is_filled = False
-        segment = self._take_free(capacity)
-        if segment is None:
-            segment, is_filled = self._create(capacity, source)
-        if not is_filled and (not segment.is_populated or segment.is_private):
-            try:
-                segment.make_fillable()
-            except BaseException:
-                self._retire(segment)
-                raise
-        segment.last_take = self.takes
-        return segment, is_filled
-
-    def _take_free(self, capacity: int) -> Segment | None:
-        free = self.free.get(capacity)
-        if not free:
-            return None
-        for index in range(len(free) - 1, -1, -1):
-            segment: Segment = free[index]
-            lease = segment.claim()
-            if lease == LEASE_FREE:
-                del free[index]
-                return segment
-            if lease == LEASE_PINNED:
-                del free[index]
-                self._retire(segment)
-        return None
-
-    def _create(self, capacity: int, source: np.ndarray[Any, Any] | None) -> tuple[Segment, bool]:
-        self._trim(capacity)
-        if self._budget_nbytes is not None and self._nbytes + capacity > self._budget_nbytes:
-            segment = self._wait_for_room(capacity, self._budget_nbytes)
-            if segment is not None:
-                return segment, False
-        try:
-            return self._make(capacity, source)
-        except OutOfSpace:
-            if not self._retire_free():
-                raise
-            return self._make(capacity, source)
-
-    def _make(self, capacity: int, source: np.ndarray[Any, Any] | None) -> tuple[Segment, bool]:
-        name = tensor_file(f"{self._prefix}_{self._number}")
-        self._number += 1  # even if the next call fails: no name is used twice
-        segment, is_filled = make_segment(self._directory, name, capacity, source)
-        segment.pool_token = self.pool_token
-        segment.free_list = self.free.setdefault(capacity, [])
-        self._created += 1
-        self._segments[name] = segment
-        self._nbytes += capacity
-        return segment, is_filled
-
-    def _wait_for_room(self, capacity: int, budget_nbytes: int) -> Segment | None:
-        """At the budget: retire what is free, else wait for the reader.
-
-        Returns:
-            A segment of that capacity; None if there is room now to make one.
-        """
-        deadline_s = time.monotonic() + self._block_ms / 1000
-        while True:
-            self._retire_free()
-            if self._nbytes + capacity <= budget_nbytes:
-                return None
-            if time.monotonic() >= deadline_s or self.is_reader_gone():
-                raise OutOfSpace(
-                    f"a segment of {capacity} bytes would exceed the pool's budget of {budget_nbytes}; "
-                    f"{self._nbytes} are in use: drop tensors or views, or raise budget_nbytes",
-                    needed_nbytes=capacity,
-                    free_nbytes=max(0, budget_nbytes - self._nbytes),
-                )
-            self.pause(0.001)
-            self.collect()
-            segment = self._take_free(capacity)
-            if segment is not None:
-                return segment
-
-    def _trim(self, wanted_capacity: int) -> None:
-        """Retire free segments of sizes that no tensor has had for long."""
-        oldest = self.takes - IDLE_TAKES
-        for capacity, free in self.free.items():
-            if capacity != wanted_capacity:
-                for segment in [each for each in free if each.last_take < oldest and not each.is_viewed]:
-                    free.remove(segment)
-                    self._retire(segment)
-
-    def _retire_free(self) -> bool:
-        """Retire every free segment that the reader has no view of; True if that freed any memory at once."""
-        has_freed = False
-        for free in self.free.values():
-            for segment in [each for each in free if not each.is_viewed]:
-                free.remove(segment)
-                has_freed |= self._retire(segment)
-        return has_freed
-
-    def _retire(self, segment: Segment) -> bool:
-        """Retire a segment; True if its memory is free now, False if a reader keeps it until its views are gone."""
-        # Always: from now on no reader can acquire the lease, and a lease that a reader has is seen.
-        is_unseen = segment.retire() == LEASE_FREE and not segment.is_tainted
-        del self._segments[segment.name]
-        segment.free_list = None
-        self._torch_loans.forget(segment)
-        self._nbytes -= segment.capacity
-        _unlink(segment.path)
-        if is_unseen:
-            # The reader still has it mapped; without pages the mapping costs address space only.
-            system.advise(segment.buffer[PAYLOAD_OFFSET:], system.MADV_REMOVE)
-        return is_unseen
-
-    # -- the rest -------------------------------------------------------------------------------------------------
-
-    def reader_died(self) -> None:
-        """Never fill again a segment that a dead reader held, because a forked child of the reader may have a view."""
-        for segment in list(self._segments.values()):
-            if segment.words[LEASE_WORD] != LEASE_FREE:
-                self._taint(segment)
-        for free in self.free.values():
-            for segment in [each for each in free if each.is_tainted]:
-                free.remove(segment)
-                self._retire(segment)
-
-    def _taint(self, segment: Segment) -> None:
-        """Mark a segment of which an unknown process may have a view: it is retired, never filled again."""
-        segment.is_tainted = True
-        segment.free_list = self.to_retire
-
     def stats(self) -> PoolStats:
         """What the pool holds now."""
+        unheld = (self.viewed, *self.free.values(), *self._awaiting.values())
         return PoolStats(
             segments=len(self._segments),
             nbytes=self._nbytes,
-            free_nbytes=sum(segment.capacity for free in self.free.values() for segment in free),
+            free_nbytes=sum(segment.capacity for each in unheld for segment in each),
             published=self.seq,
             copied_nbytes=self.copied_nbytes,
             created=self._created,
         )
-
-    def forked_in_parent(self) -> None:
-        for segment in list(self._segments.values()):  # a copy, made in one step, because other threads go on
-            if segment.loaned_layout is not None:
-                self._taint(segment)
-
-    def close(self) -> None:
-        """Remove the files. Arrays that still live keep their memory until they are gone."""
-        for segment in self._segments.values():
-            segment.free_list = None
-            if not self.is_foreign:
-                _unlink(segment.path)
-        self._segments.clear()
-        self.free.clear()
-
-
-def _unlink(path: str) -> None:
-    """Remove a name. If that fails, it is removed with the session's directory."""
-    try:
-        system.unlink(path)
-    except OSError:
-        pass
-
-
-_pause: Callable[[float], None] = time.sleep

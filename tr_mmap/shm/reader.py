@@ -1,37 +1,58 @@
-"""The reader's side: maps each segment once, hands out views, holds a lease while one lives. Never fills a segment."""
+"""The reader's side: maps segments, hands out views, holds a lease while one lives. Never fills a segment.
+
+A segment stays mapped for the next message. Those that the owner has retired, and those beyond ``MAX_UNVIEWED`` that
+were not used for longest, are unmapped: whenever another is mapped, the reader looks at a few of them.
+"""
 
 from __future__ import annotations
 
 import os
 import zlib
+from collections import deque
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ..base import system
 from ..base.fork_safety import ForkAware
 from ..base.identifiers import is_segment_name
-from ..errors import BadMessage, Fault, HostilePath, StaleTensor, TSRFormatError
-from ..native import ReaderSegment
+from ..errors import BadMessage, Fault, HostilePath, StaleTensor, SystemLimit, TSRFormatError
+from ..native import ReaderSegment, drain
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from ..tsr.header import Header
 from ..wire.header import LAYOUT_WORD, LEASE_PINNED, LEASE_WORD, MAX_HEADER_NBYTES, SEQ_RETIRED, SEQ_WORD
-from ..wire.segments import HEAD_NBYTES
+from ..wire.segments import HEAD_NBYTES, LOOKS_PER_TAKE, MAX_UNVIEWED
+from .limits import check_limit
+from .slabs import Place, place_of, slab_nbytes
 
 __all__ = ["SegmentReader"]
+
+
+class _MappedFile:
+    """A file of the peer's, mapped here: the headers for writing, all of it for reading."""
+
+    __slots__ = ("__weakref__", "heads", "inode", "payload")
+
+    def __init__(self, fd: int, head_nbytes: int, nbytes: int) -> None:
+        self.heads = system.map_write(fd, head_nbytes)
+        self.payload = system.map_read(fd, nbytes)  # the whole file, so that offsets are those of the header
+        self.inode = os.fstat(fd).st_ino
 
 
 class _MappedSegment(ReaderSegment):
     """One segment of the peer, mapped here."""
 
-    __slots__ = ("head", "header", "inode", "name", "payload", "words")
+    __slots__ = ("file", "head", "header", "is_slot", "name", "payload", "words")
 
-    def __init__(self, name: str, head: memoryview, payload: memoryview, inode: int) -> None:
-        super().__init__(head, payload)
+    def __init__(self, name: str, place: Place, file: _MappedFile) -> None:
+        head = file.heads[place.head_offset : place.head_offset + HEAD_NBYTES]
+        super().__init__(head, file.payload)
         self.name = name
+        self.file = file
+        self.is_slot = bool(place.slots)
         self.head = head
         self.words = head.cast("Q")
-        self.payload = payload  # the whole file, so that offsets are those of the header
-        self.inode = inode
+        self.payload = file.payload
         self.header: Header | None = None
 
 
@@ -51,12 +72,14 @@ class SegmentReader(ForkAware):
         self._directory = directory
         self._verify = verify
         self.mapped: dict[str, _MappedSegment] = {}
+        self._order: deque[_MappedSegment] = deque()  # of the looks at them, the longest not looked at first
+        self._slabs: WeakValueDictionary[str, _MappedFile] = WeakValueDictionary()  # by the name of the file
 
     def receive(self, name: str, seq: int, framework: str, tag: str = "") -> Any:
         """A view of the tensor; the segment is not filled again while this view, or a view of it, lives.
 
-        A numpy array is read-only, over the shared mapping. A torch tensor is over a copy-on-write mapping of its own:
-        a store into it stays in this process.
+        A numpy array is read-only, over the shared mapping. A torch tensor is over a copy-on-write mapping of its own,
+        or a copy of a slot of a slab, because that is smaller: a store into it stays in this process.
 
         Args:
             name: of the segment's file.
@@ -69,11 +92,13 @@ class SegmentReader(ForkAware):
             BadMessage: ``name`` may not name a segment.
             HostilePath: the peer did not make that file.
             TSRFormatError: the file holds no tensor; PAYLOAD_CHECKSUM: its payload is not the one that was published.
+            SystemLimit: no mapping or descriptor can be had.
         """
         segment = self.mapped.get(name)
         if segment is None:
             segment = self._map(name, seq, tag)
-        private = None if framework == "numpy" else self._map_private(segment, seq, tag)
+        is_private = framework != "numpy"
+        private = self._map_private(segment, seq, tag) if is_private and not segment.is_slot else None
         try:
             array = segment.view(seq, private)
             if array is None:  # its layout has changed
@@ -89,29 +114,48 @@ class SegmentReader(ForkAware):
             except BaseException:
                 array = None  # else a traceback that is kept would keep the lease
                 raise
-        if private is None:
+        if not is_private:
             return array
         assert segment.header is not None
-        return tensors.as_torch(array, segment.header.dtype)
+        return tensors.as_torch(array.copy() if private is None else array, segment.header.dtype)
 
     def _map(self, name: str, seq: int, tag: str) -> _MappedSegment:
-        self._forget_retired()
-        fd = self._open(name, seq, tag)
-        try:
-            nbytes = system.file_nbytes(fd)
-            if nbytes < HEAD_NBYTES:
-                raise _stale(name, seq, tag)
-            if system.is_sparse(fd):
-                path = os.path.join(self._directory, name)
-                raise HostilePath(f"{path} has holes; no owner makes such a segment", path=path, reason="sparse")
-            head, file = system.map_write(fd, HEAD_NBYTES), system.map_read(fd, nbytes)
-            segment = _MappedSegment(name, head, file, os.fstat(fd).st_ino)
-        finally:
-            system.close(fd)
+        self._forget_some()
+        place = place_of(name)
+        file = self._slabs.get(place.file) if place.slots else None
+        if file is None:
+            try:
+                file = self._map_file(place, seq, tag)
+            except SystemLimit:
+                if not self._forget_unviewed():
+                    raise
+                file = self._map_file(place, seq, tag)
+            if place.slots:
+                self._slabs[place.file] = file
+        segment = _MappedSegment(name, place, file)
         # A forked child of this process may use a view that we had at the fork: never release that lease.
         segment.is_pinned = segment.words[LEASE_WORD] == LEASE_PINNED
         # A signal handler may have mapped it meanwhile. Two objects of one segment would release each other's lease.
-        return self.mapped.setdefault(name, segment)
+        found = self.mapped.setdefault(name, segment)
+        if found is segment:
+            self._order.append(segment)
+        return found
+
+    def _map_file(self, place: Place, seq: int, tag: str) -> _MappedFile:
+        fd = self._open(place.file, seq, tag)
+        try:
+            nbytes = system.file_nbytes(fd)
+            if nbytes < (slab_nbytes(place.slots) if place.slots else HEAD_NBYTES):
+                raise _stale(place.file, seq, tag)
+            if system.is_sparse(fd):
+                path = os.path.join(self._directory, place.file)
+                raise HostilePath(f"{path} has holes; no owner makes such a segment", path=path, reason="sparse")
+            return _MappedFile(fd, HEAD_NBYTES * max(1, place.slots), nbytes)
+        except OSError as error:
+            check_limit(error, f"{place.file} cannot be mapped")
+            raise
+        finally:
+            system.close(fd)
 
     def _open(self, name: str, seq: int, tag: str) -> int:
         if not is_segment_name(name):
@@ -120,16 +164,30 @@ class SegmentReader(ForkAware):
             return system.open_private_file(os.path.join(self._directory, name), write=True)
         except FileNotFoundError:
             raise _stale(name, seq, tag) from None
+        except OSError as error:
+            check_limit(error, f"{name} cannot be opened")
+            raise
 
     def _map_private(self, segment: _MappedSegment, seq: int, tag: str) -> memoryview:
         private, segment.spare = segment.spare, None
         if private is not None and system.advise(private, system.MADV_DONTNEED):
             return private
+        try:
+            return self._map_again(segment, seq, tag)
+        except SystemLimit:
+            if not self._forget_unviewed(segment):
+                raise
+            return self._map_again(segment, seq, tag)
+
+    def _map_again(self, segment: _MappedSegment, seq: int, tag: str) -> memoryview:
         fd = self._open(segment.name, seq, tag)
         try:
-            if os.fstat(fd).st_ino != segment.inode:
+            if os.fstat(fd).st_ino != segment.file.inode:
                 raise _stale(segment.name, seq, tag)
             return system.map_private(fd, len(segment.payload))
+        except OSError as error:
+            check_limit(error, f"{segment.name} cannot be mapped")
+            raise
         finally:
             system.close(fd)
 
@@ -155,10 +213,27 @@ class SegmentReader(ForkAware):
         segment.header = header
         segment.set_layout(layout_seq, header.dtype.numpy, header.shape, header.payload_offset)
 
-    def _forget_retired(self) -> None:
-        for name, segment in list(self.mapped.items()):
-            if not segment.views and segment.words[SEQ_WORD] == SEQ_RETIRED:
-                del self.mapped[name]
+    def _forget_some(self) -> None:
+        """Look at a few segments, and unmap those that are not needed any more."""
+        order = self._order
+        for _ in range(min(LOOKS_PER_TAKE, len(order))):
+            segment = order.popleft()
+            is_retired = segment.words[SEQ_WORD] == SEQ_RETIRED
+            is_one_too_many = len(self.mapped) > MAX_UNVIEWED and not segment.is_recent
+            segment.is_recent = False  # it has until the next look to be used
+            if segment.views or not (is_retired or is_one_too_many):
+                order.append(segment)
+            else:
+                self.mapped.pop(segment.name, None)
+
+    def _forget_unviewed(self, needed: _MappedSegment | None = None) -> bool:
+        """Unmap all segments without views, because a limit of the system is reached; False if there are none."""
+        drain()
+        unviewed = [each for each in self.mapped.values() if not each.views and each is not needed]
+        for segment in unviewed:
+            del self.mapped[segment.name]
+        self._order = deque(self.mapped.values())
+        return bool(unviewed)
 
     def forked_in_parent(self) -> None:
         for segment in list(self.mapped.values()):  # a copy, made in one step: other threads go on working
@@ -168,6 +243,7 @@ class SegmentReader(ForkAware):
     def close(self) -> None:
         """Forget all mappings; views that still live keep theirs, and their leases."""
         self.mapped.clear()
+        self._order.clear()
 
 
 def _stale(name: str, seq: int, tag: str) -> StaleTensor:

@@ -1,4 +1,4 @@
-"""One segment on its owner's side: makes its file, maps it. Never decides who may use it."""
+"""Segments on their owner's side: makes their files, maps them. Never decides who may use one."""
 
 from __future__ import annotations
 
@@ -13,25 +13,64 @@ from ..native import OwnerSegment
 from ..tsr import tensors
 from ..tsr.dtypes import DType
 from ..wire.header import LEASE_HELD, LEASE_WORD
-from ..wire.segments import HEAD_NBYTES, PAYLOAD_OFFSET, POPULATE_NBYTES
+from ..wire.names import TENSOR_SUFFIX
+from ..wire.segments import HEAD_NBYTES, PAYLOAD_OFFSET, POPULATE_NBYTES, SLOT_NBYTES
+from .limits import check_limit
+from .slabs import Place, slab_nbytes, slot_name
 
-__all__ = ["Layout", "Segment", "make_segment"]
+__all__ = ["Layout", "Segment", "Slab", "make_segment", "make_slab"]
 
-Layout = tuple[DType, tuple[int, ...], int]  # dtype, shape, and where in the file the payload begins, in bytes
+Layout = tuple[DType, tuple[int, ...], int]  # dtype, shape, and how many bytes after the header the payload begins
+
+
+class Slab:
+    """A file of many small segments, on its owner's side.
+
+    Args:
+        path: of the file.
+        buffer: all of it, mapped for writing.
+        slots: how many segments there are.
+
+    Attributes:
+        dead: how many of them are never filled again. The file goes when all are.
+        is_seen: an unknown process, or the reader, may still have a view of a dead one.
+    """
+
+    __slots__ = ("buffer", "dead", "is_seen", "path", "segments", "slots")
+
+    def __init__(self, path: str, stem: str, buffer: memoryview, slots: int) -> None:
+        self.path = path
+        self.buffer = buffer
+        self.slots = slots
+        self.dead = 0
+        self.is_seen = False
+        self.segments = [Segment(slot_name(stem, slot, slots), path, buffer, self, slot) for slot in range(slots)]
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of payload that the slots hold together."""
+        return self.slots * SLOT_NBYTES
 
 
 class Segment(OwnerSegment):
     """One segment on its owner's side.
 
     Args:
-        name: of its file in the session directory; never used twice.
+        name: of its file in the session directory, or of its slot in a slab; never used twice.
         path: of its file.
         buffer: the whole file, mapped for writing.
+        slab: whose slot it is; None if it has a file of its own. Then ``buffer`` is all of the slab.
+        slot: which one of the slab.
 
     Attributes:
-        address: where the mapping begins in this process.
+        buffer: the memory from its header to the end of its payload.
+        address: where that begins in this process.
+        file_offset: where its header begins in the file, in bytes.
+        payload_offset: where the payload begins, in bytes after the header's beginning.
         capacity: bytes of payload that it can hold.
-        words: the mapping as 8-byte words, for the header.
+        key: of its free list: the capacity, negative for a slot.
+        words: the header as 8-byte words.
+        is_counted: it is one of the small segments that decide when slabs are made.
         header_layout: the layout that its header describes; None while the header is changed.
     """
 
@@ -39,22 +78,36 @@ class Segment(OwnerSegment):
         "address",
         "buffer",
         "capacity",
+        "file_offset",
         "header_layout",
+        "is_counted",
         "is_populated",
         "is_private",
         "is_tainted",
+        "key",
         "path",
+        "payload_offset",
+        "slab",
         "words",
     )
 
-    def __init__(self, name: str, path: str, buffer: memoryview) -> None:
+    def __init__(self, name: str, path: str, buffer: memoryview, slab: Slab | None = None, slot: int = 0) -> None:
+        if slab is not None:
+            place = Place("", slot, slab.slots)
+            buffer = buffer[place.head_offset : place.end_offset]
         super().__init__(buffer)
         self.name = name
         self.path = path
         self.buffer = buffer
-        self.words = buffer.cast("Q")
+        self.slab = slab
+        self.is_slot = slab is not None
+        self.file_offset = 0 if slab is None else place.head_offset
+        self.payload_offset = PAYLOAD_OFFSET if slab is None else len(buffer) - SLOT_NBYTES
+        self.words = buffer[:HEAD_NBYTES].cast("Q")
         self.address = system.address_of(buffer)
-        self.capacity = len(buffer) - PAYLOAD_OFFSET
+        self.capacity = len(buffer) - self.payload_offset
+        self.key = self.capacity if slab is None else -SLOT_NBYTES
+        self.is_counted = False
         self.header_layout: Layout | None = None
         self.is_private = False  # our mapping of the payload is private: see make_private
         self.is_tainted = False  # an unknown process may have a view: retire it, never fill it again
@@ -67,8 +120,8 @@ class Segment(OwnerSegment):
 
     def make_private(self) -> None:
         """Make our mapping of the payload copy-on-write: arrays over it keep their content, and stores stay here."""
+        self.is_private = True  # first: after an interrupt a segment that is shared all the same does no harm
         self._remap(private=True)
-        self.is_private = True
         self.clear_layout()
 
     def make_fillable(self) -> None:
@@ -91,7 +144,7 @@ class Segment(OwnerSegment):
 
 
 def make_segment(directory: str, name: str, capacity: int, source: np.ndarray[Any, Any] | None) -> tuple[Segment, bool]:
-    """A new segment, and whether it holds ``source`` already.
+    """A new segment with a file of its own, and whether it holds ``source`` already.
 
     Args:
         directory: the session directory.
@@ -101,29 +154,59 @@ def make_segment(directory: str, name: str, capacity: int, source: np.ndarray[An
 
     Raises:
         OutOfSpace: no room; nothing is left behind.
+        SystemLimit: no mapping or descriptor can be had; nothing is left behind.
         HostilePath: the name is taken.
     """
     path = os.path.join(directory, name)
-    nbytes = HEAD_NBYTES + capacity
     is_large = capacity >= POPULATE_NBYTES
     is_written = source is not None and is_large and source.flags.c_contiguous and tensors.is_little_endian(source)
+    buffer = _make_file(directory, path, HEAD_NBYTES + capacity, source if is_written else None)
+    segment = Segment(name, path, buffer)
+    if not is_written:
+        segment.make_fillable()
+    return segment, is_written
+
+
+def make_slab(directory: str, stem: str, slots: int) -> Slab:
+    """A new slab.
+
+    Args:
+        directory: the session directory.
+        stem: of the file's name, without its suffix; there must be none of that name.
+        slots: how many segments it has.
+
+    Raises:
+        OutOfSpace, SystemLimit, HostilePath: as of :func:`make_segment`.
+    """
+    path = os.path.join(directory, stem + TENSOR_SUFFIX)
+    buffer = _make_file(directory, path, slab_nbytes(slots), None)
+    system.advise(buffer, system.MADV_POPULATE_WRITE)
+    slab = Slab(path, stem, buffer, slots)
+    for segment in slab.segments:
+        segment.is_populated = True
+    return slab
+
+
+def _make_file(directory: str, path: str, nbytes: int, source: np.ndarray[Any, Any] | None) -> memoryview:
+    """Make a file of segments, write ``source`` as the payload of the only one, and map it."""
     try:
         fd = system.create_file(path)
     except FileExistsError as error:
         reason = "is there already, made by somebody else"
         raise HostilePath(f"{path} {reason}; remove it", path=path, reason=reason) from error
+    except OSError as error:
+        check_limit(error, f"{path} cannot be made")
+        raise
     try:
         try:
-            if source is not None and is_written:
+            if source is not None:
                 system.write_all(fd, source.reshape(-1).view(np.uint8).data, PAYLOAD_OFFSET)
             system.allocate(fd, nbytes, directory=directory)
-            buffer = system.map_write(fd, nbytes)
+            return system.map_write(fd, nbytes)
         finally:
             system.close(fd)
-    except BaseException:
+    except BaseException as error:
         system.unlink(path)
+        if isinstance(error, OSError):
+            check_limit(error, f"{path} cannot be mapped")
         raise
-    segment = Segment(name, path, buffer)
-    if not is_written:
-        segment.make_fillable()
-    return segment, is_written

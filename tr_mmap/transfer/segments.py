@@ -80,7 +80,7 @@ class SegmentWorkerTransfer(WorkerTransfer):
         for tensor in tensors:
             if self._pool.quick_publish(tensor, self._segments) is None:
                 with self._lock:
-                    self._segments.append(self._pool.publish(tensor))
+                    self._segments.append(self._pool.publish(tensor, may_share=True))
 
     def end(self, request: Request, is_kept: bool) -> list[TensorRef]:
         if not is_kept:
@@ -203,7 +203,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         held: list[Segment] = []
         try:
             for number, tensor in enumerate(tensors):
-                held.append(self._pool.publish(tensor, deadline_s))
+                held.append(self._pool.publish(tensor, deadline_s, may_share=True))
                 tag = f"{ARGUMENT_TAG_PREFIX}{number}"
                 refs.append(TensorRef(tag, held[-1].name, held[-1].seq))
                 parameters = f"{parameters} {tag}" if parameters else tag

@@ -136,6 +136,12 @@ A guest gets no message. It reads and checks the header, stores guest = 1, then 
 unchanged, its views are good for ever. If it has changed, or if seq = 0, the guest opens the name again. It never
 clears guest, because another guest may rely on it.
 
+A slab is a file of n segments, its slots, for tensors of at most 4096 bytes. Bytes 4096 * i to 4096 * i + 4095 hold the
+header of slot i, and 4096 bytes from 4096 * (n + i) on its payload. A slot's payload offset counts from the start of
+the file. All else holds for each slot as for a segment with a file of its own. A message names slot i of n in the file
+``result_7.tsr`` as ``result_7.<i>of<n>.tsr``; n is at most 256. Slot 0, read as a file, is an ordinary segment. So a
+guest reads slot 0, and no other. The owner frees the pages and removes the name when all n slots are retired.
+
 Each side stores first and then reads, with a full memory barrier between (any locked instruction will do), so that at
 least one of them sees the other's store. A seq that was checked protects a copy that was made before the check. It
 never protects a view without lease or guest mark. Neither protects against a process that breaks these rules.

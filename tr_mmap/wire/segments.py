@@ -18,3 +18,22 @@ STEPS_PER_OCTAVE_LOG2: Final = 3  # 8 sizes between powers of two: at most 12.5 
 POPULATE_NBYTES: Final = 256 << 10
 # A free segment that so many takes in a row did not use is retired: the sizes of the tensors have changed.
 IDLE_TAKES: Final = 512
+
+# A slab is a file of many small segments, its slots: so 2 mappings of the reader serve them all, and thousands of small
+# results stay within vm.max_map_count (65,530). First come the headers of all slots, a page each, then their payloads.
+# Slot 3 of the 16 in result_7.tsr has the name result_7.3of16.tsr.
+SLOT_NBYTES: Final = MIN_CLASS_NBYTES  # payload capacity of a slot
+SLOT_MARK: Final = "."
+SLOTS_MARK: Final = "of"
+MAX_SLOTS: Final = 256  # a slab of so many is 2 MiB
+# A pool makes segments of its smallest size in files of their own until it has so many of them; then slabs, each with
+# half as many slots as there are segments. So a small session stays small, and at most a third is made in advance.
+FEW_SEGMENTS: Final = 16
+
+# A take looks at so many of the free segments that the reader had a view of when they were last looked at. All of them
+# are seen within a bounded number of takes, and a take costs the same however many there are.
+LOOKS_PER_TAKE: Final = 16
+# Segments that went idle are looked for once in so many takes.
+TRIM_TAKES: Final = 64
+# A reader keeps so many segments mapped that it has no view of; beyond, it unmaps those it has not used for longest.
+MAX_UNVIEWED: Final = 2048

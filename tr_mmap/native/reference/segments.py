@@ -59,9 +59,9 @@ class _Loan(_Anchor):
         if _loans.get(self.key) is self:  # a later memoryview may have the same id
             del _loans[self.key]
         if not self.is_over:
-            self.is_over = True  # before the release, in case an interrupt comes: to release twice is worse than never
             if self.segment.loaned_layout is self.layout:  # else there is a later loan of another layout
-                self.segment.loaned_layout = None
+                self.segment.loaned_layout = None  # first: a pool that is put right after an interrupt goes by it
+            self.is_over = True  # before the release, in case an interrupt comes: to release twice is worse than never
             self.segment.release()
 
 
@@ -129,9 +129,10 @@ class ReaderSegment(LeaseWords):
     Attributes:
         spare: a copy-on-write mapping of the file that no view uses any more, for the next one.
         is_pinned: a forked child may use a view for ever, so the lease is never released.
+        is_recent: a view was made since somebody cleared this.
     """
 
-    __slots__ = ("_anchors", "_file", "_generation", "_layout", "_layout_seq", "is_pinned", "spare")
+    __slots__ = ("_anchors", "_file", "_generation", "_layout", "_layout_seq", "is_pinned", "is_recent", "spare")
 
     def __init__(self, head: Any, file: memoryview) -> None:
         super().__init__(head)
@@ -142,6 +143,7 @@ class ReaderSegment(LeaseWords):
         self._generation = _generation
         self.spare: memoryview | None = None
         self.is_pinned = False
+        self.is_recent = False
 
     @property
     def views(self) -> int:
@@ -185,6 +187,7 @@ class ReaderSegment(LeaseWords):
             held = object()
             try:
                 self._anchors.add(held)  # so that the end of another view does not release the lease meanwhile
+                self.is_recent = True
                 layout_seq = self.acquire(seq)
                 layout = self._layout
                 if not layout_seq:
@@ -233,6 +236,7 @@ class OwnerSegment(LeaseWords):
         is_header_current: the header describes ``layout``, so a tensor of that layout needs only a stamp.
         loaned_layout: the layout that was loaned; None while the segment is not on loan.
         is_published: the loan was published, so this process may no longer write to it.
+        is_slot: its file is not its own, so no tag may name it.
         holds: how many tags, messages and loans need its content; it is not filled while there are any.
         free_list: the list that it is appended to when the last hold is released; None if there is none.
         pool_token: the same object for all segments of a pool, so that a pool recognises its own.
@@ -247,6 +251,7 @@ class OwnerSegment(LeaseWords):
         "holds",
         "is_header_current",
         "is_published",
+        "is_slot",
         "last_take",
         "layout",
         "loaned_layout",
@@ -266,6 +271,7 @@ class OwnerSegment(LeaseWords):
         self.is_header_current = False
         self.loaned_layout: tuple[Any, tuple[int, ...], int] | None = None
         self.is_published = False
+        self.is_slot = False
         self.holds = 0
         self.free_list: list[Any] | None = None
         self.pool_token: object = None
@@ -315,9 +321,9 @@ class OwnerSegment(LeaseWords):
         loan.segment, loan.array, loan.key, loan.is_over, loan.layout = self, handed, key, False, self.layout
         self.is_published = False
         self.holds += 1
-        self.loaned_layout = self.layout
         _loans[key] = loan
         loan.generation = _generation
+        self.loaned_layout = self.layout  # last: it says that there is a loan whose end will be noticed
         return array
 
 
@@ -326,7 +332,8 @@ class FreeLists:
 
     Attributes:
         to_retire: segments without holds that must not be filled again.
-        free: the free list of each capacity; its last segment was used most recently.
+        free: the free lists, one for each capacity; the last segment of one was used most recently.
+        viewed: segments that were taken off their free list because the reader has a view of them.
         pool_token: the same object for all segments of this pool, so that the pool recognises its own.
         is_slow_path_running: a thread is in the middle of the slow path, so no other may take the fast path.
         seq: the number that was last published.
@@ -337,6 +344,7 @@ class FreeLists:
     def __init__(self) -> None:
         self.to_retire: list[Any] = []
         self.free: dict[int, list[Any]] = {}
+        self.viewed: list[Any] = []
         self.pool_token = object()
         self.is_slow_path_running = False
         self.seq = 0
@@ -348,13 +356,14 @@ class FreeLists:
         self.seq += 1
         return self.seq
 
-    def quick_publish(self, tensor: Any, held: list[Any] | None = None) -> Any:  # noqa: ARG002
+    def quick_publish(self, tensor: Any, held: list[Any] | None = None, may_share: bool = True) -> Any:  # noqa: ARG002
         """Publish an array of the layout that some free segment had last, or a whole loan.
 
         Args:
             tensor: the array.
             held: a list, to which the segment is appended before this returns: a signal handler may raise as soon as
                 it returns, and then only the list knows of the hold. None if the caller takes that risk.
+            may_share: whether the segment's file may be that of others too.
 
         Returns:
             Its segment, with one more hold; None if the slow path is needed, and then nothing was published. Always

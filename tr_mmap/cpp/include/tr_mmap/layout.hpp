@@ -1,4 +1,4 @@
-// How large segments are, and how owner and reader load and store the words of a segment's header. Where each word is
+// How large segments are, where they lie in their files, and how owner and reader load and store the words of a segment's header. Where each word is
 // stands in wire.hpp.
 //
 // The live line of a segment's header (bytes 64 to 127) coordinates owner and reader without a system call. Each word
@@ -24,6 +24,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "wire.hpp"
 
@@ -37,6 +38,43 @@ inline std::uint64_t class_nbytes(std::uint64_t nbytes) {
     std::uint64_t step = std::uint64_t{1} << (bits - 1 - wire::steps_per_octave_log2);
     if (step < wire::min_class_nbytes) step = wire::min_class_nbytes;
     return (nbytes + step - 1) / step * step;
+}
+
+/// Where a segment lies: in a file of its own (slots is 0), or in a slot of a slab, a file of many.
+struct Place {
+    std::string file;
+    std::uint64_t slot = 0;
+    std::uint64_t slots = 0;
+
+    std::uint64_t heads_nbytes() const { return wire::head_nbytes * (slots ? slots : 1); }
+    std::uint64_t min_file_nbytes() const {
+        return slots ? slots * (wire::head_nbytes + wire::slot_nbytes) : wire::head_nbytes;
+    }
+};
+
+/// The place of the segment that a message names: slot 3 of the 16 in result_7.tsr is result_7.3of16.tsr.
+inline Place place_of(const std::string& name) {
+    const Place own{name, 0, 0};
+    const std::string suffix(wire::tensor_suffix), mark(wire::slot_mark), slots_mark(wire::slots_mark);
+    if (name.size() <= suffix.size() || name.compare(name.size() - suffix.size(), suffix.size(), suffix) != 0) return own;
+    const std::string stem = name.substr(0, name.size() - suffix.size());
+    const std::size_t first = stem.rfind(mark);
+    const std::size_t second = first == std::string::npos ? first : stem.find(slots_mark, first);
+    if (first == 0 || second == std::string::npos) return own;
+    const auto number_of = [](const std::string& text) {  // past every limit if it is no number of ours
+        constexpr std::uint64_t none = UINT64_MAX;
+        if (text.empty() || text.size() > 4 || (text[0] == '0' && text.size() > 1)) return none;
+        std::uint64_t number = 0;
+        for (const char each : text) {
+            if (each < '0' || each > '9') return none;
+            number = number * 10 + static_cast<std::uint64_t>(each - '0');
+        }
+        return number;
+    };
+    const std::uint64_t slot = number_of(stem.substr(first + mark.size(), second - first - mark.size()));
+    const std::uint64_t slots = number_of(stem.substr(second + slots_mark.size()));
+    if (slot >= slots || slots > wire::max_slots) return own;
+    return {stem.substr(0, first) + suffix, slot, slots};
 }
 
 inline std::uint64_t* words_of(std::byte* head) { return reinterpret_cast<std::uint64_t*>(head); }

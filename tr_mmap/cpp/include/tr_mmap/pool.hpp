@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -120,8 +121,17 @@ public:
             const std::uint64_t lease = load_word(each.second->words() + wire::lease_word);
             if (lease != wire::lease_free) each.second->is_tainted = true;
         }
+        look_at_all();
         for (auto& each : free_) {
             retire_if(each.second, [](const PoolSegment& segment) { return segment.is_tainted; });
+        }
+        for (auto& each : awaiting_) {
+            std::deque<SegmentPtr> kept;
+            for (const SegmentPtr& segment : each.second) {
+                if (segment->is_tainted) retire(segment);
+                else kept.push_back(segment);
+            }
+            each.second = std::move(kept);
         }
     }
 
@@ -131,6 +141,7 @@ public:
         result.segments = segments_.size();
         result.nbytes = nbytes_;
         for (const auto& each : free_) result.free_nbytes += each.first * each.second.size();
+        for (const auto& each : awaiting_) result.free_nbytes += each.first * each.second.size();
         result.published = published_;
         result.copied_nbytes = copied_nbytes_;
         result.created = created_;
@@ -142,6 +153,7 @@ public:
         for (const auto& each : segments_) unlink_file(each.second->path);
         segments_.clear();
         free_.clear();
+        awaiting_.clear();
     }
 
 private:
@@ -223,22 +235,36 @@ private:
 
     /// A free segment of that capacity that no reader can have a view of; null if there is none.
     SegmentPtr take_free(std::uint64_t capacity) {
-        const auto found = free_.find(capacity);
-        if (found == free_.end()) return nullptr;
-        std::vector<SegmentPtr>& free = found->second;  // the last one is the warmest
-        for (std::size_t index = free.size(); index-- > 0;) {
-            const SegmentPtr segment = free[index];
+        if (SegmentPtr segment = pop_unviewed(capacity)) return segment;
+        look_at_awaiting(capacity, wire::looks_per_take);
+        return pop_unviewed(capacity);
+    }
+
+    /// Put segments whose views are gone back on their free list; looks at ``count`` of those that wait for longest.
+    void look_at_awaiting(std::uint64_t capacity, std::size_t count) {
+        std::deque<SegmentPtr>& awaiting = awaiting_[capacity];
+        for (count = std::min(count, awaiting.size()); count > 0; --count) {
+            const SegmentPtr segment = std::move(awaiting.front());
+            awaiting.pop_front();
+            if (segment->is_viewed()) awaiting.push_back(segment);
+            else free_[capacity].push_back(segment);
+        }
+    }
+
+    /// The warmest free segment whose lease is free; those that the reader has a view of are set aside. So a take costs
+    /// the same however many there are.
+    SegmentPtr pop_unviewed(std::uint64_t capacity) {
+        std::vector<SegmentPtr>& free = free_[capacity];  // the last one is the warmest
+        while (!free.empty()) {
+            const SegmentPtr segment = std::move(free.back());
+            free.pop_back();
             std::uint64_t* words = segment->words();
             store_word(words + wire::seq_word, 0);  // a reader that enters after this is turned away
             full_fence();                           // and the lease of one that entered before is seen
             const std::uint64_t lease = load_word(words + wire::lease_word);
-            if (load_word(words + wire::guest_word) != 0 || lease == wire::lease_pinned) {
-                free.erase(free.begin() + static_cast<std::ptrdiff_t>(index));
-                retire(segment);
-            } else if (lease == wire::lease_free) {
-                free.erase(free.begin() + static_cast<std::ptrdiff_t>(index));
-                return segment;
-            }
+            if (load_word(words + wire::guest_word) != 0 || lease == wire::lease_pinned) retire(segment);
+            else if (lease == wire::lease_free) return segment;
+            else awaiting_[capacity].push_back(segment);
         }
         return nullptr;
     }
@@ -280,6 +306,7 @@ private:
             }
             pause_();
             collect();
+            look_at_awaiting(capacity, awaiting_[capacity].size());
             if (SegmentPtr segment = take_free(capacity)) return segment;
         }
     }
@@ -317,10 +344,18 @@ private:
         }
     }
 
-    /// Retire free segments of sizes that the traffic no longer uses.
+    void look_at_all() {
+        for (auto& each : awaiting_) look_at_awaiting(each.first, each.second.size());
+    }
+
+    /// Once in a while, retire free segments of sizes that the traffic no longer uses.
     void retire_idle(std::uint64_t wanted_capacity) {
+        const std::uint64_t elapsed = takes_ - trimmed_at_;
+        if (elapsed < wire::trim_takes) return;
+        trimmed_at_ = takes_;
         for (auto& each : free_) {
             if (each.first == wanted_capacity) continue;
+            look_at_awaiting(each.first, wire::looks_per_take * elapsed);
             retire_if(each.second, [this](const PoolSegment& segment) {
                 return segment.last_take + wire::idle_takes < takes_ && !segment.is_viewed();
             });
@@ -329,6 +364,7 @@ private:
 
     /// Retire every free segment that the reader has no view of; true if that freed any memory at once.
     bool retire_free() {
+        look_at_all();
         bool has_freed = false;
         for (auto& each : free_) {
             has_freed |= retire_if(each.second, [](const PoolSegment& segment) { return !segment.is_viewed(); });
@@ -376,6 +412,8 @@ private:
     Clock::time_point latest_ = Clock::time_point::max();
     std::unordered_map<std::string, SegmentPtr> segments_;   // by name
     std::map<std::uint64_t, std::vector<SegmentPtr>> free_;  // by capacity
+    std::map<std::uint64_t, std::deque<SegmentPtr>> awaiting_;  // by capacity: viewed when they were last looked at
+    std::uint64_t trimmed_at_ = 0;                              // the count of takes then
     std::shared_ptr<ReturnedLoans> returned_ = std::make_shared<ReturnedLoans>();
     std::uint64_t nbytes_ = 0;
     std::uint64_t seq_ = 0;

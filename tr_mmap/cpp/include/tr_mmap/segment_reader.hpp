@@ -1,13 +1,14 @@
-// The reader's side of segments: maps each once, hands out views, keeps a lease for as long as one lives.
+// The reader's side of segments: maps each file once, hands out views, keeps a lease for as long as one lives.
 #ifndef TR_MMAP_SEGMENT_READER_HPP
 #define TR_MMAP_SEGMENT_READER_HPP
 
 #include "macros_off.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -27,25 +28,40 @@
 namespace tr {
 namespace detail {
 
+/// A file of the worker's: one segment, or a slab of many.
+struct MappedFile {
+    MappedFile(Mapping headers, Mapping file) : heads(std::move(headers)), payload(std::move(file)) {}
+
+    const Mapping heads;    // of all its segments, writable, for the leases
+    const Mapping payload;  // the whole file, read-only, so that offsets are those of the headers
+};
+
 /// One segment of the worker's, as its reader sees it. ForkState::mutex guards the counts and the lease.
 struct MappedSegment {
-    MappedSegment(Mapping header, Mapping file) : head(std::move(header)), payload(std::move(file)) {}
+    MappedSegment(std::string segment_name, std::shared_ptr<const MappedFile> mapped, std::uint64_t slot)
+        : name(std::move(segment_name)),
+          file(std::move(mapped)),
+          head(file->heads.data() + slot * wire::head_nbytes),
+          payload(file->payload) {}
 
-    std::uint64_t* words() const { return words_of(head.data()); }
+    std::uint64_t* words() const { return words_of(head); }
 
     /// Release the lease, unless a child that we forked may have views whose end we do not learn of.
     void release_lease() {
         store_word(words() + wire::lease_word, is_pinned ? wire::lease_pinned : wire::lease_free);
     }
 
-    const Mapping head;     // writable, for the lease
-    const Mapping payload;  // the whole file, read-only, so that offsets are those of the header
+    const std::string name;
+    const std::shared_ptr<const MappedFile> file;
+    std::byte* const head;
+    const Mapping& payload;  // of the whole file
     Header parsed;
     std::uint64_t layout_seq = 0;  // the number of the layout that ``parsed`` describes; 0 for none
     std::size_t views = 0;
     std::uint64_t fork_count = 0;  // when the first of the views was made
     pid_t pid = ForkState::pid();  // of the process that the lease belongs to
     bool is_pinned = false;        // a forked child may have a view for ever, so the lease is never released
+    bool is_recent = false;        // used since forget_some() looked at it
 };
 
 /// A view of a segment.
@@ -89,6 +105,7 @@ public:
         std::shared_ptr<Storage> view;
         {
             const std::lock_guard<std::mutex> lock(ForkState::mutex());
+            segment->is_recent = true;
             std::uint64_t* words = segment->words();
             // Before the check: an owner that does not see this lease has cleared seq already, so the check fails.
             store_word(words + wire::lease_word, wire::lease_held);
@@ -114,31 +131,53 @@ private:
     std::shared_ptr<MappedSegment> find(const TensorRef& ref) {
         const auto known = mapped_.find(ref.segment);
         if (known != mapped_.end()) return known->second;
-        forget_retired();
+        forget_some();
         if (!is_segment_name(ref.segment)) {
             const std::string shown = ref.segment.substr(0, 80);
             throw BadMessage("a message names '" + shown + "', and no segment is called so", shown);
         }
-        const std::string path = directory_ + "/" + ref.segment;
-        const Fd fd = open_private_file(path, true);
-        if (!fd) stale(ref);
-        const std::uint64_t nbytes = file_nbytes(fd, path);
-        if (nbytes < wire::head_nbytes) stale(ref);
-        if (is_sparse(fd, path)) refuse_path(path, "has holes", "no owner makes such a segment");
-        auto segment = std::make_shared<MappedSegment>(map_write(fd, wire::head_nbytes), map_read(fd, nbytes));
+        const Place place = place_of(ref.segment);
+        std::shared_ptr<const MappedFile> file;
+        if (place.slots) file = slabs_[place.file].lock();
+        if (!file) {
+            file = map_file(place, ref);
+            if (place.slots) slabs_[place.file] = file;
+        }
+        auto segment = std::make_shared<MappedSegment>(ref.segment, std::move(file), place.slot);
         // A child of ours may have a view that we had when it was forked: that lease is not ours to release.
         segment->is_pinned = load_word(segment->words() + wire::lease_word) == wire::lease_pinned;
+        order_.push_back(segment);
         mapped_[ref.segment] = segment;
         return segment;
     }
 
-    /// Unmap the segments that the owner has retired and that we have no view of.
-    void forget_retired() {
+    std::shared_ptr<const MappedFile> map_file(const Place& place, const TensorRef& ref) const {
+        const std::string path = directory_ + "/" + place.file;
+        const Fd fd = open_private_file(path, true);
+        if (!fd) stale(ref);
+        const std::uint64_t nbytes = file_nbytes(fd, path);
+        if (nbytes < place.min_file_nbytes()) stale(ref);
+        if (is_sparse(fd, path)) refuse_path(path, "has holes", "no owner makes such a segment");
+        return std::make_shared<const MappedFile>(map_write(fd, place.heads_nbytes()), map_read(fd, nbytes));
+    }
+
+    /// Look at a few segments, and unmap those without views that the owner has retired, or that are too many and were
+    /// not used for longest. So a new segment costs the same however many there are.
+    void forget_some() {
         const std::lock_guard<std::mutex> lock(ForkState::mutex());
-        for (auto each = mapped_.begin(); each != mapped_.end();) {
-            const MappedSegment& segment = *each->second;
-            const bool is_retired = load_word(segment.words() + wire::seq_word) == wire::seq_retired;
-            each = is_retired && segment.views == 0 ? mapped_.erase(each) : std::next(each);
+        for (std::size_t looks = std::min<std::size_t>(wire::looks_per_take, order_.size()); looks > 0; --looks) {
+            const std::shared_ptr<MappedSegment> segment = std::move(order_.front());
+            order_.pop_front();
+            const bool is_retired = load_word(segment->words() + wire::seq_word) == wire::seq_retired;
+            const bool is_one_too_many = mapped_.size() > wire::max_unviewed && !segment->is_recent;
+            segment->is_recent = false;  // it has until the next look to be used
+            if (segment->views > 0 || !(is_retired || is_one_too_many)) {
+                order_.push_back(segment);
+                continue;
+            }
+            mapped_.erase(segment->name);
+            const auto slab = slabs_.find(place_of(segment->name).file);
+            if (slab != slabs_.end() && segment->file.use_count() == 1) slabs_.erase(slab);
         }
     }
 
@@ -148,7 +187,7 @@ private:
         if (layout_seq == segment.layout_seq && layout_seq != 0) return;
         segment.layout_seq = 0;
         std::byte raw[wire::v2_header_nbytes];
-        std::memcpy(raw, segment.head.data(), sizeof raw);  // one copy, then parsed: the peer could change it
+        std::memcpy(raw, segment.head, sizeof raw);  // one copy, then parsed: the peer could change it
         segment.parsed = decode_header(raw, sizeof raw, segment.payload.size(), ref.segment);
         if (!segment.parsed.is_segment) {
             throw TSRFormatError(ref.segment + " is a plain TSR file, not a segment", Fault::BAD_FLAGS, ref.segment);
@@ -177,7 +216,9 @@ private:
 
     std::string directory_;
     bool is_to_verify_;
-    std::map<std::string, std::shared_ptr<MappedSegment>> mapped_;  // by name
+    std::map<std::string, std::shared_ptr<MappedSegment>> mapped_;    // by name
+    std::deque<std::shared_ptr<MappedSegment>> order_;                // the longest not looked at first
+    std::map<std::string, std::weak_ptr<const MappedFile>> slabs_;    // by the name of the file
 };
 
 }  // namespace detail

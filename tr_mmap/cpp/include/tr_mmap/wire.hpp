@@ -65,6 +65,14 @@ inline constexpr std::size_t min_class_nbytes = 4096;
 inline constexpr int steps_per_octave_log2 = 3;
 inline constexpr std::size_t populate_nbytes = 262144;
 inline constexpr std::uint64_t idle_takes = 512;
+inline constexpr std::size_t slot_nbytes = 4096;
+inline constexpr char slot_mark[] = ".";
+inline constexpr char slots_mark[] = "of";
+inline constexpr int max_slots = 256;
+inline constexpr int few_segments = 16;
+inline constexpr int looks_per_take = 16;
+inline constexpr int trim_takes = 64;
+inline constexpr int max_unviewed = 2048;
 
 // messages.py
 inline constexpr int protocol_version = 2;
