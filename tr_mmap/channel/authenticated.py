@@ -14,7 +14,7 @@ from ..errors import BadMessage, HostilePath, ResponseTimeout
 from ..protocol.mac import Signer, Verifier
 from ..protocol.messages import Request, Response
 from ..protocol.status import Status, StatusLine
-from .interface import Channel, HandWatcher, Role, never
+from .interface import Channel, HandWatcher, Overtaken, Role, never
 
 __all__ = ["AuthenticatedChannel", "RejectionCounter", "protect"]
 
@@ -73,6 +73,8 @@ class AuthenticatedChannel(Channel):
                 )
         try:
             number = self._signer.sign(message)
+            if self._signer.is_overtaken(number):
+                raise Overtaken
             self._inner.send(message, deadline_s, stop)
             self._signer.sent(number)
         finally:
@@ -145,7 +147,8 @@ class AuthenticatedChannel(Channel):
         return self._inner.is_sent(seq)
 
     def put_back(self) -> None:
-        self._held = self._verifier.last_message  # it accepts each message once only
+        if self._held is None:
+            self._held = self._verifier.last_message  # it accepts each message once only
         self._inner.put_back()
 
     def touch(self) -> None:

@@ -13,7 +13,7 @@ from ..protocol.messages import Failure, Request, Response
 from ..protocol.status import Status, StatusLine
 from ..wire.messages import MAX_MESSAGE_NBYTES, REQUEST_STEM, RESPONSE_STEM
 
-__all__ = ["Channel", "HandWatcher", "Role", "check_bounds", "never"]
+__all__ = ["Channel", "Overtaken", "HandWatcher", "Role", "check_bounds", "never"]
 
 
 def never() -> bool:
@@ -32,6 +32,10 @@ class HandWatcher(Protocol):
 
     def look(self) -> None:
         """Look at what has changed. Never raises for what is there."""
+
+
+class Overtaken(Exception):
+    """A request was not sent, because one with a higher number was sent meanwhile, for example by a signal handler."""
 
 
 class Role(enum.Enum):

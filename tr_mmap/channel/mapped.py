@@ -62,7 +62,7 @@ from ..wire.waits import STATUS_RETRIES, STATUS_RETRY_S, STATUS_SLICE_S, WAIT_SL
 from .by_hand import MOST_WAITING, HandWatch
 from .control_files import SPILL_KEY, Spills, close_all, create_file, open_file
 from .doorbell import Doorbell
-from .interface import Channel, Role, check_bounds, never
+from .interface import Channel, Overtaken, Role, check_bounds, never
 
 __all__ = ["MappedChannel"]
 
@@ -101,6 +101,7 @@ class MappedChannel(Channel):
         self.touch = self._heartbeat.touch  # type: ignore[method-assign]  # as fast as it can be
         self._doorbells = doorbells
         request_doorbell, response_doorbell = doorbells
+        request.is_ordered = role is Role.CONTROLLER
         if role is Role.CONTROLLER:
             self._out, self._in = request, response
             self._peer_doorbell, self._own_doorbell = request_doorbell, response_doorbell
@@ -194,19 +195,22 @@ class MappedChannel(Channel):
         text = encode(message)
         with self._sending:
             try:
-                self._out.store(message.seq, text)  # the encoder writes "seq" first; the page has its own place for it
+                # The encoder writes "seq" first; the page has its own place for it.
+                is_stored = self._out.store(message.seq, text)
             except ValueError:
-                self._send_apart(message.seq, text)
+                is_stored = self._send_apart(message.seq, text)
+        if not is_stored:
+            raise Overtaken
         self.ring()
         if self._role is Role.WORKER:
             self.touch()
         (self._request_mirror if self._role is Role.CONTROLLER else self._response_mirror).update()
 
-    def _send_apart(self, seq: int, text: bytes) -> None:
+    def _send_apart(self, seq: int, text: bytes) -> bool:
         """Send a message as a spill, because the page cannot hold it."""
         if not 0 < seq <= MAX_MESSAGE_SEQ:
             raise BadMessage(f"a message's number is 1 to {MAX_MESSAGE_SEQ}, not {seq}", detail=str(seq))
-        self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._spills.write(check_bounds(text)))
+        return self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._spills.write(check_bounds(text)))
 
     def is_sent(self, seq: int) -> bool:
         number = self._out_page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS].tobytes()

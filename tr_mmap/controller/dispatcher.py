@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from ..channel.interface import Overtaken
 from ..errors import BadMessage, ResponseTimeout, SessionBusy, SessionNotStarted, SystemLimit
 from ..protocol.commands import UserMessage, parse_command
 from ..protocol.messages import Request, now_ms
@@ -270,10 +271,12 @@ class Dispatcher(Responses):
             self._settle(deadline_s, timeout_s)
         if worker.is_over():
             raise self.worker_died()
-        if self._is_exiting:
-            raise SessionNotStarted(f"session {self.resources.session_id!r} is about to end: please_exit() was called")
         transfer, fast_path = self.transfer, worker.fast_path
         while True:
+            if self._is_exiting:
+                raise SessionNotStarted(
+                    f"session {self.resources.session_id!r} is about to end: please_exit() was called"
+                )
             self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
             self._current = seq, message, framework, is_public
             try:
@@ -284,10 +287,9 @@ class Dispatcher(Responses):
                 request = transfer.prepare(seq, command, parameters, tensors, deadline_s)
                 if self._seq == seq:
                     worker.channel.send(request, deadline_s, worker.is_over)
-                    if self._seq == seq or seq in self._answered or not self.resources.options.auth:
-                        break
-                # A signal handler has sent a request meanwhile. It may have changed tags; and a request that is signed
-                # before the handler's one is rejected after it.
+                    break
+                transfer.withdraw()  # a signal handler has sent a request meanwhile, and may have changed tags
+            except Overtaken:  # it has done so a moment later
                 transfer.withdraw()
             except BaseException:
                 if fast_path is not None and fast_path.sent_seq == seq:  # it was sent, and nobody waits for a response

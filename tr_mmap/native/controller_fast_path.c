@@ -139,7 +139,7 @@ static int send_request(ControllerFastPath *self, PyObject *number, PyObject *te
     if (is_sent > 0) {
         message.timestamp = now_ms();
         is_sent = append_tags(&message, words) && message_write(&draft, &message, 0) &&
-                  message_page_store(endpoint->out, seq, draft.text, draft.nbytes);
+                  message_page_store(endpoint->out, seq, draft.text, draft.nbytes) > 0;
     }
     if (is_sent > 0) {
         self->sent_seq = seq;

@@ -2,6 +2,8 @@
  * Knows no message's meaning. tr_mmap/channel/mapped.py describes the bytes of a page. */
 #include "message_page.h"
 
+#include <structmember.h>
+
 #include "mirror.h"
 
 #include <string.h>
@@ -19,6 +21,8 @@ typedef struct {
     Py_ssize_t previous_nbytes;
     uint64_t seen;       /* the number of the last message that was taken */
     unsigned long takes; /* how many messages were taken */
+    long stored_seq;     /* the number of the last store; 0 before */
+    char is_ordered;     /* no number may be below that of the last store */
     double spin_us;      /* most that wait() polls for a message before it sleeps */
     double since_us;     /* when the wait for the next message began; 0 while there is none */
     int should_spin;     /* the last message came within spin_us, so wait() polls for the next one */
@@ -78,6 +82,10 @@ static int is_initialised(MessagePage *self) {
 
 int message_page_store(PyObject *page, long seq, const char *rest, Py_ssize_t nbytes) {
     MessagePage *self = (MessagePage *)page;
+    if (self->is_ordered && self->stored_seq != 0) { /* a signal handler may have sent a later request while this one was prepared */
+        long ahead = (self->stored_seq - seq + WIRE_MAX_MESSAGE_SEQ) % WIRE_MAX_MESSAGE_SEQ;
+        if (ahead > 0 && ahead < WIRE_MAX_MESSAGE_SEQ / 2) return -1;
+    }
     nbytes += 1; /* the newline */
     if (seq < 1 || seq > WIRE_MAX_MESSAGE_SEQ || nbytes > self->buffer.len - WIRE_MESSAGE_REST_OFFSET) return 0;
     uint64_t word = number_word(seq);
@@ -90,11 +98,13 @@ int message_page_store(PyObject *page, long seq, const char *rest, Py_ssize_t nb
     if (nbytes < self->previous_nbytes) memset(to + nbytes, ' ', (size_t)(self->previous_nbytes - nbytes));
     self->previous_nbytes = nbytes;
     store_release(self->number, word);
+    self->stored_seq = seq;
     return 1;
 }
 
 PyDoc_STRVAR(store_doc,
              "store(seq, text)\n--\n\nReplace the message by a JSON object, whose first member is its number.\n\n"
+             "Returns:\n    False, and nothing was stored, if is_ordered and the number is below the last one's.\n\n"
              "Raises:\n    ValueError: the number has more than 8 digits, or the text is longer than the page.");
 
 static PyObject *py_store(MessagePage *self, PyObject *const *arguments, Py_ssize_t count) {
@@ -110,7 +120,7 @@ static PyObject *py_store(MessagePage *self, PyObject *const *arguments, Py_ssiz
     const char *rest = memchr(text, ',', (size_t)nbytes); /* the members after the number */
     int is_stored = rest == NULL ? message_page_store((PyObject *)self, seq, "}", 1)
                                  : message_page_store((PyObject *)self, seq, rest, nbytes - (rest - text));
-    if (is_stored) Py_RETURN_NONE;
+    if (is_stored != 0) return PyBool_FromLong(is_stored > 0);
     return PyErr_Format(PyExc_ValueError,
                         "the number has more than %d digits, or the message is longer than the page",
                         WIRE_NUMBER_DIGITS);
@@ -394,6 +404,11 @@ static PyMethodDef message_page_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyMemberDef message_page_members[] = {
+    {"is_ordered", T_BOOL, offsetof(MessagePage, is_ordered), 0, "whether no number may be below that of the last store"},
+    {NULL, 0, 0, 0, NULL},
+};
+
 PyTypeObject MessagePageType = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "tr_mmap.native.MessagePage",
@@ -404,6 +419,7 @@ PyTypeObject MessagePageType = {
     .tp_init = (initproc)message_page_init,
     .tp_dealloc = (destructor)message_page_dealloc,
     .tp_methods = message_page_methods,
+    .tp_members = message_page_members,
     .tp_getset = message_page_properties,
 };
 

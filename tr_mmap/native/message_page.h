@@ -8,7 +8,7 @@
 typedef int (*StopCheck)(void *context);
 
 /* Replace the message by its number and `rest`, all from the comma after the number to the closing brace; 0 if the
- * number or the rest does not fit, and then nothing was stored. */
+ * number or the rest does not fit, -1 if a later message was stored already; and then nothing was stored. */
 int message_page_store(PyObject *page, long seq, const char *rest, Py_ssize_t nbytes);
 
 /* Take the next message's line, as MessagePage.wait() does. */

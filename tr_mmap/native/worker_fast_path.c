@@ -310,7 +310,7 @@ static int send_response(WorkerFastPath *self, uint64_t seq, Span command, Span 
     if (!message_write(&draft, &message, 1)) return 0;
     if (!replace_status(self, word_of(BUSY), word_of(OK))) return 0; /* the handler wrote one, or we should exit */
     if (drop_argument_tags(self) < 0) return -1;
-    if (!message_page_store(endpoint->out, (long)seq, draft.text, draft.nbytes)) return 0;
+    if (message_page_store(endpoint->out, (long)seq, draft.text, draft.nbytes) <= 0) return 0;
     semaphore_post(endpoint->peer_doorbell);
     touch(self);
     return 1;

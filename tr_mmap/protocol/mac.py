@@ -68,6 +68,10 @@ class Signer:
         message.mac = _mac(self._keyed, number, text[comma:-1] if comma > 0 else b"")
         return number
 
+    def is_overtaken(self, number: int) -> bool:
+        """Whether a message with a higher ``seq`` was sent before the one that :meth:`sign` gave that number."""
+        return number > self._last + MAX_MESSAGE_SEQ // 2
+
     def sent(self, number: int) -> None:
         """The message with that number was sent. A message that was not sent leaves its number for the next one."""
         self._last = number

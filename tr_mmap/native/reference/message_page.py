@@ -35,6 +35,7 @@ class MessagePage:
 
     Attributes:
         waiters: how many threads are in :meth:`wait`.
+        is_ordered: no number may be below that of the last store.
     """
 
     __slots__ = (
@@ -46,9 +47,11 @@ class MessagePage:
         "_should_spin",
         "_since_s",
         "_spin_s",
+        "_stored_seq",
         "_stores",
         "_taken",
         "_words",
+        "is_ordered",
         "waiters",
     )
 
@@ -63,11 +66,16 @@ class MessagePage:
         self._spin_s = 0.0  # how long wait() polls for a message before it sleeps, at most
         self._since_s = 0.0  # when the wait for the next message began; 0 while there is none
         self._should_spin = False  # the last message came within that time, so wait() polls for the next one
+        self._stored_seq = 0  # the number of the last store
+        self.is_ordered = False
         self.waiters = 0
         self._mirrors: tuple[Mirror, ...] = ()
 
-    def store(self, seq: int, text: bytes) -> None:
+    def store(self, seq: int, text: bytes) -> bool:
         """Replace the message by a JSON object, whose first member is its number.
+
+        Returns:
+            False, and nothing was stored, if ``is_ordered`` and the number is below that of the last store.
 
         Raises:
             ValueError: the number has more than 8 digits, or the text is longer than the page.
@@ -80,15 +88,21 @@ class MessagePage:
         words = self._words
         word = int.from_bytes(b"%*d" % (NUMBER_DIGITS, seq), "little")
         while True:
+            if (
+                self.is_ordered
+                and self._stored_seq
+                and 0 < (self._stored_seq - seq) % MAX_MESSAGE_SEQ < MAX_MESSAGE_SEQ // 2
+            ):
+                return False
             self._stores = store = self._stores + 1
             padded = text.ljust(self._previous_nbytes) if nbytes < self._previous_nbytes else text
             self._previous_nbytes = max(nbytes, self._previous_nbytes)
             words[_NUMBER_WORD] = _BLANK_WORD
             self._buffer[MESSAGE_REST_OFFSET : MESSAGE_REST_OFFSET + len(padded)] = padded
             if self._stores == store:  # else a signal handler has stored another message meanwhile: store it again
-                self._previous_nbytes = nbytes
+                self._previous_nbytes, self._stored_seq = nbytes, seq
                 words[_NUMBER_WORD] = word
-                return
+                return True
 
     def has_message(self) -> bool:
         """Whether a message waits to be taken."""

@@ -57,7 +57,7 @@ class _Loan(_Anchor):
 
     def end(self) -> None:
         if _loans.get(self.key) is self:  # a later memoryview may have the same id
-            del _loans[self.key]
+            _loans.pop(self.key, None)
         if not self.is_over:
             if self.segment.loaned_layout is self.layout:  # else there is a later loan of another layout
                 self.segment.loaned_layout = None  # first: a pool that is put right after an interrupt goes by it
@@ -88,7 +88,8 @@ def drain() -> None:
             anchor = finished[0]  # stays in the list until it is done: to do it twice does no harm, to miss it would
             if getattr(anchor, "generation", None) == _generation:  # it has none if an interrupt came while it was made
                 anchor.end()
-            finished.popleft()
+            if finished and finished[0] is anchor:  # else a signal handler has come here too
+                finished.popleft()
 
 
 class _Layout:
