@@ -18,9 +18,9 @@ from ..base.atomic import replacement
 from ..errors import BadMessage, ResponseTimeout, TRException
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
-from ..wire.messages import MAX_MESSAGE_NBYTES, STATUS_FILE
+from ..wire.messages import MAX_MESSAGE_NBYTES, MAX_MESSAGE_SEQ, STATUS_FILE
 from ..wire.waits import DEFAULT_TIMEOUT_MS
-from .interface import Channel, Role, check_bounds, never
+from .interface import Channel, Overtaken, Role, check_bounds, never
 
 __all__ = ["SEND_TIMEOUT_MS", "FileChannel", "PollRate"]
 
@@ -71,6 +71,9 @@ class FileChannel(Channel):
         self._in = os.path.join(directory, f"{role.peer.value}.json")
         self._status = os.path.join(directory, STATUS_FILE)
         self._rate = PollRate()
+        self._sent_seq = 0  # the number of the last message that was put in place
+        self._last: bytes | None = None  # the last message that was taken
+        self._held: bytes | None = None  # one that is to be taken again
         self._putting = threading.RLock()  # reentrant, because a signal handler may send too
         self._woken = threading.Condition()
         self._wakes = 0  # each thread that waits compares it, so no thread takes a wake from another
@@ -140,15 +143,22 @@ class FileChannel(Channel):
         with self._putting:
             if os.path.lexists(self._out):
                 return False
+            ahead = (self._sent_seq - message.seq) % MAX_MESSAGE_SEQ if self._sent_seq else 0
+            if isinstance(message, Request) and 0 < ahead < MAX_MESSAGE_SEQ // 2:
+                raise Overtaken
             self._note_sent(message)
             self._put(self._out, data)
+            self._sent_seq = message.seq
             return True
+
+    def is_sent(self, seq: int) -> bool:
+        return self._sent_seq == seq
 
     def _note_sent(self, message: Request | Response) -> None:
         """The message is put in place now."""
 
     def has_message(self) -> bool:
-        return os.path.lexists(self._in)
+        return self._held is not None or os.path.lexists(self._in)
 
     def _take(self) -> bytes | None:
         try:
@@ -160,12 +170,17 @@ class FileChannel(Channel):
                 pass  # a directory; the first error says so
             raise
         if message is not None:
+            self._last = message
             system.unlink(self._in)
         return message
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         self._wait(self.has_message, timeout_ms, stop, self._rate)
-        return self._take()
+        held, self._held = self._held, None
+        return held if held is not None else self._take()
+
+    def put_back(self) -> None:
+        self._held = self._last
 
     def _wait(
         self, until: Callable[[], bool], timeout_ms: float | None, stop: Callable[[], bool], rate: PollRate

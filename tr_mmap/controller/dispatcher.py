@@ -77,8 +77,8 @@ class Dispatcher(Responses):
             return action(*arguments)
         finally:
             self._current = outer if is_nested else None
-            if not is_nested and self._answered:
-                self._answers, self._answered = {}, set()
+            if not is_nested and (self._answered or self._interrupted):
+                self._answers, self._answered, self._interrupted = {}, set(), {}
             if suspended:
                 self.transfer.resume(suspended)
             if not is_nested and turn.owner == me:
@@ -121,7 +121,10 @@ class Dispatcher(Responses):
         """Take the response to the request that this call interrupts, for the code that goes on with it later."""
         pending = self._pending
         if pending is None or pending.seq != seq:
-            if seq in self._answered or not self._is_sent(worker, seq):
+            if seq in self._answered:
+                return
+            if not self._is_sent(worker, seq):
+                self._interrupted[seq] = framework
                 return
             pending = self._begin(Request(seq, *parse_command(message)), is_private=True)
         worker.channel.put_back()  # the interrupted code may have taken the message, and not have looked at it yet
@@ -174,8 +177,8 @@ class Dispatcher(Responses):
             return self._call(message, tensors, left_s, timeout_s, framework)
         finally:
             self._current = outer if is_nested else None
-            if not is_nested and self._answered:
-                self._answers, self._answered = {}, set()
+            if not is_nested and (self._answered or self._interrupted):
+                self._answers, self._answered, self._interrupted = {}, set(), {}
             if suspended:
                 self.transfer.resume(suspended)
             if not is_nested and turn.owner == me:

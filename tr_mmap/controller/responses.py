@@ -75,6 +75,7 @@ class Responses:
         self._unclaimed: deque[Result | Exception] = deque()  # results with views, which hold the leases
         self._taken: _Taken | None = None  # a response, while its tensors are received
         self._answers: dict[int, Result | Exception] = {}  # for calls that others have interrupted, by number
+        self._interrupted: dict[int, str | None] = {}  # calls whose requests were not sent yet: number, and framework
         self._answered: set[int] = set()  # the numbers of requests whose responses signal handlers have taken
 
     def worker(self) -> WorkerHandle:
@@ -204,6 +205,9 @@ class Responses:
                     fast_path.sent_seq = 0  # a call that this one interrupts waits no longer
                 self.transfer.acknowledged(pending)
                 return response
+            if response.seq in self._interrupted:  # the interrupted call had sent its request without having noted that
+                self._answers[response.seq] = self._outcome(response, self._interrupted[response.seq])
+                self._answered.add(response.seq)
             # Else it is a response that no caller waits for.
 
     def _outcome(self, response: Response, framework: str | None) -> Result | Exception:
