@@ -124,7 +124,7 @@ class Dispatcher(Responses):
             if seq in self._answered:
                 return
             if not self._is_sent(worker, seq):
-                self._interrupted[seq] = framework
+                self._interrupted[seq] = (self._framework if is_public else framework), is_public
                 return
             pending = self._begin(Request(seq, *parse_command(message)), is_private=True)
         worker.channel.put_back()  # the interrupted code may have taken the message, and not have looked at it yet
@@ -133,11 +133,7 @@ class Dispatcher(Responses):
             outcome = self._await_outcome(pending, deadline_s, math.nan, self._framework if is_public else framework)
         except Answered:
             return
-        self._answered.add(seq)
-        if is_public:
-            self._unclaimed.append(outcome)
-        else:
-            self._answers[seq] = outcome
+        self._keep(seq, outcome, is_public)
 
     def _is_sent(self, worker: WorkerHandle, seq: int) -> bool:
         """Whether the request of an interrupted call was sent."""

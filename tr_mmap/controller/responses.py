@@ -75,7 +75,8 @@ class Responses:
         self._unclaimed: deque[Result | Exception] = deque()  # results with views, which hold the leases
         self._taken: _Taken | None = None  # a response, while its tensors are received
         self._answers: dict[int, Result | Exception] = {}  # for calls that others have interrupted, by number
-        self._interrupted: dict[int, str | None] = {}  # calls whose requests were not sent yet: number, and framework
+        # Interrupted calls whose requests were not sent yet: framework of the result, and whether any thread may take it.
+        self._interrupted: dict[int, tuple[str | None, bool]] = {}
         self._answered: set[int] = set()  # the numbers of requests whose responses signal handlers have taken
 
     def worker(self) -> WorkerHandle:
@@ -206,9 +207,17 @@ class Responses:
                 self.transfer.acknowledged(pending)
                 return response
             if response.seq in self._interrupted:  # the interrupted call had sent its request without having noted that
-                self._answers[response.seq] = self._outcome(response, self._interrupted[response.seq])
-                self._answered.add(response.seq)
+                framework_of_it, is_public = self._interrupted[response.seq]
+                self._keep(response.seq, self._outcome(response, framework_of_it), is_public)
             # Else it is a response that no caller waits for.
+
+    def _keep(self, seq: int, outcome: Result | Exception, is_public: bool) -> None:
+        """Keep what came in response to the request of an interrupted call."""
+        self._answered.add(seq)
+        if is_public:
+            self._unclaimed.append(outcome)
+        else:
+            self._answers[seq] = outcome
 
     def _outcome(self, response: Response, framework: str | None) -> Result | Exception:
         """What a response means to its caller: a result, or the error to raise."""
