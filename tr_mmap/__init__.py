@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from . import errors, native
     from .controller.session import PythonSession
+    from .controller.stats import SessionStats, WorkerState
     from .errors import (
         BadKey,
         BadMessage,
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
         UnsupportedTensor,
         WorkerDied,
     )
-    from .sessions.workspace import sweep
+    from .sessions.workspace import SweepReport, sweep
+    from .shm.pool import PoolStats
     from .tsr import Header, from_file, load, memmap, read_header, save
     from .worker.functions import Server
     from .worker.server import TechRenaissanceServer
@@ -56,6 +58,10 @@ __all__ = [
     "read_header",
     "save",
     "sweep",
+    "PoolStats",
+    "SessionStats",
+    "SweepReport",
+    "WorkerState",
     "errors",
     "native",
     "BadKey",
@@ -95,6 +101,10 @@ _HOMES: Final = {
     "read_header": "tsr",
     "save": "tsr",
     "sweep": "sessions.workspace",
+    "PoolStats": "shm.pool",
+    "SessionStats": "controller.stats",
+    "SweepReport": "sessions.workspace",
+    "WorkerState": "controller.stats",
 }
 _ROOMS: Final = ("errors", "native")  # rooms that programs name: ``tr_mmap.native.IS_COMPILED``
 

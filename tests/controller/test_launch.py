@@ -22,7 +22,7 @@ HI_SERVER = "from tr_mmap import Server\nserver = Server()\nserver.command('hi')
 def test_a_script_that_does_not_exist_is_an_error_before_anything_is_made(workspace: Path) -> None:
     with pytest.raises(ScriptNotFound) as caught, PythonSession("nowhere/worker.py"):
         pass
-    assert caught.value.path == "nowhere/worker.py"
+    assert caught.value.path == os.path.abspath("nowhere/worker.py")
     with pytest.raises(FileNotFoundError):
         PythonSession(str(workspace)).start()
     assert not leftovers(workspace)

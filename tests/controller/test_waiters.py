@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from support import FOREVER_MS
+from support import FOREVER_MS, TOOLS, Gate
 
-from tr_mmap import PythonSession, ResponseTimeout, SessionNotStarted, WorkerDied
+from tr_mmap import PythonSession, SessionNotStarted, WorkerDied
 
 ENDS: list[Callable[[PythonSession], Any]] = [PythonSession.close, PythonSession.please_exit]
 WAITS: list[Callable[[PythonSession, float], Any]] = [PythonSession.wait_for_response, PythonSession.wait_for_tensor]
@@ -47,18 +49,42 @@ def test_a_request_still_reaches_a_thread_that_waits_for_one(mapped: PythonSessi
         assert waiter.result(20) == "Hello Waiter"
 
 
-def test_a_worker_that_ends_leaves_the_session_to_be_started_again_and_the_wait_to_its_time() -> None:
-    session = PythonSession(quiet_mode=True)
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("how", ["terminate", "kill", "exit"])
+def test_the_end_of_a_worker_ends_the_wait_for_a_request(
+    how: str, wait: Callable[[PythonSession, float], Any], channel: str
+) -> None:
+    session = PythonSession(TOOLS, "ended", quiet_mode=True, channel=channel)
     session.start()
-    assert session.wait_until_ready()
+    assert session.wait_until_ready(30_000)
     with ThreadPoolExecutor(1) as pool:
-        waiter = pool.submit(session.wait_for_response, 1500.0)
-        session.terminate()
+        waiter = pool.submit(wait, session, FOREVER_MS)
+        if how == "terminate":
+            session.terminate()
+        else:
+            assert session.pid is not None
+            os.kill(session.pid, signal.SIGKILL if how == "kill" else signal.SIGTERM)
         with pytest.raises(WorkerDied):
-            session.fetch_response("hello")
-        with pytest.raises((ResponseTimeout, SessionNotStarted)):
             waiter.result(20)
-    session.start()
-    assert session.wait_until_ready()
+    with pytest.raises((WorkerDied, SessionNotStarted)):
+        session.fetch_response("hello")
+    session.start()  # the session is there to be started again
+    assert session.wait_until_ready(30_000)
     assert session.fetch_response("hello again") == "Hello Again"
     session.please_exit()
+
+
+@pytest.mark.parametrize("end", [PythonSession.close, PythonSession.terminate])
+def test_the_end_of_a_session_ends_the_wait_for_an_answer(end: Callable[[PythonSession], Any], gate: Gate) -> None:
+    session = PythonSession(TOOLS, "ended", quiet_mode=True)
+    session.start()
+    assert session.wait_until_ready(30_000)
+    with ThreadPoolExecutor(2) as pool:
+        waiters = [pool.submit(session.fetch_response, gate.message, FOREVER_MS) for _ in range(2)]
+        gate.wait_for_worker()
+        end(session)
+        for waiter in waiters:
+            with pytest.raises((SessionNotStarted, WorkerDied)):
+                waiter.result(20)
+    session.close()

@@ -75,7 +75,7 @@ class Responses:
         self._unclaimed: deque[Result | Exception] = deque()  # results with views, which hold the leases
         self._taken: _Taken | None = None  # a response, while its tensors are received
         self._answers: dict[int, Result | Exception] = {}  # for calls that others have interrupted, by number
-        # Interrupted calls whose requests were not sent yet: framework of the result, and whether any thread may take it.
+        # Interrupted calls whose requests were not sent yet: framework of the result; whether any thread may take it.
         self._interrupted: dict[int, tuple[str | None, bool]] = {}
         self._answered: set[int] = set()  # the numbers of requests whose responses signal handlers have taken
 

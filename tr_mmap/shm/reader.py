@@ -62,15 +62,18 @@ class SegmentReader(ForkAware):
     Args:
         directory: the session directory.
         verify: whether to compare each payload with its CRC-32, which must be there.
+        views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are; None for each framework's default,
+            which is read-only for numpy, copy-on-write for torch.
 
     Attributes:
         mapped: the peer's segments that are mapped here, by name.
     """
 
-    def __init__(self, directory: str, *, verify: bool = False) -> None:
+    def __init__(self, directory: str, *, verify: bool = False, views: str | None = None) -> None:
         super().__init__()
         self._directory = directory
         self._verify = verify
+        self._views = views
         self.mapped: dict[str, _MappedSegment] = {}
         self._order: deque[_MappedSegment] = deque()  # of the looks at them, the longest not looked at first
         self._slabs: WeakValueDictionary[str, _MappedFile] = WeakValueDictionary()  # by the name of the file
@@ -78,8 +81,9 @@ class SegmentReader(ForkAware):
     def receive(self, name: str, seq: int, framework: str, tag: str = "") -> Any:
         """A view of the tensor; the segment is not filled again while this view, or a view of it, lives.
 
-        A numpy array is read-only, over the shared mapping. A torch tensor is over a copy-on-write mapping of its own,
-        or a copy of a slot of a slab, because that is smaller: a store into it stays in this process.
+        A read-only one is over the shared mapping; a store into a torch tensor of that kind is SIGSEGV. A copy-on-write
+        one is over a mapping of its own, or a copy of a slot of a slab, because that is smaller: a store into it stays
+        in this process.
 
         Args:
             name: of the segment's file.
@@ -97,7 +101,7 @@ class SegmentReader(ForkAware):
         segment = self.mapped.get(name)
         if segment is None:
             segment = self._map(name, seq, tag)
-        is_private = framework != "numpy"
+        is_private = framework != "numpy" if self._views is None else self._views == "copy_on_write"
         private = self._map_private(segment, seq, tag) if is_private and not segment.is_slot else None
         try:
             array = segment.view(seq, private)
@@ -114,10 +118,13 @@ class SegmentReader(ForkAware):
             except BaseException:
                 array = None  # else a traceback that is kept would keep the lease
                 raise
-        if not is_private:
+        if is_private and private is None:
+            array = array.copy()
+        if framework == "numpy":
             return array
         assert segment.header is not None
-        return tensors.as_torch(array.copy() if private is None else array, segment.header.dtype)
+        as_torch = tensors.as_torch if is_private else tensors.as_unguarded_torch
+        return as_torch(array, segment.header.dtype)
 
     def _map(self, name: str, seq: int, tag: str) -> _MappedSegment:
         self._forget_some()

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -191,7 +191,7 @@ class LegacyControllerTransfer(ControllerTransfer):
 
     def __init__(self, directory: str, *, budget_nbytes: int | None, views: str | None = None) -> None:
         self._directory = directory
-        self._views = views
+        self._mode: Literal["r", "c"] | None = None if views is None else "r" if views == "readonly" else "c"
         self._budget_nbytes = budget_nbytes
         self._kept: dict[str, int] = {}  # by tag: bytes of its file
         self._placed: dict[str, int | None] = {}  # by tag: the inode that we put in place for the worker
@@ -255,7 +255,7 @@ class LegacyControllerTransfer(ControllerTransfer):
     def receive(self, ref: TensorRef, framework: str) -> Any:
         path = os.path.join(self._directory, ref.segment)
         try:
-            return tsr.load(path, framework=framework)
+            return tsr.load(path, framework=framework, mode=self._mode)
         finally:
             system.unlink(path)  # what is mapped stays as it is
             self._taken.discard(ref.segment)

@@ -272,7 +272,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._tags.announce_all_again()
 
     def _new_reader(self) -> SegmentReader:
-        return SegmentReader(self._directory, verify=self._has_checksum)
+        return SegmentReader(self._directory, verify=self._has_checksum, views=self._views)
 
     @_in_one_piece
     def collect(self) -> None:

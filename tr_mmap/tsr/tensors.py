@@ -178,6 +178,14 @@ class _Unguarded:
         self.__array_interface__ = {**self._bytes.__array_interface__, "data": (address, False)}
 
 
+def as_unguarded_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
+    """A read-only array as a torch tensor, which keeps the array alive: a store into it is SIGSEGV."""
+    if array.size == 0:
+        return as_torch(array, dtype)
+    writable = np.asarray(_Unguarded(array.reshape(-1).view(np.uint8).data))
+    return as_torch(writable.view(array.dtype).reshape(array.shape), dtype)
+
+
 def as_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
     """The same memory as a torch tensor, which keeps the array alive. Without elements, it has memory of its own.
 

@@ -1,0 +1,184 @@
+"""``timeout_ms`` bounds the whole call, and what needs no answer does not wait for another thread's request."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import FOREVER_MS, TOOLS, Gate, wait_until
+
+from tr_mmap import BadMessage, PythonSession, ResponseTimeout, SessionNotStarted, WorkerDied
+
+A = np.arange(4.0)
+LONG_S = FOREVER_MS / 1000 / 2  # no call here takes so long, unless it waits for the other thread's request
+
+WAITING: dict[str, Callable[[PythonSession], Any]] = {
+    "fetch_response": lambda session: session.fetch_response("hello", 50),
+    "fetch_tensor": lambda session: session.fetch_tensor("echo a", 50),
+    "calculate": lambda session: session.calculate("echo", A, timeout_ms=50),
+    "send_request": lambda session: session.send_request("hello", 50),
+    "wait_for_response": lambda session: session.wait_for_response(50),
+    "wait_for_tensor": lambda session: session.wait_for_tensor(50),
+}
+PROMPT: dict[str, Callable[[PythonSession], Any]] = {
+    "stats": PythonSession.stats,
+    "is_alive": PythonSession.is_alive,
+    "is_ready": PythonSession.is_ready,
+    "is_busy": PythonSession.is_busy,
+    "new_response": PythonSession.new_response,
+    "repr": repr,
+    "send_tensor": lambda session: session.send_tensor(A, "b"),
+    "drop_tensor": lambda session: session.drop_tensor("a"),
+    "empty": lambda session: session.empty(3),
+    "read_response": PythonSession.read_response,
+    "wait_until_ready": lambda session: session.wait_until_ready(50),
+    "wait_until_ok": lambda session: session.wait_until_ok(50),
+    "join": lambda session: session.join(50),
+    "please_exit": lambda session: session.please_exit(50, ensure=False),
+}
+
+
+@pytest.fixture(params=["mapped", "files"])
+def busy(request: pytest.FixtureRequest, workspace: Path, gate: Gate) -> Iterator[PythonSession]:
+    """A session whose worker is in the middle of another thread's request."""
+    session = PythonSession(TOOLS, "busy", quiet_mode=True, channel=request.param)
+    session.start()
+    assert session.wait_until_ready(FOREVER_MS)
+    session.send_tensor(A, "a")
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(session.fetch_response, gate.message, FOREVER_MS)
+        gate.wait_for_worker()
+        yield session
+        session.close()
+        assert isinstance(other.exception(LONG_S), (SessionNotStarted, WorkerDied))
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_the_wait_for_another_threads_request_counts(busy: PythonSession, name: str) -> None:
+    began_s = time.monotonic()
+    with pytest.raises(ResponseTimeout):
+        WAITING[name](busy)
+    assert time.monotonic() - began_s < LONG_S
+
+
+@pytest.mark.parametrize("name", PROMPT)
+def test_what_needs_no_answer_does_not_wait_for_another_threads_request(busy: PythonSession, name: str) -> None:
+    began_s = time.monotonic()
+    PROMPT[name](busy)
+    assert time.monotonic() - began_s < LONG_S
+
+
+@pytest.mark.parametrize("end", [PythonSession.close, PythonSession.terminate, lambda s: s.please_exit(50)])
+def test_a_session_ends_in_the_middle_of_another_threads_request(
+    busy: PythonSession, end: Callable[[PythonSession], Any]
+) -> None:
+    began_s = time.monotonic()
+    end(busy)
+    assert time.monotonic() - began_s < LONG_S
+    assert not busy.is_alive()
+
+
+def test_a_request_to_exit_lets_the_request_under_way_be_answered(workspace: Path, gate: Gate) -> None:
+    session = PythonSession(TOOLS, "answered", quiet_mode=True)
+    session.start()
+    assert session.wait_until_ready(FOREVER_MS)
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(session.fetch_response, gate.message, FOREVER_MS)
+        gate.wait_for_worker()
+        exiting = pool.submit(session.please_exit, FOREVER_MS)
+        with pytest.raises((SessionNotStarted, ResponseTimeout)):  # no further request overwrites the one to exit
+            session.fetch_response("hello", 10)
+        gate.let_go("the answer")
+        assert other.result(LONG_S) == "the answer"
+        assert exiting.result(LONG_S)
+
+
+def test_no_timeout_is_no_limit(workspace: Path) -> None:
+    with PythonSession(TOOLS, "none", quiet_mode=True, start_timeout_ms=None) as session:
+        assert session.fetch_response("say a", None) == "a"
+        assert session.calculate("echo", A, timeout_ms=None).tolist() == A.tolist()
+        session.send_request("say b", None)
+        assert session.wait_for_response(None) == "b"
+        session.send_tensor(A, "a")
+        assert session.fetch_tensor("echo a", None).tolist() == A.tolist()
+        assert session.wait_until_ready(None)
+        assert session.wait_until_ok(None)
+        assert session.please_exit(None)
+        assert session.join(None)
+
+
+@pytest.mark.parametrize("wrong", ["5", float("nan"), -1, True, [5], object()])
+def test_a_timeout_is_a_number_of_milliseconds_or_none(mapped: PythonSession, wrong: Any) -> None:
+    for call in (
+        lambda: mapped.fetch_response("hello", wrong),
+        lambda: mapped.calculate("echo", A, timeout_ms=wrong),
+        lambda: mapped.wait_for_tensor(wrong),
+        lambda: mapped.wait_until_ready(wrong),
+        lambda: mapped.please_exit(wrong),
+        lambda: mapped.join(wrong),
+    ):
+        with pytest.raises(BadMessage, match="timeout_ms") as caught:
+            call()
+        assert caught.value.detail == "timeout_ms"
+    assert mapped.fetch_response("hello numpy", np.float32(60_000)) == "Hello Numpy"
+
+
+# -- what a timeout says --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+def test_a_timeout_says_what_the_worker_does(workspace: Path, gate: Gate, channel: str) -> None:
+    with PythonSession(TOOLS, "says", quiet_mode=True, channel=channel) as session:
+        session.send_request(gate.message)
+        gate.wait_for_worker()
+        with pytest.raises(ResponseTimeout) as caught:
+            session.wait_for_response(1)
+        error = caught.value
+        assert (error.command, error.pid, error.is_taken_up) == ("gate", session.pid, True)
+        assert error.state in ("waiting", "running")
+        assert error.last_moved_ms is not None
+        assert error.last_moved_ms < FOREVER_MS
+        assert str(session.pid) in str(error)
+        assert "has taken it up" in str(error)
+        gate.let_go("late")
+        assert session.wait_for_response(FOREVER_MS) == "late"
+
+
+def test_a_stopped_worker_is_said_to_be_stopped(workspace: Path) -> None:
+    with PythonSession(TOOLS, "stopped", quiet_mode=True) as session:
+        assert session.pid is not None
+        os.kill(session.pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: session.stats().worker.activity == "stopped")  # type: ignore[union-attr]
+            with pytest.raises(ResponseTimeout, match="kill -CONT") as caught:
+                session.fetch_response("hello", 20)
+            assert caught.value.state == "stopped"
+            assert caught.value.is_taken_up is False
+        finally:
+            os.kill(session.pid, signal.SIGCONT)
+        assert session.fetch_response("hello again", FOREVER_MS) == "Hello Again"
+
+
+def test_stats_tell_busy_from_hung_and_idle(workspace: Path, gate: Gate) -> None:
+    def activity() -> str:
+        worker = session.stats().worker
+        assert worker is not None
+        return worker.activity
+
+    with PythonSession(TOOLS, "hung", quiet_mode=True) as session:
+        assert activity() == "idle"
+        session.send_request(gate.message)
+        gate.wait_for_worker()
+        wait_until(lambda: activity() == "hung")  # it waits at the gate and does not move
+        gate.let_go("on")
+        assert session.wait_for_response(FOREVER_MS) == "on"
+        wait_until(lambda: activity() == "idle")
+        session.terminate()
+        assert activity() == "ended"

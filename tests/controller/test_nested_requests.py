@@ -1,0 +1,170 @@
+"""Whatever interrupts a request may use the session: the interrupted request and the other each get their answers."""
+
+from __future__ import annotations
+
+import gc
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import FOREVER_MS, TOOLS, Gate
+
+from tr_mmap import PythonSession, SessionBusy, SessionNotStarted, WorkerDied
+
+A = np.arange(9)
+
+
+@contextmanager
+def on_alarm(handle: Callable[[], Any]) -> Iterator[None]:
+    previous = signal.signal(signal.SIGALRM, lambda *_: handle())
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mapped": {},
+    "signed": {"auth": True},
+    "files": {"channel": "files"},
+    "checksum": {"checksum": True},
+}
+INNER: dict[str, Callable[[PythonSession], Any]] = {
+    "text": lambda session: session.fetch_response("say inner", FOREVER_MS),
+    "tensor": lambda session: session.calculate("echo", A, timeout_ms=FOREVER_MS).tolist(),
+    "steps": lambda session: (session.send_request("say steps"), session.wait_for_response(FOREVER_MS))[1],
+}
+WANTED = {"text": "inner", "tensor": A.tolist(), "steps": "steps"}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("inner", INNER)
+def test_a_signal_handler_may_make_requests_while_another_is_under_way(
+    workspace: Path, gate: Gate, options: str, inner: str
+) -> None:
+    inside: list[Any] = []
+    with PythonSession(TOOLS, "nested", quiet_mode=True, **OPTIONS[options]) as session:
+        session.calculate("echo", A)
+
+        def handle() -> None:
+            gate.let_go("outer")
+            inside.append(INNER[inner](session))
+
+        with on_alarm(handle):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            assert session.fetch_response(gate.message, FOREVER_MS) == "outer"
+        assert inside == [WANTED[inner]]
+        assert session.fetch_response("say next") == "next"
+        assert not session.new_response()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_an_answer_that_any_thread_may_take_survives_a_handlers_request(
+    workspace: Path, gate: Gate, options: str
+) -> None:
+    with PythonSession(TOOLS, "nested", quiet_mode=True, **OPTIONS[options]) as session:
+
+        def handle() -> None:
+            gate.let_go("outer")
+            assert session.fetch_response("say inner", FOREVER_MS) == "inner"
+
+        with on_alarm(handle):
+            session.send_request(gate.message)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            assert session.wait_for_response(FOREVER_MS) == "outer"
+        assert not session.new_response()
+
+
+@pytest.mark.parametrize("options", ["mapped", "signed", "files"])
+def test_a_handler_that_comes_at_any_moment_loses_no_answer(workspace: Path, options: str) -> None:
+    chance = random.Random(5)
+    inside = 0
+
+    def handle() -> None:
+        nonlocal inside
+        inside += 1
+        if inside % 2:
+            assert session.fetch_response(f"say {inside}", FOREVER_MS) == str(inside)
+        else:
+            x = np.full(7, inside)
+            session.send_tensor(x, "t")
+            assert session.fetch_tensor("echo t", FOREVER_MS).tolist() == x.tolist()
+
+    def ask(number: int) -> None:
+        kind = number % 4
+        if kind == 0:
+            assert session.fetch_response(f"say outer{number}", FOREVER_MS) == f"outer{number}"
+        elif kind == 1:
+            x = np.full(chance.choice([3, 50_000]), number)
+            assert np.array_equal(session.calculate("echo", x, timeout_ms=FOREVER_MS), x)
+        elif kind == 2:
+            session.send_tensor(np.full(4, number), "u")
+            assert session.fetch_tensor("echo u", FOREVER_MS)[0] == number
+        else:
+            session.send_request(f"say sent{number}", FOREVER_MS)
+            assert session.wait_for_response(FOREVER_MS) == f"sent{number}"
+
+    count = 60 if options == "files" else 400
+    with PythonSession(TOOLS, "nested", quiet_mode=True, **OPTIONS[options]) as session, on_alarm(handle):
+        for number in range(count):
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, chance.choice([2e-4, 1e-3])))
+            ask(number)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert inside > count // 4
+        assert not session.new_response()
+
+
+def test_a_destructor_may_use_the_session_of_the_code_that_it_interrupts(workspace: Path) -> None:
+    outcomes: list[str] = []
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            try:
+                outcomes.append(session.fetch_response("say inner", FOREVER_MS))
+            except SessionBusy:
+                outcomes.append("refused")
+
+    previous = gc.get_threshold()
+    with PythonSession(TOOLS, "destructor", quiet_mode=True) as session:
+        try:
+            gc.set_threshold(20)
+            for number in range(200):
+                Cycle()
+                x = np.full(5, number)
+                assert session.calculate("echo", x).tolist() == x.tolist()
+        finally:
+            gc.set_threshold(*previous)
+        gc.collect()
+        assert len(outcomes) == 200
+        assert outcomes.count("inner") > 0
+        assert session.fetch_response("say next") == "next"
+
+
+@pytest.mark.parametrize("end", [PythonSession.close, PythonSession.terminate, PythonSession.please_exit])
+def test_a_handler_may_end_the_session(workspace: Path, gate: Gate, end: Callable[[PythonSession], Any]) -> None:
+    session = PythonSession(TOOLS, "ended", quiet_mode=True)
+    session.start()
+    assert session.wait_until_ready(FOREVER_MS)
+
+    def handle() -> None:
+        if end is PythonSession.please_exit:
+            gate.let_go("outer")
+        end(session)
+
+    with on_alarm(handle):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            assert session.fetch_response(gate.message, FOREVER_MS) == "outer"
+        except (SessionNotStarted, WorkerDied):
+            pass
+    assert not session.is_alive()
+    session.close()

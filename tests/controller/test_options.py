@@ -1,0 +1,192 @@
+"""Options are checked when they are given, and resolved then, once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import FOREVER_MS, TOOLS, Gate, script
+
+import tr_mmap
+from tr_mmap import BadMessage, PythonSession, SessionInUse
+
+SHOW = """\
+import json, os, sys
+from tr_mmap import Server
+server = Server()
+@server.command("show")
+def show():
+    return json.dumps([sys.argv[2:], os.getcwd(), os.environ.get("GIVEN"), os.environ.get("TAKEN")])
+server.run(sys.argv[1])
+"""
+
+WRONG: list[tuple[str, Any]] = [
+    ("framework", "jax"),
+    ("framework", None),
+    ("channel", "pipe"),
+    ("at_budget", "wait"),
+    ("budget_nbytes", "1"),
+    ("budget_nbytes", -1),
+    ("budget_nbytes", 1.5),
+    ("budget_nbytes", True),
+    ("spin_us", "1"),
+    ("spin_us", -1),
+    ("spin_us", 1001),
+    ("spin_us", float("nan")),
+    ("auth", 1),
+    ("checksum", "yes"),
+    ("views", "writable"),
+    ("replace", None),
+    ("start_timeout_ms", "5"),
+    ("start_timeout_ms", -5),
+    ("args", "one text"),
+    ("args", [1]),
+    ("args", ["zero\0byte"]),
+    ("env", ["A=1"]),
+    ("env", {"A=B": "1"}),
+    ("env", {"A": 1}),
+    ("cwd", "/nowhere/at/all"),
+    ("cwd", 5),
+    ("python", ""),
+    ("script_path", ""),
+    ("script_path", 5),
+    ("script_path", "zero\0byte"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{name}-{value!r:.20}" for name, value in WRONG])
+def test_a_wrong_option_is_refused_by_name_when_it_is_given(name: str, value: Any) -> None:
+    with pytest.raises(BadMessage, match=name) as caught:
+        PythonSession(**{name: value})
+    assert caught.value.detail == name
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_are_options_too(workspace: Path) -> None:
+    options: dict[str, Any] = {"budget_nbytes": np.int64(1 << 20), "spin_us": np.float32(1.5)}
+    with PythonSession(quiet_mode=True, **options) as session:
+        assert session.fetch_response("hello you") == "Hello You"
+
+
+def test_the_worker_gets_arguments_variables_and_a_directory(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAKEN", "away")
+    options: dict[str, Any] = {"args": ["--fast", "two words"], "env": {"GIVEN": "1", "TAKEN": None}, "cwd": tmp_path}
+    with PythonSession(Path(script(tmp_path, SHOW)), "given", quiet_mode=True, **options) as session:
+        shown = session.fetch_response("show")
+    assert shown == f'[["--fast", "two words"], "{tmp_path.resolve()}", "1", null]'
+
+
+def test_relative_paths_are_resolved_when_they_are_given(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(tmp_path, "from tr_mmap import Server\nServer().run()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TR_WORKSPACE", os.path.relpath(workspace))
+    session = PythonSession("worker.py", "moved", quiet_mode=True)
+    monkeypatch.chdir("/")
+    for _ in range(2):
+        session.start()
+        assert session.wait_until_ready(FOREVER_MS)
+        assert session.session_dir().startswith(str(workspace))
+        session.terminate()
+    session.close()
+
+
+# -- sessions in the way --------------------------------------------------------------------------------------------
+
+
+def test_with_over_a_session_that_runs_is_an_error_and_does_not_harm_it(workspace: Path) -> None:
+    session = PythonSession(TOOLS, "runs", quiet_mode=True)
+    session.start()
+    assert session.wait_until_ready(FOREVER_MS)
+    session.send_tensor(np.ones(3), "a")
+    with pytest.raises(SessionInUse, match="started already"), session:
+        pytest.fail("the block is not entered")
+    with pytest.raises(SessionInUse):
+        session.start()
+    assert session.fetch_tensor("echo a").tolist() == [1, 1, 1]
+    session.close()
+
+
+def test_a_session_of_this_process_in_the_way_is_said_so_and_can_be_replaced(workspace: Path, gate: Gate) -> None:
+    first = PythonSession(TOOLS, "cell", quiet_mode=True)
+    first.start()
+    assert first.wait_until_ready(FOREVER_MS)
+    first.send_request(gate.message)  # it is even busy
+    with pytest.raises(SessionInUse, match="this very process.*replace=True") as caught:
+        PythonSession(TOOLS, "cell", quiet_mode=True).start()
+    assert caught.value.pid == os.getpid()
+    with PythonSession(TOOLS, "cell", quiet_mode=True, replace=True) as second:
+        assert second.fetch_response("hello again") == "Hello Again"
+        assert not first.is_alive()
+        first.close()  # does not touch the one that took its place
+        assert second.fetch_response("hello still") == "Hello Still"
+
+
+def test_replace_takes_no_session_of_another_process(workspace: Path) -> None:
+    program = (
+        "import sys, tr_mmap\ns = tr_mmap.PythonSession(session_id='theirs', quiet_mode=True)\ns.start()\nprint()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-uc", program + "sys.stdin.read()\ns.close()\n"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdout is not None
+    other.stdout.readline()
+    with pytest.raises(SessionInUse) as caught:
+        PythonSession(session_id="theirs", replace=True).start()
+    assert caught.value.pid == other.pid
+    other.communicate()
+
+
+# -- what a session says of itself ----------------------------------------------------------------------------------
+
+
+def test_a_session_shows_its_name_its_worker_and_what_that_does(workspace: Path) -> None:
+    session = PythonSession(TOOLS, "shown", quiet_mode=True)
+    assert repr(session) == f"<PythonSession 'shown': {TOOLS}, not started>"
+    assert session.pid is None
+    with session:
+        assert repr(session) == f"<PythonSession 'shown': {TOOLS}, pid {session.pid}, idle>"
+        assert session.fetch_response("pid") == str(session.pid)
+
+
+def test_starts_are_logged(workspace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "tr_mmap"), PythonSession(TOOLS, "logged", quiet_mode=True) as session:
+        assert f"process {session.pid}" in caplog.text
+
+
+@pytest.mark.parametrize("views", [None, "readonly", "copy_on_write"])
+@pytest.mark.parametrize("count", [4, 100_000])
+def test_received_arrays_are_of_the_kind_that_was_asked_for(workspace: Path, views: Any, count: int) -> None:
+    x = np.arange(count)
+    with PythonSession(TOOLS, "views", quiet_mode=True, views=views) as session:
+        first, second = session.calculate("echo", x), session.calculate("echo", x)
+        assert first.flags.writeable == (views == "copy_on_write")
+        if first.flags.writeable:
+            first += 1
+        assert np.array_equal(second, x)
+        assert np.array_equal(session.calculate("echo", x), x)
+
+
+def test_a_torch_view_may_be_read_only_and_keeps_its_lease(workspace: Path) -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.arange(100_000)
+    with PythonSession(TOOLS, "views", True, framework="torch", views="readonly") as session:
+        kept = [session.calculate("echo", x + number) for number in range(20)]
+        assert all(torch.equal(each, x + number) for number, each in enumerate(kept))
+
+
+def test_what_programs_name_is_exported() -> None:
+    for name in ("SessionStats", "WorkerState", "PoolStats", "SweepReport"):
+        assert getattr(tr_mmap, name).__name__ == name
+    assert isinstance(tr_mmap.native.IS_COMPILED, bool)
