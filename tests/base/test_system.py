@@ -18,12 +18,14 @@ from tr_mmap.base.system import files
 from tr_mmap.sessions.workspace import Workspace
 
 PACKAGE = Path(tr_mmap.__file__).parent
-# They fail for nobody's lack of anything; what os.path finds out it says with False.
-HARMLESS = {"access", "stat_result", "fdopen", "fsencode", "geteuid", "getpid", "lseek", "strerror"}
+# They fail for nobody's lack of anything; what os.path finds out it says with False. (read: of inotify's events.)
+HARMLESS = {"access", "stat_result", "fdopen", "fsencode", "geteuid", "getpid", "lseek", "read", "strerror"}
 ELSEWHERE = {
     *{("identity.py", "close"), ("watch.py", "close")},  # descriptors of processes, which are not files
     *{("background.py", "close"), ("background.py", "pipe"), ("background.py", "write")},  # what wakes a thread
-    *{("doorbell.py", "lstat"), ("reader.py", "fstat"), ("log.py", "fstat")},  # mere looks
+    *{("doorbell.py", "lstat"), ("reader.py", "fstat"), ("log.py", "fstat"), ("by_hand.py", "lstat")},  # mere looks
+    # A mirror that cannot be written is no error of anybody's: it stays as it is. (The extension does the same in C.)
+    *{("mirror.py", name) for name in ("close", "fstat", "ftruncate", "lstat", "open", "pread", "pwrite", "unlink")},
 }
 
 

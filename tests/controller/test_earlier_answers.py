@@ -66,10 +66,7 @@ def test_an_answer_that_cannot_be_received_for_want_of_descriptors_is_not_lost(w
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
             with pytest.raises(SystemLimit) as caught:
-                if ask == "take":
-                    session.wait_for_tensor(FOREVER_MS)
-                else:
-                    session.send_request("say a")
+                session.wait_for_tensor(FOREVER_MS) if ask == "take" else session.send_request("say a")
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert caught.value.limit == "RLIMIT_NOFILE"

@@ -121,7 +121,7 @@ def test_a_session_of_this_process_in_the_way_is_said_so_and_can_be_replaced(wor
     first.start()
     assert first.wait_until_ready(FOREVER_MS)
     first.send_request(gate.message)  # it is even busy
-    with pytest.raises(SessionInUse, match="this very process.*replace=True") as caught:
+    with pytest.raises(SessionInUse, match=r"this very process.*replace=True") as caught:
         PythonSession(TOOLS, "cell", quiet_mode=True).start()
     assert caught.value.pid == os.getpid()
     with PythonSession(TOOLS, "cell", quiet_mode=True, replace=True) as second:

@@ -54,6 +54,7 @@ class AuthenticatedChannel(Channel):
     def __init__(self, inner: Channel, role: Role, secret: bytes, counter: RejectionCounter) -> None:
         self._inner = inner
         self._counter = counter
+        self._is_ordered = False
         self._signer = Signer(secret, role.value)
         self._verifier = Verifier(secret, role.peer.value)
         self._sending = threading.RLock()  # reentrant, because a signal handler may send too
@@ -73,7 +74,7 @@ class AuthenticatedChannel(Channel):
                 )
         try:
             number = self._signer.sign(message)
-            if self._signer.is_overtaken(number):
+            if self._is_ordered and self._signer.is_overtaken(number):
                 raise Overtaken
             self._inner.send(message, deadline_s, stop)
             self._signer.sent(number)
@@ -142,6 +143,10 @@ class AuthenticatedChannel(Channel):
         self, until: Callable[[StatusLine], bool], timeout_ms: float, stop: Callable[[], bool]
     ) -> StatusLine | None:
         return self._inner.wait_status(until, timeout_ms, stop)
+
+    def keep_order(self) -> None:
+        self._is_ordered = True
+        self._inner.keep_order()
 
     def is_sent(self, seq: int) -> bool:
         return self._inner.is_sent(seq)

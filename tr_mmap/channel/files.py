@@ -71,6 +71,7 @@ class FileChannel(Channel):
         self._in = os.path.join(directory, f"{role.peer.value}.json")
         self._status = os.path.join(directory, STATUS_FILE)
         self._rate = PollRate()
+        self._is_ordered = False
         self._sent_seq = 0  # the number of the last message that was put in place
         self._last: bytes | None = None  # the last message that was taken
         self._held: bytes | None = None  # one that is to be taken again
@@ -144,12 +145,15 @@ class FileChannel(Channel):
             if os.path.lexists(self._out):
                 return False
             ahead = (self._sent_seq - message.seq) % MAX_MESSAGE_SEQ if self._sent_seq else 0
-            if isinstance(message, Request) and 0 < ahead < MAX_MESSAGE_SEQ // 2:
+            if self._is_ordered and 0 < ahead < MAX_MESSAGE_SEQ // 2:
                 raise Overtaken
             self._note_sent(message)
             self._put(self._out, data)
             self._sent_seq = message.seq
             return True
+
+    def keep_order(self) -> None:
+        self._is_ordered = True
 
     def is_sent(self, seq: int) -> bool:
         return self._sent_seq == seq

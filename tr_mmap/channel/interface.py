@@ -89,6 +89,9 @@ class Channel(ABC):
         """Whether the message of that number is the last one that this side has sent, as far as can be told."""
         return False
 
+    def keep_order(self) -> None:  # noqa: B027 - a wrapper asks the channel in it
+        """From now on, :meth:`send` raises Overtaken for a message whose number is below that of the last one sent."""
+
     def set_spin(self, us: float) -> None:  # noqa: B027 - a channel that polls never sleeps until it is rung
         """Poll for a message for up to so many microseconds before each sleep."""
 

@@ -101,7 +101,6 @@ class MappedChannel(Channel):
         self.touch = self._heartbeat.touch  # type: ignore[method-assign]  # as fast as it can be
         self._doorbells = doorbells
         request_doorbell, response_doorbell = doorbells
-        request.is_ordered = role is Role.CONTROLLER
         if role is Role.CONTROLLER:
             self._out, self._in = request, response
             self._peer_doorbell, self._own_doorbell = request_doorbell, response_doorbell
@@ -215,6 +214,9 @@ class MappedChannel(Channel):
     def is_sent(self, seq: int) -> bool:
         number = self._out_page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS].tobytes()
         return number == b"%*d" % (NUMBER_DIGITS, seq)
+
+    def keep_order(self) -> None:
+        self._out.is_ordered = True
 
     def set_spin(self, us: float) -> None:
         self._in.set_spin(us)

@@ -149,6 +149,7 @@ class SessionResources(ForkAware):
         bare = kind.create(self.directory, manifest.doorbells)
         bare.set_spin(options.spin_us)
         channel = protect(bare, Role.CONTROLLER, secret, self.rejections)
+        channel.keep_order()
         process: WorkerProcess | None = None
         try:
             process = launch(
