@@ -15,6 +15,7 @@ from other_process import Peer, in_forked_child
 from support import BOUND_S, count_fds, forks
 
 from tr_mmap.base import background
+from tr_mmap.base.background import Background
 from tr_mmap.processes import watch
 from tr_mmap.processes.identity import Identity
 from tr_mmap.processes.watch import PeerWatch
@@ -183,33 +184,22 @@ def threads() -> list[str]:
 
 
 @on_linux
-def test_at_a_fork_there_is_no_thread_of_a_watch_and_after_it_there_is_again(peer: Peer, way: str) -> None:
+def test_at_a_fork_there_is_no_thread_of_a_watch_and_after_it_there_is_again(
+    peer: Peer, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = len(threads())
     died = threading.Event()
     watches = [PeerWatch(peer.identity, died.set) for _ in range(3)]
     counted: list[int] = []
-    real, background._paused = background._paused, Noted(counted)
-    try:
-        assert in_forked_child(lambda: None) == 0
-    finally:
-        background._paused = real
-    assert counted == [before]
+    real = Background.resume
+    monkeypatch.setattr(Background, "resume", lambda self: (counted.append(len(threads())), real(self))[1])
+    assert in_forked_child(lambda: None) == 0
+    assert counted[0] == before
     assert all(watch._background.is_running() for watch in watches)
     peer.kill()
     assert died.wait(BOUND_S)
     for each in watches:
         each.stop()
-
-
-class Noted(dict):  # type: ignore[type-arg]
-    """The forks under way; counts the threads when one is over."""
-
-    def __init__(self, counted: list[int]) -> None:
-        self.counted = counted
-
-    def pop(self, *arguments: object) -> object:
-        self.counted.append(len(threads()))
-        return super().pop(*arguments)
 
 
 def test_a_death_during_a_fork_is_told_after_it(peer: Peer, way: str) -> None:
@@ -237,12 +227,15 @@ def test_a_watch_that_is_stopped_during_a_fork_stays_stopped(peer: Peer, way: st
     assert count_fds() == before
 
 
-def test_of_two_forks_at_once_the_last_brings_the_thread_back(peer: Peer) -> None:
+def test_of_two_threads_that_fork_at_once_the_last_brings_the_watch_back(peer: Peer) -> None:
     watch = PeerWatch(peer.identity, lambda: None)
     watch._background.pause()
-    watch._background.pause()
+    other = threading.Thread(target=watch._background.pause)
+    other.start()
+    other.join()
     watch._background.resume()
     assert not watch._background.is_running()
+    watch._background._forking.clear()  # what the other thread's resume does
     watch._background.resume()
     assert watch._background.is_running()
     watch.stop()
