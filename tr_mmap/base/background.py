@@ -279,8 +279,8 @@ class Background:
         # No call from here to that of the start: so there are never two threads, nor one that is noted and not begun.
         if self._thread is not None or self._is_stopped or self._is_done or self._forking:
             return
-        self._thread = thread
         try:
+            self._thread = thread
             _start_new_thread(thread.run, ())
         except BaseException:
             # The system has no thread left; or it has begun one, and then a signal handler raised.
