@@ -297,10 +297,10 @@ def test_where_no_thread_can_be_had_the_watch_looks_when_it_is_asked(
     watch.stop()
 
 
-def test_a_death_is_seen_although_no_descriptor_was_left_while_the_watch_looked(peer: Peer) -> None:
+def test_a_death_is_told_although_no_descriptor_was_left_while_the_watch_looked(peer: Peer) -> None:
     """In a process of its own, for the limit is the process's."""
     done = run_python("-c", NO_DESCRIPTOR, str(peer.identity.pid))
-    assert done.stdout.split() == ["True", "False", "dead"], done.stderr
+    assert done.stdout.split() == ["True", "False", "SystemLimit", "dead"], done.stderr
 
 
 NO_DESCRIPTOR = """
@@ -324,6 +324,10 @@ before = len(looks)
 while len(looks) < before + 3 and watching._background.is_running():
     pass
 print(peer.is_alive(), watching.is_dead)
+try:
+    Identity.of(os.getpid())
+except OSError as error:
+    print(type(error).__name__)
 for fd in taken:
     os.close(fd)
 os.kill(peer.pid, 9)
