@@ -65,6 +65,7 @@ from .memory import (
     map_write,
 )
 from .notify import ENTRIES, WRITES, add_watch, open_watches, read_watches, remove_watch
+from .own_file import OwnFile
 from .refusals import free_nbytes
 
 __all__ = [
@@ -100,6 +101,7 @@ __all__ = [
     "list_dir",
     "make_dir",
     "make_pipe",
+    "OwnFile",
     "keep",
     "map_again",
     "map_private",

@@ -273,7 +273,7 @@ def peek(path: str, limit_nbytes: int) -> bytes:
         path: of the file; a symlink is refused (ELOOP), and a FIFO gives nothing.
         limit_nbytes: most bytes to read.
     """
-    fd = os.open(path, os.O_RDONLY | _ALWAYS | os.O_NONBLOCK)
+    fd = _open(path, os.O_RDONLY | _ALWAYS | os.O_NONBLOCK)
     try:
         return os.read(fd, limit_nbytes)
     finally:

@@ -26,6 +26,8 @@ def check_descriptors(error: OSError, what: str) -> None:
         error: of the call.
         what: what was to be opened, for the message.
     """
+    if isinstance(error, SystemLimit):
+        return
     if error.errno == errno.EMFILE:
         limit = "RLIMIT_NOFILE"
         advice = f"this process may have {_soft(limit)}; close files, or raise the limit ({limit}, ulimit -n)"
