@@ -378,8 +378,8 @@ class TechRenaissanceServer(ForkAware):
         has_replied = reply.result is not None or bool(transfer.results)
         try:
             is_unknown = failure is None and not (has_replied if is_known is None else is_known)
-        except Exception as error:  # main_logic returned an array, say, which is neither true nor false
-            is_unknown, failure = False, failure_of(error)
+        except BaseException as error:  # main_logic returned an array, say, which is neither true nor false
+            is_unknown, failure = False, self._failure_of(error, reply)
         if is_unknown:
             failure = Failure(FailureKind.UNKNOWN_COMMAND, "UnknownCommand", self.describe_unknown(request.command))
         command = reply.command or request.command
