@@ -1,4 +1,4 @@
-"""A worker's log, whatever a handler does to descriptors and prints from how many threads; and answers without truth."""
+"""A worker's log, whatever a handler does to descriptors and threads; messages and answers without text or truth."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ heartbeat.
 and ``json.load`` work on them. A side that has waited for ``MIRROR_DELAY_S`` writes what the mirrors lack. So a burst
 of requests writes none but ``status.txt``, which says ``busy`` from the second request on; after the burst the mirrors
 are right. That a worker is busy with a single request is shown by the controller, when it has waited, or at once if it
-does not wait: so nothing delays the handler. No process maps a mirror: to truncate a mapped file is SIGBUS for all that map it. ``by_hand.py`` notices what somebody writes into
-a mirror.
+does not wait: so nothing delays the handler. No process maps a mirror: to truncate a mapped file is SIGBUS for all that
+map it. ``by_hand.py`` notices what somebody writes into a mirror.
 """
 
 from __future__ import annotations
