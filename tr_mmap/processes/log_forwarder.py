@@ -30,7 +30,7 @@ class LogForwarder:
         # Positions count all output that there ever was, with what the worker has dropped since.
         self._position = 0
         if not from_start:
-            dropped, head_nbytes = log_head(self._fd)
+            dropped, head_nbytes, _ = log_head(self._fd)
             self._position = dropped + system.file_nbytes(self._fd) - head_nbytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._pending = ""  # read, and not written yet
@@ -86,7 +86,9 @@ class LogForwarder:
     def _read(self) -> bytes:
         """The output that comes next, or a remark that some is gone; b"" if there is no more."""
         while True:
-            dropped, head_nbytes = head = log_head(self._fd)
+            dropped, head_nbytes, is_in_cut = head = log_head(self._fd)
+            if is_in_cut:
+                return b""  # the next look finds the cut done
             position = max(self._position, dropped)
             data = system.read_all(self._fd, LOG_TAIL_NBYTES, position - dropped + head_nbytes)
             if log_head(self._fd) != head:
