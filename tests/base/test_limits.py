@@ -212,8 +212,8 @@ from tr_mmap import SystemLimit
 from tr_mmap.base import system
 fd = system.create_file(sys.argv[1])
 system.set_size(fd, 1 << 30)
-resource.setrlimit(resource.RLIMIT_AS, (64 << 20, -1))
-resource.setrlimit(resource.RLIMIT_NOFILE, (3, -1))
+resource.setrlimit(resource.RLIMIT_AS, (64 << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 try:
     system.map_read(fd, 1 << 30)
 except SystemLimit as error:
@@ -222,7 +222,6 @@ try:
     system.check_limit(OSError(12, "Cannot allocate memory"), "x cannot be mapped")
 except SystemLimit as error:
     print(first.limit, error.limit, "cannot be read now" in str(first))
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, -1))
 """
 
 
