@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from ..base import system
 from ..base.fork_safety import ForkAware
 from ..base.identifiers import is_segment_name
+from ..base.system import check_limit
 from ..errors import BadMessage, Fault, HostilePath, StaleTensor, SystemLimit, TSRFormatError
 from ..native import ReaderSegment, drain
 from ..tsr import header as tsr_header
@@ -22,7 +23,6 @@ from ..tsr import tensors
 from ..tsr.header import Header
 from ..wire.header import LAYOUT_WORD, LEASE_PINNED, LEASE_WORD, MAX_HEADER_NBYTES, SEQ_RETIRED, SEQ_WORD
 from ..wire.segments import HEAD_NBYTES, LOOKS_PER_TAKE, MAX_UNVIEWED
-from .limits import check_limit
 from .slabs import Place, place_of, slab_nbytes
 
 __all__ = ["SegmentReader"]
