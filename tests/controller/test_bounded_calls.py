@@ -68,6 +68,16 @@ def test_the_wait_for_another_threads_request_counts(busy: PythonSession, name: 
     assert time.monotonic() - began_s < LONG_S
 
 
+@pytest.mark.parametrize("name", WAITING)
+def test_a_timeout_says_what_its_own_caller_asked_for(busy: PythonSession, name: str) -> None:
+    with pytest.raises(ResponseTimeout, match=r"within 50 ms.*another request") as caught:
+        WAITING[name](busy)
+    commands = {"fetch_response": "hello", "fetch_tensor": "echo", "calculate": "echo", "send_request": "hello"}
+    assert caught.value.timeout_ms == 50
+    assert caught.value.command == commands.get(name, "")
+    assert caught.value.is_taken_up is False
+
+
 @pytest.mark.parametrize("name", PROMPT)
 def test_what_needs_no_answer_does_not_wait_for_another_threads_request(busy: PythonSession, name: str) -> None:
     began_s = time.monotonic()
