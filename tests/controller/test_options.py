@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from support import FOREVER_MS, TOOLS, Gate, run_python, script
 
@@ -170,7 +169,9 @@ def test_the_interpreter_that_a_variable_names_is_resolved_when_the_session_is_m
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "mine").symlink_to(sys.executable)
+    mine, used = tmp_path / "bin" / "mine", tmp_path / "used"
+    mine.write_text(f'#!/bin/sh\necho "$0" >> {used}\nexec {sys.executable} "$@"\n')
+    mine.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TR_PYTHON", "bin/mine")
     sessions = [
@@ -181,7 +182,7 @@ def test_the_interpreter_that_a_variable_names_is_resolved_when_the_session_is_m
     for session in sessions:
         with session:
             assert session.fetch_response("hello you") == "Hello You"
-            assert psutil.Process(session.pid).cmdline()[0] == str(tmp_path / "bin" / "mine")
+    assert used.read_text().split() == [str(mine)] * 2
 
 
 # -- sessions in the way --------------------------------------------------------------------------------------------

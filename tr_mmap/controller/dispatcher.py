@@ -213,8 +213,8 @@ class Dispatcher(Nesting):
     def request_exit(self, timeout_s: float) -> bool:
         """Send the request to exit, and return whether the worker ended in time.
 
-        A request under way gets its response first. If that does not come in time, the status asks the worker to exit,
-        so that no message takes the place of a request that the worker has not taken.
+        A request under way gets its response first. If that does not come in time, the request to exit still does not
+        take the place of one that the worker has not taken.
         """
         worker = self.worker()
         if not worker.process.is_alive() or worker.is_over():
@@ -228,14 +228,14 @@ class Dispatcher(Nesting):
                     deadline_s, timeout_s, EXIT_COMMAND, self._send_exit, worker, deadline_s, timeout_s
                 )
             except (ResponseTimeout, SessionBusy):
-                stands = self._show_exit(worker)
+                stands = self._exit_anyway(worker, deadline_s)
             while True:
                 remaining_s = max(0.0, deadline_s - time.monotonic())
                 has_ended = worker.process.wait(remaining_s if stands else min(remaining_s, _REPEAT_EXIT_S))
                 if has_ended or time.monotonic() >= deadline_s:
                     return has_ended
                 if not stands:
-                    self._show_exit(worker)
+                    stands = self._exit_anyway(worker, deadline_s)
         finally:
             self._is_exiting = has_ended
 
@@ -245,13 +245,22 @@ class Dispatcher(Nesting):
             self._settle(deadline_s, timeout_s)
         except SystemLimit:
             pass  # the response is there, so the worker has taken the request
+        return self._store_exit(worker, deadline_s)
+
+    def _store_exit(self, worker: WorkerHandle, deadline_s: float) -> bool:
         self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
         request = Request(seq=seq, command=EXIT_COMMAND, timestamp=now_ms())
-        return worker.channel.request_exit(request, deadline_s, worker.is_over)
+        try:
+            return worker.channel.request_exit(request, deadline_s, worker.is_over)
+        except (Overtaken, ResponseTimeout):
+            return False
 
-    def _show_exit(self, worker: WorkerHandle) -> bool:
-        """Ask the worker by its status, which it may overwrite, to exit. Returns False: this must be repeated."""
-        if not worker.channel.read_status().status.is_ending:
+    def _exit_anyway(self, worker: WorkerHandle, deadline_s: float) -> bool:
+        """Ask the worker to exit while a request is under way. Returns False if this must be repeated."""
+        status = worker.channel.read_status().status
+        if status is Status.BUSY:  # the worker has taken that request, so this one does not take its place
+            return self._store_exit(worker, deadline_s)
+        if not status.is_ending and not self.resources.options.auth:  # with auth the worker believes no status
             worker.channel.write_status(Status.EXIT)
         worker.channel.ring()
         return False
