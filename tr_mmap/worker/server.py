@@ -22,6 +22,7 @@ from ..protocol.commands import split_words
 from ..protocol.messages import Failure, FailureKind, Request, Response, decode_request
 from ..protocol.status import TRANSITIONS, Status, parse_status
 from ..transfer.interface import WorkerTransfer
+from ..tsr.framework_names import check_framework_name
 from ..wire.messages import EXIT_COMMAND
 from ..wire.waits import ORPHAN_GRACE_S
 from .attach import Attachment, attach
@@ -48,10 +49,14 @@ class TechRenaissanceServer(ForkAware):
     Args:
         debug: whether :meth:`debug_message` prints.
         framework: of the tensors from :meth:`get_tensors` and :meth:`empty`, ``"torch"`` or ``"numpy"``.
+
+    Raises:
+        BadMessage: no such framework.
     """
 
     def __init__(self, debug: bool = False, framework: str = "torch") -> None:
         super().__init__()
+        check_framework_name(framework)
         self.debug = debug
         self.framework = framework
         self.session_dir = ""
