@@ -195,6 +195,7 @@ class Dispatcher(Nesting):
                     if fast_path.send(seq, message, tensors):
                         request = Request(seq, command, parameters)
                         break
+                    transfer.has_request_in_flight = False
                 request = transfer.prepare(seq, command, parameters, tensors, deadline_s)
                 if self._seq == seq:
                     worker.channel.send(request, deadline_s, worker.is_over)

@@ -352,9 +352,9 @@ class SegmentStore(FreeLists, ForkAware):
 
     def reader_died(self) -> None:
         """Never fill again a segment that a dead reader held, because a forked child of the reader may have a view."""
-        for segment in list(self._segments.values()):
-            if segment.words[LEASE_WORD] != LEASE_FREE:
-                self._taint(segment)
+        for each in list(self._segments.values()):
+            if each.words[LEASE_WORD] != LEASE_FREE:
+                self._taint(each)
         self._sort_viewed()
         for key, free in list(self.free.items()):
             while (segment := _pop_oldest(self._awaiting[key])) is not None:
