@@ -204,7 +204,9 @@ class MappedChannel(Channel):
         self.ring()
         if self._role is Role.WORKER:
             self.touch()
+            self._response_mirror.update()
         else:
+            self._request_mirror.update()
             self._status_mirror.foretell_busy()
             if self._is_answered():
                 # The worker may have written its mirror before ours. If it answers later, it also writes later.
