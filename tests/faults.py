@@ -22,7 +22,7 @@ import pytest
 from support import count_fds
 
 from tr_mmap import OutOfSpace, TRException
-from tr_mmap.base.system import dirents, files, memory, refusals
+from tr_mmap.base.system import dirents, files, memory, own_file, refusals
 
 OLD, NEW = np.arange(1000.0), np.arange(2000.0)[::-1]
 LARGE = np.arange(100_000.0)  # beyond 256 KiB a new segment is filled in another way
@@ -63,7 +63,7 @@ class Faults:
         self.fired: list[str] = []
         self.has_fired = False  # since each_plan's last attempt began
         self._proc_fds: set[int] = set()
-        for module in (files, dirents, refusals):
+        for module in (files, dirents, own_file, refusals):
             calls = {name: self._os_call(name) for name in OS_CALLS}
             monkeypatch.setattr(module, "os", _Substitute(os, calls))
         for module in (files, memory, dirents):

@@ -203,3 +203,28 @@ def test_a_mapping_that_fails_for_another_reason_is_told_as_it_is(tmp_path: Path
     with pytest.raises(OSError, match="mmap of 4096 bytes: Bad file descriptor") as caught:
         system.map_read(fd, 4096)
     assert not isinstance(caught.value, SystemLimit)
+
+
+UNREADABLE = """
+import resource, sys
+import numpy as np
+from tr_mmap import SystemLimit
+from tr_mmap.base import system
+fd = system.create_file(sys.argv[1])
+system.set_size(fd, 1 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (64 << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+try:
+    system.map_read(fd, 1 << 30)
+except SystemLimit as error:
+    first = error
+try:
+    system.check_limit(OSError(12, "Cannot allocate memory"), "x cannot be mapped")
+except SystemLimit as error:
+    print(first.limit, error.limit, "cannot be read now" in str(first))
+"""
+
+
+def test_a_limit_that_cannot_be_found_out_is_not_called_by_the_name_of_another(tmp_path: Path) -> None:
+    """To read ``/proc`` takes a descriptor, and there may be none."""
+    assert python(UNREADABLE, tmp_path / "x") == "memory memory True\n"

@@ -31,6 +31,9 @@ ELSEWHERE = {
     },
 }
 
+# They read files of /proc, which are no files on a disk: what such a file does not say stays unknown.
+READERS_OF_PROC = {PACKAGE / "shm" / "limits.py"}
+
 
 def calls_in(path: Path, module: str) -> Iterator[str]:
     """Names that the source takes from a module by attribute, ``os.path`` left out."""
@@ -65,7 +68,7 @@ def test_nobody_else_makes_system_calls_on_files() -> None:
     assert found <= ELSEWHERE
     for path in others:
         names = {node.func.id for node in ast.walk(ast.parse(path.read_text())) if is_call(node)}
-        assert "open" not in names, path
+        assert "open" not in names or path in READERS_OF_PROC, path
         assert not set(calls_in(path, "shutil")), path
 
 

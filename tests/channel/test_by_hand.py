@@ -244,6 +244,74 @@ def test_a_request_by_hand_waits_for_the_controllers_own_and_answers_only_for_it
     answer(session, "Hello By Hand")
 
 
+def shows(session: PythonSession, word: str) -> bool:
+    return path_of(session, "status.txt").read_bytes().startswith(word.encode() + b"\n")
+
+
+def test_while_a_handler_runs_the_status_says_busy_and_ok_afterwards_whether_the_controller_waits_or_not(
+    session: PythonSession, gate: Gate
+) -> None:
+    for is_waited_for in (True, False, True, False):
+        wait_until(lambda: shows(session, "ok"))
+        if is_waited_for:
+            waiting = threading.Thread(target=session.fetch_response, args=(gate.message, FOREVER_MS))
+            waiting.start()
+            gate.wait_for_worker()
+            wait_until(lambda: shows(session, "busy"))
+            gate.let_go("done")
+            waiting.join(BOUND_S)
+        else:
+            session.send_request(gate.message)
+            gate.wait_for_worker()
+            assert shows(session, "busy")
+            gate.let_go("done")
+            assert session.wait_for_response(FOREVER_MS) == "done"
+        wait_until(lambda: shows(session, "ok"))
+
+
+def test_after_a_burst_of_requests_that_nobody_waits_for_the_status_says_ok(session: PythonSession) -> None:
+    for _ in range(20):
+        for number in range(30):
+            session.send_request(f"say {number}")
+        for number in range(30):
+            assert session.wait_for_response(FOREVER_MS) == str(number)
+        wait_until(lambda: shows(session, "ok"))
+
+
+def test_after_a_request_by_hand_the_controllers_own_shows_that_the_worker_is_busy(
+    session: PythonSession, gate: Gate, tmp_path: Path
+) -> None:
+    first = Gate(tmp_path)
+    write(session, json.dumps({"cmd": "gate", "params": str(first.path)}))
+    first.wait_for_worker()
+    waiting = threading.Thread(target=session.fetch_response, args=(gate.message, FOREVER_MS))
+    waiting.start()
+    wait_until(lambda: b"gate-" in path_of(session, "request.json").read_bytes())  # it has waited
+    first.let_go("by hand")
+    gate.wait_for_worker()
+    wait_until(lambda: shows(session, "busy"))
+    gate.let_go("done")
+    waiting.join(BOUND_S)
+    answer(session, "by hand")
+
+
+def test_an_exit_by_hand_that_the_worker_has_not_seen_stays_while_its_controller_waits(
+    workspace: Path, gate: Gate
+) -> None:
+    with PythonSession(TOOLS, quiet_mode=True) as session:
+        channel = session._worker_or_none().channel  # type: ignore[union-attr]
+        session.send_request(gate.message)
+        gate.wait_for_worker()
+        write(session, "exit\n", "status.txt")
+        channel._status_mirror.forget()
+        channel._status_mirror.update()
+        channel._status_mirror.foretell_busy()
+        assert path_of(session, "status.txt").read_bytes().startswith(b"exit")
+        gate.let_go("the answer still comes")
+        assert session.wait_for_response(FOREVER_MS) == "the answer still comes"
+        assert session.join(FOREVER_MS)
+
+
 def test_the_controllers_own_requests_go_on_while_another_writes_by_hand(session: PythonSession) -> None:
     is_over = threading.Event()
 

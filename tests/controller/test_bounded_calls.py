@@ -68,6 +68,17 @@ def test_the_wait_for_another_threads_request_counts(busy: PythonSession, name: 
     assert time.monotonic() - began_s < LONG_S
 
 
+@pytest.mark.parametrize("name", WAITING)
+def test_a_timeout_says_what_its_own_caller_asked_for(busy: PythonSession, name: str) -> None:
+    with pytest.raises(ResponseTimeout, match="within 50 ms") as caught:
+        WAITING[name](busy)
+    assert ("another request is under way" in str(caught.value)) == (not name.startswith("wait"))
+    commands = {"fetch_response": "hello", "fetch_tensor": "echo", "calculate": "echo", "send_request": "hello"}
+    assert caught.value.timeout_ms == 50
+    assert caught.value.command == commands.get(name, "")
+    assert not caught.value.is_taken_up
+
+
 @pytest.mark.parametrize("name", PROMPT)
 def test_what_needs_no_answer_does_not_wait_for_another_threads_request(busy: PythonSession, name: str) -> None:
     began_s = time.monotonic()

@@ -89,10 +89,11 @@ def test_a_handler_that_comes_at_any_moment_loses_no_answer(workspace: Path, opt
     def handle() -> None:
         nonlocal inside
         inside += 1
-        if inside % 2:
-            assert session.fetch_response(f"say {inside}", FOREVER_MS) == str(inside)
+        mine = inside  # the next alarm may come during this one
+        if mine % 2:
+            assert session.fetch_response(f"say {mine}", FOREVER_MS) == str(mine)
         else:
-            x = np.full(7, inside)
+            x = np.full(7, mine)
             session.send_tensor(x, "t")
             assert session.fetch_tensor("echo t", FOREVER_MS).tolist() == x.tolist()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import FOREVER_MS, TOOLS, Gate, script
+from support import FOREVER_MS, TOOLS, Gate, run_python, script
 
 import tr_mmap
 from tr_mmap import BadMessage, PythonSession, SessionInUse
@@ -45,12 +47,22 @@ WRONG: list[tuple[str, Any]] = [
     ("replace", None),
     ("start_timeout_ms", "5"),
     ("start_timeout_ms", -5),
+    ("start_timeout_ms", np.array([1, 2])),
+    ("start_timeout_ms", 10**400),
+    ("budget_nbytes", np.array([1, 2])),
+    ("spin_us", np.array([1.0])),
+    ("quiet_mode", "no"),
+    ("quiet_mode", 1),
+    ("args", None),
+    ("args", 5),
     ("args", "one text"),
     ("args", [1]),
     ("args", ["zero\0byte"]),
     ("env", ["A=1"]),
     ("env", {"A=B": "1"}),
+    ("env", {"": "1"}),
     ("env", {"A": 1}),
+    ("env", {"A": "zero\0byte"}),
     ("cwd", "/nowhere/at/all"),
     ("cwd", 5),
     ("python", ""),
@@ -66,6 +78,59 @@ def test_a_wrong_option_is_refused_by_name_when_it_is_given(name: str, value: An
         PythonSession(**{name: value})
     assert caught.value.detail == name
     assert "\n" not in str(caught.value)
+
+
+def test_an_option_that_there_is_not_is_refused_by_its_own_name() -> None:
+    with pytest.raises(TypeError, match=r"^PythonSession has no option 'chanel'"):
+        PythonSession(chanel="files")
+
+
+def test_quiet_mode_is_true_or_false_later_too() -> None:
+    with pytest.raises(BadMessage, match="quiet_mode"):
+        PythonSession().set_quiet_mode("no")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("take", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_session_is_not_copied(take: Any) -> None:
+    with pytest.raises(TypeError, match="neither copied nor pickled") as caught:
+        take(PythonSession())
+    assert "\n" not in str(caught.value)
+
+
+WITHOUT_TORCH = """
+import sys
+from importlib.machinery import PathFinder as real
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return None if name.split(".")[0] == "torch" else real.find_spec(name, path, target)
+sys.meta_path = [Finder if each is real else each for each in sys.meta_path]
+import tr_mmap
+for make in (tr_mmap.PythonSession, tr_mmap.Server):
+    make(framework="numpy")
+    try:
+        make(framework="torch")
+    except tr_mmap.MissingPackage as error:
+        print(error.package)
+"""
+
+
+def test_a_framework_that_is_not_installed_is_refused_when_it_is_given() -> None:
+    assert run_python("-c", WITHOUT_TORCH).stdout.split() == ["torch", "torch"]
+
+
+def test_to_look_for_a_framework_does_not_import_it() -> None:
+    program = "import sys, tr_mmap\ntr_mmap.PythonSession(framework='torch')\ntr_mmap.Server('torch')\n"
+    pytest.importorskip("torch")
+    assert run_python("-c", program + "print('torch' in sys.modules)").stdout.split() == ["False"]
+
+
+@pytest.mark.parametrize("make", [tr_mmap.Server, tr_mmap.TechRenaissanceServer])
+@pytest.mark.parametrize("framework", ["jax", None, ["numpy"]])
+def test_a_server_refuses_a_framework_that_there_is_not(make: Any, framework: Any) -> None:
+    with pytest.raises(BadMessage, match="framework") as caught:
+        make(framework=framework)
+    assert caught.value.detail == "framework"
 
 
 def test_numbers_of_numpy_are_options_too(workspace: Path) -> None:
@@ -98,6 +163,26 @@ def test_relative_paths_are_resolved_when_they_are_given(
         assert session.session_dir().startswith(str(workspace))
         session.terminate()
     session.close()
+
+
+def test_the_interpreter_that_a_variable_names_is_resolved_when_the_session_is_made(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    mine, used = tmp_path / "bin" / "mine", tmp_path / "used"
+    mine.write_text(f'#!/bin/sh\necho "$0" >> {used}\nexec {sys.executable} "$@"\n')
+    mine.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TR_PYTHON", "bin/mine")
+    sessions = [
+        PythonSession(session_id="inherited", quiet_mode=True),
+        PythonSession(session_id="given", quiet_mode=True, env={"TR_PYTHON": "./bin/mine"}),
+    ]
+    monkeypatch.chdir("/")
+    for session in sessions:
+        with session:
+            assert session.fetch_response("hello you") == "Hello You"
+    assert used.read_text().split() == [str(mine)] * 2
 
 
 # -- sessions in the way --------------------------------------------------------------------------------------------

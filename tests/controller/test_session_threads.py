@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from support import FOREVER_MS, TOOLS
 
 from tr_mmap import PythonSession
@@ -37,6 +41,45 @@ def test_a_thread_may_wait_for_the_answer_to_anothers_request(mapped: PythonSess
         mapped.send_request(f"hello {number}")
     waiter.join()
     assert answers == [f"Hello {number}" for number in range(50)]
+
+
+def test_a_tag_that_is_sent_again_as_soon_as_a_request_is_sent_does_not_harm_it(mapped: PythonSession) -> None:
+    for tag in ("early", "late"):
+        mapped.send_tensor(np.full(1000, 1.0), tag)
+    assert mapped.fetch_response("say announced") == "announced"
+    worker: Any = mapped._dispatcher.resources.worker  # type: ignore[union-attr]
+    fast_path, pid = worker.fast_path, mapped.pid
+    assert pid is not None
+    if fast_path is None:
+        pytest.skip("only the extension has a fast path")
+
+    class OvertakenFastPath:
+        """The fast path; another thread sends the tags again at the very moment at which it has sent the request."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(fast_path, name)
+
+        def send(self, *arguments: Any) -> Any:
+            is_sent = fast_path.send(*arguments)
+            with ThreadPoolExecutor(1) as pool:
+                for number in range(3):
+                    pool.submit(mapped.send_tensor, np.full(1000, 50.0 + number), "early").result()
+                pool.submit(mapped.drop_tensor, "late").result()
+                pool.submit(mapped.send_tensor, np.full(1000, 60.0), "other").result()
+            return is_sent
+
+    os.kill(pid, signal.SIGSTOP)  # so it reads the tensors after that
+    worker.fast_path = OvertakenFastPath()
+    try:
+        mapped.send_request("echo early late")
+    finally:
+        worker.fast_path = fast_path
+        os.kill(pid, signal.SIGCONT)
+    early, late = mapped.wait_for_tensor(FOREVER_MS)
+    assert early[0] == late[0] == 1
+    assert mapped.fetch_tensor("echo early")[0] == 52
+    for tag in ("early", "other"):
+        mapped.drop_tensor(tag)
 
 
 def test_sessions_run_side_by_side(workspace: Path) -> None:

@@ -90,6 +90,54 @@ def test_sigterm_ends_a_worker_whose_controller_ignores_it(tmp_path: Path) -> No
         assert has_ended(pid)
 
 
+OWN_WISHES = """
+import json, signal
+if BEFORE:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+from tr_mmap import Server
+server = Server()
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+
+@server.command("wishes")
+def wishes():
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return json.dumps([signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN, signal.SIGALRM in blocked])
+
+server.run()
+"""
+
+
+@pytest.mark.parametrize("way", ["none", *WAYS])
+@pytest.mark.parametrize("before", [True, False])
+def test_what_a_workers_script_ignores_or_blocks_itself_stays(tmp_path: Path, way: str, before: bool) -> None:
+    session = PythonSession(script(tmp_path, OWN_WISHES.replace("BEFORE", str(before))), quiet_mode=True)
+    with WAYS.get(way, ignored)():
+        session.start()
+    assert json.loads(session.fetch_response("wishes")) == [True, True]
+    assert session.please_exit()
+
+
+def test_what_another_program_hands_down_is_undone_once_and_the_scripts_own_wish_stays() -> None:
+    code = """
+import signal
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+import tr_mmap.worker.stop_signals as handed_down
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+def state():
+    ignored = [n for n in (signal.SIGALRM, signal.SIGCHLD) if signal.getsignal(n) == signal.SIG_IGN]
+    return ignored, signal.pthread_sigmask(signal.SIG_BLOCK, ())
+handed_down.restore_signals()
+assert state() == ([signal.SIGCHLD], set()), state()
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+handed_down.restore_signals()
+assert state() == ([signal.SIGALRM, signal.SIGCHLD], {signal.SIGTERM}), state()
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True, timeout=60)
+
+
 HOLDER = """
 import ctypes
 from tr_mmap import Server

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from support import FOREVER_MS, TOOLS, Gate
+from support import BOUND_S, FOREVER_MS, TOOLS, Gate, wait_until
 
 from tr_mmap import PythonSession, SessionNotStarted, WorkerDied
 
@@ -87,4 +87,28 @@ def test_the_end_of_a_session_ends_the_wait_for_an_answer(end: Callable[[PythonS
         for waiter in waiters:
             with pytest.raises((SessionNotStarted, WorkerDied)):
                 waiter.result(20)
+    session.close()
+
+
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+def test_every_thread_that_waits_beside_a_dying_worker_learns_how_it_died(channel: str, gate: Gate) -> None:
+    session = PythonSession(TOOLS, "dying", quiet_mode=True, channel=channel)
+    session.start()
+    assert session.wait_until_ready(FOREVER_MS)
+    with ThreadPoolExecutor(6) as pool:
+        waiters = [pool.submit(session.fetch_response, gate.message, None)]
+        gate.wait_for_worker()
+        waiters += [pool.submit(session.fetch_response, "hello", None) for _ in range(2)]
+        waiters += [pool.submit(session.send_request, "hello", None)]
+        waiters += [pool.submit(session.wait_until_ready, None), pool.submit(session.wait_for_response, None)]
+        turn: Any = session._dispatcher._turn  # type: ignore[union-attr]
+        wait_until(lambda: len(turn.queue) == 3)
+        assert session.pid is not None
+        os.kill(session.pid, signal.SIGKILL)
+        for waiter in waiters:
+            with pytest.raises(WorkerDied) as caught:
+                waiter.result(BOUND_S)
+            assert caught.value.exit_code == -signal.SIGKILL
+    with pytest.raises(SessionNotStarted):  # this one has waited for no worker
+        session.fetch_response("hello")
     session.close()

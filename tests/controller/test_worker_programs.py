@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support import TOOLS, environment, has_ended, leftovers, run_python, script
 
-from tr_mmap import BadMessage, PythonSession, ScriptNotFound, sweep
+from tr_mmap import PythonSession, ScriptNotFound, sweep
 from tr_mmap.controller.launch import advice_on, find_python, launch
 from tr_mmap.processes import worker_log
 from tr_mmap.processes.spawn import WorkerProcess
@@ -217,24 +217,9 @@ def test_an_interpreter_given_by_name_runs_the_script(tmp_path: Path) -> None:
     assert found["executable"] == str(tmp_path / "mypython")
 
 
-@pytest.mark.parametrize(
-    ("options", "error"),
-    [
-        ({"args": ["a\0b"]}, BadMessage),
-        ({"args": "text"}, BadMessage),
-        ({"args": [5]}, BadMessage),
-        ({"env": {"A=B": "c"}}, BadMessage),
-        ({"env": {"": "c"}}, BadMessage),
-        ({"env": {"A": 5}}, BadMessage),
-        ({"env": {"A": "b\0"}}, BadMessage),
-        ({"cwd": "nowhere"}, ScriptNotFound),
-        ({"python": "nowhere"}, ScriptNotFound),
-    ],
-)
-def test_what_no_process_can_get_is_refused_before_anything_is_made(
-    tmp_path: Path, options: dict[str, Any], error: type[Exception]
-) -> None:
-    with pytest.raises(error), _launched(tmp_path, **options):
+@pytest.mark.parametrize("options", [{"cwd": "nowhere"}, {"python": "nowhere"}])
+def test_a_place_that_is_gone_is_refused_before_anything_is_made(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ScriptNotFound), _launched(tmp_path, **options):
         pass
     assert os.listdir(tmp_path) == ["worker.py"]
 

@@ -35,6 +35,32 @@ TEST(session_text) {
     CHECK(exists(s.session_dir() + "/session.json"));
 }
 
+static bool does_status_file_say(const PythonSession& s, const std::string& word) {
+    for (const auto until = Clock::now() + std::chrono::seconds(30); Clock::now() < until; std::this_thread::yield()) {
+        std::ifstream file(s.session_dir() + "/status.txt");
+        std::string line;
+        if (std::getline(file, line) && line == word) return true;
+    }
+    return false;
+}
+
+TEST(session_status_file_says_what_the_worker_does) {
+    Ready& s = shared();
+    for (int round = 0; round < 3; ++round) {
+        CHECK_EQUAL(s.fetch_response("length abc"), "3");
+        CHECK(does_status_file_say(s, "ok"));
+        s.send_request("sleep 0.5");  // not waited for
+        CHECK(does_status_file_say(s, "busy"));
+        CHECK(!s.new_response());
+        s.wait_for_response();
+        CHECK(does_status_file_say(s, "ok"));
+        std::thread waiting([&] { s.fetch_response("sleep 0.5"); });
+        CHECK(does_status_file_say(s, "busy"));
+        waiting.join();
+        CHECK(does_status_file_say(s, "ok"));
+    }
+}
+
 TEST(session_long_messages_cross_in_files) {
     Ready& s = shared();
     CHECK_EQUAL(s.fetch_response("length " + std::string(300'000, 'x')), "300000");

@@ -106,6 +106,53 @@ def test_what_the_other_side_has_written_is_not_written_again(shown: Shown) -> N
     assert shown.line == b"a request that is the next one"
 
 
+def test_what_the_other_side_may_have_written_is_written_again_after_it_was_forgotten(shown: Shown) -> None:
+    shown.set(b"ok")
+    shown.mirror.update()
+    shown.path.write_bytes(b"busy\n".ljust(MIRROR_NBYTES))
+    shown.mirror.update()
+    assert shown.line == b"busy"
+    shown.mirror.forget()
+    assert shown.mirror.is_stale
+    shown.mirror.update()
+    assert shown.line == b"ok"
+
+
+@pytest.mark.parametrize("word", [b"ok", b"ready", b"error: in the last request", b"ok: epoch 3"])
+def test_that_the_worker_will_be_busy_is_shown_until_the_page_says_more(shown: Shown, word: bytes) -> None:
+    shown.set(word)
+    shown.mirror.update()
+    shown.mirror.foretell_busy()
+    assert shown.line == b"busy"
+    shown.mirror.update()
+    assert shown.line == b"busy"
+    shown.set(b"busy: epoch 4")
+    shown.mirror.update()
+    assert shown.line == b"busy: epoch 4"
+
+
+@pytest.mark.parametrize("word", [b"starting", b"busy: epoch 3", b"exit", b"exiting", b"terminated"])
+def test_of_a_worker_that_does_not_wait_for_requests_nothing_is_foretold(shown: Shown, word: bytes) -> None:
+    shown.set(word)
+    shown.mirror.update()
+    shown.path.write_bytes(b"what the other side wrote meanwhile".ljust(MIRROR_NBYTES))
+    shown.mirror.foretell_busy()
+    assert shown.line == word
+
+
+def test_nothing_is_foretold_over_what_somebody_wrote_by_hand_a_moment_ago(native: ModuleType, tmp_path: Path) -> None:
+    shown = Shown(native, tmp_path / "mirror", b"exit")
+    shown.set(b"ok")
+    shown.mirror.update()
+    for text in (b"exit\n", b"exit\n".ljust(MIRROR_NBYTES)):
+        shown.path.write_bytes(text)
+        os.utime(shown.path, (time.time() + 0.05,) * 2)
+        shown.mirror.foretell_busy()
+        assert shown.path.read_bytes() == text
+        assert shown.mirror.is_stale
+    shown.mirror.close()
+
+
 def test_what_must_be_restored_is_restored_at_once(shown: Shown) -> None:
     shown.set(b"first")
     shown.mirror.update()
@@ -229,7 +276,7 @@ def test_a_closed_mirror_writes_no_more_and_holds_no_descriptor(shown: Shown) ->
     shown.mirror.close()
     assert count_fds() == before
     shown.set(b"second")
-    for write in (shown.mirror.update, shown.mirror.show, shown.mirror.restore):
+    for write in (shown.mirror.update, shown.mirror.show, shown.mirror.restore, shown.mirror.foretell_busy):
         write()
     assert shown.line == b"first"
 

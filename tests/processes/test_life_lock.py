@@ -236,3 +236,20 @@ def test_a_process_without_the_mark_is_not_even_waited_for(peer: Peer) -> None:
     assert not end_orphan(peer.identity, "a-mark", float("inf"))
     assert not end_orphan(peer.identity, "", float("inf"))
     assert peer.popen.poll() is None
+
+
+def test_a_lock_whose_number_the_program_uses_anew_leaves_that_file_open(tmp_path: Path) -> None:
+    """As after os.closerange() in a handler."""
+    lock = LifeLock()
+    lock.take(str(tmp_path / "lock"))
+    assert lock._file is not None
+    number = lock._file.fd
+    (tmp_path / "other").write_text("")
+    other = os.open(tmp_path / "other", os.O_RDONLY)
+    os.dup2(other, number)
+    lock.drop()
+    assert not lock.is_held
+    assert os.path.samestat(os.fstat(number), os.fstat(other))
+    os.close(number)
+    lock.drop()
+    os.close(other)

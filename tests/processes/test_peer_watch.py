@@ -12,9 +12,10 @@ import weakref
 
 import pytest
 from other_process import Peer, in_forked_child
-from support import BOUND_S, count_fds, forks
+from support import BOUND_S, count_fds, forks, run_python
 
 from tr_mmap.base import background
+from tr_mmap.base.background import Background
 from tr_mmap.processes import watch
 from tr_mmap.processes.identity import Identity
 from tr_mmap.processes.watch import PeerWatch
@@ -183,33 +184,22 @@ def threads() -> list[str]:
 
 
 @on_linux
-def test_at_a_fork_there_is_no_thread_of_a_watch_and_after_it_there_is_again(peer: Peer, way: str) -> None:
-    before = len(threads())
+def test_at_a_fork_there_is_no_thread_of_a_watch_and_after_it_there_is_again(
+    peer: Peer, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(threads()) - sum(each.is_running() for each in background._all())
     died = threading.Event()
     watches = [PeerWatch(peer.identity, died.set) for _ in range(3)]
     counted: list[int] = []
-    real, background._paused = background._paused, Noted(counted)
-    try:
-        assert in_forked_child(lambda: None) == 0
-    finally:
-        background._paused = real
-    assert counted == [before]
+    real = Background.resume
+    monkeypatch.setattr(Background, "resume", lambda self: (counted.append(len(threads())), real(self))[1])
+    assert in_forked_child(lambda: None) == 0
+    assert counted[0] == before
     assert all(watch._background.is_running() for watch in watches)
     peer.kill()
     assert died.wait(BOUND_S)
     for each in watches:
         each.stop()
-
-
-class Noted(dict):  # type: ignore[type-arg]
-    """The forks under way; counts the threads when one is over."""
-
-    def __init__(self, counted: list[int]) -> None:
-        self.counted = counted
-
-    def pop(self, *arguments: object) -> object:
-        self.counted.append(len(threads()))
-        return super().pop(*arguments)
 
 
 def test_a_death_during_a_fork_is_told_after_it(peer: Peer, way: str) -> None:
@@ -237,12 +227,15 @@ def test_a_watch_that_is_stopped_during_a_fork_stays_stopped(peer: Peer, way: st
     assert count_fds() == before
 
 
-def test_of_two_forks_at_once_the_last_brings_the_thread_back(peer: Peer) -> None:
+def test_of_two_threads_that_fork_at_once_the_last_brings_the_watch_back(peer: Peer) -> None:
     watch = PeerWatch(peer.identity, lambda: None)
     watch._background.pause()
-    watch._background.pause()
+    other = threading.Thread(target=watch._background.pause)
+    other.start()
+    other.join()
     watch._background.resume()
     assert not watch._background.is_running()
+    watch._background._forking.clear()  # what the other thread's resume does
     watch._background.resume()
     assert watch._background.is_running()
     watch.stop()
@@ -301,4 +294,59 @@ def test_where_no_thread_can_be_had_the_watch_looks_when_it_is_asked(
     assert not watch.is_dead
     peer.kill()
     assert watch.is_dead
+    watch.stop()
+
+
+def test_a_death_is_told_although_no_descriptor_was_left_while_the_watch_looked(peer: Peer) -> None:
+    """In a process of its own, for the limit is the process's."""
+    done = run_python("-c", NO_DESCRIPTOR, str(peer.identity.pid))
+    assert done.stdout.split() == ["True", "False", "SystemLimit", "dead"], done.stderr
+
+
+NO_DESCRIPTOR = """
+import os, sys, threading
+from tr_mmap.processes import watch
+from tr_mmap.processes.identity import Identity
+del os.pidfd_open  # as on a kernel without pidfds
+watch.POLL_S = 0.005
+peer = Identity.of(int(sys.argv[1]))
+looks, real = [], Identity.is_alive
+Identity.is_alive = lambda self: (looks.append(1), real(self))[1]
+died = threading.Event()
+watching = watch.PeerWatch(peer, died.set)
+taken = []
+try:
+    while True:
+        taken.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+before = len(looks)
+while len(looks) < before + 3 and watching._background.is_running():
+    pass
+print(peer.is_alive(), watching.is_dead)
+try:
+    Identity.of(os.getpid())
+except OSError as error:
+    print(type(error).__name__)
+for fd in taken:
+    os.close(fd)
+os.kill(peer.pid, 9)
+print("dead" if died.wait(60) else "never told")
+watching.stop()
+"""
+
+
+def test_a_watch_does_not_take_a_closed_descriptor_for_a_death(peer: Peer) -> None:
+    """As after os.closerange() in a handler."""
+    watch = PeerWatch(peer.identity, lambda: None)
+    pidfd = watch._pidfd
+    if pidfd is None:
+        pytest.skip("there are no pidfds")
+    watch._background.pause()
+    os.close(pidfd.fd)
+    watch._background.resume()
+    assert not watch._has_ended()
+    assert watch._background.is_running()
+    peer.kill()
+    assert watch._has_ended()
     watch.stop()

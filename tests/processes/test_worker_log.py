@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import BOUND_S, count_fds
 
+from tr_mmap.base import system
 from tr_mmap.processes import worker_log
 from tr_mmap.processes.log_forwarder import LogForwarder
 from tr_mmap.processes.worker_log import (
@@ -41,10 +43,19 @@ def fill(fd: int, nbytes: int) -> int:
     return os.write(fd, text)
 
 
+def cut(path: str) -> bool:
+    """Through a descriptor of its own, as a worker does."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        return cut_log(fd)
+    finally:
+        os.close(fd)
+
+
 def test_a_small_log_is_left_alone(log: tuple[str, int]) -> None:
     path, fd = log
     nbytes = fill(fd, 1000)
-    assert not cut_log(fd)
+    assert not cut(path)
     assert log_size(path) == (nbytes, 0)
 
 
@@ -53,12 +64,12 @@ def test_a_large_log_keeps_its_newest_part_and_says_how_much_it_dropped(log: tup
     written = 0
     for _ in range(3):
         written += fill(fd, MAX_LOG_NBYTES)
-        assert cut_log(fd)
+        assert cut(path)
         text = Path(path).read_bytes()
         head, _, rest = text.partition(b"\n")
         nbytes, dropped = log_size(path)
         assert nbytes == len(text) <= KEPT_NBYTES + 100
-        assert head == b"[tr_mmap: %d bytes of older output were dropped]" % dropped
+        assert head.rstrip(b" ") == b"[tr_mmap: %d bytes of older output were dropped]" % dropped
         assert dropped + len(rest) == written
         assert rest.endswith(LINE)
         assert rest[:9].isdigit()  # it begins with a whole line
@@ -69,9 +80,91 @@ def test_a_large_log_keeps_its_newest_part_and_says_how_much_it_dropped(log: tup
 def test_a_log_without_lines_is_cut_too(log: tuple[str, int]) -> None:
     path, fd = log
     os.write(fd, b"x" * (MAX_LOG_NBYTES + 1))
-    assert cut_log(fd)
+    assert cut(path)
     assert log_size(path).nbytes <= KEPT_NBYTES + 100
     assert log_size(path).dropped_nbytes == MAX_LOG_NBYTES + 1 - KEPT_NBYTES
+
+
+class Interrupting:
+    """The system calls of a cut; another writer prints before each of them, and one of them may be the last."""
+
+    def __init__(self, print_line: Callable[[], None], last: int = -1) -> None:
+        self._print_line = print_line
+        self._left = last
+        self._is_printing = False
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(system, name)
+
+        def wrapped(*arguments: Any) -> Any:
+            if self._left == 0:
+                raise KeyboardInterrupt
+            self._left -= 1
+            if not self._is_printing:
+                self._is_printing = True
+                self._print_line()
+                self._is_printing = False
+            return call(*arguments)
+
+        return wrapped
+
+
+def test_what_others_print_during_a_cut_stays_whole_and_in_order_and_the_count_is_right(
+    log: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fd = log
+    printed = 0
+
+    def print_line() -> None:
+        nonlocal printed
+        printed += os.write(fd, b"printed meanwhile %06d\n" % printed)
+
+    for _ in range(2):
+        fill(fd, MAX_LOG_NBYTES)
+        before = sum(log_size(path)) - log_head_nbytes(path) - printed
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_log, "system", Interrupting(print_line))
+            assert cut(path)
+        print_line()
+        head, _, rest = Path(path).read_bytes().partition(b"\n")
+        assert head.startswith(b"[tr_mmap: ")
+        assert b"dropped]" in head
+        lines = rest.splitlines()
+        assert all(len(line) == 109 or line.startswith(b"printed meanwhile ") for line in lines)
+        numbers = [int(line.split()[-1]) for line in lines if line.startswith(b"printed")]
+        assert numbers == sorted(set(numbers))
+        assert numbers[-1] == printed - len(b"printed meanwhile 000000\n")
+        lost = before + printed - log_size(path).dropped_nbytes - len(rest)
+        assert 0 <= lost <= len(b"printed meanwhile 000000\n")  # between the last look and the cut itself
+
+
+def log_head_nbytes(path: str) -> int:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return worker_log.log_head(fd).nbytes
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("last", range(10))
+def test_a_worker_that_is_killed_in_a_cut_leaves_the_newest_part(
+    log: tuple[str, int], monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    path, fd = log
+    fill(fd, MAX_LOG_NBYTES)
+    newest = b"the newest line\n"
+    os.write(fd, newest)
+    kept = Path(path).read_bytes()[-KEPT_NBYTES // 2 :]
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_log, "system", Interrupting(lambda: None, last))
+        try:
+            cut(path)
+        except KeyboardInterrupt:
+            pass
+        else:
+            assert last > 5
+    assert Path(path).read_bytes().endswith(kept)
+    assert log_tail(path, 1) == newest.decode().rstrip()
 
 
 def test_the_size_of_a_log_that_is_gone_is_zero(tmp_path: Path) -> None:
@@ -185,13 +278,41 @@ def test_a_forwarder_goes_on_after_a_cut_and_repeats_nothing(
     fill(fd, MAX_LOG_NBYTES)
     written = log_size(path).nbytes
     wait_for(lambda: len(sink.text) == written - len("old\n"))
-    assert cut_log(fd)
+    assert cut(path)
     os.write(fd, b"second\n")
     wait_for(lambda: sink.text.endswith("second\n"))
     forwarder.stop(BOUND_S)
     assert len(sink.text) == written - len("old\n") + len("second\n")
     assert "old" not in sink.text
     assert count_fds() == before
+
+
+def test_a_forwarder_takes_nothing_from_a_log_that_is_being_cut(
+    log: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fd = log
+    forwarder = LogForwarder.__new__(LogForwarder)
+    forwarder._fd, forwarder._position = os.open(path, os.O_RDONLY), 0
+    fill(fd, MAX_LOG_NBYTES)
+    text = Path(path).read_bytes()
+    read = b""
+
+    def read_on() -> None:
+        nonlocal read
+        if worker_log.log_head(forwarder._fd).is_in_cut:
+            assert forwarder._read() == b""
+        elif data := forwarder._read():
+            read += data
+
+    while len(read) < len(text) // 2 + (1 << 20):
+        read_on()
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_log, "system", Interrupting(read_on))
+        assert cut(path)
+    while data := forwarder._read():
+        read += data
+    assert read == text
+    forwarder._close()
 
 
 def test_a_forwarder_that_was_too_slow_says_how_much_is_gone(log: tuple[str, int]) -> None:
@@ -201,7 +322,7 @@ def test_a_forwarder_that_was_too_slow_says_how_much_is_gone(log: tuple[str, int
     os.write(fd, b"first\n")
     assert forwarder._read() == b"first\n"
     fill(fd, MAX_LOG_NBYTES)
-    assert cut_log(fd)
+    assert cut(path)
     dropped = log_size(path).dropped_nbytes
     text = forwarder._read()
     assert text.startswith(b"\n[tr_mmap: %d bytes of output were dropped]\n" % (dropped - len(b"first\n")))

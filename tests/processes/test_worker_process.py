@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 from other_process import in_forked_child
-from support import BOUND_S, count_fds, forks
+from support import BOUND_S, count_fds, forks, run_python, wait_until
 
+from tr_mmap.base import background
 from tr_mmap.processes import identity as identities
 from tr_mmap.processes import spawn as processes
 from tr_mmap.processes.spawn import WorkerProcess
@@ -307,6 +308,80 @@ def test_two_threads_that_ask_at_once_agree_that_it_ended(tree: Tree) -> None:
     for thread in threads:
         thread.join(BOUND_S)
     assert answers == [True] * 8
+
+
+def test_a_signal_handler_may_ask_while_the_same_is_asked(tree: Tree) -> None:
+    worker = tree.spawn("up()")
+    tree.wait_up(1)
+    answers: list[bool] = []
+    real = worker._child.poll
+
+    def poll() -> int | None:
+        if not answers:
+            answers.append(True)
+            answers.append(worker.is_alive())  # what a handler does that runs here
+        return real()
+
+    worker._child.poll = poll  # type: ignore[method-assign]
+    asker = threading.Thread(target=worker.is_alive, daemon=True)
+    asker.start()
+    asker.join(10)
+    assert not asker.is_alive()
+    assert answers == [True, True]
+    worker.terminate_tree(0)
+
+
+def test_a_start_without_descriptors_names_the_limit(tmp_path: Path) -> None:
+    script = """
+import os, sys, tr_mmap
+from tr_mmap.processes.spawn import WorkerProcess
+def spawn():
+    worker = WorkerProcess.spawn([sys.executable, "-S", "-c", ""], env={}, log_path=sys.argv[1])
+    worker.terminate_tree(0)
+spawn()
+taken = []
+try:
+    while True:
+        taken.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+kinds = []
+while "started" not in kinds:
+    try:
+        spawn()
+        kinds.append("started")
+    except OSError as error:
+        kinds.append(f"{type(error).__name__} {getattr(error, 'limit', '')} {'None' in str(error)}")
+    os.close(taken.pop())
+print(set(kinds[:-1]), len(kinds) > 3)
+"""
+    done = run_python("-c", script, str(tmp_path / "log"))
+    assert done.stdout == "{'SystemLimit RLIMIT_NOFILE False'} True\n", done.stderr
+
+
+@forks
+def test_a_fork_does_not_wait_for_a_stderr_that_takes_nothing(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that forks may be the one that reads it."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    stream = os.fdopen(writing, "w", 1)
+    monkeypatch.setattr(sys, "stderr", stream)
+    joins: list[bool] = []
+    real = background._Thread.join
+    monkeypatch.setattr(background._Thread, "join", lambda *a: (joins.append(real(*a)), joins[-1])[1])
+    worker = tree.spawn("os.write(1, b'x' * 300_000 + b'end'); up()", quiet=False)
+    tree.wait_up(1)
+    wait_until(lambda: not select.select([], [writing], [], 0)[1])
+    assert in_forked_child(lambda: None) == 0
+    assert all(joins)
+    text = b""
+    while not text.endswith(b"end"):
+        if select.select([reading], [], [], BOUND_S)[0]:
+            text += os.read(reading, 1 << 16)
+    assert text == b"x" * 300_000 + b"end"
+    worker.terminate_tree(0)
+    stream.close()
+    os.close(reading)
 
 
 @forks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -298,3 +299,12 @@ def test_a_numpy_loan_sent_through_torch_cannot_be_changed_afterwards(sides: Sid
     tensor[5:] = 8
     assert sides.look(segment).tolist() == list(range(1000))
     segment.release()
+
+
+@pytest.mark.parametrize("shape", [b"23", "23", bytearray(b"23"), (0, 1 << 62), (1 << 40, 0, 1 << 40)], ids=repr)
+@FRAMEWORKS
+def test_a_shape_that_no_tensor_has_is_refused_as_such(sides: Sides, shape: Any, framework: str) -> None:
+    for _ in range(2):  # nothing of it is remembered
+        with pytest.raises(UnsupportedTensor):
+            sides.pool.empty(shape, "float32", framework)
+    assert os.listdir(sides.directory) == []

@@ -14,6 +14,7 @@ import pytest
 from segment_sides import PAGE, Sides
 
 import tr_mmap
+from tr_mmap import OutOfSpace
 from tr_mmap.native import drain
 from tr_mmap.shm.segment import Segment
 from tr_mmap.wire.header import SEQ_RETIRED, SEQ_WORD
@@ -26,8 +27,12 @@ class Stop(BaseException):
     """What a signal handler raises."""
 
 
-def stop_at(number: int, action: Callable[[], object]) -> bool:
-    """Run the action, but raise Stop before its ``number``-th line; False if it has fewer."""
+def stop() -> None:
+    raise Stop
+
+
+def stop_at(number: int, action: Callable[[], object], handler: Callable[[], object] = stop) -> bool:
+    """Run the action, but call a handler, or raise Stop, before its ``number``-th line; False if it has fewer."""
     left = number
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -38,7 +43,7 @@ def stop_at(number: int, action: Callable[[], object]) -> bool:
             left -= 1
             if left == 0:
                 sys.settrace(None)
-                raise Stop
+                handler()
         return trace
 
     sys.settrace(trace)
@@ -48,7 +53,7 @@ def stop_at(number: int, action: Callable[[], object]) -> bool:
         return True
     finally:
         sys.settrace(None)
-    return False
+    return left <= 0
 
 
 class World:
@@ -143,6 +148,32 @@ def test_a_pool_is_right_again_after_an_exception_at_any_line(directory: Path, n
         world.use()
         world.sides.close()
         assert os.listdir(directory) == []
+        number += 1 if is_full else max(1, number // 10)
+    assert number > 1
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_what_a_signal_handler_publishes_between_any_two_lines_stays(directory: Path, name: str, is_full: bool) -> None:
+    number, is_reached = 1, True
+    while is_reached:
+        world = World(directory)
+        inner: list[Segment] = []
+
+        def publish(world: World = world, inner: list[Segment] = inner) -> None:
+            inner.extend(world.pool.publish(np.full(5, 70 + count), may_share=True) for count in range(4))
+            inner.append(world.pool.publish(np.full(3000, 74)))
+
+        try:
+            is_reached = stop_at(number, lambda world=world: ACTIONS[name](world), publish)
+        except OutOfSpace:  # the handler has taken the room
+            assert name == "publish at the budget"
+        if name != "publish at the budget":  # else there may be no room left
+            world.use()
+        for count, segment in enumerate(inner):
+            assert set(world.sides.look(segment).tolist()) == {70 + count}
+        world.handed += inner
+        world.check()
+        world.sides.close()
         number += 1 if is_full else max(1, number // 10)
     assert number > 1
 

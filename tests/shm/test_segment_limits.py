@@ -17,8 +17,8 @@ from segment_sides import PAGE, Sides
 from support import BOUND_S, FRAMEWORKS, environment
 
 from tr_mmap.base import system
+from tr_mmap.base.system import check_limit
 from tr_mmap.errors import OutOfSpace, SystemLimit
-from tr_mmap.shm.limits import check_limit
 
 # Each runs in a process of its own, because it uses up a limit of its process.
 TO_THE_LIMIT = """

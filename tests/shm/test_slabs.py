@@ -14,7 +14,7 @@ from segment_sides import PAGE, Sides, ref_of
 from support import FRAMEWORKS
 
 import tr_mmap
-from tr_mmap.errors import HostilePath, OutOfSpace, StaleTensor
+from tr_mmap.errors import HostilePath, OutOfSpace, StaleTensor, TSRFormatError
 from tr_mmap.shm.reader import SegmentReader
 from tr_mmap.shm.segment import Segment
 from tr_mmap.shm.slabs import place_of, slot_name
@@ -305,3 +305,14 @@ def test_a_slab_with_holes_is_refused(sides: Sides) -> None:
             sides.receiver.receive(slot_name("result_0", 1, 8), 1, "numpy")
     finally:
         path.unlink()
+
+
+def test_two_names_of_one_file_with_different_numbers_of_slots_are_two_slabs(sides: Sides) -> None:
+    """A peer that lies about the second is told so by a typed error."""
+    segments = [sides.pool.publish(np.full(3, number), may_share=True) for number in range(100)]
+    slot = next(each for each in segments if place_of(each.name).slots > 1)
+    assert sides.look(slot).tolist() == [segments.index(slot)] * 3
+    place = place_of(slot.name)
+    longer = slot_name(place.file.removesuffix(".tsr"), place.slots, 2 * place.slots)
+    with pytest.raises((StaleTensor, TSRFormatError, HostilePath)):
+        sides.receiver.receive(longer, slot.seq, "numpy")

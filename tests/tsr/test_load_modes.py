@@ -18,7 +18,7 @@ from support import FRAMEWORKS, environment
 from tsr_files import ARRAY
 
 from tr_mmap import PythonSession
-from tr_mmap.tsr import from_file, load, save
+from tr_mmap.tsr import from_file, load, memmap, save
 from tr_mmap.tsr.dtypes import TABLE
 
 SHAPES = [(0,), (0, 3), (3, 0), (3, 0, 2), (0, 0), (2, 0, 0, 3), (1, 0, 1), (4, 2, 0), (1,) * 15 + (0,)]
@@ -148,6 +148,10 @@ def test_a_loaded_tensor_without_elements_has_the_strides_of_its_framework(path:
             assert tensor.flatten().view(torch.uint8).numel() == 0
     array = np.zeros(shape, np.int64)
     save(path, array)
+    for mode in ("r", "c"):
+        mapped = memmap(path, mode)
+        assert (type(mapped), mapped.shape, mapped.strides) == (np.memmap, shape, array.strides)
+        assert (mapped.mode, mapped.offset, mapped.flags.writeable) == (mode, 256, mode == "c")
     for found in (load(path), load(path, mode="c")):
         assert (found.shape, found.strides) == (array.shape, array.strides)
 

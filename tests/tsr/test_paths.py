@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from strategies import bits
 from support import environment
 from tsr_files import ARRAY, names
 
-from tr_mmap.base.system import dirents
-from tr_mmap.errors import Fault, HostilePath, TSRFormatError
+from tr_mmap.base.system import dirents, files
+from tr_mmap.errors import HostilePath, SystemLimit
 from tr_mmap.tsr import from_file, load, memmap, read_header, save
 
 READERS = pytest.mark.parametrize("read", [load, read_header, memmap, from_file])
@@ -204,6 +205,73 @@ def test_dots_in_the_middle_are_followed_as_the_kernel_does(tmp_path: Path) -> N
     assert names(tmp_path) == ["link", "real"]
 
 
+# -- what an error names ----------------------------------------------------------------------------------------------
+
+
+def test_an_error_of_a_save_names_the_users_file_not_the_temporary_one(path: Path, monkeypatch: Any) -> None:
+    with monkeypatch.context() as patch:  # as root may write everywhere
+        patch.setattr(files.os, "open", refuse(errno.EACCES))
+        with pytest.raises(PermissionError) as denied:
+            save(path, ARRAY)
+    with monkeypatch.context() as patch:
+        patch.setattr(dirents.os, "replace", refuse(errno.EPERM))
+        with pytest.raises(PermissionError) as not_renamed:
+            save(path, ARRAY)
+    gone = path.parent / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(FileNotFoundError) as nowhere:
+        save("x.tsr", ARRAY)
+    with pytest.raises(FileNotFoundError) as no_directory:
+        save(path.parent / "none" / "x.tsr", ARRAY)
+    for caught, name in ((denied, path), (not_renamed, path), (nowhere, "x.tsr"), (no_directory, path.parent / "none")):
+        assert caught.value.filename == str(name)
+        assert ".tmp" not in str(caught.value)
+    assert names(path.parent) == []
+
+
+@pytest.mark.parametrize("options", forms(), ids=str)
+def test_too_many_open_files_in_a_save_name_the_users_file(path: Path, options: dict[str, Any]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(SystemLimit) as caught:
+            save(path, ARRAY, **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert str(caught.value).startswith(f"{path}: Too many open files")
+
+
+def test_a_first_key_at_the_limit_of_open_files_is_that_limit_and_works_later(path: Path) -> None:
+    pytest.importorskip("cryptography")
+    script = """
+import resource, sys
+import numpy as np
+from tr_mmap import SystemLimit, save
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+try:
+    save(sys.argv[1], np.ones(3), key=bytes(32))
+except SystemLimit as error:
+    print(error.limit, "cryptography" in str(error), "__init__" in str(error))
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+save(sys.argv[1], np.ones(3), key=bytes(32))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, path], capture_output=True, text=True, env=environment(), check=True
+    )
+    assert done.stdout == "RLIMIT_NOFILE True False\n"
+    assert load(path, key=bytes(32)).tolist() == [1, 1, 1]
+
+
+def refuse(code: int) -> Any:
+    def call(path: str, *_: Any, **__: Any) -> int:
+        raise OSError(code, os.strerror(code), path)
+
+    return call
+
+
 # -- symlinks ---------------------------------------------------------------------------------------------------------
 
 
@@ -247,23 +315,6 @@ def test_a_name_as_long_as_names_can_be_is_saved(tmp_path: Path) -> None:
 # -- links of /proc ---------------------------------------------------------------------------------------------------
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-
-
-@linux
-@pytest.mark.parametrize("options", forms(), ids=str)
-@pytest.mark.parametrize("tensor", [ARRAY, ARRAY.T, ARRAY.astype(">f4")], ids=["whole", "strided", "big-endian"])
-def test_a_memory_file_is_overwritten_in_place(options: dict[str, Any], tensor: Any) -> None:
-    key = {"key": options["key"]} if "key" in options else {}
-    fd = os.memfd_create("weights")
-    try:
-        for folder in (f"/proc/self/fd/{fd}", f"/dev/fd/{fd}", f"/proc/{os.getpid()}/fd/{fd}"):
-            for content in (tensor, np.zeros(5000, np.float32), tensor):  # longer, then shorter
-                save(folder, content, **options)
-                assert bits(load(folder, **key)) == bits(content)
-                assert os.fstat(fd).st_size == os.stat(folder).st_size > 0
-    finally:
-        os.close(fd)
-    assert not [name for name in os.listdir("/") if "weights" in name]
 
 
 @linux
@@ -319,27 +370,6 @@ def test_the_root_of_another_process_is_that_processs_own(tmp_path: Path) -> Non
         assert bits(load(f"/proc/{process.pid}/root/tr_mmap_test.tsr")) == bits(OTHER)
     assert names(tmp_path / "jail") == ["tr_mmap_test.tsr"]
     assert not os.path.exists("/tr_mmap_test.tsr")
-
-
-@linux
-def test_an_in_place_save_that_fails_leaves_no_tensor_that_could_be_taken_for_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    fd = os.memfd_create("weights")
-    name = f"/proc/self/fd/{fd}"
-    save(name, ARRAY)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("tr_mmap.tsr.saving.copy_into", fail)
-        with pytest.raises(KeyboardInterrupt):
-            save(name, np.ones((3, 5), np.float32).T)
-    with pytest.raises(TSRFormatError) as caught:
-        load(name)
-    assert caught.value.fault is Fault.BAD_MAGIC
-    os.close(fd)
 
 
 @linux

@@ -6,9 +6,9 @@ import asyncio
 import datetime
 import enum
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, Optional, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, Optional, Protocol, TypeVar, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,22 @@ def new_type(x: Any, k: Metres, n: Number) -> Any:
 
 def arrays(x: np.ndarray, y: torch.Tensor | None, z: npt.NDArray[np.float32] | None = None, w: T | object = 1) -> Any:
     return x, y, z, w
+
+
+class HasDlpack(Protocol):
+    def __dlpack__(self) -> Any: ...
+
+
+def array_like(x: npt.ArrayLike, k: float = 1.0) -> Any:
+    return x, k
+
+
+def many_array_likes(*xs: npt.ArrayLike) -> Any:
+    return xs
+
+
+def array_unions(x: npt.ArrayLike | None, y: np.ndarray | float, z: HasDlpack | bytes | list[float] = b"") -> Any:
+    return x, y, z
 
 
 def numbers(x: Any, *weights: float) -> Any:
@@ -146,6 +162,10 @@ class Model:
         (new_type, "a 2 3", ("tensor a", 2.0, 3.0)),
         (arrays, "a b", ("tensor a", "tensor b", None, 1)),
         (arrays, "a b 7 a", ("tensor a", "tensor b", "tensor 7", "tensor a")),
+        (array_like, "a 2.5", ("tensor a", 2.5)),
+        (many_array_likes, "a b", ("tensor a", "tensor b")),
+        (array_unions, "a b", ("tensor a", "tensor b", b"")),
+        (array_unions, "a b 7", ("tensor a", "tensor b", "tensor 7")),
         (numbers, "a", ("tensor a", ())),
         (numbers, "a 1 2.5 7", ("tensor a", (1.0, 2.5, 7.0))),
         (numbers, "7", ("tensor 7", ())),
@@ -221,7 +241,10 @@ def some_bytes(data: bytes | None) -> Any: ...
 def an_enum(x: Any, colour: Colour) -> Any: ...
 def a_subclass(x: Any, degrees: Celsius) -> Any: ...
 def a_numpy_scalar(x: Any, k: np.float32) -> Any: ...
-def a_mixture(x: np.ndarray | float) -> Any: ...
+def a_mixture(x: Model | float) -> Any: ...
+def a_sequence_of_arrays(xs: Sequence[np.ndarray]) -> Any: ...
+def an_iterable(xs: Iterable) -> Any: ...  # type: ignore[type-arg]
+def a_view(data: memoryview) -> Any: ...
 def some_options(x: Any, **options: float) -> Any: ...
 def words_and_keyword(*words: float, k: float) -> Any: ...
 async def a_coroutine(x: Any) -> Any: ...
@@ -244,11 +267,14 @@ class AsyncModel:
         (a_list, r"weights: list\[float\].*write \*weights: float"),
         (a_bare_list, r"write \*weights"),
         (a_tuple, r"write \*weights: int"),
-        (a_sequence, "weights: "),
+        (a_sequence, r"weights: .*write \*weights: float"),
+        (a_sequence_of_arrays, r"write \*xs$"),
+        (an_iterable, r"write \*xs for tensors"),
         (a_dict, "options: "),
         (a_path, "path: Path.*write path: str"),
         (a_date, "day: "),
-        (some_bytes, "data: "),
+        (some_bytes, "data: .*write data without an annotation"),
+        (a_view, "data: .*write data without an annotation"),
         (an_enum, "colour: Colour"),
         (a_subclass, "write degrees: float"),
         (a_numpy_scalar, "write k: float"),

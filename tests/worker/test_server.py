@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +272,17 @@ def test_the_default_worker_knows_its_ten_commands() -> None:
         assert torch.equal(session.calculate("relu", half), torch.relu(half))
         assert torch.equal(session.calculate("add", half, half), half + half)
         assert session.calculate("relu", np.array([-1, 2], np.int8)).dtype == np.int8
+
+
+def test_a_worker_may_be_a_dataclass() -> None:
+    """It compares by value then, and so has no hash."""
+
+    @dataclass
+    class Scaling(TechRenaissanceServer):
+        scale: float = 1.0
+
+        def __post_init__(self) -> None:
+            super().__init__(framework="numpy")
+
+    assert Scaling(2.0) == Scaling(2.0)
+    assert Scaling(2.0).framework == "numpy"

@@ -1,7 +1,4 @@
-"""Replaces a file whole, in one step: a reader sees the old file or the new one, never a part of either.
-
-Only a file without a name is overwritten in place.
-"""
+"""Replaces a file whole, in one step: a reader sees the old file or the new one, never a part of either."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from contextlib import contextmanager
 from ..wire.names import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from . import system
 
-__all__ = ["overwriting", "replace_by_link", "replacement"]
+__all__ = ["replace_by_link", "replacement"]
 
 
 @contextmanager
@@ -34,9 +31,10 @@ def replacement(path: str, mode: int = 0o600, *, is_exact: bool = False) -> Iter
         FileNotFoundError: there is no such directory.
         OutOfSpace: no room.
         HostilePath: a directory is in the file's place.
+        OSError: it cannot be made or renamed; the error names ``path``, not the new file.
     """
     temporary = _beside(path)
-    fd = system.create_file(temporary, mode)
+    fd = system.create_file(temporary, mode, told_as=path)
     try:
         try:
             if is_exact:
@@ -45,36 +43,11 @@ def replacement(path: str, mode: int = 0o600, *, is_exact: bool = False) -> Iter
         finally:
             system.close(fd)
         system.rename(temporary, path)
-    except BaseException:
+    except BaseException as error:
         system.unlink(temporary)
+        if isinstance(error, OSError) and error.filename == temporary:
+            raise OSError(error.errno, error.strerror, path) from error  # the user knows this name
         raise
-
-
-@contextmanager
-def overwriting(path: str, nbytes: int) -> Iterator[int]:
-    """A file that is there, to be overwritten in place: for one that has no name to rename another to.
-
-    If it fails in the middle, the file begins with 8 bytes of 0, so that nobody takes it for what it was. It is not
-    emptied first: a process that has it mapped would get SIGBUS.
-
-    Args:
-        path: of the file; symlinks are followed.
-        nbytes: its size afterwards.
-
-    Yields:
-        The file's descriptor, to write to; the first 8 bytes last.
-
-    Raises:
-        SystemLimit: a file may not be that large (RLIMIT_FSIZE).
-        HostilePath: not a regular file.
-    """
-    fd = system.open_path(path, write=True)
-    try:
-        system.set_size(fd, nbytes)  # first: if this fails, the file is as before
-        system.write_all(fd, bytes(8))
-        yield fd
-    finally:
-        system.close(fd)
 
 
 def replace_by_link(source: str, path: str) -> None:

@@ -3,6 +3,10 @@
 Python 3.12 and later warn when a process with threads forks. So each of these threads ends just before a fork, and a
 new one begins in the parent just after it; a child has none. And it is a thread of the system also where a program has
 replaced Python's threads (see :mod:`.unpatched`), for it must run while the main thread waits in the C library.
+
+There is no lock, because a signal handler may fork, or stop a task, in the middle of any method here. What must be done
+in one step is done without a call: the interpreter runs signal handlers, and switches threads, only after a call or at
+the end of a loop's pass.
 """
 
 from __future__ import annotations
@@ -14,12 +18,15 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from . import system
+from .fork_safety import at_fork, for_each
 from .unpatched import is_builtin, unpatched
 
 __all__ = ["Background", "readable"]
 
 poll: Final[Any] = unpatched("select", "poll")
 _POLLIN: Final[int] = getattr(select, "POLLIN", 1)  # there is no poll on Windows
+_POLLOUT: Final[int] = getattr(select, "POLLOUT", 4)
 _start_new_thread: Final[Any] = unpatched("_thread", "start_new_thread")
 _new_lock: Final[Any] = unpatched("_thread", "allocate_lock")
 _get_ident: Final[Any] = unpatched("_thread", "get_ident")
@@ -27,34 +34,97 @@ _sleep: Final[Any] = unpatched("time", "sleep")
 _HAS_THREADS: Final = is_builtin(_start_new_thread) and poll is not None
 _TASKS: Final = "/proc/self/task"
 _LONGEST_S: Final = 2e6  # more milliseconds poll(2) does not take; whoever waits 23 days may wait for ever
+_PAUSE_S: Final = 1.0  # how long a fork waits for a thread to end; a thread that is there then does little harm
 _EXIT_WAIT_S: Final = 0.5  # for the kernel to remove a thread that has run to its end; takes microseconds
 
 
 def readable(fds: Iterable[int], timeout_s: float | None) -> set[int]:
     """Which of the descriptors have something to be read; sleeps until one has, or until the time is over."""
+    return _ready(dict.fromkeys(fds, _POLLIN), timeout_s)
+
+
+def _ready(wanted: dict[int, int], timeout_s: float | None) -> set[int]:
+    """Which of the descriptors have one of their events, or an error; sleeps until one has, or the time is over."""
     poller = poll()
-    for fd in fds:
-        poller.register(fd, _POLLIN)
+    for fd, events in wanted.items():
+        poller.register(fd, events)
     return {fd for fd, _ in poller.poll(None if timeout_s is None or timeout_s > _LONGEST_S else timeout_s * 1000)}
 
 
-class _Thread:
-    """One thread, from its start to its end."""
+class _Wake:
+    """Wakes a task from its sleep. Its descriptors are closed when nobody uses it any more."""
 
-    __slots__ = ("_ended", "_ident", "_task")
+    __slots__ = ("_files", "_writing", "reading")
+
+    def __init__(self) -> None:
+        self._files: list[system.OwnFile] = []
+        # An eventfd can be read after a write to itself.
+        if hasattr(os, "eventfd"):
+            self.reading = self._writing = _make_eventfd()
+            self._files.append(system.OwnFile(self.reading))
+            return
+        self.reading, self._writing = system.make_pipe()
+        self._files += [system.OwnFile(self.reading), system.OwnFile(self._writing)]
+        for fd in (self.reading, self._writing):
+            os.set_blocking(fd, False)
+
+    def wake(self) -> bool:
+        """Let the sleep end, or the next one if there is none. Returns False if the program has closed our files."""
+        if not self._files[-1].is_open():
+            return False  # a write would go to somebody else's file
+        try:
+            os.write(self._writing, b"\1\0\0\0\0\0\0\0")  # an eventfd takes 8 bytes
+        except BlockingIOError:
+            pass  # so full that it is awake
+        return True
+
+    def reset(self) -> None:
+        """Let the next sleep be a sleep."""
+        try:
+            if self._files[0].is_open():
+                os.read(self.reading, 4096)
+        except BlockingIOError:
+            pass  # there was nothing
+
+    def __del__(self) -> None:
+        for file in self._files:
+            try:
+                file.close()
+            except OSError:
+                pass  # it is closed all the same
+
+
+def _make_eventfd() -> int:
+    try:
+        return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    except OSError as error:
+        system.check_descriptors(error, "an eventfd")
+        raise
+
+
+class _Thread:
+    """One thread, from its start to its end.
+
+    Attributes:
+        has_begun: it runs the task, or has run it.
+    """
+
+    __slots__ = ("_ended", "_ident", "_run", "_task", "has_begun")
 
     def __init__(self, run: Callable[[_Thread], None]) -> None:
+        self.has_begun = False
+        self._run = run
         self._ended = _new_lock()
         self._ended.acquire()
         self._ident = 0
         self._task = 0
-        _start_new_thread(self._run, (run,))
 
-    def _run(self, run: Callable[[_Thread], None]) -> None:
+    def run(self) -> None:
+        """What the thread does."""
         self._ident = _get_ident()
         self._task = unpatched("_thread", "get_native_id")()
         try:
-            run(self)
+            self._run(self)
         finally:
             self._ended.release()
 
@@ -79,34 +149,37 @@ class Background:
     """Runs a task in a thread of its own until the task is done, or until :meth:`stop`.
 
     Args:
-        task: gets this object. Sleeps only in :meth:`sleep`, and returns when :attr:`has_to_return` is true; returns
-            True if it is done, so that it is not called again. After a fork it is called anew.
+        task: gets this object. Sleeps only in :meth:`sleep` and :meth:`wait_writable`, and returns when
+            :attr:`has_to_return` is true; returns True if it is done, so that it is not called again. After a fork it
+            is called anew.
 
     Attributes:
-        has_thread: a thread runs the task, or will after a fork. If it is False, no thread could be started: then
-            nothing is done in the background.
+        has_thread: a thread runs the task, or will after a fork. If it is False, no thread could be started, or the
+            task has raised: then nothing is done in the background.
+
+    Raises:
+        SystemLimit: too many open files.
+        RuntimeError: the system has no thread left.
     """
 
     def __init__(self, task: Callable[[Background], bool]) -> None:
         self.has_thread = _HAS_THREADS
         self._task = task
         self._owner_pid = os.getpid()
-        self._lock = _new_lock()
-        self._pauses = 0  # forks under way
+        self._forking: set[int] = set()  # the threads that fork now; a set, because a hook may be lost or run twice
         self._is_stopped = False
         self._is_last = False
         self._is_done = not _HAS_THREADS
         self._thread: _Thread | None = None
-        self._reading = self._writing = -1
+        self._wake: _Wake | None = None
         if not _HAS_THREADS:
             return
-        self._reading, self._writing = _make_wake()
+        self._wake = _Wake()
         _members.add(self)
         try:
-            with self._lock:  # the thread may run to its end before we know it
-                self._thread = _Thread(self._run)
+            self._begin()
         except BaseException:
-            self._close()
+            self.stop(join_s=0.0)
             raise
 
     # -- for the task ---------------------------------------------------------------------------------------------
@@ -114,7 +187,7 @@ class Background:
     @property
     def has_to_return(self) -> bool:
         """Whether the task must return now: it was stopped, or the process forks."""
-        return self._is_stopped or self._pauses > 0
+        return self._is_stopped or bool(self._forking)
 
     def sleep(self, timeout_s: float | None, *fds: int) -> set[int]:
         """Sleep until one of the descriptors can be read, the time is over, or the task must return.
@@ -122,9 +195,17 @@ class Background:
         Returns:
             The descriptors that can be read.
         """
-        if self.has_to_return:
+        return self._sleep(timeout_s, dict.fromkeys(fds, _POLLIN))
+
+    def wait_writable(self, fd: int) -> bool:
+        """Sleep until the descriptor takes a write, or the task must return. Returns whether it takes one."""
+        return bool(self._sleep(None, {fd: _POLLOUT}))
+
+    def _sleep(self, timeout_s: float | None, wanted: dict[int, int]) -> set[int]:
+        wake = self._wake
+        if wake is None or self.has_to_return:
             return set()
-        return readable([self._reading, *fds], timeout_s) & set(fds)
+        return _ready({wake.reading: _POLLIN, **wanted}, timeout_s) & set(wanted)
 
     def begin_last(self) -> bool:
         """Say that the task ends by itself from here on; a fork does not wait for that, :meth:`stop` does.
@@ -132,9 +213,10 @@ class Background:
         Returns:
             False if the task must return instead, and be done later or not at all.
         """
-        with self._lock:
-            self._is_last = not self.has_to_return
-            return self._is_last
+        self._is_last = True  # before the look: a fork that this misses finds it
+        if self.has_to_return:
+            self._is_last = False
+        return self._is_last
 
     # -- for its owner --------------------------------------------------------------------------------------------
 
@@ -145,17 +227,16 @@ class Background:
             join_s: how long to wait for its end, in seconds; -1 for as long as it takes.
         """
         if os.getpid() != self._owner_pid:
-            # The thread is the parent's, and a thread of the parent may have held the lock at the fork: touch neither.
             self._close()
             return
-        with self._lock:
-            self._is_stopped = True
-            thread = self._thread
-            if thread is None:
-                self._close()
-            else:
-                self._wake()
-        if thread is not None and not thread.is_current():
+        self._is_stopped = True  # before the look: a thread that this misses finds it at its end
+        thread = self._thread
+        if thread is None:
+            self._close()
+            return
+        if (wake := self._wake) is not None and not wake.wake():
+            join_s = 0.0  # nothing can wake the thread; it ends when it wakes by itself
+        if not thread.is_current():
             thread.join(join_s)
 
     def is_running(self) -> bool:
@@ -164,100 +245,98 @@ class Background:
 
     # -- around a fork --------------------------------------------------------------------------------------------
 
-    def is_pausable(self) -> bool:
-        """Whether it is this process's, and runs or is paused by another thread's fork."""
-        return os.getpid() == self._owner_pid and (self._thread is not None or self._pauses > 0)
-
     def pause(self) -> None:
-        """End the thread, but not the task."""
-        with self._lock:
-            self._pauses += 1
-            thread = self._thread
-            if thread is None or self._is_last or thread.is_current():
-                return
-            self._wake()
-        if thread.join():
+        """End the thread, but not the task. One that does not end in time is there at the fork, which does no harm."""
+        self._forking.add(_get_ident())
+        thread, wake = self._thread, self._wake
+        if thread is None or wake is None or self._is_last or thread.is_current():
+            return
+        if wake.wake() and thread.join(_PAUSE_S):
             thread.wait_for_exit()
 
     def resume(self) -> None:
-        """Begin a new thread after :meth:`pause`."""
-        with self._lock:
-            self._pauses -= 1
-            if self._pauses or self._is_stopped or self._is_done or self._thread is not None:
-                return
-            if readable([self._reading], 0):
-                os.read(self._reading, 4096)
-            try:
-                self._thread = _Thread(self._run)
-            except RuntimeError:  # the system has no thread left
-                self._is_done, self.has_thread = True, False
-                self._close()
+        """Begin a new thread after :meth:`pause`, if that has ended the thread. May be called again, or without it."""
+        self._forking.discard(_get_ident())
+        self._begin_if_possible()
 
-    def _run(self, _thread: _Thread) -> None:
-        is_done = True
+    def _begin_if_possible(self) -> None:
+        try:
+            self._begin()
+        except RuntimeError:  # the system has no thread left
+            self._is_done, self.has_thread = True, False
+            self._close()
+
+    def _begin(self) -> None:
+        """Begin a thread, if there has to be one and is none."""
+        wake = self._wake
+        if wake is None:
+            return
+        if not self.has_to_return:
+            wake.reset()
+            if self.has_to_return:  # since we looked: that was perhaps what we have just taken
+                wake.wake()
+        thread = _Thread(self._run)
+        # No call from here to that of the start: so there are never two threads, nor one that is noted and not begun.
+        if self._thread is not None or self._is_stopped or self._is_done or self._forking:
+            return
+        try:
+            self._thread = thread
+            _start_new_thread(thread.run, ())
+        except BaseException:
+            # The system has no thread left; or it has begun one, and then a signal handler raised.
+            if self._thread is thread and not thread.has_begun:
+                self._thread = None
+            raise
+
+    def _run(self, thread: _Thread) -> None:
+        if self._thread is thread:
+            thread.has_begun = True
+        if not thread.has_begun:
+            return
+        is_done = has_failed = True
         try:
             is_done = self._task(self)
+            has_failed = False
         finally:
-            with self._lock:  # stop() must not write to a number that is another file's by now
-                self._thread = None
-                self._is_done = is_done or self._is_stopped
-                if self._is_done:
-                    self._close()
-
-    def _wake(self) -> None:
-        if self._writing >= 0:
-            try:
-                os.write(self._writing, b"\1\0\0\0\0\0\0\0")  # an eventfd takes 8 bytes
-            except BlockingIOError:
-                pass  # so full that it is awake
+            if has_failed:
+                self.has_thread = False
+            self._thread = None  # before the look at what stop() says: it has closed nothing if it saw a thread
+            if is_done or self._is_stopped:
+                self._is_done = True
+                self._close()
+            else:
+                self._begin_if_possible()  # the fork may be over by now
 
     def _close(self) -> None:
         self._task = _no_task  # a method of an object that has us: together they would wait for the garbage collector
-        # Forget the numbers first, then close: a child that is forked in between must not close them a second time.
-        fds, self._reading, self._writing = {self._reading, self._writing}, -1, -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+        self._wake = None
 
 
 def _no_task(_: Background) -> bool:
     return True
 
 
-def _make_wake() -> tuple[int, int]:
-    """A descriptor that can be read after a write to the other; one and the same where there is eventfd(2)."""
-    if hasattr(os, "eventfd"):
-        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        return fd, fd
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    os.set_blocking(writing, False)
-    return reading, writing
-
-
 _members: weakref.WeakSet[Background] = weakref.WeakSet()
-_paused: dict[int, list[Background]] = {}  # by the thread that forks
 
 
 def _all() -> list[Background]:
+    """All that are this process's."""
     while True:
         try:
-            return list(_members)
+            return [member for member in _members if member._owner_pid == os.getpid()]
         except RuntimeError:  # another thread has just added one
             continue
 
 
 def _before_fork() -> None:
     # One that begins after this is not in the list: it is a thread at the fork, which does no harm.
-    mine = _paused[_get_ident()] = [member for member in _all() if member.is_pausable()]
-    for member in mine:
-        member.pause()
+    for_each(_all(), Background.pause)
 
 
 def _after_in_parent() -> None:
-    for member in _paused.pop(_get_ident(), ()):
-        member.resume()
+    for_each(_all(), Background.resume)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_paused.clear)
+    os.register_at_fork(before=_before_fork)  # once: what is not paused is only a thread at the fork
+at_fork(after_in_parent=_after_in_parent)

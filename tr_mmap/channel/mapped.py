@@ -15,9 +15,10 @@ heartbeat.
 
 ``request.json``, ``response.json`` and ``status.txt`` mirror the pages for people: one line and then spaces, so ``cat``
 and ``json.load`` work on them. A side that has waited for ``MIRROR_DELAY_S`` writes what the mirrors lack. So a burst
-of requests writes none, and ``status.txt`` says ``busy`` throughout; after the burst the mirrors are right. No process
-maps a mirror: to truncate a mapped file is SIGBUS for all that map it. ``by_hand.py`` notices what somebody writes into
-a mirror.
+of requests writes none but ``status.txt``, which says ``busy`` from the second request on; after the burst the mirrors
+are right. That a worker is busy with a single request is shown by the controller, when it has waited, or at once if it
+does not wait: so nothing delays the handler. No process maps a mirror: to truncate a mapped file is SIGBUS for all that
+map it. ``by_hand.py`` notices what somebody writes into a mirror.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class MappedChannel(Channel):
         request_view = system.map_write(request_fd, MESSAGE_PAGE_NBYTES)
         response_view = system.map_write(response_fd, MESSAGE_PAGE_NBYTES)
         request, response = MessagePage(request_view), MessagePage(response_view)
-        self._out_page = request_view if role is Role.CONTROLLER else response_view
+        views = request_view, response_view
+        self._out_page, self._in_page = views if role is Role.CONTROLLER else views[::-1]
         self.status = system.map_write(status_fd, STATUS_NBYTES)
         self._status_line = self.status[:HEARTBEAT_OFFSET]
         self._status_start = self.status.cast("I")
@@ -109,13 +111,12 @@ class MappedChannel(Channel):
             self._peer_doorbell, self._own_doorbell = response_doorbell, request_doorbell
         self._request_mirror = Mirror(request_view, os.path.join(directory, REQUEST_FILE), b"")
         self._response_mirror = Mirror(response_view, os.path.join(directory, RESPONSE_FILE), b"")
-        # The worker must not write over an ``exit`` by hand that it has not noticed yet.
-        kept = STATUS_EXIT.encode() if role is Role.WORKER else b""
-        self._status_mirror = Mirror(self._status_line, os.path.join(directory, STATUS_FILE), kept)
+        # Nobody must write over an ``exit`` by hand that the worker has not noticed yet.
+        self._status_mirror = Mirror(self._status_line, os.path.join(directory, STATUS_FILE), STATUS_EXIT.encode())
         # The worker shows all that happened in a burst of requests; the controller, what a busy worker has not shown.
-        self._mirrors: tuple[Mirror, ...] = (self._request_mirror,)
+        self._mirrors: tuple[Mirror, ...] = (self._request_mirror, self._status_mirror)
         if role is Role.WORKER:
-            self._mirrors += (self._response_mirror, self._status_mirror)
+            self._mirrors = (self._request_mirror, self._response_mirror, self._status_mirror)
             self._request_mirror.mark_shown()  # what somebody has written there by hand must not be written over
         self._in.set_mirrors(self._mirrors)
         self._by_hand: list[bytes] = []  # the fast path looks whether it is empty
@@ -203,7 +204,14 @@ class MappedChannel(Channel):
         self.ring()
         if self._role is Role.WORKER:
             self.touch()
-        (self._request_mirror if self._role is Role.CONTROLLER else self._response_mirror).update()
+            self._response_mirror.update()
+        else:
+            self._request_mirror.update()
+            self._status_mirror.foretell_busy()
+            if self._is_answered():
+                # The worker may have written its mirror before ours. If it answers later, it also writes later.
+                self._status_mirror.forget()
+                self._status_mirror.update()
 
     def _send_apart(self, seq: int, text: bytes) -> bool:
         """Send a message as a spill, because the page cannot hold it."""
@@ -214,6 +222,11 @@ class MappedChannel(Channel):
     def is_sent(self, seq: int) -> bool:
         number = self._out_page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS].tobytes()
         return number == b"%*d" % (NUMBER_DIGITS, seq)
+
+    def _is_answered(self) -> bool:
+        """Whether the worker has answered the last request."""
+        numbers = slice(MESSAGE_NUMBER_OFFSET, MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS)
+        return self._out_page[numbers] == self._in_page[numbers]
 
     def keep_order(self) -> None:
         self._out.is_ordered = True
@@ -289,6 +302,8 @@ class MappedChannel(Channel):
             is_stale = mirror.is_stale
             self._status_words[0] = word
             (mirror.restore if is_exit else mirror.show if is_stale else mirror.update)()
+            if status is Status.READY:
+                mirror.forget()  # its controller may have waited for long: the worker itself shows that it is busy
             return
         line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
         self._status_line[:] = line.ljust(HEARTBEAT_OFFSET)
@@ -345,6 +360,7 @@ class MappedChannel(Channel):
 
     def reply_by_hand(self, response: Response) -> None:
         self._response_mirror.write(encode_legacy(response), HAND_ANSWER_S)
+        self._status_mirror.forget()  # the controller that waits has shown ours for its own request: show the next one
 
     # -- doorbells ------------------------------------------------------------------------------------------------
 
@@ -370,7 +386,8 @@ class MappedChannel(Channel):
             self.unlink()
             for doorbell in self._doorbells:
                 doorbell.close()
-            for mirror in (*self._mirrors, self._status_mirror):
+            self._status_mirror.forget()
+            for mirror in self._mirrors:
                 mirror.update()
                 mirror.close()
             if self._hand_watch is not None:

@@ -1,8 +1,7 @@
 """The controller's requests to its worker, one at a time, and the results that wait to be taken.
 
-Threads may use a dispatcher at once: :class:`Turn` says which of them may have a request under way. A signal handler or
-a destructor may use it in the middle of a request of the same thread. Then the interrupted request gets its response
-first. Never starts or ends processes.
+Threads may use a dispatcher at once, and so may a signal handler in the middle of a request: see ``nesting.py``. Never
+starts or ends processes.
 """
 
 from __future__ import annotations
@@ -10,16 +9,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from ..channel.interface import Overtaken
 from ..errors import BadMessage, ResponseTimeout, SessionBusy, SessionNotStarted, SystemLimit
 from ..protocol.commands import UserMessage, parse_command
 from ..protocol.messages import Request, now_ms
-from ..protocol.status import StatusLine
+from ..protocol.status import Status, StatusLine
 from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_SEQ
+from .nesting import Nesting
 from .resources import SessionResources
-from .responses import Answered, Responses, opened
+from .responses import Answered, opened
 from .results import Result
 from .turn import get_ident
 from .worker_handle import WorkerHandle
@@ -30,10 +30,9 @@ _REPEAT_EXIT_S: Final = 0.1  # how often to repeat a request to exit that the wo
 _SLICE_S: Final = 0.25  # how long to wait at most for news; they wake the wait, except where no watch can run
 
 StatusTest = Callable[[StatusLine], bool]
-_T = TypeVar("_T")
 
 
-class Dispatcher(Responses):
+class Dispatcher(Nesting):
     """Requests and results of one session.
 
     Args:
@@ -50,95 +49,6 @@ class Dispatcher(Responses):
             return True
         worker = self.resources.worker
         return worker is not None and self._has_public_request() and worker.channel.has_message()
-
-    # -- the turn -------------------------------------------------------------------------------------------------
-
-    def in_turn(self, deadline_s: float, action: Callable[..., _T], *arguments: Any, is_request: bool = True) -> _T:
-        """Call a function while no other thread has a request under way.
-
-        Args:
-            deadline_s: until when to wait for that, by the monotonic clock.
-            action: the function.
-            *arguments: its arguments.
-            is_request: whether it may send a request, so that a request that this call interrupts is answered first.
-
-        Raises:
-            ResponseTimeout: another thread's request was not answered in time.
-            SessionNotStarted: this process is a forked child, or the session was closed.
-        """
-        turn, me = self._turn, get_ident()
-        is_nested = turn.owner == me
-        outer, suspended = self._current, None
-        try:
-            if is_nested or turn.owner or turn.queue:
-                suspended = self._enter(is_nested, deadline_s, is_request)
-            else:
-                turn.owner = me
-            return action(*arguments)
-        finally:
-            self._current = outer if is_nested else None
-            if not is_nested and (self._answered or self._interrupted):
-                self._answers, self._answered, self._interrupted = {}, set(), {}
-            if suspended:
-                self.transfer.resume(suspended)
-            if not is_nested and turn.owner == me:
-                turn.owner = 0
-            if turn.queue:
-                turn.wake()
-
-    def _enter(self, is_nested: bool, deadline_s: float, is_request: bool) -> Any:
-        """Wait for the turn; or, in a call that interrupts another one of this thread, answer that one first.
-
-        Returns:
-            What the interrupted call has in flight, for ``transfer.resume``; None if nothing was interrupted.
-        """
-        self.check_own()  # first: in a forked child the thread that has the turn does not exist
-        if not is_nested:
-            if not self._turn.wait(deadline_s):
-                raise self._unanswered(self._current and self._current[1], math.nan, "another thread's request")
-            return None
-        if not is_request:
-            return None
-        worker, taken = self.worker(), self._taken
-        if worker.fast_path is not None and worker.fast_path.is_receiving:
-            raise SessionBusy("the interrupted code is taking a response of this session at this moment; ask later")
-        if taken is not None:  # else the worker could use the segments of its tensors for its next results
-            if taken.outcome is None:
-                taken.outcome = self._outcome(taken.response, taken.framework)
-        elif self._current is not None:
-            self._answer_interrupted(worker, *self._current, deadline_s)
-        return self.transfer.suspend()
-
-    def _answer_interrupted(
-        self,
-        worker: WorkerHandle,
-        seq: int,
-        message: UserMessage,
-        framework: str | None,
-        is_public: bool,
-        deadline_s: float,
-    ) -> None:
-        """Take the response to the request that this call interrupts, for the code that goes on with it later."""
-        pending = self._pending
-        if pending is None or pending.seq != seq:
-            if seq in self._answered:
-                return
-            if not self._is_sent(worker, seq):
-                self._interrupted[seq] = (self._framework if is_public else framework), is_public
-                return
-            pending = self._begin(Request(seq, *parse_command(message)), is_private=True)
-        worker.channel.put_back()  # the interrupted code may have taken the message, and not have looked at it yet
-        try:
-            worker.channel.ring()  # the interrupted code may not have come to that
-            outcome = self._await_outcome(pending, deadline_s, math.nan, self._framework if is_public else framework)
-        except Answered:
-            return
-        self._keep(seq, outcome, is_public)
-
-    def _is_sent(self, worker: WorkerHandle, seq: int) -> bool:
-        """Whether the request of an interrupted call was sent."""
-        fast_path = worker.fast_path
-        return (fast_path is not None and fast_path.sent_seq == seq) or worker.channel.is_sent(seq)
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -166,7 +76,7 @@ class Dispatcher(Responses):
         try:
             if is_nested or turn.owner or turn.queue:
                 deadline_s = time.monotonic() + timeout_s
-                suspended = self._enter(is_nested, deadline_s, True)
+                suspended = self._enter(is_nested, deadline_s, timeout_s, message)
                 left_s = max(0.0, deadline_s - time.monotonic())
             else:
                 turn.owner = me
@@ -236,7 +146,7 @@ class Dispatcher(Responses):
             WorkerDied: the worker ended.
         """
         deadline_s = time.monotonic() + timeout_s
-        self.in_turn(deadline_s, self._send_public, message, deadline_s, timeout_s)
+        self.in_turn(deadline_s, timeout_s, message, self._send_public, message, deadline_s, timeout_s)
         self.notify()
 
     def _send_public(self, message: UserMessage, deadline_s: float, timeout_s: float) -> None:
@@ -269,7 +179,7 @@ class Dispatcher(Responses):
         if self._pending is not None:
             self._settle(deadline_s, timeout_s)
         if worker.is_over():
-            raise self.worker_died()
+            raise self.worker_died(worker)
         transfer, fast_path = self.transfer, worker.fast_path
         while True:
             if self._is_exiting:
@@ -279,10 +189,13 @@ class Dispatcher(Responses):
             self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
             self._current = seq, message, framework, is_public
             try:
-                is_tried = may_use_fast_path and not transfer.unannounced
-                if is_tried and fast_path is not None and fast_path.send(seq, message, tensors):
-                    request = Request(seq, command, parameters)
-                    break
+                if may_use_fast_path and fast_path is not None and not transfer.unannounced:
+                    # Before the request is sent: another thread may send a tag of it again as soon as it is.
+                    transfer.has_request_in_flight = True
+                    if fast_path.send(seq, message, tensors):
+                        request = Request(seq, command, parameters)
+                        break
+                    transfer.has_request_in_flight = False
                 request = transfer.prepare(seq, command, parameters, tensors, deadline_s)
                 if self._seq == seq:
                     worker.channel.send(request, deadline_s, worker.is_over)
@@ -299,27 +212,59 @@ class Dispatcher(Responses):
         return self._begin(request, is_private=not is_public)
 
     def request_exit(self, timeout_s: float) -> bool:
-        """Send the request to exit, even in the middle of another request. Returns whether the worker ended in time."""
+        """Send the request to exit, and return whether the worker ended in time.
+
+        A request under way gets its response first. If that does not come in time, the request to exit still does not
+        take the place of one that the worker has not taken.
+        """
         worker = self.worker()
         if not worker.process.is_alive() or worker.is_over():
             return True
         deadline_s = time.monotonic() + timeout_s
-        self._is_exiting = True
+        self._is_exiting = True  # requests that wait for their turn are not sent any more
         has_ended = False
         try:
-            # A worker that is still starting will find the request later.
-            self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
-            request = Request(seq=seq, command=EXIT_COMMAND, timestamp=now_ms())
+            try:
+                stands = self.in_turn(
+                    deadline_s, timeout_s, EXIT_COMMAND, self._send_exit, worker, deadline_s, timeout_s
+                )
+            except (ResponseTimeout, SessionBusy):
+                stands = self._exit_anyway(worker, deadline_s)
             while True:
-                stands = worker.channel.request_exit(request, deadline_s, worker.is_over)
                 remaining_s = max(0.0, deadline_s - time.monotonic())
                 has_ended = worker.process.wait(remaining_s if stands else min(remaining_s, _REPEAT_EXIT_S))
                 if has_ended or time.monotonic() >= deadline_s:
                     return has_ended
-        except ResponseTimeout:
-            return False
+                if not stands:
+                    stands = self._exit_anyway(worker, deadline_s)
         finally:
             self._is_exiting = has_ended
+
+    def _send_exit(self, worker: WorkerHandle, deadline_s: float, timeout_s: float) -> bool:
+        """Send the request to exit. Returns whether the worker cannot overwrite it; it may still be starting."""
+        try:
+            self._settle(deadline_s, timeout_s)
+        except SystemLimit:
+            pass  # the response is there, so the worker has taken the request
+        return self._store_exit(worker, deadline_s)
+
+    def _store_exit(self, worker: WorkerHandle, deadline_s: float) -> bool:
+        self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
+        request = Request(seq=seq, command=EXIT_COMMAND, timestamp=now_ms())
+        try:
+            return worker.channel.request_exit(request, deadline_s, worker.is_over)
+        except (Overtaken, ResponseTimeout):
+            return False
+
+    def _exit_anyway(self, worker: WorkerHandle, deadline_s: float) -> bool:
+        """Ask the worker to exit while a request is under way. Returns False if this must be repeated."""
+        status = worker.channel.read_status().status
+        if status is Status.BUSY:  # the worker has taken that request, so this one does not take its place
+            return self._store_exit(worker, deadline_s)
+        if not status.is_ending and not self.resources.options.auth:  # with auth the worker believes no status
+            worker.channel.write_status(Status.EXIT)
+        worker.channel.ring()
+        return False
 
     # -- results --------------------------------------------------------------------------------------------------
 
@@ -360,11 +305,11 @@ class Dispatcher(Responses):
             RemoteError, ResponseTimeout, WorkerDied: there is no result.
         """
         deadline_s = time.monotonic() + timeout_s
+        worker = self.worker()  # this one only: the thread that notices its death first forgets it
         while True:
-            worker = self.worker()
             if not self._unclaimed and not self._has_public_request():
                 if worker.is_over():
-                    raise self.worker_died()
+                    raise self.worker_died(worker)
                 remaining_s = deadline_s - time.monotonic()
                 if remaining_s <= 0:
                     raise ResponseTimeout(
@@ -382,7 +327,7 @@ class Dispatcher(Responses):
                 return opened(self._unclaimed.popleft())
             except IndexError:
                 pass
-            found = self.in_turn(deadline_s, self._take_pending, deadline_s, timeout_s, has_tensors)
+            found = self.in_turn(deadline_s, timeout_s, "", self._take_pending, deadline_s, timeout_s, has_tensors)
             if found is not None:
                 return found
 
@@ -415,13 +360,13 @@ class Dispatcher(Responses):
         deadline_s = time.monotonic() + timeout_s
         if of_request and (self._pending is not None or self._turn.owner):
             try:
-                self.in_turn(deadline_s, self._settle, deadline_s, timeout_s)
+                self.in_turn(deadline_s, timeout_s, "", self._settle, deadline_s, timeout_s)
             except ResponseTimeout:
                 return None
         remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
         line = worker.channel.wait_status(until, remaining_ms, worker.is_over)
         if line is None and worker.is_over():
-            raise self.worker_died()
+            raise self.worker_died(worker)
         return line
 
     def close(self) -> None:
@@ -433,7 +378,7 @@ class Dispatcher(Responses):
                 worker.give_up()  # the thread that has the turn gives it back
             self.notify()
         finally:
-            self.in_turn(math.inf, self._close, is_request=False)
+            self.in_turn(math.inf, math.inf, None, self._close)
 
     def _close(self) -> None:
         self.forget()

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from shutil import which
 from typing import Final
 
-from ..errors import BadMessage, ScriptNotFound
+from ..errors import ScriptNotFound
 from ..processes import life_lock
 from ..processes.lifeline import Lifeline
 from ..processes.spawn import WorkerProcess
@@ -143,18 +143,16 @@ def launch(
         secret: of a session with ``auth``; else None.
         log_path: where the worker's log goes, outside the session directory, which then has a symlink to it; "" for
             a log in the session directory.
-        args: the script's arguments after the session's name.
+        args: the script's arguments after the session's name; they and ``env`` were checked as options.
         env: variables to add to this process's environment for the worker; None as a value removes one.
         cwd: the worker's current directory; None for this process's.
         python: the interpreter, see :func:`find_python`.
 
     Raises:
-        ScriptNotFound: there is no such script, interpreter or directory.
-        BadMessage: an argument or a variable that no process can get.
+        ScriptNotFound: there is no such script or interpreter; or the directory has been removed.
         OSError: a system call failed; no worker is left.
     """
     check_script(script_path)
-    _check_texts(args, env or {})
     environ = _merged(os.environ, env)
     interpreter = find_python(python, environ)
     if cwd is not None and not os.path.isdir(cwd):
@@ -217,18 +215,6 @@ def _merged(inherited: Mapping[str, str], changes: Mapping[str, str | None] | No
     merged: dict[str, str | None] = {name: value for name, value in inherited.items() if name not in _NOT_INHERITED}
     merged.update(changes or {})
     return {name: value for name, value in merged.items() if value is not None}
-
-
-def _check_texts(args: Sequence[str], env: Mapping[str, str | None]) -> None:
-    if isinstance(args, str):
-        raise BadMessage(f"args is a list of texts, not one text: give args=[{args!r:.80}]", detail="args")
-    for text in args:
-        if not isinstance(text, str) or "\0" in text:
-            raise BadMessage(f"args: no process can get {text!r:.80}; give texts without zero bytes", detail="args")
-    for name, value in env.items():
-        is_name = isinstance(name, str) and name and "=" not in name and "\0" not in name
-        if not is_name or not (value is None or (isinstance(value, str) and "\0" not in value)):
-            raise BadMessage(f"env: no process can get {name!r:.80}: {value!r:.80}; give texts, or None", detail="env")
 
 
 def _environment_of_default(environ: Mapping[str, str], workspace_root: str, has_our_packages: bool) -> dict[str, str]:

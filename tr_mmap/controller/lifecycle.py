@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self, SupportsIndex
 
 from ..errors import ResponseTimeout, SessionInUse, SessionNotStarted
 from ..protocol.status import Status, StatusLine
@@ -18,7 +18,7 @@ from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import DEFAULT_TIMEOUT_MS, EXIT_TIMEOUT_MS
 from .dispatcher import Dispatcher, StatusTest
 from .launch import check_script
-from .options import SessionOptions, seconds_of
+from .options import SessionOptions, check_bool, seconds_of
 from .resources import SessionResources
 from .stats import SessionStats, worker_state
 from .worker_handle import WorkerHandle
@@ -56,7 +56,11 @@ class SessionLifecycle:
         env: Mapping[str, str | None] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         python: str | os.PathLike[str] | None = None,
+        **unknown: object,
     ) -> None:
+        for name in unknown:
+            raise TypeError(f"{type(self).__name__} has no option {name!r}; see help({type(self).__name__})")
+        check_bool("quiet_mode", quiet_mode)
         self._options = SessionOptions.checked(
             script_path,
             session_id,
@@ -75,7 +79,7 @@ class SessionLifecycle:
             cwd=cwd,
             python=python,
         )
-        self._quiet_mode = bool(quiet_mode)
+        self._quiet_mode = quiet_mode
         self._starting = threading.RLock()  # held while a session is made or ended, never while a request is answered
         self._dispatcher: Dispatcher | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -85,6 +89,12 @@ class SessionLifecycle:
         script = self._options.script_path
         what = "not started" if worker is None else f"pid {worker.process.pid}, {worker_state(worker).activity}"
         return f"<{type(self).__name__} {self._options.session_id!r}: {script}, {what}>"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} can be neither copied nor pickled, because it owns a process: "
+            "make another session, or send what you need of this one"
+        )
 
     # -- start and end --------------------------------------------------------------------------------------------
 
@@ -102,7 +112,7 @@ class SessionLifecycle:
         dispatcher = self._dispatcher
         if dispatcher is not None:
             dispatcher.check_own()
-            dispatcher.in_turn(math.inf, self._start_again, dispatcher, is_request=False)
+            dispatcher.in_turn(math.inf, math.inf, None, self._start_again, dispatcher)
             return
         with self._starting:
             if self._dispatcher is not None:
@@ -178,7 +188,7 @@ class SessionLifecycle:
     def please_exit(self, timeout_ms: float | None = EXIT_TIMEOUT_MS, ensure: bool = True) -> bool:
         """Request that the worker exit, and wait. If it ends, clean up: the session is over and its tags are gone.
 
-        A request that another thread has under way is answered first, if there is time for that.
+        A request that is under way is answered first, if there is time for that.
 
         Args:
             timeout_ms: how long to wait; None for no limit.
@@ -327,7 +337,12 @@ class SessionLifecycle:
         return self._options.session_id
 
     def set_quiet_mode(self, quiet_mode: bool) -> None:
-        """Whether the worker's output from now on stays in its log only."""
+        """Whether the worker's output from now on stays in its log only.
+
+        Raises:
+            BadMessage: it is neither True nor False.
+        """
+        check_bool("quiet_mode", quiet_mode)
         self._quiet_mode = quiet_mode
         worker = self._worker_or_none()
         if worker is not None:

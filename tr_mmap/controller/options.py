@@ -6,7 +6,8 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from operator import index
+from typing import Any, Literal, TypeAlias
 
 from ..base.identifiers import check_session_id
 from ..channel.kinds import CHANNEL_NAMES
@@ -14,7 +15,8 @@ from ..errors import BadMessage
 from ..sessions.workspace import Workspace
 from ..transfer.kinds import check_options
 from ..transfer.options import TransferOptions
-from ..wire.names import DEFAULT_WORKER
+from ..tsr.framework_names import check_framework_name, check_installed
+from ..wire.names import DEFAULT_WORKER, PYTHON_VARIABLE
 from ..wire.waits import DEFAULT_TIMEOUT_MS, MAX_SPIN_US
 
 __all__ = ["AtBudget", "ChannelName", "Framework", "SessionOptions", "Views", "seconds_of"]
@@ -23,8 +25,6 @@ Framework: TypeAlias = Literal["numpy", "torch"]
 ChannelName: TypeAlias = Literal["mapped", "files", "legacy"]
 AtBudget: TypeAlias = Literal["fail", "block"]
 Views: TypeAlias = Literal["readonly", "copy_on_write"]
-
-_DEFAULT_VIEWS: Final[dict[str, Views]] = {"numpy": "readonly", "torch": "copy_on_write"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +90,17 @@ class SessionOptions:
 
         Raises:
             BadMessage: one of them is not valid; ``detail`` is its name.
+            MissingPackage: the framework is not installed.
         """
         check_session_id(session_id)
-        _check_choice("framework", framework, ("numpy", "torch"))
+        check_framework_name(framework)
+        check_installed(framework)
         _check_choice("channel", channel, CHANNEL_NAMES)
         _check_choice("at_budget", at_budget, ("fail", "block"))
         if views is not None:
             _check_choice("views", views, ("readonly", "copy_on_write"))
         for name, value in (("auth", auth), ("checksum", checksum), ("replace", replace)):
-            if not isinstance(value, bool):
-                raise _bad(name, value, "True or False")
+            check_bool(name, value)
         if budget_nbytes is not None and not (_is_whole(budget_nbytes) and budget_nbytes >= 0):
             raise _bad("budget_nbytes", budget_nbytes, "a number of bytes, or None for no limit")
         if not _is_real(spin_us) or not 0 <= spin_us <= MAX_SPIN_US:
@@ -124,7 +125,7 @@ class SessionOptions:
             spin_us=float(spin_us),
             views=views,  # type: ignore[arg-type] # checked above
             replace=replace,
-            start_timeout_ms=start_timeout_ms,
+            start_timeout_ms=None if start_timeout_ms is None else float(start_timeout_ms),
             args=_args_of(args),
             env=_env_of(env),
             cwd=None if cwd is None else _dir_of(cwd),
@@ -132,10 +133,6 @@ class SessionOptions:
             python=os.path.abspath(interpreter) if interpreter is not None and os.sep in interpreter else interpreter,
             transfer=transfer,
         )
-
-    def has_default_views(self, framework: str) -> bool:
-        """Whether received tensors of a framework are of the kind that this framework has by default."""
-        return self.views is None or self.views == _DEFAULT_VIEWS[framework]
 
 
 def seconds_of(timeout_ms: Any) -> float:
@@ -151,6 +148,16 @@ def seconds_of(timeout_ms: Any) -> float:
     return float(timeout_ms) / 1000
 
 
+def check_bool(name: str, value: object) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        BadMessage: ``detail`` is the name of the option.
+    """
+    if not isinstance(value, bool):
+        raise _bad(name, value, "True or False")
+
+
 def _bad(name: str, value: object, wanted: str) -> BadMessage:
     return BadMessage(f"{name} is {value!r:.80}; it is {wanted}", detail=name)
 
@@ -160,12 +167,22 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise _bad(name, value, " or ".join(repr(each) for each in choices))
 
 
-def _is_whole(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+def _is_whole(value: Any) -> bool:
+    try:
+        index(value)
+    except Exception:  # an array of several numbers, say
+        return False
+    return not isinstance(value, bool)
 
 
-def _is_real(value: object) -> bool:
-    return not isinstance(value, bool | str) and (hasattr(value, "__float__") or hasattr(value, "__index__"))
+def _is_real(value: Any) -> bool:
+    if isinstance(value, bool | str | bytes | bytearray) or getattr(value, "shape", ()) != ():
+        return False
+    try:
+        float(value)
+    except Exception:  # it is no number, or too large for one
+        return False
+    return True
 
 
 def _path_of(name: str, path: object) -> str:
@@ -186,7 +203,7 @@ def _dir_of(path: str | os.PathLike[str]) -> str:
 
 
 def _args_of(args: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(args, str):
+    if isinstance(args, str) or not isinstance(args, Iterable):
         raise _bad("args", args, "a list of texts, one for each word of the command line")
     words = tuple(args)
     for word in words:
@@ -197,12 +214,17 @@ def _args_of(args: Iterable[str]) -> tuple[str, ...]:
 
 def _env_of(env: Mapping[str, str | None] | None) -> dict[str, str | None] | None:
     if env is None:
-        return None
-    if not isinstance(env, Mapping):
+        changes: dict[str, str | None] = {}
+    elif isinstance(env, Mapping):
+        changes = dict(env)
+    else:
         raise _bad("env", env, "a dict from names to texts, or to None to remove a variable")
-    for name, value in env.items():
+    for name, value in changes.items():
         if not isinstance(name, str) or not name or "=" in name or "\0" in name:
             raise _bad("env", name, "a dict whose keys are names of variables")
         if value is not None and (not isinstance(value, str) or "\0" in value):
             raise _bad("env", value, "a dict whose values are texts, or None to remove a variable")
-    return dict(env)
+    python = changes.get(PYTHON_VARIABLE, os.environ.get(PYTHON_VARIABLE))
+    if python and os.sep in python:  # a name without a slash is looked up in PATH
+        changes[PYTHON_VARIABLE] = os.path.abspath(python)
+    return changes or None

@@ -6,7 +6,6 @@ request first, for the interrupted code, so every step here can be interrupted: 
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
@@ -52,7 +51,7 @@ class _Taken:
 
 
 class Responses:
-    """One session's request under way, and results. :class:`Dispatcher` sends the requests.
+    """One session's request under way, and results. ``Dispatcher`` sends the requests.
 
     Args:
         resources: what the session owns; requests go to its worker.
@@ -118,6 +117,8 @@ class Responses:
             self._is_private = is_private
             self._pending = request
             self.transfer.has_request_in_flight = True
+        else:
+            self.transfer.withdraw()
         return request
 
     def _has_public_request(self) -> bool:
@@ -199,7 +200,7 @@ class Responses:
             if self._pending is not pending:  # a signal handler has taken the response
                 raise Answered
             if response is None:
-                raise self._unanswered(pending.command, timeout_s)
+                raise self._unanswered(worker, pending.command, timeout_s)
             if response.seq == pending.seq:  # no call since the check, so no signal handler
                 self._taken, self._pending = taken, None
                 if fast_path is not None:
@@ -233,31 +234,38 @@ class Responses:
         return [] if framework is None else [receive(ref, framework) for ref in response.tensors]
 
     def _unanswered(
-        self, command: Any, timeout_s: float, what: str = ""
+        self, worker: WorkerHandle, command: str, timeout_s: float, *, is_sent: bool = True
     ) -> WorkerDied | ResponseTimeout | SessionNotStarted:
+        """The error for a response that has not come.
+
+        Args:
+            worker: which was to respond.
+            command: of the request; "" if the caller has made none.
+            timeout_s: what the user said.
+            is_sent: False if the call did not come to its request, because another one is under way.
+        """
         if self._is_closing:
             return SessionNotStarted(f"session {self.resources.session_id!r} was closed meanwhile")
-        worker = self.worker()
         if worker.is_over():
-            return self.worker_died()
+            return self.worker_died(worker)
         state = worker_state(worker)
         status = worker.channel.read_status().status
         is_taken_up = status is Status.BUSY
-        word = command if isinstance(command, str) else ""
         taken = "has taken it up" if is_taken_up else "has not taken it up"
         if status is Status.STARTING:
             taken = "is still starting"
         advice = "give it more time, or terminate() and start() the worker"
         if state.process == "stopped":
             advice = f"a signal or a debugger has stopped it: continue it with kill -CONT {state.pid}"
-        limit = "in time" if math.isnan(timeout_s) else f"within {timeout_s * 1000:.0f} ms"
+        what = f"no response to {command!r}" if command else "no response"
+        why = "" if is_sent else ", because another request is under way"
         return ResponseTimeout(
-            f"no response to {what or repr(word)} {limit}: the worker {taken}; {state}; {advice}",
+            f"{what} within {timeout_s * 1000:.0f} ms{why}: the worker {taken}; {state}; {advice}",
             timeout_ms=timeout_s * 1000,
-            command=word,
+            command=command,
             pid=state.pid,
             state=state.process,
-            is_taken_up=is_taken_up,
+            is_taken_up=is_taken_up and is_sent,
             last_moved_ms=state.last_moved_ms,
         )
 
@@ -281,16 +289,19 @@ class Responses:
 
     # -- the worker's end -----------------------------------------------------------------------------------------
 
-    def worker_died(self) -> WorkerDied | SessionNotStarted:
-        """Build the error for a dead worker. The thread that has the turn also forgets it, so that start() works."""
+    def worker_died(self, worker: WorkerHandle) -> WorkerDied | SessionNotStarted:
+        """Build the error for a dead worker. The thread that has the turn also forgets it, so that start() works.
+
+        Args:
+            worker: for which the caller waits; another thread may have forgotten it meanwhile.
+        """
         if self._is_closing or self._is_exiting:
             return SessionNotStarted(f"session {self.resources.session_id!r} was ended meanwhile")
-        worker = self.worker()
-        worker.process.wait(1.0)  # the watch may know it before the exit code is there
-        code, tail = worker.process.exit_code, worker.process.log_tail()
-        how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
-        if self._turn.owner == get_ident():
+        end = worker.how_it_ended()
+        if self._turn.owner == get_ident() and self.resources.worker is worker:
             self.forget_worker()
+        code, tail = end.exit_code, end.log_tail
+        how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
         output = f"; its last output:\n{tail}" if tail else "; it printed nothing"
         advice = f"\n{found}" if (found := advice_on(tail)) else ""
         return WorkerDied(

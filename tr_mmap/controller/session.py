@@ -17,7 +17,7 @@ from ..protocol.commands import UserMessage
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import DEFAULT_TIMEOUT_MS
 from .lifecycle import SessionLifecycle
-from .options import AtBudget, ChannelName, Framework, Views, seconds_of
+from .options import AtBudget, ChannelName, Views, seconds_of
 from .results import tensors_of
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         python: the worker's interpreter; None for the environment variable ``TR_PYTHON``, else this process's.
 
     Raises:
-        BadMessage: an option is not valid.
+        BadMessage: an option is not valid; ``detail`` is its name.
+        TypeError: there is no option of that name.
+        MissingPackage: the framework is not installed.
     """
 
     if TYPE_CHECKING:
@@ -120,7 +122,7 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             session_id: str = "default",
             quiet_mode: bool = False,
             *,
-            framework: Framework,
+            framework: str,
             **options: Unpack[SessionKeywords],
         ) -> None: ...
         def __init__(self, *arguments: Any, **options: Any) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ..channel.interface import Channel
 from ..native import ControllerFastPath
@@ -11,6 +12,13 @@ from ..processes.watch import PeerWatch
 from ..wire.waits import TERMINATE_GRACE_S
 
 __all__ = ["WorkerHandle"]
+
+
+class End(NamedTuple):
+    """How a worker ended: its exit code, None if unknown, and the last lines of its output."""
+
+    exit_code: int | None
+    log_tail: str
 
 
 class WorkerHandle:
@@ -34,6 +42,7 @@ class WorkerHandle:
         self.channel = channel
         self.process = process
         self._on_end = on_end
+        self._end: End | None = None
         self.watch = PeerWatch(process.identity, self._notify)
 
     def _notify(self) -> None:
@@ -43,6 +52,13 @@ class WorkerHandle:
     def is_over(self) -> bool:
         """Whether the worker has ended, or is given up."""
         return self.watch.is_dead
+
+    def how_it_ended(self) -> End:
+        """Of a worker that is over. Threads that come later, when its files are gone, get what the first one read."""
+        if self._end is None:
+            self.process.wait(1.0)  # the watch may know it before the exit code is there
+            self._end = End(self.process.exit_code, self.process.log_tail())
+        return self._end
 
     def give_up(self) -> None:
         """End every wait for this worker, in whatever thread."""

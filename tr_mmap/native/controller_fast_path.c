@@ -2,6 +2,7 @@
  * takes the slow path: then it sends nothing, or leaves the reply where it is, and says so. Never ends a
  * worker. */
 #include "endpoint.h"
+#include "mirror.h"
 
 #include <string.h>
 #include <structmember.h>
@@ -10,6 +11,7 @@ typedef struct {
     Endpoint base;
     PyObject *deaths; /* a list: gets an element when the worker has ended */
     PyObject *response_type;
+    PyObject *status_mirror; /* shows the status to people; NULL for none */
     long sent_seq;       /* number of the request that was sent and whose reply was not received; 0 for none */
     char is_receiving;   /* a reply was taken, and its views are being made */
 } ControllerFastPath;
@@ -30,17 +32,23 @@ enum {
 
 static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"out",  "own",    "peer_doorbell", "own_doorbell", "slice_s",
-                            "pool", "mapped", "held",          "deaths",       "response_type", NULL};
-    PyObject *parts[ENDPOINT_ARGUMENTS], *deaths, *response_type;
+                            "pool", "mapped", "held",          "deaths",       "response_type",
+                            "status_mirror", NULL};
+    PyObject *parts[ENDPOINT_ARGUMENTS], *deaths, *response_type, *status_mirror = Py_None;
     double slice_s;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO!O", names, parts, parts + 1, parts + 2, parts + 3,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO!O|O", names, parts, parts + 1, parts + 2, parts + 3,
                                      parts + 4, parts + 5, parts + 6, parts + 7, &PyList_Type, &deaths,
-                                     &response_type) ||
+                                     &response_type, &status_mirror) ||
         endpoint_parse(parts, &slice_s) < 0 || endpoint_has_run_init(&self->base))
         return -1;
+    if (status_mirror != Py_None && !PyObject_TypeCheck(status_mirror, &MirrorType)) {
+        PyErr_SetString(PyExc_TypeError, "status_mirror is a Mirror or None");
+        return -1;
+    }
     endpoint_set(&self->base, parts, slice_s);
     self->deaths = Py_NewRef(deaths);
     self->response_type = Py_NewRef(response_type);
+    if (status_mirror != Py_None) self->status_mirror = Py_NewRef(status_mirror);
     return 0;
 }
 
@@ -53,6 +61,7 @@ static int fast_path_traverse(ControllerFastPath *self, visitproc visit, void *a
 static int fast_path_clear(ControllerFastPath *self) {
     Py_CLEAR(self->deaths);
     Py_CLEAR(self->response_type);
+    Py_CLEAR(self->status_mirror);
     return endpoint_clear(&self->base);
 }
 
@@ -227,6 +236,17 @@ static PyObject *receive_reply(ControllerFastPath *self, PyObject *number, PyObj
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
+/* The caller may not wait for the reply, so what a wait would show is shown now. */
+static void show_sent(ControllerFastPath *self) {
+    Endpoint *endpoint = &self->base;
+    if (self->status_mirror != NULL) mirror_foretell_busy(self->status_mirror);
+    message_page_show(endpoint->own);
+    if (self->status_mirror == NULL || !message_page_is_answered(endpoint->out, endpoint->own)) return;
+    /* The worker may have written its mirror before ours. If it answers later, it also writes later. */
+    mirror_forget(self->status_mirror);
+    mirror_update(self->status_mirror);
+}
+
 PyDoc_STRVAR(send_doc,
              "send(seq, message, tensors)\n--\n\n"
              "Publish the tensors of a tuple, send a request with them, and ring.\n\n"
@@ -239,7 +259,7 @@ static PyObject *py_send(ControllerFastPath *self, PyObject *const *arguments, P
         return NULL;
     }
     int is_sent = send_request(self, arguments[0], arguments[1], arguments[2]);
-    if (is_sent > 0) message_page_show(self->base.own); /* the caller may not wait for the reply */
+    if (is_sent > 0) show_sent(self);
     return is_sent < 0 ? NULL : PyBool_FromLong(is_sent);
 }
 
@@ -269,6 +289,7 @@ static PyObject *py_call(ControllerFastPath *self, PyObject *const *arguments, P
     }
     int is_sent = send_request(self, arguments[0], arguments[1], arguments[2]);
     if (is_sent <= 0) return is_sent < 0 ? NULL : Py_NewRef(Py_False);
+    if (self->status_mirror != NULL) mirror_forget(self->status_mirror); /* the worker may have written it meanwhile */
     return receive_reply(self, arguments[0], arguments[3]);
 }
 

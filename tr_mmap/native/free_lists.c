@@ -221,6 +221,21 @@ static void give_back(OwnerSegment *segment) {
     PyErr_Restore(type, value, trace);
 }
 
+/* Undo the hold of a segment that was not published after all; an exception stays set. `held` may have lost it: a
+ * signal handler that ran since may have released all that is held. */
+static void undo_hold(OwnerSegment *segment, PyObject *held) {
+    int is_held = held == NULL;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    for (Py_ssize_t index = held == NULL ? 0 : PyList_GET_SIZE(held); index-- > 0 && !is_held;)
+        if (PyList_GET_ITEM(held, index) == (PyObject *)segment) {
+            if (PyList_SetSlice(held, index, index + 1, NULL) < 0) PyErr_WriteUnraisable((PyObject *)segment);
+            is_held = 1;
+        }
+    PyErr_Restore(type, value, trace);
+    if (is_held) give_back(segment);
+}
+
 /* A list of segments, held once each, one for each array: those of whole loans, not published yet and not held, and
  * for the other arrays those that claim() took. NULL if the slow path is needed, or with an exception; then nothing
  * has changed. */
@@ -261,33 +276,20 @@ int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
             break;
         }
     }
+    /* In one step, so that whoever releases what is held finds all of them or none. Before the copies, which let other
+     * threads run: one that repairs the pool releases every segment that it finds no list to hold. */
+    int is_held = code > 0 && PyList_SetSlice(held, PyList_GET_SIZE(held), PyList_GET_SIZE(held), segments) == 0;
+    if (code > 0 && !is_held) code = -1;
     for (Py_ssize_t index = 0; code > 0 && index < count; index++) {
         PyObject *array = PyTuple_GET_ITEM(tensors, index);
         if (find_loan_owner(array) == NULL && fill(self, (OwnerSegment *)PyList_GET_ITEM(segments, index), array) < 0)
             code = -1;
     }
-    /* In one step, so that whoever releases what is held finds all of them or none. */
-    if (code > 0 && PyList_SetSlice(held, PyList_GET_SIZE(held), PyList_GET_SIZE(held), segments) < 0) code = -1;
     for (Py_ssize_t index = 0; code <= 0 && index < count; index++)
         if (index < loans || find_loan_owner(PyTuple_GET_ITEM(tensors, index)) == NULL)
-            give_back((OwnerSegment *)PyList_GET_ITEM(segments, index));
+            undo_hold((OwnerSegment *)PyList_GET_ITEM(segments, index), is_held ? held : NULL);
     Py_DECREF(segments);
     return code;
-}
-
-/* Undo the hold of a segment that was not published after all; an exception stays set. `held` may have lost it: a
- * signal handler that ran since may have released all that is held. */
-static void undo_hold(OwnerSegment *segment, PyObject *held) {
-    int is_held = held == NULL;
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
-    for (Py_ssize_t index = held == NULL ? 0 : PyList_GET_SIZE(held); index-- > 0 && !is_held;)
-        if (PyList_GET_ITEM(held, index) == (PyObject *)segment) {
-            if (PyList_SetSlice(held, index, index + 1, NULL) < 0) PyErr_WriteUnraisable((PyObject *)segment);
-            is_held = 1;
-        }
-    PyErr_Restore(type, value, trace);
-    if (is_held) give_back(segment);
 }
 
 PyDoc_STRVAR(quick_publish_doc,

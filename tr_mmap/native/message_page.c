@@ -348,6 +348,10 @@ int message_page_is_unterminated(PyObject *page) { return ((MessagePage *)page)-
 
 void message_page_put_back(PyObject *page) { ((MessagePage *)page)->seen = blank(); }
 
+int message_page_is_answered(PyObject *request, PyObject *response) {
+    return load_acquire(((MessagePage *)request)->number) == load_acquire(((MessagePage *)response)->number);
+}
+
 PyDoc_STRVAR(put_back_doc, "put_back()\n--\n\nLet the line just taken be taken again.");
 
 static PyObject *py_put_back(PyObject *self, PyObject *unused) {

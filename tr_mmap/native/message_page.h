@@ -24,4 +24,7 @@ void message_page_put_back(PyObject *page);
 /* Write the mirrors that wait() keeps up to date, those that are stale. */
 void message_page_show(PyObject *page);
 
+/* Whether two pages have messages of the same number: the worker has answered the last request. */
+int message_page_is_answered(PyObject *request, PyObject *response);
+
 #endif

@@ -191,6 +191,35 @@ void mirror_update(PyObject *mirror) {
     errno = code;
 }
 
+void mirror_forget(PyObject *mirror) {
+    Mirror *self = (Mirror *)mirror;
+    memset(self->head, 0, sizeof self->head);
+}
+
+int mirror_is_forgotten(PyObject *mirror) {
+    const Mirror *self = (const Mirror *)mirror;
+    return self->head[0] == 0 && self->head[1] == 0;
+}
+
+static int does_page_say(const Mirror *self, const char *word) {
+    return memcmp(self->page.buf, word, strlen(word)) == 0; /* the page has more bytes than any word */
+}
+
+void mirror_foretell_busy(PyObject *mirror) {
+    Mirror *self = (Mirror *)mirror;
+    struct stat info;
+    int code = errno;
+    int is_waiting = does_page_say(self, WIRE_STATUS_OK) || does_page_say(self, WIRE_STATUS_READY) ||
+                     does_page_say(self, WIRE_STATUS_ERROR);
+    mirror_forget(mirror);
+    if (!is_waiting) mirror_update(mirror);
+    else if (!self->is_closed && find_file(self, &info, 0) && !is_by_hand(self, &info)) {
+        read_head(self, self->head);
+        write_line(self, WIRE_STATUS_BUSY, sizeof WIRE_STATUS_BUSY - 1, &info);
+    }
+    errno = code;
+}
+
 static int is_initialised(const Mirror *self) {
     if (self->path != NULL) return 1;
     PyErr_SetString(PyExc_ValueError, "__init__ has not run: there is no page");
@@ -225,6 +254,27 @@ static PyObject *py_mark_shown(Mirror *self, PyObject *unused) {
     (void)unused;
     if (!is_initialised(self)) return NULL;
     read_head(self, self->head);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(forget_doc, "forget()\n--\n\nLet the mirror be stale, because the other side may write the file.");
+
+static PyObject *py_forget(Mirror *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    mirror_forget((PyObject *)self);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(foretell_busy_doc,
+             "foretell_busy()\n--\n\nOf a status page: write that the worker is busy, if the page says that it waits for "
+             "requests;\nelse the page's line. The mirror is stale when the page says anything else. A file that somebody "
+             "wrote by\nhand a moment ago is left alone.");
+
+static PyObject *py_foretell_busy(Mirror *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    mirror_foretell_busy((PyObject *)self);
     Py_RETURN_NONE;
 }
 
@@ -295,6 +345,8 @@ static PyMethodDef mirror_methods[] = {
     {"update", (PyCFunction)py_update, METH_NOARGS, update_doc},
     {"show", (PyCFunction)py_show, METH_NOARGS, show_doc},
     {"mark_shown", (PyCFunction)py_mark_shown, METH_NOARGS, mark_shown_doc},
+    {"forget", (PyCFunction)py_forget, METH_NOARGS, forget_doc},
+    {"foretell_busy", (PyCFunction)py_foretell_busy, METH_NOARGS, foretell_busy_doc},
     {"restore", (PyCFunction)py_restore, METH_NOARGS, restore_doc},
     {"write", (PyCFunction)(void (*)(void))py_write, METH_FASTCALL, write_doc},
     {"close", (PyCFunction)py_close, METH_NOARGS, close_doc},

@@ -14,6 +14,16 @@ int mirror_is_stale(PyObject *mirror);
  * written stays as it is. */
 void mirror_update(PyObject *mirror);
 
+/* Let the mirror be stale, because the other side may write the file. */
+void mirror_forget(PyObject *mirror);
+
+/* Whether nothing was written since the mirror was forgotten. */
+int mirror_is_forgotten(PyObject *mirror);
+
+/* Write that the worker is busy, if the page says that it waits for requests; else the page's line. The mirror is stale
+ * when the page says anything else. Never fails. */
+void mirror_foretell_busy(PyObject *mirror);
+
 /* Store the present time in the heartbeat's word. */
 void heartbeat_touch(uint64_t *word);
 

@@ -133,6 +133,22 @@ static PyObject *py_release(OwnerSegment *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(restore_doc,
+             "restore(holds, free_list)\n--\n\nSet the holds, with one more for a loan, and the free list, to which the\n"
+             "segment is appended if there are none. In one step, because a loan may end at any time.");
+
+static PyObject *py_restore(OwnerSegment *self, PyObject *const *arguments, Py_ssize_t count) {
+    Py_ssize_t holds = count == 2 ? PyLong_AsSsize_t(arguments[0]) : -1;
+    if (holds < 0 || !PyList_CheckExact(arguments[1])) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "restore takes a count and a list");
+        return NULL;
+    }
+    self->holds = holds + (self->loaned_layout != NULL);
+    if (self->holds == 0 && PyList_Append(arguments[1], (PyObject *)self) < 0) return NULL;
+    Py_XSETREF(self->free_list, Py_NewRef(arguments[1]));
+    Py_RETURN_NONE;
+}
+
 PyObject *owner_segment_loan(OwnerSegment *self) {
     self->holds++;
     Loan *loan = PyObject_New(Loan, &LoanType);
@@ -181,6 +197,7 @@ static PyMethodDef owner_segment_methods[] = {
     {"set_layout", (PyCFunction)(void (*)(void))py_set_layout, METH_FASTCALL, set_layout_doc},
     {"clear_layout", (PyCFunction)py_clear_layout, METH_NOARGS, clear_layout_doc},
     {"release", (PyCFunction)py_release, METH_NOARGS, release_doc},
+    {"restore", (PyCFunction)(void (*)(void))py_restore, METH_FASTCALL, restore_doc},
     {"loan", (PyCFunction)py_loan, METH_NOARGS, loan_doc},
     {NULL, NULL, 0, NULL},
 };

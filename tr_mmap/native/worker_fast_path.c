@@ -222,8 +222,10 @@ static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject *
     PyObject *request = is_plain ? begin(self, message) : NULL;
     if (request != NULL && replace_status(self, status, word_of(BUSY))) {
         touch(self);
-        /* Not in a burst of requests: there the mirror of the status goes on saying that the worker is busy. */
-        if (mirror_is_stale(self->status_mirror)) message_page_show(self->base.own);
+        /* The first request after a pause: its controller shows that we are busy when it has waited for a while, and
+         * it costs this request nothing. In a burst of requests the second one shows it, and the others need not. */
+        if (mirror_is_forgotten(self->status_mirror)) message_page_show(self->base.own);
+        else if (mirror_is_stale(self->status_mirror)) mirror_forget(self->status_mirror);
         return request;
     }
     Py_XDECREF(request); /* the slow path begins it once more, which changes nothing */

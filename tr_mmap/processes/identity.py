@@ -145,7 +145,10 @@ class Identity(msgspec.Struct, frozen=True):
             return False
         if not self.is_judgeable():
             return True
-        seen = _stat(self.pid)
+        try:
+            seen = _stat(self.pid)
+        except OSError:  # no descriptor is left, say
+            seen = None
         if seen is not None:
             return not seen.is_ended and seen.start_ticks == self.start_ticks
         return _is_pid_taken(self.pid)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from ..base import system
+from ..base.fork_safety import at_fork, for_each
 from ..errors import HostilePath
 from ..wire.names import LOCK_FD_VARIABLE
 from .identity import Identity
@@ -31,13 +32,13 @@ class LifeLock:
     """This process's lock. Is released by :meth:`drop`, by the object's own end, and by the end of the process."""
 
     def __init__(self) -> None:
-        self._fd = -1
+        self._file: system.OwnFile | None = None
         _members.add(self)
 
     @property
     def is_held(self) -> bool:
         """Whether this process holds it."""
-        return self._fd >= 0
+        return self._file is not None
 
     def take(self, path: str) -> None:
         """Make the file anew, and lock it. Nobody else may look at it yet, or at most at an earlier file of that name.
@@ -47,22 +48,25 @@ class LifeLock:
             OSError: a system call failed; the lock is not held.
         """
         self.drop()
-        self._fd = _locked_file(path)
+        self._file = system.OwnFile(_locked_file(path))
 
     def hold(self, fd: int) -> None:
         """Take over the descriptor of a locked file."""
         self.drop()
-        self._fd = fd
+        self._file = system.OwnFile(fd)
 
     def is_at(self, path: str) -> bool:
         """Whether the locked file has that name still."""
-        return self._fd >= 0 and system.is_same_file(self._fd, path)
+        return self._file is not None and system.is_same_file(self._file.fd, path)
 
     def drop(self) -> None:
         """Release the lock. A process that has the descriptor too holds it on."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            _close(fd)
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                file.close()
+        except OSError:
+            pass  # it is closed all the same
 
     def __del__(self) -> None:
         self.drop()
@@ -167,9 +171,7 @@ _members: Final[weakref.WeakSet[LifeLock]] = weakref.WeakSet()
 
 
 def _in_child() -> None:
-    for member in list(_members):
-        member.drop()  # closes only our descriptor: the parent's holds the lock on
+    for_each(list(_members), LifeLock.drop)  # closes only our descriptor: the parent's holds the lock on
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+at_fork(after_in_child=_in_child)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import sys
+from typing import Any, Final
 
 from ..base import system
 from ..base.background import Background
@@ -12,6 +13,8 @@ from ..wire.waits import POLL_S
 from .worker_log import log_head
 
 __all__ = ["LogForwarder"]
+
+_PIECE_CHARS: Final = 1024  # at most 4096 bytes, which a pipe takes at once if it takes any (pipe(7), PIPE_BUF)
 
 
 class LogForwarder:
@@ -27,9 +30,10 @@ class LogForwarder:
         # Positions count all output that there ever was, with what the worker has dropped since.
         self._position = 0
         if not from_start:
-            dropped, head_nbytes = log_head(self._fd)
+            dropped, head_nbytes, _ = log_head(self._fd)
             self._position = dropped + system.file_nbytes(self._fd) - head_nbytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._pending = ""  # read, and not written yet
         self._is_stopped = False
         try:
             self._background = Background(self._run)
@@ -47,7 +51,7 @@ class LogForwarder:
     def _run(self, background: Background) -> bool:
         is_writable = True
         try:
-            while is_writable := self._copy():
+            while is_writable := self._copy(background):
                 if background.has_to_return:
                     return False
                 background.sleep(POLL_S)
@@ -61,20 +65,30 @@ class LogForwarder:
         if fd >= 0:
             system.close(fd)
 
-    def _copy(self) -> bool:
-        """Copy what is there. Returns whether stderr takes it."""
-        while data := self._read():
+    def _copy(self, background: Background) -> bool:
+        """Copy what is there, or as much as can be before a fork. Returns whether stderr takes it."""
+        while self._pending or (data := self._read()):
+            if not self._pending:
+                self._pending = self._decoder.decode(data)
+            piece = self._pending[:_PIECE_CHARS]
             try:
-                sys.stderr.write(self._decoder.decode(data))
+                # Whoever forks may be the one that reads what we write, so wait without writing.
+                fd = _fileno(sys.stderr)
+                if fd >= 0 and not self._is_stopped and not background.wait_writable(fd) and not self._is_stopped:
+                    return True
+                sys.stderr.write(piece)
                 sys.stderr.flush()
             except (OSError, ValueError, AttributeError):  # stderr is closed, or None under pythonw
                 return False
+            self._pending = self._pending[len(piece) :]
         return True
 
     def _read(self) -> bytes:
         """The output that comes next, or a remark that some is gone; b"" if there is no more."""
         while True:
-            dropped, head_nbytes = head = log_head(self._fd)
+            dropped, head_nbytes, is_in_cut = head = log_head(self._fd)
+            if is_in_cut:
+                return b""  # the next look finds the cut done
             position = max(self._position, dropped)
             data = system.read_all(self._fd, LOG_TAIL_NBYTES, position - dropped + head_nbytes)
             if log_head(self._fd) != head:
@@ -85,3 +99,11 @@ class LogForwarder:
             if missed:
                 return b"\n[tr_mmap: %d bytes of output were dropped]\n" % missed + data
             return data
+
+
+def _fileno(stream: Any) -> int:
+    """The descriptor of a stream; -1 if it has none."""
+    try:
+        return int(stream.fileno())
+    except (OSError, ValueError, AttributeError, TypeError):
+        return -1

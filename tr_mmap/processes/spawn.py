@@ -62,7 +62,8 @@ class WorkerProcess:
         self._child = child
         self._mark = mark
         self._owner_pid = os.getpid()
-        self._reap_lock = threading.Lock()  # Popen.poll says None while another thread is reaping
+        # Popen.poll says None while another thread is reaping. Reentrant, because a signal handler may ask too.
+        self._reap_lock = threading.RLock()
         self._forwarder: LogForwarder | None = None
         self.log_path = log_path
         self.pid = child.pid
@@ -96,6 +97,7 @@ class WorkerProcess:
             quiet: False also copies its output to this process's stderr.
 
         Raises:
+            SystemLimit: too many open files.
             OSError: a system call failed; no process is left.
         """
         mark = mark or f"{os.getpid()}-{secrets.token_hex(8)}"
@@ -117,9 +119,11 @@ class WorkerProcess:
             finally:
                 system.close(log_fd)
             worker = cls(child, log_path, mark)
-        except BaseException:
+        except BaseException as error:
             if child is not None:
                 child.end()
+            if isinstance(error, OSError):
+                system.check_descriptors(error, argv[0])
             raise
         if not quiet:
             try:

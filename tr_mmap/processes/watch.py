@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from ..base import system
 from ..base.background import Background, readable
 from ..wire.waits import POLL_S
 from .identity import Identity, open_pidfd
@@ -36,7 +37,8 @@ class PeerWatch:
     caller of :meth:`stop` holds, because ``stop`` waits for the callback to return. A forked child has no watch: there
     ``stop`` only closes descriptors. While the parent forks, there is no thread; the next one looks first.
 
-    Where no thread of the system can be had, nobody calls back, and :attr:`is_dead` looks at each call.
+    Where no thread of the system can be had, or an error has ended it, nobody calls back, and :attr:`is_dead` looks at
+    each call.
 
     Args:
         identity: the peer.
@@ -56,10 +58,11 @@ class PeerWatch:
         self._on_death = on_death
         self._owner_pid = os.getpid()
         self.deaths: list[Identity] = []
-        self._pidfd = -1
+        self._pidfd: system.OwnFile | None = None
         self._probe: LifeProbe | None = None
         try:
-            self._pidfd = -1 if (fd := open_pidfd(identity)) is None else fd
+            if (fd := open_pidfd(identity)) is not None:
+                self._pidfd = system.OwnFile(fd)
         except ProcessLookupError:
             self.deaths.append(identity)
         try:
@@ -106,26 +109,28 @@ class PeerWatch:
 
     def _sleep(self, background: Background) -> None:
         """Sleep until there may be something new, and look at what is watched beside the peer."""
-        also, timeout_s = self._also, None if self._pidfd >= 0 else POLL_S
+        also, pidfd = self._also, self._pidfd
+        timeout_s = None if pidfd is not None else POLL_S
         if also is not None and also.fd < 0 and timeout_s is None:
             timeout_s = _LOOK_S
-        fds = [self._pidfd] if also is None else [self._pidfd, also.fd]
+        fds = [-1 if pidfd is None else pidfd.fd, -1 if also is None else also.fd]
         background.sleep(timeout_s, *[fd for fd in fds if fd >= 0])
         if also is not None and not background.has_to_return:
             also.look()
 
     def _has_ended(self) -> bool:
-        if self._pidfd >= 0:
-            return bool(readable([self._pidfd], 0))
+        if (pidfd := self._pidfd) is not None:
+            if pidfd.is_open():
+                return bool(readable([pidfd.fd], 0))
+            self._pidfd = None  # the program has closed it
         if not self.identity.is_alive():
             return True
         return self._probe is not None and self._probe.is_free()
 
     def _close(self) -> None:
-        # Forget the number first, then close: a child that is forked in between must not close it a second time.
-        fd, self._pidfd = self._pidfd, -1
+        pidfd, self._pidfd = self._pidfd, None
         probe, self._probe = self._probe, None
-        if fd >= 0:
-            os.close(fd)
+        if pidfd is not None:
+            pidfd.close()
         if probe is not None:
             probe.close()

@@ -22,6 +22,7 @@ from ..wire.limits import LOG_TAIL_NBYTES
 
 __all__ = [
     "MAX_LOG_NBYTES",
+    "LogHead",
     "LogSize",
     "create_log",
     "cut_log",
@@ -35,10 +36,25 @@ __all__ = [
 MAX_LOG_NBYTES: Final = 8 << 20
 KEPT_NBYTES: Final = MAX_LOG_NBYTES // 2  # after a cut; so the next one comes only after as much again
 
-_HEAD: Final = "[tr_mmap: {} bytes of older output were dropped]\n"
-_HEAD_PATTERN: Final = re.compile(rb"\[tr_mmap: ([0-9]{1,19}) bytes of older output were dropped\]\n")
-_HEAD_NBYTES: Final = 80  # enough for the longest
+_HEAD: Final = "[tr_mmap: {} bytes of older output were dropped{}]"
+_HEAD_PATTERN: Final = re.compile(rb"\[tr_mmap: ([0-9]{1,19}) bytes of older output were dropped( now)?\] *\n")
+_HEAD_NBYTES: Final = 80  # spaces fill it up, so it can be replaced where it is
+_MOST_ROUNDS: Final = 8  # in which a cut takes along what comes meanwhile
 _NAME_PATTERN: Final = re.compile(r"tr_mmap-log-[0-9a-f]{32}")
+
+
+class LogHead(NamedTuple):
+    """What a log's first line says.
+
+    Attributes:
+        dropped_nbytes: how many bytes the log had before, and has no longer.
+        nbytes: how many bytes the line takes; 0 if there is none.
+        is_in_cut: the log is being cut, so what follows may be from any place.
+    """
+
+    dropped_nbytes: int
+    nbytes: int
+    is_in_cut: bool
 
 
 class LogSize(NamedTuple):
@@ -119,33 +135,52 @@ def remove_log(path: str) -> None:
         pass  # it is gone, or we may not; it is small, and whoever cleans that directory removes it
 
 
-def log_head(fd: int) -> tuple[int, int]:
-    """How many bytes a log has dropped, and how many bytes the line takes that says so."""
+def log_head(fd: int) -> LogHead:
+    """What the first line of a log says; zeros if the log was never cut."""
     found = _HEAD_PATTERN.match(system.read_all(fd, _HEAD_NBYTES))
-    return (int(found[1]), found.end()) if found else (0, 0)
+    return LogHead(int(found[1]), found.end(), found[2] is not None) if found else LogHead(0, 0, False)
+
+
+def _write_head(fd: int, dropped: int, *, is_in_cut: bool) -> None:
+    line = _HEAD.format(dropped, " now" if is_in_cut else "").ljust(_HEAD_NBYTES - 1) + "\n"
+    system.write_all(fd, line.encode())
 
 
 def cut_log(fd: int) -> bool:
     """Keep only the newest part of a log, if it is too large. Returns whether it was.
 
-    What another process writes between our last look and the cut is dropped, and not counted.
+    The log always has its newest part, so a kill at any moment loses nothing of it. What others append meanwhile stays
+    in order; only what comes between our last look and the cut itself is lost, and not counted.
 
     Args:
-        fd: of the file, for reading and writing; whoever else writes to it must append.
+        fd: of the file, for reading and writing, and not for appending: each part has its place. Whoever else writes to
+            the file must append. Only one cut at a time.
 
     Raises:
-        OSError: a system call failed; the file may have lost its output.
+        OSError: a system call failed; the next call begins anew.
     """
     nbytes = system.file_nbytes(fd)
     if nbytes <= MAX_LOG_NBYTES:
         return False
-    dropped, head_nbytes = log_head(fd)
-    kept = system.read_all(fd, MAX_LOG_NBYTES, nbytes - KEPT_NBYTES)  # and what came since
+    head = log_head(fd)
+    taken = nbytes - KEPT_NBYTES
+    kept = system.read_all(fd, MAX_LOG_NBYTES, taken)  # and what came since
     line_start = kept.find(b"\n", 0, LOG_TAIL_NBYTES) + 1  # 0 if no line begins near
-    dropped += nbytes - KEPT_NBYTES - head_nbytes + line_start
+    dropped = head.dropped_nbytes + taken - head.nbytes + line_start
+    taken += len(kept)
     kept = kept[line_start:]
-    system.truncate(fd)
-    system.write_all(fd, _HEAD.format(dropped).encode() + kept)
+    _write_head(fd, dropped, is_in_cut=True)
+    end = _HEAD_NBYTES
+    for _ in range(_MOST_ROUNDS):
+        system.write_all(fd, kept, end)
+        end += len(kept)
+        kept = system.read_all(fd, MAX_LOG_NBYTES, taken)  # what was appended meanwhile
+        taken += len(kept)
+        if not kept:
+            break
+    dropped += len(kept)
+    system.truncate(fd, end)
+    _write_head(fd, dropped, is_in_cut=False)
     return True
 
 
@@ -156,7 +191,7 @@ def log_size(path: str) -> LogSize:
     except OSError:
         return LogSize(0, 0)
     try:
-        return LogSize(system.file_nbytes(fd), log_head(fd)[0])
+        return LogSize(system.file_nbytes(fd), log_head(fd).dropped_nbytes)
     finally:
         system.close(fd)
 

@@ -20,6 +20,7 @@ from ..base import system
 from ..errors import UnsupportedTensor
 from ..native import freeze, loan_of
 from ..tsr import dtypes, tensors
+from ..tsr.header import MAX_NBYTES
 from ..wire.header import MAX_NDIM, PAYLOAD_ALIGNMENT_NBYTES
 from ..wire.segments import PAYLOAD_OFFSET
 from .segment import Layout, Segment
@@ -37,6 +38,8 @@ def describe(shape: int | tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
     Raises:
         UnsupportedTensor: no such dtype, or a shape that TSR cannot hold.
     """
+    if isinstance(shape, str | bytes | bytearray):  # whose items are no sizes
+        raise UnsupportedTensor(f"{shape!r} is no shape; give a number or a tuple of numbers")
     sizes = (index(shape),) if hasattr(shape, "__index__") else tuple(map(index, shape))
     try:
         return _describe(sizes, dtype)
@@ -49,6 +52,9 @@ def _describe(shape: tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
     known = dtypes.resolve(dtype)
     if len(shape) > MAX_NDIM or (shape and min(shape) < 0):
         raise UnsupportedTensor(f"{shape} is no shape of at most {MAX_NDIM} sizes, none negative")
+    # numpy refuses an empty array too, if its other sizes multiply beyond what it can address.
+    if 0 in shape and math.prod(size for size in shape if size) * known.itemsize > MAX_NBYTES:
+        raise UnsupportedTensor(f"shape {shape} of {known.name} is beyond 2**63-1 bytes")
     return (known, shape, PAYLOAD_OFFSET), math.prod(shape) * known.itemsize
 
 

@@ -223,7 +223,8 @@ class SegmentPool(RepairableStore):
 
     def stats(self) -> PoolStats:
         """What the pool holds now."""
-        unheld = (self.viewed, *self.free.values(), *self._awaiting.values())
+        lists = (self.viewed, *self.free.values(), *self._awaiting.values())
+        unheld = [[*each] for each in lists]  # copies, each made in one step, because other threads go on
         return PoolStats(
             segments=len(self._segments),
             nbytes=self._nbytes,

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from ..base import system
 from ..base.fork_safety import ForkAware
 from ..base.identifiers import is_segment_name
+from ..base.system import check_limit
 from ..errors import BadMessage, Fault, HostilePath, StaleTensor, SystemLimit, TSRFormatError
 from ..native import ReaderSegment, drain
 from ..tsr import header as tsr_header
@@ -22,7 +23,6 @@ from ..tsr import tensors
 from ..tsr.header import Header
 from ..wire.header import LAYOUT_WORD, LEASE_PINNED, LEASE_WORD, MAX_HEADER_NBYTES, SEQ_RETIRED, SEQ_WORD
 from ..wire.segments import HEAD_NBYTES, LOOKS_PER_TAKE, MAX_UNVIEWED
-from .limits import check_limit
 from .slabs import Place, place_of, slab_nbytes
 
 __all__ = ["SegmentReader"]
@@ -76,7 +76,7 @@ class SegmentReader(ForkAware):
         self._views = views
         self.mapped: dict[str, _MappedSegment] = {}
         self._order: deque[_MappedSegment] = deque()  # of the looks at them, the longest not looked at first
-        self._slabs: WeakValueDictionary[str, _MappedFile] = WeakValueDictionary()  # by the name of the file
+        self._slabs: WeakValueDictionary[tuple[str, int], _MappedFile] = WeakValueDictionary()  # by name and slots
 
     def receive(self, name: str, seq: int, framework: str, tag: str = "") -> Any:
         """A view of the tensor; the segment is not filled again while this view, or a view of it, lives.
@@ -129,7 +129,7 @@ class SegmentReader(ForkAware):
     def _map(self, name: str, seq: int, tag: str) -> _MappedSegment:
         self._forget_some()
         place = place_of(name)
-        file = self._slabs.get(place.file) if place.slots else None
+        file = self._slabs.get((place.file, place.slots)) if place.slots else None
         if file is None:
             try:
                 file = self._map_file(place, seq, tag)
@@ -138,7 +138,7 @@ class SegmentReader(ForkAware):
                     raise
                 file = self._map_file(place, seq, tag)
             if place.slots:
-                self._slabs[place.file] = file
+                self._slabs[place.file, place.slots] = file
         segment = _MappedSegment(name, place, file)
         # A forked child of this process may use a view that we had at the fork: never release that lease.
         segment.is_pinned = segment.words[LEASE_WORD] == LEASE_PINNED
@@ -224,7 +224,10 @@ class SegmentReader(ForkAware):
         """Look at a few segments, and unmap those that are not needed any more."""
         order = self._order
         for _ in range(min(LOOKS_PER_TAKE, len(order))):
-            segment = order.popleft()
+            try:
+                segment = order.popleft()
+            except IndexError:  # a signal handler has been here meanwhile
+                break
             is_retired = segment.words[SEQ_WORD] == SEQ_RETIRED
             is_one_too_many = len(self.mapped) > MAX_UNVIEWED and not segment.is_recent
             segment.is_recent = False  # it has until the next look to be used
@@ -238,7 +241,7 @@ class SegmentReader(ForkAware):
         drain()
         unviewed = [each for each in self.mapped.values() if not each.views and each is not needed]
         for segment in unviewed:
-            del self.mapped[segment.name]
+            self.mapped.pop(segment.name, None)
         self._order = deque(self.mapped.values())
         return bool(unviewed)
 

@@ -23,7 +23,8 @@ class RepairableStore(SegmentStore):
     def reconcile(self, holds: Mapping[Segment, int]) -> None:
         """Put everything right after an exception, of a signal handler say, that came between any two steps.
 
-        No other thread may use the pool meanwhile. If this is interrupted itself, call it again.
+        No other thread may be in the middle of the slow path, and none may begin a fast path meanwhile. If this is
+        interrupted itself, call it again.
 
         Args:
             holds: how many holds each segment has, without that of its loan; 0 for those that are missing.
@@ -31,6 +32,8 @@ class RepairableStore(SegmentStore):
         if self.is_foreign:
             return
         drain()
+        for segment in self._segments.values():
+            segment.free_list = None  # what another thread releases meanwhile is on no list before it is put back
         self.viewed.clear()
         self.to_retire.clear()
         for awaiting in self._awaiting.values():
@@ -41,8 +44,7 @@ class RepairableStore(SegmentStore):
         segments = sorted(self._segments.values(), key=lambda segment: segment.last_take)
         self._count_all(segments)
         for segment in segments:
-            segment.holds = holds.get(segment, 0) + (segment.loaned_layout is not None)
-            self._put_back(segment)
+            self._put_back(segment, holds.get(segment, 0))
         self._remove_strays()
         self.collect()
         self.is_slow_path_running = False
@@ -60,20 +62,22 @@ class RepairableStore(SegmentStore):
         self._nbytes = nbytes + sum(slab.capacity for slab in living)
         self._small = sum(segment.is_counted for segment in segments)
 
-    def _put_back(self, segment: Segment) -> None:
-        """Put a segment where one with its holds belongs."""
+    def _put_back(self, segment: Segment, holds: int) -> None:
+        """Put a segment where one with these holds, and that of its loan, belongs."""
         is_retired = segment.words[SEQ_WORD] == SEQ_RETIRED  # half: the reader may have forgotten it by now
         self._awaiting.setdefault(segment.key, deque())
         free = self.free.setdefault(segment.key, [])
         segment.pool_token = self.pool_token
-        segment.free_list = self.to_retire if segment.is_tainted or is_retired else free
-        if not segment.holds:
-            segment.free_list.append(segment)
+        segment.restore(holds, self.to_retire if segment.is_tainted or is_retired else free)
 
     def _remove_strays(self) -> None:
         """Remove files that an interrupt left: of segments that were not recorded yet, or no longer."""
         paths = {os.path.basename(segment.path) for segment in self._segments.values()}
         is_own = re.compile(rf"{re.escape(self._prefix)}_[0-9]+{re.escape(TENSOR_SUFFIX)}", re.ASCII).fullmatch
-        for name in system.list_dir(self._directory):
+        try:
+            names = system.list_dir(self._directory)
+        except FileNotFoundError:
+            return  # somebody has removed the directory, and the files with it
+        for name in names:
             if is_own(name) and name not in paths:
                 remove_name(os.path.join(self._directory, name))

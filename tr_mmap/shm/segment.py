@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..base import system
+from ..base.system import check_limit
 from ..errors import HostilePath
 from ..native import OwnerSegment
 from ..tsr import tensors
@@ -15,7 +16,6 @@ from ..tsr.dtypes import DType
 from ..wire.header import LEASE_HELD, LEASE_WORD
 from ..wire.names import TENSOR_SUFFIX
 from ..wire.segments import HEAD_NBYTES, PAYLOAD_OFFSET, POPULATE_NBYTES, SLOT_NBYTES
-from .limits import check_limit
 from .slabs import Place, slab_nbytes, slot_name
 
 __all__ = ["Layout", "Segment", "Slab", "make_segment", "make_slab"]

@@ -18,7 +18,7 @@ import numpy as np
 from ..base import system
 from ..base.fork_safety import ForkAware
 from ..base.identifiers import tensor_file
-from ..errors import OutOfSpace, SystemLimit
+from ..errors import OutOfSpace, SessionNotStarted, SystemLimit
 from ..native import FreeLists, drain
 from ..wire.header import LEASE_FREE, LEASE_PINNED, LEASE_WORD
 from ..wire.segments import (
@@ -70,6 +70,7 @@ class SegmentStore(FreeLists, ForkAware):
         self._created = 0
         self._trimmed_at = 0  # the count of takes then
         self._number = 0  # of the next file's name
+        self._is_closed = False
 
     # -- taking ---------------------------------------------------------------------------------------------------
 
@@ -120,8 +121,7 @@ class SegmentStore(FreeLists, ForkAware):
         return segment
 
     def _pop_unviewed(self, key: int, free: list[Segment]) -> Segment | None:
-        while free:
-            segment = free.pop()
+        while (segment := _pop(free)) is not None:
             lease = segment.claim()
             if lease == LEASE_FREE:
                 return segment
@@ -133,8 +133,7 @@ class SegmentStore(FreeLists, ForkAware):
 
     def _sort_viewed(self) -> None:
         """Put what the fast path took off the free lists to what awaits the reader."""
-        while self.viewed:
-            segment: Segment = self.viewed.pop()
+        while (segment := _pop(self.viewed)) is not None:
             self._awaiting[segment.key].append(segment)
 
     def _look_at_awaiting(self, key: int, count: int | None = None) -> bool:
@@ -147,7 +146,9 @@ class SegmentStore(FreeLists, ForkAware):
         awaiting, free = self._awaiting[key], self.free[key]
         has_found = False
         for _ in range(len(awaiting) if count is None else min(count, len(awaiting))):
-            segment = awaiting.popleft()
+            segment = _pop_oldest(awaiting)
+            if segment is None:
+                break
             if segment.is_viewed:
                 awaiting.append(segment)
             else:
@@ -249,7 +250,7 @@ class SegmentStore(FreeLists, ForkAware):
             self._retire_free()
             if self._nbytes + capacity <= budget_nbytes:
                 return None
-            if time.monotonic() >= deadline_s or self.is_reader_gone():
+            if capacity > budget_nbytes or time.monotonic() >= deadline_s or self.is_reader_gone():
                 raise OutOfSpace(
                     f"a segment of {capacity} bytes would exceed the pool's budget of {budget_nbytes}; "
                     f"{self._nbytes} are in use: drop tensors or views, or raise budget_nbytes",
@@ -257,6 +258,8 @@ class SegmentStore(FreeLists, ForkAware):
                     free_nbytes=max(0, budget_nbytes - self._nbytes),
                 )
             self.pause(_PAUSE_S)
+            if self._is_closed:
+                raise SessionNotStarted("the session was closed while this waited for room")
             self.is_slow_path_running = True  # another thread may have come and gone meanwhile
             self.collect()
             segment = self._take_free(capacity, may_share)
@@ -268,8 +271,7 @@ class SegmentStore(FreeLists, ForkAware):
     def collect(self) -> None:
         """Release views and loans that have ended, and retire segments that must not be filled again."""
         drain()
-        while self.to_retire:
-            segment: Segment = self.to_retire.pop()
+        while (segment := _pop(self.to_retire)) is not None:
             if not self.is_foreign and segment.name in self._segments:
                 self._retire(segment)
 
@@ -300,15 +302,15 @@ class SegmentStore(FreeLists, ForkAware):
         free, awaiting = self.free[key], self._awaiting[key]
         is_idle = self._idle_slots(oldest) if key == _SLOTS else lambda segment: bool(segment.last_take < oldest)
         has_freed = False
-        present = free[:]
-        idle = [segment for segment in present if is_idle(segment)]
-        # In one step, which keeps what another thread has just appended.
-        free[: len(present)] = [segment for segment in present if not is_idle(segment)]
-        for segment in idle:
-            if segment.is_viewed:  # to retire it would free no memory, and the pool would no longer count it
+        kept: list[Segment] = []
+        while (segment := _pop(free)) is not None:  # a signal handler finds only those that are not judged yet
+            if not is_idle(segment):
+                kept.append(segment)
+            elif segment.is_viewed:  # to retire it would free no memory, and the pool would no longer count it
                 awaiting.append(segment)
             else:
                 has_freed |= self._retire(segment)
+        free[:0] = reversed(kept)  # below what another thread has just appended
         return has_freed
 
     def _idle_slots(self, oldest: int) -> Callable[[Segment], bool]:
@@ -350,18 +352,20 @@ class SegmentStore(FreeLists, ForkAware):
 
     def reader_died(self) -> None:
         """Never fill again a segment that a dead reader held, because a forked child of the reader may have a view."""
-        for segment in list(self._segments.values()):
-            if segment.words[LEASE_WORD] != LEASE_FREE:
-                self._taint(segment)
+        for each in list(self._segments.values()):
+            if each.words[LEASE_WORD] != LEASE_FREE:
+                self._taint(each)
         self._sort_viewed()
-        for key, free in self.free.items():
-            free.extend(self._awaiting[key])
-            self._awaiting[key].clear()
-            count = len(free)
-            tainted = [segment for segment in free[:count] if segment.is_tainted]
-            free[:count] = [segment for segment in free[:count] if not segment.is_tainted]
-            for segment in tainted:
-                self._retire(segment)
+        for key, free in list(self.free.items()):
+            while (segment := _pop_oldest(self._awaiting[key])) is not None:
+                free.append(segment)
+            kept: list[Segment] = []
+            while (segment := _pop(free)) is not None:
+                if segment.is_tainted:
+                    self._retire(segment)
+                else:
+                    kept.append(segment)
+            free[:0] = reversed(kept)
 
     def _taint(self, segment: Segment) -> None:
         """Mark a segment of which an unknown process may have a view: it is retired, never filled again."""
@@ -375,6 +379,7 @@ class SegmentStore(FreeLists, ForkAware):
 
     def close(self) -> None:
         """Remove the files. Arrays that still live keep their memory until they are gone."""
+        self._is_closed = True
         for segment in self._segments.values():
             segment.free_list = None
             if not self.is_foreign:
@@ -383,6 +388,22 @@ class SegmentStore(FreeLists, ForkAware):
         self.free.clear()
         self.viewed.clear()
         self._awaiting.clear()
+
+
+def _pop(segments: list[Segment]) -> Segment | None:
+    """The last of a list, taken off it; None if there is none. In one step, for a signal handler may come."""
+    try:
+        return segments.pop()
+    except IndexError:
+        return None
+
+
+def _pop_oldest(segments: deque[Segment]) -> Segment | None:
+    """The first of a queue in the same way."""
+    try:
+        return segments.popleft()
+    except IndexError:
+        return None
 
 
 def remove_name(path: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from ..errors import MissingTag
+from ..errors import MissingTag, OutOfSpace, UnsupportedTensor
 from ..native import TensorParts, drain, finished
 from ..protocol.messages import Request, TensorRef, decode_response, now_ms
 from ..shm.pool import PoolStats, SegmentPool
@@ -19,7 +19,7 @@ from ..wire.messages import ARGUMENT_TAG_PREFIX
 from ..wire.names import RESULT_PREFIX, SEGMENT_PREFIX
 from .interface import ControllerTransfer, WorkerTransfer
 from .options import TransferOptions
-from .tags import Tags
+from .tags import Tags, describe_tags
 
 __all__ = ["SegmentControllerTransfer", "SegmentWorkerTransfer"]
 
@@ -71,7 +71,7 @@ class SegmentWorkerTransfer(WorkerTransfer):
     def fetch(self, tag: str, framework: str) -> Any:
         ref = self.tags.get(tag)
         if ref is None:
-            known = ", ".join(sorted(each for each in self.tags if each[:1] != ARGUMENT_TAG_PREFIX)) or "none"
+            known = describe_tags([each for each in self.tags if each[:1] != ARGUMENT_TAG_PREFIX])
             raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are: {known}", tag=tag)
         with self._lock:
             return self._reader.receive(ref.segment, ref.seq, framework, ref.tag)
@@ -114,7 +114,7 @@ _R = TypeVar("_R")
 def _in_one_piece(
     method: Callable[Concatenate[SegmentControllerTransfer, _P], _R],
 ) -> Callable[Concatenate[SegmentControllerTransfer, _P], _R]:
-    """Run a method under the lock. If an earlier one did not come to its end, put the pool right first.
+    """Run a method under the lock. If an earlier one has failed, put the pool right first.
 
     A signal handler may raise between any two steps of a method, and then a segment may be held for ever, or not be
     held though it should be. It may also use the session itself; that call is part of the interrupted one.
@@ -123,18 +123,21 @@ def _in_one_piece(
     @functools.wraps(method)
     def run(self: SegmentControllerTransfer, *arguments: _P.args, **options: _P.kwargs) -> _R:
         with self._lock:
-            was_running, self._is_running = self._is_running, True  # no handler runs between this and the try
+            depth, is_whole = self._depth, False
+            self._depth = depth + 1  # no handler runs between this and the try
             try:
-                if not was_running:
-                    if self._is_unfinished:
-                        self._repair()
-                    self._is_unfinished = True
+                if self._has_failed and not depth and not self._paused:
+                    self._repair()
                 result = method(self, *arguments, **options)
-                if not was_running:
-                    self._is_unfinished = False
+                is_whole = True
                 return result
+            except (MissingTag, UnsupportedTensor, OutOfSpace):
+                is_whole = not depth  # the method has undone its steps; but a handler's call interrupts another method
+                raise
             finally:
-                self._is_running = was_running
+                self._depth = depth
+                if not is_whole:
+                    self._has_failed = True
 
     return run  # type: ignore[return-value] # mypy keeps the name `self` in one of the two types
 
@@ -157,8 +160,9 @@ class SegmentControllerTransfer(ControllerTransfer):
         self.has_quick_views = views != "copy_on_write"
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
-        self._is_running = False
-        self._is_unfinished = False  # a method did not come to its end
+        self._depth = 0  # of the methods that the lock's owner is in: more than 1 in the call of a signal handler
+        self._paused = 0  # threads that are in the middle of a method, and have let others in
+        self._has_failed = False  # a method has, so the pool is to be put right
         self._pool = _pool(directory, SEGMENT_PREFIX, options)
         self._pool.pause = self._pause
         self.quick_loan = self._pool.quick_loan
@@ -170,15 +174,31 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     def _pause(self, seconds: float) -> None:
         """Let other threads in for so long, because one of them may make room."""
-        self._room.wait(seconds)
+        depth, self._depth = self._depth, 0
+        self._paused += 1  # no handler runs between this and the try
+        try:
+            self._room.wait(seconds)
+        finally:
+            self._paused -= 1
+            self._depth = depth
 
     def _repair(self) -> None:
-        """Hold exactly those segments that a tag or a request in flight needs."""
+        """Hold exactly those segments that a tag or a request in flight needs, unless a request is in flight.
+
+        No other thread is in the middle of a method. But one may be on the fast path, which has no lock. So this first
+        closes the fast path and then looks for a request; a thread first says that it has a request and then looks
+        whether the fast path is open.
+        """
+        self._pool.is_slow_path_running = True
+        if self.has_request_in_flight:
+            self._pool.is_slow_path_running = False
+            return  # the next method tries again
         holds: Counter[Segment] = Counter(self._tags.segments())
         for held in (self._in_flight, *self._suspended):
             holds.update(held)
         self._pool.reconcile(holds)
         self._tags.repair()
+        self._has_failed = False
 
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum:
@@ -249,12 +269,8 @@ class SegmentControllerTransfer(ControllerTransfer):
         return self._pool.empty(shape, dtype, framework)
 
     def stats(self) -> PoolStats:
-        if self._is_unfinished and self._lock.acquire(blocking=False):  # else another thread is at work
-            try:
-                if not self._is_running:
-                    self.collect()
-            finally:
-                self._lock.release()
+        if self._has_failed and not self._depth:  # else another thread is at work, perhaps for long
+            self.collect()
         return self._pool.stats()
 
     def receive(self, ref: TensorRef, framework: str) -> Any:
@@ -278,7 +294,7 @@ class SegmentControllerTransfer(ControllerTransfer):
     def collect(self) -> None:
         drain()
 
-    @_in_one_piece
     def close(self) -> None:
-        self._reader.close()
-        self._pool.close()
+        with self._lock:  # and nothing is put right, because nothing is left of it
+            self._reader.close()
+            self._pool.close()

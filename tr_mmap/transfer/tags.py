@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Final
 
 from ..base import system
 from ..base.atomic import replace_by_link
@@ -12,7 +15,17 @@ from ..errors import MissingTag
 from ..protocol.messages import Request, TensorRef
 from ..shm.segment import Segment
 
-__all__ = ["Tags"]
+__all__ = ["Tags", "describe_tags"]
+
+_MANY: Final = 20  # tags, more than an error names
+
+
+def describe_tags(tags: Collection[str]) -> str:
+    """The tags for the text of an error; of many, the first ones and how many more there are."""
+    if not tags:
+        return "none"
+    named = ", ".join(heapq.nsmallest(_MANY, tags))
+    return named if len(tags) <= _MANY else f"{named} and {len(tags) - _MANY} more"
 
 
 class Tags:
@@ -84,15 +97,16 @@ class Tags:
         segment = self._segments.get(tag)
         system.unlink(self._path(tag))
         if segment is not None:
-            system.link(segment.path, self._path(tag))
+            with contextlib.suppress(FileNotFoundError):  # somebody has removed the directory
+                system.link(segment.path, self._path(tag))
             self.unannounced[tag] = segment.seq
         else:
             self.unannounced[tag] = 0
         self._linking = None
 
     def describe(self) -> str:
-        """The tags, for the text of an error."""
-        return ", ".join(sorted(self._segments)) or "none"
+        """The tags, or some of them, for the text of an error."""
+        return describe_tags(self._segments)
 
     def announcements(self) -> tuple[list[TensorRef], list[str]]:
         """What the next request must announce: where the tensors of new tags are, and which tags are gone."""

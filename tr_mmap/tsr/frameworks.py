@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from mmap import ALLOCATIONGRANULARITY
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, overload
 
@@ -66,11 +67,29 @@ def memmap(path: StrOrBytesPath, mode: Mode = "r") -> np.memmap[Any, Any]:
             except OSError as error:
                 _refuse(error, name, header, is_private=mode == "c")
 
-    array = until_settled(once)
+    array = _with_numpys_strides(until_settled(once))
     # As numpy sets it for a file that it opens by its name.
     filename: Any = Path(name).resolve() if isinstance(path, os.PathLike) else os.path.abspath(name)
     array.filename = filename
     return array
+
+
+def _with_numpys_strides(array: np.memmap[Any, Any]) -> np.memmap[Any, Any]:
+    """The same memmap; without elements it has the strides that numpy gives every other such array."""
+    if array.size:
+        return array
+    mapping: Any = array
+    strides = np.empty(array.shape, array.dtype).strides
+    result: Any = np.ndarray.__new__(
+        np.memmap,
+        array.shape,
+        array.dtype,
+        buffer=mapping._mmap,
+        offset=mapping.offset % ALLOCATIONGRANULARITY,
+        strides=strides,
+    )
+    result._mmap, result.offset, result.mode = mapping._mmap, mapping.offset, mapping.mode
+    return result  # type: ignore[no-any-return]
 
 
 def from_file(path: StrOrBytesPath) -> torch.Tensor:

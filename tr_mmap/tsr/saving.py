@@ -6,6 +6,7 @@ The headers are in :mod:`tr_mmap.tsr.header`, the conversions of tensors in :mod
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import time
 import zlib
@@ -14,9 +15,14 @@ from typing import Any, Final
 import numpy as np
 
 from ..base import system
-from ..base.atomic import overwriting, replacement
+from ..base.atomic import replacement
 from ..errors import Fault, TSRFormatError
-from ..wire.header import V0_HEADER_NBYTES, V1_HEADER_NBYTES, V2_HEADER_NBYTES
+from ..wire.header import (
+    PAYLOAD_ALIGNMENT_NBYTES,
+    V0_HEADER_NBYTES,
+    V1_HEADER_NBYTES,
+    V2_HEADER_NBYTES,
+)
 from . import sealed
 from .dtypes import DType
 from .files import StrOrBytesPath
@@ -26,6 +32,7 @@ from .tensors import copy_into, is_little_endian, to_array
 __all__ = ["save"]
 
 _PAYLOAD_OFFSETS: Final = {0: V0_HEADER_NBYTES, 1: V1_HEADER_NBYTES, 2: V2_HEADER_NBYTES}
+_MOST_OFFSET: Final = 2**32 - PAYLOAD_ALIGNMENT_NBYTES  # what v2 has room for
 
 
 def save(
@@ -46,7 +53,10 @@ def save(
     owner, access control list, nor set-user-id bits. Other hard links of the old file keep the old content.
 
     A file without a name, which is what ``/proc/self/fd/N`` leads to for a memfd or for a file that was removed, cannot
-    be replaced. It is overwritten in place: a reader may see a part, and if that fails the file holds no tensor.
+    be replaced. It is overwritten in place. So whoever has it loaded, this process included, sees its elements change;
+    another reader may see a part; and a save that fails in the middle leaves no tensor there. The tensor to save may be
+    a view of that very file, because it is copied first. The file loses no page, so no view of it becomes a bus error:
+    before a shorter tensor of version 2 there is a gap, and other layouts have none and are refused.
 
     Args:
         path: ``str``, ``bytes`` or path-like; a symlink is followed, also one to a file that does not exist yet.
@@ -59,11 +69,14 @@ def save(
 
     Raises:
         UnsupportedTensor: not a tensor, or without a TSR form.
-        TSRFormatError: UNREPRESENTABLE in that layout; BAD_VERSION.
+        TSRFormatError: UNREPRESENTABLE in that layout, or, in a file without a name, shorter than what is there;
+            BAD_VERSION.
         OutOfSpace: the file system is full.
         SystemLimit: the file may not be that large (RLIMIT_FSIZE), or there are too many open files.
         HostilePath: ``path`` is a directory, FIFO or device.
         IsADirectoryError: ``path`` ends in a slash, and there is nothing of that name.
+        NotADirectoryError: ``path`` ends in a slash, and there is a file of that name.
+        PermissionError: the directory may not be written, or the memfd is sealed.
         FileNotFoundError: the directory does not exist, or ``path`` is empty.
         BadKey: the key is not 32 bytes.
         MissingPackage: a key is given, and ``cryptography`` is not installed.
@@ -77,9 +90,7 @@ def save(
     header = _encode(dtype, array.shape, version, checksum=0 if checksum else None)  # refuses before a file exists
     target, mode = system.replacement_of(name)
     if target is None:
-        nbytes = len(header) + array.nbytes
-        with overwriting(name, nbytes if key is None else sealed.sealed_nbytes(nbytes)) as fd:
-            _write(fd, name, header, dtype, array, version, checksum, key)
+        _overwrite(name, dtype, array, version, checksum, key)
         return
     directory = os.path.dirname(target)
     try:
@@ -89,6 +100,73 @@ def save(
         if os.path.isdir(directory or "."):
             raise
         raise FileNotFoundError(errno.ENOENT, "cannot save a tensor: no such directory", directory) from None
+
+
+def _overwrite(
+    name: str, dtype: DType, array: np.ndarray[Any, Any], version: int, checksum: bool, key: bytes | None
+) -> None:
+    """Write a tensor over what is in a file that has no name to rename another one to."""
+    payload = bytearray(array.nbytes)  # a copy in any case: the tensor may be a view of this file
+    copy_into(payload, 0, array)
+    crc = zlib.crc32(payload) if checksum else None
+    fd = system.open_path(name, write=True)
+    try:
+        if system.is_sealed_against_writing(fd):
+            raise PermissionError(errno.EPERM, "cannot save a tensor: the memfd is sealed against writing", name)
+        if key is None:
+            offset = _offset_in_place(system.file_nbytes(fd), len(payload), version, name)
+            nbytes = offset + len(payload)
+        else:
+            offset, nbytes = V2_HEADER_NBYTES, sealed.sealed_nbytes(V2_HEADER_NBYTES + len(payload))
+            _check_pages(system.file_nbytes(fd), nbytes, "a sealed file", name)
+        header = _encode(dtype, array.shape, version, checksum=crc, offset=offset)
+        try:
+            system.allocate(fd, nbytes, directory=name)  # if this fails, the file is as before
+            system.set_size(fd, nbytes)
+        except PermissionError as error:  # F_SEAL_GROW, F_SEAL_SHRINK
+            why = f"cannot save a tensor: the memfd is sealed, and would have {nbytes} bytes"
+            raise PermissionError(error.errno, why, name) from error
+        system.write_all(fd, bytes(8))  # from here on nobody takes it for what it was
+        if key is None:
+            system.write_all(fd, memoryview(payload), offset)
+            system.write_all(fd, header)
+        else:
+            sealed.write(fd, key, header, memoryview(payload))
+    finally:
+        system.close(fd)
+
+
+def _offset_in_place(old_nbytes: int, nbytes: int, version: int, name: str) -> int:
+    """Where the payload goes so that a file which somebody may have mapped keeps all its pages.
+
+    To touch a page that a file has lost is SIGBUS. A file of tensors ends with the payload, so a shorter payload of v2
+    begins later.
+    """
+    offset = _PAYLOAD_OFFSETS[version]
+    whole_nbytes = (_pages(old_nbytes) - 1) * mmap.PAGESIZE  # all pages but the last, which may be used in part
+    if offset + nbytes > whole_nbytes:
+        return offset
+    if version == 2:
+        offset = ((whole_nbytes - nbytes) // PAYLOAD_ALIGNMENT_NBYTES + 1) * PAYLOAD_ALIGNMENT_NBYTES
+        if offset <= _MOST_OFFSET:
+            return offset
+    _check_pages(old_nbytes, _PAYLOAD_OFFSETS[version] + nbytes, f"a file of version {version}", name)
+    return offset
+
+
+def _check_pages(old_nbytes: int, nbytes: int, what: str, name: str) -> None:
+    if _pages(nbytes) < _pages(old_nbytes):
+        raise TSRFormatError(
+            f"{name}: {what} would have {nbytes} bytes, and the file has {old_nbytes}; it has no name, so it is "
+            "overwritten in place, and who has mapped it would get a bus error if it became shorter; save the tensor "
+            "to another file, or as version 2 without a key, or truncate the file first if nothing has it mapped",
+            fault=Fault.UNREPRESENTABLE,
+            path=name,
+        )
+
+
+def _pages(nbytes: int) -> int:
+    return -(-nbytes // mmap.PAGESIZE)
 
 
 def _write(
@@ -114,9 +192,12 @@ def _write(
     system.write_all(fd, header)
 
 
-def _encode(dtype: DType, shape: tuple[int, ...], version: int, *, checksum: int | None) -> bytes:
+def _encode(
+    dtype: DType, shape: tuple[int, ...], version: int, *, checksum: int | None, offset: int = V2_HEADER_NBYTES
+) -> bytes:
+    """A header; ``offset`` is that of a v2 payload."""
     if version == 2:
-        return encode_v2(dtype, shape, created_ns=time.time_ns(), payload_checksum=checksum)
+        return encode_v2(dtype, shape, payload_offset=offset, created_ns=time.time_ns(), payload_checksum=checksum)
     if version not in _PAYLOAD_OFFSETS:
         raise TSRFormatError(f"version {version!r} is unknown; 0, 1 and 2 can be written", fault=Fault.BAD_VERSION)
     if checksum is not None:

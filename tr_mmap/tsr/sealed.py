@@ -215,6 +215,9 @@ def _aes() -> Any:
             "a key needs the package cryptography, which is not installed: pip install 'tr_mmap[crypto]'",
             package="cryptography",
         ) from error
+    except OSError as error:  # the import opens files
+        system.check_descriptors(error, "the package cryptography, which a key needs, cannot be imported")
+        raise
     return AESGCM
 
 

@@ -5,6 +5,8 @@ An annotation that means neither is refused when the function is registered, bec
 
 from __future__ import annotations
 
+import array
+import collections.abc
 import enum
 import functools
 import inspect
@@ -56,6 +58,11 @@ _SCALARS: Final[dict[Any, Kind]] = {
     float: Kind(float, "no float"),
     bool: Kind(_to_bool, "no bool"),
 }
+_SEQUENCES: Final = (
+    *(list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.MutableSequence, collections.abc.Set),
+    *(collections.abc.Collection, collections.abc.Iterable, collections.abc.Iterator),
+)
+_BUFFERS: Final = (bytes, bytearray, memoryview, array.array)
 _BY_NAME: Final = {each.__name__: kind for each, kind in _SCALARS.items()}
 _RULE: Final = (
     "a parameter takes a word if it is annotated str, int, float, bool, a Literal of these, or one of them | None; "
@@ -198,6 +205,8 @@ def _literal(values: tuple[Any, ...]) -> Kind:
 
 
 def _union(members: tuple[Any, ...]) -> Kind:
+    if any(map(_is_of_arrays, members)):
+        return TENSOR  # numpy.typing.ArrayLike, say, whose other members only say what could become an array
     kinds = [_kind_of(member) for member in members if member is not type(None)]
     tensors = [kind for kind in kinds if kind.convert is None]
     if len(tensors) == len(kinds):
@@ -222,21 +231,47 @@ def _union(members: tuple[Any, ...]) -> Kind:
     return Kind(convert, " and ".join(kind.shown for kind in others), is_text=bool(texts))
 
 
+def _is_of_arrays(hint: Any) -> bool:
+    """Whether an annotation is an array type of numpy or torch, or a protocol, which an array may fulfil."""
+    each = typing.get_origin(hint) or hint
+    if not isinstance(each, type):
+        return False
+    root = each.__module__.partition(".")[0]
+    return (root in ("numpy", "torch") and not _is_numpy_scalar(each)) or getattr(each, "_is_protocol", False)
+
+
+def _is_numpy_scalar(hint: type) -> bool:
+    return hint.__module__.partition(".")[0] == "numpy" and any(base.__name__ == "generic" for base in hint.__mro__)
+
+
 def _of_class(hint: Any, arguments: tuple[Any, ...]) -> Kind:
     if not isinstance(hint, type):
         return TENSOR
-    if hint in (list, tuple, set, frozenset):
-        kind = next((name for name, each in _BY_NAME.items() if _SCALARS.get(next(iter(arguments), None)) is each), "")
-        raise _NeitherError(f"*{{name}}: {kind}" if kind else "*{name} for tensors, or *{name}: float for words")
+    root = hint.__module__.partition(".")[0]
+    if hint in _SEQUENCES:
+        raise _NeitherError(_instead_of_sequence(arguments))
+    if hint in _BUFFERS or (hint.__name__, root) == ("Buffer", "collections"):
+        raise _NeitherError("{name} without an annotation for a tensor, or {name}: str for a word")
     for scalar in (bool, int, float, str):
         if issubclass(hint, scalar):
             raise _NeitherError(f"{{name}}: {scalar.__name__}")
-    root = hint.__module__.partition(".")[0]
     if issubclass(hint, enum.Enum) or (root in sys.stdlib_module_names and not hasattr(hint, "_is_protocol")):
         raise _NeitherError("{name}: str")
-    if root == "numpy" and any(base.__name__ == "generic" for base in hint.__mro__):  # numpy.float32, a scalar
+    if _is_numpy_scalar(hint):
         raise _NeitherError("{name}: float")
     return TENSOR
+
+
+def _instead_of_sequence(arguments: tuple[Any, ...]) -> str:
+    first = next(iter(arguments), None)
+    kind = next((name for name, each in _BY_NAME.items() if _SCALARS.get(_hashable(first)) is each), "")
+    if kind:
+        return f"*{{name}}: {kind}"
+    return "*{name}" if _is_of_arrays(first) else "*{name} for tensors, or *{name}: float for words"
+
+
+def _hashable(hint: Any) -> Any:
+    return hint if isinstance(hint, collections.abc.Hashable) else None
 
 
 def _shown(hint: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from ..errors import BadMessage, TRException
+from ..tsr.framework_names import check_installed
 from ..wire.messages import EXIT_COMMAND
 from .binding import Command
 from .server import TechRenaissanceServer
@@ -34,10 +35,15 @@ class Server(TechRenaissanceServer):
     Args:
         framework: of the tensors that the functions get, ``"numpy"`` or ``"torch"``.
         debug: whether :meth:`debug_message` prints.
+
+    Raises:
+        BadMessage: no such framework.
+        MissingPackage: the framework is not installed.
     """
 
     def __init__(self, framework: str = "numpy", debug: bool = False) -> None:
         super().__init__(debug=debug, framework=framework)
+        check_installed(framework)
         self._commands: dict[str, Command] = {}
 
     def command(self, name: str) -> Callable[[F], F]:

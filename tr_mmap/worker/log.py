@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 from typing import Any, Final
 
 from ..base import system
 from ..base.fork_safety import ForkAware
 from ..errors import TRException
-from ..processes.worker_log import cut_log
+from ..processes.worker_log import MAX_LOG_NBYTES, cut_log
 from .stop_signals import Stop
 
 __all__ = ["WorkerLog", "log"]
@@ -26,8 +27,8 @@ _current: WorkerLog | None = None
 
 def log(*values: Any) -> None:
     """Write a line to the worker's log. Raises nothing: neither a broken stderr nor a full disk ends the worker."""
+    text = " ".join(map(_text_of, values)) + "\n"
     try:
-        text = " ".join(map(str, values)) + "\n"
         stream = sys.stderr
         if stream is not None:
             stream.write(text)
@@ -39,6 +40,15 @@ def log(*values: Any) -> None:
         pass
     if _current is not None:
         _current.write(text)
+
+
+def _text_of(value: Any) -> str:
+    try:
+        return str(value)
+    except Stop:
+        raise
+    except BaseException as error:
+        return f"<{type(value).__name__} whose text raises {type(error).__name__}>"
 
 
 class WorkerLog(ForkAware):
@@ -54,9 +64,11 @@ class WorkerLog(ForkAware):
     """
 
     def __init__(self, path: str) -> None:
+        self._path = path
         self._fd = system.open_private_file(path, write=True)
         try:
-            streams = [fd for fd in (1, 2) if _is_same_file(fd, self._fd)]
+            self._identity = _identity_of(self._fd)
+            streams = [fd for fd in (1, 2) if _identity_of(fd) == self._identity]
             if not streams:
                 raise OSError(f"neither stdout nor stderr is {path}")
             for fd in (self._fd, *streams):
@@ -64,6 +76,7 @@ class WorkerLog(ForkAware):
         except BaseException:
             system.close(self._fd)
             raise
+        self._is_looking = threading.Lock()  # taken without a wait: while one thread cuts, another need not
         self._printed = 0  # characters since the last look
         self._counted: list[Any] = []
         super().__init__()
@@ -84,20 +97,25 @@ class WorkerLog(ForkAware):
 
     def write(self, text: str) -> None:
         """Write to the log itself, whatever has become of stderr."""
-        try:
-            system.write_all(self._fd, text.encode("utf-8", "replace"))
-        except OSError:
-            pass  # the disk is full; what is lost is a line for a person, and the worker goes on
+        if self._has(self._fd):
+            try:
+                system.write_all(self._fd, text.encode("utf-8", "replace"))
+            except OSError:
+                pass  # the disk is full; what is lost is a line for a person, and the worker goes on
         self._add(len(text))
 
     def look(self) -> None:
         """Cut the log if it has become too large."""
         self._printed = 0
-        if not self.is_foreign:
-            try:
-                cut_log(self._fd)
-            except OSError:
-                pass  # the next look tries again
+        if self.is_foreign or not self._is_looking.acquire(blocking=False):
+            return
+        try:
+            if not self._has(self._fd) or system.file_nbytes(self._fd) > MAX_LOG_NBYTES:
+                self._cut()
+        except (OSError, TRException):
+            pass  # the next look tries again
+        finally:
+            self._is_looking.release()
 
     def close(self) -> None:
         """Count no more."""
@@ -108,7 +126,23 @@ class WorkerLog(ForkAware):
             vars(stream).pop("write", None)
         self._counted.clear()
         fd, self._fd = self._fd, -1
-        if fd >= 0:
+        if self._has(fd):
+            system.close(fd)
+
+    def _has(self, fd: int) -> bool:
+        """Whether a descriptor is of our log. A handler may have closed it, and the number may be another file's."""
+        return fd >= 0 and _identity_of(fd) == self._identity
+
+    def _cut(self) -> None:
+        """Cut the log through a descriptor that does not append, for as long as that takes."""
+        if self._has(self._fd) and os.path.exists(name := f"/proc/self/fd/{self._fd}"):
+            fd = system.open_path(name, write=True)  # also when somebody has removed the file's own name
+        else:
+            fd = system.open_private_file(self._path, write=True)
+        try:
+            if self._has(fd):  # else the name leads elsewhere by now
+                cut_log(fd)
+        finally:
             system.close(fd)
 
     def _count(self) -> None:
@@ -132,8 +166,10 @@ class WorkerLog(ForkAware):
             self.look()
 
 
-def _is_same_file(fd: int, other: int) -> bool:
+def _identity_of(fd: int) -> tuple[int, int] | None:
+    """Which file an open file is; None if it is closed."""
     try:
-        return os.path.samestat(os.fstat(fd), os.fstat(other))
+        info = os.fstat(fd)
     except OSError:
-        return False  # it is closed
+        return None
+    return info.st_dev, info.st_ino

@@ -9,33 +9,32 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Container
 from typing import Any, Final
 
 from ..base.fork_safety import ForkAware
 from ..channel.authenticated import RejectionCounter
 from ..channel.interface import Channel
-from ..errors import BadMessage, HostilePath, MissingTag, OutOfSpace, SessionNotStarted
+from ..errors import BadMessage, HostilePath, MissingTag, SessionNotStarted
 from ..native import WorkerFastPath
 from ..processes.watch import PeerWatch
 from ..protocol.commands import split_words
-from ..protocol.messages import Failure, FailureKind, Request, Response, decode_request, now_ms
+from ..protocol.messages import Failure, FailureKind, Request, Response, decode_request
 from ..protocol.status import TRANSITIONS, Status, parse_status
 from ..transfer.interface import WorkerTransfer
-from ..wire.messages import DEFAULT_RESULT, EXIT_COMMAND, MAX_DETAIL_CHARS
+from ..tsr.framework_names import check_framework_name
+from ..wire.messages import EXIT_COMMAND
 from ..wire.waits import ORPHAN_GRACE_S
 from .attach import Attachment, attach
 from .fast_path import worker_fast_path
 from .forked import end_child
 from .log import WorkerLog, log
 from .reply import Reply, failure_of
+from .responder import Responder
 from .stop_signals import Stop, stop_signals
-from .traces import plain_text
 
 __all__ = ["TechRenaissanceServer"]
 
-_RETRY_S: Final = 0.032  # how often to try again; the first rate of a channel of files
 _ENDING: Final = (SystemExit, Stop)  # whatever else a handler raises is an error of its request
 _LOOK_REQUESTS: Final = 64  # until the log's size is looked at: native code and children write to it uncounted
 
@@ -50,10 +49,14 @@ class TechRenaissanceServer(ForkAware):
     Args:
         debug: whether :meth:`debug_message` prints.
         framework: of the tensors from :meth:`get_tensors` and :meth:`empty`, ``"torch"`` or ``"numpy"``.
+
+    Raises:
+        BadMessage: no such framework.
     """
 
     def __init__(self, debug: bool = False, framework: str = "torch") -> None:
         super().__init__()
+        check_framework_name(framework)
         self.debug = debug
         self.framework = framework
         self.session_dir = ""
@@ -65,7 +68,7 @@ class TechRenaissanceServer(ForkAware):
         self._watch: PeerWatch | None = None
         self._reply: Reply | None = None
         self._touch: Callable[[], None] = _do_nothing  # the session's heartbeat
-        self._status = Status.STARTING  # the last status that the slow path wrote
+        self._responder = Responder(self._has_to_stop)
         self._is_stopping = False
         self._is_orphan = False
         self._has_ended = threading.Event()
@@ -164,8 +167,9 @@ class TechRenaissanceServer(ForkAware):
         self._refuse_in_child()
         channel = self._open_channel()
         self._touch()
-        if line.status not in TRANSITIONS[self._status]:
-            now = Status.BUSY if self._reply is not None and self._status.is_waiting else self._status
+        last = self._responder.status
+        if line.status not in TRANSITIONS[last]:
+            now = Status.BUSY if self._reply is not None and last.is_waiting else last
             raise BadMessage(f"a worker that is {now} cannot become {line.status}", detail=text[:80])
         self._advance_status(channel, line.status, line.detail)
         channel.ring()
@@ -291,13 +295,7 @@ class TechRenaissanceServer(ForkAware):
         return self._is_stopping or self._is_orphan or channel is None or channel.is_exit_requested()
 
     def _advance_status(self, channel: Channel, status: Status, detail: str = "") -> None:
-        """Write a status, if it may follow the last one; if not, the last one already says that the worker ends."""
-        if status in TRANSITIONS[self._status]:
-            try:
-                if channel.advance_status(status, detail):
-                    self._status = status
-            except OutOfSpace:
-                self._status = status  # in a channel of files; the next status or the response will say it
+        self._responder.advance_status(channel, status, detail)
 
     def _serve(
         self,
@@ -378,46 +376,15 @@ class TechRenaissanceServer(ForkAware):
         has_replied = reply.result is not None or bool(transfer.results)
         try:
             is_unknown = failure is None and not (has_replied if is_known is None else is_known)
-        except Exception as error:  # main_logic returned an array, say, which is neither true nor false
-            is_unknown, failure = False, failure_of(error)
+        except BaseException as error:  # main_logic returned an array, say, which is neither true nor false
+            is_unknown, failure = False, self._failure_of(error, reply)
         if is_unknown:
             failure = Failure(FailureKind.UNKNOWN_COMMAND, "UnknownCommand", self.describe_unknown(request.command))
-        command = reply.command or request.command
-        result = "error" if failure is not None else DEFAULT_RESULT if reply.result is None else reply.result
-        message = reply.message or reply.complaint
-        tensors = transfer.end(request, failure is None)
-        if failure is None:
-            self._advance_status(channel, Status.OK)
-        else:
-            self._advance_status(channel, Status.ERROR, failure.message)
-        try:
-            (send or channel.send)(Response(request.seq, command, result, message, now_ms(), tensors, failure))
-        except Exception as error:  # too long, or no text, or no file for a spill: send this error instead
-            transfer.withdraw()
-            failure = failure_of(error)
-            self._advance_status(channel, Status.ERROR, failure.message)
-            command = plain_text(command[:MAX_DETAIL_CHARS]) or ""
-            response = Response(seq=request.seq, command=command, timestamp=now_ms(), error=failure)
-            if send is None:
-                self._insist(channel, response)
-            else:
-                send(response)
+        self._responder.respond(channel, transfer, request, reply, failure, send)
 
     def describe_unknown(self, command: str) -> str:
         """The message of the failure for an unknown command."""
         return f"the worker knows no command {command[:80]!r}"
-
-    def _insist(self, channel: Channel, response: Response) -> None:
-        """Send a short response, as soon as the file system has room for it."""
-        while True:
-            try:
-                channel.send(response)
-                return
-            except OutOfSpace:
-                if self._has_to_stop():
-                    return
-            time.sleep(_RETRY_S)
-            self._advance_status(channel, self._status)
 
     # -- what ``Server`` uses beside the public methods -----------------------------------------------------------
 

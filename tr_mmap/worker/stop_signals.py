@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from ..processes.lifeline import GRACE_S
+from ..wire.names import WORKER_MARK_VARIABLE
 
 __all__ = ["Stop", "restore_signals", "stop_signals"]
 
@@ -22,19 +24,37 @@ class Stop(BaseException):
     """Raised by SIGINT and SIGTERM; a BaseException so that no handler's ``except Exception`` keeps it."""
 
 
-def restore_signals() -> None:
-    """Undo what this process inherited from its controller: signals that are blocked or ignored there.
+def _inherited() -> tuple[set[int], set[int]]:
+    """Which of the needed signals this process has inherited as blocked, and which as ignored.
 
-    Without this, a worker of a controller that blocks all signals could be ended by SIGKILL only, and its lifeline
-    would end nothing. A handler that the worker's script has set stays.
+    A controller of ours starts its worker with none. So whatever a worker with a mark blocks or ignores is its script's
+    own wish.
+    """
+    if WORKER_MARK_VARIABLE in os.environ:
+        return set(), set()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if hasattr(signal, "pthread_sigmask") else set()
+    ignored = {number for number in _NEEDED if signal.getsignal(number) is signal.SIG_IGN}
+    return {number for number in _NEEDED if number in blocked}, ignored
+
+
+_blocked, _ignored = _inherited()  # now, before the worker's script changes it
+
+
+def restore_signals() -> None:
+    """Undo what this process inherited from another program that started it: signals that are blocked or ignored there.
+
+    Without this, a worker of a program that blocks all signals could be ended by SIGKILL only, and its lifeline would
+    end nothing. What the worker's script has blocked, ignored or handled itself stays.
     """
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [*_NEEDED, GRACE_S])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [*_blocked, GRACE_S])
+    _blocked.clear()
     if threading.current_thread() is not threading.main_thread():
         return  # only the main thread may set handlers
-    for number in _NEEDED:
+    for number in _ignored:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
+    _ignored.clear()
 
 
 @contextmanager

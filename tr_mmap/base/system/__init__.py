@@ -33,6 +33,7 @@ from .files import (
     create_file,
     file_nbytes,
     is_dir_on_tmpfs,
+    is_sealed_against_writing,
     is_sparse,
     make_pipe,
     open_dir,
@@ -50,7 +51,7 @@ from .files import (
     write_all,
     write_pipe,
 )
-from .limits import check_descriptors, mapping_refused
+from .limits import check_descriptors, check_limit, mapping_refused
 from .memory import (
     MADV_DONTNEED,
     MADV_POPULATE_READ,
@@ -65,6 +66,7 @@ from .memory import (
     map_write,
 )
 from .notify import ENTRIES, WRITES, add_watch, open_watches, read_watches, remove_watch
+from .own_file import OwnFile
 from .refusals import free_nbytes
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "advise",
     "allocate",
     "check_descriptors",
+    "check_limit",
     "append_always",
     "close",
     "create_file",
@@ -92,6 +95,7 @@ __all__ = [
     "signal_on_hangup",
     "is_lock_free",
     "is_dir_on_tmpfs",
+    "is_sealed_against_writing",
     "is_same_file",
     "is_sparse",
     "is_usable_dir",
@@ -100,6 +104,7 @@ __all__ = [
     "list_dir",
     "make_dir",
     "make_pipe",
+    "OwnFile",
     "keep",
     "map_again",
     "map_private",

@@ -28,6 +28,7 @@ __all__ = [
     "signal_on_hangup",
     "is_on",
     "is_dir_on_tmpfs",
+    "is_sealed_against_writing",
     "is_sparse",
     "make_pipe",
     "open_dir",
@@ -47,6 +48,7 @@ __all__ = [
 
 _ALWAYS = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
 _poll = unpatched("select", "poll")
+_SEALS_AGAINST_WRITING = 0x8 | 0x10  # linux/fcntl.h: F_SEAL_WRITE, F_SEAL_FUTURE_WRITE
 _TMPFS_MAGIC = 0x01021994  # linux/magic.h
 
 
@@ -59,11 +61,13 @@ def open_file(path: str, *, write: bool = False) -> int:
     return _open(path, (os.O_RDWR if write else os.O_RDONLY) | _ALWAYS)
 
 
-def _open(path: str, flags: int, mode: int = 0) -> int:
+def _open(path: str, flags: int, mode: int = 0, *, told_as: str | None = None) -> int:
     try:
         return os.open(path, flags, mode)
     except OSError as error:
-        check_descriptors(error, path)
+        if told_as is not None:
+            error.filename = told_as
+        check_descriptors(error, told_as or path)
         raise
 
 
@@ -133,19 +137,20 @@ def open_dir(path: str) -> int:
     return _open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _ALWAYS)
 
 
-def create_file(path: str, mode: int = 0o600) -> int:
+def create_file(path: str, mode: int = 0o600, *, told_as: str | None = None) -> int:
     """Create a file that must not exist yet, and open it for reading and writing.
 
     Args:
         path: of the new file.
         mode: its permissions, less the umask; others than 0600 only for a user's own file.
+        told_as: the path that errors name, if that of the new file says nothing to the user.
 
     Raises:
         FileExistsError: the name is taken.
         OutOfSpace: no room for another file.
     """
     try:
-        return _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ALWAYS, mode)
+        return _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _ALWAYS, mode, told_as=told_as)
     except OSError as error:
         check_room(error, path)
         raise
@@ -169,6 +174,18 @@ def set_size(fd: int, nbytes: int) -> None:
     except OSError as error:
         check_file_size(error, nbytes)
         raise
+
+
+def is_sealed_against_writing(fd: int) -> bool:
+    """Whether an open memfd refuses every write (F_SEAL_WRITE, F_SEAL_FUTURE_WRITE); False for other files."""
+    get_seals = getattr(fcntl, "F_GET_SEALS", None)  # Linux
+    if get_seals is None:
+        return False
+    try:
+        seals: int = fcntl.fcntl(fd, get_seals)
+    except OSError:  # no memfd, and no file of tmpfs
+        return False
+    return bool(seals & _SEALS_AGAINST_WRITING)
 
 
 def close(fd: int) -> None:
@@ -273,7 +290,7 @@ def peek(path: str, limit_nbytes: int) -> bytes:
         path: of the file; a symlink is refused (ELOOP), and a FIFO gives nothing.
         limit_nbytes: most bytes to read.
     """
-    fd = os.open(path, os.O_RDONLY | _ALWAYS | os.O_NONBLOCK)
+    fd = _open(path, os.O_RDONLY | _ALWAYS | os.O_NONBLOCK)
     try:
         return os.read(fd, limit_nbytes)
     finally:

@@ -5,18 +5,32 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from ...errors import SystemLimit
+from ...errors import SystemLimit, TRException
 
 try:
     import resource
 except ImportError:  # pragma: no cover - Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["check_descriptors", "check_file_size", "mapping_refused"]
+__all__ = ["check_descriptors", "check_file_size", "check_limit", "mapping_refused"]
 
 # How far below vm.max_map_count a call may fail: it may cut one mapping into three, and the kernel counts a few
 # mappings in another way than /proc shows them.
 _MAPS_MARGIN: Final = 4
+
+
+def check_limit(error: OSError, what: str) -> None:
+    """Raise SystemLimit if a call failed because it met a limit of open files or of memory.
+
+    Args:
+        error: of the call; one that is typed already says all there is to say.
+        what: what was tried, for the message.
+    """
+    if isinstance(error, TRException):
+        return
+    check_descriptors(error, what)
+    if error.errno == errno.ENOMEM:
+        raise _memory_limit(f"{what}: {error.strerror}", 0, is_private=False) from error
 
 
 def check_descriptors(error: OSError, what: str) -> None:
@@ -26,6 +40,8 @@ def check_descriptors(error: OSError, what: str) -> None:
         error: of the call.
         what: what was to be opened, for the message.
     """
+    if isinstance(error, SystemLimit):
+        return
     if error.errno == errno.EMFILE:
         limit = "RLIMIT_NOFILE"
         advice = f"this process may have {_soft(limit)}; close files, or raise the limit ({limit}, ulimit -n)"
@@ -59,8 +75,6 @@ def check_file_size(error: OSError, end_nbytes: int) -> None:
 def mapping_refused(error: OSError, nbytes: int, *, is_private: bool) -> OSError:
     """The error to raise for a failed ``mmap``: SystemLimit if a limit is the cause.
 
-    Counting the mappings takes some 20 ms if there are 65,000, so it comes last.
-
     Args:
         error: of the call.
         nbytes: that were to be mapped.
@@ -69,6 +83,14 @@ def mapping_refused(error: OSError, nbytes: int, *, is_private: bool) -> OSError
     what = f"mmap of {nbytes} bytes: {error.strerror}"
     if error.errno != errno.ENOMEM:
         return OSError(error.errno, what)
+    return _memory_limit(what, nbytes, is_private=is_private)
+
+
+def _memory_limit(what: str, nbytes: int, *, is_private: bool) -> SystemLimit:
+    """Which limit makes the system refuse memory.
+
+    Counting the mappings takes some 20 ms if there are 65,000, so it comes last.
+    """
     try:
         used = _memory_nbytes()
         for limit, field, counts in (("RLIMIT_AS", "VmSize", True), ("RLIMIT_DATA", "VmData", is_private)):
@@ -81,7 +103,8 @@ def mapping_refused(error: OSError, nbytes: int, *, is_private: bool) -> OSError
         count, most = _count_maps(), int(_read("/proc/sys/vm/max_map_count"))
         overcommit = int(_read("/proc/sys/vm/overcommit_memory"))
     except (OSError, ValueError, KeyError, MemoryError):  # no Linux, or nothing may be opened now
-        return OSError(error.errno, what)
+        advice = "the system refuses, and its limits cannot be read now; let go of tensors that you keep"
+        return SystemLimit(f"{what}: {advice}", limit="memory", code=errno.ENOMEM)
     if count >= most - _MAPS_MARGIN:
         limit = "vm.max_map_count"
         advice = (

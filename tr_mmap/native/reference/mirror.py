@@ -13,12 +13,13 @@ import threading
 import time
 from typing import Any, Final
 
-from ...wire.messages import HAND_GRACE_S, MIRROR_NBYTES
+from ...wire.messages import HAND_GRACE_S, MIRROR_NBYTES, STATUS_BUSY, STATUS_ERROR, STATUS_OK, STATUS_READY
 from ...wire.waits import MIRROR_CHECK_S
 
 __all__ = ["Mirror"]
 
 _HEAD_NBYTES: Final = 16
+_WAITING: Final = tuple(word.encode() for word in (STATUS_OK, STATUS_READY, STATUS_ERROR))
 _ALWAYS: Final = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | os.O_NONBLOCK
 _IN_THE_WAY: Final = (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES)
 
@@ -66,6 +67,27 @@ class Mirror:
     def mark_shown(self) -> None:
         """Take it that the other side has written the page's line."""
         self._head = self._page[:_HEAD_NBYTES].tobytes()
+
+    def forget(self) -> None:
+        """Let the mirror be stale, because the other side may write the file."""
+        self._head = b""
+
+    def foretell_busy(self) -> None:
+        """Of a status page: write that the worker is busy, if the page says that it waits for requests; else its line.
+
+        The mirror is stale when the page says anything else. A file that somebody wrote by hand a moment ago is left
+        alone.
+        """
+        with self._lock:
+            head = self._page[:_HEAD_NBYTES].tobytes()
+            self._head = b""
+            if not head.startswith(_WAITING):
+                self.update()
+                return
+            info = None if self._is_closed else self._find_file(is_thorough=False)
+            if info is not None and not self._is_by_hand(info):
+                self._head = head
+                self._write_line(STATUS_BUSY.encode(), info.st_size)
 
     def restore(self) -> None:
         """Write the page's line over whatever is there."""

@@ -8,6 +8,7 @@ used next. (The extension's arrays have a base whose destructor does the work, s
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -84,12 +85,15 @@ os.register_at_fork(after_in_child=_forked_in_child)
 def drain() -> None:
     """Release the leases and the holds of views and loans that have ended."""
     with _lock:
-        while finished:
-            anchor = finished[0]  # stays in the list until it is done: to do it twice does no harm, to miss it would
+        while True:
+            try:
+                anchor = finished[0]  # stays in the list until it is done: twice does no harm, but to miss it would
+            except IndexError:
+                return
             if getattr(anchor, "generation", None) == _generation:  # it has none if an interrupt came while it was made
                 anchor.end()
-            if finished and finished[0] is anchor:  # else a signal handler has come here too
-                finished.popleft()
+            with contextlib.suppress(ValueError):  # a signal handler has come here too
+                finished.remove(anchor)
 
 
 class _Layout:
@@ -305,6 +309,18 @@ class OwnerSegment(LeaseWords):
         self.holds -= 1
         if not self.holds and self.free_list is not None:
             self.free_list.append(self)
+
+    def restore(self, holds: int, free_list: list[Any]) -> None:
+        """Set the holds and the free list anew.
+
+        Args:
+            holds: how many there are without that of a loan.
+            free_list: the segment is appended to it if it has no holds.
+        """
+        self.holds = holds + (self.loaned_layout is not None)
+        self.free_list = free_list
+        if not self.holds:
+            free_list.append(self)
 
     def loan(self) -> np.ndarray[Any, Any]:
         """An array over the segment, of the layout that was set. The array and all its views together are one hold.

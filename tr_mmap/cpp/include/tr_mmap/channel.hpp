@@ -169,6 +169,9 @@ public:
         return line;
     }
 
+    /// Whether two pages have messages of the same number: the worker has answered the last request.
+    bool has_number_of(const MessagePage& other) const { return load_word(number()) == load_word(other.number()); }
+
     /// Let the line just taken be taken again.
     void put_back() noexcept { seen_ = blank; }
 
@@ -225,11 +228,12 @@ public:
           request_page_(create_page(wire::request_page_file)),
           response_page_(create_page(wire::response_page_file)),
           status_(create_status()),
-          request_mirror_(request_page_.mapping(), directory_ + "/" + wire::request_file) {
+          request_mirror_(request_page_.mapping(), directory_ + "/" + wire::request_file),
+          // Nobody must write over an `exit` by hand that the worker has not noticed yet.
+          status_mirror_(status_, directory_ + "/" + wire::status_file, wire::status_exit) {
         request_mirror_.create();
-        // The worker keeps these up to date.
-        Mirror(response_page_.mapping(), directory_ + "/" + wire::response_file).create();
-        Mirror(status_, directory_ + "/" + wire::status_file).create();
+        status_mirror_.create();
+        Mirror(response_page_.mapping(), directory_ + "/" + wire::response_file).create();  // the worker keeps it up
     }
 
     /// Publish a request whole, or throw and leave the previous one. Two threads may send at once.
@@ -250,6 +254,19 @@ public:
         }
         request_page_.store(request.seq, rest);
         request_doorbell_.ring();
+        is_sent_ = true;
+    }
+
+    /// Show people at once that a request was sent: its caller may not wait for the response.
+    void show_sent() noexcept {
+        const std::lock_guard<std::mutex> lock(mirroring_);
+        request_mirror_.update();
+        status_mirror_.foretell_busy();
+        is_sent_ = false;
+        if (!request_page_.has_number_of(response_page_)) return;
+        // The worker may have written its mirror before ours. If it answers later, it also writes later.
+        status_mirror_.forget();
+        status_mirror_.update();
     }
 
     /// Whether a response waits to be taken.
@@ -335,10 +352,14 @@ private:
     /// Wait for the doorbell, but at most for one slice: a ring may be lost. A wait that lasts shows first what the
     /// mirror lacks; a burst of requests does not write it.
     void sleep(Clock::time_point deadline) {
-        if (request_mirror_.is_stale()) {
+        if (is_sent_ || request_mirror_.is_stale() || status_mirror_.is_stale()) {
             if (response_doorbell_.wait(std::min(deadline, deadline_in(1000 * wire::mirror_delay_s)))) return;
             const std::unique_lock<std::mutex> lock(mirroring_, std::try_to_lock);
-            if (lock) request_mirror_.update();
+            if (lock) {
+                request_mirror_.update();
+                if (is_sent_.exchange(false)) status_mirror_.forget();  // the worker may have written it meanwhile
+                status_mirror_.update();
+            }
         }
         response_doorbell_.wait(std::min(deadline, deadline_in(1000 * wire::wait_slice_s)));
     }
@@ -412,8 +433,10 @@ private:
     MessagePage response_page_;
     Mapping status_;
     Mirror request_mirror_;
+    Mirror status_mirror_;
     std::mutex sending_;
     std::mutex mirroring_;
+    std::atomic<bool> is_sent_{false};  // a request, since the mirror of the status was written
     std::atomic<int> receivers_{0};  // threads that wait for a message
     mutable std::atomic<Status> last_status_{Status::STARTING};  // the last that could be read
     std::string spill_token_ = random_hex(4);  // of this end: an earlier one may have left its long messages

@@ -116,6 +116,7 @@ public:
         if (!turn) throw_no_turn(lock, wait, command.command);
         check_worker(lock, wait);
         send_request(lock, command, {}, wait);
+        wait.worker->channel->show_sent();
     }
 
     /// Request that the worker end, even in the middle of a request; whether it has ended in time.

@@ -18,6 +18,7 @@
 #include <cstring>
 #include <new>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "clock.hpp"
@@ -32,7 +33,9 @@ namespace detail {
 class Mirror {
 public:
     /// @param page stays mapped for as long as the mirror lives.
-    Mirror(const Mapping& page, std::string path) : page_(&page), path_(std::move(path)) {}
+    /// @param kept a line whose first word is this stays for a while if the page has another; "" for none.
+    Mirror(const Mapping& page, std::string path, std::string kept = "")
+        : page_(&page), path_(std::move(path)), kept_(std::move(kept)) {}
     Mirror(const Mirror&) = delete;
     Mirror& operator=(const Mirror&) = delete;
     ~Mirror() {
@@ -55,6 +58,24 @@ public:
         if (is_stale()) show();
     }
 
+    /// Let the mirror be stale, because the other side may write the file.
+    void forget() noexcept { head_ = {}; }
+
+    /// Of a status page: write that the worker is busy, if the page says that it waits for requests; else the page's
+    /// line. The mirror is stale when the page says anything else. A file that somebody wrote by hand a moment ago is
+    /// left alone.
+    void foretell_busy() noexcept {
+        struct stat info;
+        head_ = {};
+        const Head head = read_head();
+        const bool is_waiting = does_page_say(wire::status_ok) || does_page_say(wire::status_ready) ||
+                                does_page_say(wire::status_error);
+        if (!is_waiting) update();
+        if (!is_waiting || !find_file(info) || is_by_hand(info)) return;
+        head_ = head;
+        write_line(wire::status_busy, std::strlen(wire::status_busy), info);
+    }
+
 private:
     using Head = std::array<std::uint64_t, 2>;
 
@@ -66,10 +87,26 @@ private:
     void show() noexcept {
         struct stat info;
         if (!find_file(info) || is_by_hand(info)) return;
-        head_ = read_head();
+        for (int tries = 0; tries < 3; ++tries) {
+            head_ = read_head();
+            write_line(reinterpret_cast<const char*>(page_->data()), length_of_line(), info);
+            if (read_head() == head_) return;
+            // The other side has replaced the status, and may have written its mirror before ours.
+            info.st_size = static_cast<off_t>(nbytes_);
+        }
+    }
+
+    std::size_t length_of_line() const noexcept {
         const char* text = reinterpret_cast<const char*>(page_->data());
         const void* end = std::memchr(text, '\n', page_->size());
-        const std::size_t nbytes = end ? static_cast<std::size_t>(static_cast<const char*>(end) - text) : page_->size();
+        return end ? static_cast<std::size_t>(static_cast<const char*>(end) - text) : page_->size();
+    }
+
+    bool does_page_say(std::string_view word) const noexcept {
+        return std::memcmp(page_->data(), word.data(), word.size()) == 0;  // the page has more bytes than any word
+    }
+
+    void write_line(const char* text, std::size_t nbytes, const struct stat& info) noexcept {
         try {
             std::string line(text, nbytes);
             line += '\n';
@@ -149,7 +186,7 @@ private:
 
     /// Whether somebody wrote the file by hand so recently that the worker may not have read it.
     bool is_by_hand(const struct stat& info) const noexcept {
-        if (static_cast<std::size_t>(info.st_size) == nbytes_) return false;
+        if (static_cast<std::size_t>(info.st_size) == nbytes_ && !is_kept()) return false;
         struct timespec now;
         ::clock_gettime(CLOCK_REALTIME, &now);
         const double age_s = static_cast<double>(now.tv_sec - info.st_mtim.tv_sec) +
@@ -157,8 +194,18 @@ private:
         return std::fabs(age_s) < wire::hand_grace_s;
     }
 
+    /// Whether the file's line has the word that stays, and the page's line has not.
+    bool is_kept() const noexcept {
+        char text[16];
+        if (kept_.empty() || kept_.size() >= sizeof text || does_page_say(kept_)) return false;
+        if (::pread(fd_, text, sizeof text, 0) <= static_cast<ssize_t>(kept_.size())) return false;
+        if (std::memcmp(text, kept_.data(), kept_.size()) != 0) return false;
+        return text[kept_.size()] < 'a' || text[kept_.size()] > 'z';  // the whole word
+    }
+
     const Mapping* page_;
     std::string path_;
+    std::string kept_;
     int fd_ = -1;
     dev_t device_ = 0;  // which file the descriptor is of: the process may have closed it, and opened another
     ino_t inode_ = 0;

@@ -1,0 +1,114 @@
+"""A request that is under way is answered before the worker is asked to exit, and no request to exit is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import BOUND_S, FOREVER_MS, TOOLS, Gate, script, wait_until
+
+from tr_mmap import PythonSession, SessionNotStarted, WorkerDied
+
+OPTIONS: dict[str, dict[str, Any]] = {"mapped": {}, "signed": {"auth": True}, "files": {"channel": "files"}}
+SLOW_START = """\
+import sys
+open(sys.argv[2]).read()  # a FIFO: until the test lets it go on
+from tr_mmap import Server
+server = Server()
+@server.command("say")
+def say(text: str):
+    return text
+server.run()
+"""
+
+
+@pytest.fixture(params=OPTIONS)
+def session(request: pytest.FixtureRequest, workspace: Path) -> Iterator[PythonSession]:
+    session = PythonSession(TOOLS, "exits", quiet_mode=True, **OPTIONS[request.param])
+    session.start()
+    assert session.wait_until_ready(FOREVER_MS)
+    yield session
+    session.close()
+
+
+def is_asked(session: PythonSession) -> bool:
+    dispatcher: Any = session._dispatcher
+    return dispatcher is None or dispatcher._is_exiting
+
+
+def has_sent(session: PythonSession, count: int) -> bool:
+    """Whether that many requests were sent, or are about to be."""
+    dispatcher: Any = session._dispatcher
+    return bool(dispatcher._seq >= count and (dispatcher._pending or dispatcher._turn.owner))
+
+
+def test_a_request_that_the_worker_has_not_taken_is_answered_first(session: PythonSession) -> None:
+    pid = session.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(2) as pool:
+        asking = pool.submit(session.fetch_response, "say answer", FOREVER_MS)
+        wait_until(lambda: has_sent(session, 1))
+        exiting = pool.submit(session.please_exit, FOREVER_MS)
+        wait_until(lambda: is_asked(session))
+        os.kill(pid, signal.SIGCONT)
+        assert asking.result(BOUND_S) == "answer"
+        assert exiting.result(BOUND_S)
+
+
+def test_a_request_whose_answer_nobody_waits_for_yet_is_no_hindrance(session: PythonSession, gate: Gate) -> None:
+    session.send_request(gate.message)
+    with ThreadPoolExecutor(1) as pool:
+        exiting = pool.submit(session.please_exit, FOREVER_MS)
+        wait_until(lambda: is_asked(session))
+        gate.let_go("an answer")
+        assert exiting.result(BOUND_S)
+
+
+def test_a_request_to_a_worker_that_still_starts_is_answered_first(workspace: Path, tmp_path: Path) -> None:
+    fifo = tmp_path / "start"
+    os.mkfifo(fifo)
+    session = PythonSession(script(tmp_path, SLOW_START), "starts", quiet_mode=True, args=[str(fifo)])
+    session.start()
+    with ThreadPoolExecutor(2) as pool:
+        asking = pool.submit(session.fetch_response, "say early", FOREVER_MS)
+        wait_until(lambda: has_sent(session, 1))
+        exiting = pool.submit(session.please_exit, FOREVER_MS)
+        wait_until(lambda: is_asked(session))
+        fifo.write_text("go on")
+        assert asking.result(BOUND_S) == "early"
+        assert exiting.result(BOUND_S)
+
+
+def test_a_worker_that_is_not_answering_in_time_still_hears_that_it_is_to_exit(
+    session: PythonSession, gate: Gate
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(session.fetch_response, gate.message, FOREVER_MS)
+        gate.wait_for_worker()
+        assert not session.please_exit(50, ensure=False)
+        gate.let_go("answer")
+        try:
+            assert asking.result(BOUND_S) == "answer"
+        finally:
+            assert session.join(FOREVER_MS)
+
+
+def test_requests_that_wait_behind_a_request_to_exit_are_not_sent(session: PythonSession, gate: Gate) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(session.fetch_response, gate.message, FOREVER_MS)
+        gate.wait_for_worker()
+        exiting = pool.submit(session.please_exit, FOREVER_MS)
+        wait_until(lambda: is_asked(session))
+        late = [pool.submit(session.fetch_response, "say late", FOREVER_MS) for _ in range(2)]
+        gate.let_go("first")
+        assert first.result(BOUND_S) == "first"
+        for each in late:
+            with pytest.raises((SessionNotStarted, WorkerDied)):
+                each.result(BOUND_S)
+        assert exiting.result(BOUND_S)

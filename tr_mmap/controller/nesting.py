@@ -1,0 +1,143 @@
+"""Who has the turn, and what a call does first that interrupts another one of its thread. Sends no request.
+
+:class:`Turn` says which thread may have a request under way. A signal handler or a destructor may use the session in
+the middle of a request of the same thread. Then the interrupted request gets its response first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..errors import ResponseTimeout, SessionBusy
+from ..protocol.commands import UserMessage, parse_command
+from ..protocol.messages import Request
+from .responses import Answered, Responses
+from .turn import get_ident
+from .worker_handle import WorkerHandle
+
+__all__ = ["Nesting"]
+
+_T = TypeVar("_T")
+
+
+class Nesting(Responses):
+    """See the module's docstring.
+
+    Args:
+        resources: what the session owns.
+    """
+
+    def in_turn(
+        self,
+        deadline_s: float,
+        timeout_s: float,
+        message: UserMessage | None,
+        action: Callable[..., _T],
+        *arguments: Any,
+    ) -> _T:
+        """Call a function while no other thread has a request under way.
+
+        Args:
+            deadline_s: until when to wait for that, by the monotonic clock.
+            timeout_s: what the user said.
+            message: what the function may send, "" if that is unknown; a request that this call interrupts is answered
+                first. None if the function sends nothing and waits for nothing.
+            action: the function.
+            *arguments: its arguments.
+
+        Raises:
+            ResponseTimeout: another thread's request was not answered in time.
+            WorkerDied: the worker ended meanwhile.
+            SessionNotStarted: this process is a forked child, or the session was closed.
+        """
+        turn, me = self._turn, get_ident()
+        is_nested = turn.owner == me
+        outer, suspended = self._current, None
+        try:
+            if is_nested or turn.owner or turn.queue:
+                suspended = self._enter(is_nested, deadline_s, timeout_s, message)
+            else:
+                turn.owner = me
+            return action(*arguments)
+        finally:
+            self._current = outer if is_nested else None
+            if not is_nested and (self._answered or self._interrupted):
+                self._answers, self._answered, self._interrupted = {}, set(), {}
+            if suspended:
+                self.transfer.resume(suspended)
+            if not is_nested and turn.owner == me:
+                turn.owner = 0
+            if turn.queue:
+                turn.wake()
+
+    def _enter(self, is_nested: bool, deadline_s: float, timeout_s: float, message: UserMessage | None) -> Any:
+        """Wait for the turn; or, in a call that interrupts another one of this thread, answer that one first.
+
+        Returns:
+            What the interrupted call has in flight, for ``transfer.resume``; None if nothing was interrupted.
+        """
+        self.check_own()  # first: in a forked child the thread that has the turn does not exist
+        if not is_nested:
+            self._wait_for_turn(deadline_s, timeout_s, message)
+            return None
+        if message is None:
+            return None
+        worker, taken = self.worker(), self._taken
+        if worker.fast_path is not None and worker.fast_path.is_receiving:
+            raise SessionBusy("the interrupted code is taking a response of this session at this moment; ask later")
+        if taken is not None:  # else the worker could use the segments of its tensors for its next results
+            if taken.outcome is None:
+                taken.outcome = self._outcome(taken.response, taken.framework)
+        elif self._current is not None:
+            try:
+                self._answer_interrupted(worker, *self._current, deadline_s, timeout_s)
+            except ResponseTimeout:
+                raise self._unanswered(worker, _command_of(message), timeout_s, is_sent=False) from None
+        return self.transfer.suspend()
+
+    def _wait_for_turn(self, deadline_s: float, timeout_s: float, message: UserMessage | None) -> None:
+        worker = self.resources.worker
+        has_turn = self._turn.wait(deadline_s)
+        if worker is None or message is None:
+            return
+        if not has_turn:
+            raise self._unanswered(worker, _command_of(message), timeout_s, is_sent=False)
+        if self.resources.worker is None:  # the thread that had the turn found it dead, and has forgotten it
+            raise self.worker_died(worker)
+
+    def _answer_interrupted(
+        self,
+        worker: WorkerHandle,
+        seq: int,
+        message: UserMessage,
+        framework: str | None,
+        is_public: bool,
+        deadline_s: float,
+        timeout_s: float,
+    ) -> None:
+        """Take the response to the request that this call interrupts, for the code that goes on with it later."""
+        pending = self._pending
+        if pending is None or pending.seq != seq:
+            if seq in self._answered:
+                return
+            if not self._is_sent(worker, seq):
+                self._interrupted[seq] = (self._framework if is_public else framework), is_public
+                return
+            pending = self._begin(Request(seq, *parse_command(message)), is_private=True)
+        worker.channel.put_back()  # the interrupted code may have taken the message, and not have looked at it yet
+        try:
+            worker.channel.ring()  # the interrupted code may not have come to that
+            outcome = self._await_outcome(pending, deadline_s, timeout_s, self._framework if is_public else framework)
+        except Answered:
+            return
+        self._keep(seq, outcome, is_public)
+
+    def _is_sent(self, worker: WorkerHandle, seq: int) -> bool:
+        """Whether the request of an interrupted call was sent."""
+        fast_path = worker.fast_path
+        return (fast_path is not None and fast_path.sent_seq == seq) or worker.channel.is_sent(seq)
+
+
+def _command_of(message: UserMessage) -> str:
+    return parse_command(message)[0] if message else ""

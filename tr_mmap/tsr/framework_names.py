@@ -1,0 +1,36 @@
+"""The names of the frameworks, and whether one is there. Imports none of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Final
+
+from ..errors import BadMessage, MissingPackage
+
+__all__ = ["check_framework_name", "check_installed"]
+
+_NAMES: Final = ("numpy", "torch")
+
+
+def check_framework_name(framework: object) -> None:
+    """Refuse what is no framework, as an option.
+
+    Raises:
+        BadMessage: it is neither ``"numpy"`` nor ``"torch"``.
+    """
+    if not isinstance(framework, str) or framework not in _NAMES:
+        raise BadMessage(f"framework is {framework!r:.80}; it is 'numpy' or 'torch'", detail="framework")
+
+
+def check_installed(framework: str) -> None:
+    """Refuse a framework that is not installed. To import torch takes seconds, so this only looks for it.
+
+    Raises:
+        MissingPackage: it is not there.
+    """
+    if sys.modules.get(framework) is None and importlib.util.find_spec(framework) is None:
+        raise MissingPackage(
+            f"framework={framework!r} needs {framework}, which is not installed: pip install {framework}",
+            package=framework,
+        )

@@ -1,0 +1,96 @@
+"""Sends the response to a request, and the status before it. Never calls a handler, and receives nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from ..channel.interface import Channel
+from ..errors import OutOfSpace
+from ..protocol.messages import Failure, Request, Response, now_ms
+from ..protocol.status import TRANSITIONS, Status
+from ..transfer.interface import WorkerTransfer
+from ..wire.messages import DEFAULT_RESULT, MAX_DETAIL_CHARS
+from .reply import Reply, failure_of
+from .traces import plain_text
+
+__all__ = ["Responder"]
+
+_RETRY_S: Final = 0.032  # how often to try again; the first rate of a channel of files
+
+
+class Responder:
+    """Sends the responses of one worker.
+
+    Args:
+        has_to_stop: whether the worker must end, even if a response cannot be sent.
+
+    Attributes:
+        status: the last one that the slow path wrote.
+    """
+
+    def __init__(self, has_to_stop: Callable[[], bool]) -> None:
+        self._has_to_stop = has_to_stop
+        self.status = Status.STARTING
+
+    def advance_status(self, channel: Channel, status: Status, detail: str = "") -> None:
+        """Write a status, if it may follow the last one; if not, the last one already says that the worker ends."""
+        if status in TRANSITIONS[self.status]:
+            try:
+                if channel.advance_status(status, detail):
+                    self.status = status
+            except OutOfSpace:
+                self.status = status  # in a channel of files; the next status or the response will say it
+
+    def respond(
+        self,
+        channel: Channel,
+        transfer: WorkerTransfer,
+        request: Request,
+        reply: Reply,
+        failure: Failure | None,
+        send: Callable[[Response], None] | None = None,
+    ) -> None:
+        """Send the response to a request.
+
+        Args:
+            channel: to send it on.
+            transfer: of the request's tensors and results.
+            request: the request.
+            reply: what the handler said.
+            failure: how the request failed; None if it did not.
+            send: sends the response; None for the channel's own way.
+        """
+        command = reply.command or request.command
+        result = "error" if failure is not None else DEFAULT_RESULT if reply.result is None else reply.result
+        message = reply.message or reply.complaint
+        tensors = transfer.end(request, failure is None)
+        if failure is None:
+            self.advance_status(channel, Status.OK)
+        else:
+            self.advance_status(channel, Status.ERROR, failure.message)
+        try:
+            (send or channel.send)(Response(request.seq, command, result, message, now_ms(), tensors, failure))
+        except Exception as error:  # too long, or no text, or no file for a spill: send this error instead
+            transfer.withdraw()
+            failure = failure_of(error)
+            self.advance_status(channel, Status.ERROR, failure.message)
+            command = plain_text(command[:MAX_DETAIL_CHARS]) or ""
+            response = Response(seq=request.seq, command=command, timestamp=now_ms(), error=failure)
+            if send is None:
+                self._insist(channel, response)
+            else:
+                send(response)
+
+    def _insist(self, channel: Channel, response: Response) -> None:
+        """Send a short response, as soon as the file system has room for it."""
+        while True:
+            try:
+                channel.send(response)
+                return
+            except OutOfSpace:
+                if self._has_to_stop():
+                    return
+            time.sleep(_RETRY_S)
+            self.advance_status(channel, self.status)
