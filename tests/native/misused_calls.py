@@ -13,9 +13,14 @@ from typing import Any
 import numpy as np
 import posix_ipc
 from native_objects import (
+    DEATHS,
     FLOATS,
     NBYTES,
+    REF,
     REFUSALS,
+    REPLY,
+    REQUEST,
+    TAGS,
     Ref,
     Request,
     Server,
@@ -24,6 +29,7 @@ from native_objects import (
     controller_arguments,
     incoming,
     memory,
+    mirror,
     n,
     owner,
     page,
@@ -45,6 +51,8 @@ def makers() -> list[tuple[type, list[Any]]]:
         (n.ReaderSegment, [buffer, buffer]),
         (n.MessagePage, [buffer]),
         (n.FreeLists, []),
+        (n.Mirror, [buffer, "/proc/nothing", b""]),
+        (n.Heartbeat, [buffer]),
         (n.ControllerFastPath, controller_arguments()),
         (n.WorkerFastPath, worker_arguments()),
     ]
@@ -143,12 +151,12 @@ def use_before_init() -> None:
 
 def use_with_any_argument() -> None:
     arguments = worker_arguments()
-    arguments[10].append(1)  # the controller has ended, so that no call waits
+    arguments[DEATHS].append(1)  # the controller has ended, so that no call waits
     dead = controller_arguments()
     dead[8].append(1)
     segment = owner()
     segment.set_layout(FLOATS, np.dtype("f4"))
-    made = [n.LeaseWords(memory()), segment, reader(), page(), n.FreeLists()]
+    made = [n.LeaseWords(memory()), segment, reader(), page(), n.FreeLists(), mirror(memory()), n.Heartbeat(memory())]
     made += [n.ControllerFastPath(*dead), n.WorkerFastPath(*arguments)]
     for each in made:
         attempts(each)
@@ -225,7 +233,7 @@ def held_whose_release_raises() -> None:
 
 def a_ref_that_drops_its_tag_when_it_is_read() -> None:
     arguments = worker_arguments()
-    tags = arguments[9]
+    tags = arguments[TAGS]
 
     class Dropping:
         @property
@@ -243,14 +251,14 @@ def a_ref_that_drops_its_tag_when_it_is_read() -> None:
 
 def a_ref_whose_end_drops_all_tags() -> None:
     arguments = worker_arguments()
-    tags = arguments[9]
+    tags = arguments[TAGS]
 
     class Ending(Ref):
         def __del__(self) -> None:
             tags.clear()
             gc.collect()
 
-    arguments[12] = Ending
+    arguments[REF] = Ending
     path = asked(arguments, tensors=',"tensors":[["$0","s",5],["$1","s",6],["$2","s",7],["a","s",8]]')
     print(path.serve(Server()), tags)
 
@@ -263,9 +271,9 @@ def refs_that_the_request_empties() -> None:
             super().__init__(*fields)
             fields[-1].clear()
 
-    arguments[11] = Emptying
+    arguments[REQUEST] = Emptying
     path = asked(arguments, tensors=',"tensors":[["a","s",5],["b","s",6]]')
-    print(path.serve(Server()), arguments[9])
+    print(path.serve(Server()), arguments[TAGS])
 
 
 def a_reply_whose_attributes_raise() -> None:
@@ -291,7 +299,7 @@ def a_reply_or_a_request_that_cannot_be_made() -> None:
         def __init__(self, *_: Any) -> None:
             raise RuntimeError("no")
 
-    for index in (11, 12, 13):
+    for index in (REQUEST, REF, REPLY):
         arguments = worker_arguments()
         arguments[index] = Nothing
         path = asked(arguments, tensors=',"tensors":[["a","s",5],["b","s",6]]')
@@ -308,7 +316,7 @@ def texts_that_are_no_utf8() -> None:
     print(path.receive(1, 0))
     arguments = worker_arguments()
     peer = incoming(arguments)
-    arguments[10].append(1)
+    arguments[DEATHS].append(1)
     path = n.WorkerFastPath(*arguments)
     peer.store(1, b'{"seq":1,"command":"\xff","parameters":"\xff","timestamp":5,"tensors":[["\xff","\xff",5]]}')
     print(path.serve(Server()))

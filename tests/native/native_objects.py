@@ -21,6 +21,7 @@ BLANK_PAGE = b'{"seq":        0}\n'
 OFFSET = 4096
 NBYTES = 4 * OFFSET
 FLOATS = ("float32", (4,), OFFSET)
+TAGS, DEATHS, REQUEST, REF, REPLY = 11, 12, 13, 14, 15  # where they are in worker_arguments()
 REFUSALS = (TypeError, ValueError, LookupError, AttributeError, BufferError, OSError, OverflowError)
 
 n: Any = importlib.import_module("tr_mmap.native." + ("_native" if sys.argv[1] == "compiled" else "reference"))
@@ -42,6 +43,11 @@ def memory(content: bytes = b"", nbytes: int = 65536) -> memoryview:
     view = memoryview(mmap.mmap(-1, nbytes))
     view[: len(content)] = content
     return view
+
+
+def mirror(shown: memoryview) -> Any:
+    """Of a page, in a file that never appears."""
+    return n.Mirror(shown, "/proc/nothing", b"exit")
 
 
 def page() -> Any:
@@ -83,7 +89,7 @@ class Server:
 
 def worker_arguments(reply: type = Reply) -> list[Any]:
     status = memory(b"ready\n  ", 4096)
-    return [*endpoint(), status, {}, [], Request, Ref, reply]
+    return [*endpoint(), status, mirror(status), [], {}, [], Request, Ref, reply]
 
 
 def incoming(arguments: list[Any]) -> Any:

@@ -46,7 +46,7 @@ def outcome(program: str, name: str, implementation: str = "compiled") -> str:
 @compiled
 def test_init_runs_once_only() -> None:
     kinds = ["Semaphore", "LeaseWords", "OwnerSegment", "ReaderSegment", "MessagePage", "FreeLists"]
-    kinds += ["ControllerFastPath", "WorkerFastPath"]
+    kinds += ["Mirror", "Heartbeat", "ControllerFastPath", "WorkerFastPath"]
     assert outcome("misused_calls.py", "init_again") == "".join(f"{kind} {ONCE}" for kind in kinds)
 
 

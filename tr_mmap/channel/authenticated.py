@@ -62,6 +62,7 @@ class AuthenticatedChannel(Channel):
         self._sender = 0
         self._taker = 0
         self._held: bytes | None = None  # a message that has_message took, for the next receive
+        self._put_back: bytes | None = None  # it is held, so the inner channel gives it once too often
 
     def send(
         self, message: Request | Response, deadline_s: float | None = None, stop: Callable[[], bool] = never
@@ -127,7 +128,8 @@ class AuthenticatedChannel(Channel):
                 message = self._inner.receive(remaining_ms, stop)
                 if message is None or self._verifier.accept(message):
                     return message
-                if message == self._verifier.last_message:  # it was put back
+                if message == self._put_back:
+                    self._put_back = None  # once only: whoever sends it again is no peer
                     continue
             except BadMessage:
                 pass  # it is no message at all
@@ -173,8 +175,9 @@ class AuthenticatedChannel(Channel):
         return self._inner.is_sent(seq)
 
     def put_back(self) -> None:
+        self._put_back = self._verifier.last_message
         if self._held is None:
-            self._held = self._verifier.last_message  # it accepts each message once only
+            self._held = self._put_back  # the verifier accepts each message once only
         self._inner.put_back()
 
     def touch(self) -> None:
