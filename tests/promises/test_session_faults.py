@@ -330,7 +330,7 @@ def test_a_worker_whose_system_calls_fail_answers_and_goes_on(command: str, nbyt
                     pytest.fail("there is no end of calls")
         found = None
         assert all(errors)
-        assert int(session.fetch_response("fds")) == fds
+        assert int(session.fetch_response("fds")) <= fds + 2  # the two mirrors, which are opened when first written
         assert len(os.listdir(session.session_dir())) < 40
     assert failed
 
