@@ -76,8 +76,8 @@ class RepairableStore(SegmentStore):
         is_own = re.compile(rf"{re.escape(self._prefix)}_[0-9]+{re.escape(TENSOR_SUFFIX)}", re.ASCII).fullmatch
         try:
             names = system.list_dir(self._directory)
-        except FileNotFoundError:
-            return  # somebody has removed the directory, and the files with it
+        except OSError:  # somebody has removed the directory, and the files with it; or no descriptor is left, and then
+            return  # they go with the directory: no request may fail for want of this
         for name in names:
             if is_own(name) and name not in paths:
                 remove_name(os.path.join(self._directory, name))
