@@ -154,9 +154,9 @@ def test_status_and_messages_can_be_read_by_anybody(session: PythonSession) -> N
     manifest = json.loads((directory / "session.json").read_text())
     assert manifest["session_id"] == session.session_id()
     if manifest["channel"] == "mapped":
-        request = at_rest(directory / "request.json", lambda fields: "parameters" in fields)
+        request = at_rest(directory / "request.json", lambda fields: fields.get("parameters") == "reader")
         assert (request["command"], request["parameters"]) == ("hello", "reader")
-        response = at_rest(directory / "response.json", lambda fields: "result" in fields)
+        response = at_rest(directory / "response.json", lambda fields: fields.get("result") == "Hello Reader")
         assert response["result"] == "Hello Reader"
         assert response["timestamp"] >= request["timestamp"] > 1_600_000_000_000
 

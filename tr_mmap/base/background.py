@@ -88,10 +88,7 @@ class _Wake:
 
     def __del__(self) -> None:
         for file in self._files:
-            try:
-                file.close()
-            except OSError:
-                pass  # it is closed all the same
+            file.close()
 
 
 def _make_eventfd() -> int:

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
+from threading import get_ident
 from typing import Final
 
 from ..errors import BadMessage, HostilePath, ResponseTimeout
@@ -18,7 +18,7 @@ from .interface import Channel, HandWatcher, Overtaken, Role, never
 
 __all__ = ["AuthenticatedChannel", "RejectionCounter", "protect"]
 
-_LOCK_SLICE_S: Final = 0.02  # how often a message that waits for another thread's looks for a reason to stop
+_LOOK_S: Final = 0.001  # how often a thread looks whether another has finished
 
 
 class RejectionCounter:
@@ -57,8 +57,10 @@ class AuthenticatedChannel(Channel):
         self._is_ordered = False
         self._signer = Signer(secret, role.value)
         self._verifier = Verifier(secret, role.peer.value)
-        self._sending = threading.RLock()  # reentrant, because a signal handler may send too
-        self._taking = threading.RLock()  # likewise
+        # Which thread sends and which takes, 0 for none: plain stores, because a signal handler that raised right after
+        # the call that acquires a lock would leave it locked. A handler may send and take in the middle of either.
+        self._sender = 0
+        self._taker = 0
         self._held: bytes | None = None  # a message that has_message took, for the next receive
         self._put_back: bytes | None = None  # it is held, so the inner channel gives it once too often
 
@@ -66,38 +68,57 @@ class AuthenticatedChannel(Channel):
         self, message: Request | Response, deadline_s: float | None = None, stop: Callable[[], bool] = never
     ) -> None:
         # One at a time: the peer rejects a message whose number is not above the last one's.
-        while not self._sending.acquire(timeout=_LOCK_SLICE_S):
-            if stop() or (deadline_s is not None and time.monotonic() >= deadline_s):
-                raise ResponseTimeout(
-                    "another thread's message waits for the peer to take the one before it",
-                    timeout_ms=0.0,
-                    command=message.command,
-                )
+        me = get_ident()
+        is_nested = self._sender == me
         try:
+            while self._sender and not is_nested:
+                if stop() or (deadline_s is not None and time.monotonic() >= deadline_s):
+                    raise ResponseTimeout(
+                        "another thread's message waits for the peer to take the one before it",
+                        timeout_ms=0.0,
+                        command=message.command,
+                    )
+                time.sleep(_LOOK_S)
+            self._sender = me
             number = self._signer.sign(message)
             if self._is_ordered and self._signer.is_overtaken(number):
                 raise Overtaken
             self._inner.send(message, deadline_s, stop)
             self._signer.sent(number)
         finally:
-            self._sending.release()
+            if self._sender == me and not is_nested:
+                self._sender = 0
 
     def has_message(self) -> bool:
         if self._held is not None:
             return True
         # While another thread waits, the next message belongs to that thread.
-        if not self._inner.has_message() or not self._taking.acquire(blocking=False):
+        me = get_ident()
+        if not self._inner.has_message() or self._taker not in (0, me):
             return False
+        is_nested = self._taker == me
         try:
+            self._taker = me
             self._held = self._receive(0.0, never)
         finally:
-            self._taking.release()
+            if not is_nested:
+                self._taker = 0
         return self._held is not None
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
-        with self._taking:
+        me = get_ident()
+        is_nested = self._taker == me
+        try:
+            while self._taker and not is_nested:
+                if stop():
+                    return None
+                time.sleep(_LOOK_S)
+            self._taker = me
             held, self._held = self._held, None
             return held if held is not None else self._receive(timeout_ms, stop)
+        finally:
+            if self._taker == me and not is_nested:
+                self._taker = 0
 
     def _receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         deadline_s = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000

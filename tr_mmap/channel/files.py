@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 
 from ..base import system
 from ..base.atomic import replacement
-from ..errors import BadMessage, ResponseTimeout, TRException
+from ..errors import BadMessage, HostilePath, ResponseTimeout
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import MAX_MESSAGE_NBYTES, MAX_MESSAGE_SEQ, STATUS_FILE
@@ -167,7 +167,7 @@ class FileChannel(Channel):
     def _take(self) -> bytes | None:
         try:
             message = self._get(self._in)
-        except TRException:
+        except (BadMessage, HostilePath):  # but at a limit of the system the message stays, to be read later
             try:
                 system.unlink(self._in)  # else the same bad message would be found for ever
             except OSError:

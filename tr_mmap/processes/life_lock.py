@@ -62,11 +62,8 @@ class LifeLock:
     def drop(self) -> None:
         """Release the lock. A process that has the descriptor too holds it on."""
         file, self._file = self._file, None
-        try:
-            if file is not None:
-                file.close()
-        except OSError:
-            pass  # it is closed all the same
+        if file is not None:
+            file.close()
 
     def __del__(self) -> None:
         self.drop()

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from ..base import system
+from ..errors import SystemLimit
 from ..native import drain
 from ..wire.header import SEQ_RETIRED, SEQ_WORD
 from ..wire.names import TENSOR_SUFFIX
@@ -76,8 +77,8 @@ class RepairableStore(SegmentStore):
         is_own = re.compile(rf"{re.escape(self._prefix)}_[0-9]+{re.escape(TENSOR_SUFFIX)}", re.ASCII).fullmatch
         try:
             names = system.list_dir(self._directory)
-        except OSError:  # somebody has removed the directory, and the files with it; or no descriptor is left, and then
-            return  # they go with the directory: no request may fail for want of this
+        except (OSError, SystemLimit):
+            return  # there is no descriptor left, or somebody has removed the directory; its files go with it
         for name in names:
             if is_own(name) and name not in paths:
                 remove_name(os.path.join(self._directory, name))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Literal
@@ -34,6 +35,7 @@ from ..wire.header import MAX_HEADER_NBYTES
 from ..wire.messages import DEFAULT_RESULT
 from ..wire.names import MAX_TAG_LENGTH, RESULT_PREFIX
 from .interface import ControllerTransfer, WorkerTransfer
+from .tags import describe_tags
 
 __all__ = ["LegacyControllerTransfer", "LegacyWorkerTransfer"]
 
@@ -197,18 +199,21 @@ class LegacyControllerTransfer(ControllerTransfer):
         self._placed: dict[str, int | None] = {}  # by tag: the inode that we put in place for the worker
         self._taken: set[str] = set()  # file names of results that wait to be received
         self._takes = 0
+        self._lock = threading.RLock()  # threads may send and drop tags while another prepares a request
         self._written = 0
         self._written_nbytes = 0
 
     def put(self, tag: str, tensor: Any) -> None:
-        self._kept[tag] = self._save(self._kept_path(tag), tensor, replaced_nbytes=self._kept.get(tag, 0))
+        with self._lock:
+            self._kept[tag] = self._save(self._kept_path(tag), tensor, replaced_nbytes=self._kept.get(tag, 0))
 
     def drop(self, tag: str) -> None:
-        if tag not in self._kept:
-            known = ", ".join(sorted(self._kept)) or "none"
-            raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {known}", tag=tag)
-        system.unlink(self._kept_path(tag))
-        del self._kept[tag]
+        with self._lock:
+            if tag not in self._kept:
+                known = describe_tags(self._kept)
+                raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {known}", tag=tag)
+            system.unlink(self._kept_path(tag))
+            del self._kept[tag]
 
     def prepare(
         self,
@@ -218,16 +223,17 @@ class LegacyControllerTransfer(ControllerTransfer):
         tensors: Sequence[Any],
         deadline_s: float = inf,  # noqa: ARG002
     ) -> Request:
-        self.withdraw()
         words = split_words(parameters)
-        try:
-            for word in words:
-                if word in self._kept:
-                    self._place(word)
-            own = [self._place_argument(tensor) for tensor in tensors]
-        except BaseException:
+        with self._lock:
             self.withdraw()
-            raise
+            try:
+                for word in words:
+                    if word in self._kept:
+                        self._place(word)
+                own = [self._place_argument(tensor) for tensor in tensors]
+            except BaseException:
+                self.withdraw()
+                raise
         if own or (words and all(word in self._kept for word in words)):
             parameters = ",".join([*words, *own])  # as a legacy worker splits them; other text stays as it is
         return Request(seq, command, parameters, now_ms())
@@ -255,10 +261,16 @@ class LegacyControllerTransfer(ControllerTransfer):
     def receive(self, ref: TensorRef, framework: str) -> Any:
         path = os.path.join(self._directory, ref.segment)
         try:
-            return tsr.load(path, framework=framework, mode=self._mode)
-        finally:
-            system.unlink(path)  # what is mapped stays as it is
-            self._taken.discard(ref.segment)
+            tensor = tsr.load(path, framework=framework, mode=self._mode)
+        except TSRFormatError:  # but at a limit of the system the file stays, to be received later
+            self._forget(ref.segment)
+            raise
+        self._forget(ref.segment)  # what is mapped stays as it is
+        return tensor
+
+    def _forget(self, name: str) -> None:
+        system.unlink(os.path.join(self._directory, name))
+        self._taken.discard(name)
 
     def acknowledged(self, request: Request) -> None:
         """Does nothing: ``decode`` has removed the request's files."""

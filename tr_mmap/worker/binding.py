@@ -158,6 +158,9 @@ class Command:
         named: dict[str, Any] = {}
         for parameter in self._parameters:
             source = tensors if parameter.is_tensor else values
+            has_default = parameter.default is not inspect.Parameter.empty
+            if parameter.is_keyword and has_default and (not source or (parameter.is_tensor and self._most is None)):
+                continue  # the function's own default; and *args takes all tensors, for they have no names
             value = source.pop(0) if source else self._default_of(parameter)
             if parameter.is_keyword:
                 named[parameter.name] = value

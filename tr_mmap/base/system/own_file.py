@@ -37,15 +37,14 @@ class OwnFile:
         return self.fd >= 0 and self._is_ours(self.fd)
 
     def close(self) -> None:
-        """Close the descriptor, but not another file's. May be called again.
-
-        Raises:
-            OSError: the system call failed; it is closed all the same.
-        """
+        """Close the descriptor, but not another file's. May be called again, and raises nothing."""
         # Forget the number first, then close: a child that is forked in between must not close it a second time.
         fd, self.fd = self.fd, -1
         if fd >= 0 and self._is_ours(fd):
-            os.close(fd)
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # it is closed all the same
 
     def _is_ours(self, fd: int) -> bool:
         try:
