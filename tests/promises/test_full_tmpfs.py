@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -187,16 +188,28 @@ def test_a_result_without_room_is_the_workers_out_of_space(live: PythonSession, 
     assert live.fetch_tensor(message).nbytes >= 100_000
 
 
-def test_a_worker_whose_log_is_full_goes_on(live: PythonSession, small: Small) -> None:
-    small.leave(0)
-    for _ in range(50):  # a traceback each, and a log of one page
+def test_a_worker_whose_log_is_full_goes_on(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(small.path))  # so the log is there too
+    with PythonSession(TOOLS, quiet_mode=True) as session:
+        small.leave(0)
+        for _ in range(50):  # a traceback each, and a log of one page
+            with pytest.raises(RemoteError) as caught:
+                session.fetch_response("fail " + "x" * 1000)
+            assert caught.value.error_type == "ZeroDivisionError"
         with pytest.raises(RemoteError) as caught:
-            live.fetch_response("fail " + "x" * 1000)
-        assert caught.value.error_type == "ZeroDivisionError"
-    with pytest.raises(RemoteError) as caught:
-        live.fetch_response("print " + "x" * 5000)  # the handler's own words are its own affair
-    assert caught.value.error_type == "OSError"
-    assert live.fetch_response("hello you") == "Hello You"
+            session.fetch_response("print " + "x" * 5000)  # the handler's own words are its own affair
+        assert caught.value.error_type == "OSError"
+        assert session.fetch_response("hello you") == "Hello You"
+
+
+def test_a_full_tmpfs_leaves_the_log_its_room(live: PythonSession, small: Small) -> None:
+    small.leave(0)
+    with pytest.raises(RemoteError, match="on purpose"):
+        live.fetch_response("fail on purpose")
+    assert live.fetch_response("print " + "x" * 50_000) == "printed"
+    log = Path(live.session_dir(), "worker.log").read_text()
+    assert "ZeroDivisionError: on purpose" in log
+    assert "x" * 50_000 in log
 
 
 def test_long_messages_without_room_are_refused_on_either_side(live: PythonSession, small: Small) -> None:

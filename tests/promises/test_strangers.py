@@ -323,7 +323,7 @@ def test_a_process_that_does_not_bear_the_workers_mark_is_never_ended_for_one(wo
 def test_a_workspace_that_cannot_be_swept_is_no_reason_not_to_start(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Workspace) -> None:
+    def fail(self: Workspace, *, at_most: int) -> None:
         raise PermissionError("injected")
 
     monkeypatch.setattr(Workspace, "sweep", fail)

@@ -381,5 +381,7 @@ class Dispatcher(Nesting):
             self.in_turn(math.inf, math.inf, None, self._close)
 
     def _close(self) -> None:
-        self.forget()
-        self.resources.release()
+        try:
+            self.forget()
+        finally:  # whatever else fails, the worker is ended
+            self.resources.release()

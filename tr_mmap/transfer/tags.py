@@ -11,7 +11,7 @@ from typing import Final
 from ..base import system
 from ..base.atomic import replace_by_link
 from ..base.identifiers import tensor_file
-from ..errors import MissingTag
+from ..errors import HostilePath, MissingTag
 from ..protocol.messages import Request, TensorRef
 from ..shm.segment import Segment
 
@@ -95,13 +95,12 @@ class Tags:
         if tag is None:
             return
         segment = self._segments.get(tag)
-        system.unlink(self._path(tag))
-        if segment is not None:
-            with contextlib.suppress(FileNotFoundError):  # somebody has removed the directory
+        # Somebody has removed the directory, or something of theirs has the name: neither may stop other requests.
+        with contextlib.suppress(FileNotFoundError, HostilePath):
+            system.unlink(self._path(tag))
+            if segment is not None:
                 system.link(segment.path, self._path(tag))
-            self.unannounced[tag] = segment.seq
-        else:
-            self.unannounced[tag] = 0
+        self.unannounced[tag] = 0 if segment is None else segment.seq
         self._linking = None
 
     def describe(self) -> str:
