@@ -549,6 +549,39 @@ def test_who_forges_without_pause_does_not_hold_a_wait_beyond_its_time() -> None
     assert pipe.counter.rejected >= 3
 
 
+def test_who_replays_the_newest_message_without_pause_does_not_hold_a_wait_beyond_its_time() -> None:
+    pipe = Pipe()
+    pipe.controller.send(Request(1, "x"))
+    (raw,) = pipe.inner.queue
+    assert pipe.pass_on() == 1
+    pipe.inner.receive = lambda *_: raw  # type: ignore[method-assign]
+    for wanted in (None, raw):  # before and after it is put back
+        assert pipe.worker.receive(20, never) == wanted
+        assert pipe.worker.receive(0, never) is None
+        assert pipe.worker.receive(None, lambda: True) is None
+        pipe.inner.put_back = lambda: None  # type: ignore[method-assign]
+        pipe.worker.put_back()
+    assert pipe.counter.rejected >= 4
+
+
+def test_a_message_that_was_put_back_comes_once_more_and_a_replay_of_it_counts() -> None:
+    pipe = Pipe()
+    pipe.controller.send(Request(1, "x"))
+    (raw,) = pipe.inner.queue
+    assert pipe.pass_on() == 1
+    pipe.inner.put_back = lambda: pipe.inner.queue.append(raw)  # type: ignore[method-assign]
+    pipe.worker.put_back()
+    assert pipe.worker.has_message()
+    assert pipe.pass_on() == 1
+    assert pipe.pass_on() is None
+    assert pipe.counter.rejected == 0
+    pipe.inner.queue.append(raw)
+    assert pipe.pass_on() is None
+    assert pipe.counter.rejected == 1
+    pipe.controller.send(Request(2, "x"))
+    assert pipe.pass_on() == 2
+
+
 def test_a_number_that_is_none_cannot_be_sent() -> None:
     for seq in (0, -1, MAX_MESSAGE_SEQ + 1):
         with pytest.raises(Exception, match="number"):

@@ -185,6 +185,22 @@ def test_a_session_can_be_closed_when_there_is_no_descriptor_left(workspace: Pat
     np.testing.assert_array_equal(view, OLD)
 
 
+def test_whatever_fails_in_a_close_the_worker_is_ended(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = PythonSession(TOOLS, quiet_mode=True)
+    session.start()
+    session.wait_until_ready()
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session._dispatcher, "forget", fail)
+        with pytest.raises(OSError, match="injected"):
+            session.close()
+        assert not processes_of(workspace)
+    session.close()
+
+
 @pytest.fixture
 def live(workspace: Path) -> Iterator[PythonSession]:
     with PythonSession(TOOLS, quiet_mode=True) as session:

@@ -131,8 +131,12 @@ class Responses:
         worker = self.resources.worker or self.worker()
         is_quick = framework is None or (framework == "numpy" and self.transfer.has_quick_views)
         if worker.fast_path is not None and is_quick and self._held is None:
+            remaining_s = deadline_s - time.monotonic()
             try:
-                result: Result | None = worker.fast_path.receive(pending.seq, deadline_s - time.monotonic())
+                # No call is between this check and receive(): a signal handler that takes the response later ends it.
+                result: Result | None = None
+                if self._pending is pending:
+                    result = worker.fast_path.receive(pending.seq, remaining_s)
                 if result is not None and pending.seq not in self._answered:
                     self._pending = self._current = None
                     self.transfer.acknowledged(pending)
