@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import posix_ipc
 from native_objects import (
+    BLANK_PAGE,
     DEATHS,
     FLOATS,
     NBYTES,
@@ -20,6 +21,7 @@ from native_objects import (
     REFUSALS,
     REPLY,
     REQUEST,
+    STATUS_MIRROR,
     TAGS,
     Ref,
     Request,
@@ -167,6 +169,30 @@ def use_with_any_argument() -> None:
             for value in (None, 0, -1, 2**70, "x", b"x", (), np.zeros(3), object()):
                 refusal(getattr(n, name), *[value] * count)
     print("ok")
+
+
+def parts_whose_init_has_not_run() -> None:
+    arguments = worker_arguments()
+    buffer = memory(BLANK_PAGE)
+    arguments[1], peer = n.MessagePage(buffer), n.MessagePage(buffer)
+    blank = n.Mirror.__new__(n.Mirror)
+    arguments[1].set_mirrors((blank,))
+    arguments[STATUS_MIRROR] = blank
+    path = n.WorkerFastPath(*arguments)
+    print(arguments[1].wait(arguments[3], 0.05, 1.0, bool))
+    peer.store(1, b'{"seq":1,"command":"run","timestamp":5}')
+    print(path.serve(Server()))
+    for kind, make in ((n.ControllerFastPath, controller_arguments), (n.WorkerFastPath, worker_arguments)):
+        for index, part in (
+            (0, n.MessagePage),
+            (1, n.MessagePage),
+            (2, n.Semaphore),
+            (3, n.Semaphore),
+            (5, n.FreeLists),
+        ):
+            arguments = make()
+            arguments[index] = part.__new__(part)
+            refusal(kind, *arguments)
 
 
 def the_wrong_types_of_arguments() -> None:

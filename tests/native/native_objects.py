@@ -21,7 +21,7 @@ BLANK_PAGE = b'{"seq":        0}\n'
 OFFSET = 4096
 NBYTES = 4 * OFFSET
 FLOATS = ("float32", (4,), OFFSET)
-TAGS, DEATHS, REQUEST, REF, REPLY = 11, 12, 13, 14, 15  # where they are in worker_arguments()
+STATUS_MIRROR, TAGS, DEATHS, REQUEST, REF, REPLY = 9, 11, 12, 13, 14, 15  # where they are in worker_arguments()
 REFUSALS = (TypeError, ValueError, LookupError, AttributeError, BufferError, OSError, OverflowError)
 
 n: Any = importlib.import_module("tr_mmap.native." + ("_native" if sys.argv[1] == "compiled" else "reference"))

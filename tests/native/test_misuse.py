@@ -60,6 +60,7 @@ def test_init_runs_once_only() -> None:
         ("init_again_while_its_arguments_are_read", ONCE * 2),
         ("use_before_init", "ok\n"),
         ("use_with_any_argument", "ok\n"),
+        ("parts_whose_init_has_not_run", "None\nTrue\n"),
         ("the_wrong_types_of_arguments", "ok\n"),
     ],
 )

@@ -16,7 +16,7 @@ import numpy as np
 import posix_ipc
 import pytest
 from faults import ERRNOS, LARGE, NEW, OLD, Faults, Plan, as_before, attempt, each_plan, faults
-from support import TOOLS, WORKERS, count_fds, leftovers, processes_of, semaphores
+from support import TOOLS, WORKERS, count_fds, leftovers, processes_of, semaphores, wait_until
 
 from tr_mmap import PythonSession, ResponseTimeout, TRException, sweep
 from tr_mmap.processes.identity import Identity
@@ -185,6 +185,22 @@ def test_a_session_can_be_closed_when_there_is_no_descriptor_left(workspace: Pat
     np.testing.assert_array_equal(view, OLD)
 
 
+def test_whatever_fails_in_a_close_the_worker_is_ended(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = PythonSession(TOOLS, quiet_mode=True)
+    session.start()
+    session.wait_until_ready()
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session._dispatcher, "forget", fail)
+        with pytest.raises(OSError, match="injected"):
+            session.close()
+        assert not processes_of(workspace)
+    session.close()
+
+
 @pytest.fixture
 def live(workspace: Path) -> Iterator[PythonSession]:
     with PythonSession(TOOLS, quiet_mode=True) as session:
@@ -294,6 +310,17 @@ def test_a_wait_that_fails_takes_the_answer_or_leaves_it_to_the_next(
     assert live.stats().segments <= 6
 
 
+def count_fds_of_worker(session: PythonSession) -> int:
+    """When it has been idle for long enough to have all mirrors open."""
+    open_files = Path(f"/proc/{session.stats().worker.pid}/fd")  # type: ignore[union-attr] # it lives
+
+    def names() -> set[str]:
+        return {os.path.basename(os.readlink(each)) for each in open_files.iterdir()}
+
+    wait_until(lambda: {"request.json", "response.json", "status.txt"} <= names())
+    return len(os.listdir(open_files))
+
+
 @pytest.mark.parametrize("command", ["echo", "loan", "repeat x 100000"])
 @pytest.mark.parametrize("nbytes", [8000, 800_000])
 def test_a_worker_whose_system_calls_fail_answers_and_goes_on(command: str, nbytes: int) -> None:
@@ -303,7 +330,7 @@ def test_a_worker_whose_system_calls_fail_answers_and_goes_on(command: str, nbyt
     with PythonSession(WORKERS / "faulty.py", quiet_mode=True) as session:
         for size in (1, 2, 3):  # so that each size class is known on both sides
             session.calculate("echo", x[: len(x) // size])
-        fds = int(session.fetch_response("fds"))
+        fds = count_fds_of_worker(session)
         for number in ERRNOS:
             for is_forever in (0, 1):
                 for nth in range(1, 200):
@@ -330,7 +357,7 @@ def test_a_worker_whose_system_calls_fail_answers_and_goes_on(command: str, nbyt
                     pytest.fail("there is no end of calls")
         found = None
         assert all(errors)
-        assert int(session.fetch_response("fds")) <= fds + 2  # the two mirrors, which are opened when first written
+        assert count_fds_of_worker(session) == fds
         assert len(os.listdir(session.session_dir())) < 40
     assert failed
 

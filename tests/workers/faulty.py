@@ -57,10 +57,5 @@ def repeat(text: str, count: int) -> str:
     return text * count
 
 
-@server.command("fds")
-def fds() -> str:
-    return str(len(os.listdir("/proc/self/fd")))
-
-
 if __name__ == "__main__":
     server.run()

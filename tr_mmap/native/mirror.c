@@ -181,6 +181,7 @@ static void show_page(Mirror *self, int is_thorough, int is_insistent) {
 int mirror_is_stale(PyObject *mirror) {
     const Mirror *self = (const Mirror *)mirror;
     uint64_t head[HEAD_WORDS];
+    if (self->path == NULL) return 0; /* __init__ has not run, so there is no page */
     read_head(self, head);
     return memcmp(head, self->head, sizeof head) != 0 && !self->is_closed;
 }
