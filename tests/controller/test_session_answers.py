@@ -154,7 +154,7 @@ def test_a_tensor_lent_to_a_call_that_timed_out_is_not_overwritten_under_the_wor
     mapped: PythonSession, gate: Gate
 ) -> None:
     mapped.send_tensor(np.full(100_000, 1), "lent")
-    mapped.send_request("keep lent mine")
+    mapped.send_request("keep lent unharmed")
     assert mapped.wait_for_response() == "kept"
     with pytest.raises(ResponseTimeout):
         mapped.fetch_response(gate.message, 5)
@@ -162,8 +162,8 @@ def test_a_tensor_lent_to_a_call_that_timed_out_is_not_overwritten_under_the_wor
     for number in range(10):
         mapped.send_tensor(np.full(100_000, number), "lent")
     gate.let_go("")
-    assert np.array_equal(mapped.fetch_tensor("kept mine"), np.full(100_000, 1))
-    mapped.fetch_response("forget mine")
+    assert np.array_equal(mapped.fetch_tensor("kept unharmed"), np.full(100_000, 1))
+    mapped.fetch_response("forget unharmed")
 
 
 def test_waiting_until_ok_says_how_the_request_went(mapped: PythonSession, gate: Gate) -> None:

@@ -8,6 +8,7 @@ are gone.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -69,7 +70,7 @@ class SegmentStore(FreeLists, ForkAware):
         self._small = 0  # segments that decide how many slots the next slab has
         self._created = 0
         self._trimmed_at = 0  # the count of takes then
-        self._number = 0  # of the next file's name
+        self._numbers = itertools.count()  # of files; no name is used twice
         self._is_closed = False
 
     # -- taking ---------------------------------------------------------------------------------------------------
@@ -215,9 +216,7 @@ class SegmentStore(FreeLists, ForkAware):
         return segments[0]
 
     def _next_stem(self) -> str:
-        stem = f"{self._prefix}_{self._number}"
-        self._number += 1  # even if the next call fails: no name is used twice
-        return stem
+        return f"{self._prefix}_{next(self._numbers)}"
 
     def _adopt(self, segments: list[Segment]) -> None:
         key = segments[0].key
