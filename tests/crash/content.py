@@ -115,10 +115,10 @@ class Board:
         words = self.words
 
         def marked(function: Callable[..., Any], inside: Inside) -> Callable[..., Any]:
-            def call(*arguments: Any) -> Any:
+            def call(*arguments: Any, **options: Any) -> Any:
                 words[word] = inside
                 try:
-                    return function(*arguments)
+                    return function(*arguments, **options)
                 finally:
                     words[word] = Inside.ELSEWHERE
 
