@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -14,7 +15,8 @@ from support import BOUND_S, never
 from tr_mmap.channel import files
 from tr_mmap.channel.files import FileChannel, PollRate
 from tr_mmap.channel.interface import Role
-from tr_mmap.errors import BadMessage, ResponseTimeout
+from tr_mmap.errors import BadMessage, ResponseTimeout, SystemLimit
+from tr_mmap.protocol.messages import Response
 from tr_mmap.wire.messages import MAX_MESSAGE_NBYTES
 
 
@@ -63,6 +65,30 @@ def test_a_message_file_that_is_too_long_is_refused_and_removed(connect: Callabl
         ends.worker.receive(0, never)
     assert not path.exists()
     assert ends.ask(1, "x") == ends.asked()
+
+
+@pytest.mark.parametrize("kind", ["files", "legacy"])
+@pytest.mark.parametrize("side", ["controller", "worker"])
+def test_a_message_that_no_descriptor_is_left_for_is_received_later(
+    connect: Callable[[str], Ends], kind: str, side: str
+) -> None:
+    ends = connect(kind)
+    if side == "worker":
+        receiver = ends.worker
+        ends.ask(1, "x")
+    else:
+        receiver = ends.controller
+        ends.worker.send(Response(1, "x"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        for _ in range(2):
+            with pytest.raises(SystemLimit):
+                receiver.receive(0, never)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert receiver.receive(0, never) is not None
+    assert receiver.receive(0, never) is None
 
 
 def test_a_temporary_file_of_a_killed_writer_is_in_nobodys_way(connect: Callable[[str], Ends]) -> None:

@@ -15,6 +15,7 @@ from typing import ClassVar, Final
 
 from ..base import system
 from ..base.atomic import replacement
+from ..base.wakes import Wakes
 from ..errors import BadMessage, HostilePath, ResponseTimeout
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
@@ -76,7 +77,7 @@ class FileChannel(Channel):
         self._last: bytes | None = None  # the last message that was taken
         self._held: bytes | None = None  # one that is to be taken again
         self._putting = threading.RLock()  # reentrant, because a signal handler may send too
-        self._woken = threading.Condition()
+        self._woken = Wakes()
         self._wakes = 0  # each thread that waits compares it, so no thread takes a wake from another
         self._last_status = StatusLine(Status.STARTING)  # the last that could be read
 
@@ -201,8 +202,7 @@ class FileChannel(Channel):
             pause_ms = rate.found_nothing()
             if remaining_ms is not None:
                 pause_ms = min(pause_ms, remaining_ms)
-            with self._woken:
-                self._woken.wait_for(lambda before=wakes: self._wakes != before, pause_ms / 1000)  # type: ignore[misc]
+            self._woken.wait(pause_ms / 1000, lambda before=wakes: self._wakes != before)  # type: ignore[misc]
             wakes = self._wakes
 
     def read_status(self) -> StatusLine:
@@ -248,9 +248,8 @@ class FileChannel(Channel):
         """Does nothing: the peer polls."""
 
     def wake(self) -> None:
-        with self._woken:
-            self._wakes += 1
-            self._woken.notify_all()
+        self._wakes += 1
+        self._woken.wake()
 
     def unlink(self) -> None:
         """Does nothing: no resource has a name outside the directory."""

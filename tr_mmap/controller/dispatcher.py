@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from ..channel.interface import Overtaken
@@ -114,7 +115,7 @@ class Dispatcher(Nesting):
             try:
                 result = fast_path.call(seq, message, tensors, left_s)
             except BaseException:  # Ctrl-C too
-                if fast_path.sent_seq == seq:
+                if fast_path.sent_seq == seq and self.resources.worker is worker:
                     self._begin(Request(seq, *parse_command(message)), is_private=True)
                 else:
                     transfer.withdraw()
@@ -125,6 +126,7 @@ class Dispatcher(Nesting):
                 return result
             deadline_s = began_s + left_s
             if result is None:  # the time is over, or the response needs the slow path
+                self._check_same(worker)
                 pending = self._begin(Request(seq, *parse_command(message)), is_private=True)
                 return self._await(pending, deadline_s, timeout_s, framework)
             transfer.withdraw()  # nothing was sent
@@ -204,12 +206,19 @@ class Dispatcher(Nesting):
             except Overtaken:  # it has done so a moment later
                 transfer.withdraw()
             except BaseException:
-                if fast_path is not None and fast_path.sent_seq == seq:  # it was sent, and nobody waits for a response
+                is_same = self.resources.worker is worker
+                if fast_path is not None and fast_path.sent_seq == seq and is_same:  # sent, and nobody waits for it
                     self._begin(Request(seq, command, parameters), is_private=True)
                 else:
                     transfer.withdraw()
                 raise
+        self._check_same(worker)
         return self._begin(request, is_private=not is_public)
+
+    def _check_same(self, worker: WorkerHandle | None) -> None:
+        """Refuse to wait for a response of a worker that a signal handler has replaced meanwhile."""
+        if worker is not None and self.resources.worker is not worker:
+            raise self.worker_died(worker)
 
     def request_exit(self, timeout_s: float) -> bool:
         """Send the request to exit, and return whether the worker ended in time.
@@ -319,9 +328,7 @@ class Dispatcher(Nesting):
                         command="",
                         pid=worker.process.pid,
                     )
-                with self._news:
-                    if not (self._unclaimed or self._has_public_request() or self._is_closing or worker.is_over()):
-                        self._news.wait(min(remaining_s, _SLICE_S))
+                self._news.wait(min(remaining_s, _SLICE_S), partial(self._has_news, worker))
                 continue
             try:
                 return opened(self._unclaimed.popleft())
@@ -330,6 +337,9 @@ class Dispatcher(Nesting):
             found = self.in_turn(deadline_s, timeout_s, "", self._take_pending, deadline_s, timeout_s, has_tensors)
             if found is not None:
                 return found
+
+    def _has_news(self, worker: WorkerHandle) -> bool:
+        return bool(self._unclaimed) or self._has_public_request() or self._is_closing or worker.is_over()
 
     def _take_pending(self, deadline_s: float, timeout_s: float, has_tensors: bool) -> Result | None:
         """The result of the pending request; None if another thread was faster."""
@@ -365,7 +375,7 @@ class Dispatcher(Nesting):
                 return None
         remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
         line = worker.channel.wait_status(until, remaining_ms, worker.is_over)
-        if line is None and worker.is_over():
+        if worker.is_over():  # whatever its last status was
             raise self.worker_died(worker)
         return line
 

@@ -6,12 +6,12 @@ request first, for the interrupted code, so every step here can be interrupted: 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from ..base.wakes import Wakes
 from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, SystemLimit, TRException, WorkerDied
 from ..protocol.commands import UserMessage
 from ..protocol.messages import Request, Response
@@ -62,7 +62,7 @@ class Responses:
         self.transfer = resources.transfer
         self._framework = resources.options.framework
         self._turn = Turn()
-        self._news = threading.Condition()  # a request was sent, the worker ended, or the session is closed
+        self._news = Wakes()  # a request was sent, the worker ended, or the session is closed
         self._is_closing = False
         self._is_exiting = False  # the worker was asked to exit, so no further request may overwrite that
         self._pending: Request | None = None  # sent and not answered
@@ -106,8 +106,7 @@ class Responses:
 
     def notify(self) -> None:
         """Wake the threads that wait for another thread's request."""
-        with self._news:
-            self._news.notify_all()
+        self._news.wake()
 
     # -- the request under way ------------------------------------------------------------------------------------
 
@@ -149,9 +148,11 @@ class Responses:
         try:
             return opened(self._await_outcome(pending, deadline_s, timeout_s, framework))
         except Answered:
-            if pending.seq not in self._answers:
-                raise
-            return opened(self._answers.pop(pending.seq))
+            if pending.seq in self._answers:
+                return opened(self._answers.pop(pending.seq))
+            if self.resources.worker is not worker:  # a signal handler has ended it
+                raise self.worker_died(worker) from None
+            raise
 
     def _await_outcome(
         self, pending: Request, deadline_s: float, timeout_s: float, framework: str | None

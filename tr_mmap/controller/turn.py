@@ -12,6 +12,8 @@ import threading
 import time
 from collections import deque
 
+from ..base.wakes import Wakes
+
 __all__ = ["Turn", "get_ident"]
 
 get_ident = threading.get_ident
@@ -56,7 +58,7 @@ class Turn:
     def __init__(self) -> None:
         self.owner = 0
         self.queue: deque[_Waiter] = deque()
-        self._changed = threading.Condition()
+        self._changed = Wakes()
 
     def wait(self, deadline_s: float) -> bool:
         """Wait for the turn and take it, until the monotonic clock says ``deadline_s``. Returns whether it has it."""
@@ -72,9 +74,7 @@ class Turn:
                 remaining_s = deadline_s - time.monotonic()
                 if remaining_s <= 0:
                     return False
-                with self._changed:
-                    if self.owner or self.queue[0] is not waiter:
-                        self._changed.wait(min(remaining_s, _SLICE_S))
+                self._changed.wait(min(remaining_s, _SLICE_S), lambda: not self.owner and self.queue[0] is waiter)
         finally:
             waiter.is_waiting = False
             if self.queue and self.queue[0] is waiter:
@@ -84,5 +84,4 @@ class Turn:
 
     def wake(self) -> None:
         """Let the waiters look."""
-        with self._changed:
-            self._changed.notify_all()
+        self._changed.wake()

@@ -41,13 +41,7 @@ def _letters_of(pid: int) -> str:
 
 def _letter_of(path: str) -> str:
     try:
-        fd = system.open_file(path)
-    except OSError:  # that thread has ended
-        return ""
-    try:
-        text = system.read_all(fd, 4096)
+        text = system.peek(path, 4096)
         return text[text.rindex(b")") + 2 :][:1].decode()  # the name in parentheses may hold parentheses itself
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # that thread has ended
         return ""
-    finally:
-        system.close(fd)

@@ -62,8 +62,20 @@ def open_file(path: str, *, write: bool = False) -> int:
 
 
 def _open(path: str, flags: int, mode: int = 0, *, told_as: str | None = None) -> int:
+    fds: list[int] = []
     try:
-        return os.open(path, flags, mode)
+        _open_into(fds, path, flags, mode, told_as)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return fds[0]
+
+
+def _open_into(fds: list[int], path: str, flags: int, mode: int = 0, told_as: str | None = None) -> None:
+    """Open a file and append its descriptor by one call: a signal handler that raises after os.open() would lose it."""
+    try:
+        fds.extend(map(os.open, (path,), (flags,), (mode,)))
     except OSError as error:
         if told_as is not None:
             error.filename = told_as
@@ -290,11 +302,13 @@ def peek(path: str, limit_nbytes: int) -> bytes:
         path: of the file; a symlink is refused (ELOOP), and a FIFO gives nothing.
         limit_nbytes: most bytes to read.
     """
-    fd = _open(path, os.O_RDONLY | _ALWAYS | os.O_NONBLOCK)
+    fds: list[int] = []
     try:
-        return os.read(fd, limit_nbytes)
+        _open_into(fds, path, os.O_RDONLY | _ALWAYS | os.O_NONBLOCK)
+        return os.read(fds[0], limit_nbytes)
     finally:
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
 
 
 def read_into(fd: int, target: memoryview, offset: int) -> int:
