@@ -142,6 +142,8 @@ assert state() == ([signal.SIGALRM, signal.SIGCHLD], {signal.SIGTERM}), state()
 
 HOLDER = """
 import ctypes
+import tr_mmap.processes.lifeline
+tr_mmap.processes.lifeline.GRACE_S = {grace}
 from tr_mmap import Server
 server = Server()
 
@@ -168,9 +170,13 @@ signal.sigwait([signal.SIGUSR1])
 """
 
 
-def test_the_lifeline_ends_a_worker_in_native_code_whose_controller_blocked_all_signals(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_the_lifeline_ends_a_worker_in_native_code_whose_controller_blocked_all_signals(
+    is_full: bool, tmp_path: Path
+) -> None:
+    grace_s = GRACE_S if is_full else 1
     with subprocess.Popen(
-        [sys.executable, "-c", CONTROLLER, script(tmp_path, HOLDER)],
+        [sys.executable, "-c", CONTROLLER, script(tmp_path, HOLDER.format(grace=grace_s))],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -179,5 +185,5 @@ def test_the_lifeline_ends_a_worker_in_native_code_whose_controller_blocked_all_
         worker = json_line(process, "the controller")["worker"]
         process.kill()
         process.communicate()
-    assert has_ended(worker, within_s=GRACE_S + 30.0)
+    assert has_ended(worker, within_s=grace_s + 30.0)
     sweep()

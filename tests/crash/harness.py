@@ -37,6 +37,7 @@ from tr_mmap import PythonSession, ResponseTimeout, WorkerDied, sweep  # noqa: E
 
 WORKER: Final = HERE / "flow_worker.py"
 HANG_S: Final = 30.0  # nothing here takes a second, but the machine may be busy
+MOST_HANGS: Final = 3  # of one slot: then something is wrong with all, and each costs HANG_S
 SESSION_ID: Final = "kills"
 FLOWING, DIED = b"f", b"d"  # what a controller tells its killer
 
@@ -118,6 +119,8 @@ class Slot:
     def run(self, kills: int) -> Report:
         started = time.monotonic()
         for _ in range(kills):
+            if len(self.report.hangs) == MOST_HANGS:
+                break
             if not self.controller:
                 self._fork()
             when = self.random.choices(["aimed", "random", "start"], [70, 20, 10])[0]

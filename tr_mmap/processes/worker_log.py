@@ -38,7 +38,7 @@ KEPT_NBYTES: Final = MAX_LOG_NBYTES // 2  # after a cut; so the next one comes o
 
 _HEAD: Final = "[tr_mmap: {} bytes of older output were dropped{}]"
 _HEAD_PATTERN: Final = re.compile(rb"\[tr_mmap: ([0-9]{1,19}) bytes of older output were dropped( now)?\] *\n")
-_HEAD_CHARS: Final = 80  # spaces fill it up, so it can be replaced where it is
+_DROPPED_LINE_NBYTES: Final = 80  # spaces fill it up, so it can be replaced where it is
 _MOST_ROUNDS: Final = 8  # in which a cut takes along what comes meanwhile
 _NAME_PATTERN: Final = re.compile(r"tr_mmap-log-[0-9a-f]{32}")
 
@@ -137,12 +137,12 @@ def remove_log(path: str) -> None:
 
 def log_head(fd: int) -> LogHead:
     """What the first line of a log says; zeros if the log was never cut."""
-    found = _HEAD_PATTERN.match(system.read_all(fd, _HEAD_CHARS))
+    found = _HEAD_PATTERN.match(system.read_all(fd, _DROPPED_LINE_NBYTES))
     return LogHead(int(found[1]), found.end(), found[2] is not None) if found else LogHead(0, 0, False)
 
 
 def _write_head(fd: int, dropped: int, *, is_in_cut: bool) -> None:
-    line = _HEAD.format(dropped, " now" if is_in_cut else "").ljust(_HEAD_CHARS - 1) + "\n"
+    line = _HEAD.format(dropped, " now" if is_in_cut else "").ljust(_DROPPED_LINE_NBYTES - 1) + "\n"
     system.write_all(fd, line.encode())
 
 
@@ -170,7 +170,7 @@ def cut_log(fd: int) -> bool:
     taken += len(kept)
     kept = kept[line_start:]
     _write_head(fd, dropped, is_in_cut=True)
-    end = _HEAD_CHARS
+    end = _DROPPED_LINE_NBYTES
     for _ in range(_MOST_ROUNDS):
         system.write_all(fd, kept, end)
         end += len(kept)

@@ -18,7 +18,7 @@ from ...wire.waits import MIRROR_CHECK_S
 
 __all__ = ["Mirror"]
 
-_COMPARED_NBYTES: Final = 16
+_SHOWN_NBYTES: Final = 16
 _WAITING: Final = tuple(word.encode() for word in (STATUS_OK, STATUS_READY, STATUS_ERROR))
 _ALWAYS: Final = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | os.O_NONBLOCK
 _IN_THE_WAY: Final = (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES)
@@ -50,7 +50,7 @@ class Mirror:
     @property
     def is_stale(self) -> bool:
         """Whether the page's first 16 bytes are not those written last."""
-        return not self._is_closed and self._page[:_COMPARED_NBYTES] != self._head
+        return not self._is_closed and self._page[:_SHOWN_NBYTES] != self._head
 
     def update(self) -> None:
         """Write the page's line if the mirror is stale. A file that somebody wrote by hand just now is left alone."""
@@ -66,7 +66,7 @@ class Mirror:
 
     def mark_shown(self) -> None:
         """Take it that the other side has written the page's line."""
-        self._head = self._page[:_COMPARED_NBYTES].tobytes()
+        self._head = self._page[:_SHOWN_NBYTES].tobytes()
 
     def forget(self) -> None:
         """Let the mirror be stale, because the other side may write the file."""
@@ -79,7 +79,7 @@ class Mirror:
         alone.
         """
         with self._lock:
-            head = self._page[:_COMPARED_NBYTES].tobytes()
+            head = self._page[:_SHOWN_NBYTES].tobytes()
             self._head = b""
             if not head.startswith(_WAITING):
                 self.update()
@@ -131,9 +131,9 @@ class Mirror:
             for _ in range(3):
                 text = self._page.tobytes()
                 end = text.find(b"\n")
-                self._head = text[:_COMPARED_NBYTES]
+                self._head = text[:_SHOWN_NBYTES]
                 self._write_line(text if end < 0 else text[:end], nbytes)
-                if self._page[:_COMPARED_NBYTES] == self._head:
+                if self._page[:_SHOWN_NBYTES] == self._head:
                     break
                 # The other side has replaced the status, and may have written its mirror before ours.
                 nbytes = self._nbytes
@@ -221,7 +221,7 @@ class Mirror:
         kept = self._kept
         if not kept or self._page[: len(kept)] == kept:
             return False
-        text = os.pread(self._fd, _COMPARED_NBYTES, 0)
+        text = os.pread(self._fd, _SHOWN_NBYTES, 0)
         return text.startswith(kept) and not text[len(kept) : len(kept) + 1].islower()
 
     def _write_line(self, line: bytes, nbytes: int) -> None:
