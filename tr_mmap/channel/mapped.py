@@ -123,6 +123,7 @@ class MappedChannel(Channel):
         self._hand_watch: HandWatch | None = None
         self._sending = threading.RLock()  # reentrant, because a signal handler may send too
         self._spills = Spills(directory, role)
+        self._lines_taken = 0  # by receive(); a signal handler may take lines in the middle of it
         self._is_closed = False
 
     def fast_path_parts(self) -> ChannelParts | None:
@@ -235,12 +236,16 @@ class MappedChannel(Channel):
         self._in.set_spin(us)
 
     def has_message(self) -> bool:
-        return self._in.has_message()
+        # For the controller, a response to an earlier request is no message: it was taken, and then put back.
+        return self._in.has_message() and (self._role is Role.WORKER or self._is_answered())
 
-    def _take_spill(self, line: bytes) -> bytes:
+    def _take_spill(self, line: bytes) -> bytes | None:
+        self._lines_taken = taken = self._lines_taken + 1
         try:
             return self._spills.read(line)
         except TRException:
+            if self._lines_taken != taken:
+                return None  # a signal handler has put this line back, and has taken it and the spill
             raise
         except OSError:  # for example no descriptor is left: the message is good, and can be read later
             self._in.put_back()
@@ -250,7 +255,8 @@ class MappedChannel(Channel):
         self._in.reject()
 
     def put_back(self) -> None:
-        self._in.put_back()
+        if self._role is Role.WORKER or self._is_answered():  # else what was taken last answers an earlier request
+            self._in.put_back()
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         try:
@@ -259,7 +265,9 @@ class MappedChannel(Channel):
         except ValueError as error:
             why = "the peer's message has no end; it does not speak this protocol"
             raise BadMessage(why, detail="newline") from error
-        return line if line is None or line[17:25] != SPILL_KEY else self._take_spill(line)
+        if line is None or line[17:25] != SPILL_KEY:
+            return line
+        return self._take_spill(line)
 
     def _sleep(self, deadline_s: float) -> bool:
         """Wait a little for the doorbell, or only a little if another thread waits there. False when the time is over.
