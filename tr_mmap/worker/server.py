@@ -215,9 +215,12 @@ class TechRenaissanceServer(ForkAware):
             session_id: of the session, or its directory; from the command line if left out.
 
         Raises:
-            SessionNotStarted: there is no such session, or it has another worker.
+            SessionNotStarted: there is no such session, or it has another worker; for example, this process is a child
+                of that worker, and runs the worker's script again.
             HostilePath: another user can write to it.
         """
+        if self._channel is not None:
+            self._refuse_in_child()
         if session_id is None:
             if len(sys.argv) < 2:
                 raise SessionNotStarted(f"usage: {sys.argv[0]} SESSION_ID_OR_DIRECTORY (a PythonSession starts it)")
@@ -242,7 +245,13 @@ class TechRenaissanceServer(ForkAware):
         return not self._is_stopping
 
     def process_request(self) -> None:
-        """Wait for the next request and answer it. Returns without one when the worker must end."""
+        """Wait for the next request and answer it. Returns without one when the worker must end.
+
+        Raises:
+            SessionNotStarted: the server does not run, or this is a forked child of the worker.
+        """
+        if self.is_foreign:
+            self._refuse_in_child()
         channel = self._channel or self._open_channel()
         attachment = self._attachment
         assert attachment is not None
@@ -396,7 +405,7 @@ class TechRenaissanceServer(ForkAware):
 
     def _refuse_in_child(self) -> None:
         if self.is_foreign:
-            raise SessionNotStarted("this process was forked by a handler; only the worker itself answers the request")
+            raise SessionNotStarted("this process was forked by the worker; only the worker itself answers requests")
 
     def forked_in_child(self) -> None:
         """Called in a child that a handler forks: the request is the parent's to answer."""
@@ -464,6 +473,7 @@ class TechRenaissanceServer(ForkAware):
         attachment = self._attachment
         if channel is None or attachment is None:
             return
+        attachment.end()
         self._has_ended.set()  # first, because to stop the watch waits for its thread
         self._advance_status(channel, Status.EXITING)
         if self._watch is not None and not self._is_orphan:
