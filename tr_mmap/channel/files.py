@@ -16,7 +16,7 @@ from typing import ClassVar, Final
 from ..base import system
 from ..base.atomic import replacement
 from ..base.wakes import Wakes
-from ..errors import BadMessage, HostilePath, ResponseTimeout
+from ..errors import BadMessage, HostilePath, ResponseTimeout, SystemLimit
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_NBYTES, MAX_MESSAGE_SEQ, STATUS_FILE
@@ -214,15 +214,15 @@ class FileChannel(Channel):
         try:
             data = self._get(self._status)
             self._last_status = parse_status((data or b"starting").decode("utf-8", "replace").strip("\0 \r\n"))
-        except BadMessage:
-            pass  # a file that somebody writes by hand
+        except (BadMessage, SystemLimit):
+            pass  # a file that somebody writes by hand; or no descriptor is left to read it
         return self._last_status
 
     def is_exit_requested(self) -> bool:
         try:
             return self.read_status().status is Status.EXIT
-        except BadMessage:
-            return False
+        except (HostilePath, SystemLimit):
+            return False  # a directory in its place, say; or no descriptor is left
 
     def write_status(self, status: Status, detail: str = "") -> None:
         self._put(self._status, StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n")

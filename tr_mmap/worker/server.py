@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Container
 from typing import Any, Final
 
 from ..base.fork_safety import ForkAware
 from ..channel.authenticated import RejectionCounter
 from ..channel.interface import Channel
-from ..errors import BadMessage, HostilePath, MissingTag, SessionNotStarted
+from ..errors import BadMessage, HostilePath, MissingTag, SessionNotStarted, SystemLimit
 from ..native import WorkerFastPath
 from ..processes.watch import PeerWatch
 from ..protocol.commands import split_words
@@ -30,7 +31,7 @@ from .fast_path import worker_fast_path
 from .forked import end_child
 from .log import WorkerLog, log
 from .reply import Reply, failure_of
-from .responder import Responder
+from .responder import RETRY_S, Responder
 from .stop_signals import Stop, stop_signals
 
 __all__ = ["TechRenaissanceServer"]
@@ -278,9 +279,13 @@ class TechRenaissanceServer(ForkAware):
                 self._is_stopping = self._has_to_stop()  # else a request by hand has come
                 return
             request = decode_request(raw)
+        except SystemLimit as error:  # no descriptor is left, say: the request stays, to be read later
+            self._pause(error)
+            return
         except (BadMessage, HostilePath) as error:
             if isinstance(error, HostilePath) and channel.has_message():
-                raise  # a directory in place of the message: no message can come
+                self._pause(error)  # a directory in place of the message: none can come until it is gone
+                return
             self.debug_message(error)
             failure = failure_of(error)
             failure.kind = FailureKind.BAD_INPUT
@@ -293,6 +298,13 @@ class TechRenaissanceServer(ForkAware):
             self._serve(channel, attachment.transfer, request)
         else:
             self._serve(*attachment.legacy_side(), request)
+
+    def _pause(self, error: Exception) -> None:
+        """Let the cause of an error pass, unless the worker has to stop."""
+        self.debug_message(error)
+        self._is_stopping = self._is_stopping or self._has_to_stop()
+        if not self._is_stopping:
+            time.sleep(RETRY_S)
 
     def _stop_once(self) -> bool:
         """Note that a signal came that ends the worker. Returns whether it is the first one."""
