@@ -123,6 +123,7 @@ class MappedChannel(Channel):
         self._hand_watch: HandWatch | None = None
         self._sending = threading.RLock()  # reentrant, because a signal handler may send too
         self._spills = Spills(directory, role)
+        self._number_put_back = b""  # of the last response that was put back
         self._lines_taken = 0  # by receive(); a signal handler may take lines in the middle of it
         self._is_closed = False
 
@@ -226,8 +227,12 @@ class MappedChannel(Channel):
 
     def _is_answered(self) -> bool:
         """Whether the worker has answered the last request."""
-        numbers = slice(MESSAGE_NUMBER_OFFSET, MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS)
-        return self._out_page[numbers] == self._in_page[numbers]
+        number = self._out_page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS]
+        return number.tobytes() == self._number_in()
+
+    def _number_in(self) -> bytes:
+        """The number of the peer's last message, as the page has it."""
+        return self._in_page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS].tobytes()
 
     def keep_order(self) -> None:
         self._out.is_ordered = True
@@ -236,8 +241,8 @@ class MappedChannel(Channel):
         self._in.set_spin(us)
 
     def has_message(self) -> bool:
-        # For the controller, a response to an earlier request is no message: it was taken, and then put back.
-        return self._in.has_message() and (self._role is Role.WORKER or self._is_answered())
+        # A response that was taken and put back is no message any more when another request has been sent.
+        return self._in.has_message() and (self._number_put_back != self._number_in() or self._is_answered())
 
     def _take_spill(self, line: bytes) -> bytes | None:
         self._lines_taken = taken = self._lines_taken + 1
@@ -255,7 +260,10 @@ class MappedChannel(Channel):
         self._in.reject()
 
     def put_back(self) -> None:
-        if self._role is Role.WORKER or self._is_answered():  # else what was taken last answers an earlier request
+        if self._role is Role.WORKER:
+            self._in.put_back()
+        elif self._is_answered():  # else what was taken last answers an earlier request
+            self._number_put_back = self._number_in()
             self._in.put_back()
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:

@@ -174,7 +174,8 @@ def _refuse_child(directory: str, manifest: Manifest | None) -> None:
     if served == _served(directory, manifest) and pid != str(os.getpid()):
         raise SessionNotStarted(
             f"the worker of session directory {directory}, process {pid}, has started this process, and serves that "
-            'session itself; if multiprocessing runs the worker\'s script again, put run() under if __name__ == "__main__":'
+            "session itself; if multiprocessing runs the worker's script again, put run() under "
+            'if __name__ == "__main__":'
         )
 
 
