@@ -14,6 +14,7 @@ from ..errors import BadMessage, HostilePath, ResponseTimeout
 from ..protocol.mac import Signer, Verifier
 from ..protocol.messages import Request, Response
 from ..protocol.status import Status, StatusLine
+from ..wire.messages import EXIT_COMMAND
 from .interface import Channel, HandWatcher, Overtaken, Role, never
 
 __all__ = ["AuthenticatedChannel", "RejectionCounter", "protect"]
@@ -63,6 +64,8 @@ class AuthenticatedChannel(Channel):
         self._taker = 0
         self._held: bytes | None = None  # a message that has_message took, for the next receive
         self._put_back: bytes | None = None  # it is held, so the inner channel gives it once too often
+        self._earlier: bytes | None = None  # the last message that was accepted before the last one was sent
+        self._is_controller = role is Role.CONTROLLER
 
     def send(
         self, message: Request | Response, deadline_s: float | None = None, stop: Callable[[], bool] = never
@@ -83,6 +86,9 @@ class AuthenticatedChannel(Channel):
             number = self._signer.sign(message)
             if self._is_ordered and self._signer.is_overtaken(number):
                 raise Overtaken
+            if self._is_controller and message.command != EXIT_COMMAND:  # which is sent while a response is taken, too
+                # What came before this request must not be taken for its response.
+                self._earlier, self._held = self._verifier.last_message, None
             self._inner.send(message, deadline_s, stop)
             self._signer.sent(number)
         finally:
@@ -175,9 +181,11 @@ class AuthenticatedChannel(Channel):
         return self._inner.is_sent(seq)
 
     def put_back(self) -> None:
-        self._put_back = self._verifier.last_message
-        if self._held is None:
-            self._held = self._put_back  # the verifier accepts each message once only
+        last = self._verifier.last_message
+        if last is not self._earlier:
+            self._put_back = last
+            if self._held is None:
+                self._held = last  # the verifier accepts each message once only
         self._inner.put_back()
 
     def touch(self) -> None:

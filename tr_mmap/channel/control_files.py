@@ -84,6 +84,7 @@ class Spills:
         self._role = role
         self._count = 0
         self._token = secrets.token_hex(4)  # of this end, because an earlier one may have left spills
+        self._last = "", b""  # name and text of the last one that was read; its line may be put back and taken again
 
     def write(self, text: bytes) -> bytes:
         """Put a message into a file. Returns the file's name.
@@ -105,7 +106,7 @@ class Spills:
         return name.encode()
 
     def read(self, line: bytes) -> bytes:
-        """The message that the peer's line names; its file is removed.
+        """The message that the peer's line names; its file is removed. Of the last one, the text is kept.
 
         Raises:
             BadMessage: the line names no message of the peer's, or one that is too long.
@@ -117,6 +118,9 @@ class Spills:
             raise BadMessage(f"the message cannot be read: {error}", detail=str(error)) from error
         if spill_sender(name) != self._role.peer.value:
             raise BadMessage(f"{name[:80]!r} is not the name of a long message", detail=name[:80])
+        last_name, last_text = self._last
+        if name == last_name:
+            return last_text
         path = os.path.join(self._directory, name)
         try:
             fd = system.open_private_file(path)
@@ -129,6 +133,8 @@ class Spills:
             text = b"" if is_too_long else system.read_all(fd, MAX_MESSAGE_NBYTES)
         finally:
             system.close(fd)
+        if self._role is Role.CONTROLLER and not is_too_long:
+            self._last = name, text
         try:
             system.unlink(path)
         except OSError:

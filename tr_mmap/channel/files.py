@@ -16,10 +16,10 @@ from typing import ClassVar, Final
 from ..base import system
 from ..base.atomic import replacement
 from ..base.wakes import Wakes
-from ..errors import BadMessage, HostilePath, ResponseTimeout
+from ..errors import BadMessage, HostilePath, ResponseTimeout, SystemLimit
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
-from ..wire.messages import MAX_MESSAGE_NBYTES, MAX_MESSAGE_SEQ, STATUS_FILE
+from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_NBYTES, MAX_MESSAGE_SEQ, STATUS_FILE
 from ..wire.waits import DEFAULT_TIMEOUT_MS
 from .interface import Channel, Overtaken, Role, check_bounds, never
 
@@ -74,8 +74,9 @@ class FileChannel(Channel):
         self._rate = PollRate()
         self._is_ordered = False
         self._sent_seq = 0  # the number of the last message that was put in place
-        self._last: bytes | None = None  # the last message that was taken
+        self._last: bytes | None = None  # the last message that was taken; None after the next one was sent
         self._held: bytes | None = None  # one that is to be taken again
+        self._messages_taken = 0
         self._putting = threading.RLock()  # reentrant, because a signal handler may send too
         self._woken = Wakes()
         self._wakes = 0  # each thread that waits compares it, so no thread takes a wake from another
@@ -149,6 +150,8 @@ class FileChannel(Channel):
             if self._is_ordered and 0 < ahead < MAX_MESSAGE_SEQ // 2:
                 raise Overtaken
             self._note_sent(message)
+            if message.command != EXIT_COMMAND:  # which may be sent while a response is being taken
+                self._last = self._held = None  # what came before this request must not be taken for its response
             self._put(self._out, data)
             self._sent_seq = message.seq
             return True
@@ -166,6 +169,7 @@ class FileChannel(Channel):
         return self._held is not None or os.path.lexists(self._in)
 
     def _take(self) -> bytes | None:
+        taken = self._messages_taken
         try:
             message = self._get(self._in)
         except (BadMessage, HostilePath):  # but at a limit of the system the message stays, to be read later
@@ -174,9 +178,10 @@ class FileChannel(Channel):
             except OSError:
                 pass  # a directory; the first error says so
             raise
-        if message is not None:
-            self._last = message
-            system.unlink(self._in)
+        if message is None or self._messages_taken != taken:
+            return None  # in the second case, a signal handler has taken it meanwhile
+        self._messages_taken, self._last = taken + 1, message
+        system.unlink(self._in)
         return message
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
@@ -209,15 +214,15 @@ class FileChannel(Channel):
         try:
             data = self._get(self._status)
             self._last_status = parse_status((data or b"starting").decode("utf-8", "replace").strip("\0 \r\n"))
-        except BadMessage:
-            pass  # a file that somebody writes by hand
+        except (BadMessage, SystemLimit):
+            pass  # a file that somebody writes by hand; or no descriptor is left to read it
         return self._last_status
 
     def is_exit_requested(self) -> bool:
         try:
             return self.read_status().status is Status.EXIT
-        except BadMessage:
-            return False
+        except (HostilePath, SystemLimit):
+            return False  # a directory in its place, say; or no descriptor is left
 
     def write_status(self, status: Status, detail: str = "") -> None:
         self._put(self._status, StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from ..base import system
-from ..errors import BadMessage, OutOfSpace
+from ..errors import BadMessage, OutOfSpace, SystemLimit
 from ..protocol.legacy import LEGACY_FORBIDDEN_MODE, decode_legacy_response, encode_legacy
 from ..protocol.messages import Failure, Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
@@ -66,7 +66,7 @@ class LegacyChannel(FileChannel):
     def reply_unreadable(self, failure: Failure) -> None:
         try:
             self.send(Response(result="error", error=failure))
-        except OutOfSpace:
+        except (OutOfSpace, SystemLimit):
             pass  # the status could not be written either
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:

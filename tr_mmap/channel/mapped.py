@@ -123,6 +123,8 @@ class MappedChannel(Channel):
         self._hand_watch: HandWatch | None = None
         self._sending = threading.RLock()  # reentrant, because a signal handler may send too
         self._spills = Spills(directory, role)
+        self._number_put_back = b""  # of the last response that was put back
+        self._lines_taken = 0  # by receive(); a signal handler may take lines in the middle of it
         self._is_closed = False
 
     def fast_path_parts(self) -> ChannelParts | None:
@@ -225,8 +227,12 @@ class MappedChannel(Channel):
 
     def _is_answered(self) -> bool:
         """Whether the worker has answered the last request."""
-        numbers = slice(MESSAGE_NUMBER_OFFSET, MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS)
-        return self._out_page[numbers] == self._in_page[numbers]
+        number = self._out_page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS]
+        return number.tobytes() == self._number_in()
+
+    def _number_in(self) -> bytes:
+        """The number of the peer's last message, as the page has it."""
+        return self._in_page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS].tobytes()
 
     def keep_order(self) -> None:
         self._out.is_ordered = True
@@ -235,12 +241,16 @@ class MappedChannel(Channel):
         self._in.set_spin(us)
 
     def has_message(self) -> bool:
-        return self._in.has_message()
+        # A response that was taken and put back is no message any more when another request has been sent.
+        return self._in.has_message() and (self._number_put_back != self._number_in() or self._is_answered())
 
-    def _take_spill(self, line: bytes) -> bytes:
+    def _take_spill(self, line: bytes) -> bytes | None:
+        self._lines_taken = taken = self._lines_taken + 1
         try:
             return self._spills.read(line)
         except TRException:
+            if self._lines_taken != taken:
+                return None  # a signal handler has put this line back, and has taken it and the spill
             raise
         except OSError:  # for example no descriptor is left: the message is good, and can be read later
             self._in.put_back()
@@ -250,7 +260,11 @@ class MappedChannel(Channel):
         self._in.reject()
 
     def put_back(self) -> None:
-        self._in.put_back()
+        if self._role is Role.WORKER:
+            self._in.put_back()
+        elif self._is_answered():  # else what was taken last answers an earlier request
+            self._number_put_back = self._number_in()
+            self._in.put_back()
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         try:
@@ -259,7 +273,9 @@ class MappedChannel(Channel):
         except ValueError as error:
             why = "the peer's message has no end; it does not speak this protocol"
             raise BadMessage(why, detail="newline") from error
-        return line if line is None or line[17:25] != SPILL_KEY else self._take_spill(line)
+        if line is None or line[17:25] != SPILL_KEY:
+            return line
+        return self._take_spill(line)
 
     def _sleep(self, deadline_s: float) -> bool:
         """Wait a little for the doorbell, or only a little if another thread waits there. False when the time is over.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Final
 
 from ..base import system
 from ..base.identifiers import check_session_id
@@ -31,6 +32,9 @@ from ..wire.names import CONTROLLER_LOCK_FILE, LOG_FILE, SESSION_PREFIX, SESSION
 from .stop_signals import restore_signals
 
 __all__ = ["Attachment", "attach"]
+
+# In the environment of a worker's children: the worker's pid, its session's directory, and its mark.
+_SERVED_VARIABLE: Final = "TR_MMAP_SERVED"
 
 
 class Attachment:
@@ -57,6 +61,11 @@ class Attachment:
         self._manifest = manifest
         self._legacy: tuple[Channel, WorkerTransfer] | None = None
         self._by_hand: WorkerTransfer | None = None
+        os.environ[_SERVED_VARIABLE] = f"{os.getpid()} {_served(directory, manifest)}"
+
+    def end(self) -> None:
+        """Serve no more: a child that is started from now on may."""
+        os.environ.pop(_SERVED_VARIABLE, None)
 
     def legacy_side(self) -> tuple[Channel, WorkerTransfer]:
         """Channel and transfer for a request without a number, which is in the legacy dialect."""
@@ -109,7 +118,8 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
         rejections: counts the messages that are rejected.
 
     Raises:
-        SessionNotStarted: there is no such session, or it has another worker.
+        SessionNotStarted: there is no such session, or it has another worker, perhaps one that has started this
+            process.
         HostilePath: another user can write to it.
         BadMessage: its manifest cannot be read, or names no doorbells.
     """
@@ -118,6 +128,7 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
     warn_about_order()
     directory = _find(argument)
     manifest = manifests.read(directory)
+    _refuse_child(directory, manifest)
     secret = inherited_secret()
     if manifest is None:
         _check_legacy(directory)
@@ -147,6 +158,25 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
     channel = channel_kind(manifest.channel).attach(directory, manifest.doorbells)
     channel.set_spin(manifest.spin_us)
     return Attachment(directory, manifest, protect(channel, Role.WORKER, secret, rejections), transfer)
+
+
+def _served(directory: str, manifest: Manifest | None) -> str:
+    """What a worker serves; of two workers of a session, one after the other, only the directory is the same."""
+    return f"{directory} {manifest.worker_mark if manifest is not None else ''}"
+
+
+def _refuse_child(directory: str, manifest: Manifest | None) -> None:
+    """Raise SessionNotStarted in a process that the session's worker has started.
+
+    Such a process may run the worker's script: ``multiprocessing`` imports it in each child that it spawns.
+    """
+    pid, _, served = os.environ.get(_SERVED_VARIABLE, "").partition(" ")
+    if served == _served(directory, manifest) and pid != str(os.getpid()):
+        raise SessionNotStarted(
+            f"the worker of session directory {directory}, process {pid}, has started this process, and serves that "
+            "session itself; if multiprocessing runs the worker's script again, put run() under "
+            'if __name__ == "__main__":'
+        )
 
 
 def _find(argument: str) -> str:

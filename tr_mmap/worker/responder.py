@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..channel.interface import Channel
-from ..errors import OutOfSpace
+from ..errors import HostilePath, OutOfSpace, SystemLimit
 from ..protocol.messages import Failure, Request, Response, now_ms
 from ..protocol.status import TRANSITIONS, Status
 from ..transfer.interface import WorkerTransfer
@@ -15,9 +15,9 @@ from ..wire.messages import DEFAULT_RESULT, MAX_DETAIL_CHARS
 from .reply import Reply, failure_of
 from .traces import plain_text
 
-__all__ = ["Responder"]
+__all__ = ["RETRY_S", "Responder"]
 
-_RETRY_S: Final = 0.032  # how often to try again; the first rate of a channel of files
+RETRY_S: Final = 0.032  # how often to try again; the first rate of a channel of files
 
 
 class Responder:
@@ -40,7 +40,7 @@ class Responder:
             try:
                 if channel.advance_status(status, detail):
                     self.status = status
-            except OutOfSpace:
+            except (OutOfSpace, SystemLimit, HostilePath):
                 self.status = status  # in a channel of files; the next status or the response will say it
 
     def respond(
@@ -84,13 +84,13 @@ class Responder:
                 send(response)
 
     def _insist(self, channel: Channel, response: Response) -> None:
-        """Send a short response, as soon as the file system has room for it."""
+        """Send a short response, as soon as there is room for it in the file system, and a descriptor."""
         while True:
             try:
                 channel.send(response)
                 return
-            except OutOfSpace:
+            except (OutOfSpace, SystemLimit):
                 if self._has_to_stop():
                     return
-            time.sleep(_RETRY_S)
+            time.sleep(RETRY_S)
             self.advance_status(channel, self.status)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Container
 from typing import Any, Final
 
 from ..base.fork_safety import ForkAware
 from ..channel.authenticated import RejectionCounter
 from ..channel.interface import Channel
-from ..errors import BadMessage, HostilePath, MissingTag, SessionNotStarted
+from ..errors import BadMessage, HostilePath, MissingTag, SessionNotStarted, SystemLimit
 from ..native import WorkerFastPath
 from ..processes.watch import PeerWatch
 from ..protocol.commands import split_words
@@ -30,7 +31,7 @@ from .fast_path import worker_fast_path
 from .forked import end_child
 from .log import WorkerLog, log
 from .reply import Reply, failure_of
-from .responder import Responder
+from .responder import RETRY_S, Responder
 from .stop_signals import Stop, stop_signals
 
 __all__ = ["TechRenaissanceServer"]
@@ -215,9 +216,12 @@ class TechRenaissanceServer(ForkAware):
             session_id: of the session, or its directory; from the command line if left out.
 
         Raises:
-            SessionNotStarted: there is no such session, or it has another worker.
+            SessionNotStarted: there is no such session, or it has another worker; for example, this process is a child
+                of that worker, and runs the worker's script again.
             HostilePath: another user can write to it.
         """
+        if self._channel is not None:
+            self._refuse_in_child()
         if session_id is None:
             if len(sys.argv) < 2:
                 raise SessionNotStarted(f"usage: {sys.argv[0]} SESSION_ID_OR_DIRECTORY (a PythonSession starts it)")
@@ -242,7 +246,13 @@ class TechRenaissanceServer(ForkAware):
         return not self._is_stopping
 
     def process_request(self) -> None:
-        """Wait for the next request and answer it. Returns without one when the worker must end."""
+        """Wait for the next request and answer it. Returns without one when the worker must end.
+
+        Raises:
+            SessionNotStarted: the server does not run, or this is a forked child of the worker.
+        """
+        if self.is_foreign:
+            self._refuse_in_child()
         channel = self._channel or self._open_channel()
         attachment = self._attachment
         assert attachment is not None
@@ -269,9 +279,13 @@ class TechRenaissanceServer(ForkAware):
                 self._is_stopping = self._has_to_stop()  # else a request by hand has come
                 return
             request = decode_request(raw)
+        except SystemLimit as error:  # no descriptor is left, say: the request stays, to be read later
+            self._pause(error)
+            return
         except (BadMessage, HostilePath) as error:
             if isinstance(error, HostilePath) and channel.has_message():
-                raise  # a directory in place of the message: no message can come
+                self._pause(error)  # a directory in place of the message: none can come until it is gone
+                return
             self.debug_message(error)
             failure = failure_of(error)
             failure.kind = FailureKind.BAD_INPUT
@@ -284,6 +298,13 @@ class TechRenaissanceServer(ForkAware):
             self._serve(channel, attachment.transfer, request)
         else:
             self._serve(*attachment.legacy_side(), request)
+
+    def _pause(self, error: Exception) -> None:
+        """Let the cause of an error pass, unless the worker has to stop."""
+        self.debug_message(error)
+        self._is_stopping = self._is_stopping or self._has_to_stop()
+        if not self._is_stopping:
+            time.sleep(RETRY_S)
 
     def _stop_once(self) -> bool:
         """Note that a signal came that ends the worker. Returns whether it is the first one."""
@@ -396,7 +417,7 @@ class TechRenaissanceServer(ForkAware):
 
     def _refuse_in_child(self) -> None:
         if self.is_foreign:
-            raise SessionNotStarted("this process was forked by a handler; only the worker itself answers the request")
+            raise SessionNotStarted("this process was forked by the worker; only the worker itself answers requests")
 
     def forked_in_child(self) -> None:
         """Called in a child that a handler forks: the request is the parent's to answer."""
@@ -464,6 +485,7 @@ class TechRenaissanceServer(ForkAware):
         attachment = self._attachment
         if channel is None or attachment is None:
             return
+        attachment.end()
         self._has_ended.set()  # first, because to stop the watch waits for its thread
         self._advance_status(channel, Status.EXITING)
         if self._watch is not None and not self._is_orphan:
