@@ -31,6 +31,9 @@ TEST(format_dtype_table_agrees_with_the_types) {
     }
     CHECK(dtype_of<long>() == DType::INT64 && dtype_of<long long>() == DType::INT64);
     thrown_by<UnsupportedTensor>([] { dtype_by_name("float31"); });
+    CHECK(dtype_by_name("<f4") == DType::FP32 && dtype_by_name("double") == DType::FP64);
+    const std::string swapped = thrown_by<UnsupportedTensor>([] { dtype_by_name(">f8"); }).what();
+    CHECK(swapped.find("big-endian") != std::string::npos && swapped.find("float64") != std::string::npos);
     thrown_by<UnsupportedTensor>([] { itemsize(static_cast<DType>(21)); });
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import random
 import shutil
@@ -76,6 +78,62 @@ def test_a_worker_stuck_in_native_code_ends_after_a_killed_controller(
     tr_mmap.sweep()
 
 
+def test_each_language_judges_the_other_s_processes_of_another_namespace_of_pids_by_their_locks(
+    suite: Path, ask: Any, workspace: Path, tmp_path: Path
+) -> None:
+    """Their manifests say that the pids are of a namespace that is not ours, as those of another container do."""
+    environment = {**support.environment(), "TR_PYTHON": sys.executable, "TR_TEST_FOLDER": str(tmp_path)}
+    environment["TR_TEST_WORKER"] = str(SOURCES / "worker.py")
+    theirs = subprocess.Popen([str(suite), "stage", "ready"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert theirs.stdout is not None
+    try:
+        with tr_mmap.PythonSession("default", "ours") as ours:
+            assert theirs.stdout.readline() == "ready\n"
+            places = [Path(ours.session_dir), Path(ours.session_dir).with_name("tr_session_stage")]
+            workers = [_move_to_another_namespace(each) for each in places]
+            half_made = places[0].with_name(".new-2147483647-1-ab")
+            half_made.mkdir()
+            with (half_made / "controller.lock").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                for look in (tr_mmap.sweep, lambda: ask("sweep")):
+                    look()
+                    assert [each.exists() for each in (*places, half_made)] == [True] * 3
+            in_use = subprocess.run(
+                [suite, "stage", "claim"], env=environment, capture_output=True, text=True, timeout=120, check=False
+            )
+            assert in_use.returncode == 1
+            assert "of another container or namespace of pids, is alive" in in_use.stderr
+            ask("sweep")
+            assert [each.exists() for each in (*places, half_made)] == [True, True, False]
+            os.kill(workers[1], signal.SIGSTOP)  # or it would remove the session itself
+            theirs.kill()
+            theirs.wait()
+            ask("sweep")
+            assert places[1].exists()  # the worker lives
+            os.kill(workers[1], signal.SIGKILL)
+            deadline = time.monotonic() + 20
+            while places[1].exists() and time.monotonic() < deadline:
+                ask("sweep")
+            assert not places[1].exists()
+    finally:
+        theirs.kill()
+        theirs.communicate()
+    assert leftovers(workspace) == []
+
+
+def _move_to_another_namespace(directory: Path) -> int:
+    """Let a manifest say so; returns the worker's pid."""
+    path = directory / "session.json"
+    manifest = json.loads(path.read_text())
+    for role in ("controller", "worker"):
+        manifest[role]["pid_namespace"] = 1
+    new = path.with_name("new.json")
+    new.write_text(json.dumps(manifest))
+    new.chmod(0o600)
+    new.rename(path)
+    return int(manifest["worker"]["pid"])
+
+
 def test_a_cpp_controller_ends_the_stuck_worker_of_a_dead_one(suite: Path, workspace: Path, tmp_path: Path) -> None:
     """It claims the same session: no sweep and no other program is needed."""
     environment = {**support.environment(), "TR_PYTHON": sys.executable, "TR_TEST_FOLDER": str(tmp_path)}
@@ -103,6 +161,7 @@ def test_a_killed_controller_leaves_nothing(
 ) -> None:
     environment = {**support.environment(), "TR_PYTHON": sys.executable, "TR_TEST_FOLDER": str(tmp_path)}
     environment["TR_TEST_WORKER"] = str(SOURCES / "worker.py")
+    environment["TMPDIR"] = str(tmp_path)  # of the worker's log
     process = subprocess.Popen([str(suite), "stage", stage], env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -115,6 +174,7 @@ def test_a_killed_controller_leaves_nothing(
     while (left := leftovers(workspace) + _semaphores_of(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert left == []
+    assert [each for each in os.listdir(tmp_path) if each.startswith("tr_mmap-log-")] == []
 
 
 @pytest.mark.long
