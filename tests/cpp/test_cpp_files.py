@@ -66,10 +66,13 @@ def test_python_reads_the_vectors(vectors: Any) -> None:
         assert caught.value.fault == each["fault"], each
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, for "a"
 def test_both_know_the_same_names_of_dtypes(ask: Any) -> None:
     """Those of numpy, with every byte order, and some that are nearly right."""
     names = {name for name in np.sctypeDict if isinstance(name, str)} | set(np.typecodes["All"])
-    names |= {f"{kind}{size}" for kind in "?bBcdefiuV" for size in (0, 1, 2, 3, 4, 8, 16)} | {d.name for d in dtypes.TABLE}
+    names |= {f"{kind}{size}" for kind in "?bBcdefiuV" for size in (0, 1, 2, 3, 4, 8, 16)} | {
+        d.name for d in dtypes.TABLE
+    }
     names |= {order + name for order in "<>=|!" for name in names} | {"", "<", " f4", "f4 ", "F4", "float_", "complex_"}
     names -= {"complex_", "float_"}  # numpy 2 has none of them, numpy 1 has
     listed = sorted(names)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cpp_programs import SOURCES, run
 from support import leftovers
 
 import tr_mmap
+from tr_mmap.wire.messages import PROTOCOL_VERSION
 
 pytestmark = pytest.mark.timeout(400)  # the first test that needs the suite compiles it
 
@@ -78,6 +80,44 @@ def test_a_worker_stuck_in_native_code_ends_after_a_killed_controller(
     tr_mmap.sweep()
 
 
+def test_a_worker_of_a_cpp_controller_serves_both_it_and_a_request_by_hand(
+    suite: Path, workspace: Path, tmp_path: Path
+) -> None:
+    """The pages are between the two processes; the files beside them show what is there, and take what people write."""
+    environment = {**support.environment(), "TR_PYTHON": sys.executable, "TR_TEST_FOLDER": str(tmp_path)}
+    environment["TR_TEST_WORKER"] = str(SOURCES / "worker.py")
+    process = subprocess.Popen([str(suite), "stage", "holding"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "holding\n"
+        (place,) = (workspace / "python_session").glob("tr_session_*")
+        manifest = json.loads((place / "session.json").read_text())
+        assert (manifest["protocol"], manifest["channel"]) == (PROTOCOL_VERSION, "mapped")
+        pages = ("request.page", "response.page", "status.page")
+        assert [(place / each).stat().st_size for each in pages] == [65536, 65536, 4096]
+        _wait_until(lambda: json.loads((place / "request.json").read_text()).get("command") == "keep")
+        _wait_until(lambda: json.loads((place / "response.json").read_text()).get("result") == "kept")
+        _wait_until(lambda: (place / "status.txt").read_text().strip() == "ok")
+        (place / "request.json").write_text(json.dumps({"cmd": "length", "params": "abcd"}))
+        _wait_until(lambda: json.loads((place / "response.json").read_text()).get("params") == "4")
+    finally:
+        process.kill()
+        process.communicate()
+    _wait_until(lambda: leftovers(workspace) == [])
+
+
+def _wait_until(is_so: Callable[[], bool], within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            if is_so():
+                return
+        except ValueError:  # a mirror that is being written
+            pass
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+
+
 def test_each_language_judges_the_other_s_processes_of_another_namespace_of_pids_by_their_locks(
     suite: Path, ask: Any, workspace: Path, tmp_path: Path
 ) -> None:
@@ -89,7 +129,8 @@ def test_each_language_judges_the_other_s_processes_of_another_namespace_of_pids
     try:
         with tr_mmap.PythonSession("default", "ours") as ours:
             assert theirs.stdout.readline() == "ready\n"
-            places = [Path(ours.session_dir), Path(ours.session_dir).with_name("tr_session_stage")]
+            places = [Path(ours.session_dir()), Path(ours.session_dir()).with_name("tr_session_stage")]
+            own_manifest = (places[0] / "session.json").read_text()
             workers = [_move_to_another_namespace(each) for each in places]
             half_made = places[0].with_name(".new-2147483647-1-ab")
             half_made.mkdir()
@@ -115,6 +156,7 @@ def test_each_language_judges_the_other_s_processes_of_another_namespace_of_pids
             while places[1].exists() and time.monotonic() < deadline:
                 ask("sweep")
             assert not places[1].exists()
+            (places[0] / "session.json").write_text(own_manifest)  # or our own session would not be ours to remove
     finally:
         theirs.kill()
         theirs.communicate()
