@@ -136,6 +136,7 @@ TEST(session_processes_hold_a_lock_each_for_as_long_as_they_live) {
         CHECK(!detail::is_lock_free(ours) && !detail::is_lock_free(theirs));
         const pid_t child = ::fork();  // it must hold neither
         if (child == 0) {
+            ::alarm(100);  // should this test fail
             ::pause();
             ::_exit(0);
         }
@@ -300,6 +301,7 @@ TEST(session_processes_are_not_misjudged_where_no_descriptor_is_left) {
     CHECK(holds_in_child([] {
         const pid_t sleeper = ::fork();
         if (sleeper == 0) {
+            ::alarm(100);  // should this test fail
             ::pause();
             ::_exit(0);
         }
