@@ -416,12 +416,13 @@ TEST(format_life_lock_is_its_own_process_s_and_no_child_s) {
         is_right = ::read(ends[0], &byte, 1) == 1 && is_right && !detail::is_lock_free(other);
         ::_exit(is_right ? 0 : 1);
     }
+    int status = 0;
+    while (::access(other.c_str(), F_OK) != 0) CHECK(::waitpid(child, &status, WNOHANG) == 0);  // until it runs
     lock.drop();
     CHECK(detail::is_lock_free(path) && !detail::is_alive(stranger, path));  // while the child lives
     CHECK(::rename(path.c_str(), later.c_str()) == 0);
     CHECK(!lock.is_at(path) && detail::is_alive(stranger, path));
     CHECK(::write(ends[1], "x", 1) == 1);
-    int status = 0;
     ::waitpid(child, &status, 0);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     for (const int fd : ends) ::close(fd);
