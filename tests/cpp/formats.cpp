@@ -1,5 +1,6 @@
 // Tests of what needs no worker: dtypes, shapes, tensors, files, JSON, messages, identities. Files go to the empty
 // directory TR_TEST_FOLDER.
+#include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -31,6 +32,9 @@ TEST(format_dtype_table_agrees_with_the_types) {
     }
     CHECK(dtype_of<long>() == DType::INT64 && dtype_of<long long>() == DType::INT64);
     thrown_by<UnsupportedTensor>([] { dtype_by_name("float31"); });
+    CHECK(dtype_by_name("<f4") == DType::FP32 && dtype_by_name("double") == DType::FP64);
+    const std::string swapped = thrown_by<UnsupportedTensor>([] { dtype_by_name(">f8"); }).what();
+    CHECK(swapped.find("big-endian") != std::string::npos && swapped.find("float64") != std::string::npos);
     thrown_by<UnsupportedTensor>([] { itemsize(static_cast<DType>(21)); });
 }
 
@@ -387,4 +391,42 @@ TEST(format_hostile_files_are_refused) {
     thrown_by<HostilePath>([&] { detail::open_private_file(path); });
     ::unlink(path.c_str());
     CHECK(!detail::open_private_file(path));
+}
+
+TEST(format_life_lock_is_its_own_process_s_and_no_child_s) {
+    const std::string path = folder() + "/lock", other = folder() + "/other", later = folder() + "/later";
+    CHECK(!detail::is_lock_free(path));  // a file that is missing says nothing
+    detail::LifeLock lock;
+    lock.take(path);
+    CHECK(!detail::is_lock_free(path) && lock.is_at(path) && !lock.is_at(other));
+    detail::Identity stranger = detail::Identity::local(::getpid(), 1);
+    CHECK(!detail::is_alive(stranger, path));  // its pid says more than a lock
+    stranger.pid_namespace += 1;
+    CHECK(detail::is_alive(stranger, path) && detail::is_alive(stranger, other));
+    int ends[2];
+    CHECK(::pipe2(ends, O_CLOEXEC) == 0);
+    const pid_t child = ::fork();
+    if (child == 0) {
+        char byte = 0;
+        detail::LifeLock own;
+        own.take(other);  // under the number that its parent's lock had, perhaps
+        lock.drop();
+        bool is_right = !detail::is_lock_free(other);
+        ::close(ends[1]);
+        is_right = ::read(ends[0], &byte, 1) == 1 && is_right && !detail::is_lock_free(other);
+        ::_exit(is_right ? 0 : 1);
+    }
+    int status = 0;
+    while (::access(other.c_str(), F_OK) != 0) CHECK(::waitpid(child, &status, WNOHANG) == 0);  // until it runs
+    lock.drop();
+    CHECK(detail::is_lock_free(path) && !detail::is_alive(stranger, path));  // while the child lives
+    CHECK(::rename(path.c_str(), later.c_str()) == 0);
+    CHECK(!lock.is_at(path) && detail::is_alive(stranger, path));
+    CHECK(::write(ends[1], "x", 1) == 1);
+    ::waitpid(child, &status, 0);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    for (const int fd : ends) ::close(fd);
+    CHECK(detail::is_lock_free(other));
+    CHECK(::symlink(other.c_str(), path.c_str()) == 0);
+    CHECK(!detail::is_lock_free(path));  // not a file that we made
 }

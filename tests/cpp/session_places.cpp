@@ -1,5 +1,6 @@
 // Tests of what a session's worker gets from its controller's process, and of what it must not get; and of limits.
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -105,7 +106,9 @@ TEST(session_worker_does_not_inherit_what_this_process_does_to_signals) {
     ::pthread_sigmask(SIG_SETMASK, &all, &previous);
     ::signal(SIGALRM, SIG_IGN);
     ::signal(SIGUSR1, SIG_IGN);
+    ::setenv("TR_MMAP_LOCK_FD", "0", 1);  // of this process's own controller, if it were a worker
     Ready s("signals");
+    ::unsetenv("TR_MMAP_LOCK_FD");
     ::signal(SIGALRM, SIG_DFL);
     ::signal(SIGUSR1, SIG_DFL);
     ::pthread_sigmask(SIG_SETMASK, &previous, nullptr);
@@ -122,6 +125,100 @@ TEST(session_of_a_process_without_standard_streams) {
         std::string line;
         CHECK(std::getline(log, line) && line == "words");
         CHECK_EQUAL(s.fetch_response("lifeline"), "True");
+        CHECK(!detail::is_lock_free(s.session_dir() + "/worker.lock"));
+    }));
+}
+
+TEST(session_processes_hold_a_lock_each_for_as_long_as_they_live) {
+    Ready s("locks");
+    const std::string ours = s.session_dir() + "/controller.lock", theirs = s.session_dir() + "/worker.lock";
+    for (int start = 0; start < 2; ++start) {
+        CHECK(!detail::is_lock_free(ours) && !detail::is_lock_free(theirs));
+        const pid_t child = ::fork();  // it must hold neither
+        if (child == 0) {
+            ::alarm(100);  // should this test fail
+            ::pause();
+            ::_exit(0);
+        }
+        CHECK_EQUAL(s.fetch_response("look TR_MMAP_LOCK_FD TR_MMAP_LOCK_FD").find("None None") != std::string::npos, true);
+        ::kill(std::stoi(s.fetch_response("pid")), SIGKILL);
+        CHECK(s.join(30000));
+        CHECK(detail::is_lock_free(theirs) && !detail::is_lock_free(ours));
+        ::kill(child, SIGKILL);
+        ::waitpid(child, nullptr, 0);
+        s.start();
+        CHECK(s.wait_until_ready(30000));
+    }
+}
+
+TEST(session_whose_directory_was_removed_says_so_and_leaves_the_next_one_alone) {
+    Ready s("removed");
+    s.terminate();
+    CHECK(s.join(30000));
+    std::filesystem::remove_all(s.session_dir());
+    const std::string text = thrown_by<SessionNotStarted>([&] { s.start(); }).what();
+    CHECK(text.find("was removed") != std::string::npos);
+    Ready next("removed");  // another session of this very process has the name now
+    s.close();
+    CHECK_EQUAL(next.fetch_response("length abc"), "3");
+    CHECK(exists(next.session_dir()));
+}
+
+TEST(session_log_takes_no_shared_memory) {
+    CHECK(holds_in_child([] {
+        const std::string place = test_folder() + "/logs";
+        std::filesystem::create_directory(place);
+        ::setenv("TMPDIR", place.c_str(), 1);
+        Ready s("log");
+        const std::string link = s.session_dir() + "/worker.log";
+        struct stat ours = {}, theirs = {};
+        CHECK(::stat(s.session_dir().c_str(), &ours) == 0 && ::stat(place.c_str(), &theirs) == 0);
+        if (!detail::is_on_tmpfs(s.session_dir()) || ours.st_dev == theirs.st_dev) {  // TR_WORKSPACE is elsewhere
+            CHECK(!std::filesystem::is_symlink(link));
+            return;
+        }
+        std::string before;
+        for (int start = 0; start < 2; ++start) {
+            const std::string log = std::filesystem::read_symlink(link).string();
+            CHECK_EQUAL(log.substr(0, place.size() + 13), place + "/tr_mmap-log-");
+            CHECK_EQUAL(log.size(), place.size() + 13 + 32);
+            CHECK_EQUAL(detail::read_manifest(s.session_dir())->log, log);
+            CHECK(::stat(log.c_str(), &theirs) == 0 && (theirs.st_mode & 07777) == 0600);
+            CHECK(log != before && !exists(before));
+            before = log;
+            CHECK(thrown_by<WorkerDied>([&] { s.fetch_response("die 3"); }).log_tail.find("my last words") !=
+                  std::string::npos);
+            s.start();
+            CHECK(s.wait_until_ready(30000));
+        }
+        s.close();
+        CHECK(std::filesystem::is_empty(place));
+        // Where temporary files are in shared memory too, nothing is gained.
+        ::setenv("TMPDIR", detail::Workspace::locate().root().c_str(), 1);
+        Ready second("log");
+        CHECK(!std::filesystem::is_symlink(link) && exists(link));
+        CHECK_EQUAL(detail::read_manifest(second.session_dir())->log, "");
+    }));
+}
+
+TEST(session_closes_while_nobody_reads_what_its_worker_prints) {
+    CHECK(holds_in_child([] {
+        int ends[2];
+        CHECK(::pipe(ends) == 0 && ::dup2(ends[1], STDERR_FILENO) == STDERR_FILENO);
+        const auto is_full = [&] {
+            struct pollfd wanted = {ends[1], POLLOUT, 0};
+            return ::poll(&wanted, 1, 0) == 0;
+        };
+        PythonSession s(worker_script(), "unread", false);
+        s.start();
+        CHECK(s.wait_until_ready(30000));
+        s.fetch_response("say " + std::string(200'000, 'x'));  // more than a pipe holds
+        while (!is_full()) std::this_thread::yield();
+        s.set_quiet_mode(true);
+        s.set_quiet_mode(false);
+        s.fetch_response("say more");
+        s.close();
+        CHECK(is_full());  // what was read to here is what it was
     }));
 }
 
@@ -154,8 +251,78 @@ TEST(session_at_the_limit_of_open_files_is_usable_again_after_it) {
         thrown_by<SystemLimit>([&] { PythonSession("default", "files2").start(); });
         for (const int fd : files) ::close(fd);
         CHECK(all_equal(s.wait_for_tensors().at(1), 1));  // and is not lost
+        files.clear();
+        for (int fd = 0; (fd = ::dup(0)) >= 0;) files.push_back(fd);
+        thrown_by<SystemLimit>([&] { s.fetch_tensors("count 3"); });  // the same of a call
+        for (const int fd : files) ::close(fd);
+        CHECK(all_equal(s.wait_for_tensors().at(2), 2));
         CHECK_EQUAL(s.fetch_response("length abc"), "3");
         CHECK_EQUAL(s.empty<float>(Shape(1000)).numel(), 1000);
+    }));
+}
+
+TEST(session_started_with_few_descriptors_works_or_says_so) {
+    CHECK(holds_in_child([] {
+        struct rlimit limit = {};
+        ::getrlimit(RLIMIT_NOFILE, &limit);
+        limit.rlim_cur = 64;
+        CHECK(::setrlimit(RLIMIT_NOFILE, &limit) == 0);
+        int started = 0;
+        for (std::size_t spare = 0; spare <= 24 && started < 3; ++spare) {
+            std::vector<int> files;
+            for (int fd = 0; (fd = ::dup(0)) >= 0;) files.push_back(fd);
+            for (std::size_t i = 0; i < spare; ++i) {
+                ::close(files.back());
+                files.pop_back();
+            }
+            PythonSession s(worker_script(), "spare" + std::to_string(spare), true);
+            bool is_started = false;
+            try {
+                s.start();
+                is_started = true;
+            } catch (const SystemLimit& error) {
+                CHECK_EQUAL(error.limit, "RLIMIT_NOFILE");
+                CHECK(!s.is_alive());
+                CHECK(::waitpid(-1, nullptr, WNOHANG) == -1 && errno == ECHILD);  // no worker is left
+            }
+            for (const int fd : files) ::close(fd);
+            if (is_started) {
+                ++started;
+                CHECK_EQUAL(s.fetch_response("length abc", 30000), "3");
+            }
+            s.close();
+            CHECK(!exists(s.session_dir()));
+        }
+        CHECK_EQUAL(started, 3);
+    }));
+}
+
+TEST(session_processes_are_not_misjudged_where_no_descriptor_is_left) {
+    CHECK(holds_in_child([] {
+        const pid_t sleeper = ::fork();
+        if (sleeper == 0) {
+            ::alarm(100);  // should this test fail
+            ::pause();
+            ::_exit(0);
+        }
+        const detail::Identity before = detail::Identity::of(sleeper);
+        struct rlimit limit = {};
+        ::getrlimit(RLIMIT_NOFILE, &limit);
+        limit.rlim_cur = 64;
+        CHECK(::setrlimit(RLIMIT_NOFILE, &limit) == 0);
+        std::vector<int> files;
+        for (int fd = 0; (fd = ::dup(0)) >= 0;) files.push_back(fd);
+        CHECK_EQUAL(thrown_by<SystemLimit>([&] { detail::Identity::of(sleeper); }).code, EMFILE);
+        CHECK(before.is_alive());
+        const detail::Identity own = detail::Identity::local(::getpid(), 0);
+        CHECK(own.is_alive());
+        ::kill(sleeper, SIGKILL);
+        CHECK(detail::wait_for_ends({before}, detail::deadline_in(30'000)));  // it is not even reaped
+        for (const int fd : files) ::close(fd);
+        ::waitpid(sleeper, nullptr, 0);
+        const detail::Identity mine = detail::Identity::current();
+        CHECK(mine == detail::Identity::of(::getpid()));
+        CHECK(holds_in_child([&] { CHECK(detail::Identity::current() == detail::Identity::of(::getpid())); }));
     }));
 }
 

@@ -183,6 +183,32 @@ TEST(session_closed_by_threads_that_start_it_again) {
     CHECK(!exists(s.session_dir()));
 }
 
+TEST(session_responses_read_by_threads_at_once_come_once_each) {
+    Ready s("readers");
+    std::atomic<bool> is_over{false};
+    std::atomic<int> taken{0}, failed{0};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 3; ++i) {
+        threads.emplace_back([&] {
+            while (!is_over) {
+                try {
+                    if (!s.read_response().empty()) ++taken;
+                } catch (const TRException&) {
+                    ++failed;
+                }
+            }
+        });
+    }
+    for (int sent = 1; sent <= 300; ++sent) {
+        s.send_request("length abc", FOREVER_MS);
+        while (taken < sent && failed == 0) std::this_thread::yield();
+    }
+    is_over = true;
+    for (auto& each : threads) each.join();
+    CHECK_EQUAL(failed.load(), 0);
+    CHECK_EQUAL(taken.load(), 300);
+}
+
 TEST(session_that_this_process_has_already) {
     PythonSession first(worker_script(), "twice", true);
     first.start();

@@ -21,6 +21,7 @@ import pytest
 from cpp_programs import VECTORS
 
 import tr_mmap
+from tr_mmap.tsr import dtypes
 from tr_mmap.tsr.header import decode
 
 pytestmark = pytest.mark.timeout(400)  # the first test that needs the suite compiles it
@@ -63,6 +64,27 @@ def test_python_reads_the_vectors(vectors: Any) -> None:
         with pytest.raises(tr_mmap.TSRFormatError) as caught:
             tr_mmap.load(path, verify=each["only_verified"])
         assert caught.value.fault == each["fault"], each
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of numpy, for "a"
+def test_both_know_the_same_names_of_dtypes(ask: Any) -> None:
+    """Those of numpy, with every byte order, and some that are nearly right."""
+    names = {name for name in np.sctypeDict if isinstance(name, str)} | set(np.typecodes["All"])
+    names |= {f"{kind}{size}" for kind in "?bBcdefiuV" for size in (0, 1, 2, 3, 4, 8, 16)} | {
+        d.name for d in dtypes.TABLE
+    }
+    names |= {order + name for order in "<>=|!" for name in names} | {"", "<", " f4", "f4 ", "F4", "float_", "complex_"}
+    names -= {"complex_", "float_"}  # numpy 2 has none of them, numpy 1 has
+    listed = sorted(names)
+    found = ask("dtypes", "\n".join([*listed, "end"])).split("\n")[:-2]
+    assert dict(zip(listed, found, strict=True)) == {name: _python_dtype(name) for name in listed}
+
+
+def _python_dtype(name: str) -> str:
+    try:
+        return dtypes.resolve(name).name
+    except tr_mmap.UnsupportedTensor:
+        return "-"
 
 
 def test_cpp_reads_the_vectors(ask: Any, vectors: Any) -> None:

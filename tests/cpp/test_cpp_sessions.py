@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import random
 import shutil
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from cpp_programs import SOURCES, run
 from support import leftovers
 
 import tr_mmap
+from tr_mmap.wire.messages import PROTOCOL_VERSION
 
 pytestmark = pytest.mark.timeout(400)  # the first test that needs the suite compiles it
 
@@ -76,6 +80,102 @@ def test_a_worker_stuck_in_native_code_ends_after_a_killed_controller(
     tr_mmap.sweep()
 
 
+def test_a_worker_of_a_cpp_controller_serves_both_it_and_a_request_by_hand(
+    suite: Path, workspace: Path, tmp_path: Path
+) -> None:
+    """The pages are between the two processes; the files beside them show what is there, and take what people write."""
+    environment = {**support.environment(), "TR_PYTHON": sys.executable, "TR_TEST_FOLDER": str(tmp_path)}
+    environment["TR_TEST_WORKER"] = str(SOURCES / "worker.py")
+    process = subprocess.Popen([str(suite), "stage", "holding"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "holding\n"
+        (place,) = (workspace / "python_session").glob("tr_session_*")
+        manifest = json.loads((place / "session.json").read_text())
+        assert (manifest["protocol"], manifest["channel"]) == (PROTOCOL_VERSION, "mapped")
+        pages = ("request.page", "response.page", "status.page")
+        assert [(place / each).stat().st_size for each in pages] == [65536, 65536, 4096]
+        _wait_until(lambda: json.loads((place / "request.json").read_text()).get("command") == "keep")
+        _wait_until(lambda: json.loads((place / "response.json").read_text()).get("result") == "kept")
+        _wait_until(lambda: (place / "status.txt").read_text().strip() == "ok")
+        (place / "request.json").write_text(json.dumps({"cmd": "length", "params": "abcd"}))
+        _wait_until(lambda: json.loads((place / "response.json").read_text()).get("params") == "4")
+    finally:
+        process.kill()
+        process.communicate()
+    _wait_until(lambda: leftovers(workspace) == [])
+
+
+def _wait_until(is_so: Callable[[], bool], within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            if is_so():
+                return
+        except ValueError:  # a mirror that is being written
+            pass
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+
+
+def test_each_language_judges_the_other_s_processes_of_another_namespace_of_pids_by_their_locks(
+    suite: Path, ask: Any, workspace: Path, tmp_path: Path
+) -> None:
+    """Their manifests say that the pids are of a namespace that is not ours, as those of another container do."""
+    environment = {**support.environment(), "TR_PYTHON": sys.executable, "TR_TEST_FOLDER": str(tmp_path)}
+    environment["TR_TEST_WORKER"] = str(SOURCES / "worker.py")
+    theirs = subprocess.Popen([str(suite), "stage", "ready"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert theirs.stdout is not None
+    try:
+        with tr_mmap.PythonSession("default", "ours") as ours:
+            assert theirs.stdout.readline() == "ready\n"
+            places = [Path(ours.session_dir()), Path(ours.session_dir()).with_name("tr_session_stage")]
+            own_manifest = (places[0] / "session.json").read_text()
+            workers = [_move_to_another_namespace(each) for each in places]
+            half_made = places[0].with_name(".new-2147483647-1-ab")
+            half_made.mkdir()
+            with (half_made / "controller.lock").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                for look in (tr_mmap.sweep, lambda: ask("sweep")):
+                    look()
+                    assert [each.exists() for each in (*places, half_made)] == [True] * 3
+            in_use = subprocess.run(
+                [suite, "stage", "claim"], env=environment, capture_output=True, text=True, timeout=120, check=False
+            )
+            assert in_use.returncode == 1
+            assert "of another container or namespace of pids, is alive" in in_use.stderr
+            ask("sweep")
+            assert [each.exists() for each in (*places, half_made)] == [True, True, False]
+            os.kill(workers[1], signal.SIGSTOP)  # or it would remove the session itself
+            theirs.kill()
+            theirs.wait()
+            ask("sweep")
+            assert places[1].exists()  # the worker lives
+            os.kill(workers[1], signal.SIGKILL)
+            deadline = time.monotonic() + 20
+            while places[1].exists() and time.monotonic() < deadline:
+                ask("sweep")
+            assert not places[1].exists()
+            (places[0] / "session.json").write_text(own_manifest)  # or our own session would not be ours to remove
+    finally:
+        theirs.kill()
+        theirs.communicate()
+    assert leftovers(workspace) == []
+
+
+def _move_to_another_namespace(directory: Path) -> int:
+    """Let a manifest say so; returns the worker's pid."""
+    path = directory / "session.json"
+    manifest = json.loads(path.read_text())
+    for role in ("controller", "worker"):
+        manifest[role]["pid_namespace"] = 1
+    new = path.with_name("new.json")
+    new.write_text(json.dumps(manifest))
+    new.chmod(0o600)
+    new.rename(path)
+    return int(manifest["worker"]["pid"])
+
+
 def test_a_cpp_controller_ends_the_stuck_worker_of_a_dead_one(suite: Path, workspace: Path, tmp_path: Path) -> None:
     """It claims the same session: no sweep and no other program is needed."""
     environment = {**support.environment(), "TR_PYTHON": sys.executable, "TR_TEST_FOLDER": str(tmp_path)}
@@ -103,6 +203,7 @@ def test_a_killed_controller_leaves_nothing(
 ) -> None:
     environment = {**support.environment(), "TR_PYTHON": sys.executable, "TR_TEST_FOLDER": str(tmp_path)}
     environment["TR_TEST_WORKER"] = str(SOURCES / "worker.py")
+    environment["TMPDIR"] = str(tmp_path)  # of the worker's log
     process = subprocess.Popen([str(suite), "stage", stage], env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -115,6 +216,7 @@ def test_a_killed_controller_leaves_nothing(
     while (left := leftovers(workspace) + _semaphores_of(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert left == []
+    assert [each for each in os.listdir(tmp_path) if each.startswith("tr_mmap-log-")] == []
 
 
 @pytest.mark.long

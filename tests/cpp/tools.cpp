@@ -274,6 +274,19 @@ int fuzz(std::uint64_t count, std::uint64_t seed, const std::string& folder, con
     return 0;
 }
 
+/// One line for each name: the dtype's own, or "-".
+int name_dtypes(const std::string& names) {
+    std::istringstream lines(names);
+    for (std::string name; std::getline(lines, name);) {
+        try {
+            std::cout << dtype_name(dtype_by_name(name)) << "\n";
+        } catch (const UnsupportedTensor&) {
+            std::cout << "-\n";
+        }
+    }
+    return 0;
+}
+
 [[noreturn]] void say_and_wait(const std::string& stage) {
     std::cout << stage << std::endl;
     while (true) ::pause();
@@ -332,6 +345,8 @@ int run_tool(const std::vector<std::string>& a) {
         if (a.size() == 2 && a[0] == "faults") return name_faults(a[1]);
         if (a.size() == 2 && a[0] == "lowfloats") return show_low_floats(a[1]);
         if (a.size() == 5 && a[0] == "fuzz") return fuzz(std::stoull(a[1]), std::stoull(a[2]), a[3], a[4]);
+        if (a.size() == 2 && a[0] == "dtypes") return name_dtypes(a[1]);
+        if (a.size() == 1 && a[0] == "sweep") return detail::Workspace::locate().sweep(), 0;
         if (a.size() == 2 && a[0] == "stage") return go_to(a[1]), 0;
         if (a.size() == 2 && a[0] == "end") return end_in(a[1]);
     } catch (const std::exception& error) {

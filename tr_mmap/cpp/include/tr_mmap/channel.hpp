@@ -329,9 +329,9 @@ public:
             if (until(status)) return status;
             if (stop() || Clock::now() >= deadline) return {};
             // A ring wakes one of two threads. So one that waits for a message keeps the doorbell for itself.
-            const auto until = std::min(deadline, deadline_in(1000 * wire::status_slice_s));
-            if (receivers_ > 0) std::this_thread::sleep_until(until);
-            else if (response_doorbell_.wait(until) && receivers_ > 0) wake();  // it has begun to wait meanwhile
+            const auto latest = std::min(deadline, deadline_in(1000 * wire::status_slice_s));
+            if (receivers_ > 0) std::this_thread::sleep_until(latest);
+            else if (response_doorbell_.wait(latest) && receivers_ > 0) wake();  // it has begun to wait meanwhile
         }
     }
 

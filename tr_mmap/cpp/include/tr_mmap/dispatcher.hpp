@@ -82,7 +82,8 @@ public:
         return worker && !is_turn_taken_ && has_public_request() && worker->channel->has_message();
     }
 
-    /// Send a request and take its result; no other thread can.
+    /// Send a request and take its result; no other thread can. If a limit is in the way of its tensors, the result is
+    /// kept: then any take() gets it.
     ///
     /// @param tensors published for this request only; their tags follow the command's words.
     /// @param has_tensors whether the result's tensors are wanted.
@@ -102,9 +103,15 @@ public:
             throw;
         }
         if (response.error) throw_remote_error(response.command, *response.error);
-        Result result{std::move(response)};
-        if (has_tensors) result.tensors = receive_all(result.response, wait.worker);
-        return result;
+        if (!has_tensors) return Result{std::move(response)};
+        try {
+            std::vector<Tensor> received = receive_all(response, wait.worker);
+            return Result{std::move(response), std::move(received)};
+        } catch (const SystemError&) {  // no descriptor left, say: the result is good, and can be taken later
+            unclaimed_.push_back({std::move(response), {}, {}, true});
+            has_to_receive_ = true;
+            throw;
+        }
     }
 
     /// Send a request whose result any thread may take. Waits first for the response to an earlier request, whose
@@ -204,10 +211,14 @@ public:
         }
     }
 
-    /// The text of the oldest result, if there is one.
+    /// The text of the oldest result, if there is one; "" too if another thread takes it at this moment.
     std::string take_text_now() {
         worker();
-        return has_result() ? take(0, false).response.result : "";
+        try {
+            return has_result() ? take(0, false).response.result : "";
+        } catch (const ResponseTimeout&) {
+            return "";
+        }
     }
 
     /// Put back a result that is not what its taker wanted; the next one takes it.

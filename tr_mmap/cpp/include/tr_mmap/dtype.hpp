@@ -38,6 +38,40 @@ struct Type {
     using type = T;
 };
 
+struct DTypeAlias {
+    const char* name;
+    DType dtype;
+};
+
+inline constexpr DType long_dtype = sizeof(long) == 8 ? DType::INT64 : DType::INT32;
+inline constexpr DType ulong_dtype = sizeof(long) == 8 ? DType::UINT64 : DType::UINT32;
+
+/// What numpy says besides the names of the table.
+inline constexpr DTypeAlias dtype_words[] = {
+    {"bool_", DType::BOOL},         {"byte", DType::INT8},         {"ubyte", DType::UINT8},
+    {"short", DType::INT16},        {"ushort", DType::UINT16},     {"intc", DType::INT32},
+    {"uintc", DType::UINT32},       {"int", long_dtype},           {"uint", ulong_dtype},
+    {"int_", long_dtype},           {"long", long_dtype},          {"ulong", ulong_dtype},
+    {"intp", long_dtype},           {"uintp", ulong_dtype},        {"longlong", DType::INT64},
+    {"ulonglong", DType::UINT64},   {"half", DType::FP16},         {"single", DType::FP32},
+    {"double", DType::FP64},        {"float", DType::FP64},        {"float_", DType::FP64},
+    {"csingle", DType::COMPLEX64},  {"cdouble", DType::COMPLEX128}, {"complex", DType::COMPLEX128},
+    {"complex_", DType::COMPLEX128},
+};
+
+/// numpy's short names, before which the byte order may stand.
+inline constexpr DTypeAlias dtype_codes[] = {
+    {"b1", DType::BOOL},    {"i1", DType::INT8},       {"i2", DType::INT16},  {"i4", DType::INT32},
+    {"i8", DType::INT64},   {"u1", DType::UINT8},      {"u2", DType::UINT16}, {"u4", DType::UINT32},
+    {"u8", DType::UINT64},  {"f2", DType::FP16},       {"f4", DType::FP32},   {"f8", DType::FP64},
+    {"c8", DType::COMPLEX64}, {"c16", DType::COMPLEX128}, {"?", DType::BOOL}, {"b", DType::INT8},
+    {"B", DType::UINT8},    {"h", DType::INT16},       {"H", DType::UINT16},  {"i", DType::INT32},
+    {"I", DType::UINT32},   {"l", long_dtype},         {"L", ulong_dtype},    {"p", long_dtype},
+    {"P", ulong_dtype},     {"n", long_dtype},         {"N", ulong_dtype},    {"q", DType::INT64},
+    {"Q", DType::UINT64},   {"e", DType::FP16},        {"f", DType::FP32},    {"d", DType::FP64},
+    {"F", DType::COMPLEX64}, {"D", DType::COMPLEX128},
+};
+
 }  // namespace detail
 
 /// Bytes of one element.
@@ -49,12 +83,25 @@ inline const char* dtype_name(DType dtype) { return detail::info_of(dtype).name;
 /// Its name in C++, "FP32" say.
 inline const char* dtype_label(DType dtype) { return detail::info_of(dtype).label; }
 
-/// The type of that name, in either spelling.
+/// The type of that name: of C++ ("FP32"), of numpy and torch ("float32"), or any other that numpy knows ("f4", "<f4",
+/// "single").
 ///
-/// @throws UnsupportedTensor there is none.
+/// @throws UnsupportedTensor there is none, or it is big-endian: nobody is given another byte order than he asked for.
 inline DType dtype_by_name(std::string_view name) {
     for (const auto& each : detail::dtype_table) {
         if (name == each.name || name == each.label) return each.dtype;
+    }
+    for (const auto& each : detail::dtype_words) {
+        if (name == each.name) return each.dtype;
+    }
+    const bool has_order = !name.empty() && std::string_view("<>=|").find(name[0]) != std::string_view::npos;
+    for (const auto& each : detail::dtype_codes) {
+        if (name.substr(has_order ? 1 : 0) != each.name) continue;
+        if (name[0] == '>' && itemsize(each.dtype) > 1) {
+            throw UnsupportedTensor("\"" + std::string(name) + "\" is big-endian, and TSR is little-endian; ask for \"" +
+                                    dtype_name(each.dtype) + "\"");
+        }
+        return each.dtype;
     }
     throw UnsupportedTensor("\"" + std::string(name) + "\" is no TSR dtype");
 }

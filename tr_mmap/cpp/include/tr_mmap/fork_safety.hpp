@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <mutex>
+#include <vector>
 
 namespace tr {
 namespace detail {
@@ -26,12 +27,15 @@ public:
     static std::uint64_t fork_count() { return state().fork_count; }
     /// This process's pid; cheaper than getpid.
     static pid_t pid() { return state().pid; }
+    /// Descriptors that a child closes at once. Used with the mutex held.
+    static std::vector<int>& closed_in_child() { return state().closed_in_child; }
 
 private:
     struct State {
         std::mutex mutex;
         std::atomic<std::uint64_t> fork_count{0};
         std::atomic<pid_t> pid{::getpid()};
+        std::vector<int> closed_in_child;
         State() {
             ::pthread_atfork([] { state().mutex.lock(); },
                              [] {
@@ -40,6 +44,8 @@ private:
                              },
                              [] {
                                  state().pid = ::getpid();
+                                 for (const int fd : state().closed_in_child) ::close(fd);
+                                 state().closed_in_child.clear();
                                  state().mutex.unlock();
                              });
         }

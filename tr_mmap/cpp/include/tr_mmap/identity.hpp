@@ -9,12 +9,15 @@
 
 #include <dirent.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>
@@ -43,8 +46,10 @@ struct Stat {
 };
 
 /// The state of the process with that pid; nothing if there is none, or none that we may see.
-inline std::optional<Stat> stat_of(std::int64_t pid) {
-    const std::string text = read_proc("/proc/" + std::to_string(pid) + "/stat");
+///
+/// @param code set to an errno if the system would not tell.
+inline std::optional<Stat> stat_of(std::int64_t pid, int* code = nullptr) {
+    const std::string text = read_proc("/proc/" + std::to_string(pid) + "/stat", 4096, code);
     // proc(5): the second field is the name in parentheses, and may hold spaces and parentheses itself, so count from
     // the last ")". Field 3 (state) comes next: 4 is the parent, 6 the session, 20 threads, 22 the start in ticks.
     const std::size_t close = text.rfind(')');
@@ -97,10 +102,25 @@ inline std::map<pid_t, Stat> all_stats() {
     return result;
 }
 
-inline const std::string& boot_id() {
+/// The boot that start ticks count from; "" where that cannot be read.
+///
+/// @param code set to an errno if it cannot be read now; the next call tries again where descriptors were short.
+inline const std::string& boot_id(int* code = nullptr) {
+    static const std::string& none = *new std::string;
+    static std::atomic<const std::string*> known{nullptr};
+    if (const std::string* found = known) return *found;
+    int refusal = 0;
+    const std::string text(strip(read_proc("/proc/sys/kernel/random/boot_id", 64, &refusal)));
+    if (is_out_of_descriptors(refusal)) {
+        if (code) *code = refusal;
+        return none;
+    }
     // Never destroyed: a session may be a global, and end after all static objects that are younger.
-    static const std::string& id = *new std::string(strip(read_proc("/proc/sys/kernel/random/boot_id", 64)));
-    return id;
+    const std::string* made = new std::string(text);
+    const std::string* first = nullptr;
+    if (known.compare_exchange_strong(first, made)) return *made;
+    delete made;  // another thread was faster
+    return *first;
 }
 
 /// The namespace that this process's pids belong to; 0 if unknown.
@@ -124,11 +144,30 @@ struct Identity {
         return {pid, start_ticks, boot_id(), detail::pid_namespace()};
     }
     /// The process that has the pid now, be it a zombie.
+    ///
+    /// @throws SystemLimit there is no descriptor to read when it started. Any other start would be that of a process
+    ///     which counts as ended.
     static Identity of(std::int64_t pid) {
-        const auto seen = stat_of(pid);
+        int code = 0;
+        const auto seen = stat_of(pid, &code);
+        boot_id(&code);
+        if (is_out_of_descriptors(code)) fail_call("the identity of process " + std::to_string(pid), code);
         return local(pid, seen ? seen->start_ticks : 0);
     }
-    static Identity current() { return of(::getpid()); }
+    /// This process. Is read once: later it takes no descriptor to know that a session is our own.
+    ///
+    /// @throws SystemLimit as of() does, if it was not read before.
+    static Identity current() {
+        static std::atomic<const Identity*> known{nullptr};
+        static const int forgotten_in_child = ::pthread_atfork(nullptr, nullptr, [] { known = nullptr; });
+        static_cast<void>(forgotten_in_child);
+        const Identity* found = known;
+        if (found && found->pid == ::getpid()) return *found;  // else it is of a fork that ran no handler
+        const Identity own = of(::getpid());
+        const auto* made = new Identity(own);  // never destroyed: another thread may be reading it
+        if (!known.compare_exchange_strong(found, made)) delete made;  // another thread was faster
+        return own;
+    }
 
     /// Whether its pid means anything here.
     bool is_judgeable() const {
@@ -142,8 +181,11 @@ struct Identity {
         if (!boot.empty() && !boot_id().empty() && boot != boot_id()) return false;
         if (!is_judgeable()) return true;
         if (const auto seen = stat_of(pid)) return !seen->is_ended && seen->start_ticks == start_ticks;
-        // Its /proc entry may be hidden from us.
-        return ::kill(static_cast<pid_t>(pid), 0) == 0 || errno != ESRCH;
+        // Its /proc entry may be hidden from us, or we have no descriptor to read it.
+        if (::kill(static_cast<pid_t>(pid), 0) != 0) return errno != ESRCH;
+        siginfo_t ended = {};  // of a child that nobody has waited for yet
+        const int found = ::waitid(P_PID, static_cast<id_t>(pid), &ended, WEXITED | WNOHANG | WNOWAIT);
+        return found != 0 || ended.si_pid != static_cast<pid_t>(pid);
     }
 
     friend bool operator==(const Identity& a, const Identity& b) {

@@ -127,7 +127,8 @@ inline std::vector<std::string> environment(const SessionOptions& options, bool 
     variables["PYTHONFAULTHANDLER"] = "1";  // a crash in native code leaves its stack in the log
     variables[wire::workspace_variable] = workspace_root;
     // Those of this process's own controller, if it is a worker; the worker's own are added when it is started.
-    for (const char* name : {wire::worker_mark_variable, wire::secret_fd_variable, wire::lifeline_fd_variable}) {
+    for (const char* name : {wire::worker_mark_variable, wire::secret_fd_variable, wire::lifeline_fd_variable,
+                             wire::lock_fd_variable}) {
         variables.erase(name);
     }
     std::vector<std::string> result;
@@ -139,10 +140,12 @@ inline std::vector<std::string> environment(const SessionOptions& options, bool 
 ///
 /// @param script_path resolved, see resolved_script().
 /// @param options resolved, see resolved().
+/// @param log_path where its log goes, outside the session's directory, which then has a symlink to it; "" for a log
+///     in that directory.
 /// @throws ScriptNotFound there is no such script, interpreter or working directory.
 inline std::shared_ptr<WorkerProcess> launch(const std::string& script_path, const std::string& session_id,
                                              const Workspace& workspace, const SessionOptions& options,
-                                             const std::string& mark, bool is_quiet) {
+                                             const std::string& mark, const std::string& log_path, bool is_quiet) {
     check_script(script_path);
     const bool is_default = script_path == wire::default_worker;
     const std::string package = package_dir();
@@ -161,9 +164,11 @@ inline std::shared_ptr<WorkerProcess> launch(const std::string& script_path, con
     else argv.push_back(script_path);
     argv.push_back(session_id);
     argv.insert(argv.end(), options.args.begin(), options.args.end());
-    const std::string log_path = workspace.session_dir(session_id) + "/" + wire::log_file;
-    return std::make_shared<WorkerProcess>(argv, environment(options, is_default, package, workspace.root()),
-                                           options.cwd, log_path, mark, is_quiet);
+    const std::string directory = workspace.session_dir(session_id) + "/";
+    const auto variables = environment(options, is_default, package, workspace.root());
+    return std::make_shared<WorkerProcess>(argv, variables, options.cwd,
+                                           create_log(log_path, directory + wire::log_file),
+                                           directory + wire::worker_lock_file, mark, is_quiet);
 }
 
 }  // namespace detail

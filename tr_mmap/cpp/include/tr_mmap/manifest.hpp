@@ -32,7 +32,7 @@ struct Manifest {
     double block_ms = 0;
     bool has_checksum = false;
     std::int64_t created_ms = 0;
-    std::string log;  // the worker's, if it is outside the session's directory: only read, where Python made it
+    std::string log;  // the worker's, if it is outside the session's directory
 };
 
 inline void append_identity(std::string& out, const Identity& identity) {
@@ -65,7 +65,9 @@ inline void write_manifest(const std::string& directory, const Manifest& manifes
         // Whole milliseconds, at most three years: JSON has no infinity, and in some locales printf writes a comma.
         text += ",\"block_ms\":" + std::to_string(std::llround(std::min(manifest.block_ms, 1e11)));
     }
-    text += "},\"framework\":\"tr_mmap C++\",\"created_ms\":" + std::to_string(manifest.created_ms) + "}\n";
+    text += "},\"framework\":\"tr_mmap C++\",\"log\":";
+    json::append_string(text, manifest.log);
+    text += ",\"created_ms\":" + std::to_string(manifest.created_ms) + "}\n";
     const std::string path = directory + "/" + wire::manifest_file;
     const std::string temporary = temporary_beside(path);
     const Fd fd = create_file(temporary);

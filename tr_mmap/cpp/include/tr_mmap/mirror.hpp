@@ -4,6 +4,8 @@
 #ifndef TR_MMAP_MIRROR_HPP
 #define TR_MMAP_MIRROR_HPP
 
+#include "macros_off.hpp"
+
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -216,5 +218,7 @@ private:
 
 }  // namespace detail
 }  // namespace tr
+
+#include "macros_on.hpp"
 
 #endif  // TR_MMAP_MIRROR_HPP

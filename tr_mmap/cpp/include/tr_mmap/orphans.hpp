@@ -15,6 +15,7 @@
 
 #include "clock.hpp"
 #include "identity.hpp"
+#include "life_lock.hpp"
 #include "system.hpp"
 #include "wire.hpp"
 
@@ -43,8 +44,14 @@ inline void add_descendants(std::set<pid_t>& members, const std::map<pid_t, Stat
 /// @param worker from the session's manifest.
 /// @param mark from there too; the controller gave it to this worker alone. A process without it is not killed.
 /// @param deadline until when it may end by itself.
-inline bool end_orphan(const Identity& worker, const std::string& mark, Clock::time_point deadline) {
-    const bool is_proved = !mark.empty() && worker.is_judgeable() && has_mark(static_cast<pid_t>(worker.pid), mark);
+/// @param lock_path of the lock that it holds for life. In another namespace of pids it is only waited for.
+inline bool end_orphan(const Identity& worker, const std::string& mark, Clock::time_point deadline,
+                       const std::string& lock_path) {
+    if (!worker.is_judgeable()) {
+        while (is_alive(worker, lock_path) && Clock::now() < deadline) sleep_s(wire::poll_s / 10);
+        return !is_alive(worker, lock_path);
+    }
+    const bool is_proved = !mark.empty() && has_mark(static_cast<pid_t>(worker.pid), mark);
     if (is_proved && !wait_for_ends({worker}, deadline)) {
         send_signal(worker, SIGKILL);
         wait_for_ends({worker}, deadline_in(1000 * wire::kill_wait_s));

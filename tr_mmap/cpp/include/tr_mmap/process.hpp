@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -26,9 +27,11 @@
 
 #include "clock.hpp"
 #include "identity.hpp"
+#include "life_lock.hpp"
 #include "orphans.hpp"
 #include "system.hpp"
 #include "watch.hpp"
+#include "worker_log.hpp"
 #include "wire.hpp"
 
 extern char** environ;
@@ -58,18 +61,19 @@ public:
     /// Start a program, found on PATH if its name has no slash.
     ///
     /// @param log becomes its stdout and stderr.
-    /// @param inherited becomes its descriptor number inherited_fd, if it is there; it gets no other one.
+    /// @param inherited become its descriptors from first_inherited on; it gets no others. Their numbers here are
+    ///     not among those, see handed_on().
     /// @param directory its working directory, from which a relative program is found; "" for this process's.
     /// @throws ScriptNotFound there is no such program.
     pid_t spawn(const std::vector<std::string>& argv, const std::vector<std::string>& env, const Fd& log,
-                const Fd& inherited, const std::string& directory) {
+                std::initializer_list<int> inherited, const std::string& directory) {
         close_others_before();
         check(::posix_spawn_file_actions_addopen(&actions_, STDIN_FILENO, "/dev/null", O_RDONLY, 0));
         check(::posix_spawn_file_actions_adddup2(&actions_, log.get(), STDOUT_FILENO));
         check(::posix_spawn_file_actions_adddup2(&actions_, log.get(), STDERR_FILENO));
-        // Also if it has that number already: then this clears close-on-exec.
-        if (inherited) check(::posix_spawn_file_actions_adddup2(&actions_, inherited.get(), inherited_fd));
-        close_others_after(inherited ? inherited_fd + 1 : inherited_fd);
+        int next = first_inherited;
+        for (const int fd : inherited) check(::posix_spawn_file_actions_adddup2(&actions_, fd, next++));
+        close_others_after(next);
         sigset_t none, defaults;
         ::sigemptyset(&none);
         ::sigfillset(&defaults);  // whatever this program ignores or blocks is no business of the worker's
@@ -96,7 +100,11 @@ public:
                              argv.at(0));
     }
 
-    static constexpr int inherited_fd = STDERR_FILENO + 1;
+    static constexpr int first_inherited = STDERR_FILENO + 1;
+    static constexpr int most_inherited = 2;
+
+    /// The same file under a number that no inherited descriptor gets: none takes the place of another one.
+    static Fd handed_on(Fd fd) { return at_least(first_inherited + most_inherited, std::move(fd)); }
 
 private:
     static void check(int code) {
@@ -161,27 +169,37 @@ class WorkerProcess {
 public:
     /// Start a program, without a shell.
     ///
-    /// @param env its environment, "NAME=value" each; variables are added that mark its tree and name its lifeline.
+    /// @param env its environment, "NAME=value" each; variables are added that mark its tree, and name its lifeline
+    ///     and its lock.
     /// @param directory its working directory; "" for this process's.
-    /// @param log_path where stdout and stderr go; a new file, 0600, in place of an older one.
+    /// @param log where stdout and stderr go.
+    /// @param lock_path of the worker's lock; a new file, in place of an older one. The worker has the lock from its
+    ///     first moment on.
     /// @param mark the value of the variable that marks its tree; unlike any other.
     /// @param is_quiet false also copies its output to this process's stderr.
     WorkerProcess(const std::vector<std::string>& argv, std::vector<std::string> env, const std::string& directory,
-                  const std::string& log_path, const std::string& mark, bool is_quiet)
-        : log_path_(log_path), mark_(mark) {
-        unlink_file(log_path);
-        const Fd log = above_standard_streams(create_file(log_path));
-        if (!log) fail_call(log_path, errno);
-        // The worker may cut a log that grows too long: what is written after that must not leave a hole.
-        ::fcntl(log.get(), F_SETFL, O_APPEND);
-        const Fd held = make_lifeline();
-        env.push_back(std::string(wire::worker_mark_variable) + "=" + mark_);
-        env.push_back(std::string(wire::lifeline_fd_variable) + "=" + std::to_string(Spawner::inherited_fd));
-        pid_ = Spawner().spawn(argv, env, log, held, directory);
-        identity_ = Identity::of(pid_);  // a child keeps its pid until it is reaped
+                  WorkerLog log, const std::string& lock_path, const std::string& mark, bool is_quiet)
+        : log_path_(log.path), mark_(mark) {
+        {
+            const WorkerLog output = std::move(log);  // closed when the worker has it
+            const Fd held = make_lifeline();
+            LifeLock lock;
+            lock.take(lock_path, Spawner::handed_on);
+            constexpr int lifeline_fd = Spawner::first_inherited, lock_fd = lifeline_fd + 1;
+            env.push_back(std::string(wire::worker_mark_variable) + "=" + mark_);
+            env.push_back(std::string(wire::lifeline_fd_variable) + "=" + std::to_string(lifeline_fd));
+            env.push_back(std::string(wire::lock_fd_variable) + "=" + std::to_string(lock_fd));
+            pid_ = Spawner().spawn(argv, env, output.fd, {held.get(), lock.fd()}, directory);
+        }
+        try {
+            identity_ = Identity::of(pid_);  // a child keeps its pid until it is reaped
+        } catch (...) {
+            end_child();
+            throw;
+        }
         if (!is_quiet) {
             try {
-                forwarder_ = std::make_unique<LogForwarder>(log_path, true);
+                forwarder_ = std::make_unique<LogForwarder>(log_path_, true);
             } catch (...) {
                 terminate_tree(0);
                 throw;
@@ -255,10 +273,16 @@ private:
     Fd make_lifeline() {
         int ends[2];
         if (::pipe2(ends, O_CLOEXEC) != 0) fail_call("pipe", errno);
-        Fd reading = above_standard_streams(Fd(ends[0]));
+        Fd reading = Spawner::handed_on(Fd(ends[0]));
         lifeline_ = above_standard_streams(Fd(ends[1]));
         if (!reading || !lifeline_) fail_call("pipe", errno);
         return reading;
+    }
+
+    /// End just the worker, which has done nothing yet.
+    void end_child() noexcept {
+        ::kill(pid_, SIGKILL);
+        while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) continue;
     }
 
     /// Whether it has ended; takes its status if so. The lock is held.
@@ -293,6 +317,8 @@ private:
             const auto seen = stats.find(pid);
             if (seen != stats.end() && !seen->second.is_ended) {
                 result.push_back(Identity::local(pid, seen->second.start_ticks));
+            } else if (seen == stats.end() && is_own_pid && pid == pid_) {
+                result.push_back(identity_);  // there is no descriptor to see processes with
             }
         }
         return result;

@@ -19,6 +19,7 @@
 #include "channel.hpp"
 #include "fork_safety.hpp"
 #include "identifiers.hpp"
+#include "life_lock.hpp"
 #include "launch.hpp"
 #include "manifest.hpp"
 #include "options.hpp"
@@ -27,6 +28,8 @@
 #include "segment_reader.hpp"
 #include "waiting.hpp"
 #include "watch.hpp"
+#include "wire.hpp"
+#include "worker_log.hpp"
 #include "workspace.hpp"
 
 namespace tr {
@@ -82,13 +85,18 @@ public:
         } catch (const TRException&) {
             // What another session left, and this one cannot remove, is no reason not to start.
         }
-        directory_ = workspace_.claim(manifest());
+        directory_ = workspace_.claim(manifest(), lock_);
         const auto is_reader_gone = [this] {
             const std::shared_ptr<WorkerHandle> last = worker();
             return last && last->is_over();
         };
-        pool_ = std::make_unique<SegmentPool>(directory_, options.budget_nbytes, options.block_ms, options.has_checksum,
-                                              is_reader_gone, std::move(pause));
+        try {
+            pool_ = std::make_unique<SegmentPool>(directory_, options.budget_nbytes, options.block_ms,
+                                                  options.has_checksum, is_reader_gone, std::move(pause));
+        } catch (...) {
+            workspace_.release(session_id_);
+            throw;
+        }
     }
     SessionResources(const SessionResources&) = delete;
     SessionResources& operator=(const SessionResources&) = delete;
@@ -101,10 +109,13 @@ public:
         if (const auto last = take_worker()) last->end();
         pool_->close();
         try {
-            workspace_.release(session_id_);
+            // Else somebody has removed it by hand, and the name is another session's by now.
+            if (has_directory() || !std::filesystem::exists(directory_)) workspace_.release(session_id_);
         } catch (...) {
             // The next sweep removes it.
         }
+        remove_log(log_path_);
+        lock_.drop();
     }
 
     const std::string& directory() const noexcept { return directory_; }
@@ -119,9 +130,17 @@ public:
     }
 
     /// Start a worker over new control files; does not wait for it.
+    ///
+    /// @throws SessionNotStarted somebody has removed the session's directory.
     void start(const std::string& script_path, bool is_quiet) {
         workspace_.check_session(session_id_);
+        if (!has_directory()) {
+            throw SessionNotStarted("the directory of session '" + session_id_ + "', " + directory_ +
+                                    ", was removed while the session lived; close() this session, and start another");
+        }
         remove_leftovers();
+        remove_log(log_path_);
+        log_path_ = new_log_path(directory_);
         Manifest known = manifest();
         known.worker_mark = std::to_string(::getpid()) + "-" + random_hex(8);
         known.doorbells = Channel::new_doorbells();
@@ -129,7 +148,7 @@ public:
         write_manifest(directory_, known);
         auto channel = std::make_unique<Channel>(directory_, known.doorbells);
         const std::shared_ptr<WorkerProcess> process =
-            launch(script_path, session_id_, workspace_, options_, known.worker_mark, is_quiet);
+            launch(script_path, session_id_, workspace_, options_, known.worker_mark, log_path_, is_quiet);
         try {
             known.worker = process->identity();
             write_manifest(directory_, known);
@@ -150,6 +169,8 @@ public:
     }
 
 private:
+    bool has_directory() const { return lock_.is_at(directory_ + "/" + wire::controller_lock_file); }
+
     Manifest manifest() const {
         Manifest result;
         result.session_id = session_id_;
@@ -157,6 +178,7 @@ private:
         result.budget_nbytes = options_.budget_nbytes;
         result.block_ms = options_.block_ms;
         result.has_checksum = options_.has_checksum;
+        result.log = log_path_;
         result.created_ms = now_ms();
         return result;
     }
@@ -179,8 +201,10 @@ private:
     SessionOptions options_;
     std::string session_id_;
     Workspace workspace_;
+    LifeLock lock_;  // held while the session is this object's
     std::shared_ptr<Signal> changed_;
     std::string directory_;
+    std::string log_path_;  // of the worker, if the log is outside the directory
     pid_t owner_pid_ = ForkState::pid();
     std::unique_ptr<SegmentPool> pool_;
     mutable std::mutex mutex_;  // of worker_

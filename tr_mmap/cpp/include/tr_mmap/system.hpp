@@ -50,22 +50,33 @@ public:
         if (number_ >= 0) ::close(number_);
     }
     int get() const noexcept { return number_; }
+    /// Let the file stay open.
+    void leave() noexcept { number_ = -1; }
     explicit operator bool() const noexcept { return number_ >= 0; }
 
 private:
     int number_ = -1;
 };
 
-/// The same file under a number above 2: this process may have closed its standard streams, and a process that we start
-/// gets others in their place.
-inline Fd above_standard_streams(Fd fd) {
-    if (!fd || fd.get() > STDERR_FILENO) return fd;
-    return Fd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
+/// The same file under a number that is not below ``least``.
+inline Fd at_least(int least, Fd fd) {
+    if (!fd || fd.get() >= least) return fd;
+    return Fd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, least));
 }
 
+/// The same file under a number above 2: this process may have closed its standard streams, and a process that we start
+/// gets others in their place.
+inline Fd above_standard_streams(Fd fd) { return at_least(STDERR_FILENO + 1, std::move(fd)); }
+
+/// Whether a call failed for want of a descriptor, which says nothing of the file that it was to open.
+inline bool is_out_of_descriptors(int code) { return code == EMFILE || code == ENFILE; }
+
 /// A whole file of the system's own, below /proc say; empty if it cannot be read.
-inline std::string read_proc(const std::string& path, std::size_t limit = 4096) {
+///
+/// @param code set to the errno with which it could not be opened, if it could not.
+inline std::string read_proc(const std::string& path, std::size_t limit = 4096, int* code = nullptr) {
     const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    if (!fd && code) *code = errno;
     std::string data;
     std::array<char, 4096> part;
     while (fd && data.size() < limit) {
@@ -202,6 +213,12 @@ inline std::string absolute_path(const std::string& path) {
     return whole.lexically_normal().string();
 }
 
+/// Whether a path leads to a directory in which this user may make files.
+inline bool is_usable_dir(const std::string& path) {
+    struct stat info;
+    return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode) && ::access(path.c_str(), W_OK | X_OK) == 0;
+}
+
 /// Bytes that an unprivileged user may still write on the file system of ``path``; 0 if that cannot be told.
 inline std::uint64_t free_nbytes(const std::string& path) {
     struct statvfs info;
@@ -297,13 +314,21 @@ inline void rename_file(const std::string& from, const std::string& to) {
     fail_call(to, errno);
 }
 
+inline constexpr long tmpfs_magic = 0x01021994;  // linux/magic.h
+
+/// Whether the files of a directory are kept in memory.
+inline bool is_on_tmpfs(const std::string& directory) {
+    struct statfs system;
+    return ::statfs(directory.c_str(), &system) == 0 && static_cast<long>(system.f_type) == tmpfs_magic;
+}
+
 /// Whether a file on tmpfs lacks pages: reading a missing page takes memory, and is SIGBUS when there is none left.
 /// False on other file systems, where a hole costs a reader nothing, and where compression looks the same.
 inline bool is_sparse(const Fd& fd, const std::string& path) {
-    constexpr auto tmpfs_magic = 0x01021994;  // linux/magic.h
     const struct stat info = status_of(fd, path);
     struct statfs system;
-    return info.st_blocks * 512 < info.st_size && ::fstatfs(fd.get(), &system) == 0 && system.f_type == tmpfs_magic;
+    return info.st_blocks * 512 < info.st_size && ::fstatfs(fd.get(), &system) == 0 &&
+           static_cast<long>(system.f_type) == tmpfs_magic;
 }
 
 /// Throw SystemLimit if this process may not make a file that long. The call itself would raise SIGXFSZ, which by
@@ -327,13 +352,14 @@ inline void check_possible(const Fd& fd, std::uint64_t nbytes, const std::string
 /// Give the file its blocks now: without them a store into its mapping is SIGBUS on a full tmpfs.
 ///
 /// @throws OutOfSpace there is not room for ``nbytes``.
+/// @throws SystemLimit this process, or this file system, may not have a file that long.
 inline void allocate(const Fd& fd, std::uint64_t nbytes, const std::string& directory) {
     if (nbytes == 0) return;
     check_file_limit(nbytes, directory);
     check_possible(fd, nbytes, directory);
     int code = EINTR;
     while (code == EINTR) code = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(nbytes));
-    if (code == ENOSPC || code == EDQUOT || code == EFBIG) out_of_space(nbytes, directory);
+    if (code == ENOSPC || code == EDQUOT) out_of_space(nbytes, directory);
     if (code != 0) fail_call("posix_fallocate of " + std::to_string(nbytes) + " bytes", code);
 }
 

@@ -4,6 +4,7 @@
 
 #include "macros_off.hpp"
 
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -97,7 +98,8 @@ private:
     std::thread thread_;
 };
 
-/// Copies what is appended to a log to this process's stderr, from a thread, until destroyed.
+/// Copies what is appended to a log to this process's stderr, from a thread, until destroyed. What stderr does not take
+/// then, because it is a pipe that nobody reads, say, is dropped.
 class LogForwarder {
 public:
     LogForwarder(const std::string& path, bool is_from_start) : path_(path), fd_(open_private_file(path)) {
@@ -109,7 +111,7 @@ public:
     LogForwarder& operator=(const LogForwarder&) = delete;
     ~LogForwarder() {
         {
-            const std::lock_guard<std::mutex> lock(mutex_);
+            const std::lock_guard<std::mutex> lock(mutex_);  // which nobody holds while stderr is written to
             is_stopped_ = true;
         }
         changed_.notify_all();
@@ -119,26 +121,37 @@ public:
 private:
     void run() {
         try {
-            std::unique_lock<std::mutex> lock(mutex_);
             const std::chrono::duration<double> pause(wire::poll_s);
             bool is_last = false;
             while (!is_last) {
-                is_last = changed_.wait_for(lock, pause, [this] { return is_stopped_; });
+                {
+                    std::unique_lock<std::mutex> lock(mutex_);
+                    is_last = changed_.wait_for(lock, pause, [this] { return is_stopped_.load(); });
+                }
                 position_ = std::min(position_, file_nbytes(fd_, path_));  // the worker may have cut a long log
                 for (std::string data; !(data = read_all(fd_, wire::log_tail_nbytes, position_, path_)).empty();) {
                     position_ += data.size();
-                    if (!copy_to_stderr(data)) return;  // stderr is closed
+                    if (!copy_to_stderr(data)) return;
                 }
             }
         } catch (const std::exception&) {
             // The log has all that the worker wrote; only the copy stops.
         }
     }
-    static bool copy_to_stderr(const std::string& data) {
+
+    /// Whether stderr has taken it. It has not if it is closed, or takes nothing while the destructor waits.
+    bool copy_to_stderr(const std::string& data) const {
         std::size_t written = 0;
         while (written < data.size()) {
-            const ssize_t put = ::write(STDERR_FILENO, data.data() + written, data.size() - written);
-            if (put < 0 && errno != EINTR) return false;
+            const bool was_stopped = is_stopped_;
+            struct pollfd wanted = {STDERR_FILENO, POLLOUT, 0};
+            const int found = ::poll(&wanted, 1, static_cast<int>(1000 * wire::poll_s));
+            if (found == 0 && was_stopped) return false;
+            if (found == 0 || (found < 0 && errno == EINTR)) continue;
+            // No more at once: then a pipe that takes any takes all of it, and the write does not wait.
+            const std::size_t nbytes = std::min<std::size_t>(data.size() - written, PIPE_BUF);
+            const ssize_t put = ::write(STDERR_FILENO, data.data() + written, nbytes);
+            if (put < 0 && errno != EINTR && errno != EAGAIN) return false;
             if (put > 0) written += static_cast<std::size_t>(put);
         }
         return true;
@@ -147,7 +160,7 @@ private:
     std::string path_;
     Fd fd_;
     std::uint64_t position_ = 0;
-    bool is_stopped_ = false;
+    std::atomic<bool> is_stopped_{false};
     std::mutex mutex_;
     std::condition_variable changed_;
     std::thread thread_;

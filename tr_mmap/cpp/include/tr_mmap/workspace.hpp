@@ -27,11 +27,13 @@
 #include "clock.hpp"
 #include "identifiers.hpp"
 #include "identity.hpp"
+#include "life_lock.hpp"
 #include "manifest.hpp"
 #include "orphans.hpp"
 #include "system.hpp"
 #include "text.hpp"
 #include "wire.hpp"
+#include "worker_log.hpp"
 
 namespace tr {
 namespace detail {
@@ -56,11 +58,6 @@ inline bool check_private_dir(const std::string& path) {
     return true;
 }
 
-inline bool is_usable_dir(const std::string& path) {
-    struct stat info;
-    return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode) && ::access(path.c_str(), W_OK | X_OK) == 0;
-}
-
 /// Throw HostilePath if another user could rename what we make in a directory that our user chose.
 inline void check_shared_dir(const std::string& path) {
     struct stat info;
@@ -77,16 +74,16 @@ inline void remove_tree(const std::string& path) noexcept {
     std::filesystem::remove_all(path, ignored);  // symlinks are removed, never followed
 }
 
-/// Remove the log that a manifest names, but nothing that is not certainly a log of this user's: a process that may
-/// write a manifest must not make us remove other files.
-inline void remove_log(const std::string& path) noexcept {
-    const std::size_t slash = path.rfind('/');
-    if (path.empty() || path[0] != '/' || path.find('\0') != std::string::npos) return;
-    const std::string_view token = between(std::string_view(path).substr(slash + 1), "tr_mmap-log-", "");
-    if (token.size() != 32 || token.find_first_not_of("0123456789abcdef") != std::string_view::npos) return;
+/// Whether the maker of a half-made session certainly lives, perhaps in another namespace of pids.
+inline bool is_being_made(const std::string& path) {
+    const std::string lock = path + "/" + wire::controller_lock_file;
     struct stat info;
-    if (::lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode) || info.st_uid != ::geteuid()) return;
-    unlink_file(path);
+    return !is_lock_free(lock) && ::lstat(lock.c_str(), &info) == 0;
+}
+
+/// Where a process is, for a reader who knows only its pid.
+inline std::string where_of(const Identity& process) {
+    return process.is_judgeable() ? "" : " of another container or namespace of pids";
 }
 
 /// The process whose half-made or half-removed session a directory is; nothing if the name is not that of one.
@@ -161,19 +158,21 @@ public:
     /// Become the owner of a session: its directory, new and with its manifest in it. What a dead owner left under the
     /// name is removed first.
     ///
+    /// @param lock takes the lock of the session's controller, which processes in other containers judge it by.
     /// @throws SessionInUse another process has the name, or nothing tells which process has it.
-    std::string claim(const Manifest& manifest) {
+    std::string claim(const Manifest& manifest, LifeLock& lock) {
         const std::string path = session_dir(manifest.session_id);
         Clock::time_point deadline = deadline_in(1000 * wire::claim_wait_s);
         while (true) {
-            if (install(path, manifest)) return path;
+            if (install(path, manifest, lock)) return path;
             bool was_removed = false;
             const NotReclaimable problem =
                 reclaim(path, &require_dead, was_removed)
                     .value_or(NotReclaimable{"other processes take the name again and again", 0, true});
             if (Clock::now() >= deadline && problem.orphan) {
                 const auto latest = deadline_in(1000 * (wire::orphan_wait_s - wire::claim_wait_s));
-                if (end_orphan(*problem.orphan->worker, problem.orphan->worker_mark, latest)) {
+                const std::string worker_lock = path + "/" + wire::worker_lock_file;
+                if (end_orphan(*problem.orphan->worker, problem.orphan->worker_mark, latest, worker_lock)) {
                     deadline = deadline_in(1000 * wire::claim_wait_s);
                     continue;
                 }
@@ -222,7 +221,8 @@ public:
             if (maker || remover) {
                 // Our own removals too: one may have failed.
                 const bool is_own_removal = remover && *remover == Identity::current();
-                if (is_own_removal || !(maker ? *maker : *remover).is_alive()) remove_tree(path);
+                const bool is_over = !(maker ? *maker : *remover).is_alive() && !is_being_made(path);
+                if (is_own_removal || is_over) remove_tree(path);
             } else if (is_session_id(between(name, wire::session_prefix, ""))) {
                 try {
                     bool was_removed = false;
@@ -235,7 +235,8 @@ public:
     }
 
 private:
-    using Judge = std::optional<NotReclaimable> (*)(const std::optional<Manifest>&, const std::string&);
+    using Judge = std::optional<NotReclaimable> (*)(const std::optional<Manifest>&, const std::string&,
+                                                    const std::string&);
 
     Workspace(std::string root, bool is_default)
         : root_(std::move(root)), is_default_(is_default), sessions_(root_ + "/" + wire::sessions_dir) {}
@@ -243,19 +244,21 @@ private:
     /// NotReclaimable unless the session's processes have certainly ended.
     ///
     /// @param problem why there is no manifest.
+    /// @param path of the session's directory.
     static std::optional<NotReclaimable> require_dead(const std::optional<Manifest>& manifest,
-                                                      const std::string& problem) {
+                                                      const std::string& problem, const std::string& path) {
         if (!manifest) return NotReclaimable{problem};
-        if (manifest->controller.is_alive()) {
-            const std::int64_t pid = manifest->controller.pid;
-            const bool is_own = manifest->controller == Identity::current();
-            const std::string why = "its controller, process " + std::to_string(pid) + ", is alive";
-            return NotReclaimable{why, pid, false, {}, is_own};
+        const Identity& controller = manifest->controller;
+        if (is_alive(controller, path + "/" + wire::controller_lock_file)) {
+            const bool is_own = controller == Identity::current();
+            const std::string who = "its controller, process " + std::to_string(controller.pid) + where_of(controller);
+            return NotReclaimable{who + ", is alive", controller.pid, false, {}, is_own};
         }
-        if (manifest->worker && *manifest->worker != Identity::current() && manifest->worker->is_alive()) {
+        if (manifest->worker && *manifest->worker != Identity::current() &&
+            is_alive(*manifest->worker, path + "/" + wire::worker_lock_file)) {
             // It will soon notice that its controller ended. Until then it could write to its session's directory.
             const std::int64_t pid = manifest->worker->pid;
-            const std::string who = "its worker, process " + std::to_string(pid);
+            const std::string who = "its worker, process " + std::to_string(pid) + where_of(*manifest->worker);
             return NotReclaimable{who + ", is alive, its controller is not", pid, true, manifest};
         }
         return {};
@@ -263,13 +266,15 @@ private:
 
     /// NotReclaimable if the session is another living process's: a fork's child must not end its parent's.
     static std::optional<NotReclaimable> require_own(const std::optional<Manifest>& manifest,
-                                                     const std::string& problem) {
+                                                     const std::string& problem, const std::string& path) {
         if (!manifest || manifest->controller == Identity::current()) return {};
-        return require_dead(manifest, problem);
+        return require_dead(manifest, problem, path);
     }
 
     /// Put a new session at ``path``; false if something is there.
-    bool install(const std::string& path, const Manifest& manifest) {
+    ///
+    /// @param lock is held exactly if the session is there.
+    bool install(const std::string& path, const Manifest& manifest, LifeLock& lock) {
         const Clock::time_point deadline = deadline_in(1000 * wire::claim_wait_s);
         while (true) {
             make_root();
@@ -279,23 +284,43 @@ private:
                 if (::lstat(path.c_str(), &info) == 0) return false;  // rename(2) would replace an empty directory
                 const std::string temporary = aside(wire::new_prefix);
                 if (make_dir(temporary)) {
+                    int code = 0;
                     try {
+                        lock.take(temporary + "/" + wire::controller_lock_file);  // before anybody can judge us
                         write_manifest(temporary, manifest);
+                        if (::rename(temporary.c_str(), path.c_str()) == 0) return true;
+                        code = errno;
+                    } catch (const SystemError& error) {
+                        code = error.code;
+                        abandon(temporary, lock);
+                        if (code != ENOENT) throw;
                     } catch (...) {
-                        remove_tree(temporary);
+                        abandon(temporary, lock);
                         throw;
                     }
-                    if (::rename(temporary.c_str(), path.c_str()) == 0) return true;
-                    const int code = errno;
-                    remove_tree(temporary);
+                    abandon(temporary, lock);
                     if (code == EEXIST || code == ENOTEMPTY || code == ENOTDIR) return false;
-                    throw SystemError(path, code);
+                    if (code != ENOENT) throw SystemError(path, code);
+                    // A sweeper in another namespace of pids found the directory before the lock was in it.
                 }
             }
-            // Another process's release removed the empty parents at this moment.
+            // Or another process's release removed the empty parents at this moment.
             if (Clock::now() >= deadline) throw SystemError(sessions_, ENOENT);
             sleep_s(wire::claim_retry_s);
         }
+    }
+
+    /// Give up a half-made session, which no other process has seen. A later sweep by this process finishes that if
+    /// there is no descriptor for it now, but only below such a name.
+    void abandon(const std::string& temporary, LifeLock& lock) const noexcept {
+        lock.drop();
+        try {
+            const std::string gone = aside(wire::gone_prefix);
+            if (::rename(temporary.c_str(), gone.c_str()) == 0) return remove_tree(gone);
+        } catch (...) {
+            // The sweep that finds us dead removes it.
+        }
+        remove_tree(temporary);
     }
 
     /// Make one directory, 0700; it may be there already. False if its parent is gone.
@@ -354,7 +379,7 @@ private:
         }
         std::string problem;
         const std::optional<Manifest> manifest = examine(path, named, problem);
-        if (auto objection = judge(manifest, problem)) return objection;
+        if (auto objection = judge(manifest, problem, path)) return objection;
         if (manifest && manifest->worker && manifest->controller != Identity::current()) {
             end_heirs(*manifest->worker, manifest->worker_mark);  // those of our own session end with its worker
         }

@@ -1,0 +1,102 @@
+// Where a worker's log is, so that it takes no shared memory. Knows nothing of sessions. Python's side is
+// tr_mmap/processes/worker_log.py; the worker, which bounds its log, is always that one.
+#ifndef TR_MMAP_WORKER_LOG_HPP
+#define TR_MMAP_WORKER_LOG_HPP
+
+#include "macros_off.hpp"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "errors.hpp"
+#include "system.hpp"
+#include "text.hpp"
+
+namespace tr {
+namespace detail {
+
+inline constexpr const char* log_prefix = "tr_mmap-log-";
+
+/// The directory for temporary files, as Python finds it; "" if there is none.
+inline std::string temporary_dir() {
+    for (const char* name : {"TMPDIR", "TEMP", "TMP"}) {
+        const char* chosen = std::getenv(name);
+        if (chosen && *chosen == '/' && is_usable_dir(chosen)) return chosen;
+    }
+    for (const char* each : {"/tmp", "/var/tmp", "/usr/tmp"}) {
+        if (is_usable_dir(each)) return each;
+    }
+    return "";
+}
+
+/// Where a worker's log should be so that it takes no shared memory; "" if the session's directory is right.
+inline std::string new_log_path(const std::string& directory) {
+    struct stat ours, theirs;
+    const std::string place = temporary_dir();
+    if (place.empty() || !is_on_tmpfs(directory) || ::stat(place.c_str(), &theirs) != 0 ||
+        ::stat(directory.c_str(), &ours) != 0 || ours.st_dev == theirs.st_dev) {
+        return "";
+    }
+    return place + (place.back() == '/' ? "" : "/") + log_prefix + random_hex(16);
+}
+
+/// A new log.
+struct WorkerLog {
+    Fd fd;  // appends always: the worker may cut a log that grows too long, and what comes then must leave no hole
+    std::string path;
+};
+
+/// Create a log, 0600, in place of an older one.
+///
+/// @param path of the file; "" for ``link`` itself.
+/// @param link a symlink to the file is made here. If no file can be made at ``path``, the log is here itself.
+inline WorkerLog create_log(const std::string& path, const std::string& link) {
+    WorkerLog log;
+    unlink_file(link);
+    if (!path.empty()) {
+        try {
+            log.fd = create_file(path);
+            log.path = path;
+        } catch (const TRException&) {
+            // That directory is full, say.
+        }
+    }
+    Unlinker unlinker(path);
+    if (!log.fd) {
+        log.fd = create_file(link);
+        log.path = link;
+    } else if (::symlink(path.c_str(), link.c_str()) != 0) {
+        refuse_name(link, errno);
+    }
+    log.fd = above_standard_streams(std::move(log.fd));
+    if (!log.fd) fail_call(log.path, errno);
+    ::fcntl(log.fd.get(), F_SETFL, O_APPEND);
+    unlinker.keep();
+    return log;
+}
+
+/// Remove the log that a manifest names, but nothing that is not certainly a log of this user's: a process that may
+/// write a manifest must not make us remove other files.
+inline void remove_log(const std::string& path) noexcept {
+    const std::size_t slash = path.rfind('/');
+    if (path.empty() || path[0] != '/' || path.find('\0') != std::string::npos) return;
+    const std::string_view token = between(std::string_view(path).substr(slash + 1), log_prefix, "");
+    if (token.size() != 32 || token.find_first_not_of("0123456789abcdef") != std::string_view::npos) return;
+    struct stat info;
+    if (::lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode) || info.st_uid != ::geteuid()) return;
+    unlink_file(path);
+}
+
+}  // namespace detail
+}  // namespace tr
+
+#include "macros_on.hpp"
+
+#endif  // TR_MMAP_WORKER_LOG_HPP
