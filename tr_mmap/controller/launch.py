@@ -229,8 +229,8 @@ def _spawn(interpreter: str, program: list[str], **options: Any) -> WorkerProces
         if error.errno not in _NOT_RUNNABLE or error.filename != interpreter:
             raise
         raise ScriptNotFound(
-            f"the worker's interpreter {interpreter!r} cannot be run ({error.strerror}); give the path of a Python with "
-            f"python= or {PYTHON_VARIABLE}",
+            f"the worker's interpreter {interpreter!r} cannot be run ({error.strerror}); give the path of a Python "
+            f"with python= or {PYTHON_VARIABLE}",
             path=interpreter,
         ) from error
 

@@ -76,7 +76,7 @@ class SessionResources(ForkAware):
             raise
 
     def forked_in_child(self) -> None:
-        """End every wait for the worker: a signal handler may have forked during one, which goes on in the child too."""
+        """End every wait for the worker: a handler may have forked during one, which goes on in the child."""
         worker: WorkerHandle | None = getattr(self, "worker", None)
         if worker is not None:
             worker.watch.deaths.append(worker.process.identity)
