@@ -208,6 +208,7 @@ class Dispatcher(Nesting):
             except Overtaken:  # it has done so a moment later
                 transfer.withdraw()
             except BaseException:
+                self.check_own()  # whatever a fork in the middle of a step leads to in the child
                 is_same = self.resources.worker is worker
                 if fast_path is not None and fast_path.sent_seq == seq and is_same:  # sent, and nobody waits for it
                     self._begin(Request(seq, command, parameters), is_private=True)
