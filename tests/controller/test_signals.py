@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import environment, has_ended, json_line, script, worker_of
+from support import FOREVER_MS, TOOLS, environment, has_ended, json_line, script, wait_until, worker_of
 
-from tr_mmap import PythonSession, sweep
+from tr_mmap import PythonSession, WorkerDied, sweep
 from tr_mmap.processes.lifeline import GRACE_S
 
 # At the first line, so before the server runs.
@@ -187,3 +188,34 @@ def test_the_lifeline_ends_a_worker_in_native_code_whose_controller_blocked_all_
         process.communicate()
     assert has_ended(worker, within_s=grace_s + 30.0)
     sweep()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_the_programs_own_handler_reaps_has_no_known_status(workspace: Path, number: int) -> None:
+    reaped: list[int] = []
+
+    def reap_all(*_: object) -> None:
+        try:
+            while (pid := os.waitpid(-1, os.WNOHANG)[0]) > 0:
+                reaped.append(pid)
+        except ChildProcessError:
+            pass
+
+    session = PythonSession(TOOLS, "reaped", quiet_mode=True)
+    before = signal.signal(signal.SIGCHLD, reap_all)
+    try:
+        session.start()
+        assert session.wait_until_ready(FOREVER_MS)
+        pid = session.pid
+        assert pid is not None
+        os.kill(pid, number)
+        wait_until(lambda: pid in reaped)
+        with pytest.raises(WorkerDied, match="status unknown") as caught:
+            session.fetch_response("hello you", FOREVER_MS)
+        assert caught.value.exit_code is None
+        assert not session.is_alive()
+        session.start()
+        assert session.wait_until_ready(FOREVER_MS)
+    finally:
+        session.close()
+        signal.signal(signal.SIGCHLD, before)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support import TOOLS, environment, has_ended, leftovers, run_python, script
 
-from tr_mmap import PythonSession, ScriptNotFound, sweep
+from tr_mmap import PythonSession, ScriptNotFound, WorkerDied, sweep
 from tr_mmap.controller.launch import advice_on, find_python, launch
 from tr_mmap.processes import worker_log
 from tr_mmap.processes.spawn import WorkerProcess
@@ -336,3 +336,116 @@ def test_a_worker_that_outlives_its_controller_removes_its_log(tmp_path: Path, w
     )  # fmt: skip
     assert has_ended(int(ended.stdout), within_s=30.0)
     assert not list(place.iterdir())
+
+
+# -- interpreters that cannot run a worker ----------------------------------------------------------------------------
+
+
+def no_shebang(path: Path) -> None:
+    path.write_text("this is no program\n")
+    path.chmod(0o755)
+
+
+def lost_shebang(path: Path) -> None:
+    path.write_text("#!/nowhere/python\n")
+    path.chmod(0o755)
+
+
+def a_file_on_the_way(path: Path) -> None:
+    path.write_text(f"#!{path.parent}/file/python\n")
+    (path.parent / "file").write_text("")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("make", [no_shebang, lost_shebang, a_file_on_the_way])
+@pytest.mark.parametrize("way", ["python=", "env=", "TR_PYTHON", "sys.executable"])
+def test_an_interpreter_that_the_system_cannot_run_is_named_with_what_to_do(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], way: str
+) -> None:
+    path = tmp_path / "python"
+    make(path)
+    options: dict[str, Any] = {}
+    if way == "python=":
+        options = {"python": path}
+    elif way == "env=":
+        options = {"env": {"TR_PYTHON": str(path)}}
+    elif way == "TR_PYTHON":
+        monkeypatch.setenv("TR_PYTHON", str(path))
+    else:
+        monkeypatch.setattr(sys, "executable", str(path))
+    with pytest.raises(ScriptNotFound, match=r"python=.*TR_PYTHON") as caught:
+        PythonSession(quiet_mode=True, **options).start()
+    assert caught.value.path == str(path)
+    assert "\n" not in str(caught.value)
+    assert not leftovers(workspace)
+
+
+@pytest.mark.parametrize("executable", ["/usr/sbin/uwsgi", "/bin/true", "/nowhere/python3", "/tmp"])
+def test_a_program_that_is_no_python_is_not_run_with_a_workers_arguments(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, executable: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(ScriptNotFound, match=r"python=.*TR_PYTHON") as caught:
+        PythonSession(quiet_mode=True).start()
+    assert caught.value.path == executable
+
+
+def test_an_interpreter_that_is_too_old_is_told_which_one_is_needed(workspace: Path, tmp_path: Path) -> None:
+    old = tmp_path / "python3.8"
+    old.write_text("#!/bin/sh\necho 'Unknown option: -P' >&2\necho 'usage: python3 [option] ...' >&2\nexit 2\n")
+    old.chmod(0o755)
+    with pytest.raises(WorkerDied, match=r"Python 3\.11 or later.*python=.*TR_PYTHON"), PythonSession(python=old):
+        pass
+
+
+@pytest.mark.parametrize(
+    "variables", [{"PYTHONHOME": "/nowhere"}, {"PYTHONPLATLIBDIR": "x"}, {"PYTHONHOME": "", "PYTHONPLATLIBDIR": ""}]
+)
+def test_what_says_where_another_python_has_its_library_does_not_reach_the_worker_that_ships(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with PythonSession(quiet_mode=True) as session:
+        assert session.fetch_response("hello you") == "Hello You"
+
+
+def test_a_home_that_is_given_for_the_worker_is_the_workers(workspace: Path) -> None:
+    with pytest.raises(WorkerDied), PythonSession(quiet_mode=True, env={"PYTHONHOME": "/nowhere"}):
+        pass
+
+
+def test_a_controller_that_has_its_library_where_a_variable_says_starts_its_worker_so_too(workspace: Path) -> None:
+    text = (
+        "from tr_mmap import PythonSession\nwith PythonSession(quiet_mode=True) as session:\n"
+        "    with open(f'/proc/{session.pid}/environ') as file: print('PYTHONHOME=' in file.read())\n"
+    )
+    search = os.pathsep.join(path for path in sys.path if path.endswith("-packages"))
+    done = subprocess.run(
+        [os.path.realpath(sys.executable), "-c", text],
+        env={**environment(), "PYTHONHOME": sys.base_prefix, "PYTHONPATH": f"{os.getcwd()}{os.pathsep}{search}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+# -- a current directory that is not there ----------------------------------------------------------------------------
+
+
+def test_a_relative_path_in_a_removed_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for arguments, options in (
+        (("worker.py",), {}),
+        ((), {"python": "./python"}),
+        ((), {"cwd": "data"}),
+        ((), {"env": {"TR_PYTHON": "bin/python"}}),
+    ):
+        with pytest.raises(ScriptNotFound, match="current directory has been removed") as caught:
+            PythonSession(*arguments, **options)
+        assert caught.value.path in ("worker.py", "./python", "data", "bin/python")
+        assert caught.value.path in str(caught.value)

@@ -68,6 +68,7 @@ class FileChannel(Channel):
 
     def __init__(self, directory: str, role: Role) -> None:
         self._directory = directory
+        self._owner_pid = os.getpid()
         self._out = os.path.join(directory, f"{role.value}.json")
         self._in = os.path.join(directory, f"{role.peer.value}.json")
         self._status = os.path.join(directory, STATUS_FILE)
@@ -146,6 +147,8 @@ class FileChannel(Channel):
         with self._putting:
             if os.path.lexists(self._out):
                 return False
+            if self._is_ordered and os.getpid() != self._owner_pid:  # a signal handler has forked meanwhile
+                raise Overtaken
             ahead = (self._sent_seq - message.seq) % MAX_MESSAGE_SEQ if self._sent_seq else 0
             if self._is_ordered and 0 < ahead < MAX_MESSAGE_SEQ // 2:
                 raise Overtaken
@@ -180,6 +183,8 @@ class FileChannel(Channel):
             raise
         if message is None or self._messages_taken != taken:
             return None  # in the second case, a signal handler has taken it meanwhile
+        if os.getpid() != self._owner_pid:  # a signal handler has forked: the message is its parent's
+            return None
         self._messages_taken, self._last = taken + 1, message
         system.unlink(self._in)
         return message

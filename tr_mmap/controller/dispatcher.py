@@ -184,6 +184,7 @@ class Dispatcher(Nesting):
             raise self.worker_died(worker)
         transfer, fast_path = self.transfer, worker.fast_path
         while True:
+            self.check_own()
             if self._is_exiting:
                 raise SessionNotStarted(
                     f"session {self.resources.session_id!r} is about to end: please_exit() was called"
@@ -199,6 +200,7 @@ class Dispatcher(Nesting):
                         break
                     transfer.has_request_in_flight = False
                 request = transfer.prepare(seq, command, parameters, tensors, deadline_s)
+                self.check_own()  # a signal handler may have forked meanwhile
                 if self._seq == seq:
                     worker.channel.send(request, deadline_s, worker.is_over)
                     break
@@ -206,6 +208,7 @@ class Dispatcher(Nesting):
             except Overtaken:  # it has done so a moment later
                 transfer.withdraw()
             except BaseException:
+                self.check_own()  # whatever a fork in the middle of a step leads to in the child
                 is_same = self.resources.worker is worker
                 if fast_path is not None and fast_path.sent_seq == seq and is_same:  # sent, and nobody waits for it
                     self._begin(Request(seq, command, parameters), is_private=True)
@@ -240,6 +243,7 @@ class Dispatcher(Nesting):
             except (ResponseTimeout, SessionBusy):
                 stands = self._exit_anyway(worker, deadline_s)
             while True:
+                self.check_own()
                 remaining_s = max(0.0, deadline_s - time.monotonic())
                 has_ended = worker.process.wait(remaining_s if stands else min(remaining_s, _REPEAT_EXIT_S))
                 if has_ended or time.monotonic() >= deadline_s:

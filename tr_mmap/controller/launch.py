@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.util
 import os
@@ -10,9 +11,9 @@ import signal
 import site
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from shutil import which
-from typing import Final
+from typing import Any, Final
 
 from ..errors import ScriptNotFound
 from ..processes import life_lock
@@ -40,6 +41,14 @@ _NEEDED_PACKAGES: Final = ("numpy", "msgspec", "ml_dtypes", "posix_ipc", "psutil
 
 # What a user sets for his own programs, and what would change which code the default worker runs.
 _NOT_FOR_DEFAULT: Final = frozenset({"PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT"})
+# Where an interpreter has its standard library: those of the wrong interpreter end it before its first line.
+_HOMES: Final = ("PYTHONHOME", "PYTHONPLATLIBDIR")
+_PYTHON_NAMES: Final = ("python", "pypy", "graalpy")  # what the file name of an interpreter begins with
+_OLDEST_PYTHON: Final = "3.11"
+# What execve(2) says of the program itself; any other error is a limit of the system.
+_NOT_RUNNABLE: Final = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
+)
 # Those of this process's own controller, if it is a worker itself.
 _NOT_INHERITED: Final = frozenset({SECRET_FD_VARIABLE, LIFELINE_FD_VARIABLE, LOCK_FD_VARIABLE})
 
@@ -55,6 +64,7 @@ signal.pthread_sigmask(signal.SIG_SETMASK, ())
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
+_TOO_OLD: Final = re.compile(r"^Unknown option: -P|future feature annotations is not defined", re.MULTILINE)
 _NO_PACKAGE: Final = re.compile(r"No module named '(tr_mmap|numpy|msgspec|posix_ipc|ml_dtypes|tech_renaissance)\b")
 
 
@@ -65,9 +75,13 @@ def check_script(script_path: str) -> None:
         ScriptNotFound: it is neither a file nor ``"default"``.
     """
     if script_path != DEFAULT_WORKER and not os.path.isfile(script_path):
+        try:
+            where = f"seen from {os.getcwd()}"
+        except FileNotFoundError:
+            where = "this process's current directory has been removed"
         raise ScriptNotFound(
-            f"the worker's script {script_path!r} is no file (seen from {os.getcwd()}); give the path of a Python "
-            f"script, or {DEFAULT_WORKER!r}",
+            f"the worker's script {script_path!r} is no file ({where}); give the path of a Python script, or "
+            f"{DEFAULT_WORKER!r}",
             path=script_path,
         )
 
@@ -81,18 +95,19 @@ def find_python(python: str | None = None, environ: Mapping[str, str] = os.envir
         environ: has ``TR_PYTHON`` and ``PATH``.
 
     Raises:
-        ScriptNotFound: there is no such program; or this process has no interpreter of its own, because it is a
-            program with Python inside, and none is named.
+        ScriptNotFound: there is no such program; or none is named, and this process has no interpreter of its own,
+            because it is a program with Python inside.
     """
     chosen, origin = python, "python="
     if chosen is None:
         chosen, origin = environ.get(PYTHON_VARIABLE) or None, PYTHON_VARIABLE
-    if chosen is None and sys.executable and not getattr(sys, "frozen", False):
+    if chosen is None and _is_python(sys.executable) and not getattr(sys, "frozen", False):
         return sys.executable
     if chosen is None:
         raise ScriptNotFound(
-            f"there is no Python to run the worker: this program has Python inside (sys.executable is "
-            f"{sys.executable!r}); give python='/path/to/python', or set {PYTHON_VARIABLE}",
+            f"there is no Python to run the worker: sys.executable is {sys.executable!r}, which is none that can be "
+            f"run, perhaps because this program has Python inside; give python='/path/to/python', or set "
+            f"{PYTHON_VARIABLE}",
             path=sys.executable or "",
         )
     found = which(os.path.abspath(chosen) if os.path.dirname(chosen) else chosen, path=environ.get("PATH"))
@@ -105,8 +120,20 @@ def find_python(python: str | None = None, environ: Mapping[str, str] = os.envir
     return os.path.abspath(found)
 
 
+def _is_python(executable: str | None) -> bool:
+    """Whether ``sys.executable`` is an interpreter, which understands our arguments, and can be run."""
+    if not executable or not os.path.basename(executable).lower().startswith(_PYTHON_NAMES):
+        return False
+    return os.path.isfile(executable) and os.access(executable, os.X_OK)
+
+
 def advice_on(output: str) -> str:
     """A line of advice on a worker that ended with this output; "" if there is none to give."""
+    if _TOO_OLD.search(output):
+        return (
+            f"the worker needs Python {_OLDEST_PYTHON} or later: choose one with python= or {PYTHON_VARIABLE}, and "
+            "install tr_mmap for it"
+        )
     found = _NO_PACKAGE.search(output)
     if not found:
         return ""
@@ -164,7 +191,8 @@ def launch(
     if _has_unusual_signals():
         program = [interpreter, "-S", "-P", "-c", _RESTORE_SIGNALS, *program]
     if script_path == DEFAULT_WORKER:
-        made = _environment_of_default(environ, workspace_root, has_our_packages=interpreter == sys.executable)
+        given = frozenset(env or ())
+        made = _environment_of_default(environ, given, workspace_root, is_our_python=interpreter == sys.executable)
     else:
         made = _environment_of_script(environ, workspace_root)
     lifeline = Lifeline()
@@ -175,7 +203,8 @@ def launch(
             lifeline.handed_over() as (more_variables, more_fds),
             life_lock.handed_over(os.path.join(session_dir, WORKER_LOCK_FILE)) as (lock_variables, lock_fds),
         ):
-            worker = WorkerProcess.spawn(
+            worker = _spawn(
+                interpreter,
                 program,
                 env=made | variables | more_variables | lock_variables,
                 log_path=log_path or link,
@@ -191,6 +220,19 @@ def launch(
             worker.terminate_tree(0)
         raise
     return worker
+
+
+def _spawn(interpreter: str, program: list[str], **options: Any) -> WorkerProcess:
+    try:
+        return WorkerProcess.spawn(program, **options)
+    except OSError as error:
+        if error.errno not in _NOT_RUNNABLE or error.filename != interpreter:
+            raise
+        raise ScriptNotFound(
+            f"the worker's interpreter {interpreter!r} cannot be run ({error.strerror}); give the path of a Python "
+            f"with python= or {PYTHON_VARIABLE}",
+            path=interpreter,
+        ) from error
 
 
 def _program(script_path: str) -> list[str]:
@@ -217,20 +259,35 @@ def _merged(inherited: Mapping[str, str], changes: Mapping[str, str | None] | No
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def _environment_of_default(environ: Mapping[str, str], workspace_root: str, has_our_packages: bool) -> dict[str, str]:
+def _environment_of_default(
+    environ: Mapping[str, str], given: Set[str], workspace_root: str, is_our_python: bool
+) -> dict[str, str]:
     """The default worker's environment, in which only the library's own code runs.
 
     Args:
         environ: what the user wants it to be.
+        given: the names of the variables that he gave for the worker, not for all that he runs.
         workspace_root: where sessions are.
-        has_our_packages: whether the worker's interpreter can use what this one has installed.
+        is_our_python: whether the worker's interpreter is this one, and can use what this one has installed.
     """
     made = {name: value for name, value in environ.items() if name not in _NOT_FOR_DEFAULT}
-    if has_our_packages:
+    for name in _HOMES:
+        if name not in given and not (is_our_python and _runs_by(name)):
+            made.pop(name, None)
+    if is_our_python:
         made[PACKAGES_VARIABLE] = os.pathsep.join(_places_of_packages())
     if not os.path.isfile(_DEFAULT_SCRIPT):
         made["PYTHONPATH"] = os.path.dirname(_PACKAGE_DIR)
     return made | _common(workspace_root)
+
+
+def _runs_by(name: str) -> bool:
+    """Whether this process's own interpreter has its standard library where the variable says."""
+    value = os.environ.get(name, "")
+    if name == "PYTHONPLATLIBDIR":
+        return value == sys.platlibdir
+    home = os.path.realpath(value.partition(os.pathsep)[0])
+    return bool(value) and home in (os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix))
 
 
 def _environment_of_script(environ: Mapping[str, str], workspace_root: str) -> dict[str, str]:

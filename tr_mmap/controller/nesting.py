@@ -99,6 +99,7 @@ class Nesting(Responses):
     def _wait_for_turn(self, deadline_s: float, timeout_s: float, message: UserMessage | None) -> None:
         worker = self.resources.worker
         has_turn = self._turn.wait(deadline_s)
+        self.check_own()  # a signal handler may have forked meanwhile
         if worker is None or message is None:
             return
         if not has_turn:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from ..base.identifiers import check_session_id
 from ..channel.kinds import CHANNEL_NAMES
-from ..errors import BadMessage
+from ..errors import BadMessage, ScriptNotFound
 from ..sessions.workspace import Workspace
 from ..transfer.kinds import check_options
 from ..transfer.options import TransferOptions
@@ -116,7 +116,7 @@ class SessionOptions:
         script = _path_of("script_path", script_path)
         interpreter = None if python is None else _path_of("python", python)
         return cls(
-            script_path=script if script == DEFAULT_WORKER else os.path.abspath(script),
+            script_path=script if script == DEFAULT_WORKER else _absolute("worker's script", script),
             session_id=session_id,
             workspace_root=Workspace.locate(is_made=False).root,
             framework=framework,  # type: ignore[arg-type] # checked above
@@ -129,8 +129,7 @@ class SessionOptions:
             args=_args_of(args),
             env=_env_of(env),
             cwd=None if cwd is None else _dir_of(cwd),
-            # A name without a slash is looked up in PATH.
-            python=os.path.abspath(interpreter) if interpreter is not None and os.sep in interpreter else interpreter,
+            python=None if interpreter is None else _python_of(interpreter),
             transfer=transfer,
         )
 
@@ -195,8 +194,24 @@ def _path_of(name: str, path: object) -> str:
     return text
 
 
+def _absolute(what: str, path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise ScriptNotFound(
+            f"the {what} {path!r} cannot be found, because this process's current directory has been removed; give an "
+            "absolute path",
+            path=path,
+        ) from None
+
+
+def _python_of(path: str) -> str:
+    """An interpreter; a name without a slash is looked up in PATH later."""
+    return _absolute("worker's interpreter", path) if os.sep in path else path
+
+
 def _dir_of(path: str | os.PathLike[str]) -> str:
-    found = os.path.abspath(_path_of("cwd", path))
+    found = _absolute("worker's current directory", _path_of("cwd", path))
     if not os.path.isdir(found):
         raise _bad("cwd", path, "a directory that exists")
     return found
@@ -225,6 +240,6 @@ def _env_of(env: Mapping[str, str | None] | None) -> dict[str, str | None] | Non
         if value is not None and (not isinstance(value, str) or "\0" in value):
             raise _bad("env", value, "a dict whose values are texts, or None to remove a variable")
     python = changes.get(PYTHON_VARIABLE, os.environ.get(PYTHON_VARIABLE))
-    if python and os.sep in python:  # a name without a slash is looked up in PATH
-        changes[PYTHON_VARIABLE] = os.path.abspath(python)
+    if python:
+        changes[PYTHON_VARIABLE] = _python_of(python)
     return changes or None

@@ -75,6 +75,12 @@ class SessionResources(ForkAware):
             self._give_up()
             raise
 
+    def forked_in_child(self) -> None:
+        """End every wait for the worker: a handler may have forked during one, which goes on in the child."""
+        worker: WorkerHandle | None = getattr(self, "worker", None)
+        if worker is not None:
+            worker.watch.deaths.append(worker.process.identity)
+
     def _claim(self) -> str:
         return self.workspace.claim(self.session_id, self._manifest([]), self._lock)
 

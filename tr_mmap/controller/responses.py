@@ -163,6 +163,7 @@ class Responses:
             response = self._await_response(pending, deadline_s, timeout_s, framework)
             taken = self._taken
             outcome = self._outcome(response, framework)
+            self.check_own()
             if taken is not None and taken.outcome is not None:
                 outcome = taken.outcome
             if isinstance(outcome, SystemLimit):  # nothing is lost: it can be received when there is room again
@@ -193,6 +194,7 @@ class Responses:
             remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
             try:
                 raw = receive(remaining_ms, should_stop)
+                self.check_own()  # a signal handler may have forked: the response is the parent's
                 response = None if raw is None else self.transfer.decode(raw)
                 taken = None if response is None else _Taken(response, framework)
             except BadMessage:
@@ -249,6 +251,7 @@ class Responses:
             timeout_s: what the user said.
             is_sent: False if the call did not come to its request, because another one is under way.
         """
+        self.check_own()
         if self._is_closing:
             return SessionNotStarted(f"session {self.resources.session_id!r} was closed meanwhile")
         if worker.is_over():
@@ -300,6 +303,7 @@ class Responses:
         Args:
             worker: for which the caller waits; another thread may have forgotten it meanwhile.
         """
+        self.check_own()
         if self._is_closing or self._is_exiting:
             return SessionNotStarted(f"session {self.resources.session_id!r} was ended meanwhile")
         end = worker.how_it_ended()

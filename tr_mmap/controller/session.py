@@ -91,6 +91,7 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         BadMessage: an option is not valid; ``detail`` is its name.
         TypeError: there is no option of that name.
         MissingPackage: the framework is not installed.
+        ScriptNotFound: a path is relative, and this process's current directory has been removed.
     """
 
     if TYPE_CHECKING:

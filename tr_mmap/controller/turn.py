@@ -8,6 +8,7 @@ have to be acquired by a call, after which an exception may come.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -61,8 +62,11 @@ class Turn:
         self._changed = Wakes()
 
     def wait(self, deadline_s: float) -> bool:
-        """Wait for the turn and take it, until the monotonic clock says ``deadline_s``. Returns whether it has it."""
-        me, waiter = get_ident(), _Waiter()
+        """Wait for the turn and take it, until the monotonic clock says ``deadline_s``. Returns whether it has it.
+
+        A child that a signal handler forks meanwhile does not get it: the thread that has it is not there.
+        """
+        me, waiter, own_pid = get_ident(), _Waiter(), os.getpid()
         try:
             self.queue.append(waiter)
             while True:
@@ -72,7 +76,7 @@ class Turn:
                     self.owner = me
                     return True
                 remaining_s = deadline_s - time.monotonic()
-                if remaining_s <= 0:
+                if remaining_s <= 0 or os.getpid() != own_pid:
                     return False
                 self._changed.wait(min(remaining_s, _SLICE_S), lambda: not self.owner and self.queue[0] is waiter)
         finally:

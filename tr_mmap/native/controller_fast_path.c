@@ -145,6 +145,7 @@ static int send_request(ControllerFastPath *self, PyObject *number, PyObject *te
         return 0;
     if (has_worker_ended(self)) return 0;
     int is_sent = publish_all(endpoint, tensors, &message);
+    if (endpoint_is_foreign(endpoint)) is_sent = 0; /* a signal handler has forked during a copy */
     if (is_sent > 0) {
         message.timestamp = now_ms();
         is_sent = append_tags(&message, words) && message_write(&draft, &message, 0) &&
@@ -222,6 +223,11 @@ static PyObject *receive_reply(ControllerFastPath *self, PyObject *number, PyObj
         line = endpoint_receive(&self->base, (until_us - now_us()) / 1e6, should_stop, &waiter, 1, &message);
     }
     if (line == NULL || line == Py_None) return line;
+    if (endpoint_is_foreign(&self->base)) { /* a signal handler has forked during the wait: the reply is the parent's */
+        Py_DECREF(line);
+        message_page_put_back(self->base.own);
+        Py_RETURN_NONE;
+    }
     self->is_receiving = 1; /* a destructor that the garbage collector runs now may not use the session */
     PyObject *reply = make_reply(self, &message);
     Py_DECREF(line);

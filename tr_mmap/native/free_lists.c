@@ -209,7 +209,7 @@ static int fill(FreeLists *self, OwnerSegment *segment, PyObject *array) {
      * caller would never get the segment, and its hold would never be undone. */
     if (PyErr_CheckSignals() < 0) return -1;
     self->copied_nbytes += segment->array_layout.nbytes;
-    publish(self, segment);
+    if (self->generation == fork_generation) publish(self, segment); /* a handler may have forked */
     return 0;
 }
 

@@ -31,6 +31,7 @@ typedef struct {
     PyObject *rejected;  /* bytes or NULL: a line on the page that is not the peer's */
     PyObject *mirrors;   /* a tuple of Mirrors, or NULL: those that this side keeps up to date */
     int waiters;         /* how many threads are in wait() */
+    unsigned generation; /* of the process that stores here; a forked child stores nothing */
 } MessagePage;
 
 static uint64_t blank(void) {
@@ -62,6 +63,7 @@ static int message_page_init(MessagePage *self, PyObject *arguments, PyObject *k
     self->buffer = buffer;
     self->number = (uint64_t *)((char *)self->buffer.buf + WIRE_MESSAGE_NUMBER_OFFSET);
     self->seen = blank();
+    self->generation = fork_generation;
     return 0;
 }
 
@@ -82,6 +84,7 @@ static int is_initialised(MessagePage *self) {
 
 int message_page_store(PyObject *page, long seq, const char *rest, Py_ssize_t nbytes) {
     MessagePage *self = (MessagePage *)page;
+    if (self->generation != fork_generation) return -1; /* a signal handler has forked while a message was prepared */
     if (self->is_ordered && self->stored_seq != 0) { /* a signal handler may have sent a later request while this one was prepared */
         long ahead = (self->stored_seq - seq + WIRE_MAX_MESSAGE_SEQ) % WIRE_MAX_MESSAGE_SEQ;
         if (ahead > 0 && ahead < WIRE_MAX_MESSAGE_SEQ / 2) return -1;
@@ -104,7 +107,8 @@ int message_page_store(PyObject *page, long seq, const char *rest, Py_ssize_t nb
 
 PyDoc_STRVAR(store_doc,
              "store(seq, text)\n--\n\nReplace the message by a JSON object, whose first member is its number.\n\n"
-             "Returns:\n    False, and nothing was stored, if is_ordered and the number is below the last one's.\n\n"
+             "Returns:\n    False, and nothing was stored, if is_ordered and the number is below the last one's, or if this is a\n"
+             "    forked child of the process that made the page.\n\n"
              "Raises:\n    ValueError: the number has more than 8 digits, or the text is longer than the page.");
 
 static PyObject *py_store(MessagePage *self, PyObject *const *arguments, Py_ssize_t count) {

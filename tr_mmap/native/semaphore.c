@@ -83,7 +83,9 @@ int semaphore_wait(PyObject *semaphore, double timeout_s) {
     }
     Semaphore *self = (Semaphore *)semaphore;
     if (!is_initialised(self)) return -1;
+    unsigned generation = fork_generation;
     if (PyErr_CheckSignals() < 0) return -1;
+    if (generation != fork_generation) return 1; /* a handler has forked: the posts are its parent's */
     /* It may have been posted more than once, for messages that were found without waiting. One wait takes all of
      * these posts, for together they say no more than one: look for a message. */
     int was_posted = 0;

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from ..base import system
 from ..wire.names import WORKER_MARK_VARIABLE
@@ -22,6 +22,9 @@ from .worker_log import LogSize, create_log, log_size, log_tail
 __all__ = ["WorkerProcess"]
 
 
+_UNKNOWN: Final = 1 << 16  # no exit status: the program ignores SIGCHLD, or its own handler has reaped the child
+
+
 class _Child(subprocess.Popen[bytes]):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         try:
@@ -31,6 +34,13 @@ class _Child(subprocess.Popen[bytes]):
             if getattr(self, "pid", None) is not None and self.returncode is None:
                 self.end()
             raise
+
+    def poll(self) -> int | None:
+        """As Popen's, but ``_UNKNOWN`` where Popen says 0 of a child that somebody else has reaped."""
+        if subprocess.Popen.__module__ != "subprocess":  # gevent's class, which reaps all children itself
+            return super().poll()
+        code: int | None = self._internal_poll(_deadstate=_UNKNOWN)  # type: ignore[attr-defined]
+        return code
 
     def end(self) -> None:
         """End just this process, at once."""
@@ -147,7 +157,12 @@ class WorkerProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """Its exit status, negative if a signal ended it; None while it lives."""
+        """Its exit status, negative if a signal ended it; None while it lives, or if the status is unknown."""
+        code = self._poll()
+        return None if code == _UNKNOWN else code
+
+    def _poll(self) -> int | None:
+        """As ``exit_code``, but ``_UNKNOWN`` if it has ended and its status is unknown."""
         if os.getpid() != self._owner_pid:
             return None  # a forked child cannot wait for its sibling
         with self._reap_lock:
@@ -158,7 +173,7 @@ class WorkerProcess:
 
     def is_alive(self) -> bool:
         """Whether it has not ended. Also right in a forked child."""
-        return self.identity.is_alive() if os.getpid() != self._owner_pid else self.exit_code is None
+        return self.identity.is_alive() if os.getpid() != self._owner_pid else self._poll() is None
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for its end, up to ``timeout_s``. Returns whether it has ended. May be interrupted and called again."""
@@ -213,7 +228,7 @@ class WorkerProcess:
         """The living among ``known``, the worker, its session, and all their descendants."""
         stats = all_stats()
         members = {identity.pid for identity in known if identity.is_alive()}
-        is_own_pid = self.exit_code is None  # until it is reaped, no other process can have its pid
+        is_own_pid = self._poll() is None  # until it is reaped, no other process can have its pid
         if is_own_pid:
             members.add(self.pid)
         for pid, seen in stats.items():

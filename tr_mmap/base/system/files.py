@@ -340,7 +340,8 @@ def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
             info = os.fstatvfs(fd)
             free = info.f_bavail * info.f_frsize + written  # as it was before we began
             raise OutOfSpace(
-                f"{nbytes} bytes were to be written, {free} were free; free space or choose another place",
+                f"{nbytes} bytes were to be written, {free} were free; free space, or choose another place "
+                "(that of sessions with TR_WORKSPACE)",
                 needed_nbytes=nbytes,
                 free_nbytes=free,
             ) from error

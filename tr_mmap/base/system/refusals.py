@@ -41,7 +41,7 @@ def check_room(error: OSError, path: str) -> None:
         free = 0
     raise OutOfSpace(
         f"there is no room for another file in {directory}, {free} bytes are free (it may be the number of files that "
-        "is limited); remove some, or choose another place",
+        "is limited); remove some, or choose another place (that of sessions with TR_WORKSPACE)",
         needed_nbytes=_NAME_NBYTES,
         free_nbytes=free,
     ) from error

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -41,6 +42,7 @@ class MessagePage:
     __slots__ = (
         "_buffer",
         "_mirrors",
+        "_owner_pid",
         "_previous_nbytes",
         "_rejected",
         "_seen",
@@ -58,6 +60,7 @@ class MessagePage:
     def __init__(self, buffer: Any) -> None:
         self._buffer = memoryview(buffer)
         self._words = self._buffer.cast("Q")
+        self._owner_pid = os.getpid()
         self._previous_nbytes = 0
         self._stores = 0  # how many stores have begun
         self._seen = _BLANK_WORD
@@ -75,7 +78,8 @@ class MessagePage:
         """Replace the message by a JSON object, whose first member is its number.
 
         Returns:
-            False, and nothing was stored, if ``is_ordered`` and the number is below that of the last store.
+            False, and nothing was stored, if ``is_ordered`` and the number is below that of the last store, or if this
+            is a forked child of the process that made the page.
 
         Raises:
             ValueError: the number has more than 8 digits, or the text is longer than the page.
@@ -88,6 +92,8 @@ class MessagePage:
         words = self._words
         word = int.from_bytes(b"%*d" % (NUMBER_DIGITS, seq), "little")
         while True:
+            if os.getpid() != self._owner_pid:  # a signal handler may have forked while the message was prepared
+                return False
             if (
                 self.is_ordered
                 and self._stored_seq
