@@ -31,6 +31,8 @@ _start_new_thread: Final[Any] = unpatched("_thread", "start_new_thread")
 _new_lock: Final[Any] = unpatched("_thread", "allocate_lock")
 _get_ident: Final[Any] = unpatched("_thread", "get_ident")
 _sleep: Final[Any] = unpatched("time", "sleep")
+_read: Final[Any] = unpatched("os", "read")  # eventlet's waits until there is something, whatever the descriptor says
+_write: Final[Any] = unpatched("os", "write")
 _HAS_THREADS: Final = is_builtin(_start_new_thread) and poll is not None
 _TASKS: Final = "/proc/self/task"
 _LONGEST_S: Final = 2e6  # more milliseconds poll(2) does not take; whoever waits 23 days may wait for ever
@@ -73,7 +75,7 @@ class _Wake:
         if not self._files[-1].is_open():
             return False  # a write would go to somebody else's file
         try:
-            os.write(self._writing, b"\1\0\0\0\0\0\0\0")  # an eventfd takes 8 bytes
+            _write(self._writing, b"\1\0\0\0\0\0\0\0")  # an eventfd takes 8 bytes
         except BlockingIOError:
             pass  # so full that it is awake
         return True
@@ -82,7 +84,7 @@ class _Wake:
         """Let the next sleep be a sleep."""
         try:
             if self._files[0].is_open():
-                os.read(self.reading, 4096)
+                _read(self.reading, 4096)
         except BlockingIOError:
             pass  # there was nothing
 

@@ -6,8 +6,9 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
+from ..unpatched import unpatched
 from .memory import libc
 
 __all__ = ["add_watch", "open_watches", "read_watches", "remove_watch", "ENTRIES", "WRITES"]
@@ -18,6 +19,7 @@ ENTRIES: Final = 0x100 | 0x80  # IN_CREATE, IN_MOVED_TO
 _DONT_FOLLOW: Final = 0x02000000
 _EVENT: Final = struct.Struct("iIII")
 _IGNORED: Final = 0x8000
+_read: Final[Any] = unpatched("os", "read")  # a thread of the system reads, which eventlet's could not wait in
 
 
 def open_watches() -> int:
@@ -42,7 +44,7 @@ def read_watches(fd: int) -> Iterator[tuple[int, bool]]:
     """What has happened: the number of the watch, and whether a writer has closed the file."""
     while True:
         try:
-            data = os.read(fd, 4096)
+            data = _read(fd, 4096)
         except (BlockingIOError, InterruptedError):
             return
         offset = 0
