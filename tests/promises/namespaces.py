@@ -61,6 +61,7 @@ class Container:
     def kill(self) -> None:
         """Kill all its processes, as the end of a container does."""
         self.popen.kill()  # whose child, process 1, goes with it, and the kernel kills the others with that
+        self.popen.wait()  # before its input is closed, at which the program would end by itself, and tidy up
         self.popen.communicate()
 
 
