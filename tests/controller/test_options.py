@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,16 @@ def test_a_session_of_this_process_in_the_way_is_said_so_and_can_be_replaced(wor
         assert not first.is_alive()
         first.close()  # does not touch the one that took its place
         assert second.fetch_response("hello still") == "Hello Still"
+
+
+def test_threads_that_replace_a_session_at_once_leave_the_last_one(workspace: Path) -> None:
+    sessions = [PythonSession(TOOLS, "cell", quiet_mode=True, replace=True) for _ in range(4)]
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        list(pool.map(PythonSession.start, sessions))
+    [last] = [each for each in sessions if each.is_alive()]
+    assert last.fetch_response("hello last") == "Hello Last"
+    for each in sessions:
+        each.close()
 
 
 def test_replace_takes_no_session_of_another_process(workspace: Path) -> None:

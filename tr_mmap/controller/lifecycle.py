@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -15,7 +16,7 @@ from ..errors import ResponseTimeout, SessionInUse, SessionNotStarted
 from ..protocol.status import Status, StatusLine
 from ..sessions.workspace import Workspace
 from ..wire.names import DEFAULT_WORKER
-from ..wire.waits import DEFAULT_TIMEOUT_MS, EXIT_TIMEOUT_MS
+from ..wire.waits import CLAIM_RETRY_S, CLAIM_WAIT_S, DEFAULT_TIMEOUT_MS, EXIT_TIMEOUT_MS
 from .dispatcher import Dispatcher, StatusTest
 from .launch import check_script
 from .options import SessionOptions, check_bool, seconds_of
@@ -117,9 +118,7 @@ class SessionLifecycle:
         with self._starting:
             if self._dispatcher is not None:
                 raise self._is_started()
-            if self._options.replace:
-                self._close_others()
-            resources = SessionResources(self._options)
+            resources = self._claim()
             self._finalizer = weakref.finalize(self, resources.release)
             dispatcher = Dispatcher(resources)
             try:
@@ -150,7 +149,20 @@ class SessionLifecycle:
             pid=os.getpid(),
         )
 
-    def _close_others(self) -> None:
+    def _claim(self) -> SessionResources:
+        deadline = time.monotonic() + CLAIM_WAIT_S
+        while True:
+            if self._options.replace:
+                self._close_other()
+            try:
+                return SessionResources(self._options)
+            except SessionInUse as error:
+                is_replaceable = self._options.replace and error.pid == os.getpid()
+                if not is_replaceable or time.monotonic() >= deadline:
+                    raise
+            time.sleep(CLAIM_RETRY_S)  # another thread starts it at this moment, or has just taken the name again
+
+    def _close_other(self) -> None:
         """Close the session of this process that has the name, if there is one."""
         other = _sessions.get(Workspace.at(self._options.workspace_root).session_dir(self._options.session_id))
         if other is not None and other is not self:
