@@ -14,6 +14,7 @@ from support import BOUND_S, environment, never
 
 from tr_mmap.channel.interface import Channel
 from tr_mmap.protocol.messages import Request, decode_request
+from tr_mmap.wire.messages import MIRROR_DELAY_S
 
 SHM = "/dev/shm"
 
@@ -40,6 +41,12 @@ class Ends:
         raw = self.worker.receive(0, never)
         assert raw is not None
         return decode_request(raw)
+
+
+def rest(*ends: Channel) -> None:
+    """Let each wait for a message that does not come, until it has shown people what there is to show."""
+    for end in ends:
+        assert end.receive(2000 * MIRROR_DELAY_S, never) is None
 
 
 class Stop:

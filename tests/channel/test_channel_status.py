@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from channel_ends import Ends, Peer, Stop
+from channel_ends import Ends, Peer, Stop, rest
 from support import BOUND_S, never
 
 from tr_mmap.channel.kinds import channel_kind
@@ -53,6 +53,7 @@ def test_nothing_of_an_earlier_status_shows_in_a_later_one(ends: Ends) -> None:
         else:
             status, detail = rng.choice(lines)
             ends.worker.write_status(status, detail)
+        rest(ends.controller, ends.worker)
         text = (ends.directory / "status.txt").read_text()
         assert text.strip() == StatusLine(status, detail).to_text().strip()
         assert text.rstrip(" ").endswith("\n")

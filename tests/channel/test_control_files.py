@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from channel_ends import Ends
+from channel_ends import Ends, rest
 from support import count_fds, never
 
 from tr_mmap.channel.kinds import channel_kind
@@ -30,10 +30,12 @@ def test_control_files_can_be_read_by_anyone_at_rest(ends: Ends, kind: str) -> N
         assert at_rest("request.json") == at_rest("response.json") == {"seq": 0}
     for seq, size in enumerate([3, 5000, 10, 60_000, 1000, 0], 1):
         ends.ask(seq, "x", "p" * size)
+        ends.controller.show_sent()
         wanted = {"seq": seq, "command": "x", "parameters": "p" * size}
         assert at_rest("request.json") == {key: value for key, value in wanted.items() if value != ""}
         assert ends.asked().parameters == "p" * size
         ends.worker.send(Response(seq, "", "r" * size, timestamp=seq))
+        rest(ends.worker)
         wanted = {"seq": seq, "result": "r" * size, "timestamp": seq}
         assert at_rest("response.json") == {key: value for key, value in wanted.items() if value != ""}
         assert ends.controller.receive(0, never) is not None

@@ -206,14 +206,16 @@ class MappedChannel(Channel):
         self.ring()
         if self._role is Role.WORKER:
             self.touch()
-            self._response_mirror.update()
         else:
-            self._request_mirror.update()
-            self._status_mirror.foretell_busy()
-            if self._is_answered():
-                # The worker may have written its mirror before ours. If it answers later, it also writes later.
-                self._status_mirror.forget()
-                self._status_mirror.update()
+            self._status_mirror.forget()  # the worker may have written it since
+
+    def show_sent(self) -> None:
+        self._request_mirror.update()
+        self._status_mirror.foretell_busy()
+        if self._is_answered():
+            # The worker may have written its mirror before ours. If it answers later, it also writes later.
+            self._status_mirror.forget()
+            self._status_mirror.update()
 
     def _send_apart(self, seq: int, text: bytes) -> bool:
         """Send a message as a spill, because the page cannot hold it."""
@@ -315,9 +317,13 @@ class MappedChannel(Channel):
         is_exit = self._status_start[0] == _EXIT_START  # the controller's, so that of the mirror may go
         word = None if detail or self._has_long_status else _SHORT_LINES.get(status)
         if word is not None:
-            is_stale = mirror.is_stale
             self._status_words[0] = word
-            (mirror.restore if is_exit else mirror.show if is_stale else mirror.update)()
+            if is_exit:
+                mirror.restore()
+            elif status is Status.BUSY:
+                self._show_busy()
+            elif status is not Status.OK:  # which the next wait shows
+                mirror.show()
             if status is Status.READY:
                 mirror.forget()  # its controller may have waited for long: the worker itself shows that it is busy
             return
@@ -326,6 +332,14 @@ class MappedChannel(Channel):
         (mirror.restore if is_exit else mirror.show)()
         # The worker writes nearly every status, so it knows what is there; the controller rarely writes one.
         self._has_long_status = len(line) > _WORD_NBYTES or self._role is Role.CONTROLLER
+
+    def _show_busy(self) -> None:
+        """Show a burst of requests in its second one, as the fast path does: the controller shows a single one."""
+        if self._status_mirror.is_forgotten:
+            for mirror in self._mirrors:
+                mirror.update()
+        elif self._status_mirror.is_stale:
+            self._status_mirror.forget()
 
     def advance_status(self, status: Status, detail: str = "") -> bool:
         if self._status_start[0] == _EXIT_START:

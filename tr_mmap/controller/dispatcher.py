@@ -203,6 +203,8 @@ class Dispatcher(Nesting):
                 self.check_own()  # a signal handler may have forked meanwhile
                 if self._seq == seq:
                     worker.channel.send(request, deadline_s, worker.is_over)
+                    if is_public:
+                        worker.channel.show_sent()
                     break
                 transfer.withdraw()  # a signal handler has sent a request meanwhile, and may have changed tags
             except Overtaken:  # it has done so a moment later

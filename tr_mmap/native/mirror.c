@@ -337,7 +337,13 @@ static PyObject *get_is_stale(Mirror *self, void *unused) {
     return is_initialised(self) ? PyBool_FromLong(mirror_is_stale((PyObject *)self)) : NULL;
 }
 
+static PyObject *get_is_forgotten(Mirror *self, void *unused) {
+    (void)unused;
+    return is_initialised(self) ? PyBool_FromLong(mirror_is_forgotten((PyObject *)self)) : NULL;
+}
+
 static PyGetSetDef mirror_properties[] = {
+    {"is_forgotten", (getter)get_is_forgotten, NULL, "Whether nothing was written since the mirror was forgotten.", NULL},
     {"is_stale", (getter)get_is_stale, NULL, "Whether the page's first 16 bytes are not those written last.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -52,6 +52,11 @@ class Mirror:
         """Whether the page's first 16 bytes are not those written last."""
         return not self._is_closed and self._page[:_SHOWN_NBYTES] != self._head
 
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether nothing was written since the mirror was forgotten."""
+        return not self._head
+
     def update(self) -> None:
         """Write the page's line if the mirror is stale. A file that somebody wrote by hand just now is left alone."""
         if self.is_stale:
