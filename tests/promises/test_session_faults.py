@@ -41,7 +41,7 @@ def numbers(is_full: bool) -> Sequence[int]:
 @pytest.fixture
 def cheap_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers start in a millisecond and do nothing."""
-    script = tmp_path / "worker"
+    script = tmp_path / "python"
     script.write_text("#!/bin/sh\nexec sleep 1000\n")
     script.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(script))

@@ -43,7 +43,7 @@ _NEEDED_PACKAGES: Final = ("numpy", "msgspec", "ml_dtypes", "posix_ipc", "psutil
 _NOT_FOR_DEFAULT: Final = frozenset({"PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT"})
 # Where an interpreter has its standard library: those of the wrong interpreter end it before its first line.
 _HOMES: Final = ("PYTHONHOME", "PYTHONPLATLIBDIR")
-_PYTHON_NAMES: Final = ("python", "pypy", "graalpy")  # what the file name of an interpreter begins with
+_PYTHON_NAMES: Final = ("python", "pypy", "graalpy")  # one of them is in the file name of an interpreter
 _OLDEST_PYTHON: Final = "3.11"
 # What execve(2) says of the program itself; any other error is a limit of the system.
 _NOT_RUNNABLE: Final = frozenset(
@@ -122,7 +122,7 @@ def find_python(python: str | None = None, environ: Mapping[str, str] = os.envir
 
 def _is_python(executable: str | None) -> bool:
     """Whether ``sys.executable`` is an interpreter, which understands our arguments, and can be run."""
-    if not executable or not os.path.basename(executable).lower().startswith(_PYTHON_NAMES):
+    if not executable or not any(name in os.path.basename(executable).lower() for name in _PYTHON_NAMES):
         return False
     return os.path.isfile(executable) and os.access(executable, os.X_OK)
 
