@@ -36,6 +36,10 @@ class Shown:
     def __init__(self, native: ModuleType, path: Path, kept: bytes = b"") -> None:
         self.path = path
         self.page = memoryview(mmap.mmap(-1, 65536))
+        self.set(b"new")
+        creator = native.Mirror(self.page, str(path), kept)
+        creator.create()
+        creator.close()
         self.mirror = native.Mirror(self.page, str(path), kept)
 
     def set(self, line: bytes) -> None:
@@ -100,7 +104,7 @@ def test_what_the_other_side_has_written_is_not_written_again(shown: Shown) -> N
     shown.set(b"first")
     shown.mirror.mark_shown()
     shown.mirror.update()
-    assert not shown.path.exists()
+    assert shown.line == b"new"
     shown.set(b"a request that is the next one")
     shown.mirror.update()
     assert shown.line == b"a request that is the next one"
@@ -170,7 +174,7 @@ def test_another_line_stays_for_as_long_as_it_is_held(shown: Shown) -> None:
     shown.mirror.show()
     assert shown.line == b"an answer"
     shown.path.unlink()  # its reader has taken it
-    shown.mirror.update()
+    wait_until(lambda: shown.mirror.update() or shown.path.exists())
     assert shown.line == b"second"
     shown.set(b"first")
     shown.mirror.write(b"another", 0.0)
@@ -231,7 +235,7 @@ def test_a_mirror_is_made_again_when_something_else_has_its_name(
     shown.mirror.update()
     spoil(shown.path)
     shown.set(b"second")
-    shown.mirror.restore()
+    shown.mirror.create()
     assert shown.line == b"second"
     assert not shown.path.is_symlink()
     assert (tmp_path / "target").read_bytes() == b"mine"
@@ -239,14 +243,28 @@ def test_a_mirror_is_made_again_when_something_else_has_its_name(
         assert (tmp_path / "second").read_bytes().startswith(b"first\n")
 
 
+def test_a_mirror_that_somebody_removes_is_made_again_but_not_at_once(shown: Shown) -> None:
+    """It is in nobody's way who is about to remove the whole directory."""
+    shown.set(b"first")
+    shown.mirror.update()
+    shown.path.unlink()
+    shown.set(b"second")
+    for write in (shown.mirror.update, shown.mirror.show, shown.mirror.restore, shown.mirror.foretell_busy):
+        write()
+        assert not shown.path.exists()
+    wait_until(lambda: shown.mirror.update() or shown.path.exists())
+    assert shown.line == b"second"
+
+
 def test_a_mirror_that_cannot_be_made_is_no_error_and_is_made_when_it_can(shown: Shown) -> None:
+    shown.path.unlink()
     shown.path.mkdir()
     shown.set(b"first")
-    for write in (shown.mirror.update, shown.mirror.show, shown.mirror.restore):
+    for write in (shown.mirror.update, shown.mirror.show, shown.mirror.restore, shown.mirror.create):
         write()
     shown.mirror.write(b"an answer", 0.0)
     shown.path.rmdir()
-    shown.mirror.restore()
+    shown.mirror.create()
     assert shown.line == b"first"
 
 
@@ -295,15 +313,15 @@ def test_a_wait_that_lasts_shows_what_the_mirrors_lack_and_a_short_one_does_not(
     page = native.MessagePage(buffer)
     page.set_mirrors((shown.mirror,))
     shown.set(b"first")
-    looks: list[bool] = []
+    looks: list[bytes] = []
 
     def stop() -> bool:  # before each sleep: one that a ring ends at once, and one that lasts
-        looks.append(shown.path.exists())
+        looks.append(shown.line)
         return len(looks) == 3
 
     assert page.waiters == 0
     assert page.wait(semaphore, BOUND_S, 0.01, stop) is None
-    assert looks == [False, False, True]
+    assert looks == [b"new", b"new", b"first"]
     assert shown.line == b"first"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from tr_mmap.processes.identity import Identity
 from tr_mmap.processes.life_lock import LifeLock
 from tr_mmap.sessions import manifest as manifests
 from tr_mmap.sessions.workspace import Workspace
+from tr_mmap.wire.messages import MIRROR_DELAY_S
 from tr_mmap.wire.names import CONTROLLER_LOCK_FILE, WORKER_LOCK_FILE
+from tr_mmap.wire.waits import MIRROR_CHECK_S
 
 
 def elsewhere(pid: int = 1) -> Identity:
@@ -189,3 +192,23 @@ def test_a_session_whose_directory_was_removed_by_hand_says_so_and_ends_in_order
     with PythonSession(session_id="s", quiet_mode=True) as other:  # the name is free
         session.close()
         assert other.fetch_response("hello you") == "Hello You"
+
+
+@pytest.mark.parametrize("auth", [False, True])
+def test_who_removes_the_directory_of_a_session_in_use_finds_nothing_new_in_it(workspace: Path, auth: bool) -> None:
+    session = PythonSession(session_id="s", auth=auth, quiet_mode=True)
+    session.start()
+    session.wait_until_ready()
+    directory = session.session_dir()
+    is_in_time = False
+    while not is_in_time:
+        began_s = time.monotonic()
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        assert session.fetch_response("hello you") == "Hello You"
+        time.sleep(4 * MIRROR_DELAY_S)  # for so long that the worker writes its mirrors, if it does
+        left = os.listdir(directory)
+        is_in_time = time.monotonic() - began_s < MIRROR_CHECK_S
+    assert left == []
+    os.rmdir(directory)
+    session.close()

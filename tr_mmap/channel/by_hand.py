@@ -37,6 +37,7 @@ MOST_WAITING: Final = 64  # requests by hand; who writes more of them, faster th
 _TOO_LONG: Final = b'"a request that is longer than a message may be"'  # no object, so it is answered with an error
 
 _Signature = tuple[int, int, int, int]
+_NO_FILE: Final[_Signature] = (0, 0, 0, 0)
 
 
 class HandWatch:
@@ -124,7 +125,7 @@ class HandWatch:
         try:
             info = os.lstat(path)
         except OSError:
-            return (0, 0, 0, 0)
+            return _NO_FILE
         return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
     def _read(self, path: str, limit_nbytes: int) -> bytes:
@@ -156,8 +157,8 @@ class HandWatch:
 
     def _look_at_status(self) -> None:
         signature = self._signature_of(self._status)
-        if signature == self._seen.get(self._status):
-            return
+        if signature in (_NO_FILE, self._seen.get(self._status)):
+            return  # the session's directory may be on its way out
         text = self._read(self._status, STATUS_NBYTES).partition(b"\n")[0].decode("utf-8", "replace").strip("\0 \r")
         try:
             is_exit = parse_status(text).status is Status.EXIT

@@ -187,7 +187,7 @@ class MappedChannel(Channel):
             except (OSError, TRException):
                 pass  # a directory, say
         for mirror in (self._request_mirror, self._response_mirror, self._status_mirror):
-            mirror.restore()
+            mirror.create()
         self._response_mirror.close()  # it is the worker's from here on
 
     def send(

@@ -25,6 +25,7 @@ typedef struct {
     uint64_t head[HEAD_WORDS];  /* the beginning of that line */
     double held_until_us;       /* until then the file shows what it shows */
     double checked_us;          /* when we last looked where the name leads, or failed to open it */
+    double missed_us;           /* when we first found no file of the name; 0 while there is one */
     PyObject *kept;             /* bytes: a line of that beginning stays for a while, if the page has another */
     int is_closed;
 } Mirror;
@@ -64,13 +65,21 @@ static int is_fit(const struct stat *info) {
     return S_ISREG(info->st_mode) && info->st_uid == geteuid() && info->st_nlink == 1;
 }
 
+/* Whether there has been no file for so long that a new one may be made. Not at once: whoever removes the session's
+ * directory by hand has removed this file first, and would find another one in it. */
+static int is_long_missed(Mirror *self, double now) {
+    if (self->missed_us == 0) self->missed_us = now;
+    return now - self->missed_us >= CHECK_US;
+}
+
 /* Open the file that the name leads to, or make a new one; anything else in its place but a directory goes away. */
-static void open_again(Mirror *self, struct stat *info) {
+static void open_again(Mirror *self, struct stat *info, double now, int may_create) {
     const char *path = PyBytes_AS_STRING(self->path);
     const int always = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
     self->fd = open(path, always);
     int is_in_the_way = self->fd == NO_FILE && (errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EACCES);
     if (self->fd == NO_FILE && errno != ENOENT && !is_in_the_way) return; /* no descriptor is left, say */
+    if (self->fd == NO_FILE && !is_in_the_way && !may_create && !is_long_missed(self, now)) return;
     self->nbytes = WIRE_MIRROR_NBYTES; /* of another size it is not ours */
     if (self->fd != NO_FILE && (fstat(self->fd, info) != 0 || !is_fit(info))) {
         close_file(self);
@@ -83,6 +92,7 @@ static void open_again(Mirror *self, struct stat *info) {
         self->nbytes = 0;
     }
     if (self->fd == NO_FILE) return;
+    self->missed_us = 0;
     (void)!fchmod(self->fd, 0600);
     self->device = info->st_dev;
     self->inode = info->st_ino;
@@ -99,7 +109,7 @@ static int is_file_there(Mirror *self, struct stat *info) {
 }
 
 /* Have an open file of the mirror's name; 0 if there is none. */
-static int find_file(Mirror *self, struct stat *info, int is_thorough) {
+static int find_file(Mirror *self, struct stat *info, int is_thorough, int may_create) {
     double now = now_us();
     int is_due = is_thorough || now - self->checked_us >= CHECK_US;
     if (self->fd == NO_FILE && !is_due) return 0;
@@ -111,7 +121,7 @@ static int find_file(Mirror *self, struct stat *info, int is_thorough) {
     if (is_due) self->checked_us = now;
     if (is_there) return 1;
     close_file(self);
-    open_again(self, info);
+    open_again(self, info, now, may_create);
     return self->fd != NO_FILE;
 }
 
@@ -159,13 +169,13 @@ static void read_head(const Mirror *self, uint64_t head[HEAD_WORDS]) {
         head[word] = __atomic_load_n((uint64_t *)self->page.buf + word, __ATOMIC_ACQUIRE);
 }
 
-static void show_page(Mirror *self, int is_thorough, int is_insistent) {
+static void show_page(Mirror *self, int is_thorough, int is_insistent, int may_create) {
     struct stat info;
     if (self->is_closed) return;
     /* A reader of the older kind removes the file when it has read the answer in it. */
     if (!is_insistent && now_us() < self->held_until_us && is_file_there(self, &info)) return;
     self->held_until_us = 0;
-    if (!find_file(self, &info, is_thorough)) return;
+    if (!find_file(self, &info, is_thorough, may_create)) return;
     if (!is_insistent && is_by_hand(self, &info)) return;
     uint64_t head[HEAD_WORDS];
     for (int tries = 0; tries < 3; tries++) {
@@ -188,7 +198,7 @@ int mirror_is_stale(PyObject *mirror) {
 
 void mirror_update(PyObject *mirror) {
     int code = errno;
-    if (mirror_is_stale(mirror)) show_page((Mirror *)mirror, 0, 0);
+    if (mirror_is_stale(mirror)) show_page((Mirror *)mirror, 0, 0, 0);
     errno = code;
 }
 
@@ -214,7 +224,7 @@ void mirror_foretell_busy(PyObject *mirror) {
                      does_page_say(self, WIRE_STATUS_ERROR);
     mirror_forget(mirror);
     if (!is_waiting) mirror_update(mirror);
-    else if (!self->is_closed && find_file(self, &info, 0) && !is_by_hand(self, &info)) {
+    else if (!self->is_closed && find_file(self, &info, 0, 0) && !is_by_hand(self, &info)) {
         read_head(self, self->head);
         write_line(self, WIRE_STATUS_BUSY, sizeof WIRE_STATUS_BUSY - 1, &info);
     }
@@ -245,7 +255,7 @@ PyDoc_STRVAR(show_doc,
 static PyObject *py_show(Mirror *self, PyObject *unused) {
     (void)unused;
     if (!is_initialised(self)) return NULL;
-    show_page(self, 1, 0);
+    show_page(self, 1, 0, 0);
     Py_RETURN_NONE;
 }
 
@@ -284,7 +294,16 @@ PyDoc_STRVAR(restore_doc, "restore()\n--\n\nWrite the page's line over whatever 
 static PyObject *py_restore(Mirror *self, PyObject *unused) {
     (void)unused;
     if (!is_initialised(self)) return NULL;
-    show_page(self, 1, 1);
+    show_page(self, 1, 1, 0);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(create_doc, "create()\n--\n\nWrite the page's line over whatever is there, or into a new file.");
+
+static PyObject *py_create(Mirror *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    show_page(self, 1, 1, 1);
     Py_RETURN_NONE;
 }
 
@@ -301,7 +320,7 @@ static PyObject *py_write(Mirror *self, PyObject *const *arguments, Py_ssize_t c
     }
     double hold_s = PyFloat_AsDouble(arguments[1]);
     if (hold_s == -1.0 && PyErr_Occurred()) return NULL;
-    if (!self->is_closed && find_file(self, &info, 1)) {
+    if (!self->is_closed && find_file(self, &info, 1, 1)) {
         write_line(self, PyBytes_AS_STRING(arguments[0]), PyBytes_GET_SIZE(arguments[0]), &info);
         memset(self->head, 0, sizeof self->head); /* so the page's own line is written after the hold */
         self->held_until_us = now_us() + hold_s * 1e6;
@@ -355,6 +374,7 @@ static PyMethodDef mirror_methods[] = {
     {"forget", (PyCFunction)py_forget, METH_NOARGS, forget_doc},
     {"foretell_busy", (PyCFunction)py_foretell_busy, METH_NOARGS, foretell_busy_doc},
     {"restore", (PyCFunction)py_restore, METH_NOARGS, restore_doc},
+    {"create", (PyCFunction)py_create, METH_NOARGS, create_doc},
     {"write", (PyCFunction)(void (*)(void))py_write, METH_FASTCALL, write_doc},
     {"close", (PyCFunction)py_close, METH_NOARGS, close_doc},
     {NULL, NULL, 0, NULL},

@@ -44,6 +44,7 @@ class Mirror:
         self._head = b""  # the beginning of that line
         self._held_until_s = 0.0  # until then the file shows what it shows
         self._checked_s = -MIRROR_CHECK_S  # when we last looked where the name leads, or failed to open it
+        self._missed_s = 0.0  # when we first found no file of the name; 0 while there is one
         self._is_closed = False
         self._lock = threading.RLock()  # the watch's thread restores what somebody has written over
 
@@ -98,6 +99,10 @@ class Mirror:
         """Write the page's line over whatever is there."""
         self._show_page(is_thorough=True, is_insistent=True)
 
+    def create(self) -> None:
+        """Write the page's line over whatever is there, or into a new file."""
+        self._show_page(is_thorough=True, is_insistent=True, may_create=True)
+
     def write(self, line: bytes, hold_s: float) -> None:
         """Write another line than the page's, over whatever is there.
 
@@ -106,7 +111,7 @@ class Mirror:
             hold_s: how long it stays.
         """
         with self._lock:
-            info = None if self._is_closed else self._find_file(is_thorough=True)
+            info = None if self._is_closed else self._find_file(is_thorough=True, may_create=True)
             if info is not None:
                 self._write_line(line, info.st_size)
                 self._head = b""  # so the page's own line is written after the hold
@@ -119,7 +124,7 @@ class Mirror:
             self._info()
             self._close_file()
 
-    def _show_page(self, *, is_thorough: bool, is_insistent: bool) -> None:
+    def _show_page(self, *, is_thorough: bool, is_insistent: bool, may_create: bool = False) -> None:
         with self._lock:
             if self._is_closed:
                 return
@@ -129,7 +134,7 @@ class Mirror:
                     return
                 # A reader of the older kind has removed the file, because it has read the answer in it.
             self._held_until_s = 0.0
-            info = self._find_file(is_thorough=is_thorough)
+            info = self._find_file(is_thorough=is_thorough, may_create=may_create)
             if info is None or (not is_insistent and self._is_by_hand(info)):
                 return
             nbytes = info.st_size
@@ -164,7 +169,7 @@ class Mirror:
         self._fd = -1  # the process has closed our descriptor, and the number may be another file's by now
         return None
 
-    def _find_file(self, *, is_thorough: bool) -> os.stat_result | None:
+    def _find_file(self, *, is_thorough: bool, may_create: bool = False) -> os.stat_result | None:
         """Have an open file of the mirror's name."""
         now_s = time.monotonic()
         is_due = is_thorough or now_s - self._checked_s >= MIRROR_CHECK_S
@@ -186,12 +191,20 @@ class Mirror:
             return info
         self._close_file()
         try:
-            return self._open_again()
+            return self._open_again(now_s, may_create=may_create)
         except OSError:
             self._close_file()
             return None
 
-    def _open_again(self) -> os.stat_result:
+    def _is_long_missed(self, now_s: float) -> bool:
+        """Whether there has been no file for so long that a new one may be made. Not at once.
+
+        Whoever removes the session's directory by hand has removed this file first, and would find another one in it.
+        """
+        self._missed_s = self._missed_s or now_s
+        return now_s - self._missed_s >= MIRROR_CHECK_S
+
+    def _open_again(self, now_s: float, *, may_create: bool) -> os.stat_result:
         """Open the file that the name leads to, or make a new one; anything else but a directory goes away."""
         is_in_the_way = False
         info = None
@@ -201,6 +214,8 @@ class Mirror:
             is_in_the_way = error.errno in _IN_THE_WAY
             if not is_in_the_way and error.errno != errno.ENOENT:
                 raise  # no descriptor is left, say
+            if not is_in_the_way and not may_create and not self._is_long_missed(now_s):
+                raise
         self._nbytes = MIRROR_NBYTES  # of another size it is not ours
         if self._fd >= 0:
             info = os.fstat(self._fd)
@@ -213,6 +228,7 @@ class Mirror:
             self._fd = os.open(self._path, _ALWAYS | os.O_CREAT | os.O_EXCL, 0o600)
             self._nbytes = 0
             info = os.fstat(self._fd)
+        self._missed_s = 0.0
         os.fchmod(self._fd, 0o600)
         self._identity = info.st_dev, info.st_ino
         return info

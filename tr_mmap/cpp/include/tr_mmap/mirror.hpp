@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -49,7 +50,8 @@ public:
     /// Put a new file in place of an earlier one; a name that cannot be freed stays without a mirror.
     void create() noexcept {
         unlink_file(path_);
-        show();
+        struct stat info;
+        if (open_again(info, true)) show();
     }
 
     /// Whether the page's first 16 bytes are not those written last.
@@ -140,6 +142,11 @@ private:
         fd_ = -1;
     }
 
+    static Clock::duration check_pause() noexcept {
+        constexpr std::chrono::duration<double> pause(wire::mirror_check_s);
+        return std::chrono::duration_cast<Clock::duration>(pause);
+    }
+
     /// Have an open file of the mirror's name.
     bool find_file(struct stat& info) noexcept {
         const Clock::time_point now = Clock::now();
@@ -151,19 +158,24 @@ private:
             is_there = ::lstat(path_.c_str(), &named) == 0 && is_same(named);
         }
         if (is_due) {
-            constexpr std::chrono::duration<double> pause(wire::mirror_check_s);
-            next_check_ = now + std::chrono::duration_cast<Clock::duration>(pause);
+            next_check_ = now + check_pause();
         }
-        return is_there || open_again(info);
+        return is_there || open_again(info, missed_ && now >= *missed_);
     }
 
-    /// Open the file that the name leads to, or make a new one; anything else in its place but a directory goes away.
-    bool open_again(struct stat& info) noexcept {
+    /// Open the file that the name leads to; anything else in its place but a directory goes away. Makes a new one only
+    /// if it may, and so not at once: whoever removes the session's directory by hand has removed this file first, and
+    /// would find another one in it.
+    bool open_again(struct stat& info, bool may_create) noexcept {
         const int always = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
         close_file();
         fd_ = ::open(path_.c_str(), always);
         bool is_in_the_way = fd_ < 0 && (errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EACCES);
         if (fd_ < 0 && errno != ENOENT && !is_in_the_way) return false;  // no descriptor is left, say
+        if (fd_ < 0 && !is_in_the_way && !may_create) {
+            if (!missed_) missed_ = Clock::now() + check_pause();
+            return false;
+        }
         nbytes_ = wire::mirror_nbytes;  // of another size it is not ours
         if (fd_ >= 0 && (::fstat(fd_, &info) != 0 || !S_ISREG(info.st_mode) || info.st_uid != ::geteuid() ||
                          info.st_nlink != 1)) {
@@ -180,6 +192,7 @@ private:
             }
             nbytes_ = 0;
         }
+        missed_.reset();
         (void)!::fchmod(fd_, 0600);
         device_ = info.st_dev;
         inode_ = info.st_ino;
@@ -214,6 +227,7 @@ private:
     std::size_t nbytes_ = 0;  // the file's size when we last wrote it; another size shows that somebody else did
     Head head_{};
     Clock::time_point next_check_{};
+    std::optional<Clock::time_point> missed_;  // when a file may be made, because there was none a while ago
 };
 
 }  // namespace detail
