@@ -449,3 +449,66 @@ def test_a_relative_path_in_a_removed_directory_is_named(tmp_path: Path, monkeyp
             PythonSession(*arguments, **options)
         assert caught.value.path in ("worker.py", "./python", "data", "bin/python")
         assert caught.value.path in str(caught.value)
+
+
+def test_a_removed_directory_does_not_keep_the_worker_that_ships_from_starting(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([".", "modules", str(tmp_path)]))
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    path = script(tmp_path, "from tr_mmap import Server\nserver = Server()\nserver.run()\n")
+    monkeypatch.setenv("PYTHONHOME", "")
+    options: tuple[dict[str, Any], ...] = ({}, {"cwd": "/"}, {"script_path": path}, {"script_path": path, "cwd": "/"})
+    for each in options:
+        with PythonSession(**each, quiet_mode=True) as session:
+            assert session.is_ready()
+
+
+# -- paths mean what they mean to open() --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``current`` leads to ``release/v1``, so ``current/..`` is ``release``. This process is beside it."""
+    (tmp_path / "release" / "v1").mkdir(parents=True)
+    (tmp_path / "current").symlink_to("release/v1")
+    for place, word in ((tmp_path, "wrong"), (tmp_path / "release", "right")):
+        script(place, f"from tr_mmap import Server\nserver = Server()\nserver.command('who')(lambda: {word!r})\nserver.run()\n")
+        (place / "data").mkdir()
+        (place / "python").write_text(f'#!/bin/sh\necho {word} >> {tmp_path}/used\nexec {sys.executable} "$@"\n')
+        (place / "python").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("start", ["", "./", "{here}/", "{here}/./", "{here}//"])
+def test_the_script_directory_and_interpreter_are_those_that_the_kernel_finds(
+    workspace: Path, current: Path, start: str
+) -> None:
+    before = start.format(here=current) + "current/../"
+    options = {"script_path": before + "worker.py", "cwd": before + "data", "python": before + "python"}
+    with PythonSession(**options, quiet_mode=True) as session:
+        assert session.fetch_response("who") == "right"
+        assert os.path.realpath(f"/proc/{session.pid}/cwd") == str(current / "release" / "data")
+    assert (current / "used").read_text() == "right\n"
+
+
+def test_the_interpreter_that_a_variable_or_a_path_names_is_the_one_that_the_kernel_finds(
+    workspace: Path, current: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TR_PYTHON", "current/../python")
+    with PythonSession(quiet_mode=True), PythonSession(session_id="2", python="python", quiet_mode=True, env={"PATH": "current/.."}):
+        pass
+    assert (current / "used").read_text() == "right\n" * 2
+
+
+def test_the_workspace_is_the_one_that_the_kernel_finds(current: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in ("current/../ws", "./current/../ws/", f"{current}/current/../ws"):
+        monkeypatch.setenv("TR_WORKSPACE", given)
+        with PythonSession("current/../worker.py", quiet_mode=True) as session:
+            assert Path(session.session_dir()).resolve().parents[1] == current / "release" / "ws"
+            assert session.fetch_response("who") == "right"
+    assert not (current / "ws").exists()

@@ -96,3 +96,13 @@ def test_a_directory_of_sessions_that_others_prepared_is_refused(ws: Workspace, 
         ws.claim("s", mine("s"))
     with pytest.raises(HostilePath):
         ws.sweep()
+
+
+def test_a_relative_tr_workspace_in_a_removed_directory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(HostilePath, match="ws is relative, and this process's current directory has been removed"):
+        Workspace.locate({"TR_WORKSPACE": "ws"})

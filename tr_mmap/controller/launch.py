@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence, Set
 from shutil import which
 from typing import Any, Final
 
+from ..base import system
 from ..errors import ScriptNotFound
 from ..processes import life_lock
 from ..processes.lifeline import Lifeline
@@ -34,7 +35,7 @@ from ..wire.names import (
 
 __all__ = ["advice_on", "check_script", "find_python", "launch"]
 
-_PACKAGE_DIR: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PACKAGE_DIR: Final = os.path.dirname(os.path.dirname(system.absolute(__file__)))
 _COMPAT_DIR: Final = os.path.join(_PACKAGE_DIR, "compat")  # has tech_renaissance.py, the original framework's name
 _DEFAULT_SCRIPT: Final = os.path.join(_PACKAGE_DIR, "worker", "__main__.py")
 _NEEDED_PACKAGES: Final = ("numpy", "msgspec", "ml_dtypes", "posix_ipc", "psutil")  # by the default worker
@@ -110,14 +111,14 @@ def find_python(python: str | None = None, environ: Mapping[str, str] = os.envir
             f"{PYTHON_VARIABLE}",
             path=sys.executable or "",
         )
-    found = which(os.path.abspath(chosen) if os.path.dirname(chosen) else chosen, path=environ.get("PATH"))
+    found = which(system.absolute(chosen) if os.path.dirname(chosen) else chosen, path=environ.get("PATH"))
     if not chosen or found is None:
         raise ScriptNotFound(
             f"the worker's interpreter {chosen!r} ({origin}) is no program that can be run; give the path of a Python, "
             "or a name that is on PATH",
             path=chosen,
         )
-    return os.path.abspath(found)
+    return system.absolute(found)
 
 
 def _is_python(executable: str | None) -> bool:
@@ -238,7 +239,7 @@ def _spawn(interpreter: str, program: list[str], **options: Any) -> WorkerProces
 def _program(script_path: str) -> list[str]:
     """The interpreter's arguments that run a script. The current directory never decides which code that is."""
     if script_path != DEFAULT_WORKER:
-        return [os.path.abspath(script_path)]
+        return [system.absolute(script_path)]
     if os.path.isfile(_DEFAULT_SCRIPT):
         return ["-P", _DEFAULT_SCRIPT]  # -P: not even the directory of the script is searched for modules
     return ["-P", "-m", "tr_mmap.worker"]  # the package is in a zip file
@@ -286,8 +287,13 @@ def _runs_by(name: str) -> bool:
     value = os.environ.get(name, "")
     if name == "PYTHONPLATLIBDIR":
         return value == sys.platlibdir
-    home = os.path.realpath(value.partition(os.pathsep)[0])
-    return bool(value) and home in (os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix))
+    if not value:
+        return False
+    try:
+        home = os.path.realpath(value.partition(os.pathsep)[0])
+        return home in (os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix))
+    except FileNotFoundError:  # a relative path, and the current directory has been removed
+        return False
 
 
 def _environment_of_script(environ: Mapping[str, str], workspace_root: str) -> dict[str, str]:
@@ -295,7 +301,11 @@ def _environment_of_script(environ: Mapping[str, str], workspace_root: str) -> d
     if not _is_installed():
         paths.append(os.path.dirname(_PACKAGE_DIR))
     if environ.get("PYTHONPATH"):  # relative to our directory, whatever the worker's is
-        paths += [os.path.abspath(each) for each in environ["PYTHONPATH"].split(os.pathsep)]
+        for each in environ["PYTHONPATH"].split(os.pathsep):
+            try:
+                paths.append(system.absolute(each))
+            except FileNotFoundError:  # our directory has been removed: it leads nowhere
+                pass
     return {**environ, "PYTHONPATH": os.pathsep.join(paths)} | _common(workspace_root)
 
 
@@ -315,7 +325,7 @@ def _places_of_packages() -> list[str]:
         spec = sys.modules[name].__spec__ if name in sys.modules else importlib.util.find_spec(name)
         if spec is None or not spec.origin:
             continue
-        place = os.path.dirname(os.path.abspath(spec.origin))
+        place = os.path.dirname(system.absolute(spec.origin))
         if spec.submodule_search_locations is not None:  # a package, not a module
             place = os.path.dirname(place)
         if place not in places:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Literal, TypeAlias
 
+from ..base import system
 from ..base.identifiers import check_session_id
 from ..channel.kinds import CHANNEL_NAMES
 from ..errors import BadMessage, ScriptNotFound
@@ -196,7 +197,7 @@ def _path_of(name: str, path: object) -> str:
 
 def _absolute(what: str, path: str) -> str:
     try:
-        return os.path.abspath(path)
+        return system.absolute(path)
     except FileNotFoundError:
         raise ScriptNotFound(
             f"the {what} {path!r} cannot be found, because this process's current directory has been removed; give an "

@@ -78,7 +78,7 @@ def new_log_path(directory: str) -> str:
     try:
         if not system.is_dir_on_tmpfs(directory):
             return ""
-        place = os.path.abspath(tempfile.gettempdir())
+        place = system.absolute(tempfile.gettempdir())
         if place == os.getcwd() or not system.is_usable_dir(place) or _are_on_one_file_system(place, directory):
             return ""  # the current directory is where Python looks last: there is no place for temporary files
     except OSError:

@@ -71,7 +71,7 @@ class Workspace:
     """
 
     def __init__(self, root: str, *, is_default: bool = False) -> None:
-        self.root = os.path.abspath(root)
+        self.root = _absolute(root)
         self.is_default = is_default
         self._sessions = os.path.join(self.root, SESSIONS_DIR)
 
@@ -94,7 +94,7 @@ class Workspace:
     @classmethod
     def at(cls, root: str) -> Workspace:
         """The workspace in that directory, which is perhaps the default one: a worker is told even that one's path."""
-        chosen = os.path.abspath(root)
+        chosen = _absolute(root)
         return cls(chosen, is_default=chosen == _default_root())
 
     def session_dir(self, session_id: str) -> str:
@@ -332,6 +332,13 @@ def _default_root() -> str:
     parent = SHM_DIR if system.is_usable_dir(SHM_DIR) else tempfile.gettempdir()
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return os.path.join(parent, f"{DEFAULT_ROOT_PREFIX}{user}")
+
+
+def _absolute(root: str) -> str:
+    try:
+        return system.absolute(root)
+    except FileNotFoundError:
+        raise _unusable(root, "is relative, and this process's current directory has been removed") from None
 
 
 def _unusable(path: str, reason: str) -> HostilePath:

@@ -12,9 +12,9 @@ def _load_own_package() -> None:
     """Make ``tr_mmap`` the package that this file is in, whatever else on the path has that name."""
     from importlib.util import module_from_spec, spec_from_file_location
 
-    worker_dir = os.path.dirname(os.path.abspath(__file__))
+    worker_dir = os.path.dirname(__file__)
     package_dir = os.path.dirname(worker_dir)
-    sys.path[:] = [place for place in sys.path if place != worker_dir]  # there without -P
+    sys.path[:] = [place for place in sys.path if place not in (worker_dir, os.path.realpath(worker_dir))]  # there without -P
     spec = spec_from_file_location(
         "tr_mmap", os.path.join(package_dir, "__init__.py"), submodule_search_locations=[package_dir]
     )

@@ -25,7 +25,7 @@ _MAX_FRAMES: Final = 100  # of one exception; from a recursion the first and the
 _MAX_LINKED: Final = 200  # exceptions in a chain or a group; to format more takes seconds
 _NEWEST: Final = 20  # of a longer chain, these are shown
 
-_PACKAGE: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+_PACKAGE: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 _HANDLERS: Final = os.path.join(_PACKAGE, "worker", "default.py")  # the default worker's functions are handlers
 
 _cause_of = BaseException.__dict__["__cause__"].__get__  # a subclass may have a property of that name

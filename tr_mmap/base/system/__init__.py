@@ -7,6 +7,7 @@ followed, descriptors are not inherited, files are 0600 and directories 0700), a
 from __future__ import annotations
 
 from .dirents import (
+    absolute,
     exchange,
     exists,
     is_lock_free,
@@ -80,6 +81,7 @@ __all__ = [
     "MADV_POPULATE_READ",
     "MADV_POPULATE_WRITE",
     "MADV_REMOVE",
+    "absolute",
     "address_of",
     "advise",
     "allocate",

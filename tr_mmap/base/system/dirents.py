@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+from pathlib import Path
 
 from .files import is_on
 from .limits import check_descriptors
@@ -18,6 +19,7 @@ except ImportError:  # pragma: no cover - Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "absolute",
     "exchange",
     "exists",
     "is_lock_free",
@@ -41,6 +43,15 @@ __all__ = [
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _MOST_LINKS = 40  # what Linux follows too
 _PROC_MAGIC = 0x9FA0  # linux/magic.h
+
+
+def absolute(path: str) -> str:
+    """The path from the root, without ``.`` and with every ``..``: after a symlink, the kernel alone knows where that is.
+
+    Raises:
+        FileNotFoundError: it is relative, and the current directory has been removed.
+    """
+    return str(Path(path).absolute())
 
 
 def status(path: str) -> os.stat_result:

@@ -38,8 +38,11 @@ inline std::string package_dir() {
     const std::string package = TR_MMAP_PACKAGE_DIR;
 #else
     std::error_code error;
-    const std::string own = std::filesystem::absolute(__FILE__, error).lexically_normal().string();
-    const std::string package = directory_of(directory_of(directory_of(directory_of(own))));
+    const std::filesystem::path own = std::filesystem::absolute(__FILE__, error);
+    const std::string normal = own.lexically_normal().string();
+    const std::string package = directory_of(directory_of(directory_of(directory_of(normal))));
+    // Where ".." follows a symlink, that is another place.
+    if (!std::filesystem::equivalent(own, package + "/cpp/include/tr_mmap/launch.hpp", error)) return "";
 #endif
     return is_file(package + "/worker/__main__.py") ? package : "";  // what ``-m tr_mmap.worker`` runs
 }

@@ -199,7 +199,7 @@ inline std::string directory_of(const std::string& path) {
     return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
 }
 
-/// The path from the root, without "." and "..".
+/// The path from the root, without "." and with every "..": after a symlink, the kernel alone knows where that is.
 ///
 /// @throws ScriptNotFound it is relative, and the current directory is gone.
 inline std::string absolute_path(const std::string& path) {
@@ -210,7 +210,11 @@ inline std::string absolute_path(const std::string& path) {
                                  error.message() + "); give an absolute path, or chdir(2) first",
                              path);
     }
-    return whole.lexically_normal().string();
+    std::filesystem::path result;
+    for (const std::filesystem::path& part : whole) {
+        if (part != "." && !part.empty()) result /= part;
+    }
+    return result.string();
 }
 
 /// Whether a path leads to a directory in which this user may make files.
