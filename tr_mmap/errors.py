@@ -180,8 +180,8 @@ class SystemLimit(TRException, OSError):
 
     Attributes:
         limit: which one: ``"vm.max_map_count"``, ``"RLIMIT_NOFILE"``, ``"RLIMIT_FSIZE"``, ``"RLIMIT_AS"``,
-            ``"RLIMIT_DATA"``; or, of the whole system, ``"fs.file-max"``, ``"vm.overcommit_memory"``,
-            ``"address space"``, ``"file size"`` (of this file system).
+            ``"RLIMIT_DATA"``, ``"ARG_MAX"`` (a worker's arguments and environment); or, of the whole system,
+            ``"fs.file-max"``, ``"vm.overcommit_memory"``, ``"address space"``, ``"file size"`` (of this file system).
         errno: of the system call that failed.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from support import TOOLS, environment, has_ended, leftovers, run_python, script
 
-from tr_mmap import PythonSession, ScriptNotFound, WorkerDied, sweep
+from tr_mmap import PythonSession, ScriptNotFound, SystemLimit, WorkerDied, sweep
 from tr_mmap.controller.launch import advice_on, find_python, launch
 from tr_mmap.processes import worker_log
 from tr_mmap.processes.spawn import WorkerProcess
@@ -431,6 +432,33 @@ def test_a_controller_that_has_its_library_where_a_variable_says_starts_its_work
     assert done.stdout == "True\n", done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"args": ["x" * 200_000]}, r"args= has 200001 bytes \(the longest text 200001\), env= has 0 bytes"),
+        ({"args": ["x" * 1000] * 5000}, r"args= has 5005000 bytes \(the longest text 1001\)"),
+        ({"env": {"LONG": "ü" * 100_000, "SHORT": "x", "GONE": None}}, r"args= has 0 bytes .*env= has 200014 bytes"),
+    ],
+    ids=["one word", "many words", "a variable"],
+)
+@pytest.mark.parametrize("is_default", [True, False])
+def test_a_command_line_that_is_too_long_is_a_limit_that_names_the_options(
+    workspace: Path, tmp_path: Path, options: dict[str, Any], words: str, is_default: bool
+) -> None:
+    path = "default" if is_default else script(tmp_path, "from tr_mmap import Server\nServer().run()\n")
+    before = os.listdir("/proc/self/fd")
+    session = PythonSession(path, quiet_mode=True, **options)
+    for _ in range(2):
+        with pytest.raises(SystemLimit, match=words) as caught:
+            session.start()
+        assert (caught.value.limit, caught.value.errno) == ("ARG_MAX", errno.E2BIG)
+        assert "file" in str(caught.value)
+        assert not leftovers(workspace)
+    assert os.listdir("/proc/self/fd") == before
+    with PythonSession(path, quiet_mode=True) as session:  # the name is free again
+        assert session.is_ready()
+
+
 # -- a current directory that is not there ----------------------------------------------------------------------------
 
 
@@ -467,7 +495,7 @@ def test_a_removed_directory_does_not_keep_the_worker_that_ships_from_starting(
             assert session.is_ready()
 
 
-# -- paths mean what they mean to open() --------------------------------------------------------------------------------
+# -- paths mean what they mean to open() ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -476,7 +504,10 @@ def current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "release" / "v1").mkdir(parents=True)
     (tmp_path / "current").symlink_to("release/v1")
     for place, word in ((tmp_path, "wrong"), (tmp_path / "release", "right")):
-        script(place, f"from tr_mmap import Server\nserver = Server()\nserver.command('who')(lambda: {word!r})\nserver.run()\n")
+        script(
+            place,
+            f"from tr_mmap import Server\nserver = Server()\nserver.command('who')(lambda: {word!r})\nserver.run()\n",
+        )
         (place / "data").mkdir()
         (place / "python").write_text(f'#!/bin/sh\necho {word} >> {tmp_path}/used\nexec {sys.executable} "$@"\n')
         (place / "python").chmod(0o755)
@@ -500,7 +531,10 @@ def test_the_interpreter_that_a_variable_or_a_path_names_is_the_one_that_the_ker
     workspace: Path, current: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TR_PYTHON", "current/../python")
-    with PythonSession(quiet_mode=True), PythonSession(session_id="2", python="python", quiet_mode=True, env={"PATH": "current/.."}):
+    with (
+        PythonSession(quiet_mode=True),
+        PythonSession(session_id="2", python="python", quiet_mode=True, env={"PATH": "current/.."}),
+    ):
         pass
     assert (current / "used").read_text() == "right\n" * 2
 

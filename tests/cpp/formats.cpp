@@ -4,8 +4,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "check.hpp"
 #include "tr_mmap/tr_mmap.hpp"
@@ -229,6 +232,48 @@ TEST(format_a_path_means_what_it_means_to_open) {
     CHECK(code_of(slash) == EISDIR);
     save_tsr(dangling, one);
     CHECK_EQUAL(load_tsr(folder() + "/new.tsr").data<float>()[0], 1.0f);
+}
+
+TEST(format_an_error_of_a_save_names_the_user_s_file) {
+    const Tensor one = Tensor::full(Shape(2), 1.0f);
+    for (const std::string& path : {folder() + "/nodir/x", std::string("nodir/x")}) {
+        const auto missing = thrown_by<SystemError>([&] { save_tsr(path, one); });
+        CHECK_EQUAL(missing.code, ENOENT);
+        CHECK(std::string(missing.what()).rfind(path, 0) == 0);
+    }
+}
+
+TEST(format_a_relative_path_is_resolved_once_by_a_save) {
+    const std::string first = folder() + "/first", second = folder() + "/second";
+    const std::filesystem::path before = std::filesystem::current_path();
+    std::filesystem::create_directory(first);
+    std::filesystem::create_directory(second);
+    std::filesystem::current_path(first);
+    std::atomic<bool> is_over{false};
+    std::thread mover([&] {
+        while (!is_over) {
+            std::filesystem::current_path(second);
+            std::filesystem::current_path(first);
+        }
+    });
+    int failures = 0;
+    for (int round = 0; round < 500; ++round) {
+        try {
+            save_tsr("x.tsr", Tensor::full(Shape(2000), 1.0f));
+        } catch (const TRException&) {
+            ++failures;
+        }
+    }
+    is_over = true;
+    mover.join();
+    std::filesystem::current_path(before);
+    CHECK_EQUAL(failures, 0);
+    for (const std::string& place : {first, second}) {
+        for (const auto& each : std::filesystem::directory_iterator(place)) {
+            CHECK_EQUAL(each.path().filename().string(), std::string("x.tsr"));
+            CHECK(load_tsr(each.path().string()).shape() == Shape(2000));
+        }
+    }
 }
 
 TEST(format_a_file_without_a_name_is_overwritten_in_place) {

@@ -66,6 +66,46 @@ TEST(session_options_of_the_worker_s_process) {
     CHECK(std::string(missing.what()).find("TR_PYTHON") != std::string::npos);
 }
 
+TEST(session_paths_mean_what_they_mean_to_open) {
+    const std::string place = test_folder() + "/releases";
+    std::filesystem::create_directories(place + "/release/v1");
+    std::filesystem::create_directory_symlink("release/v1", place + "/current");
+    std::filesystem::create_directory(place + "/data");
+    std::filesystem::create_directory(place + "/release/data");
+    std::ofstream(place + "/release/python") << "#!/bin/sh\nexec " << std::getenv("TR_PYTHON") << " \"$@\"\n";
+    CHECK(::chmod((place + "/release/python").c_str(), 0700) == 0);
+    std::ofstream(place + "/worker.py") << "raise SystemExit('wrong')\n";
+    std::filesystem::copy_file(worker_script(), place + "/release/worker.py");
+    CHECK(holds_in_child([&] {
+        std::filesystem::current_path(place);
+        const std::string relative = "current/../";
+        for (const std::string& before : {relative, "./" + relative + "./", place + "/" + relative}) {
+            ::setenv("TR_WORKSPACE", (before + "ws/").c_str(), 1);
+            SessionOptions options;
+            options.cwd = before + "data";
+            options.env = {{"TR_PYTHON", before + "python"}};
+            PythonSession s(before + "worker.py", "dots", true, options);
+            s.start();
+            CHECK(s.wait_until_ready(30000));
+            CHECK(s.fetch_response("look TR_PYTHON NONE").find(place + "/release/data") != std::string::npos);
+            CHECK(std::filesystem::exists(place + "/release/ws"));
+        }
+        CHECK(!std::filesystem::exists(place + "/ws"));
+    }));
+}
+
+TEST(session_arguments_that_are_too_long_are_a_limit) {
+    for (const bool is_variable : {false, true}) {
+        SessionOptions options;
+        if (is_variable) options.env = {{"LONG", std::string(200'000, 'x')}};
+        else options.args = {std::string(200'000, 'x')};
+        const auto full = thrown_by<SystemLimit>([&] { PythonSession(worker_script(), "long", true, options).start(); });
+        CHECK_EQUAL(full.code, E2BIG);
+        CHECK_EQUAL(full.limit, "ARG_MAX");
+        CHECK(std::string(full.what()).find("SessionOptions::args and env") != std::string::npos);
+    }
+}
+
 TEST(session_from_a_directory_that_is_gone) {
     CHECK(holds_in_child([] {
         const std::string place = test_folder() + "/gone";
@@ -336,7 +376,9 @@ TEST(session_at_the_limit_of_a_file_s_size_is_usable_after_it) {
         const auto full = thrown_by<SystemLimit>([&] { s.send_tensor(Tensor::ones(Shape(1 << 20)), "a"); });
         CHECK_EQUAL(full.limit, "RLIMIT_FSIZE");
         thrown_by<SystemLimit>([&] { s.empty<float>(Shape(1 << 20)); });
-        thrown_by<SystemLimit>([&] { save_tsr(test_folder() + "/large.tsr", Tensor::ones(Shape(1 << 20))); });
+        const std::string large = test_folder() + "/large.tsr";
+        const auto refused = thrown_by<SystemLimit>([&] { save_tsr(large, Tensor::ones(Shape(1 << 20))); });
+        CHECK(std::string(refused.what()).find(large + ": a file of ") != std::string::npos);
         CHECK(!exists(test_folder() + "/large.tsr"));
         s.send_tensor(Tensor::ones(Shape(1000)), "a");
         CHECK_EQUAL(s.fetch_response("is a 1"), "True");

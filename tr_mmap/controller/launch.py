@@ -16,7 +16,7 @@ from shutil import which
 from typing import Any, Final
 
 from ..base import system
-from ..errors import ScriptNotFound
+from ..errors import ScriptNotFound, SystemLimit
 from ..processes import life_lock
 from ..processes.lifeline import Lifeline
 from ..processes.spawn import WorkerProcess
@@ -172,12 +172,14 @@ def launch(
         log_path: where the worker's log goes, outside the session directory, which then has a symlink to it; "" for
             a log in the session directory.
         args: the script's arguments after the session's name; they and ``env`` were checked as options.
-        env: variables to add to this process's environment for the worker; None as a value removes one.
+        env: variables to add to what the worker inherits of this process's environment; None as a value removes one.
+            What we set ourselves stays.
         cwd: the worker's current directory; None for this process's.
         python: the interpreter, see :func:`find_python`.
 
     Raises:
         ScriptNotFound: there is no such script or interpreter; or the directory has been removed.
+        SystemLimit: ``args`` and ``env`` are longer than the system allows, or there are too many open files.
         OSError: a system call failed; no worker is left.
     """
     check_script(script_path)
@@ -216,9 +218,12 @@ def launch(
                 quiet=quiet,
             )
             worker.on_end = lifeline.cut
-    except BaseException:
+    except BaseException as error:
         if worker is not None:  # the worker runs, but our own copies of the descriptors could not be closed
             worker.terminate_tree(0)
+        lifeline.cut()  # also if somebody keeps the error
+        if isinstance(error, OSError) and error.errno == errno.E2BIG:
+            raise _too_long(error, args, env or {}) from error
         raise
     return worker
 
@@ -234,6 +239,22 @@ def _spawn(interpreter: str, program: list[str], **options: Any) -> WorkerProces
             f"with python= or {PYTHON_VARIABLE}",
             path=interpreter,
         ) from error
+
+
+def _too_long(error: OSError, args: Sequence[str], env: Mapping[str, str | None]) -> SystemLimit:
+    variables = [f"{name}={value}" for name, value in env.items() if value is not None]
+    sizes = [[len(os.fsencode(each)) + 1 for each in texts] for texts in (args, variables)]
+    told = ", ".join(
+        f"{name}= has {sum(each)} bytes (the longest text {max(each, default=0)})"
+        for name, each in zip(("args", "env"), sizes, strict=True)
+    )
+    return SystemLimit(
+        f"the worker cannot be started: {error.strerror}: {told}, beside what the worker inherits; Linux allows "
+        "128 KiB for one text and a quarter of the stack's limit (ulimit -s) for all; write what is long to a file, "
+        "and give the worker its path",
+        limit="ARG_MAX",
+        code=errno.E2BIG,
+    )
 
 
 def _program(script_path: str) -> list[str]:

@@ -83,9 +83,12 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             that of an earlier run of the same notebook cell.
         start_timeout_ms: how long ``with`` waits until the worker is ready; None sets no limit.
         args: more words for the worker's command line, after the session id.
-        env: changes to the worker's environment: names to values, or to None to remove a variable.
+        env: changes to the environment that the worker inherits: names to values, or to None to remove a variable.
+            ``TR_PYTHON`` in it chooses this worker's interpreter. What tr_mmap itself sets for the worker stays:
+            ``TR_WORKSPACE``, and its own folders at the beginning of a script's ``PYTHONPATH``.
         cwd: the worker's current directory; None for this process's.
-        python: the worker's interpreter; None for the environment variable ``TR_PYTHON``, else this process's.
+        python: the worker's interpreter; None for ``TR_PYTHON`` in ``env`` or else in this process's environment, else
+            this process's.
 
     Raises:
         BadMessage: an option is not valid; ``detail`` is its name.
@@ -284,10 +287,12 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             framework: ``"numpy"`` or ``"torch"``; the session's own if left out.
 
         Raises:
-            UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
+            UnsupportedTensor: no such dtype, or a shape that TSR cannot hold.
+            BadMessage: no such framework.
             OutOfSpace: no room.
         """
-        framework = framework or self._options.framework
+        if framework is None:
+            framework = self._options.framework
         dispatcher = self._dispatcher or self._open()
         array = dispatcher.transfer.quick_loan(shape, dtype) if framework == "numpy" else None
         if array is not None:

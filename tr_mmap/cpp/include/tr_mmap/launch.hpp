@@ -75,6 +75,11 @@ inline SessionOptions resolved(SessionOptions options) {
     if (!(options.block_ms >= 0)) {
         throw BadMessage("SessionOptions::block_ms is a time in milliseconds, 0 or more", "block_ms");
     }
+    const auto given = options.env.find("TR_PYTHON");
+    if (given != options.env.end() && given->second && !given->second->empty()) {
+        given->second = resolved_program(*given->second);
+        if (options.python.empty()) options.python = *given->second;
+    }
     options.python = resolved_program(options.python);
     if (!options.cwd.empty()) options.cwd = absolute_path(options.cwd);
     return options;
@@ -152,7 +157,7 @@ inline std::shared_ptr<WorkerProcess> launch(const std::string& script_path, con
     check_script(script_path);
     const bool is_default = script_path == wire::default_worker;
     const std::string package = package_dir();
-    const char* chosen = std::getenv("TR_PYTHON");
+    const char* chosen = options.env.count("TR_PYTHON") ? nullptr : std::getenv("TR_PYTHON");
     std::string program = options.python;
     if (program.empty() && chosen) program = resolved_program(chosen);
     if (program.empty()) program = python_of(package);

@@ -93,6 +93,11 @@ public:
         if (code == EAGAIN) {
             throw SystemLimit(what, code, "RLIMIT_NPROC", "end processes, or raise the limit (ulimit -u)");
         }
+        if (code == E2BIG) {
+            throw SystemLimit(what, code, "ARG_MAX",
+                              "SessionOptions::args and env, with what the worker inherits, are longer than the system "
+                              "allows; write what is long to a file, and give the worker its path");
+        }
         if (code == EMFILE || code == ENFILE || code == ENOMEM) fail_call(what, code);
         throw ScriptNotFound(what + ": " + std::strerror(code) +
                                  "; SessionOptions::python, or the environment variable TR_PYTHON, names the Python "

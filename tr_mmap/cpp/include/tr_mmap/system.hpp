@@ -217,6 +217,16 @@ inline std::string absolute_path(const std::string& path) {
     return result.string();
 }
 
+/// A path for several calls that a change of the current directory, by another thread, does not part: from the root
+/// where this user can go that way (some directory above the current one may be closed to him). Else as it is.
+inline std::string fixed_path(const std::string& path) {
+    std::error_code error;
+    if (path.empty() || path[0] == '/' || path.find('\0') != std::string::npos) return path;
+    const std::string whole = std::filesystem::current_path(error).string() + "/" + path;
+    struct stat info;
+    return !error && ::stat(directory_of(whole).c_str(), &info) == 0 ? whole : path;
+}
+
 /// Whether a path leads to a directory in which this user may make files.
 inline bool is_usable_dir(const std::string& path) {
     struct stat info;
@@ -285,10 +295,11 @@ inline Fd open_path(const std::string& path, bool is_for_writing = false) {
 
 /// Create a file that must not exist, 0600 unless a user's own file is made, open for reading and writing.
 ///
+/// @param told_as the path that errors name, if that of the new file says nothing to the user: one beside it.
 /// @throws OutOfSpace the file system has no room for another file.
-inline Fd create_file(const std::string& path, mode_t mode = 0600) {
+inline Fd create_file(const std::string& path, mode_t mode = 0600, const std::string& told_as = "") {
     Fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode));
-    if (!fd) refuse_name(path, errno);
+    if (!fd) refuse_name(told_as.empty() ? path : told_as, errno);
     return fd;
 }
 
@@ -337,9 +348,11 @@ inline bool is_sparse(const Fd& fd, const std::string& path) {
 
 /// Throw SystemLimit if this process may not make a file that long. The call itself would raise SIGXFSZ, which by
 /// default ends the process.
-inline void check_file_limit(std::uint64_t nbytes, const std::string& directory) {
+///
+/// @param place the file, or its directory, for the message.
+inline void check_file_limit(std::uint64_t nbytes, const std::string& place) {
     const auto limit = limit_of(RLIMIT_FSIZE);
-    if (limit && nbytes > *limit) fail_call("a file of " + std::to_string(nbytes) + " bytes in " + directory, EFBIG);
+    if (limit && nbytes > *limit) fail_call(place + ": a file of " + std::to_string(nbytes) + " bytes", EFBIG);
 }
 
 /// Throw OutOfSpace if the file cannot grow to that size: tmpfs would fill up first, and other processes fail then.

@@ -215,15 +215,17 @@ inline void save_tsr(const std::string& path, const Tensor& tensor, int version 
     header.created_ns = detail::now_ns();
     if (has_checksum) header.payload_checksum = version == 2 ? crc32(tensor.data_ptr(), tensor.nbytes()) : 0;
     const std::vector<std::byte> raw = encode_header(header);  // refuses before a file exists
-    const detail::Replacement target = detail::replacement_of(path);
-    if (!target.has_name) return detail::overwrite(path, tensor, raw);
+    detail::check_file_limit(raw.size() + tensor.nbytes(), path);
+    const std::string fixed = detail::fixed_path(path);
+    const detail::Replacement target = detail::replacement_of(fixed);
+    if (!target.has_name) return detail::overwrite(fixed, tensor, raw);
     const std::string temporary = detail::temporary_beside(target.path);
-    const detail::Fd fd = detail::create_file(temporary, target.mode ? 0600 : 0666);
+    const detail::Fd fd = detail::create_file(temporary, target.mode ? 0600 : 0666, target.path);
     detail::Unlinker unlinker(temporary);
     // A file system without permissions of its own refuses every change, and gives all files the same ones.
     if (target.mode && (detail::status_of(fd, temporary).st_mode & 07777) != *target.mode &&
         ::fchmod(fd.get(), *target.mode) != 0) {
-        throw SystemError(temporary, errno);
+        throw SystemError(target.path, errno);
     }
     detail::write_tensor(fd, tensor, raw, detail::directory_of(target.path));
     detail::rename_file(temporary, target.path);
