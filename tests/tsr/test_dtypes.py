@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import FRAMEWORKS, ROOT, environment
+from support import FRAMEWORKS, ROOT, TOOLS, environment
 
 from tr_mmap import PythonSession
-from tr_mmap.errors import UnsupportedTensor
+from tr_mmap.errors import BadMessage, UnsupportedTensor
 from tr_mmap.tsr import dtypes
 from tr_mmap.tsr.dtypes import TABLE, DType, by_code, by_name, from_numpy, from_torch, resolve
 
@@ -253,3 +253,29 @@ def test_importing_and_plain_use_import_neither_torch_nor_ml_dtypes(tmp_path: Pa
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+@pytest.mark.parametrize("channel", ["mapped", "legacy"])
+def test_a_shape_is_what_numpy_takes_for_one_and_all_else_is_refused(framework: str, channel: Any) -> None:
+    session: Any = PythonSession(TOOLS, quiet_mode=True, framework=framework, channel=channel)
+    with session:
+        for shape in (
+            3,
+            (),
+            (2, 3),
+            [2, 3],
+            np.int64(3),
+            np.array(3),
+            np.array([2, 3]),
+            torch.tensor([2, 3]),
+            range(3),
+        ):
+            assert tuple(session.empty(shape).shape) == np.empty(shape).shape
+        assert tuple(session.empty(torch.tensor([2, 3])).shape) == (2, 3)
+        for wrong in (None, 2.5, (2.0,), "3", b"3", {2: 3}.values, np.array([[2, 3]]), np.array([2.0]), (None,), (-1,)):
+            with pytest.raises(UnsupportedTensor, match="shape"):
+                session.empty(wrong)
+        for wrong in ("", "Numpy", 0, False, np):
+            with pytest.raises(BadMessage, match="framework"):
+                session.empty(3, "float32", wrong)

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 from strategies import bits
-from support import environment
+from support import environment, run_python
 from tsr_files import ARRAY, names
 
+from tr_mmap.base import system
 from tr_mmap.base.system import dirents, files
-from tr_mmap.errors import HostilePath, SystemLimit
+from tr_mmap.errors import Fault, HostilePath, SystemLimit, TSRFormatError
 from tr_mmap.tsr import from_file, load, memmap, read_header, save
 
 READERS = pytest.mark.parametrize("read", [load, read_header, memmap, from_file])
@@ -423,3 +425,136 @@ def test_a_file_that_others_replace_at_the_same_time_is_replaced_not_overwritten
     assert bits(load(path)) == bits(OTHER)
     assert bits(old) == bits(ARRAY)
     assert link.is_symlink()
+
+
+# -- the current directory changes, or is closed ----------------------------------------------------------------------
+
+
+def _moving(places: list[Path], stop: threading.Event) -> None:
+    while not stop.is_set():
+        for place in places:
+            os.chdir(place)
+
+
+@pytest.mark.parametrize("options", [{}, {"version": 1}, {"key": bytes(32)}, {"checksum": True}])
+@pytest.mark.parametrize("name", ["rel.tsr", "./rel.tsr", "../b/rel.tsr", "link.tsr", "part/rel.tsr"])
+def test_a_relative_path_is_resolved_once_by_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
+) -> None:
+    places = [tmp_path / "a", tmp_path / "b"]
+    for place in places:
+        (place / "part").mkdir(parents=True)
+        (place / "link.tsr").symlink_to("part/linked.tsr")
+    monkeypatch.chdir(tmp_path / "a")
+    stop = threading.Event()
+    mover = threading.Thread(target=_moving, args=(places, stop))
+    mover.start()
+    try:
+        for _ in range(150):
+            save(name, ARRAY, **options)
+    finally:
+        stop.set()
+        mover.join()
+    files = [each for each in tmp_path.rglob("*") if each.is_file() and not each.is_symlink()]
+    assert files
+    for each in files:
+        assert each.name in ("rel.tsr", "linked.tsr")
+        assert load(each, key=options.get("key")).tolist() == ARRAY.tolist()
+    assert all((place / "link.tsr").is_symlink() for place in places)
+
+
+def test_a_change_of_directory_in_the_middle_of_a_save_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    for step in ("replacement_of", "create_file", "write_all", "rename"):
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path / "here")
+            call = getattr(system, step)
+
+            def moves_first(*given: Any, call: Any = call, **named: Any) -> Any:
+                os.chdir(tmp_path / "there")
+                return call(*given, **named)
+
+            patch.setattr(system, step, moves_first)
+            save("x.tsr", ARRAY)
+        assert names(tmp_path / "here") == ["x.tsr"]
+        assert names(tmp_path / "there") == []
+        (tmp_path / "here" / "x.tsr").unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_a_relative_path_is_saved_where_only_the_current_directory_may_be_used(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    (closed / "here").mkdir(parents=True)
+    os.chown(closed / "here", 65534, 65534)
+    closed.chmod(0o700)
+    code = (
+        "import os, sys, numpy as np, tr_mmap\ntr_mmap.save, tr_mmap.load\n"
+        "os.chdir(sys.argv[1])\nos.setresuid(65534, 65534, 65534)\n"
+        "tr_mmap.save('x.tsr', np.ones(3))\nprint(tr_mmap.load('x.tsr').tolist())\n"
+    )
+    done = run_python("-c", code, str(closed / "here"))
+    assert done.stdout == "[1.0, 1.0, 1.0]\n", done.stderr
+    assert names(closed / "here") == ["x.tsr"]
+
+
+def test_a_relative_path_is_saved_far_below_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(25):  # 5,000 bytes; a path from the root may have 4,095
+        os.mkdir("d" * 200)
+        os.chdir("d" * 200)
+    save("x.tsr", ARRAY)
+    assert load("x.tsr").tolist() == ARRAY.tolist()
+    assert os.listdir() == ["x.tsr"]
+
+
+# -- errors name the file ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"version": 0}, {"key": bytes(32)}, {"checksum": True}])
+@pytest.mark.parametrize("make", [lambda: np.ones((600, 600)), lambda: np.ones((600, 600)).T], ids=["C", "Fortran"])
+def test_a_file_that_may_not_be_that_large_is_named(path: Path, make: Any, options: dict[str, Any]) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    fd = os.memfd_create("")
+    try:
+        for name in (str(path), os.path.relpath(path), f"/proc/self/fd/{fd}"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+            with pytest.raises(SystemLimit) as caught:
+                save(name, make(), **options)
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            assert caught.value.limit == "RLIMIT_FSIZE"
+            assert (name if name.startswith("/") else str(path.name)) in str(caught.value)
+            assert ".tmp" not in str(caught.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        os.close(fd)
+    assert names(path.parent) == []
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL])
+def test_a_write_that_fails_names_the_users_file(path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "pwrite", fails)
+    with pytest.raises(OSError, match=r"x\.tsr'$") as caught:
+        save(path, ARRAY)
+    assert (caught.value.errno, caught.value.filename) == (code, str(path))
+
+
+@pytest.mark.parametrize("name", ["/proc/self/mem", "//etc/../proc/self/mem", b"/proc/self/mem"])
+def test_a_file_that_cannot_be_read_is_named(name: Any) -> None:
+    for read in (load, read_header, memmap, from_file, lambda path: load(path, key=bytes(32))):
+        with pytest.raises(OSError, match=r"Input/output error: '.*/proc/self/mem'") as caught:
+            read(name)
+        assert caught.value.filename == os.fsdecode(name)
+
+
+def test_what_maps_a_sealed_file_is_told_what_reads_one(path: Path) -> None:
+    save(path, ARRAY, key=bytes(32))
+    for read in (load, read_header, memmap, from_file):
+        with pytest.raises(TSRFormatError, match=r"cannot be mapped; load and read_header with the key") as caught:
+            read(path)
+        assert caught.value.fault is Fault.SEALED

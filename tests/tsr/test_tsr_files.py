@@ -23,7 +23,7 @@ from support import FRAMEWORKS, ROOT
 from tsr_files import ARRAY, F32, fault_of, names
 
 from tr_mmap.base import system
-from tr_mmap.errors import Fault, HostilePath, OutOfSpace, TSRFormatError, UnsupportedTensor
+from tr_mmap.errors import BadMessage, Fault, HostilePath, OutOfSpace, TSRFormatError, UnsupportedTensor
 from tr_mmap.tsr import load, read_header, save, tensors
 from tr_mmap.tsr.dtypes import TABLE, DType, by_name, from_numpy, from_torch
 from tr_mmap.tsr.header import decode, encode_v2
@@ -378,10 +378,39 @@ def test_layouts_that_cannot_hold_the_wish_are_refused(path: Path, options: Any,
     assert names(path.parent) == []
 
 
+@pytest.mark.parametrize("version", [True, False, 2.0, "2", None, [2], -1, np.float32(1)])
+def test_a_version_is_a_whole_number_that_is_known(path: Path, version: Any) -> None:
+    for key in (None, bytes(32)):
+        assert fault_of(lambda key=key: save(path, ARRAY, version=version, key=key)) in (
+            Fault.BAD_VERSION,
+            Fault.UNREPRESENTABLE,
+        )
+    assert fault_of(lambda: save(path, ARRAY, version=version)) is Fault.BAD_VERSION
+    assert names(path.parent) == []
+    for right in (np.int64(1), np.uint8(2), 0):
+        save(path, ARRAY, version=right)  # type: ignore[arg-type] # numpy's numbers are numbers
+        assert read_header(path).version == right
+
+
+@pytest.mark.parametrize("wrong", ["yes", "", 1, 0, None, np.ones(2)])
+def test_what_is_on_or_off_is_true_or_false(path: Path, wrong: Any) -> None:
+    with pytest.raises(BadMessage, match="True or False") as caught:
+        save(path, ARRAY, checksum=wrong)
+    assert caught.value.detail == "checksum"
+    assert names(path.parent) == []
+    save(path, ARRAY, checksum=np.True_)  # type: ignore[arg-type] # as True
+    assert load(path, verify=np.True_).tolist() == ARRAY.tolist()  # type: ignore[call-overload]
+    with pytest.raises(BadMessage, match="True or False") as caught:
+        load(path, verify=wrong)
+    assert caught.value.detail == "verify"
+
+
 def test_an_unknown_framework_is_refused_before_the_file_is_looked_at(path: Path) -> None:
-    with pytest.raises(UnsupportedTensor, match="'jax' is unknown"):
-        load(path, framework="jax")
-    with pytest.raises(UnsupportedTensor, match="'jax' is unknown"):
+    for framework in ("jax", "", "Numpy", None, np):
+        with pytest.raises(BadMessage, match="it is 'numpy' or 'torch'") as caught:
+            load(path, framework=framework)  # type: ignore[call-overload]
+        assert caught.value.detail == "framework"
+    with pytest.raises(BadMessage, match="'jax'"):
         from_buffer(bytes(8), F32, (2,), 0, "jax")
 
 

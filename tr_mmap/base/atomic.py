@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..errors import TRException
 from ..wire.names import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from . import system
 
@@ -45,8 +46,11 @@ def replacement(path: str, mode: int = 0o600, *, is_exact: bool = False) -> Iter
         system.rename(temporary, path)
     except BaseException as error:
         system.unlink(temporary)
-        if isinstance(error, OSError) and error.filename == temporary:
-            raise OSError(error.errno, error.strerror, path) from error  # the user knows this name
+        if isinstance(error, OSError) and not isinstance(error, TRException):
+            if error.filename == temporary:
+                raise OSError(error.errno, error.strerror, path) from error  # the user knows this name
+            if error.filename is None and error.errno is not None:  # of a call on the open file
+                error.filename = path
         raise
 
 

@@ -25,7 +25,7 @@ from ..wire.header import MAX_NDIM, PAYLOAD_ALIGNMENT_NBYTES
 from ..wire.segments import PAYLOAD_OFFSET
 from .segment import Layout, Segment
 
-__all__ = ["TorchLoans", "describe", "forbid_writing", "layout_of"]
+__all__ = ["TorchLoans", "describe", "forbid_writing", "layout_of", "sizes_of"]
 
 
 def describe(shape: int | tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
@@ -38,13 +38,28 @@ def describe(shape: int | tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
     Raises:
         UnsupportedTensor: no such dtype, or a shape that TSR cannot hold.
     """
-    if isinstance(shape, str | bytes | bytearray):  # whose items are no sizes
-        raise UnsupportedTensor(f"{shape!r} is no shape; give a number or a tuple of numbers")
-    sizes = (index(shape),) if hasattr(shape, "__index__") else tuple(map(index, shape))
+    sizes = sizes_of(shape)
     try:
         return _describe(sizes, dtype)
     except TypeError:  # the dtype has no hash, or is none
         return _describe.__wrapped__(sizes, dtype)
+
+
+def sizes_of(shape: Any) -> tuple[int, ...]:
+    """A shape as a tuple of sizes: of a number, or of a tuple, list or array of them, as numpy takes it.
+
+    Raises:
+        UnsupportedTensor: it is none of these.
+    """
+    if not isinstance(shape, str | bytes | bytearray):  # whose items are no sizes
+        try:
+            return tuple(map(index, shape))
+        except TypeError:  # a number, also one in an array without dimensions
+            try:
+                return (index(shape),)
+            except TypeError:
+                pass
+    raise UnsupportedTensor(f"{shape!r:.80} is no shape; give a number or a tuple of numbers")
 
 
 @lru_cache(64)  # most programs use the same few loans again and again

@@ -19,6 +19,7 @@ from ..errors import SessionNotStarted
 from ..native import finished, loan_of
 from ..tsr import header as tsr_header
 from ..tsr import tensors
+from ..tsr.framework_names import check_framework_name
 from ..wire.header import DIMS_OFFSET, LAYOUT_WORD, LIVE_OFFSET, V2_HEADER_NBYTES
 from .loans import describe, forbid_writing, layout_of
 from .repair import RepairableStore
@@ -154,7 +155,8 @@ class SegmentPool(RepairableStore):
             framework: ``"numpy"`` or ``"torch"``.
 
         Raises:
-            UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
+            UnsupportedTensor: no such dtype, or a shape that TSR cannot hold.
+            BadMessage: no such framework.
             OutOfSpace: no room.
             SystemLimit: no mapping or descriptor can be had.
             SessionNotStarted: this is a child of the pool's process.
@@ -181,7 +183,7 @@ class SegmentPool(RepairableStore):
         if finished or self.to_retire:
             self.collect()
         layout, nbytes = describe(shape, dtype)
-        tensors.check_framework(framework)
+        check_framework_name(framework)
         if not nbytes:
             return tensors.from_buffer(bytearray(), layout[0], layout[1], 0, framework)
         segment, _ = self._take(nbytes)

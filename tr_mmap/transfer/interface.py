@@ -86,7 +86,8 @@ class WorkerTransfer(ABC):
             framework: ``"numpy"`` or ``"torch"``.
 
         Raises:
-            UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
+            UnsupportedTensor: no such dtype, or a shape that TSR cannot hold.
+            BadMessage: no such framework.
             OutOfSpace: no room.
         """
 

@@ -27,10 +27,12 @@ from ..errors import Fault, MissingTag, OutOfSpace, TSRFormatError, UnsupportedT
 from ..protocol.commands import split_words
 from ..protocol.legacy import LEGACY_FORBIDDEN_MODE
 from ..protocol.messages import Request, Response, TensorRef, decode_response, now_ms
+from ..shm.loans import sizes_of
 from ..shm.pool import PoolStats
 from ..tsr import dtypes
 from ..tsr import header as tsr_header
 from ..tsr import tensors as conversions
+from ..tsr.framework_names import check_framework_name
 from ..wire.header import MAX_HEADER_NBYTES
 from ..wire.messages import DEFAULT_RESULT
 from ..wire.names import MAX_TAG_LENGTH, RESULT_PREFIX
@@ -74,7 +76,7 @@ def _write(path: str, header: bytes, payload: memoryview) -> None:
 
 def _read(path: str, framework: str) -> Any:
     """A copy of a file's tensor, of any layout. Never maps: a writer that overwrites a file truncates it first."""
-    conversions.check_framework(framework)
+    check_framework_name(framework)
     fd = system.open_private_file(path, forbidden_mode=LEGACY_FORBIDDEN_MODE)
     try:
         raw = system.read_all(fd, MAX_HEADER_NBYTES)
@@ -90,7 +92,7 @@ def _read(path: str, framework: str) -> Any:
 def _empty(shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
     """A plain array or tensor of undefined content. A legacy peer maps no memory, so sending copies it."""
     known = dtypes.resolve(dtype)
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = sizes_of(shape)
     if any(size < 0 for size in shape):
         raise UnsupportedTensor(f"{shape} is no shape: a size is negative")
     payload = np.empty(math.prod(shape) * known.itemsize, np.uint8).data

@@ -26,8 +26,9 @@ from ..wire.header import (
 )
 from . import sealed
 from .dtypes import TABLE, by_code, import_torch
+from .framework_names import check_framework_name
 from .header import Header, decode
-from .tensors import check_framework, from_buffer, unguarded_torch
+from .tensors import from_buffer, unguarded_torch
 
 if TYPE_CHECKING:
     import torch
@@ -122,12 +123,14 @@ def load(
         TSRFormatError: any defect of the file; ``fault`` says which one. SEALED: a key is needed; SEAL_BROKEN: it is
             another key, or the file was changed. NO_CHECKSUM: there is none to verify.
         BadKey, MissingPackage: as in :func:`save`; MissingPackage also if torch or ``ml_dtypes`` is needed.
-        BadMessage: no such mode.
+        BadMessage: no such framework or mode, or ``verify`` is neither True nor False.
         HostilePath: not a regular file.
         SystemLimit: a limit of the system forbids to open or to map it; ``limit`` says which one.
-        UnsupportedTensor: no such framework, or it lacks the dtype.
+        UnsupportedTensor: the framework lacks the dtype.
     """
-    check_framework(framework)
+    check_framework_name(framework)
+    if type(verify) is not bool and not isinstance(verify, np.bool_):
+        raise BadMessage(f"verify is {verify!r:.80}; it is True or False", detail="verify")
     if mode is None:
         is_private = framework == "torch"
     else:
@@ -206,7 +209,11 @@ def check_mode(mode: object) -> None:
 
 
 def _header_of(fd: int, path: str) -> Header:
-    raw = system.read_all(fd, MAX_HEADER_NBYTES)
+    try:
+        raw = system.read_all(fd, MAX_HEADER_NBYTES)
+    except OSError as error:
+        error.filename = path
+        raise
     try:
         return decode(raw, file_nbytes=system.file_nbytes(fd), path=path)
     except TSRFormatError as error:

@@ -119,7 +119,11 @@ def decode(raw: bytes | memoryview, *, file_nbytes: int | None = None, path: str
     elif magic == MAGIC_V0:
         _refuse(Fault.BAD_VERSION, f"version {version} after the magic 'TSR\\0', only 1 is known", path)
     elif magic == SEALED_MAGIC:
-        _refuse(Fault.SEALED, "the file is sealed; give load the key that it was saved with", path)
+        _refuse(
+            Fault.SEALED,
+            "the file is sealed; it cannot be mapped; load and read_header with the key that it was saved with read it",
+            path,
+        )
     else:
         _refuse(Fault.BAD_MAGIC, f"the file starts with {magic!r}, a TSR file with b'TSR!' or b'TSR\\x00'", path)
     if file_nbytes is not None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..base import system
 from ..base.atomic import replacement
-from ..errors import Fault, TSRFormatError
+from ..errors import BadMessage, Fault, OutOfSpace, SystemLimit, TSRFormatError
 from ..wire.header import (
     PAYLOAD_ALIGNMENT_NBYTES,
     V0_HEADER_NBYTES,
@@ -71,6 +71,7 @@ def save(
         UnsupportedTensor: not a tensor, or without a TSR form.
         TSRFormatError: UNREPRESENTABLE in that layout, or, in a file without a name, shorter than what is there;
             BAD_VERSION.
+        BadMessage: ``checksum`` is neither True nor False.
         OutOfSpace: the file system is full.
         SystemLimit: the file may not be that large (RLIMIT_FSIZE), or there are too many open files.
         HostilePath: ``path`` is a directory, FIFO or device.
@@ -81,7 +82,11 @@ def save(
         BadKey: the key is not 32 bytes.
         MissingPackage: a key is given, and ``cryptography`` is not installed.
     """
-    name = os.fsdecode(path)
+    name = system.fixed(os.fsdecode(path))
+    if type(version) is not int:
+        version = _version_of(version)
+    if type(checksum) is not bool and not isinstance(checksum, np.bool_):
+        raise BadMessage(f"checksum is {checksum!r:.80}; it is True or False", detail="checksum")
     if key is not None:
         key = sealed.check_key(key)
         if version != 2:
@@ -89,17 +94,28 @@ def save(
     dtype, array = to_array(tensor)
     header = _encode(dtype, array.shape, version, checksum=0 if checksum else None)  # refuses before a file exists
     target, mode = system.replacement_of(name)
-    if target is None:
-        _overwrite(name, dtype, array, version, checksum, key)
-        return
-    directory = os.path.dirname(target)
     try:
+        if target is None:
+            _overwrite(name, dtype, array, version, checksum, key)
+            return
+        directory = os.path.dirname(target)
         with replacement(target, 0o666 if mode is None else mode, is_exact=mode is not None) as fd:
             _write(fd, directory, header, dtype, array, version, checksum, key)
     except FileNotFoundError:
-        if os.path.isdir(directory or "."):
+        if target is None or os.path.isdir(directory or "."):
             raise
         raise FileNotFoundError(errno.ENOENT, "cannot save a tensor: no such directory", directory) from None
+    except (SystemLimit, OutOfSpace) as error:  # of a call that knows nothing but an open file
+        if name not in error.message:
+            error.message = f"{name}: {error.message}"
+        raise
+
+
+def _version_of(version: Any) -> int:
+    """A version that is no ``int`` as one: numpy's numbers are welcome; True is none, and neither is "2"."""
+    if isinstance(version, np.integer):
+        return int(version)
+    raise TSRFormatError(f"version {version!r:.80} is unknown; 0, 1 and 2 can be written", fault=Fault.BAD_VERSION)
 
 
 def _overwrite(

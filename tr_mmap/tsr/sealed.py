@@ -134,7 +134,7 @@ class _Sealed:
     def __init__(self, fd: int, path: str, key: bytes) -> None:
         self._fd = fd
         self._path = path
-        self._outer = outer = system.read_all(fd, SEALED_HEADER_NBYTES)
+        self._outer = outer = self._bytes(SEALED_HEADER_NBYTES, 0)
         self._nbytes, salt = _parse(outer, system.file_nbytes(fd), path)
         self._cipher = _cipher(key, salt)
         # Before anything is allocated: only a writer that has the key can claim a terabyte.
@@ -155,11 +155,18 @@ class _Sealed:
                 part = self._read(index)
         return payload
 
+    def _bytes(self, nbytes: int, offset: int) -> bytes:
+        try:
+            return system.read_all(self._fd, nbytes, offset)
+        except OSError as error:
+            error.filename = self._path
+            raise
+
     def _read(self, index: int) -> bytes:
         from cryptography.exceptions import InvalidTag
 
         nbytes = min(CHUNK_NBYTES, self._nbytes - index * CHUNK_NBYTES)
-        data = system.read_all(self._fd, nbytes + TAG_NBYTES, _place(index))
+        data = self._bytes(nbytes + TAG_NBYTES, _place(index))
         try:
             plain: bytes = self._cipher.decrypt(_nonce(index), data, self._outer)
         except InvalidTag:

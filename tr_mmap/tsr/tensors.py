@@ -15,6 +15,7 @@ from ..errors import UnsupportedTensor
 from ..native import copy
 from ..wire.header import MAX_NDIM
 from .dtypes import DType, by_name, from_numpy, from_torch
+from .framework_names import check_framework_name
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_torch",
-    "check_framework",
     "copy_into",
     "from_buffer",
     "has_fixed_storage",
@@ -123,23 +123,14 @@ def from_buffer(buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...], of
         framework: ``"numpy"`` or ``"torch"``.
 
     Raises:
-        UnsupportedTensor: no such framework, its release lacks the dtype, or a torch view of a read-only buffer.
+        BadMessage: no such framework.
+        UnsupportedTensor: its release lacks the dtype, or a torch view of a read-only buffer.
         MissingPackage: the framework, or ``ml_dtypes`` for a small float, is not installed.
     """
     if framework == "numpy":
         return _view(buffer, dtype.numpy, shape, offset)
-    check_framework(framework)
+    check_framework_name(framework)
     return _torch_view(buffer, dtype, shape, offset)
-
-
-def check_framework(framework: str) -> None:
-    """Refuse a name that is neither ``"numpy"`` nor ``"torch"``.
-
-    Raises:
-        UnsupportedTensor: it is neither.
-    """
-    if framework not in ("numpy", "torch"):
-        raise UnsupportedTensor(f'framework {framework!r} is unknown; "numpy" and "torch" are supported')
 
 
 def _view(buffer: ReadableBuffer, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> np.ndarray[Any, Any]:

@@ -14,7 +14,9 @@ def _load_own_package() -> None:
 
     worker_dir = os.path.dirname(__file__)
     package_dir = os.path.dirname(worker_dir)
-    sys.path[:] = [place for place in sys.path if place not in (worker_dir, os.path.realpath(worker_dir))]  # there without -P
+    sys.path[:] = [
+        place for place in sys.path if place not in (worker_dir, os.path.realpath(worker_dir))
+    ]  # there without -P
     spec = spec_from_file_location(
         "tr_mmap", os.path.join(package_dir, "__init__.py"), submodule_search_locations=[package_dir]
     )

@@ -186,14 +186,16 @@ class TechRenaissanceServer(ForkAware):
             framework: ``"numpy"`` or ``"torch"``; the server's own if left out.
 
         Raises:
-            UnsupportedTensor: no such dtype or framework, or a shape that TSR cannot hold.
+            UnsupportedTensor: no such dtype, or a shape that TSR cannot hold.
+            BadMessage: no such framework.
             OutOfSpace: no room.
             SessionNotStarted: the server does not run.
         """
         if self._transfer is None:
             raise SessionNotStarted("empty() lends memory of a session, and the server does not run yet")
         self._touch()
-        framework = framework or self.framework
+        if framework is None:
+            framework = self.framework
         array = self._transfer.quick_loan(shape, dtype) if framework == "numpy" else None
         return self._transfer.empty(shape, dtype, framework) if array is None else array
 

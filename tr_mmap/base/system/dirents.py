@@ -21,6 +21,7 @@ except ImportError:  # pragma: no cover - Windows
 __all__ = [
     "absolute",
     "exchange",
+    "fixed",
     "exists",
     "is_lock_free",
     "is_same_file",
@@ -46,12 +47,27 @@ _PROC_MAGIC = 0x9FA0  # linux/magic.h
 
 
 def absolute(path: str) -> str:
-    """The path from the root, without ``.`` and with every ``..``: after a symlink, the kernel alone knows where that is.
+    """The path from the root, without ``.``. Every ``..`` stays: after a symlink, only the kernel knows where it is.
 
     Raises:
         FileNotFoundError: it is relative, and the current directory has been removed.
     """
     return str(Path(path).absolute())
+
+
+def fixed(path: str) -> str:
+    """A path for several calls that a change of the current directory, by another thread, does not part.
+
+    It is from the root where this user can go that way: some directory above the current one may be closed to him, or
+    have been removed. Else it is the path as it is, and so it is where the path's directory is not there.
+    """
+    if path.startswith("/") or not path:
+        return path
+    try:
+        whole = f"{os.getcwd()}/{path}"
+    except OSError:
+        return path
+    return whole if os.path.exists(os.path.dirname(whole)) else path
 
 
 def status(path: str) -> os.stat_result:
