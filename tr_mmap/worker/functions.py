@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from ..errors import BadMessage, TRException
+from ..transfer.kinds import Views
 from ..tsr.framework_names import check_installed
 from ..wire.messages import EXIT_COMMAND
 from .binding import Command
@@ -35,14 +36,15 @@ class Server(TechRenaissanceServer):
     Args:
         framework: of the tensors that the functions get, ``"numpy"`` or ``"torch"``.
         debug: whether :meth:`debug_message` prints.
+        views: ``"readonly"`` or ``"copy_on_write"``, as in :class:`TechRenaissanceServer`.
 
     Raises:
-        BadMessage: no such framework.
+        BadMessage: no such framework, or no such views.
         MissingPackage: the framework is not installed.
     """
 
-    def __init__(self, framework: str = "numpy", debug: bool = False) -> None:
-        super().__init__(debug=debug, framework=framework)
+    def __init__(self, framework: str = "numpy", debug: bool = False, views: Views | None = None) -> None:
+        super().__init__(debug=debug, framework=framework, views=views)
         check_installed(framework)
         self._commands: dict[str, Command] = {}
 
@@ -88,7 +90,7 @@ class Server(TechRenaissanceServer):
     def _arguments(self, known: Command, parameters: str) -> tuple[list[Any], dict[str, Any]]:
         """The arguments for a command's function by position and by name, by the fast path if possible."""
         fast_path = self._fast_path
-        if fast_path is not None and known.tensor_counts and self.framework == "numpy":
+        if fast_path is not None and known.tensor_counts and self._has_quick_views and self.framework == "numpy":
             arguments = fast_path.quick_fetch(parameters)
             if arguments is not None and len(arguments) in known.tensor_counts:
                 return arguments, {}

@@ -23,6 +23,7 @@ from ..protocol.commands import split_words
 from ..protocol.messages import Failure, FailureKind, Request, Response, decode_request
 from ..protocol.status import TRANSITIONS, Status, parse_status
 from ..transfer.interface import WorkerTransfer
+from ..transfer.kinds import Views, check_views
 from ..tsr.framework_names import check_framework_name
 from ..wire.messages import EXIT_COMMAND
 from ..wire.waits import ORPHAN_GRACE_S
@@ -50,14 +51,18 @@ class TechRenaissanceServer(ForkAware):
     Args:
         debug: whether :meth:`debug_message` prints.
         framework: of the tensors from :meth:`get_tensors` and :meth:`empty`, ``"torch"`` or ``"numpy"``.
+        views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are. None is ``"readonly"`` for numpy and
+            ``"copy_on_write"`` for torch. A store into a read-only torch tensor, or through torch into a read-only
+            numpy array, ends the worker with SIGSEGV.
 
     Raises:
-        BadMessage: no such framework.
+        BadMessage: no such framework, or no such views.
     """
 
-    def __init__(self, debug: bool = False, framework: str = "torch") -> None:
+    def __init__(self, debug: bool = False, framework: str = "torch", views: Views | None = None) -> None:
         super().__init__()
         check_framework_name(framework)
+        check_views(views)
         self.debug = debug
         self.framework = framework
         self.session_dir = ""
@@ -66,6 +71,8 @@ class TechRenaissanceServer(ForkAware):
         self._attachment: Attachment | None = None
         self._fast_path: WorkerFastPath | None = None
         self._transfer: WorkerTransfer | None = None  # of the current request
+        self._views = views
+        self._has_quick_views = True
         self._watch: PeerWatch | None = None
         self._reply: Reply | None = None
         self._touch: Callable[[], None] = _do_nothing  # the session's heartbeat
@@ -101,7 +108,7 @@ class TechRenaissanceServer(ForkAware):
             The tensors, in order; None if one is missing or the count is wrong. The reason goes to the controller with
             the reply, unless the handler gives a message of its own.
         """
-        if self._fast_path is not None and self.framework == "numpy":
+        if self._fast_path is not None and self._has_quick_views and self.framework == "numpy":
             found = self._fast_path.quick_fetch(parameters)
             if found is not None and (count is None or len(found) == count):
                 return found
@@ -460,9 +467,10 @@ class TechRenaissanceServer(ForkAware):
             HostilePath: another user can write to it.
         """
         self.is_foreign = False  # a child that was forked before this is a worker of its own
-        attachment = self._attachment = attach(session_id, self._rejections)
+        attachment = self._attachment = attach(session_id, self._rejections, self._views)
         self.session_dir = attachment.directory
         self._transfer = attachment.transfer
+        self._has_quick_views = attachment.transfer.has_quick_views
         self._channel = attachment.channel
         self._touch = attachment.channel.touch
         self._log = WorkerLog.keep(*attachment.log_paths)
