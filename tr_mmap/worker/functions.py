@@ -31,7 +31,8 @@ class Server(TechRenaissanceServer):
         server.run()
 
     A parameter gets a tensor, or a word if it is annotated ``str``, ``int``, ``float``, ``bool``, a ``Literal`` of
-    these, or one of them ``| None``. The function returns a tensor, several tensors (a tuple or list), a text, or None.
+    words, ``np.dtype``, or one of them ``| None``. The function returns a tensor, several tensors (a tuple or list), a
+    text, or None.
 
     Args:
         framework: of the tensors that the functions get, ``"numpy"`` or ``"torch"``.
@@ -55,11 +56,16 @@ class Server(TechRenaissanceServer):
             name: the word.
 
         Raises:
-            BadMessage: the name is empty, has a space in it, or is taken. The decorator itself raises it for a function
-                that no message could call: an ``async def``, say, or one with a parameter annotated ``list``.
+            BadMessage: the name is no text or empty, has a space in it, begins with ``{``, or is taken. The decorator
+                itself raises it for a function that no message could call: an ``async def``, say, or one with a
+                parameter annotated ``list``.
         """
-        if not name or name.split() != [name] or name == EXIT_COMMAND or name in self._commands:
-            raise BadMessage(f"{name!r} cannot name a command: it is not one word, or it is taken", detail=name)
+        if not isinstance(name, str):
+            raise BadMessage(f'{name!r:.80} names no command; write @server.command("name")', detail="command")
+        if name.split() != [name] or name[0] == "{" or name == EXIT_COMMAND or name in self._commands:
+            raise BadMessage(
+                f"{name!r} cannot name a command: it is not one word, begins with {{, or is taken", detail=name
+            )
 
         def register(function: F) -> F:
             self._commands[name] = Command(name, function)
@@ -72,8 +78,8 @@ class Server(TechRenaissanceServer):
         known = self._commands.get(command)
         if known is None:
             return False
-        if known.takes_one_text and parameters:
-            result = known.function(parameters)
+        if known.convert_text is not None and parameters:
+            result = known.function(known.convert_text(parameters))
         else:
             arguments, named = self._arguments(known, parameters)
             result = known.function(*arguments, **named)

@@ -45,6 +45,11 @@ def _do_nothing() -> None:
     """Stands for the heartbeat before there is a session."""
 
 
+def _plain(value: Any) -> str:
+    """A value's text; of a text that is a member of an ``Enum`` its value, which ``str`` would not give."""
+    return str.__str__(value) if isinstance(value, str) else str(value)
+
+
 class TechRenaissanceServer(ForkAware):
     """A worker. Override :meth:`main_logic` and call :meth:`run`.
 
@@ -155,9 +160,9 @@ class TechRenaissanceServer(ForkAware):
         """
         if self._reply is None:
             raise SessionNotStarted("write_response answers a request, and there is none now")
-        self._reply.command = str(command)
-        self._reply.result = str(result)
-        self._reply.message = str(message)
+        self._reply.command = _plain(command)
+        self._reply.result = _plain(result)
+        self._reply.message = _plain(message)
 
     def write_status(self, text: str) -> None:
         """Write a status with a remark for the controller, for example ``"busy: epoch 3"``.
@@ -420,7 +425,7 @@ class TechRenaissanceServer(ForkAware):
         """Set the reply's text; keep the other fields that the handler has set."""
         if self._reply is None:
             raise SessionNotStarted("a result answers a request, and there is none now")
-        self._reply.result = str(text)
+        self._reply.result = _plain(text)
 
     def _refuse_in_child(self) -> None:
         if self.is_foreign:
