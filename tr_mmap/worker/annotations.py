@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import BadMessage
 from .hints import hints_of, unwrapped_partial
 
-__all__ = ["TENSOR", "Kind", "check_callable", "kinds_of", "place_of", "refuse"]
+__all__ = ["TENSOR", "Kind", "check_callable", "code_of", "kinds_of", "place_of", "refuse"]
 
 _TRUTHS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -155,10 +155,15 @@ def refuse(command: str, function: Callable[..., Any], why: str) -> NoReturn:
 
 def place_of(function: Callable[..., Any]) -> str:
     """Where a function is defined, for a message; "" if that is unknown."""
+    code = code_of(function)
+    return f" ({code.co_filename}, line {code.co_firstlineno})" if code is not None else ""
+
+
+def code_of(function: Callable[..., Any]) -> types.CodeType | None:
+    """The code of a function, whatever is around it; None if it has none."""
     inner = inspect.unwrap(unwrapped_partial(function))
     call = getattr(type(inner), "__call__", None)  # noqa: B004 - not whether it has one, but which
-    code = getattr(inner, "__code__", None) or getattr(call, "__code__", None)
-    return f" ({code.co_filename}, line {code.co_firstlineno})" if code is not None else ""
+    return getattr(inner, "__code__", None) or getattr(call, "__code__", None)
 
 
 class _NeitherError(Exception):

@@ -9,6 +9,7 @@ from ..errors import BadMessage, TRException
 from ..transfer.kinds import Views
 from ..tsr.framework_names import check_installed
 from ..wire.messages import EXIT_COMMAND
+from .annotations import code_of
 from .binding import Command
 from .server import TechRenaissanceServer
 
@@ -87,10 +88,15 @@ class Server(TechRenaissanceServer):
             return True  # the function has forked, and this is the child: what it returns goes nowhere
         if isinstance(result, str):
             self._set_result(result)
-        elif isinstance(result, _SEVERAL):
-            self.send_tensors(*result)
         elif result is not None:
-            self.send_tensors(result)
+            try:
+                if isinstance(result, _SEVERAL):
+                    self.send_tensors(*result)
+                else:
+                    self.send_tensors(result)
+            except Exception as error:
+                self._blame_result(error, code_of(known.function))
+                raise
         return True
 
     def _arguments(self, known: Command, parameters: str) -> tuple[list[Any], dict[str, Any]]:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Container
+from types import CodeType
 from typing import Any, Final
 
 from ..base.fork_safety import ForkAware
@@ -442,9 +443,14 @@ class TechRenaissanceServer(ForkAware):
             self._log.look()
 
     def _blame_input(self, error: Exception) -> None:
-        """Note that the request's words raised this error, and no handler."""
+        """Note that the request's words or its tensors raised this error, and no handler."""
         if self._reply is not None:
             self._reply.bad_input = error
+
+    def _blame_result(self, error: Exception, code: CodeType | None) -> None:
+        """Note that what a handler of that code has returned raised this error."""
+        if self._reply is not None:
+            self._reply.bad_result, self._reply.handler_code = error, code
 
     @property
     def _tags(self) -> Container[str]:
