@@ -100,9 +100,16 @@ def with_an_optional_word(x: Any, k: Mode | str | None = None) -> Any: ...
 def with_many(*modes: Literal[Mode, "fast"]) -> Any: ...  # type: ignore[valid-type]
 
 
+def with_a_reference(x: Any, mode: Any = "fast") -> Any: ...
+
+
+with_a_reference.__annotations__ = {"mode": Optional["Mode"]}  # as without annotations from __future__
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
+        (with_a_reference, "mode: 'Mode' cannot be resolved"),
         (with_word_as_default, "mode: 'Mode' cannot be resolved.*write mode: str"),
         (with_number_as_default, "batch: 'Batch' cannot be resolved"),
         (with_a_word_type, r"k: 'float \| Batch' cannot be resolved"),

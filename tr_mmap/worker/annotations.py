@@ -111,12 +111,13 @@ def kinds_of(command: str, function: Callable[..., Any]) -> list[tuple[inspect.P
             hint = Any
         stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else ""
         stars = "**" if parameter.kind is parameter.VAR_KEYWORD else stars
-        if isinstance(hint, str) and hint not in _BY_NAME and _is_meant_for_words(hint, parameter.default):
+        unresolved = _unresolved(hint)
+        if unresolved and _is_meant_for_words(unresolved, parameter.default):
             refuse(
                 command,
                 function,
-                f"{stars}{parameter.name}: {hint[:100]!r} cannot be resolved where the worker runs; define what it "
-                f"names before this function, and not under TYPE_CHECKING, or write {stars}{parameter.name}: str",
+                f"{stars}{parameter.name}: {unresolved[:100]!r} cannot be resolved where the worker runs; define what "
+                f"it names before this function, and not under TYPE_CHECKING, or write {stars}{parameter.name}: str",
             )
         try:
             kinds.append((parameter, _kind_of(hint)))
@@ -168,6 +169,16 @@ def code_of(function: Callable[..., Any]) -> types.CodeType | None:
 
 class _NeitherError(Exception):
     """An annotation that is neither a tensor's nor a word's; the text is what to write instead."""
+
+
+def _unresolved(hint: Any) -> str:
+    """What of an annotation cannot be resolved; "" if all can."""
+    if isinstance(hint, str):
+        return "" if hint in _BY_NAME else hint
+    if isinstance(hint, typing.ForwardRef):
+        return hint.__forward_arg__
+    members = [each for each in typing.get_args(hint) if not isinstance(each, str)]  # texts are a Literal's
+    return next(filter(None, map(_unresolved, members)), "")
 
 
 def _is_meant_for_words(hint: str, default: Any) -> bool:
