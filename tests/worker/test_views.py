@@ -19,11 +19,12 @@ from tr_mmap import Server, TechRenaissanceServer
 
 kind, framework, views = sys.argv[2:]
 views = None if views == "None" else views
+if framework == "torch" or views == "copy_on_write":
+    import torch  # before the first request, which may not wait for it
+
 kept = []
 
 def stored(x, number=1.0):
-    import torch
-
     kept.append(x)
     (torch.from_numpy(x) if isinstance(x, np.ndarray) else x).add_(number)
     return x
