@@ -8,7 +8,24 @@ import enum
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, Optional, Protocol, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    AnyStr,
+    Final,
+    Literal,
+    LiteralString,
+    NamedTuple,
+    NewType,
+    Optional,
+    Protocol,
+    SupportsFloat,
+    SupportsIndex,
+    TypedDict,
+    TypeVar,
+    Union,
+)
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +43,8 @@ TAGS = {"a": "tensor a", "b": "tensor b", "7": "tensor 7", "fast": "tensor fast"
 Metres = NewType("Metres", float)
 Number = TypeVar("Number", bound=float)
 T = TypeVar("T")
+Constrained = TypeVar("Constrained", int, float)
+ConstrainedArray = TypeVar("ConstrainedArray", np.ndarray, torch.Tensor)
 
 
 def bound(function: Callable[..., Any], parameters: str) -> Any:
@@ -47,6 +66,34 @@ def old_optional(x: Any, k: Optional[int] = None, m: Union[int, str] = 0) -> Any
 
 def optional_text(text: str | None = None) -> Any:
     return text
+
+
+def later_text(text: str | None, k: float) -> Any:
+    return text, k
+
+
+def old_optional_text(text: Optional[str] = "", *, k: int = 0) -> Any:  # noqa: UP045
+    return text, k
+
+
+def number_text_or_none(value: int | str | None) -> Any:
+    return value
+
+
+def optional_texts(*texts: str | None) -> Any:
+    return texts
+
+
+def literal_text(text: LiteralString, k: Final[int] = 1) -> Any:
+    return text, k
+
+
+def constrained(x: Any, k: Constrained, n: ConstrainedArray = None) -> Any:
+    return x, k, n
+
+
+def cast(x: Any, dtype: np.dtype, other: np.dtype[np.float32] | None = None) -> Any:
+    return x, dtype, other
 
 
 def either_number(x: Any, k: int | float) -> Any:
@@ -149,6 +196,22 @@ class Model:
         (old_optional, "a 3 four or five", ("tensor a", 3, "four or five")),
         (optional_text, "", None),
         (optional_text, "None of a, b", "None of a, b"),
+        (optional_text, "None", None),
+        (optional_text, "a  text, as it is", "a  text, as it is"),
+        (later_text, "None 2", (None, 2.0)),
+        (later_text, "none 2", ("none", 2.0)),
+        (old_optional_text, "None", (None, 0)),
+        (old_optional_text, "None 3", (None, 3)),
+        (number_text_or_none, "None", None),
+        (number_text_or_none, "5", 5),
+        (number_text_or_none, "5 or None", "5 or None"),
+        (optional_texts, "None x None", (None, "x", None)),
+        (literal_text, "x 2", ("x", 2)),
+        (constrained, "a 2", ("tensor a", 2, None)),
+        (constrained, "a 2.5 b", ("tensor a", 2.5, "tensor b")),
+        (cast, "a float16", ("tensor a", np.dtype("float16"), None)),
+        (cast, "a >f4 None", ("tensor a", np.dtype(">f4"), None)),
+        (cast, "int8 a bool", ("tensor a", np.dtype("int8"), np.dtype("bool"))),
         (either_number, "a 2", ("tensor a", 2)),
         (either_number, "a 2.5", ("tensor a", 2.5)),
         (keyword, "a 2.5", ("tensor a", 2.5, "none")),
@@ -201,6 +264,8 @@ def test_an_annotation_means_what_its_author_expects(
         (literal, "a slow", "none of 'fast', 'exact'"),
         (numbers, "a 1 x", "'x', which is no float"),
         (required_optional, "a", "no word is left for k"),
+        (cast, "a float17", "dtype is 'float17', which is no numpy dtype"),
+        (constrained, "a x", "no int and no float"),
     ],
 )
 def test_a_word_that_an_annotation_does_not_take_is_named(
@@ -230,6 +295,40 @@ class Celsius(float):
     pass
 
 
+class Options(TypedDict):
+    k: float
+
+
+class Pair(NamedTuple):
+    k: float
+
+
+class Network(torch.nn.Module):
+    pass
+
+
+class Named(dict):  # type: ignore[type-arg]
+    pass
+
+
+def a_torch_dtype(x: Any, dtype: torch.dtype) -> Any: ...
+def a_device(x: Any, device: torch.device | None = None) -> Any: ...
+def a_size(x: Any, size: torch.Size) -> Any: ...
+def a_dtype_like(x: Any, dtype: npt.DTypeLike) -> Any: ...
+def a_generator_of_numbers(x: Any, rng: np.random.Generator) -> Any: ...
+def any_text(x: Any, text: AnyStr) -> Any: ...
+def supports_float(x: Any, k: SupportsFloat) -> Any: ...
+def supports_index(x: Any, k: SupportsIndex) -> Any: ...
+def a_typed_dict(x: Any, options: Options) -> Any: ...
+def a_named_tuple(x: Any, pair: Pair) -> Any: ...
+def a_module(x: Any, net: torch.nn.Module) -> Any: ...
+def a_network(x: Any, net: Network) -> Any: ...
+def a_dict_of_ones_own(x: Any, named: Named) -> Any: ...
+def a_numpy_bool(x: Any, flag: np.bool_) -> Any: ...
+def a_numpy_int(x: Any, k: np.int64) -> Any: ...
+def a_numpy_number(x: Any, k: np.number) -> Any: ...
+def a_numpy_text(x: Any, k: np.str_) -> Any: ...
+def a_numpy_date(x: Any, day: np.datetime64) -> Any: ...
 def a_list(x: Any, weights: list[float]) -> Any: ...
 def a_bare_list(weights: list) -> Any: ...  # type: ignore[type-arg]
 def a_tuple(x: Any, weights: tuple[int, ...]) -> Any: ...
@@ -277,7 +376,25 @@ class AsyncModel:
         (a_view, "data: .*write data without an annotation"),
         (an_enum, "colour: Colour"),
         (a_subclass, "write degrees: float"),
-        (a_numpy_scalar, "write k: float"),
+        (a_numpy_scalar, "k: numpy.float32 is neither .*write k: float"),
+        (a_numpy_bool, "flag: numpy.bool.* is neither .*write flag: bool$"),
+        (a_numpy_int, "write k: int$"),
+        (a_numpy_number, "write k: float$"),
+        (a_numpy_text, "write k: str$"),
+        (a_numpy_date, "write day: str$"),
+        (a_torch_dtype, "dtype: torch.dtype is neither a tensor nor a word.*write dtype: str$"),
+        (a_device, "write device: str$"),
+        (a_size, "write size: str$"),
+        (a_dtype_like, "write dtype: np.dtype$"),
+        (a_generator_of_numbers, "write rng: str$"),
+        (any_text, "write text without an annotation for a tensor, or text: str for a word"),
+        (supports_float, "write k: float$"),
+        (supports_index, "write k: int$"),
+        (a_typed_dict, "write options: str$"),
+        (a_named_tuple, "write pair: str$"),
+        (a_module, "write net: str$"),
+        (a_network, "write net: str$"),
+        (a_dict_of_ones_own, "write named: str$"),
         (a_mixture, "x_value: float"),
         (some_options, r"\*\*options"),
         (words_and_keyword, r"put k before \*args"),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tr_mmap import Server
 from tr_mmap.errors import BadMessage, MissingTag
 from tr_mmap.worker.binding import Command
 
@@ -219,3 +220,25 @@ def test_tensors_and_other_words_may_be_interleaved_in_any_way(words: list[str])
     others = [word for word in words if word not in TAGS]
     if others == ["4", "yes", "word"]:
         assert bound(mixed, " ".join(words)) == (tensors[0], 4, True, "word", tensors[1])
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [nothing, 3, None, b"do", ["do"]])
+def test_what_is_no_name_is_refused_with_the_line_to_write(name: Any) -> None:
+    with pytest.raises(BadMessage, match=r'write @server\.command\("name"\)'):
+        Server().command(name)
+
+
+@pytest.mark.parametrize("name", ["", " ", "two words", "do ", "tab\tbed", "exit", "{do", "{"])
+def test_a_name_that_no_message_could_say_is_refused(name: str) -> None:
+    with pytest.raises(BadMessage, match="cannot name a command"):
+        Server().command(name)
+
+
+def test_a_name_is_given_once() -> None:
+    server = Server()
+    server.command("do")(nothing)
+    with pytest.raises(BadMessage, match="taken"):
+        server.command("do")

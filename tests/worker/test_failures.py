@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from support import WORKERS
+from support import WORKERS, script
 
 from tr_mmap import OutOfSpace, PythonSession, RemoteError, RemoteOutOfSpace, WorkerDied
 
@@ -149,11 +151,102 @@ def test_a_handlers_cause_is_shown_as_python_does(saboteur: PythonSession) -> No
     assert "direct cause" in caught.value.remote_traceback
 
 
-def test_a_traceback_without_a_handlers_frames_keeps_ours(saboteur: PythonSession) -> None:
-    with pytest.raises(RemoteError) as caught:
-        saboteur.fetch_response("return_objects")
-    assert caught.value.error_type == "UnsupportedTensor"
-    assert f"{os.sep}{LIBRARY}" in caught.value.remote_traceback
+def test_a_traceback_without_a_handlers_frames_keeps_ours(tmp_path: Path) -> None:
+    text = "from tr_mmap import TechRenaissanceServer\nTechRenaissanceServer(framework='numpy').run()\n"
+    with PythonSession(script(tmp_path, text), quiet_mode=True) as session:
+        with pytest.raises(RemoteError, match="does not define main_logic") as caught:
+            session.fetch_response("anything")
+        assert f"{os.sep}{LIBRARY}" in caught.value.remote_traceback
+
+
+# -- before the handler's first line and after its last --------------------------------------------------------------
+
+LIMITED = """
+import functools
+import resource
+import numpy as np
+from tr_mmap import Server
+
+server = Server()
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+def returning(value):
+    def returns_it():
+        return value
+    return returns_it
+
+class Odd:
+    def __array__(self, *_, **__):
+        raise LookupError("no array today")
+
+VALUES = dict(
+    number=1.5, several=[1.5, 2.0], table={"a": 1}, mixed=(np.ones(3), "text"), objects=np.array([None]),
+    masked=np.ma.array([1.0, 2.0], mask=[0, 1]), steps=map(abs, [1]), some_bytes=b"abc", odd=[np.ones(3), Odd()],
+)
+for name, value in VALUES.items():
+    server.command(name)(returning(value))
+server.command("partial")(functools.partial(lambda value: value, 1.5))
+
+@server.command("starve")
+def starve():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+
+@server.command("feed")
+def feed():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+@server.command("total")
+def total(x):
+    return str(x.sum())
+
+@server.command("ones")
+def ones(count: int):
+    return np.ones(count)
+
+server.run()
+"""
+
+
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+def test_an_error_of_what_a_function_returned_says_so_and_names_the_function(tmp_path: Path, channel: Any) -> None:
+    path = script(tmp_path, LIMITED)
+    names = ["number", "several", "table", "mixed", "objects", "masked", "steps", "some_bytes", "odd", "partial"]
+    with PythonSession(path, quiet_mode=True, channel=channel) as session:
+        for name in names:
+            with pytest.raises(
+                RemoteError, match=f"^'{name}' failed in the worker: .*returned cannot be sent"
+            ) as caught:
+                session.fetch_response(name)
+            assert caught.value.error_type == "UnsupportedTensor", name
+            trace = caught.value.remote_traceback.splitlines()
+            assert trace[0] == "Traceback (most recent call last):"
+            assert f'File "{path}", line ' in trace[1], name
+            assert trace[1].endswith("<lambda>" if name == "partial" else "returns_it")
+            assert f"{os.sep}{LIBRARY}" not in caught.value.remote_traceback
+            with pytest.raises(RemoteError, match="cannot be sent"):
+                session.calculate(name)
+        assert session.calculate("ones 3").sum() == 3
+
+
+def test_a_limit_of_the_worker_is_told_as_the_workers(tmp_path: Path) -> None:
+    path = script(tmp_path, LIMITED)
+    with PythonSession(path, quiet_mode=True) as session:
+        x = np.ones(100_000)
+        session.fetch_response("starve")
+        with pytest.raises(RemoteError, match=r"^'total' failed in the worker: SystemLimit: .*RLIMIT_NOFILE") as caught:
+            session.calculate("total", x)
+        assert (caught.value.command, caught.value.error_type) == ("total", "SystemLimit")
+        with pytest.raises(
+            RemoteError, match=r"^'ones' failed in the worker: SystemLimit: what the function"
+        ) as caught:
+            session.fetch_tensor("ones 100000")
+        assert f'File "{path}", line ' in caught.value.remote_traceback
+        assert f"{os.sep}{LIBRARY}" not in caught.value.remote_traceback
+        session.fetch_response("feed")
+        session.send_tensor(x, "x")
+        assert session.fetch_response("total x") == "100000.0"
+        with pytest.raises(RemoteError, match=r"^total: no tensor goes by the tag 'y'"):
+            session.fetch_response("total y")
 
 
 # -- no room in the worker -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from strategies import bits
-from support import TOOLS, run_script
+from support import TOOLS, run_script, script
 
 from tr_mmap import (
     BadMessage,
@@ -286,3 +286,37 @@ def test_a_worker_may_be_a_dataclass() -> None:
 
     assert Scaling(2.0) == Scaling(2.0)
     assert Scaling(2.0).framework == "numpy"
+
+
+TEXTS = """
+import enum
+from tr_mmap import Server, TechRenaissanceServer
+import sys
+
+class Colour(str, enum.Enum):
+    RED = "#f00"
+
+class Loud(str):
+    def __str__(self):
+        return self.upper() + "!"
+
+if sys.argv[2] == "functions":
+    server = Server()
+    server.command("enum")(lambda: Colour.RED)
+    server.command("own")(lambda: Loud("loud"))
+else:
+    class Old(TechRenaissanceServer):
+        def main_logic(self, command, parameters):
+            self.write_response(command, Colour.RED if command == "enum" else Loud("loud"))
+            return True
+
+    server = Old(framework="numpy")
+server.run()
+"""
+
+
+@pytest.mark.parametrize("kind", ["functions", "old"])
+def test_a_text_of_a_class_of_its_own_arrives_as_what_it_equals(tmp_path: Path, kind: str) -> None:
+    with PythonSession(script(tmp_path, TEXTS), quiet_mode=True, args=[kind]) as session:
+        assert session.fetch_response("enum") == "#f00"
+        assert session.fetch_response("own") == "loud"

@@ -14,7 +14,7 @@ from ..base.identifiers import check_session_id
 from ..channel.kinds import CHANNEL_NAMES
 from ..errors import BadMessage, ScriptNotFound
 from ..sessions.workspace import Workspace
-from ..transfer.kinds import check_options
+from ..transfer.kinds import Views, check_options, check_views
 from ..transfer.options import TransferOptions
 from ..tsr.framework_names import check_framework_name, check_installed
 from ..wire.names import DEFAULT_WORKER, PYTHON_VARIABLE
@@ -25,7 +25,6 @@ __all__ = ["AtBudget", "ChannelName", "Framework", "SessionOptions", "Views", "s
 Framework: TypeAlias = Literal["numpy", "torch"]
 ChannelName: TypeAlias = Literal["mapped", "files", "legacy"]
 AtBudget: TypeAlias = Literal["fail", "block"]
-Views: TypeAlias = Literal["readonly", "copy_on_write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +97,7 @@ class SessionOptions:
         check_installed(framework)
         _check_choice("channel", channel, CHANNEL_NAMES)
         _check_choice("at_budget", at_budget, ("fail", "block"))
-        if views is not None:
-            _check_choice("views", views, ("readonly", "copy_on_write"))
+        check_views(views)
         for name, value in (("auth", auth), ("checksum", checksum), ("replace", replace)):
             check_bool(name, value)
         if budget_nbytes is not None and not (_is_whole(budget_nbytes) and budget_nbytes >= 0):

@@ -101,7 +101,7 @@ class SegmentReader(ForkAware):
         segment = self.mapped.get(name)
         if segment is None:
             segment = self._map(name, seq, tag)
-        is_private = framework != "numpy" if self._views is None else self._views == "copy_on_write"
+        is_private = self.makes_private(framework)
         private = self._map_private(segment, seq, tag) if is_private and not segment.is_slot else None
         try:
             array = segment.view(seq, private)
@@ -125,6 +125,10 @@ class SegmentReader(ForkAware):
         assert segment.header is not None
         as_torch = tensors.as_torch if is_private else tensors.as_unguarded_torch
         return as_torch(array, segment.header.dtype)
+
+    def makes_private(self, framework: str) -> bool:
+        """Whether the views in a framework are copy-on-write."""
+        return framework != "numpy" if self._views is None else self._views == "copy_on_write"
 
     def _map(self, name: str, seq: int, tag: str) -> _MappedSegment:
         self._forget_some()

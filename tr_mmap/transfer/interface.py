@@ -30,12 +30,14 @@ class WorkerTransfer(ABC):
     Attributes:
         tags: the tags that name a tensor now.
         results: where the tensors are that were published since ``begin``.
+        has_quick_views: fetched numpy arrays are read-only views, as the compiled fast path makes them.
         quick_loan: the fast path of ``empty`` for numpy: an array for a shape and a dtype; None if the slow path is
             needed.
     """
 
     tags: Container[str]
     results: list[TensorRef]
+    has_quick_views = True
     quick_loan: QuickLoan = staticmethod(_no_loan)
 
     @abstractmethod
@@ -108,8 +110,7 @@ class ControllerTransfer(ABC):
         receive: makes the tensor of a result, in a framework; called once for each.
         unannounced: tags that the next request must announce; empty if the peer finds tags by itself.
         has_request_in_flight: the worker may still read segments that tags release meanwhile.
-        has_quick_views: received numpy arrays are read-only views, as the compiled fast path makes them.
-        quick_loan: as in :class:`WorkerTransfer`.
+        has_quick_views, quick_loan: as in :class:`WorkerTransfer`.
     """
 
     decode: Callable[[bytes], Response]

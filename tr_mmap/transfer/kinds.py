@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal, TypeAlias, get_args
+
 from ..errors import BadMessage
 from ..protocol.legacy import LEGACY
 from .interface import ControllerTransfer, WorkerTransfer
 from .options import TransferOptions
 
-__all__ = ["check_options", "controller_transfer", "hand_transfer", "worker_transfer"]
+__all__ = ["Views", "check_options", "check_views", "controller_transfer", "hand_transfer", "worker_transfer"]
+
+Views: TypeAlias = Literal["readonly", "copy_on_write"]
+_VIEWS: Final = get_args(Views)
 
 
 def check_options(channel: str, *, auth: bool, checksum: bool) -> None:
@@ -23,6 +28,17 @@ def check_options(channel: str, *, auth: bool, checksum: bool) -> None:
             )
 
 
+def check_views(views: object) -> None:
+    """Refuse what is no kind of view, as an option.
+
+    Raises:
+        BadMessage: it is neither None nor a name in ``Views``.
+    """
+    if views is not None and (not isinstance(views, str) or views not in _VIEWS):
+        names = " or ".join(map(repr, _VIEWS))
+        raise BadMessage(f"views is {views!r:.80}; it is {names}, or None for each framework's default", detail="views")
+
+
 def controller_transfer(
     channel: str, directory: str, options: TransferOptions, views: str | None = None
 ) -> ControllerTransfer:
@@ -36,15 +52,17 @@ def controller_transfer(
     return SegmentControllerTransfer(directory, options, views)
 
 
-def worker_transfer(channel: str, directory: str, options: TransferOptions | None = None) -> WorkerTransfer:
-    """The worker's side of the transfer that goes with a channel."""
+def worker_transfer(
+    channel: str, directory: str, options: TransferOptions | None = None, views: str | None = None
+) -> WorkerTransfer:
+    """The worker's side of the transfer that goes with a channel. In the legacy dialect it gives copies, no views."""
     if channel == LEGACY:
         from .legacy_files import LegacyWorkerTransfer
 
         return LegacyWorkerTransfer(directory)
     from .segments import SegmentWorkerTransfer
 
-    return SegmentWorkerTransfer(directory, options or TransferOptions())
+    return SegmentWorkerTransfer(directory, options or TransferOptions(), views)
 
 
 def hand_transfer(directory: str, session: WorkerTransfer) -> WorkerTransfer:

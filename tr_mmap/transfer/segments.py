@@ -40,12 +40,14 @@ class SegmentWorkerTransfer(WorkerTransfer):
     Args:
         directory: the session directory.
         options: how to keep tensors.
+        views: ``"readonly"`` or ``"copy_on_write"``: what fetched tensors are; None for each framework's default.
     """
 
-    def __init__(self, directory: str, options: TransferOptions) -> None:
+    def __init__(self, directory: str, options: TransferOptions, views: str | None = None) -> None:
         self._has_checksum = options.checksum
         self._lock = threading.RLock()
-        self._reader = SegmentReader(directory, verify=options.checksum)
+        self._reader = SegmentReader(directory, verify=options.checksum, views=views)
+        self.has_quick_views = not self._reader.makes_private("numpy")
         self._pool = _pool(directory, RESULT_PREFIX, options)
         self.quick_loan = self._pool.quick_loan
         self.tags: dict[str, TensorRef] = {}
@@ -157,7 +159,6 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._directory = directory
         self._has_checksum = options.checksum
         self._views = views
-        self.has_quick_views = views != "copy_on_write"
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
         self._depth = 0  # of the methods that the lock's owner is in: more than 1 in the call of a signal handler
@@ -169,6 +170,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._tags = Tags(directory, self._release_later)
         self.unannounced = self._tags.unannounced
         self._reader = self._new_reader()  # of the running worker, or of the last one
+        self.has_quick_views = not self._reader.makes_private("numpy")
         self._in_flight: list[Segment] = []  # what the worker may still read for the request in flight
         self._suspended: list[list[Segment]] = []  # the same of requests that other calls have interrupted
 

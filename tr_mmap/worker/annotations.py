@@ -6,19 +6,23 @@ An annotation that means neither is refused when the function is registered, bec
 from __future__ import annotations
 
 import array
+import ast
 import collections.abc
 import enum
-import functools
 import inspect
+import re
 import sys
 import types
 import typing
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
-from ..errors import BadMessage
+import numpy as np
 
-__all__ = ["TENSOR", "Kind", "check_callable", "kinds_of", "place_of", "refuse"]
+from ..errors import BadMessage
+from .hints import hints_of, unwrapped_partial
+
+__all__ = ["TENSOR", "Kind", "check_callable", "code_of", "kinds_of", "place_of", "refuse"]
 
 _TRUTHS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -27,12 +31,20 @@ def _to_bool(word: str) -> bool:
     return _TRUTHS[word.lower()]
 
 
+def _to_dtype(word: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(word)
+    except Exception as error:  # numpy's parser has errors of many kinds
+        raise ValueError(word) from error
+
+
 class Kind(typing.NamedTuple):
     """What a parameter takes.
 
     Attributes:
         convert: makes a word the parameter's value, or raises ValueError or KeyError; None if it takes a tensor.
-        shown: completes "the word is ..." for a word that it does not take.
+        shown: completes "the word is ..." for a word that it does not take; of a tensor, an annotation that cannot be
+            resolved.
         is_text: it takes any word.
     """
 
@@ -58,15 +70,22 @@ _SCALARS: Final[dict[Any, Kind]] = {
     float: Kind(float, "no float"),
     bool: Kind(_to_bool, "no bool"),
 }
+_ARRAYS: Final = (("numpy", "ndarray"), ("torch", "Tensor"), ("torch", "TensorBase"))
 _SEQUENCES: Final = (
     *(list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.MutableSequence, collections.abc.Set),
     *(collections.abc.Collection, collections.abc.Iterable, collections.abc.Iterator),
 )
+_DTYPE: Final = Kind(_to_dtype, "no numpy dtype")
 _BUFFERS: Final = (bytes, bytearray, memoryview, array.array)
 _BY_NAME: Final = {each.__name__: kind for each, kind in _SCALARS.items()}
+_CONTAINERS: Final = (dict, list, tuple, set, frozenset)
+_NUMPY_SCALARS: Final = ((np.bool_, "bool"), (np.integer, "int"), (np.floating, "float"))  # others are texts
+_QUALIFIERS: Final = (typing.Final, typing.ClassVar, typing.Required, typing.NotRequired)
+_mentions_an_array = re.compile(r"\b(Tensor|ndarray|NDArray|ArrayLike)\b").search
+_mentions_a_word = re.compile(r"\b(str|int|float|bool|Literal)\b").search
 _RULE: Final = (
-    "a parameter takes a word if it is annotated str, int, float, bool, a Literal of these, or one of them | None; "
-    "else it takes a tensor"
+    "is neither a tensor nor a word: words are annotated str, int, float, bool, np.dtype, a Literal, or one of them "
+    "| None"
 )
 
 
@@ -78,7 +97,7 @@ def kinds_of(command: str, function: Callable[..., Any]) -> list[tuple[inspect.P
     """
     try:
         parameters = inspect.signature(function).parameters.values()
-        hints = _hints_of(function)
+        hints = hints_of(function)
     except (TypeError, ValueError) as error:
         raise BadMessage(
             f"command {command!r}: the parameters of {function!r:.100} are unknown ({error}); register a function that "
@@ -90,16 +109,24 @@ def kinds_of(command: str, function: Callable[..., Any]) -> list[tuple[inspect.P
         hint = hints.get(parameter.name, parameter.annotation)
         if hint is parameter.empty:
             hint = Any
+        stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else ""
+        stars = "**" if parameter.kind is parameter.VAR_KEYWORD else stars
+        unresolved = _unresolved(hint)
+        if unresolved and _is_meant_for_words(unresolved, parameter.default):
+            refuse(
+                command,
+                function,
+                f"{stars}{parameter.name}: {unresolved[:100]!r} cannot be resolved where the worker runs; define what "
+                f"it names before this function, and not under TYPE_CHECKING, or write {stars}{parameter.name}: str",
+            )
         try:
             kinds.append((parameter, _kind_of(hint)))
         except _NeitherError as error:
-            stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else ""
-            stars = "**" if parameter.kind is parameter.VAR_KEYWORD else stars
             instead = str(error) or f"{parameter.name}: str"
             refuse(
                 command,
                 function,
-                f"{stars}{parameter.name}: {_shown(hint)}, {_RULE}; write {instead.format(name=parameter.name)}",
+                f"{stars}{parameter.name}: {_shown(hint)} {_RULE}; write {instead.format(name=parameter.name)}",
             )
     return kinds
 
@@ -112,7 +139,7 @@ def check_callable(command: str, function: Any) -> None:
     """
     if not callable(function):
         raise BadMessage(f"command {command!r}: {function!r:.100} is no function", detail=command)
-    inner = _unwrapped_partial(function)
+    inner = unwrapped_partial(function)
     for each in (inner, getattr(inner, "__call__", None)):  # noqa: B004 - not whether it has one, but which
         if inspect.iscoroutinefunction(each):
             refuse(
@@ -129,49 +156,53 @@ def refuse(command: str, function: Callable[..., Any], why: str) -> NoReturn:
 
 def place_of(function: Callable[..., Any]) -> str:
     """Where a function is defined, for a message; "" if that is unknown."""
-    inner = inspect.unwrap(_unwrapped_partial(function))
-    call = getattr(type(inner), "__call__", None)  # noqa: B004 - not whether it has one, but which
-    code = getattr(inner, "__code__", None) or getattr(call, "__code__", None)
+    code = code_of(function)
     return f" ({code.co_filename}, line {code.co_firstlineno})" if code is not None else ""
+
+
+def code_of(function: Callable[..., Any]) -> types.CodeType | None:
+    """The code of a function, whatever is around it; None if it has none."""
+    inner = inspect.unwrap(unwrapped_partial(function))
+    call = getattr(type(inner), "__call__", None)  # noqa: B004 - not whether it has one, but which
+    return getattr(inner, "__code__", None) or getattr(call, "__code__", None)
 
 
 class _NeitherError(Exception):
     """An annotation that is neither a tensor's nor a word's; the text is what to write instead."""
 
 
-def _unwrapped_partial(function: Any) -> Any:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function
+def _unresolved(hint: Any) -> str:
+    """What of an annotation cannot be resolved; "" if all can."""
+    if isinstance(hint, str):
+        return "" if hint in _BY_NAME else hint
+    if isinstance(hint, typing.ForwardRef):
+        return hint.__forward_arg__
+    members = [each for each in typing.get_args(hint) if not isinstance(each, str)]  # texts are a Literal's
+    return next(filter(None, map(_unresolved, members)), "")
 
 
-def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations by parameter, as objects; one that cannot be resolved stays a text."""
-    inner = _unwrapped_partial(function)
-    if inspect.isclass(inner):
-        inner = inner.__init__
-    elif not inspect.isroutine(inner):
-        inner = type(inner).__call__
-    inner = inspect.unwrap(inner)
+def _is_meant_for_words(hint: str, default: Any) -> bool:
+    """Whether an annotation that cannot be resolved is no tensor's."""
+    if _mentions_an_array(hint):
+        return False
+    if isinstance(default, str | int | float):
+        return True
     try:
-        return typing.get_type_hints(inner)
-    except Exception:
-        pass  # one of them names what exists for type checkers only; the others still count
-    hints = {}
-    for name, hint in getattr(inner, "__annotations__", {}).items():
-        try:
-            alone = types.SimpleNamespace(__annotations__={name: hint})
-            hints[name] = typing.get_type_hints(alone, getattr(inner, "__globals__", {}))[name]
-        except Exception:
-            hints[name] = hint
-    return hints
+        ast.parse(hint, mode="eval")
+    except (SyntaxError, ValueError):
+        return False  # a remark for the reader
+    return _mentions_a_word(hint) is not None
 
 
 def _kind_of(hint: Any) -> Kind:
+    if isinstance(hint, typing.ForwardRef):
+        hint = hint.__forward_arg__
     if isinstance(hint, str):
-        return _BY_NAME.get(hint, TENSOR)
+        return _BY_NAME.get(hint) or Kind(None, hint)
     if hint is Any or hint is object:
         return TENSOR
+    if hint is typing.LiteralString:
+        hint = str
     try:
         if (scalar := _SCALARS.get(hint)) is not None:
             return scalar
@@ -182,9 +213,9 @@ def _kind_of(hint: Any) -> Kind:
     if type(hint).__name__ == "TypeAliasType":
         return _kind_of(hint.__value__)
     if isinstance(hint, typing.TypeVar):
-        return _kind_of(hint.__bound__ or Any)
+        return _union(hint.__constraints__) if hint.__constraints__ else _kind_of(hint.__bound__ or Any)
     origin = typing.get_origin(hint)
-    if origin is typing.Annotated:
+    if origin is typing.Annotated or origin in _QUALIFIERS:
         return _kind_of(typing.get_args(hint)[0])
     if origin is typing.Literal:
         return _literal(typing.get_args(hint))
@@ -207,7 +238,12 @@ def _literal(values: tuple[Any, ...]) -> Kind:
 def _union(members: tuple[Any, ...]) -> Kind:
     if any(map(_is_of_arrays, members)):
         return TENSOR  # numpy.typing.ArrayLike, say, whose other members only say what could become an array
-    kinds = [_kind_of(member) for member in members if member is not type(None)]
+    try:
+        kinds = [_kind_of(member) for member in members if member is not type(None)]
+    except _NeitherError:
+        if any(_origin_of(member) is np.dtype for member in members):  # numpy.typing.DTypeLike
+            raise _NeitherError("{name}: np.dtype") from None
+        raise
     tensors = [kind for kind in kinds if kind.convert is None]
     if len(tensors) == len(kinds):
         return TENSOR
@@ -215,7 +251,7 @@ def _union(members: tuple[Any, ...]) -> Kind:
         raise _NeitherError("two parameters, {name} for the tensor and {name}_value: float | None = None for the word")
     texts = [kind for kind in kinds if kind.is_text]
     others = [kind for kind in kinds if not kind.is_text]
-    if type(None) in members and not texts:
+    if type(None) in members:
         others.append(_literal((None,)))
     if not others:
         return texts[0]
@@ -233,21 +269,29 @@ def _union(members: tuple[Any, ...]) -> Kind:
 
 def _is_of_arrays(hint: Any) -> bool:
     """Whether an annotation is an array type of numpy or torch, or a protocol, which an array may fulfil."""
-    each = typing.get_origin(hint) or hint
+    each = _origin_of(hint)
     if not isinstance(each, type):
         return False
-    root = each.__module__.partition(".")[0]
-    return (root in ("numpy", "torch") and not _is_numpy_scalar(each)) or getattr(each, "_is_protocol", False)
+    if getattr(each, "_is_protocol", False):
+        return each.__module__ != "typing" and "DType" not in each.__name__  # SupportsFloat; numpy's of dtypes
+    is_array = any((_root_of(base), base.__name__) in _ARRAYS for base in each.__mro__)
+    return is_array or type(each).__name__ == "tensortype"  # torch.FloatTensor
 
 
-def _is_numpy_scalar(hint: type) -> bool:
-    return hint.__module__.partition(".")[0] == "numpy" and any(base.__name__ == "generic" for base in hint.__mro__)
+def _origin_of(hint: Any) -> Any:
+    return typing.get_origin(hint) or hint
+
+
+def _root_of(hint: type) -> str:
+    return hint.__module__.partition(".")[0]
 
 
 def _of_class(hint: Any, arguments: tuple[Any, ...]) -> Kind:
-    if not isinstance(hint, type):
+    if not isinstance(hint, type) or _is_of_arrays(hint):
         return TENSOR
-    root = hint.__module__.partition(".")[0]
+    if hint is np.dtype:
+        return _DTYPE
+    root = _root_of(hint)
     if hint in _SEQUENCES:
         raise _NeitherError(_instead_of_sequence(arguments))
     if hint in _BUFFERS or (hint.__name__, root) == ("Buffer", "collections"):
@@ -255,10 +299,16 @@ def _of_class(hint: Any, arguments: tuple[Any, ...]) -> Kind:
     for scalar in (bool, int, float, str):
         if issubclass(hint, scalar):
             raise _NeitherError(f"{{name}}: {scalar.__name__}")
-    if issubclass(hint, enum.Enum) or (root in sys.stdlib_module_names and not hasattr(hint, "_is_protocol")):
-        raise _NeitherError("{name}: str")
-    if _is_numpy_scalar(hint):
+    for numpy_scalar, instead in _NUMPY_SCALARS:
+        if issubclass(hint, numpy_scalar):
+            raise _NeitherError(f"{{name}}: {instead}")
+    if root == "numpy" and issubclass(np.floating, hint):  # np.number, say
         raise _NeitherError("{name}: float")
+    if root == "typing":  # a protocol of numbers
+        raise _NeitherError("{name}: int" if hint.__name__ in ("SupportsInt", "SupportsIndex") else "{name}: float")
+    is_of_torch = any(_root_of(base) == "torch" for base in hint.__mro__)  # a module, say
+    if is_of_torch or root == "numpy" or root in sys.stdlib_module_names or issubclass(hint, (enum.Enum, *_CONTAINERS)):
+        raise _NeitherError("{name}: str")
     return TENSOR
 
 
@@ -275,4 +325,7 @@ def _hashable(hint: Any) -> Any:
 
 
 def _shown(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)[:100]
+    if not isinstance(hint, type) or typing.get_args(hint):
+        return str(hint)[:100]
+    root = _root_of(hint)
+    return f"{root}.{hint.__name__}" if root in ("numpy", "torch") else hint.__name__  # numpy.bool is not bool

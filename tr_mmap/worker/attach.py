@@ -110,12 +110,13 @@ class Attachment:
                 workspace.release(manifest.session_id)
 
 
-def attach(argument: str, rejections: RejectionCounter) -> Attachment:
+def attach(argument: str, rejections: RejectionCounter, views: str | None = None) -> Attachment:
     """Connect to a session.
 
     Args:
         argument: the session's id, or its directory.
         rejections: counts the messages that are rejected.
+        views: ``"readonly"`` or ``"copy_on_write"``: what fetched tensors are; None for each framework's default.
 
     Raises:
         SessionNotStarted: there is no such session, or it has another worker, perhaps one that has started this
@@ -154,7 +155,7 @@ def attach(argument: str, rejections: RejectionCounter) -> Attachment:
     if manifest.channel not in CHANNEL_NAMES:
         known = ", ".join(CHANNEL_NAMES)
         raise BadMessage(f"the session's channel is {manifest.channel[:80]!r}, known are {known}", detail="channel")
-    transfer = worker_transfer(manifest.channel, directory, manifest.transfer)
+    transfer = worker_transfer(manifest.channel, directory, manifest.transfer, views)
     channel = channel_kind(manifest.channel).attach(directory, manifest.doorbells)
     channel.set_spin(manifest.spin_us)
     return Attachment(directory, manifest, protect(channel, Role.WORKER, secret, rejections), transfer)

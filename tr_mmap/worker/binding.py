@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Container
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from ..errors import BadMessage, MissingTag
 from ..protocol.commands import split_words
@@ -46,7 +46,7 @@ class Command:
         BadMessage: it is no function that could be called with tensors and words; the message says what to change.
 
     Attributes:
-        takes_one_text: its only argument is the parameter text.
+        convert_text: if its only argument is the parameter text, makes the argument of it; else None.
         tensor_counts: how many tensors it takes, if it takes only tensors, and by position; else empty.
     """
 
@@ -56,9 +56,9 @@ class Command:
         "_parameters",
         "_rest",
         "_scalars",
+        "convert_text",
         "function",
         "name",
-        "takes_one_text",
         "tensor_counts",
     )
 
@@ -90,12 +90,9 @@ class Command:
         self.tensor_counts = (
             range(self._least, (MAX_TENSORS if takes_any else len(tensors)) + 1) if is_plain else range(0)
         )
-        self.takes_one_text = (
-            [each.kind.convert for each in self._scalars] == [str]
-            and self._most == 0
-            and self._rest is None
-            and not self._scalars[0].is_keyword
-        )
+        is_one_text = [each.kind.is_text and not each.is_keyword for each in self._scalars] == [True]
+        is_one_text = is_one_text and self._most == 0 and self._rest is None
+        self.convert_text = self._scalars[0].kind.convert if is_one_text else None
 
     def _takes_rest_of_words(self) -> bool:
         return self._rest is not None and self._rest.convert is not None
@@ -118,20 +115,18 @@ class Command:
             MissingTag: the function takes a tensor, and the word is no tag.
             BadMessage: too few or too many words or tensors, or a word that has not the parameter's type.
         """
-        if self.takes_one_text:
-            return [parameters or self._default_of(self._scalars[0])], {}
+        if self.convert_text is not None:
+            return [self.convert_text(parameters) if parameters else self._default_of(self._scalars[0])], {}
         words = split_words(parameters)
         if self._scalars or self._takes_rest_of_words():
             tensors, others = self._split(words, tags)
             if len(tensors) < self._least and len(others) > len(self._scalars) and not self._takes_rest_of_words():
-                raise MissingTag(f"{self.name}: no tensor goes by the tag {others[0]!r}; send it first", tag=others[0])
+                self._refuse_tag(others[0])
         else:
             tensors, others = words, []
             for word in words:
                 if word not in tags:
-                    raise MissingTag(
-                        f"{self.name}: no tensor goes by the tag {word!r}; send it first{self._advice()}", tag=word
-                    )
+                    self._refuse_tag(word)
         self._check_count(len(tensors))
         values = self._convert(others)
         return self._arrange([fetch(word, framework) for word in tensors], values)
@@ -173,10 +168,15 @@ class Command:
             raise BadMessage(f"{self.name}: no word is left for {parameter.name}", detail=parameter.name)
         return parameter.default
 
+    def _refuse_tag(self, word: str) -> NoReturn:
+        raise MissingTag(f"{self.name}: no tensor goes by the tag {word!r}; send it first{self._advice()}", tag=word)
+
     def _advice(self) -> str:
-        """What may be wrong if a word is no tag: a parameter that should take words has no annotation."""
+        """What may be wrong if a word is no tag: a parameter that should take words has no annotation of words."""
         for each in self._parameters:
-            if isinstance(each.default, str | int | float):
+            if each.is_tensor and each.kind.shown:
+                return f", or define {each.kind.shown[:80]!r} where the worker runs if {each.name} takes a word"
+            if each.is_tensor and isinstance(each.default, str | int | float):
                 kind = type(each.default).__name__
                 return f", or annotate {each.name}: {kind} in the worker if it takes a word"
         return ""

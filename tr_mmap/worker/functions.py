@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from ..errors import BadMessage, TRException
+from ..transfer.kinds import Views
 from ..tsr.framework_names import check_installed
 from ..wire.messages import EXIT_COMMAND
+from .annotations import code_of
 from .binding import Command
 from .server import TechRenaissanceServer
 
@@ -30,19 +32,21 @@ class Server(TechRenaissanceServer):
         server.run()
 
     A parameter gets a tensor, or a word if it is annotated ``str``, ``int``, ``float``, ``bool``, a ``Literal`` of
-    these, or one of them ``| None``. The function returns a tensor, several tensors (a tuple or list), a text, or None.
+    words, ``np.dtype``, or one of them ``| None``. The function returns a tensor, several tensors (a tuple or list), a
+    text, or None.
 
     Args:
         framework: of the tensors that the functions get, ``"numpy"`` or ``"torch"``.
         debug: whether :meth:`debug_message` prints.
+        views: ``"readonly"`` or ``"copy_on_write"``, as in :class:`TechRenaissanceServer`.
 
     Raises:
-        BadMessage: no such framework.
+        BadMessage: no such framework, or no such views.
         MissingPackage: the framework is not installed.
     """
 
-    def __init__(self, framework: str = "numpy", debug: bool = False) -> None:
-        super().__init__(debug=debug, framework=framework)
+    def __init__(self, framework: str = "numpy", debug: bool = False, views: Views | None = None) -> None:
+        super().__init__(debug=debug, framework=framework, views=views)
         check_installed(framework)
         self._commands: dict[str, Command] = {}
 
@@ -53,11 +57,16 @@ class Server(TechRenaissanceServer):
             name: the word.
 
         Raises:
-            BadMessage: the name is empty, has a space in it, or is taken. The decorator itself raises it for a function
-                that no message could call: an ``async def``, say, or one with a parameter annotated ``list``.
+            BadMessage: the name is no text or empty, has a space in it, begins with ``{``, or is taken. The decorator
+                itself raises it for a function that no message could call: an ``async def``, say, or one with a
+                parameter annotated ``list``.
         """
-        if not name or name.split() != [name] or name == EXIT_COMMAND or name in self._commands:
-            raise BadMessage(f"{name!r} cannot name a command: it is not one word, or it is taken", detail=name)
+        if not isinstance(name, str):
+            raise BadMessage(f'{name!r:.80} names no command; write @server.command("name")', detail="command")
+        if name.split() != [name] or name[0] == "{" or name == EXIT_COMMAND or name in self._commands:
+            raise BadMessage(
+                f"{name!r} cannot name a command: it is not one word, begins with {{, or is taken", detail=name
+            )
 
         def register(function: F) -> F:
             self._commands[name] = Command(name, function)
@@ -70,8 +79,8 @@ class Server(TechRenaissanceServer):
         known = self._commands.get(command)
         if known is None:
             return False
-        if known.takes_one_text and parameters:
-            result = known.function(parameters)
+        if known.convert_text is not None and parameters:
+            result = known.function(known.convert_text(parameters))
         else:
             arguments, named = self._arguments(known, parameters)
             result = known.function(*arguments, **named)
@@ -79,16 +88,21 @@ class Server(TechRenaissanceServer):
             return True  # the function has forked, and this is the child: what it returns goes nowhere
         if isinstance(result, str):
             self._set_result(result)
-        elif isinstance(result, _SEVERAL):
-            self.send_tensors(*result)
         elif result is not None:
-            self.send_tensors(result)
+            try:
+                if isinstance(result, _SEVERAL):
+                    self.send_tensors(*result)
+                else:
+                    self.send_tensors(result)
+            except Exception as error:
+                self._blame_result(error, code_of(known.function))
+                raise
         return True
 
     def _arguments(self, known: Command, parameters: str) -> tuple[list[Any], dict[str, Any]]:
         """The arguments for a command's function by position and by name, by the fast path if possible."""
         fast_path = self._fast_path
-        if fast_path is not None and known.tensor_counts and self.framework == "numpy":
+        if fast_path is not None and known.tensor_counts and self._has_quick_views and self.framework == "numpy":
             arguments = fast_path.quick_fetch(parameters)
             if arguments is not None and len(arguments) in known.tensor_counts:
                 return arguments, {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import CodeType
+
 import msgspec
 
-from ..errors import OutOfSpace
+from ..errors import BadMessage, MissingTag, OutOfSpace
 from ..protocol.messages import Failure, FailureKind
 from .log import log
 from .traces import name_of, text_of, trace_of
@@ -20,7 +22,10 @@ class Reply(msgspec.Struct):
         result: the text; None if the handler has set none.
         message: a remark.
         complaint: why ``get_tensors`` returned None; sent as the remark if the handler makes none.
-        bad_input: raised because the request's words do not fit the command; its handler was not called.
+        bad_input: raised because the request's words do not fit the command, or because a tensor of the request cannot
+            be had; its handler was not called.
+        bad_result: raised because what the handler returned cannot be sent.
+        handler_code: of that handler; None if it is unknown.
     """
 
     command: str = ""
@@ -28,6 +33,8 @@ class Reply(msgspec.Struct):
     message: str = ""
     complaint: str = ""
     bad_input: Exception | None = None
+    bad_result: Exception | None = None
+    handler_code: CodeType | None = None
 
 
 def failure_of(error: BaseException, reply: Reply | None = None) -> Failure:
@@ -44,9 +51,16 @@ def failure_of(error: BaseException, reply: Reply | None = None) -> Failure:
             failure.needed_nbytes, failure.free_nbytes = needed, free
     if reply is None:
         return failure
-    if error is reply.bad_input:
-        failure.kind = FailureKind.BAD_INPUT
+    bad_input, bad_result = reply.bad_input, reply.bad_result
+    reply.bad_input = reply.bad_result = None  # the frames of their tracebacks hold views
+    if error is bad_input:
+        if isinstance(error, BadMessage | MissingTag):  # else the words were right, and the worker has failed
+            failure.kind = FailureKind.BAD_INPUT
+        return failure
+    if error is bad_result:
+        failure.message = f"what the function returned cannot be sent: {failure.message}"
+        failure.traceback = trace_of(error, reply.handler_code)
     else:
         failure.traceback = trace_of(error)
-        log(failure.traceback)
+    log(failure.traceback)
     return failure

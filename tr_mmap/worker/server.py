@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Container
+from types import CodeType
 from typing import Any, Final
 
 from ..base.fork_safety import ForkAware
@@ -23,6 +24,7 @@ from ..protocol.commands import split_words
 from ..protocol.messages import Failure, FailureKind, Request, Response, decode_request
 from ..protocol.status import TRANSITIONS, Status, parse_status
 from ..transfer.interface import WorkerTransfer
+from ..transfer.kinds import Views, check_views
 from ..tsr.framework_names import check_framework_name
 from ..wire.messages import EXIT_COMMAND
 from ..wire.waits import ORPHAN_GRACE_S
@@ -44,20 +46,29 @@ def _do_nothing() -> None:
     """Stands for the heartbeat before there is a session."""
 
 
+def _plain(value: Any) -> str:
+    """A value's text; of a text that is a member of an ``Enum`` its value, which ``str`` would not give."""
+    return str.__str__(value) if isinstance(value, str) else str(value)
+
+
 class TechRenaissanceServer(ForkAware):
     """A worker. Override :meth:`main_logic` and call :meth:`run`.
 
     Args:
         debug: whether :meth:`debug_message` prints.
         framework: of the tensors from :meth:`get_tensors` and :meth:`empty`, ``"torch"`` or ``"numpy"``.
+        views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are. None is ``"readonly"`` for numpy and
+            ``"copy_on_write"`` for torch. A store into a read-only torch tensor, or through torch into a read-only
+            numpy array, ends the worker with SIGSEGV.
 
     Raises:
-        BadMessage: no such framework.
+        BadMessage: no such framework, or no such views.
     """
 
-    def __init__(self, debug: bool = False, framework: str = "torch") -> None:
+    def __init__(self, debug: bool = False, framework: str = "torch", views: Views | None = None) -> None:
         super().__init__()
         check_framework_name(framework)
+        check_views(views)
         self.debug = debug
         self.framework = framework
         self.session_dir = ""
@@ -66,6 +77,8 @@ class TechRenaissanceServer(ForkAware):
         self._attachment: Attachment | None = None
         self._fast_path: WorkerFastPath | None = None
         self._transfer: WorkerTransfer | None = None  # of the current request
+        self._views = views
+        self._has_quick_views = True
         self._watch: PeerWatch | None = None
         self._reply: Reply | None = None
         self._touch: Callable[[], None] = _do_nothing  # the session's heartbeat
@@ -101,7 +114,7 @@ class TechRenaissanceServer(ForkAware):
             The tensors, in order; None if one is missing or the count is wrong. The reason goes to the controller with
             the reply, unless the handler gives a message of its own.
         """
-        if self._fast_path is not None and self.framework == "numpy":
+        if self._fast_path is not None and self._has_quick_views and self.framework == "numpy":
             found = self._fast_path.quick_fetch(parameters)
             if found is not None and (count is None or len(found) == count):
                 return found
@@ -148,9 +161,9 @@ class TechRenaissanceServer(ForkAware):
         """
         if self._reply is None:
             raise SessionNotStarted("write_response answers a request, and there is none now")
-        self._reply.command = str(command)
-        self._reply.result = str(result)
-        self._reply.message = str(message)
+        self._reply.command = _plain(command)
+        self._reply.result = _plain(result)
+        self._reply.message = _plain(message)
 
     def write_status(self, text: str) -> None:
         """Write a status with a remark for the controller, for example ``"busy: epoch 3"``.
@@ -415,7 +428,7 @@ class TechRenaissanceServer(ForkAware):
         """Set the reply's text; keep the other fields that the handler has set."""
         if self._reply is None:
             raise SessionNotStarted("a result answers a request, and there is none now")
-        self._reply.result = str(text)
+        self._reply.result = _plain(text)
 
     def _refuse_in_child(self) -> None:
         if self.is_foreign:
@@ -432,9 +445,14 @@ class TechRenaissanceServer(ForkAware):
             self._log.look()
 
     def _blame_input(self, error: Exception) -> None:
-        """Note that the request's words raised this error, and no handler."""
+        """Note that the request's words or its tensors raised this error, and no handler."""
         if self._reply is not None:
             self._reply.bad_input = error
+
+    def _blame_result(self, error: Exception, code: CodeType | None) -> None:
+        """Note that what a handler of that code has returned raised this error."""
+        if self._reply is not None:
+            self._reply.bad_result, self._reply.handler_code = error, code
 
     @property
     def _tags(self) -> Container[str]:
@@ -462,9 +480,10 @@ class TechRenaissanceServer(ForkAware):
             HostilePath: another user can write to it.
         """
         self.is_foreign = False  # a child that was forked before this is a worker of its own
-        attachment = self._attachment = attach(session_id, self._rejections)
+        attachment = self._attachment = attach(session_id, self._rejections, self._views)
         self.session_dir = attachment.directory
         self._transfer = attachment.transfer
+        self._has_quick_views = attachment.transfer.has_quick_views
         self._channel = attachment.channel
         self._touch = attachment.channel.touch
         self._log = WorkerLog.keep(*attachment.log_paths)

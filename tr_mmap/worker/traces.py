@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Iterator
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any, Final
 
 from ..errors import TRException
@@ -64,10 +64,15 @@ def name_of(error: BaseException) -> str:
     return cut(str.encode(_class_name(type(error)), "utf-8", "replace").decode(), MAX_NAME_CHARS)
 
 
-def trace_of(error: BaseException) -> str:
-    """The traceback of what a handler raised, cut if need be."""
+def trace_of(error: BaseException, code: CodeType | None = None) -> str:
+    """The traceback of what a handler raised, cut if need be.
+
+    Args:
+        error: what was raised.
+        code: of a handler that has returned and whose result is to blame: it is shown in place of our frames.
+    """
     try:
-        text = _formatted(error) if _is_small(error) else _brief(error)
+        text = _formatted(error, code) if _is_small(error) else _brief(error)
     except Stop:
         raise
     except BaseException:  # out of memory, or an exception that cannot be formatted
@@ -75,7 +80,7 @@ def trace_of(error: BaseException) -> str:
     return cut(str.encode(text, "utf-8", "replace").decode(), MAX_TRACE_CHARS)
 
 
-def _formatted(error: BaseException) -> str:
+def _formatted(error: BaseException, code: CodeType | None) -> str:
     """The traceback as Python writes it."""
     frames = list(_handler_frames(error))
     shown = _ends_of(frames)
@@ -83,9 +88,12 @@ def _formatted(error: BaseException) -> str:
     for each in reversed(shown):
         trace = TracebackType(trace, each.tb_frame, each.tb_lasti, each.tb_lineno)
     # A negative limit keeps the last frames; it is for the other exceptions of the chain.
-    lines = traceback.TracebackException(type(error), error, trace, limit=-_MAX_FRAMES, compact=True).format(
-        chain=not _is_cause_ours(error)
-    )
+    formatter = traceback.TracebackException(type(error), error, trace, limit=-_MAX_FRAMES, compact=True)
+    if code is not None:
+        place = traceback.FrameSummary(code.co_filename, code.co_firstlineno, code.co_name)
+        others = [] if all(map(_is_ours, frames)) else formatter.stack
+        formatter.stack = traceback.StackSummary.from_list([place, *others])
+    lines = formatter.format(chain=not _is_cause_ours(error))
     text = "".join([cut(line, MAX_TEXT_CHARS) for line in lines])
     if len(frames) > len(shown):
         text += f"({len(frames) - len(shown)} frames in the middle of the traceback are left out)\n"
