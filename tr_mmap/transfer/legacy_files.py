@@ -1,6 +1,6 @@
 """Tensors in plain files, put in place whole: the transfer of the legacy dialect and of requests by hand.
 
-Never makes segments; reads the ones that tags name as it reads any file.
+Never makes a segment, and reads one as any other file.
 
 A file is ``<tag>.tsr``. Our worker reads copies, because a legacy controller may overwrite its files in place. It
 leaves these files there, and writes ``result_<i>.tsr``. A legacy worker deletes its inputs after reading. So our
