@@ -50,13 +50,14 @@ SPELLINGS = {
     "a list": '{"cmd": "hello", "params": ["by", "hand"]}',
     "a number of its own": '{"seq": 5, "command": "hello", "parameters": "by hand"}',
     "a number in the place of ours": '{"seq":       1,"command":"hello","parameters":"by hand"}\n',
+    "after a byte order mark": b'\xef\xbb\xbf{"cmd": "hello", "params": "by hand"}',
     "over several lines": json.dumps({"cmd": "hello", "params": "by hand"}, indent=4) + "\n\n",
     "tensors of its own": '{"command": "hello", "parameters": "by hand", "tensors": [["x", "segment_9.tsr", 4]]}',
 }
 
 
 @pytest.mark.parametrize("text", SPELLINGS.values(), ids=SPELLINGS.keys())
-def test_a_request_by_hand_is_served_and_its_answer_is_shown(session: PythonSession, text: str) -> None:
+def test_a_request_by_hand_is_served_and_its_answer_is_shown(session: PythonSession, text: str | bytes) -> None:
     write(session, text)
     found = answer(session, "Hello By Hand")
     assert found["result"] == found["params"] == "Hello By Hand"
@@ -117,6 +118,29 @@ def test_garbage_by_hand_is_answered_with_an_error_and_harms_nobody(session: Pyt
     write(session, text)
     found = answer(session, "error: ")
     assert found["error"]["message"]
+
+
+@pytest.mark.parametrize("put", [replace, remove_and_make, truncate_late])
+def test_however_garbage_is_put_there_it_is_answered_and_the_next_request_served(
+    session: PythonSession, put: Any
+) -> None:
+    for text in (b"{", b'{"cmd": "hello", "params": "by ha', b"hello"):
+        put(path_of(session, "request.json"), text)
+        answer(session, "error: ")
+        put(path_of(session, "request.json"), b'{"cmd": "hello", "params": "by hand"}')
+        answer(session, "Hello By Hand")
+        path_of(session, "response.json").unlink()
+
+
+def test_a_request_that_is_written_in_parts_into_a_new_file_is_served_once_it_is_whole(session: PythonSession) -> None:
+    for word in ("first", "second", "third"):
+        path_of(session, "request.json").unlink()
+        with open(path_of(session, "request.json"), "w") as file:
+            for part in ('{"cmd": ', '"hello", "params": ', f'"{word}"}}'):
+                file.write(part)
+                file.flush()
+                write(session, "busy: by hand\n", "status.txt")  # an event of another file
+        answer(session, f"Hello {word.title()}")
 
 
 def put(path: Path, made: Path) -> None:
@@ -191,6 +215,30 @@ def is_served_again(session: PythonSession) -> bool:
         return "Hello Again" in path_of(session, "response.json").read_text()
     except FileNotFoundError:
         return False
+
+
+def writable_by_all(path: Path) -> None:
+    new = path.with_name("new")
+    new.write_text('{"cmd": "hello", "params": "from elsewhere"}')
+    new.chmod(0o666)
+    new.rename(path)
+
+
+def dangling(path: Path) -> None:
+    path.with_name("new").symlink_to(path.with_name("no_such_file"))
+    put(path, path.with_name("new"))
+
+
+@pytest.mark.parametrize("spoil", [symlink, dangling, fifo, writable_by_all], ids=lambda each: each.__name__)
+def test_what_may_not_be_read_as_a_request_gives_way_to_the_mirror(session: PythonSession, spoil: Any) -> None:
+    path = path_of(session, "request.json")
+    for _ in range(2):
+        spoil(path)
+        wait_until(lambda: path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600)
+        write(session, '{"cmd": "hello", "params": "by hand"}')  # as most programs do it: not by rename
+        answer(session, "Hello By Hand")
+        path_of(session, "response.json").unlink()
+    assert not path.with_name("no_such_file").exists()
 
 
 @pytest.mark.parametrize("spoil", [nothing, moved_away, fifo], ids=lambda each: each.__name__)
@@ -350,6 +398,18 @@ def test_exit_by_hand_ends_the_worker_after_its_request(workspace: Path, gate: G
         write(session, "exit\n", "status.txt")
         gate.let_go("the answer still comes")
         assert session.wait_for_response(FOREVER_MS) == "the answer still comes"
+        assert session.join(FOREVER_MS)
+
+
+@pytest.mark.parametrize("channel", ["mapped", "files", "legacy"])
+def test_a_request_and_exit_by_hand_may_begin_with_a_byte_order_mark(workspace: Path, channel: str) -> None:
+    with PythonSession(TOOLS, quiet_mode=True, channel=channel) as session:
+        session.fetch_response("hello you")
+        replace(path_of(session, "request.json"), b'\xef\xbb\xbf{"cmd": "hello", "params": "by hand"}\r\n')
+        answer(session, "Hello By Hand")
+        path_of(session, "response.json").unlink()
+        assert session.fetch_response("hello you") == "Hello You"
+        replace(path_of(session, "status.txt"), b"\xef\xbb\xbfexit\r\n")
         assert session.join(FOREVER_MS)
 
 

@@ -415,9 +415,9 @@ def test_a_request_of_the_legacy_dialect_in_a_session_of_ours_is_answered_in_tha
         (directory / "new").rename(directory / "request.json")
         while not (directory / "response.json").exists():
             assert session.is_alive()
-        assert (directory / "response.json").read_text().startswith('{"params": "result_0"')
+        assert (directory / "response.json").read_text().startswith('{"params": "by_hand_0"')
         (directory / "response.json").unlink()
-        assert (directory / "result_0.tsr").read_bytes()[64:] == b"abc"
+        assert (directory / "by_hand_0.tsr").read_bytes()[64:] == b"abc"
         assert bits(session.fetch_tensor("echo a")) == bits(A)
 
 

@@ -1,8 +1,8 @@
 """Notices what a person or another program writes by hand into ``request.json`` and ``status.txt`` of a mapped channel.
 
 These two files only mirror the pages. A request that somebody writes there is taken all the same, and ``exit`` in the
-status ends the worker. Whatever else is written there is ignored, and the mirror of the status is written again. Never
-answers a request.
+status ends the worker. Whatever else is written there is ignored, and the mirror of the status is written again. So is
+the mirror of the request over what is no file of this user's own, a symlink say. Never answers a request.
 
 A mirror of ours has a size of its own (``MIRROR_NBYTES``) and a number in a fixed place, and is written through a
 descriptor that stays open, which is no event for inotify. So an event, and a file that looks otherwise, show somebody
@@ -11,6 +11,7 @@ else's hand.
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Callable
 from typing import Final
@@ -18,7 +19,8 @@ from typing import Final
 import msgspec
 
 from ..base import system
-from ..errors import TRException
+from ..base.background import readable
+from ..errors import HostilePath, TRException
 from ..protocol.legacy import LEGACY_FORBIDDEN_MODE
 from ..protocol.status import Status, parse_status
 from ..wire.messages import (
@@ -34,6 +36,7 @@ from ..wire.messages import (
 __all__ = ["MOST_WAITING", "HandWatch"]
 
 MOST_WAITING: Final = 64  # requests by hand; who writes more of them, faster than they are served, loses some
+_SILENCE_S: Final = 0.05  # no program pauses for so long in the middle of a text; shorter than HAND_GRACE_S
 _TOO_LONG: Final = b'"a request that is longer than a message may be"'  # no object, so it is answered with an error
 
 _Signature = tuple[int, int, int, int]
@@ -47,7 +50,8 @@ class HandWatch:
         directory: the session directory.
         take: gets the text of each request.
         exit_by_hand: called when somebody has written ``exit`` into the status.
-        restore_status: called when somebody has written anything else there.
+        restore_request: called when the request's mirror is no file that may be read.
+        restore_status: called when somebody has written anything else than ``exit`` into the status.
 
     Attributes:
         fd: becomes readable when there is something to look at; -1 if this system has no inotify, or no more of it.
@@ -58,6 +62,7 @@ class HandWatch:
         directory: str,
         take: Callable[[bytes], None],
         exit_by_hand: Callable[[], None],
+        restore_request: Callable[[], None],
         restore_status: Callable[[], None],
     ) -> None:
         self._directory = directory
@@ -65,9 +70,11 @@ class HandWatch:
         self._status = os.path.join(directory, STATUS_FILE)
         self._take = take
         self._exit_by_hand = exit_by_hand
+        self._restore_request = restore_request
         self._restore_status = restore_status
         self._watches: dict[str, int] = {}  # by path; of the directory while one of the files is not there
         self._seen: dict[str, _Signature] = {}  # by path: the file that was looked at last
+        self._is_unfinished = False  # the request was no JSON when it was looked at, and may be by now
         self.fd = system.open_watches()
         self._arm()
         # What somebody wrote before we came; the status of an earlier moment is the controller's own affair.
@@ -95,7 +102,7 @@ class HandWatch:
         statuses.add(self._watches.get(self._status))
         closed = {watch for watch, is_closed in events if is_closed}
         changed = {watch for watch, _ in events}
-        if changed & {*requests, of_directory}:
+        if self._is_unfinished or changed & {*requests, of_directory}:
             self._look_at_request(is_complete=bool(closed & requests))
         if changed & {*statuses, of_directory}:
             self._look_at_status()
@@ -129,29 +136,45 @@ class HandWatch:
         return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
     def _read(self, path: str, limit_nbytes: int) -> bytes:
-        """The file's text; nothing if it is no file of ours, or is not there."""
+        """The file's text; nothing if it is not there, or cannot be read now.
+
+        Raises:
+            HostilePath: it is no file of ours.
+        """
         try:
             fd = system.open_private_file(path, forbidden_mode=LEGACY_FORBIDDEN_MODE)
+        except HostilePath:
+            raise
         except (OSError, TRException):
             return b""
         try:
-            return system.read_all(fd, limit_nbytes)
+            return system.read_all(fd, limit_nbytes).removeprefix(codecs.BOM_UTF8)
         except OSError:
             return b""
         finally:
             system.close(fd)
 
     def _look_at_request(self, *, is_complete: bool) -> None:
+        self._is_unfinished = False
         signature = self._signature_of(self._request)
         if signature == self._seen.get(self._request):
             return
-        text = self._read(self._request, MAX_MESSAGE_NBYTES + 1)
+        try:
+            text = self._read(self._request, MAX_MESSAGE_NBYTES + len(codecs.BOM_UTF8) + 1)
+        except HostilePath:
+            self._restore_request()
+            self._seen[self._request] = signature  # a directory stays
+            return
         if not text.strip(b"\0 \r\n\t") or _is_mirror(text):
             return
         if len(text) > MAX_MESSAGE_NBYTES:
             text = _TOO_LONG
         elif not is_complete and not _is_json(text):
-            return  # it is being written; when its writer closes it, that is an event
+            # It is being written, and when its writer closes it, that is an event; or it came whole, by rename.
+            self._is_unfinished = self.fd >= 0 and bool(readable([self.fd], _SILENCE_S))
+            if not self._is_unfinished:
+                self._look_at_request(is_complete=True)
+            return
         self._seen[self._request] = signature
         self._take(text)
 
@@ -159,8 +182,8 @@ class HandWatch:
         signature = self._signature_of(self._status)
         if signature in (_NO_FILE, self._seen.get(self._status)):
             return  # the session's directory may be on its way out
-        text = self._read(self._status, STATUS_NBYTES).partition(b"\n")[0].decode("utf-8", "replace").strip("\0 \r")
         try:
+            text = self._read(self._status, STATUS_NBYTES).partition(b"\n")[0].decode("utf-8", "replace").strip("\0 \r")
             is_exit = parse_status(text).status is Status.EXIT
         except TRException:
             is_exit = False

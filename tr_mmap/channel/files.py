@@ -7,6 +7,7 @@ message brings it back to 32 ms.
 
 from __future__ import annotations
 
+import codecs
 import os
 import threading
 import time
@@ -115,7 +116,7 @@ class FileChannel(Channel):
         try:
             if system.file_nbytes(fd) > MAX_MESSAGE_NBYTES:
                 raise BadMessage(f"{path} is longer than a message may be", detail=path)
-            return system.read_all(fd, MAX_MESSAGE_NBYTES)
+            return system.read_all(fd, MAX_MESSAGE_NBYTES).removeprefix(codecs.BOM_UTF8)  # by hand, on Windows say
         finally:
             system.close(fd)
 

@@ -364,9 +364,9 @@ class MappedChannel(Channel):
     # -- what somebody writes by hand ------------------------------------------------------------------------------
 
     def watch_by_hand(self, *, may_exit: bool = True) -> HandWatch | None:
-        restore = self._status_mirror.restore
-        exit_by_hand = self._exit_by_hand if may_exit else restore
-        self._hand_watch = HandWatch(self._directory, self._hold_by_hand, exit_by_hand, restore)
+        restore_request, restore_status = self._request_mirror.restore, self._status_mirror.restore
+        exit_by_hand = self._exit_by_hand if may_exit else restore_status
+        self._hand_watch = HandWatch(self._directory, self._hold_by_hand, exit_by_hand, restore_request, restore_status)
         return self._hand_watch
 
     def _hold_by_hand(self, text: bytes) -> None:

@@ -6,6 +6,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from ..errors import BadMessage
 from ..protocol.legacy import LEGACY
+from ..wire.names import HAND_RESULT_PREFIX
 from .interface import ControllerTransfer, WorkerTransfer
 from .options import TransferOptions
 
@@ -65,13 +66,13 @@ def worker_transfer(
     return SegmentWorkerTransfer(directory, options or TransferOptions(), views)
 
 
-def hand_transfer(directory: str, session: WorkerTransfer) -> WorkerTransfer:
-    """The worker's side of the transfer for requests that somebody writes by hand.
+def hand_transfer(directory: str) -> WorkerTransfer:
+    """The worker's side of the transfer for requests that somebody writes by hand in a session of ours.
 
-    Args:
-        directory: the session directory.
-        session: the session's own transfer, whose tags such a request may name.
+    A tag means the file ``<tag>.tsr``, which is what the controller sent last under that tag, or a file that somebody
+    put there. The results are plain files ``by_hand_<i>.tsr``, which stay until the next such request: none of them
+    has the name of one of the session's own, or takes its place.
     """
-    from .by_hand import HandTransfer
+    from .legacy_files import LegacyWorkerTransfer
 
-    return HandTransfer(directory, session)
+    return LegacyWorkerTransfer(directory, HAND_RESULT_PREFIX, may_be_v2=True)

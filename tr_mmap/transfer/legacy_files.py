@@ -1,4 +1,6 @@
-"""Tensors in plain v1 files, put in place whole: the transfer of the legacy dialect. Never uses segments.
+"""Tensors in plain files, put in place whole: the transfer of the legacy dialect and of requests by hand.
+
+Never makes a segment, and reads one as any other file.
 
 A file is ``<tag>.tsr``. Our worker reads copies, because a legacy controller may overwrite its files in place. It
 leaves these files there, and writes ``result_<i>.tsr``. A legacy worker deletes its inputs after reading. So our
@@ -13,9 +15,11 @@ import math
 import os
 import re
 import threading
+import time
+import zlib
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -32,8 +36,9 @@ from ..shm.pool import PoolStats
 from ..tsr import dtypes
 from ..tsr import header as tsr_header
 from ..tsr import tensors as conversions
+from ..tsr.files import BeingChanged, until_settled
 from ..tsr.framework_names import check_framework_name
-from ..wire.header import MAX_HEADER_NBYTES
+from ..wire.header import MAX_DTYPE_CODE_V1, MAX_HEADER_NBYTES, MAX_NDIM_V1
 from ..wire.messages import DEFAULT_RESULT
 from ..wire.names import MAX_TAG_LENGTH, RESULT_PREFIX
 from .interface import ControllerTransfer, WorkerTransfer
@@ -42,20 +47,24 @@ from .tags import describe_tags
 __all__ = ["LegacyControllerTransfer", "LegacyWorkerTransfer"]
 
 _is_legacy_result = re.compile(r"r[0-9]*").fullmatch
+_UNSETTLED: Final = frozenset({Fault.UNPUBLISHED, Fault.TORN, Fault.HEADER_CHECKSUM})  # a live segment's, for a moment
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
-def _encode(tensor: Any) -> tuple[bytes, memoryview]:
-    """A v1 header, and the payload's bytes.
+def _encode(tensor: Any, *, may_be_v2: bool = False) -> tuple[bytes, memoryview]:
+    """A v1 header, and the payload's bytes; a v2 header if v1 cannot hold the tensor and it may be one.
 
     Raises:
-        UnsupportedTensor: not a tensor, or one that v1 cannot hold.
+        UnsupportedTensor: not a tensor, or one that no header it may have can hold.
     """
     dtype, array = conversions.to_array(tensor)
     try:
-        header = tsr_header.encode_v1(dtype, array.shape)
+        if may_be_v2 and (dtype.code > MAX_DTYPE_CODE_V1 or array.ndim > MAX_NDIM_V1):
+            header = tsr_header.encode_v2(dtype, array.shape, created_ns=time.time_ns())
+        else:
+            header = tsr_header.encode_v1(dtype, array.shape)
     except TSRFormatError as error:
         raise UnsupportedTensor(
             f"a legacy peer reads TSR v1 only: {str(error).removesuffix('; use v2')}; convert the tensor"
@@ -77,16 +86,41 @@ def _write(path: str, header: bytes, payload: memoryview) -> None:
 def _read(path: str, framework: str) -> Any:
     """A copy of a file's tensor, of any layout. Never maps: a writer that overwrites a file truncates it first."""
     check_framework_name(framework)
+
+    def once() -> Any:
+        try:
+            return _copy(path, framework)
+        except TSRFormatError as error:
+            if error.fault in _UNSETTLED:
+                raise BeingChanged(error) from None
+            raise
+
+    return until_settled(once)
+
+
+def _copy(path: str, framework: str) -> Any:
     fd = system.open_private_file(path, forbidden_mode=LEGACY_FORBIDDEN_MODE)
     try:
-        raw = system.read_all(fd, MAX_HEADER_NBYTES)
-        header = tsr_header.decode(raw, file_nbytes=system.file_nbytes(fd), path=path)
+        header = _header_of(fd, path)
         payload = np.empty(header.payload_nbytes, np.uint8).data
         if system.read_into(fd, payload, header.payload_offset) != header.payload_nbytes:
             raise TSRFormatError(f"{path} became shorter while it was read", fault=Fault.TRUNCATED, path=path)
+        if header.is_segment and _header_of(fd, path) != header:
+            raise TSRFormatError(f"{path}: replaced again and again while it was read", fault=Fault.TORN, path=path)
     finally:
         system.close(fd)
+    if header.payload_checksum is not None and zlib.crc32(payload) != header.payload_checksum:
+        raise TSRFormatError(
+            f"{path}: the data does not fit its checksum: it has changed since it was written",
+            fault=Fault.PAYLOAD_CHECKSUM,
+            path=path,
+        )
     return conversions.from_buffer(payload, header.dtype, header.shape, 0, framework)
+
+
+def _header_of(fd: int, path: str) -> tsr_header.Header:
+    raw = system.read_all(fd, MAX_HEADER_NBYTES)
+    return tsr_header.decode(raw, file_nbytes=system.file_nbytes(fd), path=path)
 
 
 def _empty(shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
@@ -97,6 +131,11 @@ def _empty(shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         raise UnsupportedTensor(f"{shape} is no shape: a size is negative")
     payload = np.empty(math.prod(shape) * known.itemsize, np.uint8).data
     return conversions.from_buffer(payload, known, shape, 0, framework)
+
+
+def _kept_file(tag: str) -> str:
+    """The name of the file in which our controller keeps a tag's tensor, when the tag's own file is not in place."""
+    return f".{tag}.kept"
 
 
 def _inode(path: str) -> int | None:
@@ -115,11 +154,13 @@ class LegacyWorkerTransfer(WorkerTransfer):
     Args:
         directory: the session directory.
         stem: of the results' tags, before ``_<i>``.
+        may_be_v2: whether a result that v1 cannot hold is a v2 file; else it is refused.
     """
 
-    def __init__(self, directory: str, stem: str = RESULT_PREFIX) -> None:
+    def __init__(self, directory: str, stem: str = RESULT_PREFIX, *, may_be_v2: bool = False) -> None:
         self._directory = directory
         self._stem = stem
+        self._may_be_v2 = may_be_v2
         self.tags = _Files(directory)
         self.results: list[TensorRef] = []
         self._count = 0  # how many result files of the last response may be there
@@ -128,11 +169,11 @@ class LegacyWorkerTransfer(WorkerTransfer):
         self.results = []
 
     def fetch(self, tag: str, framework: str) -> Any:
-        try:
-            if is_plain_tag(tag):
-                return _read(self._path(tag), framework)
-        except FileNotFoundError:
-            pass
+        for name in _names(tag):
+            try:
+                return _read(os.path.join(self._directory, name), framework)
+            except FileNotFoundError:
+                pass
         raise MissingTag(
             f"no tensor goes by the tag {tag!r}: there is no {tensor_file(tag[:MAX_TAG_LENGTH])} in {self._directory}",
             tag=tag,
@@ -141,7 +182,7 @@ class LegacyWorkerTransfer(WorkerTransfer):
     def publish(self, tensors: Sequence[Any]) -> None:
         for tensor in tensors:
             tag = f"{self._stem}_{len(self.results)}"
-            _write(self._path(tag), *_encode(tensor))
+            _write(self._path(tag), *_encode(tensor, may_be_v2=self._may_be_v2))
             self.results.append(TensorRef(tag, tensor_file(tag), 0))
             self._count = max(self._count, len(self.results))
 
@@ -167,6 +208,11 @@ class LegacyWorkerTransfer(WorkerTransfer):
         return os.path.join(self._directory, tensor_file(tag))
 
 
+def _names(tag: str) -> tuple[str, ...]:
+    """Where the tensor of a tag may be. The second is for a request by hand, whose tags our controller puts nowhere."""
+    return (tensor_file(tag), _kept_file(tag)) if is_plain_tag(tag) else ()
+
+
 class _Files:
     """The tags that name a file."""
 
@@ -174,11 +220,8 @@ class _Files:
         self._directory = directory
 
     def __contains__(self, tag: object) -> bool:
-        return (
-            isinstance(tag, str)
-            and is_plain_tag(tag)
-            and system.exists(os.path.join(self._directory, tensor_file(tag)))
-        )
+        names = _names(tag) if isinstance(tag, str) else ()
+        return any(system.exists(os.path.join(self._directory, name)) for name in names)
 
 
 # -- the controller's side -------------------------------------------------------------------------------------------
@@ -361,4 +404,4 @@ class LegacyControllerTransfer(ControllerTransfer):
         return os.path.join(self._directory, tensor_file(tag))
 
     def _kept_path(self, tag: str) -> str:
-        return os.path.join(self._directory, f".{tag}.kept")
+        return os.path.join(self._directory, _kept_file(tag))

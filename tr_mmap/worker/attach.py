@@ -75,16 +75,17 @@ class Attachment:
             if self._manifest is None or self._manifest.channel == LEGACY:
                 self._legacy = self.channel, self.transfer
             else:
-                self._legacy = channel_kind(LEGACY).attach(self.directory, []), worker_transfer(LEGACY, self.directory)
+                self._legacy = channel_kind(LEGACY).attach(self.directory, []), self.transfer_by_hand()
         return self._legacy
 
     def transfer_by_hand(self) -> WorkerTransfer:
         """The transfer of requests that somebody writes by hand. Tensors are files, results have names of their own.
 
-        A transfer of the session's own would release the results that the controller has not taken yet.
+        A transfer of the session's own would release the results that the controller has not taken yet. It also knows
+        a tag's new tensor only from the controller's next request.
         """
         if self._by_hand is None:
-            self._by_hand = hand_transfer(self.directory, self.transfer)
+            self._by_hand = hand_transfer(self.directory)
         return self._by_hand
 
     def close_transfers(self, *, is_orphan: bool) -> None:

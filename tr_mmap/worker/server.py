@@ -373,10 +373,11 @@ class TechRenaissanceServer(ForkAware):
         transfer = attachment.transfer_by_hand()
         # What it says of numbers, tensors and tags is none of the controller's.
         plain = Request(command=request.command, parameters=request.parameters, timestamp=request.timestamp)
+        fast_path, self._fast_path = self._fast_path, None  # which finds the tags of the controller's last request
         try:
             self._serve(channel, transfer, plain, channel.reply_by_hand)
         finally:
-            self._transfer = attachment.transfer
+            self._transfer, self._fast_path = attachment.transfer, fast_path
 
     def _failure_of(self, error: BaseException | None, reply: Reply) -> Failure | None:
         """The failure for what a handler raised; None if it returned. Raises what ends the worker, and ends a child."""
