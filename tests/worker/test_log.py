@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import script, worker_of
+from support import script, wait_until, worker_of
 
 from tr_mmap import PythonSession, RemoteError, WorkerDied
 from tr_mmap.processes.worker_log import MAX_LOG_NBYTES
 
 WORKER = """
-import asyncio, json, os, sys, threading
+import asyncio, json, os, subprocess, sys, threading, time
 from tr_mmap import Server
 
 class NoText:
@@ -70,6 +70,24 @@ def print_in_threads(count: int):
     sys.stdout.flush()
     return "printed"
 
+WRITE = "import os; [os.write(1, b'w' * 1023 + bytes([10])) for _ in range(20 << 10)]"
+
+@server.command("leave_chatting")
+def leave_chatting():
+    own.append(subprocess.Popen([sys.executable, "-c", WRITE]))
+    return "left"
+
+@server.command("chat_for_long")
+def chat_for_long(how: str):
+    if how == "child":
+        subprocess.run([sys.executable, "-c", WRITE], check=True)
+    else:
+        exec(WRITE)
+    until = time.monotonic() + 20
+    while os.stat(1).st_size > 10 << 20 and time.monotonic() < until:
+        time.sleep(0.02)
+    return str(os.stat(1).st_size)
+
 @server.command("debug")
 def debug(name: str):
     NoText.error = ERRORS[name]("no text")
@@ -113,6 +131,21 @@ def test_a_log_that_several_threads_print_into_loses_and_repeats_nothing(session
     assert head.startswith(b"[tr_mmap: %d bytes" % size.log_dropped_nbytes)
     assert set(rest.splitlines()) == {b"z" * 1022}
     assert abs(4 * 6000 * 1023 - size.log_dropped_nbytes - len(rest)) <= 1 << 20
+
+
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+@pytest.mark.parametrize("how", ["child", "itself"])
+def test_a_log_is_cut_while_a_handler_runs_whoever_writes(tmp_path: Path, channel: str, how: str) -> None:
+    with PythonSession(script(tmp_path, WORKER), quiet_mode=True, channel=channel) as session:
+        assert int(session.fetch_response(f"chat_for_long {how}", 60_000.0)) <= 10 << 20
+        size = session.stats()
+        assert size.log_nbytes + size.log_dropped_nbytes >= 20 << 20
+
+
+def test_a_log_is_cut_while_the_worker_is_idle(session: PythonSession) -> None:
+    session.fetch_response("leave_chatting")
+    log = Path(session.session_dir()) / "worker.log"
+    wait_until(lambda: session.stats().log_dropped_nbytes >= 8 << 20 and log.stat().st_size <= 10 << 20)
 
 
 @pytest.mark.parametrize("name", ["value", "cancelled", "interrupt", "exit"])

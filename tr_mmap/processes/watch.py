@@ -14,7 +14,7 @@ from .life_lock import LifeProbe
 
 __all__ = ["PeerWatch", "Watched"]
 
-_LOOK_S: Final = 1.0  # how often to look at what has no descriptor
+_LOOK_S: Final = 1.0  # how often to look at what has no descriptor, and to call what is to be called each second
 
 
 class Watched(Protocol):
@@ -44,6 +44,8 @@ class PeerWatch:
         identity: the peer.
         on_death: called at most once, and never begun after :meth:`stop`.
         also: something else to look at while the peer lives; None for nothing.
+        each_second: called about once a second while the peer lives, and when the thread wakes for another reason. It
+            must not raise.
         lock_path: the peer's life lock, which tells of its death where its pid has no meaning; "" if there is none.
 
     Attributes:
@@ -51,10 +53,17 @@ class PeerWatch:
     """
 
     def __init__(
-        self, identity: Identity, on_death: Callable[[], None], also: Watched | None = None, *, lock_path: str = ""
+        self,
+        identity: Identity,
+        on_death: Callable[[], None],
+        also: Watched | None = None,
+        *,
+        each_second: Callable[[], None] | None = None,
+        lock_path: str = "",
     ) -> None:
         self.identity = identity
         self._also = also
+        self._each_second = each_second
         self._on_death = on_death
         self._owner_pid = os.getpid()
         self.deaths: list[Identity] = []
@@ -111,12 +120,16 @@ class PeerWatch:
         """Sleep until there may be something new, and look at what is watched beside the peer."""
         also, pidfd = self._also, self._pidfd
         timeout_s = None if pidfd is not None else POLL_S
-        if also is not None and also.fd < 0 and timeout_s is None:
+        if timeout_s is None and (self._each_second is not None or (also is not None and also.fd < 0)):
             timeout_s = _LOOK_S
         fds = [-1 if pidfd is None else pidfd.fd, -1 if also is None else also.fd]
         background.sleep(timeout_s, *[fd for fd in fds if fd >= 0])
-        if also is not None and not background.has_to_return:
+        if background.has_to_return:
+            return
+        if also is not None:
             also.look()
+        if self._each_second is not None:
+            self._each_second()
 
     def _has_ended(self) -> bool:
         if (pidfd := self._pidfd) is not None:

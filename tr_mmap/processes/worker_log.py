@@ -2,7 +2,7 @@
 
 The worker's stdout and stderr are the file itself, opened for appending; there is no pipe that could fill up. When the
 file has grown beyond :data:`MAX_LOG_NBYTES`, the worker cuts it to its newest part, and its first line then says how
-much was dropped in all. Readers take the dropped bytes for read.
+much was dropped in all. Readers take the dropped bytes for read. ``worker/log.py`` says when the worker looks.
 
 A session's directory is usually on tmpfs. Then the log is in the directory for temporary files instead, so that it
 takes no shared memory.

@@ -30,7 +30,7 @@ def end_child(error: BaseException | None) -> NoReturn:
             code = 0
         elif isinstance(error, SystemExit):
             code = _exit_code(error)
-        elif not isinstance(error, Stop):  # SIGINT or SIGTERM to the child, which has the worker's handlers
+        elif not isinstance(error, Stop):  # the worker's own end, if a handler forks while that is under way
             log(trace_of(error))
         for stream in (sys.stdout, sys.stderr):
             try:

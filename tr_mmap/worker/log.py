@@ -21,6 +21,7 @@ from .stop_signals import Stop
 __all__ = ["WorkerLog", "log"]
 
 _LOOK_CHARS: Final = 256 << 10  # printed before the log's size is looked at; far less than what it may have
+_SLACK_NBYTES: Final = 2 << 20  # more than Python prints until its own look, which cuts while nobody else prints
 
 _current: WorkerLog | None = None
 
@@ -107,12 +108,19 @@ class WorkerLog(ForkAware):
     def look(self) -> None:
         """Cut the log if it has become too large."""
         self._printed = 0
+        self._look(MAX_LOG_NBYTES)
+
+    def look_from_thread(self) -> None:
+        """Cut the log if native code or child processes have made it too large; the main thread may print meanwhile."""
+        self._look(MAX_LOG_NBYTES + _SLACK_NBYTES)
+
+    def _look(self, most_nbytes: int) -> None:
         if self.is_foreign or not self._is_looking.acquire(blocking=False):
             return
         try:
-            if not self._has(self._fd) or system.file_nbytes(self._fd) > MAX_LOG_NBYTES:
+            if not self._has(self._fd) or system.file_nbytes(self._fd) > most_nbytes:
                 self._cut()
-        except (OSError, TRException):
+        except (OSError, TRException, MemoryError):
             pass  # the next look tries again
         finally:
             self._is_looking.release()

@@ -493,6 +493,7 @@ class TechRenaissanceServer(ForkAware):
                 attachment.peer,
                 self._controller_died,
                 attachment.channel.watch_by_hand(),
+                each_second=None if self._log is None else self._log.look_from_thread,
                 lock_path=attachment.peer_lock,
             )
         deaths = [] if self._watch is None else self._watch.deaths

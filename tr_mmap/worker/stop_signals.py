@@ -1,4 +1,8 @@
-"""Makes SIGINT and SIGTERM end a worker, whatever its controller did to them. Never decides what the end is like."""
+"""Makes SIGINT and SIGTERM end a worker, whatever its controller did to them. Never decides what the end is like.
+
+A child that a handler forks gets back what these signals did before, so that they end it as they end any program. A
+handler in Python would not: it runs only when the interpreter gets to it, and what it raises can be caught.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from ..base.fork_safety import at_fork
+from ..base.unpatched import unpatched
 from ..processes.lifeline import GRACE_S
 from ..wire.names import WORKER_MARK_VARIABLE
 
@@ -57,6 +63,25 @@ def restore_signals() -> None:
     _ignored.clear()
 
 
+class _Replaced:
+    """What a signal did before :func:`stop_signals`, and the handler that it has there."""
+
+    def __init__(self, number: int, handler: Callable[[int, Any], None]) -> None:
+        self.number = number
+        self.handler = handler
+        self.previous: Any = signal.getsignal(number)
+
+    def restore(self) -> None:
+        """Let the signal do what it did, unless somebody has given it another handler since. Only the main thread."""
+        if signal.getsignal(self.number) is self.handler:
+            signal.signal(self.number, signal.SIG_DFL if self.previous is None else self.previous)  # None: one of C
+
+
+_replaced: list[_Replaced] = []  # while stop_signals' block runs; that of an inner block comes first
+_masks: dict[int, set[int]] = {}  # by thread that forks: what it had blocked before
+_get_ident: Final[Any] = unpatched("_thread", "get_ident")
+
+
 @contextmanager
 def stop_signals(is_first: Callable[[], bool]) -> Iterator[None]:
     """Have SIGINT and SIGTERM raise :class:`Stop` in the block. In another thread than the main one, changes nothing.
@@ -72,9 +97,38 @@ def stop_signals(is_first: Callable[[], bool]) -> Iterator[None]:
         if is_first():
             raise Stop
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    own = [_Replaced(number, stop) for number in (signal.SIGINT, signal.SIGTERM)]
+    _replaced[:0] = own
     try:
+        for replaced in own:
+            signal.signal(replaced.number, stop)
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for replaced in own:
+            replaced.restore()
+        _replaced[:] = [replaced for replaced in _replaced if replaced not in own]
+
+
+def _before_fork() -> None:
+    """Hold the signals back until the child has its own way with them: one that came before that would be lost."""
+    if _replaced and hasattr(signal, "pthread_sigmask"):
+        _masks.setdefault(_get_ident(), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        signal.pthread_sigmask(signal.SIG_BLOCK, [replaced.number for replaced in _replaced])
+
+
+def _after_in_parent() -> None:
+    me = _get_ident()
+    if (mask := _masks.get(me)) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _masks.pop(me, None)
+
+
+def _after_in_child() -> None:
+    for replaced in _replaced:
+        replaced.restore()
+    _replaced.clear()
+    _after_in_parent()
+    _masks.clear()  # of threads that are not in the child
+
+
+at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
