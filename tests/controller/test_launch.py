@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import signal
@@ -13,7 +15,7 @@ import pytest
 from strategies import bits
 from support import TOOLS, controller, empty_place, has_ended, leftovers, run_python, script
 
-from tr_mmap import PythonSession, ResponseTimeout, ScriptNotFound, SessionInUse, WorkerDied
+from tr_mmap import PythonSession, ResponseTimeout, ScriptNotFound, SessionInUse, WorkerDied, sweep
 
 A = np.arange(1000.0)
 HI_SERVER = "from tr_mmap import Server\nserver = Server()\nserver.command('hi')(lambda: 'there')\nserver.run()\n"
@@ -115,6 +117,58 @@ def test_another_processs_session_is_refused_here_and_free_when_that_process_is_
         assert session.session_dir() == first["dir"]
         assert session.fetch_response("hello heir") == "Hello Heir"
     assert has_ended(first["worker"])
+
+
+def _second(second: str, tmp_path: Path) -> None:
+    """Do one thing that looks at the sessions that live."""
+    with contextlib.suppress(SessionInUse, ScriptNotFound, WorkerDied):
+        if second == "a sweep":
+            sweep()
+        elif second == "a refused start":
+            PythonSession(TOOLS, "first", quiet_mode=True).start()
+        elif second == "a refused with":
+            with PythonSession(TOOLS, "first", quiet_mode=True):
+                pass
+        elif second == "another session":
+            PythonSession(TOOLS, "second", quiet_mode=True).start()
+        elif second == "a start that fails":
+            PythonSession(TOOLS, "second", quiet_mode=True, python=script(tmp_path, "")).start()
+        else:
+            with PythonSession(script(tmp_path, ""), "second", quiet_mode=True):
+                pass
+
+
+SECONDS = [
+    "a sweep",
+    "a refused start",
+    "a refused with",
+    "another session",
+    "a start that fails",
+    "a worker that dies",
+]
+
+
+@pytest.mark.parametrize("second", SECONDS)
+def test_a_session_that_nothing_names_any_more_ends_at_once_whatever_was_started_beside_it(
+    workspace: Path, tmp_path: Path, second: str
+) -> None:
+    """Without a wait for the garbage collector, which may run much later."""
+
+    def use() -> int:
+        first = PythonSession(TOOLS, "first", quiet_mode=True)
+        first.start()
+        assert first.wait_until_ready()
+        assert first.pid is not None
+        _second(second, tmp_path)
+        return first.pid
+
+    gc.disable()
+    try:
+        worker = use()
+        assert has_ended(worker, 0)
+        assert not leftovers(workspace)
+    finally:
+        gc.enable()
 
 
 # -- the worker's surroundings ---------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from support import TOOLS, environment, has_ended, leftovers, run_python, script
 
 from tr_mmap import PythonSession, ScriptNotFound, SystemLimit, WorkerDied, sweep
 from tr_mmap.controller.launch import advice_on, find_python, launch
+from tr_mmap.controller.options import ChannelName
 from tr_mmap.processes import worker_log
 from tr_mmap.processes.spawn import WorkerProcess
 from tr_mmap.processes.worker_log import MAX_LOG_NBYTES
@@ -141,6 +142,43 @@ def test_a_python_without_the_package_is_advised_of(name: str) -> None:
     assert "TR_PYTHON" in advice_on(output)
     assert name in advice_on(output)
     assert advice_on("ModuleNotFoundError: No module named 'another'") == ""
+
+
+def _death_of(python: str | Path, script_path: str | Path = "default", **options: Any) -> str:
+    session = PythonSession(script_path, quiet_mode=True, python=python, **options)
+    session.start()
+    with pytest.raises(WorkerDied) as caught:
+        session.fetch_response("hello you")
+    session.close()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+@pytest.mark.parametrize(("code", "said"), [("exit 0", "it printed nothing"), ("echo no; exit 3", "no\n")])
+def test_a_program_that_is_no_python_is_named_whatever_it_prints(
+    tmp_path: Path, channel: ChannelName, code: str, said: str
+) -> None:
+    program = tmp_path / "false"
+    program.write_text(f"#!/bin/sh\n{code}\n")
+    program.chmod(0o755)
+    for script_path in ("default", TOOLS):
+        text = _death_of(program, script_path, channel=channel)
+        assert said in text
+        assert f"it was run by {str(program)!r}" in text
+        assert "TR_PYTHON" in text
+
+
+def test_a_python_is_named_if_its_worker_ends_before_it_is_ready_and_prints_nothing(tmp_path: Path) -> None:
+    assert f"it was run by {sys.executable!r}" in _death_of(sys.executable, script(tmp_path, ""))
+    assert "it was run by" not in _death_of(sys.executable, script(tmp_path, "print('nothing to do')"))
+
+
+def test_no_interpreter_is_blamed_for_the_end_of_a_worker_that_was_ready() -> None:
+    with PythonSession(quiet_mode=True) as session:
+        session.terminate()
+        with pytest.raises(WorkerDied) as caught:
+            session.fetch_response("hello you")
+    assert "it was run by" not in str(caught.value)
 
 
 SHOW = """

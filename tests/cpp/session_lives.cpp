@@ -172,6 +172,34 @@ TEST(session_death_before_ready) {
     CHECK_EQUAL(thrown_by<ScriptNotFound>([&] { without.start(); }).path, "/no/such/python");
 }
 
+TEST(session_death_names_the_program_that_was_no_python) {
+    const std::string folder = std::getenv("TR_TEST_FOLDER");
+    const auto death_of = [&](const std::string& python, const std::string& script) {
+        SessionOptions options;
+        options.python = python;
+        PythonSession s(script, "no_python", true, options);
+        s.start();
+        return std::string(thrown_by<WorkerDied>([&] { s.fetch_response("hello there", 30000); }).what());
+    };
+    const std::string empty = folder + "/empty.py", printing = folder + "/printing.py";
+    std::ofstream(empty).flush();
+    std::ofstream(printing) << "print('nothing to do')\n";
+    for (const std::string& script : {std::string("default"), worker_script()}) {
+        for (const char* python : {"true", "/bin/sh"}) {
+            const std::string text = death_of(python, script);
+            CHECK(text.find("it was run by '" + std::string(python) + "'") != std::string::npos);
+            CHECK(text.find("TR_PYTHON") != std::string::npos);
+        }
+    }
+    const std::string python = std::getenv("TR_PYTHON");
+    CHECK(death_of(python, empty).find("it printed nothing\nit was run by '" + python + "'") != std::string::npos);
+    CHECK(death_of(python, printing).find("it was run by") == std::string::npos);
+    Ready s("no_python");
+    s.terminate();
+    const std::string text = thrown_by<WorkerDied>([&] { s.fetch_response("hello there"); }).what();
+    CHECK(text.find("it was run by") == std::string::npos);  // it was ready: no interpreter is to blame
+}
+
 TEST(session_terminate_ends_the_whole_tree) {
     Ready s("tree");
     const pid_t grandchild = std::stoi(s.fetch_response("child yes"));

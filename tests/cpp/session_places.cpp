@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <thread>
 
 #include "session.hpp"
@@ -138,6 +139,53 @@ TEST(session_of_the_default_worker_runs_no_code_of_the_directory_or_the_environm
         CHECK(s.wait_until_ready(30000));
         CHECK_EQUAL(s.fetch_response("hello there"), "Hello There");
     }));
+}
+
+TEST(session_of_the_default_worker_runs_by_its_own_standard_library) {
+    const std::string place = test_folder() + "/homes";
+    std::filesystem::create_directory(place);
+    for (const char* name : {"encodings.py", "numpy.py", "start.py"}) {
+        std::ofstream(place + "/" + name) << "import os\nos._exit(77)\n";
+    }
+    // Of the options: none of these decides it, and one that is none of them arrives.
+    SessionOptions options;
+    options.env = {{"PYTHONPATH", place}, {"PYTHONSTARTUP", place + "/start.py"}, {"PYTHONINSPECT", "1"}};
+    {
+        PythonSession s("default", "homes", true, options);
+        s.start();
+        CHECK(s.wait_until_ready(30000));
+        CHECK_EQUAL(s.fetch_response("hello there"), "Hello There");
+    }
+    // Of this process: another interpreter's.
+    const std::map<std::string, std::string> homes = {{"PYTHONHOME", place}, {"PYTHONPLATLIBDIR", "none"}};
+    for (const auto& [name, value] : homes) {
+        CHECK(holds_in_child([name = name, value = value, &place] {
+            ::setenv(name.c_str(), value.c_str(), 1);
+            ::setenv("PYTHONPATH", place.c_str(), 1);
+            PythonSession s("default", "homes", true);
+            s.start();
+            CHECK(s.wait_until_ready(30000));
+            CHECK_EQUAL(s.fetch_response("hello there"), "Hello There");
+        }));
+    }
+    // A home that is given for this worker is the user's choice.
+    options.env = {{"PYTHONHOME", place}};
+    PythonSession chosen("default", "homes", true, options);
+    chosen.start();
+    thrown_by<WorkerDied>([&] { chosen.wait_until_ready(30000); });
+}
+
+TEST(session_of_a_script_has_the_pythonpath_of_the_options) {
+    const std::string place = test_folder() + "/modules";
+    std::filesystem::create_directory(place);
+    std::ofstream(place + "/tr_test_module.py") << "print('this is the module', flush=True)\n";
+    const std::string script = test_folder() + "/importing.py";
+    std::ofstream(script) << "import tr_test_module\n";
+    SessionOptions options;
+    options.env = {{"PYTHONPATH", place}};
+    PythonSession s(script, "modules", true, options);
+    s.start();
+    CHECK(thrown_by<WorkerDied>([&] { s.wait_until_ready(30000); }).log_tail == "this is the module");
 }
 
 TEST(session_worker_does_not_inherit_what_this_process_does_to_signals) {

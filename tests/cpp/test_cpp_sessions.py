@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -57,6 +58,43 @@ def test_a_session_that_is_open_when_the_process_ends_leaves_nothing(suite: Path
     assert (result.returncode, result.stderr) == (0, "")
     assert set(result.stdout.splitlines()) == {"Hello End"}
     assert leftovers(workspace) == []
+
+
+@pytest.mark.parametrize(
+    ("mounts", "code"),
+    [
+        ("mount -t tmpfs -o ro none /dev/shm", errno.EROFS),
+        ("mount -t tmpfs none /dev && mknod /dev/null c 1 3 && mknod /dev/urandom c 1 9", errno.ENOENT),
+        ("mount -t tmpfs -o mode=555 none /dev/shm", errno.EACCES),
+    ],
+    ids=["read-only", "missing", "not writable"],
+)
+def test_without_semaphores_a_start_from_cpp_says_so_and_leaves_nothing(
+    suite: Path, workspace: Path, tmp_path: Path, mounts: str, code: int
+) -> None:
+    kind, message = _refusal(suite, mounts, tmp_path)
+    assert kind == f"SemaphoresUnavailable {code} {os.strerror(code)}"
+    assert os.strerror(code) in message
+    assert "mount a tmpfs there that this user may write" in message
+    assert leftovers(tmp_path) == []
+
+
+def test_full_shared_memory_is_out_of_space_in_cpp_and_leaves_nothing(suite: Path, tmp_path: Path) -> None:
+    kind, message = _refusal(suite, "mount -t tmpfs -o nr_inodes=1 none /dev/shm", tmp_path)
+    assert kind.startswith("OutOfSpace ")
+    assert "no room for a semaphore in /dev/shm" in message
+    assert leftovers(tmp_path) == []
+
+
+def _refusal(suite: Path, mounts: str, place: Path) -> list[str]:
+    """Start a session as a root who has no more rights than others, where other things are mounted."""
+    as_user = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    command = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh", *as_user]
+    if os.geteuid() != 0 or not all(shutil.which(each) for each in ("unshare", "setpriv")):
+        pytest.skip("NOT TESTED: mounts (needs root, unshare and setpriv)")
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("NOT TESTED: mounts (they are forbidden here)")
+    return run([*command, suite, "refusal"], TR_WORKSPACE=str(place)).splitlines()
 
 
 def test_a_worker_stuck_in_native_code_ends_after_a_killed_controller(

@@ -334,6 +334,21 @@ void go_to(const std::string& stage) {
     }
 }
 
+/// Say why no session can be started here.
+int show_refusal() {
+    PythonSession s("default", "refused", true);
+    try {
+        s.start();
+        std::cout << "started" << std::endl;
+    } catch (const SemaphoresUnavailable& error) {
+        const SystemError& same = error;
+        std::cout << "SemaphoresUnavailable " << same.code << " " << error.reason << "\n" << error.what() << std::endl;
+    } catch (const OutOfSpace& error) {
+        std::cout << "OutOfSpace " << error.free_nbytes << "\n" << error.what() << std::endl;
+    }
+    return 0;
+}
+
 }  // namespace
 
 int end_in(const std::string& way);
@@ -348,6 +363,7 @@ int run_tool(const std::vector<std::string>& a) {
         if (a.size() == 2 && a[0] == "dtypes") return name_dtypes(a[1]);
         if (a.size() == 1 && a[0] == "sweep") return detail::Workspace::locate().sweep(), 0;
         if (a.size() == 2 && a[0] == "stage") return go_to(a[1]), 0;
+        if (a.size() == 1 && a[0] == "refusal") return show_refusal();
         if (a.size() == 2 && a[0] == "end") return end_in(a[1]);
     } catch (const std::exception& error) {
         std::cerr << error.what() << std::endl;

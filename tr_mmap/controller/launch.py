@@ -128,20 +128,29 @@ def _is_python(executable: str | None) -> bool:
     return os.path.isfile(executable) and os.access(executable, os.X_OK)
 
 
-def advice_on(output: str) -> str:
-    """A line of advice on a worker that ended with this output; "" if there is none to give."""
+def advice_on(output: str, interpreter: str = "") -> str:
+    """A line of advice on a worker that ended; "" if there is none to give.
+
+    Args:
+        output: of the worker.
+        interpreter: which was run, of a worker that was never ready; else "".
+    """
     if _TOO_OLD.search(output):
         return (
             f"the worker needs Python {_OLDEST_PYTHON} or later: choose one with python= or {PYTHON_VARIABLE}, and "
             "install tr_mmap for it"
         )
-    found = _NO_PACKAGE.search(output)
-    if not found:
-        return ""
-    return (
-        f"the worker's Python has no {found[1]}: install tr_mmap for it, or choose another one with python= or "
-        f"{PYTHON_VARIABLE}"
-    )
+    if found := _NO_PACKAGE.search(output):
+        return (
+            f"the worker's Python has no {found[1]}: install tr_mmap for it, or choose another one with python= or "
+            f"{PYTHON_VARIABLE}"
+        )
+    if interpreter and not (output and _is_python(interpreter)):
+        return (
+            f"it was run by {interpreter!r}, and ended before it was ready: if that is no Python, choose one with "
+            f"python= or {PYTHON_VARIABLE}"
+        )
+    return ""
 
 
 def launch(

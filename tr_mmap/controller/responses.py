@@ -312,7 +312,7 @@ class Responses:
         code, tail = end.exit_code, end.log_tail
         how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
         output = f"; its last output:\n{tail}" if tail else "; it printed nothing"
-        advice = f"\n{found}" if (found := advice_on(tail)) else ""
+        advice = f"\n{found}" if (found := advice_on(tail, "" if end.was_ready else worker.process.program)) else ""
         return WorkerDied(
             f"the worker of session {self.resources.session_id!r} ended ({how}){output}{advice}",
             exit_code=code,

@@ -6,19 +6,28 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..channel.interface import Channel
+from ..errors import TRException
 from ..native import ControllerFastPath
 from ..processes.spawn import WorkerProcess
 from ..processes.watch import PeerWatch
+from ..protocol.status import Status
 from ..wire.waits import TERMINATE_GRACE_S
 
 __all__ = ["WorkerHandle"]
 
 
 class End(NamedTuple):
-    """How a worker ended: its exit code, None if unknown, and the last lines of its output."""
+    """How a worker ended.
+
+    Attributes:
+        exit_code: None if unknown.
+        log_tail: the last lines of its output.
+        was_ready: whether it ever was ready.
+    """
 
     exit_code: int | None
     log_tail: str
+    was_ready: bool
 
 
 class WorkerHandle:
@@ -57,8 +66,14 @@ class WorkerHandle:
         """Of a worker that is over. Threads that come later, when its files are gone, get what the first one read."""
         if self._end is None:
             self.process.wait(1.0)  # the watch may know it before the exit code is there
-            self._end = End(self.process.exit_code, self.process.log_tail())
+            self._end = End(self.process.exit_code, self.process.log_tail(), self._was_ready())
         return self._end
+
+    def _was_ready(self) -> bool:
+        try:
+            return self.channel.read_status().status is not Status.STARTING
+        except (TRException, OSError):
+            return True  # somebody has replaced its status
 
     def give_up(self) -> None:
         """End every wait for this worker, in whatever thread."""

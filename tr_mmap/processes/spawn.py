@@ -60,6 +60,7 @@ class WorkerProcess:
     In a forked child of this process, the methods only report; they end nothing.
 
     Attributes:
+        program: that was run.
         log_path: the file with its output.
         pid: its number.
         identity: tells it from later processes of the same pid.
@@ -68,13 +69,14 @@ class WorkerProcess:
 
     on_end: Callable[[], None] | None = None
 
-    def __init__(self, child: subprocess.Popen[bytes], log_path: str, mark: str) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], program: str, log_path: str, mark: str) -> None:
         self._child = child
         self._mark = mark
         self._owner_pid = os.getpid()
         # Popen.poll says None while another thread is reaping. Reentrant, because a signal handler may ask too.
         self._reap_lock = threading.RLock()
         self._forwarder: LogForwarder | None = None
+        self.program = program
         self.log_path = log_path
         self.pid = child.pid
         # A child keeps its pid until it is reaped. It is gone already only if the application ignores SIGCHLD.
@@ -128,7 +130,7 @@ class WorkerProcess:
                 )
             finally:
                 system.close(log_fd)
-            worker = cls(child, log_path, mark)
+            worker = cls(child, argv[0], log_path, mark)
         except BaseException as error:
             if child is not None:
                 child.end()

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 from ..base import system
 from ..base.identifiers import is_doorbell_name
@@ -76,6 +76,13 @@ class NotReclaimable(Exception):
         self.may_pass = may_pass
         self.orphan = orphan
         self.path = path
+
+    def detached(self) -> Self:
+        """The same, without its traceback and cause. A frame that keeps it would be part of a cycle with those, and the
+        cycle would hold what all the callers' frames hold, sessions among it, until the garbage collector runs.
+        """
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
 
     def is_own(self) -> bool:
         """Whether this process is the controller."""

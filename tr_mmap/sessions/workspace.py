@@ -153,7 +153,7 @@ class Workspace:
             except FileNotFoundError as error:  # another process's release removed the empty parents at this moment
                 kept = NotReclaimable(f"{error.filename} keeps vanishing", may_pass=True)
             except NotReclaimable as found:
-                kept = found
+                kept = found.detached()
             except HostilePath:
                 raise  # another user's directory is not ours to remove
             except BaseException:
@@ -242,7 +242,7 @@ class Workspace:
                     if reclaim(path, require_dead):
                         report.removed.append(session_id)
                 except NotReclaimable as kept:
-                    report.kept[session_id] = kept.reason
+                    report.kept[session_id] = kept.detached().reason
                     if kept.orphan is not None:
                         orphans[session_id] = kept
                 except OSError as error:

@@ -39,10 +39,11 @@ namespace detail {
 /// A named semaphore that tells its waiter to look again. A hint, never a lock, so any count in it is harmless.
 class Doorbell {
 public:
+    /// @throws OutOfSpace there is no room where the system keeps semaphores.
+    /// @throws SemaphoresUnavailable the system has none for this user.
     explicit Doorbell(std::string name) : name_(std::move(name)) {
         semaphore_ = ::sem_open(name_.c_str(), O_CREAT | O_EXCL, 0600, 0);
-        if (semaphore_ == SEM_FAILED && errno == ENOSPC) out_of_space(sizeof(sem_t), wire::shm_dir);
-        if (semaphore_ == SEM_FAILED) throw SystemError("semaphore " + name_, errno);
+        if (semaphore_ == SEM_FAILED) refuse(errno);
     }
     Doorbell(const Doorbell&) = delete;
     Doorbell& operator=(const Doorbell&) = delete;
@@ -97,6 +98,24 @@ private:
         int count = 0;
         while (count < wire::max_drained_rings && ::sem_trywait(semaphore_) == 0) ++count;
         return count > 0;
+    }
+
+    [[noreturn]] void refuse(int code) const {
+        const std::string place = wire::shm_dir;
+        if (code == ENOSPC || code == EDQUOT) {
+            const std::uint64_t free = free_nbytes(place);
+            throw OutOfSpace("there is no room for a semaphore in " + place + ", " + std::to_string(free) +
+                                 " bytes are free; free space there",
+                             sizeof(sem_t), free);
+        }
+        // Not that the system has no semaphores for us: the name is taken, or what passes.
+        for (const int other : {EEXIST, EMFILE, ENFILE, ENOMEM, EINTR, EIO}) {
+            if (code == other) fail_call("semaphore " + name_, code);
+        }
+        throw SemaphoresUnavailable("this system has no semaphores for us", code,
+                                    "Linux keeps them in " + place + ": mount a tmpfs there that this user may write "
+                                    "(mount -t tmpfs -o mode=1777 tmpfs " + place + "), or use a Python controller "
+                                    "with channel=\"files\", which needs none");
     }
 
     std::string name_;

@@ -153,6 +153,14 @@ public:
     std::string limit;
 };
 
+/// This system has no POSIX semaphores that this process could use, and a session needs two.
+class SemaphoresUnavailable : public SystemError {
+public:
+    SemaphoresUnavailable(const std::string& what, int error_code, const std::string& advice)
+        : SystemError(what, error_code, advice), reason(std::strerror(error_code)) {}
+    std::string reason;
+};
+
 /// There is no room for a tensor, on the file system or in the pool's budget.
 class OutOfSpace : public virtual TRException {  // virtual: RemoteOutOfSpace is a RemoteError too
 public:

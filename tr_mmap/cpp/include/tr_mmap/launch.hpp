@@ -93,8 +93,9 @@ inline std::string resolved_script(const std::string& script_path) {
 /// The worker's environment, "NAME=value" each: this process's, changed as the options say, but for what only the
 /// worker's own controller may set.
 ///
-/// @param is_default whether it is the worker that ships with tr_mmap. What that one runs is not for this process's
-///     PYTHONPATH to say.
+/// @param is_default whether it is the worker that ships with tr_mmap. What that one runs is not for the variables to
+///     say that a user sets for his own programs. Those that say where another interpreter has its standard library
+///     would end it before its first line, so it gets them only from the options.
 inline std::vector<std::string> environment(const SessionOptions& options, bool is_default, const std::string& package,
                                             const std::string& workspace_root) {
     std::map<std::string, std::string> variables;
@@ -103,7 +104,9 @@ inline std::vector<std::string> environment(const SessionOptions& options, bool 
         const std::size_t equals = text.find('=');
         if (equals != std::string_view::npos) variables.emplace(text.substr(0, equals), text.substr(equals + 1));
     }
-    if (is_default) variables.erase("PYTHONPATH");
+    if (is_default) {
+        for (const char* name : {"PYTHONHOME", "PYTHONPLATLIBDIR"}) variables.erase(name);
+    }
     for (const auto& [name, value] : options.env) {
         if (name.empty() || name.find_first_of(std::string_view("=\0", 2)) != std::string::npos ||
             (value && value->find('\0') != std::string::npos)) {
@@ -113,6 +116,9 @@ inline std::vector<std::string> environment(const SessionOptions& options, bool 
         }
         if (value) variables[name] = *value;
         else variables.erase(name);
+    }
+    if (is_default) {
+        for (const char* name : {"PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT"}) variables.erase(name);
     }
     std::string paths;
     const auto add = [&](const std::string& path) { paths += (paths.empty() ? "" : ":") + path; };

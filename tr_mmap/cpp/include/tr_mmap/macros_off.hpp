@@ -148,6 +148,7 @@
 #pragma push_macro("SegmentPtr")
 #pragma push_macro("SegmentReader")
 #pragma push_macro("SegmentView")
+#pragma push_macro("SemaphoresUnavailable")
 #pragma push_macro("SessionInUse")
 #pragma push_macro("SessionNotStarted")
 #pragma push_macro("SessionOptions")
@@ -351,6 +352,7 @@
 #undef SegmentPtr
 #undef SegmentReader
 #undef SegmentView
+#undef SemaphoresUnavailable
 #undef SessionInUse
 #undef SessionNotStarted
 #undef SessionOptions

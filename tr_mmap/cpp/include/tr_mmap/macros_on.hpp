@@ -144,6 +144,7 @@
 #pragma pop_macro("SegmentPtr")
 #pragma pop_macro("SegmentReader")
 #pragma pop_macro("SegmentView")
+#pragma pop_macro("SemaphoresUnavailable")
 #pragma pop_macro("SessionInUse")
 #pragma pop_macro("SessionNotStarted")
 #pragma pop_macro("SessionOptions")

@@ -184,7 +184,7 @@ public:
     /// @param is_quiet false also copies its output to this process's stderr.
     WorkerProcess(const std::vector<std::string>& argv, std::vector<std::string> env, const std::string& directory,
                   WorkerLog log, const std::string& lock_path, const std::string& mark, bool is_quiet)
-        : log_path_(log.path), mark_(mark) {
+        : program_(argv.at(0)), log_path_(log.path), mark_(mark) {
         {
             const WorkerLog output = std::move(log);  // closed when the worker has it
             const Fd held = make_lifeline();
@@ -215,6 +215,9 @@ public:
     WorkerProcess& operator=(const WorkerProcess&) = delete;
 
     const Identity& identity() const noexcept { return identity_; }
+
+    /// The program that was run.
+    const std::string& program() const noexcept { return program_; }
 
     bool is_alive() {
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -329,6 +332,7 @@ private:
         return result;
     }
 
+    std::string program_;
     std::string log_path_;
     std::string mark_;
     Fd lifeline_;  // nothing is ever written to it

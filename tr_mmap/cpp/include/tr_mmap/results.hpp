@@ -64,6 +64,24 @@ inline std::string describe(const WorkerHandle& worker, const std::string& comma
     }
 }
 
+/// Whether a program's file name is an interpreter's.
+inline bool is_python(const std::string& program) {
+    const std::string name = program.substr(program.rfind('/') + 1);
+    for (const char* each : {"python", "pypy", "graalpy"}) {
+        if (name.find(each) != std::string::npos) return true;
+    }
+    return false;
+}
+
+/// A line of advice on a worker that ended with this output; "" if there is none to give.
+inline std::string advice_on(const WorkerHandle& worker, const std::string& output) {
+    const std::string choice = "SessionOptions::python, or TR_PYTHON, names the Python that runs it";
+    if (output.find("No module named") != std::string::npos) return "\n" + choice;
+    const std::string& program = worker.process->program();
+    if (worker.channel->read_status() != Status::STARTING || (!output.empty() && is_python(program))) return "";
+    return "\nit was run by '" + program + "', and ended before it was ready: " + choice;
+}
+
 /// How a worker ended, as the error for those that wait for it.
 inline WorkerDied died_error(const WorkerHandle& worker, const std::string& session_id) {
     worker.process->wait(deadline_in(1000));  // the watch may be faster than the kernel's bookkeeping
@@ -73,11 +91,8 @@ inline WorkerDied died_error(const WorkerHandle& worker, const std::string& sess
                             : *code < 0 ? "killed by signal " + std::to_string(-*code)
                                         : "status " + std::to_string(*code);
     const std::string output = tail.empty() ? "; it printed nothing" : "; its last output:\n" + tail;
-    const bool is_wrong_python = tail.find("No module named") != std::string::npos;
     return WorkerDied("the worker of session '" + session_id + "' ended (" + how + ")" + output +
-                          (is_wrong_python
-                               ? "\nSessionOptions::python, or TR_PYTHON, names the Python that runs it"
-                               : ""),
+                          advice_on(worker, tail),
                       code, tail);
 }
 

@@ -73,6 +73,7 @@ public:
     ///
     /// @throws SessionInUse another process has a session of this id, or this one is started already.
     /// @throws ScriptNotFound there is no such script, Python or working directory.
+    /// @throws SemaphoresUnavailable this system has none for this user.
     void start() {
         check_process();
         detail::check_script(script_path_);
