@@ -176,6 +176,9 @@ class FileChannel(Channel):
         """What has kept a message from being put in place, as far as can be told afterwards."""
         return f"the peer has left {self._out} lying"
 
+    def is_taken_up(self) -> bool:
+        return super().is_taken_up() and not os.path.lexists(self._out)
+
     def _note_sent(self, message: Request | Response) -> None:
         """The message is put in place now."""
 

@@ -106,6 +106,7 @@
 #define WIRE_STATUS_BUSY "busy"
 #define WIRE_STATUS_OK "ok"
 #define WIRE_STATUS_ERROR "error"
+#define WIRE_BUSY_BY_HAND "by hand"
 #define WIRE_STATUS_EXIT "exit"
 #define WIRE_STATUS_EXITING "exiting"
 #define WIRE_STATUS_TERMINATED "terminated"

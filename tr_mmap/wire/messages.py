@@ -55,6 +55,7 @@ STATUS_READY: Final = "ready"
 STATUS_BUSY: Final = "busy"
 STATUS_OK: Final = "ok"
 STATUS_ERROR: Final = "error"
+BUSY_BY_HAND: Final = "by hand"  # begins the remark of a worker that is busy with a request by hand (mapped channel)
 STATUS_EXIT: Final = "exit"  # the controller's request to exit
 STATUS_EXITING: Final = "exiting"
 STATUS_TERMINATED: Final = "terminated"

@@ -110,6 +110,7 @@ inline constexpr char status_ready[] = "ready";
 inline constexpr char status_busy[] = "busy";
 inline constexpr char status_ok[] = "ok";
 inline constexpr char status_error[] = "error";
+inline constexpr char busy_by_hand[] = "by hand";
 inline constexpr char status_exit[] = "exit";
 inline constexpr char status_exiting[] = "exiting";
 inline constexpr char status_terminated[] = "terminated";
