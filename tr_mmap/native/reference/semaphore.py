@@ -10,10 +10,13 @@ import threading
 import time
 from typing import Any, Final
 
+_why_missing = "posix_ipc is not installed"
 try:
     import posix_ipc
-except ImportError:  # Semaphore() says so; all else works without it
+except ImportError as error:  # Semaphore() says so; all else works without it
     posix_ipc = None
+    if not isinstance(error, ModuleNotFoundError):
+        _why_missing = f"posix_ipc is installed, but cannot be loaded: {error}"
 
 from ...wire.waits import MAX_DRAINED_RINGS, MIN_SLICE_S, SIGNAL_SLICE_S, SIGNAL_SLICE_SHARE
 from ..libc import libc
@@ -76,7 +79,7 @@ class Semaphore:
     """An existing named semaphore.
 
     Raises:
-        ImportError: posix_ipc is not installed.
+        ImportError: posix_ipc is not installed, or cannot be loaded.
         OSError: there is none of that name, or this user may not open it.
     """
 
@@ -86,7 +89,7 @@ class Semaphore:
         self._address: int | None = None
         self._semaphore: Any = None
         if posix_ipc is None:
-            raise ImportError("posix_ipc is not installed", name="posix_ipc")
+            raise ImportError(_why_missing, name="posix_ipc")
         try:
             self._semaphore = posix_ipc.Semaphore(name)
         except posix_ipc.Error as error:
