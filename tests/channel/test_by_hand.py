@@ -136,6 +136,11 @@ def test_garbage_by_hand_is_answered_with_an_error_and_harms_nobody(session: Pyt
     assert found["error"]["message"]
 
 
+def test_of_a_request_by_hand_that_is_too_long_it_is_said_that_it_is(session: PythonSession) -> None:
+    write(session, b'{"cmd": "hello", "params": "%b"}' % (b"x" * MAX_MESSAGE_NBYTES))
+    assert str(MAX_MESSAGE_NBYTES) in answer(session, "error: ")["error"]["message"]
+
+
 def put(path: Path, made: Path) -> None:
     """Put something in a mirror's place, which the worker may make again at any moment."""
     while True:

@@ -34,7 +34,6 @@ from ..wire.messages import (
 __all__ = ["MOST_WAITING", "HandWatch"]
 
 MOST_WAITING: Final = 64  # requests by hand; who writes more of them, faster than they are served, loses some
-_TOO_LONG: Final = b'"a request that is longer than a message may be"'  # no object, so it is answered with an error
 
 _Signature = tuple[int, int, int, int]
 _NO_FILE: Final[_Signature] = (0, 0, 0, 0)
@@ -45,7 +44,8 @@ class HandWatch:
 
     Args:
         directory: the session directory.
-        take: gets the text of each request.
+        take: gets the text of each request; of one that is longer than a message may be, its beginning, one byte longer
+            than that.
         exit_by_hand: called when somebody has written ``exit`` into the status.
         restore_status: called when somebody has written anything else there.
 
@@ -148,9 +148,7 @@ class HandWatch:
         text = self._read(self._request, MAX_MESSAGE_NBYTES + 1)
         if not text.strip(b"\0 \r\n\t") or _is_mirror(text):
             return
-        if len(text) > MAX_MESSAGE_NBYTES:
-            text = _TOO_LONG
-        elif not is_complete and not _is_json(text):
+        if len(text) <= MAX_MESSAGE_NBYTES and not is_complete and not _is_json(text):
             return  # it is being written; when its writer closes it, that is an event
         self._seen[self._request] = signature
         self._take(text)
