@@ -10,13 +10,12 @@ import threading
 import time
 from typing import Any, Final
 
-_why_missing = "posix_ipc is not installed"
 try:
     import posix_ipc
-except ImportError as error:  # Semaphore() says so; all else works without it
-    posix_ipc = None
-    if not isinstance(error, ModuleNotFoundError):
-        _why_missing = f"posix_ipc is installed, but cannot be loaded: {error}"
+except ModuleNotFoundError:  # Semaphore() says so; all else works without it
+    posix_ipc, _why_missing = None, "posix_ipc is not installed"
+except ImportError as _error:
+    posix_ipc, _why_missing = None, f"posix_ipc is installed, but cannot be loaded: {_error}"
 
 from ...wire.waits import MAX_DRAINED_RINGS, MIN_SLICE_S, SIGNAL_SLICE_S, SIGNAL_SLICE_SHARE
 from ..libc import libc
