@@ -242,7 +242,7 @@ class ResponseTimeout(TRException, TimeoutError):
         command: of the request; "" if there was none.
         pid: of the worker; 0 if unknown.
         state: what the worker's process does: "running", "waiting", "stopped", "ended" or "unknown".
-        is_taken_up: whether the worker has taken the request up; None if unknown.
+        is_taken_up: whether the worker has taken this request up, and not one by hand; None if unknown.
         last_moved_ms: milliseconds since the worker last took a request, used a tensor or answered; None if unknown.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,22 @@ def test_however_the_request_is_put_there_it_is_served_and_so_is_the_next(sessio
         assert session.fetch_response("hello between") == "Hello Between"
 
 
+@pytest.mark.parametrize("spoil", ["", '{"cmd": '], ids=["emptied", "begun"])
+def test_no_mirror_is_written_into_a_request_that_is_being_written(session: PythonSession, spoil: str) -> None:
+    path = path_of(session, "request.json")
+    session.fetch_response("say on")
+    with path.open("w") as file:  # as a shell does before it starts the program that writes
+        file.write(spoil)
+        file.flush()
+        for number in range(20):
+            os.utime(path, (time.time() - 0.3,) * 2)  # its writer has been busy for so long
+            assert session.fetch_response(f"hello {number}") == f"Hello {number}"
+            assert path.read_text() == spoil
+            time.sleep(0.01)  # longer than a side waits until it shows what the mirrors lack
+        file.write('{"cmd": "hello", "params": "late"}'[len(spoil) :])
+    answer(session, "Hello Late")
+
+
 GARBAGE = {
     "an open brace": b"{",
     "a word": b"hello",
@@ -141,6 +158,11 @@ def test_a_request_that_is_written_in_parts_into_a_new_file_is_served_once_it_is
                 file.flush()
                 write(session, "busy: by hand\n", "status.txt")  # an event of another file
         answer(session, f"Hello {word.title()}")
+
+
+def test_of_a_request_by_hand_that_is_too_long_it_is_said_that_it_is(session: PythonSession) -> None:
+    write(session, b'{"cmd": "hello", "params": "%b"}' % (b"x" * MAX_MESSAGE_NBYTES))
+    assert str(MAX_MESSAGE_NBYTES) in answer(session, "error: ")["error"]["message"]
 
 
 def put(path: Path, made: Path) -> None:

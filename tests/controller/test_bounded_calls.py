@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import FOREVER_MS, TOOLS, Gate, wait_until
+from support import FOREVER_MS, TOOLS, Gate, script, wait_until
 
 from tr_mmap import BadMessage, PythonSession, ResponseTimeout, SessionNotStarted, WorkerDied
 
@@ -160,6 +161,32 @@ def test_a_timeout_says_what_the_worker_does(workspace: Path, gate: Gate, channe
         assert "has taken it up" in str(error)
         gate.let_go("late")
         assert session.wait_for_response(FOREVER_MS) == "late"
+
+
+@pytest.mark.parametrize("remark", ["", "busy: epoch 3"])
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+def test_a_request_that_waits_behind_one_by_hand_is_not_said_to_be_taken_up(
+    workspace: Path, tmp_path: Path, gate: Gate, channel: str, remark: str
+) -> None:
+    worker = script(
+        tmp_path,
+        "from tr_mmap import Server\nserver = Server(framework='numpy')\n"
+        "@server.command('wait')\ndef wait(path: str):\n"
+        f"    if {remark!r}:\n        server.write_status({remark!r})\n"
+        "    with open(path) as fifo:\n        return fifo.read()\n"
+        "server.run()\n",
+    )
+    with PythonSession(worker, "behind", quiet_mode=True, channel=channel) as session:
+        place = Path(session.session_dir())
+        (place / "new").write_text(json.dumps({"cmd": "wait", "params": str(gate.path)}))
+        (place / "new").rename(place / "request.json")
+        gate.wait_for_worker()
+        with pytest.raises(ResponseTimeout, match="somebody else wrote") as caught:
+            session.fetch_response("wait nowhere", 1)
+        assert caught.value.is_taken_up is False
+        gate.let_go("by hand")
+        answer = place / "response.json"
+        wait_until(lambda: answer.exists() and "by hand" in answer.read_text())
 
 
 def test_a_stopped_worker_is_said_to_be_stopped(workspace: Path) -> None:

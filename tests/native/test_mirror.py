@@ -100,6 +100,28 @@ def test_what_somebody_wrote_by_hand_stays_for_a_moment_and_no_longer(shown: Sho
     assert shown.line == b"second"
 
 
+def test_what_somebody_has_emptied_stays_for_seconds_because_its_writer_may_only_be_starting(
+    shown: Shown,
+) -> None:
+    for way in ("update", "show", "foretell_busy"):
+        shown.set(b"ok " + way.encode())
+        shown.mirror.show()
+        shown.path.write_bytes(b"")
+        os.utime(shown.path, (time.time() - 1.5,) * 2)  # as if it had been emptied then
+        shown.set(b"ready " + way.encode())
+        getattr(shown.mirror, way)()
+        assert shown.path.read_bytes() == b""
+        assert shown.mirror.is_stale
+        shown.path.write_bytes(b"some of it")
+        os.utime(shown.path, (time.time() - 1.5,) * 2)
+        getattr(shown.mirror, way)()
+        assert shown.line == (b"busy" if way == "foretell_busy" else b"ready " + way.encode())
+    shown.path.write_bytes(b"")
+    shown.make_old()
+    shown.mirror.show()
+    assert shown.line == b"ready foretell_busy"
+
+
 def test_what_the_other_side_has_written_is_not_written_again(shown: Shown) -> None:
     shown.set(b"first")
     shown.mirror.mark_shown()

@@ -75,6 +75,45 @@ def test_without_posix_ipc_all_works_but_what_needs_it_which_says_so(
     assert not leftovers(workspace)
 
 
+HIDDEN = """
+import sys
+if sys.argv[2] == "stub":
+    sys.modules[sys.argv[1]] = object()  # as a program puts there that replaces what it does not want
+else:
+    sys.modules[sys.argv[1]] = None
+from tr_mmap import PythonSession
+for channel in sys.argv[3:]:
+    with PythonSession(channel=channel, quiet_mode=True) as session:
+        print(session.fetch_response("hello you"))
+"""
+
+
+@pytest.mark.parametrize("how", ["none", "stub"])
+@pytest.mark.parametrize("package", ["ml_dtypes", "posix_ipc", "psutil"])
+def test_a_package_that_a_program_hides_from_itself_is_as_good_as_not_installed(
+    workspace: Path, tmp_path: Path, package: str, how: str
+) -> None:
+    assert run(tmp_path, HIDDEN, package, how, "files", "mapped", TR_MMAP_PURE="0") == ["Hello You"] * 2
+
+
+BROKEN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import tr_mmap
+try:
+    tr_mmap.PythonSession(quiet_mode=True).start()
+except tr_mmap.MissingPackage as error:
+    print(error.package, "undefined symbol: sem_what" in str(error), 'channel="files"' in str(error))
+"""
+
+
+def test_why_posix_ipc_cannot_be_loaded_is_said(workspace: Path, tmp_path: Path) -> None:
+    place = tmp_path / "broken"
+    place.mkdir()
+    (place / "posix_ipc.py").write_text("raise ImportError('posix_ipc.so: undefined symbol: sem_what')\n")
+    assert run(tmp_path, BROKEN, str(place), TR_MMAP_PURE="1") == ["posix_ipc True True"]
+
+
 # -- plain Python on another processor -------------------------------------------------------------------------------
 
 ON_ARM = """

@@ -5,7 +5,9 @@ The worker is a program of its own in ``tests/peers``, written from the dialect'
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from strategies import bits
-from support import ROOT, TOOLS, empty_place
+from support import BOUND_S, FOREVER_MS, ROOT, TOOLS, empty_place, wait_until
 
 from tr_mmap import (
     BadMessage,
@@ -205,6 +207,65 @@ def test_an_answer_to_a_call_that_gave_up_is_never_taken_for_the_next(legacy: Py
     with fifo.open("w") as file:
         file.write("late")
     assert legacy.fetch_response("say next") == "next"
+
+
+def write_by_hand(session: PythonSession, command: str, params: str) -> None:
+    directory = Path(session.session_dir())
+    new = directory / "new"
+    new.write_text(json.dumps({"cmd": command, "params": params}))
+    new.rename(directory / "request.json")
+
+
+def lay_response(session: PythonSession, text: str | None) -> None:
+    """Let a response lie there that answers no request of the controller's; None for one to a request by hand."""
+    response = Path(session.session_dir()) / "response.json"
+    if text is None:
+        write_by_hand(session, "say", "by hand")
+        wait_until(response.exists)
+    else:
+        response.write_text(text)
+
+
+@pytest.mark.parametrize("text", [None, '{"params": "stray"}', "{garbled", "", "[1]"], ids=repr)
+def test_a_response_that_lies_there_is_never_taken_for_that_to_a_later_request(
+    legacy: PythonSession, text: str | None
+) -> None:
+    lay_response(legacy, text)
+    assert [legacy.fetch_response(f"say {number}") for number in range(3)] == ["0", "1", "2"]
+    lay_response(legacy, text)
+    assert legacy.calculate("echo", A).tolist() == A.tolist()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("worker", [OLD_WORKER, TOOLS], ids=["old", "ours"])
+def test_a_request_waits_while_the_worker_is_in_one_by_hand_and_gets_its_own_response(
+    tmp_path: Path, worker: Path, is_first: bool
+) -> None:
+    fifo = tmp_path / "gate"
+    os.mkfifo(fifo)
+    answers: list[str] = []
+    with PythonSession(worker, quiet_mode=True, channel="legacy") as session:
+        if not is_first:
+            assert session.fetch_response("say before") == "before"
+        write_by_hand(session, "wait" if worker is OLD_WORKER else "gate", str(fifo))
+        with fifo.open("w") as file:  # it is in the middle of that request now
+            with pytest.raises(ResponseTimeout, match="somebody else wrote") as caught:
+                session.fetch_response("say late", 5)
+            assert caught.value.is_taken_up is False
+            waiting = threading.Thread(
+                target=lambda: answers.extend(session.fetch_response(f"say {i}", FOREVER_MS) for i in range(3))
+            )
+            waiting.start()
+            file.write("by hand")
+        waiting.join(BOUND_S)
+        assert answers == ["0", "1", "2"]
+
+
+def test_a_worker_that_never_says_that_a_request_has_ended_is_given_the_next_one(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(OLD_WORKER.read_text().replace('self.write_status("ok")', "pass"))
+    with PythonSession(script, quiet_mode=True, channel="legacy") as session:
+        assert [session.fetch_response(f"say {number}") for number in range(3)] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("option", ["auth", "checksum"])

@@ -183,6 +183,9 @@ class AuthenticatedChannel(Channel):
     def is_sent(self, seq: int) -> bool:
         return self._inner.is_sent(seq)
 
+    def is_taken_up(self) -> bool:
+        return self._inner.is_taken_up()
+
     def put_back(self) -> None:
         last = self._verifier.last_message
         if last is not self._earlier:

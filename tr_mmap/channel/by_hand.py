@@ -24,6 +24,7 @@ from ..errors import HostilePath, TRException
 from ..protocol.legacy import LEGACY_FORBIDDEN_MODE
 from ..protocol.status import Status, parse_status
 from ..wire.messages import (
+    HAND_GRACE_S,
     MAX_MESSAGE_NBYTES,
     MESSAGE_NUMBER_OFFSET,
     MESSAGE_REST_OFFSET,
@@ -36,8 +37,7 @@ from ..wire.messages import (
 __all__ = ["MOST_WAITING", "HandWatch"]
 
 MOST_WAITING: Final = 64  # requests by hand; who writes more of them, faster than they are served, loses some
-_SILENCE_S: Final = 0.05  # no program pauses for so long in the middle of a text; shorter than HAND_GRACE_S
-_TOO_LONG: Final = b'"a request that is longer than a message may be"'  # no object, so it is answered with an error
+_SILENCE_S: Final = HAND_GRACE_S / 2  # no program pauses for so long in the middle of a text
 
 _Signature = tuple[int, int, int, int]
 _NO_FILE: Final[_Signature] = (0, 0, 0, 0)
@@ -48,7 +48,8 @@ class HandWatch:
 
     Args:
         directory: the session directory.
-        take: gets the text of each request.
+        take: gets the text of each request; of one that is longer than a message may be, its beginning, one byte longer
+            than that.
         exit_by_hand: called when somebody has written ``exit`` into the status.
         restore_request: called when the request's mirror is no file that may be read.
         restore_status: called when somebody has written anything else than ``exit`` into the status.
@@ -167,9 +168,8 @@ class HandWatch:
             return
         if not text.strip(b"\0 \r\n\t") or _is_mirror(text):
             return
-        if len(text) > MAX_MESSAGE_NBYTES:
-            text = _TOO_LONG
-        elif not is_complete and not _is_json(text):
+        is_short = len(text) <= MAX_MESSAGE_NBYTES
+        if is_short and not is_complete and not _is_json(text):
             # It is being written, and when its writer closes it, that is an event; or it came whole, by rename.
             self._is_unfinished = self.fd >= 0 and bool(readable([self.fd], _SILENCE_S))
             if not self._is_unfinished:

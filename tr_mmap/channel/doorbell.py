@@ -38,7 +38,7 @@ class Doorbell:
         try:
             self.semaphore = semaphore = Semaphore(name)
         except ImportError as error:
-            raise _missing() from error
+            raise _missing(error) from error
         self.ring: Callable[[], None] = semaphore.post
         self.wait: Callable[[float], bool] = semaphore.wait
 
@@ -54,7 +54,7 @@ class Doorbell:
         try:
             create_semaphore(name)
         except ImportError as error:
-            raise _missing() from error
+            raise _missing(error) from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 free = _free_nbytes()
@@ -113,10 +113,10 @@ class Doorbell:
         self.ring = self.wait = _is_closed
 
 
-def _missing() -> MissingPackage:
+def _missing(error: ImportError) -> MissingPackage:
     return MissingPackage(
-        "the default channel needs the package posix_ipc here: install it (pip install posix_ipc), or use "
-        'channel="files"',
+        f"the default channel needs the package posix_ipc here, and {error}; install it (pip install posix_ipc), or "
+        'use channel="files"',
         package="posix_ipc",
     )
 

@@ -138,9 +138,10 @@ class FileChannel(Channel):
         if not self._wait(lambda: self._try_put(message, data), timeout_ms, stop, PollRate()):
             waited_ms = (time.monotonic() - began_s) * 1000
             raise ResponseTimeout(
-                f"the peer has left {self._out} lying for {waited_ms:.0f} ms; it takes one message after another",
+                f"{self._why_not_put()} for {waited_ms:.0f} ms; it takes one message after another",
                 timeout_ms=timeout_ms,
                 command=message.command,
+                is_taken_up=False,
             )
 
     def _try_put(self, message: Request | Response, data: bytes) -> bool:
@@ -153,6 +154,8 @@ class FileChannel(Channel):
             ahead = (self._sent_seq - message.seq) % MAX_MESSAGE_SEQ if self._sent_seq else 0
             if self._is_ordered and 0 < ahead < MAX_MESSAGE_SEQ // 2:
                 raise Overtaken
+            if not self._may_put(message):
+                return False
             self._note_sent(message)
             if message.command != EXIT_COMMAND:  # which may be sent while a response is being taken
                 self._last = self._held = None  # what came before this request must not be taken for its response
@@ -165,6 +168,17 @@ class FileChannel(Channel):
 
     def is_sent(self, seq: int) -> bool:
         return self._sent_seq == seq
+
+    def _may_put(self, message: Request | Response) -> bool:  # noqa: ARG002 - a response of this channel has a number
+        """Whether the message may be put in place now, as no earlier one lies there."""
+        return True
+
+    def _why_not_put(self) -> str:
+        """What has kept a message from being put in place, as far as can be told afterwards."""
+        return f"the peer has left {self._out} lying"
+
+    def is_taken_up(self) -> bool:
+        return super().is_taken_up() and not os.path.lexists(self._out)
 
     def _note_sent(self, message: Request | Response) -> None:
         """The message is put in place now."""

@@ -89,6 +89,10 @@ class Channel(ABC):
         """Whether the message of that number is the last one that this side has sent, as far as can be told."""
         return False
 
+    def is_taken_up(self) -> bool:
+        """Whether the worker is in the last request of this side, and not in one that somebody wrote by hand."""
+        return self.read_status().status is Status.BUSY
+
     def keep_order(self) -> None:  # noqa: B027 - a wrapper asks the channel in it
         """From now on, :meth:`send` raises Overtaken for a message whose number is below that of the last one sent."""
 

@@ -3,6 +3,10 @@
 ``tr_mmap.protocol.legacy`` has the messages. A legacy peer differs from ours in three ways. It makes files by its
 umask. It writes ``ready`` and ``exit`` into the status, which the worker writes too, each over what is there. It may
 leave a response unread for any time.
+
+A response has no number. So before the controller puts a request in place, it waits until the worker has ended what
+somebody else has asked, and removes a response that lies there: it would be taken for that to the new request, and each
+later one for that to the request after its own.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from ..base import system
 from ..errors import BadMessage, OutOfSpace, SystemLimit
@@ -22,6 +26,8 @@ from .files import FileChannel, PollRate
 from .interface import Role, check_bounds, never
 
 __all__ = ["LegacyChannel"]
+
+_PATIENCE_S: Final = 2.0  # for a worker that has never said that it ended a request; one that never does works, too
 
 
 class LegacyChannel(FileChannel):
@@ -36,6 +42,11 @@ class LegacyChannel(FileChannel):
         self._sent_request = Request()  # the last one that was sent
         self._outcome: Status | None = None  # OK or ERROR, when the response to that request is there
         self._line = StatusLine(Status.STARTING)  # the last status that was read
+        self._is_in_own_words = False  # that one is none of ours
+        # Whether the worker waits for a request, as the controller finds before it sends one.
+        self._ends_busy = False  # this worker writes another status when a request has ended
+        self._patient_until_s = 0.0  # how long to wait for one that may not; 0 before the first time
+        self._is_quiet = True  # the last look found no response to anybody else's request, nor that one was to come
 
     # -- messages -------------------------------------------------------------------------------------------------
 
@@ -57,6 +68,37 @@ class LegacyChannel(FileChannel):
         except FileNotFoundError:
             pass  # the directory is gone, so the controller is gone too
 
+    def _may_put(self, message: Request | Response) -> bool:
+        if not isinstance(message, Request):
+            return True
+        if self._is_in_another():
+            self._is_quiet = False
+            return False
+        was_quiet, self._is_quiet = self._is_quiet, True
+        if not os.path.lexists(self._in):
+            return was_quiet  # else look once more: a response follows the status, or the one that was removed
+        try:
+            system.unlink(self._in)
+        except OSError:
+            return True  # a directory; the next receive() says so
+        self._is_quiet = False
+        return False
+
+    def _is_in_another(self) -> bool:
+        """Whether the worker is in a request that somebody else has written: ours has been answered."""
+        line = self.read_status()
+        if line.status is not Status.BUSY or self._is_in_own_words:
+            self._ends_busy = self._ends_busy or line.status in (Status.OK, Status.ERROR)
+            return False
+        now_s = time.monotonic()
+        self._patient_until_s = self._patient_until_s or now_s + _PATIENCE_S
+        return self._ends_busy or now_s < self._patient_until_s
+
+    def _why_not_put(self) -> str:
+        if self._is_controller and not os.path.lexists(self._out):
+            return "the worker has been in a request that somebody else wrote"
+        return super()._why_not_put()
+
     def _note_sent(self, message: Request | Response) -> None:
         if isinstance(message, Request):
             if self.read_status().status is Status.ERROR:
@@ -73,7 +115,9 @@ class LegacyChannel(FileChannel):
         raw = super().receive(timeout_ms, stop)
         if raw is None or not self._is_controller:
             return raw
-        response = decode_legacy_response(raw, self._sent_request.seq, self._sent_request.command, self.read_status())
+        line = self.read_status()
+        self._ends_busy = self._ends_busy or line.status is not Status.BUSY
+        response = decode_legacy_response(raw, self._sent_request.seq, self._sent_request.command, line)
         self._outcome = Status.OK if response.error is None else Status.ERROR
         return encode(response)
 
@@ -84,9 +128,9 @@ class LegacyChannel(FileChannel):
         # A legacy worker truncates the file, then writes it; in between, its last status is still right.
         if data and (text := data.decode("utf-8", "replace").strip("\0 \r\n")):
             try:
-                self._line = parse_status(text)
-            except BadMessage:
-                self._line = StatusLine(Status.BUSY, text)  # the worker's own words for what it is doing
+                self._line, self._is_in_own_words = parse_status(text), False
+            except BadMessage:  # the worker's own words for what it is doing
+                self._line, self._is_in_own_words = StatusLine(Status.BUSY, text), True
         if self._is_controller and self._outcome is not None and self._line.status is Status.READY:
             return StatusLine(self._outcome)  # READY says that the worker waits again, not how the request ended
         return self._line

@@ -40,6 +40,7 @@ from ..protocol.legacy import encode_legacy
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import (
+    BUSY_BY_HAND,
     EMPTY_PAGE,
     EXIT_COMMAND,
     HAND_ANSWER_S,
@@ -121,6 +122,7 @@ class MappedChannel(Channel):
         self._in.set_mirrors(self._mirrors)
         self._by_hand: list[bytes] = []  # the fast path looks whether it is empty
         self._hand_watch: HandWatch | None = None
+        self._is_serving_by_hand = False
         self._sending = threading.RLock()  # reentrant, because a signal handler may send too
         self._spills = Spills(directory, role)
         self._number_put_back = b""  # of the last response that was put back
@@ -236,6 +238,9 @@ class MappedChannel(Channel):
         """The number of the peer's last message, as the page has it."""
         return self._in_page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS].tobytes()
 
+    def is_taken_up(self) -> bool:
+        return super().is_taken_up() and not self._last_status.detail.startswith(BUSY_BY_HAND)
+
     def keep_order(self) -> None:
         self._out.is_ordered = True
 
@@ -313,6 +318,8 @@ class MappedChannel(Channel):
         return self._status_start[0] == _EXIT_START and self.read_status().status is Status.EXIT
 
     def write_status(self, status: Status, detail: str = "") -> None:
+        if self._is_serving_by_hand and status is Status.BUSY:  # the controller's own request is not taken up
+            detail = f"{BUSY_BY_HAND}: {detail}" if detail else BUSY_BY_HAND
         mirror = self._status_mirror
         is_exit = self._status_start[0] == _EXIT_START  # the controller's, so that of the mirror may go
         word = None if detail or self._has_long_status else _SHORT_LINES.get(status)
@@ -386,10 +393,12 @@ class MappedChannel(Channel):
         return bool(self._by_hand)
 
     def take_by_hand(self) -> bytes | None:
+        self._is_serving_by_hand = bool(self._by_hand)
         return self._by_hand.pop(0) if self._by_hand else None
 
     def reply_by_hand(self, response: Response) -> None:
         self._response_mirror.write(encode_legacy(response), HAND_ANSWER_S)
+        self._is_serving_by_hand = False
         self._status_mirror.forget()  # the controller that waits has shown ours for its own request: show the next one
 
     # -- doorbells ------------------------------------------------------------------------------------------------

@@ -274,7 +274,7 @@ class Dispatcher(Nesting):
     def _exit_anyway(self, worker: WorkerHandle, deadline_s: float) -> bool:
         """Ask the worker to exit while a request is under way. Returns False if this must be repeated."""
         status = worker.channel.read_status().status
-        if status is Status.BUSY:  # the worker has taken that request, so this one does not take its place
+        if worker.channel.is_taken_up():  # the worker has taken that request, so this one does not take its place
             return self._store_exit(worker, deadline_s)
         if not status.is_ending and not self.resources.options.auth:  # with auth the worker believes no status
             worker.channel.write_status(Status.EXIT)

@@ -352,7 +352,9 @@ def _places_of_packages() -> list[str]:
     """Where this process finds the packages that the default worker needs. It looks there last, and only for these."""
     places: list[str] = []
     for name in _NEEDED_PACKAGES:
-        spec = sys.modules[name].__spec__ if name in sys.modules else importlib.util.find_spec(name)
+        module = sys.modules.get(name)
+        # None in sys.modules hides a package: find_spec() then says that there is none.
+        spec = importlib.util.find_spec(name) if module is None else getattr(module, "__spec__", None)
         if spec is None or not spec.origin:
             continue
         place = os.path.dirname(system.absolute(spec.origin))

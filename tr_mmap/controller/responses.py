@@ -258,8 +258,10 @@ class Responses:
             return self.worker_died(worker)
         state = worker_state(worker)
         status = worker.channel.read_status().status
-        is_taken_up = status is Status.BUSY
+        is_taken_up = worker.channel.is_taken_up()
         taken = "has taken it up" if is_taken_up else "has not taken it up"
+        if status is Status.BUSY and not is_taken_up:
+            taken = "has not taken it up, because it works on one that somebody else wrote"
         if status is Status.STARTING:
             taken = "is still starting"
         advice = "give it more time, or terminate() and start() the worker"

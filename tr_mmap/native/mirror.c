@@ -13,6 +13,7 @@
 enum { HEAD_WORDS = 2, NO_FILE = -1 };
 static const double CHECK_US = WIRE_MIRROR_CHECK_S * 1e6;
 static const double GRACE_S = WIRE_HAND_GRACE_S;
+static const double EMPTY_GRACE_S = WIRE_EMPTY_GRACE_S;
 
 typedef struct {
     PyObject_HEAD
@@ -135,13 +136,14 @@ static int is_kept(const Mirror *self) {
     return text[nbytes] < 'a' || text[nbytes] > 'z'; /* the whole word */
 }
 
-/* Whether somebody wrote the file by hand so recently that the worker may not have read it. */
+/* Whether somebody emptied or wrote the file by hand so recently that he may write on, or the worker not have read it. */
 static int is_by_hand(const Mirror *self, const struct stat *info) {
     if (info->st_size == self->nbytes && !is_kept(self)) return 0;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     double age_s = (double)(now.tv_sec - info->st_mtim.tv_sec) + (double)(now.tv_nsec - info->st_mtim.tv_nsec) / 1e9;
-    return age_s < GRACE_S && age_s > -GRACE_S; /* before now, if the clock was set */
+    double grace_s = info->st_size == 0 ? EMPTY_GRACE_S : GRACE_S;
+    return age_s < grace_s && age_s > -grace_s; /* before now, if the clock was set */
 }
 
 static void write_line(Mirror *self, const char *line, Py_ssize_t nbytes, const struct stat *info) {

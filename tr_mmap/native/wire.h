@@ -80,7 +80,8 @@
 #define WIRE_STATUS_PAGE_FILE "status.page"
 #define WIRE_MIRROR_NBYTES 4096
 #define WIRE_MIRROR_DELAY_S 0.005
-#define WIRE_HAND_GRACE_S 0.1
+#define WIRE_HAND_GRACE_S 1.0
+#define WIRE_EMPTY_GRACE_S 5.0
 #define WIRE_HAND_ANSWER_S 2.0
 #define WIRE_MESSAGE_PAGE_NBYTES 65536
 #define WIRE_MESSAGE_NUMBER_OFFSET 8
@@ -105,6 +106,7 @@
 #define WIRE_STATUS_BUSY "busy"
 #define WIRE_STATUS_OK "ok"
 #define WIRE_STATUS_ERROR "error"
+#define WIRE_BUSY_BY_HAND "by hand"
 #define WIRE_STATUS_EXIT "exit"
 #define WIRE_STATUS_EXITING "exiting"
 #define WIRE_STATUS_TERMINATED "terminated"

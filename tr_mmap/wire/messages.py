@@ -20,7 +20,9 @@ MIRROR_NBYTES: Final = 4096  # of a mirror, a line and then spaces; more if the 
 # A side that waits so long shows what the mirrors lack; a burst of requests writes none. Not less: a timer that ends
 # before the kernel's next tick must be set in the processor, which costs each sleep 2 to 4 us.
 MIRROR_DELAY_S: Final = 0.005
-HAND_GRACE_S: Final = 0.1  # a mirror that somebody wrote by hand is left alone for so long, for the worker to read it
+# A mirror that somebody wrote by hand is left alone for so long: he may write on, and the worker must read it first.
+HAND_GRACE_S: Final = 1.0
+EMPTY_GRACE_S: Final = 5.0  # one that somebody has emptied: a shell does that before it starts the program that writes
 HAND_ANSWER_S: Final = 2.0  # the answer to a request by hand stays in its file for so long, whatever is sent meanwhile
 
 # A message page, see tr_mmap.channel.mapped. The number is stored last, as one aligned 8-byte word.
@@ -53,6 +55,7 @@ STATUS_READY: Final = "ready"
 STATUS_BUSY: Final = "busy"
 STATUS_OK: Final = "ok"
 STATUS_ERROR: Final = "error"
+BUSY_BY_HAND: Final = "by hand"  # begins the remark of a worker that is busy with a request by hand (mapped channel)
 STATUS_EXIT: Final = "exit"  # the controller's request to exit
 STATUS_EXITING: Final = "exiting"
 STATUS_TERMINATED: Final = "terminated"

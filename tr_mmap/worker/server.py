@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ..base.fork_safety import ForkAware
 from ..channel.authenticated import RejectionCounter
-from ..channel.interface import Channel
+from ..channel.interface import Channel, check_bounds
 from ..errors import BadMessage, HostilePath, MissingTag, SessionNotStarted, SystemLimit
 from ..native import WorkerFastPath
 from ..processes.watch import PeerWatch
@@ -361,7 +361,7 @@ class TechRenaissanceServer(ForkAware):
     def _serve_by_hand(self, channel: Channel, attachment: Attachment, raw: bytes) -> None:
         """Answer a request that somebody wrote by hand into a file of the channel."""
         try:
-            request = decode_request(raw)
+            request = decode_request(check_bounds(raw))
         except BadMessage as error:
             self.debug_message(error)
             failure = Failure(FailureKind.BAD_INPUT, type(error).__name__, str(error))

@@ -13,7 +13,15 @@ import threading
 import time
 from typing import Any, Final
 
-from ...wire.messages import HAND_GRACE_S, MIRROR_NBYTES, STATUS_BUSY, STATUS_ERROR, STATUS_OK, STATUS_READY
+from ...wire.messages import (
+    EMPTY_GRACE_S,
+    HAND_GRACE_S,
+    MIRROR_NBYTES,
+    STATUS_BUSY,
+    STATUS_ERROR,
+    STATUS_OK,
+    STATUS_READY,
+)
 from ...wire.waits import MIRROR_CHECK_S
 
 __all__ = ["Mirror"]
@@ -234,8 +242,9 @@ class Mirror:
         return info
 
     def _is_by_hand(self, info: os.stat_result) -> bool:
-        """Whether somebody wrote the file by hand so recently that the worker may not have read it."""
-        return (info.st_size != self._nbytes or self._is_kept()) and abs(time.time() - info.st_mtime) < HAND_GRACE_S
+        """Whether somebody emptied or wrote it so recently that he may write on, or the worker may not have read it."""
+        grace_s = HAND_GRACE_S if info.st_size else EMPTY_GRACE_S
+        return (info.st_size != self._nbytes or self._is_kept()) and abs(time.time() - info.st_mtime) < grace_s
 
     def _is_kept(self) -> bool:
         """Whether the file's line has the beginning that stays, and the page's line has not."""

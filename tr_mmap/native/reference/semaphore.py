@@ -12,8 +12,10 @@ from typing import Any, Final
 
 try:
     import posix_ipc
-except ImportError:  # Semaphore() says so; all else works without it
-    posix_ipc = None
+except ModuleNotFoundError:  # Semaphore() says so; all else works without it
+    posix_ipc, _why_missing = None, "posix_ipc is not installed"
+except ImportError as _error:
+    posix_ipc, _why_missing = None, f"posix_ipc is installed, but cannot be loaded: {_error}"
 
 from ...wire.waits import MAX_DRAINED_RINGS, MIN_SLICE_S, SIGNAL_SLICE_S, SIGNAL_SLICE_SHARE
 from ..libc import libc
@@ -76,7 +78,7 @@ class Semaphore:
     """An existing named semaphore.
 
     Raises:
-        ImportError: posix_ipc is not installed.
+        ImportError: posix_ipc is not installed, or cannot be loaded.
         OSError: there is none of that name, or this user may not open it.
     """
 
@@ -86,7 +88,7 @@ class Semaphore:
         self._address: int | None = None
         self._semaphore: Any = None
         if posix_ipc is None:
-            raise ImportError("posix_ipc is not installed", name="posix_ipc")
+            raise ImportError(_why_missing, name="posix_ipc")
         try:
             self._semaphore = posix_ipc.Semaphore(name)
         except posix_ipc.Error as error:

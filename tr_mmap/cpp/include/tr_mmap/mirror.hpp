@@ -199,14 +199,15 @@ private:
         return true;
     }
 
-    /// Whether somebody wrote the file by hand so recently that the worker may not have read it.
+    /// Whether somebody emptied or wrote the file by hand so recently that he may write on, or the worker not have read
+    /// it.
     bool is_by_hand(const struct stat& info) const noexcept {
         if (static_cast<std::size_t>(info.st_size) == nbytes_ && !is_kept()) return false;
         struct timespec now;
         ::clock_gettime(CLOCK_REALTIME, &now);
         const double age_s = static_cast<double>(now.tv_sec - info.st_mtim.tv_sec) +
                              static_cast<double>(now.tv_nsec - info.st_mtim.tv_nsec) / 1e9;
-        return std::fabs(age_s) < wire::hand_grace_s;
+        return std::fabs(age_s) < (info.st_size == 0 ? wire::empty_grace_s : wire::hand_grace_s);
     }
 
     /// Whether the file's line has the word that stays, and the page's line has not.
