@@ -83,9 +83,12 @@ class SessionResources(ForkAware):
 
     def _claim(self) -> str:
         path = self.workspace.claim(self.session_id, self._manifest([]), self._lock)
+        self._claimed: os.stat_result | None = None
         try:
             self._claimed = system.status(path)
-        except BaseException:
+        except OSError:
+            pass  # then the lock alone tells whether the directory is ours
+        except BaseException:  # a signal handler's
             self.workspace.release(self.session_id)
             self._lock.drop()
             raise
@@ -97,7 +100,7 @@ class SessionResources(ForkAware):
         if self._lock.is_at(lock):
             return True
         try:
-            if not os.path.samestat(self._claimed, system.status(self.directory)):
+            if self._claimed is None or not os.path.samestat(self._claimed, system.status(self.directory)):
                 return False
             # A file system may give the inode of a removed directory to another session's. That one holds its own lock,
             # and its manifest names its controller.

@@ -7,7 +7,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -88,11 +87,7 @@ public:
             // What another session left, and this one cannot remove, is no reason not to start.
         }
         directory_ = workspace_.claim(manifest(), lock_);
-        if (::lstat(directory_.c_str(), &claimed_) != 0) {
-            const int code = errno;
-            workspace_.release(session_id_);
-            fail_call(directory_, code);
-        }
+        if (::lstat(directory_.c_str(), &claimed_) != 0) claimed_ = {};  // then the lock alone tells that it is ours
         const auto is_reader_gone = [this] {
             const std::shared_ptr<WorkerHandle> last = worker();
             return last && last->is_over();
