@@ -22,6 +22,7 @@ import pytest
 from support import count_fds
 
 from tr_mmap import OutOfSpace, TRException
+from tr_mmap.base import system
 from tr_mmap.base.system import dirents, files, memory, own_file, refusals
 
 OLD, NEW = np.arange(1000.0), np.arange(2000.0)[::-1]
@@ -66,6 +67,7 @@ class Faults:
         for module in (files, dirents, own_file, refusals):
             calls = {name: self._os_call(name) for name in OS_CALLS}
             monkeypatch.setattr(module, "os", _Substitute(os, calls))
+        monkeypatch.setattr(system, "close", self._os_call("close"))  # which is os.close itself
         for module in (files, memory, dirents):
             calls = {name: self._libc_call(name) for name in LIBC_CALLS}
             monkeypatch.setattr(module, "libc", _Substitute(memory.libc, calls))

@@ -400,6 +400,8 @@ TEST(format_names) {
     thrown_by<BadTag>([] { detail::check_tag(std::string(129, 'a')); });
     thrown_by<BadMessage>([] { PythonSession("default", "a/b"); });
     thrown_by<BadMessage>([] { PythonSession("default", std::string(65, 'a')); });
+    const std::string text = thrown_by<BadMessage>([] { PythonSession("default", std::string("a\0b\0", 4)); }).what();
+    CHECK(text.find("'a\\x00b\\x00' is no session id") == 0 && text.find("not beginning with a dot") != std::string::npos);
 }
 
 TEST(format_identities) {

@@ -252,6 +252,46 @@ TEST(session_whose_directory_was_removed_says_so_and_leaves_the_next_one_alone) 
     CHECK(exists(next.session_dir()));
 }
 
+TEST(session_without_its_lock_file_is_removed_when_it_ends) {
+    for (int way = 0; way < 5; ++way) {
+        Ready s("unlocked");
+        const std::string lock = s.session_dir() + "/controller.lock";
+        std::filesystem::remove(lock);
+        if (way == 1) std::filesystem::create_directory(lock);
+        if (way == 2) std::filesystem::create_symlink("elsewhere", lock);
+        if (way == 3) std::ofstream{lock};
+        if (way == 4) std::filesystem::remove(s.session_dir() + "/session.json");
+        s.terminate();
+        CHECK(s.join(30000));
+        if (way == 0) {  // another worker can be started in it
+            s.start();
+            CHECK(s.wait_until_ready(30000));
+        }
+        s.close();
+        CHECK(!exists(s.session_dir()));
+    }
+}
+
+TEST(session_directory_in_which_another_one_has_its_lock_or_manifest_stays) {
+    for (const bool has_lock : {false, true}) {  // as if the file system had given it the same inode
+        Ready s("taken");
+        s.terminate();
+        CHECK(s.join(30000));
+        for (const auto& entry : std::filesystem::directory_iterator(s.session_dir())) {
+            std::filesystem::remove(entry.path());
+        }
+        detail::LifeLock other;
+        detail::Manifest manifest;
+        manifest.session_id = "taken";
+        manifest.controller = detail::Identity::local(1, 1);
+        if (has_lock) other.take(s.session_dir() + "/controller.lock");
+        else detail::write_manifest(s.session_dir(), manifest);
+        s.close();
+        CHECK(exists(s.session_dir()));
+        std::filesystem::remove_all(s.session_dir());
+    }
+}
+
 TEST(session_log_takes_no_shared_memory) {
     CHECK(holds_in_child([] {
         const std::string place = test_folder() + "/logs";

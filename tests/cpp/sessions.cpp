@@ -4,10 +4,12 @@
 
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <thread>
 #include <vector>
 
@@ -33,6 +35,23 @@ TEST(session_text) {
     thrown_by<BadMessage>([&] { s.fetch_response("length \xff"); });
     CHECK_EQUAL(s.session_id(), "shared");
     CHECK(exists(s.session_dir() + "/session.json"));
+}
+
+TEST(session_timeouts_that_are_no_time_are_refused) {
+    Ready& s = shared();
+    for (const double bad : {-1.0, -1e-9, -std::numeric_limits<double>::infinity(), std::nan("")}) {
+        const std::string text = thrown_by<BadMessage>([&] { s.fetch_response("length abc", bad); }).what();
+        CHECK(text.find("timeout_ms is ") == 0 && text.find("0 or more") != std::string::npos);
+        thrown_by<BadMessage>([&] { s.send_request("length abc", bad); });
+        thrown_by<BadMessage>([&] { s.wait_for_response(bad); });
+        thrown_by<BadMessage>([&] { s.wait_for_tensors(bad); });
+        thrown_by<BadMessage>([&] { s.calculate("double", Tensor::ones(Shape(2)), bad); });
+        thrown_by<BadMessage>([&] { s.wait_until_ready(bad); });
+        thrown_by<BadMessage>([&] { s.wait_until_ok(bad); });
+        thrown_by<BadMessage>([&] { s.join(bad); });
+        thrown_by<BadMessage>([&] { s.please_exit(bad); });
+    }
+    CHECK_EQUAL(s.fetch_response("length abc"), "3");  // none of them has ended or sent anything
 }
 
 static bool does_status_file_say(const PythonSession& s, const std::string& word) {

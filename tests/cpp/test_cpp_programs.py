@@ -83,9 +83,12 @@ def test_options_without_which_it_cannot_work_are_named(
     assert message in result.stderr
 
 
-# What X11, syslog, curses, Windows and many a program define; with a value that no declaration survives.
+# What Qt, X11, syslog, curses, Windows, macOS, R and many a program define; with a value that no declaration survives.
 MACROS = """OK ERROR BUSY EXIT READY BOOL INT8 INT16 INT32 UINT8 UINT32 CPU SEALED TORN Status Data Object Device Header
-Fault Lock Clock Tensor Shape check min max move count erase clear TRUE FALSE IN OUT far near interface small DELETE"""
+Fault Lock Clock Tensor Shape check min max move count erase clear TRUE FALSE IN OUT far near interface small DELETE
+slots signals emit foreach forever verify require ensure nil Bool None Always Success refresh timeout unix linux word
+bit complex imaginary isnan isinf isfinite noreturn length error install index clamp current all each in out until
+print log info unused I E"""
 
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"]
 

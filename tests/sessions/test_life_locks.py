@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tr_mmap.processes.life_lock import LifeLock
 from tr_mmap.sessions import manifest as manifests
 from tr_mmap.sessions.workspace import Workspace
 from tr_mmap.wire.messages import MIRROR_DELAY_S
-from tr_mmap.wire.names import CONTROLLER_LOCK_FILE, WORKER_LOCK_FILE
+from tr_mmap.wire.names import CONTROLLER_LOCK_FILE, MANIFEST_FILE, WORKER_LOCK_FILE
 from tr_mmap.wire.waits import MIRROR_CHECK_S
 
 
@@ -212,3 +213,72 @@ def test_who_removes_the_directory_of_a_session_in_use_finds_nothing_new_in_it(w
     assert left == []
     os.rmdir(directory)
     session.close()
+
+
+# -- a lock file that is removed by hand, though not the directory ----------------------------------------------------
+
+
+def make_nothing(_: Path) -> None:
+    pass
+
+
+def make_a_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def make_a_link(path: Path) -> None:
+    path.symlink_to("elsewhere")
+
+
+def make_an_empty_file(path: Path) -> None:
+    path.touch()
+
+
+@pytest.mark.parametrize("name", [CONTROLLER_LOCK_FILE, WORKER_LOCK_FILE])
+@pytest.mark.parametrize("replace", [make_nothing, make_a_directory, make_a_link, make_an_empty_file])
+def test_a_session_without_its_lock_file_is_removed_when_it_ends(
+    workspace: Path, name: str, replace: Callable[[Path], None]
+) -> None:
+    with PythonSession(session_id="s", quiet_mode=True) as session:
+        lock = Path(session.session_dir(), name)
+        lock.unlink()
+        replace(lock)
+        assert session.please_exit()
+    assert everything(workspace) == []
+    with session:  # and the name is free
+        assert session.fetch_response("hello you") == "Hello You"
+
+
+def test_a_session_without_its_lock_file_and_manifest_is_removed_when_it_ends(workspace: Path) -> None:
+    with PythonSession(session_id="s", quiet_mode=True) as session:
+        for name in (CONTROLLER_LOCK_FILE, MANIFEST_FILE):
+            Path(session.session_dir(), name).unlink()
+    assert everything(workspace) == []
+
+
+def test_a_session_without_its_lock_file_can_have_another_worker(workspace: Path) -> None:
+    with PythonSession(session_id="s", quiet_mode=True) as session:
+        Path(session.session_dir(), CONTROLLER_LOCK_FILE).unlink()
+        session.terminate()
+        session.start()
+        assert session.fetch_response("hello you") == "Hello You"
+    assert everything(workspace) == []
+
+
+@pytest.mark.parametrize("kept", [CONTROLLER_LOCK_FILE, MANIFEST_FILE])
+def test_another_session_in_a_directory_of_the_same_inode_is_never_removed(workspace: Path, kept: str) -> None:
+    """As on a file system that gives a removed directory's inode to the next one: what one finds in it tells."""
+    session = PythonSession(session_id="s", quiet_mode=True)
+    session.start()
+    directory = Path(session.session_dir())
+    session.terminate()
+    for path in directory.iterdir():
+        path.unlink()
+    other = hold(directory / CONTROLLER_LOCK_FILE)
+    manifests.write(str(directory), mine("s", controller=elsewhere()))
+    for name in {CONTROLLER_LOCK_FILE, MANIFEST_FILE} - {kept}:
+        (directory / name).unlink()
+    session.close()
+    assert os.listdir(directory) == [kept]
+    other.drop()
+    system.remove_tree(str(directory.parent))

@@ -15,9 +15,9 @@ from ..base.identifiers import is_result_name, spill_sender
 from ..channel.authenticated import RejectionCounter, protect
 from ..channel.interface import Role
 from ..channel.kinds import channel_kind, usable_channel
-from ..errors import SessionNotStarted, TRException
+from ..errors import BadMessage, HostilePath, SessionNotStarted, TRException
 from ..processes.identity import Identity
-from ..processes.life_lock import LifeLock
+from ..processes.life_lock import LifeLock, is_held
 from ..processes.spawn import WorkerProcess
 from ..processes.worker_log import new_log_path, remove_log
 from ..protocol.messages import now_ms
@@ -82,10 +82,36 @@ class SessionResources(ForkAware):
             worker.watch.deaths.append(worker.process.identity)
 
     def _claim(self) -> str:
-        return self.workspace.claim(self.session_id, self._manifest([]), self._lock)
+        path = self.workspace.claim(self.session_id, self._manifest([]), self._lock)
+        self._claimed: os.stat_result | None = None
+        try:
+            self._claimed = system.status(path)
+        except OSError:
+            pass  # then the lock alone tells whether the directory is ours
+        except BaseException:  # a signal handler's
+            self.workspace.release(self.session_id)
+            self._lock.drop()
+            raise
+        return path
 
     def _has_directory(self) -> bool:
-        return self._lock.is_at(os.path.join(self.directory, CONTROLLER_LOCK_FILE))
+        """Whether the directory is this object's still, also if the lock file in it was removed or replaced by hand."""
+        lock = os.path.join(self.directory, CONTROLLER_LOCK_FILE)
+        if self._lock.is_at(lock):
+            return True
+        try:
+            if self._claimed is None or not os.path.samestat(self._claimed, system.status(self.directory)):
+                return False
+            # A file system may give the inode of a removed directory to another session's. That one holds its own lock,
+            # and its manifest names its controller.
+            if is_held(lock):
+                return False
+            manifest = manifests.read(self.directory)
+        except FileNotFoundError:
+            return False
+        except (BadMessage, HostilePath):
+            manifest = None
+        return manifest is None or manifest.controller == Identity.current()
 
     def _give_up(self) -> None:
         """Remove the directory, if it is this object's. May be called again."""

@@ -24,7 +24,8 @@ class WorkerState:
     Attributes:
         pid: its process.
         process: what the process does: ``"running"`` on a processor, ``"waiting"`` for something, ``"stopped"`` by a
-            signal, ``"ended"``; ``"unknown"`` where the system does not say.
+            signal, ``"ended"``; ``"unknown"`` where the system does not say, or this process has no
+            descriptor left to ask it.
         activity: ``"starting"``; ``"idle"``, it waits for a request; ``"busy"`` with one; ``"hung"``: in the middle of
             a request it neither runs nor has moved for a second (a handler that waits for something else looks the
             same); ``"stopped"``; ``"ended"``.

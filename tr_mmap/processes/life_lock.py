@@ -25,7 +25,7 @@ from ..errors import HostilePath
 from ..wire.names import LOCK_FD_VARIABLE
 from .identity import Identity
 
-__all__ = ["LifeLock", "LifeProbe", "handed_over", "hold_inherited", "is_alive"]
+__all__ = ["LifeLock", "LifeProbe", "handed_over", "hold_inherited", "is_alive", "is_held"]
 
 
 class LifeLock:
@@ -48,7 +48,12 @@ class LifeLock:
             OSError: a system call failed; the lock is not held.
         """
         self.drop()
-        self._file = system.OwnFile(_locked_file(path))
+        fd = _locked_file(path)
+        try:
+            self._file = system.OwnFile(fd)
+        except BaseException:  # a signal handler's
+            system.close(fd)
+            raise
 
     def hold(self, fd: int) -> None:
         """Take over the descriptor of a locked file."""
@@ -77,7 +82,7 @@ def _locked_file(path: str) -> int:
         if not system.try_lock_dir(fd):  # nobody can have found it
             raise BlockingIOError(f"another process holds the lock of {path}, which was made for this one")
     except BaseException:
-        _close(fd)
+        system.close(fd)
         raise
     return fd
 
@@ -95,7 +100,10 @@ def handed_over(path: str) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
     try:
         yield {LOCK_FD_VARIABLE: str(fd)}, (fd,)
     finally:
-        _close(fd)
+        try:
+            system.close(fd)
+        except OSError:
+            pass  # it is closed all the same
 
 
 def hold_inherited(environ: MutableMapping[str, str] = os.environ) -> LifeLock | None:
@@ -138,7 +146,22 @@ class LifeProbe:
         """Release the descriptor."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            _close(fd)
+            try:
+                system.close(fd)
+            except OSError:
+                pass  # it is closed all the same
+
+
+def is_held(path: str) -> bool:
+    """Whether some process holds the lock of that file, this one too; False if there is no such file of this user's."""
+    try:
+        fd = system.open_private_file(path)
+    except (FileNotFoundError, HostilePath):
+        return False
+    try:
+        return not system.is_lock_free(fd)
+    finally:
+        system.close(fd)
 
 
 def is_alive(process: Identity, lock_path: str) -> bool:
@@ -155,13 +178,6 @@ def is_alive(process: Identity, lock_path: str) -> bool:
         return not probe.is_free()
     finally:
         probe.close()
-
-
-def _close(fd: int) -> None:
-    try:
-        system.close(fd)
-    except OSError:
-        pass  # it is closed all the same
 
 
 _members: Final[weakref.WeakSet[LifeLock]] = weakref.WeakSet()

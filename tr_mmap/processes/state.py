@@ -15,7 +15,7 @@ _MAX_TASKS = 256  # threads that are looked at; one that runs is nearly always a
 
 
 def state_of(process: Identity) -> ProcessState:
-    """What a process does now; "unknown" where the system does not say.
+    """What a process does now; "unknown" where the system does not say, or no descriptor is left to ask it.
 
     ``running``: at least one of its threads uses a processor, or is about to. ``waiting``: all sleep. ``stopped``: by a
     signal (SIGSTOP, Ctrl-Z) or by a debugger.

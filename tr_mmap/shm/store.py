@@ -220,8 +220,8 @@ class SegmentStore(FreeLists, ForkAware):
 
     def _adopt(self, segments: list[Segment]) -> None:
         key = segments[0].key
+        self._awaiting.setdefault(key, deque())  # first: whoever finds the one list takes the other for granted
         free = self.free.setdefault(key, [])
-        self._awaiting.setdefault(key, deque())
         for segment in segments:
             segment.pool_token = self.pool_token
             segment.free_list = free

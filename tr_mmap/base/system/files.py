@@ -200,9 +200,9 @@ def is_sealed_against_writing(fd: int) -> bool:
     return bool(seals & _SEALS_AGAINST_WRITING)
 
 
-def close(fd: int) -> None:
-    """Close a descriptor; it is closed even if this raises."""
-    os.close(fd)
+# Closes a descriptor, even if it raises. The call itself, no function of ours: a signal handler may raise on the first
+# step of such a function, and the descriptor of the caller's `finally` would stay open.
+close = os.close
 
 
 def file_nbytes(fd: int) -> int:

@@ -7,7 +7,11 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <locale>
+#include <sstream>
 #include <thread>
+
+#include "errors.hpp"
 
 namespace tr {
 namespace detail {
@@ -20,6 +24,19 @@ inline Clock::time_point deadline_in(double timeout_ms) {
     const double bounded = std::isnan(timeout_ms) || timeout_ms < 0 ? 0 : timeout_ms > most_ms ? most_ms : timeout_ms;
     const std::chrono::duration<double, std::milli> left(bounded);
     return Clock::now() + std::chrono::duration_cast<Clock::duration>(left);
+}
+
+/// The same for a timeout that a caller gives.
+///
+/// @throws BadMessage it is negative, or no number.
+inline Clock::time_point checked_deadline_in(double timeout_ms) {
+    if (timeout_ms >= 0) return deadline_in(timeout_ms);
+    std::ostringstream shown;
+    shown.imbue(std::locale::classic());
+    shown << timeout_ms;
+    throw BadMessage("timeout_ms is " + shown.str() +
+                         "; it is a number of milliseconds, 0 or more, or infinity for no limit",
+                     "timeout_ms");
 }
 
 /// Milliseconds until the deadline; 0 if it has passed.

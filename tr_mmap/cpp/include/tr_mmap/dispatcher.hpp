@@ -88,7 +88,7 @@ public:
     /// @param tensors published for this request only; their tags follow the command's words.
     /// @param has_tensors whether the result's tensors are wanted.
     Result call(const Command& command, const TensorRefs& tensors, double timeout_ms, bool has_tensors) {
-        const Wait wait{deadline_in(timeout_ms), timeout_ms, worker()};
+        const Wait wait{checked_deadline_in(timeout_ms), timeout_ms, worker()};
         Lock lock(mutex_);
         const Turn turn(*this, lock, wait.deadline);
         if (!turn) throw_no_turn(lock, wait, command.command);
@@ -117,7 +117,7 @@ public:
     /// Send a request whose result any thread may take. Waits first for the response to an earlier request, whose
     /// result can still be taken.
     void send(const Command& command, double timeout_ms) {
-        const Wait wait{deadline_in(timeout_ms), timeout_ms, worker()};
+        const Wait wait{checked_deadline_in(timeout_ms), timeout_ms, worker()};
         Lock lock(mutex_);
         const Turn turn(*this, lock, wait.deadline);
         if (!turn) throw_no_turn(lock, wait, command.command);
@@ -128,7 +128,7 @@ public:
 
     /// Request that the worker end, even in the middle of a request; whether it has ended in time.
     bool request_exit(double timeout_ms) {
-        const Clock::time_point deadline = deadline_in(timeout_ms);
+        const Clock::time_point deadline = checked_deadline_in(timeout_ms);
         const Handle worker = resources_.worker();
         if (!worker || is_closed_ || !worker->process->is_alive() || worker->is_over()) return true;
         struct Exiting {
@@ -150,7 +150,7 @@ public:
     /// Wait for a status; nothing when the time is over.
     template <class Until>
     std::optional<Status> wait_status(Until until, double timeout_ms) {
-        const Wait wait{deadline_in(timeout_ms), timeout_ms, worker()};
+        const Wait wait{checked_deadline_in(timeout_ms), timeout_ms, worker()};
         Lock lock(mutex_);
         const Turn turn(*this, lock, wait.deadline);
         if (!turn) return leave_quietly(wait);
@@ -161,7 +161,7 @@ public:
     /// Wait until the pending request is answered, and keep its result; whether it went well. False when the time is
     /// over.
     bool wait_until_ok(double timeout_ms) {
-        const Wait wait{deadline_in(timeout_ms), timeout_ms, worker()};
+        const Wait wait{checked_deadline_in(timeout_ms), timeout_ms, worker()};
         Lock lock(mutex_);
         const Turn turn(*this, lock, wait.deadline);
         if (!turn) return leave_quietly(wait).has_value();
@@ -177,7 +177,7 @@ public:
 
     /// The oldest result that was not taken. If there is no request, waits for one that another thread may send.
     Result take(double timeout_ms, bool has_tensors) {
-        const Wait wait{deadline_in(timeout_ms), timeout_ms, worker()};
+        const Wait wait{checked_deadline_in(timeout_ms), timeout_ms, worker()};
         Lock lock(mutex_);
         while (true) {
             const std::uint64_t seen = changed_->count();

@@ -23,10 +23,20 @@
 
 namespace tr {
 
+namespace detail {
+
+/// A text in which each NUL is shown as Python shows it: what() would end there.
+inline std::string with_nuls_shown(std::string text) {
+    for (std::size_t at = 0; (at = text.find('\0', at)) != std::string::npos; at += 4) text.replace(at, 1, "\\x00");
+    return text;
+}
+
+}  // namespace detail
+
 /// Base of every error thrown by tr_mmap.
 class TRException : public std::runtime_error {
 public:
-    using std::runtime_error::runtime_error;
+    explicit TRException(const std::string& message) : std::runtime_error(detail::with_nuls_shown(message)) {}
 };
 
 /// What is wrong with a TSR file. Closed: every refusal of the reader is one of these.

@@ -95,6 +95,19 @@ inline bool is_lock_free(const std::string& path) noexcept {
     }
 }
 
+/// Whether some process holds the lock of that file, this one too; false if there is no such file of this user's.
+inline bool is_lock_held(const std::string& path) {
+    try {
+        const Fd fd = open_private_file(path);
+        if (!fd) return false;
+        if (::flock(fd.get(), LOCK_SH | LOCK_NB) != 0) return true;
+        ::flock(fd.get(), LOCK_UN);
+        return false;
+    } catch (const HostilePath&) {
+        return false;
+    }
+}
+
 /// False only if exactly this process has certainly ended: judged by its pid, or by its lock if that says nothing.
 ///
 /// @param process from the session's manifest.

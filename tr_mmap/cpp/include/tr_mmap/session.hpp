@@ -112,8 +112,9 @@ public:
 
     /// Wait for the worker's end; whether it has ended.
     bool join(double timeout_ms = std::numeric_limits<double>::infinity()) {
+        const auto deadline = detail::checked_deadline_in(timeout_ms);
         const auto worker = worker_or_null();
-        return !worker || worker->process->wait(detail::deadline_in(timeout_ms));
+        return !worker || worker->process->wait(deadline);
     }
 
     /// Request that the worker end, wait, and if it has ended clean up: the session is over and its tags are gone. Does
@@ -122,6 +123,7 @@ public:
     /// @param ensure end it by force if it does not by itself.
     /// @returns whether it ended by itself.
     bool please_exit(double timeout_ms = EXIT_TIMEOUT_MS, bool ensure = true) {
+        detail::checked_deadline_in(timeout_ms);  // before anything is ended
         const auto dispatcher = dispatcher_or_null();
         bool has_ended = true;
         if (dispatcher) {

@@ -4,6 +4,7 @@
 
 #include "macros_off.hpp"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -86,6 +87,7 @@ public:
             // What another session left, and this one cannot remove, is no reason not to start.
         }
         directory_ = workspace_.claim(manifest(), lock_);
+        if (::lstat(directory_.c_str(), &claimed_) != 0) claimed_ = {};  // then the lock alone tells that it is ours
         const auto is_reader_gone = [this] {
             const std::shared_ptr<WorkerHandle> last = worker();
             return last && last->is_over();
@@ -169,7 +171,27 @@ public:
     }
 
 private:
-    bool has_directory() const { return lock_.is_at(directory_ + "/" + wire::controller_lock_file); }
+    /// Whether the directory is this object's still, also if the lock file in it was removed or replaced by hand.
+    bool has_directory() const {
+        const std::string lock = directory_ + "/" + wire::controller_lock_file;
+        if (lock_.is_at(lock)) return true;
+        struct stat named;
+        if (::lstat(directory_.c_str(), &named) != 0 || named.st_dev != claimed_.st_dev ||
+            named.st_ino != claimed_.st_ino) {
+            return false;
+        }
+        // A file system may give the inode of a removed directory to another session's. That one holds its own lock, and
+        // its manifest names its controller.
+        if (is_lock_held(lock)) return false;
+        try {
+            const std::optional<Manifest> found = read_manifest(directory_);
+            return !found || found->controller == Identity::current();
+        } catch (const BadMessage&) {
+            return true;
+        } catch (const HostilePath&) {
+            return true;
+        }
+    }
 
     Manifest manifest() const {
         Manifest result;
@@ -204,6 +226,7 @@ private:
     LifeLock lock_;  // held while the session is this object's
     std::shared_ptr<Signal> changed_;
     std::string directory_;
+    struct stat claimed_ = {};  // the directory's, as it was claimed
     std::string log_path_;  // of the worker, if the log is outside the directory
     pid_t owner_pid_ = ForkState::pid();
     std::unique_ptr<SegmentPool> pool_;
