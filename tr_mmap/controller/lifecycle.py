@@ -33,6 +33,13 @@ _log = logging.getLogger("tr_mmap")
 _sessions: weakref.WeakValueDictionary[str, SessionLifecycle] = weakref.WeakValueDictionary()
 
 
+class _NotInitialized:
+    """What an object has in place of an attribute, if its class's __init__() has not called ours."""
+
+    def __get__(self, session: object, owner: type) -> NoReturn:
+        raise AttributeError(f"{owner.__name__}.__init__() must call super().__init__()")
+
+
 class SessionLifecycle:
     """The part of ``PythonSession`` that starts and ends the worker. Its docstring has the options."""
 
@@ -84,13 +91,8 @@ class SessionLifecycle:
         self._dispatcher: Dispatcher | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
-    if not TYPE_CHECKING:  # a type checker would take it to mean that a session has attributes of any name
-
-        def __getattr__(self, name: str) -> NoReturn:
-            text = f"{type(self).__name__!r} object has no attribute {name!r}"
-            if name in ("_options", "_dispatcher"):
-                text += f": {type(self).__name__}.__init__() must call super().__init__()"
-            raise AttributeError(text, name=name, obj=self)
+    if not TYPE_CHECKING:  # an object's own attributes hide these
+        _options = _dispatcher = _NotInitialized()
 
     def __repr__(self) -> str:
         worker = self._worker_or_none()
