@@ -278,7 +278,8 @@ class ResponseTimeout(TRException, TimeoutError):
 class SessionBusy(TRException, RuntimeError):
     """The session is in the middle of a step that this call interrupts, and cannot take another request there.
 
-    A destructor that uses the session of the code that it interrupts may get this. Ask again later.
+    A destructor that uses the session of the code that it interrupts may get this. So may ``close`` and ``start``, if
+    another thread does not leave its request in 10 s. Ask again later.
     """
 
 

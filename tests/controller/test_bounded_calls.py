@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support import FOREVER_MS, TOOLS, Gate, script, wait_until
 
-from tr_mmap import BadMessage, PythonSession, ResponseTimeout, SessionNotStarted, WorkerDied
+from tr_mmap import BadMessage, PythonSession, ResponseTimeout, SessionInUse, SessionNotStarted, WorkerDied
 
 A = np.arange(4.0)
 LONG_S = FOREVER_MS / 1000 / 2  # no call here takes so long, unless it waits for the other thread's request
@@ -78,6 +78,29 @@ def test_a_timeout_says_what_its_own_caller_asked_for(busy: PythonSession, name:
     assert caught.value.timeout_ms == 50
     assert caught.value.command == commands.get(name, "")
     assert not caught.value.is_taken_up
+
+
+@pytest.mark.parametrize("name", ["fetch_response", "fetch_tensor", "calculate", "send_request"])
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+def test_a_timeout_behind_ones_own_request_is_that_of_the_new_one(
+    workspace: Path, gate: Gate, channel: str, name: str
+) -> None:
+    with PythonSession(TOOLS, "behind", quiet_mode=True, channel=channel) as session:
+        session.send_request(gate.message)
+        gate.wait_for_worker()
+        with pytest.raises(ResponseTimeout, match=r"another request is under way \('gate'\)") as caught:
+            WAITING[name](session)
+        assert caught.value.command in ("hello", "echo")
+        assert caught.value.is_taken_up is False
+        gate.let_go("first")
+        assert session.wait_for_response(FOREVER_MS) == "first"
+
+
+def test_a_session_that_runs_says_so_at_once_when_it_is_started_again(busy: PythonSession) -> None:
+    began_s = time.monotonic()
+    with pytest.raises(SessionInUse, match="started already"):
+        busy.start()
+    assert time.monotonic() - began_s < LONG_S
 
 
 @pytest.mark.parametrize("name", PROMPT)
@@ -187,6 +210,14 @@ def test_a_request_that_waits_behind_one_by_hand_is_not_said_to_be_taken_up(
         gate.let_go("by hand")
         answer = place / "response.json"
         wait_until(lambda: answer.exists() and "by hand" in answer.read_text())
+
+
+def test_a_wait_without_a_request_says_what_the_worker_does(mapped: PythonSession) -> None:
+    with pytest.raises(ResponseTimeout, match="no request was made") as caught:
+        mapped.wait_for_tensor(1)
+    assert (caught.value.command, caught.value.pid) == ("", mapped.pid)
+    assert caught.value.state in ("waiting", "running")
+    assert caught.value.last_moved_ms is not None
 
 
 def test_a_stopped_worker_is_said_to_be_stopped(workspace: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import FOREVER_MS, TOOLS, Gate
+from support import FOREVER_MS, TOOLS, Gate, forks, wait_until
 
 from tr_mmap import PythonSession, SessionNotStarted
 
@@ -134,3 +134,26 @@ def test_a_child_that_is_forked_at_any_moment_of_a_request_disturbs_none_of_its_
             if forks.child is not None:
                 assert forks.exit_of_child() == 0
         assert session.fetch_response("say next") == "next"
+
+
+@forks
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+def test_a_forked_child_finds_no_answer_and_ends_no_worker(channel: str) -> None:
+    with PythonSession(TOOLS, "forked", quiet_mode=True, channel=channel) as session:
+        session.send_request("say kept")
+        wait_until(session.new_response)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                found = (session.new_response(), session.join(), session.please_exit(), session.is_alive())
+                os.write(writer, f"{found} {session!r}".encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            found = pipe.read()
+        assert found.startswith("(False, False, False, False) <PythonSession 'forked'")
+        assert "forked from" in found
+        os.waitpid(child, 0)
+        assert session.wait_for_response(FOREVER_MS) == "kept"

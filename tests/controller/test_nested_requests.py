@@ -150,6 +150,36 @@ def test_a_destructor_may_use_the_session_of_the_code_that_it_interrupts(workspa
         assert session.fetch_response("say next") == "next"
 
 
+OUTER: dict[str, Callable[[PythonSession, str], Any]] = {
+    "text": lambda session, message: session.fetch_response(message, FOREVER_MS),
+    "calculate": lambda session, message: session.calculate(message, timeout_ms=FOREVER_MS),
+    "steps": lambda session, message: (session.send_request(message), session.wait_for_response(FOREVER_MS))[1],
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("outer", OUTER)
+def test_a_request_is_answered_although_a_handler_asks_the_worker_to_exit(
+    workspace: Path, gate: Gate, options: str, outer: str
+) -> None:
+    session = PythonSession(TOOLS, "exits", quiet_mode=True, **OPTIONS[options])
+    session.start()
+    assert session.fetch_response("say warm", FOREVER_MS) == "warm"
+    has_ended: list[bool] = []
+
+    def handle() -> None:
+        gate.let_go("outer")
+        has_ended.append(session.please_exit(FOREVER_MS))
+
+    with on_alarm(handle):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert OUTER[outer](session, gate.message) == "outer"
+    assert has_ended == [True]
+    assert not session.is_alive()
+    with pytest.raises(SessionNotStarted):
+        session.wait_for_response(FOREVER_MS)
+
+
 @pytest.mark.parametrize("end", [PythonSession.close, PythonSession.terminate, PythonSession.please_exit])
 def test_a_handler_may_end_the_session(workspace: Path, gate: Gate, end: Callable[[PythonSession], Any]) -> None:
     session = PythonSession(TOOLS, "ended", quiet_mode=True)

@@ -86,6 +86,18 @@ def test_an_option_that_there_is_not_is_refused_by_its_own_name() -> None:
         PythonSession(chanel="files")
 
 
+def test_a_class_that_takes_no_options_says_how_to_make_it() -> None:
+    class Derived(PythonSession[Any]):
+        def __init__(self) -> None:
+            pass
+
+    for use in (repr, Derived.start, Derived.close, Derived.stats, lambda session: session.fetch_response("hello")):
+        with pytest.raises(AttributeError, match=r"Derived.__init__\(\) must call super"):
+            use(Derived())
+    with pytest.raises(AttributeError, match=r"has no attribute 'nothing'$"):
+        _ = Derived().nothing  # type: ignore[attr-defined]
+
+
 def test_quiet_mode_is_true_or_false_later_too() -> None:
     with pytest.raises(BadMessage, match="quiet_mode"):
         PythonSession().set_quiet_mode("no")  # type: ignore[arg-type]

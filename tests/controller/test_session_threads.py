@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support import FOREVER_MS, TOOLS
+from support import FOREVER_MS, TOOLS, Gate, wait_until
 
 from tr_mmap import PythonSession
 
@@ -41,6 +42,60 @@ def test_a_thread_may_wait_for_the_answer_to_anothers_request(mapped: PythonSess
         mapped.send_request(f"hello {number}")
     waiter.join()
     assert answers == [f"Hello {number}" for number in range(50)]
+
+
+TAKE: dict[str, tuple[str, Callable[[PythonSession], Any]]] = {
+    "text": ("say {}", lambda session: session.wait_for_response(FOREVER_MS)),
+    "now": ("say {}", lambda session: (wait_until(session.new_response), session.read_response())[1]),
+    "tensor": ("echo t{}", lambda session: str(int(session.wait_for_tensor(FOREVER_MS)[0]))),
+}
+
+
+@pytest.mark.parametrize("take", TAKE)
+def test_a_thread_takes_the_answers_to_its_own_requests_first(mapped: PythonSession, take: str) -> None:
+    message, taken = TAKE[take]
+    for number in range(4):
+        mapped.send_tensor(np.full(3, number), f"t{number}")
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        for number, thread in enumerate([first, second, first, second]):
+            thread.submit(mapped.send_request, message.format(number)).result()
+        answers = [thread.submit(taken, mapped).result() for thread in (second, first, second, first)]
+    assert answers == ["1", "0", "3", "2"]
+    assert not mapped.new_response()
+
+
+def test_a_thread_that_has_asked_for_nothing_takes_the_oldest_answer(mapped: PythonSession) -> None:
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        first.submit(mapped.send_request, "say a").result()
+        second.submit(mapped.send_request, "say b").result()
+        mapped.send_request("say c")
+        assert mapped.wait_for_response(FOREVER_MS) == "c"
+        assert mapped.wait_for_response(FOREVER_MS) == "a"
+        assert first.submit(mapped.wait_for_response, FOREVER_MS).result() == "b"
+
+
+def test_a_thread_does_not_inherit_the_requests_of_one_that_has_ended(mapped: PythonSession) -> None:
+    def run(action: Callable[[], object]) -> None:
+        thread = threading.Thread(target=action)
+        thread.start()
+        thread.join()
+
+    answers: list[str] = []
+    run(lambda: mapped.send_request("say old"))
+    for _ in range(5):  # at least one of them gets the number of the one that has ended
+        run(lambda: (mapped.send_request("say new"), answers.append(mapped.wait_for_response(FOREVER_MS))))
+    assert answers == ["new"] * 5
+    assert mapped.wait_for_response(FOREVER_MS) == "old"
+
+
+def test_an_answer_is_there_in_time_although_another_request_is_under_way(mapped: PythonSession, gate: Gate) -> None:
+    mapped.send_request("say mine")
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(mapped.fetch_response, gate.message, FOREVER_MS)
+        gate.wait_for_worker()
+        assert mapped.wait_for_response(50) == "mine"
+        gate.let_go("other")
+        assert other.result() == "other"
 
 
 def test_a_tag_that_is_sent_again_as_soon_as_a_request_is_sent_does_not_harm_it(mapped: PythonSession) -> None:

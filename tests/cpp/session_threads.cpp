@@ -183,6 +183,54 @@ TEST(session_closed_by_threads_that_start_it_again) {
     CHECK(!exists(s.session_dir()));
 }
 
+TEST(session_threads_take_the_answers_to_their_own_requests_first) {
+    Ready s("own_answers");
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> threads;
+    for (int thread = 1; thread <= 3; ++thread) {
+        threads.emplace_back([&s, &wrong, thread] {
+            const std::string word(static_cast<std::size_t>(thread), 'x');
+            const Tensor mine = Tensor::full(Shape(thread), 1.0f);
+            const std::string tag = "tag" + std::to_string(thread);
+            s.send_tensor(mine, tag);
+            for (int i = 0; i < 40; ++i) {
+                s.send_request("length " + word, FOREVER_MS);
+                wrong += s.wait_for_response(FOREVER_MS) != std::to_string(thread);
+                s.send_request("echo " + tag, FOREVER_MS);
+                wrong += s.wait_for_tensor(FOREVER_MS).numel() != mine.numel();
+            }
+        });
+    }
+    for (auto& each : threads) each.join();
+    CHECK_EQUAL(wrong.load(), 0);
+    CHECK(!s.new_response());
+}
+
+TEST(session_thread_without_a_request_takes_the_oldest_answer) {
+    Ready s("any_answer");
+    std::thread([&] { s.send_request("length a", FOREVER_MS); }).join();
+    std::thread([&] { s.send_request("length bb", FOREVER_MS); }).join();
+    s.send_request("length ccc", FOREVER_MS);
+    CHECK_EQUAL(s.wait_for_response(FOREVER_MS), "3");
+    CHECK_EQUAL(s.wait_for_response(FOREVER_MS), "1");
+    CHECK_EQUAL(s.wait_for_response(FOREVER_MS), "2");
+}
+
+TEST(session_timeout_behind_an_earlier_request_is_that_of_the_new_one) {
+    Ready s("behind");
+    s.send_request("sleep 600");
+    while (!s.is_busy()) std::this_thread::yield();
+    const auto check = [](const ResponseTimeout& late) {
+        const std::string text = late.what();
+        CHECK_EQUAL(late.command, "length");
+        CHECK(text.find("'length' did not get its turn within 30 ms: an earlier request is under way") == 0);
+        CHECK(text.find("has taken 'sleep' up") != std::string::npos);
+    };
+    check(thrown_by<ResponseTimeout>([&] { s.fetch_response("length a", 30); }));
+    check(thrown_by<ResponseTimeout>([&] { s.send_request("length a", 30); }));
+    s.terminate();
+}
+
 TEST(session_responses_read_by_threads_at_once_come_once_each) {
     Ready s("readers");
     std::atomic<bool> is_over{false};

@@ -6,7 +6,6 @@ starts or ends processes.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,14 +19,16 @@ from ..protocol.status import Status, StatusLine
 from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_SEQ
 from .nesting import Nesting
 from .resources import SessionResources
-from .responses import Answered, opened
+from .responses import Answered, Claim, opened
 from .results import Result
+from .stats import worker_state
 from .turn import get_ident
 from .worker_handle import WorkerHandle
 
-__all__ = ["Dispatcher", "StatusTest"]
+__all__ = ["TURN_WAIT_S", "Dispatcher", "StatusTest"]
 
 _REPEAT_EXIT_S: Final = 0.1  # how often to repeat a request to exit that the worker may overwrite
+TURN_WAIT_S: Final = 10.0  # how long to wait for a thread whose request has no worker any more to end it
 _SLICE_S: Final = 0.25  # how long to wait at most for news; they wake the wait, except where no watch can run
 
 StatusTest = Callable[[StatusLine], bool]
@@ -46,10 +47,13 @@ class Dispatcher(Nesting):
 
     def has_result(self) -> bool:
         """Whether :meth:`take` would find a result at once."""
-        if self._unclaimed:
+        claim, worker = self._next_claim(), self.resources.worker
+        if claim is None or self.resources.is_foreign:
+            return False
+        if claim.outcome is not None:
             return True
-        worker = self.resources.worker
-        return worker is not None and self._has_public_request() and worker.channel.has_message()
+        pending = self._pending
+        return worker is not None and pending is not None and pending.seq == claim.seq and worker.channel.has_message()
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -83,12 +87,14 @@ class Dispatcher(Nesting):
                 turn.owner = me
             return self._call(message, tensors, left_s, timeout_s, framework)
         finally:
-            self._current = outer if is_nested else None
-            if not is_nested and (self._answered or self._interrupted):
-                self._answers, self._answered, self._interrupted = {}, set(), {}
-            if suspended:
-                self.transfer.resume(suspended)
-            if not is_nested and turn.owner == me:
+            if is_nested:
+                self._current = outer
+                if suspended:
+                    self.transfer.resume(suspended)
+            elif turn.owner == me:  # else it did not get the turn
+                self._current = None
+                if self._answered or self._interrupted:
+                    self._answers, self._answered, self._interrupted = {}, set(), {}
                 turn.owner = 0
             if turn.queue:
                 turn.wake()
@@ -126,7 +132,7 @@ class Dispatcher(Nesting):
                 return result
             deadline_s = began_s + left_s
             if result is None:  # the time is over, or the response needs the slow path
-                self._check_same(worker)
+                self._check_same(worker, seq)
                 pending = self._begin(Request(seq, *parse_command(message)), is_private=True)
                 return self._await(pending, deadline_s, timeout_s, framework)
             transfer.withdraw()  # nothing was sent
@@ -179,7 +185,10 @@ class Dispatcher(Nesting):
         command, parameters = parse_command(message)
         worker = self.worker()
         if self._pending is not None:
-            self._settle(deadline_s, timeout_s)
+            try:
+                self._settle(deadline_s, timeout_s)
+            except ResponseTimeout:
+                raise self._unanswered(worker, command, timeout_s, is_sent=False) from None
         if worker.is_over():
             raise self.worker_died(worker)
         transfer, fast_path = self.transfer, worker.fast_path
@@ -217,12 +226,12 @@ class Dispatcher(Nesting):
                 else:
                     transfer.withdraw()
                 raise
-        self._check_same(worker)
+        self._check_same(worker, seq)
         return self._begin(request, is_private=not is_public)
 
-    def _check_same(self, worker: WorkerHandle | None) -> None:
-        """Refuse to wait for a response of a worker that a signal handler has replaced meanwhile."""
-        if worker is not None and self.resources.worker is not worker:
+    def _check_same(self, worker: WorkerHandle | None, seq: int) -> None:
+        """Refuse to wait for a response of a worker that a signal handler has ended meanwhile."""
+        if worker is not None and self.resources.worker is not worker and seq not in self._answered:
             raise self.worker_died(worker)
 
     def request_exit(self, timeout_s: float) -> bool:
@@ -306,10 +315,12 @@ class Dispatcher(Nesting):
             return
         if isinstance(outcome, SystemLimit):
             raise outcome
-        self._unclaimed.append(outcome)
+        self._keep_public(pending.seq, outcome)
 
     def take(self, timeout_s: float, *, has_tensors: bool) -> Result:
-        """Take the oldest result. If there is no request, waits for one that another thread may send.
+        """Take the oldest result of this thread's requests; if it has made none, the oldest one of any thread's.
+
+        If there is no request at all, waits for one that another thread may send.
 
         Args:
             timeout_s: how long to wait, in seconds.
@@ -322,35 +333,49 @@ class Dispatcher(Nesting):
         deadline_s = time.monotonic() + timeout_s
         worker = self.worker()  # this one only: the thread that notices its death first forgets it
         while True:
-            if not self._unclaimed and not self._has_public_request():
+            claim = self._next_claim()
+            if claim is None:
                 if worker.is_over():
                     raise self.worker_died(worker)
                 remaining_s = deadline_s - time.monotonic()
                 if remaining_s <= 0:
+                    state = worker_state(worker)
                     raise ResponseTimeout(
                         f"no request was made, so no response came within {timeout_s * 1000:.0f} ms; "
                         "call send_request first",
                         timeout_ms=timeout_s * 1000,
                         command="",
-                        pid=worker.process.pid,
+                        pid=state.pid,
+                        state=state.process,
+                        last_moved_ms=state.last_moved_ms,
                     )
                 self._news.wait(min(remaining_s, _SLICE_S), partial(self._has_news, worker))
                 continue
+            if claim.outcome is not None:
+                if self._give_up_claim(claim):
+                    return opened(claim.outcome)
+                continue
             try:
-                return opened(self._unclaimed.popleft())
-            except IndexError:
-                pass
-            found = self.in_turn(deadline_s, timeout_s, "", self._take_pending, deadline_s, timeout_s, has_tensors)
+                found = self.in_turn(
+                    deadline_s, timeout_s, "", self._take_pending, claim, deadline_s, timeout_s, has_tensors
+                )
+            except ResponseTimeout:
+                if claim.outcome is None:
+                    raise
+                continue  # another thread has received it for its own next request, which is not answered yet
             if found is not None:
                 return found
 
     def _has_news(self, worker: WorkerHandle) -> bool:
-        return bool(self._unclaimed) or self._has_public_request() or self._is_closing or worker.is_over()
+        return bool(self._claims) or self.is_closing or worker.is_over()
 
-    def _take_pending(self, deadline_s: float, timeout_s: float, has_tensors: bool) -> Result | None:
-        """The result of the pending request; None if another thread was faster."""
+    def _take_pending(self, claim: Claim, deadline_s: float, timeout_s: float, has_tensors: bool) -> Result | None:
+        """The result of a request under way; None if it was received for its taker meanwhile, or taken."""
         pending = self._pending
-        if self._unclaimed or pending is None or self._is_private:
+        if claim.outcome is not None:
+            return None
+        if pending is None or pending.seq != claim.seq:  # it was taken, or an exception came while it was received
+            self._give_up_claim(claim)
             return None
         framework = self._framework if has_tensors else None
         self._current = pending.seq, pending.command, framework, True
@@ -358,6 +383,9 @@ class Dispatcher(Nesting):
             return self._await(pending, deadline_s, timeout_s, framework)
         except Answered:
             return None
+        finally:
+            if self._pending is not pending and claim.outcome is None:
+                self._give_up_claim(claim)
 
     def wait_status(self, until: StatusTest, timeout_s: float, *, of_request: bool) -> StatusLine | None:
         """Wait for a status; None when the time is over.
@@ -386,18 +414,30 @@ class Dispatcher(Nesting):
         return line
 
     def close(self) -> None:
-        """Release the session; threads that wait for anything get SessionNotStarted."""
-        self._is_closing = True
+        """Release the session; threads that wait for anything get SessionNotStarted.
+
+        Raises:
+            SessionBusy: another thread does not end its request, although its wait has ended. The worker is ended all
+                the same; call this again for the rest.
+        """
+        self.is_closing = True
+        worker = self.resources.worker
         try:
-            worker = self.resources.worker
             if worker is not None:
                 worker.give_up()  # the thread that has the turn gives it back
             self.notify()
         finally:
-            self.in_turn(math.inf, math.inf, None, self._close)
+            try:
+                self.in_turn(time.monotonic() + TURN_WAIT_S, TURN_WAIT_S, None, self._close)
+            except SessionBusy:  # that thread may wait for this one
+                if worker is not None:
+                    worker.process.terminate_tree()
+                raise
 
     def _close(self) -> None:
+        answered = [each for each in self._claims if each.seq in self._answered]
         try:
             self.forget()
+            self._claims.extend(answered)  # a call that this one interrupts waits for it
         finally:  # whatever else fails, the worker is ended
             self.resources.release()

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, SupportsIndex
 
 from ..errors import ResponseTimeout, SessionInUse, SessionNotStarted
 from ..protocol.status import Status, StatusLine
 from ..sessions.workspace import Workspace
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import CLAIM_RETRY_S, CLAIM_WAIT_S, DEFAULT_TIMEOUT_MS, EXIT_TIMEOUT_MS
-from .dispatcher import Dispatcher, StatusTest
+from .dispatcher import TURN_WAIT_S, Dispatcher, StatusTest
 from .launch import check_script
 from .options import SessionOptions, check_bool, seconds_of
 from .resources import SessionResources
@@ -32,6 +31,13 @@ _EXIT_AFTER_ERROR_MS: Final = 500.0  # the worker may still run a handler: do no
 _log = logging.getLogger("tr_mmap")
 # The sessions of this process, by the path of their directory, so that a new one can take the place of an old one.
 _sessions: weakref.WeakValueDictionary[str, SessionLifecycle] = weakref.WeakValueDictionary()
+
+
+class _NotInitialized:
+    """What an object has in place of an attribute, if its class's __init__() has not called ours."""
+
+    def __get__(self, session: object, owner: type) -> NoReturn:
+        raise AttributeError(f"{owner.__name__}.__init__() must call super().__init__()")
 
 
 class SessionLifecycle:
@@ -85,10 +91,15 @@ class SessionLifecycle:
         self._dispatcher: Dispatcher | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
+    if not TYPE_CHECKING:  # an object's own attributes hide these
+        _options = _dispatcher = _NotInitialized()
+
     def __repr__(self) -> str:
         worker = self._worker_or_none()
         script = self._options.script_path
         what = "not started" if worker is None else f"pid {worker.process.pid}, {worker_state(worker).activity}"
+        if self._is_foreign():
+            what = "of the process that this one was forked from"
         return f"<{type(self).__name__} {self._options.session_id!r}: {script}, {what}>"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
@@ -108,12 +119,16 @@ class SessionLifecycle:
             ScriptNotFound: there is no such script.
             HostilePath: the workspace is not a directory that this user can trust and use.
             SemaphoresUnavailable: this system has no semaphores; ``channel="files"`` needs none.
+            SessionNotStarted: another thread closes the session at this moment; or this process is a forked child.
         """
         check_script(self._options.script_path)
         dispatcher = self._dispatcher
         if dispatcher is not None:
             dispatcher.check_own()
-            dispatcher.in_turn(math.inf, math.inf, None, self._start_again, dispatcher)
+            worker = dispatcher.resources.worker
+            if worker is not None and worker.process.is_alive():  # said at once, also while a request is under way
+                raise self._is_started()
+            dispatcher.in_turn(time.monotonic() + TURN_WAIT_S, TURN_WAIT_S, None, self._start_again, dispatcher)
             return
         with self._starting:
             if self._dispatcher is not None:
@@ -134,6 +149,10 @@ class SessionLifecycle:
         _log.debug("session %r: worker started, process %d", self.session_id(), self.pid)
 
     def _start_again(self, dispatcher: Dispatcher) -> None:
+        if dispatcher.is_closing:
+            raise SessionNotStarted(
+                f"session {self.session_id()!r} is being closed; call start() when close() has returned"
+            )
         worker = dispatcher.resources.worker
         if worker is not None:
             if worker.process.is_alive():
@@ -192,8 +211,13 @@ class SessionLifecycle:
             worker.channel.wake()
 
     def join(self, timeout_ms: float | None = None) -> bool:
-        """Wait for the worker's end, for ever if ``timeout_ms`` is None. Returns whether it has ended."""
+        """Wait for the worker's end, for ever if ``timeout_ms`` is None. Returns whether it has ended.
+
+        In a forked child returns False at once: the worker is not that process's.
+        """
         timeout_s = seconds_of(timeout_ms)
+        if self._is_foreign():
+            return False
         worker = self._worker_or_none()
         return worker is None or worker.process.wait(timeout_s)
 
@@ -207,9 +231,14 @@ class SessionLifecycle:
             ensure: whether to end the worker by force, and clean up, if it does not end by itself.
 
         Returns:
-            Whether it ended by itself.
+            Whether it ended by itself. False at once in a forked child, which ends nothing.
+
+        Raises:
+            SessionBusy: as in :meth:`close`.
         """
         timeout_s = seconds_of(timeout_ms)
+        if self._is_foreign():
+            return False
         dispatcher = self._dispatcher
         if dispatcher is None or self._worker_or_none() is None:
             self.close()
@@ -227,10 +256,14 @@ class SessionLifecycle:
     def close(self) -> None:
         """End the worker by force if it lives, and remove everything of the session. Idempotent.
 
-        May be called while another thread waits; that thread gets SessionNotStarted.
+        May be called while another thread waits; that thread gets SessionNotStarted. Does nothing in a forked child.
+
+        Raises:
+            SessionBusy: another thread is in the middle of a request and has not left it for 10 s; its signal handler
+                waits for this thread, say. The worker is ended; call this again for the rest.
         """
         dispatcher = self._dispatcher
-        if dispatcher is None or dispatcher.resources.is_foreign:
+        if dispatcher is None or self._is_foreign():
             return
         dispatcher.close()
         with self._starting:
@@ -369,6 +402,11 @@ class SessionLifecycle:
         dispatcher.check_own()
         return dispatcher
 
+    def _is_foreign(self) -> bool:
+        """Whether the session is that of the process that this one was forked from."""
+        dispatcher = self._dispatcher
+        return dispatcher is not None and dispatcher.resources.is_foreign
+
     def _worker_or_none(self) -> WorkerHandle | None:
         dispatcher = self._dispatcher
-        return None if dispatcher is None or dispatcher.resources.is_foreign else dispatcher.resources.worker
+        return None if dispatcher is None or self._is_foreign() else dispatcher.resources.worker

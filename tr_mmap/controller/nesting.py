@@ -48,6 +48,7 @@ class Nesting(Responses):
 
         Raises:
             ResponseTimeout: another thread's request was not answered in time.
+            SessionBusy: the same, if ``message`` is None.
             WorkerDied: the worker ended meanwhile.
             SessionNotStarted: this process is a forked child, or the session was closed.
         """
@@ -61,12 +62,14 @@ class Nesting(Responses):
                 turn.owner = me
             return action(*arguments)
         finally:
-            self._current = outer if is_nested else None
-            if not is_nested and (self._answered or self._interrupted):
-                self._answers, self._answered, self._interrupted = {}, set(), {}
-            if suspended:
-                self.transfer.resume(suspended)
-            if not is_nested and turn.owner == me:
+            if is_nested:
+                self._current = outer
+                if suspended:
+                    self.transfer.resume(suspended)
+            elif turn.owner == me:  # else it did not get the turn
+                self._current = None
+                if self._answered or self._interrupted:
+                    self._answers, self._answered, self._interrupted = {}, set(), {}
                 turn.owner = 0
             if turn.queue:
                 turn.wake()
@@ -100,10 +103,15 @@ class Nesting(Responses):
         worker = self.resources.worker
         has_turn = self._turn.wait(deadline_s)
         self.check_own()  # a signal handler may have forked meanwhile
+        if not has_turn:
+            if message is None:
+                raise SessionBusy(
+                    f"a thread has been in the middle of a request of session {self.resources.session_id!r} for "
+                    f"{timeout_s:.0f} s, and does not end it; call this method again when it has"
+                )
+            raise self._unanswered(worker or self.worker(), _command_of(message), timeout_s, is_sent=False)
         if worker is None or message is None:
             return
-        if not has_turn:
-            raise self._unanswered(worker, _command_of(message), timeout_s, is_sent=False)
         if self.resources.worker is None:  # the thread that had the turn found it dead, and has forgotten it
             raise self.worker_died(worker)
 

@@ -6,6 +6,7 @@ request first, for the interrupted code, so every step here can be interrupted: 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from .stats import worker_state
 from .turn import Turn, get_ident
 from .worker_handle import WorkerHandle
 
-__all__ = ["Answered", "Responses", "opened"]
+__all__ = ["Answered", "Claim", "Responses", "opened"]
 
 _COLLECT_MS: Final = 20.0  # how often to release the leases of views that have ended, while a worker may wait for them
 
@@ -50,6 +51,32 @@ class _Taken:
         self.outcome: Result | Exception | None = None
 
 
+class Claim:
+    """A request whose result any thread may take; first of all the one that sent it.
+
+    Attributes:
+        seq: the number of the request.
+        asker: marks the thread that sent it.
+        outcome: its result, with views, which hold the leases; or its error; None while there is neither.
+    """
+
+    __slots__ = ("asker", "outcome", "seq")
+
+    def __init__(self, seq: int, outcome: Result | Exception | None) -> None:
+        self.seq = seq
+        self.asker = _mark_of_thread()
+        self.outcome = outcome
+
+
+_of_thread = threading.local()
+
+
+def _mark_of_thread() -> object:
+    """What tells this thread from all others. A thread's number would not: another one gets it later."""
+    mark: object = _of_thread.__dict__.setdefault("mark", object())
+    return mark
+
+
 class Responses:
     """One session's request under way, and results. ``Dispatcher`` sends the requests.
 
@@ -63,7 +90,7 @@ class Responses:
         self._framework = resources.options.framework
         self._turn = Turn()
         self._news = Wakes()  # a request was sent, the worker ended, or the session is closed
-        self._is_closing = False
+        self.is_closing = False
         self._is_exiting = False  # the worker was asked to exit, so no further request may overwrite that
         self._pending: Request | None = None  # sent and not answered
         # Of the call that has the turn, until its response is taken: the number of its request, the message, the
@@ -71,7 +98,7 @@ class Responses:
         self._current: tuple[int, UserMessage, str | None, bool] | None = None
         self._is_private = False  # only the caller that sent the pending request may take its result
         self._held: Response | None = None  # the response to the pending request, whose tensors could not be received
-        self._unclaimed: deque[Result | Exception] = deque()  # results with views, which hold the leases
+        self._claims: deque[Claim] = deque()  # in the order of their requests; only the last one may be under way
         self._taken: _Taken | None = None  # a response, while its tensors are received
         self._answers: dict[int, Result | Exception] = {}  # for calls that others have interrupted, by number
         # Interrupted calls whose requests were not sent yet: framework of the result; whether any thread may take it.
@@ -86,7 +113,7 @@ class Responses:
         """
         worker = self.resources.worker
         self.check_own()
-        if worker is None or self._is_closing:
+        if worker is None or self.is_closing:
             raise SessionNotStarted(
                 f"session {self.resources.session_id!r} has no worker; call start(), or use it as a context manager"
             )
@@ -112,16 +139,32 @@ class Responses:
 
     def _begin(self, request: Request, *, is_private: bool) -> Request:
         """Note that a request was sent; its result is for the caller alone, or for any thread that waits."""
+        claim = None if is_private else Claim(request.seq, None)
+        if claim is not None:
+            self._claims.append(claim)
+        # No call is between this check and the stores: a signal handler that takes the response later knows of it.
         if request.seq not in self._answered:  # else a signal handler has taken the response
             self._is_private = is_private
             self._pending = request
             self.transfer.has_request_in_flight = True
         else:
+            if claim is not None and claim.outcome is None:  # the handler's is there already
+                self._give_up_claim(claim)
             self.transfer.withdraw()
         return request
 
-    def _has_public_request(self) -> bool:
-        return self._pending is not None and not self._is_private
+    def _next_claim(self) -> Claim | None:
+        """What this thread takes next: the first that it has asked for; else, the first that another one has."""
+        mark, claims = _mark_of_thread(), list(self._claims)
+        return next((each for each in claims if each.asker is mark), claims[0] if claims else None)
+
+    def _give_up_claim(self, claim: Claim) -> bool:
+        """Returns whether no other thread has done so."""
+        try:
+            self._claims.remove(claim)
+        except ValueError:
+            return False
+        return True
 
     def _await(self, pending: Request, deadline_s: float, timeout_s: float, framework: str | None) -> Result:
         """The result of a request, with its tensors unless ``framework`` is None."""
@@ -145,12 +188,14 @@ class Responses:
                 raise
         if self._answers and (answer := self._answers.pop(pending.seq, None)) is not None:
             return opened(answer)
+        if pending.seq in self._answered:  # the answer is in a claim
+            raise Answered
         try:
             return opened(self._await_outcome(pending, deadline_s, timeout_s, framework))
         except Answered:
             if pending.seq in self._answers:
                 return opened(self._answers.pop(pending.seq))
-            if self.resources.worker is not worker:  # a signal handler has ended it
+            if self.resources.worker is not worker and pending.seq not in self._answered:  # a signal handler ended it
                 raise self.worker_died(worker) from None
             raise
 
@@ -176,7 +221,7 @@ class Responses:
         """Wait for the response to the pending request. Afterwards ``_taken`` has it, until its tensors are received.
 
         Raises:
-            Answered: a signal handler has taken the response; it is in ``_answers`` or among the unclaimed ones.
+            Answered: a signal handler has taken the response; it is in ``_answers`` or in a claim.
         """
         held, self._held = self._held, None
         if held is not None and held.seq == pending.seq:
@@ -223,9 +268,16 @@ class Responses:
         """Keep what came in response to the request of an interrupted call."""
         self._answered.add(seq)
         if is_public:
-            self._unclaimed.append(outcome)
+            self._keep_public(seq, outcome)
         else:
             self._answers[seq] = outcome
+
+    def _keep_public(self, seq: int, outcome: Result | Exception) -> None:
+        for claim in list(self._claims):
+            if claim.seq == seq:
+                claim.outcome = outcome
+                return
+        self._claims.append(Claim(seq, outcome))  # a call of this thread that has not noted yet that it is sent
 
     def _outcome(self, response: Response, framework: str | None) -> Result | Exception:
         """What a response means to its caller: a result, or the error to raise."""
@@ -252,7 +304,7 @@ class Responses:
             is_sent: False if the call did not come to its request, because another one is under way.
         """
         self.check_own()
-        if self._is_closing:
+        if self.is_closing:
             return SessionNotStarted(f"session {self.resources.session_id!r} was closed meanwhile")
         if worker.is_over():
             return self.worker_died(worker)
@@ -268,7 +320,9 @@ class Responses:
         if state.process == "stopped":
             advice = f"a signal or a debugger has stopped it: continue it with kill -CONT {state.pid}"
         what = f"no response to {command!r}" if command else "no response"
-        why = "" if is_sent else ", because another request is under way"
+        pending = self._pending
+        other = "" if pending is None else f" ({pending.command!r})"
+        why = "" if is_sent else f", because another request is under way{other}"
         return ResponseTimeout(
             f"{what} within {timeout_s * 1000:.0f} ms{why}: the worker {taken}; {state}; {advice}",
             timeout_ms=timeout_s * 1000,
@@ -306,7 +360,7 @@ class Responses:
             worker: for which the caller waits; another thread may have forgotten it meanwhile.
         """
         self.check_own()
-        if self._is_closing or self._is_exiting:
+        if self.is_closing or self._is_exiting:
             return SessionNotStarted(f"session {self.resources.session_id!r} was ended meanwhile")
         end = worker.how_it_ended()
         if self._turn.owner == get_ident() and self.resources.worker is worker:
@@ -332,7 +386,7 @@ class Responses:
         self._end_request()
         self._is_private = False
         self._held = None
-        self._unclaimed.clear()
+        self._claims.clear()
 
 
 def opened(outcome: Result | Exception) -> Result:

@@ -23,14 +23,18 @@ _SLICE_S = 0.05  # a waiter looks again after so long, in case the one that gave
 
 
 class _Waiter:
-    __slots__ = ("is_waiting",)
+    __slots__ = ("is_waiting", "thread")
 
-    def __init__(self) -> None:
+    def __init__(self, thread: int) -> None:
+        self.thread = thread
         self.is_waiting = True
 
 
 class Turn:
     """The right to have a request under way. Threads get it in the order in which they asked.
+
+    A signal handler may come while its own thread waits in the queue. It takes that thread's place, and goes first: the
+    thread cannot go on before the handler has returned.
 
     Use it so; the thread that has the turn may come here again, in a signal handler::
 
@@ -66,25 +70,31 @@ class Turn:
 
         A child that a signal handler forks meanwhile does not get it: the thread that has it is not there.
         """
-        me, waiter, own_pid = get_ident(), _Waiter(), os.getpid()
+        me, own_pid = get_ident(), os.getpid()
+        waiter = _Waiter(me)
         try:
             self.queue.append(waiter)
             while True:
                 while self.queue and not self.queue[0].is_waiting:  # it gave up, and could not leave the queue
                     self.queue.popleft()
-                if not self.owner and self.queue[0] is waiter:
+                if self._is_free_for(me):
                     self.owner = me
                     return True
                 remaining_s = deadline_s - time.monotonic()
                 if remaining_s <= 0 or os.getpid() != own_pid:
                     return False
-                self._changed.wait(min(remaining_s, _SLICE_S), lambda: not self.owner and self.queue[0] is waiter)
+                self._changed.wait(min(remaining_s, _SLICE_S), lambda: self._is_free_for(me))
         finally:
             waiter.is_waiting = False
-            if self.queue and self.queue[0] is waiter:
-                self.queue.popleft()
+            try:
+                self.queue.remove(waiter)
+            except ValueError:
+                pass  # another thread has done it
             if self.queue:
                 self.wake()
+
+    def _is_free_for(self, thread: int) -> bool:
+        return not self.owner and self.queue[0].thread == thread
 
     def wake(self) -> None:
         """Let the waiters look."""

@@ -10,6 +10,7 @@
 #include "macros_off.hpp"
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <exception>
@@ -37,6 +38,13 @@ namespace detail {
 
 using Lock = std::unique_lock<std::mutex>;
 using TensorRefs = std::vector<std::reference_wrapper<const Tensor>>;
+
+/// Tells this thread from all others, also from those that get its number when it has ended.
+inline std::uint64_t mark_of_thread() {
+    static std::atomic<std::uint64_t> last{0};
+    thread_local const std::uint64_t mark = ++last;
+    return mark;
+}
 
 class Dispatcher {
 public:
@@ -76,7 +84,7 @@ public:
     /// Whether a response waits to be taken.
     bool has_result() const {
         const Lock lock(mutex_);
-        if (!unclaimed_.empty()) return true;
+        if (next_kept() < unclaimed_.size()) return true;
         const Handle worker = resources_.worker();
         // With the turn taken, another thread is about to take it.
         return worker && !is_turn_taken_ && has_public_request() && worker->channel->has_message();
@@ -108,7 +116,7 @@ public:
             std::vector<Tensor> received = receive_all(response, wait.worker);
             return Result{std::move(response), std::move(received)};
         } catch (const SystemError&) {  // no descriptor left, say: the result is good, and can be taken later
-            unclaimed_.push_back({std::move(response), {}, {}, true});
+            unclaimed_.push_back({std::move(response), {}, {}, true, mark_of_thread()});
             has_to_receive_ = true;
             throw;
         }
@@ -175,29 +183,31 @@ public:
         return wait_status(lock, is_done, wait) == Status::OK;
     }
 
-    /// The oldest result that was not taken. If there is no request, waits for one that another thread may send.
+    /// The oldest result of this thread's requests that was not taken; if it has made none, the oldest of any thread's.
+    /// If there is no request at all, waits for one that another thread may send.
     Result take(double timeout_ms, bool has_tensors) {
         const Wait wait{checked_deadline_in(timeout_ms), timeout_ms, worker()};
         Lock lock(mutex_);
         while (true) {
             const std::uint64_t seen = changed_->count();
-            if (!unclaimed_.empty()) return take_kept(has_tensors, wait);
+            if (next_kept() < unclaimed_.size()) return take_kept(next_kept(), has_tensors, wait);
             if (is_closed_) throw_closed();
             const bool is_ours = !is_turn_taken_ && has_public_request();
             if (is_ours || wait.worker->is_over()) {
                 const Turn turn(*this, lock, wait.deadline);
                 if (!turn) throw_no_turn(lock, wait, "");
                 check_worker(lock, wait);
-                if (!unclaimed_.empty()) continue;
+                if (next_kept() < unclaimed_.size()) continue;
                 if (!has_public_request()) {
                     if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);
                     continue;
                 }
+                const std::uint64_t asker = pending_asker_;
                 Response response = await_response(lock, wait);
                 if (response.error) throw_remote_error(response.command, *response.error);
-                unclaimed_.push_front({std::move(response), {}, {}, true});
+                unclaimed_.push_front({std::move(response), {}, {}, true, asker});
                 has_to_receive_ = true;  // if take_kept() cannot
-                return take_kept(has_tensors, wait);
+                return take_kept(0, has_tensors, wait);
             }
             if (Clock::now() >= wait.deadline) {
                 if (is_turn_taken_) throw_no_turn(lock, wait, "");
@@ -357,14 +367,15 @@ private:
         throw SessionNotStarted("session '" + resources_.session_id() + "' was closed; call start()");
     }
 
-    [[noreturn]] void throw_no_turn(Lock& lock, const Wait& wait, const std::string& command) {
+    [[noreturn]] void throw_no_turn(Lock& lock, const Wait& wait, const std::string& command,
+                                    const std::string& other = "another thread's request") {
         if (is_closed_) throw_closed();
         const std::string pending = pending_ ? pending_->command : "";
         lock.unlock();
         if (wait.worker->is_over()) throw died_error(*wait.worker, resources_.session_id());
         const std::string what = command.empty() ? "a response" : "'" + command + "'";
         throw ResponseTimeout(what + " did not get its turn within " + whole(wait.timeout_ms) +
-                                  " ms: another thread's request is under way" +
+                                  " ms: " + other + " is under way" +
                                   (pending.empty() ? "" : "; " + describe(*wait.worker, pending)),
                               wait.timeout_ms, command);
     }
@@ -417,7 +428,11 @@ private:
     }
 
     void send_request(Lock& lock, const Command& command, const TensorRefs& tensors, const Wait& wait) {
-        settle(lock, wait);
+        try {
+            settle(lock, wait);
+        } catch (const ResponseTimeout&) {
+            throw_no_turn(lock, wait, command.command, "an earlier request");
+        }
         if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);
         if (is_exiting_) {
             throw SessionNotStarted("session '" + resources_.session_id() + "' is about to end: please_exit() runs");
@@ -446,6 +461,7 @@ private:
             throw;
         }
         pending_ = std::move(request);
+        pending_asker_ = mark_of_thread();
         is_abandoned_ = false;
         in_flight_ = std::move(arguments);
     }
@@ -495,6 +511,7 @@ private:
         if (pending_) {
             const bool is_abandoned = is_abandoned_;
             Result result;
+            result.asker = pending_asker_;
             try {
                 result.response = await_response(lock, wait);
                 result.is_to_be_received = true;
@@ -523,11 +540,21 @@ private:
         result.is_to_be_received = false;
     }
 
-    /// The oldest kept result.
-    Result take_kept(bool has_tensors, const Wait& wait) {
-        if (has_tensors) receive(unclaimed_.front(), wait.worker);
-        Result result = std::move(unclaimed_.front());
-        unclaimed_.pop_front();
+    /// Which kept result this thread takes next: the first of its own; if it has made no request, the first of all.
+    /// Their number if there is none.
+    std::size_t next_kept() const {
+        const std::uint64_t mark = mark_of_thread();
+        for (std::size_t i = 0; i < unclaimed_.size(); ++i) {
+            if (unclaimed_[i].asker == mark) return i;
+        }
+        return has_public_request() && pending_asker_ == mark ? unclaimed_.size() : 0;
+    }
+
+    Result take_kept(std::size_t index, bool has_tensors, const Wait& wait) {
+        Result& kept = unclaimed_[index];
+        if (has_tensors) receive(kept, wait.worker);
+        Result result = std::move(kept);
+        unclaimed_.erase(unclaimed_.begin() + static_cast<std::ptrdiff_t>(index));
         if (result.fault) std::rethrow_exception(result.fault);
         if (result.response.error) throw_remote_error(result.response.command, *result.response.error);
         return result;
@@ -568,6 +595,7 @@ private:
     Tags tags_;
     std::uint32_t seq_ = 0;
     std::optional<Request> pending_;                  // sent and not answered
+    std::uint64_t pending_asker_ = 0;                 // marks the thread that has sent it
     bool is_abandoned_ = false;                       // no thread waits for the pending request's response any more
     std::vector<SegmentPool::SegmentPtr> in_flight_;  // what the worker may still read for the pending request
     std::deque<Result> unclaimed_;                    // results that were not taken

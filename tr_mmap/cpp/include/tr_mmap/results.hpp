@@ -27,6 +27,7 @@ struct Result {
     std::vector<Tensor> tensors = {};
     std::exception_ptr fault = {};   // why there is no such response, or no such tensors
     bool is_to_be_received = false;  // its tensors: that was not wanted yet, or a limit was in the way
+    std::uint64_t asker = 0;         // marks the thread that made the request
 };
 
 [[noreturn]] inline void throw_remote_error(const std::string& command, const Failure& failure) {
