@@ -30,7 +30,7 @@ def test_control_files_can_be_read_by_anyone_at_rest(ends: Ends, kind: str) -> N
         assert at_rest("request.json") == at_rest("response.json") == {"seq": 0}
     for seq, size in enumerate([3, 5000, 10, 60_000, 1000, 0], 1):
         ends.ask(seq, "x", "p" * size)
-        ends.controller.show_sent()
+        ends.controller.show()
         wanted = {"seq": seq, "command": "x", "parameters": "p" * size}
         assert at_rest("request.json") == {key: value for key, value in wanted.items() if value != ""}
         assert ends.asked().parameters == "p" * size

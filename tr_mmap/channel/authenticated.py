@@ -165,8 +165,8 @@ class AuthenticatedChannel(Channel):
         """Never: any process may have written the status. The controller sends a signed request to exit."""
         return False
 
-    def show_sent(self) -> None:
-        self._inner.show_sent()
+    def show(self) -> None:
+        self._inner.show()
 
     def write_status(self, status: Status, detail: str = "") -> None:
         self._inner.write_status(status, detail)

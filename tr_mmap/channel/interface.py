@@ -158,8 +158,8 @@ class Channel(ABC):
         self.send(request, deadline_s, stop)
         return True
 
-    def show_sent(self) -> None:  # noqa: B027 - a channel of files has shown it already
-        """Show people a request that was sent. A wait for its response does so by itself, after a while."""
+    def show(self) -> None:  # noqa: B027 - a channel of files has shown it already
+        """Show people what this side has sent or written last. A wait for a message does so itself, after a while."""
 
     @abstractmethod
     def write_status(self, status: Status, detail: str = "") -> None:

@@ -69,6 +69,7 @@ from .interface import Channel, Overtaken, Role, check_bounds, never
 __all__ = ["MappedChannel"]
 
 _EXIT_START: Final = int.from_bytes(STATUS_EXIT.encode(), sys.byteorder)
+_OUTCOMES: Final = (Status.OK, Status.ERROR)
 _WORD_NBYTES: Final = 8
 # Most statuses without a detail fit into one word. A store of one word is never torn.
 _SHORT_LINES: Final[dict[Status, int]] = {
@@ -211,7 +212,10 @@ class MappedChannel(Channel):
         else:
             self._status_mirror.forget()  # the worker may have written it since
 
-    def show_sent(self) -> None:
+    def show(self) -> None:
+        if self._role is Role.WORKER:
+            self._show_all()
+            return
         self._request_mirror.update()
         self._status_mirror.foretell_busy()
         if self._is_answered():
@@ -325,28 +329,30 @@ class MappedChannel(Channel):
         word = None if detail or self._has_long_status else _SHORT_LINES.get(status)
         if word is not None:
             self._status_words[0] = word
-            if is_exit:
-                mirror.restore()
-            elif status is Status.BUSY:
-                self._show_busy()
-            elif status is not Status.OK:  # which the next wait shows
-                mirror.show()
-            if status is Status.READY:
-                mirror.forget()  # its controller may have waited for long: the worker itself shows that it is busy
-            return
-        line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
-        self._status_line[:] = line.ljust(HEARTBEAT_OFFSET)
-        (mirror.restore if is_exit else mirror.show)()
-        # The worker writes nearly every status, so it knows what is there; the controller rarely writes one.
-        self._has_long_status = len(line) > _WORD_NBYTES or self._role is Role.CONTROLLER
+        else:
+            line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
+            self._status_line[:] = line.ljust(HEARTBEAT_OFFSET)
+            # The worker writes nearly every status, so it knows what is there; the controller rarely writes one.
+            self._has_long_status = len(line) > _WORD_NBYTES or self._role is Role.CONTROLLER
+        if is_exit:
+            mirror.restore()
+        elif status is Status.BUSY and not detail:
+            self._show_busy()
+        elif status not in _OUTCOMES:  # which the next wait shows
+            mirror.show()
+        if status is Status.READY:
+            mirror.forget()  # its controller may have waited for long: the worker itself shows that it is busy
 
     def _show_busy(self) -> None:
         """Show a burst of requests in its second one, as the fast path does: the controller shows a single one."""
         if self._status_mirror.is_forgotten:
-            for mirror in self._mirrors:
-                mirror.update()
+            self._show_all()
         elif self._status_mirror.is_stale:
             self._status_mirror.forget()
+
+    def _show_all(self) -> None:
+        for mirror in self._mirrors:
+            mirror.update()
 
     def advance_status(self, status: Status, detail: str = "") -> bool:
         if self._status_start[0] == _EXIT_START:
@@ -426,8 +432,8 @@ class MappedChannel(Channel):
             for doorbell in self._doorbells:
                 doorbell.close()
             self._status_mirror.forget()
+            self._show_all()
             for mirror in self._mirrors:
-                mirror.update()
                 mirror.close()
             if self._hand_watch is not None:
                 self._hand_watch.close()

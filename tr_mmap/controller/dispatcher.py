@@ -213,7 +213,7 @@ class Dispatcher(Nesting):
                 if self._seq == seq:
                     worker.channel.send(request, deadline_s, worker.is_over)
                     if is_public:
-                        worker.channel.show_sent()
+                        worker.channel.show()
                     break
                 transfer.withdraw()  # a signal handler has sent a request meanwhile, and may have changed tags
             except Overtaken:  # it has done so a moment later

@@ -186,6 +186,7 @@ class TechRenaissanceServer(ForkAware):
             now = Status.BUSY if self._reply is not None and last.is_waiting else last
             raise BadMessage(f"a worker that is {now} cannot become {line.status}", detail=text[:80])
         self._advance_status(channel, line.status, line.detail)
+        channel.show()  # the handler may go on for long
         channel.ring()
         if line.status.is_over:
             self._is_stopping = True
