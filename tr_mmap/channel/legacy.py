@@ -27,7 +27,10 @@ from .interface import Role, check_bounds, never
 
 __all__ = ["LegacyChannel"]
 
-_PATIENCE_S: Final = 2.0  # for a worker that has never said that it ended a request; one that never does works, too
+# How long a worker that says "busy" is taken to be in somebody else's request: one that has never said that it ended a
+# request, and any other, whose handler may have left that status behind.
+_PATIENCE_S: Final = 2.0
+_LONG_PATIENCE_S: Final = 60.0
 
 
 class LegacyChannel(FileChannel):
@@ -45,7 +48,8 @@ class LegacyChannel(FileChannel):
         self._is_in_own_words = False  # that one is none of ours
         # Whether the worker waits for a request, as the controller finds before it sends one.
         self._ends_busy = False  # this worker writes another status when a request has ended
-        self._patient_until_s = 0.0  # how long to wait for one that may not; 0 before the first time
+        self._busy_mark = self._answered_mark = (0, 0)  # of the status file, when it said so, and at our last response
+        self._busy_since_s = 0.0
         self._is_quiet = True  # the last look found no response to anybody else's request, nor that one was to come
 
     # -- messages -------------------------------------------------------------------------------------------------
@@ -90,9 +94,20 @@ class LegacyChannel(FileChannel):
         if line.status is not Status.BUSY or self._is_in_own_words:
             self._ends_busy = self._ends_busy or line.status in (Status.OK, Status.ERROR)
             return False
-        now_s = time.monotonic()
-        self._patient_until_s = self._patient_until_s or now_s + _PATIENCE_S
-        return self._ends_busy or now_s < self._patient_until_s
+        mark, now_s = self._mark_of_status(), time.monotonic()
+        if mark == self._answered_mark:
+            return False  # that status was of our own request: the next one could not be written, or is still to come
+        if mark != self._busy_mark:
+            self._busy_mark, self._busy_since_s = mark, now_s
+        return now_s - self._busy_since_s < (_LONG_PATIENCE_S if self._ends_busy else _PATIENCE_S)
+
+    def _mark_of_status(self) -> tuple[int, int]:
+        """Tells one written status from another."""
+        try:
+            info = os.stat(self._status)
+        except OSError:
+            return 0, 0
+        return info.st_ino, info.st_mtime_ns
 
     def _why_not_put(self) -> str:
         if self._is_controller and not os.path.lexists(self._out):
@@ -117,6 +132,7 @@ class LegacyChannel(FileChannel):
             return raw
         line = self.read_status()
         self._ends_busy = self._ends_busy or line.status is not Status.BUSY
+        self._answered_mark = self._mark_of_status()
         response = decode_legacy_response(raw, self._sent_request.seq, self._sent_request.command, line)
         self._outcome = Status.OK if response.error is None else Status.ERROR
         return encode(response)

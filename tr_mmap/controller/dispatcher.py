@@ -304,6 +304,8 @@ class Dispatcher(Nesting):
         if pending is None:
             return
         is_private = self._is_private
+        # A signal handler that uses the session now takes this response first, and knows by this that there is one.
+        self._current = pending.seq, pending.command, None if is_private else self._framework, not is_private
         try:
             # Now, because after the next request the worker may reuse the segment of a result that has no view.
             outcome = self._await_outcome(pending, deadline_s, timeout_s, None if is_private else self._framework)

@@ -123,7 +123,10 @@ def find_python(python: str | None = None, environ: Mapping[str, str] = os.envir
 
 def _is_python(executable: str | None) -> bool:
     """Whether ``sys.executable`` is an interpreter, which understands our arguments, and can be run."""
-    if not executable or not any(name in os.path.basename(executable).lower() for name in _PYTHON_NAMES):
+    if not executable:
+        return False
+    names = {os.path.basename(each).lower() for each in (executable, os.path.realpath(executable))}
+    if not any(each in name for each in _PYTHON_NAMES for name in names):
         return False
     return os.path.isfile(executable) and os.access(executable, os.X_OK)
 

@@ -281,7 +281,7 @@ class SegmentStore(FreeLists, ForkAware):
             return
         self._trimmed_at = self.takes
         oldest = self.takes - IDLE_TAKES
-        for key in self.free:
+        for key in list(self.free):  # a signal handler may add one
             if key == wanted_capacity or (may_share and key == _SLOTS):
                 continue
             self._look_at_awaiting(key, LOOKS_PER_TAKE * elapsed)
@@ -291,7 +291,7 @@ class SegmentStore(FreeLists, ForkAware):
         """Retire every free segment that the reader has no view of; True if that freed any memory at once."""
         self._sort_viewed()
         has_freed = False
-        for key in self.free:
+        for key in list(self.free):
             self._look_at_awaiting(key)
             has_freed |= self._retire_of(key, self.takes + 1)
         return has_freed

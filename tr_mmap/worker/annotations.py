@@ -82,7 +82,7 @@ _CONTAINERS: Final = (dict, list, tuple, set, frozenset)
 _NUMPY_SCALARS: Final = ((np.bool_, "bool"), (np.integer, "int"), (np.floating, "float"))  # others are texts
 _QUALIFIERS: Final = (typing.Final, typing.ClassVar, typing.Required, typing.NotRequired)
 _mentions_an_array = re.compile(r"\b(Tensor|ndarray|NDArray|ArrayLike)\b").search
-_mentions_a_word = re.compile(r"\b(str|int|float|bool|Literal)\b").search
+_NAMES_OF_WORDS: Final = frozenset({"str", "int", "float", "bool", "Literal"})
 _RULE: Final = (
     "is neither a tensor nor a word: words are annotated str, int, float, bool, np.dtype, a Literal, or one of them "
     "| None"
@@ -188,10 +188,11 @@ def _is_meant_for_words(hint: str, default: Any) -> bool:
     if isinstance(default, str | int | float):
         return True
     try:
-        ast.parse(hint, mode="eval")
+        nodes = list(ast.walk(ast.parse(hint, mode="eval")))
     except (SyntaxError, ValueError):
         return False  # a remark for the reader
-    return _mentions_a_word(hint) is not None
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}  # not what a text in it says, as a shape's
+    return not _NAMES_OF_WORDS.isdisjoint(names | {node.attr for node in nodes if isinstance(node, ast.Attribute)})
 
 
 def _kind_of(hint: Any) -> Kind:

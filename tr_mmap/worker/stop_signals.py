@@ -112,8 +112,10 @@ def stop_signals(is_first: Callable[[], bool]) -> Iterator[None]:
 def _before_fork() -> None:
     """Hold the signals back until the child has its own way with them: one that came before that would be lost."""
     if _replaced and hasattr(signal, "pthread_sigmask"):
-        _masks.setdefault(_get_ident(), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        me, mask = _get_ident(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        _masks.setdefault(me, mask)
         signal.pthread_sigmask(signal.SIG_BLOCK, [replaced.number for replaced in _replaced])
+        _masks.setdefault(me, mask)  # again, for a signal handler that has forked before the signals were blocked
 
 
 def _after_in_parent() -> None:
