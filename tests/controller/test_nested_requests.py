@@ -121,6 +121,27 @@ def test_a_handler_that_comes_at_any_moment_loses_no_answer(workspace: Path, opt
         assert not session.new_response()
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_handler_in_the_middle_of_taking_an_earlier_answer_gets_its_own(workspace: Path, options: str) -> None:
+    inside: list[str] = []
+    with PythonSession(TOOLS, "nested", quiet_mode=True, **OPTIONS[options]) as session:
+        session.fetch_response("say warm")
+        transfer: Any = session._dispatcher.transfer  # type: ignore[union-attr] # it is started
+        decode = transfer.decode
+
+        def interrupted(raw: bytes) -> Any:
+            del transfer.decode
+            signal.raise_signal(signal.SIGALRM)
+            return decode(raw)
+
+        with on_alarm(lambda: inside.append(session.fetch_response("say inner", FOREVER_MS))):
+            session.send_request("say first")
+            transfer.decode = interrupted  # the next call takes the first answer, and is interrupted in that
+            assert session.fetch_response("say second", FOREVER_MS) == "second"
+        assert inside == ["inner"]
+        assert session.wait_for_response(FOREVER_MS) == "first"
+
+
 def test_a_destructor_may_use_the_session_of_the_code_that_it_interrupts(workspace: Path) -> None:
     outcomes: list[str] = []
 
