@@ -60,6 +60,7 @@ class Faults:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.plan: Plan | None = None
+        self._last_plan: Plan | None = None  # also after it was ended, for another thread that is in a call
         self.calls: list[str] = []  # since armed
         self.fired: list[str] = []
         self.has_fired = False  # since each_plan's last attempt began
@@ -81,6 +82,7 @@ class Faults:
         monkeypatch.setattr(dirents, "shutil", _Substitute(shutil, {"rmtree": self._rmtree}))
 
     def arm(self, plan: Plan | None) -> None:
+        self._last_plan = plan or self._last_plan
         self.plan, self.calls, self.fired = plan, [], []
 
     def disarm(self) -> list[str]:
@@ -98,8 +100,8 @@ class Faults:
         return True
 
     def _error(self) -> OSError:
-        assert self.plan is not None
-        return OSError(self.plan.number, os.strerror(self.plan.number) + " (injected)")
+        assert self._last_plan is not None
+        return OSError(self._last_plan.number, os.strerror(self._last_plan.number) + " (injected)")
 
     def _wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **more: Any) -> Any:

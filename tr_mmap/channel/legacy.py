@@ -104,7 +104,7 @@ class LegacyChannel(FileChannel):
     def _mark_of_status(self) -> tuple[int, int]:
         """Tells one written status from another."""
         try:
-            info = os.stat(self._status)
+            info = system.status(self._status)
         except OSError:
             return 0, 0
         return info.st_ino, info.st_mtime_ns
