@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from alarms import LoneHandler, once
 from support import BOUND_S, FOREVER_MS, TOOLS, Gate, wait_until
 
 from tr_mmap import PythonSession, SessionBusy, SessionNotStarted, WorkerDied
@@ -32,7 +33,6 @@ ENDS: dict[str, Callable[[PythonSession], Any]] = {
     "close": PythonSession.close,
     "terminate": PythonSession.terminate,
 }
-LoneHandler = Callable[[Callable[[], object]], None]
 
 
 @pytest.fixture(params=["mapped", "files"])
@@ -53,21 +53,8 @@ def busy(request: pytest.FixtureRequest, gate: Gate) -> Iterator[PythonSession]:
 @pytest.fixture
 def when_queued(busy: PythonSession) -> Iterator[LoneHandler]:
     """Runs an action in a signal handler of the main thread once that thread waits for its turn."""
-    previous = signal.getsignal(signal.SIGALRM)
-    turn = queue_of(busy)
-
-    def arm(action: Callable[[], object]) -> None:
-        def on_alarm(*_: object) -> None:
-            if turn.queue:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                action()
-
-        signal.signal(signal.SIGALRM, on_alarm)
-        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
-
-    yield arm
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, previous)
+    with once(lambda: queue_of(busy).queue) as arm:
+        yield arm
 
 
 def queue_of(session: PythonSession) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from alarms import LoneHandler, once
 from support import TOOLS, Gate, wait_until
 
 from tr_mmap import PythonSession, WorkerDied
@@ -22,27 +23,15 @@ def fresh(request: pytest.FixtureRequest) -> Iterator[PythonSession]:
 
 
 @pytest.fixture
-def when_busy(fresh: PythonSession) -> Iterator[Callable[[Callable[[], object]], None]]:
+def when_busy(fresh: PythonSession) -> Iterator[LoneHandler]:
     """Runs an action in a signal handler of the main thread once the worker is at work."""
-    previous = signal.getsignal(signal.SIGALRM)
-
-    def arm(action: Callable[[], object]) -> None:
-        def on_alarm(*_: object) -> None:
-            if fresh.is_busy():
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                action()
-
-        signal.signal(signal.SIGALRM, on_alarm)
-        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
-
-    yield arm
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, previous)
+    with once(fresh.is_busy) as arm:
+        yield arm
 
 
 @pytest.mark.parametrize("call", ["calculate", "fetch", "send"])
 def test_a_handler_that_restarts_the_worker_ends_the_request_and_no_other(
-    fresh: PythonSession, when_busy: Callable[[Callable[[], object]], None], gate: Gate, call: str
+    fresh: PythonSession, when_busy: LoneHandler, gate: Gate, call: str
 ) -> None:
     inner = []
 
