@@ -79,6 +79,11 @@ _SHORT_LINES: Final[dict[Status, int]] = {
 }
 
 
+def _number_in(page: memoryview) -> bytes:
+    """The number of the last message in a page, as the page has it."""
+    return page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS].tobytes()
+
+
 class MappedChannel(Channel):
     """See the module's docstring.
 
@@ -230,17 +235,11 @@ class MappedChannel(Channel):
         return self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._spills.write(check_bounds(text)))
 
     def is_sent(self, seq: int) -> bool:
-        number = self._out_page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS].tobytes()
-        return number == b"%*d" % (NUMBER_DIGITS, seq)
+        return _number_in(self._out_page) == b"%*d" % (NUMBER_DIGITS, seq)
 
     def _is_answered(self) -> bool:
         """Whether the worker has answered the last request."""
-        number = self._out_page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS]
-        return number.tobytes() == self._number_in()
-
-    def _number_in(self) -> bytes:
-        """The number of the peer's last message, as the page has it."""
-        return self._in_page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS].tobytes()
+        return _number_in(self._out_page) == _number_in(self._in_page)
 
     def is_taken_up(self) -> bool:
         return super().is_taken_up() and not self._last_status.detail.startswith(BUSY_BY_HAND)
@@ -253,7 +252,7 @@ class MappedChannel(Channel):
 
     def has_message(self) -> bool:
         # A response that was taken and put back is no message any more when another request has been sent.
-        return self._in.has_message() and (self._number_put_back != self._number_in() or self._is_answered())
+        return self._in.has_message() and (self._number_put_back != _number_in(self._in_page) or self._is_answered())
 
     def _take_spill(self, line: bytes) -> bytes | None:
         self._lines_taken = taken = self._lines_taken + 1
@@ -274,7 +273,7 @@ class MappedChannel(Channel):
         if self._role is Role.WORKER:
             self._in.put_back()
         elif self._is_answered():  # else what was taken last answers an earlier request
-            self._number_put_back = self._number_in()
+            self._number_put_back = _number_in(self._in_page)
             self._in.put_back()
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
