@@ -284,7 +284,7 @@ class Responses:
         if response.error is not None:
             return remote_error(response.command, response.error)
         try:
-            return response, [] if framework is None else self._receive_all(response, framework)
+            return response, self._receive_all(response, framework)
         except (TRException, OSError) as error:
             return error
 

@@ -16,10 +16,9 @@ import os
 import re
 import threading
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,7 +35,7 @@ from ..shm.pool import PoolStats
 from ..tsr import dtypes
 from ..tsr import header as tsr_header
 from ..tsr import tensors as conversions
-from ..tsr.files import BeingChanged, until_settled
+from ..tsr.files import TRANSIENT_FAULTS, BeingChanged, check_payload, until_settled
 from ..tsr.framework_names import check_framework_name
 from ..wire.header import MAX_DTYPE_CODE_V1, MAX_HEADER_NBYTES, MAX_NDIM_V1
 from ..wire.messages import DEFAULT_RESULT
@@ -47,7 +46,6 @@ from .tags import describe_tags
 __all__ = ["LegacyControllerTransfer", "LegacyWorkerTransfer"]
 
 _is_legacy_result = re.compile(r"r[0-9]*").fullmatch
-_UNSETTLED: Final = frozenset({Fault.UNPUBLISHED, Fault.TORN, Fault.HEADER_CHECKSUM})  # a live segment's, for a moment
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
@@ -91,7 +89,7 @@ def _read(path: str, framework: str) -> Any:
         try:
             return _copy(path, framework)
         except TSRFormatError as error:
-            if error.fault in _UNSETTLED:
+            if error.fault in TRANSIENT_FAULTS:
                 raise BeingChanged(error) from None
             raise
 
@@ -109,12 +107,7 @@ def _copy(path: str, framework: str) -> Any:
             raise TSRFormatError(f"{path}: replaced again and again while it was read", fault=Fault.TORN, path=path)
     finally:
         system.close(fd)
-    if header.payload_checksum is not None and zlib.crc32(payload) != header.payload_checksum:
-        raise TSRFormatError(
-            f"{path}: the data does not fit its checksum: it has changed since it was written",
-            fault=Fault.PAYLOAD_CHECKSUM,
-            path=path,
-        )
+    check_payload(header, payload, path)
     return conversions.from_buffer(payload, header.dtype, header.shape, 0, framework)
 
 

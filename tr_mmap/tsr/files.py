@@ -35,7 +35,18 @@ if TYPE_CHECKING:
 
     from .tensors import Tensor
 
-__all__ = ["BeingChanged", "Mode", "StrOrBytesPath", "check_mode", "load", "opened", "read_header", "until_settled"]
+__all__ = [
+    "TRANSIENT_FAULTS",
+    "BeingChanged",
+    "Mode",
+    "StrOrBytesPath",
+    "check_mode",
+    "check_payload",
+    "load",
+    "opened",
+    "read_header",
+    "until_settled",
+]
 
 _T = TypeVar("_T")
 StrOrBytesPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
@@ -44,7 +55,7 @@ Mode: TypeAlias = Literal["r", "c"]
 _ITEMSIZES: Final = bytes([0, *(each.itemsize for each in TABLE)])  # by code; the table has them in order, from 1 on
 
 # The faults of a live segment while its owner publishes it. To fill 64 MiB takes 15 ms.
-_TRANSIENT: Final = frozenset({Fault.UNPUBLISHED, Fault.TORN, Fault.HEADER_CHECKSUM})
+TRANSIENT_FAULTS: Final = frozenset({Fault.UNPUBLISHED, Fault.TORN, Fault.HEADER_CHECKSUM})
 _WAITS_S: Final = (0.0, 0.001, 0.004, 0.016, 0.064)
 
 
@@ -217,7 +228,7 @@ def _header_of(fd: int, path: str) -> Header:
     try:
         return decode(raw, file_nbytes=system.file_nbytes(fd), path=path)
     except TSRFormatError as error:
-        if error.fault in _TRANSIENT and raw[12] & FLAG_SEGMENT:
+        if error.fault in TRANSIENT_FAULTS and raw[12] & FLAG_SEGMENT:
             raise BeingChanged(error) from None
         raise
 
@@ -253,6 +264,21 @@ def _mark_visited(fd: int, header: Header, path: str) -> None:
         )
 
 
+def check_payload(header: Header, payload: memoryview, path: str) -> None:
+    """Refuse data that does not fit the header's checksum; takes any that has none.
+
+    Raises:
+        TSRFormatError: PAYLOAD_CHECKSUM.
+    """
+    if header.payload_checksum is not None and (found := zlib.crc32(payload)) != header.payload_checksum:
+        raise TSRFormatError(
+            f"{path}: payload checksum {found:#010x}, the header says {header.payload_checksum:#010x}: "
+            "the data has changed since it was saved",
+            fault=Fault.PAYLOAD_CHECKSUM,
+            path=path,
+        )
+
+
 def _view(fd: int, header: Header, path: str, framework: str, is_private: bool, verify: bool) -> Tensor:
     buffer: bytearray | memoryview
     offset = header.payload_offset
@@ -277,14 +303,7 @@ def _view(fd: int, header: Header, path: str, framework: str, is_private: bool, 
             ) from error
     if verify:
         with memoryview(buffer)[offset : offset + header.payload_nbytes] as payload:
-            found = zlib.crc32(payload)
-        if found != header.payload_checksum:
-            raise TSRFormatError(
-                f"{path}: payload checksum {found:#010x}, the header says {header.payload_checksum:#010x}: "
-                "the data has changed since it was saved",
-                fault=Fault.PAYLOAD_CHECKSUM,
-                path=path,
-            )
+            check_payload(header, payload, path)
     if is_private or framework == "numpy" or header.payload_nbytes == 0:
         return from_buffer(buffer, header.dtype, header.shape, offset, framework)
     return unguarded_torch(buffer, header.dtype, header.shape, offset)
