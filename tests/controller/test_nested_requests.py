@@ -142,6 +142,34 @@ def test_a_handler_in_the_middle_of_taking_an_earlier_answer_gets_its_own(worksp
         assert session.wait_for_response(FOREVER_MS) == "first"
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("moment", ["receive", "check_own"])
+def test_a_handler_may_take_the_answer_that_it_interrupts_for_the_next_request(
+    workspace: Path, options: str, moment: str
+) -> None:
+    """At two moments: while its tensors are received, and when they have been."""
+    inside: list[Any] = []
+    with PythonSession(TOOLS, "nested", quiet_mode=True, **OPTIONS[options]) as session:
+        session.send_tensor(A, "a")
+        session.fetch_response("say warm")
+        dispatcher: Any = session._dispatcher
+        owner: Any = dispatcher.transfer if moment == "receive" else dispatcher
+        step = getattr(owner, moment)
+
+        def interrupted(*arguments: Any) -> Any:
+            if dispatcher._taken is not None:
+                delattr(owner, moment)
+                signal.raise_signal(signal.SIGALRM)
+            return step(*arguments)
+
+        with on_alarm(lambda: inside.append(session.wait_for_tensor(FOREVER_MS))):
+            session.send_request("echo a")
+            setattr(owner, moment, interrupted)
+            assert session.fetch_response("say second", FOREVER_MS) == "second"
+        assert inside[0].tolist() == A.tolist()
+        assert not session.new_response()
+
+
 def test_a_destructor_may_use_the_session_of_the_code_that_it_interrupts(workspace: Path) -> None:
     outcomes: list[str] = []
 

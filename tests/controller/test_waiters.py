@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,27 @@ def test_a_request_still_reaches_a_thread_that_waits_for_one(mapped: PythonSessi
         waiter = pool.submit(mapped.wait_for_response, FOREVER_MS)
         mapped.send_request("hello waiter")
         assert waiter.result(20) == "Hello Waiter"
+
+
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+def test_an_answer_reaches_its_taker_while_another_thread_makes_a_long_request(channel: str, tmp_path: Path) -> None:
+    first, second = Gate(tmp_path), Gate(tmp_path)
+    with (
+        PythonSession(TOOLS, "taker", quiet_mode=True, channel=channel) as session,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        turn: Any = session._dispatcher._turn  # type: ignore[union-attr] # it is started
+        session.send_request(first.message)
+        other = pool.submit(session.fetch_response, second.message, FOREVER_MS)
+        wait_until(lambda: turn.owner)  # it waits for the first answer
+        taker = pool.submit(session.wait_for_response, FOREVER_MS)
+        wait_until(lambda: turn.queue)
+        first.let_go("one")
+        try:
+            assert taker.result(BOUND_S) == "one"
+        finally:
+            second.let_go("two")
+        assert other.result(BOUND_S) == "two"
 
 
 @pytest.mark.parametrize("channel", ["mapped", "files"])

@@ -216,6 +216,14 @@ TEST(session_thread_without_a_request_takes_the_oldest_answer) {
     CHECK_EQUAL(s.wait_for_response(FOREVER_MS), "2");
 }
 
+TEST(session_answer_reaches_its_taker_while_another_thread_makes_a_long_request) {
+    Ready s("taker");
+    s.send_request("sleep 0.5");
+    Stuck other(s);  // waits for that answer first
+    CHECK_EQUAL(s.wait_for_response(SOON_MS), "slept");
+    s.terminate();
+}
+
 TEST(session_timeout_behind_an_earlier_request_is_that_of_the_new_one) {
     Ready s("behind");
     s.send_request("sleep 600");
@@ -274,4 +282,14 @@ TEST(session_that_this_process_has_already) {
     thrown_by<SessionInUse>([&] { first.start(); });  // it does not replace
     first.close();
     CHECK_EQUAL(second.fetch_response("length abc", FOREVER_MS), "3");
+}
+
+TEST(session_timeout_beside_a_request_by_hand_says_so) {
+    Ready s("by_hand");
+    std::ofstream(s.session_dir() + "/request.json") << R"({"command": "sleep", "parameters": "600"})";
+    while (!s.is_busy()) std::this_thread::yield();
+    const std::string text = thrown_by<ResponseTimeout>([&] { s.fetch_response("pid", 30); }).what();
+    CHECK(text.find("has not taken 'pid' up, because it works on a request that somebody else wrote") !=
+          std::string::npos);
+    s.terminate();
 }

@@ -12,14 +12,15 @@ else's hand.
 from __future__ import annotations
 
 import codecs
+import math
 import os
+import time
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from ..base import system
-from ..base.background import readable
 from ..errors import HostilePath, TRException
 from ..protocol.legacy import LEGACY_FORBIDDEN_MODE
 from ..protocol.status import Status, parse_status
@@ -44,7 +45,8 @@ _NO_FILE: Final[_Signature] = (0, 0, 0, 0)
 
 
 class HandWatch:
-    """Watches both files. One thread may call :meth:`look`, when ``fd`` is readable or, without one, every second.
+    """Watches both files. One thread may call :meth:`look`, when ``fd`` is readable or, without one, every second;
+    and at ``due_s``.
 
     Args:
         directory: the session directory.
@@ -56,6 +58,7 @@ class HandWatch:
 
     Attributes:
         fd: becomes readable when there is something to look at; -1 if this system has no inotify, or no more of it.
+        due_s: when to look without that, by the monotonic clock: a request was no JSON yet, and may be by then.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class HandWatch:
         self._restore_status = restore_status
         self._watches: dict[str, int] = {}  # by path; of the directory while one of the files is not there
         self._seen: dict[str, _Signature] = {}  # by path: the file that was looked at last
-        self._is_unfinished = False  # the request was no JSON when it was looked at, and may be by now
+        self.due_s = math.inf
         self.fd = system.open_watches()
         self._arm()
         # What somebody wrote before we came; the status of an earlier moment is the controller's own affair.
@@ -103,8 +106,10 @@ class HandWatch:
         statuses.add(self._watches.get(self._status))
         closed = {watch for watch, is_closed in events if is_closed}
         changed = {watch for watch, _ in events}
-        if self._is_unfinished or changed & {*requests, of_directory}:
+        if changed & {*requests, of_directory}:
             self._look_at_request(is_complete=bool(closed & requests))
+        elif time.monotonic() >= self.due_s:
+            self._look_at_request(is_complete=True)
         if changed & {*statuses, of_directory}:
             self._look_at_status()
 
@@ -156,7 +161,7 @@ class HandWatch:
             system.close(fd)
 
     def _look_at_request(self, *, is_complete: bool) -> None:
-        self._is_unfinished = False
+        self.due_s = math.inf
         signature = self._signature_of(self._request)
         if signature == self._seen.get(self._request):
             return
@@ -171,9 +176,7 @@ class HandWatch:
         is_short = len(text) <= MAX_MESSAGE_NBYTES
         if is_short and not is_complete and not _is_json(text):
             # It is being written, and when its writer closes it, that is an event; or it came whole, by rename.
-            self._is_unfinished = self.fd >= 0 and bool(readable([self.fd], _SILENCE_S))
-            if not self._is_unfinished:
-                self._look_at_request(is_complete=True)
+            self.due_s = time.monotonic() + _SILENCE_S
             return
         self._seen[self._request] = signature
         self._take(text)

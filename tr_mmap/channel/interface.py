@@ -26,9 +26,11 @@ class HandWatcher(Protocol):
 
     Attributes:
         fd: becomes readable when there is something to look at; -1 to look every second.
+        due_s: when to look in any case, by the monotonic clock.
     """
 
     fd: int
+    due_s: float
 
     def look(self) -> None:
         """Look at what has changed. Never raises for what is there."""

@@ -303,21 +303,21 @@ class Dispatcher(Nesting):
         pending = self._pending
         if pending is None:
             return
-        is_private = self._is_private
+        claim = None if self._is_private else self._claim_of(pending.seq)
+        framework = None if claim is None else self._framework
         # A signal handler that uses the session now takes this response first, and knows by this that there is one.
-        self._current = pending.seq, pending.command, None if is_private else self._framework, not is_private
+        self._current = pending.seq, pending.command, framework, claim is not None
         try:
             # Now, because after the next request the worker may reuse the segment of a result that has no view.
-            outcome = self._await_outcome(pending, deadline_s, timeout_s, None if is_private else self._framework)
+            outcome = self._await_outcome(pending, deadline_s, timeout_s, framework, claim)
+            if isinstance(outcome, SystemLimit):
+                raise outcome
         except Answered:
             return
         except BadMessage as error:
-            outcome = error  # it is the error of that request, not of the next one
-        if is_private:
-            return
-        if isinstance(outcome, SystemLimit):
-            raise outcome
-        self._keep_public(pending.seq, outcome)
+            if claim is not None:
+                claim.outcome = error  # it is the error of that request, not of the next one
+        self._wake_takers()
 
     def take(self, timeout_s: float, *, has_tensors: bool) -> Result:
         """Take the oldest result of this thread's requests; if it has made none, the oldest one of any thread's.
@@ -359,12 +359,22 @@ class Dispatcher(Nesting):
                 continue
             try:
                 found = self.in_turn(
-                    deadline_s, timeout_s, "", self._take_pending, claim, deadline_s, timeout_s, has_tensors
+                    deadline_s,
+                    timeout_s,
+                    "",
+                    self._take_pending,
+                    claim,
+                    deadline_s,
+                    timeout_s,
+                    has_tensors,
+                    claim=claim,
                 )
+            except Answered:
+                continue  # another thread has received it, for its own next request
             except ResponseTimeout:
                 if claim.outcome is None:
                     raise
-                continue  # another thread has received it for its own next request, which is not answered yet
+                continue
             if found is not None:
                 return found
 

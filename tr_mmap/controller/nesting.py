@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..errors import ResponseTimeout, SessionBusy
+from ..errors import ResponseTimeout, SessionBusy, SystemLimit
 from ..protocol.commands import UserMessage, parse_command
 from ..protocol.messages import Request
-from .responses import Answered, Responses
+from .responses import Answered, Claim, Responses
 from .turn import get_ident
 from .worker_handle import WorkerHandle
 
@@ -35,6 +35,7 @@ class Nesting(Responses):
         message: UserMessage | None,
         action: Callable[..., _T],
         *arguments: Any,
+        claim: Claim | None = None,
     ) -> _T:
         """Call a function while no other thread has a request under way.
 
@@ -45,8 +46,10 @@ class Nesting(Responses):
                 first. None if the function sends nothing and waits for nothing.
             action: the function.
             *arguments: its arguments.
+            claim: what the caller waits for; another thread may receive its outcome meanwhile.
 
         Raises:
+            Answered: it has done so.
             ResponseTimeout: another thread's request was not answered in time.
             SessionBusy: the same, if ``message`` is None.
             WorkerDied: the worker ended meanwhile.
@@ -57,7 +60,7 @@ class Nesting(Responses):
         outer, suspended = self._current, None
         try:
             if is_nested or turn.owner or turn.queue:
-                suspended = self._enter(is_nested, deadline_s, timeout_s, message)
+                suspended = self._enter(is_nested, deadline_s, timeout_s, message, claim)
             else:
                 turn.owner = me
             return action(*arguments)
@@ -74,7 +77,14 @@ class Nesting(Responses):
             if turn.queue:
                 turn.wake()
 
-    def _enter(self, is_nested: bool, deadline_s: float, timeout_s: float, message: UserMessage | None) -> Any:
+    def _enter(
+        self,
+        is_nested: bool,
+        deadline_s: float,
+        timeout_s: float,
+        message: UserMessage | None,
+        claim: Claim | None = None,
+    ) -> Any:
         """Wait for the turn; or, in a call that interrupts another one of this thread, answer that one first.
 
         Returns:
@@ -82,7 +92,7 @@ class Nesting(Responses):
         """
         self.check_own()  # first: in a forked child the thread that has the turn does not exist
         if not is_nested:
-            self._wait_for_turn(deadline_s, timeout_s, message)
+            self._wait_for_turn(deadline_s, timeout_s, message, claim)
             return None
         if message is None:
             return None
@@ -92,6 +102,8 @@ class Nesting(Responses):
         if taken is not None:  # else the worker could use the segments of its tensors for its next results
             if taken.outcome is None:
                 taken.outcome = self._outcome(taken.response, taken.framework)
+                if taken.claim is not None and not isinstance(taken.outcome, SystemLimit):
+                    taken.claim.outcome = taken.outcome
         elif self._current is not None:
             try:
                 self._answer_interrupted(worker, *self._current, deadline_s, timeout_s)
@@ -99,11 +111,15 @@ class Nesting(Responses):
                 raise self._unanswered(worker, _command_of(message), timeout_s, is_sent=False) from None
         return self.transfer.suspend()
 
-    def _wait_for_turn(self, deadline_s: float, timeout_s: float, message: UserMessage | None) -> None:
+    def _wait_for_turn(
+        self, deadline_s: float, timeout_s: float, message: UserMessage | None, claim: Claim | None
+    ) -> None:
         worker = self.resources.worker
-        has_turn = self._turn.wait(deadline_s)
+        has_turn = self._turn.wait(deadline_s, lambda: claim is not None and claim.outcome is not None)
         self.check_own()  # a signal handler may have forked meanwhile
         if not has_turn:
+            if claim is not None and claim.outcome is not None:
+                raise Answered
             if message is None:
                 raise SessionBusy(
                     f"a thread has been in the middle of a request of session {self.resources.session_id!r} for "

@@ -39,15 +39,17 @@ class _Taken:
     Attributes:
         response: the response.
         framework: of the tensors; None to receive none.
+        claim: gets the outcome, whoever receives the tensors; None if the code that took the response is its taker.
         outcome: what a signal handler has made of it meanwhile. The tensors can be received once only, because after
             the handler's request the worker may want to use their segments again.
     """
 
-    __slots__ = ("framework", "outcome", "response")
+    __slots__ = ("claim", "framework", "outcome", "response")
 
-    def __init__(self, response: Response, framework: str | None) -> None:
+    def __init__(self, response: Response, framework: str | None, claim: Claim | None) -> None:
         self.response = response
         self.framework = framework
+        self.claim = claim
         self.outcome: Result | Exception | None = None
 
 
@@ -200,12 +202,20 @@ class Responses:
             raise
 
     def _await_outcome(
-        self, pending: Request, deadline_s: float, timeout_s: float, framework: str | None
+        self, pending: Request, deadline_s: float, timeout_s: float, framework: str | None, claim: Claim | None = None
     ) -> Result | Exception:
-        """Wait for the response to the pending request. Returns its result, or the error that it has."""
+        """Wait for the response to the pending request. Returns its result, or the error that it has.
+
+        Args:
+            pending: the request.
+            deadline_s: how long to wait, by the monotonic clock.
+            timeout_s: what the user said.
+            framework: of the result's tensors.
+            claim: also gets the result, unless a limit of the system is in its way.
+        """
         before = self._taken
         try:
-            response = self._await_response(pending, deadline_s, timeout_s, framework)
+            response = self._await_response(pending, deadline_s, timeout_s, framework, claim)
             taken = self._taken
             outcome = self._outcome(response, framework)
             self.check_own()
@@ -213,11 +223,15 @@ class Responses:
                 outcome = taken.outcome
             if isinstance(outcome, SystemLimit):  # nothing is lost: it can be received when there is room again
                 self._held, self._pending = response, pending
+            elif claim is not None:  # here, because a signal handler may ask for it: from here on it is there
+                claim.outcome = outcome
             return outcome
         finally:
             self._taken, self._current = before, None
 
-    def _await_response(self, pending: Request, deadline_s: float, timeout_s: float, framework: str | None) -> Response:
+    def _await_response(
+        self, pending: Request, deadline_s: float, timeout_s: float, framework: str | None, claim: Claim | None
+    ) -> Response:
         """Wait for the response to the pending request. Afterwards ``_taken`` has it, until its tensors are received.
 
         Raises:
@@ -225,7 +239,7 @@ class Responses:
         """
         held, self._held = self._held, None
         if held is not None and held.seq == pending.seq:
-            known = _Taken(held, framework)
+            known = _Taken(held, framework, claim)
             self._taken, self._pending = known, None
             return held
         worker = self.resources.worker or self.worker()
@@ -241,7 +255,7 @@ class Responses:
                 raw = receive(remaining_ms, should_stop)
                 self.check_own()  # a signal handler may have forked: the response is the parent's
                 response = None if raw is None else self.transfer.decode(raw)
-                taken = None if response is None else _Taken(response, framework)
+                taken = None if response is None else _Taken(response, framework, claim)
             except BadMessage:
                 if self._pending is pending:
                     self._end_request()  # there will be no other response to it
@@ -273,11 +287,20 @@ class Responses:
             self._answers[seq] = outcome
 
     def _keep_public(self, seq: int, outcome: Result | Exception) -> None:
-        for claim in list(self._claims):
-            if claim.seq == seq:
-                claim.outcome = outcome
-                return
-        self._claims.append(Claim(seq, outcome))  # a call of this thread that has not noted yet that it is sent
+        claim = self._claim_of(seq)
+        if claim is None:
+            self._claims.append(Claim(seq, outcome))  # a call of this thread that has not noted yet that it is sent
+            return
+        claim.outcome = outcome
+        self._wake_takers()
+
+    def _claim_of(self, seq: int) -> Claim | None:
+        return next((claim for claim in list(self._claims) if claim.seq == seq), None)
+
+    def _wake_takers(self) -> None:
+        """Let a thread go on that waits for its turn to take a result, and has it now."""
+        if self._turn.queue:
+            self._turn.wake()
 
     def _outcome(self, response: Response, framework: str | None) -> Result | Exception:
         """What a response means to its caller: a result, or the error to raise."""

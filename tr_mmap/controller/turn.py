@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from ..base.wakes import Wakes
 
@@ -43,7 +44,7 @@ class Turn:
         try:
             if not is_nested:
                 if turn.owner or turn.queue:
-                    turn.wait(deadline_s)  # has the turn then
+                    turn.wait(deadline_s, is_in_vain)  # has the turn then, if it returns True
                 else:
                     turn.owner = me
             ...
@@ -65,10 +66,14 @@ class Turn:
         self.queue: deque[_Waiter] = deque()
         self._changed = Wakes()
 
-    def wait(self, deadline_s: float) -> bool:
+    def wait(self, deadline_s: float, is_in_vain: Callable[[], bool]) -> bool:
         """Wait for the turn and take it, until the monotonic clock says ``deadline_s``. Returns whether it has it.
 
         A child that a signal handler forks meanwhile does not get it: the thread that has it is not there.
+
+        Args:
+            deadline_s: how long to wait.
+            is_in_vain: tells whether the thread needs the turn no more; :meth:`wake` lets it look.
         """
         me, own_pid = get_ident(), os.getpid()
         waiter = _Waiter(me)
@@ -81,9 +86,9 @@ class Turn:
                     self.owner = me
                     return True
                 remaining_s = deadline_s - time.monotonic()
-                if remaining_s <= 0 or os.getpid() != own_pid:
+                if remaining_s <= 0 or os.getpid() != own_pid or is_in_vain():
                     return False
-                self._changed.wait(min(remaining_s, _SLICE_S), lambda: self._is_free_for(me))
+                self._changed.wait(min(remaining_s, _SLICE_S), lambda: self._is_free_for(me) or is_in_vain())
         finally:
             waiter.is_waiting = False
             try:

@@ -22,6 +22,7 @@ from .worker_log import LogSize, create_log, log_size, log_tail
 __all__ = ["WorkerProcess"]
 
 
+_REAP_S: Final = 0.005  # how often to look for the end of a killed child without a descriptor
 _UNKNOWN: Final = 1 << 16  # no exit status: the program ignores SIGCHLD, or its own handler has reaped the child
 
 
@@ -205,10 +206,9 @@ class WorkerProcess:
             # For example no descriptor is left to read /proc. The worker itself can be ended without one.
             with self._reap_lock:
                 self._child.kill()
-            try:
-                self._child.wait(KILL_WAIT_S)
-            except subprocess.TimeoutExpired:
-                pass
+            deadline = time.monotonic() + KILL_WAIT_S
+            while self._poll() is None and time.monotonic() < deadline:  # Popen.wait would make up a status
+                time.sleep(_REAP_S)
             raise
         try:
             for identity in tree:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -22,9 +24,11 @@ class Watched(Protocol):
 
     Attributes:
         fd: readable when there is something to look at; -1 to look every second.
+        due_s: when to look in any case, by the monotonic clock.
     """
 
     fd: int
+    due_s: float
 
     def look(self) -> None:
         """Look. Runs in the watch's thread; never raises for what is there."""
@@ -122,6 +126,9 @@ class PeerWatch:
         timeout_s = None if pidfd is not None else POLL_S
         if timeout_s is None and (self._each_second is not None or (also is not None and also.fd < 0)):
             timeout_s = _LOOK_S
+        if also is not None and also.due_s < math.inf:
+            left_s = max(0.0, also.due_s - time.monotonic())
+            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
         fds = [-1 if pidfd is None else pidfd.fd, -1 if also is None else also.fd]
         background.sleep(timeout_s, *[fd for fd in fds if fd >= 0])
         if background.has_to_return:

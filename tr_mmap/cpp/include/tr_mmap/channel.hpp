@@ -307,7 +307,7 @@ public:
     Status read_status() const {
         for (int retry = 0;; ++retry) {
             try {
-                last_status_ = read_status_once();
+                last_status_ = parse_status(status_line());
             } catch (const BadMessage&) {  // perhaps read in the middle of a store
                 if (retry < wire::status_retries) {
                     sleep_s(wire::status_retry_s);
@@ -316,6 +316,11 @@ public:
             }
             return last_status_;
         }
+    }
+
+    /// Whether the worker is in a request that somebody wrote by hand, and not in the controller's.
+    bool is_busy_by_hand() const {
+        return starts_with(status_line(), std::string(wire::status_busy) + ": " + wire::busy_by_hand);
     }
 
     /// Milliseconds since the worker last worked; nothing if it never has, or if what is there is no time.
@@ -383,14 +388,14 @@ private:
         response_doorbell_.wait(std::min(deadline, deadline_in(1000 * wire::wait_slice_s)));
     }
 
-    Status read_status_once() const {
+    std::string status_line() const {
         std::string text(reinterpret_cast<const char*>(status_.data()), wire::heartbeat_offset);
         const std::size_t end = text.find('\n');
         text.resize(end == std::string::npos ? 80 : end);
         constexpr std::string_view padding("\0 ", 2);  // as another program may have written it
         text.erase(0, text.find_first_not_of(padding));
         text.resize(text.find_last_not_of(padding) + 1);  // 0 if there is nothing else
-        return parse_status(text);
+        return text;
     }
 
     std::optional<std::string> take() {

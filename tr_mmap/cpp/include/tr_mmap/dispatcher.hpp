@@ -520,6 +520,7 @@ private:
             }
             if (!is_abandoned) unclaimed_.push_back(std::move(result));
             has_to_receive_ = true;
+            changed_->raise();  // its taker may wait for the turn
         }
         if (!has_to_receive_) return;
         // Now: at the next request the worker may reuse the memory of a result that has no lease.

@@ -57,9 +57,12 @@ inline std::string describe(const WorkerHandle& worker, const std::string& comma
     std::string text = "its worker, process " + std::to_string(pid) + " (" + state_of(pid) + "), ";
     try {
         const Status status = worker.channel->read_status();
-        if (status == Status::BUSY) return text + "has taken '" + command + "' up";
+        if (status == Status::BUSY && !worker.channel->is_busy_by_hand()) {
+            return text + "has taken '" + command + "' up";
+        }
         if (status == Status::STARTING) return text + "has not reached server.run() yet";
-        return text + "has not taken '" + command + "' up";
+        text += "has not taken '" + command + "' up";
+        return status == Status::BUSY ? text + ", because it works on a request that somebody else wrote" : text;
     } catch (const TRException&) {
         return text + "shows no status that can be read";
     }
