@@ -342,7 +342,7 @@ static int send_reply(WorkerFastPath *self, const Message *request, PyObject *re
 }
 
 /* Clear the exception that a handler raised, and return it with its traceback. Which exceptions end the worker is for
- * worker/server.py to say. */
+ * worker/service.py to say. */
 static PyObject *take_handler_error(void) {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
