@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from . import errors, native
+    from .controller.pytorch_session import PyTorchSession
     from .controller.session import PythonSession
     from .controller.stats import SessionStats, WorkerState
     from .errors import (
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PythonSession",
+    "PyTorchSession",
     "Server",
     "TechRenaissanceServer",
     "Header",
@@ -92,6 +94,7 @@ __all__ = [
 
 _HOMES: Final = {
     "PythonSession": "controller.session",
+    "PyTorchSession": "controller.pytorch_session",
     "Server": "worker.functions",
     "TechRenaissanceServer": "worker.server",
     "Header": "tsr",

@@ -1,4 +1,5 @@
-"""Other names under which existing programs know the package. The controller puts this directory on a worker's path.
+"""The original framework's names, for programs that say ``from tech_renaissance import …``.
 
-Nothing here has code of its own, and nothing in the package imports it.
+``tech_renaissance.py`` is that module: installed at the top level too, and put on a worker's path by the controller. It
+hands over to the original where that is installed. Nothing in the package imports this room.
 """

@@ -18,6 +18,7 @@ from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import CLAIM_RETRY_S, CLAIM_WAIT_S, DEFAULT_TIMEOUT_MS, EXIT_TIMEOUT_MS
 from .dispatcher import TURN_WAIT_S, Dispatcher, StatusTest
 from .launch import check_script
+from .named_results import NamedResults
 from .options import SessionOptions, check_bool, seconds_of
 from .resources import SessionResources
 from .stats import SessionStats, worker_state
@@ -90,6 +91,7 @@ class SessionLifecycle:
         self._starting = threading.RLock()  # held while a session is made or ended, never while a request is answered
         self._dispatcher: Dispatcher | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._named = NamedResults()
 
     if not TYPE_CHECKING:  # an object's own attributes hide these
         _options = _dispatcher = _NotInitialized()

@@ -160,6 +160,26 @@ class Responses:
         mark, claims = _mark_of_thread(), list(self._claims)
         return next((each for each in claims if each.asker is mark), claims[0] if claims else None)
 
+    def has_claim(self) -> bool:
+        """Whether a request was sent whose result any thread may take, and none has."""
+        return bool(self._claims)
+
+    def has_own_claim(self) -> bool:
+        """Whether this thread has sent such a request."""
+        mark = _mark_of_thread()
+        return any(each.asker is mark for each in list(self._claims))
+
+    def give_back(self, result: Result) -> Claim:
+        """Let a result that this thread has taken be the next one that it takes."""
+        claim = Claim(result[0].seq, result)
+        self._claims.appendleft(claim)
+        self.notify()
+        return claim
+
+    def drop_claim(self, claim: Claim) -> None:
+        """Give up a result; it may be taken already."""
+        self._give_up_claim(claim)
+
     def _give_up_claim(self, claim: Claim) -> bool:
         """Returns whether no other thread has done so."""
         try:

@@ -14,11 +14,12 @@ import numpy as np
 from ..base.identifiers import check_tag
 from ..errors import ResponseTimeout
 from ..protocol.commands import UserMessage
+from ..protocol.legacy import LEGACY
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import DEFAULT_TIMEOUT_MS
 from .lifecycle import SessionLifecycle
 from .options import AtBudget, ChannelName, Views, seconds_of
-from .results import tensors_of
+from .results import Result, tensors_of
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -149,7 +150,9 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             ResponseTimeout: the earlier request does not end.
             SessionNotStarted: there is no worker.
         """
-        self._open().send(message, seconds_of(timeout_ms))
+        dispatcher = self._open()
+        self._named.forget(dispatcher)
+        dispatcher.send(message, seconds_of(timeout_ms))
 
     def read_response(self) -> str | None:
         """Take the response's text if the response is there; None if not.
@@ -161,7 +164,7 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         dispatcher = self._open()
         dispatcher.worker()
         try:
-            return dispatcher.take(0, has_tensors=False)[0].result if dispatcher.has_result() else None
+            return self._text_of(dispatcher.take(0, has_tensors=False)) if dispatcher.has_result() else None
         except ResponseTimeout:  # another thread was faster
             return None
 
@@ -173,7 +176,7 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             RemoteError: the request failed; UnknownCommand if the worker does not know the command.
             WorkerDied: the worker ended.
         """
-        return self._open().take(seconds_of(timeout_ms), has_tensors=False)[0].result
+        return self._text_of(self._open().take(seconds_of(timeout_ms), has_tensors=False))
 
     def fetch_response(self, message: UserMessage, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> str:
         """Send a request and take the text of its own response.
@@ -184,7 +187,13 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         """
         plain: Any = timeout_ms
         timeout_s = plain / 1000 if plain.__class__ in _PLAIN and plain >= 0 else seconds_of(timeout_ms)
-        return (self._dispatcher or self._open()).call(message, (), timeout_s, None)[0].result
+        return self._text_of((self._dispatcher or self._open()).call(message, (), timeout_s, None))
+
+    def _text_of(self, result: Result) -> str:
+        response = result[0]
+        if response.tensors:  # which a program may still take by their names
+            self._named.note(result, is_legacy=self._options.channel == LEGACY)
+        return response.result
 
     # -- tensors --------------------------------------------------------------------------------------------------
 
@@ -234,6 +243,24 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             ResponseTimeout, RemoteError, WorkerDied: as in :meth:`wait_for_response`.
         """
         return tensors_of(*self._open().take(seconds_of(timeout_ms), has_tensors=True))
+
+    def recv_tensor(self, tag: str, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> Any:
+        """Take a tensor by its name from the next response, or from the one that this thread has taken last.
+
+        The tensors of a response are ``"result_0"``, ``"result_1"``, …; the one tensor of a response is ``"result"``
+        too. A worker may also write a file of another name with ``write_tsr_file``. If no request was made, this waits
+        for such a file. What is taken is no longer there. What is not taken can still be taken by name, until this
+        thread's next :meth:`send_request`.
+
+        Raises:
+            MissingTag: the response has no tensor of that name. It can still be taken, by another name or by a
+                ``wait_for_…`` method, until this thread's next :meth:`send_request`.
+            BadTag: the name may not name a tensor.
+            TSRFormatError: the worker has written a file of that name that holds no tensor.
+            ResponseTimeout, RemoteError, WorkerDied: as in :meth:`wait_for_response`.
+        """
+        dispatcher, framework = self._open(), self._options.framework
+        return self._named.receive(dispatcher, tag, seconds_of(timeout_ms), self.session_dir(), framework)
 
     def calculate(self, message: UserMessage, *tensors: Any, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> Any:
         """Send a request with its tensors, and take its result, in one call.

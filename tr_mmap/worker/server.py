@@ -6,17 +6,21 @@ in that framework.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container
 from types import CodeType
 from typing import Any
 
+from ..base.identifiers import check_tag, tensor_file
 from ..errors import BadMessage, MissingTag, SessionNotStarted
 from ..protocol.commands import split_words
 from ..protocol.status import TRANSITIONS, Status, parse_status
 from ..transfer.kinds import Views
 from ..tsr.framework_names import check_framework_name
+from ..wire.names import RESULT_PREFIX, TENSOR_SUFFIX
 from .service import RequestService
 from .stop_signals import Stop, stop_signals
+from .tensor_files import path_and_tensor, read_tsr_file, write_tsr_file
 
 __all__ = ["TechRenaissanceServer"]
 
@@ -156,6 +160,62 @@ class TechRenaissanceServer(RequestService):
             framework = self.framework
         array = self._transfer.quick_loan(shape, dtype) if framework == "numpy" else None
         return self._transfer.empty(shape, dtype, framework) if array is None else array
+
+    def read_tsr_file(self, path: Any) -> Any:
+        """The tensor of a tag, or of a TSR file, in the server's framework.
+
+        Args:
+            path: a tag of the session, with or without ``.tsr`` and the session's directory; or the path of a file.
+
+        Raises:
+            MissingTag: it is a plain name, and there is neither such a tag nor such a file.
+            TSRFormatError: the file holds no tensor.
+            OSError: there is no such file, or it cannot be read.
+        """
+        tag = self._tag_of(path)
+        if tag is None:
+            return read_tsr_file(path, self.framework)
+        try:
+            return self._fetch(tag, self.framework)
+        except MissingTag:
+            for each in (os.path.join(self.session_dir, tensor_file(tag)), path):
+                try:
+                    return read_tsr_file(each, self.framework)
+                except FileNotFoundError:
+                    pass
+            raise
+
+    def write_tsr_file(self, path: Any, tensor: Any) -> None:
+        """Write a tensor to a TSR file. The two arguments may come in either order.
+
+        Args:
+            path: of the file. A plain name (with or without ``.tsr``), or a path in the session's directory, makes a
+                file for the controller's ``recv_tensor`` of that name. The next ``result_<i>`` is the same as
+                :meth:`send_tensors`.
+            tensor: numpy or torch.
+
+        Raises:
+            BadTag: such a plain name may not name a tensor.
+            UnsupportedTensor: it is not a tensor that TSR can hold.
+            BadMessage: neither of the two is a path.
+            OSError: the file cannot be written.
+        """
+        path, tensor = path_and_tensor(path, tensor)
+        tag = self._tag_of(path)
+        if tag is None:
+            write_tsr_file(path, tensor)
+        elif self._transfer is not None and tag == f"{RESULT_PREFIX}_{len(self._transfer.results)}":
+            self.send_tensors(tensor)
+        else:
+            check_tag(tag)
+            write_tsr_file(os.path.join(self.session_dir, tensor_file(tag)), tensor)
+
+    def _tag_of(self, path: Any) -> str | None:
+        """The tag that a path means if there is a session; None if it means a file elsewhere."""
+        directory, name = os.path.split(os.fsdecode(path))
+        if self._channel is None or directory not in ("", self.session_dir):
+            return None
+        return name.removesuffix(TENSOR_SUFFIX)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 

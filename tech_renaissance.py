@@ -1,0 +1,1 @@
+tr_mmap/compat/tech_renaissance.py

@@ -1,0 +1,98 @@
+"""One torch tensor that may also be used as a list of one. Imports torch; only a server that has one imports this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, NoReturn
+
+import torch
+
+__all__ = ["OneTensor", "one_tensor"]
+
+# They may return the tensor itself if there is nothing to do.
+_CONVERSIONS: Final = (
+    *("to", "type", "type_as", "contiguous", "cpu", "cuda", "resolve_conj", "resolve_neg", "coalesce", "pin_memory"),
+    *("float", "double", "half", "bfloat16", "int", "long", "short", "char", "byte", "bool", "cfloat", "cdouble"),
+)
+
+
+class OneTensor(torch.Tensor):
+    """A tensor for programs that take it as one, and for programs that take it as a list of one.
+
+    As a list: ``t[0]`` is the tensor, ``x, = t`` and ``for x in t`` give it, ``len(t)`` is 1, and ``if t:`` is true.
+    All else is the tensor's: it shares the memory, is sent and pickled as a plain tensor, and what is computed of it is
+    plain. A slice, a mask and ``t[i, j]`` index the tensor.
+
+    Another whole number than 0 is an error, as is every store to one: a loop over ``t[i]`` would else begin with the
+    whole tensor, and go on with its rows.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment] # results are plain
+
+    def plain(self) -> Any:
+        """The same tensor, with nothing of a list."""
+        return self.as_subclass(torch.Tensor)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter((self.plain(),))
+
+    def __reversed__(self) -> Iterator[torch.Tensor]:
+        return iter(self)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        if type(index) is int:
+            return next(iter(self)) if index == 0 else self._refuse(index)
+        found: torch.Tensor = self.plain()[index]
+        return found
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if type(index) is not int:
+            self.plain()[index] = value
+        elif not (index == 0 and _is_same(self, value)):  # as after tensors[0] += 1
+            self._refuse(index)
+
+    def _refuse(self, index: int) -> NoReturn:
+        raise IndexError(
+            f"[{index}] may mean a row of the tensor, or an element of the list of one tensor that get_tensors(…, 1) "
+            "gives by default; set one_tensor = 'tensor' or 'list' in the server's class"
+        )
+
+    def __repr__(self, **options: Any) -> str:  # type: ignore[override] # torch's has an option of its own
+        return str(self.plain().__repr__(**options))
+
+    def __format__(self, spec: str) -> str:
+        return format(self.plain(), spec)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self.plain().__deepcopy__(memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.plain().__reduce_ex__(protocol)
+
+
+def _is_same(one: torch.Tensor, other: Any) -> bool:
+    return isinstance(other, torch.Tensor) and other.is_set_to(one.as_subclass(torch.Tensor))
+
+
+def _plain_conversion(name: str) -> Any:
+    def convert(self: OneTensor, *arguments: Any, **options: Any) -> Any:
+        return getattr(self.plain(), name)(*arguments, **options)
+
+    convert.__name__ = name
+    convert.__doc__ = f"The plain tensor's ``{name}``."
+    return convert
+
+
+for _name in _CONVERSIONS:
+    setattr(OneTensor, _name, _plain_conversion(_name))
+
+
+def one_tensor(tensor: torch.Tensor) -> OneTensor:
+    """A received tensor, of the same memory."""
+    return tensor.as_subclass(OneTensor)

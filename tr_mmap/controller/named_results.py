@@ -1,0 +1,134 @@
+"""Results by their names, as documents of the original framework take them: ``recv_tensor``. Sends no request.
+
+Each tensor of an answer has a name: ``result_<i>`` by its place, or what a worker in the legacy dialect calls it. A
+worker may also write a file of another name into the session's directory (``write_tsr_file``).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any, Final
+
+from ..base import system
+from ..base.identifiers import check_tag, is_plain_tag, is_result_name, tensor_file
+from ..errors import MissingTag
+from ..protocol.messages import Response, TensorRef
+from ..tsr import load
+from ..wire.names import RESULT_PREFIX
+from .dispatcher import Dispatcher
+from .responses import Claim
+from .results import Result
+
+__all__ = ["NamedResults"]
+
+_POLL_S: Final = 0.01  # how often to look for a file that no answer announces
+
+
+class NamedResults(threading.local):
+    """What one thread may still take by name of the last answer that it took.
+
+    Attributes:
+        rest: tensors that were received, by name.
+        refs: of tensors that were not, by name, because the program took the answer's text only.
+        refused: the answer that has no tensor of the name asked for. It waits to be taken in another way until this
+            thread's next ``send_request``; later, it would pass for the answer to that.
+    """
+
+    def __init__(self) -> None:
+        self.rest: dict[str, Any] = {}
+        self.refs: dict[str, TensorRef] = {}
+        self.refused: Claim | None = None
+
+    def forget(self, dispatcher: Dispatcher) -> None:
+        """The thread sends another request."""
+        refused, self.refused = self.refused, None
+        if refused is not None:
+            dispatcher.drop_claim(refused)
+        if self.rest or self.refs:
+            self.rest, self.refs = {}, {}
+
+    def note(self, result: Result, *, is_legacy: bool) -> None:
+        """A program has taken the text of an answer that has tensors."""
+        response, tensors = result
+        names = _names(response)
+        # An answer in files is received once only; of all others the numbers are enough, and hold no memory.
+        if tensors and is_legacy:
+            self.rest, self.refs = dict(zip(names, tensors, strict=True)), {}
+        else:
+            self.rest, self.refs = {}, dict(zip(names, response.tensors, strict=True))
+
+    def receive(self, dispatcher: Dispatcher, tag: str, timeout_s: float, directory: str, framework: str) -> Any:
+        """The tensor of a name; see ``PythonSession.recv_tensor``."""
+        if not is_plain_tag(tag):
+            check_tag(tag)  # raises
+        deadline_s = time.monotonic() + timeout_s
+        if not dispatcher.has_own_claim():
+            found = self._take_kept(dispatcher, tag, deadline_s, timeout_s, framework)
+            while found is None and not dispatcher.has_claim():
+                found = _take_file(directory, tag, framework)
+                remaining_s = deadline_s - time.monotonic()
+                if remaining_s <= 0 or dispatcher.worker().is_over():
+                    break
+                if found is None:
+                    time.sleep(min(_POLL_S, remaining_s))
+            if found is not None:
+                return found
+        response, tensors = dispatcher.take(max(0.0, deadline_s - time.monotonic()), has_tensors=True)
+        named = dict(zip(_names(response), tensors, strict=True))
+        found = _pop(named, tag)
+        if found is None:
+            found = _take_file(directory, tag, framework)
+        if found is None:
+            self.refused = dispatcher.give_back((response, tensors))
+            has = f"its tensors are {', '.join(named)}" if named else f"its text is {response.result[:200]!r}"
+            raise MissingTag(
+                f"the answer to {response.command!r} has no tensor {tag!r}: {has}; the answer can still be taken",
+                tag=tag,
+            )
+        self.rest, self.refs, self.refused = named, {}, None
+        return found
+
+    def _take_kept(self, dispatcher: Dispatcher, tag: str, deadline_s: float, timeout_s: float, framework: str) -> Any:
+        found = _pop(self.rest, tag)
+        if found is not None:
+            return found
+        ref = _pop(self.refs, tag)
+        if ref is None:
+            return None
+        try:
+            return dispatcher.in_turn(deadline_s, timeout_s, "", dispatcher.transfer.receive, ref, framework)
+        except FileNotFoundError:
+            raise MissingTag(f"the tensor {tag!r} is gone since the next request was sent", tag=tag) from None
+
+
+def _names(response: Response) -> list[str]:
+    return [ref.tag or f"{RESULT_PREFIX}_{number}" for number, ref in enumerate(response.tensors)]
+
+
+def _pop(named: dict[str, Any], tag: str) -> Any:
+    """What goes by a name, or by that of the one result. None if there is nothing."""
+    if tag == RESULT_PREFIX and tag not in named and len(named) == 1:
+        return named.popitem()[1]
+    return named.pop(tag, None)
+
+
+def _take_file(directory: str, tag: str, framework: str) -> Any:
+    """The tensor of a file that the worker has written under a name of its own; None if there is none."""
+    name = tensor_file(tag)
+    path = os.path.join(directory, name)
+    if is_result_name(name) or not system.exists(path):  # files of that form are the worker's segments
+        return None
+    taken = os.path.join(directory, tensor_file(f".received_{os.getpid()}_{threading.get_ident()}"))
+    try:
+        system.rename(path, taken)  # so that no other thread takes it, and no later write reaches it
+    except FileNotFoundError:
+        return None
+    try:
+        tensor = load(taken, framework=framework)
+    except BaseException:
+        system.rename(taken, path)
+        raise
+    system.unlink(taken)
+    return tensor
