@@ -11,11 +11,14 @@ import threading
 import time
 from typing import Any, Final
 
+import numpy as np
+
 from ..base import system
 from ..base.identifiers import check_tag, is_plain_tag, is_result_name, tensor_file
 from ..errors import MissingTag
 from ..protocol.messages import Response, TensorRef
 from ..tsr import load
+from ..tsr.tensors import as_torch, to_array
 from ..wire.names import RESULT_PREFIX
 from .dispatcher import Dispatcher
 from .responses import Claim
@@ -49,12 +52,11 @@ class NamedResults(threading.local):
         if self.rest or self.refs:
             self.rest, self.refs = {}, {}
 
-    def note(self, result: Result, *, is_legacy: bool) -> None:
-        """A program has taken the text of an answer that has tensors."""
+    def note(self, result: Result) -> None:
+        """A program has taken the text of an answer; it may still want the tensors."""
         response, tensors = result
-        names = _names(response)
-        # An answer in files is received once only; of all others the numbers are enough, and hold no memory.
-        if tensors and is_legacy:
+        names = _names(response, len(tensors))
+        if tensors:  # an earlier call has received them, or the fast path, which receives all
             self.rest, self.refs = dict(zip(names, tensors, strict=True)), {}
         else:
             self.rest, self.refs = {}, dict(zip(names, response.tensors, strict=True))
@@ -76,7 +78,7 @@ class NamedResults(threading.local):
             if found is not None:
                 return found
         response, tensors = dispatcher.take(max(0.0, deadline_s - time.monotonic()), has_tensors=True)
-        named = dict(zip(_names(response), tensors, strict=True))
+        named = dict(zip(_names(response, len(tensors)), tensors, strict=True))
         found = _pop(named, tag)
         if found is None:
             found = _take_file(directory, tag, framework)
@@ -93,6 +95,9 @@ class NamedResults(threading.local):
     def _take_kept(self, dispatcher: Dispatcher, tag: str, deadline_s: float, timeout_s: float, framework: str) -> Any:
         found = _pop(self.rest, tag)
         if found is not None:
+            if framework == "torch" and isinstance(found, np.ndarray):  # received by the fast path
+                dtype, array = to_array(found)
+                return as_torch(array.copy(), dtype)
             return found
         ref = _pop(self.refs, tag)
         if ref is None:
@@ -103,7 +108,10 @@ class NamedResults(threading.local):
             raise MissingTag(f"the tensor {tag!r} is gone since the next request was sent", tag=tag) from None
 
 
-def _names(response: Response) -> list[str]:
+def _names(response: Response, count: int) -> list[str]:
+    """The names of an answer's tensors, or of so many: the fast path notes no refs of those that it has received."""
+    if not response.tensors:
+        return [f"{RESULT_PREFIX}_{number}" for number in range(count)]
     return [ref.tag or f"{RESULT_PREFIX}_{number}" for number, ref in enumerate(response.tensors)]
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from ..base.identifiers import check_tag
 from ..errors import ResponseTimeout
 from ..protocol.commands import UserMessage
-from ..protocol.legacy import LEGACY
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import DEFAULT_TIMEOUT_MS
 from .lifecycle import SessionLifecycle
@@ -187,12 +186,12 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         """
         plain: Any = timeout_ms
         timeout_s = plain / 1000 if plain.__class__ in _PLAIN and plain >= 0 else seconds_of(timeout_ms)
-        return self._text_of((self._dispatcher or self._open()).call(message, (), timeout_s, None))
+        return (self._dispatcher or self._open()).call(message, (), timeout_s, None)[0].result
 
     def _text_of(self, result: Result) -> str:
-        response = result[0]
-        if response.tensors:  # which a program may still take by their names
-            self._named.note(result, is_legacy=self._options.channel == LEGACY)
+        response, tensors = result
+        if tensors or response.tensors:  # a program may still take them by their names
+            self._named.note(result)
         return response.result
 
     # -- tensors --------------------------------------------------------------------------------------------------
@@ -245,7 +244,8 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         return tensors_of(*self._open().take(seconds_of(timeout_ms), has_tensors=True))
 
     def recv_tensor(self, tag: str, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> Any:
-        """Take a tensor by its name from the next response, or from the one that this thread has taken last.
+        """Take a tensor by its name from the next response, or from the one that this thread has taken last, whether
+        by this method, or as a text by :meth:`wait_for_response` or :meth:`read_response`.
 
         The tensors of a response are ``"result_0"``, ``"result_1"``, …; the one tensor of a response is ``"result"``
         too. A worker may also write a file of another name with ``write_tsr_file``. If no request was made, this waits

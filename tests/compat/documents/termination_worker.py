@@ -12,7 +12,7 @@ class Patient(TechRenaissanceServer):
         self.cleanup_session_dir()
 
     def main_logic(self, command, parameters):
-        self.write_response(command, f"{command} in {self.session_id}")
+        self.write_response(command, f"{command} in {self.session_id}{parameters}")
         return True
 
 
