@@ -14,7 +14,7 @@ import tr_mmap
 from tr_mmap import PythonSession
 
 OURS = [ROOT, Path(tr_mmap.__file__).parent / "compat"]  # where it lies in a source tree, and for a session's worker
-ASK = "import tech_renaissance as it; print(getattr(it, 'origin', 'ours'))"
+ASK = "import tech_renaissance as it; print(getattr(it, 'origin', None) or (it.TechRenaissanceServer and 'ours'))"
 
 
 def ask(*places: Path, program: str = ASK) -> str:

@@ -97,6 +97,15 @@ def test_what_was_left_of_an_answer_is_not_taken_for_the_next_one(session: Pytho
     assert recv(session, "result_0") == full(3)
 
 
+def test_it_is_not_there_after_the_next_request_either(session: PythonSession) -> None:
+    session.send_request("make 1 2")
+    assert recv(session, "result_0") == full(1)
+    session.send_request("say nothing")
+    assert session.wait_for_response(SOON_MS) == "nothing"
+    with pytest.raises(ResponseTimeout):
+        session.recv_tensor("result_1", 50)
+
+
 def test_a_name_that_the_answer_lacks_loses_nothing(session: PythonSession) -> None:
     session.send_request("make 3 5")
     for name in ("weights", "result_2", "result"):

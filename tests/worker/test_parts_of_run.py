@@ -61,7 +61,7 @@ RUNS = {
         answered = 0
         while self.process_request():
             answered += 1
-        print("answered", answered, flush=True)
+        print("answered", answered, "and again", self.process_request(), flush=True)
         self.cleanup_session_dir()
 """,
     "command line": """
@@ -117,7 +117,7 @@ def test_process_request_says_true_once_for_each_request_that_it_answers(tmp_pat
         log = Path(session.session_dir(), "worker.log").resolve()
         session.fetch_response("leave")
         assert session.join(30_000)
-        assert "answered 9\n" in log.read_text()
+        assert "answered 9 and again False\n" in log.read_text()
 
 
 def test_a_request_by_hand_is_one_answer_too(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_request_by_hand_is_one_answer_too(tmp_path: Path) -> None:
         wait_until(lambda: answer.read_bytes() != before and b"parts" in answer.read_bytes())
         session.fetch_response("leave")
         assert session.join(30_000)
-        assert "answered 3\n" in log.read_text()
+        assert "answered 3 and again False\n" in log.read_text()
 
 
 def test_a_worker_ends_when_its_controller_dies_although_run_is_its_own(tmp_path: Path, workspace: Path) -> None:

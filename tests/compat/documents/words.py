@@ -1,9 +1,10 @@
 """Requests in words, and their results by name or at once."""
 
+import tempfile
 from pathlib import Path
 
 import torch
-from tech_renaissance import PyTorchSession
+from tech_renaissance import PyTorchSession, TRException
 
 with PyTorchSession(Path(__file__).with_name("words_worker.py"), "words") as session:
     a, b = torch.randn(3, 4), torch.randn(4, 2)
@@ -26,4 +27,14 @@ with PyTorchSession(Path(__file__).with_name("words_worker.py"), "words") as ses
     session.send_request("first a")
     assert torch.equal(session.recv_tensor("result_1", 30000), a[-1])
     assert torch.equal(session.recv_tensor("result_0", 30000), a[0])
+
+    with tempfile.TemporaryDirectory() as folder:
+        assert session.fetch_response(f"keep a {folder}/a.tsr", 30000) == "12"
+        assert torch.equal(session.fetch_tensor(f"load {folder}/a.tsr", 30000), a)
+        failure = ""
+        try:
+            session.fetch_tensor(f"load {folder}/b.tsr", 30000)
+        except TRException as error:
+            failure = str(error)
+        assert "nothing to load" in failure
     print("all right")

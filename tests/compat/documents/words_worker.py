@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from tech_renaissance import TechRenaissanceServer
+from tech_renaissance import ServerError, TechRenaissanceServer, TSRError, export_tsr, get_tsr_info, import_tsr
 
 
 class Words(TechRenaissanceServer):
@@ -25,6 +25,15 @@ class Words(TechRenaissanceServer):
         elif command == "first":
             (x,) = self.get_tensors(parameters, 1)
             self.send_tensors(x[0], x[-1])
+        elif command == "keep":
+            tag, path = parameters.split()
+            export_tsr(self.get_tensors(tag, 1), path)
+            self.write_response(command, str(get_tsr_info(path)["num_elements"]))
+        elif command == "load":
+            try:
+                self.send_tensors(import_tsr(parameters))
+            except TSRError as error:
+                raise ServerError(f"nothing to load: {error}") from error
         elif command == "hello":
             self.write_response(command, f"Hello {parameters.title()}")
         else:
