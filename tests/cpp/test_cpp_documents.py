@@ -1,7 +1,7 @@
 """Programs as the original framework's documents have them, in our own words: each compiles as it stands, and runs.
 
-All of them make one program, because the headers take longer to compile than they do: each is in a namespace of its own,
-and its ``main`` has another name.
+All of them make one program, because the headers take longer to compile than they do. In it each has a namespace of its
+own, and its ``main`` another name.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-from cpp_programs import INCLUDE, SANITIZERS, SOURCES, WARNINGS, locked, run, run_both
+from cpp_programs import EXAMPLES, INCLUDE, SANITIZERS, SOURCES, WARNINGS, locked, run, run_both
 from support import ROOT, leftovers
 
 pytestmark = pytest.mark.timeout(400)  # the first test that needs a program compiles it
@@ -33,6 +32,7 @@ EXPECTED = {
     "calculate": [*["(8,4) on CPU: YES"] * 3, "0.0", "with Python sessions", "with PyTorch sessions"],
     "endings": ["1: Hello World!", "2: Hi World!", "alive: 1"],
     "hello": ["Hello Bob", "Hi Eve", "Hello Json"],
+    "links": ["0", "1", "1", "1", "0"],
     "matmul": [
         "CpuBackend",
         "shape: (4,5)",
@@ -41,6 +41,10 @@ EXPECTED = {
         "random: (2,3)",
     ],
     "mixed": ["(2,3) (2,3) 9"],
+    "receive": [
+        *["SessionNotStarted", "BadTag", "ResponseTimeout", "10", "UnexpectedResponse Hello Text", "UnknownCommand"],
+        *["no response", "TSRFormatError truncated", "7 0", "WorkerDied"],
+    ],
     "recovery": ["no tensor", "alive: 0", "(2,2): 6", "not a tensor: 1", "Hi Again"],
     "scoped": [
         "Hello World, Hi There",
@@ -57,7 +61,13 @@ EXPECTED = {
         "CpuBackend CPU 1",
         "the original framework reads FP32, INT8 and INT32, not FP64; convert the tensor, or write it with save_tsr()",
     ],
-    "tensor_square": ["(1,1,2,2) 1", "(1,1,2,2) 9", "(1,1,2,2) 25", "10", "nothing: no tensor 'nothing' came in 1 ms: "],
+    "tensor_square": [
+        "(1,1,2,2) 1",
+        "(1,1,2,2) 9",
+        "(1,1,2,2) 25",
+        "10",
+        "nothing: no tensor 'nothing' came in 1 ms: ",
+    ],
 }
 
 
@@ -74,7 +84,9 @@ def one_program() -> str:
         name = f"{path.stem}_document"
         parts.append(f'namespace {name} {{\n#define main run\n#line 1 "{path}"\n{body}\n#undef main\n}}\n')
         calls.append(f'    if (name == "{path.stem}") return {name}::run();\n')
-    main = "int main(int, char** argv) {\n    const std::string name = argv[1];\n" + "".join(calls) + "    return 99;\n}\n"
+    main = (
+        "int main(int, char** argv) {\n    const std::string name = argv[1];\n" + "".join(calls) + "    return 99;\n}\n"
+    )
     return "\n".join([*includes, *parts, main])
 
 
@@ -104,10 +116,7 @@ def documents(request: pytest.FixtureRequest) -> Path:
                 unit.write_text(source)
                 objects = [Path(folder, "documents.o"), Path(folder, "plain.o")]
                 run_both(
-                    [
-                        [compiler, *flags, "-c", each, "-o", to]
-                        for each, to in zip((unit, PLAIN), objects, strict=True)
-                    ]
+                    [[compiler, *flags, "-c", each, "-o", to] for each, to in zip((unit, PLAIN), objects, strict=True)]
                 )
                 temporary = program.with_suffix(".new")
                 run([compiler, *flags, *objects, "-o", temporary, "-pthread"])
@@ -139,29 +148,64 @@ def test_every_header_of_the_original_leads_to_the_one(tmp_path: Path) -> None:
     assert {f"tech_renaissance/utils/{each}_session.h" for each in ("python", "pytorch")} <= names
 
 
-USES = {
-    "PYTHON": "int main() { return tr::PythonSession(\"default\", \"x\").is_alive() ? 1 : 0; }",
-    "PYTORCH": "int main() { return tr::PyTorchSession(\"default\", \"x\").is_alive() ? 1 : 0; }",
-}
+CLASSES = {"PYTHON": "PythonSession", "PYTORCH": "PyTorchSession"}
+MACROS = ("DEBUG", "INFO", "WARN", "ERROR", "OK", "CPU", "Status")  # as other headers define them
 
 
-@pytest.mark.parametrize("which", ["PYTHON", "PYTORCH"])
+@pytest.mark.parametrize("which", list(CLASSES))
 @pytest.mark.parametrize("name", ["g++", "clang++"])
 def test_a_session_that_is_left_out_is_a_compile_error_that_says_so(name: str, which: str, tmp_path: Path) -> None:
+    """In a file that other macros are defined in; the other session is there."""
     if shutil.which(name) is None:
-        pytest.skip(f"there is no {name}")
-    other = "PYTORCH" if which == "PYTHON" else "PYTHON"
+        pytest.skip(f"NOT TESTED: {name}, which is not there")
+    (other,) = set(CLASSES) - {which}
     source = tmp_path / "x.cpp"
-    left_out = [f"-DTR_WITHOUT_{which}_SESSION", "-std=c++17", "-fsyntax-only", f"-I{INCLUDE}"]
+    flags = [f"-DTR_WITHOUT_{which}_SESSION", "-std=c++17", "-fsyntax-only", f"-I{INCLUDE}"]
 
-    def errors(text: str) -> str:
+    def errors(text: str, *more: str) -> list[str]:
         source.write_text(text)
-        result = subprocess.run([name, *left_out, source], capture_output=True, text=True, check=False)
-        return result.stderr if result.returncode else ""
+        result = subprocess.run([name, *flags, *more, source], capture_output=True, text=True, check=False)
+        return [each for each in result.stderr.splitlines() if " error: " in each]
 
-    macros = f"#if defined(TR_BUILD_{which}_SESSION) || !defined(TR_BUILD_{other}_SESSION)\n#error macros\n#endif\n"
-    head = f'#include "tech_renaissance.h"\n{macros}'
-    assert errors(f"{head}{USES[other]}\n") == ""
-    assert {"PYTHON": "PythonSession", "PYTORCH": "PyTorchSession"}[which] in errors(f"{head}{USES[which]}\n")
     header = f'#include "tech_renaissance/utils/{which.lower()}_session.h"\nint main() {{}}\n'
-    assert f"TR_BUILD_{which}_SESSION=OFF" in errors(header)
+    assert f"TR_BUILD_{which}_SESSION=OFF" in errors(header, "-Wfatal-errors")[0]
+    lines = [
+        *(f"#define {each} +-+" for each in MACROS),
+        '#include "tech_renaissance.h"',
+        *(f"#ifndef {each}\n#error gone\n#endif\n#undef {each}" for each in MACROS),
+        f"#if defined(TR_BUILD_{which}_SESSION) || !defined(TR_BUILD_{other}_SESSION)\n#error macros\n#endif",
+        f"bool here(const tr::{CLASSES[other]}& s) {{ return s.is_alive(); }}",
+        "static_assert(tr::LogLevel::ERROR > tr::LogLevel::WARN);",
+        f"bool left_out(const tr::{CLASSES[which]}& s) {{ return s.is_alive(); }}",
+    ]
+    found = errors("\n".join(lines) + "\n")
+    assert found
+    last = "\n".join(lines).count("\n") + 1
+    assert {int(re.findall(r":(\d+):\d+: ", each)[0]) for each in found} == {last}
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="there is no cmake")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], {"TR_BUILD_PYTHON_SESSION", "TR_BUILD_PYTORCH_SESSION"}),
+        (["TR_BUILD_PYTHON_SESSION"], {"TR_WITHOUT_PYTHON_SESSION", "TR_BUILD_PYTORCH_SESSION"}),
+        (["TR_BUILD_PYTORCH_SESSION"], {"TR_BUILD_PYTHON_SESSION", "TR_WITHOUT_PYTORCH_SESSION"}),
+    ],
+    ids=["both", "without PythonSession", "without PyTorchSession"],
+)
+def test_the_cmake_options_say_which_sessions_there_are(options: list[str], expected: set[str], tmp_path: Path) -> None:
+    off = [f"-D{each}=OFF" for each in options]
+    where = f"-Dtr_mmap_DIR={ROOT / 'tr_mmap' / 'cpp' / 'cmake'}"
+    run(["cmake", "-S", EXAMPLES, "-B", tmp_path / "build", where, *off])
+    found = [each.read_text() for each in (tmp_path / "build").rglob("flags.make")]
+    assert found
+    assert all(set(re.findall(r"-D(TR_\w+)=1", each)) == expected for each in found)
+
+
+def test_links_of_killed_programs_go_with_the_next_program(documents: Path, workspace: Path, tmp_path: Path) -> None:
+    """A program that asks for WORKSPACE_PATH makes links to its sessions; those that it leaves, the next one removes."""
+    (workspace / "pytorch_session").mkdir(mode=0o700)
+    (workspace / "pytorch_session" / "tr_session_killed").symlink_to("../python_session/tr_session_killed")
+    run(["env", "-C", DOCUMENTS, documents, "links"], TR_TEST_FOLDER=str(tmp_path))
+    assert leftovers(workspace) == []

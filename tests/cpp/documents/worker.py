@@ -1,5 +1,7 @@
-"""The worker of the programs beside it, as the original framework's users write one. Its tensors are numpy's, for speed;
-torch_worker.py is the same with torch's."""
+"""The worker of the programs beside it, as the original framework's users write one.
+
+Its tensors are numpy's, because such a worker starts fast. torch_worker.py is the same with torch's.
+"""
 
 from __future__ import annotations
 
