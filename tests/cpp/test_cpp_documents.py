@@ -204,7 +204,7 @@ def test_the_cmake_options_say_which_sessions_there_are(options: list[str], expe
 
 
 def test_links_of_killed_programs_go_with_the_next_program(documents: Path, workspace: Path, tmp_path: Path) -> None:
-    """A program that asks for WORKSPACE_PATH makes links to its sessions; those that it leaves, the next one removes."""
+    """A program that asks for WORKSPACE_PATH links its sessions; those links that it leaves, the next one removes."""
     (workspace / "pytorch_session").mkdir(mode=0o700)
     (workspace / "pytorch_session" / "tr_session_killed").symlink_to("../python_session/tr_session_killed")
     run(["env", "-C", DOCUMENTS, documents, "links"], TR_TEST_FOLDER=str(tmp_path))
