@@ -22,7 +22,8 @@ int main() {
 
     std::vector<std::future<Tensor>> futures;
     for (int i = 0; i < 4; i++) {
-        futures.push_back(std::async(std::launch::async, [&session]() { return session.fetch_tensor("add a a", 30000); }));
+        futures.push_back(
+            std::async(std::launch::async, [&session]() { return session.fetch_tensor("add a a", 30000); }));
     }
     float total = 0;
     for (auto& each : futures) total += each.get().data<float>()[0];

@@ -26,7 +26,8 @@ int main() {
     session.start();
     session.wait_until_ready(60000);
     describe(session);
-    Tensor a = Tensor::full(Shape(2, 2), 1.0f), b = Tensor::full(Shape(2, 2), 2.0f), c = Tensor::full(Shape(2, 2), 4.0f);
+    Tensor a = Tensor::full(Shape(2, 2), 1.0f), b = Tensor::full(Shape(2, 2), 2.0f);
+    Tensor c = Tensor::full(Shape(2, 2), 4.0f);
     std::vector<Tensor> tensors = {a, b, c};
     std::vector<std::string> tags = {"input_a", "input_b", "input_c"};
     batch_send_tensors(session, tensors, tags);

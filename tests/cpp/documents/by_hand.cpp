@@ -17,7 +17,8 @@ int main() {
     PythonSession session("worker.py", "hand_document", true);
     session.start();
     session.send_tensor(Tensor::full(Shape(2, 2), 3.0f), "x");
-    const std::string request_file = std::string(WORKSPACE_PATH) + "/python_session/tr_session_hand_document/request.json";
+    const std::string request_file =
+        std::string(WORKSPACE_PATH) + "/python_session/tr_session_hand_document/request.json";
     for (int i = 0; i < 5; i++) {
         const std::string name = std::to_string(i);
         std::cout << session.fetch_response("hello own" + name, 60000) << ", ";

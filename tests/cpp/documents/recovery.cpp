@@ -1,5 +1,5 @@
-// What a program does when a result does not come. The document's own lines use `result` outside of the block in which it
-// is declared, and ask for a text as a tensor; this is the nearest that compiles.
+// What a program does when a result does not come. The document's own lines use `result` outside of the block in which
+// it is declared, so they do not compile; this is the nearest that does.
 #include "tech_renaissance.h"
 using namespace tr;
 

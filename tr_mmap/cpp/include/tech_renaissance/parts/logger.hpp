@@ -27,8 +27,8 @@ enum class LogLevel { DEBUG = 0, INFO = 1, WARN = 2, ERROR = 3 };
 
 /// Writes lines "[2025-10-30 14:37:54.524] [INFO] [TR] text" to std::cout, or to a file. For any thread.
 ///
-/// All functions are static, so that Logger::error(…) and Logger::get_instance().error(…) mean the same. What they are
-/// given is written one after another: a text, or texts, numbers and whatever a std::ostream takes.
+/// All functions are static, so that Logger::error("x") and Logger::get_instance().error("x") mean the same. What they
+/// are given is written one after another: texts, numbers and whatever a std::ostream takes.
 class Logger {
 public:
     Logger(const Logger&) = delete;

@@ -27,8 +27,8 @@
 namespace tr {
 namespace detail {
 
-/// Take the file in which a worker has put a tensor: the file is gone, the tensor is a copy. Nothing if there is none, or
-/// only a segment, which is a tensor that the controller has sent under that name.
+/// Take the file in which a worker has put a tensor: the file is gone, the tensor is a copy. Nothing if there is none,
+/// or only a segment, which is a tensor that the controller has sent under that name.
 ///
 /// @throws TSRFormatError the file is not right; perhaps it is still being written.
 inline std::optional<Tensor> take_file(const std::string& path) {
@@ -79,9 +79,9 @@ public:
 
     void be_quiet() { set_quiet_mode(true); }
 
-    /// Wait for the tensor that the worker sends under a name. That is the file <tag>.tsr which its script writes into the
-    /// session's directory; it is taken away, so that the next call waits for the next one. Or else it is the tensor that
-    /// answers this session's request, whatever its name.
+    /// Wait for the tensor that the worker sends under a name. That is the file <tag>.tsr which its script writes into
+    /// the session's directory; it is taken away, so that the next call waits for the next one. Or else it is the tensor
+    /// that answers this session's request, whatever its name.
     ///
     /// @param tag not one of a tensor that was sent, unless the worker replaces that one's file.
     /// @throws ResponseTimeout there is none in time.
@@ -103,8 +103,8 @@ public:
             }
             if (is_answered || is_over) return wait_for_tensor(0);
             if (is_last) {
-                throw ResponseTimeout("no tensor '" + tag + "' came in " + detail::whole(timeout_ms) + " ms: there is no " +
-                                          path + ", and no response",
+                throw ResponseTimeout("no tensor '" + tag + "' came in " + detail::whole(timeout_ms) +
+                                          " ms: there is no " + path + ", and no response",
                                       timeout_ms, "recv_tensor");
             }
             detail::sleep_s(std::min(pause_s, detail::remaining_ms(deadline) / 1000));

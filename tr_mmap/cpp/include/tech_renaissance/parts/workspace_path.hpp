@@ -2,8 +2,8 @@
 // tech_renaissance.h.
 //
 // A session of the original's PyTorchSession is WORKSPACE_PATH/pytorch_session/tr_session_<id>; here every session is in
-// python_session. So once a program has asked for WORKSPACE_PATH, each PyTorchSession that it has open is there too, as a
-// symlink. Other programs have no such link.
+// python_session. So once a program has asked for WORKSPACE_PATH, each PyTorchSession that it has open is there too, as
+// a symlink. Other programs have no such link.
 #ifndef TECH_RENAISSANCE_WORKSPACE_PATH_HPP
 #define TECH_RENAISSANCE_WORKSPACE_PATH_HPP
 
