@@ -76,6 +76,10 @@ TEST(format_low_floats_round_to_the_nearest_even) {
 
 TEST(format_shape) {
     CHECK_EQUAL(Shape(4, 5).to_string(), "4x5");
+    CHECK(Shape(4, 5).n() == 1 && Shape(4, 5).c() == 1 && Shape(4, 5).h() == 4 && Shape(4, 5).w() == 5);
+    CHECK(Shape(2, 3, 4, 5).n() == 2 && Shape(2, 3, 4, 5).c() == 3 && Shape().w() == 1 && Shape(0).w() == 0);
+    thrown_by<UnsupportedTensor>([] { Shape(1, 2, 3, 4, 5).w(); });
+    thrown_by<UnsupportedTensor>([] { Shape(std::int64_t{1} << 31).w(); });
     CHECK_EQUAL(Shape().to_string(), "()");
     CHECK_EQUAL(Shape().numel(), 1);
     CHECK_EQUAL(Shape(0, 3).numel(), 0);

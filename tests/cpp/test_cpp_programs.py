@@ -131,7 +131,7 @@ def test_headers_in_a_program_of_another_kind(compiler: str, tmp_path: Path, wor
 
 EXPECTED = {
     "hello": ["Hello World"],
-    "matmul": ["4x5", "result: 4x5 FP32", "[[9.0, 9.0, 9.0, 9.0, 9.0],"],
+    "matmul": ["(4,5)", "result: (4,5) FP32", "[[9.0, 9.0, 9.0, 9.0, 9.0],"],
     "loan": ["sent 64 MiB, copied 0 bytes", "can still be written: no", "theirs 0.0625, mine -1"],
 }
 
@@ -187,7 +187,7 @@ def test_example_runs(examples: Path, name: str) -> None:
     lines = run([examples / name]).splitlines()
     assert [each for each in EXPECTED[name] if each not in lines] == [], lines
     if name == "matmul":
-        assert lines[0] == "4x5"
+        assert lines[0] == "(4,5)"
         assert " ".join(lines).count("9.0") == 20
 
 

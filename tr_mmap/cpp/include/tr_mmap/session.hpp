@@ -95,6 +95,13 @@ public:
         }
     }
 
+    /// start(), and wait so long until the worker is ready. The first request waits for it anyhow.
+    void start(double ready_ms) {
+        detail::checked_deadline_in(ready_ms);  // before anything is started
+        start();
+        wait_until_ready(ready_ms);
+    }
+
     /// Whether the worker process lives.
     bool is_alive() const {
         const auto worker = worker_or_null();
@@ -174,14 +181,14 @@ public:
     }
 
     /// Wait until the worker waits for a request; false when the time is over.
-    bool wait_until_ready(double timeout_ms = DEFAULT_TIMEOUT_MS) {
+    bool wait_until_ready(double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return in([&](detail::Dispatcher& each) {
             return each.wait_status([](detail::Status s) { return detail::is_waiting(s); }, timeout_ms).has_value();
         });
     }
 
     /// Wait until the pending request is done; whether it went well. False also when the time is over.
-    bool wait_until_ok(double timeout_ms = DEFAULT_TIMEOUT_MS) {
+    bool wait_until_ok(double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return in([&](detail::Dispatcher& each) { return each.wait_until_ok(timeout_ms); });
     }
 
@@ -192,23 +199,23 @@ public:
     ///
     /// @throws BadMessage there is no command in it.
     /// @throws ResponseTimeout an earlier request was not answered in time; this one is not sent.
-    void send_request(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) {
+    void send_request(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         const detail::Command command = detail::parse_command(message);
         in([&](detail::Dispatcher& each) { each.send(command, timeout_ms); });
     }
 
     /// Take the response's text if there is one; "" if not. new_response() tells that from an empty text.
-    std::string read_response() {
+    std::string read_response() const {
         return in([](detail::Dispatcher& each) { return each.take_text_now(); });
     }
 
     /// Take the next response's text.
-    std::string wait_for_response(double timeout_ms = DEFAULT_TIMEOUT_MS) {
+    std::string wait_for_response(double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return in([&](detail::Dispatcher& each) { return each.take(timeout_ms, false).response.result; });
     }
 
     /// send_request and wait_for_response of that very request, in one.
-    std::string fetch_response(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) {
+    std::string fetch_response(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         const detail::Command command = detail::parse_command(message);
         return in([&](detail::Dispatcher& each) { return each.call(command, {}, timeout_ms, false).response.result; });
     }
@@ -220,7 +227,7 @@ public:
     ///
     /// @param tag at most 128 of A-Z a-z 0-9 _ . -
     /// @throws BadTag, OutOfSpace (the tag keeps what it had).
-    void send_tensor(const Tensor& tensor, const std::string& tag) {
+    void send_tensor(const Tensor& tensor, const std::string& tag) const {
         detail::check_tag(tag);
         in([&](detail::Dispatcher& each) { each.send_tensor(tensor, tag); });
     }
@@ -228,27 +235,27 @@ public:
     /// Forget a tag and give its memory back.
     ///
     /// @throws MissingTag there is no such tag.
-    void drop_tensor(const std::string& tag) {
+    void drop_tensor(const std::string& tag) const {
         in([&](detail::Dispatcher& each) { each.drop_tensor(tag); });
     }
 
     /// Take the next response's tensor: read-only, a view of shared memory that lives for as long as you keep it.
     ///
     /// @throws UnexpectedResponse the response has no tensor, or several: those can still be taken.
-    Tensor wait_for_tensor(double timeout_ms = DEFAULT_TIMEOUT_MS) {
+    Tensor wait_for_tensor(double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return in([&](detail::Dispatcher& each) { return only_tensor_of(each, each.take(timeout_ms, true)); });
     }
 
     /// Take the next response's tensors, in order.
-    std::vector<Tensor> wait_for_tensors(double timeout_ms = DEFAULT_TIMEOUT_MS) {
+    std::vector<Tensor> wait_for_tensors(double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return in([&](detail::Dispatcher& each) { return tensors_of(each.take(timeout_ms, true)); });
     }
 
     /// send_request and wait_for_tensor of that very request, in one.
-    Tensor fetch_tensor(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) {
+    Tensor fetch_tensor(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return calculate(message, timeout_ms);
     }
-    std::vector<Tensor> fetch_tensors(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) {
+    std::vector<Tensor> fetch_tensors(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         const detail::Command command = detail::parse_command(message);
         return in([&](detail::Dispatcher& each) { return tensors_of(each.call(command, {}, timeout_ms, true)); });
     }
@@ -256,21 +263,21 @@ public:
     /// Send tensors, request a command on them, and get its result, in one call. The tensors get tags of this call's
     /// own, which follow the message's words.
     Tensor calculate(const std::string& message, const std::vector<Tensor>& tensors,
-                     double timeout_ms = DEFAULT_TIMEOUT_MS) {
+                     double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return calculate_with(message, {tensors.begin(), tensors.end()}, timeout_ms);
     }
-    Tensor calculate(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) {
+    Tensor calculate(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return calculate_with(message, {}, timeout_ms);
     }
-    Tensor calculate(const std::string& message, const Tensor& a, double timeout_ms = DEFAULT_TIMEOUT_MS) {
+    Tensor calculate(const std::string& message, const Tensor& a, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return calculate_with(message, {a}, timeout_ms);
     }
     Tensor calculate(const std::string& message, const Tensor& a, const Tensor& b,
-                     double timeout_ms = DEFAULT_TIMEOUT_MS) {
+                     double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return calculate_with(message, {a, b}, timeout_ms);
     }
     Tensor calculate(const std::string& message, const Tensor& a, const Tensor& b, const Tensor& c,
-                     double timeout_ms = DEFAULT_TIMEOUT_MS) {
+                     double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return calculate_with(message, {a, b, c}, timeout_ms);
     }
 
@@ -279,15 +286,15 @@ public:
     ///
     /// @throws OutOfSpace no room.
     template <class T>
-    Tensor empty(const Shape& shape) {
+    Tensor empty(const Shape& shape) const {
         return empty(shape, dtype_of<T>());
     }
-    Tensor empty(const Shape& shape, DType dtype = DType::FP32) {
+    Tensor empty(const Shape& shape, DType dtype = DType::FP32) const {
         return in([&](detail::Dispatcher& each) { return each.empty(shape, dtype); });
     }
 
     /// What this side holds in shared memory.
-    PoolStats stats() {
+    PoolStats stats() const {
         return in([](detail::Dispatcher& each) { return each.stats(); });
     }
 
@@ -348,7 +355,7 @@ private:
         }
     }
 
-    Tensor calculate_with(const std::string& message, const detail::TensorRefs& tensors, double timeout_ms) {
+    Tensor calculate_with(const std::string& message, const detail::TensorRefs& tensors, double timeout_ms) const {
         const detail::Command command = detail::parse_command(message);
         return in([&](detail::Dispatcher& each) {
             return only_tensor_of(each, each.call(command, tensors, timeout_ms, true));

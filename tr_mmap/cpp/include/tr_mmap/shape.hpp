@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -21,6 +22,15 @@
 namespace tr {
 
 inline constexpr int MAX_NDIM = wire::max_ndim;  // dims fill the second half of the 256-byte header
+
+namespace detail {
+
+// Whether a shape's text is "(4,5)", as the original framework writes it, and not "4x5". tech_renaissance.h sets it
+// before main(). It is a switch of the whole program, and not another function in that header's files: a template of
+// the user's that prints a shape is one function in all files, so it could not do both.
+inline std::atomic<bool> has_original_shape_text{false};
+
+}  // namespace detail
 
 /// Sizes in elements, outermost first: Shape(4, 3), Shape{4, 3}, Shape(vector); Shape() is a scalar.
 class Shape {
@@ -52,18 +62,28 @@ public:
     const std::int64_t* begin() const noexcept { return sizes_.data(); }
     const std::int64_t* end() const noexcept { return sizes_.data() + ndim_; }
 
+    /// The last four sizes by the names of the original framework: batch, channels, height (rows), width (columns). One
+    /// that the shape does not have is 1.
+    ///
+    /// @throws UnsupportedTensor the shape has more than four sizes, or that one does not fit.
+    std::int32_t n() const { return size_from_last(3); }
+    std::int32_t c() const { return size_from_last(2); }
+    std::int32_t h() const { return size_from_last(1); }
+    std::int32_t w() const { return size_from_last(0); }
+
     /// Number of elements.
     std::int64_t numel() const noexcept { return numel_; }
     bool is_scalar() const noexcept { return ndim_ == 0; }
 
-    /// "4x5"; "()" for a scalar.
+    /// "4x5"; "()" for a scalar. In a program that includes tech_renaissance.h it is "(4,5)".
     std::string to_string() const {
+        const bool is_original = detail::has_original_shape_text.load(std::memory_order_relaxed);
         std::string text;
         for (const std::int64_t size : *this) {
-            if (!text.empty()) text += 'x';
+            if (!text.empty()) text += is_original ? ',' : 'x';
             text += std::to_string(size);
         }
-        return text.empty() ? "()" : text;
+        return is_original || text.empty() ? "(" + text + ")" : text;
     }
 
     friend bool operator==(const Shape& a, const Shape& b) noexcept {
@@ -81,6 +101,15 @@ private:
             }
         }
         return static_cast<std::int64_t>(size);
+    }
+
+    std::int32_t size_from_last(int index) const {
+        if (ndim_ > 4) throw UnsupportedTensor("n, c, h and w name four sizes, and shape " + to_string() + " has more");
+        const std::int64_t size = index < ndim_ ? dim(-1 - index) : 1;
+        if (size > std::numeric_limits<std::int32_t>::max()) {
+            throw UnsupportedTensor("a size of " + std::to_string(size) + " is beyond 2**31-1; use dim()");
+        }
+        return static_cast<std::int32_t>(size);
     }
 
     void assign(const std::int64_t* first, const std::int64_t* last) {

@@ -28,6 +28,7 @@ namespace tr {
 
 /// Where a tensor lives. There is only the CPU; the parameter is kept for programs that name it.
 struct Device {
+    std::string to_string() const { return "CPU"; }
     friend constexpr bool operator==(Device, Device) noexcept { return true; }
     friend constexpr bool operator!=(Device, Device) noexcept { return false; }
 };

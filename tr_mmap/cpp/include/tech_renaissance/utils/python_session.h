@@ -1,0 +1,5 @@
+// A name of the original framework's. It leads to tech_renaissance.h, which has all of them.
+#ifdef TR_WITHOUT_PYTHON_SESSION
+#error "this program is built with TR_BUILD_PYTHON_SESSION=OFF, which leaves this session out"
+#endif
+#include "../../tech_renaissance.h"
