@@ -367,8 +367,10 @@ class Responses:
             self.transfer.collect()
             remaining_ms = (deadline_s - time.monotonic()) * 1000
             raw = channel.receive(max(0.0, min(remaining_ms, _COLLECT_MS)), stop)
-            if raw is not None or remaining_ms <= _COLLECT_MS or stop():
+            if raw is not None:
                 return raw
+            if remaining_ms <= _COLLECT_MS or stop():
+                return channel.receive_early() if timeout_ms > 0 else None
 
     def _end_request(self) -> None:
         self._pending = None

@@ -21,6 +21,7 @@ from ..errors import BadMessage, HostilePath, MissingTag, SessionNotStarted, Sys
 from ..native import WorkerFastPath
 from ..processes.watch import PeerWatch
 from ..protocol.commands import split_words
+from ..protocol.legacy import decode_legacy_request
 from ..protocol.messages import Failure, FailureKind, Request, Response, decode_request
 from ..protocol.status import TRANSITIONS, Status, parse_status
 from ..transfer.interface import WorkerTransfer
@@ -294,7 +295,7 @@ class TechRenaissanceServer(ForkAware):
             if raw is None:
                 self._is_stopping = self._has_to_stop()  # else a request by hand has come
                 return
-            request = decode_request(raw)
+            request = (decode_legacy_request if channel.may_carry_legacy else decode_request)(raw)
         except SystemLimit as error:  # no descriptor is left, say: the request stays, to be read later
             self._pause(error)
             return
@@ -362,7 +363,7 @@ class TechRenaissanceServer(ForkAware):
     def _serve_by_hand(self, channel: Channel, attachment: Attachment, raw: bytes) -> None:
         """Answer a request that somebody wrote by hand into a file of the channel."""
         try:
-            request = decode_request(check_bounds(raw))
+            request = decode_legacy_request(check_bounds(raw))
         except BadMessage as error:
             self.debug_message(error)
             failure = Failure(FailureKind.BAD_INPUT, type(error).__name__, str(error))
