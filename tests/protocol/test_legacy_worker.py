@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from legacy_peers import OLD_WORKER
 from strategies import bits
-from support import BOUND_S, FOREVER_MS, ROOT, TOOLS, empty_place, wait_until
+from support import BOUND_S, FOREVER_MS, TOOLS, empty_place, wait_until
 
 from tr_mmap import (
     BadMessage,
@@ -32,7 +33,6 @@ from tr_mmap import (
     WorkerDied,
 )
 
-OLD_WORKER = ROOT / "tests" / "peers" / "old_worker.py"
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 B = np.arange(6, 18, dtype=np.float32).reshape(3, 4)
 

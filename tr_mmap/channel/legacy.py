@@ -68,6 +68,19 @@ class _Haste(PollRate):
         return min(max(1.0, (time.monotonic() - self._began_s) * 125), 32.0)
 
 
+class _AnswerRate(PollRate):
+    """As any, but in haste while a response is in hand: the request's removal mostly follows it at once."""
+
+    haste: _Haste | None = None
+
+    def found_nothing(self) -> float:
+        return super().found_nothing() if self.haste is None else self.haste.found_nothing()
+
+    def found_one(self) -> None:
+        super().found_one()
+        self.haste = None
+
+
 class LegacyChannel(FileChannel):
     """See the module's docstring."""
 
@@ -86,11 +99,11 @@ class LegacyChannel(FileChannel):
         self._busy_mark = self._answered_mark = (0, 0)  # of the status file, when it said so, and at our last response
         self._busy_since_s = 0.0
         self._is_hasty = False  # either peer may write in place
+        self._rate = self._rate_of_answers = _AnswerRate()
         self._own: _Signature = None  # of our request's file, until it is gone
         self._removes_late = False  # this worker has written a response before it removed the request
         self._answer: bytes | Exception | None = None  # to our request; what kept it from being read
         self._candidate: bytes | None = None  # the first response to it, as long as a better one may follow
-        self._haste = _Haste()  # since that was there
         self._candidate_until_s = 0.0
         self._state = 0  # changes with each of the last three
         self._is_after_busy = False  # the worker has not said yet that it has ended the request that it has answered
@@ -254,13 +267,6 @@ class LegacyChannel(FileChannel):
         self._candidate_until_s = 0.0
         return self.receive(0, never)
 
-    def _wait(
-        self, until: Callable[[], bool], timeout_ms: float | None, stop: Callable[[], bool], rate: PollRate
-    ) -> bool:
-        # The request's removal mostly follows the response at once.
-        is_hasty = rate is self._rate and self._candidate is not None
-        return super()._wait(until, timeout_ms, stop, self._haste if is_hasty else rate)
-
     def _is_receivable(self) -> bool:
         if not self._is_controller:
             return super()._is_receivable()
@@ -299,10 +305,10 @@ class LegacyChannel(FileChannel):
             if is_better:
                 self._answer = raw
             elif raw is not None and self._candidate is None:
-                self._candidate, self._candidate_until_s, self._haste = raw, until_s, haste
-            if self._answer is None and self._candidate is not None:
-                if (is_gone and not is_coming) or (is_late and raw is None):
-                    self._answer = self._candidate
+                self._candidate, self._candidate_until_s, self._rate_of_answers.haste = raw, until_s, haste
+            is_over = (is_gone and not is_coming) or (is_late and raw is None)
+            if self._answer is None and is_over:
+                self._answer = self._candidate
             if raw is None:
                 return self._answer is not None
             self._removes_late = self._removes_late or not is_gone

@@ -253,6 +253,8 @@ class Responses:
             remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
             try:
                 raw = receive(remaining_ms, should_stop)
+                if raw is None and remaining_ms > 0:
+                    raw = worker.channel.receive_early()
                 self.check_own()  # a signal handler may have forked: the response is the parent's
                 response = None if raw is None else self.transfer.decode(raw)
                 taken = None if response is None else _Taken(response, framework, claim)
@@ -367,10 +369,8 @@ class Responses:
             self.transfer.collect()
             remaining_ms = (deadline_s - time.monotonic()) * 1000
             raw = channel.receive(max(0.0, min(remaining_ms, _COLLECT_MS)), stop)
-            if raw is not None:
+            if raw is not None or remaining_ms <= _COLLECT_MS or stop():
                 return raw
-            if remaining_ms <= _COLLECT_MS or stop():
-                return channel.receive_early() if timeout_ms > 0 else None
 
     def _end_request(self) -> None:
         self._pending = None
