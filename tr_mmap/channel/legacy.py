@@ -342,7 +342,7 @@ class LegacyChannel(FileChannel):
         is_busy = line.status is Status.BUSY and not self._is_in_own_words
         self._ends_busy = self._ends_busy or not is_busy
         self._answered_mark, self._answered_s = self._mark_of_status(), time.monotonic()
-        self._is_after_busy = is_busy and not (self._is_in_own_words or self._stays_busy or self._removes_late)
+        self._is_after_busy = is_busy and not self._stays_busy and not self._is_own_there()
         response = decode_legacy_response(raw, self._sent_request.seq, self._sent_request.command, line)
         self._outcome = Status.OK if response.error is None else Status.ERROR
         return encode(response)
