@@ -144,7 +144,7 @@ def test_garbage_by_hand_is_answered_with_an_error_and_harms_nobody(session: Pyt
 def test_however_garbage_is_put_there_it_is_answered_and_the_next_request_served(
     session: PythonSession, put: Any
 ) -> None:
-    for text in (b"{", b'{"cmd": "hello", "params": "by ha', b"hello"):
+    for text in (b"{", b'{"cmd": "hello", "params": "by ha', b"helo"):
         put(path_of(session, "request.json"), text)
         answer(session, "error: ")
         put(path_of(session, "request.json"), b'{"cmd": "hello", "params": "by hand"}')

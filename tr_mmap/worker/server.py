@@ -307,7 +307,8 @@ class TechRenaissanceServer(ForkAware):
             failure = failure_of(error)
             failure.kind = FailureKind.BAD_INPUT
             self._advance_status(channel, Status.ERROR, failure.message)
-            channel.reply_unreadable(failure)
+            answering = attachment.legacy_side()[0] if channel.may_carry_legacy else channel
+            answering.reply_unreadable(failure)
             return
         if request.command == EXIT_COMMAND:
             self._is_stopping = True
