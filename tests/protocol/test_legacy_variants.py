@@ -112,10 +112,15 @@ def test_a_worker_of_three_and_more_responses_is_not_stuck_in_whatever_order_the
             assert session.please_exit(FOREVER_MS)
 
 
-def test_a_worker_in_the_middle_of_its_later_responses_ends_when_it_is_asked_to(original: PythonSession) -> None:
-    assert original.calculate("progress", np.float32([1])).tolist() == [1]  # it has two responses more
-    assert original.please_exit(FOREVER_MS, ensure=False)
-    assert not original.is_alive()
+def test_a_worker_in_the_middle_of_its_responses_ends_when_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_answered in (True, False) * 5:
+        with old_worker(monkeypatch, "doubles late running") as session:
+            session.send_tensor(np.float32([1]), "x")
+            session.send_request("progress x")  # two texts, tensors, two texts
+            if is_answered:
+                assert session.wait_for_tensor().tolist() == [1]
+            assert session.please_exit(FOREVER_MS, ensure=False)
+            assert not session.is_alive()
 
 
 @pytest.mark.parametrize("timeout_ms", [200.0, FOREVER_MS])

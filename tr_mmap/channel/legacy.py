@@ -390,8 +390,13 @@ class LegacyChannel(FileChannel):
         deadline_s: float | None = None,  # noqa: ARG002 - this waits for nothing
         stop: Callable[[], bool] = never,  # noqa: ARG002
     ) -> bool:
-        self._discard_late()
+        self.ring()
         status = self.read_status().status
         if status is not Status.EXIT and not status.is_over:
             self.write_status(Status.EXIT)
         return False  # the worker may write its own status over it at any moment
+
+    def ring(self) -> None:
+        """Take what keeps the worker in its handler, so that it sees that it is to exit. The answer is kept."""
+        if self._is_controller and self._is_own_there() and (self._outcome is not None or self._is_receivable()):
+            self._discard_late()
