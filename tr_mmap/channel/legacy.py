@@ -34,12 +34,7 @@ from ..base import system
 from ..base.identifiers import tensor_file
 from ..errors import BadMessage, HostilePath, OutOfSpace, SystemLimit
 from ..protocol.commands import split_words
-from ..protocol.legacy import (
-    LEGACY_FORBIDDEN_MODE,
-    decode_legacy_response,
-    encode_legacy,
-    results_of,
-)
+from ..protocol.legacy import LEGACY_FORBIDDEN_MODE, decode_legacy_response, encode_legacy, results_of
 from ..protocol.messages import Failure, Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import STATUS_EXIT
