@@ -52,6 +52,9 @@ SPELLINGS = {
     "a number of its own": '{"seq": 5, "command": "hello", "parameters": "by hand"}',
     "a number in the place of ours": '{"seq":       1,"command":"hello","parameters":"by hand"}\n',
     "after a byte order mark": b'\xef\xbb\xbf{"cmd": "hello", "params": "by hand"}',
+    "words": "hello by hand",
+    "words and a newline": "hello by hand\n",
+    "words in a JSON text": '"hello by hand"',
     "over several lines": json.dumps({"cmd": "hello", "params": "by hand"}, indent=4) + "\n\n",
     "tensors of its own": '{"command": "hello", "parameters": "by hand", "tensors": [["x", "segment_9.tsr", 4]]}',
 }
@@ -115,7 +118,7 @@ def test_no_mirror_is_written_into_a_request_that_is_being_written(session: Pyth
 
 GARBAGE = {
     "an open brace": b"{",
-    "a word": b"hello",
+    "a word of no command": b"helo",
     "a list": b'["hello"]',
     "two megabytes": b"x" * (2 << 20),
     "too long for a message": b"x" * (MAX_MESSAGE_NBYTES + 1),
@@ -141,7 +144,7 @@ def test_garbage_by_hand_is_answered_with_an_error_and_harms_nobody(session: Pyt
 def test_however_garbage_is_put_there_it_is_answered_and_the_next_request_served(
     session: PythonSession, put: Any
 ) -> None:
-    for text in (b"{", b'{"cmd": "hello", "params": "by ha', b"hello"):
+    for text in (b"{", b'{"cmd": "hello", "params": "by ha', b"helo"):
         put(path_of(session, "request.json"), text)
         answer(session, "error: ")
         put(path_of(session, "request.json"), b'{"cmd": "hello", "params": "by hand"}')

@@ -24,7 +24,10 @@ def ask(controller: LegacyChannel, worker: LegacyChannel, seq: int, last: Status
     assert controller.receive(0, never) is not None
 
 
-def test_a_worker_whose_last_status_could_not_be_written_gets_the_next_request(tmp_path: Path) -> None:
+def test_a_worker_whose_last_status_could_not_be_written_gets_the_next_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(legacy, "_GRACE_S", 0.05)
     controller = LegacyChannel.create(str(tmp_path))
     worker = LegacyChannel(str(tmp_path), Role.WORKER)
     began_s = time.monotonic()

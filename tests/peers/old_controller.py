@@ -6,9 +6,13 @@ twice. Takes steps from stdin, one JSON object a line, and prints one JSON objec
     {"tensor": "a", "dtype": "float32", "shape": [2, 3], "values": [...]}    writes a.tsr, in place
     {"cmd": "matmul", "params": "a,b", "want": "tensors"}                    asks, and reads the files of its params
     {"cmd": "hello", "params": "you", "want": "text"}                        asks; the params are the answer
+    {"request": "hello you\\n", "want": "text"}                              asks with this text as it is
     {"status": "..."}                                                        writes status.txt
     {"wait": true}                                                           waits until the worker has ended by itself
     {"exit": true}                                                           ends the worker, and itself
+
+Words in OLD_CONTROLLER make it another program of that time: "json" reads and writes with a JSON parser, "in_place"
+writes requests in place. Else it puts texts between quotes as they are, and reads what is between quotes.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import subprocess
 import sys
 import time
 
+WORDS = os.environ.get("OLD_CONTROLLER", "").split()
 CODES = {"float32": 1, "int8": 2, "int32": 3, "float16": 4, "float64": 6, "int16": 7, "uint8": 8}
 LETTERS = {1: "f", 2: "b", 3: "i", 4: "e", 6: "d", 7: "h", 8: "B"}
 NAMES = {code: name for name, code in CODES.items()}
@@ -88,18 +93,20 @@ class Controller:
             time.sleep(POLL_S)
         return True
 
-    def ask(self, command, params, want):
+    def ask(self, text, want):
         request = self.path("request.json")
-        with open(request + ".new", "w") as file:
-            file.write('{"cmd": "' + command + '", "params": "' + params + '"}')
-        os.rename(request + ".new", request)
+        new = request if "in_place" in WORDS else request + ".new"
+        with open(new, "w") as file:
+            file.write(text)
+        if new != request:
+            os.rename(new, request)
         response = self.path("response.json")
         if not self.wait(lambda: not os.path.exists(request)) or not self.wait(lambda: os.path.exists(response)):
             return {"died": self.worker.returncode}
         with open(response) as file:
             text = file.read()
         status = self.read_status()
-        found = value_of(text, "params")
+        found = json.loads(text)["params"] if "json" in WORDS else value_of(text, "params")
         os.remove(response)
         answer = {"params": found, "raw": text, "status": status}
         if want == "tensors" and not found.startswith("error"):
@@ -118,7 +125,11 @@ class Controller:
         if "exit" in step:
             self.write_status("exit")
             return {"exit_code": self.worker.wait(30), "left": sorted(os.listdir(self.directory))}
-        return self.ask(step["cmd"], step["params"], step["want"])
+        if "request" in step:
+            return self.ask(step["request"], step["want"])
+        if "json" in WORDS:
+            return self.ask(json.dumps({"cmd": step["cmd"], "params": step["params"]}), step["want"])
+        return self.ask('{"cmd": "' + step["cmd"] + '", "params": "' + step["params"] + '"}', step["want"])
 
 
 def main(directory, *command):

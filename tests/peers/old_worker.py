@@ -2,6 +2,17 @@
 
 Written from the description of that dialect, as a program of its time would be. It deletes its inputs after reading,
 writes ``r.tsr`` (or ``r0.tsr r1.tsr ...``) in place, and its status without looking what is there.
+
+Words in OLD_WORKER make it another program of that time:
+
+    doubles   a response for the tensors (``result_0,result_1``), and one more for the text "ok"; the complaint about
+              its inputs twice too. It never looks for the wish to exit meanwhile
+    late      removes the request when its handler has returned
+    raw       writes texts between quotes as they are, and reads what is between quotes
+    running   its status words are "running" and "done"
+    silent    writes no status at all but its first
+    exits     ends by an exception at an unknown command
+    in_place  writes its responses in place, in two steps
 """
 
 from __future__ import annotations
@@ -13,6 +24,8 @@ import struct
 import sys
 import time
 
+WORDS = os.environ.get("OLD_WORKER", "").split()
+DOUBLES, LATE, RAW, IN_PLACE = ("doubles" in WORDS, "late" in WORDS, "raw" in WORDS, "in_place" in WORDS)
 LETTERS = {1: "f", 2: "b", 3: "i", 4: "e", 6: "d", 7: "h", 8: "B"}
 POLL_S = 0.004
 
@@ -70,12 +83,32 @@ class Worker:
     def respond(self, command, params):
         response = self.path("response.json")
         while os.path.exists(response):  # the controller has not taken the last one yet
-            if self.is_exit_requested():
+            if not DOUBLES and self.is_exit_requested():
                 return
             time.sleep(POLL_S)
+        if RAW:
+            text = '{"cmd": "' + command + '", "params": "' + params + '"}'
+        else:
+            text = json.dumps({"cmd": command, "params": params})
+        if IN_PLACE:
+            with open(response, "w") as file:
+                file.write(text[:9])
+                file.flush()
+                time.sleep(POLL_S)
+                file.write(text[9:])
+            return
         with open(response + ".new", "w") as file:
-            json.dump({"cmd": command, "params": params}, file)
+            file.write(text)
         os.rename(response + ".new", response)
+
+    def send_tensors(self, tensors):
+        response = self.path("response.json")
+        while os.path.exists(response):
+            time.sleep(POLL_S)
+        names = [f"result_{index}" for index in range(len(tensors))]
+        for name, tensor in zip(names, tensors, strict=True):
+            self.write_tensor(name, tensor)
+        self.respond("", ",".join(names))
 
     def compute(self, command, params):
         """A text, or a list of tensors."""
@@ -89,6 +122,22 @@ class Worker:
         if command == "die":
             print("these are my last words", flush=True)
             os._exit(int(params))
+        if command == "progress":  # texts before the result and after it
+            for text in ("loading", "computing"):
+                self.respond(command, text)
+            self.send_tensors([self.read_tensor(params)])
+            for text in ("computed", "ok"):
+                self.respond(command, text)
+            return None
+        if command == "chatter":  # texts only
+            for number in range(int(params)):
+                self.respond(command, f"{number} of {params}")
+            return None
+        if command == "linger":  # and go on after the answer
+            self.respond(command, "answered")
+            with open(params) as fifo:
+                fifo.read()
+            return None
         if command == "files":
             return " ".join(sorted(os.listdir(self.directory)))
         if command not in ("add", "matmul", "echo", "ends", "bad"):
@@ -114,32 +163,65 @@ class Worker:
         ]
         return [Tensor(first.code, [rows, columns], values)]
 
+    def state(self, text):
+        if "silent" not in WORDS:
+            self.write_status({"busy": "running", "ok": "done"}.get(text, text) if "running" in WORDS else text)
+
     def serve(self, request):
-        self.write_status("busy")
+        self.state("busy")
         command = request["cmd"]
         try:
             result = self.compute(command, request["params"])
         except (UnknownCommand, OSError, ValueError, IndexError) as error:
-            self.write_status(f"error: {error}")
-            self.respond(command, "")
+            if isinstance(error, UnknownCommand) and "exits" in WORDS:
+                raise
+            if DOUBLES:
+                self.respond("", "invalid")
+                self.respond("", "invalid")
+                self.state("ok")
+            else:
+                self.state(f"error: {error}")
+                self.respond(command, "")
             return
+        if isinstance(result, list) and DOUBLES:
+            self.send_tensors(result)
+            result = "ok"
         if isinstance(result, list):
             names = ["r"] if len(result) == 1 else [f"r{index}" for index in range(len(result))]
             for name, tensor in zip(names, result, strict=True):
                 self.write_tensor(name, tensor)
             result = ",".join(names)
-        self.write_status("ok")
-        self.respond(command, result)
+        if DOUBLES:
+            if result is not None:
+                self.respond("", result)
+            self.state("ok")
+        else:
+            self.state("ok")
+            if result is not None:
+                self.respond(command, result)
+
+    def read_request(self):
+        with open(self.path("request.json")) as file:
+            text = file.read()
+        if not RAW:
+            return json.loads(text)
+        fields = {}
+        for key in ("cmd", "params"):
+            start = text.index(f'"{key}": "') + len(key) + 5
+            fields[key] = text[start : text.index('"', start)]
+        return fields
 
     def run(self):
         request = self.path("request.json")
         self.write_status("ready")
         while not self.is_exit_requested():
             if os.path.exists(request):
-                with open(request) as file:
-                    fields = json.load(file)
-                os.remove(request)
+                fields = self.read_request()
+                if not LATE:
+                    os.remove(request)
                 self.serve(fields)
+                if LATE:
+                    os.remove(request)
             else:
                 time.sleep(POLL_S)
 

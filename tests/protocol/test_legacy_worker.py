@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from legacy_peers import OLD_WORKER
 from strategies import bits
-from support import BOUND_S, FOREVER_MS, ROOT, TOOLS, empty_place, wait_until
+from support import BOUND_S, FOREVER_MS, TOOLS, empty_place, wait_until
 
 from tr_mmap import (
     BadMessage,
@@ -32,7 +33,6 @@ from tr_mmap import (
     WorkerDied,
 )
 
-OLD_WORKER = ROOT / "tests" / "peers" / "old_worker.py"
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 B = np.arange(6, 18, dtype=np.float32).reshape(3, 4)
 
@@ -110,7 +110,7 @@ def test_results_stay_right_when_the_worker_writes_the_next_one_in_their_place(l
 
 
 def test_several_results_arrive_in_order(legacy: PythonSession) -> None:
-    first, last = legacy.calculate("ends", np.int16([3, 4, 5]))
+    first, last = legacy.calculate("ends", np.int32([3, 4, 5]))
     assert (first.tolist(), last.tolist()) == ([3], [5])
     assert [bits(each) for each in legacy.calculate("echo", A, B)] == [bits(A), bits(B)]
 
@@ -130,7 +130,7 @@ def test_the_text_of_an_answer_that_is_tensors_is_ok_and_its_files_go(legacy: Py
 
 
 def test_torch_tensors_go_to_an_old_worker_and_come_back(legacy: PythonSession) -> None:
-    tensor = torch.arange(6, dtype=torch.float64).reshape(3, 2).T
+    tensor = torch.arange(6, dtype=torch.float32).reshape(3, 2).T
     back = legacy.calculate("echo", tensor)
     assert isinstance(back, torch.Tensor)
     assert torch.equal(back, tensor)
@@ -143,6 +143,16 @@ def test_any_layout_is_sent_as_an_exact_v1_file(legacy: PythonSession) -> None:
         assert bits(back) == bits(
             np.ascontiguousarray(array).astype(array.dtype.newbyteorder("=")).reshape(array.shape)
         )
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64", "float16", "int16", "uint8", "bool"])
+def test_a_dtype_that_the_original_does_not_read_is_refused_with_advice(legacy: PythonSession, dtype: str) -> None:
+    tensor = np.zeros(3, dtype)
+    for send in (lambda: legacy.send_tensor(tensor, "x"), lambda: legacy.calculate("echo", A, tensor)):
+        with pytest.raises(UnsupportedTensor, match=f"no {dtype}: convert the tensor to float32"):
+            send()
+    assert not [name for name in files_of(legacy) if name.endswith(".tsr")]
+    assert legacy.calculate("echo", tensor.astype("float32")).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("tensor", [np.arange(3), np.zeros(2, bool), np.zeros((1,) * 5, np.float32), "text"], ids=repr)

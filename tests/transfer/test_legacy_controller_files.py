@@ -38,7 +38,7 @@ def test_a_request_and_another_threads_put_and_drop_of_its_tag_do_not_meet(tmp_p
 
     def put_and_drop() -> None:
         while not is_over.is_set():
-            transfer.put("t", np.ones(4))
+            transfer.put("t", np.ones(4, np.float32))
             try:
                 transfer.drop("t")
             except MissingTag:  # pragma: no cover - only this thread drops it

@@ -16,7 +16,7 @@ from support import TOOLS, at_rest
 import tr_mmap
 from tr_mmap import PythonSession
 
-X = np.arange(3.0)
+X = np.arange(3, dtype=np.float32)
 
 
 @pytest.fixture(params=["mapped", "files", "legacy"])

@@ -276,6 +276,14 @@ def test_the_writer_refuses_what_the_reader_would(fault: Fault, action: Callable
     assert fault_of(action) is fault
 
 
+@pytest.mark.parametrize("magic", [b"TSR3", b"TSR4"])
+def test_a_newer_file_of_the_family_is_named_as_one(magic: bytes) -> None:
+    for rest in (V2[4:], bytes(60), bytes(4)):
+        with pytest.raises(TSRFormatError, match=f"{magic.decode()}.*newer file of the TSR family") as caught:
+            decode(magic + rest, path="x.tsr")
+        assert (caught.value.fault, caught.value.path) == (Fault.BAD_MAGIC, "x.tsr")
+
+
 def test_every_fault_has_a_test() -> None:
     elsewhere = {
         Fault.PAYLOAD_CHECKSUM,  # needs a payload: test_tsr_files

@@ -18,14 +18,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
 from ..base import system
 from ..errors import HostilePath, TRException
-from ..protocol.legacy import LEGACY_FORBIDDEN_MODE
+from ..protocol.legacy import LEGACY_FORBIDDEN_MODE, silence_of
 from ..protocol.status import Status, parse_status
 from ..wire.messages import (
-    HAND_GRACE_S,
     MAX_MESSAGE_NBYTES,
     MESSAGE_NUMBER_OFFSET,
     MESSAGE_REST_OFFSET,
@@ -38,7 +35,6 @@ from ..wire.messages import (
 __all__ = ["MOST_WAITING", "HandWatch"]
 
 MOST_WAITING: Final = 64  # requests by hand; who writes more of them, faster than they are served, loses some
-_SILENCE_S: Final = HAND_GRACE_S / 2  # no program pauses for so long in the middle of a text
 
 _Signature = tuple[int, int, int, int]
 _NO_FILE: Final[_Signature] = (0, 0, 0, 0)
@@ -58,7 +54,7 @@ class HandWatch:
 
     Attributes:
         fd: becomes readable when there is something to look at; -1 if this system has no inotify, or no more of it.
-        due_s: when to look without that, by the monotonic clock: a request was no JSON yet, and may be by then.
+        due_s: when to look without that, by the monotonic clock: a request may not have been whole.
     """
 
     def __init__(
@@ -174,9 +170,9 @@ class HandWatch:
         if not text.strip(b"\0 \r\n\t") or _is_mirror(text):
             return
         is_short = len(text) <= MAX_MESSAGE_NBYTES
-        if is_short and not is_complete and not _is_json(text):
+        if is_short and not is_complete and (silence_s := silence_of(text)):
             # It is being written, and when its writer closes it, that is an event; or it came whole, by rename.
-            self.due_s = time.monotonic() + _SILENCE_S
+            self.due_s = time.monotonic() + silence_s
             return
         self._seen[self._request] = signature
         self._take(text)
@@ -206,11 +202,3 @@ def _is_mirror(text: bytes) -> bool:
         and number.lstrip(b" ").isdigit()
         and text[MESSAGE_REST_OFFSET : MESSAGE_REST_OFFSET + 1] in (b",", b"}")
     )
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        return False
-    return True

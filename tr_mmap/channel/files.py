@@ -3,6 +3,8 @@
 A message is there when its file is there; its reader removes the file. A writer waits until its previous message is
 gone. The reader polls every 32 ms. After each 8 empty polls it halves that rate, down to one poll in 1024 ms. The first
 message brings it back to 32 ms.
+
+A person or another program may write a request in place. Then the worker may find a part of it, and waits for the rest.
 """
 
 from __future__ import annotations
@@ -18,15 +20,25 @@ from ..base import system
 from ..base.atomic import replacement
 from ..base.wakes import Wakes
 from ..errors import BadMessage, HostilePath, ResponseTimeout, SystemLimit
+from ..protocol.legacy import silence_of
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_NBYTES, MAX_MESSAGE_SEQ, STATUS_FILE
 from ..wire.waits import DEFAULT_TIMEOUT_MS
 from .interface import Channel, Overtaken, Role, check_bounds, never
 
-__all__ = ["SEND_TIMEOUT_MS", "FileChannel", "PollRate"]
+__all__ = ["SEND_TIMEOUT_MS", "FileChannel", "PollRate", "signature_of"]
 
 SEND_TIMEOUT_MS: Final = DEFAULT_TIMEOUT_MS  # how long the peer may leave our previous message unread
+
+
+def signature_of(path: str) -> tuple[int, int, int] | None:
+    """Tells one file of a name from another, and from itself with another content; None if there is none."""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return None
+    return info.st_ino, info.st_mtime_ns, info.st_size
 
 
 class PollRate:
@@ -74,6 +86,8 @@ class FileChannel(Channel):
         self._in = os.path.join(directory, f"{role.peer.value}.json")
         self._status = os.path.join(directory, STATUS_FILE)
         self._rate = PollRate()
+        self._is_hasty = role is Role.CONTROLLER  # our worker puts its messages in place whole
+        self._unsettled: tuple[tuple[int, int, int] | None, float] = (None, 0.0)  # a message's file; when it was found
         self._is_ordered = False
         self._sent_seq = 0  # the number of the last message that was put in place
         self._last: bytes | None = None  # the last message that was taken; None after the next one was sent
@@ -135,7 +149,7 @@ class FileChannel(Channel):
         """
         began_s = time.monotonic()
         timeout_ms = SEND_TIMEOUT_MS if deadline_s is None else max(0.0, (deadline_s - began_s) * 1000)
-        if not self._wait(lambda: self._try_put(message, data), timeout_ms, stop, PollRate()):
+        if not self._wait(lambda: self._try_put(message, data), timeout_ms, stop, self._rate_of_sending()):
             waited_ms = (time.monotonic() - began_s) * 1000
             raise ResponseTimeout(
                 f"{self._why_not_put()} for {waited_ms:.0f} ms; it takes one message after another",
@@ -143,6 +157,10 @@ class FileChannel(Channel):
                 command=message.command,
                 is_taken_up=False,
             )
+
+    def _rate_of_sending(self) -> PollRate:
+        """How often to look whether the peer has taken the previous message."""
+        return PollRate()
 
     def _try_put(self, message: Request | Response, data: bytes) -> bool:
         """Put a message in place if none is there."""
@@ -186,6 +204,26 @@ class FileChannel(Channel):
     def has_message(self) -> bool:
         return self._held is not None or os.path.lexists(self._in)
 
+    def _is_settled(self) -> bool:
+        """Whether a message lies there, and its writer has finished it."""
+        signature = signature_of(self._in)
+        if signature is None or self._is_hasty:
+            return signature is not None
+        now_s = time.monotonic()
+        if signature != self._unsettled[0]:
+            self._unsettled = signature, now_s
+        try:
+            text = self._get(self._in)
+        except (BadMessage, HostilePath, SystemLimit):
+            return True  # whoever takes it says so
+        if text is not None and now_s - self._unsettled[1] >= silence_of(text):
+            return True
+        self._rate.found_one()  # look again soon
+        return False
+
+    def _is_receivable(self) -> bool:
+        return self._held is not None or self._is_settled()
+
     def _take(self) -> bytes | None:
         taken = self._messages_taken
         try:
@@ -205,7 +243,8 @@ class FileChannel(Channel):
         return message
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
-        self._wait(self.has_message, timeout_ms, stop, self._rate)
+        if not self._wait(self._is_receivable, timeout_ms, stop, self._rate):
+            return None
         held, self._held = self._held, None
         return held if held is not None else self._take()
 

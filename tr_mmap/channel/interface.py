@@ -121,6 +121,10 @@ class Channel(ABC):
             HostilePath: the peer did not make the message's file.
         """
 
+    def receive_early(self) -> bytes | None:
+        """At the end of a wait: take an answer that the peer could still follow up with a better one; None if none."""
+        return None
+
     def put_back(self) -> None:  # noqa: B027 - a channel of files has taken the message away
         """After an interrupted :meth:`receive`: if it had taken a message, the next call takes that message again."""
 

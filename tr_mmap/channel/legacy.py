@@ -7,22 +7,38 @@ leave a response unread for any time.
 A response has no number. So before the controller puts a request in place, it waits until the worker has ended what
 somebody else has asked, and removes a response that lies there: it would be taken for that to the new request, and each
 later one for that to the request after its own.
+
+**Several responses to one request.** A worker of the original framework writes one for the tensors and one more for the
+text. It waits each time until the last one is gone, and removes the request when its handler has returned. So while the
+controller's request lies there, the controller takes every response:
+
+- The first one whose words are names of files is the answer, at once. If there is none, the very first one is.
+- That one is given to the caller when the request is gone; when the worker has ended; after ``_GRACE_S``, because a
+  handler may go on for long after its answer; or when the caller's own time is over.
+- Later ones are discarded, when the next request or a request to exit is to be put in place.
+
+A worker that removes the request when it begins is asked for one response. If it said ``busy`` with that one, the next
+request waits until it says something else, and what it writes until then is discarded. A worker that never does so
+delays one request by ``_GRACE_S``, and no further one.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeAlias
 
 from ..base import system
-from ..errors import BadMessage, OutOfSpace, SystemLimit
-from ..protocol.legacy import LEGACY_FORBIDDEN_MODE, decode_legacy_response, encode_legacy
+from ..base.identifiers import tensor_file
+from ..errors import BadMessage, HostilePath, OutOfSpace, SystemLimit
+from ..protocol.commands import split_words
+from ..protocol.legacy import LEGACY_FORBIDDEN_MODE, decode_legacy_response, encode_legacy, results_of
 from ..protocol.messages import Failure, Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import STATUS_EXIT
-from .files import FileChannel, PollRate
+from .files import FileChannel, PollRate, signature_of
 from .interface import Role, check_bounds, never
 
 __all__ = ["LegacyChannel"]
@@ -31,6 +47,33 @@ __all__ = ["LegacyChannel"]
 # request, and any other, whose handler may have left that status behind.
 _PATIENCE_S: Final = 2.0
 _LONG_PATIENCE_S: Final = 60.0
+_GRACE_S: Final = 1.0  # how long a handler may still go on after its first response, until that is its answer
+
+_Signature: TypeAlias = tuple[int, int, int] | None
+
+
+class _Haste(PollRate):
+    """For waits that are mostly short: looks again after an eighth of the time that it has waited; 1 to 32 ms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began_s = time.monotonic()
+
+    def found_nothing(self) -> float:
+        return min(max(1.0, (time.monotonic() - self._began_s) * 125), 32.0)
+
+
+class _AnswerRate(PollRate):
+    """As any, but in haste while a response is in hand: the request's removal mostly follows it at once."""
+
+    haste: _Haste | None = None
+
+    def found_nothing(self) -> float:
+        return super().found_nothing() if self.haste is None else self.haste.found_nothing()
+
+    def found_one(self) -> None:
+        super().found_one()
+        self.haste = None
 
 
 class LegacyChannel(FileChannel):
@@ -50,6 +93,19 @@ class LegacyChannel(FileChannel):
         self._ends_busy = False  # this worker writes another status when a request has ended
         self._busy_mark = self._answered_mark = (0, 0)  # of the status file, when it said so, and at our last response
         self._busy_since_s = 0.0
+        self._is_hasty = False  # either peer may write in place
+        self._rate = self._rate_of_answers = _AnswerRate()
+        self._own: _Signature = None  # of our request's file, until it is gone
+        self._removes_late = False  # this worker has written a response before it removed the request
+        self._answer: bytes | Exception | None = None  # to our request; what kept it from being read
+        self._candidate: bytes | None = None  # the first response to it, as long as a better one may follow
+        self._candidate_until_s = 0.0
+        self._state = 0  # changes with each of the last three
+        self._is_after_busy = False  # the worker has not said yet that it has ended the request that it has answered
+        self._answered_s = 0.0
+        self._stays_busy = False  # this worker does not say so
+        self._left: tuple[_Signature, float] = (None, 0.0)  # a response to somebody else's request; when it was found
+        self._looking = threading.RLock()  # reentrant, because a signal handler may look too
         self._is_quiet = True  # the last look found no response to anybody else's request, nor that one was to come
 
     # -- messages -------------------------------------------------------------------------------------------------
@@ -72,10 +128,46 @@ class LegacyChannel(FileChannel):
         except FileNotFoundError:
             pass  # the directory is gone, so the controller is gone too
 
+    def _rate_of_sending(self) -> PollRate:
+        return _Haste() if self._is_controller else super()._rate_of_sending()
+
+    def _put(self, path: str, data: bytes) -> None:
+        super()._put(path, data)
+        if self._is_controller and path == self._out:
+            self._own = signature_of(path)
+
+    def _try_put(self, message: Request | Response, data: bytes) -> bool:
+        if self._is_controller:
+            self._discard_late()
+        return super()._try_put(message, data)
+
+    def _discard_late(self) -> None:
+        """Remove what keeps the worker from ending a request that has been answered, or given up by its writer."""
+        if self._is_own_there():
+            self._discard()
+        elif os.path.lexists(self._out):  # by hand: who wrote it takes the answer, and perhaps no second one
+            signature, now_s = signature_of(self._in), time.monotonic()
+            if signature is None or signature != self._left[0]:
+                self._left = signature, now_s
+            elif now_s - self._left[1] > _PATIENCE_S:
+                self._discard()
+
+    def _discard(self) -> None:
+        try:
+            system.unlink(self._in)
+        except OSError:
+            pass  # a directory; the next receive() says so
+
+    def _is_own_there(self) -> bool:
+        """Whether the controller's last request still lies there."""
+        if self._own is not None and signature_of(self._out) != self._own:
+            self._own = None
+        return self._own is not None
+
     def _may_put(self, message: Request | Response) -> bool:
         if not isinstance(message, Request):
             return True
-        if self._is_in_another():
+        if self._is_still_answering() or self._is_in_another():
             self._is_quiet = False
             return False
         was_quiet, self._is_quiet = self._is_quiet, True
@@ -86,6 +178,21 @@ class LegacyChannel(FileChannel):
         except OSError:
             return True  # a directory; the next receive() says so
         self._is_quiet = False
+        return False
+
+    def _is_still_answering(self) -> bool:
+        """Whether more may come in response to the request that was answered, and was removed before."""
+        if not self._is_after_busy:
+            return False
+        self.read_status()
+        if self._mark_of_status() == self._answered_mark:
+            if os.path.lexists(self._in):
+                self._discard()
+                self._answered_s = time.monotonic()
+            if time.monotonic() - self._answered_s < _GRACE_S:
+                return True
+            self._stays_busy = not self._ends_busy
+        self._is_after_busy = False
         return False
 
     def _is_in_another(self) -> bool:
@@ -110,6 +217,8 @@ class LegacyChannel(FileChannel):
         return info.st_ino, info.st_mtime_ns
 
     def _why_not_put(self) -> str:
+        if self._is_controller and self._is_own_there():
+            return "the worker's handler has not ended the last request, though it has answered it,"
         if self._is_controller and not os.path.lexists(self._out):
             return "the worker has been in a request that somebody else wrote"
         return super()._why_not_put()
@@ -119,6 +228,8 @@ class LegacyChannel(FileChannel):
             if self.read_status().status is Status.ERROR:
                 self.write_status(Status.READY)  # the worker is idle; its old ERROR is not the next outcome
             self._sent_request, self._outcome = message, None
+            self._own = self._answer = self._candidate = None
+            self._state += 1
 
     def reply_unreadable(self, failure: Failure) -> None:
         try:
@@ -126,13 +237,107 @@ class LegacyChannel(FileChannel):
         except (OutOfSpace, SystemLimit):
             pass  # the status could not be written either
 
+    # -- the controller's side of responses -----------------------------------------------------------------------
+
+    def has_message(self) -> bool:
+        if not self._is_controller:
+            return super().has_message()
+        try:
+            return self._is_receivable()
+        except SystemLimit:
+            return True  # it can be read later
+
+    def is_taken_up(self) -> bool:
+        if self._removes_late and self._is_own_there():
+            return self.read_status().status is Status.BUSY
+        return super().is_taken_up()
+
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         raw = super().receive(timeout_ms, stop)
-        if raw is None or not self._is_controller:
-            return raw
+        return raw if raw is None or not self._is_controller else self._as_own(raw)
+
+    def receive_early(self) -> bytes | None:
+        if self._candidate is None or not self._is_controller:
+            return None
+        self._candidate_until_s = 0.0
+        return self.receive(0, never)
+
+    def _is_receivable(self) -> bool:
+        if not self._is_controller:
+            return super()._is_receivable()
+        if self._held is not None or self._answer is not None:
+            return True
+        if not self._looking.acquire(blocking=False):
+            return False  # another thread looks
+        try:
+            return self._look()
+        finally:
+            self._looking.release()
+
+    def _look(self) -> bool:
+        """Take the responses that lie there. Returns whether the answer to our request is known."""
+        while True:
+            # Asked first: what a worker writes before it removes the request is found by a look after that.
+            is_gone = not self._is_own_there()
+            state = self._state
+            raw: bytes | None = None
+            try:
+                if self._is_settled():
+                    raw = self._get(self._in)
+            except (BadMessage, HostilePath) as error:
+                if self._state == state:
+                    self._answer = error
+                self._discard()
+                return True
+            is_better = raw is not None and self._has_results(raw)
+            until_s, haste = time.monotonic() + _GRACE_S, _Haste()
+            is_coming = raw is None and os.path.lexists(self._in)  # it is still being written
+            is_late = time.monotonic() >= self._candidate_until_s
+            if self._state != state or os.getpid() != self._owner_pid:
+                return self._answer is not None  # a signal handler has taken it meanwhile, or has forked
+            # No call from here to the last store: a signal handler finds all of this or nothing.
+            self._state = state + 1
+            if is_better:
+                self._answer = raw
+            elif raw is not None and self._candidate is None:
+                self._candidate, self._candidate_until_s, self._rate_of_answers.haste = raw, until_s, haste
+            is_over = (is_gone and not is_coming) or (is_late and raw is None)
+            if self._answer is None and is_over:
+                self._answer = self._candidate
+            if raw is None:
+                return self._answer is not None
+            self._removes_late = self._removes_late or not is_gone
+            self._discard()
+            if self._answer is not None:
+                return True
+
+    def _has_results(self, raw: bytes) -> bool:
+        """Whether a response names files that are not the request's own."""
+        words = results_of(raw)
+        own = split_words(self._sent_request.parameters)
+        return bool(words) and all(
+            word not in own and os.path.lexists(os.path.join(self._directory, tensor_file(word))) for word in words
+        )
+
+    def _take(self) -> bytes | None:
+        if not self._is_controller:
+            return super()._take()
+        answer = self._answer
+        if isinstance(answer, bytes):
+            self._last = answer
+        self._answer = self._candidate = None
+        self._state += 1
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _as_own(self, raw: bytes) -> bytes:
+        """The answer as one of our responses."""
         line = self.read_status()
-        self._ends_busy = self._ends_busy or line.status is not Status.BUSY
-        self._answered_mark = self._mark_of_status()
+        is_busy = line.status is Status.BUSY and not self._is_in_own_words
+        self._ends_busy = self._ends_busy or not is_busy
+        self._answered_mark, self._answered_s = self._mark_of_status(), time.monotonic()
+        self._is_after_busy = is_busy and not self._stays_busy and not self._is_own_there()
         response = decode_legacy_response(raw, self._sent_request.seq, self._sent_request.command, line)
         self._outcome = Status.OK if response.error is None else Status.ERROR
         return encode(response)
@@ -180,7 +385,13 @@ class LegacyChannel(FileChannel):
         deadline_s: float | None = None,  # noqa: ARG002 - this waits for nothing
         stop: Callable[[], bool] = never,  # noqa: ARG002
     ) -> bool:
+        self.ring()
         status = self.read_status().status
         if status is not Status.EXIT and not status.is_over:
             self.write_status(Status.EXIT)
         return False  # the worker may write its own status over it at any moment
+
+    def ring(self) -> None:
+        """Take what keeps the worker in its handler, so that it sees that it is to exit. The answer is kept."""
+        if self._is_controller and self._is_own_there() and (self._outcome is not None or self._is_receivable()):
+            self._discard_late()

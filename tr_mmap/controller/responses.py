@@ -273,6 +273,8 @@ class Responses:
             remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
             try:
                 raw = receive(remaining_ms, should_stop)
+                if raw is None and remaining_ms > 0:
+                    raw = worker.channel.receive_early()
                 self.check_own()  # a signal handler may have forked: the response is the parent's
                 response = None if raw is None else self.transfer.decode(raw)
                 taken = None if response is None else _Taken(response, framework, claim)

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -38,13 +38,14 @@ from ..tsr import tensors as conversions
 from ..tsr.files import TRANSIENT_FAULTS, BeingChanged, check_payload, until_settled
 from ..tsr.framework_names import check_framework_name
 from ..wire.header import MAX_DTYPE_CODE_V1, MAX_HEADER_NBYTES, MAX_NDIM_V1
-from ..wire.messages import DEFAULT_RESULT
+from ..wire.messages import DEFAULT_RESULT, REQUEST_FILE
 from ..wire.names import MAX_TAG_LENGTH, RESULT_PREFIX
 from .interface import ControllerTransfer, WorkerTransfer
 from .tags import describe_tags
 
 __all__ = ["LegacyControllerTransfer", "LegacyWorkerTransfer"]
 
+_LEGACY_DTYPES: Final = ("float32", "int8", "int32")  # those of the original framework
 _is_legacy_result = re.compile(r"r[0-9]*").fullmatch
 
 
@@ -52,12 +53,21 @@ _is_legacy_result = re.compile(r"r[0-9]*").fullmatch
 
 
 def _encode(tensor: Any, *, may_be_v2: bool = False) -> tuple[bytes, memoryview]:
-    """A v1 header, and the payload's bytes; a v2 header if v1 cannot hold the tensor and it may be one.
+    """A header, and the payload's bytes.
+
+    Args:
+        tensor: any tensor.
+        may_be_v2: False for a legacy peer: a v1 header, and one of the dtypes that every such peer reads. True: any v1
+            header; a v2 header if v1 cannot hold the tensor.
 
     Raises:
         UnsupportedTensor: not a tensor, or one that no header it may have can hold.
     """
     dtype, array = conversions.to_array(tensor)
+    if not may_be_v2 and dtype.name not in _LEGACY_DTYPES:
+        raise UnsupportedTensor(
+            f"a legacy peer reads {', '.join(_LEGACY_DTYPES)}, and no {dtype.name}: convert the tensor to float32"
+        )
     try:
         if may_be_v2 and (dtype.code > MAX_DTYPE_CODE_V1 or array.ndim > MAX_NDIM_V1):
             header = tsr_header.encode_v2(dtype, array.shape, created_ns=time.time_ns())
@@ -283,15 +293,18 @@ class LegacyControllerTransfer(ControllerTransfer):
         self._taken.clear()
 
     def decode(self, raw: bytes) -> Response:
-        """Parse a response, and take its result files. The words of its params are results if all of them are files."""
+        """Parse a response, and take its result files.
+
+        The words of its params are results if all of them are files of the worker's own.
+        """
         response = decode_response(raw)
-        self._remove_placed()  # files that are there after this are the worker's own
         tags = [ref.tag for ref in response.tensors]
-        paths = [self._path(tag) for tag in tags]
-        if response.error is not None or not all(map(system.exists, paths)):
-            response.tensors = []
+        are_results = response.error is None and all(map(self._is_result, tags))
+        response.tensors = [self._take(tag, self._path(tag)) for tag in tags] if are_results else []
+        if not system.exists(os.path.join(self._directory, REQUEST_FILE)):
+            self._remove_placed()  # else the handler goes on, and may read them; the next request removes them
+        if not are_results:
             return response
-        response.tensors = [self._take(tag, path) for tag, path in zip(tags, paths, strict=True)]
         if tags and tags == split_words(response.result):
             response.result = DEFAULT_RESULT
         return response
@@ -385,6 +398,10 @@ class LegacyControllerTransfer(ControllerTransfer):
             path = self._path(tag)
             if inode is not None and _inode(path) == inode:  # else the worker has made a result of that name
                 system.unlink(path)
+
+    def _is_result(self, tag: str) -> bool:
+        inode = _inode(self._path(tag))
+        return inode is not None and inode != self._placed.get(tag)
 
     def _take(self, tag: str, path: str) -> TensorRef:
         self._takes += 1

@@ -41,6 +41,7 @@ __all__ = ["MAX_NBYTES", "MAX_SEQ", "Header", "decode", "encode_v0", "encode_v1"
 MAX_NBYTES: Final = 2**63 - 1  # off_t and Py_ssize_t: what a mapping can address
 MAX_SEQ: Final = SEQ_RETIRED - 1
 
+_NEWER_MAGICS: Final = frozenset({b"TSR3", b"TSR4"})  # of later versions of the original framework
 _KNOWN_FLAGS: Final = FLAG_CHECKSUM | FLAG_SEGMENT
 _V0: Final = struct.Struct("<4sii4i")
 _V1: Final = struct.Struct("<4s3i2i4i3q")
@@ -122,6 +123,13 @@ def decode(raw: bytes | memoryview, *, file_nbytes: int | None = None, path: str
         _refuse(
             Fault.SEALED,
             "the file is sealed; it cannot be mapped; load and read_header with the key that it was saved with read it",
+            path,
+        )
+    elif magic in _NEWER_MAGICS:
+        _refuse(
+            Fault.BAD_MAGIC,
+            f"the file starts with {magic.decode()!r}: it is a newer file of the TSR family, which this reader does "
+            "not know; save the tensor as TSR version 1 or 2",
             path,
         )
     else:

@@ -7,6 +7,7 @@ from typing import Final
 
 from ..channel.interface import Channel, check_bounds
 from ..errors import BadMessage, HostilePath, SystemLimit
+from ..protocol.legacy import decode_legacy_request
 from ..protocol.messages import Failure, FailureKind, Request, Response, decode_request
 from ..protocol.status import Status
 from ..transfer.interface import WorkerTransfer
@@ -86,7 +87,7 @@ class RequestService(WorkerLife):
             if raw is None:
                 self._is_stopping = self._has_to_stop()  # else a request by hand has come
                 return False
-            request = decode_request(raw)
+            request = (decode_legacy_request if channel.may_carry_legacy else decode_request)(raw)
         except SystemLimit as error:  # no descriptor is left, say: the request stays, to be read later
             self._pause(error)
             return False
@@ -98,7 +99,8 @@ class RequestService(WorkerLife):
             failure = failure_of(error)
             failure.kind = FailureKind.BAD_INPUT
             self._advance_status(channel, Status.ERROR, failure.message)
-            channel.reply_unreadable(failure)
+            answering = attachment.legacy_side()[0] if channel.may_carry_legacy else channel
+            answering.reply_unreadable(failure)
             return True
         if request.command == EXIT_COMMAND:
             self._is_stopping = True
@@ -137,7 +139,7 @@ class RequestService(WorkerLife):
     def _serve_by_hand(self, channel: Channel, attachment: Attachment, raw: bytes) -> bool:
         """Answer a request that somebody wrote by hand into a file of the channel. False if it is the one to exit."""
         try:
-            request = decode_request(check_bounds(raw))
+            request = decode_legacy_request(check_bounds(raw))
         except BadMessage as error:
             self.debug_message(error)
             failure = Failure(FailureKind.BAD_INPUT, type(error).__name__, str(error))
