@@ -31,12 +31,18 @@ def find_launchers() -> list[Identity]:
     older members of the group, see :func:`_elders`. A pid in the list is never another process's, because each is an
     :class:`Identity`; and what joins the group later does not count.
 
+    If there is none, the program has ended already, and the list has one that is dead.
+
     Without a launcher, this process lives until it is told to end. Off Linux this is always the parent, because only
     Linux's /proc tells a shell.
     """
     stats = all_stats()
-    if ON_LINUX and _is_adopted(stats) and (found := _elders(stats)):
-        return found
+    if ON_LINUX and _is_adopted(stats):
+        if found := _elders(stats):
+            return found
+        if os.getpgrp() != os.getpid() and (os.getppid() <= 1 or _name_of(os.getppid()) not in _SHELLS):
+            # Who began the group has ended: while the group is there, its number is no other process's.
+            return [Identity.local(os.getpgrp(), 0)]
     pid, session = os.getppid(), None
     while pid > 1 and (seen := stats.get(pid)) is not None and not seen.is_ended:
         if session not in (None, seen.session):
@@ -66,9 +72,9 @@ def _is_adopted(stats: Mapping[int, Stat]) -> bool:
 def _elders(stats: Mapping[int, Stat]) -> list[Identity]:
     """The members of our process group that are older than we are: the program that started us, and who is with it.
 
-    These are its shell script, the rest of its pipeline, and workers that it started before us. Two kinds would never
-    end, because they wait for us: who reads our output to its end, and a shell that waits for such a reader. They do
-    not count if others are there.
+    These are its shell script, the rest of its pipeline, and workers that it started before us. Some would never end,
+    because they wait for us: who reads our output to its end, and who waits for such a reader. These, and shells, do not
+    count if others are there.
     """
     own = stats.get(os.getpid())
     if own is None:
@@ -83,8 +89,14 @@ def _elders(stats: Mapping[int, Stat]) -> list[Identity]:
         and _group_of(pid) == os.getpgrp()
         and _is_older(pid, seen, own)
     }
-    waiting = _readers_of_our_output(members) | {pid for pid in members if _name_of(pid) in _SHELLS}
-    return [Identity.local(pid, stats[pid].start_ticks) for pid in sorted(members - waiting or members)]
+    readers = _readers_of_our_output(members)
+    counted = members - readers - {pid for pid in members if _name_of(pid) in _SHELLS}
+    for pid in readers:
+        while (pid := stats[pid].parent) in members:
+            # Waits for the reader perhaps; unless it is the program itself, which has made the reader for its output.
+            if counted & with_descendants([pid], stats) - {pid}:
+                counted.discard(pid)
+    return [Identity.local(pid, stats[pid].start_ticks) for pid in sorted(counted or members)]
 
 
 def _is_older(pid: int, seen: Stat, own: Stat) -> bool:
