@@ -1,7 +1,7 @@
-"""A controller of the legacy dialect in a project: PROJECT FOLDER ID SCRIPT. The standard library only, none of our code.
+"""A controller of the legacy dialect in a project: PROJECT FOLDER ID SCRIPT. The standard library, none of our code.
 
-As programs of its time do, it starts the worker by ``system("python3 \"SCRIPT\" ID &")``: the shell between them is gone
-at once, so this program has no number and no end of its worker to look at. Its sessions are in
+As programs of its time do, it starts the worker by ``system("python3 \"SCRIPT\" ID &")``: the shell between them is
+gone at once, so this program has no number and no end of its worker to look at. Its sessions are in
 ``PROJECT/workspace/FOLDER``, which is compiled into it; the worker is told the ID only. Takes the steps of
 ``old_controller.py``, and removes the session's directory at its normal end. With the step ``{"work": true}`` it asks
 again and again, checks each answer, prints a line after the first one, and ends only by being killed.
