@@ -1,7 +1,7 @@
 """A controller of ours with ``channel="legacy"`` that asks until it is killed: SCRIPT ID [fork | thread]
 
-Prints a line of JSON when it has started and another after its first answers; each answer is checked. ``fork``: has a child
-that holds all its descriptors and outlives it. ``thread``: the thread that started the session has ended.
+Prints a line of JSON when it has started and another after its first answers; each answer is checked. ``fork``: has a
+child that holds all its descriptors and outlives it. ``thread``: the thread that started the session has ended.
 """
 
 from __future__ import annotations

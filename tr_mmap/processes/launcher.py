@@ -73,8 +73,8 @@ def _elders(stats: Mapping[int, Stat]) -> list[Identity]:
     """The members of our process group that are older than we are: the program that started us, and who is with it.
 
     These are its shell script, the rest of its pipeline, and workers that it started before us. Some would never end,
-    because they wait for us: who reads our output to its end, and who waits for such a reader. These, and shells, do not
-    count if others are there.
+    because they wait for us: who reads our output to its end, and who waits for such a reader. These, and shells, do
+    not count if others are there.
     """
     own = stats.get(os.getpid())
     if own is None:
