@@ -1,7 +1,7 @@
 """What a worker follows that a shell has started in the background: the program that told the shell to do so.
 
 ``system("worker &")`` leaves no parent to watch: init adopts the worker, or another process that says so to the kernel.
-The worker has the program's process group, in which others may be: a script, a pipeline, further workers, its own children.
+The worker has the program's process group, in which others may be: scripts, pipelines, more workers, its own children.
 """
 
 from __future__ import annotations
