@@ -112,7 +112,7 @@ def test_sweep_of_a_place_that_is_not_there_finds_nothing(tmp_path: Path) -> Non
 
 def test_another_users_session_is_never_touched(ws: Workspace, dead: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
     path = leave(ws, "s", dead)
-    monkeypatch.setattr(workspaces, "_check_private", lambda _: None)
+    monkeypatch.setattr(workspaces, "_check_private", lambda *_: None)
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     assert ws.sweep().kept == {"s": f"it belongs to user {owner}"}

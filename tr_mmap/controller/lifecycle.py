@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, SupportsIndex
 
 from ..errors import ResponseTimeout, SessionInUse, SessionNotStarted
 from ..protocol.status import Status, StatusLine
-from ..sessions.workspace import Workspace
+from ..sessions.projects import choose_workspace
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import CLAIM_RETRY_S, CLAIM_WAIT_S, DEFAULT_TIMEOUT_MS, EXIT_TIMEOUT_MS
 from .dispatcher import TURN_WAIT_S, Dispatcher, StatusTest
@@ -87,6 +87,7 @@ class SessionLifecycle:
             cwd=cwd,
             python=python,
         )
+        self._workspace = choose_workspace(channel, self._options.script_path, self._options.workspace_root, os.environ)
         self._quiet_mode = quiet_mode
         self._starting = threading.RLock()  # held while a session is made or ended, never while a request is answered
         self._dispatcher: Dispatcher | None = None
@@ -94,7 +95,7 @@ class SessionLifecycle:
         self._named = NamedResults()
 
     if not TYPE_CHECKING:  # an object's own attributes hide these
-        _options = _dispatcher = _NotInitialized()
+        _options = _dispatcher = _workspace = _NotInitialized()
 
     def __repr__(self) -> str:
         worker = self._worker_or_none()
@@ -176,7 +177,7 @@ class SessionLifecycle:
             if self._options.replace:
                 self._close_other()
             try:
-                return SessionResources(self._options)
+                return SessionResources(self._options, self._workspace)
             except SessionInUse as error:
                 is_replaceable = self._options.replace and error.pid == os.getpid()
                 if not is_replaceable or time.monotonic() >= deadline:
@@ -185,7 +186,7 @@ class SessionLifecycle:
 
     def _close_other(self) -> None:
         """Close the session of this process that has the name, if there is one."""
-        other = _sessions.get(Workspace.at(self._options.workspace_root).session_dir(self._options.session_id))
+        other = _sessions.get(self._workspace.session_dir(self._options.session_id))
         if other is not None and other is not self:
             _log.info("session %r: closing an earlier session of this process", self.session_id())
             other.close()
@@ -377,7 +378,7 @@ class SessionLifecycle:
 
     def session_dir(self) -> str:
         """Path of the session's directory; it exists from the first start() to the end of the session."""
-        return Workspace.at(self._options.workspace_root).session_dir(self._options.session_id)
+        return self._workspace.session_dir(self._options.session_id)
 
     def session_id(self) -> str:
         """The session's name."""

@@ -15,20 +15,23 @@ from ..base.identifiers import is_result_name, spill_sender
 from ..channel.authenticated import RejectionCounter, protect
 from ..channel.interface import Role
 from ..channel.kinds import channel_kind, usable_channel
-from ..errors import BadMessage, HostilePath, SessionNotStarted, TRException
+from ..errors import BadMessage, HostilePath, ScriptNotFound, SessionNotStarted, TRException
+from ..processes.guard import Guard
 from ..processes.identity import Identity
 from ..processes.life_lock import LifeLock, is_held
 from ..processes.spawn import WorkerProcess
 from ..processes.worker_log import new_log_path, remove_log
+from ..protocol.legacy import LEGACY
 from ..protocol.messages import now_ms
 from ..sessions import manifest as manifests
 from ..sessions.manifest import Manifest
+from ..sessions.projects import advice_on_place
 from ..sessions.secret import new_secret
 from ..sessions.workspace import Workspace
 from ..transfer.kinds import controller_transfer
 from ..wire.names import CONTROLLER_LOCK_FILE
 from .fast_path import controller_fast_path
-from .launch import launch
+from .launch import find_python, launch
 from .options import SessionOptions
 from .worker_handle import WorkerHandle
 
@@ -43,6 +46,7 @@ class SessionResources(ForkAware):
 
     Args:
         options: of the session; its name is claimed for this process.
+        workspace: where the session is; None for the workspace of the options.
 
     Attributes:
         directory: of the session.
@@ -55,12 +59,12 @@ class SessionResources(ForkAware):
         HostilePath: the workspace is not a directory that this user can trust and use.
     """
 
-    def __init__(self, options: SessionOptions) -> None:
+    def __init__(self, options: SessionOptions, workspace: Workspace | None = None) -> None:
         super().__init__()
         self.options = options
         self.session_id = options.session_id
         self.rejections = RejectionCounter()
-        self.workspace = Workspace.at(options.workspace_root)
+        self.workspace = workspace or Workspace.at(options.workspace_root)
         self._channel = usable_channel(options.channel)
         self._owner_pid = os.getpid()
         self._lock = LifeLock()  # held while the session is this object's
@@ -68,11 +72,20 @@ class SessionResources(ForkAware):
         self._log_path = ""  # of the worker, if the log is outside the directory
         self.worker: WorkerHandle | None = None
         self._sweep()
-        self.directory = self._claim()
+        self._guard = self._new_guard()
+        self._mark = f"{os.getpid()}-{secrets.token_hex(8)}" if self._guard is None else self._guard.mark
+        try:
+            if self._guard is not None:
+                self._guard.watch()  # before the directory is there: this process may be killed at any moment
+            self.directory = self._claim()
+        except BaseException:
+            self._end_guard()
+            raise
         try:
             self.transfer = controller_transfer(self._channel, self.directory, options.transfer, options.views)
         except BaseException:
             self._give_up()
+            self._end_guard()
             raise
 
     def forked_in_child(self) -> None:
@@ -80,6 +93,29 @@ class SessionResources(ForkAware):
         worker: WorkerHandle | None = getattr(self, "worker", None)
         if worker is not None:
             worker.watch.deaths.append(worker.process.identity)
+
+    def _new_guard(self) -> Guard | None:
+        """The guard of a worker that perhaps does not watch this process; None if there is no need, or no Python."""
+        if self._channel != LEGACY:
+            return None
+        try:
+            interpreter = find_python(None, {})
+        except ScriptNotFound:  # this program has Python inside
+            try:
+                interpreter = find_python(self.options.python)
+            except ScriptNotFound:
+                return None  # the start of the worker will say so
+        directory = self.workspace.session_dir(self.session_id)
+        return Guard(interpreter, directory, self.workspace.levels_to_remove())
+
+    def _end_guard(self) -> None:
+        if self._guard is not None:
+            self._guard.end()
+
+    def advice_on_place(self) -> str:
+        """What an error says of a worker that does not answer, if it may look for its session elsewhere; else ""."""
+        options = self.options
+        return advice_on_place(options.channel, options.script_path, self.workspace, options.workspace_root)
 
     def _claim(self) -> str:
         path = self.workspace.claim(self.session_id, self._manifest([]), self._lock)
@@ -170,7 +206,9 @@ class SessionResources(ForkAware):
         options = self.options
         self.workspace.find(self.session_id)
         self._remove_leftovers()
-        mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+        mark = f"{self._mark}-{secrets.token_hex(4)}"
+        if self._guard is not None:
+            self._guard.watch()  # again, if somebody has ended it
         kind = channel_kind(self._channel)
         remove_log(self._log_path)
         self._log_path = new_log_path(self.directory)
@@ -247,3 +285,4 @@ class SessionResources(ForkAware):
             self.transfer.close()
             self._give_up()
             remove_log(self._log_path)
+        self._end_guard()  # last, and only if all went well

@@ -364,12 +364,13 @@ class Responses:
         advice = "give it more time, or terminate() and start() the worker"
         if state.process == "stopped":
             advice = f"a signal or a debugger has stopped it: continue it with kill -CONT {state.pid}"
+        place = "" if is_taken_up else self.resources.advice_on_place()
         what = f"no response to {command!r}" if command else "no response"
         pending = self._pending
         other = "" if pending is None else f" ({pending.command!r})"
         why = "" if is_sent else f", because another request is under way{other}"
         return ResponseTimeout(
-            f"{what} within {timeout_s * 1000:.0f} ms{why}: the worker {taken}; {state}; {advice}",
+            f"{what} within {timeout_s * 1000:.0f} ms{why}: the worker {taken}; {state}; {advice}{place}",
             timeout_ms=timeout_s * 1000,
             command=command,
             pid=state.pid,

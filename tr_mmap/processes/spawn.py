@@ -19,14 +19,16 @@ from .log_forwarder import LogForwarder
 from .tree import has_mark, with_descendants
 from .worker_log import LogSize, create_log, log_size, log_tail
 
-__all__ = ["WorkerProcess"]
+__all__ = ["Child", "WorkerProcess"]
 
 
 _REAP_S: Final = 0.005  # how often to look for the end of a killed child without a descriptor
 _UNKNOWN: Final = 1 << 16  # no exit status: the program ignores SIGCHLD, or its own handler has reaped the child
 
 
-class _Child(subprocess.Popen[bytes]):
+class Child(subprocess.Popen[bytes]):
+    """A child process; its end is noticed also by a program that reaps children itself."""
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         try:
             super().__init__(*arguments, **options)
@@ -114,11 +116,11 @@ class WorkerProcess:
             OSError: a system call failed; no process is left.
         """
         mark = mark or f"{os.getpid()}-{secrets.token_hex(8)}"
-        child: _Child | None = None
+        child: Child | None = None
         try:
             log_path, log_fd = create_log(log_path, log_link)
             try:
-                child = _Child(
+                child = Child(
                     list(argv),
                     env={**env, WORKER_MARK_VARIABLE: mark},
                     cwd=cwd,

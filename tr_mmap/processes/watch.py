@@ -51,6 +51,8 @@ class PeerWatch:
         each_second: called about once a second while the peer lives, and when the thread wakes for another reason. It
             must not raise.
         lock_path: the peer's life lock, which tells of its death where its pid has no meaning; "" if there is none.
+        next_peer: called when a peer has ended, from the thread that found it: the process to watch then, or None if
+            that end is the death to call back for.
 
     Attributes:
         deaths: empty until the watch has seen the peer's death.
@@ -64,8 +66,10 @@ class PeerWatch:
         *,
         each_second: Callable[[], None] | None = None,
         lock_path: str = "",
+        next_peer: Callable[[], Identity | None] | None = None,
     ) -> None:
         self.identity = identity
+        self._next_peer = next_peer
         self._also = also
         self._each_second = each_second
         self._on_death = on_death
@@ -77,7 +81,8 @@ class PeerWatch:
             if (fd := open_pidfd(identity)) is not None:
                 self._pidfd = system.OwnFile(fd)
         except ProcessLookupError:
-            self.deaths.append(identity)
+            if next_peer is None:
+                self.deaths.append(identity)
         try:
             if not identity.is_judgeable() and lock_path:
                 self._probe = LifeProbe(lock_path)  # now, because a sweep may remove the name
@@ -139,6 +144,22 @@ class PeerWatch:
             self._each_second()
 
     def _has_ended(self) -> bool:
+        while self._has_peer_ended():
+            following = None if self._next_peer is None else self._next_peer()
+            if following is None:
+                return True
+            self.identity = following
+            pidfd, self._pidfd = self._pidfd, None
+            if pidfd is not None:
+                pidfd.close()
+            try:
+                if (fd := open_pidfd(following)) is not None:
+                    self._pidfd = system.OwnFile(fd)
+            except ProcessLookupError:
+                pass  # the next look finds that
+        return False
+
+    def _has_peer_ended(self) -> bool:
         if (pidfd := self._pidfd) is not None:
             if pidfd.is_open():
                 return bool(readable([pidfd.fd], 0))

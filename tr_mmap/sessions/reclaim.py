@@ -27,6 +27,7 @@ from . import manifest as manifests
 from .manifest import Manifest
 
 __all__ = [
+    "NO_MANIFEST",
     "NotReclaimable",
     "aside",
     "discard",
@@ -38,6 +39,7 @@ __all__ = [
     "with_living_controller",
 ]
 
+NO_MANIFEST: Final = "it has no manifest"  # what a judge is told of a directory without one
 _KINDS: Final = f"{re.escape(NEW_PREFIX)}|{re.escape(GONE_PREFIX)}"
 parse_leftover = re.compile(rf"({_KINDS})([0-9]{{1,10}})-([0-9]{{1,20}})-[0-9a-f]+").fullmatch  # of aside()
 
@@ -243,7 +245,7 @@ def _examine(path: str) -> tuple[Manifest | None, str]:
         manifest = manifests.read(path)
     except TRException as error:
         return None, str(error)
-    return manifest, "" if manifest is not None else "it has no manifest"
+    return manifest, "" if manifest is not None else NO_MANIFEST
 
 
 def _unlink_semaphore(name: str) -> None:

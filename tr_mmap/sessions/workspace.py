@@ -20,6 +20,7 @@ from ..base.identifiers import check_session_id, is_session_id
 from ..errors import BadMessage, HostilePath, OutOfSpace, SessionInUse
 from ..processes.identity import Identity
 from ..processes.life_lock import LifeLock
+from ..protocol.legacy import LEGACY_FORBIDDEN_MODE
 from ..wire.names import (
     CONTROLLER_LOCK_FILE,
     DEFAULT_ROOT_PREFIX,
@@ -68,12 +69,29 @@ class Workspace:
         root: absolute; need not exist.
         is_default: the library chose the place. So it checks that the place is private, and removes it when it is
             empty.
+        folder: the name of the folder of sessions in it.
+        is_project: it belongs to a project of the original framework (:mod:`.projects`). There this user's group may
+            write, because such a program makes directories by its umask, and the folder stays when it is empty.
+
+    Attributes:
+        sessions: path of the folder of sessions.
     """
 
-    def __init__(self, root: str, *, is_default: bool = False) -> None:
+    def __init__(
+        self, root: str, *, is_default: bool = False, folder: str = SESSIONS_DIR, is_project: bool = False
+    ) -> None:
         self.root = _absolute(root)
         self.is_default = is_default
-        self._sessions = os.path.join(self.root, SESSIONS_DIR)
+        self.is_project = is_project
+        self.sessions = os.path.join(self.root, folder)
+        self._forbidden_mode = LEGACY_FORBIDDEN_MODE if is_project else 0o022
+        self._has_made_folder = not is_project
+
+    def levels_to_remove(self) -> int:
+        """How many of the directories above a session go when they are empty: the folder, and the workspace."""
+        if self.is_project:
+            return int(self._has_made_folder or not system.exists(self.sessions))
+        return 2 if self.is_default else 1
 
     @classmethod
     def locate(cls, environ: Mapping[str, str] = os.environ, *, is_made: bool = True) -> Workspace:
@@ -104,7 +122,7 @@ class Workspace:
             BadMessage: the id may not name a session.
         """
         check_session_id(session_id)
-        return os.path.join(self._sessions, SESSION_PREFIX + session_id)
+        return os.path.join(self.sessions, SESSION_PREFIX + session_id)
 
     def find(self, session_id: str) -> str:
         """The directory of the session of that name: this user's own, or not there at all.
@@ -115,7 +133,7 @@ class Workspace:
         """
         path = self.session_dir(session_id)
         try:
-            _check_private(self._sessions)
+            _check_private(self.sessions, self._forbidden_mode)
             _check_private(path)
         except FileNotFoundError:
             pass
@@ -222,13 +240,13 @@ class Workspace:
         orphans: dict[str, NotReclaimable] = {}
         living: dict[Identity, bool] = {}
         try:
-            _check_private(self._sessions)
-            names = system.list_dir(self._sessions)
+            _check_private(self.sessions, self._forbidden_mode)
+            names = system.list_dir(self.sessions)
         except FileNotFoundError:
             names = []
         names = sorted(names if at_most is None or len(names) <= at_most else random.sample(names, at_most))
         for name in names:
-            path = os.path.join(self._sessions, name)
+            path = os.path.join(self.sessions, name)
             if leftover := parse_leftover(name):
                 user = Identity.local(int(leftover[2]), int(leftover[3]))
                 # What this process was removing too: that may have failed, and two removals at once do no harm.
@@ -259,10 +277,11 @@ class Workspace:
         """Put a new session at ``path``; False if the name is taken."""
         self._make_root()
         try:
-            system.make_dir(self._sessions)
+            system.make_dir(self.sessions)
+            self._has_made_folder = True
         except FileExistsError:
             pass
-        _check_private(self._sessions)
+        _check_private(self.sessions, self._forbidden_mode)
         if system.exists(path):  # rename(2) would replace an empty directory
             return False
         temporary = aside(path, NEW_PREFIX)
@@ -294,7 +313,7 @@ class Workspace:
             if not self.is_default:
                 if not system.is_usable_dir(self.root):
                     raise _unusable(self.root, "is not a directory that this user may write")
-                _check_shared(self.root)
+                _check_shared(self.root, self._forbidden_mode)
                 return
             try:
                 _check_private(self.root)
@@ -303,8 +322,10 @@ class Workspace:
                 continue
 
     def _remove_if_empty(self) -> None:
+        if not self._has_made_folder:
+            return
         try:
-            system.remove_dir(self._sessions)
+            system.remove_dir(self.sessions)
             if self.is_default:
                 system.remove_dir(self.root)
         except OSError:  # we may not remove anything there: an empty directory does no harm
@@ -349,7 +370,7 @@ def _unusable(path: str, reason: str) -> HostilePath:
     )
 
 
-def _check_private(path: str) -> None:
+def _check_private(path: str, forbidden_mode: int = 0o022) -> None:
     """Raise HostilePath unless it is this user's directory and no other may write it; FileNotFoundError if gone."""
     info = system.status(path)
     if stat.S_ISLNK(info.st_mode):
@@ -360,16 +381,21 @@ def _check_private(path: str) -> None:
         return
     if info.st_uid != os.geteuid():
         raise _unusable(path, f"belongs to user {info.st_uid}")
-    if info.st_mode & 0o022:
-        raise _unusable(path, "may be written by group or others")
+    if info.st_mode & forbidden_mode:
+        raise _unusable(path, f"may be written by {_writers(forbidden_mode)}")
 
 
-def _check_shared(path: str) -> None:
+def _check_shared(path: str, forbidden_mode: int) -> None:
     """Raise HostilePath if another user could rename what we make in the directory that this user chose."""
     if os.name != "posix":  # pragma: no cover - Windows has no modes
         return
     info = system.status(os.path.realpath(path))  # a symlink of the user's own choice is followed
     if info.st_uid not in (0, os.geteuid()):
         raise _unusable(path, f"belongs to user {info.st_uid}")
-    if info.st_mode & 0o022 and not info.st_mode & stat.S_ISVTX:
-        raise _unusable(path, "may be written by group or others, and has no sticky bit (chmod go-w, or chmod +t)")
+    if info.st_mode & forbidden_mode and not info.st_mode & stat.S_ISVTX:
+        who = _writers(forbidden_mode)
+        raise _unusable(path, f"may be written by {who}, and has no sticky bit (chmod go-w, or chmod +t)")
+
+
+def _writers(forbidden_mode: int) -> str:
+    return "group or others" if forbidden_mode & 0o020 else "everybody"

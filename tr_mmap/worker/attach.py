@@ -1,33 +1,39 @@
 """How a worker finds its session, its channel, and the process whose death ends the worker.
 
 The manifest of a session says all this. A session without a manifest is a legacy controller's: it has files in the
-legacy dialect, and the process to watch is the one that started us. Never removes a directory that has no manifest.
+legacy dialect, and the process to watch is the one that started us. Its directory is removed only if that process has
+ended and left it, if the session was found by its name, and if nobody has written there since.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import sys
+import time
 from typing import Final
 
 from ..base import system
-from ..base.identifiers import check_session_id
+from ..base.identifiers import check_session_id, is_result_name
 from ..channel.authenticated import RejectionCounter, protect
 from ..channel.interface import Channel, Role
 from ..channel.kinds import CHANNEL_NAMES, channel_kind, warn_about_order
 from ..errors import BadMessage, HostilePath, SessionNotStarted
-from ..processes.launcher import find_launcher
+from ..processes.identity import Identity
+from ..processes.launcher import find_launchers
 from ..processes.life_lock import hold_inherited, is_alive
 from ..processes.lifeline import hold
 from ..processes.orphans import end_own_children
 from ..protocol.legacy import LEGACY, LEGACY_FORBIDDEN_MODE
 from ..sessions import manifest as manifests
 from ..sessions.manifest import Manifest
+from ..sessions.projects import SESSIONS_DIRS, find_old_session, is_in_project
+from ..sessions.reclaim import NO_MANIFEST, NotReclaimable, reclaim
 from ..sessions.secret import inherited_secret
 from ..sessions.workspace import Workspace
 from ..transfer.interface import WorkerTransfer
 from ..transfer.kinds import hand_transfer, worker_transfer
-from ..wire.messages import PROTOCOL_VERSION
+from ..wire.messages import PROTOCOL_VERSION, RESPONSE_FILE, STATUS_FILE, STATUS_READY, STATUS_STARTING
 from ..wire.names import CONTROLLER_LOCK_FILE, LOG_FILE, SESSION_PREFIX, SESSIONS_DIR, WORKER_MARK_VARIABLE
 from .stop_signals import restore_signals
 
@@ -35,6 +41,9 @@ __all__ = ["Attachment", "attach"]
 
 # In the environment of a worker's children: the worker's pid, its session's directory, and its mark.
 _SERVED_VARIABLE: Final = "TR_MMAP_SERVED"
+
+# The clock of the times in directories and files: of Linux, the one that is as coarse as they are.
+_CLOCK_OF_FILES: Final = 5 if sys.platform == "linux" else time.CLOCK_REALTIME
 
 
 class Attachment:
@@ -44,16 +53,27 @@ class Attachment:
         directory: the session directory.
         channel: the worker's side of its channel.
         transfer: the worker's side of its transfer.
-        peer: the process whose death ends the session; None if there is none to watch.
+        peer: the process whose death ends the session; None if there is none to watch. See :meth:`next_peer`.
         peer_lock: path of the lock that this process holds for life; "" if it holds none.
         log_paths: where the worker's output goes if a controller has started it; the first that fits.
     """
 
-    def __init__(self, directory: str, manifest: Manifest | None, channel: Channel, transfer: WorkerTransfer) -> None:
+    def __init__(
+        self,
+        directory: str,
+        manifest: Manifest | None,
+        channel: Channel,
+        transfer: WorkerTransfer,
+        *,
+        is_named: bool = False,
+    ) -> None:
         self.directory = directory
         self.channel = channel
         self.transfer = transfer
-        self.peer = find_launcher() if manifest is None else manifest.controller
+        self._peers = find_launchers() if manifest is None else [manifest.controller]
+        self.peer = self._peers.pop(0) if self._peers else None
+        self._died_ns: int | None = None  # when the last of them had ended
+        self._is_named = is_named
         self.peer_lock = "" if manifest is None else os.path.join(directory, CONTROLLER_LOCK_FILE)
         self._lock = hold_inherited()  # our own, for life
         self.log_paths = [path for path in (manifest.log if manifest is not None else "",) if path]
@@ -62,6 +82,14 @@ class Attachment:
         self._legacy: tuple[Channel, WorkerTransfer] | None = None
         self._by_hand: WorkerTransfer | None = None
         os.environ[_SERVED_VARIABLE] = f"{os.getpid()} {_served(directory, manifest)}"
+
+    def next_peer(self) -> Identity | None:
+        """The process to watch when the one before has ended; None if that is the end of the session."""
+        if self._peers:
+            return self._peers.pop(0)
+        if self._died_ns is None:
+            self._died_ns = time.clock_gettime_ns(_CLOCK_OF_FILES)
+        return None
 
     def end(self) -> None:
         """Serve no more: a child that is started from now on may."""
@@ -95,11 +123,17 @@ class Attachment:
                 transfer.close(is_orphan=is_orphan)
 
     def remove(self) -> None:
-        """Remove the session, unless its controller lives, another session has its name now, or it has no manifest.
+        """Remove the session, unless its controller lives, or another session has its name now.
 
+        One without a manifest is removed only if it was found by its name: else the directory may be anything.
         Ends the processes that this worker started first, because they could go on writing there.
         """
         if self._manifest is None:
+            if self._is_named:
+                try:
+                    reclaim(self.directory, self._require_left)
+                except (NotReclaimable, OSError):
+                    pass
             return
         end_own_children(self._manifest.worker_mark)
         if not os.path.isdir(self.directory):
@@ -109,6 +143,25 @@ class Attachment:
             workspace = _workspace_of(self.directory, manifest)
             if workspace is not None:
                 workspace.release(manifest.session_id)
+
+    def _require_left(self, manifest: Manifest | None, problem: str, path: str) -> None:
+        """Raise NotReclaimable if somebody uses a legacy session's directory again: a controller started anew, say."""
+        if manifest is not None or self._died_ns is None or problem != NO_MANIFEST:
+            raise NotReclaimable(problem or "it is another session's now")
+        for name in system.list_dir(path):
+            info = system.status(os.path.join(path, name))
+            if name == STATUS_FILE:
+                word = system.peek(os.path.join(path, name), 16).decode("ascii", "replace").strip()
+                is_new = word in (STATUS_READY, STATUS_STARTING)  # with other words, we have ended
+            else:
+                is_new = not _is_own_file(name) and info.st_mtime_ns > self._died_ns
+            if is_new:
+                raise NotReclaimable(f"somebody has written {name} since its controller ended")
+
+
+def _is_own_file(name: str) -> bool:
+    """Whether a worker of ours may have written that file of a legacy session."""
+    return name in (RESPONSE_FILE, LOG_FILE) or name.startswith((".", STATUS_FILE)) or is_result_name(name)
 
 
 def attach(argument: str, rejections: RejectionCounter, views: str | None = None) -> Attachment:
@@ -128,7 +181,7 @@ def attach(argument: str, rejections: RejectionCounter, views: str | None = None
     restore_signals()
     hold()
     warn_about_order()
-    directory = _find(argument)
+    directory, is_named = _find(argument)
     manifest = manifests.read(directory)
     _refuse_child(directory, manifest)
     secret = inherited_secret()
@@ -137,7 +190,7 @@ def attach(argument: str, rejections: RejectionCounter, views: str | None = None
         if secret is not None:
             raise SessionNotStarted(f"{directory} has no manifest, and its controller was to prove who it is")
         channel, transfer = channel_kind(LEGACY).attach(directory, []), worker_transfer(LEGACY, directory)
-        return Attachment(directory, None, channel, transfer)
+        return Attachment(directory, None, channel, transfer, is_named=is_named)
     workspace = _workspace_of(directory, manifest)
     if workspace is None:
         raise SessionNotStarted(
@@ -181,8 +234,12 @@ def _refuse_child(directory: str, manifest: Manifest | None) -> None:
         )
 
 
-def _find(argument: str) -> str:
-    """The directory of the session: that of an id in the workspace, or ``argument`` itself."""
+def _find(argument: str) -> tuple[str, bool]:
+    """The directory of the session, and whether it was found by the session's id.
+
+    It is that of the id in our workspace, or else where controllers of the original framework have theirs; or
+    ``argument`` itself.
+    """
     if os.sep not in argument:
         try:
             check_session_id(argument)
@@ -192,22 +249,41 @@ def _find(argument: str) -> str:
         else:
             workspace = Workspace.locate(is_made=False)
             path = workspace.session_dir(argument)
-            if system.exists(path) or not os.path.isdir(argument):
-                if not os.path.isdir(path):
-                    raise SessionNotStarted(
-                        f"there is no session {argument!r} in {workspace.root}; a controller makes it"
-                    )
-                return path
+            if os.path.isdir(path):
+                return path, True
+            looked: list[str] = []
+            if not system.exists(path):
+                found, looked = find_old_session(argument, _script(), workspace.root)
+                if found:
+                    return found, True
+            if looked == [] or not os.path.isdir(argument):
+                also = f", nor in any of these: {', '.join(looked)}" if looked else ""
+                raise SessionNotStarted(
+                    f"there is no session {argument!r} in {workspace.sessions}{also}; a controller makes it"
+                )
     elif not os.path.isdir(argument):
         raise SessionNotStarted(f"there is no session directory {argument}; a controller makes it")
-    return os.path.realpath(argument)
+    return os.path.realpath(argument), False
+
+
+def _script() -> str:
+    """The path of the program that this process runs; "" if it runs none."""
+    path = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    try:
+        return system.absolute(path) if path else ""
+    except FileNotFoundError:  # it is relative, and the current directory has been removed
+        return ""
 
 
 def _workspace_of(directory: str, manifest: Manifest) -> Workspace | None:
     """The workspace of a session with a manifest; None if the directory's name and place do not fit the manifest."""
     sessions, name = os.path.split(directory)
     root, sessions_name = os.path.split(sessions)
-    if (sessions_name, name) != (SESSIONS_DIR, SESSION_PREFIX + manifest.session_id):
+    if sessions_name not in SESSIONS_DIRS or name != SESSION_PREFIX + manifest.session_id:
+        return None
+    if is_in_project(manifest.channel, root):
+        return Workspace(root, folder=sessions_name, is_project=True)
+    if sessions_name != SESSIONS_DIR:
         return None
     located = Workspace.locate(is_made=False)  # knows whether to remove the place when it is empty
     return located if located.root == root else Workspace(root)

@@ -95,6 +95,7 @@ class WorkerLife(ForkAware):
                 attachment.channel.watch_by_hand(),
                 each_second=None if self._log is None else self._log.look_from_thread,
                 lock_path=attachment.peer_lock,
+                next_peer=attachment.next_peer,
             )
         deaths = [] if self._watch is None else self._watch.deaths
         self._fast_path = worker_fast_path(attachment.channel, attachment.transfer, deaths)

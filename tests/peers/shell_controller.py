@@ -1,0 +1,76 @@
+"""A controller of the legacy dialect in a project: PROJECT FOLDER ID SCRIPT. The standard library, none of our code.
+
+As programs of its time do, it starts the worker by ``system("python3 \"SCRIPT\" ID &")``: the shell between them is
+gone at once, so this program has no number and no end of its worker to look at. Its sessions are in
+``PROJECT/workspace/FOLDER``, which is compiled into it; the worker is told the ID only. Takes the steps of
+``old_controller.py``, and removes the session's directory at its normal end. With the step ``{"work": true}`` it asks
+again and again, checks each answer, prints a line after the first one, and ends only by being killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+
+from old_controller import POLL_S, Controller, write_tensor
+
+
+class NoProcess:
+    """What there is of a worker that a shell has started."""
+
+    returncode = None
+
+    def poll(self):
+        return None
+
+
+class ShellController(Controller):
+    def __init__(self, project, folder, session_id, script):
+        self.directory = os.path.join(project, "workspace", folder, "tr_session_" + session_id)
+        os.makedirs(self.directory, exist_ok=True)
+        self.write_status("ready")
+        self.worker = NoProcess()
+        if os.system(f'"{sys.executable}" "{script}" {session_id} &') != 0:
+            raise SystemExit("no shell")
+
+    def step(self, step):
+        if "exit" in step:
+            self.write_status("exit")
+            while self.read_status() != "terminated":
+                time.sleep(POLL_S)
+            shutil.rmtree(self.directory)
+            return {}
+        if "work" in step:
+            self.work()
+        return super().step(step)
+
+    def work(self):
+        number = 0
+        while True:
+            values = [float(number), float(number + 1)]
+            write_tensor(self.path("a.tsr"), "float32", [2], values)
+            answer = self.ask("echo", "a", "tensors")
+            if [each["values"] for each in answer.get("tensors", [])] != [values]:
+                raise SystemExit(f"request {number}: {answer}")
+            if self.ask("hello", "bob", "text")["params"] != "Hello Bob":
+                raise SystemExit(f"request {number}: no greeting")
+            if number == 0:
+                print(json.dumps({"working": True}), flush=True)
+            number += 1
+
+
+def main(*arguments):
+    controller = ShellController(*arguments)
+    print(json.dumps({"started": True}), flush=True)
+    for line in sys.stdin:
+        step = json.loads(line)
+        print(json.dumps(controller.step(step)), flush=True)
+        if "exit" in step:
+            break
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
