@@ -52,10 +52,10 @@ class ShellController(Controller):
         while True:
             values = [float(number), float(number + 1)]
             write_tensor(self.path("a.tsr"), "float32", [2], values)
-            answer = self.ask("echo", "a", "tensors")
+            answer = self.ask('{"cmd": "echo", "params": "a"}', "tensors")
             if [each["values"] for each in answer.get("tensors", [])] != [values]:
                 raise SystemExit(f"request {number}: {answer}")
-            if self.ask("hello", "bob", "text")["params"] != "Hello Bob":
+            if self.ask('{"cmd": "hello", "params": "bob"}', "text")["params"] != "Hello Bob":
                 raise SystemExit(f"request {number}: no greeting")
             if number == 0:
                 print(json.dumps({"working": True}), flush=True)

@@ -163,10 +163,11 @@ def test_a_worker_outlives_the_readers_of_a_pipeline(project: Project) -> None:
 
 def test_two_workers_of_one_program_do_not_keep_each_other(project: Project) -> None:
     script = project.our_worker()
+    pid = '{"cmd": "pid", "params": ""}'
     both = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); from shell_controller import *\n"
         "project, folder, _, script = sys.argv[1:]\n"
-        "pids = [ShellController(project, folder, each, script).ask('pid', '', 'text')['params'] for each in '123']\n"
+        f"pids = [ShellController(project, folder, each, script).ask('{pid}', 'text')['params'] for each in '123']\n"
         "print(json.dumps({'workers': pids}), flush=True)\n"
         "sys.stdin.read()\n"
     )
