@@ -74,9 +74,9 @@ class Project:
 
 @contextmanager
 def running(
-    command: Sequence[object], environ: Mapping[str, str], *, cwd: Path | None = None, group: int | None = 0
+    command: Sequence[object], environ: Mapping[str, str], *, cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """A program in a process group of its own (or in ours, for None), killed at the end."""
+    """A program in a process group of its own, which is killed at the end."""
     process = subprocess.Popen(
         [str(each) for each in command],
         stdin=subprocess.PIPE,
@@ -85,16 +85,13 @@ def running(
         text=True,
         env=dict(environ),
         cwd=cwd,
-        process_group=group,
+        process_group=0,
     )
     try:
         yield process
     finally:
-        if group is None:
-            process.kill()
-        else:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=30)
 
 

@@ -73,14 +73,15 @@ def test_a_worker_that_a_shell_has_started_ends_with_the_program_and_removes_wha
     project.wait_until_nothing_is_left()
 
 
-def test_in_a_group_that_others_share_the_programs_end_counts_where_they_only_wait_for_the_worker(
-    project: Project,
-) -> None:
-    """This test reads what the program and its worker print, to the end."""
-    with started(shell_controller(project, project.our_worker(), "one"), group=None) as old:
+def test_a_program_that_reads_what_both_print_does_not_keep_the_worker(project: Project) -> None:
+    reader = (
+        "import subprocess, sys; program = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True)\n"
+        "for line in program.stdout: print(line, end='', flush=True)"
+    )
+    with started([sys.executable, "-c", reader, *shell_controller(project, project.our_worker(), "one")]) as old:
         worker = worker_of(old)
-        assert os.getpgid(worker.pid) == os.getpgrp()
-        old.kill()
+        assert os.getpgid(worker.pid) == old.pid
+        controller_of(project).kill()
         assert has_ended(worker.pid)
 
 
