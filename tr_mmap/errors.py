@@ -165,13 +165,15 @@ class OutOfSpace(TRException, OSError):
     Attributes:
         needed_nbytes: bytes that were needed.
         free_nbytes: bytes that were free.
+        is_budget: whether the pool's budget is used up, and not the file system's room.
     """
 
     needed_nbytes: int
     free_nbytes: int
+    is_budget: bool = False
 
-    def __init__(self, message: str, *, needed_nbytes: int, free_nbytes: int) -> None:
-        super().__init__(message, needed_nbytes=needed_nbytes, free_nbytes=free_nbytes)
+    def __init__(self, message: str, *, needed_nbytes: int, free_nbytes: int, is_budget: bool = False) -> None:
+        super().__init__(message, needed_nbytes=needed_nbytes, free_nbytes=free_nbytes, is_budget=is_budget)
         self.errno = errno.ENOSPC
 
 

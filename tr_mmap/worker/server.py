@@ -26,7 +26,7 @@ from ..protocol.status import TRANSITIONS, Status, parse_status
 from ..transfer.interface import WorkerTransfer
 from ..transfer.kinds import Views, check_views
 from ..tsr.framework_names import check_framework_name
-from ..wire.messages import EXIT_COMMAND
+from ..wire.messages import EXIT_COMMAND, RELEASE_COMMAND
 from ..wire.waits import ORPHAN_GRACE_S
 from .attach import Attachment, attach
 from .fast_path import worker_fast_path
@@ -310,6 +310,8 @@ class TechRenaissanceServer(ForkAware):
             return
         if request.command == EXIT_COMMAND:
             self._is_stopping = True
+        elif request.command == RELEASE_COMMAND:
+            self._release_memory(channel, attachment.transfer, request)
         elif request.seq:
             self._serve(channel, attachment.transfer, request)
         else:
@@ -358,6 +360,13 @@ class TechRenaissanceServer(ForkAware):
         failure = self._failure_of(raised, reply)
         del raised  # and the traceback, whose frames hold views
         self._finish(channel, transfer, request, reply, is_known, failure, send)
+
+    def _release_memory(self, channel: Channel, transfer: WorkerTransfer, request: Request) -> None:
+        """Answer the controller's request that this side give up what it keeps for later results."""
+        self._advance_status(channel, Status.BUSY)
+        transfer.begin(request)
+        transfer.release_free()
+        self._responder.respond(channel, transfer, request, Reply(), None)
 
     def _serve_by_hand(self, channel: Channel, attachment: Attachment, raw: bytes) -> None:
         """Answer a request that somebody wrote by hand into a file of the channel."""
