@@ -182,7 +182,8 @@ class SystemLimit(TRException, OSError):
 
     Attributes:
         limit: which one: ``"vm.max_map_count"``, ``"RLIMIT_NOFILE"``, ``"RLIMIT_FSIZE"``, ``"RLIMIT_AS"``,
-            ``"RLIMIT_DATA"``, ``"ARG_MAX"`` (a worker's arguments and environment); or, of the whole system,
+            ``"RLIMIT_DATA"``, ``"ARG_MAX"`` (a worker's arguments and environment), ``"RLIMIT_NPROC"`` (processes and
+            threads of this user), ``"pids"`` (those of the control group or the system); or, of the whole system,
             ``"fs.file-max"``, ``"vm.overcommit_memory"``, ``"address space"``, ``"file size"`` (of this file system).
         errno: of the system call that failed.
     """

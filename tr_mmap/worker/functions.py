@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from ..errors import BadMessage, TRException
 from ..transfer.kinds import Views
 from ..tsr.framework_names import check_installed
-from ..wire.messages import EXIT_COMMAND, RELEASE_COMMAND
+from ..wire.messages import EXIT_COMMAND
 from .annotations import code_of
 from .binding import Command
 from .server import TechRenaissanceServer
