@@ -165,13 +165,15 @@ class OutOfSpace(TRException, OSError):
     Attributes:
         needed_nbytes: bytes that were needed.
         free_nbytes: bytes that were free.
+        is_budget: whether the pool's budget is used up, and not the file system's room.
     """
 
     needed_nbytes: int
     free_nbytes: int
+    is_budget: bool = False
 
-    def __init__(self, message: str, *, needed_nbytes: int, free_nbytes: int) -> None:
-        super().__init__(message, needed_nbytes=needed_nbytes, free_nbytes=free_nbytes)
+    def __init__(self, message: str, *, needed_nbytes: int, free_nbytes: int, is_budget: bool = False) -> None:
+        super().__init__(message, needed_nbytes=needed_nbytes, free_nbytes=free_nbytes, is_budget=is_budget)
         self.errno = errno.ENOSPC
 
 
@@ -180,7 +182,8 @@ class SystemLimit(TRException, OSError):
 
     Attributes:
         limit: which one: ``"vm.max_map_count"``, ``"RLIMIT_NOFILE"``, ``"RLIMIT_FSIZE"``, ``"RLIMIT_AS"``,
-            ``"RLIMIT_DATA"``, ``"ARG_MAX"`` (a worker's arguments and environment); or, of the whole system,
+            ``"RLIMIT_DATA"``, ``"ARG_MAX"`` (a worker's arguments and environment), ``"RLIMIT_NPROC"`` (processes and
+            threads of this user), ``"pids"`` (those of the control group or the system); or, of the whole system,
             ``"fs.file-max"``, ``"vm.overcommit_memory"``, ``"address space"``, ``"file size"`` (of this file system).
         errno: of the system call that failed.
     """

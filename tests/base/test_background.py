@@ -215,6 +215,49 @@ def test_a_task_that_raises_has_no_thread_any_more_and_says_so(capfd: pytest.Cap
     task.stop(BOUND_S)
 
 
+@forks
+@pytest.mark.parametrize("end", ["stop", "fork"])
+def test_a_thread_that_dies_before_it_runs_our_code_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(background, "_BEGIN_S", 0.01)
+    start, late, runs = background._start_new_thread, [], []
+    monkeypatch.setattr(background, "_start_new_thread", lambda run, _: late.append(run))
+
+    def task_of(task: Background) -> bool:
+        runs.append(True)
+        return sleep_on(task)
+
+    task = Background(task_of)
+    monkeypatch.setattr(background, "_start_new_thread", start)
+    if end == "stop":
+        task.stop()
+        task.stop()
+        assert not task.is_running()
+    else:
+        fork()
+        wait_until(lambda: bool(runs))  # in a new thread
+    count = len(runs)
+    late[0]()  # it did not die, it was slow
+    assert len(runs) == count
+    task.stop()
+    assert not task.is_running()
+
+
+def test_threads_that_stop_one_task_at_once_all_go_on_when_its_thread_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_BEGIN_S", 0.01)
+    start = background._start_new_thread
+    monkeypatch.setattr(background, "_start_new_thread", lambda *_: None)
+    task = Background(sleep_on)
+    monkeypatch.setattr(background, "_start_new_thread", start)
+    stopping = [threading.Thread(target=task.stop) for _ in range(4)]
+    for each in stopping:
+        each.start()
+    for each in stopping:
+        each.join(BOUND_S)
+        assert not each.is_alive()
+
+
 def test_numbers_that_the_program_closed_and_uses_anew_are_left_alone(tmp_path: Any) -> None:
     path = tmp_path / "precious"
     path.write_text("precious")

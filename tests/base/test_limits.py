@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -228,3 +230,69 @@ except SystemLimit as error:
 def test_a_limit_that_cannot_be_found_out_is_not_called_by_the_name_of_another(tmp_path: Path) -> None:
     """To read ``/proc`` takes a descriptor, and there may be none."""
     assert python(UNREADABLE, tmp_path / "x") == "memory memory True\n"
+
+
+# -- processes, threads, semaphores ------------------------------------------------------------------------------------
+
+FEW_TASKS = """
+import os, resource, shutil, sys
+from tr_mmap import PythonSession, SystemLimit
+from tr_mmap.base.background import Background
+os.environ["TR_WORKSPACE"] = sys.argv[1]
+with PythonSession(quiet_mode=True):
+    pass  # all is imported
+session = PythonSession(quiet_mode=True, python="/bin/sh")
+os.chown(sys.argv[1], 54329, 54329)
+for each in os.listdir(sys.argv[1]):
+    shutil.rmtree(f"{sys.argv[1]}/{each}")
+os.setgroups([])
+os.setresgid(54329, 54329, 54329)
+os.setresuid(54329, 54329, 54329)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+for begin in (session.start, lambda: Background(lambda _: True), lambda: session.start()):
+    try:
+        begin()
+    except SystemLimit as error:
+        print(error.limit, error.errno, "may have 1 processes and threads" in str(error))
+print(os.listdir(sys.argv[1]), [each for each in os.listdir("/dev/shm") if f"_{os.getpid()}_" in each])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: RLIMIT_NPROC (another user is needed, so root)")
+def test_too_many_processes_and_threads_are_a_limit_by_name_and_nothing_is_left() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:  # pytest's own lets no other user in
+        assert python(FEW_TASKS, place) == "RLIMIT_NPROC 11 True\n" * 3 + "[] []\n"
+
+
+def test_a_process_that_cannot_be_started_for_want_of_a_pid_is_a_limit_by_name() -> None:
+    with pytest.raises(SystemLimit) as caught:
+        system.check_processes(BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "python")
+    assert caught.value.limit in ("pids", "RLIMIT_NPROC")
+    system.check_processes(FileNotFoundError(errno.ENOENT, "No such file"), "python")
+
+
+NO_SPACE = """
+import resource
+from tr_mmap import SystemLimit
+from tr_mmap.base.background import Background
+from tr_mmap.channel.doorbell import Doorbell
+import os
+made = Doorbell.create("/tr_test_%d" % os.getpid())
+status = open("/proc/self/status").read()
+vm = int(status[status.index("VmSize:") + 7 :].split()[0]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (vm, -1))
+other = "/tr_test_%d_2" % os.getpid()
+told = []
+for begin in (lambda: Doorbell.create(other), lambda: Background(lambda _: True)):
+    try:
+        begin()
+    except SystemLimit as error:
+        told.append(f"{error.limit} {error.errno}")
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+made.unlink()
+print(*told, [each for each in os.listdir("/dev/shm") if f"tr_test_{os.getpid()}" in each])
+"""
+
+
+def test_a_semaphore_and_a_thread_without_address_space_are_a_limit_by_name() -> None:
+    assert python(NO_SPACE) == "RLIMIT_AS 12 RLIMIT_AS 12 []\n"

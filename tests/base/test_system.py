@@ -19,7 +19,19 @@ from tr_mmap.sessions.workspace import Workspace
 
 PACKAGE = Path(tr_mmap.__file__).parent
 # They fail for nobody's lack of anything; what os.path finds out it says with False. (read: of inotify's events.)
-HARMLESS = {"access", "stat_result", "fdopen", "fsencode", "getcwd", "geteuid", "getpid", "lseek", "read", "strerror"}
+HARMLESS = {
+    "access",
+    "stat_result",
+    "fdopen",
+    "fsencode",
+    "getcwd",
+    "geteuid",
+    "getpid",
+    "getuid",
+    "lseek",
+    "read",
+    "strerror",
+}
 ELSEWHERE = {
     *{("identity.py", "close"), ("watch.py", "close")},  # descriptors of processes, which are not files
     *{("background.py", "close"), ("background.py", "pipe"), ("background.py", "write")},  # what wakes a thread

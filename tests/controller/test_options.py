@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support import FOREVER_MS, TOOLS, Gate, run_python, script
 
 import tr_mmap
-from tr_mmap import BadMessage, PythonSession, SessionInUse
+from tr_mmap import BadMessage, PythonSession, ScriptNotFound, SessionInUse
 
 SHOW = """\
 import json, os, sys
@@ -58,6 +59,18 @@ WRONG: list[tuple[str, Any]] = [
     ("args", 5),
     ("args", "one text"),
     ("args", [1]),
+    ("args", ["\ud800"]),
+    ("args", torch.tensor(1)),
+    ("args", np.array(1)),
+    ("args", torch.tensor([1])),
+    ("env", {"A": "\ud800"}),
+    ("env", {"\udfff": "a"}),
+    ("cwd", "\ud800"),
+    ("python", "/bin/\ud800"),
+    ("script_path", "\ud800.py"),
+    ("session_id", ""),
+    ("session_id", "a/b"),
+    ("session_id", None),
     ("args", ["zero\0byte"]),
     ("env", ["A=1"]),
     ("env", {"A=B": "1"}),
@@ -75,10 +88,28 @@ WRONG: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{name}-{value!r:.20}" for name, value in WRONG])
 def test_a_wrong_option_is_refused_by_name_when_it_is_given(name: str, value: Any) -> None:
-    with pytest.raises(BadMessage, match=name) as caught:
+    with pytest.raises(BadMessage, match="session id" if name == "session_id" else name) as caught:
         PythonSession(**{name: value})
     assert caught.value.detail == name
     assert "\n" not in str(caught.value)
+
+
+def test_a_text_with_bytes_that_are_no_utf_8_is_an_option() -> None:
+    PythonSession(args=["\udcff"], env={"A": "\udcff"})
+
+
+@pytest.mark.parametrize("end", ["/", "//", "/."])
+def test_a_path_with_the_end_of_a_directorys_names_no_file(workspace: Path, end: str) -> None:
+    script = workspace / "show.py"
+    script.write_text(SHOW)
+    with pytest.raises(ScriptNotFound, match="is no file"):
+        PythonSession(f"{script}{end}").start()
+    with pytest.raises(ScriptNotFound, match="no program"):
+        PythonSession(python=sys.executable + end).start()
+    with pytest.raises(BadMessage, match="cwd"):
+        PythonSession(cwd=f"{script}{end}")
+    PythonSession(cwd=f"{script.parent}{end}")
+    script.unlink()
 
 
 def test_an_option_that_there_is_not_is_refused_by_its_own_name() -> None:

@@ -361,10 +361,14 @@ TEST(format_commands) {
     check("scale\tx", "scale", "x");
     check(R"({"cmd": "matmul", "params": "a,b"})", "matmul", "a,b");
     check(R"({"command": "matmul", "parameters": ["a", 2, 2.5, true]})", "matmul", "a 2 2.5 True");
+    check(R"({"cmd": "x", "params": ["\u2014", "\u20ac"]})", "x", "\xe2\x80\x94 \xe2\x82\xac");
     check(R"({"cmd": "x", "params": 3})", "x", "3");
     check(R"({"cmd": "x", "command": "x", "params": null})", "x", "");
     for (const char* bad : {"", "  ", "{", "{}", R"({"cmd": 1})", R"({"cmd": "a", "command": "b"})", R"({"cmd": " "})",
-                            R"({"cmd": "a", "params": {}})", R"({"cmd": "a", "params": [[]]})"}) {
+                            R"({"cmd": "a", "params": {}})", R"({"cmd": "a", "params": [[]]})",
+                            R"({"cmd": "a", "params": ["b c"]})", R"({"cmd": "a", "params": ["b,c"]})",
+                            R"({"cmd": "a", "params": ["b", ""]})", R"({"cmd": "a", "params": ["b\u2003c"]})",
+                            R"({"cmd": "a", "params": ["\u00a0b"]})"}) {
         thrown_by<BadMessage>([&] { parse_command(bad); });
     }
 }

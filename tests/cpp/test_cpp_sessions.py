@@ -86,15 +86,26 @@ def test_full_shared_memory_is_out_of_space_in_cpp_and_leaves_nothing(suite: Pat
     assert leftovers(tmp_path) == []
 
 
+def test_a_cpp_controller_gets_the_room_that_its_worker_keeps_for_later(suite: Path) -> None:
+    large = str(9 << 20)
+    lines = _run_among(suite, "mount -t tmpfs -o size=64M,mode=700 none /dev/shm", "room", "/dev/shm")
+    assert [lines[0], lines[1]] == ["9.43718e+06"] * 2
+    assert lines[2:] == [large, "RemoteOutOfSpace", "3072"]
+
+
 def _refusal(suite: Path, mounts: str, place: Path) -> list[str]:
-    """Start a session as a root who has no more rights than others, where other things are mounted."""
+    return _run_among(suite, mounts, "refusal", str(place))
+
+
+def _run_among(suite: Path, mounts: str, tool: str, place: str) -> list[str]:
+    """Run a tool as a root who has no more rights than others, where other things are mounted."""
     as_user = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
     command = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh", *as_user]
     if os.geteuid() != 0 or not all(shutil.which(each) for each in ("unshare", "setpriv")):
         pytest.skip("NOT TESTED: mounts (needs root, unshare and setpriv)")
     if subprocess.run([*command, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("NOT TESTED: mounts (they are forbidden here)")
-    return run([*command, suite, "refusal"], TR_WORKSPACE=str(place)).splitlines()
+    return run([*command, suite, tool], TR_WORKSPACE=place).splitlines()
 
 
 def test_a_worker_stuck_in_native_code_ends_after_a_killed_controller(

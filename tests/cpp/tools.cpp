@@ -349,6 +349,39 @@ int show_refusal() {
     return 0;
 }
 
+/// Fill /dev/shm with what one side keeps for later tensors, then need room on the other side.
+int reuse_room() {
+    const Tensor small = Tensor::zeros(Shape(1 << 20)), large = Tensor::ones(Shape(9 << 20));
+    const auto with_memory_kept_there = [&](auto use) {
+        PythonSession s("default", "room", true);
+        s.start();
+        {
+            std::vector<Tensor> kept;
+            for (int i = 0; i < 8; ++i) kept.push_back(s.calculate("echo", small));
+        }
+        std::cout << use(s) << std::endl;
+    };
+    with_memory_kept_there([&](PythonSession& s) { return s.calculate("sum", large).item<float>(); });
+    with_memory_kept_there([&](PythonSession& s) {
+        s.send_tensor(large, "a");
+        return s.calculate("sum a").item<float>();
+    });
+    with_memory_kept_there([&](PythonSession& s) { return s.empty<float>(large.shape()).shape()[0]; });
+
+    PythonSession s("default", "room", true);
+    s.start();
+    for (int i = 0; i < 8; ++i) s.send_tensor(small, "t" + std::to_string(i));
+    for (int i = 0; i < 8; ++i) s.drop_tensor("t" + std::to_string(i));
+    const Tensor column = Tensor::ones(Shape(3072, 1)), row = Tensor::ones(Shape(1, 3072));
+    try {
+        s.calculate("matmul", column, row);
+    } catch (const RemoteOutOfSpace&) {
+        std::cout << "RemoteOutOfSpace" << std::endl;
+    }
+    std::cout << s.calculate("matmul", column, row).shape()[0] << std::endl;
+    return 0;
+}
+
 }  // namespace
 
 int end_in(const std::string& way);
@@ -364,6 +397,7 @@ int run_tool(const std::vector<std::string>& a) {
         if (a.size() == 1 && a[0] == "sweep") return detail::Workspace::locate().sweep(), 0;
         if (a.size() == 2 && a[0] == "stage") return go_to(a[1]), 0;
         if (a.size() == 1 && a[0] == "refusal") return show_refusal();
+        if (a.size() == 1 && a[0] == "room") return reuse_room();
         if (a.size() == 2 && a[0] == "end") return end_in(a[1]);
     } catch (const std::exception& error) {
         std::cerr << error.what() << std::endl;

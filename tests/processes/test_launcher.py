@@ -212,9 +212,7 @@ def test_a_session_that_is_in_use_again_is_not_removed(project: Project) -> None
         worker.suspend()
         old.kill()
         assert has_ended(old.pid)
-        worker.resume()
-        # Whatever the worker finds first: the new file is younger than the death that it notices, or it is there
-        # before; only the word below tells then.
-        (directory / "status.txt").write_text("ready")
+        (directory / "status.txt").write_text("ready")  # as a controller does that begins
         (directory / "b.tsr").write_bytes(b"new")
+        worker.resume()
         assert has_ended(worker.pid)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support import FOREVER_MS, ROOT, TOOLS, Gate, processes_of, semaphores
 
-from tr_mmap import OutOfSpace, PythonSession, RemoteError, ResponseTimeout, WorkerDied, load, save
+from tr_mmap import OutOfSpace, PythonSession, RemoteError, RemoteOutOfSpace, ResponseTimeout, WorkerDied, load, save
 
 NBYTES = 4 << 20
 PAGE = 4096
@@ -258,6 +258,79 @@ def test_an_answer_that_finds_no_room_in_a_channel_of_files_is_an_error_as_soon_
         assert caught.value.error_type == "OutOfSpace"
         assert session.wait_until_ready()
         assert session.fetch_response("hello you") == "Hello You"
+
+
+# -- what the other side keeps for later ------------------------------------------------------------------------------
+
+LARGE = 2_500_000  # with what the other side keeps it does not fit, without that it does
+
+
+def keep_in_worker(session: PythonSession) -> None:
+    """Let the worker keep 2 MiB for later results."""
+    results = [session.calculate("echo", of_size(256 << 10)) for _ in range(8)]
+    del results
+    gc.collect()
+
+
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+@pytest.mark.parametrize("auth", [False, True])
+def test_a_request_gets_the_room_that_the_worker_keeps_for_later_results(
+    small: Small, channel: str, auth: bool
+) -> None:
+    with PythonSession(TOOLS, quiet_mode=True, channel=channel, auth=auth) as session:
+        keep_in_worker(session)
+        session.send_tensor(of_size(100), "t")  # a tag that is not announced yet
+        assert session.calculate("total", of_size(LARGE)) == str(7 * LARGE)
+        assert session.fetch_response("total t") == "700"
+
+
+@pytest.mark.parametrize("what", ["tag", "loan", "torch loan", "after send_request"])
+def test_a_tensor_gets_the_room_that_the_worker_keeps_for_later_results(live: PythonSession, what: str) -> None:
+    keep_in_worker(live)
+    if what == "tag":
+        live.send_tensor(of_size(LARGE), "a")
+        assert live.fetch_response("total a") == str(7 * LARGE)
+    elif what == "after send_request":
+        live.send_request("hello you")
+        with pytest.raises(OutOfSpace):  # it waits for nobody's response
+            live.send_tensor(of_size(LARGE), "a")
+        assert live.wait_for_response() == "Hello You"
+        live.send_tensor(of_size(LARGE), "a")
+    else:
+        if what == "torch loan":
+            pytest.importorskip("torch")
+        loan = live.empty(LARGE, "uint8", framework="torch" if what == "torch loan" else "numpy")
+        assert loan.nbytes == LARGE
+    assert live.fetch_response("hello again") == "Hello Again"
+
+
+def test_after_a_worker_without_room_the_next_request_finds_what_the_controller_kept(live: PythonSession) -> None:
+    for number in range(8):
+        live.send_tensor(of_size(256 << 10), f"t{number}")
+    for number in range(8):
+        live.drop_tensor(f"t{number}")
+    with pytest.raises(RemoteOutOfSpace):
+        live.calculate(f"loan {LARGE} 7")
+    assert live.calculate(f"loan {LARGE} 7").nbytes >= LARGE
+
+
+def test_what_is_in_use_is_not_given_up_to_make_room(live: PythonSession) -> None:
+    live.send_tensor(of_size(512 << 10), "kept")
+    view = live.calculate("echo", of_size(1 << 20))
+    with pytest.raises(OutOfSpace) as caught:
+        live.calculate("total", of_size(LARGE))
+    assert not caught.value.is_budget
+    with pytest.raises(OutOfSpace):
+        live.send_tensor(of_size(LARGE), "kept")
+    assert (view == 7).all()
+    assert live.fetch_response("total kept") == str(7 * (512 << 10))
+
+
+def test_a_budget_is_a_sides_own_and_no_reason_to_ask_the_other(small: Small) -> None:
+    with PythonSession(TOOLS, quiet_mode=True, budget_nbytes=1 << 20) as session:
+        with pytest.raises(OutOfSpace) as caught:
+            session.calculate("total", of_size(LARGE))
+        assert caught.value.is_budget
 
 
 # -- starting --------------------------------------------------------------------------------------------------------

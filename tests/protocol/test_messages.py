@@ -8,6 +8,7 @@ import os
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -53,7 +54,7 @@ DEPTHS = (50, 500, 900, 990, 1000, 10_000, 100_000)
         ('{"cmd": " matmul ", "params": null}', "matmul", ""),
         ('{"cmd": "matmul", "params": ""}', "matmul", ""),
         ('{"cmd": "matmul", "params": []}', "matmul", ""),
-        ('{"cmd": "matmul", "params": ["a", "b c", 3, 0.5, true]}', "matmul", "a b c 3 0.5 True"),
+        ('{"cmd": "matmul", "params": ["a", "b", 3, 0.5, true]}', "matmul", "a b 3 0.5 True"),
         ('{"cmd": "matmul", "params": 3}', "matmul", "3"),
         ('{"cmd": "matmul", "params": -0.5}', "matmul", "-0.5"),
         ('{"cmd": "a", "command": "a", "params": "b", "parameters": "b"}', "a", "b"),
@@ -66,6 +67,25 @@ def test_every_spelling_of_a_command_is_read(message: str, command: str, paramet
         assert parse_command(json.loads(message)) == (command, parameters)
         asked = decode_request(message.encode())
         assert (asked.command, asked.parameters) == (command, parameters)
+
+
+@pytest.mark.parametrize("word", ["", " ", "a b", "a  b,c", "a,b", ",", " a", "a\n", "a\u00a0b", "a\u2003b", "\x1c"])
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_an_element_of_a_list_is_one_word_or_refused_by_what_it_is(word: str, kind: Any) -> None:
+    for message in ({"cmd": "f", "params": kind(["x", word])}, json.dumps({"cmd": "f", "params": ["x", word]})):
+        with pytest.raises(BadMessage, match="is not one word") as caught:
+            parse_command(message)
+        assert repr(word) in str(caught.value)
+    assert parse_command({"cmd": "f", "params": word}) == ("f", word)
+
+
+def test_scalars_of_numpy_are_numbers() -> None:
+    numbers = [np.int64(5), np.float32(2), np.float64(0.1), np.uint8(7), np.bool_(True), np.float32(0.1)]
+    assert parse_command({"cmd": "f", "params": numbers}) == ("f", "5 2.0 0.1 7 True 0.1")
+    assert parse_command({"cmd": "f", "params": np.int16(-3)}) == ("f", "-3")
+    for other in (np.complex64(1), np.array([1]), np.datetime64(1, "s"), b"a"):
+        with pytest.raises(BadMessage):
+            parse_command({"cmd": "f", "params": [other]})
 
 
 def test_a_mapping_may_hold_a_tuple_of_words() -> None:

@@ -330,6 +330,16 @@ def _fake() -> Any:
         return torch.zeros(3)
 
 
+class _Refusing(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+        raise KeyError("not today")
+
+
+def _refusing() -> Any:
+    return torch.zeros(3).as_subclass(_Refusing)
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
@@ -347,6 +357,10 @@ def _fake() -> Any:
         (lambda: torch.zeros((1,) * 17), "17 dimensions, TSR holds at most 16"),
         (_masked, "masked array"),
         (_meta, "meta device"),
+        (torch.nn.UninitializedParameter, "UninitializedParameter"),
+        (lambda: torch.nn.LazyLinear(3).weight, "uninitialized"),
+        (torch.nn.UninitializedBuffer, "UninitializedBuffer"),
+        (_refusing, "cannot give the data of a _Refusing: 'not today'"),
         (_sparse, "layout torch.sparse_coo"),
         (_nested, "nested"),
         (_fake, "FakeTensor"),

@@ -25,12 +25,14 @@ from typing import (
     TypedDict,
     TypeVar,
     Union,
+    Unpack,
 )
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from support import run_python
 
 from tr_mmap import BadMessage, MissingTag, PythonSession, RemoteError, Server
 from tr_mmap.worker.binding import Command
@@ -94,6 +96,30 @@ def constrained(x: Any, k: Constrained, n: ConstrainedArray = None) -> Any:
 
 def cast(x: Any, dtype: np.dtype, other: np.dtype[np.float32] | None = None) -> Any:
     return x, dtype, other
+
+
+def unpacked(x: Any, *levels: *tuple[int, ...]) -> Any:
+    return x, levels
+
+
+def unpacked_tensors(*xs: *tuple[np.ndarray, ...]) -> Any:
+    return xs
+
+
+def unpacked_of_two(*xs: *tuple[int, str]) -> Any:
+    return xs
+
+
+def unpacked_by_name(x: Any, *levels: Unpack[tuple[int, ...]]) -> Any:  # noqa: UP044 - people write it
+    return x, levels
+
+
+def of_literal(value: str) -> Any:
+    def function(x: Any, mode: Literal["fast", "exact"]) -> Any:
+        return x, mode
+
+    function.__annotations__["mode"] = Literal["fast", value]  # type: ignore[valid-type]
+    return function
 
 
 def either_number(x: Any, k: int | float) -> Any:
@@ -212,6 +238,9 @@ class Model:
         (cast, "a float16", ("tensor a", np.dtype("float16"), None)),
         (cast, "a >f4 None", ("tensor a", np.dtype(">f4"), None)),
         (cast, "int8 a bool", ("tensor a", np.dtype("int8"), np.dtype("bool"))),
+        (unpacked, "a 1 2", ("tensor a", (1, 2))),
+        (unpacked_by_name, "a 1 2", ("tensor a", (1, 2))),
+        (unpacked_tensors, "a b", ("tensor a", "tensor b")),
         (either_number, "a 2", ("tensor a", 2)),
         (either_number, "a 2.5", ("tensor a", 2.5)),
         (keyword, "a 2.5", ("tensor a", 2.5, "none")),
@@ -395,6 +424,8 @@ class AsyncModel:
         (a_module, "write net: str$"),
         (a_network, "write net: str$"),
         (a_dict_of_ones_own, "write named: str$"),
+        *[(of_literal(value), "write mode: str$") for value in ("a b", "a,b", "", " a", "\ud800")],
+        (unpacked_of_two, r"write \*xs: float for words"),
         (a_mixture, "x_value: float"),
         (some_options, r"\*\*options"),
         (words_and_keyword, r"put k before \*args"),
@@ -416,6 +447,24 @@ def test_what_no_message_could_call_is_refused_when_it_is_registered(function: A
     assert "do" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "do" not in server._commands
+
+
+def test_a_class_is_not_taken_for_its_instances_which_answer_with_coroutines() -> None:
+    Server().command("do")(AsyncModel)
+
+
+def test_a_dtype_of_ml_dtypes_is_one_by_its_name_before_that_is_imported() -> None:
+    code = """
+import sys
+import numpy as np
+from tr_mmap.worker.binding import Command
+def cast(dtype: np.dtype): return dtype
+command = Command("cast", cast)
+assert "ml_dtypes" not in sys.modules
+for word in ("bfloat16", "float8_e5m2", "float16"):
+    print(*command.bind(word, {}, None, "numpy")[0])
+"""
+    assert run_python("-c", code).stdout.split() == ["bfloat16", "float8_e5m2", "float16"]
 
 
 def test_the_refusal_names_the_file_and_the_line_to_change() -> None:

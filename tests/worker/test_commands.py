@@ -231,7 +231,7 @@ def test_what_is_no_name_is_refused_with_the_line_to_write(name: Any) -> None:
         Server().command(name)
 
 
-@pytest.mark.parametrize("name", ["", " ", "two words", "do ", "tab\tbed", "exit", "{do", "{"])
+@pytest.mark.parametrize("name", ["", " ", "two words", "do ", "tab\tbed", "exit", "$release", "{do", "{", "\ud800"])
 def test_a_name_that_no_message_could_say_is_refused(name: str) -> None:
     with pytest.raises(BadMessage, match="cannot name a command"):
         Server().command(name)

@@ -37,6 +37,7 @@ _HAS_THREADS: Final = is_builtin(_start_new_thread) and poll is not None
 _TASKS: Final = "/proc/self/task"
 _LONGEST_S: Final = 2e6  # more milliseconds poll(2) does not take; whoever waits 23 days may wait for ever
 _PAUSE_S: Final = 1.0  # how long a fork waits for a thread to end; a thread that is there then does little harm
+_BEGIN_S: Final = 1.0  # for a new thread to come to our code; takes microseconds, and one that lacks memory never does
 _EXIT_WAIT_S: Final = 0.5  # for the kernel to remove a thread that has run to its end; takes microseconds
 
 
@@ -102,27 +103,32 @@ def _make_eventfd() -> int:
 
 
 class _Thread:
-    """One thread, from its start to its end.
+    """One thread, from its start to its end. It may die before any code of ours runs in it, for lack of memory.
 
     Attributes:
         has_begun: it runs the task, or has run it.
+        is_lost: :meth:`join` has waited for its begin in vain; it never runs the task.
     """
 
-    __slots__ = ("_ended", "_ident", "_run", "_task", "has_begun")
+    __slots__ = ("_ended", "_ident", "_is_claimed", "_run", "_task", "has_begun", "is_lost")
 
     def __init__(self, run: Callable[[_Thread], None]) -> None:
         self.has_begun = False
+        self.is_lost = False
         self._run = run
         self._ended = _new_lock()
         self._ended.acquire()
+        self._is_claimed = _new_lock()  # by the thread, which then runs, or by who gives it up, and then it never does
         self._ident = 0
         self._task = 0
 
     def run(self) -> None:
         """What the thread does."""
-        self._ident = _get_ident()
-        self._task = unpatched("_thread", "get_native_id")()
+        if not self._is_claimed.acquire(False):
+            return
         try:
+            self._ident = _get_ident()
+            self._task = unpatched("_thread", "get_native_id")()
             self._run(self)
         finally:
             self._ended.release()
@@ -131,9 +137,13 @@ class _Thread:
         return bool(self._ident == _get_ident())
 
     def join(self, timeout_s: float = -1) -> bool:
-        """Wait until it has run to its end; False when the time is over."""
-        if not self._ended.acquire(timeout=timeout_s):
-            return False
+        """Wait until it has run to its end, or will never run; False when the time is over."""
+        first_s = _BEGIN_S if timeout_s < 0 else min(timeout_s, _BEGIN_S)
+        if not self._ended.acquire(timeout=first_s):
+            if self._is_claimed.acquire(False):
+                self.is_lost = True
+            elif not self._ended.acquire(timeout=-1 if timeout_s < 0 else timeout_s - first_s):
+                return False
         self._ended.release()
         return True
 
@@ -157,8 +167,7 @@ class Background:
             task has raised: then nothing is done in the background.
 
     Raises:
-        SystemLimit: too many open files.
-        RuntimeError: the system has no thread left.
+        SystemLimit: too many open files, or the system has no thread left.
     """
 
     def __init__(self, task: Callable[[Background], bool]) -> None:
@@ -177,8 +186,10 @@ class Background:
         _members.add(self)
         try:
             self._begin()
-        except BaseException:
+        except BaseException as error:
             self.stop(join_s=0.0)
+            if type(error) is RuntimeError:  # that of start_new_thread, which does not tell the cause
+                raise system.thread_refused() from error
             raise
 
     # -- for the task ---------------------------------------------------------------------------------------------
@@ -235,8 +246,9 @@ class Background:
             return
         if (wake := self._wake) is not None and not wake.wake():
             join_s = 0.0  # nothing can wake the thread; it ends when it wakes by itself
-        if not thread.is_current():
-            thread.join(join_s)
+        if not thread.is_current() and thread.join(join_s) and thread.is_lost:
+            self._thread = None
+            self._close()
 
     def is_running(self) -> bool:
         """Whether a thread runs the task now."""
@@ -251,7 +263,10 @@ class Background:
         if thread is None or wake is None or self._is_last or thread.is_current():
             return
         if wake.wake() and thread.join(_PAUSE_S):
-            thread.wait_for_exit()
+            if thread.is_lost:
+                self._thread = None
+            else:
+                thread.wait_for_exit()
 
     def resume(self) -> None:
         """Begin a new thread after :meth:`pause`, if that has ended the thread. May be called again, or without it."""

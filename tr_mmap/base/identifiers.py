@@ -69,12 +69,13 @@ def check_session_id(session_id: str) -> None:
     """Refuse what may not name a session.
 
     Raises:
-        BadMessage: too long, empty, or has other characters.
+        BadMessage: too long, empty, or has other characters; ``detail`` is ``"session_id"``.
     """
     if not isinstance(session_id, str) or not _good_session_id(session_id):
         shown = repr(session_id)[: MAX_SESSION_ID_LENGTH + 2]
         raise BadMessage(
-            f"{shown} is no session id: 1 to {MAX_SESSION_ID_LENGTH} characters, {_CHARACTERS}", detail=shown
+            f"{shown} is no session id: 1 to {MAX_SESSION_ID_LENGTH} characters, {_CHARACTERS}",
+            detail="session_id",
         )
 
 

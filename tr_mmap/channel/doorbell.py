@@ -19,7 +19,7 @@ __all__ = ["Doorbell"]
 
 _MIN_SEMAPHORE_NBYTES = 32  # sizeof(sem_t) on 64-bit Linux
 # Not that the system has no semaphores for us: the name is taken, or what passes.
-_OTHER_REASONS = frozenset({errno.EEXIST, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EIO})
+_OTHER_REASONS = frozenset({errno.EEXIST, errno.EINTR, errno.EIO})
 
 
 class Doorbell:
@@ -39,6 +39,9 @@ class Doorbell:
             self.semaphore = semaphore = Semaphore(name)
         except ImportError as error:
             raise _missing(error) from error
+        except OSError as error:
+            system.check_limit(error, "a semaphore")
+            raise
         self.ring: Callable[[], None] = semaphore.post
         self.wait: Callable[[float], bool] = semaphore.wait
 
@@ -49,6 +52,7 @@ class Doorbell:
         Raises:
             OutOfSpace: there is no room where the system keeps semaphores.
             SemaphoresUnavailable: the system has none for this user.
+            SystemLimit: no descriptor or mapping can be had.
             MissingPackage: here it needs posix_ipc.
         """
         try:
@@ -56,6 +60,7 @@ class Doorbell:
         except ImportError as error:
             raise _missing(error) from error
         except OSError as error:
+            system.check_limit(error, "a semaphore")
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 free = _free_nbytes()
                 raise OutOfSpace(

@@ -12,11 +12,21 @@ from functools import partial
 from typing import Any, Final
 
 from ..channel.interface import Overtaken
-from ..errors import BadMessage, ResponseTimeout, SessionBusy, SessionNotStarted, SystemLimit
+from ..errors import (
+    BadMessage,
+    OutOfSpace,
+    RemoteError,
+    ResponseTimeout,
+    SessionBusy,
+    SessionNotStarted,
+    SystemLimit,
+    WorkerDied,
+)
 from ..protocol.commands import UserMessage, parse_command
 from ..protocol.messages import Request, now_ms
 from ..protocol.status import Status, StatusLine
-from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_SEQ
+from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_SEQ, RELEASE_COMMAND
+from ..wire.waits import RELEASE_TIMEOUT_MS
 from .nesting import Nesting
 from .resources import SessionResources
 from .responses import Answered, Claim, opened
@@ -27,6 +37,7 @@ from .worker_handle import WorkerHandle
 
 __all__ = ["TURN_WAIT_S", "Dispatcher", "StatusTest"]
 
+_RELEASE_WAIT_S: Final = RELEASE_TIMEOUT_MS / 1000
 _REPEAT_EXIT_S: Final = 0.1  # how often to repeat a request to exit that the worker may overwrite
 TURN_WAIT_S: Final = 10.0  # how long to wait for a thread whose request has no worker any more to end it
 _SLICE_S: Final = 0.25  # how long to wait at most for news; they wake the wait, except where no watch can run
@@ -192,6 +203,7 @@ class Dispatcher(Nesting):
         if worker.is_over():
             raise self.worker_died(worker)
         transfer, fast_path = self.transfer, worker.fast_path
+        has_asked_for_room = False
         while True:
             self.check_own()
             if self._is_exiting:
@@ -218,6 +230,12 @@ class Dispatcher(Nesting):
                 transfer.withdraw()  # a signal handler has sent a request meanwhile, and may have changed tags
             except Overtaken:  # it has done so a moment later
                 transfer.withdraw()
+            except OutOfSpace as error:
+                self.check_own()
+                transfer.withdraw()
+                if has_asked_for_room or not self._ask_for_room(worker, error, deadline_s):
+                    raise
+                has_asked_for_room = True
             except BaseException:
                 self.check_own()  # whatever a fork in the middle of a step leads to in the child
                 is_same = self.resources.worker is worker
@@ -228,6 +246,45 @@ class Dispatcher(Nesting):
                 raise
         self._check_same(worker, seq)
         return self._begin(request, is_private=not is_public)
+
+    def make_room(self, error: OutOfSpace) -> bool:
+        """Let the worker give up the memory that it keeps for later results, if no request is under way.
+
+        Args:
+            error: says what there was no room for.
+
+        Returns:
+            Whether it has; then another try may succeed.
+        """
+        worker, turn = self.resources.worker, self._turn
+        if worker is None or turn.owner or turn.queue:
+            return False
+        deadline_s = time.monotonic() + _RELEASE_WAIT_S
+        try:
+            return self.in_turn(
+                deadline_s, _RELEASE_WAIT_S, RELEASE_COMMAND, self._ask_for_room, worker, error, deadline_s
+            )
+        except (ResponseTimeout, WorkerDied):
+            return False  # another thread was faster; or the worker has ended
+
+    def _ask_for_room(self, worker: WorkerHandle, error: OutOfSpace, deadline_s: float) -> bool:
+        """As :meth:`make_room`, in the turn."""
+        if error.is_budget or not self.transfer.keeps_memory or self._pending is not None:
+            return False
+        if self.resources.worker is not worker or not worker.channel.read_status().status.is_waiting:
+            return False  # it has no results yet, or somebody's request by hand is under way
+        deadline_s = min(deadline_s, time.monotonic() + _RELEASE_WAIT_S)
+        self.transfer.collect()
+        self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
+        self._current = seq, RELEASE_COMMAND, None, False
+        request = Request(seq, RELEASE_COMMAND, timestamp=now_ms())  # without tags, so that it is short
+        try:
+            worker.channel.send(request, deadline_s, worker.is_over)
+            self._check_same(worker, seq)
+            self._await(self._begin(request, is_private=True), deadline_s, _RELEASE_WAIT_S, None)
+        except (Overtaken, OutOfSpace, ResponseTimeout, RemoteError):  # RemoteError: a worker of an earlier version
+            return False
+        return True
 
     def _check_same(self, worker: WorkerHandle | None, seq: int) -> None:
         """Refuse to wait for a response of a worker that a signal handler has ended meanwhile."""

@@ -112,7 +112,7 @@ def find_python(python: str | None = None, environ: Mapping[str, str] = os.envir
             path=sys.executable or "",
         )
     found = which(system.absolute(chosen) if os.path.dirname(chosen) else chosen, path=environ.get("PATH"))
-    if not chosen or found is None:
+    if os.path.basename(chosen) in ("", ".") or found is None:  # "" also ends the name of a directory
         raise ScriptNotFound(
             f"the worker's interpreter {chosen!r} ({origin}) is no program that can be run; give the path of a Python, "
             "or a name that is on PATH",

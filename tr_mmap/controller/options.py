@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import index
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from ..base import system
 from ..base.identifiers import check_session_id
@@ -25,6 +25,8 @@ __all__ = ["AtBudget", "ChannelName", "Framework", "SessionOptions", "Views", "s
 Framework: TypeAlias = Literal["numpy", "torch"]
 ChannelName: TypeAlias = Literal["mapped", "files", "legacy"]
 AtBudget: TypeAlias = Literal["fail", "block"]
+
+_TEXTS: Final = "texts that have no zero byte and can be encoded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,20 +190,30 @@ def _path_of(name: str, path: object) -> str:
         text = os.fsdecode(path)  # type: ignore[arg-type] # that is what is checked here
     except TypeError:
         raise _bad(name, path, "a path: a str or an os.PathLike") from None
-    if not text or "\0" in text:
-        raise _bad(name, path, "a path, which is not empty and has no zero byte")
+    if not text or not _is_passable(text):
+        raise _bad(name, path, "a path, which is not empty, has no zero byte and can be encoded")
     return text
+
+
+def _is_passable(text: str) -> bool:
+    """Whether the system can take a text: it has no zero byte, and no surrogate that stands for no byte."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _absolute(what: str, path: str) -> str:
     try:
-        return system.absolute(path)
+        found = system.absolute(path)
     except FileNotFoundError:
         raise ScriptNotFound(
             f"the {what} {path!r} cannot be found, because this process's current directory has been removed; give an "
             "absolute path",
             path=path,
         ) from None
+    # "w.py/" names a directory, for open(2) too.
+    return os.path.join(found, "") if os.path.basename(path) in ("", ".") else found
 
 
 def _python_of(path: str) -> str:
@@ -219,10 +231,13 @@ def _dir_of(path: str | os.PathLike[str]) -> str:
 def _args_of(args: Iterable[str]) -> tuple[str, ...]:
     if isinstance(args, str) or not isinstance(args, Iterable):
         raise _bad("args", args, "a list of texts, one for each word of the command line")
-    words = tuple(args)
+    try:
+        words = tuple(args)
+    except TypeError:  # an array without dimensions
+        raise _bad("args", args, "a list of texts, one for each word of the command line") from None
     for word in words:
-        if not isinstance(word, str) or "\0" in word:
-            raise _bad("args", word, "a list of texts without zero bytes")
+        if not isinstance(word, str) or not _is_passable(word):
+            raise _bad("args", word, f"a list of {_TEXTS}")
     return words
 
 
@@ -234,10 +249,10 @@ def _env_of(env: Mapping[str, str | None] | None) -> dict[str, str | None] | Non
     else:
         raise _bad("env", env, "a dict from names to texts, or to None to remove a variable")
     for name, value in changes.items():
-        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+        if not isinstance(name, str) or not name or "=" in name or not _is_passable(name):
             raise _bad("env", name, "a dict whose keys are names of variables")
-        if value is not None and (not isinstance(value, str) or "\0" in value):
-            raise _bad("env", value, "a dict whose values are texts, or None to remove a variable")
+        if value is not None and (not isinstance(value, str) or not _is_passable(value)):
+            raise _bad("env", value, f"a dict whose values are {_TEXTS}, or None to remove a variable")
     python = changes.get(PYTHON_VARIABLE, os.environ.get(PYTHON_VARIABLE))
     if python:
         changes[PYTHON_VARIABLE] = _python_of(python)

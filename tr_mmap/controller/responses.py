@@ -13,7 +13,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..base.wakes import Wakes
-from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, SystemLimit, TRException, WorkerDied
+from ..errors import (
+    BadMessage,
+    RemoteOutOfSpace,
+    ResponseTimeout,
+    SessionNotStarted,
+    SystemLimit,
+    TRException,
+    WorkerDied,
+)
 from ..protocol.commands import UserMessage
 from ..protocol.messages import Request, Response
 from ..protocol.status import Status
@@ -327,7 +335,10 @@ class Responses:
     def _outcome(self, response: Response, framework: str | None) -> Result | Exception:
         """What a response means to its caller: a result, or the error to raise."""
         if response.error is not None:
-            return remote_error(response.command, response.error)
+            error = remote_error(response.command, response.error)
+            if isinstance(error, RemoteOutOfSpace):
+                self.transfer.release_free()  # so that the next request finds the room
+            return error
         try:
             return response, self._receive_all(response, framework)
         except (TRException, OSError) as error:

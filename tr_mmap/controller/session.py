@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypedDict, TypeV
 import numpy as np
 
 from ..base.identifiers import check_tag
-from ..errors import ResponseTimeout
+from ..errors import OutOfSpace, ResponseTimeout
 from ..protocol.commands import UserMessage
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import DEFAULT_TIMEOUT_MS
@@ -209,10 +209,17 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         Raises:
             BadTag: the tag may not name a tensor.
             UnsupportedTensor: it is not a tensor that TSR can hold.
-            OutOfSpace: no room; the tag keeps what it had.
+            OutOfSpace: no room, also after the worker has given up what it keeps for later results (it is not asked
+                while a request is under way); the tag keeps what it had.
         """
         check_tag(tag)
-        self._open().transfer.put(tag, tensor)
+        dispatcher = self._open()
+        try:
+            dispatcher.transfer.put(tag, tensor)
+        except OutOfSpace as error:
+            if not dispatcher.make_room(error):
+                raise
+            dispatcher.transfer.put(tag, tensor)
 
     def drop_tensor(self, tag: str) -> None:
         """Forget a tag and release its memory.
@@ -305,8 +312,10 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
 
         After sending, no store into the loan reaches the worker: a numpy loan becomes read-only, and a store into a
         torch loan stays in this process. The same holds for slices and reshaped views. But the library does not know
-        objects that were made of a loan before, with ``torch.from_numpy``, ``memoryview`` or ``as_strided`` of a numpy
-        loan, or with ``torch.from_dlpack`` or ``untyped_storage`` of a torch loan. Do not write through those any more.
+        objects that were made of a loan before: with ``torch.from_numpy``, ``memoryview``, ``np.from_dlpack``,
+        ``as_strided`` or a writable ``sliding_window_view`` of a numpy loan, a view of it that is a subclass of
+        ``ndarray``, or with ``torch.from_dlpack`` or ``untyped_storage`` of a torch loan. Nor does it know a child that
+        was forked before. Do not write through those any more.
 
         Args:
             shape: sizes in elements, outermost first.
@@ -324,4 +333,10 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         array = dispatcher.transfer.quick_loan(shape, dtype) if framework == "numpy" else None
         if array is not None:
             return array
-        return self._open().transfer.empty(shape, dtype, framework)
+        dispatcher = self._open()
+        try:
+            return dispatcher.transfer.empty(shape, dtype, framework)
+        except OutOfSpace as error:
+            if not dispatcher.make_room(error):
+                raise
+            return dispatcher.transfer.empty(shape, dtype, framework)

@@ -162,9 +162,14 @@ static int should_exit(void *context) {
 
 /* -- the request -------------------------------------------------------------------------------------------------- */
 
-static int is_exit_command(Span command) {
-    return command.nbytes == sizeof WIRE_EXIT_COMMAND - 1 &&
-           memcmp(command.text, WIRE_EXIT_COMMAND, sizeof WIRE_EXIT_COMMAND - 1) == 0;
+static int is_equal(Span text, const char *other, size_t nbytes) {
+    return (size_t)text.nbytes == nbytes && memcmp(text.text, other, nbytes) == 0;
+}
+
+/* Whether no handler may see the command. */
+static int is_for_server(Span command) {
+    return is_equal(command, WIRE_EXIT_COMMAND, sizeof WIRE_EXIT_COMMAND - 1) ||
+           is_equal(command, WIRE_RELEASE_COMMAND, sizeof WIRE_RELEASE_COMMAND - 1);
 }
 
 static int is_argument_tag(Span tag) {
@@ -218,7 +223,7 @@ static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject *
     *line = endpoint_receive(&self->base, INFINITY, should_exit, self, 0, message);
     if (*line == NULL || *line == Py_None) return *line;
     uint64_t status = status_of(self);
-    int is_plain = message->command.nbytes != 0 && !is_exit_command(message->command) && is_waiting(status);
+    int is_plain = message->command.nbytes != 0 && !is_for_server(message->command) && is_waiting(status);
     PyObject *request = is_plain ? begin(self, message) : NULL;
     if (request != NULL && replace_status(self, status, word_of(BUSY))) {
         touch(self);

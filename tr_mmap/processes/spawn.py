@@ -112,7 +112,7 @@ class WorkerProcess:
             quiet: False also copies its output to this process's stderr.
 
         Raises:
-            SystemLimit: too many open files.
+            SystemLimit: too many open files or processes, or too little memory.
             OSError: a system call failed; no process is left.
         """
         mark = mark or f"{os.getpid()}-{secrets.token_hex(8)}"
@@ -138,7 +138,8 @@ class WorkerProcess:
             if child is not None:
                 child.end()
             if isinstance(error, OSError):
-                system.check_descriptors(error, argv[0])
+                system.check_limit(error, argv[0])
+                system.check_processes(error, argv[0])
             raise
         if not quiet:
             try:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
 import msgspec
+import numpy as np
 
 from ..base.strict_json import UNREADABLE, refuse_duplicates
 from ..errors import BadMessage
@@ -20,6 +21,7 @@ __all__ = ["UserMessage", "command_of", "parse_command", "split_words"]
 UserMessage: TypeAlias = str | Mapping[str, Any]
 
 _decoder = msgspec.json.Decoder()
+_WORDS: Final = (str, int, float, np.bool_, np.integer, np.floating)
 _SEPARATORS: Final = re.compile(r"[\s,]+")
 
 
@@ -70,7 +72,7 @@ def command_of(fields: Any) -> tuple[str, str]:
 
     Raises:
         BadMessage: it is no object, has no command, or has parameters that are neither text, numbers nor a list of
-            these.
+            words and numbers.
     """
     if not isinstance(fields, Mapping):
         raise BadMessage("a JSON message is an object with a command", detail=type(fields).__name__)
@@ -81,14 +83,22 @@ def command_of(fields: Any) -> tuple[str, str]:
     if parameters is None:
         parameters = ""
     elif isinstance(parameters, list | tuple):
-        parameters = " ".join([_word_of(each) for each in parameters])
+        words = [_word_of(each) for each in parameters]
+        for word in words:
+            if split_words(word) != [word]:
+                raise BadMessage(
+                    f"{word[:80]!r} in the list 'parameters' (or 'params') is not one word: it is empty, or has a "
+                    "space or a comma; give 'parameters' as one text",
+                    detail="parameters",
+                )
+        parameters = " ".join(words)
     else:
         parameters = _word_of(parameters)
     return command.strip(), parameters
 
 
 def _word_of(value: Any) -> str:
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, _WORDS):
         raise BadMessage("'parameters' (or 'params') is a text, or a list of words and numbers", detail="parameters")
     try:
         return str(value)

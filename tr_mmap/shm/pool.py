@@ -173,6 +173,18 @@ class SegmentPool(RepairableStore):
         finally:
             self.is_slow_path_running = was_running
 
+    def release_free(self) -> None:
+        """Give up the memory that is kept for later tensors, because the peer needs room."""
+        if self.is_foreign:
+            return
+        # Keep the former value, because a signal handler may come here in the middle of the slow path.
+        was_running, self.is_slow_path_running = self.is_slow_path_running, True
+        try:
+            self.collect()
+            self._retire_free()
+        finally:
+            self.is_slow_path_running = was_running
+
     def _check_own(self) -> None:
         if self.is_foreign:
             raise SessionNotStarted(

@@ -255,6 +255,7 @@ class SegmentStore(FreeLists, ForkAware):
                     f"{self._nbytes} are in use: drop tensors or views, or raise budget_nbytes",
                     needed_nbytes=capacity,
                     free_nbytes=max(0, budget_nbytes - self._nbytes),
+                    is_budget=True,
                 )
             self.pause(_PAUSE_S)
             if self._is_closed:

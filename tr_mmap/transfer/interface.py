@@ -93,6 +93,9 @@ class WorkerTransfer(ABC):
             OutOfSpace: no room.
         """
 
+    def release_free(self) -> None:  # noqa: B027 - a transfer of files keeps nothing
+        """Give up the memory that is kept for later tensors, because the controller needs room."""
+
     def fast_path_parts(self) -> TensorParts | None:
         """What the compiled fast path works on; None where it cannot be taken."""
         return None
@@ -111,12 +114,14 @@ class ControllerTransfer(ABC):
         unannounced: tags that the next request must announce; empty if the peer finds tags by itself.
         has_request_in_flight: the worker may still read segments that tags release meanwhile.
         has_quick_views, quick_loan: as in :class:`WorkerTransfer`.
+        keeps_memory: both sides keep memory for later tensors, and can give it up when the other one needs room.
     """
 
     decode: Callable[[bytes], Response]
     receive: Callable[[TensorRef, str], Any]
     unannounced: Container[str] = ()
     has_request_in_flight = False
+    keeps_memory = False
     has_quick_views = True
     quick_loan: QuickLoan = staticmethod(_no_loan)
 
@@ -188,6 +193,9 @@ class ControllerTransfer(ABC):
     @abstractmethod
     def collect(self) -> None:
         """Release the leases of views that have ended, because a worker may wait for them."""
+
+    def release_free(self) -> None:  # noqa: B027 - a transfer of files keeps nothing
+        """Give up the memory that is kept for later tensors, because the worker needs room."""
 
     @abstractmethod
     def worker_started(self, is_over: Callable[[], bool]) -> None:

@@ -363,6 +363,7 @@ class LegacyControllerTransfer(ControllerTransfer):
                 "use: drop tensors, or raise budget_nbytes",
                 needed_nbytes=nbytes,
                 free_nbytes=max(0, self._budget_nbytes - held),
+                is_budget=True,
             )
         _write(path, header, payload)
         self._written += 1

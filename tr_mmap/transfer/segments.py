@@ -103,6 +103,10 @@ class SegmentWorkerTransfer(WorkerTransfer):
         with self._lock:
             return self._pool.empty(shape, dtype, framework)
 
+    def release_free(self) -> None:
+        with self._lock:
+            self._pool.release_free()
+
     def close(self, *, is_orphan: bool) -> None:
         self._reader.close()
         if is_orphan:
@@ -154,6 +158,7 @@ class SegmentControllerTransfer(ControllerTransfer):
     """
 
     decode = staticmethod(decode_response)
+    keeps_memory = True
 
     def __init__(self, directory: str, options: TransferOptions, views: str | None = None) -> None:
         self._directory = directory
@@ -295,6 +300,10 @@ class SegmentControllerTransfer(ControllerTransfer):
     @_in_one_piece
     def collect(self) -> None:
         drain()
+
+    @_in_one_piece
+    def release_free(self) -> None:
+        self._pool.release_free()
 
     def close(self) -> None:
         with self._lock:  # and nothing is put right, because nothing is left of it

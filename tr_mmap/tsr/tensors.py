@@ -262,6 +262,35 @@ def _to_array_slow(tensor: object) -> tuple[DType, np.ndarray[Any, Any]]:
 
 
 def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, Any]]:
+    try:
+        dtype = _dtype_of_strided(tensor, torch)
+        if tensor.requires_grad:
+            tensor = tensor.detach()
+        is_on_device = not tensor.is_cpu
+    except (UnsupportedTensor, MemoryError):
+        raise
+    except Exception as error:  # a lazy parameter that is not initialized refuses all of these, as a subclass may
+        raise _without_data(tensor, error) from error
+    if is_on_device:
+        tensor = tensor.cpu()  # the caller gets a device's own errors as they are
+    try:
+        if tensor.is_conj() or tensor.is_neg():
+            tensor = tensor.resolve_conj().resolve_neg()
+        bits = _BITS.get(dtype)
+        if bits is not None:
+            tensor = tensor.view(torch.uint16 if bits.itemsize == 2 else torch.uint8)
+        return dtype, tensor.numpy()
+    except MemoryError:
+        raise
+    except Exception as error:  # fake, functorch-wrapped and distributed tensors have no plain storage
+        raise _without_data(tensor, error) from error
+
+
+def _without_data(tensor: object, error: Exception) -> UnsupportedTensor:
+    return UnsupportedTensor(f"torch cannot give the data of a {type(tensor).__name__}: {error}")
+
+
+def _dtype_of_strided(tensor: Any, torch: Any) -> DType:
     if tensor.is_nested:
         raise UnsupportedTensor("a nested tensor has no single shape; send its .unbind() parts, or a padded one")
     if tensor.layout is not torch.strided:
@@ -272,17 +301,4 @@ def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, 
         )
     if tensor.is_meta:
         raise UnsupportedTensor("a tensor on the meta device has no data to send")
-    dtype = from_torch(tensor.dtype)
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    if not tensor.is_cpu:
-        tensor = tensor.cpu()  # the caller gets a device's own errors as they are
-    try:
-        if tensor.is_conj() or tensor.is_neg():
-            tensor = tensor.resolve_conj().resolve_neg()
-        bits = _BITS.get(dtype)
-        if bits is not None:
-            tensor = tensor.view(torch.uint16 if bits.itemsize == 2 else torch.uint8)
-        return dtype, tensor.numpy()
-    except (RuntimeError, TypeError) as error:  # fake, functorch-wrapped and distributed tensors have no plain storage
-        raise UnsupportedTensor(f"torch cannot give the data of a {type(tensor).__name__}: {error}") from error
+    return from_torch(tensor.dtype)

@@ -48,6 +48,8 @@ SPILL_SUFFIX: Final = ".spill"  # of a spill's name: the file of a message that 
 MAX_SPILL_TOKEN_LENGTH: Final = 64
 
 EXIT_COMMAND: Final = "exit"  # the controller's request that the worker end; no handler sees it
+# The controller's request that the worker give up the memory that it keeps for later results; no handler sees it.
+RELEASE_COMMAND: Final = "$release"
 ARGUMENT_TAG_PREFIX: Final = "$"  # of the tags $0, $1, …, whose tensors belong to one request alone
 
 STATUS_STARTING: Final = "starting"

@@ -26,6 +26,8 @@ STATUS_RETRY_S: Final = 0.0001
 
 DEFAULT_TIMEOUT_MS: Final = 10_000.0
 EXIT_TIMEOUT_MS: Final = 10_000.0
+# For a worker that is ready, and is asked to release the memory that it keeps; takes milliseconds.
+RELEASE_TIMEOUT_MS: Final = 1000.0
 
 CLAIM_WAIT_S: Final = 2.0  # for another process's sweep, or a dead controller's worker to end: both take milliseconds
 CLAIM_RETRY_S: Final = 0.005

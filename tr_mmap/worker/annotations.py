@@ -19,7 +19,9 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from ..errors import BadMessage
+from ..errors import BadMessage, MissingPackage, UnsupportedTensor
+from ..protocol.commands import split_words
+from ..tsr import dtypes
 from .hints import hints_of, unwrapped_partial
 
 __all__ = ["TENSOR", "Kind", "check_callable", "code_of", "kinds_of", "place_of", "refuse"]
@@ -34,7 +36,11 @@ def _to_bool(word: str) -> bool:
 def _to_dtype(word: str) -> np.dtype[Any]:
     try:
         return np.dtype(word)
-    except Exception as error:  # numpy's parser has errors of many kinds
+    except Exception:  # numpy's parser has errors of many kinds
+        pass
+    try:
+        return dtypes.by_name(word).numpy  # bfloat16, say, which numpy knows only once ml_dtypes is imported
+    except UnsupportedTensor as error:
         raise ValueError(word) from error
 
 
@@ -60,6 +66,8 @@ class Kind(typing.NamedTuple):
             self.convert(word)
         except (ValueError, KeyError):
             return False
+        except MissingPackage:  # a dtype of ml_dtypes
+            return True
         return True
 
 
@@ -120,7 +128,7 @@ def kinds_of(command: str, function: Callable[..., Any]) -> list[tuple[inspect.P
                 f"it names before this function, and not under TYPE_CHECKING, or write {stars}{parameter.name}: str",
             )
         try:
-            kinds.append((parameter, _kind_of(hint)))
+            kinds.append((parameter, _kind_of_rest(hint) if stars == "*" else _kind_of(hint)))
         except _NeitherError as error:
             instead = str(error) or f"{parameter.name}: str"
             refuse(
@@ -140,7 +148,8 @@ def check_callable(command: str, function: Any) -> None:
     if not callable(function):
         raise BadMessage(f"command {command!r}: {function!r:.100} is no function", detail=command)
     inner = unwrapped_partial(function)
-    for each in (inner, getattr(inner, "__call__", None)):  # noqa: B004 - not whether it has one, but which
+    call = None if inspect.isclass(inner) else getattr(inner, "__call__", None)  # noqa: B004 - which, not whether
+    for each in (inner, call):
         if inspect.iscoroutinefunction(each):
             refuse(
                 command, function, "async def; write def, and asyncio.run(...) in it, because requests come one by one"
@@ -195,6 +204,29 @@ def _is_meant_for_words(hint: str, default: Any) -> bool:
     return not _NAMES_OF_WORDS.isdisjoint(names | {node.attr for node in nodes if isinstance(node, ast.Attribute)})
 
 
+def _is_word(text: str) -> bool:
+    """Whether a message can have that text as one word."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return split_words(text) == [text]
+
+
+def _kind_of_rest(hint: Any) -> Kind:
+    """What ``*args`` takes, one by one."""
+    if typing.get_origin(hint) is typing.Unpack:  # *args: Unpack[tuple[int, ...]]
+        (hint,) = typing.get_args(hint)
+    elif not getattr(hint, "__unpacked__", False):  # *args: *tuple[int, ...]
+        return _kind_of(hint)
+    if isinstance(hint, typing.TypeVarTuple):
+        return TENSOR
+    members = typing.get_args(hint)
+    if _origin_of(hint) is tuple and len(members) == 2 and members[1] is Ellipsis:
+        return _kind_of(members[0])
+    raise _NeitherError("*{name}: float for words, or *{name} for tensors")
+
+
 def _kind_of(hint: Any) -> Kind:
     if isinstance(hint, typing.ForwardRef):
         hint = hint.__forward_arg__
@@ -229,6 +261,8 @@ def _literal(values: tuple[Any, ...]) -> Kind:
     by_word: dict[str, Any] = {}
     for value in values:
         if not isinstance(value, str | int | bool | None) or isinstance(value, enum.Enum):
+            raise _NeitherError("{name}: str")
+        if not _is_word(str(value)):  # Literal["a b"]: no word of a message is that
             raise _NeitherError("{name}: str")
         by_word.setdefault(str(value), value)
         if isinstance(value, bool):

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from ..errors import BadMessage, TRException
 from ..transfer.kinds import Views
 from ..tsr.framework_names import check_installed
-from ..wire.messages import EXIT_COMMAND
+from ..wire.messages import EXIT_COMMAND, RELEASE_COMMAND
 from .annotations import code_of
 from .binding import Command
 from .server import TechRenaissanceServer
@@ -18,6 +18,15 @@ __all__ = ["Server"]
 _SEVERAL: Final = (tuple, list)
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _is_text(name: str) -> bool:
+    """Whether a message can hold it: it has no surrogate."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Server(TechRenaissanceServer):
@@ -57,15 +66,18 @@ class Server(TechRenaissanceServer):
             name: the word.
 
         Raises:
-            BadMessage: the name is no text or empty, has a space in it, begins with ``{``, or is taken. The decorator
-                itself raises it for a function that no message could call: an ``async def``, say, or one with a
-                parameter annotated ``list``.
+            BadMessage: the name is no text or empty, has a space or a surrogate in it, begins with ``{``, or is taken.
+                The decorator itself raises it for a function that no message could call: an ``async def``, say, or one
+                with a parameter annotated ``list``.
         """
         if not isinstance(name, str):
             raise BadMessage(f'{name!r:.80} names no command; write @server.command("name")', detail="command")
-        if name.split() != [name] or name[0] == "{" or name == EXIT_COMMAND or name in self._commands:
+        is_taken = name in (EXIT_COMMAND, RELEASE_COMMAND) or name in self._commands
+        if name.split() != [name] or name[0] == "{" or is_taken or not _is_text(name):
             raise BadMessage(
-                f"{name!r} cannot name a command: it is not one word, begins with {{, or is taken", detail=name
+                f"{name!r} cannot name a command: it is not one word, begins with {{, is taken, or has a character "
+                "that no message can hold",
+                detail=name,
             )
 
         def register(function: F) -> F:

@@ -12,7 +12,7 @@ from ..protocol.messages import Failure, FailureKind, Request, Response, decode_
 from ..protocol.status import Status
 from ..transfer.interface import WorkerTransfer
 from ..transfer.kinds import Views
-from ..wire.messages import EXIT_COMMAND
+from ..wire.messages import EXIT_COMMAND, RELEASE_COMMAND
 from .attach import Attachment
 from .forked import end_child
 from .life import WorkerLife
@@ -105,7 +105,9 @@ class RequestService(WorkerLife):
         if request.command == EXIT_COMMAND:
             self._is_stopping = True
             return False
-        if request.seq:
+        if request.command == RELEASE_COMMAND:
+            self._release_memory(channel, attachment.transfer, request)
+        elif request.seq:
             self._serve(channel, attachment.transfer, request)
         else:
             self._serve(*attachment.legacy_side(), request)
@@ -135,6 +137,13 @@ class RequestService(WorkerLife):
         failure = self._failure_of(raised, reply)
         del raised  # and the traceback, whose frames hold views
         self._finish(channel, transfer, request, reply, is_known, failure, send)
+
+    def _release_memory(self, channel: Channel, transfer: WorkerTransfer, request: Request) -> None:
+        """Answer the controller's request that this side give up what it keeps for later results."""
+        self._advance_status(channel, Status.BUSY)
+        transfer.begin(request)
+        transfer.release_free()
+        self._responder.respond(channel, transfer, request, Reply(), None)
 
     def _serve_by_hand(self, channel: Channel, attachment: Attachment, raw: bytes) -> bool:
         """Answer a request that somebody wrote by hand into a file of the channel. False if it is the one to exit."""

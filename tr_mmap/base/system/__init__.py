@@ -53,7 +53,7 @@ from .files import (
     write_all,
     write_pipe,
 )
-from .limits import check_descriptors, check_limit, mapping_refused
+from .limits import check_descriptors, check_limit, check_processes, mapping_refused, thread_refused
 from .memory import (
     MADV_DONTNEED,
     MADV_POPULATE_READ,
@@ -89,6 +89,7 @@ __all__ = [
     "allocate",
     "check_descriptors",
     "check_limit",
+    "check_processes",
     "append_always",
     "close",
     "create_file",
@@ -131,6 +132,7 @@ __all__ = [
     "set_size",
     "status",
     "symlink",
+    "thread_refused",
     "truncate",
     "try_lock_dir",
     "unlink",

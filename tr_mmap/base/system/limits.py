@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import Final
 
 from ...errors import SystemLimit, TRException
@@ -12,11 +13,21 @@ try:
 except ImportError:  # pragma: no cover - Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["check_descriptors", "check_file_size", "check_limit", "mapping_refused"]
+__all__ = [
+    "check_descriptors",
+    "check_file_size",
+    "check_limit",
+    "check_processes",
+    "mapping_refused",
+    "thread_refused",
+]
 
 # How far below vm.max_map_count a call may fail: it may cut one mapping into three, and the kernel counts a few
 # mappings in another way than /proc shows them.
 _MAPS_MARGIN: Final = 4
+_UNCLEAR: Final = ("address space", "memory")  # what is said of memory if no limit explains a refusal
+_LEAST_NBYTES: Final = 4096  # what a call needs at least that says nothing of it
+_THREAD_NBYTES: Final = 8 << 20  # of a thread's stack, if no limit says otherwise
 
 
 def check_limit(error: OSError, what: str) -> None:
@@ -30,7 +41,7 @@ def check_limit(error: OSError, what: str) -> None:
         return
     check_descriptors(error, what)
     if error.errno == errno.ENOMEM:
-        raise _memory_limit(f"{what}: {error.strerror}", 0, is_private=False) from error
+        raise _memory_limit(f"{what}: {error.strerror}", _LEAST_NBYTES, is_private=False) from error
 
 
 def check_descriptors(error: OSError, what: str) -> None:
@@ -51,6 +62,38 @@ def check_descriptors(error: OSError, what: str) -> None:
     else:
         return
     raise SystemLimit(f"{what}: {error.strerror}: {advice}", limit=limit, code=error.errno) from error
+
+
+def check_processes(error: OSError, what: str) -> None:
+    """Raise SystemLimit if no process could be started because there are too many.
+
+    Args:
+        error: of the call.
+        what: what was to be started, for the message.
+    """
+    if error.errno == errno.EAGAIN and not isinstance(error, TRException):
+        raise _task_limit(f"{what}: {error.strerror}") from error
+
+
+def thread_refused() -> SystemLimit:
+    """The error to raise when a thread could not be started; the system does not say why."""
+    what = "no thread can be started"
+    nbytes = _soft("RLIMIT_STACK") or _THREAD_NBYTES
+    found = _memory_limit(what, nbytes, is_private=True)
+    return _task_limit(what) if found.limit in _UNCLEAR else found
+
+
+def _task_limit(what: str) -> SystemLimit:
+    """Which limit makes the system refuse a process or a thread."""
+    allowed = _soft("RLIMIT_NPROC")
+    if allowed is not None and os.getuid() and _count_tasks() >= allowed:  # root may have more
+        advice = f"this user may have {allowed} processes and threads; end some, or raise it (RLIMIT_NPROC, ulimit -u)"
+        return SystemLimit(f"{what}: {advice}", limit="RLIMIT_NPROC", code=errno.EAGAIN)
+    advice = (
+        "there are as many processes and threads as there may be; end some, or raise the limit (pids.max of the "
+        "control group, docker run --pids-limit; sysctl kernel.pid_max, kernel.threads-max)"
+    )
+    return SystemLimit(f"{what}: {advice}", limit="pids", code=errno.EAGAIN)
 
 
 def check_file_size(error: OSError, end_nbytes: int) -> None:
@@ -117,6 +160,23 @@ def _memory_limit(what: str, nbytes: int, *, is_private: bool) -> SystemLimit:
     else:
         limit, advice = "address space", "more than this process can map"
     return SystemLimit(f"{what}: {advice}", limit=limit, code=errno.ENOMEM)
+
+
+def _count_tasks() -> int:
+    """The processes and threads of this user, as far as /proc shows them."""
+    count = 0
+    try:
+        names = [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return 0
+    for name in names:
+        try:
+            fields = dict(line.partition(b":")[::2] for line in _read(f"/proc/{name}/status").splitlines())
+            if int(fields[b"Uid"].split()[0]) == os.getuid():
+                count += int(fields[b"Threads"])
+        except (OSError, KeyError):
+            pass  # it has ended
+    return count
 
 
 def _soft(name: str) -> int | None:

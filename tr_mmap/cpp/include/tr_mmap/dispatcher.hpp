@@ -241,16 +241,20 @@ public:
     // -- tensors ------------------------------------------------------------------------------------------------------
 
     void send_tensor(const Tensor& tensor, const std::string& tag) {
-        const Lock lock = open();
-        tags_.put(tag, resources_.pool().publish(tensor));
+        with_room([&] {
+            const Lock lock = open();
+            tags_.put(tag, resources_.pool().publish(tensor));
+        });
     }
     void drop_tensor(const std::string& tag) {
         const Lock lock = open();
         tags_.drop(tag);
     }
     Tensor empty(const Shape& shape, DType dtype) {
-        const Lock lock = open();
-        return resources_.pool().empty(shape, dtype);
+        return with_room([&] {
+            const Lock lock = open();
+            return resources_.pool().empty(shape, dtype);
+        });
     }
     PoolStats stats() {
         const Lock lock = open();
@@ -332,6 +336,32 @@ private:
         if (is_closed_) throw_closed();
         resources_.pool().set_latest(forever());
         return lock;
+    }
+
+    /// Do what needs room. If there is none, the worker first gives up the memory that it keeps for later results,
+    /// unless a request is under way.
+    template <class Action>
+    auto with_room(Action action) -> decltype(action()) {
+        try {
+            return action();
+        } catch (const OutOfSpace& error) {
+            if (!make_room(error)) throw;
+        }
+        return action();
+    }
+
+    bool make_room(const OutOfSpace& error) {
+        const Handle worker = resources_.worker();
+        Lock lock(mutex_);
+        if (!worker || is_turn_taken_ || is_closed_) return false;
+        const Wait wait{deadline_in(wire::release_timeout_ms), wire::release_timeout_ms, worker};
+        const Turn turn(*this, lock, wait.deadline);
+        if (!turn || resources_.worker() != worker) return false;
+        try {
+            return ask_for_room(lock, error, wait);
+        } catch (const WorkerDied&) {
+            return false;
+        }
     }
 
     void wait_for_change(Lock& lock, Clock::time_point deadline) {
@@ -437,6 +467,35 @@ private:
         if (is_exiting_) {
             throw SessionNotStarted("session '" + resources_.session_id() + "' is about to end: please_exit() runs");
         }
+        try {
+            publish_request(command, tensors, wait);
+            return;
+        } catch (const OutOfSpace& error) {
+            if (!ask_for_room(lock, error, wait)) throw;
+        }
+        publish_request(command, tensors, wait);
+    }
+
+    /// Let the worker give up the memory that it keeps for later results; whether it has.
+    bool ask_for_room(Lock& lock, const OutOfSpace& error, Wait wait) {
+        if (error.is_budget || pending_ || !is_waiting(wait.worker->channel->read_status())) return false;
+        wait.deadline = std::min(wait.deadline, deadline_in(wire::release_timeout_ms));
+        Request request;
+        request.seq = next_seq();
+        request.command = wire::release_command;
+        request.timestamp = now_ms();
+        wait.worker->channel->send(request);
+        pending_ = std::move(request);
+        pending_asker_ = mark_of_thread();
+        is_abandoned_ = true;  // no take() gets its response
+        try {
+            return !await_response(lock, wait).error;  // an error: a worker of an earlier version
+        } catch (const ResponseTimeout&) {
+            return false;
+        }
+    }
+
+    void publish_request(const Command& command, const TensorRefs& tensors, const Wait& wait) {
         Request request;
         request.command = command.command;
         request.parameters = command.parameters;
@@ -500,6 +559,8 @@ private:
         } while (response.seq != pending_->seq);  // else it is the response to an earlier request
         tags_.acknowledged(*pending_);
         finish_request();
+        // The worker had no room for a result: the next request finds what this side keeps for later tensors.
+        if (response.error && response.error->needed_nbytes) resources_.pool().release_free();
         return response;
     }
 

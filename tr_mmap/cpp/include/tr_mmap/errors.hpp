@@ -174,10 +174,11 @@ public:
 /// There is no room for a tensor, on the file system or in the pool's budget.
 class OutOfSpace : public virtual TRException {  // virtual: RemoteOutOfSpace is a RemoteError too
 public:
-    OutOfSpace(const std::string& message, std::uint64_t needed, std::uint64_t free)
-        : TRException(message), needed_nbytes(needed), free_nbytes(free) {}
+    OutOfSpace(const std::string& message, std::uint64_t needed, std::uint64_t free, bool of_budget = false)
+        : TRException(message), needed_nbytes(needed), free_nbytes(free), is_budget(of_budget) {}
     std::uint64_t needed_nbytes;
     std::uint64_t free_nbytes;
+    bool is_budget;  // the pool's budget is used up, and not the file system's room
 };
 
 /// A path that is not what a private session may trust.

@@ -85,7 +85,7 @@ inline void check_tag(const std::string& tag) {
 inline void check_session_id(const std::string& session_id) {
     if (!is_session_id(session_id)) {
         const std::string shown = session_id.substr(0, wire::max_session_id_length);
-        throw BadMessage("'" + shown + "' is no session id: " + name_rule(wire::max_session_id_length), shown);
+        throw BadMessage("'" + shown + "' is no session id: " + name_rule(wire::max_session_id_length), "session_id");
     }
 }
 

@@ -156,6 +156,12 @@ public:
         awaiting_.clear();
     }
 
+    /// Give up the memory that is kept for later tensors, because the worker needs room.
+    void release_free() {
+        collect();
+        retire_free();
+    }
+
 private:
     /// Release the segments of loans whose tensors are all gone.
     void collect() {
@@ -302,7 +308,7 @@ private:
                                      " bytes would exceed the pool's budget of " + std::to_string(*budget_nbytes_) +
                                      "; " + std::to_string(nbytes_) +
                                      " are in use: drop tensors or views, or raise budget_nbytes",
-                                 capacity, nbytes_ < *budget_nbytes_ ? *budget_nbytes_ - nbytes_ : 0);
+                                 capacity, nbytes_ < *budget_nbytes_ ? *budget_nbytes_ - nbytes_ : 0, true);
             }
             pause_();
             collect();

@@ -4,6 +4,7 @@
 
 #include "macros_off.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -163,12 +164,35 @@ inline std::string word_of(const json::Value& value) {
     throw BadMessage("'parameters' (or 'params') is a text, or a list of words and numbers", "parameters");
 }
 
+/// Whether the worker reads a text as one word.
+inline bool is_one_word(std::string_view text) {
+    // Beyond ASCII, what Python splits words at.
+    for (const std::string_view space : {"\xc2\x85", "\xc2\xa0", "\xe1\x9a\x80", "\xe2\x80\xa8", "\xe2\x80\xa9",
+                                         "\xe2\x80\xaf", "\xe2\x81\x9f", "\xe3\x80\x80"}) {
+        if (text.find(space) != text.npos) return false;
+    }
+    for (std::size_t at = 0; (at = text.find("\xe2\x80", at)) != text.npos && at + 2 < text.size(); ++at) {
+        const auto last = static_cast<unsigned char>(text[at + 2]);
+        if (last >= 0x80 && last <= 0x8a) return false;
+    }
+    const auto splits = [](char c) { return c == ',' || is_space(c) || (c >= '\x1c' && c <= '\x1f'); };
+    return !text.empty() && std::none_of(text.begin(), text.end(), splits);
+}
+
 /// The same, or a list of such words.
 inline std::string words_of(const json::Value& value) {
     const auto* list = value.get<json::Array>();
     if (!list) return word_of(value);
     std::string words;
-    for (const json::Value& each : *list) words += (&each == list->data() ? "" : " ") + word_of(each);
+    for (const json::Value& each : *list) {
+        const std::string word = word_of(each);
+        if (!is_one_word(word)) {
+            throw BadMessage("'" + word.substr(0, 80) + "' in the list 'parameters' (or 'params') is not one word: it is "
+                             "empty, or has a space or a comma; give 'parameters' as one text",
+                             "parameters");
+        }
+        words += (words.empty() ? "" : " ") + word;
+    }
     return words;
 }
 
