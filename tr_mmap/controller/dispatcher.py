@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..channel.interface import Overtaken
-from ..errors import BadMessage, ResponseTimeout, SessionBusy, SessionNotStarted, SystemLimit
+from ..errors import BadMessage, ResponseTimeout, SessionBusy, SessionNotStarted, SystemLimit, WorkerDied
 from ..protocol.commands import UserMessage, parse_command
 from ..protocol.messages import Request, now_ms
 from ..protocol.status import Status, StatusLine
@@ -54,6 +54,14 @@ class Dispatcher(Nesting):
             return True
         pending = self._pending
         return worker is not None and pending is not None and pending.seq == claim.seq and worker.channel.has_message()
+
+    def is_asked(self) -> bool:
+        """Whether a request was sent whose answer is not there yet; the worker's status may not say so yet."""
+        pending, worker = self._pending, self.resources.worker
+        if pending is None or worker is None or self._held is not None:
+            return False
+        # Looked at again, because another thread may have taken the answer before the look for a message.
+        return not worker.channel.has_message() and self._pending is pending
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -333,10 +341,14 @@ class Dispatcher(Nesting):
             RemoteError, ResponseTimeout, WorkerDied: there is no result.
         """
         deadline_s = time.monotonic() + timeout_s
-        worker = self.worker()  # this one only: the thread that notices its death first forgets it
+        # This one only: the thread that notices its death first forgets it, and leaves what was lost with it.
+        worker = self.resources.worker if not self.is_closing and self._has_outcome() else self.worker()
         while True:
             claim = self._next_claim()
+            if worker is None and (claim is None or claim.outcome is None):  # another thread was faster
+                worker = self.worker()
             if claim is None:
+                assert worker is not None
                 if worker.is_over():
                     raise self.worker_died(worker)
                 remaining_s = deadline_s - time.monotonic()
@@ -371,12 +383,19 @@ class Dispatcher(Nesting):
                 )
             except Answered:
                 continue  # another thread has received it, for its own next request
+            except WorkerDied:
+                self._give_up_claim(claim)  # its taker knows now
+                raise
             except ResponseTimeout:
                 if claim.outcome is None:
                     raise
                 continue
             if found is not None:
                 return found
+
+    def _has_outcome(self) -> bool:
+        claim = self._next_claim()
+        return claim is not None and claim.outcome is not None and not self.resources.is_foreign
 
     def _has_news(self, worker: WorkerHandle) -> bool:
         return bool(self._claims) or self.is_closing or worker.is_over()

@@ -97,7 +97,7 @@ class SessionLifecycle:
     def __repr__(self) -> str:
         worker = self._worker_or_none()
         script = self._options.script_path
-        what = "not started" if worker is None else f"pid {worker.process.pid}, {worker_state(worker).activity}"
+        what = "not started" if worker is None else f"pid {worker.process.pid}, {worker_state(worker, is_asked=self._is_asked()).activity}"
         if self._is_foreign():
             what = "of the process that this one was forked from"
         return f"<{type(self).__name__} {self._options.session_id!r}: {script}, {what}>"
@@ -309,14 +309,22 @@ class SessionLifecycle:
     # -- status ---------------------------------------------------------------------------------------------------
 
     def is_ready(self) -> bool:
-        """Whether the worker waits for a request."""
+        """Whether the worker waits for a request; not from a request's sending until its answer is there."""
         worker = self._worker_or_none()
-        return worker is not None and not worker.is_over() and worker.channel.read_status().status.is_waiting
+        if worker is None or worker.is_over() or self._is_asked():
+            return False
+        return worker.channel.read_status().status.is_waiting
 
     def is_busy(self) -> bool:
-        """Whether the worker works on a request."""
+        """Whether a request is under way: from its sending until its answer is there."""
         worker = self._worker_or_none()
-        return worker is not None and not worker.is_over() and worker.channel.read_status().status is Status.BUSY
+        if worker is None or worker.is_over():
+            return False
+        return self._is_asked() or worker.channel.read_status().status is Status.BUSY
+
+    def _is_asked(self) -> bool:
+        dispatcher = self._dispatcher
+        return dispatcher is not None and dispatcher.is_asked()
 
     def new_response(self) -> bool:
         """Whether a response waits to be taken."""
@@ -324,13 +332,13 @@ class SessionLifecycle:
         return dispatcher is not None and dispatcher.has_result()
 
     def wait_until_ready(self, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> bool:
-        """Wait until the worker is ready for a request; False when the time is over.
+        """Wait until the worker is ready for a request, and has answered the one under way; False when the time is over.
 
         Raises:
             WorkerDied: it ended.
             SessionNotStarted: there is no worker, or the session was closed meanwhile.
         """
-        return self._wait_status(lambda each: each.status.is_waiting, timeout_ms) is not None
+        return self._wait_status(lambda each: each.status.is_waiting and not self._is_asked(), timeout_ms) is not None
 
     def wait_until_ok(self, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> bool:
         """Wait until the request under way is done. Returns whether it succeeded; False also when the time is over.
@@ -362,7 +370,7 @@ class SessionLifecycle:
             created=pool.created,
             log_nbytes=0 if log is None else log.nbytes,
             log_dropped_nbytes=0 if log is None else log.dropped_nbytes,
-            worker=None if worker is None else worker_state(worker),
+            worker=None if worker is None else worker_state(worker, is_asked=dispatcher.is_asked()),
         )
 
     @property
