@@ -197,6 +197,13 @@ class Dispatcher(Nesting):
                 self._settle(deadline_s, timeout_s)
             except ResponseTimeout:
                 raise self._unanswered(worker, command, timeout_s, is_sent=False) from None
+            except SystemLimit as error:
+                raise SystemLimit(
+                    f"{command!r} was not sent, because the tensors of the answer to an earlier request cannot be "
+                    f"received now, and can be taken later: {error}",
+                    limit=error.limit,
+                    code=error.errno or 0,
+                ) from error
         if worker.is_over():
             raise self.worker_died(worker)
         transfer, fast_path = self.transfer, worker.fast_path
@@ -452,7 +459,14 @@ class Dispatcher(Nesting):
                 the same; call this again for the rest.
         """
         self.is_closing = True
+        self.closers += 1
         worker = self.resources.worker
+        try:
+            self._end_waits(worker)
+        finally:
+            self.closers -= 1  # with is_closing still True, an interrupted close() is known
+
+    def _end_waits(self, worker: WorkerHandle | None) -> None:
         try:
             if worker is not None:
                 worker.give_up()  # the thread that has the turn gives it back

@@ -120,9 +120,13 @@ class SessionLifecycle:
             HostilePath: the workspace is not a directory that this user can trust and use.
             SemaphoresUnavailable: this system has no semaphores; ``channel="files"`` needs none.
             SessionNotStarted: another thread closes the session at this moment; or this process is a forked child.
+            SessionBusy: another thread is in the middle of a request and has not left it for 10 s.
         """
         check_script(self._options.script_path)
         dispatcher = self._dispatcher
+        if dispatcher is not None and dispatcher.is_closing and not dispatcher.closers:
+            self.close()  # an interrupted close() has left the rest
+            dispatcher = self._dispatcher
         if dispatcher is not None:
             dispatcher.check_own()
             worker = dispatcher.resources.worker
@@ -231,7 +235,8 @@ class SessionLifecycle:
             ensure: whether to end the worker by force, and clean up, if it does not end by itself.
 
         Returns:
-            Whether it ended by itself. False at once in a forked child, which ends nothing.
+            Whether it ended by itself; False if a signal ended it, for example that of another thread's
+            :meth:`terminate`. False at once in a forked child, which ends nothing.
 
         Raises:
             SessionBusy: as in :meth:`close`.
@@ -240,7 +245,8 @@ class SessionLifecycle:
         if self._is_foreign():
             return False
         dispatcher = self._dispatcher
-        if dispatcher is None or self._worker_or_none() is None:
+        worker = self._worker_or_none()
+        if dispatcher is None or worker is None:
             self.close()
             return True
         has_ended = False
@@ -251,7 +257,7 @@ class SessionLifecycle:
         finally:
             if has_ended or ensure:
                 self.close()
-        return has_ended
+        return has_ended and (worker.process.exit_code or 0) >= 0
 
     def close(self) -> None:
         """End the worker by force if it lives, and remove everything of the session. Idempotent.

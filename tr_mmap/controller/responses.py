@@ -93,6 +93,7 @@ class Responses:
         self._turn = Turn()
         self._news = Wakes()  # a request was sent, the worker ended, or the session is closed
         self.is_closing = False
+        self.closers = 0  # calls of close() that have not returned
         self._is_exiting = False  # the worker was asked to exit, so no further request may overwrite that
         self._pending: Request | None = None  # sent and not answered
         # Of the call that has the turn, until its response is taken: the number of its request, the message, the
