@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import FOREVER_MS, TOOLS, Gate, wait_until
+from support import BOUND_S, FOREVER_MS, TOOLS, Gate, wait_until
 
-from tr_mmap import PythonSession
+from tr_mmap import PythonSession, SessionNotStarted, WorkerDied
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -163,8 +163,11 @@ def test_a_request_lost_with_its_worker_fails_once_and_takes_no_other_threads_an
     channel: str, is_forgotten: bool
 ) -> None:
     with PythonSession(TOOLS, "lost", quiet_mode=True, channel=channel) as session, ThreadPoolExecutor(1) as other:
+        assert session.pid is not None
+        os.kill(session.pid, signal.SIGSTOP)
         session.send_request("hello mine")
-        session.terminate()
+        os.kill(session.pid, signal.SIGKILL)
+        assert session.join(10_000)
         if is_forgotten:
             with pytest.raises(WorkerDied):
                 other.submit(session.send_request, "hello not sent").result(BOUND_S)
@@ -185,7 +188,7 @@ def test_a_request_lost_with_its_worker_fails_once_and_takes_no_other_threads_an
 
 def test_a_lost_request_is_found_by_a_poll_too_and_the_end_of_the_session_ends_it() -> None:
     with PythonSession(TOOLS, "lost", quiet_mode=True) as session:
-        session.send_request("die 3")
+        session.send_request("die 3 so long")
         assert session.join(10_000)
         session.start()
         assert session.new_response()
@@ -193,7 +196,7 @@ def test_a_lost_request_is_found_by_a_poll_too_and_the_end_of_the_session_ends_i
             session.read_response()
         assert caught.value.exit_code == 3
         assert not session.new_response()
-        session.send_request("die 4")
+        session.send_request("die 4 so long")
         assert session.join(10_000)
         session.start()
         session.close()

@@ -257,7 +257,7 @@ class SessionLifecycle:
         finally:
             if has_ended or ensure:
                 self.close()
-        return has_ended and (worker.process.exit_code or 0) >= 0
+        return has_ended and worker.process.has_ended_by_itself
 
     def close(self) -> None:
         """End the worker by force if it lives, and remove everything of the session. Idempotent.

@@ -147,6 +147,7 @@ class WorkerProcess:
         self._child = child
         self._mark = mark
         self._owner_pid = os.getpid()
+        self._is_forced = False
         # Popen.poll says None while another thread is reaping. Reentrant, because a signal handler may ask too.
         self._reap_lock = threading.RLock()
         self._forwarder: LogForwarder | None = None
@@ -250,6 +251,12 @@ class WorkerProcess:
             self._forwarder.stop()
         return code
 
+    @property
+    def has_ended_by_itself(self) -> bool:
+        """Whether it has ended, and neither a signal nor :meth:`terminate_tree` has ended it."""
+        code = self._poll()
+        return code is not None and code >= 0 and not self._is_forced
+
     def is_alive(self) -> bool:
         """Whether it has not ended. Also right in a forked child."""
         return self.identity.is_alive() if os.getpid() != self._owner_pid else self._poll() is None
@@ -276,6 +283,8 @@ class WorkerProcess:
         """
         if os.getpid() != self._owner_pid:
             return
+        if self.is_alive():
+            self._is_forced = True  # a worker that gets SIGTERM may end with status 0
         try:
             tree = self._tree(())
         except OSError:

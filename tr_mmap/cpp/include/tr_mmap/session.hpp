@@ -136,7 +136,7 @@ public:
             }
         }
         if (has_ended || ensure) close();
-        return has_ended && !(worker && worker->process->exit_code().value_or(0) < 0);
+        return has_ended && (!worker || worker->process->has_ended_by_itself());
     }
 
     /// End the worker by force if it lives, and remove everything of the session. Other threads that wait get
