@@ -301,3 +301,20 @@ def test_a_poll_of_is_busy_finds_the_answer_there(session: PythonSession) -> Non
         while session.is_busy():
             pass
         assert session.read_response() == f"Hello {number}"
+
+
+def test_a_session_whose_answers_were_left_can_be_brought_back_to_none(session: PythonSession) -> None:
+    """As the manual says, after an exception between a request and the call that takes its answer."""
+    session.send_request("hello left")
+    session.send_request("fail left")
+    session.send_request("hello last")
+    assert session.wait_until_ready()
+    taken: list[object] = []
+    while session.new_response():
+        try:
+            taken.append(session.read_response())
+        except RemoteError as error:
+            taken.append(type(error))
+    assert len(taken) == 3
+    session.send_request("hello new")
+    assert session.wait_for_response() == "Hello New"

@@ -19,7 +19,6 @@ from other_process import in_forked_child
 from support import BOUND_S, count_fds, forks, run_python, wait_until
 
 from tr_mmap.base import background
-from tr_mmap.processes import identity as identities
 from tr_mmap.processes import spawn as processes
 from tr_mmap.processes.spawn import WorkerProcess
 

@@ -97,7 +97,11 @@ class SessionLifecycle:
     def __repr__(self) -> str:
         worker = self._worker_or_none()
         script = self._options.script_path
-        what = "not started" if worker is None else f"pid {worker.process.pid}, {worker_state(worker, is_asked=self._is_asked()).activity}"
+        what = (
+            "not started"
+            if worker is None
+            else f"pid {worker.process.pid}, {worker_state(worker, is_asked=self._is_asked()).activity}"
+        )
         if self._is_foreign():
             what = "of the process that this one was forked from"
         return f"<{type(self).__name__} {self._options.session_id!r}: {script}, {what}>"
@@ -338,7 +342,7 @@ class SessionLifecycle:
         return dispatcher is not None and dispatcher.has_result()
 
     def wait_until_ready(self, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> bool:
-        """Wait until the worker is ready for a request, and has answered the one under way; False when the time is over.
+        """Wait until the worker is ready for a request, and has answered the one under way; False if time is over.
 
         Raises:
             WorkerDied: it ended.
