@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alarms import once
 from support import BOUND_S, FOREVER_MS, TOOLS, Gate, script, wait_until
 
 from tr_mmap import PythonSession, SessionNotStarted, WorkerDied
@@ -112,3 +113,35 @@ def test_requests_that_wait_behind_a_request_to_exit_are_not_sent(session: Pytho
             with pytest.raises((SessionNotStarted, WorkerDied)):
                 each.result(BOUND_S)
         assert exiting.result(BOUND_S)
+
+
+@pytest.mark.parametrize("end", [PythonSession.terminate, PythonSession.close, lambda each: os.kill(each.pid, 9)])
+def test_a_worker_that_a_signal_ends_has_not_ended_by_itself(
+    session: PythonSession, gate: Gate, end: Callable[[PythonSession], Any]
+) -> None:
+    session.send_request(gate.message)
+    gate.wait_for_worker()
+    with ThreadPoolExecutor(1) as pool:
+        exiting = pool.submit(session.please_exit, FOREVER_MS)
+        wait_until(lambda: is_asked(session))
+        end(session)
+        assert exiting.result(BOUND_S) is False
+
+
+def test_start_finishes_a_close_that_was_interrupted(session: PythonSession, gate: Gate) -> None:
+    session.send_request(gate.message)
+    gate.wait_for_worker()
+    dispatcher: Any = session._dispatcher
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with once(lambda: dispatcher.is_closing) as arm:
+        arm(interrupt)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dispatcher, "_close", lambda: wait_until(lambda: False))
+            with pytest.raises(KeyboardInterrupt):
+                session.close()
+    session.start()
+    assert session.fetch_response("say again") == "again"
+    session.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from strategies import bits
 from support import Gate
 
 from tr_mmap import PythonSession, RemoteError, ResponseTimeout, UnexpectedResponse, UnknownCommand
+from tr_mmap.controller import stats
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 B = np.arange(6, 12, dtype=np.float32).reshape(2, 3)
@@ -266,3 +268,53 @@ def test_memory_goes_round_in_the_steady_state(mapped: PythonSession) -> None:
         mapped.send_tensor(x, "steady")
     assert mapped.stats().created <= created + 3
     assert len(list(Path(mapped.session_dir()).glob("*.tsr"))) <= files + 6
+
+
+def test_from_sending_to_answer_a_session_is_busy_and_not_ready(
+    session: PythonSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before the worker has taken the request up, of which its status says nothing."""
+    assert session.pid is not None
+    os.kill(session.pid, signal.SIGSTOP)
+    try:
+        session.send_request("hello you")
+        assert session.is_busy()
+        assert not session.is_ready()
+        assert not session.wait_until_ready(20)
+        with monkeypatch.context() as patch:
+            patch.setattr(stats, "state_of", lambda _: "waiting")
+            worker = session.stats().worker
+            assert worker is not None
+            assert worker.activity == "busy"
+            assert "busy" in repr(session)
+    finally:
+        os.kill(session.pid, signal.SIGCONT)
+    assert session.wait_until_ready()
+    assert session.new_response()
+    assert not session.is_busy()
+    assert session.read_response() == "Hello You"
+
+
+def test_a_poll_of_is_busy_finds_the_answer_there(session: PythonSession) -> None:
+    for number in range(20):
+        session.send_request(f"hello {number}")
+        while session.is_busy():
+            pass
+        assert session.read_response() == f"Hello {number}"
+
+
+def test_a_session_whose_answers_were_left_can_be_brought_back_to_none(session: PythonSession) -> None:
+    """As the manual says, after an exception between a request and the call that takes its answer."""
+    session.send_request("hello left")
+    session.send_request("fail left")
+    session.send_request("hello last")
+    assert session.wait_until_ready()
+    taken: list[object] = []
+    while session.new_response():
+        try:
+            taken.append(session.read_response())
+        except RemoteError as error:
+            taken.append(type(error))
+    assert len(taken) == 3
+    session.send_request("hello new")
+    assert session.wait_for_response() == "Hello New"

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import FOREVER_MS, TOOLS, Gate, wait_until
+from support import BOUND_S, FOREVER_MS, TOOLS, Gate, wait_until
 
-from tr_mmap import PythonSession
+from tr_mmap import PythonSession, SessionNotStarted, WorkerDied
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -155,3 +155,51 @@ def test_sessions_run_side_by_side(workspace: Path) -> None:
         two.please_exit()
         assert one.fetch_response("hello one") == "Hello One"
         assert three.fetch_response("hello three") == "Hello Three"
+
+
+@pytest.mark.parametrize("channel", ["mapped", "files"])
+@pytest.mark.parametrize("is_forgotten", [False, True], ids=["restarted", "found dead by another"])
+def test_a_request_lost_with_its_worker_fails_once_and_takes_no_other_threads_answer(
+    channel: str, is_forgotten: bool
+) -> None:
+    with PythonSession(TOOLS, "lost", quiet_mode=True, channel=channel) as session, ThreadPoolExecutor(1) as other:
+        assert session.pid is not None
+        os.kill(session.pid, signal.SIGSTOP)
+        session.send_request("hello mine")
+        os.kill(session.pid, signal.SIGKILL)
+        assert session.join(10_000)
+        if is_forgotten:
+            with pytest.raises(WorkerDied):
+                other.submit(session.send_request, "hello not sent").result(BOUND_S)
+            assert session.new_response()
+        else:
+            session.start()
+            other.submit(session.send_request, "hello other").result(BOUND_S)
+        with pytest.raises(WorkerDied):
+            session.wait_for_response(FOREVER_MS)
+        if is_forgotten:
+            assert not session.new_response()
+            session.start()
+            other.submit(session.send_request, "hello other").result(BOUND_S)
+        assert other.submit(session.wait_for_response).result(BOUND_S) == "Hello Other"
+        assert session.fetch_response("hello again") == "Hello Again"
+        assert session.read_response() is None
+
+
+def test_a_lost_request_is_found_by_a_poll_too_and_the_end_of_the_session_ends_it() -> None:
+    with PythonSession(TOOLS, "lost", quiet_mode=True) as session:
+        session.send_request("die 3 so long")
+        assert session.join(10_000)
+        session.start()
+        assert session.new_response()
+        with pytest.raises(WorkerDied) as caught:
+            session.read_response()
+        assert caught.value.exit_code == 3
+        assert not session.new_response()
+        session.send_request("die 4 so long")
+        assert session.join(10_000)
+        session.start()
+        session.close()
+        assert not session.new_response()
+        with pytest.raises(SessionNotStarted):
+            session.wait_for_response(20)

@@ -95,6 +95,75 @@ TEST(session_timeout_says_what_the_worker_does) {
     ::kill(worker_of(early), SIGCONT);
 }
 
+TEST(session_exit_lets_a_request_under_way_be_answered) {
+    const std::string mark = std::string(std::getenv("TR_TEST_FOLDER")) + "/answered";
+    for (int i = 0; i < 3; ++i) {
+        std::filesystem::remove(mark);
+        Ready s("exits_late");
+        s.send_request("write " + mark);
+        CHECK(s.please_exit(FOREVER_MS));
+        CHECK(exists(mark));
+    }
+    std::filesystem::remove(mark);
+    Ready s("exits_later");
+    std::string answer;
+    const pid_t pid = worker_of(s);
+    ::kill(pid, SIGSTOP);
+    std::thread asking([&] { answer = s.fetch_response("length abc", FOREVER_MS); });
+    while (!s.is_busy()) std::this_thread::yield();
+    std::thread going_on([&] { ::kill(pid, SIGCONT); });
+    CHECK(s.please_exit(FOREVER_MS));
+    asking.join();
+    going_on.join();
+    CHECK_EQUAL(answer, "3");
+}
+
+TEST(session_is_busy_from_a_request_to_its_answer) {
+    Ready s("busy_early");
+    const pid_t pid = worker_of(s);
+    ::kill(pid, SIGSTOP);
+    s.send_request("pid");
+    CHECK(s.is_busy() && !s.is_ready() && !s.wait_until_ready(20));
+    CHECK(!s.please_exit(20, false));  // and the request keeps its place
+    ::kill(pid, SIGCONT);
+    CHECK(s.join(FOREVER_MS));
+    Ready next("busy_early_too");
+    for (int i = 0; i < 20; ++i) {
+        next.send_request("length abc");
+        while (next.is_busy()) std::this_thread::yield();
+        CHECK_EQUAL(next.read_response(), "3");
+    }
+    next.send_request("length abcd");
+    CHECK(next.wait_until_ready() && next.new_response());
+}
+
+TEST(session_a_request_lost_with_its_worker_fails_once_for_its_own_thread) {
+    Ready s("lost");
+    for (const bool is_found_by_other : {false, true}) {
+        ::kill(worker_of(s), SIGSTOP);
+        s.send_request("length mine");
+        ::kill(worker_of(s), SIGKILL);
+        CHECK(s.join(FOREVER_MS));
+        if (is_found_by_other) {
+            std::thread([&] { thrown_by<WorkerDied>([&] { s.send_request("pid"); }); }).join();
+        } else {
+            s.start();
+            std::thread([&] { s.send_request("length others"); }).join();
+        }
+        CHECK(s.new_response());
+        thrown_by<WorkerDied>([&] { s.wait_for_response(FOREVER_MS); });
+        if (is_found_by_other) {
+            CHECK(!s.new_response());
+            s.start();
+            std::thread([&] { s.send_request("length others"); }).join();
+        }
+        CHECK_EQUAL(s.wait_for_response(FOREVER_MS), "6");
+        CHECK_EQUAL(s.fetch_response("length again"), "5");
+    }
+    thrown_by<WorkerDied>([&] { s.fetch_response("die 3"); });
+    CHECK(!s.new_response());  // that call has told it
+}
+
 TEST(session_waits_of_every_kind_end_with_close) {
     Ready s("ends_closed");
     Stuck other(s);

@@ -82,6 +82,13 @@ def sleep(seconds: float):
     return "slept"
 
 
+@server.command("write")
+def write(path: str):
+    with open(path, "w") as file:
+        file.write("written")
+    return "written"
+
+
 @server.command("fail")
 def fail(message: str):
     raise ValueError(message)

@@ -7,17 +7,18 @@ import os
 import select
 import signal
 import stat
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from other_process import in_forked_child
 from support import BOUND_S, count_fds, forks, run_python, wait_until
 
 from tr_mmap.base import background
-from tr_mmap.processes import identity as identities
 from tr_mmap.processes import spawn as processes
 from tr_mmap.processes.spawn import WorkerProcess
 
@@ -399,11 +400,94 @@ def test_a_forks_child_cannot_end_its_parents_worker(tree: Tree) -> None:
     worker.terminate_tree()
 
 
-def test_a_forgotten_worker_warns_nobody(tree: Tree) -> None:
+def test_a_forgotten_worker_is_ended_and_warns_nobody(tree: Tree) -> None:
     worker = tree.spawn("up()")
     tree.wait_up(1)
-    identity = worker.identity
+    pid = worker.pid
     del worker
     gc.collect()  # a ResourceWarning here would fail the test as an unraisable exception
-    identities.send_signal(identity, signal.SIGKILL)
+    assert tree.is_all_dead()
+    with pytest.raises(ChildProcessError):  # it is reaped, too
+        os.waitpid(pid, 0)
+
+
+class _Interrupt(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, _Interrupt, RuntimeError])
+@pytest.mark.parametrize("is_second", [False, True], ids=["one", "two"])
+def test_a_signal_in_the_middle_of_a_start_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], is_second: bool
+) -> None:
+    """Between the fork and the first moment at which anybody could note the child's number."""
+    real, pids, interrupts = subprocess._fork_exec, [], []  # type: ignore[attr-defined]
+
+    def interrupt(*_: object) -> None:
+        interrupts.append(True)
+        raise error("a handler's")
+
+    def interrupted(*arguments: Any) -> Any:
+        pids.append(real(*arguments))
+        for count in (1, 2) if is_second else (1,):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)  # type: ignore[arg-type]
+            wait_until(lambda count=count: len(interrupts) >= count)
+        return pids[0]
+
+    fds, previous = count_fds(), signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "_fork_exec", interrupted)
+            with pytest.raises(error, match="a handler's"):
+                WorkerProcess.spawn(["/bin/sleep", "300"], env={}, log_path=str(tmp_path / "log"))
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pids[0], os.WNOHANG)
+    assert count_fds() == fds
+
+
+def test_a_start_needs_no_thread(tree: Tree) -> None:
+    previous = threading.stack_size(1 << 46)  # more than any process can have: no thread starts
+    try:
+        with pytest.raises(RuntimeError):
+            threading.Thread(target=print).start()
+        worker = tree.spawn("up()")
+    finally:
+        threading.stack_size(previous)
+    tree.wait_up(1)
+    worker.terminate_tree(grace_s=0)
+    assert tree.is_all_dead()
+
+
+@forks
+def test_a_fork_in_the_middle_of_a_start_leaves_the_worker_to_the_parent(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, statuses = subprocess._fork_exec, []  # type: ignore[attr-defined]
+
+    def fork(*_: object) -> None:
+        if (pid := os.fork()) == 0:
+            return
+        statuses.append(os.waitpid(pid, 0)[1])
+
+    def forked(*arguments: Any) -> Any:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)  # type: ignore[arg-type]
+        wait_until(lambda: statuses)
+        return real(*arguments)
+
+    own_pid, previous = os.getpid(), signal.signal(signal.SIGALRM, fork)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "_fork_exec", forked)
+            worker = tree.spawn("up()")
+    except ChildProcessError:
+        os._exit(7 if os.getpid() != own_pid else 1)
+    finally:
+        if os.getpid() != own_pid:
+            os._exit(1)
+        signal.signal(signal.SIGALRM, previous)
+    assert [os.waitstatus_to_exitcode(status) for status in statuses] == [7]
+    tree.wait_up(1)
+    worker.terminate_tree(grace_s=0)
     assert tree.is_all_dead()

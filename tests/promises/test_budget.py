@@ -43,7 +43,7 @@ def test_at_the_budget_the_worker_waits_for_a_view_to_go_where_that_is_the_polic
         answers: list[int] = []
         asker = threading.Thread(target=lambda: answers.append(int(session.fetch_tensor("echo a").sum(dtype=np.int64))))
         asker.start()
-        while not session.is_busy():  # the worker is at it, and cannot go on
+        while not session._dispatcher.resources.worker.channel.is_taken_up():  # type: ignore[union-attr] # it cannot go on
             assert asker.is_alive()
         held.clear()
         asker.join()

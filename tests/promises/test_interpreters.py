@@ -239,7 +239,7 @@ session.start()
 print(session.fetch_response("pid"), flush=True)
 if sys.argv[2]:
     session.send_request(sys.argv[2])
-    while not session.is_busy():
+    while not session._dispatcher.resources.worker.channel.is_taken_up():
         pass
 os.kill(os.getpid(), 9)
 """

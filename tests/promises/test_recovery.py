@@ -90,7 +90,8 @@ def test_a_session_recovers_again_and_again_and_knows_its_tags(
             os.unlink(gate.path)
             session.start()
             assert session.wait_until_ready(FOREVER_MS)
-            assert session.read_response() is None
+            assert session.read_response() in (None, "stale")  # an answer from before the end is still its taker's
+            assert not session.new_response()
             assert session.fetch_response(f"say {number}", FOREVER_MS) == str(number)
             assert session.fetch_response("digest a", FOREVER_MS) == digest
             assert session.fetch_tensor("echo n", FOREVER_MS)[0] == number

@@ -268,7 +268,7 @@ session = PythonSession(sys.argv[1], quiet_mode=True)
 session.start()
 pid = session.fetch_response("pid")
 session.send_request("hog")
-while not session.is_busy():
+while not session._dispatcher.resources.worker.channel.is_taken_up():
     pass
 print(pid, flush=True)
 sys.stdin.read()

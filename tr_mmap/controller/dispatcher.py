@@ -66,6 +66,14 @@ class Dispatcher(Nesting):
         pending = self._pending
         return worker is not None and pending is not None and pending.seq == claim.seq and worker.channel.has_message()
 
+    def is_asked(self) -> bool:
+        """Whether a request was sent whose answer is not there yet; the worker's status may not say so yet."""
+        pending, worker = self._pending, self.resources.worker
+        if pending is None or worker is None or self._held is not None:
+            return False
+        # Looked at again, because another thread may have taken the answer before the look for a message.
+        return not worker.channel.has_message() and self._pending is pending
+
     # -- requests -------------------------------------------------------------------------------------------------
 
     def call(self, message: UserMessage, tensors: tuple[Any, ...], timeout_s: float, framework: str | None) -> Result:
@@ -200,6 +208,13 @@ class Dispatcher(Nesting):
                 self._settle(deadline_s, timeout_s)
             except ResponseTimeout:
                 raise self._unanswered(worker, command, timeout_s, is_sent=False) from None
+            except SystemLimit as error:
+                raise SystemLimit(
+                    f"{command!r} was not sent, because the tensors of the answer to an earlier request cannot be "
+                    f"received now, and can be taken later: {error}",
+                    limit=error.limit,
+                    code=error.errno or 0,
+                ) from error
         if worker.is_over():
             raise self.worker_died(worker)
         transfer, fast_path = self.transfer, worker.fast_path
@@ -390,10 +405,14 @@ class Dispatcher(Nesting):
             RemoteError, ResponseTimeout, WorkerDied: there is no result.
         """
         deadline_s = time.monotonic() + timeout_s
-        worker = self.worker()  # this one only: the thread that notices its death first forgets it
+        # This one only: the thread that notices its death first forgets it, and leaves what was lost with it.
+        worker = self.resources.worker if not self.is_closing and self._has_outcome() else self.worker()
         while True:
             claim = self._next_claim()
+            if worker is None and (claim is None or claim.outcome is None):  # another thread was faster
+                worker = self.worker()
             if claim is None:
+                assert worker is not None
                 if worker.is_over():
                     raise self.worker_died(worker)
                 remaining_s = deadline_s - time.monotonic()
@@ -428,12 +447,19 @@ class Dispatcher(Nesting):
                 )
             except Answered:
                 continue  # another thread has received it, for its own next request
+            except WorkerDied:
+                self._give_up_claim(claim)  # its taker knows now
+                raise
             except ResponseTimeout:
                 if claim.outcome is None:
                     raise
                 continue
             if found is not None:
                 return found
+
+    def _has_outcome(self) -> bool:
+        claim = self._next_claim()
+        return claim is not None and claim.outcome is not None and not self.resources.is_foreign
 
     def _has_news(self, worker: WorkerHandle) -> bool:
         return bool(self._claims) or self.is_closing or worker.is_over()
@@ -490,7 +516,14 @@ class Dispatcher(Nesting):
                 the same; call this again for the rest.
         """
         self.is_closing = True
+        self.closers += 1
         worker = self.resources.worker
+        try:
+            self._end_waits(worker)
+        finally:
+            self.closers -= 1  # with is_closing still True, an interrupted close() is known
+
+    def _end_waits(self, worker: WorkerHandle | None) -> None:
         try:
             if worker is not None:
                 worker.give_up()  # the thread that has the turn gives it back

@@ -100,7 +100,11 @@ class SessionLifecycle:
     def __repr__(self) -> str:
         worker = self._worker_or_none()
         script = self._options.script_path
-        what = "not started" if worker is None else f"pid {worker.process.pid}, {worker_state(worker).activity}"
+        what = (
+            "not started"
+            if worker is None
+            else f"pid {worker.process.pid}, {worker_state(worker, is_asked=self._is_asked()).activity}"
+        )
         if self._is_foreign():
             what = "of the process that this one was forked from"
         return f"<{type(self).__name__} {self._options.session_id!r}: {script}, {what}>"
@@ -123,9 +127,13 @@ class SessionLifecycle:
             HostilePath: the workspace is not a directory that this user can trust and use.
             SemaphoresUnavailable: this system has no semaphores; ``channel="files"`` needs none.
             SessionNotStarted: another thread closes the session at this moment; or this process is a forked child.
+            SessionBusy: another thread is in the middle of a request and has not left it for 10 s.
         """
         check_script(self._options.script_path)
         dispatcher = self._dispatcher
+        if dispatcher is not None and dispatcher.is_closing and not dispatcher.closers:
+            self.close()  # an interrupted close() has left the rest
+            dispatcher = self._dispatcher
         if dispatcher is not None:
             dispatcher.check_own()
             worker = dispatcher.resources.worker
@@ -234,7 +242,8 @@ class SessionLifecycle:
             ensure: whether to end the worker by force, and clean up, if it does not end by itself.
 
         Returns:
-            Whether it ended by itself. False at once in a forked child, which ends nothing.
+            Whether it ended by itself; False if a signal ended it, for example that of another thread's
+            :meth:`terminate`. False at once in a forked child, which ends nothing.
 
         Raises:
             SessionBusy: as in :meth:`close`.
@@ -243,7 +252,8 @@ class SessionLifecycle:
         if self._is_foreign():
             return False
         dispatcher = self._dispatcher
-        if dispatcher is None or self._worker_or_none() is None:
+        worker = self._worker_or_none()
+        if dispatcher is None or worker is None:
             self.close()
             return True
         has_ended = False
@@ -254,7 +264,7 @@ class SessionLifecycle:
         finally:
             if has_ended or ensure:
                 self.close()
-        return has_ended
+        return has_ended and worker.process.has_ended_by_itself
 
     def close(self) -> None:
         """End the worker by force if it lives, and remove everything of the session. Idempotent.
@@ -312,14 +322,22 @@ class SessionLifecycle:
     # -- status ---------------------------------------------------------------------------------------------------
 
     def is_ready(self) -> bool:
-        """Whether the worker waits for a request."""
+        """Whether the worker waits for a request; not from a request's sending until its answer is there."""
         worker = self._worker_or_none()
-        return worker is not None and not worker.is_over() and worker.channel.read_status().status.is_waiting
+        if worker is None or worker.is_over() or self._is_asked():
+            return False
+        return worker.channel.read_status().status.is_waiting
 
     def is_busy(self) -> bool:
-        """Whether the worker works on a request."""
+        """Whether a request is under way: from its sending until its answer is there."""
         worker = self._worker_or_none()
-        return worker is not None and not worker.is_over() and worker.channel.read_status().status is Status.BUSY
+        if worker is None or worker.is_over():
+            return False
+        return self._is_asked() or worker.channel.read_status().status is Status.BUSY
+
+    def _is_asked(self) -> bool:
+        dispatcher = self._dispatcher
+        return dispatcher is not None and dispatcher.is_asked()
 
     def new_response(self) -> bool:
         """Whether a response waits to be taken."""
@@ -327,13 +345,13 @@ class SessionLifecycle:
         return dispatcher is not None and dispatcher.has_result()
 
     def wait_until_ready(self, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> bool:
-        """Wait until the worker is ready for a request; False when the time is over.
+        """Wait until the worker is ready for a request, and has answered the one under way; False if time is over.
 
         Raises:
             WorkerDied: it ended.
             SessionNotStarted: there is no worker, or the session was closed meanwhile.
         """
-        return self._wait_status(lambda each: each.status.is_waiting, timeout_ms) is not None
+        return self._wait_status(lambda each: each.status.is_waiting and not self._is_asked(), timeout_ms) is not None
 
     def wait_until_ok(self, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> bool:
         """Wait until the request under way is done. Returns whether it succeeded; False also when the time is over.
@@ -365,7 +383,7 @@ class SessionLifecycle:
             created=pool.created,
             log_nbytes=0 if log is None else log.nbytes,
             log_dropped_nbytes=0 if log is None else log.dropped_nbytes,
-            worker=None if worker is None else worker_state(worker),
+            worker=None if worker is None else worker_state(worker, is_asked=dispatcher.is_asked()),
         )
 
     @property

@@ -198,7 +198,7 @@ class SessionResources(ForkAware):
             self._start(quiet=quiet, on_end=on_end)
             self._was_started = True
         except BaseException:
-            if not self._was_started:
+            if not self._was_started and not self.is_foreign:  # a signal handler may have forked meanwhile
                 self._give_up()
             raise
 

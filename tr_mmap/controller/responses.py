@@ -101,6 +101,7 @@ class Responses:
         self._turn = Turn()
         self._news = Wakes()  # a request was sent, the worker ended, or the session is closed
         self.is_closing = False
+        self.closers = 0  # calls of close() that have not returned
         self._is_exiting = False  # the worker was asked to exit, so no further request may overwrite that
         self._pending: Request | None = None  # sent and not answered
         # Of the call that has the turn, until its response is taken: the number of its request, the message, the
@@ -419,9 +420,13 @@ class Responses:
         self.check_own()
         if self.is_closing or self._is_exiting:
             return SessionNotStarted(f"session {self.resources.session_id!r} was ended meanwhile")
-        end = worker.how_it_ended()
+        error = self._death_of(worker)
         if self._turn.owner == get_ident() and self.resources.worker is worker:
             self.forget_worker()
+        return error
+
+    def _death_of(self, worker: WorkerHandle) -> WorkerDied:
+        end = worker.how_it_ended()
         code, tail = end.exit_code, end.log_tail
         how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
         output = f"; its last output:\n{tail}" if tail else "; it printed nothing"
@@ -433,17 +438,29 @@ class Responses:
         )
 
     def forget_worker(self) -> None:
-        """Forget a worker that has ended. Tags stay, for the next worker."""
+        """Forget a worker that has ended. Tags stay, for the next worker, and answers, for their takers.
+
+        WorkerDied is the outcome of a request that has no answer, also for a thread that asks when a new worker runs.
+        """
+        worker = self.resources.worker
+        lost = [each for each in self._claims if each.outcome is None]
+        error = self._death_of(worker) if worker is not None and lost else None
         self.resources.forget_worker()
-        self.forget()
+        self._forget_request()
+        for claim in lost:
+            claim.outcome = error
+        self._wake_takers()
         self.transfer.worker_ended()
 
     def forget(self) -> None:
         """Forget the request in flight and all results."""
+        self._forget_request()
+        self._claims.clear()
+
+    def _forget_request(self) -> None:
         self._end_request()
         self._is_private = False
         self._held = None
-        self._claims.clear()
 
 
 def opened(outcome: Result | Exception) -> Result:

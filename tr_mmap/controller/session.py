@@ -158,12 +158,15 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
 
         Raises:
             RemoteError: the request failed.
+            WorkerDied: the worker ended before it answered the request; each lost request says so once.
             SessionNotStarted: there is no worker.
         """
         dispatcher = self._open()
-        dispatcher.worker()
+        if not dispatcher.has_result():
+            dispatcher.worker()
+            return None
         try:
-            return self._text_of(dispatcher.take(0, has_tensors=False)) if dispatcher.has_result() else None
+            return self._text_of(dispatcher.take(0, has_tensors=False))
         except ResponseTimeout:  # another thread was faster
             return None
 

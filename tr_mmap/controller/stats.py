@@ -26,7 +26,8 @@ class WorkerState:
         process: what the process does: ``"running"`` on a processor, ``"waiting"`` for something, ``"stopped"`` by a
             signal, ``"ended"``; ``"unknown"`` where the system does not say, or this process has no
             descriptor left to ask it.
-        activity: ``"starting"``; ``"idle"``, it waits for a request; ``"busy"`` with one; ``"hung"``: in the middle of
+        activity: ``"starting"``; ``"idle"``, it waits for a request; ``"busy"`` with one, from the
+            moment it was sent; ``"hung"``: in the middle of
             a request it neither runs nor has moved for a second (a handler that waits for something else looks the
             same); ``"stopped"``; ``"ended"``.
         last_moved_ms: milliseconds since it last took a request, used a tensor or answered; None if it does not say.
@@ -57,15 +58,20 @@ class SessionStats(PoolStats):
     worker: WorkerState | None
 
 
-def worker_state(worker: WorkerHandle) -> WorkerState:
-    """What a worker does now."""
+def worker_state(worker: WorkerHandle, *, is_asked: bool = False) -> WorkerState:
+    """What a worker does now.
+
+    Args:
+        worker: the worker.
+        is_asked: whether a request to it is under way, which it may not have taken up yet.
+    """
     identity = worker.process.identity
     process: ProcessState = state_of(identity) if worker.process.is_alive() else "ended"
     moved_ms = worker.channel.heartbeat_age_ms()
-    return WorkerState(identity.pid, process, _activity(worker, process, moved_ms), moved_ms)
+    return WorkerState(identity.pid, process, _activity(worker, process, moved_ms, is_asked), moved_ms)
 
 
-def _activity(worker: WorkerHandle, process: ProcessState, moved_ms: float | None) -> Activity:
+def _activity(worker: WorkerHandle, process: ProcessState, moved_ms: float | None, is_asked: bool) -> Activity:
     if process == "ended":
         return "ended"
     if process == "stopped":
@@ -74,5 +80,5 @@ def _activity(worker: WorkerHandle, process: ProcessState, moved_ms: float | Non
     if status is Status.STARTING:
         return "starting"
     if status is not Status.BUSY:
-        return "idle"
+        return "busy" if is_asked else "idle"
     return "hung" if process == "waiting" and moved_ms is not None and moved_ms > _STILL_MS else "busy"

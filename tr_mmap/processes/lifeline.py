@@ -32,8 +32,9 @@ GRACE_S: Final = 16  # a signal's number, see above
 class Lifeline:
     """The controller's end of the pipe. :meth:`cut`, the end of the process and the object's own end close it."""
 
+    _reading = _writing = -1
+
     def __init__(self) -> None:
-        self._reading = self._writing = -1
         if ON_LINUX:
             self._reading, self._writing = system.make_pipe()
 

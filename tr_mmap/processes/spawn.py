@@ -9,9 +9,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from ..base import system
+from ..base.unpatched import unpatched
 from ..wire.names import WORKER_MARK_VARIABLE
 from ..wire.waits import KILL_WAIT_S, TERMINATE_GRACE_S
 from .identity import Identity, all_stats, send_signal, wait_for_ends
@@ -24,23 +26,31 @@ __all__ = ["Child", "WorkerProcess"]
 
 _REAP_S: Final = 0.005  # how often to look for the end of a killed child without a descriptor
 _UNKNOWN: Final = 1 << 16  # no exit status: the program ignores SIGCHLD, or its own handler has reaped the child
+_SLICE_S: Final = 0.05  # how often a wait for a thread looks whether this is a forked child, which has no such thread
+_IS_PATCHED: Final = subprocess.Popen.__module__ != "subprocess"  # gevent's class, which reaps all children itself
+_start_new_thread: Final[Any] = unpatched("_thread", "start_new_thread")
+_new_lock: Final[Any] = unpatched("_thread", "allocate_lock")
 
 
 class Child(subprocess.Popen[bytes]):
     """A child process; its end is noticed also by a program that reaps children itself."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._owner_pid = os.getpid()
         try:
             super().__init__(*arguments, **options)
         except BaseException:
             # For example Ctrl-C during the wait for execve(2): the caller would never get this child.
-            if getattr(self, "pid", None) is not None and self.returncode is None:
+            if self._is_left():
                 self.end()
             raise
 
+    def _is_left(self) -> bool:
+        return getattr(self, "pid", None) is not None and self.returncode is None and os.getpid() == self._owner_pid
+
     def poll(self) -> int | None:
         """As Popen's, but ``_UNKNOWN`` where Popen says 0 of a child that somebody else has reaped."""
-        if subprocess.Popen.__module__ != "subprocess":  # gevent's class, which reaps all children itself
+        if _IS_PATCHED:
             return super().poll()
         code: int | None = self._internal_poll(_deadstate=_UNKNOWN)  # type: ignore[attr-defined]
         return code
@@ -51,10 +61,73 @@ class Child(subprocess.Popen[bytes]):
         self.wait()
 
     def __del__(self, *_: Any) -> None:
-        # A worker whose object is gone ends by itself with its controller. Popen's method warns, then puts the child
-        # on a list of children to reap; we want only the second.
-        if hasattr(subprocess.Popen, "__del__"):  # gevent's class has none
-            super().__del__(_warn=lambda *_args, **_kwargs: None)  # type: ignore[call-arg]
+        # Nobody can end it any more: an exception came, before the caller had it. Popen's method would only warn.
+        if not _IS_PATCHED and self._is_left():
+            self.end()
+
+
+class _Starter:
+    """Starts a child from a thread of its own, in which no signal handler runs.
+
+    A handler that raised after the fork, and before the child's number is noted, would leave a process of which nobody
+    knows. The kernel suspends the thread that starts a child, so a signal often comes to just that moment.
+    """
+
+    def __init__(self, make: Callable[[], Child]) -> None:
+        self._make = make
+        self._owner_pid = os.getpid()
+        self._ended = _new_lock()
+        self._ended.acquire()
+        self._has_begun = self._is_cancelled = self._is_done = False
+        self._child: Child | None = None
+        self._error: BaseException | None = None
+
+    def start(self) -> Child:
+        """Start it. If an exception comes meanwhile, no child is left."""
+        try:
+            try:
+                _start_new_thread(self._run, ())
+            except RuntimeError as error:
+                if self._has_begun or error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                    raise  # a signal handler's
+                self._is_cancelled = True
+                return self._make()  # the system has no thread left
+            while not self._is_done:
+                self._wait()
+            if self._error is not None:
+                raise self._error
+            assert self._child is not None
+            return self._child
+        except BaseException:
+            self._is_cancelled = True  # before the look: a thread that this misses starts nothing
+            while self._has_begun and not self._is_done:
+                try:
+                    self._wait()
+                except BaseException:
+                    if os.getpid() != self._owner_pid:
+                        break
+            if self._child is not None and os.getpid() == self._owner_pid:
+                self._child.end()
+            raise
+        finally:
+            self._error = None  # it has our frame: together they would wait for the garbage collector
+
+    def _wait(self) -> None:
+        if self._ended.acquire(timeout=_SLICE_S):
+            self._ended.release()
+        if os.getpid() != self._owner_pid:
+            raise ChildProcessError("this process was forked from the one that starts a worker, in the middle of that")
+
+    def _run(self) -> None:
+        self._has_begun = True
+        try:
+            if not self._is_cancelled:
+                self._child = self._make()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._is_done = True
+            self._ended.release()
 
 
 class WorkerProcess:
@@ -76,6 +149,7 @@ class WorkerProcess:
         self._child = child
         self._mark = mark
         self._owner_pid = os.getpid()
+        self._is_forced = False
         # Popen.poll says None while another thread is reaping. Reentrant, because a signal handler may ask too.
         self._reap_lock = threading.RLock()
         self._forwarder: LogForwarder | None = None
@@ -120,7 +194,8 @@ class WorkerProcess:
         try:
             log_path, log_fd = create_log(log_path, log_link)
             try:
-                child = Child(
+                make = partial(
+                    Child,
                     list(argv),
                     env={**env, WORKER_MARK_VARIABLE: mark},
                     cwd=cwd,
@@ -131,6 +206,8 @@ class WorkerProcess:
                     close_fds=True,
                     start_new_session=True,  # so that Ctrl-C at the terminal reaches only the controller
                 )
+                # gevent's class starts children only from a thread that has its loop.
+                child = make() if _IS_PATCHED else _Starter(make).start()
             finally:
                 system.close(log_fd)
             worker = cls(child, argv[0], log_path, mark)
@@ -177,6 +254,12 @@ class WorkerProcess:
             self._forwarder.stop()
         return code
 
+    @property
+    def has_ended_by_itself(self) -> bool:
+        """Whether it has ended, and neither a signal nor :meth:`terminate_tree` has ended it."""
+        code = self._poll()
+        return code is not None and code >= 0 and not self._is_forced
+
     def is_alive(self) -> bool:
         """Whether it has not ended. Also right in a forked child."""
         return self.identity.is_alive() if os.getpid() != self._owner_pid else self._poll() is None
@@ -203,6 +286,8 @@ class WorkerProcess:
         """
         if os.getpid() != self._owner_pid:
             return
+        if self.is_alive():
+            self._is_forced = True  # a worker that gets SIGTERM may end with status 0
         try:
             tree = self._tree(())
         except OSError:

@@ -186,7 +186,8 @@ class Command:
             wanted = str(self._least) if self._most == self._least else f"{self._least} to {self._most}"
             if self._most is None:
                 wanted = f"at least {self._least}"
-            raise BadMessage(f"{self.name} takes {wanted} tensors and got {count}", detail=str(count))
+            noun = "tensor" if wanted in ("1", "at least 1") else "tensors"
+            raise BadMessage(f"{self.name} takes {wanted} {noun} and got {count}", detail=str(count))
 
     def _convert(self, words: list[str]) -> list[Any]:
         """The values of words, for the parameters in order; those of ``*args`` come last."""

@@ -318,6 +318,22 @@ public:
         }
     }
 
+    /// Whether the worker is in the controller's last request.
+    bool is_taken_up() const { return read_status() == Status::BUSY && !is_busy_by_hand(); }
+
+    /// Say in the status that the worker is to exit: it looks there before it takes the next request, and after each.
+    void write_exit() {
+        const Status status = read_status();
+        if (status == Status::EXIT || status == Status::EXITING || status == Status::TERMINATED) return;
+        const std::string line = std::string(wire::status_exit) + '\n';
+        std::string rest(wire::heartbeat_offset, ' ');
+        rest.replace(0, line.size(), line);
+        std::memcpy(status_.data() + sizeof(std::uint64_t), rest.data() + sizeof(std::uint64_t),
+                    rest.size() - sizeof(std::uint64_t));
+        store_word(words_of(status_.data()), word_of_digits(rest.data()));
+        request_doorbell_.ring();
+    }
+
     /// Whether the worker is in a request that somebody wrote by hand, and not in the controller's.
     bool is_busy_by_hand() const {
         return starts_with(status_line(), std::string(wire::status_busy) + ": " + wire::busy_by_hand);

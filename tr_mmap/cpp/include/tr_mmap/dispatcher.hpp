@@ -104,7 +104,7 @@ public:
         send_request(lock, command, tensors, wait);
         Response response;
         try {
-            response = await_response(lock, wait);
+            response = await_own_response(lock, wait);
         } catch (...) {
             if (!lock.owns_lock()) lock.lock();
             is_abandoned_ = true;  // if the request is still pending; the next one resets this
@@ -134,7 +134,15 @@ public:
         wait.worker->channel->show_sent();
     }
 
-    /// Request that the worker end, even in the middle of a request; whether it has ended in time.
+    /// Whether a request was sent whose answer is not there yet; the worker's status may not say so yet.
+    bool is_asked() const {
+        const Lock lock(mutex_);
+        const Handle worker = resources_.worker();
+        return worker && pending_ && !worker->channel->has_message();
+    }
+
+    /// Request that the worker end; whether it has ended in time. A request under way gets its answer first. If that
+    /// does not come in time, the request to end still does not take the place of one that the worker has not taken.
     bool request_exit(double timeout_ms) {
         const Clock::time_point deadline = checked_deadline_in(timeout_ms);
         const Handle worker = resources_.worker();
@@ -144,18 +152,28 @@ public:
             ~Exiting() { --count; }
             std::atomic<int>& count;
         } exiting(is_exiting_);  // another thread's next request must not take the place of this one
-        {
-            const Lock lock(mutex_);
-            Request request;
-            request.seq = next_seq();
-            request.command = wire::exit_command;
-            request.timestamp = now_ms();
-            worker->channel->send(request);  // a worker that has not attached yet finds the request when it does
+        try {
+            const Wait wait{deadline, timeout_ms, worker};
+            Lock lock(mutex_);
+            const Turn turn(*this, lock, deadline);
+            if (turn) settle_before_exit(lock, wait);
+            if (is_closed_ || resources_.worker() != worker) return worker->process->wait(deadline);
+            if (pending_ && !worker->channel->is_taken_up()) {
+                worker->channel->write_exit();
+            } else {
+                Request request;
+                request.seq = next_seq();
+                request.command = wire::exit_command;
+                request.timestamp = now_ms();
+                worker->channel->send(request);  // a worker that has not attached yet finds the request when it does
+            }
+        } catch (const WorkerDied&) {
+        } catch (const SessionNotStarted&) {  // another thread closes the session
         }
         return worker->process->wait(deadline);
     }
 
-    /// Wait for a status; nothing when the time is over.
+    /// Wait for a status and for the answer to the request under way; nothing when the time is over.
     template <class Until>
     std::optional<Status> wait_status(Until until, double timeout_ms) {
         const Wait wait{checked_deadline_in(timeout_ms), timeout_ms, worker()};
@@ -163,7 +181,10 @@ public:
         const Turn turn(*this, lock, wait.deadline);
         if (!turn) return leave_quietly(wait);
         check_worker(lock, wait);
-        return wait_status(lock, until, wait);
+        // With the turn, no other thread takes the answer to the request under way, of which the status may not tell yet.
+        const bool is_pending = pending_.has_value();
+        const auto is_so = [&](Status s) { return until(s) && !(is_pending && !wait.worker->channel->has_message()); };
+        return wait_status(lock, is_so, wait);
     }
 
     /// Wait until the pending request is answered, and keep its result; whether it went well. False when the time is
@@ -186,8 +207,11 @@ public:
     /// The oldest result of this thread's requests that was not taken; if it has made none, the oldest of any thread's.
     /// If there is no request at all, waits for one that another thread may send.
     Result take(double timeout_ms, bool has_tensors) {
-        const Wait wait{checked_deadline_in(timeout_ms), timeout_ms, worker()};
+        const Clock::time_point deadline = checked_deadline_in(timeout_ms);
         Lock lock(mutex_);
+        // What was lost with a worker, or was there before its end, can be taken when no worker is there.
+        const bool needs_worker = is_closed_ || next_kept() == unclaimed_.size();
+        const Wait wait{deadline, timeout_ms, needs_worker ? worker() : resources_.worker()};
         while (true) {
             const std::uint64_t seen = changed_->count();
             if (next_kept() < unclaimed_.size()) return take_kept(next_kept(), has_tensors, wait);
@@ -196,14 +220,14 @@ public:
             if (is_ours || wait.worker->is_over()) {
                 const Turn turn(*this, lock, wait.deadline);
                 if (!turn) throw_no_turn(lock, wait, "");
-                check_worker(lock, wait);
                 if (next_kept() < unclaimed_.size()) continue;
+                check_worker(lock, wait);
                 if (!has_public_request()) {
                     if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);
                     continue;
                 }
                 const std::uint64_t asker = pending_asker_;
-                Response response = await_response(lock, wait);
+                Response response = await_own_response(lock, wait);
                 if (response.error) throw_remote_error(response.command, *response.error);
                 unclaimed_.push_front({std::move(response), {}, {}, true, asker});
                 has_to_receive_ = true;  // if take_kept() cannot
@@ -427,9 +451,20 @@ private:
 
     /// Forget a worker that has ended; tags stay, for the next one. The turn is held, the mutex is not.
     void forget_worker(Lock& lock) {
+        const Handle worker = resources_.worker();
+        const std::exception_ptr death = std::make_exception_ptr(died_error(*worker, resources_.session_id()));
         resources_.forget_worker();
         lock.lock();
-        forget_requests();
+        for (Result& each : unclaimed_) {
+            if (!each.is_to_be_received || each.response.error || each.response.tensors.empty()) continue;
+            each.fault = death;  // its tensors went with the worker
+            each.is_to_be_received = false;
+        }
+        if (has_public_request() && !is_awaited_) unclaimed_.push_back({{}, {}, death, false, pending_asker_});
+        has_to_receive_ = false;
+        finish_request();
+        is_abandoned_ = false;
+        changed_->raise();
         resources_.pool().reader_died();
         tags_.announce_all_again();
         lock.unlock();
@@ -444,6 +479,14 @@ private:
     }
 
     // -- with the turn and the mutex held --------------------------------------------------------------------------
+
+    void settle_before_exit(Lock& lock, const Wait& wait) {
+        try {
+            settle(lock, wait);
+        } catch (const ResponseTimeout&) {
+        } catch (const SystemError&) {  // the answer is there, so the worker has taken the request
+        }
+    }
 
     template <class Until>
     std::optional<Status> wait_status(Lock& lock, Until until, const Wait& wait) {
@@ -564,6 +607,16 @@ private:
         return response;
     }
 
+    /// As await_response(), for the thread that takes it: if the worker ends, that thread learns it by this call.
+    Response await_own_response(Lock& lock, const Wait& wait) {
+        struct Awaiting {
+            explicit Awaiting(bool& which) : is_so(which) { is_so = true; }
+            ~Awaiting() { is_so = false; }
+            bool& is_so;
+        } awaiting(is_awaited_);
+        return await_response(lock, wait);
+    }
+
     /// Receive the response to the pending request, and keep the result for the thread that takes it. What is wrong
     /// with that response is its taker's to learn.
     ///
@@ -658,6 +711,7 @@ private:
     std::uint32_t seq_ = 0;
     std::optional<Request> pending_;                  // sent and not answered
     std::uint64_t pending_asker_ = 0;                 // marks the thread that has sent it
+    bool is_awaited_ = false;                         // the thread that has the turn takes the pending request's response itself
     bool is_abandoned_ = false;                       // no thread waits for the pending request's response any more
     std::vector<SegmentPool::SegmentPtr> in_flight_;  // what the worker may still read for the pending request
     std::deque<Result> unclaimed_;                    // results that were not taken

@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -231,6 +232,9 @@ public:
         return code_;
     }
 
+    /// Whether it has ended, and neither a signal nor terminate_tree() has ended it.
+    bool has_ended_by_itself() { return !is_alive() && !is_forced_ && exit_code().value_or(0) >= 0; }
+
     /// Wait for its end; whether it has ended.
     bool wait(Clock::time_point deadline) {
         if (is_alive()) wait_for_ends({identity_}, deadline);
@@ -264,6 +268,7 @@ public:
     /// End the worker and every process it started: SIGTERM, ``grace_ms`` milliseconds, SIGKILL to what is left. Those
     /// are its descendants and the members of its session. Nothing happens to processes that have ended already.
     void terminate_tree(double grace_ms = terminate_grace_ms) {
+        if (is_alive()) is_forced_ = true;  // a worker that gets SIGTERM may end with status 0
         std::vector<Identity> tree = this->tree({});
         for (const Identity& each : tree) send_signal(each, SIGTERM);
         wait_for_ends(tree, deadline_in(grace_ms));
@@ -340,6 +345,7 @@ private:
     Identity identity_;
     std::mutex mutex_;
     bool has_ended_ = false;
+    std::atomic<bool> is_forced_{false};
     std::optional<int> code_;
     std::mutex forward_mutex_;
     std::unique_ptr<LogForwarder> forwarder_;

@@ -124,14 +124,15 @@ public:
         return !worker || worker->process->wait(deadline);
     }
 
-    /// Request that the worker end, wait, and if it has ended clean up: the session is over and its tags are gone. Does
-    /// not wait for another thread's request, which gets WorkerDied or SessionNotStarted if the worker ends first.
+    /// Request that the worker end, wait, and if it has ended clean up: the session is over and its tags are gone. A
+    /// request that is under way, of whatever thread, is answered first, if there is time for that.
     ///
     /// @param ensure end it by force if it does not by itself.
-    /// @returns whether it ended by itself.
+    /// @returns whether it ended by itself; false if a signal ended it, for example that of terminate().
     bool please_exit(double timeout_ms = EXIT_TIMEOUT_MS, bool ensure = true) {
         detail::checked_deadline_in(timeout_ms);  // before anything is ended
         const auto dispatcher = dispatcher_or_null();
+        const auto worker = worker_or_null();
         bool has_ended = true;
         if (dispatcher) {
             try {
@@ -142,7 +143,7 @@ public:
             }
         }
         if (has_ended || ensure) close();
-        return has_ended;
+        return has_ended && (!worker || worker->process->has_ended_by_itself());
     }
 
     /// End the worker by force if it lives, and remove everything of the session. Other threads that wait get
@@ -162,16 +163,17 @@ public:
 
     // -- status -------------------------------------------------------------------------------------------------------
 
-    /// Whether the worker waits for a request.
+    /// Whether the worker waits for a request; not from a request's sending until its answer is there.
     bool is_ready() const {
         const auto worker = worker_or_null();
-        return worker && !worker->is_over() && detail::is_waiting(worker->channel->read_status());
+        return worker && !worker->is_over() && !is_asked() && detail::is_waiting(worker->channel->read_status());
     }
 
-    /// Whether the worker is busy with a request.
+    /// Whether a request is under way: from its sending until its answer is there.
     bool is_busy() const {
         const auto worker = worker_or_null();
-        return worker && !worker->is_over() && worker->channel->read_status() == detail::Status::BUSY;
+        if (!worker || worker->is_over()) return false;
+        return is_asked() || worker->channel->read_status() == detail::Status::BUSY;
     }
 
     /// Whether a response waits to be taken.
@@ -180,7 +182,7 @@ public:
         return dispatcher && dispatcher->has_result();
     }
 
-    /// Wait until the worker waits for a request; false when the time is over.
+    /// Wait until the worker waits for a request, and has answered the one under way; false when the time is over.
     bool wait_until_ready(double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return in([&](detail::Dispatcher& each) {
             return each.wait_status([](detail::Status s) { return detail::is_waiting(s); }, timeout_ms).has_value();
@@ -334,6 +336,10 @@ private:
         if (is_of_other_process()) return nullptr;
         const std::lock_guard<std::mutex> lock(pointer_mutex_);
         return dispatcher_;
+    }
+    bool is_asked() const {
+        const auto dispatcher = dispatcher_or_null();
+        return dispatcher && dispatcher->is_asked();
     }
     std::shared_ptr<detail::WorkerHandle> worker_or_null() const {
         const auto dispatcher = dispatcher_or_null();
