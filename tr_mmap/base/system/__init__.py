@@ -53,6 +53,7 @@ from .files import (
     write_all,
     write_pipe,
 )
+from .known_dir import KnownDir
 from .limits import check_descriptors, check_limit, mapping_refused
 from .memory import (
     MADV_DONTNEED,
@@ -108,6 +109,7 @@ __all__ = [
     "list_dir",
     "make_dir",
     "make_pipe",
+    "KnownDir",
     "OwnFile",
     "keep",
     "map_again",
