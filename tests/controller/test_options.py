@@ -59,6 +59,8 @@ WRONG: list[tuple[str, Any]] = [
     ("args", "one text"),
     ("args", [1]),
     ("args", ["zero\0byte"]),
+    ("args", {"--lr": "1"}),
+    ("args", {"in no order", "at all"}),
     ("env", ["A=1"]),
     ("env", {"A=B": "1"}),
     ("env", {"": "1"}),

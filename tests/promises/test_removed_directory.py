@@ -1,4 +1,4 @@
-"""Somebody removes the directory of a living session: no data of another session, none of ours to it, one clear error."""
+"""Somebody removes the directory of a living session: it gets nothing of the next one, and one clear error."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def replaced(
 
 def attempts(session: PythonSession) -> Iterator[Any]:
     yield lambda: session.fetch_tensor("sum a", FOREVER_MS)
-    for number in range(3):
-        yield lambda: session.calculate("square", np.full(2000, number + 0.5), timeout_ms=FOREVER_MS)
+    for _ in range(3):
+        yield lambda: session.calculate("square", np.full(2000, 0.5), timeout_ms=FOREVER_MS)
     yield lambda: session.send_tensor(np.full(5, 7.0), "a")
     yield lambda: session.send_tensor(session.empty(100_000), "b")
 

@@ -246,7 +246,7 @@ class SessionLifecycle:
         has_ended, deadline_s = False, time.monotonic() + timeout_s
         try:
             has_ended = dispatcher.request_exit(timeout_s)
-        except SessionNotStarted:  # another thread has closed the session; or its directory is gone, which ends a worker
+        except SessionNotStarted:  # another thread has closed it; or its directory is gone, and the worker ends
             has_ended = self.join(max(0.0, deadline_s - time.monotonic()) * 1000)
         finally:
             if has_ended or ensure:
