@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import BOUND_S, FOREVER_MS, ROOT, TOOLS, Gate, at_rest, wait_until
+from support import BOUND_S, FOREVER_MS, ROOT, TOOLS, Gate, at_rest, script, wait_until
 
 import tr_mmap
 from tr_mmap import PythonSession
@@ -411,7 +412,7 @@ def test_in_a_burst_of_requests_one_by_hand_is_served(session: PythonSession) ->
     def is_answered() -> bool:
         for _ in range(50):
             session.fetch_response("say on")
-        return "Hello By Hand" in shown.read_text()
+        return shown.exists() and "Hello By Hand" in shown.read_text()
 
     wait_until(is_answered)
 
@@ -481,3 +482,110 @@ def test_a_request_that_was_there_before_the_worker_is_served(workspace: Path, t
     with PythonSession(script, "early", quiet_mode=True) as session:
         answer(session, "Hello Early")
         assert session.fetch_response("hello you") == "Hello You"
+
+
+# -- the same file again, and the mirror itself -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def noted(tmp_path: Path) -> Iterator[tuple[PythonSession, Path]]:
+    """A session whose worker appends the words that it gets to a file."""
+    notes = tmp_path / "notes"
+    worker = script(
+        tmp_path,
+        "from tr_mmap import Server\nserver = Server()\n"
+        f"@server.command('note')\ndef note(text: str):\n    open({str(notes)!r}, 'a').write(text + ';')\n"
+        "    return 'noted ' + text\nserver.run()\n",
+    )
+    with PythonSession(worker, "noted", True) as session:
+        yield session, notes
+
+
+def copy_with_times(source: Path, target: Path) -> None:
+    shutil.copy2(source, target)
+
+
+def rename_with_times(source: Path, target: Path) -> None:
+    shutil.copy2(source, target.with_name("new"))
+    target.with_name("new").rename(target)
+
+
+def copy_then_touch(source: Path, target: Path) -> None:
+    shutil.copy(source, target)
+    os.utime(target, (0, 0))
+    target.chmod(0o600)
+
+
+def copy_as_cp_p(source: Path, target: Path) -> None:
+    with target.open("wb") as file:
+        file.write(source.read_bytes())
+        file.flush()
+        for _ in range(3):
+            os.utime(file.fileno(), (1, 1))
+            os.fchmod(file.fileno(), 0o644)
+            time.sleep(0.01)  # so that the watch sees it before the file is closed, mostly
+
+
+@pytest.mark.parametrize("put", [copy_with_times, rename_with_times, copy_then_touch, copy_as_cp_p])
+def test_the_same_file_put_there_again_is_served_again_once(noted: tuple[PythonSession, Path], put: Any) -> None:
+    session, notes = noted
+    mine = path_of(session, "mine.json")
+    mine.write_text('{"cmd": "note", "params": "x"}')
+    for count in range(1, 5):
+        put(mine, path_of(session, "request.json"))
+        answer(session, "noted x")
+        path_of(session, "response.json").unlink()
+        assert session.fetch_response("note own") == "noted own"  # after what came before it
+        at_rest(path_of(session, "request.json"), lambda fields: fields.get("parameters") == "own")
+        assert sorted(notes.read_text().split(";")) == sorted(["", *["own"] * count, *["x"] * count])
+
+
+def edit_in_place(path: Path, old: bytes, new: bytes) -> None:
+    with path.open("r+b") as file:
+        text = file.read()
+        file.seek(text.index(old))
+        file.write(new)
+
+
+def edit_as_sed(path: Path, old: bytes, new: bytes) -> None:
+    text = path.read_bytes()
+    assert old in text
+    path.with_name("sedA").write_bytes(text.replace(old, new))
+    path.with_name("sedA").rename(path)
+
+
+def write_again_edited(path: Path, old: bytes, new: bytes) -> None:
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+@pytest.mark.parametrize("edit", [edit_in_place, edit_as_sed, write_again_edited])
+def test_an_edit_of_the_shown_message_is_a_request(session: PythonSession, edit: Any) -> None:
+    path = path_of(session, "request.json")
+    session.fetch_response("hello one")
+    at_rest(path, lambda fields: fields.get("parameters") == "one")
+    edit(path, b"one", b"two")
+    answer(session, "Hello Two")
+    edit(path, b"two", b"six")
+    answer(session, "Hello Six")
+
+
+def test_what_is_written_behind_the_shown_message_is_answered_with_an_error(session: PythonSession) -> None:
+    path = path_of(session, "request.json")
+    session.fetch_response("hello one")
+    at_rest(path, lambda fields: fields.get("parameters") == "one")
+    with path.open("a") as file:
+        file.write('{"cmd": "hello", "params": "behind"}')
+    assert answer(session, "error: ")["error"]["message"]
+
+
+@pytest.mark.parametrize("save", [write_again_edited, edit_as_sed])
+def test_the_shown_message_saved_without_a_change_is_no_request(noted: tuple[PythonSession, Path], save: Any) -> None:
+    session, notes = noted
+    path = path_of(session, "request.json")
+    session.fetch_response("note one")
+    at_rest(path, lambda fields: fields.get("parameters") == "one")
+    save(path, b"one", b"one")
+    path_of(session, "new").write_text('{"cmd": "note", "params": "last"}')
+    path_of(session, "new").rename(path)
+    answer(session, "noted last")
+    assert notes.read_text() == "one;last;"

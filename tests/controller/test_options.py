@@ -72,6 +72,8 @@ WRONG: list[tuple[str, Any]] = [
     ("session_id", "a/b"),
     ("session_id", None),
     ("args", ["zero\0byte"]),
+    ("args", {"--lr": "1"}),
+    ("args", {"in no order", "at all"}),
     ("env", ["A=1"]),
     ("env", {"A=B": "1"}),
     ("env", {"": "1"}),

@@ -252,6 +252,30 @@ TEST(session_whose_directory_was_removed_says_so_and_leaves_the_next_one_alone) 
     CHECK(exists(next.session_dir()));
 }
 
+TEST(session_whose_directory_was_removed_while_it_lives_gets_nothing_of_the_next_one_and_gives_it_nothing) {
+    Ready s("replaced");
+    s.send_tensor(Tensor::full(Shape(5), 1.0f), "a");
+    std::filesystem::remove_all(s.session_dir());
+    Ready next("replaced");
+    next.send_tensor(Tensor::full(Shape(5), 2.0f), "a");
+    const std::string tag_file = next.session_dir() + "/a.tsr";
+    const auto before = std::filesystem::last_write_time(tag_file);
+    const std::string remote = thrown_by<RemoteError>([&] { s.fetch_tensor("echo a"); }).what();
+    CHECK(remote.find("was removed or replaced") != std::string::npos);
+    for (int number = 0; number < 3; ++number) {
+        const Tensor large = Tensor::full(Shape(2000 * (number + 1)), 3.0f);
+        CHECK(std::string(thrown_by<SessionNotStarted>([&] { s.send_tensor(large, "a"); }).what()).find("close()") !=
+              std::string::npos);
+        thrown_by<SessionNotStarted>([&] { s.fetch_response("length " + std::string(100'000, 'x')); });
+    }
+    CHECK_EQUAL(s.fetch_response("length abc"), "3");  // the pages are mapped
+    CHECK(s.please_exit(30000));
+    s.close();
+    CHECK(std::filesystem::last_write_time(tag_file) == before);
+    CHECK(all_equal(next.fetch_tensor("echo a"), 2.0f));
+    CHECK_EQUAL(next.fetch_response("length abc"), "3");
+}
+
 TEST(session_without_its_lock_file_is_removed_when_it_ends) {
     for (int way = 0; way < 5; ++way) {
         Ready s("unlocked");

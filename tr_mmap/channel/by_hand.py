@@ -6,7 +6,8 @@ the mirror of the request over what is no file of this user's own, a symlink say
 
 A mirror of ours has a size of its own (``MIRROR_NBYTES``) and a number in a fixed place, and is written through a
 descriptor that stays open, which is no event for inotify. So an event, and a file that looks otherwise, show somebody
-else's hand.
+else's hand. If somebody has edited the mirror itself, the page has the same number and another line. Of a mirror whose
+number is not the page's any more there is no telling, so it is taken for ours.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import codecs
 import math
 import os
+import stat
 import time
 from collections.abc import Callable
 from typing import Final
@@ -36,8 +38,9 @@ __all__ = ["MOST_WAITING", "HandWatch"]
 
 MOST_WAITING: Final = 64  # requests by hand; who writes more of them, faster than they are served, loses some
 
-_Signature = tuple[int, int, int, int]
-_NO_FILE: Final[_Signature] = (0, 0, 0, 0)
+_Signature = tuple[int, int, int, int, int, int]
+_NO_FILE: Final[_Signature] = (0, 0, 0, 0, 0, 0)
+_BLANK: Final = b"\0 \r\n\t"
 
 
 class HandWatch:
@@ -51,6 +54,7 @@ class HandWatch:
         exit_by_hand: called when somebody has written ``exit`` into the status.
         restore_request: called when the request's mirror is no file that may be read.
         restore_status: called when somebody has written anything else than ``exit`` into the status.
+        page_line: gives the line that the request's page has now.
 
     Attributes:
         fd: becomes readable when there is something to look at; -1 if this system has no inotify, or no more of it.
@@ -64,21 +68,26 @@ class HandWatch:
         exit_by_hand: Callable[[], None],
         restore_request: Callable[[], None],
         restore_status: Callable[[], None],
+        page_line: Callable[[], bytes] = bytes,
     ) -> None:
         self._directory = directory
+        self._known_dir = system.KnownDir(directory)
         self._request = os.path.join(directory, REQUEST_FILE)
         self._status = os.path.join(directory, STATUS_FILE)
         self._take = take
         self._exit_by_hand = exit_by_hand
         self._restore_request = restore_request
         self._restore_status = restore_status
+        self._page_line = page_line
+        self._taken = 0  # the hash of the last request's text
+        self._is_early = False  # that request was taken before its writer has closed the file
         self._watches: dict[str, int] = {}  # by path; of the directory while one of the files is not there
         self._seen: dict[str, _Signature] = {}  # by path: the file that was looked at last
         self.due_s = math.inf
         self.fd = system.open_watches()
         self._arm()
         # What somebody wrote before we came; the status of an earlier moment is the controller's own affair.
-        self._look_at_request(is_complete=False)
+        self._look_at_request(is_complete=False, is_touched=True)
         self._seen[self._status] = self._signature_of(self._status)
 
     def close(self) -> None:
@@ -89,12 +98,17 @@ class HandWatch:
 
     def look(self) -> None:
         """Look at what has changed. Never raises for what is there."""
+        if not self._known_dir.is_there():  # it was removed, and another session may have one of that name
+            self.due_s = math.inf
+            self.close()
+            return
         if self.fd < 0:
-            self._look_at_request(is_complete=True)
+            self._look_at_request(is_complete=True, is_touched=True)
             self._look_at_status()
             return
         events = list(system.read_watches(self.fd))
-        requests = {self._watches.get(self._request)}
+        before = self._watches.get(self._request)
+        requests = {before}
         statuses = {self._watches.get(self._status)}
         of_directory = self._watches.get(self._directory)
         self._arm()  # before the files are read: what is written later is an event again
@@ -103,9 +117,11 @@ class HandWatch:
         closed = {watch for watch, is_closed in events if is_closed}
         changed = {watch for watch, _ in events}
         if changed & {*requests, of_directory}:
-            self._look_at_request(is_complete=bool(closed & requests))
+            is_closed = bool(closed & requests)
+            is_other = of_directory in changed or self._watches.get(self._request) != before
+            self._look_at_request(is_complete=is_closed, is_touched=is_closed or is_other)
         elif time.monotonic() >= self.due_s:
-            self._look_at_request(is_complete=True)
+            self._look_at_request(is_complete=True, is_touched=False)
         if changed & {*statuses, of_directory}:
             self._look_at_status()
 
@@ -135,7 +151,8 @@ class HandWatch:
             info = os.lstat(path)
         except OSError:
             return _NO_FILE
-        return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+        # The time of change too: ``cp -p`` of the same file again changes nothing else.
+        return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_mode
 
     def _read(self, path: str, limit_nbytes: int) -> bytes:
         """The file's text; nothing if it is not there, or cannot be read now.
@@ -156,10 +173,19 @@ class HandWatch:
         finally:
             system.close(fd)
 
-    def _look_at_request(self, *, is_complete: bool) -> None:
+    def _look_at_request(self, *, is_complete: bool, is_touched: bool) -> None:
+        """Take what somebody has written.
+
+        Args:
+            is_complete: whether its writer has ended.
+            is_touched: whether somebody has closed the file after writing, or has put another one in its place; if
+                not, perhaps its time or its mode has changed.
+        """
         self.due_s = math.inf
         signature = self._signature_of(self._request)
-        if signature == self._seen.get(self._request):
+        seen = self._seen.get(self._request)
+        if signature == seen:
+            self._is_early = self._is_early and not is_touched
             return
         try:
             text = self._read(self._request, MAX_MESSAGE_NBYTES + len(codecs.BOM_UTF8) + 1)
@@ -167,15 +193,36 @@ class HandWatch:
             self._restore_request()
             self._seen[self._request] = signature  # a directory stays
             return
-        if not text.strip(b"\0 \r\n\t") or _is_mirror(text):
+        if not text.strip(_BLANK) or (_is_mirror(text) and not (is_touched and self._is_edited(text))):
             return
+        if seen is not None and signature[:3] == seen[:3] and hash(text) == self._taken:
+            # Without inotify, of the changes of time and mode only the mirror's own can be told from a new request.
+            is_of_mirror = self.fd < 0 and seen[5] != signature[5] and stat.S_IMODE(signature[5]) == 0o600
+            if is_of_mirror or self._is_early:
+                self._seen[self._request], self._is_early = signature, self._is_early and not is_touched
+                return
+            if not is_touched:
+                return  # its time or its mode; ``cp -p`` sets them and then closes the file
         is_short = len(text) <= MAX_MESSAGE_NBYTES
         if is_short and not is_complete and (silence_s := silence_of(text)):
             # It is being written, and when its writer closes it, that is an event; or it came whole, by rename.
             self.due_s = time.monotonic() + silence_s
             return
-        self._seen[self._request] = signature
+        self._seen[self._request], self._taken, self._is_early = signature, hash(text), not is_touched
         self._take(text)
+
+    def _is_edited(self, mirror: bytes) -> bool:
+        """Whether somebody has changed the mirror of the page's present line, or has written behind it."""
+        line = self._page_line()
+        if line[:MESSAGE_REST_OFFSET] != mirror[:MESSAGE_REST_OFFSET]:
+            return False
+        if mirror.startswith(line + b"\n") and not mirror[len(line) :].strip(_BLANK):
+            return False
+        # Look again: the mirror, or the page, may have been written meanwhile.
+        try:
+            return self._read(self._request, len(mirror) + 1) == mirror and self._page_line() == line
+        except HostilePath:
+            return False
 
     def _look_at_status(self) -> None:
         signature = self._signature_of(self._status)

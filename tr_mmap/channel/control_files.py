@@ -80,7 +80,7 @@ class Spills:
     """
 
     def __init__(self, directory: str, role: Role) -> None:
-        self._directory = directory
+        self._directory = system.KnownDir(directory)
         self._role = role
         self._count = 0
         self._token = secrets.token_hex(4)  # of this end, because an earlier one may have left spills
@@ -91,10 +91,12 @@ class Spills:
 
         Raises:
             OutOfSpace: no room for it.
+            SessionNotStarted: the session directory was removed or replaced.
         """
         self._count += 1
         name = f"{self._role.value}.{self._token}_{self._count}{SPILL_SUFFIX}"
-        path = os.path.join(self._directory, name)
+        self._directory.check()
+        path = os.path.join(self._directory.path, name)
         fd = system.create_file(path)
         try:
             system.write_all(fd, text)
@@ -121,14 +123,16 @@ class Spills:
         last_name, last_text = self._last
         if name == last_name:
             return last_text
-        path = os.path.join(self._directory, name)
+        path = os.path.join(self._directory.path, name)
         try:
             fd = system.open_private_file(path)
         except FileNotFoundError as error:
+            self._directory.check()
             raise BadMessage(f"{path} is gone, in which the message should be", detail=name) from error
         except HostilePath as error:
             raise BadMessage(f"{error}; the message in its place is ignored", detail=name) from error
         try:
+            self._directory.check()  # now: what was opened before this is in the directory
             is_too_long = system.file_nbytes(fd) > MAX_MESSAGE_NBYTES
             text = b"" if is_too_long else system.read_all(fd, MAX_MESSAGE_NBYTES)
         finally:

@@ -81,6 +81,8 @@ class FileChannel(Channel):
 
     def __init__(self, directory: str, role: Role) -> None:
         self._directory = directory
+        self._known_dir = system.KnownDir(directory)
+        self._is_worker = role is Role.WORKER
         self._owner_pid = os.getpid()
         self._out = os.path.join(directory, f"{role.value}.json")
         self._in = os.path.join(directory, f"{role.peer.value}.json")
@@ -118,16 +120,26 @@ class FileChannel(Channel):
     def doorbells(self) -> list[str]:
         return []
 
+    def _is_there(self) -> bool:
+        """Whether the session's directory is. Without it, the controller raises SessionNotStarted; the worker ends."""
+        if not self._is_worker:
+            self._known_dir.check()
+        return self._known_dir.is_there()
+
     def _put(self, path: str, data: bytes) -> None:
-        with replacement(path) as fd:
-            system.write_all(fd, data)
+        if self._is_there():
+            with replacement(path) as fd:
+                system.write_all(fd, data)
 
     def _get(self, path: str) -> bytes | None:
+        """The content of a file; None if it is not there, or is another session's."""
         try:
             fd = system.open_private_file(path, forbidden_mode=self.FORBIDDEN_MODE)
         except FileNotFoundError:
             return None
         try:
+            if not self._known_dir.is_there():  # now: what was opened before this is in our directory
+                return None
             if system.file_nbytes(fd) > MAX_MESSAGE_NBYTES:
                 raise BadMessage(f"{path} is longer than a message may be", detail=path)
             return system.read_all(fd, MAX_MESSAGE_NBYTES).removeprefix(codecs.BOM_UTF8)  # by hand, on Windows say
@@ -202,7 +214,7 @@ class FileChannel(Channel):
         """The message is put in place now."""
 
     def has_message(self) -> bool:
-        return self._held is not None or os.path.lexists(self._in)
+        return self._held is not None or (os.path.lexists(self._in) and self._known_dir.is_there())
 
     def _is_settled(self) -> bool:
         """Whether a message lies there, and its writer has finished it."""
@@ -261,7 +273,7 @@ class FileChannel(Channel):
                 rate.found_one()
                 return True
             remaining_ms = None if deadline_s is None else (deadline_s - time.monotonic()) * 1000
-            if stop() or (remaining_ms is not None and remaining_ms <= 0):
+            if stop() or (remaining_ms is not None and remaining_ms <= 0) or not self._is_there():
                 return until()
             pause_ms = rate.found_nothing()
             if remaining_ms is not None:
@@ -279,7 +291,7 @@ class FileChannel(Channel):
 
     def is_exit_requested(self) -> bool:
         try:
-            return self.read_status().status is Status.EXIT
+            return self.read_status().status is Status.EXIT or not self._known_dir.is_there()
         except (HostilePath, SystemLimit):
             return False  # a directory in its place, say; or no descriptor is left
 

@@ -378,8 +378,14 @@ class MappedChannel(Channel):
     def watch_by_hand(self, *, may_exit: bool = True) -> HandWatch | None:
         restore_request, restore_status = self._request_mirror.restore, self._status_mirror.restore
         exit_by_hand = self._exit_by_hand if may_exit else restore_status
-        self._hand_watch = HandWatch(self._directory, self._hold_by_hand, exit_by_hand, restore_request, restore_status)
+        self._hand_watch = HandWatch(
+            self._directory, self._hold_by_hand, exit_by_hand, restore_request, restore_status, self._line_in
+        )
         return self._hand_watch
+
+    def _line_in(self) -> bytes:
+        """The line that the peer's page has now, whole or not."""
+        return self._in_page.tobytes().partition(b"\n")[0]
 
     def _hold_by_hand(self, text: bytes) -> None:
         """Keep a request until the worker's main thread takes it. Runs in the watch's thread."""

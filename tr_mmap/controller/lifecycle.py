@@ -256,11 +256,11 @@ class SessionLifecycle:
         if dispatcher is None or worker is None:
             self.close()
             return True
-        has_ended = False
+        has_ended, deadline_s = False, time.monotonic() + timeout_s
         try:
             has_ended = dispatcher.request_exit(timeout_s)
-        except SessionNotStarted:  # another thread has closed the session meanwhile
-            has_ended = True
+        except SessionNotStarted:  # another thread has closed it; or its directory is gone, and the worker ends
+            has_ended = self.join(max(0.0, deadline_s - time.monotonic()) * 1000)
         finally:
             if has_ended or ensure:
                 self.close()

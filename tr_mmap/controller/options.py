@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Final, Literal, TypeAlias
@@ -229,7 +229,7 @@ def _dir_of(path: str | os.PathLike[str]) -> str:
 
 
 def _args_of(args: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(args, str) or not isinstance(args, Iterable):
+    if isinstance(args, str | Mapping | Set) or not isinstance(args, Iterable):  # a mapping's values would be lost
         raise _bad("args", args, "a list of texts, one for each word of the command line")
     try:
         words = tuple(args)

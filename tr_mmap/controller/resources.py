@@ -130,7 +130,14 @@ class SessionResources(ForkAware):
             raise
         return path
 
-    def _has_directory(self) -> bool:
+    def lost_directory(self) -> SessionNotStarted:
+        """The error for a session whose directory somebody has removed."""
+        return SessionNotStarted(
+            f"the directory of session {self.session_id!r}, {self.directory}, was removed while the session "
+            "lived; close() this session, and start another"
+        )
+
+    def has_directory(self) -> bool:
         """Whether the directory is this object's still, also if the lock file in it was removed or replaced by hand."""
         lock = os.path.join(self.directory, CONTROLLER_LOCK_FILE)
         if self._lock.is_at(lock):
@@ -153,7 +160,7 @@ class SessionResources(ForkAware):
         """Remove the directory, if it is this object's. May be called again."""
         if self._lock.is_held:
             # Else somebody has removed it by hand, and the name is another session's by now.
-            if self._has_directory() or not system.exists(self.directory):
+            if self.has_directory() or not system.exists(self.directory):
                 self.workspace.release(self.session_id)
             self._lock.drop()
 
@@ -190,11 +197,8 @@ class SessionResources(ForkAware):
         try:
             if not self._lock.is_held:
                 self._claim()
-            elif not self._has_directory():
-                raise SessionNotStarted(
-                    f"the directory of session {self.session_id!r}, {self.directory}, was removed while the session "
-                    "lived; close() this session, and start another"
-                )
+            elif not self.has_directory():
+                raise self.lost_directory()
             self._start(quiet=quiet, on_end=on_end)
             self._was_started = True
         except BaseException:
@@ -256,7 +260,8 @@ class SessionResources(ForkAware):
         try:
             if worker is not None:
                 worker.end()
-            self._remove_leftovers()
+            if self.has_directory():
+                self._remove_leftovers()
         except OSError:
             pass  # the next start tries again, and does not start if it cannot
 

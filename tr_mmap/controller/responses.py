@@ -428,6 +428,8 @@ class Responses:
     def _death_of(self, worker: WorkerHandle) -> WorkerDied:
         end = worker.how_it_ended()
         code, tail = end.exit_code, end.log_tail
+        if code == 0 and not self.resources.has_directory():  # which ends a worker that finds its messages there
+            return self.resources.lost_directory()
         how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
         output = f"; its last output:\n{tail}" if tail else "; it printed nothing"
         advice = f"\n{found}" if (found := advice_on(tail, "" if end.was_ready else worker.process.program)) else ""

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -28,8 +29,37 @@ typedef struct {
     double checked_us;          /* when we last looked where the name leads, or failed to open it */
     double missed_us;           /* when we first found no file of the name; 0 while there is one */
     PyObject *kept;             /* bytes: a line of that beginning stays for a while, if the page has another */
+    int64_t directory[4];       /* which directory the path was in at first: see key_of_directory */
     int is_closed;
 } Mirror;
+
+/* Which directory a path is in: device, inode, and when it was made, because ext4 gives the inode of a removed directory
+ * to the next one. All zeros if there is none. */
+static void key_of_directory(PyObject *path, int64_t key[4]) {
+    const char *name = PyBytes_AS_STRING(path);
+    const char *slash = strrchr(name, '/');
+    char *directory = slash == NULL ? strdup(".") : strndup(name, slash == name ? 1 : (size_t)(slash - name));
+    memset(key, 0, 4 * sizeof *key);
+    if (directory == NULL) return;
+#ifdef STATX_BTIME
+    struct statx info;
+    if (statx(AT_FDCWD, directory, AT_SYMLINK_NOFOLLOW, STATX_INO | STATX_BTIME, &info) == 0) {
+        key[0] = (int64_t)info.stx_dev_major << 32 | info.stx_dev_minor;
+        key[1] = (int64_t)info.stx_ino;
+        if (info.stx_mask & STATX_BTIME) {
+            key[2] = info.stx_btime.tv_sec;
+            key[3] = info.stx_btime.tv_nsec;
+        }
+    }
+#else
+    struct stat info;
+    if (lstat(directory, &info) == 0) {
+        key[0] = (int64_t)info.st_dev;
+        key[1] = (int64_t)info.st_ino;
+    }
+#endif
+    free(directory);
+}
 
 static int mirror_init(Mirror *self, PyObject *arguments, PyObject *keywords) {
     PyObject *source, *path, *kept;
@@ -48,6 +78,7 @@ static int mirror_init(Mirror *self, PyObject *arguments, PyObject *keywords) {
     self->fd = NO_FILE;
     self->checked_us = -CHECK_US;
     self->path = path;
+    key_of_directory(path, self->directory);
     self->kept = Py_NewRef(kept);
     return 0;
 }
@@ -76,6 +107,10 @@ static int is_long_missed(Mirror *self, double now) {
 /* Open the file that the name leads to, or make a new one; anything else in its place but a directory goes away. */
 static void open_again(Mirror *self, struct stat *info, double now, int may_create) {
     const char *path = PyBytes_AS_STRING(self->path);
+    int64_t directory[4];
+    key_of_directory(self->path, directory);
+    /* Not the same: the directory was removed, and another session may have one of that name. */
+    if (memcmp(directory, self->directory, sizeof directory) != 0) return;
     const int always = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
     self->fd = open(path, always);
     int is_in_the_way = self->fd == NO_FILE && (errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EACCES);
@@ -94,7 +129,7 @@ static void open_again(Mirror *self, struct stat *info, double now, int may_crea
     }
     if (self->fd == NO_FILE) return;
     self->missed_us = 0;
-    (void)!fchmod(self->fd, 0600);
+    if ((info->st_mode & 07777) != 0600) (void)!fchmod(self->fd, 0600); /* else it would look like somebody's change */
     self->device = info->st_dev;
     self->inode = info->st_ino;
 }

@@ -190,7 +190,8 @@ class Workspace:
             if not kept.may_pass or time.monotonic() >= deadline:
                 raise SessionInUse(
                     f"session {session_id!r} is in use: {kept.reason} ({path}); end that process, choose another "
-                    "session id, or remove the directory if you know that nothing uses it",
+                    "session id, or remove the directory if you know that nothing uses it; a living session could not "
+                    "go on",
                     session_id=session_id,
                     pid=kept.pid,
                 )

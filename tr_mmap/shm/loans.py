@@ -136,7 +136,7 @@ def forbid_writing(tensor: Any, segment: Segment) -> None:
 
 def _move(tensor: Any, segment: Segment) -> bool:
     """Move the loan to a copy-on-write mapping of its own; whether torch could."""
-    fd = system.open_file(segment.path)
+    fd = segment.open_again(write=False)
     try:
         private = system.map_private(fd, len(segment.buffer))
     finally:

@@ -71,7 +71,7 @@ class SegmentReader(ForkAware):
 
     def __init__(self, directory: str, *, verify: bool = False, views: str | None = None) -> None:
         super().__init__()
-        self._directory = directory
+        self._directory = system.KnownDir(directory)
         self._verify = verify
         self._views = views
         self.mapped: dict[str, _MappedSegment] = {}
@@ -93,6 +93,7 @@ class SegmentReader(ForkAware):
 
         Raises:
             StaleTensor: the segment holds another tensor by now, or is gone.
+            SessionNotStarted: the session directory was removed or replaced.
             BadMessage: ``name`` may not name a segment.
             HostilePath: the peer did not make that file.
             TSRFormatError: the file holds no tensor; PAYLOAD_CHECKSUM: its payload is not the one that was published.
@@ -159,7 +160,7 @@ class SegmentReader(ForkAware):
             if nbytes < (slab_nbytes(place.slots) if place.slots else HEAD_NBYTES):
                 raise _stale(place.file, seq, tag)
             if system.is_sparse(fd):
-                path = os.path.join(self._directory, place.file)
+                path = os.path.join(self._directory.path, place.file)
                 raise HostilePath(f"{path} has holes; no owner makes such a segment", path=path, reason="sparse")
             return _MappedFile(fd, HEAD_NBYTES * max(1, place.slots), nbytes)
         except OSError as error:
@@ -172,12 +173,19 @@ class SegmentReader(ForkAware):
         if not is_segment_name(name):
             raise BadMessage(f"a message names {name[:80]!r}, and no segment is called so", detail=name[:80])
         try:
-            return system.open_private_file(os.path.join(self._directory, name), write=True)
+            fd = system.open_private_file(os.path.join(self._directory.path, name), write=True)
         except FileNotFoundError:
+            self._directory.check()
             raise _stale(name, seq, tag) from None
         except OSError as error:
             check_limit(error, f"{name} cannot be opened")
             raise
+        try:
+            self._directory.check()  # now: what was opened before this is in the directory
+        except BaseException:
+            system.close(fd)
+            raise
+        return fd
 
     def _map_private(self, segment: _MappedSegment, seq: int, tag: str) -> memoryview:
         private, segment.spare = segment.spare, None

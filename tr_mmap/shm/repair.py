@@ -76,9 +76,9 @@ class RepairableStore(SegmentStore):
         paths = {os.path.basename(segment.path) for segment in self._segments.values()}
         is_own = re.compile(rf"{re.escape(self._prefix)}_[0-9]+{re.escape(TENSOR_SUFFIX)}", re.ASCII).fullmatch
         try:
-            names = system.list_dir(self._directory)
+            names = system.list_dir(self._directory.path) if self._directory.is_there() else []
         except (OSError, SystemLimit):
             return  # there is no descriptor left, or somebody has removed the directory; its files go with it
         for name in names:
             if is_own(name) and name not in paths:
-                remove_name(os.path.join(self._directory, name))
+                remove_name(os.path.join(self._directory.path, name))

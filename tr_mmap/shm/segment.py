@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..base import system
-from ..base.system import check_limit
-from ..errors import HostilePath
+from ..base.system import KnownDir, check_limit
+from ..errors import HostilePath, SessionNotStarted
 from ..native import OwnerSegment
 from ..tsr import tensors
 from ..tsr.dtypes import DType
@@ -61,6 +61,7 @@ class Segment(OwnerSegment):
         buffer: the whole file, mapped for writing.
         slab: whose slot it is; None if it has a file of its own. Then ``buffer`` is all of the slab.
         slot: which one of the slab.
+        inode: of the file.
 
     Attributes:
         buffer: the memory from its header to the end of its payload.
@@ -72,6 +73,7 @@ class Segment(OwnerSegment):
         words: the header as 8-byte words.
         is_counted: it is one of the small segments that decide when slabs are made.
         header_layout: the layout that its header describes; None while the header is changed.
+        inode: of its file; None for a slot, whose file is never opened again.
     """
 
     __slots__ = (
@@ -80,6 +82,7 @@ class Segment(OwnerSegment):
         "capacity",
         "file_offset",
         "header_layout",
+        "inode",
         "is_counted",
         "is_populated",
         "is_private",
@@ -91,13 +94,22 @@ class Segment(OwnerSegment):
         "words",
     )
 
-    def __init__(self, name: str, path: str, buffer: memoryview, slab: Slab | None = None, slot: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        buffer: memoryview,
+        slab: Slab | None = None,
+        slot: int = 0,
+        inode: int | None = None,
+    ) -> None:
         if slab is not None:
             place = Place("", slot, slab.slots)
             buffer = buffer[place.head_offset : place.end_offset]
         super().__init__(buffer)
         self.name = name
         self.path = path
+        self.inode = inode
         self.buffer = buffer
         self.slab = slab
         self.is_slot = slab is not None
@@ -135,15 +147,38 @@ class Segment(OwnerSegment):
                 system.advise(self.buffer, system.MADV_POPULATE_WRITE)
             self.is_populated = True
 
+    def open_again(self, *, write: bool) -> int:
+        """Open its file, to map it once more.
+
+        Raises:
+            SessionNotStarted: somebody has removed or replaced it.
+        """
+        try:
+            fd = system.open_file(self.path, write=write)
+        except FileNotFoundError as error:
+            raise self._lost() from error
+        # Our mapping keeps the file, so no other one has its inode.
+        if self.inode is not None and os.fstat(fd).st_ino != self.inode:
+            system.close(fd)
+            raise self._lost()
+        return fd
+
+    def _lost(self) -> SessionNotStarted:
+        return SessionNotStarted(
+            f"{self.path} was removed or replaced while the session lived; close() this session, and start another"
+        )
+
     def _remap(self, *, private: bool) -> None:
-        fd = system.open_file(self.path, write=True)
+        fd = self.open_again(write=True)
         try:
             system.map_again(self.buffer[PAYLOAD_OFFSET:], fd, PAYLOAD_OFFSET, private=private)
         finally:
             system.close(fd)
 
 
-def make_segment(directory: str, name: str, capacity: int, source: np.ndarray[Any, Any] | None) -> tuple[Segment, bool]:
+def make_segment(
+    directory: KnownDir, name: str, capacity: int, source: np.ndarray[Any, Any] | None
+) -> tuple[Segment, bool]:
     """A new segment with a file of its own, and whether it holds ``source`` already.
 
     Args:
@@ -156,18 +191,19 @@ def make_segment(directory: str, name: str, capacity: int, source: np.ndarray[An
         OutOfSpace: no room; nothing is left behind.
         SystemLimit: no mapping or descriptor can be had; nothing is left behind.
         HostilePath: the name is taken.
+        SessionNotStarted: the session directory was removed or replaced.
     """
-    path = os.path.join(directory, name)
+    path = os.path.join(directory.path, name)
     is_large = capacity >= POPULATE_NBYTES
     is_written = source is not None and is_large and source.flags.c_contiguous and tensors.is_little_endian(source)
-    buffer = _make_file(directory, path, HEAD_NBYTES + capacity, source if is_written else None)
-    segment = Segment(name, path, buffer)
+    buffer, inode = _make_file(directory, path, HEAD_NBYTES + capacity, source if is_written else None)
+    segment = Segment(name, path, buffer, inode=inode)
     if not is_written:
         segment.make_fillable()
     return segment, is_written
 
 
-def make_slab(directory: str, stem: str, slots: int) -> Slab:
+def make_slab(directory: KnownDir, stem: str, slots: int) -> Slab:
     """A new slab.
 
     Args:
@@ -176,10 +212,10 @@ def make_slab(directory: str, stem: str, slots: int) -> Slab:
         slots: how many segments it has.
 
     Raises:
-        OutOfSpace, SystemLimit, HostilePath: as of :func:`make_segment`.
+        OutOfSpace, SystemLimit, HostilePath, SessionNotStarted: as of :func:`make_segment`.
     """
-    path = os.path.join(directory, stem + TENSOR_SUFFIX)
-    buffer = _make_file(directory, path, slab_nbytes(slots), None)
+    path = os.path.join(directory.path, stem + TENSOR_SUFFIX)
+    buffer, _ = _make_file(directory, path, slab_nbytes(slots), None)
     system.advise(buffer, system.MADV_POPULATE_WRITE)
     slab = Slab(path, stem, buffer, slots)
     for segment in slab.segments:
@@ -187,22 +223,27 @@ def make_slab(directory: str, stem: str, slots: int) -> Slab:
     return slab
 
 
-def _make_file(directory: str, path: str, nbytes: int, source: np.ndarray[Any, Any] | None) -> memoryview:
-    """Make a file of segments, write ``source`` as the payload of the only one, and map it."""
+def _make_file(
+    directory: KnownDir, path: str, nbytes: int, source: np.ndarray[Any, Any] | None
+) -> tuple[memoryview, int]:
+    """Make a file of segments, write ``source`` as the payload of the only one, and map it. Returns its inode too."""
+    directory.check()
     try:
         fd = system.create_file(path)
     except FileExistsError as error:
+        directory.check()  # it may have been replaced meanwhile, and the name be that of the other session's file
         reason = "is there already, made by somebody else"
         raise HostilePath(f"{path} {reason}; remove it", path=path, reason=reason) from error
     except OSError as error:
+        directory.check()
         check_limit(error, f"{path} cannot be made")
         raise
     try:
         try:
             if source is not None:
                 system.write_all(fd, source.reshape(-1).view(np.uint8).data, PAYLOAD_OFFSET)
-            system.allocate(fd, nbytes, directory=directory)
-            return system.map_write(fd, nbytes)
+            system.allocate(fd, nbytes, directory=directory.path)
+            return system.map_write(fd, nbytes), os.fstat(fd).st_ino
         finally:
             system.close(fd)
     except BaseException as error:

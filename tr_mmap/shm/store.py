@@ -57,7 +57,7 @@ class SegmentStore(FreeLists, ForkAware):
     def __init__(self, directory: str, prefix: str, budget_nbytes: int | None, block_ms: float) -> None:
         FreeLists.__init__(self)
         ForkAware.__init__(self)
-        self._directory = directory
+        self._directory = system.KnownDir(directory)
         self._prefix = prefix
         self._budget_nbytes = budget_nbytes
         self._block_ms = block_ms
@@ -342,7 +342,8 @@ class SegmentStore(FreeLists, ForkAware):
             self._nbytes -= slab.capacity
             is_unseen = not slab.is_seen
             payload = slab.buffer[slab.segments[0].payload_offset :]
-        remove_name(segment.path)
+        if self._directory.is_there():
+            remove_name(segment.path)
         if is_unseen:
             # The reader still has it mapped; without pages the mapping costs address space only.
             system.advise(payload, system.MADV_REMOVE)
@@ -380,9 +381,10 @@ class SegmentStore(FreeLists, ForkAware):
     def close(self) -> None:
         """Remove the files. Arrays that still live keep their memory until they are gone."""
         self._is_closed = True
+        has_files = not self.is_foreign and self._directory.is_there()
         for segment in self._segments.values():
             segment.free_list = None
-            if not self.is_foreign:
+            if has_files:
                 remove_name(segment.path)
         self._segments.clear()
         self.free.clear()

@@ -162,6 +162,7 @@ class LegacyWorkerTransfer(WorkerTransfer):
 
     def __init__(self, directory: str, stem: str = RESULT_PREFIX, *, may_be_v2: bool = False) -> None:
         self._directory = directory
+        self._known_dir = system.KnownDir(directory)
         self._stem = stem
         self._may_be_v2 = may_be_v2
         self.tags = _Files(directory)
@@ -183,6 +184,7 @@ class LegacyWorkerTransfer(WorkerTransfer):
         )
 
     def publish(self, tensors: Sequence[Any]) -> None:
+        self._known_dir.check()
         for tensor in tensors:
             tag = f"{self._stem}_{len(self.results)}"
             _write(self._path(tag), *_encode(tensor, may_be_v2=self._may_be_v2))
@@ -192,7 +194,7 @@ class LegacyWorkerTransfer(WorkerTransfer):
     def end(self, request: Request, is_kept: bool) -> list[TensorRef]:  # noqa: ARG002 - as above
         if not is_kept:
             self.results = []
-        for number in range(len(self.results), self._count):
+        for number in range(len(self.results), self._count if self._known_dir.is_there() else 0):
             system.unlink(self._path(f"{self._stem}_{number}"))
         self._count = len(self.results)
         return self.results
@@ -241,6 +243,7 @@ class LegacyControllerTransfer(ControllerTransfer):
 
     def __init__(self, directory: str, *, budget_nbytes: int | None, views: str | None = None) -> None:
         self._directory = directory
+        self._known_dir = system.KnownDir(directory)
         self._mode: Literal["r", "c"] | None = None if views is None else "r" if views == "readonly" else "c"
         self._budget_nbytes = budget_nbytes
         self._kept: dict[str, int] = {}  # by tag: bytes of its file
@@ -253,6 +256,7 @@ class LegacyControllerTransfer(ControllerTransfer):
 
     def put(self, tag: str, tensor: Any) -> None:
         with self._lock:
+            self._known_dir.check()
             self._kept[tag] = self._save(self._kept_path(tag), tensor, replaced_nbytes=self._kept.get(tag, 0))
 
     def drop(self, tag: str) -> None:
@@ -260,7 +264,8 @@ class LegacyControllerTransfer(ControllerTransfer):
             if tag not in self._kept:
                 known = describe_tags(self._kept)
                 raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {known}", tag=tag)
-            system.unlink(self._kept_path(tag))
+            if self._known_dir.is_there():
+                system.unlink(self._kept_path(tag))
             del self._kept[tag]
 
     def prepare(
@@ -273,6 +278,7 @@ class LegacyControllerTransfer(ControllerTransfer):
     ) -> Request:
         words = split_words(parameters)
         with self._lock:
+            self._known_dir.check()
             self.withdraw()
             try:
                 for word in words:
@@ -288,7 +294,7 @@ class LegacyControllerTransfer(ControllerTransfer):
 
     def withdraw(self) -> None:
         self._remove_placed()
-        for name in self._taken:  # of a response that no caller took
+        for name in self._taken if self._known_dir.is_there() else ():  # of a response that no caller took
             system.unlink(os.path.join(self._directory, name))
         self._taken.clear()
 

@@ -43,7 +43,7 @@ class Tags:
     """
 
     def __init__(self, directory: str, release: Callable[[Segment], None]) -> None:
-        self._directory = directory
+        self._directory = system.KnownDir(directory)
         self._release = release
         self._segments: dict[str, Segment] = {}
         self._linking: str | None = None  # the tag whose file may not be that of its segment, after an interrupt
@@ -53,12 +53,14 @@ class Tags:
         """Let ``tag`` name ``segment``; the caller's hold becomes the tag's.
 
         Raises:
-            OutOfSpace, HostilePath: the link cannot be made; the tag keeps what it had, and the hold is released.
+            OutOfSpace, HostilePath, SessionNotStarted: the link cannot be made; the tag keeps what it had, and the hold
+                is released.
         """
         previous = self._segments.get(tag)
         if previous is not segment:  # else the file of that tag is a link to it already
             self._linking = tag
             try:
+                self._directory.check()
                 replace_by_link(segment.path, self._path(tag))
             except BaseException:
                 segment.release()
@@ -79,7 +81,8 @@ class Tags:
         if segment is None:
             raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {self.describe()}", tag=tag)
         self._linking = tag
-        system.unlink(self._path(tag))
+        if self._directory.is_there():
+            system.unlink(self._path(tag))
         self.unannounced[tag] = 0
         del self._segments[tag]
         self._linking = None
@@ -97,8 +100,9 @@ class Tags:
         segment = self._segments.get(tag)
         # Somebody has removed the directory, or something of theirs has the name: neither may stop other requests.
         with contextlib.suppress(FileNotFoundError, HostilePath):
-            system.unlink(self._path(tag))
-            if segment is not None:
+            if self._directory.is_there():
+                system.unlink(self._path(tag))
+            if segment is not None and self._directory.is_there():
                 system.link(segment.path, self._path(tag))
         self.unannounced[tag] = 0 if segment is None else segment.seq
         self._linking = None
@@ -129,4 +133,4 @@ class Tags:
         self.unannounced.update({tag: segment.seq for tag, segment in self._segments.items()})
 
     def _path(self, tag: str) -> str:
-        return os.path.join(self._directory, tensor_file(tag))
+        return os.path.join(self._directory.path, tensor_file(tag))

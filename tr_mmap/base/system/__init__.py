@@ -53,6 +53,7 @@ from .files import (
     write_all,
     write_pipe,
 )
+from .known_dir import KnownDir
 from .limits import check_descriptors, check_limit, check_processes, mapping_refused, thread_refused
 from .memory import (
     MADV_DONTNEED,
@@ -109,6 +110,7 @@ __all__ = [
     "list_dir",
     "make_dir",
     "make_pipe",
+    "KnownDir",
     "OwnFile",
     "keep",
     "map_again",

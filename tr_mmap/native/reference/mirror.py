@@ -23,6 +23,7 @@ from ...wire.messages import (
     STATUS_READY,
 )
 from ...wire.waits import MIRROR_CHECK_S
+from ..directory_key import directory_key
 
 __all__ = ["Mirror"]
 
@@ -45,6 +46,8 @@ class Mirror:
         self._kept = kept
         self._page = memoryview(page)
         self._path = os.fsencode(path)
+        self._directory = os.path.dirname(self._path) or b"."
+        self._directory_key = self._key_of_directory()
         self._fd = -1
         # Which file the descriptor is of: the process may have closed it, and opened another.
         self._identity: tuple[int, int] | None = None
@@ -156,6 +159,12 @@ class Mirror:
                 # The other side has replaced the status, and may have written its mirror before ours.
                 nbytes = self._nbytes
 
+    def _key_of_directory(self) -> tuple[int, ...] | None:
+        try:
+            return directory_key(self._directory)
+        except OSError:
+            return None
+
     def _close_file(self) -> None:
         if self._fd >= 0:
             try:
@@ -214,6 +223,8 @@ class Mirror:
 
     def _open_again(self, now_s: float, *, may_create: bool) -> os.stat_result:
         """Open the file that the name leads to, or make a new one; anything else but a directory goes away."""
+        if self._key_of_directory() != self._directory_key:
+            raise FileNotFoundError  # the directory was removed, and another session may have one of that name
         is_in_the_way = False
         info = None
         try:
@@ -237,7 +248,8 @@ class Mirror:
             self._nbytes = 0
             info = os.fstat(self._fd)
         self._missed_s = 0.0
-        os.fchmod(self._fd, 0o600)
+        if stat.S_IMODE(info.st_mode) != 0o600:  # else this would look like somebody's change
+            os.fchmod(self._fd, 0o600)
         self._identity = info.st_dev, info.st_ino
         return info
 

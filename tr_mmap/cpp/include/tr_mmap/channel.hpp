@@ -436,6 +436,7 @@ private:
     std::string write_spill(const std::string& text) {
         const std::string name = std::string(wire::request_stem) + "." + spill_token_ + "_" +
                                  std::to_string(++spill_number_) + wire::spill_suffix;
+        known_directory_.check();
         const std::string path = directory_ + "/" + name;
         const Fd fd = create_file(path);
         Unlinker unlinker(path);
@@ -450,6 +451,7 @@ private:
         }
         const std::string path = directory_ + "/" + name;
         const Fd fd = open_spill(path, name);
+        known_directory_.check();  // now: what was opened before this is in the directory
         if (!fd) throw BadMessage(path + " is gone, in which the message should be", name);
         const bool is_too_long = file_nbytes(fd, path) > wire::max_message_nbytes;
         std::string text = is_too_long ? "" : read_all(fd, wire::max_message_nbytes, 0, path);
@@ -467,6 +469,7 @@ private:
     }
 
     std::string directory_;
+    KnownDirectory known_directory_{directory_};
     Doorbell request_doorbell_;
     Doorbell response_doorbell_;
     MessagePage request_page_;

@@ -104,6 +104,8 @@
 #pragma push_macro("Identity")
 #pragma push_macro("InMotion")
 #pragma push_macro("Judge")
+#pragma push_macro("Key")
+#pragma push_macro("KnownDirectory")
 #pragma push_macro("Layout")
 #pragma push_macro("LifeLock")
 #pragma push_macro("LiveSessions")
@@ -337,6 +339,8 @@
 #undef Identity
 #undef InMotion
 #undef Judge
+#undef Key
+#undef KnownDirectory
 #undef Layout
 #undef LifeLock
 #undef LiveSessions

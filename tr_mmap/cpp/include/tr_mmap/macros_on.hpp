@@ -100,6 +100,8 @@
 #pragma pop_macro("Identity")
 #pragma pop_macro("InMotion")
 #pragma pop_macro("Judge")
+#pragma pop_macro("Key")
+#pragma pop_macro("KnownDirectory")
 #pragma pop_macro("Layout")
 #pragma pop_macro("LifeLock")
 #pragma pop_macro("LiveSessions")

@@ -38,7 +38,7 @@ public:
     /// @param page stays mapped for as long as the mirror lives.
     /// @param kept a line whose first word is this stays for a while if the page has another; "" for none.
     Mirror(const Mapping& page, std::string path, std::string kept = "")
-        : page_(&page), path_(std::move(path)), kept_(std::move(kept)) {}
+        : page_(&page), path_(std::move(path)), directory_(directory_of(path_)), kept_(std::move(kept)) {}
     Mirror(const Mirror&) = delete;
     Mirror& operator=(const Mirror&) = delete;
     ~Mirror() {
@@ -169,6 +169,7 @@ private:
     bool open_again(struct stat& info, bool may_create) noexcept {
         const int always = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
         close_file();
+        if (!directory_.is_there()) return false;  // it was removed, and another session may have one of that name
         fd_ = ::open(path_.c_str(), always);
         bool is_in_the_way = fd_ < 0 && (errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EACCES);
         if (fd_ < 0 && errno != ENOENT && !is_in_the_way) return false;  // no descriptor is left, say
@@ -193,7 +194,7 @@ private:
             nbytes_ = 0;
         }
         missed_.reset();
-        (void)!::fchmod(fd_, 0600);
+        if ((info.st_mode & 07777) != 0600) (void)!::fchmod(fd_, 0600);  // else it would look like somebody's change
         device_ = info.st_dev;
         inode_ = info.st_ino;
         return true;
@@ -221,6 +222,7 @@ private:
 
     const Mapping* page_;
     std::string path_;
+    KnownDirectory directory_;
     std::string kept_;
     int fd_ = -1;
     dev_t device_ = 0;  // which file the descriptor is of: the process may have closed it, and opened another

@@ -150,7 +150,9 @@ public:
 
     /// Remove the files; tensors that still live keep their memory until they are gone.
     void close() noexcept {
-        for (const auto& each : segments_) unlink_file(each.second->path);
+        if (directory_.is_there()) {  // else another session may have files of these names
+            for (const auto& each : segments_) unlink_file(each.second->path);
+        }
         segments_.clear();
         free_.clear();
         awaiting_.clear();
@@ -324,11 +326,13 @@ private:
         // A name is never used twice, even if this fails: the reader keeps what it has mapped under a name.
         const std::string number = std::to_string(number_++);
         const std::string name = std::string(wire::segment_prefix) + "_" + number + wire::tensor_suffix;
-        const std::string path = directory_ + "/" + name;
+        const std::string path = directory_.path() + "/" + name;
+        directory_.check();
         const Fd fd = make_file(path);
         Unlinker unlinker(path);
-        if (source) write_all(fd, source, static_cast<std::size_t>(nbytes), wire::payload_offset, directory_);
-        allocate(fd, wire::head_nbytes + capacity, directory_);
+        if (source) write_all(fd, source, static_cast<std::size_t>(nbytes), wire::payload_offset,
+                              directory_.path());
+        allocate(fd, wire::head_nbytes + capacity, directory_.path());
         auto segment = std::make_shared<PoolSegment>(name, path, map_write(fd, wire::head_nbytes + capacity));
         if (!source && capacity >= wire::populate_nbytes) {
             ::madvise(segment->mapping.data(), segment->mapping.size(), madv_populate_write);
@@ -401,7 +405,7 @@ private:
                                load_word(words + wire::guest_word) == 0;
         segments_.erase(segment->name);
         nbytes_ -= segment->capacity();
-        unlink_file(segment->path);
+        if (directory_.is_there()) unlink_file(segment->path);
         if (is_unseen) {
             // The reader has it mapped still; without its pages that costs address space only.
             ::madvise(segment->mapping.data() + wire::payload_offset, segment->capacity(), madv_remove);
@@ -409,7 +413,7 @@ private:
         return is_unseen;
     }
 
-    std::string directory_;
+    KnownDirectory directory_;
     std::optional<std::uint64_t> budget_nbytes_;
     double block_ms_;
     bool has_checksum_;

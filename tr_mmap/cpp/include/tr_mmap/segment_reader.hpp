@@ -97,6 +97,7 @@ public:
     /// A view of the tensor; the segment is not filled again while the view, or a copy of it, lives.
     ///
     /// @throws StaleTensor the segment holds another tensor by now, or is gone.
+    /// @throws SessionNotStarted the session's directory was removed or replaced.
     /// @throws BadMessage what is named is no segment.
     /// @throws TSRFormatError what is there is not a tensor; PAYLOAD_CHECKSUM: not the one that was published.
     Tensor receive(const TensorRef& ref) {
@@ -152,8 +153,9 @@ private:
     }
 
     std::shared_ptr<const MappedFile> map_file(const Place& place, const TensorRef& ref) const {
-        const std::string path = directory_ + "/" + place.file;
+        const std::string path = directory_.path() + "/" + place.file;
         const Fd fd = open_private_file(path, true);
+        directory_.check();  // now: what was opened before this is in the directory
         if (!fd) stale(ref);
         const std::uint64_t nbytes = file_nbytes(fd, path);
         if (nbytes < place.min_file_nbytes()) stale(ref);
@@ -214,7 +216,7 @@ private:
                           ref.segment, ref.seq);
     }
 
-    std::string directory_;
+    KnownDirectory directory_;
     bool is_to_verify_;
     std::map<std::string, std::shared_ptr<MappedSegment>> mapped_;    // by name
     std::deque<std::shared_ptr<MappedSegment>> order_;                // the longest not looked at first

@@ -167,7 +167,7 @@ public:
     /// Release a worker that has ended, and remove what it left.
     void forget_worker() {
         if (const auto last = take_worker()) last->end();
-        remove_leftovers();
+        if (has_directory()) remove_leftovers();
     }
 
 private:

@@ -303,6 +303,49 @@ inline Fd create_file(const std::string& path, mode_t mode = 0600, const std::st
     return fd;
 }
 
+/// The directory that a path leads to now, told from another one that takes the path later: somebody may remove the
+/// directory of a living session, and what it opened or made by path from then on would be another session's.
+class KnownDirectory {
+public:
+    explicit KnownDirectory(std::string path) : path_(std::move(path)), key_(key_now()) {}
+    const std::string& path() const noexcept { return path_; }
+
+    /// Whether the path still leads to that directory.
+    bool is_there() const noexcept { return key_now() == key_; }
+
+    /// Call it before something is made there, and after something was opened there.
+    ///
+    /// @throws SessionNotStarted the path does not lead to that directory any more.
+    void check() const {
+        if (is_there()) return;
+        throw SessionNotStarted("the session's directory, " + path_ + ", was removed or replaced by another session's "
+                                "while the session lived; close() this session, and start another");
+    }
+
+private:
+    /// Device, inode, and when it was made, because ext4 gives the inode of a removed directory to the next one.
+    using Key = std::array<std::uint64_t, 4>;
+
+    Key key_now() const noexcept {
+#ifdef STATX_BTIME
+        struct statx info;
+        if (::statx(AT_FDCWD, path_.c_str(), AT_SYMLINK_NOFOLLOW, STATX_INO | STATX_BTIME, &info) == 0) {
+            const bool is_dated = (info.stx_mask & STATX_BTIME) != 0;
+            return {static_cast<std::uint64_t>(info.stx_dev_major) << 32 | info.stx_dev_minor, info.stx_ino,
+                    is_dated ? static_cast<std::uint64_t>(info.stx_btime.tv_sec) : 0,
+                    is_dated ? info.stx_btime.tv_nsec : 0};
+        }
+#else
+        struct stat info;
+        if (::lstat(path_.c_str(), &info) == 0) return {info.st_dev, info.st_ino, 0, 0};
+#endif
+        return {};
+    }
+
+    std::string path_;
+    Key key_;
+};
+
 /// Remove a name; it may be gone already.
 inline void unlink_file(const std::string& path) noexcept { ::unlink(path.c_str()); }
 

@@ -41,6 +41,7 @@ public:
         const SegmentPtr previous = found == segments_.end() ? nullptr : found->second;
         if (previous != segment) {  // else the file of that tag is a link to it already
             try {
+                directory_.check();
                 replace_by_link(segment->path, path_of(tag));
             } catch (...) {
                 pool_.release(segment);
@@ -63,7 +64,7 @@ public:
             if (known.empty()) known = "none";
             throw MissingTag("no tensor goes by the tag '" + tag + "'; sent are: " + known, tag);
         }
-        unlink_file(path_of(tag));
+        if (directory_.is_there()) unlink_file(path_of(tag));
         const SegmentPtr segment = found->second;
         segments_.erase(found);
         unannounced_[tag] = 0;
@@ -95,9 +96,9 @@ private:
         const auto found = unannounced_.find(tag);
         if (found != unannounced_.end() && found->second == seq) unannounced_.erase(found);
     }
-    std::string path_of(const std::string& tag) const { return directory_ + "/" + tag + wire::tensor_suffix; }
+    std::string path_of(const std::string& tag) const { return directory_.path() + "/" + tag + wire::tensor_suffix; }
 
-    std::string directory_;
+    KnownDirectory directory_;
     SegmentPool& pool_;
     std::function<void(const SegmentPtr&)> release_;
     std::map<std::string, SegmentPtr> segments_;
