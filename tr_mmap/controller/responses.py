@@ -425,7 +425,7 @@ class Responses:
             self.forget_worker()
         return error
 
-    def _death_of(self, worker: WorkerHandle) -> WorkerDied:
+    def _death_of(self, worker: WorkerHandle) -> WorkerDied | SessionNotStarted:
         end = worker.how_it_ended()
         code, tail = end.exit_code, end.log_tail
         if code == 0 and not self.resources.has_directory():  # which ends a worker that finds its messages there
