@@ -169,10 +169,19 @@ def test_the_error_of_a_request_is_raised_where_its_tensor_is_taken(session: Pyt
     session.send_request("fail today")
     with pytest.raises(RemoteError, match="today"):
         session.recv_tensor("result_0", SOON_MS)
-    if session.fetch_response("say on", SOON_MS) == "on":
-        session.send_request("unknown_word")
-        with pytest.raises((UnknownCommand, RemoteError)):
-            session.recv_tensor("result_0", SOON_MS)
+    assert session.fetch_response("say on", SOON_MS) == "on"
+    session.send_request("unknown_word")
+    with pytest.raises((UnknownCommand, RemoteError)):
+        session.recv_tensor("result_0", SOON_MS)
+
+
+def test_a_tag_of_the_controllers_own_is_no_result(session: PythonSession) -> None:
+    session.send_tensor(np.arange(3, dtype="int32"), "own")
+    session.send_request("make 7")
+    with pytest.raises(MissingTag):
+        session.recv_tensor("own", SOON_MS)
+    assert session.fetch_tensor("make 8", SOON_MS).tolist() == [8] * 4
+    session.drop_tensor("own")
 
 
 def test_threads_take_the_results_of_their_own_requests(session: PythonSession) -> None:

@@ -39,7 +39,7 @@ def session(request: pytest.FixtureRequest, workspace: Path) -> Iterator[PythonS
 
 def is_asked(session: PythonSession) -> bool:
     dispatcher: Any = session._dispatcher
-    return dispatcher is None or dispatcher._is_exiting
+    return dispatcher is None or bool(dispatcher._exits)
 
 
 def has_sent(session: PythonSession, count: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from strategies import bits
-from support import Gate
+from support import BOUND_S, FOREVER_MS, Gate, wait_until
 
 from tr_mmap import PythonSession, RemoteError, ResponseTimeout, UnexpectedResponse, UnknownCommand
 from tr_mmap.controller import stats
@@ -293,6 +294,34 @@ def test_from_sending_to_answer_a_session_is_busy_and_not_ready(
     assert session.new_response()
     assert not session.is_busy()
     assert session.read_response() == "Hello You"
+
+
+def test_while_another_thread_waits_for_its_answer_a_session_is_busy_and_not_ready(session: PythonSession) -> None:
+    assert session.pid is not None
+    turn: Any = session._dispatcher._turn  # type: ignore[union-attr] # it is started
+    os.kill(session.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as other:
+        try:
+            answer = other.submit(session.fetch_response, "hello you", FOREVER_MS)
+            wait_until(lambda: turn.owner and session.is_busy())
+            assert not session.is_ready()
+            assert not session.wait_until_ready(20)
+        finally:
+            os.kill(session.pid, signal.SIGCONT)
+        assert answer.result(BOUND_S) == "Hello You"
+    assert not session.is_busy()
+
+
+def test_an_answer_that_was_there_before_the_workers_end_is_there_after_the_next_start(session: PythonSession) -> None:
+    session.send_request("hello you")
+    wait_until(session.new_response)
+    assert session.pid is not None
+    os.kill(session.pid, signal.SIGKILL)
+    wait_until(lambda: not session.is_alive())
+    session.start()
+    assert session.new_response()
+    assert session.wait_for_response(FOREVER_MS) == "Hello You"
+    assert session.fetch_response("hello again", FOREVER_MS) == "Hello Again"
 
 
 def test_a_poll_of_is_busy_finds_the_answer_there(session: PythonSession) -> None:

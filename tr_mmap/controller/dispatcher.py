@@ -20,6 +20,7 @@ from ..errors import (
     SessionBusy,
     SessionNotStarted,
     SystemLimit,
+    TRException,
     WorkerDied,
 )
 from ..protocol.commands import UserMessage, parse_command
@@ -69,8 +70,10 @@ class Dispatcher(Nesting):
     def is_asked(self) -> bool:
         """Whether a request was sent whose answer is not there yet; the worker's status may not say so yet."""
         pending, worker = self._pending, self.resources.worker
-        if pending is None or worker is None or self._held is not None:
+        if worker is None or self._held is not None:
             return False
+        if pending is None:  # but a call on the fast path notes nothing else
+            return worker.fast_path is not None and self.transfer.has_request_in_flight
         # Looked at again, because another thread may have taken the answer before the look for a message.
         return not worker.channel.has_message() and self._pending is pending
 
@@ -130,7 +133,7 @@ class Dispatcher(Nesting):
             and self._pending is None
             and not transfer.unannounced
             and (framework is None or (framework == "numpy" and transfer.has_quick_views))
-            and not self._is_exiting
+            and not self._exits
         ):
             self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
             self._current = seq, message, framework, False
@@ -221,7 +224,7 @@ class Dispatcher(Nesting):
         has_asked_for_room = False
         while True:
             self.check_own()
-            if self._is_exiting:
+            if self._exits:
                 raise SessionNotStarted(
                     f"session {self.resources.session_id!r} is about to end: please_exit() was called"
                 )
@@ -316,8 +319,8 @@ class Dispatcher(Nesting):
         if not worker.process.is_alive() or worker.is_over():
             return True
         deadline_s = time.monotonic() + timeout_s
-        self._is_exiting = True  # requests that wait for their turn are not sent any more
-        has_ended = False
+        exiting, has_ended = object(), False
+        self._exits.add(exiting)  # requests that wait for their turn are not sent any more
         try:
             try:
                 stands = self.in_turn(
@@ -334,7 +337,8 @@ class Dispatcher(Nesting):
                 if not stands:
                     stands = self._exit_anyway(worker, deadline_s)
         finally:
-            self._is_exiting = has_ended
+            if not has_ended:
+                self._exits.discard(exiting)
 
     def _send_exit(self, worker: WorkerHandle, deadline_s: float, timeout_s: float) -> bool:
         """Send the request to exit. Returns whether the worker cannot overwrite it; it may still be starting."""
@@ -390,6 +394,13 @@ class Dispatcher(Nesting):
             if claim is not None:
                 claim.outcome = error  # it is the error of that request, not of the next one
         self._wake_takers()
+
+    def keep_answer(self) -> None:
+        """Take the answer that a worker has left before its end, for its taker. In the turn."""
+        try:
+            self._settle(time.monotonic(), 0.0)
+        except TRException:
+            pass  # there is none
 
     def take(self, timeout_s: float, *, has_tensors: bool) -> Result:
         """Take the oldest result of this thread's requests; if it has made none, the oldest one of any thread's.

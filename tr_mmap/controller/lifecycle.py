@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, SupportsIndex
 
-from ..errors import ResponseTimeout, SessionInUse, SessionNotStarted
+from ..errors import ResponseTimeout, SessionInUse, SessionNotStarted, WorkerDied
 from ..protocol.status import Status, StatusLine
 from ..sessions.projects import choose_workspace
 from ..wire.names import DEFAULT_WORKER
@@ -168,7 +168,9 @@ class SessionLifecycle:
         if worker is not None:
             if worker.process.is_alive():
                 raise self._is_started()
-            dispatcher.forget_worker()
+            dispatcher.keep_answer()
+            if dispatcher.resources.worker is worker:
+                dispatcher.forget_worker()
         dispatcher.resources.start(quiet=self._quiet_mode, on_end=dispatcher.notify)
         _log.debug("session %r: worker started again, process %d", self.session_id(), self.pid)
 
@@ -259,7 +261,7 @@ class SessionLifecycle:
         has_ended, deadline_s = False, time.monotonic() + timeout_s
         try:
             has_ended = dispatcher.request_exit(timeout_s)
-        except SessionNotStarted:  # another thread has closed it; or its directory is gone, and the worker ends
+        except (SessionNotStarted, WorkerDied):  # others have ended it; or its directory is gone, and the worker ends
             has_ended = self.join(max(0.0, deadline_s - time.monotonic()) * 1000)
         finally:
             if has_ended or ensure:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..base import system
 from ..base.identifiers import check_tag, is_plain_tag, is_result_name, tensor_file
-from ..errors import MissingTag
+from ..errors import MissingTag, StaleTensor
 from ..protocol.messages import Response, TensorRef
 from ..tsr import load
 from ..tsr.tensors import as_torch, to_array
@@ -104,7 +104,7 @@ class NamedResults(threading.local):
             return None
         try:
             return dispatcher.in_turn(deadline_s, timeout_s, "", dispatcher.transfer.receive, ref, framework)
-        except FileNotFoundError:
+        except (FileNotFoundError, StaleTensor):
             raise MissingTag(f"the tensor {tag!r} is gone since the next request was sent", tag=tag) from None
 
 
@@ -126,7 +126,12 @@ def _take_file(directory: str, tag: str, framework: str) -> Any:
     """The tensor of a file that the worker has written under a name of its own; None if there is none."""
     name = tensor_file(tag)
     path = os.path.join(directory, name)
-    if is_result_name(name) or not system.exists(path):  # files of that form are the worker's segments
+    if is_result_name(name):  # files of that form are the worker's segments
+        return None
+    try:
+        if system.status(path).st_nlink > 1:  # a tag of our own: its file has a name elsewhere, too
+            return None
+    except OSError:
         return None
     taken = os.path.join(directory, tensor_file(f".received_{os.getpid()}_{threading.get_ident()}"))
     try:

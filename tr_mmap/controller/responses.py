@@ -102,7 +102,7 @@ class Responses:
         self._news = Wakes()  # a request was sent, the worker ended, or the session is closed
         self.is_closing = False
         self.closers = 0  # calls of close() that have not returned
-        self._is_exiting = False  # the worker was asked to exit, so no further request may overwrite that
+        self._exits: set[object] = set()  # calls that ask the worker to exit: no further request may overwrite that
         self._pending: Request | None = None  # sent and not answered
         # Of the call that has the turn, until its response is taken: the number of its request, the message, the
         # framework of the result, and whether any thread may take the result.
@@ -418,7 +418,7 @@ class Responses:
             worker: for which the caller waits; another thread may have forgotten it meanwhile.
         """
         self.check_own()
-        if self.is_closing or self._is_exiting:
+        if self.is_closing or self._exits:
             return SessionNotStarted(f"session {self.resources.session_id!r} was ended meanwhile")
         error = self._death_of(worker)
         if self._turn.owner == get_ident() and self.resources.worker is worker:
@@ -445,13 +445,13 @@ class Responses:
         WorkerDied is the outcome of a request that has no answer, also for a thread that asks when a new worker runs.
         """
         worker = self.resources.worker
-        lost = [each for each in self._claims if each.outcome is None]
+        lost = [each for each in list(self._claims) if each.outcome is None]
         error = self._death_of(worker) if worker is not None and lost else None
-        self.resources.forget_worker()
-        self._forget_request()
-        for claim in lost:
+        for claim in lost:  # before there is no worker: who asks then finds the outcome
             claim.outcome = error
         self._wake_takers()
+        self.resources.forget_worker()
+        self._forget_request()
         self.transfer.worker_ended()
 
     def forget(self) -> None:

@@ -264,7 +264,7 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
 
         Raises:
             MissingTag: the response has no tensor of that name. It can still be taken, by another name or by a
-                ``wait_for_…`` method, until this thread's next :meth:`send_request`.
+                ``wait_for_…`` method, until the session's next request.
             BadTag: the name may not name a tensor.
             TSRFormatError: the worker has written a file of that name that holds no tensor.
             ResponseTimeout, RemoteError, WorkerDied: as in :meth:`wait_for_response`.

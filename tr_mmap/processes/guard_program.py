@@ -215,9 +215,12 @@ def _remove_log(path: str) -> None:
     import stat
 
     if os.path.isabs(path) and re.fullmatch("tr_mmap-log-[0-9a-f]{32}", os.path.basename(path)):
-        info = os.lstat(path)
-        if stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid():
-            os.unlink(path)
+        try:
+            info = os.lstat(path)
+            if stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid():
+                os.unlink(path)
+        except OSError:
+            pass  # the worker had not come to it, or it is gone
 
 
 def _remove_tree(path: str) -> None:

@@ -26,6 +26,7 @@ __all__ = ["Child", "WorkerProcess"]
 
 _REAP_S: Final = 0.005  # how often to look for the end of a killed child without a descriptor
 _UNKNOWN: Final = 1 << 16  # no exit status: the program ignores SIGCHLD, or its own handler has reaped the child
+_BEGIN_S: Final = 1.0  # how long a thread may take to begin
 _SLICE_S: Final = 0.05  # how often a wait for a thread looks whether this is a forked child, which has no such thread
 _IS_PATCHED: Final = subprocess.Popen.__module__ != "subprocess"  # gevent's class, which reaps all children itself
 _start_new_thread: Final[Any] = unpatched("_thread", "start_new_thread")
@@ -78,6 +79,7 @@ class _Starter:
         self._owner_pid = os.getpid()
         self._ended = _new_lock()
         self._ended.acquire()
+        self._turn = _new_lock()  # whoever acquires it makes the child
         self._has_begun = self._is_cancelled = self._is_done = False
         self._child: Child | None = None
         self._error: BaseException | None = None
@@ -92,8 +94,11 @@ class _Starter:
                     raise  # a signal handler's
                 self._is_cancelled = True
                 return self._make()  # the system has no thread left
+            until_s = time.monotonic() + _BEGIN_S
             while not self._is_done:
                 self._wait()
+                if not self._has_begun and time.monotonic() > until_s and self._turn.acquire(False):
+                    return self._make()  # the thread has died before its first step, for want of memory
             if self._error is not None:
                 raise self._error
             assert self._child is not None
@@ -119,6 +124,8 @@ class _Starter:
             raise ChildProcessError("this process was forked from the one that starts a worker, in the middle of that")
 
     def _run(self) -> None:
+        if not self._turn.acquire(False):
+            return
         self._has_begun = True
         try:
             if not self._is_cancelled:
@@ -258,7 +265,7 @@ class WorkerProcess:
     def has_ended_by_itself(self) -> bool:
         """Whether it has ended, and neither a signal nor :meth:`terminate_tree` has ended it."""
         code = self._poll()
-        return code is not None and code >= 0 and not self._is_forced
+        return code is not None and 0 <= code < _UNKNOWN and not self._is_forced
 
     def is_alive(self) -> bool:
         """Whether it has not ended. Also right in a forked child."""

@@ -8,7 +8,7 @@ from typing import Final
 from ..channel.interface import Channel, check_bounds
 from ..errors import BadMessage, HostilePath, SystemLimit
 from ..protocol.legacy import decode_legacy_request
-from ..protocol.messages import Failure, FailureKind, Request, Response, decode_request
+from ..protocol.messages import Failure, FailureKind, Request, Response, decode_request, now_ms
 from ..protocol.status import Status
 from ..transfer.interface import WorkerTransfer
 from ..transfer.kinds import Views
@@ -140,10 +140,11 @@ class RequestService(WorkerLife):
 
     def _release_memory(self, channel: Channel, transfer: WorkerTransfer, request: Request) -> None:
         """Answer the controller's request that this side give up what it keeps for later results."""
-        self._advance_status(channel, Status.BUSY)
         transfer.begin(request)
         transfer.release_free()
-        self._responder.respond(channel, transfer, request, Reply(), None)
+        transfer.end(request, True)
+        # The status stays that of the last request.
+        channel.send(Response(request.seq, request.command, timestamp=now_ms()))
 
     def _serve_by_hand(self, channel: Channel, attachment: Attachment, raw: bytes) -> bool:
         """Answer a request that somebody wrote by hand into a file of the channel. False if it is the one to exit."""

@@ -206,7 +206,7 @@ private:
 
     Mapping mapping_;
     std::size_t previous_nbytes_ = 0;
-    std::uint64_t seen_ = blank;
+    std::atomic<std::uint64_t> seen_{blank};  // others look whether there is a message
 };
 
 /// Put a new control file in place; a process that still has the old one mapped keeps the old one.

@@ -75,7 +75,8 @@ public:
         const Turn turn(*this, lock, forever());
         if (!turn) throw_closed();
         if (has_living_worker()) return false;
-        lock.unlock();
+        if (const Handle worker = resources_.worker()) keep_answer(lock, worker);
+        if (lock.owns_lock()) lock.unlock();
         if (resources_.worker()) forget_worker(lock);
         resources_.start(script_path, is_quiet);
         return true;
@@ -157,8 +158,9 @@ public:
             Lock lock(mutex_);
             const Turn turn(*this, lock, deadline);
             if (turn) settle_before_exit(lock, wait);
-            if (is_closed_ || resources_.worker() != worker) return worker->process->wait(deadline);
-            if (pending_ && !worker->channel->is_taken_up()) {
+            if (is_closed_ || resources_.worker() != worker) {
+                // Another thread ends it, and needs the mutex for that.
+            } else if (pending_ && !worker->channel->is_taken_up()) {
                 worker->channel->write_exit();
             } else {
                 Request request;
@@ -453,8 +455,7 @@ private:
     void forget_worker(Lock& lock) {
         const Handle worker = resources_.worker();
         const std::exception_ptr death = std::make_exception_ptr(died_error(*worker, resources_.session_id()));
-        resources_.forget_worker();
-        lock.lock();
+        lock.lock();  // first the outcomes: who asks when there is no worker finds them
         for (Result& each : unclaimed_) {
             if (!each.is_to_be_received || each.response.error || each.response.tensors.empty()) continue;
             each.fault = death;  // its tensors went with the worker
@@ -465,6 +466,9 @@ private:
         finish_request();
         is_abandoned_ = false;
         changed_->raise();
+        lock.unlock();
+        resources_.forget_worker();
+        lock.lock();
         resources_.pool().reader_died();
         tags_.announce_all_again();
         lock.unlock();
@@ -479,6 +483,14 @@ private:
     }
 
     // -- with the turn and the mutex held --------------------------------------------------------------------------
+
+    /// Take the answer that a worker has left before its end, for its taker.
+    void keep_answer(Lock& lock, const Handle& worker) {
+        try {
+            settle(lock, {Clock::now(), 0, worker});
+        } catch (const TRException&) {  // there is none
+        }
+    }
 
     void settle_before_exit(Lock& lock, const Wait& wait) {
         try {
