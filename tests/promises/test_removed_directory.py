@@ -19,12 +19,16 @@ from tr_mmap.base import system
 CHANNELS = ("mapped", "files", "legacy")
 
 
+def full(size: int, value: float) -> Any:
+    return np.full(size, value, np.float32)  # which legacy peers read, too
+
+
 def started(channel: str, value: float) -> PythonSession:
     session = PythonSession(session_id="same", quiet_mode=True, channel=channel)
     session.start()
     assert session.wait_until_ready()
     assert session.fetch_response("hello x") == "Hello X"  # a legacy worker's first status is the controller's
-    session.send_tensor(np.full(5, value), "a")
+    session.send_tensor(full(5, value), "a")
     return session
 
 
@@ -37,7 +41,7 @@ def replaced(
     if place:  # there a new directory may get the inode of the one that was removed
         monkeypatch.setenv("TR_WORKSPACE", str(tmp_path))
     first = started(channel, 1.0)
-    assert (first.calculate("square", np.full(1000, 3.0)) == 9).all()
+    assert (first.calculate("square", full(1000, 3.0)) == 9).all()
     shutil.rmtree(first.session_dir())
     second = started(channel, 2.0)
     try:
@@ -50,8 +54,8 @@ def replaced(
 def attempts(session: PythonSession) -> Iterator[Any]:
     yield lambda: session.fetch_tensor("sum a", FOREVER_MS)
     for _ in range(3):
-        yield lambda: session.calculate("square", np.full(2000, 0.5), timeout_ms=FOREVER_MS)
-    yield lambda: session.send_tensor(np.full(5, 7.0), "a")
+        yield lambda: session.calculate("square", full(2000, 0.5), timeout_ms=FOREVER_MS)
+    yield lambda: session.send_tensor(full(5, 7.0), "a")
     yield lambda: session.send_tensor(session.empty(100_000), "b")
 
 
@@ -71,7 +75,7 @@ def test_a_session_without_its_directory_says_so_and_the_one_that_took_the_name_
     first.please_exit(FOREVER_MS)
     assert content(second) == before
     for number in range(5):
-        assert (second.calculate("square", np.full(1000, float(number))) == number**2).all()
+        assert (second.calculate("square", full(1000, float(number))) == number**2).all()
         assert second.fetch_response(f"hello {number}") == f"Hello {number}"
     assert second.fetch_tensor("sum a") == 10
 

@@ -228,7 +228,8 @@ def test_a_send_that_fails_leaves_the_tag_what_it_was(faults: Faults, live: Pyth
             live.drop_tensor("new")
         except KeyError:
             pass
-        assert len(os.listdir(live.session_dir())) <= files + 2, plan
+        # A send that finds no room is tried once more; what each try leaves when nothing can be removed either.
+        assert len(os.listdir(live.session_dir())) <= files + 4, plan
 
     failed = each_plan(faults, one)
     assert {"link", "replace"} <= set(failed)

@@ -11,7 +11,7 @@ import pytest
 from namespaces import run_with_mounts
 from support import TOOLS, leftovers
 
-from tr_mmap import OutOfSpace, PythonSession, TRException
+from tr_mmap import OutOfSpace, PythonSession, SystemLimit, TRException
 from tr_mmap.errors import SemaphoresUnavailable
 
 PROGRAM = """
@@ -136,7 +136,8 @@ def test_wherever_a_start_runs_out_of_space_nothing_is_left_and_a_later_start_wo
         (errno.EPERM, SemaphoresUnavailable),
         (errno.ENOENT, SemaphoresUnavailable),
         (errno.ENOSPC, OutOfSpace),
-        (errno.EMFILE, OSError),
+        (errno.EMFILE, SystemLimit),
+        (errno.EIO, OSError),
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
 )

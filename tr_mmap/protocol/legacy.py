@@ -151,10 +151,21 @@ def _raw_request(text: bytes) -> Request | None:
         plain = text.decode()
     except UnicodeError:
         return None
+    if _is_followed(plain):
+        return None
     command, params = _raw_command.search(plain), _raw_params.search(plain)
     if command is None or not command[1].strip() or (params is None and _has_params(plain)):
         return None
     return Request(command=command[1].strip(), parameters="" if params is None else params[1])
+
+
+def _is_followed(text: str) -> bool:
+    """Whether a whole JSON value has something behind it, which belongs to no request."""
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_json(text: bytes) -> bool:

@@ -136,8 +136,13 @@ def forbid_writing(tensor: Any, segment: Segment) -> None:
 
 def _move(tensor: Any, segment: Segment) -> bool:
     """Move the loan to a copy-on-write mapping of its own; whether torch could."""
-    fd = segment.open_again(write=False)
     try:
+        fd = system.open_file(segment.path)
+    except FileNotFoundError:
+        segment.check_own(None)
+        raise
+    try:
+        segment.check_own(fd)
         private = system.map_private(fd, len(segment.buffer))
     finally:
         system.close(fd)

@@ -147,30 +147,22 @@ class Segment(OwnerSegment):
                 system.advise(self.buffer, system.MADV_POPULATE_WRITE)
             self.is_populated = True
 
-    def open_again(self, *, write: bool) -> int:
-        """Open its file, to map it once more.
-
-        Raises:
-            SessionNotStarted: somebody has removed or replaced it.
-        """
-        try:
-            fd = system.open_file(self.path, write=write)
-        except FileNotFoundError as error:
-            raise self._lost() from error
+    def check_own(self, fd: int | None) -> None:
+        """Raise SessionNotStarted if what was opened under its path, or None for nothing, is not its file any more."""
         # Our mapping keeps the file, so no other one has its inode.
-        if self.inode is not None and os.fstat(fd).st_ino != self.inode:
-            system.close(fd)
-            raise self._lost()
-        return fd
-
-    def _lost(self) -> SessionNotStarted:
-        return SessionNotStarted(
-            f"{self.path} was removed or replaced while the session lived; close() this session, and start another"
-        )
+        if fd is None or (self.inode is not None and os.fstat(fd).st_ino != self.inode):
+            raise SessionNotStarted(
+                f"{self.path} was removed or replaced while the session lived; close() this session, and start another"
+            )
 
     def _remap(self, *, private: bool) -> None:
-        fd = self.open_again(write=True)
         try:
+            fd = system.open_file(self.path, write=True)
+        except FileNotFoundError:
+            self.check_own(None)
+            raise
+        try:
+            self.check_own(fd)
             system.map_again(self.buffer[PAYLOAD_OFFSET:], fd, PAYLOAD_OFFSET, private=private)
         finally:
             system.close(fd)

@@ -42,12 +42,14 @@ def read_tsr_file(path: StrOrBytesPath, framework: str = "torch") -> Any:
     if framework == "torch":
         import_torch()
     name = os.fsdecode(path)
-    with open(name, "rb", buffering=0) as file:
-        nbytes = os.fstat(file.fileno()).st_size
-        header = decode(file.read(MAX_HEADER_NBYTES), file_nbytes=nbytes, path=name)
+    fd = system.open_path(name)
+    try:
+        header = decode(system.read_all(fd, MAX_HEADER_NBYTES), file_nbytes=system.file_nbytes(fd), path=name)
         payload = np.empty(header.payload_nbytes, np.uint8).data
-        if system.read_into(file.fileno(), payload, header.payload_offset) != header.payload_nbytes:
+        if system.read_into(fd, payload, header.payload_offset) != header.payload_nbytes:
             raise TSRFormatError(f"{name} became shorter while it was read", fault=Fault.TRUNCATED, path=name)
+    finally:
+        system.close(fd)
     check_payload(header, payload, name)
     return from_buffer(payload, header.dtype, header.shape, 0, framework)
 
