@@ -43,7 +43,7 @@ EXPECTED = {
     "mixed": ["(2,3) (2,3) 9"],
     "receive": [
         *["SessionNotStarted", "BadTag", "ResponseTimeout", "10", "UnexpectedResponse Hello Text", "UnknownCommand"],
-        *["no response", "TSRFormatError truncated", "7 0", "WorkerDied"],
+        *["no response", "TSRFormatError truncated", "7 0", "9", "10", "WorkerDied"],
     ],
     "recovery": ["no tensor", "alive: 0", "(2,2): 6", "not a tensor: 1", "Hi Again"],
     "scoped": [

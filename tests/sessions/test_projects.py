@@ -6,6 +6,7 @@ Its controller has the place of its sessions compiled in; its worker counts it f
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from projects import FOLDERS, Project, bare_environment, do, running, shell_controller
 from support import json_line, script, wait_until
 
-from tr_mmap import HostilePath, PythonSession, ResponseTimeout
+from tr_mmap import HostilePath, PythonSession, ResponseTimeout, sweep
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -99,6 +100,23 @@ def test_our_own_workspace_comes_first_and_a_directory_of_that_name_last(project
         assert session.session_dir().startswith(str(workspace))
         assert session.fetch_response("hello you") == "Hello You"
     assert os.listdir(old_place) == []
+
+
+def test_a_dead_session_of_ours_does_not_hide_a_living_one_of_its_name(project: Project, workspace: Path) -> None:
+    environ = {**bare_environment(), "TR_WORKSPACE": str(workspace)}
+    both_killed = (
+        "import os; from tr_mmap import PythonSession\n"
+        "session = PythonSession(session_id='one', quiet_mode=True)\n"
+        "session.start(); session.wait_until_ready(60000)\n"
+        "os.kill(session.pid, 9); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", both_killed], env=environ, check=False, timeout=60)
+    assert (workspace / "python_session" / "tr_session_one").is_dir()
+    with running(shell_controller(project, project.our_worker(), "one"), environ, cwd=project.root) as old:
+        json_line(old, "the old controller")
+        assert do(old, cmd="hello", params="you", want="text")["params"] == "Hello You"
+        do(old, exit=True)
+    assert sweep().removed == ["one"]
 
 
 def test_a_worker_that_finds_no_session_names_every_place_where_it_has_looked(project: Project, tmp_path: Path) -> None:

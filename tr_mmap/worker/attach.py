@@ -249,13 +249,16 @@ def _find(argument: str) -> tuple[str, bool]:
         else:
             workspace = Workspace.locate(is_made=False)
             path = workspace.session_dir(argument)
-            if os.path.isdir(path):
+            is_there = os.path.isdir(path)
+            if is_there and not _is_left_over(path):
                 return path, True
             looked: list[str] = []
-            if not system.exists(path):
+            if is_there or not system.exists(path):
                 found, looked = find_old_session(argument, _script(), workspace.root)
                 if found:
                     return found, True
+            if is_there:
+                return path, True
             if looked == [] or not os.path.isdir(argument):
                 also = f", nor in any of these: {', '.join(looked)}" if looked else ""
                 raise SessionNotStarted(
@@ -264,6 +267,15 @@ def _find(argument: str) -> tuple[str, bool]:
     elif not os.path.isdir(argument):
         raise SessionNotStarted(f"there is no session directory {argument}; a controller makes it")
     return os.path.realpath(argument), False
+
+
+def _is_left_over(directory: str) -> bool:
+    """Whether a session of ours is there whose controller is dead: it may hide a living one of the same name."""
+    try:
+        manifest = manifests.read(directory)
+    except (BadMessage, HostilePath):
+        return False
+    return manifest is not None and not is_alive(manifest.controller, os.path.join(directory, CONTROLLER_LOCK_FILE))
 
 
 def _script() -> str:

@@ -55,6 +55,13 @@ int main() {
     file << whole.substr(2000) << std::flush;
     std::cout << future.get().data<float>()[999] << ' ' << std::filesystem::exists(path) << std::endl;
 
+    // The response to a request whose tensor came as a file is not the response to the next one.
+    session.send_tensor(Tensor::full(Shape(1, 1, 1, 1), 3.0f), "input");
+    session.send_request("tensor_square");
+    std::cout << session.recv_tensor("output", 30000).data<float>()[0] << std::endl;
+    session.send_request("add own own");
+    std::cout << session.recv_tensor("result", 30000).data<float>()[1] << std::endl;
+
     session.send_request("exit");
     std::cout << error_of([&] { session.recv_tensor("output", 30000); }) << std::endl;
     return 0;

@@ -8,8 +8,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -35,7 +37,14 @@ inline std::optional<Tensor> take_file(const std::string& path) {
     struct stat named;
     if (::lstat(path.c_str(), &named) != 0) return {};
     const Fd fd = open_private_file(path);
-    const Header header = header_of(fd, path);  // checks that the file is as long as it says
+    if (!fd) return {};  // it has gone meanwhile
+    std::optional<Header> found;
+    try {
+        found.emplace(header_of(fd, path));  // checks that the file is as long as it says
+    } catch (const InMotion&) {  // a segment that is being published
+        return {};
+    }
+    const Header& header = *found;
     if (header.is_segment) return {};
     Tensor result = Tensor::empty(header.shape, header.dtype);
     auto* bytes = static_cast<std::byte*>(result.data_ptr());
@@ -79,6 +88,23 @@ public:
 
     void be_quiet() { set_quiet_mode(true); }
 
+    /// As in PythonSession. If recv_tensor has taken a file that the worker wrote for the request before, the response to
+    /// that request is dropped first: it would pass for the response to this one.
+    void send_request(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+        if (*has_taken_file_ && (is_busy() || new_response())) {
+            try {
+                wait_for_response(timeout_ms);
+            } catch (const ResponseTimeout&) {
+                throw;
+            } catch (const WorkerDied&) {
+                throw;
+            } catch (const TRException&) {  // the error of a request whose tensor has come
+            }
+        }
+        *has_taken_file_ = false;
+        PythonSession::send_request(message, timeout_ms);
+    }
+
     /// Wait for the tensor that the worker sends under a name. That is the file <tag>.tsr which its script writes into
     /// the session's directory; it is taken away, so that the next call waits for the next one. Or else it is the tensor
     /// that answers this session's request, whatever its name.
@@ -97,7 +123,10 @@ public:
             const bool is_answered = new_response();
             try {
                 // After the looks at the worker: what it writes before it answers, or ends, is there by now.
-                if (auto found = detail::take_file(path)) return *found;
+                if (auto found = detail::take_file(path)) {
+                    *has_taken_file_ = true;
+                    return *found;
+                }
             } catch (const TSRFormatError&) {
                 if (is_last || is_over) throw;
             }
@@ -122,6 +151,7 @@ public:
 
 private:
     pid_t pid_ = 0;  // of the process that has started it
+    std::shared_ptr<std::atomic<bool>> has_taken_file_ = std::make_shared<std::atomic<bool>>(false);
 };
 
 }  // namespace tr
