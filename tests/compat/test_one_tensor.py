@@ -106,6 +106,12 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "unbind": lambda t: t.unbind()[1],
     "std": lambda t: t.std(),
     "svd": lambda t: torch.linalg.svdvals(t),
+    "flatten": lambda t: t.view(-1).flatten(),
+    "flatten of one dimension": lambda t: t[0:1, 0].flatten(),
+    "positive": lambda t: +t,
+    "nothing dropped": lambda t: torch.nn.functional.dropout(t, training=False),
+    "at least two dimensions": torch.atleast_2d,
+    "broadcast": lambda t: torch.broadcast_tensors(t, t)[1],
     "layer": lambda t: torch.nn.functional.linear(t, torch.ones(2, 4)),
 }
 

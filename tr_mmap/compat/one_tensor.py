@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 __all__ = ["OneTensor", "one_tensor"]
-
-# They may return the tensor itself if there is nothing to do.
-_CONVERSIONS: Final = (
-    *("to", "type", "type_as", "contiguous", "cpu", "cuda", "resolve_conj", "resolve_neg", "coalesce", "pin_memory"),
-    *("float", "double", "half", "bfloat16", "int", "long", "short", "char", "byte", "bool", "cfloat", "cdouble"),
-)
 
 
 class OneTensor(torch.Tensor):
@@ -27,11 +21,19 @@ class OneTensor(torch.Tensor):
     whole tensor, and go on with its rows.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment] # results are plain
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch for each operation. What it gives is plain, also where torch returns the tensor itself."""
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+            # What changes the tensor in place returns it: t.requires_grad_() is still the leaf.
+            return result if getattr(func, "__name__", "").endswith("_") else _plain(result)
 
     def plain(self) -> Any:
         """The same tensor, with nothing of a list."""
-        return self.as_subclass(torch.Tensor)
+        return _plain(self)
 
     def __len__(self) -> int:
         return 1
@@ -76,21 +78,17 @@ class OneTensor(torch.Tensor):
         return self.plain().__reduce_ex__(protocol)
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, OneTensor):
+        with torch._C.DisableTorchFunctionSubclass():
+            return value.as_subclass(torch.Tensor)
+    if type(value) in (tuple, list):
+        return type(value)(map(_plain, value))
+    return value
+
+
 def _is_same(one: torch.Tensor, other: Any) -> bool:
     return isinstance(other, torch.Tensor) and other.is_set_to(one.as_subclass(torch.Tensor))
-
-
-def _plain_conversion(name: str) -> Any:
-    def convert(self: OneTensor, *arguments: Any, **options: Any) -> Any:
-        return getattr(self.plain(), name)(*arguments, **options)
-
-    convert.__name__ = name
-    convert.__doc__ = f"The plain tensor's ``{name}``."
-    return convert
-
-
-for _name in _CONVERSIONS:
-    setattr(OneTensor, _name, _plain_conversion(_name))
 
 
 def one_tensor(tensor: torch.Tensor) -> OneTensor:
