@@ -64,7 +64,9 @@
 #endif
 
 #if defined(TR_WITHOUT_PYTHON_SESSION) && !defined(TR_WITHOUT_PYTORCH_SESSION)
-// A PyTorchSession is one, so the class is there. Its name is not for the program that has left it out.
+// A PyTorchSession is one, so the class is there. Its name is not for the program that has left it out. All headers that
+// use it come before this.
+#include "tr_mmap/tr_mmap.hpp"
 #pragma GCC poison PythonSession
 #endif
 
