@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support import BOUND_S, FOREVER_MS, TOOLS, Gate, wait_until
 
-from tr_mmap import PythonSession, SessionNotStarted, WorkerDied
+from tr_mmap import PythonSession, ResponseTimeout, SessionNotStarted, WorkerDied
 
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -184,6 +184,18 @@ def test_a_request_lost_with_its_worker_fails_once_and_takes_no_other_threads_an
         assert other.submit(session.wait_for_response).result(BOUND_S) == "Hello Other"
         assert session.fetch_response("hello again") == "Hello Again"
         assert session.read_response() is None
+
+
+def test_a_thread_that_starts_the_next_worker_asks_anew_in_place_of_what_it_has_lost(gate: Gate) -> None:
+    with PythonSession(TOOLS, "anew", quiet_mode=True) as session:
+        session.send_request(gate.message)
+        with pytest.raises(ResponseTimeout):
+            session.wait_for_response(20)
+        session.terminate()
+        session.start()
+        session.send_request("say anew")
+        assert session.wait_for_response(FOREVER_MS) == "anew"
+        assert not session.new_response()
 
 
 def test_a_lost_request_is_found_by_a_poll_too_and_the_end_of_the_session_ends_it() -> None:

@@ -240,7 +240,8 @@ def test_an_answered_request_costs_no_look_at_places(no_variable: None, project:
     """A worker that has taken the request up has found its session."""
     with PythonSession(project.old_worker(), "one", quiet_mode=True, channel="legacy") as session:
         session.send_request("hang")
-        wait_until(lambda: session.is_busy())
+        worker = session._dispatcher.resources.worker  # type: ignore[union-attr] # it is started
+        wait_until(lambda: worker.channel.is_taken_up())  # type: ignore[union-attr]
         with pytest.raises(ResponseTimeout) as caught:
             session.wait_for_response(5)
         assert "its session is in" not in str(caught.value)

@@ -180,6 +180,7 @@ class Dispatcher(Nesting):
         self.notify()
 
     def _send_public(self, message: UserMessage, deadline_s: float, timeout_s: float) -> None:
+        self._drop_given_up()
         self._send(message, (), deadline_s, timeout_s, self._framework, may_use_fast_path=True, is_public=True)
 
     def _send(

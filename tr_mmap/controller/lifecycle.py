@@ -171,6 +171,7 @@ class SessionLifecycle:
             dispatcher.keep_answer()
             if dispatcher.resources.worker is worker:
                 dispatcher.forget_worker()
+        dispatcher.give_up_lost()
         dispatcher.resources.start(quiet=self._quiet_mode, on_end=dispatcher.notify)
         _log.debug("session %r: worker started again, process %d", self.session_id(), self.pid)
 

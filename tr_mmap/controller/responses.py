@@ -68,14 +68,17 @@ class Claim:
         seq: the number of the request.
         asker: marks the thread that sent it.
         outcome: its result, with views, which hold the leases; or its error; None while there is neither.
+        is_lost: it was lost with its worker.
+        is_given_up: and its asker has started the next worker since: its next request takes the place of this one.
     """
 
-    __slots__ = ("asker", "outcome", "seq")
+    __slots__ = ("asker", "is_given_up", "is_lost", "outcome", "seq")
 
     def __init__(self, seq: int, outcome: Result | Exception | None) -> None:
         self.seq = seq
         self.asker = _mark_of_thread()
         self.outcome = outcome
+        self.is_lost = self.is_given_up = False
 
 
 _of_thread = threading.local()
@@ -325,6 +328,18 @@ class Responses:
         claim.outcome = outcome
         self._wake_takers()
 
+    def give_up_lost(self) -> None:
+        """Note that this thread starts a new worker: its next request takes the place of those that it has lost."""
+        mark = _mark_of_thread()
+        for claim in list(self._claims):
+            claim.is_given_up = claim.is_given_up or (claim.is_lost and claim.asker is mark)
+
+    def _drop_given_up(self) -> None:
+        mark = _mark_of_thread()
+        for claim in list(self._claims):
+            if claim.is_given_up and claim.asker is mark:
+                self._give_up_claim(claim)
+
     def _claim_of(self, seq: int) -> Claim | None:
         return next((claim for claim in list(self._claims) if claim.seq == seq), None)
 
@@ -448,7 +463,7 @@ class Responses:
         lost = [each for each in list(self._claims) if each.outcome is None]
         error = self._death_of(worker) if worker is not None and lost else None
         for claim in lost:  # before there is no worker: who asks then finds the outcome
-            claim.outcome = error
+            claim.outcome, claim.is_lost = error, True
         self._wake_takers()
         self.resources.forget_worker()
         self._forget_request()

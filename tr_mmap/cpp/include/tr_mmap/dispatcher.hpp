@@ -9,6 +9,7 @@
 
 #include "macros_off.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -78,6 +79,9 @@ public:
         if (const Handle worker = resources_.worker()) keep_answer(lock, worker);
         if (lock.owns_lock()) lock.unlock();
         if (resources_.worker()) forget_worker(lock);
+        lock.lock();
+        for (Result& each : unclaimed_) each.is_given_up |= each.is_lost && each.asker == mark_of_thread();
+        lock.unlock();
         resources_.start(script_path, is_quiet);
         return true;
     }
@@ -131,6 +135,10 @@ public:
         const Turn turn(*this, lock, wait.deadline);
         if (!turn) throw_no_turn(lock, wait, command.command);
         check_worker(lock, wait);
+        const auto is_replaced = [mark = mark_of_thread()](const Result& each) {
+            return each.is_given_up && each.asker == mark;
+        };
+        unclaimed_.erase(std::remove_if(unclaimed_.begin(), unclaimed_.end(), is_replaced), unclaimed_.end());
         send_request(lock, command, {}, wait);
         wait.worker->channel->show_sent();
     }
@@ -461,7 +469,7 @@ private:
             each.fault = death;  // its tensors went with the worker
             each.is_to_be_received = false;
         }
-        if (has_public_request() && !is_awaited_) unclaimed_.push_back({{}, {}, death, false, pending_asker_});
+        if (has_public_request() && !is_awaited_) unclaimed_.push_back({{}, {}, death, false, pending_asker_, true});
         has_to_receive_ = false;
         finish_request();
         is_abandoned_ = false;

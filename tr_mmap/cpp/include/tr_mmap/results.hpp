@@ -28,6 +28,8 @@ struct Result {
     std::exception_ptr fault = {};   // why there is no such response, or no such tensors
     bool is_to_be_received = false;  // its tensors: that was not wanted yet, or a limit was in the way
     std::uint64_t asker = 0;         // marks the thread that made the request
+    bool is_lost = false;            // with its worker
+    bool is_given_up = false;        // and its asker has started the next worker since: its next request is in its place
 };
 
 [[noreturn]] inline void throw_remote_error(const std::string& command, const Failure& failure) {

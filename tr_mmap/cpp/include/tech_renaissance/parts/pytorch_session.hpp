@@ -88,20 +88,18 @@ public:
 
     void be_quiet() { set_quiet_mode(true); }
 
-    /// As in PythonSession. If recv_tensor has taken a file that the worker wrote for the request before, the response to
-    /// that request is dropped first: it would pass for the response to this one.
+    /// As in PythonSession. If recv_tensor has left the response to the request before, because it took a file, or gave up,
+    /// that response is dropped first: it would pass for the response to this one.
     void send_request(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
-        if (*has_taken_file_ && (is_busy() || new_response())) {
+        if (*has_left_response_ && (new_response() || is_busy())) {
             try {
                 wait_for_response(timeout_ms);
             } catch (const ResponseTimeout&) {
                 throw;
-            } catch (const WorkerDied&) {
-                throw;
-            } catch (const TRException&) {  // the error of a request whose tensor has come
+            } catch (const TRException&) {  // how that request ended, which nobody asks any more
             }
         }
-        *has_taken_file_ = false;
+        *has_left_response_ = false;
         PythonSession::send_request(message, timeout_ms);
     }
 
@@ -124,7 +122,7 @@ public:
             try {
                 // After the looks at the worker: what it writes before it answers, or ends, is there by now.
                 if (auto found = detail::take_file(path)) {
-                    *has_taken_file_ = true;
+                    *has_left_response_ = true;
                     return *found;
                 }
             } catch (const TSRFormatError&) {
@@ -132,6 +130,7 @@ public:
             }
             if (is_answered || is_over) return wait_for_tensor(0);
             if (is_last) {
+                *has_left_response_ = true;
                 throw ResponseTimeout("no tensor '" + tag + "' came in " + detail::whole(timeout_ms) +
                                           " ms: there is no " + path + ", and no response",
                                       timeout_ms, "recv_tensor");
@@ -151,7 +150,7 @@ public:
 
 private:
     pid_t pid_ = 0;  // of the process that has started it
-    std::shared_ptr<std::atomic<bool>> has_taken_file_ = std::make_shared<std::atomic<bool>>(false);
+    std::shared_ptr<std::atomic<bool>> has_left_response_ = std::make_shared<std::atomic<bool>>(false);
 };
 
 }  // namespace tr
