@@ -22,7 +22,7 @@ _GRACE_S = 0.4  # between SIGTERM and SIGKILL
 _LOOK_S = 0.02
 _QUIET_S = 0.1  # so long nothing of the worker must have been found: it may be in the middle of execve(2)
 _MOST_S = 5.0
-_POLL_S = 0.1  # where there is no pidfd
+_LOOK_S = 0.1  # where there is no pidfd
 TYPE_CHECKING = False  # typing's own is slow to import
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
@@ -59,7 +59,7 @@ def _wait_for_death(controller: int) -> None:
         pass
     while os.getppid() == controller:
         if poll is None:
-            time.sleep(_POLL_S)
+            time.sleep(_LOOK_S)
         else:
             poll.poll()
 

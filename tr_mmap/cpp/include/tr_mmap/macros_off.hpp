@@ -3,6 +3,7 @@
 //
 // Qt, X11, curses and many programs define macros such as slots, Status, OK, ERROR, BOOL and min. Here are those of
 // our own names that such a macro could have. A test compares the list with our headers.
+#pragma push_macro("Awaiting")
 #pragma push_macro("BAD_COUNT")
 #pragma push_macro("BAD_DIMS")
 #pragma push_macro("BAD_DTYPE")
@@ -238,6 +239,7 @@
 #pragma push_macro("verify")
 #pragma push_macro("word")
 #pragma push_macro("words")
+#undef Awaiting
 #undef BAD_COUNT
 #undef BAD_DIMS
 #undef BAD_DTYPE

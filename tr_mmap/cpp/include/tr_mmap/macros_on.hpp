@@ -1,4 +1,5 @@
 // Brings back the macros that macros_off.hpp has set aside. Without include guard.
+#pragma pop_macro("Awaiting")
 #pragma pop_macro("BAD_COUNT")
 #pragma pop_macro("BAD_DIMS")
 #pragma pop_macro("BAD_DTYPE")
