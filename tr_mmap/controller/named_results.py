@@ -26,7 +26,7 @@ from .results import Result
 
 __all__ = ["NamedResults"]
 
-_POLL_S: Final = 0.01  # how often to look for a file that no answer announces
+_LOOK_S: Final = 0.01  # how often to look for a file that no answer announces
 
 
 class NamedResults(threading.local):
@@ -74,7 +74,7 @@ class NamedResults(threading.local):
                 if remaining_s <= 0 or dispatcher.worker().is_over():
                     break
                 if found is None:
-                    time.sleep(min(_POLL_S, remaining_s))
+                    time.sleep(min(_LOOK_S, remaining_s))
             if found is not None:
                 return found
         response, tensors = dispatcher.take(max(0.0, deadline_s - time.monotonic()), has_tensors=True)
