@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ..channel.interface import Overtaken
 from ..errors import (
@@ -44,6 +44,7 @@ TURN_WAIT_S: Final = 10.0  # how long to wait for a thread whose request has no 
 _SLICE_S: Final = 0.25  # how long to wait at most for news; they wake the wait, except where no watch can run
 
 StatusTest = Callable[[StatusLine], bool]
+_T = TypeVar("_T")
 
 
 class Dispatcher(Nesting):
@@ -266,7 +267,20 @@ class Dispatcher(Nesting):
         self._check_same(worker, seq)
         return self._begin(request, is_private=not is_public)
 
-    def make_room(self, error: OutOfSpace) -> bool:
+    def with_room(self, action: Callable[..., _T], *arguments: Any) -> _T:
+        """Call what needs memory; if there is no room, once more after the worker has made some.
+
+        Raises:
+            OutOfSpace: no room, or the worker was not asked.
+        """
+        try:
+            return action(*arguments)
+        except OutOfSpace as error:
+            if not self._make_room(error):
+                raise
+            return action(*arguments)
+
+    def _make_room(self, error: OutOfSpace) -> bool:
         """Let the worker give up the memory that it keeps for later results, if no request is under way.
 
         Args:
@@ -287,7 +301,7 @@ class Dispatcher(Nesting):
             return False  # another thread was faster; or the worker has ended
 
     def _ask_for_room(self, worker: WorkerHandle, error: OutOfSpace, deadline_s: float) -> bool:
-        """As :meth:`make_room`, in the turn."""
+        """As :meth:`_make_room`, in the turn."""
         if error.is_budget or not self.transfer.keeps_memory or self._pending is not None:
             return False
         if self.resources.worker is not worker or not worker.channel.read_status().status.is_waiting:

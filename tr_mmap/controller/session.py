@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypedDict, TypeV
 import numpy as np
 
 from ..base.identifiers import check_tag
-from ..errors import OutOfSpace, ResponseTimeout
+from ..errors import ResponseTimeout
 from ..protocol.commands import UserMessage
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import DEFAULT_TIMEOUT_MS
@@ -217,12 +217,7 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         """
         check_tag(tag)
         dispatcher = self._open()
-        try:
-            dispatcher.transfer.put(tag, tensor)
-        except OutOfSpace as error:
-            if not dispatcher.make_room(error):
-                raise
-            dispatcher.transfer.put(tag, tensor)
+        dispatcher.with_room(dispatcher.transfer.put, tag, tensor)
 
     def drop_tensor(self, tag: str) -> None:
         """Forget a tag and release its memory.
@@ -259,8 +254,8 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
 
         The tensors of a response are ``"result_0"``, ``"result_1"``, …; the one tensor of a response is ``"result"``
         too. A worker may also write a file of another name with ``write_tsr_file``. If no request was made, this waits
-        for such a file. What is taken is no longer there. What is not taken can still be taken by name, until this
-        thread's next :meth:`send_request`.
+        for such a file. What is taken is no longer there. What is not taken can still be taken by name, until the
+        session's next request.
 
         Raises:
             MissingTag: the response has no tensor of that name. It can still be taken, by another name or by a
@@ -337,9 +332,4 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         if array is not None:
             return array
         dispatcher = self._open()
-        try:
-            return dispatcher.transfer.empty(shape, dtype, framework)
-        except OutOfSpace as error:
-            if not dispatcher.make_room(error):
-                raise
-            return dispatcher.transfer.empty(shape, dtype, framework)
+        return dispatcher.with_room(dispatcher.transfer.empty, shape, dtype, framework)
