@@ -8,14 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from threading import get_ident
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import BadMessage, HostilePath, ResponseTimeout
 from ..protocol.mac import Signer, Verifier
 from ..protocol.messages import Request, Response
 from ..protocol.status import Status, StatusLine
 from ..wire.messages import EXIT_COMMAND
-from .interface import Channel, HandWatcher, Overtaken, Role, never
+from .interface import Channel, Overtaken, Role, never
+
+if TYPE_CHECKING:
+    from ..processes.watch import Watched
 
 __all__ = ["AuthenticatedChannel", "RejectionCounter", "protect"]
 
@@ -200,7 +203,7 @@ class AuthenticatedChannel(Channel):
     def heartbeat_age_ms(self) -> float | None:
         return self._inner.heartbeat_age_ms()
 
-    def watch_by_hand(self, *, may_exit: bool = True) -> HandWatcher | None:  # noqa: ARG002 - nobody may by hand
+    def watch_by_hand(self, *, may_exit: bool = True) -> Watched | None:  # noqa: ARG002 - nobody may by hand
         return self._inner.watch_by_hand(may_exit=False)
 
     def has_by_hand(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import BadMessage
 from ..native import ChannelParts
@@ -13,27 +13,15 @@ from ..protocol.messages import Failure, Request, Response
 from ..protocol.status import Status, StatusLine
 from ..wire.messages import MAX_MESSAGE_NBYTES, REQUEST_STEM, RESPONSE_STEM
 
-__all__ = ["Channel", "Overtaken", "HandWatcher", "Role", "check_bounds", "never"]
+if TYPE_CHECKING:
+    from ..processes.watch import Watched
+
+__all__ = ["Channel", "Overtaken", "Role", "check_bounds", "never"]
 
 
 def never() -> bool:
     """The reason to stop of a wait that has none."""
     return False
-
-
-class HandWatcher(Protocol):
-    """Notices what somebody writes by hand into a channel's files.
-
-    Attributes:
-        fd: becomes readable when there is something to look at; -1 to look every second.
-        due_s: when to look in any case, by the monotonic clock.
-    """
-
-    fd: int
-    due_s: float
-
-    def look(self) -> None:
-        """Look at what has changed. Never raises for what is there."""
 
 
 class Overtaken(Exception):
@@ -210,7 +198,7 @@ class Channel(ABC):
 
     # -- what somebody writes by hand ------------------------------------------------------------------------------
 
-    def watch_by_hand(self, *, may_exit: bool = True) -> HandWatcher | None:  # noqa: ARG002 - nothing to notice
+    def watch_by_hand(self, *, may_exit: bool = True) -> Watched | None:  # noqa: ARG002 - nothing to notice
         """Begin to notice what somebody writes by hand; None if this channel has nothing to notice apart.
 
         On the worker's side. Requests wait until they are taken, and end a wait for a message whose ``stop`` asks
