@@ -132,14 +132,18 @@ class Controller:
         return self.ask('{"cmd": "' + step["cmd"] + '", "params": "' + step["params"] + '"}', step["want"])
 
 
-def main(directory, *command):
-    controller = Controller(directory, command)
-    print(json.dumps({"worker": controller.worker.pid}), flush=True)
+def take_steps(controller):
     for line in sys.stdin:
         step = json.loads(line)
         print(json.dumps(controller.step(step)), flush=True)
         if "exit" in step:
             break
+
+
+def main(directory, *command):
+    controller = Controller(directory, command)
+    print(json.dumps({"worker": controller.worker.pid}), flush=True)
+    take_steps(controller)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 
-from old_controller import POLL_S, Controller, write_tensor
+from old_controller import POLL_S, Controller, take_steps, write_tensor
 
 
 class NoProcess:
@@ -65,11 +65,7 @@ class ShellController(Controller):
 def main(*arguments):
     controller = ShellController(*arguments)
     print(json.dumps({"started": True}), flush=True)
-    for line in sys.stdin:
-        step = json.loads(line)
-        print(json.dumps(controller.step(step)), flush=True)
-        if "exit" in step:
-            break
+    take_steps(controller)
 
 
 if __name__ == "__main__":
