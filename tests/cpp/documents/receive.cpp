@@ -62,6 +62,13 @@ int main() {
     session.send_request("add own own");
     std::cout << session.recv_tensor("result", 30000).data<float>()[1] << std::endl;
 
+    // Nor is there one to a request that was written by hand, while the worker still serves that.
+    session.send_tensor(Tensor::full(Shape(1, 1, 1, 1), 4.0f), "input");
+    std::ofstream(session.session_dir() + "/request.json") << R"({"cmd": "tensor_square", "params": "0.3"})";
+    std::cout << session.recv_tensor("output", 30000).data<float>()[0] << std::endl;
+    session.send_request("add own own");
+    std::cout << session.recv_tensor("result", 30000).data<float>()[0] << std::endl;
+
     session.send_request("exit");
     std::cout << error_of([&] { session.recv_tensor("output", 30000); }) << std::endl;
     return 0;

@@ -32,6 +32,7 @@ class DocumentServer(TechRenaissanceServer):
         elif command == "tensor_square":  # by names that both sides know: from the file of "input" to that of "output"
             (x,) = self.get_tensors("input", 1)
             tr_mmap.save(os.path.join(self.session_dir, "output.tsr"), x * x, version=1)
+            time.sleep(float(parameters or 0))
             self.write_response("", "ok")
         elif command == "sleep":
             time.sleep(float(parameters))

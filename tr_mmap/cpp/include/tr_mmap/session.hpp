@@ -44,15 +44,17 @@ inline constexpr double EXIT_TIMEOUT_MS = wire::exit_timeout_ms;
 class PythonSession {
 public:
     /// @param script_path a Python script that runs a server, or "default" for the worker that ships with tr_mmap. A
-    ///     relative path is resolved now.
+    ///     relative path is resolved now, and so is that of TR_WORKSPACE.
     /// @param session_id names the session on this machine; at most 64 of A-Z a-z 0-9 _ . -
     /// @param quiet_mode false also prints the worker's output to this process's stderr.
     /// @throws ScriptNotFound a path is relative, and this process has no current directory.
+    /// @throws HostilePath that of TR_WORKSPACE is.
     explicit PythonSession(const std::string& script_path = wire::default_worker, std::string session_id = "default",
                            bool quiet_mode = false, SessionOptions options = {})
         : script_path_(detail::resolved_script(script_path)),
           session_id_(std::move(session_id)),
           options_(detail::resolved(std::move(options))),
+          place_(detail::Workspace::place()),
           is_quiet_(quiet_mode) {
         detail::check_session_id(session_id_);
     }
@@ -82,7 +84,7 @@ public:
         auto dispatcher = dispatcher_or_null();
         if (!dispatcher || dispatcher->is_closed()) {
             try {
-                dispatcher = detail::open_session(session_id_, options_);
+                dispatcher = detail::open_session(session_id_, options_, place_);
             } catch (...) {
                 if (!dispatcher) owner_ = 0;  // nothing was started: a fork's child may start it
                 throw;
@@ -102,10 +104,10 @@ public:
         wait_until_ready(ready_ms);
     }
 
-    /// Whether the worker process lives.
+    /// Whether the worker lives: its process does, and has not ended its service, as `sys.exit()` in a handler does.
     bool is_alive() const {
         const auto worker = worker_or_null();
-        return worker && worker->process->is_alive();
+        return worker && worker->process->is_alive() && !worker->is_over();
     }
 
     /// End the worker and every process it started: SIGTERM, a second, SIGKILL. Tags stay; start() starts anew. May be
@@ -117,9 +119,10 @@ public:
         }
     }
 
-    /// Wait for the worker's end; whether it has ended.
+    /// Wait for the worker's end; whether it has ended. False at once in a fork's child: it is not that process's.
     bool join(double timeout_ms = std::numeric_limits<double>::infinity()) {
         const auto deadline = detail::checked_deadline_in(timeout_ms);
+        if (is_of_other_process()) return false;
         const auto worker = worker_or_null();
         return !worker || worker->process->wait(deadline);
     }
@@ -128,9 +131,11 @@ public:
     /// request that is under way, of whatever thread, is answered first, if there is time for that.
     ///
     /// @param ensure end it by force if it does not by itself.
-    /// @returns whether it ended by itself; false if a signal ended it, for example that of terminate().
+    /// @returns whether it ended by itself; true if there is nothing to end, after close() say; false if a signal ended
+    /// it, for example that of terminate(). False at once in a fork's child, which ends nothing.
     bool please_exit(double timeout_ms = EXIT_TIMEOUT_MS, bool ensure = true) {
         detail::checked_deadline_in(timeout_ms);  // before anything is ended
+        if (is_of_other_process()) return false;
         const auto dispatcher = dispatcher_or_null();
         const auto worker = worker_or_null();
         bool has_ended = true;
@@ -142,8 +147,9 @@ public:
                 throw;
             }
         }
+        const bool is_farewell = worker && worker->channel->read_status() == detail::Status::TERMINATED;
         if (has_ended || ensure) close();
-        return has_ended && (!worker || worker->process->has_ended_by_itself());
+        return has_ended && (!worker || worker->process->has_ended_by_itself(is_farewell));
     }
 
     /// End the worker by force if it lives, and remove everything of the session. Other threads that wait get
@@ -306,7 +312,7 @@ public:
     std::string session_dir() const {
         const auto dispatcher = dispatcher_or_null();
         return dispatcher ? dispatcher->resources().directory()
-                          : detail::Workspace::locate().session_dir(session_id_);
+                          : detail::Workspace::at(place_).session_dir(session_id_);
     }
     const std::string& session_id() const noexcept { return session_id_; }
 
@@ -315,6 +321,13 @@ public:
         check_process();
         is_quiet_ = quiet_mode;
         if (const auto worker = worker_or_null()) worker->process->forward_log(!quiet_mode);
+    }
+
+protected:
+    /// Whether a request of this session is not answered yet.
+    bool is_asked() const {
+        const auto dispatcher = dispatcher_or_null();
+        return dispatcher && dispatcher->is_asked();
     }
 
 private:
@@ -336,10 +349,6 @@ private:
         if (is_of_other_process()) return nullptr;
         const std::lock_guard<std::mutex> lock(pointer_mutex_);
         return dispatcher_;
-    }
-    bool is_asked() const {
-        const auto dispatcher = dispatcher_or_null();
-        return dispatcher && dispatcher->is_asked();
     }
     std::shared_ptr<detail::WorkerHandle> worker_or_null() const {
         const auto dispatcher = dispatcher_or_null();
@@ -393,6 +402,7 @@ private:
     const std::string script_path_;
     const std::string session_id_;
     const SessionOptions options_;
+    const std::string place_;  // of the workspace
     std::atomic<bool> is_quiet_;
     std::atomic<pid_t> owner_{0};       // the process that has started it; 0 if it is not started
     std::mutex life_mutex_;             // of start() and the end of close()

@@ -91,7 +91,8 @@ public:
     /// As in PythonSession. If recv_tensor has left the response to the request before, because it took a file, or gave up,
     /// that response is dropped first: it would pass for the response to this one.
     void send_request(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
-        if (*has_left_response_ && (new_response() || is_busy())) {
+        // Not is_busy(): a worker that serves a request which somebody wrote by hand gives this session no response.
+        if (*has_left_response_ && (is_asked() || new_response())) {
             try {
                 wait_for_response(timeout_ms);
             } catch (const ResponseTimeout&) {
@@ -131,7 +132,7 @@ public:
             if (is_answered || is_over) return wait_for_tensor(0);
             if (is_last) {
                 *has_left_response_ = true;
-                throw ResponseTimeout("no tensor '" + tag + "' came in " + detail::whole(timeout_ms) +
+                throw ResponseTimeout("no tensor '" + tag + "' came in " + detail::shown_ms(timeout_ms) +
                                           " ms: there is no " + path + ", and no response",
                                       timeout_ms, "recv_tensor");
             }
