@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cpp_programs import INCLUDE, SANITIZERS, SOURCES, VECTORS, WARNINGS, locked, run, run_both
+from cpp_programs import INCLUDE, SANITIZERS, SOURCES, VECTORS, WARNINGS, locked, run
 
 
 @pytest.fixture(scope="session")
@@ -31,57 +31,80 @@ def compiler() -> str:
     return found
 
 
-# What is compiled together: the library's headers take longer than all that is in here, and two are enough to find what
-# is defined twice.
-UNITS = [
-    ("sessions.cpp", "session_lives.cpp", "session_threads.cpp"),
-    ("session_places.cpp", "endings.cpp", "formats.cpp", "values.cpp", "tools.cpp", "main.cpp"),
-]
+# What is compiled together: the library's headers take longer than all that is in here. The test of a library of two
+# parts finds what they define twice.
+SUITE = ["sessions.cpp", "session_lives.cpp", "session_threads.cpp", "session_places.cpp", "endings.cpp"]
+SUITE += ["formats.cpp", "values.cpp", "tools.cpp", "main.cpp"]
+APART = ["forks.cpp", "main.cpp"]  # without AddressSanitizer, and without the tools
+assert {*SUITE, *APART} == {path.name for path in SOURCES.glob("*.cpp")}
 
 
-def compile_suite(compiler: str, flags: Sequence[str], program: Path) -> None:
-    assert {name for unit in UNITS for name in unit} == {path.name for path in SOURCES.glob("*.cpp")}
+def compile_suite(
+    compiler: str, names: Sequence[str], flags: Sequence[str], sanitizers: Sequence[str], program: Path
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        commands, objects = [], []
-        for unit in UNITS:
-            source = Path(folder, f"unit-{unit[0]}")
-            source.write_text("".join(f'#include "{SOURCES / name}"\n' for name in unit))
-            objects.append(source.with_suffix(".o"))
-            commands.append([compiler, *flags, "-c", source, "-o", objects[-1]])
-        run_both(commands)
+        source = Path(folder, f"unit-{names[0]}")
+        source.write_text("".join(f'#include "{SOURCES / name}"\n' for name in names))
         temporary = program.with_suffix(".new")
-        run([compiler, *SANITIZERS, *objects, "-o", temporary, "-pthread"])
+        run([compiler, *flags, *sanitizers, source, "-o", temporary, "-pthread"])
         temporary.rename(program)
+
+
+def compiled(
+    compiler: str, request: pytest.FixtureRequest, name: str, names: Sequence[str], sanitizers: Sequence[str]
+) -> Path:
+    """A program of some of the sources, from pytest's cache if nothing has changed."""
+    sources = [*INCLUDE.rglob("*.h*"), *SOURCES.glob("*.?pp")]
+    flags = [*WARNINGS, "-O0", f"-I{INCLUDE}"]
+    if "tools.cpp" not in names:
+        flags.append("-DWITHOUT_TOOLS")
+    state = hashlib.sha256(" ".join([compiler, *names, *flags, *sanitizers]).encode())
+    for path in sorted(sources):
+        state.update(path.name.encode() + path.read_bytes())
+    cache = request.config.cache
+    assert cache is not None
+    program = cache.mkdir("cpp") / f"{name}-{state.hexdigest()[:16]}"
+    with locked(program.parent / f"{name}-lock"):
+        if not program.exists():
+            for older in program.parent.glob(f"{name}-*"):
+                if older.name != f"{name}-lock":
+                    older.unlink()
+            compile_suite(compiler, names, flags, sanitizers, program)
+    return program
 
 
 @pytest.fixture(scope="session")
 def suite(compiler: str, request: pytest.FixtureRequest) -> Path:
     """The program made of tests/cpp."""
-    sources = [*INCLUDE.rglob("*.h*"), *SOURCES.glob("*.?pp")]
-    flags = [*WARNINGS, "-O0", *SANITIZERS, f"-I{INCLUDE}"]
-    state = hashlib.sha256(" ".join([compiler, *flags]).encode())
-    for path in sorted(sources):
-        state.update(path.name.encode() + path.read_bytes())
-    cache = request.config.cache
-    assert cache is not None
-    program = cache.mkdir("cpp") / f"suite-{state.hexdigest()[:16]}"
-    with locked(program.parent / "lock"):
-        if not program.exists():
-            for older in program.parent.glob("suite-*"):
-                older.unlink()
-            compile_suite(compiler, flags, program)
-    return program
+    return compiled(compiler, request, "suite", SUITE, SANITIZERS)
+
+
+@pytest.fixture(scope="session")
+def forks(compiler: str, request: pytest.FixtureRequest) -> Path:
+    """The program of the tests that fork beside threads."""
+    return compiled(compiler, request, "forks", APART, [*SANITIZERS[1:], "-fsanitize=undefined"])
+
+
+def asking(program: Path, folder: Path) -> Any:
+    """A function that runs a program of ours with some arguments."""
+
+    def asked(*arguments: str | Path, within_s: float = 300, **environment: str) -> str:
+        environment |= {"TR_TEST_WORKER": str(SOURCES / "worker.py"), "TR_TEST_FOLDER": str(folder)}
+        return run([program, *arguments], within_s, **environment)
+
+    return asked
 
 
 @pytest.fixture
 def ask(suite: Path, tmp_path: Path) -> Any:
     """Run the suite with some arguments."""
+    return asking(suite, tmp_path)
 
-    def asked(*arguments: str | Path, within_s: float = 300, **environment: str) -> str:
-        environment |= {"TR_TEST_WORKER": str(SOURCES / "worker.py"), "TR_TEST_FOLDER": str(tmp_path)}
-        return run([suite, *arguments], within_s, **environment)
 
-    return asked
+@pytest.fixture
+def ask_forks(forks: Path, tmp_path: Path) -> Any:
+    """The same for the tests that fork beside threads."""
+    return asking(forks, tmp_path)
 
 
 @pytest.fixture

@@ -311,6 +311,7 @@ TEST(format_refused_before_a_file_exists) {
     CHECK(save(Tensor::zeros(Shape(1)), 3) == Fault::BAD_VERSION);
     CHECK(::access(path.c_str(), F_OK) != 0);
     CHECK(thrown_by<SystemError>([&] { load_tsr(path); }).code == ENOENT);
+    CHECK_EQUAL(std::string(thrown_by<SystemError>([] { load_tsr(""); }).what()).substr(0, 4), "'': ");
     CHECK(thrown_by<SystemError>([&] { save_tsr(folder() + "/no/x.tsr", Tensor::zeros(Shape(1))); }).code == ENOENT);
     thrown_by<HostilePath>([&] { load_tsr(folder()); });
     thrown_by<HostilePath>([&] { load_tsr("/dev/null"); });

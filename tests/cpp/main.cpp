@@ -33,7 +33,11 @@ static const pid_t main_pid = ::getpid();
 extern "C" int __lsan_is_turned_off();
 extern "C" int __lsan_is_turned_off() { return ::getpid() != main_pid; }
 
+#ifdef WITHOUT_TOOLS
+static int run_tool(const std::vector<std::string>&) { return 2; }
+#else
 int run_tool(const std::vector<std::string>& arguments);
+#endif
 
 int main(int argc, char** argv) {
     const std::vector<std::string> arguments(argv + 1, argv + argc);

@@ -2,12 +2,15 @@
 // run's own, and empty in the end; TR_TEST_WORKER is worker.py beside this file, TR_TEST_FOLDER an empty directory.
 #pragma once
 
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <iostream>
 #include <string>
 
 #include "check.hpp"
@@ -59,3 +62,22 @@ inline bool all_equal(const Tensor& tensor, float value) {
 }
 
 inline bool is_running(pid_t pid) { return detail::Identity::of(pid).start_ticks != 0 && detail::Identity::of(pid).is_alive(); }
+
+/// Run in a child, which has no thread but this; whether it did not fail, and whether it left at all.
+template <class Action>
+inline bool holds_in_child(Action action) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+        try {
+            action();
+        } catch (const std::exception& error) {
+            std::cerr << error.what() << std::endl;
+            ::_exit(1);
+        }
+        ::_exit(0);
+    }
+    int status = 0;
+    if (!detail::wait_for_ends({detail::Identity::of(child)}, detail::deadline_in(60'000))) ::kill(child, SIGKILL);
+    ::waitpid(child, &status, 0);
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}

@@ -2,10 +2,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
+#include <limits>
 #include <optional>
 #include <random>
 #include <thread>
@@ -38,6 +40,29 @@ TEST(session_ends_without_a_trace) {
     }
     CHECK(!exists(directory));
     CHECK_EQUAL(count_semaphores(), 0u);
+}
+
+TEST(session_waits_end_with_the_service_of_a_worker_whose_process_lives_on) {
+    constexpr double forever = std::numeric_limits<double>::infinity();
+    Ready s("leaving");
+    s.send_tensor(Tensor::full(Shape(10), 3.0f), "kept");
+    std::vector<std::thread> waiting;
+    std::vector<std::string> texts(3);
+    const auto learn = [&](std::size_t number, auto wait) {
+        waiting.emplace_back([&texts, number, wait] { texts[number] = thrown_by<WorkerDied>(wait).what(); });
+    };
+    s.send_request("sleep 0.5");
+    for (const std::size_t number : {0u, 1u}) learn(number, [&] { s.fetch_response("leave", forever); });
+    learn(2, [&] { for (;;) s.wait_until_ready(forever); });
+    for (auto& each : waiting) each.join();
+    for (const auto& text : texts) CHECK(text.find("has ended its service, and its process") != std::string::npos);
+    CHECK(!s.is_alive() && !s.is_ready() && !s.is_busy() && !s.join(0));
+    CHECK_EQUAL(s.wait_for_response(), "slept");  // the answer that came before
+    CHECK(!thrown_by<WorkerDied>([&] { s.wait_for_response(forever); }).exit_code);
+    s.start();
+    CHECK(s.is_alive());
+    CHECK(all_equal(s.fetch_tensor("echo kept", 30000), 3));
+    CHECK(s.please_exit(30000));
 }
 
 TEST(session_timeouts) {
@@ -153,6 +178,16 @@ TEST(session_death_while_it_is_asked_to_exit) {
     CHECK_EQUAL(count_semaphores(), 0u);
 }
 
+TEST(session_death_by_a_fatal_error_shows_how_the_dump_begins) {
+    for (const char* threads : {"2", "60"}) {  // 60 take more than 16 KiB
+        Ready s("aborts");
+        const auto died = thrown_by<WorkerDied>([&] { s.fetch_response(std::string("abort ") + threads); });
+        CHECK(died.log_tail.find("these are my last words\nFatal Python error: Aborted\n") != std::string::npos);
+        CHECK(died.log_tail.find("Extension modules") != std::string::npos);
+        CHECK(std::count(died.log_tail.begin(), died.log_tail.end(), '\n') == 19);
+    }
+}
+
 TEST(session_death_before_ready) {
     const std::string script = std::string(std::getenv("TR_TEST_FOLDER")) + "/broken.py";
     std::ofstream(script) << "raise SystemExit('no such luck')\n";
@@ -243,7 +278,7 @@ TEST(session_at_its_budget_does_not_wait_for_a_worker_that_dies) {
         killed = Clock::now();
         ::kill(pid, SIGKILL);
     });
-    thrown_by<OutOfSpace>([&] { s.send_tensor(Tensor::zeros(Shape(100'000)), "b"); });
+    thrown_by<WorkerDied>([&] { s.send_tensor(Tensor::zeros(Shape(100'000)), "b"); });
     killer.join();
     CHECK(ms_since(killed) < 1000);
     s.start();
@@ -267,7 +302,10 @@ TEST(session_forks) {
     Tensor view = s->calculate("echo", Tensor::full(Shape(100), 6.0f));
     const pid_t child = ::fork();
     if (child == 0) {
-        const bool is_right = all_equal(view, 6);
+        bool is_right = all_equal(view, 6) && !s->join(500) && !s->join() && !s->please_exit(500);
+        is_right = is_right && !s->please_exit(500, false) && !s->is_alive() && !s->new_response();
+        s->close();
+        s->terminate();
         view = Tensor();
         s.reset();  // does nothing to its parent's session
         ::_exit(is_right ? 0 : 1);

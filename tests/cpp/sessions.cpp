@@ -302,6 +302,50 @@ TEST(session_at_its_budget_waits_for_the_worker) {
     CHECK_EQUAL(s.calculate("lend", Tensor::zeros(Shape(100'000))).numel(), 100'000);
 }
 
+TEST(session_wait_for_room_ends_with_the_worker_and_with_close) {
+    const auto error_of = [](auto end, auto action) -> std::string {
+        SessionOptions options;
+        options.budget_nbytes = 600'000;
+        options.block_ms = 120'000;
+        Ready s("no_room", options);
+        s.send_tensor(Tensor::zeros(Shape(100'000)), "a");
+        std::string name = "none";
+        std::atomic<bool> has_begun{false};
+        std::thread other([&] {
+            has_begun = true;
+            try {
+                action(s);
+            } catch (const SessionNotStarted&) {
+                name = "SessionNotStarted";
+            } catch (const WorkerDied&) {
+                name = "WorkerDied";
+            } catch (const OutOfSpace&) {
+                name = "OutOfSpace";
+            }
+        });
+        while (!has_begun) std::this_thread::yield();
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));  // a wait that begins later ends in the same way
+        end(s);
+        other.join();
+        return name;
+    };
+    const Tensor large = Tensor::zeros(Shape(100'000));
+    const auto sends = [&](PythonSession& s) { s.send_tensor(large, "b"); };
+    const auto takes = [](PythonSession& s) { s.empty<float>(Shape(100'000)); };
+    const auto asks = [&](PythonSession& s) { s.calculate("echo", large, 120'000); };
+    const auto close = [](PythonSession& s) { s.close(); };
+    const auto kill = [](PythonSession& s) {
+        ::kill(static_cast<pid_t>(detail::read_manifest(s.session_dir())->worker->pid), SIGKILL);
+    };
+    CHECK_EQUAL(error_of(close, sends), "SessionNotStarted");
+    CHECK_EQUAL(error_of(close, takes), "SessionNotStarted");
+    CHECK_EQUAL(error_of(close, asks), "SessionNotStarted");
+    CHECK_EQUAL(error_of(kill, sends), "WorkerDied");
+    CHECK_EQUAL(error_of(kill, takes), "WorkerDied");
+    CHECK_EQUAL(error_of(kill, asks), "WorkerDied");
+    CHECK_EQUAL(error_of([](PythonSession& s) { s.terminate(); }, sends), "WorkerDied");
+}
+
 TEST(session_checksums) {
     SessionOptions options;
     options.has_checksum = true;

@@ -35,6 +35,10 @@ def test_sessions_from_cpp(ask: Any) -> None:
     assert " 0 failed" in ask("test", "session")
 
 
+def test_forks_beside_threads_in_cpp(ask_forks: Any) -> None:
+    assert " 0 failed" in ask_forks("test", "session_forked")
+
+
 def test_values_in_cpp(ask: Any) -> None:
     assert " 0 failed" in ask("test", "value")
 

@@ -143,3 +143,14 @@ TEST(value_of_the_worker_s_lack_of_space_is_both_errors) {
     CHECK(std::string(thrown_by<TRException>(raise).what()).find("full") != std::string::npos);
     CHECK(std::string(thrown_by<std::exception>(raise).what()).size() < 1000);
 }
+
+TEST(value_of_a_timeout_is_shown_as_it_was_given_and_short) {
+    CHECK_EQUAL(detail::shown_ms(0.5), "0.5");
+    CHECK_EQUAL(detail::shown_ms(-0.0), "0");
+    CHECK_EQUAL(detail::shown_ms(0), "0");
+    CHECK_EQUAL(detail::shown_ms(30), "30");
+    CHECK_EQUAL(detail::shown_ms(1000.0 / 30), "33.33");
+    CHECK_EQUAL(detail::shown_ms(999.97), "1000");
+    CHECK_EQUAL(detail::shown_ms(1234567), "1234567");
+    CHECK_EQUAL(detail::shown_ms(1e15), "unlimited");
+}

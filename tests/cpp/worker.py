@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -94,10 +95,27 @@ def fail(message: str):
     raise ValueError(message)
 
 
+@server.command("abort")
+def abort(threads: int):
+    """End by a fatal error whose dump has the frames of so many threads."""
+    begun = threading.Barrier(threads + 1)
+    for _ in range(threads):
+        threading.Thread(target=lambda: (begun.wait(), threading.Event().wait()), daemon=True).start()
+    begun.wait()
+    print("these are my last words", flush=True)
+    os.abort()
+
+
 @server.command("die")
 def die(status: int):
     print("these are my last words", flush=True)
     os._exit(status)
+
+
+@server.command("leave")
+def leave():
+    threading.Thread(target=time.sleep, args=(120,)).start()  # for which Python waits before the process ends
+    sys.exit(3)
 
 
 @server.command("kill")

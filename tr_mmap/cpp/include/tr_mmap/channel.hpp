@@ -318,6 +318,11 @@ public:
         }
     }
 
+    /// Whether the worker's last word is that it serves no more. Every answer of its came before that word.
+    bool says_farewell() const noexcept {
+        return load_word(words_of(status_.data())) == word_of_digits(wire::status_terminated);
+    }
+
     /// Whether the worker is in the controller's last request.
     bool is_taken_up() const { return read_status() == Status::BUSY && !is_busy_by_hand(); }
 

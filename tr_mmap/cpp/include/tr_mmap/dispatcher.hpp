@@ -51,8 +51,8 @@ class Dispatcher {
 public:
     using Handle = std::shared_ptr<WorkerHandle>;
 
-    Dispatcher(const std::string& session_id, const SessionOptions& options)
-        : resources_(session_id, options, changed_, [this] { pause(); }),
+    Dispatcher(const std::string& session_id, const SessionOptions& options, const std::string& place)
+        : resources_(session_id, options, place, changed_, [this] { pause(); }),
           tags_(resources_.directory(), resources_.pool(), [this](const auto& segment) { release_later(segment); }) {
         ProcessEnd::watch();
     }
@@ -155,7 +155,8 @@ public:
     bool request_exit(double timeout_ms) {
         const Clock::time_point deadline = checked_deadline_in(timeout_ms);
         const Handle worker = resources_.worker();
-        if (!worker || is_closed_ || !worker->process->is_alive() || worker->is_over()) return true;
+        if (!worker || is_closed_ || !worker->process->is_alive()) return true;
+        if (worker->is_over()) return !worker->lives_on() || worker->process->wait(deadline);
         struct Exiting {
             explicit Exiting(std::atomic<int>& which) : count(which) { ++count; }
             ~Exiting() { --count; }
@@ -245,12 +246,14 @@ public:
             }
             if (Clock::now() >= wait.deadline) {
                 if (is_turn_taken_) throw_no_turn(lock, wait, "");
-                throw ResponseTimeout("no request was made, so no response came within " + whole(timeout_ms) +
+                throw ResponseTimeout("no request was made whose answer is still to be taken, so none came within " +
+                                          shown_ms(timeout_ms) +
                                           " ms; call send_request first",
                                       timeout_ms, "");
             }
             lock.unlock();
-            changed_->wait(seen, wait.deadline);
+            // For a slice: nobody tells that the worker serves no more while its process lives.
+            changed_->wait(seen, std::min(wait.deadline, deadline_in(1000 * wire::wait_slice_s)));
             lock.lock();
         }
     }
@@ -376,12 +379,21 @@ private:
     /// unless a request is under way.
     template <class Action>
     auto with_room(Action action) -> decltype(action()) {
+        Handle worker = resources_.worker();
+        if (worker && worker->is_over()) worker = nullptr;  // nobody releases anything, so this does not wait
         try {
+            try {
+                return action();
+            } catch (const OutOfSpace& error) {
+                if (!make_room(error)) throw;
+            }
             return action();
         } catch (const OutOfSpace& error) {
-            if (!make_room(error)) throw;
+            if (is_closed_) throw_closed();
+            // Its end has ended the wait for room.
+            if (error.is_budget && worker && worker->is_over()) throw died_error(*worker, resources_.session_id());
+            throw;
         }
-        return action();
     }
 
     bool make_room(const OutOfSpace& error) {
@@ -415,7 +427,7 @@ private:
 
     bool has_living_worker() const {
         const Handle worker = resources_.worker();
-        return worker && worker->process->is_alive();
+        return worker && !worker->has_left();
     }
 
     /// Whether a request was sent whose result any thread may take.
@@ -436,9 +448,9 @@ private:
         if (is_closed_) throw_closed();
         const std::string pending = pending_ ? pending_->command : "";
         lock.unlock();
-        if (wait.worker->is_over()) throw died_error(*wait.worker, resources_.session_id());
+        if (wait.worker->has_left()) throw died_error(*wait.worker, resources_.session_id());
         const std::string what = command.empty() ? "a response" : "'" + command + "'";
-        throw ResponseTimeout(what + " did not get its turn within " + whole(wait.timeout_ms) +
+        throw ResponseTimeout(what + " did not get its turn within " + shown_ms(wait.timeout_ms) +
                                   " ms: " + other + " is under way" +
                                   (pending.empty() ? "" : "; " + describe(*wait.worker, pending)),
                               wait.timeout_ms, command);
@@ -451,17 +463,30 @@ private:
         return {};
     }
 
-    /// Forget the worker, so that start() works again, and throw how it ended. The turn is held.
+    /// Forget the worker, so that start() works again, and throw how it ended. The turn is held. One that serves no
+    /// more, whose process lives on, stays until start() or close(), which end its process.
     [[noreturn]] void throw_worker_died(Lock& lock, const Handle& worker) {
         lock.unlock();
         const WorkerDied error = died_error(*worker, resources_.session_id());
-        if (resources_.worker() == worker) forget_worker(lock);
+        if (resources_.worker() == worker) {
+            if (worker->lives_on()) lose_requests(lock, worker);
+            else forget_worker(lock);
+        }
         throw error;
     }
 
     /// Forget a worker that has ended; tags stay, for the next one. The turn is held, the mutex is not.
     void forget_worker(Lock& lock) {
-        const Handle worker = resources_.worker();
+        lose_requests(lock, resources_.worker());
+        resources_.forget_worker();
+        lock.lock();
+        resources_.pool().reader_died();
+        tags_.announce_all_again();
+        lock.unlock();
+    }
+
+    /// Forget the request to a worker that is over; its taker learns that. The turn is held, the mutex is not.
+    void lose_requests(Lock& lock, const Handle& worker) {
         const std::exception_ptr death = std::make_exception_ptr(died_error(*worker, resources_.session_id()));
         lock.lock();  // first the outcomes: who asks when there is no worker finds them
         for (Result& each : unclaimed_) {
@@ -474,11 +499,6 @@ private:
         finish_request();
         is_abandoned_ = false;
         changed_->raise();
-        lock.unlock();
-        resources_.forget_worker();
-        lock.lock();
-        resources_.pool().reader_died();
-        tags_.announce_all_again();
         lock.unlock();
     }
 
@@ -534,6 +554,7 @@ private:
             publish_request(command, tensors, wait);
             return;
         } catch (const OutOfSpace& error) {
+            if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);  // which has ended a wait for room
             if (!ask_for_room(lock, error, wait)) throw;
         }
         publish_request(command, tensors, wait);
@@ -609,10 +630,13 @@ private:
             lock.lock();
             if (!raw) {
                 if (is_closed_) throw_closed();
-                if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);
                 const std::string command = pending_->command;
                 lock.unlock();
-                const ResponseTimeout error("no response to '" + command + "' within " + whole(wait.timeout_ms) +
+                if (wait.worker->has_left()) {
+                    lock.lock();
+                    throw_worker_died(lock, wait.worker);
+                }
+                const ResponseTimeout error("no response to '" + command + "' within " + shown_ms(wait.timeout_ms) +
                                                 " ms; " + describe(*wait.worker, command) +
                                                 "; give it more time, or terminate() and start() the worker",
                                             wait.timeout_ms, command);

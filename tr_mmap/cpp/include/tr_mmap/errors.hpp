@@ -146,7 +146,7 @@ public:
 class SystemError : public TRException {
 public:
     SystemError(const std::string& what, int error_code)
-        : TRException(what + ": " + std::strerror(error_code)), code(error_code) {}
+        : TRException((what.empty() ? "''" : what) + ": " + std::strerror(error_code)), code(error_code) {}
     int code;  // errno
 
 protected:

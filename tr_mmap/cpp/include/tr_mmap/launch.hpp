@@ -87,7 +87,10 @@ inline SessionOptions resolved(SessionOptions options) {
 
 /// A session's script with its path resolved.
 inline std::string resolved_script(const std::string& script_path) {
-    return script_path == wire::default_worker || script_path.empty() ? script_path : absolute_path(script_path);
+    if (script_path == wire::default_worker || script_path.empty()) return script_path;
+    const std::string last = script_path.substr(script_path.rfind('/') + 1);
+    // "w.py/" names a directory, for open(2) too.
+    return absolute_path(script_path) + (last.empty() || last == "." ? "/" : "");
 }
 
 /// The worker's environment, "NAME=value" each: this process's, changed as the options say, but for what only the

@@ -55,17 +55,18 @@ private:
     }
 };
 
-/// Claim a session for this process.
+/// Claim a session for this process, in the workspace at that place.
 ///
 /// @throws SessionInUse another process has it; or this one has, and ``options`` do not say to replace it.
-inline std::shared_ptr<Dispatcher> open_session(const std::string& session_id, const SessionOptions& options) {
+inline std::shared_ptr<Dispatcher> open_session(const std::string& session_id, const SessionOptions& options,
+                                                const std::string& place) {
     if (options.replace) {
-        const std::string directory = Workspace::locate().session_dir(session_id);
+        const std::string directory = Workspace::at(place).session_dir(session_id);
         for (const auto& each : LiveSessions::all()) {
             if (each->resources().directory() == directory) each->close();
         }
     }
-    auto result = std::make_shared<Dispatcher>(session_id, options);
+    auto result = std::make_shared<Dispatcher>(session_id, options, place);
     LiveSessions::add(result);
     return result;
 }

@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <sys/types.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 #include <string>
@@ -39,6 +40,35 @@ inline void add_descendants(std::set<pid_t>& members, const std::map<pid_t, Stat
     }
 }
 
+/// Whether it is a resource tracker of Python's multiprocessing: tr_mmap/processes/ending.py says what that is.
+inline bool is_tracker(const Identity& process) {
+    const std::string path = "/proc/" + std::to_string(process.pid) + "/cmdline";
+    return read_proc(path, wire::max_environ_nbytes).find(wire::resource_tracker) != std::string::npos;
+}
+
+/// Kill processes until there are none; resource trackers once they had time to clean up after the others.
+///
+/// @param find those that still live. Called again and again: a process that is being killed may have just forked.
+template <typename Action>
+void kill_all(Action find, Clock::time_point deadline) {
+    bool has_waited = false;
+    for (std::vector<Identity> found; !(found = find()).empty() && Clock::now() < deadline;) {
+        std::vector<Identity> rest;
+        for (const Identity& each : found) {
+            if (!is_tracker(each)) rest.push_back(each);
+        }
+        if (rest.empty()) {
+            if (!has_waited) {
+                has_waited = true;
+                if (wait_for_ends(found, std::min(deadline, deadline_in(1000 * wire::tracker_grace_s)))) continue;
+            }
+            rest = found;
+        }
+        for (const Identity& each : rest) send_signal(each, SIGKILL);
+        wait_for_ends(rest, deadline);
+    }
+}
+
 /// Wait for the worker of a dead controller to end, then kill it. Returns whether it has ended.
 ///
 /// @param worker from the session's manifest.
@@ -63,8 +93,7 @@ inline bool end_orphan(const Identity& worker, const std::string& mark, Clock::t
 inline void end_heirs(const Identity& worker, const std::string& mark) {
     if (mark.empty() || worker.is_alive() || !worker.is_judgeable()) return;
     const pid_t leader = static_cast<pid_t>(worker.pid);
-    const Clock::time_point deadline = deadline_in(1000 * wire::kill_wait_s);
-    do {  // again: one may have just forked
+    const auto find = [&] {
         const std::map<pid_t, Stat> stats = all_stats();
         std::set<pid_t> members;
         for (const auto& [pid, seen] : stats) {
@@ -76,10 +105,9 @@ inline void end_heirs(const Identity& worker, const std::string& mark) {
             const Stat& seen = stats.at(pid);
             if (!seen.is_ended && pid != leader) found.push_back(Identity::local(pid, seen.start_ticks));
         }
-        if (found.empty()) return;
-        for (const Identity& each : found) send_signal(each, SIGKILL);
-        wait_for_ends(found, deadline);
-    } while (Clock::now() < deadline);
+        return found;
+    };
+    kill_all(find, deadline_in(1000 * wire::kill_wait_s));
 }
 
 }  // namespace detail

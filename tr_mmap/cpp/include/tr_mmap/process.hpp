@@ -78,6 +78,7 @@ public:
         sigset_t none, defaults;
         ::sigemptyset(&none);
         ::sigfillset(&defaults);  // whatever this program ignores or blocks is no business of the worker's
+        ::sigdelset(&defaults, SIGHUP);  // nohup(1) is meant for the children too
         ::sigdelset(&defaults, SIGKILL);
         ::sigdelset(&defaults, SIGSTOP);
         check(::posix_spawnattr_setsigmask(&attributes_, &none));
@@ -233,7 +234,11 @@ public:
     }
 
     /// Whether it has ended, and neither a signal nor terminate_tree() has ended it.
-    bool has_ended_by_itself() { return !is_alive() && !is_forced_ && exit_code().value_or(0) >= 0; }
+    ///
+    /// @param has_said_farewell whether its last status is that of its end. This tells if the application has reaped it.
+    bool has_ended_by_itself(bool has_said_farewell) {
+        return !is_alive() && !is_forced_ && exit_code().value_or(has_said_farewell ? 0 : -SIGKILL) >= 0;
+    }
 
     /// Wait for its end; whether it has ended.
     bool wait(Clock::time_point deadline) {
@@ -241,22 +246,9 @@ public:
         return !is_alive();
     }
 
-    /// The last lines of its output, from its last 16 KiB; "" if the log is gone.
-    std::string log_tail(int lines = 20) const {
-        try {
-            const Fd fd = open_private_file(log_path_);
-            if (!fd) return "";
-            const std::uint64_t nbytes = file_nbytes(fd, log_path_);
-            const std::uint64_t start = nbytes > wire::log_tail_nbytes ? nbytes - wire::log_tail_nbytes : 0;
-            std::string text = read_all(fd, wire::log_tail_nbytes, start, log_path_);
-            while (!text.empty() && text.back() == '\n') text.pop_back();
-            std::size_t at = text.size();
-            for (int line = 0; line < lines && at != std::string::npos && at > 0; ++line) at = text.rfind('\n', at - 1);
-            return at == std::string::npos || at == 0 ? text : text.substr(at + 1);
-        } catch (const TRException&) {
-            return "";
-        }
-    }
+    /// The last lines of its output, from its last 16 KiB, and how a dump of Python's at a fatal error begins, if that is
+    /// longer (see log_tail() in worker_log.hpp); "" if the log is gone.
+    std::string log_tail(int lines = 20) const { return detail::log_tail(log_path_, lines); }
 
     /// Start or stop copying what the worker writes from now on to this process's stderr.
     void forward_log(bool is_wanted) {
@@ -266,18 +258,15 @@ public:
     }
 
     /// End the worker and every process it started: SIGTERM, ``grace_ms`` milliseconds, SIGKILL to what is left. Those
-    /// are its descendants and the members of its session. Nothing happens to processes that have ended already.
+    /// are its descendants and the members of its session. Nothing happens to processes that have ended already. A
+    /// resource tracker of multiprocessing gets the time to clean up after the others.
     void terminate_tree(double grace_ms = terminate_grace_ms) {
         if (is_alive()) is_forced_ = true;  // a worker that gets SIGTERM may end with status 0
         std::vector<Identity> tree = this->tree({});
         for (const Identity& each : tree) send_signal(each, SIGTERM);
         wait_for_ends(tree, deadline_in(grace_ms));
         const Clock::time_point deadline = deadline_in(1000 * wire::kill_wait_s);
-        // Again and again: a process that is being killed may have just forked.
-        while (!(tree = this->tree(tree)).empty() && Clock::now() < deadline) {
-            for (const Identity& each : tree) send_signal(each, SIGKILL);
-            wait_for_ends(tree, deadline);
-        }
+        kill_all([&] { return tree = this->tree(tree); }, deadline);
         wait(deadline);
     }
 

@@ -13,6 +13,7 @@
 #include "clock.hpp"
 #include "errors.hpp"
 #include "identity.hpp"
+#include "numbers.hpp"
 #include "protocol.hpp"
 #include "session_resources.hpp"
 #include "tensor.hpp"
@@ -49,8 +50,9 @@ struct Result {
 }
 
 /// A timeout in the text of an error.
-inline std::string whole(double ms) {
-    return ms < 1e15 ? std::to_string(static_cast<long long>(ms)) : "unlimited";
+inline std::string shown_ms(double ms) {
+    if (!(ms < 1e15)) return "unlimited";
+    return ms < 1000 ? format_real(ms == 0 ? 0.0 : ms, 'g', 4) : format_real(ms, 'f', 0);  // 0 has a sign, too
 }
 
 /// What the worker is doing, for the text of a ResponseTimeout. ``command`` is the pending one.
@@ -90,15 +92,20 @@ inline std::string advice_on(const WorkerHandle& worker, const std::string& outp
 
 /// How a worker ended, as the error for those that wait for it.
 inline WorkerDied died_error(const WorkerHandle& worker, const std::string& session_id) {
-    worker.process->wait(deadline_in(1000));  // the watch may be faster than the kernel's bookkeeping
-    const std::optional<int> code = worker.process->exit_code();
+    // The watch may be faster than the kernel's bookkeeping.
+    if (!worker.has_ended_service()) worker.process->wait(deadline_in(1000));
+    const bool lives_on = worker.lives_on();
+    const std::optional<int> code = lives_on ? std::nullopt : worker.process->exit_code();
     const std::string tail = worker.process->log_tail();
     const std::string how = !code      ? "with status unknown"
                             : *code < 0 ? "killed by signal " + std::to_string(-*code)
                                         : "status " + std::to_string(*code);
     const std::string output = tail.empty() ? "; it printed nothing" : "; its last output:\n" + tail;
-    return WorkerDied("the worker of session '" + session_id + "' ended (" + how + ")" + output +
-                          advice_on(worker, tail),
+    const std::string what = lives_on ? "has ended its service, and its process " +
+                                            std::to_string(worker.process->identity().pid) +
+                                            " waits for its own threads or processes"
+                                      : "ended (" + how + ")";
+    return WorkerDied("the worker of session '" + session_id + "' " + what + output + advice_on(worker, tail),
                       code, tail);
 }
 

@@ -7,6 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -18,6 +20,7 @@
 #include <vector>
 
 #include "channel.hpp"
+#include "clock.hpp"
 #include "fork_safety.hpp"
 #include "identifiers.hpp"
 #include "life_lock.hpp"
@@ -38,6 +41,7 @@ namespace detail {
 
 /// A running worker and this side's ends of what connects to it, from start() until the worker is gone.
 struct WorkerHandle {
+    /// @param place of the workspace.
     /// @param changed raised when the worker has ended.
     WorkerHandle(std::unique_ptr<Channel> own_channel, std::shared_ptr<WorkerProcess> own_process,
                  const std::string& directory, bool is_to_verify, std::shared_ptr<Signal> changed)
@@ -49,8 +53,23 @@ struct WorkerHandle {
               changed->raise();
           }) {}
 
-    /// Whether the worker has ended.
-    bool is_over() const noexcept { return watch.is_dead(); }
+    /// Whether the worker has ended, or serves no more.
+    bool is_over() const noexcept { return watch.is_dead() || (channel->says_farewell() && is_farewell_old()); }
+
+    /// Whether the worker has ended, or serves no more. Waits a moment for a process that is just ending.
+    bool has_left() const {
+        if (!process->is_alive()) return true;
+        if (has_ended_service_) return true;
+        if (!channel->says_farewell()) return false;
+        if (!process->wait(deadline_in(1000 * wire::farewell_grace_s))) has_ended_service_ = true;
+        return true;
+    }
+
+    /// Whether it serves no more, and its process waits for threads or processes of its own.
+    bool lives_on() const { return has_ended_service_ && process->is_alive(); }
+
+    /// Whether this side has seen for long that it serves no more.
+    bool has_ended_service() const noexcept { return has_ended_service_; }
 
     /// End what lives of the worker and its children.
     void end() noexcept {
@@ -65,7 +84,21 @@ struct WorkerHandle {
     const std::unique_ptr<Channel> channel;
     const std::shared_ptr<WorkerProcess> process;
     SegmentReader reader;
-    PeerWatch watch;  // the last member: its thread is stopped before the channel that it wakes is destroyed
+    PeerWatch watch;  // after the channel that its thread wakes, so that it is stopped first
+
+private:
+    /// Whether the worker has said long ago that it serves no more: then its process waits for something else.
+    bool is_farewell_old() const noexcept {
+        const std::int64_t now = Clock::now().time_since_epoch() / std::chrono::milliseconds(1);
+        std::int64_t first = 0;
+        if (farewell_ms_.compare_exchange_strong(first, now)) first = now;
+        if (static_cast<double>(now - first) < 1000 * wire::farewell_grace_s) return false;
+        has_ended_service_ = true;
+        return true;
+    }
+
+    mutable std::atomic<std::int64_t> farewell_ms_{0};  // when this side first saw that; 0 if it has not
+    mutable std::atomic<bool> has_ended_service_{false};
 };
 
 /// Whether a file is one that a worker leaves behind: a result, or a long message.
@@ -75,12 +108,13 @@ inline bool is_leftover(std::string_view name) {
 
 class SessionResources {
 public:
+    /// @param place of the workspace.
     /// @param changed raised when a worker has ended.
     /// @param pause called while the pool waits for room; may throw to end that wait.
     /// @throws SessionInUse another process, or another session of this one, has the name.
-    SessionResources(const std::string& session_id, const SessionOptions& options, std::shared_ptr<Signal> changed,
-                     std::function<void()> pause)
-        : options_(options), session_id_(session_id), workspace_(Workspace::locate()), changed_(std::move(changed)) {
+    SessionResources(const std::string& session_id, const SessionOptions& options, const std::string& place,
+                     std::shared_ptr<Signal> changed, std::function<void()> pause)
+        : options_(options), session_id_(session_id), workspace_(Workspace::at(place)), changed_(std::move(changed)) {
         try {
             workspace_.sweep();
         } catch (const TRException&) {

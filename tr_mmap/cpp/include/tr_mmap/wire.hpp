@@ -152,6 +152,7 @@ inline constexpr char secret_fd_variable[] = "TR_MMAP_AUTH_FD";
 inline constexpr char lifeline_fd_variable[] = "TR_MMAP_LIFELINE_FD";
 inline constexpr char lock_fd_variable[] = "TR_MMAP_LOCK_FD";
 inline constexpr char python_variable[] = "TR_PYTHON";
+inline constexpr char resource_tracker[] = "resource_tracker";
 inline constexpr char packages_variable[] = "TR_MMAP_PACKAGES";
 
 // waits.py
@@ -171,13 +172,19 @@ inline constexpr double release_timeout_ms = 1000.0;
 inline constexpr double claim_wait_s = 2.0;
 inline constexpr double claim_retry_s = 0.005;
 inline constexpr double kill_wait_s = 2.0;
+inline constexpr double farewell_grace_s = 0.5;
 inline constexpr double terminate_grace_s = 1.0;
+inline constexpr double tracker_grace_s = 1.0;
 inline constexpr double orphan_grace_s = 2.0;
 inline constexpr double orphan_wait_s = 4.0;
 inline constexpr double poll_s = 0.1;
 
 // limits.py
 inline constexpr std::size_t log_tail_nbytes = 16384;
+inline constexpr std::size_t dump_nbytes = 262144;
+inline constexpr int dump_lines = 9;
+inline constexpr int dump_lines_before = 3;
+inline constexpr std::size_t dump_line_nbytes = 400;
 inline constexpr std::size_t max_environ_nbytes = 8388608;
 inline constexpr std::size_t max_manifest_nbytes = 65536;
 

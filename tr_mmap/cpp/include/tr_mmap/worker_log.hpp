@@ -9,7 +9,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -18,6 +21,7 @@
 #include "errors.hpp"
 #include "system.hpp"
 #include "text.hpp"
+#include "wire.hpp"
 
 namespace tr {
 namespace detail {
@@ -80,6 +84,54 @@ inline WorkerLog create_log(const std::string& path, const std::string& link) {
     ::fcntl(log.fd.get(), F_SETFL, O_APPEND);
     unlinker.keep();
     return log;
+}
+
+/// The last lines of a text, at most so many, without the line break at its end.
+inline std::string_view last_lines(std::string_view text, int lines) {
+    if (!text.empty() && text.back() == '\n') text.remove_suffix(1);
+    std::size_t at = text.size();
+    for (int line = 0; line < lines && at != std::string_view::npos && at > 0; ++line) at = text.rfind('\n', at - 1);
+    return at == std::string_view::npos || at == 0 ? text : text.substr(at + 1);
+}
+
+/// The last lines of a log, from its last 16 KiB; "" if the log is gone. Where Python's dump of the threads at a fatal
+/// error is longer, the lines in which it begins take the place of some: they say what the error was, and the lines
+/// before them often why.
+inline std::string log_tail(const std::string& path, int lines) {
+    constexpr std::string_view fatal_line = "\nFatal Python error";
+    try {
+        const Fd fd = open_private_file(path);
+        if (!fd || lines <= 0) return "";
+        const std::uint64_t nbytes = file_nbytes(fd, path);
+        const std::uint64_t start = nbytes > wire::dump_nbytes ? nbytes - wire::dump_nbytes : 0;
+        std::string data = read_all(fd, wire::dump_nbytes, start, path);
+        while (!data.empty() && data.back() == '\n') data.pop_back();
+        const std::string text = "\n" + data;  // so that every line begins behind a line break
+        const std::string_view all = text;
+        const std::size_t kept = std::min(all.size() - 1, wire::log_tail_nbytes);
+        const std::string_view tail = all.substr(all.size() - kept);
+        const std::size_t fatal = all.rfind(fatal_line);
+        constexpr int dump_lines = wire::dump_lines;
+        if (lines < 2 * dump_lines || fatal == std::string_view::npos) return std::string(last_lines(tail, lines));
+        const auto breaks = std::count(all.begin() + static_cast<std::ptrdiff_t>(fatal + 1), all.end(), '\n');
+        if (breaks < lines - wire::dump_lines_before) return std::string(last_lines(tail, lines));
+        const std::size_t most = wire::dump_line_nbytes * wire::dump_lines_before;
+        std::string_view before = all.substr(fatal > most ? fatal - most : 0, std::min(fatal, most));
+        if (!before.empty() && before.front() == '\n') before.remove_prefix(1);
+        before = last_lines(before, wire::dump_lines_before);
+        std::string result(before);
+        int used = before.empty() ? 0 : 1 + static_cast<int>(std::count(before.begin(), before.end(), '\n'));
+        if (used > 0) result += '\n';
+        std::string_view dump = all.substr(fatal + 1, wire::dump_line_nbytes * wire::dump_lines);
+        for (; used < dump_lines; ++used) {
+            const std::size_t end = dump.find('\n');
+            result.append(dump.substr(0, end)).append("\n");
+            dump = end == std::string_view::npos ? std::string_view() : dump.substr(end + 1);
+        }
+        return result.append("[...]\n").append(last_lines(tail, lines - dump_lines - 1));
+    } catch (const TRException&) {
+        return "";
+    }
 }
 
 /// Remove the log that a manifest names, but nothing that is not certainly a log of this user's: a process that may

@@ -119,27 +119,33 @@ inline bool is_not_ours(int code) {
 
 class Workspace {
 public:
-    /// $TR_WORKSPACE, else a private directory in shared memory, else one among temporary files; made if missing.
+    /// Where sessions are now: $TR_WORKSPACE, else a private directory in shared memory, else one among temporary
+    /// files. Absolute, so that a later change of directory changes nothing; need not exist.
     ///
-    /// @throws HostilePath the place is not a directory that this user can trust and use.
-    static Workspace locate() {
+    /// @throws HostilePath it is relative, and this process has no current directory.
+    static std::string place() {
         const char* chosen = std::getenv(wire::workspace_variable);
-        const char* temporary = std::getenv("TMPDIR");
-        std::string common = is_usable_dir(wire::shm_dir)             ? wire::shm_dir
-                             : temporary && is_usable_dir(temporary) ? temporary
-                                                                     : "/tmp";
-        common += std::string("/") + wire::default_root_prefix + std::to_string(::getuid());
         std::string root;
         try {
-            root = absolute_path(chosen && *chosen ? chosen : common);
+            root = absolute_path(chosen && *chosen ? chosen : common_place());
         } catch (const ScriptNotFound& error) {
             unusable(error.path, "is relative, and this process has no current directory");
         }
         while (root.size() > 1 && root.back() == '/') root.pop_back();
-        Workspace workspace(root, root == common);
+        return root;
+    }
+
+    /// The workspace at a place(), which is made if it is missing.
+    ///
+    /// @throws HostilePath the place is not a directory that this user can trust and use.
+    static Workspace at(const std::string& root) {
+        Workspace workspace(root, root == common_place());
         workspace.make_root();
         return workspace;
     }
+
+    /// The workspace at the present place().
+    static Workspace locate() { return at(place()); }
 
     const std::string& root() const noexcept { return root_; }
 
@@ -237,6 +243,14 @@ public:
 private:
     using Judge = std::optional<NotReclaimable> (*)(const std::optional<Manifest>&, const std::string&,
                                                     const std::string&);
+
+    static std::string common_place() {
+        const char* temporary = std::getenv("TMPDIR");
+        const std::string common = is_usable_dir(wire::shm_dir)             ? wire::shm_dir
+                                   : temporary && is_usable_dir(temporary) ? temporary
+                                                                           : "/tmp";
+        return common + "/" + wire::default_root_prefix + std::to_string(::getuid());
+    }
 
     Workspace(std::string root, bool is_default)
         : root_(std::move(root)), is_default_(is_default), sessions_(root_ + "/" + wire::sessions_dir) {}
