@@ -19,6 +19,23 @@ setup(
             extra_compile_args=["-std=c11", "-O2", "-pthread"],
             extra_link_args=["-pthread"],
             optional=True,
-        )
+        ),
+        Extension(
+            "tr_mmap.sandbox._kernel",
+            ["tr_mmap/sandbox/_kernel.c"],
+            depends=["tr_mmap/sandbox/_syscalls.h"],
+            define_macros=[("_GNU_SOURCE", "1")],
+            extra_compile_args=["-std=c11", "-O2"],
+            optional=True,
+        ),
+        Extension(
+            "tr_mmap.sandbox._arena",
+            ["tr_mmap/sandbox/_arena.c"],
+            include_dirs=[numpy.get_include()],
+            define_macros=[("_GNU_SOURCE", "1")],
+            extra_compile_args=["-std=c11", "-O2", "-pthread"],
+            extra_link_args=["-pthread"],
+            optional=True,
+        ),
     ]
 )

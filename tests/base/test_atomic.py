@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupts import interrupted_at
 from support import environment
 
 from tr_mmap.base import system
@@ -22,6 +24,13 @@ from tr_mmap.errors import HostilePath
 def put(path: Path, content: bytes) -> None:
     with replacement(str(path)) as fd:
         system.write_all(fd, content)
+
+
+def put_by_link(path: Path, content: bytes) -> None:
+    source = path.parent.parent / f"{path.parent.name}.source"
+    source.unlink(missing_ok=True)  # an interrupted call has left it
+    source.write_bytes(content)
+    replace_by_link(str(source), str(path))
 
 
 @given(st.lists(st.binary(max_size=5000), min_size=1, max_size=5))
@@ -146,3 +155,19 @@ def test_a_link_that_fails_leaves_the_earlier_file_alone(
             replace_by_link(str(tmp_path / "one"), str(tmp_path / "link"))
     assert (tmp_path / "link").read_bytes() == b"link"
     assert sorted(os.listdir(tmp_path)) == ["link", "one"]
+
+
+@pytest.mark.parametrize("action", [put, put_by_link])
+def test_no_step_at_which_a_handler_raises_leaves_another_file(
+    tmp_path: Path, action: Callable[[Path, bytes], None]
+) -> None:
+    path = tmp_path / "file"
+    put(path, b"earlier")
+    fds = os.listdir("/proc/self/fd")
+    step = 1
+    while interrupted_at(step, lambda: action(path, b"later")):
+        assert path.read_bytes() in (b"earlier", b"later")
+        assert os.listdir(tmp_path) == ["file"], step
+        assert len(os.listdir("/proc/self/fd")) == len(fds), step
+        step += 1
+    assert step > 5

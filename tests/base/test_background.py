@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from support import BOUND_S, count_fds, forks, run_python, wait_until
+from support import BOUND_S, forks, open_files, run_python, wait_until
 
 from tr_mmap.base import background, fork_safety
 from tr_mmap.base.background import Background
@@ -107,7 +107,7 @@ def test_a_handler_may_fork_at_any_moment_around_a_fork() -> None:
 
 
 def test_a_handler_may_stop_a_task_at_any_moment_of_its_pause_its_end_and_its_beginning() -> None:
-    before = count_fds()
+    before = open_files()
     made: list[Background] = []
 
     def attempt() -> None:
@@ -125,7 +125,7 @@ def test_a_handler_may_stop_a_task_at_any_moment_of_its_pause_its_end_and_its_be
     for _ in each_moment(stop, attempt):
         assert not made[0].is_running()
     made.clear()
-    assert count_fds() == before
+    assert open_files() == before
 
 
 @interrupted
@@ -204,14 +204,18 @@ def test_a_task_that_was_waited_for_in_vain_sleeps_after_the_fork(monkeypatch: p
     task.stop(BOUND_S)
 
 
-@interrupted
-def test_a_task_that_raises_has_no_thread_any_more_and_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_task_that_raises_has_no_thread_any_more_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: said.append(str(event.exc_value)))
+
     def fail(_: Background) -> bool:
         raise OSError("no descriptor is left")
 
     task = Background(fail)
     wait_until(lambda: not task.is_running())
     assert not task.has_thread
+    wait_until(lambda: bool(said))
+    assert said == ["no descriptor is left"]
     task.stop(BOUND_S)
 
 

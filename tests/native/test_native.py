@@ -370,6 +370,15 @@ def test_nothing_is_copied_beyond_the_target(native: ModuleType, offset: int) ->
     assert not any(target)
 
 
+@pytest.mark.parametrize("dtype", [object, [("number", "f8"), ("name", object)]], ids=["objects", "records"])
+def test_nothing_is_copied_over_python_objects(native: ModuleType, dtype: Any) -> None:
+    target = np.zeros(4, dtype)
+    before = target.tolist()
+    with pytest.raises(ValueError, match="Python objects"):
+        native.copy(target, 0, np.ones(1))
+    assert target.tolist() == before
+
+
 def test_a_read_only_target_is_refused(native: ModuleType) -> None:
     with pytest.raises((BufferError, ValueError, TypeError)):
         native.copy(memory().toreadonly(), 0, np.ones(1))

@@ -119,7 +119,7 @@ def test_what_has_no_storage_is_refused_as_ever_when_there_were_loans(sides: Sid
 @FRAMEWORKS
 def test_a_size_may_be_any_whole_number_and_nothing_else(sides: Sides, framework: str) -> None:
     assert tuple(sides.pool.empty((np.int64(9), np.uint8(2)), "float32", framework).shape) == (9, 2)
-    for shape in (9.0, (9.0, 2), ("9", 2), None):
+    for shape in (9.0, (9.0, 2), ("9", 2), None, True, (True, 2), [2, False], {}, {3}, frozenset({3}), {3: 4}):
         with pytest.raises(TypeError):
             sides.pool.empty(shape, "float32", framework)
     assert tuple(sides.pool.empty((9, 2), "float32", framework).shape) == (9, 2)

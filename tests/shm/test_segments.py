@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segment_sides import PAGE, Sides, ref_of
 from strategies import bits
-from support import FRAMEWORKS, count_fds
+from support import FRAMEWORKS, open_files
 
 import tr_mmap
 from tr_mmap.errors import BadMessage, Fault, StaleTensor, TSRFormatError
@@ -218,10 +218,10 @@ def test_a_reference_that_is_out_of_date_is_stale(sides: Sides) -> None:
 def test_a_reference_to_nothing_is_stale(sides: Sides, name: str, seq: int) -> None:
     segment = sides.pool.publish(np.arange(10))
     assert segment.name == "segment_0.tsr"
-    before = count_fds()
+    before = open_files()
     with pytest.raises(StaleTensor):
         sides.receiver.receive(name, seq, "numpy")
-    assert count_fds() == before
+    assert open_files() == before
     assert segment.words[LEASE_WORD] == LEASE_FREE
     segment.release()
 
@@ -259,10 +259,10 @@ def test_a_plain_file_in_a_segments_place_is_no_segment(sides: Sides) -> None:
 
 
 def test_many_segments_keep_no_descriptors(sides: Sides) -> None:
-    before = count_fds()
+    before = open_files()
     segments = [sides.pool.publish(np.full(100, number)) for number in range(200)]
     views = [sides.look(each, framework) for each in segments for framework in ("numpy", "torch")]
-    assert count_fds() == before
+    assert open_files() == before
     assert [int(view[7]) for view in views] == [number for number in range(200) for _ in range(2)]
     for each in segments:
         each.release()

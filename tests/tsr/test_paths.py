@@ -245,6 +245,20 @@ def test_too_many_open_files_in_a_save_name_the_users_file(path: Path, options: 
     assert str(caught.value).startswith(f"{path}: Too many open files")
 
 
+def test_a_symlink_that_leads_to_a_name_with_a_slash_names_where_it_leads(path: Path) -> None:
+    path.symlink_to(f"{path.parent}/none/")
+    with pytest.raises(IsADirectoryError, match=f"the symlink leads to '{path.parent}/none/'") as caught:
+        save(path, ARRAY)
+    assert caught.value.filename == str(path)
+
+
+@pytest.mark.parametrize("name", ["/proc/self/status", "/proc/self/new.tsr", "/proc/new.tsr"])
+def test_where_no_file_can_be_made_the_error_does_not_say_that_there_is_none(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no file can be made in this directory") as caught:
+        save(name, ARRAY)
+    assert caught.value.filename == os.path.dirname(name)
+
+
 def test_a_first_key_at_the_limit_of_open_files_is_that_limit_and_works_later(path: Path) -> None:
     pytest.importorskip("cryptography")
     script = """

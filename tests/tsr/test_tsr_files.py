@@ -373,6 +373,37 @@ def test_what_is_not_a_tensor_is_refused_before_a_file_exists(path: Path, make: 
     assert names(path.parent) == []
 
 
+CUT_OFF: dict[str, Any] = {
+    "plain": lambda: torch.ones(4),
+    "transposed": lambda: torch.ones(4, 4).T,
+    "a part": lambda: torch.ones(8)[2:6],
+    "expanded": lambda: torch.ones(2, 3).expand(4, 2, 3),
+    "bfloat16": lambda: torch.ones(4, dtype=torch.bfloat16),
+    "conjugated": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+    "parameter": lambda: torch.nn.Parameter(torch.ones(4)),
+}
+
+
+@pytest.mark.parametrize("nbytes", [0, 5])
+@pytest.mark.parametrize("kind", CUT_OFF)
+def test_a_torch_tensor_whose_memory_was_freed_is_refused(path: Path, kind: str, nbytes: int) -> None:
+    save(path, CUT_OFF[kind]())
+    before = path.read_bytes()
+    tensor = CUT_OFF[kind]()  # another one: numpy's view of a storage forbids to resize it
+    tensor.untyped_storage().resize_(nbytes)
+    with pytest.raises(UnsupportedTensor, match=f"its storage holds {nbytes} bytes"):
+        save(path, tensor)
+    assert path.read_bytes() == before
+    assert names(path.parent) == [path.name]
+
+
+def test_a_torch_tensor_without_elements_needs_no_memory(path: Path) -> None:
+    tensor = torch.zeros(3, 0, 2)
+    tensor.untyped_storage().resize_(0)
+    save(path, tensor)
+    assert load(path).shape == (3, 0, 2)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch warns of every quantized tensor that is made
 def test_quantized_tensors_are_refused(path: Path) -> None:
     with pytest.raises(UnsupportedTensor, match="quantized"):

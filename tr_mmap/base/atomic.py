@@ -35,8 +35,8 @@ def replacement(path: str, mode: int = 0o600, *, is_exact: bool = False) -> Iter
         OSError: it cannot be made or renamed; the error names ``path``, not the new file.
     """
     temporary = _beside(path)
-    fd = system.create_file(temporary, mode, told_as=path)
     try:
+        fd = system.create_file(temporary, mode, told_as=path)  # in here: a signal handler may raise when it is made
         try:
             if is_exact:
                 system.set_mode(fd, mode)

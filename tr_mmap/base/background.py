@@ -1,8 +1,9 @@
 """A thread of the system for one task, which is not there while the process forks. Knows no task.
 
 Python 3.12 and later warn when a process with threads forks. So each of these threads ends just before a fork, and a
-new one begins in the parent just after it; a child has none. And it is a thread of the system also where a program has
-replaced Python's threads (see :mod:`.unpatched`), for it must run while the main thread waits in the C library.
+new one begins in the parent just after it; a child has none. (Python 3.13.0 counts threads only when these have begun
+again, so it warns all the same.) And it is a thread of the system also where a program has replaced Python's threads
+(see :mod:`.unpatched`), for it must run while the main thread waits in the C library.
 
 There is no lock, because a signal handler may fork, or stop a task, in the middle of any method here. What must be done
 in one step is done without a call: the interpreter runs signal handlers, and switches threads, only after a call or at
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -34,6 +36,7 @@ _sleep: Final[Any] = unpatched("time", "sleep")
 _read: Final[Any] = unpatched("os", "read")  # eventlet's waits until there is something, whatever the descriptor says
 _write: Final[Any] = unpatched("os", "write")
 _HAS_THREADS: Final = is_builtin(_start_new_thread) and poll is not None
+_SIGPIPE: Final = [signal.SIGPIPE] if hasattr(signal, "SIGPIPE") else []  # to a thread that writes: EPIPE instead
 _TASKS: Final = "/proc/self/task"
 _LONGEST_S: Final = 2e6  # more milliseconds poll(2) does not take; whoever waits 23 days may wait for ever
 _PAUSE_S: Final = 1.0  # how long a fork waits for a thread to end; a thread that is there then does little harm
@@ -127,6 +130,9 @@ class _Thread:
         if not self._is_claimed.acquire(False):
             return
         try:
+            if _SIGPIPE and hasattr(signal, "pthread_sigmask"):
+                # Where a program gave it its default action back, a pipe that nobody reads would end the process here.
+                signal.pthread_sigmask(signal.SIG_BLOCK, _SIGPIPE)
             self._ident = _get_ident()
             self._task = unpatched("_thread", "get_native_id")()
             self._run(self)

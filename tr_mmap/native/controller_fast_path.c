@@ -199,10 +199,13 @@ typedef struct {
     long seq;
 } Waiter;
 
-/* The worker has ended, or a signal handler has used the session and has taken the reply for us. */
+/* The worker has ended, or says that it serves no more (the slow path knows what that means), or a signal handler has
+ * used the session and has taken the reply for us. */
 static int should_stop(void *context) {
     const Waiter *waiter = context;
-    return PyList_GET_SIZE(waiter->path->deaths) != 0 || waiter->path->sent_seq != waiter->seq;
+    const ControllerFastPath *path = waiter->path;
+    return PyList_GET_SIZE(path->deaths) != 0 || path->sent_seq != waiter->seq ||
+           (path->status_mirror != NULL && mirror_page_says(path->status_mirror, WIRE_STATUS_TERMINATED));
 }
 
 /* Wait for the reply to a request; None if there is none in time, or if the slow path is needed: then it waits to be

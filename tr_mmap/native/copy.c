@@ -74,7 +74,8 @@ const char copy_doc[] =
     "copy(target, offset, source)\n--\n\n"
     "Copy the bytes of a C-contiguous buffer to a place in a writable one; they may overlap.\n\n"
     "Raises:\n"
-    "    BufferError, ValueError: the source is not C-contiguous, or is no buffer; or it does not fit there.";
+    "    BufferError, ValueError: the source is not C-contiguous, or is no buffer; or it does not fit there; or the\n"
+    "        target holds Python objects.";
 
 PyObject *py_copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
     (void)module;
@@ -85,7 +86,7 @@ PyObject *py_copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count
     Py_ssize_t offset = PyLong_AsSsize_t(arguments[1]);
     if (offset == -1 && PyErr_Occurred()) return NULL;
     Py_buffer to, from;
-    if (PyObject_GetBuffer(arguments[0], &to, PyBUF_WRITABLE) < 0) return NULL;
+    if (get_writable_buffer(arguments[0], &to) < 0) return NULL;
     if (PyObject_GetBuffer(arguments[2], &from, PyBUF_C_CONTIGUOUS) < 0) {
         PyBuffer_Release(&to);
         return NULL;

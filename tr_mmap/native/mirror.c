@@ -253,6 +253,11 @@ static int does_page_say(const Mirror *self, const char *word) {
     return memcmp(self->page.buf, word, strlen(word)) == 0; /* the page has more bytes than any word */
 }
 
+int mirror_page_says(PyObject *mirror, const char *word) {
+    const Mirror *self = (const Mirror *)mirror;
+    return self->path != NULL && does_page_say(self, word);
+}
+
 void mirror_foretell_busy(PyObject *mirror) {
     Mirror *self = (Mirror *)mirror;
     struct stat info;

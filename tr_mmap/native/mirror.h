@@ -20,6 +20,9 @@ void mirror_forget(PyObject *mirror);
 /* Whether nothing was written since the mirror was forgotten. */
 int mirror_is_forgotten(PyObject *mirror);
 
+/* Whether the page begins with a word. */
+int mirror_page_says(PyObject *mirror, const char *word);
+
 /* Write that the worker is busy, if the page says that it waits for requests; else the page's line. The mirror is stale
  * when the page says anything else. Never fails. */
 void mirror_foretell_busy(PyObject *mirror);

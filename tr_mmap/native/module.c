@@ -27,8 +27,16 @@ static int find_main_thread(void) {
     return PyErr_Occurred() ? -1 : 0;
 }
 
+int get_writable_buffer(PyObject *target, Py_buffer *buffer) {
+    if (PyObject_GetBuffer(target, buffer, PyBUF_WRITABLE | PyBUF_ND | PyBUF_FORMAT) < 0) return -1;
+    if (buffer->format == NULL || strchr(buffer->format, 'O') == NULL) return 0;
+    PyBuffer_Release(buffer);
+    PyErr_SetString(PyExc_ValueError, "the target holds Python objects, and no bytes may be written over them");
+    return -1;
+}
+
 int get_word_buffer(PyObject *source, Py_buffer *buffer, Py_ssize_t nbytes) {
-    if (PyObject_GetBuffer(source, buffer, PyBUF_WRITABLE) < 0) return -1;
+    if (get_writable_buffer(source, buffer) < 0) return -1;
     if (buffer->len < nbytes || (uintptr_t)buffer->buf % sizeof(uint64_t) != 0) {
         PyBuffer_Release(buffer);
         PyErr_Format(PyExc_ValueError, "an aligned buffer of at least %zd bytes is needed", nbytes);

@@ -64,7 +64,10 @@ int parse_slice(PyObject *argument, double *seconds);
 /* Post an open semaphore; a failure is ignored. */
 void semaphore_post(PyObject *semaphore);
 
-/* Get a writable buffer of at least `nbytes`, aligned for 8-byte words; -1 with an exception if `source` has none. */
+/* Get a writable C-contiguous buffer that holds no Python objects; -1 with an exception if `target` has none. */
+int get_writable_buffer(PyObject *target, Py_buffer *buffer);
+
+/* The same of at least `nbytes`, aligned for 8-byte words; -1 with an exception if `source` has none. */
 int get_word_buffer(PyObject *source, Py_buffer *buffer, Py_ssize_t nbytes);
 
 #endif

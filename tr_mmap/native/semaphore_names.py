@@ -9,6 +9,7 @@ import sys
 from typing import Final
 
 from .libc import libc
+from .posix_ipc_package import load_posix_ipc
 
 __all__ = ["create_semaphore", "unlink_semaphore"]
 
@@ -36,8 +37,7 @@ def create_semaphore(name: str) -> None:
             raise _last_error()
         libc.sem_close(opened)
         return
-    import posix_ipc
-
+    posix_ipc = load_posix_ipc()
     try:
         posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=_MODE, initial_value=0).close()
     except posix_ipc.PermissionsError as error:
@@ -58,8 +58,7 @@ def unlink_semaphore(name: str) -> None:
         if libc.sem_unlink(name.encode()) != 0:
             raise _last_error()
         return
-    import posix_ipc
-
+    posix_ipc = load_posix_ipc()
     try:
         posix_ipc.unlink_semaphore(name)
     except posix_ipc.PermissionsError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Mapping, Set
 from functools import lru_cache
 from operator import index
 from typing import Any
@@ -51,15 +52,21 @@ def sizes_of(shape: Any) -> tuple[int, ...]:
     Raises:
         UnsupportedTensor: it is none of these.
     """
-    if not isinstance(shape, str | bytes | bytearray):  # whose items are no sizes
+    if not isinstance(shape, str | bytes | bytearray | Set | Mapping):  # whose items are no sizes, or have no order
         try:
-            return tuple(map(index, shape))
+            return tuple(map(_size, shape))
         except TypeError:  # a number, also one in an array without dimensions
             try:
-                return (index(shape),)
+                return (_size(shape),)
             except TypeError:
                 pass
     raise UnsupportedTensor(f"{shape!r:.80} is no shape; give a number or a tuple of numbers")
+
+
+def _size(given: Any) -> int:
+    if isinstance(given, bool):  # which counts as a number, but is a mistake here
+        raise TypeError
+    return index(given)
 
 
 @lru_cache(64)  # most programs use the same few loans again and again

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 
+from ..base import system
 from ..errors import MissingPackage, UnsupportedTensor
 from ..wire.header import DTYPES
 
@@ -174,6 +175,9 @@ def _import_numpy(known: DType) -> np.dtype[Any]:
         import ml_dtypes
     except ModuleNotFoundError as error:
         _refuse_missing(error, "ml_dtypes", f"numpy has no {known.name}, the package ml_dtypes has it")
+    except (ImportError, OSError) as error:
+        system.check_import(error, "ml_dtypes cannot be imported")
+        raise
     dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, known.name))
     _NUMPY[known.code] = dtype
     _FROM_NUMPY[dtype] = known
@@ -185,11 +189,15 @@ def import_torch() -> Any:
 
     Raises:
         MissingPackage: it is not installed.
+        SystemLimit: a limit of the system forbids to open its files.
     """
     try:
         import torch
     except ModuleNotFoundError as error:
         _refuse_missing(error, "torch", 'this needs torch (framework="numpy" does not)')
+    except (ImportError, OSError) as error:
+        system.check_import(error, "torch cannot be imported")
+        raise
     return torch
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from typing import Final
 
+from ..base import system
 from ..errors import BadMessage, MissingPackage
 
 __all__ = ["check_framework_name", "check_installed"]
@@ -28,8 +29,14 @@ def check_installed(framework: str) -> None:
 
     Raises:
         MissingPackage: it is not there.
+        SystemLimit: a limit of the system forbids to look for it.
     """
-    if sys.modules.get(framework) is None and importlib.util.find_spec(framework) is None:
+    try:
+        is_there = sys.modules.get(framework) is not None or importlib.util.find_spec(framework) is not None
+    except OSError as error:
+        system.check_import(error, f"{framework} cannot be looked for")
+        raise
+    if not is_there:
         raise MissingPackage(
             f"framework={framework!r} needs {framework}, which is not installed: pip install {framework}",
             package=framework,

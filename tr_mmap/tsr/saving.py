@@ -29,7 +29,7 @@ from .files import StrOrBytesPath
 from .header import encode_v0, encode_v1, encode_v2
 from .tensors import copy_into, is_little_endian, to_array
 
-__all__ = ["save"]
+__all__ = ["save", "write_new"]
 
 _PAYLOAD_OFFSETS: Final = {0: V0_HEADER_NBYTES, 1: V1_HEADER_NBYTES, 2: V2_HEADER_NBYTES}
 _MOST_OFFSET: Final = 2**32 - PAYLOAD_ALIGNMENT_NBYTES  # what v2 has room for
@@ -102,13 +102,25 @@ def save(
         with replacement(target, 0o666 if mode is None else mode, is_exact=mode is not None) as fd:
             _write(fd, directory, header, dtype, array, version, checksum, key)
     except FileNotFoundError:
-        if target is None or os.path.isdir(directory or "."):
+        if target is None:
             raise
-        raise FileNotFoundError(errno.ENOENT, "cannot save a tensor: no such directory", directory) from None
+        is_there = os.path.isdir(directory or ".")  # below /proc, say; or it was removed while it was the current one
+        why = "no file can be made in this directory" if is_there else "no such directory"
+        raise FileNotFoundError(errno.ENOENT, f"cannot save a tensor: {why}", directory or name) from None
     except (SystemLimit, OutOfSpace) as error:  # of a call that knows nothing but an open file
         if name not in error.message:
             error.message = f"{name}: {error.message}"
         raise
+
+
+def write_new(fd: int, directory: str, dtype: DType, array: np.ndarray[Any, Any], *, checksum: bool) -> None:
+    """Write an array into an empty file that is open, as :func:`save` does; ``directory`` is the file's.
+
+    Raises:
+        OutOfSpace, SystemLimit: as in :func:`save`; what was written stays.
+    """
+    header = _encode(dtype, array.shape, 2, checksum=0 if checksum else None)
+    _write(fd, directory, header, dtype, array, 2, checksum, None)
 
 
 def _version_of(version: Any) -> int:

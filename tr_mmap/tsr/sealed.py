@@ -217,14 +217,14 @@ def _cipher(key: bytes, salt: bytes) -> Any:
 def _aes() -> Any:
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # the import opens files
+        system.check_import(error, "the package cryptography, which a key needs, cannot be imported")
+        if isinstance(error, OSError):
+            raise
         raise MissingPackage(
             "a key needs the package cryptography, which is not installed: pip install 'tr_mmap[crypto]'",
             package="cryptography",
         ) from error
-    except OSError as error:  # the import opens files
-        system.check_descriptors(error, "the package cryptography, which a key needs, cannot be imported")
-        raise
     return AESGCM
 
 

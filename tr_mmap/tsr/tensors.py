@@ -267,6 +267,11 @@ def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, 
         if tensor.requires_grad:
             tensor = tensor.detach()
         is_on_device = not tensor.is_cpu
+        if _is_cut_off(tensor):  # torch would read whatever is there
+            raise UnsupportedTensor(
+                f"the memory of this tensor of shape {tuple(tensor.shape)} was freed or made shorter: its storage "
+                f"holds {tensor.untyped_storage().nbytes()} bytes"
+            )
     except (UnsupportedTensor, MemoryError):
         raise
     except Exception as error:  # a lazy parameter that is not initialized refuses all of these, as a subclass may
@@ -284,6 +289,19 @@ def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, 
         raise
     except Exception as error:  # fake, functorch-wrapped and distributed tensors have no plain storage
         raise _without_data(tensor, error) from error
+
+
+def _is_cut_off(tensor: Any) -> bool:
+    """Whether elements of a tensor lie behind the end of its storage, as after ``untyped_storage().resize_(0)``."""
+    try:
+        nbytes: int = tensor.untyped_storage().nbytes()
+    except (RuntimeError, NotImplementedError):  # a tensor of a kind without such a storage
+        return False
+    count: int = tensor.numel()
+    if count and not tensor.is_contiguous():
+        count = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    end: int = (tensor.storage_offset() + count) * tensor.element_size()
+    return count > 0 and end > nbytes
 
 
 def _without_data(tensor: object, error: Exception) -> UnsupportedTensor:

@@ -42,4 +42,5 @@ SECRET_FD_VARIABLE: Final = "TR_MMAP_AUTH_FD"
 LIFELINE_FD_VARIABLE: Final = "TR_MMAP_LIFELINE_FD"
 LOCK_FD_VARIABLE: Final = "TR_MMAP_LOCK_FD"  # of the worker's life lock
 PYTHON_VARIABLE: Final = "TR_PYTHON"  # the interpreter of workers
+RESOURCE_TRACKER: Final = "resource_tracker"  # in the arguments of a process that cleans up after its users
 PACKAGES_VARIABLE: Final = "TR_MMAP_PACKAGES"  # where the default worker finds what it imports, after all other places

@@ -32,7 +32,12 @@ RELEASE_TIMEOUT_MS: Final = 1000.0
 CLAIM_WAIT_S: Final = 2.0  # for another process's sweep, or a dead controller's worker to end: both take milliseconds
 CLAIM_RETRY_S: Final = 0.005
 KILL_WAIT_S: Final = 2.0  # for SIGKILL to show; a process in an uninterruptible wait is left to the kernel
+# A worker has said that it serves no more, and its process lives on: if it ends so soon, its exit code tells more.
+FAREWELL_GRACE_S: Final = 0.5
 TERMINATE_GRACE_S: Final = 1.0  # between SIGTERM and SIGKILL to a worker and the processes that it started
+
+# For a resource tracker, from the death of those that use it; takes milliseconds.
+TRACKER_GRACE_S: Final = 1.0
 
 # A worker lets a running handler go on for so long after its controller's death; then it removes the session, and ends
 # what it started. Who waits for such a worker waits for both.

@@ -17,6 +17,7 @@ from .dirents import (
     link,
     link_target,
     list_dir,
+    lock_dir,
     make_dir,
     remove_dir,
     remove_tree,
@@ -24,6 +25,7 @@ from .dirents import (
     replacement_of,
     status,
     symlink,
+    sync_dir,
     try_lock_dir,
     unlink,
     unlock_and_close_dir,
@@ -40,6 +42,7 @@ from .files import (
     make_pipe,
     open_dir,
     open_file,
+    open_or_create,
     open_path,
     open_private_file,
     peek,
@@ -49,12 +52,23 @@ from .files import (
     set_mode,
     set_size,
     signal_on_hangup,
+    sync,
     truncate,
+    try_lock_byte,
     write_all,
     write_pipe,
 )
 from .known_dir import KnownDir
-from .limits import check_descriptors, check_limit, check_processes, mapping_refused, thread_refused
+from .limits import (
+    check_descriptors,
+    check_import,
+    check_limit,
+    check_processes,
+    file_size_limit,
+    mapping_refused,
+    require_memory,
+    thread_refused,
+)
 from .memory import (
     MADV_DONTNEED,
     MADV_POPULATE_READ,
@@ -71,6 +85,7 @@ from .memory import (
 from .notify import ENTRIES, WRITES, add_watch, open_watches, read_watches, remove_watch
 from .own_file import OwnFile
 from .refusals import free_nbytes
+from .spare import SpareDescriptors
 
 __all__ = [
     "ENTRIES",
@@ -89,6 +104,7 @@ __all__ = [
     "advise",
     "allocate",
     "check_descriptors",
+    "check_import",
     "check_limit",
     "check_processes",
     "append_always",
@@ -97,6 +113,7 @@ __all__ = [
     "exchange",
     "exists",
     "file_nbytes",
+    "file_size_limit",
     "free_nbytes",
     "signal_on_hangup",
     "is_lock_free",
@@ -108,9 +125,11 @@ __all__ = [
     "link",
     "link_target",
     "list_dir",
+    "lock_dir",
     "make_dir",
     "make_pipe",
     "KnownDir",
+    "SpareDescriptors",
     "OwnFile",
     "keep",
     "map_again",
@@ -118,8 +137,10 @@ __all__ = [
     "map_read",
     "map_write",
     "mapping_refused",
+    "require_memory",
     "open_dir",
     "open_file",
+    "open_or_create",
     "open_path",
     "open_private_file",
     "peek",
@@ -134,8 +155,11 @@ __all__ = [
     "set_size",
     "status",
     "symlink",
+    "sync",
+    "sync_dir",
     "thread_refused",
     "truncate",
+    "try_lock_byte",
     "try_lock_dir",
     "unlink",
     "unlock_and_close_dir",

@@ -8,7 +8,7 @@ import shutil
 import stat
 from pathlib import Path
 
-from .files import is_on
+from .files import is_on, open_dir, sync
 from .limits import check_descriptors
 from .memory import libc
 from .refusals import check_room, hostile, not_regular
@@ -26,6 +26,7 @@ __all__ = [
     "is_lock_free",
     "is_same_file",
     "is_usable_dir",
+    "lock_dir",
     "link",
     "link_target",
     "list_dir",
@@ -36,6 +37,7 @@ __all__ = [
     "replacement_of",
     "status",
     "symlink",
+    "sync_dir",
     "try_lock_dir",
     "unlink",
     "unlock_and_close_dir",
@@ -134,7 +136,8 @@ def replacement_of(path: str) -> tuple[str | None, int | None]:
             return target, None
         if not target or not os.path.isdir(os.path.dirname(target.rstrip("/")) or "."):
             raise
-        raise IsADirectoryError(errno.EISDIR, "a file's name cannot end in a slash", path) from None
+        where = "" if target == path else f"the symlink leads to {target!r}, and "
+        raise IsADirectoryError(errno.EISDIR, f"{where}a file's name cannot end in a slash", path) from None
     if not stat.S_ISREG(info.st_mode):
         raise not_regular(path, is_dir=stat.S_ISDIR(info.st_mode))
     target, link_dirs = _follow(path)
@@ -268,6 +271,21 @@ def try_lock_dir(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def lock_dir(fd: int) -> None:
+    """Wait for the exclusive lock of an open directory."""
+    if fcntl is not None:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def sync_dir(path: str) -> None:
+    """Wait until the names in a directory are on the disk."""
+    fd = open_dir(path)
+    try:
+        sync(fd, is_dir=True)
+    finally:
+        os.close(fd)
 
 
 def is_lock_free(fd: int) -> bool:

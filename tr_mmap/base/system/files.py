@@ -26,6 +26,7 @@ __all__ = [
     "create_file",
     "file_nbytes",
     "signal_on_hangup",
+    "sync",
     "is_on",
     "is_dir_on_tmpfs",
     "is_sealed_against_writing",
@@ -166,6 +167,37 @@ def create_file(path: str, mode: int = 0o600, *, told_as: str | None = None) -> 
     except OSError as error:
         check_room(error, path)
         raise
+
+
+def open_or_create(path: str) -> int:
+    """Open a file for reading and writing; it is made, and empty, if it is missing.
+
+    Raises:
+        OutOfSpace: no room for another file.
+    """
+    while True:
+        try:
+            return open_file(path, write=True)
+        except FileNotFoundError:
+            pass
+        try:
+            return create_file(path)
+        except FileExistsError:
+            pass  # another process was faster
+
+
+def try_lock_byte(fd: int) -> bool:
+    """Take the exclusive lock of a file's first byte, unless another process has one of it. Ends with the descriptor.
+
+    It belongs to the process: it ends too when the process closes any other descriptor of the file.
+    """
+    if fcntl is None:  # pragma: no cover - Windows
+        return False
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+    except (BlockingIOError, PermissionError):  # POSIX allows both
+        return False
+    return True
 
 
 def set_mode(fd: int, mode: int) -> None:
@@ -347,6 +379,25 @@ def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
             ) from error
         check_file_size(error, offset + nbytes)
         raise
+
+
+def sync(fd: int, *, is_dir: bool = False) -> None:
+    """Wait until an open file's bytes, or an open directory's names, are on the disk.
+
+    Raises:
+        OutOfSpace: the file system finds only now that it is full.
+    """
+    try:
+        if is_dir or not hasattr(os, "fdatasync"):
+            os.fsync(fd)
+        else:
+            os.fdatasync(fd)  # the size too, where it is needed to find the bytes again
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            info = os.fstatvfs(fd)
+            raise too_little(os.fstat(fd).st_size or 1, info.f_bavail * info.f_frsize, "a directory") from error
+        if error.errno != errno.EINVAL:  # a file system that cannot, and so has nothing to wait for
+            raise
 
 
 def append_always(fd: int) -> None:

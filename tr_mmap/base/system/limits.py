@@ -16,9 +16,12 @@ except ImportError:  # pragma: no cover - Windows
 __all__ = [
     "check_descriptors",
     "check_file_size",
+    "check_import",
     "check_limit",
     "check_processes",
+    "file_size_limit",
     "mapping_refused",
+    "require_memory",
     "thread_refused",
 ]
 
@@ -62,6 +65,23 @@ def check_descriptors(error: OSError, what: str) -> None:
     else:
         return
     raise SystemLimit(f"{what}: {error.strerror}: {advice}", limit=limit, code=error.errno) from error
+
+
+def check_import(error: ImportError | OSError, what: str) -> None:
+    """Raise SystemLimit if a package could not be imported because of a limit of open files or of memory.
+
+    Args:
+        error: of the import. The dynamic linker's are an ImportError, whose text alone says what the system said.
+        what: what was tried, for the message.
+    """
+    if isinstance(error, OSError):
+        check_limit(error, what)
+        return
+    for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        if str(error).endswith(os.strerror(code)):
+            cause = OSError(code, os.strerror(code))
+            cause.__cause__ = error
+            check_limit(cause, what)
 
 
 def check_processes(error: OSError, what: str) -> None:
@@ -115,6 +135,11 @@ def check_file_size(error: OSError, end_nbytes: int) -> None:
     ) from error
 
 
+def file_size_limit() -> int | None:
+    """The most bytes that this process may write to a file (RLIMIT_FSIZE); None if there is no such limit."""
+    return _soft("RLIMIT_FSIZE")
+
+
 def mapping_refused(error: OSError, nbytes: int, *, is_private: bool) -> OSError:
     """The error to raise for a failed ``mmap``: SystemLimit if a limit is the cause.
 
@@ -127,6 +152,22 @@ def mapping_refused(error: OSError, nbytes: int, *, is_private: bool) -> OSError
     if error.errno != errno.ENOMEM:
         return OSError(error.errno, what)
     return _memory_limit(what, nbytes, is_private=is_private)
+
+
+def require_memory(nbytes: int, what: str) -> None:
+    """Refuse in time what would need more memory than this process may have.
+
+    Args:
+        nbytes: that are needed at once.
+        what: needs them.
+
+    Raises:
+        SystemLimit: there are not so many.
+    """
+    try:
+        bytearray(nbytes)  # which the kernel promises and does not give: nothing is stored there
+    except MemoryError:
+        raise _memory_limit(f"{nbytes} bytes for {what}", nbytes, is_private=True) from None
 
 
 def _memory_limit(what: str, nbytes: int, *, is_private: bool) -> SystemLimit:

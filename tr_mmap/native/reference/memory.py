@@ -22,8 +22,11 @@ def copy(target: Any, offset: int, source: Any) -> None:
         source: the C-contiguous buffer.
 
     Raises:
-        BufferError, ValueError: the source is not C-contiguous, or is no buffer; or it does not fit there.
+        BufferError, ValueError: the source is not C-contiguous, or is no buffer; or it does not fit there; or the
+            target holds Python objects.
     """
+    if "O" in memoryview(target).format:
+        raise ValueError("the target holds Python objects, and no bytes may be written over them")
     view = memoryview(source)
     if not view.c_contiguous:
         raise BufferError("the source is not C-contiguous")

@@ -10,15 +10,16 @@ import threading
 import time
 from typing import Any, Final
 
-try:
-    import posix_ipc
-except ModuleNotFoundError:  # Semaphore() says so; all else works without it
-    posix_ipc, _why_missing = None, "posix_ipc is not installed"
-except ImportError as _error:
-    posix_ipc, _why_missing = None, f"posix_ipc is installed, but cannot be loaded: {_error}"
-
 from ...wire.waits import MAX_DRAINED_RINGS, MIN_SLICE_S, SIGNAL_SLICE_S, SIGNAL_SLICE_SHARE
 from ..libc import libc
+from ..posix_ipc_package import load_posix_ipc
+
+posix_ipc: Any = None
+_why_missing = ""
+try:
+    posix_ipc = load_posix_ipc()
+except ImportError as _error:  # Semaphore() says so; all else works without it
+    _why_missing = str(_error)
 
 __all__ = ["Semaphore", "check_slice", "check_time", "longest_sleep_s"]
 
