@@ -17,7 +17,7 @@ from support import BOUND_S, FOREVER_MS, ROOT, TOOLS, Gate, at_rest, script, wai
 
 import tr_mmap
 from tr_mmap import PythonSession
-from tr_mmap.wire.messages import MAX_MESSAGE_NBYTES
+from tr_mmap.wire.messages import MAX_MESSAGE_NBYTES, MIRROR_DELAY_S
 
 LIAR = ROOT / "tests" / "attacks" / "liar.py"
 
@@ -277,6 +277,7 @@ def test_mirrors_that_are_gone_come_back(session: PythonSession, spoil: Any) -> 
 
     def is_back() -> bool:
         session.fetch_response("hello again")
+        time.sleep(2 * MIRROR_DELAY_S)  # in a burst of requests no side writes what the mirrors lack
         return all(path_of(session, name).is_file() for name in names)
 
     wait_until(is_back)

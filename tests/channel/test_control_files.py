@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from channel_ends import Ends, rest
-from support import count_fds, never
+from support import never, open_files
 
 from tr_mmap.channel.kinds import channel_kind
 from tr_mmap.channel.mapped import MappedChannel
@@ -116,11 +116,11 @@ def test_a_hostile_page_is_refused_when_a_worker_attaches(
 ) -> None:
     controller = MappedChannel.create(str(tmp_path))
     spoil(tmp_path / name)
-    before = count_fds()
+    before = open_files()
     with pytest.raises(HostilePath) as caught:
         MappedChannel.attach(str(tmp_path), controller.doorbells)
     assert caught.value.path == str(tmp_path / name)
-    assert count_fds() == before
+    assert open_files() == before
     controller.close()
 
 
@@ -140,10 +140,10 @@ def test_a_hostile_control_file_is_refused_when_it_is_read(
     else:
         look = ends.controller.read_status
     spoil(ends.directory / name)
-    before = count_fds()
+    before = open_files()
     with pytest.raises(HostilePath) as caught:
         look()
     assert caught.value.path == str(ends.directory / name)
-    assert count_fds() == before
+    assert open_files() == before
     if name == "request.json" and spoil is not directory:  # it is out of the way: the next message is found
         assert ends.ask(2, "y") == ends.asked()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from channel_ends import SHM, Ends, Stop, semaphores
-from support import BOUND_S, count_fds, never
+from support import BOUND_S, never, open_files
 
 from tr_mmap.base import system
 from tr_mmap.channel.mapped import MappedChannel
@@ -165,12 +165,12 @@ def test_a_full_file_system_lets_no_channel_begin_and_leaves_no_doorbells(
         if next(calls) == 2:
             raise OutOfSpace("full", needed_nbytes=nbytes, free_nbytes=0)
 
-    before = count_fds()
+    before = open_files()
     monkeypatch.setattr(system, "allocate", allocate)
     with pytest.raises(OutOfSpace):
         MappedChannel.create(str(tmp_path))
     assert semaphores() == []
-    assert count_fds() == before
+    assert open_files() == before
 
 
 def test_rings_that_nobody_waited_for_are_one_hint_and_end_a_later_wait_no_sooner(

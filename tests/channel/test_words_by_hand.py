@@ -6,13 +6,15 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from support import TOOLS, at_rest
 
 import tr_mmap
 from tr_mmap import PythonSession
+from tr_mmap.base import system
+from tr_mmap.channel.by_hand import HandWatch
 
 
 @pytest.fixture(scope="module", params=["mapped", "files", "legacy"])
@@ -93,3 +95,54 @@ def test_torn_or_headless_json_and_unknown_words_are_answered_with_an_error(sess
     assert found["params"].startswith("error: ")
     assert found["error"]["message"]
     json.dumps(found)
+
+
+def test_a_file_that_was_read_in_the_middle_of_a_look_is_not_read_again_when_the_mirror_makes_it_its_own(
+    tmp_path: Path,
+) -> None:
+    path, taken = tmp_path / "request.json", list[bytes]()
+    path.write_text("first")
+    watch = HandWatch(str(tmp_path), taken.append, lambda: None, lambda: None, lambda: None)
+    taken.clear()
+    new = tmp_path / "new"
+    new.write_text('{"cmd": "note", "params": ""}')
+    new.chmod(0o644)
+    new.rename(path)
+    watch._look_at_request(is_complete=False, is_touched=True)  # the name led to another file when this began
+    path.chmod(0o600)  # as the mirror does
+    watch.look()
+    watch.look()
+    watch.close()
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_file_that_is_made_just_as_its_watch_is_lost_is_read_when_its_writer_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Before or after the directory begins to be watched, and then nothing ever tells that the file was made."""
+    path, taken = tmp_path / "request.json", list[bytes]()
+    (tmp_path / "status.txt").touch()
+    path.write_text("")
+    watch = HandWatch(str(tmp_path), taken.append, lambda: None, lambda: None, lambda: None)
+    real, files = system.add_watch, list[TextIO]()
+
+    def add_watch(fd: int, name: str, mask: int) -> int:
+        if moment == "before" and name == str(tmp_path) and not files:
+            files.append(path.open("w"))
+        found = real(fd, name, mask)
+        if moment == "after" and name == str(tmp_path) and not files:
+            files.append(path.open("w"))
+        return found
+
+    monkeypatch.setattr(system, "add_watch", add_watch)
+    path.unlink()
+    watch.look()
+    (file,) = files
+    file.write('{"cmd": "note", "params": ""}')
+    file.close()
+    (tmp_path / "status.txt").write_text("busy")  # an event of another file
+    watch.look()
+    watch.look()
+    watch.close()
+    assert taken == [b'{"cmd": "note", "params": ""}']

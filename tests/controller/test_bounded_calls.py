@@ -220,12 +220,26 @@ def test_a_wait_without_a_request_says_what_the_worker_does(mapped: PythonSessio
     assert caught.value.last_moved_ms is not None
 
 
+def test_a_wait_for_a_tensor_by_name_says_how_long_it_was(mapped: PythonSession) -> None:
+    with pytest.raises(ResponseTimeout, match="within 30 ms") as caught:
+        mapped.recv_tensor("result_0", 30)
+    assert caught.value.timeout_ms == 30
+
+
+def test_a_thread_whose_answer_another_has_taken_is_told_the_truth(mapped: PythonSession) -> None:
+    mapped.send_request("hello you")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(mapped.wait_for_response).result() == "Hello You"
+    with pytest.raises(ResponseTimeout, match="no request was made whose answer is still to be taken"):
+        mapped.wait_for_response(20)
+
+
 def test_a_stopped_worker_is_said_to_be_stopped(workspace: Path) -> None:
     with PythonSession(TOOLS, "stopped", quiet_mode=True) as session:
         assert session.pid is not None
         os.kill(session.pid, signal.SIGSTOP)
         try:
-            wait_until(lambda: session.stats().worker.activity == "stopped")  # type: ignore[union-attr]
+            wait_until(lambda: session.stats().worker.activity == "stopped")
             with pytest.raises(ResponseTimeout, match="kill -CONT") as caught:
                 session.fetch_response("hello", 20)
             assert caught.value.state == "stopped"
@@ -237,9 +251,7 @@ def test_a_stopped_worker_is_said_to_be_stopped(workspace: Path) -> None:
 
 def test_stats_tell_busy_from_hung_and_idle(workspace: Path, gate: Gate) -> None:
     def activity() -> str:
-        worker = session.stats().worker
-        assert worker is not None
-        return worker.activity
+        return session.stats().worker.activity
 
     with PythonSession(TOOLS, "hung", quiet_mode=True) as session:
         assert activity() == "idle"
@@ -251,3 +263,8 @@ def test_stats_tell_busy_from_hung_and_idle(workspace: Path, gate: Gate) -> None
         wait_until(lambda: activity() == "idle")
         session.terminate()
         assert activity() == "ended"
+        with pytest.raises(WorkerDied):
+            session.fetch_response("hello", FOREVER_MS)
+        assert activity() == "ended"  # also when its death was reported
+        session.start()
+        assert activity() in ("starting", "idle")

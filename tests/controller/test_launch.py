@@ -7,15 +7,18 @@ import gc
 import json
 import os
 import signal
+import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from strategies import bits
-from support import TOOLS, controller, empty_place, has_ended, leftovers, run_python, script
+from support import TOOLS, controller, empty_place, has_ended, leftovers, open_files, run_python, script
 
 from tr_mmap import PythonSession, ResponseTimeout, ScriptNotFound, SessionInUse, WorkerDied, sweep
+from tr_mmap.processes.interpreter import find_python
 
 A = np.arange(1000.0)
 HI_SERVER = "from tr_mmap import Server\nserver = Server()\nserver.command('hi')(lambda: 'there')\nserver.run()\n"
@@ -244,8 +247,8 @@ def test_a_workspace_that_changes_meanwhile_does_not_part_the_two_sides(monkeypa
 
 
 def test_sessions_come_and_go_without_leaving_descriptors_or_threads() -> None:
-    def count() -> tuple[int, int]:
-        return len(os.listdir("/proc/self/fd")), threading.active_count()
+    def count() -> tuple[Counter[str], int]:
+        return open_files(), threading.active_count()
 
     def once(channel: str) -> None:
         with PythonSession(TOOLS, quiet_mode=True, channel=channel) as session:
@@ -279,3 +282,23 @@ def test_python_options_do_not_get_between() -> None:
         ended = run_python(*options, "-c", text)
         assert ended.stdout.strip() == "[2. 2.]", ended.stderr
         assert ended.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("executable", "is_frozen", "why"),
+    [
+        (sys.executable, True, "this program is frozen"),
+        ("", False, "sys.executable is empty"),
+        ("/nowhere/python3", False, "there is no such file"),
+        ("/bin/sh", False, "by its name is no Python"),
+    ],
+)
+def test_why_this_process_has_no_python_for_a_worker_is_said(
+    monkeypatch: pytest.MonkeyPatch, executable: str, is_frozen: bool, why: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    monkeypatch.setattr(sys, "frozen", is_frozen, raising=False)
+    with pytest.raises(ScriptNotFound, match=why) as caught:
+        find_python(None, {})
+    assert caught.value.path == executable
+    assert "TR_PYTHON" in str(caught.value)

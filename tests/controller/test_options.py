@@ -18,7 +18,8 @@ import torch
 from support import FOREVER_MS, TOOLS, Gate, run_python, script
 
 import tr_mmap
-from tr_mmap import BadMessage, PythonSession, ScriptNotFound, SessionInUse
+from tr_mmap import BadMessage, PythonSession, PyTorchSession, ResponseTimeout, ScriptNotFound, SessionInUse
+from tr_mmap.controller.options import shown_ms
 
 SHOW = """\
 import json, os, sys
@@ -247,6 +248,19 @@ def test_with_over_a_session_that_runs_is_an_error_and_does_not_harm_it(workspac
     session.close()
 
 
+def test_a_session_that_runs_is_not_made_again(workspace: Path) -> None:
+    session = PythonSession(TOOLS, "again", quiet_mode=True)
+    session.__init__(TOOLS, "other", quiet_mode=True)  # type: ignore[misc] # it is not started yet
+    with session:
+        with pytest.raises(SessionInUse, match="__init__"):
+            session.__init__(TOOLS, "third", quiet_mode=True)  # type: ignore[misc]
+        assert session.session_id() == "other"
+        assert session.fetch_response("hello you") == "Hello You"
+    session.__init__(TOOLS, "again", quiet_mode=True)  # type: ignore[misc] # it has ended
+    with session:
+        assert session.session_id() == "again"
+
+
 def test_a_session_of_this_process_in_the_way_is_said_so_and_can_be_replaced(workspace: Path, gate: Gate) -> None:
     first = PythonSession(TOOLS, "cell", quiet_mode=True)
     first.start()
@@ -331,3 +345,50 @@ def test_what_programs_name_is_exported() -> None:
     for name in ("SessionStats", "WorkerState", "PoolStats", "SweepReport"):
         assert getattr(tr_mmap, name).__name__ == name
     assert isinstance(tr_mmap.native.IS_COMPILED, bool)
+
+
+def test_options_given_by_position_are_refused_in_the_name_of_the_class_and_with_the_way_to_give_them() -> None:
+    many: Any = (TOOLS, "many", True, "torch")
+    for kind in (PythonSession, PyTorchSession):
+        with pytest.raises(TypeError) as caught:
+            kind(*many)
+        text = str(caught.value)
+        assert text.startswith(f"{kind.__name__} takes script_path, session_id and quiet_mode by position")
+        assert "framework='torch'" in text
+    with pytest.raises(TypeError, match="got 6 arguments"):
+        PythonSession(*many, 1, 2)
+
+
+@pytest.mark.parametrize("value", [1, b"text", "zero\0byte", "\ud800", ["list"]])
+def test_a_wrong_value_of_a_variable_is_named_by_its_variable(value: Any) -> None:
+    with pytest.raises(BadMessage, match=r"^env: SECOND is ") as caught:
+        PythonSession(TOOLS, env={"FIRST": "right", "SECOND": value})
+    assert caught.value.detail == "env"
+
+
+@pytest.mark.parametrize(
+    ("timeout_ms", "shown"),
+    [(0.5, "0.5"), (-0.0, "0"), (0, "0"), (30, "30"), (1000 / 30, "33.33"), (999.97, "1000"), (1500.0, "1500")],
+)
+def test_a_timeout_is_shown_as_it_was_given_and_short(timeout_ms: float, shown: str) -> None:
+    assert shown_ms(timeout_ms) == shown
+
+
+def test_the_errors_of_short_waits_show_their_timeout(own: PythonSession, gate: Gate) -> None:
+    for timeout_ms, shown in ((0.5, "0.5 ms"), (-0.0, "0 ms")):
+        with pytest.raises(ResponseTimeout, match=f"within {shown}"):
+            own.wait_for_response(timeout_ms)
+    own.send_request(gate.message)
+    for timeout_ms, shown in ((0.5, "0.5 ms"), (-0.0, "0 ms")):
+        with pytest.raises(ResponseTimeout, match=f"within {shown}"):
+            own.wait_for_response(timeout_ms)
+    gate.let_go("open")
+    own.wait_for_response()
+
+
+def test_a_session_that_has_nothing_to_end_says_that_it_has_ended() -> None:
+    session = PythonSession(TOOLS, "nothing", quiet_mode=True)
+    assert session.please_exit()
+    session.start()
+    session.close()
+    assert session.please_exit()

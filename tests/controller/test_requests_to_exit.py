@@ -145,3 +145,35 @@ def test_start_finishes_a_close_that_was_interrupted(session: PythonSession, gat
     session.start()
     assert session.fetch_response("say again") == "again"
     session.close()
+
+
+def ignore(number: int) -> None:
+    signal.signal(number, signal.SIG_IGN)
+
+
+def reap(number: int) -> None:
+    def take_all(*_: object) -> None:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+
+    signal.signal(number, take_all)
+
+
+@pytest.mark.parametrize("lose_exit_code", [ignore, reap])
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_where_the_exit_code_is_lost_a_workers_farewell_says_that_it_ended_by_itself(
+    session: PythonSession, lose_exit_code: Callable[[int], None], is_killed: bool
+) -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        lose_exit_code(signal.SIGCHLD)
+        if is_killed:
+            assert session.pid is not None
+            os.kill(session.pid, signal.SIGKILL)
+            assert session.join(FOREVER_MS)
+        assert session.please_exit() is not is_killed
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,10 +67,28 @@ def ignored(*numbers: int) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def ignored_in_c() -> Iterator[None]:
+    """So that Python does not know it."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    before = libc.signal(signal.SIGUSR2, 1)
+    try:
+        yield
+    finally:
+        libc.signal(signal.SIGUSR2, before)
+
+
 WAYS = {
     "all blocked": blocked,
     "SIGALRM ignored": lambda: ignored(signal.SIGALRM),
     "SIGCHLD ignored": lambda: ignored(signal.SIGCHLD),
+    **{
+        f"{number.name} ignored": partial(ignored, number)
+        for number in (signal.SIGQUIT, signal.SIGUSR1, signal.SIGTSTP, signal.SIGTTOU, signal.SIGWINCH, signal.SIGINT)
+    },
+    "SIGHUP and SIGUSR2 ignored": lambda: ignored(signal.SIGHUP, signal.SIGUSR2),
+    "SIGUSR2 ignored by code in C": ignored_in_c,
     "SIGTERM and more ignored": lambda: ignored(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGQUIT),
 }
 
@@ -82,6 +102,7 @@ def test_a_worker_does_not_inherit_blocked_and_ignored_signals(tmp_path: Path, w
     assert found["blocked"] == []
     # Python ignores these two. SIGHUP stays ignored, because nohup(1) means all that a program starts.
     assert set(found["ignored"]) - {signal.SIGHUP} == {signal.SIGPIPE, signal.SIGXFSZ}
+    assert (signal.SIGHUP in found["ignored"]) >= ("SIGHUP" in way)
     assert session.fetch_response("child") == "7"
     assert session.please_exit()
 

@@ -19,6 +19,24 @@ ENDS: list[Callable[[PythonSession], Any]] = [PythonSession.close, PythonSession
 WAITS: list[Callable[[PythonSession, float], Any]] = [PythonSession.wait_for_response, PythonSession.wait_for_tensor]
 
 
+@pytest.mark.parametrize("channel", ["mapped", "files", "legacy"])
+def test_a_wait_for_a_named_tensor_beside_a_dying_worker_learns_how_it_died(channel: str, gate: Gate) -> None:
+    session = PythonSession(TOOLS, "named", quiet_mode=True, channel=channel)
+    session.start()
+    assert session.wait_until_ready(FOREVER_MS)
+    with ThreadPoolExecutor(5) as pool:
+        asker = pool.submit(session.calculate, gate.message, timeout_ms=FOREVER_MS)
+        gate.wait_for_worker()
+        takers = [pool.submit(session.recv_tensor, f"t{number}", FOREVER_MS) for number in range(4)]
+        wait_until(lambda: all(each.running() for each in takers))
+        assert session.pid is not None
+        os.kill(session.pid, signal.SIGKILL)
+        for each in [asker, *takers]:
+            with pytest.raises(WorkerDied):
+                each.result(BOUND_S)
+    session.close()
+
+
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 @pytest.mark.parametrize("wait", WAITS)
 @pytest.mark.parametrize("end", ENDS)

@@ -16,9 +16,10 @@ import pytest
 from support import TOOLS, environment, has_ended, leftovers, run_python, script
 
 from tr_mmap import PythonSession, ScriptNotFound, SystemLimit, WorkerDied, sweep
-from tr_mmap.controller.launch import advice_on, find_python, launch
+from tr_mmap.controller.launch import advice_on, launch
 from tr_mmap.controller.options import ChannelName
 from tr_mmap.processes import worker_log
+from tr_mmap.processes.interpreter import find_python
 from tr_mmap.processes.spawn import WorkerProcess
 from tr_mmap.processes.worker_log import MAX_LOG_NBYTES
 

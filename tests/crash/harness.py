@@ -31,7 +31,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
 from content import BOARD_VARIABLE, Board, Inside, Word, content, fault_of  # noqa: E402
 from report import Report  # noqa: E402
-from support import count_fds, processes_of  # noqa: E402
+from support import open_files, processes_of  # noqa: E402
 
 from tr_mmap import PythonSession, ResponseTimeout, WorkerDied, sweep  # noqa: E402
 
@@ -342,14 +342,14 @@ def _spin(seconds: float) -> None:
 
 def run_slot(kills: int, seed: int) -> Report:
     """One slot, in this process."""
-    before = count_fds()
+    before = open_files()
     directory = Path(tempfile.mkdtemp(prefix=f"tr_kills_{os.getpid()}_", dir="/dev/shm"))
     try:
         report = Slot(directory, seed).run(kills)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-    if (after := count_fds()) != before:
-        report.left.append(f"{after - before} descriptors")
+    if (after := open_files()) != before:
+        report.left.append(f"descriptors: {dict(after - before)}, and closed: {dict(before - after)}")
     return report
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from projects import PEERS, Project, bare_environment, begin, do, running, shell_controller
-from support import has_ended, json_line, wait_until
+from support import environment, has_ended, json_line, wait_until
 
 SUBREAPER = PEERS / "subreaper.py"
 HOLDING_CHILD = """
@@ -104,6 +104,27 @@ def test_whoever_adopts_a_worker_is_not_what_it_follows(project: Project, is_of_
             assert is_served(adopting)
         controller.kill()
         assert has_ended(worker.pid)
+
+
+def test_a_shell_that_goes_in_the_middle_of_the_look_is_not_what_tells(tmp_path: Path) -> None:
+    """Its place as the parent is another process's a moment later, which is not the program."""
+    looking = tmp_path / "looking.py"
+    looking.write_text(
+        "import os, sys\nfrom tr_mmap.processes import launcher\n"
+        "answers, now = [int(sys.argv[1])], os.getppid\n"
+        "while launcher._name_of(now()) in launcher._SHELLS: pass\n"  # the shell that started this one
+        "os.getppid = lambda: answers.pop() if answers else now()\n"
+        "print([each.pid for each in launcher.find_launchers()], flush=True)\n"
+    )
+    program = (
+        "import os, subprocess, sys\n"
+        "shell = subprocess.Popen(['/bin/sh', '-c', 'read line; true'], stdin=subprocess.PIPE)\n"
+        f"os.system(f'{sys.executable} {looking} {{shell.pid}} &')\n"
+        "sys.stdin.read(1)\n"
+    )
+    with running([sys.executable, "-c", program], environment()) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"[{process.pid}]\n"
 
 
 def test_a_worker_ends_with_a_program_although_what_has_adopted_it_lives(project: Project) -> None:

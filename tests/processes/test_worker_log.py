@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import BOUND_S, count_fds
+from support import BOUND_S, open_files
 
 from tr_mmap.base import system
 from tr_mmap.processes import worker_log
@@ -270,7 +270,7 @@ def test_a_forwarder_goes_on_after_a_cut_and_repeats_nothing(
 ) -> None:
     path, fd = log
     sink = new_sink(monkeypatch)
-    before = count_fds()
+    before = open_files()
     os.write(fd, b"old\n")
     forwarder = LogForwarder(path, from_start=False)
     os.write(fd, b"first\n")
@@ -284,7 +284,7 @@ def test_a_forwarder_goes_on_after_a_cut_and_repeats_nothing(
     forwarder.stop(BOUND_S)
     assert len(sink.text) == written - len("old\n") + len("second\n")
     assert "old" not in sink.text
-    assert count_fds() == before
+    assert open_files() == before
 
 
 def test_a_forwarder_takes_nothing_from_a_log_that_is_being_cut(
@@ -345,3 +345,44 @@ def test_a_forwarder_has_no_thread_while_its_process_forks(
     os.write(fd, b"after the fork\n")
     wait_for(lambda: "after the fork" in sink.text)
     forwarder.stop(BOUND_S)
+
+
+# -- the newest lines of a worker that a fatal error has ended ---------------------------------------------------------
+
+
+def _dump(threads: int, frames: int, cause: str = "Aborted") -> str:
+    lines = [f"Fatal Python error: {cause}", ""]
+    for thread in range(threads):
+        lines += [f"Thread 0x{thread:016x} (most recent call first):"]
+        lines += [f'  File "/program/module.py", line {line} in function' for line in range(frames)] + [""]
+    return "\n".join([*lines, "Extension modules: a, b (total: 2)", ""])
+
+
+@pytest.mark.parametrize(
+    ("threads", "frames"), [(1, 30), (3, 20), (60, 30)], ids=["one", "three", "longer than 16 KiB"]
+)
+def test_the_newest_lines_have_the_fatal_error_and_what_was_said_before_it(
+    log: tuple[str, int], threads: int, frames: int
+) -> None:
+    path, fd = log
+    os.write(fd, ("chatter\n" * 50 + "program: assertion 'x > 0' failed\n" + _dump(threads, frames)).encode())
+    found = log_tail(path, 20).splitlines()
+    assert len(found) == 20
+    assert "program: assertion 'x > 0' failed" in found
+    assert "Fatal Python error: Aborted" in found
+    assert "Thread 0x0000000000000000 (most recent call first):" in found
+    assert found[-1] == "Extension modules: a, b (total: 2)"
+
+
+def test_a_dump_with_lines_without_end_is_bounded(log: tuple[str, int]) -> None:
+    path, fd = log
+    os.write(fd, b"x" * 100_000 + b"\n" + _dump(1, 30, "y" * 100_000).encode())
+    assert len(log_tail(path, 20)) <= 32 << 10
+
+
+def test_a_short_dump_is_whole_and_an_old_one_far_away_is_not_shown(log: tuple[str, int]) -> None:
+    path, fd = log
+    os.write(fd, _dump(1, 3).encode())
+    assert log_tail(path, 20).splitlines() == _dump(1, 3).splitlines()
+    os.write(fd, b"another line\n" * 30_000)
+    assert log_tail(path, 20).splitlines() == ["another line"] * 20

@@ -20,7 +20,6 @@ from support import BOUND_S, FOREVER_MS, wait_until
 
 from tr_mmap import PythonSession, RemoteError, ResponseTimeout, UnexpectedResponse, UnknownCommand, WorkerDied
 
-REQUESTS = 200
 WORKERS = [
     "",
     "late",
@@ -33,6 +32,12 @@ WORKERS = [
     "running in_place",
     "silent",
 ]
+
+
+@pytest.fixture
+def requests(is_full: bool) -> int:
+    """Each 72 have each form and each kind, in each way."""
+    return 360 if is_full else 216
 
 
 def old_worker(patch: pytest.MonkeyPatch, words: str) -> PythonSession:
@@ -68,11 +73,14 @@ def ask_in_vain(session: PythonSession, words: str, number: int) -> None:
             session.fetch_tensor("echo not_there")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", WORKERS)
-def test_every_old_worker_answers_our_controller_rightly(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+def test_every_old_worker_answers_our_controller_rightly(
+    monkeypatch: pytest.MonkeyPatch, requests: int, words: str
+) -> None:
     with old_worker(monkeypatch, words) as session:
         session.send_tensor(np.float32([3, 4]), "kept")
-        for number in range(REQUESTS):
+        for number in range(requests):
             kind = number % 6
             values = np.arange(number, number + 3, dtype=(np.float32, np.int32)[number % 2])
             if kind == 0:
@@ -113,7 +121,7 @@ def test_a_worker_of_three_and_more_responses_is_not_stuck_in_whatever_order_the
 
 
 def test_a_worker_in_the_middle_of_its_responses_ends_when_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    for is_answered in (True, False) * 5:
+    for is_answered in (True, False) * 3:
         with old_worker(monkeypatch, "doubles late running") as session:
             session.send_tensor(np.float32([1]), "x")
             session.send_request("progress x")  # two texts, tensors, two texts
@@ -130,6 +138,7 @@ def test_a_handler_that_goes_on_after_its_answer_delays_it_by_a_moment_only(
     """By no more than the caller has, either; the next request waits for the handler."""
     fifo = tmp_path / "gate"
     os.mkfifo(fifo)
+    assert original.fetch_response("say first") == "first"  # its start may take longer than the caller has
     assert original.fetch_response(f"linger {fifo}", timeout_ms) == "answered"
     with pytest.raises(ResponseTimeout, match="has not ended the last request"):
         original.fetch_response("say next", 50)
@@ -233,14 +242,15 @@ FORMS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", ["", "json", "in_place", "json in_place"])
 def test_every_old_controller_is_answered_rightly_by_our_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests: int, words: str
 ) -> None:
     monkeypatch.setenv("OLD_CONTROLLER", words)
     with old_controller(tmp_path) as old:
         old.write("kept", np.float32([3, 4]))
-        for number in range(REQUESTS):
+        for number in range(requests):
             form = FORMS[number % len(FORMS)]
             kind = number // len(FORMS) % 4
             if kind == 0:
@@ -266,11 +276,11 @@ def ask(old: OldController, form: str, command: str, params: str, want: str) -> 
     return answer
 
 
-@pytest.mark.parametrize("text", ['{"cmd": "hel', '{"params": "x"}', '{"cmd": ""}', "[1]", '["hello"]', '"', "{}", "{"])
-def test_what_is_meant_as_json_and_is_no_request_is_answered_with_an_error(tmp_path: Path, text: str) -> None:
+def test_what_is_meant_as_json_and_is_no_request_is_answered_with_an_error(tmp_path: Path) -> None:
     with old_controller(tmp_path) as old:
-        assert old.do(request=text, want="text")["params"].startswith("error: ")
-        assert old.text("hello", "again") == "Hello Again"
+        for text in ('{"cmd": "hel', '{"params": "x"}', '{"cmd": ""}', "[1]", '["hello"]', '"', "{}", "{"):
+            assert old.do(request=text, want="text")["params"].startswith("error: "), text
+            assert old.text("hello", "again") == "Hello Again", text
 
 
 def test_a_request_that_comes_in_parts_is_read_when_it_is_whole(tmp_path: Path) -> None:

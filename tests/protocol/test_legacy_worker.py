@@ -271,6 +271,24 @@ def test_a_request_waits_while_the_worker_is_in_one_by_hand_and_gets_its_own_res
         assert answers == ["0", "1", "2"]
 
 
+def test_a_response_by_hand_that_comes_long_after_its_status_is_not_the_next_ones(tmp_path: Path) -> None:
+    """The worker writes the status first; a busy machine may let it stand still then."""
+    script, fifo = tmp_path / "worker.py", tmp_path / "gate"
+    os.mkfifo(fifo)
+    slow = OLD_WORKER.read_text().replace(
+        "    def respond(self, command, params):", "    def respond(self, command, params):\n        time.sleep(0.3)"
+    )
+    script.write_text(slow)
+    with PythonSession(script, quiet_mode=True, channel="legacy") as session:
+        assert session.fetch_response("say before") == "before"
+        write_by_hand(session, "wait", str(fifo))
+        with fifo.open("w") as file:
+            with pytest.raises(ResponseTimeout, match="somebody else wrote"):
+                session.fetch_response("say late", 5)
+            file.write("by hand")
+        assert [session.fetch_response(f"say {i}", FOREVER_MS) for i in range(3)] == ["0", "1", "2"]
+
+
 def test_a_worker_that_never_says_that_a_request_has_ended_is_given_the_next_one(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(OLD_WORKER.read_text().replace('self.write_status("ok")', "pass"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from outcomes import outcome
+from support import ROOT
 
 from tr_mmap.errors import BadMessage
 from tr_mmap.protocol.commands import parse_command, split_words
@@ -324,3 +327,31 @@ def test_messages_do_not_share_their_lists() -> None:
 def test_timestamps_are_milliseconds_since_1970() -> None:
     before = time.time()
     assert int(before * 1000) <= now_ms() <= time.time() * 1000
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from tr_mmap.errors import SystemLimit
+from tr_mmap.protocol.messages import Request, Response, encode
+text = "x" * (8 << 20)
+message = Request(command="hello", parameters=text) if sys.argv[1] == "request" else Response(result=text)
+mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + (int(sys.argv[2]) << 20), -1))
+try:
+    print(len(encode(message)) > len(text))
+except SystemLimit as error:
+    print(error.limit)
+"""
+
+
+@pytest.mark.parametrize("what", ["request", "response"])
+@pytest.mark.parametrize("left", [1, 4, 9, 12, 15, 20, 26, 200])
+def test_a_long_text_that_has_no_memory_is_refused_by_the_limit_it_met(what: str, left: int) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, what, str(left)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.strip() == ("True" if left == 200 else "RLIMIT_AS")

@@ -231,7 +231,9 @@ def test_what_is_no_name_is_refused_with_the_line_to_write(name: Any) -> None:
         Server().command(name)
 
 
-@pytest.mark.parametrize("name", ["", " ", "two words", "do ", "tab\tbed", "exit", "$release", "{do", "{", "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["", " ", "two words", "do ", "tab\tbed", "exit", "$release", "{do", "{", "\ud800", "a\0", "\0"]
+)
 def test_a_name_that_no_message_could_say_is_refused(name: str) -> None:
     with pytest.raises(BadMessage, match="cannot name a command"):
         Server().command(name)
@@ -240,5 +242,5 @@ def test_a_name_that_no_message_could_say_is_refused(name: str) -> None:
 def test_a_name_is_given_once() -> None:
     server = Server()
     server.command("do")(nothing)
-    with pytest.raises(BadMessage, match="taken"):
+    with pytest.raises(BadMessage, match=r"^'do' cannot name a command: it is taken$"):
         server.command("do")

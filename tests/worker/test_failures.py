@@ -65,6 +65,11 @@ TYPES = {
     "surrogates": "ValueError",
     "broken_meta": "BrokenMeta",
     "broken_cause": "BrokenCause",
+    "no_class": "NoClass",
+    "no_attributes": "NoAttributes",
+    "pretends_to_exit": "PretendsToExit",
+    "no_space_of_user": "NoSpaceOfUser",
+    "group_of_no_class": "ExceptionGroup",
     "group": "ExceptionGroup",
     "base_group": "BaseExceptionGroup",
     "nested_group": "ExceptionGroup",
@@ -96,6 +101,15 @@ def test_whatever_a_handler_raises_arrives_and_is_bounded(channel: str) -> None:
             assert 0 < len(caught.value.remote_traceback) < 1 << 20, name
             assert log.stat().st_size - before < 1 << 20, name
             assert session.is_ready(), name
+
+
+@pytest.mark.parametrize("name", ["no_class", "no_attributes", "pretends_to_exit"])
+def test_an_exception_that_cannot_be_asked_for_its_class_arrives_with_its_frames(
+    saboteur: PythonSession, name: str
+) -> None:
+    with pytest.raises(RemoteError) as caught:
+        saboteur.fetch_response(f"raise {name}")
+    assert "in raise_it" in caught.value.remote_traceback
 
 
 def test_a_text_that_is_cut_keeps_its_beginning_and_its_end_and_says_so(saboteur: PythonSession) -> None:
@@ -247,6 +261,37 @@ def test_a_limit_of_the_worker_is_told_as_the_workers(tmp_path: Path) -> None:
         assert session.fetch_response("total x") == "100000.0"
         with pytest.raises(RemoteError, match=r"^total: no tensor goes by the tag 'y'"):
             session.fetch_response("total y")
+
+
+BUILTINS = """
+import math
+import numpy as np
+from tr_mmap import Server
+server = Server()
+server.command("root")(lambda x: math.sqrt(-1))
+for name, function in {"length": len, "float": float, "product": np.dot}.items():
+    try:
+        server.command(name)(function)
+    except Exception as error:
+        print(name, error)
+server.run()
+"""
+
+
+def test_the_traceback_of_a_builtin_has_no_frames_of_the_library(tmp_path: Path) -> None:
+    with PythonSession(script(tmp_path, BUILTINS), quiet_mode=True) as session:
+        for name, tensors in (
+            ("length", [np.float64(1)]),
+            ("float", [np.ones(2)]),
+            ("product", [np.ones(2), np.ones(3)]),
+        ):
+            with pytest.raises(RemoteError, match=f"^'{name}' failed in the worker: (Type|Value)Error") as caught:
+                session.calculate(name, *tensors)
+            assert "File " not in caught.value.remote_traceback
+            assert caught.value.error_type in caught.value.remote_traceback
+        with pytest.raises(RemoteError, match="math domain error") as caught:
+            session.calculate("root", np.ones(1))
+        assert "in <lambda>" in caught.value.remote_traceback  # a frame of the user's stays
 
 
 # -- no room in the worker -------------------------------------------------------------------------------------------

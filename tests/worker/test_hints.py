@@ -103,6 +103,10 @@ def with_many(*modes: Literal[Mode, "fast"]) -> Any: ...  # type: ignore[valid-t
 def with_a_reference(x: Any, mode: Any = "fast") -> Any: ...
 
 
+def with_a_mistake(x: Any, k: Any) -> Any: ...
+
+
+with_a_mistake.__annotations__ = {"k": "int |"}
 with_a_reference.__annotations__ = {"mode": Optional["Mode"]}  # as without annotations from __future__
 
 
@@ -114,6 +118,7 @@ with_a_reference.__annotations__ = {"mode": Optional["Mode"]}  # as without anno
         (with_number_as_default, "batch: 'Batch' cannot be resolved"),
         (with_a_word_type, r"k: 'float \| Batch' cannot be resolved"),
         (with_an_optional_word, r"k: 'Mode \| str \| None' cannot be resolved"),
+        (with_a_mistake, r"k: 'int \|' cannot be resolved"),
         (with_many, r"\*modes: .* cannot be resolved"),
     ],
 )

@@ -160,6 +160,26 @@ class BrokenCause(Exception):
         raise RuntimeError("notes")
 
 
+class NoClass(Exception):
+    @property
+    def __class__(self):
+        raise RuntimeError("class")
+
+
+class NoAttributes(Exception):
+    def __getattribute__(self, name):
+        raise ZeroDivisionError(name)
+
+
+class PretendsToExit(Exception):
+    __class__ = SystemExit
+
+
+class NoSpaceOfUser(OutOfSpace):
+    def __getattribute__(self, name):
+        raise KeyboardInterrupt(name)
+
+
 class SpaceOfUser(OutOfSpace):
     def __init__(self):
         Exception.__init__(self, "mine")
@@ -215,6 +235,11 @@ ERRORS = {
     "surrogates": lambda: ValueError("\ud800 and \udcff"),
     "broken_meta": lambda: BrokenMeta("meta"),
     "broken_cause": lambda: BrokenCause("cause"),
+    "no_class": lambda: NoClass("class"),
+    "no_attributes": lambda: NoAttributes("attributes"),
+    "pretends_to_exit": lambda: PretendsToExit("exit"),
+    "no_space_of_user": lambda: NoSpaceOfUser("mine", needed_nbytes=1, free_nbytes=0),
+    "group_of_no_class": lambda: ExceptionGroup("group", [NoClass("class"), NoAttributes("attributes")]),
     "causes": lambda: _chain(10_000, lambda newer, older: setattr(newer, "__cause__", older)),
     "contexts": lambda: _chain(10_000, lambda newer, older: setattr(newer, "__context__", older)),
     "cycle": lambda: _cycle(),

@@ -164,6 +164,9 @@ class AuthenticatedChannel(Channel):
     def read_status(self) -> StatusLine:
         return self._inner.read_status()
 
+    def says_farewell(self) -> bool:
+        return self._inner.says_farewell()
+
     def is_exit_requested(self) -> bool:
         """Never: any process may have written the status. The controller sends a signed request to exit."""
         return False

@@ -107,44 +107,47 @@ class HandWatch:
             self._look_at_status()
             return
         events = list(system.read_watches(self.fd))
-        before = self._watches.get(self._request)
-        requests = {before}
-        statuses = {self._watches.get(self._status)}
-        of_directory = self._watches.get(self._directory)
+        before = dict(self._watches)
         self._arm()  # before the files are read: what is written later is an event again
-        requests.add(self._watches.get(self._request))
-        statuses.add(self._watches.get(self._status))
-        closed = {watch for watch, is_closed in events if is_closed}
         changed = {watch for watch, _ in events}
-        if changed & {*requests, of_directory}:
+        closed = {watch for watch, is_closed in events if is_closed}
+        has_new_entry = before.get(self._directory) in changed
+        requests = {before.get(self._request), self._watches.get(self._request)}
+        statuses = {before.get(self._status), self._watches.get(self._status)}
+        is_other = has_new_entry or len(requests) > 1  # no event may tell of a file that is made as its watch is lost
+        if is_other or changed & requests:
             is_closed = bool(closed & requests)
-            is_other = of_directory in changed or self._watches.get(self._request) != before
             self._look_at_request(is_complete=is_closed, is_touched=is_closed or is_other)
         elif time.monotonic() >= self.due_s:
             self._look_at_request(is_complete=True, is_touched=False)
-        if changed & {*statuses, of_directory}:
+        if has_new_entry or len(statuses) > 1 or changed & statuses:
             self._look_at_status()
 
     def _arm(self) -> None:
         """Watch the files that the names lead to now; the directory too while one of them is not there."""
         if self.fd < 0:
             return
-        is_missing = False
-        for path in (self._request, self._status):
-            before = self._watches.pop(path, -1)
-            watch = system.add_watch(self.fd, path, system.WRITES)
-            if watch >= 0:
-                self._watches[path] = watch
-            else:
-                is_missing = True
-            if before not in (watch, -1):
-                system.remove_watch(self.fd, before)
-        if is_missing:
-            self._watches[self._directory] = system.add_watch(self.fd, self._directory, system.ENTRIES)
-            if self._watches[self._directory] < 0:  # no more watches, or no directory any more: look now and then
+        paths = self._request, self._status
+        is_there = [self._watch(path) for path in paths]
+        if not all(is_there):
+            watch = self._watches[self._directory] = system.add_watch(self.fd, self._directory, system.ENTRIES)
+            if watch < 0:  # no more watches, or no directory any more: look now and then
                 self.close()
+                return
+            for path in paths:  # one may have been made since
+                self._watch(path)
         elif (watch := self._watches.pop(self._directory, -1)) >= 0:
             system.remove_watch(self.fd, watch)
+
+    def _watch(self, path: str) -> bool:
+        """Watch the file that a name leads to now; returns whether there is one."""
+        before = self._watches.pop(path, -1)
+        watch = system.add_watch(self.fd, path, system.WRITES)
+        if watch >= 0:
+            self._watches[path] = watch
+        if before not in (watch, -1):
+            system.remove_watch(self.fd, before)
+        return watch >= 0
 
     def _signature_of(self, path: str) -> _Signature:
         try:
@@ -196,8 +199,10 @@ class HandWatch:
         if not text.strip(_BLANK) or (_is_mirror(text) and not (is_touched and self._is_edited(text))):
             return
         if seen is not None and signature[:3] == seen[:3] and hash(text) == self._taken:
-            # Without inotify, of the changes of time and mode only the mirror's own can be told from a new request.
-            is_of_mirror = self.fd < 0 and seen[5] != signature[5] and stat.S_IMODE(signature[5]) == 0o600
+            # Where nobody has closed it after writing, or there is no inotify to tell: a change of time and mode to
+            # those of a mirror is the mirror's own, which has found this file in its place.
+            has_changed_mode = seen[5] != signature[5] and stat.S_IMODE(signature[5]) == 0o600
+            is_of_mirror = has_changed_mode and (self.fd < 0 or not is_complete)
             if is_of_mirror or self._is_early:
                 self._seen[self._request], self._is_early = signature, self._is_early and not is_touched
                 return

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import BadMessage
+from ..errors import BadMessage, TRException
 from ..native import ChannelParts
 from ..protocol.messages import Failure, Request, Response
 from ..protocol.status import Status, StatusLine
@@ -129,6 +129,13 @@ class Channel(ABC):
         Raises:
             HostilePath: a channel of files, and the status is no file of the peer's.
         """
+
+    def says_farewell(self) -> bool:
+        """Whether the worker's last word is that it serves no more. Every answer of its came before that word."""
+        try:
+            return self.read_status().status is Status.TERMINATED
+        except (TRException, OSError):
+            return False  # somebody has replaced its status
 
     @abstractmethod
     def is_exit_requested(self) -> bool:

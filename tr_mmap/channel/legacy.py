@@ -107,6 +107,8 @@ class LegacyChannel(FileChannel):
         self._left: tuple[_Signature, float] = (None, 0.0)  # a response to somebody else's request; when it was found
         self._looking = threading.RLock()  # reentrant, because a signal handler may look too
         self._is_quiet = True  # the last look found no response to anybody else's request, nor that one was to come
+        self._was_in_another = False  # and the response to that one has not been seen yet
+        self._another_ended_s = 0.0
 
     # -- messages -------------------------------------------------------------------------------------------------
 
@@ -172,7 +174,9 @@ class LegacyChannel(FileChannel):
             return False
         was_quiet, self._is_quiet = self._is_quiet, True
         if not os.path.lexists(self._in):
-            return was_quiet  # else look once more: a response follows the status, or the one that was removed
+            # Else look once more: a response follows the status, or the one that was removed.
+            return was_quiet and not self._is_another_s_response_due()
+        self._was_in_another = False
         try:
             system.unlink(self._in)
         except OSError:
@@ -206,7 +210,16 @@ class LegacyChannel(FileChannel):
             return False  # that status was of our own request: the next one could not be written, or is still to come
         if mark != self._busy_mark:
             self._busy_mark, self._busy_since_s = mark, now_s
-        return now_s - self._busy_since_s < (_LONG_PATIENCE_S if self._ends_busy else _PATIENCE_S)
+        if now_s - self._busy_since_s >= (_LONG_PATIENCE_S if self._ends_busy else _PATIENCE_S):
+            return False
+        self._was_in_another, self._another_ended_s = True, now_s
+        return True
+
+    def _is_another_s_response_due(self) -> bool:
+        """Whether the worker has ended somebody else's request a moment ago, and may still write the response."""
+        if time.monotonic() - self._another_ended_s >= _GRACE_S:
+            self._was_in_another = False  # there is none, or who asked has taken it
+        return self._was_in_another
 
     def _mark_of_status(self) -> tuple[int, int]:
         """Tells one written status from another."""

@@ -58,6 +58,7 @@ from ..wire.messages import (
     STATUS_NBYTES,
     STATUS_PAGE_FILE,
     STATUS_STARTING,
+    STATUS_TERMINATED,
 )
 from ..wire.names import DOORBELL_PREFIX
 from ..wire.waits import STATUS_RETRIES, STATUS_RETRY_S, STATUS_SLICE_S, WAIT_SLICE_S
@@ -69,6 +70,7 @@ from .interface import Channel, Overtaken, Role, check_bounds, never
 __all__ = ["MappedChannel"]
 
 _EXIT_START: Final = int.from_bytes(STATUS_EXIT.encode(), sys.byteorder)
+_FAREWELL_START: Final = int.from_bytes(STATUS_TERMINATED.encode()[:4], sys.byteorder)
 _OUTCOMES: Final = (Status.OK, Status.ERROR)
 _WORD_NBYTES: Final = 8
 # Most statuses without a detail fit into one word. A store of one word is never torn.
@@ -316,6 +318,9 @@ class MappedChannel(Channel):
         line = self._status_line.tobytes()
         end = line.find(b"\n")
         return parse_status(line[: end if end >= 0 else 80].decode("utf-8", "replace").strip("\0 "))
+
+    def says_farewell(self) -> bool:
+        return self._status_start[0] == _FAREWELL_START and super().says_farewell()
 
     def is_exit_requested(self) -> bool:
         return self._status_start[0] == _EXIT_START and self.read_status().status is Status.EXIT

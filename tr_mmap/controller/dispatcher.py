@@ -29,8 +29,9 @@ from ..protocol.status import Status, StatusLine
 from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_SEQ, RELEASE_COMMAND
 from ..wire.waits import RELEASE_TIMEOUT_MS
 from .nesting import Nesting
+from .options import shown_ms
 from .resources import SessionResources
-from .responses import Answered, Claim, opened
+from .responses import Answered, Claim, awaited_claims, opened
 from .results import Result
 from .stats import worker_state
 from .turn import get_ident
@@ -253,6 +254,8 @@ class Dispatcher(Nesting):
             except OutOfSpace as error:
                 self.check_own()
                 transfer.withdraw()
+                if worker.is_over():  # which ends a wait for room
+                    raise self.worker_died(worker) from None
                 if has_asked_for_room or not self._ask_for_room(worker, error, deadline_s):
                     raise
                 has_asked_for_room = True
@@ -272,13 +275,22 @@ class Dispatcher(Nesting):
 
         Raises:
             OutOfSpace: no room, or the worker was not asked.
+            SessionNotStarted, WorkerDied: the session or the worker ended while this waited for room.
         """
+        worker = self.resources.worker
+        if worker is not None and worker.is_over():
+            worker = None  # nobody releases anything, so this does not wait
         try:
-            return action(*arguments)
+            try:
+                return action(*arguments)
+            except OutOfSpace as error:
+                if not self._make_room(error):
+                    raise
+                return action(*arguments)
         except OutOfSpace as error:
-            if not self._make_room(error):
-                raise
-            return action(*arguments)
+            if error.is_budget and worker is not None and worker.is_over():  # its end has ended the wait for room
+                raise self.worker_died(worker) from None
+            raise
 
     def _make_room(self, error: OutOfSpace) -> bool:
         """Let the worker give up the memory that it keeps for later results, if no request is under way.
@@ -332,7 +344,7 @@ class Dispatcher(Nesting):
         """
         worker = self.worker()
         if not worker.process.is_alive() or worker.is_over():
-            return True
+            return not worker.lives_on or worker.process.wait(timeout_s)
         deadline_s = time.monotonic() + timeout_s
         exiting, has_ended = object(), False
         self._exits.add(exiting)  # requests that wait for their turn are not sent any more
@@ -417,78 +429,104 @@ class Dispatcher(Nesting):
         except TRException:
             pass  # there is none
 
-    def take(self, timeout_s: float, *, has_tensors: bool) -> Result:
+    def take(
+        self,
+        timeout_s: float,
+        *,
+        has_tensors: bool,
+        worker: WorkerHandle | None = None,
+        deadline_s: float | None = None,
+    ) -> Result:
         """Take the oldest result of this thread's requests; if it has made none, the oldest one of any thread's.
 
-        If there is no request at all, waits for one that another thread may send.
+        A result that a wait of this thread is for, which a signal handler has interrupted, stays for that wait. If
+        there is no request at all, waits for one that another thread may send.
 
         Args:
             timeout_s: how long to wait, in seconds.
             has_tensors: whether to receive the tensors.
+            worker: the one that ran when the caller began to wait; None to look for it now.
+            deadline_s: when to stop, by the monotonic clock, if the caller has begun to wait already.
 
         Raises:
             SessionNotStarted: there is no worker, or the session was closed meanwhile.
             RemoteError, ResponseTimeout, WorkerDied: there is no result.
         """
-        deadline_s = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + timeout_s if deadline_s is None else deadline_s
         # This one only: the thread that notices its death first forgets it, and leaves what was lost with it.
-        worker = self.resources.worker if not self.is_closing and self._has_outcome() else self.worker()
-        while True:
-            claim = self._next_claim()
-            if worker is None and (claim is None or claim.outcome is None):  # another thread was faster
-                worker = self.worker()
-            if claim is None:
-                assert worker is not None
-                if worker.is_over():
-                    raise self.worker_died(worker)
-                remaining_s = deadline_s - time.monotonic()
-                if remaining_s <= 0:
-                    state = worker_state(worker)
-                    raise ResponseTimeout(
-                        f"no request was made, so no response came within {timeout_s * 1000:.0f} ms; "
-                        "call send_request first",
-                        timeout_ms=timeout_s * 1000,
-                        command="",
-                        pid=state.pid,
-                        state=state.process,
-                        last_moved_ms=state.last_moved_ms,
-                    )
-                self._news.wait(min(remaining_s, _SLICE_S), partial(self._has_news, worker))
-                continue
-            if claim.outcome is not None:
-                if self._give_up_claim(claim):
-                    return opened(claim.outcome)
-                continue
-            try:
-                found = self.in_turn(
-                    deadline_s,
-                    timeout_s,
-                    "",
-                    self._take_pending,
-                    claim,
-                    deadline_s,
-                    timeout_s,
-                    has_tensors,
-                    claim=claim,
-                )
-            except Answered:
-                continue  # another thread has received it, for its own next request
-            except WorkerDied:
-                self._give_up_claim(claim)  # its taker knows now
+        if worker is None:
+            worker = self.resources.worker if not self.is_closing and self._has_outcome() else self.worker()
+        awaited = awaited_claims()
+        outer_count = len(awaited)
+        try:
+            while True:
+                # What it waits for already, although a signal handler may have put another claim before it.
+                claim = awaited[-1] if len(awaited) > outer_count else None
+                if claim is None or claim not in self._claims:
+                    del awaited[outer_count:]
+                    claim = self._next_claim()
+                if claim is None:
+                    self._wait_for_request(worker or self.worker(), deadline_s, timeout_s)
+                    continue
+                awaited[outer_count:] = (claim,)
+                if claim.outcome is None and worker is None:  # another thread was faster
+                    worker = self.worker()
+                found = self._take(claim, deadline_s, timeout_s, has_tensors)
+                if found is not None:
+                    return found
+        finally:
+            del awaited[outer_count:]  # no call is before this, so no signal handler
+
+    def _wait_for_request(self, worker: WorkerHandle, deadline_s: float, timeout_s: float) -> None:
+        """Wait a little for a request that another thread may send."""
+        if worker.is_over():
+            raise self.worker_died(worker)
+        remaining_s = deadline_s - time.monotonic()
+        if remaining_s <= 0:
+            state = worker_state(worker)
+            raise ResponseTimeout(
+                "no request was made whose answer is still to be taken, so none came within "
+                f"{shown_ms(timeout_s * 1000)} ms; call send_request first",
+                timeout_ms=timeout_s * 1000,
+                command="",
+                pid=state.pid,
+                state=state.process,
+                last_moved_ms=state.last_moved_ms,
+            )
+        self._news.wait(min(remaining_s, _SLICE_S), partial(self._has_news, worker))
+
+    def _take(self, claim: Claim, deadline_s: float, timeout_s: float, has_tensors: bool) -> Result | None:
+        """The result that a claim is for; None if there is none yet, or another thread has it."""
+        if claim.outcome is not None:
+            return opened(claim.outcome) if self._give_up_claim(claim) else None
+        try:
+            return self.in_turn(
+                deadline_s,
+                timeout_s,
+                "",
+                self._take_pending,
+                claim,
+                deadline_s,
+                timeout_s,
+                has_tensors,
+                claim=claim,
+            )
+        except Answered:
+            return None  # another thread has received it, for its own next request
+        except WorkerDied:
+            self._give_up_claim(claim)  # its taker knows now
+            raise
+        except ResponseTimeout:
+            if claim.outcome is None:
                 raise
-            except ResponseTimeout:
-                if claim.outcome is None:
-                    raise
-                continue
-            if found is not None:
-                return found
+            return None
 
     def _has_outcome(self) -> bool:
         claim = self._next_claim()
         return claim is not None and claim.outcome is not None and not self.resources.is_foreign
 
     def _has_news(self, worker: WorkerHandle) -> bool:
-        return bool(self._claims) or self.is_closing or worker.is_over()
+        return self.has_claim() or self.is_closing or worker.is_over()
 
     def _take_pending(self, claim: Claim, deadline_s: float, timeout_s: float, has_tensors: bool) -> Result | None:
         """The result of a request under way; None if it was received for its taker meanwhile, or taken."""

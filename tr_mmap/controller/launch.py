@@ -12,12 +12,12 @@ import site
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence, Set
-from shutil import which
 from typing import Any, Final
 
 from ..base import system
 from ..errors import ScriptNotFound, SystemLimit
 from ..processes import life_lock
+from ..processes.interpreter import find_python, is_python
 from ..processes.lifeline import Lifeline
 from ..processes.spawn import WorkerProcess
 from ..sessions.secret import handed_over
@@ -33,7 +33,7 @@ from ..wire.names import (
     WORKSPACE_VARIABLE,
 )
 
-__all__ = ["advice_on", "check_script", "find_python", "launch"]
+__all__ = ["advice_on", "check_script", "launch"]
 
 _PACKAGE_DIR: Final = os.path.dirname(os.path.dirname(system.absolute(__file__)))
 _COMPAT_DIR: Final = os.path.join(_PACKAGE_DIR, "compat")  # has tech_renaissance.py, the original framework's name
@@ -44,7 +44,6 @@ _NEEDED_PACKAGES: Final = ("numpy", "msgspec", "ml_dtypes", "posix_ipc", "psutil
 _NOT_FOR_DEFAULT: Final = frozenset({"PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT"})
 # Where an interpreter has its standard library: those of the wrong interpreter end it before its first line.
 _HOMES: Final = ("PYTHONHOME", "PYTHONPLATLIBDIR")
-_PYTHON_NAMES: Final = ("python", "pypy", "graalpy")  # one of them is in the file name of an interpreter
 _OLDEST_PYTHON: Final = "3.11"
 # What execve(2) says of the program itself; any other error is a limit of the system.
 _NOT_RUNNABLE: Final = frozenset(
@@ -53,6 +52,12 @@ _NOT_RUNNABLE: Final = frozenset(
 # Those of this process's own controller, if it is a worker itself.
 _NOT_INHERITED: Final = frozenset({SECRET_FD_VARIABLE, LIFELINE_FD_VARIABLE, LOCK_FD_VARIABLE})
 
+# SIGHUP stays ignored if it is, see below. The other ones Python ignores itself, and subprocess restores them.
+_NOT_RESTORED: Final = frozenset(
+    getattr(signal, name) for name in ("SIGHUP", "SIGPIPE", "SIGXFSZ") if hasattr(signal, name)
+)
+_IGNORED_SIGNALS: Final = re.compile(rb"^SigIgn:\s*([0-9a-f]+)$", re.MULTILINE)
+_MAX_STATUS_NBYTES: Final = 1 << 16
 # Run by the worker's interpreter where this process's signals are unusual; then it becomes the worker by execv(2). The
 # child of a process with threads may run no Python before that, so subprocess's preexec_fn is no way to do it. SIGHUP
 # stays ignored if it is: nohup(1) is meant for the children too.
@@ -87,50 +92,6 @@ def check_script(script_path: str) -> None:
         )
 
 
-def find_python(python: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
-    """The interpreter that runs a worker.
-
-    Args:
-        python: its path, or its name if it is to be found on ``PATH``; None for that of ``TR_PYTHON``, or else for
-            this process's own.
-        environ: has ``TR_PYTHON`` and ``PATH``.
-
-    Raises:
-        ScriptNotFound: there is no such program; or none is named, and this process has no interpreter of its own,
-            because it is a program with Python inside.
-    """
-    chosen, origin = python, "python="
-    if chosen is None:
-        chosen, origin = environ.get(PYTHON_VARIABLE) or None, PYTHON_VARIABLE
-    if chosen is None and _is_python(sys.executable) and not getattr(sys, "frozen", False):
-        return sys.executable
-    if chosen is None:
-        raise ScriptNotFound(
-            f"there is no Python to run the worker: sys.executable is {sys.executable!r}, which is none that can be "
-            f"run, perhaps because this program has Python inside; give python='/path/to/python', or set "
-            f"{PYTHON_VARIABLE}",
-            path=sys.executable or "",
-        )
-    found = which(system.absolute(chosen) if os.path.dirname(chosen) else chosen, path=environ.get("PATH"))
-    if os.path.basename(chosen) in ("", ".") or found is None:  # "" also ends the name of a directory
-        raise ScriptNotFound(
-            f"the worker's interpreter {chosen!r} ({origin}) is no program that can be run; give the path of a Python, "
-            "or a name that is on PATH",
-            path=chosen,
-        )
-    return system.absolute(found)
-
-
-def _is_python(executable: str | None) -> bool:
-    """Whether ``sys.executable`` is an interpreter, which understands our arguments, and can be run."""
-    if not executable:
-        return False
-    names = {os.path.basename(each).lower() for each in (executable, os.path.realpath(executable))}
-    if not any(each in name for each in _PYTHON_NAMES for name in names):
-        return False
-    return os.path.isfile(executable) and os.access(executable, os.X_OK)
-
-
 def advice_on(output: str, interpreter: str = "") -> str:
     """A line of advice on a worker that ended; "" if there is none to give.
 
@@ -148,7 +109,7 @@ def advice_on(output: str, interpreter: str = "") -> str:
             f"the worker's Python has no {found[1]}: install tr_mmap for it, or choose another one with python= or "
             f"{PYTHON_VARIABLE}"
         )
-    if interpreter and not (output and _is_python(interpreter)):
+    if interpreter and not (output and is_python(interpreter)):
         return (
             f"it was run by {interpreter!r}, and ended before it was ready: if that is no Python, choose one with "
             f"python= or {PYTHON_VARIABLE}"
@@ -279,12 +240,20 @@ def _program(script_path: str) -> list[str]:
 
 
 def _has_unusual_signals() -> bool:
-    """Whether a child would inherit signals that are blocked in this thread, or ignored, and that end a worker."""
+    """Whether a child would inherit signals that are blocked in this thread, or ignored."""
     if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows
         return False
     if signal.pthread_sigmask(signal.SIG_BLOCK, ()):
         return True
-    return signal.SIG_IGN in map(signal.getsignal, (signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD))
+    judged = signal.valid_signals() - _NOT_RESTORED  # not those that the C library keeps for itself
+    if any(signal.getsignal(number) is signal.SIG_IGN for number in judged):
+        return True
+    # Python does not know what code in C has done to signals since Python's own start.
+    try:
+        found = _IGNORED_SIGNALS.search(system.peek("/proc/self/status", _MAX_STATUS_NBYTES))
+    except OSError:
+        return False
+    return found is not None and any(int(found[1], 16) >> (number - 1) & 1 for number in judged)
 
 
 def _merged(inherited: Mapping[str, str], changes: Mapping[str, str | None] | None) -> dict[str, str]:

@@ -19,9 +19,9 @@ from ..wire.waits import CLAIM_RETRY_S, CLAIM_WAIT_S, DEFAULT_TIMEOUT_MS, EXIT_T
 from .dispatcher import TURN_WAIT_S, Dispatcher, StatusTest
 from .launch import check_script
 from .named_results import NamedResults
-from .options import SessionOptions, check_bool, seconds_of
+from .options import SessionOptions, check_bool, seconds_of, shown_ms
 from .resources import SessionResources
-from .stats import SessionStats, worker_state
+from .stats import SessionStats, ended_state, worker_state
 from .worker_handle import WorkerHandle
 
 __all__ = ["START_TIMEOUT_MS", "SessionLifecycle"]
@@ -49,7 +49,7 @@ class SessionLifecycle:
         script_path: str | os.PathLike[str] = DEFAULT_WORKER,
         session_id: str = "default",
         quiet_mode: bool = False,
-        *,
+        *others: object,
         framework: str = "numpy",
         channel: str = "mapped",
         budget_nbytes: int | None = None,
@@ -66,6 +66,18 @@ class SessionLifecycle:
         python: str | os.PathLike[str] | None = None,
         **unknown: object,
     ) -> None:
+        if self.__dict__.get("_dispatcher") is not None:
+            raise SessionInUse(
+                f"this object's session {self.session_id()!r} is started already; end it before __init__() is called "
+                "again, or make another object",
+                session_id=self.session_id(),
+                pid=os.getpid(),
+            )
+        if others:
+            raise TypeError(
+                f"{type(self).__name__} takes script_path, session_id and quiet_mode by position, and got "
+                f"{3 + len(others)} arguments; all other options go by name: framework={others[0]!r:.80}, say"
+            )
         for name in unknown:
             raise TypeError(f"{type(self).__name__} has no option {name!r}; see help({type(self).__name__})")
         check_bool("quiet_mode", quiet_mode)
@@ -137,7 +149,7 @@ class SessionLifecycle:
         if dispatcher is not None:
             dispatcher.check_own()
             worker = dispatcher.resources.worker
-            if worker is not None and worker.process.is_alive():  # said at once, also while a request is under way
+            if worker is not None and not worker.has_left():  # said at once, also while a request is under way
                 raise self._is_started()
             dispatcher.in_turn(time.monotonic() + TURN_WAIT_S, TURN_WAIT_S, None, self._start_again, dispatcher)
             return
@@ -166,7 +178,7 @@ class SessionLifecycle:
             )
         worker = dispatcher.resources.worker
         if worker is not None:
-            if worker.process.is_alive():
+            if not worker.has_left():
                 raise self._is_started()
             dispatcher.keep_answer()
             if dispatcher.resources.worker is worker:
@@ -209,9 +221,9 @@ class SessionLifecycle:
         return None if worker is None else worker.process.pid
 
     def is_alive(self) -> bool:
-        """Whether the worker process lives."""
+        """Whether the worker lives: its process does, and has not ended its service, as ``sys.exit()`` does."""
         worker = self._worker_or_none()
-        return worker is not None and worker.process.is_alive()
+        return worker is not None and worker.process.is_alive() and not worker.is_over()
 
     def terminate(self) -> None:
         """End the worker and every process it started, at once: SIGTERM, one second, SIGKILL.
@@ -245,7 +257,8 @@ class SessionLifecycle:
             ensure: whether to end the worker by force, and clean up, if it does not end by itself.
 
         Returns:
-            Whether it ended by itself; False if a signal ended it, for example that of another thread's
+            Whether it ended by itself; True if there is nothing to end, before :meth:`start` say, or after
+            :meth:`close`; False if a signal ended it, for example that of another thread's
             :meth:`terminate`. False at once in a forked child, which ends nothing.
 
         Raises:
@@ -267,7 +280,7 @@ class SessionLifecycle:
         finally:
             if has_ended or ensure:
                 self.close()
-        return has_ended and worker.process.has_ended_by_itself
+        return has_ended and worker.has_ended_by_itself()
 
     def close(self) -> None:
         """End the worker by force if it lives, and remove everything of the session. Idempotent.
@@ -299,7 +312,8 @@ class SessionLifecycle:
                 output = worker.process.log_tail() if worker is not None else ""
                 state = worker_state(worker) if worker is not None else None
                 raise ResponseTimeout(
-                    f"the worker {self._options.script_path!r} was not ready after {timeout_ms:.0f} ms; {state}; "
+                    f"the worker {self._options.script_path!r} was not ready after {shown_ms(timeout_ms or 0.0)} ms; "
+                    f"{state}; "
                     "it must run a server with the session id of its command line, or needs a larger "
                     f"start_timeout_ms. Its last output:\n{output}",
                     timeout_ms=timeout_ms or 0.0,
@@ -386,7 +400,11 @@ class SessionLifecycle:
             created=pool.created,
             log_nbytes=0 if log is None else log.nbytes,
             log_dropped_nbytes=0 if log is None else log.dropped_nbytes,
-            worker=None if worker is None else worker_state(worker, is_asked=dispatcher.is_asked()),
+            worker=(
+                ended_state(dispatcher.resources.last_pid)
+                if worker is None
+                else worker_state(worker, is_asked=dispatcher.is_asked())
+            ),
         )
 
     @property

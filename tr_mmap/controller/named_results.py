@@ -66,18 +66,19 @@ class NamedResults(threading.local):
         if not is_plain_tag(tag):
             check_tag(tag)  # raises
         deadline_s = time.monotonic() + timeout_s
+        worker = dispatcher.resources.worker  # another thread that notices its death first forgets it
         if not dispatcher.has_own_claim():
             found = self._take_kept(dispatcher, tag, deadline_s, timeout_s, framework)
             while found is None and not dispatcher.has_claim():
                 found = _take_file(directory, tag, framework)
                 remaining_s = deadline_s - time.monotonic()
-                if remaining_s <= 0 or dispatcher.worker().is_over():
+                if remaining_s <= 0 or (worker or dispatcher.worker()).is_over():
                     break
                 if found is None:
                     time.sleep(min(_LOOK_S, remaining_s))
             if found is not None:
                 return found
-        response, tensors = dispatcher.take(max(0.0, deadline_s - time.monotonic()), has_tensors=True)
+        response, tensors = dispatcher.take(timeout_s, has_tensors=True, worker=worker, deadline_s=deadline_s)
         named = dict(zip(_names(response, len(tensors)), tensors, strict=True))
         found = _pop(named, tag)
         if found is None:

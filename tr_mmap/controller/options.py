@@ -20,7 +20,7 @@ from ..tsr.framework_names import check_framework_name, check_installed
 from ..wire.names import DEFAULT_WORKER, PYTHON_VARIABLE
 from ..wire.waits import DEFAULT_TIMEOUT_MS, MAX_SPIN_US
 
-__all__ = ["AtBudget", "ChannelName", "Framework", "SessionOptions", "Views", "seconds_of"]
+__all__ = ["AtBudget", "ChannelName", "Framework", "SessionOptions", "Views", "seconds_of", "shown_ms"]
 
 Framework: TypeAlias = Literal["numpy", "torch"]
 ChannelName: TypeAlias = Literal["mapped", "files", "legacy"]
@@ -148,6 +148,11 @@ def seconds_of(timeout_ms: Any) -> float:
     return float(timeout_ms) / 1000
 
 
+def shown_ms(timeout_ms: float) -> str:
+    """A timeout for the text of an error: as it was given, but with few digits."""
+    return f"{timeout_ms + 0.0:.4g}" if timeout_ms < 1000 else f"{timeout_ms:.0f}"  # 0.0 has no sign
+
+
 def check_bool(name: str, value: object) -> None:
     """Refuse what is neither True nor False.
 
@@ -252,7 +257,8 @@ def _env_of(env: Mapping[str, str | None] | None) -> dict[str, str | None] | Non
         if not isinstance(name, str) or not name or "=" in name or not _is_passable(name):
             raise _bad("env", name, "a dict whose keys are names of variables")
         if value is not None and (not isinstance(value, str) or not _is_passable(value)):
-            raise _bad("env", value, f"a dict whose values are {_TEXTS}, or None to remove a variable")
+            wanted = "its value is a text that has no zero byte and can be encoded, or None to remove the variable"
+            raise BadMessage(f"env: {name} is {value!r:.80}; {wanted}", detail="env")
     python = changes.get(PYTHON_VARIABLE, os.environ.get(PYTHON_VARIABLE))
     if python:
         changes[PYTHON_VARIABLE] = _python_of(python)

@@ -18,6 +18,7 @@ from ..channel.kinds import channel_kind, usable_channel
 from ..errors import BadMessage, HostilePath, ScriptNotFound, SessionNotStarted, TRException
 from ..processes.guard import Guard
 from ..processes.identity import Identity
+from ..processes.interpreter import find_python
 from ..processes.life_lock import LifeLock, is_held
 from ..processes.spawn import WorkerProcess
 from ..processes.worker_log import new_log_path, remove_log
@@ -31,7 +32,7 @@ from ..sessions.workspace import Workspace
 from ..transfer.kinds import controller_transfer
 from ..wire.names import CONTROLLER_LOCK_FILE
 from .fast_path import controller_fast_path
-from .launch import find_python, launch
+from .launch import launch
 from .options import SessionOptions
 from .worker_handle import WorkerHandle
 
@@ -68,9 +69,11 @@ class SessionResources(ForkAware):
         self._channel = usable_channel(options.channel)
         self._owner_pid = os.getpid()
         self._lock = LifeLock()  # held while the session is this object's
+        self._spare = system.SpareDescriptors()  # taken while it starts, so that a start that fails can clean up
         self._was_started = False
         self._log_path = ""  # of the worker, if the log is outside the directory
         self.worker: WorkerHandle | None = None
+        self.last_pid = 0  # of the worker that was started last
         self._sweep()
         self._guard = self._new_guard()
         self._mark = f"{os.getpid()}-{secrets.token_hex(8)}" if self._guard is None else self._guard.mark
@@ -158,6 +161,7 @@ class SessionResources(ForkAware):
 
     def _give_up(self) -> None:
         """Remove the directory, if it is this object's. May be called again."""
+        self._spare.free()
         if self._lock.is_held:
             # Else somebody has removed it by hand, and the name is another session's by now.
             if self.has_directory() or not system.exists(self.directory):
@@ -199,12 +203,15 @@ class SessionResources(ForkAware):
                 self._claim()
             elif not self.has_directory():
                 raise self.lost_directory()
+            self._spare.take()
             self._start(quiet=quiet, on_end=on_end)
             self._was_started = True
         except BaseException:
             if not self._was_started and not self.is_foreign:  # a signal handler may have forked meanwhile
                 self._give_up()
             raise
+        finally:
+            self._spare.free()
 
     def _start(self, *, quiet: bool, on_end: Callable[[], None]) -> None:
         options = self.options
@@ -245,8 +252,9 @@ class SessionResources(ForkAware):
             self.transfer.worker_started(worker.is_over)
             if worker.watch.has_thread:  # the fast path asks nobody else whether the worker has died
                 worker.fast_path = controller_fast_path(channel, self.transfer, worker.watch.deaths)
-            self.worker = worker
+            self.worker, self.last_pid = worker, process.pid
         except BaseException:
+            self._spare.free()
             try:
                 if process is not None:
                     process.terminate_tree(0)
@@ -259,11 +267,19 @@ class SessionResources(ForkAware):
         worker, self.worker = self.worker, None
         try:
             if worker is not None:
-                worker.end()
+                self._end(worker)
             if self.has_directory():
                 self._remove_leftovers()
         except OSError:
             pass  # the next start tries again, and does not start if it cannot
+
+    def _end(self, worker: WorkerHandle) -> None:
+        """End the worker, and the sessions of what had to be killed: a handler may have had one of its own."""
+        try:
+            worker.end()
+        finally:
+            if killed := worker.process.killed:
+                self.workspace.release_of(killed)
 
     def _remove_leftovers(self) -> None:
         """Remove a dead worker's results and spills, because the next worker begins with the same names.
@@ -284,7 +300,7 @@ class SessionResources(ForkAware):
             return
         try:
             if self.worker is not None:
-                self.worker.end()
+                self._end(self.worker)
             self.worker = None
         finally:
             self.transfer.close()

@@ -26,13 +26,14 @@ from ..protocol.commands import UserMessage
 from ..protocol.messages import Request, Response
 from ..protocol.status import Status
 from .launch import advice_on
+from .options import shown_ms
 from .resources import SessionResources
 from .results import Result, remote_error
 from .stats import worker_state
 from .turn import Turn, get_ident
 from .worker_handle import WorkerHandle
 
-__all__ = ["Answered", "Claim", "Responses", "opened"]
+__all__ = ["Answered", "Claim", "Responses", "awaited_claims", "opened"]
 
 _COLLECT_MS: Final = 20.0  # how often to release the leases of views that have ended, while a worker may wait for them
 
@@ -88,6 +89,15 @@ def _mark_of_thread() -> object:
     """What tells this thread from all others. A thread's number would not: another one gets it later."""
     mark: object = _of_thread.__dict__.setdefault("mark", object())
     return mark
+
+
+def awaited_claims() -> list[Claim]:
+    """What this thread is in the middle of waiting for, the outermost wait first.
+
+    All but the last are those of waits that a signal handler has interrupted: they go on, and get these results.
+    """
+    awaited: list[Claim] = _of_thread.__dict__.setdefault("awaited", [])
+    return awaited
 
 
 class Responses:
@@ -167,19 +177,24 @@ class Responses:
             self.transfer.withdraw()
         return request
 
+    def _free_claims(self) -> list[Claim]:
+        """The claims but for those that the waits are for which a signal handler of this thread has interrupted."""
+        claims, awaited = list(self._claims), awaited_claims()
+        return [each for each in claims if each not in awaited] if awaited else claims
+
     def _next_claim(self) -> Claim | None:
         """What this thread takes next: the first that it has asked for; else, the first that another one has."""
-        mark, claims = _mark_of_thread(), list(self._claims)
+        mark, claims = _mark_of_thread(), self._free_claims()
         return next((each for each in claims if each.asker is mark), claims[0] if claims else None)
 
     def has_claim(self) -> bool:
-        """Whether a request was sent whose result any thread may take, and none has."""
-        return bool(self._claims)
+        """Whether a request was sent whose result this call may take."""
+        return bool(self._free_claims())
 
     def has_own_claim(self) -> bool:
         """Whether this thread has sent such a request."""
         mark = _mark_of_thread()
-        return any(each.asker is mark for each in list(self._claims))
+        return any(each.asker is mark for each in self._free_claims())
 
     def give_back(self, result: Result) -> Claim:
         """Let a result that this thread has taken be the next one that it takes."""
@@ -378,7 +393,7 @@ class Responses:
         self.check_own()
         if self.is_closing:
             return SessionNotStarted(f"session {self.resources.session_id!r} was closed meanwhile")
-        if worker.is_over():
+        if worker.is_over() or worker.has_left():
             return self.worker_died(worker)
         state = worker_state(worker)
         status = worker.channel.read_status().status
@@ -397,7 +412,7 @@ class Responses:
         other = "" if pending is None else f" ({pending.command!r})"
         why = "" if is_sent else f", because another request is under way{other}"
         return ResponseTimeout(
-            f"{what} within {timeout_s * 1000:.0f} ms{why}: the worker {taken}; {state}; {advice}{place}",
+            f"{what} within {shown_ms(timeout_s * 1000)} ms{why}: the worker {taken}; {state}; {advice}{place}",
             timeout_ms=timeout_s * 1000,
             command=command,
             pid=state.pid,
@@ -427,7 +442,9 @@ class Responses:
     # -- the worker's end -----------------------------------------------------------------------------------------
 
     def worker_died(self, worker: WorkerHandle) -> WorkerDied | SessionNotStarted:
-        """Build the error for a dead worker. The thread that has the turn also forgets it, so that start() works.
+        """Build the error for a worker that is over. The thread that has the turn also forgets it, or what it asked.
+
+        A worker that serves no more, whose process lives on, stays until start() or close(), which end its process.
 
         Args:
             worker: for which the caller waits; another thread may have forgotten it meanwhile.
@@ -437,7 +454,11 @@ class Responses:
             return SessionNotStarted(f"session {self.resources.session_id!r} was ended meanwhile")
         error = self._death_of(worker)
         if self._turn.owner == get_ident() and self.resources.worker is worker:
-            self.forget_worker()
+            if worker.lives_on:
+                self._lose_requests(worker)
+                self._forget_request()
+            else:
+                self.forget_worker()
         return error
 
     def _death_of(self, worker: WorkerHandle) -> WorkerDied | SessionNotStarted:
@@ -448,8 +469,12 @@ class Responses:
         how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
         output = f"; its last output:\n{tail}" if tail else "; it printed nothing"
         advice = f"\n{found}" if (found := advice_on(tail, "" if end.was_ready else worker.process.program)) else ""
+        what = f"ended ({how})"
+        if end.lives_on:
+            pid = worker.process.pid
+            what = f"has ended its service, and its process {pid} waits for its own threads or processes"
         return WorkerDied(
-            f"the worker of session {self.resources.session_id!r} ended ({how}){output}{advice}",
+            f"the worker of session {self.resources.session_id!r} {what}{output}{advice}",
             exit_code=code,
             log_tail=tail,
         )
@@ -459,15 +484,17 @@ class Responses:
 
         WorkerDied is the outcome of a request that has no answer, also for a thread that asks when a new worker runs.
         """
-        worker = self.resources.worker
+        self._lose_requests(self.resources.worker)
+        self.resources.forget_worker()
+        self._forget_request()
+        self.transfer.worker_ended()
+
+    def _lose_requests(self, worker: WorkerHandle | None) -> None:
         lost = [each for each in list(self._claims) if each.outcome is None]
         error = self._death_of(worker) if worker is not None and lost else None
         for claim in lost:  # before there is no worker: who asks then finds the outcome
             claim.outcome, claim.is_lost = error, True
         self._wake_takers()
-        self.resources.forget_worker()
-        self._forget_request()
-        self.transfer.worker_ended()
 
     def forget(self) -> None:
         """Forget the request in flight and all results."""

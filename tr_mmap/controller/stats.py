@@ -10,7 +10,7 @@ from ..protocol.status import Status
 from ..shm.pool import PoolStats
 from .worker_handle import WorkerHandle
 
-__all__ = ["Activity", "SessionStats", "WorkerState", "worker_state"]
+__all__ = ["Activity", "SessionStats", "WorkerState", "ended_state", "worker_state"]
 
 Activity: TypeAlias = Literal["starting", "idle", "busy", "hung", "stopped", "ended"]
 
@@ -29,7 +29,8 @@ class WorkerState:
         activity: ``"starting"``; ``"idle"``, it waits for a request; ``"busy"`` with one, from the
             moment it was sent; ``"hung"``: in the middle of
             a request it neither runs nor has moved for a second (a handler that waits for something else looks the
-            same); ``"stopped"``; ``"ended"``.
+            same); ``"stopped"``; ``"ended"``, also if only its service has ended, and its process waits for threads or
+            processes of its own.
         last_moved_ms: milliseconds since it last took a request, used a tensor or answered; None if it does not say.
     """
 
@@ -50,12 +51,12 @@ class SessionStats(PoolStats):
     Attributes:
         log_nbytes: bytes of the worker's log now; it is outside shared memory.
         log_dropped_nbytes: bytes that were cut off the beginning of the log, because it had become too large.
-        worker: what the worker does; None if there is none.
+        worker: what the worker does. Of one that has ended, also when its death was reported, until the next start.
     """
 
     log_nbytes: int
     log_dropped_nbytes: int
-    worker: WorkerState | None
+    worker: WorkerState
 
 
 def worker_state(worker: WorkerHandle, *, is_asked: bool = False) -> WorkerState:
@@ -71,8 +72,17 @@ def worker_state(worker: WorkerHandle, *, is_asked: bool = False) -> WorkerState
     return WorkerState(identity.pid, process, _activity(worker, process, moved_ms, is_asked), moved_ms)
 
 
+def ended_state(pid: int) -> WorkerState:
+    """What a worker does whose handle was released.
+
+    Args:
+        pid: its process, while it had one.
+    """
+    return WorkerState(pid, "ended", "ended", None)
+
+
 def _activity(worker: WorkerHandle, process: ProcessState, moved_ms: float | None, is_asked: bool) -> Activity:
-    if process == "ended":
+    if process == "ended" or worker.lives_on:
         return "ended"
     if process == "stopped":
         return "stopped"

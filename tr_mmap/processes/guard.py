@@ -12,13 +12,16 @@ import os
 import secrets
 import subprocess
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..base import system
 from ..wire.names import LIFELINE_FD_VARIABLE, LOCK_FD_VARIABLE, SECRET_FD_VARIABLE, WORKER_MARK_VARIABLE
 from . import guard_program
 from .identity import ON_LINUX, Identity
-from .spawn import Child
+from .spawn import child_class
+
+if TYPE_CHECKING:
+    from .spawn import Child
 
 __all__ = ["Guard"]
 
@@ -57,7 +60,7 @@ class Guard:
         if not ON_LINUX or os.getpid() != self._owner_pid or (self._child is not None and self._child.poll() is None):
             return
         try:
-            self._child = Child(
+            self._child = child_class()(
                 [*self._program, *self._arguments],
                 env=self._environ,
                 cwd=os.sep,  # no file system stays busy because of it

@@ -19,10 +19,10 @@ import sys
 import time
 
 _GRACE_S = 0.4  # between SIGTERM and SIGKILL
-_LOOK_S = 0.02
+_CLEANING_S = 1.0  # for a resource tracker of multiprocessing, which cleans up when all that use it are dead
 _QUIET_S = 0.1  # so long nothing of the worker must have been found: it may be in the middle of execve(2)
 _MOST_S = 5.0
-_LOOK_S = 0.1  # where there is no pidfd
+_LOOK_S = 0.05  # how often to look at what nobody tells
 TYPE_CHECKING = False  # typing's own is slow to import
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
@@ -69,7 +69,7 @@ def _end_workers(mark: bytes, directory: str, controller: Process) -> set[Proces
     manifest = _manifest(directory, controller) or {}  # none if the controller had not got the name yet
     worker = manifest.get("worker") or {}
     leader = (worker.get("pid", 0), worker.get("start_ticks", 0))
-    began = last_found = time.monotonic()
+    began = last_found = last_used = time.monotonic()
     found: set[Process] = set()
     seen: set[Process] = set()
     while True:
@@ -79,7 +79,12 @@ def _end_workers(mark: bytes, directory: str, controller: Process) -> set[Proces
             last_found = now
         if now - last_found >= _QUIET_S or now - began >= _MOST_S:
             return seen
+        trackers = {process for process in found if _is_tracker(process[0])}
+        if found != trackers:
+            last_used = now
         for process in found:
+            if process in trackers and now - last_used < _CLEANING_S:
+                continue
             if now - began >= _GRACE_S:
                 _send(process, _signal.SIGKILL)
             elif process not in seen:
@@ -116,6 +121,10 @@ def _stat(pid: int) -> tuple[int, int, int] | None:
 
 def _has_mark(pid: int, mark: bytes) -> bool:
     return any(each.startswith(b"TR_MMAP_WORKER=" + mark) for each in _read(f"/proc/{pid}/environ").split(b"\0"))
+
+
+def _is_tracker(pid: int) -> bool:
+    return b"resource_tracker" in _read(f"/proc/{pid}/cmdline")
 
 
 def _send(process: Process, number: int) -> None:

@@ -36,14 +36,23 @@ def find_launchers() -> list[Identity]:
     Without a launcher, this process lives until it is told to end. Off Linux this is always the parent, because only
     Linux's /proc tells a shell.
     """
+    while True:
+        parent = os.getppid()
+        found = _launchers_below(parent)
+        if os.getppid() == parent:  # else the shell has gone in the middle, and another process has adopted us
+            return found
+
+
+def _launchers_below(parent: int) -> list[Identity]:
+    """The launchers, if that process is still our parent."""
     stats = all_stats()
-    if ON_LINUX and _is_adopted(stats):
+    if ON_LINUX and _is_adopted(parent, stats):
         if found := _elders(stats):
             return found
-        if os.getpgrp() != os.getpid() and (os.getppid() <= 1 or _name_of(os.getppid()) not in _SHELLS):
+        if os.getpgrp() != os.getpid() and (parent <= 1 or _name_of(parent) not in _SHELLS):
             # Who began the group has ended: while the group is there, its number is no other process's.
             return [Identity.local(os.getpgrp(), 0)]
-    pid, session = os.getppid(), None
+    pid, session = parent, None
     while pid > 1 and (seen := stats.get(pid)) is not None and not seen.is_ended:
         if session not in (None, seen.session):
             break
@@ -53,9 +62,9 @@ def find_launchers() -> list[Identity]:
     return []
 
 
-def _is_adopted(stats: Mapping[int, Stat]) -> bool:
+def _is_adopted(pid: int, stats: Mapping[int, Stat]) -> bool:
     """Whether the parent is perhaps not the process that started us."""
-    pid, group = os.getppid(), os.getpgrp()
+    group = os.getpgrp()
     seen = stats.get(pid)
     if pid <= 1 or seen is None or seen.is_ended:
         return True

@@ -15,6 +15,7 @@ from typing import Final
 
 from ..wire.names import WORKER_MARK_VARIABLE
 from ..wire.waits import KILL_WAIT_S, POLL_S
+from .ending import is_tracker, kill_all
 from .identity import Identity, all_stats, send_signal, wait_for_ends
 from .life_lock import is_alive
 from .tree import has_mark, may_have_mark, with_descendants
@@ -55,30 +56,37 @@ def end_heirs(worker: Identity, mark: str) -> None:
         mark: from there too.
     """
     if mark and not worker.is_alive() and worker.is_judgeable():
-        _end_all(worker.pid, mark, grace_s=0.0)
+        kill_all(lambda: _kin(worker.pid, mark), time.monotonic() + KILL_WAIT_S)
 
 
-def end_own_children(mark: str) -> None:
+def end_own_children(mark: str) -> set[Identity]:
     """End what this process has started, but only if it is a worker that a controller gave that mark.
 
     A worker that a person starts by hand, or that is part of a larger program, has children that are not ours to end.
+
+    Returns:
+        The processes that it has ended.
     """
     pid = os.getpid()
+    ended: set[Identity] = set()
+
+    def rest() -> list[Identity]:
+        found = _own_kin(pid, mark)
+        ended.update(found)
+        return found
+
     if mark and os.environ.get(WORKER_MARK_VARIABLE) == mark and hasattr(os, "getsid") and os.getsid(0) == pid:
-        _end_all(pid, mark, grace_s=_CHILD_GRACE_S)
+        if found := rest():
+            for each in found:
+                send_signal(each, signal.SIGTERM)
+            wait_for_ends(found, time.monotonic() + _CHILD_GRACE_S)
+        kill_all(rest, time.monotonic() + KILL_WAIT_S)
+    return ended
 
 
-def _end_all(session: int, mark: str, *, grace_s: float) -> None:
-    """End a session's members that bear the mark, and their descendants: SIGTERM, ``grace_s`` seconds, SIGKILL."""
-    if grace_s and (found := _kin(session, mark)):
-        for each in found:
-            send_signal(each, signal.SIGTERM)
-        wait_for_ends(found, time.monotonic() + grace_s)
-    deadline = time.monotonic() + KILL_WAIT_S
-    while (found := _kin(session, mark)) and time.monotonic() < deadline:  # again: one may have just forked
-        for each in found:
-            send_signal(each, signal.SIGKILL)
-        wait_for_ends(found, deadline)
+def _own_kin(pid: int, mark: str) -> list[Identity]:
+    """As :func:`_kin`, but no resource tracker: it ends by itself, and not before this process has ended."""
+    return [each for each in _kin(pid, mark) if not is_tracker(each)]
 
 
 def _kin(session: int, mark: str) -> list[Identity]:

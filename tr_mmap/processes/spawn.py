@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import signal
@@ -10,36 +11,46 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..base import system
 from ..base.unpatched import unpatched
 from ..wire.names import WORKER_MARK_VARIABLE
 from ..wire.waits import KILL_WAIT_S, TERMINATE_GRACE_S
+from .ending import kill_all
 from .identity import Identity, all_stats, send_signal, wait_for_ends
 from .log_forwarder import LogForwarder
 from .tree import has_mark, with_descendants
 from .worker_log import LogSize, create_log, log_size, log_tail
 
-__all__ = ["Child", "WorkerProcess"]
+__all__ = ["WorkerProcess", "child_class"]
 
 
 _REAP_S: Final = 0.005  # how often to look for the end of a killed child without a descriptor
 _UNKNOWN: Final = 1 << 16  # no exit status: the program ignores SIGCHLD, or its own handler has reaped the child
 _BEGIN_S: Final = 1.0  # how long a thread may take to begin
 _SLICE_S: Final = 0.05  # how often a wait for a thread looks whether this is a forked child, which has no such thread
-_IS_PATCHED: Final = subprocess.Popen.__module__ != "subprocess"  # gevent's class, which reaps all children itself
+_IMPORTED: Final = subprocess.Popen
 _start_new_thread: Final[Any] = unpatched("_thread", "start_new_thread")
 _new_lock: Final[Any] = unpatched("_thread", "allocate_lock")
 
 
-class Child(subprocess.Popen[bytes]):
-    """A child process; its end is noticed also by a program that reaps children itself."""
+class _ChildMethods:
+    """What :func:`child_class` adds to Popen."""
+
+    # The class below is gevent's, which reaps all children itself and starts them only from a thread that has its loop.
+    is_patched = False
+
+    if TYPE_CHECKING:
+        pid: int
+        returncode: int | None
+        kill: Callable[[], None]
+        wait: Callable[..., int]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._owner_pid = os.getpid()
         try:
-            super().__init__(*arguments, **options)
+            super().__init__(*arguments, **options)  # Popen's
         except BaseException:
             # For example Ctrl-C during the wait for execve(2): the caller would never get this child.
             if self._is_left():
@@ -51,9 +62,8 @@ class Child(subprocess.Popen[bytes]):
 
     def poll(self) -> int | None:
         """As Popen's, but ``_UNKNOWN`` where Popen says 0 of a child that somebody else has reaped."""
-        if _IS_PATCHED:
-            return super().poll()
-        code: int | None = self._internal_poll(_deadstate=_UNKNOWN)  # type: ignore[attr-defined]
+        popen: Any = super()
+        code: int | None = popen.poll() if self.is_patched else popen._internal_poll(_deadstate=_UNKNOWN)
         return code
 
     def end(self) -> None:
@@ -63,8 +73,29 @@ class Child(subprocess.Popen[bytes]):
 
     def __del__(self, *_: Any) -> None:
         # Nobody can end it any more: an exception came, before the caller had it. Popen's method would only warn.
-        if not _IS_PATCHED and self._is_left():
+        if not self.is_patched and self._is_left():
             self.end()
+
+
+if TYPE_CHECKING:
+
+    class Child(_ChildMethods, subprocess.Popen[bytes]):
+        """A child process; its end is noticed also by a program that reaps children itself."""
+
+
+def child_class() -> type[Child]:
+    """The class of children, over the Popen that the program has now.
+
+    gevent puts its own in place of Python's, and Python's cannot start anything after that. A program may do so when
+    this module is imported already.
+    """
+    present = subprocess.Popen
+    return _child_class(present if present.__module__ == "gevent.subprocess" else _IMPORTED)
+
+
+@functools.cache
+def _child_class(popen: type) -> type[Child]:
+    return type("Child", (_ChildMethods, popen), {"is_patched": popen.__module__ != "subprocess"})
 
 
 class _Starter:
@@ -148,6 +179,7 @@ class WorkerProcess:
         pid: its number.
         identity: tells it from later processes of the same pid.
         on_end: called after its tree was ended.
+        killed: what of its tree had to be killed, and so has not cleaned up.
     """
 
     on_end: Callable[[], None] | None = None
@@ -160,6 +192,7 @@ class WorkerProcess:
         # Popen.poll says None while another thread is reaping. Reentrant, because a signal handler may ask too.
         self._reap_lock = threading.RLock()
         self._forwarder: LogForwarder | None = None
+        self.killed: set[Identity] = set()
         self.program = program
         self.log_path = log_path
         self.pid = child.pid
@@ -201,8 +234,9 @@ class WorkerProcess:
         try:
             log_path, log_fd = create_log(log_path, log_link)
             try:
+                kind = child_class()
                 make = partial(
-                    Child,
+                    kind,
                     list(argv),
                     env={**env, WORKER_MARK_VARIABLE: mark},
                     cwd=cwd,
@@ -213,8 +247,7 @@ class WorkerProcess:
                     close_fds=True,
                     start_new_session=True,  # so that Ctrl-C at the terminal reaches only the controller
                 )
-                # gevent's class starts children only from a thread that has its loop.
-                child = make() if _IS_PATCHED else _Starter(make).start()
+                child = make() if kind.is_patched else _Starter(make).start()
             finally:
                 system.close(log_fd)
             worker = cls(child, argv[0], log_path, mark)
@@ -262,10 +295,12 @@ class WorkerProcess:
         return code
 
     @property
-    def has_ended_by_itself(self) -> bool:
-        """Whether it has ended, and neither a signal nor :meth:`terminate_tree` has ended it."""
+    def has_ended_by_itself(self) -> bool | None:
+        """Whether it has ended, and neither a signal nor :meth:`terminate_tree` has ended it; None if unknown."""
         code = self._poll()
-        return code is not None and 0 <= code < _UNKNOWN and not self._is_forced
+        if code == _UNKNOWN and not self._is_forced:
+            return None
+        return code is not None and code >= 0 and not self._is_forced
 
     def is_alive(self) -> bool:
         """Whether it has not ended. Also right in a forked child."""
@@ -278,7 +313,7 @@ class WorkerProcess:
         return not self.is_alive()
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines of its output, from its last 16 KiB; "" if the log is gone."""
+        """The last lines of its output, and how a dump of Python's at a fatal error begins; "" if the log is gone."""
         return log_tail(self.log_path, lines)
 
     def log_size(self) -> LogSize:
@@ -288,8 +323,9 @@ class WorkerProcess:
     def terminate_tree(self, grace_s: float = TERMINATE_GRACE_S) -> None:
         """End the worker and every process it started: SIGTERM, ``grace_s`` seconds, SIGKILL to what is left.
 
-        These are its descendants and the members of its session; it may be gone already. An interrupt during the grace
-        period leads straight to SIGKILL.
+        These are its descendants and the members of its session; it may be gone already. A resource tracker of
+        ``multiprocessing`` gets the time to clean up after the others. An interrupt during the grace period leads
+        straight to SIGKILL.
         """
         if os.getpid() != self._owner_pid:
             return
@@ -311,11 +347,14 @@ class WorkerProcess:
             wait_for_ends(tree, time.monotonic() + grace_s)
         finally:
             deadline = time.monotonic() + KILL_WAIT_S
-            # In a loop, because a process that is being killed may have just forked.
-            while (tree := self._tree(tree)) and time.monotonic() < deadline:
-                for identity in tree:
-                    send_signal(identity, signal.SIGKILL)
-                wait_for_ends(tree, deadline)
+
+            def rest() -> list[Identity]:
+                nonlocal tree
+                tree = self._tree(tree)
+                self.killed.update(tree)
+                return tree
+
+            kill_all(rest, deadline)
             self.wait(max(0.0, deadline - time.monotonic()))
             self.forward_log(False)
             if self.on_end is not None:

@@ -1,7 +1,7 @@
 """A worker's log: where it is, how it stays bounded, how its newest lines are found. Knows nothing of sessions.
 
 The worker's stdout and stderr are the file itself, opened for appending; there is no pipe that could fill up. When the
-file has grown beyond :data:`MAX_LOG_NBYTES`, the worker cuts it to its newest part, and its first line then says how
+file has grown beyond :func:`most_log_nbytes`, the worker cuts it to its newest part, and its first line then says how
 much was dropped in all. Readers take the dropped bytes for read. ``worker/log.py`` says when the worker looks.
 
 A session's directory is usually on tmpfs. Then the log is in the directory for temporary files instead, so that it
@@ -18,7 +18,7 @@ import tempfile
 from typing import Final, NamedTuple
 
 from ..base import system
-from ..wire.limits import LOG_TAIL_NBYTES
+from ..wire.limits import DUMP_LINE_NBYTES, DUMP_LINES, DUMP_LINES_BEFORE, DUMP_NBYTES, LOG_TAIL_NBYTES
 
 __all__ = [
     "MAX_LOG_NBYTES",
@@ -29,6 +29,7 @@ __all__ = [
     "log_head",
     "log_size",
     "log_tail",
+    "most_log_nbytes",
     "new_log_path",
     "remove_log",
 ]
@@ -40,6 +41,8 @@ _HEAD: Final = "[tr_mmap: {} bytes of older output were dropped{}]"
 _HEAD_PATTERN: Final = re.compile(rb"\[tr_mmap: ([0-9]{1,19}) bytes of older output were dropped( now)?\] *\n")
 _DROPPED_LINE_NBYTES: Final = 80  # spaces fill it up, so it can be replaced where it is
 _MOST_ROUNDS: Final = 8  # in which a cut takes along what comes meanwhile
+_FATAL: Final = b"Fatal Python error"  # with which faulthandler begins
+_LEFT_OUT: Final = "[...]"
 _NAME_PATTERN: Final = re.compile(r"tr_mmap-log-[0-9a-f]{32}")
 
 
@@ -146,7 +149,13 @@ def _write_head(fd: int, dropped: int, *, is_in_cut: bool) -> None:
     system.write_all(fd, line.encode())
 
 
-def cut_log(fd: int) -> bool:
+def most_log_nbytes() -> int:
+    """How large a log may be in this process: far less than what it may write to a file, if that is limited."""
+    allowed = system.file_size_limit()
+    return MAX_LOG_NBYTES if allowed is None else min(MAX_LOG_NBYTES, allowed // 2)
+
+
+def cut_log(fd: int, most_nbytes: int = MAX_LOG_NBYTES) -> bool:
     """Keep only the newest part of a log, if it is too large. Returns whether it was.
 
     The log always has its newest part, so a kill at any moment loses nothing of it. What others append meanwhile stays
@@ -155,15 +164,16 @@ def cut_log(fd: int) -> bool:
     Args:
         fd: of the file, for reading and writing, and not for appending: each part has its place. Whoever else writes to
             the file must append. Only one cut at a time.
+        most_nbytes: what is too large; half of it is kept, so that the next cut comes only after as much again.
 
     Raises:
         OSError: a system call failed; the next call begins anew.
     """
     nbytes = system.file_nbytes(fd)
-    if nbytes <= MAX_LOG_NBYTES:
+    if nbytes <= most_nbytes:
         return False
     head = log_head(fd)
-    taken = nbytes - KEPT_NBYTES
+    taken = nbytes - most_nbytes // 2
     kept = system.read_all(fd, MAX_LOG_NBYTES, taken)  # and what came since
     line_start = kept.find(b"\n", 0, LOG_TAIL_NBYTES) + 1  # 0 if no line begins near
     dropped = head.dropped_nbytes + taken - head.nbytes + line_start
@@ -197,13 +207,26 @@ def log_size(path: str) -> LogSize:
 
 
 def log_tail(path: str, lines: int) -> str:
-    """The last ``lines`` lines of a log, from its last 16 KiB; "" if the log is gone."""
+    """The last ``lines`` lines of a log, from its last 16 KiB; "" if the log is gone.
+
+    Where Python's dump of the threads at a fatal error is longer, the lines in which it begins take the place of some:
+    they say what the error was, and the lines before them often why.
+    """
     try:
         fd = system.open_private_file(path)
     except OSError:
         return ""
     try:
-        data = system.read_all(fd, LOG_TAIL_NBYTES, max(0, system.file_nbytes(fd) - LOG_TAIL_NBYTES))
+        nbytes = system.file_nbytes(fd)
+        data = system.read_all(fd, LOG_TAIL_NBYTES, max(0, nbytes - LOG_TAIL_NBYTES))
+        dump = system.read_all(fd, DUMP_NBYTES, max(0, nbytes - DUMP_NBYTES))
     finally:
         system.close(fd)
-    return "\n".join(data.decode("utf-8", errors="replace").splitlines()[-lines:]) if lines > 0 else ""
+    found = data.decode("utf-8", errors="replace").splitlines()
+    fatal = dump.rfind(b"\n" + _FATAL) + 1 or (0 if dump.startswith(_FATAL) else -1)
+    if lines < 2 * DUMP_LINES or fatal < 0 or dump.count(b"\n", fatal) <= lines - DUMP_LINES_BEFORE:
+        return "\n".join(found[-lines:]) if lines > 0 else ""
+    before = dump[max(0, fatal - DUMP_LINE_NBYTES * DUMP_LINES_BEFORE) : fatal].splitlines()[-DUMP_LINES_BEFORE:]
+    after = dump[fatal : fatal + DUMP_LINE_NBYTES * DUMP_LINES].splitlines()[: DUMP_LINES - len(before)]
+    first = [line.decode("utf-8", errors="replace") for line in before + after]
+    return "\n".join([*first, _LEFT_OUT, *found[len(first) + 1 - lines :]])

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import enum
 import time
+from typing import Final
 
 import msgspec
 from msgspec.structs import astuple
 
+from ..base import system
 from ..base.strict_json import UNREADABLE, refuse_duplicates
 from ..errors import BadMessage
 from ..native import has_as_many_colons
@@ -120,6 +122,9 @@ class Response(msgspec.Struct, omit_defaults=True, gc=False):
     mac: str = ""
 
 
+_LONG_TEXT: Final = 1 << 16  # shorter ones are not looked at, because that takes time
+_BYTES_OF_CHARACTER: Final = 4  # that the encoder may need: it grows its memory by half, and moves it
+
 _encoder = msgspec.json.Encoder()
 _request_decoder = msgspec.json.Decoder(Request)
 _response_decoder = msgspec.json.Decoder(Response)
@@ -136,7 +141,11 @@ def encode(message: Request | Response) -> bytes:
 
     Raises:
         BadMessage: it has characters that no UTF-8 text can hold.
+        SystemLimit: it is long, and there is no memory for it.
     """
+    size = len(message.parameters if isinstance(message, Request) else message.result)
+    if size > _LONG_TEXT:  # msgspec 0.22 crashes when it gets no more memory while it writes a text
+        system.require_memory(_BYTES_OF_CHARACTER * size, "a message")
     try:
         return _encoder.encode(message)
     except UnicodeEncodeError as error:

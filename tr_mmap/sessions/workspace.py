@@ -12,12 +12,13 @@ import random
 import stat
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from ..base import system
 from ..base.identifiers import check_session_id, is_session_id
-from ..errors import BadMessage, HostilePath, OutOfSpace, SessionInUse
+from ..errors import BadMessage, HostilePath, OutOfSpace, SessionInUse, TRException
 from ..processes.identity import Identity
 from ..processes.life_lock import LifeLock
 from ..protocol.legacy import LEGACY_FORBIDDEN_MODE
@@ -46,7 +47,7 @@ from .reclaim import (
     with_living_controller,
 )
 
-__all__ = ["SweepReport", "Workspace", "sweep"]
+__all__ = ["SweepReport", "Workspace", "release_sessions_of", "sweep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,7 @@ class Workspace:
             is_free = False
             try:
                 if self._place(path, manifest, lock):
+                    _claimed[self.sessions] = self
                     return path
                 is_free = reclaim(path, require_dead)
                 kept = NotReclaimable("other processes take the name again and again", may_pass=True)
@@ -274,6 +276,27 @@ class Workspace:
         self._remove_if_empty()
         return report
 
+    def release_of(self, controllers: Container[Identity]) -> None:
+        """Remove the sessions of some controllers: this process, or processes that have ended.
+
+        A session whose worker lives stays: that worker removes it. What cannot be removed stays for a sweep.
+        """
+        try:
+            names = system.list_dir(self.sessions)
+        except OSError:
+            return
+        for name in names:
+            path = os.path.join(self.sessions, name)
+            try:
+                if leftover := parse_leftover(name):
+                    if Identity.local(int(leftover[2]), int(leftover[3])) in controllers:
+                        system.remove_tree(path)
+                elif name.startswith(SESSION_PREFIX) and manifests.peek_controller(path) in controllers:
+                    self.release(name.removeprefix(SESSION_PREFIX))
+            except (TRException, OSError):
+                continue
+        self._remove_if_empty()
+
     def _place(self, path: str, manifest: Manifest, lock: LifeLock | None) -> bool:
         """Put a new session at ``path``; False if the name is taken."""
         self._make_root()
@@ -286,19 +309,21 @@ class Workspace:
         if system.exists(path):  # rename(2) would replace an empty directory
             return False
         temporary = aside(path, NEW_PREFIX)
-        system.make_dir(temporary)
-        try:
-            if lock is not None:
-                lock.take(os.path.join(temporary, CONTROLLER_LOCK_FILE))  # before any other process can judge us
-            manifests.write(temporary, manifest)
-            system.rename(temporary, path)
-        except BaseException as error:
-            if lock is not None:
-                lock.drop()
-            discard(temporary)
-            if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                return False
-            raise
+        with system.SpareDescriptors() as spare:
+            system.make_dir(temporary)
+            try:
+                if lock is not None:
+                    lock.take(os.path.join(temporary, CONTROLLER_LOCK_FILE))  # before any other process can judge us
+                manifests.write(temporary, manifest)
+                system.rename(temporary, path)
+            except BaseException as error:
+                spare.free()
+                if lock is not None:
+                    lock.drop()
+                discard(temporary)
+                if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    return False
+                raise
         return True
 
     def _make_root(self) -> None:
@@ -331,6 +356,20 @@ class Workspace:
                 system.remove_dir(self.root)
         except OSError:  # we may not remove anything there: an empty directory does no harm
             pass
+
+
+_claimed: Final[dict[str, Workspace]] = {}  # where this process has had sessions; by the folder of sessions
+
+
+def release_sessions_of(controllers: Container[Identity], workspace: Workspace | None = None) -> None:
+    """Do :meth:`Workspace.release_of` wherever this process has had sessions.
+
+    Args:
+        controllers: this process, or processes that have ended.
+        workspace: where to look too.
+    """
+    for each in [*([] if workspace is None else [workspace]), *_claimed.values()]:
+        each.release_of(controllers)
 
 
 def sweep(root: str | None = None) -> SweepReport:

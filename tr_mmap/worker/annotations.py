@@ -198,8 +198,8 @@ def _is_meant_for_words(hint: str, default: Any) -> bool:
         return True
     try:
         nodes = list(ast.walk(ast.parse(hint, mode="eval")))
-    except (SyntaxError, ValueError):
-        return False  # a remark for the reader
+    except (SyntaxError, ValueError):  # a mistake, or a remark for the reader
+        return not _NAMES_OF_WORDS.isdisjoint(re.findall(r"\w+", hint))
     names = {node.id for node in nodes if isinstance(node, ast.Name)}  # not what a text in it says, as a shape's
     return not _NAMES_OF_WORDS.isdisjoint(names | {node.attr for node in nodes if isinstance(node, ast.Attribute)})
 

@@ -30,7 +30,7 @@ from ..sessions.manifest import Manifest
 from ..sessions.projects import SESSIONS_DIRS, find_old_session, is_in_project
 from ..sessions.reclaim import NO_MANIFEST, NotReclaimable, reclaim
 from ..sessions.secret import inherited_secret
-from ..sessions.workspace import Workspace
+from ..sessions.workspace import Workspace, release_sessions_of
 from ..transfer.interface import WorkerTransfer
 from ..transfer.kinds import hand_transfer, worker_transfer
 from ..wire.messages import PROTOCOL_VERSION, RESPONSE_FILE, STATUS_FILE, STATUS_READY, STATUS_STARTING
@@ -79,6 +79,7 @@ class Attachment:
         self.log_paths = [path for path in (manifest.log if manifest is not None else "",) if path]
         self.log_paths.append(os.path.join(directory, LOG_FILE))
         self._manifest = manifest
+        self._workspace = None if manifest is None else _workspace_of(directory, manifest)
         self._legacy: tuple[Channel, WorkerTransfer] | None = None
         self._by_hand: WorkerTransfer | None = None
         os.environ[_SERVED_VARIABLE] = f"{os.getpid()} {_served(directory, manifest)}"
@@ -122,11 +123,16 @@ class Attachment:
             if transfer is not None:
                 transfer.close(is_orphan=is_orphan)
 
-    def remove(self) -> None:
+    def remove(self, *, is_last: bool = False) -> None:
         """Remove the session, unless its controller lives, or another session has its name now.
 
         One without a manifest is removed only if it was found by its name: else the directory may be anything.
         Ends the processes that this worker started first, because they could go on writing there.
+
+        Args:
+            is_last: this process ends right after, and no object in it cleans up. Then the sessions of which it is the
+                controller go too, with those of the processes that it ends: their workers, which would remove them when
+                their controller has died, are among these processes.
         """
         if self._manifest is None:
             if self._is_named:
@@ -135,7 +141,9 @@ class Attachment:
                 except (NotReclaimable, OSError):
                     pass
             return
-        end_own_children(self._manifest.worker_mark)
+        ended = end_own_children(self._manifest.worker_mark)
+        if is_last:
+            release_sessions_of({Identity.current(), *ended}, self._workspace)
         if not os.path.isdir(self.directory):
             return
         manifest = manifests.read(self.directory)

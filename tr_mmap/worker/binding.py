@@ -5,19 +5,21 @@ says which do), in order. If the last of these is a ``str``, it takes all words 
 ``def hello(name: str)`` gets a whole sentence; ``*numbers: float`` takes all that are left one by one.
 
 A word that is a tag and could also be a parameter's value, ``2.5`` say, is that value, as long as there are tensors
-enough without it and a parameter that has no word yet.
+enough without it and a parameter that has no word yet. And where the function takes no tensor, or no more of them, a
+tag is a word for a parameter that takes any text.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Container
 from typing import Any, Final, NamedTuple, NoReturn
 
 from ..errors import BadMessage, MissingTag
 from ..protocol.commands import split_words
+from ..wire.messages import ARGUMENT_TAG_PREFIX
 from .annotations import Kind, check_callable, kinds_of, refuse
+from .hints import fixed_by_name
 
 __all__ = ["Command"]
 
@@ -51,6 +53,7 @@ class Command:
     """
 
     __slots__ = (
+        "_has_fixed_words",
         "_least",
         "_most",
         "_parameters",
@@ -68,14 +71,26 @@ class Command:
         self.function = function
         self._parameters: list[_Parameter] = []
         self._rest: Kind | None = None  # what *args takes
-        fixed = function.keywords if isinstance(function, functools.partial) else {}
+        fixed, after_fixed = fixed_by_name(function)
+        self._has_fixed_words = False  # some parameter would take a word if no partial gave it, or one before it
         for parameter, kind in kinds_of(name, function):
             if parameter.kind is parameter.VAR_POSITIONAL:
                 self._rest = kind
             elif parameter.kind is parameter.VAR_KEYWORD:
                 if kind.convert is not None:
                     refuse(name, function, f"**{parameter.name}: words have no names; write the parameters one by one")
-            elif parameter.name not in fixed:
+            elif parameter.name in fixed:
+                self._has_fixed_words |= kind.convert is not None
+            elif parameter.name in after_fixed and kind.convert is not None:
+                if parameter.default is parameter.empty:
+                    refuse(
+                        name,
+                        function,
+                        f"no word can be given to {parameter.name}, which comes after a parameter that the partial "
+                        f"gives by name; give {parameter.name} in the partial too, or those before it by position",
+                    )
+                self._has_fixed_words = True
+            else:
                 is_keyword = parameter.kind is parameter.KEYWORD_ONLY
                 self._parameters.append(_Parameter(parameter.name, parameter.default, kind, is_keyword))
         tensors = [each for each in self._parameters if each.is_tensor]
@@ -118,7 +133,7 @@ class Command:
         if self.convert_text is not None:
             return [self.convert_text(parameters) if parameters else self._default_of(self._scalars[0])], {}
         words = split_words(parameters)
-        if self._scalars or self._takes_rest_of_words():
+        if self._scalars or self._takes_rest_of_words() or self._has_fixed_words:
             tensors, others = self._split(words, tags)
             if len(tensors) < self._least and len(others) > len(self._scalars) and not self._takes_rest_of_words():
                 self._refuse_tag(others[0])
@@ -145,6 +160,12 @@ class Command:
             is_tensor_first = not self._parameters or self._parameters[0].is_tensor
             as_values = either[count:] if is_tensor_first else either[: len(either) - count]
             tagged = [index for index in tagged if index not in as_values]
+        if self._most is not None and len(tagged) > self._most and any(kind.is_text for kind in kinds):
+            named = [index for index in tagged if words[index][:1] != ARGUMENT_TAG_PREFIX]  # no word of the user is one
+            surplus = min(len(tagged) - self._most, len(named))
+            is_tensor_first = bool(self._parameters) and self._parameters[0].is_tensor
+            as_words = named[len(named) - surplus :] if is_tensor_first else named[:surplus]
+            tagged = [index for index in tagged if index not in as_words]
         names = set(tagged)
         return [words[index] for index in tagged], [word for index, word in enumerate(words) if index not in names]
 

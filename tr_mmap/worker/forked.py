@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from typing import Any, Final, NoReturn
 
 from .log import log
 from .stop_signals import Stop
-from .traces import trace_of
+from .traces import is_a, trace_of
 
 __all__ = ["end_child"]
+
+_code_of: Final[Any] = SystemExit.__dict__["code"].__get__  # a subclass may have a property of that name
 
 
 def end_child(error: BaseException | None) -> NoReturn:
@@ -28,9 +30,9 @@ def end_child(error: BaseException | None) -> NoReturn:
     try:
         if error is None:
             code = 0
-        elif isinstance(error, SystemExit):
-            code = _exit_code(error)
-        elif not isinstance(error, Stop):  # the worker's own end, if a handler forks while that is under way
+        elif is_a(error, SystemExit):
+            code = _exit_code(_code_of(error))
+        elif not is_a(error, Stop):  # the worker's own end, if a handler forks while that is under way
             log(trace_of(error))
         for stream in (sys.stdout, sys.stderr):
             try:
@@ -41,11 +43,11 @@ def end_child(error: BaseException | None) -> NoReturn:
         os._exit(code)
 
 
-def _exit_code(error: SystemExit) -> int:
+def _exit_code(argument: Any) -> int:
     """The exit status that Python makes of ``sys.exit``'s argument."""
-    if error.code is None:
+    if argument is None:
         return 0
-    if isinstance(error.code, int):
-        return error.code & 0xFF
-    log(error.code)
+    if issubclass(type(argument), int):
+        return int.__and__(argument, 0xFF)
+    log(argument)
     return 1

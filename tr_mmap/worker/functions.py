@@ -66,16 +66,19 @@ class Server(TechRenaissanceServer):
             name: the word.
 
         Raises:
-            BadMessage: the name is no text or empty, has a space or a surrogate in it, begins with ``{``, or is taken.
-                The decorator itself raises it for a function that no message could call: an ``async def``, say, or one
-                with a parameter annotated ``list``.
+            BadMessage: the name is no text or empty, has a space, a surrogate or a null character in it, begins with
+                ``{``, or is taken. The decorator itself raises it for a function that no message could call: an
+                ``async def``, say, or one with a parameter annotated ``list``.
         """
         if not isinstance(name, str):
             raise BadMessage(f'{name!r:.80} names no command; write @server.command("name")', detail="command")
-        is_taken = name in (EXIT_COMMAND, RELEASE_COMMAND) or name in self._commands
-        if name.split() != [name] or name[0] == "{" or is_taken or not _is_text(name):
+        if name in self._commands:
+            raise BadMessage(f"{name!r} cannot name a command: it is taken", detail=name)
+        if name in (EXIT_COMMAND, RELEASE_COMMAND):
+            raise BadMessage(f"{name!r} cannot name a command: it is one of the library's own", detail=name)
+        if name.split() != [name] or name[0] == "{" or "\0" in name or not _is_text(name):
             raise BadMessage(
-                f"{name!r} cannot name a command: it is not one word, begins with {{, is taken, or has a character "
+                f"{name!r} cannot name a command: it is not one word, begins with {{, or has a character "
                 "that no message can hold",
                 detail=name,
             )

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["hints_of", "unwrapped_partial"]
+__all__ = ["fixed_by_name", "hints_of", "unwrapped_partial"]
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -47,6 +47,30 @@ def unwrapped_partial(function: Any) -> Any:
     while isinstance(function, functools.partial):
         function = function.func
     return function
+
+
+def fixed_by_name(function: Any) -> tuple[set[str], set[str]]:
+    """The parameters that a ``functools.partial`` gives a value by name, and those that no call can give by position.
+
+    As in a call: after ``partial(scale, factor=2.0)``, a value by position for ``factor`` is refused, and what comes
+    after ``factor`` is given by name only.
+    """
+    fixed: set[str] = set()
+    after: set[str] = set()
+    while True:
+        function = inspect.unwrap(function, stop=lambda each: isinstance(each, functools.partial))
+        if not isinstance(function, functools.partial):
+            return fixed, after - fixed
+        fixed |= function.keywords.keys()
+        try:
+            parameters = list(inspect.signature(function.func).parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        by_position = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+        first = min((by_position.index(name) for name in function.keywords if name in by_position), default=None)
+        if first is not None:
+            after |= set(by_position[first:])
+        function = function.func
 
 
 def _local_names(function: Any) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class WorkerLife(ForkAware):
         if not self._has_ended.wait(ORPHAN_GRACE_S):
             try:
                 if self._attachment is not None:
-                    self._attachment.remove()
+                    self._attachment.remove(is_last=True)
             finally:
                 os._exit(1)
 

@@ -2,10 +2,14 @@
 
 A handler may close, replace or break ``sys.stderr``, and so may a library that it uses. So a worker has a descriptor of
 its own of the log, which is used where stderr does not take a line.
+
+A handler that prints must not fail because of its log. So if the system refuses to write to the log (a full disk,
+a limit of a file's size, a quota), the text is dropped, and no error is raised.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -15,13 +19,13 @@ from typing import Any, Final
 from ..base import system
 from ..base.fork_safety import ForkAware
 from ..errors import TRException
-from ..processes.worker_log import MAX_LOG_NBYTES, cut_log
+from ..processes.worker_log import cut_log, most_log_nbytes
 from .stop_signals import Stop
 
 __all__ = ["WorkerLog", "log"]
 
-_LOOK_CHARS: Final = 256 << 10  # printed before the log's size is looked at; far less than what it may have
-_SLACK_NBYTES: Final = 2 << 20  # more than Python prints until its own look, which cuts while nobody else prints
+_LOOK_PARTS: Final = 32  # of what the log may have, Python prints one such part before the size is looked at
+_SLACK_PARTS: Final = 4  # one is more than Python prints until its own look, which cuts while nobody else prints
 
 _current: WorkerLog | None = None
 
@@ -79,6 +83,7 @@ class WorkerLog(ForkAware):
             raise
         self._is_looking = threading.Lock()  # taken without a wait: while one thread cuts, another need not
         self._printed = 0  # characters since the last look
+        self._look_chars = 0  # how many may be printed before the next one
         self._counted: list[Any] = []
         super().__init__()
 
@@ -108,18 +113,22 @@ class WorkerLog(ForkAware):
     def look(self) -> None:
         """Cut the log if it has become too large."""
         self._printed = 0
-        self._look(MAX_LOG_NBYTES)
+        most_nbytes = most_log_nbytes()  # a handler may have changed the limit
+        self._look_chars = most_nbytes // _LOOK_PARTS
+        self._look(most_nbytes, most_nbytes)
 
     def look_from_thread(self) -> None:
         """Cut the log if native code or child processes have made it too large; the main thread may print meanwhile."""
-        self._look(MAX_LOG_NBYTES + _SLACK_NBYTES)
+        most_nbytes = most_log_nbytes()
+        self._look(most_nbytes, most_nbytes + most_nbytes // _SLACK_PARTS)
 
-    def _look(self, most_nbytes: int) -> None:
+    def _look(self, most_nbytes: int, cut_nbytes: int) -> None:
+        """Cut the log as one that may have ``most_nbytes``, if it has more than ``cut_nbytes``."""
         if self.is_foreign or not self._is_looking.acquire(blocking=False):
             return
         try:
-            if not self._has(self._fd) or system.file_nbytes(self._fd) > most_nbytes:
-                self._cut()
+            if not self._has(self._fd) or system.file_nbytes(self._fd) > cut_nbytes:
+                self._cut(most_nbytes)
         except (OSError, TRException, MemoryError):
             pass  # the next look tries again
         finally:
@@ -141,7 +150,7 @@ class WorkerLog(ForkAware):
         """Whether a descriptor is of our log. A handler may have closed it, and the number may be another file's."""
         return fd >= 0 and _identity_of(fd) == self._identity
 
-    def _cut(self) -> None:
+    def _cut(self, most_nbytes: int) -> None:
         """Cut the log through a descriptor that does not append, for as long as that takes."""
         if self._has(self._fd) and os.path.exists(name := f"/proc/self/fd/{self._fd}"):
             fd = system.open_path(name, write=True)  # also when somebody has removed the file's own name
@@ -149,7 +158,7 @@ class WorkerLog(ForkAware):
             fd = system.open_private_file(self._path, write=True)
         try:
             if self._has(fd):  # else the name leads elsewhere by now
-                cut_log(fd)
+                cut_log(fd, most_nbytes)
         finally:
             system.close(fd)
 
@@ -159,6 +168,12 @@ class WorkerLog(ForkAware):
             if type(stream) is io.TextIOWrapper and "write" not in vars(stream):
                 stream.write = self._counting(stream.write)  # type: ignore[method-assign]
                 self._counted.append(stream)
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            # What all layers above call in the end: text, its flush, that at the interpreter's end too, and bytes.
+            buffer = stream.buffer if type(stream) is io.TextIOWrapper else None
+            raw = getattr(buffer, "raw", buffer)
+            if type(raw) is io.FileIO and "write" not in vars(raw):
+                raw.write = self._forgiving(raw, raw.write)  # type: ignore[method-assign]
 
     def _counting(self, write: Any) -> Any:
         def counting_write(text: str, /) -> Any:
@@ -168,9 +183,36 @@ class WorkerLog(ForkAware):
 
         return counting_write
 
+    def _forgiving(self, raw: io.FileIO, write: Any) -> Any:
+        """A write that drops what the system does not take for the log. It stays when the log is kept no more."""
+
+        def forgiving_write(data: Any, /) -> Any:
+            whole = memoryview(data).cast("B")
+            done = 0
+            has_cut = False
+            while True:
+                try:
+                    written = write(whole[done:])
+                except OSError as error:
+                    if raw.closed or _identity_of(raw.fileno()) not in (self._identity, None):
+                        raise  # it is another file by now, whose errors are its user's
+                    # None: the descriptor is closed, by os.close() or by native code. That is no error of who prints.
+                    if error.errno != errno.EFBIG or has_cut:
+                        return len(whole)
+                    has_cut = True
+                    self.look()
+                    continue
+                if written is None:
+                    return None if done == 0 else done
+                done += written
+                if done >= len(whole):  # else it was cut off at a limit, and a text stream would not write the rest
+                    return done
+
+        return forgiving_write
+
     def _add(self, count: int) -> None:
         self._printed += count
-        if self._printed > _LOOK_CHARS:
+        if self._printed > self._look_chars:
             self.look()
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from types import CodeType
+from typing import Any
 
 import msgspec
 
 from ..errors import BadMessage, MissingTag, OutOfSpace
 from ..protocol.messages import Failure, FailureKind
 from .log import log
-from .traces import name_of, text_of, trace_of
+from .stop_signals import Stop
+from .traces import is_a, name_of, text_of, trace_of
 
 __all__ = ["Reply", "failure_of"]
 
@@ -45,8 +47,8 @@ def failure_of(error: BaseException, reply: Reply | None = None) -> Failure:
         reply: of the handler; None if no handler raised the error, which then has no traceback for the developer.
     """
     failure = Failure(FailureKind.HANDLER, name_of(error), text_of(error))
-    if isinstance(error, OutOfSpace):
-        needed, free = getattr(error, "needed_nbytes", None), getattr(error, "free_nbytes", None)
+    if is_a(error, OutOfSpace):
+        needed, free = _attribute(error, "needed_nbytes"), _attribute(error, "free_nbytes")
         if type(needed) is int and type(free) is int:  # a user's own subclass may lack them
             failure.needed_nbytes, failure.free_nbytes = needed, free
     if reply is None:
@@ -54,7 +56,7 @@ def failure_of(error: BaseException, reply: Reply | None = None) -> Failure:
     bad_input, bad_result = reply.bad_input, reply.bad_result
     reply.bad_input = reply.bad_result = None  # the frames of their tracebacks hold views
     if error is bad_input:
-        if isinstance(error, BadMessage | MissingTag):  # else the words were right, and the worker has failed
+        if is_a(error, BadMessage, MissingTag):  # else the words were right, and the worker has failed
             failure.kind = FailureKind.BAD_INPUT
         return failure
     if error is bad_result:
@@ -64,3 +66,12 @@ def failure_of(error: BaseException, reply: Reply | None = None) -> Failure:
         failure.traceback = trace_of(error)
     log(failure.traceback)
     return failure
+
+
+def _attribute(error: BaseException, name: str) -> Any:
+    try:
+        return getattr(error, name)
+    except Stop:
+        raise
+    except BaseException:  # a user's own subclass may lack it, or have a property of that name
+        return None

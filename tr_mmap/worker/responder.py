@@ -32,6 +32,7 @@ class Responder:
 
     def __init__(self, has_to_stop: Callable[[], bool]) -> None:
         self._has_to_stop = has_to_stop
+        self._unwritten: tuple[Status, str] | None = None  # the last one, if there was no room for it
         self.status = Status.STARTING
 
     def advance_status(self, channel: Channel, status: Status, detail: str = "") -> None:
@@ -40,8 +41,15 @@ class Responder:
             try:
                 if channel.advance_status(status, detail):
                     self.status = status
-            except (OutOfSpace, SystemLimit, HostilePath):
-                self.status = status  # in a channel of files; the next status or the response will say it
+                self._unwritten = None
+            except (OutOfSpace, SystemLimit, HostilePath):  # in a channel of files
+                self.status = status
+                self._unwritten = status, detail
+
+    def repeat_status(self, channel: Channel) -> None:
+        """Write the last status once more, if it could not be written; there may be room for it now."""
+        if self._unwritten is not None:
+            self.advance_status(channel, *self._unwritten)
 
     def respond(
         self,
@@ -82,6 +90,7 @@ class Responder:
                 self._insist(channel, response)
             else:
                 send(response)
+        self.repeat_status(channel)
 
     def _insist(self, channel: Channel, response: Response) -> None:
         """Send a short response, as soon as there is room for it in the file system, and a descriptor."""
@@ -93,4 +102,4 @@ class Responder:
                 if self._has_to_stop():
                     return
             time.sleep(RETRY_S)
-            self.advance_status(channel, self.status)
+            self.repeat_status(channel)

@@ -1,23 +1,26 @@
 """``TechRenaissanceServer``: what a worker's program overrides and calls. Never imports the controller's side.
 
-A worker ends after a request to exit, a signal, or the controller's death. This module imports torch only for tensors
-in that framework.
+A worker ends after a request to exit, a signal, or the controller's death. This module imports torch only for a server
+of that framework, just before the worker says that it is ready: then no request waits for the import.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Container
 from types import CodeType
 from typing import Any
 
 from ..base.identifiers import check_tag, tensor_file
-from ..errors import BadMessage, MissingTag, SessionNotStarted
+from ..errors import BadMessage, MissingPackage, MissingTag, SessionNotStarted
 from ..protocol.commands import split_words
-from ..protocol.status import TRANSITIONS, Status, parse_status
+from ..protocol.status import TRANSITIONS, Status, StatusLine, parse_status
 from ..transfer.kinds import Views
+from ..tsr.dtypes import import_torch
 from ..tsr.framework_names import check_framework_name
 from ..wire.names import RESULT_PREFIX, TENSOR_SUFFIX
+from .log import log
 from .service import RequestService
 from .stop_signals import Stop, stop_signals
 from .tensor_files import path_and_tensor, read_tsr_file, write_tsr_file
@@ -35,7 +38,8 @@ class TechRenaissanceServer(RequestService):
 
     Args:
         debug: whether :meth:`debug_message` prints.
-        framework: of the tensors from :meth:`get_tensors` and :meth:`empty`, ``"torch"`` or ``"numpy"``.
+        framework: of the tensors from :meth:`get_tensors` and :meth:`empty`, ``"torch"`` or ``"numpy"``. With torch, it
+            is imported before the worker says that it is ready.
         views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are. None is ``"readonly"`` for numpy and
             ``"copy_on_write"`` for torch. A store into a read-only torch tensor, or through torch into a read-only
             numpy array, ends the worker with SIGSEGV.
@@ -126,8 +130,12 @@ class TechRenaissanceServer(RequestService):
             SessionNotStarted: the server does not run, or this is a forked child of the worker.
         """
         line = parse_status(text)
+        if line.status is Status.TERMINATED and self._reply is not None:
+            line = StatusLine(Status.EXITING, line.detail)  # "terminated" would say that no response comes
         self._refuse_in_child()
         channel = self._open_channel()
+        if line.status is Status.READY:
+            self._load_framework()
         self._touch()
         last = self._responder.status
         if line.status not in TRANSITIONS[last]:
@@ -238,6 +246,7 @@ class TechRenaissanceServer(RequestService):
             try:
                 self.setup_session_dir(session_id)
                 channel = self._open_channel()
+                self._load_framework()
                 self._advance_status(channel, Status.READY)
                 channel.ring()
                 while self.should_continue():
@@ -248,6 +257,21 @@ class TechRenaissanceServer(RequestService):
                 if not self.is_foreign:
                     self._is_stopping = True
                     self.cleanup_session_dir()
+
+    def _load_framework(self) -> None:
+        """Import torch if the tensors are to be its own. It takes seconds, which no request should wait for.
+
+        If that fails, the worker serves all the same: a handler that has only texts needs no torch, and one that asks
+        for a tensor gets the error.
+        """
+        if self.framework != "torch" or sys.modules.get("torch") is not None:
+            return
+        try:
+            import_torch()
+        except MissingPackage as error:
+            self.debug_message(error)
+        except Exception as error:  # whatever a broken torch raises
+            log(f"[worker] torch cannot be imported: {type(error).__name__}: {error}")
 
     # -- what ``Server`` uses beside the public methods ---------------------------------------------------------------
 

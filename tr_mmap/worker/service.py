@@ -18,6 +18,7 @@ from .forked import end_child
 from .life import WorkerLife
 from .reply import Reply, failure_of
 from .stop_signals import Stop
+from .traces import is_a
 
 __all__ = ["RequestService"]
 
@@ -79,6 +80,7 @@ class RequestService(WorkerLife):
 
     def _process_slowly(self, channel: Channel, attachment: Attachment) -> bool:
         """Wait for what comes next. Returns whether that was a request, which has its answer now."""
+        self._responder.repeat_status(channel)
         by_hand = channel.take_by_hand()
         if by_hand is not None:
             return self._serve_by_hand(channel, attachment, by_hand)
@@ -174,7 +176,7 @@ class RequestService(WorkerLife):
             end_child(error)
         if error is None:
             return None
-        if isinstance(error, _ENDING):
+        if is_a(error, *_ENDING):
             raise error
         return failure_of(error, reply)
 

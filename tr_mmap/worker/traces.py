@@ -15,7 +15,7 @@ from typing import Any, Final
 from ..errors import TRException
 from .stop_signals import Stop
 
-__all__ = ["cut", "plain_text", "name_of", "text_of", "trace_of"]
+__all__ = ["cut", "is_a", "plain_text", "name_of", "text_of", "trace_of"]
 
 MAX_NAME_CHARS: Final = 200
 MAX_TEXT_CHARS: Final = 16 << 10  # an error's own text; its beginning and its end tell what it is
@@ -27,12 +27,18 @@ _NEWEST: Final = 20  # of a longer chain, these are shown
 
 _PACKAGE: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 _HANDLERS: Final = os.path.join(_PACKAGE, "worker", "default.py")  # the default worker's functions are handlers
+_CALLER: Final = (os.path.join(_PACKAGE, "worker", "functions.py"), "main_logic")  # calls handlers: len has no frame
 
 _cause_of = BaseException.__dict__["__cause__"].__get__  # a subclass may have a property of that name
 _context_of = BaseException.__dict__["__context__"].__get__
 _is_context_hidden = BaseException.__dict__["__suppress_context__"].__get__
 _traceback_of = BaseException.__dict__["__traceback__"].__get__
 _class_name = type.__dict__["__name__"].__get__  # and a metaclass too
+
+
+def is_a(error: BaseException, *kinds: type[BaseException]) -> bool:
+    """Whether an exception is of one of these classes. Asks its type: ``isinstance`` asks the exception, too."""
+    return issubclass(type(error), kinds)
 
 
 def cut(text: str, limit: int) -> str:
@@ -76,7 +82,7 @@ def trace_of(error: BaseException, code: CodeType | None = None) -> str:
     except Stop:
         raise
     except BaseException:  # out of memory, or an exception that cannot be formatted
-        text = f"(its traceback cannot be written)\n{name_of(error)}: {text_of(error)}\n"
+        text = _fallback(error)
     return cut(str.encode(text, "utf-8", "replace").decode(), MAX_TRACE_CHARS)
 
 
@@ -118,6 +124,15 @@ def _brief(error: BaseException) -> str:
     return "".join(lines)
 
 
+def _fallback(error: BaseException) -> str:
+    try:
+        return _brief(error)  # asks an exception for its text only
+    except Stop:
+        raise
+    except BaseException:
+        return f"(its traceback cannot be written)\n{name_of(error)}: {text_of(error)}\n"
+
+
 def _ends_of(frames: list[TracebackType]) -> list[TracebackType]:
     return frames if len(frames) <= _MAX_FRAMES else frames[: _MAX_FRAMES // 2] + frames[-_MAX_FRAMES // 2 :]
 
@@ -134,7 +149,7 @@ def _frames(error: BaseException) -> list[TracebackType]:
 def _is_cause_ours(error: BaseException) -> bool:
     """Whether we raised the error on purpose, from errors that are our own affair: a lookup that found nothing, say."""
     linked = list(_linked(error))[1:]
-    return isinstance(error, TRException) and all(_is_ours(each) for other in linked for each in _frames(other))
+    return is_a(error, TRException) and all(_is_ours(each) for other in linked for each in _frames(other))
 
 
 def _handler_frames(error: BaseException) -> Iterator[TracebackType]:
@@ -142,8 +157,10 @@ def _handler_frames(error: BaseException) -> Iterator[TracebackType]:
     frames = _frames(error)
     others = [index for index, each in enumerate(frames) if not _is_ours(each)]
     if not others:
-        return iter(frames)  # the fault is ours
-    return iter(frames[others[0] : others[-1] + 1 if isinstance(error, TRException) else None])
+        code = frames[-1].tb_frame.f_code if frames else None
+        is_builtin = code is not None and (code.co_filename, code.co_name) == _CALLER
+        return iter(() if is_builtin else frames)  # else the fault is ours
+    return iter(frames[others[0] : others[-1] + 1 if is_a(error, TRException) else None])
 
 
 def _is_ours(trace: TracebackType) -> bool:
@@ -166,7 +183,7 @@ def _linked(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(each))
         yield each
-        if isinstance(each, BaseExceptionGroup):
+        if is_a(each, BaseExceptionGroup):
             waiting += BaseExceptionGroup.exceptions.__get__(each)[: _MAX_LINKED + 1]
         cause = _cause_of(each)
         context = None if cause is not None or _is_context_hidden(each) else _context_of(each)
