@@ -1,0 +1,5 @@
+"""``python -m tr_mmap.sandbox._zygote``."""
+
+from .zygote import main
+
+main()

@@ -1,0 +1,524 @@
+"""``Sandbox``: runs algorithms that are not trusted, by an executor of one kind."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+
+from ..errors import TRException
+from .areas import loan
+from .async_runs import AsyncRuns
+from .checks import (
+    bytes_of,
+    check_inputs,
+    check_layers,
+    check_modules,
+    check_paths,
+    check_request,
+    check_sizes,
+    check_text,
+    check_texts,
+    check_types,
+)
+from .errors import AlgorithmError, SandboxBroken
+from .inspection import Inspection, check_installed, inspect
+from .interface import (
+    Algorithm,
+    Allow,
+    ComputeRequest,
+    ComputeResponse,
+    Executor,
+    Health,
+    Limits,
+    Resources,
+    replace_limits,
+)
+from .kept import Kept
+from .kinds import find_kind
+from .waiting import WaitingRuns, closed
+
+__all__ = ["REQUIRED_LAYERS", "Sandbox"]
+
+REQUIRED_LAYERS: Final = ("landlock", "seccomp", "rlimits", "no_new_privs")
+_SPARES: Final = 2
+
+
+class Sandbox:
+    """A sandbox. Threads may use it at once.
+
+    Args:
+        kind: ``"contained"`` for Python source, ``"wasm"`` for WebAssembly modules, ``"native"`` for shared libraries,
+            ``"torch"`` for models of torch and Python source on torch tensors; ``docs/sandbox.md`` has all.
+        limits: of each run.
+        allow: what the algorithms are granted beside their inputs.
+        required_layers: without which it refuses to start; see :attr:`layers`, and ``tr-mmap sandbox doctor``.
+        preload: modules that the algorithms find imported.
+        max_workers: how many submitted runs go on at once.
+
+    Raises:
+        SandboxBroken: a required layer is missing, or a process could not be started.
+        MissingPackage: the kind, or ``preload``, needs a package that is not installed.
+        ValueError: there is no such kind or layer, or it cannot keep one of the limits, or give one of the grants.
+    """
+
+    def __init__(
+        self,
+        kind: str = "contained",
+        *,
+        limits: Limits | None = None,
+        allow: Allow | None = None,
+        required_layers: Iterable[str] = REQUIRED_LAYERS,
+        preload: Iterable[str] = ("numpy",),
+        max_workers: int = 4,
+    ) -> None:
+        check_types(limits, allow)
+        self.kind = kind
+        self._kind = find_kind(kind)
+        self._kept = Kept()
+        self._limits = limits or Limits()
+        self._allow = allow or Allow()
+        self._required_layers = check_layers(required_layers)
+        self._preload = check_modules(preload)
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._setting = threading.Lock()  # one change at a time
+        self._users: Counter[Executor] = Counter()  # runs that go on, by executor
+        self._is_closed = False
+        self._waiting: WaitingRuns[ComputeResponse] = WaitingRuns(max_workers)
+        self._executors: set[Executor] = set()  # that are not closed
+        finalizer = weakref.finalize(self, _end_all, os.getpid(), self._executors, self._waiting)
+        finalizer.atexit = False  # its processes end with this one
+        self._executor = self._make_executor()
+        self._algorithms: dict[str, Algorithm] = {}
+        self._requests: dict[str, tuple[ComputeRequest, Future[ComputeResponse] | None]] = {}  # that go on or wait
+
+    def _make_executor(self) -> Executor:
+        check_paths(self._allow)
+        with _typed():
+            made = self._kind.make(self._limits, self._allow, self._required_layers, self._preload, _SPARES, self._kept)
+        self._executors.add(made)
+        return made
+
+    def _close_executor(self, executor: Executor) -> None:
+        executor.close()
+        self._executors.discard(executor)
+
+    def _end_former(self, executor: Executor) -> None:
+        """Close one that was replaced. A process of it that does not end is no fault of whoever comes here."""
+        with contextlib.suppress(SandboxBroken):
+            self._close_executor(executor)
+
+    def _check_process(self) -> None:
+        """To be called before a lock is taken: in a forked child, a thread may have it that is not there."""
+        if os.getpid() != self._pid:
+            raise SandboxBroken("the sandbox belongs to the process that made it; make a new one after a fork")
+
+    def _check_open(self) -> None:
+        self._check_process()
+        if self._is_closed:
+            raise closed()
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """The layers that are active."""
+        return self._executor.layers
+
+    @property
+    def version(self) -> str:
+        """Of what runs the algorithms; another one may give other results."""
+        return self._executor.version
+
+    @property
+    def limits(self) -> Limits:
+        """Of each run."""
+        return self._limits
+
+    def set_limits(self, **changes: Any) -> None:
+        """Change some limits, for the runs that begin from now on; see :class:`Limits`.
+
+        What algorithms with ``reuse=True`` have left in their processes is gone then: those have the former limits, and
+        end.
+
+        Raises:
+            TypeError: there is no such limit.
+            SandboxBroken: the sandbox was closed.
+        """
+        self._check_process()
+        with self._setting:
+            self._check_open()
+            former_limits, self._limits = self._limits, replace_limits(self._limits, changes)
+            try:
+                executor = self._make_executor()
+            except BaseException:
+                self._limits = former_limits
+                raise
+            with self._lock:
+                is_closed = self._is_closed
+                if not is_closed:
+                    former, self._executor = self._executor, executor
+                    is_idle = not self._users[former]
+        if is_closed:  # meanwhile
+            self._close_executor(executor)
+            raise closed()
+        if is_idle:
+            self._end_former(former)
+
+    @contextmanager
+    def _using(self) -> Iterator[Executor]:
+        """The executor of now. One that set_limits() has replaced is closed behind its last run."""
+        self._check_process()
+        with self._lock:
+            executor = self._executor
+            self._users[executor] += 1
+        try:
+            with _typed():
+                yield executor
+        finally:
+            with self._lock:
+                self._users[executor] -= 1
+                is_last = not self._users[executor]
+                if is_last:
+                    del self._users[executor]
+                is_over = is_last and executor is not self._executor
+            if is_over:
+                self._end_former(executor)
+
+    def _execute(self, request: ComputeRequest) -> ComputeResponse:
+        with self._using() as executor:
+            return executor.execute(request)
+
+    def _run(self, request: ComputeRequest) -> ComputeResponse:
+        """The same, for a request that nobody has noted yet."""
+        self._note(request, None)
+        try:
+            return self._execute(request)
+        finally:
+            self._forget(request)
+
+    def _submit(self, request: ComputeRequest) -> Future[ComputeResponse]:
+        self._note(request, None)  # first: it may be cancelled as soon as it waits
+        try:
+            future = self._waiting.submit(lambda: self._execute(request), request.priority, request.deadline_s)
+        except BaseException:
+            self._forget(request)
+            raise
+        self._note(request, future)
+        future.add_done_callback(lambda _: self._forget(request))
+        return future
+
+    def _note(self, request: ComputeRequest, future: Future[ComputeResponse] | None) -> None:
+        self._check_process()
+        with self._lock:
+            if self._requests.get(request.id, (request,))[0] is not request:
+                raise ValueError(f"a run of the id {request.id!r} goes on; give each request an id of its own")
+            self._requests[request.id] = request, future
+
+    def _forget(self, request: ComputeRequest) -> None:
+        with self._lock:
+            self._requests.pop(request.id, None)
+
+    def _request(self, algorithm: Algorithm | str, inputs: Mapping[str, Any] | None, **fields: Any) -> ComputeRequest:
+        check_inputs(inputs)
+        check_request(**fields)
+        if fields.get("id", "") is None:
+            del fields["id"]
+        return ComputeRequest(self._find(algorithm), inputs or {}, **fields)
+
+    def empty(self, shape: int | Sequence[int], dtype: Any = np.float64) -> np.ndarray[Any, Any]:
+        """An array that algorithms read in place, without a copy; parts of it are copied. It has zeros, to be written.
+
+        The process of an algorithm with ``reuse=True`` that got it sees what is written there later, too.
+
+        Args:
+            shape: sizes in elements, outermost first.
+            dtype: of its elements.
+
+        Raises:
+            TypeError: a size is no whole number.
+            ValueError: a size is negative, or the elements would be objects.
+            OutOfSpace: the machine has less memory.
+            SandboxBroken: the sandbox was closed.
+        """
+        self._check_open()
+        sizes = check_sizes(shape)
+        if np.dtype(dtype).hasobject:
+            raise ValueError(f"there is no array of dtype {np.dtype(dtype)} to lend: its elements would be objects")
+        return loan(sizes, np.dtype(dtype))
+
+    def register(
+        self,
+        name: str,
+        code: str | bytes | os.PathLike[str],
+        function: str | None = None,
+        *,
+        reuse: bool = False,
+        sha256: str | None = None,
+        outputs: Iterable[str] = ("output",),
+        dependencies: Iterable[str] = (),
+    ) -> Algorithm:
+        """Register an algorithm. Its code is parsed, and nothing of it is executed.
+
+        What is kept of another one of this name ends, as by :meth:`unregister`.
+
+        Args:
+            name: by which it is called; see :meth:`unregister`.
+            code: Python source, or the bytes of a module of WebAssembly, of a shared library, or of a model of torch;
+                or the path of a file that has it, of any kind as a ``Path``, of a library also as a text.
+            function: which is called with the inputs, as a dictionary. If left out: the one of the algorithm's name,
+                else ``process``, else the only one; if there is none, the code itself reads ``inputs`` and sets
+                ``output``.
+            reuse: whether its process may serve its next run too; what one run leaves there, the next finds.
+            sha256: of the code, in hexadecimal: another is refused.
+            outputs: names of the tensors that a compiled algorithm or a model gives, in their order.
+            dependencies: packages that it imports, perhaps with versions (``"humanize==4.17.0"``), which must be
+                installed here.
+
+        Raises:
+            MissingPackage: a dependency is not installed, or in another version.
+            AlgorithmError: it has an error of syntax, or no such function, or is not the code that ``sha256`` names.
+            OSError: the file cannot be read.
+        """
+        check_text("an algorithm's name", name)
+        for what, text in (("function", function), ("sha256", sha256)):
+            if text is not None:
+                check_text(what, text)
+        names, needed = check_texts("outputs", outputs), check_texts("dependencies", dependencies)
+        data = self._bytes_of(code)
+        check_installed(needed)
+        if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256.lower():
+            raise AlgorithmError(f"the code of {name!r} is another: its sha256 is {found}", type="DigestMismatch")
+        with self._using() as executor:
+            algorithm = executor.prepare(Algorithm(name, data, function, reuse, names, needed))
+        with self._lock:
+            former = self._algorithms.get(name, algorithm)
+            self._algorithms[name] = algorithm
+        if former != algorithm:
+            self._end_kept(former)
+        return algorithm
+
+    def unregister(self, name: str) -> None:
+        """Forget an algorithm, and end what is kept for its next run; its runs that go on end well.
+
+        Args:
+            name: by which it was registered.
+
+        Raises:
+            KeyError: there is no algorithm of that name.
+            SandboxBroken: the sandbox was closed.
+        """
+        self._check_open()
+        algorithm = self._find(name)
+        self._algorithms.pop(name, None)
+        self._end_kept(algorithm)
+
+    def _end_kept(self, algorithm: Algorithm) -> None:
+        """End what is kept for the next run of an algorithm, and let what goes on or waits keep nothing."""
+        its = dataclasses.replace(algorithm, function=None)  # whichever function was called
+        with self._lock:
+            for request, _ in self._requests.values():
+                if dataclasses.replace(request.algorithm, function=None) == its:
+                    request.is_unregistered = True
+        with self._using() as executor:
+            executor.forget(algorithm)
+
+    def run(
+        self,
+        algorithm: Algorithm | str,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        arguments: Sequence[Any] | None = None,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+    ) -> ComputeResponse:
+        """Run a registered algorithm.
+
+        Args:
+            algorithm: it, or its name.
+            inputs: by name: values as JSON has them, numpy arrays, torch tensors.
+            arguments: what its function gets instead of the inputs; see :meth:`call`.
+            deadline_s: by ``time.monotonic``: a run that has not ended by then is ended.
+            request_id: by which :meth:`cancel` knows it; of those that go on, each has its own. None for a new one.
+
+        Raises:
+            LimitExceeded, NotAllowed, AlgorithmError: it did not end well.
+            DeadlineExceeded: its deadline came first.
+            RunCancelled: :meth:`cancel` ended it.
+            SandboxBroken: it could not be run.
+            KeyError: there is no algorithm of that name.
+        """
+        given = None if arguments is None else tuple(arguments)
+        return self._run(self._request(algorithm, inputs, arguments=given, deadline_s=deadline_s, id=request_id))
+
+    def submit(
+        self,
+        algorithm: Algorithm | str,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        priority: int = 0,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+    ) -> Future[ComputeResponse]:
+        """As :meth:`run`, in the background. It reads its inputs when it begins: do not change them before.
+
+        Args:
+            algorithm: it, or its name.
+            inputs: by name.
+            priority: the higher, the sooner.
+            deadline_s: by ``time.monotonic``: a run that has not ended by then, or not begun, gets DeadlineExceeded.
+            request_id: as for :meth:`run`.
+
+        Raises:
+            SandboxBroken: the sandbox was closed.
+            KeyError: there is no algorithm of that name.
+        """
+        return self._submit(self._request(algorithm, inputs, priority=priority, deadline_s=deadline_s, id=request_id))
+
+    def cancel(self, request_id: str) -> bool:
+        """End a run that goes on in another thread, or that waits; whoever waits for it gets CancelledError.
+
+        Returns:
+            Whether there was one; it may have ended just then.
+        """
+        self._check_process()
+        check_text("request_id", request_id)
+        with self._lock:
+            request, _ = self._requests.get(request_id, (None, None))
+        return request is not None and self._cancel(request)
+
+    def _cancel(self, request: ComputeRequest) -> bool:
+        """The same, for a request, and not for a later one of the same id."""
+        request.is_cancelled = True  # first: an executor that is not there yet sees it
+        with self._lock:
+            noted, future = self._requests.get(request.id, (None, None))
+            executors = {self._executor, *self._users}
+        if noted is not request:
+            return False
+        if future is None or not future.cancel():
+            for executor in executors:
+                executor.cancel(request.id)
+        return True
+
+    def execute(self, code: str | bytes | os.PathLike[str], inputs: Mapping[str, Any] | None = None) -> ComputeResponse:
+        """Run code that is not registered; see :meth:`register`."""
+        return self.run(Algorithm("code", self._bytes_of(code), None), inputs)
+
+    def call(self, algorithm: Algorithm | str, function: str, *arguments: Any) -> Any:
+        """Call a function of an algorithm with arguments, and return what it returns.
+
+        Results by name are returned as a dictionary, unless the only one is named ``output``. Tensors are as in
+        :class:`ComputeResponse`.
+
+        Args:
+            algorithm: it, or its name.
+            function: one of its functions, or one that a module of WebAssembly exports.
+            arguments: values as JSON has them, and tensors; numbers for a module of WebAssembly.
+
+        Raises:
+            LimitExceeded, NotAllowed, AlgorithmError, SandboxBroken, KeyError: as :meth:`run`.
+        """
+        outputs = self._run(self._call(algorithm, function, arguments)).outputs
+        return outputs["output"] if outputs.keys() == {"output"} else outputs
+
+    def _call(self, algorithm: Algorithm | str, function: str, arguments: tuple[Any, ...]) -> ComputeRequest:
+        check_text("function", function)
+        found = dataclasses.replace(self._find(algorithm), function=function)
+        return ComputeRequest(found, {}, arguments=arguments)
+
+    def health(self) -> Health:
+        """Whether it can run algorithms now, and why not."""
+        return self._executor.health()
+
+    def requirements(self) -> Resources:
+        """What one run takes at most."""
+        return self._executor.requirements()
+
+    def inspect(self, code: str, dependencies: Iterable[str] = ()) -> Inspection:
+        """What Python source imports and calls, for a person to look at; nothing is executed.
+
+        Raises:
+            SyntaxError: it is no Python.
+            AlgorithmError: it is too long, or too deeply nested, to be parsed in this process.
+        """
+        return inspect(code, check_texts("dependencies", dependencies))
+
+    @property
+    def aio(self) -> AsyncRuns:
+        """The same runs as coroutines."""
+        return AsyncRuns(self)
+
+    def close(self) -> None:
+        """End all processes; runs that go on in other threads get SandboxBroken. Idempotent."""
+        if os.getpid() != self._pid:
+            return  # they are not ours
+        with self._lock:
+            self._is_closed = True
+        try:
+            _close_all(self._executors)
+        finally:
+            self._waiting.close()
+
+    def __enter__(self) -> Sandbox:
+        self._check_open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> str:
+        raise TypeError("a sandbox has processes, and cannot be copied; make another one")
+
+    def _bytes_of(self, code: str | bytes | os.PathLike[str]) -> bytes:
+        return bytes_of(code, has_source=self._kind.has_source)
+
+    def _find(self, algorithm: Algorithm | str) -> Algorithm:
+        if isinstance(algorithm, Algorithm):
+            return algorithm
+        try:
+            return self._algorithms[algorithm]
+        except KeyError:
+            known = ", ".join(sorted(self._algorithms)) or "none"
+            raise KeyError(f"no algorithm is registered as {algorithm!r}; known: {known}; see register()") from None
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    """Nobody has to know the errors of all system calls that a sandbox makes."""
+    try:
+        yield
+    except TRException:
+        raise
+    except OSError as error:
+        text = f"this process could not do its part: {error}; end what it has too much of, and try again"
+        raise SandboxBroken(text) from error
+
+
+def _end_all(pid: int, executors: set[Executor], waiting: WaitingRuns[ComputeResponse]) -> None:
+    """End what a sandbox has left that nobody closed, and nobody has any more. None of its runs goes on."""
+    if os.getpid() != pid:
+        return  # they belong to the process that this one was forked from
+    waiting.end()
+    _close_all(executors)
+
+
+def _close_all(executors: set[Executor]) -> None:
+    """Close all; one that has a process that does not end keeps no other."""
+    found = None
+    for executor in list(executors):
+        try:
+            executor.close()
+        except SandboxBroken as error:
+            found = error
+        executors.discard(executor)
+    if found is not None:
+        raise found

@@ -1,0 +1,373 @@
+"""The contained executor: each run in a process of its own, in which the kernel allows little. Trusts none of them.
+
+A process gets its inputs as sealed memory and writes its outputs into memory that this side has made, so neither can
+disturb the other through it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from .. import __version__
+from ..errors import TRException
+from . import memory
+from .areas import Area, Pool, open_areas
+from .errors import AlgorithmError, LimitExceeded, NotAllowed, SandboxBroken
+from .host import Host, Process
+from .inputs import Inputs, Shared
+from .interface import COPIED, IN_PLACE, Algorithm, ComputeRequest, ComputeResponse, Health, Resources
+from .layers import can_give_files
+from .messages import Ahead, Answer, Job, Work
+from .orphans import MAKERS
+from .outputs import end_of, end_of_all, open_outputs
+from .placement import LostInput, SharedFile
+from .process import Used
+from .running import Run, Runs
+from .verdicts import Died, forged
+
+__all__ = ["ContainedExecutor", "Done", "Inputs"]
+
+_MAX_PRINTED_NBYTES: Final = 1 << 20
+_TRIES: Final = 4  # of an algorithm that may have begun
+_MAX_TRIES: Final = 12  # in all: processes that wait for their turn may be ended too
+_SMALL_NBYTES: Final = 64 << 10  # which is copied sooner than a process is stopped
+_SIGNALS: Final = (
+    "timer_create kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal fcntl prctl mq_notify"
+)
+_BY_PAGE: Final = "sendfile splice tee vmsplice"  # give pages to what outlives the process
+_UNSURE: Final = MAKERS | frozenset(f"{_SIGNALS} {_BY_PAGE} ptrace io_submit io_uring_setup process_vm_writev".split())
+_RUNS_AHEAD: Final = 4  # that are looked at
+_MAX_NOTE: Final = 2000
+_LEAST_AHEAD_NBYTES: Final = 1 << 20  # from which on it takes longer to map memory than to say so
+_MOST_AHEAD_NBYTES: Final = 256 << 20  # of inputs, and of results: nobody may ever need it
+
+
+class Done(NamedTuple):
+    """What a process did.
+
+    Attributes:
+        answer: that it gave.
+        buffer: what it has written; bytes if it was copied.
+        printed: what it has printed.
+    """
+
+    answer: Answer
+    buffer: Any
+    printed: str
+
+
+class ContainedExecutor:
+    """See the module's docstring. Threads may use it at once.
+
+    Args:
+        name: of the kind.
+        runner: the module of ``runners/`` that runs it.
+        host: makes its processes; closed with it.
+    """
+
+    maps_ahead = True
+    """Whether its processes can use memory that they get before their job."""
+
+    def __init__(self, name: str, runner: str, host: Host) -> None:
+        # Of inputs, and of results where numpy allocates, of the last runs: the next is likely to need as much.
+        self._input_nbytes: deque[int] = deque([0], _RUNS_AHEAD)
+        self._output_nbytes: deque[int] = deque([0], _RUNS_AHEAD)
+        self.name = name
+        self.version = f"tr_mmap {__version__}"
+        self.layers = host.layers
+        self._runs = Runs()
+        self._runner = runner
+        self._host = host
+        # Sockets outlive their process; so whatever they may still have of its memory, nobody else gets that.
+        self._inputs = Pool(is_input=True, is_kept=not host.allow.net)
+        self._outputs = Pool(is_input=False, is_kept=not host.allow.net)
+        # Where a process may fork, its end is not the end of all that have its memory; where it may send signals, one
+        # that was stopped may go on.
+        self._must_copy = "seccomp" not in host.layers or bool(_UNSURE & set(host.allow.syscalls))
+        self._may_give_files = not self._must_copy and can_give_files(host.layers)
+        # A run may be done again if it changes nothing but its own memory, and cannot have killed itself.
+        may_change = host.allow.net or not all(each.readonly for each in host.allow.mounts)
+        self._is_repeatable = not may_change and not self._must_copy
+
+    def prepare(self, algorithm: Algorithm) -> Algorithm:
+        """Check an algorithm; nothing of it is executed, and its parser is contained."""
+        done = self._do(Run(), algorithm, Inputs({}), 0, is_check=True)
+        return dataclasses.replace(algorithm, function=done.answer.function)
+
+    def execute(self, request: ComputeRequest) -> ComputeResponse:
+        """Run it."""
+        limit = self._host.limits.output_nbytes
+        with self._runs.begin(request) as run, self._open_request(request) as inputs:
+            options = self._runner_options(request.algorithm, inputs)
+            done = self._do(run, request.algorithm, inputs, limit, is_check=False, options=options)
+            return self._respond(request, open_outputs(done.answer, done.buffer), done, inputs)
+
+    def _runner_options(self, algorithm: Algorithm, inputs: Inputs) -> dict[str, Any] | None:  # noqa: ARG002 - those of kinds
+        """What a runner of this kind gets beside the usual; may add to the inputs."""
+        return None
+
+    def _open(self, inputs: Mapping[str, Any], algorithm: Algorithm) -> Inputs:
+        # A process that is kept would have the file still when something else is in it.
+        return Inputs(inputs, may_give_files=self._may_give_files and not algorithm.is_reused)
+
+    def _open_request(self, request: ComputeRequest) -> Inputs:
+        """Its inputs, or the arguments that it has instead."""
+        if request.arguments is None:
+            return self._open(request.inputs, request.algorithm)
+        named = {str(number): value for number, value in enumerate(request.arguments)}
+        inputs = self._open(named, request.algorithm)
+        inputs.arguments = len(named)
+        return inputs
+
+    def _respond(self, request: ComputeRequest, outputs: dict[str, Any], done: Done, inputs: Inputs) -> ComputeResponse:
+        if (
+            sum(each.nbytes for each in outputs.values() if isinstance(each, np.ndarray))
+            > self._host.limits.output_nbytes
+        ):
+            raise forged(ValueError("more results than its limit"))
+        elapsed_ms = min(max(done.answer.execution_time_ms, 0.0), self._host.limits.wall_ms)
+        place = COPIED if isinstance(done.buffer, bytes) else IN_PLACE
+        places = {name: place for name, value in outputs.items() if isinstance(value, np.ndarray)}
+        return ComputeResponse(request.id, outputs, done.printed, elapsed_ms, inputs.nbytes, inputs.places, places)
+
+    def health(self) -> Health:
+        """State."""
+        if self._host.is_closed:
+            return Health("closed", self.layers, "it was closed; make a new sandbox")
+        if not self._host.is_alive():
+            return Health("broken", self.layers, "its zygote has ended; make a new sandbox")
+        return Health("ready", self.layers)
+
+    def requirements(self) -> Resources:
+        """What one run takes at most."""
+        limits = self._host.limits
+        return Resources(
+            limits.memory_nbytes + self._host.margin.memory_nbytes + memory.area_nbytes(limits.output_nbytes),
+            limits.cpu_cores or os.cpu_count() or 1,
+            self._host.disk_nbytes if "mount_namespace" in self.layers else 0,
+        )
+
+    def cancel(self, request_id: str) -> bool:
+        """End a run; returns whether it went on."""
+        return self._runs.cancel(request_id)
+
+    def forget(self, algorithm: Algorithm) -> None:
+        """End what is kept for the next run of an algorithm."""
+        its = dataclasses.replace(algorithm, function=None)  # whichever function was called
+        self._host.drop(lambda key: isinstance(key, Algorithm) and dataclasses.replace(key, function=None) == its)
+
+    def close(self) -> None:
+        """End all processes. Idempotent."""
+        self._inputs.close()
+        self._outputs.close()
+        self._host.close()
+
+    def _key(self, algorithm: Algorithm) -> Hashable:
+        """Under which its processes are kept."""
+        return algorithm
+
+    def _do(
+        self,
+        run: Run,
+        algorithm: Algorithm,
+        inputs: Inputs,
+        output_nbytes: int,
+        *,
+        is_check: bool,
+        options: dict[str, Any] | None = None,
+    ) -> Done:
+        """Give the work to a process; to another one, if something outside ended the first."""
+        work = Work(
+            self._runner,
+            algorithm.name,
+            inputs.add(np.frombuffer(algorithm.code, np.uint8)),
+            len(algorithm.code),
+            algorithm.function,
+            inputs.values,
+            inputs.specs,
+            inputs.arguments,
+            options or {},
+        )
+        text = np.frombuffer(msgspec.json.encode(work), np.uint8)
+        start = inputs.add(text)
+        job = Job(start, text.nbytes, output_nbytes, is_check)
+        key = self._key(algorithm) if algorithm.is_reused and not is_check else None
+        begun, used = 0, Used()
+        for number in range(_MAX_TRIES):
+            try:
+                return self._do_once(run, key, inputs, job, used)
+            except Died as error:
+                run.check()
+                may_retry = not error.had_job or (key is None and self._is_repeatable)
+                begun += error.had_job
+                if begun == _TRIES or number == _MAX_TRIES - 1 or not may_retry or not self._host.is_alive():
+                    raise self._host.broken(error) from None
+            except LostInput:
+                raise _lost("an input") from None
+            except TRException as error:  # it may be the end of a page that is not there any more
+                lost = inputs.truncated()
+                if lost is not None:
+                    raise _lost(lost.path) from error
+                raise
+        raise AssertionError
+
+    def _do_once(self, run: Run, key: Hashable, inputs: Inputs, job: Job, used: Used) -> Done:
+        process = self._host.take(key, run.check)
+        is_good = False
+        printed_fd = -1
+        try:
+            printed_fd = memory.make_area(min(self._host.limits.output_nbytes, _MAX_PRINTED_NBYTES))
+            self._give_areas(process, inputs.end, job.output_nbytes)
+            process.areas[0].fill(inputs.pieces)
+            if key is None and not job.is_check:
+                self._give_ahead(inputs.end)
+            try:
+                with run.within(process), _opened(process.areas, printed_fd, inputs.loans) as fds:
+                    nbytes = process.areas[0].nbytes + sum(each.nbytes for each in inputs.loans)
+                    answer = process.run(job, fds, nbytes, inputs.private_nbytes(), used, run.deadline_s)
+            except (AlgorithmError, LimitExceeded, NotAllowed) as error:
+                _tell_printed(error, _printed(printed_fd))
+                raise
+            printed = _printed(printed_fd)
+            if key is not None:
+                buffer: Any = _copy(process.areas[1], answer) if self._must_copy else _lend(process, answer)
+            elif self._must_copy:
+                process.kill()
+                buffer = _copy(process.areas[1], answer)
+            else:
+                buffer = self._adopt(process, answer)
+                self._host.end(process)  # from here on another thread may release it
+            is_good = True
+            return Done(answer, buffer, printed)
+        finally:
+            if printed_fd >= 0:
+                os.close(printed_fd)
+            if not is_good:
+                areas, process.areas = process.areas, []
+                try:
+                    process.close()
+                except BaseException:
+                    for area in areas:
+                        area.close()
+                    raise
+                self._take_back(areas)
+            elif key is not None:
+                self._host.keep(process, key, lambda: run.is_registered)
+            elif self._must_copy:
+                process.close()
+            self._host.refill()
+
+    def _give_areas(self, process: Process, input_nbytes: int, output_nbytes: int) -> None:
+        """See to it that a process has areas of these sizes."""
+        wanted = ((self._inputs, input_nbytes), (self._outputs, memory.area_nbytes(output_nbytes)))
+        for index, (pool, size) in enumerate(wanted):
+            if index == len(process.areas):
+                process.areas.append(pool.take(size))
+                continue
+            area = process.areas[index]
+            if area.nbytes >= size:
+                continue
+            process.areas[index] = pool.take(size)
+            if process.is_new:
+                area.clear()  # it was given ahead, and is mapped still, with what was there for others
+                area.is_held = lambda: not process.is_over
+                pool.give(area)
+            else:
+                area.close()  # what its algorithm keeps may lie there
+
+    def _give_ahead(self, input_nbytes: int) -> None:
+        """Let the next process map memory for a run like this one, while this one goes on."""
+        self._input_nbytes.append(input_nbytes)
+        input_nbytes, expected_nbytes = max(self._input_nbytes), max(self._output_nbytes)
+        largest = max(input_nbytes, expected_nbytes)
+        if not self.maps_ahead or self._must_copy or not _LEAST_AHEAD_NBYTES <= largest <= _MOST_AHEAD_NBYTES:
+            return
+        output_nbytes = self._host.limits.output_nbytes
+
+        def take() -> list[Area]:
+            inputs = self._inputs.take(input_nbytes)
+            try:
+                return [inputs, self._outputs.take(memory.area_nbytes(output_nbytes), is_clear=False)]
+            except BaseException:
+                inputs.close()
+                raise
+
+        self._host.give_ahead(take, Ahead(output_nbytes, expected_nbytes))
+
+    def _adopt(self, process: Process, answer: Answer) -> Any:
+        """What a process has written that is about to end, as a buffer. Its areas are used again after its end."""
+        areas, process.areas = process.areas, []
+        for area in areas:
+            area.is_held = lambda: not process.is_over
+        start = memory.arena_start(self._host.limits.output_nbytes)
+        self._output_nbytes.append(max([0, *[end_of(spec) - start for spec in answer.tensors]]))
+        self._inputs.give(areas[0])
+        return self._outputs.view(areas[1])
+
+    def _take_back(self, areas: list[Area]) -> None:
+        """Keep areas for later, if nobody can have them any more."""
+        for pool, area in zip((self._inputs, self._outputs), areas, strict=False):
+            if self._must_copy:
+                area.close()
+            else:
+                pool.give(area)
+
+
+@contextmanager
+def _opened(areas: Sequence[Area], printed_fd: int, loans: Sequence[Shared]) -> Iterator[list[int]]:
+    """The descriptors that a process gets for a job."""
+    opened = open_areas(areas)
+    try:
+        fds = [*opened, printed_fd]
+        for each in loans:
+            if isinstance(each, SharedFile):  # it was opened for this run
+                fds.append(each.fd)
+            else:
+                opened.append(memory.open_again(each.fd, is_input=True))
+                fds.append(opened[-1])
+        yield fds
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _lend(process: Process, answer: Answer) -> Any:
+    """What a process that is kept has written, as a buffer that does not change.
+
+    It is copied; or the process stands still until nobody has the buffer any more.
+    """
+    area = process.areas[1]
+    if end_of_all(answer) <= _SMALL_NBYTES:
+        return _copy(area, answer)
+    process.stop_or_kill()
+    return area.view()
+
+
+def _lost(what: str) -> SandboxBroken:
+    return SandboxBroken(
+        f"{what} lies in a file that was truncated while the algorithm ran; give a copy if others may truncate it, or "
+        "run it again"
+    )
+
+
+def _copy(area: Area, answer: Answer) -> Any:
+    return memoryview(area.memory)[: end_of_all(answer)].tobytes()
+
+
+def _printed(fd: int) -> str:
+    nbytes = os.lseek(fd, 0, os.SEEK_CUR)  # the process has written through the same open file
+    return os.pread(fd, min(nbytes, os.fstat(fd).st_size), 0).decode("utf-8", "replace")
+
+
+def _tell_printed(error: AlgorithmError | LimitExceeded | NotAllowed, printed: str) -> None:
+    error.stdout = printed
+    if isinstance(error, AlgorithmError) and error.type == "ProcessEnded" and printed:
+        error.add_note(f"it printed last: {printed[-_MAX_NOTE:]}")  # why an assertion failed, say

@@ -1,0 +1,67 @@
+"""Which cores contained processes run on, where each may use only some: those that the fewest others of ours run on."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..base.fork_safety import at_fork
+
+__all__ = ["Cores", "cores"]
+
+
+class Cores:
+    """The cores that this process may use, and how many contained processes run on each. Threads may use it at once."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Know of no process yet. A forked child has none, nor the thread that may have the lock."""
+        self._lock = threading.Lock()
+        self._running: Counter[int] = Counter()
+        self._turn = 0
+
+    @contextmanager
+    def given_to(self, pid: int, count: int, former: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        """Let a process run on some cores; they count as taken until the end of the context.
+
+        Args:
+            pid: of the process, which does nothing now.
+            count: of cores; there may be fewer.
+            former: those that it had before; it keeps them if no others are better.
+        """
+        chosen = self._take(count, former)
+        try:
+            if chosen != former:
+                _pin(pid, chosen)
+            yield chosen
+        finally:
+            with self._lock:
+                self._running.subtract(chosen)
+
+    def _take(self, count: int, former: tuple[int, ...]) -> tuple[int, ...]:
+        usable = sorted(os.sched_getaffinity(0))
+        with self._lock:
+            self._turn += 1
+            turns = {core: (place - self._turn) % len(usable) for place, core in enumerate(usable)}
+            usable.sort(key=lambda core: (self._running[core], core not in former, turns[core]))
+            chosen = tuple(sorted(usable[:count]))
+            self._running.update(chosen)
+        return chosen
+
+
+cores = Cores()
+"""Those of this process: its sandboxes share them."""
+at_fork(after_in_child=cores.begin)
+
+
+def _pin(pid: int, chosen: tuple[int, ...]) -> None:
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            os.sched_setaffinity(int(task), chosen)
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has ended

@@ -1,0 +1,137 @@
+"""The inputs of one run apart: values, and tensors, each with the place where the process finds it. Copies nothing."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from ..tsr import dtypes
+from ..tsr.tensors import is_little_endian, to_array
+from .areas import Area, find_loan
+from .interface import COPIED, IN_PLACE
+from .messages import TensorSpec
+from .placement import SharedFile, may_be_in_file, open_file_of
+from .values import plain
+
+__all__ = ["ALIGNMENT", "Inputs", "Shared"]
+
+ALIGNMENT: Final = 64
+_MAX_LOANS: Final = 8
+_LEAST_FILE_NBYTES: Final = 1 << 20  # below, a copy takes less time than to find the file
+
+
+class Shared(Protocol):
+    """Memory that a process gets beside its two areas."""
+
+    fd: int
+    nbytes: int
+
+
+class Inputs:
+    """See the module's docstring. To be closed.
+
+    Args:
+        inputs: by name: values as JSON has them, arrays, torch tensors.
+        may_give_files: whether a process may read files in place.
+
+    Attributes:
+        values: what JSON has.
+        pieces: arrays to copy, with their offsets in the memory that the process gets.
+        specs: what describes those that are tensors.
+        loans: areas and files that are read in place.
+        places: of the tensors, by name: ``"in place"`` or ``"copied"``.
+        nbytes: of the tensors that are copied.
+        end: where they end.
+        arguments: how many of them are the function's arguments, named by their number; None if none are.
+    """
+
+    def __init__(self, inputs: Mapping[str, Any], *, may_give_files: bool = False) -> None:
+        self.values: dict[str, Any] = {}
+        self.pieces: list[tuple[int, np.ndarray[Any, Any]]] = []
+        self.specs: list[TensorSpec] = []
+        self.loans: list[Shared] = []
+        self.places: dict[str, str] = {}
+        self.arguments: int | None = None
+        self.end = 0
+        self._may_give_files = may_give_files
+        self._kept: list[np.ndarray[Any, Any]] = []  # so that nobody fills the memory of those in place again
+        torch = sys.modules.get("torch")
+        kinds = (np.ndarray, np.generic) if torch is None else (np.ndarray, np.generic, torch.Tensor)
+        try:
+            for name, value in inputs.items():
+                if isinstance(value, kinds):
+                    dtype, array = to_array(value)
+                    offset, number = self._place(array)
+                    self.specs.append(TensorSpec(name, dtype.name, array.shape, offset, number))
+                    self.places[name] = IN_PLACE if number else COPIED
+                else:
+                    self.values[name] = plain(value, f"the input {name!r}")
+        except BaseException:
+            self.close()
+            raise
+        self.nbytes = sum(array.nbytes for _, array in self.pieces)
+
+    def add(self, array: np.ndarray[Any, Any]) -> int:
+        """Give an array that is copied its place; returns its offset."""
+        offset = -(-self.end // ALIGNMENT) * ALIGNMENT
+        self.end = offset + array.nbytes
+        self.pieces.append((offset, array))
+        return offset
+
+    def private_nbytes(self) -> int:
+        """How much memory private mappings take of what is used of each area and file, in whole pages."""
+        ends = {0: self.end}
+        for each in self.specs:
+            end = each.offset + dtypes.by_name(each.dtype).itemsize * math.prod(each.shape)
+            ends[each.area] = max(end, ends.get(each.area, 0))
+        return sum(-(-end // mmap.PAGESIZE) * mmap.PAGESIZE for end in ends.values())
+
+    def truncated(self) -> SharedFile | None:
+        """A file that is read in place, and that somebody has truncated."""
+        return next((each for each in self.loans if isinstance(each, SharedFile) and each.is_truncated()), None)
+
+    def close(self) -> None:
+        """Release the files."""
+        for each in self.loans:
+            if isinstance(each, SharedFile):
+                each.close()
+        self.loans = []
+
+    def __enter__(self) -> Inputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _place(self, array: np.ndarray[Any, Any]) -> tuple[int, int]:
+        """Where an array lies: its offset, and the number of the loan, which is read in place; 0 if it is copied."""
+        if array.nbytes and array.flags.c_contiguous and is_little_endian(array):
+            found = self._find(array)
+            if found is not None:
+                self._kept.append(array)
+                return found
+        return self.add(array), 0
+
+    def _find(self, array: np.ndarray[Any, Any]) -> tuple[int, int] | None:
+        lent = find_loan(array)
+        if lent in self.loans:
+            return 0, 1 + self.loans.index(lent)
+        if len(self.loans) == _MAX_LOANS:
+            return None
+        found: tuple[Area | SharedFile, int] | None = (lent, 0) if lent is not None else None
+        if found is None and self._may_give_files and array.nbytes >= _LEAST_FILE_NBYTES and may_be_in_file(array):
+            found = open_file_of(array)
+        if found is None:
+            return None
+        loan, offset = found
+        if offset % ALIGNMENT:
+            if isinstance(loan, SharedFile):
+                loan.close()
+            return None
+        self.loans.append(loan)
+        return offset, len(self.loans)

@@ -1,0 +1,144 @@
+"""The kinds of sandboxes: which executor and which runner each has, and what it needs. Runs nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ..errors import MissingPackage
+from .contained import ContainedExecutor
+from .host import NO_MARGIN, Host, Margin
+from .interface import Allow, Executor, Limits
+from .kept import Kept
+from .native import NATIVE_MARGIN, NativeExecutor
+from .torch_model import TORCH_MARGIN, TorchExecutor
+from .wasm import WASM_MARGIN, WasmExecutor, check_wasm
+
+__all__ = ["KINDS", "PLANNED", "Kind", "find_kind"]
+
+
+_AT_START: Final = ("LD_", "PYTHON", "MALLOC_", "GLIBC_")
+"""How the names of variables begin that are obeyed when a program starts: the algorithms get theirs later."""
+
+
+def _check_contained(limits: Limits, allow: Allow) -> None:
+    for name in allow.env:
+        if name.startswith(_AT_START):
+            raise ValueError(
+                f"Allow(env={{{name!r}: ...}}) has no effect: {name} is read when a program starts, and that of the "
+                "algorithms has started before; leave it out (libraries of a library: link with -Wl,-rpath,directory)"
+            )
+    if limits.fuel is not None:
+        raise ValueError("fuel is a limit of kind 'wasm'; elsewhere, limit cpu_ms")
+
+
+def _make_contained(name: str, runner: str, host: Host, *_: Any) -> Executor:
+    return ContainedExecutor(name, runner, host)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind.
+
+    Attributes:
+        name: by which users ask for it.
+        runner: the module of ``runners/`` that runs its algorithms.
+        executor: gives them to contained processes.
+        packages: without which it does not work.
+        extra: of this package, which has them.
+        has_source: whether its algorithms may be texts; else a text is the path of a file.
+        preload: modules that its processes find imported, beside the runner.
+        check: raises ValueError if it cannot keep one of the limits, or give one of the grants.
+        margin: what its runner itself needs beside the limits.
+    """
+
+    name: str
+    runner: str
+    executor: Callable[[str, str, Host, Allow, Kept], Executor]
+    packages: tuple[str, ...] = ()
+    extra: str = "sandbox"
+    has_source: bool = True
+    preload: tuple[str, ...] = ()
+    check: Callable[[Limits, Allow], None] = field(default=_check_contained)
+    margin: Margin = NO_MARGIN
+
+    def make(
+        self,
+        limits: Limits,
+        allow: Allow,
+        required_layers: Iterable[str],
+        preload: Iterable[str],
+        spares: int,
+        kept: Kept,
+    ) -> Executor:
+        """An executor of this kind.
+
+        Args:
+            limits: of each run.
+            allow: what the algorithms are granted.
+            required_layers: without which it refuses to start.
+            preload: modules that the algorithms find imported.
+            spares: how many processes to keep ready.
+            kept: what its executor keeps for one that takes its place, when limits change.
+
+        Raises:
+            MissingPackage: one of its packages, or of ``preload``, is not installed.
+            SandboxBroken: a required layer is missing, or a process could not be started.
+            ValueError: it cannot keep one of the limits, or give one of the grants.
+        """
+        self.check(limits, allow)
+        preload = tuple(preload)
+        for package in self.packages:
+            if not _is_installed(package):
+                text = f"sandboxes of kind {self.name!r} need {package}: pip install 'tr_mmap[{self.extra}]'"
+                raise MissingPackage(text, package=package)
+        for package in sorted({each.partition(".")[0] for each in preload}):
+            if not _is_installed(package):
+                raise MissingPackage(f"preload names {package}, which is not installed", package=package)
+        modules = (*preload, *self.preload, f"{__package__}.runners.{self.runner}")
+        host = Host(limits, allow, required_layers, modules, spares, self.margin)
+        return self.executor(self.name, self.runner, host, allow, kept)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # None in sys.modules, or a module that was made by hand
+        return False
+
+
+KINDS: Final = {
+    kind.name: kind
+    for kind in (
+        Kind("contained", "python_code", _make_contained),
+        Kind(
+            "wasm",
+            "wasm",
+            WasmExecutor,
+            packages=("wasmtime",),
+            preload=(f"{__package__}.runners.wasm_warm",),
+            check=check_wasm,
+            margin=WASM_MARGIN,
+        ),
+        Kind("native", "native", NativeExecutor, has_source=False, margin=NATIVE_MARGIN),
+        Kind("torch", "torch_model", TorchExecutor, packages=("torch",), extra="torch", margin=TORCH_MARGIN),
+    )
+}
+
+
+PLANNED: Final = {"python-wasm": "kind 'python-wasm' (Python inside of WebAssembly) is not in this version"}
+"""Kinds that have a name and no executor yet, and what to say to those who ask for one."""
+
+
+def find_kind(name: str) -> Kind:
+    """
+    Raises:
+        ValueError: there is no such kind.
+    """
+    try:
+        return KINDS[name]
+    except KeyError:
+        known = ", ".join(map(repr, KINDS))
+        raise ValueError(f"{PLANNED.get(name, f'there is no kind of sandbox {name!r}')}; there are {known}") from None

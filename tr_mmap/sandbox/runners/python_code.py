@@ -1,0 +1,73 @@
+"""Runs Python source: a function of ``inputs``, or code that reads ``inputs`` and sets ``output``."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+from types import CodeType, FunctionType
+from typing import Any
+
+__all__ = ["check", "run"]
+
+
+def check(name: str, code: bytes, function: str | None) -> str | None:
+    """Parse the source; nothing of it is executed. Returns the function to call; None if the code sets ``output``."""
+    return _compile(name, code, function)[1]
+
+
+def run(name: str, code: bytes, function: str | None, inputs: dict[str, Any], arguments: list[Any] | None) -> Any:
+    """Run it, and return what it gives.
+
+    Args:
+        name: of the algorithm.
+        code: its source, UTF-8.
+        function: to call; None for the usual choice.
+        inputs: by name. Tensors are read-only arrays.
+        arguments: what the function gets instead of ``inputs``; None for ``inputs``.
+    """
+    compiled, function = _compile(name, code, function)
+    namespace: dict[str, Any] = {"__name__": "__algorithm__", "inputs": inputs}
+    exec(compiled, namespace)
+    if function is not None:
+        called = namespace[function]
+        return called(inputs) if arguments is None else called(*arguments)
+    if "output" not in namespace:
+        names = [each for each, value in namespace.items() if isinstance(value, FunctionType)]
+        raise NameError(
+            f"the code sets no output, and none of its functions ({', '.join(names) or 'it has none'}) is named "
+            f"{name!r} or 'process', or is the only one: say which function, or set output"
+        )
+    return namespace["output"]
+
+
+def _compile(name: str, code: bytes, function: str | None) -> tuple[CodeType, str | None]:
+    filename = f"<algorithm {name}>"
+    source = code.decode()
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)  # for tracebacks
+    tree = ast.parse(source, filename)
+    names = [each.name for each in tree.body if isinstance(each, ast.FunctionDef)]
+    for each in tree.body:
+        if isinstance(each, ast.AsyncFunctionDef) and each.name in ((function,) if function else (name, "process")):
+            raise TypeError(f"{each.name} is defined by async def; define it by def: a run has no event loop")
+    compiled = compile(tree, filename, "exec", dont_inherit=True)  # not the __future__ of this module
+    if function is not None:
+        if function not in names:
+            raise NameError(f"there is no function {function!r} in the code; it has {', '.join(names) or 'none'}")
+        return compiled, function
+    for choice in (name, "process"):
+        if choice in names:
+            return compiled, choice
+    # Code that sets output itself may have a function to help it.
+    return compiled, names[0] if len(names) == 1 and not _sets_output(tree.body) else None
+
+
+def _sets_output(body: list[ast.stmt]) -> bool:
+    """Whether code sets ``output`` outside of its functions and classes."""
+    waiting: list[ast.AST] = [*body]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name) and node.id == "output" and isinstance(node.ctx, ast.Store):
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            waiting.extend(ast.iter_child_nodes(node))
+    return False

@@ -1,0 +1,201 @@
+"""The executor of kind ``"wasm"``: modules of WebAssembly, in an engine that is contained itself.
+
+The host neither parses nor compiles a module. A contained process compiles it, once, and what it gives is machine code
+that nobody here can check. It is kept in this process's memory only, with the module that it was made from, and only
+contained processes that run this module get it, in sealed memory. So a module that subverts the compiler gains nothing
+beyond what it had there: a contained process of its own. There is no file of compiled code to plant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+from collections.abc import Hashable
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from .contained import ContainedExecutor, Inputs
+from .errors import AlgorithmError
+from .host import Host, Margin
+from .interface import Algorithm, Allow, ComputeRequest, ComputeResponse, Limits
+from .kept import Kept
+from .outputs import open_outputs
+from .running import Run
+from .verdicts import forged
+from .wasm_messages import COMMAND, MODULE_START, TENSORS, WasmOptions, decode_number, encode_number
+
+__all__ = ["WASM_MARGIN", "WasmExecutor", "check_wasm"]
+
+WASM_MARGIN: Final = Margin(256 << 20, 2 << 20, 80 << 30, 40.0, ("stack_nbytes", "wall_ms", "fuel"))
+"""What the engine itself needs. It keeps the limits, and those of the kernel and the host lie behind them."""
+
+_MAX_STACK_NBYTES: Final = 100 << 20  # the kernel leaves 128 MiB free below the main thread's stack
+_MAX_COMPILED_NBYTES: Final = 256 << 20  # of one module
+_MAX_KEPT_NBYTES: Final = 256 << 20  # of all of a sandbox
+_MAX_KEPT: Final = 1000  # each has its module, too
+
+
+def check_wasm(limits: Limits, allow: Allow) -> None:
+    """
+    Raises:
+        ValueError: the kind cannot keep one of the limits, or give one of the grants.
+    """
+    if not 64 << 10 <= limits.stack_nbytes <= _MAX_STACK_NBYTES:
+        raise ValueError(f"stack_nbytes={limits.stack_nbytes} is not from {64 << 10} to {_MAX_STACK_NBYTES}")
+    for path in (*allow.read, *[each.host_path for each in allow.mounts]):
+        if not os.path.isdir(path):
+            raise ValueError(f"{path!r} is no directory, and WASI grants whole directories: name the one that it is in")
+
+
+class _Compiled(NamedTuple):
+    code: np.ndarray[Any, Any]
+    functions: list[str]  # that it exports
+
+
+class WasmExecutor(ContainedExecutor):
+    """See the module's docstring. Threads may use it at once.
+
+    Args:
+        name: of the kind.
+        runner: the module of ``runners/`` that runs it.
+        host: makes its processes; closed with it.
+        allow: what the algorithms are granted.
+        kept: compiled modules, by what decides what the compiler makes: module and flag.
+    """
+
+    maps_ahead = False  # a module's own memory is elsewhere
+
+    def __init__(self, name: str, runner: str, host: Host, allow: Allow, kept: Kept) -> None:
+        super().__init__(name, runner, host)
+        self.version = f"wasmtime {importlib.metadata.version('wasmtime')}"
+        self._allow = allow
+        self._kept = kept
+
+    def prepare(self, algorithm: Algorithm) -> Algorithm:
+        """Compile a module; nothing of it is executed, and its compiler is contained."""
+        return dataclasses.replace(algorithm, function=_choose(algorithm, self._compile(algorithm, Run()).functions))
+
+    def execute(self, request: ComputeRequest) -> ComputeResponse:
+        """Run it."""
+        with self._runs.begin(request) as run:  # that of a module that is not compiled yet, too
+            return self._execute(request, run)
+
+    def _execute(self, request: ComputeRequest, run: Run) -> ComputeResponse:
+        compiled = self._compile(request.algorithm, run)
+        function = _choose(request.algorithm, compiled.functions)
+        if function is None:
+            raise _no_function(request.algorithm, compiled.functions)
+        algorithm = dataclasses.replace(request.algorithm, function=function)
+        options = self._options(algorithm)
+        takes_numbers = algorithm.function not in (COMMAND, TENSORS)
+        if takes_numbers:
+            values = tuple(request.inputs.values()) if request.arguments is None else request.arguments
+            options.arguments = [encode_number(_scalar(each)) for each in values]
+        named = {} if takes_numbers or request.arguments is not None else request.inputs
+        with self._open(named, algorithm) as inputs:
+            options.tensors_nbytes = inputs.end
+            options.compiled_offset, options.compiled_nbytes = inputs.add(compiled.code), compiled.code.nbytes
+            done = self._do(
+                run,
+                algorithm,
+                inputs,
+                self._host.limits.output_nbytes,
+                is_check=False,
+                options=msgspec.to_builtins(options),
+            )
+            outputs = open_outputs(done.answer, done.buffer)
+            if takes_numbers:
+                outputs = {"output": _results(outputs)}
+            return self._respond(request, outputs, done, inputs)
+
+    def forget(self, algorithm: Algorithm) -> None:
+        """The same, and the machine code of its module; another algorithm that has this module is compiled again."""
+        super().forget(algorithm)
+        self._kept.drop(lambda key: isinstance(key, tuple) and key[0] == algorithm.code)
+
+    def _key(self, algorithm: Algorithm) -> Hashable:
+        return dataclasses.replace(algorithm, function=None)  # all functions of an instance share its state
+
+    def _options(self, algorithm: Algorithm) -> WasmOptions:
+        limits, allow = self._host.limits, self._allow
+        return WasmOptions(
+            limits.memory_nbytes,
+            limits.stack_nbytes,
+            limits.wall_ms,
+            limits.fuel,
+            [*[(each, False) for each in allow.read], *[(each.path, not each.readonly) for each in allow.mounts]],
+            dict(allow.env),
+            allow.clock,
+            allow.random,
+            list(algorithm.outputs),
+            is_reused=algorithm.is_reused,
+        )
+
+    def _compile(self, algorithm: Algorithm, run: Run) -> _Compiled:
+        """A module's machine code, and which of its functions is called."""
+        if not algorithm.code.startswith(MODULE_START):
+            raise AlgorithmError(
+                f"{algorithm.name!r} is no module of WebAssembly in its binary form; text, components and compiled "
+                "modules are refused",
+                type="NotAModule",
+            )
+        key = (algorithm.code, self._host.limits.fuel is not None)
+        found: _Compiled | None = self._kept.get(key)
+        if found is not None:
+            return found
+        options = msgspec.to_builtins(self._options(algorithm))
+        done = self._do(run, algorithm, Inputs({}), _MAX_COMPILED_NBYTES, is_check=True, options=options)
+        outputs = open_outputs(done.answer, done.buffer)
+        code = outputs.get("compiled")
+        if not isinstance(code, np.ndarray) or code.dtype != np.uint8:
+            raise forged(ValueError("no compiled module"))
+        try:
+            # A copy: the results' memory is far larger, and has a descriptor.
+            compiled = _Compiled(code.copy(), msgspec.convert(outputs.get("functions"), list[str]))
+        except ValueError as error:
+            raise forged(error) from None
+        self._kept.put(key, compiled, _is_too_much)
+        return compiled
+
+
+def _is_too_much(kept: list[_Compiled]) -> bool:
+    return len(kept) > _MAX_KEPT or sum(each.code.nbytes for each in kept) > _MAX_KEPT_NBYTES
+
+
+def _choose(algorithm: Algorithm, functions: list[str]) -> str | None:
+    """The function that is called; None if none was named, and none of them is the usual choice.
+
+    Raises:
+        AlgorithmError: there is no function of the name.
+    """
+    if algorithm.function is not None and algorithm.function not in functions:
+        raise _no_function(algorithm, functions)
+    for choice in (algorithm.function, TENSORS, COMMAND, algorithm.name, "process"):
+        if choice in functions:
+            return choice
+    return functions[0] if len(functions) == 1 else None
+
+
+def _no_function(algorithm: Algorithm, functions: list[str]) -> AlgorithmError:
+    wanted = f"no function {algorithm.function!r}" if algorithm.function else "several functions, or none: name one"
+    return AlgorithmError(
+        f"the module {algorithm.name!r} exports {wanted}; it has {', '.join(functions)[:1000] or 'none'}",
+        type="NameError",
+    )
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
+
+
+def _results(outputs: dict[str, Any]) -> Any:
+    """What an exported function returned: None, a number, or a list of them."""
+    results = outputs.get("results")
+    try:
+        numbers = [decode_number(each) for each in msgspec.convert(results, list[int | str])]
+    except (ValueError, OverflowError) as error:
+        raise forged(error) from None
+    return numbers if len(numbers) > 1 else numbers[0] if numbers else None
