@@ -4,8 +4,10 @@
     python tools/soak --minutes 60
 
 Three sessions: one that nobody disturbs, one whose worker is killed and whose session is closed at random, one over the
-channel of files. Between rounds all views and tags are dropped and a sample is taken; samples of late rounds must be as
-low as those of early ones, and in the end nothing may be left. Prints a report; the exit status says if it is good.
+channel of files. And a store of records, whose writers and readers are killed (``--no-store`` leaves it out,
+``--no-sessions`` everything else). Between rounds all views, tags and records are dropped and a sample is taken;
+samples of late rounds must be as low as those of early ones, and in the end nothing may be left. Prints a report; the
+exit status says if it is good.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ from pathlib import Path
 from typing import Any, Final
 
 HERE: Final = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import numpy as np  # noqa: E402 - the package is beside this directory, installed or not
+from stores import StoreSoak  # noqa: E402
 
 from tr_mmap import PythonSession, RemoteError, ResponseTimeout, WorkerDied, sweep  # noqa: E402
 
@@ -42,6 +45,9 @@ DTYPES: Final = ("uint8", "int16", "float32", "float64", "int64", "complex64")
 # How much more of it a late round may have than an early one: the allocator's habits, not a leak's growth.
 MEMORY_SLACK_NBYTES: Final = 6 << 20
 MEMORY_SLACK_SHARE: Final = 0.05
+MAPS_SLACK: Final = 20  # of the allocator, and of threads
+STORE_SHARE: Final = 0.3  # of the deeds
+STORE_NBYTES: Final = 64 << 20  # more than its files ever take
 
 
 @dataclass(frozen=True)
@@ -55,16 +61,20 @@ class Sample:
     descriptors: int
     worker_descriptors: int
     threads: int
+    maps: int
+    store_nbytes: int  # files of the store
+    store_files: int
 
     def line(self) -> str:
         mib = [f"{each / 2**20:9.1f}" for each in (self.memory_nbytes, self.worker_nbytes, self.shared_nbytes)]
-        counts = f"{self.descriptors:6}{self.worker_descriptors:8}{self.threads:8}"
+        counts = f"{self.descriptors:6}{self.worker_descriptors:8}{self.threads:8}{self.maps:6}"
+        counts += f"{self.store_nbytes / 2**20:10.1f}{self.store_files:6}"
         return f"{self.at_s:8.0f}" + "".join(mib) + counts
 
 
 _trim: Final = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
 
-HEADING: Final = "    at s   own MiB worker   shared   fds  worker threads"
+HEADING: Final = "    at s   own MiB worker   shared   fds  worker threads  maps store MiB files"
 
 
 def private_nbytes(pid: int) -> int:
@@ -76,6 +86,20 @@ def private_nbytes(pid: int) -> int:
 
 def count_fds(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def count_maps(workspace: Path) -> int:
+    """This process's, but for what pools keep of the files that are there, which their budgets bound.
+
+    A pool maps a file once to read and once to write, always shared; a view of it is a private mapping.
+    """
+    lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    kept = {
+        (rights, path[0])
+        for _, rights, _, _, _, *path in lines
+        if rights.endswith("s") and path[0].startswith(f"{workspace}/") and not path[0].endswith(" (deleted)")
+    }
+    return len(lines) - len(kept)
 
 
 def shared_nbytes(workspace: Path) -> int:
@@ -126,14 +150,15 @@ def content(number: int) -> Any:
 class Soak:
     """The traffic and its bookkeeping."""
 
-    def __init__(self, seed: int, workspace: Path) -> None:
+    def __init__(self, seed: int, workspace: Path, *, has_sessions: bool = True, has_store: bool = True) -> None:
         self.random = random.Random(seed)
         self.workspace = workspace
         self.parties = [
             Party("steady", "mapped", False),
             Party("disturbed", "mapped", True),
             Party("files", "files", True),
-        ]
+        ][: None if has_sessions else 0]
+        self.store = StoreSoak(workspace, seed) if has_store else None
         self.number = 0
         self.nbytes = 0
         self.deeds: Counter[str] = Counter()
@@ -263,6 +288,8 @@ class Soak:
     # -- rounds -------------------------------------------------------------------------------------------------------
 
     def deed(self) -> None:
+        if self.store is not None and (not self.parties or self.random.random() < STORE_SHARE):
+            return self.store.deed()
         party = self.random.choices(self.parties, [10, 10, 1])[0]
         usual: list[Callable[[Party], None]] = [self.send, self.ask, self.lend, self.keep, self.talk, self.drop]
         rare = [self.look, self.let_go, self.fail, self.give_up]
@@ -270,7 +297,7 @@ class Soak:
         kind = self.random.choices([usual, rare, faults or usual], [89, 8, 3])[0]
         chosen = self.random.choice(kind)
         self.deeds[chosen.__name__] += 1
-        chosen(party)
+        return chosen(party)
 
     def quiet(self) -> None:
         """Drop everything that was kept, so that samples can be compared, and take one."""
@@ -281,13 +308,16 @@ class Soak:
                 session.drop_tensor(tag)
             party.tags.clear()
             session.fetch_response("forget", LONG_MS)
+        if self.store is not None:
+            self.store.quiet()
+            self.wrong += self.store.wrong
         gc.collect()
         if _trim is not None:
             _trim(0)  # what malloc keeps for later is no leak
         for party in self.parties:
             party.open().calculate("echo", np.zeros(1), timeout_ms=LONG_MS)
         sweep()
-        worker = int(self.parties[0].open().fetch_response("pid", LONG_MS))
+        worker = int(self.parties[0].open().fetch_response("pid", LONG_MS)) if self.parties else os.getpid()
         self.samples.append(
             Sample(
                 at_s=time.monotonic() - self.started,
@@ -297,6 +327,9 @@ class Soak:
                 descriptors=count_fds(os.getpid()),
                 worker_descriptors=count_fds(worker),
                 threads=threading.active_count(),
+                maps=count_maps(self.workspace),
+                store_nbytes=0 if self.store is None else self.store.nbytes(),
+                store_files=0 if self.store is None else self.store.count_files(),
             )
         )
 
@@ -312,19 +345,27 @@ class Soak:
             if party.session is not None:
                 party.session.please_exit()
                 party.session = None
+        if self.store is not None:
+            self.deeds += self.store.deeds
+            self.store.close()
 
     def growth(self) -> list[str]:
         """What late samples have more of than early ones. The first is of the warm-up."""
         samples = self.samples[1:] if len(self.samples) > 3 else self.samples
         half = max(1, len(samples) // 2)
         found = []
-        for name in ("memory_nbytes", "worker_nbytes", "descriptors", "worker_descriptors", "threads"):
+        for name in (
+            *("memory_nbytes", "worker_nbytes", "descriptors", "worker_descriptors", "threads"),
+            *("maps", "store_nbytes", "store_files"),
+        ):
             early = max(getattr(each, name) for each in samples[:half])
             late = min(getattr(each, name) for each in samples[half:] or samples)
             slack = MEMORY_SLACK_NBYTES + early * MEMORY_SLACK_SHARE if name.endswith("nbytes") else 0
+            if name == "maps":
+                slack = MAPS_SLACK
             if late > early + slack:
                 found.append(f"{name}: at most {early} early, at least {late} late")
-        limit = 2 * len(self.parties) * BUDGET_NBYTES
+        limit = 2 * len(self.parties) * BUDGET_NBYTES + STORE_NBYTES
         if (most := max(each.shared_nbytes for each in samples)) > limit:
             found.append(f"shared_nbytes: {most}, above what budgets allow")
         return found
@@ -350,6 +391,9 @@ def main() -> int:
     length.add_argument("--minutes", type=float, default=1.0, help="how long (1)")
     length.add_argument("--seconds", type=float, help="how long, in seconds")
     parser.add_argument("--seed", type=int, default=None, help="of the random choices; another one each time")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--no-store", action="store_true", help="sessions only")
+    parts.add_argument("--no-sessions", action="store_true", help="the store only")
     options = parser.parse_args()
     seconds = options.seconds if options.seconds is not None else options.minutes * 60
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
@@ -359,7 +403,7 @@ def main() -> int:
         os.environ["TR_WORKSPACE"] = directory
         workspace = Path(directory)
         fds, threads = count_fds(os.getpid()), threading.active_count()
-        soak = Soak(seed, workspace)
+        soak = Soak(seed, workspace, has_sessions=not options.no_sessions, has_store=not options.no_store)
         soak.run(seconds)
         gc.collect()
         sweep()

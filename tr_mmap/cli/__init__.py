@@ -1,6 +1,7 @@
 """The command ``tr-mmap``: arguments in, text out.
 
-Each command calls one function of another room and prints what it returns. Nothing is computed here.
+Each command calls one function of another room and prints what it returns. Nothing is computed here. A command imports
+what it needs when it runs, so that ``tr-mmap --help`` imports neither numpy nor another room.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
-from ..cpp import include_dir
+from . import sandbox, store
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="tr_mmap: tensors between processes, uncopied.")
+app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(store.app, name="store")
 
 
 def _show_version(is_wanted: bool) -> None:
     if is_wanted:
+        from .. import __version__
+
         typer.echo(f"tr-mmap {__version__}")
         raise typer.Exit
 
@@ -35,6 +39,8 @@ def _common(
 @app.command()
 def include() -> None:
     """Print the directory of the C++ headers: g++ -I"$(tr-mmap include)" x.cpp -pthread."""
+    from ..cpp import include_dir
+
     typer.echo(str(include_dir()))
 
 

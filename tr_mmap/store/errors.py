@@ -1,0 +1,122 @@
+"""The errors of stores. Like all errors of the library, each is also the standard exception that fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import TRException
+
+__all__ = [
+    "EmbedderMismatch",
+    "NoSuchRecord",
+    "RecordExists",
+    "SnapshotExpired",
+    "StoreBusy",
+    "StoreClosed",
+    "StoreCorrupt",
+    "VersionConflict",
+    "WrongShape",
+]
+
+
+class NoSuchRecord(TRException, KeyError):
+    """There is no record of that id, in the scope of the handle.
+
+    Attributes:
+        id: the id.
+    """
+
+    id: str
+
+    def __init__(self, message: str, *, id: str) -> None:
+        super().__init__(message, id=id)
+
+
+class RecordExists(TRException, FileExistsError):
+    """A record was to be added under an id that another one has.
+
+    Attributes:
+        id: the id.
+    """
+
+    id: str
+
+    def __init__(self, message: str, *, id: str) -> None:
+        super().__init__(message, id=id)
+
+
+class VersionConflict(TRException, RuntimeError):
+    """The record is not of the version that ``if_version`` says: somebody was faster.
+
+    Attributes:
+        id: of the record.
+        expected: the version that was said.
+        found: the one that it has.
+    """
+
+    id: str
+    expected: int
+    found: int
+
+    def __init__(self, message: str, *, id: str, expected: int, found: int) -> None:
+        super().__init__(message, id=id, expected=expected, found=found)
+
+
+class WrongShape(TRException, ValueError):
+    """A vector that does not fit the store.
+
+    Attributes:
+        expected: numbers that a vector of this store has; None if the store has no vectors.
+        found: the shape that was given.
+    """
+
+    expected: int | None
+    found: tuple[int, ...]
+
+    def __init__(self, message: str, *, expected: int | None, found: tuple[int, ...]) -> None:
+        super().__init__(message, expected=expected, found=found)
+
+
+class EmbedderMismatch(TRException, ValueError):
+    """The store was made with other options than it is opened with: vectors of two embedders cannot be compared.
+
+    Attributes:
+        option: which option.
+        expected: what the store has.
+        found: what was given.
+    """
+
+    option: str
+    expected: Any
+    found: Any
+
+    def __init__(self, message: str, *, option: str, expected: Any, found: Any) -> None:
+        super().__init__(message, option=option, expected=expected, found=found)
+
+
+class StoreCorrupt(TRException, OSError):
+    """A file of the store is not what the store has written.
+
+    Attributes:
+        path: of the file.
+    """
+
+    path: str
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(message, path=path)
+
+
+class StoreBusy(TRException, RuntimeError):
+    """A signal handler, or a destructor, was to change the store in the middle of a change of the same thread.
+
+    The interrupted change goes on when the handler returns. Let the handler set a flag, and change the store later.
+    """
+
+
+class StoreClosed(TRException, ValueError):
+    """The handle was closed."""
+
+
+class SnapshotExpired(TRException, TimeoutError):
+    """The snapshot is older than ``max_age_s``: what it would show may have been freed."""
