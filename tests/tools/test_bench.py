@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 
 from bench import report, stats, sweep, targets  # noqa: E402
+from bench.extras import store  # noqa: E402
 from bench.peers import PEERS, Peer, TimedPeer  # noqa: E402
+from bench.peers.stores import STORES  # noqa: E402
+from bench.peers.stores.base import serve  # noqa: E402
 
 SIZES = (1 << 10, 1 << 20, 64 << 20)
 
@@ -162,6 +168,110 @@ def test_target_of_the_cpp_controller(us, text, is_met):
     assert [(each.target, each.measured, each.is_met) for each in found] == [
         ("≤ 2 × the Python controller's", text, is_met)
     ]
+
+
+def test_targets_of_contained_runs():
+    def cell(us):
+        return stats.summarise([int(us * 1000)]).to_json()
+
+    found = {
+        "contained": {
+            "numpy": cell(100),
+            "fresh": cell(190),
+            "reused": cell(150),
+            "start": cell(14e3),
+            "overrun_ms": 7.0,
+        },
+        "held": {"boxes": 10, "right": 10, "seconds": 3.0, "idle_percent": 0.0, "nbytes": 64 << 20},
+    }
+    verdicts = {each.what: each for each in targets.judge([], {"sandbox": found})}
+    assert verdicts["contained: 64 MiB in and out, fresh process"].is_met is True
+    assert verdicts["contained: 64 MiB in and out, kept process"].is_met is False
+    assert verdicts["contained: a fresh process from a spare"].measured == "14 ms"
+    assert verdicts["10 sandboxes at once"].measured == "10 of 10"
+    assert verdicts["memory of an open sandbox"].measured == "64 MiB"
+    assert verdicts["wasm: beyond a limit on time"].is_met is None
+    text = report.to_markdown(results(extras={"sandbox": found}))
+    assert "| a fresh process | 190 µs |" in text
+
+
+def store_results(**changes) -> dict:
+    def cell(us):
+        return stats.summarise([int(us * 1000)]).to_json()
+
+    return {
+        "absent": {"redis": "not installed: redis-server"},
+        "failed": {"mem0": "failed: ValueError: no"},
+        "get": {"records": 10_000, "ours": cell(4), "lmdb": cell(3), "chroma": cell(1000)},
+        "top": {"records": 100_000, "ours": cell(12e3), "numpy": cell(10e3), "sqlite-vec": cell(60e3)},
+        "tensor": {"ours": cell(26), "load": cell(20)},
+        "filter": {"recall": 1.0, "passing": 1000, "filtered": cell(2e3), "unfiltered": cell(12e3)},
+        "empty": {"nbytes": 300 << 10, "one_record_nbytes": 2 << 20},
+        "readers": {"count": 8, "one_nbytes": 100, "many_nbytes": 109, "vectors_nbytes": 90},
+        "writers": {"count": 8, "one_rate": 1000.0, "many_rate": 790.0, "lost": 0, "wrong": []},
+        "visible": {"from_call": cell(300), "from_return": cell(1), "update": cell(200)},
+        "loop": {
+            "get": {**cell(9000), "held_p99_us": 100.0, "held_most_us": 900.0, "calls": 7},
+            "search": {**cell(9000), "held_p99_us": 5001.0, "held_most_us": 6e3, "calls": 3},
+        },
+        **changes,
+    }
+
+
+def test_targets_of_stores():
+    verdicts = {
+        (each.what.removeprefix("store: "), each.target): each.is_met
+        for each in targets.judge([], {"store": store_results()})
+        if each.what.startswith("store: ")
+    }
+    record, nearest = "get of a record with 384 numbers", "exact top 10 of 100,000 × 384"
+    assert verdicts == {
+        (record, "≤ 1.5 × bare lmdb + msgspec"): True,
+        (record, "≤ 0.2 × Redis"): None,
+        (record, "≤ 0.05 × chromadb"): True,
+        (record, "≤ 0.05 × lancedb"): None,
+        ("get of a 64 MiB tensor", "≤ 1.3 × tr_mmap.load"): True,
+        (nearest, "≤ 1.15 × bare numpy"): False,
+        (nearest, "≤ 0.5 × sqlite-vec"): True,
+        ("recall with a filter that leaves 1 %", "1.0"): True,
+        ("such a search", "≤ 0.3 × the unfiltered one"): True,
+        ("memory of 8 readers", "≤ 1.1 × that of one"): True,
+        ("records a second of 8 writers", "≥ 0.8 × those of one"): False,
+        ("records that these have lost", "0"): True,
+        ("a commit is seen by another process, p99", "≤ 1 ms"): True,
+        ("an empty one", "≤ 1 MiB"): True,
+        ("asyncio's loop waits for a method, p99", "≤ 5 ms"): False,
+    }
+    assert all(each.is_met is None for each in targets.judge([], {"store": {"skipped": "not installed: lmdb"}}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"filter": {**store_results()["filter"], "recall": 0.99}},
+        {"writers": {**store_results()["writers"], "many_rate": 900.0, "lost": 1}},
+        {"writers": {**store_results()["writers"], "many_rate": 900.0, "wrong": ["a row is not its own"]}},
+    ],
+)
+def test_a_store_that_loses_something_misses_a_target(changes):
+    sound = store_results(writers={**store_results()["writers"], "many_rate": 900.0})
+
+    def missed(found):
+        return [each.what for each in targets.judge([], {"store": found}) if each.is_met is False]
+
+    assert len(missed({**sound, **changes})) == len(missed(sound)) + 1
+
+
+def test_report_has_the_tables_of_stores_and_names_those_that_are_absent():
+    text = report.to_markdown(results(extras={"store": store_results()}))
+    assert "| bare lmdb + msgspec | 3.00 µs | 3.00 µs | 1.33 | 1 |" in text
+    assert "| tr_mmap.store | 4.00 µs | 4.00 µs |  | 1 |" in text
+    assert "The nearest 10 of 100,000 vectors" in text
+    assert "| search | 9.00 ms | 9.00 ms | 5.00 ms | 6.00 ms | 3 |" in text
+    assert "- Redis, socket of this machine is absent: not installed: redis-server." in text
+    assert "- mem0, infer=False is absent: failed: ValueError: no." in text
+    assert "one writer adds 1000 records a second, 8 together 790" in text
+    assert "Stores" not in report.to_markdown(results(extras={"store": {"skipped": "not installed: lmdb"}}))
 
 
 def test_report_names_machine_absent_and_cut_off_peers():
@@ -324,6 +434,37 @@ def test_a_tiny_run_writes_its_results(tmp_path):
     assert all(each["n"] >= 1 and each["median_us"] > 0 for each in found["sweep"])
     assert "multiprocessing.Pipe" in (tmp_path / "out" / "bench.md").read_text()
     assert not [name for name in os.listdir("/dev/shm") if f"tr_bench_{run.pid}_" in name]
+
+
+@pytest.mark.parametrize("key", ["ours", "lmdb", "numpy", "sqlite-vec"])
+def test_a_way_to_keep_records_answers_what_was_added(tmp_path, key):
+    if (reason := STORES[key]().unavailable()) is not None:
+        pytest.skip(reason)
+    vectors = store.make_vectors(50)
+    np.save(tmp_path / "vectors.npy", vectors)
+    ours, theirs = multiprocessing.Pipe()
+    (tmp_path / "peer").mkdir()
+    peer = threading.Thread(
+        target=serve, args=(theirs, STORES[key], str(tmp_path / "peer"), str(tmp_path / "vectors.npy"), 50)
+    )
+    peer.start()
+    assert ours.recv() is None
+    for what in ["get"] * STORES[key].has_get + ["top"] * STORES[key].has_top:
+        ours.send((what, 7, 100.0))
+        assert len(ours.recv()) == 7
+        ours.send((what, 7, 0.0))
+        assert len(ours.recv()) == 1
+    ours.close()
+    peer.join()
+
+
+def test_a_way_to_keep_records_that_finds_something_else_is_told(tmp_path, monkeypatch):
+    np.save(tmp_path / "vectors.npy", store.make_vectors(50))
+    monkeypatch.setattr(STORES["numpy"], "top", lambda *_: list(range(10)))
+    ours, theirs = multiprocessing.Pipe()
+    serve(theirs, STORES["numpy"], str(tmp_path), str(tmp_path / "vectors.npy"), 50)
+    assert ours.recv() == "failed: ValueError: a search has not found the nearest vectors"
+    ours.close()
 
 
 def test_an_unknown_name_is_refused(tmp_path):

@@ -30,7 +30,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Measure tr_mmap and its peers, interleaved in one run, and write bench.json, bench.md and plots.",
         epilog=f"peers: {', '.join(PEERS)}. others: {', '.join(EXTRAS)}.",
     )
-    parser.add_argument("--quick", action="store_true", help="three sizes, under a minute")
+    parser.add_argument("--quick", action="store_true", help="three sizes, and fewer of everything")
     parser.add_argument("--out", type=Path, default=_ROOT / "bench-results", help="directory for the results")
     parser.add_argument("--publish", action="store_true", help="write to docs/bench, which the README shows")
     parser.add_argument("--only", default="", metavar="NAMES", help="peers and others to run, separated by commas")

@@ -23,6 +23,14 @@ _PACKAGES: Final = (
     "ray",
     "pyarrow",
     "safetensors",
+    "lmdb",
+    "redis",
+    "chromadb",
+    "lancedb",
+    "sqlite-vec",
+    "faiss-cpu",
+    "qdrant-client",
+    "mem0ai",
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from .machine import one_line
 from .peers import OURS, PEERS
+from .peers.stores import STORES
 from .stats import format_nbytes, format_ratio, format_us
 
 __all__ = ["compare", "headlines", "table", "to_markdown"]
@@ -89,21 +90,94 @@ def _extras(extras: dict[str, Results]) -> list[str]:
         "safetensors_torch": "safetensors, as torch",
         "python": "python -c pass",
         "python_numpy": 'python -c "import numpy"',
+        "fresh": "a fresh process",
+        "fresh_in_a_row": "a fresh process, one right after another",
+        "fresh_loan": "a fresh process, a loan in",
+        "reused": "a kept process",
+        "reused_loan": "a kept process, a loan in",
+        "kept": "a kept module",
+        "kept_loan": "a kept module, a loan in",
+        "start": "nothing, in a fresh process",
+        "warm": "nothing, in a kept process",
+        "engine_start": "nothing, in a fresh process, by its own clock",
+        "engine_call": "nothing, in a kept process, by its own clock",
+        "numpy": "numpy in this process",
     }
     titles = {
         "text": "A short text there and back",
         "files": "A 256 MiB file, to its first element (in the page cache)",
         "startup": "Start-up, until the worker is ready",
     }
-    for key, title in titles.items():
-        found = {name: each for name, each in extras.get(key, {}).items() if isinstance(each, dict) and "n" in each}
+    kinds = extras.get("sandbox", {})
+    found_by_title = {title: extras.get(key, {}) for key, title in titles.items()} | {
+        "`x * 2` of 64 MiB, contained": kinds.get("contained", {}),
+        "The same by a module of WebAssembly": kinds.get("wasm", {}),
+    }
+    for title, cells in found_by_title.items():
+        found = {name: each for name, each in cells.items() if isinstance(each, dict) and "n" in each}
         if found:
             lines = [
                 [names.get(name, name), format_us(each["median_us"]), format_us(each["p99_us"]), str(each["n"])]
                 for name, each in sorted(found.items(), key=lambda item: item[1]["median_us"])
             ]
             parts += [f"## {title}", table(["", "median", "p99", "n"], lines)]
+    return parts + _store(extras.get("store", {}))
+
+
+def _store(found: Results) -> list[str]:
+    """The tables of stores, and what is to be said of their peers."""
+    parts: list[str] = []
+    for what, title in (
+        ("get", "`get` of a record with a vector of 384 numbers"),
+        ("top", "The nearest 10 of {records:,} vectors of 384 numbers, exactly"),
+    ):
+        cells = {key: each for key, each in found.get(what, {}).items() if isinstance(each, dict)}
+        if not cells:
+            continue
+        ours = cells.get("ours")
+        lines = [
+            [
+                STORES[key].label,
+                format_us(each["median_us"]),
+                format_us(each["p99_us"]),
+                format_ratio(ours["median_us"] / each["median_us"]) if ours and key != "ours" else "",
+                str(each["n"]),
+            ]
+            for key, each in sorted(cells.items(), key=lambda item: item[1]["median_us"])
+        ]
+        title = title.format(records=found[what].get("records", 0))
+        parts += [f"## {title}", table(["", "median", "p99", "ours / theirs", "n"], lines)]
+    if "loop" in found:
+        lines = [
+            [
+                name,
+                format_us(each["median_us"]),
+                format_us(each["p99_us"]),
+                format_us(each["held_p99_us"]),
+                format_us(each["held_most_us"]),
+                str(each["calls"]),
+            ]
+            for name, each in found["loop"].items()
+        ]
+        parts += [
+            "## By how much a task is late that ticks each millisecond while another one uses an `AsyncStore`",
+            table(["", "late, median", "late, p99", "of it computing, p99", "computing, most", "calls"], lines),
+        ]
     return parts
+
+
+def _store_remarks(found: Results) -> list[str]:
+    measured = {key for what in ("get", "top") for key in found.get(what, {}) if key in STORES}
+    remarks = [f"- {STORES[key].label}: {STORES[key].note}." for key in STORES if key in measured and STORES[key].note]
+    reasons = found.get("absent", {}) | found.get("failed", {})
+    remarks += [f"- {STORES[key].label} is absent: {reason}." for key, reason in reasons.items()]
+    if "writers" in found:
+        each = found["writers"]
+        remarks.append(
+            f"- Stores: one writer adds {each['one_rate']:.0f} records a second, {each['count']} together "
+            f"{each['many_rate']:.0f}."
+        )
+    return remarks
 
 
 def to_markdown(results: Results) -> str:
@@ -142,6 +216,7 @@ def to_markdown(results: Results) -> str:
         f"- {PEERS[key].label}, {format_nbytes(nbytes)}: {reason}."
         for (key, nbytes), reason in _reasons(results).items()
     ]
+    remarks += _store_remarks(results["extras"].get("store", {}))
     if remarks:
         parts += ["## Remarks", "\n".join(remarks)]
     return "\n\n".join(parts) + "\n"
@@ -158,6 +233,10 @@ def headlines(results: Results) -> dict[str, float]:
         each = results["extras"].get(extra, {})
         if "ours" in each and peer in each:
             found[f"{extra} / {peer}"] = each["ours"]["median_us"] / each[peer]["median_us"]
+    for what, peer in (("get", "lmdb"), ("top", "numpy")):
+        each = results["extras"].get("store", {}).get(what, {})
+        if "ours" in each and peer in each:
+            found[f"store {what} / {peer}"] = each["ours"]["median_us"] / each[peer]["median_us"]
     return found
 
 

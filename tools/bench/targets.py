@@ -12,6 +12,7 @@ __all__ = ["Verdict", "judge"]
 _MIB: Final = 1 << 20
 _ANON_NBYTES: Final = 8 * _MIB
 _FLAT_NBYTES: Final = _MIB  # "flat": less than the allocator's own noise
+_DIM: Final = 384  # of the vectors of stores
 _HEAD_NBYTES: Final = _MIB  # what a segment may have beside its payload
 
 
@@ -97,6 +98,109 @@ def _load(files: dict[str, Any]) -> list[Verdict]:
     ]
 
 
+def _within(what: str, limit: float, unit: str, value: float | None) -> Verdict:
+    target = f"≤ {limit:g} {unit}"
+    if value is None:
+        return Verdict(what, target, "not measured", None)
+    return Verdict(what, target, f"{value:.3g} {unit}", value <= limit)
+
+
+def _sandbox(found: dict[str, Any]) -> list[Verdict]:
+    contained, wasm, held = (found.get(name, {}) for name in ("contained", "wasm", "held"))
+
+    def ratio(cells: dict[str, Any], name: str) -> float | None:
+        return _quotient(cells.get(name), cells.get("numpy"))
+
+    def ms(cells: dict[str, Any], name: str) -> float | None:
+        return cells[name]["median_us"] / 1000 if name in cells else None
+
+    numpy = "numpy here"
+    return [
+        _within("contained: a fresh process from a spare", 15, "ms", ms(contained, "start")),
+        _within("contained: a run in a process that is kept", 1, "ms", ms(contained, "warm")),
+        _within("wasm: a module starts, in its process", 5, "ms", ms(wasm, "engine_start")),
+        _within("wasm: a call, in its process", 0.1, "ms", ms(wasm, "engine_call")),
+        _bound("contained: 64 MiB in and out, fresh process", 2, numpy, ratio(contained, "fresh")),
+        _bound("contained: the same, one right after another", 2, numpy, ratio(contained, "fresh_in_a_row")),
+        _bound("contained: 64 MiB in and out, fresh process, a loan", 2, numpy, ratio(contained, "fresh_loan")),
+        _bound("contained: 64 MiB in and out, kept process", 1.2, numpy, ratio(contained, "reused")),
+        _bound("contained: 64 MiB in and out, kept process, a loan", 1.2, numpy, ratio(contained, "reused_loan")),
+        _bound("wasm: 64 MiB in and out, kept mapping", 1.5, numpy, ratio(wasm, "kept")),
+        _bound("wasm: 64 MiB in and out, kept mapping, a loan", 1.5, numpy, ratio(wasm, "kept_loan")),
+        _within("contained: beyond a limit on time", 100, "ms", contained.get("overrun_ms")),
+        _within("wasm: beyond a limit on time", 50, "ms", wasm.get("overrun_ms")),
+        _within("memory of an open sandbox", 512, "MiB", held["nbytes"] / _MIB if "nbytes" in held else None),
+        _within("idle CPU of an open sandbox", 1, "% of one core", held.get("idle_percent")),
+        Verdict(
+            "10 sandboxes at once",
+            "all right",
+            f"{held['right']} of {held['boxes']}" if "right" in held else "not measured",
+            held["right"] == held["boxes"] if "right" in held else None,
+        ),
+    ]
+
+
+def _at_least(what: str, limit: float, of: str, ratio: float | None) -> Verdict:
+    target = f"≥ {limit:g} × {of}"
+    if ratio is None:
+        return Verdict(what, target, "not measured", None)
+    return Verdict(what, target, f"{format_ratio(ratio)} ×", ratio >= limit)
+
+
+def _store(found: dict[str, Any]) -> list[Verdict]:
+    get, top, tensor, filtered = (found.get(name, {}) for name in ("get", "top", "tensor", "filter"))
+    readers, writers, visible, loop = (found.get(name, {}) for name in ("readers", "writers", "visible", "loop"))
+
+    def ratio(cells: dict[str, Any], under: str, over: str = "ours") -> float | None:
+        return _quotient(cells.get(over), cells.get(under))
+
+    record = f"store: get of a record with {_DIM} numbers"
+    nearest = f"store: exact top 10 of {top.get('records', 100_000):,} × {_DIM}"
+    latest_us = [each["held_p99_us"] for each in loop.values()]
+    return [
+        _bound(record, 1.5, "bare lmdb + msgspec", ratio(get, "lmdb")),
+        _bound(record, 0.2, "Redis", ratio(get, "redis")),
+        _bound(record, 0.05, "chromadb", ratio(get, "chroma")),
+        _bound(record, 0.05, "lancedb", ratio(get, "lance")),
+        _bound("store: get of a 64 MiB tensor", 1.3, "tr_mmap.load", ratio(tensor, "load")),
+        _bound(nearest, 1.15, "bare numpy", ratio(top, "numpy")),
+        _bound(nearest, 0.5, "sqlite-vec", ratio(top, "sqlite-vec")),
+        Verdict(
+            "store: recall with a filter that leaves 1 %",
+            "1.0",
+            f"{filtered['recall']:.4g}" if filtered else "not measured",
+            filtered["recall"] == 1 if filtered else None,
+        ),
+        _bound("store: such a search", 0.3, "the unfiltered one", ratio(filtered, "unfiltered", "filtered")),
+        _bound(
+            f"store: memory of {readers.get('count', 8)} readers",
+            1.1,
+            "that of one",
+            readers["many_nbytes"] / readers["one_nbytes"] if readers else None,
+        ),
+        _at_least(
+            f"store: records a second of {writers.get('count', 8)} writers",
+            0.8,
+            "those of one",
+            writers["many_rate"] / writers["one_rate"] if writers else None,
+        ),
+        Verdict(
+            "store: records that these have lost",
+            "0",
+            str(writers["lost"]) if writers else "not measured",
+            writers["lost"] == 0 and not writers["wrong"] if writers else None,
+        ),
+        _within(
+            "store: a commit is seen by another process, p99",
+            1,
+            "ms",
+            visible["from_call"]["p99_us"] / 1000 if visible else None,
+        ),
+        _within("store: an empty one", 1, "MiB", found["empty"]["nbytes"] / _MIB if "empty" in found else None),
+        _within("store: asyncio's loop waits for a method, p99", 5, "ms", max(latest_us) / 1000 if latest_us else None),
+    ]
+
+
 def _idle(idle: dict[str, Any]) -> Verdict:
     what, target = "idle pair", "≤ 0.5 % of one core, both processes together"
     if "controller_percent" not in idle:
@@ -138,6 +242,8 @@ def judge(rows: list[dict[str, Any]], extras: dict[str, dict[str, Any]]) -> list
         _bound("text round trip", 2.5, "semaphore ping-pong", _quotient(text.get("ours"), text.get("semaphore"))),
         *_echo(rows),
         *_load(extras.get("files", {})),
+        *_sandbox(extras.get("sandbox", {})),
+        *_store(extras.get("store", {})),
         _idle(extras.get("idle", {})),
         _memory(extras.get("memory", {})),
         _flood(extras.get("flood", {})),

@@ -1,6 +1,6 @@
 """What is measured beside the comparison over sizes: each module has ``run(quick, say) -> dict``."""
 
-from . import files, flood, idle, memory, startup, text
+from . import files, flood, idle, memory, sandbox, startup, store, text
 
 __all__ = ["EXTRAS"]
 
@@ -11,4 +11,6 @@ EXTRAS = {
     "idle": idle,
     "memory": memory,
     "flood": flood,
+    "sandbox": sandbox,
+    "store": store,
 }

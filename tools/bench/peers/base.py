@@ -21,7 +21,18 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-__all__ = ["FULL_PASS", "JOIN_S", "Array", "LoanedPeer", "Peer", "TimedPeer", "answer_ends", "missing", "spawn"]
+__all__ = [
+    "FULL_PASS",
+    "JOIN_S",
+    "Array",
+    "LoanedPeer",
+    "Peer",
+    "TimedPeer",
+    "answer_ends",
+    "end_with_parent",
+    "missing",
+    "spawn",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -128,7 +139,12 @@ def end(process: BaseProcess | None) -> None:
         process.join()
 
 
-def _enter(target: Callable[..., None], *arguments: Any) -> None:
+def end_with_parent() -> None:
+    """Let the kernel end this process when the one that started it has ended."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _enter(target: Callable[..., None], *arguments: Any) -> None:
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the client's to handle
     target(*arguments)
