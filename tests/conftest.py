@@ -5,6 +5,8 @@ Sessions that many tests share live for the whole run, in workspaces of their ow
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +26,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell lets what it starts with "&" ignore these, and children inherit that.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     if hasattr(config, "workerinput"):  # one of several processes that share the tests, with a thread for its orders
         config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        left = [each for each in items if each.get_closest_marker("full_only")]
+        if left:
+            config.hook.pytest_deselected(items=left)
+            items[:] = [each for each in items if not each.get_closest_marker("full_only")]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -75,7 +89,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 @contextmanager
 def _shared(script: Path, channel: str) -> Iterator[PythonSession]:
-    with empty_place() as path, pytest.MonkeyPatch.context() as patch:
+    with empty_place(is_shared=True) as path, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TR_WORKSPACE", str(path))
         with PythonSession(script, quiet_mode=True, channel=channel) as session:
             patch.undo()

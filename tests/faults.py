@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from support import count_fds
+from support import open_files
 
 from tr_mmap import OutOfSpace, TRException
 from tr_mmap.base import system
@@ -31,11 +31,12 @@ LARGE = np.arange(100_000.0)  # beyond 256 KiB a new segment is filled in anothe
 ERRNOS: Final = (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EMFILE, errno.EACCES)
 
 OS_CALLS: Final = (
-    *("close", "fchmod", "fstat", "fstatvfs", "ftruncate", "link", "listdir", "lstat", "mkdir", "open", "pipe"),
+    *("close", "fchmod", "fdatasync", "fstat", "fstatvfs", "fsync", "ftruncate", "link", "listdir", "lstat", "mkdir"),
+    *("open", "pipe"),
     *("posix_fallocate", "pread", "preadv", "pwrite", "readlink", "replace", "rmdir", "stat", "statvfs", "symlink"),
     *("unlink", "write"),
 )
-FCNTL_CALLS: Final = ("fcntl", "flock")
+FCNTL_CALLS: Final = ("fcntl", "flock", "lockf")
 LIBC_CALLS: Final = ("fstatfs", "madvise", "renameat2")
 _AFTER: Final = frozenset({"close"})  # Linux closes the descriptor whatever close(2) says
 
@@ -197,7 +198,7 @@ def attempt(action: Callable[[], Any], plan: Plan) -> bool:
 @pytest.fixture
 def as_before() -> Iterator[None]:
     """No descriptor is lost."""
-    before = count_fds()
+    before = open_files()
     yield
     gc.collect()
-    assert count_fds() == before
+    assert open_files() == before

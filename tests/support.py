@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ BOUND_S = 60.0  # for what happens at once; only a failure waits for it
 SHM = Path("/dev/shm")
 
 _started: set[int] = {os.getpid()}  # processes whose semaphores are ours
+_older: dict[Path, _Others] = {}  # by workspace
+_shared: set[Path] = set()  # workspaces of sessions that many tests share
 
 
 # -- marks, and what is hardly worth a name --------------------------------------------------------------------------
@@ -58,9 +61,9 @@ def worker_of(session: Any) -> int:
     return int(session.fetch_response("pid"))
 
 
-def wait_until(is_so: Callable[[], object]) -> None:
-    """Look again and again until something is so; fail after BOUND_S."""
-    deadline_s = time.monotonic() + BOUND_S
+def wait_until(is_so: Callable[[], object], bound_s: float = BOUND_S) -> None:
+    """Look again and again until something is so; fail after that time."""
+    deadline_s = time.monotonic() + bound_s
     while not is_so():
         assert time.monotonic() < deadline_s, "it never came to be so"
         time.sleep(0.001)
@@ -82,19 +85,54 @@ def at_rest(path: Path, is_so: Callable[[dict[str, Any]], object]) -> dict[str, 
 # -- nothing is left -------------------------------------------------------------------------------------------------
 
 
+class _Others:
+    """The processes that were there before a workspace had its name, so that none of them was started with it.
+
+    There may be hundreds, and to read the environment of each takes longer than most tests.
+    """
+
+    def __init__(self) -> None:
+        self._forks = _count_forks()  # first: what starts meanwhile is counted, whether or not it is among the numbers
+        self._pids = frozenset(psutil.pids())
+
+    def are_known(self) -> frozenset[int]:
+        """Their numbers; none, as soon as one of these may be another process's by now."""
+        # The kernel gives numbers in turn, so that none comes again before all others were given.
+        return self._pids if _count_forks() - self._forks < _FEW_FORKS else frozenset()
+
+
+_FEW_FORKS = 10_000  # of the numbers that any kernel has: 32,768
+
+
+def _count_forks() -> int:
+    """Processes and threads that the kernel has started, ever."""
+    (line,) = (each for each in Path("/proc/stat").read_text().splitlines() if each.startswith("processes "))
+    return int(line.split()[1])
+
+
 @contextmanager
-def empty_place() -> Iterator[Path]:
-    """A workspace for TR_WORKSPACE; fails if a file, a semaphore or a process is left in it."""
+def empty_place(*, is_shared: bool = False) -> Iterator[Path]:
+    """A workspace for TR_WORKSPACE; fails if a file, a semaphore or a process is left in it.
+
+    Args:
+        is_shared: by tests that know nothing of each other, so that any of them may run while it is there.
+    """
     parent = SHM if SHM.is_dir() else Path(tempfile.gettempdir())
     path = parent / f"tr_test_{os.getpid()}_{secrets.token_hex(4)}"
+    _older[path] = _Others()
+    if is_shared:
+        _shared.add(path)
     path.mkdir(mode=0o700)
+    left: list[str] = []
     try:
         yield path
         left = leftovers(path)
-        for process in processes_of(path):
+        for process in processes_of(path) if left else ():
             process.kill()
             process.wait(10)
     finally:
+        del _older[path]
+        _shared.discard(path)
         shutil.rmtree(path, ignore_errors=True)
     if left:
         pytest.fail("left behind: " + "; ".join(left))
@@ -125,12 +163,15 @@ def processes_of(workspace: Path) -> list[psutil.Process]:
     """Living processes that were started with this workspace in their environment."""
     wanted = f"TR_WORKSPACE={workspace}".encode()
     found = []
+    older = _older[workspace].are_known() if workspace in _older else frozenset()
     for pid in psutil.pids():
+        if pid == os.getpid() or pid in older:
+            continue
         try:
             environ = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             continue
-        if pid != os.getpid() and wanted in environ.split(b"\0"):
+        if wanted in environ.split(b"\0"):
             try:
                 found.append(psutil.Process(pid))
             except psutil.NoSuchProcess:
@@ -138,7 +179,7 @@ def processes_of(workspace: Path) -> list[psutil.Process]:
     return found
 
 
-def has_ended(pid: int, within_s: float = 10.0) -> bool:
+def has_ended(pid: int, within_s: float = BOUND_S) -> bool:
     """Wait for the end of any process."""
     try:
         psutil.Process(pid).wait(within_s)
@@ -301,5 +342,15 @@ def anonymous_nbytes() -> int:
     raise AssertionError("no RssAnon in /proc/self/status")
 
 
-def count_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def open_files() -> Counter[str]:
+    """What this process's descriptors are open on, and how many of them; but for sessions that many tests share.
+
+    Their threads open files when these have been idle for a while.
+    """
+    files: Counter[str] = Counter()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # of that listing itself
+            file = os.readlink(f"/proc/self/fd/{fd}")
+            if _shared.isdisjoint(Path(file).parents):
+                files[file] += 1
+    return files

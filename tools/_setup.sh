@@ -41,7 +41,7 @@ make_venv() {
 describe() {
     printf '%s\n' "$root" "$1"
     "$python" -c 'import sys; print(sys.version, sys.base_prefix)'
-    cat "$root/pyproject.toml" "$root/setup.py" "$root/tools/constraints.txt" "$root"/tr_mmap/native/*.[ch]
+    cat "$root/pyproject.toml" "$root/setup.py" "$root/tools/constraints.txt" "$root"/tr_mmap/native/*.[ch] "$root"/tr_mmap/sandbox/*.[ch]
 }
 
 prepare() {
@@ -55,8 +55,11 @@ prepare() {
     if [ -f "$stamp" ] && [ "$wanted" = "$(cat "$stamp")" ]; then return; fi
     echo "Installing into .venv what is needed ($1). This takes a minute or more, and only the first time."
     (
-        cd "$root" && "$python" -m pip --disable-pip-version-check -qq install -c tools/constraints.txt -e ".[$1]"
+        cd "$root" &&
+            "$python" -m pip --disable-pip-version-check -qq install --no-compile -c tools/constraints.txt -e ".[$1]"
     ) || fail "The installation failed; pip's reason is above. Nothing else is needed than to run this again."
+    # pip would compile them one after the other, which takes most of its time. What cannot be compiled is no harm.
+    "$python" -m compileall -q -j 0 "$venv/lib" >/dev/null 2>&1 || :
     printf '%s\n' "$wanted" >"$stamp"
     rm -f "$venv/incomplete"
 }

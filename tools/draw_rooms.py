@@ -31,8 +31,8 @@ TEXT_CHARS: Final = 44  # of a line in a box
 LEFT, CENTER, RIGHT = 0.17, 0.5, 0.83
 # Where a room stands, as a part of the width, so that arrows pass between boxes; others share their floor evenly.
 COLUMNS: Final = {
-    **dict.fromkeys(("sessions", "processes", "errors"), LEFT),
-    **dict.fromkeys(("compat", "controller", "channel", "protocol", "native"), CENTER),
+    **dict.fromkeys(("sandbox", "sessions", "processes", "errors"), LEFT),
+    **dict.fromkeys(("compat", "store", "controller", "channel", "protocol", "native"), CENTER),
     **dict.fromkeys(("cli", "cpp", "worker", "transfer", "shm", "tsr"), RIGHT),
 }
 

@@ -39,7 +39,41 @@ EXPECTED = {
         "layout 1: 128 bytes",
         "a damaged file: truncated",
     ],
+    "sandbox.py": [
+        "mean 255.5, then 0.0; copied: 0 bytes",
+        "it printed: normalizing (512, 512)",
+        "reads a file: NotAllowed: ",
+        "calls home: NotAllowed: ",
+        "starts a process: NotAllowed: ",
+        "never ends: LimitExceeded: the algorithm needed more than wall_ms=1000",
+        "takes all memory: LimitExceeded: the algorithm needed more than memory_nbytes",
+        "is wrong: AlgorithmError: ZeroDivisionError",
+        "and the next run: well",
+    ],
+    "store_memory.py": [
+        "ada: Ada's train leaves at seven in the morning.",
+        "ben: Ben's train leaves at nine.",
+        "conflict: version 2 is there, not 1",
+        "  add 1: Ada takes her tea without milk.\n  update 2: Ada takes her tea with oat milk.\n",
+        "gone in 7 days: Ada is in Lyon this week.",
+        "Ben's handle sees: 3 records, and of Ada's: None",
+        "forgotten: 4 of Ada's; left: 3",
+    ],
+    "store_images.py": [
+        "1000 images, 1000 vectors",
+        "its image: (8, 8) uint8 read-only: True",
+        "of 797 digits recognised by their nearest",
+        "all labels known: True",
+    ],
+    "store_processes.py": ["counted: 600 version: 601", "said by the others: ['done', 'done']"],
+    "wasm/scale.py": ["[[0.0, 2.0, 4.0], [6.0, 8.0, 10.0]]", "one float32 tensor, please", "6 words"],
     "loans.py": ["sum: 4194304.0", "kept: [0.0, 1.0, 2.0]"],
+    "native/normalize.py": [
+        "[[-1.225, -1.225], [0.0, 0.0], [1.225, 1.225]] [2.0, 3.0]",
+        "\n[2.0, 3.0]\n",
+        "one float32 matrix, please",
+    ],
+    "torch/model.py": ["exported Tensor True", "scripted Tensor True", "source ndarray [2.0, 2.0]"],
     "digits/demo.py": [
         "every result is what the same computation gives here",
         "both processes have mapped one file",
@@ -49,11 +83,12 @@ EXPECTED = {
 WORKERS = {"matrix_math_server.py", "decorator_worker.py", "digits/worker.py"}
 
 
-def run(name: str, workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(name: str, workspace: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    usual = {"TR_WORKSPACE": str(workspace), "PYTHONIOENCODING": "utf-8", "COLUMNS": "80"}
     return subprocess.run(
         [sys.executable, str(EXAMPLES / name), *arguments],
         cwd=workspace.parent,  # an example must not depend on where it is started
-        env={**os.environ, "TR_WORKSPACE": str(workspace), "PYTHONIOENCODING": "utf-8", "COLUMNS": "80"},
+        env={**os.environ, **usual, **environment},
         capture_output=True,
         text=True,
         timeout=100,
@@ -76,9 +111,16 @@ def test_example_runs_and_says_what_it_should(name: str, tmp_path: Path) -> None
     assert not [path for path in workspace.rglob("*") if path.is_file()]
 
 
-def test_demo_runs_over_the_portable_channel(tmp_path: Path) -> None:
-    result = run("digits/demo.py", tmp_path / "workspace", "--channel", "files")
+def without_torch(folder: Path) -> dict[str, str]:
+    """An environment in which torch, which takes seconds to import, is not installed."""
+    (folder / "torch.py").write_text("raise ImportError('no torch')")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
+
+
+def test_demo_runs_over_the_portable_channel_and_without_torch(tmp_path: Path) -> None:
+    result = run("digits/demo.py", tmp_path / "workspace", "--channel", "files", **without_torch(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
+    assert "torch to torch" not in result.stdout
 
 
 def test_demo_fails_when_a_result_is_wrong(tmp_path: Path) -> None:
@@ -89,7 +131,7 @@ def test_demo_fails_when_a_result_is_wrong(tmp_path: Path) -> None:
             (broken / path.name).write_bytes(path.read_bytes())
     worker = broken / "worker.py"
     worker.write_text(worker.read_text().replace("return a @ b", "return a @ b + 1"))
-    result = run(str(broken / "demo.py"), tmp_path / "workspace")
+    result = run(str(broken / "demo.py"), tmp_path / "workspace", **without_torch(tmp_path))
     assert result.returncode == 1, result.stdout + result.stderr
     assert "✗" in result.stdout
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from support import TOOLS, processes_of
+from support import BOUND_S, FOREVER_MS, TOOLS, processes_of
 
-from tr_mmap import BadMessage, OutOfSpace, PythonSession, RemoteError
+from tr_mmap import (
+    BadMessage,
+    OutOfSpace,
+    PythonSession,
+    RemoteError,
+    SessionNotStarted,
+    TRException,
+    WorkerDied,
+)
+from tr_mmap.shm.store import SegmentStore
 
 MIB = 1 << 20
 
@@ -58,9 +71,55 @@ def test_at_the_budget_nobody_waits_for_a_worker_that_has_died(workspace: Path) 
         sender = ThreadPoolExecutor(1).submit(session.send_tensor, np.ones(3 * MIB, np.uint8), "b")
         for worker in processes_of(workspace):
             worker.kill()  # terminated, it would let go of its views
-        with pytest.raises(OutOfSpace):
+        with pytest.raises((WorkerDied, OutOfSpace)):  # the latter if it began when the worker had died
             sender.result(5)  # of the 10 that it waits for a worker that lives
         session.close()
+
+
+def _kill(session: PythonSession) -> None:
+    assert session.pid is not None
+    os.kill(session.pid, signal.SIGKILL)
+
+
+ENDS: dict[str, tuple[type[TRException], Callable[[PythonSession], Any]]] = {
+    "close": (SessionNotStarted, PythonSession.close),
+    "please_exit": (SessionNotStarted, lambda session: session.please_exit(50)),
+    "terminate": (WorkerDied, PythonSession.terminate),
+    "kill": (WorkerDied, _kill),
+}
+TAKES: dict[str, Callable[[PythonSession], Any]] = {
+    "send_tensor": lambda session: session.send_tensor(np.ones(3 * MIB, np.uint8), "b"),
+    "empty": lambda session: session.empty(3 * MIB, "uint8"),
+    "torch loan": lambda session: session.empty(3 * MIB, "uint8", framework="torch"),
+    "calculate": lambda session: session.calculate("echo", np.ones(3 * MIB, np.uint8), timeout_ms=FOREVER_MS),
+}
+
+
+@pytest.mark.parametrize("take", TAKES)
+@pytest.mark.parametrize("end", ENDS)
+def test_a_wait_for_room_that_an_end_ends_says_so(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, end: str, take: str
+) -> None:
+    session = PythonSession(TOOLS, "budget", quiet_mode=True, budget_nbytes=4 * MIB, at_budget="block")
+    session.start()
+    assert session.wait_until_ready(FOREVER_MS)
+    session.send_tensor(np.ones(3 * MIB, np.uint8), "a")
+    waits = threading.Event()
+    look = SegmentStore._retire_free  # which the wait for room does before each pause
+
+    def looked(store: SegmentStore) -> bool:
+        waits.set()
+        return look(store)
+
+    monkeypatch.setattr(SegmentStore, "_retire_free", looked)
+    error, act = ENDS[end]
+    with ThreadPoolExecutor(1) as pool:
+        taker = pool.submit(TAKES[take], session)
+        assert waits.wait(BOUND_S)
+        act(session)
+        with pytest.raises(error):
+            taker.result(BOUND_S)
+    session.close()
 
 
 def test_a_policy_that_is_none_is_refused() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import TOOLS, count_fds, forks
+from support import TOOLS, forks, open_files
 
 from tr_mmap import PythonSession, native
 from tr_mmap.channel import mapped
@@ -111,7 +111,7 @@ def test_live_views_stay_right_while_others_are_published_and_processes_forked(
     stream: Stream, is_full: bool, figures: Callable[[str], None]
 ) -> None:
     views, publishes = (1000, 100_000) if is_full else (200, 8000)
-    fds = count_fds()
+    fds = open_files()
     children = []
     checks = 0
     for number in range(publishes):
@@ -128,7 +128,7 @@ def test_live_views_stay_right_while_others_are_published_and_processes_forked(
     for tell in children:  # their views are of before; most of ours of then are gone
         tell()
     assert stream.wrong() == 0
-    assert count_fds() == fds
+    assert open_files() == fds
     stream.views.clear()
     gc.collect()
     stream.publish(0)

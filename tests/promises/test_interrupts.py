@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,9 +13,9 @@ from types import FrameType
 
 import numpy as np
 import pytest
+from interrupts import PACKAGE, Stop, interrupted_at
 from support import TOOLS
 
-import tr_mmap
 from tr_mmap import PythonSession, RemoteError
 from tr_mmap.native import drain
 from tr_mmap.shm.pool import SegmentPool
@@ -24,12 +23,6 @@ from tr_mmap.shm.reader import SegmentReader
 from tr_mmap.transfer.options import TransferOptions
 from tr_mmap.transfer.segments import SegmentWorkerTransfer
 from tr_mmap.wire.header import LEASE_FREE, LEASE_WORD
-
-PACKAGE = os.path.dirname(tr_mmap.__file__) + os.sep
-
-
-class Stop(BaseException):
-    """What the handler raises."""
 
 
 class Alarm:
@@ -133,28 +126,6 @@ def test_no_interrupt_of_a_large_copy_costs_its_segment(alarm: Alarm, tmp_path: 
         alarm.interrupt(pass_on, 5e-3)
     assert pool.stats().segments < 10  # an exception between two steps of Python's may lose one
     pool.close()
-
-
-def interrupted_at(step: int, action: Callable[[], object]) -> bool:
-    """Run ``action``, and raise at that step of ours at which a handler could; whether it had so many."""
-    count = 0
-
-    def on_event(frame: FrameType, event: str, _: object) -> None:
-        nonlocal count
-        # The interpreter runs handlers on entering a function, and when a builtin one has returned.
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(PACKAGE):
-            count += 1
-            if count == step:
-                raise Stop
-
-    sys.setprofile(on_event)
-    try:
-        action()
-    except Stop:
-        return True
-    finally:
-        sys.setprofile(None)
-    return False
 
 
 def publish_a_loan(pool: SegmentPool, _: SegmentReader) -> None:

@@ -16,9 +16,9 @@ import numpy as np
 import posix_ipc
 import pytest
 from faults import ERRNOS, LARGE, NEW, OLD, Faults, Plan, as_before, attempt, each_plan, faults
-from support import TOOLS, WORKERS, count_fds, leftovers, processes_of, semaphores, wait_until
+from support import TOOLS, WORKERS, leftovers, open_files, processes_of, semaphores, wait_until
 
-from tr_mmap import PythonSession, ResponseTimeout, TRException, sweep
+from tr_mmap import PythonSession, ResponseTimeout, SystemLimit, TRException, sweep
 from tr_mmap.processes.identity import Identity
 from tr_mmap.sessions import manifest as manifests
 from tr_mmap.sessions.manifest import Manifest
@@ -70,7 +70,7 @@ def test_a_start_that_fails_can_be_repeated_or_closed(
 
     def one(plan: Plan) -> None:
         nonlocal is_repeated
-        fds = count_fds()
+        fds = open_files()
         name, _, auth = channel.partition(", ")
         session = PythonSession(TOOLS, quiet_mode=True, channel=name, auth=bool(auth))
         faults.arm(plan)
@@ -87,7 +87,7 @@ def test_a_start_that_fails_can_be_repeated_or_closed(
         session.close()
         tidy(workspace, fired)
         check_nothing_left(workspace, plan)
-        assert count_fds() == fds, plan
+        assert open_files() == fds, plan
 
     failed = each_plan(faults, one, numbers)
     assert {"open", "mkdir", "replace"} <= set(failed)
@@ -97,7 +97,7 @@ def test_a_close_that_fails_can_be_repeated(
     faults: Faults, workspace: Path, cheap_worker: None, numbers: Sequence[int]
 ) -> None:
     def one(plan: Plan) -> None:
-        fds = count_fds()
+        fds = open_files()
         session = PythonSession(TOOLS, quiet_mode=True)
         session.start()
         session.send_tensor(OLD, "a")
@@ -110,7 +110,7 @@ def test_a_close_that_fails_can_be_repeated(
             session.close()
         tidy(workspace, fired)
         check_nothing_left(workspace, plan)
-        assert count_fds() == fds, plan
+        assert open_files() == fds, plan
 
     each_plan(faults, one, numbers)
 
@@ -126,7 +126,7 @@ def test_a_start_without_one_of_the_kernels_other_gifts_leaves_nothing(
         raise RuntimeError("can't start new thread")
 
     session = PythonSession(TOOLS, quiet_mode=True)
-    fds = count_fds()
+    fds = open_files()
     with monkeypatch.context() as patch:
         if blocked == "semaphore":
             patch.setattr("tr_mmap.channel.doorbell.create_semaphore", fail)
@@ -150,7 +150,49 @@ def test_a_start_without_one_of_the_kernels_other_gifts_leaves_nothing(
     assert session.is_alive()
     session.close()
     check_nothing_left(workspace, blocked)
-    assert count_fds() == fds
+    assert open_files() == fds
+
+
+@pytest.mark.parametrize("channel", ["mapped", "files", "legacy"])
+@pytest.mark.filterwarnings("ignore")  # of a legacy worker's guard that cannot be started
+def test_a_start_for_which_too_few_descriptors_are_left_leaves_nothing(
+    workspace: Path, cheap_worker: None, channel: Any
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    failed = 0
+    for left in range(50):
+        session = PythonSession(TOOLS, "scarce", quiet_mode=True, channel=channel)
+        fds = open_files()
+        taken: list[int] = []
+        error: OSError | None = None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, hard))
+        try:
+            try:
+                while True:
+                    taken.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError:
+                pass
+            for _ in range(min(left, len(taken))):
+                os.close(taken.pop())
+            session.start()
+        except OSError as caught:
+            error = caught
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in taken:
+                os.close(fd)
+        if error is None:
+            session.close()
+            break
+        failed += 1
+        assert isinstance(error, SystemLimit), left
+        assert error.limit == "RLIMIT_NOFILE"
+        assert leftovers(workspace) == [], left
+        assert open_files() == fds, left
+        other = PythonSession(TOOLS, "scarce", quiet_mode=True, channel=channel)
+        other.start()  # the name is free
+        other.close()
+    assert 5 < failed < 50
 
 
 def test_a_session_can_be_closed_when_there_is_no_descriptor_left(workspace: Path) -> None:
@@ -162,7 +204,7 @@ def test_a_session_can_be_closed_when_there_is_no_descriptor_left(workspace: Pat
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count_fds() + 8, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files().total() + 8, hard))
         try:
             while True:
                 taken.append(os.open("/dev/null", os.O_RDONLY))
@@ -211,12 +253,12 @@ def live(workspace: Path) -> Iterator[PythonSession]:
 def test_a_send_that_fails_leaves_the_tag_what_it_was(faults: Faults, live: PythonSession, tensor: Any) -> None:
     def one(plan: Plan) -> None:
         live.send_tensor(OLD, "old")
-        files, fds = len(os.listdir(live.session_dir())), count_fds()
+        files, fds = len(os.listdir(live.session_dir())), open_files()
         for tag in ("old", "new"):
             faults.arm(plan)
             has_failed = attempt(lambda tag=tag: live.send_tensor(tensor, tag), plan)  # type: ignore[misc]
             faults.disarm()
-            assert count_fds() == fds, plan
+            assert open_files() == fds, plan
             if not has_failed:
                 np.testing.assert_array_equal(live.fetch_tensor(f"echo {tag}"), tensor)
             elif tag == "old":
@@ -258,12 +300,12 @@ def test_a_request_that_fails_is_not_half_made(faults: Faults, live: PythonSessi
 
     def one(plan: Plan) -> None:
         live.send_tensor(OLD, "a")
-        fds = count_fds()
+        fds = open_files()
         faults.arm(plan)
         found: list[Any] = []
         has_failed = attempt(lambda: found.append(live.calculate({"cmd": "say", "params": long})), plan)
         faults.disarm()
-        assert count_fds() == fds, plan
+        assert open_files() == fds, plan
         if not has_failed:
             assert found == [long]
         assert live.fetch_response("length " + long) == str(len(long))
@@ -290,12 +332,12 @@ def test_a_wait_that_fails_takes_the_answer_or_leaves_it_to_the_next(
 
     def one(plan: Plan) -> None:
         live.send_request(message)
-        fds = count_fds()
+        fds = open_files()
         found: list[Any] = []
         faults.arm(plan)
         has_failed = attempt(lambda: found.append(wait(live, 10_000)), plan)
         faults.disarm()
-        assert count_fds() == fds, plan
+        assert open_files() == fds, plan
         if has_failed:
             try:
                 found.append(wait(live, 50))
@@ -313,13 +355,13 @@ def test_a_wait_that_fails_takes_the_answer_or_leaves_it_to_the_next(
 
 def count_fds_of_worker(session: PythonSession) -> int:
     """When it has been idle for long enough to have all mirrors open."""
-    open_files = Path(f"/proc/{session.stats().worker.pid}/fd")  # type: ignore[union-attr] # it lives
+    directory = Path(f"/proc/{session.stats().worker.pid}/fd")
 
     def names() -> set[str]:
-        return {os.path.basename(os.readlink(each)) for each in open_files.iterdir()}
+        return {os.path.basename(os.readlink(each)) for each in directory.iterdir()}
 
     wait_until(lambda: {"request.json", "response.json", "status.txt"} <= names())
-    return len(os.listdir(open_files))
+    return len(os.listdir(directory))
 
 
 @pytest.mark.parametrize("command", ["echo", "loan", "repeat x 100000"])
@@ -383,11 +425,11 @@ def test_a_sweep_that_fails_leaves_each_session_whole_or_gone(faults: Faults, wo
             path = place.claim(f"dead{index}", Manifest(session_id=f"dead{index}", controller=Identity.current()))
             Path(path, "a.tsr").write_bytes(b"x")
             manifests.write(path, Manifest(session_id=f"dead{index}", controller=identity, doorbells=bells))
-        fds = count_fds()
+        fds = open_files()
         faults.arm(plan)
         attempt(lambda: sweep(str(workspace)), plan)
         faults.disarm()
-        assert count_fds() == fds, plan
+        assert open_files() == fds, plan
         for index in range(2):
             path = place.session_dir(f"dead{index}")
             if os.path.exists(path):

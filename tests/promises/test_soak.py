@@ -12,14 +12,9 @@ from support import ROOT
 SOAK = ROOT / "tools" / "soak"
 
 
-@pytest.mark.long
-@pytest.mark.timeout(0)
-def test_random_traffic_with_faults_is_right_and_flat_and_leaves_nothing(
-    is_full: bool, figures: Callable[[str], None]
-) -> None:
-    seconds = 600 if is_full else 10
+def soak(part: str, seconds: int, figures: Callable[[str], None]) -> None:
     done = subprocess.run(
-        [sys.executable, str(SOAK), "--seconds", str(seconds)],
+        [sys.executable, str(SOAK), part, "--seconds", str(seconds)],
         capture_output=True,
         text=True,
         timeout=seconds + 300,
@@ -28,3 +23,19 @@ def test_random_traffic_with_faults_is_right_and_flat_and_leaves_nothing(
     assert done.returncode == 0, done.stdout + done.stderr
     figures(done.stdout)
     assert "nothing wrong, nothing grown, nothing left" in done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_random_traffic_with_faults_is_right_and_flat_and_leaves_nothing(
+    is_full: bool, figures: Callable[[str], None]
+) -> None:
+    soak("--no-store", 600 if is_full else 10, figures)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_a_store_with_faults_is_right_and_flat_and_leaves_nothing(
+    is_full: bool, figures: Callable[[str], None]
+) -> None:
+    soak("--no-sessions", 600 if is_full else 8, figures)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from strategies import bits
-from support import FRAMEWORKS, TOOLS, WORKERS, Mapping, anonymous_nbytes, count_fds, mapping_of_tensor, run_script
+from support import FRAMEWORKS, TOOLS, WORKERS, Mapping, anonymous_nbytes, mapping_of_tensor, open_files, run_script
 
 from tr_mmap import OutOfSpace, PythonSession, RemoteError
 
@@ -139,12 +139,12 @@ def test_a_loan_of_256_mib_crosses_both_ways_without_memory_of_anyones_own(mappe
 
 def test_a_thousand_live_results_cost_no_descriptors_and_stay_right(mapped: PythonSession) -> None:
     mapped.calculate("echo", np.zeros(1000))
-    before = count_fds(), int(mapped.fetch_response("fds"))
+    before = open_files(), int(mapped.fetch_response("fds"))
     results = []
     for number in range(1000):
         tensor = np.random.default_rng(number).random(500)
         results.append(mapped.calculate("echo", in_framework(tensor, "torch" if number % 10 == 0 else "numpy")))
-    assert (count_fds(), int(mapped.fetch_response("fds"))) == before
+    assert (open_files(), int(mapped.fetch_response("fds"))) == before
     for number, result in enumerate(results):
         assert bits(result) == bits(np.random.default_rng(number).random(500))
 
