@@ -307,20 +307,21 @@ class Sandbox:
             self._end_kept(former)
         return algorithm
 
-    def unregister(self, name: str) -> None:
+    def unregister(self, algorithm: Algorithm | str) -> None:
         """Forget an algorithm, and end what is kept for its next run; its runs that go on end well.
 
         Args:
-            name: by which it was registered.
+            algorithm: it, or the name by which it was registered.
 
         Raises:
             KeyError: there is no algorithm of that name.
             SandboxBroken: the sandbox was closed.
         """
         self._check_open()
-        algorithm = self._find(name)
-        self._algorithms.pop(name, None)
-        self._end_kept(algorithm)
+        found = self._find(algorithm)
+        if self._algorithms.get(found.name) in (found, None) or isinstance(algorithm, str):
+            self._algorithms.pop(found.name, None)
+        self._end_kept(found)
 
     def _end_kept(self, algorithm: Algorithm) -> None:
         """End what is kept for the next run of an algorithm, and let what goes on or waits keep nothing."""

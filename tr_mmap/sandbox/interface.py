@@ -204,6 +204,7 @@ class Algorithm:
         is_reused: whether its process may serve its next run too.
         outputs: names of the tensors that a compiled algorithm gives.
         dependencies: packages that it needs.
+        owner: whose it is: a process that is kept for the next run serves that of no other owner.
     """
 
     name: str
@@ -212,6 +213,7 @@ class Algorithm:
     is_reused: bool = False
     outputs: tuple[str, ...] = ("output",)
     dependencies: tuple[str, ...] = ()
+    owner: str = ""
 
 
 @dataclass

@@ -1,0 +1,93 @@
+"""``tr-mmap serve`` and ``tr-mmap token``: the gateway, and who may use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from ..gateway.config import Config
+
+__all__ = ["serve", "token"]
+
+_WRONG, _BROKEN = 2, 5  # exit statuses, as of tr-mmap sandbox
+_CONFIG = typer.Option("--config", "-c", help="The configuration (TOML).", metavar="FILE")
+_DEFAULT = Path("tr_mmap.toml")
+
+
+def _fail(message: str, status: int = _WRONG) -> NoReturn:
+    typer.echo(f"tr-mmap: {message}", err=True)
+    raise typer.Exit(status)
+
+
+def _read(path: Path) -> Config:
+    try:
+        from ..gateway.config import Config
+        from ..gateway.errors import BadConfig
+    except ModuleNotFoundError as error:
+        _fail(f"the package {error.name} is missing: pip install 'tr_mmap[gateway]'", _BROKEN)
+    try:
+        return Config.from_toml(path)
+    except BadConfig as error:
+        _fail(str(error))
+
+
+def serve(config: Annotated[Path, _CONFIG] = _DEFAULT) -> None:
+    """Serve algorithms, models and tasks over HTTP, until SIGINT or SIGTERM.
+
+    Exit status: 0 it was ended; 2 the configuration is wrong; 5 it cannot run here.
+    """
+    import logging
+    import sys
+
+    read = _read(config)
+    try:
+        from ..errors import TRException
+        from ..gateway.errors import BadConfig
+        from ..gateway.gateway import Gateway
+        from ..gateway.logs import JsonFormatter
+    except ModuleNotFoundError as error:
+        _fail(f"the package {error.name} is missing: pip install 'tr_mmap[gateway]'", _BROKEN)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logger = logging.getLogger("tr_mmap")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        gateway = Gateway(read)
+    except TRException as error:
+        _fail(str(error), _WRONG if isinstance(error, BadConfig) else _BROKEN)
+    scheme = "https" if read.server.tls_certificate else "http"
+    typer.echo(f"serving on {scheme}://{read.server.host}:{read.server.port}; documentation at /docs", err=True)
+    try:
+        gateway.serve()
+    except OSError as error:
+        _fail(f"{read.server.host}:{read.server.port}: {error.strerror or error}", _BROKEN)
+
+
+def token(
+    config: Annotated[Path, _CONFIG] = _DEFAULT,
+    scope: Annotated[
+        list[str],
+        typer.Option(help="What it grants: execute, register, store, store:NAME, metrics, admin. May be repeated."),
+    ] = ["execute"],  # noqa: B006 - typer makes a new one
+    subject: Annotated[str, typer.Option(help="Whose it is.")] = "me",
+    days: Annotated[float, typer.Option(help="How long it is valid.", min=0.0001)] = 30.0,
+) -> None:
+    """Print a token for the gateway, as the last line. Makes the key file if it is not there."""
+    read = _read(config)
+    from ..errors import TRException
+    from ..gateway.tokens import Tokens, make_key_file, read_key_file
+
+    path = read.auth.key_file
+    try:
+        if path is not None and make_key_file(path):
+            typer.echo(f"made the key file {path}", err=True)
+        made = Tokens(read_key_file(path), read.auth.audience).make(subject, scope, days * 86_400)
+    except (TRException, ValueError) as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"the key file {path} cannot be made: {error.strerror}")
+    typer.echo(made)

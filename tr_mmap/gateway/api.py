@@ -1,0 +1,206 @@
+"""The bodies of requests and responses: what is documented, and stable. Types only."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+__all__ = [
+    "NAME",
+    "AlgorithmInfo",
+    "AlgorithmList",
+    "ErrorBody",
+    "ExecuteBody",
+    "ExecuteResult",
+    "Health",
+    "RegisterBody",
+    "Requirements",
+    "SchedulerStatus",
+    "TaskInfo",
+    "TaskStarted",
+]
+
+NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$"
+"""Of algorithms, models and stores: one component of a path."""
+
+Name = Annotated[str, Meta(pattern=NAME, examples=["double"])]
+Milliseconds = Annotated[float, Meta(gt=0, le=86_400_000)]
+
+
+class _Body(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a client sends: what it cannot mean is refused."""
+
+
+class Requirements(_Body):
+    """What one run of an algorithm needs.
+
+    Attributes:
+        cpu_cores: on how many cores its threads run.
+        memory_mb: that it may allocate.
+    """
+
+    cpu_cores: Annotated[int, Meta(ge=1)] | None = None
+    memory_mb: Annotated[int, Meta(ge=1)] | None = None
+
+
+class RegisterBody(_Body):
+    """An algorithm to be registered.
+
+    Attributes:
+        name: by which it is executed.
+        kind: what it is.
+        code: Python source, of kind ``python`` and ``torch``.
+        wasm: a module of WebAssembly, as base64.
+        library: a shared library, as base64.
+        function: which is called; else the one of the algorithm's name, ``process``, or the only one.
+        dependencies: packages that it imports, perhaps with versions.
+        resource_requirements: else those of the configuration.
+        timeout_ms: of one run; else that of the configuration.
+        reuse: whether its process may serve its next run too, of the same subject.
+        idempotent: whether a run may be tried again that failed without a fault of its own.
+        outputs: names of the tensors that a library or a module gives, in their order.
+        model: the name of a model, which it gets as the input ``model``.
+        sha256: of its code, in hexadecimal; another is refused.
+    """
+
+    name: Name
+    kind: Literal["python", "wasm", "native", "torch"] = "python"
+    code: str | None = None
+    wasm: str | None = None
+    library: str | None = None
+    function: str | None = None
+    dependencies: tuple[str, ...] = ()
+    resource_requirements: Requirements | None = None
+    timeout_ms: Milliseconds | None = None
+    reuse: bool = False
+    idempotent: bool = True
+    outputs: Annotated[tuple[str, ...], Meta(min_length=1)] = ("output",)
+    model: Name | None = None
+    sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None
+
+
+class ExecuteBody(_Body):
+    """A run.
+
+    Attributes:
+        algorithm: the name of a registered one; or else
+        code: Python source.
+        function: of the code, which is called.
+        inputs: by name: values, and tensors in one of their forms.
+        priority: the higher, the sooner.
+        timeout_ms: from the request's arrival to the run's end, waiting included.
+        tensors: how the result's tensors are given in JSON.
+    """
+
+    algorithm: Name | None = None
+    code: str | None = None
+    function: str | None = None
+    inputs: dict[str, Any] = {}
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0
+    timeout_ms: Milliseconds | None = None
+    tensors: Literal["list", "base64"] = "list"
+
+
+class AlgorithmInfo(Struct, kw_only=True):
+    """A registered algorithm."""
+
+    name: str
+    version: str
+    kind: str
+    function: str | None
+    dependencies: tuple[str, ...]
+    resource_requirements: Requirements
+    timeout_ms: float
+    reuse: bool
+    idempotent: bool
+    model: str | None
+    owner: str
+    registered_at: float
+    status: str = "registered"
+
+
+class AlgorithmList(Struct):
+    """All that are registered."""
+
+    algorithms: list[AlgorithmInfo]
+
+
+class ExecuteResult(Struct, kw_only=True):
+    """What a run gave.
+
+    Attributes:
+        result: its output; several by name.
+        stdout: what it printed, cut at a limit.
+        execution_time_ms: how long it ran, by its own process.
+    """
+
+    result: Any
+    status: Literal["success"] = "success"
+    stdout: str = ""
+    execution_time_ms: float = 0.0
+    request_id: str = ""
+
+
+class ErrorBody(Struct, kw_only=True):
+    """What went wrong.
+
+    Attributes:
+        error: one line that says what is wrong and what to do.
+        status_code: that of the response.
+        type: of the error, as Python's client raises it.
+        details: the error's fields.
+    """
+
+    error: str
+    status_code: int
+    type: str
+    request_id: str = ""
+    details: dict[str, Any] | UnsetType = UNSET
+
+
+class TaskStarted(Struct, kw_only=True):
+    """A task that was accepted."""
+
+    task_id: str
+    status: str
+
+
+class TaskInfo(Struct, kw_only=True):
+    """A task.
+
+    Attributes:
+        status: ``queued``, ``running``, ``success``, ``failed`` or ``cancelled``.
+        result: what it gave, once it has ended well.
+        error: what went wrong.
+        created_at, started_at, ended_at: seconds since 1970; null for not yet.
+    """
+
+    task_id: str
+    status: str
+    algorithm: str | None
+    priority: int
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    result: Any = None
+    stdout: str = ""
+    execution_time_ms: float = 0.0
+    error: ErrorBody | None = None
+
+
+class Health(Struct, kw_only=True):
+    """Whether the gateway serves."""
+
+    status: Literal["ok", "draining"]
+    version: str
+
+
+class SchedulerStatus(Struct, kw_only=True):
+    """What waits and goes on."""
+
+    is_draining: bool
+    queues: dict[str, dict[str, float]]
+    open_breakers: list[str]
+    tasks: dict[str, int]
+    sandboxes: list[dict[str, Any]]

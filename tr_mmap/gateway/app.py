@@ -1,0 +1,267 @@
+"""The application: routes behind a front that every request passes. Speaks ASGI; listens nowhere."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI
+from starlette._utils import get_route_path
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from . import api
+from .calls import Call, answer, error_response, json_response, new_request_id
+from .config import is_loopback
+from .errors import BadRequest, Forbidden, NotFound, Overloaded, Unauthorized
+from .logs import log
+from .metrics import CONTENT_TYPE
+from .openapi import describe_routes
+from .routes import ROUTES, Route
+
+if TYPE_CHECKING:
+    from .gateway import Gateway
+
+__all__ = ["make_app"]
+
+Scope = dict[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_CHANGES: Final = frozenset({"POST", "PUT", "DELETE", "PATCH"})
+
+
+class Front:
+    """What every request passes: checks of who asks and from where, limits, metrics, the log.
+
+    Args:
+        gateway: whose requests they are.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._config = config = gateway.config
+        server = config.server
+        self._max_body_nbytes = server.max_body_mb << 20
+        names = {"localhost", "127.0.0.1", "[::1]", *server.allowed_hosts}
+        if server.host not in ("0.0.0.0", "::"):
+            names.add(server.host)
+        self._hosts = frozenset(each.lower() for each in names)
+        self._is_any_host = "*" in names
+        self._origins = frozenset(each.rstrip("/").lower() for each in server.allowed_origins)
+        self._hot = {(each.method, each.path): each for each in ROUTES if each.is_hot}
+        self._framework = _make_framework(self)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        if scope["type"] != "http":  # there are no others
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        request = Request(scope, receive)
+        call = Call(
+            request,
+            new_request_id(request.headers.get("x-request-id")),
+            self._max_body_nbytes,
+            self._config.server.body_timeout_s,
+        )
+        scope.setdefault("state", {})["call"] = call
+        scope["tr.route"] = ""
+        status = 500
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                traceparent = request.headers.get("traceparent", "")
+                if _TRACEPARENT.fullmatch(traceparent):
+                    message["headers"] = [*message["headers"], (b"traceparent", traceparent.encode())]
+            await send(message)
+
+        try:
+            refusal = self._refusal(call)
+            if refusal is not None:
+                await refusal(scope, receive, note)
+                return
+            await self._gateway.start()
+            hot = self._hot.get((scope["method"], get_route_path(scope)))
+            if hot is not None:
+                response = await self.serve(hot, call)
+                await response(scope, receive, note)
+            else:
+                await self._framework(scope, receive, note)
+        finally:
+            self._finish(call, scope["tr.route"], status)
+
+    async def serve(self, route: Route, call: Call) -> Response:
+        """Answer a request of a route."""
+        call.request.scope["tr.route"] = route.path
+
+        async def do(call: Call) -> Response:
+            if route.scope is not None:
+                self._admit(route.scope, call)
+            return await route.endpoint(self._gateway.service, call)
+
+        return await answer(call, do, lambda error: self._tell_fault(call, error))
+
+    def _admit(self, scope: str, call: Call) -> None:
+        """
+        Raises:
+            Unauthorized, Forbidden, RateLimited: the request's token does not grant it.
+        """
+        scheme, _, token = call.request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise Unauthorized("this needs a token: send the header Authorization: Bearer TOKEN; see tr-mmap token")
+        principal = call.principal = self._gateway.tokens.verify(token.strip())
+        self._gateway.rates.take(principal.token_id, time.monotonic())
+        principal.check(scope)
+
+    def _refusal(self, call: Call) -> Response | None:
+        """The answer to a request that no route should see."""
+        headers = call.request.headers
+        if len(headers.getlist("host")) != 1 or not self._is_known_host(headers["host"]):
+            return error_response(
+                call, BadRequest("the header Host names no host of this gateway; see [server] allowed_hosts")
+            )
+        origin = headers.get("origin")
+        if origin is not None and origin.rstrip("/").lower() not in self._origins and not self._is_own(origin, call):
+            return error_response(
+                call, Forbidden("scripts of other pages may not ask here; see [server] allowed_origins")
+            )
+        if self._gateway.is_closing:
+            return error_response(call, Overloaded("the gateway is about to end; try again", retry_after_s=1.0))
+        return None
+
+    def _is_known_host(self, host: str) -> bool:
+        try:
+            found = urlsplit(f"//{host}")
+            name, port = found.hostname or "", found.port
+        except ValueError:
+            return False
+        del port  # proxies have others
+        shown = f"[{name}]" if ":" in name else name
+        return (
+            self._is_any_host
+            or shown.lower() in self._hosts
+            or (is_loopback(name) and is_loopback(self._config.server.host))
+        )
+
+    def _is_own(self, origin: str, call: Call) -> bool:
+        """Whether a page of this gateway asks: its documentation, for example."""
+        return urlsplit(origin).netloc.lower() == call.request.headers["host"].lower()
+
+    def _finish(self, call: Call, route: str, status: int) -> None:
+        seconds = time.monotonic() - call.began_s
+        gateway, request = self._gateway, call.request
+        subject = call.principal.subject if call.principal is not None else ""
+        gateway.metrics.saw_request(request.method, route or "other", status, seconds)
+        log.info(
+            "request",
+            extra={
+                "request_id": call.id,
+                "method": request.method,
+                "route": route or "other",
+                "status": status,
+                "duration_ms": round(1000 * seconds, 3),
+                "subject": subject,
+            },
+        )
+        if status in (401, 403, 429) or (request.method in _CHANGES and route not in _RUNS):
+            gateway.audit.note(
+                request_id=call.id,
+                subject=subject,
+                method=request.method,
+                path=request.url.path[:300],
+                status=status,
+                client=request.client.host if request.client else "",
+            )
+
+    def _tell_fault(self, call: Call, error: BaseException) -> None:
+        log.error("a fault of the gateway", extra={"request_id": call.id}, exc_info=error)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """Start and end with the server."""
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await self._gateway.start()
+                except Exception as error:
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    return
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self._gateway.aclose()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+_RUNS: Final = frozenset({"/api/v1/python/execute", "/api/v1/compute"})
+
+
+def _make_framework(front: Front) -> FastAPI:
+    """The framework's application: it finds the route of a path, and makes the documentation."""
+    framework = FastAPI(
+        title="tr_mmap gateway",
+        description="Algorithms, models and tasks, run in a sandbox, on tensors.",
+        version="1",
+        docs_url="/docs",
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+
+    def endpoint_of(route: Route) -> Any:
+        async def endpoint(request: Request) -> Response:
+            return await front.serve(route, request.scope["state"]["call"])
+
+        return endpoint
+
+    for route in ROUTES:
+        framework.router.add_route(route.path, endpoint_of(route), [route.method])
+    gateway = front._gateway
+
+    async def healthz(request: Request) -> Response:
+        is_draining = gateway.is_closing
+        body = api.Health(status="draining" if is_draining else "ok", version=gateway.version)
+        return json_response(request.scope["state"]["call"], body, 503 if is_draining else 200)
+
+    async def metrics(request: Request) -> Response:
+        call: Call = request.scope["state"]["call"]
+        request.scope["tr.route"] = "/metrics"
+
+        async def do(call: Call) -> Response:
+            if gateway.config.server.metrics_need_token:
+                front._admit("metrics", call)
+            return Response(gateway.metrics.text(), 200, {"x-request-id": call.id}, CONTENT_TYPE)
+
+        return await answer(call, do, lambda error: front._tell_fault(call, error))
+
+    framework.router.add_route("/healthz", healthz, ["GET"])
+    framework.router.add_route("/metrics", metrics, ["GET"])
+    framework.openapi = lambda: describe_routes(gateway.version)  # type: ignore[method-assign]
+
+    async def missing(request: Request, error: Exception) -> Response:
+        call: Call = request.scope["state"]["call"]
+        assert isinstance(error, HTTPException)
+        body = api.ErrorBody(
+            error=f"there is no {request.method} {request.url.path[:200]}; see /docs",
+            status_code=error.status_code,
+            type=NotFound.__name__,
+            request_id=call.id,
+        )
+        return json_response(call, body, error.status_code, dict(error.headers or {}))
+
+    framework.add_exception_handler(HTTPException, missing)
+    return framework
+
+
+def make_app(gateway: Gateway) -> Front:
+    """The application of a gateway, which may be mounted in another one."""
+    return Front(gateway)

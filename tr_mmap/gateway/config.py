@@ -1,0 +1,369 @@
+"""The configuration of a gateway: a TOML file with a section for each part. Opens that file, and nothing else."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import platform
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from .errors import BadConfig
+
+__all__ = [
+    "AuthConfig",
+    "Config",
+    "DependenciesConfig",
+    "ModelsConfig",
+    "PythonConfig",
+    "SandboxConfig",
+    "SchedulerConfig",
+    "ServerConfig",
+    "SharedMemoryConfig",
+    "StoreConfig",
+    "WasmConfig",
+]
+
+_Positive = Annotated[int, Meta(ge=1)]
+_Seconds = Annotated[float, Meta(gt=0)]
+_AT: Final = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<at>[^`]*)`)?")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<name>.*)`")
+
+
+class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A section: what it does not know is refused."""
+
+
+class ServerConfig(_Section, frozen=True):
+    """``[server]``: where the gateway listens, and what it takes.
+
+    Attributes:
+        host: an address or a name of this machine. Beyond loopback it needs ``tls_certificate``, or
+            ``allow_plain_http``.
+        port: 0 for one that is free.
+        tls_certificate: path of a certificate chain (PEM).
+        tls_key: path of its key (PEM).
+        allow_plain_http: whether tokens may cross a network unencrypted: behind a proxy that does TLS, for example.
+        allowed_hosts: names that requests may have in ``Host``, beside loopback's and ``host``.
+        allowed_origins: which pages' scripts may send requests: values of ``Origin``, as ``"https://example.org"``.
+        max_body_mb: of a request.
+        body_timeout_s: how long the body of a request may take to arrive.
+        drain_s: how long runs may go on when the gateway ends.
+        metrics_need_token: whether ``/metrics`` asks for a token with the scope ``metrics`` or ``admin``.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 3000
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    allow_plain_http: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    max_body_mb: _Positive = 256
+    body_timeout_s: _Seconds = 30.0
+    drain_s: _Seconds = 10.0
+    metrics_need_token: bool = True
+
+
+class AuthConfig(_Section, frozen=True):
+    """``[auth]``: who may do what.
+
+    Attributes:
+        key_file: path of the key that signs tokens; ``tr-mmap token`` makes it.
+        audience: which tokens are for this gateway.
+        requests_per_minute: of each token; 0 for no limit.
+        burst: how many of them may come at once.
+        audit_log: path of a file that gets a line for each request that changes something or was refused.
+    """
+
+    key_file: str | None = None
+    audience: str = "tr-mmap"
+    requests_per_minute: Annotated[float, Meta(ge=0)] = 60.0
+    burst: _Positive = 10
+    audit_log: str | None = None
+
+
+class WasmConfig(_Section, frozen=True):
+    """``[python.wasm]``: algorithms of kind ``wasm``.
+
+    Attributes:
+        enabled: whether they can be registered.
+        runtime: what runs them.
+        max_memory_mb: of one run.
+        max_execution_time: of one run, in seconds.
+        max_stack_size_mb: of one run.
+    """
+
+    enabled: bool = True
+    runtime: Literal["wasmtime"] = "wasmtime"
+    max_memory_mb: _Positive = 512
+    max_execution_time: _Seconds = 30.0
+    max_stack_size_mb: _Positive = 8
+
+
+class DependenciesConfig(_Section, frozen=True):
+    """``[python.dependencies]``: packages of algorithms.
+
+    Attributes:
+        manager: what resolves and installs them.
+        cache_dir: where their environments lie.
+        auto_install: whether a registration may have its dependencies installed; only together with ``allow``.
+        allow: names of the packages that may be installed; those that they need themselves must be there, too.
+        wheel_dir: a directory of wheels to install from, instead of a package index.
+        max_cache_mb: of all environments that no algorithm uses.
+    """
+
+    manager: Literal["uv"] = "uv"
+    cache_dir: str = "python_cache"
+    auto_install: bool = False
+    allow: tuple[str, ...] = ()
+    wheel_dir: str | None = None
+    max_cache_mb: _Positive = 4096
+
+
+class ModelsConfig(_Section, frozen=True):
+    """``[python.models]``: a directory of models, with a directory for each, and in it one for each version.
+
+    Attributes:
+        model_dir: that directory.
+        auto_scan: whether it is looked at again from time to time.
+        scan_interval_seconds: how often.
+        max_memory_mb: of all models that are loaded.
+    """
+
+    model_dir: str | None = None
+    auto_scan: bool = True
+    scan_interval_seconds: _Seconds = 60.0
+    max_memory_mb: _Positive = 4096
+
+
+class PythonConfig(_Section, frozen=True):
+    """``[python]``: algorithms in Python.
+
+    Attributes:
+        enabled: whether they can be registered.
+        version: of the interpreter that they need, as ``"3.11"``; another one is refused at the start.
+        use_wasm_sandbox: asks for CPython inside WebAssembly, which this version does not have: the kernel contains
+            the algorithms in either case, and the start says so.
+        python_path: an interpreter that has ``tr_mmap``, for the algorithms' processes; empty for this one.
+    """
+
+    enabled: bool = True
+    version: str = ""
+    use_wasm_sandbox: bool = False
+    python_path: str = ""
+    wasm: WasmConfig = field(default_factory=WasmConfig)
+    dependencies: DependenciesConfig = field(default_factory=DependenciesConfig)
+    models: ModelsConfig = field(default_factory=ModelsConfig)
+
+
+class SchedulerConfig(_Section, frozen=True):
+    """``[scheduler]``: which runs go on, and which wait.
+
+    Attributes:
+        max_workers: how many runs of one kind go on at once; 0 for as many as there are processors, and two at least.
+        queue_size: how many of one kind may wait.
+        max_per_token: how many of one token may wait and go on, of all kinds together.
+        ageing_s: who waits so long counts as one priority higher.
+        default_deadline_s: of a request that names none, from its arrival.
+        retries: how often a run is tried again whose process ended without a fault of its own.
+        breaker_failures: after how many failures one after another an algorithm is not run for a while; 0 for never.
+        breaker_s: how long not.
+        max_tasks: how many tasks are kept, those that have ended included.
+        keep_tasks_s: how long one is kept that has ended.
+    """
+
+    max_workers: Annotated[int, Meta(ge=0)] = 0
+    queue_size: _Positive = 256
+    max_per_token: _Positive = 64
+    ageing_s: _Seconds = 1.0
+    default_deadline_s: _Seconds = 60.0
+    retries: Annotated[int, Meta(ge=0)] = 2
+    breaker_failures: Annotated[int, Meta(ge=0)] = 5
+    breaker_s: _Seconds = 10.0
+    max_tasks: _Positive = 10_000
+    keep_tasks_s: _Seconds = 3600.0
+
+
+class SandboxConfig(_Section, frozen=True):
+    """``[sandbox]``: limits of one run; an algorithm may ask for others, up to ``most_memory_mb`` and
+    ``most_cpu_cores``.
+
+    Attributes:
+        memory_mb: that it may allocate.
+        wall_ms: that it may take.
+        cpu_ms: of processor time.
+        output_mb: of results, and of what it prints.
+        cpu_cores: on how many cores its threads run.
+        most_memory_mb: that an algorithm may ask for.
+        most_cpu_cores: the same, of cores.
+        required_layers: without which the gateway does not start; empty for the sandbox's own.
+        preload: modules that algorithms find imported.
+        max_sandboxes: how many sandboxes of different limits are kept; each has two processes that wait.
+    """
+
+    memory_mb: _Positive = 512
+    wall_ms: _Seconds = 5000.0
+    cpu_ms: _Seconds = 5000.0
+    output_mb: _Positive = 64
+    cpu_cores: _Positive = 1
+    most_memory_mb: _Positive = 2048
+    most_cpu_cores: _Positive = 4
+    required_layers: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ("numpy",)
+    max_sandboxes: _Positive = 8
+
+
+class SharedMemoryConfig(_Section, frozen=True):
+    """``[sharedmemory]``: tensors that clients on this machine pass by name.
+
+    Attributes:
+        enabled: whether they may.
+    """
+
+    enabled: bool = False
+
+
+class StoreConfig(_Section, frozen=True):
+    """``[store]``: stores of records under ``/api/v1/store/{name}``.
+
+    Attributes:
+        dir: directory with a store in each of its directories; none are offered if it is not there.
+        create: whether a token with the scope ``admin`` may make new ones.
+    """
+
+    dir: str | None = None
+    create: bool = True
+
+
+class Config(_Section, frozen=True):
+    """A whole configuration. A path in it that is not absolute is meant from the directory of its file."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
+    python: PythonConfig = field(default_factory=PythonConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    sharedmemory: SharedMemoryConfig = field(default_factory=SharedMemoryConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Config:
+        """Read a file.
+
+        Raises:
+            BadConfig: it cannot be read, or an option is unknown or wrong; one line says which.
+        """
+        name = os.fspath(path)
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+            raise BadConfig(f"{name} cannot be read: {why}", path=name) from error
+        try:
+            options = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise BadConfig(f"{name} is no TOML: {error}", path=name) from error
+        return cls.from_dict(options, base=Path(name).resolve().parent, name=name)
+
+    @classmethod
+    def from_dict(cls, options: dict[str, Any], *, base: Path | None = None, name: str = "the configuration") -> Config:
+        """From options by section, as TOML gives them.
+
+        Args:
+            options: by section.
+            base: the directory from which paths are meant; the current one if left out.
+            name: of the file, for errors.
+
+        Raises:
+            BadConfig: an option is unknown or wrong.
+        """
+        try:
+            config = msgspec.convert(options, cls)
+        except msgspec.ValidationError as error:
+            key, why = _explain(str(error))
+            raise BadConfig(f"{name}: {key + ': ' if key else ''}{why}", key=key, path=name) from error
+        config = _with_paths(config, base or Path.cwd())
+        _check(config, name)
+        return config
+
+
+def _explain(text: str) -> tuple[str, str]:
+    """The option's key, and what is wrong, of a message of msgspec's."""
+    match = _AT.fullmatch(text)
+    key = (match["at"] or "").lstrip(".") if match else ""
+    why = match["what"] if match else text
+    unknown = _UNKNOWN.fullmatch(why)
+    if unknown:
+        key = f"{key}.{unknown['name']}".lstrip(".")
+        section: Any = Config
+        for part in key.split(".")[:-1]:
+            section = {each.name: each.type for each in msgspec.structs.fields(section)}.get(part, section)
+        known = ", ".join(each.name for each in msgspec.structs.fields(section))
+        return key, f"there is no such option; there are {known}"
+    return key, why[:1].lower() + why[1:]
+
+
+def _with_paths(config: Config, base: Path) -> Config:
+    def at(path: str | None) -> str | None:
+        return None if path is None else str(base / Path(path).expanduser())
+
+    replace = msgspec.structs.replace
+    python = config.python
+    return replace(
+        config,
+        server=replace(
+            config.server, tls_certificate=at(config.server.tls_certificate), tls_key=at(config.server.tls_key)
+        ),
+        auth=replace(config.auth, key_file=at(config.auth.key_file), audit_log=at(config.auth.audit_log)),
+        python=replace(
+            python,
+            dependencies=replace(
+                python.dependencies,
+                cache_dir=str(base / Path(python.dependencies.cache_dir).expanduser()),
+                wheel_dir=at(python.dependencies.wheel_dir),
+            ),
+            models=replace(python.models, model_dir=at(python.models.model_dir)),
+        ),
+        store=replace(config.store, dir=at(config.store.dir)),
+    )
+
+
+def _check(config: Config, name: str) -> None:
+    """What no type says."""
+
+    def wrong(key: str, why: str) -> BadConfig:
+        return BadConfig(f"{name}: {key}: {why}", key=key, path=name)
+
+    server, python = config.server, config.python
+    if (server.tls_certificate is None) != (server.tls_key is None):
+        raise wrong("server.tls_key", "a certificate and its key belong together: give tls_certificate and tls_key")
+    if not is_loopback(server.host) and server.tls_certificate is None and not server.allow_plain_http:
+        raise wrong(
+            "server.host",
+            f"{server.host!r} is beyond loopback, and tokens would cross the network unencrypted: give tls_certificate "
+            "and tls_key, or allow_plain_http = true behind a proxy that does TLS",
+        )
+    if python.dependencies.auto_install and not python.dependencies.allow:
+        raise wrong(
+            "python.dependencies.auto_install",
+            'whoever may register could install anything: list what may be installed, as allow = ["humanize"]',
+        )
+    own = platform.python_version()
+    if python.version and not (own + ".").startswith(python.version.rstrip(".") + ".") and not python.python_path:
+        raise wrong(
+            "python.version", f"this is Python {own}; give python_path of a Python {python.version}, or leave it out"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

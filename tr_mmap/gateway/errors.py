@@ -1,0 +1,102 @@
+"""What the gateway refuses, by kind. Each is a :class:`TRException`; :mod:`.problems` says its status in HTTP."""
+
+from __future__ import annotations
+
+from ..errors import TRException
+
+__all__ = [
+    "AlreadyDone",
+    "BadConfig",
+    "BadRequest",
+    "Busy",
+    "CircuitOpen",
+    "Conflict",
+    "Forbidden",
+    "NotFound",
+    "Overloaded",
+    "QuotaExceeded",
+    "RateLimited",
+    "TooLarge",
+    "Unauthorized",
+]
+
+
+class BadConfig(TRException, ValueError):
+    """A configuration file, or an option, that cannot be used.
+
+    Attributes:
+        key: of the option, for example ``"server.port"``; empty if it is the file itself.
+        path: of the file; empty if there is none.
+    """
+
+    key: str
+    path: str
+
+    def __init__(self, message: str, *, key: str = "", path: str = "") -> None:
+        super().__init__(message, key=key, path=path)
+
+
+class BadRequest(TRException, ValueError):
+    """A request whose body or headers are wrong."""
+
+
+class TooLarge(TRException, ValueError):
+    """A request that is larger than the gateway takes.
+
+    Attributes:
+        limit_nbytes: the most that it takes.
+    """
+
+    limit_nbytes: int
+
+    def __init__(self, message: str, *, limit_nbytes: int) -> None:
+        super().__init__(message, limit_nbytes=limit_nbytes)
+
+
+class Unauthorized(TRException, PermissionError):
+    """There is no token, or none that is valid now."""
+
+
+class Forbidden(TRException, PermissionError):
+    """The token is valid, and does not grant this."""
+
+
+class NotFound(TRException, LookupError):
+    """There is nothing of that name or id, or it belongs to another token's subject."""
+
+
+class Conflict(TRException, RuntimeError):
+    """The request contradicts what is there."""
+
+
+class AlreadyDone(Conflict):
+    """A task that is to be cancelled has ended."""
+
+
+class Busy(TRException, RuntimeError):
+    """The gateway cannot take the request now.
+
+    Attributes:
+        retry_after_s: when to try again, in seconds from now.
+    """
+
+    retry_after_s: float
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+
+
+class Overloaded(Busy):
+    """A queue is full, or the gateway is about to end."""
+
+
+class RateLimited(Busy):
+    """The token has made too many requests."""
+
+
+class QuotaExceeded(Busy):
+    """The token has too many requests in the queues already."""
+
+
+class CircuitOpen(Busy):
+    """An algorithm has failed too often, and is not run for a while."""

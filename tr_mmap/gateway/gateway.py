@@ -1,0 +1,134 @@
+"""``Gateway``: what is configured, started and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from .app import Front, make_app
+from .config import Config
+from .logs import AuditLog, log
+from .metrics import Metrics
+from .rates import RateLimit
+from .service import Service
+from .tokens import Tokens, read_key_file
+
+if TYPE_CHECKING:
+    from .scheduler import Job
+
+__all__ = ["Gateway"]
+
+
+class Gateway:
+    """A gateway: algorithms, models and tasks over HTTP.
+
+    ``serve()`` listens; or :attr:`asgi_app` is mounted in another application. It starts with the first of the two, and
+    has no process before that.
+
+    Args:
+        config: what is configured; ``Gateway.from_toml`` reads a file.
+
+    Raises:
+        BadConfig: there is no key.
+        HostilePath: others can read the key.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.version = version("tr_mmap")
+        self.tokens = Tokens(read_key_file(config.auth.key_file), config.auth.audience)
+        self.rates = RateLimit(config.auth.requests_per_minute, config.auth.burst)
+        self.audit = AuditLog(config.auth.audit_log)
+        self.metrics = Metrics(lambda: self.service.scheduler.status())
+        self.is_closing = False
+        self._service: Service | None = None
+        self._starting: asyncio.Lock | None = None
+        self._app: Front | None = None
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Gateway:
+        """The gateway of a configuration file.
+
+        Raises:
+            BadConfig: it cannot be read, or an option is unknown or wrong; one line says which.
+        """
+        return cls(Config.from_toml(path))
+
+    @property
+    def asgi_app(self) -> Front:
+        """The application: for a server of ASGI, or to be mounted in another one."""
+        if self._app is None:
+            self._app = make_app(self)
+        return self._app
+
+    @property
+    def service(self) -> Service:
+        """What it does, for whoever is in its loop.
+
+        Raises:
+            RuntimeError: it has not started.
+        """
+        if self._service is None:
+            raise RuntimeError("the gateway has not started; await start()")
+        return self._service
+
+    async def start(self) -> None:
+        """Start, unless that was done. A server does it, and so does the first request of a mounted application.
+
+        Raises:
+            SandboxBroken: this machine lacks a required layer.
+        """
+        if self._service is not None:
+            return
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        async with self._starting:
+            if self._service is not None:
+                return
+            service = Service(self.config, self._saw_run)
+            await service.warm()
+            self._service = service
+        if self.config.python.use_wasm_sandbox:
+            log.warning(
+                "use_wasm_sandbox: Python runs contained by the kernel; CPython in WebAssembly is not there yet"
+            )
+        for _, box in service.boxes.open_boxes():
+            self.metrics.saw_layers(box.layers)
+
+    def _saw_run(self, job: Job, error: BaseException | None) -> None:
+        self.metrics.saw_run(job, error)
+
+    async def aclose(self) -> None:
+        """Refuse what comes from now on, let go on what runs for a while, then end all. Idempotent."""
+        if self.is_closing:
+            return
+        self.is_closing = True
+        if self._service is not None:
+            await self._service.close()
+        self.audit.close()
+
+    def serve(self, **options: Any) -> None:
+        """Listen, until a signal ends it.
+
+        Args:
+            **options: for uvicorn.
+        """
+        import uvicorn
+
+        server = self.config.server
+        uvicorn.run(
+            self.asgi_app,
+            host=server.host,
+            port=server.port,
+            ssl_certfile=server.tls_certificate,
+            ssl_keyfile=server.tls_key,
+            **{
+                "access_log": False,
+                "server_header": False,
+                "log_level": "warning",
+                "timeout_graceful_shutdown": int(server.drain_s) + 1,
+                **options,
+            },
+        )

@@ -1,0 +1,82 @@
+"""What a gateway counts and times, in the form that Prometheus reads. Knows no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from .problems import status_of
+from .scheduler import Job
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The figures of one gateway; each has a registry of its own, so that several may be in one process.
+
+    Args:
+        status: how the scheduler is; asked whenever somebody reads the figures.
+    """
+
+    def __init__(self, status: Callable[[], dict[str, Any]]) -> None:
+        self._status = status
+        self._registry = registry = CollectorRegistry()
+        self._requests = Histogram(
+            "tr_http_request_duration_seconds",
+            "Requests, by route and status.",
+            ("method", "route", "status"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._success = Counter("tr_success", "Runs that ended well, by kind.", ("kind",), registry=registry)
+        self._failure = Counter(
+            "tr_failure", "Runs that did not, by kind and reason.", ("kind", "reason"), registry=registry
+        )
+        self._refused = Counter("tr_refused", "Requests that were refused, by reason.", ("reason",), registry=registry)
+        self._queued = Histogram(
+            "tr_queue_seconds", "From a run's arrival to its begin.", ("kind",), buckets=_SECONDS, registry=registry
+        )
+        self._computed = Histogram(
+            "tr_compute_seconds", "From a run's begin to its end.", ("kind",), buckets=_SECONDS, registry=registry
+        )
+        self._waiting = Gauge("tr_task_queue_size", "Runs that wait, by kind.", ("kind",), registry=registry)
+        self._running = Gauge("tr_running", "Runs that go on, by kind.", ("kind",), registry=registry)
+        self._layers = Gauge(
+            "tr_sandbox_layer_active", "1 for each layer that is active.", ("layer",), registry=registry
+        )
+
+    def saw_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """A request was answered."""
+        self._requests.labels(method, route, str(status)).observe(seconds)
+
+    def saw_refusal(self, reason: str) -> None:
+        """A request was refused before a route saw it."""
+        self._refused.labels(reason).inc()
+
+    def saw_run(self, job: Job, error: BaseException | None) -> None:
+        """A run has ended, or was given up before its turn."""
+        if error is None:
+            self._success.labels(job.kind).inc()
+        else:
+            reason = type(error).__name__ if status_of(error) != 500 else "InternalError"
+            self._failure.labels(job.kind, reason).inc()
+        if job.began_s:
+            self._queued.labels(job.kind).observe(job.began_s - job.arrived_s)
+            self._computed.labels(job.kind).observe(job.ended_s - job.began_s)
+
+    def saw_layers(self, layers: frozenset[str]) -> None:
+        """What the sandboxes have."""
+        for layer in layers:
+            self._layers.labels(layer).set(1)
+
+    def text(self) -> bytes:
+        """All of it."""
+        for kind, lane in self._status()["queues"].items():
+            self._waiting.labels(kind).set(lane["waiting"])
+            self._running.labels(kind).set(lane["running"])
+        return generate_latest(self._registry)

@@ -1,0 +1,97 @@
+"""The description of the routes as OpenAPI: made of the table of routes and of the types of their bodies."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+
+from . import api
+from .payloads import BINARY, JSON
+from .routes import ROUTES, Route
+
+__all__ = ["describe_routes"]
+
+_PART: Final = re.compile(r"\{(\w+)\}")
+_OF_ALL: Final = (400, 401, 403, 413, 429)
+_PARTS: Final = {
+    "name": {"type": "string", "pattern": api.NAME},
+    "task_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+}
+
+
+def describe_routes(version: str) -> dict[str, Any]:
+    """The document.
+
+    Args:
+        version: of the package.
+    """
+    types = {each for route in ROUTES for each in (route.body, route.result) if each is not None}
+    types |= {api.ErrorBody, api.Health}
+    ordered = sorted(types, key=lambda each: each.__name__)
+    schemas, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
+    by_type = dict(zip(ordered, schemas, strict=True))
+    paths: dict[str, Any] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_type)
+    paths["/healthz"] = {
+        "get": {
+            "summary": "Whether the gateway serves.",
+            "operationId": "healthz",
+            "security": [],
+            "responses": {
+                "200": _response("It does.", by_type[api.Health]),
+                "503": _response("It is about to end.", by_type[api.Health]),
+            },
+        }
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "tr_mmap gateway",
+            "version": version,
+            "description": "Algorithms, models and tasks, run in a sandbox, on tensors.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+        },
+        "security": [{"token": []}],
+    }
+
+
+def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
+    error = by_type[api.ErrorBody]
+    result = by_type[route.result] if route.result is not None else {}
+    answers: dict[str, Any] = {
+        str(route.status): _response(
+            HTTPStatus(route.status).phrase, result, "text/event-stream" if route.is_stream else JSON
+        )
+    }
+    for status in sorted({*_OF_ALL, *route.errors}):
+        answers[str(status)] = _response(HTTPStatus(status).phrase, error)
+    if route.is_hot:
+        answers[str(route.status)]["content"][BINARY] = {"schema": {"type": "string", "format": "binary"}}
+    said: dict[str, Any] = {
+        "summary": route.summary,
+        "operationId": route.endpoint.__name__.lstrip("_"),
+        "description": f"Needs a token with the scope `{route.scope}`.",
+        "responses": answers,
+    }
+    parts = _PART.findall(route.path)
+    if parts:
+        said["parameters"] = [{"name": each, "in": "path", "required": True, "schema": _PARTS[each]} for each in parts]
+    if route.body is not None:
+        examples = {name: {"value": value} for name, value in route.examples.items()}
+        said["requestBody"] = {
+            "required": True,
+            "content": {JSON: {"schema": by_type[route.body], "examples": examples}},
+        }
+    return said
+
+
+def _response(text: str, schema: Any, content_type: str = JSON) -> dict[str, Any]:
+    return {"description": text, "content": {content_type: {"schema": schema}}}

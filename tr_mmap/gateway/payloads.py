@@ -1,0 +1,194 @@
+"""Tensors in JSON bodies, and beside them. Opens nothing, runs nothing.
+
+In a request's ``inputs``, and in a ``result``, a tensor is an object in one of three forms::
+
+    {"dtype": "float32", "shape": [2, 2], "data": [[1, 2], [3, 4]]}     lists; null is NaN
+    {"dtype": "float32", "shape": [2, 2], "base64": "AACAPw..."}        its bytes, little-endian, in C order
+    {"dtype": "float32", "shape": [2, 2], "offset": 0, "nbytes": 16}    its bytes lie in the binary part of the body
+
+A body with a binary part has the content type ``application/octet-stream``, and a header ``TR-JSON-Length`` that says
+how many of its bytes are JSON; the binary part follows them. Everything else in ``inputs`` stays what JSON makes of it.
+"""
+
+from __future__ import annotations
+
+import binascii
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+import numpy as np
+
+from ..errors import UnsupportedTensor
+from ..tsr.dtypes import by_name
+from .errors import BadRequest
+
+if TYPE_CHECKING:
+    from ..sandbox import ComputeResponse
+
+__all__ = ["BINARY", "JSON", "JSON_LENGTH", "Done", "TensorForm", "decode_inputs", "encode", "split_body"]
+
+BINARY: Final = "application/octet-stream"
+JSON: Final = "application/json"
+JSON_LENGTH: Final = "tr-json-length"
+TensorForm = Literal["list", "base64", "binary"]
+
+_FORMS: Final = ({"dtype", "shape", "data"}, {"dtype", "shape", "base64"}, {"dtype", "shape", "offset", "nbytes"})
+_IN_LISTS: Final = frozenset("biuf")  # kinds of numpy whose elements JSON has
+_ALIGNMENT: Final = 64  # of tensors in a binary part, so that they can be used where they lie
+_MOST_NDIM: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a run gave, as a response says it.
+
+    Attributes:
+        result: JSON.
+        stdout: what it printed.
+        execution_time_ms: how long it ran.
+        pieces: of the binary part, in their order.
+    """
+
+    result: msgspec.Raw
+    stdout: str
+    execution_time_ms: float
+    pieces: list[Any] = field(default_factory=list)
+
+
+def encode(response: ComputeResponse, form: TensorForm) -> Done:
+    """A run's results, as a response says them. May take long: not to be called in a loop's thread."""
+    result, pieces = encode_outputs(response.outputs, form)
+    raw = msgspec.Raw(msgspec.json.encode(result))
+    return Done(raw, response.stdout, round(response.execution_time_ms, 3), pieces)
+
+
+def split_body(body: memoryview, content_type: str, json_length: str | None) -> tuple[memoryview, memoryview]:
+    """The JSON of a body, and its binary part.
+
+    Raises:
+        BadRequest: the header that says where one ends is missing, or wrong.
+    """
+    if content_type.partition(";")[0].strip().lower() != BINARY:
+        return body, body[:0]
+    if json_length is None or not (json_length.isascii() and json_length.isdigit()) or len(json_length) > 12:
+        raise BadRequest(f"a body of type {BINARY} needs the header TR-JSON-Length, a number of bytes")
+    length = int(json_length)
+    if length > len(body):
+        raise BadRequest(f"TR-JSON-Length is {length}, and the body has {len(body)} bytes")
+    return body[:length], body[length:]
+
+
+def decode_inputs(values: Mapping[str, Any], binary: memoryview) -> dict[str, Any]:
+    """The inputs of a run: values, and arrays. An array of the binary part lies in it.
+
+    Raises:
+        BadRequest: a tensor is none.
+    """
+    return {name: _tensor(name, value, binary) if _is_tensor(value) else value for name, value in values.items()}
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() in _FORMS
+
+
+def _tensor(name: str, value: dict[str, Any], binary: memoryview) -> np.ndarray[Any, Any]:
+    def bad(why: str) -> BadRequest:
+        return BadRequest(f"the input {name!r}: {why}")
+
+    try:
+        dtype = by_name(value["dtype"]).numpy
+    except (TypeError, UnsupportedTensor):
+        raise bad(f"there is no dtype {value['dtype']!r:.80}; float32 is one") from None
+    shape = value["shape"]
+    if not isinstance(shape, list) or not all(type(each) is int and 0 <= each < 1 << 48 for each in shape):
+        raise bad(f"a shape is a list of sizes, as [2, 3], and not {shape!r:.80}")
+    if len(shape) > _MOST_NDIM:
+        raise bad(f"it has {len(shape)} dimensions, and a tensor has {_MOST_NDIM} at most")
+    nbytes = math.prod(shape) * dtype.itemsize
+    if "data" in value:
+        return _from_lists(value["data"], dtype, tuple(shape), bad)
+    if "base64" in value:
+        try:
+            raw: Any = binascii.a2b_base64(value["base64"], strict_mode=True)
+        except (TypeError, ValueError, binascii.Error):
+            raise bad("its bytes are no base64") from None
+    else:
+        offset, said = value["offset"], value["nbytes"]
+        if type(offset) is not int or type(said) is not int or offset < 0 or said < 0:
+            raise bad("offset and nbytes are numbers of bytes")
+        if offset > len(binary) or said > len(binary) - offset:
+            raise bad(f"it ends {offset + said - len(binary)} bytes behind the body")
+        raw = binary[offset : offset + said]
+    if len(raw) != nbytes:
+        raise bad(f"it has {len(raw)} bytes, and {dtype} of shape {shape} has {nbytes}")
+    array = np.frombuffer(raw, np.uint8)
+    if array.ctypes.data % dtype.itemsize:  # a binary part of other people's making
+        array = array.copy()
+    return array.view(dtype).reshape(shape)
+
+
+def _from_lists(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], bad: Any) -> np.ndarray[Any, Any]:
+    if dtype.kind not in _IN_LISTS:
+        raise bad(f"elements of {dtype} cannot be given as lists; give base64")
+    try:
+        given = np.array(_without_null(data) if dtype.kind == "f" else data)
+        if given.dtype.kind not in _IN_LISTS and given.size:
+            raise bad("its data are not lists of numbers, or not all of one length")
+        array = given.astype(dtype)
+    except (TypeError, ValueError, OverflowError):
+        raise bad("its data are not lists of numbers, or not all of one length") from None
+    if dtype.kind in "iu" and not np.array_equal(array, given):
+        raise bad(f"a number of it is none of {dtype}")
+    if array.size == 0 and math.prod(shape) == 0:  # lists cannot say every shape without an element
+        return array.reshape(shape)
+    if array.shape != shape:
+        raise bad(f"its data have the shape {list(array.shape)}, and not {list(shape)}")
+    return array
+
+
+def _without_null(data: Any) -> Any:
+    if isinstance(data, list):
+        return [_without_null(each) for each in data]
+    return math.nan if data is None else data
+
+
+def encode_outputs(outputs: Mapping[str, Any], form: TensorForm) -> tuple[Any, list[Any]]:
+    """What a response has as its result, and the pieces of its binary part.
+
+    The only output, or the one of the name ``output``, is the result; several are an object of them.
+    """
+    pieces: list[Any] = []
+    size = 0
+
+    def encode(value: Any) -> Any:
+        nonlocal size
+        if not isinstance(value, np.ndarray):
+            return value
+        said: dict[str, Any] = {"dtype": str(value.dtype), "shape": list(value.shape)}
+        if form == "binary":
+            padding = -size % _ALIGNMENT
+            pieces.append(bytes(padding))
+            size += padding
+            pieces.append(_bytes_of(value))
+            said["offset"], said["nbytes"] = size, value.nbytes
+            size += value.nbytes
+        elif form == "list" and value.dtype.kind in _IN_LISTS and not _has_no_number(value):
+            said["data"] = value.tolist()
+        else:
+            said["base64"] = binascii.b2a_base64(_bytes_of(value), newline=False).decode()
+        return said
+
+    encoded = {name: encode(value) for name, value in outputs.items()}
+    return (encoded["output"] if encoded.keys() == {"output"} else encoded), pieces
+
+
+def _has_no_number(array: np.ndarray[Any, Any]) -> bool:
+    """Whether an element is infinite or NaN, which JSON lacks."""
+    return array.dtype.kind == "f" and not np.isfinite(array).all()
+
+
+def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -1,0 +1,97 @@
+"""Which status of HTTP an error has, and what its body says. No error names what is inside of the gateway."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import msgspec
+
+from ..errors import MissingPackage, OutOfSpace, TRException, UnsupportedTensor
+from ..sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, NotAllowed, RunCancelled, SandboxBroken
+from . import errors
+from .api import ErrorBody
+
+__all__ = ["describe", "headers_of", "status_of"]
+
+# The first that fits counts.
+_STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
+    (errors.Unauthorized, 401),
+    (errors.Forbidden, 403),
+    (errors.NotFound, 404),
+    (errors.Conflict, 409),
+    (errors.TooLarge, 413),
+    (errors.RateLimited, 429),
+    (errors.QuotaExceeded, 429),
+    (errors.Busy, 503),
+    (errors.BadRequest, 400),
+    (DeadlineExceeded, 504),
+    (RunCancelled, 409),
+    (LimitExceeded, 422),
+    (NotAllowed, 422),
+    (AlgorithmError, 422),
+    (MissingPackage, 422),
+    (UnsupportedTensor, 400),
+    (OutOfSpace, 503),
+    (SandboxBroken, 503),
+    (msgspec.ValidationError, 400),
+    (msgspec.DecodeError, 400),
+)
+_TOLD: Final = (
+    "limit",
+    "value",
+    "rule",
+    "detail",
+    "type",
+    "traceback",
+    "stdout",
+    "limit_nbytes",
+    "package",
+    "retry_after_s",
+)
+_MOST_TEXT: Final = 64 << 10
+_INTERNAL: Final = "the gateway has a fault of its own, which its log describes under this request's id"
+_HIDDEN: Final = {
+    SandboxBroken: "the sandbox could not run it; try again, and see the gateway's log",
+    OutOfSpace: "the machine has too little memory for it now; try again",
+}
+
+
+def status_of(error: BaseException) -> int:
+    """The status of an error's response."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def describe(error: BaseException, request_id: str) -> ErrorBody:
+    """The body of an error's response."""
+    status = status_of(error)
+    if status == 500:
+        return ErrorBody(error=_INTERNAL, status_code=500, type="InternalError", request_id=request_id)
+    text = next((text for kind, text in _HIDDEN.items() if isinstance(error, kind)), "") or str(error)
+    details = {name: _plain(getattr(error, name)) for name in _TOLD if getattr(error, name, None) not in (None, "")}
+    if any(isinstance(error, kind) for kind in _HIDDEN):
+        details = {}
+    body = ErrorBody(
+        error=text[:_MOST_TEXT],
+        status_code=status,
+        type=type(error).__name__ if isinstance(error, TRException) else "BadRequest",
+        request_id=request_id,
+    )
+    if details:
+        body.details = details
+    return body
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value[:_MOST_TEXT] if isinstance(value, str) else value
+
+
+def headers_of(error: BaseException) -> dict[str, str]:
+    """The headers that an error's response has beside the usual ones."""
+    if isinstance(error, errors.Unauthorized):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, errors.Busy):
+        return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    return {"retry-after": "1"} if isinstance(error, SandboxBroken | OutOfSpace) else {}

@@ -1,0 +1,262 @@
+"""The routes: a table that says of each its path, its scope, its body, and the function that answers it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+from starlette.responses import Response, StreamingResponse
+
+from ..sandbox import RunCancelled
+from . import api
+from .calls import Call, done_response, json_response
+from .payloads import BINARY
+from .service import Service
+
+__all__ = ["ROUTES", "Route"]
+
+_PREFIX: Final = "/api/v1"
+Endpoint = Callable[[Service, Call], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One route.
+
+    Attributes:
+        method: of HTTP.
+        path: with its parts in braces.
+        scope: that a token must grant; None if none is needed.
+        endpoint: answers it.
+        summary: one line for the documentation.
+        body: type of the request's body; None for none.
+        result: type of the response's body.
+        status: of the response.
+        errors: other statuses that it may have, beside those of all.
+        examples: of the body, by name.
+        is_hot: whether it goes past the framework.
+        is_stream: whether the response is a stream of events.
+    """
+
+    method: str
+    path: str
+    scope: str | None
+    endpoint: Endpoint
+    summary: str
+    body: type | None = None
+    result: type | None = None
+    status: int = 200
+    errors: tuple[int, ...] = ()
+    examples: dict[str, Any] = field(default_factory=dict)
+    is_hot: bool = False
+    is_stream: bool = False
+
+
+async def _list_algorithms(service: Service, call: Call) -> Response:
+    return json_response(call, service.algorithms())
+
+
+async def _register(service: Service, call: Call) -> Response:
+    body, _ = await call.body(api.RegisterBody)
+    return json_response(call, await service.register(body, call.who), 201)
+
+
+async def _get_algorithm(service: Service, call: Call) -> Response:
+    return json_response(call, service.algorithm(call.part("name")))
+
+
+async def _delete_algorithm(service: Service, call: Call) -> Response:
+    return json_response(call, service.unregister(call.part("name"), call.who))
+
+
+async def _execute(service: Service, call: Call) -> Response:
+    body, binary = await call.body(api.ExecuteBody)
+    is_binary = BINARY in call.request.headers.get("accept", "")
+    form = "binary" if is_binary else body.tensors
+    done = await _unless_gone(call, service.execute(body, binary, call.who, call.id, form))
+    result = api.ExecuteResult(
+        result=done.result, stdout=done.stdout, execution_time_ms=done.execution_time_ms, request_id=call.id
+    )
+    return done_response(call, done, result, is_binary=is_binary)
+
+
+async def _unless_gone(call: Call, work: Any) -> Any:
+    """What some work gives; it is cancelled when the client hangs up."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_hang_up(call))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.wait({task})
+        raise RunCancelled("the client has closed the connection", request_id=call.id)
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _hang_up(call: Call) -> None:
+    while True:
+        message = await call.request.receive()
+        if message["type"] == "http.disconnect":
+            return
+
+
+async def _compute(service: Service, call: Call) -> Response:
+    body, binary = await call.body(api.ExecuteBody)
+    started = service.compute(body, binary, call.who, call.id)
+    where = {"location": f"{call.request.scope.get('root_path', '')}{_PREFIX}/task/{started.task_id}"}
+    return json_response(call, started, 202, where)
+
+
+async def _get_task(service: Service, call: Call) -> Response:
+    return json_response(call, service.task(call.part("task_id"), call.who))
+
+
+async def _cancel_task(service: Service, call: Call) -> Response:
+    return json_response(call, service.cancel(call.part("task_id"), call.who), 202)
+
+
+async def _follow_task(service: Service, call: Call) -> Response:
+    task = service.find_task(call.part("task_id"), call.who)
+
+    async def events() -> AsyncIterator[bytes]:
+        async for info in service.tasks.events(task):
+            if info is None:
+                yield b": still there\n\n"  # a comment, so that nobody in between thinks the connection dead
+            else:
+                yield b"event: " + info.status.encode() + b"\ndata: " + msgspec.json.encode(info) + b"\n\n"
+
+    headers = {"x-request-id": call.id, "cache-control": "no-store"}
+    return StreamingResponse(events(), 200, headers, "text/event-stream")
+
+
+async def _scheduler_status(service: Service, call: Call) -> Response:
+    return json_response(call, service.status())
+
+
+_DOUBLE: Final = "def double(inputs):\n    return {'output': inputs['x'] * 2}\n"
+
+ROUTES: Final[tuple[Route, ...]] = (
+    Route(
+        "GET",
+        f"{_PREFIX}/python/algorithms",
+        "execute",
+        _list_algorithms,
+        "List the algorithms that are registered.",
+        result=api.AlgorithmList,
+    ),
+    Route(
+        "POST",
+        f"{_PREFIX}/python/algorithms",
+        "register",
+        _register,
+        "Register an algorithm. Nothing of it is executed.",
+        api.RegisterBody,
+        api.AlgorithmInfo,
+        201,
+        (409, 422),
+        {
+            "python": {"name": "double", "code": _DOUBLE, "dependencies": []},
+            "limits": {
+                "name": "double",
+                "code": _DOUBLE,
+                "resource_requirements": {"cpu_cores": 1, "memory_mb": 256},
+                "timeout_ms": 1000,
+                "reuse": True,
+            },
+            "wasm": {"name": "answer", "kind": "wasm", "wasm": "AGFzbQEAAAA="},
+        },
+    ),
+    Route(
+        "GET",
+        f"{_PREFIX}/python/algorithms/{{name}}",
+        "execute",
+        _get_algorithm,
+        "Describe one algorithm.",
+        result=api.AlgorithmInfo,
+        errors=(404,),
+    ),
+    Route(
+        "DELETE",
+        f"{_PREFIX}/python/algorithms/{{name}}",
+        "register",
+        _delete_algorithm,
+        "Forget an algorithm; its runs that go on end well.",
+        result=api.AlgorithmInfo,
+        errors=(404,),
+    ),
+    Route(
+        "POST",
+        f"{_PREFIX}/python/execute",
+        "execute",
+        _execute,
+        "Run an algorithm, or code, and wait for its result.",
+        api.ExecuteBody,
+        api.ExecuteResult,
+        200,
+        (404, 409, 422, 503, 504),
+        {
+            "algorithm": {"algorithm": "double", "inputs": {"x": 21}},
+            "code": {"code": "output = inputs['a'] + inputs['b']", "inputs": {"a": 1, "b": 2}},
+            "tensor": {
+                "algorithm": "double",
+                "inputs": {"x": {"dtype": "float32", "shape": [2], "data": [1, 2]}},
+            },
+        },
+        is_hot=True,
+    ),
+    Route(
+        "POST",
+        f"{_PREFIX}/compute",
+        "execute",
+        _compute,
+        "Start a task that runs an algorithm, or code.",
+        api.ExecuteBody,
+        api.TaskStarted,
+        202,
+        (404, 503),
+        {"algorithm": {"algorithm": "double", "inputs": {"x": 21}, "priority": 5}},
+    ),
+    Route(
+        "GET",
+        f"{_PREFIX}/task/{{task_id}}",
+        "execute",
+        _get_task,
+        "The state of a task, and its result.",
+        result=api.TaskInfo,
+        errors=(404,),
+    ),
+    Route(
+        "PUT",
+        f"{_PREFIX}/task/{{task_id}}/cancel",
+        "execute",
+        _cancel_task,
+        "Cancel a task.",
+        result=api.TaskInfo,
+        status=202,
+        errors=(404, 409),
+    ),
+    Route(
+        "GET",
+        f"{_PREFIX}/task/{{task_id}}/events",
+        "execute",
+        _follow_task,
+        "Follow a task: server-sent events, one for each change of its state, until it has ended.",
+        result=api.TaskInfo,
+        errors=(404,),
+        is_stream=True,
+    ),
+    Route(
+        "GET",
+        f"{_PREFIX}/scheduler/status",
+        "execute",
+        _scheduler_status,
+        "What waits, and what goes on.",
+        result=api.SchedulerStatus,
+    ),
+)

@@ -1,0 +1,300 @@
+"""Who runs when: a queue for each kind, bounded, with priorities, deadlines, quotas, retries and breakers.
+
+All of it is used in the thread of one event loop; only the runs themselves are done by other threads. It does not know
+what a run is: a job brings a function that does it and one that ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from ..errors import WorkerDied
+from ..sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, RunCancelled, SandboxBroken
+from .breakers import Breaker
+from .config import SchedulerConfig
+from .errors import Overloaded, QuotaExceeded
+from .queues import AgeingQueue
+
+__all__ = ["Job", "JobState", "Scheduler"]
+
+JobState = Literal["queued", "running", "success", "failed", "cancelled"]
+
+_RETRIED: Final = (SandboxBroken, WorkerDied)
+_LEAST_RETRY_S: Final = 0.1
+_RECENT: Final = 64  # runs of a kind whose times say how long a queue takes
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One run, from its arrival to its end.
+
+    Attributes:
+        id: of the request.
+        kind: of the executor, whose queue it waits in.
+        name: of the algorithm; empty for code that is not registered.
+        subject: whose it is; the quota counts by it.
+        run: does it, in another thread.
+        end: ends it, from any thread.
+        priority: the higher, the sooner.
+        deadline_s: by ``time.monotonic``.
+        is_idempotent: whether it may be tried again.
+        state: where it is.
+        arrived_s, began_s, ended_s: when, by ``time.monotonic``; 0 for not yet.
+        on_change: is called in the loop's thread whenever the state changes.
+    """
+
+    id: str
+    kind: str
+    name: str
+    subject: str
+    run: Callable[[], Any]
+    end: Callable[[], Any]
+    priority: int
+    deadline_s: float
+    is_idempotent: bool = True
+    state: JobState = "queued"
+    arrived_s: float = 0.0
+    began_s: float = 0.0
+    ended_s: float = 0.0
+    tries: int = 0
+    is_cancelled: bool = False
+    on_change: Callable[[Job], None] | None = None
+    future: asyncio.Future[Any] = field(init=False)
+    timer: asyncio.TimerHandle | None = None
+
+    def change(self, state: JobState) -> None:
+        """Go on to another state."""
+        self.state = state
+        if self.on_change is not None:
+            self.on_change(self)
+
+
+class _Lane:
+    """One kind's queue, and what goes on of it."""
+
+    def __init__(self, ageing_s: float, workers: int) -> None:
+        self.waiting: AgeingQueue[Job] = AgeingQueue(ageing_s)
+        self.running: set[Job] = set()
+        self.workers = workers
+        self.times_s: deque[float] = deque(maxlen=_RECENT)
+        self.counts: Counter[str] = Counter()
+
+
+class Scheduler:
+    """The scheduler of one gateway. Make it in a running event loop.
+
+    Args:
+        config: its section of the configuration.
+        observe: is told of each job that has ended, for metrics.
+    """
+
+    def __init__(self, config: SchedulerConfig, observe: Callable[[Job, BaseException | None], None]) -> None:
+        self._config = config
+        self._observe = observe
+        self._loop = asyncio.get_running_loop()
+        self._workers = config.max_workers or max(2, len(os.sched_getaffinity(0)))
+        self._lanes: dict[str, _Lane] = {}
+        self._breakers: dict[str, Breaker] = {}
+        self._by_subject: Counter[str] = Counter()
+        self._jobs: dict[str, Job] = {}
+        self._threads = ThreadPoolExecutor(max_workers=8 * self._workers, thread_name_prefix="tr_mmap-gateway")
+        self._is_draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def submit(self, job: Job) -> asyncio.Future[Any]:
+        """Queue a job. Its future gets what ``run`` returns or raises.
+
+        Raises:
+            Overloaded: the queue is full, or the gateway is about to end.
+            QuotaExceeded: its subject has too many already.
+            CircuitOpen: its algorithm has failed too often.
+            DeadlineExceeded: its deadline is over.
+        """
+        now_s = time.monotonic()
+        if self._is_draining:
+            raise Overloaded("the gateway is about to end; try again", retry_after_s=1.0)
+        lane = self._lanes.get(job.kind)
+        if lane is None:
+            lane = self._lanes[job.kind] = _Lane(self._config.ageing_s, self._workers)
+        if len(lane.waiting) >= self._config.queue_size:
+            wait_s = self._expected_wait_s(lane)
+            raise Overloaded(
+                f"{len(lane.waiting)} runs of kind {job.kind!r} wait already; try again in {wait_s:.1f} s",
+                retry_after_s=wait_s,
+            )
+        if self._by_subject[job.subject] >= self._config.max_per_token:
+            raise QuotaExceeded(
+                f"{self._config.max_per_token} requests of {job.subject!r} wait or go on already; wait for one to end",
+                retry_after_s=self._expected_wait_s(lane),
+            )
+        if job.deadline_s <= now_s:
+            raise DeadlineExceeded("the deadline was over before the run could wait", limit="deadline_s", value=0.0)
+        if job.name:
+            self._breaker(job.name).check(job.name, now_s)
+        job.arrived_s = now_s
+        job.future = self._loop.create_future()
+        job.timer = self._loop.call_at(self._loop.time() + job.deadline_s - now_s, self._pass_deadline, job)
+        self._by_subject[job.subject] += 1
+        self._jobs[job.id] = job
+        self._idle.clear()
+        lane.waiting.push(job, job.priority, now_s)
+        self._begin_some(lane)
+        return job.future
+
+    def cancel(self, job: Job) -> bool:
+        """End a job. Returns whether it waited or went on."""
+        if job.state == "queued" and self._lanes[job.kind].waiting.remove(job):
+            self._finish(job, None, RunCancelled(f"the run {job.id} was cancelled", request_id=job.id))
+            return True
+        if job.state != "running":
+            return False
+        job.is_cancelled = True
+        self._threads.submit(job.end)
+        return True
+
+    def find(self, job_id: str) -> Job | None:
+        """A job that waits or goes on."""
+        return self._jobs.get(job_id)
+
+    def forget(self, name: str) -> None:
+        """An algorithm is another one from now on: what was counted of it is not that one's."""
+        self._breakers.pop(name, None)
+
+    async def drain(self, most_s: float) -> None:
+        """Refuse what comes from now on; let go on what is there for so many seconds, then end it."""
+        self._is_draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), most_s)
+        except TimeoutError:
+            for job in list(self._jobs.values()):
+                self.cancel(job)
+            await self._idle.wait()
+
+    def close(self) -> None:
+        """End the threads; to be called after :meth:`drain`."""
+        self._threads.shutdown(wait=False)
+
+    def status(self) -> dict[str, Any]:
+        """How it is: by kind, and the breakers that are open."""
+        return {
+            "is_draining": self._is_draining,
+            "queues": {
+                kind: {
+                    "waiting": len(lane.waiting),
+                    "running": len(lane.running),
+                    "workers": lane.workers,
+                    "queue_size": self._config.queue_size,
+                    "expected_wait_ms": round(1000 * self._expected_wait_s(lane), 1) if lane.waiting else 0.0,
+                    **{f"{state}_total": lane.counts[state] for state in ("success", "failed", "cancelled", "retried")},
+                }
+                for kind, lane in sorted(self._lanes.items())
+            },
+            "open_breakers": sorted(name for name, each in self._breakers.items() if each.is_open),
+        }
+
+    # -- the steps of a job ---------------------------------------------------------------------------------------
+
+    def _begin_some(self, lane: _Lane) -> None:
+        while lane.waiting and len(lane.running) < lane.workers:
+            job = lane.waiting.pop()
+            lane.running.add(job)
+            job.began_s = time.monotonic()
+            job.change("running")
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
+        job.tries += 1
+        done = self._threads.submit(job.run)
+        done.add_done_callback(lambda each: self._tell(job, each))
+
+    def _tell(self, job: Job, done: Any) -> None:
+        """In the thread that has run it."""
+        error = done.exception()
+        result = None if error is not None else done.result()
+        try:
+            self._loop.call_soon_threadsafe(self._ended, job, result, error)
+        except RuntimeError:  # the loop is closed, and nobody waits any more
+            return
+
+    def _ended(self, job: Job, result: Any, error: BaseException | None) -> None:
+        lane = self._lanes[job.kind]
+        if isinstance(error, _RETRIED) and self._may_retry(job):
+            lane.counts["retried"] += 1
+            self._start(job)
+            return
+        lane.running.discard(job)
+        lane.times_s.append(time.monotonic() - job.began_s)
+        self._finish(job, result, error)
+        self._begin_some(lane)
+
+    def _may_retry(self, job: Job) -> bool:
+        return (
+            job.is_idempotent
+            and not job.is_cancelled
+            and not self._is_draining
+            and job.tries <= self._config.retries
+            and time.monotonic() < job.deadline_s
+        )
+
+    def _pass_deadline(self, job: Job) -> None:
+        """A run that goes on has its deadline itself."""
+        if job.state == "queued" and self._lanes[job.kind].waiting.remove(job):
+            waited_s = time.monotonic() - job.arrived_s
+            text = f"the deadline came after {waited_s:.1f} s, before the run's turn; give it more time, or a priority"
+            self._finish(job, None, DeadlineExceeded(text, limit="deadline_s", value=waited_s))
+
+    def _finish(self, job: Job, result: Any, error: BaseException | None) -> None:
+        now_s = job.ended_s = time.monotonic()
+        if job.timer is not None:
+            job.timer.cancel()
+        self._by_subject[job.subject] -= 1
+        if not self._by_subject[job.subject]:
+            del self._by_subject[job.subject]
+        self._jobs.pop(job.id, None)
+        if job.name:
+            self._note(self._breaker(job.name), error, now_s)
+        if error is None:
+            state: JobState = "success"
+        else:
+            state = "cancelled" if isinstance(error, RunCancelled) else "failed"
+        self._lanes[job.kind].counts[state] += 1
+        if not job.future.done():
+            if error is None:
+                job.future.set_result(result)
+            else:
+                job.future.set_exception(error)
+                job.future.exception()  # of a task, which nobody may ask for
+        self._observe(job, error)
+        job.change(state)
+        if not self._jobs:
+            self._idle.set()
+
+    def _breaker(self, name: str) -> Breaker:
+        found = self._breakers.get(name)
+        if found is None:
+            found = self._breakers[name] = Breaker(self._config.breaker_failures, self._config.breaker_s)
+        return found
+
+    def _note(self, breaker: Breaker, error: BaseException | None, now_s: float) -> None:
+        """Only what says that an algorithm cannot work: an exception of its own may be its answer to wrong inputs."""
+        if isinstance(error, RunCancelled | DeadlineExceeded):
+            breaker.left()
+        elif isinstance(error, SandboxBroken | LimitExceeded) or (
+            isinstance(error, AlgorithmError) and error.type == "ProcessEnded"
+        ):
+            breaker.failed(now_s)
+        else:
+            breaker.succeeded()
+
+    def _expected_wait_s(self, lane: _Lane) -> float:
+        """How long until one that comes now would begin."""
+        mean_s = sum(lane.times_s) / len(lane.times_s) if lane.times_s else _LEAST_RETRY_S
+        return max(_LEAST_RETRY_S, mean_s * (len(lane.waiting) + 1) / lane.workers)

@@ -1,0 +1,203 @@
+"""Tokens: JSON Web Tokens of one algorithm, signed by a key that lies in a file. Makes them and checks them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..errors import HostilePath
+from .errors import BadConfig, Forbidden, Unauthorized
+
+__all__ = ["SCOPES", "Principal", "Tokens", "make_key_file", "read_key_file"]
+
+SCOPES: Final = ("execute", "register", "store", "metrics", "admin")
+"""``admin`` grants all the others. A scope of stores may name one, as ``store:notes``, and a user in it, as
+``store:notes/ada``."""
+
+_ALGORITHM: Final = "HS256"
+_KEY_NBYTES: Final = 32  # as the algorithm's hash has, at least (RFC 7518, 3.2)
+_MOST_KEY_NBYTES: Final = 4096
+_MOST_TOKEN: Final = 8192  # characters
+_MOST_CACHED: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who makes a request.
+
+    Attributes:
+        subject: by whom algorithms and tasks are owned.
+        scopes: what is granted.
+        token_id: tells one token of a subject from another; the rate limit counts by it.
+        expires_s: when the token ends, by ``time.time``.
+    """
+
+    subject: str
+    scopes: frozenset[str]
+    token_id: str
+    expires_s: float
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether all is granted."""
+        return "admin" in self.scopes
+
+    def has(self, scope: str) -> bool:
+        """Whether a scope is granted."""
+        return scope in self.scopes or "admin" in self.scopes
+
+    def check(self, scope: str) -> None:
+        """
+        Raises:
+            Forbidden: a scope is not granted.
+        """
+        if not self.has(scope):
+            raise Forbidden(f"the token does not grant {scope!r}; make one with tr-mmap token --scope {scope}")
+
+
+class Tokens:
+    """Makes tokens, and says whose one is.
+
+    Args:
+        key: that signs them.
+        audience: for whom they are.
+    """
+
+    def __init__(self, key: bytes, audience: str) -> None:
+        import jwt
+
+        self._jwt = jwt
+        self._key = key
+        self._audience = audience
+        self._known: dict[str, Principal] = {}  # of tokens that were verified, until they end
+
+    def make(self, subject: str, scopes: Iterable[str], valid_s: float, **claims: Any) -> str:
+        """A token.
+
+        Args:
+            subject: whose.
+            scopes: what it grants; see :data:`SCOPES`.
+            valid_s: how long it is valid, in seconds.
+            **claims: more to say in it.
+
+        Raises:
+            ValueError: there is no such scope.
+        """
+        granted = list(scopes)
+        for each in granted:
+            if each not in SCOPES and not each.startswith("store:"):
+                raise ValueError(f"there is no scope {each!r}; there are {', '.join(SCOPES)} and store:NAME")
+        now_s = int(time.time())
+        said = {
+            "sub": subject,
+            "aud": self._audience,
+            "iat": now_s,
+            "exp": now_s + int(valid_s),
+            "jti": uuid.uuid4().hex,
+            "scope": " ".join(granted),
+        }
+        return self._jwt.encode({**said, **claims}, self._key, algorithm=_ALGORITHM)
+
+    def verify(self, token: str) -> Principal:
+        """Whose a token is.
+
+        Raises:
+            Unauthorized: it is none of this key, or not valid now, or for another audience.
+        """
+        known = self._known.get(token)
+        if known is not None and known.expires_s > time.time():
+            return known
+        self._known.pop(token, None)
+        if len(token) > _MOST_TOKEN:
+            raise Unauthorized("the token is longer than tokens are")
+        try:
+            claims = self._jwt.decode(
+                token,
+                self._key,
+                algorithms=[_ALGORITHM],
+                audience=self._audience,
+                options={"require": ["exp", "aud", "sub"]},
+            )
+        except self._jwt.ExpiredSignatureError:
+            raise Unauthorized("the token has expired; make a new one with tr-mmap token") from None
+        except self._jwt.InvalidTokenError as error:
+            raise Unauthorized(f"the token is not valid here: {_one_line(error)}") from None
+        scope = claims.get("scope", "")
+        if not isinstance(scope, str) or not isinstance(claims["sub"], str) or not claims["sub"]:
+            raise Unauthorized("the token is not valid here: sub and scope are texts")
+        found = Principal(
+            claims["sub"], frozenset(scope.split()), str(claims.get("jti") or claims["sub"]), float(claims["exp"])
+        )
+        if len(self._known) >= _MOST_CACHED:
+            self._known.clear()
+        self._known[token] = found
+        return found
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def make_key_file(path: str | os.PathLike[str]) -> bool:
+    """Make a key, which only this user can read, unless the file is there. Returns whether it was made."""
+    name = os.fspath(path)
+    os.makedirs(os.path.dirname(name) or ".", mode=0o700, exist_ok=True)
+    temporary = f"{name}.{os.getpid()}.{secrets.token_hex(8)}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(48) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, name)  # whole, or not at all, and never over another's
+        except FileExistsError:
+            return False
+        return True
+    finally:
+        os.unlink(temporary)
+
+
+def read_key_file(path: str | os.PathLike[str] | None) -> bytes:
+    """The key in a file.
+
+    Raises:
+        BadConfig: there is none, or none that is a key.
+        HostilePath: other users can read or write it.
+    """
+    if path is None:
+        raise BadConfig(
+            'the gateway does not start without a key: name a file, as [auth] key_file = "tr_mmap.key", and make it '
+            "with tr-mmap token",
+            key="auth.key_file",
+        )
+    name = os.fspath(path)
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise BadConfig(
+            f"the key file {name} cannot be read: {error.strerror}; tr-mmap token makes it", key="auth.key_file"
+        ) from error
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadConfig(f"the key file {name} is no file", key="auth.key_file")
+        if status.st_mode & 0o077:
+            raise HostilePath(
+                f"other users can read or write the key file {name}; chmod 600 {name} keeps them out",
+                path=name,
+                reason="others have rights",
+            )
+        key = file.read(_MOST_KEY_NBYTES + 1).strip()
+    if not _KEY_NBYTES <= len(key) <= _MOST_KEY_NBYTES:
+        raise BadConfig(
+            f"the key file {name} has {len(key)} bytes, and a key has {_KEY_NBYTES} at least; tr-mmap token makes one",
+            key="auth.key_file",
+        )
+    return key
