@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from support import open_files
+from support import check_open_files, open_files
 
 from tr_mmap import OutOfSpace, TRException
 from tr_mmap.base import system
@@ -201,4 +201,4 @@ def as_before() -> Iterator[None]:
     before = open_files()
     yield
     gc.collect()
-    assert open_files() == before
+    check_open_files(before)

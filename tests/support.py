@@ -354,3 +354,10 @@ def open_files() -> Counter[str]:
             if _shared.isdisjoint(Path(file).parents):
                 files[file] += 1
     return files
+
+
+def check_open_files(before: Counter[str], plan: object = None) -> None:
+    """They are what they were. A thread that has done its part may close its own a moment later."""
+    with suppress(AssertionError):
+        wait_until(lambda: open_files() == before)
+    assert open_files() == before, plan

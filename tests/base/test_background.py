@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from support import BOUND_S, forks, open_files, run_python, wait_until
+from support import BOUND_S, check_open_files, forks, open_files, run_python, wait_until
 
 from tr_mmap.base import background, fork_safety
 from tr_mmap.base.background import Background
@@ -125,7 +125,7 @@ def test_a_handler_may_stop_a_task_at_any_moment_of_its_pause_its_end_and_its_be
     for _ in each_moment(stop, attempt):
         assert not made[0].is_running()
     made.clear()
-    assert open_files() == before
+    check_open_files(before)
 
 
 @interrupted

@@ -47,7 +47,7 @@ ELSEWHERE = {
 
 # Calls of the sandbox are on pipes, sockets and memory without a name, and on the file system that only a contained
 # process sees; the command line reads and writes the files that its user names.
-EXEMPT = (PACKAGE / "sandbox", PACKAGE / "cli")
+EXEMPT = (PACKAGE / "sandbox", PACKAGE / "gateway", PACKAGE / "cli")
 
 # They read files of /proc, which are no files on a disk: what such a file does not say stays unknown.
 READERS_OF_PROC = {PACKAGE / "shm" / "limits.py", PACKAGE / "store" / "embedders.py"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from channel_ends import Ends, Peer, rest
-from support import BOUND_S, never, open_files
+from support import BOUND_S, check_open_files, never, open_files
 
 from tr_mmap.channel import mapped
 from tr_mmap.channel.files import PollRate
@@ -49,7 +49,7 @@ def test_channels_keep_a_descriptor_of_each_mirror_and_no_other(kind: str, tmp_p
     )  # the controller does not write the response
     worker.close()
     controller.close()
-    assert open_files() == before
+    check_open_files(before)
 
 
 ECHO = """

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from channel_ends import SHM, Ends, Stop, semaphores
-from support import BOUND_S, never, open_files
+from support import BOUND_S, check_open_files, never, open_files
 
 from tr_mmap.base import system
 from tr_mmap.channel.mapped import MappedChannel
@@ -170,7 +170,7 @@ def test_a_full_file_system_lets_no_channel_begin_and_leaves_no_doorbells(
     with pytest.raises(OutOfSpace):
         MappedChannel.create(str(tmp_path))
     assert semaphores() == []
-    assert open_files() == before
+    check_open_files(before)
 
 
 def test_rings_that_nobody_waited_for_are_one_hint_and_end_a_later_wait_no_sooner(

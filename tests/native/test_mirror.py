@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from support import BOUND_S, open_files, wait_until
+from support import BOUND_S, check_open_files, open_files, wait_until
 
 from tr_mmap.native import reference as plain
 from tr_mmap.wire.messages import EMPTY_PAGE, HEARTBEAT_OFFSET, MIRROR_NBYTES, STATUS_NBYTES
@@ -314,7 +314,7 @@ def test_a_closed_mirror_writes_no_more_and_holds_no_descriptor(shown: Shown) ->
     shown.mirror.update()
     shown.mirror.close()
     shown.mirror.close()
-    assert open_files() == before
+    check_open_files(before)
     shown.set(b"second")
     for write in (shown.mirror.update, shown.mirror.show, shown.mirror.restore, shown.mirror.foretell_busy):
         write()

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from other_process import Peer, in_forked_child
-from support import BOUND_S, environment, open_files
+from support import BOUND_S, check_open_files, environment, open_files
 
 from tr_mmap.processes.identity import Identity
 from tr_mmap.processes.life_lock import LifeLock, LifeProbe, handed_over, hold_inherited, is_alive
@@ -136,7 +136,7 @@ def test_a_lock_that_is_dropped_or_forgotten_leaves_no_descriptor(tmp_path: Path
     forgotten = LifeLock()
     forgotten.take(str(tmp_path / "c"))
     del forgotten
-    assert open_files() == before
+    check_open_files(before)
 
 
 def test_a_forked_child_gives_the_lock_up_and_leaves_the_parents_alone(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import weakref
 
 import pytest
 from other_process import Peer, in_forked_child
-from support import BOUND_S, forks, open_files, run_python
+from support import BOUND_S, check_open_files, forks, open_files, run_python
 
 from tr_mmap.base import background
 from tr_mmap.base.background import Background
@@ -66,7 +66,7 @@ def test_a_stopped_watch_never_fires_and_keeps_nothing(peer: Peer, way: str) -> 
     watch.stop()
     watch.stop()
     assert not watch._background.is_running()
-    assert open_files() == before
+    check_open_files(before)
     peer.kill()
     assert calls == []
     assert not watch.is_dead
@@ -224,7 +224,7 @@ def test_a_watch_that_is_stopped_during_a_fork_stays_stopped(peer: Peer, way: st
     peer.kill()
     assert not watch._background.is_running()
     assert calls == []
-    assert open_files() == before
+    check_open_files(before)
 
 
 def test_of_two_threads_that_fork_at_once_the_last_brings_the_watch_back(peer: Peer) -> None:

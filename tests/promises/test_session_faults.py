@@ -16,7 +16,7 @@ import numpy as np
 import posix_ipc
 import pytest
 from faults import ERRNOS, LARGE, NEW, OLD, Faults, Plan, as_before, attempt, each_plan, faults
-from support import TOOLS, WORKERS, leftovers, open_files, processes_of, semaphores, wait_until
+from support import TOOLS, WORKERS, check_open_files, leftovers, open_files, processes_of, semaphores, wait_until
 
 from tr_mmap import PythonSession, ResponseTimeout, SystemLimit, TRException, sweep
 from tr_mmap.processes.identity import Identity
@@ -87,7 +87,7 @@ def test_a_start_that_fails_can_be_repeated_or_closed(
         session.close()
         tidy(workspace, fired)
         check_nothing_left(workspace, plan)
-        assert open_files() == fds, plan
+        check_open_files(fds, plan)
 
     failed = each_plan(faults, one, numbers)
     assert {"open", "mkdir", "replace"} <= set(failed)
@@ -110,7 +110,7 @@ def test_a_close_that_fails_can_be_repeated(
             session.close()
         tidy(workspace, fired)
         check_nothing_left(workspace, plan)
-        assert open_files() == fds, plan
+        check_open_files(fds, plan)
 
     each_plan(faults, one, numbers)
 
@@ -150,7 +150,7 @@ def test_a_start_without_one_of_the_kernels_other_gifts_leaves_nothing(
     assert session.is_alive()
     session.close()
     check_nothing_left(workspace, blocked)
-    assert open_files() == fds
+    check_open_files(fds)
 
 
 @pytest.mark.parametrize("channel", ["mapped", "files", "legacy"])
@@ -188,7 +188,7 @@ def test_a_start_for_which_too_few_descriptors_are_left_leaves_nothing(
         assert isinstance(error, SystemLimit), left
         assert error.limit == "RLIMIT_NOFILE"
         assert leftovers(workspace) == [], left
-        assert open_files() == fds, left
+        check_open_files(fds, left)
         other = PythonSession(TOOLS, "scarce", quiet_mode=True, channel=channel)
         other.start()  # the name is free
         other.close()
@@ -258,7 +258,7 @@ def test_a_send_that_fails_leaves_the_tag_what_it_was(faults: Faults, live: Pyth
             faults.arm(plan)
             has_failed = attempt(lambda tag=tag: live.send_tensor(tensor, tag), plan)  # type: ignore[misc]
             faults.disarm()
-            assert open_files() == fds, plan
+            check_open_files(fds, plan)
             if not has_failed:
                 np.testing.assert_array_equal(live.fetch_tensor(f"echo {tag}"), tensor)
             elif tag == "old":
@@ -305,7 +305,7 @@ def test_a_request_that_fails_is_not_half_made(faults: Faults, live: PythonSessi
         found: list[Any] = []
         has_failed = attempt(lambda: found.append(live.calculate({"cmd": "say", "params": long})), plan)
         faults.disarm()
-        assert open_files() == fds, plan
+        check_open_files(fds, plan)
         if not has_failed:
             assert found == [long]
         assert live.fetch_response("length " + long) == str(len(long))
@@ -337,7 +337,7 @@ def test_a_wait_that_fails_takes_the_answer_or_leaves_it_to_the_next(
         faults.arm(plan)
         has_failed = attempt(lambda: found.append(wait(live, 10_000)), plan)
         faults.disarm()
-        assert open_files() == fds, plan
+        check_open_files(fds, plan)
         if has_failed:
             try:
                 found.append(wait(live, 50))
@@ -429,7 +429,7 @@ def test_a_sweep_that_fails_leaves_each_session_whole_or_gone(faults: Faults, wo
         faults.arm(plan)
         attempt(lambda: sweep(str(workspace)), plan)
         faults.disarm()
-        assert open_files() == fds, plan
+        check_open_files(fds, plan)
         for index in range(2):
             path = place.session_dir(f"dead{index}")
             if os.path.exists(path):

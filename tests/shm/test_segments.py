@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from segment_sides import PAGE, Sides, ref_of
 from strategies import bits
-from support import FRAMEWORKS, open_files
+from support import FRAMEWORKS, check_open_files, open_files
 
 import tr_mmap
 from tr_mmap.errors import BadMessage, Fault, StaleTensor, TSRFormatError
@@ -221,7 +221,7 @@ def test_a_reference_to_nothing_is_stale(sides: Sides, name: str, seq: int) -> N
     before = open_files()
     with pytest.raises(StaleTensor):
         sides.receiver.receive(name, seq, "numpy")
-    assert open_files() == before
+    check_open_files(before)
     assert segment.words[LEASE_WORD] == LEASE_FREE
     segment.release()
 
@@ -262,7 +262,7 @@ def test_many_segments_keep_no_descriptors(sides: Sides) -> None:
     before = open_files()
     segments = [sides.pool.publish(np.full(100, number)) for number in range(200)]
     views = [sides.look(each, framework) for each in segments for framework in ("numpy", "torch")]
-    assert open_files() == before
+    check_open_files(before)
     assert [int(view[7]) for view in views] == [number for number in range(200) for _ in range(2)]
     for each in segments:
         each.release()

@@ -59,12 +59,12 @@ def serve(config: Annotated[Path, _CONFIG] = _DEFAULT) -> None:
         gateway = Gateway(read)
     except TRException as error:
         _fail(str(error), _WRONG if isinstance(error, BadConfig) else _BROKEN)
-    scheme = "https" if read.server.tls_certificate else "http"
-    typer.echo(f"serving on {scheme}://{read.server.host}:{read.server.port}; documentation at /docs", err=True)
     try:
-        gateway.serve()
+        did_listen = gateway.serve(lambda url: typer.echo(f"serving on {url}; documentation at {url}/docs", err=True))
     except OSError as error:
         _fail(f"{read.server.host}:{read.server.port}: {error.strerror or error}", _BROKEN)
+    if not did_listen:
+        _fail("the gateway could not start; its log above says why", _BROKEN)
 
 
 def token(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .app import Front, make_app
 from .config import Config
@@ -109,26 +110,18 @@ class Gateway:
             await self._service.close()
         self.audit.close()
 
-    def serve(self, **options: Any) -> None:
-        """Listen, until a signal ends it.
+    def serve(self, on_ready: Callable[[str], None] | None = None) -> bool:
+        """Listen where ``[server]`` says, until SIGINT or SIGTERM comes.
 
         Args:
-            **options: for uvicorn.
-        """
-        import uvicorn
+            on_ready: is called once it listens, with its address as a URL.
 
-        server = self.config.server
-        uvicorn.run(
-            self.asgi_app,
-            host=server.host,
-            port=server.port,
-            ssl_certfile=server.tls_certificate,
-            ssl_keyfile=server.tls_key,
-            **{
-                "access_log": False,
-                "server_header": False,
-                "log_level": "warning",
-                "timeout_graceful_shutdown": int(server.drain_s) + 1,
-                **options,
-            },
-        )
+        Returns:
+            Whether it came to listen; if not, its log says why.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        from .listening import listen
+
+        return listen(self.asgi_app, self.config.server, on_ready or (lambda url: None))

@@ -1,0 +1,75 @@
+"""Listens on an address, and gives what comes to an application of ASGI, by uvicorn."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from .config import ServerConfig
+
+__all__ = ["listen"]
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it listens, and ends well at a signal."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()  # else it sends them to this process again, once all is done
+
+
+def listen(app: Any, config: ServerConfig, on_ready: Callable[[str], None]) -> bool:
+    """Serve until SIGINT or SIGTERM comes.
+
+    Args:
+        app: of ASGI.
+        config: where.
+        on_ready: is called once it listens, with its address as a URL.
+
+    Returns:
+        Whether it came to listen; if not, the application's start has failed, which it has logged.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    # With the protocol's number: asyncio sets TCP_NODELAY only where it sees that. Without it, each response waits 40 ms.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))
+        listener.listen(2048)
+        name = f"[{config.host}]" if ":" in config.host else config.host
+        scheme = "https" if config.tls_certificate else "http"
+        url = f"{scheme}://{name}:{listener.getsockname()[1]}"
+        server = _Server(
+            uvicorn.Config(
+                app,
+                ssl_certfile=config.tls_certificate,
+                ssl_keyfile=config.tls_key,
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                access_log=False,
+                server_header=False,
+                log_config=None,
+                timeout_graceful_shutdown=int(config.drain_s) + 1,
+            ),
+            lambda: on_ready(url),
+        )
+        server.run(sockets=[listener])
+        return server.started
