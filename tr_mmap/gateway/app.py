@@ -21,7 +21,8 @@ from .errors import BadRequest, Forbidden, NotFound, Overloaded, Unauthorized
 from .logs import log
 from .metrics import CONTENT_TYPE
 from .openapi import describe_routes
-from .routes import ROUTES, Route
+from .route import Route
+from .routes import ROUTES
 
 if TYPE_CHECKING:
     from .gateway import Gateway

@@ -124,4 +124,4 @@ class Gateway:
         """
         from .listening import listen
 
-        return listen(self.asgi_app, self.config.server, on_ready or (lambda url: None))
+        return listen(self.asgi_app, self.config.server, on_ready or (lambda _: None))

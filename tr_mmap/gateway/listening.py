@@ -48,7 +48,7 @@ def listen(app: Any, config: ServerConfig, on_ready: Callable[[str], None]) -> b
         OSError: the address cannot be had.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    # With the protocol's number: asyncio sets TCP_NODELAY only where it sees that. Without it, each response waits 40 ms.
+    # With the protocol's number: asyncio sets TCP_NODELAY only where it sees that, and else each response waits 40 ms.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((config.host, config.port))

@@ -10,7 +10,8 @@ import msgspec
 
 from . import api
 from .payloads import BINARY, JSON
-from .routes import ROUTES, Route
+from .route import Route
+from .routes import ROUTES
 
 __all__ = ["describe_routes"]
 

@@ -1,10 +1,9 @@
-"""The routes: a table that says of each its path, its scope, its body, and the function that answers it."""
+"""The table of all routes, and the functions that answer those of algorithms, runs and tasks."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import msgspec
@@ -14,45 +13,10 @@ from ..sandbox import RunCancelled
 from . import api
 from .calls import Call, done_response, json_response
 from .payloads import BINARY
+from .route import PREFIX, Route
 from .service import Service
 
-__all__ = ["ROUTES", "Route"]
-
-_PREFIX: Final = "/api/v1"
-Endpoint = Callable[[Service, Call], Awaitable[Response]]
-
-
-@dataclass(frozen=True)
-class Route:
-    """One route.
-
-    Attributes:
-        method: of HTTP.
-        path: with its parts in braces.
-        scope: that a token must grant; None if none is needed.
-        endpoint: answers it.
-        summary: one line for the documentation.
-        body: type of the request's body; None for none.
-        result: type of the response's body.
-        status: of the response.
-        errors: other statuses that it may have, beside those of all.
-        examples: of the body, by name.
-        is_hot: whether it goes past the framework.
-        is_stream: whether the response is a stream of events.
-    """
-
-    method: str
-    path: str
-    scope: str | None
-    endpoint: Endpoint
-    summary: str
-    body: type | None = None
-    result: type | None = None
-    status: int = 200
-    errors: tuple[int, ...] = ()
-    examples: dict[str, Any] = field(default_factory=dict)
-    is_hot: bool = False
-    is_stream: bool = False
+__all__ = ["ROUTES"]
 
 
 async def _list_algorithms(service: Service, call: Call) -> Response:
@@ -75,7 +39,7 @@ async def _delete_algorithm(service: Service, call: Call) -> Response:
 async def _execute(service: Service, call: Call) -> Response:
     body, binary = await call.body(api.ExecuteBody)
     is_binary = BINARY in call.request.headers.get("accept", "")
-    form = "binary" if is_binary else body.tensors
+    form: TensorForm = "binary" if is_binary else body.tensors
     done = await _unless_gone(call, service.execute(body, binary, call.who, call.id, form))
     result = api.ExecuteResult(
         result=done.result, stdout=done.stdout, execution_time_ms=done.execution_time_ms, request_id=call.id
@@ -109,7 +73,7 @@ async def _hang_up(call: Call) -> None:
 async def _compute(service: Service, call: Call) -> Response:
     body, binary = await call.body(api.ExecuteBody)
     started = service.compute(body, binary, call.who, call.id)
-    where = {"location": f"{call.request.scope.get('root_path', '')}{_PREFIX}/task/{started.task_id}"}
+    where = {"location": f"{call.request.scope.get('root_path', '')}{PREFIX}/task/{started.task_id}"}
     return json_response(call, started, 202, where)
 
 
@@ -144,7 +108,7 @@ _DOUBLE: Final = "def double(inputs):\n    return {'output': inputs['x'] * 2}\n"
 ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "GET",
-        f"{_PREFIX}/python/algorithms",
+        f"{PREFIX}/python/algorithms",
         "execute",
         _list_algorithms,
         "List the algorithms that are registered.",
@@ -152,7 +116,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "POST",
-        f"{_PREFIX}/python/algorithms",
+        f"{PREFIX}/python/algorithms",
         "register",
         _register,
         "Register an algorithm. Nothing of it is executed.",
@@ -174,7 +138,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "GET",
-        f"{_PREFIX}/python/algorithms/{{name}}",
+        f"{PREFIX}/python/algorithms/{{name}}",
         "execute",
         _get_algorithm,
         "Describe one algorithm.",
@@ -183,7 +147,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "DELETE",
-        f"{_PREFIX}/python/algorithms/{{name}}",
+        f"{PREFIX}/python/algorithms/{{name}}",
         "register",
         _delete_algorithm,
         "Forget an algorithm; its runs that go on end well.",
@@ -192,7 +156,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "POST",
-        f"{_PREFIX}/python/execute",
+        f"{PREFIX}/python/execute",
         "execute",
         _execute,
         "Run an algorithm, or code, and wait for its result.",
@@ -212,7 +176,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "POST",
-        f"{_PREFIX}/compute",
+        f"{PREFIX}/compute",
         "execute",
         _compute,
         "Start a task that runs an algorithm, or code.",
@@ -224,7 +188,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "GET",
-        f"{_PREFIX}/task/{{task_id}}",
+        f"{PREFIX}/task/{{task_id}}",
         "execute",
         _get_task,
         "The state of a task, and its result.",
@@ -233,7 +197,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "PUT",
-        f"{_PREFIX}/task/{{task_id}}/cancel",
+        f"{PREFIX}/task/{{task_id}}/cancel",
         "execute",
         _cancel_task,
         "Cancel a task.",
@@ -243,7 +207,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "GET",
-        f"{_PREFIX}/task/{{task_id}}/events",
+        f"{PREFIX}/task/{{task_id}}/events",
         "execute",
         _follow_task,
         "Follow a task: server-sent events, one for each change of its state, until it has ended.",
@@ -253,7 +217,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "GET",
-        f"{_PREFIX}/scheduler/status",
+        f"{PREFIX}/scheduler/status",
         "execute",
         _scheduler_status,
         "What waits, and what goes on.",
