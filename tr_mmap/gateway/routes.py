@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from ..sandbox import RunCancelled
 from . import api
 from .calls import Call, done_response, json_response
-from .payloads import BINARY
+from .payloads import BINARY, TensorForm
 from .route import PREFIX, Route
 from .service import Service
 
