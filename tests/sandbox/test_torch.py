@@ -291,7 +291,7 @@ def test_a_model_may_lie_in_a_bundle_and_is_opened_as_it_is_registered(box: Sand
         damaged = io.BytesIO()
         with zipfile.ZipFile(damaged, "w") as archive:
             for name in whole.namelist():
-                archive.writestr(name, whole.read(name) if "weight" not in name and "data/" not in name else b"x")
+                archive.writestr(name, b"x")
     box.register("damaged", damaged.getvalue())  # the control: by its names it is a model
     with pytest.raises(AlgorithmError):
         box.register("damaged", Bundle({"model": np.frombuffer(damaged.getvalue(), np.uint8)}))
