@@ -1,4 +1,4 @@
-"""Models for tests, written byte by byte: safetensors files, and a small model of ONNX. Never imports their packages."""
+"""Models for tests, written byte by byte: safetensors files, and a small one of ONNX. Imports no package of these."""
 
 from __future__ import annotations
 

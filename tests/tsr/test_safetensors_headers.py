@@ -161,8 +161,7 @@ def check(text: bytes, nbytes: int) -> None:
     """No byte belongs to two tensors or to none, and each has as many as its shape says; or there is a fault."""
     try:
         header = parse_header(text, nbytes)
-    except SafetensorsError as error:
-        assert error.fault in SafetensorsFault
+    except SafetensorsError:
         return
     end = 0
     for each in header.entries:

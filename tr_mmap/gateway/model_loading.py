@@ -121,8 +121,11 @@ class ModelLoader:
         source = read_source(self.root, found)
         try:
             kind: Kind = "torch" if "torch" in inspect(source.decode()).imports else "python"
-        except (SyntaxError, UnicodeDecodeError) as error:
-            raise BadModel(f"{found.path(SOURCE)} is no Python: {error}", name=found.name) from None
+        except SyntaxError as error:
+            text = f"{found.path(SOURCE)}, line {error.lineno}: {error.msg}"
+            raise BadModel(text, name=found.name) from None
+        except UnicodeDecodeError:
+            raise BadModel(f"{found.path(SOURCE)} is no text in UTF-8", name=found.name) from None
         key = BoxKey("torch" if kind == "torch" else "contained", self._limits(kind))
         return self._registered(found, kind, key, self._prepared(key, found, source))
 

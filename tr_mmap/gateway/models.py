@@ -16,10 +16,10 @@ from ..errors import MissingPackage, TRException, UnsupportedTensor
 from ..sandbox import Algorithm
 from .boxes import Boxes, BoxKey
 from .config import ModelsConfig
-from .errors import BadModel, BadRequest, NotFound
+from .errors import BadModel, BadRequest, NotFound, Overloaded
 from .logs import log
 from .model_api import ModelInfo, ModelList, ModelState
-from .model_files import FoundVersion, find_models
+from .model_files import SOURCE, FoundVersion, find_models
 from .model_loading import ModelLoader
 from .model_memory import LoadedModel, ModelMemory, Version
 from .registry import Kind, Registered
@@ -166,6 +166,23 @@ class Models:
             model = self._models.get(name)
             return model.served.own if model is not None and model.served is not None else None
 
+    def check_algorithm(self, name: str) -> None:
+        """For a name by which nothing is registered.
+
+        Raises:
+            BadModel, Overloaded, NotFound: there is a model of that name, and this is why it cannot be executed.
+        """
+        with self._lock:
+            model = self._models.get(name)
+            if model is None:
+                return
+            if model.served is None:
+                raise self._not_served(name, model)
+        raise NotFound(
+            f"the model {name!r} has no {SOURCE} beside its weights; register an algorithm that gets it, with "
+            f'"model": "{name}"'
+        )
+
     def algorithms(self) -> list[Registered]:
         """All models that are algorithms."""
         with self._lock:
@@ -220,8 +237,13 @@ class Models:
         with self._lock:
             model = self._find(name)
             if model.served is None:
-                raise BadModel(model.error or f"the model {name!r} is being loaded; try again", name=name)
+                raise self._not_served(name, model)
             return model.served
+
+    def _not_served(self, name: str, model: _Model) -> TRException:
+        if model.error is None:
+            return Overloaded(f"the model {name!r} is being loaded; try again", retry_after_s=1.0)
+        return BadModel(model.error, name=name)
 
     def _find(self, name: str) -> _Model:
         try:

@@ -25,7 +25,7 @@ from .api import (
 )
 from .boxes import Boxes, BoxKey
 from .config import Config
-from .errors import BadRequest, Conflict, Forbidden
+from .errors import BadRequest, Conflict, Forbidden, NotFound
 from .model_loading import ModelLoader
 from .models import MODEL, Models
 from .payloads import Done, TensorForm, decode_inputs, encode
@@ -176,7 +176,14 @@ class Service:
         return _info(self._find(name))
 
     def _find(self, name: str) -> Registered:
-        return self.models.algorithm(name) or self.registry.get(name)
+        found = self.models.algorithm(name)
+        if found is not None:
+            return found
+        try:
+            return self.registry.get(name)
+        except NotFound:
+            self.models.check_algorithm(name)
+            raise
 
     def unregister(self, name: str, principal: Principal) -> AlgorithmInfo:
         """Forget one; its runs that go on end well.
