@@ -5,7 +5,6 @@ The gateway itself parses headers of safetensors only. Every other format is ope
 
 from __future__ import annotations
 
-import importlib.util
 import mmap
 import os
 import time
@@ -17,6 +16,7 @@ import numpy as np
 from ..errors import MissingPackage, TRException
 from ..sandbox import Algorithm, AlgorithmError, Bundle, LimitExceeded, Limits, NotAllowed
 from ..sandbox.inspection import inspect
+from ..sandbox.kinds import is_installed
 from ..tsr.safetensors import SIZE_NBYTES, SafetensorsError, parse_header, parse_size
 from ..tsr.tensors import from_buffer
 from .boxes import Boxes, BoxKey
@@ -76,6 +76,7 @@ class ModelLoader:
         Raises:
             BadModel: it cannot be loaded.
             MissingPackage: it needs a package that is not installed.
+            LimitExceeded: a run's limits do not let it be opened.
             OutOfSpace, SandboxBroken: this machine cannot do it now.
         """
         file, kind_of_file = found.weights()
@@ -88,7 +89,10 @@ class ModelLoader:
             if kind_of_file == "onnx":
                 return LoadedModel(bundle, self._onnx(found, bundle), True)
             return LoadedModel(bundle, self._torch(found, bundle), False)
-        except (AlgorithmError, LimitExceeded, NotAllowed) as error:
+        except LimitExceeded as error:  # another time it may be faster
+            text = f"{found.path(file)} cannot be opened: {error}; see [sandbox]"
+            raise LimitExceeded(text, limit=error.limit, value=error.value) from error
+        except (AlgorithmError, NotAllowed) as error:
             where = found.path(SOURCE if found.has_source else file)
             if "torch.save writes" in str(error):
                 raise BadModel(f"{where} is refused: {TO_CONVERT}", name=found.name) from error
@@ -114,7 +118,8 @@ class ModelLoader:
         except TRException:
             raise
         except (OSError, ValueError) as error:  # it was truncated meanwhile, say
-            raise BadModel(f"{path} cannot be read: {error}", name=found.name) from error
+            why = (error.strerror if isinstance(error, OSError) else None) or error
+            raise BadModel(f"{path} cannot be read: {why}", name=found.name) from error
 
     def _with_source(self, found: FoundVersion) -> Registered:
         """Its ``forward``, on torch tensors if it imports torch, else on arrays."""
@@ -130,7 +135,7 @@ class ModelLoader:
         return self._registered(found, kind, key, self._prepared(key, found, source))
 
     def _onnx(self, found: FoundVersion, bundle: Bundle) -> Registered:
-        if importlib.util.find_spec(_ONNX) is None:
+        if not is_installed(_ONNX):
             raise MissingPackage(
                 f"{found.folder} is a model of ONNX, which needs {_ONNX}: pip install 'tr_mmap[onnx]'", package=_ONNX
             )

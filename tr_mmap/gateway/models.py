@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import MissingPackage, TRException, UnsupportedTensor
-from ..sandbox import Algorithm
+from ..sandbox import Algorithm, SandboxBroken
 from .boxes import Boxes, BoxKey
 from .config import ModelsConfig
 from .errors import BadModel, BadRequest, NotFound, Overloaded
@@ -22,6 +22,7 @@ from .model_api import ModelInfo, ModelList, ModelState
 from .model_files import SOURCE, FoundVersion, find_models
 from .model_loading import ModelLoader
 from .model_memory import LoadedModel, ModelMemory, Version
+from .problems import describe
 from .registry import Kind, Registered
 
 __all__ = ["MODEL", "Lent", "Models"]
@@ -269,7 +270,8 @@ class Models:
         for key, box in self._boxes.open_boxes():
             for each, algorithm in kept:
                 if each == key:
-                    box.unregister(algorithm)
+                    with suppress(SandboxBroken):  # it was closed meanwhile, and they ended with it
+                        box.unregister(algorithm)
 
     # -- scanning -----------------------------------------------------------------------------------------------------
 
@@ -319,7 +321,7 @@ class Models:
                 self._try(name, model, found)
                 break
             except TRException as error:
-                errors.append(str(error))
+                errors.append(_told(error))
                 log.warning("a model cannot be loaded", extra={"model": found.folder, "error": str(error)})
         with self._lock:
             model.error = errors[0] if errors else None
@@ -349,7 +351,7 @@ class Models:
                 self._try(name, model, versions[number or max(versions)])
             except TRException as error:
                 with self._lock:
-                    model.error = str(error)
+                    model.error = _told(error)
                 raise
             with self._lock:
                 model.chosen, model.error = number, None
@@ -363,7 +365,7 @@ class Models:
                 former, model.served = model.served, version
                 model.failed.pop(found, None)
         except _LASTING as error:
-            model.failed[found] = str(error)
+            model.failed[found] = _told(error)
             raise
         finally:
             model.is_loading = False
@@ -382,6 +384,11 @@ class Models:
 
 def _load_nothing(found: FoundVersion, _: Callable[[int], None]) -> LoadedModel:
     raise NotFound(f"there is no model {found.name!r}")
+
+
+def _told(error: TRException) -> str:
+    """What clients are told of an error."""
+    return describe(error, "").error
 
 
 def _info(name: str, model: _Model) -> ModelInfo:

@@ -60,7 +60,7 @@ class Service:
             ModelLoader(
                 models.model_dir, self.boxes, lambda kind: self._limits(kind, None, None), is_reused=models.reuse
             )
-            if models.model_dir is not None
+            if models.model_dir is not None and config.python.enabled
             else None,
             self._saw_model,
         )
