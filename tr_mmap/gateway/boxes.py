@@ -24,12 +24,14 @@ class BoxKey:
     Attributes:
         kind: of the sandbox.
         limits: of each run.
-        read: directories that its algorithms may read: their dependencies, and their models.
+        read: directories that its algorithms may read: their dependencies.
+        preload: modules that its algorithms find imported, beside those of the configuration.
     """
 
     kind: str
     limits: Limits
     read: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
 
 
 class Boxes:

@@ -61,14 +61,20 @@ class Call:
         """A part of the path."""
         return str(self.request.path_params[name])
 
-    async def body(self, kind: type[_T]) -> tuple[_T, memoryview]:
+    async def body(self, kind: type[_T], *, is_needed: bool = True) -> tuple[_T, memoryview]:
         """The body's JSON, and its binary part.
+
+        Args:
+            kind: what it says.
+            is_needed: whether an empty body is refused; else it stands for one that says nothing.
 
         Raises:
             BadRequest: it is not what is documented.
             TooLarge: it is.
         """
         raw = memoryview(await self.read())
+        if not raw and not is_needed:
+            return kind(), raw
         content_type = self.request.headers.get("content-type", JSON)
         text, binary = split_body(raw, content_type, self.request.headers.get(JSON_LENGTH))
         if len(text) > _PARSED_ASIDE:

@@ -133,13 +133,16 @@ class ModelsConfig(_Section, frozen=True):
         model_dir: that directory.
         auto_scan: whether it is looked at again from time to time.
         scan_interval_seconds: how often.
-        max_memory_mb: of all models that are loaded.
+        max_memory_mb: of all models that are in memory; those that were not used for longest make room.
+        reuse: whether the process of a model that runs by itself may serve its next run too, of the same subject. It
+            need not open the model again then; what one run leaves there, the next finds.
     """
 
     model_dir: str | None = None
     auto_scan: bool = True
     scan_interval_seconds: _Seconds = 60.0
     max_memory_mb: _Positive = 4096
+    reuse: bool = False
 
 
 class PythonConfig(_Section, frozen=True):

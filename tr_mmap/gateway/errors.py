@@ -7,6 +7,7 @@ from ..errors import TRException
 __all__ = [
     "AlreadyDone",
     "BadConfig",
+    "BadModel",
     "BadRequest",
     "Busy",
     "CircuitOpen",
@@ -34,6 +35,19 @@ class BadConfig(TRException, ValueError):
 
     def __init__(self, message: str, *, key: str = "", path: str = "") -> None:
         super().__init__(message, key=key, path=path)
+
+
+class BadModel(TRException, ValueError):
+    """A model that cannot be loaded: its files are missing or damaged, or of a kind that is refused.
+
+    Attributes:
+        name: of the model.
+    """
+
+    name: str
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message, name=name)
 
 
 class BadRequest(TRException, ValueError):

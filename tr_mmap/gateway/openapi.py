@@ -88,7 +88,7 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
     if route.body is not None:
         examples = {name: {"value": value} for name, value in route.examples.items()}
         said["requestBody"] = {
-            "required": True,
+            "required": route.needs_body,
             "content": {JSON: {"schema": by_type[route.body], "examples": examples}},
         }
     return said

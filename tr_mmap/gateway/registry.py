@@ -30,6 +30,7 @@ class Registered:
         registered_s: when, by ``time.time``.
         is_idempotent: whether a run may be tried again.
         model: the name of the model that it gets as the input ``model``; None for none.
+        is_model: whether it is that model itself, and nobody has registered it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Registered:
     is_idempotent: bool = True
     model: str | None = None
     dependencies: tuple[str, ...] = field(default=())
+    is_model: bool = False
 
 
 def version_of(*parts: bytes) -> str:

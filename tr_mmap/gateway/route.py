@@ -28,6 +28,7 @@ class Route:
         endpoint: answers it.
         summary: one line for the documentation.
         body: type of the request's body; None for none.
+        needs_body: whether a request without one is refused.
         result: type of the response's body.
         status: of the response.
         errors: other statuses that it may have, beside those of all.
@@ -48,3 +49,4 @@ class Route:
     examples: dict[str, Any] = field(default_factory=dict)
     is_hot: bool = False
     is_stream: bool = False
+    needs_body: bool = True

@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from ..sandbox import RunCancelled
 from . import api
 from .calls import Call, done_response, json_response
+from .model_routes import MODEL_ROUTES
 from .payloads import BINARY, TensorForm
 from .route import PREFIX, Route
 from .service import Service
@@ -223,4 +224,5 @@ ROUTES: Final[tuple[Route, ...]] = (
         "What waits, and what goes on.",
         result=api.SchedulerStatus,
     ),
+    *MODEL_ROUTES,
 )

@@ -25,7 +25,9 @@ from .api import (
 )
 from .boxes import Boxes, BoxKey
 from .config import Config
-from .errors import BadRequest, Forbidden
+from .errors import BadRequest, Conflict, Forbidden, NotFound
+from .model_loading import ModelLoader
+from .models import MODEL, Models
 from .payloads import Done, TensorForm, decode_inputs, encode
 from .registry import Registered, Registry, version_of
 from .scheduler import Job, Scheduler
@@ -51,6 +53,17 @@ class Service:
         self.registry = Registry()
         self.boxes = Boxes(self._make_box, config.sandbox.max_sandboxes)
         self.scheduler = Scheduler(config.scheduler, observe)
+        models, self._loop = config.python.models, asyncio.get_running_loop()
+        self.models = Models(
+            models,
+            self.boxes,
+            ModelLoader(
+                models.model_dir, self.boxes, lambda kind: self._limits(kind, None, None), is_reused=models.reuse
+            )
+            if models.model_dir is not None and config.python.enabled
+            else None,
+            self._saw_model,
+        )
         self.tasks = Tasks(self.scheduler, config.scheduler.max_tasks, config.scheduler.keep_tasks_s)
 
     async def warm(self) -> None:
@@ -61,6 +74,7 @@ class Service:
         """
         if self.config.python.enabled:
             await asyncio.to_thread(self._warm, BoxKey("contained", self._limits("python", None, None)))
+        await self.models.start()
 
     def _warm(self, key: BoxKey) -> None:
         with self.boxes.using(key) as box:
@@ -69,6 +83,7 @@ class Service:
     async def close(self) -> None:
         """Let go on what runs, for a while; then end all."""
         await self.scheduler.drain(self.config.server.drain_s)
+        await self.models.close()
         await asyncio.to_thread(self.boxes.close)
         self.scheduler.close()
 
@@ -76,7 +91,7 @@ class Service:
         sandbox = self.config.sandbox
         options: dict[str, Any] = {"required_layers": sandbox.required_layers} if sandbox.required_layers else {}
         if key.kind in ("contained", "torch"):
-            options["preload"] = sandbox.preload
+            options["preload"] = (*sandbox.preload, *key.preload)
         return Sandbox(key.kind, limits=key.limits, **options)
 
     # -- algorithms -----------------------------------------------------------------------------------------------
@@ -87,9 +102,14 @@ class Service:
         Raises:
             BadRequest: its code is missing, or of another kind.
             Forbidden: the name is another subject's, or its kind is not enabled.
+            Conflict: a model of that name is an algorithm itself.
             AlgorithmError: it cannot be parsed.
         """
         self.registry.check_owner(body.name, principal)
+        if self.models.algorithm(body.name) is not None:
+            raise Conflict(f"the model {body.name!r} is an algorithm itself; take another name")
+        if body.model is not None:
+            self.models.check(body.model, body.kind)
         code = self._code_of(body)
         key = BoxKey(_BOX_KINDS[body.kind], self._limits(body.kind, body.resource_requirements, body.timeout_ms))
         version = version_of(body.kind.encode(), code, *(each.encode() for each in body.dependencies))
@@ -144,7 +164,8 @@ class Service:
 
     def algorithms(self) -> AlgorithmList:
         """All that are registered."""
-        return AlgorithmList([_info(each) for each in self.registry.all()])
+        found = {each.name: each for each in (*self.registry.all(), *self.models.algorithms())}
+        return AlgorithmList([_info(found[name]) for name in sorted(found)])
 
     def algorithm(self, name: str) -> AlgorithmInfo:
         """One of them.
@@ -152,7 +173,17 @@ class Service:
         Raises:
             NotFound: there is none of that name.
         """
-        return _info(self.registry.get(name))
+        return _info(self._find(name))
+
+    def _find(self, name: str) -> Registered:
+        found = self.models.algorithm(name)
+        if found is not None:
+            return found
+        try:
+            return self.registry.get(name)
+        except NotFound:
+            self.models.check_algorithm(name)
+            raise
 
     def unregister(self, name: str, principal: Principal) -> AlgorithmInfo:
         """Forget one; its runs that go on end well.
@@ -176,6 +207,16 @@ class Service:
         for key, box in self.boxes.open_boxes():
             if key == registered.box:
                 box.unregister(registered.algorithm)
+        if registered.model is not None:
+            self.models.end_kept(registered)
+
+    def _saw_model(self, name: str) -> None:
+        """Another version of a model is served. To be called from any thread."""
+        self._loop.call_soon_threadsafe(self._forget_failures, name)
+
+    def _forget_failures(self, model: str) -> None:
+        for name in (model, *[each.name for each in self.registry.all() if each.model == model]):
+            self.scheduler.forget(name)
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
@@ -244,28 +285,29 @@ class Service:
         if body.algorithm is not None:
             if body.function is not None:
                 raise BadRequest("the function of an algorithm is chosen when it is registered")
-            registered = self.registry.get(body.algorithm)
-            key, algorithm, name = registered.box, registered.algorithm, registered.name
-            if algorithm.is_reused and registered.owner != principal.subject:
-                algorithm = dataclasses.replace(algorithm, is_reused=False)
-            is_idempotent, kind = registered.is_idempotent, registered.kind
+            registered = self._find(body.algorithm)
+            algorithm = registered.algorithm
+            if algorithm.is_reused and registered.owner != principal.subject and not registered.is_model:
+                registered = dataclasses.replace(registered, algorithm=dataclasses.replace(algorithm, is_reused=False))
+            if registered.model is not None and MODEL in inputs:
+                raise BadRequest(f"the input {MODEL!r} of {registered.name!r} is its model; leave it out")
         else:
             assert body.code is not None
             if not self.config.python.enabled:
                 raise Forbidden("algorithms of kind 'python' are not enabled here")
             key = BoxKey("contained", self._limits("python", None, None))
-            algorithm, name, is_idempotent, kind = (
-                Algorithm("code", body.code.encode(), body.function),
-                "",
-                True,
-                "python",
-            )
-        boxes = self.boxes
+            algorithm = Algorithm("code", body.code.encode(), body.function)
+            registered = Registered("", "", "python", algorithm, key, principal.subject, 0.0)
+        boxes, key = self.boxes, registered.box
 
         def run() -> Done:
-            with boxes.using(key) as box:
-                response = box.run(algorithm, inputs, deadline_s=deadline_s, request_id=request_id)
-                return encode(response, form)
+            nonlocal key
+            with self.models.lent(registered, principal.subject) as lent:
+                key = lent.box
+                with boxes.using(key) as box:
+                    given = {**inputs, **lent.inputs}
+                    response = box.run(lent.algorithm, given, deadline_s=deadline_s, request_id=request_id)
+                    return encode(response, form)
 
         def end() -> None:
             for each, box in boxes.open_boxes():
@@ -274,14 +316,14 @@ class Service:
 
         return Job(
             id=request_id,
-            kind=kind,
-            name=name,
+            kind=registered.kind,
+            name=registered.name,
             subject=principal.subject,
             run=run,
             end=end,
             priority=body.priority,
             deadline_s=deadline_s,
-            is_idempotent=is_idempotent,
+            is_idempotent=registered.is_idempotent,
         )
 
     def _limits(self, kind: str, requirements: Requirements | None, timeout_ms: float | None) -> Limits:

@@ -2,6 +2,7 @@
 
 from ..errors import MissingPackage, OutOfSpace
 from .box import Sandbox
+from .bundles import Bundle
 from .errors import AlgorithmError, DeadlineExceeded, LimitExceeded, NotAllowed, RunCancelled, SandboxBroken
 from .interface import Algorithm, Allow, ComputeRequest, ComputeResponse, Executor, Health, Limits, Mount, Resources
 
@@ -9,6 +10,7 @@ __all__ = [
     "Algorithm",
     "AlgorithmError",
     "Allow",
+    "Bundle",
     "ComputeRequest",
     "ComputeResponse",
     "DeadlineExceeded",

@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import TRException
 from .areas import loan
 from .async_runs import AsyncRuns
+from .bundles import Bundle
 from .checks import (
     bytes_of,
     check_inputs,
@@ -259,7 +260,7 @@ class Sandbox:
     def register(
         self,
         name: str,
-        code: str | bytes | os.PathLike[str],
+        code: str | bytes | os.PathLike[str] | Bundle,
         function: str | None = None,
         *,
         reuse: bool = False,
@@ -274,7 +275,9 @@ class Sandbox:
         Args:
             name: by which it is called; see :meth:`unregister`.
             code: Python source, or the bytes of a module of WebAssembly, of a shared library, or of a model of torch;
-                or the path of a file that has it, of any kind as a ``Path``, of a library also as a text.
+                or the path of a file that has it, of any kind as a ``Path``, of a library also as a text; or a bundle
+                of one array of uint8, which no run copies: of Python source and models of torch, which are opened to
+                see that they can be.
             function: which is called with the inputs, as a dictionary. If left out: the one of the algorithm's name,
                 else ``process``, else the only one; if there is none, the code itself reads ``inputs`` and sets
                 ``output``.
@@ -294,12 +297,18 @@ class Sandbox:
             if text is not None:
                 check_text(what, text)
         names, needed = check_texts("outputs", outputs), check_texts("dependencies", dependencies)
-        data = self._bytes_of(code)
+        if isinstance(code, Bundle):
+            bundle, data = code, b""
+            code.check_code()
+            if sha256 is not None:
+                raise ValueError("sha256 is of code that is given as bytes, and this is a bundle; leave it out")
+        else:
+            bundle, data = None, self._bytes_of(code)
         check_installed(needed)
         if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256.lower():
             raise AlgorithmError(f"the code of {name!r} is another: its sha256 is {found}", type="DigestMismatch")
         with self._using() as executor:
-            algorithm = executor.prepare(Algorithm(name, data, function, reuse, names, needed))
+            algorithm = executor.prepare(Algorithm(name, data, function, reuse, names, needed, bundle=bundle))
         with self._lock:
             former = self._algorithms.get(name, algorithm)
             self._algorithms[name] = algorithm
@@ -346,7 +355,7 @@ class Sandbox:
 
         Args:
             algorithm: it, or its name.
-            inputs: by name: values as JSON has them, numpy arrays, torch tensors.
+            inputs: by name: values as JSON has them, numpy arrays, torch tensors, bundles of them.
             arguments: what its function gets instead of the inputs; see :meth:`call`.
             deadline_s: by ``time.monotonic``: a run that has not ended by then is ended.
             request_id: by which :meth:`cancel` knows it; of those that go on, each has its own. None for a new one.

@@ -8,9 +8,12 @@ import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from .bundles import Bundle
 
 __all__ = [
     "COPIED",
@@ -205,6 +208,7 @@ class Algorithm:
         outputs: names of the tensors that a compiled algorithm gives.
         dependencies: packages that it needs.
         owner: whose it is: a process that is kept for the next run serves that of no other owner.
+        bundle: has the code as its only tensor, of uint8, so that no run copies it; ``code`` is empty then.
     """
 
     name: str
@@ -214,6 +218,7 @@ class Algorithm:
     outputs: tuple[str, ...] = ("output",)
     dependencies: tuple[str, ...] = ()
     owner: str = ""
+    bundle: Bundle | None = None
 
 
 @dataclass
@@ -222,7 +227,7 @@ class ComputeRequest:
 
     Attributes:
         algorithm: which.
-        inputs: by name: values as JSON has them, and tensors.
+        inputs: by name: values as JSON has them, tensors, and bundles of tensors.
         arguments: what the function gets instead; None for ``inputs``.
         id: tells it from others.
         priority: the higher, the sooner, where there is a queue.
@@ -251,7 +256,7 @@ class ComputeResponse:
         stdout: what it printed, cut to ``Limits.output_nbytes``.
         execution_time_ms: how long the algorithm ran, by its own process.
         copied_nbytes: of the inputs that were copied.
-        input_places: ``"in place"`` or ``"copied"``, for each input that is a tensor.
+        input_places: ``"in place"`` or ``"copied"``, for each input that is a tensor or a bundle.
         output_places: the same for each result that is one. What was copied is at most 64 KiB, of a process that is
             kept, or of one that may fork.
     """

@@ -16,7 +16,7 @@ from .native import NATIVE_MARGIN, NativeExecutor
 from .torch_model import TORCH_MARGIN, TorchExecutor
 from .wasm import WASM_MARGIN, WasmExecutor, check_wasm
 
-__all__ = ["KINDS", "PLANNED", "Kind", "find_kind"]
+__all__ = ["KINDS", "PLANNED", "Kind", "find_kind", "is_installed"]
 
 
 _AT_START: Final = ("LD_", "PYTHON", "MALLOC_", "GLIBC_")
@@ -91,18 +91,19 @@ class Kind:
         self.check(limits, allow)
         preload = tuple(preload)
         for package in self.packages:
-            if not _is_installed(package):
+            if not is_installed(package):
                 text = f"sandboxes of kind {self.name!r} need {package}: pip install 'tr_mmap[{self.extra}]'"
                 raise MissingPackage(text, package=package)
         for package in sorted({each.partition(".")[0] for each in preload}):
-            if not _is_installed(package):
+            if not is_installed(package):
                 raise MissingPackage(f"preload names {package}, which is not installed", package=package)
         modules = (*preload, *self.preload, f"{__package__}.runners.{self.runner}")
         host = Host(limits, allow, required_layers, modules, spares, self.margin)
         return self.executor(self.name, self.runner, host, allow, kept)
 
 
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
     try:
         return importlib.util.find_spec(package) is not None
     except ValueError:  # None in sys.modules, or a module that was made by hand
