@@ -7,11 +7,13 @@ from ..errors import TRException
 __all__ = [
     "AlreadyDone",
     "BadConfig",
+    "BadDependency",
     "BadRequest",
     "Busy",
     "CircuitOpen",
     "Conflict",
     "Forbidden",
+    "InstallFailed",
     "NotFound",
     "Overloaded",
     "QuotaExceeded",
@@ -38,6 +40,19 @@ class BadConfig(TRException, ValueError):
 
 class BadRequest(TRException, ValueError):
     """A request whose body or headers are wrong."""
+
+
+class BadDependency(TRException, ValueError):
+    """A package that may not be installed, or cannot be.
+
+    Attributes:
+        package: its name; empty if it is not one package's fault.
+    """
+
+    package: str
+
+    def __init__(self, message: str, *, package: str = "") -> None:
+        super().__init__(message, package=package)
 
 
 class TooLarge(TRException, ValueError):
@@ -100,3 +115,7 @@ class QuotaExceeded(Busy):
 
 class CircuitOpen(Busy):
     """An algorithm has failed too often, and is not run for a while."""
+
+
+class InstallFailed(Busy):
+    """Packages could not be installed, for no fault of theirs: the installer was ended, or there is no room."""

@@ -25,6 +25,7 @@ _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (errors.QuotaExceeded, 429),
     (errors.Busy, 503),
     (errors.BadRequest, 400),
+    (errors.BadDependency, 422),
     (DeadlineExceeded, 504),
     (RunCancelled, 409),
     (LimitExceeded, 422),
