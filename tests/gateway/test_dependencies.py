@@ -248,7 +248,7 @@ def test_a_path_that_leads_out_of_a_wheel_writes_nothing(gateway: RunningGateway
     files = {"with_traversal/__init__.py": ""}
     for up in range(1, 12):
         files["../" * up + "outside.py"] = "x = 1"
-        files[f"with_traversal-1.0.data/data/{'../' * up}outside{up}.py"] = "x = 1"
+        files[f"with_traversal-1.0.data/data/../{'../' * up}outside{up}.py"] = "x = 1"
     files[str(outside)] = "x = 1"
     make_wheel(gateway.folder / "wheels", "with_traversal", "1.0", files)
     before = {path for path in gateway.folder.rglob("*") if "cache" not in path.parts}
@@ -326,37 +326,11 @@ def test_environments_are_there_after_a_restart(folder: Path) -> None:
     assert found[1::2] == [1, 0]
 
 
-def test_a_damaged_environment_is_made_again_after_a_restart(folder: Path) -> None:
-    make_wheel(folder / "wheels", "greetings", "1.0")
-    with running(folder, section()) as gateway:
-        first = gateway.register("hello", VERSION, dependencies=["greetings"])["environment"]
-    os.chmod(folder / "cache" / first, 0o700)
-    (folder / "cache" / first / "environment.json").unlink()
-    with running(folder, section()) as gateway:
-        assert environments(folder) == set()
-        assert gateway.register("hello", VERSION, dependencies=["greetings"])["environment"] == first
-        assert gateway.execute(algorithm="hello") == "1.0"
-
-
-def test_a_cache_that_others_may_write_is_refused(folder: Path) -> None:
-    (folder / "cache").mkdir()
-    (folder / "cache").chmod(0o777)
-    assert tr_mmap("token", "--config", configure(folder, section())).returncode == 0
-    done = tr_mmap("serve", "--config", folder / "tr_mmap.toml")
-    assert done.returncode == 5
-    assert "others may write" in done.stderr
-
-
 # -- installers and gateways that are killed -------------------------------------------------------------------------
 
 
 class _Killed(Exception):
     """To leave ``running``, which expects that its gateway ends well."""
-
-
-def kill(gateway: RunningGateway) -> None:
-    gateway.process.kill()
-    assert gateway.end() == -signal.SIGKILL
 
 
 def installers(folder: Path) -> list[psutil.Process]:
@@ -372,78 +346,65 @@ def installers(folder: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.fixture
-def stuck(folder: Path) -> Path:
-    """A folder with a wheel that can be opened only when somebody else writes it: its installer waits for that."""
+def make_stuck_wheel(folder: Path) -> None:
+    """One that can be opened only when somebody else writes it: its installer waits for that."""
     (folder / "wheels").mkdir()
     os.mkfifo(folder / "wheels" / "slow-1.0-py3-none-any.whl")
+
+
+def test_installers_and_gateways_that_are_killed_leave_nothing(folder: Path) -> None:
+    make_stuck_wheel(folder)
     make_wheel(folder / "wheels", "greetings", "1.0")
-    return folder
-
-
-def test_an_installer_that_is_killed_leaves_nothing(stuck: Path) -> None:
-    with running(stuck, section()) as gateway, ThreadPoolExecutor(1) as pool:
+    with suppress(_Killed), running(folder, section()) as gateway, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(gateway.ask, "POST", DEPENDENCIES, {"packages": ["slow"]})
-        wait_until(lambda: installers(stuck))
-        for each in installers(stuck):
+        wait_until(lambda: installers(folder))
+        for each in installers(folder):
             each.send_signal(signal.SIGKILL)
         found = answer.result()
         assert (found.status_code, found.json()["type"]) == (503, "InstallFailed")
         assert "retry-after" in found.headers
-        assert environments(stuck) == set()
-        gateway.register("hello", VERSION, dependencies=["greetings"])
-        assert gateway.execute(algorithm="hello") == "1.0"
+        assert environments(folder) == set()
 
-
-def test_an_installation_ends_at_its_time(stuck: Path) -> None:
-    with running(stuck, section("install_timeout_s = 0.5")) as gateway:
-        answer = gateway.ask("POST", DEPENDENCIES, {"packages": ["slow"]})
-        assert (answer.status_code, "install_timeout_s" in answer.json()["error"]) == (503, True)
-        assert environments(stuck) == set()
-        assert not installers(stuck)
-
-
-def test_the_end_of_a_gateway_ends_its_installers(stuck: Path) -> None:
-    with running(stuck, section()) as gateway, ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(gateway.ask, "POST", DEPENDENCIES, {"packages": ["slow"]})
-        wait_until(lambda: installers(stuck))
-        gateway.process.send_signal(signal.SIGTERM)
-        try:
-            assert answer.result().status_code == 503
-        except httpx.TransportError:
-            pass  # the server has closed the connection first
-        gateway.process.wait(60)
-        assert not installers(stuck)
-        assert environments(stuck) == set()
-
-
-def test_a_gateway_that_is_killed_leaves_nothing_after_the_next_start(stuck: Path) -> None:
-    with suppress(_Killed), running(stuck, section()) as gateway, ThreadPoolExecutor(1) as pool:
         whole = gateway.register("hello", VERSION, dependencies=["greetings"])["environment"]
+        assert gateway.execute(algorithm="hello") == "1.0"
         answer = pool.submit(gateway.ask, "POST", DEPENDENCIES, {"packages": ["slow"]})
-        wait_until(lambda: installers(stuck))
-        kill(gateway)
+        wait_until(lambda: installers(folder))
+        gateway.process.kill()
         assert isinstance(answer.exception(), httpx.TransportError)
+        assert gateway.end() == -signal.SIGKILL
         raise _Killed
-    wait_until(lambda: not installers(stuck))
-    assert len(environments(stuck)) == 2
-    with running(stuck, section()):
-        assert environments(stuck) == {whole}
+    wait_until(lambda: not installers(folder))
+    assert len(environments(folder)) == 2
+    with running(folder, section()):
+        assert environments(folder) == {whole}
 
 
 def test_a_gateway_killed_while_packages_are_written_leaves_all_or_nothing(folder: Path) -> None:
-    files = {f"large/m{number}.py": f"x = {number}\n" for number in range(2000)}
+    files = {f"large/m{number}.py": f"x = {number}\n" for number in range(500)}
     make_wheel(folder / "wheels", "large", "1.0", files)
     with suppress(_Killed), running(folder, section()) as gateway, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(gateway.ask, "POST", DEPENDENCIES, {"packages": ["large"]})
         wait_until(lambda: [*(folder / "cache").glob("*/packages/large")])
-        kill(gateway)
+        gateway.process.kill()
         assert answer.exception() is None or isinstance(answer.exception(), httpx.TransportError)
+        assert gateway.end() == -signal.SIGKILL
         raise _Killed
     wait_until(lambda: not installers(folder))
     with running(folder, section()) as gateway:
         left = environments(folder)
         assert not [each for each in left if each.startswith(".")]
-        made = gateway.register("all", "import large.m1999\noutput = large.m1999.x", dependencies=["large"])
+        made = gateway.register("all", "import large.m499\noutput = large.m499.x", dependencies=["large"])
         assert left <= {made["environment"]}
-        assert gateway.execute(algorithm="all") == 1999
+        assert gateway.execute(algorithm="all") == 499
+
+
+def test_the_end_of_a_gateway_ends_its_installers(folder: Path) -> None:
+    make_stuck_wheel(folder)
+    with running(folder, section(), server="drain_s = 0.2") as gateway, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(gateway.ask, "POST", DEPENDENCIES, {"packages": ["slow"]})
+        wait_until(lambda: installers(folder))
+        gateway.process.send_signal(signal.SIGTERM)
+        assert answer.exception() is not None or answer.result().status_code >= 500
+        gateway.process.wait(60)
+        assert not installers(folder)
+        assert environments(folder) == set()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from wheels import make_wheel
 
+from tr_mmap.errors import HostilePath
 from tr_mmap.gateway import installer as installers
 from tr_mmap.gateway import package_trees
 from tr_mmap.gateway.config import DependenciesConfig
@@ -93,6 +94,13 @@ def test_an_installer_that_was_closed_starts_nothing(installer: Installer, work:
         installer.lock(["greetings"], {}, work.path, work.fd)
 
 
+def test_an_installation_ends_at_its_time(wheels: Path, work: Work) -> None:
+    os.mkfifo(wheels / "slow-1.0-py3-none-any.whl")  # it waits for somebody who writes it
+    config = DependenciesConfig(wheel_dir=str(wheels), install_timeout_s=0.5)
+    with pytest.raises(InstallFailed, match="install_timeout_s"):
+        Installer(config, find_uv(), sys.executable).lock(["slow"], {}, work.path, work.fd)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -174,3 +182,21 @@ def test_what_is_neither_a_file_nor_a_directory_is_refused(tmp_path: Path) -> No
     (tmp_path / "package" / "passwords").symlink_to("/etc/passwd")
     with pytest.raises(BadDependency, match="passwords"):
         package_trees.clean(str(tmp_path))
+
+
+def test_a_cache_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(HostilePath, match="others may write"):
+        Environments(str(tmp_path), 1 << 30, lambda _: None)
+
+
+def test_a_damaged_environment_is_removed_at_the_next_start(
+    installer: Installer, environments: Environments, tmp_path: Path
+) -> None:
+    found = tmp_path / "cache" / put(environments, installer)
+    found.chmod(0o700)
+    (found / "environment.json").unlink()
+    assert environments.lease(found.name) is None
+    Environments(str(tmp_path / "cache"), 1 << 30, lambda _: None)
+    assert not found.exists()
+    assert put(environments, installer) == found.name

@@ -30,7 +30,7 @@ PACKAGES: Final = "packages"
 
 _PASSED: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _MOST_TEXT: Final = 600
-_NO_ROOM: Final = "No space left on device"
+_NO_ROOM: Final = ("No space left on device", "File too large")
 # Between the start of this process and its own first call, the one that has started it may have ended.
 _LAUNCHER: Final = """
 import ctypes, os, resource, signal, sys
@@ -132,8 +132,8 @@ class Installer:
         line = [self._uv, "pip", *arguments, *source, "--python", self._python, "--only-binary", ":all:"]
         line += ["--no-config", "--no-cache", "--no-python-downloads", "--no-progress", "--color", "never", "--quiet"]
         status, said = self._run(line, folder, fd)
-        if _NO_ROOM in said:
-            raise InstallFailed("there is no room in [python.dependencies] cache_dir", retry_after_s=60.0)
+        if status and any(each in said for each in _NO_ROOM):
+            raise InstallFailed("the packages have no room in [python.dependencies] cache_dir", retry_after_s=60.0)
         if status:
             log.warning("uv has refused dependencies", extra={"status": status, "said": said[-4000:]})
             raise BadDependency(f"the dependencies cannot be installed: {_in_one_line(said, (folder, wheels or ''))}")

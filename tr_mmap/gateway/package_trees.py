@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Final
+
+from packaging.utils import canonicalize_name
 
 from ..base import system
 from .errors import BadDependency
@@ -15,6 +18,7 @@ __all__ = ["clean", "make_read_only", "remove", "size_of"]
 
 _AT_START: Final = frozenset({"sitecustomize", "usercustomize"})
 """Modules that a Python imports when it starts, if it finds them."""
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 _SCRIPTS: Final = frozenset({"bin", "Scripts"})
 
 
@@ -51,7 +55,8 @@ def _refused(folder: str, name: str, what: str) -> BadDependency:
     """The error for a package, found by what it says that it has."""
     for each in metadata.distributions(path=[folder]):
         if any(file.parts[0] == name.split(os.sep)[0] for file in each.files or ()):
-            return BadDependency(f"{each.name} is refused: it has {name!r:.80}, {what}", package=each.name)
+            package = canonicalize_name(each.name)
+            return BadDependency(f"{package} is refused: it has {name!r:.80}, {what}", package=package)
     return BadDependency(f"a package is refused: it has {name!r:.80}, {what}")
 
 
@@ -63,18 +68,14 @@ def size_of(folder: str) -> int:
 def make_read_only(folder: str) -> None:
     """Let nobody write in it, itself included; and wait until it is on the disk."""
     for path, status in _entries(folder):
-        if stat.S_ISDIR(status.st_mode):
-            os.chmod(path, 0o500)
-            continue
-        os.chmod(path, 0o400)
-        fd = system.open_file(path)
-        try:
-            system.sync(fd)
-        finally:
-            os.close(fd)
+        os.chmod(path, 0o500 if stat.S_ISDIR(status.st_mode) else 0o400)
     os.chmod(folder, 0o500)
-    for path, _, _ in os.walk(folder):
-        system.sync_dir(path)
+    fd = system.open_dir(folder)
+    try:
+        if _libc.syncfs(fd):  # all at once: a call for each of thousands of files takes many times as long
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), folder)
+    finally:
+        os.close(fd)
 
 
 def remove(folder: str) -> None:
