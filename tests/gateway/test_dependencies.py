@@ -125,7 +125,9 @@ def test_what_is_imported_already_stays_and_is_not_installed(gateway: RunningGat
 
 
 def test_what_is_installed_here_and_fits_needs_no_environment(gateway: RunningGateway) -> None:
-    assert gateway.register("here", "output = 1", dependencies=["numpy>=1"])["environment"] is None
+    for each in ("numpy>=1", "pandas", "nowhere; python_version < '3'", "numpy[extra]"):
+        assert gateway.register("here", "output = 1", dependencies=[each])["environment"] is None
+    refused(gateway, "pandas<1")
 
 
 def test_an_environment_can_only_be_read(gateway: RunningGateway) -> None:
@@ -150,6 +152,7 @@ def test_an_admin_makes_an_environment_ahead(gateway: RunningGateway) -> None:
     assert listed["auto_install"]
     assert listed["allow"] == sorted(ALLOWED)
     assert gateway.ask("POST", DEPENDENCIES, {"packages": []}).status_code == 400
+    assert gateway.ask("POST", DEPENDENCIES, {"packages": ["numpy"]}).json()["hash"] == ""
 
 
 def test_registrations_of_the_same_dependencies_at_once_install_once(gateway: RunningGateway) -> None:

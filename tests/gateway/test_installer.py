@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from wheels import make_wheel
 
-from tr_mmap.errors import HostilePath
+from tr_mmap.errors import HostilePath, MissingPackage
 from tr_mmap.gateway import installer as installers
 from tr_mmap.gateway import package_trees
 from tr_mmap.gateway.config import DependenciesConfig
@@ -123,6 +123,12 @@ def test_another_python_or_platform_is_another_environment() -> None:
     assert len(found) == 2
 
 
+def test_without_uv_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uv", None)
+    with pytest.raises(MissingPackage, match="gateway"):
+        find_uv()
+
+
 # -- directories of environments -------------------------------------------------------------------------------------
 
 
@@ -167,8 +173,12 @@ def test_what_another_process_uses_is_not_removed(installer: Installer, wheels: 
     make_wheel(wheels, "other", "1.0")
     with pytest.raises(InstallFailed, match="no room"):
         put(theirs, installer, "other")
-    assert os.listdir(lease.packages)
+    again = lease.again()
     lease.close()
+    with pytest.raises(InstallFailed, match="no room"):
+        put(theirs, installer, "other")
+    assert os.listdir(again.packages)
+    again.close()
     with pytest.raises(InstallFailed, match="no room"):
         put(theirs, installer, "other")
     assert mine.lease(hash_) is None

@@ -102,24 +102,16 @@ class Dependencies:
             InstallFailed, Overloaded: not now.
         """
         declared = tuple(declared)
-        if self._environments is None or not declared or kind not in _KINDS:
+        if not declared or not self.sees_to(kind):
             return None
         requirements = read_requirements(declared)
         if are_installed(requirements):
             return None
         return await self._get(kind, requirements)
 
-    def again(self, lease: Lease) -> Lease:
-        """Another lease of the same environment.
-
-        Raises:
-            InstallFailed: somebody has damaged it.
-        """
-        assert self._environments is not None
-        found = self._environments.lease(lease.environment.hash)
-        if found is None:
-            raise InstallFailed("an environment was damaged; register the algorithm again", retry_after_s=1.0)
-        return found
+    def sees_to(self, kind: str) -> bool:
+        """Whether :meth:`get` makes sure that algorithms of a kind have what they declare."""
+        return self._environments is not None and kind in _KINDS
 
     async def make(self, declared: Iterable[str]) -> EnvironmentInfo:
         """Make an environment ahead, for algorithms of Python.
@@ -168,7 +160,7 @@ class Dependencies:
         made = await asyncio.shield(making)  # it goes on if this one is cancelled: others may wait for it, too
         if made is None:
             return None
-        return self.again(made)
+        return made.again()
 
     def _made(self, key: tuple[str, tuple[str, ...]], done: asyncio.Future[Lease | None]) -> None:
         del self._making[key]

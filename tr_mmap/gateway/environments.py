@@ -13,6 +13,7 @@ they end. So several gateways may share a directory, and what nobody holds may b
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -70,11 +71,17 @@ class Lease:
         self.packages = os.path.join(path, PACKAGES)
         self._fd = fd
 
+    def again(self) -> Lease:
+        """Another one, of the same environment. This one must not be closed yet."""
+        return Lease(self.environment, os.path.dirname(self.packages), os.dup(self._fd))  # the lock is of both
+
     def close(self) -> None:
         """Let it be removed. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            system.unlock_and_close_dir(fd)
+            with contextlib.suppress(OSError):
+                os.utime(fd)  # which was used for longest not, is the first to be removed
+            os.close(fd)
 
     def __del__(self) -> None:
         self.close()
@@ -144,7 +151,6 @@ class Environments:
             if about is None:
                 os.close(fd)
                 return None
-            os.utime(fd)
         except BaseException:
             os.close(fd)
             raise

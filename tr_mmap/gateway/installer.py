@@ -136,7 +136,8 @@ class Installer:
             raise InstallFailed("the packages have no room in [python.dependencies] cache_dir", retry_after_s=60.0)
         if status:
             log.warning("uv has refused dependencies", extra={"status": status, "said": said[-4000:]})
-            raise BadDependency(f"the dependencies cannot be installed: {_in_one_line(said, (folder, wheels or ''))}")
+            places = (folder, wheels or "", os.path.dirname(self._python))
+            raise BadDependency(f"the dependencies cannot be installed: {_in_one_line(said, places)}")
 
     def _run(self, line: Sequence[str], folder: str, fd: int) -> tuple[int, str]:
         """

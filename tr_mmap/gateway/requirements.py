@@ -74,6 +74,8 @@ def name_of(requirement: str) -> str:
 def are_installed(requirements: Iterable[str]) -> bool:
     """Whether all are installed for this interpreter, in versions that fit."""
     for each in map(Requirement, requirements):
+        if each.marker is not None and not each.marker.evaluate():
+            continue
         if each.extras:
             return False
         try:

@@ -151,7 +151,7 @@ class Service:
                 body.function,
                 sha256=body.sha256,
                 outputs=body.outputs,
-                dependencies=() if key.packages else body.dependencies,  # else uv has seen to them
+                dependencies=() if self.dependencies.sees_to(body.kind) else body.dependencies,
             )
             box.unregister(algorithm)  # runs have the object; the sandbox need not know it by name
         return dataclasses.replace(algorithm, dependencies=body.dependencies)
@@ -302,7 +302,7 @@ class Service:
             )
         boxes = self.boxes
         environment = registered.environment if registered is not None else None
-        lease = self.dependencies.again(environment) if environment is not None else None
+        lease = environment.again() if environment is not None else None
 
         def run() -> Done:
             with boxes.using(key) as box:
