@@ -10,10 +10,14 @@ __all__ = [
     "NAME",
     "AlgorithmInfo",
     "AlgorithmList",
+    "DependencyList",
+    "EnvironmentInfo",
     "ErrorBody",
     "ExecuteBody",
     "ExecuteResult",
     "Health",
+    "MakeEnvironmentBody",
+    "PackageInfo",
     "RegisterBody",
     "Requirements",
     "SchedulerStatus",
@@ -103,13 +107,18 @@ class ExecuteBody(_Body):
 
 
 class AlgorithmInfo(Struct, kw_only=True):
-    """A registered algorithm."""
+    """A registered algorithm.
+
+    Attributes:
+        environment: the hash of the environment that has its dependencies; null if none was made for it.
+    """
 
     name: str
     version: str
     kind: str
     function: str | None
     dependencies: tuple[str, ...]
+    environment: str | None
     resource_requirements: Requirements
     timeout_ms: float
     reuse: bool
@@ -124,6 +133,54 @@ class AlgorithmList(Struct):
     """All that are registered."""
 
     algorithms: list[AlgorithmInfo]
+
+
+class MakeEnvironmentBody(_Body):
+    """An environment to be made ahead.
+
+    Attributes:
+        packages: as an algorithm would declare them.
+    """
+
+    packages: Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)]
+
+
+class PackageInfo(Struct):
+    """One package of an environment."""
+
+    name: str
+    version: str
+
+
+class EnvironmentInfo(Struct, kw_only=True):
+    """An environment.
+
+    Attributes:
+        hash: its name; empty if all that was asked for is there without one.
+        packages: that it has.
+        nbytes: that it takes.
+        removed: what packages brought and may not have, by its path.
+        used_by: names of algorithms.
+    """
+
+    hash: str
+    packages: list[PackageInfo]
+    nbytes: int
+    removed: list[str] = []
+    used_by: list[str] = []
+
+
+class DependencyList(Struct, kw_only=True):
+    """All environments, and what may be in them.
+
+    Attributes:
+        auto_install: whether any may be made.
+        allow: names of packages that may be installed.
+    """
+
+    auto_install: bool
+    allow: list[str]
+    environments: list[EnvironmentInfo]
 
 
 class ExecuteResult(Struct, kw_only=True):

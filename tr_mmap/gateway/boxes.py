@@ -24,14 +24,14 @@ class BoxKey:
     Attributes:
         kind: of the sandbox.
         limits: of each run.
-        read: directories that its algorithms may read: their dependencies.
         preload: modules that its algorithms find imported, beside those of the configuration.
+        packages: directories of packages that they can import. So two environments never meet in one process.
     """
 
     kind: str
     limits: Limits
-    read: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
 
 class Boxes:
@@ -75,14 +75,24 @@ class Boxes:
                 each.close()
 
     def _take_unused(self) -> list[Sandbox]:
-        """Those to be closed: unused, and one too many, or never made."""
+        """Those to be closed: unused, and one too many, or dropped, or never made."""
         taken = []
         for key, place in list(self._places.items()):
-            if place.users == 0 and (len(self._places) > self._most or self._is_closed or place.box is None):
+            is_surplus = len(self._places) > self._most or self._is_closed or place.is_dropped or place.box is None
+            if place.users == 0 and is_surplus:
                 del self._places[key]
                 if place.box is not None:
                     taken.append(place.box)
         return taken
+
+    def drop(self, is_dropped: Callable[[BoxKey], bool]) -> None:
+        """Close those of some keys that are not in use; the others are closed when they are not any more."""
+        with self._lock:
+            for key, place in self._places.items():
+                place.is_dropped |= is_dropped(key)
+            unused = self._take_unused()
+        for each in unused:
+            each.close()
 
     def open_boxes(self) -> list[tuple[BoxKey, Sandbox]]:
         """Those that are there now."""
@@ -104,3 +114,4 @@ class _Place:
         self.making = threading.Lock()
         self.box: Sandbox | None = None
         self.users = 0
+        self.is_dropped = False

@@ -115,7 +115,9 @@ class DependenciesConfig(_Section, frozen=True):
         auto_install: whether a registration may have its dependencies installed; only together with ``allow``.
         allow: names of the packages that may be installed; those that they need themselves must be there, too.
         wheel_dir: a directory of wheels to install from, instead of a package index.
-        max_cache_mb: of all environments that no algorithm uses.
+        max_cache_mb: of all environments. Those that no algorithm uses are removed for new ones, the one that was
+            not used for longest first.
+        install_timeout_s: how long one installation may take.
     """
 
     manager: Literal["uv"] = "uv"
@@ -124,6 +126,7 @@ class DependenciesConfig(_Section, frozen=True):
     allow: tuple[str, ...] = ()
     wheel_dir: str | None = None
     max_cache_mb: _Positive = 4096
+    install_timeout_s: _Seconds = 300.0
 
 
 class ModelsConfig(_Section, frozen=True):

@@ -8,11 +8,13 @@ __all__ = [
     "AlreadyDone",
     "BadConfig",
     "BadModel",
+    "BadDependency",
     "BadRequest",
     "Busy",
     "CircuitOpen",
     "Conflict",
     "Forbidden",
+    "InstallFailed",
     "NotFound",
     "Overloaded",
     "QuotaExceeded",
@@ -52,6 +54,19 @@ class BadModel(TRException, ValueError):
 
 class BadRequest(TRException, ValueError):
     """A request whose body or headers are wrong."""
+
+
+class BadDependency(TRException, ValueError):
+    """A package that may not be installed, or cannot be.
+
+    Attributes:
+        package: its name; empty if it is not one package's fault.
+    """
+
+    package: str
+
+    def __init__(self, message: str, *, package: str = "") -> None:
+        super().__init__(message, package=package)
 
 
 class TooLarge(TRException, ValueError):
@@ -114,3 +129,7 @@ class QuotaExceeded(Busy):
 
 class CircuitOpen(Busy):
     """An algorithm has failed too often, and is not run for a while."""
+
+
+class InstallFailed(Busy):
+    """Packages could not be installed, for no fault of theirs: the installer was ended, or there is no room."""

@@ -26,6 +26,7 @@ _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (errors.Busy, 503),
     (errors.BadModel, 422),
     (errors.BadRequest, 400),
+    (errors.BadDependency, 422),
     (DeadlineExceeded, 504),
     (RunCancelled, 409),
     (LimitExceeded, 422),

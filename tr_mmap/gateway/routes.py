@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from ..sandbox import RunCancelled
 from . import api
 from .calls import Call, done_response, json_response
+from .dependency_routes import DEPENDENCY_ROUTES
 from .model_routes import MODEL_ROUTES
 from .payloads import BINARY, TensorForm
 from .route import PREFIX, Route
@@ -124,7 +125,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         api.RegisterBody,
         api.AlgorithmInfo,
         201,
-        (409, 422),
+        (409, 422, 503),
         {
             "python": {"name": "double", "code": _DOUBLE, "dependencies": []},
             "limits": {
@@ -225,4 +226,5 @@ ROUTES: Final[tuple[Route, ...]] = (
         result=api.SchedulerStatus,
     ),
     *MODEL_ROUTES,
+    *DEPENDENCY_ROUTES,
 )

@@ -48,6 +48,7 @@ class Job:
         state: where it is.
         arrived_s, began_s, ended_s: when, by ``time.monotonic``; 0 for not yet.
         on_change: is called in the loop's thread whenever the state changes.
+        on_end: is called there when it has ended.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Job:
     tries: int = 0
     is_cancelled: bool = False
     on_change: Callable[[Job], None] | None = None
+    on_end: Callable[[], None] | None = None
     future: asyncio.Future[Any] = field(init=False)
     timer: asyncio.TimerHandle | None = None
 
@@ -272,6 +274,8 @@ class Scheduler:
             else:
                 job.future.set_exception(error)
                 job.future.exception()  # of a task, which nobody may ask for
+        if job.on_end is not None:
+            job.on_end()
         self._observe(job, error)
         job.change(state)
         if not self._jobs:

@@ -25,6 +25,8 @@ from .api import (
 )
 from .boxes import Boxes, BoxKey
 from .config import Config
+from .dependencies import IMPORTED, Dependencies
+from .environments import Lease
 from .errors import BadRequest, Conflict, Forbidden, NotFound
 from .model_loading import ModelLoader
 from .models import MODEL, Models
@@ -52,6 +54,7 @@ class Service:
         self.config = config
         self.registry = Registry()
         self.boxes = Boxes(self._make_box, config.sandbox.max_sandboxes)
+        self.dependencies = Dependencies(config.python.dependencies, self._imported, self._drop_boxes)
         self.scheduler = Scheduler(config.scheduler, observe)
         models, self._loop = config.python.models, asyncio.get_running_loop()
         self.models = Models(
@@ -84,6 +87,7 @@ class Service:
         """Let go on what runs, for a while; then end all."""
         await self.scheduler.drain(self.config.server.drain_s)
         await self.models.close()
+        await self.dependencies.close()
         await asyncio.to_thread(self.boxes.close)
         self.scheduler.close()
 
@@ -92,7 +96,17 @@ class Service:
         options: dict[str, Any] = {"required_layers": sandbox.required_layers} if sandbox.required_layers else {}
         if key.kind in ("contained", "torch"):
             options["preload"] = (*sandbox.preload, *key.preload)
+            options["packages"] = key.packages
         return Sandbox(key.kind, limits=key.limits, **options)
+
+    def _imported(self, kind: str) -> list[str]:
+        """Which modules algorithms of a kind find imported. Takes long."""
+        with self.boxes.using(BoxKey(_BOX_KINDS[kind], self._limits(kind, None, None))) as box:
+            found: list[str] = box.execute(IMPORTED).outputs["output"]
+        return found
+
+    def _drop_boxes(self, packages: str) -> None:
+        self.boxes.drop(lambda key: packages in key.packages)
 
     # -- algorithms -----------------------------------------------------------------------------------------------
 
@@ -104,6 +118,8 @@ class Service:
             Forbidden: the name is another subject's, or its kind is not enabled.
             Conflict: a model of that name is an algorithm itself.
             AlgorithmError: it cannot be parsed.
+            BadDependency: a package that it declares may not, or cannot, be installed.
+            Busy: not now.
         """
         self.registry.check_owner(body.name, principal)
         if self.models.algorithm(body.name) is not None:
@@ -111,10 +127,29 @@ class Service:
         if body.model is not None:
             self.models.check(body.model, body.kind)
         code = self._code_of(body)
-        key = BoxKey(_BOX_KINDS[body.kind], self._limits(body.kind, body.resource_requirements, body.timeout_ms))
-        version = version_of(body.kind.encode(), code, *(each.encode() for each in body.dependencies))
+        limits = self._limits(body.kind, body.resource_requirements, body.timeout_ms)
+        environment = await self.dependencies.get(body.kind, body.dependencies)
+        try:
+            registered = await self._registered(body, code, limits, environment, principal)
+            self.registry.check_owner(body.name, principal)  # somebody else may have been faster
+        except BaseException:
+            if environment is not None:
+                environment.close()
+            raise
+        former = self.registry.put(registered)
+        if former is not None:
+            self._replace(former, registered)
+        return _info(registered)
+
+    async def _registered(
+        self, body: RegisterBody, code: bytes, limits: Limits, environment: Lease | None, principal: Principal
+    ) -> Registered:
+        packages = () if environment is None else (environment.packages,)
+        key = BoxKey(_BOX_KINDS[body.kind], limits, packages=packages)
+        needed = [*body.dependencies, *([environment.environment.hash] if environment is not None else [])]
+        version = version_of(body.kind.encode(), code, *(each.encode() for each in needed))
         algorithm = await asyncio.to_thread(self._prepare, key, code, body)
-        registered = Registered(
+        return Registered(
             body.name,
             version,
             body.kind,
@@ -125,12 +160,8 @@ class Service:
             body.idempotent,
             body.model,
             body.dependencies,
+            environment=environment,
         )
-        self.registry.check_owner(body.name, principal)  # somebody else may have been faster
-        former = self.registry.put(registered)
-        if former is not None and former.algorithm != registered.algorithm:
-            self._forget(former)
-        return _info(registered)
 
     def _prepare(self, key: BoxKey, code: bytes, body: RegisterBody) -> Algorithm:
         with self.boxes.using(key) as box:
@@ -140,10 +171,10 @@ class Service:
                 body.function,
                 sha256=body.sha256,
                 outputs=body.outputs,
-                dependencies=body.dependencies,
+                dependencies=() if self.dependencies.sees_to(body.kind) else body.dependencies,
             )
             box.unregister(algorithm)  # runs have the object; the sandbox need not know it by name
-        return algorithm
+        return dataclasses.replace(algorithm, dependencies=body.dependencies)
 
     def _code_of(self, body: RegisterBody) -> bytes:
         python = self.config.python
@@ -198,7 +229,15 @@ class Service:
         self._forget(removed)
         return _info(removed)
 
+    def _replace(self, former: Registered, registered: Registered) -> None:
+        if (former.algorithm, former.box) != (registered.algorithm, registered.box):
+            self._forget(former)
+        elif former.environment is not None:
+            former.environment.close()
+
     def _forget(self, registered: Registered) -> None:
+        if registered.environment is not None:
+            registered.environment.close()
         self.scheduler.forget(registered.name)
         if registered.algorithm.is_reused:
             asyncio.get_running_loop().run_in_executor(None, self._end_kept, registered)
@@ -282,6 +321,7 @@ class Service:
         inputs = decode_inputs(body.inputs, binary)
         timeout_s = self.config.scheduler.default_deadline_s if body.timeout_ms is None else body.timeout_ms / 1000
         deadline_s = time.monotonic() + timeout_s
+        registered = None
         if body.algorithm is not None:
             if body.function is not None:
                 raise BadRequest("the function of an algorithm is chosen when it is registered")
@@ -299,6 +339,7 @@ class Service:
             algorithm = Algorithm("code", body.code.encode(), body.function)
             registered = Registered("", "", "python", algorithm, key, principal.subject, 0.0)
         boxes, key = self.boxes, registered.box
+        lease = registered.environment.again() if registered.environment is not None else None
 
         def run() -> Done:
             nonlocal key
@@ -324,6 +365,7 @@ class Service:
             priority=body.priority,
             deadline_s=deadline_s,
             is_idempotent=registered.is_idempotent,
+            on_end=lease.close if lease is not None else None,
         )
 
     def _limits(self, kind: str, requirements: Requirements | None, timeout_ms: float | None) -> Limits:
@@ -361,6 +403,7 @@ def _info(registered: Registered) -> AlgorithmInfo:
         kind=registered.kind,
         function=registered.algorithm.function,
         dependencies=registered.dependencies,
+        environment=registered.environment.environment.hash if registered.environment is not None else None,
         resource_requirements=Requirements(cpu_cores=limits.cpu_cores, memory_mb=limits.memory_nbytes >> 20),
         timeout_ms=limits.wall_ms,
         reuse=registered.algorithm.is_reused,

@@ -45,6 +45,7 @@ class Host:
         preload: modules that the algorithms find imported.
         spares: how many processes to keep ready.
         margin: what they have beyond that.
+        packages: directories of packages that the algorithms can import.
 
     Raises:
         SandboxBroken: a required layer is missing, or a process could not be started.
@@ -64,6 +65,7 @@ class Host:
         preload: Sequence[str],
         spares: int,
         margin: Margin = NO_MARGIN,
+        packages: Sequence[str] = (),
     ) -> None:
         self.limits = limits
         self.margin = margin
@@ -72,7 +74,7 @@ class Host:
         self.layers = active_layers()
         required = _all_required(required_layers, limits, allow)
         self._require({each: why for each, why in required.items() if not each.endswith("_namespace")})
-        grants = grants_of(allow)
+        grants = grants_of(allow, packages)
         check_names(allow.syscalls)
         python = find_interpreter()
         self._pid = os.getpid()
@@ -101,6 +103,7 @@ class Host:
             margin.has_private_inputs,
             dict(allow.env),
             module_paths(python),
+            list(packages),
         )
         try:
             self._zygote = start_zygote(python, theirs, settings, limits.cpu_cores)

@@ -29,6 +29,7 @@ __all__ = [
     "Mount",
     "Resources",
     "Tensor",
+    "check_path",
 ]
 
 Tensor = np.ndarray[Any, Any]
@@ -124,8 +125,8 @@ class Mount:
     def __post_init__(self) -> None:
         if not isinstance(self.readonly, bool):
             raise TypeError(f"Mount(readonly=...) takes True or False, and not {self.readonly!r:.80}")
-        object.__setattr__(self, "host_path", _check_path(self.host_path))
-        object.__setattr__(self, "path", _check_path(self.path, is_of_host=False))
+        object.__setattr__(self, "host_path", check_path(self.host_path))
+        object.__setattr__(self, "path", check_path(self.path, is_of_host=False))
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class Allow:
             if isinstance(value, str):
                 raise ValueError(f"Allow({name}=...) takes several, and {value!r} is one text: give ({value!r},)")
             object.__setattr__(self, name, tuple(value))
-        object.__setattr__(self, "read", tuple(map(_check_path, self.read)))
+        object.__setattr__(self, "read", tuple(map(check_path, self.read)))
         for mount in self.mounts:
             if not isinstance(mount, Mount):
                 raise ValueError(f"Allow(mounts=...) takes Mount(host_path, path), and not {mount!r}")
@@ -181,7 +182,12 @@ class Allow:
             raise ValueError("sockets are not granted by the name of a system call; see Allow(net=True)")
 
 
-def _check_path(given: str | os.PathLike[str], *, is_of_host: bool = True) -> str:
+def check_path(given: str | os.PathLike[str], *, is_of_host: bool = True) -> str:
+    """A path that may be granted, as a text.
+
+    Raises:
+        ValueError: it is not absolute, or would give more than it says.
+    """
     path = os.fspath(given)
     if not isinstance(path, str):
         raise ValueError(f"{path!r} is no text; see os.fsdecode")

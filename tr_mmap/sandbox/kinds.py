@@ -50,6 +50,7 @@ class Kind:
         extra: of this package, which has them.
         has_source: whether its algorithms may be texts; else a text is the path of a file.
         preload: modules that its processes find imported, beside the runner.
+        has_imports: whether its algorithms can import packages.
         check: raises ValueError if it cannot keep one of the limits, or give one of the grants.
         margin: what its runner itself needs beside the limits.
     """
@@ -61,6 +62,7 @@ class Kind:
     extra: str = "sandbox"
     has_source: bool = True
     preload: tuple[str, ...] = ()
+    has_imports: bool = False
     check: Callable[[Limits, Allow], None] = field(default=_check_contained)
     margin: Margin = NO_MARGIN
 
@@ -70,6 +72,7 @@ class Kind:
         allow: Allow,
         required_layers: Iterable[str],
         preload: Iterable[str],
+        packages: tuple[str, ...],
         spares: int,
         kept: Kept,
     ) -> Executor:
@@ -80,15 +83,18 @@ class Kind:
             allow: what the algorithms are granted.
             required_layers: without which it refuses to start.
             preload: modules that the algorithms find imported.
+            packages: directories of packages that they can import.
             spares: how many processes to keep ready.
             kept: what its executor keeps for one that takes its place, when limits change.
 
         Raises:
             MissingPackage: one of its packages, or of ``preload``, is not installed.
             SandboxBroken: a required layer is missing, or a process could not be started.
-            ValueError: it cannot keep one of the limits, or give one of the grants.
+            ValueError: it cannot keep one of the limits, or give one of the grants, or it imports no packages.
         """
         self.check(limits, allow)
+        if packages and not self.has_imports:
+            raise ValueError(f"algorithms of kind {self.name!r} import no packages; leave packages out")
         preload = tuple(preload)
         for package in self.packages:
             if not is_installed(package):
@@ -98,7 +104,7 @@ class Kind:
             if not is_installed(package):
                 raise MissingPackage(f"preload names {package}, which is not installed", package=package)
         modules = (*preload, *self.preload, f"{__package__}.runners.{self.runner}")
-        host = Host(limits, allow, required_layers, modules, spares, self.margin)
+        host = Host(limits, allow, required_layers, modules, spares, self.margin, packages)
         return self.executor(self.name, self.runner, host, allow, kept)
 
 
@@ -113,7 +119,7 @@ def is_installed(package: str) -> bool:
 KINDS: Final = {
     kind.name: kind
     for kind in (
-        Kind("contained", "python_code", _make_contained),
+        Kind("contained", "python_code", _make_contained, has_imports=True),
         Kind(
             "wasm",
             "wasm",
@@ -124,7 +130,15 @@ KINDS: Final = {
             margin=WASM_MARGIN,
         ),
         Kind("native", "native", NativeExecutor, has_source=False, margin=NATIVE_MARGIN),
-        Kind("torch", "torch_model", TorchExecutor, packages=("torch",), extra="torch", margin=TORCH_MARGIN),
+        Kind(
+            "torch",
+            "torch_model",
+            TorchExecutor,
+            packages=("torch",),
+            extra="torch",
+            has_imports=True,
+            margin=TORCH_MARGIN,
+        ),
     )
 }
 
