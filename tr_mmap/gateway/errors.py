@@ -16,6 +16,7 @@ __all__ = [
     "Overloaded",
     "QuotaExceeded",
     "RateLimited",
+    "StoreFull",
     "TooLarge",
     "Unauthorized",
 ]
@@ -67,6 +68,10 @@ class NotFound(TRException, LookupError):
 
 class Conflict(TRException, RuntimeError):
     """The request contradicts what is there."""
+
+
+class StoreFull(TRException, OSError):
+    """A store has no room for what was to be kept."""
 
 
 class AlreadyDone(Conflict):

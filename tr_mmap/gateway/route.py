@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,6 +15,7 @@ from .service import Service
 __all__ = ["PREFIX", "Endpoint", "Route"]
 
 PREFIX: Final = "/api/v1"
+_MAY_HAVE_SLASHES: Final = re.compile(r"\{(record_id|tensor)\}")
 Endpoint = Callable[[Service, Call], Awaitable[Response]]
 
 
@@ -24,16 +26,18 @@ class Route:
     Attributes:
         method: of HTTP.
         path: with its parts in braces.
-        scope: that a token must grant; None if none is needed.
+        scope: that a token must grant; None if none is needed. The endpoint itself checks one with a part of the path.
         endpoint: answers it.
         summary: one line for the documentation.
         body: type of the request's body; None for none.
+        query: type of the parameters behind the question mark; None for none.
         result: type of the response's body.
         status: of the response.
         errors: other statuses that it may have, beside those of all.
         examples: of the body, by name.
         is_hot: whether it goes past the framework.
         is_stream: whether the response is a stream of events.
+        is_binary: whether bodies may have a binary part.
     """
 
     method: str
@@ -48,3 +52,10 @@ class Route:
     examples: dict[str, Any] = field(default_factory=dict)
     is_hot: bool = False
     is_stream: bool = False
+    is_binary: bool = False
+    query: type | None = None
+
+    @property
+    def pattern(self) -> str:
+        """The path, for the framework."""
+        return _MAY_HAVE_SLASHES.sub(r"{\1:path}", self.path)

@@ -15,6 +15,7 @@ from .calls import Call, done_response, json_response
 from .payloads import BINARY, TensorForm
 from .route import PREFIX, Route
 from .service import Service
+from .store_routes import STORE_ROUTES
 
 __all__ = ["ROUTES"]
 
@@ -223,4 +224,5 @@ ROUTES: Final[tuple[Route, ...]] = (
         "What waits, and what goes on.",
         result=api.SchedulerStatus,
     ),
+    *STORE_ROUTES,
 )

@@ -29,6 +29,7 @@ from .errors import BadRequest, Forbidden
 from .payloads import Done, TensorForm, decode_inputs, encode
 from .registry import Registered, Registry, version_of
 from .scheduler import Job, Scheduler
+from .stores import Stores
 from .tasks import Task, Tasks
 from .tokens import Principal
 
@@ -51,6 +52,7 @@ class Service:
         self.registry = Registry()
         self.boxes = Boxes(self._make_box, config.sandbox.max_sandboxes)
         self.scheduler = Scheduler(config.scheduler, observe)
+        self.stores = Stores(config.store)
         self.tasks = Tasks(self.scheduler, config.scheduler.max_tasks, config.scheduler.keep_tasks_s)
 
     async def warm(self) -> None:
@@ -69,6 +71,7 @@ class Service:
     async def close(self) -> None:
         """Let go on what runs, for a while; then end all."""
         await self.scheduler.drain(self.config.server.drain_s)
+        await self.stores.close()
         await asyncio.to_thread(self.boxes.close)
         self.scheduler.close()
 
