@@ -164,7 +164,8 @@ def _from_lists(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], bad: An
         given = np.array(_without_null(data) if dtype.kind == "f" else data)
         if given.dtype.kind not in _IN_LISTS and given.size:
             raise bad("its data are not lists of numbers, or not all of one length")
-        array = given.astype(dtype)
+        # numpy takes whole numbers for floats, and rounds them, if some are small and some above 2**63.
+        array = np.array(data, dtype) if given.dtype.kind == "f" and dtype.kind in "iu" else given.astype(dtype)
     except (TypeError, ValueError, OverflowError):
         raise bad("its data are not lists of numbers, or not all of one length") from None
     if dtype.kind in "iu" and not np.array_equal(array, given):
