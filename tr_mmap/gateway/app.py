@@ -13,6 +13,7 @@ from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from . import api
 from .calls import Call, answer, error_response, json_response, new_request_id
@@ -258,7 +259,13 @@ def _make_framework(front: Front) -> FastAPI:
             type=NotFound.__name__,
             request_id=call.id,
         )
-        return json_response(call, body, error.status_code, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # several routes may have the path; the framework names the first one's methods
+            fitting = (each for each in framework.routes if each.matches(request.scope)[0] is not Match.NONE)
+            headers["Allow"] = ", ".join(
+                sorted({method for each in fitting for method in getattr(each, "methods", ())})
+            )
+        return json_response(call, body, error.status_code, headers)
 
     framework.add_exception_handler(HTTPException, missing)
     return framework

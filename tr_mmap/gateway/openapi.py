@@ -77,7 +77,7 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
         )
     }
     for status in sorted({*_OF_ALL, *route.errors}):
-        answers[str(status)] = _response(HTTPStatus(status).phrase, error)
+        answers[str(status)] = _response(HTTPStatus(status).phrase, error if status >= 400 else result)
     if route.is_hot or route.is_binary or route.result is bytes:
         answers[str(route.status)]["content"][BINARY] = _BYTES
     said: dict[str, Any] = {

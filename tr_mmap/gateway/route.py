@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.responses import Response
 
 from .calls import Call
@@ -15,8 +15,16 @@ from .service import Service
 __all__ = ["PREFIX", "Endpoint", "Route"]
 
 PREFIX: Final = "/api/v1"
-_MAY_HAVE_SLASHES: Final = re.compile(r"\{(record_id|tensor)\}")
 Endpoint = Callable[[Service, Call], Awaitable[Response]]
+
+
+class _RecordId(StringConvertor):
+    """The id of a record in a path. It may have slashes; behind ``/tensors/`` comes a tensor's name."""
+
+    regex = r"(?:(?!/tensors/).)*"  # an empty one too, lest the framework leads to the path of all records
+
+
+register_url_convertor("tr_record_id", _RecordId())
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Route:
         query: type of the parameters behind the question mark; None for none.
         result: type of the response's body.
         status: of the response.
-        errors: other statuses that it may have, beside those of all.
+        errors: other statuses that it may have, of errors as a rule, beside those of all.
         examples: of the body, by name.
         is_hot: whether it goes past the framework.
         is_stream: whether the response is a stream of events.
@@ -58,4 +66,4 @@ class Route:
     @property
     def pattern(self) -> str:
         """The path, for the framework."""
-        return _MAY_HAVE_SLASHES.sub(r"{\1:path}", self.path)
+        return self.path.replace("{record_id}", "{record_id:tr_record_id}").replace("{tensor}", "{tensor:path}")

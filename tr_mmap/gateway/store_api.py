@@ -232,7 +232,7 @@ class ScopeQuery(Struct, forbid_unknown_fields=True, kw_only=True):
         scope: a user: only this user's records are shown and changed. A token may grant no others.
     """
 
-    scope: str | UnsetType = UNSET
+    scope: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
 
 
 class ReadQuery(ScopeQuery, forbid_unknown_fields=True, kw_only=True):

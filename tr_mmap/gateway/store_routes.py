@@ -215,7 +215,7 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
         api.CreateStoreBody,
         api.StoreInfo,
         201,
-        (404, 409, 507),
+        (200, 404, 409, 507),
         {"vectors": {"dim": 384, "metric": "cosine", "indexed": ["kind"]}, "texts": {}},
     ),
     Route(
@@ -284,7 +284,7 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
         query=api.ScopeQuery,
         is_binary=True,
     ),
-    Route(  # before the record's, whose id may have slashes
+    Route(
         "GET",
         f"{_RECORD}/tensors/{{tensor}}",
         _READ,
