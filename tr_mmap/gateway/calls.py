@@ -61,6 +61,22 @@ class Call:
         """A part of the path."""
         return str(self.request.path_params[name])
 
+    def query(self, kind: type[_T]) -> _T:
+        """The parameters behind the path's question mark.
+
+        Raises:
+            BadRequest: there is one that is not documented, or a wrong value.
+        """
+        given: dict[str, str] = {}
+        for name, value in self.request.query_params.multi_items():
+            if name in given:
+                raise BadRequest(f"{name!r:.80} is given twice")
+            given[name] = value
+        try:
+            return msgspec.convert(given, kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise BadRequest(_in_words(str(error), "the query")) from None
+
     async def body(self, kind: type[_T], *, is_needed: bool = True) -> tuple[_T, memoryview]:
         """The body's JSON, and its binary part.
 
@@ -119,11 +135,11 @@ def _decode(text: memoryview, kind: type[_T]) -> _T:
         raise BadRequest(f"the body is no JSON that can be taken: {error}") from None
 
 
-def _in_words(text: str) -> str:
+def _in_words(text: str, whole: str = "the body") -> str:
     """What msgspec says, with the path in front as people write it."""
     what, _, at = text.partition(" - at `$")
     place = at.rstrip("`").lstrip(".")
-    return f"{place}: {what[:1].lower()}{what[1:]}" if place else f"the body: {what[:1].lower()}{what[1:]}"
+    return f"{place}: {what[:1].lower()}{what[1:]}" if place else f"{whole}: {what[:1].lower()}{what[1:]}"
 
 
 def new_request_id(given: str | None) -> str:

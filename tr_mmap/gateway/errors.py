@@ -19,6 +19,7 @@ __all__ = [
     "Overloaded",
     "QuotaExceeded",
     "RateLimited",
+    "StoreFull",
     "TooLarge",
     "Unauthorized",
 ]
@@ -96,6 +97,10 @@ class NotFound(TRException, LookupError):
 
 class Conflict(TRException, RuntimeError):
     """The request contradicts what is there."""
+
+
+class StoreFull(TRException, OSError):
+    """A store has no room for what was to be kept."""
 
 
 class AlreadyDone(Conflict):

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from . import api
+from . import api, store_api
 from .payloads import BINARY, JSON
 from .route import Route
 from .routes import ROUTES
@@ -17,9 +17,13 @@ __all__ = ["describe_routes"]
 
 _PART: Final = re.compile(r"\{(\w+)\}")
 _OF_ALL: Final = (400, 401, 403, 413, 429)
+_BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
 _PARTS: Final = {
     "name": {"type": "string", "pattern": api.NAME},
     "task_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+    "store": {"type": "string", "pattern": store_api.STORE_NAME},
+    "record_id": {"type": "string", "minLength": 1, "maxLength": 255},
+    "tensor": {"type": "string", "minLength": 1},
 }
 
 
@@ -29,7 +33,7 @@ def describe_routes(version: str) -> dict[str, Any]:
     Args:
         version: of the package.
     """
-    types = {each for route in ROUTES for each in (route.body, route.result) if each is not None}
+    types = {each for route in ROUTES for each in (route.body, route.result) if each not in (None, bytes)}
     types |= {api.ErrorBody, api.Health}
     ordered = sorted(types, key=lambda each: each.__name__)
     schemas, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
@@ -66,16 +70,16 @@ def describe_routes(version: str) -> dict[str, Any]:
 
 def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
     error = by_type[api.ErrorBody]
-    result = by_type[route.result] if route.result is not None else {}
+    result = by_type.get(route.result, {}) if route.result is not None else {}
     answers: dict[str, Any] = {
         str(route.status): _response(
             HTTPStatus(route.status).phrase, result, "text/event-stream" if route.is_stream else JSON
         )
     }
     for status in sorted({*_OF_ALL, *route.errors}):
-        answers[str(status)] = _response(HTTPStatus(status).phrase, error)
-    if route.is_hot:
-        answers[str(route.status)]["content"][BINARY] = {"schema": {"type": "string", "format": "binary"}}
+        answers[str(status)] = _response(HTTPStatus(status).phrase, error if status >= 400 else result)
+    if route.is_hot or route.is_binary or route.result is bytes:
+        answers[str(route.status)]["content"][BINARY] = _BYTES
     said: dict[str, Any] = {
         "summary": route.summary,
         "operationId": route.endpoint.__name__.lstrip("_"),
@@ -83,15 +87,26 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
         "responses": answers,
     }
     parts = _PART.findall(route.path)
-    if parts:
-        said["parameters"] = [{"name": each, "in": "path", "required": True, "schema": _PARTS[each]} for each in parts]
+    parameters = [{"name": each, "in": "path", "required": True, "schema": _PARTS[each]} for each in parts]
+    if route.query is not None:
+        parameters += _query_of(route.query)
+    if parameters:
+        said["parameters"] = parameters
     if route.body is not None:
         examples = {name: {"value": value} for name, value in route.examples.items()}
         said["requestBody"] = {
             "required": route.needs_body,
             "content": {JSON: {"schema": by_type[route.body], "examples": examples}},
         }
+        if route.is_binary:
+            said["requestBody"]["content"][BINARY] = _BYTES
     return said
+
+
+def _query_of(kind: type) -> list[dict[str, Any]]:
+    """The parameters behind a path's question mark, which are optional."""
+    found = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in found.items()]
 
 
 def _response(text: str, schema: Any, content_type: str = JSON) -> dict[str, Any]:

@@ -28,7 +28,19 @@ from .errors import BadRequest
 if TYPE_CHECKING:
     from ..sandbox import ComputeResponse
 
-__all__ = ["BINARY", "JSON", "JSON_LENGTH", "Done", "TensorForm", "decode_inputs", "encode", "split_body"]
+__all__ = [
+    "BINARY",
+    "JSON",
+    "JSON_LENGTH",
+    "Done",
+    "TensorEncoder",
+    "TensorForm",
+    "decode_inputs",
+    "decode_tensor",
+    "encode",
+    "is_tensor",
+    "split_body",
+]
 
 BINARY: Final = "application/octet-stream"
 JSON: Final = "application/json"
@@ -87,16 +99,31 @@ def decode_inputs(values: Mapping[str, Any], binary: memoryview) -> dict[str, An
     Raises:
         BadRequest: a tensor is none.
     """
-    return {name: _tensor(name, value, binary) if _is_tensor(value) else value for name, value in values.items()}
+    return {
+        name: decode_tensor(f"the input {name!r}", value, binary) if is_tensor(value) else value
+        for name, value in values.items()
+    }
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
+    """Whether a value of JSON is a tensor in one of the three forms."""
     return isinstance(value, dict) and value.keys() in _FORMS
 
 
-def _tensor(name: str, value: dict[str, Any], binary: memoryview) -> np.ndarray[Any, Any]:
+def decode_tensor(where: str, value: dict[str, Any], binary: memoryview) -> np.ndarray[Any, Any]:
+    """The array that a tensor's form says. One of the binary part lies in it.
+
+    Args:
+        where: it is, for errors.
+        value: one of the three forms.
+        binary: part of the body.
+
+    Raises:
+        BadRequest: it is none.
+    """
+
     def bad(why: str) -> BadRequest:
-        return BadRequest(f"the input {name!r}: {why}")
+        return BadRequest(f"{where}: {why}")
 
     try:
         dtype = by_name(value["dtype"]).numpy
@@ -137,7 +164,8 @@ def _from_lists(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], bad: An
         given = np.array(_without_null(data) if dtype.kind == "f" else data)
         if given.dtype.kind not in _IN_LISTS and given.size:
             raise bad("its data are not lists of numbers, or not all of one length")
-        array = given.astype(dtype)
+        # numpy takes whole numbers for floats, and rounds them, if some are small and some above 2**63.
+        array = np.array(data, dtype) if given.dtype.kind == "f" and dtype.kind in "iu" else given.astype(dtype)
     except (TypeError, ValueError, OverflowError):
         raise bad("its data are not lists of numbers, or not all of one length") from None
     if dtype.kind in "iu" and not np.array_equal(array, given):
@@ -155,34 +183,43 @@ def _without_null(data: Any) -> Any:
     return math.nan if data is None else data
 
 
+class TensorEncoder:
+    """Puts tensors into a form, and collects the pieces of the binary part.
+
+    Attributes:
+        pieces: of the binary part, in their order.
+    """
+
+    def __init__(self, form: TensorForm) -> None:
+        self._form = form
+        self._size = 0
+        self.pieces: list[Any] = []
+
+    def encode(self, array: np.ndarray[Any, Any]) -> dict[str, Any]:
+        """What JSON says of an array."""
+        said: dict[str, Any] = {"dtype": str(array.dtype), "shape": list(array.shape)}
+        if self._form == "binary":
+            padding = -self._size % _ALIGNMENT
+            self.pieces += bytes(padding), _bytes_of(array)
+            said["offset"], said["nbytes"] = self._size + padding, array.nbytes
+            self._size += padding + array.nbytes
+        elif self._form == "list" and array.dtype.kind in _IN_LISTS and not _has_no_number(array):
+            said["data"] = array.tolist()
+        else:
+            said["base64"] = binascii.b2a_base64(_bytes_of(array), newline=False).decode()
+        return said
+
+
 def encode_outputs(outputs: Mapping[str, Any], form: TensorForm) -> tuple[Any, list[Any]]:
     """What a response has as its result, and the pieces of its binary part.
 
     The only output, or the one of the name ``output``, is the result; several are an object of them.
     """
-    pieces: list[Any] = []
-    size = 0
-
-    def encode(value: Any) -> Any:
-        nonlocal size
-        if not isinstance(value, np.ndarray):
-            return value
-        said: dict[str, Any] = {"dtype": str(value.dtype), "shape": list(value.shape)}
-        if form == "binary":
-            padding = -size % _ALIGNMENT
-            pieces.append(bytes(padding))
-            size += padding
-            pieces.append(_bytes_of(value))
-            said["offset"], said["nbytes"] = size, value.nbytes
-            size += value.nbytes
-        elif form == "list" and value.dtype.kind in _IN_LISTS and not _has_no_number(value):
-            said["data"] = value.tolist()
-        else:
-            said["base64"] = binascii.b2a_base64(_bytes_of(value), newline=False).decode()
-        return said
-
-    encoded = {name: encode(value) for name, value in outputs.items()}
-    return (encoded["output"] if encoded.keys() == {"output"} else encoded), pieces
+    encoder = TensorEncoder(form)
+    encoded = {
+        name: encoder.encode(value) if isinstance(value, np.ndarray) else value for name, value in outputs.items()
+    }
+    return (encoded["output"] if encoded.keys() == {"output"} else encoded), encoder.pieces
 
 
 def _has_no_number(array: np.ndarray[Any, Any]) -> bool:

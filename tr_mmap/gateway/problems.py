@@ -7,8 +7,17 @@ from typing import Any, Final
 
 import msgspec
 
-from ..errors import MissingPackage, OutOfSpace, TRException, UnsupportedTensor
+from ..errors import BadMessage, MissingPackage, OutOfSpace, SystemLimit, TRException, UnsupportedTensor
 from ..sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, NotAllowed, RunCancelled, SandboxBroken
+from ..store import (
+    EmbedderMismatch,
+    NoSuchRecord,
+    RecordExists,
+    StoreBusy,
+    StoreClosed,
+    VersionConflict,
+    WrongShape,
+)
 from . import errors
 from .api import ErrorBody
 
@@ -34,7 +43,17 @@ _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (AlgorithmError, 422),
     (MissingPackage, 422),
     (UnsupportedTensor, 400),
+    (NoSuchRecord, 404),
+    (RecordExists, 409),
+    (VersionConflict, 409),
+    (EmbedderMismatch, 409),
+    (WrongShape, 400),
+    (BadMessage, 400),
+    (errors.StoreFull, 507),
+    (StoreBusy, 503),
+    (StoreClosed, 503),
     (OutOfSpace, 503),
+    (SystemLimit, 503),
     (SandboxBroken, 503),
     (msgspec.ValidationError, 400),
     (msgspec.DecodeError, 400),
@@ -50,12 +69,18 @@ _TOLD: Final = (
     "limit_nbytes",
     "package",
     "retry_after_s",
+    "id",
+    "expected",
+    "found",
+    "option",
 )
 _MOST_TEXT: Final = 64 << 10
 _INTERNAL: Final = "the gateway has a fault of its own, which its log describes under this request's id"
 _HIDDEN: Final = {
     SandboxBroken: "the sandbox could not run it; try again, and see the gateway's log",
     OutOfSpace: "the machine has too little memory for it now; try again",
+    StoreClosed: "the store was closed meanwhile; try again",
+    SystemLimit: "the gateway has met a limit of its system; try again",
 }
 
 
@@ -96,4 +121,4 @@ def headers_of(error: BaseException) -> dict[str, str]:
         return {"www-authenticate": "Bearer"}
     if isinstance(error, errors.Busy):
         return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
-    return {"retry-after": "1"} if isinstance(error, SandboxBroken | OutOfSpace) else {}
+    return {"retry-after": "1"} if status_of(error) == 503 else {}

@@ -17,6 +17,7 @@ from .model_routes import MODEL_ROUTES
 from .payloads import BINARY, TensorForm
 from .route import PREFIX, Route
 from .service import Service
+from .store_routes import STORE_ROUTES
 
 __all__ = ["ROUTES"]
 
@@ -227,4 +228,5 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     *MODEL_ROUTES,
     *DEPENDENCY_ROUTES,
+    *STORE_ROUTES,
 )

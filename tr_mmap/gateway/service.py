@@ -33,6 +33,7 @@ from .models import MODEL, Models
 from .payloads import Done, TensorForm, decode_inputs, encode
 from .registry import Registered, Registry, version_of
 from .scheduler import Job, Scheduler
+from .stores import Stores
 from .tasks import Task, Tasks
 from .tokens import Principal
 
@@ -67,6 +68,7 @@ class Service:
             else None,
             self._saw_model,
         )
+        self.stores = Stores(config.store)
         self.tasks = Tasks(self.scheduler, config.scheduler.max_tasks, config.scheduler.keep_tasks_s)
 
     async def warm(self) -> None:
@@ -88,6 +90,7 @@ class Service:
         await self.scheduler.drain(self.config.server.drain_s)
         await self.models.close()
         await self.dependencies.close()
+        await self.stores.close()
         await asyncio.to_thread(self.boxes.close)
         self.scheduler.close()
 

@@ -13,12 +13,9 @@ from typing import Any, Final
 
 from ..errors import HostilePath
 from .errors import BadConfig, Forbidden, Unauthorized
+from .scopes import check_scope
 
-__all__ = ["SCOPES", "Principal", "Tokens", "make_key_file", "read_key_file"]
-
-SCOPES: Final = ("execute", "register", "store", "metrics", "admin")
-"""``admin`` grants all the others. A scope of stores may name one, as ``store:notes``, and a user in it, as
-``store:notes/ada``."""
+__all__ = ["Principal", "Tokens", "make_key_file", "read_key_file"]
 
 _ALGORITHM: Final = "HS256"
 _KEY_NBYTES: Final = 32  # as the algorithm's hash has, at least (RFC 7518, 3.2)
@@ -82,7 +79,7 @@ class Tokens:
 
         Args:
             subject: whose.
-            scopes: what it grants; see :data:`SCOPES`.
+            scopes: what it grants; see :mod:`.scopes`.
             valid_s: how long it is valid, in seconds.
             **claims: more to say in it.
 
@@ -91,8 +88,7 @@ class Tokens:
         """
         granted = list(scopes)
         for each in granted:
-            if each not in SCOPES and not each.startswith("store:"):
-                raise ValueError(f"there is no scope {each!r}; there are {', '.join(SCOPES)} and store:NAME")
+            check_scope(each)
         now_s = int(time.time())
         said = {
             "sub": subject,
