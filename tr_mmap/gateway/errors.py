@@ -12,6 +12,8 @@ __all__ = [
     "CircuitOpen",
     "Conflict",
     "Forbidden",
+    "KeyInUse",
+    "KeyReused",
     "NotFound",
     "Overloaded",
     "QuotaExceeded",
@@ -100,3 +102,11 @@ class QuotaExceeded(Busy):
 
 class CircuitOpen(Busy):
     """An algorithm has failed too often, and is not run for a while."""
+
+
+class KeyReused(BadRequest):
+    """An idempotency key that another request had before; a new request needs a new key."""
+
+
+class KeyInUse(Conflict, Busy):
+    """The request with the same idempotency key still goes on; its response is there once it has ended."""

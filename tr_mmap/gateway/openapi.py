@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from . import api
+from .idempotency import KEY
 from .payloads import BINARY, JSON
 from .route import Route
 from .routes import ROUTES
@@ -17,6 +18,13 @@ __all__ = ["describe_routes"]
 
 _PART: Final = re.compile(r"\{(\w+)\}")
 _OF_ALL: Final = (400, 401, 403, 413, 429)
+_KEY: Final = {
+    "name": api.IDEMPOTENCY_KEY,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "pattern": KEY},
+    "description": "A request with the key and the body of an earlier one gets that one's response.",
+}
 _PARTS: Final = {
     "name": {"type": "string", "pattern": api.NAME},
     "task_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
@@ -72,7 +80,8 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
             HTTPStatus(route.status).phrase, result, "text/event-stream" if route.is_stream else JSON
         )
     }
-    for status in sorted({*_OF_ALL, *route.errors}):
+    of_keys = (409, 422) if route.takes_key else ()
+    for status in sorted({*_OF_ALL, *route.errors, *of_keys}):
         answers[str(status)] = _response(HTTPStatus(status).phrase, error)
     if route.is_hot:
         answers[str(route.status)]["content"][BINARY] = {"schema": {"type": "string", "format": "binary"}}
@@ -85,6 +94,8 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
     parts = _PART.findall(route.path)
     if parts:
         said["parameters"] = [{"name": each, "in": "path", "required": True, "schema": _PARTS[each]} for each in parts]
+    if route.takes_key:
+        said.setdefault("parameters", []).append(_KEY)
     if route.body is not None:
         examples = {name: {"value": value} for name, value in route.examples.items()}
         said["requestBody"] = {

@@ -28,16 +28,27 @@ from .errors import BadRequest
 if TYPE_CHECKING:
     from ..sandbox import ComputeResponse
 
-__all__ = ["BINARY", "JSON", "JSON_LENGTH", "Done", "TensorForm", "decode_inputs", "encode", "split_body"]
+__all__ = [
+    "ALIGNMENT",
+    "BINARY",
+    "JSON",
+    "JSON_LENGTH",
+    "BinaryPart",
+    "Done",
+    "TensorForm",
+    "decode_inputs",
+    "encode",
+    "split_body",
+]
 
 BINARY: Final = "application/octet-stream"
 JSON: Final = "application/json"
 JSON_LENGTH: Final = "tr-json-length"
+ALIGNMENT: Final = 64  # of tensors in a binary part, so that they can be used where they lie
 TensorForm = Literal["list", "base64", "binary"]
 
 _FORMS: Final = ({"dtype", "shape", "data"}, {"dtype", "shape", "base64"}, {"dtype", "shape", "offset", "nbytes"})
 _IN_LISTS: Final = frozenset("biuf")  # kinds of numpy whose elements JSON has
-_ALIGNMENT: Final = 64  # of tensors in a binary part, so that they can be used where they lie
 _MOST_NDIM: Final = 16
 
 
@@ -56,6 +67,27 @@ class Done:
     stdout: str
     execution_time_ms: float
     pieces: list[Any] = field(default_factory=list)
+
+
+class BinaryPart:
+    """The binary part of a body that is being made.
+
+    Attributes:
+        pieces: of it, in their order; arrays are not copied.
+        nbytes: of all of them.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[Any] = []
+        self.nbytes = 0
+
+    def add(self, array: np.ndarray[Any, Any]) -> dict[str, int]:
+        """Add the elements of an array. Returns the fields that say where they lie."""
+        padding = -self.nbytes % ALIGNMENT
+        self.pieces += [bytes(padding), _bytes_of(array)]
+        said = {"offset": self.nbytes + padding, "nbytes": array.nbytes}
+        self.nbytes += padding + array.nbytes
+        return said
 
 
 def encode(response: ComputeResponse, form: TensorForm) -> Done:
@@ -160,21 +192,14 @@ def encode_outputs(outputs: Mapping[str, Any], form: TensorForm) -> tuple[Any, l
 
     The only output, or the one of the name ``output``, is the result; several are an object of them.
     """
-    pieces: list[Any] = []
-    size = 0
+    part = BinaryPart()
 
     def encode(value: Any) -> Any:
-        nonlocal size
         if not isinstance(value, np.ndarray):
             return value
         said: dict[str, Any] = {"dtype": str(value.dtype), "shape": list(value.shape)}
         if form == "binary":
-            padding = -size % _ALIGNMENT
-            pieces.append(bytes(padding))
-            size += padding
-            pieces.append(_bytes_of(value))
-            said["offset"], said["nbytes"] = size, value.nbytes
-            size += value.nbytes
+            said |= part.add(value)
         elif form == "list" and value.dtype.kind in _IN_LISTS and not _has_no_number(value):
             said["data"] = value.tolist()
         else:
@@ -182,7 +207,7 @@ def encode_outputs(outputs: Mapping[str, Any], form: TensorForm) -> tuple[Any, l
         return said
 
     encoded = {name: encode(value) for name, value in outputs.items()}
-    return (encoded["output"] if encoded.keys() == {"output"} else encoded), pieces
+    return (encoded["output"] if encoded.keys() == {"output"} else encoded), part.pieces
 
 
 def _has_no_number(array: np.ndarray[Any, Any]) -> bool:

@@ -24,6 +24,7 @@ _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (errors.RateLimited, 429),
     (errors.QuotaExceeded, 429),
     (errors.Busy, 503),
+    (errors.KeyReused, 422),
     (errors.BadRequest, 400),
     (DeadlineExceeded, 504),
     (RunCancelled, 409),

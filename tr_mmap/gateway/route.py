@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from starlette.responses import Response
 
+from .api import PREFIX
 from .calls import Call
 from .service import Service
 
 __all__ = ["PREFIX", "Endpoint", "Route"]
 
-PREFIX: Final = "/api/v1"
 Endpoint = Callable[[Service, Call], Awaitable[Response]]
 
 
@@ -34,6 +34,7 @@ class Route:
         examples: of the body, by name.
         is_hot: whether it goes past the framework.
         is_stream: whether the response is a stream of events.
+        takes_key: whether a request with an idempotency key that was answered gets the same response again.
     """
 
     method: str
@@ -48,3 +49,4 @@ class Route:
     examples: dict[str, Any] = field(default_factory=dict)
     is_hot: bool = False
     is_stream: bool = False
+    takes_key: bool = False

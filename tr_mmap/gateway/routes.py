@@ -135,6 +135,7 @@ ROUTES: Final[tuple[Route, ...]] = (
             },
             "wasm": {"name": "answer", "kind": "wasm", "wasm": "AGFzbQEAAAA="},
         },
+        takes_key=True,
     ),
     Route(
         "GET",
@@ -173,6 +174,7 @@ ROUTES: Final[tuple[Route, ...]] = (
             },
         },
         is_hot=True,
+        takes_key=True,
     ),
     Route(
         "POST",
@@ -185,6 +187,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         202,
         (404, 503),
         {"algorithm": {"algorithm": "double", "inputs": {"x": 21}, "priority": 5}},
+        takes_key=True,
     ),
     Route(
         "GET",
