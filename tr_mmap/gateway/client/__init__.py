@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .async_client import AsyncClient, AsyncTask
 from .failures import ConnectionLost, GatewayError, Unreachable
-from .messages import Result
+from .results import Result
 from .sync_client import Client, Task
 
 __all__ = [

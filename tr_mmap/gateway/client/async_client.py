@@ -18,7 +18,8 @@ from .. import api
 from . import messages
 from .answers import Answer, Inbox
 from .attempts import Done, Pause, Send, advance, attempts
-from .messages import Algorithm, Ask, Code, Framework, Inputs, Result
+from .messages import Algorithm, Ask, Code, Inputs
+from .results import EventReader, Framework, Result
 from .settings import Settings, Verify
 
 __all__ = ["AsyncClient", "AsyncTask"]
@@ -232,7 +233,7 @@ class AsyncClient:
                     async for chunk in response.aiter_bytes():
                         inbox.take(chunk)
         except (httpx.HTTPError, TimeoutError) as error:
-            return self._settings.failure(ask, error, step.timeout_s)
+            return self._settings.failure(ask, error, step)
         return inbox.answer()
 
     @asynccontextmanager
@@ -291,7 +292,7 @@ class AsyncTask:
     async def events(self) -> AsyncIterator[api.TaskInfo]:
         """See :meth:`Task.events`."""
         ask = messages.follow(self.id)
-        reader = messages.EventReader(self._framework)
+        reader = EventReader(self._framework)
         try:
             async with self._client._open(ask, math.inf) as response:
                 if response.status_code != 200:
@@ -301,4 +302,4 @@ class AsyncTask:
                     if info is not None:
                         yield info
         except httpx.HTTPError as error:
-            raise self._client._settings.failure(ask, error, math.inf) from error
+            raise self._client._settings.failure(ask, error, Send(math.inf, math.inf)) from error

@@ -27,9 +27,15 @@ _FIRST_PAUSE_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the request. ``timeout_s`` is what is left of the call's time."""
+    """Send the request.
+
+    Attributes:
+        timeout_s: what is left of the call's time.
+        call_s: all of it.
+    """
 
     timeout_s: float
+    call_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +80,14 @@ def attempts(ask: Ask[_T], timeout_s: float, *, may_retry: bool, clock: Callable
     """
     end_s = clock() + timeout_s
     lost = 0
+    refused: Answer | None = None
     while True:
-        outcome = yield Send(max(end_s - clock(), 0.001))
+        outcome = yield Send(max(end_s - clock(), 0.001), timeout_s)
         assert outcome is not None
         if isinstance(outcome, Answer):
             pause_s = _pause_of(outcome)
             failure = None
+            refused = outcome
         else:
             lost += 1
             failure = outcome
@@ -89,6 +97,8 @@ def attempts(ask: Ask[_T], timeout_s: float, *, may_retry: bool, clock: Callable
             yield Pause(pause_s * random.uniform(1.0, 1.1))  # many clients that were refused at once come one by one
             continue
         if failure is not None:
+            if refused is not None:
+                failure.add_note(f"before that, the gateway refused it: {refused.error()}")
             raise failure
         assert isinstance(outcome, Answer)
         return ask.read(outcome)

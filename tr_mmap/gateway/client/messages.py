@@ -11,34 +11,29 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import msgspec
 import numpy as np
 
-from ...errors import TRException
 from ...sandbox.values import plain
-from ...tsr.dtypes import by_name
 from ...tsr.framework_names import check_framework_name, check_installed
-from ...tsr.tensors import as_torch, is_little_endian, to_array
+from ...tsr.tensors import is_little_endian, to_array
 from .. import api
 from ..errors import BadRequest
-from ..payloads import ALIGNMENT, BINARY, JSON, JSON_LENGTH, BinaryPart, decode_inputs
+from ..payloads import ALIGNMENT, BINARY, JSON, JSON_LENGTH, BinaryPart
 from .answers import Answer
-from .failures import GatewayError, error_of
+from .failures import GatewayError
+from .results import ENDED, EventReader, Framework, Result, read_result, result_of, with_tensors
 from .sources import source_of
 
 __all__ = [
-    "ENDED",
     "Algorithm",
     "Ask",
     "Buffer",
     "Code",
-    "EventReader",
-    "Framework",
     "Inputs",
-    "Result",
     "algorithm_named",
     "algorithms",
     "cancel",
@@ -51,7 +46,6 @@ __all__ = [
     "load_model",
     "models",
     "register",
-    "result_of",
     "scheduler_status",
     "task_info",
     "unregister",
@@ -61,11 +55,9 @@ _T = TypeVar("_T")
 
 Buffer: TypeAlias = bytes | memoryview
 Code: TypeAlias = "str | Path | Callable[..., Any]"
-Framework: TypeAlias = Literal["numpy", "torch"]
 Algorithm: TypeAlias = "str | api.AlgorithmInfo"
 Inputs: TypeAlias = "Mapping[str, Any] | None"
 
-ENDED: Final = frozenset({"success", "failed", "cancelled"})
 _PYTHON: Final = f"{api.PREFIX}/python"
 _GRACE_S: Final = 5.0  # for a run's response, after its own time
 _SILENCE_S: Final = 60.0  # a stream of events says something every 15 s
@@ -101,27 +93,6 @@ class Ask(Generic[_T]):
     def what(self) -> str:
         """What it is, for errors."""
         return f"{self.method} {self.path}"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Result:
-    """What a run gave.
-
-    Attributes:
-        value: its output: JSON's values, an array, or a tensor; several outputs are a dictionary by name.
-        stdout: what it printed, cut at a limit.
-        execution_time_ms: how long it ran, by its own process.
-        request_id: under which the gateway's log knows it.
-    """
-
-    value: Any
-    stdout: str = ""
-    execution_time_ms: float = 0.0
-    request_id: str = ""
-
-    def __getitem__(self, name: str) -> Any:
-        """One of several outputs."""
-        return self.value[name]
 
 
 # -- algorithms ------------------------------------------------------------------------------------------------------
@@ -216,7 +187,7 @@ def execute(
 ) -> Ask[Result]:
     """Run an algorithm, or code, and wait for it."""
     body, part, kind = _run(algorithm, code, inputs, framework, fields)
-    ask = _post(f"{_PYTHON}/execute", body, lambda answer: _read_result(answer, kind), with_key, part)
+    ask = _post(f"{_PYTHON}/execute", body, lambda answer: read_result(answer, kind), with_key, part)
     ask.headers["accept"] = f"{BINARY}, {JSON}"
     timeout_ms = fields["timeout_ms"]
     return ask if timeout_ms is None else replace(ask, timeout_s=timeout_ms / 1000 + _GRACE_S)
@@ -240,7 +211,7 @@ def compute(
 
 def task_info(task_id: str, framework: Framework) -> Ask[api.TaskInfo]:
     """The state of a task."""
-    return Ask("GET", _task(task_id), lambda answer: _with_tensors(answer.json(api.TaskInfo), framework))
+    return Ask("GET", _task(task_id), lambda answer: with_tensors(answer.json(api.TaskInfo), framework))
 
 
 def cancel(task_id: str, framework: Framework) -> Ask[api.TaskInfo]:
@@ -248,7 +219,7 @@ def cancel(task_id: str, framework: Framework) -> Ask[api.TaskInfo]:
     return Ask(
         "PUT",
         f"{_task(task_id)}/cancel",
-        lambda answer: _with_tensors(answer.json(api.TaskInfo), framework),
+        lambda answer: with_tensors(answer.json(api.TaskInfo), framework),
         is_repeatable=False,
     )
 
@@ -273,38 +244,6 @@ def follow_to_end(task_id: str, framework: Framework) -> Ask[Result]:
         return result_of(last)
 
     return Ask("GET", f"{_task(task_id)}/events", read, silence_s=_SILENCE_S)
-
-
-class EventReader:
-    """Reads the lines of a stream of events.
-
-    Args:
-        framework: of the tensors in results.
-    """
-
-    def __init__(self, framework: Framework) -> None:
-        self._framework = framework
-
-    def take(self, line: str) -> api.TaskInfo | None:
-        """The state that a line says, if it says one."""
-        if not line.startswith("data:"):
-            return None
-        try:
-            info = msgspec.json.decode(line.removeprefix("data:").strip(), type=api.TaskInfo)
-        except msgspec.MsgspecError as error:
-            raise GatewayError(f"an event is no gateway's: {error}", status=200) from error
-        return _with_tensors(info, self._framework)
-
-
-def result_of(info: api.TaskInfo) -> Result:
-    """The result of a task that has ended.
-
-    Raises:
-        TRException: it failed, or was cancelled.
-    """
-    if info.error is not None:
-        raise error_of(info.error)
-    return Result(info.result, info.stdout, info.execution_time_ms)
 
 
 # -- the gateway -----------------------------------------------------------------------------------------------------
@@ -401,35 +340,3 @@ def _run(
     }
     kind: Framework = framework or ("torch" if has_torch else "numpy")
     return {name: value for name, value in run.items() if value is not None}, part, kind
-
-
-# -- results ---------------------------------------------------------------------------------------------------------
-
-
-def _read_result(answer: Answer, framework: Framework) -> Result:
-    said, binary = answer.split(api.ExecuteResult)
-    return Result(_decoded(said.result, binary, framework), said.stdout, said.execution_time_ms, said.request_id)
-
-
-def _with_tensors(info: api.TaskInfo, framework: Framework) -> api.TaskInfo:
-    info.result = _decoded(info.result, memoryview(b""), framework)
-    return info
-
-
-def _decoded(result: Any, binary: memoryview, framework: Framework) -> Any:
-    """The result with its tensors as arrays, or as tensors of torch: it is one, or they are in it by name."""
-    try:
-        whole = decode_inputs({"result": result}, binary)["result"]
-        if whole is result and isinstance(result, dict):
-            return {name: _in(framework, value) for name, value in decode_inputs(result, binary).items()}
-    except TRException as error:
-        raise GatewayError(f"the response is no gateway's: {error}", status=200) from error
-    return _in(framework, whole)
-
-
-def _in(framework: Framework, value: Any) -> Any:
-    if framework == "numpy" or not isinstance(value, np.ndarray):
-        return value
-    if not value.flags.writeable:  # torch has no read-only tensors
-        value = value.copy()
-    return as_torch(value, by_name(str(value.dtype)))

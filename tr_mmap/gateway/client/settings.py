@@ -17,8 +17,10 @@ from ...errors import TRException
 from ...tsr.framework_names import check_framework_name, check_installed
 from ..config import is_loopback
 from ..errors import BadRequest
+from .attempts import Send
 from .failures import ConnectionLost, error_of_transport, out_of_time
-from .messages import Ask, Buffer, Framework
+from .messages import Ask, Buffer
+from .results import Framework
 
 __all__ = ["DEFAULT_URL", "Settings", "Verify"]
 
@@ -107,13 +109,13 @@ class Settings:
         timeout = httpx.Timeout(bound, connect=connect, read=None if read == math.inf else read)
         return http.build_request(ask.method, ask.path, content=content, headers=headers, timeout=timeout)
 
-    def failure(self, ask: Ask[Any], error: Exception, timeout_s: float) -> TRException:
+    def failure(self, ask: Ask[Any], error: Exception, step: Send) -> TRException:
         """What kept a request or its response from its end."""
-        if isinstance(error, httpx.ReadTimeout) and ask.silence_s is not None and ask.silence_s < timeout_s:
+        if isinstance(error, httpx.ReadTimeout) and ask.silence_s is not None and ask.silence_s < step.timeout_s:
             return ConnectionLost(f"{self.url} has sent nothing for {ask.silence_s:g} s", url=self.url)
         if isinstance(error, httpx.HTTPError):
-            return error_of_transport(error, self.url, ask.what, timeout_s)
-        return out_of_time(self.url, ask.what, timeout_s)
+            return error_of_transport(error, self.url, ask.what, step.call_s)
+        return out_of_time(self.url, ask.what, step.call_s)
 
 
 class Chunks:

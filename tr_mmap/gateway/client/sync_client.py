@@ -18,7 +18,8 @@ from . import messages
 from .answers import Answer, Inbox
 from .attempts import Done, Pause, Send, advance, attempts
 from .failures import out_of_time
-from .messages import Algorithm, Ask, Code, Framework, Inputs, Result
+from .messages import Algorithm, Ask, Code, Inputs
+from .results import EventReader, Framework, Result
 from .settings import Settings, Verify
 
 __all__ = ["Client", "Task"]
@@ -299,9 +300,9 @@ class Client:
                 for chunk in response.iter_bytes():
                     inbox.take(chunk)
                     if time.monotonic() > end_s:
-                        return out_of_time(settings.url, ask.what, step.timeout_s)
+                        return out_of_time(settings.url, ask.what, step.call_s)
         except httpx.HTTPError as error:
-            return settings.failure(ask, error, step.timeout_s)
+            return settings.failure(ask, error, step)
         return inbox.answer()
 
     @contextmanager
@@ -373,7 +374,7 @@ class Task:
     def events(self) -> Iterator[api.TaskInfo]:
         """Its state now, and after each change, until it has ended."""
         ask = messages.follow(self.id)
-        reader = messages.EventReader(self._framework)
+        reader = EventReader(self._framework)
         try:
             with self._client._open(ask, math.inf) as response:
                 if response.status_code != 200:
@@ -383,4 +384,4 @@ class Task:
                     if info is not None:
                         yield info
         except httpx.HTTPError as error:
-            raise self._client._settings.failure(ask, error, math.inf) from error
+            raise self._client._settings.failure(ask, error, Send(math.inf, math.inf)) from error
