@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import http.server
 import inspect
+import ipaddress
 import json
 import pickle
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +23,10 @@ import msgspec
 import numpy as np
 import pytest
 from blocking_clients import KINDS, client_of
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from gateways import RunningGateway, configure, running, tr_mmap
 from support import run_python, wait_until
 
@@ -407,6 +414,38 @@ def test_an_option_that_is_wrong_is_refused(options: dict[str, Any]) -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(BadRequest):
             kind(**options)
+
+
+def make_certificate(folder: Path) -> None:
+    """A certificate for 127.0.0.1, signed by itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a gateway of tests")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(key.private_bytes(*form))
+
+
+def test_a_gateway_with_tls_is_asked_by_who_trusts_its_certificate(folder: Path) -> None:
+    make_certificate(folder)
+    context = ssl.create_default_context(cafile=folder / "certificate.pem")
+    with running(folder, server='tls_certificate = "certificate.pem"\ntls_key = "key.pem"') as gateway:
+        for kind in KINDS:
+            with client_of(kind, gateway.url, gateway.token("execute"), verify=context) as client:
+                assert client.execute("output = 1").value == 1
+            with (
+                client_of(kind, gateway.url, gateway.token("execute")) as client,
+                pytest.raises(Unreachable, match="certificate"),
+            ):
+                client.health()
 
 
 def test_threads_share_a_client(gateway: RunningGateway) -> None:

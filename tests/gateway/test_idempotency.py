@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
+import socket
 from typing import Any
 
 import httpx
@@ -90,16 +90,18 @@ def test_while_the_first_goes_on_the_second_is_told_to_wait(gateway: RunningGate
         queues = gateway.ask("GET", "/api/v1/scheduler/status").json()["queues"]
         return int(queues.get("python", {}).get("running", 0))
 
-    with ThreadPoolExecutor(1) as threads, httpx.Client(base_url=gateway.url, timeout=60) as client:
-        headers = {"authorization": f"Bearer {gateway.token('admin')}", "idempotency-key": "slow"}
-        first = threads.submit(client.post, EXECUTE, content=json.dumps(body), headers={**headers, "x-request-id": "s"})
+    raw = json.dumps(body).encode()
+    with socket.create_connection(gateway.address) as first:  # which hangs up at the end
+        first.sendall(
+            f"POST {EXECUTE} HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: slow\r\nContent-Length: {len(raw)}\r\n"
+            f"Authorization: Bearer {gateway.token('admin')}\r\n\r\n".encode()
+            + raw
+        )
         wait_until(lambda: running() == 1)
-        second = ask(gateway, EXECUTE, body, "slow")
+        second = gateway.ask("POST", EXECUTE, content=raw, headers={"Idempotency-Key": "slow"})
         assert (second.status_code, second.json()["type"]) == (409, "KeyInUse")
         assert int(second.headers["retry-after"]) >= 1
         assert ask(gateway, EXECUTE, RANDOM, "slow").status_code == 422
-        client.close()  # hangs up
-        first.exception()
     wait_until(lambda: running() == 0)
 
 

@@ -137,7 +137,7 @@ async def _fingerprint(call: Call) -> bytes:
     body = await call.read()
     parts = (
         call.request.method,
-        call.request.url.path,
+        call.request.scope["path"],
         headers.get("content-type", ""),
         headers.get(JSON_LENGTH, ""),
         str(BINARY in headers.get("accept", "")),
