@@ -86,7 +86,11 @@ def test_a_function_that_cannot_go_says_why(client: Any) -> None:
 
     with pytest.raises(BadRequest, match="'inner' of its surroundings"):
         client.register("x", uses_its_surroundings)
-    for wrong in (lambda _: 1, len, dict):
+
+    async def is_awaited(inputs: dict[str, Any]) -> Any:
+        return 1
+
+    for wrong in (lambda _: 1, len, dict, is_awaited):
         with pytest.raises(BadRequest, match="def"):
             client.register("x", wrong)
 

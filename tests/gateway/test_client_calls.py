@@ -234,15 +234,21 @@ def test_a_gateway_that_is_not_there_is_named(kind: str) -> None:
 
 
 @contextmanager
-def other_server(status: int, body: bytes) -> Iterator[str]:
-    """A server of HTTP that is no gateway."""
+def other_server(status: int, body: bytes, asked: list[tuple[str, bytes]] | None = None) -> Iterator[str]:
+    """A server of HTTP that is no gateway. ``asked`` gets what it is asked: the path, and the body."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            said = self.rfile.read(int(self.headers.get("content-length", 0)))
+            if asked is not None:
+                asked.append((self.path, said))
             self.send_response(status)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.do_GET()
 
         def log_message(self, *arguments: Any) -> None:
             """Says nothing."""
@@ -264,6 +270,21 @@ def test_what_is_no_gateway_is_an_error_with_its_status(kind: str, status: int, 
         with pytest.raises(GatewayError, match="no gateway's") as caught:
             client.algorithms()
         assert caught.value.status == status
+
+
+@both
+def test_models_and_dependencies_are_asked_for_at_their_routes(kind: str) -> None:
+    asked: list[tuple[str, bytes]] = []
+    with other_server(200, b'{"a":1}', asked) as url, client_of(kind, url + "/mounted", "token") as client:
+        assert client.models() == client.dependencies() == {"a": 1}
+        assert client.load_model("m") == client.load_model("m", 2) == {"a": 1}
+    at = "/mounted/api/v1/python"
+    assert asked == [
+        (f"{at}/models", b""),
+        (f"{at}/dependencies", b""),
+        (f"{at}/models/m", b"{}"),
+        (f"{at}/models/m", b'{"version":2}'),
+    ]
 
 
 # -- errors by their names -------------------------------------------------------------------------------------------

@@ -194,9 +194,9 @@ class AsyncClient:
         """See :meth:`Client.models`."""
         return await self._call(messages.models())
 
-    async def load_model(self, name: str) -> dict[str, Any]:
+    async def load_model(self, name: str, version: int | None = None) -> dict[str, Any]:
         """See :meth:`Client.load_model`."""
-        return await self._call(messages.load_model(name))
+        return await self._call(messages.load_model(name, version))
 
     async def dependencies(self) -> dict[str, Any]:
         """See :meth:`Client.dependencies`."""

@@ -163,9 +163,11 @@ def models() -> Ask[dict[str, Any]]:
     return Ask("GET", f"{_PYTHON}/models", _json_object)
 
 
-def load_model(name: str) -> Ask[dict[str, Any]]:
+def load_model(name: str, version: int | None) -> Ask[dict[str, Any]]:
     """Load one."""
-    return Ask("POST", f"{_PYTHON}/models/{_part(name)}", _json_object)
+    body = {} if version is None else {"version": version}
+    ask = _post(f"{_PYTHON}/models/{_part(name)}", body, _json_object, with_key=False)
+    return replace(ask, is_repeatable=True)
 
 
 def dependencies() -> Ask[dict[str, Any]]:

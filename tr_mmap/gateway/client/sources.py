@@ -29,7 +29,7 @@ def source_of(function: Callable[..., Any]) -> str:
         BadRequest: it is another thing, or its source cannot be found, or it uses more of its surroundings.
     """
     name = getattr(function, "__name__", repr(function))
-    if not isinstance(function, FunctionType) or name == "<lambda>":
+    if not isinstance(function, FunctionType) or name == "<lambda>" or inspect.iscoroutinefunction(function):
         raise BadRequest(f"{name:.80} is no function made by def; give its source as code=")
     try:
         text = textwrap.dedent(inspect.getsource(function))

@@ -260,9 +260,14 @@ class Client:
         """The models that the gateway has."""
         return self._call(messages.models())
 
-    def load_model(self, name: str) -> dict[str, Any]:
-        """Load a model before it is first used."""
-        return self._call(messages.load_model(name))
+    def load_model(self, name: str, version: int | None = None) -> dict[str, Any]:
+        """Load a model before it is first used, and serve it.
+
+        Args:
+            name: of the model.
+            version: of it; None for the greatest that there is.
+        """
+        return self._call(messages.load_model(name, version))
 
     def dependencies(self) -> dict[str, Any]:
         """The packages that algorithms may depend on."""
