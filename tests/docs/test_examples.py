@@ -50,6 +50,16 @@ EXPECTED = {
         "is wrong: AlgorithmError: ZeroDivisionError",
         "and the next run: well",
     ],
+    "gateway_client.py": [
+        "registered: normalize with 256 MiB",
+        "mean 255.5, then 0.0; it printed: normalizing (2, 256)",
+        "states end with: success 1.5",
+        "cancelled: RunCancelled",
+        "is wrong: AlgorithmError",
+        "takes all memory: LimitExceeded",
+        "again: [1 2 3]",
+        "no more than its token grants: the token does not grant 'register'",
+    ],
     "store_memory.py": [
         "ada: Ada's train leaves at seven in the morning.",
         "ben: Ben's train leaves at nine.",

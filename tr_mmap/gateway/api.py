@@ -7,7 +7,9 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 __all__ = [
+    "IDEMPOTENCY_KEY",
     "NAME",
+    "PREFIX",
     "AlgorithmInfo",
     "AlgorithmList",
     "DependencyList",
@@ -24,6 +26,10 @@ __all__ = [
     "TaskInfo",
     "TaskStarted",
 ]
+
+PREFIX: Final = "/api/v1"
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+"""A header: requests that have the same one are one request, sent again."""
 
 NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$"
 """Of algorithms, models and stores: one component of a path."""

@@ -106,12 +106,20 @@ class Front:
         """Answer a request of a route."""
         call.request.scope["tr.route"] = route.path
 
+        def on_fault(error: BaseException) -> None:
+            self._tell_fault(call, error)
+
+        async def run(call: Call) -> Response:
+            return await route.endpoint(self._gateway.service, call)
+
         async def do(call: Call) -> Response:
             if route.scope is not None:
                 self._admit(route.scope, call)
-            return await route.endpoint(self._gateway.service, call)
+            if route.takes_key:
+                return await self._gateway.replays.answer(call, lambda: answer(call, run, on_fault))
+            return await run(call)
 
-        return await answer(call, do, lambda error: self._tell_fault(call, error))
+        return await answer(call, do, on_fault)
 
     def _admit(self, scope: str, call: Call) -> None:
         """

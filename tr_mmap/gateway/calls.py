@@ -45,6 +45,7 @@ class Call:
     body_timeout_s: float
     principal: Principal | None = None
     began_s: float = field(default_factory=time.monotonic)
+    _raw: bytearray | None = None
 
     @property
     def who(self) -> Principal:
@@ -98,12 +99,17 @@ class Call:
         return _decode(text, kind), binary
 
     async def read(self) -> bytearray:
-        """All bytes of the body.
+        """All bytes of the body, also when they were read before.
 
         Raises:
             BadRequest: they did not come in time.
             TooLarge: there are too many.
         """
+        if self._raw is None:
+            self._raw = await self._receive()
+        return self._raw
+
+    async def _receive(self) -> bytearray:
         said = self.request.headers.get("content-length", "")
         if said.isdigit() and int(said) > self.max_body_nbytes:
             raise self._too_large()

@@ -15,6 +15,8 @@ __all__ = [
     "Conflict",
     "Forbidden",
     "InstallFailed",
+    "KeyInUse",
+    "KeyReused",
     "NotFound",
     "Overloaded",
     "QuotaExceeded",
@@ -138,3 +140,11 @@ class CircuitOpen(Busy):
 
 class InstallFailed(Busy):
     """Packages could not be installed, for no fault of theirs: the installer was ended, or there is no room."""
+
+
+class KeyReused(BadRequest):
+    """An idempotency key that another request had before; a new request needs a new key."""
+
+
+class KeyInUse(Conflict, Busy):
+    """The request with the same idempotency key still goes on; its response is there once it has ended."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .app import Front, make_app
 from .config import Config
+from .idempotency import Replays
 from .logs import AuditLog, log
 from .metrics import Metrics
 from .rates import RateLimit
@@ -41,6 +42,7 @@ class Gateway:
         self.version = version("tr_mmap")
         self.tokens = Tokens(read_key_file(config.auth.key_file), config.auth.audience)
         self.rates = RateLimit(config.auth.requests_per_minute, config.auth.burst)
+        self.replays = Replays()
         self.audit = AuditLog(config.auth.audit_log)
         self.metrics = Metrics(lambda: self.service.scheduler.status())
         self.is_closing = False

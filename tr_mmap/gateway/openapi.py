@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from . import api, store_api
+from .idempotency import KEY
 from .payloads import BINARY, JSON
 from .route import Route
 from .routes import ROUTES
@@ -18,6 +19,13 @@ __all__ = ["describe_routes"]
 _PART: Final = re.compile(r"\{(\w+)\}")
 _OF_ALL: Final = (400, 401, 403, 413, 429)
 _BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
+_KEY: Final = {
+    "name": api.IDEMPOTENCY_KEY,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "pattern": KEY},
+    "description": "A request with the key and the body of an earlier one gets that one's response.",
+}
 _PARTS: Final = {
     "name": {"type": "string", "pattern": api.NAME},
     "task_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
@@ -76,7 +84,8 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
             HTTPStatus(route.status).phrase, result, "text/event-stream" if route.is_stream else JSON
         )
     }
-    for status in sorted({*_OF_ALL, *route.errors}):
+    of_keys = (409, 422) if route.takes_key else ()
+    for status in sorted({*_OF_ALL, *route.errors, *of_keys}):
         answers[str(status)] = _response(HTTPStatus(status).phrase, error if status >= 400 else result)
     if route.is_hot or route.is_binary or route.result is bytes:
         answers[str(route.status)]["content"][BINARY] = _BYTES
@@ -90,6 +99,8 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
     parameters = [{"name": each, "in": "path", "required": True, "schema": _PARTS[each]} for each in parts]
     if route.query is not None:
         parameters += _query_of(route.query)
+    if route.takes_key:
+        parameters.append(_KEY)
     if parameters:
         said["parameters"] = parameters
     if route.body is not None:

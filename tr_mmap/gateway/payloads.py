@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ..sandbox import ComputeResponse
 
 __all__ = [
+    "ALIGNMENT",
+    "BinaryPart",
     "BINARY",
     "JSON",
     "JSON_LENGTH",
@@ -45,11 +47,11 @@ __all__ = [
 BINARY: Final = "application/octet-stream"
 JSON: Final = "application/json"
 JSON_LENGTH: Final = "tr-json-length"
+ALIGNMENT: Final = 64  # of tensors in a binary part, so that they can be used where they lie
 TensorForm = Literal["list", "base64", "binary"]
 
 _FORMS: Final = ({"dtype", "shape", "data"}, {"dtype", "shape", "base64"}, {"dtype", "shape", "offset", "nbytes"})
 _IN_LISTS: Final = frozenset("biuf")  # kinds of numpy whose elements JSON has
-_ALIGNMENT: Final = 64  # of tensors in a binary part, so that they can be used where they lie
 _MOST_NDIM: Final = 16
 
 
@@ -68,6 +70,27 @@ class Done:
     stdout: str
     execution_time_ms: float
     pieces: list[Any] = field(default_factory=list)
+
+
+class BinaryPart:
+    """The binary part of a body that is being made.
+
+    Attributes:
+        pieces: of it, in their order; arrays are not copied.
+        nbytes: of all of them.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[Any] = []
+        self.nbytes = 0
+
+    def add(self, array: np.ndarray[Any, Any]) -> dict[str, int]:
+        """Add the elements of an array. Returns the fields that say where they lie."""
+        padding = -self.nbytes % ALIGNMENT
+        self.pieces += [bytes(padding), _bytes_of(array)]
+        said = {"offset": self.nbytes + padding, "nbytes": array.nbytes}
+        self.nbytes += padding + array.nbytes
+        return said
 
 
 def encode(response: ComputeResponse, form: TensorForm) -> Done:
@@ -184,25 +207,22 @@ def _without_null(data: Any) -> Any:
 
 
 class TensorEncoder:
-    """Puts tensors into a form, and collects the pieces of the binary part.
-
-    Attributes:
-        pieces: of the binary part, in their order.
-    """
+    """Puts tensors into a form; those of the form ``binary`` into a binary part."""
 
     def __init__(self, form: TensorForm) -> None:
         self._form = form
-        self._size = 0
-        self.pieces: list[Any] = []
+        self._part = BinaryPart()
+
+    @property
+    def pieces(self) -> list[Any]:
+        """Of the binary part, in their order."""
+        return self._part.pieces
 
     def encode(self, array: np.ndarray[Any, Any]) -> dict[str, Any]:
         """What JSON says of an array."""
         said: dict[str, Any] = {"dtype": str(array.dtype), "shape": list(array.shape)}
         if self._form == "binary":
-            padding = -self._size % _ALIGNMENT
-            self.pieces += bytes(padding), _bytes_of(array)
-            said["offset"], said["nbytes"] = self._size + padding, array.nbytes
-            self._size += padding + array.nbytes
+            said |= self._part.add(array)
         elif self._form == "list" and array.dtype.kind in _IN_LISTS and not _has_no_number(array):
             said["data"] = array.tolist()
         else:

@@ -34,6 +34,7 @@ _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (errors.QuotaExceeded, 429),
     (errors.Busy, 503),
     (errors.BadModel, 422),
+    (errors.KeyReused, 422),
     (errors.BadRequest, 400),
     (errors.BadDependency, 422),
     (DeadlineExceeded, 504),

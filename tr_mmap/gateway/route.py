@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.responses import Response
 
+from .api import PREFIX
 from .calls import Call
 from .service import Service
 
 __all__ = ["PREFIX", "Endpoint", "Route"]
 
-PREFIX: Final = "/api/v1"
 Endpoint = Callable[[Service, Call], Awaitable[Response]]
 
 
@@ -47,6 +47,7 @@ class Route:
         is_hot: whether it goes past the framework.
         is_stream: whether the response is a stream of events.
         is_binary: whether bodies may have a binary part.
+        takes_key: whether a request with an idempotency key that was answered gets the same response again.
     """
 
     method: str
@@ -61,6 +62,7 @@ class Route:
     examples: dict[str, Any] = field(default_factory=dict)
     is_hot: bool = False
     is_stream: bool = False
+    takes_key: bool = False
     needs_body: bool = True
     is_binary: bool = False
     query: type | None = None

@@ -138,6 +138,7 @@ ROUTES: Final[tuple[Route, ...]] = (
             },
             "wasm": {"name": "answer", "kind": "wasm", "wasm": "AGFzbQEAAAA="},
         },
+        takes_key=True,
     ),
     Route(
         "GET",
@@ -176,6 +177,7 @@ ROUTES: Final[tuple[Route, ...]] = (
             },
         },
         is_hot=True,
+        takes_key=True,
     ),
     Route(
         "POST",
@@ -188,6 +190,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         202,
         (404, 503),
         {"algorithm": {"algorithm": "double", "inputs": {"x": 21}, "priority": 5}},
+        takes_key=True,
     ),
     Route(
         "GET",
