@@ -17,7 +17,7 @@ from tr_mmap.gateway import Config, errors
 from tr_mmap.gateway.api import ExecuteBody, RegisterBody
 from tr_mmap.gateway.problems import _STATUS
 from tr_mmap.gateway.routes import ROUTES
-from tr_mmap.gateway.tokens import SCOPES
+from tr_mmap.gateway.scopes import SCOPES
 
 PAGE = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
 MARK = "@@@"
