@@ -43,9 +43,8 @@ class Gateway:
         self.tokens = Tokens(read_key_file(config.auth.key_file), config.auth.audience)
         self.rates = RateLimit(config.auth.requests_per_minute, config.auth.burst)
         self.replays = Replays()
-        self.failures = RateLimit(
-            config.auth.failures_per_minute, config.auth.failures_burst, "an address", "failed tries"
-        )
+        auth = config.auth
+        self.failures = RateLimit(auth.failures_per_minute, auth.failures_burst, "an address", "tries of a token")
         self.metrics = Metrics(lambda: self.service.scheduler.status())
         self.audit = AuditLog(config.auth.audit_log, self.metrics.missed_audit)
         self.is_closing = False

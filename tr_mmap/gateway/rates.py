@@ -1,4 +1,4 @@
-"""How often each of many may do something: a bucket for each, which fills steadily. Knows the clock it is given only."""
+"""How often each may do something: a bucket for each, which fills steadily. Knows the clock it is given only."""
 
 from __future__ import annotations
 
