@@ -83,7 +83,7 @@ def test_an_audit_log_that_cannot_be_opened_is_one_clear_line(folder: Path, name
     (folder / "key").write_text("k" * 48)
     (folder / "key").chmod(0o600)
     config = Config.from_dict({"auth": {"key_file": "key", "audit_log": name}}, base=folder)
-    with pytest.raises(BadConfig, match="the audit log .* cannot be opened: .*") as caught:
+    with pytest.raises(BadConfig, match=r"the audit log .* cannot be opened: .*") as caught:
         Gateway(config)
     assert caught.value.key == "auth.audit_log"
 

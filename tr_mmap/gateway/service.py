@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
+from ..errors import TRException
 from ..sandbox import Algorithm, Limits, Sandbox
 from .api import (
     AlgorithmInfo,
@@ -352,7 +353,12 @@ class Service:
                 key = lent.box
                 with boxes.using(key) as box:
                     given = {**inputs, **lent.inputs}
-                    response = box.run(lent.algorithm, given, deadline_s=deadline_s, request_id=run_id)
+                    try:
+                        response = box.run(lent.algorithm, given, deadline_s=deadline_s, request_id=run_id)
+                    except (TypeError, ValueError) as error:
+                        if isinstance(error, TRException):
+                            raise
+                        raise BadRequest(str(error)) from error  # an input that no process can get: 10**20, say
                     return encode(response, form)
 
         def end() -> None:
