@@ -90,6 +90,8 @@ def describe_routes(version: str) -> dict[str, Any]:
 def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
     error = by_type[api.ErrorBody]
     result = by_type.get(route.result, {}) if route.result is not None else {}
+    if route.is_stream:
+        result = _event(result)
     answers: dict[str, Any] = {
         str(route.status): _response(
             HTTPStatus(route.status).phrase, result, "text/event-stream" if route.is_stream else JSON
@@ -148,6 +150,12 @@ def _outside(
         answers[str(status)] = _response(HTTPStatus(status).phrase, by_type[api.ErrorBody], status=status)
     said: dict[str, Any] = {"summary": summary, "operationId": name, "responses": answers}
     return said if 401 in statuses else {**said, "security": []}
+
+
+def _event(data: Any) -> dict[str, Any]:
+    """One server-sent event."""
+    text = {"type": "string", "contentMediaType": JSON, "contentSchema": data}
+    return {"type": "object", "properties": {"event": {"type": "string"}, "data": text}, "required": ["event", "data"]}
 
 
 def _response(text: str, schema: Any, content_type: str = JSON, status: int = 200) -> dict[str, Any]:
