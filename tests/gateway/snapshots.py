@@ -29,24 +29,31 @@ def _describe(found: Any) -> Any:
         return _signature(found) if callable(found) else type(found).__name__
     if issubclass(found, enum.Enum):
         return sorted(found.__members__)
-    members = {"()": _signature(found), "bases": [each.__name__ for each in found.__mro__[1:-1]]}
+    bases = [each.__name__ for each in found.__mro__[1:-1] if not each.__name__.startswith("_")]
+    members: dict[str, Any] = {"()": _signature(found), "bases": bases}
     for name, member in sorted(vars(found).items()):
         if name.startswith("_"):
             continue
         plain = member.__func__ if isinstance(member, classmethod | staticmethod) else member
         if inspect.isfunction(plain):
-            kind = "async " * inspect.iscoroutinefunction(plain) + type(member).__name__.replace("function", "")
-            members[name] = f"{kind} {_signature(plain)}".strip()
+            kind = "coroutine" if inspect.iscoroutinefunction(plain) else type(member).__name__
+            members[name] = {"kind": kind, **_signature(plain)}
         else:
             members[name] = type(member).__name__
     return members
 
 
-def _signature(found: Any) -> str:
-    try:
-        return str(inspect.signature(found))
-    except ValueError:
-        return "?"
+def _signature(found: Any) -> dict[str, Any]:
+    """A function's parameters by name, those that have no default as ``required``, and what it returns."""
+    signature = inspect.signature(found)
+    parameters = {name: each for name, each in signature.parameters.items() if name not in ("self", "cls")}
+    return {
+        "parameters": {name: str(each).partition(" = ")[2] for name, each in parameters.items()},
+        "types": {name: inspect.formatannotation(each.annotation) for name, each in parameters.items()},
+        "kinds": {name: each.kind.description for name, each in parameters.items()},
+        "required": [name for name, each in parameters.items() if each.default is each.empty],
+        "returns": inspect.formatannotation(signature.return_annotation),
+    }
 
 
 def document() -> dict[str, Any]:

@@ -20,7 +20,7 @@ def test_a_breaking_change_is_seen_and_an_addition_is_none() -> None:
     former = {
         "server": {"port": {"type": "integer", "default": 3000}},
         "body": {"properties": {"a": {"type": "string"}, "b": {}}, "required": ["a"]},
-        "Gateway": {"serve": "(self)"},
+        "Gateway": {"serve": {"parameters": {"port": ""}, "required": ["port"]}},
     }
 
     def changed(**more: object) -> list[str]:
@@ -29,6 +29,8 @@ def test_a_breaking_change_is_seen_and_an_addition_is_none() -> None:
     body = {"properties": {"a": {"type": "string"}, "b": {}, "c": {}}, "required": ["a"]}
     assert changed() == changed(more={"x": 1}) == changed(body=body) == []
     assert changed(body={**body, "required": []}) == []
+    optional = {"serve": {"parameters": {"port": "", "more": "1"}, "required": ["port"]}}
+    assert changed(Gateway=optional) == []
     assert changed(new={"properties": {"x": {}}, "required": ["x"]}) == []
     for breaking in (
         {"server": {"port": {"type": "integer", "default": 80}}},
@@ -36,6 +38,8 @@ def test_a_breaking_change_is_seen_and_an_addition_is_none() -> None:
         {"server": {}},
         {"body": {**body, "required": ["a", "c"]}},
         {"body": {"properties": {"a": {"type": "string"}}, "required": ["a"]}},
-        {"Gateway": {"serve": "(self, more)"}},
+        {"Gateway": {"serve": {"parameters": {"port": "", "more": ""}, "required": ["port", "more"]}}},
+        {"Gateway": {"serve": {"parameters": {"place": ""}, "required": ["place"]}}},
+        {"Gateway": {}},
     ):
         assert changed(**breaking), breaking
