@@ -118,19 +118,53 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 def breaks(former: Any, now: Any) -> list[str]:
     """What is not any more as somebody relied on it: a name is gone or changed, a field must be sent now."""
     old, new = dict(leaves(former)), dict(leaves(now))
-    gone = [f"{path} is gone" for path in old.keys() - new.keys() if not _may_go(path)]
-    changed = [
-        f"{path} was {old[path]}, and is {new[path]}" for path in old.keys() & new.keys() if old[path] != new[path]
+    sent = types_sent(now)
+    gone = [path for path in old.keys() - new.keys() if not (".required[" in path and _is_sent(path, sent))]
+    changed = [path for path in old.keys() & new.keys() if old[path] != new[path]]
+    demanded = [
+        path
+        for path in new.keys() - old.keys()
+        if ".required[" in path and _is_sent(path, sent) and _was_there(path, former)
     ]
-    demanded = [f"{path} is new" for path in new.keys() - old.keys() if ".required[" in path and _is_sent(path, former)]
-    return sorted(gone + changed + demanded)
+    return sorted(
+        [f"{path} is gone" for path in gone]
+        + [f"{path} was {old[path]}, and is {new[path]}" for path in changed]
+        + [f"{path} is new" for path in demanded]
+    )
 
 
-def _may_go(path: str) -> bool:
-    return ".required[" in path  # a field need not be sent any more
+def types_sent(document: Any) -> set[str]:
+    """The types of an OpenAPI document that are in bodies of requests."""
+    found: set[str] = set()
+    waiting = _references(document, is_sent=False)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting |= _references(document["components"]["schemas"][name], is_sent=True)
+    return found
 
 
-def _is_sent(path: str, former: Any) -> bool:
+def _references(value: Any, *, is_sent: bool) -> set[str]:
+    found: set[str] = set()
+    if isinstance(value, dict):
+        for name, each in value.items():
+            if is_sent and name == "$ref":
+                found.add(each.rpartition("/")[2])
+            found |= _references(each, is_sent=is_sent or name == "requestBody")
+    elif isinstance(value, list):
+        for each in value:
+            found |= _references(each, is_sent=is_sent)
+    return found
+
+
+def _is_sent(path: str, sent: set[str]) -> bool:
+    """Whether what is required there is required of who asks or calls; else it is promised to them."""
+    _, is_schema, rest = path.partition("components.schemas.")
+    return not is_schema or rest.partition(".")[0] in sent
+
+
+def _was_there(path: str, former: Any) -> bool:
     """Whether a type was there before; the fields of a new one are no news."""
     found = former
     for part in path.partition(".required[")[0].strip(".").split("."):

@@ -431,8 +431,14 @@ def test_a_length_of_the_json_that_lies_is_refused(gateway: RunningGateway, leng
     ],
 )
 def test_a_name_that_is_a_way_out_names_nothing(gateway: RunningGateway, name: str) -> None:
-    for method in ("GET", "DELETE"):
-        answer = ask_raw(gateway, head(gateway, method, f"{ALGORITHMS}/{name}"))
+    for method, path in (
+        ("GET", ALGORITHMS),
+        ("DELETE", ALGORITHMS),
+        ("POST", "/api/v1/python/models"),
+        ("GET", "/api/v1/store"),
+        ("PUT", "/api/v1/store"),
+    ):
+        answer = ask_raw(gateway, head(gateway, method, f"{path}/{name}", "Content-Length: 0"))
         assert answer is not None
         assert answer.status in (400, 404)
         assert answer.json()["status_code"] == answer.status

@@ -11,6 +11,16 @@ from gateways import RunningGateway, running
 from support import BOUND_S, environment
 
 _AUTH = "requests_per_minute = 0\nfailures_per_minute = 0"
+_SECTIONS = """
+[sandbox]
+wall_ms = 1000
+memory_mb = 256
+most_memory_mb = 512
+[python.models]
+model_dir = "models"
+[store]
+dir = "stores"
+"""
 _CONFIG = """
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "4xx", 503, 504] # too many sandboxes at once, and deadlines that are too short
@@ -26,7 +36,9 @@ expected-statuses = ["2xx", 400, 401, 403, 404, 409, 413, 422, 503, 504]
 def test_schemathesis_finds_nothing(folder: Path, is_full: bool) -> None:
     most = 200 if is_full else 12
     (folder / "schemathesis.toml").write_text(_CONFIG)
-    with running(folder, "[sandbox]\nwall_ms = 1000\nmemory_mb = 256\nmost_memory_mb = 512", auth=_AUTH) as gateway:
+    (folder / "models").mkdir()
+    (folder / "stores").mkdir()
+    with running(folder, _SECTIONS, auth=_AUTH) as gateway:
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(folder / "schemathesis.toml")),
             *("run", f"{gateway.url}/openapi.json", "--max-examples", str(most), "--seed", "1"),

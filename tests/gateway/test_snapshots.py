@@ -43,3 +43,17 @@ def test_a_breaking_change_is_seen_and_an_addition_is_none() -> None:
         {"Gateway": {}},
     ):
         assert changed(**breaking), breaking
+
+
+def test_what_must_be_sent_may_become_less_and_what_is_promised_more() -> None:
+    sent, given = {"required": ["a"]}, {"required": ["x"]}
+
+    def described(sent: object, given: object) -> dict[str, object]:
+        body = {"schema": {"$ref": "#/components/schemas/Sent"}}
+        return {"post": {"requestBody": body}, "components": {"schemas": {"Sent": sent, "Given": given}}}
+
+    former = described(sent, given)
+    more, less = {"required": ["a", "x"]}, {"required": []}
+    assert snapshots.breaks(former, described(less, more)) == []
+    assert snapshots.breaks(former, described(more, given)) == [".components.schemas.Sent.required[x] is new"]
+    assert snapshots.breaks(former, described(sent, less))

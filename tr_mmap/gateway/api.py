@@ -37,15 +37,6 @@ Python would let a line break pass."""
 
 Name = Annotated[str, Meta(pattern=NAME, examples=["double"])]
 Code = Annotated[str, Meta(max_length=1 << 20)]  # its syntax tree takes 250 times as much, for a while
-# A name, perhaps with extras, and what follows it: versions, a marker. No URL, no option of an installer.
-Dependency = Annotated[
-    str,
-    Meta(
-        pattern=r"^(?!.*\n)[A-Za-z0-9][A-Za-z0-9._\-]*(\[[A-Za-z0-9._,\- ]*\])?( *[=<>!~;].*)?$",
-        max_length=200,
-        examples=["humanize==4.17.0"],
-    ),
-]
 Milliseconds = Annotated[float, Meta(gt=0, le=86_400_000)]
 
 
@@ -91,7 +82,7 @@ class RegisterBody(_Body):
     wasm: str | None = None
     library: str | None = None
     function: str | None = None
-    dependencies: Annotated[tuple[Dependency, ...], Meta(max_length=100)] = ()
+    dependencies: tuple[str, ...] = ()
     resource_requirements: Requirements | None = None
     timeout_ms: Milliseconds | None = None
     reuse: bool = False

@@ -105,9 +105,7 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
     if "{" in route.path:
         statuses.add(404)
     for status in sorted(statuses):
-        answers[str(status)] = _response(
-            HTTPStatus(status).phrase, error if status >= 400 else result, status=status
-        )
+        answers[str(status)] = _response(HTTPStatus(status).phrase, error if status >= 400 else result, status=status)
     if route.is_hot or route.is_binary or route.result is bytes:
         answers[str(route.status)]["content"][BINARY] = _BYTES
     said: dict[str, Any] = {
