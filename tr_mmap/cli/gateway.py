@@ -54,9 +54,10 @@ def serve(config: Annotated[Path, _CONFIG] = _DEFAULT) -> None:
         _fail(f"the package {error.name} is missing: pip install 'tr_mmap[gateway]'", _BROKEN)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    logger = logging.getLogger("tr_mmap")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    for name, level in (("tr_mmap", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(level)
     try:
         gateway = Gateway(read)
     except TRException as error:

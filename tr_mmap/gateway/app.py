@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from .metrics import CONTENT_TYPE
 from .openapi import describe_routes
 from .route import Route
 from .routes import ROUTES
+from .tokens import Principal
 
 if TYPE_CHECKING:
     from .gateway import Gateway
@@ -36,6 +38,15 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_HOST: Final = re.compile(r"(?P<name>[A-Za-z0-9._\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+# What a path must not have even when it is escaped: separators, for what is in front may have seen one component, and
+# characters that no name has.
+_ODD_PATH: Final = re.compile(rb"%(?:2f|5c|[01][0-9a-f]|7f)", re.IGNORECASE)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
+_REASONS: Final = {401: "unauthorized", 403: "forbidden", 429: "rate"}
+_NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
+_NO_STORE: Final = (b"cache-control", b"no-store")
+_NO_FRAMES: Final = (b"content-security-policy", b"frame-ancestors 'none'")
 _CHANGES: Final = frozenset({"POST", "PUT", "DELETE", "PATCH"})
 
 
@@ -76,20 +87,19 @@ class Front:
         )
         scope.setdefault("state", {})["call"] = call
         scope["tr.route"] = ""
-        status = 500
+        status, is_stranger = 500, False
 
         async def note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                traceparent = request.headers.get("traceparent", "")
-                if _TRACEPARENT.fullmatch(traceparent):
-                    message["headers"] = [*message["headers"], (b"traceparent", traceparent.encode())]
+                message["headers"] = _with_usual(message["headers"], call)
             await send(message)
 
         try:
             refusal = self._refusal(call)
             if refusal is not None:
+                is_stranger = not self._gateway.is_closing
                 await refusal(scope, receive, note)
                 return
             await self._gateway.start()
@@ -100,7 +110,7 @@ class Front:
             else:
                 await self._framework(scope, receive, note)
         finally:
-            self._finish(call, scope["tr.route"], status)
+            self._finish(call, scope["tr.route"], status, is_stranger)
 
     async def serve(self, route: Route, call: Call) -> Response:
         """Answer a request of a route."""
@@ -126,17 +136,39 @@ class Front:
         Raises:
             Unauthorized, Forbidden, RateLimited: the request's token does not grant it.
         """
-        scheme, _, token = call.request.headers.get("authorization", "").partition(" ")
+        given = call.request.headers.getlist("authorization")
+        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthorized("this needs a token: send the header Authorization: Bearer TOKEN; see tr-mmap token")
-        principal = call.principal = self._gateway.tokens.verify(token.strip())
+        principal = call.principal = self._principal(token.strip(), _network_of(call.client))
         self._gateway.rates.take(principal.token_id, time.monotonic())
         if "{" not in scope:
             principal.check(scope)
 
+    def _principal(self, token: str, network: str) -> Principal:
+        """Whose a token is.
+
+        Raises:
+            Unauthorized: nobody's.
+            RateLimited: too many of the same network were nobody's. Tokens that are known already pass even then, so
+                that nobody locks others out.
+        """
+        gateway, now_s = self._gateway, time.monotonic()
+        known = gateway.tokens.known(token)
+        if known is not None:
+            return known
+        gateway.failures.check(network, now_s)
+        try:
+            return gateway.tokens.verify(token)
+        except Unauthorized:
+            gateway.failures.take(network, now_s)
+            raise
+
     def _refusal(self, call: Call) -> Response | None:
         """The answer to a request that no route should see."""
         headers = call.request.headers
+        if self._gateway.is_closing:
+            return error_response(call, Overloaded("the gateway is about to end; try again", retry_after_s=1.0))
         if len(headers.getlist("host")) != 1 or not self._is_known_host(headers["host"]):
             return error_response(
                 call, BadRequest("the header Host names no host of this gateway; see [server] allowed_hosts")
@@ -146,33 +178,30 @@ class Front:
             return error_response(
                 call, Forbidden("scripts of other pages may not ask here; see [server] allowed_origins")
             )
-        if self._gateway.is_closing:
-            return error_response(call, Overloaded("the gateway is about to end; try again", retry_after_s=1.0))
+        path, _, _ = (call.request.scope.get("raw_path") or b"").partition(b"/records/")  # whose ids may have any
+        if _ODD_PATH.search(path):
+            return error_response(call, BadRequest("a path has no escaped slashes, backslashes or control characters"))
         return None
 
     def _is_known_host(self, host: str) -> bool:
-        try:
-            found = urlsplit(f"//{host}")
-            name, port = found.hostname or "", found.port
-        except ValueError:
+        found = _HOST.fullmatch(host)  # with any port: proxies have others
+        if found is None:
             return False
-        del port  # proxies have others
-        shown = f"[{name}]" if ":" in name else name
-        return (
-            self._is_any_host
-            or shown.lower() in self._hosts
-            or (is_loopback(name) and is_loopback(self._config.server.host))
-        )
+        name = found["name"].lower()
+        return self._is_any_host or name in self._hosts or (is_loopback(name) and is_loopback(self._config.server.host))
 
     def _is_own(self, origin: str, call: Call) -> bool:
         """Whether a page of this gateway asks: its documentation, for example."""
         return urlsplit(origin).netloc.lower() == call.request.headers["host"].lower()
 
-    def _finish(self, call: Call, route: str, status: int) -> None:
+    def _finish(self, call: Call, route: str, status: int, is_stranger: bool) -> None:
         seconds = time.monotonic() - call.began_s
         gateway, request = self._gateway, call.request
         subject = call.principal.subject if call.principal is not None else ""
-        gateway.metrics.saw_request(request.method, route or "other", status, seconds)
+        method = request.method if request.method in _METHODS else "other"
+        gateway.metrics.saw_request(method, route or "other", status, seconds)
+        if is_stranger or status in _REASONS:
+            gateway.metrics.saw_refusal(_REASONS.get(status, "host_or_path"))
         log.info(
             "request",
             extra={
@@ -184,14 +213,15 @@ class Front:
                 "subject": subject,
             },
         )
-        if status in (401, 403, 429) or (request.method in _CHANGES and route not in _RUNS):
+        if is_stranger or status in _REASONS or (request.method in _CHANGES and route not in _RUNS):
             gateway.audit.note(
                 request_id=call.id,
                 subject=subject,
                 method=request.method,
                 path=request.url.path[:300],
+                what=call.what,
                 status=status,
-                client=request.client.host if request.client else "",
+                client=call.client,
             )
 
     def _tell_fault(self, call: Call, error: BaseException) -> None:
@@ -217,6 +247,33 @@ class Front:
 _RUNS: Final = frozenset({"/api/v1/python/execute", "/api/v1/compute", "/api/v1/store/{store}/search"})
 
 
+def _with_usual(headers: Iterable[tuple[bytes, bytes]], call: Call) -> list[tuple[bytes, bytes]]:
+    """Headers of a response, and those that every one has."""
+    found = [*headers, _NOSNIFF]
+    names = {name for name, _ in found}
+    if b"cache-control" not in names:
+        found.append(_NO_STORE)
+    if b"x-request-id" not in names:
+        found.append((b"x-request-id", call.id.encode()))
+    if any(name == b"content-type" and value.startswith(b"text/html") for name, value in found):
+        found.append(_NO_FRAMES)
+    traceparent = call.request.headers.get("traceparent", "")
+    if _TRACEPARENT.fullmatch(traceparent):
+        found.append((b"traceparent", traceparent.encode()))
+    return found
+
+
+def _network_of(address: str) -> str:
+    """What counts as one client: an address, or of IPv6 the 64 bits in front, for a client has all that follow."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if found.version == 4:
+        return address
+    return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False))
+
+
 def _make_framework(front: Front) -> FastAPI:
     """The framework's application: it finds the route of a path, and makes the documentation."""
     framework = FastAPI(
@@ -225,6 +282,8 @@ def _make_framework(front: Front) -> FastAPI:
         version="1",
         docs_url="/docs",
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
         openapi_url="/openapi.json",
     )
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ..sandbox.values import MAX_DEPTH, check_depth
-from .errors import BadRequest, TooLarge, Unauthorized
+from .api import NAME
+from .errors import BadRequest, NotFound, TooLarge, Unauthorized, UnsupportedMediaType
 from .payloads import BINARY, JSON, JSON_LENGTH, Done, split_body
 from .problems import describe, headers_of, status_of
 from .tokens import Principal
@@ -24,6 +25,9 @@ __all__ = ["Call", "answer", "error_response", "json_response", "new_request_id"
 
 _T = TypeVar("_T")
 _ID: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+_NAME: Final = re.compile(NAME)
+_MOST_DIGITS: Final = 20  # of a length; one that has more is too large by any of them
+_MOST_VALUES: Final = 1 << 22
 _ENVELOPE: Final = 2  # dictionaries around a value of the inputs
 _PARSED_ASIDE: Final = 1 << 18  # bytes of JSON from which parsing would hold the loop up
 
@@ -36,6 +40,7 @@ class Call:
         request: of HTTP.
         id: of the request; a run has it too.
         principal: whose token it has; None where a route needs none.
+        what: the name of what it changes, for the audit log, where the path does not say it.
         began_s: when it came, by ``time.monotonic``.
     """
 
@@ -44,6 +49,7 @@ class Call:
     max_body_nbytes: int
     body_timeout_s: float
     principal: Principal | None = None
+    what: str = ""
     began_s: float = field(default_factory=time.monotonic)
     _raw: bytearray | None = None
 
@@ -58,9 +64,21 @@ class Call:
             raise Unauthorized("this needs a token: send the header Authorization: Bearer TOKEN")
         return self.principal
 
+    @property
+    def client(self) -> str:
+        """The address that it came from; empty if it is not known."""
+        return self.request.client.host if self.request.client else ""
+
     def part(self, name: str) -> str:
-        """A part of the path."""
-        return str(self.request.path_params[name])
+        """A part of the path.
+
+        Raises:
+            NotFound: it is a name, and none that anything can have.
+        """
+        found = str(self.request.path_params[name])
+        if name == "name" and not _NAME.search(found):
+            raise NotFound(f"nothing can have the name {found!r:.200}")
+        return found
 
     def query(self, kind: type[_T]) -> _T:
         """The parameters behind the path's question mark.
@@ -102,16 +120,19 @@ class Call:
         """All bytes of the body, also when they were read before.
 
         Raises:
-            BadRequest: they did not come in time.
+            BadRequest: they did not come in time, or not all of them.
             TooLarge: there are too many.
+            UnsupportedMediaType: they are compressed.
         """
         if self._raw is None:
             self._raw = await self._receive()
         return self._raw
 
     async def _receive(self) -> bytearray:
+        if self.request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise UnsupportedMediaType("a body is taken as it is, without Content-Encoding")
         said = self.request.headers.get("content-length", "")
-        if said.isdigit() and int(said) > self.max_body_nbytes:
+        if said.isascii() and said.isdigit() and int(said[:_MOST_DIGITS]) > self.max_body_nbytes:
             raise self._too_large()
         found = bytearray()
         try:
@@ -120,6 +141,8 @@ class Call:
                     if len(found) + len(chunk) > self.max_body_nbytes:
                         raise self._too_large()
                     found += chunk
+        except ClientDisconnect:
+            raise BadRequest("the connection ended before the body was whole") from None
         except TimeoutError:
             raise BadRequest(f"the body did not come within {self.body_timeout_s:g} s") from None
         return found
@@ -132,6 +155,10 @@ def _decode(text: memoryview, kind: type[_T]) -> _T:
     if not len(text):
         raise BadRequest("the body is empty, and should be JSON")
     raw = bytes(text)
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > _MOST_VALUES:  # each takes 50 bytes and more, once parsed
+        raise BadRequest(
+            f"the JSON has more than {_MOST_VALUES} values; give large tensors as base64, or in a binary part"
+        )
     try:
         check_depth(raw, MAX_DEPTH + _ENVELOPE)
         return msgspec.json.decode(raw, type=kind)

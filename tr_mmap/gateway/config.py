@@ -52,7 +52,11 @@ class ServerConfig(_Section, frozen=True):
         allowed_hosts: names that requests may have in ``Host``, beside loopback's and ``host``.
         allowed_origins: which pages' scripts may send requests: values of ``Origin``, as ``"https://example.org"``.
         max_body_mb: of a request.
-        body_timeout_s: how long the body of a request may take to arrive.
+        header_timeout_s: how long the headers of a request may take to arrive.
+        body_timeout_s: how long the body of a request may take to arrive, and how long a client may take nothing of
+            its response.
+        max_connections: how many may be open at once; one more is answered 503.
+        trusted_proxies: addresses of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed.
         drain_s: how long runs may go on when the gateway ends.
         metrics_need_token: whether ``/metrics`` asks for a token with the scope ``metrics`` or ``admin``.
     """
@@ -65,7 +69,10 @@ class ServerConfig(_Section, frozen=True):
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     max_body_mb: _Positive = 256
+    header_timeout_s: _Seconds = 10.0
     body_timeout_s: _Seconds = 30.0
+    max_connections: _Positive = 512
+    trusted_proxies: tuple[str, ...] = ()
     drain_s: _Seconds = 10.0
     metrics_need_token: bool = True
 
@@ -78,6 +85,9 @@ class AuthConfig(_Section, frozen=True):
         audience: which tokens are for this gateway.
         requests_per_minute: of each token; 0 for no limit.
         burst: how many of them may come at once.
+        failures_per_minute: how many tokens that are not valid each client address may send; 0 for no limit. Beyond
+            it, tokens that were valid before still are.
+        failures_burst: how many of them may come at once.
         audit_log: path of a file that gets a line for each request that changes something or was refused.
     """
 
@@ -85,6 +95,8 @@ class AuthConfig(_Section, frozen=True):
     audience: str = "tr-mmap"
     requests_per_minute: Annotated[float, Meta(ge=0)] = 60.0
     burst: _Positive = 10
+    failures_per_minute: Annotated[float, Meta(ge=0)] = 30.0
+    failures_burst: _Positive = 20
     audit_log: str | None = None
 
 

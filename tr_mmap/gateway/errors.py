@@ -24,6 +24,7 @@ __all__ = [
     "StoreFull",
     "TooLarge",
     "Unauthorized",
+    "UnsupportedMediaType",
 ]
 
 
@@ -83,6 +84,10 @@ class TooLarge(TRException, ValueError):
 
     def __init__(self, message: str, *, limit_nbytes: int) -> None:
         super().__init__(message, limit_nbytes=limit_nbytes)
+
+
+class UnsupportedMediaType(TRException, ValueError):
+    """A body that is encoded in a way that the gateway does not take, compressed say."""
 
 
 class Unauthorized(TRException, PermissionError):

@@ -34,7 +34,7 @@ class Gateway:
 
     Raises:
         BadConfig: there is no key.
-        HostilePath: others can read the key.
+        HostilePath: others can read the key, or the audit log.
     """
 
     def __init__(self, config: Config) -> None:
@@ -43,8 +43,10 @@ class Gateway:
         self.tokens = Tokens(read_key_file(config.auth.key_file), config.auth.audience)
         self.rates = RateLimit(config.auth.requests_per_minute, config.auth.burst)
         self.replays = Replays()
-        self.audit = AuditLog(config.auth.audit_log)
+        auth = config.auth
+        self.failures = RateLimit(auth.failures_per_minute, auth.failures_burst, "an address", "tries of a token")
         self.metrics = Metrics(lambda: self.service.scheduler.status())
+        self.audit = AuditLog(config.auth.audit_log, self.metrics.missed_audit)
         self.is_closing = False
         self._service: Service | None = None
         self._starting: asyncio.Lock | None = None
@@ -126,4 +128,4 @@ class Gateway:
         """
         from .listening import listen
 
-        return listen(self.asgi_app, self.config.server, on_ready or (lambda _: None))
+        return listen(self.asgi_app, self.config.server, on_ready or (lambda _: None), self.metrics.saw_refusal)

@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 
 from .config import ServerConfig
+from .connections import protocol_of
 
 __all__ = ["listen"]
 
@@ -33,13 +34,14 @@ class _Server(uvicorn.Server):
             self._captured_signals.clear()  # else it sends them to this process again, once all is done
 
 
-def listen(app: Any, config: ServerConfig, on_ready: Callable[[str], None]) -> bool:
+def listen(app: Any, config: ServerConfig, on_ready: Callable[[str], None], saw_refusal: Callable[[str], None]) -> bool:
     """Serve until SIGINT or SIGTERM comes.
 
     Args:
         app: of ASGI.
         config: where.
         on_ready: is called once it listens, with its address as a URL.
+        saw_refusal: is told the reason of each connection and request that the application does not see.
 
     Returns:
         Whether it came to listen; if not, the application's start has failed, which it has logged.
@@ -61,12 +63,14 @@ def listen(app: Any, config: ServerConfig, on_ready: Callable[[str], None]) -> b
                 app,
                 ssl_certfile=config.tls_certificate,
                 ssl_keyfile=config.tls_key,
-                http="httptools",
+                http=protocol_of(config, saw_refusal),
                 ws="none",
                 lifespan="on",
                 access_log=False,
                 server_header=False,
                 log_config=None,
+                proxy_headers=bool(config.trusted_proxies),
+                forwarded_allow_ips=list(config.trusted_proxies),
                 timeout_graceful_shutdown=int(config.drain_s) + 1,
             ),
             lambda: on_ready(url),

@@ -38,6 +38,7 @@ class Metrics:
             "tr_failure", "Runs that did not, by kind and reason.", ("kind", "reason"), registry=registry
         )
         self._refused = Counter("tr_refused", "Requests that were refused, by reason.", ("reason",), registry=registry)
+        self._unaudited = Counter("tr_audit_missed", "Lines that the audit log could not take.", registry=registry)
         self._queued = Histogram(
             "tr_queue_seconds", "From a run's arrival to its begin.", ("kind",), buckets=_SECONDS, registry=registry
         )
@@ -57,6 +58,10 @@ class Metrics:
     def saw_refusal(self, reason: str) -> None:
         """A request was refused before a route saw it."""
         self._refused.labels(reason).inc()
+
+    def missed_audit(self) -> None:
+        """The audit log could not take a line."""
+        self._unaudited.inc()
 
     def saw_run(self, job: Job, error: BaseException | None) -> None:
         """A run has ended, or was given up before its turn."""

@@ -35,6 +35,7 @@ _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (errors.Busy, 503),
     (errors.BadModel, 422),
     (errors.KeyReused, 422),
+    (errors.UnsupportedMediaType, 415),
     (errors.BadRequest, 400),
     (errors.BadDependency, 422),
     (DeadlineExceeded, 504),

@@ -28,6 +28,7 @@ async def _list_algorithms(service: Service, call: Call) -> Response:
 
 async def _register(service: Service, call: Call) -> Response:
     body, _ = await call.body(api.RegisterBody)
+    call.what = body.name
     return json_response(call, await service.register(body, call.who), 201)
 
 

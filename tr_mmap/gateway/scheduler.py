@@ -36,7 +36,7 @@ class Job:
     """One run, from its arrival to its end.
 
     Attributes:
-        id: of the request.
+        id: of the run.
         kind: of the executor, whose queue it waits in.
         name: of the algorithm; empty for code that is not registered.
         subject: whose it is; the quota counts by it.
@@ -45,6 +45,7 @@ class Job:
         priority: the higher, the sooner.
         deadline_s: by ``time.monotonic``.
         is_idempotent: whether it may be tried again.
+        request_id: of the request, which its client may have chosen.
         state: where it is.
         arrived_s, began_s, ended_s: when, by ``time.monotonic``; 0 for not yet.
         on_change: is called in the loop's thread whenever the state changes.
@@ -60,6 +61,7 @@ class Job:
     priority: int
     deadline_s: float
     is_idempotent: bool = True
+    request_id: str = ""
     state: JobState = "queued"
     arrived_s: float = 0.0
     began_s: float = 0.0

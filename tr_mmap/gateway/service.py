@@ -9,9 +9,11 @@ import asyncio
 import binascii
 import dataclasses
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
+from ..errors import TRException
 from ..sandbox import Algorithm, Limits, Sandbox
 from .api import (
     AlgorithmInfo,
@@ -343,6 +345,7 @@ class Service:
             registered = Registered("", "", "python", algorithm, key, principal.subject, 0.0)
         boxes, key = self.boxes, registered.box
         lease = registered.environment.again() if registered.environment is not None else None
+        run_id = uuid.uuid4().hex  # clients choose the ids of requests, and two may choose the same
 
         def run() -> Done:
             nonlocal key
@@ -350,16 +353,22 @@ class Service:
                 key = lent.box
                 with boxes.using(key) as box:
                     given = {**inputs, **lent.inputs}
-                    response = box.run(lent.algorithm, given, deadline_s=deadline_s, request_id=request_id)
+                    try:
+                        response = box.run(lent.algorithm, given, deadline_s=deadline_s, request_id=run_id)
+                    except (TypeError, ValueError) as error:
+                        if isinstance(error, TRException):
+                            raise
+                        raise BadRequest(str(error)) from error  # an input that no process can get: 10**20, say
                     return encode(response, form)
 
         def end() -> None:
             for each, box in boxes.open_boxes():
                 if each == key:
-                    box.cancel(request_id)
+                    box.cancel(run_id)
 
         return Job(
-            id=request_id,
+            id=run_id,
+            request_id=request_id,
             kind=registered.kind,
             name=registered.name,
             subject=principal.subject,

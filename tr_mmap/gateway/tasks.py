@@ -58,7 +58,7 @@ class Task:
                 done: Done = job.future.result()
                 info.result, info.stdout, info.execution_time_ms = done.result, done.stdout, done.execution_time_ms
             else:
-                info.error = describe(error, job.id)
+                info.error = describe(error, job.request_id)
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
