@@ -19,12 +19,13 @@ from support import wait_until
 
 from tr_mmap.gateway.boxes import Boxes, BoxKey
 from tr_mmap.gateway.config import ModelsConfig
+from tr_mmap.gateway.errors import Overloaded
 from tr_mmap.gateway.model_files import FoundVersion
 from tr_mmap.gateway.model_loading import ModelLoader
-from tr_mmap.gateway.model_memory import LoadedModel
+from tr_mmap.gateway.model_memory import LoadedModel, ModelMemory, Version
 from tr_mmap.gateway.models import Models
 from tr_mmap.gateway.registry import Registered
-from tr_mmap.sandbox import Algorithm, Limits, Sandbox
+from tr_mmap.sandbox import Algorithm, Bundle, Limits, Sandbox
 
 MODELS = "/api/v1/python/models"
 EXECUTE = "/api/v1/python/execute"
@@ -470,6 +471,24 @@ def test_a_run_that_goes_on_keeps_its_version(gateway: RunningGateway) -> None:
     wait_until(lambda: gateway.ask("GET", f"/api/v1/task/{task}").json()["status"] == "success")
     assert gateway.ask("GET", f"/api/v1/task/{task}").json()["result"] in (1, 2)
     shutil.rmtree(models)
+
+
+def test_a_version_that_is_served_no_more_counts_until_the_runs_that_have_it_are_over() -> None:
+    def load(found: FoundVersion, reserve: Callable[[int], None]) -> LoadedModel:
+        reserve(4096)
+        return LoadedModel(Bundle({"w": np.ones(1)}), None, False)
+
+    released: list[Version] = []
+    memory = ModelMemory(4096, load, released.append)
+    first, second = (Version(FoundVersion("m", number, f"m/{number}", ())) for number in (1, 2))
+    with memory.using(first), memory.using(first):
+        memory.retire(first)
+        assert (memory.nbytes, released) == (4096, [])
+        with pytest.raises(Overloaded), memory.using(second):
+            pass
+    assert (memory.nbytes, released) == (0, [first])
+    with memory.using(second):
+        assert memory.nbytes == 4096
 
 
 def test_a_version_that_is_gone_as_it_is_brought_back_is_replaced_by_the_one_that_is_served(folder: Path) -> None:
