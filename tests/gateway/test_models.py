@@ -165,7 +165,7 @@ def test_a_model_is_looked_for_again_and_forgotten_when_it_is_gone(gateway: Runn
 def test_no_name_leads_out_of_the_directory(gateway: RunningGateway) -> None:
     put(gateway.folder / "outside" / "1", model__safetensors=scale(1))
     for name in ("..", "%2e%2e", "..%2foutside", "%2e%2e%2foutside", "scale%2f2", ".hidden", "%00", "x" * 200):
-        assert gateway.ask("POST", f"{MODELS}/{name}").status_code in (404, 405), name
+        assert gateway.ask("POST", f"{MODELS}/{name}").status_code in (400, 404, 405), name
 
 
 def test_links_out_of_the_directory_are_refused_and_those_within_are_not(gateway: RunningGateway) -> None:
