@@ -18,10 +18,11 @@ from .boxes import Boxes, BoxKey
 from .config import ModelsConfig
 from .errors import BadModel, BadRequest, NotFound, Overloaded
 from .logs import log
-from .model_api import ModelInfo, ModelList, ModelState
+from .model_api import ModelInfo, ModelList
 from .model_files import SOURCE, FoundVersion, find_models
 from .model_loading import ModelLoader
 from .model_memory import LoadedModel, ModelMemory, Version
+from .model_record import ModelRecord
 from .problems import describe
 from .registry import Kind, Registered
 
@@ -31,27 +32,6 @@ MODEL = "model"
 """The input by which an algorithm gets its model."""
 
 _LASTING = (BadModel, MissingPackage, UnsupportedTensor)  # what the same files would give again
-
-
-class _Model:
-    """One model.
-
-    Attributes:
-        versions: that there are.
-        served: the one that runs get.
-        chosen: the number that somebody has asked for.
-        failed: those that cannot be loaded, as they are now, and why.
-        error: why the version that should be served is not.
-        is_loading: whether one is being tried.
-    """
-
-    def __init__(self) -> None:
-        self.versions: tuple[int, ...] = ()
-        self.served: Version | None = None
-        self.chosen: int | None = None
-        self.failed: dict[FoundVersion, str] = {}
-        self.error: str | None = None
-        self.is_loading = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +72,7 @@ class Models:
         self._on_change = on_change
         self._lock = threading.Lock()
         self._scanning = threading.Lock()
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, ModelRecord] = {}
         self._is_closed = False
         self._watcher: asyncio.Task[None] | None = None
         load = loader.load if loader is not None else _load_nothing
@@ -138,7 +118,7 @@ class Models:
     def infos(self) -> ModelList:
         """All models."""
         with self._lock:
-            return ModelList([_info(name, self._models[name]) for name in sorted(self._models)])
+            return ModelList([self._models[name].info(name) for name in sorted(self._models)])
 
     def info(self, name: str) -> ModelInfo:
         """One of them.
@@ -147,7 +127,7 @@ class Models:
             NotFound: there is none of that name.
         """
         with self._lock:
-            return _info(name, self._find(name))
+            return self._find(name).info(name)
 
     def check(self, name: str, kind: Kind) -> None:
         """
@@ -241,12 +221,12 @@ class Models:
                 raise self._not_served(name, model)
             return model.served
 
-    def _not_served(self, name: str, model: _Model) -> TRException:
+    def _not_served(self, name: str, model: ModelRecord) -> TRException:
         if model.error is None:
             return Overloaded(f"the model {name!r} is being loaded; try again", retry_after_s=1.0)
         return BadModel(model.error, name=name)
 
-    def _find(self, name: str) -> _Model:
+    def _find(self, name: str) -> ModelRecord:
         try:
             return self._models[name]
         except KeyError:
@@ -326,9 +306,9 @@ class Models:
         with self._lock:
             model.error = errors[0] if errors else None
 
-    def _noted(self, name: str, versions: dict[int, FoundVersion]) -> _Model:
+    def _noted(self, name: str, versions: dict[int, FoundVersion]) -> ModelRecord:
         with self._lock:
-            model = self._models.setdefault(name, _Model())
+            model = self._models.setdefault(name, ModelRecord())
             model.versions = tuple(sorted(versions))
             model.failed = {found: why for found, why in model.failed.items() if found in versions.values()}
             if model.chosen not in versions:
@@ -356,7 +336,7 @@ class Models:
             with self._lock:
                 model.chosen, model.error = number, None
 
-    def _try(self, name: str, model: _Model, found: FoundVersion) -> None:
+    def _try(self, name: str, model: ModelRecord, found: FoundVersion) -> None:
         """Load a version, and serve it from then on."""
         version = Version(found)
         model.is_loading = True
@@ -389,22 +369,3 @@ def _load_nothing(found: FoundVersion, _: Callable[[int], None]) -> LoadedModel:
 def _told(error: TRException) -> str:
     """What clients are told of an error."""
     return describe(error, "").error
-
-
-def _info(name: str, model: _Model) -> ModelInfo:
-    served = model.served
-    if served is None:
-        state: ModelState = "loading" if model.is_loading else "failed"
-    else:
-        state = "loaded" if served.nbytes else "available"
-    return ModelInfo(
-        name=name,
-        versions=model.versions,
-        served=None if served is None else served.found.number,
-        is_chosen=model.chosen is not None,
-        state=state,
-        format=None if served is None else served.found.weights()[1],
-        nbytes=0 if served is None else served.nbytes,
-        is_algorithm=served is not None and served.own is not None,
-        error=model.error,
-    )
