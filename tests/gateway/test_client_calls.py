@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from gateways import RunningGateway, configure, running, tr_mmap
+from model_folders import put, safetensors_of
 from support import run_python, wait_until
 
 from tr_mmap.errors import TRException
@@ -46,7 +47,7 @@ from tr_mmap.gateway.api import ErrorBody, ExecuteBody, ExecuteResult, RegisterB
 from tr_mmap.gateway.client import failures, messages
 from tr_mmap.gateway.client.answers import Inbox
 from tr_mmap.gateway.client.results import read_result
-from tr_mmap.gateway.errors import BadRequest, Busy, Overloaded, TooLarge
+from tr_mmap.gateway.errors import BadRequest, Busy, NotFound, Overloaded, TooLarge
 
 both = pytest.mark.parametrize("kind", KINDS)
 FOREVER = "while True: pass"
@@ -57,10 +58,13 @@ FOREVER = "while True: pass"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    """A gateway that soon has enough."""
-    scheduler = "[scheduler]\nmax_workers = 1\nqueue_size = 1"
+    """A gateway that soon has enough, with models."""
+    more = '[scheduler]\nmax_workers = 1\nqueue_size = 1\n[python.models]\nmodel_dir = "models"'
     auth = "requests_per_minute = 1200\nburst = 2"
-    with running(tmp_path_factory.mktemp("small"), scheduler, auth=auth, server="max_body_mb = 1") as started:
+    folder = tmp_path_factory.mktemp("small")
+    for version in (1, 2):
+        put(folder / "models" / "scale" / str(version), model__safetensors=safetensors_of(by=np.float32([version])))
+    with running(folder, more, auth=auth, server="max_body_mb = 1") as started:
         yield started
 
 
@@ -234,21 +238,15 @@ def test_a_gateway_that_is_not_there_is_named(kind: str) -> None:
 
 
 @contextmanager
-def other_server(status: int, body: bytes, asked: list[tuple[str, bytes]] | None = None) -> Iterator[str]:
-    """A server of HTTP that is no gateway. ``asked`` gets what it is asked: the path, and the body."""
+def other_server(status: int, body: bytes) -> Iterator[str]:
+    """A server of HTTP that is no gateway."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            said = self.rfile.read(int(self.headers.get("content-length", 0)))
-            if asked is not None:
-                asked.append((self.path, said))
             self.send_response(status)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
-
-        def do_POST(self) -> None:
-            self.do_GET()
 
         def log_message(self, *arguments: Any) -> None:
             """Says nothing."""
@@ -273,18 +271,17 @@ def test_what_is_no_gateway_is_an_error_with_its_status(kind: str, status: int, 
 
 
 @both
-def test_models_and_dependencies_are_asked_for_at_their_routes(kind: str) -> None:
-    asked: list[tuple[str, bytes]] = []
-    with other_server(200, b'{"a":1}', asked) as url, client_of(kind, url + "/mounted", "token") as client:
-        assert client.models() == client.dependencies() == {"a": 1}
-        assert client.load_model("m") == client.load_model("m", 2) == {"a": 1}
-    at = "/mounted/api/v1/python"
-    assert asked == [
-        (f"{at}/models", b""),
-        (f"{at}/dependencies", b""),
-        (f"{at}/models/m", b"{}"),
-        (f"{at}/models/m", b'{"version":2}'),
-    ]
+def test_models_are_listed_loaded_and_used_and_dependencies_told(small: RunningGateway, kind: str) -> None:
+    with client_of(kind, small.url, small.token("admin")) as client:
+        assert client.load_model("scale", 1).served == 1
+        assert client.load_model("scale").served == 2
+        assert [(each.name, each.versions, each.state) for each in client.models()] == [("scale", (1, 2), "loaded")]
+        client.register("scaled", "output = inputs['x'] * inputs['model']['by']", model="scale")
+        assert client.run("scaled", {"x": np.float32([1, 2])}).value.tolist() == [2, 4]
+        with pytest.raises(NotFound, match="other"):
+            client.load_model("other")
+        told = client.dependencies()
+        assert (told.auto_install, told.environments) == (False, [])
 
 
 # -- errors by their names -------------------------------------------------------------------------------------------

@@ -9,9 +9,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gateways import RunningGateway, running
+from model_folders import put, safetensors_of
 from support import BOUND_S, ROOT, environment
+from wheels import make_wheel
 
 from tr_mmap.gateway import Config, errors
 from tr_mmap.gateway.api import ExecuteBody, RegisterBody
@@ -23,14 +26,35 @@ PAGE = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
 MARK = "@@@"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = PAGE) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+PROGRAMS = [each for each in blocks("python") if not each.startswith("# fragment")]
+MORE = """
+[python.models]
+model_dir = "models"
+[python.dependencies]
+auto_install = true
+allow = ["humanize"]
+wheel_dir = "wheels"
+[sandbox]
+memory_mb = 1024
+wall_ms = 30000
+cpu_ms = 30000
+"""
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    """A gateway as the page starts one, but at a free port and without a limit of requests."""
-    with running(tmp_path_factory.mktemp("page")) as gateway:
+    """A gateway as the page starts one, but at a free port, without a limit of requests, and with a model."""
+    folder = tmp_path_factory.mktemp("page")
+    (model,) = (each for each in blocks("python") if each.startswith("# fragment: models/scorer/1/model.py"))
+    weights = {"layer.weight": np.ones((2, 4), np.float32), "layer.bias": np.zeros(2, np.float32)}
+    put(folder / "models" / "scorer" / "1", model__safetensors=safetensors_of(**weights), model__py=model)
+    module = {"humanize/__init__.py": "def naturaldelta(seconds):\n    return 'an hour'\n"}
+    make_wheel(folder / "wheels", "humanize", "4.17.0", module)
+    with running(folder, MORE) as gateway:
         yield gateway
 
 
@@ -48,7 +72,8 @@ def commands() -> list[tuple[str, list[str]]]:
     """Each command of the page's shell, with the lines that it is said to print."""
     found: list[tuple[str, list[str]]] = []
     is_open = False
-    for line in "".join(blocks("sh")).splitlines():
+    page = PAGE.partition("\n## Stores\n")[0]  # whose commands test_stores.py runs
+    for line in "".join(blocks("sh", page)).splitlines():
         if line.startswith("# ") and not is_open:
             found[-1][1].append(line[2:])
             continue
@@ -81,9 +106,9 @@ def test_every_command_of_the_page_prints_what_it_says(started: RunningGateway) 
         assert re.fullmatch(rf"\s*{pattern}\s*", text, re.DOTALL), f"{command}\nprints: {text}\nand not: {said}"
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
 def test_every_program_of_the_page_prints_what_it_says(started: RunningGateway, tmp_path: Path, number: int) -> None:
-    program = blocks("python")[number]
+    program = PROGRAMS[number]
     script = tmp_path / "program.py"
     script.write_text(program, encoding="utf-8")
     token = started.token("admin")
@@ -100,11 +125,11 @@ def test_every_program_of_the_page_prints_what_it_says(started: RunningGateway, 
         assert said in ended.stdout.splitlines()
 
 
-def test_the_configuration_of_the_page_is_one(tmp_path: Path) -> None:
+def test_each_configuration_of_the_page_is_one(tmp_path: Path) -> None:
     for block in blocks("toml"):
         path = tmp_path / "tr_mmap.toml"
         path.write_text(block)
-        assert Config.from_toml(path).auth.key_file == str(tmp_path / "tr_mmap.key")
+        assert Config.from_toml(path).auth.key_file in (None, str(tmp_path / "tr_mmap.key"))
 
 
 def test_the_page_lists_the_options_that_there_are() -> None:
@@ -124,11 +149,12 @@ def cells() -> set[str]:
 
 
 def test_the_page_has_every_route_field_scope_and_error() -> None:
-    wanted = {f"{route.method} {route.path}" for route in ROUTES}
+    wanted = {f"{route.method} {route.path}" for route in ROUTES if "/store/" not in route.path}
     wanted |= {*RegisterBody.__struct_fields__, *ExecuteBody.__struct_fields__} - {"inputs", "tensors"}
     wanted |= set(SCOPES)
     wanted |= {kind.__name__ for kind, _ in _STATUS if kind.__module__.startswith("tr_mmap")} - {"Busy"}
-    wanted |= set(errors.__all__) - {"BadConfig", "Busy"}
+    wanted -= {kind for kind in wanted if f"`{kind}`" in PAGE.partition("\n## Stores\n")[2]}
+    wanted |= set(errors.__all__) - {"BadConfig", "Busy", "StoreFull"}
     assert wanted <= cells(), sorted(wanted - cells())
 
 

@@ -15,6 +15,7 @@ import httpx
 
 from ...errors import TRException
 from .. import api
+from ..model_api import ModelInfo
 from . import messages
 from .answers import Answer, Inbox
 from .attempts import Done, Pause, Send, advance, attempts
@@ -190,15 +191,15 @@ class AsyncClient:
 
     # -- the gateway ----------------------------------------------------------------------------------------------
 
-    async def models(self) -> dict[str, Any]:
+    async def models(self) -> list[ModelInfo]:
         """See :meth:`Client.models`."""
         return await self._call(messages.models())
 
-    async def load_model(self, name: str, version: int | None = None) -> dict[str, Any]:
+    async def load_model(self, name: str, version: int | None = None) -> ModelInfo:
         """See :meth:`Client.load_model`."""
         return await self._call(messages.load_model(name, version))
 
-    async def dependencies(self) -> dict[str, Any]:
+    async def dependencies(self) -> api.DependencyList:
         """See :meth:`Client.dependencies`."""
         return await self._call(messages.dependencies())
 

@@ -22,6 +22,7 @@ from ...tsr.framework_names import check_framework_name, check_installed
 from ...tsr.tensors import is_little_endian, to_array
 from .. import api
 from ..errors import BadRequest
+from ..model_api import ModelInfo, ModelList
 from ..payloads import ALIGNMENT, BINARY, JSON, JSON_LENGTH, BinaryPart
 from .answers import Answer
 from .failures import GatewayError
@@ -158,21 +159,21 @@ def unregister(name: Algorithm) -> Ask[api.AlgorithmInfo]:
     return Ask("DELETE", path, lambda answer: answer.json(api.AlgorithmInfo), is_repeatable=False)
 
 
-def models() -> Ask[dict[str, Any]]:
+def models() -> Ask[list[ModelInfo]]:
     """The models."""
-    return Ask("GET", f"{_PYTHON}/models", _json_object)
+    return Ask("GET", f"{_PYTHON}/models", lambda answer: answer.json(ModelList).models)
 
 
-def load_model(name: str, version: int | None) -> Ask[dict[str, Any]]:
+def load_model(name: str, version: int | None) -> Ask[ModelInfo]:
     """Load one."""
     body = {} if version is None else {"version": version}
-    ask = _post(f"{_PYTHON}/models/{_part(name)}", body, _json_object, with_key=False)
+    ask = _post(f"{_PYTHON}/models/{_part(name)}", body, lambda answer: answer.json(ModelInfo), with_key=False)
     return replace(ask, is_repeatable=True)
 
 
-def dependencies() -> Ask[dict[str, Any]]:
+def dependencies() -> Ask[api.DependencyList]:
     """What may be installed, and what is."""
-    return Ask("GET", f"{_PYTHON}/dependencies", _json_object)
+    return Ask("GET", f"{_PYTHON}/dependencies", lambda answer: answer.json(api.DependencyList))
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
@@ -284,10 +285,6 @@ def _name_of(algorithm: Algorithm) -> str:
 
 def _task(task_id: str) -> str:
     return f"{api.PREFIX}/task/{_part(task_id)}"
-
-
-def _json_object(answer: Answer) -> dict[str, Any]:
-    return answer.json(dict[str, Any])
 
 
 def _post(

@@ -14,6 +14,7 @@ import httpx
 
 from ...errors import TRException
 from .. import api
+from ..model_api import ModelInfo
 from . import messages
 from .answers import Answer, Inbox
 from .attempts import Done, Pause, Send, advance, attempts
@@ -256,11 +257,11 @@ class Client:
 
     # -- the gateway ----------------------------------------------------------------------------------------------
 
-    def models(self) -> dict[str, Any]:
+    def models(self) -> list[ModelInfo]:
         """The models that the gateway has."""
         return self._call(messages.models())
 
-    def load_model(self, name: str, version: int | None = None) -> dict[str, Any]:
+    def load_model(self, name: str, version: int | None = None) -> ModelInfo:
         """Load a model before it is first used, and serve it.
 
         Args:
@@ -269,7 +270,7 @@ class Client:
         """
         return self._call(messages.load_model(name, version))
 
-    def dependencies(self) -> dict[str, Any]:
+    def dependencies(self) -> api.DependencyList:
         """The packages that algorithms may depend on."""
         return self._call(messages.dependencies())
 
