@@ -199,13 +199,13 @@ def test_the_check_of_a_run_comes_when_it_can_be_cancelled_already() -> None:
 def test_a_sandbox_that_was_killed_is_replaced() -> None:
     boxes = Boxes(make, 4)
     try:
-        assert a_run(boxes, "output = 1").do().result == b"1"
+        assert bytes(a_run(boxes, "output = 1").do().result) == b"1"
         ((_, box),) = boxes.open_boxes()
         own = psutil.Process()
         (zygote,) = [each for each in own.children() if "tr_mmap.sandbox._zygote" in " ".join(each.cmdline())]
         zygote.send_signal(signal.SIGKILL)
         wait_until(lambda: box.health().state == "broken")
-        assert a_run(boxes, "output = 2").do().result == b"2"
+        assert bytes(a_run(boxes, "output = 2").do().result) == b"2"
         ((_, other),) = boxes.open_boxes()
         assert other is not box
         assert box.health().state == "closed"

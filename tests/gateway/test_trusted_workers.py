@@ -167,7 +167,10 @@ def test_workers_end_with_the_gateway_after_their_answer(folder: Path) -> None:
         (f'script = "{SCRIPT}"\npython = "/nowhere/python"', "workers.one: it does not start"),
         ('script = "broken.py"', "workers.one: it does not start"),
         ("count = 2", "script"),
-        (f'script = "{SCRIPT}"\ncommand = ["pid"]', "there are script, count, commands"),
+        (
+            f'script = "{SCRIPT}"\ncommand = ["pid"]',
+            "workers.NAME.command: there is no such option; there are script, count",
+        ),
     ],
 )
 def test_a_worker_that_cannot_start_is_told_at_the_start(folder: Path, section: str, said: str) -> None:

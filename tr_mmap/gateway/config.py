@@ -349,10 +349,9 @@ def _explain(text: str) -> tuple[str, str]:
     if unknown:
         key = f"{key}.{unknown['name']}".lstrip(".")
         section: Any = Config
+        key = key.replace("[...]", ".NAME")
         for part in key.split(".")[:-1]:
-            section = {each.name: each.type for each in msgspec.structs.fields(section)}.get(
-                part.removesuffix("[...]"), section
-            )
+            section = {each.name: each.type for each in msgspec.structs.fields(section)}.get(part, section)
             section = get_args(section)[1] if get_origin(section) is dict else section
         known = ", ".join(each.name for each in msgspec.structs.fields(section))
         return key, f"there is no such option; there are {known}"

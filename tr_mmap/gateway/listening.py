@@ -91,5 +91,9 @@ def listen(
             lambda: on_ready(url),
             on_end,
         )
-        server.run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        except SystemExit:  # it has a status of its own for an application that does not start
+            if server.started:
+                raise
         return server.started
