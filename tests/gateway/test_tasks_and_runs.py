@@ -223,8 +223,8 @@ def test_few_sandboxes_are_kept_and_none_that_is_in_use_is_closed() -> None:
                 assert box.execute("output = 1").outputs == {"output": 1}
         assert first.execute("output = 2").outputs == {"output": 2}
         assert [each for each, _ in boxes.open_boxes()] == [keys[0], keys[4]]
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda number: _use(boxes, keys[number % 3]), range(24)))
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda number: _use(boxes, keys[number % 3]), range(8)))
     assert len(boxes.open_boxes()) <= 2
     boxes.close()
     boxes.close()
