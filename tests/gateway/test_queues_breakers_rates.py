@@ -99,7 +99,7 @@ def test_a_queue_keeps_nothing_of_what_was_removed() -> None:
 class BreakerMachine(RuleBasedStateMachine):
     """Runs that begin and end in any order, on a clock of its own."""
 
-    FAILURES, OPEN_S = 3, 10
+    FAILURES, OPEN_S = 2, 5
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,6 +145,19 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 TestBreaker = BreakerMachine.TestCase
+
+
+def test_a_run_that_began_before_a_breaker_opened_lets_no_second_one_try() -> None:
+    breaker = Breaker(1, 10)
+    assert breaker.check("x", 0) is False
+    assert breaker.check("x", 0) is False
+    breaker.failed(0, is_trial=False)
+    assert breaker.check("x", 10) is True
+    breaker.left(is_trial=False)
+    with pytest.raises(CircuitOpen):
+        breaker.check("x", 11)
+    breaker.left(is_trial=True)
+    assert breaker.check("x", 11) is True
 
 
 def test_a_breaker_of_zero_failures_never_opens() -> None:

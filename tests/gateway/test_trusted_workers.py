@@ -145,6 +145,14 @@ def test_a_worker_that_was_killed_while_nobody_asked_is_started_again(gateway: R
     assert int(result(gateway, "one", "pid")) != before
 
 
+def test_a_worker_that_starts_slowly_comes_to_be_ready_though_no_request_waits_so_long(folder: Path) -> None:
+    text = SCRIPT.read_text().replace("__file__", repr(str(SCRIPT)))
+    (folder / "worker.py").write_text("import time\ntime.sleep(1)\n" + text.replace("from __future__", "# "))
+    with running(folder, '[workers.slow]\nscript = "worker.py"\n[python]\nenabled = false\n') as gateway:
+        psutil.Process(int(result(gateway, "slow", "pid"))).kill()
+        wait_until(lambda: ask(gateway, "slow", "pid", timeout_ms=50).status_code == 200)
+
+
 def test_there_are_as_many_as_configured_and_they_take_turns_with_many_clients(gateway: RunningGateway) -> None:
     with ThreadPoolExecutor(8) as threads:
         pids = set(threads.map(lambda _: result(gateway, "few", "pid"), range(40)))

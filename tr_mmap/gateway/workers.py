@@ -32,6 +32,68 @@ __all__ = ["Workers"]
 _EXIT_MS: Final = 5_000.0  # in which a worker ends by itself, before it is ended
 
 
+class _Slot:
+    """One process of a worker, and its successors.
+
+    Attributes:
+        session: that starts them.
+    """
+
+    def __init__(self, name: str, config: WorkerConfig) -> None:
+        self._name = name
+        self.session = PythonSession(
+            config.script,
+            f"gateway-{os.getpid()}-{secrets.token_hex(6)}",
+            True,
+            framework="numpy",
+            python=config.python or None,
+            start_timeout_ms=1000 * config.start_timeout_s,
+        )
+        self._starting = threading.Lock()
+        self._is_ready = False  # once it is, only its end changes that
+        self._is_closed = False
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        self.session.__enter__()
+        self._is_ready = True
+
+    def revive(self) -> None:
+        """Start the next process if this one has ended; does not wait until it is ready.
+
+        Raises:
+            WorkerDied: the gateway ends.
+        """
+        with self._starting:
+            if self._is_closed:
+                raise WorkerDied(f"the worker {self._name!r} was ended with the gateway", exit_code=None, log_tail="")
+            if not self.session.is_alive():
+                self._is_ready = False
+                self.session.start()
+
+    def revive_soon(self) -> None:
+        """The same, so that the next request need not wait so long; one that does not start tells that one why."""
+        try:
+            self.revive()
+        except TRException as error:
+            log.error("a worker does not start again", extra={"worker": self._name, "reason": str(error)})
+
+    def is_ready_within(self, timeout_ms: float) -> bool:
+        """Wait until it can be asked."""
+        if not self._is_ready:
+            self._is_ready = self.session.wait_until_ready(timeout_ms)
+        return self._is_ready
+
+    def close(self) -> None:
+        """End it; if it does not end by itself, by force."""
+        with self._starting:
+            self._is_closed = True
+        try:
+            self.session.please_exit(_EXIT_MS)
+        except TRException as error:  # it keeps no other from its end
+            log.error("a worker does not end", extra={"worker": self._name, "reason": str(error)})
+
+
 class _Worker:
     """Those of one section.
 
@@ -45,28 +107,18 @@ class _Worker:
         self.kind = f"worker:{name}"
         self.config = config
         self._lock = threading.Lock()
-        self.sessions = [
-            PythonSession(
-                config.script,
-                f"gateway-{os.getpid()}-{secrets.token_hex(6)}",
-                True,
-                framework="numpy",
-                python=config.python or None,
-                start_timeout_ms=1000 * config.start_timeout_s,
-            )
-            for _ in range(config.count)
-        ]
-        self._free = list(self.sessions)
+        self.slots = [_Slot(name, config) for _ in range(config.count)]
+        self._free = list(self.slots)
 
-    def take(self) -> PythonSession[np.ndarray[Any, Any]]:
+    def take(self) -> _Slot:
         """One that nobody uses. The scheduler begins no more jobs than there are."""
         with self._lock:
             return self._free.pop()
 
-    def give(self, session: PythonSession[np.ndarray[Any, Any]]) -> None:
+    def give(self, slot: _Slot) -> None:
         """It may be used again."""
         with self._lock:
-            self._free.append(session)
+            self._free.append(slot)
 
 
 class Workers:
@@ -106,7 +158,7 @@ class Workers:
             WorkerInfo(
                 name=each.name,
                 count=each.config.count,
-                alive=sum(session.is_alive() for session in each.sessions),
+                alive=sum(slot.session.is_alive() for slot in each.slots),
                 commands=each.config.commands,
                 idempotent=each.config.idempotent,
             )
@@ -119,20 +171,19 @@ class Workers:
         Raises:
             BadConfig: one does not start; it says why.
         """
-        each_of = [(worker, session) for worker in self._workers.values() for session in worker.sessions]
-        if not each_of:
-            return
-        with ThreadPoolExecutor(len(each_of)) as threads:
-            starts = [threads.submit(_start, *each) for each in each_of]
-        for start in starts:
-            start.result()
+        each_of = [(worker.name, slot) for worker in self._workers.values() for slot in worker.slots]
+        if each_of:
+            with ThreadPoolExecutor(len(each_of)) as threads:
+                starts = [threads.submit(_start, *each) for each in each_of]
+            for start in starts:
+                start.result()
 
     def close(self) -> None:
-        """End all; one that does not end by itself, by force."""
-        sessions = [session for worker in self._workers.values() for session in worker.sessions]
-        if sessions:
-            with ThreadPoolExecutor(len(sessions)) as threads:
-                list(threads.map(_end, sessions))
+        """End all. Idempotent."""
+        slots = [slot for worker in self._workers.values() for slot in worker.slots]
+        if slots:
+            with ThreadPoolExecutor(len(slots)) as threads:
+                list(threads.map(_Slot.close, slots))
 
     def job(
         self,
@@ -185,7 +236,7 @@ class _WorkerRun:
         self._deadline_s = deadline_s
         self._form = form
         self._lock = threading.Lock()
-        self._session: PythonSession[np.ndarray[Any, Any]] | None = None  # while nobody else can have it
+        self._slot: _Slot | None = None  # while nobody else can have it
         self._is_cancelled = False
 
     def do(self) -> Done:
@@ -198,31 +249,35 @@ class _WorkerRun:
             WorkerDied: the process ended.
             BadRequest: the message is none.
         """
-        session = self._worker.take()
+        slot = self._worker.take()
         try:
             with self._lock:
-                self._session = session
-            return self._ask(session)
+                self._slot = slot
+            return self._ask(slot)
         except (WorkerDied, SessionNotStarted):
             self._check()  # then that is why
             raise
         finally:
             with self._lock:  # from here on nobody ends it for this run's sake
-                self._session = None
-            self._worker.give(session)
+                self._slot = None
+            if not slot.session.is_alive():
+                slot.revive_soon()
+            self._worker.give(slot)
 
-    def _ask(self, session: PythonSession[np.ndarray[Any, Any]]) -> Done:
+    def _ask(self, slot: _Slot) -> Done:
         self._check()
-        if not session.is_alive():
-            session.start()
-            self._check()  # an end() that came before found no process
-            if not session.wait_until_ready(self._left_ms()):
-                raise self._too_late(session, "before it was ready")
+        slot.revive()
+        self._check()  # an end() that came before has found no process
+        if not slot.is_ready_within(self._left_ms()):
+            self._check()
+            raise self._too_late("before the worker was ready")  # it goes on with its start
         began_s = time.monotonic()
         try:
-            found: Any = session.calculate(self._message, *self._tensors, timeout_ms=self._left_ms())
+            found: Any = slot.session.calculate(self._message, *self._tensors, timeout_ms=self._left_ms())
         except ResponseTimeout:
-            raise self._too_late(session, "before its answer") from None
+            slot.session.terminate()  # it would go on, and the next request wait for it
+            self._check()
+            raise self._too_late("before the worker's answer, and its process was ended") from None
         except BadMessage as error:
             raise BadRequest(f"{error}; an input of a worker is a tensor, or one word") from error
         outputs = {"output": found}
@@ -233,10 +288,8 @@ class _WorkerRun:
     def _left_ms(self) -> float:
         return max(0.0, 1000 * (self._deadline_s - time.monotonic()))
 
-    def _too_late(self, session: PythonSession[np.ndarray[Any, Any]], when: str) -> DeadlineExceeded:
-        session.terminate()  # it would go on, and the next request wait for it
-        self._check()
-        text = f"the request's deadline came {when}, and the worker {self._worker.name!r} was started anew"
+    def _too_late(self, when: str) -> DeadlineExceeded:
+        text = f"the request's deadline came {when}; give it more time"
         return DeadlineExceeded(text, limit="deadline_s", value=self._deadline_s)
 
     def _check(self) -> None:
@@ -247,8 +300,8 @@ class _WorkerRun:
         """End it, whether or not it has begun. From any thread."""
         with self._lock:
             self._is_cancelled = True  # first, see _ask()
-            if self._session is not None:
-                self._session.terminate()
+            if self._slot is not None:
+                self._slot.session.terminate()
 
 
 def _is(value: Any) -> bool:
@@ -271,16 +324,9 @@ def _word(name: str, value: Any) -> str | int | float:
     raise BadRequest(f"the input {name!r}: a worker gets tensors, texts and numbers, and no {type(value).__name__}")
 
 
-def _start(worker: _Worker, session: PythonSession[np.ndarray[Any, Any]]) -> None:
-    with _told(worker.name):
-        session.__enter__()
-
-
-def _end(session: PythonSession[np.ndarray[Any, Any]]) -> None:
-    try:
-        session.please_exit(_EXIT_MS)
-    except TRException as error:  # it keeps no other from its end
-        log.error("a worker does not end", extra={"reason": str(error)})
+def _start(name: str, slot: _Slot) -> None:
+    with _told(name):
+        slot.start()
 
 
 @contextlib.contextmanager
