@@ -212,6 +212,7 @@ def test_a_killed_zygote_is_replaced_and_no_request_sees_it(narrow: RunningGatew
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_registrations_leave_nothing(gateway: RunningGateway, is_full: bool) -> None:
     own = psutil.Process(gateway.process.pid)
 
