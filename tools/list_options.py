@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args, get_origin
 
 import msgspec
 
@@ -26,10 +26,12 @@ END: Final = "<!-- options: end -->\n"
 def sections(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Each section below one: its path, and its type."""
     for each in msgspec.structs.fields(kind):
+        name = f"{path}.{each.name}".lstrip(".")
         if isinstance(each.type, type) and issubclass(each.type, msgspec.Struct):
-            name = f"{path}.{each.name}".lstrip(".")
             yield name, each.type
             yield from sections(each.type, name)
+        elif get_origin(each.type) is dict:  # of sections, whose names are the user's
+            yield f"{name}.NAME", get_args(each.type)[1]
 
 
 def described(kind: Any) -> dict[str, str]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 import stat
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,7 +15,7 @@ import httpx
 import psutil
 import pytest
 from gateways import RunningGateway, configure, running, tr_mmap
-from support import ROOT, wait_until
+from support import wait_until
 from wheels import make_sdist, make_wheel
 
 ALGORITHMS = "/api/v1/python/algorithms"
@@ -270,31 +267,6 @@ def test_a_package_of_the_name_of_one_that_is_preloaded_does_not_replace_it(gate
     make_wheel(gateway.folder / "wheels", "shadow", "1.0", {"numpy/__init__.py": "raise SystemExit('shadow')"})
     gateway.register("shadowed", "import numpy\noutput = numpy.__name__", dependencies=["shadow"])
     assert gateway.execute(algorithm="shadowed") == "numpy"
-
-
-# -- the page ---------------------------------------------------------------------------------------------------------
-
-
-def test_what_the_page_says_of_dependencies_works_as_it_stands(folder: Path) -> None:
-    page = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
-    (options,), (commands,) = (
-        re.findall(rf"^```{each} dependencies\n(.*?)^```", page, re.M | re.S) for each in ("toml", "sh")
-    )
-    files = {"humanize/__init__.py": "def naturaldelta(seconds):\n    return f'{seconds // 3600} hours'\n"}
-    make_wheel(folder / "wheels", "humanize", "4.17.0", files)
-    with running(folder, options.replace("# wheel_dir", "wheel_dir")) as gateway:
-        done = subprocess.run(
-            ["bash", "-ec", commands.replace("curl ", "curl --fail-with-body -sS ")],
-            env={**os.environ, "URL": gateway.url, "TOKEN": gateway.token("admin")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    registered, executed, listed, made = map(json.loads, done.stdout.replace("}{", "}\n{").splitlines())
-    assert executed["result"] == "2 hours"
-    assert [each["used_by"] for each in listed["environments"]] == [["since"]]
-    assert registered["environment"] == made["hash"]
 
 
 # -- off by default --------------------------------------------------------------------------------------------------

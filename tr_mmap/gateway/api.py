@@ -19,12 +19,15 @@ __all__ = [
     "ExecuteResult",
     "Health",
     "MakeEnvironmentBody",
+    "Name",
     "PackageInfo",
     "RegisterBody",
     "Requirements",
     "SchedulerStatus",
     "TaskInfo",
     "TaskStarted",
+    "WorkerInfo",
+    "WorkerList",
 ]
 
 PREFIX: Final = "/api/v1"
@@ -96,10 +99,11 @@ class ExecuteBody(_Body):
     """A run.
 
     Attributes:
-        algorithm: the name of a registered one; or else
+        algorithm: the name of a registered one, or of a worker; or else
         code: Python source.
-        function: of the code, which is called.
-        inputs: by name: values, and tensors in one of their forms.
+        function: of the code, which is called; of a worker, its command.
+        inputs: by name: values, and tensors in one of their forms. A worker gets them in their order: tensors as
+            tensors, texts and numbers as words.
         priority: the higher, the sooner.
         timeout_ms: from the request's arrival to the run's end, waiting included.
         tensors: how the result's tensors are given in JSON.
@@ -252,6 +256,28 @@ class TaskInfo(Struct, kw_only=True):
     stdout: str = ""
     execution_time_ms: float = 0.0
     error: ErrorBody | None = None
+
+
+class WorkerInfo(Struct, kw_only=True):
+    """A trusted worker.
+
+    Attributes:
+        count: how many there are of it.
+        alive: of those, how many run now; one that has ended is started again by its next request.
+        commands: the only ones that may be named; empty for all that it has.
+    """
+
+    name: str
+    count: int
+    alive: int
+    commands: tuple[str, ...]
+    idempotent: bool
+
+
+class WorkerList(Struct):
+    """All that are configured."""
+
+    workers: list[WorkerInfo]
 
 
 class Health(Struct, kw_only=True):

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from ..errors import TRException
 from . import api
 from .calls import Call, answer, error_response, json_response, new_request_id
 from .config import is_loopback
@@ -102,7 +103,12 @@ class Front:
                 is_stranger = not self._gateway.is_closing
                 await refusal(scope, receive, note)
                 return
-            await self._gateway.start()
+            try:
+                await self._gateway.start()
+            except TRException as error:  # of a mounted one, whose first request this is
+                self._tell_fault(call, error)
+                await error_response(call, error)(scope, receive, note)
+                return
             hot = self._hot.get((scope["method"], get_route_path(scope)))
             if hot is not None:
                 response = await self.serve(hot, call)

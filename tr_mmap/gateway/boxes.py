@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from ..sandbox import Limits, Sandbox
+from ..sandbox import Limits, Sandbox, SandboxBroken
+from .logs import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["BoxKey", "Boxes"]
+
+_USELESS: Final = ("broken", "closed")  # states in which a sandbox runs nothing any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,8 @@ class BoxKey:
 class Boxes:
     """Makes sandboxes when they are first needed, and closes those that were not needed for longest.
 
-    Threads may use it at once. None waits for another one's sandbox.
+    One that can run nothing any more, because its zygote was killed say, is replaced. Threads may use it at once. None
+    waits for another one's sandbox.
 
     Args:
         make: a new sandbox.
@@ -53,26 +57,35 @@ class Boxes:
 
     @contextmanager
     def using(self, key: BoxKey) -> Iterator[Sandbox]:
-        """The sandbox of a key, which is not closed meanwhile.
+        """The sandbox of a key, which is not closed meanwhile, but by :meth:`close`.
 
         Raises:
-            SandboxBroken, MissingPackage, ValueError: as :class:`Sandbox`.
+            SandboxBroken: all were closed; and as :class:`Sandbox`.
+            MissingPackage, ValueError: as :class:`Sandbox`.
         """
         with self._lock:
+            self._check_open()
             place = self._places.setdefault(key, _Place())
             self._places.move_to_end(key)
             place.users += 1
+        former = None
         try:
             with place.making:
-                if place.box is None:
-                    place.box = self._make(key)
-            yield place.box
+                box = place.box
+                if box is None or box.health().state in _USELESS:
+                    former, box = box, self._make(key)
+                    place.box = box
+            self._check_open()  # close() has not seen one that was being made
+            yield box
         finally:
             with self._lock:
                 place.users -= 1
                 unused = self._take_unused()
-            for each in unused:
-                each.close()
+            _close_all(unused if former is None else [former, *unused])
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise SandboxBroken("the sandboxes of this gateway were closed, because it ends")
 
     def _take_unused(self) -> list[Sandbox]:
         """Those to be closed: unused, and one too many, or dropped, or never made."""
@@ -91,8 +104,7 @@ class Boxes:
             for key, place in self._places.items():
                 place.is_dropped |= is_dropped(key)
             unused = self._take_unused()
-        for each in unused:
-            each.close()
+        _close_all(unused)
 
     def open_boxes(self) -> list[tuple[BoxKey, Sandbox]]:
         """Those that are there now."""
@@ -104,9 +116,8 @@ class Boxes:
         with self._lock:
             self._is_closed = True
             boxes = [place.box for place in self._places.values() if place.box is not None]
-            self._places.clear()
-        for each in boxes:
-            each.close()
+            self._take_unused()  # the others are closed again by those that use them, or make them now
+        _close_all(boxes)
 
 
 class _Place:
@@ -115,3 +126,12 @@ class _Place:
         self.box: Sandbox | None = None
         self.users = 0
         self.is_dropped = False
+
+
+def _close_all(boxes: Iterable[Sandbox]) -> None:
+    """Close some. That a process does not end is no fault of the run that comes here."""
+    for each in boxes:
+        try:
+            each.close()
+        except SandboxBroken as error:
+            log.error("a sandbox does not end", extra={"reason": str(error)})

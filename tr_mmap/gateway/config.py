@@ -8,11 +8,13 @@ import platform
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct, field
 
+from ..wire.names import DEFAULT_WORKER
+from .api import Name
 from .errors import BadConfig
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "SharedMemoryConfig",
     "StoreConfig",
     "WasmConfig",
+    "WorkerConfig",
 ]
 
 _Positive = Annotated[int, Meta(ge=1)]
@@ -165,10 +168,11 @@ class PythonConfig(_Section, frozen=True):
 
     Attributes:
         enabled: whether they can be registered.
-        version: of the interpreter that they need, as ``"3.11"``; another one is refused at the start.
+        version: of the interpreter of their processes, as ``"3.11"``; another one is refused at the start.
         use_wasm_sandbox: asks for CPython inside WebAssembly, which this version does not have: the kernel contains
             the algorithms in either case, and the start says so.
-        python_path: an interpreter that has ``tr_mmap``, for the algorithms' processes; empty for this one.
+        python_path: the interpreter of their processes, which has ``tr_mmap`` of this version; a path, or a name that
+            is on ``PATH``; empty for this one.
     """
 
     enabled: bool = True
@@ -186,6 +190,7 @@ class SchedulerConfig(_Section, frozen=True):
     Attributes:
         max_workers: how many runs of one kind go on at once; 0 for as many as there are processors, and two at least.
         queue_size: how many of one kind may wait.
+        queue_mb: of all requests that wait together.
         max_per_token: how many of one token may wait and go on, of all kinds together.
         ageing_s: who waits so long counts as one priority higher.
         default_deadline_s: of a request that names none, from its arrival.
@@ -194,10 +199,12 @@ class SchedulerConfig(_Section, frozen=True):
         breaker_s: how long not.
         max_tasks: how many tasks are kept, those that have ended included.
         keep_tasks_s: how long one is kept that has ended.
+        keep_tasks_mb: of all that have ended; the oldest goes of the subject that takes most.
     """
 
     max_workers: Annotated[int, Meta(ge=0)] = 0
     queue_size: _Positive = 256
+    queue_mb: _Positive = 1024
     max_per_token: _Positive = 64
     ageing_s: _Seconds = 1.0
     default_deadline_s: _Seconds = 60.0
@@ -206,6 +213,7 @@ class SchedulerConfig(_Section, frozen=True):
     breaker_s: _Seconds = 10.0
     max_tasks: _Positive = 10_000
     keep_tasks_s: _Seconds = 3600.0
+    keep_tasks_mb: _Positive = 256
 
 
 class SandboxConfig(_Section, frozen=True):
@@ -259,6 +267,26 @@ class StoreConfig(_Section, frozen=True):
     create: bool = True
 
 
+class WorkerConfig(_Section, frozen=True):
+    """``[workers.NAME]``: a program of yours that answers commands in plain sessions. It is trusted, and not contained.
+
+    Attributes:
+        script: path of the worker's script; ``"default"`` for the one that ships with the package.
+        count: how many of them run, each with one request at a time.
+        commands: the only ones that requests may name; empty for all that it has.
+        idempotent: whether a request may be asked again whose worker has ended before it answered.
+        python: its interpreter; empty for this one.
+        start_timeout_s: in which it must be ready.
+    """
+
+    script: str
+    count: _Positive = 1
+    commands: tuple[str, ...] = ()
+    idempotent: bool = False
+    python: str = ""
+    start_timeout_s: _Seconds = 60.0
+
+
 class Config(_Section, frozen=True):
     """A whole configuration. A path in it that is not absolute is meant from the directory of its file."""
 
@@ -269,6 +297,7 @@ class Config(_Section, frozen=True):
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     sharedmemory: SharedMemoryConfig = field(default_factory=SharedMemoryConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    workers: dict[Name, WorkerConfig] = field(default_factory=dict)
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Config:
@@ -320,8 +349,10 @@ def _explain(text: str) -> tuple[str, str]:
     if unknown:
         key = f"{key}.{unknown['name']}".lstrip(".")
         section: Any = Config
+        key = key.replace("[...]", ".NAME")
         for part in key.split(".")[:-1]:
             section = {each.name: each.type for each in msgspec.structs.fields(section)}.get(part, section)
+            section = get_args(section)[1] if get_origin(section) is dict else section
         known = ", ".join(each.name for each in msgspec.structs.fields(section))
         return key, f"there is no such option; there are {known}"
     return key, why[:1].lower() + why[1:]
@@ -330,6 +361,10 @@ def _explain(text: str) -> tuple[str, str]:
 def _with_paths(config: Config, base: Path) -> Config:
     def at(path: str | None) -> str | None:
         return None if path is None else str(base / Path(path).expanduser())
+
+    def program(name: str) -> str:
+        """Names without a directory are looked for on ``PATH``."""
+        return str(base / Path(name).expanduser()) if os.path.dirname(name) else name
 
     replace = msgspec.structs.replace
     python = config.python
@@ -341,6 +376,7 @@ def _with_paths(config: Config, base: Path) -> Config:
         auth=replace(config.auth, key_file=at(config.auth.key_file), audit_log=at(config.auth.audit_log)),
         python=replace(
             python,
+            python_path=program(python.python_path),
             dependencies=replace(
                 python.dependencies,
                 cache_dir=str(base / Path(python.dependencies.cache_dir).expanduser()),
@@ -349,6 +385,14 @@ def _with_paths(config: Config, base: Path) -> Config:
             models=replace(python.models, model_dir=at(python.models.model_dir)),
         ),
         store=replace(config.store, dir=at(config.store.dir)),
+        workers={
+            name: replace(
+                each,
+                script=each.script if each.script == DEFAULT_WORKER else str(base / Path(each.script).expanduser()),
+                python=program(each.python),
+            )
+            for name, each in config.workers.items()
+        },
     )
 
 
@@ -373,10 +417,15 @@ def _check(config: Config, name: str) -> None:
             'whoever may register could install anything: list what may be installed, as allow = ["humanize"]',
         )
     own = platform.python_version()
-    if python.version and not (own + ".").startswith(python.version.rstrip(".") + ".") and not python.python_path:
+    if not is_version(own, python.version) and not python.python_path:
         raise wrong(
             "python.version", f"this is Python {own}; give python_path of a Python {python.version}, or leave it out"
         )
+
+
+def is_version(version: str, wanted: str) -> bool:
+    """Whether a version, as ``3.11.4``, is the one that was asked for, as ``3.11``; empty for any."""
+    return not wanted or (version + ".").startswith(wanted.rstrip(".") + ".")
 
 
 def is_loopback(host: str) -> bool:

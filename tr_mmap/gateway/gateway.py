@@ -50,6 +50,7 @@ class Gateway:
         self.is_closing = False
         self._service: Service | None = None
         self._starting: asyncio.Lock | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._app: Front | None = None
 
     @classmethod
@@ -84,6 +85,7 @@ class Gateway:
 
         Raises:
             SandboxBroken: this machine lacks a required layer.
+            BadConfig: the interpreter, or a worker's script, cannot be used.
         """
         if self._service is not None:
             return
@@ -93,7 +95,11 @@ class Gateway:
             if self._service is not None:
                 return
             service = Service(self.config, self._saw_run)
-            await service.warm()
+            try:
+                await service.warm()
+            except BaseException:
+                await service.close()
+                raise
             self._service = service
         if self.config.python.use_wasm_sandbox:
             log.warning(
@@ -107,9 +113,16 @@ class Gateway:
 
     async def aclose(self) -> None:
         """Refuse what comes from now on, let go on what runs for a while, then end all. Idempotent."""
-        if self.is_closing:
-            return
+        self._begin_to_close()
+        assert self._closing is not None
+        await asyncio.shield(self._closing)
+
+    def _begin_to_close(self) -> None:
         self.is_closing = True
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+
+    async def _close(self) -> None:
         if self._service is not None:
             await self._service.close()
         self.audit.close()
@@ -128,4 +141,10 @@ class Gateway:
         """
         from .listening import listen
 
-        return listen(self.asgi_app, self.config.server, on_ready or (lambda _: None), self.metrics.saw_refusal)
+        return listen(
+            self.asgi_app,
+            self.config.server,
+            on_ready or (lambda _: None),
+            self._begin_to_close,
+            self.metrics.saw_refusal,
+        )

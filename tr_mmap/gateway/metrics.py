@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from .problems import status_of
 from .scheduler import Job
@@ -47,6 +47,8 @@ class Metrics:
         )
         self._waiting = Gauge("tr_task_queue_size", "Runs that wait, by kind.", ("kind",), registry=registry)
         self._running = Gauge("tr_running", "Runs that go on, by kind.", ("kind",), registry=registry)
+        self._breakers = Gauge("tr_open_breakers", "Algorithms that are not run for a while.", registry=registry)
+        ProcessCollector(registry=registry)
         self._layers = Gauge(
             "tr_sandbox_layer_active", "1 for each layer that is active.", ("layer",), registry=registry
         )
@@ -81,7 +83,9 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of it."""
-        for kind, lane in self._status()["queues"].items():
+        status = self._status()
+        self._breakers.set(len(status["open_breakers"]))
+        for kind, lane in status["queues"].items():
             self._waiting.labels(kind).set(lane["waiting"])
             self._running.labels(kind).set(lane["running"])
         return generate_latest(self._registry)

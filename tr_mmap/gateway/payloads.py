@@ -37,9 +37,11 @@ __all__ = [
     "Done",
     "TensorEncoder",
     "TensorForm",
+    "body_nbytes",
     "decode_inputs",
     "decode_tensor",
     "encode",
+    "encode_results",
     "is_tensor",
     "split_body",
 ]
@@ -95,9 +97,14 @@ class BinaryPart:
 
 def encode(response: ComputeResponse, form: TensorForm) -> Done:
     """A run's results, as a response says them. May take long: not to be called in a loop's thread."""
-    result, pieces = encode_outputs(response.outputs, form)
+    return encode_results(response.outputs, response.stdout, response.execution_time_ms, form)
+
+
+def encode_results(outputs: Mapping[str, Any], stdout: str, execution_time_ms: float, form: TensorForm) -> Done:
+    """The same, of results by name."""
+    result, pieces = encode_outputs(outputs, form)
     raw = msgspec.Raw(msgspec.json.encode(result))
-    return Done(raw, response.stdout, round(response.execution_time_ms, 3), pieces)
+    return Done(raw, stdout, round(execution_time_ms, 3), pieces)
 
 
 def split_body(body: memoryview, content_type: str, json_length: str | None) -> tuple[memoryview, memoryview]:
@@ -114,6 +121,11 @@ def split_body(body: memoryview, content_type: str, json_length: str | None) -> 
     if length > len(body):
         raise BadRequest(f"TR-JSON-Length is {length}, and the body has {len(body)} bytes")
     return body[:length], body[length:]
+
+
+def body_nbytes(binary: memoryview) -> int:
+    """Of the whole body whose binary part this is, perhaps an empty one: inputs lie in it, or were made of it."""
+    return len(binary.obj) if isinstance(binary.obj, bytes | bytearray) else binary.nbytes
 
 
 def decode_inputs(values: Mapping[str, Any], binary: memoryview) -> dict[str, Any]:

@@ -7,7 +7,17 @@ from typing import Any, Final
 
 import msgspec
 
-from ..errors import BadMessage, MissingPackage, OutOfSpace, SystemLimit, TRException, UnsupportedTensor
+from ..errors import (
+    BadMessage,
+    MissingPackage,
+    OutOfSpace,
+    RemoteError,
+    SessionNotStarted,
+    SystemLimit,
+    TRException,
+    UnsupportedTensor,
+    WorkerDied,
+)
 from ..sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, NotAllowed, RunCancelled, SandboxBroken
 from ..store import (
     EmbedderMismatch,
@@ -57,6 +67,9 @@ _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (OutOfSpace, 503),
     (SystemLimit, 503),
     (SandboxBroken, 503),
+    (WorkerDied, 503),
+    (SessionNotStarted, 503),
+    (RemoteError, 422),
     (msgspec.ValidationError, 400),
     (msgspec.DecodeError, 400),
 )
@@ -67,6 +80,8 @@ _TOLD: Final = (
     "detail",
     "type",
     "traceback",
+    "command",
+    "error_type",
     "stdout",
     "limit_nbytes",
     "package",
@@ -83,6 +98,8 @@ _HIDDEN: Final = {
     OutOfSpace: "the machine has too little memory for it now; try again",
     StoreClosed: "the store was closed meanwhile; try again",
     SystemLimit: "the gateway has met a limit of its system; try again",
+    WorkerDied: "the worker has ended before it answered, and is started again; see the gateway's log",
+    SessionNotStarted: "the worker was ended with the gateway; try again",
 }
 
 
@@ -97,6 +114,8 @@ def describe(error: BaseException, request_id: str) -> ErrorBody:
     if status == 500:
         return ErrorBody(error=_INTERNAL, status_code=500, type="InternalError", request_id=request_id)
     text = next((text for kind, text in _HIDDEN.items() if isinstance(error, kind)), "") or str(error)
+    if isinstance(error, RemoteError):  # a trusted program's files are none of a client's business
+        text = text.removesuffix(f"\n\n{error.remote_traceback}")
     details = {name: _plain(getattr(error, name)) for name in _TOLD if getattr(error, name, None) not in (None, "")}
     if any(isinstance(error, kind) for kind in _HIDDEN):
         details = {}

@@ -18,6 +18,7 @@ from .payloads import BINARY, TensorForm
 from .route import PREFIX, Route
 from .service import Service
 from .store_routes import STORE_ROUTES
+from .worker_routes import WORKER_ROUTES
 
 __all__ = ["ROUTES"]
 
@@ -176,6 +177,11 @@ ROUTES: Final[tuple[Route, ...]] = (
                 "algorithm": "double",
                 "inputs": {"x": {"dtype": "float32", "shape": [2], "data": [1, 2]}},
             },
+            "worker": {
+                "algorithm": "linear",
+                "function": "scale",
+                "inputs": {"x": {"dtype": "float32", "shape": [2], "data": [1, 2]}, "factor": 2.5},
+            },
         },
         is_hot=True,
         takes_key=True,
@@ -233,4 +239,5 @@ ROUTES: Final[tuple[Route, ...]] = (
     *MODEL_ROUTES,
     *DEPENDENCY_ROUTES,
     *STORE_ROUTES,
+    *WORKER_ROUTES,
 )

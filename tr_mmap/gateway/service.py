@@ -9,11 +9,9 @@ import asyncio
 import binascii
 import dataclasses
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import TRException
 from ..sandbox import Algorithm, Limits, Sandbox
 from .api import (
     AlgorithmInfo,
@@ -30,14 +28,17 @@ from .config import Config
 from .dependencies import IMPORTED, Dependencies
 from .environments import Lease
 from .errors import BadRequest, Conflict, Forbidden, NotFound
+from .interpreters import check_interpreter
 from .model_loading import ModelLoader
 from .models import MODEL, Models
-from .payloads import Done, TensorForm, decode_inputs, encode
+from .payloads import Done, TensorForm, body_nbytes, decode_inputs
 from .registry import Registered, Registry, version_of
+from .runs import SandboxRun
 from .scheduler import Job, Scheduler
 from .stores import Stores
 from .tasks import Task, Tasks
 from .tokens import Principal
+from .workers import Workers
 
 __all__ = ["Service"]
 
@@ -58,7 +59,8 @@ class Service:
         self.registry = Registry()
         self.boxes = Boxes(self._make_box, config.sandbox.max_sandboxes)
         self.dependencies = Dependencies(config.python.dependencies, self._imported, self._drop_boxes)
-        self.scheduler = Scheduler(config.scheduler, observe)
+        self.workers = Workers(config.workers)
+        self.scheduler = Scheduler(config.scheduler, observe, self.workers.lanes())
         models, self._loop = config.python.models, asyncio.get_running_loop()
         self.models = Models(
             models,
@@ -71,14 +73,18 @@ class Service:
             self._saw_model,
         )
         self.stores = Stores(config.store)
-        self.tasks = Tasks(self.scheduler, config.scheduler.max_tasks, config.scheduler.keep_tasks_s)
+        kept = config.scheduler
+        self.tasks = Tasks(self.scheduler, kept.max_tasks, kept.keep_tasks_mb << 20, kept.keep_tasks_s)
 
     async def warm(self) -> None:
-        """Start the sandbox that code without wishes of its own runs in, so that no request waits for it.
+        """Start the workers, and the sandbox that code without wishes of its own runs in, so that no request waits.
 
         Raises:
             SandboxBroken: this machine lacks a required layer.
+            BadConfig: the interpreter, or a worker's script, cannot be used.
         """
+        await asyncio.to_thread(check_interpreter, self.config.python)
+        await asyncio.to_thread(self.workers.start)
         if self.config.python.enabled:
             await asyncio.to_thread(self._warm, BoxKey("contained", self._limits("python", None, None)))
         await self.models.start()
@@ -93,8 +99,8 @@ class Service:
         await self.models.close()
         await self.dependencies.close()
         await self.stores.close()
-        await asyncio.to_thread(self.boxes.close)
-        self.scheduler.close()
+        await asyncio.gather(asyncio.to_thread(self.boxes.close), asyncio.to_thread(self.workers.close))
+        await self.scheduler.close()
 
     def _make_box(self, key: BoxKey) -> Sandbox:
         sandbox = self.config.sandbox
@@ -102,6 +108,8 @@ class Service:
         if key.kind in ("contained", "torch"):
             options["preload"] = (*sandbox.preload, *key.preload)
             options["packages"] = key.packages
+        if self.config.python.python_path:
+            options["python"] = self.config.python.python_path
         return Sandbox(key.kind, limits=key.limits, **options)
 
     def _imported(self, kind: str) -> list[str]:
@@ -126,6 +134,7 @@ class Service:
             BadDependency: a package that it declares may not, or cannot, be installed.
             Busy: not now.
         """
+        self.workers.check_free(body.name)
         self.registry.check_owner(body.name, principal)
         if self.models.algorithm(body.name) is not None:
             raise Conflict(f"the model {body.name!r} is an algorithm itself; take another name")
@@ -324,9 +333,11 @@ class Service:
         if (body.algorithm is None) == (body.code is None):
             raise BadRequest("give either the name of an algorithm, or code")
         inputs = decode_inputs(body.inputs, binary)
+        nbytes = body_nbytes(binary)
         timeout_s = self.config.scheduler.default_deadline_s if body.timeout_ms is None else body.timeout_ms / 1000
         deadline_s = time.monotonic() + timeout_s
-        registered = None
+        if body.algorithm in self.workers:
+            return self.workers.job(body, inputs, principal.subject, request_id, deadline_s, form, nbytes)
         if body.algorithm is not None:
             if body.function is not None:
                 raise BadRequest("the function of an algorithm is chosen when it is registered")
@@ -343,40 +354,19 @@ class Service:
             key = BoxKey("contained", self._limits("python", None, None))
             algorithm = Algorithm("code", body.code.encode(), body.function)
             registered = Registered("", "", "python", algorithm, key, principal.subject, 0.0)
-        boxes, key = self.boxes, registered.box
         lease = registered.environment.again() if registered.environment is not None else None
-        run_id = uuid.uuid4().hex  # clients choose the ids of requests, and two may choose the same
-
-        def run() -> Done:
-            nonlocal key
-            with self.models.lent(registered, principal.subject) as lent:
-                key = lent.box
-                with boxes.using(key) as box:
-                    given = {**inputs, **lent.inputs}
-                    try:
-                        response = box.run(lent.algorithm, given, deadline_s=deadline_s, request_id=run_id)
-                    except (TypeError, ValueError) as error:
-                        if isinstance(error, TRException):
-                            raise
-                        raise BadRequest(str(error)) from error  # an input that no process can get: 10**20, say
-                    return encode(response, form)
-
-        def end() -> None:
-            for each, box in boxes.open_boxes():
-                if each == key:
-                    box.cancel(run_id)
-
+        run = SandboxRun(self.boxes, lambda: self.models.lent(registered, principal.subject), inputs, deadline_s, form)
         return Job(
-            id=run_id,
             request_id=request_id,
             kind=registered.kind,
             name=registered.name,
             subject=principal.subject,
-            run=run,
-            end=end,
+            run=run.do,
+            end=run.end,
             priority=body.priority,
             deadline_s=deadline_s,
             is_idempotent=registered.is_idempotent,
+            nbytes=nbytes,
             on_end=lease.close if lease is not None else None,
         )
 

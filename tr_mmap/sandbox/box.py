@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Final
@@ -70,6 +70,8 @@ class Sandbox:
             beside those that are installed, and sooner. Nothing of them is imported outside of the algorithms'
             processes.
         max_workers: how many submitted runs go on at once.
+        python: the interpreter of its processes, by path or by its name on ``PATH``, which must have ``tr_mmap`` of
+            this version; None for that of ``TR_PYTHON``, or else for this program's.
 
     Raises:
         SandboxBroken: a required layer is missing, or a process could not be started.
@@ -88,6 +90,7 @@ class Sandbox:
         preload: Iterable[str] = ("numpy",),
         packages: Iterable[str | os.PathLike[str]] = (),
         max_workers: int = 4,
+        python: str | os.PathLike[str] | None = None,
     ) -> None:
         check_types(limits, allow)
         self.kind = kind
@@ -96,7 +99,8 @@ class Sandbox:
         self._limits = limits or Limits()
         self._allow = allow or Allow()
         self._required_layers = check_layers(required_layers)
-        self._preload = check_modules(preload)
+        self._python = None if python is None else os.fspath(python)
+        self._preload = check_texts("preload", preload) if self._python is not None else check_modules(preload)
         self._packages = check_packages(packages)
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -123,6 +127,7 @@ class Sandbox:
                 self._packages,
                 _SPARES,
                 self._kept,
+                self._python,
             )
         self._executors.add(made)
         return made
@@ -215,10 +220,12 @@ class Sandbox:
         with self._using() as executor:
             return executor.execute(request)
 
-    def _run(self, request: ComputeRequest) -> ComputeResponse:
+    def _run(self, request: ComputeRequest, check: Callable[[], None] | None = None) -> ComputeResponse:
         """The same, for a request that nobody has noted yet."""
         self._note(request, None)
         try:
+            if check is not None:
+                check()
             return self._execute(request)
         finally:
             self._forget(request)
@@ -366,6 +373,7 @@ class Sandbox:
         arguments: Sequence[Any] | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
+        check: Callable[[], None] | None = None,
     ) -> ComputeResponse:
         """Run a registered algorithm.
 
@@ -375,6 +383,8 @@ class Sandbox:
             arguments: what its function gets instead of the inputs; see :meth:`call`.
             deadline_s: by ``time.monotonic``: a run that has not ended by then is ended.
             request_id: by which :meth:`cancel` knows it; of those that go on, each has its own. None for a new one.
+            check: is called once :meth:`cancel` knows the run, before it begins; what it raises, this raises. It looks
+                at a flag that another thread sets before it calls ``cancel``: so no cancellation comes too early.
 
         Raises:
             LimitExceeded, NotAllowed, AlgorithmError: it did not end well.
@@ -384,7 +394,8 @@ class Sandbox:
             KeyError: there is no algorithm of that name.
         """
         given = None if arguments is None else tuple(arguments)
-        return self._run(self._request(algorithm, inputs, arguments=given, deadline_s=deadline_s, id=request_id))
+        request = self._request(algorithm, inputs, arguments=given, deadline_s=deadline_s, id=request_id)
+        return self._run(request, check)
 
     def submit(
         self,

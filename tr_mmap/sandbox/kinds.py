@@ -75,6 +75,7 @@ class Kind:
         packages: tuple[str, ...],
         spares: int,
         kept: Kept,
+        python: str | None = None,
     ) -> Executor:
         """An executor of this kind.
 
@@ -86,6 +87,7 @@ class Kind:
             packages: directories of packages that they can import.
             spares: how many processes to keep ready.
             kept: what its executor keeps for one that takes its place, when limits change.
+            python: the interpreter of its processes, which says itself what is not installed there; None for the usual.
 
         Raises:
             MissingPackage: one of its packages, or of ``preload``, is not installed.
@@ -97,14 +99,14 @@ class Kind:
             raise ValueError(f"algorithms of kind {self.name!r} import no packages; leave packages out")
         preload = tuple(preload)
         for package in self.packages:
-            if not is_installed(package):
+            if python is None and not is_installed(package):
                 text = f"sandboxes of kind {self.name!r} need {package}: pip install 'tr_mmap[{self.extra}]'"
                 raise MissingPackage(text, package=package)
         for package in sorted({each.partition(".")[0] for each in preload}):
-            if not is_installed(package):
+            if python is None and not is_installed(package):
                 raise MissingPackage(f"preload names {package}, which is not installed", package=package)
         modules = (*preload, *self.preload, f"{__package__}.runners.{self.runner}")
-        host = Host(limits, allow, required_layers, modules, spares, self.margin, packages)
+        host = Host(limits, allow, required_layers, modules, spares, self.margin, packages, python)
         return self.executor(self.name, self.runner, host, allow, kept)
 
 
