@@ -1,4 +1,4 @@
-"""The files of ``deploy/``: they parse, and name what there is."""
+"""The files of ``examples/deploy/``: they parse, and name what there is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from gateways import RunningGateway
 from support import ROOT
 
-DEPLOY = ROOT / "deploy"
+DEPLOY = ROOT / "examples" / "deploy"
 _METRIC = re.compile(r"\b(?:tr|process)_\w+")
 _PARTS = re.compile(r'"[^"]*"|\{\{.*?\}\}')  # of an expression, that name no metric
 
