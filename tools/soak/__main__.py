@@ -47,7 +47,9 @@ MEMORY_SLACK_NBYTES: Final = 6 << 20
 MEMORY_SLACK_SHARE: Final = 0.05
 MAPS_SLACK: Final = 20  # of the allocator, and of threads
 STORE_SHARE: Final = 0.3  # of the deeds
-STORE_NBYTES: Final = 64 << 20  # more than its files ever take
+# More than its files ever take. Its catalogue keeps its size, and grows by all that is written while a snapshot lives,
+# whose pages it cannot use again: that is much on a fast machine.
+STORE_NBYTES: Final = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -363,6 +365,8 @@ class Soak:
             slack = MEMORY_SLACK_NBYTES + early * MEMORY_SLACK_SHARE if name.endswith("nbytes") else 0
             if name == "maps":
                 slack = MAPS_SLACK
+            if name == "store_nbytes":
+                slack = STORE_NBYTES
             if late > early + slack:
                 found.append(f"{name}: at most {early} early, at least {late} late")
         limit = 2 * len(self.parties) * BUDGET_NBYTES + STORE_NBYTES
