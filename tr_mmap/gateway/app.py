@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from . import api
-from .calls import Call, answer, error_response, json_response, new_request_id
+from .calls import Call, answer, error_response, json_response
 from .config import is_loopback
 from .errors import BadRequest, Forbidden, NotFound, Overloaded, Unauthorized
 from .logs import log
@@ -36,6 +36,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _CHANGES: Final = frozenset({"POST", "PUT", "DELETE", "PATCH"})
+_MOST_HOSTS: Final = 256
 
 
 class Front:
@@ -54,6 +55,7 @@ class Front:
         if server.host not in ("0.0.0.0", "::"):
             names.add(server.host)
         self._hosts = frozenset(each.lower() for each in names)
+        self._known_hosts: dict[str, bool] = {}  # what was found of those that were asked for
         self._is_any_host = "*" in names
         self._origins = frozenset(each.rstrip("/").lower() for each in server.allowed_origins)
         self._hot = {(each.method, each.path): each for each in ROUTES if each.is_hot}
@@ -66,13 +68,7 @@ class Front:
         if scope["type"] != "http":  # there are no others
             await send({"type": "websocket.close", "code": 1000})
             return
-        request = Request(scope, receive)
-        call = Call(
-            request,
-            new_request_id(request.headers.get("x-request-id")),
-            self._max_body_nbytes,
-            self._config.server.body_timeout_s,
-        )
+        call = Call(scope, receive, self._max_body_nbytes, self._config.server.body_timeout_s)
         scope.setdefault("state", {})["call"] = call
         scope["tr.route"] = ""
         status = 500
@@ -81,8 +77,8 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                traceparent = request.headers.get("traceparent", "")
-                if _TRACEPARENT.fullmatch(traceparent):
+                traceparent = call.header(b"traceparent")
+                if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
                     message["headers"] = [*message["headers"], (b"traceparent", traceparent.encode())]
             await send(message)
 
@@ -103,7 +99,7 @@ class Front:
 
     async def serve(self, route: Route, call: Call) -> Response:
         """Answer a request of a route."""
-        call.request.scope["tr.route"] = route.path
+        call.scope["tr.route"] = route.path
 
         async def do(call: Call) -> Response:
             if route.scope is not None:
@@ -117,7 +113,7 @@ class Front:
         Raises:
             Unauthorized, Forbidden, RateLimited: the request's token does not grant it.
         """
-        scheme, _, token = call.request.headers.get("authorization", "").partition(" ")
+        scheme, _, token = (call.header(b"authorization") or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthorized("this needs a token: send the header Authorization: Bearer TOKEN; see tr-mmap token")
         principal = call.principal = self._gateway.tokens.verify(token.strip())
@@ -126,12 +122,16 @@ class Front:
 
     def _refusal(self, call: Call) -> Response | None:
         """The answer to a request that no route should see."""
-        headers = call.request.headers
-        if len(headers.getlist("host")) != 1 or not self._is_known_host(headers["host"]):
+        host = call.header(b"host")
+        if (
+            host is None
+            or not self._is_known_host(host)
+            or [name for name, _ in call.scope["headers"]].count(b"host") != 1
+        ):
             return error_response(
                 call, BadRequest("the header Host names no host of this gateway; see [server] allowed_hosts")
             )
-        origin = headers.get("origin")
+        origin = call.header(b"origin")
         if origin is not None and origin.rstrip("/").lower() not in self._origins and not self._is_own(origin, call):
             return error_response(
                 call, Forbidden("scripts of other pages may not ask here; see [server] allowed_origins")
@@ -141,6 +141,14 @@ class Front:
         return None
 
     def _is_known_host(self, host: str) -> bool:
+        known = self._known_hosts.get(host)
+        if known is None:
+            known = self._look_at_host(host)
+            if len(self._known_hosts) < _MOST_HOSTS:
+                self._known_hosts[host] = known
+        return known
+
+    def _look_at_host(self, host: str) -> bool:
         try:
             found = urlsplit(f"//{host}")
             name, port = found.hostname or "", found.port
@@ -156,32 +164,32 @@ class Front:
 
     def _is_own(self, origin: str, call: Call) -> bool:
         """Whether a page of this gateway asks: its documentation, for example."""
-        return urlsplit(origin).netloc.lower() == call.request.headers["host"].lower()
+        return urlsplit(origin).netloc.lower() == (call.header(b"host") or "").lower()
 
     def _finish(self, call: Call, route: str, status: int) -> None:
         seconds = time.monotonic() - call.began_s
-        gateway, request = self._gateway, call.request
+        gateway, method = self._gateway, call.scope["method"]
         subject = call.principal.subject if call.principal is not None else ""
-        gateway.metrics.saw_request(request.method, route or "other", status, seconds)
+        gateway.metrics.saw_request(method, route or "other", status, seconds)
         log.info(
             "request",
             extra={
                 "request_id": call.id,
-                "method": request.method,
+                "method": method,
                 "route": route or "other",
                 "status": status,
                 "duration_ms": round(1000 * seconds, 3),
                 "subject": subject,
             },
         )
-        if status in (401, 403, 429) or (request.method in _CHANGES and route not in _RUNS):
+        if status in (401, 403, 429) or (method in _CHANGES and route not in _RUNS):
             gateway.audit.note(
                 request_id=call.id,
                 subject=subject,
-                method=request.method,
-                path=request.url.path[:300],
+                method=method,
+                path=call.scope["path"][:300],
                 status=status,
-                client=request.client.host if request.client else "",
+                client=(call.scope.get("client") or ("",))[0],
             )
 
     def _tell_fault(self, call: Call, error: BaseException) -> None:

@@ -7,14 +7,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..sandbox import Limits, Sandbox
+from ..sandbox.steps import SLOW, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["BoxKey", "Boxes"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,25 @@ class Boxes:
         self._places: OrderedDict[BoxKey, _Place] = OrderedDict()  # those used last are last
         self._is_closed = False
 
+    def steps(self, key: BoxKey, of: Callable[[Sandbox], Steps[_T]]) -> Steps[_T]:
+        """Go through steps of the sandbox of a key, which is not closed meanwhile.
+
+        Raises:
+            SandboxBroken, MissingPackage, ValueError: as :class:`Sandbox`.
+        """
+        with self._lock:
+            place = self._places.get(key)
+            is_there = place is not None and place.box is not None
+        if not is_there:
+            yield SLOW
+        box, place = self._take(key)
+        try:
+            return (yield from of(box))
+        finally:
+            unused = self._give(place)
+            if unused:  # this may be the thread of a loop
+                threading.Thread(target=_close_all, args=(unused,), name="tr_mmap-close").start()
+
     @contextmanager
     def using(self, key: BoxKey) -> Iterator[Sandbox]:
         """The sandbox of a key, which is not closed meanwhile.
@@ -56,21 +78,32 @@ class Boxes:
         Raises:
             SandboxBroken, MissingPackage, ValueError: as :class:`Sandbox`.
         """
+        box, place = self._take(key)
+        try:
+            yield box
+        finally:
+            _close_all(self._give(place))
+
+    def _take(self, key: BoxKey) -> tuple[Sandbox, _Place]:
         with self._lock:
             place = self._places.setdefault(key, _Place())
             self._places.move_to_end(key)
             place.users += 1
         try:
-            with place.making:
-                if place.box is None:
-                    place.box = self._make(key)
-            yield place.box
-        finally:
-            with self._lock:
-                place.users -= 1
-                unused = self._take_unused()
-            for each in unused:
-                each.close()
+            if place.box is None:
+                with place.making:
+                    if place.box is None:
+                        place.box = self._make(key)
+            return place.box, place
+        except BaseException:
+            _close_all(self._give(place))
+            raise
+
+    def _give(self, place: _Place) -> list[Sandbox]:
+        """Those to be closed."""
+        with self._lock:
+            place.users -= 1
+            return self._take_unused()
 
     def _take_unused(self) -> list[Sandbox]:
         """Those to be closed: unused, and one too many, or never made."""
@@ -95,6 +128,11 @@ class Boxes:
             self._places.clear()
         for each in boxes:
             each.close()
+
+
+def _close_all(boxes: list[Sandbox]) -> None:
+    for each in boxes:
+        each.close()
 
 
 class _Place:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from ..sandbox.values import MAX_DEPTH, check_depth
@@ -33,18 +33,44 @@ class Call:
     """One request.
 
     Attributes:
-        request: of HTTP.
+        scope: of ASGI.
+        receive: of ASGI.
+        max_body_nbytes: that it may have.
+        body_timeout_s: in which its body must have come.
         id: of the request; a run has it too.
         principal: whose token it has; None where a route needs none.
         began_s: when it came, by ``time.monotonic``.
     """
 
-    request: Request
-    id: str
+    scope: dict[str, Any]
+    receive: Callable[[], Awaitable[Any]]
     max_body_nbytes: int
     body_timeout_s: float
+    id: str = ""
     principal: Principal | None = None
     began_s: float = field(default_factory=time.monotonic)
+    _headers: dict[bytes, bytes] = field(init=False)
+    _request: Request | None = None
+
+    def __post_init__(self) -> None:
+        self._headers = dict(reversed(self.scope["headers"]))
+        self.id = new_request_id(self.header(b"x-request-id"))
+
+    def header(self, name: bytes) -> str | None:
+        """A header of the request; the first one of its name.
+
+        Args:
+            name: in small letters.
+        """
+        value = self._headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    @property
+    def request(self) -> Request:
+        """The request as the framework has it. The hot route does without: making it takes time."""
+        if self._request is None:
+            self._request = Request(self.scope, self.receive)
+        return self._request
 
     @property
     def who(self) -> Principal:
@@ -69,8 +95,8 @@ class Call:
             TooLarge: it is.
         """
         raw = memoryview(await self.read())
-        content_type = self.request.headers.get("content-type", JSON)
-        text, binary = split_body(raw, content_type, self.request.headers.get(JSON_LENGTH))
+        content_type = self.header(b"content-type") or JSON
+        text, binary = split_body(raw, content_type, self.header(JSON_LENGTH.encode()))
         if len(text) > _PARSED_ASIDE:
             return await asyncio.to_thread(_decode, text, kind), binary
         return _decode(text, kind), binary
@@ -82,16 +108,22 @@ class Call:
             BadRequest: they did not come in time.
             TooLarge: there are too many.
         """
-        said = self.request.headers.get("content-length", "")
+        said = self.header(b"content-length") or ""
         if said.isdigit() and int(said) > self.max_body_nbytes:
             raise self._too_large()
         found = bytearray()
         try:
             async with asyncio.timeout(self.body_timeout_s):
-                async for chunk in self.request.stream():
+                while True:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    chunk = message.get("body", b"")
                     if len(found) + len(chunk) > self.max_body_nbytes:
                         raise self._too_large()
                     found += chunk
+                    if not message.get("more_body", False):
+                        break
         except TimeoutError:
             raise BadRequest(f"the body did not come within {self.body_timeout_s:g} s") from None
         return found
@@ -100,13 +132,24 @@ class Call:
         return TooLarge(f"a body may have {self.max_body_nbytes} bytes here", limit_nbytes=self.max_body_nbytes)
 
 
+_decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {}
+
+
+def _decoder(kind: type[_T]) -> msgspec.json.Decoder[_T]:
+    found = _decoders.get(kind)
+    if found is None:
+        found = _decoders[kind] = msgspec.json.Decoder(kind)
+    return found
+
+
 def _decode(text: memoryview, kind: type[_T]) -> _T:
     if not len(text):
         raise BadRequest("the body is empty, and should be JSON")
     raw = bytes(text)
     try:
         check_depth(raw, MAX_DEPTH + _ENVELOPE)
-        return msgspec.json.decode(raw, type=kind)
+        decoded: _T = _decoder(kind).decode(raw)
+        return decoded
     except msgspec.ValidationError as error:
         raise BadRequest(_in_words(str(error))) from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
@@ -125,18 +168,30 @@ def new_request_id(given: str | None) -> str:
     return given if given is not None and _ID.fullmatch(given) else uuid.uuid4().hex
 
 
+class Plain(Response):
+    """A response whose body is there. As the framework's, made in a fraction of its time."""
+
+    def __init__(self, body: bytes, status: int, headers: dict[str, str], media_type: str) -> None:
+        self.status_code = status
+        self.background = None
+        self.body = body
+        self.media_type = media_type
+        said = {"content-type": media_type, "content-length": str(len(body)), **headers}
+        self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in said.items()]
+
+
 def json_response(call: Call, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A response of JSON."""
-    return Response(msgspec.json.encode(body), status, {"x-request-id": call.id, **(headers or {})}, JSON)
+    return Plain(msgspec.json.encode(body), status, {"x-request-id": call.id, **(headers or {})}, JSON)
 
 
 def done_response(call: Call, done: Done, body: Any, *, is_binary: bool) -> Response:
     """The response of a run; with a binary part if the client takes one."""
     text = msgspec.json.encode(body)
     if not is_binary:
-        return Response(text, 200, {"x-request-id": call.id}, JSON)
+        return Plain(text, 200, {"x-request-id": call.id}, JSON)
     headers = {"x-request-id": call.id, "tr-json-length": str(len(text))}
-    return Response(b"".join([text, *done.pieces]), 200, headers, BINARY)
+    return Plain(b"".join([text, *done.pieces]), 200, headers, BINARY)
 
 
 def error_response(call: Call, error: BaseException) -> Response:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from ..sandbox import RunCancelled
 from . import api
 from .calls import Call, done_response, json_response
-from .payloads import BINARY, TensorForm
+from .payloads import BINARY, Done, TensorForm
 from .route import PREFIX, Route
+from .scheduler import Job
 from .service import Service
 
 __all__ = ["ROUTES"]
+
+_WATCHED_S: Final = 0.02  # after which a run is worth a task that waits for its client to hang up
 
 
 async def _list_algorithms(service: Service, call: Call) -> Response:
@@ -38,42 +40,39 @@ async def _delete_algorithm(service: Service, call: Call) -> Response:
 
 async def _execute(service: Service, call: Call) -> Response:
     body, binary = await call.body(api.ExecuteBody)
-    is_binary = BINARY in call.request.headers.get("accept", "")
+    is_binary = BINARY in (call.header(b"accept") or "")
     form: TensorForm = "binary" if is_binary else body.tensors
-    done = await _unless_gone(call, service.execute(body, binary, call.who, call.id, form))
+    job = service.begin(body, binary, call.who, call.id, form)
+    done = await _unless_gone(call, job, service)
     result = api.ExecuteResult(
         result=done.result, stdout=done.stdout, execution_time_ms=done.execution_time_ms, request_id=call.id
     )
     return done_response(call, done, result, is_binary=is_binary)
 
 
-async def _unless_gone(call: Call, work: Any) -> Any:
-    """What some work gives; it is cancelled when the client hangs up."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_hang_up(call))
+async def _unless_gone(call: Call, job: Job, service: Service) -> Done:
+    """What a run gives. It is cancelled when the client hangs up; of a short one, nobody looks whether it has."""
+    loop = asyncio.get_running_loop()
+    watching: list[asyncio.Task[None]] = []
+
+    async def watch() -> None:
+        while (await call.receive())["type"] != "http.disconnect":
+            pass
+        service.scheduler.cancel(job)
+
+    timer = loop.call_later(_WATCHED_S, lambda: watching.append(loop.create_task(watch())))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        task.cancel()
-        await asyncio.wait({task})
-        raise RunCancelled("the client has closed the connection", request_id=call.id)
+        return await service.end_of(job)
     finally:
-        gone.cancel()
-        task.cancel()
-
-
-async def _hang_up(call: Call) -> None:
-    while True:
-        message = await call.request.receive()
-        if message["type"] == "http.disconnect":
-            return
+        timer.cancel()
+        for each in watching:
+            each.cancel()
 
 
 async def _compute(service: Service, call: Call) -> Response:
     body, binary = await call.body(api.ExecuteBody)
     started = service.compute(body, binary, call.who, call.id)
-    where = {"location": f"{call.request.scope.get('root_path', '')}{PREFIX}/task/{started.task_id}"}
+    where = {"location": f"{call.scope.get('root_path', '')}{PREFIX}/task/{started.task_id}"}
     return json_response(call, started, 202, where)
 
 

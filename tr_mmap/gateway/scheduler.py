@@ -7,6 +7,7 @@ what a run is: a job brings a function that does it and one that ends it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
 from collections import Counter, deque
@@ -17,6 +18,7 @@ from typing import Any, Final, Literal
 
 from ..errors import WorkerDied
 from ..sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, RunCancelled, SandboxBroken
+from ..sandbox.steps import InLoop, Steps
 from .breakers import Breaker
 from .config import SchedulerConfig
 from .errors import Overloaded, QuotaExceeded
@@ -40,7 +42,7 @@ class Job:
         kind: of the executor, whose queue it waits in.
         name: of the algorithm; empty for code that is not registered.
         subject: whose it is; the quota counts by it.
-        run: does it, in another thread.
+        steps: begin it: they are gone through in the loop's thread, and from a slow one on in another.
         end: ends it, from any thread.
         priority: the higher, the sooner.
         deadline_s: by ``time.monotonic``.
@@ -54,7 +56,7 @@ class Job:
     kind: str
     name: str
     subject: str
-    run: Callable[[], Any]
+    steps: Callable[[], Steps[Any]]
     end: Callable[[], Any]
     priority: int
     deadline_s: float
@@ -110,7 +112,7 @@ class Scheduler:
         self._idle.set()
 
     def submit(self, job: Job) -> asyncio.Future[Any]:
-        """Queue a job. Its future gets what ``run`` returns or raises.
+        """Queue a job. Its future gets what its steps return or raise.
 
         Raises:
             Overloaded: the queue is full, or the gateway is about to end.
@@ -212,17 +214,7 @@ class Scheduler:
 
     def _start(self, job: Job) -> None:
         job.tries += 1
-        done = self._threads.submit(job.run)
-        done.add_done_callback(lambda each: self._tell(job, each))
-
-    def _tell(self, job: Job, done: Any) -> None:
-        """In the thread that has run it."""
-        error = done.exception()
-        result = None if error is not None else done.result()
-        try:
-            self._loop.call_soon_threadsafe(self._ended, job, result, error)
-        except RuntimeError:  # the loop is closed, and nobody waits any more
-            return
+        InLoop(self._loop, self._threads, job.steps(), functools.partial(self._ended, job)).begin()
 
     def _ended(self, job: Job, result: Any, error: BaseException | None) -> None:
         lane = self._lanes[job.kind]

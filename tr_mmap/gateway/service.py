@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..sandbox import Algorithm, Limits, Sandbox
+from ..sandbox.steps import Steps
 from .api import (
     AlgorithmInfo,
     AlgorithmList,
@@ -188,10 +189,20 @@ class Service:
             BadRequest, NotFound, Busy: it is not begun.
             LimitExceeded, NotAllowed, AlgorithmError, SandboxBroken: it does not end well.
         """
+        return await self.end_of(self.begin(body, binary, principal, request_id, form))
+
+    def begin(
+        self, body: ExecuteBody, binary: memoryview, principal: Principal, request_id: str, form: TensorForm
+    ) -> Job:
+        """Begin a run, or let it wait for its turn; see :meth:`execute`."""
         job = self._job(body, binary, principal, request_id, form)
-        future = self.scheduler.submit(job)
+        self.scheduler.submit(job)
+        return job
+
+    async def end_of(self, job: Job) -> Done:
+        """Wait for a run that was begun; see :meth:`execute`."""
         try:
-            done: Done = await future
+            done: Done = await job.future
         except asyncio.CancelledError:
             self.scheduler.cancel(job)
             raise
@@ -262,10 +273,9 @@ class Service:
             )
         boxes = self.boxes
 
-        def run() -> Done:
-            with boxes.using(key) as box:
-                response = box.run(algorithm, inputs, deadline_s=deadline_s, request_id=request_id)
-                return encode(response, form)
+        def steps_in(box: Sandbox) -> Steps[Done]:
+            response = yield from box.steps(algorithm, inputs, deadline_s=deadline_s, request_id=request_id)
+            return encode(response, form)  # of few bytes, or in another thread already
 
         def end() -> None:
             for each, box in boxes.open_boxes():
@@ -277,7 +287,7 @@ class Service:
             kind=kind,
             name=name,
             subject=principal.subject,
-            run=run,
+            steps=lambda: boxes.steps(key, steps_in),
             end=end,
             priority=body.priority,
             deadline_s=deadline_s,

@@ -46,6 +46,7 @@ from .interface import (
 )
 from .kept import Kept
 from .kinds import find_kind
+from .steps import Steps
 from .waiting import WaitingRuns, closed
 
 __all__ = ["REQUIRED_LAYERS", "Sandbox"]
@@ -360,6 +361,26 @@ class Sandbox:
         """
         given = None if arguments is None else tuple(arguments)
         return self._run(self._request(algorithm, inputs, arguments=given, deadline_s=deadline_s, id=request_id))
+
+    def steps(
+        self,
+        algorithm: Algorithm | str,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+    ) -> Steps[ComputeResponse]:
+        """As :meth:`run`, in steps: for an event loop that waits for many runs at once, see ``steps.py``.
+
+        A run with ``reuse=True`` whose process is there, and whose inputs and results are small, has no slow step.
+        """
+        request = self._request(algorithm, inputs, deadline_s=deadline_s, id=request_id)
+        self._note(request, None)
+        try:
+            with self._using() as executor:
+                return (yield from executor.steps(request))
+        finally:
+            self._forget(request)
 
     def submit(
         self,

@@ -12,6 +12,8 @@ from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 
+from .steps import Steps
+
 __all__ = [
     "COPIED",
     "DISK_NBYTES",
@@ -335,6 +337,10 @@ class Executor(Protocol):
             RunCancelled: it was cancelled.
             SandboxBroken: it could not be run.
         """
+        ...
+
+    def steps(self, request: ComputeRequest) -> Steps[ComputeResponse]:
+        """The same in steps, for whoever waits for several runs at once."""
         ...
 
     def cancel(self, request_id: str) -> bool:
