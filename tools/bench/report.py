@@ -124,6 +124,62 @@ def _extras(extras: dict[str, Results]) -> list[str]:
     return parts + _store(extras.get("store", {})) + _gateway(extras.get("gateway", {}))
 
 
+def _store(found: Results) -> list[str]:
+    """The tables of stores, and what is to be said of their peers."""
+    parts: list[str] = []
+    for what, title in (
+        ("get", "`get` of a record with a vector of 384 numbers"),
+        ("top", "The nearest 10 of {records:,} vectors of 384 numbers, exactly"),
+    ):
+        cells = {key: each for key, each in found.get(what, {}).items() if isinstance(each, dict)}
+        if not cells:
+            continue
+        ours = cells.get("ours")
+        lines = [
+            [
+                STORES[key].label,
+                format_us(each["median_us"]),
+                format_us(each["p99_us"]),
+                format_ratio(ours["median_us"] / each["median_us"]) if ours and key != "ours" else "",
+                str(each["n"]),
+            ]
+            for key, each in sorted(cells.items(), key=lambda item: item[1]["median_us"])
+        ]
+        title = title.format(records=found[what].get("records", 0))
+        parts += [f"## {title}", table(["", "median", "p99", "ours / theirs", "n"], lines)]
+    if "loop" in found:
+        lines = [
+            [
+                name,
+                format_us(each["median_us"]),
+                format_us(each["p99_us"]),
+                format_us(each["held_p99_us"]),
+                format_us(each["held_most_us"]),
+                str(each["calls"]),
+            ]
+            for name, each in found["loop"].items()
+        ]
+        parts += [
+            "## By how much a task is late that ticks each millisecond while another one uses an `AsyncStore`",
+            table(["", "late, median", "late, p99", "of it computing, p99", "computing, most", "calls"], lines),
+        ]
+    return parts
+
+
+def _store_remarks(found: Results) -> list[str]:
+    measured = {key for what in ("get", "top") for key in found.get(what, {}) if key in STORES}
+    remarks = [f"- {STORES[key].label}: {STORES[key].note}." for key in STORES if key in measured and STORES[key].note]
+    reasons = found.get("absent", {}) | found.get("failed", {})
+    remarks += [f"- {STORES[key].label} is absent: {reason}." for key, reason in reasons.items()]
+    if "writers" in found:
+        each = found["writers"]
+        remarks.append(
+            f"- Stores: one writer adds {each['one_rate']:.0f} records a second, {each['count']} together "
+            f"{each['many_rate']:.0f}."
+        )
+    return remarks
+
+
 def _gateway(found: Results) -> list[str]:
     """The tables of servers of algorithms, and of a gateway alone."""
     parts: list[str] = []
