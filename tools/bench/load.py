@@ -65,14 +65,23 @@ class _Connection:
     __slots__ = ("due_ns", "got", "number", "socket", "whole")
 
     def __init__(self, address: Address) -> None:
-        self.socket = socket.create_connection(address)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = _connect(address)
         self.number = self.due_ns = 0
         self.got = b""
         self.whole = 0  # length of the whole answer; 0 for not known, -1 for one in chunks
 
     def fileno(self) -> int:
         return self.socket.fileno()
+
+    def renew(self, address: Address) -> None:
+        self.socket.close()
+        self.socket = _connect(address)
+
+
+def _connect(address: Address) -> socket.socket:
+    connection = socket.create_connection(address)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
 
 
 class Load:
@@ -116,6 +125,8 @@ class Load:
         """
         clock, found = time.perf_counter_ns, Measured()
         idle, busy = self._idle, []
+        for connection in select.select(idle, (), (), 0)[0]:  # the server has closed it, because it was idle
+            connection.renew(self._address)
         began = due = clock()
         end = began + int(seconds * 1e9)
         step = 0 if rate is None else int(1e9 / rate)
@@ -158,8 +169,7 @@ class Load:
             part = b""
         if not part:
             found.broken += 1
-            connection.socket.close()
-            connection.socket = _Connection(self._address).socket
+            connection.renew(self._address)
             return True
         got = connection.got = connection.got + part if connection.got else part
         if not connection.whole:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from .machine import one_line
 from .peers import OURS, PEERS
 from .peers.servers import SERVERS
+from .peers.stores import STORES
 from .stats import format_nbytes, format_ratio, format_us
 
 __all__ = ["compare", "headlines", "table", "to_markdown"]

@@ -18,7 +18,7 @@ from . import api
 from .calls import Call, answer, error_response, json_response
 from .config import is_loopback
 from .errors import BadRequest, Forbidden, NotFound, Overloaded, Unauthorized
-from .logs import log
+from .logs import log, log_request
 from .metrics import CONTENT_TYPE
 from .openapi import describe_routes
 from .route import Route
@@ -171,17 +171,15 @@ class Front:
         gateway, method = self._gateway, call.scope["method"]
         subject = call.principal.subject if call.principal is not None else ""
         gateway.metrics.saw_request(method, route or "other", status, seconds)
-        log.info(
-            "request",
-            extra={
-                "request_id": call.id,
-                "method": method,
-                "route": route or "other",
-                "status": status,
-                "duration_ms": round(1000 * seconds, 3),
-                "subject": subject,
-            },
-        )
+        if self._config.server.access_log:
+            log_request(
+                request_id=call.id,
+                method=method,
+                route=route or "other",
+                status=status,
+                duration_ms=round(1000 * seconds, 3),
+                subject=subject,
+            )
         if status in (401, 403, 429) or (method in _CHANGES and route not in _RUNS):
             gateway.audit.note(
                 request_id=call.id,

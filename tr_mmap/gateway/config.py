@@ -54,6 +54,7 @@ class ServerConfig(_Section, frozen=True):
         max_body_mb: of a request.
         body_timeout_s: how long the body of a request may take to arrive.
         drain_s: how long runs may go on when the gateway ends.
+        access_log: whether the log has a line for each request.
         metrics_need_token: whether ``/metrics`` asks for a token with the scope ``metrics`` or ``admin``.
     """
 
@@ -67,6 +68,7 @@ class ServerConfig(_Section, frozen=True):
     max_body_mb: _Positive = 256
     body_timeout_s: _Seconds = 30.0
     drain_s: _Seconds = 10.0
+    access_log: bool = True
     metrics_need_token: bool = True
 
 

@@ -13,6 +13,7 @@ how many of its bytes are JSON; the binary part follows them. Everything else in
 from __future__ import annotations
 
 import binascii
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -167,7 +168,7 @@ def encode_outputs(outputs: Mapping[str, Any], form: TensorForm) -> tuple[Any, l
         nonlocal size
         if not isinstance(value, np.ndarray):
             return value
-        said: dict[str, Any] = {"dtype": str(value.dtype), "shape": list(value.shape)}
+        said: dict[str, Any] = {"dtype": _name_of(value.dtype), "shape": list(value.shape)}
         if form == "binary":
             padding = -size % _ALIGNMENT
             pieces.append(bytes(padding))
@@ -183,6 +184,11 @@ def encode_outputs(outputs: Mapping[str, Any], form: TensorForm) -> tuple[Any, l
 
     encoded = {name: encode(value) for name, value in outputs.items()}
     return (encoded["output"] if encoded.keys() == {"output"} else encoded), pieces
+
+
+@functools.cache  # numpy takes longer for it than for most arithmetic
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return str(dtype)
 
 
 def _has_no_number(array: np.ndarray[Any, Any]) -> bool:

@@ -7,6 +7,7 @@ disturb the other through it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from .outputs import end_of, end_of_all, open_outputs
 from .placement import LostInput, SharedFile
 from .process import Used
 from .running import Run, Runs
-from .steps import SLOW, Steps, finish
+from .steps import SLOW, Later, Steps, finish
 from .verdicts import Died, forged
 
 __all__ = ["ContainedExecutor", "Done", "Inputs"]
@@ -241,6 +242,8 @@ class ContainedExecutor:
             raise
         surplus = None if key is None else self._host.keep(process, key, lambda: run.is_registered)
         self._host.refill()
+        if key is not None:
+            yield Later(functools.partial(self._host.stop_kept, process, key))
         if surplus is not None:
             try:
                 yield SLOW

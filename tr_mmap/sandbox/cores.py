@@ -44,8 +44,12 @@ class Cores:
                 self._running.subtract(chosen)
 
     def _take(self, count: int, former: tuple[int, ...]) -> tuple[int, ...]:
-        usable = sorted(os.sched_getaffinity(0))
+        allowed = os.sched_getaffinity(0)
+        usable = sorted(allowed)
         with self._lock:
+            if len(former) == count and allowed.issuperset(former) and not any(self._running[each] for each in former):
+                self._running.update(former)  # none are better
+                return former
             self._turn += 1
             turns = {core: (place - self._turn) % len(usable) for place, core in enumerate(usable)}
             usable.sort(key=lambda core: (self._running[core], core not in former, turns[core]))

@@ -242,7 +242,7 @@ class Host:
         self._ending = going
 
     def keep(self, process: Process, key: Hashable, is_wanted: Callable[[], bool] = lambda: True) -> Process | None:
-        """Keep a process for the next run of the same key. It does nothing until then.
+        """Keep a process for the next run of the same key; :meth:`stop_kept` lets it do nothing until then.
 
         Args:
             process: which.
@@ -252,7 +252,6 @@ class Host:
         Returns:
             This or another one, which there is no room for, and which is to be ended by :func:`close_surplus`.
         """
-        process.stop()
         surplus = process
         with self._lock:
             if not self._is_closed and is_wanted():
@@ -269,6 +268,12 @@ class Host:
                 else:
                     return None
         return surplus
+
+    def stop_kept(self, process: Process, key: Hashable) -> None:
+        """Let a process do nothing, unless its next run has begun."""
+        with self._lock:
+            if process in self._kept.get(key, ()):
+                process.stop()
 
     def drop(self, is_dropped: Callable[[Hashable], bool]) -> None:
         """End the processes that are kept under some keys."""

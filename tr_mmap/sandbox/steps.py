@@ -1,7 +1,7 @@
 """Runs as generators, so that whoever goes through one chooses who waits between its steps: a thread, or an event loop.
 
-A generator of steps yields what it waits for, or :data:`SLOW` before something that takes long; it returns the result.
-Knows no run.
+A generator of steps yields what it waits for, :data:`SLOW` before something that takes long, or :class:`Later` what is
+to be done once its result is told. It returns the result. Knows no run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from ..base.unpatched import unpatched
 
-__all__ = ["SLOW", "InLoop", "Slow", "Steps", "Wait", "finish"]
+__all__ = ["SLOW", "InLoop", "Later", "Slow", "Steps", "Wait", "finish"]
 
 _T = TypeVar("_T")
 _poll: Final = unpatched("select", "poll")
@@ -39,7 +39,14 @@ class Slow:
 SLOW: Final = Slow()
 """What comes next may take long, and keeps its thread."""
 
-Steps: TypeAlias = Generator[Wait | Slow, None, _T]
+
+class Later(NamedTuple):
+    """What is to be done behind the end; whoever is told the result may begin the next run before. At most one."""
+
+    do: Callable[[], None]
+
+
+Steps: TypeAlias = Generator[Wait | Slow | Later, None, _T]
 
 
 def finish(steps: Steps[_T]) -> _T:
@@ -54,6 +61,8 @@ def finish(steps: Steps[_T]) -> _T:
             result: _T = end.value
             return result
         interruption = None
+        if isinstance(step, Later):
+            step.do()
         if not isinstance(step, Wait):
             continue
         try:
@@ -77,7 +86,7 @@ class InLoop(Generic[_T]):
             with what they have raised.
     """
 
-    __slots__ = ("_fd", "_loop", "_on_end", "_steps", "_threads", "_timer")
+    __slots__ = ("_fd", "_later", "_loop", "_on_end", "_steps", "_threads", "_timer")
 
     def __init__(
         self,
@@ -92,6 +101,7 @@ class InLoop(Generic[_T]):
         self._on_end = on_end
         self._fd = -1
         self._timer: asyncio.TimerHandle | None = None
+        self._later: Callable[[], None] | None = None
 
     def begin(self) -> None:
         """Go through the steps up to the first that waits."""
@@ -100,17 +110,34 @@ class InLoop(Generic[_T]):
     def _go(self, tell: Callable[[Any, BaseException | None], object]) -> None:
         try:
             step = next(self._steps)
+            while isinstance(step, Later):
+                self._later = step.do
+                step = next(self._steps)
         except StopIteration as end:
-            tell(end.value, None)
+            self._end(tell, end.value, None)
         except BaseException as error:
-            tell(None, error)
+            self._end(tell, None, error)
         else:
             if isinstance(step, Wait):
                 self._fd = step.fds[0]
                 self._loop.add_reader(self._fd, self._go_on)
                 self._timer = self._loop.call_later(step.ms / 1000, self._go_on)
             else:
+                self._do_later()
                 self._threads.submit(finish, self._steps).add_done_callback(self._tell)
+
+    def _end(
+        self, tell: Callable[[Any, BaseException | None], object], result: Any, error: BaseException | None
+    ) -> None:
+        try:
+            tell(result, error)
+        finally:
+            self._do_later()
+
+    def _do_later(self) -> None:
+        do, self._later = self._later, None
+        if do is not None:
+            do()
 
     def _go_on(self) -> None:
         assert self._timer is not None

@@ -19,7 +19,7 @@ _JSON = {"Content-Type": "application/json"}
 class LitServe(InOwnVenv):
     key = "litserve"
     rows: ClassVar[Mapping[str, str]] = {"litserve": "LitServe"}
-    packages = "litserve"
+    packages = "litserve numpy"
 
     def command(self, folder: Path, port: int) -> list[str]:  # noqa: ARG002
         return [str(self.venv / "bin/python"), str(PROGRAMS / "serve_litserve.py"), str(port), str(WORKERS)]
@@ -35,7 +35,7 @@ class LitServe(InOwnVenv):
 class BentoMl(InOwnVenv):
     key = "bentoml"
     rows: ClassVar[Mapping[str, str]] = {"bentoml": "BentoML"}
-    packages = "bentoml"
+    packages = "bentoml numpy"
 
     def command(self, folder: Path, port: int) -> list[str]:  # noqa: ARG002
         bentoml = [str(self.venv / "bin/bentoml"), "serve", "serve_bentoml:Double"]

@@ -38,6 +38,10 @@ class Triton(InOwnVenv):
     def _server(self) -> Path:
         return next(iter((self.venv / "lib").glob("python*/site-packages/pytriton/tritonserver")), self.venv / "none")
 
+    @property
+    def _python_version(self) -> str:
+        return self._server.parents[2].name.removeprefix("python")
+
     def unavailable(self) -> str | None:
         return super().unavailable() or (None if self._server.exists() else f"no Triton in {self.venv}")
 
@@ -46,15 +50,21 @@ class Triton(InOwnVenv):
         version.mkdir(parents=True)
         (version.parent / "config.pbtxt").write_text(_MODEL.format(workers=WORKERS))
         (version / "model.py").write_text((PROGRAMS / "triton_model.py").read_text())
+        backend = folder / "backends" / "python"
+        backend.mkdir(parents=True)
+        stub = self._server / "python_backend_stubs" / self._python_version / "triton_python_backend_stub"
+        for each in (*(self._server / "backends" / "python").iterdir(), stub):
+            (backend / each.name).symlink_to(each)
         return [
             str(self._server / "bin" / "tritonserver"),
             f"--model-repository={folder / 'models'}",
-            f"--backend-directory={self._server / 'backends'}",
+            f"--backend-directory={folder / 'backends'}",
             "--http-address=127.0.0.1",
             f"--http-port={port}",
             "--allow-grpc=false",
             "--allow-metrics=false",
             "--log-info=false",
+            "--exit-timeout-secs=1",
         ]
 
     def environment(self, folder: Path) -> dict[str, str]:  # noqa: ARG002
