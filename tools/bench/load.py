@@ -216,7 +216,7 @@ def exchange(connection: socket.socket, sent: bytes, room: bytearray) -> tuple[b
     view = memoryview(room)
     have = whole = 0
     while True:
-        count = connection.recv_into(view[have:], _LARGE_PART_NBYTES)
+        count = connection.recv_into(view[have : have + _LARGE_PART_NBYTES])
         if not count:
             raise ConnectionResetError("the connection ended before the answer")
         have += count

@@ -118,30 +118,32 @@ def _large(rows: dict[str, ServerPeer], rounds: int, say: Callable[[str], None])
     room = bytearray(_ROOM_NBYTES)
     samples: dict[str, list[int]] = {}
     failed: dict[str, str] = {}
-    with ExitStack() as stack:
-        ready: dict[str, tuple[ServerPeer, socket.socket, bytes]] = {}
-        for row, peer in rows.items():
-            if peer.takes_bytes:
-                connection = stack.enter_context(socket.create_connection(peer.address))
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                ready[row] = peer, connection, peer.large_request(row, x)
-        for number in range(1 + rounds):  # the first is a warm-up
-            for row, (peer, connection, sent) in ready.items():
-                if row in failed:
-                    continue
-                say(f"64 MiB there and back: {row}, round {number} of {rounds}")
-                try:
-                    began = time.perf_counter_ns()
-                    head, body = exchange(connection, sent, room)
-                    took = time.perf_counter_ns() - began
-                    if not np.array_equal(peer.large_result(head, body)[: len(wanted)], wanted):
-                        raise ValueError(f"the answer is wrong: {head[:200]!r} {bytes(body[:300])!r}")
-                except (OSError, ValueError, KeyError, StopIteration) as error:
-                    failed[row] = f"{type(error).__name__}: {error}"
-                    continue
-                if number:
-                    samples.setdefault(row, []).append(took)
+    ready = {row: (peer, peer.large_request(row, x)) for row, peer in rows.items() if peer.takes_bytes}
+    for number in range(1 + rounds):  # the first is a warm-up
+        for row, (peer, sent) in ready.items():
+            if row in failed:
+                continue
+            say(f"64 MiB there and back: {row}, round {number} of {rounds}")
+            try:
+                took = _timed_exchange(peer, sent, room, wanted)
+            except (OSError, ValueError, KeyError, StopIteration) as error:
+                failed[row] = f"{type(error).__name__}: {error}"
+                continue
+            if number:
+                samples.setdefault(row, []).append(took)
     return {row: summarise(each).to_json() for row, each in samples.items()} | ({"failed": failed} if failed else {})
+
+
+def _timed_exchange(peer: ServerPeer, sent: bytes, room: bytearray, wanted: np.ndarray[Any, Any]) -> int:
+    """Nanoseconds of one request, over a connection that is there."""
+    with socket.create_connection(peer.address) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        began = time.perf_counter_ns()
+        head, body = exchange(connection, sent, room)
+        took = time.perf_counter_ns() - began
+    if not np.array_equal(peer.large_result(head, body)[: len(wanted)], wanted):
+        raise ValueError(f"the answer is wrong: {head[:200]!r} {bytes(body[:300])!r}")
+    return took
 
 
 # -- a gateway alone ---------------------------------------------------------------------------------------------------
