@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from ..sandbox import Limits, Sandbox
@@ -33,6 +33,13 @@ class BoxKey:
     kind: str
     limits: Limits
     read: tuple[str, ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.kind, self.limits, self.read)))
+
+    def __hash__(self) -> int:  # limits have many fields, and each run asks several times
+        return self._hash
 
 
 class Boxes:

@@ -135,7 +135,9 @@ def _from_lists(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], bad: An
     if dtype.kind not in _IN_LISTS:
         raise bad(f"elements of {dtype} cannot be given as lists; give base64")
     try:
-        given = np.array(_without_null(data) if dtype.kind == "f" else data)
+        given = np.array(data)
+        if given.dtype.kind == "O" and dtype.kind == "f":
+            given = np.array(_without_null(data))
         if given.dtype.kind not in _IN_LISTS and given.size:
             raise bad("its data are not lists of numbers, or not all of one length")
         array = given.astype(dtype)

@@ -18,8 +18,6 @@ from .service import Service
 
 __all__ = ["ROUTES"]
 
-_WATCHED_S: Final = 0.02  # after which a run is worth a task that waits for its client to hang up
-
 
 async def _list_algorithms(service: Service, call: Call) -> Response:
     return json_response(call, service.algorithms())
@@ -52,7 +50,6 @@ async def _execute(service: Service, call: Call) -> Response:
 
 async def _unless_gone(call: Call, job: Job, service: Service) -> Done:
     """What a run gives. It is cancelled when the client hangs up; of a short one, nobody looks whether it has."""
-    loop = asyncio.get_running_loop()
     watching: list[asyncio.Task[None]] = []
 
     async def watch() -> None:
@@ -60,11 +57,11 @@ async def _unless_gone(call: Call, job: Job, service: Service) -> Done:
             pass
         service.scheduler.cancel(job)
 
-    timer = loop.call_later(_WATCHED_S, lambda: watching.append(loop.create_task(watch())))
+    look = service.watches.add(lambda: watching.append(asyncio.ensure_future(watch())))
     try:
         return await service.end_of(job)
     finally:
-        timer.cancel()
+        look.call = None
         for each in watching:
             each.cancel()
 

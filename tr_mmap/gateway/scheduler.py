@@ -16,9 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from ..base.delays import Delay, Delayed
 from ..errors import WorkerDied
 from ..sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, RunCancelled, SandboxBroken
-from ..sandbox.steps import InLoop, Steps
+from ..sandbox.steps import InLoop, Steps, Turns
 from .breakers import Breaker
 from .config import SchedulerConfig
 from .errors import Overloaded, QuotaExceeded
@@ -30,6 +31,7 @@ JobState = Literal["queued", "running", "success", "failed", "cancelled"]
 
 _RETRIED: Final = (SandboxBroken, WorkerDied)
 _LEAST_RETRY_S: Final = 0.1
+_SOON_S: Final = 0.05
 _RECENT: Final = 64  # runs of a kind whose times say how long a queue takes
 
 
@@ -70,6 +72,14 @@ class Job:
     on_change: Callable[[Job], None] | None = None
     future: asyncio.Future[Any] = field(init=False)
     timer: asyncio.TimerHandle | None = None
+    look: Delayed | None = None
+
+    def watch_no_deadline(self) -> None:
+        """A run that goes on has its deadline itself."""
+        if self.look is not None:
+            self.look.call = None
+        if self.timer is not None:
+            self.timer.cancel()
 
     def change(self, state: JobState) -> None:
         """Go on to another state."""
@@ -107,6 +117,8 @@ class Scheduler:
         self._by_subject: Counter[str] = Counter()
         self._jobs: dict[str, Job] = {}
         self._threads = ThreadPoolExecutor(max_workers=8 * self._workers, thread_name_prefix="tr_mmap-gateway")
+        self._turns = Turns(self._loop, self._threads)
+        self._looks = Delay(self._loop, _SOON_S)
         self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -143,12 +155,13 @@ class Scheduler:
             self._breaker(job.name).check(job.name, now_s)
         job.arrived_s = now_s
         job.future = self._loop.create_future()
-        job.timer = self._loop.call_at(self._loop.time() + job.deadline_s - now_s, self._pass_deadline, job)
         self._by_subject[job.subject] += 1
         self._jobs[job.id] = job
         self._idle.clear()
         lane.waiting.push(job, job.priority, now_s)
         self._begin_some(lane)
+        if job.state == "queued":
+            self._watch_deadline(job, now_s)
         return job.future
 
     def cancel(self, job: Job) -> bool:
@@ -209,12 +222,13 @@ class Scheduler:
             job = lane.waiting.pop()
             lane.running.add(job)
             job.began_s = time.monotonic()
+            job.watch_no_deadline()
             job.change("running")
             self._start(job)
 
     def _start(self, job: Job) -> None:
         job.tries += 1
-        InLoop(self._loop, self._threads, job.steps(), functools.partial(self._ended, job)).begin()
+        InLoop(self._turns, job.steps(), functools.partial(self._ended, job)).begin()
 
     def _ended(self, job: Job, result: Any, error: BaseException | None) -> None:
         lane = self._lanes[job.kind]
@@ -236,8 +250,14 @@ class Scheduler:
             and time.monotonic() < job.deadline_s
         )
 
+    def _watch_deadline(self, job: Job, now_s: float) -> None:
+        """Few jobs wait for long, and most need no timer of their own."""
+        if job.deadline_s - now_s > _SOON_S:
+            job.look = self._looks.add(lambda: self._watch_deadline(job, now_s + _SOON_S))
+            return
+        job.timer = self._loop.call_later(job.deadline_s - now_s, self._pass_deadline, job)
+
     def _pass_deadline(self, job: Job) -> None:
-        """A run that goes on has its deadline itself."""
         if job.state == "queued" and self._lanes[job.kind].waiting.remove(job):
             waited_s = time.monotonic() - job.arrived_s
             text = f"the deadline came after {waited_s:.1f} s, before the run's turn; give it more time, or a priority"
@@ -245,8 +265,7 @@ class Scheduler:
 
     def _finish(self, job: Job, result: Any, error: BaseException | None) -> None:
         now_s = job.ended_s = time.monotonic()
-        if job.timer is not None:
-            job.timer.cancel()
+        job.watch_no_deadline()
         self._by_subject[job.subject] -= 1
         if not self._by_subject[job.subject]:
             del self._by_subject[job.subject]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from ..base.delays import Delay
 from ..sandbox import Algorithm, Limits, Sandbox
 from ..sandbox.steps import Steps
 from .api import (
@@ -36,6 +37,7 @@ from .tokens import Principal
 __all__ = ["Service"]
 
 _BOX_KINDS: Final = {"python": "contained", "wasm": "wasm", "native": "native", "torch": "torch"}
+_WATCHED_S: Final = 0.02  # after which a run is worth a task that waits for its client to hang up
 _CODE_FIELDS: Final = {"python": "code", "torch": "code", "wasm": "wasm", "native": "library"}
 
 
@@ -52,6 +54,7 @@ class Service:
         self.registry = Registry()
         self.boxes = Boxes(self._make_box, config.sandbox.max_sandboxes)
         self.scheduler = Scheduler(config.scheduler, observe)
+        self.watches = Delay(asyncio.get_running_loop(), _WATCHED_S)
         self.tasks = Tasks(self.scheduler, config.scheduler.max_tasks, config.scheduler.keep_tasks_s)
 
     async def warm(self) -> None:

@@ -10,8 +10,7 @@ import dataclasses
 import functools
 import os
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -111,10 +110,14 @@ class ContainedExecutor:
     def steps(self, request: ComputeRequest) -> Steps[ComputeResponse]:
         """The same in steps."""
         limit = self._host.limits.output_nbytes
-        with self._runs.begin(request) as run, self._open_request(request) as inputs:
-            options = self._runner_options(request.algorithm, inputs)
-            done = yield from self._do(run, request.algorithm, inputs, limit, is_check=False, options=options)
-            return self._respond(request, open_outputs(done.answer, done.buffer), done, inputs)
+        run = self._runs.begin(request)
+        try:
+            with self._open_request(request) as inputs:
+                options = self._runner_options(request.algorithm, inputs)
+                done = yield from self._do(run, request.algorithm, inputs, limit, is_check=False, options=options)
+                return self._respond(request, open_outputs(done.answer, done.buffer), done, inputs)
+        finally:
+            self._runs.end(request)
 
     def _runner_options(self, algorithm: Algorithm, inputs: Inputs) -> dict[str, Any] | None:  # noqa: ARG002 - those of kinds
         """What a runner of this kind gets beside the usual; may add to the inputs."""
@@ -134,14 +137,16 @@ class ContainedExecutor:
         return inputs
 
     def _respond(self, request: ComputeRequest, outputs: dict[str, Any], done: Done, inputs: Inputs) -> ComputeResponse:
-        if (
-            sum(each.nbytes for each in outputs.values() if isinstance(each, np.ndarray))
-            > self._host.limits.output_nbytes
-        ):
-            raise forged(ValueError("more results than its limit"))
-        elapsed_ms = min(max(done.answer.execution_time_ms, 0.0), self._host.limits.wall_ms)
+        limits = self._host.limits
         place = COPIED if isinstance(done.buffer, bytes) else IN_PLACE
-        places = {name: place for name, value in outputs.items() if isinstance(value, np.ndarray)}
+        places, nbytes = {}, 0
+        for name, value in outputs.items():
+            if isinstance(value, np.ndarray):
+                places[name] = place
+                nbytes += value.nbytes
+        if nbytes > limits.output_nbytes:
+            raise forged(ValueError("more results than its limit"))
+        elapsed_ms = min(max(done.answer.execution_time_ms, 0.0), limits.wall_ms)
         return ComputeResponse(request.id, outputs, done.printed, elapsed_ms, inputs.nbytes, inputs.places, places)
 
     def health(self) -> Health:
@@ -194,7 +199,7 @@ class ContainedExecutor:
         work = Work(
             self._runner,
             algorithm.name,
-            inputs.add(np.frombuffer(algorithm.code, np.uint8)),
+            inputs.add(algorithm.code),
             len(algorithm.code),
             algorithm.function,
             inputs.values,
@@ -202,9 +207,8 @@ class ContainedExecutor:
             inputs.arguments,
             options or {},
         )
-        text = np.frombuffer(msgspec.json.encode(work), np.uint8)
-        start = inputs.add(text)
-        job = Job(start, text.nbytes, output_nbytes, is_check)
+        text = msgspec.json.encode(work)
+        job = Job(inputs.add(text), len(text), output_nbytes, is_check)
         key = self._key(algorithm) if algorithm.is_reused and not is_check else None
         begun, used = 0, Used()
         for number in range(_MAX_TRIES):
@@ -260,26 +264,33 @@ class ContainedExecutor:
         process.areas[0].fill(inputs.pieces)
         if key is None and not job.is_check:
             self._give_ahead(inputs.end)
+        nbytes = process.areas[0].nbytes + sum(each.nbytes for each in inputs.loans)
+        private_nbytes = inputs.private_nbytes() if self._host.margin.has_private_inputs else 0
+        run.enter(process)
         try:
-            with run.within(process), _opened(process, inputs.loans) as fds:
-                nbytes = process.areas[0].nbytes + sum(each.nbytes for each in inputs.loans)
-                answer = yield from process.run(job, fds, nbytes, inputs.private_nbytes(), used, run.deadline_s)
+            opened, fds = _open_for(process, inputs.loans)
+            try:
+                answer = yield from process.run(job, fds, nbytes, private_nbytes, used, run.deadline_s)
+            finally:
+                for fd in opened:
+                    os.close(fd)
+                run.leave()
         except (AlgorithmError, LimitExceeded, NotAllowed) as error:
             _tell_printed(error, _printed(process.printed_fd))
             raise
         printed = _printed(process.printed_fd)
         if key is None:
             return Done(answer, self._take_results(process, answer), printed)
-        if end_of_all(answer) > _SMALL_NBYTES:
+        end = end_of_all(answer)
+        if end > _SMALL_NBYTES:
             yield SLOW  # it is stopped for good, or much is copied
-        buffer = _copy(process.areas[1], answer) if self._must_copy else _lend(process, answer)
-        return Done(answer, buffer, printed)
+        return Done(answer, _lend(process, end, must_copy=self._must_copy), printed)
 
     def _take_results(self, process: Process, answer: Answer) -> Any:
         """What a process has written, as a buffer; it ends."""
         if self._must_copy:
             process.kill()
-            buffer = _copy(process.areas[1], answer)
+            buffer = _copy(process.areas[1], end_of_all(answer))
             process.close()
         else:
             buffer = self._adopt(process, answer)
@@ -353,12 +364,13 @@ class ContainedExecutor:
                 pool.give(area)
 
 
-@contextmanager
-def _opened(process: Process, loans: Sequence[Shared]) -> Iterator[list[int]]:
-    """The descriptors that a process gets for a job; none if it has them all from its last one."""
+def _open_for(process: Process, loans: Sequence[Shared]) -> tuple[list[int], list[int]]:
+    """The descriptors that are to be closed behind a job, and those that a process gets for it.
+
+    The latter are none if it has them all from its last job.
+    """
     if not loans and process.given == process.areas:
-        yield []
-        return
+        return [], []
     opened = open_areas(process.areas)
     try:
         fds = [*opened, process.printed_fd]
@@ -368,21 +380,22 @@ def _opened(process: Process, loans: Sequence[Shared]) -> Iterator[list[int]]:
             else:
                 opened.append(memory.open_again(each.fd, is_input=True))
                 fds.append(opened[-1])
-        process.given = [] if loans else process.areas[:]
-        yield fds
-    finally:
+    except BaseException:
         for fd in opened:
             os.close(fd)
+        raise
+    process.given = [] if loans else process.areas[:]
+    return opened, fds
 
 
-def _lend(process: Process, answer: Answer) -> Any:
+def _lend(process: Process, end: int, *, must_copy: bool) -> Any:
     """What a process that is kept has written, as a buffer that does not change.
 
     It is copied; or the process stands still until nobody has the buffer any more.
     """
     area = process.areas[1]
-    if end_of_all(answer) <= _SMALL_NBYTES:
-        return _copy(area, answer)
+    if must_copy or end <= _SMALL_NBYTES:
+        return _copy(area, end)
     process.stop_or_kill()
     return area.view()
 
@@ -394,8 +407,8 @@ def _lost(what: str) -> SandboxBroken:
     )
 
 
-def _copy(area: Area, answer: Answer) -> Any:
-    return memoryview(area.memory)[: end_of_all(answer)].tobytes()
+def _copy(area: Area, end: int) -> bytes:
+    return area.memory[:end]
 
 
 def _printed(fd: int) -> str:

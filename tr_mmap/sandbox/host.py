@@ -170,12 +170,12 @@ class Host:
 
     def _take_kept(self, key: Hashable) -> Process | None:
         while True:
-            self._check()
-            kept = self._kept.get(key, []) if key is not None else []
-            free = [each for each in kept if not each.is_lent]
-            if not free:
+            if self._is_closed:
+                self._check()
+            kept = self._kept.get(key) if key is not None else None
+            process = next((each for each in reversed(kept) if not each.is_lent), None) if kept else None
+            if kept is None or process is None:
                 return None
-            process = free[-1]
             kept.remove(process)
             if not kept:
                 del self._kept[key]
@@ -233,8 +233,8 @@ class Host:
         close_surplus(surplus)
 
     def _release_ended(self) -> None:
-        if self._is_closed:
-            return  # close() sees to them
+        if self._is_closed or not self._ending:
+            return  # in the former case, close() sees to them
         going = [each for each in self._ending if each.is_alive()]
         for process in self._ending:
             if process not in going:
@@ -260,7 +260,7 @@ class Host:
                 kept.append(process)
                 if len(kept) > _MAX_KEPT:
                     surplus = kept.pop(0)
-                elif sum(map(len, self._kept.values())) > _MAX_KEPT_IN_ALL:
+                elif len(self._kept) > 1 and sum(map(len, self._kept.values())) > _MAX_KEPT_IN_ALL:
                     oldest = next(iter(self._kept))
                     surplus = self._kept[oldest].pop(0)
                     if not self._kept[oldest]:

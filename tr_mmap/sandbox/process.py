@@ -25,19 +25,19 @@ from .interface import Limits
 from .messages import Answer, Job, decode, receive, send
 from .runner import MAX_MAPPINGS
 from .running import deadline_exceeded
-from .steps import Steps, Wait
+from .steps import LOOK_MS, Steps, Wait
 from .verdicts import Died, ending, exceeded, forged, told
 from .zygote import STATUS
 
 __all__ = ["NO_MARGIN", "START_S", "Margin", "Process", "Spare", "Used"]
 
 START_S: Final = 60.0  # a zygote that imports torch on a busy machine
-_LOOK_MS: Final = 50.0  # how often to count its threads
 _STOP_S: Final = 0.5
 _SILENT_S: Final = 2.0  # in which the zygote tells the end of a process whose socket is closed
 _EXITING: Final = 0x4  # PF_EXITING, of the flags in /proc/PID/stat
 _FREE_INPUT_NBYTES: Final = 1 << 30  # for which the limit on addresses has room
 _poll: Final = unpatched("select", "poll")
+_READABLE: Final = select.POLLIN
 _USED: Final = re.compile(rb"^(Threads|RssAnon|VmSwap):\s+(\d+)", re.MULTILINE)  # in /proc/PID/status, in KiB
 _UNCOUNTED_NBYTES: Final = 32 << 20  # that the loader makes read-only, of libraries that an algorithm loads
 
@@ -149,8 +149,11 @@ class Process:
             raise Died("it has ended", had_job=False)
         if self._limits.cpu_cores is None:
             return (yield from self._run(job, fds, input_nbytes, private_nbytes, used, deadline_s))
-        with cores.given_to(self.pid, self._limits.cpu_cores, self._cores) as self._cores:
+        self._cores = cores.give(self.pid, self._limits.cpu_cores, self._cores)
+        try:
             return (yield from self._run(job, fds, input_nbytes, private_nbytes, used, deadline_s))
+        finally:
+            cores.take_back(self._cores)
 
     def _run(
         self, job: Job, fds: list[int], input_nbytes: int, private_nbytes: int, used: Used, deadline_s: float | None
@@ -191,7 +194,7 @@ class Process:
             cpu_left_ms = limits.cpu_ms - used.cpu_ms
             if cpu_left_ms <= 0:
                 raise exceeded(limits, "cpu_ms")
-            if now_s - self._looked_s >= _LOOK_MS / 1000:  # it may be of the run before
+            if now_s - self._looked_s >= LOOK_MS / 1000:  # it may be of the run before
                 self._looked_s = now_s
                 threads, own_nbytes = self._threads_and_memory()
                 if threads > limits.threads:
@@ -203,7 +206,7 @@ class Process:
                 if wall_left_ms <= 0:
                     raise deadline_exceeded(deadline_s, "while it ran, and it was ended")
             # All its threads together use at most the time that passes, times the cores.
-            return min(wall_left_ms, max(cpu_left_ms / (limits.cpu_cores or os.cpu_count() or 1), 1.0), _LOOK_MS)
+            return min(wall_left_ms, max(cpu_left_ms / (limits.cpu_cores or os.cpu_count() or 1), 1.0), LOOK_MS)
 
         try:
             answer = decode((yield from self._await(left_ms)), Answer)
@@ -239,12 +242,18 @@ class Process:
     @property
     def is_lent(self) -> bool:
         """Whether somebody looks at results in its memory."""
-        return any(each.is_viewed for each in self.areas)
+        for each in self.areas:  # noqa: SIM110 - a generator takes longer than that, and each run asks
+            if each.is_viewed:
+                return True
+        return False
 
     @property
     def is_inherited(self) -> bool:
         """Whether a forked child of this process may look at results in its memory, so that it must do nothing more."""
-        return any(each.is_inherited for each in self.areas)
+        for each in self.areas:  # noqa: SIM110 - the same
+            if each.is_inherited:
+                return True
+        return False
 
     @property
     def is_new(self) -> bool:
@@ -434,5 +443,5 @@ class Process:
 
 def _wait_for(fd: int, ms: float) -> bool:
     poll = _poll()  # not select(), which knows no high numbers of descriptors
-    poll.register(fd, select.POLLIN)
+    poll.register(fd, _READABLE)
     return bool(poll.poll(ms))

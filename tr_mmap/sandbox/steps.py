@@ -7,14 +7,19 @@ to be done once its result is told. It returns the result. Knows no run.
 from __future__ import annotations
 
 import asyncio
+import functools
 import select
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
+from ..base.delays import Delay
 from ..base.unpatched import unpatched
 
-__all__ = ["SLOW", "InLoop", "Later", "Slow", "Steps", "Wait", "finish"]
+__all__ = ["LOOK_MS", "SLOW", "InLoop", "Later", "Slow", "Steps", "Turns", "Wait", "finish"]
+
+LOOK_MS: Final = 50.0
+"""How long a step waits at most before it looks whether a limit was reached."""
 
 _T = TypeVar("_T")
 _poll: Final = unpatched("select", "poll")
@@ -75,39 +80,75 @@ def finish(steps: Steps[_T]) -> _T:
             interruption = error
 
 
-class InLoop(Generic[_T]):
-    """Goes through steps in the thread of an event loop, and through what is left from a slow one on in another.
+class Turns:
+    """What runs in one event loop wait for. All of it is used in the loop's thread.
 
     Args:
         loop: that runs in this thread.
         threads: for slow steps.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Executor) -> None:
+        self.loop = loop
+        self.threads = threads
+        self._readers: dict[int, InLoop[Any]] = {}  # by descriptor: who waits for it, or has waited last
+        self._looks = Delay(loop, LOOK_MS / 1000)
+
+    def wait(self, step: Wait, turn: InLoop[Any]) -> Callable[[], object]:
+        """Let a turn go on when a descriptor can be read, or the time is over. Returns what cancels the latter."""
+        fd = step.fds[0]
+        if fd not in self._readers:  # else the turn that has waited for it last ends just now
+            self.loop.add_reader(fd, self._go_on, fd)
+        self._readers[fd] = turn
+        if step.ms >= LOOK_MS:
+            look = self._looks.add(turn.go_on)
+            return functools.partial(setattr, look, "call", None)
+        return self.loop.call_later(step.ms / 1000, turn.go_on).cancel
+
+    def leave(self, step: Wait, turn: InLoop[Any]) -> None:
+        """A turn does not wait for a descriptor any more."""
+        fd = step.fds[0]
+        if self._readers.get(fd) is turn:
+            del self._readers[fd]
+            self.loop.remove_reader(fd)
+
+    def _go_on(self, fd: int) -> None:
+        self._readers[fd].go_on()
+
+
+class InLoop(Generic[_T]):
+    """Goes through steps in the thread of an event loop, and through what is left from a slow one on in another.
+
+    Args:
+        turns: of the loop.
         steps: to go through.
         on_end: is called in the loop's thread, never within :meth:`begin`, with what the steps have returned, or
             with what they have raised.
     """
 
-    __slots__ = ("_fd", "_later", "_loop", "_on_end", "_steps", "_threads", "_timer")
+    __slots__ = ("_cancel", "_later", "_on_end", "_steps", "_turns", "_wait")
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        threads: Executor,
-        steps: Steps[_T],
-        on_end: Callable[[Any, BaseException | None], None],
-    ) -> None:
-        self._loop = loop
-        self._threads = threads
+    def __init__(self, turns: Turns, steps: Steps[_T], on_end: Callable[[Any, BaseException | None], object]) -> None:
+        self._turns = turns
         self._steps = steps
         self._on_end = on_end
-        self._fd = -1
-        self._timer: asyncio.TimerHandle | None = None
+        self._wait: Wait | None = None
+        self._cancel: Callable[[], object] | None = None
         self._later: Callable[[], None] | None = None
 
     def begin(self) -> None:
         """Go through the steps up to the first that waits."""
-        self._go(lambda result, error: self._loop.call_soon(self._on_end, result, error))
+        self._go(lambda result, error: self._turns.loop.call_soon(self._on_end, result, error))
+
+    def go_on(self) -> None:
+        """What it has waited for is there, or the time is over."""
+        assert self._cancel is not None
+        self._cancel()
+        self._go(self._on_end)
 
     def _go(self, tell: Callable[[Any, BaseException | None], object]) -> None:
+        former = self._wait
+        self._wait = None
         try:
             step = next(self._steps)
             while isinstance(step, Later):
@@ -119,12 +160,14 @@ class InLoop(Generic[_T]):
             self._end(tell, None, error)
         else:
             if isinstance(step, Wait):
-                self._fd = step.fds[0]
-                self._loop.add_reader(self._fd, self._go_on)
-                self._timer = self._loop.call_later(step.ms / 1000, self._go_on)
+                self._wait = step
+                self._cancel = self._turns.wait(step, self)
             else:
                 self._do_later()
-                self._threads.submit(finish, self._steps).add_done_callback(self._tell)
+                self._turns.threads.submit(finish, self._steps).add_done_callback(self._tell)
+        finally:  # not before: the next turn may wait for the same
+            if former is not None and (self._wait is None or self._wait.fds[0] != former.fds[0]):
+                self._turns.leave(former, self)
 
     def _end(
         self, tell: Callable[[Any, BaseException | None], object], result: Any, error: BaseException | None
@@ -139,17 +182,11 @@ class InLoop(Generic[_T]):
         if do is not None:
             do()
 
-    def _go_on(self) -> None:
-        assert self._timer is not None
-        self._timer.cancel()
-        self._loop.remove_reader(self._fd)
-        self._go(self._on_end)
-
     def _tell(self, done: Future[_T]) -> None:
         """In the other thread."""
         error = done.exception()
         result = None if error is not None else done.result()
         try:
-            self._loop.call_soon_threadsafe(self._on_end, result, error)
+            self._turns.loop.call_soon_threadsafe(self._on_end, result, error)
         except RuntimeError:  # the loop is closed, and nobody waits any more
             return

@@ -82,8 +82,11 @@ class WasmExecutor(ContainedExecutor):
 
     def steps(self, request: ComputeRequest) -> Steps[ComputeResponse]:
         """Run it."""
-        with self._runs.begin(request) as run:  # that of a module that is not compiled yet, too
+        run = self._runs.begin(request)  # that of a module that is not compiled yet, too
+        try:
             return (yield from self._steps(request, run))
+        finally:
+            self._runs.end(request)
 
     def _steps(self, request: ComputeRequest, run: Run) -> Steps[ComputeResponse]:
         compiled = yield from self._compile(request.algorithm, run)
