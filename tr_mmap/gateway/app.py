@@ -18,7 +18,7 @@ from . import api
 from .calls import Call, answer, error_response, json_response
 from .config import is_loopback
 from .errors import BadRequest, Forbidden, NotFound, Overloaded, Unauthorized
-from .logs import log, log_request
+from .logs import log
 from .metrics import CONTENT_TYPE
 from .openapi import describe_routes
 from .route import Route
@@ -172,7 +172,7 @@ class Front:
         subject = call.principal.subject if call.principal is not None else ""
         gateway.metrics.saw_request(method, route or "other", status, seconds)
         if self._config.server.access_log:
-            log_request(
+            gateway.request_log.note(
                 request_id=call.id,
                 method=method,
                 route=route or "other",

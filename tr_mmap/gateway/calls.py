@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -165,7 +165,7 @@ def _in_words(text: str) -> str:
 
 def new_request_id(given: str | None) -> str:
     """The id that a client has given a request, if it is one; else a new one."""
-    return given if given is not None and _ID.fullmatch(given) else uuid.uuid4().hex
+    return given if given is not None and _ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
 class Plain(Response):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .app import Front, make_app
 from .config import Config
-from .logs import AuditLog, log
+from .logs import AuditLog, RequestLog, log
 from .metrics import Metrics
 from .rates import RateLimit
 from .service import Service
@@ -42,6 +42,7 @@ class Gateway:
         self.tokens = Tokens(read_key_file(config.auth.key_file), config.auth.audience)
         self.rates = RateLimit(config.auth.requests_per_minute, config.auth.burst)
         self.audit = AuditLog(config.auth.audit_log)
+        self.request_log = RequestLog()
         self.metrics = Metrics(lambda: self.service.scheduler.status())
         self.is_closing = False
         self._service: Service | None = None
@@ -109,6 +110,7 @@ class Gateway:
         if self._service is not None:
             await self._service.close()
         self.audit.close()
+        self.request_log.flush()
 
     def serve(self, on_ready: Callable[[str], None] | None = None) -> bool:
         """Listen where ``[server]`` says, until SIGINT or SIGTERM comes.

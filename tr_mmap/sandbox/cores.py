@@ -49,8 +49,10 @@ class Cores:
     def _take(self, count: int, former: tuple[int, ...]) -> tuple[int, ...]:
         allowed = os.sched_getaffinity(0)
         with self._lock:
-            if len(former) == 1 == count and not self._running[former[0]] and former[0] in allowed:
-                self._running[former[0]] += 1  # none is better
+            is_enough = len(former) == min(count, len(allowed)) and allowed.issuperset(former)
+            if is_enough and (len(former) == len(allowed) or not any(map(self._running.__getitem__, former))):
+                for each in former:  # none are better
+                    self._running[each] += 1
                 return former
             usable = sorted(allowed)
             self._turn += 1

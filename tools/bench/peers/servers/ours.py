@@ -32,6 +32,7 @@ max_workers = {workers}
 [sandbox]
 memory_mb = 1024
 output_mb = 65
+cpu_cores = {workers}
 """
 _EXECUTE: Final = "/api/v1/python/execute"
 
@@ -43,7 +44,7 @@ class Ours(ServerPeer):
         "ours-fresh": "tr_mmap, a fresh contained process for each request",
     }
     takes_bytes = True
-    note = "each request has a JSON Web Token, which none of the others has, and a line in the log"
+    note = "each request has a JSON Web Token and a line in the log, which those of the others have not"
 
     def command(self, folder: Path, port: int) -> list[str]:
         path = folder / "tr_mmap.toml"
