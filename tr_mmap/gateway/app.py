@@ -23,11 +23,12 @@ from .metrics import CONTENT_TYPE
 from .openapi import describe_routes
 from .route import Route
 from .routes import ROUTES
+from .service import Service
 
 if TYPE_CHECKING:
     from .gateway import Gateway
 
-__all__ = ["make_app"]
+__all__ = ["Front", "make_app"]
 
 Scope = dict[str, Any]
 Message = MutableMapping[str, Any]
@@ -44,13 +45,17 @@ class Front:
 
     Args:
         gateway: whose requests they are.
+
+    Attributes:
+        hot: the hot routes, by method and path.
+        max_body_nbytes: of a request.
     """
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._config = config = gateway.config
         server = config.server
-        self._max_body_nbytes = server.max_body_mb << 20
+        self.max_body_nbytes = server.max_body_mb << 20
         names = {"localhost", "127.0.0.1", "[::1]", *server.allowed_hosts}
         if server.host not in ("0.0.0.0", "::"):
             names.add(server.host)
@@ -58,7 +63,7 @@ class Front:
         self._known_hosts: dict[str, bool] = {}  # what was found of those that were asked for
         self._is_any_host = "*" in names
         self._origins = frozenset(each.rstrip("/").lower() for each in server.allowed_origins)
-        self._hot = {(each.method, each.path): each for each in ROUTES if each.is_hot}
+        self.hot = {(each.method, each.path): each for each in ROUTES if each.is_hot}
         self._framework = _make_framework(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +73,7 @@ class Front:
         if scope["type"] != "http":  # there are no others
             await send({"type": "websocket.close", "code": 1000})
             return
-        call = Call(scope, receive, self._max_body_nbytes, self._config.server.body_timeout_s)
+        call = Call(scope, receive, self.max_body_nbytes, self._config.server.body_timeout_s)
         scope.setdefault("state", {})["call"] = call
         scope["tr.route"] = ""
         status = 500
@@ -87,7 +92,7 @@ class Front:
                 return
             await self._gateway.start()
             path = get_route_path(scope) if scope.get("root_path") else scope["path"]
-            hot = self._hot.get((scope["method"], path))
+            hot = self.hot.get((scope["method"], path))
             if hot is not None:
                 response = await self.serve(hot, call)
                 status = response.status_code
@@ -95,7 +100,17 @@ class Front:
             else:
                 await self._framework(scope, receive, note)
         finally:
-            self._finish(call, scope["tr.route"], status)
+            self.finish(call, scope["tr.route"], status)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has started, and is not about to end."""
+        return self._gateway.has_started and not self._gateway.is_closing
+
+    @property
+    def service(self) -> Service:
+        """Of its gateway, which has started."""
+        return self._gateway.service
 
     async def serve(self, route: Route, call: Call) -> Response:
         """Answer a request of a route."""
@@ -103,13 +118,14 @@ class Front:
 
         async def do(call: Call) -> Response:
             if route.scope is not None:
-                self._admit(route.scope, call)
+                self.admit(route.scope, call)
             return await route.endpoint(self._gateway.service, call)
 
-        return await answer(call, do, lambda error: self._tell_fault(call, error))
+        return await answer(call, do, lambda error: self.tell_fault(call, error))
 
-    def _admit(self, scope: str, call: Call) -> None:
-        """
+    def admit(self, scope: str, call: Call) -> None:
+        """Let a request pass.
+
         Raises:
             Unauthorized, Forbidden, RateLimited: the request's token does not grant it.
         """
@@ -122,12 +138,8 @@ class Front:
 
     def _refusal(self, call: Call) -> Response | None:
         """The answer to a request that no route should see."""
-        host = call.header(b"host")
-        if (
-            host is None
-            or not self._is_known_host(host)
-            or [name for name, _ in call.scope["headers"]].count(b"host") != 1
-        ):
+        hosts = [value for name, value in call.scope["headers"] if name == b"host"]
+        if len(hosts) != 1 or not self.is_known_host(hosts[0].decode("latin-1")):
             return error_response(
                 call, BadRequest("the header Host names no host of this gateway; see [server] allowed_hosts")
             )
@@ -140,7 +152,8 @@ class Front:
             return error_response(call, Overloaded("the gateway is about to end; try again", retry_after_s=1.0))
         return None
 
-    def _is_known_host(self, host: str) -> bool:
+    def is_known_host(self, host: str) -> bool:
+        """Whether requests may have this in ``Host``."""
         known = self._known_hosts.get(host)
         if known is None:
             known = self._look_at_host(host)
@@ -166,7 +179,8 @@ class Front:
         """Whether a page of this gateway asks: its documentation, for example."""
         return urlsplit(origin).netloc.lower() == (call.header(b"host") or "").lower()
 
-    def _finish(self, call: Call, route: str, status: int) -> None:
+    def finish(self, call: Call, route: str, status: int) -> None:
+        """A request was answered."""
         seconds = time.monotonic() - call.began_s
         gateway, method = self._gateway, call.scope["method"]
         subject = call.principal.subject if call.principal is not None else ""
@@ -190,7 +204,8 @@ class Front:
                 client=(call.scope.get("client") or ("",))[0],
             )
 
-    def _tell_fault(self, call: Call, error: BaseException) -> None:
+    def tell_fault(self, call: Call, error: BaseException) -> None:
+        """An error that no client has made."""
         log.error("a fault of the gateway", extra={"request_id": call.id}, exc_info=error)
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -260,10 +275,10 @@ def _make_framework(front: Front) -> FastAPI:
 
         async def do(call: Call) -> Response:
             if gateway.config.server.metrics_need_token:
-                front._admit("metrics", call)
+                front.admit("metrics", call)
             return Response(gateway.metrics.text(), 200, {"x-request-id": call.id}, CONTENT_TYPE)
 
-        return await answer(call, do, lambda error: front._tell_fault(call, error))
+        return await answer(call, do, lambda error: front.tell_fault(call, error))
 
     framework.router.add_route("/healthz", healthz, ["GET"])
     framework.router.add_route("/metrics", metrics, ["GET"])

@@ -20,7 +20,7 @@ from .payloads import BINARY, JSON, JSON_LENGTH, Done, split_body
 from .problems import describe, headers_of, status_of
 from .tokens import Principal
 
-__all__ = ["Call", "answer", "error_response", "json_response", "new_request_id"]
+__all__ = ["Call", "answer", "decode_body", "error_response", "json_response", "new_request_id"]
 
 _T = TypeVar("_T")
 _ID: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
@@ -98,8 +98,8 @@ class Call:
         content_type = self.header(b"content-type") or JSON
         text, binary = split_body(raw, content_type, self.header(JSON_LENGTH.encode()))
         if len(text) > _PARSED_ASIDE:
-            return await asyncio.to_thread(_decode, text, kind), binary
-        return _decode(text, kind), binary
+            return await asyncio.to_thread(decode_body, text, kind), binary
+        return decode_body(text, kind), binary
 
     async def read(self) -> bytearray:
         """All bytes of the body.
@@ -142,7 +142,12 @@ def _decoder(kind: type[_T]) -> msgspec.json.Decoder[_T]:
     return found
 
 
-def _decode(text: memoryview, kind: type[_T]) -> _T:
+def decode_body(text: memoryview | bytes, kind: type[_T]) -> _T:
+    """What a body of JSON says.
+
+    Raises:
+        BadRequest: it is not what is documented.
+    """
     if not len(text):
         raise BadRequest("the body is empty, and should be JSON")
     raw = bytes(text)

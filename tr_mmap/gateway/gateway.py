@@ -66,6 +66,11 @@ class Gateway:
         return self._app
 
     @property
+    def has_started(self) -> bool:
+        """Whether there is a service."""
+        return self._service is not None
+
+    @property
     def service(self) -> Service:
         """What it does, for whoever is in its loop.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import uvicorn
 
+from .app import Front
 from .config import ServerConfig
+from .short_way import protocol_of
 
 __all__ = ["listen"]
 
@@ -33,11 +34,11 @@ class _Server(uvicorn.Server):
             self._captured_signals.clear()  # else it sends them to this process again, once all is done
 
 
-def listen(app: Any, config: ServerConfig, on_ready: Callable[[str], None]) -> bool:
+def listen(app: Front, config: ServerConfig, on_ready: Callable[[str], None]) -> bool:
     """Serve until SIGINT or SIGTERM comes.
 
     Args:
-        app: of ASGI.
+        app: of a gateway.
         config: where.
         on_ready: is called once it listens, with its address as a URL.
 
@@ -61,7 +62,7 @@ def listen(app: Any, config: ServerConfig, on_ready: Callable[[str], None]) -> b
                 app,
                 ssl_certfile=config.tls_certificate,
                 ssl_keyfile=config.tls_key,
-                http="httptools",
+                http=protocol_of(app),
                 ws="none",
                 lifespan="on",
                 access_log=False,

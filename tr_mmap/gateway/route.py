@@ -9,6 +9,7 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from .calls import Call
+from .scheduler import Job
 from .service import Service
 
 __all__ = ["PREFIX", "Endpoint", "Route"]
@@ -34,6 +35,8 @@ class Route:
         examples: of the body, by name.
         is_hot: whether it goes past the framework.
         is_stream: whether the response is a stream of events.
+        begin, end: of a hot one: begin what a small body of JSON asks for, and the response once it is done; see
+            ``short_way.py``.
     """
 
     method: str
@@ -48,3 +51,5 @@ class Route:
     examples: dict[str, Any] = field(default_factory=dict)
     is_hot: bool = False
     is_stream: bool = False
+    begin: Callable[[Service, Call, bytes], Job] | None = None
+    end: Callable[[Call, Any], Response] | None = None

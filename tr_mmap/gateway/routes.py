@@ -10,7 +10,7 @@ import msgspec
 from starlette.responses import Response, StreamingResponse
 
 from . import api
-from .calls import Call, done_response, json_response
+from .calls import Call, decode_body, done_response, json_response
 from .payloads import BINARY, Done, TensorForm
 from .route import PREFIX, Route
 from .scheduler import Job
@@ -41,7 +41,15 @@ async def _execute(service: Service, call: Call) -> Response:
     is_binary = BINARY in (call.header(b"accept") or "")
     form: TensorForm = "binary" if is_binary else body.tensors
     job = service.begin(body, binary, call.who, call.id, form)
-    done = await _unless_gone(call, job, service)
+    return _executed(call, await _unless_gone(call, job, service), is_binary=is_binary)
+
+
+def _begin_execute(service: Service, call: Call, text: bytes) -> Job:
+    body = decode_body(text, api.ExecuteBody)
+    return service.begin(body, memoryview(b""), call.who, call.id, body.tensors)
+
+
+def _executed(call: Call, done: Done, *, is_binary: bool = False) -> Response:
     result = api.ExecuteResult(
         result=done.result, stdout=done.stdout, execution_time_ms=done.execution_time_ms, request_id=call.id
     )
@@ -169,6 +177,8 @@ ROUTES: Final[tuple[Route, ...]] = (
             },
         },
         is_hot=True,
+        begin=_begin_execute,
+        end=_executed,
     ),
     Route(
         "POST",
