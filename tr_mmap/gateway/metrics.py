@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -71,6 +72,7 @@ class Metrics:
             registry,
         )
         self._success = Counter("tr_success", "Runs that ended well, by kind.", ("kind",), registry=registry)
+        self._success_of = functools.cache(self._success.labels)
         self._failure = Counter(
             "tr_failure", "Runs that did not, by kind and reason.", ("kind", "reason"), registry=registry
         )
@@ -94,7 +96,7 @@ class Metrics:
     def saw_run(self, job: Job, error: BaseException | None) -> None:
         """A run has ended, or was given up before its turn."""
         if error is None:
-            self._success.labels(job.kind).inc()
+            self._success_of(job.kind).inc()
         else:
             reason = type(error).__name__ if status_of(error) != 500 else "InternalError"
             self._failure.labels(job.kind, reason).inc()

@@ -217,6 +217,9 @@ class Algorithm:
     dependencies: tuple[str, ...] = ()
     owner: str = ""
 
+    def __hash__(self) -> int:  # those of one name that differ in something else are few
+        return hash((self.name, self.function))
+
 
 @dataclass
 class ComputeRequest:

@@ -1,7 +1,7 @@
 """What every server of algorithms is to the runner, and how each is started and ended. Measures nothing.
 
 All offer the same algorithm, ``x * 2`` by numpy, to whoever asks over HTTP on loopback, and all have as many workers:
-one for each processor. A small ``x`` goes and comes as JSON, a large one as bytes, where a server takes bytes.
+two for each processor. A small ``x`` goes and comes as JSON, a large one as bytes, where a server takes bytes.
 
 Each of the others runs in a virtual environment of its own, because their dependencies do not go together:
 ``DIRECTORY/litserve/bin/python``, say. The directory is named by ``--servers`` or ``$TR_BENCH_SERVERS``.
@@ -29,7 +29,7 @@ from ..base import Array, end_with_parent
 __all__ = ["COUNT", "PROGRAMS", "WORKERS", "InOwnVenv", "ServerPeer", "directory"]
 
 COUNT: Final = 16  # numbers of a small x
-WORKERS: Final = max(2, len(os.sched_getaffinity(0)))
+WORKERS: Final = 2 * len(os.sched_getaffinity(0))
 PROGRAMS: Final = Path(__file__).resolve().parent / "programs"
 _START_S: Final = 120.0
 _END_S: Final = 20.0
@@ -110,7 +110,6 @@ class ServerPeer(ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
                 preexec_fn=end_with_parent,
             )
         end_s = time.monotonic() + _START_S

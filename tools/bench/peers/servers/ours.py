@@ -32,7 +32,7 @@ max_workers = {workers}
 [sandbox]
 memory_mb = 1024
 output_mb = 65
-cpu_cores = {workers}
+cpu_cores = {cores}
 """
 _EXECUTE: Final = "/api/v1/python/execute"
 
@@ -48,7 +48,7 @@ class Ours(ServerPeer):
 
     def command(self, folder: Path, port: int) -> list[str]:
         path = folder / "tr_mmap.toml"
-        path.write_text(CONFIG.format(port=port, workers=WORKERS))
+        path.write_text(CONFIG.format(port=port, workers=WORKERS, cores=WORKERS // 2))
         made = subprocess.run(
             [sys.executable, "-m", "tr_mmap", "token", "--config", str(path), "--scope", "admin"],
             capture_output=True,
