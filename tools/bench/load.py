@@ -18,6 +18,7 @@ __all__ = ["Load", "LoadStalled", "Measured", "exchange", "request"]
 Address = tuple[str, int]
 
 _STALL_S: Final = 60.0  # without any answer
+_IDLE_NS: Final = 500_000_000  # after which a connection may have been closed
 _PART_NBYTES: Final = 1 << 16
 _LARGE_PART_NBYTES: Final = 1 << 20
 _END: Final = b"\r\n\r\n"
@@ -62,11 +63,11 @@ def request(path: str, body: bytes, headers: dict[str, str], host: str = "localh
 class _Connection:
     """One connection, with the request that waits for its answer there."""
 
-    __slots__ = ("due_ns", "got", "number", "socket", "whole")
+    __slots__ = ("due_ns", "got", "number", "socket", "used_ns", "whole")
 
     def __init__(self, address: Address) -> None:
         self.socket = _connect(address)
-        self.number = self.due_ns = 0
+        self.number = self.due_ns = self.used_ns = 0
         self.got = b""
         self.whole = 0  # length of the whole answer; 0 for not known, -1 for one in chunks
 
@@ -125,8 +126,6 @@ class Load:
         """
         clock, found = time.perf_counter_ns, Measured()
         idle, busy = self._idle, []
-        for connection in select.select(idle, (), (), 0)[0]:  # the server has closed it, because it was idle
-            connection.renew(self._address)
         began = due = clock()
         end = began + int(seconds * 1e9)
         step = 0 if rate is None else int(1e9 / rate)
@@ -153,6 +152,8 @@ class Load:
         return found
 
     def _send(self, connection: _Connection, due_ns: int) -> None:
+        if due_ns - connection.used_ns > _IDLE_NS and select.select([connection], (), (), 0)[0]:
+            connection.renew(self._address)  # the server has closed it, because it was idle
         connection.number = self._number
         self._number += 1
         connection.due_ns, connection.got, connection.whole = due_ns, b"", 0
@@ -178,7 +179,7 @@ class Load:
             connection.whole = len(got)
         if not 0 < connection.whole <= len(got):
             return False
-        now = clock()
+        now = connection.used_ns = clock()
         if self._is_right(connection.number, int(got[9:12]), got[got.index(_END) + 4 :]):
             found.latencies_ns.append(now - connection.due_ns)
         else:
