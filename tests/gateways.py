@@ -30,7 +30,10 @@ class RunningGateway:
         folder: of its configuration.
         process: its own.
         lines: of its standard error so far.
+        expected_status: with which it must end.
     """
+
+    expected_status = 0
 
     def __init__(self, folder: Path, process: subprocess.Popen[str]) -> None:
         self.folder = folder
@@ -136,7 +139,7 @@ def running(folder: Path, more: str = "", **sections: str) -> Iterator[RunningGa
     try:
         gateway = RunningGateway(folder, process)
         yield gateway
-        assert gateway.end() == 0, "".join(gateway.lines[-20:])
+        assert gateway.end() == gateway.expected_status, "".join(gateway.lines[-20:])
     finally:
         if process.poll() is None:
             process.kill()

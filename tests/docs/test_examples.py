@@ -50,6 +50,16 @@ EXPECTED = {
         "is wrong: AlgorithmError: ZeroDivisionError",
         "and the next run: well",
     ],
+    "gateway_client.py": [
+        "registered: normalize with 256 MiB",
+        "mean 255.5, then 0.0; it printed: normalizing (2, 256)",
+        "states end with: success 1.5",
+        "cancelled: RunCancelled",
+        "is wrong: AlgorithmError",
+        "takes all memory: LimitExceeded",
+        "again: [1 2 3]",
+        "no more than its token grants: the token does not grant 'register'",
+    ],
     "store_memory.py": [
         "ada: Ada's train leaves at seven in the morning.",
         "ben: Ben's train leaves at nine.",
@@ -67,6 +77,13 @@ EXPECTED = {
     ],
     "store_processes.py": ["counted: 600 version: 601", "said by the others: ['done', 'done']"],
     "wasm/scale.py": ["[[0.0, 2.0, 4.0], [6.0, 8.0, 10.0]]", "one float32 tensor, please", "6 words"],
+    "gateway_model.py": [
+        "exported version 1 pt2 loaded",
+        "scorer version 1 safetensors loaded",
+        "exported is right: True",
+        "weights and code are right: True",
+        "now version 2\nthe new one is right: True",
+    ],
     "loans.py": ["sum: 4194304.0", "kept: [0.0, 1.0, 2.0]"],
     "native/normalize.py": [
         "[[-1.225, -1.225], [0.0, 0.0], [1.225, 1.225]] [2.0, 3.0]",

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from wasmtime import wat2wasm
 
-from tr_mmap.sandbox import AlgorithmError, LimitExceeded, NotAllowed
+from tr_mmap.sandbox import AlgorithmError, LimitExceeded, Limits, NotAllowed
 
+LIMITS = Limits(memory_nbytes=64 << 20, wall_ms=1000, cpu_ms=60_000, stack_nbytes=1 << 20, output_nbytes=1 << 20)
+WELL = bytes(wat2wasm('(module (func (export "f") (result i32) (i32.const 7)))'))
 WORDS = (Path(__file__).parents[2] / "examples" / "wasm" / "words.wasm").read_bytes()
 MEMORY = '(memory (export "memory") 1)'
 
@@ -42,6 +45,13 @@ class WasmAttack:
     @property
     def id(self) -> str:
         return f"{self.number:02} {self.name}"
+
+    def inputs_of(self, granted: str) -> dict[str, Any]:
+        """The inputs of a run that was granted this directory; a tensor of zeros where there is to be one."""
+        inputs = {name: np.zeros(64) if value is None else value for name, value in self.inputs.items()}
+        if "arguments" in inputs:
+            inputs["arguments"] = [each.format(granted=granted) for each in inputs["arguments"]]
+        return inputs
 
 
 def _module(*fields: str) -> bytes:

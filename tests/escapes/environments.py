@@ -163,6 +163,31 @@ def attack_native() -> None:
     _attack_by("native", attacks_native.ATTACKS, attack_by, look_at)
 
 
+def attack_wasm(granted: str) -> None:
+    """The same by modules of WebAssembly, which are granted a directory."""
+    import attacks_wasm
+    import numpy as np
+
+    from tr_mmap.errors import TRException
+    from tr_mmap.sandbox import Allow, Sandbox
+
+    allow = Allow(read=(granted,), clock=True)
+    required = ("seccomp", "rlimits", "no_new_privs")
+    results: dict[str, Any] = {}
+    with Sandbox("wasm", limits=attacks_wasm.LIMITS, allow=allow, required_layers=required) as box:
+        for attack in attacks_wasm.ATTACKS:
+            inputs = attack.inputs_of(granted)
+            try:
+                box.run(box.register("attack", attack.code), inputs)
+                results[attack.id] = None
+            except TRException as error:
+                fields = {name: value for name, value in error.__dict__.items() if isinstance(value, str | int | float)}
+                results[attack.id] = [type(error).__name__, {**fields, "message": str(error)}]
+            assert all((each == 0).all() for each in inputs.values() if isinstance(each, np.ndarray)), attack.id
+            assert box.run(box.register("well", attacks_wasm.WELL)).outputs == {"output": 7}
+        print(json.dumps([sorted(box.layers), results]))
+
+
 def _attack_by(
     kind: str, attacks: Sequence[Any], attack_by: Callable[[Any, Any], None], look_at: Callable[[Any], None]
 ) -> None:

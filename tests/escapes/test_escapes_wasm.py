@@ -5,9 +5,12 @@ Behind the engine lies the contained process: code that has left the engine find
 
 from __future__ import annotations
 
+import functools
+import json
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -15,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attacks_wasm import ATTACKS, MEMORY, WasmAttack
+from attacks_wasm import ATTACKS, LIMITS, MEMORY, WELL, WasmAttack
+from environments import ENVIRONMENTS, Environment, machines, run_in
 from wasmtime import wat2wasm
 
-from tr_mmap.sandbox import AlgorithmError, Allow, Limits, Sandbox
+from tr_mmap.sandbox import AlgorithmError, Allow, Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +38,13 @@ def granted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def box(granted: Path) -> Iterator[Sandbox]:
-    limits = Limits(memory_nbytes=64 << 20, wall_ms=1000, cpu_ms=60_000, stack_nbytes=1 << 20, output_nbytes=1 << 20)
-    with Sandbox("wasm", limits=limits, allow=Allow(read=(str(granted),), clock=True)) as box:
+    with Sandbox("wasm", limits=LIMITS, allow=Allow(read=(str(granted),), clock=True)) as box:
         yield box
-
-
-def _inputs(attack: WasmAttack, granted: Path) -> dict[str, Any]:
-    inputs = {name: np.zeros(64) if value is None else value for name, value in attack.inputs.items()}
-    if "arguments" in inputs:
-        inputs["arguments"] = [each.format(granted=granted) for each in inputs["arguments"]]
-    return inputs
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.id)
 def test_an_attack_is_denied_by_name(box: Sandbox, granted: Path, attack: WasmAttack) -> None:
-    inputs = _inputs(attack, granted)
+    inputs = attack.inputs_of(str(granted))
     with pytest.raises(attack.error) as caught:
         box.run(box.register("attack", attack.code), inputs)
     name, value = attack.field
@@ -56,9 +52,33 @@ def test_an_attack_is_denied_by_name(box: Sandbox, granted: Path, attack: WasmAt
     assert all((each == 0).all() for each in inputs.values() if isinstance(each, np.ndarray))
     assert sorted(each.name for each in granted.iterdir()) == ["link", "text"]
     assert (granted / "text").read_text() == "a text"
-    assert box.run(
-        box.register("well", bytes(wat2wasm('(module (func (export "f") (result i32) (i32.const 7)))')))
-    ).outputs == {"output": 7}
+    assert box.run(box.register("well", WELL)).outputs == {"output": 7}
+
+
+@functools.cache
+def results_in(environment: Environment) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        granted = Path(folder, "granted")
+        granted.mkdir()
+        Path(folder, "secret").write_text("a secret")
+        (granted / "text").write_text("a text")
+        (granted / "link").symlink_to("/etc/passwd")
+        for each in (Path(folder), granted):
+            each.chmod(0o755)  # for whoever the program becomes
+        _, results = json.loads(run_in(environment, "attack_wasm", str(granted)))
+        assert sorted(each.name for each in granted.iterdir()) == ["link", "text"]
+        assert (granted / "text").read_text() == "a text"
+    return results
+
+
+@pytest.mark.parametrize("environment", machines("nobody", of=ENVIRONMENTS[1:]))
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.id)
+def test_an_attack_is_denied_by_name_on_other_machines(attack: WasmAttack, environment: Environment) -> None:
+    found = results_in(environment)[attack.id]
+    assert found is not None, "it works"
+    name, value = attack.field
+    assert found[0] == attack.error.__name__, found[1]
+    assert not name or found[1][name] == value, found[1]
 
 
 CONTROL = dedent(
@@ -89,7 +109,7 @@ def test_the_same_attack_works_where_all_is_granted(tmp_path: Path, attack: Wasm
     (tmp_path / "secret").write_text("a secret")
     (granted / "text").write_text("a text")
     (granted / "link").symlink_to("../secret")
-    arguments = _inputs(attack, granted).get("arguments", [])
+    arguments = attack.inputs_of(str(granted)).get("arguments", [])
     root = "/" if arguments else str(granted)
     program = [sys.executable, "-c", CONTROL, root, *arguments]
     ended = subprocess.run(program, input=attack.code, capture_output=True, check=False)

@@ -22,7 +22,7 @@ def test_hosts_are_told_apart_also_when_they_were_seen_before(gateway: RunningGa
             assert gateway.ask("POST", EXECUTE, body, headers={"host": host}).status_code == status
 
 
-def test_of_two_headers_the_first_counts_and_of_hosts_there_is_one(gateway: RunningGateway) -> None:
+def test_two_tokens_are_none_and_so_are_two_hosts(gateway: RunningGateway) -> None:
     body = json.dumps({"code": "output = 1"}).encode()
 
     def status(*lines: str) -> int:
@@ -35,7 +35,8 @@ def test_of_two_headers_the_first_counts_and_of_hosts_there_is_one(gateway: Runn
         return int(answer.split()[1])
 
     right, wrong = f"Authorization: Bearer {gateway.token('execute')}", "Authorization: Bearer nothing"
-    assert status("Host: localhost", right, wrong) == 200
+    assert status("Host: localhost", right) == 200
+    assert status("Host: localhost", right, wrong) == 401
     assert status("Host: localhost", wrong, right) == 401
     assert status("Host: localhost", "Host: localhost", right) == 400
 

@@ -359,3 +359,9 @@ def test_logs_have_neither_tokens_nor_what_was_sent(gateway: RunningGateway) -> 
     text = "".join(gateway.lines)
     assert "payload-7f3a" not in text
     assert "eyJ" not in text
+
+
+def test_without_a_directory_there_are_no_models(gateway: RunningGateway) -> None:
+    assert gateway.ask("GET", "/api/v1/python/models").json() == {"models": []}
+    answer = gateway.ask("POST", "/api/v1/python/models/anything")
+    assert (answer.status_code, "model_dir" in answer.json()["error"]) == (404, True)

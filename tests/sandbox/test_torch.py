@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tr_mmap.sandbox import AlgorithmError, LimitExceeded, Limits, NotAllowed, Sandbox
+from tr_mmap.sandbox import AlgorithmError, Bundle, LimitExceeded, Limits, NotAllowed, Sandbox
 
 torch = pytest.importorskip("torch", reason="NOT TESTED: kind 'torch' of the sandbox (torch is not installed)")
 
@@ -254,6 +254,47 @@ def test_memory_that_inputs_do_not_fill_is_not_the_algorithms(tmp_path: Path) ->
         for x in [*inputs, np.memmap(tmp_path / "large", np.uint8, "r", shape=(4 << 20,))]:
             with pytest.raises(LimitExceeded, match="memory"):
                 box.run(take, {"x": x})
+
+
+# -- bundles ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_a_bundle_is_tensors_by_name_and_a_store_changes_the_runs_own_copy(box: Sandbox, reuse: bool) -> None:
+    code = """
+import torch
+def process(inputs):
+    weight = inputs["model"]["weight"]
+    weight.add_(1)
+    return {"y": inputs["x"] @ weight, "kinds": [type(each).__name__ for each in inputs["model"].values()]}
+"""
+    bundle = Bundle({"weight": torch.zeros(4, 2), "bias": np.ones(2)})
+    algorithm = box.register("bundled", code, reuse=reuse)
+    for _ in range(3):
+        response = box.run(algorithm, {"x": X, "model": bundle})
+        assert response.outputs["y"].tolist() == (X @ torch.ones(4, 2)).tolist()
+        assert response.outputs["kinds"] == ["Tensor", "Tensor"]
+        assert response.input_places["model"] == "in place"
+
+
+@FORMS
+def test_a_model_may_lie_in_a_bundle_and_is_opened_as_it_is_registered(box: Sandbox, save: object) -> None:
+    code = save(Model(), X)
+    as_array = np.frombuffer(code, np.uint8)
+    for reuse in (False, True):
+        algorithm = box.register("bundled", Bundle({"model": as_array}), reuse=reuse)
+        for _ in range(2):
+            response = box.run(algorithm, {"x": X})
+            assert torch.allclose(response.outputs["output"], Model()(X))
+            assert response.copied_nbytes == X.nbytes
+    with zipfile.ZipFile(io.BytesIO(code)) as whole:
+        damaged = io.BytesIO()
+        with zipfile.ZipFile(damaged, "w") as archive:
+            for name in whole.namelist():
+                archive.writestr(name, b"x")
+    box.register("damaged", damaged.getvalue())  # the control: by its names it is a model
+    with pytest.raises(AlgorithmError):
+        box.register("damaged", Bundle({"model": np.frombuffer(damaged.getvalue(), np.uint8)}))
 
 
 # -- results ----------------------------------------------------------------------------------------------------------

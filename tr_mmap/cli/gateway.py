@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from ..gateway.scopes import FORMS
+
 if TYPE_CHECKING:
     from ..gateway.config import Config
 
@@ -52,9 +54,10 @@ def serve(config: Annotated[Path, _CONFIG] = _DEFAULT) -> None:
         _fail(f"the package {error.name} is missing: pip install 'tr_mmap[gateway]'", _BROKEN)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    logger = logging.getLogger("tr_mmap")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    for name, level in (("tr_mmap", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(level)
     try:
         gateway = Gateway(read)
     except TRException as error:
@@ -72,7 +75,7 @@ def token(
     config: Annotated[Path, _CONFIG] = _DEFAULT,
     scope: Annotated[
         list[str],
-        typer.Option(help="What it grants: execute, register, store, store:NAME, metrics, admin. May be repeated."),
+        typer.Option(help=f"What it grants: {FORMS}. May be repeated."),
     ] = ["execute"],  # noqa: B006 - typer makes a new one
     subject: Annotated[str, typer.Option(help="Whose it is.")] = "me",
     days: Annotated[float, typer.Option(help="How long it is valid.", min=0.0001)] = 30.0,

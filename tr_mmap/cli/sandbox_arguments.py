@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import sys
@@ -17,7 +16,6 @@ import numpy as np
 from ..errors import TRException
 from ..sandbox import Allow, Limits
 from ..sandbox.kinds import find_kind
-from ..tsr import dtypes
 
 __all__ = ["Arguments", "WrongArgument", "read", "value_of", "write_outputs"]
 
@@ -34,11 +32,6 @@ _LIMITS: Final = {
     "disk": "disk_nbytes",
     "cores": "cpu_cores",
 }
-_SAFETENSORS: Final = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
-    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
-}  # fmt: skip
-_MAX_HEADER_NBYTES: Final = 100 << 20
 _FILE_NAME: Final = re.compile(r"\w[\w.+-]{0,99}")
 
 
@@ -222,40 +215,25 @@ def _load_tsr(path: str, _: str) -> Any:
 
 
 def _load_safetensors(path: str, name: str) -> Any:
-    """A tensor of a file that begins with the size of its header, the header in JSON, then the data.
+    from ..tsr.safetensors import SIZE_NBYTES, parse_header, parse_size
 
-    https://github.com/huggingface/safetensors
-    """
     with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > _MAX_HEADER_NBYTES:
-            raise ValueError("its header is too long")
-        tensors = json.loads(file.read(size))
-    if not isinstance(tensors, dict):
-        raise ValueError("its header is no object")
-    tensors.pop("__metadata__", None)
+        file_nbytes = os.fstat(file.fileno()).st_size
+        nbytes = parse_size(file.read(SIZE_NBYTES), file_nbytes)
+        start = SIZE_NBYTES + nbytes
+        header = parse_header(file.read(nbytes), file_nbytes - start)
+    tensors = {each.name: each for each in header.entries}
     if not name and len(tensors) == 1:
         (name,) = tensors
     if name not in tensors:
         raise ValueError(f"say which tensor, {path}:NAME; it has {', '.join(sorted(tensors))[:500]}")
-    about = tensors[name]
-    if not isinstance(about, dict) or not {"dtype", "shape", "data_offsets"} <= about.keys():
-        raise ValueError(f"its header does not say dtype, shape and data_offsets of {name}")
-    start, end = about["data_offsets"]
-    if not isinstance(about["shape"], list):
-        raise ValueError(f"the shape of {name} is no list")
-    shape = tuple(about["shape"])
-    if about["dtype"] not in _SAFETENSORS:
-        raise ValueError(f"{name} is of dtype {about['dtype']}, which is not known here")
-    dtype = dtypes.by_name(_SAFETENSORS[about["dtype"]])
-    if not 0 <= start <= end or end - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{name} has other than {end - start} bytes")
-    data = np.fromfile(path, np.uint8, end - start, offset=8 + size + start)
-    if data.nbytes != end - start:
+    entry = tensors[name]
+    data = np.fromfile(path, np.uint8, entry.end - entry.start, offset=start + entry.start)
+    if data.nbytes != entry.end - entry.start:  # somebody has made it shorter meanwhile
         raise ValueError(f"it ends before {name} does")
     from ..tsr.tensors import from_buffer
 
-    return from_buffer(data.data, dtype, shape, 0, "numpy")
+    return from_buffer(data.data, entry.dtype, entry.shape, 0, "numpy")
 
 
 _LOADERS: Final[Mapping[str, Callable[[str, str], Any]]] = {

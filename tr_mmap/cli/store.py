@@ -94,7 +94,11 @@ def _opened(
             root = find_store(name, path)
         noted = {} if root is None else note_of(root, name)
         theirs = noted.get("embedder")
-        embedder = _bundled(theirs, is_wanted=is_embedded) if may_embed else None
+        embedder = None
+        if may_embed:
+            from ..store.embedders import E5, bundled
+
+            embedder = bundled(E5.name if is_embedded else theirs, is_wanted=is_embedded)
         root = root_of(path, "memory") if root is None else root
         with Store(name, root, embedder=embedder, durability=noted.get("durability")) as store:
             if embedder is None and theirs is not None and before_made is not None:
@@ -103,21 +107,6 @@ def _opened(
                     "none, and are found by their words"
                 )
             yield store
-
-
-def _bundled(theirs: str | None, *, is_wanted: bool) -> Any:
-    """The bundled embedder, if it is wanted, or if it is the store's and installed."""
-    from ..errors import MissingPackage
-    from ..store.embedders import E5
-
-    if not is_wanted and theirs != E5.name:
-        return None
-    try:
-        return E5()
-    except MissingPackage:
-        if is_wanted:
-            raise
-        return None
 
 
 def _no_store(name: str, path: Path | None) -> Exception:

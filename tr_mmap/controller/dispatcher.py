@@ -98,7 +98,7 @@ class Dispatcher(Nesting):
             UnsupportedTensor, OutOfSpace: of the tensors to send.
             RemoteError, ResponseTimeout, WorkerDied: there is no result.
         """
-        # As in_turn(), but with no further call: this is what most programs do most of the time.
+        # As in_turn(), and the fast path, with as few calls as can be: this is what most programs do most of the time.
         turn, me, left_s = self._turn, get_ident(), timeout_s
         is_nested = turn.owner == me
         outer, suspended = self._current, None
@@ -109,39 +109,22 @@ class Dispatcher(Nesting):
                 left_s = max(0.0, deadline_s - time.monotonic())
             else:
                 turn.owner = me
-            return self._call(message, tensors, left_s, timeout_s, framework)
-        finally:
-            if is_nested:
-                self._current = outer
-                if suspended:
-                    self.transfer.resume(suspended)
-            elif turn.owner == me:  # else it did not get the turn
-                self._current = None
-                if self._answered or self._interrupted:
-                    self._answers, self._answered, self._interrupted = {}, set(), {}
-                turn.owner = 0
-            if turn.queue:
-                turn.wake()
-
-    def _call(
-        self, message: UserMessage, tensors: tuple[Any, ...], left_s: float, timeout_s: float, framework: str | None
-    ) -> Result:
-        """As :meth:`call`, in the turn: ``left_s`` is what is left of ``timeout_s``."""
-        worker, transfer, may_use_fast_path = self.resources.worker, self.transfer, True
-        fast_path = None if worker is None else worker.fast_path  # does nothing in a forked child
-        deadline_s = 0.0
-        if (
-            fast_path is not None
-            and self._pending is None
-            and not transfer.unannounced
-            and (framework is None or (framework == "numpy" and transfer.has_quick_views))
-            and not self._exits
-        ):
+            worker, transfer = self.resources.worker, self.transfer
+            fast_path = None if worker is None else worker.fast_path  # does nothing in a forked child
+            if (
+                fast_path is None
+                or self._pending is not None
+                or transfer.unannounced
+                or not (framework is None or (framework == "numpy" and transfer.has_quick_views))
+                or self._exits
+            ):
+                deadline_s = time.monotonic() + left_s
+                pending = self._send(message, tensors, deadline_s, timeout_s, framework, may_use_fast_path=True)
+                return self._await(pending, deadline_s, timeout_s, framework)
             self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
             self._current = seq, message, framework, False
             # Set before the call, because a signal handler may send and drop tags during it.
             transfer.has_request_in_flight = True
-            began_s = time.monotonic()
             try:
                 result = fast_path.call(seq, message, tensors, left_s)
             except BaseException:  # Ctrl-C too
@@ -154,16 +137,26 @@ class Dispatcher(Nesting):
                 self._pending = self._current = None
                 transfer.has_request_in_flight = False
                 return result
-            deadline_s = began_s + left_s
+            deadline_s = fast_path.until_s
             if result is None:  # the time is over, or the response needs the slow path
                 self._check_same(worker, seq)
                 pending = self._begin(Request(seq, *parse_command(message)), is_private=True)
-                return self._await(pending, deadline_s, timeout_s, framework)
-            transfer.withdraw()  # nothing was sent
-            may_use_fast_path = False
-        deadline_s = deadline_s or time.monotonic() + left_s
-        pending = self._send(message, tensors, deadline_s, timeout_s, framework, may_use_fast_path=may_use_fast_path)
-        return self._await(pending, deadline_s, timeout_s, framework)
+            else:
+                transfer.withdraw()  # nothing was sent
+                pending = self._send(message, tensors, deadline_s, timeout_s, framework, may_use_fast_path=False)
+            return self._await(pending, deadline_s, timeout_s, framework)
+        finally:
+            if is_nested:
+                self._current = outer
+                if suspended:
+                    self.transfer.resume(suspended)
+            elif turn.owner == me:  # else it did not get the turn
+                self._current = None
+                if self._answered or self._interrupted:
+                    self._answers, self._answered, self._interrupted = {}, set(), {}
+                turn.owner = 0
+            if turn.queue:
+                turn.wake()
 
     def send(self, message: UserMessage, timeout_s: float) -> None:
         """Send a request. Waits first for the response to an earlier one; its result can still be taken.

@@ -291,7 +291,9 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         plain: Any = timeout_ms
         timeout_s = plain / 1000 if plain.__class__ in _PLAIN and plain >= 0 else seconds_of(timeout_ms)
         response, arrays = (self._dispatcher or self._open()).call(message, tensors, timeout_s, framework)
-        return tensors_of(response, arrays) if arrays else response.result
+        if len(arrays) == 1:  # the usual number
+            return arrays[0]
+        return arrays if arrays else response.result
 
     @overload
     def empty(self, shape: int | tuple[int, ...], dtype: Any = "float32", framework: None = None) -> _Tensor: ...

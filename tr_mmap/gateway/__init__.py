@@ -1,25 +1,46 @@
 """Algorithms, models and tasks over HTTP. Nothing else in the package imports this room.
 
-Its server needs the extra ``gateway``; its client does not.
+Its server needs the extra ``gateway``; its client needs httpx only.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from .client import AsyncClient, AsyncTask, Client, ConnectionLost, GatewayError, Result, Task, Unreachable
     from .config import Config
     from .gateway import Gateway
 
-__all__ = ["Config", "Gateway"]
+__all__ = [
+    "AsyncClient",
+    "AsyncTask",
+    "Client",
+    "Config",
+    "ConnectionLost",
+    "Gateway",
+    "GatewayError",
+    "Result",
+    "Task",
+    "Unreachable",
+]
 
-_PLACES = {"Config": "config", "Gateway": "gateway"}
+_PLACES: Final = {"Config": "config", "Gateway": "gateway"}  # the others are the client's
 
 
 def __getattr__(name: str) -> Any:
     """Each name is imported when it is first used, so that a client needs no server's packages."""
-    if name not in _PLACES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+    try:
+        return getattr(import_module(f".{_PLACES.get(name, 'client')}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name != "httpx":
+            raise
+        from ..errors import MissingPackage
+
+        raise MissingPackage(
+            f"{name} needs httpx, which is not installed: pip install 'tr_mmap[client]'", package="httpx"
+        ) from error

@@ -7,24 +7,39 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 __all__ = [
+    "IDEMPOTENCY_KEY",
     "NAME",
+    "PREFIX",
     "AlgorithmInfo",
     "AlgorithmList",
+    "DependencyList",
+    "EnvironmentInfo",
     "ErrorBody",
     "ExecuteBody",
     "ExecuteResult",
     "Health",
+    "MakeEnvironmentBody",
+    "Name",
+    "PackageInfo",
     "RegisterBody",
     "Requirements",
     "SchedulerStatus",
     "TaskInfo",
     "TaskStarted",
+    "WorkerInfo",
+    "WorkerList",
 ]
 
-NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$"
-"""Of algorithms, models and stores: one component of a path."""
+PREFIX: Final = "/api/v1"
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+"""A header: requests that have the same one are one request, sent again."""
+
+NAME: Final = r"^(?!.*\n)[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$"
+"""Of algorithms, models and stores: one component of a path. What is in front says that ``$`` is the end, before which
+Python would let a line break pass."""
 
 Name = Annotated[str, Meta(pattern=NAME, examples=["double"])]
+Code = Annotated[str, Meta(max_length=1 << 20)]  # its syntax tree takes 250 times as much, for a while
 Milliseconds = Annotated[float, Meta(gt=0, le=86_400_000)]
 
 
@@ -66,7 +81,7 @@ class RegisterBody(_Body):
 
     name: Name
     kind: Literal["python", "wasm", "native", "torch"] = "python"
-    code: str | None = None
+    code: Code | None = None
     wasm: str | None = None
     library: str | None = None
     function: str | None = None
@@ -84,17 +99,18 @@ class ExecuteBody(_Body):
     """A run.
 
     Attributes:
-        algorithm: the name of a registered one; or else
+        algorithm: the name of a registered one, or of a worker; or else
         code: Python source.
-        function: of the code, which is called.
-        inputs: by name: values, and tensors in one of their forms.
+        function: of the code, which is called; of a worker, its command.
+        inputs: by name: values, and tensors in one of their forms. A worker gets them in their order: tensors as
+            tensors, texts and numbers as words.
         priority: the higher, the sooner.
         timeout_ms: from the request's arrival to the run's end, waiting included.
         tensors: how the result's tensors are given in JSON.
     """
 
     algorithm: Name | None = None
-    code: str | None = None
+    code: Code | None = None
     function: str | None = None
     inputs: dict[str, Any] = {}
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
@@ -103,13 +119,18 @@ class ExecuteBody(_Body):
 
 
 class AlgorithmInfo(Struct, kw_only=True):
-    """A registered algorithm."""
+    """A registered algorithm.
+
+    Attributes:
+        environment: the hash of the environment that has its dependencies; null if none was made for it.
+    """
 
     name: str
     version: str
     kind: str
     function: str | None
     dependencies: tuple[str, ...]
+    environment: str | None
     resource_requirements: Requirements
     timeout_ms: float
     reuse: bool
@@ -124,6 +145,54 @@ class AlgorithmList(Struct):
     """All that are registered."""
 
     algorithms: list[AlgorithmInfo]
+
+
+class MakeEnvironmentBody(_Body):
+    """An environment to be made ahead.
+
+    Attributes:
+        packages: as an algorithm would declare them.
+    """
+
+    packages: Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)]
+
+
+class PackageInfo(Struct):
+    """One package of an environment."""
+
+    name: str
+    version: str
+
+
+class EnvironmentInfo(Struct, kw_only=True):
+    """An environment.
+
+    Attributes:
+        hash: its name; empty if all that was asked for is there without one.
+        packages: that it has.
+        nbytes: that it takes.
+        removed: what packages brought and may not have, by its path.
+        used_by: names of algorithms.
+    """
+
+    hash: str
+    packages: list[PackageInfo]
+    nbytes: int
+    removed: list[str] = []
+    used_by: list[str] = []
+
+
+class DependencyList(Struct, kw_only=True):
+    """All environments, and what may be in them.
+
+    Attributes:
+        auto_install: whether any may be made.
+        allow: names of packages that may be installed.
+    """
+
+    auto_install: bool
+    allow: list[str]
+    environments: list[EnvironmentInfo]
 
 
 class ExecuteResult(Struct, kw_only=True):
@@ -187,6 +256,28 @@ class TaskInfo(Struct, kw_only=True):
     stdout: str = ""
     execution_time_ms: float = 0.0
     error: ErrorBody | None = None
+
+
+class WorkerInfo(Struct, kw_only=True):
+    """A trusted worker.
+
+    Attributes:
+        count: how many there are of it.
+        alive: of those, how many run now; one that has ended is started again by its next request.
+        commands: the only ones that may be named; empty for all that it has.
+    """
+
+    name: str
+    count: int
+    alive: int
+    commands: tuple[str, ...]
+    idempotent: bool
+
+
+class WorkerList(Struct):
+    """All that are configured."""
+
+    workers: list[WorkerInfo]
 
 
 class Health(Struct, kw_only=True):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -13,7 +14,9 @@ from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
+from ..errors import TRException
 from . import api
 from .calls import Call, answer, error_response, json_response
 from .config import is_loopback
@@ -24,11 +27,12 @@ from .openapi import describe_routes
 from .route import Route
 from .routes import ROUTES
 from .service import Service
+from .tokens import Principal
 
 if TYPE_CHECKING:
     from .gateway import Gateway
 
-__all__ = ["Front", "make_app"]
+__all__ = ["Front", "make_app", "with_usual"]
 
 Scope = dict[str, Any]
 Message = MutableMapping[str, Any]
@@ -36,8 +40,17 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_CHANGES: Final = frozenset({"POST", "PUT", "DELETE", "PATCH"})
+_HOST: Final = re.compile(r"(?P<name>[A-Za-z0-9._\-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+# What a path must not have even when it is escaped: separators, for what is in front may have seen one component, and
+# characters that no name has.
+_ODD_PATH: Final = re.compile(rb"%(?:2f|5c|[01][0-9a-f]|7f)", re.IGNORECASE)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
+_REASONS: Final = {401: "unauthorized", 403: "forbidden", 429: "rate"}
+_NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
+_NO_STORE: Final = (b"cache-control", b"no-store")
+_NO_FRAMES: Final = (b"content-security-policy", b"frame-ancestors 'none'")
 _MOST_HOSTS: Final = 256
+_CHANGES: Final = frozenset({"POST", "PUT", "DELETE", "PATCH"})
 
 
 class Front:
@@ -76,21 +89,27 @@ class Front:
         call = Call(scope, receive, self.max_body_nbytes, self._config.server.body_timeout_s)
         scope.setdefault("state", {})["call"] = call
         scope["tr.route"] = ""
-        status = 500
+        status, is_stranger = 500, False
 
         async def note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_passed_on(call)]
+                message["headers"] = with_usual(message["headers"], call)
             await send(message)
 
         try:
             refusal = self._refusal(call)
             if refusal is not None:
+                is_stranger = not self._gateway.is_closing
                 await refusal(scope, receive, note)
                 return
-            await self._gateway.start()
+            try:
+                await self._gateway.start()
+            except TRException as error:  # of a mounted one, whose first request this is
+                self.tell_fault(call, error)
+                await error_response(call, error)(scope, receive, note)
+                return
             path = get_route_path(scope) if scope.get("root_path") else scope["path"]
             hot = self.hot.get((scope["method"], path))
             if hot is not None:
@@ -100,7 +119,7 @@ class Front:
             else:
                 await self._framework(scope, receive, note)
         finally:
-            self.finish(call, scope["tr.route"], status)
+            self.finish(call, scope["tr.route"], status, is_stranger=is_stranger)
 
     @property
     def is_open(self) -> bool:
@@ -116,12 +135,20 @@ class Front:
         """Answer a request of a route."""
         call.scope["tr.route"] = route.path
 
+        def on_fault(error: BaseException) -> None:
+            self.tell_fault(call, error)
+
+        async def run(call: Call) -> Response:
+            return await route.endpoint(self._gateway.service, call)
+
         async def do(call: Call) -> Response:
             if route.scope is not None:
                 self.admit(route.scope, call)
-            return await route.endpoint(self._gateway.service, call)
+            if route.takes_key:
+                return await self._gateway.replays.answer(call, lambda: answer(call, run, on_fault))
+            return await run(call)
 
-        return await answer(call, do, lambda error: self.tell_fault(call, error))
+        return await answer(call, do, on_fault)
 
     def admit(self, scope: str, call: Call) -> None:
         """Let a request pass.
@@ -129,17 +156,40 @@ class Front:
         Raises:
             Unauthorized, Forbidden, RateLimited: the request's token does not grant it.
         """
-        scheme, _, token = (call.header(b"authorization") or "").partition(" ")
+        given = call.headers(b"authorization")
+        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthorized("this needs a token: send the header Authorization: Bearer TOKEN; see tr-mmap token")
-        principal = call.principal = self._gateway.tokens.verify(token.strip())
+        principal = call.principal = self._principal(token.strip(), _network_of(call.client))
         self._gateway.rates.take(principal.token_id, time.monotonic())
-        principal.check(scope)
+        if "{" not in scope:
+            principal.check(scope)
+
+    def _principal(self, token: str, network: str) -> Principal:
+        """Whose a token is.
+
+        Raises:
+            Unauthorized: nobody's.
+            RateLimited: too many of the same network were nobody's. Tokens that are known already pass even then, so
+                that nobody locks others out.
+        """
+        gateway, now_s = self._gateway, time.monotonic()
+        known = gateway.tokens.known(token)
+        if known is not None:
+            return known
+        gateway.failures.check(network, now_s)
+        try:
+            return gateway.tokens.verify(token)
+        except Unauthorized:
+            gateway.failures.take(network, now_s)
+            raise
 
     def _refusal(self, call: Call) -> Response | None:
         """The answer to a request that no route should see."""
-        hosts = [value for name, value in call.scope["headers"] if name == b"host"]
-        if len(hosts) != 1 or not self.is_known_host(hosts[0].decode("latin-1")):
+        if self._gateway.is_closing:
+            return error_response(call, Overloaded("the gateway is about to end; try again", retry_after_s=1.0))
+        hosts = call.headers(b"host")
+        if len(hosts) != 1 or not self.is_known_host(hosts[0]):
             return error_response(
                 call, BadRequest("the header Host names no host of this gateway; see [server] allowed_hosts")
             )
@@ -148,8 +198,9 @@ class Front:
             return error_response(
                 call, Forbidden("scripts of other pages may not ask here; see [server] allowed_origins")
             )
-        if self._gateway.is_closing:
-            return error_response(call, Overloaded("the gateway is about to end; try again", retry_after_s=1.0))
+        path, _, _ = (call.scope.get("raw_path") or b"").partition(b"/records/")  # whose ids may have any
+        if _ODD_PATH.search(path):
+            return error_response(call, BadRequest("a path has no escaped slashes, backslashes or control characters"))
         return None
 
     def is_known_host(self, host: str) -> bool:
@@ -162,46 +213,43 @@ class Front:
         return known
 
     def _look_at_host(self, host: str) -> bool:
-        try:
-            found = urlsplit(f"//{host}")
-            name, port = found.hostname or "", found.port
-        except ValueError:
+        found = _HOST.fullmatch(host)  # with any port: proxies have others
+        if found is None:
             return False
-        del port  # proxies have others
-        shown = f"[{name}]" if ":" in name else name
-        return (
-            self._is_any_host
-            or shown.lower() in self._hosts
-            or (is_loopback(name) and is_loopback(self._config.server.host))
-        )
+        name = found["name"].lower()
+        return self._is_any_host or name in self._hosts or (is_loopback(name) and is_loopback(self._config.server.host))
 
     def _is_own(self, origin: str, call: Call) -> bool:
         """Whether a page of this gateway asks: its documentation, for example."""
         return urlsplit(origin).netloc.lower() == (call.header(b"host") or "").lower()
 
-    def finish(self, call: Call, route: str, status: int) -> None:
+    def finish(self, call: Call, route: str, status: int, *, is_stranger: bool = False) -> None:
         """A request was answered."""
         seconds = time.monotonic() - call.began_s
-        gateway, method = self._gateway, call.scope["method"]
+        gateway, said = self._gateway, call.scope["method"]
         subject = call.principal.subject if call.principal is not None else ""
+        method = said if said in _METHODS else "other"
         gateway.metrics.saw_request(method, route or "other", status, seconds)
+        if is_stranger or status in _REASONS:
+            gateway.metrics.saw_refusal(_REASONS.get(status, "host_or_path"))
         if self._config.server.access_log:
             gateway.request_log.note(
                 request_id=call.id,
-                method=method,
+                method=said,
                 route=route or "other",
                 status=status,
                 duration_ms=round(1000 * seconds, 3),
                 subject=subject,
             )
-        if status in (401, 403, 429) or (method in _CHANGES and route not in _RUNS):
+        if is_stranger or status in _REASONS or (said in _CHANGES and route not in _RUNS):
             gateway.audit.note(
                 request_id=call.id,
                 subject=subject,
-                method=method,
+                method=said,
                 path=call.scope["path"][:300],
+                what=call.what,
                 status=status,
-                client=(call.scope.get("client") or ("",))[0],
+                client=call.client,
             )
 
     def tell_fault(self, call: Call, error: BaseException) -> None:
@@ -225,22 +273,41 @@ class Front:
                 return
 
 
-def _passed_on(call: Call) -> list[tuple[bytes, bytes]]:
-    """The headers that a response has from its request."""
+_RUNS: Final = frozenset({"/api/v1/python/execute", "/api/v1/compute", "/api/v1/store/{store}/search"})
+
+
+def with_usual(headers: Iterable[tuple[bytes, bytes]], call: Call) -> list[tuple[bytes, bytes]]:
+    """Headers of a response, and those that every one has."""
+    found = [*headers, _NOSNIFF]
+    names = {name for name, _ in found}
+    if b"cache-control" not in names:
+        found.append(_NO_STORE)
+    if b"x-request-id" not in names:
+        found.append((b"x-request-id", call.id.encode()))
+    if any(name == b"content-type" and value.startswith(b"text/html") for name, value in found):
+        found.append(_NO_FRAMES)
     traceparent = call.header(b"traceparent")
-    if traceparent is None or not _TRACEPARENT.fullmatch(traceparent):
-        return []
-    return [(b"traceparent", traceparent.encode())]
+    if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
+        found.append((b"traceparent", traceparent.encode()))
+    return found
 
 
 async def _send_at_once(response: Response, call: Call, send: Send) -> None:
     """Send a response whose body is there, with fewer steps than the response itself takes."""
-    headers = [*response.raw_headers, *_passed_on(call)]
+    headers = with_usual(response.raw_headers, call)
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
 
 
-_RUNS: Final = frozenset({"/api/v1/python/execute", "/api/v1/compute"})
+def _network_of(address: str) -> str:
+    """What counts as one client: an address, or of IPv6 the 64 bits in front, for a client has all that follow."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if found.version == 4:
+        return address
+    return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False))
 
 
 def _make_framework(front: Front) -> FastAPI:
@@ -251,6 +318,8 @@ def _make_framework(front: Front) -> FastAPI:
         version="1",
         docs_url="/docs",
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
         openapi_url="/openapi.json",
     )
 
@@ -261,7 +330,7 @@ def _make_framework(front: Front) -> FastAPI:
         return endpoint
 
     for route in ROUTES:
-        framework.router.add_route(route.path, endpoint_of(route), [route.method])
+        framework.router.add_route(route.pattern, endpoint_of(route), [route.method])
     gateway = front._gateway
 
     async def healthz(request: Request) -> Response:
@@ -293,7 +362,13 @@ def _make_framework(front: Front) -> FastAPI:
             type=NotFound.__name__,
             request_id=call.id,
         )
-        return json_response(call, body, error.status_code, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # several routes may have the path; the framework names the first one's methods
+            fitting = (each for each in framework.routes if each.matches(request.scope)[0] is not Match.NONE)
+            headers["Allow"] = ", ".join(
+                sorted({method for each in fitting for method in getattr(each, "methods", ())})
+            )
+        return json_response(call, body, error.status_code, headers)
 
     framework.add_exception_handler(HTTPException, missing)
     return framework

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from ..sandbox import Limits, Sandbox
+from ..sandbox import Limits, Sandbox, SandboxBroken
 from ..sandbox.steps import SLOW, Steps
+from .logs import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["BoxKey", "Boxes"]
 
 _T = TypeVar("_T")
+_USELESS: Final = ("broken", "closed")  # states in which a sandbox runs nothing any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +29,18 @@ class BoxKey:
     Attributes:
         kind: of the sandbox.
         limits: of each run.
-        read: directories that its algorithms may read: their dependencies, and their models.
+        preload: modules that its algorithms find imported, beside those of the configuration.
+        packages: directories of packages that they can import. So two environments never meet in one process.
     """
 
     kind: str
     limits: Limits
-    read: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_hash", hash((self.kind, self.limits, self.read)))
+        object.__setattr__(self, "_hash", hash((self.kind, self.limits, self.preload, self.packages)))
 
     def __hash__(self) -> int:  # limits have many fields, and each run asks several times
         return self._hash
@@ -45,7 +49,8 @@ class BoxKey:
 class Boxes:
     """Makes sandboxes when they are first needed, and closes those that were not needed for longest.
 
-    Threads may use it at once. None waits for another one's sandbox.
+    One that can run nothing any more, because its zygote was killed say, is replaced. Threads may use it at once. None
+    waits for another one's sandbox.
 
     Args:
         make: a new sandbox.
@@ -60,15 +65,11 @@ class Boxes:
         self._is_closed = False
 
     def steps(self, key: BoxKey, of: Callable[[Sandbox], Steps[_T]]) -> Steps[_T]:
-        """Go through steps of the sandbox of a key, which is not closed meanwhile.
-
-        Raises:
-            SandboxBroken, MissingPackage, ValueError: as :class:`Sandbox`.
-        """
+        """Go through steps of the sandbox of a key; see :meth:`using`. The first is slow if it has to be made."""
         with self._lock:
             place = self._places.get(key)
-            is_there = place is not None and place.box is not None
-        if not is_there:
+            box = place.box if place is not None and not place.making.locked() else None
+        if box is None or box.health().state in _USELESS:
             yield SLOW
         box, place = self._take(key)
         try:
@@ -80,10 +81,11 @@ class Boxes:
 
     @contextmanager
     def using(self, key: BoxKey) -> Iterator[Sandbox]:
-        """The sandbox of a key, which is not closed meanwhile.
+        """The sandbox of a key, which is not closed meanwhile, but by :meth:`close`.
 
         Raises:
-            SandboxBroken, MissingPackage, ValueError: as :class:`Sandbox`.
+            SandboxBroken: all were closed; and as :class:`Sandbox`.
+            MissingPackage, ValueError: as :class:`Sandbox`.
         """
         box, place = self._take(key)
         try:
@@ -93,18 +95,25 @@ class Boxes:
 
     def _take(self, key: BoxKey) -> tuple[Sandbox, _Place]:
         with self._lock:
+            self._check_open()
             place = self._places.setdefault(key, _Place())
             self._places.move_to_end(key)
             place.users += 1
+        former = None
         try:
-            if place.box is None:
-                with place.making:
-                    if place.box is None:
-                        place.box = self._make(key)
-            return place.box, place
+            with place.making:
+                box = place.box
+                if box is None or box.health().state in _USELESS:
+                    former, box = box, self._make(key)
+                    place.box = box
+            self._check_open()  # close() has not seen one that was being made
         except BaseException:
             _close_all(self._give(place))
             raise
+        finally:
+            if former is not None:
+                _close_all([former])
+        return box, place
 
     def _give(self, place: _Place) -> list[Sandbox]:
         """Those to be closed."""
@@ -112,15 +121,28 @@ class Boxes:
             place.users -= 1
             return self._take_unused()
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise SandboxBroken("the sandboxes of this gateway were closed, because it ends")
+
     def _take_unused(self) -> list[Sandbox]:
-        """Those to be closed: unused, and one too many, or never made."""
+        """Those to be closed: unused, and one too many, or dropped, or never made."""
         taken = []
         for key, place in list(self._places.items()):
-            if place.users == 0 and (len(self._places) > self._most or self._is_closed or place.box is None):
+            is_surplus = len(self._places) > self._most or self._is_closed or place.is_dropped or place.box is None
+            if place.users == 0 and is_surplus:
                 del self._places[key]
                 if place.box is not None:
                     taken.append(place.box)
         return taken
+
+    def drop(self, is_dropped: Callable[[BoxKey], bool]) -> None:
+        """Close those of some keys that are not in use; the others are closed when they are not any more."""
+        with self._lock:
+            for key, place in self._places.items():
+                place.is_dropped |= is_dropped(key)
+            unused = self._take_unused()
+        _close_all(unused)
 
     def open_boxes(self) -> list[tuple[BoxKey, Sandbox]]:
         """Those that are there now."""
@@ -132,14 +154,8 @@ class Boxes:
         with self._lock:
             self._is_closed = True
             boxes = [place.box for place in self._places.values() if place.box is not None]
-            self._places.clear()
-        for each in boxes:
-            each.close()
-
-
-def _close_all(boxes: list[Sandbox]) -> None:
-    for each in boxes:
-        each.close()
+            self._take_unused()  # the others are closed again by those that use them, or make them now
+        _close_all(boxes)
 
 
 class _Place:
@@ -147,3 +163,13 @@ class _Place:
         self.making = threading.Lock()
         self.box: Sandbox | None = None
         self.users = 0
+        self.is_dropped = False
+
+
+def _close_all(boxes: Iterable[Sandbox]) -> None:
+    """Close some. That a process does not end is no fault of the run that comes here."""
+    for each in boxes:
+        try:
+            each.close()
+        except SandboxBroken as error:
+            log.error("a sandbox does not end", extra={"reason": str(error)})

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from ..sandbox.values import MAX_DEPTH, check_depth
-from .errors import BadRequest, TooLarge, Unauthorized
+from .api import NAME
+from .errors import BadRequest, NotFound, TooLarge, Unauthorized, UnsupportedMediaType
 from .payloads import BINARY, JSON, JSON_LENGTH, Done, split_body
 from .problems import describe, headers_of, status_of
 from .tokens import Principal
@@ -24,6 +25,9 @@ __all__ = ["Call", "answer", "decode_body", "error_response", "json_response", "
 
 _T = TypeVar("_T")
 _ID: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+_NAME: Final = re.compile(NAME)
+_MOST_DIGITS: Final = 20  # of a length; one that has more is too large by any of them
+_MOST_VALUES: Final = 1 << 22
 _ENVELOPE: Final = 2  # dictionaries around a value of the inputs
 _PARSED_ASIDE: Final = 1 << 18  # bytes of JSON from which parsing would hold the loop up
 
@@ -37,8 +41,9 @@ class Call:
         receive: of ASGI.
         max_body_nbytes: that it may have.
         body_timeout_s: in which its body must have come.
-        id: of the request; a run has it too.
+        id: of the request.
         principal: whose token it has; None where a route needs none.
+        what: the name of what it changes, for the audit log, where the path does not say it.
         began_s: when it came, by ``time.monotonic``.
     """
 
@@ -48,9 +53,11 @@ class Call:
     body_timeout_s: float
     id: str = ""
     principal: Principal | None = None
+    what: str = ""
     began_s: float = field(default_factory=time.monotonic)
-    _headers: dict[bytes, bytes] = field(init=False)
+    _raw: bytearray | None = None
     _request: Request | None = None
+    _headers: dict[bytes, bytes] = field(init=False)
 
     def __post_init__(self) -> None:
         self._headers = dict(reversed(self.scope["headers"]))
@@ -65,9 +72,13 @@ class Call:
         value = self._headers.get(name)
         return None if value is None else value.decode("latin-1")
 
+    def headers(self, name: bytes) -> list[str]:
+        """All headers of a name."""
+        return [value.decode("latin-1") for each, value in self.scope["headers"] if each == name]
+
     @property
     def request(self) -> Request:
-        """The request as the framework has it. The hot route does without: making it takes time."""
+        """The request as the framework has it. The hot routes do without: making it takes time."""
         if self._request is None:
             self._request = Request(self.scope, self.receive)
         return self._request
@@ -83,33 +94,78 @@ class Call:
             raise Unauthorized("this needs a token: send the header Authorization: Bearer TOKEN")
         return self.principal
 
-    def part(self, name: str) -> str:
-        """A part of the path."""
-        return str(self.request.path_params[name])
+    @property
+    def client(self) -> str:
+        """The address that it came from; empty if it is not known."""
+        return str((self.scope.get("client") or ("",))[0])
 
-    async def body(self, kind: type[_T]) -> tuple[_T, memoryview]:
+    def part(self, name: str) -> str:
+        """A part of the path.
+
+        Raises:
+            NotFound: it is a name, and none that anything can have.
+        """
+        found = str(self.request.path_params[name])
+        if name == "name" and not _NAME.search(found):
+            raise NotFound(f"nothing can have the name {found!r:.200}")
+        return found
+
+    def query(self, kind: type[_T]) -> _T:
+        """The parameters behind the path's question mark.
+
+        Raises:
+            BadRequest: there is one that is not documented, or a wrong value.
+        """
+        given: dict[str, str] = {}
+        for name, value in self.request.query_params.multi_items():
+            if name in given:
+                raise BadRequest(f"{name!r:.80} is given twice")
+            given[name] = value
+        try:
+            return msgspec.convert(given, kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise BadRequest(_in_words(str(error), "the query")) from None
+
+    async def body(self, kind: type[_T], *, is_needed: bool = True) -> tuple[_T, memoryview]:
         """The body's JSON, and its binary part.
+
+        Args:
+            kind: what it says.
+            is_needed: whether an empty body is refused; else it stands for one that says nothing.
 
         Raises:
             BadRequest: it is not what is documented.
             TooLarge: it is.
         """
         raw = memoryview(await self.read())
-        content_type = self.header(b"content-type") or JSON
-        text, binary = split_body(raw, content_type, self.header(JSON_LENGTH.encode()))
+        if not raw and not is_needed:
+            return kind(), raw
+        content_type = self.header(b"content-type")
+        text, binary = split_body(
+            raw, JSON if content_type is None else content_type, self.header(JSON_LENGTH.encode())
+        )
         if len(text) > _PARSED_ASIDE:
             return await asyncio.to_thread(decode_body, text, kind), binary
         return decode_body(text, kind), binary
 
     async def read(self) -> bytearray:
-        """All bytes of the body.
+        """All bytes of the body, also when they were read before.
 
         Raises:
-            BadRequest: they did not come in time.
+            BadRequest: they did not come in time, or not all of them.
             TooLarge: there are too many.
+            UnsupportedMediaType: they are compressed.
         """
+        if self._raw is None:
+            self._raw = await self._receive()
+        return self._raw
+
+    async def _receive(self) -> bytearray:
+        coding = self.header(b"content-encoding")
+        if coding is not None and coding.strip().lower() != "identity":
+            raise UnsupportedMediaType("a body is taken as it is, without Content-Encoding")
         said = self.header(b"content-length") or ""
-        if said.isdigit() and int(said) > self.max_body_nbytes:
+        if said.isascii() and said.isdigit() and int(said[:_MOST_DIGITS]) > self.max_body_nbytes:
             raise self._too_large()
         found = bytearray()
         try:
@@ -117,7 +173,7 @@ class Call:
                 while True:
                     message = await self.receive()
                     if message["type"] == "http.disconnect":
-                        raise ClientDisconnect
+                        raise BadRequest("the connection ended before the body was whole")
                     chunk = message.get("body", b"")
                     if len(found) + len(chunk) > self.max_body_nbytes:
                         raise self._too_large()
@@ -151,6 +207,10 @@ def decode_body(text: memoryview | bytes, kind: type[_T]) -> _T:
     if not len(text):
         raise BadRequest("the body is empty, and should be JSON")
     raw = bytes(text)
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > _MOST_VALUES:  # each takes 50 bytes and more, once parsed
+        raise BadRequest(
+            f"the JSON has more than {_MOST_VALUES} values; give large tensors as base64, or in a binary part"
+        )
     try:
         check_depth(raw, MAX_DEPTH + _ENVELOPE)
         decoded: _T = _decoder(kind).decode(raw)
@@ -161,11 +221,11 @@ def decode_body(text: memoryview | bytes, kind: type[_T]) -> _T:
         raise BadRequest(f"the body is no JSON that can be taken: {error}") from None
 
 
-def _in_words(text: str) -> str:
+def _in_words(text: str, whole: str = "the body") -> str:
     """What msgspec says, with the path in front as people write it."""
     what, _, at = text.partition(" - at `$")
     place = at.rstrip("`").lstrip(".")
-    return f"{place}: {what[:1].lower()}{what[1:]}" if place else f"the body: {what[:1].lower()}{what[1:]}"
+    return f"{place}: {what[:1].lower()}{what[1:]}" if place else f"{whole}: {what[:1].lower()}{what[1:]}"
 
 
 def new_request_id(given: str | None) -> str:

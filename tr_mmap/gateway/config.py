@@ -8,11 +8,13 @@ import platform
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct, field
 
+from ..wire.names import DEFAULT_WORKER
+from .api import Name
 from .errors import BadConfig
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "SharedMemoryConfig",
     "StoreConfig",
     "WasmConfig",
+    "WorkerConfig",
 ]
 
 _Positive = Annotated[int, Meta(ge=1)]
@@ -52,7 +55,11 @@ class ServerConfig(_Section, frozen=True):
         allowed_hosts: names that requests may have in ``Host``, beside loopback's and ``host``.
         allowed_origins: which pages' scripts may send requests: values of ``Origin``, as ``"https://example.org"``.
         max_body_mb: of a request.
-        body_timeout_s: how long the body of a request may take to arrive.
+        header_timeout_s: how long the headers of a request may take to arrive.
+        body_timeout_s: how long the body of a request may take to arrive, and how long a client may take nothing of
+            its response.
+        max_connections: how many may be open at once; one more is answered 503.
+        trusted_proxies: addresses of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed.
         drain_s: how long runs may go on when the gateway ends.
         access_log: whether the log has a line for each request.
         metrics_need_token: whether ``/metrics`` asks for a token with the scope ``metrics`` or ``admin``.
@@ -66,7 +73,10 @@ class ServerConfig(_Section, frozen=True):
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     max_body_mb: _Positive = 256
+    header_timeout_s: _Seconds = 10.0
     body_timeout_s: _Seconds = 30.0
+    max_connections: _Positive = 512
+    trusted_proxies: tuple[str, ...] = ()
     drain_s: _Seconds = 10.0
     access_log: bool = True
     metrics_need_token: bool = True
@@ -80,6 +90,9 @@ class AuthConfig(_Section, frozen=True):
         audience: which tokens are for this gateway.
         requests_per_minute: of each token; 0 for no limit.
         burst: how many of them may come at once.
+        failures_per_minute: how many tokens that are not valid each client address may send; 0 for no limit. Beyond
+            it, tokens that were valid before still are.
+        failures_burst: how many of them may come at once.
         audit_log: path of a file that gets a line for each request that changes something or was refused.
     """
 
@@ -87,6 +100,8 @@ class AuthConfig(_Section, frozen=True):
     audience: str = "tr-mmap"
     requests_per_minute: Annotated[float, Meta(ge=0)] = 60.0
     burst: _Positive = 10
+    failures_per_minute: Annotated[float, Meta(ge=0)] = 30.0
+    failures_burst: _Positive = 20
     audit_log: str | None = None
 
 
@@ -117,7 +132,9 @@ class DependenciesConfig(_Section, frozen=True):
         auto_install: whether a registration may have its dependencies installed; only together with ``allow``.
         allow: names of the packages that may be installed; those that they need themselves must be there, too.
         wheel_dir: a directory of wheels to install from, instead of a package index.
-        max_cache_mb: of all environments that no algorithm uses.
+        max_cache_mb: of all environments. Those that no algorithm uses are removed for new ones, the one that was
+            not used for longest first.
+        install_timeout_s: how long one installation may take.
     """
 
     manager: Literal["uv"] = "uv"
@@ -126,6 +143,7 @@ class DependenciesConfig(_Section, frozen=True):
     allow: tuple[str, ...] = ()
     wheel_dir: str | None = None
     max_cache_mb: _Positive = 4096
+    install_timeout_s: _Seconds = 300.0
 
 
 class ModelsConfig(_Section, frozen=True):
@@ -135,13 +153,16 @@ class ModelsConfig(_Section, frozen=True):
         model_dir: that directory.
         auto_scan: whether it is looked at again from time to time.
         scan_interval_seconds: how often.
-        max_memory_mb: of all models that are loaded.
+        max_memory_mb: of all models that are in memory; those that were not used for longest make room.
+        reuse: whether the process of a model that runs by itself may serve its next run too, of the same subject. It
+            need not open the model again then; what one run leaves there, the next finds.
     """
 
     model_dir: str | None = None
     auto_scan: bool = True
     scan_interval_seconds: _Seconds = 60.0
     max_memory_mb: _Positive = 4096
+    reuse: bool = False
 
 
 class PythonConfig(_Section, frozen=True):
@@ -149,10 +170,11 @@ class PythonConfig(_Section, frozen=True):
 
     Attributes:
         enabled: whether they can be registered.
-        version: of the interpreter that they need, as ``"3.11"``; another one is refused at the start.
+        version: of the interpreter of their processes, as ``"3.11"``; another one is refused at the start.
         use_wasm_sandbox: asks for CPython inside WebAssembly, which this version does not have: the kernel contains
             the algorithms in either case, and the start says so.
-        python_path: an interpreter that has ``tr_mmap``, for the algorithms' processes; empty for this one.
+        python_path: the interpreter of their processes, which has ``tr_mmap`` of this version; a path, or a name that
+            is on ``PATH``; empty for this one.
     """
 
     enabled: bool = True
@@ -170,6 +192,7 @@ class SchedulerConfig(_Section, frozen=True):
     Attributes:
         max_workers: how many runs of one kind go on at once; 0 for as many as there are processors, and two at least.
         queue_size: how many of one kind may wait.
+        queue_mb: of all requests that wait together.
         max_per_token: how many of one token may wait and go on, of all kinds together.
         ageing_s: who waits so long counts as one priority higher.
         default_deadline_s: of a request that names none, from its arrival.
@@ -178,10 +201,12 @@ class SchedulerConfig(_Section, frozen=True):
         breaker_s: how long not.
         max_tasks: how many tasks are kept, those that have ended included.
         keep_tasks_s: how long one is kept that has ended.
+        keep_tasks_mb: of all that have ended; the oldest goes of the subject that takes most.
     """
 
     max_workers: Annotated[int, Meta(ge=0)] = 0
     queue_size: _Positive = 256
+    queue_mb: _Positive = 1024
     max_per_token: _Positive = 64
     ageing_s: _Seconds = 1.0
     default_deadline_s: _Seconds = 60.0
@@ -190,6 +215,7 @@ class SchedulerConfig(_Section, frozen=True):
     breaker_s: _Seconds = 10.0
     max_tasks: _Positive = 10_000
     keep_tasks_s: _Seconds = 3600.0
+    keep_tasks_mb: _Positive = 256
 
 
 class SandboxConfig(_Section, frozen=True):
@@ -243,6 +269,26 @@ class StoreConfig(_Section, frozen=True):
     create: bool = True
 
 
+class WorkerConfig(_Section, frozen=True):
+    """``[workers.NAME]``: a program of yours that answers commands in plain sessions. It is trusted, and not contained.
+
+    Attributes:
+        script: path of the worker's script; ``"default"`` for the one that ships with the package.
+        count: how many of them run, each with one request at a time.
+        commands: the only ones that requests may name; empty for all that it has.
+        idempotent: whether a request may be asked again whose worker has ended before it answered.
+        python: its interpreter; empty for this one.
+        start_timeout_s: in which it must be ready.
+    """
+
+    script: str
+    count: _Positive = 1
+    commands: tuple[str, ...] = ()
+    idempotent: bool = False
+    python: str = ""
+    start_timeout_s: _Seconds = 60.0
+
+
 class Config(_Section, frozen=True):
     """A whole configuration. A path in it that is not absolute is meant from the directory of its file."""
 
@@ -253,6 +299,7 @@ class Config(_Section, frozen=True):
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     sharedmemory: SharedMemoryConfig = field(default_factory=SharedMemoryConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    workers: dict[Name, WorkerConfig] = field(default_factory=dict)
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Config:
@@ -304,8 +351,10 @@ def _explain(text: str) -> tuple[str, str]:
     if unknown:
         key = f"{key}.{unknown['name']}".lstrip(".")
         section: Any = Config
+        key = key.replace("[...]", ".NAME")
         for part in key.split(".")[:-1]:
             section = {each.name: each.type for each in msgspec.structs.fields(section)}.get(part, section)
+            section = get_args(section)[1] if get_origin(section) is dict else section
         known = ", ".join(each.name for each in msgspec.structs.fields(section))
         return key, f"there is no such option; there are {known}"
     return key, why[:1].lower() + why[1:]
@@ -314,6 +363,10 @@ def _explain(text: str) -> tuple[str, str]:
 def _with_paths(config: Config, base: Path) -> Config:
     def at(path: str | None) -> str | None:
         return None if path is None else str(base / Path(path).expanduser())
+
+    def program(name: str) -> str:
+        """Names without a directory are looked for on ``PATH``."""
+        return str(base / Path(name).expanduser()) if os.path.dirname(name) else name
 
     replace = msgspec.structs.replace
     python = config.python
@@ -325,6 +378,7 @@ def _with_paths(config: Config, base: Path) -> Config:
         auth=replace(config.auth, key_file=at(config.auth.key_file), audit_log=at(config.auth.audit_log)),
         python=replace(
             python,
+            python_path=program(python.python_path),
             dependencies=replace(
                 python.dependencies,
                 cache_dir=str(base / Path(python.dependencies.cache_dir).expanduser()),
@@ -333,6 +387,14 @@ def _with_paths(config: Config, base: Path) -> Config:
             models=replace(python.models, model_dir=at(python.models.model_dir)),
         ),
         store=replace(config.store, dir=at(config.store.dir)),
+        workers={
+            name: replace(
+                each,
+                script=each.script if each.script == DEFAULT_WORKER else str(base / Path(each.script).expanduser()),
+                python=program(each.python),
+            )
+            for name, each in config.workers.items()
+        },
     )
 
 
@@ -357,10 +419,15 @@ def _check(config: Config, name: str) -> None:
             'whoever may register could install anything: list what may be installed, as allow = ["humanize"]',
         )
     own = platform.python_version()
-    if python.version and not (own + ".").startswith(python.version.rstrip(".") + ".") and not python.python_path:
+    if not is_version(own, python.version) and not python.python_path:
         raise wrong(
             "python.version", f"this is Python {own}; give python_path of a Python {python.version}, or leave it out"
         )
+
+
+def is_version(version: str, wanted: str) -> bool:
+    """Whether a version, as ``3.11.4``, is the one that was asked for, as ``3.11``; empty for any."""
+    return not wanted or (version + ".").startswith(wanted.rstrip(".") + ".")
 
 
 def is_loopback(host: str) -> bool:

@@ -7,17 +7,24 @@ from ..errors import TRException
 __all__ = [
     "AlreadyDone",
     "BadConfig",
+    "BadModel",
+    "BadDependency",
     "BadRequest",
     "Busy",
     "CircuitOpen",
     "Conflict",
     "Forbidden",
+    "InstallFailed",
+    "KeyInUse",
+    "KeyReused",
     "NotFound",
     "Overloaded",
     "QuotaExceeded",
     "RateLimited",
+    "StoreFull",
     "TooLarge",
     "Unauthorized",
+    "UnsupportedMediaType",
 ]
 
 
@@ -36,8 +43,34 @@ class BadConfig(TRException, ValueError):
         super().__init__(message, key=key, path=path)
 
 
+class BadModel(TRException, ValueError):
+    """A model that cannot be loaded: its files are missing or damaged, or of a kind that is refused.
+
+    Attributes:
+        name: of the model.
+    """
+
+    name: str
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message, name=name)
+
+
 class BadRequest(TRException, ValueError):
     """A request whose body or headers are wrong."""
+
+
+class BadDependency(TRException, ValueError):
+    """A package that may not be installed, or cannot be.
+
+    Attributes:
+        package: its name; empty if it is not one package's fault.
+    """
+
+    package: str
+
+    def __init__(self, message: str, *, package: str = "") -> None:
+        super().__init__(message, package=package)
 
 
 class TooLarge(TRException, ValueError):
@@ -51,6 +84,10 @@ class TooLarge(TRException, ValueError):
 
     def __init__(self, message: str, *, limit_nbytes: int) -> None:
         super().__init__(message, limit_nbytes=limit_nbytes)
+
+
+class UnsupportedMediaType(TRException, ValueError):
+    """A body that is encoded in a way that the gateway does not take, compressed say."""
 
 
 class Unauthorized(TRException, PermissionError):
@@ -67,6 +104,10 @@ class NotFound(TRException, LookupError):
 
 class Conflict(TRException, RuntimeError):
     """The request contradicts what is there."""
+
+
+class StoreFull(TRException, OSError):
+    """A store has no room for what was to be kept."""
 
 
 class AlreadyDone(Conflict):
@@ -100,3 +141,15 @@ class QuotaExceeded(Busy):
 
 class CircuitOpen(Busy):
     """An algorithm has failed too often, and is not run for a while."""
+
+
+class InstallFailed(Busy):
+    """Packages could not be installed, for no fault of theirs: the installer was ended, or there is no room."""
+
+
+class KeyReused(BadRequest):
+    """An idempotency key that another request had before; a new request needs a new key."""
+
+
+class KeyInUse(Conflict, Busy):
+    """The request with the same idempotency key still goes on; its response is there once it has ended."""

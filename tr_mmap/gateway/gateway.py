@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .app import Front, make_app
 from .config import Config
+from .idempotency import Replays
 from .logs import AuditLog, RequestLog, log
 from .metrics import Metrics
 from .rates import RateLimit
@@ -33,7 +34,7 @@ class Gateway:
 
     Raises:
         BadConfig: there is no key.
-        HostilePath: others can read the key.
+        HostilePath: others can read the key, or the audit log.
     """
 
     def __init__(self, config: Config) -> None:
@@ -41,12 +42,16 @@ class Gateway:
         self.version = version("tr_mmap")
         self.tokens = Tokens(read_key_file(config.auth.key_file), config.auth.audience)
         self.rates = RateLimit(config.auth.requests_per_minute, config.auth.burst)
-        self.audit = AuditLog(config.auth.audit_log)
-        self.request_log = RequestLog()
+        self.replays = Replays()
+        auth = config.auth
+        self.failures = RateLimit(auth.failures_per_minute, auth.failures_burst, "an address", "tries of a token")
         self.metrics = Metrics(lambda: self.service.scheduler.status())
+        self.audit = AuditLog(config.auth.audit_log, self.metrics.missed_audit)
+        self.request_log = RequestLog()
         self.is_closing = False
         self._service: Service | None = None
         self._starting: asyncio.Lock | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._app: Front | None = None
 
     @classmethod
@@ -86,6 +91,7 @@ class Gateway:
 
         Raises:
             SandboxBroken: this machine lacks a required layer.
+            BadConfig: the interpreter, or a worker's script, cannot be used.
         """
         if self._service is not None:
             return
@@ -95,7 +101,11 @@ class Gateway:
             if self._service is not None:
                 return
             service = Service(self.config, self._saw_run)
-            await service.warm()
+            try:
+                await service.warm()
+            except BaseException:
+                await service.close()
+                raise
             self._service = service
         if self.config.python.use_wasm_sandbox:
             log.warning(
@@ -109,9 +119,16 @@ class Gateway:
 
     async def aclose(self) -> None:
         """Refuse what comes from now on, let go on what runs for a while, then end all. Idempotent."""
-        if self.is_closing:
-            return
+        self._begin_to_close()
+        assert self._closing is not None
+        await asyncio.shield(self._closing)
+
+    def _begin_to_close(self) -> None:
         self.is_closing = True
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+
+    async def _close(self) -> None:
         if self._service is not None:
             await self._service.close()
         self.audit.close()
@@ -131,4 +148,10 @@ class Gateway:
         """
         from .listening import listen
 
-        return listen(self.asgi_app, self.config.server, on_ready or (lambda _: None))
+        return listen(
+            self.asgi_app,
+            self.config.server,
+            on_ready or (lambda _: None),
+            self._begin_to_close,
+            self.metrics.saw_refusal,
+        )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import uvicorn
 
@@ -14,18 +16,25 @@ from .short_way import protocol_of
 
 __all__ = ["listen"]
 
+_CLOSE_S: Final = 10  # in which what goes on ends that was told to, and its responses are sent
+
 
 class _Server(uvicorn.Server):
-    """A server that says when it listens, and ends well at a signal."""
+    """A server that says when it listens and when it is about to end, and ends well at a signal."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_end: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._on_end = on_end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_end()  # not only once all connections are closed: some of them wait for what goes on
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -34,13 +43,21 @@ class _Server(uvicorn.Server):
             self._captured_signals.clear()  # else it sends them to this process again, once all is done
 
 
-def listen(app: Front, config: ServerConfig, on_ready: Callable[[str], None]) -> bool:
+def listen(
+    app: Front,
+    config: ServerConfig,
+    on_ready: Callable[[str], None],
+    on_end: Callable[[], None],
+    saw_refusal: Callable[[str], None],
+) -> bool:
     """Serve until SIGINT or SIGTERM comes.
 
     Args:
         app: of a gateway.
         config: where.
         on_ready: is called once it listens, with its address as a URL.
+        on_end: is called in the server's loop once it listens no more, before its connections are closed.
+        saw_refusal: is told the reason of each connection and request that the application does not see.
 
     Returns:
         Whether it came to listen; if not, the application's start has failed, which it has logged.
@@ -62,15 +79,22 @@ def listen(app: Front, config: ServerConfig, on_ready: Callable[[str], None]) ->
                 app,
                 ssl_certfile=config.tls_certificate,
                 ssl_keyfile=config.tls_key,
-                http=protocol_of(app),
+                http=protocol_of(app, config, saw_refusal),
                 ws="none",
                 lifespan="on",
                 access_log=False,
                 server_header=False,
                 log_config=None,
-                timeout_graceful_shutdown=int(config.drain_s) + 1,
+                proxy_headers=bool(config.trusted_proxies),
+                forwarded_allow_ips=list(config.trusted_proxies),
+                timeout_graceful_shutdown=math.ceil(config.drain_s) + _CLOSE_S,
             ),
             lambda: on_ready(url),
+            on_end,
         )
-        server.run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        except SystemExit:  # it has a status of its own for an application that does not start
+            if server.started:
+                raise
         return server.started

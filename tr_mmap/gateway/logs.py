@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import stat
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
+
+from ..errors import HostilePath
+from .errors import BadConfig
 
 __all__ = ["AuditLog", "JsonFormatter", "RequestLog", "log"]
 
@@ -87,22 +92,68 @@ class JsonFormatter(logging.Formatter):
 class AuditLog:
     """Who changed what, and who was refused: a file that is only added to, or nothing.
 
+    A line that the file cannot take, because its disk is full say, is counted and lost: the gateway goes on. The log
+    says so once, until a line is taken again.
+
     Args:
         path: of the file, which only this user can read; None for no file.
+        missed: is called for each line that is lost.
+
+    Raises:
+        BadConfig: the file cannot be opened.
+        HostilePath: it is another user's, or others can read or write it.
     """
 
-    def __init__(self, path: str | None) -> None:
-        self._descriptor = -1
-        if path is not None:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def __init__(self, path: str | None, missed: Callable[[], None]) -> None:
+        self._missed = missed
+        self._is_whole = True  # the last line is
+        self._is_failing = False
+        self._descriptor = -1 if path is None else _open(path)
 
     def note(self, **fields: Any) -> None:
         """Add a line: one write, so that lines of several processes do not mix."""
-        if self._descriptor >= 0:
-            os.write(self._descriptor, msgspec.json.encode({"time": round(time.time(), 3), **fields}) + b"\n")
+        if self._descriptor < 0:
+            return
+        line = msgspec.json.encode({"time": round(time.time(), 3), **fields}) + b"\n"
+        if not self._is_whole:
+            line = b"\n" + line
+        try:
+            written = os.write(self._descriptor, line)
+        except OSError as error:
+            self._fail(error.strerror or "")
+            return
+        self._is_whole = written == len(line)
+        if self._is_whole:
+            self._is_failing = False
+        else:
+            self._fail("the disk is full")
+
+    def _fail(self, why: str) -> None:
+        self._missed()
+        if not self._is_failing:
+            self._is_failing = True
+            log.error("the audit log takes no lines", extra={"why": why})
 
     def close(self) -> None:
         """Close the file. Idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _open(path: str) -> int:
+    # O_NONBLOCK: a pipe that nobody reads would hold the start up; files know no difference.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise BadConfig(f"the audit log {path} cannot be opened: {error.strerror}", key="auth.audit_log") from error
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and (status.st_mode & 0o077 or status.st_uid != os.geteuid()):
+        os.close(descriptor)
+        raise HostilePath(
+            f"the audit log {path} is another user's, or others can read or write it; chmod 600 {path} keeps them out",
+            path=path,
+            reason="others have rights",
+        )
+    return descriptor

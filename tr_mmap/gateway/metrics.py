@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
 
@@ -77,10 +77,13 @@ class Metrics:
             "tr_failure", "Runs that did not, by kind and reason.", ("kind", "reason"), registry=registry
         )
         self._refused = Counter("tr_refused", "Requests that were refused, by reason.", ("reason",), registry=registry)
+        self._unaudited = Counter("tr_audit_missed", "Lines that the audit log could not take.", registry=registry)
         self._queued = _Seconds("tr_queue_seconds", "From a run's arrival to its begin.", ("kind",), registry)
         self._computed = _Seconds("tr_compute_seconds", "From a run's begin to its end.", ("kind",), registry)
         self._waiting = Gauge("tr_task_queue_size", "Runs that wait, by kind.", ("kind",), registry=registry)
         self._running = Gauge("tr_running", "Runs that go on, by kind.", ("kind",), registry=registry)
+        self._breakers = Gauge("tr_open_breakers", "Algorithms that are not run for a while.", registry=registry)
+        ProcessCollector(registry=registry)
         self._layers = Gauge(
             "tr_sandbox_layer_active", "1 for each layer that is active.", ("layer",), registry=registry
         )
@@ -92,6 +95,10 @@ class Metrics:
     def saw_refusal(self, reason: str) -> None:
         """A request was refused before a route saw it."""
         self._refused.labels(reason).inc()
+
+    def missed_audit(self) -> None:
+        """The audit log could not take a line."""
+        self._unaudited.inc()
 
     def saw_run(self, job: Job, error: BaseException | None) -> None:
         """A run has ended, or was given up before its turn."""
@@ -111,7 +118,9 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of it."""
-        for kind, lane in self._status()["queues"].items():
+        status = self._status()
+        self._breakers.set(len(status["open_breakers"]))
+        for kind, lane in status["queues"].items():
             self._waiting.labels(kind).set(lane["waiting"])
             self._running.labels(kind).set(lane["running"])
         return generate_latest(self._registry)

@@ -8,18 +8,44 @@ from typing import Any, Final
 
 import msgspec
 
-from . import api
+from . import api, store_api
+from .idempotency import KEY
+from .metrics import CONTENT_TYPE
 from .payloads import BINARY, JSON
 from .route import Route
 from .routes import ROUTES
 
 __all__ = ["describe_routes"]
 
+_TEXT: Final = {"type": "string"}
 _PART: Final = re.compile(r"\{(\w+)\}")
-_OF_ALL: Final = (400, 401, 403, 413, 429)
+_BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
+_KEY: Final = {
+    "name": api.IDEMPOTENCY_KEY,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "pattern": KEY},
+    "description": "A request with the key and the body of an earlier one gets that one's response.",
+}
+_OF_ALL: Final = (400, 403, 500, 503)  # 403 is for scripts of other pages, too; 503 for a gateway that is about to end
+_WITH_TOKEN: Final = (401, 429)
+_WITH_BODY: Final = (413, 415)
+_ABOUT: Final = """Algorithms, models and tasks, run in a sandbox, on tensors.
+
+Every error has the same body. Before a route sees it, a request may also be answered 405 (no such method; the header
+Allow names those that there are), 408 (its headers came too slowly), 431 (they are too large) or 505 (another version
+of HTTP). Every response has the header `X-Request-ID`: the request's own, if it is of 1 to 64 letters, digits, dots,
+hyphens and underscores, and else a new one."""
+_HEADERS: Final[dict[int, dict[str, Any]]] = {
+    401: {"WWW-Authenticate": "How to give a token."},
+    429: {"Retry-After": "When to try again, in seconds."},
+}
 _PARTS: Final = {
     "name": {"type": "string", "pattern": api.NAME},
     "task_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+    "store": {"type": "string", "pattern": store_api.STORE_NAME},
+    "record_id": {"type": "string", "minLength": 1, "maxLength": 255},
+    "tensor": {"type": "string", "minLength": 1},
 }
 
 
@@ -29,7 +55,7 @@ def describe_routes(version: str) -> dict[str, Any]:
     Args:
         version: of the package.
     """
-    types = {each for route in ROUTES for each in (route.body, route.result) if each is not None}
+    types = {each for route in ROUTES for each in (route.body, route.result) if each not in (None, bytes)}
     types |= {api.ErrorBody, api.Health}
     ordered = sorted(types, key=lambda each: each.__name__)
     schemas, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
@@ -38,22 +64,19 @@ def describe_routes(version: str) -> dict[str, Any]:
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_type)
     paths["/healthz"] = {
-        "get": {
-            "summary": "Whether the gateway serves.",
-            "operationId": "healthz",
-            "security": [],
-            "responses": {
-                "200": _response("It does.", by_type[api.Health]),
-                "503": _response("It is about to end.", by_type[api.Health]),
-            },
-        }
+        "get": _outside("Whether the gateway serves.", "healthz", by_type, (), by_type[api.Health], JSON)
+    }
+    paths["/metrics"] = {
+        "get": _outside(
+            "The gateway's figures, as Prometheus reads them.", "metrics", by_type, _WITH_TOKEN, _TEXT, CONTENT_TYPE
+        )
     }
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "tr_mmap gateway",
             "version": version,
-            "description": "Algorithms, models and tasks, run in a sandbox, on tensors.",
+            "description": _ABOUT,
         },
         "paths": paths,
         "components": {
@@ -66,16 +89,25 @@ def describe_routes(version: str) -> dict[str, Any]:
 
 def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
     error = by_type[api.ErrorBody]
-    result = by_type[route.result] if route.result is not None else {}
+    result = by_type.get(route.result, {}) if route.result is not None else {}
+    if route.is_stream:
+        result = _event(result)
     answers: dict[str, Any] = {
         str(route.status): _response(
             HTTPStatus(route.status).phrase, result, "text/event-stream" if route.is_stream else JSON
         )
     }
-    for status in sorted({*_OF_ALL, *route.errors}):
-        answers[str(status)] = _response(HTTPStatus(status).phrase, error)
-    if route.is_hot:
-        answers[str(route.status)]["content"][BINARY] = {"schema": {"type": "string", "format": "binary"}}
+    statuses = {*_OF_ALL, *route.errors, *((409, 422) if route.takes_key else ())}
+    if route.scope is not None:
+        statuses.update(_WITH_TOKEN)
+    if route.body is not None:
+        statuses.update(_WITH_BODY)
+    if "{" in route.path:
+        statuses.add(404)
+    for status in sorted(statuses):
+        answers[str(status)] = _response(HTTPStatus(status).phrase, error if status >= 400 else result, status=status)
+    if route.is_hot or route.is_binary or route.result is bytes:
+        answers[str(route.status)]["content"][BINARY] = _BYTES
     said: dict[str, Any] = {
         "summary": route.summary,
         "operationId": route.endpoint.__name__.lstrip("_"),
@@ -83,16 +115,53 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
         "responses": answers,
     }
     parts = _PART.findall(route.path)
-    if parts:
-        said["parameters"] = [{"name": each, "in": "path", "required": True, "schema": _PARTS[each]} for each in parts]
+    parameters = [{"name": each, "in": "path", "required": True, "schema": _PARTS[each]} for each in parts]
+    if route.query is not None:
+        parameters += _query_of(route.query)
+    if route.takes_key:
+        parameters.append(_KEY)
+    if parameters:
+        said["parameters"] = parameters
     if route.body is not None:
         examples = {name: {"value": value} for name, value in route.examples.items()}
         said["requestBody"] = {
-            "required": True,
+            "required": route.needs_body,
             "content": {JSON: {"schema": by_type[route.body], "examples": examples}},
         }
+        if route.is_binary:
+            said["requestBody"]["content"][BINARY] = _BYTES
     return said
 
 
-def _response(text: str, schema: Any, content_type: str = JSON) -> dict[str, Any]:
-    return {"description": text, "content": {content_type: {"schema": schema}}}
+def _query_of(kind: type) -> list[dict[str, Any]]:
+    """The parameters behind a path's question mark, which are optional."""
+    found = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in found.items()]
+
+
+def _outside(
+    summary: str, name: str, by_type: dict[type, Any], statuses: tuple[int, ...], result: Any, content_type: str
+) -> dict[str, Any]:
+    """A route that is not in the table."""
+    answers = {"200": _response(HTTPStatus.OK.phrase, result, content_type)}
+    for status in sorted({*_OF_ALL, *statuses}):
+        answers[str(status)] = _response(HTTPStatus(status).phrase, by_type[api.ErrorBody], status=status)
+    said: dict[str, Any] = {"summary": summary, "operationId": name, "responses": answers}
+    return said if 401 in statuses else {**said, "security": []}
+
+
+def _event(data: Any) -> dict[str, Any]:
+    """One server-sent event."""
+    text = {"type": "string", "contentMediaType": JSON, "contentSchema": data}
+    return {"type": "object", "properties": {"event": {"type": "string"}, "data": text}, "required": ["event", "data"]}
+
+
+def _response(text: str, schema: Any, content_type: str = JSON, status: int = 200) -> dict[str, Any]:
+    said: dict[str, Any] = {"description": text, "content": {content_type: {"schema": schema}}}
+    headers = _HEADERS.get(status)
+    if headers:
+        said["headers"] = {
+            name: {"description": about, "required": True, "schema": {"type": "string"}}
+            for name, about in headers.items()
+        }
+    return said

@@ -29,16 +29,32 @@ from .errors import BadRequest
 if TYPE_CHECKING:
     from ..sandbox import ComputeResponse
 
-__all__ = ["BINARY", "JSON", "JSON_LENGTH", "Done", "TensorForm", "decode_inputs", "encode", "split_body"]
+__all__ = [
+    "ALIGNMENT",
+    "BinaryPart",
+    "BINARY",
+    "JSON",
+    "JSON_LENGTH",
+    "Done",
+    "TensorEncoder",
+    "TensorForm",
+    "body_nbytes",
+    "decode_inputs",
+    "decode_tensor",
+    "encode",
+    "encode_results",
+    "is_tensor",
+    "split_body",
+]
 
 BINARY: Final = "application/octet-stream"
 JSON: Final = "application/json"
 JSON_LENGTH: Final = "tr-json-length"
+ALIGNMENT: Final = 64  # of tensors in a binary part, so that they can be used where they lie
 TensorForm = Literal["list", "base64", "binary"]
 
 _FORMS: Final = ({"dtype", "shape", "data"}, {"dtype", "shape", "base64"}, {"dtype", "shape", "offset", "nbytes"})
 _IN_LISTS: Final = frozenset("biuf")  # kinds of numpy whose elements JSON has
-_ALIGNMENT: Final = 64  # of tensors in a binary part, so that they can be used where they lie
 _MOST_NDIM: Final = 16
 
 
@@ -59,11 +75,37 @@ class Done:
     pieces: list[Any] = field(default_factory=list)
 
 
+class BinaryPart:
+    """The binary part of a body that is being made.
+
+    Attributes:
+        pieces: of it, in their order; arrays are not copied.
+        nbytes: of all of them.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[Any] = []
+        self.nbytes = 0
+
+    def add(self, array: np.ndarray[Any, Any]) -> dict[str, int]:
+        """Add the elements of an array. Returns the fields that say where they lie."""
+        padding = -self.nbytes % ALIGNMENT
+        self.pieces += [bytes(padding), _bytes_of(array)]
+        said = {"offset": self.nbytes + padding, "nbytes": array.nbytes}
+        self.nbytes += padding + array.nbytes
+        return said
+
+
 def encode(response: ComputeResponse, form: TensorForm) -> Done:
     """A run's results, as a response says them. May take long: not to be called in a loop's thread."""
-    result, pieces = encode_outputs(response.outputs, form)
+    return encode_results(response.outputs, response.stdout, response.execution_time_ms, form)
+
+
+def encode_results(outputs: Mapping[str, Any], stdout: str, execution_time_ms: float, form: TensorForm) -> Done:
+    """The same, of results by name."""
+    result, pieces = encode_outputs(outputs, form)
     raw = msgspec.Raw(msgspec.json.encode(result))
-    return Done(raw, response.stdout, round(response.execution_time_ms, 3), pieces)
+    return Done(raw, stdout, round(execution_time_ms, 3), pieces)
 
 
 def split_body(body: memoryview, content_type: str, json_length: str | None) -> tuple[memoryview, memoryview]:
@@ -82,22 +124,42 @@ def split_body(body: memoryview, content_type: str, json_length: str | None) -> 
     return body[:length], body[length:]
 
 
+def body_nbytes(binary: memoryview) -> int:
+    """Of the whole body whose binary part this is, perhaps an empty one: inputs lie in it, or were made of it."""
+    return len(binary.obj) if isinstance(binary.obj, bytes | bytearray) else binary.nbytes
+
+
 def decode_inputs(values: Mapping[str, Any], binary: memoryview) -> dict[str, Any]:
     """The inputs of a run: values, and arrays. An array of the binary part lies in it.
 
     Raises:
         BadRequest: a tensor is none.
     """
-    return {name: _tensor(name, value, binary) if _is_tensor(value) else value for name, value in values.items()}
+    return {
+        name: decode_tensor(f"the input {name!r}", value, binary) if is_tensor(value) else value
+        for name, value in values.items()
+    }
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
+    """Whether a value of JSON is a tensor in one of the three forms."""
     return isinstance(value, dict) and value.keys() in _FORMS
 
 
-def _tensor(name: str, value: dict[str, Any], binary: memoryview) -> np.ndarray[Any, Any]:
+def decode_tensor(where: str, value: dict[str, Any], binary: memoryview) -> np.ndarray[Any, Any]:
+    """The array that a tensor's form says. One of the binary part lies in it.
+
+    Args:
+        where: it is, for errors.
+        value: one of the three forms.
+        binary: part of the body.
+
+    Raises:
+        BadRequest: it is none.
+    """
+
     def bad(why: str) -> BadRequest:
-        return BadRequest(f"the input {name!r}: {why}")
+        return BadRequest(f"{where}: {why}")
 
     try:
         dtype = by_name(value["dtype"]).numpy
@@ -140,7 +202,8 @@ def _from_lists(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], bad: An
             given = np.array(_without_null(data))
         if given.dtype.kind not in _IN_LISTS and given.size:
             raise bad("its data are not lists of numbers, or not all of one length")
-        array = given.astype(dtype)
+        # numpy takes whole numbers for floats, and rounds them, if some are small and some above 2**63.
+        array = np.array(data, dtype) if given.dtype.kind == "f" and dtype.kind in "iu" else given.astype(dtype)
     except (TypeError, ValueError, OverflowError):
         raise bad("its data are not lists of numbers, or not all of one length") from None
     if dtype.kind in "iu" and not np.array_equal(array, given):
@@ -158,34 +221,40 @@ def _without_null(data: Any) -> Any:
     return math.nan if data is None else data
 
 
+class TensorEncoder:
+    """Puts tensors into a form; those of the form ``binary`` into a binary part."""
+
+    def __init__(self, form: TensorForm) -> None:
+        self._form = form
+        self._part = BinaryPart()
+
+    @property
+    def pieces(self) -> list[Any]:
+        """Of the binary part, in their order."""
+        return self._part.pieces
+
+    def encode(self, array: np.ndarray[Any, Any]) -> dict[str, Any]:
+        """What JSON says of an array."""
+        said: dict[str, Any] = {"dtype": _name_of(array.dtype), "shape": list(array.shape)}
+        if self._form == "binary":
+            said |= self._part.add(array)
+        elif self._form == "list" and array.dtype.kind in _IN_LISTS and not _has_no_number(array):
+            said["data"] = array.tolist()
+        else:
+            said["base64"] = binascii.b2a_base64(_bytes_of(array), newline=False).decode()
+        return said
+
+
 def encode_outputs(outputs: Mapping[str, Any], form: TensorForm) -> tuple[Any, list[Any]]:
     """What a response has as its result, and the pieces of its binary part.
 
     The only output, or the one of the name ``output``, is the result; several are an object of them.
     """
-    pieces: list[Any] = []
-    size = 0
-
-    def encode(value: Any) -> Any:
-        nonlocal size
-        if not isinstance(value, np.ndarray):
-            return value
-        said: dict[str, Any] = {"dtype": _name_of(value.dtype), "shape": list(value.shape)}
-        if form == "binary":
-            padding = -size % _ALIGNMENT
-            pieces.append(bytes(padding))
-            size += padding
-            pieces.append(_bytes_of(value))
-            said["offset"], said["nbytes"] = size, value.nbytes
-            size += value.nbytes
-        elif form == "list" and value.dtype.kind in _IN_LISTS and not _has_no_number(value):
-            said["data"] = value.tolist()
-        else:
-            said["base64"] = binascii.b2a_base64(_bytes_of(value), newline=False).decode()
-        return said
-
-    encoded = {name: encode(value) for name, value in outputs.items()}
-    return (encoded["output"] if encoded.keys() == {"output"} else encoded), pieces
+    encoder = TensorEncoder(form)
+    encoded = {
+        name: encoder.encode(value) if isinstance(value, np.ndarray) else value for name, value in outputs.items()
+    }
+    return (encoded["output"] if encoded.keys() == {"output"} else encoded), encoder.pieces
 
 
 @functools.cache  # numpy takes longer for it than for most arithmetic

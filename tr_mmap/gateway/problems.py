@@ -7,8 +7,27 @@ from typing import Any, Final
 
 import msgspec
 
-from ..errors import MissingPackage, OutOfSpace, TRException, UnsupportedTensor
+from ..errors import (
+    BadMessage,
+    MissingPackage,
+    OutOfSpace,
+    RemoteError,
+    SessionNotStarted,
+    SystemLimit,
+    TRException,
+    UnsupportedTensor,
+    WorkerDied,
+)
 from ..sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, NotAllowed, RunCancelled, SandboxBroken
+from ..store import (
+    EmbedderMismatch,
+    NoSuchRecord,
+    RecordExists,
+    StoreBusy,
+    StoreClosed,
+    VersionConflict,
+    WrongShape,
+)
 from . import errors
 from .api import ErrorBody
 
@@ -24,7 +43,11 @@ _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (errors.RateLimited, 429),
     (errors.QuotaExceeded, 429),
     (errors.Busy, 503),
+    (errors.BadModel, 422),
+    (errors.KeyReused, 422),
+    (errors.UnsupportedMediaType, 415),
     (errors.BadRequest, 400),
+    (errors.BadDependency, 422),
     (DeadlineExceeded, 504),
     (RunCancelled, 409),
     (LimitExceeded, 422),
@@ -32,8 +55,21 @@ _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (AlgorithmError, 422),
     (MissingPackage, 422),
     (UnsupportedTensor, 400),
+    (NoSuchRecord, 404),
+    (RecordExists, 409),
+    (VersionConflict, 409),
+    (EmbedderMismatch, 409),
+    (WrongShape, 400),
+    (BadMessage, 400),
+    (errors.StoreFull, 507),
+    (StoreBusy, 503),
+    (StoreClosed, 503),
     (OutOfSpace, 503),
+    (SystemLimit, 503),
     (SandboxBroken, 503),
+    (WorkerDied, 503),
+    (SessionNotStarted, 503),
+    (RemoteError, 422),
     (msgspec.ValidationError, 400),
     (msgspec.DecodeError, 400),
 )
@@ -44,16 +80,26 @@ _TOLD: Final = (
     "detail",
     "type",
     "traceback",
+    "command",
+    "error_type",
     "stdout",
     "limit_nbytes",
     "package",
     "retry_after_s",
+    "id",
+    "expected",
+    "found",
+    "option",
 )
 _MOST_TEXT: Final = 64 << 10
 _INTERNAL: Final = "the gateway has a fault of its own, which its log describes under this request's id"
 _HIDDEN: Final = {
     SandboxBroken: "the sandbox could not run it; try again, and see the gateway's log",
     OutOfSpace: "the machine has too little memory for it now; try again",
+    StoreClosed: "the store was closed meanwhile; try again",
+    SystemLimit: "the gateway has met a limit of its system; try again",
+    WorkerDied: "the worker has ended before it answered, and is started again; see the gateway's log",
+    SessionNotStarted: "the worker was ended with the gateway; try again",
 }
 
 
@@ -68,6 +114,8 @@ def describe(error: BaseException, request_id: str) -> ErrorBody:
     if status == 500:
         return ErrorBody(error=_INTERNAL, status_code=500, type="InternalError", request_id=request_id)
     text = next((text for kind, text in _HIDDEN.items() if isinstance(error, kind)), "") or str(error)
+    if isinstance(error, RemoteError):  # a trusted program's files are none of a client's business
+        text = text.removesuffix(f"\n\n{error.remote_traceback}")
     details = {name: _plain(getattr(error, name)) for name in _TOLD if getattr(error, name, None) not in (None, "")}
     if any(isinstance(error, kind) for kind in _HIDDEN):
         details = {}
@@ -94,4 +142,4 @@ def headers_of(error: BaseException) -> dict[str, str]:
         return {"www-authenticate": "Bearer"}
     if isinstance(error, errors.Busy):
         return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
-    return {"retry-after": "1"} if isinstance(error, SandboxBroken | OutOfSpace) else {}
+    return {"retry-after": "1"} if status_of(error) == 503 else {}

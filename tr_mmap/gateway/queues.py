@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 __all__ = ["AgeingQueue"]
 
 _T = TypeVar("_T")
+_FEW: Final = 64  # places of removed items that are not worth clearing away
 
 
 class AgeingQueue(Generic[_T]):
     """A queue in which one who waits ``ageing_s`` counts as one priority higher.
 
     All age equally fast. So who goes before whom never changes, and a heap keeps the order: of two, the one goes first
-    whose ``priority - arrival / ageing_s`` is greater.
+    whose ``priority - arrival / ageing_s`` is greater; of equals, the one that came first.
 
     Args:
         ageing_s: in seconds, above 0.
@@ -23,25 +24,30 @@ class AgeingQueue(Generic[_T]):
 
     def __init__(self, ageing_s: float) -> None:
         self._ageing_s = ageing_s
-        self._heap: list[tuple[float, int, _T]] = []
-        self._numbers = itertools.count()
-        self._removed: set[int] = set()
-        self._entries: dict[_T, int] = {}
+        self._heap: list[tuple[float, int]] = []  # of numbers; that of a removed item stays for a while
+        self._next = itertools.count()
+        self._items: dict[int, _T] = {}  # by number: a removed item is released at once
+        self._numbers: dict[_T, int] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._items)
 
     def push(self, item: _T, priority: float, now_s: float) -> None:
-        """Add an item, which must not be there yet.
+        """Add an item.
 
         Args:
             item: hashable.
             priority: the higher, the sooner.
             now_s: when it arrives; never less than that of an earlier one.
+
+        Raises:
+            ValueError: it waits already.
         """
-        number = next(self._numbers)
-        self._entries[item] = number
-        heapq.heappush(self._heap, (now_s / self._ageing_s - priority, number, item))
+        if item in self._numbers:
+            raise ValueError(f"{item!r:.80} waits already; remove it first")
+        number = self._numbers[item] = next(self._next)
+        self._items[number] = item
+        heapq.heappush(self._heap, (now_s / self._ageing_s - priority, number))
 
     def pop(self) -> _T:
         """Take the first.
@@ -50,21 +56,19 @@ class AgeingQueue(Generic[_T]):
             IndexError: there is none.
         """
         while True:
-            _, number, item = heapq.heappop(self._heap)
-            if number in self._removed:
-                self._removed.discard(number)
-                continue
-            del self._entries[item]
-            return item
+            _, number = heapq.heappop(self._heap)
+            if number in self._items:
+                item = self._items.pop(number)
+                del self._numbers[item]
+                return item
 
     def remove(self, item: _T) -> bool:
         """Take one out. Returns whether it was there."""
-        number = self._entries.pop(item, None)
+        number = self._numbers.pop(item, None)
         if number is None:
             return False
-        self._removed.add(number)
-        if len(self._removed) > 64 and len(self._removed) > len(self._entries):
-            self._heap = [each for each in self._heap if each[1] not in self._removed]
-            self._removed.clear()
+        del self._items[number]
+        if len(self._heap) > _FEW + 2 * len(self._items):
+            self._heap = [each for each in self._heap if each[1] in self._items]
             heapq.heapify(self._heap)
         return True

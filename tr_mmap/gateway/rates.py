@@ -1,4 +1,4 @@
-"""How many requests each token may make: a bucket for each, which fills steadily. Knows the clock it is given only."""
+"""How often each may do something: a bucket for each, which fills steadily. Knows the clock it is given only."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ _MOST_BUCKETS: Final = 10_000
 
 
 class RateLimit:
-    """A limit for each of many tokens.
+    """A limit for each of many tokens, or of many addresses.
 
     Args:
         per_minute: how many requests each may make in the long run; 0 for no limit.
         burst: how many may come at once.
+        who: whom it limits, for errors.
+        what: that they do, for errors.
     """
 
-    def __init__(self, per_minute: float, burst: int) -> None:
+    def __init__(self, per_minute: float, burst: int, who: str = "the token", what: str = "requests") -> None:
+        self._who, self._what = who, what
         self._per_s = per_minute / 60
         self._burst = float(burst)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is in it, and when that was so
 
-    def take(self, token_id: str, now_s: float) -> None:
+    def take(self, key: str, now_s: float) -> None:
         """Count one request.
 
         Args:
-            token_id: whose.
+            key: whose.
             now_s: by a monotonic clock.
 
         Raises:
@@ -37,16 +40,27 @@ class RateLimit:
         """
         if not self._per_s:
             return
-        content, then_s = self._buckets.pop(token_id, (self._burst, now_s))
-        content = min(self._burst, content + (now_s - then_s) * self._per_s)
-        is_over = content < 1
-        self._buckets[token_id] = (content if is_over else content - 1, now_s)
+        self.check(key, now_s)
+        content, _ = self._buckets.pop(key, (self._burst, now_s))
+        self._buckets[key] = (content - 1, now_s)
         if len(self._buckets) > _MOST_BUCKETS:
             self._forget_full(now_s)
-        if is_over:
+
+    def check(self, key: str, now_s: float) -> None:
+        """Look whether there is room for one request more, and count none.
+
+        Raises:
+            RateLimited: there is none.
+        """
+        if key not in self._buckets:
+            return
+        content, then_s = self._buckets.pop(key)
+        content = min(self._burst, content + (now_s - then_s) * self._per_s)
+        self._buckets[key] = (content, now_s)
+        if content < 1:
             wait_s = (1 - content) / self._per_s
             raise RateLimited(
-                f"the token may make {self._per_s * 60:g} requests a minute; try again in {wait_s:.1f} s",
+                f"{self._who} may make {self._per_s * 60:g} {self._what} a minute; try again in {wait_s:.1f} s",
                 retry_after_s=wait_s,
             )
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..sandbox import Algorithm
 from .boxes import BoxKey
+from .environments import Lease
 from .errors import Forbidden, NotFound
 from .tokens import Principal
 
@@ -30,6 +31,9 @@ class Registered:
         registered_s: when, by ``time.time``.
         is_idempotent: whether a run may be tried again.
         model: the name of the model that it gets as the input ``model``; None for none.
+        is_model: whether it is that model itself, and nobody has registered it.
+        dependencies: as it declares them.
+        environment: that has them; None if what is installed here counts.
     """
 
     name: str
@@ -42,6 +46,8 @@ class Registered:
     is_idempotent: bool = True
     model: str | None = None
     dependencies: tuple[str, ...] = field(default=())
+    is_model: bool = False
+    environment: Lease | None = None
 
 
 def version_of(*parts: bytes) -> str:

@@ -11,10 +11,14 @@ from starlette.responses import Response, StreamingResponse
 
 from . import api
 from .calls import Call, decode_body, done_response, json_response
+from .dependency_routes import DEPENDENCY_ROUTES
+from .model_routes import MODEL_ROUTES
 from .payloads import BINARY, Done, TensorForm
 from .route import PREFIX, Route
 from .scheduler import Job
 from .service import Service
+from .store_routes import STORE_ROUTES
+from .worker_routes import WORKER_ROUTES
 
 __all__ = ["ROUTES"]
 
@@ -25,6 +29,7 @@ async def _list_algorithms(service: Service, call: Call) -> Response:
 
 async def _register(service: Service, call: Call) -> Response:
     body, _ = await call.body(api.RegisterBody)
+    call.what = body.name
     return json_response(call, await service.register(body, call.who), 201)
 
 
@@ -127,7 +132,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         api.RegisterBody,
         api.AlgorithmInfo,
         201,
-        (409, 422),
+        (409, 422, 503),
         {
             "python": {"name": "double", "code": _DOUBLE, "dependencies": []},
             "limits": {
@@ -139,6 +144,7 @@ ROUTES: Final[tuple[Route, ...]] = (
             },
             "wasm": {"name": "answer", "kind": "wasm", "wasm": "AGFzbQEAAAA="},
         },
+        takes_key=True,
     ),
     Route(
         "GET",
@@ -175,10 +181,16 @@ ROUTES: Final[tuple[Route, ...]] = (
                 "algorithm": "double",
                 "inputs": {"x": {"dtype": "float32", "shape": [2], "data": [1, 2]}},
             },
+            "worker": {
+                "algorithm": "linear",
+                "function": "scale",
+                "inputs": {"x": {"dtype": "float32", "shape": [2], "data": [1, 2]}, "factor": 2.5},
+            },
         },
         is_hot=True,
         begin=_begin_execute,
         end=_executed,
+        takes_key=True,
     ),
     Route(
         "POST",
@@ -191,6 +203,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         202,
         (404, 503),
         {"algorithm": {"algorithm": "double", "inputs": {"x": 21}, "priority": 5}},
+        takes_key=True,
     ),
     Route(
         "GET",
@@ -229,4 +242,8 @@ ROUTES: Final[tuple[Route, ...]] = (
         "What waits, and what goes on.",
         result=api.SchedulerStatus,
     ),
+    *MODEL_ROUTES,
+    *DEPENDENCY_ROUTES,
+    *STORE_ROUTES,
+    *WORKER_ROUTES,
 )

@@ -11,7 +11,7 @@ import functools
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -19,10 +19,11 @@ from typing import Any, Final, Literal
 from ..base.delays import Delay, Delayed
 from ..errors import WorkerDied
 from ..sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, RunCancelled, SandboxBroken
-from ..sandbox.steps import InLoop, Steps, Turns
+from ..sandbox.steps import InLoop, Steps, Turns, slow
 from .breakers import Breaker
 from .config import SchedulerConfig
 from .errors import Overloaded, QuotaExceeded
+from .logs import log
 from .queues import AgeingQueue
 
 __all__ = ["Job", "JobState", "Scheduler"]
@@ -33,6 +34,8 @@ _RETRIED: Final = (SandboxBroken, WorkerDied)
 _LEAST_RETRY_S: Final = 0.1
 _SOON_S: Final = 0.05
 _RECENT: Final = 64  # runs of a kind whose times say how long a queue takes
+_END_S: Final = 5.0  # in which a run ends that was told to, on a busy machine
+_ENDERS: Final = 8  # runs that are being ended at once: each takes until its process is gone
 
 
 @dataclass(eq=False, slots=True)
@@ -40,29 +43,36 @@ class Job:
     """One run, from its arrival to its end.
 
     Attributes:
-        id: of the request.
+        request_id: of the request, for messages; clients may give several the same.
         kind: of the executor, whose queue it waits in.
         name: of the algorithm; empty for code that is not registered.
         subject: whose it is; the quota counts by it.
-        steps: begin it: they are gone through in the loop's thread, and from a slow one on in another.
-        end: ends it, from any thread.
+        run: does it, in another thread.
+        end: ends it, from any thread, at every moment: also before ``run`` was called, and after its end.
+        steps: do the same as ``run``: they are gone through in the loop's thread, and from a slow one on in another.
         priority: the higher, the sooner.
         deadline_s: by ``time.monotonic``.
         is_idempotent: whether it may be tried again.
+        nbytes: of memory that it keeps while it waits.
         state: where it is.
         arrived_s, began_s, ended_s: when, by ``time.monotonic``; 0 for not yet.
+        tries: how often it was begun.
+        is_cancelled: whether somebody has ended it.
         on_change: is called in the loop's thread whenever the state changes.
+        on_end: is called there when it has ended, or was refused.
+        future: gets its result.
     """
 
-    id: str
+    request_id: str
     kind: str
     name: str
     subject: str
-    steps: Callable[[], Steps[Any]]
+    run: Callable[[], Any]
     end: Callable[[], Any]
     priority: int
     deadline_s: float
     is_idempotent: bool = True
+    nbytes: int = 0
     state: JobState = "queued"
     arrived_s: float = 0.0
     began_s: float = 0.0
@@ -70,9 +80,13 @@ class Job:
     tries: int = 0
     is_cancelled: bool = False
     on_change: Callable[[Job], None] | None = None
+    steps: Callable[[], Steps[Any]] | None = None
+    on_end: Callable[[], None] | None = None
     future: asyncio.Future[Any] = field(init=False)
     timer: asyncio.TimerHandle | None = None
     look: Delayed | None = None
+    breaker: Breaker | None = None
+    is_trial: bool = False
 
     def watch_no_deadline(self) -> None:
         """A run that goes on has its deadline itself."""
@@ -89,12 +103,14 @@ class Job:
 
 
 class _Lane:
-    """One kind's queue, and what goes on of it."""
+    """One kind's queue, and what goes on of it, in threads of its own: no other kind can take them."""
 
-    def __init__(self, ageing_s: float, workers: int) -> None:
+    def __init__(self, kind: str, ageing_s: float, workers: int, loop: asyncio.AbstractEventLoop) -> None:
         self.waiting: AgeingQueue[Job] = AgeingQueue(ageing_s)
         self.running: set[Job] = set()
         self.workers = workers
+        self.threads = ThreadPoolExecutor(workers, thread_name_prefix=f"tr_mmap-{kind}")
+        self.turns = Turns(loop, self.threads)
         self.times_s: deque[float] = deque(maxlen=_RECENT)
         self.counts: Counter[str] = Counter()
 
@@ -105,9 +121,15 @@ class Scheduler:
     Args:
         config: its section of the configuration.
         observe: is told of each job that has ended, for metrics.
+        workers: how many runs go on at once, of kinds that have a number of their own.
     """
 
-    def __init__(self, config: SchedulerConfig, observe: Callable[[Job, BaseException | None], None]) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        observe: Callable[[Job, BaseException | None], None],
+        workers: Mapping[str, int] | None = None,
+    ) -> None:
         self._config = config
         self._observe = observe
         self._loop = asyncio.get_running_loop()
@@ -115,16 +137,18 @@ class Scheduler:
         self._lanes: dict[str, _Lane] = {}
         self._breakers: dict[str, Breaker] = {}
         self._by_subject: Counter[str] = Counter()
-        self._jobs: dict[str, Job] = {}
-        self._threads = ThreadPoolExecutor(max_workers=8 * self._workers, thread_name_prefix="tr_mmap-gateway")
-        self._turns = Turns(self._loop, self._threads)
-        self._looks = Delay(self._loop, _SOON_S)
+        self._jobs: set[Job] = set()  # that wait or go on
+        self._waiting_nbytes = 0
+        self._enders = ThreadPoolExecutor(_ENDERS, thread_name_prefix="tr_mmap-ender")
         self._is_draining = False
+        for kind, count in (workers or {}).items():
+            self._lanes[kind] = _Lane(kind, config.ageing_s, count, self._loop)
+        self._looks = Delay(self._loop, _SOON_S)
         self._idle = asyncio.Event()
         self._idle.set()
 
     def submit(self, job: Job) -> asyncio.Future[Any]:
-        """Queue a job. Its future gets what its steps return or raise.
+        """Queue a job. Its future gets what ``run`` returns or raises.
 
         Raises:
             Overloaded: the queue is full, or the gateway is about to end.
@@ -132,16 +156,30 @@ class Scheduler:
             CircuitOpen: its algorithm has failed too often.
             DeadlineExceeded: its deadline is over.
         """
+        try:
+            return self._submit(job)
+        except BaseException:
+            if job.on_end is not None:
+                job.on_end()
+            raise
+
+    def _submit(self, job: Job) -> asyncio.Future[Any]:
         now_s = time.monotonic()
         if self._is_draining:
             raise Overloaded("the gateway is about to end; try again", retry_after_s=1.0)
         lane = self._lanes.get(job.kind)
         if lane is None:
-            lane = self._lanes[job.kind] = _Lane(self._config.ageing_s, self._workers)
+            lane = self._lanes[job.kind] = _Lane(job.kind, self._config.ageing_s, self._workers, self._loop)
         if len(lane.waiting) >= self._config.queue_size:
             wait_s = self._expected_wait_s(lane)
             raise Overloaded(
                 f"{len(lane.waiting)} runs of kind {job.kind!r} wait already; try again in {wait_s:.1f} s",
+                retry_after_s=wait_s,
+            )
+        if self._waiting_nbytes and self._waiting_nbytes + job.nbytes > self._config.queue_mb << 20:
+            wait_s = self._expected_wait_s(lane)
+            raise Overloaded(
+                f"the requests that wait have {self._config.queue_mb} MiB already; try again in {wait_s:.1f} s",
                 retry_after_s=wait_s,
             )
         if self._by_subject[job.subject] >= self._config.max_per_token:
@@ -152,32 +190,31 @@ class Scheduler:
         if job.deadline_s <= now_s:
             raise DeadlineExceeded("the deadline was over before the run could wait", limit="deadline_s", value=0.0)
         if job.name:
-            self._breaker(job.name).check(job.name, now_s)
+            job.breaker = self._breaker(job.name)
+            job.is_trial = job.breaker.check(job.name, now_s)
         job.arrived_s = now_s
         job.future = self._loop.create_future()
         self._by_subject[job.subject] += 1
-        self._jobs[job.id] = job
+        self._jobs.add(job)
         self._idle.clear()
         lane.waiting.push(job, job.priority, now_s)
+        self._waiting_nbytes += job.nbytes
         self._begin_some(lane)
         if job.state == "queued":
             self._watch_deadline(job, now_s)
         return job.future
 
     def cancel(self, job: Job) -> bool:
-        """End a job. Returns whether it waited or went on."""
-        if job.state == "queued" and self._lanes[job.kind].waiting.remove(job):
-            self._finish(job, None, RunCancelled(f"the run {job.id} was cancelled", request_id=job.id))
+        """End a job. Returns whether it waited or went on; one that goes on may still end well."""
+        if self._take_out(job):
+            self._finish(job, None, _cancelled(job))
             return True
         if job.state != "running":
             return False
-        job.is_cancelled = True
-        self._threads.submit(job.end)
+        if not job.is_cancelled:
+            job.is_cancelled = True
+            self._enders.submit(_end, job)
         return True
-
-    def find(self, job_id: str) -> Job | None:
-        """A job that waits or goes on."""
-        return self._jobs.get(job_id)
 
     def forget(self, name: str) -> None:
         """An algorithm is another one from now on: what was counted of it is not that one's."""
@@ -186,16 +223,27 @@ class Scheduler:
     async def drain(self, most_s: float) -> None:
         """Refuse what comes from now on; let go on what is there for so many seconds, then end it."""
         self._is_draining = True
+        if not await self._is_idle_within(most_s):
+            for job in list(self._jobs):
+                self.cancel(job)
+            await self._is_idle_within(_END_S)
+
+    async def close(self) -> None:
+        """End the threads; to be called when what the runs use was closed. No job waits for its end any more."""
+        self._is_draining = True
+        await self._is_idle_within(_END_S)
+        for job in list(self._jobs):
+            self._take_out(job)
+            self._finish(job, None, Overloaded("the gateway has ended; try again", retry_after_s=1.0))
+        for threads in (self._enders, *[each.threads for each in self._lanes.values()]):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _is_idle_within(self, most_s: float) -> bool:
         try:
             await asyncio.wait_for(self._idle.wait(), most_s)
         except TimeoutError:
-            for job in list(self._jobs.values()):
-                self.cancel(job)
-            await self._idle.wait()
-
-    def close(self) -> None:
-        """End the threads; to be called after :meth:`drain`."""
-        self._threads.shutdown(wait=False)
+            return False
+        return True
 
     def status(self) -> dict[str, Any]:
         """How it is: by kind, and the breakers that are open."""
@@ -220,26 +268,34 @@ class Scheduler:
     def _begin_some(self, lane: _Lane) -> None:
         while lane.waiting and len(lane.running) < lane.workers:
             job = lane.waiting.pop()
+            self._waiting_nbytes -= job.nbytes
             lane.running.add(job)
             job.began_s = time.monotonic()
             job.watch_no_deadline()
             job.change("running")
-            self._start(job)
+            self._start(lane, job)
 
-    def _start(self, job: Job) -> None:
+    def _start(self, lane: _Lane, job: Job) -> None:
         job.tries += 1
-        InLoop(self._turns, job.steps(), functools.partial(self._ended, job)).begin()
+        steps = slow(job.run) if job.steps is None else job.steps()
+        InLoop(lane.turns, steps, functools.partial(self._ended, job)).begin()
 
     def _ended(self, job: Job, result: Any, error: BaseException | None) -> None:
+        if job.state != "running":  # close() has given it up
+            return
         lane = self._lanes[job.kind]
         if isinstance(error, _RETRIED) and self._may_retry(job):
             lane.counts["retried"] += 1
-            self._start(job)
+            self._start(lane, job)
             return
+        if job.is_cancelled and isinstance(error, (*_RETRIED, RunCancelled)):
+            error = _cancelled(job)  # it is the reason, however the run has noticed
         lane.running.discard(job)
         lane.times_s.append(time.monotonic() - job.began_s)
-        self._finish(job, result, error)
-        self._begin_some(lane)
+        try:
+            self._finish(job, result, error)
+        finally:  # whatever they raise who are told, the others go on
+            self._begin_some(lane)
 
     def _may_retry(self, job: Job) -> bool:
         return (
@@ -258,35 +314,47 @@ class Scheduler:
         job.timer = self._loop.call_later(job.deadline_s - now_s, self._pass_deadline, job)
 
     def _pass_deadline(self, job: Job) -> None:
-        if job.state == "queued" and self._lanes[job.kind].waiting.remove(job):
+        if self._take_out(job):
             waited_s = time.monotonic() - job.arrived_s
             text = f"the deadline came after {waited_s:.1f} s, before the run's turn; give it more time, or a priority"
             self._finish(job, None, DeadlineExceeded(text, limit="deadline_s", value=waited_s))
 
+    def _take_out(self, job: Job) -> bool:
+        """Out of the queue. Returns whether it waited."""
+        if job.state != "queued" or not self._lanes[job.kind].waiting.remove(job):
+            return False
+        self._waiting_nbytes -= job.nbytes
+        return True
+
     def _finish(self, job: Job, result: Any, error: BaseException | None) -> None:
+        """The end of every job."""
         now_s = job.ended_s = time.monotonic()
         job.watch_no_deadline()
         self._by_subject[job.subject] -= 1
         if not self._by_subject[job.subject]:
             del self._by_subject[job.subject]
-        self._jobs.pop(job.id, None)
-        if job.name:
-            self._note(self._breaker(job.name), error, now_s)
+        self._jobs.discard(job)
+        if job.breaker is not None:
+            _note(job.breaker, error, now_s, is_trial=job.is_trial)
         if error is None:
             state: JobState = "success"
         else:
             state = "cancelled" if isinstance(error, RunCancelled) else "failed"
         self._lanes[job.kind].counts[state] += 1
+        if not self._jobs:
+            self._idle.set()
         if not job.future.done():
             if error is None:
                 job.future.set_result(result)
             else:
                 job.future.set_exception(error)
                 job.future.exception()  # of a task, which nobody may ask for
-        self._observe(job, error)
-        job.change(state)
-        if not self._jobs:
-            self._idle.set()
+        try:
+            if job.on_end is not None:
+                job.on_end()
+            job.change(state)
+        finally:
+            self._observe(job, error)
 
     def _breaker(self, name: str) -> Breaker:
         found = self._breakers.get(name)
@@ -294,18 +362,31 @@ class Scheduler:
             found = self._breakers[name] = Breaker(self._config.breaker_failures, self._config.breaker_s)
         return found
 
-    def _note(self, breaker: Breaker, error: BaseException | None, now_s: float) -> None:
-        """Only what says that an algorithm cannot work: an exception of its own may be its answer to wrong inputs."""
-        if isinstance(error, RunCancelled | DeadlineExceeded):
-            breaker.left()
-        elif isinstance(error, SandboxBroken | LimitExceeded) or (
-            isinstance(error, AlgorithmError) and error.type == "ProcessEnded"
-        ):
-            breaker.failed(now_s)
-        else:
-            breaker.succeeded()
-
     def _expected_wait_s(self, lane: _Lane) -> float:
         """How long until one that comes now would begin."""
         mean_s = sum(lane.times_s) / len(lane.times_s) if lane.times_s else _LEAST_RETRY_S
         return max(_LEAST_RETRY_S, mean_s * (len(lane.waiting) + 1) / lane.workers)
+
+
+def _cancelled(job: Job) -> RunCancelled:
+    return RunCancelled("the run was cancelled", request_id=job.request_id)
+
+
+def _end(job: Job) -> None:
+    """In another thread."""
+    try:
+        job.end()
+    except Exception as error:  # nobody waits for this thread's answer
+        log.error("a run does not end", extra={"request_id": job.request_id}, exc_info=error)
+
+
+def _note(breaker: Breaker, error: BaseException | None, now_s: float, *, is_trial: bool) -> None:
+    """Only what says that an algorithm cannot work: an exception of its own may be its answer to wrong inputs."""
+    if isinstance(error, RunCancelled | DeadlineExceeded | Overloaded):
+        breaker.left(is_trial=is_trial)
+    elif isinstance(error, (*_RETRIED, LimitExceeded)) or (
+        isinstance(error, AlgorithmError) and error.type == "ProcessEnded"
+    ):
+        breaker.failed(now_s, is_trial=is_trial)
+    else:
+        breaker.succeeded(is_trial=is_trial)

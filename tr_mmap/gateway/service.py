@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from ..base.delays import Delay
 from ..sandbox import Algorithm, Limits, Sandbox
-from ..sandbox.steps import Steps
 from .api import (
     AlgorithmInfo,
     AlgorithmList,
@@ -27,12 +26,20 @@ from .api import (
 )
 from .boxes import Boxes, BoxKey
 from .config import Config
-from .errors import BadRequest, Forbidden
-from .payloads import Done, TensorForm, decode_inputs, encode
+from .dependencies import IMPORTED, Dependencies
+from .environments import Lease
+from .errors import BadRequest, Conflict, Forbidden, NotFound
+from .interpreters import check_interpreter
+from .model_loading import ModelLoader
+from .models import MODEL, Models
+from .payloads import Done, TensorForm, body_nbytes, decode_inputs
 from .registry import Registered, Registry, version_of
+from .runs import SandboxRun
 from .scheduler import Job, Scheduler
+from .stores import Stores
 from .tasks import Task, Tasks
 from .tokens import Principal
+from .workers import Workers
 
 __all__ = ["Service"]
 
@@ -53,18 +60,37 @@ class Service:
         self.config = config
         self.registry = Registry()
         self.boxes = Boxes(self._make_box, config.sandbox.max_sandboxes)
-        self.scheduler = Scheduler(config.scheduler, observe)
-        self.watches = Delay(asyncio.get_running_loop(), _WATCHED_S)
-        self.tasks = Tasks(self.scheduler, config.scheduler.max_tasks, config.scheduler.keep_tasks_s)
+        self.dependencies = Dependencies(config.python.dependencies, self._imported, self._drop_boxes)
+        self.workers = Workers(config.workers)
+        self.scheduler = Scheduler(config.scheduler, observe, self.workers.lanes())
+        models, self._loop = config.python.models, asyncio.get_running_loop()
+        self.models = Models(
+            models,
+            self.boxes,
+            ModelLoader(
+                models.model_dir, self.boxes, lambda kind: self._limits(kind, None, None), is_reused=models.reuse
+            )
+            if models.model_dir is not None and config.python.enabled
+            else None,
+            self._saw_model,
+        )
+        self.stores = Stores(config.store)
+        self.watches = Delay(self._loop, _WATCHED_S)
+        kept = config.scheduler
+        self.tasks = Tasks(self.scheduler, kept.max_tasks, kept.keep_tasks_mb << 20, kept.keep_tasks_s)
 
     async def warm(self) -> None:
-        """Start the sandbox that code without wishes of its own runs in, so that no request waits for it.
+        """Start the workers, and the sandbox that code without wishes of its own runs in, so that no request waits.
 
         Raises:
             SandboxBroken: this machine lacks a required layer.
+            BadConfig: the interpreter, or a worker's script, cannot be used.
         """
+        await asyncio.to_thread(check_interpreter, self.config.python)
+        await asyncio.to_thread(self.workers.start)
         if self.config.python.enabled:
             await asyncio.to_thread(self._warm, BoxKey("contained", self._limits("python", None, None)))
+        await self.models.start()
 
     def _warm(self, key: BoxKey) -> None:
         with self.boxes.using(key) as box:
@@ -73,15 +99,30 @@ class Service:
     async def close(self) -> None:
         """Let go on what runs, for a while; then end all."""
         await self.scheduler.drain(self.config.server.drain_s)
-        await asyncio.to_thread(self.boxes.close)
-        self.scheduler.close()
+        await self.models.close()
+        await self.dependencies.close()
+        await self.stores.close()
+        await asyncio.gather(asyncio.to_thread(self.boxes.close), asyncio.to_thread(self.workers.close))
+        await self.scheduler.close()
 
     def _make_box(self, key: BoxKey) -> Sandbox:
         sandbox = self.config.sandbox
         options: dict[str, Any] = {"required_layers": sandbox.required_layers} if sandbox.required_layers else {}
         if key.kind in ("contained", "torch"):
-            options["preload"] = sandbox.preload
+            options["preload"] = (*sandbox.preload, *key.preload)
+            options["packages"] = key.packages
+        if self.config.python.python_path:
+            options["python"] = self.config.python.python_path
         return Sandbox(key.kind, limits=key.limits, **options)
+
+    def _imported(self, kind: str) -> list[str]:
+        """Which modules algorithms of a kind find imported. Takes long."""
+        with self.boxes.using(BoxKey(_BOX_KINDS[kind], self._limits(kind, None, None))) as box:
+            found: list[str] = box.execute(IMPORTED).outputs["output"]
+        return found
+
+    def _drop_boxes(self, packages: str) -> None:
+        self.boxes.drop(lambda key: packages in key.packages)
 
     # -- algorithms -----------------------------------------------------------------------------------------------
 
@@ -91,14 +132,41 @@ class Service:
         Raises:
             BadRequest: its code is missing, or of another kind.
             Forbidden: the name is another subject's, or its kind is not enabled.
+            Conflict: a model of that name is an algorithm itself.
             AlgorithmError: it cannot be parsed.
+            BadDependency: a package that it declares may not, or cannot, be installed.
+            Busy: not now.
         """
+        self.workers.check_free(body.name)
         self.registry.check_owner(body.name, principal)
+        if self.models.algorithm(body.name) is not None:
+            raise Conflict(f"the model {body.name!r} is an algorithm itself; take another name")
+        if body.model is not None:
+            self.models.check(body.model, body.kind)
         code = self._code_of(body)
-        key = BoxKey(_BOX_KINDS[body.kind], self._limits(body.kind, body.resource_requirements, body.timeout_ms))
-        version = version_of(body.kind.encode(), code, *(each.encode() for each in body.dependencies))
+        limits = self._limits(body.kind, body.resource_requirements, body.timeout_ms)
+        environment = await self.dependencies.get(body.kind, body.dependencies)
+        try:
+            registered = await self._registered(body, code, limits, environment, principal)
+            self.registry.check_owner(body.name, principal)  # somebody else may have been faster
+        except BaseException:
+            if environment is not None:
+                environment.close()
+            raise
+        former = self.registry.put(registered)
+        if former is not None:
+            self._replace(former, registered)
+        return _info(registered)
+
+    async def _registered(
+        self, body: RegisterBody, code: bytes, limits: Limits, environment: Lease | None, principal: Principal
+    ) -> Registered:
+        packages = () if environment is None else (environment.packages,)
+        key = BoxKey(_BOX_KINDS[body.kind], limits, packages=packages)
+        needed = [*body.dependencies, *([environment.environment.hash] if environment is not None else [])]
+        version = version_of(body.kind.encode(), code, *(each.encode() for each in needed))
         algorithm = await asyncio.to_thread(self._prepare, key, code, body)
-        registered = Registered(
+        return Registered(
             body.name,
             version,
             body.kind,
@@ -109,12 +177,8 @@ class Service:
             body.idempotent,
             body.model,
             body.dependencies,
+            environment=environment,
         )
-        self.registry.check_owner(body.name, principal)  # somebody else may have been faster
-        former = self.registry.put(registered)
-        if former is not None and former.algorithm != registered.algorithm:
-            self._forget(former)
-        return _info(registered)
 
     def _prepare(self, key: BoxKey, code: bytes, body: RegisterBody) -> Algorithm:
         with self.boxes.using(key) as box:
@@ -124,10 +188,10 @@ class Service:
                 body.function,
                 sha256=body.sha256,
                 outputs=body.outputs,
-                dependencies=body.dependencies,
+                dependencies=() if self.dependencies.sees_to(body.kind) else body.dependencies,
             )
             box.unregister(algorithm)  # runs have the object; the sandbox need not know it by name
-        return algorithm
+        return dataclasses.replace(algorithm, dependencies=body.dependencies)
 
     def _code_of(self, body: RegisterBody) -> bytes:
         python = self.config.python
@@ -148,7 +212,8 @@ class Service:
 
     def algorithms(self) -> AlgorithmList:
         """All that are registered."""
-        return AlgorithmList([_info(each) for each in self.registry.all()])
+        found = {each.name: each for each in (*self.registry.all(), *self.models.algorithms())}
+        return AlgorithmList([_info(found[name]) for name in sorted(found)])
 
     def algorithm(self, name: str) -> AlgorithmInfo:
         """One of them.
@@ -156,7 +221,17 @@ class Service:
         Raises:
             NotFound: there is none of that name.
         """
-        return _info(self.registry.get(name))
+        return _info(self._find(name))
+
+    def _find(self, name: str) -> Registered:
+        found = self.models.algorithm(name)
+        if found is not None:
+            return found
+        try:
+            return self.registry.get(name)
+        except NotFound:
+            self.models.check_algorithm(name)
+            raise
 
     def unregister(self, name: str, principal: Principal) -> AlgorithmInfo:
         """Forget one; its runs that go on end well.
@@ -171,7 +246,15 @@ class Service:
         self._forget(removed)
         return _info(removed)
 
+    def _replace(self, former: Registered, registered: Registered) -> None:
+        if (former.algorithm, former.box) != (registered.algorithm, registered.box):
+            self._forget(former)
+        elif former.environment is not None:
+            former.environment.close()
+
     def _forget(self, registered: Registered) -> None:
+        if registered.environment is not None:
+            registered.environment.close()
         self.scheduler.forget(registered.name)
         if registered.algorithm.is_reused:
             asyncio.get_running_loop().run_in_executor(None, self._end_kept, registered)
@@ -180,6 +263,16 @@ class Service:
         for key, box in self.boxes.open_boxes():
             if key == registered.box:
                 box.unregister(registered.algorithm)
+        if registered.model is not None:
+            self.models.end_kept(registered)
+
+    def _saw_model(self, name: str) -> None:
+        """Another version of a model is served. To be called from any thread."""
+        self._loop.call_soon_threadsafe(self._forget_failures, name)
+
+    def _forget_failures(self, model: str) -> None:
+        for name in (model, *[each.name for each in self.registry.all() if each.model == model]):
+            self.scheduler.forget(name)
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
@@ -253,48 +346,49 @@ class Service:
         if (body.algorithm is None) == (body.code is None):
             raise BadRequest("give either the name of an algorithm, or code")
         inputs = decode_inputs(body.inputs, binary)
+        nbytes = body_nbytes(binary)
         timeout_s = self.config.scheduler.default_deadline_s if body.timeout_ms is None else body.timeout_ms / 1000
         deadline_s = time.monotonic() + timeout_s
+        if body.algorithm in self.workers:
+            return self.workers.job(body, inputs, principal.subject, request_id, deadline_s, form, nbytes)
         if body.algorithm is not None:
             if body.function is not None:
                 raise BadRequest("the function of an algorithm is chosen when it is registered")
-            registered = self.registry.get(body.algorithm)
-            key, algorithm, name = registered.box, registered.algorithm, registered.name
-            if algorithm.is_reused and registered.owner != principal.subject:
-                algorithm = dataclasses.replace(algorithm, is_reused=False)
-            is_idempotent, kind = registered.is_idempotent, registered.kind
+            registered = self._find(body.algorithm)
+            algorithm = registered.algorithm
+            if algorithm.is_reused and registered.owner != principal.subject and not registered.is_model:
+                registered = dataclasses.replace(registered, algorithm=dataclasses.replace(algorithm, is_reused=False))
+            if registered.model is not None and MODEL in inputs:
+                raise BadRequest(f"the input {MODEL!r} of {registered.name!r} is its model; leave it out")
         else:
             assert body.code is not None
             if not self.config.python.enabled:
                 raise Forbidden("algorithms of kind 'python' are not enabled here")
             key = BoxKey("contained", self._limits("python", None, None))
-            algorithm, name, is_idempotent, kind = (
-                Algorithm("code", body.code.encode(), body.function),
-                "",
-                True,
-                "python",
-            )
-        boxes = self.boxes
-
-        def steps_in(box: Sandbox) -> Steps[Done]:
-            response = yield from box.steps(algorithm, inputs, deadline_s=deadline_s, request_id=request_id)
-            return encode(response, form)  # of few bytes, or in another thread already
-
-        def end() -> None:
-            for each, box in boxes.open_boxes():
-                if each == key:
-                    box.cancel(request_id)
-
+            algorithm = Algorithm("code", body.code.encode(), body.function)
+            registered = Registered("", "", "python", algorithm, key, principal.subject, 0.0)
+        lease = registered.environment.again() if registered.environment is not None else None
+        run = SandboxRun(
+            self.boxes,
+            lambda: self.models.lent(registered, principal.subject),
+            inputs,
+            deadline_s,
+            form,
+            has_model=registered.model is not None,
+        )
         return Job(
-            id=request_id,
-            kind=kind,
-            name=name,
+            request_id=request_id,
+            kind=registered.kind,
+            name=registered.name,
             subject=principal.subject,
-            steps=lambda: boxes.steps(key, steps_in),
-            end=end,
+            run=run.do,
+            end=run.end,
             priority=body.priority,
             deadline_s=deadline_s,
-            is_idempotent=is_idempotent,
+            is_idempotent=registered.is_idempotent,
+            nbytes=nbytes,
+            steps=run.steps,
+            on_end=lease.close if lease is not None else None,
         )
 
     def _limits(self, kind: str, requirements: Requirements | None, timeout_ms: float | None) -> Limits:
@@ -332,6 +426,7 @@ def _info(registered: Registered) -> AlgorithmInfo:
         kind=registered.kind,
         function=registered.algorithm.function,
         dependencies=registered.dependencies,
+        environment=registered.environment.environment.hash if registered.environment is not None else None,
         resource_requirements=Requirements(cpu_cores=limits.cpu_cores, memory_mb=limits.memory_nbytes >> 20),
         timeout_ms=limits.wall_ms,
         reuse=registered.algorithm.is_reused,

@@ -1,6 +1,6 @@
 """The short way of small requests to hot routes, past the server's and the framework's machinery for a request.
 
-A connection of uvicorn's, which looks at what comes before uvicorn's parser does. It answers a request itself if all of
+A connection that looks at what comes before uvicorn's parser does. It answers a request itself if all of
 it came at once and its head is plain; clients that keep their connection send the same head again and again, so what
 was found of it is kept. All other requests take the long way, as if this were not there. On both ways the front checks
 the same, and the same functions make the answer.
@@ -9,20 +9,21 @@ the same, and the same functions make the answer.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, Final, NamedTuple
 
 import httptools
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from .app import Front, with_usual
 from .calls import Call, error_response
+from .config import ServerConfig
+from .connections import Connection
 from .payloads import JSON
 from .problems import status_of
 from .route import Route
 from .scheduler import Job
-
-if TYPE_CHECKING:
-    from .app import Front
 
 __all__ = ["Head", "Heads", "protocol_of"]
 
@@ -124,15 +125,14 @@ async def _nothing() -> dict[str, Any]:
     return {"type": "http.disconnect"}
 
 
-class _Connection(HttpToolsProtocol):
+class _ShortWay(Connection):
     """One connection. See the module's docstring."""
 
-    front: Front
-    heads: Heads
+    front: ClassVar[Front]
+    heads: ClassVar[Heads]
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._is_between = True  # uvicorn's parser has had whole requests only
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._job: Job | None = None  # of the request that takes the short way now
         self._waiting = b""  # what came meanwhile
         self._is_ending = False
@@ -143,23 +143,15 @@ class _Connection(HttpToolsProtocol):
             if len(self._waiting) > _MOST_WAITING_NBYTES:
                 self.flow.pause_reading()
             return
-        if self._is_between and (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused:
+        if self.is_between_requests and not self.flow.write_paused and self.front.is_open:
             end = data.find(_END, 0, _MOST_HEAD_NBYTES)
-            if end > 0 and self.front.is_open:
+            if end > 0:
                 head = self.heads.find(data[:end])
                 if head is not None and len(data) == end + len(_END) + head.nbytes:
-                    self._unset_keepalive_if_required()
+                    self.unset_timers()
                     self._begin(head, data[end + len(_END) :])
                     return
         super().data_received(data)
-
-    def on_message_begin(self) -> None:
-        self._is_between = False
-        super().on_message_begin()
-
-    def on_message_complete(self) -> None:
-        self._is_between = True
-        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._job is not None:
@@ -184,9 +176,9 @@ class _Connection(HttpToolsProtocol):
             self._answer(call, head, self._response_of(call, error))
             return
         self._job = job
-        job.future.add_done_callback(lambda future: self._end(call, head, future))
+        job.future.add_done_callback(lambda future: self._end_of_job(call, head, future))
 
-    def _end(self, call: Call, head: Head, future: asyncio.Future[Any]) -> None:
+    def _end_of_job(self, call: Call, head: Head, future: asyncio.Future[Any]) -> None:
         assert head.route.end is not None
         try:
             response = head.route.end(call, future.result())
@@ -207,13 +199,13 @@ class _Connection(HttpToolsProtocol):
     def _answer(self, call: Call, head: Head, response: Response) -> None:
         if not self.transport.is_closing():
             lines = [STATUS_LINE[response.status_code]]
-            for name, value in (*self.server_state.default_headers, *response.raw_headers):
+            for name, value in (*self.server_state.default_headers, *with_usual(response.raw_headers, call)):
                 lines += (name, b": ", value, b"\r\n")
             if self._is_ending:
                 lines.append(b"connection: close\r\n")
             self.transport.write(b"".join([*lines, b"\r\n", response.body]))
             if self._is_ending:
-                self.transport.close()
+                self.close_when_written()
             else:
                 self.timeout_keep_alive_task = self.loop.call_later(
                     self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -222,6 +214,21 @@ class _Connection(HttpToolsProtocol):
         self.front.finish(call, head.route.path, response.status_code)
 
 
-def protocol_of(front: Front) -> type[HttpToolsProtocol]:
-    """The connections of a front, for uvicorn."""
-    return type("Connection", (_Connection,), {"front": front, "heads": Heads(front)})
+def protocol_of(app: Front, config: ServerConfig, saw_refusal: Callable[[str], None]) -> type[HttpToolsProtocol]:
+    """The protocol of a server's connections.
+
+    Args:
+        app: to which requests go.
+        config: the limits of the connections.
+        saw_refusal: is told the reason of each refusal, for metrics.
+    """
+
+    class Protocol(_ShortWay):
+        limits = config
+        front = app
+        heads = Heads(app)
+
+        def note_refusal(self, reason: str) -> None:
+            saw_refusal(reason)
+
+    return Protocol

@@ -13,17 +13,16 @@ from typing import Any, Final
 
 from ..errors import HostilePath
 from .errors import BadConfig, Forbidden, Unauthorized
+from .scopes import check_scope
 
-__all__ = ["SCOPES", "Principal", "Tokens", "make_key_file", "read_key_file"]
-
-SCOPES: Final = ("execute", "register", "store", "metrics", "admin")
-"""``admin`` grants all the others. A scope of stores may name one, as ``store:notes``, and a user in it, as
-``store:notes/ada``."""
+__all__ = ["Principal", "Tokens", "make_key_file", "read_key_file"]
 
 _ALGORITHM: Final = "HS256"
 _KEY_NBYTES: Final = 32  # as the algorithm's hash has, at least (RFC 7518, 3.2)
 _MOST_KEY_NBYTES: Final = 4096
 _MOST_TOKEN: Final = 8192  # characters
+_MOST_SUBJECT: Final = 256  # characters
+_LAST_S: Final = 1e12  # of what exp can mean; beyond lie numbers that floats lack
 _MOST_CACHED: Final = 4096
 
 
@@ -82,17 +81,18 @@ class Tokens:
 
         Args:
             subject: whose.
-            scopes: what it grants; see :data:`SCOPES`.
+            scopes: what it grants; see :mod:`.scopes`.
             valid_s: how long it is valid, in seconds.
             **claims: more to say in it.
 
         Raises:
-            ValueError: there is no such scope.
+            ValueError: there is no such scope, or the subject is none.
         """
         granted = list(scopes)
         for each in granted:
-            if each not in SCOPES and not each.startswith("store:"):
-                raise ValueError(f"there is no scope {each!r}; there are {', '.join(SCOPES)} and store:NAME")
+            check_scope(each)
+        if not _is_subject(subject):
+            raise ValueError(f"a subject is a text of 1 to {_MOST_SUBJECT} printable characters")
         now_s = int(time.time())
         said = {
             "sub": subject,
@@ -104,16 +104,23 @@ class Tokens:
         }
         return self._jwt.encode({**said, **claims}, self._key, algorithm=_ALGORITHM)
 
+    def known(self, token: str) -> Principal | None:
+        """Whose a token is, if it was verified before, and has not ended since."""
+        found = self._known.get(token)
+        if found is None or found.expires_s > time.time():
+            return found
+        del self._known[token]
+        return None
+
     def verify(self, token: str) -> Principal:
         """Whose a token is.
 
         Raises:
             Unauthorized: it is none of this key, or not valid now, or for another audience.
         """
-        known = self._known.get(token)
-        if known is not None and known.expires_s > time.time():
+        known = self.known(token)
+        if known is not None:
             return known
-        self._known.pop(token, None)
         if len(token) > _MOST_TOKEN:
             raise Unauthorized("the token is longer than tokens are")
         try:
@@ -128,16 +135,24 @@ class Tokens:
             raise Unauthorized("the token has expired; make a new one with tr-mmap token") from None
         except self._jwt.InvalidTokenError as error:
             raise Unauthorized(f"the token is not valid here: {_one_line(error)}") from None
-        scope = claims.get("scope", "")
-        if not isinstance(scope, str) or not isinstance(claims["sub"], str) or not claims["sub"]:
-            raise Unauthorized("the token is not valid here: sub and scope are texts")
-        found = Principal(
-            claims["sub"], frozenset(scope.split()), str(claims.get("jti") or claims["sub"]), float(claims["exp"])
-        )
+        except (RecursionError, UnicodeError):  # nested too deeply; no text
+            raise Unauthorized("the token is not valid here: it is no JSON Web Token") from None
+        subject, scope, expires_s = claims["sub"], claims.get("scope", ""), claims["exp"]
+        if not _is_subject(subject):
+            raise Unauthorized(
+                f"the token is not valid here: sub is a text of 1 to {_MOST_SUBJECT} printable characters"
+            )
+        if not isinstance(scope, str) or type(expires_s) not in (int, float) or expires_s > _LAST_S:
+            raise Unauthorized("the token is not valid here: scope is a text, and exp a number of seconds since 1970")
+        found = Principal(subject, frozenset(scope.split()), str(claims.get("jti") or subject), float(expires_s))
         if len(self._known) >= _MOST_CACHED:
             self._known.clear()
         self._known[token] = found
         return found
+
+
+def _is_subject(subject: Any) -> bool:
+    return isinstance(subject, str) and 0 < len(subject) <= _MOST_SUBJECT and subject.isprintable()
 
 
 def _one_line(error: Exception) -> str:

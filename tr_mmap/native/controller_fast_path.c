@@ -12,6 +12,7 @@ typedef struct {
     PyObject *deaths; /* a list: gets an element when the worker has ended */
     PyObject *response_type;
     PyObject *status_mirror; /* shows the status to people; NULL for none */
+    double until_s;      /* when the time of the last call() is over, by the monotonic clock */
     long sent_seq;       /* number of the request that was sent and whose reply was not received; 0 for none */
     char is_receiving;   /* a reply was taken, and its views are being made */
 } ControllerFastPath;
@@ -208,16 +209,13 @@ static int should_stop(void *context) {
            (path->status_mirror != NULL && mirror_page_says(path->status_mirror, WIRE_STATUS_TERMINATED));
 }
 
-/* Wait for the reply to a request; None if there is none in time, or if the slow path is needed: then it waits to be
- * taken. NULL with an exception. */
-static PyObject *receive_reply(ControllerFastPath *self, PyObject *number, PyObject *timeout) {
+/* Wait so long for the reply to a request, which is until that time; None if there is none, or if the slow path is
+ * needed: then it waits to be taken. NULL with an exception. */
+static PyObject *receive_reply(ControllerFastPath *self, PyObject *number, double timeout_s, double until_us) {
     Message message;
     uint64_t seq = PyLong_AsUnsignedLongLong(number);
     if (seq == UINT64_MAX && PyErr_Occurred()) return NULL;
-    double timeout_s;
-    if (parse_time(timeout, &timeout_s) < 0) return NULL;
     if (endpoint_is_foreign(&self->base)) Py_RETURN_NONE; /* the reply is the parent's */
-    double until_us = now_us() + timeout_s * 1e6;
     self->sent_seq = (long)seq; /* the slow path may have sent it */
     Waiter waiter = {self, (long)seq};
     PyObject *line = endpoint_receive(&self->base, timeout_s, should_stop, &waiter, 1, &message);
@@ -280,9 +278,13 @@ PyDoc_STRVAR(receive_doc,
 
 static PyObject *py_receive(ControllerFastPath *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_initialised(self)) return NULL;
-    if (count == 2) return receive_reply(self, arguments[0], arguments[1]);
-    PyErr_SetString(PyExc_TypeError, "receive takes a number and a time");
-    return NULL;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "receive takes a number and a time");
+        return NULL;
+    }
+    double timeout_s;
+    if (parse_time(arguments[1], &timeout_s) < 0) return NULL;
+    return receive_reply(self, arguments[0], timeout_s, now_us() + timeout_s * 1e6);
 }
 
 PyDoc_STRVAR(call_doc,
@@ -296,10 +298,14 @@ static PyObject *py_call(ControllerFastPath *self, PyObject *const *arguments, P
         PyErr_SetString(PyExc_TypeError, "call takes a number, a message, a tuple and a time");
         return NULL;
     }
+    double timeout_s;
+    if (parse_time(arguments[3], &timeout_s) < 0) return NULL;
+    double until_us = now_us() + timeout_s * 1e6;
+    self->until_s = until_us / 1e6;
     int is_sent = send_request(self, arguments[0], arguments[1], arguments[2]);
     if (is_sent <= 0) return is_sent < 0 ? NULL : Py_NewRef(Py_False);
     if (self->status_mirror != NULL) mirror_forget(self->status_mirror); /* the worker may have written it meanwhile */
-    return receive_reply(self, arguments[0], arguments[3]);
+    return receive_reply(self, arguments[0], timeout_s, until_us);
 }
 
 static PyMethodDef fast_path_methods[] = {
@@ -312,6 +318,8 @@ static PyMethodDef fast_path_methods[] = {
 static PyMemberDef fast_path_members[] = {
     {"sent_seq", T_LONG, offsetof(ControllerFastPath, sent_seq), 0,
      "number of the request that was sent and whose reply was not received; 0 for none"},
+    {"until_s", T_DOUBLE, offsetof(ControllerFastPath, until_s), READONLY,
+     "when the time of the last call() is over, by the monotonic clock"},
     {"is_receiving", T_BOOL, offsetof(ControllerFastPath, is_receiving), READONLY,
      "whether a reply was taken, and its views are being made"},
     {NULL, 0, 0, 0, NULL},

@@ -259,11 +259,35 @@ static PyObject *claim_all(FreeLists *self, PyObject *tensors) {
     return NULL;
 }
 
+/* Publish one array, as quick_publish() says: its segment, a new reference; NULL if the slow path is needed, or with an
+ * exception. */
+static OwnerSegment *publish_one(FreeLists *self, PyObject *array, PyObject *held, int may_share) {
+    if (!PyArray_CheckExact(array)) return NULL;
+    OwnerSegment *segment = find_loan_owner(array);
+    int is_loan = segment != NULL;
+    if (is_loan && !publish_loan(self, segment, array)) return NULL;
+    segment = is_loan ? (OwnerSegment *)Py_NewRef(segment) : claim(self, array, may_share);
+    if (segment == NULL) return NULL;
+    /* Before the copy, which lets other threads run: one that repairs the pool releases every segment that it finds no
+     * list to hold. */
+    int is_held = held != NULL && PyList_Append(held, (PyObject *)segment) == 0;
+    if ((held == NULL || is_held) && (is_loan || fill(self, segment, array) == 0)) return segment;
+    undo_hold(segment, is_held ? held : NULL);
+    Py_DECREF(segment);
+    return NULL;
+}
+
 int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
     FreeLists *self = (FreeLists *)free_lists;
     Py_ssize_t count = PyTuple_GET_SIZE(tensors), loans = 0;
     if (count == 0) return 1;
     if (!can_take_fast_path(self)) return 0;
+    if (count == 1) { /* the usual number, for which no list is needed */
+        OwnerSegment *segment = publish_one(self, PyTuple_GET_ITEM(tensors, 0), held, 1);
+        if (segment == NULL) return PyErr_Occurred() ? -1 : 0;
+        Py_DECREF(segment);
+        return 1;
+    }
     PyObject *segments = claim_all(self, tensors);
     if (segments == NULL) return PyErr_Occurred() ? -1 : 0;
     int code = 1;
@@ -312,28 +336,10 @@ static PyObject *py_quick_publish(FreeLists *self, PyObject *const *arguments, P
                         "quick_publish takes a tensor, perhaps a list, and perhaps whether its file may be shared");
         return NULL;
     }
-    PyObject *array = arguments[0];
-    if (!PyArray_CheckExact(array) || !can_take_fast_path(self)) Py_RETURN_NONE;
-    OwnerSegment *segment = find_loan_owner(array);
-    if (segment != NULL) {
-        if (!publish_loan(self, segment, array)) Py_RETURN_NONE;
-        Py_INCREF(segment);
-        if (held == NULL || PyList_Append(held, (PyObject *)segment) == 0) return (PyObject *)segment;
-        undo_hold(segment, NULL);
-        Py_DECREF(segment);
-        return NULL;
-    }
-    segment = claim(self, array, may_share);
-    if (segment == NULL) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
-    if (held != NULL && PyList_Append(held, (PyObject *)segment) < 0) {
-        undo_hold(segment, NULL);
-        Py_DECREF(segment);
-        return NULL;
-    }
-    if (fill(self, segment, array) == 0) return (PyObject *)segment;
-    undo_hold(segment, held);
-    Py_DECREF(segment);
-    return NULL;
+    if (!can_take_fast_path(self)) Py_RETURN_NONE;
+    OwnerSegment *segment = publish_one(self, arguments[0], held, may_share);
+    if (segment != NULL) return (PyObject *)segment;
+    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
 PyDoc_STRVAR(quick_loan_doc,

@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Final
@@ -19,11 +19,13 @@ import numpy as np
 from ..errors import TRException
 from .areas import loan
 from .async_runs import AsyncRuns
+from .bundles import Bundle
 from .checks import (
     bytes_of,
     check_inputs,
     check_layers,
     check_modules,
+    check_packages,
     check_paths,
     check_request,
     check_sizes,
@@ -65,12 +67,18 @@ class Sandbox:
         allow: what the algorithms are granted beside their inputs.
         required_layers: without which it refuses to start; see :attr:`layers`, and ``tr-mmap sandbox doctor``.
         preload: modules that the algorithms find imported.
+        packages: directories of packages, as ``pip install --target`` makes them, that the algorithms can import
+            beside those that are installed, and sooner. Nothing of them is imported outside of the algorithms'
+            processes.
         max_workers: how many submitted runs go on at once.
+        python: the interpreter of its processes, by path or by its name on ``PATH``, which must have ``tr_mmap`` of
+            this version; None for that of ``TR_PYTHON``, or else for this program's.
 
     Raises:
         SandboxBroken: a required layer is missing, or a process could not be started.
         MissingPackage: the kind, or ``preload``, needs a package that is not installed.
-        ValueError: there is no such kind or layer, or it cannot keep one of the limits, or give one of the grants.
+        ValueError: there is no such kind or layer, or it cannot keep one of the limits, or give one of the grants;
+            or ``packages`` names no directory, or the kind imports none.
     """
 
     def __init__(
@@ -81,7 +89,9 @@ class Sandbox:
         allow: Allow | None = None,
         required_layers: Iterable[str] = REQUIRED_LAYERS,
         preload: Iterable[str] = ("numpy",),
+        packages: Iterable[str | os.PathLike[str]] = (),
         max_workers: int = 4,
+        python: str | os.PathLike[str] | None = None,
     ) -> None:
         check_types(limits, allow)
         self.kind = kind
@@ -90,7 +100,9 @@ class Sandbox:
         self._limits = limits or Limits()
         self._allow = allow or Allow()
         self._required_layers = check_layers(required_layers)
-        self._preload = check_modules(preload)
+        self._python = None if python is None else os.fspath(python)
+        self._preload = check_texts("preload", preload) if self._python is not None else check_modules(preload)
+        self._packages = check_packages(packages)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._setting = threading.Lock()  # one change at a time
@@ -106,8 +118,18 @@ class Sandbox:
 
     def _make_executor(self) -> Executor:
         check_paths(self._allow)
+        check_packages(self._packages)
         with _typed():
-            made = self._kind.make(self._limits, self._allow, self._required_layers, self._preload, _SPARES, self._kept)
+            made = self._kind.make(
+                self._limits,
+                self._allow,
+                self._required_layers,
+                self._preload,
+                self._packages,
+                _SPARES,
+                self._kept,
+                self._python,
+            )
         self._executors.add(made)
         return made
 
@@ -208,10 +230,12 @@ class Sandbox:
         with self._using() as executor:
             return executor.execute(request)
 
-    def _run(self, request: ComputeRequest) -> ComputeResponse:
+    def _run(self, request: ComputeRequest, check: Callable[[], None] | None = None) -> ComputeResponse:
         """The same, for a request that nobody has noted yet."""
         self._note(request, None)
         try:
+            if check is not None:
+                check()
             return self._execute(request)
         finally:
             self._forget(request)
@@ -269,7 +293,7 @@ class Sandbox:
     def register(
         self,
         name: str,
-        code: str | bytes | os.PathLike[str],
+        code: str | bytes | os.PathLike[str] | Bundle,
         function: str | None = None,
         *,
         reuse: bool = False,
@@ -284,7 +308,9 @@ class Sandbox:
         Args:
             name: by which it is called; see :meth:`unregister`.
             code: Python source, or the bytes of a module of WebAssembly, of a shared library, or of a model of torch;
-                or the path of a file that has it, of any kind as a ``Path``, of a library also as a text.
+                or the path of a file that has it, of any kind as a ``Path``, of a library also as a text; or a bundle
+                of one array of uint8, which no run copies: of Python source and models of torch, which are opened to
+                see that they can be.
             function: which is called with the inputs, as a dictionary. If left out: the one of the algorithm's name,
                 else ``process``, else the only one; if there is none, the code itself reads ``inputs`` and sets
                 ``output``.
@@ -292,7 +318,7 @@ class Sandbox:
             sha256: of the code, in hexadecimal: another is refused.
             outputs: names of the tensors that a compiled algorithm or a model gives, in their order.
             dependencies: packages that it imports, perhaps with versions (``"humanize==4.17.0"``), which must be
-                installed here.
+                installed here, or in one of the sandbox's ``packages``.
 
         Raises:
             MissingPackage: a dependency is not installed, or in another version.
@@ -304,12 +330,18 @@ class Sandbox:
             if text is not None:
                 check_text(what, text)
         names, needed = check_texts("outputs", outputs), check_texts("dependencies", dependencies)
-        data = self._bytes_of(code)
-        check_installed(needed)
+        if isinstance(code, Bundle):
+            bundle, data = code, b""
+            code.check_code()
+            if sha256 is not None:
+                raise ValueError("sha256 is of code that is given as bytes, and this is a bundle; leave it out")
+        else:
+            bundle, data = None, self._bytes_of(code)
+        check_installed(needed, self._packages)
         if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256.lower():
             raise AlgorithmError(f"the code of {name!r} is another: its sha256 is {found}", type="DigestMismatch")
         with self._using() as executor:
-            algorithm = executor.prepare(Algorithm(name, data, function, reuse, names, needed))
+            algorithm = executor.prepare(Algorithm(name, data, function, reuse, names, needed, bundle=bundle))
         with self._lock:
             former = self._algorithms.get(name, algorithm)
             self._algorithms[name] = algorithm
@@ -351,15 +383,18 @@ class Sandbox:
         arguments: Sequence[Any] | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
+        check: Callable[[], None] | None = None,
     ) -> ComputeResponse:
         """Run a registered algorithm.
 
         Args:
             algorithm: it, or its name.
-            inputs: by name: values as JSON has them, numpy arrays, torch tensors.
+            inputs: by name: values as JSON has them, numpy arrays, torch tensors, bundles of them.
             arguments: what its function gets instead of the inputs; see :meth:`call`.
             deadline_s: by ``time.monotonic``: a run that has not ended by then is ended.
             request_id: by which :meth:`cancel` knows it; of those that go on, each has its own. None for a new one.
+            check: is called once :meth:`cancel` knows the run, before it begins; what it raises, this raises. It looks
+                at a flag that another thread sets before it calls ``cancel``: so no cancellation comes too early.
 
         Raises:
             LimitExceeded, NotAllowed, AlgorithmError: it did not end well.
@@ -369,7 +404,8 @@ class Sandbox:
             KeyError: there is no algorithm of that name.
         """
         given = None if arguments is None else tuple(arguments)
-        return self._run(self._request(algorithm, inputs, arguments=given, deadline_s=deadline_s, id=request_id))
+        request = self._request(algorithm, inputs, arguments=given, deadline_s=deadline_s, id=request_id)
+        return self._run(request, check)
 
     def steps(
         self,
@@ -378,6 +414,7 @@ class Sandbox:
         *,
         deadline_s: float | None = None,
         request_id: str | None = None,
+        check: Callable[[], None] | None = None,
     ) -> Steps[ComputeResponse]:
         """As :meth:`run`, in steps: for an event loop that waits for many runs at once, see ``steps.py``.
 
@@ -386,6 +423,8 @@ class Sandbox:
         request = self._request(algorithm, inputs, deadline_s=deadline_s, id=request_id)
         self._note(request, None)
         try:
+            if check is not None:
+                check()
             executor = self._enter()
             try:
                 return (yield from executor.steps(request))

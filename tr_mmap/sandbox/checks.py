@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import MissingPackage
-from .interface import Allow, Limits
+from .interface import Allow, Limits, check_path
 from .layers import LAYERS
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "check_inputs",
     "check_layers",
     "check_modules",
+    "check_packages",
     "check_paths",
     "check_request",
     "check_sizes",
@@ -70,6 +71,21 @@ def check_modules(names: Iterable[str]) -> tuple[str, ...]:
     for each in found:
         if importlib.util.find_spec(each.partition(".")[0]) is None:
             raise MissingPackage(f"preload names {each!r}, which is not installed here", package=each)
+    return found
+
+
+def check_packages(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """The same directories, as texts.
+
+    Raises:
+        ValueError: one of them is none, or would give more than it says.
+    """
+    if isinstance(paths, str | os.PathLike):
+        raise ValueError(f"packages takes several directories, and {paths!r} is one: give ({paths!r},)")
+    found = tuple(map(check_path, paths))
+    for each in found:
+        if not os.path.isdir(each):
+            raise ValueError(f"packages names {each!r}, which is no directory; see pip install --target")
     return found
 
 

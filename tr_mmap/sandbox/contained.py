@@ -77,6 +77,9 @@ class ContainedExecutor:
     maps_ahead = True
     """Whether its processes can use memory that they get before their job."""
 
+    takes_bundles = True
+    """Whether its algorithms can get bundles of tensors, and be one."""
+
     def __init__(self, name: str, runner: str, host: Host) -> None:
         # Of inputs, and of results where numpy allocates, of the last runs: the next is likely to need as much.
         self._input_nbytes: deque[int] = deque([0], _RUNS_AHEAD)
@@ -100,7 +103,8 @@ class ContainedExecutor:
 
     def prepare(self, algorithm: Algorithm) -> Algorithm:
         """Check an algorithm; nothing of it is executed, and its parser is contained."""
-        done = finish(self._do(Run(), algorithm, Inputs({}), 0, is_check=True))
+        options = self._check_options(algorithm)
+        done = finish(self._do(Run(), algorithm, Inputs({}), 0, is_check=True, options=options))
         return dataclasses.replace(algorithm, function=done.answer.function)
 
     def execute(self, request: ComputeRequest) -> ComputeResponse:
@@ -121,6 +125,10 @@ class ContainedExecutor:
 
     def _runner_options(self, algorithm: Algorithm, inputs: Inputs) -> dict[str, Any] | None:  # noqa: ARG002 - those of kinds
         """What a runner of this kind gets beside the usual; may add to the inputs."""
+        return None
+
+    def _check_options(self, algorithm: Algorithm) -> dict[str, Any] | None:  # noqa: ARG002 - those of kinds
+        """What a runner of this kind gets beside the usual when it checks an algorithm."""
         return None
 
     def _open(self, inputs: Mapping[str, Any], algorithm: Algorithm) -> Inputs:
@@ -196,14 +204,19 @@ class ContainedExecutor:
         options: dict[str, Any] | None = None,
     ) -> Steps[Done]:
         """Give the work to a process; to another one, if something outside ended the first."""
+        if not self.takes_bundles and (inputs.bundles or algorithm.bundle is not None):
+            raise TypeError(f"kind {self.name!r} takes no Bundle; give its tensors one by one")
+        code_area, code_offset, code_nbytes = inputs.add_code(algorithm)
         work = Work(
             self._runner,
             algorithm.name,
-            inputs.add(algorithm.code),
-            len(algorithm.code),
+            code_offset,
+            code_nbytes,
             algorithm.function,
             inputs.values,
             inputs.specs,
+            inputs.bundles,
+            code_area,
             inputs.arguments,
             options or {},
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+from collections.abc import Sequence
 from typing import Final
 
 from .interface import Allow
@@ -28,8 +29,12 @@ _SYSTEM_PATHS: Final = (
 _NETWORK_PATHS: Final = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/ssl/certs")
 
 
-def grants_of(allow: Allow) -> list[Grant]:
+def grants_of(allow: Allow, packages: Sequence[str] = ()) -> list[Grant]:
     """What the algorithms see of the file system.
+
+    Args:
+        allow: what the user grants.
+        packages: directories of packages that they import.
 
     Raises:
         ValueError: a mount would hide what every algorithm needs, or the private directory.
@@ -43,7 +48,7 @@ def grants_of(allow: Allow) -> list[Grant]:
                 raise ValueError(
                     f"nothing can be mounted at {mount.path}, because {other} is there; choose another path"
                 )
-    read = [*system, *allow.read, *(_NETWORK_PATHS if allow.net else ())]
+    read = [*system, *packages, *allow.read, *(_NETWORK_PATHS if allow.net else ())]
     return [
         *[Grant(each, each, True) for each in read],
         *[Grant(each.host_path, each.path, each.readonly) for each in allow.mounts],

@@ -45,6 +45,8 @@ class Host:
         preload: modules that the algorithms find imported.
         spares: how many processes to keep ready.
         margin: what they have beyond that.
+        packages: directories of packages that the algorithms can import.
+        python: the interpreter that runs them; None for the usual one.
 
     Raises:
         SandboxBroken: a required layer is missing, or a process could not be started.
@@ -64,6 +66,8 @@ class Host:
         preload: Sequence[str],
         spares: int,
         margin: Margin = NO_MARGIN,
+        packages: Sequence[str] = (),
+        python: str | None = None,
     ) -> None:
         self.limits = limits
         self.margin = margin
@@ -72,9 +76,9 @@ class Host:
         self.layers = active_layers()
         required = _all_required(required_layers, limits, allow)
         self._require({each: why for each, why in required.items() if not each.endswith("_namespace")})
-        grants = grants_of(allow)
+        grants = grants_of(allow, packages)
         check_names(allow.syscalls)
-        python = find_interpreter()
+        interpreter = find_interpreter(python)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._numbers = 0
@@ -100,10 +104,11 @@ class Host:
             margin.has_descriptors,
             margin.has_private_inputs,
             dict(allow.env),
-            module_paths(python),
+            module_paths(interpreter),
+            list(packages),
         )
         try:
-            self._zygote = start_zygote(python, theirs, settings, limits.cpu_cores)
+            self._zygote = start_zygote(interpreter, theirs, settings, limits.cpu_cores)
         except BaseException:
             self._end.close()
             raise

@@ -13,14 +13,15 @@ import numpy as np
 from ..tsr import dtypes
 from ..tsr.tensors import is_little_endian, to_array
 from .areas import Area, Piece, find_loan, has_loans, size_of
-from .interface import COPIED, IN_PLACE
-from .messages import TensorSpec
+from .bundles import Bundle
+from .interface import COPIED, IN_PLACE, Algorithm
+from .memory import ALIGNMENT
+from .messages import BundleSpec, TensorSpec
 from .placement import SharedFile, may_be_in_file, open_file_of
 from .values import plain
 
 __all__ = ["ALIGNMENT", "Inputs", "Shared"]
 
-ALIGNMENT: Final = 64
 _MAX_LOANS: Final = 8
 _LEAST_FILE_NBYTES: Final = 1 << 20  # below, a copy takes less time than to find the file
 
@@ -36,15 +37,16 @@ class Inputs:
     """See the module's docstring. To be closed.
 
     Args:
-        inputs: by name: values as JSON has them, arrays, torch tensors.
+        inputs: by name: values as JSON has them, arrays, torch tensors, bundles.
         may_give_files: whether a process may read files in place.
 
     Attributes:
         values: what JSON has.
         pieces: what is to be copied, with the offsets in the memory that the process gets.
         specs: what describes those that are tensors.
-        loans: areas and files that are read in place.
-        places: of the tensors, by name: ``"in place"`` or ``"copied"``.
+        bundles: what describes those that are bundles, by name.
+        loans: areas, bundles and files that are read in place.
+        places: of the tensors and bundles, by name: ``"in place"`` or ``"copied"``.
         nbytes: of the tensors that are copied.
         end: where they end.
         arguments: how many of them are the function's arguments, named by their number; None if none are.
@@ -54,6 +56,7 @@ class Inputs:
         self.values: dict[str, Any] = {}
         self.pieces: list[Piece] = []
         self.specs: list[TensorSpec] = []
+        self.bundles: dict[str, BundleSpec] = {}
         self.loans: list[Shared] = []
         self.places: dict[str, str] = {}
         self.arguments: int | None = None
@@ -63,7 +66,13 @@ class Inputs:
         torch = sys.modules.get("torch")
         kinds = (np.ndarray, np.generic) if torch is None else (np.ndarray, np.generic, torch.Tensor)
         try:
+            for name, value in inputs.items():  # first, for they are never copied
+                if isinstance(value, Bundle):
+                    self.bundles[name] = BundleSpec(self._lend(value), value.specs)
+                    self.places[name] = IN_PLACE
             for name, value in inputs.items():
+                if isinstance(value, Bundle):
+                    continue
                 if isinstance(value, kinds):
                     dtype, array = to_array(value)
                     offset, number = self._place(array)
@@ -83,12 +92,21 @@ class Inputs:
         self.pieces.append((offset, piece))
         return offset
 
+    def add_code(self, algorithm: Algorithm) -> tuple[int, int, int]:
+        """Give an algorithm's code its place; returns the number of the area, the offset and the size."""
+        if algorithm.bundle is None:
+            return 0, self.add(algorithm.code), len(algorithm.code)
+        (spec,) = algorithm.bundle.specs
+        return self._lend(algorithm.bundle), spec.offset, math.prod(spec.shape)
+
     def private_nbytes(self) -> int:
         """How much memory private mappings take of what is used of each area and file, in whole pages."""
         ends = {0: self.end}
         for each in self.specs:
             end = each.offset + dtypes.by_name(each.dtype).itemsize * math.prod(each.shape)
             ends[each.area] = max(end, ends.get(each.area, 0))
+        for bundle in self.bundles.values():
+            ends[bundle.area] = self.loans[bundle.area - 1].nbytes
         return sum(-(-end // mmap.PAGESIZE) * mmap.PAGESIZE for end in ends.values())
 
     def truncated(self) -> SharedFile | None:
@@ -108,6 +126,14 @@ class Inputs:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _lend(self, bundle: Bundle) -> int:
+        """The number of a bundle among the loans."""
+        if bundle not in self.loans:
+            if len(self.loans) >= _MAX_LOANS:
+                raise ValueError(f"a run takes {_MAX_LOANS} bundles at most; put the tensors of several into one")
+            self.loans.append(bundle)
+        return 1 + self.loans.index(bundle)
+
     def _place(self, array: np.ndarray[Any, Any]) -> tuple[int, int]:
         """Where an array lies: its offset, and the number of the loan, which is read in place; 0 if it is copied."""
         may_be_found = has_loans() or (self._may_give_files and array.nbytes >= _LEAST_FILE_NBYTES)
@@ -122,7 +148,7 @@ class Inputs:
         lent = find_loan(array)
         if lent in self.loans:
             return 0, 1 + self.loans.index(lent)
-        if len(self.loans) == _MAX_LOANS:
+        if len(self.loans) >= _MAX_LOANS:
             return None
         found: tuple[Area | SharedFile, int] | None = (lent, 0) if lent is not None else None
         if found is None and self._may_give_files and array.nbytes >= _LEAST_FILE_NBYTES and may_be_in_file(array):

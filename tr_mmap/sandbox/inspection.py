@@ -141,15 +141,19 @@ def _inspect(code: str, dependencies: tuple[str, ...]) -> Inspection:
     )
 
 
-def check_installed(dependencies: tuple[str, ...]) -> None:
+def check_installed(dependencies: tuple[str, ...], packages: tuple[str, ...] = ()) -> None:
     """
+    Args:
+        dependencies: packages, perhaps with versions.
+        packages: directories where they may be, beside those of this interpreter, and sooner.
+
     Raises:
         MissingPackage: one of them is not installed, or not in the version that it names with ``==``.
     """
     for each in dependencies:
         name = _project_of(each)
         try:
-            found = metadata.version(name)
+            found = _version_of(name, packages)
         except metadata.PackageNotFoundError:
             raise MissingPackage(
                 f"the algorithm needs {each}, which is not installed here: pip install {each!r}", package=name
@@ -159,6 +163,16 @@ def check_installed(dependencies: tuple[str, ...]) -> None:
             raise MissingPackage(
                 f"the algorithm needs {each}, and {found} is installed here: pip install {each!r}", package=name
             )
+
+
+def _version_of(name: str, packages: tuple[str, ...]) -> str:
+    """
+    Raises:
+        PackageNotFoundError: it is nowhere.
+    """
+    for each in metadata.distributions(name=name, path=list(packages)):
+        return each.version
+    return metadata.version(name)
 
 
 def _name_of(node: ast.expr, known: dict[str, str]) -> str:

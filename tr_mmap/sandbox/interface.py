@@ -8,11 +8,14 @@ import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
 from .steps import Steps
+
+if TYPE_CHECKING:
+    from .bundles import Bundle
 
 __all__ = [
     "COPIED",
@@ -28,6 +31,7 @@ __all__ = [
     "Mount",
     "Resources",
     "Tensor",
+    "check_path",
 ]
 
 Tensor = np.ndarray[Any, Any]
@@ -123,8 +127,8 @@ class Mount:
     def __post_init__(self) -> None:
         if not isinstance(self.readonly, bool):
             raise TypeError(f"Mount(readonly=...) takes True or False, and not {self.readonly!r:.80}")
-        object.__setattr__(self, "host_path", _check_path(self.host_path))
-        object.__setattr__(self, "path", _check_path(self.path, is_of_host=False))
+        object.__setattr__(self, "host_path", check_path(self.host_path))
+        object.__setattr__(self, "path", check_path(self.path, is_of_host=False))
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ class Allow:
             if isinstance(value, str):
                 raise ValueError(f"Allow({name}=...) takes several, and {value!r} is one text: give ({value!r},)")
             object.__setattr__(self, name, tuple(value))
-        object.__setattr__(self, "read", tuple(map(_check_path, self.read)))
+        object.__setattr__(self, "read", tuple(map(check_path, self.read)))
         for mount in self.mounts:
             if not isinstance(mount, Mount):
                 raise ValueError(f"Allow(mounts=...) takes Mount(host_path, path), and not {mount!r}")
@@ -180,7 +184,12 @@ class Allow:
             raise ValueError("sockets are not granted by the name of a system call; see Allow(net=True)")
 
 
-def _check_path(given: str | os.PathLike[str], *, is_of_host: bool = True) -> str:
+def check_path(given: str | os.PathLike[str], *, is_of_host: bool = True) -> str:
+    """A path that may be granted, as a text.
+
+    Raises:
+        ValueError: it is not absolute, or would give more than it says.
+    """
     path = os.fspath(given)
     if not isinstance(path, str):
         raise ValueError(f"{path!r} is no text; see os.fsdecode")
@@ -207,6 +216,7 @@ class Algorithm:
         outputs: names of the tensors that a compiled algorithm gives.
         dependencies: packages that it needs.
         owner: whose it is: a process that is kept for the next run serves that of no other owner.
+        bundle: has the code as its only tensor, of uint8, so that no run copies it; ``code`` is empty then.
     """
 
     name: str
@@ -216,6 +226,7 @@ class Algorithm:
     outputs: tuple[str, ...] = ("output",)
     dependencies: tuple[str, ...] = ()
     owner: str = ""
+    bundle: Bundle | None = None
 
     def __hash__(self) -> int:  # those of one name that differ in something else are few
         return hash((self.name, self.function))
@@ -227,7 +238,7 @@ class ComputeRequest:
 
     Attributes:
         algorithm: which.
-        inputs: by name: values as JSON has them, and tensors.
+        inputs: by name: values as JSON has them, tensors, and bundles of tensors.
         arguments: what the function gets instead; None for ``inputs``.
         id: tells it from others.
         priority: the higher, the sooner, where there is a queue.
@@ -256,7 +267,7 @@ class ComputeResponse:
         stdout: what it printed, cut to ``Limits.output_nbytes``.
         execution_time_ms: how long the algorithm ran, by its own process.
         copied_nbytes: of the inputs that were copied.
-        input_places: ``"in place"`` or ``"copied"``, for each input that is a tensor.
+        input_places: ``"in place"`` or ``"copied"``, for each input that is a tensor or a bundle.
         output_places: the same for each result that is one. What was copied is at most 64 KiB, of a process that is
             kept, or of one that may fork.
     """

@@ -16,7 +16,7 @@ from .native import NATIVE_MARGIN, NativeExecutor
 from .torch_model import TORCH_MARGIN, TorchExecutor
 from .wasm import WASM_MARGIN, WasmExecutor, check_wasm
 
-__all__ = ["KINDS", "PLANNED", "Kind", "find_kind"]
+__all__ = ["KINDS", "PLANNED", "Kind", "find_kind", "is_installed"]
 
 
 _AT_START: Final = ("LD_", "PYTHON", "MALLOC_", "GLIBC_")
@@ -50,6 +50,7 @@ class Kind:
         extra: of this package, which has them.
         has_source: whether its algorithms may be texts; else a text is the path of a file.
         preload: modules that its processes find imported, beside the runner.
+        has_imports: whether its algorithms can import packages.
         check: raises ValueError if it cannot keep one of the limits, or give one of the grants.
         margin: what its runner itself needs beside the limits.
     """
@@ -61,6 +62,7 @@ class Kind:
     extra: str = "sandbox"
     has_source: bool = True
     preload: tuple[str, ...] = ()
+    has_imports: bool = False
     check: Callable[[Limits, Allow], None] = field(default=_check_contained)
     margin: Margin = NO_MARGIN
 
@@ -70,8 +72,10 @@ class Kind:
         allow: Allow,
         required_layers: Iterable[str],
         preload: Iterable[str],
+        packages: tuple[str, ...],
         spares: int,
         kept: Kept,
+        python: str | None = None,
     ) -> Executor:
         """An executor of this kind.
 
@@ -80,29 +84,34 @@ class Kind:
             allow: what the algorithms are granted.
             required_layers: without which it refuses to start.
             preload: modules that the algorithms find imported.
+            packages: directories of packages that they can import.
             spares: how many processes to keep ready.
             kept: what its executor keeps for one that takes its place, when limits change.
+            python: the interpreter of its processes, which says itself what is not installed there; None for the usual.
 
         Raises:
             MissingPackage: one of its packages, or of ``preload``, is not installed.
             SandboxBroken: a required layer is missing, or a process could not be started.
-            ValueError: it cannot keep one of the limits, or give one of the grants.
+            ValueError: it cannot keep one of the limits, or give one of the grants, or it imports no packages.
         """
         self.check(limits, allow)
+        if packages and not self.has_imports:
+            raise ValueError(f"algorithms of kind {self.name!r} import no packages; leave packages out")
         preload = tuple(preload)
         for package in self.packages:
-            if not _is_installed(package):
+            if python is None and not is_installed(package):
                 text = f"sandboxes of kind {self.name!r} need {package}: pip install 'tr_mmap[{self.extra}]'"
                 raise MissingPackage(text, package=package)
         for package in sorted({each.partition(".")[0] for each in preload}):
-            if not _is_installed(package):
+            if python is None and not is_installed(package):
                 raise MissingPackage(f"preload names {package}, which is not installed", package=package)
         modules = (*preload, *self.preload, f"{__package__}.runners.{self.runner}")
-        host = Host(limits, allow, required_layers, modules, spares, self.margin)
+        host = Host(limits, allow, required_layers, modules, spares, self.margin, packages, python)
         return self.executor(self.name, self.runner, host, allow, kept)
 
 
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
     try:
         return importlib.util.find_spec(package) is not None
     except ValueError:  # None in sys.modules, or a module that was made by hand
@@ -112,7 +121,7 @@ def _is_installed(package: str) -> bool:
 KINDS: Final = {
     kind.name: kind
     for kind in (
-        Kind("contained", "python_code", _make_contained),
+        Kind("contained", "python_code", _make_contained, has_imports=True),
         Kind(
             "wasm",
             "wasm",
@@ -123,7 +132,15 @@ KINDS: Final = {
             margin=WASM_MARGIN,
         ),
         Kind("native", "native", NativeExecutor, has_source=False, margin=NATIVE_MARGIN),
-        Kind("torch", "torch_model", TorchExecutor, packages=("torch",), extra="torch", margin=TORCH_MARGIN),
+        Kind(
+            "torch",
+            "torch_model",
+            TorchExecutor,
+            packages=("torch",),
+            extra="torch",
+            has_imports=True,
+            margin=TORCH_MARGIN,
+        ),
     )
 }
 

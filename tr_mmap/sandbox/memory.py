@@ -17,7 +17,10 @@ import numpy as np
 
 from ..tsr.tensors import copy_into, is_little_endian
 
-__all__ = ["area_nbytes", "arena_start", "copy_in", "data_ranges", "make_area", "open_again", "write"]
+__all__ = ["ALIGNMENT", "area_nbytes", "arena_start", "copy_in", "data_ranges", "make_area", "open_again", "write"]
+
+ALIGNMENT: Final = 64
+"""Of tensors in memory."""
 
 _NO_RESIZE: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _PAGE: Final = mmap.PAGESIZE

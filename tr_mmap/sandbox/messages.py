@@ -20,6 +20,7 @@ __all__ = [
     "MAX_PACKET_NBYTES",
     "Ahead",
     "Answer",
+    "BundleSpec",
     "Fault",
     "Job",
     "Ready",
@@ -57,6 +58,18 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     shape: tuple[int, ...]
     offset: int
     area: int = 0
+
+
+class BundleSpec(msgspec.Struct, frozen=True, array_like=True):
+    """Several tensors that are one input.
+
+    Attributes:
+        area: the number of the loan in which they all lie.
+        tensors: what describes them.
+    """
+
+    area: int
+    tensors: list[TensorSpec]
 
 
 class Job(msgspec.Struct, tag="job"):
@@ -97,10 +110,12 @@ class Work(msgspec.Struct):
     Attributes:
         runner: the module of ``runners/``.
         name: of the algorithm.
-        code_offset, code_nbytes: of its code in the inputs' memory.
+        code_offset, code_nbytes: of its code.
         function: to call; None for the usual choice.
         values: the inputs that are no tensors.
         tensors: the others.
+        bundles: those that are several tensors, by name.
+        code_area: where the code lies: 0 for the inputs' memory; else the number of a loan.
         arguments: how many inputs, named by their number, are the function's arguments; None if it gets ``inputs``.
         options: what only runners of one kind know.
     """
@@ -112,6 +127,8 @@ class Work(msgspec.Struct):
     function: str | None
     values: dict[str, Any] = {}
     tensors: list[TensorSpec] = []
+    bundles: dict[str, BundleSpec] = {}
+    code_area: int = 0
     arguments: int | None = None
     options: dict[str, Any] = {}
 

@@ -57,6 +57,7 @@ class NativeExecutor(ContainedExecutor):
         kept: libraries by their code.
     """
 
+    takes_bundles = False
     maps_ahead = False  # a library's tensors lie in the first half of the outputs' area, which is not mapped ahead
 
     def __init__(self, name: str, runner: str, host: Host, _: Allow, kept: Kept) -> None:

@@ -19,13 +19,17 @@ class NativeOptions(msgspec.Struct):
     Attributes:
         outputs: names of the tensors that the algorithm gives.
         is_reused: whether the process is kept for the next run.
+        is_opened: whether to open a model when it is checked, and not only to look what it is.
     """
 
     outputs: list[str]
     is_reused: bool = False
+    is_opened: bool = False
 
 
 def options_of(algorithm: Algorithm) -> dict[str, Any]:
     """Those of an algorithm, as :class:`Work` carries them."""
-    options: dict[str, Any] = msgspec.to_builtins(NativeOptions(list(algorithm.outputs), algorithm.is_reused))
+    options: dict[str, Any] = msgspec.to_builtins(
+        NativeOptions(list(algorithm.outputs), algorithm.is_reused, algorithm.bundle is not None)
+    )
     return options

@@ -23,7 +23,7 @@ from ..tsr.tensors import from_buffer, is_little_endian, to_array
 from . import candle_tensors
 from .faults import TooMuchOutput, fault_of, shortened, tries
 from .memory import arena_start, data_ranges, write
-from .messages import Ahead, Answer, Job, TensorSpec, Work
+from .messages import Ahead, Answer, BundleSpec, Job, TensorSpec, Work
 from .values import MAX_VALUES_NBYTES, plain
 
 try:
@@ -31,7 +31,7 @@ try:
 except ImportError:  # there was no compiler
     _arena = None  # type: ignore[assignment]
 
-__all__ = ["MAX_MAPPINGS", "answer_job", "finish", "get_ahead", "mapped", "print_to"]
+__all__ = ["MAX_MAPPINGS", "answer_job", "code_of", "finish", "get_ahead", "mapped", "open_bundle", "print_to"]
 
 _ALIGNMENT: Final = 64
 _POPULATE: Final = 0x8000  # map the pages at once: each fault costs more than a page's copy
@@ -43,7 +43,7 @@ def answer_job(job: Job, inputs_fd: int, outputs_fd: int, loans: Sequence[int] =
     """Run the work in the inputs' memory, and put its results into the outputs' area."""
     memory = mapped(inputs_fd)
     work = msgspec.json.decode(memory[job.text_offset : job.text_offset + job.text_nbytes], type=Work)
-    code = memory[work.code_offset : work.code_offset + work.code_nbytes]
+    code = code_of(work, memory, loans)
     try:
         kind = importlib.import_module(f"{__package__}.runners.{work.runner}")
         if hasattr(kind, "answer"):  # it puts its results into the area by itself
@@ -57,10 +57,26 @@ def answer_job(job: Job, inputs_fd: int, outputs_fd: int, loans: Sequence[int] =
         for spec in work.tensors:
             dtype = dtypes.by_name(spec.dtype)
             inputs[spec.name] = from_buffer(areas[spec.area], dtype, spec.shape, spec.offset, "numpy")
+        for name, bundle in work.bundles.items():
+            inputs[name] = open_bundle(bundle, areas[bundle.area], "numpy")
         arguments = None if work.arguments is None else [inputs[str(number)] for number in range(work.arguments)]
         return finish(job, work, outputs_fd, lambda: kind.run(work.name, code, work.function, inputs, arguments))
     except BaseException as error:
         return Answer(fault=shortened(fault_of(error, f"<algorithm {work.name}>")))
+
+
+def code_of(work: Work, memory: mmap.mmap, loans: Sequence[int]) -> bytes:
+    """The algorithm's code: a copy."""
+    source = mapped(loans[work.code_area - 1]) if work.code_area else memory
+    return source[work.code_offset : work.code_offset + work.code_nbytes]
+
+
+def open_bundle(bundle: BundleSpec, buffer: mmap.mmap, framework: str) -> dict[str, Any]:
+    """The tensors of a bundle by name, as they lie in a buffer."""
+    return {
+        each.name: from_buffer(buffer, dtypes.by_name(each.dtype), each.shape, each.offset, framework)
+        for each in bundle.tensors
+    }
 
 
 def get_ahead(ahead: Ahead, inputs_fd: int, outputs_fd: int) -> None:

@@ -33,14 +33,18 @@ _ZYGOTE: Final = (
 )
 
 
-def find_interpreter() -> str:
+def find_interpreter(python: str | None = None) -> str:
     """The path of the Python that is to run the zygote.
+
+    Args:
+        python: its path or name; None for the usual one.
 
     Raises:
         SandboxBroken: there is none.
     """
     try:
-        return find_python(what="the sandbox", way=f"set {PYTHON_VARIABLE} to the path of one")
+        way = f"give python='/path/to/python', or set {PYTHON_VARIABLE}"
+        return find_python(python, what="the sandbox", way=way)
     except ScriptNotFound as error:
         raise SandboxBroken(str(error)) from None
 

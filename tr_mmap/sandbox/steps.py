@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 from ..base.delays import Delay
 from ..base.unpatched import unpatched
 
-__all__ = ["LOOK_MS", "SLOW", "InLoop", "Later", "Slow", "Steps", "Turns", "Wait", "finish"]
+__all__ = ["LOOK_MS", "SLOW", "InLoop", "Later", "Slow", "Steps", "Turns", "Wait", "finish", "slow"]
 
 LOOK_MS: Final = 50.0
 """How long a step waits at most before it looks whether a limit was reached."""
@@ -52,6 +52,12 @@ class Later(NamedTuple):
 
 
 Steps: TypeAlias = Generator[Wait | Slow | Later, None, _T]
+
+
+def slow(do: Callable[[], _T]) -> Steps[_T]:
+    """One slow step, and what it gives."""
+    yield SLOW
+    return do()
 
 
 def finish(steps: Steps[_T]) -> _T:
@@ -164,10 +170,18 @@ class InLoop(Generic[_T]):
                 self._cancel = self._turns.wait(step, self)
             else:
                 self._do_later()
-                self._turns.threads.submit(finish, self._steps).add_done_callback(self._tell)
+                self._leave(tell)
         finally:  # not before: the next turn may wait for the same
             if former is not None and (self._wait is None or self._wait.fds[0] != former.fds[0]):
                 self._turns.leave(former, self)
+
+    def _leave(self, tell: Callable[[Any, BaseException | None], object]) -> None:
+        """What is left of the steps to another thread."""
+        try:
+            self._turns.threads.submit(finish, self._steps).add_done_callback(self._tell)
+        except RuntimeError as error:  # they were shut down
+            self._steps.close()
+            tell(None, error)
 
     def _end(
         self, tell: Callable[[Any, BaseException | None], object], result: Any, error: BaseException | None
@@ -184,6 +198,8 @@ class InLoop(Generic[_T]):
 
     def _tell(self, done: Future[_T]) -> None:
         """In the other thread."""
+        if done.cancelled():  # it was shut down, and nobody waits any more
+            return
         error = done.exception()
         result = None if error is not None else done.result()
         try:

@@ -43,6 +43,9 @@ class TorchExecutor(ContainedExecutor):
     def _runner_options(self, algorithm: Algorithm, inputs: Inputs) -> dict[str, Any]:  # noqa: ARG002 - as the others have it
         return options_of(algorithm)
 
+    def _check_options(self, algorithm: Algorithm) -> dict[str, Any]:
+        return options_of(algorithm)
+
     def _respond(self, request: ComputeRequest, outputs: dict[str, Any], done: Done, inputs: Inputs) -> ComputeResponse:
         """Results are torch tensors if one of the inputs is; else they are arrays."""
         response = super()._respond(request, outputs, done, inputs)

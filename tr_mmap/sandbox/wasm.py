@@ -67,6 +67,7 @@ class WasmExecutor(ContainedExecutor):
         kept: compiled modules, by what decides what the compiler makes: module and flag.
     """
 
+    takes_bundles = False
     maps_ahead = False  # a module's own memory is elsewhere
 
     def __init__(self, name: str, runner: str, host: Host, allow: Allow, kept: Kept) -> None:

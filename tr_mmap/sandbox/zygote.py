@@ -7,6 +7,7 @@ a fork of it is ready at once. It ends when the host has ended or closed its end
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import resource
@@ -15,6 +16,7 @@ import signal
 import socket
 import struct
 import sys
+import sysconfig
 import time
 import traceback
 from typing import Final, NamedTuple
@@ -51,6 +53,7 @@ class Settings(msgspec.Struct):
         has_private_inputs: whether the host makes room, in the limit on memory, for private mappings of the inputs.
         env: variables that they have beside the interpreter's own; nothing that is not contained sees them.
         module_paths: where to find modules.
+        packages: directories where algorithms find more of them; no process that is not contained imports from there.
     """
 
     host_pid: int
@@ -68,6 +71,7 @@ class Settings(msgspec.Struct):
     has_private_inputs: bool = False
     env: dict[str, str] = {}
     module_paths: list[str] = []
+    packages: list[str] = []
 
 
 class _Child(NamedTuple):
@@ -127,6 +131,7 @@ def _prepare(settings: Settings) -> None:
     for name in settings.preload:
         importlib.import_module(name)
     _hide_modules(settings)
+    _start_of_installed()
     if is_entered:
         namespaces.make_root(settings.grants, has_descriptors=settings.has_descriptors)
         if not settings.has_network:
@@ -245,6 +250,7 @@ def _live(fd: int, settings: Settings, proc: int, fds: list[int]) -> None:
             raise
         os.environ.update(settings.env)  # only now: the loader and others obey some of them
         time.tzset()
+        _add_packages(settings.packages)
         for name in settings.__struct_fields__:
             setattr(settings, name, None)  # algorithms find it in the frames
         end = socket.socket(fileno=fd)
@@ -286,6 +292,18 @@ def _contain(settings: Settings, data_nbytes: int, all_nbytes: int) -> None:
     watch_stack(STACK_STATUS)
     paths = Paths(tuple(read), tuple(write))
     contain(settings.layers, paths, limits, settings.syscalls, has_network=settings.has_network)
+
+
+def _add_packages(packages: list[str]) -> None:
+    """Let modules be found in these directories: after the standard library's, and before those that are installed."""
+    start = _start_of_installed()
+    sys.path[start:start] = packages
+
+
+@functools.cache  # in the zygote, for all its children
+def _start_of_installed() -> int:
+    installed = {sysconfig.get_paths()[each] for each in ("purelib", "platlib")}
+    return next((index for index, each in enumerate(sys.path) if each in installed), len(sys.path))
 
 
 def _seed() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import BadMessage, MissingPackage
 from .options import Embedder
 
-__all__ = ["E5", "Named"]
+__all__ = ["E5", "Named", "bundled"]
 
 _BATCH: Final = 64  # texts of one call, so that its memory stays small
 
@@ -97,6 +97,26 @@ class E5:
 
     def __repr__(self) -> str:
         return f"E5(threads={self._threads})"
+
+
+def bundled(name: str | None, *, is_wanted: bool = False) -> E5 | None:
+    """The bundled embedder, if a store has it.
+
+    Args:
+        name: of the store's embedder; None if it has none.
+        is_wanted: whether it is an error if that is not installed.
+
+    Raises:
+        MissingPackage: it is wanted, and not installed.
+    """
+    if name != E5.name:
+        return None
+    try:
+        return E5()
+    except MissingPackage:
+        if is_wanted:
+            raise
+        return None
 
 
 @contextmanager

@@ -16,21 +16,15 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from ..errors import BadMessage
+from ..errors import BadMessage, UnsupportedTensor
 from ..tsr.dtypes import DType, by_name
+from ..tsr.safetensors import MOST_HEADER_NBYTES, NAMES, SIZE_NBYTES, parse_header, parse_size
 from ..tsr.tensors import from_buffer
 
 __all__ = ["Entry", "TensorFile", "write_tensors"]
 
-_NAMES: Final = {  # those of our dtypes that all releases of safetensors have
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-}  # fmt: skip
-_OF_NAMES: Final = {name: ours for ours, name in _NAMES.items()}
 _METADATA: Final = "__metadata__"
 _DTYPES: Final = "dtypes"
-_MOST_HEADER_NBYTES: Final = 100_000_000  # as the format says
 
 
 class Entry(NamedTuple):
@@ -60,18 +54,18 @@ def write_tensors(
     Raises:
         BadMessage: there are more tensors than a file of this format can name.
     """
-    others = {each.name: each.dtype.name for each in entries if each.dtype.name not in _NAMES}
+    others = {each.name: each.dtype.name for each in entries if each.dtype.name not in NAMES}
     header: dict[str, Any] = {_METADATA: {**metadata, **({_DTYPES: json.dumps(others)} if others else {})}}
     end = 0
     for each in entries:
-        kind, shape = _NAMES.get(each.dtype.name), each.shape
+        kind, shape = NAMES.get(each.dtype.name), each.shape
         if kind is None:
             kind, shape = "U8", (*shape, each.dtype.itemsize)
         header[each.name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + each.nbytes]}
         end += each.nbytes
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > _MOST_HEADER_NBYTES:
+    if len(text) > MOST_HEADER_NBYTES:
         raise BadMessage(
             f"{len(entries)} tensors are more than a safetensors file can name; write them in several parts",
             detail="tensors",
@@ -80,7 +74,7 @@ def write_tensors(
         file.write(struct.pack("<Q", len(text)) + text)
         for array in arrays:
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        if file.tell() != 8 + len(text) + end:
+        if file.tell() != SIZE_NBYTES + len(text) + end:
             raise AssertionError(f"{file.tell()} bytes were written of {8 + len(text) + end}")
 
 
@@ -102,31 +96,22 @@ class TensorFile:
         path.stat()
         try:
             self._payload = self._read(np.memmap(path, np.uint8, "r"))
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        except (ValueError, UnsupportedTensor, msgspec.MsgspecError) as error:
             raise BadMessage(f"{path} is no safetensors file, or is cut", detail=str(path)) from error
 
     def _read(self, data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        nbytes = int.from_bytes(data[:8].tobytes(), "little")
-        if not 2 <= nbytes <= min(_MOST_HEADER_NBYTES, data.size - 8):
-            raise ValueError("there is no header")
-        payload = data[8 + nbytes :]
-        header = json.loads(data[8 : 8 + nbytes].tobytes())
-        self.metadata = msgspec.convert(header.pop(_METADATA, {}), dict[str, str])
+        nbytes = parse_size(data[:SIZE_NBYTES].tobytes(), data.size)
+        payload = data[SIZE_NBYTES + nbytes :]
+        header = parse_header(data[SIZE_NBYTES : SIZE_NBYTES + nbytes].tobytes(), payload.size)
+        self.metadata = header.metadata
         others = msgspec.json.decode(self.metadata.get(_DTYPES, "{}"), type=dict[str, str])
-        for name, given in header.items():
-            dtype, shape = by_name(_OF_NAMES[given["dtype"]]), tuple(given["shape"])
-            start, end = given["data_offsets"]
-            if not all(type(each) is int and each >= 0 for each in (*shape, start, end)):
-                raise ValueError("a size or an offset is no number")
+        for name, dtype, shape, start, _ in header.entries:
             if name in others:
-                dtype = by_name(others[name])
-                if given["dtype"] != "U8" or shape[-1:] != (dtype.itemsize,):
+                given, dtype = dtype, by_name(others[name])
+                if given.name != "uint8" or shape[-1:] != (dtype.itemsize,):
                     raise ValueError("a tensor has another size than its dtype")
                 shape = shape[:-1]
-            entry = Entry(name, dtype, shape)
-            if end - start != entry.nbytes or end > payload.size:
-                raise ValueError("a tensor is not within the file")
-            self._entries[name] = entry, start
+            self._entries[name] = Entry(name, dtype, shape), start
         return payload
 
     def __contains__(self, name: object) -> bool:

@@ -22,7 +22,7 @@ from ...tsr import dtypes
 from ...tsr.tensors import from_buffer
 from ..messages import Answer, Fault, Job, Work
 from ..native_messages import NativeOptions
-from ..runner import finish
+from ..runner import code_of, finish, open_bundle
 from . import python_code
 from .compiled import Refused
 
@@ -44,12 +44,14 @@ _kept: dict[str, Any] = {}  # the model of the algorithm whose process this is, 
 def answer(job: Job, work: Work, memory: mmap.mmap, fds: list[int]) -> Answer:
     """Do a job; results go into the outputs' area. The descriptors are of the inputs, the outputs, and of loans."""
     inputs_fd, outputs_fd, *loans = fds
-    code = memory[work.code_offset : work.code_offset + work.code_nbytes]
+    code = code_of(work, memory, loans)
     options = msgspec.convert(work.options, NativeOptions) if work.options else NativeOptions([])
     try:
         kind = _kind_of(code)
         if job.is_check:
             function = python_code.check(work.name, code, work.function) if kind == _SOURCE else work.function
+            if options.is_opened and kind != _SOURCE:
+                _open(kind, code)
             return Answer(function=function or (None if kind == _SOURCE else _FORWARD))
         if options.is_reused:
             gc.collect()  # the inputs of the run before count for the limit on memory until they are gone
@@ -94,11 +96,15 @@ def _open_inputs(work: Work, fds: list[int]) -> dict[str, Any]:
     for spec in work.tensors:
         end = spec.offset + dtypes.by_name(spec.dtype).itemsize * math.prod(spec.shape)
         ends[spec.area] = max(1, end, ends.get(spec.area, 0))  # no more of it, for all of it counts as memory
+    for bundle in work.bundles.values():
+        ends[bundle.area] = 0  # all of it
     # New mappings for each run: the former ones keep what was stored into them.
     areas = {area: mmap.mmap(fds[area], end, flags=mmap.MAP_PRIVATE) for area, end in ends.items()}
     for spec in work.tensors:
         dtype = dtypes.by_name(spec.dtype)
         inputs[spec.name] = from_buffer(areas[spec.area], dtype, spec.shape, spec.offset, "torch")
+    for name, bundle in work.bundles.items():
+        inputs[name] = open_bundle(bundle, areas[bundle.area], "torch")
     return inputs
 
 

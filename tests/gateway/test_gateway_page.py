@@ -1,0 +1,165 @@
+"""docs/gateway.md is true: its commands and programs run as they stand, and its tables have all that there is."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gateways import RunningGateway, running
+from model_folders import put, safetensors_of
+from support import BOUND_S, ROOT, environment
+from wheels import make_wheel
+
+from tr_mmap.gateway import Config, errors
+from tr_mmap.gateway.api import ExecuteBody, RegisterBody
+from tr_mmap.gateway.problems import _STATUS
+from tr_mmap.gateway.routes import ROUTES
+from tr_mmap.gateway.scopes import SCOPES
+
+PAGE = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
+MARK = "@@@"
+
+
+def blocks(language: str, page: str = PAGE) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+PROGRAMS = [each for each in blocks("python") if not each.startswith("# fragment")]
+MORE = """
+[python.models]
+model_dir = "models"
+[python.dependencies]
+auto_install = true
+allow = ["humanize"]
+wheel_dir = "wheels"
+[sandbox]
+memory_mb = 1024
+wall_ms = 30000
+cpu_ms = 30000
+"""
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """A gateway as the page starts one, but at a free port, without a limit of requests, and with a model."""
+    folder = tmp_path_factory.mktemp("page")
+    (model,) = (each for each in blocks("python") if each.startswith("# fragment: models/scorer/1/model.py"))
+    weights = {"layer.weight": np.ones((2, 4), np.float32), "layer.bias": np.zeros(2, np.float32)}
+    put(folder / "models" / "scorer" / "1", model__safetensors=safetensors_of(**weights), model__py=model)
+    module = {"humanize/__init__.py": "def naturaldelta(seconds):\n    return 'an hour'\n"}
+    make_wheel(folder / "wheels", "humanize", "4.17.0", module)
+    with running(folder, MORE) as gateway:
+        yield gateway
+
+
+def with_command(folder: Path) -> dict[str, str]:
+    """An environment in which a shell finds tr-mmap."""
+    command = folder / "bin" / "tr-mmap"
+    command.parent.mkdir(exist_ok=True)
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tr_mmap "$@"\n')
+    command.chmod(0o755)
+    found = environment()
+    return {**found, "PATH": f"{command.parent}{os.pathsep}{found['PATH']}"}
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Each command of the page's shell, with the lines that it is said to print."""
+    found: list[tuple[str, list[str]]] = []
+    is_open = False
+    page = PAGE.partition("\n## Stores\n")[0]  # whose commands test_stores.py runs
+    for line in "".join(blocks("sh", page)).splitlines():
+        if line.startswith("# ") and not is_open:
+            found[-1][1].append(line[2:])
+            continue
+        if is_open:
+            found[-1] = (f"{found[-1][0]}\n{line}", [])
+        else:
+            found.append((line, []))
+        text = found[-1][0]
+        is_open = text.count("'") % 2 == 1 or text.endswith("\\")
+    return found
+
+
+def test_every_command_of_the_page_prints_what_it_says(started: RunningGateway) -> None:
+    listed = commands()
+    assert sum("curl" in command for command, _ in listed) > 15
+    script = "set -e\n" + "".join(f"{command}\nprintf '\\n{MARK}\\n'\n" for command, _ in listed)
+    ended = subprocess.run(
+        ["bash", "-c", script.replace("http://127.0.0.1:3000", started.url)],
+        cwd=started.folder,
+        env=with_command(started.folder),
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    printed = ended.stdout.split(f"\n{MARK}\n")
+    for (command, said), text in zip(listed, printed, strict=False):
+        pattern = "\n".join(".*".join(map(re.escape, line.split("…"))) for line in said)
+        assert re.fullmatch(rf"\s*{pattern}\s*", text, re.DOTALL), f"{command}\nprints: {text}\nand not: {said}"
+
+
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
+def test_every_program_of_the_page_prints_what_it_says(started: RunningGateway, tmp_path: Path, number: int) -> None:
+    program = PROGRAMS[number]
+    script = tmp_path / "program.py"
+    script.write_text(program, encoding="utf-8")
+    token = started.token("admin")
+    ended = subprocess.run(
+        [sys.executable, str(script)],
+        env={**environment(), "TR_MMAP_URL": started.url, "TR_MMAP_TOKEN": token},
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for said in re.findall(r"print\(.*\)  # (.*)$", program, re.MULTILINE):
+        assert said in ended.stdout.splitlines()
+
+
+def test_each_configuration_of_the_page_is_one(tmp_path: Path) -> None:
+    for block in blocks("toml"):
+        path = tmp_path / "tr_mmap.toml"
+        path.write_text(block)
+        assert Config.from_toml(path).auth.key_file in (None, str(tmp_path / "tr_mmap.key"))
+
+
+def test_the_page_lists_the_options_that_there_are() -> None:
+    listed = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "list_options.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert listed.returncode == 0, listed.stderr
+
+
+def cells() -> set[str]:
+    """What the tables have in code in their rows' first two cells."""
+    rows = [line.split(" | ")[:2] for line in PAGE.splitlines() if line.startswith("| ")]
+    return {each for row in rows for cell in row for each in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_the_page_has_every_route_field_scope_and_error() -> None:
+    wanted = {f"{route.method} {route.path}" for route in ROUTES if "/store/" not in route.path}
+    wanted |= {*RegisterBody.__struct_fields__, *ExecuteBody.__struct_fields__} - {"inputs", "tensors"}
+    wanted |= set(SCOPES)
+    wanted |= {kind.__name__ for kind, _ in _STATUS if kind.__module__.startswith("tr_mmap")} - {"Busy"}
+    wanted -= {kind for kind in wanted if f"`{kind}`" in PAGE.partition("\n## Stores\n")[2]}
+    wanted |= set(errors.__all__) - {"BadConfig", "Busy", "StoreFull"}
+    assert wanted <= cells(), sorted(wanted - cells())
+
+
+def test_the_page_gives_each_error_its_status() -> None:
+    listed = {name: int(status) for status, name in re.findall(r"^\| (\d+) \| `(\w+)`", PAGE, re.MULTILINE)}
+    for kind, status in _STATUS:
+        if kind.__name__ in listed:
+            assert listed[kind.__name__] == status, kind

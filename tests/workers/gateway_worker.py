@@ -1,0 +1,60 @@
+"""A worker for the tests of the gateway: what a program of its own may do, and what may happen to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import numpy as np
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from tr_mmap import Server
+
+server = Server(framework="numpy")
+
+
+@server.command("scale")
+def scale(x, factor: float):
+    return x * np.asarray(factor, x.dtype)
+
+
+@server.command("halves")
+def halves(x):
+    return [x[: len(x) // 2], x[len(x) // 2 :]]
+
+
+@server.command("say")
+def say(text: str, loud: bool = False, other: str | None = None) -> str:
+    return (text.upper() if loud else text) + ("" if other is None else other)
+
+
+@server.command("pid")
+def pid() -> str:
+    return str(os.getpid())
+
+
+@server.command("fail")
+def fail() -> str:
+    raise ZeroDivisionError("as was asked")
+
+
+@server.command("spin")
+def spin() -> str:
+    while True:
+        time.sleep(0.01)
+
+
+@server.command("die_once")
+def die_once(path: str) -> str:
+    """End the first time, answer the next."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return "alive"
+    os._exit(7)
+
+
+if __name__ == "__main__":
+    server.run()

@@ -1,0 +1,341 @@
+"""What is asked of a gateway, and what its responses say: requests and results as plain values. Sends nothing.
+
+Each function makes one :class:`Ask`. Both clients send it, and return what its ``read`` makes of the response.
+"""
+
+from __future__ import annotations
+
+import binascii
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+
+from ...sandbox.values import plain
+from ...tsr.framework_names import check_framework_name, check_installed
+from ...tsr.tensors import is_little_endian, to_array
+from .. import api
+from ..errors import BadRequest
+from ..model_api import ModelInfo, ModelList
+from ..payloads import ALIGNMENT, BINARY, JSON, JSON_LENGTH, BinaryPart
+from .answers import Answer
+from .failures import GatewayError
+from .results import ENDED, EventReader, Framework, Result, read_result, result_of, with_tensors
+from .sources import source_of
+
+__all__ = [
+    "Algorithm",
+    "Ask",
+    "Buffer",
+    "Code",
+    "Inputs",
+    "algorithm_named",
+    "algorithms",
+    "cancel",
+    "compute",
+    "dependencies",
+    "execute",
+    "follow",
+    "follow_to_end",
+    "health",
+    "load_model",
+    "models",
+    "register",
+    "scheduler_status",
+    "task_info",
+    "unregister",
+]
+
+_T = TypeVar("_T")
+
+Buffer: TypeAlias = bytes | memoryview
+Code: TypeAlias = "str | Path | Callable[..., Any]"
+Algorithm: TypeAlias = "str | api.AlgorithmInfo"
+Inputs: TypeAlias = "Mapping[str, Any] | None"
+
+_PYTHON: Final = f"{api.PREFIX}/python"
+_GRACE_S: Final = 5.0  # for a run's response, after its own time
+_SILENCE_S: Final = 60.0  # a stream of events says something every 15 s
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Generic[_T]):
+    """One request.
+
+    Attributes:
+        method: of HTTP.
+        path: below the gateway's address.
+        read: what the response is, for the caller; raises the gateway's errors.
+        pieces: of the body, in their order; tensors are not copied.
+        headers: beside those of every request.
+        may_retry: whether it may be sent again after the gateway has refused it for now.
+        is_repeatable: whether also when its response was lost.
+        timeout_s: how long the call may take at least, because a run may; None for the client's own bound.
+        silence_s: how long the gateway may send nothing; None for as long as the call may take.
+    """
+
+    method: str
+    path: str
+    read: Callable[[Answer], _T]
+    pieces: tuple[Buffer, ...] = ()
+    headers: dict[str, str] = field(default_factory=dict)
+    may_retry: bool = True
+    is_repeatable: bool = True
+    timeout_s: float | None = None
+    silence_s: float | None = None
+
+    @property
+    def what(self) -> str:
+        """What it is, for errors."""
+        return f"{self.method} {self.path}"
+
+
+# -- algorithms ------------------------------------------------------------------------------------------------------
+
+
+def register(
+    name: str | Callable[..., Any],
+    code: Code | None,
+    *,
+    kind: str | None,
+    wasm: bytes | Path | None,
+    library: bytes | Path | None,
+    memory_mb: int | None,
+    cpu_cores: int | None,
+    with_key: bool,
+    **fields: Any,
+) -> Ask[api.AlgorithmInfo]:
+    """Register an algorithm."""
+    if callable(name):
+        name, code = _called(name), name if code is None else code
+    body: dict[str, Any] = {"name": name, "kind": kind or _kind_of(wasm, library)}
+    if callable(code):
+        fields["function"] = fields["function"] or _called(code)
+    body["code"] = None if code is None else _text_of(code)
+    for field_name, given in (("wasm", wasm), ("library", library)):
+        if given is not None:
+            raw = given.read_bytes() if isinstance(given, Path) else given
+            body[field_name] = binascii.b2a_base64(raw, newline=False).decode()
+    if memory_mb is not None or cpu_cores is not None:
+        body["resource_requirements"] = {"memory_mb": memory_mb, "cpu_cores": cpu_cores}
+    body |= fields
+    given_fields = {each: value for each, value in body.items() if value is not None}
+    return _post(f"{_PYTHON}/algorithms", given_fields, lambda answer: answer.json(api.AlgorithmInfo), with_key)
+
+
+def _called(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", function))
+
+
+def _kind_of(wasm: object, library: object) -> str:
+    return "wasm" if wasm is not None else "native" if library is not None else "python"
+
+
+def _text_of(code: Code) -> str:
+    if isinstance(code, Path):
+        return code.read_text(encoding="utf-8")
+    return code if isinstance(code, str) else source_of(code)
+
+
+def algorithms() -> Ask[list[api.AlgorithmInfo]]:
+    """All that are registered."""
+    return Ask("GET", f"{_PYTHON}/algorithms", lambda answer: answer.json(api.AlgorithmList).algorithms)
+
+
+def algorithm_named(name: str) -> Ask[api.AlgorithmInfo]:
+    """One of them."""
+    return Ask("GET", f"{_PYTHON}/algorithms/{_part(name)}", lambda answer: answer.json(api.AlgorithmInfo))
+
+
+def unregister(name: Algorithm) -> Ask[api.AlgorithmInfo]:
+    """Forget one."""
+    path = f"{_PYTHON}/algorithms/{_part(_name_of(name))}"
+    return Ask("DELETE", path, lambda answer: answer.json(api.AlgorithmInfo), is_repeatable=False)
+
+
+def models() -> Ask[list[ModelInfo]]:
+    """The models."""
+    return Ask("GET", f"{_PYTHON}/models", lambda answer: answer.json(ModelList).models)
+
+
+def load_model(name: str, version: int | None) -> Ask[ModelInfo]:
+    """Load one."""
+    body = {} if version is None else {"version": version}
+    ask = _post(f"{_PYTHON}/models/{_part(name)}", body, lambda answer: answer.json(ModelInfo), with_key=False)
+    return replace(ask, is_repeatable=True)
+
+
+def dependencies() -> Ask[api.DependencyList]:
+    """What may be installed, and what is."""
+    return Ask("GET", f"{_PYTHON}/dependencies", lambda answer: answer.json(api.DependencyList))
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+def execute(
+    algorithm: Algorithm | None,
+    code: Code | None,
+    inputs: Inputs,
+    *,
+    framework: Framework | None,
+    with_key: bool,
+    **fields: Any,
+) -> Ask[Result]:
+    """Run an algorithm, or code, and wait for it."""
+    body, part, kind = _run(algorithm, code, inputs, framework, fields)
+    ask = _post(f"{_PYTHON}/execute", body, lambda answer: read_result(answer, kind), with_key, part)
+    ask.headers["accept"] = f"{BINARY}, {JSON}"
+    timeout_ms = fields["timeout_ms"]
+    return ask if timeout_ms is None else replace(ask, timeout_s=timeout_ms / 1000 + _GRACE_S)
+
+
+def compute(
+    algorithm: Algorithm | None,
+    code: Code | None,
+    inputs: Inputs,
+    *,
+    framework: Framework | None,
+    with_key: bool,
+    **fields: Any,
+) -> tuple[Ask[str], Framework]:
+    """Start a task, whose id is the result; and the framework of its tensors."""
+    body, part, kind = _run(algorithm, code, inputs, framework, fields)
+    body["tensors"] = "base64"  # the lists of JSON would lose bits
+    path = f"{api.PREFIX}/compute"
+    return _post(path, body, lambda answer: answer.json(api.TaskStarted).task_id, with_key, part), kind
+
+
+def task_info(task_id: str, framework: Framework) -> Ask[api.TaskInfo]:
+    """The state of a task."""
+    return Ask("GET", _task(task_id), lambda answer: with_tensors(answer.json(api.TaskInfo), framework))
+
+
+def cancel(task_id: str, framework: Framework) -> Ask[api.TaskInfo]:
+    """Cancel a task."""
+    return Ask(
+        "PUT",
+        f"{_task(task_id)}/cancel",
+        lambda answer: with_tensors(answer.json(api.TaskInfo), framework),
+        is_repeatable=False,
+    )
+
+
+def follow(task_id: str) -> Ask[None]:
+    """The stream of a task's events; :class:`EventReader` reads it while it comes."""
+    return Ask("GET", f"{_task(task_id)}/events", lambda _: None, silence_s=_SILENCE_S)
+
+
+def follow_to_end(task_id: str, framework: Framework) -> Ask[Result]:
+    """The result of a task, once it has ended: what the last of its events says."""
+
+    def read(answer: Answer) -> Result:
+        if answer.status != 200:
+            raise answer.error()
+        reader = EventReader(framework)
+        last = None
+        for line in bytes(answer.body).decode("utf-8", "replace").split("\n"):
+            last = reader.take(line) or last
+        if last is None or last.status not in ENDED:
+            raise GatewayError("the events of the task ended before it did", status=answer.status)
+        return result_of(last)
+
+    return Ask("GET", f"{_task(task_id)}/events", read, silence_s=_SILENCE_S)
+
+
+# -- the gateway -----------------------------------------------------------------------------------------------------
+
+
+def scheduler_status() -> Ask[api.SchedulerStatus]:
+    """What waits, and what goes on."""
+    return Ask("GET", f"{api.PREFIX}/scheduler/status", lambda answer: answer.json(api.SchedulerStatus))
+
+
+def health() -> Ask[api.Health]:
+    """Whether it serves; one that is about to end says so, and refuses nothing."""
+
+    def read(answer: Answer) -> api.Health:
+        try:
+            return msgspec.json.decode(answer.body, type=api.Health)
+        except msgspec.MsgspecError:
+            raise answer.error() from None
+
+    return Ask("GET", "/healthz", read, may_retry=False)
+
+
+# -- bodies ----------------------------------------------------------------------------------------------------------
+
+
+def _part(name: str) -> str:
+    """A name as a part of a path."""
+    if not isinstance(name, str) or name in ("", ".", ".."):
+        raise BadRequest(f"{name!r:.80} is no name")
+    return quote(name, safe="")
+
+
+def _name_of(algorithm: Algorithm) -> str:
+    return algorithm.name if isinstance(algorithm, api.AlgorithmInfo) else algorithm
+
+
+def _task(task_id: str) -> str:
+    return f"{api.PREFIX}/task/{_part(task_id)}"
+
+
+def _post(
+    path: str,
+    body: dict[str, Any],
+    read: Callable[[Answer], _T],
+    with_key: bool,
+    part: BinaryPart | None = None,
+) -> Ask[_T]:
+    """A request with a body, and with a key of its own if it may be sent again."""
+    headers = {"content-type": JSON}
+    if with_key:
+        headers[api.IDEMPOTENCY_KEY] = uuid.uuid4().hex
+    text = msgspec.json.encode(body)
+    pieces: list[Buffer] = [text]
+    if part is not None and part.pieces:
+        text = text.ljust(-(-len(text) // ALIGNMENT) * ALIGNMENT)  # so that the gateway can use tensors where they lie
+        headers |= {"content-type": BINARY, JSON_LENGTH: str(len(text))}
+        pieces = [text, *part.pieces]
+    return Ask("POST", path, read, tuple(pieces), headers, is_repeatable=with_key)
+
+
+def _run(
+    algorithm: Algorithm | None, code: Code | None, inputs: Inputs, framework: Framework | None, fields: dict[str, Any]
+) -> tuple[dict[str, Any], BinaryPart, Framework]:
+    """The body of a run, its binary part, and the framework of its results."""
+    part = BinaryPart()
+    said, has_torch = {}, False
+    for name, value in (inputs or {}).items():
+        is_torch = isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
+        has_torch = has_torch or is_torch
+        if is_torch or isinstance(value, np.ndarray | np.generic):
+            dtype, array = to_array(value)
+            if not is_little_endian(array):
+                array = array.astype(array.dtype.newbyteorder("<"))
+            said[name] = {"dtype": dtype.name, "shape": list(array.shape), **part.add(array)}
+        else:
+            try:
+                said[name] = plain(value, f"the input {name!r}")
+            except (TypeError, ValueError) as error:
+                raise BadRequest(str(error)) from None
+    if framework is not None:
+        check_framework_name(framework)
+        check_installed(framework)
+    if callable(code):
+        fields["function"] = fields.get("function") or _called(code)
+    run = {
+        "algorithm": None if algorithm is None else _name_of(algorithm),
+        "code": None if code is None else _text_of(code),
+        "inputs": said,
+        **fields,
+    }
+    kind: Framework = framework or ("torch" if has_torch else "numpy")
+    return {name: value for name, value in run.items() if value is not None}, part, kind

@@ -1,0 +1,150 @@
+"""Idempotency keys: a request that is sent again, because its response was lost, say, gets the response of the first.
+
+What is kept are results: responses with the status 2xx or 422, for some minutes, and as long as there is room. After
+any other response the same key may be tried again. Knows no route; to be used in the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.responses import Response
+
+from .api import IDEMPOTENCY_KEY
+from .calls import Call
+from .errors import BadRequest, KeyInUse, KeyReused
+from .payloads import BINARY, JSON_LENGTH
+
+__all__ = ["KEY", "Replays"]
+
+KEY: Final = "^[!-~]{1,128}$"
+_HEADER: Final = IDEMPOTENCY_KEY.lower().encode()
+_REPLAYED: Final = "idempotency-replayed"
+_HASHED_ASIDE: Final = 1 << 18  # bytes whose hash would hold the loop up
+_ENTRY_NBYTES: Final = 1 << 10  # what one takes beside the body
+_RETRY_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    fingerprint: bytes
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    until_s: float
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.body) + _ENTRY_NBYTES
+
+
+class Replays:
+    """The responses that may be asked for again, of one gateway.
+
+    Args:
+        most: how many are kept.
+        most_nbytes: of all of them; a response that needs more than a quarter of it is not kept.
+        keep_s: how long.
+        clock: says the time, in seconds.
+    """
+
+    def __init__(
+        self,
+        most: int = 10_000,
+        most_nbytes: int = 64 << 20,
+        keep_s: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most = most
+        self._most_nbytes = most_nbytes
+        self._keep_s = keep_s
+        self._clock = clock
+        self._under_way: dict[tuple[str, str], bytes] = {}
+        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()  # the oldest first
+        self._nbytes = 0
+
+    async def answer(self, call: Call, do: Callable[[], Awaitable[Response]]) -> Response:
+        """The response to a request: the one that its key had before, or what ``do`` gives.
+
+        Args:
+            call: whose token was checked.
+            do: answers it; it turns errors into responses.
+
+        Raises:
+            BadRequest: the key is none.
+            KeyReused: another request had it.
+            KeyInUse: the first request of that key still goes on.
+        """
+        given = call.headers(_HEADER)
+        if not given:
+            return await do()
+        if len(given) != 1 or not re.fullmatch(KEY, given[0]):
+            raise BadRequest(f"{IDEMPOTENCY_KEY} is one key of 1 to 128 visible characters of ASCII")
+        key = (call.who.subject, given[0])
+        fingerprint = await _fingerprint(call)
+        kept = self._find(key, fingerprint)
+        if kept is not None:
+            return Response(kept.body, kept.status, {**kept.headers, "x-request-id": call.id, _REPLAYED: "true"})
+        self._under_way[key] = fingerprint
+        try:
+            response = await do()
+        finally:
+            del self._under_way[key]
+        self._keep(key, fingerprint, response)
+        return response
+
+    def _find(self, key: tuple[str, str], fingerprint: bytes) -> _Kept | None:
+        self._forget_old()
+        kept = self._kept.get(key)
+        former = kept.fingerprint if kept is not None else self._under_way.get(key, fingerprint)
+        if former != fingerprint:
+            raise KeyReused(f"another request had this {IDEMPOTENCY_KEY}; take a new key for a new request")
+        if key in self._under_way:
+            raise KeyInUse(
+                f"the first request with this {IDEMPOTENCY_KEY} still goes on; ask again", retry_after_s=_RETRY_S
+            )
+        return kept
+
+    def _keep(self, key: tuple[str, str], fingerprint: bytes, response: Response) -> None:
+        if not (200 <= response.status_code < 300 or response.status_code == 422):
+            return
+        headers = {name: value for name, value in response.headers.items() if name != "content-length"}
+        kept = _Kept(fingerprint, response.status_code, headers, bytes(response.body), self._clock() + self._keep_s)
+        if kept.nbytes <= self._most_nbytes // 4:
+            self._kept[key] = kept
+            self._nbytes += kept.nbytes
+            self._forget_old()
+
+    def _forget_old(self) -> None:
+        now_s = self._clock()
+        while self._kept:
+            key, oldest = next(iter(self._kept.items()))
+            if oldest.until_s > now_s and self._nbytes <= self._most_nbytes and len(self._kept) <= self._most:
+                return
+            del self._kept[key]
+            self._nbytes -= oldest.nbytes
+
+
+async def _fingerprint(call: Call) -> bytes:
+    """What tells one request from another, but for who makes it."""
+    body = await call.read()
+    parts = (
+        call.scope["method"],
+        call.scope["path"],
+        call.header(b"content-type") or "",
+        call.header(JSON_LENGTH.encode()) or "",
+        str(BINARY in (call.header(b"accept") or "")),
+    )
+    digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass"))
+    if len(body) > _HASHED_ASIDE:
+        await asyncio.to_thread(digest.update, body)
+    else:
+        digest.update(body)
+    return digest.digest()
