@@ -160,12 +160,12 @@ class Front:
         scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthorized("this needs a token: send the header Authorization: Bearer TOKEN; see tr-mmap token")
-        principal = call.principal = self._principal(token.strip(), _network_of(call.client))
+        principal = call.principal = self._principal(token.strip(), call)
         self._gateway.rates.take(principal.token_id, time.monotonic())
         if "{" not in scope:
             principal.check(scope)
 
-    def _principal(self, token: str, network: str) -> Principal:
+    def _principal(self, token: str, call: Call) -> Principal:
         """Whose a token is.
 
         Raises:
@@ -177,6 +177,7 @@ class Front:
         known = gateway.tokens.known(token)
         if known is not None:
             return known
+        network = _network_of(call.client)
         gateway.failures.check(network, now_s)
         try:
             return gateway.tokens.verify(token)
