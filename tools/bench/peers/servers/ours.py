@@ -40,8 +40,8 @@ _EXECUTE: Final = "/api/v1/python/execute"
 class Ours(ServerPeer):
     key = "ours"
     rows: ClassVar[Mapping[str, str]] = {
-        "ours": "tr_mmap, a contained process that is kept",
-        "ours-fresh": "tr_mmap, a fresh contained process for each request",
+        "ours": "tr_mmap, process kept",
+        "ours-fresh": "tr_mmap, a fresh process each",
     }
     takes_bytes = True
     note = "each request has a JSON Web Token and a line in the log, which those of the others have not"
