@@ -64,6 +64,10 @@ class Nesting(Responses):
             else:
                 turn.owner = me
             return action(*arguments)
+        except BaseException:
+            if not is_nested and turn.owner == me:
+                self._end_interrupted()
+            raise
         finally:
             if is_nested:
                 self._current = outer
@@ -160,6 +164,20 @@ class Nesting(Responses):
         except Answered:
             return
         self._keep(seq, outcome, is_public)
+
+    def _end_interrupted(self) -> None:
+        """An exception ends the call that has the turn: note its request if it was sent; else, that there is none.
+
+        A signal handler's exception may come after the request was sent, or its response taken, and before that was
+        noted.
+        """
+        if self._pending is not None or not self.transfer.has_request_in_flight or self.resources.is_foreign:
+            return
+        current, worker = self._current, self.resources.worker
+        if current is not None and worker is not None and self._is_sent(worker, current[0]):
+            self._begin(Request(current[0], *parse_command(current[1])), is_private=True)
+        else:
+            self.transfer.withdraw()
 
     def _is_sent(self, worker: WorkerHandle, seq: int) -> bool:
         """Whether the request of an interrupted call was sent."""
