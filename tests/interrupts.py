@@ -1,4 +1,4 @@
-"""Exceptions that a signal handler raises, at each step of ours at which the interpreter runs handlers."""
+"""Signal handlers, at each step of ours at which the interpreter runs them: ones that raise, and ones that act."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ class Stop(BaseException):
 
 def interrupted_at(step: int, action: Callable[[], object]) -> bool:
     """Run ``action``, and raise at that step of ours at which a handler could; whether it had so many."""
+
+    def stop() -> None:
+        raise Stop
+
+    try:
+        return handled_at(step, action, stop)
+    except Stop:
+        return True
+
+
+def handled_at(step: int, action: Callable[[], object], handle: Callable[[], object]) -> bool:
+    """Run ``action``, and ``handle`` at that step of ours at which a handler could run; whether it had so many.
+
+    ``handle`` may call this function, as one signal handler may interrupt another.
+    """
     count = 0
 
     def on_event(frame: FrameType, event: str, _: object) -> None:
@@ -26,13 +41,19 @@ def interrupted_at(step: int, action: Callable[[], object]) -> bool:
         if event in ("call", "c_return") and frame.f_code.co_filename.startswith(PACKAGE):
             count += 1
             if count == step:
-                raise Stop
+                sys.call_tracing(handle_unwatched, ())  # else the interpreter watches nothing in this function
 
+    def handle_unwatched() -> None:
+        sys.setprofile(None)
+        try:
+            handle()
+        finally:
+            sys.setprofile(on_event)
+
+    previous = sys.getprofile()
     sys.setprofile(on_event)
     try:
         action()
-    except Stop:
-        return True
     finally:
-        sys.setprofile(None)
-    return False
+        sys.setprofile(previous)
+    return count >= step

@@ -74,8 +74,8 @@ class Dispatcher(Nesting):
         pending, worker = self._pending, self.resources.worker
         if worker is None or self._held is not None:
             return False
-        if pending is None:  # but a call on the fast path notes nothing else
-            return worker.fast_path is not None and self.transfer.has_request_in_flight
+        if pending is None:  # but a call on the fast path, which has the turn, notes nothing else
+            return worker.fast_path is not None and self._turn.owner != 0 and self.transfer.has_request_in_flight
         # Looked at again, because another thread may have taken the answer before the look for a message.
         return not worker.channel.has_message() and self._pending is pending
 
@@ -145,6 +145,10 @@ class Dispatcher(Nesting):
                 transfer.withdraw()  # nothing was sent
                 pending = self._send(message, tensors, deadline_s, timeout_s, framework, may_use_fast_path=False)
             return self._await(pending, deadline_s, timeout_s, framework)
+        except BaseException:
+            if not is_nested and turn.owner == me:
+                self._end_interrupted()
+            raise
         finally:
             if is_nested:
                 self._current = outer
