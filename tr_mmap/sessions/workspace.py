@@ -164,7 +164,7 @@ class Workspace:
             raise BadMessage(f"the manifest is of session {manifest.session_id!r}", detail=session_id)
         deadline, owner = time.monotonic() + CLAIM_WAIT_S, this_process.mark
         while True:
-            is_free = False
+            is_free, vanished = False, None
             try:
                 if self._place(path, manifest, lock):
                     _claimed[self.sessions] = self
@@ -172,7 +172,7 @@ class Workspace:
                 is_free = reclaim(path, require_dead)
                 kept = NotReclaimable("other processes take the name again and again", may_pass=True)
             except FileNotFoundError as error:  # another process's release removed the empty parents at this moment
-                kept = NotReclaimable(f"{error.filename} keeps vanishing", may_pass=True)
+                kept, vanished = NotReclaimable(f"{error.filename} keeps vanishing", may_pass=True), error
             except NotReclaimable as found:
                 kept = found.detached()
             except HostilePath:
@@ -192,6 +192,8 @@ class Workspace:
                     pid=kept.pid,
                 )
             if not kept.may_pass or time.monotonic() >= deadline:
+                if vanished is not None and system.exists(self.root):  # which then is such a one as /proc
+                    raise _unusable(self.root, "is a directory where none can be made") from vanished
                 raise SessionInUse(
                     f"session {session_id!r} is in use: {kept.reason} ({path}); end that process, choose another "
                     "session id, or remove the directory if you know that nothing uses it; a living session could not "
