@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from interrupts import forked_at
 from segment_sides import Sides
 from support import FRAMEWORKS
 
 import tr_mmap
+from tr_mmap import Server
 from tr_mmap.errors import SessionNotStarted
 from tr_mmap.native import drain
+from tr_mmap.shm.pool import SegmentPool
 from tr_mmap.shm.reader import SegmentReader
 from tr_mmap.wire.header import LEASE_PINNED, LEASE_WORD
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: SegmentPool(path, "segment").close(), lambda path: SegmentReader(path).close(), lambda _: Server()],
+    ids=["pool", "reader", "server"],
+)
+def test_a_fork_at_any_step_of_the_making_raises_nothing_in_a_hook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[str], Any]
+) -> None:
+    raised: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+    step = 1
+    while forked_at(step, lambda: make(str(tmp_path))):
+        step += 1
+    assert step > 3
+    assert raised == []
+
 
 # --- forks, guests and deaths -----------------------------------------------------------------------------------
 
