@@ -128,6 +128,8 @@ class Dispatcher(Nesting):
             try:
                 result = fast_path.call(seq, message, tensors, left_s)
             except BaseException:  # Ctrl-C too
+                if self.resources.is_foreign:  # a signal handler has forked, and raised in the child
+                    raise
                 if fast_path.sent_seq == seq and self.resources.worker is worker:
                     self._begin(Request(seq, *parse_command(message)), is_private=True)
                 else:
@@ -256,8 +258,11 @@ class Dispatcher(Nesting):
                 if has_asked_for_room or not self._ask_for_room(worker, error, deadline_s):
                     raise
                 has_asked_for_room = True
-            except BaseException:
-                self.check_own()  # whatever a fork in the middle of a step leads to in the child
+            except BaseException as error:
+                if self.resources.is_foreign:
+                    if isinstance(error, TRException | OSError):  # what a fork in the middle of a step leads to
+                        self.check_own()
+                    raise  # a signal handler's own, sys.exit() say
                 is_same = self.resources.worker is worker
                 if fast_path is not None and fast_path.sent_seq == seq and is_same:  # sent, and nobody waits for it
                     self._begin(Request(seq, command, parameters), is_private=True)
@@ -590,12 +595,16 @@ class Dispatcher(Nesting):
                 worker.give_up()  # the thread that has the turn gives it back
             self.notify()
         finally:
-            try:
-                self.in_turn(time.monotonic() + TURN_WAIT_S, TURN_WAIT_S, None, self._close)
-            except SessionBusy:  # that thread may wait for this one
-                if worker is not None:
-                    worker.process.terminate_tree()
-                raise
+            if not self.resources.is_foreign:  # a signal handler may have forked meanwhile
+                self._close_in_turn(worker)
+
+    def _close_in_turn(self, worker: WorkerHandle | None) -> None:
+        try:
+            self.in_turn(time.monotonic() + TURN_WAIT_S, TURN_WAIT_S, None, self._close)
+        except SessionBusy:  # that thread may wait for this one
+            if worker is not None:
+                worker.process.terminate_tree()
+            raise
 
     def _close(self) -> None:
         answered = [each for each in self._claims if each.seq in self._answered]
