@@ -146,7 +146,7 @@ def test_a_link_that_fails_leaves_the_earlier_file_alone(
     for name in ("one", "link"):
         put(tmp_path / name, name.encode())
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "injected")
 
     with monkeypatch.context() as patch:

@@ -136,6 +136,37 @@ def test_a_child_that_is_forked_at_any_moment_of_a_request_disturbs_none_of_its_
         assert session.fetch_response("say next") == "next"
 
 
+def test_a_child_that_exits_in_its_handler_in_the_middle_of_a_copy_gets_just_that_exception(workspace: Path) -> None:
+    large, parent, children = np.zeros(1 << 21), os.getpid(), []
+
+    def handle(*_: object) -> None:
+        child = os.fork()
+        if child == 0:
+            raise SystemExit
+        children.append(child)
+
+    with PythonSession(TOOLS, "forks", quiet_mode=True) as session:
+        session.calculate("total", large, timeout_ms=FOREVER_MS)
+        before = signal.signal(signal.SIGALRM, handle)
+        try:
+            for number in range(30):
+                signal.setitimer(signal.ITIMER_REAL, 2e-4 + number * 1e-4)
+                try:
+                    session.calculate("total", large, timeout_ms=FOREVER_MS)
+                except BaseException as error:
+                    if os.getpid() == parent:
+                        raise
+                    os._exit(0 if type(error) is SystemExit else 2)
+                if os.getpid() != parent:
+                    os._exit(3)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * len(children)
+        assert children
+
+
 @forks
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 def test_a_forked_child_finds_no_answer_and_ends_no_worker(channel: str) -> None:

@@ -19,7 +19,7 @@ from support import FOREVER_MS, TOOLS, Gate, run_python, script
 
 import tr_mmap
 from tr_mmap import BadMessage, PythonSession, PyTorchSession, ResponseTimeout, ScriptNotFound, SessionInUse
-from tr_mmap.controller.options import shown_ms
+from tr_mmap.controller.options import seconds_of, shown_ms
 
 SHOW = """\
 import json, os, sys
@@ -31,7 +31,21 @@ def show():
 server.run(sys.argv[1])
 """
 
+
+class Number:
+    """One that cannot be compared."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
 WRONG: list[tuple[str, Any]] = [
+    ("budget_nbytes", Number(-1)),
+    ("spin_us", Number(1001)),
+    ("start_timeout_ms", Number(-1)),
     ("framework", "jax"),
     ("framework", None),
     ("channel", "pipe"),
@@ -95,6 +109,19 @@ def test_a_wrong_option_is_refused_by_name_when_it_is_given(name: str, value: An
         PythonSession(**{name: value})
     assert caught.value.detail == name
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["budget_nbytes", "spin_us", "start_timeout_ms"])
+def test_a_number_of_any_class_is_an_option(name: str) -> None:
+    options = PythonSession(**{name: Number(5)})._options
+    assert getattr(options.transfer if name == "budget_nbytes" else options, name) == 5
+
+
+def test_a_number_of_any_class_is_a_timeout() -> None:
+    assert seconds_of(Number(5)) == 0.005
+    with pytest.raises(BadMessage) as caught:
+        seconds_of(Number(-5))
+    assert caught.value.detail == "timeout_ms"
 
 
 def test_a_text_with_bytes_that_are_no_utf_8_is_an_option() -> None:

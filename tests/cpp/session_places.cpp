@@ -461,6 +461,38 @@ TEST(session_started_with_few_descriptors_works_or_says_so) {
     }));
 }
 
+TEST(session_whose_start_lacks_descriptors_leaves_its_name_free) {
+    CHECK(holds_in_child([] {
+        struct rlimit limit = {};
+        ::getrlimit(RLIMIT_NOFILE, &limit);
+        limit.rlim_cur = 64;
+        CHECK(::setrlimit(RLIMIT_NOFILE, &limit) == 0);
+        bool has_started = false;
+        for (std::size_t spare = 0; spare <= 24 && !has_started; ++spare) {
+            std::vector<int> files;
+            for (int fd = 0; (fd = ::dup(0)) >= 0;) files.push_back(fd);
+            for (std::size_t i = 0; i < spare; ++i) {
+                ::close(files.back());
+                files.pop_back();
+            }
+            std::string directory;
+            {
+                PythonSession s(worker_script(), "free" + std::to_string(spare), true);
+                directory = s.session_dir();
+                try {
+                    s.start();
+                    has_started = true;
+                } catch (const SystemLimit&) {
+                    CHECK(!s.is_alive());
+                }
+            }  // the object ends while the descriptors are lacking still
+            for (const int fd : files) ::close(fd);
+            CHECK(!exists(directory));
+        }
+        CHECK(has_started);
+    }));
+}
+
 TEST(session_processes_are_not_misjudged_where_no_descriptor_is_left) {
     CHECK(holds_in_child([] {
         const pid_t sleeper = ::fork();

@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 from gateways import RunningGateway
-from starlette.requests import Request
 from starlette.responses import Response
 from support import wait_until
 
@@ -139,7 +138,7 @@ def replayed(replays: Replays, key: str, size: int = 0) -> bool:
         "query_string": b"",
         "headers": [(b"idempotency-key", key.encode()), (b"host", b"localhost")],
     }
-    call = Call(Request(scope, receive), "id", 1 << 20, 1.0, Principal("ada", frozenset(), "t", 0.0))
+    call = Call(scope, receive, 1 << 20, 1.0, principal=Principal("ada", frozenset(), "t", 0.0))
 
     async def do() -> Response:
         return Response(b"x" * size)

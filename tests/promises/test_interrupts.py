@@ -168,6 +168,47 @@ def test_no_step_at_which_a_handler_raises_costs_a_descriptor(
     reader.close()
 
 
+def calculate_anew(session: PythonSession) -> None:
+    session.calculate("echo", np.zeros(3000 + 1000 * session.stats().segments))
+
+
+def calculate_with_torch(session: PythonSession) -> None:
+    session.calculate("echo", pytest.importorskip("torch").ones(5))
+
+
+def fetch_what_was_sent(session: PythonSession) -> None:
+    session.send_tensor(np.ones(4), "t")
+    session.fetch_tensor("echo t")
+
+
+def send_only(session: PythonSession) -> None:
+    session.send_request("say on")
+
+
+def fail(session: PythonSession) -> None:
+    with pytest.raises(RemoteError):
+        session.fetch_response("missing")
+
+
+@pytest.mark.parametrize("options", [{}, {"auth": True}], ids=["mapped", "signed"])
+@pytest.mark.parametrize("ask", [calculate_anew, calculate_with_torch, fetch_what_was_sent, send_only, fail])
+def test_no_step_at_which_a_handler_raises_leaves_a_session_busy(
+    workspace: Path, options: dict[str, bool], ask: Callable[[PythonSession], None]
+) -> None:
+    with PythonSession(TOOLS, "idle", quiet_mode=True, **options) as session:  # type: ignore[misc] # mypy knows no names
+        ask(session)
+        step, is_interrupted = 1, True
+        while is_interrupted:
+            is_interrupted = interrupted_at(step, partial(ask, session))
+            assert session.wait_until_ready(10_000), step
+            assert not session.is_busy(), step
+            while session.new_response():
+                session.read_response()
+            assert session.fetch_response("say on", 10_000) == "on"
+            step += 1
+        assert step > 20
+
+
 def test_threads_of_a_handler_may_publish_and_lend_at_once(workspace: Path) -> None:
     store, receiver = SegmentWorkerTransfer(str(workspace), TransferOptions()), SegmentReader(str(workspace))
     wrong: list[str] = []

@@ -39,3 +39,11 @@ def test_a_store_with_faults_is_right_and_flat_and_leaves_nothing(
     is_full: bool, figures: Callable[[str], None]
 ) -> None:
     soak("--no-sessions", 600 if is_full else 8, figures)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_a_gateway_whose_processes_are_killed_answers_right_and_leaves_nothing(
+    is_full: bool, figures: Callable[[str], None]
+) -> None:
+    soak("--gateway", 600 if is_full else 8, figures)

@@ -110,8 +110,9 @@ def test_a_run_that_ended_while_it_was_cancelled_is_cancelled() -> None:
     run = Run(ComputeRequest(Algorithm("one", b"", None), {}, id="mine"))
 
     def be_cancelled() -> None:
-        with run.within(process):
-            run.cancel()
+        run.enter(process)
+        run.cancel()
+        run.leave()
 
     with process, pytest.raises(RunCancelled, match="mine"):
         be_cancelled()

@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from interrupts import forked_at
 from segment_sides import Sides
 from support import FRAMEWORKS
 
 import tr_mmap
-from tr_mmap.errors import SessionNotStarted
+from tr_mmap import Server
+from tr_mmap.errors import SessionNotStarted, StaleTensor
 from tr_mmap.native import drain
+from tr_mmap.shm.pool import SegmentPool
 from tr_mmap.shm.reader import SegmentReader
-from tr_mmap.wire.header import LEASE_PINNED, LEASE_WORD
+from tr_mmap.wire.header import LEASE_FREE, LEASE_PINNED, LEASE_WORD
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: SegmentPool(path, "segment").close(), lambda path: SegmentReader(path).close(), lambda _: Server()],
+    ids=["pool", "reader", "server"],
+)
+def test_a_fork_at_any_step_of_the_making_raises_nothing_in_a_hook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[str], Any]
+) -> None:
+    raised: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+    step = 1
+    while forked_at(step, lambda: make(str(tmp_path))):
+        step += 1
+    assert step > 3
+    assert raised == []
+
 
 # --- forks, guests and deaths -----------------------------------------------------------------------------------
 
@@ -40,6 +63,22 @@ class Child:
         """0 if it saw what it should."""
         os.close(self._write)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_a_forked_child_takes_no_lease_because_it_could_not_release_it(sides: Sides) -> None:
+    segment = sides.pool.publish(np.arange(1000))
+    view = sides.look(segment, "numpy")
+    del view
+    sides.settle()
+
+    def is_refused() -> bool:
+        with pytest.raises(StaleTensor):
+            sides.look(segment, "numpy")
+        return True
+
+    assert Child(is_refused).verdict() == 0
+    assert segment.words[LEASE_WORD] == LEASE_FREE
+    segment.release()
 
 
 @pytest.mark.parametrize("is_received_again", [False, True])

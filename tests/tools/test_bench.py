@@ -323,6 +323,47 @@ def test_pictures_are_drawn_as_png_and_svg(tmp_path):
     assert plots.draw_all(results(sweep=[]), tmp_path) == []
 
 
+def gateway_results() -> dict:
+    cell = stats.summarise([1_000_000, 2_000_000]).to_json()
+    cells = {
+        row: {"rate": rate, "rates": [rate], "bad": 0, **cell}
+        for row, rate in (("ours", 3000.0), ("ours-fresh", 100.0), ("triton", 2000.0), ("litserve", 500.0))
+    }
+    alone = {
+        "start_ms": 900.0,
+        "first_ms": 20.0,
+        "code_ms": 15.0,
+        "sandbox_ms": 14.0,
+        "python_ms": 300.0,
+        "idle_percent": 0.1,
+        "processes": 7,
+        "nbytes": 100 << 20,
+        "at_once": 16,
+        "at_once_right": 60,
+        "at_once_bad": 0,
+    }
+    absent = {"bentoml": "not installed: python3 -m venv"}
+    return {"json": cells, "large": {"ours": cell}, "alone": alone, "absent": absent, "failed": {}}
+
+
+def test_servers_are_compared_by_their_rates():
+    found = {"gateway": gateway_results()}
+    verdicts = {each.what + each.target: each for each in targets.judge([], found)}
+    litserve = next(each for each in verdicts.values() if each.target == "≥ 3 × LitServe")
+    bentoml = next(each for each in verdicts.values() if each.target == "≥ 3 × BentoML")
+    assert (litserve.measured, litserve.is_met, bentoml.is_met) == ("6.0 ×", True, None)
+    text = report.to_markdown(results(extras=found))
+    assert "| Triton, Python backend | 2,000 | 1.50 |" in text
+    assert "BentoML is absent: not installed: python3 -m venv" in text
+    assert report.headlines(results(extras=found))["gateway / triton"] == pytest.approx(2 / 3)
+
+
+def test_the_servers_are_drawn(tmp_path):
+    plots = pytest.importorskip("bench.plots", exc_type=ImportError)
+    paths = plots.draw_all(results(sweep=[], extras={"gateway": gateway_results()}), tmp_path)
+    assert {path.name for path in paths} == {"gateway.png", "gateway.svg"}
+
+
 def test_a_peer_that_is_not_installed_is_absent(monkeypatch):
     monkeypatch.setattr(PEERS["zmq"], "unavailable", lambda peer: "not installed: zmq" if peer.key == "zmq" else None)
     measured = sweep.Sweep(["semaphore", "zmq"], [1024], sweep.Limits.quick())

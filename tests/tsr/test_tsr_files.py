@@ -268,10 +268,10 @@ def test_the_name_leads_to_the_old_file_until_the_new_one_is_complete(
     original = system.rename
     seen: list[bytes] = []
 
-    def watch(source: str, target: str) -> None:
+    def watch(source: str, target: str, **options: Any) -> None:
         seen.append(bits(load(path)))
         seen.append(bits(load(source)))
-        original(source, target)
+        original(source, target, **options)
 
     monkeypatch.setattr(system, "rename", watch)
     save(path, -ARRAY)

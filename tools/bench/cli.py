@@ -37,12 +37,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="print each ratio beside an earlier run's")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="about how long the comparison may take")
     parser.add_argument("--one-core", action="store_true", help="everything on one core: no luck of the scheduler")
+    parser.add_argument("--servers", type=Path, metavar="DIR", help="virtual environments of the gateway's peers")
     parser.add_argument("--no-plots", action="store_true", help="write no plots")
     options = parser.parse_args(arguments)
     options.names = [name for name in options.only.replace(" ", ",").split(",") if name]
     unknown = [name for name in options.names if name not in PEERS and name not in EXTRAS]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join([*PEERS, *EXTRAS])}")
+    if options.servers is not None:
+        os.environ["TR_BENCH_SERVERS"] = str(options.servers.resolve())
     if options.publish:
         options.out = _PUBLISHED
     return options

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from .machine import one_line
 from .peers import OURS, PEERS
+from .peers.servers import SERVERS
 from .stats import format_nbytes, format_us
 
 __all__ = ["draw_all", "spread"]
@@ -272,17 +273,64 @@ def _bar_panel(axes: Axes, nbytes: int, keys: list[str], times: dict[str, dict[i
         axes.spines[side].set_visible(False)
 
 
+def draw_gateway(results: Results) -> Figure:
+    """Requests a second of each server of algorithms, and how long a request takes at half of that."""
+    labels = {row: label for peer in SERVERS.values() for row, label in peer.rows.items()}
+    cells = {row: each for row, each in results["extras"]["gateway"]["json"].items() if each["rate"]}
+    rows = sorted(cells, key=lambda row: -cells[row]["rate"])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 1.9 + 0.42 * len(rows)), sharey=True)
+    height = figure.get_figheight()
+    figure.subplots_adjust(left=0.22, right=0.97, top=1 - 1.15 / height, bottom=0.62 / height, wspace=0.08)
+    for place, row in enumerate(rows):
+        colour = _OURS if row.startswith("ours") else _STRONG if row == "triton" else _PEER
+        each = cells[row]
+        left.barh(place, each["rate"], height=0.6, color=colour, alpha=0.88, linewidth=0)
+        left.text(each["rate"], place, f" {each['rate']:,.0f}", va="center", fontsize=9)
+        right.plot(
+            [each["median_us"], each["p99_us"]], [place, place], color=colour, linewidth=3, solid_capstyle="butt"
+        )
+        right.plot(each["median_us"], place, "o", color=colour, markersize=6)
+        right.text(each["p99_us"] * 1.12, place, format_us(each["p99_us"]), va="center", fontsize=9)
+    left.set_yticks(range(len(rows)), [labels[row] for row in rows])
+    left.tick_params(axis="y", colors=_INK)
+    left.invert_yaxis()
+    left.set_xlim(0, max(each["rate"] for each in cells.values()) * 1.18)
+    left.set_xlabel("requests a second")
+    right.set_xscale("log")
+    right.set_xlim(
+        min(each["median_us"] for each in cells.values()) / 1.6, max(each["p99_us"] for each in cells.values()) * 2
+    )
+    right.xaxis.set_major_formatter(lambda us, _: format_us(us).replace(".00", "").replace(".0", ""))
+    right.minorticks_off()
+    right.set_xlabel("at half of that rate: median (dot) to 99th percentile")
+    for axes in (left, right):
+        axes.grid(visible=False, axis="y")
+    _title(
+        figure,
+        "x * 2 over HTTP",
+        "16 numbers as JSON, 8 connections. tr_mmap checks a token and runs the code in a sandbox; no other does.",
+        results,
+    )
+    for text, inches in zip(figure.texts, (0.12, 0.45, None), strict=True):
+        if inches is not None:
+            text.set_y(1 - inches / height)
+    return figure
+
+
 def draw_all(results: Results, directory: Path) -> list[Path]:
     """Write each picture as PNG and SVG.
 
     Returns:
         The paths written; none if the run has nothing to draw.
     """
-    if not any(row["ours_ratio"] for row in results["sweep"]):
-        return []
+    drawn: list[tuple[str, Callable[[Results], Figure]]] = []
+    if any(row["ours_ratio"] for row in results["sweep"]):
+        drawn += [("latency", draw_latency), ("bandwidth", draw_bandwidth), ("ratio", draw_bars)]
+    if any(each["rate"] for each in results["extras"].get("gateway", {}).get("json", {}).values()):
+        drawn.append(("gateway", draw_gateway))
     paths: list[Path] = []
     with plt.rc_context(_STYLE):
-        for name, draw in (("latency", draw_latency), ("bandwidth", draw_bandwidth), ("ratio", draw_bars)):
+        for name, draw in drawn:
             figure = draw(results)
             for suffix in ("png", "svg"):
                 path = directory / f"{name}.{suffix}"

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from .machine import one_line
 from .peers import OURS, PEERS
+from .peers.servers import SERVERS
 from .peers.stores import STORES
 from .stats import format_nbytes, format_ratio, format_us
 
@@ -121,7 +122,7 @@ def _extras(extras: dict[str, Results]) -> list[str]:
                 for name, each in sorted(found.items(), key=lambda item: item[1]["median_us"])
             ]
             parts += [f"## {title}", table(["", "median", "p99", "n"], lines)]
-    return parts + _store(extras.get("store", {}))
+    return parts + _store(extras.get("store", {})) + _gateway(extras.get("gateway", {}))
 
 
 def _store(found: Results) -> list[str]:
@@ -180,6 +181,61 @@ def _store_remarks(found: Results) -> list[str]:
     return remarks
 
 
+def _gateway(found: Results) -> list[str]:
+    """The tables of servers of algorithms, and of a gateway alone."""
+    parts: list[str] = []
+    labels = {row: label for peer in SERVERS.values() for row, label in peer.rows.items()}
+    cells = {row: each for row, each in found.get("json", {}).items() if each["rate"]}
+    if cells:
+        ours = cells.get("ours")
+        lines = [
+            [
+                labels[row],
+                f"{each['rate']:,.0f}",
+                format_ratio(ours["rate"] / each["rate"]) if ours and row != "ours" else "",
+                format_us(each["median_us"]),
+                format_us(each["p99_us"]),
+                str(each["bad"]),
+            ]
+            for row, each in sorted(cells.items(), key=lambda item: -item[1]["rate"])
+        ]
+        head = ["", "requests/s", "ours / theirs", "median at half of it", "p99 at half of it", "wrong or lost"]
+        parts += ["## `x * 2` over HTTP: 16 numbers as JSON, 8 connections", table(head, lines)]
+    large = {row: each for row, each in found.get("large", {}).items() if "median_us" in each}
+    if large:
+        lines = [
+            [labels[row], format_us(each["median_us"]), format_us(each["p99_us"]), str(each["n"])]
+            for row, each in sorted(large.items(), key=lambda item: item[1]["median_us"])
+        ]
+        parts += [
+            "## The same: 64 MiB as bytes, there and back, one connection",
+            table(["", "median", "p99", "n"], lines),
+        ]
+    if "alone" in found:
+        each = found["alone"]
+        lines = [
+            ["from its start until it listens", f"{each['start_ms']:,.0f} ms"],
+            ["its first simple code", f"{each['first_ms']:.1f} ms"],
+            ["simple code (`output = 1 + 1`), in a fresh process", f"{each['code_ms']:.1f} ms"],
+            ["the same, of an algorithm, with a spare process ready", f"{each['sandbox_ms']:.1f} ms"],
+            ["a registration that needs a sandbox of other limits", f"{each['python_ms']:.0f} ms"],
+            ["idle, all processes, of one core", f"{each['idle_percent']:.2f} %"],
+            [f"memory of all {each['processes']} processes (PSS)", f"{each['nbytes'] / (1 << 20):.0f} MiB"],
+        ]
+        parts += ["## A gateway alone", table(["", "measured"], lines)]
+    return parts
+
+
+def _gateway_remarks(found: Results) -> list[str]:
+    measured = [peer for peer in SERVERS.values() if peer.rows.keys() & found.get("json", {}).keys()]
+    remarks = [f"- {next(iter(peer.rows.values()))}: {peer.note}." for peer in measured if peer.note]
+    reasons = found.get("absent", {}) | found.get("failed", {}) | found.get("large", {}).get("failed", {})
+    for key, reason in reasons.items():
+        name = next(iter(SERVERS[key].rows.values())) if key in SERVERS else key
+        remarks.append(f"- {name} is absent: {reason}")
+    return remarks
+
+
 def to_markdown(results: Results) -> str:
     """The whole report."""
     keys, sizes = _keys(results), _sizes(results)
@@ -217,6 +273,7 @@ def to_markdown(results: Results) -> str:
         for (key, nbytes), reason in _reasons(results).items()
     ]
     remarks += _store_remarks(results["extras"].get("store", {}))
+    remarks += _gateway_remarks(results["extras"].get("gateway", {}))
     if remarks:
         parts += ["## Remarks", "\n".join(remarks)]
     return "\n\n".join(parts) + "\n"
@@ -237,6 +294,10 @@ def headlines(results: Results) -> dict[str, float]:
         each = results["extras"].get("store", {}).get(what, {})
         if "ours" in each and peer in each:
             found[f"store {what} / {peer}"] = each["ours"]["median_us"] / each[peer]["median_us"]
+    each = results["extras"].get("gateway", {}).get("json", {})
+    for peer in ("triton", "litserve", "bentoml"):  # how long a request takes, so that less is better here, too
+        if each.get("ours", {}).get("rate") and each.get(peer, {}).get("rate"):
+            found[f"gateway / {peer}"] = each[peer]["rate"] / each["ours"]["rate"]
     return found
 
 

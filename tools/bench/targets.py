@@ -201,6 +201,41 @@ def _store(found: dict[str, Any]) -> list[Verdict]:
     ]
 
 
+def _gateway(found: dict[str, Any]) -> list[Verdict]:
+    cells, alone = found.get("json", {}), found.get("alone", {})
+    ours = cells.get("ours", {})
+
+    def rate(peer: str) -> float | None:
+        theirs = cells.get(peer, {}).get("rate")
+        return ours["rate"] / theirs if ours and theirs else None
+
+    times = cells.get("triton", {}).get("p99_us")
+    right = alone.get("at_once_right")
+    return [
+        _at_least("gateway: JSON requests a second, 8 connections, with a token", 3, "LitServe", rate("litserve")),
+        _at_least("gateway: the same", 3, "BentoML", rate("bentoml")),
+        _at_least("gateway: the same", 1, "Triton's Python backend, without a token", rate("triton")),
+        _bound(
+            "gateway: p99 at half of the saturating rate",
+            1,
+            "Triton's",
+            ours["p99_us"] / times if times and "p99_us" in ours else None,
+        ),
+        _within("gateway: its start", 2000, "ms", alone.get("start_ms")),
+        _within("gateway: a sandbox for one run", 100, "ms", alone.get("sandbox_ms")),
+        _within("gateway: a sandbox of other limits, with Python and numpy", 500, "ms", alone.get("python_ms")),
+        _within("gateway: simple code", 50, "ms", alone.get("code_ms")),
+        _within("gateway: memory of all its processes", 512, "MiB", alone["nbytes"] / _MIB if alone else None),
+        _within("gateway: idle CPU", 1, "% of one core", alone.get("idle_percent")),
+        Verdict(
+            f"gateway: {alone.get('at_once', 16)} connections with fresh processes at once",
+            "all right",
+            f"{right} right, {alone['at_once_bad']} not" if right is not None else "not measured",
+            bool(right) and not alone["at_once_bad"] if right is not None else None,
+        ),
+    ]
+
+
 def _idle(idle: dict[str, Any]) -> Verdict:
     what, target = "idle pair", "≤ 0.5 % of one core, both processes together"
     if "controller_percent" not in idle:
@@ -244,6 +279,7 @@ def judge(rows: list[dict[str, Any]], extras: dict[str, dict[str, Any]]) -> list
         *_load(extras.get("files", {})),
         *_sandbox(extras.get("sandbox", {})),
         *_store(extras.get("store", {})),
+        *_gateway(extras.get("gateway", {})),
         _idle(extras.get("idle", {})),
         _memory(extras.get("memory", {})),
         _flood(extras.get("flood", {})),

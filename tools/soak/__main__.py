@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any, Final
 
 HERE: Final = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+sys.path[:0] = [str(HERE.parents[1]), str(HERE), str(HERE.parent)]
 
 import numpy as np  # noqa: E402 - the package is beside this directory, installed or not
+from gateway import soak_gateway  # noqa: E402
 from stores import StoreSoak  # noqa: E402
 
 from tr_mmap import PythonSession, RemoteError, ResponseTimeout, WorkerDied, sweep  # noqa: E402
@@ -398,6 +399,7 @@ def main() -> int:
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--no-store", action="store_true", help="sessions only")
     parts.add_argument("--no-sessions", action="store_true", help="the store only")
+    parts.add_argument("--gateway", action="store_true", help="a gateway only")
     options = parser.parse_args()
     seconds = options.seconds if options.seconds is not None else options.minutes * 60
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
@@ -405,6 +407,8 @@ def main() -> int:
     parent = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(prefix="tr_soak_", dir=parent) as directory:
         os.environ["TR_WORKSPACE"] = directory
+        if options.gateway:
+            return 0 if soak_gateway(seconds, seed, Path(directory)) else 1
         workspace = Path(directory)
         fds, threads = count_fds(os.getpid()), threading.active_count()
         soak = Soak(seed, workspace, has_sessions=not options.no_sessions, has_store=not options.no_store)

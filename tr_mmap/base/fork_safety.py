@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from .unpatched import unpatched
 
-__all__ = ["ForkAware", "at_fork", "for_each"]
+__all__ = ["ForkAware", "at_fork", "for_each", "this_process"]
 
 _T = TypeVar("_T")
 _ATTEMPTS: Final = 10  # one interrupt is likely, ten in a row are an error of the code
@@ -70,8 +70,30 @@ def _twice(hook: Callable[[], None]) -> tuple[Callable[[], None], Callable[[], N
     return first, second
 
 
+class _ThisProcess:
+    """The process that runs this code. A signal handler may fork between any two steps of ours.
+
+    If the child's handler then raises, ``sys.exit()`` say, the interrupted call unwinds in the child too. What it would
+    undo there is its parent's. So keep the mark when a work begins, and undo it only while that is still the mark. A
+    comparison is no call, so no handler comes between it and the system call after it; ``os.getpid()`` is one.
+
+    Attributes:
+        mark: an object; another one in a forked child.
+    """
+
+    __slots__ = ("mark",)
+
+    def __init__(self) -> None:
+        self.mark = object()
+
+
+this_process: Final = _ThisProcess()
+
+
 class ForkAware:
     """Registers itself for forks when it is created. A subclass need not be hashable.
+
+    The hooks may be called as soon as it has. So a subclass first sets what its hooks use.
 
     Attributes:
         is_foreign: this process is a forked child of the one that made the object. The object's resources belong to
@@ -115,5 +137,10 @@ def _in_child() -> None:
     for_each(_all(), _tell_in_child)
 
 
+def _mark_child() -> None:
+    this_process.mark = object()
+
+
+at_fork(after_in_child=_mark_child)  # the first of all hooks: the others may ask for the mark
 # Before the fork too: between the fork and the hook after it, another thread may drop a view that the child has.
 at_fork(before=_in_parent, after_in_parent=_in_parent, after_in_child=_in_child)

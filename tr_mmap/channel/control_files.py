@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from ..base import system
+from ..base.fork_safety import this_process
 from ..base.identifiers import spill_sender
 from ..errors import BadMessage, HostilePath
 from ..wire.messages import MAX_MESSAGE_NBYTES, SPILL_SUFFIX
@@ -82,6 +83,7 @@ class Spills:
     def __init__(self, directory: str, role: Role) -> None:
         self._directory = system.KnownDir(directory)
         self._role = role
+        self._owner = this_process.mark
         self._count = 0
         self._token = secrets.token_hex(4)  # of this end, because an earlier one may have left spills
         self._last = "", b""  # name and text of the last one that was read; its line may be put back and taken again
@@ -101,7 +103,7 @@ class Spills:
         try:
             system.write_all(fd, text)
         except BaseException:
-            system.unlink(path)
+            system.unlink(path, owner=self._owner)
             raise
         finally:
             system.close(fd)
@@ -140,7 +142,7 @@ class Spills:
         if self._role is Role.CONTROLLER and not is_too_long:
             self._last = name, text
         try:
-            system.unlink(path)
+            system.unlink(path, owner=self._owner)
         except OSError:
             pass  # it is removed with the session's directory
         if is_too_long:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..base import system
+from ..base.fork_safety import this_process
 from ..errors import HostilePath, MissingPackage, OutOfSpace, SemaphoresUnavailable
 from ..native import Semaphore
 from ..native.semaphore_names import create_semaphore, unlink_semaphore
@@ -31,10 +32,11 @@ class Doorbell:
         wait: waits for a ring, for so many seconds; False when the time is over.
     """
 
-    __slots__ = ("name", "ring", "semaphore", "wait")
+    __slots__ = ("_owner", "name", "ring", "semaphore", "wait")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._owner = this_process.mark
         try:
             self.semaphore = semaphore = Semaphore(name)
         except ImportError as error:
@@ -55,6 +57,7 @@ class Doorbell:
             SystemLimit: no descriptor or mapping can be had.
             MissingPackage: here it needs posix_ipc.
         """
+        owner = this_process.mark
         try:
             create_semaphore(name)
         except ImportError as error:
@@ -80,7 +83,8 @@ class Doorbell:
         try:
             return cls(name)
         except BaseException:
-            unlink_semaphore(name)
+            if this_process.mark is owner:  # else a signal handler has forked: it is the parent's
+                unlink_semaphore(name)
             raise
 
     @classmethod
@@ -107,7 +111,9 @@ class Doorbell:
         return cls(name)
 
     def unlink(self) -> None:
-        """Remove the name; both open ends go on working, and nothing is left if both die."""
+        """Remove the name; both open ends go on working, and nothing is left if both die. Not in a forked child."""
+        if this_process.mark is not self._owner:
+            return
         try:
             unlink_semaphore(self.name)
         except FileNotFoundError:

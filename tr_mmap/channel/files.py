@@ -18,6 +18,7 @@ from typing import ClassVar, Final
 
 from ..base import system
 from ..base.atomic import replacement
+from ..base.fork_safety import this_process
 from ..base.wakes import Wakes
 from ..errors import BadMessage, HostilePath, ResponseTimeout, SystemLimit
 from ..protocol.legacy import silence_of
@@ -84,6 +85,7 @@ class FileChannel(Channel):
         self._known_dir = system.KnownDir(directory)
         self._is_worker = role is Role.WORKER
         self._owner_pid = os.getpid()
+        self._owner = this_process.mark
         self._out = os.path.join(directory, f"{role.value}.json")
         self._in = os.path.join(directory, f"{role.peer.value}.json")
         self._status = os.path.join(directory, STATUS_FILE)
@@ -128,7 +130,7 @@ class FileChannel(Channel):
 
     def _put(self, path: str, data: bytes) -> None:
         if self._is_there():
-            with replacement(path) as fd:
+            with replacement(path, owner=self._owner) as fd:
                 system.write_all(fd, data)
 
     def _get(self, path: str) -> bytes | None:
@@ -242,7 +244,7 @@ class FileChannel(Channel):
             message = self._get(self._in)
         except (BadMessage, HostilePath):  # but at a limit of the system the message stays, to be read later
             try:
-                system.unlink(self._in)  # else the same bad message would be found for ever
+                system.unlink(self._in, owner=self._owner)  # else the same bad message would be found for ever
             except OSError:
                 pass  # a directory; the first error says so
             raise
@@ -251,7 +253,7 @@ class FileChannel(Channel):
         if os.getpid() != self._owner_pid:  # a signal handler has forked: the message is its parent's
             return None
         self._messages_taken, self._last = taken + 1, message
-        system.unlink(self._in)
+        system.unlink(self._in, owner=self._owner)
         return message
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:

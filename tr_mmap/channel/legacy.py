@@ -156,7 +156,7 @@ class LegacyChannel(FileChannel):
 
     def _discard(self) -> None:
         try:
-            system.unlink(self._in)
+            system.unlink(self._in, owner=self._owner)
         except OSError:
             pass  # a directory; the next receive() says so
 
@@ -178,7 +178,7 @@ class LegacyChannel(FileChannel):
             return was_quiet and not self._is_another_s_response_due()
         self._was_in_another = False
         try:
-            system.unlink(self._in)
+            system.unlink(self._in, owner=self._owner)
         except OSError:
             return True  # a directory; the next receive() says so
         self._is_quiet = False

@@ -33,6 +33,7 @@ from math import inf
 from typing import Final
 
 from ..base import system
+from ..base.fork_safety import this_process
 from ..base.identifiers import is_doorbell_name
 from ..errors import BadMessage, TRException
 from ..native import IS_COMPILED, ChannelParts, Heartbeat, MessagePage, Mirror
@@ -95,6 +96,7 @@ class MappedChannel(Channel):
 
     def __init__(self, directory: str, role: Role, fds: list[int], doorbells: list[Doorbell]) -> None:
         self._directory = directory
+        self._owner = this_process.mark
         self._role = role
         request_fd, response_fd, status_fd = fds
         request_view = system.map_write(request_fd, MESSAGE_PAGE_NBYTES)
@@ -436,7 +438,7 @@ class MappedChannel(Channel):
             doorbell.unlink()
 
     def close(self) -> None:
-        if not self._is_closed:
+        if not self._is_closed and this_process.mark is self._owner:  # in a forked child it is the parent's
             self._is_closed = True
             self.unlink()
             for doorbell in self._doorbells:

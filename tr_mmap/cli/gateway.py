@@ -62,6 +62,7 @@ def serve(config: Annotated[Path, _CONFIG] = _DEFAULT) -> None:
         gateway = Gateway(read)
     except TRException as error:
         _fail(str(error), _WRONG if isinstance(error, BadConfig) else _BROKEN)
+    gateway.request_log.write_to(sys.stderr.fileno())
     try:
         did_listen = gateway.serve(lambda url: typer.echo(f"serving on {url}; documentation at {url}/docs", err=True))
     except OSError as error:

@@ -74,8 +74,8 @@ class Dispatcher(Nesting):
         pending, worker = self._pending, self.resources.worker
         if worker is None or self._held is not None:
             return False
-        if pending is None:  # but a call on the fast path notes nothing else
-            return worker.fast_path is not None and self.transfer.has_request_in_flight
+        if pending is None:  # but a call on the fast path, which has the turn, notes nothing else
+            return worker.fast_path is not None and self._turn.owner != 0 and self.transfer.has_request_in_flight
         # Looked at again, because another thread may have taken the answer before the look for a message.
         return not worker.channel.has_message() and self._pending is pending
 
@@ -128,6 +128,8 @@ class Dispatcher(Nesting):
             try:
                 result = fast_path.call(seq, message, tensors, left_s)
             except BaseException:  # Ctrl-C too
+                if self.resources.is_foreign:  # a signal handler has forked, and raised in the child
+                    raise
                 if fast_path.sent_seq == seq and self.resources.worker is worker:
                     self._begin(Request(seq, *parse_command(message)), is_private=True)
                 else:
@@ -145,6 +147,10 @@ class Dispatcher(Nesting):
                 transfer.withdraw()  # nothing was sent
                 pending = self._send(message, tensors, deadline_s, timeout_s, framework, may_use_fast_path=False)
             return self._await(pending, deadline_s, timeout_s, framework)
+        except BaseException:
+            if not is_nested and turn.owner == me:
+                self._end_interrupted()
+            raise
         finally:
             if is_nested:
                 self._current = outer
@@ -252,8 +258,11 @@ class Dispatcher(Nesting):
                 if has_asked_for_room or not self._ask_for_room(worker, error, deadline_s):
                     raise
                 has_asked_for_room = True
-            except BaseException:
-                self.check_own()  # whatever a fork in the middle of a step leads to in the child
+            except BaseException as error:
+                if self.resources.is_foreign:
+                    if isinstance(error, TRException | OSError):  # what a fork in the middle of a step leads to
+                        self.check_own()
+                    raise  # a signal handler's own, sys.exit() say
                 is_same = self.resources.worker is worker
                 if fast_path is not None and fast_path.sent_seq == seq and is_same:  # sent, and nobody waits for it
                     self._begin(Request(seq, command, parameters), is_private=True)
@@ -586,12 +595,16 @@ class Dispatcher(Nesting):
                 worker.give_up()  # the thread that has the turn gives it back
             self.notify()
         finally:
-            try:
-                self.in_turn(time.monotonic() + TURN_WAIT_S, TURN_WAIT_S, None, self._close)
-            except SessionBusy:  # that thread may wait for this one
-                if worker is not None:
-                    worker.process.terminate_tree()
-                raise
+            if not self.resources.is_foreign:  # a signal handler may have forked meanwhile
+                self._close_in_turn(worker)
+
+    def _close_in_turn(self, worker: WorkerHandle | None) -> None:
+        try:
+            self.in_turn(time.monotonic() + TURN_WAIT_S, TURN_WAIT_S, None, self._close)
+        except SessionBusy:  # that thread may wait for this one
+            if worker is not None:
+                worker.process.terminate_tree()
+            raise
 
     def _close(self) -> None:
         answered = [each for each in self._claims if each.seq in self._answered]

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..base import system
+from ..base.fork_safety import this_process
 from ..base.identifiers import check_tag, is_plain_tag, is_result_name, tensor_file
 from ..errors import MissingTag, StaleTensor
 from ..protocol.messages import Response, TensorRef
@@ -135,6 +136,7 @@ def _take_file(directory: str, tag: str, framework: str) -> Any:
     except OSError:
         return None
     taken = os.path.join(directory, tensor_file(f".received_{os.getpid()}_{threading.get_ident()}"))
+    owner = this_process.mark
     try:
         system.rename(path, taken)  # so that no other thread takes it, and no later write reaches it
     except FileNotFoundError:
@@ -142,7 +144,7 @@ def _take_file(directory: str, tag: str, framework: str) -> Any:
     try:
         tensor = load(taken, framework=framework)
     except BaseException:
-        system.rename(taken, path)
+        system.rename(taken, path, owner=owner)
         raise
-    system.unlink(taken)
+    system.unlink(taken, owner=owner)
     return tensor

@@ -64,6 +64,10 @@ class Nesting(Responses):
             else:
                 turn.owner = me
             return action(*arguments)
+        except BaseException:
+            if not is_nested and turn.owner == me:
+                self._end_interrupted()
+            raise
         finally:
             if is_nested:
                 self._current = outer
@@ -99,14 +103,17 @@ class Nesting(Responses):
         worker, taken = self.worker(), self._taken
         if worker.fast_path is not None and worker.fast_path.is_receiving:
             raise SessionBusy("the interrupted code is taking a response of this session at this moment; ask later")
-        if taken is not None:  # else the worker could use the segments of its tensors for its next results
-            if taken.outcome is None:
-                taken.outcome = self._outcome(taken.response, taken.framework)
-                if taken.claim is not None and not isinstance(taken.outcome, SystemLimit):
-                    taken.claim.outcome = taken.outcome
-        elif self._current is not None:
+        if taken is not None and taken.outcome is None:  # the worker could use its segments for its next results
+            outcome = self._outcome(taken.response, taken.framework)
+            if taken.outcome is None:  # else a handler that has interrupted this one was faster
+                taken.outcome = outcome
+                if taken.claim is not None and not isinstance(outcome, SystemLimit):
+                    taken.claim.outcome = outcome
+        current = self._current
+        # What was taken may be of an outer call, which the interrupted one has interrupted itself.
+        if current is not None and (taken is None or taken.response.seq != current[0]):
             try:
-                self._answer_interrupted(worker, *self._current, deadline_s, timeout_s)
+                self._answer_interrupted(worker, *current, deadline_s, timeout_s)
             except ResponseTimeout:
                 raise self._unanswered(worker, _command_of(message), timeout_s, is_sent=False) from None
         return self.transfer.suspend()
@@ -157,6 +164,20 @@ class Nesting(Responses):
         except Answered:
             return
         self._keep(seq, outcome, is_public)
+
+    def _end_interrupted(self) -> None:
+        """An exception ends the call that has the turn: note its request if it was sent; else, that there is none.
+
+        A signal handler's exception may come after the request was sent, or its response taken, and before that was
+        noted.
+        """
+        if self._pending is not None or not self.transfer.has_request_in_flight or self.resources.is_foreign:
+            return
+        current, worker = self._current, self.resources.worker
+        if current is not None and worker is not None and self._is_sent(worker, current[0]):
+            self._begin(Request(current[0], *parse_command(current[1])), is_private=True)
+        else:
+            self.transfer.withdraw()
 
     def _is_sent(self, worker: WorkerHandle, seq: int) -> bool:
         """Whether the request of an interrupted call was sent."""

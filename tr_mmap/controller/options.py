@@ -102,15 +102,18 @@ class SessionOptions:
         check_views(views)
         for name, value in (("auth", auth), ("checksum", checksum), ("replace", replace)):
             check_bool(name, value)
-        if budget_nbytes is not None and not (_is_whole(budget_nbytes) and budget_nbytes >= 0):
+        budget = None if budget_nbytes is None else _whole_of(budget_nbytes)
+        if budget_nbytes is not None and (budget is None or budget < 0):
             raise _bad("budget_nbytes", budget_nbytes, "a number of bytes, or None for no limit")
-        if not _is_real(spin_us) or not 0 <= spin_us <= MAX_SPIN_US:
+        spin = _real_of(spin_us)
+        if spin is None or not 0 <= spin <= MAX_SPIN_US:
             raise _bad("spin_us", spin_us, f"a number of microseconds, 0 to {MAX_SPIN_US:.0f}")
-        if start_timeout_ms is not None and not (_is_real(start_timeout_ms) and start_timeout_ms >= 0):
+        start_ms = None if start_timeout_ms is None else _real_of(start_timeout_ms)
+        if start_timeout_ms is not None and (start_ms is None or not start_ms >= 0):
             raise _bad("start_timeout_ms", start_timeout_ms, "a number of milliseconds, or None for no limit")
         check_options(channel, auth=auth, checksum=checksum)
         transfer = TransferOptions(
-            budget_nbytes=None if budget_nbytes is None else int(budget_nbytes),
+            budget_nbytes=budget,
             block_ms=DEFAULT_TIMEOUT_MS if at_budget == "block" else 0.0,
             checksum=checksum,
         )
@@ -123,10 +126,10 @@ class SessionOptions:
             framework=framework,  # type: ignore[arg-type] # checked above
             channel=channel,  # type: ignore[arg-type] # checked above
             auth=auth,
-            spin_us=float(spin_us),
+            spin_us=spin,
             views=views,  # type: ignore[arg-type] # checked above
             replace=replace,
-            start_timeout_ms=None if start_timeout_ms is None else float(start_timeout_ms),
+            start_timeout_ms=start_ms,
             args=_args_of(args),
             env=_env_of(env),
             cwd=None if cwd is None else _dir_of(cwd),
@@ -143,9 +146,10 @@ def seconds_of(timeout_ms: Any) -> float:
     """
     if timeout_ms is None:
         return math.inf
-    if not _is_real(timeout_ms) or not timeout_ms >= 0:
+    found_ms = _real_of(timeout_ms)
+    if found_ms is None or not found_ms >= 0:
         raise _bad("timeout_ms", timeout_ms, "a number of milliseconds, 0 or more, or None for no limit")
-    return float(timeout_ms) / 1000
+    return found_ms / 1000
 
 
 def shown_ms(timeout_ms: float) -> str:
@@ -172,22 +176,24 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise _bad(name, value, " or ".join(repr(each) for each in choices))
 
 
-def _is_whole(value: Any) -> bool:
+def _whole_of(value: Any) -> int | None:
+    """The whole number that an object stands for; None if it is none. It may be of any class, and not comparable."""
+    if isinstance(value, bool):
+        return None
     try:
-        index(value)
+        return index(value)
     except Exception:  # an array of several numbers, say
-        return False
-    return not isinstance(value, bool)
+        return None
 
 
-def _is_real(value: Any) -> bool:
+def _real_of(value: Any) -> float | None:
+    """As :func:`_whole_of`, for any number."""
     if isinstance(value, bool | str | bytes | bytearray) or getattr(value, "shape", ()) != ():
-        return False
+        return None
     try:
-        float(value)
+        return float(value)
     except Exception:  # it is no number, or too large for one
-        return False
-    return True
+        return None
 
 
 def _path_of(name: str, path: object) -> str:

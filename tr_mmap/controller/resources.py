@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from ..base import system
-from ..base.fork_safety import ForkAware
+from ..base.fork_safety import ForkAware, this_process
 from ..base.identifiers import is_result_name, spill_sender
 from ..channel.authenticated import RejectionCounter, protect
 from ..channel.interface import Role
@@ -61,7 +61,9 @@ class SessionResources(ForkAware):
     """
 
     def __init__(self, options: SessionOptions, workspace: Workspace | None = None) -> None:
-        super().__init__()
+        self._owner = this_process.mark
+        self.worker: WorkerHandle | None = None
+        super().__init__()  # now: its hook uses the worker
         self.options = options
         self.session_id = options.session_id
         self.rejections = RejectionCounter()
@@ -72,7 +74,6 @@ class SessionResources(ForkAware):
         self._spare = system.SpareDescriptors()  # taken while it starts, so that a start that fails can clean up
         self._was_started = False
         self._log_path = ""  # of the worker, if the log is outside the directory
-        self.worker: WorkerHandle | None = None
         self.last_pid = 0  # of the worker that was started last
         self._sweep()
         self._guard = self._new_guard()
@@ -93,7 +94,7 @@ class SessionResources(ForkAware):
 
     def forked_in_child(self) -> None:
         """End every wait for the worker: a handler may have forked during one, which goes on in the child."""
-        worker: WorkerHandle | None = getattr(self, "worker", None)
+        worker = self.worker
         if worker is not None:
             worker.watch.deaths.append(worker.process.identity)
 
@@ -128,8 +129,9 @@ class SessionResources(ForkAware):
         except OSError:
             pass  # then the lock alone tells whether the directory is ours
         except BaseException:  # a signal handler's
-            self.workspace.release(self.session_id)
-            self._lock.drop()
+            if this_process.mark is self._owner:  # else it has forked, and raised in the child
+                self.workspace.release(self.session_id)
+                self._lock.drop()
             raise
         return path
 
@@ -160,7 +162,9 @@ class SessionResources(ForkAware):
         return manifest is None or manifest.controller == Identity.current()
 
     def _give_up(self) -> None:
-        """Remove the directory, if it is this object's. May be called again."""
+        """Remove the directory, if it is this object's. May be called again. Does nothing in a forked child."""
+        if this_process.mark is not self._owner:
+            return
         self._spare.free()
         if self._lock.is_held:
             # Else somebody has removed it by hand, and the name is another session's by now.
@@ -207,7 +211,7 @@ class SessionResources(ForkAware):
             self._start(quiet=quiet, on_end=on_end)
             self._was_started = True
         except BaseException:
-            if not self._was_started and not self.is_foreign:  # a signal handler may have forked meanwhile
+            if not self._was_started:
                 self._give_up()
             raise
         finally:
@@ -254,6 +258,8 @@ class SessionResources(ForkAware):
                 worker.fast_path = controller_fast_path(channel, self.transfer, worker.watch.deaths)
             self.worker, self.last_pid = worker, process.pid
         except BaseException:
+            if this_process.mark is not self._owner:  # a signal handler has forked meanwhile
+                raise
             self._spare.free()
             try:
                 if process is not None:
@@ -278,7 +284,7 @@ class SessionResources(ForkAware):
         try:
             worker.end()
         finally:
-            if killed := worker.process.killed:
+            if (killed := worker.process.killed) and this_process.mark is self._owner:
                 self.workspace.release_of(killed)
 
     def _remove_leftovers(self) -> None:
@@ -288,7 +294,7 @@ class SessionResources(ForkAware):
         """
         for name in system.list_dir(self.directory):
             if is_result_name(name) or spill_sender(name):
-                system.unlink(os.path.join(self.directory, name))
+                system.unlink(os.path.join(self.directory, name), owner=self._owner)
 
     def release(self) -> None:
         """End the worker if it lives, and remove the directory. May be called again.
@@ -303,7 +309,8 @@ class SessionResources(ForkAware):
                 self._end(self.worker)
             self.worker = None
         finally:
-            self.transfer.close()
-            self._give_up()
-            remove_log(self._log_path)
+            if this_process.mark is self._owner:  # else a signal handler has forked meanwhile
+                self.transfer.close()
+                self._give_up()
+                remove_log(self._log_path)
         self._end_guard()  # last, and only if all went well

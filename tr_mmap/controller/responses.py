@@ -217,8 +217,8 @@ class Responses:
 
     def _await(self, pending: Request, deadline_s: float, timeout_s: float, framework: str | None) -> Result:
         """The result of a request, with its tensors unless ``framework`` is None."""
-        if self._answers and (answer := self._answers.pop(pending.seq, None)) is not None:
-            return opened(answer)
+        if pending.seq in self._answered:
+            return self._answer_to(pending.seq)
         worker = self.resources.worker or self.worker()
         is_quick = framework is None or (framework == "numpy" and self.transfer.has_quick_views)
         if worker.fast_path is not None and is_quick and self._held is None:
@@ -235,18 +235,26 @@ class Responses:
             except BaseException:  # for example Ctrl-C after the response was taken
                 worker.channel.put_back()
                 raise
-        if self._answers and (answer := self._answers.pop(pending.seq, None)) is not None:
-            return opened(answer)
-        if pending.seq in self._answered:  # the answer is in a claim
-            raise Answered
+        if pending.seq in self._answered:
+            return self._answer_to(pending.seq)
         try:
             return opened(self._await_outcome(pending, deadline_s, timeout_s, framework))
         except Answered:
-            if pending.seq in self._answers:
-                return opened(self._answers.pop(pending.seq))
-            if self.resources.worker is not worker and pending.seq not in self._answered:  # a signal handler ended it
+            if pending.seq in self._answered:
+                return self._answer_to(pending.seq)
+            if self.resources.worker is not worker:  # a signal handler ended it
                 raise self.worker_died(worker) from None
             raise
+
+    def _answer_to(self, seq: int) -> Result:
+        """The result that a signal handler has taken for the call that it interrupted.
+
+        Raises:
+            Answered: any thread may take the result: it is in a claim.
+        """
+        if seq not in self._answers:
+            raise Answered
+        return opened(self._answers.pop(seq))
 
     def _await_outcome(
         self, pending: Request, deadline_s: float, timeout_s: float, framework: str | None, claim: Claim | None = None
@@ -329,11 +337,12 @@ class Responses:
 
     def _keep(self, seq: int, outcome: Result | Exception, is_public: bool) -> None:
         """Keep what came in response to the request of an interrupted call."""
-        self._answered.add(seq)
         if is_public:
+            self._answered.add(seq)
             self._keep_public(seq, outcome)
         else:
-            self._answers[seq] = outcome
+            self._answers[seq] = outcome  # no call is before the next line's, so no signal handler
+            self._answered.add(seq)
 
     def _keep_public(self, seq: int, outcome: Result | Exception) -> None:
         claim = self._claim_of(seq)

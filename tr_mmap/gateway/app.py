@@ -18,7 +18,7 @@ from starlette.routing import Match
 
 from ..errors import TRException
 from . import api
-from .calls import Call, answer, error_response, json_response, new_request_id
+from .calls import Call, answer, error_response, json_response
 from .config import is_loopback
 from .errors import BadRequest, Forbidden, NotFound, Overloaded, Unauthorized
 from .logs import log
@@ -26,12 +26,13 @@ from .metrics import CONTENT_TYPE
 from .openapi import describe_routes
 from .route import Route
 from .routes import ROUTES
+from .service import Service
 from .tokens import Principal
 
 if TYPE_CHECKING:
     from .gateway import Gateway
 
-__all__ = ["make_app"]
+__all__ = ["Front", "make_app", "with_usual"]
 
 Scope = dict[str, Any]
 Message = MutableMapping[str, Any]
@@ -48,6 +49,7 @@ _REASONS: Final = {401: "unauthorized", 403: "forbidden", 429: "rate"}
 _NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _NO_FRAMES: Final = (b"content-security-policy", b"frame-ancestors 'none'")
+_MOST_HOSTS: Final = 256
 _CHANGES: Final = frozenset({"POST", "PUT", "DELETE", "PATCH"})
 
 
@@ -56,20 +58,25 @@ class Front:
 
     Args:
         gateway: whose requests they are.
+
+    Attributes:
+        hot: the hot routes, by method and path.
+        max_body_nbytes: of a request.
     """
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._config = config = gateway.config
         server = config.server
-        self._max_body_nbytes = server.max_body_mb << 20
+        self.max_body_nbytes = server.max_body_mb << 20
         names = {"localhost", "127.0.0.1", "[::1]", *server.allowed_hosts}
         if server.host not in ("0.0.0.0", "::"):
             names.add(server.host)
         self._hosts = frozenset(each.lower() for each in names)
+        self._known_hosts: dict[str, bool] = {}  # what was found of those that were asked for
         self._is_any_host = "*" in names
         self._origins = frozenset(each.rstrip("/").lower() for each in server.allowed_origins)
-        self._hot = {(each.method, each.path): each for each in ROUTES if each.is_hot}
+        self.hot = {(each.method, each.path): each for each in ROUTES if each.is_hot}
         self._framework = _make_framework(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,13 +86,7 @@ class Front:
         if scope["type"] != "http":  # there are no others
             await send({"type": "websocket.close", "code": 1000})
             return
-        request = Request(scope, receive)
-        call = Call(
-            request,
-            new_request_id(request.headers.get("x-request-id")),
-            self._max_body_nbytes,
-            self._config.server.body_timeout_s,
-        )
+        call = Call(scope, receive, self.max_body_nbytes, self._config.server.body_timeout_s)
         scope.setdefault("state", {})["call"] = call
         scope["tr.route"] = ""
         status, is_stranger = 500, False
@@ -94,7 +95,7 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _with_usual(message["headers"], call)
+                message["headers"] = with_usual(message["headers"], call)
             await send(message)
 
         try:
@@ -106,52 +107,65 @@ class Front:
             try:
                 await self._gateway.start()
             except TRException as error:  # of a mounted one, whose first request this is
-                self._tell_fault(call, error)
+                self.tell_fault(call, error)
                 await error_response(call, error)(scope, receive, note)
                 return
-            hot = self._hot.get((scope["method"], get_route_path(scope)))
+            path = get_route_path(scope) if scope.get("root_path") else scope["path"]
+            hot = self.hot.get((scope["method"], path))
             if hot is not None:
                 response = await self.serve(hot, call)
-                await response(scope, receive, note)
+                status = response.status_code
+                await _send_at_once(response, call, send)
             else:
                 await self._framework(scope, receive, note)
         finally:
-            self._finish(call, scope["tr.route"], status, is_stranger)
+            self.finish(call, scope["tr.route"], status, is_stranger=is_stranger)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has started, and is not about to end."""
+        return self._gateway.has_started and not self._gateway.is_closing
+
+    @property
+    def service(self) -> Service:
+        """Of its gateway, which has started."""
+        return self._gateway.service
 
     async def serve(self, route: Route, call: Call) -> Response:
         """Answer a request of a route."""
-        call.request.scope["tr.route"] = route.path
+        call.scope["tr.route"] = route.path
 
         def on_fault(error: BaseException) -> None:
-            self._tell_fault(call, error)
+            self.tell_fault(call, error)
 
         async def run(call: Call) -> Response:
             return await route.endpoint(self._gateway.service, call)
 
         async def do(call: Call) -> Response:
             if route.scope is not None:
-                self._admit(route.scope, call)
+                self.admit(route.scope, call)
             if route.takes_key:
                 return await self._gateway.replays.answer(call, lambda: answer(call, run, on_fault))
             return await run(call)
 
         return await answer(call, do, on_fault)
 
-    def _admit(self, scope: str, call: Call) -> None:
-        """
+    def admit(self, scope: str, call: Call) -> None:
+        """Let a request pass.
+
         Raises:
             Unauthorized, Forbidden, RateLimited: the request's token does not grant it.
         """
-        given = call.request.headers.getlist("authorization")
+        given = call.headers(b"authorization")
         scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthorized("this needs a token: send the header Authorization: Bearer TOKEN; see tr-mmap token")
-        principal = call.principal = self._principal(token.strip(), _network_of(call.client))
+        principal = call.principal = self._principal(token.strip(), call)
         self._gateway.rates.take(principal.token_id, time.monotonic())
         if "{" not in scope:
             principal.check(scope)
 
-    def _principal(self, token: str, network: str) -> Principal:
+    def _principal(self, token: str, call: Call) -> Principal:
         """Whose a token is.
 
         Raises:
@@ -163,6 +177,7 @@ class Front:
         known = gateway.tokens.known(token)
         if known is not None:
             return known
+        network = _network_of(call.client)
         gateway.failures.check(network, now_s)
         try:
             return gateway.tokens.verify(token)
@@ -172,24 +187,33 @@ class Front:
 
     def _refusal(self, call: Call) -> Response | None:
         """The answer to a request that no route should see."""
-        headers = call.request.headers
         if self._gateway.is_closing:
             return error_response(call, Overloaded("the gateway is about to end; try again", retry_after_s=1.0))
-        if len(headers.getlist("host")) != 1 or not self._is_known_host(headers["host"]):
+        hosts = call.headers(b"host")
+        if len(hosts) != 1 or not self.is_known_host(hosts[0]):
             return error_response(
                 call, BadRequest("the header Host names no host of this gateway; see [server] allowed_hosts")
             )
-        origin = headers.get("origin")
+        origin = call.header(b"origin")
         if origin is not None and origin.rstrip("/").lower() not in self._origins and not self._is_own(origin, call):
             return error_response(
                 call, Forbidden("scripts of other pages may not ask here; see [server] allowed_origins")
             )
-        path, _, _ = (call.request.scope.get("raw_path") or b"").partition(b"/records/")  # whose ids may have any
+        path, _, _ = (call.scope.get("raw_path") or b"").partition(b"/records/")  # whose ids may have any
         if _ODD_PATH.search(path):
             return error_response(call, BadRequest("a path has no escaped slashes, backslashes or control characters"))
         return None
 
-    def _is_known_host(self, host: str) -> bool:
+    def is_known_host(self, host: str) -> bool:
+        """Whether requests may have this in ``Host``."""
+        known = self._known_hosts.get(host)
+        if known is None:
+            known = self._look_at_host(host)
+            if len(self._known_hosts) < _MOST_HOSTS:
+                self._known_hosts[host] = known
+        return known
+
+    def _look_at_host(self, host: str) -> bool:
         found = _HOST.fullmatch(host)  # with any port: proxies have others
         if found is None:
             return False
@@ -198,39 +222,39 @@ class Front:
 
     def _is_own(self, origin: str, call: Call) -> bool:
         """Whether a page of this gateway asks: its documentation, for example."""
-        return urlsplit(origin).netloc.lower() == call.request.headers["host"].lower()
+        return urlsplit(origin).netloc.lower() == (call.header(b"host") or "").lower()
 
-    def _finish(self, call: Call, route: str, status: int, is_stranger: bool) -> None:
+    def finish(self, call: Call, route: str, status: int, *, is_stranger: bool = False) -> None:
+        """A request was answered."""
         seconds = time.monotonic() - call.began_s
-        gateway, request = self._gateway, call.request
+        gateway, said = self._gateway, call.scope["method"]
         subject = call.principal.subject if call.principal is not None else ""
-        method = request.method if request.method in _METHODS else "other"
+        method = said if said in _METHODS else "other"
         gateway.metrics.saw_request(method, route or "other", status, seconds)
         if is_stranger or status in _REASONS:
             gateway.metrics.saw_refusal(_REASONS.get(status, "host_or_path"))
-        log.info(
-            "request",
-            extra={
-                "request_id": call.id,
-                "method": request.method,
-                "route": route or "other",
-                "status": status,
-                "duration_ms": round(1000 * seconds, 3),
-                "subject": subject,
-            },
-        )
-        if is_stranger or status in _REASONS or (request.method in _CHANGES and route not in _RUNS):
+        if self._config.server.access_log:
+            gateway.request_log.note(
+                request_id=call.id,
+                method=said,
+                route=route or "other",
+                status=status,
+                duration_ms=round(1000 * seconds, 3),
+                subject=subject,
+            )
+        if is_stranger or status in _REASONS or (said in _CHANGES and route not in _RUNS):
             gateway.audit.note(
                 request_id=call.id,
                 subject=subject,
-                method=request.method,
-                path=request.url.path[:300],
+                method=said,
+                path=call.scope["path"][:300],
                 what=call.what,
                 status=status,
                 client=call.client,
             )
 
-    def _tell_fault(self, call: Call, error: BaseException) -> None:
+    def tell_fault(self, call: Call, error: BaseException) -> None:
+        """An error that no client has made."""
         log.error("a fault of the gateway", extra={"request_id": call.id}, exc_info=error)
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -253,7 +277,7 @@ class Front:
 _RUNS: Final = frozenset({"/api/v1/python/execute", "/api/v1/compute", "/api/v1/store/{store}/search"})
 
 
-def _with_usual(headers: Iterable[tuple[bytes, bytes]], call: Call) -> list[tuple[bytes, bytes]]:
+def with_usual(headers: Iterable[tuple[bytes, bytes]], call: Call) -> list[tuple[bytes, bytes]]:
     """Headers of a response, and those that every one has."""
     found = [*headers, _NOSNIFF]
     names = {name for name, _ in found}
@@ -263,10 +287,17 @@ def _with_usual(headers: Iterable[tuple[bytes, bytes]], call: Call) -> list[tupl
         found.append((b"x-request-id", call.id.encode()))
     if any(name == b"content-type" and value.startswith(b"text/html") for name, value in found):
         found.append(_NO_FRAMES)
-    traceparent = call.request.headers.get("traceparent", "")
-    if _TRACEPARENT.fullmatch(traceparent):
+    traceparent = call.header(b"traceparent")
+    if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
         found.append((b"traceparent", traceparent.encode()))
     return found
+
+
+async def _send_at_once(response: Response, call: Call, send: Send) -> None:
+    """Send a response whose body is there, with fewer steps than the response itself takes."""
+    headers = with_usual(response.raw_headers, call)
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})
 
 
 def _network_of(address: str) -> str:
@@ -314,10 +345,10 @@ def _make_framework(front: Front) -> FastAPI:
 
         async def do(call: Call) -> Response:
             if gateway.config.server.metrics_need_token:
-                front._admit("metrics", call)
+                front.admit("metrics", call)
             return Response(gateway.metrics.text(), 200, {"x-request-id": call.id}, CONTENT_TYPE)
 
-        return await answer(call, do, lambda error: front._tell_fault(call, error))
+        return await answer(call, do, lambda error: front.tell_fault(call, error))
 
     framework.router.add_route("/healthz", healthz, ["GET"])
     framework.router.add_route("/metrics", metrics, ["GET"])

@@ -6,10 +6,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ..sandbox import Limits, Sandbox, SandboxBroken
+from ..sandbox.steps import SLOW, Steps
 from .logs import log
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BoxKey", "Boxes"]
 
+_T = TypeVar("_T")
 _USELESS: Final = ("broken", "closed")  # states in which a sandbox runs nothing any more
 
 
@@ -35,6 +37,13 @@ class BoxKey:
     limits: Limits
     preload: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.kind, self.limits, self.preload, self.packages)))
+
+    def __hash__(self) -> int:  # limits have many fields, and each run asks several times
+        return self._hash
 
 
 class Boxes:
@@ -55,6 +64,21 @@ class Boxes:
         self._places: OrderedDict[BoxKey, _Place] = OrderedDict()  # those used last are last
         self._is_closed = False
 
+    def steps(self, key: BoxKey, of: Callable[[Sandbox], Steps[_T]]) -> Steps[_T]:
+        """Go through steps of the sandbox of a key; see :meth:`using`. The first is slow if it has to be made."""
+        with self._lock:
+            place = self._places.get(key)
+            box = place.box if place is not None and not place.making.locked() else None
+        if box is None or box.health().state in _USELESS:
+            yield SLOW
+        box, place = self._take(key)
+        try:
+            return (yield from of(box))
+        finally:
+            unused = self._give(place)
+            if unused:  # this may be the thread of a loop
+                threading.Thread(target=_close_all, args=(unused,), name="tr_mmap-close").start()
+
     @contextmanager
     def using(self, key: BoxKey) -> Iterator[Sandbox]:
         """The sandbox of a key, which is not closed meanwhile, but by :meth:`close`.
@@ -63,6 +87,13 @@ class Boxes:
             SandboxBroken: all were closed; and as :class:`Sandbox`.
             MissingPackage, ValueError: as :class:`Sandbox`.
         """
+        box, place = self._take(key)
+        try:
+            yield box
+        finally:
+            _close_all(self._give(place))
+
+    def _take(self, key: BoxKey) -> tuple[Sandbox, _Place]:
         with self._lock:
             self._check_open()
             place = self._places.setdefault(key, _Place())
@@ -76,12 +107,19 @@ class Boxes:
                     former, box = box, self._make(key)
                     place.box = box
             self._check_open()  # close() has not seen one that was being made
-            yield box
+        except BaseException:
+            _close_all(self._give(place))
+            raise
         finally:
-            with self._lock:
-                place.users -= 1
-                unused = self._take_unused()
-            _close_all(unused if former is None else [former, *unused])
+            if former is not None:
+                _close_all([former])
+        return box, place
+
+    def _give(self, place: _Place) -> list[Sandbox]:
+        """Those to be closed."""
+        with self._lock:
+            place.users -= 1
+            return self._take_unused()
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -61,6 +61,7 @@ class ServerConfig(_Section, frozen=True):
         max_connections: how many may be open at once; one more is answered 503.
         trusted_proxies: addresses of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed.
         drain_s: how long runs may go on when the gateway ends.
+        access_log: whether the log has a line for each request.
         metrics_need_token: whether ``/metrics`` asks for a token with the scope ``metrics`` or ``admin``.
     """
 
@@ -77,6 +78,7 @@ class ServerConfig(_Section, frozen=True):
     max_connections: _Positive = 512
     trusted_proxies: tuple[str, ...] = ()
     drain_s: _Seconds = 10.0
+    access_log: bool = True
     metrics_need_token: bool = True
 
 

@@ -22,7 +22,7 @@ from .config import ServerConfig
 from .logs import log
 from .payloads import JSON
 
-__all__ = ["MOST_HEADERS", "MOST_HEAD_NBYTES", "protocol_of"]
+__all__ = ["MOST_HEADERS", "MOST_HEAD_NBYTES", "Connection"]
 
 MOST_HEAD_NBYTES: Final = 32 << 10
 """Of a request's first line and headers together."""
@@ -44,25 +44,12 @@ class _Refused(Exception):
         self.reason = reason
 
 
-def protocol_of(config: ServerConfig, saw_refusal: Callable[[str], None]) -> type[HttpToolsProtocol]:
-    """The protocol of a server's connections.
+class Connection(HttpToolsProtocol):
+    """One connection. The parser calls its ``on_…`` methods while it is fed.
 
-    Args:
-        config: its limits.
-        saw_refusal: is told the reason of each refusal, for metrics.
+    Attributes:
+        limits: of the server.
     """
-
-    class Limited(_Connection):
-        limits = config
-
-        def note_refusal(self, reason: str) -> None:
-            saw_refusal(reason)
-
-    return Limited
-
-
-class _Connection(HttpToolsProtocol):
-    """One connection. The parser calls its ``on_…`` methods while it is fed."""
 
     limits: ClassVar[ServerConfig]
 
@@ -85,6 +72,21 @@ class _Connection(HttpToolsProtocol):
     def note_refusal(self, reason: str) -> None:
         """For metrics."""
         raise NotImplementedError
+
+    @property
+    def is_between_requests(self) -> bool:
+        """Whether what comes next begins a request, and none is being answered."""
+        is_clean = self._is_in_head and not self._has_begun and not self._unmoved_nbytes
+        return is_clean and not self._is_deaf and self._is_idle()
+
+    def unset_timers(self) -> None:
+        """The client owes nothing now."""
+        self._unset_timer()
+        self._unset_keepalive_if_required()
+
+    def close_when_written(self) -> None:
+        """Close the connection; whoever takes nothing of its response loses it."""
+        self._end()
 
     # -- what asyncio tells -----------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .app import Front, make_app
 from .config import Config
 from .idempotency import Replays
-from .logs import AuditLog, log
+from .logs import AuditLog, RequestLog, log
 from .metrics import Metrics
 from .rates import RateLimit
 from .service import Service
@@ -47,6 +47,7 @@ class Gateway:
         self.failures = RateLimit(auth.failures_per_minute, auth.failures_burst, "an address", "tries of a token")
         self.metrics = Metrics(lambda: self.service.scheduler.status())
         self.audit = AuditLog(config.auth.audit_log, self.metrics.missed_audit)
+        self.request_log = RequestLog()
         self.is_closing = False
         self._service: Service | None = None
         self._starting: asyncio.Lock | None = None
@@ -68,6 +69,11 @@ class Gateway:
         if self._app is None:
             self._app = make_app(self)
         return self._app
+
+    @property
+    def has_started(self) -> bool:
+        """Whether there is a service."""
+        return self._service is not None
 
     @property
     def service(self) -> Service:
@@ -126,6 +132,7 @@ class Gateway:
         if self._service is not None:
             await self._service.close()
         self.audit.close()
+        self.request_log.flush()
 
     def serve(self, on_ready: Callable[[str], None] | None = None) -> bool:
         """Listen where ``[server]`` says, until SIGINT or SIGTERM comes.

@@ -25,6 +25,7 @@ from .payloads import BINARY, JSON_LENGTH
 __all__ = ["KEY", "Replays"]
 
 KEY: Final = "^[!-~]{1,128}$"
+_HEADER: Final = IDEMPOTENCY_KEY.lower().encode()
 _REPLAYED: Final = "idempotency-replayed"
 _HASHED_ASIDE: Final = 1 << 18  # bytes whose hash would hold the loop up
 _ENTRY_NBYTES: Final = 1 << 10  # what one takes beside the body
@@ -81,7 +82,7 @@ class Replays:
             KeyReused: another request had it.
             KeyInUse: the first request of that key still goes on.
         """
-        given = call.request.headers.getlist(IDEMPOTENCY_KEY)
+        given = call.headers(_HEADER)
         if not given:
             return await do()
         if len(given) != 1 or not re.fullmatch(KEY, given[0]):
@@ -133,14 +134,13 @@ class Replays:
 
 async def _fingerprint(call: Call) -> bytes:
     """What tells one request from another, but for who makes it."""
-    headers = call.request.headers
     body = await call.read()
     parts = (
-        call.request.method,
-        call.request.scope["path"],
-        headers.get("content-type", ""),
-        headers.get(JSON_LENGTH, ""),
-        str(BINARY in headers.get("accept", "")),
+        call.scope["method"],
+        call.scope["path"],
+        call.header(b"content-type") or "",
+        call.header(JSON_LENGTH.encode()) or "",
+        str(BINARY in (call.header(b"accept") or "")),
     )
     digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass"))
     if len(body) > _HASHED_ASIDE:

@@ -6,12 +6,13 @@ import math
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 
+from .app import Front
 from .config import ServerConfig
-from .connections import protocol_of
+from .short_way import protocol_of
 
 __all__ = ["listen"]
 
@@ -43,7 +44,7 @@ class _Server(uvicorn.Server):
 
 
 def listen(
-    app: Any,
+    app: Front,
     config: ServerConfig,
     on_ready: Callable[[str], None],
     on_end: Callable[[], None],
@@ -52,7 +53,7 @@ def listen(
     """Serve until SIGINT or SIGTERM comes.
 
     Args:
-        app: of ASGI.
+        app: of a gateway.
         config: where.
         on_ready: is called once it listens, with its address as a URL.
         on_end: is called in the server's loop once it listens no more, before its connections are closed.
@@ -78,7 +79,7 @@ def listen(
                 app,
                 ssl_certfile=config.tls_certificate,
                 ssl_keyfile=config.tls_key,
-                http=protocol_of(config, saw_refusal),
+                http=protocol_of(app, config, saw_refusal),
                 ws="none",
                 lifespan="on",
                 access_log=False,

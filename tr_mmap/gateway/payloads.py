@@ -13,6 +13,7 @@ how many of its bytes are JSON; the binary part follows them. Everything else in
 from __future__ import annotations
 
 import binascii
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -196,7 +197,9 @@ def _from_lists(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], bad: An
     if dtype.kind not in _IN_LISTS:
         raise bad(f"elements of {dtype} cannot be given as lists; give base64")
     try:
-        given = np.array(_without_null(data) if dtype.kind == "f" else data)
+        given = np.array(data)
+        if given.dtype.kind == "O" and dtype.kind == "f":
+            given = np.array(_without_null(data))
         if given.dtype.kind not in _IN_LISTS and given.size:
             raise bad("its data are not lists of numbers, or not all of one length")
         # numpy takes whole numbers for floats, and rounds them, if some are small and some above 2**63.
@@ -232,7 +235,7 @@ class TensorEncoder:
 
     def encode(self, array: np.ndarray[Any, Any]) -> dict[str, Any]:
         """What JSON says of an array."""
-        said: dict[str, Any] = {"dtype": str(array.dtype), "shape": list(array.shape)}
+        said: dict[str, Any] = {"dtype": _name_of(array.dtype), "shape": list(array.shape)}
         if self._form == "binary":
             said |= self._part.add(array)
         elif self._form == "list" and array.dtype.kind in _IN_LISTS and not _has_no_number(array):
@@ -252,6 +255,11 @@ def encode_outputs(outputs: Mapping[str, Any], form: TensorForm) -> tuple[Any, l
         name: encoder.encode(value) if isinstance(value, np.ndarray) else value for name, value in outputs.items()
     }
     return (encoded["output"] if encoded.keys() == {"output"} else encoded), encoder.pieces
+
+
+@functools.cache  # numpy takes longer for it than for most arithmetic
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return str(dtype)
 
 
 def _has_no_number(array: np.ndarray[Any, Any]) -> bool:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from .api import PREFIX
 from .calls import Call
+from .scheduler import Job
 from .service import Service
 
 __all__ = ["PREFIX", "Endpoint", "Route"]
@@ -48,6 +49,8 @@ class Route:
         is_stream: whether the response is a stream of events.
         is_binary: whether bodies may have a binary part.
         takes_key: whether a request with an idempotency key that was answered gets the same response again.
+        begin, end: of a hot one: begin what a small body of JSON asks for, and the response once it is done; see
+            ``short_way.py``.
     """
 
     method: str
@@ -66,6 +69,8 @@ class Route:
     needs_body: bool = True
     is_binary: bool = False
     query: type | None = None
+    begin: Callable[[Service, Call, bytes], Job] | None = None
+    end: Callable[[Call, Any], Response] | None = None
 
     @property
     def pattern(self) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from ..sandbox import RunCancelled
 from . import api
-from .calls import Call, done_response, json_response
+from .calls import Call, decode_body, done_response, json_response
 from .dependency_routes import DEPENDENCY_ROUTES
 from .model_routes import MODEL_ROUTES
-from .payloads import BINARY, TensorForm
+from .payloads import BINARY, Done, TensorForm
 from .route import PREFIX, Route
+from .scheduler import Job
 from .service import Service
 from .store_routes import STORE_ROUTES
 from .worker_routes import WORKER_ROUTES
@@ -43,42 +43,46 @@ async def _delete_algorithm(service: Service, call: Call) -> Response:
 
 async def _execute(service: Service, call: Call) -> Response:
     body, binary = await call.body(api.ExecuteBody)
-    is_binary = BINARY in call.request.headers.get("accept", "")
+    is_binary = BINARY in (call.header(b"accept") or "")
     form: TensorForm = "binary" if is_binary else body.tensors
-    done = await _unless_gone(call, service.execute(body, binary, call.who, call.id, form))
+    job = service.begin(body, binary, call.who, call.id, form)
+    return _executed(call, await _unless_gone(call, job, service), is_binary=is_binary)
+
+
+def _begin_execute(service: Service, call: Call, text: bytes) -> Job:
+    body = decode_body(text, api.ExecuteBody)
+    return service.begin(body, memoryview(b""), call.who, call.id, body.tensors)
+
+
+def _executed(call: Call, done: Done, *, is_binary: bool = False) -> Response:
     result = api.ExecuteResult(
         result=done.result, stdout=done.stdout, execution_time_ms=done.execution_time_ms, request_id=call.id
     )
     return done_response(call, done, result, is_binary=is_binary)
 
 
-async def _unless_gone(call: Call, work: Any) -> Any:
-    """What some work gives; it is cancelled when the client hangs up."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_hang_up(call))
+async def _unless_gone(call: Call, job: Job, service: Service) -> Done:
+    """What a run gives. It is cancelled when the client hangs up; of a short one, nobody looks whether it has."""
+    watching: list[asyncio.Task[None]] = []
+
+    async def watch() -> None:
+        while (await call.receive())["type"] != "http.disconnect":
+            pass
+        service.scheduler.cancel(job)
+
+    look = service.watches.add(lambda: watching.append(asyncio.ensure_future(watch())))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        task.cancel()
-        await asyncio.wait({task})
-        raise RunCancelled("the client has closed the connection", request_id=call.id)
+        return await service.end_of(job)
     finally:
-        gone.cancel()
-        task.cancel()
-
-
-async def _hang_up(call: Call) -> None:
-    while True:
-        message = await call.request.receive()
-        if message["type"] == "http.disconnect":
-            return
+        look.call = None
+        for each in watching:
+            each.cancel()
 
 
 async def _compute(service: Service, call: Call) -> Response:
     body, binary = await call.body(api.ExecuteBody)
     started = service.compute(body, binary, call.who, call.id)
-    where = {"location": f"{call.request.scope.get('root_path', '')}{PREFIX}/task/{started.task_id}"}
+    where = {"location": f"{call.scope.get('root_path', '')}{PREFIX}/task/{started.task_id}"}
     return json_response(call, started, 202, where)
 
 
@@ -184,6 +188,8 @@ ROUTES: Final[tuple[Route, ...]] = (
             },
         },
         is_hot=True,
+        begin=_begin_execute,
+        end=_executed,
         takes_key=True,
     ),
     Route(

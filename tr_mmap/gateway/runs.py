@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
+import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 from ..errors import TRException
 from ..sandbox import RunCancelled, Sandbox
+from ..sandbox.steps import SLOW, Steps, finish
 from .boxes import Boxes
 from .errors import BadRequest
 from .models import Lent
@@ -26,6 +27,7 @@ class SandboxRun:
         inputs: by name, beside those that are lent.
         deadline_s: by ``time.monotonic``.
         form: of the tensors in its result.
+        has_model: whether what it needs may have to be loaded.
     """
 
     def __init__(
@@ -35,18 +37,25 @@ class SandboxRun:
         inputs: Mapping[str, Any],
         deadline_s: float,
         form: TensorForm,
+        *,
+        has_model: bool = True,
     ) -> None:
         self._boxes = boxes
         self._lend = lend
         self._inputs = inputs
         self._deadline_s = deadline_s
         self._form = form
-        self._id = uuid.uuid4().hex
+        self._has_model = has_model
+        self._id = f"{random.getrandbits(128):032x}"
         self._is_cancelled = False
         self._box: Sandbox | None = None
 
     def do(self) -> Done:
-        """Run it, and wait for its end. May be called again after an error.
+        """Run it, and wait for its end; see :meth:`steps`."""
+        return finish(self.steps())
+
+    def steps(self) -> Steps[Done]:
+        """Run it. May be called again after an error.
 
         Raises:
             RunCancelled: :meth:`end` was called.
@@ -55,20 +64,26 @@ class SandboxRun:
             NotFound, BadModel, Overloaded: its model cannot be had.
         """
         self._check()
-        with self._lend() as lent, self._boxes.using(lent.box) as self._box:
-            try:
-                response = self._box.run(
-                    lent.algorithm,
-                    {**self._inputs, **lent.inputs},
-                    deadline_s=self._deadline_s,
-                    request_id=self._id,
-                    check=self._check,  # an end() that came before this is heard there
-                )
-            except (TypeError, ValueError) as error:
-                if isinstance(error, TRException):
-                    raise
-                raise BadRequest(str(error)) from error  # an input that no process can get: 10**20, say
-            return encode(response, self._form)
+        if self._has_model:
+            yield SLOW  # it may have to be loaded
+        with self._lend() as lent:
+            return (yield from self._boxes.steps(lent.box, lambda box: self._steps_in(box, lent)))
+
+    def _steps_in(self, box: Sandbox, lent: Lent) -> Steps[Done]:
+        self._box = box
+        try:
+            response = yield from box.steps(
+                lent.algorithm,
+                {**self._inputs, **lent.inputs},
+                deadline_s=self._deadline_s,
+                request_id=self._id,
+                check=self._check,  # an end() that came before this is heard there
+            )
+        except (TypeError, ValueError) as error:
+            if isinstance(error, TRException):
+                raise
+            raise BadRequest(str(error)) from error  # an input that no process can get: 10**20, say
+        return encode(response, self._form)  # of few bytes, or in another thread already
 
     def end(self) -> None:
         """End it, whether or not it has begun. From any thread."""

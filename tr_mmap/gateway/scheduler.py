@@ -7,16 +7,19 @@ what a run is: a job brings a function that does it and one that ends it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from ..base.delays import Delay, Delayed
 from ..errors import WorkerDied
 from ..sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, RunCancelled, SandboxBroken
+from ..sandbox.steps import InLoop, Steps, Turns, slow
 from .breakers import Breaker
 from .config import SchedulerConfig
 from .errors import Overloaded, QuotaExceeded
@@ -29,6 +32,7 @@ JobState = Literal["queued", "running", "success", "failed", "cancelled"]
 
 _RETRIED: Final = (SandboxBroken, WorkerDied)
 _LEAST_RETRY_S: Final = 0.1
+_SOON_S: Final = 0.05
 _RECENT: Final = 64  # runs of a kind whose times say how long a queue takes
 _END_S: Final = 5.0  # in which a run ends that was told to, on a busy machine
 _ENDERS: Final = 8  # runs that are being ended at once: each takes until its process is gone
@@ -45,6 +49,7 @@ class Job:
         subject: whose it is; the quota counts by it.
         run: does it, in another thread.
         end: ends it, from any thread, at every moment: also before ``run`` was called, and after its end.
+        steps: do the same as ``run``: they are gone through in the loop's thread, and from a slow one on in another.
         priority: the higher, the sooner.
         deadline_s: by ``time.monotonic``.
         is_idempotent: whether it may be tried again.
@@ -75,11 +80,20 @@ class Job:
     tries: int = 0
     is_cancelled: bool = False
     on_change: Callable[[Job], None] | None = None
+    steps: Callable[[], Steps[Any]] | None = None
     on_end: Callable[[], None] | None = None
     future: asyncio.Future[Any] = field(init=False)
     timer: asyncio.TimerHandle | None = None
+    look: Delayed | None = None
     breaker: Breaker | None = None
     is_trial: bool = False
+
+    def watch_no_deadline(self) -> None:
+        """A run that goes on has its deadline itself."""
+        if self.look is not None:
+            self.look.call = None
+        if self.timer is not None:
+            self.timer.cancel()
 
     def change(self, state: JobState) -> None:
         """Go on to another state."""
@@ -91,11 +105,12 @@ class Job:
 class _Lane:
     """One kind's queue, and what goes on of it, in threads of its own: no other kind can take them."""
 
-    def __init__(self, kind: str, ageing_s: float, workers: int) -> None:
+    def __init__(self, kind: str, ageing_s: float, workers: int, loop: asyncio.AbstractEventLoop) -> None:
         self.waiting: AgeingQueue[Job] = AgeingQueue(ageing_s)
         self.running: set[Job] = set()
         self.workers = workers
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix=f"tr_mmap-{kind}")
+        self.turns = Turns(loop, self.threads)
         self.times_s: deque[float] = deque(maxlen=_RECENT)
         self.counts: Counter[str] = Counter()
 
@@ -127,7 +142,8 @@ class Scheduler:
         self._enders = ThreadPoolExecutor(_ENDERS, thread_name_prefix="tr_mmap-ender")
         self._is_draining = False
         for kind, count in (workers or {}).items():
-            self._lanes[kind] = _Lane(kind, config.ageing_s, count)
+            self._lanes[kind] = _Lane(kind, config.ageing_s, count, self._loop)
+        self._looks = Delay(self._loop, _SOON_S)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -153,7 +169,7 @@ class Scheduler:
             raise Overloaded("the gateway is about to end; try again", retry_after_s=1.0)
         lane = self._lanes.get(job.kind)
         if lane is None:
-            lane = self._lanes[job.kind] = _Lane(job.kind, self._config.ageing_s, self._workers)
+            lane = self._lanes[job.kind] = _Lane(job.kind, self._config.ageing_s, self._workers, self._loop)
         if len(lane.waiting) >= self._config.queue_size:
             wait_s = self._expected_wait_s(lane)
             raise Overloaded(
@@ -178,13 +194,14 @@ class Scheduler:
             job.is_trial = job.breaker.check(job.name, now_s)
         job.arrived_s = now_s
         job.future = self._loop.create_future()
-        job.timer = self._loop.call_at(self._loop.time() + job.deadline_s - now_s, self._pass_deadline, job)
         self._by_subject[job.subject] += 1
         self._jobs.add(job)
         self._idle.clear()
         lane.waiting.push(job, job.priority, now_s)
         self._waiting_nbytes += job.nbytes
         self._begin_some(lane)
+        if job.state == "queued":
+            self._watch_deadline(job, now_s)
         return job.future
 
     def cancel(self, job: Job) -> bool:
@@ -254,24 +271,14 @@ class Scheduler:
             self._waiting_nbytes -= job.nbytes
             lane.running.add(job)
             job.began_s = time.monotonic()
+            job.watch_no_deadline()
             job.change("running")
             self._start(lane, job)
 
     def _start(self, lane: _Lane, job: Job) -> None:
         job.tries += 1
-        done = lane.threads.submit(job.run)
-        done.add_done_callback(lambda each: self._tell(job, each))
-
-    def _tell(self, job: Job, done: Future[Any]) -> None:
-        """In the thread that has run it."""
-        if done.cancelled():  # by close(), which has told those that wait
-            return
-        error = done.exception()
-        result = None if error is not None else done.result()
-        try:
-            self._loop.call_soon_threadsafe(self._ended, job, result, error)
-        except RuntimeError:  # the loop is closed, and nobody waits any more
-            return
+        steps = slow(job.run) if job.steps is None else job.steps()
+        InLoop(lane.turns, steps, functools.partial(self._ended, job)).begin()
 
     def _ended(self, job: Job, result: Any, error: BaseException | None) -> None:
         if job.state != "running":  # close() has given it up
@@ -299,8 +306,14 @@ class Scheduler:
             and time.monotonic() < job.deadline_s
         )
 
+    def _watch_deadline(self, job: Job, now_s: float) -> None:
+        """Few jobs wait for long, and most need no timer of their own."""
+        if job.deadline_s - now_s > _SOON_S:
+            job.look = self._looks.add(lambda: self._watch_deadline(job, now_s + _SOON_S))
+            return
+        job.timer = self._loop.call_later(job.deadline_s - now_s, self._pass_deadline, job)
+
     def _pass_deadline(self, job: Job) -> None:
-        """A run that goes on has its deadline itself."""
         if self._take_out(job):
             waited_s = time.monotonic() - job.arrived_s
             text = f"the deadline came after {waited_s:.1f} s, before the run's turn; give it more time, or a priority"
@@ -316,8 +329,7 @@ class Scheduler:
     def _finish(self, job: Job, result: Any, error: BaseException | None) -> None:
         """The end of every job."""
         now_s = job.ended_s = time.monotonic()
-        if job.timer is not None:
-            job.timer.cancel()
+        job.watch_no_deadline()
         self._by_subject[job.subject] -= 1
         if not self._by_subject[job.subject]:
             del self._by_subject[job.subject]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from ..base.delays import Delay
 from ..sandbox import Algorithm, Limits, Sandbox
 from .api import (
     AlgorithmInfo,
@@ -43,6 +44,7 @@ from .workers import Workers
 __all__ = ["Service"]
 
 _BOX_KINDS: Final = {"python": "contained", "wasm": "wasm", "native": "native", "torch": "torch"}
+_WATCHED_S: Final = 0.02  # after which a run is worth a task that waits for its client to hang up
 _CODE_FIELDS: Final = {"python": "code", "torch": "code", "wasm": "wasm", "native": "library"}
 
 
@@ -73,6 +75,7 @@ class Service:
             self._saw_model,
         )
         self.stores = Stores(config.store)
+        self.watches = Delay(self._loop, _WATCHED_S)
         kept = config.scheduler
         self.tasks = Tasks(self.scheduler, kept.max_tasks, kept.keep_tasks_mb << 20, kept.keep_tasks_s)
 
@@ -282,10 +285,20 @@ class Service:
             BadRequest, NotFound, Busy: it is not begun.
             LimitExceeded, NotAllowed, AlgorithmError, SandboxBroken: it does not end well.
         """
+        return await self.end_of(self.begin(body, binary, principal, request_id, form))
+
+    def begin(
+        self, body: ExecuteBody, binary: memoryview, principal: Principal, request_id: str, form: TensorForm
+    ) -> Job:
+        """Begin a run, or let it wait for its turn; see :meth:`execute`."""
         job = self._job(body, binary, principal, request_id, form)
-        future = self.scheduler.submit(job)
+        self.scheduler.submit(job)
+        return job
+
+    async def end_of(self, job: Job) -> Done:
+        """Wait for a run that was begun; see :meth:`execute`."""
         try:
-            done: Done = await future
+            done: Done = await job.future
         except asyncio.CancelledError:
             self.scheduler.cancel(job)
             raise
@@ -355,7 +368,14 @@ class Service:
             algorithm = Algorithm("code", body.code.encode(), body.function)
             registered = Registered("", "", "python", algorithm, key, principal.subject, 0.0)
         lease = registered.environment.again() if registered.environment is not None else None
-        run = SandboxRun(self.boxes, lambda: self.models.lent(registered, principal.subject), inputs, deadline_s, form)
+        run = SandboxRun(
+            self.boxes,
+            lambda: self.models.lent(registered, principal.subject),
+            inputs,
+            deadline_s,
+            form,
+            has_model=registered.model is not None,
+        )
         return Job(
             request_id=request_id,
             kind=registered.kind,
@@ -367,6 +387,7 @@ class Service:
             deadline_s=deadline_s,
             is_idempotent=registered.is_idempotent,
             nbytes=nbytes,
+            steps=run.steps,
             on_end=lease.close if lease is not None else None,
         )
 

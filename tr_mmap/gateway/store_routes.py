@@ -45,7 +45,7 @@ async def _records_response(
     call: Call, tensors: api.TensorsIn, records: Sequence[Record], body_of: Callable[[list[api.RecordInfo]], Any]
 ) -> Response:
     """The response that has some records, with a binary part if the client takes one."""
-    form: RecordForm = "binary" if BINARY in call.request.headers.get("accept", "") else tensors
+    form: RecordForm = "binary" if BINARY in (call.header(b"accept") or "") else tensors
 
     def write() -> Response:
         writer = RecordWriter(form, call.max_body_nbytes)

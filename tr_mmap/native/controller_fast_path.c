@@ -146,7 +146,7 @@ static int send_request(ControllerFastPath *self, PyObject *number, PyObject *te
         return 0;
     if (has_worker_ended(self)) return 0;
     int is_sent = publish_all(endpoint, tensors, &message);
-    if (endpoint_is_foreign(endpoint)) is_sent = 0; /* a signal handler has forked during a copy */
+    if (is_sent > 0 && endpoint_is_foreign(endpoint)) is_sent = 0; /* a signal handler has forked during a copy */
     if (is_sent > 0) {
         message.timestamp = now_ms();
         is_sent = append_tags(&message, words) && message_write(&draft, &message, 0) &&

@@ -156,10 +156,13 @@ static PyObject *py_set_layout(ReaderSegment *self, PyObject *const *arguments, 
  * fails. NULL with a LookupError if another tensor is there by now; NULL without an exception if its layout is not the
  * one that was set. */
 static PyObject *view_under_lease(ReaderSegment *self, uint64_t seq, PrivateMapping *mapping) {
-    uint64_t layout_seq = acquire_lease(self->base.live, seq);
+    int is_foreign = self->generation != fork_generation; /* a child could not release the lease */
+    uint64_t layout_seq = is_foreign ? 0 : acquire_lease(self->base.live, seq);
     View *view = NULL;
     self->is_recent = 1;
-    if (layout_seq == 0)
+    if (is_foreign)
+        PyErr_SetString(PyExc_LookupError, "the lease is that of the process that this one was forked from");
+    else if (layout_seq == 0)
         PyErr_SetString(PyExc_LookupError, "another tensor is there by now");
     else if (layout_seq == self->layout_seq)
         view = PyObject_New(View, &ViewType);

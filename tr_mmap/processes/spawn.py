@@ -346,19 +346,23 @@ class WorkerProcess:
                 send_signal(identity, signal.SIGTERM)
             wait_for_ends(tree, time.monotonic() + grace_s)
         finally:
-            deadline = time.monotonic() + KILL_WAIT_S
+            if os.getpid() == self._owner_pid:  # else a signal handler has forked meanwhile
+                self._kill_tree(tree)
 
-            def rest() -> list[Identity]:
-                nonlocal tree
-                tree = self._tree(tree)
-                self.killed.update(tree)
-                return tree
+    def _kill_tree(self, tree: list[Identity]) -> None:
+        deadline = time.monotonic() + KILL_WAIT_S
 
-            kill_all(rest, deadline)
-            self.wait(max(0.0, deadline - time.monotonic()))
-            self.forward_log(False)
-            if self.on_end is not None:
-                self.on_end()
+        def rest() -> list[Identity]:
+            nonlocal tree
+            tree = self._tree(tree)
+            self.killed.update(tree)
+            return tree
+
+        kill_all(rest, deadline)
+        self.wait(max(0.0, deadline - time.monotonic()))
+        self.forward_log(False)
+        if self.on_end is not None:
+            self.on_end()
 
     def _tree(self, known: Iterable[Identity]) -> list[Identity]:
         """The living among ``known``, the worker, its session, and all their descendants."""

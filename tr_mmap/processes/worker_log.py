@@ -18,6 +18,7 @@ import tempfile
 from typing import Final, NamedTuple
 
 from ..base import system
+from ..base.fork_safety import this_process
 from ..wire.limits import DUMP_LINE_NBYTES, DUMP_LINES, DUMP_LINES_BEFORE, DUMP_NBYTES, LOG_TAIL_NBYTES
 
 __all__ = [
@@ -106,6 +107,7 @@ def create_log(path: str, link: str = "") -> tuple[str, int]:
     Raises:
         OSError: it cannot be made.
     """
+    owner = this_process.mark
     if not link:
         system.unlink(path)
         return path, system.create_file(path)
@@ -118,7 +120,7 @@ def create_log(path: str, link: str = "") -> tuple[str, int]:
         system.symlink(path, link)
     except BaseException:
         system.close(fd)
-        system.unlink(path)
+        system.unlink(path, owner=owner)
         raise
     return path, fd
 

@@ -14,7 +14,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from . import memory
 from .placement import copy_from_file, may_be_in_file
 from .room import check_room
 
-__all__ = ["Area", "Pool", "find_loan", "loan", "open_areas"]
+__all__ = ["Area", "Piece", "Pool", "find_loan", "has_loans", "loan", "open_areas", "size_of"]
 
 _F_SEAL_FUTURE_WRITE: Final = 0x10
 _MAX_IDLE_NBYTES: Final = 512 << 20
@@ -35,6 +35,15 @@ _POPULATE_READ: Final = 22  # fills the page tables; see map_until in _arena.c
 _MAP_NORESERVE: Final = 0x4000
 _MAYMOVE_FIXED: Final = 3  # of mremap
 _FAILED: Final = ctypes.c_void_p(-1).value  # what mmap returns
+
+
+Piece: TypeAlias = tuple[int, "np.ndarray[Any, Any] | bytes"]
+"""What is copied into an area, and where."""
+
+
+def size_of(piece: np.ndarray[Any, Any] | bytes) -> int:
+    """In bytes."""
+    return len(piece) if isinstance(piece, bytes) else piece.nbytes
 
 
 class Area:
@@ -78,21 +87,27 @@ class Area:
         self.is_viewed = False
         self.is_inherited = False
 
-    def fill(self, pieces: list[tuple[int, np.ndarray[Any, Any]]]) -> None:
-        """Copy arrays into it, each at its offset, in rising order; clear what else was used of it.
+    def fill(self, pieces: list[Piece]) -> None:
+        """Copy arrays and bytes into it, each at its offset, in rising order; clear what else was used of it.
 
         Raises:
             LostInput: the file in which one of them lies was truncated.
         """
-        end = max((offset + array.nbytes for offset, array in pieces), default=0)
-        self._map_until(end)
-        self._used = max(self._used, end)  # though it fails in the middle
+        last = pieces[-1][0] + size_of(pieces[-1][1]) if pieces else 0
+        self._map_until(last)
+        self._used = max(self._used, last)  # though it fails in the middle
         end = 0
-        for offset, array in pieces:
-            self._clear(end, min(offset, self._used))
-            (copy_from_file if may_be_in_file(array) else copy_into)(self.memory, offset, array)
-            end = offset + array.nbytes
-        self._clear(end, self._used)
+        for offset, piece in pieces:
+            if end < offset:
+                self._clear(end, offset)
+            if isinstance(piece, bytes):
+                end = offset + len(piece)
+                self.memory[offset:end] = piece
+                continue
+            (copy_from_file if may_be_in_file(piece) else copy_into)(self.memory, offset, piece)
+            end = offset + piece.nbytes
+        if end < self._used:
+            self._clear(end, self._used)
         self._used = end
 
     def clear(self) -> None:
@@ -156,7 +171,9 @@ class Area:
         self._mapped = _pages(end)
 
     def _clear(self, start: int, end: int) -> None:
-        if start < end:
+        if end - start <= mmap.PAGESIZE:
+            self.memory[start:end] = bytes(end - start)
+        else:
             np.frombuffer(self.memory, np.uint8)[start:end] = 0
 
 
@@ -283,6 +300,11 @@ def loan(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         _loans[address] = area, count * dtype.itemsize
     weakref.finalize(root, _end_loan, address).atexit = False
     return np.frombuffer(memoryview(cast(Any, root)), dtype, count).reshape(shape)
+
+
+def has_loans() -> bool:
+    """Whether somebody has a loan."""
+    return bool(_loans)
 
 
 def find_loan(array: np.ndarray[Any, Any]) -> Area | None:

@@ -48,6 +48,7 @@ from .interface import (
 )
 from .kept import Kept
 from .kinds import find_kind
+from .steps import Steps
 from .waiting import WaitingRuns, closed
 
 __all__ = ["REQUIRED_LAYERS", "Sandbox"]
@@ -198,23 +199,32 @@ class Sandbox:
 
     @contextmanager
     def _using(self) -> Iterator[Executor]:
-        """The executor of now. One that set_limits() has replaced is closed behind its last run."""
-        self._check_process()
-        with self._lock:
-            executor = self._executor
-            self._users[executor] += 1
+        """The executor of now."""
+        executor = self._enter()
         try:
             with _typed():
                 yield executor
         finally:
-            with self._lock:
-                self._users[executor] -= 1
-                is_last = not self._users[executor]
-                if is_last:
-                    del self._users[executor]
-                is_over = is_last and executor is not self._executor
-            if is_over:
-                self._end_former(executor)
+            self._leave(executor)
+
+    def _enter(self) -> Executor:
+        """The executor of now, for a run."""
+        self._check_process()
+        with self._lock:
+            executor = self._executor
+            self._users[executor] += 1
+        return executor
+
+    def _leave(self, executor: Executor) -> None:
+        """A run is over. An executor that set_limits() has replaced is closed behind its last one."""
+        with self._lock:
+            self._users[executor] -= 1
+            is_last = not self._users[executor]
+            if is_last:
+                del self._users[executor]
+            is_over = is_last and executor is not self._executor
+        if is_over:
+            self._end_former(executor)
 
     def _execute(self, request: ComputeRequest) -> ComputeResponse:
         with self._using() as executor:
@@ -397,6 +407,36 @@ class Sandbox:
         request = self._request(algorithm, inputs, arguments=given, deadline_s=deadline_s, id=request_id)
         return self._run(request, check)
 
+    def steps(
+        self,
+        algorithm: Algorithm | str,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> Steps[ComputeResponse]:
+        """As :meth:`run`, in steps: for an event loop that waits for many runs at once, see ``steps.py``.
+
+        A run with ``reuse=True`` whose process is there, and whose inputs and results are small, has no slow step.
+        """
+        request = self._request(algorithm, inputs, deadline_s=deadline_s, id=request_id)
+        self._note(request, None)
+        try:
+            if check is not None:
+                check()
+            executor = self._enter()
+            try:
+                return (yield from executor.steps(request))
+            except TRException:
+                raise
+            except OSError as error:
+                raise _broken(error) from error
+            finally:
+                self._leave(executor)
+        finally:
+            self._forget(request)
+
     def submit(
         self,
         algorithm: Algorithm | str,
@@ -536,8 +576,11 @@ def _typed() -> Iterator[None]:
     except TRException:
         raise
     except OSError as error:
-        text = f"this process could not do its part: {error}; end what it has too much of, and try again"
-        raise SandboxBroken(text) from error
+        raise _broken(error) from error
+
+
+def _broken(error: OSError) -> SandboxBroken:
+    return SandboxBroken(f"this process could not do its part: {error}; end what it has too much of, and try again")
 
 
 def _end_all(pid: int, executors: set[Executor], waiting: WaitingRuns[ComputeResponse]) -> None:

@@ -7,10 +7,10 @@ disturb the other through it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -21,7 +21,7 @@ from ..errors import TRException
 from . import memory
 from .areas import Area, Pool, open_areas
 from .errors import AlgorithmError, LimitExceeded, NotAllowed, SandboxBroken
-from .host import Host, Process
+from .host import Host, Process, close_surplus
 from .inputs import Inputs, Shared
 from .interface import COPIED, IN_PLACE, Algorithm, ComputeRequest, ComputeResponse, Health, Resources
 from .layers import can_give_files
@@ -31,6 +31,7 @@ from .outputs import end_of, end_of_all, open_outputs
 from .placement import LostInput, SharedFile
 from .process import Used
 from .running import Run, Runs
+from .steps import SLOW, Later, Steps, finish
 from .verdicts import Died, forged
 
 __all__ = ["ContainedExecutor", "Done", "Inputs"]
@@ -103,16 +104,24 @@ class ContainedExecutor:
     def prepare(self, algorithm: Algorithm) -> Algorithm:
         """Check an algorithm; nothing of it is executed, and its parser is contained."""
         options = self._check_options(algorithm)
-        done = self._do(Run(), algorithm, Inputs({}), 0, is_check=True, options=options)
+        done = finish(self._do(Run(), algorithm, Inputs({}), 0, is_check=True, options=options))
         return dataclasses.replace(algorithm, function=done.answer.function)
 
     def execute(self, request: ComputeRequest) -> ComputeResponse:
         """Run it."""
+        return finish(self.steps(request))
+
+    def steps(self, request: ComputeRequest) -> Steps[ComputeResponse]:
+        """The same in steps."""
         limit = self._host.limits.output_nbytes
-        with self._runs.begin(request) as run, self._open_request(request) as inputs:
-            options = self._runner_options(request.algorithm, inputs)
-            done = self._do(run, request.algorithm, inputs, limit, is_check=False, options=options)
-            return self._respond(request, open_outputs(done.answer, done.buffer), done, inputs)
+        run = self._runs.begin(request)
+        try:
+            with self._open_request(request) as inputs:
+                options = self._runner_options(request.algorithm, inputs)
+                done = yield from self._do(run, request.algorithm, inputs, limit, is_check=False, options=options)
+                return self._respond(request, open_outputs(done.answer, done.buffer), done, inputs)
+        finally:
+            self._runs.end(request)
 
     def _runner_options(self, algorithm: Algorithm, inputs: Inputs) -> dict[str, Any] | None:  # noqa: ARG002 - those of kinds
         """What a runner of this kind gets beside the usual; may add to the inputs."""
@@ -136,14 +145,16 @@ class ContainedExecutor:
         return inputs
 
     def _respond(self, request: ComputeRequest, outputs: dict[str, Any], done: Done, inputs: Inputs) -> ComputeResponse:
-        if (
-            sum(each.nbytes for each in outputs.values() if isinstance(each, np.ndarray))
-            > self._host.limits.output_nbytes
-        ):
-            raise forged(ValueError("more results than its limit"))
-        elapsed_ms = min(max(done.answer.execution_time_ms, 0.0), self._host.limits.wall_ms)
+        limits = self._host.limits
         place = COPIED if isinstance(done.buffer, bytes) else IN_PLACE
-        places = {name: place for name, value in outputs.items() if isinstance(value, np.ndarray)}
+        places, nbytes = {}, 0
+        for name, value in outputs.items():
+            if isinstance(value, np.ndarray):
+                places[name] = place
+                nbytes += value.nbytes
+        if nbytes > limits.output_nbytes:
+            raise forged(ValueError("more results than its limit"))
+        elapsed_ms = min(max(done.answer.execution_time_ms, 0.0), limits.wall_ms)
         return ComputeResponse(request.id, outputs, done.printed, elapsed_ms, inputs.nbytes, inputs.places, places)
 
     def health(self) -> Health:
@@ -191,7 +202,7 @@ class ContainedExecutor:
         *,
         is_check: bool,
         options: dict[str, Any] | None = None,
-    ) -> Done:
+    ) -> Steps[Done]:
         """Give the work to a process; to another one, if something outside ended the first."""
         if not self.takes_bundles and (inputs.bundles or algorithm.bundle is not None):
             raise TypeError(f"kind {self.name!r} takes no Bundle; give its tensors one by one")
@@ -209,14 +220,13 @@ class ContainedExecutor:
             inputs.arguments,
             options or {},
         )
-        text = np.frombuffer(msgspec.json.encode(work), np.uint8)
-        start = inputs.add(text)
-        job = Job(start, text.nbytes, output_nbytes, is_check)
+        text = msgspec.json.encode(work)
+        job = Job(inputs.add(text), len(text), output_nbytes, is_check)
         key = self._key(algorithm) if algorithm.is_reused and not is_check else None
         begun, used = 0, Used()
         for number in range(_MAX_TRIES):
             try:
-                return self._do_once(run, key, inputs, job, used)
+                return (yield from self._do_once(run, key, inputs, job, used))
             except Died as error:
                 run.check()
                 may_retry = not error.had_job or (key is None and self._is_repeatable)
@@ -232,51 +242,84 @@ class ContainedExecutor:
                 raise
         raise AssertionError
 
-    def _do_once(self, run: Run, key: Hashable, inputs: Inputs, job: Job, used: Used) -> Done:
-        process = self._host.take(key, run.check)
-        is_good = False
-        printed_fd = -1
+    def _do_once(self, run: Run, key: Hashable, inputs: Inputs, job: Job, used: Used) -> Steps[Done]:
+        process = self._host.take_kept(key)
+        if process is None or inputs.end > _SMALL_NBYTES:
+            yield SLOW
+        process = process or self._host.take(key, run.check)
         try:
-            printed_fd = memory.make_area(min(self._host.limits.output_nbytes, _MAX_PRINTED_NBYTES))
-            self._give_areas(process, inputs.end, job.output_nbytes)
-            process.areas[0].fill(inputs.pieces)
-            if key is None and not job.is_check:
-                self._give_ahead(inputs.end)
+            done = yield from self._use(process, key, inputs, job, used, run)
+        except BaseException as error:
             try:
-                with run.within(process), _opened(process.areas, printed_fd, inputs.loans) as fds:
-                    nbytes = process.areas[0].nbytes + sum(each.nbytes for each in inputs.loans)
-                    answer = process.run(job, fds, nbytes, inputs.private_nbytes(), used, run.deadline_s)
-            except (AlgorithmError, LimitExceeded, NotAllowed) as error:
-                _tell_printed(error, _printed(printed_fd))
-                raise
-            printed = _printed(printed_fd)
-            if key is not None:
-                buffer: Any = _copy(process.areas[1], answer) if self._must_copy else _lend(process, answer)
-            elif self._must_copy:
-                process.kill()
-                buffer = _copy(process.areas[1], answer)
-            else:
-                buffer = self._adopt(process, answer)
-                self._host.end(process)  # from here on another thread may release it
-            is_good = True
-            return Done(answer, buffer, printed)
-        finally:
-            if printed_fd >= 0:
-                os.close(printed_fd)
-            if not is_good:
-                areas, process.areas = process.areas, []
-                try:
-                    process.close()
-                except BaseException:
-                    for area in areas:
-                        area.close()
-                    raise
-                self._take_back(areas)
-            elif key is not None:
-                self._host.keep(process, key, lambda: run.is_registered)
-            elif self._must_copy:
-                process.close()
-            self._host.refill()
+                if not isinstance(error, GeneratorExit):
+                    yield SLOW  # its end is waited for
+            finally:
+                self._end(process)
+                self._host.refill()
+            raise
+        surplus = None if key is None else self._host.keep(process, key, lambda: run.is_registered)
+        self._host.refill()
+        if key is not None:
+            yield Later(functools.partial(self._host.stop_kept, process, key))
+        if surplus is not None:
+            try:
+                yield SLOW
+            finally:
+                close_surplus(surplus)
+        return done
+
+    def _use(self, process: Process, key: Hashable, inputs: Inputs, job: Job, used: Used, run: Run) -> Steps[Done]:
+        if process.printed_fd < 0:
+            process.printed_fd = memory.make_area(min(self._host.limits.output_nbytes, _MAX_PRINTED_NBYTES))
+        else:
+            os.lseek(process.printed_fd, 0, os.SEEK_SET)
+        self._give_areas(process, inputs.end, job.output_nbytes)
+        process.areas[0].fill(inputs.pieces)
+        if key is None and not job.is_check:
+            self._give_ahead(inputs.end)
+        nbytes = process.areas[0].nbytes + sum(each.nbytes for each in inputs.loans)
+        private_nbytes = inputs.private_nbytes() if self._host.margin.has_private_inputs else 0
+        run.enter(process)
+        try:
+            opened, fds = _open_for(process, inputs.loans)
+            try:
+                answer = yield from process.run(job, fds, nbytes, private_nbytes, used, run.deadline_s)
+            finally:
+                for fd in opened:
+                    os.close(fd)
+                run.leave()
+        except (AlgorithmError, LimitExceeded, NotAllowed) as error:
+            _tell_printed(error, _printed(process.printed_fd))
+            raise
+        printed = _printed(process.printed_fd)
+        if key is None:
+            return Done(answer, self._take_results(process, answer), printed)
+        end = end_of_all(answer)
+        if end > _SMALL_NBYTES:
+            yield SLOW  # it is stopped for good, or much is copied
+        return Done(answer, _lend(process, end, must_copy=self._must_copy), printed)
+
+    def _take_results(self, process: Process, answer: Answer) -> Any:
+        """What a process has written, as a buffer; it ends."""
+        if self._must_copy:
+            process.kill()
+            buffer = _copy(process.areas[1], end_of_all(answer))
+            process.close()
+        else:
+            buffer = self._adopt(process, answer)
+            self._host.end(process)  # from here on another thread may release it
+        return buffer
+
+    def _end(self, process: Process) -> None:
+        """End a process that has not done its work."""
+        areas, process.areas = process.areas, []
+        try:
+            process.close()
+        except BaseException:
+            for area in areas:
+                area.close()
+            raise
+        self._take_back(areas)
 
     def _give_areas(self, process: Process, input_nbytes: int, output_nbytes: int) -> None:
         """See to it that a process has areas of these sizes."""
@@ -334,32 +377,38 @@ class ContainedExecutor:
                 pool.give(area)
 
 
-@contextmanager
-def _opened(areas: Sequence[Area], printed_fd: int, loans: Sequence[Shared]) -> Iterator[list[int]]:
-    """The descriptors that a process gets for a job."""
-    opened = open_areas(areas)
+def _open_for(process: Process, loans: Sequence[Shared]) -> tuple[list[int], list[int]]:
+    """The descriptors that are to be closed behind a job, and those that a process gets for it.
+
+    The latter are none if it has them all from its last job.
+    """
+    if not loans and process.given == process.areas:
+        return [], []
+    opened = open_areas(process.areas)
     try:
-        fds = [*opened, printed_fd]
+        fds = [*opened, process.printed_fd]
         for each in loans:
             if isinstance(each, SharedFile):  # it was opened for this run
                 fds.append(each.fd)
             else:
                 opened.append(memory.open_again(each.fd, is_input=True))
                 fds.append(opened[-1])
-        yield fds
-    finally:
+    except BaseException:
         for fd in opened:
             os.close(fd)
+        raise
+    process.given = [] if loans else process.areas[:]
+    return opened, fds
 
 
-def _lend(process: Process, answer: Answer) -> Any:
+def _lend(process: Process, end: int, *, must_copy: bool) -> Any:
     """What a process that is kept has written, as a buffer that does not change.
 
     It is copied; or the process stands still until nobody has the buffer any more.
     """
     area = process.areas[1]
-    if end_of_all(answer) <= _SMALL_NBYTES:
-        return _copy(area, answer)
+    if must_copy or end <= _SMALL_NBYTES:
+        return _copy(area, end)
     process.stop_or_kill()
     return area.view()
 
@@ -371,12 +420,14 @@ def _lost(what: str) -> SandboxBroken:
     )
 
 
-def _copy(area: Area, answer: Answer) -> Any:
-    return memoryview(area.memory)[: end_of_all(answer)].tobytes()
+def _copy(area: Area, end: int) -> bytes:
+    return area.memory[:end]
 
 
 def _printed(fd: int) -> str:
     nbytes = os.lseek(fd, 0, os.SEEK_CUR)  # the process has written through the same open file
+    if not nbytes:
+        return ""
     return os.pread(fd, min(nbytes, os.fstat(fd).st_size), 0).decode("utf-8", "replace")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from ..base.fork_safety import at_fork
 
@@ -25,9 +23,8 @@ class Cores:
         self._running: Counter[int] = Counter()
         self._turn = 0
 
-    @contextmanager
-    def given_to(self, pid: int, count: int, former: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        """Let a process run on some cores; they count as taken until the end of the context.
+    def give(self, pid: int, count: int, former: tuple[int, ...]) -> tuple[int, ...]:
+        """Let a process run on some cores; they count as taken until :meth:`take_back`.
 
         Args:
             pid: of the process, which does nothing now.
@@ -35,17 +32,29 @@ class Cores:
             former: those that it had before; it keeps them if no others are better.
         """
         chosen = self._take(count, former)
-        try:
-            if chosen != former:
+        if chosen != former:
+            try:
                 _pin(pid, chosen)
-            yield chosen
-        finally:
-            with self._lock:
-                self._running.subtract(chosen)
+            except BaseException:
+                self.take_back(chosen)
+                raise
+        return chosen
+
+    def take_back(self, chosen: tuple[int, ...]) -> None:
+        """A process does not use its cores any more."""
+        with self._lock:
+            for each in chosen:
+                self._running[each] -= 1
 
     def _take(self, count: int, former: tuple[int, ...]) -> tuple[int, ...]:
-        usable = sorted(os.sched_getaffinity(0))
+        allowed = os.sched_getaffinity(0)
         with self._lock:
+            is_enough = len(former) == min(count, len(allowed)) and allowed.issuperset(former)
+            if is_enough and (len(former) == len(allowed) or not any(map(self._running.__getitem__, former))):
+                for each in former:  # none are better
+                    self._running[each] += 1
+                return former
+            usable = sorted(allowed)
             self._turn += 1
             turns = {core: (place - self._turn) % len(usable) for place, core in enumerate(usable)}
             usable.sort(key=lambda core: (self._running[core], core not in former, turns[core]))

@@ -26,7 +26,7 @@ from .process import NO_MARGIN, START_S, Margin, Process, Spare
 from .starting import end_zygote, expect_ready, find_interpreter, module_paths, start_zygote
 from .zygote import Settings
 
-__all__ = ["NO_MARGIN", "Host", "Margin", "Process"]
+__all__ = ["NO_MARGIN", "Host", "Margin", "Process", "close_surplus"]
 
 _MAX_KEPT: Final = 4  # of one key; results of those that are ended stay as they are
 _MAX_KEPT_IN_ALL: Final = 16
@@ -145,12 +145,9 @@ class Host:
         Raises:
             SandboxBroken: the host was closed, or its zygote has ended or does not answer.
         """
-        self._check()  # before the lock, which in a forked child a thread may have that is not there
-        with self._lock:
-            self._release_ended()
-            kept = self._take_kept(key)
-            if kept is not None:
-                return kept
+        kept = self.take_kept(key)
+        if kept is not None:
+            return kept
         end_s = time.monotonic() + START_S
         while True:
             with self._lock:
@@ -165,14 +162,25 @@ class Host:
                 raise SandboxBroken(f"the sandbox's zygote does not answer in {START_S:g} s; make a new sandbox")
             poll.poll(_LOOK_S * 1000)  # without the lock: others may close the sandbox, or take what was kept
 
+    def take_kept(self, key: Hashable) -> Process | None:
+        """A process that was kept under this key; None if there is none.
+
+        Raises:
+            SandboxBroken: the host was closed.
+        """
+        self._check()  # before the lock, which in a forked child a thread may have that is not there
+        with self._lock:
+            self._release_ended()
+            return self._take_kept(key)
+
     def _take_kept(self, key: Hashable) -> Process | None:
         while True:
-            self._check()
-            kept = self._kept.get(key, []) if key is not None else []
-            free = [each for each in kept if not each.is_lent]
-            if not free:
+            if self._is_closed:
+                self._check()
+            kept = self._kept.get(key) if key is not None else None
+            process = next((each for each in reversed(kept) if not each.is_lent), None) if kept else None
+            if kept is None or process is None:
                 return None
-            process = free[-1]
             kept.remove(process)
             if not kept:
                 del self._kept[key]
@@ -227,26 +235,28 @@ class Host:
                 if len(self._ending) <= _MAX_ENDING:
                     return
                 surplus = self._ending.pop(0)
-        _close_surplus(surplus)
+        close_surplus(surplus)
 
     def _release_ended(self) -> None:
-        if self._is_closed:
-            return  # close() sees to them
+        if self._is_closed or not self._ending:
+            return  # in the former case, close() sees to them
         going = [each for each in self._ending if each.is_alive()]
         for process in self._ending:
             if process not in going:
                 process.forget()
         self._ending = going
 
-    def keep(self, process: Process, key: Hashable, is_wanted: Callable[[], bool] = lambda: True) -> None:
-        """Keep a process for the next run of the same key. It does nothing until then.
+    def keep(self, process: Process, key: Hashable, is_wanted: Callable[[], bool] = lambda: True) -> Process | None:
+        """Keep a process for the next run of the same key; :meth:`stop_kept` lets it do nothing until then.
 
         Args:
             process: which.
             key: of its runs.
             is_wanted: whether there may be a next run; what it says no to before :meth:`drop` is not kept after it.
+
+        Returns:
+            This or another one, which there is no room for, and which is to be ended by :func:`close_surplus`.
         """
-        process.stop()
         surplus = process
         with self._lock:
             if not self._is_closed and is_wanted():
@@ -255,14 +265,20 @@ class Host:
                 kept.append(process)
                 if len(kept) > _MAX_KEPT:
                     surplus = kept.pop(0)
-                elif sum(map(len, self._kept.values())) > _MAX_KEPT_IN_ALL:
+                elif len(self._kept) > 1 and sum(map(len, self._kept.values())) > _MAX_KEPT_IN_ALL:
                     oldest = next(iter(self._kept))
                     surplus = self._kept[oldest].pop(0)
                     if not self._kept[oldest]:
                         del self._kept[oldest]
                 else:
-                    return
-        _close_surplus(surplus)
+                    return None
+        return surplus
+
+    def stop_kept(self, process: Process, key: Hashable) -> None:
+        """Let a process do nothing, unless its next run has begun."""
+        with self._lock:
+            if process in self._kept.get(key, ()):
+                process.stop()
 
     def drop(self, is_dropped: Callable[[Hashable], bool]) -> None:
         """End the processes that are kept under some keys."""
@@ -405,7 +421,8 @@ def _close_all(processes: list[Process]) -> None:
         raise found
 
 
-def _close_surplus(process: Process) -> None:
+def close_surplus(process: Process) -> None:
+    """End a process that nobody needs."""
     with contextlib.suppress(SandboxBroken):  # it does not end, which is no fault of the run that has ended well
         process.close()
 

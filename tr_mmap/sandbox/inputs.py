@@ -12,7 +12,7 @@ import numpy as np
 
 from ..tsr import dtypes
 from ..tsr.tensors import is_little_endian, to_array
-from .areas import Area, find_loan
+from .areas import Area, Piece, find_loan, has_loans, size_of
 from .bundles import Bundle
 from .interface import COPIED, IN_PLACE, Algorithm
 from .memory import ALIGNMENT
@@ -42,7 +42,7 @@ class Inputs:
 
     Attributes:
         values: what JSON has.
-        pieces: arrays to copy, with their offsets in the memory that the process gets.
+        pieces: what is to be copied, with the offsets in the memory that the process gets.
         specs: what describes those that are tensors.
         bundles: what describes those that are bundles, by name.
         loans: areas, bundles and files that are read in place.
@@ -54,7 +54,7 @@ class Inputs:
 
     def __init__(self, inputs: Mapping[str, Any], *, may_give_files: bool = False) -> None:
         self.values: dict[str, Any] = {}
-        self.pieces: list[tuple[int, np.ndarray[Any, Any]]] = []
+        self.pieces: list[Piece] = []
         self.specs: list[TensorSpec] = []
         self.bundles: dict[str, BundleSpec] = {}
         self.loans: list[Shared] = []
@@ -83,19 +83,19 @@ class Inputs:
         except BaseException:
             self.close()
             raise
-        self.nbytes = sum(array.nbytes for _, array in self.pieces)
+        self.nbytes = self.end and sum(size_of(piece) for _, piece in self.pieces)
 
-    def add(self, array: np.ndarray[Any, Any]) -> int:
-        """Give an array that is copied its place; returns its offset."""
+    def add(self, piece: np.ndarray[Any, Any] | bytes) -> int:
+        """Give what is copied its place; returns its offset."""
         offset = -(-self.end // ALIGNMENT) * ALIGNMENT
-        self.end = offset + array.nbytes
-        self.pieces.append((offset, array))
+        self.end = offset + size_of(piece)
+        self.pieces.append((offset, piece))
         return offset
 
     def add_code(self, algorithm: Algorithm) -> tuple[int, int, int]:
         """Give an algorithm's code its place; returns the number of the area, the offset and the size."""
         if algorithm.bundle is None:
-            return 0, self.add(np.frombuffer(algorithm.code, np.uint8)), len(algorithm.code)
+            return 0, self.add(algorithm.code), len(algorithm.code)
         (spec,) = algorithm.bundle.specs
         return self._lend(algorithm.bundle), spec.offset, math.prod(spec.shape)
 
@@ -136,7 +136,8 @@ class Inputs:
 
     def _place(self, array: np.ndarray[Any, Any]) -> tuple[int, int]:
         """Where an array lies: its offset, and the number of the loan, which is read in place; 0 if it is copied."""
-        if array.nbytes and array.flags.c_contiguous and is_little_endian(array):
+        may_be_found = has_loans() or (self._may_give_files and array.nbytes >= _LEAST_FILE_NBYTES)
+        if may_be_found and array.nbytes and array.flags.c_contiguous and is_little_endian(array):
             found = self._find(array)
             if found is not None:
                 self._kept.append(array)

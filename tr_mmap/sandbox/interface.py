@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
+from .steps import Steps
+
 if TYPE_CHECKING:
     from .bundles import Bundle
 
@@ -226,6 +228,9 @@ class Algorithm:
     owner: str = ""
     bundle: Bundle | None = None
 
+    def __hash__(self) -> int:  # those of one name that differ in something else are few
+        return hash((self.name, self.function))
+
 
 @dataclass
 class ComputeRequest:
@@ -346,6 +351,10 @@ class Executor(Protocol):
             RunCancelled: it was cancelled.
             SandboxBroken: it could not be run.
         """
+        ...
+
+    def steps(self, request: ComputeRequest) -> Steps[ComputeResponse]:
+        """The same in steps, for whoever waits for several runs at once."""
         ...
 
     def cancel(self, request_id: str) -> bool:

@@ -34,6 +34,10 @@ __all__ = [
 
 MAX_PACKET_NBYTES: Final = 64 << 10  # far below what a socket's buffer holds
 _MAX_FDS: Final = 16
+_FDS_NBYTES: Final = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+# As plain numbers: those of the module are enumerations, which take longer to be combined than a packet to be received.
+_CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
+_CUT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _MAX_DEPTH: Final = 8  # of a message; they have less
 _T = TypeVar("_T", bound=msgspec.Struct)
 
@@ -203,16 +207,16 @@ def send(end: socket.socket, message: msgspec.Struct | bytes, fds: list[int] | N
 def receive(end: socket.socket) -> tuple[bytes, list[int]]:
     """Take one packet: its bytes, none if the other end is closed; and its descriptors, which are the caller's now."""
     try:
-        data, ancillary, flags, _ = end.recvmsg(
-            MAX_PACKET_NBYTES, socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize), socket.MSG_CMSG_CLOEXEC
-        )
+        data, ancillary, flags, _ = end.recvmsg(MAX_PACKET_NBYTES, _FDS_NBYTES, _CLOEXEC)
     except ConnectionResetError:  # it was closed before it read everything
         return b"", []
+    if not ancillary and not flags & _CUT:
+        return data, []
     fds = array.array("i")
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    if flags & _CUT:
         for fd in fds:
             os.close(fd)
         raise ValueError("a packet longer than any of ours")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,9 +19,15 @@ from .verdicts import forged
 __all__ = ["end_of", "end_of_all", "open_outputs"]
 
 
+_NOTHING: Final = (b"", b"{}")
+
+
 def end_of_all(answer: Answer) -> int:
     """Where the results end, as the process says."""
-    return max([0, answer.values_offset + answer.values_nbytes, *[end_of(spec) for spec in answer.tensors]])
+    end = max(0, answer.values_offset + answer.values_nbytes)
+    for spec in answer.tensors:
+        end = max(end, end_of(spec))
+    return end
 
 
 def end_of(spec: TensorSpec) -> int:
@@ -38,7 +44,8 @@ def open_outputs(answer: Answer, buffer: Any) -> dict[str, Any]:
         end = answer.values_offset + answer.values_nbytes
         if not 0 <= answer.values_offset <= end <= len(buffer) or answer.values_nbytes > MAX_VALUES_NBYTES:
             raise ValueError(f"values at {answer.values_offset} to {end}, of {len(buffer)} bytes")
-        outputs = parse_values(bytes(buffer[answer.values_offset : end]) or b"{}")
+        text = bytes(buffer[answer.values_offset : end])
+        outputs = parse_values(text) if text not in _NOTHING else {}
         for spec in answer.tensors:
             if spec.name in outputs:
                 raise ValueError(f"two results named {spec.name!r:.80}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import os
 import re
@@ -26,18 +25,19 @@ from .interface import Limits
 from .messages import Answer, Job, decode, receive, send
 from .runner import MAX_MAPPINGS
 from .running import deadline_exceeded
+from .steps import LOOK_MS, Steps, Wait
 from .verdicts import Died, ending, exceeded, forged, told
 from .zygote import STATUS
 
 __all__ = ["NO_MARGIN", "START_S", "Margin", "Process", "Spare", "Used"]
 
 START_S: Final = 60.0  # a zygote that imports torch on a busy machine
-_LOOK_MS: Final = 50.0  # how often to count its threads
 _STOP_S: Final = 0.5
 _SILENT_S: Final = 2.0  # in which the zygote tells the end of a process whose socket is closed
 _EXITING: Final = 0x4  # PF_EXITING, of the flags in /proc/PID/stat
 _FREE_INPUT_NBYTES: Final = 1 << 30  # for which the limit on addresses has room
 _poll: Final = unpatched("select", "poll")
+_READABLE: Final = select.POLLIN
 _USED: Final = re.compile(rb"^(Threads|RssAnon|VmSwap):\s+(\d+)", re.MULTILINE)  # in /proc/PID/status, in KiB
 _UNCOUNTED_NBYTES: Final = 32 << 20  # that the loader makes read-only, of libraries that an algorithm loads
 
@@ -105,11 +105,13 @@ class Process:
         self._margin = margin
         self.pid = pid
         self._end = end
+        end.setblocking(False)
         self._status = status
         self._pidfd = pidfd
         self._limits = limits
         self._is_ready = False
         self._is_stopped = False
+        self._looked_s = -math.inf  # when its threads and memory were counted last
         self._data_nbytes = 0  # its limit on memory without inputs
         self._address_nbytes = 0  # and that on addresses
         # Of the last runs, whose inputs it may have mapped still: never more, see mapped() in runner.py.
@@ -117,6 +119,8 @@ class Process:
         self._cores: tuple[int, ...] = ()  # on which it runs; empty for all
         self.is_over = False  # the kernel has taken it apart, and nothing has its memory any more
         self.areas: list[Area] = []  # that it has: of inputs, of outputs
+        self.printed_fd = -1  # of the file to which it prints
+        self.given: list[Area] = []  # those of its areas that it was given with its last job
 
     def run(
         self,
@@ -126,7 +130,7 @@ class Process:
         private_nbytes: int,
         used: Used,
         deadline_s: float | None = None,
-    ) -> Answer:
+    ) -> Steps[Answer]:
         """Give it a job, and wait for its answer, within the limits.
 
         Args:
@@ -144,20 +148,23 @@ class Process:
         if not self.is_alive():  # its number may be another's
             raise Died("it has ended", had_job=False)
         if self._limits.cpu_cores is None:
-            return self._run(job, fds, input_nbytes, private_nbytes, used, deadline_s)
-        with cores.given_to(self.pid, self._limits.cpu_cores, self._cores) as self._cores:
-            return self._run(job, fds, input_nbytes, private_nbytes, used, deadline_s)
+            return (yield from self._run(job, fds, input_nbytes, private_nbytes, used, deadline_s))
+        self._cores = cores.give(self.pid, self._limits.cpu_cores, self._cores)
+        try:
+            return (yield from self._run(job, fds, input_nbytes, private_nbytes, used, deadline_s))
+        finally:
+            cores.take_back(self._cores)
 
     def _run(
         self, job: Job, fds: list[int], input_nbytes: int, private_nbytes: int, used: Used, deadline_s: float | None
-    ) -> Answer:
+    ) -> Steps[Answer]:
         if self._is_stopped:
             self._signal(signal.SIGCONT)
             self._is_stopped = False
         if not self._is_ready:
-            self._wait_until_ready(deadline_s)
-        if not self.is_alive():
-            raise Died("it has ended", had_job=False)
+            yield from self._wait_until_ready(deadline_s)
+            if not self.is_alive():
+                raise Died("it has ended", had_job=False)
         try:
             self._input_nbytes.append(input_nbytes)
             if self._address_nbytes or input_nbytes > _FREE_INPUT_NBYTES:
@@ -171,36 +178,38 @@ class Process:
             send(self._end, job, fds)
         except OSError as error:
             raise Died(f"it takes no job: {error}", had_job=False) from error
-        before = dataclasses.replace(used)
+        wall_before_ms, cpu_before_ms = used.wall_ms, used.cpu_ms
         began_s, cpu_before_s = time.monotonic(), self._cpu_s()
-        most_nbytes = self._most_nbytes()
 
         def left_ms() -> float:
             """Until a limit may have been reached."""
             limits = self._limits
-            used.wall_ms = before.wall_ms + (time.monotonic() - began_s) * 1000
+            now_s = time.monotonic()
+            used.wall_ms = wall_before_ms + (now_s - began_s) * 1000
             wall_left_ms = limits.wall_ms + self._margin.wall_ms - used.wall_ms
             if wall_left_ms <= 0:
                 raise exceeded(limits, "wall_ms")
             # Where its clock is gone, what it used is as much as was seen.
-            used.cpu_ms = max(used.cpu_ms, before.cpu_ms + (self._cpu_s() - cpu_before_s) * 1000)
+            used.cpu_ms = max(used.cpu_ms, cpu_before_ms + (self._cpu_s() - cpu_before_s) * 1000)
             cpu_left_ms = limits.cpu_ms - used.cpu_ms
             if cpu_left_ms <= 0:
                 raise exceeded(limits, "cpu_ms")
-            threads, own_nbytes = self._threads_and_memory()
-            if threads > limits.threads:
-                raise exceeded(limits, "threads")
-            if own_nbytes > most_nbytes:
-                raise exceeded(limits, "memory_nbytes")
+            if now_s - self._looked_s >= LOOK_MS / 1000:  # it may be of the run before
+                self._looked_s = now_s
+                threads, own_nbytes = self._threads_and_memory()
+                if threads > limits.threads:
+                    raise exceeded(limits, "threads")
+                if own_nbytes > self._most_nbytes():
+                    raise exceeded(limits, "memory_nbytes")
             if deadline_s is not None:
-                wall_left_ms = min(wall_left_ms, (deadline_s - time.monotonic()) * 1000)
+                wall_left_ms = min(wall_left_ms, (deadline_s - now_s) * 1000)
                 if wall_left_ms <= 0:
                     raise deadline_exceeded(deadline_s, "while it ran, and it was ended")
             # All its threads together use at most the time that passes, times the cores.
-            return min(wall_left_ms, max(cpu_left_ms / (limits.cpu_cores or os.cpu_count() or 1), 1.0), _LOOK_MS)
+            return min(wall_left_ms, max(cpu_left_ms / (limits.cpu_cores or os.cpu_count() or 1), 1.0), LOOK_MS)
 
         try:
-            answer = decode(self._await(left_ms), Answer)
+            answer = decode((yield from self._await(left_ms)), Answer)
         except ValueError as error:
             raise forged(error) from None
         except Died:
@@ -210,7 +219,7 @@ class Process:
             raise told(answer.fault, self._limits, self._margin.limits)
         return answer
 
-    def _wait_until_ready(self, deadline_s: float | None) -> None:
+    def _wait_until_ready(self, deadline_s: float | None) -> Steps[None]:
         end_s = time.monotonic() + START_S
 
         def left_ms() -> float:
@@ -222,7 +231,7 @@ class Process:
             return (min(end_s, deadline_s or end_s) - now_s) * 1000
 
         try:
-            if self._await(left_ms) != b"ready":
+            if (yield from self._await(left_ms)) != b"ready":
                 raise Died("it did not become ready", had_job=False)
         except (DeadlineExceeded, SandboxBroken):
             raise
@@ -233,12 +242,18 @@ class Process:
     @property
     def is_lent(self) -> bool:
         """Whether somebody looks at results in its memory."""
-        return any(each.is_viewed for each in self.areas)
+        for each in self.areas:  # noqa: SIM110 - a generator takes longer than that, and each run asks
+            if each.is_viewed:
+                return True
+        return False
 
     @property
     def is_inherited(self) -> bool:
         """Whether a forked child of this process may look at results in its memory, so that it must do nothing more."""
-        return any(each.is_inherited for each in self.areas)
+        for each in self.areas:  # noqa: SIM110 - the same
+            if each.is_inherited:
+                return True
+        return False
 
     @property
     def is_new(self) -> bool:
@@ -347,8 +362,9 @@ class Process:
         for area in self.areas:
             area.close()
         self._end.close()
-        os.close(self._status)
-        os.close(self._pidfd)
+        for fd in (self._status, self._pidfd, self.printed_fd):
+            if fd >= 0:
+                os.close(fd)
 
     def _signal(self, number: signal.Signals) -> None:
         try:
@@ -356,36 +372,35 @@ class Process:
         except ProcessLookupError:
             pass
 
-    def _await(self, left_ms: Callable[[], float]) -> bytes:
+    def _await(self, left_ms: Callable[[], float]) -> Steps[bytes]:
         """Its next packet.
 
         Args:
             left_ms: gives how long to wait until it is asked again, and raises when that was enough.
         """
-        self._end.setblocking(False)
-        poll = _poll()
-        poll.register(self._end, select.POLLIN)
-        poll.register(self._status, select.POLLIN)
+        fds: tuple[int, ...] = self._end.fileno(), self._status
         silent_s = math.inf  # when its end was closed
         while True:
-            ready = dict(poll.poll(min(left_ms(), _SILENT_S * 1000) + 0.5))
-            if self._end.fileno() in ready:
+            yield Wait(fds, min(left_ms(), _SILENT_S * 1000) + 0.5)
+            if silent_s == math.inf:
                 try:
-                    data, fds = receive(self._end)
+                    data, received = receive(self._end)
                 except BlockingIOError:
-                    continue
+                    pass
                 except ValueError as error:
                     raise forged(error) from None
-                for fd in fds:
-                    os.close(fd)
-                if data:
-                    return data
-                poll.unregister(self._end)
-                # Its end was closed: by its death, of which the zygote tells us; or by itself, or the packet is empty.
-                silent_s = time.monotonic()
-            elif self._status in ready:
+                else:
+                    for fd in received:
+                        os.close(fd)
+                    if data:
+                        return data
+                    # Its end was closed: by its death, of which the zygote tells us; or by itself, or the packet is
+                    # empty.
+                    fds, silent_s = (self._status,), time.monotonic()
+                    continue
+            if _wait_for(self._status, 0):
                 raise self._ended()
-            elif time.monotonic() > silent_s + _SILENT_S:
+            if time.monotonic() > silent_s + _SILENT_S:
                 raise forged(ValueError("nothing"))
 
     def _ended(self) -> Exception:
@@ -428,5 +443,5 @@ class Process:
 
 def _wait_for(fd: int, ms: float) -> bool:
     poll = _poll()  # not select(), which knows no high numbers of descriptors
-    poll.register(fd, select.POLLIN)
+    poll.register(fd, _READABLE)
     return bool(poll.poll(ms))

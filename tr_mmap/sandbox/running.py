@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 from .errors import DeadlineExceeded, RunCancelled
@@ -48,23 +46,26 @@ class Run:
         self._is_cancelled = False
         self.deadline_s = request.deadline_s if request is not None else None
 
-    @contextmanager
-    def within(self, process: _Killable) -> Iterator[None]:
-        """Let this process be ended when the run is cancelled.
+    def enter(self, process: _Killable) -> None:
+        """Let this process be ended when the run is cancelled, until :meth:`leave`.
 
         Raises:
-            RunCancelled: it was, before or meanwhile.
+            RunCancelled: it was, before.
             DeadlineExceeded: it comes too late.
         """
         with self._lock:
             self.check()
             self._process = process
-        try:
-            yield
-        finally:
-            with self._lock:  # from here on nobody signals the process, whose descriptor may be closed
-                self._process = None
-                self.check_cancelled()
+
+    def leave(self) -> None:
+        """From here on nobody signals the process, whose descriptor may be closed.
+
+        Raises:
+            RunCancelled: it was, meanwhile.
+        """
+        with self._lock:
+            self._process = None
+            self.check_cancelled()
 
     @property
     def is_registered(self) -> bool:
@@ -104,9 +105,8 @@ class Runs:
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
 
-    @contextmanager
-    def begin(self, request: ComputeRequest) -> Iterator[Run]:
-        """A run of a request, until the end of the block.
+    def begin(self, request: ComputeRequest) -> Run:
+        """A run of a request, until :meth:`end`.
 
         Raises:
             ValueError: another run has the same id.
@@ -116,11 +116,12 @@ class Runs:
             if request.id in self._runs:
                 raise ValueError(f"a run of the id {request.id!r} goes on; give each request an id of its own")
             self._runs[request.id] = run
-        try:
-            yield run
-        finally:
-            with self._lock:
-                del self._runs[request.id]
+        return run
+
+    def end(self, request: ComputeRequest) -> None:
+        """A run goes on no more."""
+        with self._lock:
+            del self._runs[request.id]
 
     def cancel(self, request_id: str) -> bool:
         """End a run; returns whether there was one."""

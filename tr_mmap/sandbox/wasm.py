@@ -24,6 +24,7 @@ from .interface import Algorithm, Allow, ComputeRequest, ComputeResponse, Limits
 from .kept import Kept
 from .outputs import open_outputs
 from .running import Run
+from .steps import Steps, finish
 from .verdicts import forged
 from .wasm_messages import COMMAND, MODULE_START, TENSORS, WasmOptions, decode_number, encode_number
 
@@ -77,15 +78,19 @@ class WasmExecutor(ContainedExecutor):
 
     def prepare(self, algorithm: Algorithm) -> Algorithm:
         """Compile a module; nothing of it is executed, and its compiler is contained."""
-        return dataclasses.replace(algorithm, function=_choose(algorithm, self._compile(algorithm, Run()).functions))
+        compiled = finish(self._compile(algorithm, Run()))
+        return dataclasses.replace(algorithm, function=_choose(algorithm, compiled.functions))
 
-    def execute(self, request: ComputeRequest) -> ComputeResponse:
+    def steps(self, request: ComputeRequest) -> Steps[ComputeResponse]:
         """Run it."""
-        with self._runs.begin(request) as run:  # that of a module that is not compiled yet, too
-            return self._execute(request, run)
+        run = self._runs.begin(request)  # that of a module that is not compiled yet, too
+        try:
+            return (yield from self._steps(request, run))
+        finally:
+            self._runs.end(request)
 
-    def _execute(self, request: ComputeRequest, run: Run) -> ComputeResponse:
-        compiled = self._compile(request.algorithm, run)
+    def _steps(self, request: ComputeRequest, run: Run) -> Steps[ComputeResponse]:
+        compiled = yield from self._compile(request.algorithm, run)
         function = _choose(request.algorithm, compiled.functions)
         if function is None:
             raise _no_function(request.algorithm, compiled.functions)
@@ -99,7 +104,7 @@ class WasmExecutor(ContainedExecutor):
         with self._open(named, algorithm) as inputs:
             options.tensors_nbytes = inputs.end
             options.compiled_offset, options.compiled_nbytes = inputs.add(compiled.code), compiled.code.nbytes
-            done = self._do(
+            done = yield from self._do(
                 run,
                 algorithm,
                 inputs,
@@ -135,7 +140,7 @@ class WasmExecutor(ContainedExecutor):
             is_reused=algorithm.is_reused,
         )
 
-    def _compile(self, algorithm: Algorithm, run: Run) -> _Compiled:
+    def _compile(self, algorithm: Algorithm, run: Run) -> Steps[_Compiled]:
         """A module's machine code, and which of its functions is called."""
         if not algorithm.code.startswith(MODULE_START):
             raise AlgorithmError(
@@ -148,7 +153,7 @@ class WasmExecutor(ContainedExecutor):
         if found is not None:
             return found
         options = msgspec.to_builtins(self._options(algorithm))
-        done = self._do(run, algorithm, Inputs({}), _MAX_COMPILED_NBYTES, is_check=True, options=options)
+        done = yield from self._do(run, algorithm, Inputs({}), _MAX_COMPILED_NBYTES, is_check=True, options=options)
         outputs = open_outputs(done.answer, done.buffer)
         code = outputs.get("compiled")
         if not isinstance(code, np.ndarray) or code.dtype != np.uint8:

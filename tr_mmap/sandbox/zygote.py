@@ -333,6 +333,7 @@ def _memory_nbytes(proc: int) -> tuple[int, int]:
 
 
 def _serve(end: socket.socket) -> None:
+    given: list[int] = []  # descriptors of the last job; one that comes without any has the same
     while True:
         data, fds = receive(end)
         if not data:
@@ -343,13 +344,15 @@ def _serve(end: socket.socket) -> None:
             for fd in fds:
                 os.close(fd)
             continue
-        inputs_fd, outputs_fd, printed_fd, *loans = fds
+        if fds:
+            for fd in given:
+                os.close(fd)
+            given = fds
+        inputs_fd, outputs_fd, printed_fd, *loans = given
         runner.print_to(printed_fd)
         answer = runner.answer_job(message, inputs_fd, outputs_fd, loans)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        for fd in fds:
-            os.close(fd)
         try:
             send(end, answer)
         except (OSError, TypeError, ValueError):  # the results' names are too long for a packet, say

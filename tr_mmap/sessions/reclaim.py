@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Final, Self
 
 from ..base import system
+from ..base.fork_safety import this_process
 from ..base.identifiers import is_doorbell_name
 from ..errors import TRException
 from ..native.semaphore_names import unlink_semaphore
@@ -196,6 +197,7 @@ def reclaim(path: str, judge: Callable[[Manifest | None, str, str], None]) -> bo
         NotReclaimable: the judge objects, or this user may not remove it.
         OSError: a system call failed.
     """
+    owner = this_process.mark
     try:
         fd = system.open_dir(path)
     except FileNotFoundError:
@@ -230,9 +232,9 @@ def reclaim(path: str, judge: Callable[[Manifest | None, str, str], None]) -> bo
         raise NotReclaimable(f"it cannot be removed ({error.strerror})") from error
     finally:
         try:
-            system.unlock_and_close_dir(fd)
+            system.unlock_and_close_dir(fd, owner)
         finally:
-            if gone:
+            if gone and this_process.mark is owner:
                 system.remove_tree(gone)
     return True
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ..base import system
+from ..base.fork_safety import this_process
 from ..base.identifiers import check_session_id, is_session_id
 from ..errors import BadMessage, HostilePath, OutOfSpace, SessionInUse, TRException
 from ..processes.identity import Identity
@@ -161,9 +162,9 @@ class Workspace:
         path = self.session_dir(session_id)
         if manifest.session_id != session_id:
             raise BadMessage(f"the manifest is of session {manifest.session_id!r}", detail=session_id)
-        deadline = time.monotonic() + CLAIM_WAIT_S
+        deadline, owner = time.monotonic() + CLAIM_WAIT_S, this_process.mark
         while True:
-            is_free = False
+            is_free, vanished = False, None
             try:
                 if self._place(path, manifest, lock):
                     _claimed[self.sessions] = self
@@ -171,13 +172,14 @@ class Workspace:
                 is_free = reclaim(path, require_dead)
                 kept = NotReclaimable("other processes take the name again and again", may_pass=True)
             except FileNotFoundError as error:  # another process's release removed the empty parents at this moment
-                kept = NotReclaimable(f"{error.filename} keeps vanishing", may_pass=True)
+                kept, vanished = NotReclaimable(f"{error.filename} keeps vanishing", may_pass=True), error
             except NotReclaimable as found:
                 kept = found.detached()
             except HostilePath:
                 raise  # another user's directory is not ours to remove
             except BaseException:
-                self._remove_if_empty()
+                if this_process.mark is owner:  # else a signal handler has forked: it is for the parent to do
+                    self._remove_if_empty()
                 raise
             if time.monotonic() >= deadline and kept.end_orphan(deadline + ORPHAN_WAIT_S - CLAIM_WAIT_S):
                 deadline = time.monotonic() + CLAIM_WAIT_S
@@ -190,6 +192,8 @@ class Workspace:
                     pid=kept.pid,
                 )
             if not kept.may_pass or time.monotonic() >= deadline:
+                if vanished is not None and system.exists(self.root):  # which then is such a one as /proc
+                    raise _unusable(self.root, "is a directory where none can be made") from vanished
                 raise SessionInUse(
                     f"session {session_id!r} is in use: {kept.reason} ({path}); end that process, choose another "
                     "session id, or remove the directory if you know that nothing uses it; a living session could not "
@@ -299,6 +303,7 @@ class Workspace:
 
     def _place(self, path: str, manifest: Manifest, lock: LifeLock | None) -> bool:
         """Put a new session at ``path``; False if the name is taken."""
+        owner = this_process.mark
         self._make_root()
         try:
             system.make_dir(self.sessions)
@@ -315,9 +320,11 @@ class Workspace:
                 if lock is not None:
                     lock.take(os.path.join(temporary, CONTROLLER_LOCK_FILE))  # before any other process can judge us
                 manifests.write(temporary, manifest)
-                system.rename(temporary, path)
+                system.rename(temporary, path, owner=owner)
             except BaseException as error:
                 spare.free()
+                if this_process.mark is not owner:  # a signal handler has forked: all of it is the parent's
+                    raise
                 if lock is not None:
                     lock.drop()
                 discard(temporary)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SessionNotStarted
 from ..native import finished, loan_of
 from ..tsr import header as tsr_header
 from ..tsr import tensors
@@ -102,7 +101,7 @@ class SegmentPool(RepairableStore):
         segment: Segment | None = self.quick_publish(tensor, None, may_share)
         if segment is not None:
             return segment
-        self._check_own()
+        self.check_own()
         # Keep the former value, because a signal handler may come here in the middle of the slow path.
         was_running, self.is_slow_path_running = self.is_slow_path_running, True
         try:
@@ -134,6 +133,7 @@ class SegmentPool(RepairableStore):
         segment, is_filled = self._take(array.nbytes, array, may_share=may_share, deadline_s=deadline_s)
         segment.holds = 1
         try:
+            self.check_own()  # a signal handler may have forked meanwhile, and the parent fills the segment
             if not is_filled:
                 tensors.copy_into(segment.buffer, segment.payload_offset, array)
             layout = dtype, array.shape, segment.payload_offset
@@ -165,7 +165,7 @@ class SegmentPool(RepairableStore):
             array = self.quick_loan(shape, dtype)
             if array is not None:
                 return array
-        self._check_own()
+        self.check_own()
         # Keep the former value, because a signal handler may come here in the middle of the slow path.
         was_running, self.is_slow_path_running = self.is_slow_path_running, True
         try:
@@ -185,12 +185,6 @@ class SegmentPool(RepairableStore):
         finally:
             self.is_slow_path_running = was_running
 
-    def _check_own(self) -> None:
-        if self.is_foreign:
-            raise SessionNotStarted(
-                "the segments are those of the process that this one was forked from; it fills them"
-            )
-
     def _loan(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         if finished or self.to_retire:
             self.collect()
@@ -209,6 +203,7 @@ class SegmentPool(RepairableStore):
             segment.release()
 
     def _stamp(self, segment: Segment, layout: Layout) -> None:
+        self.check_own()  # a signal handler may have forked meanwhile
         seq = self.next_seq()
         if segment.header_layout != layout or self._has_checksum:
             segment.header_layout = None
@@ -233,7 +228,8 @@ class SegmentPool(RepairableStore):
             segment.header_layout = layout
         segment.is_header_current = segment.layout == layout and not self._has_checksum
         segment.seq = seq
-        segment.stamp(seq)
+        if not self.is_foreign:
+            segment.stamp(seq)
 
     def stats(self) -> PoolStats:
         """What the pool holds now."""

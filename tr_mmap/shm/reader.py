@@ -70,11 +70,11 @@ class SegmentReader(ForkAware):
     """
 
     def __init__(self, directory: str, *, verify: bool = False, views: str | None = None) -> None:
-        super().__init__()
+        self.mapped: dict[str, _MappedSegment] = {}
+        super().__init__()  # now: its hook uses what is mapped
         self._directory = system.KnownDir(directory)
         self._verify = verify
         self._views = views
-        self.mapped: dict[str, _MappedSegment] = {}
         self._order: deque[_MappedSegment] = deque()  # of the looks at them, the longest not looked at first
         self._slabs: WeakValueDictionary[tuple[str, int], _MappedFile] = WeakValueDictionary()  # by name and slots
 

@@ -81,4 +81,4 @@ class RepairableStore(SegmentStore):
             return  # there is no descriptor left, or somebody has removed the directory; its files go with it
         for name in names:
             if is_own(name) and name not in paths:
-                remove_name(os.path.join(self._directory.path, name))
+                remove_name(os.path.join(self._directory.path, name), self._owner)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..base import system
+from ..base.fork_safety import this_process
 from ..base.system import KnownDir, check_limit
 from ..errors import HostilePath, SessionNotStarted
 from ..native import OwnerSegment
@@ -219,6 +220,7 @@ def _make_file(
     directory: KnownDir, path: str, nbytes: int, source: np.ndarray[Any, Any] | None
 ) -> tuple[memoryview, int]:
     """Make a file of segments, write ``source`` as the payload of the only one, and map it. Returns its inode too."""
+    owner = this_process.mark
     directory.check()
     try:
         fd = system.create_file(path)
@@ -239,7 +241,7 @@ def _make_file(
         finally:
             system.close(fd)
     except BaseException as error:
-        system.unlink(path)
+        system.unlink(path, owner=owner)
         if isinstance(error, OSError):
             check_limit(error, f"{path} cannot be mapped")
         raise

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..base import system
-from ..base.fork_safety import ForkAware
+from ..base.fork_safety import ForkAware, this_process
 from ..base.identifiers import tensor_file
 from ..errors import OutOfSpace, SessionNotStarted, SystemLimit
 from ..native import FreeLists, drain
@@ -56,14 +56,15 @@ class SegmentStore(FreeLists, ForkAware):
 
     def __init__(self, directory: str, prefix: str, budget_nbytes: int | None, block_ms: float) -> None:
         FreeLists.__init__(self)
-        ForkAware.__init__(self)
+        self._owner = this_process.mark
+        self._segments: dict[str, Segment] = {}
+        ForkAware.__init__(self)  # now: its hook uses the segments
         self._directory = system.KnownDir(directory)
         self._prefix = prefix
         self._budget_nbytes = budget_nbytes
         self._block_ms = block_ms
         self.is_reader_gone: Callable[[], bool] = bool  # False, until there is a reader
         self.pause: Callable[[float], None] = time.sleep
-        self._segments: dict[str, Segment] = {}
         self._awaiting: dict[int, deque[Segment]] = {}  # by key, the longest not looked at first
         self._torch_loans = TorchLoans()
         self._nbytes = 0
@@ -123,6 +124,7 @@ class SegmentStore(FreeLists, ForkAware):
 
     def _pop_unviewed(self, key: int, free: list[Segment]) -> Segment | None:
         while (segment := _pop(free)) is not None:
+            self.check_own()  # a signal handler may have forked meanwhile
             lease = segment.claim()
             if lease == LEASE_FREE:
                 return segment
@@ -324,6 +326,8 @@ class SegmentStore(FreeLists, ForkAware):
 
     def _retire(self, segment: Segment) -> bool:
         """Retire a segment; True if its memory is free now, False if a reader or other slots keep it."""
+        if self.is_foreign:  # a signal handler has forked meanwhile: it is the parent's
+            return False
         # Always: from now on no reader can acquire the lease, and a lease that a reader has is seen.
         is_unseen = segment.retire() == LEASE_FREE and not segment.is_tainted
         del self._segments[segment.name]
@@ -343,11 +347,22 @@ class SegmentStore(FreeLists, ForkAware):
             is_unseen = not slab.is_seen
             payload = slab.buffer[slab.segments[0].payload_offset :]
         if self._directory.is_there():
-            remove_name(segment.path)
-        if is_unseen:
+            remove_name(segment.path, self._owner)
+        if is_unseen and not self.is_foreign:
             # The reader still has it mapped; without pages the mapping costs address space only.
             system.advise(payload, system.MADV_REMOVE)
         return is_unseen
+
+    def check_own(self) -> None:
+        """Refuse to touch the segments of the process that this one was forked from.
+
+        Raises:
+            SessionNotStarted: they are.
+        """
+        if self.is_foreign:
+            raise SessionNotStarted(
+                "the segments are those of the process that this one was forked from; it fills them"
+            )
 
     # -- deaths, forks, the end --------------------------------------------------------------------------------
 
@@ -385,7 +400,7 @@ class SegmentStore(FreeLists, ForkAware):
         for segment in self._segments.values():
             segment.free_list = None
             if has_files:
-                remove_name(segment.path)
+                remove_name(segment.path, self._owner)
         self._segments.clear()
         self.free.clear()
         self.viewed.clear()
@@ -408,9 +423,14 @@ def _pop_oldest(segments: deque[Segment]) -> Segment | None:
         return None
 
 
-def remove_name(path: str) -> None:
-    """Remove a name. If that fails, it is removed with the session's directory."""
+def remove_name(path: str, owner: object) -> None:
+    """Remove a name. If that fails, it is removed with the session's directory.
+
+    Args:
+        path: the name.
+        owner: the mark of the process whose file it is; does nothing in a child that was forked since.
+    """
     try:
-        system.unlink(path)
+        system.unlink(path, owner=owner)
     except OSError:
         pass

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from ..base import system
+from ..base.fork_safety import this_process
 from ..errors import MissingPackage, OutOfSpace, SystemLimit
 from ..processes.identity import Identity
 from .errors import StoreClosed, StoreCorrupt
@@ -50,6 +51,7 @@ def look_after_boot(path: str) -> None:
     boot_id = Identity.current().boot_id
     if not boot_id or _boot_of(path)[0] == boot_id:
         return
+    owner = this_process.mark
     fd = system.open_dir(path)
     try:
         system.lock_dir(fd)  # others wait until it is known to be sound
@@ -63,7 +65,7 @@ def look_after_boot(path: str) -> None:
         if durability:
             note_boot(path, durability)
     finally:
-        system.unlock_and_close_dir(fd)
+        system.unlock_and_close_dir(fd, owner)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ import numpy as np
 from .. import tsr
 from ..base import system
 from ..base.atomic import replacement
+from ..base.fork_safety import this_process
 from ..base.identifiers import is_plain_tag, tensor_file
 from ..errors import Fault, MissingTag, OutOfSpace, TSRFormatError, UnsupportedTensor
 from ..protocol.commands import split_words
@@ -243,6 +244,7 @@ class LegacyControllerTransfer(ControllerTransfer):
 
     def __init__(self, directory: str, *, budget_nbytes: int | None, views: str | None = None) -> None:
         self._directory = directory
+        self._owner = this_process.mark
         self._known_dir = system.KnownDir(directory)
         self._mode: Literal["r", "c"] | None = None if views is None else "r" if views == "readonly" else "c"
         self._budget_nbytes = budget_nbytes
@@ -265,7 +267,7 @@ class LegacyControllerTransfer(ControllerTransfer):
                 known = describe_tags(self._kept)
                 raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {known}", tag=tag)
             if self._known_dir.is_there():
-                system.unlink(self._kept_path(tag))
+                system.unlink(self._kept_path(tag), owner=self._owner)
             del self._kept[tag]
 
     def prepare(
@@ -295,7 +297,7 @@ class LegacyControllerTransfer(ControllerTransfer):
     def withdraw(self) -> None:
         self._remove_placed()
         for name in self._taken if self._known_dir.is_there() else ():  # of a response that no caller took
-            system.unlink(os.path.join(self._directory, name))
+            system.unlink(os.path.join(self._directory, name), owner=self._owner)
         self._taken.clear()
 
     def decode(self, raw: bytes) -> Response:
@@ -326,7 +328,7 @@ class LegacyControllerTransfer(ControllerTransfer):
         return tensor
 
     def _forget(self, name: str) -> None:
-        system.unlink(os.path.join(self._directory, name))
+        system.unlink(os.path.join(self._directory, name), owner=self._owner)
         self._taken.discard(name)
 
     def acknowledged(self, request: Request) -> None:
@@ -404,7 +406,7 @@ class LegacyControllerTransfer(ControllerTransfer):
         for tag, inode in placed.items():
             path = self._path(tag)
             if inode is not None and _inode(path) == inode:  # else the worker has made a result of that name
-                system.unlink(path)
+                system.unlink(path, owner=self._owner)
 
     def _is_result(self, tag: str) -> bool:
         inode = _inode(self._path(tag))
@@ -414,7 +416,7 @@ class LegacyControllerTransfer(ControllerTransfer):
         self._takes += 1
         name = tensor_file(f".taken_{self._takes}")
         self._taken.add(name)
-        system.rename(path, os.path.join(self._directory, name))
+        system.rename(path, os.path.join(self._directory, name), owner=self._owner)
         return TensorRef(tag, name, 0)
 
     def _path(self, tag: str) -> str:

@@ -196,6 +196,8 @@ class SegmentControllerTransfer(ControllerTransfer):
         closes the fast path and then looks for a request; a thread first says that it has a request and then looks
         whether the fast path is open.
         """
+        if self._pool.is_foreign:
+            return
         self._pool.is_slow_path_running = True
         if self.has_request_in_flight:
             self._pool.is_slow_path_running = False

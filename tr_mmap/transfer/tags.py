@@ -10,6 +10,7 @@ from typing import Final
 
 from ..base import system
 from ..base.atomic import replace_by_link
+from ..base.fork_safety import this_process
 from ..base.identifiers import tensor_file
 from ..errors import HostilePath, MissingTag
 from ..protocol.messages import Request, TensorRef
@@ -44,6 +45,7 @@ class Tags:
 
     def __init__(self, directory: str, release: Callable[[Segment], None]) -> None:
         self._directory = system.KnownDir(directory)
+        self._owner = this_process.mark
         self._release = release
         self._segments: dict[str, Segment] = {}
         self._linking: str | None = None  # the tag whose file may not be that of its segment, after an interrupt
@@ -82,7 +84,7 @@ class Tags:
             raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {self.describe()}", tag=tag)
         self._linking = tag
         if self._directory.is_there():
-            system.unlink(self._path(tag))
+            system.unlink(self._path(tag), owner=self._owner)
         self.unannounced[tag] = 0
         del self._segments[tag]
         self._linking = None
@@ -101,9 +103,9 @@ class Tags:
         # Somebody has removed the directory, or something of theirs has the name: neither may stop other requests.
         with contextlib.suppress(FileNotFoundError, HostilePath):
             if self._directory.is_there():
-                system.unlink(self._path(tag))
+                system.unlink(self._path(tag), owner=self._owner)
             if segment is not None and self._directory.is_there():
-                system.link(segment.path, self._path(tag))
+                system.link(segment.path, self._path(tag), owner=self._owner)
         self.unannounced[tag] = 0 if segment is None else segment.seq
         self._linking = None
 

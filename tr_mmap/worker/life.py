@@ -46,14 +46,14 @@ class WorkerLife(ForkAware):
     session_id = ""  # of the class, so that __init__ keeps what a subclass has stored
 
     def __init__(self, debug: bool, views: Views | None) -> None:
-        super().__init__()
+        self._fast_path: WorkerFastPath | None = None
+        super().__init__()  # now: its hook uses the fast path
         check_views(views)
         self.debug = debug
         self.session_dir = ""
         self._channel: Channel | None = None
         self._rejections = RejectionCounter()
         self._attachment: Attachment | None = None
-        self._fast_path: WorkerFastPath | None = None
         self._transfer: WorkerTransfer | None = None  # of the current request
         self._views = views
         self._has_quick_views = True

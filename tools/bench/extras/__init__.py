@@ -1,6 +1,6 @@
 """What is measured beside the comparison over sizes: each module has ``run(quick, say) -> dict``."""
 
-from . import files, flood, idle, memory, sandbox, startup, store, text
+from . import files, flood, gateway, idle, memory, sandbox, startup, store, text
 
 __all__ = ["EXTRAS"]
 
@@ -13,4 +13,5 @@ EXTRAS = {
     "flood": flood,
     "sandbox": sandbox,
     "store": store,
+    "gateway": gateway,
 }

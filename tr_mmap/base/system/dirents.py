@@ -8,6 +8,7 @@ import shutil
 import stat
 from pathlib import Path
 
+from ..fork_safety import this_process
 from .files import is_on, open_dir, sync
 from .limits import check_descriptors
 from .memory import libc
@@ -175,15 +176,21 @@ def _is_on_proc(path: str) -> bool:
         os.close(fd)
 
 
-def link(source: str, target: str) -> None:
+def link(source: str, target: str, *, owner: object = None) -> None:
     """Give the file ``source`` a second name; a symlink is not followed.
+
+    Args:
+        source: the file.
+        target: its second name.
+        owner: the mark of the process that does so; does nothing in a child that was forked since. None for any.
 
     Raises:
         FileExistsError: the name ``target`` is taken.
         OutOfSpace: no room for another name.
     """
     try:
-        os.link(source, target, follow_symlinks=False)
+        if owner is None or owner is this_process.mark:
+            os.link(source, target, follow_symlinks=False)
     except OSError as error:
         check_room(error, target)
         raise
@@ -203,14 +210,20 @@ def symlink(target: str, path: str) -> None:
         raise
 
 
-def rename(source: str, target: str) -> None:
+def rename(source: str, target: str, *, owner: object = None) -> None:
     """Atomic; replaces ``target``. A process that has the old file mapped keeps it.
+
+    Args:
+        source: the present name.
+        target: the new one.
+        owner: the mark of the process whose file it is; does nothing in a child that was forked since. None for any.
 
     Raises:
         HostilePath: a directory is in the place of a file.
     """
     try:
-        os.replace(source, target)
+        if owner is None or owner is this_process.mark:
+            os.replace(source, target)
     except IsADirectoryError as error:
         raise hostile(target, "is a directory") from error
 
@@ -223,14 +236,19 @@ def exchange(first: str, second: str) -> bool:
     return bool(renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)
 
 
-def unlink(path: str) -> None:
+def unlink(path: str, *, owner: object = None) -> None:
     """Remove a name; it may be gone already.
+
+    Args:
+        path: the name.
+        owner: the mark of the process whose file it is; does nothing in a child that was forked since. None for any.
 
     Raises:
         HostilePath: it is a directory.
     """
     try:
-        os.unlink(path)
+        if owner is None or owner is this_process.mark:
+            os.unlink(path)
     except FileNotFoundError:
         pass
     except IsADirectoryError as error:
@@ -300,10 +318,15 @@ def is_lock_free(fd: int) -> bool:
     return True
 
 
-def unlock_and_close_dir(fd: int) -> None:
-    """Release the lock first: a child forked meanwhile has the descriptor too, and would keep the lock."""
+def unlock_and_close_dir(fd: int, owner: object) -> None:
+    """Release the lock first: a child forked meanwhile has the descriptor too, and would keep the lock.
+
+    Args:
+        fd: of the directory.
+        owner: the mark of the process that took the lock. In a child that was forked since, this only closes.
+    """
     try:
-        if fcntl is not None:
+        if fcntl is not None and owner is this_process.mark:
             fcntl.flock(fd, fcntl.LOCK_UN)
     except OSError:
         pass  # closing releases it too

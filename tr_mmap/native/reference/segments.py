@@ -188,6 +188,8 @@ class ReaderSegment(LeaseWords):
         """
         if mapping is not None and len(mapping) != len(self._file):
             raise ValueError("the mapping is not of the whole file")
+        if self._generation != _generation:  # a child could not release the lease
+            raise LookupError("the lease is that of the process that this one was forked from")
         with _lock:
             held = object()
             try:

@@ -40,7 +40,18 @@ def run(name: str, code: bytes, function: str | None, inputs: dict[str, Any], ar
     return namespace["output"]
 
 
+_compiled: tuple[tuple[str, bytes, str | None], tuple[CodeType, str | None]] | None = None  # a kept process has it
+
+
 def _compile(name: str, code: bytes, function: str | None) -> tuple[CodeType, str | None]:
+    global _compiled
+    key = name, code, function
+    if _compiled is None or _compiled[0] != key:
+        _compiled = key, _compile_anew(*key)
+    return _compiled[1]
+
+
+def _compile_anew(name: str, code: bytes, function: str | None) -> tuple[CodeType, str | None]:
     filename = f"<algorithm {name}>"
     source = code.decode()
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)  # for tracebacks

@@ -144,12 +144,7 @@ public:
         is_released_ = true;
         if (const auto last = take_worker()) last->end();
         pool_->close();
-        try {
-            // Else somebody has removed it by hand, and the name is another session's by now.
-            if (has_directory() || !std::filesystem::exists(directory_)) workspace_.release(session_id_);
-        } catch (...) {
-            // The next sweep removes it.
-        }
+        remove_directory();
         remove_log(log_path_);
         lock_.drop();
     }
@@ -205,6 +200,22 @@ public:
     }
 
 private:
+    /// Remove the directory, if it is this object's.
+    void remove_directory() noexcept {
+        try {
+            // Else somebody has removed it by hand, and the name is another session's by now.
+            if (!has_directory() && std::filesystem::exists(directory_)) return;
+            try {
+                workspace_.release(session_id_);
+            } catch (const SystemLimit&) {
+                lock_.drop();  // its descriptor may be the one that is lacking; our pid still keeps others away
+                workspace_.release(session_id_);
+            }
+        } catch (...) {
+            // The next sweep removes it.
+        }
+    }
+
     /// Whether the directory is this object's still, also if the lock file in it was removed or replaced by hand.
     bool has_directory() const {
         const std::string lock = directory_ + "/" + wire::controller_lock_file;
