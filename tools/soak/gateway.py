@@ -132,7 +132,11 @@ class GatewaySoak:
             self._sample()
             killer.start()
             for _ in range(ROUNDS):
-                measured = load.run(seconds / ROUNDS, rate)
+                try:
+                    measured = load.run(seconds / ROUNDS, rate)
+                except OSError as error:  # it takes no connections
+                    self.wrong.append(f"no connection: {error}; the gateway's exit status is {self.process.poll()}")
+                    break
                 self.found.seconds += measured.seconds
                 self.found.latencies_ns += measured.latencies_ns
                 self.found.wrong += measured.wrong
@@ -140,6 +144,9 @@ class GatewaySoak:
                 self._sample()
                 if self.wrong or self.process.poll() is not None:
                     break
+        except BaseException:
+            print(self.log.read_text()[-4000:])
+            raise
         finally:
             self._is_over.set()
             if killer.ident is not None:
@@ -194,6 +201,8 @@ class GatewaySoak:
     def close(self) -> list[str]:
         """End the gateway as a service manager does. Returns what is left of it."""
         processes = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        if (ended := self.process.poll()) is not None:
+            return [f"no gateway: its exit status is {ended}: {self.log.read_text()[-4000:]}"]
         self.process.send_signal(signal.SIGTERM)
         try:
             status = self.process.wait(END_S)
