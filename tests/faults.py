@@ -32,7 +32,7 @@ ERRNOS: Final = (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EMFILE, errno.EACCE
 
 OS_CALLS: Final = (
     *("close", "fchmod", "fdatasync", "fstat", "fstatvfs", "fsync", "ftruncate", "link", "listdir", "lstat", "mkdir"),
-    *("open", "pipe"),
+    *("memfd_create", "open", "pipe"),
     *("posix_fallocate", "pread", "preadv", "pwrite", "readlink", "replace", "rmdir", "stat", "statvfs", "symlink"),
     *("unlink", "write"),
 )

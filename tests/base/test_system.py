@@ -101,6 +101,19 @@ def is_call(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
 
 
+def test_the_time_of_files_is_never_before_that_of_a_file_written_before_nor_after_that_of_a_later_one(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x"
+    for _ in range(2000):
+        for text in ("x", "xx"):  # since Linux 6.13 a file that was looked at in between gets a finer time
+            path.write_text(text)
+            before_ns = path.stat().st_mtime_ns
+        between_ns = system.file_time_ns()
+        path.write_text("xxx")
+        assert before_ns <= between_ns <= path.stat().st_mtime_ns
+
+
 @pytest.mark.parametrize("has_blocks", [False, True])
 def test_what_there_is_no_room_for_is_refused_before_a_block_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_blocks: bool

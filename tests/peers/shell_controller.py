@@ -4,7 +4,8 @@ As programs of its time do, it starts the worker by ``system("python3 \"SCRIPT\"
 gone at once, so this program has no number and no end of its worker to look at. Its sessions are in
 ``PROJECT/workspace/FOLDER``, which is compiled into it; the worker is told the ID only. Takes the steps of
 ``old_controller.py``, and removes the session's directory at its normal end. With the step ``{"work": true}`` it asks
-again and again, checks each answer, prints a line after the first one, and ends only by being killed.
+again and again, checks each answer, prints a line after the first one, and ends only by being killed. With
+``{"scribble": true}`` it prints a line, and writes a file again and again without a pause, until it is killed.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class ShellController(Controller):
             return {}
         if "work" in step:
             self.work()
+        if "scribble" in step:
+            self.scribble()
         return super().step(step)
 
     def work(self):
@@ -60,6 +63,13 @@ class ShellController(Controller):
             if number == 0:
                 print(json.dumps({"working": True}), flush=True)
             number += 1
+
+    def scribble(self):
+        print(json.dumps({"scribbling": True}), flush=True)
+        while True:
+            with open(self.path("a.tsr"), "w") as file:
+                file.write("x")
+            os.stat(self.path("a.tsr"))  # since Linux 6.13 its next time is a fine one
 
 
 def main(*arguments):

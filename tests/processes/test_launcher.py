@@ -73,6 +73,18 @@ def test_a_worker_that_a_shell_has_started_ends_with_the_program_and_removes_wha
     project.wait_until_nothing_is_left()
 
 
+def test_what_a_program_wrote_until_the_moment_of_its_death_keeps_nothing_there(project: Project) -> None:
+    """The clock of files and those that a program may read are not the same."""
+    for _ in range(5):
+        with started(shell_controller(project, project.our_worker(), "one")) as old:
+            worker = worker_of(old)
+            begin(old, scribble=True)
+            assert json_line(old, "the old controller") == {"scribbling": True}
+            old.kill()
+            assert has_ended(worker.pid)
+        project.wait_until_nothing_is_left()
+
+
 def test_a_program_that_reads_what_both_print_does_not_keep_the_worker(project: Project) -> None:
     reader = (
         "import subprocess, sys; program = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True)\n"

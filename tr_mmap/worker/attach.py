@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import time
 from typing import Final
 
 from ..base import system
@@ -41,9 +40,6 @@ __all__ = ["Attachment", "attach"]
 
 # In the environment of a worker's children: the worker's pid, its session's directory, and its mark.
 _SERVED_VARIABLE: Final = "TR_MMAP_SERVED"
-
-# The clock of the times in directories and files: of Linux, the one that is as coarse as they are.
-_CLOCK_OF_FILES: Final = 5 if sys.platform == "linux" else time.CLOCK_REALTIME
 
 
 class Attachment:
@@ -89,7 +85,7 @@ class Attachment:
         if self._peers:
             return self._peers.pop(0)
         if self._died_ns is None:
-            self._died_ns = time.clock_gettime_ns(_CLOCK_OF_FILES)
+            self._died_ns = system.file_time_ns()
         return None
 
     def end(self) -> None:
