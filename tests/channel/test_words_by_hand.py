@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,48 @@ def test_a_file_that_was_read_in_the_middle_of_a_look_is_not_read_again_when_the
     watch.look()
     watch.close()
     assert len(taken) == 1
+
+
+@pytest.mark.parametrize("found", ["emptied", "begun", "an earlier text"])
+def test_a_file_that_is_written_in_the_middle_of_a_look_is_taken_once_although_its_writer_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    """What a look finds of the file's size and time may be older than the text that it then reads."""
+    path, taken, text = tmp_path / "request.json", list[bytes](), '{"cmd": "note", "params": "x"}'
+    path.write_text("")
+    watch = HandWatch(str(tmp_path), taken.append, lambda: None, lambda: None, lambda: None)
+    if found == "an earlier text":
+        path.write_text('{"cmd": "note", "params": "an earlier one"}')
+        watch.look()
+        taken.clear()
+    real = system.open_private_file
+    path.chmod(0o600)  # an event, which is looked at late
+    with path.open("w") as file:
+        file.write(text[:7] if found == "begun" else "")
+        file.flush()
+
+        def open_private_file(name: str, **options: Any) -> int:
+            file.write(text[file.tell() :])
+            file.flush()
+            return real(name, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(system, "open_private_file", open_private_file)
+            watch.look()
+        assert taken == [text.encode()]
+        for _ in range(3):  # as "cp -p" does
+            os.utime(file.fileno(), (1, 1))
+            watch.look()
+            os.fchmod(file.fileno(), 0o644)
+            watch.look()
+    watch.look()
+    path.chmod(0o600)  # as the mirror does
+    watch.look()
+    assert taken == [text.encode()]
+    path.write_text(text)
+    watch.look()
+    watch.close()
+    assert taken == [text.encode()] * 2
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

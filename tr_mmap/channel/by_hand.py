@@ -198,7 +198,8 @@ class HandWatch:
             return
         if not text.strip(_BLANK) or (_is_mirror(text) and not (is_touched and self._is_edited(text))):
             return
-        if seen is not None and signature[:3] == seen[:3] and hash(text) == self._taken:
+        if seen is not None and signature[:2] == seen[:2] and hash(text) == self._taken:
+            # The same text; the size is no part of this, because the text may be younger than what was seen before it.
             # Where nobody has closed it after writing, or there is no inotify to tell: a change of time and mode to
             # those of a mirror is the mirror's own, which has found this file in its place.
             has_changed_mode = seen[5] != signature[5] and stat.S_IMODE(signature[5]) == 0o600
