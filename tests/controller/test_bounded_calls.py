@@ -135,6 +135,30 @@ def test_a_request_to_exit_lets_the_request_under_way_be_answered(workspace: Pat
         assert exiting.result(LONG_S)
 
 
+def test_a_worker_that_has_answered_and_has_not_ended_its_request_is_not_ready(
+    workspace: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PythonSession(TOOLS, "ending", quiet_mode=True) as session:
+        assert session.wait_until_ready(FOREVER_MS)
+        moments = 0
+
+        def is_asked() -> bool:
+            """The worker takes a request up, and answers it, between the look at its status and this one."""
+            nonlocal moments
+            moments += 1
+            if moments == 1:
+                session.send_request(gate.message)
+                gate.wait_for_worker()
+            return False
+
+        monkeypatch.setattr(session, "_is_asked", is_asked)
+        assert not session.wait_until_ready(50)
+        assert moments == 1  # a worker that says that it is busy need not be asked for
+        gate.let_go("answer")
+        assert session.wait_until_ready(FOREVER_MS)
+        assert session.wait_for_response(FOREVER_MS) == "answer"
+
+
 def test_no_timeout_is_no_limit(workspace: Path) -> None:
     with PythonSession(TOOLS, "none", quiet_mode=True, start_timeout_ms=None) as session:
         assert session.fetch_response("say a", None) == "a"

@@ -76,7 +76,7 @@ def test_a_tag_that_cannot_be_put_keeps_what_it_had(sides: Sides, tags: Tags, mo
     for call in ("link", "rename"):
         with monkeypatch.context() as patch:
 
-            def fail(*_: Any) -> None:
+            def fail(*_: Any, **__: Any) -> None:
                 raise OSError(28, "full")
 
             patch.setattr(system, call, fail)

@@ -368,7 +368,13 @@ class SessionLifecycle:
             WorkerDied: it ended.
             SessionNotStarted: there is no worker, or the session was closed meanwhile.
         """
-        return self._wait_status(lambda each: each.status.is_waiting and not self._is_asked(), timeout_ms) is not None
+        channel = self._open().worker().channel
+
+        def is_ready(line: StatusLine) -> bool:
+            # The status again, because the request may have been answered since, and the worker still be ending it.
+            return line.status.is_waiting and not self._is_asked() and channel.read_status().status.is_waiting
+
+        return self._wait_status(is_ready, timeout_ms) is not None
 
     def wait_until_ok(self, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> bool:
         """Wait until the request under way is done. Returns whether it succeeded; False also when the time is over.
