@@ -263,8 +263,8 @@ class Dispatcher(Nesting):
                     if isinstance(error, TRException | OSError):  # what a fork in the middle of a step leads to
                         self.check_own()
                     raise  # a signal handler's own, sys.exit() say
-                is_same = self.resources.worker is worker
-                if fast_path is not None and fast_path.sent_seq == seq and is_same:  # sent, and nobody waits for it
+                if self.resources.worker is worker and self._is_sent(worker, seq):  # and nobody waits for it
+                    worker.channel.ring()  # the interrupted code may not have come to that
                     self._begin(Request(seq, command, parameters), is_private=True)
                 else:
                     transfer.withdraw()

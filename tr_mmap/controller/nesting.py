@@ -175,6 +175,7 @@ class Nesting(Responses):
             return
         current, worker = self._current, self.resources.worker
         if current is not None and worker is not None and self._is_sent(worker, current[0]):
+            worker.channel.ring()  # the interrupted code may not have come to that
             self._begin(Request(current[0], *parse_command(current[1])), is_private=True)
         else:
             self.transfer.withdraw()
