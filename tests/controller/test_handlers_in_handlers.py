@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interrupts import handled_at
+from interrupts import handled_at, interrupted_at
 from support import TOOLS
 
 from tr_mmap import PythonSession
@@ -77,3 +77,28 @@ def test_a_handler_that_interrupts_a_handler_loses_no_answer(
             step += 1
         assert step > 5
         assert not session.new_response()
+
+
+def test_a_handler_that_an_exception_of_another_one_ends_loses_no_answer(workspace: Path) -> None:
+    with PythonSession(TOOLS, "nested", quiet_mode=True) as session:
+        for _ in range(3):
+            calculate_with_torch(session)
+            calculate(session)
+
+        def interrupt_twice(step: int, inner_step: int) -> tuple[bool, bool]:
+            had_so_many = False
+
+            def handle() -> None:
+                nonlocal had_so_many
+                had_so_many = interrupted_at(inner_step, lambda: calculate(session))  # and catches what that raises
+
+            return handled_at(step, lambda: calculate_with_torch(session), handle), had_so_many
+
+        step, is_in_time = 1, True
+        while is_in_time:
+            inner_step, is_inner_in_time = step % SAMPLE + 1, True
+            while is_inner_in_time:
+                is_in_time, is_inner_in_time = interrupt_twice(step, inner_step)
+                inner_step += SAMPLE
+            step += 1
+        assert step > 5

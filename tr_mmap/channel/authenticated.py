@@ -139,6 +139,9 @@ class AuthenticatedChannel(Channel):
                     return message
                 if message == self._put_back:
                     self._put_back = None  # once only: whoever sends it again is no peer
+                    held, self._held = self._held, None
+                    if held is not None:  # a signal handler has put it back in the middle of this wait
+                        return held
                     continue
             except BadMessage:
                 pass  # it is no message at all

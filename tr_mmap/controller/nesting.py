@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..errors import ResponseTimeout, SessionBusy, SystemLimit
+from ..errors import BadMessage, ResponseTimeout, SessionBusy, SystemLimit
 from ..protocol.commands import UserMessage, parse_command
 from ..protocol.messages import Request
 from .responses import Answered, Claim, Responses
@@ -161,9 +161,16 @@ class Nesting(Responses):
         try:
             worker.channel.ring()  # the interrupted code may not have come to that
             outcome = self._await_outcome(pending, deadline_s, timeout_s, self._framework if is_public else framework)
+            self._keep(seq, outcome, is_public)
         except Answered:
             return
-        self._keep(seq, outcome, is_public)
+        except BadMessage:
+            raise  # there will be no other response
+        except BaseException:  # the interrupted code may never see it: that code takes the response itself
+            if self._pending is None and seq not in self._answered and not worker.is_over():
+                self._pending = pending
+                worker.channel.put_back()
+            raise
 
     def _end_interrupted(self) -> None:
         """An exception ends the call that has the turn: note its request if it was sent; else, that there is none.
