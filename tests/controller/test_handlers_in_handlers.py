@@ -79,8 +79,11 @@ def test_a_handler_that_interrupts_a_handler_loses_no_answer(
         assert not session.new_response()
 
 
-def test_a_handler_that_an_exception_of_another_one_ends_loses_no_answer(workspace: Path) -> None:
-    with PythonSession(TOOLS, "nested", quiet_mode=True) as session:
+@pytest.mark.parametrize("options", [{}, {"auth": True}], ids=["mapped", "signed"])
+def test_a_handler_that_an_exception_of_another_one_ends_loses_no_answer(
+    workspace: Path, options: dict[str, bool]
+) -> None:
+    with PythonSession(TOOLS, "nested", quiet_mode=True, **options) as session:  # type: ignore[misc] # mypy knows no names
         for _ in range(3):
             calculate_with_torch(session)
             calculate(session)

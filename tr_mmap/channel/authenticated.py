@@ -65,9 +65,12 @@ class AuthenticatedChannel(Channel):
         # the call that acquires a lock would leave it locked. A handler may send and take in the middle of either.
         self._sender = 0
         self._taker = 0
-        self._held: bytes | None = None  # a message that has_message took, for the next receive
-        self._put_back: bytes | None = None  # it is held, so the inner channel gives it once too often
+        # The last message that receive() gave. If the verifier has accepted another one since, that is still to be given:
+        # so no step is between accepting and keeping it, at which a signal handler's exception could lose it.
+        self._given: bytes | None = None
         self._earlier: bytes | None = None  # the last message that was accepted before the last one was sent
+        self._put_backs = 0
+        self._may_repeat = False  # the inner channel may give once more what it gave before it was asked to
         self._is_controller = role is Role.CONTROLLER
 
     def send(
@@ -91,15 +94,19 @@ class AuthenticatedChannel(Channel):
                 raise Overtaken
             if self._is_controller and message.command != EXIT_COMMAND:  # which is sent while a response is taken, too
                 # What came before this request must not be taken for its response.
-                self._earlier, self._held = self._verifier.last_message, None
+                self._earlier = self._given = self._verifier.last_message
             self._inner.send(message, deadline_s, stop)
             self._signer.sent(number)
         finally:
             if self._sender == me and not is_nested:
                 self._sender = 0
 
+    def _is_one_held(self) -> bool:
+        """Whether a message was accepted and not given."""
+        return self._verifier.last_message is not self._given
+
     def has_message(self) -> bool:
-        if self._held is not None:
+        if self._is_one_held():
             return True
         # While another thread waits, the next message belongs to that thread.
         me = get_ident()
@@ -108,11 +115,11 @@ class AuthenticatedChannel(Channel):
         is_nested = self._taker == me
         try:
             self._taker = me
-            self._held = self._receive(0.0, never)
+            self._accept_next(0.0, never)
         finally:
             if not is_nested:
                 self._taker = 0
-        return self._held is not None
+        return self._is_one_held()
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         me = get_ident()
@@ -123,39 +130,48 @@ class AuthenticatedChannel(Channel):
                     return None
                 time.sleep(_LOOK_S)
             self._taker = me
-            held, self._held = self._held, None
-            return held if held is not None else self._receive(timeout_ms, stop)
+            if not self._is_one_held():
+                self._accept_next(timeout_ms, stop)
+            last = self._verifier.last_message
+            if last is self._given:
+                return None
+            self._given = last
+            return last
         finally:
             if self._taker == me and not is_nested:
                 self._taker = 0
 
-    def _receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
+    def _accept_next(self, timeout_ms: float | None, stop: Callable[[], bool]) -> None:
+        """Wait for a message of the peer's, until one is there to be given."""
         deadline_s = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
         remaining_ms = timeout_ms
-        while True:
+        while not self._is_one_held():  # a signal handler may have put one back meanwhile
+            put_backs, is_known = self._put_backs, False
             try:
                 message = self._inner.receive(remaining_ms, stop)
-                if message is None or self._verifier.accept(message):
-                    return message
-                if message == self._put_back:
-                    self._put_back = None  # once only: whoever sends it again is no peer
-                    held, self._held = self._held, None
-                    if held is not None:  # a signal handler has put it back in the middle of this wait
-                        return held
-                    continue
+                if message is None:
+                    return
+                is_known = self._may_repeat and message in (self._verifier.last_message, self._earlier)
+                if not is_known and self._verifier.accept(message):
+                    return
             except BadMessage:
                 pass  # it is no message at all
             except HostilePath:
                 if self._inner.has_message():
                     raise  # what is there could not be removed, so no message can come
-            self._counter.rejected += 1
-            self._inner.reject()
+            if is_known:
+                self._may_repeat = False  # once only: whoever sends it again is no peer
+            elif (
+                put_backs == self._put_backs
+            ):  # else a signal handler may have taken this one in the middle of this call
+                self._counter.rejected += 1
+                self._inner.reject()
             if deadline_s is not None:
                 remaining_ms = (deadline_s - time.monotonic()) * 1000
                 if remaining_ms <= 0:  # a process that forges messages without pause must not extend our wait
-                    return None
+                    return
             if stop():
-                return None
+                return
 
     def reject(self) -> None:
         """Does nothing: this channel has rejected other messages already."""
@@ -196,11 +212,10 @@ class AuthenticatedChannel(Channel):
         return self._inner.is_taken_up()
 
     def put_back(self) -> None:
-        last = self._verifier.last_message
-        if last is not self._earlier:
-            self._put_back = last
-            if self._held is None:
-                self._held = last  # the verifier accepts each message once only
+        if self._verifier.last_message is not self._earlier:
+            self._given = self._earlier
+        self._put_backs += 1
+        self._may_repeat = True
         self._inner.put_back()
 
     def touch(self) -> None:

@@ -321,6 +321,8 @@ class Responses:
                 worker.channel.put_back()
                 raise
             if self._pending is not pending:  # a signal handler has taken the response
+                if response is not None and self._pending is not None and response.seq == self._pending.seq:
+                    worker.channel.put_back()  # that handler's own request, which an exception has ended, has this one
                 raise Answered
             if response is None:
                 raise self._unanswered(worker, pending.command, timeout_s)

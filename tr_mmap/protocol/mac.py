@@ -106,6 +106,9 @@ class Verifier:
         wanted = _mac(self._keyed, number, message[comma:rest_end])
         if not hmac.compare_digest(wanted.encode(), message[rest_end + 8 : -2]):
             return False
+        if number <= self._last:  # a signal handler has accepted it, or a later one, in the middle of this call
+            return False
+        # No call since that look, so no signal handler either.
         self._last, self.last_message = number, message
         return True
 
