@@ -5,7 +5,9 @@ Sessions that many tests share live for the whole run, in workspaces of their ow
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +55,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = [str(report.longrepr[2]) for report in terminalreporter.getreports("skipped")]
     for reason in sorted({reason for reason in reasons if "NOT TESTED" in reason}):
         terminalreporter.write_sep("*", reason.removeprefix("Skipped: "), red=True, bold=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Iterator[object]:
+    """A child that a test has forked, and that comes out of the test, would go on with all others."""
+    pid = os.getpid()
+    try:
+        return (yield)
+    finally:
+        if os.getpid() != pid:
+            print(f"A child of this test came out of it: {sys.exc_info()[1]!r}", file=sys.__stderr__, flush=True)
+            os._exit(70)
 
 
 @pytest.fixture

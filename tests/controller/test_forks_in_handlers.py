@@ -108,17 +108,24 @@ def test_a_child_that_comes_back_into_a_request_is_told_that_the_session_is_its_
 def test_a_child_that_is_forked_at_any_moment_of_a_request_disturbs_none_of_its_parents(
     workspace: Path, options: str
 ) -> None:
-    large = np.arange(200_000)
+    large, is_asking = np.arange(200_000), False
+
+    def handle(*_: object) -> None:
+        if is_asking:  # else the child would come out of this test
+            forks.fork()
+
     with PythonSession(TOOLS, "forks", quiet_mode=True, **OPTIONS[options]) as session:
         for number in range(60):
             forks = Forks()
-            before = signal.signal(signal.SIGALRM, lambda *_, forks=forks: forks.fork())
+            before = signal.signal(signal.SIGALRM, handle)
             try:
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 + number * 1e-5)
                 for each in range(20):
                     wanted = large + each
                     try:
+                        is_asking = True
                         found = session.calculate("echo", wanted, timeout_ms=FOREVER_MS)
+                        is_asking = False
                     except BaseException as error:
                         if forks.child != 0:
                             raise
@@ -137,9 +144,11 @@ def test_a_child_that_is_forked_at_any_moment_of_a_request_disturbs_none_of_its_
 
 
 def test_a_child_that_exits_in_its_handler_in_the_middle_of_a_copy_gets_just_that_exception(workspace: Path) -> None:
-    large, parent, children = np.zeros(1 << 21), os.getpid(), []
+    large, parent, children, is_asking = np.zeros(1 << 21), os.getpid(), [], False
 
     def handle(*_: object) -> None:
+        if not is_asking:
+            return
         child = os.fork()
         if child == 0:
             raise SystemExit
@@ -152,7 +161,9 @@ def test_a_child_that_exits_in_its_handler_in_the_middle_of_a_copy_gets_just_tha
             for number in range(30):
                 signal.setitimer(signal.ITIMER_REAL, 2e-4 + number * 1e-4)
                 try:
+                    is_asking = True
                     session.calculate("total", large, timeout_ms=FOREVER_MS)
+                    is_asking = False
                 except BaseException as error:
                     if os.getpid() == parent:
                         raise

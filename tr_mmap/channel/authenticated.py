@@ -65,8 +65,8 @@ class AuthenticatedChannel(Channel):
         # the call that acquires a lock would leave it locked. A handler may send and take in the middle of either.
         self._sender = 0
         self._taker = 0
-        # The last message that receive() gave. If the verifier has accepted another one since, that is still to be given:
-        # so no step is between accepting and keeping it, at which a signal handler's exception could lose it.
+        # The last message that receive() gave. If the verifier has accepted another one since, that is to be
+        # given: no step is between accepting and keeping it, at which a signal handler's exception could lose it.
         self._given: bytes | None = None
         self._earlier: bytes | None = None  # the last message that was accepted before the last one was sent
         self._put_backs = 0
@@ -161,9 +161,7 @@ class AuthenticatedChannel(Channel):
                     raise  # what is there could not be removed, so no message can come
             if is_known:
                 self._may_repeat = False  # once only: whoever sends it again is no peer
-            elif (
-                put_backs == self._put_backs
-            ):  # else a signal handler may have taken this one in the middle of this call
+            elif put_backs == self._put_backs:  # else a signal handler may have taken this one meanwhile
                 self._counter.rejected += 1
                 self._inner.reject()
             if deadline_s is not None:
