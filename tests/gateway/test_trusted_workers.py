@@ -97,6 +97,15 @@ def test_a_request_with_a_mistake_says_which(
     assert said in answer.json()["error"]
 
 
+@pytest.mark.parametrize("command", ["exit", " exit ", "exit\n", "\u2003exit", "$release", " $release", "$", "$0"])
+def test_words_of_the_worker_s_own_protocol_are_refused_and_end_nothing(gateway: RunningGateway, command: str) -> None:
+    before = result(gateway, "one", "pid")
+    answer = ask(gateway, "one", command)
+    assert (answer.status_code, answer.json()["type"]) == (403, "Forbidden"), answer.text
+    assert gateway.ask("POST", "/api/v1/compute", {"algorithm": "one", "function": command}).status_code == 403
+    assert result(gateway, "one", "pid") == before
+
+
 def test_a_command_that_fails_is_a_422_without_the_program_s_files(gateway: RunningGateway) -> None:
     answer = ask(gateway, "one", "fail")
     assert (answer.status_code, answer.json()["type"]) == (422, "RemoteError")

@@ -20,6 +20,7 @@ import numpy as np
 from ..controller.session import PythonSession
 from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, TRException, WorkerDied
 from ..sandbox import DeadlineExceeded, RunCancelled
+from ..wire.messages import EXIT_COMMAND, RELEASE_COMMAND
 from .api import ExecuteBody, WorkerInfo
 from .config import WorkerConfig
 from .errors import BadConfig, BadRequest, Conflict, Forbidden
@@ -27,8 +28,9 @@ from .logs import log
 from .payloads import Done, TensorForm, encode_results
 from .scheduler import Job
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "is_reserved"]
 
+_RESERVED_PREFIX: Final = RELEASE_COMMAND[0]  # of what controllers ask for by themselves, now or in a later version
 _EXIT_MS: Final = 5_000.0  # in which a worker ends by itself, before it is ended
 
 
@@ -207,6 +209,8 @@ class Workers:
         if body.function is None:
             offered = f": {', '.join(commands)}" if commands else ""
             raise BadRequest(f"{worker.name!r} is a worker: name its command as the function{offered}")
+        if is_reserved(body.function):
+            raise Forbidden(f"{body.function!r:.80} is a word of the worker's own protocol, and no command")
         if commands and body.function not in commands:
             raise Forbidden(f"the worker {worker.name!r} offers {', '.join(commands)}, and not {body.function!r:.80}")
         run = _WorkerRun(worker, body.function, inputs, deadline_s, form)
@@ -302,6 +306,12 @@ class _WorkerRun:
             self._is_cancelled = True  # first, see _ask()
             if self._slot is not None:
                 self._slot.session.terminate()
+
+
+def is_reserved(command: str) -> bool:
+    """Whether a command is the worker's service's own: no handler sees it, and ``exit`` ends the process."""
+    word = command.strip()  # as the session does
+    return word == EXIT_COMMAND or word.startswith(_RESERVED_PREFIX)
 
 
 def _is(value: Any) -> bool:
