@@ -143,7 +143,7 @@ def test_a_worker_that_ends_is_asked_again_if_the_section_says_so(gateway: Runni
     answer = ask(gateway, "one", "die_once", inputs={"path": str(tmp_path / "one")})
     assert (answer.status_code, answer.json()["type"]) == (503, "WorkerDied")
     assert "exit" not in answer.json()["error"]
-    assert answer.headers["retry-after"] == "1"
+    assert "retry-after" not in answer.headers  # it may have done half of it
     assert result(gateway, "one", "die_once", path=str(tmp_path / "one")) == "alive"
 
 

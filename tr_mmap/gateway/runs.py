@@ -28,6 +28,9 @@ class SandboxRun:
         deadline_s: by ``time.monotonic``.
         form: of the tensors in its result.
         has_model: whether what it needs may have to be loaded.
+
+    Attributes:
+        has_begun: whether a process may have got it.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class SandboxRun:
         self._form = form
         self._has_model = has_model
         self._id = f"{random.getrandbits(128):032x}"
+        self.has_begun = False
         self._is_cancelled = False
         self._box: Sandbox | None = None
 
@@ -71,6 +75,7 @@ class SandboxRun:
 
     def _steps_in(self, box: Sandbox, lent: Lent) -> Steps[Done]:
         self._box = box
+        self.has_begun = True
         try:
             response = yield from box.steps(
                 lent.algorithm,

@@ -60,6 +60,7 @@ class Job:
         is_cancelled: whether somebody has ended it.
         on_change: is called in the loop's thread whenever the state changes.
         on_end: is called there when it has ended, or was refused.
+        has_begun: whether it may have changed anything; None if the first call of ``run`` may.
         future: gets its result.
     """
 
@@ -82,11 +83,18 @@ class Job:
     on_change: Callable[[Job], None] | None = None
     steps: Callable[[], Steps[Any]] | None = None
     on_end: Callable[[], None] | None = None
+    has_begun: Callable[[], bool] | None = None
     future: asyncio.Future[Any] = field(init=False)
     timer: asyncio.TimerHandle | None = None
     look: Delayed | None = None
     breaker: Breaker | None = None
     is_trial: bool = False
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it has begun, and must not be done again, whatever comes of it."""
+        has_begun = self.tries > 0 if self.has_begun is None else self.has_begun()
+        return has_begun and not self.is_idempotent
 
     def watch_no_deadline(self) -> None:
         """A run that goes on has its deadline itself."""

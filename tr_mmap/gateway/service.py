@@ -389,6 +389,7 @@ class Service:
             nbytes=nbytes,
             steps=run.steps,
             on_end=lease.close if lease is not None else None,
+            has_begun=lambda: run.has_begun,
         )
 
     def _limits(self, kind: str, requirements: Requirements | None, timeout_ms: float | None) -> Limits:

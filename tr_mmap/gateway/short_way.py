@@ -176,12 +176,13 @@ class _ShortWay(Connection):
             self._answer(call, head, self._response_of(call, error))
             return
         self._job = job
-        job.future.add_done_callback(lambda future: self._end_of_job(call, head, future))
+        job.future.add_done_callback(lambda _: self._end_of_job(call, head, job))
 
-    def _end_of_job(self, call: Call, head: Head, future: asyncio.Future[Any]) -> None:
+    def _end_of_job(self, call: Call, head: Head, job: Job) -> None:
         assert head.route.end is not None
+        call.is_final = job.is_final
         try:
-            response = head.route.end(call, future.result())
+            response = head.route.end(call, job.future.result())
         except (Exception, asyncio.CancelledError) as error:  # RunCancelled is one of the latter
             response = self._response_of(call, error)
         self._job = None

@@ -225,11 +225,16 @@ class Workers:
             deadline_s=deadline_s,
             is_idempotent=worker.config.idempotent,
             nbytes=nbytes,
+            has_begun=lambda: run.has_begun,
         )
 
 
 class _WorkerRun:
-    """One request to a worker, which another thread may end at every moment, by the end of its process."""
+    """One request to a worker, which another thread may end at every moment, by the end of its process.
+
+    Attributes:
+        has_begun: whether the worker may have got it.
+    """
 
     def __init__(
         self, worker: _Worker, command: str, inputs: Mapping[str, Any], deadline_s: float, form: TensorForm
@@ -241,6 +246,7 @@ class _WorkerRun:
         self._form = form
         self._lock = threading.Lock()
         self._slot: _Slot | None = None  # while nobody else can have it
+        self.has_begun = False
         self._is_cancelled = False
 
     def do(self) -> Done:
@@ -276,6 +282,7 @@ class _WorkerRun:
             self._check()
             raise self._too_late("before the worker was ready")  # it goes on with its start
         began_s = time.monotonic()
+        self.has_begun = True
         try:
             found: Any = slot.session.calculate(self._message, *self._tensors, timeout_ms=self._left_ms())
         except ResponseTimeout:
