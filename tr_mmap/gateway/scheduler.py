@@ -33,6 +33,7 @@ JobState = Literal["queued", "running", "success", "failed", "cancelled"]
 _RETRIED: Final = (SandboxBroken, WorkerDied)
 _LEAST_RETRY_S: Final = 0.1
 _SOON_S: Final = 0.05
+_GRACE_S: Final = 1.0  # in which a run ends by itself that was told to, or whose deadline has come
 _RECENT: Final = 64  # runs of a kind whose times say how long a queue takes
 _END_S: Final = 5.0  # in which a run ends that was told to, on a busy machine
 _ENDERS: Final = 8  # runs that are being ended at once: each takes until its process is gone
@@ -96,8 +97,8 @@ class Job:
         has_begun = self.tries > 0 if self.has_begun is None else self.has_begun()
         return has_begun and not self.is_idempotent
 
-    def watch_no_deadline(self) -> None:
-        """A run that goes on has its deadline itself."""
+    def watch_no_more(self) -> None:
+        """Nobody looks at its time any more."""
         if self.look is not None:
             self.look.call = None
         if self.timer is not None:
@@ -209,7 +210,7 @@ class Scheduler:
         self._waiting_nbytes += job.nbytes
         self._begin_some(lane)
         if job.state == "queued":
-            self._watch_deadline(job, now_s)
+            self._watch(job)
         return job.future
 
     def cancel(self, job: Job) -> bool:
@@ -222,6 +223,8 @@ class Scheduler:
         if not job.is_cancelled:
             job.is_cancelled = True
             self._enders.submit(_end, job)
+            job.watch_no_more()
+            job.timer = self._loop.call_later(_GRACE_S, self._give_up, job)
         return True
 
     def forget(self, name: str) -> None:
@@ -242,7 +245,11 @@ class Scheduler:
         await self._is_idle_within(_END_S)
         for job in list(self._jobs):
             self._take_out(job)
-            self._finish(job, None, Overloaded("the gateway has ended; try again", retry_after_s=1.0))
+            self._lanes[job.kind].running.discard(job)
+            if job.state in ("queued", "running"):
+                self._finish(job, None, Overloaded("the gateway has ended; try again", retry_after_s=1.0))
+            else:
+                self._release(job)
         for threads in (self._enders, *[each.threads for each in self._lanes.values()]):
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -279,8 +286,9 @@ class Scheduler:
             self._waiting_nbytes -= job.nbytes
             lane.running.add(job)
             job.began_s = time.monotonic()
-            job.watch_no_deadline()
+            job.watch_no_more()
             job.change("running")
+            self._watch(job)
             self._start(lane, job)
 
     def _start(self, lane: _Lane, job: Job) -> None:
@@ -289,9 +297,16 @@ class Scheduler:
         InLoop(lane.turns, steps, functools.partial(self._ended, job)).begin()
 
     def _ended(self, job: Job, result: Any, error: BaseException | None) -> None:
-        if job.state != "running":  # close() has given it up
-            return
         lane = self._lanes[job.kind]
+        if job not in lane.running:  # close() has given it up
+            return
+        if job.state != "running":  # it was answered before
+            lane.running.discard(job)
+            try:
+                self._release(job)
+            finally:
+                self._begin_some(lane)
+            return
         if isinstance(error, _RETRIED) and self._may_retry(job):
             lane.counts["retried"] += 1
             self._start(lane, job)
@@ -314,18 +329,34 @@ class Scheduler:
             and time.monotonic() < job.deadline_s
         )
 
-    def _watch_deadline(self, job: Job, now_s: float) -> None:
-        """Few jobs wait for long, and most need no timer of their own."""
-        if job.deadline_s - now_s > _SOON_S:
-            job.look = self._looks.add(lambda: self._watch_deadline(job, now_s + _SOON_S))
-            return
-        job.timer = self._loop.call_later(job.deadline_s - now_s, self._pass_deadline, job)
+    def _watch(self, job: Job) -> None:
+        """See to its deadline. Few jobs are there for long, and most need no timer of their own."""
+        job.look = self._looks.add(lambda: self._set_timer(job))
+
+    def _set_timer(self, job: Job) -> None:
+        # A run that goes on sees to its deadline itself, and says more of it; unless something else keeps its thread.
+        end_s = job.deadline_s + (_GRACE_S if job.state == "running" else 0.0)
+        job.timer = self._loop.call_later(max(0.0, end_s - time.monotonic()), self._pass_deadline, job)
 
     def _pass_deadline(self, job: Job) -> None:
+        waited_s = time.monotonic() - job.arrived_s
         if self._take_out(job):
-            waited_s = time.monotonic() - job.arrived_s
             text = f"the deadline came after {waited_s:.1f} s, before the run's turn; give it more time, or a priority"
             self._finish(job, None, DeadlineExceeded(text, limit="deadline_s", value=waited_s))
+        elif job.state == "running":
+            self._enders.submit(_end, job)
+            self._give_up(job)
+
+    def _give_up(self, job: Job) -> None:
+        """Answer a job whose run should have ended by now: its model is being loaded, say. That thread may go on."""
+        if job.state != "running":
+            return
+        if job.is_cancelled:
+            self._answer(job, None, _cancelled(job))
+            return
+        waited_s = time.monotonic() - job.arrived_s
+        text = f"the deadline came after {waited_s:.1f} s, and what the run needs was not there; give it more time"
+        self._answer(job, None, DeadlineExceeded(text, limit="deadline_s", value=waited_s))
 
     def _take_out(self, job: Job) -> bool:
         """Out of the queue. Returns whether it waited."""
@@ -335,13 +366,29 @@ class Scheduler:
         return True
 
     def _finish(self, job: Job, result: Any, error: BaseException | None) -> None:
-        """The end of every job."""
-        now_s = job.ended_s = time.monotonic()
-        job.watch_no_deadline()
+        """The end of a job that nothing goes on of."""
+        try:
+            self._release(job)
+        finally:
+            self._answer(job, result, error)
+
+    def _release(self, job: Job) -> None:
+        """Nothing goes on of it any more."""
         self._by_subject[job.subject] -= 1
         if not self._by_subject[job.subject]:
             del self._by_subject[job.subject]
         self._jobs.discard(job)
+        if not self._jobs:
+            self._idle.set()
+        if job.on_end is not None:
+            job.on_end()
+
+    def _answer(self, job: Job, result: Any, error: BaseException | None) -> None:
+        """Tell what has come of it: once, of every job."""
+        now_s = job.ended_s = time.monotonic()
+        job.watch_no_more()
+        if isinstance(error, DeadlineExceeded):
+            error.value = now_s - job.arrived_s  # whoever has noticed it, and by which clock
         if job.breaker is not None:
             _note(job.breaker, error, now_s, is_trial=job.is_trial)
         if error is None:
@@ -349,8 +396,6 @@ class Scheduler:
         else:
             state = "cancelled" if isinstance(error, RunCancelled) else "failed"
         self._lanes[job.kind].counts[state] += 1
-        if not self._jobs:
-            self._idle.set()
         if not job.future.done():
             if error is None:
                 job.future.set_result(result)
@@ -358,8 +403,6 @@ class Scheduler:
                 job.future.set_exception(error)
                 job.future.exception()  # of a task, which nobody may ask for
         try:
-            if job.on_end is not None:
-                job.on_end()
             job.change(state)
         finally:
             self._observe(job, error)
