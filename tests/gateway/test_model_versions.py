@@ -1,4 +1,4 @@
-"""Versions of a model that come, go and change: runs get what was tried, and none is lost for the next version's sake."""
+"""Versions of a model that come, go and change: runs get what was tried, and none is lost for the next one's sake."""
 
 from __future__ import annotations
 

@@ -50,6 +50,8 @@ _NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _NO_FRAMES: Final = (b"content-security-policy", b"frame-ancestors 'none'")
 _MOST_HOSTS: Final = 256
+_HEALTH: Final = "/healthz"
+_TASKS: Final = f"{api.PREFIX}/task/"
 _CHANGES: Final = frozenset({"POST", "PUT", "DELETE", "PATCH"})
 
 
@@ -187,7 +189,7 @@ class Front:
 
     def _refusal(self, call: Call) -> Response | None:
         """The answer to a request that no route should see."""
-        if self._gateway.is_closing:
+        if self._gateway.is_closing and not self._is_for_drains(call):
             return error_response(call, Overloaded("the gateway is about to end; try again", retry_after_s=1.0))
         hosts = call.headers(b"host")
         if len(hosts) != 1 or not self.is_known_host(hosts[0]):
@@ -203,6 +205,13 @@ class Front:
         if _ODD_PATH.search(path):
             return error_response(call, BadRequest("a path has no escaped slashes, backslashes or control characters"))
         return None
+
+    def _is_for_drains(self, call: Call) -> bool:
+        """Whether a request is answered though the gateway is about to end: how it is, and what has come of tasks."""
+        if call.scope["method"] != "GET" or not self._gateway.has_started:
+            return False
+        path = get_route_path(call.scope)
+        return path == _HEALTH or path.startswith(_TASKS)
 
     def is_known_host(self, host: str) -> bool:
         """Whether requests may have this in ``Host``."""
@@ -350,7 +359,7 @@ def _make_framework(front: Front) -> FastAPI:
 
         return await answer(call, do, lambda error: front.tell_fault(call, error))
 
-    framework.router.add_route("/healthz", healthz, ["GET"])
+    framework.router.add_route(_HEALTH, healthz, ["GET"])
     framework.router.add_route("/metrics", metrics, ["GET"])
     framework.openapi = lambda: describe_routes(gateway.version)  # type: ignore[method-assign]
 

@@ -13,22 +13,20 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from ..base.delays import Delay, Delayed
+from ..base.delays import Delay
 from ..errors import WorkerDied
 from ..sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, RunCancelled, SandboxBroken
-from ..sandbox.steps import InLoop, Steps, Turns, slow
+from ..sandbox.steps import InLoop, Turns, slow
 from .breakers import Breaker
 from .config import SchedulerConfig
 from .errors import Overloaded, QuotaExceeded
+from .jobs import Job, JobState
 from .logs import log
 from .queues import AgeingQueue
 
 __all__ = ["Job", "JobState", "Scheduler"]
-
-JobState = Literal["queued", "running", "success", "failed", "cancelled"]
 
 _RETRIED: Final = (SandboxBroken, WorkerDied)
 _LEAST_RETRY_S: Final = 0.1
@@ -37,78 +35,6 @@ _GRACE_S: Final = 1.0  # in which a run ends by itself that was told to, or whos
 _RECENT: Final = 64  # runs of a kind whose times say how long a queue takes
 _END_S: Final = 5.0  # in which a run ends that was told to, on a busy machine
 _ENDERS: Final = 8  # runs that are being ended at once: each takes until its process is gone
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """One run, from its arrival to its end.
-
-    Attributes:
-        request_id: of the request, for messages; clients may give several the same.
-        kind: of the executor, whose queue it waits in.
-        name: of the algorithm; empty for code that is not registered.
-        subject: whose it is; the quota counts by it.
-        run: does it, in another thread.
-        end: ends it, from any thread, at every moment: also before ``run`` was called, and after its end.
-        steps: do the same as ``run``: they are gone through in the loop's thread, and from a slow one on in another.
-        priority: the higher, the sooner.
-        deadline_s: by ``time.monotonic``.
-        is_idempotent: whether it may be tried again.
-        nbytes: of memory that it keeps while it waits.
-        state: where it is.
-        arrived_s, began_s, ended_s: when, by ``time.monotonic``; 0 for not yet.
-        tries: how often it was begun.
-        is_cancelled: whether somebody has ended it.
-        on_change: is called in the loop's thread whenever the state changes.
-        on_end: is called there when it has ended, or was refused.
-        has_begun: whether it may have changed anything; None if the first call of ``run`` may.
-        future: gets its result.
-    """
-
-    request_id: str
-    kind: str
-    name: str
-    subject: str
-    run: Callable[[], Any]
-    end: Callable[[], Any]
-    priority: int
-    deadline_s: float
-    is_idempotent: bool = True
-    nbytes: int = 0
-    state: JobState = "queued"
-    arrived_s: float = 0.0
-    began_s: float = 0.0
-    ended_s: float = 0.0
-    tries: int = 0
-    is_cancelled: bool = False
-    on_change: Callable[[Job], None] | None = None
-    steps: Callable[[], Steps[Any]] | None = None
-    on_end: Callable[[], None] | None = None
-    has_begun: Callable[[], bool] | None = None
-    future: asyncio.Future[Any] = field(init=False)
-    timer: asyncio.TimerHandle | None = None
-    look: Delayed | None = None
-    breaker: Breaker | None = None
-    is_trial: bool = False
-
-    @property
-    def is_final(self) -> bool:
-        """Whether it has begun, and must not be done again, whatever comes of it."""
-        has_begun = self.tries > 0 if self.has_begun is None else self.has_begun()
-        return has_begun and not self.is_idempotent
-
-    def watch_no_more(self) -> None:
-        """Nobody looks at its time any more."""
-        if self.look is not None:
-            self.look.call = None
-        if self.timer is not None:
-            self.timer.cancel()
-
-    def change(self, state: JobState) -> None:
-        """Go on to another state."""
-        self.state = state
-        if self.on_change is not None:
-            self.on_change(self)
 
 
 class _Lane:
@@ -331,12 +257,18 @@ class Scheduler:
 
     def _watch(self, job: Job) -> None:
         """See to its deadline. Few jobs are there for long, and most need no timer of their own."""
-        job.look = self._looks.add(lambda: self._set_timer(job))
+        if self._left_s(job) > _SOON_S:
+            job.look = self._looks.add(lambda: self._set_timer(job))
+        else:
+            self._set_timer(job)
 
     def _set_timer(self, job: Job) -> None:
+        job.timer = self._loop.call_later(max(0.0, self._left_s(job)), self._pass_deadline, job)
+
+    def _left_s(self, job: Job) -> float:
         # A run that goes on sees to its deadline itself, and says more of it; unless something else keeps its thread.
-        end_s = job.deadline_s + (_GRACE_S if job.state == "running" else 0.0)
-        job.timer = self._loop.call_later(max(0.0, end_s - time.monotonic()), self._pass_deadline, job)
+        grace_s = _GRACE_S if job.state == "running" else 0.0
+        return job.deadline_s + grace_s - time.monotonic()
 
     def _pass_deadline(self, job: Job) -> None:
         waited_s = time.monotonic() - job.arrived_s

@@ -198,14 +198,15 @@ class _ShortWay(Connection):
         return error_response(call, error)
 
     def _answer(self, call: Call, head: Head, response: Response) -> None:
+        is_last = self._is_ending or not self.front.is_open
         if not self.transport.is_closing():
             lines = [STATUS_LINE[response.status_code]]
             for name, value in (*self.server_state.default_headers, *with_usual(response.raw_headers, call)):
                 lines += (name, b": ", value, b"\r\n")
-            if self._is_ending:
+            if is_last:
                 lines.append(b"connection: close\r\n")
             self.transport.write(b"".join([*lines, b"\r\n", response.body]))
-            if self._is_ending:
+            if is_last:
                 self.close_when_written()
             else:
                 self.timeout_keep_alive_task = self.loop.call_later(

@@ -242,6 +242,7 @@ class _WorkerRun:
         self._worker = worker
         self._message = {"cmd": command, "params": [_word(name, each) for name, each in inputs.items() if _is(each)]}
         self._tensors = [each for each in inputs.values() if not _is(each)]
+        self._made_s = time.monotonic()
         self._deadline_s = deadline_s
         self._form = form
         self._lock = threading.Lock()
@@ -278,7 +279,8 @@ class _WorkerRun:
         self._check()
         slot.revive()
         self._check()  # an end() that came before has found no process
-        if not slot.is_ready_within(self._left_ms()):
+        is_ready = slot.is_ready_within(self._left_ms())
+        if not is_ready or not self._left_ms():
             self._check()
             raise self._too_late("before the worker was ready")  # it goes on with its start
         began_s = time.monotonic()
@@ -301,7 +303,7 @@ class _WorkerRun:
 
     def _too_late(self, when: str) -> DeadlineExceeded:
         text = f"the request's deadline came {when}; give it more time"
-        return DeadlineExceeded(text, limit="deadline_s", value=self._deadline_s)
+        return DeadlineExceeded(text, limit="deadline_s", value=time.monotonic() - self._made_s)
 
     def _check(self) -> None:
         if self._is_cancelled:
