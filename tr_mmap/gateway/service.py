@@ -60,7 +60,9 @@ class Service:
         self.config = config
         self.registry = Registry()
         self.boxes = Boxes(self._make_box, config.sandbox.max_sandboxes)
-        self.dependencies = Dependencies(config.python.dependencies, self._imported, self._drop_boxes)
+        self.dependencies = Dependencies(
+            config.python.dependencies, self._imported, self._drop_boxes, config.python.python_path
+        )
         self.workers = Workers(config.workers)
         self.scheduler = Scheduler(config.scheduler, observe, self.workers.lanes())
         models, self._loop = config.python.models, asyncio.get_running_loop()
