@@ -20,6 +20,7 @@ from ..errors import TRException
 from . import api
 from .calls import Call, answer, error_response, json_response
 from .config import is_loopback
+from .config_checks import host_in_requests
 from .errors import BadRequest, Forbidden, NotFound, Overloaded, Unauthorized
 from .logs import log
 from .metrics import CONTENT_TYPE
@@ -71,10 +72,10 @@ class Front:
         self._config = config = gateway.config
         server = config.server
         self.max_body_nbytes = server.max_body_mb << 20
-        names = {"localhost", "127.0.0.1", "[::1]", *server.allowed_hosts}
+        names = {"localhost", "127.0.0.1", "::1", *server.allowed_hosts}
         if server.host not in ("0.0.0.0", "::"):
             names.add(server.host)
-        self._hosts = frozenset(each.lower() for each in names)
+        self._hosts = frozenset(host_in_requests(each) for each in names)
         self._known_hosts: dict[str, bool] = {}  # what was found of those that were asked for
         self._is_any_host = "*" in names
         self._origins = frozenset(each.rstrip("/").lower() for each in server.allowed_origins)
@@ -226,7 +227,9 @@ class Front:
         found = _HOST.fullmatch(host)  # with any port: proxies have others
         if found is None:
             return False
-        name = found["name"].lower()
+        name = host_in_requests(found["name"])
+        if name is None:
+            return False
         return self._is_any_host or name in self._hosts or (is_loopback(name) and is_loopback(self._config.server.host))
 
     def _is_own(self, origin: str, call: Call) -> bool:

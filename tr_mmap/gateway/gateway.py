@@ -111,6 +111,8 @@ class Gateway:
             log.warning(
                 "use_wasm_sandbox: Python runs contained by the kernel; CPython in WebAssembly is not there yet"
             )
+        if self.config.sharedmemory.enabled:
+            log.warning("sharedmemory: clients cannot pass tensors by name yet; they send them in a binary part")
         for _, box in service.boxes.open_boxes():
             self.metrics.saw_layers(box.layers)
 

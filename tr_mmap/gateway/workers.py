@@ -20,17 +20,16 @@ import numpy as np
 from ..controller.session import PythonSession
 from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, TRException, WorkerDied
 from ..sandbox import DeadlineExceeded, RunCancelled
-from ..wire.messages import EXIT_COMMAND, RELEASE_COMMAND
 from .api import ExecuteBody, WorkerInfo
 from .config import WorkerConfig
+from .config_checks import is_reserved
 from .errors import BadConfig, BadRequest, Conflict, Forbidden
 from .logs import log
 from .payloads import Done, TensorForm, encode_results
 from .scheduler import Job
 
-__all__ = ["Workers", "is_reserved"]
+__all__ = ["Workers"]
 
-_RESERVED_PREFIX: Final = RELEASE_COMMAND[0]  # of what controllers ask for by themselves, now or in a later version
 _EXIT_MS: Final = 5_000.0  # in which a worker ends by itself, before it is ended
 
 
@@ -315,12 +314,6 @@ class _WorkerRun:
             self._is_cancelled = True  # first, see _ask()
             if self._slot is not None:
                 self._slot.session.terminate()
-
-
-def is_reserved(command: str) -> bool:
-    """Whether a command is the worker's service's own: no handler sees it, and ``exit`` ends the process."""
-    word = command.strip()  # as the session does
-    return word == EXIT_COMMAND or word.startswith(_RESERVED_PREFIX)
 
 
 def _is(value: Any) -> bool:
