@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tr_mmap.gateway import AsyncClient, AsyncTask, Client
+from tr_mmap.gateway import AsyncClient, AsyncRemoteStore, AsyncTask, Client
 
 KINDS = ("sync", "async")
 
@@ -20,6 +20,9 @@ class Blocking:
         self._target = target
         self._runner = runner
 
+    def __repr__(self) -> str:
+        return repr(self._target)
+
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._target, name)
         return (lambda *args, **named: self._end(found(*args, **named))) if callable(found) else found
@@ -29,7 +32,7 @@ class Blocking:
             value = self._runner.run(_awaited(value))
         elif hasattr(value, "__aiter__"):
             value = self._runner.run(_listed(value))
-        return Blocking(value, self._runner) if isinstance(value, AsyncTask) else value
+        return Blocking(value, self._runner) if isinstance(value, AsyncTask | AsyncRemoteStore) else value
 
 
 async def _awaited(value: Any) -> Any:

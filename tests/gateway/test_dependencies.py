@@ -14,9 +14,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from blocking_clients import KINDS, client_of
 from gateways import RunningGateway, configure, running, tr_mmap
 from support import wait_until
 from wheels import make_sdist, make_wheel
+
+from tr_mmap.gateway.errors import BadDependency, BadRequest, Forbidden
 
 ALGORITHMS = "/api/v1/python/algorithms"
 DEPENDENCIES = "/api/v1/python/dependencies"
@@ -109,6 +112,23 @@ def test_the_same_packages_are_installed_once_however_they_are_declared(gateway:
         for index, each in enumerate((("greetings==2.0",), ("Greetings >=1.5", "words"), ("words", "greetings==2.*")))
     }
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_client_makes_an_environment_ahead_and_is_told_what_may_not_be(gateway: RunningGateway, kind: str) -> None:
+    with client_of(kind, gateway.url, gateway.token("admin")) as client:
+        made = client.make_environment(["greetings==2.0"], timeout_s=60)
+        assert [(each.name, each.version) for each in made.packages] == [("greetings", "2.0"), ("words", "1.0")]
+        assert client.make_environment(("greetings==2.0",)).hash == made.hash
+        assert made.hash in {each.hash for each in client.dependencies().environments}
+        with pytest.raises(BadDependency) as caught:
+            client.make_environment(["unlisted"])
+        assert caught.value.package == "unlisted"
+        for wrong in ("greetings", [], [5], [object()]):
+            with pytest.raises(BadRequest):
+                client.make_environment(wrong)
+    with client_of(kind, gateway.url, gateway.token("execute")) as client, pytest.raises(Forbidden):
+        client.make_environment(["greetings==2.0"])
 
 
 def test_what_is_imported_already_stays_and_is_not_installed(gateway: RunningGateway) -> None:

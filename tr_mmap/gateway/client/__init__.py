@@ -1,4 +1,4 @@
-"""Asks a gateway over HTTP: algorithms, runs and tasks, from Python. Needs httpx, and no package of the server's.
+"""Asks a gateway over HTTP: algorithms, runs, tasks and stores. Needs httpx, and no package of the server's.
 
 ``messages`` builds requests and reads responses, ``attempts`` says when one is sent again; neither does I/O.
 :class:`Client` and :class:`AsyncClient` only carry them to the gateway and back.
@@ -6,18 +6,27 @@
 
 from __future__ import annotations
 
-from .async_client import AsyncClient, AsyncTask
+from .async_client import AsyncClient
+from .async_store import AsyncRemoteStore
+from .async_task import AsyncTask
 from .failures import ConnectionLost, GatewayError, Unreachable
+from .records import RemoteRecord, TensorInfo
 from .results import Result
-from .sync_client import Client, Task
+from .sync_client import Client
+from .sync_store import RemoteStore
+from .sync_task import Task
 
 __all__ = [
     "AsyncClient",
+    "AsyncRemoteStore",
     "AsyncTask",
     "Client",
     "ConnectionLost",
     "GatewayError",
+    "RemoteRecord",
+    "RemoteStore",
     "Result",
     "Task",
+    "TensorInfo",
     "Unreachable",
 ]

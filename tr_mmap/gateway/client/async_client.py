@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,12 +17,15 @@ from .. import api
 from ..model_api import ModelInfo
 from . import messages
 from .answers import Answer, Inbox
+from .async_store import AsyncRemoteStore
+from .async_task import AsyncTask
 from .attempts import Done, Pause, Send, advance, attempts
 from .messages import Algorithm, Ask, Code, Inputs
-from .results import EventReader, Framework, Result
+from .results import Framework, Result
 from .settings import Settings, Verify
+from .store_messages import StoreAsks
 
-__all__ = ["AsyncClient", "AsyncTask"]
+__all__ = ["AsyncClient"]
 
 _T = TypeVar("_T")
 
@@ -189,6 +191,13 @@ class AsyncClient:
         """See :meth:`Client.task`; it asks nothing, and is not awaited."""
         return AsyncTask(self, task_id, framework or self._settings.framework or "numpy")
 
+    # -- stores ---------------------------------------------------------------------------------------------------
+
+    def store(self, name: str, *, scope: str | None = None, framework: Framework | None = None) -> AsyncRemoteStore:
+        """See :meth:`Client.store`; it asks nothing, and is not awaited."""
+        asks = StoreAsks(name, scope, framework or self._settings.framework or "numpy")
+        return AsyncRemoteStore(self._call, asks)
+
     # -- the gateway ----------------------------------------------------------------------------------------------
 
     async def models(self) -> list[ModelInfo]:
@@ -202,6 +211,12 @@ class AsyncClient:
     async def dependencies(self) -> api.DependencyList:
         """See :meth:`Client.dependencies`."""
         return await self._call(messages.dependencies())
+
+    async def make_environment(
+        self, packages: tuple[str, ...] | list[str], *, timeout_s: float | None = None
+    ) -> api.EnvironmentInfo:
+        """See :meth:`Client.make_environment`."""
+        return await self._call(messages.make_environment(packages), timeout_s)
 
     async def scheduler_status(self) -> api.SchedulerStatus:
         """See :meth:`Client.scheduler_status`."""
@@ -256,51 +271,3 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-class AsyncTask:
-    """A run whose result is asked for later; :meth:`AsyncClient.submit` makes one.
-
-    Attributes:
-        id: by which the gateway knows it.
-    """
-
-    def __init__(self, client: AsyncClient, task_id: str, framework: Framework) -> None:
-        self.id = task_id
-        self._client = client
-        self._framework = framework
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.id!r})"
-
-    async def status(self) -> str:
-        """See :meth:`Task.status`."""
-        return (await self.info()).status
-
-    async def info(self) -> api.TaskInfo:
-        """See :meth:`Task.info`."""
-        return await self._client._call(messages.task_info(self.id, self._framework))
-
-    async def result(self, timeout_s: float | None = None) -> Result:
-        """See :meth:`Task.result`."""
-        bound_s = math.inf if timeout_s is None else timeout_s
-        return await self._client._call(messages.follow_to_end(self.id, self._framework), bound_s)
-
-    async def cancel(self) -> api.TaskInfo:
-        """See :meth:`Task.cancel`."""
-        return await self._client._call(messages.cancel(self.id, self._framework))
-
-    async def events(self) -> AsyncIterator[api.TaskInfo]:
-        """See :meth:`Task.events`."""
-        ask = messages.follow(self.id)
-        reader = EventReader(self._framework)
-        try:
-            async with self._client._open(ask, math.inf) as response:
-                if response.status_code != 200:
-                    raise Answer(response.status_code, response.headers, memoryview(await response.aread())).error()
-                async for line in response.aiter_lines():
-                    info = reader.take(line)
-                    if info is not None:
-                        yield info
-        except httpx.HTTPError as error:
-            raise self._client._settings.failure(ask, error, Send(math.inf, math.inf)) from error

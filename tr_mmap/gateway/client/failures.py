@@ -10,6 +10,7 @@ import httpx
 from ... import errors as base_errors
 from ...errors import ResponseTimeout, TRException
 from ...sandbox import errors as sandbox_errors
+from ...store import errors as store_errors
 from .. import errors as gateway_errors
 from ..api import ErrorBody
 
@@ -59,7 +60,7 @@ def _kinds(*modules: Any) -> dict[str, type[TRException]]:
     return {each.__name__: each for each in named if isinstance(each, type) and issubclass(each, TRException)}
 
 
-_KINDS: Final = _kinds(base_errors, sandbox_errors, gateway_errors)
+_KINDS: Final = _kinds(base_errors, sandbox_errors, store_errors, gateway_errors)
 _MISSING: Final = {"str": "", "int": 0, "float": 0.0, "bool": False}  # by annotation: the gateway left it out
 
 
@@ -77,6 +78,8 @@ def error_of(body: ErrorBody) -> TRException:
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
         if name in known:
+            if isinstance(known[name], list) and str(parameter.annotation).startswith("tuple"):
+                known[name] = tuple(known[name])  # JSON has none
             given[name] = known[name]
         elif parameter.default is parameter.empty:
             given[name] = _MISSING.get(str(parameter.annotation))

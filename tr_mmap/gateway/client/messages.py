@@ -37,6 +37,8 @@ __all__ = [
     "Inputs",
     "algorithm_named",
     "algorithms",
+    "as_form",
+    "as_part",
     "cancel",
     "compute",
     "dependencies",
@@ -44,12 +46,15 @@ __all__ = [
     "follow",
     "follow_to_end",
     "health",
+    "is_tensor_here",
     "load_model",
+    "make_environment",
     "models",
     "register",
     "scheduler_status",
     "task_info",
     "unregister",
+    "with_body",
 ]
 
 _T = TypeVar("_T")
@@ -93,7 +98,7 @@ class Ask(Generic[_T]):
     @property
     def what(self) -> str:
         """What it is, for errors."""
-        return f"{self.method} {self.path}"
+        return f"{self.method} {self.path.partition('?')[0]}"
 
 
 # -- algorithms ------------------------------------------------------------------------------------------------------
@@ -150,12 +155,12 @@ def algorithms() -> Ask[list[api.AlgorithmInfo]]:
 
 def algorithm_named(name: str) -> Ask[api.AlgorithmInfo]:
     """One of them."""
-    return Ask("GET", f"{_PYTHON}/algorithms/{_part(name)}", lambda answer: answer.json(api.AlgorithmInfo))
+    return Ask("GET", f"{_PYTHON}/algorithms/{as_part(name)}", lambda answer: answer.json(api.AlgorithmInfo))
 
 
 def unregister(name: Algorithm) -> Ask[api.AlgorithmInfo]:
     """Forget one."""
-    path = f"{_PYTHON}/algorithms/{_part(_name_of(name))}"
+    path = f"{_PYTHON}/algorithms/{as_part(_name_of(name))}"
     return Ask("DELETE", path, lambda answer: answer.json(api.AlgorithmInfo), is_repeatable=False)
 
 
@@ -167,13 +172,28 @@ def models() -> Ask[list[ModelInfo]]:
 def load_model(name: str, version: int | None) -> Ask[ModelInfo]:
     """Load one."""
     body = {} if version is None else {"version": version}
-    ask = _post(f"{_PYTHON}/models/{_part(name)}", body, lambda answer: answer.json(ModelInfo), with_key=False)
-    return replace(ask, is_repeatable=True)
+    path = f"{_PYTHON}/models/{as_part(name)}"
+    return with_body("POST", path, body, lambda answer: answer.json(ModelInfo), is_repeatable=True)
 
 
 def dependencies() -> Ask[api.DependencyList]:
     """What may be installed, and what is."""
     return Ask("GET", f"{_PYTHON}/dependencies", lambda answer: answer.json(api.DependencyList))
+
+
+def make_environment(packages: tuple[str, ...] | list[str]) -> Ask[api.EnvironmentInfo]:
+    """Install packages; the same ones again are the same environment."""
+    try:
+        body = {"packages": plain(packages, "packages")}
+    except (TypeError, ValueError) as error:
+        raise BadRequest(str(error)) from None
+    return with_body(
+        "POST",
+        f"{_PYTHON}/dependencies",
+        body,
+        lambda answer: answer.json(api.EnvironmentInfo),
+        is_repeatable=True,
+    )
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
@@ -272,11 +292,14 @@ def health() -> Ask[api.Health]:
 # -- bodies ----------------------------------------------------------------------------------------------------------
 
 
-def _part(name: str) -> str:
+def as_part(name: str) -> str:
     """A name as a part of a path."""
     if not isinstance(name, str) or name in ("", ".", ".."):
         raise BadRequest(f"{name!r:.80} is no name")
-    return quote(name, safe="")
+    try:
+        return quote(name, safe="")
+    except UnicodeEncodeError:
+        raise BadRequest(f"{name!r:.80} has half a surrogate pair, which UTF-8 lacks") from None
 
 
 def _name_of(algorithm: Algorithm) -> str:
@@ -284,7 +307,27 @@ def _name_of(algorithm: Algorithm) -> str:
 
 
 def _task(task_id: str) -> str:
-    return f"{api.PREFIX}/task/{_part(task_id)}"
+    return f"{api.PREFIX}/task/{as_part(task_id)}"
+
+
+def with_body(
+    method: str,
+    path: str,
+    body: dict[str, Any],
+    read: Callable[[Answer], _T],
+    part: BinaryPart | None = None,
+    *,
+    is_repeatable: bool,
+) -> Ask[_T]:
+    """A request with a body: JSON, and the binary part if there is one."""
+    headers = {"content-type": JSON}
+    text = msgspec.json.encode(body)
+    pieces: list[Buffer] = [text]
+    if part is not None and part.pieces:
+        text = text.ljust(-(-len(text) // ALIGNMENT) * ALIGNMENT)  # so that the gateway can use tensors where they lie
+        headers |= {"content-type": BINARY, JSON_LENGTH: str(len(text))}
+        pieces = [text, *part.pieces]
+    return Ask(method, path, read, tuple(pieces), headers, is_repeatable=is_repeatable)
 
 
 def _post(
@@ -295,16 +338,31 @@ def _post(
     part: BinaryPart | None = None,
 ) -> Ask[_T]:
     """A request with a body, and with a key of its own if it may be sent again."""
-    headers = {"content-type": JSON}
+    ask = with_body("POST", path, body, read, part, is_repeatable=with_key)
     if with_key:
-        headers[api.IDEMPOTENCY_KEY] = uuid.uuid4().hex
-    text = msgspec.json.encode(body)
-    pieces: list[Buffer] = [text]
-    if part is not None and part.pieces:
-        text = text.ljust(-(-len(text) // ALIGNMENT) * ALIGNMENT)  # so that the gateway can use tensors where they lie
-        headers |= {"content-type": BINARY, JSON_LENGTH: str(len(text))}
-        pieces = [text, *part.pieces]
-    return Ask("POST", path, read, tuple(pieces), headers, is_repeatable=with_key)
+        ask.headers[api.IDEMPOTENCY_KEY] = uuid.uuid4().hex
+    return ask
+
+
+def is_tensor_here(value: object) -> bool:
+    """Whether a value is an array of numpy, or a tensor of torch."""
+    return _is_torch(value) or isinstance(value, np.ndarray | np.generic)
+
+
+def _is_torch(value: object) -> bool:
+    return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
+
+
+def as_form(tensor: Any, part: BinaryPart) -> dict[str, Any]:
+    """What JSON says of a tensor, whose bytes are added to the binary part.
+
+    Raises:
+        UnsupportedTensor: it is none, or one that the gateway does not have.
+    """
+    dtype, array = to_array(tensor)
+    if not is_little_endian(array):
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return {"dtype": dtype.name, "shape": list(array.shape), **part.add(array)}
 
 
 def _run(
@@ -314,13 +372,9 @@ def _run(
     part = BinaryPart()
     said, has_torch = {}, False
     for name, value in (inputs or {}).items():
-        is_torch = isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
-        has_torch = has_torch or is_torch
-        if is_torch or isinstance(value, np.ndarray | np.generic):
-            dtype, array = to_array(value)
-            if not is_little_endian(array):
-                array = array.astype(array.dtype.newbyteorder("<"))
-            said[name] = {"dtype": dtype.name, "shape": list(array.shape), **part.add(array)}
+        has_torch = has_torch or _is_torch(value)
+        if is_tensor_here(value):
+            said[name] = as_form(value, part)
         else:
             try:
                 said[name] = plain(value, f"the input {name!r}")

@@ -16,7 +16,16 @@ from ..payloads import decode_inputs
 from .answers import Answer
 from .failures import GatewayError, error_of
 
-__all__ = ["ENDED", "EventReader", "Framework", "Result", "read_result", "result_of", "with_tensors"]
+__all__ = [
+    "ENDED",
+    "EventReader",
+    "Framework",
+    "Result",
+    "in_framework",
+    "read_result",
+    "result_of",
+    "with_tensors",
+]
 
 Framework: TypeAlias = Literal["numpy", "torch"]
 ENDED: Final = frozenset({"success", "failed", "cancelled"})
@@ -100,7 +109,12 @@ def _tensor(value: Any, binary: memoryview, framework: Framework) -> Any:
         array = decode_inputs({"": value}, binary)[""]
     except BadRequest:  # the gateway's tensors are right: it is an object of the algorithm that has their fields
         return value
-    if framework == "numpy" or not isinstance(array, np.ndarray):
+    return in_framework(array, framework) if isinstance(array, np.ndarray) else array
+
+
+def in_framework(array: np.ndarray[Any, Any], framework: Framework) -> Any:
+    """The array, or a tensor of torch in its memory."""
+    if framework == "numpy":
         return array
     if not array.flags.writeable:  # torch has no read-only tensors
         array = array.copy()

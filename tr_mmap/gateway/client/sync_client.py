@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +19,13 @@ from .answers import Answer, Inbox
 from .attempts import Done, Pause, Send, advance, attempts
 from .failures import out_of_time
 from .messages import Algorithm, Ask, Code, Inputs
-from .results import EventReader, Framework, Result
+from .results import Framework, Result
 from .settings import Settings, Verify
+from .store_messages import StoreAsks
+from .sync_store import RemoteStore
+from .sync_task import Task
 
-__all__ = ["Client", "Task"]
+__all__ = ["Client"]
 
 _T = TypeVar("_T")
 
@@ -255,6 +257,19 @@ class Client:
         """A task that was started before, perhaps by another program of the same subject."""
         return Task(self, task_id, framework or self._settings.framework or "numpy")
 
+    # -- stores ---------------------------------------------------------------------------------------------------
+
+    def store(self, name: str, *, scope: str | None = None, framework: Framework | None = None) -> RemoteStore:
+        """A store of the gateway, as :class:`tr_mmap.store.Store` is one of this machine. Asks nothing.
+
+        Args:
+            name: of the store.
+            scope: a user, whose records alone are seen and changed; None for all that the token grants.
+            framework: of vectors and tensors in its records; else the client's, or numpy's.
+        """
+        asks = StoreAsks(name, scope, framework or self._settings.framework or "numpy")
+        return RemoteStore(self._call, asks)
+
     # -- the gateway ----------------------------------------------------------------------------------------------
 
     def models(self) -> list[ModelInfo]:
@@ -273,6 +288,22 @@ class Client:
     def dependencies(self) -> api.DependencyList:
         """The packages that algorithms may depend on."""
         return self._call(messages.dependencies())
+
+    def make_environment(
+        self, packages: tuple[str, ...] | list[str], *, timeout_s: float | None = None
+    ) -> api.EnvironmentInfo:
+        """Install packages before an algorithm that declares them is registered. Nothing of them is executed.
+
+        Args:
+            packages: as an algorithm would declare them.
+            timeout_s: how long it may take; None for as long as every call. The installation goes on after that.
+
+        Raises:
+            BadDependency: a package may not be installed, or cannot be.
+            Forbidden: the token is no administrator's, or nothing is installed there.
+            InstallFailed: not now.
+        """
+        return self._call(messages.make_environment(packages), timeout_s)
 
     def scheduler_status(self) -> api.SchedulerStatus:
         """What waits, and what goes on."""
@@ -330,64 +361,3 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-class Task:
-    """A run whose result is asked for later; :meth:`Client.submit` makes one.
-
-    Attributes:
-        id: by which the gateway knows it.
-    """
-
-    def __init__(self, client: Client, task_id: str, framework: Framework) -> None:
-        self.id = task_id
-        self._client = client
-        self._framework = framework
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.id!r})"
-
-    def status(self) -> str:
-        """``"queued"``, ``"running"``, ``"success"``, ``"failed"`` or ``"cancelled"``."""
-        return self.info().status
-
-    def info(self) -> api.TaskInfo:
-        """All that the gateway knows of it."""
-        return self._client._call(messages.task_info(self.id, self._framework))
-
-    def result(self, timeout_s: float | None = None) -> Result:
-        """Wait for its end, and return its result.
-
-        Args:
-            timeout_s: how long to wait; None for as long as it takes.
-
-        Raises:
-            ResponseTimeout: it has not ended by then; it goes on.
-            RunCancelled: it was cancelled.
-            AlgorithmError, LimitExceeded, NotAllowed, DeadlineExceeded: it did not end well.
-        """
-        bound_s = math.inf if timeout_s is None else timeout_s
-        return self._client._call(messages.follow_to_end(self.id, self._framework), bound_s)
-
-    def cancel(self) -> api.TaskInfo:
-        """End it.
-
-        Raises:
-            AlreadyDone: it has ended.
-        """
-        return self._client._call(messages.cancel(self.id, self._framework))
-
-    def events(self) -> Iterator[api.TaskInfo]:
-        """Its state now, and after each change, until it has ended."""
-        ask = messages.follow(self.id)
-        reader = EventReader(self._framework)
-        try:
-            with self._client._open(ask, math.inf) as response:
-                if response.status_code != 200:
-                    raise Answer(response.status_code, response.headers, memoryview(response.read())).error()
-                for line in response.iter_lines():
-                    info = reader.take(line)
-                    if info is not None:
-                        yield info
-        except httpx.HTTPError as error:
-            raise self._client._settings.failure(ask, error, Send(math.inf, math.inf)) from error
