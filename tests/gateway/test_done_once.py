@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from blocking_clients import KINDS, client_of
 from gateways import RunningGateway, running
@@ -45,6 +46,12 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
 def times(path: Path) -> int:
     """How often it was done."""
     return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def peers(gateway: RunningGateway) -> set[int]:
+    """The ports of those who are connected with it."""
+    found = psutil.Process(gateway.process.pid).net_connections("tcp")
+    return {each.raddr.port for each in found if each.raddr}
 
 
 def ask(gateway: RunningGateway, body: dict[str, Any], key: str) -> httpx.Response:
@@ -115,8 +122,11 @@ def test_a_run_whose_client_is_lost_goes_on_and_gives_its_result_to_the_same_key
             + raw
         )
         wait_until(lambda: times(path) == 1)
-    answer = again()
-    assert (answer.status_code, answer.json()["type"]) == (409, "KeyInUse")
+        port = first.getsockname()[1]
+    wait_until(lambda: port not in peers(gateway))  # it has noticed
+    for _ in range(20):
+        answer = again()
+        assert (answer.status_code, answer.json()["type"]) == (409, "KeyInUse")
     gate.touch()
     wait_until(lambda: again().status_code != 409)
     assert (again().status_code, again().json()["result"]) == (200, "paid")
