@@ -15,7 +15,8 @@ from __future__ import annotations
 import binascii
 import functools
 import math
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -25,6 +26,7 @@ import numpy as np
 from ..errors import UnsupportedTensor
 from ..tsr.dtypes import by_name
 from .errors import BadRequest
+from .number_lists import NotNumbers, array_of_lists, shaped
 
 if TYPE_CHECKING:
     from ..sandbox import ComputeResponse
@@ -164,15 +166,31 @@ def decode_tensor(where: str, value: dict[str, Any], binary: memoryview) -> np.n
     try:
         dtype = by_name(value["dtype"]).numpy
     except (TypeError, UnsupportedTensor):
-        raise bad(f"there is no dtype {value['dtype']!r:.80}; float32 is one") from None
+        raise bad(f"there is no dtype {reprlib.repr(value['dtype'])}; float32 is one") from None
     shape = value["shape"]
-    if not isinstance(shape, list) or not all(type(each) is int and 0 <= each < 1 << 48 for each in shape):
-        raise bad(f"a shape is a list of sizes, as [2, 3], and not {shape!r:.80}")
-    if len(shape) > _MOST_NDIM:
+    if isinstance(shape, list) and len(shape) > _MOST_NDIM:
         raise bad(f"it has {len(shape)} dimensions, and a tensor has {_MOST_NDIM} at most")
+    if not isinstance(shape, list) or not all(type(each) is int and 0 <= each < 1 << 48 for each in shape):
+        raise bad(f"a shape is a list of sizes, as [2, 3], and not {reprlib.repr(shape)}")
+    try:
+        if "data" in value:
+            if dtype.kind not in _IN_LISTS:
+                raise bad(f"elements of {dtype} cannot be given as lists; give base64")
+            return array_of_lists(value["data"], dtype, tuple(shape))
+        return shaped(_from_bytes(value, binary, dtype, shape, bad), tuple(shape))
+    except NotNumbers as error:
+        raise bad(str(error)) from None
+
+
+def _from_bytes(
+    value: dict[str, Any],
+    binary: memoryview,
+    dtype: np.dtype[Any],
+    shape: list[int],
+    bad: Callable[[str], BadRequest],
+) -> np.ndarray[Any, Any]:
+    """The elements, one after another."""
     nbytes = math.prod(shape) * dtype.itemsize
-    if "data" in value:
-        return _from_lists(value["data"], dtype, tuple(shape), bad)
     if "base64" in value:
         try:
             raw: Any = binascii.a2b_base64(value["base64"], strict_mode=True)
@@ -183,42 +201,14 @@ def decode_tensor(where: str, value: dict[str, Any], binary: memoryview) -> np.n
         if type(offset) is not int or type(said) is not int or offset < 0 or said < 0:
             raise bad("offset and nbytes are numbers of bytes")
         if offset > len(binary) or said > len(binary) - offset:
-            raise bad(f"it ends {offset + said - len(binary)} bytes behind the body")
+            raise bad(f"it ends behind the body, whose binary part has {len(binary)} bytes")
         raw = binary[offset : offset + said]
     if len(raw) != nbytes:
         raise bad(f"it has {len(raw)} bytes, and {dtype} of shape {shape} has {nbytes}")
     array = np.frombuffer(raw, np.uint8)
     if array.ctypes.data % dtype.itemsize:  # a binary part of other people's making
         array = array.copy()
-    return array.view(dtype).reshape(shape)
-
-
-def _from_lists(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], bad: Any) -> np.ndarray[Any, Any]:
-    if dtype.kind not in _IN_LISTS:
-        raise bad(f"elements of {dtype} cannot be given as lists; give base64")
-    try:
-        given = np.array(data)
-        if given.dtype.kind == "O" and dtype.kind == "f":
-            given = np.array(_without_null(data))
-        if given.dtype.kind not in _IN_LISTS and given.size:
-            raise bad("its data are not lists of numbers, or not all of one length")
-        # numpy takes whole numbers for floats, and rounds them, if some are small and some above 2**63.
-        array = np.array(data, dtype) if given.dtype.kind == "f" and dtype.kind in "iu" else given.astype(dtype)
-    except (TypeError, ValueError, OverflowError):
-        raise bad("its data are not lists of numbers, or not all of one length") from None
-    if dtype.kind in "iu" and not np.array_equal(array, given):
-        raise bad(f"a number of it is none of {dtype}")
-    if array.size == 0 and math.prod(shape) == 0:  # lists cannot say every shape without an element
-        return array.reshape(shape)
-    if array.shape != shape:
-        raise bad(f"its data have the shape {list(array.shape)}, and not {list(shape)}")
-    return array
-
-
-def _without_null(data: Any) -> Any:
-    if isinstance(data, list):
-        return [_without_null(each) for each in data]
-    return math.nan if data is None else data
+    return array.view(dtype)
 
 
 class TensorEncoder:
