@@ -6,7 +6,6 @@ any other response the same key may be tried again. Knows no route; to be used i
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 import time
@@ -18,6 +17,7 @@ from typing import Final
 from starlette.responses import Response
 
 from .api import IDEMPOTENCY_KEY
+from .aside import aside
 from .calls import Call
 from .errors import BadRequest, KeyInUse, KeyReused
 from .payloads import BINARY, JSON_LENGTH
@@ -27,7 +27,6 @@ __all__ = ["KEY", "Replays"]
 KEY: Final = "^[!-~]{1,128}$"
 _HEADER: Final = IDEMPOTENCY_KEY.lower().encode()
 _REPLAYED: Final = "idempotency-replayed"
-_HASHED_ASIDE: Final = 1 << 18  # bytes whose hash would hold the loop up
 _ENTRY_NBYTES: Final = 1 << 10  # what one takes beside the body
 _RETRY_S: Final = 1.0
 
@@ -143,8 +142,5 @@ async def _fingerprint(call: Call) -> bytes:
         str(BINARY in (call.header(b"accept") or "")),
     )
     digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass"))
-    if len(body) > _HASHED_ASIDE:
-        await asyncio.to_thread(digest.update, body)
-    else:
-        digest.update(body)
+    await aside(lambda: digest.update(body), len(body))
     return digest.digest()

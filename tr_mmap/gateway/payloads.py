@@ -25,6 +25,7 @@ import numpy as np
 
 from ..errors import UnsupportedTensor
 from ..tsr.dtypes import by_name
+from .base64_text import from_base64
 from .errors import BadRequest
 from .number_lists import NotNumbers, array_of_lists, shaped
 
@@ -193,8 +194,8 @@ def _from_bytes(
     nbytes = math.prod(shape) * dtype.itemsize
     if "base64" in value:
         try:
-            raw: Any = binascii.a2b_base64(value["base64"], strict_mode=True)
-        except (TypeError, ValueError, binascii.Error):
+            raw: Any = from_base64(value["base64"])
+        except ValueError:
             raise bad("its bytes are no base64") from None
     else:
         offset, said = value["offset"], value["nbytes"]
