@@ -108,9 +108,10 @@ class ExecuteBody(_Body):
         function: of the code, which is called; of a worker, its command.
         inputs: by name: values, and tensors in one of their forms. A worker gets them in their order: tensors as
             tensors, texts and numbers as words.
-        priority: the higher, the sooner.
+        priority: the higher, the sooner, among one's own runs.
         timeout_ms: from the request's arrival to the run's end, waiting included.
-        tensors: how the result's tensors are given in JSON.
+        tensors: how the result's tensors are given in JSON. As ``list``, those that have too many numbers, infinity or
+            NaN are ``base64`` nevertheless.
     """
 
     algorithm: Name | None = None

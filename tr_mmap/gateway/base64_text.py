@@ -7,9 +7,7 @@ from typing import Final
 
 __all__ = ["from_base64"]
 
-_PIECE: Final = (
-    1 << 20
-)  # characters: one call decodes them in a few milliseconds, in which no other thread comes to run
+_PIECE: Final = 1 << 20  # characters, decoded in one call: some milliseconds, in which no other thread comes to run
 
 
 def from_base64(text: str) -> bytes:

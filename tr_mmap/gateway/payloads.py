@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import binascii
 import functools
+import itertools
 import math
+import operator
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -58,6 +60,7 @@ TensorForm = Literal["list", "base64", "binary"]
 
 _FORMS: Final = ({"dtype", "shape", "data"}, {"dtype", "shape", "base64"}, {"dtype", "shape", "offset", "nbytes"})
 _IN_LISTS: Final = frozenset("biuf")  # kinds of numpy whose elements JSON has
+_MOST_IN_LISTS: Final = 1 << 18  # numbers, and lists of them, of all tensors of a response
 _MOST_NDIM: Final = 16
 
 
@@ -213,11 +216,16 @@ def _from_bytes(
 
 
 class TensorEncoder:
-    """Puts tensors into a form; those of the form ``binary`` into a binary part."""
+    """Puts the tensors of one response into a form; those of the form ``binary`` into a binary part.
+
+    Lists are made in single calls that keep all other threads waiting, and take 30 times the memory. So there are only
+    so many of them, and of numbers in them; tensors that have more are given as ``base64``.
+    """
 
     def __init__(self, form: TensorForm) -> None:
         self._form = form
         self._part = BinaryPart()
+        self._left = _MOST_IN_LISTS
 
     @property
     def pieces(self) -> list[Any]:
@@ -229,11 +237,15 @@ class TensorEncoder:
         said: dict[str, Any] = {"dtype": _name_of(array.dtype), "shape": list(array.shape)}
         if self._form == "binary":
             said |= self._part.add(array)
-        elif self._form == "list" and array.dtype.kind in _IN_LISTS and not _has_no_number(array):
+        elif self._form == "list" and self._may_be_list(array):
+            self._left -= _objects_of(array.shape)
             said["data"] = array.tolist()
         else:
             said["base64"] = binascii.b2a_base64(_bytes_of(array), newline=False).decode()
         return said
+
+    def _may_be_list(self, array: np.ndarray[Any, Any]) -> bool:
+        return _objects_of(array.shape) <= self._left and array.dtype.kind in _IN_LISTS and not _has_no_number(array)
 
 
 def encode_outputs(outputs: Mapping[str, Any], form: TensorForm) -> tuple[Any, list[Any]]:
@@ -256,6 +268,11 @@ def _name_of(dtype: np.dtype[Any]) -> str:
 def _has_no_number(array: np.ndarray[Any, Any]) -> bool:
     """Whether an element is infinite or NaN, which JSON lacks."""
     return array.dtype.kind == "f" and not np.isfinite(array).all()
+
+
+def _objects_of(shape: tuple[int, ...]) -> int:
+    """How many lists and numbers an array is. An array without an element may be many lists."""
+    return sum(itertools.accumulate(shape, operator.mul, initial=1))
 
 
 def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:

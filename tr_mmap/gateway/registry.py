@@ -127,8 +127,8 @@ class Registry:
             raise RegistryFull(f"{self._most} algorithms are registered; unregister one first")
         if self._nbytes[owner] - (freed if is_own else 0) + nbytes > self._most_nbytes_of_subject:
             raise RegistryFull(
-                f"the code of your algorithms would have more than {self._most_nbytes_of_subject >> 20} MiB; unregister "
-                "one first"
+                f"the code of your algorithms would have more than {self._most_nbytes_of_subject >> 20} MiB; "
+                "unregister one first"
             )
         if self._nbytes.total() - freed + nbytes > self._most_nbytes:
             raise RegistryFull(

@@ -194,6 +194,8 @@ ROUTES: Final[tuple[Route, ...]] = (
             },
         },
         is_hot=True,
+        takes_binary=True,
+        gives_binary=True,
         begin=_begin_execute,
         end=_executed,
         takes_key=True,
@@ -210,6 +212,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         (404, 503),
         {"algorithm": {"algorithm": "double", "inputs": {"x": 21}, "priority": 5}},
         takes_key=True,
+        takes_binary=True,
     ),
     Route(
         "GET",

@@ -245,7 +245,7 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
             "several": {"records": [{"content": "one"}, {"content": "two"}]},
         },
         query=api.ScopeQuery,
-        is_binary=True,
+        takes_binary=True,
     ),
     Route(
         "GET",
@@ -256,7 +256,7 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
         result=api.RecordPage,
         errors=(404,),
         query=api.ListQuery,
-        is_binary=True,
+        gives_binary=True,
     ),
     Route(
         "DELETE",
@@ -283,7 +283,8 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
             "vector": {"query": [0.1, 0.9, 0.0], "filters": {"kind": "note"}, "tensors": "list"},
         },
         query=api.ScopeQuery,
-        is_binary=True,
+        takes_binary=True,
+        gives_binary=True,
     ),
     Route(
         "GET",
@@ -304,7 +305,7 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
         result=api.RecordInfo,
         errors=(404,),
         query=api.ReadQuery,
-        is_binary=True,
+        gives_binary=True,
     ),
     Route(
         "PATCH",
@@ -318,7 +319,8 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
         (404, 409, 503, 507),
         {"text": {"content": "Ada plays the flute.", "version": 1}},
         query=api.ReadQuery,
-        is_binary=True,
+        takes_binary=True,
+        gives_binary=True,
     ),
     Route(
         "DELETE",
