@@ -17,12 +17,14 @@ def from_base64(text: str) -> bytes:
     """
     if not isinstance(text, str):
         raise ValueError(f"base64 is a text, and no {type(text).__name__}")
-    if len(text) <= _PIECE:
-        return binascii.a2b_base64(text, strict_mode=True)
-    pieces = []
-    for begin in range(0, len(text), _PIECE):
-        piece = binascii.a2b_base64(text[begin : begin + _PIECE], strict_mode=True)
-        if len(piece) != _PIECE // 4 * 3 and begin + _PIECE < len(text):
-            raise ValueError("it ends in the middle of the text")
-        pieces.append(piece)
+    try:
+        if len(text) <= _PIECE:
+            return binascii.a2b_base64(text, strict_mode=True)
+        pieces = [
+            binascii.a2b_base64(text[begin : begin + _PIECE], strict_mode=True) for begin in range(0, len(text), _PIECE)
+        ]
+    except ValueError:
+        raise ValueError("it is no base64") from None
+    if any(len(each) != _PIECE // 4 * 3 for each in pieces[:-1]):
+        raise ValueError("it is no base64: it is padded before its end")
     return b"".join(pieces)
