@@ -233,7 +233,8 @@ class SandboxConfig(_Section, frozen=True):
         most_cpu_cores: the same, of cores.
         required_layers: without which the gateway does not start; empty for the sandbox's own.
         preload: modules that algorithms find imported.
-        max_sandboxes: how many sandboxes of different limits are kept; each has two processes that wait.
+        max_sandboxes: how many sandboxes of different limits are kept; each has two processes that wait. Beyond it, one
+            goes that was not used for longest, of the subject whose algorithms have most.
     """
 
     memory_mb: _Positive = 512

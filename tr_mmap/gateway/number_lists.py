@@ -46,11 +46,12 @@ def array_of_lists(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> n
     if found != shape:
         raise NotNumbers(f"its data have the shape {list(found)}, and not {list(shape)}")
     allowed = _NUMBERS_OR_NULL if dtype.kind == "f" else _NUMBERS
-    if not allowed.issuperset(map(type, numbers)):
-        raise NotNumbers(_UNLIKE)
     array = np.empty(len(numbers), dtype)
     for begin in range(0, len(numbers), _PIECE):
-        array[begin : begin + _PIECE] = _converted(numbers[begin : begin + _PIECE], dtype)
+        piece = numbers[begin : begin + _PIECE]
+        if not allowed.issuperset(map(type, piece)):
+            raise NotNumbers(_UNLIKE)
+        array[begin : begin + _PIECE] = _converted(piece, dtype)
     return shaped(array, shape)
 
 

@@ -228,8 +228,9 @@ def _code_of(body: RegisterBody) -> str:
 
 
 def _nbytes_of(body: RegisterBody, text: str) -> int:
-    """Of its code, in memory; of base64 it may be two bytes less."""
-    return len(text) if KINDS[body.kind].field == "code" else len(text) * 3 // 4
+    """Of memory that it keeps: its code, of base64 perhaps two bytes less, and its texts."""
+    code = len(text) if KINDS[body.kind].field == "code" else len(text) * 3 // 4
+    return code + sum(map(len, (*body.dependencies, *body.outputs)))
 
 
 def _decoded(field: str, text: str) -> bytes:

@@ -40,7 +40,7 @@ class Registered:
         is_model: whether it is that model itself, and nobody has registered it.
         dependencies: as it declares them.
         environment: that has them; None if what is installed here counts.
-        nbytes: of its code.
+        nbytes: of its code, and of what else it keeps.
     """
 
     name: str
