@@ -22,7 +22,7 @@ from .boxes import Boxes, BoxKey
 from .config import Config
 from .dependencies import Dependencies
 from .environments import Lease
-from .errors import BadRequest, Conflict, NotFound
+from .errors import BadRequest, Conflict, NotFound, Overloaded
 from .models import Models
 from .registry import Registered, Registry, version_of
 from .requirements import read_requirements
@@ -64,6 +64,7 @@ class Registration:
         self._workers = workers
         self._dependencies = dependencies
         self._on_change = on_change
+        self._is_closed = False
         self._threads = ThreadPoolExecutor(_THREADS, "tr_mmap-register")
 
     async def register(self, body: RegisterBody, principal: Principal) -> AlgorithmInfo:
@@ -91,6 +92,8 @@ class Registration:
         key_of(self._config, body.kind, body.resource_requirements, body.timeout_ms)  # whether it may have that
         environment = await self._dependencies.get(body.kind, body.dependencies)
         try:
+            if self._is_closed:  # its body has come after the gateway's end began
+                raise Overloaded("the gateway is about to end; try again", retry_after_s=1.0)
             loop = asyncio.get_running_loop()
             registered = await loop.run_in_executor(
                 self._threads, self._registered, body, text, needed, environment, principal
@@ -148,8 +151,9 @@ class Registration:
             raise
 
     def close(self) -> None:
-        """End the threads. What they still do is lost."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Refuse what comes from now on. What the threads still have to do ends with the sandboxes. Idempotent."""
+        self._is_closed = True
+        self._threads.shutdown(wait=False)
 
     def _replace(self, former: Registered, registered: Registered) -> None:
         if (former.algorithm, former.box) != (registered.algorithm, registered.box):
