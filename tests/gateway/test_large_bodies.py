@@ -108,3 +108,21 @@ def test_large_inputs_are_decoded_in_another_thread_and_small_ones_at_once() -> 
     odd = {"dtype": "float32", "shape": [count], "offset": 1, "nbytes": 4 * count}  # is copied, for it is not aligned
     assert asyncio.run(ticks_of(odd, bytes(4 * count + 1)))
     assert asyncio.run(ticks_of({"dtype": "int8", "shape": [2], "data": [1, 2]}, b"")) == 0
+
+
+def test_binary_bodies_are_described_where_they_are_taken_and_given(gateway: RunningGateway) -> None:
+    binary, paths = "application/octet-stream", gateway.ask("GET", "/openapi.json").json()["paths"]
+    takes, gives = set(), set()
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            where = f"{method} {path.removeprefix('/api/v1')}"
+            if binary in operation.get("requestBody", {}).get("content", {}):
+                takes.add(where)
+                assert "TR-JSON-Length" in operation["requestBody"]["description"]
+            if any(binary in each.get("content", {}) for each in operation["responses"].values()):
+                gives.add(where)
+    records = "/store/{store}/records"
+    both = {"post /python/execute", "post /store/{store}/search", f"patch {records}/{{record_id}}"}
+    assert takes == {"post /compute", f"post {records}", *both}
+    only = {f"get {records}", f"get {records}/{{record_id}}", f"get {records}/{{record_id}}/tensors/{{tensor}}"}
+    assert gives == both | only

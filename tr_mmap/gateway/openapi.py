@@ -27,13 +27,10 @@ _KEY: Final = {
     "schema": {"type": "string", "pattern": KEY},
     "description": "A request with the key and the body of an earlier one gets that one's response.",
 }
-_JSON_LENGTH: Final = {
-    "name": "TR-JSON-Length",
-    "in": "header",
-    "required": False,
-    "schema": {"type": "string", "pattern": "^[0-9]{1,12}$"},
-    "description": f"Of a body of type {BINARY}: how many of its bytes are JSON; the binary part follows them.",
-}
+_TWO_PARTS: Final = (
+    f"A body of type `{BINARY}` is JSON, and a binary part, in which its tensors lie. It needs the header "
+    "`TR-JSON-Length`: how many of its bytes are JSON."
+)
 _OF_ALL: Final = (400, 403, 500, 503)  # 403 is for scripts of other pages, too; 503 for a gateway that is about to end
 _WITH_TOKEN: Final = (401, 429)
 _WITH_BODY: Final = (413, 415)
@@ -127,8 +124,6 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
         parameters += _query_of(route.query)
     if route.takes_key:
         parameters.append(_KEY)
-    if route.takes_binary:
-        parameters.append(_JSON_LENGTH)
     if parameters:
         said["parameters"] = parameters
     if route.body is not None:
@@ -139,6 +134,7 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
         }
         if route.takes_binary:
             said["requestBody"]["content"][BINARY] = _BYTES
+            said["requestBody"]["description"] = _TWO_PARTS
     return said
 
 

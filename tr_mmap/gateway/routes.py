@@ -209,7 +209,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         api.ExecuteBody,
         api.TaskStarted,
         202,
-        (404, 503),
+        (404, 503, 504),
         {"algorithm": {"algorithm": "double", "inputs": {"x": 21}, "priority": 5}},
         takes_key=True,
         takes_binary=True,
