@@ -108,7 +108,6 @@ def test_code_that_is_too_much_is_refused_and_there_is_room_again_after(gateway:
         {"outputs": ["x"] * 257},
         {"outputs": ["x" * 257]},
         {"dependencies": ["numpy"] * 65},
-        {"dependencies": ["n" * 301]},
         {"code": "#" * ((1 << 20) + 1)},
     ],
 )

@@ -43,7 +43,7 @@ Code = Annotated[str, Meta(max_length=1 << 20)]  # its syntax tree takes 250 tim
 Base64 = Annotated[str, Meta(max_length=(128 << 20) // 3 * 4 + 4)]  # of as much as one subject may have registered
 Function = Annotated[str, Meta(max_length=256)]
 Outputs = Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(min_length=1, max_length=256)]
-Packages = Annotated[tuple[Annotated[str, Meta(max_length=300)], ...], Meta(max_length=64)]
+Packages = Annotated[tuple[str, ...], Meta(max_length=64)]
 Milliseconds = Annotated[float, Meta(gt=0, le=86_400_000)]
 
 
