@@ -14,8 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from raw_http import Answer, Wire
 
+from tr_mmap.errors import OutOfSpace
+from tr_mmap.gateway.client.failures import error_of
 from tr_mmap.gateway.errors import BadRequest
 from tr_mmap.gateway.payloads import decode_inputs
+from tr_mmap.gateway.problems import describe, headers_of, status_of
 from tr_mmap.gateway.store_payloads import vector_of
 from tr_mmap.tsr.dtypes import by_name
 
@@ -172,6 +175,13 @@ def test_long_texts_among_numbers_take_no_memory(take: Callable[[Any], Any], dat
     finally:
         tracemalloc.stop()
     assert peak < 4 << 20
+
+
+def test_memory_that_cannot_be_had_is_an_answer_that_clients_know() -> None:
+    body = describe(MemoryError("of numpy's"), "an id")
+    assert (status_of(MemoryError()), headers_of(MemoryError())) == (503, {"retry-after": "1"})
+    assert isinstance(error_of(body), OutOfSpace)
+    assert "numpy" not in body.error
 
 
 def test_a_text_among_numbers_is_refused_over_http(gateway: RunningGateway) -> None:
