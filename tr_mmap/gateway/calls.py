@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from ..sandbox.values import MAX_DEPTH, check_depth
 from .api import IDEMPOTENCY_KEY, NAME
+from .aside import aside
 from .errors import BadRequest, NotFound, TooLarge, Unauthorized, UnsupportedMediaType
 from .payloads import BINARY, JSON, JSON_LENGTH, Done, split_body
 from .problems import describe, headers_of, status_of
@@ -30,7 +31,6 @@ KEY_HEADER: Final = IDEMPOTENCY_KEY.lower().encode()
 _MOST_DIGITS: Final = 20  # of a length; one that has more is too large by any of them
 _MOST_VALUES: Final = 1 << 22
 _ENVELOPE: Final = 2  # dictionaries around a value of the inputs
-_PARSED_ASIDE: Final = 1 << 18  # bytes of JSON from which parsing would hold the loop up
 
 
 @dataclass(slots=True)
@@ -152,9 +152,7 @@ class Call:
         text, binary = split_body(
             raw, JSON if content_type is None else content_type, self.header(JSON_LENGTH.encode())
         )
-        if len(text) > _PARSED_ASIDE:
-            return await asyncio.to_thread(decode_body, text, kind), binary
-        return decode_body(text, kind), binary
+        return await aside(lambda: decode_body(text, kind), len(text)), binary
 
     async def read(self) -> bytearray:
         """All bytes of the body, also when they were read before.

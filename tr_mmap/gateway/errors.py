@@ -21,6 +21,7 @@ __all__ = [
     "Overloaded",
     "QuotaExceeded",
     "RateLimited",
+    "RegistryFull",
     "StoreFull",
     "TooLarge",
     "Unauthorized",
@@ -106,6 +107,10 @@ class NotFound(TRException, LookupError):
 
 class Conflict(TRException, RuntimeError):
     """The request contradicts what is there."""
+
+
+class RegistryFull(Conflict):
+    """There is no room for another algorithm before one is unregistered."""
 
 
 class StoreFull(TRException, OSError):

@@ -28,7 +28,7 @@ class Job:
         run: does it, in another thread.
         end: ends it, from any thread, at every moment: also before ``run`` was called, and after its end.
         steps: do the same as ``run``: they are gone through in the loop's thread, and from a slow one on in another.
-        priority: the higher, the sooner.
+        priority: the higher, the sooner, among the subject's own.
         deadline_s: by ``time.monotonic``.
         is_idempotent: whether it may be tried again.
         nbytes: of memory that it keeps while it waits.

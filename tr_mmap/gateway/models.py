@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import MissingPackage, TRException, UnsupportedTensor
-from ..sandbox import Algorithm, SandboxBroken
+from ..sandbox import Algorithm
 from .boxes import Boxes, BoxKey
 from .config import ModelsConfig
 from .errors import BadModel, BadRequest, NotFound, Overloaded
@@ -256,20 +256,13 @@ class Models:
                 its_own = {each for each in served.kept if replace(each[1], owner="") == its}
                 served.kept -= its_own
                 ended |= its_own
-        self._unregister(ended)
+        self._boxes.unregister(ended)
 
     def _end_kept(self, version: Version) -> None:
         """End those that have a version in memory which was released."""
         with self._lock:
             kept, version.kept = version.kept, set()
-        self._unregister(kept)
-
-    def _unregister(self, kept: Any) -> None:
-        for key, box in self._boxes.open_boxes():
-            for each, algorithm in kept:
-                if each == key:
-                    with suppress(SandboxBroken):  # it was closed meanwhile, and they ended with it
-                        box.unregister(algorithm)
+        self._boxes.unregister(kept)
 
     # -- scanning -----------------------------------------------------------------------------------------------------
 
