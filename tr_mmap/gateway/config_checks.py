@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from packaging.utils import InvalidName, canonicalize_name
-
 from ..wire.messages import EXIT_COMMAND, RELEASE_COMMAND
 
 if TYPE_CHECKING:
@@ -23,6 +21,8 @@ _RESERVED_PREFIX: Final = RELEASE_COMMAND[0]  # of what controllers ask for by t
 
 def impossible(config: Config) -> Iterator[tuple[str, str]]:
     """What cannot work: the key of an option, and why."""
+    from packaging.utils import InvalidName, canonicalize_name  # which the clients' extra lacks
+
     server, sandbox = config.server, config.sandbox
     if sandbox.memory_mb > sandbox.most_memory_mb:
         yield "sandbox.memory_mb", f"{sandbox.memory_mb} is more than most_memory_mb, {sandbox.most_memory_mb}"
