@@ -298,11 +298,13 @@ class Models:
                 errors.append(model.failed[found])
                 continue
             try:
+                model.check_answers(found)
                 self._try(name, model, found)
                 break
             except TRException as error:
                 errors.append(_told(error))
-                log.warning("a model cannot be loaded", extra={"model": found.folder, "error": str(error)})
+                if errors[-1] != model.error:  # else it was said at the look before
+                    log.warning("a model cannot be loaded", extra={"model": found.folder, "error": str(error)})
         with self._lock:
             model.error = errors[0] if errors else None
 
@@ -326,9 +328,10 @@ class Models:
                 raise NotFound(f"there is no model {name!r:.200} in model_dir")
             if number is not None and number not in versions:
                 raise NotFound(f"the model {name!r} has no version {number}; it has {', '.join(map(str, versions))}")
-            model = self._noted(name, versions)
+            model, found = self._noted(name, versions), versions[number or max(versions)]
             try:
-                self._try(name, model, versions[number or max(versions)])
+                model.check_answers(found)
+                self._try(name, model, found)
             except TRException as error:
                 with self._lock:
                     model.error = _told(error)
