@@ -38,6 +38,7 @@ from tr_mmap.gateway import (
     AsyncRemoteStore,
     AsyncTask,
     Client,
+    ClientClosed,
     Config,
     ConnectionLost,
     Gateway,
@@ -166,6 +167,15 @@ def test_a_lost_response_is_an_error_where_nothing_is_to_be_repeated(
         relay.cut = 1
         with pytest.raises(ConnectionLost, match="lost"):
             client.execute("output = 1")
+
+
+@both
+def test_a_client_that_was_closed_says_so(gateway: RunningGateway, kind: str) -> None:
+    with client_of(kind, gateway.url, None) as client:
+        assert client.health().status == "ok"
+        (client.close if kind == "sync" else client.aclose)()
+        with pytest.raises(ClientClosed, match="closed"):
+            client.health()
 
 
 @both
@@ -314,6 +324,11 @@ print(sorted({"tr_mmap.sandbox.box", "tr_mmap.gateway.scheduler", "torch", "asyn
     assert ended.stdout.splitlines()[0] == "Unreachable"
     assert "tr_mmap" not in ended.stdout
     assert "torch" not in ended.stdout
+
+
+def test_names_that_are_imported_late_are_listed() -> None:
+    listed = run_python("-c", "import tr_mmap.gateway as g; print(set(g.__all__) <= set(dir(g)), 'Client' in vars(g))")
+    assert listed.stdout.split() == ["True", "False"]
 
 
 def test_without_httpx_the_error_says_what_to_install() -> None:

@@ -42,8 +42,8 @@ class ModelRecord:
         if not found.is_algorithm:
             former = served.found.folder
             raise BadModel(
-                f"{found.folder} has no {SOURCE} beside its weights, and {former}, which is served, can be executed: add "
-                f"it; or remove {former}, if nothing is to be executed by the name {found.name!r} any more",
+                f"{found.folder} has no {SOURCE} beside its weights, and {former}, which is served, can be executed: "
+                f"add it; or remove {former}, if nothing is to be executed by the name {found.name!r} any more",
                 name=found.name,
             )
 

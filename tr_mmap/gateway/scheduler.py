@@ -330,6 +330,8 @@ class Scheduler:
         """The end of every job."""
         now_s = job.ended_s = time.monotonic()
         job.watch_no_deadline()
+        if isinstance(error, DeadlineExceeded):
+            error.value = job.deadline_s - job.arrived_s  # whoever has noticed it, and by which clock
         self._by_subject[job.subject] -= 1
         if not self._by_subject[job.subject]:
             del self._by_subject[job.subject]
