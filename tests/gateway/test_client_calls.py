@@ -409,6 +409,28 @@ def make_certificate(folder: Path) -> None:
     (folder / "key.pem").write_bytes(key.private_bytes(*form))
 
 
+@pytest.mark.parametrize(
+    ("certificate", "key", "said"),
+    [
+        ("nowhere.pem", "key.pem", "server.tls_certificate: {folder}/nowhere.pem cannot be read: No such file"),
+        ("certificate.pem", "nowhere.pem", "server.tls_key: {folder}/nowhere.pem cannot be read: No such file"),
+        ("certificate.pem", "tr_mmap.key", "server.tls_certificate: {folder}/certificate.pem and tls_key"),
+        ("certificate.pem", "other.pem", "server.tls_certificate: {folder}/certificate.pem and tls_key"),
+    ],
+)
+def test_files_of_tls_that_cannot_be_used_are_named_with_their_option(
+    folder: Path, certificate: str, key: str, said: str
+) -> None:
+    make_certificate(folder)
+    (folder / "key.pem").rename(folder / "other.pem")
+    make_certificate(folder)
+    path = configure(folder, server=f'tls_certificate = "{certificate}"\ntls_key = "{key}"')
+    tr_mmap("token", "--config", path)
+    ended = tr_mmap("serve", "--config", path)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert said.format(folder=folder) in ended.stderr
+
+
 def test_a_gateway_with_tls_is_asked_by_who_trusts_its_certificate(folder: Path) -> None:
     make_certificate(folder)
     context = ssl.create_default_context(cafile=folder / "certificate.pem")
