@@ -353,7 +353,7 @@ def test_a_registration_with_a_model_that_it_cannot_have_says_which(gateway: Run
         return answer.status_code, answer.json()["error"]
 
     status, text = register(model="nothing")
-    assert (status, "no model 'nothing'" in text, "flat" in text) == (400, True, True)
+    assert (status, "no model 'nothing'" in text, "flat" in text) == (404, True, True)
     status, text = register(name="scale")
     assert (status, "is an algorithm itself" in text) == (409, True)
     answer = gateway.ask("POST", EXECUTE, {"algorithm": "scale", "inputs": {"x": 1, "model": 1}})

@@ -20,7 +20,7 @@ from ..errors import TRException
 from . import api
 from .calls import Call, answer, error_response, json_response
 from .config import is_loopback
-from .errors import BadRequest, Forbidden, NotFound, Overloaded, Unauthorized
+from .errors import BadRequest, Forbidden, MethodNotAllowed, NotFound, Overloaded, Unauthorized
 from .logs import log
 from .metrics import CONTENT_TYPE
 from .openapi import describe_routes
@@ -139,6 +139,8 @@ class Front:
             self.tell_fault(call, error)
 
         async def run(call: Call) -> Response:
+            if route.query is None:
+                call.check_query()
             return await route.endpoint(self._gateway.service, call)
 
         async def do(call: Call) -> Response:
@@ -360,7 +362,7 @@ def _make_framework(front: Front) -> FastAPI:
         body = api.ErrorBody(
             error=f"there is no {request.method} {request.url.path[:200]}; see /docs",
             status_code=error.status_code,
-            type=NotFound.__name__,
+            type=(MethodNotAllowed if error.status_code == 405 else NotFound).__name__,
             request_id=call.id,
         )
         headers = dict(error.headers or {})

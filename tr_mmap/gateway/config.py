@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, field
 
 from ..wire.names import DEFAULT_WORKER
 from .api import Name
+from .complaints import explain
 from .errors import BadConfig
 
 __all__ = [
@@ -34,8 +35,7 @@ __all__ = [
 
 _Positive = Annotated[int, Meta(ge=1)]
 _Seconds = Annotated[float, Meta(gt=0)]
-_AT: Final = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<at>[^`]*)`)?")
-_UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<name>.*)`")
+_UNKNOWN: Final = re.compile(r"object contains unknown field `(?P<name>.*)`")
 
 
 class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -335,29 +335,25 @@ class Config(_Section, frozen=True):
         try:
             config = msgspec.convert(options, cls)
         except msgspec.ValidationError as error:
-            key, why = _explain(str(error))
+            key, why = _explain(str(error), options)
             raise BadConfig(f"{name}: {key + ': ' if key else ''}{why}", key=key, path=name) from error
         config = _with_paths(config, base or Path.cwd())
         _check(config, name)
         return config
 
 
-def _explain(text: str) -> tuple[str, str]:
+def _explain(text: str, options: dict[str, Any]) -> tuple[str, str]:
     """The option's key, and what is wrong, of a message of msgspec's."""
-    match = _AT.fullmatch(text)
-    key = (match["at"] or "").lstrip(".") if match else ""
-    why = match["what"] if match else text
+    key, why = explain(text, Config, options)
     unknown = _UNKNOWN.fullmatch(why)
-    if unknown:
-        key = f"{key}.{unknown['name']}".lstrip(".")
-        section: Any = Config
-        key = key.replace("[...]", ".NAME")
-        for part in key.split(".")[:-1]:
-            section = {each.name: each.type for each in msgspec.structs.fields(section)}.get(part, section)
-            section = get_args(section)[1] if get_origin(section) is dict else section
-        known = ", ".join(each.name for each in msgspec.structs.fields(section))
-        return key, f"there is no such option; there are {known}"
-    return key, why[:1].lower() + why[1:]
+    if not unknown:
+        return key, why
+    section: Any = Config
+    for part in key.split("."):
+        section = {each.name: each.type for each in msgspec.structs.fields(section)}.get(part, section)
+        section = get_args(section)[1] if get_origin(section) is dict else section
+    known = ", ".join(each.name for each in msgspec.structs.fields(section))
+    return f"{key}.{unknown['name']}".lstrip("."), f"there is no such option; there are {known}"
 
 
 def _with_paths(config: Config, base: Path) -> Config:

@@ -132,14 +132,15 @@ class Models:
     def check(self, name: str, kind: Kind) -> None:
         """
         Raises:
-            BadRequest: there is no model of that name, or algorithms of that kind cannot get one.
+            NotFound: there is no model of that name.
+            BadRequest: algorithms of that kind get none.
         """
         if kind not in ("python", "torch"):
             raise BadRequest(f"an algorithm of kind {kind!r} gets no model; those of kind 'python' and 'torch' do")
         with self._lock:
             if name not in self._models:
                 known = ", ".join(sorted(self._models))[:500] or "none"
-                raise BadRequest(f"there is no model {name!r}; there are: {known}")
+                raise NotFound(f"there is no model {name!r}; there are: {known}")
 
     def algorithm(self, name: str) -> Registered | None:
         """The algorithm that a model is; None if there is no such model, or it is none."""

@@ -38,7 +38,10 @@ __all__ = ["describe", "headers_of", "status_of"]
 _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (errors.Unauthorized, 401),
     (errors.Forbidden, 403),
+    (errors.MethodNotAllowed, 405),
     (errors.NotFound, 404),
+    (errors.TooSlow, 408),
+    (errors.HeadersTooLarge, 431),
     (errors.Conflict, 409),
     (errors.TooLarge, 413),
     (errors.RateLimited, 429),
@@ -120,6 +123,8 @@ def describe(error: BaseException, request_id: str) -> ErrorBody:
     details = {name: _plain(getattr(error, name)) for name in _TOLD if getattr(error, name, None) not in (None, "")}
     if any(isinstance(error, kind) for kind in _HIDDEN):
         details = {}
+    if isinstance(error, errors.BadDependency):
+        details["package"] = error.package  # also where it is none's fault
     if isinstance(error, LimitExceeded):
         details["limit"], details["value"] = limit_of(error)
     body = ErrorBody(
