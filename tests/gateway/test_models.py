@@ -259,6 +259,7 @@ def test_a_version_that_cannot_answer_takes_no_place_of_one_that_can(gateway: Ru
     found = listed(gateway)["answering"]
     assert (found["versions"], found["served"], found["is_algorithm"]) == ([1, 2], 1, True)
     assert "answering/2 has no model.py" in found["error"]
+    assert gateway.ask("GET", f"{MODELS}/answering", scopes=("execute",)).json() == found
     assert found["error"] == refusal(gateway, "answering", body={"version": 2})
     assert gateway.execute(algorithm="answering", inputs={"x": 3})["data"] == [3]
     put(folder / "2", model__py=FORWARD)
@@ -277,6 +278,7 @@ def test_a_version_that_cannot_answer_takes_no_place_of_one_that_can(gateway: Ru
 
 def test_what_is_not_there_cannot_be_loaded(gateway: RunningGateway) -> None:
     assert "no model 'nothing'" in refusal(gateway, "nothing", 404)
+    assert gateway.ask("GET", f"{MODELS}/nothing").status_code == 404
     assert "no version 9; it has 1, 2" in refusal(gateway, "scale", 404, {"version": 9})
     for body in ({"version": 0}, {"version": "2"}, {"versions": 2}, []):
         assert gateway.ask("POST", f"{MODELS}/scale", body).status_code == 400

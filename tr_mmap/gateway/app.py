@@ -359,8 +359,9 @@ def _make_framework(front: Front) -> FastAPI:
     async def missing(request: Request, error: Exception) -> Response:
         call: Call = request.scope["state"]["call"]
         assert isinstance(error, HTTPException)
+        root = request.scope.get("root_path", "")  # of the application that it is mounted in
         body = api.ErrorBody(
-            error=f"there is no {request.method} {request.url.path[:200]}; see /docs",
+            error=f"there is no {request.method} {request.url.path[:200]}; see {root}/docs",
             status_code=error.status_code,
             type=(MethodNotAllowed if error.status_code == 405 else NotFound).__name__,
             request_id=call.id,

@@ -155,7 +155,7 @@ class ModelsConfig(_Section, frozen=True):
         scan_interval_seconds: how often.
         max_memory_mb: of all models that are in memory; those that were not used for longest make room.
         reuse: whether the process of a model that runs by itself may serve its next run too, of the same subject. It
-            need not open the model again then; what one run leaves there, the next finds.
+            need not open the model again then; what one run leaves in imported modules, the next finds.
     """
 
     model_dir: str | None = None
@@ -224,8 +224,8 @@ class SandboxConfig(_Section, frozen=True):
 
     Attributes:
         memory_mb: that it may allocate.
-        wall_ms: that it may take.
-        cpu_ms: of processor time.
+        wall_ms: that it may take, and the most that an algorithm may ask for as ``timeout_ms``.
+        cpu_ms: of processor time, for each core: as much as ``wall_ms`` for what computes all the time.
         output_mb: of results, and of what it prints.
         cpu_cores: on how many cores its threads run.
         most_memory_mb: that an algorithm may ask for.
