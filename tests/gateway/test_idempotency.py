@@ -125,7 +125,7 @@ def test_a_key_that_is_none_is_refused(gateway: RunningGateway, key: str) -> Non
 # -- how much is kept ------------------------------------------------------------------------------------------------
 
 
-def replayed(replays: Replays, key: str, size: int = 0) -> bool:
+def replayed(replays: Replays, key: str, size: int = 0, subject: str = "ada") -> bool:
     """Whether a request with this key is answered from what is kept."""
 
     async def receive() -> dict[str, Any]:
@@ -138,7 +138,7 @@ def replayed(replays: Replays, key: str, size: int = 0) -> bool:
         "query_string": b"",
         "headers": [(b"idempotency-key", key.encode()), (b"host", b"localhost")],
     }
-    call = Call(scope, receive, 1 << 20, 1.0, principal=Principal("ada", frozenset(), "t", 0.0))
+    call = Call(scope, receive, 1 << 20, 1.0, principal=Principal(subject, frozenset(), "t", 0.0))
 
     async def do() -> Response:
         return Response(b"x" * size)
@@ -166,3 +166,15 @@ def test_responses_are_kept_up_to_a_number_and_a_size_the_newest_first() -> None
     assert [replayed(small, key, 8 << 10) for key in ("f", "e", "a")] == [True, True, False]
     assert not replayed(small, "large", 20 << 10)
     assert not replayed(small, "large", 20 << 10)
+
+
+@pytest.mark.parametrize(("bounds", "size"), [({"most": 4}, 0), ({"most_nbytes": 40 << 10}, 8 << 10)])
+def test_nobody_s_responses_go_because_of_somebody_else_s(bounds: dict[str, int], size: int) -> None:
+    replays = Replays(**bounds)  # type: ignore[arg-type]
+    assert not replayed(replays, "first", size)
+    for number in range(20):
+        assert not replayed(replays, str(number), size, subject="eve")
+    assert replayed(replays, "first", size)
+    assert replayed(replays, "19", size, subject="eve")
+    assert not replayed(replays, "0", size, subject="eve")
+    assert replays._nbytes.total() == sum(each.nbytes for each in replays._kept.values())

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from tr_mmap.gateway.breakers import Breaker
 from tr_mmap.gateway.errors import CircuitOpen, RateLimited
-from tr_mmap.gateway.queues import AgeingQueue
+from tr_mmap.gateway.queues import AgeingQueue, FairQueue
 from tr_mmap.gateway.rates import RateLimit
 
 PRIORITIES = st.integers(-3, 3)
@@ -94,6 +94,60 @@ def test_a_queue_keeps_nothing_of_what_was_removed() -> None:
     assert len(queue._heap) < 200
     queue.push(7, 0, 10_000)
     assert queue.pop() == 7
+
+
+class FairMachine(RuleBasedStateMachine):
+    """Several subjects: whose turn it is, and which of its items, against a list for each."""
+
+    SUBJECTS = ("ada", "eve", "bob")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: FairQueue[tuple[str, int, int]] = FairQueue(1e9)
+        self.waiting: dict[str, list[tuple[str, int, int]]] = {}  # whose turn is next is first
+        self.number = 0
+
+    @rule(subject=st.sampled_from(SUBJECTS), priority=PRIORITIES)
+    def push(self, subject: str, priority: int) -> None:
+        self.number += 1
+        item = subject, priority, self.number
+        self.queue.push(item, subject, priority, 0.0)
+        self.waiting.setdefault(subject, []).append(item)
+        with pytest.raises(ValueError, match="waits already"):
+            self.queue.push(item, "another", 0, 0.0)
+
+    @rule()
+    def pop(self) -> None:
+        if not self.waiting:
+            with pytest.raises(IndexError):
+                self.queue.pop()
+            return
+        subject = next(iter(self.waiting))
+        items = self.waiting.pop(subject)
+        item = max(items, key=lambda each: (each[1], -each[2]))
+        assert self.queue.pop() == item
+        items.remove(item)
+        if items:
+            self.waiting[subject] = items
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.waiting)
+    def remove(self, data: st.DataObject) -> None:
+        subject = data.draw(st.sampled_from(sorted(self.waiting)))
+        item = data.draw(st.sampled_from(self.waiting[subject]))
+        assert self.queue.remove(item)
+        assert not self.queue.remove(item)
+        self.waiting[subject].remove(item)
+        if not self.waiting[subject]:
+            del self.waiting[subject]
+
+    @rule()
+    def count(self) -> None:
+        assert len(self.queue) == sum(map(len, self.waiting.values()))
+        assert set(self.queue._queues) == set(self.waiting)  # nothing of others is left
+
+
+TestFairQueue = FairMachine.TestCase
 
 
 class BreakerMachine(RuleBasedStateMachine):

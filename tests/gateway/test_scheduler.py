@@ -328,6 +328,40 @@ def test_a_breaker_opens_for_what_cannot_work_and_a_success_closes_it() -> None:
     run(main, breaker_failures=2, breaker_s=0.2)
 
 
+def test_failures_of_one_subject_s_runs_open_no_breaker_for_others() -> None:
+    async def main(scheduler: Scheduler, _: list[Job]) -> None:
+        limit = LimitExceeded("too much", limit="memory_nbytes", value=1)
+        await outcome(scheduler.submit(job(Work(limit), name="shared", subject="eve")))
+        with pytest.raises(CircuitOpen):
+            scheduler.submit(job(Work(), name="shared", subject="eve"))
+        assert scheduler.status()["open_breakers"] == ["shared"]
+        assert await outcome(scheduler.submit(job(Work(1), name="shared", subject="ada"))) == 1
+        scheduler.forget("shared")
+        assert await outcome(scheduler.submit(job(Work(2), name="shared", subject="eve"))) == 2
+
+    run(main, breaker_failures=1, breaker_s=60)
+
+
+def test_no_priority_keeps_another_subject_waiting_for_more_than_one_run() -> None:
+    order: list[str] = []
+
+    async def main(scheduler: Scheduler, _: list[Job]) -> None:
+        first = Work(is_open=False)
+        scheduler.submit(job(first, subject="eve"))
+        await begun(first)
+        jobs = [job(Work(), subject="eve", priority=100) for _number in range(20)]
+        jobs.append(job(Work(), subject="ada", priority=-100))
+        for each in jobs:
+            each.on_change = lambda job: order.append(job.subject) if job.state == "running" else None
+            scheduler.submit(each)
+        first.gate.set()
+        for each in jobs:
+            await outcome(each.future)
+
+    run(main)
+    assert order == ["eve", "ada", *["eve"] * 19]
+
+
 def test_what_a_former_version_does_is_not_counted_for_the_next() -> None:
     async def main(scheduler: Scheduler, _: list[Job]) -> None:
         old = Work(LimitExceeded("x", limit="wall_ms", value=1), is_open=False)

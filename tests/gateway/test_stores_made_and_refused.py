@@ -95,7 +95,7 @@ TENSOR = {"dtype": "float32", "shape": [2], "data": [1, 2]}
         ("GET", "/records/nobody/tensors/t", None, 404, "there is no record 'nobody'"),
         ("POST", "/records", {"id": "one"}, 409, "there is a record 'one'"),
         ("POST", "/records", {"vector": [1, 2, 3]}, 400, "(3,)"),
-        ("POST", "/records", {"vector": [[1, 2]]}, 400, "(1, 2)"),
+        ("POST", "/records", {"vector": [[1, 2]]}, 400, "a vector is an array of real numbers"),
         ("POST", "/records", {"vector": "no"}, 400, "a vector is an array of real numbers"),
         ("POST", "/records", {"vector": [1, None]}, 400, "a vector is an array of real numbers"),
         ("POST", "/records", {"vector": {"x": 1}}, 400, "the vector is a list of numbers, or a tensor"),

@@ -40,6 +40,10 @@ Python would let a line break pass."""
 
 Name = Annotated[str, Meta(pattern=NAME, examples=["double"])]
 Code = Annotated[str, Meta(max_length=1 << 20)]  # its syntax tree takes 250 times as much, for a while
+Base64 = Annotated[str, Meta(max_length=(128 << 20) // 3 * 4 + 4)]  # of as much as one subject may have registered
+Function = Annotated[str, Meta(max_length=256)]
+Outputs = Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(min_length=1, max_length=256)]
+Packages = Annotated[tuple[str, ...], Meta(max_length=64)]
 Milliseconds = Annotated[float, Meta(gt=0, le=86_400_000)]
 
 
@@ -82,15 +86,15 @@ class RegisterBody(_Body):
     name: Name
     kind: Literal["python", "wasm", "native", "torch"] = "python"
     code: Code | None = None
-    wasm: str | None = None
-    library: str | None = None
-    function: str | None = None
-    dependencies: tuple[str, ...] = ()
+    wasm: Base64 | None = None
+    library: Base64 | None = None
+    function: Function | None = None
+    dependencies: Packages = ()
     resource_requirements: Requirements | None = None
     timeout_ms: Milliseconds | None = None
     reuse: bool = False
     idempotent: bool = True
-    outputs: Annotated[tuple[str, ...], Meta(min_length=1)] = ("output",)
+    outputs: Outputs = ("output",)
     model: Name | None = None
     sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None
 
@@ -104,14 +108,15 @@ class ExecuteBody(_Body):
         function: of the code, which is called; of a worker, its command.
         inputs: by name: values, and tensors in one of their forms. A worker gets them in their order: tensors as
             tensors, texts and numbers as words.
-        priority: the higher, the sooner.
+        priority: the higher, the sooner, among one's own runs.
         timeout_ms: from the request's arrival to the run's end, waiting included.
-        tensors: how the result's tensors are given in JSON.
+        tensors: how the result's tensors are given in JSON. As ``list``, those that have too many numbers, infinity or
+            NaN are ``base64`` nevertheless.
     """
 
     algorithm: Name | None = None
     code: Code | None = None
-    function: str | None = None
+    function: Function | None = None
     inputs: dict[str, Any] = {}
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     timeout_ms: Milliseconds | None = None
@@ -154,7 +159,7 @@ class MakeEnvironmentBody(_Body):
         packages: as an algorithm would declare them.
     """
 
-    packages: Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)]
+    packages: Annotated[Packages, Meta(min_length=1)]
 
 
 class PackageInfo(Struct):

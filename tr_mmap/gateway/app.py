@@ -224,7 +224,10 @@ class Front:
 
     def _is_own(self, origin: str, call: Call) -> bool:
         """Whether a page of this gateway asks: its documentation, for example."""
-        return urlsplit(origin).netloc.lower() == (call.header(b"host") or "").lower()
+        try:
+            return urlsplit(origin).netloc.lower() == (call.header(b"host") or "").lower()
+        except ValueError:  # half of an address in brackets, say
+            return False
 
     def finish(self, call: Call, route: str, status: int, *, is_stranger: bool = False) -> None:
         """A request was answered."""

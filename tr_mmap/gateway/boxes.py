@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from ..sandbox import Limits, Sandbox, SandboxBroken
+from ..sandbox import Algorithm, Limits, Sandbox, SandboxBroken
 from ..sandbox.steps import SLOW, Steps
 from .logs import log
 
@@ -47,7 +47,8 @@ class BoxKey:
 
 
 class Boxes:
-    """Makes sandboxes when they are first needed, and closes those that were not needed for longest.
+    """Makes sandboxes when they are first needed, and closes those that were not needed for longest: of the owner who
+    has most, so that nobody's are closed because somebody else has wishes without end.
 
     One that can run nothing any more, because its zygote was killed say, is replaced. Threads may use it at once. None
     waits for another one's sandbox.
@@ -64,14 +65,14 @@ class Boxes:
         self._places: OrderedDict[BoxKey, _Place] = OrderedDict()  # those used last are last
         self._is_closed = False
 
-    def steps(self, key: BoxKey, of: Callable[[Sandbox], Steps[_T]]) -> Steps[_T]:
+    def steps(self, key: BoxKey, of: Callable[[Sandbox], Steps[_T]], owner: str = "") -> Steps[_T]:
         """Go through steps of the sandbox of a key; see :meth:`using`. The first is slow if it has to be made."""
         with self._lock:
             place = self._places.get(key)
             box = place.box if place is not None and not place.making.locked() else None
         if box is None or box.health().state in _USELESS:
             yield SLOW
-        box, place = self._take(key)
+        box, place = self._take(key, owner)
         try:
             return (yield from of(box))
         finally:
@@ -80,23 +81,27 @@ class Boxes:
                 threading.Thread(target=_close_all, args=(unused,), name="tr_mmap-close").start()
 
     @contextmanager
-    def using(self, key: BoxKey) -> Iterator[Sandbox]:
+    def using(self, key: BoxKey, owner: str = "") -> Iterator[Sandbox]:
         """The sandbox of a key, which is not closed meanwhile, but by :meth:`close`.
+
+        Args:
+            key: which.
+            owner: for whose sake it is made, if it has to be; empty for the gateway's own.
 
         Raises:
             SandboxBroken: all were closed; and as :class:`Sandbox`.
             MissingPackage, ValueError: as :class:`Sandbox`.
         """
-        box, place = self._take(key)
+        box, place = self._take(key, owner)
         try:
             yield box
         finally:
             _close_all(self._give(place))
 
-    def _take(self, key: BoxKey) -> tuple[Sandbox, _Place]:
+    def _take(self, key: BoxKey, owner: str) -> tuple[Sandbox, _Place]:
         with self._lock:
             self._check_open()
-            place = self._places.setdefault(key, _Place())
+            place = self._places.setdefault(key, _Place(owner))
             self._places.move_to_end(key)
             place.users += 1
         former = None
@@ -126,15 +131,21 @@ class Boxes:
             raise SandboxBroken("the sandboxes of this gateway were closed, because it ends")
 
     def _take_unused(self) -> list[Sandbox]:
-        """Those to be closed: unused, and one too many, or dropped, or never made."""
-        taken = []
-        for key, place in list(self._places.items()):
-            is_surplus = len(self._places) > self._most or self._is_closed or place.is_dropped or place.box is None
-            if place.users == 0 and is_surplus:
-                del self._places[key]
-                if place.box is not None:
-                    taken.append(place.box)
-        return taken
+        """Those to be closed: unused, and dropped, or never made, or one too many."""
+        useless = [
+            key
+            for key, place in self._places.items()
+            if place.users == 0 and (self._is_closed or place.is_dropped or place.box is None)
+        ]
+        taken = [self._places.pop(key).box for key in useless]
+        while len(self._places) > self._most:
+            counts = Counter(place.owner for place in self._places.values())
+            unused = [(key, counts[place.owner]) for key, place in self._places.items() if place.users == 0]
+            if not unused:
+                break
+            key, _ = max(unused, key=lambda each: each[1])  # of equals the first, which was not used for longest
+            taken.append(self._places.pop(key).box)
+        return [each for each in taken if each is not None]
 
     def drop(self, is_dropped: Callable[[BoxKey], bool]) -> None:
         """Close those of some keys that are not in use; the others are closed when they are not any more."""
@@ -143,6 +154,16 @@ class Boxes:
                 place.is_dropped |= is_dropped(key)
             unused = self._take_unused()
         _close_all(unused)
+
+    def unregister(self, kept: Iterable[tuple[BoxKey, Algorithm]]) -> None:
+        """End processes that are kept of some algorithms, each in the sandbox of its key."""
+        of_key: dict[BoxKey, list[Algorithm]] = {}
+        for key, algorithm in kept:
+            of_key.setdefault(key, []).append(algorithm)
+        for key, box in self.open_boxes():
+            for algorithm in of_key.get(key, ()):
+                with suppress(SandboxBroken):  # it was closed meanwhile, and they ended with it
+                    box.unregister(algorithm)
 
     def open_boxes(self) -> list[tuple[BoxKey, Sandbox]]:
         """Those that are there now."""
@@ -159,7 +180,8 @@ class Boxes:
 
 
 class _Place:
-    def __init__(self) -> None:
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
         self.making = threading.Lock()
         self.box: Sandbox | None = None
         self.users = 0

@@ -12,7 +12,7 @@ _LEAST_WAIT_S: Final = 0.1
 
 
 class Breaker:
-    """The breaker of one algorithm: closed at first; open after failures; then one run at a time tries.
+    """The breaker of one algorithm for one subject: closed at first; open after failures; then one run at a time tries.
 
     While it is open, only the run that tries says how it goes on: others may have begun long before.
 

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from ..sandbox.values import MAX_DEPTH, check_depth
 from .api import NAME
+from .aside import LARGE_NBYTES, aside
 from .complaints import explain
 from .errors import BadRequest, NotFound, TooLarge, TooSlow, Unauthorized, UnsupportedMediaType
 from .payloads import BINARY, JSON, JSON_LENGTH, Done, split_body
@@ -31,7 +32,6 @@ _NAME: Final = re.compile(NAME)
 _MOST_DIGITS: Final = 20  # of a length; one that has more is too large by any of them
 _MOST_VALUES: Final = 1 << 22
 _ENVELOPE: Final = 2  # dictionaries around a value of the inputs
-_PARSED_ASIDE: Final = 1 << 18  # bytes of JSON from which parsing would hold the loop up
 
 
 class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
@@ -158,9 +158,7 @@ class Call:
         text, binary = split_body(
             raw, JSON if content_type is None else content_type, self.header(JSON_LENGTH.encode())
         )
-        if len(text) > _PARSED_ASIDE:
-            return await asyncio.to_thread(decode_body, text, kind), binary
-        return decode_body(text, kind), binary
+        return await aside(lambda: decode_body(text, kind), len(text)), binary
 
     async def read(self) -> bytearray:
         """All bytes of the body, also when they were read before.
@@ -244,7 +242,7 @@ def _in_words(error: Exception, kind: Any, given: Any, whole: str = "the body") 
     text = str(error)
     if isinstance(given, bytes):
         has_keys = "[...]" in text or "`key`" in text
-        given = _parsed(given) if has_keys and len(given) <= _PARSED_ASIDE else None
+        given = _parsed(given) if has_keys and len(given) <= LARGE_NBYTES else None
     place, what = explain(text, kind, given)
     return f"{place or whole}: {what}"
 

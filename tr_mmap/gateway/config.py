@@ -194,10 +194,11 @@ class SchedulerConfig(_Section, frozen=True):
         queue_size: how many of one kind may wait.
         queue_mb: of all requests that wait together.
         max_per_token: how many of one token may wait and go on, of all kinds together.
-        ageing_s: who waits so long counts as one priority higher.
+        ageing_s: a run that waits so long counts as one priority higher.
         default_deadline_s: of a request that names none, from its arrival.
         retries: how often a run is tried again whose process ended without a fault of its own.
-        breaker_failures: after how many failures one after another an algorithm is not run for a while; 0 for never.
+        breaker_failures: after how many failures one after another an algorithm is not run for a while, for the
+            subject whose runs they were; 0 for never.
         breaker_s: how long not.
         max_tasks: how many tasks are kept, those that have ended included.
         keep_tasks_s: how long one is kept that has ended.
@@ -232,7 +233,8 @@ class SandboxConfig(_Section, frozen=True):
         most_cpu_cores: the same, of cores.
         required_layers: without which the gateway does not start; empty for the sandbox's own.
         preload: modules that algorithms find imported.
-        max_sandboxes: how many sandboxes of different limits are kept; each has two processes that wait.
+        max_sandboxes: how many sandboxes of different limits are kept; each has two processes that wait. Beyond it, one
+            goes that was not used for longest, of the subject whose algorithms have most.
     """
 
     memory_mb: _Positive = 512

@@ -23,6 +23,7 @@ __all__ = [
     "Overloaded",
     "QuotaExceeded",
     "RateLimited",
+    "RegistryFull",
     "StoreFull",
     "TooLarge",
     "TooSlow",
@@ -119,6 +120,10 @@ class MethodNotAllowed(NotFound):
 
 class Conflict(TRException, RuntimeError):
     """The request contradicts what is there."""
+
+
+class RegistryFull(Conflict):
+    """There is no room for another algorithm before one is unregistered."""
 
 
 class StoreFull(TRException, OSError):

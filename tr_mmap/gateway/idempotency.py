@@ -1,16 +1,16 @@
 """Idempotency keys: a request that is sent again, because its response was lost, say, gets the response of the first.
 
-What is kept are results: responses with the status 2xx or 422, for some minutes, and as long as there is room. After
-any other response the same key may be tried again. Knows no route; to be used in the loop's thread.
+What is kept are results: responses with the status 2xx or 422, for some minutes, and as long as there is room; where
+there is not, the oldest goes of the subject that takes most, so nobody's go because of somebody else's. After any other
+response the same key may be tried again. Knows no route; to be used in the loop's thread.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +18,7 @@ from typing import Final
 from starlette.responses import Response
 
 from .api import IDEMPOTENCY_KEY
+from .aside import aside
 from .calls import Call
 from .errors import BadRequest, KeyInUse, KeyReused
 from .payloads import BINARY, JSON_LENGTH
@@ -27,7 +28,6 @@ __all__ = ["KEY", "Replays"]
 KEY: Final = "^[!-~]{1,128}$"
 _HEADER: Final = IDEMPOTENCY_KEY.lower().encode()
 _REPLAYED: Final = "idempotency-replayed"
-_HASHED_ASIDE: Final = 1 << 18  # bytes whose hash would hold the loop up
 _ENTRY_NBYTES: Final = 1 << 10  # what one takes beside the body
 _RETRY_S: Final = 1.0
 
@@ -68,7 +68,7 @@ class Replays:
         self._clock = clock
         self._under_way: dict[tuple[str, str], bytes] = {}
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()  # the oldest first
-        self._nbytes = 0
+        self._nbytes: Counter[str] = Counter()  # by subject
 
     async def answer(self, call: Call, do: Callable[[], Awaitable[Response]]) -> Response:
         """The response to a request: the one that its key had before, or what ``do`` gives.
@@ -119,17 +119,23 @@ class Replays:
         kept = _Kept(fingerprint, response.status_code, headers, bytes(response.body), self._clock() + self._keep_s)
         if kept.nbytes <= self._most_nbytes // 4:
             self._kept[key] = kept
-            self._nbytes += kept.nbytes
-            self._forget_old()
+            self._nbytes[key[0]] += kept.nbytes
+            while self._nbytes.total() > self._most_nbytes or len(self._kept) > self._most:
+                ((subject, _),) = self._nbytes.most_common(1)
+                self._forget(next(each for each in self._kept if each[0] == subject))
 
     def _forget_old(self) -> None:
         now_s = self._clock()
         while self._kept:
             key, oldest = next(iter(self._kept.items()))
-            if oldest.until_s > now_s and self._nbytes <= self._most_nbytes and len(self._kept) <= self._most:
+            if oldest.until_s > now_s:
                 return
-            del self._kept[key]
-            self._nbytes -= oldest.nbytes
+            self._forget(key)
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        self._nbytes[key[0]] -= self._kept.pop(key).nbytes
+        if not self._nbytes[key[0]]:
+            del self._nbytes[key[0]]
 
 
 async def _fingerprint(call: Call) -> bytes:
@@ -143,8 +149,5 @@ async def _fingerprint(call: Call) -> bytes:
         str(BINARY in (call.header(b"accept") or "")),
     )
     digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass"))
-    if len(body) > _HASHED_ASIDE:
-        await asyncio.to_thread(digest.update, body)
-    else:
-        digest.update(body)
+    await aside(lambda: digest.update(body), len(body))
     return digest.digest()

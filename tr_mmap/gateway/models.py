@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import MissingPackage, TRException, UnsupportedTensor
-from ..sandbox import Algorithm, SandboxBroken
+from ..sandbox import Algorithm
 from .boxes import Boxes, BoxKey
 from .config import ModelsConfig
 from .errors import BadModel, BadRequest, NotFound, Overloaded
@@ -239,20 +239,13 @@ class Models:
             models = [*self._models.values()]
             kept = [each for model in models if model.served is not None for each in model.served.kept]
         its = replace(registered.algorithm, owner="")
-        self._unregister([each for each in kept if replace(each[1], owner="") == its])
+        self._boxes.unregister([each for each in kept if replace(each[1], owner="") == its])
 
     def _end_kept(self, version: Version) -> None:
         """End those that have a version in memory which was released."""
         with self._lock:
             kept, version.kept = version.kept, set()
-        self._unregister(kept)
-
-    def _unregister(self, kept: Any) -> None:
-        for key, box in self._boxes.open_boxes():
-            for each, algorithm in kept:
-                if each == key:
-                    with suppress(SandboxBroken):  # it was closed meanwhile, and they ended with it
-                        box.unregister(algorithm)
+        self._boxes.unregister(kept)
 
     # -- scanning -----------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,10 @@ _KEY: Final = {
     "schema": {"type": "string", "pattern": KEY},
     "description": "A request with the key and the body of an earlier one gets that one's response.",
 }
+_TWO_PARTS: Final = (
+    f"A body of type `{BINARY}` is JSON, and a binary part, in which its tensors lie. It needs the header "
+    "`TR-JSON-Length`: how many of its bytes are JSON."
+)
 _OF_ALL: Final = (400, 403, 500, 503)  # 403 is for scripts of other pages, too; 503 for a gateway that is about to end
 _WITH_TOKEN: Final = (401, 429)
 _WITH_BODY: Final = (413, 415)
@@ -106,7 +110,7 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
         statuses.add(404)
     for status in sorted(statuses):
         answers[str(status)] = _response(HTTPStatus(status).phrase, error if status >= 400 else result, status=status)
-    if route.is_hot or route.is_binary or route.result is bytes:
+    if route.gives_binary or route.result is bytes:
         answers[str(route.status)]["content"][BINARY] = _BYTES
     said: dict[str, Any] = {
         "summary": route.summary,
@@ -128,8 +132,9 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
             "required": route.needs_body,
             "content": {JSON: {"schema": by_type[route.body], "examples": examples}},
         }
-        if route.is_binary:
+        if route.takes_binary:
             said["requestBody"]["content"][BINARY] = _BYTES
+            said["requestBody"]["description"] = _TWO_PARTS
     return said
 
 

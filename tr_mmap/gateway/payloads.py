@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import binascii
 import functools
+import itertools
 import math
-from collections.abc import Mapping
+import operator
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -24,7 +27,9 @@ import numpy as np
 
 from ..errors import UnsupportedTensor
 from ..tsr.dtypes import by_name
+from .base64_text import from_base64
 from .errors import BadRequest
+from .number_lists import NotNumbers, array_of_lists, shaped
 
 if TYPE_CHECKING:
     from ..sandbox import ComputeResponse
@@ -56,6 +61,7 @@ TensorForm = Literal["list", "base64", "binary"]
 _FORMS: Final = ({"dtype", "shape", "data"}, {"dtype", "shape", "base64"}, {"dtype", "shape", "offset", "nbytes"})
 _FIELDS: Final = frozenset().union(*_FORMS)
 _IN_LISTS: Final = frozenset("biuf")  # kinds of numpy whose elements JSON has
+_MOST_IN_LISTS: Final = 1 << 18  # numbers, and lists of them, of all tensors of a response
 _MOST_NDIM: Final = 16
 
 
@@ -173,69 +179,62 @@ def decode_tensor(where: str, value: dict[str, Any], binary: memoryview) -> np.n
     try:
         dtype = by_name(value["dtype"]).numpy
     except (TypeError, UnsupportedTensor):
-        raise bad(f"there is no dtype {value['dtype']!r:.80}; float32 is one") from None
+        raise bad(f"there is no dtype {reprlib.repr(value['dtype'])}; float32 is one") from None
     shape = value["shape"]
-    if not isinstance(shape, list) or not all(type(each) is int and 0 <= each < 1 << 48 for each in shape):
-        raise bad(f"a shape is a list of sizes, as [2, 3], and not {shape!r:.80}")
-    if len(shape) > _MOST_NDIM:
+    if isinstance(shape, list) and len(shape) > _MOST_NDIM:
         raise bad(f"it has {len(shape)} dimensions, and a tensor has {_MOST_NDIM} at most")
+    if not isinstance(shape, list) or not all(type(each) is int and 0 <= each < 1 << 48 for each in shape):
+        raise bad(f"a shape is a list of sizes, as [2, 3], and not {reprlib.repr(shape)}")
+    try:
+        if "data" in value:
+            if dtype.kind not in _IN_LISTS:
+                raise bad(f"elements of {dtype} cannot be given as lists; give base64")
+            return array_of_lists(value["data"], dtype, tuple(shape))
+        return shaped(_from_bytes(value, binary, dtype, shape, bad), tuple(shape))
+    except NotNumbers as error:
+        raise bad(str(error)) from None
+
+
+def _from_bytes(
+    value: dict[str, Any],
+    binary: memoryview,
+    dtype: np.dtype[Any],
+    shape: list[int],
+    bad: Callable[[str], BadRequest],
+) -> np.ndarray[Any, Any]:
+    """The elements, one after another."""
     nbytes = math.prod(shape) * dtype.itemsize
-    if "data" in value:
-        return _from_lists(value["data"], dtype, tuple(shape), bad)
     if "base64" in value:
         try:
-            raw: Any = binascii.a2b_base64(value["base64"], strict_mode=True)
-        except (TypeError, ValueError, binascii.Error):
+            raw: Any = from_base64(value["base64"])
+        except ValueError:
             raise bad("its bytes are no base64") from None
     else:
         offset, said = value["offset"], value["nbytes"]
         if type(offset) is not int or type(said) is not int or offset < 0 or said < 0:
             raise bad("offset and nbytes are numbers of bytes")
         if offset > len(binary) or said > len(binary) - offset:
-            raise bad(f"it ends {offset + said - len(binary)} bytes behind the body")
+            raise bad(f"it ends behind the body, whose binary part has {len(binary)} bytes")
         raw = binary[offset : offset + said]
     if len(raw) != nbytes:
         raise bad(f"it has {len(raw)} bytes, and {dtype} of shape {shape} has {nbytes}")
     array = np.frombuffer(raw, np.uint8)
     if array.ctypes.data % dtype.itemsize:  # a binary part of other people's making
         array = array.copy()
-    return array.view(dtype).reshape(shape)
-
-
-def _from_lists(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], bad: Any) -> np.ndarray[Any, Any]:
-    if dtype.kind not in _IN_LISTS:
-        raise bad(f"elements of {dtype} cannot be given as lists; give base64")
-    try:
-        given = np.array(data)
-        if given.dtype.kind == "O" and dtype.kind == "f":
-            given = np.array(_without_null(data))
-        if given.dtype.kind not in _IN_LISTS and given.size:
-            raise bad("its data are not lists of numbers, or not all of one length")
-        # numpy takes whole numbers for floats, and rounds them, if some are small and some above 2**63.
-        array = np.array(data, dtype) if given.dtype.kind == "f" and dtype.kind in "iu" else given.astype(dtype)
-    except (TypeError, ValueError, OverflowError):
-        raise bad("its data are not lists of numbers, or not all of one length") from None
-    if dtype.kind in "iu" and not np.array_equal(array, given):
-        raise bad(f"a number of it is none of {dtype}")
-    if array.size == 0 and math.prod(shape) == 0:  # lists cannot say every shape without an element
-        return array.reshape(shape)
-    if array.shape != shape:
-        raise bad(f"its data have the shape {list(array.shape)}, and not {list(shape)}")
-    return array
-
-
-def _without_null(data: Any) -> Any:
-    if isinstance(data, list):
-        return [_without_null(each) for each in data]
-    return math.nan if data is None else data
+    return array.view(dtype)
 
 
 class TensorEncoder:
-    """Puts tensors into a form; those of the form ``binary`` into a binary part."""
+    """Puts the tensors of one response into a form; those of the form ``binary`` into a binary part.
+
+    Lists are made in single calls that keep all other threads waiting, and take 30 times the memory. So there are only
+    so many of them, and of numbers in them; tensors that have more are given as ``base64``.
+    """
 
     def __init__(self, form: TensorForm) -> None:
         self._form = form
         self._part = BinaryPart()
+        self._left = _MOST_IN_LISTS
 
     @property
     def pieces(self) -> list[Any]:
@@ -247,11 +246,15 @@ class TensorEncoder:
         said: dict[str, Any] = {"dtype": _name_of(array.dtype), "shape": list(array.shape)}
         if self._form == "binary":
             said |= self._part.add(array)
-        elif self._form == "list" and array.dtype.kind in _IN_LISTS and not _has_no_number(array):
+        elif self._form == "list" and self._may_be_list(array):
+            self._left -= _objects_of(array.shape)
             said["data"] = array.tolist()
         else:
             said["base64"] = binascii.b2a_base64(_bytes_of(array), newline=False).decode()
         return said
+
+    def _may_be_list(self, array: np.ndarray[Any, Any]) -> bool:
+        return _objects_of(array.shape) <= self._left and array.dtype.kind in _IN_LISTS and not _has_no_number(array)
 
 
 def encode_outputs(outputs: Mapping[str, Any], form: TensorForm) -> tuple[Any, list[Any]]:
@@ -274,6 +277,11 @@ def _name_of(dtype: np.dtype[Any]) -> str:
 def _has_no_number(array: np.ndarray[Any, Any]) -> bool:
     """Whether an element is infinite or NaN, which JSON lacks."""
     return array.dtype.kind == "f" and not np.isfinite(array).all()
+
+
+def _objects_of(shape: tuple[int, ...]) -> int:
+    """How many lists and numbers an array is. An array without an element may be many lists."""
+    return sum(itertools.accumulate(shape, operator.mul, initial=1))
 
 
 def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:

@@ -69,6 +69,7 @@ _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (StoreBusy, 503),
     (StoreClosed, 503),
     (OutOfSpace, 503),
+    (MemoryError, 503),
     (SystemLimit, 503),
     (SandboxBroken, 503),
     (WorkerDied, 503),
@@ -100,6 +101,7 @@ _INTERNAL: Final = "the gateway has a fault of its own, which its log describes 
 _HIDDEN: Final = {
     SandboxBroken: "the sandbox could not run it; try again, and see the gateway's log",
     OutOfSpace: "the machine has too little memory for it now; try again",
+    MemoryError: "the machine has too little memory for it now; try again",
     StoreClosed: "the store was closed meanwhile; try again",
     SystemLimit: "the gateway has met a limit of its system; try again",
     WorkerDied: "the worker has ended before it answered, and is started again; see the gateway's log",
@@ -130,7 +132,7 @@ def describe(error: BaseException, request_id: str) -> ErrorBody:
     body = ErrorBody(
         error=text[:_MOST_TEXT],
         status_code=status,
-        type=type(error).__name__ if isinstance(error, TRException) else "BadRequest",
+        type=_type_of(error),
         request_id=request_id,
     )
     missing = missing_module(error)
@@ -140,6 +142,13 @@ def describe(error: BaseException, request_id: str) -> ErrorBody:
     if details:
         body.details = details
     return body
+
+
+def _type_of(error: BaseException) -> str:
+    """The name of a type that the package's own clients know."""
+    if isinstance(error, MemoryError):
+        return OutOfSpace.__name__
+    return type(error).__name__ if isinstance(error, TRException) else "BadRequest"
 
 
 def _plain(value: Any) -> Any:

@@ -1,12 +1,13 @@
-"""What waits to be run: the most urgent first, and nobody for ever. Knows neither threads nor the clock."""
+"""What waits to be run: subjects take turns, each with its most urgent first. Knows neither threads nor the clock."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
+from collections import OrderedDict
 from typing import Final, Generic, TypeVar
 
-__all__ = ["AgeingQueue"]
+__all__ = ["AgeingQueue", "FairQueue"]
 
 _T = TypeVar("_T")
 _FEW: Final = 64  # places of removed items that are not worth clearing away
@@ -71,4 +72,68 @@ class AgeingQueue(Generic[_T]):
         if len(self._heap) > _FEW + 2 * len(self._items):
             self._heap = [each for each in self._heap if each[1] in self._items]
             heapq.heapify(self._heap)
+        return True
+
+
+class FairQueue(Generic[_T]):
+    """The queues of several subjects. Each time it is the next one's turn, whatever priorities the others' items have:
+    so nobody waits longer than one item of each other subject takes, and a priority is a matter among one's own.
+
+    Args:
+        ageing_s: of each queue; see :class:`AgeingQueue`.
+    """
+
+    def __init__(self, ageing_s: float) -> None:
+        self._ageing_s = ageing_s
+        self._queues: OrderedDict[str, AgeingQueue[_T]] = OrderedDict()  # none is empty; whose turn it is is first
+        self._subjects: dict[_T, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._subjects)
+
+    def push(self, item: _T, subject: str, priority: float, now_s: float) -> None:
+        """Add an item.
+
+        Args:
+            item: hashable.
+            subject: whose it is.
+            priority: the higher, the sooner, among those of the subject.
+            now_s: when it arrives; never less than that of an earlier one.
+
+        Raises:
+            ValueError: it waits already.
+        """
+        if item in self._subjects:
+            raise ValueError(f"{item!r:.80} waits already; remove it first")
+        queue = self._queues.get(subject)
+        if queue is None:
+            queue = self._queues[subject] = AgeingQueue(self._ageing_s)
+        queue.push(item, priority, now_s)
+        self._subjects[item] = subject
+
+    def pop(self) -> _T:
+        """Take the first of the subject whose turn it is.
+
+        Raises:
+            IndexError: there is none.
+        """
+        if not self._queues:
+            raise IndexError("nothing waits")
+        subject, queue = next(iter(self._queues.items()))
+        item = queue.pop()
+        del self._subjects[item]
+        self._queues.move_to_end(subject)
+        if not queue:
+            del self._queues[subject]
+        return item
+
+    def remove(self, item: _T) -> bool:
+        """Take one out. Returns whether it was there."""
+        subject = self._subjects.pop(item, None)
+        if subject is None:
+            return False
+        queue = self._queues[subject]
+        queue.remove(item)
+        if not queue:
+            del self._queues[subject]
         return True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Final
 
+from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
@@ -52,7 +53,9 @@ def read_requirements(texts: Iterable[str]) -> tuple[str, ...]:
             )
         try:
             each = Requirement(text)
-        except InvalidRequirement:
+            if each.marker is not None:
+                each.marker.evaluate()  # one that compares what cannot be compared is found only so
+        except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
             why = f'{text!r:.80} is no dependency; "humanize==4.17.0" is one'
             raise BadDependency(why, package=_shown(text)) from None
         if each.url is not None:

@@ -54,7 +54,8 @@ class Route:
         examples: of the body, by name.
         is_hot: whether it goes past the framework.
         is_stream: whether the response is a stream of events.
-        is_binary: whether bodies may have a binary part.
+        takes_binary: whether the request's body may have a binary part.
+        gives_binary: whether the response's may, if the client takes one.
         takes_key: whether a request with an idempotency key that was answered gets the same response again.
         begin, end: of a hot one: begin what a small body of JSON asks for, and the response once it is done; see
             ``short_way.py``.
@@ -74,7 +75,8 @@ class Route:
     is_stream: bool = False
     takes_key: bool = False
     needs_body: bool = True
-    is_binary: bool = False
+    takes_binary: bool = False
+    gives_binary: bool = False
     query: type | None = None
     begin: Callable[[Service, Call, bytes], Job] | None = None
     end: Callable[[Call, Any], Response] | None = None

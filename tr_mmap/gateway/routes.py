@@ -10,6 +10,8 @@ import msgspec
 from starlette.responses import Response, StreamingResponse
 
 from . import api
+from .aside import aside
+from .asked import Asked
 from .calls import Call, decode_body, done_response, json_response
 from .dependency_routes import DEPENDENCY_ROUTES
 from .model_routes import MODEL_ROUTES
@@ -24,34 +26,39 @@ __all__ = ["ROUTES"]
 
 
 async def _list_algorithms(service: Service, call: Call) -> Response:
-    return json_response(call, service.algorithms())
+    return json_response(call, service.registration.all())
 
 
 async def _register(service: Service, call: Call) -> Response:
     body, _ = await call.body(api.RegisterBody)
     call.what = body.name
-    return json_response(call, await service.register(body, call.who), 201)
+    return json_response(call, await service.registration.register(body, call.who), 201)
 
 
 async def _get_algorithm(service: Service, call: Call) -> Response:
-    return json_response(call, service.algorithm(call.part("name")))
+    return json_response(call, service.registration.info(call.part("name")))
 
 
 async def _delete_algorithm(service: Service, call: Call) -> Response:
-    return json_response(call, service.unregister(call.part("name"), call.who))
+    return json_response(call, service.registration.unregister(call.part("name"), call.who))
+
+
+async def _asked(call: Call) -> Asked:
+    body, binary = await call.body(api.ExecuteBody)
+    return await aside(lambda: Asked.of(body, binary), len(await call.read()))
 
 
 async def _execute(service: Service, call: Call) -> Response:
-    body, binary = await call.body(api.ExecuteBody)
+    asked = await _asked(call)
     is_binary = BINARY in (call.header(b"accept") or "")
-    form: TensorForm = "binary" if is_binary else body.tensors
-    job = service.begin(body, binary, call.who, call.id, form)
+    form: TensorForm = "binary" if is_binary else asked.body.tensors
+    job = service.begin(asked, call.who, call.id, form)
     return _executed(call, await _unless_gone(call, job, service), is_binary=is_binary)
 
 
 def _begin_execute(service: Service, call: Call, text: bytes) -> Job:
     body = decode_body(text, api.ExecuteBody)
-    return service.begin(body, memoryview(b""), call.who, call.id, body.tensors)
+    return service.begin(Asked.of(body, memoryview(b"")), call.who, call.id, body.tensors)
 
 
 def _executed(call: Call, done: Done, *, is_binary: bool = False) -> Response:
@@ -80,8 +87,7 @@ async def _unless_gone(call: Call, job: Job, service: Service) -> Done:
 
 
 async def _compute(service: Service, call: Call) -> Response:
-    body, binary = await call.body(api.ExecuteBody)
-    started = service.compute(body, binary, call.who, call.id)
+    started = service.compute(await _asked(call), call.who, call.id)
     where = {"location": f"{call.scope.get('root_path', '')}{PREFIX}/task/{started.task_id}"}
     return json_response(call, started, 202, where)
 
@@ -188,6 +194,8 @@ ROUTES: Final[tuple[Route, ...]] = (
             },
         },
         is_hot=True,
+        takes_binary=True,
+        gives_binary=True,
         begin=_begin_execute,
         end=_executed,
         takes_key=True,
@@ -201,9 +209,10 @@ ROUTES: Final[tuple[Route, ...]] = (
         api.ExecuteBody,
         api.TaskStarted,
         202,
-        (404, 503),
+        (404, 503, 504),
         {"algorithm": {"algorithm": "double", "inputs": {"x": 21}, "priority": 5}},
         takes_key=True,
+        takes_binary=True,
     ),
     Route(
         "GET",

@@ -27,6 +27,7 @@ class SandboxRun:
         inputs: by name, beside those that are lent.
         deadline_s: by ``time.monotonic``.
         form: of the tensors in its result.
+        owner: for whose sake its sandbox is made, if it has to be.
         has_model: whether what it needs may have to be loaded.
     """
 
@@ -38,6 +39,7 @@ class SandboxRun:
         deadline_s: float,
         form: TensorForm,
         *,
+        owner: str = "",
         has_model: bool = True,
     ) -> None:
         self._boxes = boxes
@@ -45,6 +47,7 @@ class SandboxRun:
         self._inputs = inputs
         self._deadline_s = deadline_s
         self._form = form
+        self._owner = owner
         self._has_model = has_model
         self._id = f"{random.getrandbits(128):032x}"
         self._is_cancelled = False
@@ -67,7 +70,7 @@ class SandboxRun:
         if self._has_model:
             yield SLOW  # it may have to be loaded
         with self._lend() as lent:
-            return (yield from self._boxes.steps(lent.box, lambda box: self._steps_in(box, lent)))
+            return (yield from self._boxes.steps(lent.box, lambda box: self._steps_in(box, lent), self._owner))
 
     def _steps_in(self, box: Sandbox, lent: Lent) -> Steps[Done]:
         self._box = box

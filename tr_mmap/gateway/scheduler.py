@@ -24,7 +24,7 @@ from .breakers import Breaker
 from .config import SchedulerConfig
 from .errors import Overloaded, QuotaExceeded
 from .logs import log
-from .queues import AgeingQueue
+from .queues import FairQueue
 
 __all__ = ["Job", "JobState", "Scheduler"]
 
@@ -50,7 +50,7 @@ class Job:
         run: does it, in another thread.
         end: ends it, from any thread, at every moment: also before ``run`` was called, and after its end.
         steps: do the same as ``run``: they are gone through in the loop's thread, and from a slow one on in another.
-        priority: the higher, the sooner.
+        priority: the higher, the sooner, among the subject's own.
         deadline_s: by ``time.monotonic``.
         is_idempotent: whether it may be tried again.
         nbytes: of memory that it keeps while it waits.
@@ -106,7 +106,7 @@ class _Lane:
     """One kind's queue, and what goes on of it, in threads of its own: no other kind can take them."""
 
     def __init__(self, kind: str, ageing_s: float, workers: int, loop: asyncio.AbstractEventLoop) -> None:
-        self.waiting: AgeingQueue[Job] = AgeingQueue(ageing_s)
+        self.waiting: FairQueue[Job] = FairQueue(ageing_s)
         self.running: set[Job] = set()
         self.workers = workers
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix=f"tr_mmap-{kind}")
@@ -135,7 +135,7 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         self._workers = config.max_workers or max(2, len(os.sched_getaffinity(0)))
         self._lanes: dict[str, _Lane] = {}
-        self._breakers: dict[str, Breaker] = {}
+        self._breakers: dict[str, dict[str, Breaker]] = {}  # by algorithm, then by the subject of the runs
         self._by_subject: Counter[str] = Counter()
         self._jobs: set[Job] = set()  # that wait or go on
         self._waiting_nbytes = 0
@@ -190,14 +190,14 @@ class Scheduler:
         if job.deadline_s <= now_s:
             raise DeadlineExceeded("the deadline was over before the run could wait", limit="deadline_s", value=0.0)
         if job.name:
-            job.breaker = self._breaker(job.name)
+            job.breaker = self._breaker(job.name, job.subject)
             job.is_trial = job.breaker.check(job.name, now_s)
         job.arrived_s = now_s
         job.future = self._loop.create_future()
         self._by_subject[job.subject] += 1
         self._jobs.add(job)
         self._idle.clear()
-        lane.waiting.push(job, job.priority, now_s)
+        lane.waiting.push(job, job.subject, job.priority, now_s)
         self._waiting_nbytes += job.nbytes
         self._begin_some(lane)
         if job.state == "queued":
@@ -260,7 +260,9 @@ class Scheduler:
                 }
                 for kind, lane in sorted(self._lanes.items())
             },
-            "open_breakers": sorted(name for name, each in self._breakers.items() if each.is_open),
+            "open_breakers": sorted(
+                name for name, found in self._breakers.items() if any(each.is_open for each in found.values())
+            ),
         }
 
     # -- the steps of a job ---------------------------------------------------------------------------------------
@@ -358,10 +360,12 @@ class Scheduler:
         finally:
             self._observe(job, error)
 
-    def _breaker(self, name: str) -> Breaker:
-        found = self._breakers.get(name)
+    def _breaker(self, name: str, subject: str) -> Breaker:
+        """One subject's of an algorithm: inputs with which it fails open nobody else's."""
+        of_name = self._breakers.setdefault(name, {})
+        found = of_name.get(subject)
         if found is None:
-            found = self._breakers[name] = Breaker(self._config.breaker_failures, self._config.breaker_s)
+            found = of_name[subject] = Breaker(self._config.breaker_failures, self._config.breaker_s)
         return found
 
     def _expected_wait_s(self, lane: _Lane) -> float:

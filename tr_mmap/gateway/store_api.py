@@ -31,7 +31,8 @@ STORE_NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$"
 
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 TensorsIn = Literal["none", "list", "base64"]
-"""How a response gives vectors and tensors: ``none`` says their dtype and shape alone. If the request's header
+"""How a response gives vectors and tensors: ``none`` says their dtype and shape alone; as ``list``, those that have too
+many numbers, infinity or NaN are ``base64`` nevertheless. If the request's header
 ``Accept`` has ``application/octet-stream``, they lie in the binary part instead."""
 
 

@@ -10,6 +10,7 @@ from msgspec import UNSET, structs
 
 from ..store import Record
 from .errors import BadRequest, NotFound, TooLarge
+from .number_lists import are_numbers
 from .payloads import TensorEncoder, TensorForm, decode_tensor, is_tensor
 from .store_api import RecordBody, RecordInfo, UpdateBody
 
@@ -72,12 +73,14 @@ def vector_of(value: Any, binary: memoryview, where: str) -> Any:
         where: it is, for errors.
 
     Raises:
-        BadRequest: it is a tensor, and a wrong one.
+        BadRequest: it is a list or a tensor, and a wrong one.
     """
     if is_tensor(value):
         return decode_tensor(where, value, binary)
     if isinstance(value, dict):
         raise BadRequest(f"{where} is a list of numbers, or a tensor: dtype, shape, and data or base64")
+    if isinstance(value, list) and not are_numbers(value):
+        raise BadRequest(f"{where}: a vector is an array of real numbers, and has nothing else in it")
     return value
 
 

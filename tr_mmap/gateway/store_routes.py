@@ -16,6 +16,7 @@ from starlette.responses import Response
 from ..sandbox.values import MAX_DEPTH, check_depth
 from ..store import AsyncStore, NoSuchRecord, Record
 from . import store_api as api
+from .aside import aside
 from .calls import Call, json_response
 from .errors import BadRequest
 from .payloads import BINARY, TensorEncoder
@@ -100,7 +101,7 @@ async def _add_records(service: Service, call: Call) -> Response:
         if body.records is None:
             has_tensors = bool(body.tensors) or isinstance(body.vector, dict)
             decode = partial(fields_of, body, binary)
-            ids = [await store.add(**(await asyncio.to_thread(decode) if has_tensors else decode()))]
+            ids = [await store.add(**(await aside(decode) if has_tensors else decode()))]
         else:
             if body != api.AddBody(records=body.records):
                 raise BadRequest("give either one record, or records, a list of them")
@@ -109,7 +110,7 @@ async def _add_records(service: Service, call: Call) -> Response:
             def fields() -> list[dict[str, Any]]:
                 return [fields_of(each, binary, f"record {number}: ") for number, each in enumerate(several)]
 
-            ids = await store.add_many(await asyncio.to_thread(fields))
+            ids = await store.add_many(await aside(fields))
     return json_response(call, api.Added(ids), 201)
 
 
@@ -134,7 +135,7 @@ async def _search_records(service: Service, call: Call) -> Response:
         body, binary = await call.body(api.SearchBody)
         wanted = body.query
         if not isinstance(wanted, str):
-            wanted = await asyncio.to_thread(vector_of, wanted, binary, "the query")
+            wanted = await aside(partial(vector_of, wanted, binary, "the query"))
         hits = await store.search(
             wanted,
             limit=body.limit,
@@ -188,7 +189,7 @@ async def _update_record(service: Service, call: Call) -> Response:
     query = call.query(api.ReadQuery)
     async with _using(service, call, query, writes=True) as store:
         body, binary = await call.body(api.UpdateBody)
-        changes = await asyncio.to_thread(changes_of, body, binary)
+        changes = await aside(partial(changes_of, body, binary))
         record = await store.update(call.part("record_id"), **changes)
     return await _records_response(call, query.tensors, [record], _first)
 
@@ -244,7 +245,7 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
             "several": {"records": [{"content": "one"}, {"content": "two"}]},
         },
         query=api.ScopeQuery,
-        is_binary=True,
+        takes_binary=True,
     ),
     Route(
         "GET",
@@ -255,7 +256,7 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
         result=api.RecordPage,
         errors=(404,),
         query=api.ListQuery,
-        is_binary=True,
+        gives_binary=True,
     ),
     Route(
         "DELETE",
@@ -282,7 +283,8 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
             "vector": {"query": [0.1, 0.9, 0.0], "filters": {"kind": "note"}, "tensors": "list"},
         },
         query=api.ScopeQuery,
-        is_binary=True,
+        takes_binary=True,
+        gives_binary=True,
     ),
     Route(
         "GET",
@@ -303,7 +305,7 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
         result=api.RecordInfo,
         errors=(404,),
         query=api.ReadQuery,
-        is_binary=True,
+        gives_binary=True,
     ),
     Route(
         "PATCH",
@@ -317,7 +319,8 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
         (404, 409, 503, 507),
         {"text": {"content": "Ada plays the flute.", "version": 1}},
         query=api.ReadQuery,
-        is_binary=True,
+        takes_binary=True,
+        gives_binary=True,
     ),
     Route(
         "DELETE",
