@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from model_folders import put, safetensors_of
 from support import BOUND_S, ROOT, environment
 from wheels import make_wheel
 
+from tr_mmap.errors import TRException
 from tr_mmap.gateway import Client, Config, errors
 from tr_mmap.gateway.api import ExecuteBody, RegisterBody
 from tr_mmap.gateway.problems import _STATUS
@@ -28,6 +30,7 @@ from tr_mmap.gateway.scopes import SCOPES
 
 PAGE = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
 MARK = "@@@"
+DOUBLE = "def double(inputs):\n    return inputs['x'] * 2\n"
 
 
 def blocks(language: str, page: str = PAGE) -> list[str]:
@@ -131,6 +134,14 @@ def test_every_program_of_the_page_prints_what_it_says(started: RunningGateway, 
         assert said in ended.stdout.splitlines()
 
 
+def test_errors_are_imported_from_where_the_page_says() -> None:
+    rows = re.findall(r"^  \| `(tr_mmap[\w.]*)` \| (.*) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == 4
+    for module, text in rows:
+        for name in re.findall(r"`([A-Z]\w+)`", text):
+            assert issubclass(getattr(importlib.import_module(module), name), TRException), name
+
+
 def fragment(name: str) -> str:
     """A block of Python that is a part of something."""
     (found,) = (each for each in blocks("python") if each.startswith(f"# fragment: {name}"))
@@ -177,7 +188,7 @@ def test_a_program_mounts_a_gateway_as_the_page_says(tmp_path: Path) -> None:
     try:
         with Client(url, token) as client:
             assert client.health().status == "ok"
-            assert client.run(client.register(double), {"x": np.arange(3)}).value.tolist() == [0, 2, 4]
+            assert client.run(client.register("double", DOUBLE), {"x": np.arange(3)}).value.tolist() == [0, 2, 4]
             assert client.submit("double", {"x": 4}).result(timeout_s=BOUND_S).value == 8
         assert "/ai/openapi.json" in httpx.get(f"{url}/docs").text
         assert httpx.get(f"{url}/nope").json()["error"].endswith("see /ai/docs")
@@ -191,10 +202,6 @@ def test_a_program_mounts_a_gateway_as_the_page_says(tmp_path: Path) -> None:
         if server.poll() is None:
             server.kill()
             server.communicate()
-
-
-def double(inputs):  # type: ignore[no-untyped-def]
-    return inputs["x"] * 2
 
 
 def test_each_configuration_of_the_page_is_one(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ def test_a_package_that_is_not_there_is_named_and_may_be_declared(gateway: Runni
 
 
 def test_what_an_algorithm_says_itself_and_what_an_operator_is_told_stay_as_they_are(gateway: RunningGateway) -> None:
-    own = "raise ValueError('memory_mb=1; a=b')"
-    assert refusal(gateway, code=own)["error"] == "ValueError: memory_mb=1; a=b"
+    own = "memory_mb=1, or grant Allow(net=True): its own"
+    answer = gateway.ask("POST", EXECUTE, {"code": f"raise ValueError({own!r})"})
+    assert answer.json()["error"] == f"ValueError: {own}"
     text = "scorer/1 is a model of ONNX, which needs onnxruntime: pip install 'tr_mmap[onnx]'"
     assert describe(MissingPackage(text, package="onnxruntime"), "").error == text

@@ -86,8 +86,9 @@ def test_parameters_that_no_route_has_are_refused_everywhere(gateway: RunningGat
         ("GET", f"{ALGORITHMS}?limit=1", None),
         ("POST", f"{EXECUTE}?timeout_ms=1", {"code": "output = 1"}),
     ):
-        answer = gateway.ask(method, path, body)
-        assert (answer.status_code, "the query: object contains unknown field" in answer.text) == (400, True), path
+        for _ in range(3):  # by the short way, too
+            answer = gateway.ask(method, path, body)
+            assert (answer.status_code, "the query: object contains unknown field" in answer.text) == (400, True), path
     assert gateway.ask("GET", "/healthz?verbose=1").status_code == 200  # probes send what they like
 
 

@@ -53,8 +53,8 @@ _LIMITS: Final = {
 }
 _EXCEEDED: Final = re.compile(r"(?P<limit>[a-z]+_[a-z]+)=(?P<value>[0-9.e+]+); it was ended\. Raise that limit .*more")
 _LATER: Final = re.compile(r"give it a later one, as deadline_s=.*")
-# Of denials and faults, by their beginnings: what the sandbox says, and what is true here.
-_GRANTS: Final = (
+# What the sandbox says of denials, and what is true here.
+_DENIED: Final = (
     (re.compile(r"grant its path with Allow\(read=\(\.\.\.\)\)"), "give it what it needs as an input"),
     (re.compile(r", or grant Allow\((?:mounts=\(\.\.\.\)|net=True)\)"), ""),
     (
@@ -62,10 +62,10 @@ _GRANTS: Final = (
         "a program that has to is one for a trusted worker, [workers.NAME]",
     ),
     (re.compile(r"was not granted: grant it with Allow\(\w+=True\)"), "is granted to no algorithm here"),
-    (
-        re.compile(r": grant a path of yours there with Allow\(read=\(\.\.\.\)\)$"),
-        ": give it what it needs as an input",
-    ),
+)
+# The same of faults, at the end of texts that are an algorithm's own.
+_FAILED: Final = (
+    (re.compile(r"grant a path of yours there with Allow\(read=\(\.\.\.\)\)$"), "give it what it needs as an input"),
     (re.compile(r", or name its directory as it is linked .* with Allow\(read=\(directory,\)\)$"), ""),
 )
 _PIP: Final = re.compile(r"^(?P<what>the algorithm needs .*): pip install '[^']*'$")
@@ -77,13 +77,13 @@ def in_own_words(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, LimitExceeded):
         return _LATER.sub(_LIMITS["deadline_s"].advice, _EXCEEDED.sub(_exceeded, text))
-    if isinstance(error, NotAllowed | AlgorithmError):
-        if missing_module(error):
-            return f"{text}; if it is a package, declare it in dependencies: see [python.dependencies]"
-        for of_sandbox, own in _GRANTS:
-            text = of_sandbox.sub(own, text)
-    elif isinstance(error, MissingPackage):
-        text = _PIP.sub(r"\g<what>; see [python.dependencies]", text)
+    if missing_module(error):
+        return f"{text}; if it is a package, declare it in dependencies: see [python.dependencies]"
+    if isinstance(error, MissingPackage):
+        return _PIP.sub(r"\g<what>; see [python.dependencies]", text)
+    changes = _DENIED if isinstance(error, NotAllowed) else _FAILED if isinstance(error, AlgorithmError) else ()
+    for of_sandbox, own in changes:
+        text = of_sandbox.sub(own, text)
     return text
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import threading
 import time
@@ -19,7 +20,6 @@ import numpy as np
 
 from ..controller.session import PythonSession
 from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, TRException, UnknownCommand, WorkerDied
-from ..protocol.commands import split_words
 from ..sandbox import DeadlineExceeded, RunCancelled
 from .api import ExecuteBody, WorkerInfo
 from .config import WorkerConfig
@@ -30,6 +30,7 @@ from .scheduler import Job
 
 __all__ = ["Workers"]
 
+_WORD: Final = re.compile(r"[^\s,]+")  # of a message, which a space or a comma would end
 _EXIT_MS: Final = 5_000.0  # in which a worker ends by itself, before it is ended
 
 
@@ -333,7 +334,7 @@ def _word(name: str, value: Any) -> str | int | float:
         return "true" if value else "false"
     if value is None:
         return "None"
-    if isinstance(value, str) and split_words(value) != [value]:
+    if isinstance(value, str) and not _WORD.fullmatch(value):
         raise BadRequest(
             f"the input {name!r}: {value!r:.80} is not one word, as a worker gets them: it is empty, or has a space, a "
             "line break or a comma; give its words as inputs of their own, or a tensor of its bytes"
