@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import socketserver
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,41 @@ def test_an_installer_has_no_variable_and_no_configuration_of_ours(
     os.makedirs(os.path.join(work.path, "again"))
     with pytest.raises(BadDependency):
         installer.lock(["evil"], {}, os.path.join(work.path, "again"), work.fd)
+
+
+def test_an_index_that_cannot_be_reached_is_no_fault_of_who_declares(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its proxy cannot reach it. No request leaves this machine."""
+    with proxy_that_says(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n") as port:
+        for name in ("HTTPS_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        made = Installer(DependenciesConfig(), find_uv(), sys.executable)
+        with pytest.raises(InstallFailed, match="cannot be reached") as found:
+            made.lock(["greetings"], {}, work.path, work.fd)
+    assert found.value.retry_after_s > 0
+
+
+@contextmanager
+def proxy_that_says(answer: bytes) -> Iterator[int]:
+    """The port of a proxy that gives all the same answer."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_only_an_index_s_installer_has_the_variables_of_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

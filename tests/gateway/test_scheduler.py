@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +17,22 @@ from hypothesis import strategies as st
 from support import BOUND_S
 
 from tr_mmap.errors import WorkerDied
+from tr_mmap.gateway.boxes import Boxes, BoxKey
 from tr_mmap.gateway.config import SchedulerConfig
 from tr_mmap.gateway.errors import CircuitOpen, Overloaded, QuotaExceeded
+from tr_mmap.gateway.models import Lent
+from tr_mmap.gateway.runs import SandboxRun
 from tr_mmap.gateway.scheduler import Job, Scheduler
-from tr_mmap.sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, RunCancelled, SandboxBroken
+from tr_mmap.sandbox import (
+    Algorithm,
+    AlgorithmError,
+    DeadlineExceeded,
+    LimitExceeded,
+    Limits,
+    RunCancelled,
+    Sandbox,
+    SandboxBroken,
+)
 
 NO_AGEING = 1e9
 
@@ -61,7 +74,7 @@ def job(work: Work, *, kind: str = "python", subject: str = "ada", seconds: floa
         name=more.pop("name", ""),
         subject=subject,
         run=work.run,
-        end=work.end,
+        end=more.pop("end", work.end),
         priority=more.pop("priority", 0),
         deadline_s=time.monotonic() + seconds,
         **more,
@@ -432,5 +445,100 @@ def test_one_kind_takes_no_other_kind_s_threads() -> None:
         assert await outcome(scheduler.submit(job(Work("done"), kind="another"))) == "done"
         for each in held:
             each.gate.set()
+
+    run(main)
+
+
+# -- deadlines ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_deadline_of_one_that_waits_comes_by_the_clock_however_late_the_loop_is() -> None:
+    async def main(scheduler: Scheduler, told: list[Job]) -> None:
+        loop = asyncio.get_running_loop()
+        held, late = Work(is_open=False), Work()
+        scheduler.submit(job(held))
+        future = scheduler.submit(job(late, seconds=1.0))
+
+        def keep_busy() -> None:
+            time.sleep(0.1)  # blocks the loop, as a large body that it parses would
+            if not future.done():
+                loop.call_soon(keep_busy)
+
+        loop.call_soon(keep_busy)
+        error = await outcome(future)
+        assert isinstance(error, DeadlineExceeded)
+        assert 1.0 <= error.value < 1.8
+        held.gate.set()
+
+    run(main)
+
+
+def test_a_deadline_ends_the_answer_though_the_run_s_thread_goes_on() -> None:
+    async def main(scheduler: Scheduler, told: list[Job]) -> None:
+        ended: list[float] = []
+        held = Work(is_open=False)
+        stuck = job(held, seconds=0.05, end=lambda: None, on_end=lambda: ended.append(time.monotonic()))
+        error = await outcome(scheduler.submit(stuck))
+        assert isinstance(error, DeadlineExceeded)
+        assert (error.limit, stuck.state, told) == ("deadline_s", "failed", [stuck])
+        assert 0.05 <= error.value < BOUND_S
+        assert scheduler.status()["queues"]["python"]["running"] == 1  # its thread is not free
+        assert not ended  # and what it uses stays
+        following = scheduler.submit(job(Work("next")))
+        await asyncio.sleep(0)
+        assert not following.done()
+        held.gate.set()
+        assert await outcome(following) == "next"
+        assert len(ended) == 1
+        assert scheduler.status()["queues"]["python"]["failed_total"] == 1
+
+    run(main)
+
+
+def test_a_cancelled_run_has_its_answer_though_its_thread_goes_on() -> None:
+    async def main(scheduler: Scheduler, told: list[Job]) -> None:
+        held = Work(is_open=False)
+        stuck = job(held, end=lambda: None)
+        future = scheduler.submit(stuck)
+        await begun(held)
+        assert scheduler.cancel(stuck)
+        assert isinstance(await outcome(future), RunCancelled)
+        assert (stuck.state, told) == ("cancelled", [stuck])
+        assert not scheduler.cancel(stuck)
+        held.gate.set()
+
+    run(main)
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_the_answer_waits_for_no_sandbox_that_is_being_made(is_cancelled: bool) -> None:
+    making, gate = threading.Event(), threading.Event()
+
+    def make(_: BoxKey) -> Sandbox:
+        making.set()
+        assert gate.wait(BOUND_S)
+        raise SandboxBroken("late")
+
+    async def main(scheduler: Scheduler, told: list[Job]) -> None:
+        deadline_s = time.monotonic() + (BOUND_S if is_cancelled else 0.05)
+        lent = Lent(BoxKey("contained", Limits()), Algorithm("code", b"output = 1", None), {})
+        of_sandbox = SandboxRun(Boxes(make, 1), lambda: nullcontext(lent), {}, deadline_s, "list")
+        waiting = Job("r", "python", "", "ada", of_sandbox.do, of_sandbox.end, 0, deadline_s, steps=of_sandbox.steps)
+        future = scheduler.submit(waiting)
+        assert await asyncio.to_thread(making.wait, BOUND_S)
+        if is_cancelled:
+            scheduler.cancel(waiting)
+        assert isinstance(await outcome(future), RunCancelled if is_cancelled else DeadlineExceeded)
+        gate.set()
+
+    run(main)
+
+
+def test_a_deadline_says_how_long_the_request_was_there_whoever_has_noticed_it() -> None:
+    async def main(scheduler: Scheduler, told: list[Job]) -> None:
+        late = Work(DeadlineExceeded("late", limit="deadline_s", value=time.monotonic()))
+        error = await outcome(scheduler.submit(job(late)))
+        assert isinstance(error, DeadlineExceeded)
+        assert 0 <= error.value < BOUND_S
 
     run(main)

@@ -264,6 +264,16 @@ def test_a_response_with_too_many_bytes_of_tensors_is_refused(gateway: RunningGa
     assert (error["type"], error["details"]) == ("TooLarge", {"limit_nbytes": 1 << 20})
 
 
+def test_one_tensor_has_no_more_bytes_than_a_response_may_have(gateway: RunningGateway, path: str) -> None:
+    with opened(gateway, path) as store:
+        fits, large = np.zeros(1 << 20, np.uint8), np.zeros((1 << 20) + 1, np.uint8)
+        store.add(id="a", tensors={"fits": fits, "large": large})
+    assert len(gateway.ask("GET", f"{path}/records/a/tensors/fits").content) == 1 << 20
+    for form in ({}, {"tensors": "base64"}, {"tensors": "list"}):
+        error = asked(gateway.ask("GET", f"{path}/records/a/tensors/large", params=form), 413)
+        assert (error["type"], error["details"]) == ("TooLarge", {"limit_nbytes": 1 << 20})
+
+
 # -- who else uses the store -----------------------------------------------------------------------------------------
 
 

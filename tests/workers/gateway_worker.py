@@ -56,5 +56,25 @@ def die_once(path: str) -> str:
     os._exit(7)
 
 
+def note(path: str) -> None:
+    """One more line, for each time that it was done."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("done\n")
+
+
+@server.command("note_and_die")
+def note_and_die(path: str) -> str:
+    note(path)
+    os._exit(7)
+
+
+@server.command("note_and_wait")
+def note_and_wait(path: str, gate: str) -> str:
+    note(path)
+    while not os.path.exists(gate):
+        time.sleep(0.005)
+    return "paid"
+
+
 if __name__ == "__main__":
     server.run()

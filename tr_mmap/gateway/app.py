@@ -20,6 +20,7 @@ from ..errors import TRException
 from . import api
 from .calls import Call, answer, error_response, json_response
 from .config import is_loopback
+from .config_checks import host_in_requests
 from .errors import BadRequest, Forbidden, MethodNotAllowed, NotFound, Overloaded, Unauthorized
 from .logs import log
 from .metrics import CONTENT_TYPE
@@ -50,6 +51,8 @@ _NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _NO_FRAMES: Final = (b"content-security-policy", b"frame-ancestors 'none'")
 _MOST_HOSTS: Final = 256
+_HEALTH: Final = "/healthz"
+_TASKS: Final = f"{api.PREFIX}/task/"
 _CHANGES: Final = frozenset({"POST", "PUT", "DELETE", "PATCH"})
 
 
@@ -69,10 +72,10 @@ class Front:
         self._config = config = gateway.config
         server = config.server
         self.max_body_nbytes = server.max_body_mb << 20
-        names = {"localhost", "127.0.0.1", "[::1]", *server.allowed_hosts}
+        names = {"localhost", "127.0.0.1", "::1", *server.allowed_hosts}
         if server.host not in ("0.0.0.0", "::"):
             names.add(server.host)
-        self._hosts = frozenset(each.lower() for each in names)
+        self._hosts = frozenset(host_in_requests(each) for each in names)
         self._known_hosts: dict[str, bool] = {}  # what was found of those that were asked for
         self._is_any_host = "*" in names
         self._origins = frozenset(each.rstrip("/").lower() for each in server.allowed_origins)
@@ -189,7 +192,7 @@ class Front:
 
     def _refusal(self, call: Call) -> Response | None:
         """The answer to a request that no route should see."""
-        if self._gateway.is_closing:
+        if self._gateway.is_closing and not self._is_for_drains(call):
             return error_response(call, Overloaded("the gateway is about to end; try again", retry_after_s=1.0))
         hosts = call.headers(b"host")
         if len(hosts) != 1 or not self.is_known_host(hosts[0]):
@@ -206,6 +209,13 @@ class Front:
             return error_response(call, BadRequest("a path has no escaped slashes, backslashes or control characters"))
         return None
 
+    def _is_for_drains(self, call: Call) -> bool:
+        """Whether a request is answered though the gateway is about to end: how it is, and what has come of tasks."""
+        if call.scope["method"] != "GET" or not self._gateway.has_started:
+            return False
+        path = get_route_path(call.scope)
+        return path == _HEALTH or path.startswith(_TASKS)
+
     def is_known_host(self, host: str) -> bool:
         """Whether requests may have this in ``Host``."""
         known = self._known_hosts.get(host)
@@ -219,7 +229,9 @@ class Front:
         found = _HOST.fullmatch(host)  # with any port: proxies have others
         if found is None:
             return False
-        name = found["name"].lower()
+        name = host_in_requests(found["name"])
+        if name is None:
+            return False
         return self._is_any_host or name in self._hosts or (is_loopback(name) and is_loopback(self._config.server.host))
 
     def _is_own(self, origin: str, call: Call) -> bool:
@@ -355,7 +367,7 @@ def _make_framework(front: Front) -> FastAPI:
 
         return await answer(call, do, lambda error: front.tell_fault(call, error))
 
-    framework.router.add_route("/healthz", healthz, ["GET"])
+    framework.router.add_route(_HEALTH, healthz, ["GET"])
     framework.router.add_route("/metrics", metrics, ["GET"])
     framework.openapi = lambda: describe_routes(gateway.version)  # type: ignore[method-assign]
 

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..sandbox.values import MAX_DEPTH, check_depth
-from .api import NAME
+from .api import IDEMPOTENCY_KEY, NAME
 from .aside import LARGE_NBYTES, aside
 from .complaints import explain
 from .errors import BadRequest, NotFound, TooLarge, TooSlow, Unauthorized, UnsupportedMediaType
@@ -24,11 +24,12 @@ from .payloads import BINARY, JSON, JSON_LENGTH, Done, split_body
 from .problems import describe, headers_of, status_of
 from .tokens import Principal
 
-__all__ = ["Call", "answer", "decode_body", "error_response", "json_response", "new_request_id"]
+__all__ = ["KEY_HEADER", "Call", "answer", "decode_body", "error_response", "json_response", "new_request_id"]
 
 _T = TypeVar("_T")
 _ID: Final = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _NAME: Final = re.compile(NAME)
+KEY_HEADER: Final = IDEMPOTENCY_KEY.lower().encode()
 _MOST_DIGITS: Final = 20  # of a length; one that has more is too large by any of them
 _MOST_VALUES: Final = 1 << 22
 _ENVELOPE: Final = 2  # dictionaries around a value of the inputs
@@ -51,6 +52,7 @@ class Call:
         principal: whose token it has; None where a route needs none.
         what: the name of what it changes, for the audit log, where the path does not say it.
         began_s: when it came, by ``time.monotonic``.
+        is_final: whether what it asked for has begun, and must not be done again, whatever has come of it.
     """
 
     scope: dict[str, Any]
@@ -61,6 +63,7 @@ class Call:
     principal: Principal | None = None
     what: str = ""
     began_s: float = field(default_factory=time.monotonic)
+    is_final: bool = False
     _raw: bytearray | None = None
     _request: Request | None = None
     _headers: dict[bytes, bytes] = field(init=False)
@@ -81,6 +84,11 @@ class Call:
     def headers(self, name: bytes) -> list[str]:
         """All headers of a name."""
         return [value.decode("latin-1") for each, value in self.scope["headers"] if each == name]
+
+    @property
+    def has_key(self) -> bool:
+        """Whether the client can ask again for what comes of it; see :mod:`.idempotency`."""
+        return KEY_HEADER in self._headers
 
     @property
     def request(self) -> Request:
@@ -287,8 +295,11 @@ def done_response(call: Call, done: Done, body: Any, *, is_binary: bool) -> Resp
 
 
 def error_response(call: Call, error: BaseException) -> Response:
-    """The response of what went wrong."""
-    return json_response(call, describe(error, call.id), status_of(error), headers_of(error))
+    """The response of what went wrong. Clients send again what they are told to, and nothing that is final."""
+    headers = headers_of(error)
+    if call.is_final:
+        headers.pop("retry-after", None)
+    return json_response(call, describe(error, call.id), status_of(error), headers)
 
 
 async def answer(

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, field
 from ..wire.names import DEFAULT_WORKER
 from .api import Name
 from .complaints import explain
+from .config_checks import impossible
 from .errors import BadConfig
 
 __all__ = [
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 _Positive = Annotated[int, Meta(ge=1)]
-_Seconds = Annotated[float, Meta(gt=0)]
+_Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # no timer knows inf
 _UNKNOWN: Final = re.compile(r"object contains unknown field `(?P<name>.*)`")
 
 
@@ -52,7 +53,7 @@ class ServerConfig(_Section, frozen=True):
         tls_certificate: path of a certificate chain (PEM).
         tls_key: path of its key (PEM).
         allow_plain_http: whether tokens may cross a network unencrypted: behind a proxy that does TLS, for example.
-        allowed_hosts: names that requests may have in ``Host``, beside loopback's and ``host``.
+        allowed_hosts: names that requests may have in ``Host``, beside loopback's and ``host``; with any port.
         allowed_origins: which pages' scripts may send requests: values of ``Origin``, as ``"https://example.org"``.
         max_body_mb: of a request.
         header_timeout_s: how long the headers of a request may take to arrive.
@@ -253,7 +254,8 @@ class SharedMemoryConfig(_Section, frozen=True):
     """``[sharedmemory]``: tensors that clients on this machine pass by name.
 
     Attributes:
-        enabled: whether they may.
+        enabled: asks for that, which this version does not have: clients send tensors in a binary part, and the start
+            says so.
     """
 
     enabled: bool = False
@@ -402,6 +404,8 @@ def _check(config: Config, name: str) -> None:
     def wrong(key: str, why: str) -> BadConfig:
         return BadConfig(f"{name}: {key}: {why}", key=key, path=name)
 
+    for key, why in impossible(config):
+        raise wrong(key, why)
     server, python = config.server, config.python
     if (server.tls_certificate is None) != (server.tls_key is None):
         raise wrong("server.tls_key", "a certificate and its key belong together: give tls_certificate and tls_key")

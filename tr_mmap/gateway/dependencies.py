@@ -11,23 +11,26 @@ import errno
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from packaging.utils import canonicalize_name
 
-from ..sandbox.starting import find_interpreter
+from ..errors import MissingPackage
+from ..sandbox.starting import find_interpreter, module_paths
 from .api import DependencyList, EnvironmentInfo, PackageInfo
 from .config import DependenciesConfig
 from .environments import Environment, Environments, Lease, hash_of
 from .errors import Forbidden, InstallFailed, Overloaded
 from .installer import Installer, find_uv
 from .logs import log
-from .requirements import are_installed, check_allowed, name_of, read_requirements
+from .requirements import are_installed, check_allowed, name_of, read_requirements, version_here
 
 __all__ = ["IMPORTED", "Dependencies"]
 
@@ -44,7 +47,15 @@ import importlib.metadata, json, platform, sys, sysconfig
 found = {}
 for module, names in importlib.metadata.packages_distributions().items():
     found[module] = {name: importlib.metadata.version(name) for name in names}
-print(json.dumps([f"{sys.implementation.cache_tag} {platform.python_version()} {sysconfig.get_platform()}", found]))
+versions = {each.metadata["Name"]: each.version for each in reversed(list(importlib.metadata.distributions()))}
+version = platform.python_version()
+markers = {
+    "python_version": ".".join(version.split(".")[:2]),
+    "python_full_version": version,
+    "implementation_name": sys.implementation.name,
+    "platform_python_implementation": platform.python_implementation(),
+}
+print(json.dumps([f"{sys.implementation.cache_tag} {version} {sysconfig.get_platform()}", found, versions, markers]))
 """
 
 
@@ -55,10 +66,14 @@ class _Interpreter:
     Attributes:
         about: its version and platform.
         installed: packages with their versions, by the modules that they have.
+        versions: of all packages, by name.
+        markers: what it is, for the conditions of requirements.
     """
 
     about: str
     installed: dict[str, dict[str, str]]
+    versions: dict[str, str]
+    markers: dict[str, str]
 
 
 class Dependencies:
@@ -68,6 +83,7 @@ class Dependencies:
         config: its section of the configuration.
         imported: which modules an algorithm of a kind finds imported: those stay as they are.
         on_removal: is called with the packages' path of an environment that nobody uses, before it is removed.
+        python_path: the interpreter of the algorithms' processes, if it is not the usual one.
 
     Raises:
         MissingPackage: uv is needed, and not installed.
@@ -79,15 +95,16 @@ class Dependencies:
         config: DependenciesConfig,
         imported: Callable[[str], list[str]],
         on_removal: Callable[[str], None],
+        python_path: str = "",
     ) -> None:
         self._config = config
+        self._python_path = python_path
         self._imported = imported
         self._making: dict[tuple[str, tuple[str, ...]], asyncio.Future[Lease | None]] = {}
         self._provided: dict[str, tuple[_Interpreter, dict[str, str]]] = {}  # by kind
         self._environments: Environments | None = None
         if not config.auto_install:
             return
-        self._python = find_interpreter()
         self._installer = Installer(config, find_uv(), self._python)
         self._environments = Environments(config.cache_dir, config.max_cache_mb << 20, on_removal)
         self._threads = ThreadPoolExecutor(_THREADS, "tr_mmap-install")
@@ -98,6 +115,7 @@ class Dependencies:
         Two that ask for the same at the same time get one installation.
 
         Raises:
+            MissingPackage: a package is not installed, and nothing may be.
             BadDependency: a package may not, or cannot, be installed.
             InstallFailed, Overloaded: not now.
         """
@@ -105,13 +123,46 @@ class Dependencies:
         if not declared or not self.sees_to(kind):
             return None
         requirements = read_requirements(declared)
-        if are_installed(requirements):
+        if self._is_other:
+            is_there = await asyncio.to_thread(self._are_installed_there, requirements)
+        else:
+            is_there = are_installed(requirements)
+        if is_there:
             return None
+        if self._environments is None:
+            raise MissingPackage(
+                f"the algorithm needs {', '.join(requirements)}, which is not installed for {self._python_path}",
+                package=name_of(requirements[0]),
+            )
         return await self._get(kind, requirements)
 
     def sees_to(self, kind: str) -> bool:
         """Whether :meth:`get` makes sure that algorithms of a kind have what they declare."""
-        return self._environments is not None and kind in _KINDS
+        return (self._environments is not None or self._is_other) and kind in _KINDS
+
+    @cached_property
+    def _python(self) -> str:
+        return find_interpreter(self._python_path or None)
+
+    @property
+    def _is_other(self) -> bool:
+        """Whether the algorithms' interpreter is not this one, and may have other packages."""
+        return self._python != sys.executable
+
+    def _are_installed_there(self, requirements: tuple[str, ...]) -> bool:
+        interpreter = self._interpreter
+        there = {canonicalize_name(name): version for name, version in interpreter.versions.items()}
+        shares = bool(module_paths(self._python))
+
+        def version_of(name: str) -> str | None:
+            return there.get(canonicalize_name(name)) or (version_here(name) if shares else None)
+
+        return are_installed(requirements, version_of, interpreter.markers)
+
+    @cached_property
+    def _interpreter(self) -> _Interpreter:
+        """May take long."""
+        return _ask(self._python)
 
     async def make(self, declared: Iterable[str]) -> EnvironmentInfo:
         """Make an environment ahead, for algorithms of Python.
@@ -201,7 +252,7 @@ class Dependencies:
         """The interpreter, and the versions of packages that algorithms of a kind find imported."""
         found = self._provided.get(kind)
         if found is None:
-            interpreter = _ask(self._python)
+            interpreter = self._interpreter
             versions: dict[str, str] = {
                 canonicalize_name(name): version
                 for module in self._imported(kind)

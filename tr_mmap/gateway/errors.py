@@ -52,12 +52,14 @@ class BadModel(TRException, ValueError):
 
     Attributes:
         name: of the model.
+        is_lasting: whether the same files would give the same again, whatever else changes.
     """
 
     name: str
+    is_lasting: bool
 
-    def __init__(self, message: str, *, name: str) -> None:
-        super().__init__(message, name=name)
+    def __init__(self, message: str, *, name: str, is_lasting: bool = True) -> None:
+        super().__init__(message, name=name, is_lasting=is_lasting)
 
 
 class BadRequest(TRException, ValueError):

@@ -111,6 +111,8 @@ class Gateway:
             log.warning(
                 "use_wasm_sandbox: Python runs contained by the kernel; CPython in WebAssembly is not there yet"
             )
+        if self.config.sharedmemory.enabled:
+            log.warning("sharedmemory: clients cannot pass tensors by name yet; they send them in a binary part")
         for _, box in service.boxes.open_boxes():
             self.metrics.saw_layers(box.layers)
 
@@ -119,14 +121,13 @@ class Gateway:
 
     async def aclose(self) -> None:
         """Refuse what comes from now on, let go on what runs for a while, then end all. Idempotent."""
-        self._begin_to_close()
-        assert self._closing is not None
-        await asyncio.shield(self._closing)
+        await asyncio.shield(self._begin_to_close())
 
-    def _begin_to_close(self) -> None:
+    def _begin_to_close(self) -> asyncio.Task[None]:
         self.is_closing = True
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._close())
+        return self._closing
 
     async def _close(self) -> None:
         if self._service is not None:

@@ -2,7 +2,8 @@
 
 What is kept are results: responses with the status 2xx or 422, for some minutes, and as long as there is room; where
 there is not, the oldest goes of the subject that takes most, so nobody's go because of somebody else's. After any other
-response the same key may be tried again. Knows no route; to be used in the loop's thread.
+response the same key may be tried again, unless what was asked for has begun and must not be done twice: then its
+failure is kept as a result is. Knows no route; to be used in the loop's thread.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from starlette.responses import Response
 
 from .api import IDEMPOTENCY_KEY
 from .aside import aside
-from .calls import Call
-from .errors import BadRequest, KeyInUse, KeyReused
+from .calls import KEY_HEADER, Call, error_response
+from .errors import BadRequest, Conflict, KeyInUse, KeyReused
 from .payloads import BINARY, JSON_LENGTH
 
 __all__ = ["KEY", "Replays"]
 
 KEY: Final = "^[!-~]{1,128}$"
-_HEADER: Final = IDEMPOTENCY_KEY.lower().encode()
 _REPLAYED: Final = "idempotency-replayed"
 _ENTRY_NBYTES: Final = 1 << 10  # what one takes beside the body
 _RETRY_S: Final = 1.0
@@ -82,7 +82,7 @@ class Replays:
             KeyReused: another request had it.
             KeyInUse: the first request of that key still goes on.
         """
-        given = call.headers(_HEADER)
+        given = call.headers(KEY_HEADER)
         if not given:
             return await do()
         if len(given) != 1 or not re.fullmatch(KEY, given[0]):
@@ -95,9 +95,14 @@ class Replays:
         self._under_way[key] = fingerprint
         try:
             response = await do()
+            self._keep(key, fingerprint, response, call)
+        except BaseException:
+            if call.is_final:
+                lost = Conflict("this was begun, and nobody waited for its end; it is not done twice")
+                self._keep(key, fingerprint, error_response(call, lost), call)
+            raise
         finally:
             del self._under_way[key]
-        self._keep(key, fingerprint, response)
         return response
 
     def _find(self, key: tuple[str, str], fingerprint: bytes) -> _Kept | None:
@@ -112,17 +117,25 @@ class Replays:
             )
         return kept
 
-    def _keep(self, key: tuple[str, str], fingerprint: bytes, response: Response) -> None:
-        if not (200 <= response.status_code < 300 or response.status_code == 422):
+    def _keep(self, key: tuple[str, str], fingerprint: bytes, response: Response, call: Call) -> None:
+        if not (200 <= response.status_code < 300 or response.status_code == 422 or call.is_final):
             return
+        if not self._put(key, fingerprint, response) and call.is_final:
+            text = "this was done, and its response was too large to be kept; it is not done twice"
+            self._put(key, fingerprint, error_response(call, Conflict(text)))
+
+    def _put(self, key: tuple[str, str], fingerprint: bytes, response: Response) -> bool:
+        """Keep a response, unless it is too large."""
         headers = {name: value for name, value in response.headers.items() if name != "content-length"}
         kept = _Kept(fingerprint, response.status_code, headers, bytes(response.body), self._clock() + self._keep_s)
-        if kept.nbytes <= self._most_nbytes // 4:
-            self._kept[key] = kept
-            self._nbytes[key[0]] += kept.nbytes
-            while self._nbytes.total() > self._most_nbytes or len(self._kept) > self._most:
-                ((subject, _),) = self._nbytes.most_common(1)
-                self._forget(next(each for each in self._kept if each[0] == subject))
+        if kept.nbytes > self._most_nbytes // 4:
+            return False
+        self._kept[key] = kept
+        self._nbytes[key[0]] += kept.nbytes
+        while self._nbytes.total() > self._most_nbytes or len(self._kept) > self._most:
+            ((subject, _),) = self._nbytes.most_common(1)
+            self._forget(next(each for each in self._kept if each[0] == subject))
+        return True
 
     def _forget_old(self) -> None:
         now_s = self._clock()

@@ -30,6 +30,11 @@ PACKAGES: Final = "packages"
 
 _PASSED: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _MOST_TEXT: Final = 600
+# What uv says when packages cannot be had now, for no fault of whoever declares them.
+_NO_NETWORK: Final = re.compile(
+    r"Failed to fetch|Request failed after|error sending request|timed out|dns error|HTTP status server error"
+    r"|returned a 40[13]"
+)
 _NO_ROOM: Final = ("No space left on device", "File too large")
 # Between the start of this process and its own first call, the one that has started it may have ended.
 _LAUNCHER: Final = """
@@ -92,7 +97,7 @@ class Installer:
 
         Raises:
             BadDependency: there are no such versions, or they do not fit together.
-            InstallFailed: the installer was ended.
+            InstallFailed: the installer was ended, or the index cannot be reached.
         """
         stubs = os.path.join(folder, "provided")
         os.makedirs(stubs)
@@ -138,6 +143,9 @@ class Installer:
             raise InstallFailed("the packages have no room in [python.dependencies] cache_dir", retry_after_s=60.0)
         if status:
             log.warning("uv has refused dependencies", extra={"status": status, "said": said[-4000:]})
+        if status and _NO_NETWORK.search(said):
+            raise InstallFailed("the index of packages cannot be reached now; try again", retry_after_s=10.0)
+        if status:
             places = (folder, wheels or "", os.path.dirname(self._python))
             text = _in_one_line(said, places)
             raise BadDependency(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import asyncio
 import socket
+from asyncio import Future
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -17,13 +18,16 @@ from .tls_files import check_tls_files
 
 __all__ = ["listen"]
 
-_CLOSE_S: Final = 10  # in which what goes on ends that was told to, and its responses are sent
+_CLOSE_S: Final = 10  # in which the responses are sent of what has ended
+_LOOK_S: Final = 0.1  # how long a second signal may wait
 
 
 class _Server(uvicorn.Server):
     """A server that says when it listens and when it is about to end, and ends well at a signal."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_ready: Callable[[], None], on_end: Callable[[], Future[None]]
+    ) -> None:
         super().__init__(config)
         self._on_ready = on_ready
         self._on_end = on_end
@@ -34,7 +38,10 @@ class _Server(uvicorn.Server):
             self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._on_end()  # not only once all connections are closed: some of them wait for what goes on
+        # It listens meanwhile: who asks is told that it ends, and gets what has come of tasks.
+        ended = self._on_end()
+        while not ended.done() and not self.force_exit:
+            await asyncio.wait({ended}, timeout=_LOOK_S)
         await super().shutdown(sockets)
 
     @contextmanager
@@ -48,7 +55,7 @@ def listen(
     app: Front,
     config: ServerConfig,
     on_ready: Callable[[str], None],
-    on_end: Callable[[], None],
+    on_end: Callable[[], Future[None]],
     saw_refusal: Callable[[str], None],
 ) -> bool:
     """Serve until SIGINT or SIGTERM comes.
@@ -57,7 +64,8 @@ def listen(
         app: of a gateway.
         config: where.
         on_ready: is called once it listens, with its address as a URL.
-        on_end: is called in the server's loop once it listens no more, before its connections are closed.
+        on_end: is called in the server's loop at the signal, and begins the end of what goes on. Once its future is
+            done, it listens no more, and its connections are closed.
         saw_refusal: is told the reason of each connection and request that the application does not see.
 
     Returns:
@@ -90,7 +98,7 @@ def listen(
                 log_config=None,
                 proxy_headers=bool(config.trusted_proxies),
                 forwarded_allow_ips=list(config.trusted_proxies),
-                timeout_graceful_shutdown=math.ceil(config.drain_s) + _CLOSE_S,
+                timeout_graceful_shutdown=_CLOSE_S,
             ),
             lambda: on_ready(url),
             on_end,

@@ -23,9 +23,19 @@ from pathlib import Path
 from typing import Final, Literal
 
 from .api import NAME
-from .errors import BadModel
+from .errors import BadModel, Overloaded
 
-__all__ = ["FORMATS", "SOURCE", "TO_CONVERT", "Format", "FoundVersion", "find_models", "opened", "read_source"]
+__all__ = [
+    "FORMATS",
+    "SOURCE",
+    "TO_CONVERT",
+    "FilesChanged",
+    "Format",
+    "FoundVersion",
+    "find_models",
+    "opened",
+    "read_source",
+]
 
 Format = Literal["safetensors", "onnx", "pt2", "torchscript"]
 
@@ -47,6 +57,10 @@ TO_CONVERT: Final = (
     'safetensors.torch.save_model(model, "model.safetensors") or torch.export.save(torch.export.export(model, '
     'example), "model.pt2")'
 )
+
+
+class FilesChanged(Overloaded):
+    """The files of a version are not those that were found: nobody has tried them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +148,12 @@ def _found(root: str, name: str, number: int, folder: str) -> FoundVersion:
             status = entry.stat()
         except OSError:  # it was removed meanwhile, or is a link to nothing
             continue
-        files.append((entry.name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+        files.append(_noted(entry.name, status))
     return FoundVersion(name, number, folder, tuple(sorted(files)))
+
+
+def _noted(name: str, status: os.stat_result) -> tuple[str, int, int, int, int]:
+    return name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _listed(path: str) -> list[os.DirEntry[str]]:
@@ -163,11 +181,19 @@ def opened(root: str, version: FoundVersion, file: str) -> Iterator[int]:
     """A descriptor of a file of a version, which only reads.
 
     Raises:
+        FilesChanged: it is another file than the one that was found, or has changed until the end of the block.
         BadModel: it cannot be read, or is no file of this directory.
     """
+
+    def check() -> None:
+        if _noted(file, os.fstat(fd)) not in version.files:
+            raise _changed(path)
+
     path = version.path(file)
     try:
         fd = os.open(os.path.join(root, path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except FileNotFoundError as error:
+        raise _changed(path) from error
     except OSError as error:
         raise BadModel(f"{path} cannot be read: {error.strerror}", name=version.name) from error
     try:
@@ -177,9 +203,15 @@ def opened(root: str, version: FoundVersion, file: str) -> Iterator[int]:
             raise BadModel(f"{path} leads out of model_dir; put the file itself there", name=version.name)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise BadModel(f"{path} is no file", name=version.name)
+        check()
         yield fd
+        check()  # what was read meanwhile may be half of one file and half of another
     finally:
         os.close(fd)
+
+
+def _changed(path: str) -> FilesChanged:
+    return FilesChanged(f"{path} has changed since it was found, and is looked at again; try again", retry_after_s=1.0)
 
 
 def read_source(root: str, version: FoundVersion) -> bytes:

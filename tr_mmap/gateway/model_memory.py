@@ -57,6 +57,7 @@ class Version:
         self._loading = threading.Lock()
         self._loaded: LoadedModel | None = None
         self._nbytes = 0
+        self._needed_nbytes = 0  # when it was in memory last
         self._pins = 0
         self._is_retired = False
 
@@ -98,17 +99,22 @@ class ModelMemory:
         return self._nbytes
 
     @contextmanager
-    def using(self, version: Version) -> Iterator[LoadedModel]:
+    def using(self, version: Version, beside: Version | None = None) -> Iterator[LoadedModel]:
         """A version, which stays in memory meanwhile. It is loaded if it is not there.
 
+        Args:
+            version: which.
+            beside: another one that is to be used meanwhile, too: it makes no room, and has to fit in beside this one.
+
         Raises:
+            BadModel: the two do not fit in together.
             Overloaded: all that is in memory is in use, and there is no room.
             TRException: as loading it.
         """
         with self._lock:
             version._pins += 1
         try:
-            yield self._get(version)
+            yield self._get(version, beside)
         finally:
             with self._lock:
                 version._pins -= 1
@@ -124,14 +130,14 @@ class ModelMemory:
         if is_over:
             self._on_release(version)
 
-    def _get(self, version: Version) -> LoadedModel:
+    def _get(self, version: Version, beside: Version | None) -> LoadedModel:
         with version._loading:
             with self._lock:
                 if version._loaded is not None:
                     self._used.move_to_end(version)
                     return version._loaded
             try:
-                loaded = self._load(version.found, lambda nbytes: self._reserve(version, nbytes))
+                loaded = self._load(version.found, lambda nbytes: self._reserve(version, nbytes, beside))
             except BaseException:
                 with self._lock:
                     self._drop(version)
@@ -141,18 +147,26 @@ class ModelMemory:
                 version.own = replace(loaded.own, algorithm=replace(loaded.own.algorithm, bundle=None))
             return loaded
 
-    def _reserve(self, version: Version, nbytes: int) -> None:
+    def _reserve(self, version: Version, nbytes: int, beside: Version | None) -> None:
         if nbytes > self._most_nbytes:
             raise BadModel(
                 f"{version.found.folder} needs {nbytes} bytes, and all models may have {self._most_nbytes}; see "
                 "[python.models] max_memory_mb",
                 name=version.found.name,
             )
+        if beside is not None and beside is not version and beside._needed_nbytes + nbytes > self._most_nbytes:
+            raise BadModel(
+                f"{version.found.folder} needs {nbytes} bytes beside the {beside._needed_nbytes} of the version that "
+                f"is served, and all models may have {self._most_nbytes}; see [python.models] max_memory_mb, or remove "
+                "the served version first",
+                name=version.found.name,
+                is_lasting=False,
+            )
         gone = []
         try:
             with self._lock:
                 while self._nbytes + nbytes > self._most_nbytes:
-                    unused = next((each for each in self._used if not each._pins), None)
+                    unused = next((each for each in self._used if not each._pins and each is not beside), None)
                     if unused is None:
                         raise Overloaded(
                             f"the models that runs use now leave no room for {version.found.name!r}; try again",
@@ -162,7 +176,7 @@ class ModelMemory:
                     gone.append(unused)
                 self._used[version] = None
                 self._nbytes += nbytes
-                version._nbytes = nbytes
+                version._nbytes = version._needed_nbytes = nbytes
         finally:
             for each in gone:
                 self._on_release(each)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from .config import ModelsConfig
 from .errors import BadModel, BadRequest, NotFound, Overloaded
 from .logs import log
 from .model_api import ModelInfo, ModelList
-from .model_files import SOURCE, FoundVersion, find_models
+from .model_files import SOURCE, FilesChanged, FoundVersion, find_models
 from .model_loading import ModelLoader
 from .model_memory import LoadedModel, ModelMemory, Version
 from .model_record import ModelRecord
@@ -31,6 +31,7 @@ __all__ = ["MODEL", "Lent", "Models"]
 MODEL = "model"
 """The input by which an algorithm gets its model."""
 
+_LEAST_S = 0.5  # between two looks at the directory
 _LASTING = (BadModel, MissingPackage, UnsupportedTensor)  # what the same files would give again
 
 
@@ -75,6 +76,8 @@ class Models:
         self._models: dict[str, ModelRecord] = {}
         self._is_closed = False
         self._watcher: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._has_changed = asyncio.Event()  # somebody has seen it, before its time to be looked at
         load = loader.load if loader is not None else _load_nothing
         self._memory = ModelMemory(config.max_memory_mb << 20, load, self._end_kept)
 
@@ -89,6 +92,7 @@ class Models:
         except OSError as error:
             log.warning("model_dir cannot be read, and there are no models", extra={"error": str(error.strerror)})
         if self._config.auto_scan:
+            self._loop = asyncio.get_running_loop()
             self._watcher = asyncio.create_task(self._watch(), name="tr_mmap-models")
 
     async def close(self) -> None:
@@ -210,10 +214,21 @@ class Models:
                 try:
                     loaded = stack.enter_context(self._memory.using(version))
                     break
-                except TRException:
+                except TRException as error:
                     if self._served(name) is version:  # else another one has taken its place meanwhile
-                        raise
+                        raise self._not_loaded(name, error) from error
             yield version, loaded
+
+    def _not_loaded(self, name: str, error: TRException) -> TRException:
+        """What a run is told whose version cannot be brought back."""
+        if not isinstance(error, FilesChanged):
+            return error
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed, and so is all else
+                self._loop.call_soon_threadsafe(self._has_changed.set)
+        with self._lock:
+            why = self._find(name).error
+        return Overloaded(str(error), retry_after_s=error.retry_after_s) if why is None else BadModel(why, name=name)
 
     def _served(self, name: str) -> Version:
         with self._lock:
@@ -235,11 +250,14 @@ class Models:
 
     def end_kept(self, registered: Registered) -> None:
         """End processes that are kept of an algorithm that is registered no more."""
-        with self._lock:
-            models = [*self._models.values()]
-            kept = [each for model in models if model.served is not None for each in model.served.kept]
         its = replace(registered.algorithm, owner="")
-        self._boxes.unregister([each for each in kept if replace(each[1], owner="") == its])
+        ended = set()
+        with self._lock:
+            for served in [each.served for each in self._models.values() if each.served is not None]:
+                its_own = {each for each in served.kept if replace(each[1], owner="") == its}
+                served.kept -= its_own
+                ended |= its_own
+        self._boxes.unregister(ended)
 
     def _end_kept(self, version: Version) -> None:
         """End those that have a version in memory which was released."""
@@ -250,8 +268,12 @@ class Models:
     # -- scanning -----------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
+        every_s = self._config.scan_interval_seconds
         while True:
-            await asyncio.sleep(self._config.scan_interval_seconds)
+            await asyncio.sleep(min(_LEAST_S, every_s))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._has_changed.wait(), max(0.0, every_s - _LEAST_S))
+            self._has_changed.clear()
             try:
                 await asyncio.to_thread(self.scan)
             except Exception as error:
@@ -329,24 +351,29 @@ class Models:
             except TRException as error:
                 with self._lock:
                     model.error = _told(error)
+                if isinstance(error, FilesChanged):
+                    raise Overloaded(str(error), retry_after_s=error.retry_after_s) from error
                 raise
             with self._lock:
                 model.chosen, model.error = number, None
 
     def _try(self, name: str, model: ModelRecord, found: FoundVersion) -> None:
-        """Load a version, and serve it from then on."""
-        version = Version(found)
+        """Load a version, and serve it from then on. Until then the former one is served, and makes no room for it."""
+        served = model.served
+        beside = served if served is not None and served.found.number in model.versions else None
+        version = served if served is not None and served.found == found else Version(found)
         model.is_loading = True
         try:
-            with self._memory.using(version), self._lock:  # until it is served, nobody takes its room
+            with self._memory.using(version, beside), self._lock:  # until it is served, nobody takes its room
                 former, model.served = model.served, version
                 model.failed.pop(found, None)
         except _LASTING as error:
-            model.failed[found] = _told(error)
+            if not isinstance(error, BadModel) or error.is_lasting:
+                model.failed[found] = _told(error)
             raise
         finally:
             model.is_loading = False
-        if former is not None:
+        if former is not None and former is not version:
             self._memory.retire(former)
         self._on_change(name)
 

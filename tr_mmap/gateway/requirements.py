@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Final
@@ -14,7 +14,16 @@ from packaging.utils import canonicalize_name
 
 from .errors import BadDependency, InstallFailed
 
-__all__ = ["Locked", "are_installed", "check_allowed", "lock_text", "name_of", "read_lock", "read_requirements"]
+__all__ = [
+    "Locked",
+    "are_installed",
+    "check_allowed",
+    "lock_text",
+    "name_of",
+    "read_lock",
+    "read_requirements",
+    "version_here",
+]
 
 _MOST: Final = 64
 _MOST_CHARACTERS: Final = 300
@@ -81,18 +90,33 @@ def name_of(requirement: str) -> str:
     return canonicalize_name(Requirement(requirement).name)
 
 
-def are_installed(requirements: Iterable[str]) -> bool:
-    """Whether all are installed for this interpreter, in versions that fit."""
+def version_here(name: str) -> str | None:
+    """The version of a package that is installed for this interpreter; None if none is."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def are_installed(
+    requirements: Iterable[str],
+    version_of: Callable[[str], str | None] = version_here,
+    markers: Mapping[str, str] | None = None,
+) -> bool:
+    """Whether all are installed, in versions that fit.
+
+    Args:
+        requirements: as :func:`read_requirements` gives them.
+        version_of: says which version of a package is installed.
+        markers: what the interpreter is, where it is not this one.
+    """
     for each in map(Requirement, requirements):
-        if each.marker is not None and not each.marker.evaluate():
+        if each.marker is not None and not each.marker.evaluate(dict(markers) if markers else None):
             continue
         if each.extras:
             return False
-        try:
-            version = metadata.version(each.name)
-        except metadata.PackageNotFoundError:
-            return False
-        if not each.specifier.contains(version, prereleases=True):
+        version = version_of(each.name)
+        if version is None or not each.specifier.contains(version, prereleases=True):
             return False
     return True
 

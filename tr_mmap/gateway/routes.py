@@ -69,18 +69,23 @@ def _executed(call: Call, done: Done, *, is_binary: bool = False) -> Response:
 
 
 async def _unless_gone(call: Call, job: Job, service: Service) -> Done:
-    """What a run gives. It is cancelled when the client hangs up; of a short one, nobody looks whether it has."""
+    """What a run gives. It is cancelled when the client hangs up; of a short one, nobody looks whether it has.
+
+    A run that must not be done twice goes on, if it has begun, and the client can ask for its result again by its key.
+    """
     watching: list[asyncio.Task[None]] = []
 
     async def watch() -> None:
         while (await call.receive())["type"] != "http.disconnect":
             pass
-        service.scheduler.cancel(job)
+        if not (job.is_final and call.has_key):
+            service.scheduler.cancel(job)
 
     look = service.watches.add(lambda: watching.append(asyncio.ensure_future(watch())))
     try:
         return await service.end_of(job)
     finally:
+        call.is_final = job.is_final
         look.call = None
         for each in watching:
             each.cancel()

@@ -29,6 +29,9 @@ class SandboxRun:
         form: of the tensors in its result.
         owner: for whose sake its sandbox is made, if it has to be.
         has_model: whether what it needs may have to be loaded.
+
+    Attributes:
+        has_begun: whether a process may have got it.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class SandboxRun:
         self._owner = owner
         self._has_model = has_model
         self._id = f"{random.getrandbits(128):032x}"
+        self.has_begun = False
         self._is_cancelled = False
         self._box: Sandbox | None = None
 
@@ -74,6 +78,7 @@ class SandboxRun:
 
     def _steps_in(self, box: Sandbox, lent: Lent) -> Steps[Done]:
         self._box = box
+        self.has_begun = True
         try:
             response = yield from box.steps(
                 lent.algorithm,

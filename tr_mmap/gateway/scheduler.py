@@ -13,93 +13,28 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from ..base.delays import Delay, Delayed
+from ..base.delays import Delay
 from ..errors import WorkerDied
 from ..sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, RunCancelled, SandboxBroken
-from ..sandbox.steps import InLoop, Steps, Turns, slow
+from ..sandbox.steps import InLoop, Turns, slow
 from .breakers import Breaker
 from .config import SchedulerConfig
 from .errors import Overloaded, QuotaExceeded
+from .jobs import Job, JobState
 from .logs import log
 from .queues import FairQueue
 
 __all__ = ["Job", "JobState", "Scheduler"]
 
-JobState = Literal["queued", "running", "success", "failed", "cancelled"]
-
 _RETRIED: Final = (SandboxBroken, WorkerDied)
 _LEAST_RETRY_S: Final = 0.1
 _SOON_S: Final = 0.05
+_GRACE_S: Final = 1.0  # in which a run ends by itself that was told to, or whose deadline has come
 _RECENT: Final = 64  # runs of a kind whose times say how long a queue takes
 _END_S: Final = 5.0  # in which a run ends that was told to, on a busy machine
 _ENDERS: Final = 8  # runs that are being ended at once: each takes until its process is gone
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """One run, from its arrival to its end.
-
-    Attributes:
-        request_id: of the request, for messages; clients may give several the same.
-        kind: of the executor, whose queue it waits in.
-        name: of the algorithm; empty for code that is not registered.
-        subject: whose it is; the quota counts by it.
-        run: does it, in another thread.
-        end: ends it, from any thread, at every moment: also before ``run`` was called, and after its end.
-        steps: do the same as ``run``: they are gone through in the loop's thread, and from a slow one on in another.
-        priority: the higher, the sooner, among the subject's own.
-        deadline_s: by ``time.monotonic``.
-        is_idempotent: whether it may be tried again.
-        nbytes: of memory that it keeps while it waits.
-        state: where it is.
-        arrived_s, began_s, ended_s: when, by ``time.monotonic``; 0 for not yet.
-        tries: how often it was begun.
-        is_cancelled: whether somebody has ended it.
-        on_change: is called in the loop's thread whenever the state changes.
-        on_end: is called there when it has ended, or was refused.
-        future: gets its result.
-    """
-
-    request_id: str
-    kind: str
-    name: str
-    subject: str
-    run: Callable[[], Any]
-    end: Callable[[], Any]
-    priority: int
-    deadline_s: float
-    is_idempotent: bool = True
-    nbytes: int = 0
-    state: JobState = "queued"
-    arrived_s: float = 0.0
-    began_s: float = 0.0
-    ended_s: float = 0.0
-    tries: int = 0
-    is_cancelled: bool = False
-    on_change: Callable[[Job], None] | None = None
-    steps: Callable[[], Steps[Any]] | None = None
-    on_end: Callable[[], None] | None = None
-    future: asyncio.Future[Any] = field(init=False)
-    timer: asyncio.TimerHandle | None = None
-    look: Delayed | None = None
-    breaker: Breaker | None = None
-    is_trial: bool = False
-
-    def watch_no_deadline(self) -> None:
-        """A run that goes on has its deadline itself."""
-        if self.look is not None:
-            self.look.call = None
-        if self.timer is not None:
-            self.timer.cancel()
-
-    def change(self, state: JobState) -> None:
-        """Go on to another state."""
-        self.state = state
-        if self.on_change is not None:
-            self.on_change(self)
 
 
 class _Lane:
@@ -201,7 +136,7 @@ class Scheduler:
         self._waiting_nbytes += job.nbytes
         self._begin_some(lane)
         if job.state == "queued":
-            self._watch_deadline(job, now_s)
+            self._watch(job)
         return job.future
 
     def cancel(self, job: Job) -> bool:
@@ -214,6 +149,8 @@ class Scheduler:
         if not job.is_cancelled:
             job.is_cancelled = True
             self._enders.submit(_end, job)
+            job.watch_no_more()
+            job.timer = self._loop.call_later(_GRACE_S, self._give_up, job)
         return True
 
     def forget(self, name: str) -> None:
@@ -234,7 +171,11 @@ class Scheduler:
         await self._is_idle_within(_END_S)
         for job in list(self._jobs):
             self._take_out(job)
-            self._finish(job, None, Overloaded("the gateway has ended; try again", retry_after_s=1.0))
+            self._lanes[job.kind].running.discard(job)
+            if job.state in ("queued", "running"):
+                self._finish(job, None, Overloaded("the gateway has ended; try again", retry_after_s=1.0))
+            else:
+                self._release(job)
         for threads in (self._enders, *[each.threads for each in self._lanes.values()]):
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -273,8 +214,9 @@ class Scheduler:
             self._waiting_nbytes -= job.nbytes
             lane.running.add(job)
             job.began_s = time.monotonic()
-            job.watch_no_deadline()
+            job.watch_no_more()
             job.change("running")
+            self._watch(job)
             self._start(lane, job)
 
     def _start(self, lane: _Lane, job: Job) -> None:
@@ -283,9 +225,16 @@ class Scheduler:
         InLoop(lane.turns, steps, functools.partial(self._ended, job)).begin()
 
     def _ended(self, job: Job, result: Any, error: BaseException | None) -> None:
-        if job.state != "running":  # close() has given it up
-            return
         lane = self._lanes[job.kind]
+        if job not in lane.running:  # close() has given it up
+            return
+        if job.state != "running":  # it was answered before
+            lane.running.discard(job)
+            try:
+                self._release(job)
+            finally:
+                self._begin_some(lane)
+            return
         if isinstance(error, _RETRIED) and self._may_retry(job):
             lane.counts["retried"] += 1
             self._start(lane, job)
@@ -308,18 +257,40 @@ class Scheduler:
             and time.monotonic() < job.deadline_s
         )
 
-    def _watch_deadline(self, job: Job, now_s: float) -> None:
-        """Few jobs wait for long, and most need no timer of their own."""
-        if job.deadline_s - now_s > _SOON_S:
-            job.look = self._looks.add(lambda: self._watch_deadline(job, now_s + _SOON_S))
-            return
-        job.timer = self._loop.call_later(job.deadline_s - now_s, self._pass_deadline, job)
+    def _watch(self, job: Job) -> None:
+        """See to its deadline. Few jobs are there for long, and most need no timer of their own."""
+        if self._left_s(job) > _SOON_S:
+            job.look = self._looks.add(lambda: self._set_timer(job))
+        else:
+            self._set_timer(job)
+
+    def _set_timer(self, job: Job) -> None:
+        job.timer = self._loop.call_later(max(0.0, self._left_s(job)), self._pass_deadline, job)
+
+    def _left_s(self, job: Job) -> float:
+        # A run that goes on sees to its deadline itself, and says more of it; unless something else keeps its thread.
+        grace_s = _GRACE_S if job.state == "running" else 0.0
+        return job.deadline_s + grace_s - time.monotonic()
 
     def _pass_deadline(self, job: Job) -> None:
+        waited_s = time.monotonic() - job.arrived_s
         if self._take_out(job):
-            waited_s = time.monotonic() - job.arrived_s
             text = f"the deadline came after {waited_s:.1f} s, before the run's turn; give it more time, or a priority"
             self._finish(job, None, DeadlineExceeded(text, limit="deadline_s", value=waited_s))
+        elif job.state == "running":
+            self._enders.submit(_end, job)
+            self._give_up(job)
+
+    def _give_up(self, job: Job) -> None:
+        """Answer a job whose run should have ended by now: its model is being loaded, say. That thread may go on."""
+        if job.state != "running":
+            return
+        if job.is_cancelled:
+            self._answer(job, None, _cancelled(job))
+            return
+        waited_s = time.monotonic() - job.arrived_s
+        text = f"the deadline came after {waited_s:.1f} s, and what the run needs was not there; give it more time"
+        self._answer(job, None, DeadlineExceeded(text, limit="deadline_s", value=waited_s))
 
     def _take_out(self, job: Job) -> bool:
         """Out of the queue. Returns whether it waited."""
@@ -329,15 +300,29 @@ class Scheduler:
         return True
 
     def _finish(self, job: Job, result: Any, error: BaseException | None) -> None:
-        """The end of every job."""
-        now_s = job.ended_s = time.monotonic()
-        job.watch_no_deadline()
-        if isinstance(error, DeadlineExceeded):
-            error.value = job.deadline_s - job.arrived_s  # whoever has noticed it, and by which clock
+        """The end of a job that nothing goes on of."""
+        try:
+            self._release(job)
+        finally:
+            self._answer(job, result, error)
+
+    def _release(self, job: Job) -> None:
+        """Nothing goes on of it any more."""
         self._by_subject[job.subject] -= 1
         if not self._by_subject[job.subject]:
             del self._by_subject[job.subject]
         self._jobs.discard(job)
+        if not self._jobs:
+            self._idle.set()
+        if job.on_end is not None:
+            job.on_end()
+
+    def _answer(self, job: Job, result: Any, error: BaseException | None) -> None:
+        """Tell what has come of it: once, of every job."""
+        now_s = job.ended_s = time.monotonic()
+        job.watch_no_more()
+        if isinstance(error, DeadlineExceeded):
+            error.value = job.deadline_s - job.arrived_s  # whoever has noticed it, and by which clock
         if job.breaker is not None:
             _note(job.breaker, error, now_s, is_trial=job.is_trial)
         if error is None:
@@ -345,8 +330,6 @@ class Scheduler:
         else:
             state = "cancelled" if isinstance(error, RunCancelled) else "failed"
         self._lanes[job.kind].counts[state] += 1
-        if not self._jobs:
-            self._idle.set()
         if not job.future.done():
             if error is None:
                 job.future.set_result(result)
@@ -354,8 +337,6 @@ class Scheduler:
                 job.future.set_exception(error)
                 job.future.exception()  # of a task, which nobody may ask for
         try:
-            if job.on_end is not None:
-                job.on_end()
             job.change(state)
         finally:
             self._observe(job, error)

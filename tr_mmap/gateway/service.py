@@ -51,7 +51,9 @@ class Service:
         self.registry = Registry()
         self._usual: dict[str, BoxKey] = {kind: key_of(config, kind) for kind in KINDS}
         self.boxes = Boxes(self._make_box, config.sandbox.max_sandboxes)
-        self.dependencies = Dependencies(config.python.dependencies, self._imported, self._drop_boxes)
+        self.dependencies = Dependencies(
+            config.python.dependencies, self._imported, self._drop_boxes, config.python.python_path
+        )
         self.workers = Workers(config.workers)
         self.scheduler = Scheduler(config.scheduler, observe, self.workers.lanes())
         models, self._loop = config.python.models, asyncio.get_running_loop()
@@ -231,4 +233,5 @@ class Service:
             nbytes=asked.nbytes,
             steps=run.steps,
             on_end=lease.close if lease is not None else None,
+            has_begun=lambda: run.has_begun,
         )

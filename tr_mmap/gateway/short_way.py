@@ -176,12 +176,13 @@ class _ShortWay(Connection):
             self._answer(call, head, self._response_of(call, error))
             return
         self._job = job
-        job.future.add_done_callback(lambda future: self._end_of_job(call, head, future))
+        job.future.add_done_callback(lambda _: self._end_of_job(call, head, job))
 
-    def _end_of_job(self, call: Call, head: Head, future: asyncio.Future[Any]) -> None:
+    def _end_of_job(self, call: Call, head: Head, job: Job) -> None:
         assert head.route.end is not None
+        call.is_final = job.is_final
         try:
-            response = head.route.end(call, future.result())
+            response = head.route.end(call, job.future.result())
         except (Exception, asyncio.CancelledError) as error:  # RunCancelled is one of the latter
             response = self._response_of(call, error)
         self._job = None
@@ -197,14 +198,15 @@ class _ShortWay(Connection):
         return error_response(call, error)
 
     def _answer(self, call: Call, head: Head, response: Response) -> None:
+        is_last = self._is_ending or not self.front.is_open
         if not self.transport.is_closing():
             lines = [STATUS_LINE[response.status_code]]
             for name, value in (*self.server_state.default_headers, *with_usual(response.raw_headers, call)):
                 lines += (name, b": ", value, b"\r\n")
-            if self._is_ending:
+            if is_last:
                 lines.append(b"connection: close\r\n")
             self.transport.write(b"".join([*lines, b"\r\n", response.body]))
-            if self._is_ending:
+            if is_last:
                 self.close_when_written()
             else:
                 self.timeout_keep_alive_task = self.loop.call_later(

@@ -130,23 +130,31 @@ class RecordWriter:
         if self._encoder is None:
             return {"dtype": str(array.dtype), "shape": list(array.shape)}
         self._nbytes += array.nbytes
-        if self._nbytes > self._most_nbytes:
-            raise TooLarge(
-                f"the tensors of these records have more than {self._most_nbytes} bytes; ask for fewer records, or for "
-                "one tensor at a time",
-                limit_nbytes=self._most_nbytes,
-            )
+        _check_size(self._nbytes, self._most_nbytes, "ask for fewer records, or for one tensor at a time")
         return self._encoder.encode(array)
 
 
-def tensor_of(record: Record, name: str) -> np.ndarray[Any, Any]:
+def _check_size(nbytes: int, most_nbytes: int, advice: str) -> None:
+    if nbytes > most_nbytes:
+        text = f"tensors of {nbytes} bytes are more than a response has, {most_nbytes}; {advice}"
+        raise TooLarge(text, limit_nbytes=most_nbytes)
+
+
+def tensor_of(record: Record, name: str, most_nbytes: int) -> np.ndarray[Any, Any]:
     """One tensor of a record.
+
+    Args:
+        record: that has it.
+        name: of the tensor.
+        most_nbytes: that it may have.
 
     Raises:
         NotFound: it has none of that name.
+        TooLarge: it has more bytes.
     """
     try:
         found: np.ndarray[Any, Any] = record.tensors[name]
     except KeyError:
         raise NotFound(f"the record {record.id!r:.80} has no tensor {name!r:.80}") from None
+    _check_size(found.nbytes, most_nbytes, "see [server] max_body_mb, or open the store on its machine")
     return found

@@ -173,7 +173,7 @@ async def _find(service: Service, call: Call, query: api.ScopeQuery) -> Record:
 async def _get_tensor(service: Service, call: Call) -> Response:
     query = call.query(api.TensorQuery)
     record = await _find(service, call, query)
-    array = tensor_of(record, call.part("tensor"))
+    array = tensor_of(record, call.part("tensor"), call.max_body_nbytes)
     if query.tensors != "binary":
         return json_response(call, await asyncio.to_thread(TensorEncoder(query.tensors).encode, array))
     headers = {

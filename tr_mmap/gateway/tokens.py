@@ -184,7 +184,7 @@ def read_key_file(path: str | os.PathLike[str] | None) -> bytes:
 
     Raises:
         BadConfig: there is none, or none that is a key.
-        HostilePath: other users can read or write it.
+        HostilePath: other users can read or write it, or it is another user's.
     """
     if path is None:
         raise BadConfig(
@@ -208,6 +208,13 @@ def read_key_file(path: str | os.PathLike[str] | None) -> bytes:
                 f"other users can read or write the key file {name}; chmod 600 {name} keeps them out",
                 path=name,
                 reason="others have rights",
+            )
+        if status.st_uid not in (os.geteuid(), 0):
+            raise HostilePath(
+                f"the key file {name} is another user's, who knows the key; make one as the user of the gateway, with "
+                "tr-mmap token",
+                path=name,
+                reason="another user's",
             )
         key = file.read(_MOST_KEY_NBYTES + 1).strip()
     if not _KEY_NBYTES <= len(key) <= _MOST_KEY_NBYTES:

@@ -23,6 +23,7 @@ from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, TRException
 from ..sandbox import DeadlineExceeded, RunCancelled
 from .api import ExecuteBody, WorkerInfo
 from .config import WorkerConfig
+from .config_checks import is_reserved
 from .errors import BadConfig, BadRequest, Conflict, Forbidden
 from .logs import log
 from .payloads import Done, TensorForm, encode_results
@@ -209,6 +210,8 @@ class Workers:
         if body.function is None:
             offered = f": {', '.join(commands)}" if commands else ""
             raise BadRequest(f"{worker.name!r} is a worker: name its command as the function{offered}")
+        if is_reserved(body.function):
+            raise Forbidden(f"{body.function!r:.80} is a word of the worker's own protocol, and no command")
         if commands and body.function not in commands:
             raise Forbidden(f"the worker {worker.name!r} offers {', '.join(commands)}, and not {body.function!r:.80}")
         run = _WorkerRun(worker, body.function, inputs, deadline_s, form)
@@ -223,11 +226,16 @@ class Workers:
             deadline_s=deadline_s,
             is_idempotent=worker.config.idempotent,
             nbytes=nbytes,
+            has_begun=lambda: run.has_begun,
         )
 
 
 class _WorkerRun:
-    """One request to a worker, which another thread may end at every moment, by the end of its process."""
+    """One request to a worker, which another thread may end at every moment, by the end of its process.
+
+    Attributes:
+        has_begun: whether the worker may have got it.
+    """
 
     def __init__(
         self, worker: _Worker, command: str, inputs: Mapping[str, Any], deadline_s: float, form: TensorForm
@@ -235,10 +243,12 @@ class _WorkerRun:
         self._worker = worker
         self._message = {"cmd": command, "params": [_word(name, each) for name, each in inputs.items() if _is(each)]}
         self._tensors = [each for each in inputs.values() if not _is(each)]
+        self._made_s = time.monotonic()
         self._deadline_s = deadline_s
         self._form = form
         self._lock = threading.Lock()
         self._slot: _Slot | None = None  # while nobody else can have it
+        self.has_begun = False
         self._is_cancelled = False
 
     def do(self) -> Done:
@@ -270,10 +280,12 @@ class _WorkerRun:
         self._check()
         slot.revive()
         self._check()  # an end() that came before has found no process
-        if not slot.is_ready_within(self._left_ms()):
+        is_ready = slot.is_ready_within(self._left_ms())
+        if not is_ready or not self._left_ms():
             self._check()
             raise self._too_late("before the worker was ready")  # it goes on with its start
         began_s = time.monotonic()
+        self.has_begun = True
         try:
             found: Any = slot.session.calculate(self._message, *self._tensors, timeout_ms=self._left_ms())
         except ResponseTimeout:
@@ -305,7 +317,7 @@ class _WorkerRun:
 
     def _too_late(self, when: str) -> DeadlineExceeded:
         text = f"the request's deadline came {when}; give it more time"
-        return DeadlineExceeded(text, limit="deadline_s", value=self._deadline_s)
+        return DeadlineExceeded(text, limit="deadline_s", value=time.monotonic() - self._made_s)
 
     def _check(self) -> None:
         if self._is_cancelled:

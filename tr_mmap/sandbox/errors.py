@@ -31,7 +31,9 @@ class _TooLate(TRException, TimeoutError):
 
 
 class DeadlineExceeded(_TooLate, LimitExceeded):
-    """The deadline of a request came before its end. ``limit`` is ``"deadline_s"``."""
+    """The deadline of a request came before its end. ``limit`` is ``"deadline_s"``, and ``value`` what it was, by
+    ``time.monotonic``; of a gateway, whose clock nobody else has, how many seconds the request was there.
+    """
 
 
 class NotAllowed(TRException, PermissionError):

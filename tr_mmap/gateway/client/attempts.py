@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Final, Generic, TypeAlias, TypeVar
 
-from ...errors import TRException
+from ...errors import TRException, WorkerDied
 from ...sandbox.errors import SandboxBroken
 from .answers import Answer
 from .failures import ConnectionLost
@@ -110,7 +110,9 @@ def _pause_of(answer: Answer) -> float | None:
     if after_s is None or answer.status not in _MAY_RETRY:
         return None
     error = answer.error()
-    if isinstance(error, SandboxBroken):  # the run began; the gateway itself has repeated it, if it may be repeated
+    if isinstance(
+        error, SandboxBroken | WorkerDied
+    ):  # the run began; the gateway itself has repeated it, if it may be repeated
         return None
     precise_s = getattr(error, "retry_after_s", None)  # the header has whole seconds
     return max(float(precise_s), _FIRST_PAUSE_S) if isinstance(precise_s, int | float) else after_s
