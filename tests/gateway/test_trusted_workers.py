@@ -217,7 +217,7 @@ def test_workers_end_with_the_gateway_after_their_answer(folder: Path) -> None:
         ("count = 2", "script"),
         (
             f'script = "{SCRIPT}"\ncommand = ["pid"]',
-            "workers.bad.command: there is no such option; there are script, count",
+            "workers.one.command: there is no such option; there are script, count",
         ),
     ],
 )
