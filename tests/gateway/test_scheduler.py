@@ -468,7 +468,7 @@ def test_the_deadline_of_one_that_waits_comes_by_the_clock_however_late_the_loop
         loop.call_soon(keep_busy)
         error = await outcome(future)
         assert isinstance(error, DeadlineExceeded)
-        assert error.value == pytest.approx(1.0, abs=0.1)  # what the request has said
+        assert 0 < error.value <= 1.0  # what the request has said
         assert waiting.deadline_s <= waiting.ended_s < waiting.deadline_s + 0.8
         held.gate.set()
 
@@ -483,7 +483,7 @@ def test_a_deadline_ends_the_answer_though_the_run_s_thread_goes_on() -> None:
         error = await outcome(scheduler.submit(stuck))
         assert isinstance(error, DeadlineExceeded)
         assert (error.limit, stuck.state, told) == ("deadline_s", "failed", [stuck])
-        assert error.value == pytest.approx(0.05, abs=0.04)
+        assert 0 < error.value <= 0.05
         assert stuck.deadline_s <= stuck.ended_s
         assert scheduler.status()["queues"]["python"]["running"] == 1  # its thread is not free
         assert not ended  # and what it uses stays
