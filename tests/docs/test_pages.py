@@ -17,11 +17,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def programs() -> dict[str, str]:
     """Every block of Python that is a whole program, by its page and its number there.
 
-    Those of gateway.md ask a gateway: tests/gateway/test_gateway_page.py runs them.
+    Those of the gateway's pages ask a gateway: tests/gateway/test_gateway_page.py runs them.
     """
     found = {}
     for page in PAGES:
-        if page.stem == "gateway":
+        if page.stem.startswith("gateway"):
             continue
         blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
         for number, block in enumerate(blocks, 1):
@@ -82,7 +82,7 @@ def test_every_link_leads_somewhere(page: Path, target: str) -> None:
 
 
 def test_every_page_is_in_the_list_of_pages() -> None:
-    listed = set(re.findall(r"\]\((\w+\.md)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+    listed = set(re.findall(r"\]\(([\w-]+\.md)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
     assert {page.name for page in PAGES[1:]} - {"index.md"} <= listed
 
 

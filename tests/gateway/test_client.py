@@ -189,9 +189,10 @@ def test_what_the_sandbox_refuses_is_the_same_error_here(client: Any) -> None:
     assert (denied.value.rule, denied.value.detail) == ("read", "/etc/shadow")
     with pytest.raises(LimitExceeded) as exceeded:
         client.execute("output = bytes(1 << 40)")
-    assert exceeded.value.limit == "memory_nbytes"
-    with pytest.raises(DeadlineExceeded):
+    assert (exceeded.value.limit, exceeded.value.value) == ("memory_mb", 512)
+    with pytest.raises(DeadlineExceeded) as late:
         client.execute(FOREVER, timeout_ms=100)
+    assert (late.value.limit, late.value.value) == ("timeout_ms", 100)
 
 
 @pytest.mark.parametrize("kind", KINDS)

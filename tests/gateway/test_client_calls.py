@@ -38,6 +38,7 @@ from tr_mmap.gateway import (
     AsyncRemoteStore,
     AsyncTask,
     Client,
+    ClientClosed,
     Config,
     ConnectionLost,
     Gateway,
@@ -166,6 +167,15 @@ def test_a_lost_response_is_an_error_where_nothing_is_to_be_repeated(
         relay.cut = 1
         with pytest.raises(ConnectionLost, match="lost"):
             client.execute("output = 1")
+
+
+@both
+def test_a_client_that_was_closed_says_so(gateway: RunningGateway, kind: str) -> None:
+    with client_of(kind, gateway.url, None) as client:
+        assert client.health().status == "ok"
+        (client.close if kind == "sync" else client.aclose)()
+        with pytest.raises(ClientClosed, match="closed"):
+            client.health()
 
 
 @both
@@ -316,6 +326,11 @@ print(sorted({"tr_mmap.sandbox.box", "tr_mmap.gateway.scheduler", "torch", "asyn
     assert "torch" not in ended.stdout
 
 
+def test_names_that_are_imported_late_are_listed() -> None:
+    listed = run_python("-c", "import tr_mmap.gateway as g; print(set(g.__all__) <= set(dir(g)), 'Client' in vars(g))")
+    assert listed.stdout.split() == ["True", "False"]
+
+
 def test_without_httpx_the_error_says_what_to_install() -> None:
     program = "import sys; sys.modules['httpx'] = None; from tr_mmap.gateway import Client"
     ended = run_python("-c", program)
@@ -392,6 +407,28 @@ def make_certificate(folder: Path) -> None:
     (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     (folder / "key.pem").write_bytes(key.private_bytes(*form))
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "said"),
+    [
+        ("nowhere.pem", "key.pem", "server.tls_certificate: {folder}/nowhere.pem cannot be read: No such file"),
+        ("certificate.pem", "nowhere.pem", "server.tls_key: {folder}/nowhere.pem cannot be read: No such file"),
+        ("certificate.pem", "tr_mmap.key", "server.tls_certificate: {folder}/certificate.pem and tls_key"),
+        ("certificate.pem", "other.pem", "server.tls_certificate: {folder}/certificate.pem and tls_key"),
+    ],
+)
+def test_files_of_tls_that_cannot_be_used_are_named_with_their_option(
+    folder: Path, certificate: str, key: str, said: str
+) -> None:
+    make_certificate(folder)
+    (folder / "key.pem").rename(folder / "other.pem")
+    make_certificate(folder)
+    path = configure(folder, server=f'tls_certificate = "{certificate}"\ntls_key = "{key}"')
+    tr_mmap("token", "--config", path)
+    ended = tr_mmap("serve", "--config", path)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
+    assert said.format(folder=folder) in ended.stderr
 
 
 def test_a_gateway_with_tls_is_asked_by_who_trusts_its_certificate(folder: Path) -> None:

@@ -224,13 +224,26 @@ def test_a_package_that_an_allowed_one_needs_is_refused_by_name(gateway: Running
     ],
 )
 def test_what_is_no_package_with_a_version_is_refused(gateway: RunningGateway, dependency: str) -> None:
-    refused(gateway, dependency)
+    package = refused(gateway, dependency)["details"]["package"]
+    assert package == ("greetings" if " @ " in dependency else dependency[:80].replace("\n", ""))
 
 
 def test_a_version_that_is_not_there_is_refused_without_the_names_of_places(gateway: RunningGateway) -> None:
-    said = refused(gateway, "greetings==7.0")["error"]
-    assert "greetings==7.0" in said
-    assert str(gateway.folder) not in said
+    found = refused(gateway, "greetings==7.0")
+    assert "greetings==7.0" in found["error"]
+    assert str(gateway.folder) not in found["error"]
+    assert found["details"]["package"] == "greetings"
+
+
+def test_of_several_packages_the_one_that_is_not_there_is_named(gateway: RunningGateway) -> None:
+    assert refused(gateway, "greetings", "words==9.9")["details"]["package"] == "words"
+
+
+def test_a_directory_of_wheels_that_is_not_there_is_named_by_its_option(folder: Path) -> None:
+    with running(folder, section()) as other:
+        answer = other.ask("POST", DEPENDENCIES, {"packages": ["greetings"]})
+    assert (answer.status_code, answer.json()["type"]) == (503, "InstallFailed")
+    assert "[python.dependencies] wheel_dir" in answer.json()["error"]
 
 
 def test_sources_are_never_built(gateway: RunningGateway) -> None:

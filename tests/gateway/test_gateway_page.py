@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
+import psutil
 import pytest
-from gateways import RunningGateway, running
+from gateways import RunningGateway, configure, running, tr_mmap
 from model_folders import put, safetensors_of
 from support import BOUND_S, ROOT, environment
 from wheels import make_wheel
 
-from tr_mmap.gateway import Config, errors
+from tr_mmap.errors import TRException
+from tr_mmap.gateway import Client, Config, errors
 from tr_mmap.gateway.api import ExecuteBody, RegisterBody
 from tr_mmap.gateway.problems import _STATUS
 from tr_mmap.gateway.routes import ROUTES
@@ -24,6 +30,7 @@ from tr_mmap.gateway.scopes import SCOPES
 
 PAGE = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
 MARK = "@@@"
+DOUBLE = "def double(inputs):\n    return inputs['x'] * 2\n"
 
 
 def blocks(language: str, page: str = PAGE) -> list[str]:
@@ -51,7 +58,7 @@ cpu_ms = 30000
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     """A gateway as the page starts one, but at a free port, without a limit of requests, and with a model."""
     folder = tmp_path_factory.mktemp("page")
-    (model,) = (each for each in blocks("python") if each.startswith("# fragment: models/scorer/1/model.py"))
+    model = fragment("models/scorer/1/model.py")
     weights = {"layer.weight": np.ones((2, 4), np.float32), "layer.bias": np.zeros(2, np.float32)}
     put(folder / "models" / "scorer" / "1", model__safetensors=safetensors_of(**weights), model__py=model)
     module = {"humanize/__init__.py": "def naturaldelta(seconds):\n    return 'an hour'\n"}
@@ -125,6 +132,76 @@ def test_every_program_of_the_page_prints_what_it_says(started: RunningGateway, 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for said in re.findall(r"print\(.*\)  # (.*)$", program, re.MULTILINE):
         assert said in ended.stdout.splitlines()
+
+
+def test_errors_are_imported_from_where_the_page_says() -> None:
+    rows = re.findall(r"^  \| `(tr_mmap[\w.]*)` \| (.*) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == 4
+    for module, text in rows:
+        for name in re.findall(r"`([A-Z]\w+)`", text):
+            assert issubclass(getattr(importlib.import_module(module), name), TRException), name
+
+
+def fragment(name: str) -> str:
+    """A block of Python that is a part of something."""
+    (found,) = (each for each in blocks("python") if each.startswith(f"# fragment: {name}"))
+    return found
+
+
+def test_the_model_that_the_page_exports_is_served_with_any_number_of_rows(started: RunningGateway) -> None:
+    pytest.importorskip("torch")
+    script = started.folder / "export.py"
+    script.write_text(fragment("export.py").replace("models/scorer/", "models/exported/"), encoding="utf-8")
+    subprocess.run([sys.executable, str(script)], cwd=started.folder, env=environment(), timeout=BOUND_S, check=True)
+    assert started.ask("POST", "/api/v1/python/models/exported").json()["served"] == 1
+    for rows in (1, 2, 5):
+        x = {"dtype": "float32", "shape": [rows, 4], "data": [[1, 2, 3, 4]] * rows}
+        assert started.execute(algorithm="exported", inputs={"x": x})["shape"] == [rows, 2]
+
+
+def test_what_the_page_keeps_between_runs_stays_and_globals_do_not(started: RunningGateway) -> None:
+    started.register("cached", fragment("of an algorithm with"), reuse=True)
+    found = [started.execute(algorithm="cached", inputs={"n": n}) for n in (2, 3, 4)]
+    assert found == [[4, 1], [9, 2], [16, 3]]
+    code = "n = 0\ndef counted(inputs):\n    global n\n    n += 1\n    return n\n"
+    started.register("counted", code, reuse=True)
+    assert [started.execute(algorithm="counted") for _ in range(2)] == [1, 1]
+
+
+def test_a_program_mounts_a_gateway_as_the_page_says(tmp_path: Path) -> None:
+    configure(tmp_path)
+    token = tr_mmap("token", "--config", tmp_path / "tr_mmap.toml", "--scope", "admin").stdout.splitlines()[-1]
+    (tmp_path / "webapp.py").write_text(fragment("webapp.py"), encoding="utf-8")
+    with socket.socket() as listener:  # which the server inherits, so that nobody else has its port
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/ai"
+        server = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "webapp:app", "--fd", str(listener.fileno())],
+            cwd=tmp_path,
+            env=environment(),
+            pass_fds=(listener.fileno(),),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    try:
+        with Client(url, token) as client:
+            assert client.health().status == "ok"
+            assert client.run(client.register("double", DOUBLE), {"x": np.arange(3)}).value.tolist() == [0, 2, 4]
+            assert client.submit("double", {"x": 4}).result(timeout_s=BOUND_S).value == 8
+        assert "/ai/openapi.json" in httpx.get(f"{url}/docs").text
+        assert httpx.get(f"{url}/nope").json()["error"].endswith("see /ai/docs")
+        children = psutil.Process(server.pid).children(recursive=True)
+        assert children
+        server.send_signal(signal.SIGTERM)
+        _, said = server.communicate(timeout=BOUND_S)
+        assert server.returncode in (0, -signal.SIGTERM), said
+        assert not psutil.wait_procs(children, timeout=BOUND_S)[1]
+    finally:
+        if server.poll() is None:
+            server.kill()
+            server.communicate()
 
 
 def test_each_configuration_of_the_page_is_one(tmp_path: Path) -> None:

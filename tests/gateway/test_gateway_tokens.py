@@ -12,7 +12,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from gateways import RunningGateway, running
+from gateways import RunningGateway, running, tr_mmap
 from raw_http import ask_raw
 from support import wait_until
 
@@ -208,6 +208,13 @@ def _operations(gateway: RunningGateway) -> list[tuple[str, str, str | None]]:
             needed = None if said.get("security") == [] else said.get("description", "`metrics`").split("`")[1]
             found.append((method.upper(), path.replace("{", "").replace("}", ""), needed))
     return found
+
+
+@pytest.mark.parametrize("subject", ["", "a\nb", "x" * 257])
+def test_no_token_is_made_for_a_subject_that_is_none(open_gateway: RunningGateway, subject: str) -> None:
+    made = tr_mmap("token", "--config", open_gateway.folder / "tr_mmap.toml", "--subject", subject)
+    assert (made.returncode, made.stdout) == (2, "")
+    assert "a subject is a text of 1 to 256 printable characters" in made.stderr
 
 
 def test_there_is_no_anonymous_session(open_gateway: RunningGateway) -> None:

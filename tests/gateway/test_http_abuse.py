@@ -520,10 +520,10 @@ def test_who_sends_slowly_or_nothing_loses_the_connection(hasty: RunningGateway)
         "headers": 408,
         "a header": 408,
         "second": 408,
-        "body": 400,
-        "chunks": 400,
-        "extension": 400,
-        "trailers": 400,
+        "body": 408,
+        "chunks": 408,
+        "extension": 408,
+        "trailers": 408,
         "refused body": None,
     }
 

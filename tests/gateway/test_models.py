@@ -250,8 +250,35 @@ def test_a_load_that_fails_keeps_the_version_that_is_served(gateway: RunningGate
     wait_until(lambda: not listed(gateway)["scale"]["error"])
 
 
+def test_a_version_that_cannot_answer_takes_no_place_of_one_that_can(gateway: RunningGateway) -> None:
+    folder = models_of(gateway) / "answering"
+    put(folder / "1", model__safetensors=scale(1), model__py=FORWARD)
+    assert load(gateway, "answering")["is_algorithm"]
+    put(folder / "2", model__safetensors=scale(2))  # its model.py was forgotten, or is being copied
+    wait_until(lambda: listed(gateway)["answering"]["error"])
+    found = listed(gateway)["answering"]
+    assert (found["versions"], found["served"], found["is_algorithm"]) == ([1, 2], 1, True)
+    assert "answering/2 has no model.py" in found["error"]
+    assert gateway.ask("GET", f"{MODELS}/answering", scopes=("execute",)).json() == found
+    assert found["error"] == refusal(gateway, "answering", body={"version": 2})
+    assert gateway.execute(algorithm="answering", inputs={"x": 3})["data"] == [3]
+    put(folder / "2", model__py=FORWARD)
+    wait_until(lambda: listed(gateway)["answering"]["served"] == 2)
+    assert gateway.execute(algorithm="answering", inputs={"x": 3})["data"] == [6]
+    (folder / "2" / "model.py").unlink()
+    wait_until(lambda: listed(gateway)["answering"]["error"])
+    assert gateway.execute(algorithm="answering", inputs={"x": 3})["data"] == [6]
+    put(folder / "3", model__safetensors=scale(3))
+    shutil.rmtree(folder / "1")
+    shutil.rmtree(folder / "2")  # so it is meant
+    wait_until(lambda: listed(gateway)["answering"]["served"] == 3)
+    assert (listed(gateway)["answering"]["is_algorithm"], listed(gateway)["answering"]["error"]) == (False, None)
+    shutil.rmtree(folder)
+
+
 def test_what_is_not_there_cannot_be_loaded(gateway: RunningGateway) -> None:
     assert "no model 'nothing'" in refusal(gateway, "nothing", 404)
+    assert gateway.ask("GET", f"{MODELS}/nothing").status_code == 404
     assert "no version 9; it has 1, 2" in refusal(gateway, "scale", 404, {"version": 9})
     for body in ({"version": 0}, {"version": "2"}, {"versions": 2}, []):
         assert gateway.ask("POST", f"{MODELS}/scale", body).status_code == 400
@@ -328,7 +355,7 @@ def test_a_registration_with_a_model_that_it_cannot_have_says_which(gateway: Run
         return answer.status_code, answer.json()["error"]
 
     status, text = register(model="nothing")
-    assert (status, "no model 'nothing'" in text, "flat" in text) == (400, True, True)
+    assert (status, "no model 'nothing'" in text, "flat" in text) == (404, True, True)
     status, text = register(name="scale")
     assert (status, "is an algorithm itself" in text) == (409, True)
     answer = gateway.ask("POST", EXECUTE, {"algorithm": "scale", "inputs": {"x": 1, "model": 1}})

@@ -129,7 +129,7 @@ TENSOR = {"dtype": "float32", "shape": [2], "data": [1, 2]}
         ("DELETE", "/records?filter={}", None, 400, "the query: object contains unknown field `filter`"),
         ("DELETE", "/records?user_id=a&user_id=b", None, 400, "'user_id' is given twice"),
         ("DELETE", "/records/", None, 400, "'' is no id"),
-        ("GET", "/records?tensors=hex", None, 400, "tensors: invalid enum value 'hex'"),
+        ("GET", "/records?tensors=hex", None, 400, "tensors: there is no 'hex'; there are base64, list, none"),
         ("GET", "/records?scope=", None, 400, "scope: expected `str` of length >= 1"),
     ],
 )

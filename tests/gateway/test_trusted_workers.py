@@ -8,10 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from blocking_clients import KINDS, client_of
 from gateways import RunningGateway, configure, running, tr_mmap
 from support import WORKERS, has_ended, wait_until
+
+from tr_mmap.gateway.errors import NotFound
 
 EXECUTE = "/api/v1/python/execute"
 SCRIPT = WORKERS / "gateway_worker.py"
@@ -21,7 +25,7 @@ script = "{SCRIPT}"
 [workers.few]
 script = "{SCRIPT}"
 count = 3
-commands = ["pid", "die_once"]
+commands = ["pid", "die_once", "dye_once"]
 idempotent = true
 [workers.math]
 script = "default"
@@ -71,7 +75,7 @@ def test_workers_are_listed_with_their_commands(gateway: RunningGateway) -> None
         "name": "few",
         "count": 3,
         "alive": 3,
-        "commands": ["pid", "die_once"],
+        "commands": ["pid", "die_once", "dye_once"],
         "idempotent": True,
     }
     queues = gateway.ask("GET", "/api/v1/scheduler/status").json()["queues"]
@@ -84,7 +88,13 @@ def test_workers_are_listed_with_their_commands(gateway: RunningGateway) -> None
         ("few", {"function": "spin"}, 403, "offers pid, die_once"),
         ("few", {}, 400, "pid, die_once"),
         ("one", {"function": "nope"}, 422, "nope"),
-        ("one", {"function": "say", "inputs": {"text": "two words"}}, 400, "one word"),
+        (
+            "one",
+            {"function": "say", "inputs": {"text": "two words"}},
+            400,
+            "the input 'text': 'two words' is not one word",
+        ),
+        ("one", {"function": "say", "inputs": {"text": ""}}, 400, "not one word"),
         ("one", {"function": "say", "inputs": {"text": [1]}}, 400, "'text'"),
         ("one", {"function": " ", "inputs": {}}, 400, "command"),
     ],
@@ -95,6 +105,27 @@ def test_a_request_with_a_mistake_says_which(
     answer = gateway.ask("POST", EXECUTE, {"algorithm": worker, **more})
     assert answer.status_code == status, answer.text
     assert said in answer.json()["error"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clients_run_commands_and_list_workers(gateway: RunningGateway, kind: str) -> None:
+    with client_of(kind, gateway.url, gateway.token("execute")) as client:
+        x = np.float32([1, 2])
+        assert client.run("one", {"x": x, "factor": 2.5}, function="scale").value.tolist() == [2.5, 5]
+        assert {each.name: each.count for each in client.workers()} == {"one": 1, "few": 3, "math": 1}
+        with pytest.raises(NotFound):
+            client.run("two", function="scale")
+
+
+def test_a_command_that_is_offered_and_not_there_tells_the_log_and_no_client_the_others(
+    gateway: RunningGateway,
+) -> None:
+    answer = ask(gateway, "few", "dye_once")
+    assert (answer.status_code, answer.json()["type"]) == (422, "UnknownCommand")
+    assert "knows no command 'dye_once'" in answer.json()["error"]
+    assert "spin" not in answer.text
+    assert any(each.get("what") == "dye_once" for each in gateway.logged())
+    assert "spin" in ask(gateway, "one", "nope").text  # where all are offered, they are told
 
 
 @pytest.mark.parametrize("command", ["exit", " exit ", "exit\n", "\u2003exit", "$release", " $release", "$", "$0"])
@@ -186,7 +217,7 @@ def test_workers_end_with_the_gateway_after_their_answer(folder: Path) -> None:
         ("count = 2", "script"),
         (
             f'script = "{SCRIPT}"\ncommand = ["pid"]',
-            "workers.NAME.command: there is no such option; there are script, count",
+            "workers.one.command: there is no such option; there are script, count",
         ),
     ],
 )

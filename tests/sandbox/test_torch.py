@@ -101,11 +101,29 @@ def test_inputs_go_to_parameters_by_name_or_in_their_order(box: Sandbox, save: o
         found = box.run(algorithm, inputs).outputs
         assert found["difference"].tolist() == [-4, -4, -4]
         assert found["sum"].item() == 3
-    with pytest.raises(AlgorithmError, match="no parameter right; it has a, b") as caught:
+    with pytest.raises(AlgorithmError, match="no input right; it has a, b") as caught:
         box.run(algorithm, {"a": a, "right": b})
     assert caught.value.type == "TypeError"
-    with pytest.raises(AlgorithmError):
+    with pytest.raises(AlgorithmError, match=r"^the inputs of 'two' are a, b; b is missing$"):
         box.run(algorithm, {"a": a})
+    with pytest.raises(AlgorithmError, match=r"^the inputs of 'two' are a, b; a, b are missing$"):
+        box.run(algorithm, {})
+    for wrong in ([1.0, 2.0], 3):
+        with pytest.raises(AlgorithmError, match=r"^the input 'b' of 'two' is no tensor, and has to be one"):
+            box.run(algorithm, {"a": a, "b": wrong})
+
+
+class OtherSelf(torch.nn.Module):
+    def forward(me, x: torch.Tensor) -> torch.Tensor:  # noqa: N805 - the promise is that this works
+        return x + 1
+
+
+@FORMS
+def test_the_module_itself_is_no_input_whatever_it_is_called(box: Sandbox, save: object) -> None:
+    algorithm = box.register("other", save(OtherSelf(), X))
+    assert box.run(algorithm, {"anything": X}).outputs["output"].tolist() == (X + 1).tolist()
+    with pytest.raises(AlgorithmError, match=r"^the inputs of 'other' are x; x is missing$"):
+        box.run(algorithm, {})
 
 
 @FORMS

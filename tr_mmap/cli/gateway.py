@@ -65,6 +65,8 @@ def serve(config: Annotated[Path, _CONFIG] = _DEFAULT) -> None:
     gateway.request_log.write_to(sys.stderr.fileno())
     try:
         did_listen = gateway.serve(lambda url: typer.echo(f"serving on {url}; documentation at {url}/docs", err=True))
+    except BadConfig as error:
+        _fail(f"{config}: {error}")
     except OSError as error:
         _fail(f"{read.server.host}:{read.server.port}: {error.strerror or error}", _BROKEN)
     if not did_listen:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         AsyncRemoteStore,
         AsyncTask,
         Client,
+        ClientClosed,
         ConnectionLost,
         GatewayError,
         RemoteRecord,
@@ -30,6 +31,7 @@ __all__ = [
     "AsyncRemoteStore",
     "AsyncTask",
     "Client",
+    "ClientClosed",
     "Config",
     "ConnectionLost",
     "Gateway",
@@ -43,6 +45,11 @@ __all__ = [
 ]
 
 _PLACES: Final = {"Config": "config", "Gateway": "gateway"}  # the others are the client's
+
+
+def __dir__() -> list[str]:
+    """Those that were imported, and those that will be."""
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -82,7 +82,9 @@ def _limits(config: Config, kind: Kind, requirements: Requirements | None, timeo
             f"an algorithm of kind {kind!r} may have {most_mb} MiB and {sandbox.most_cpu_cores} cores here, and "
             f"not {memory_mb} MiB and {cores} cores"
         )
-    wall = min(wall_ms, timeout_ms or wall_ms)
+    if timeout_ms is not None and timeout_ms > wall_ms:
+        raise BadRequest(f"a run of kind {kind!r} may take timeout_ms={wall_ms:g} here, and not {timeout_ms:g}")
+    wall = timeout_ms or wall_ms
     options: dict[str, Any] = {"stack_nbytes": wasm.max_stack_size_mb << 20} if kind == "wasm" else {}
     return Limits(
         memory_nbytes=memory_mb << 20,

@@ -21,7 +21,7 @@ from . import api
 from .calls import Call, answer, error_response, json_response
 from .config import is_loopback
 from .config_checks import host_in_requests
-from .errors import BadRequest, Forbidden, NotFound, Overloaded, Unauthorized
+from .errors import BadRequest, Forbidden, MethodNotAllowed, NotFound, Overloaded, Unauthorized
 from .logs import log
 from .metrics import CONTENT_TYPE
 from .openapi import describe_routes
@@ -142,6 +142,8 @@ class Front:
             self.tell_fault(call, error)
 
         async def run(call: Call) -> Response:
+            if route.query is None:
+                call.check_query()
             return await route.endpoint(self._gateway.service, call)
 
         async def do(call: Call) -> Response:
@@ -372,10 +374,11 @@ def _make_framework(front: Front) -> FastAPI:
     async def missing(request: Request, error: Exception) -> Response:
         call: Call = request.scope["state"]["call"]
         assert isinstance(error, HTTPException)
+        root = request.scope.get("root_path", "")  # of the application that it is mounted in
         body = api.ErrorBody(
-            error=f"there is no {request.method} {request.url.path[:200]}; see /docs",
+            error=f"there is no {request.method} {request.url.path[:200]}; see {root}/docs",
             status_code=error.status_code,
-            type=NotFound.__name__,
+            type=(MethodNotAllowed if error.status_code == 405 else NotFound).__name__,
             request_id=call.id,
         )
         headers = dict(error.headers or {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import time
@@ -16,8 +17,9 @@ from starlette.responses import Response
 
 from ..sandbox.values import MAX_DEPTH, check_depth
 from .api import IDEMPOTENCY_KEY, NAME
-from .aside import aside
-from .errors import BadRequest, NotFound, TooLarge, Unauthorized, UnsupportedMediaType
+from .aside import LARGE_NBYTES, aside
+from .complaints import explain
+from .errors import BadRequest, NotFound, TooLarge, TooSlow, Unauthorized, UnsupportedMediaType
 from .payloads import BINARY, JSON, JSON_LENGTH, Done, split_body
 from .problems import describe, headers_of, status_of
 from .tokens import Principal
@@ -31,6 +33,10 @@ KEY_HEADER: Final = IDEMPOTENCY_KEY.lower().encode()
 _MOST_DIGITS: Final = 20  # of a length; one that has more is too large by any of them
 _MOST_VALUES: Final = 1 << 22
 _ENVELOPE: Final = 2  # dictionaries around a value of the inputs
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """Parameters of a route that has none."""
 
 
 @dataclass(slots=True)
@@ -132,7 +138,15 @@ class Call:
         try:
             return msgspec.convert(given, kind, strict=False)
         except msgspec.ValidationError as error:
-            raise BadRequest(_in_words(str(error), "the query")) from None
+            raise BadRequest(_in_words(error, kind, given, "the query")) from None
+
+    def check_query(self) -> None:
+        """
+        Raises:
+            BadRequest: there are parameters, and the route has none.
+        """
+        if self.scope.get("query_string"):
+            self.query(_Nothing)
 
     async def body(self, kind: type[_T], *, is_needed: bool = True) -> tuple[_T, memoryview]:
         """The body's JSON, and its binary part.
@@ -158,7 +172,8 @@ class Call:
         """All bytes of the body, also when they were read before.
 
         Raises:
-            BadRequest: they did not come in time, or not all of them.
+            TooSlow: they did not come in time.
+            BadRequest: not all of them came.
             TooLarge: there are too many.
             UnsupportedMediaType: they are compressed.
         """
@@ -187,7 +202,7 @@ class Call:
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            raise BadRequest(f"the body did not come within {self.body_timeout_s:g} s") from None
+            raise TooSlow(f"the body did not come within {self.body_timeout_s:g} s") from None
         return found
 
     def _too_large(self) -> TooLarge:
@@ -219,19 +234,33 @@ def decode_body(text: memoryview | bytes, kind: type[_T]) -> _T:
         )
     try:
         check_depth(raw, MAX_DEPTH + _ENVELOPE)
+    except ValueError:
+        raise BadRequest(f"a value of the JSON is nested deeper than {MAX_DEPTH} levels") from None
+    try:
         decoded: _T = _decoder(kind).decode(raw)
         return decoded
     except msgspec.ValidationError as error:
-        raise BadRequest(_in_words(str(error))) from None
+        raise BadRequest(_in_words(error, kind, raw)) from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadRequest(f"the body is no JSON that can be taken: {error}") from None
 
 
-def _in_words(text: str, whole: str = "the body") -> str:
-    """What msgspec says, with the path in front as people write it."""
-    what, _, at = text.partition(" - at `$")
-    place = at.rstrip("`").lstrip(".")
-    return f"{place}: {what[:1].lower()}{what[1:]}" if place else f"{whole}: {what[:1].lower()}{what[1:]}"
+def _in_words(error: Exception, kind: Any, given: Any, whole: str = "the body") -> str:
+    """What msgspec says, with the place in front as people write it."""
+    text = str(error)
+    if isinstance(given, bytes):
+        has_keys = "[...]" in text or "`key`" in text
+        given = _parsed(given) if has_keys and len(given) <= LARGE_NBYTES else None
+    place, what = explain(text, kind, given)
+    return f"{place or whole}: {what}"
+
+
+def _parsed(raw: bytes) -> Any:
+    """What is in a body that is wrong, to say where; None if it is no JSON at all."""
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return None
 
 
 def new_request_id(given: str | None) -> str:

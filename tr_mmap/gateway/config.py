@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, field
 
 from ..wire.names import DEFAULT_WORKER
 from .api import Name
+from .complaints import explain
 from .config_checks import impossible
 from .errors import BadConfig
 
@@ -35,8 +36,7 @@ __all__ = [
 
 _Positive = Annotated[int, Meta(ge=1)]
 _Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # no timer knows inf
-_AT: Final = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<at>[^`]*)`)?")
-_UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<name>.*)`")
+_UNKNOWN: Final = re.compile(r"object contains unknown field `(?P<name>.*)`")
 
 
 class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -156,7 +156,7 @@ class ModelsConfig(_Section, frozen=True):
         scan_interval_seconds: how often.
         max_memory_mb: of all models that are in memory; those that were not used for longest make room.
         reuse: whether the process of a model that runs by itself may serve its next run too, of the same subject. It
-            need not open the model again then; what one run leaves there, the next finds.
+            need not open the model again then; what one run leaves in imported modules, the next finds.
     """
 
     model_dir: str | None = None
@@ -226,8 +226,8 @@ class SandboxConfig(_Section, frozen=True):
 
     Attributes:
         memory_mb: that it may allocate.
-        wall_ms: that it may take.
-        cpu_ms: of processor time.
+        wall_ms: that it may take, and the most that an algorithm may ask for as ``timeout_ms``.
+        cpu_ms: of processor time, for each core: as much as ``wall_ms`` for what computes all the time.
         output_mb: of results, and of what it prints.
         cpu_cores: on how many cores its threads run.
         most_memory_mb: that an algorithm may ask for.
@@ -339,29 +339,25 @@ class Config(_Section, frozen=True):
         try:
             config = msgspec.convert(options, cls)
         except msgspec.ValidationError as error:
-            key, why = _explain(str(error))
+            key, why = _explain(str(error), options)
             raise BadConfig(f"{name}: {key + ': ' if key else ''}{why}", key=key, path=name) from error
         config = _with_paths(config, base or Path.cwd())
         _check(config, name)
         return config
 
 
-def _explain(text: str) -> tuple[str, str]:
+def _explain(text: str, options: dict[str, Any]) -> tuple[str, str]:
     """The option's key, and what is wrong, of a message of msgspec's."""
-    match = _AT.fullmatch(text)
-    key = (match["at"] or "").lstrip(".") if match else ""
-    why = match["what"] if match else text
+    key, why = explain(text, Config, options)
     unknown = _UNKNOWN.fullmatch(why)
-    if unknown:
-        key = f"{key}.{unknown['name']}".lstrip(".")
-        section: Any = Config
-        key = key.replace("[...]", ".NAME")
-        for part in key.split(".")[:-1]:
-            section = {each.name: each.type for each in msgspec.structs.fields(section)}.get(part, section)
-            section = get_args(section)[1] if get_origin(section) is dict else section
-        known = ", ".join(each.name for each in msgspec.structs.fields(section))
-        return key, f"there is no such option; there are {known}"
-    return key, why[:1].lower() + why[1:]
+    if not unknown:
+        return key, why
+    section: Any = Config
+    for part in key.split("."):
+        section = {each.name: each.type for each in msgspec.structs.fields(section)}.get(part, section)
+        section = get_args(section)[1] if get_origin(section) is dict else section
+    known = ", ".join(each.name for each in msgspec.structs.fields(section))
+    return f"{key}.{unknown['name']}".lstrip("."), f"there is no such option; there are {known}"
 
 
 def _with_paths(config: Config, base: Path) -> Config:

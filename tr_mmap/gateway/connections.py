@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from .api import ErrorBody
 from .config import ServerConfig
+from .errors import BadRequest, HeadersTooLarge, Overloaded, TooSlow
 from .logs import log
 from .payloads import JSON
 
@@ -32,6 +33,8 @@ MOST_HEADERS: Final = 100
 _MOST_PIPELINED: Final = 64  # uvicorn stops reading at the second one, but one read may bring thousands
 _MOST_DYING: Final = 64  # connections over the limit that are told so; those beyond are closed without a word
 _LINGER_S: Final = 2.0  # closed at once, with unread bytes, the client's kernel would throw the response away
+
+_TYPES: Final[dict[int, type[Exception]]] = {408: TooSlow, 431: HeadersTooLarge, 503: Overloaded}
 
 
 class _Refused(Exception):
@@ -358,7 +361,7 @@ def _response(refused: _Refused, request_id: str) -> bytes:
         ErrorBody(
             error=refused.text,
             status_code=status,
-            type="Overloaded" if status == 503 else "BadRequest",
+            type=_TYPES.get(refused.status, BadRequest).__name__,
             request_id=request_id,
         )
     )

@@ -14,9 +14,11 @@ __all__ = [
     "CircuitOpen",
     "Conflict",
     "Forbidden",
+    "HeadersTooLarge",
     "InstallFailed",
     "KeyInUse",
     "KeyReused",
+    "MethodNotAllowed",
     "NotFound",
     "Overloaded",
     "QuotaExceeded",
@@ -24,6 +26,7 @@ __all__ = [
     "RegistryFull",
     "StoreFull",
     "TooLarge",
+    "TooSlow",
     "Unauthorized",
     "UnsupportedMediaType",
 ]
@@ -67,7 +70,7 @@ class BadDependency(TRException, ValueError):
     """A package that may not be installed, or cannot be.
 
     Attributes:
-        package: its name; empty if it is not one package's fault.
+        package: its name; what was declared if that has none; empty if it is not one package's fault.
     """
 
     package: str
@@ -89,6 +92,14 @@ class TooLarge(TRException, ValueError):
         super().__init__(message, limit_nbytes=limit_nbytes)
 
 
+class HeadersTooLarge(TooLarge):
+    """A request whose headers are larger than the gateway takes."""
+
+
+class TooSlow(TRException, TimeoutError):
+    """A request that did not arrive in time."""
+
+
 class UnsupportedMediaType(TRException, ValueError):
     """A body that is encoded in a way that the gateway does not take, compressed say."""
 
@@ -103,6 +114,10 @@ class Forbidden(TRException, PermissionError):
 
 class NotFound(TRException, LookupError):
     """There is nothing of that name or id, or it belongs to another token's subject."""
+
+
+class MethodNotAllowed(NotFound):
+    """There is something at that path, and not with that method of HTTP."""
 
 
 class Conflict(TRException, RuntimeError):

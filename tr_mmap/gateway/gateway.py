@@ -145,6 +145,7 @@ class Gateway:
             Whether it came to listen; if not, its log says why.
 
         Raises:
+            BadConfig: the files of TLS cannot be used.
             OSError: the address cannot be had.
         """
         from .listening import listen

@@ -21,7 +21,7 @@ from ..errors import MissingPackage
 from .config import DependenciesConfig
 from .errors import BadDependency, InstallFailed
 from .logs import log
-from .requirements import Locked, lock_text, read_lock
+from .requirements import Locked, lock_text, name_of, read_lock
 
 __all__ = ["PACKAGES", "Installer", "find_uv"]
 
@@ -82,7 +82,7 @@ class Installer:
         self._is_closed = False
 
     def lock(
-        self, requirements: Iterable[str], provided: Mapping[str, str], folder: str, fd: int
+        self, requirements: Sequence[str], provided: Mapping[str, str], folder: str, fd: int
     ) -> tuple[Locked, ...]:
         """Choose versions of packages, and of all that they need.
 
@@ -107,11 +107,11 @@ class Installer:
         _write(folder, "provided.txt", "".join(f"{name}=={version}\n" for name, version in provided.items()))
         line = ["compile", "requirements.in", "--constraints", "provided.txt", "--find-links", stubs]
         line += ["--output-file", "lock.txt", "--generate-hashes", "--no-header", "--no-annotate"]
-        self._run_uv(line, folder, fd)
+        self._run_uv(line, folder, fd, [name_of(each) for each in requirements])
         with open(os.path.join(folder, "lock.txt"), encoding="utf-8") as file:
             return tuple(each for each in read_lock(file.read()) if each.name not in provided)
 
-    def install(self, locked: Iterable[Locked], folder: str, fd: int) -> None:
+    def install(self, locked: Sequence[Locked], folder: str, fd: int) -> None:
         """Install just these into the directory ``packages`` in ``folder``, and compile their sources.
 
         Raises:
@@ -120,7 +120,7 @@ class Installer:
         """
         _write(folder, "lock.txt", lock_text(locked))
         line = ["install", "-r", "lock.txt", "--target", PACKAGES, "--require-hashes", "--no-deps"]
-        self._run_uv(line, folder, fd)
+        self._run_uv(line, folder, fd, [each.name for each in locked])
         # Python's own, for a file is only read for it; and one that cannot be compiled may never be imported.
         self._run([self._python, "-I", "-S", "-m", "compileall", "-qq", PACKAGES], folder, fd)
 
@@ -131,8 +131,10 @@ class Installer:
             for each in self._running:
                 _kill(each)
 
-    def _run_uv(self, arguments: Sequence[str], folder: str, fd: int) -> None:
+    def _run_uv(self, arguments: Sequence[str], folder: str, fd: int, packages: Sequence[str]) -> None:
         wheels = self._config.wheel_dir
+        if wheels is not None and not os.path.isdir(wheels):
+            raise InstallFailed("[python.dependencies] wheel_dir is no directory that is there", retry_after_s=60.0)
         source = ["--no-index", "--offline", "--find-links", wheels] if wheels is not None else []
         line = [self._uv, "pip", *arguments, *source, "--python", self._python, "--only-binary", ":all:"]
         line += ["--no-config", "--no-cache", "--no-python-downloads", "--no-progress", "--color", "never", "--quiet"]
@@ -145,7 +147,10 @@ class Installer:
             raise InstallFailed("the index of packages cannot be reached now; try again", retry_after_s=10.0)
         if status:
             places = (folder, wheels or "", os.path.dirname(self._python))
-            raise BadDependency(f"the dependencies cannot be installed: {_in_one_line(said, places)}")
+            text = _in_one_line(said, places)
+            raise BadDependency(
+                f"the dependencies cannot be installed: {text}", package=_named_in(text, packages) or packages[0]
+            )
 
     def _run(self, line: Sequence[str], folder: str, fd: int) -> tuple[int, str]:
         """
@@ -223,6 +228,16 @@ def _write_stub(folder: str, name: str, version: str) -> None:
         archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{about}/RECORD", "")
+
+
+def _named_in(text: str, packages: Iterable[str]) -> str:
+    """The package that a text is about: the first that it names; empty for none."""
+    places = {}
+    for each in packages:
+        found = re.search(rf"(?<![\w.-]){re.escape(each)}\b", text)
+        if found is not None:
+            places[each] = found.start()
+    return min(places, key=places.__getitem__, default="")
 
 
 def _in_one_line(said: str, hidden: Iterable[str]) -> str:

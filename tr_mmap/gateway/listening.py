@@ -14,6 +14,7 @@ import uvicorn
 from .app import Front
 from .config import ServerConfig
 from .short_way import protocol_of
+from .tls_files import check_tls_files
 
 __all__ = ["listen"]
 
@@ -71,8 +72,10 @@ def listen(
         Whether it came to listen; if not, the application's start has failed, which it has logged.
 
     Raises:
+        BadConfig: the files of TLS cannot be used.
         OSError: the address cannot be had.
     """
+    check_tls_files(config)
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     # With the protocol's number: asyncio sets TCP_NODELAY only where it sees that, and else each response waits 40 ms.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:

@@ -89,6 +89,15 @@ class FoundVersion:
         """Whether it has code of its own."""
         return any(each[0] == SOURCE for each in self.files)
 
+    @property
+    def is_algorithm(self) -> bool:
+        """Whether it can be executed by the model's name, once it is loaded.
+
+        Raises:
+            BadModel: as :meth:`weights`.
+        """
+        return self.has_source or self.weights()[1] != "safetensors"
+
     def weights(self) -> tuple[str, Format]:
         """The file that has the weights, and what it is.
 

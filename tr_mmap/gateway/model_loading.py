@@ -25,6 +25,7 @@ from .model_files import SOURCE, TO_CONVERT, Format, FoundVersion, opened, read_
 from .model_memory import LoadedModel
 from .onnx_source import ONNX_SOURCE
 from .registry import Kind, Registered, version_of
+from .wording import in_own_words
 
 __all__ = ["ModelLoader", "map_tensors"]
 
@@ -90,13 +91,13 @@ class ModelLoader:
                 return LoadedModel(bundle, self._onnx(found, bundle), True)
             return LoadedModel(bundle, self._torch(found, bundle), False)
         except LimitExceeded as error:  # another time it may be faster
-            text = f"{found.path(file)} cannot be opened: {error}; see [sandbox]"
+            text = f"{found.path(file)} cannot be opened: {error}"
             raise LimitExceeded(text, limit=error.limit, value=error.value) from error
         except (AlgorithmError, NotAllowed) as error:
             where = found.path(SOURCE if found.has_source else file)
             if "torch.save writes" in str(error):
                 raise BadModel(f"{where} is refused: {TO_CONVERT}", name=found.name) from error
-            raise BadModel(f"{where} cannot be used: {error}", name=found.name) from error
+            raise BadModel(f"{where} cannot be used: {in_own_words(error)}", name=found.name) from error
 
     def _bundle(self, found: FoundVersion, file: str, kind: Format, reserve: Callable[[int], None]) -> Bundle:
         path = found.path(file)

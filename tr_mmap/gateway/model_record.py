@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .errors import BadModel
 from .model_api import ModelInfo, ModelState
-from .model_files import FoundVersion
+from .model_files import SOURCE, FoundVersion
 from .model_memory import Version
 
 __all__ = ["ModelRecord"]
@@ -28,6 +29,23 @@ class ModelRecord:
         self.failed: dict[FoundVersion, str] = {}
         self.error: str | None = None
         self.is_loading = False
+
+    def check_answers(self, found: FoundVersion) -> None:
+        """Whether a version can be executed if the one that is served can, as long as there is that one's directory.
+
+        Raises:
+            BadModel: it cannot: its ``model.py`` was forgotten, or is still being copied.
+        """
+        served = self.served
+        if served is None or served.own is None or served.found.number not in self.versions:
+            return
+        if not found.is_algorithm:
+            former = served.found.folder
+            raise BadModel(
+                f"{found.folder} has no {SOURCE} beside its weights, and {former}, which is served, can be executed: "
+                f"add it; or remove {former}, if nothing is to be executed by the name {found.name!r} any more",
+                name=found.name,
+            )
 
     def info(self, name: str) -> ModelInfo:
         """What clients are told of it."""

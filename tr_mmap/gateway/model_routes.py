@@ -18,6 +18,10 @@ async def _list_models(service: Service, call: Call) -> Response:
     return json_response(call, service.models.infos())
 
 
+async def _get_model(service: Service, call: Call) -> Response:
+    return json_response(call, service.models.info(call.part("name")))
+
+
 async def _load_model(service: Service, call: Call) -> Response:
     body, _ = await call.body(LoadBody, is_needed=False)
     return json_response(call, await service.models.load(call.part("name"), body.version))
@@ -31,6 +35,15 @@ MODEL_ROUTES: Final[tuple[Route, ...]] = (
         _list_models,
         "List the models, their versions, and what could not be loaded.",
         result=ModelList,
+    ),
+    Route(
+        "GET",
+        f"{PREFIX}/python/models/{{name}}",
+        "execute",
+        _get_model,
+        "Describe one model.",
+        result=ModelInfo,
+        errors=(404,),
     ),
     Route(
         "POST",

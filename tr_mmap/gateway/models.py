@@ -136,14 +136,15 @@ class Models:
     def check(self, name: str, kind: Kind) -> None:
         """
         Raises:
-            BadRequest: there is no model of that name, or algorithms of that kind cannot get one.
+            NotFound: there is no model of that name.
+            BadRequest: algorithms of that kind get none.
         """
         if kind not in ("python", "torch"):
             raise BadRequest(f"an algorithm of kind {kind!r} gets no model; those of kind 'python' and 'torch' do")
         with self._lock:
             if name not in self._models:
                 known = ", ".join(sorted(self._models))[:500] or "none"
-                raise BadRequest(f"there is no model {name!r}; there are: {known}")
+                raise NotFound(f"there is no model {name!r}; there are: {known}")
 
     def algorithm(self, name: str) -> Registered | None:
         """The algorithm that a model is; None if there is no such model, or it is none."""
@@ -313,11 +314,13 @@ class Models:
                 errors.append(model.failed[found])
                 continue
             try:
+                model.check_answers(found)
                 self._try(name, model, found)
                 break
             except TRException as error:
                 errors.append(_told(error))
-                log.warning("a model cannot be loaded", extra={"model": found.folder, "error": str(error)})
+                if errors[-1] != model.error:  # else it was said at the look before
+                    log.warning("a model cannot be loaded", extra={"model": found.folder, "error": str(error)})
         with self._lock:
             model.error = errors[0] if errors else None
 
@@ -341,9 +344,10 @@ class Models:
                 raise NotFound(f"there is no model {name!r:.200} in model_dir")
             if number is not None and number not in versions:
                 raise NotFound(f"the model {name!r} has no version {number}; it has {', '.join(map(str, versions))}")
-            model = self._noted(name, versions)
+            model, found = self._noted(name, versions), versions[number or max(versions)]
             try:
-                self._try(name, model, versions[number or max(versions)])
+                model.check_answers(found)
+                self._try(name, model, found)
             except TRException as error:
                 with self._lock:
                     model.error = _told(error)

@@ -37,9 +37,9 @@ _WITH_BODY: Final = (413, 415)
 _ABOUT: Final = """Algorithms, models and tasks, run in a sandbox, on tensors.
 
 Every error has the same body. Before a route sees it, a request may also be answered 405 (no such method; the header
-Allow names those that there are), 408 (its headers came too slowly), 431 (they are too large) or 505 (another version
-of HTTP). Every response has the header `X-Request-ID`: the request's own, if it is of 1 to 64 letters, digits, dots,
-hyphens and underscores, and else a new one."""
+Allow names those that there are), 408 (its headers or its body came too slowly), 431 (its headers are too large) or 505
+(another version of HTTP). Every response has the header `X-Request-ID`: the request's own, if it is of 1 to 64 letters,
+digits, dots, hyphens and underscores, and else a new one."""
 _HEADERS: Final[dict[int, dict[str, Any]]] = {
     401: {"WWW-Authenticate": "How to give a token."},
     429: {"Retry-After": "When to try again, in seconds."},

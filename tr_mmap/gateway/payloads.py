@@ -59,6 +59,7 @@ ALIGNMENT: Final = 64  # of tensors in a binary part, so that they can be used w
 TensorForm = Literal["list", "base64", "binary"]
 
 _FORMS: Final = ({"dtype", "shape", "data"}, {"dtype", "shape", "base64"}, {"dtype", "shape", "offset", "nbytes"})
+_FIELDS: Final = frozenset().union(*_FORMS)
 _IN_LISTS: Final = frozenset("biuf")  # kinds of numpy whose elements JSON has
 _MOST_IN_LISTS: Final = 1 << 18  # numbers, and lists of them, of all tensors of a response
 _MOST_NDIM: Final = 16
@@ -141,10 +142,18 @@ def decode_inputs(values: Mapping[str, Any], binary: memoryview) -> dict[str, An
     Raises:
         BadRequest: a tensor is none.
     """
-    return {
-        name: decode_tensor(f"the input {name!r}", value, binary) if is_tensor(value) else value
-        for name, value in values.items()
-    }
+    return {name: _decode_input(f"the input {name!r}", value, binary) for name, value in values.items()}
+
+
+def _decode_input(where: str, value: Any, binary: memoryview) -> Any:
+    if is_tensor(value):
+        return decode_tensor(where, value, binary)
+    if isinstance(value, dict) and "dtype" in value and len(value) > 1 and value.keys() <= _FIELDS:
+        raise BadRequest(
+            f"{where} has {', '.join(value)}, and is nearly a tensor: one has dtype, shape, and its elements as data, "
+            "as base64, or as offset and nbytes"
+        )
+    return value
 
 
 def is_tensor(value: Any) -> bool:

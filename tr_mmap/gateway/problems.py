@@ -30,6 +30,7 @@ from ..store import (
 )
 from . import errors
 from .api import ErrorBody
+from .wording import in_own_words, limit_of, missing_module
 
 __all__ = ["describe", "headers_of", "status_of"]
 
@@ -37,7 +38,10 @@ __all__ = ["describe", "headers_of", "status_of"]
 _STATUS: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (errors.Unauthorized, 401),
     (errors.Forbidden, 403),
+    (errors.MethodNotAllowed, 405),
     (errors.NotFound, 404),
+    (errors.TooSlow, 408),
+    (errors.HeadersTooLarge, 431),
     (errors.Conflict, 409),
     (errors.TooLarge, 413),
     (errors.RateLimited, 429),
@@ -115,18 +119,26 @@ def describe(error: BaseException, request_id: str) -> ErrorBody:
     status = status_of(error)
     if status == 500:
         return ErrorBody(error=_INTERNAL, status_code=500, type="InternalError", request_id=request_id)
-    text = next((text for kind, text in _HIDDEN.items() if isinstance(error, kind)), "") or str(error)
+    text = next((text for kind, text in _HIDDEN.items() if isinstance(error, kind)), "") or in_own_words(error)
     if isinstance(error, RemoteError):  # a trusted program's files are none of a client's business
         text = text.removesuffix(f"\n\n{error.remote_traceback}")
     details = {name: _plain(getattr(error, name)) for name in _TOLD if getattr(error, name, None) not in (None, "")}
     if any(isinstance(error, kind) for kind in _HIDDEN):
         details = {}
+    if isinstance(error, errors.BadDependency):
+        details["package"] = error.package  # also where it is none's fault
+    if isinstance(error, LimitExceeded):
+        details["limit"], details["value"] = limit_of(error)
     body = ErrorBody(
         error=text[:_MOST_TEXT],
         status_code=status,
         type=_type_of(error),
         request_id=request_id,
     )
+    missing = missing_module(error)
+    if missing:
+        body.type = MissingPackage.__name__
+        details["package"] = missing
     if details:
         body.details = details
     return body

@@ -57,14 +57,16 @@ def read_requirements(texts: Iterable[str]) -> tuple[str, ...]:
     for text in texts:
         if len(text) > _MOST_CHARACTERS or not text.isprintable():
             raise BadDependency(
-                f"{text!r:.80} is no dependency: one is printable, and has {_MOST_CHARACTERS} characters at most"
+                f"{text!r:.80} is no dependency: one is printable, and has {_MOST_CHARACTERS} characters at most",
+                package=_shown(text),
             )
         try:
             each = Requirement(text)
             if each.marker is not None:
                 each.marker.evaluate()  # one that compares what cannot be compared is found only so
         except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName):
-            raise BadDependency(f'{text!r:.80} is no dependency; "humanize==4.17.0" is one') from None
+            why = f'{text!r:.80} is no dependency; "humanize==4.17.0" is one'
+            raise BadDependency(why, package=_shown(text)) from None
         if each.url is not None:
             raise BadDependency(
                 f"{each.name} names the place {each.url!r:.80}, and packages come from the gateway's own index: name a "
@@ -76,6 +78,11 @@ def read_requirements(texts: Iterable[str]) -> tuple[str, ...]:
     if len(found) > _MOST:
         raise BadDependency(f"{len(found)} dependencies are declared, and an algorithm may have {_MOST}")
     return tuple(sorted(found))
+
+
+def _shown(text: str) -> str:
+    """What stands for the name of a package, where there is none."""
+    return "".join(each for each in text[:80] if each.isprintable())
 
 
 def name_of(requirement: str) -> str:

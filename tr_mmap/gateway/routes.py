@@ -143,7 +143,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         api.RegisterBody,
         api.AlgorithmInfo,
         201,
-        (409, 422, 503),
+        (404, 409, 422, 503),
         {
             "python": {"name": "double", "code": _DOUBLE, "dependencies": []},
             "limits": {

@@ -322,7 +322,7 @@ class Scheduler:
         now_s = job.ended_s = time.monotonic()
         job.watch_no_more()
         if isinstance(error, DeadlineExceeded):
-            error.value = now_s - job.arrived_s  # whoever has noticed it, and by which clock
+            error.value = job.deadline_s - job.arrived_s  # whoever has noticed it, and by which clock
         if job.breaker is not None:
             _note(job.breaker, error, now_s, is_trial=job.is_trial)
         if error is None:

@@ -197,9 +197,9 @@ class Service:
         if body.algorithm in self.workers:
             return self.workers.job(body, inputs, principal.subject, request_id, deadline_s, form, asked.nbytes)
         if body.algorithm is not None:
+            registered = self.registration.find(body.algorithm)
             if body.function is not None:
                 raise BadRequest("the function of an algorithm is chosen when it is registered")
-            registered = self.registration.find(body.algorithm)
             algorithm = registered.algorithm
             if algorithm.is_reused and registered.owner != principal.subject and not registered.is_model:
                 registered = dataclasses.replace(registered, algorithm=dataclasses.replace(algorithm, is_reused=False))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..controller.session import PythonSession
-from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, TRException, WorkerDied
+from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, TRException, UnknownCommand, WorkerDied
 from ..sandbox import DeadlineExceeded, RunCancelled
 from .api import ExecuteBody, WorkerInfo
 from .config import WorkerConfig
@@ -30,6 +31,7 @@ from .scheduler import Job
 
 __all__ = ["Workers"]
 
+_WORD: Final = re.compile(r"[^\s,]+")  # of a message, which a space or a comma would end
 _EXIT_MS: Final = 5_000.0  # in which a worker ends by itself, before it is ended
 
 
@@ -291,11 +293,24 @@ class _WorkerRun:
             self._check()
             raise self._too_late("before the worker's answer, and its process was ended") from None
         except BadMessage as error:
-            raise BadRequest(f"{error}; an input of a worker is a tensor, or one word") from error
+            raise BadRequest(f"the worker {self._worker.name!r} cannot be asked that: {error}") from error
+        except UnknownCommand as error:
+            raise self._unknown(error) from error
         outputs = {"output": found}
         if isinstance(found, list):
             outputs = {f"result_{number}": each for number, each in enumerate(found)}
         return encode_results(outputs, "", 1000 * (time.monotonic() - began_s), self._form)
+
+    def _unknown(self, error: UnknownCommand) -> UnknownCommand:
+        """The error for a command that the worker lacks, without the names of those that are not offered."""
+        name, offered = self._worker.name, self._worker.config.commands
+        if not offered:
+            return error
+        log.warning(
+            "[workers.NAME] commands has one that the worker lacks", extra={"worker": name, "what": error.command}
+        )
+        text = f"the worker {name!r} knows no command {error.command[:80]!r}, though its section offers it"
+        return UnknownCommand(text, command=error.command, error_type=error.error_type, remote_traceback="")
 
     def _left_ms(self) -> float:
         return max(0.0, 1000 * (self._deadline_s - time.monotonic()))
@@ -331,6 +346,11 @@ def _word(name: str, value: Any) -> str | int | float:
         return "true" if value else "false"
     if value is None:
         return "None"
+    if isinstance(value, str) and not _WORD.fullmatch(value):
+        raise BadRequest(
+            f"the input {name!r}: {value!r:.80} is not one word, as a worker gets them: it is empty, or has a space, a "
+            "line break or a comma; give its words as inputs of their own, or a tensor of its bytes"
+        )
     if isinstance(value, str | int | float):
         return value
     raise BadRequest(f"the input {name!r}: a worker gets tensors, texts and numbers, and no {type(value).__name__}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .async_client import AsyncClient
 from .async_store import AsyncRemoteStore
 from .async_task import AsyncTask
-from .failures import ConnectionLost, GatewayError, Unreachable
+from .failures import ClientClosed, ConnectionLost, GatewayError, Unreachable
 from .records import RemoteRecord, TensorInfo
 from .results import Result
 from .sync_client import Client
@@ -21,6 +21,7 @@ __all__ = [
     "AsyncRemoteStore",
     "AsyncTask",
     "Client",
+    "ClientClosed",
     "ConnectionLost",
     "GatewayError",
     "RemoteRecord",

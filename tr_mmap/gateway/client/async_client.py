@@ -129,12 +129,15 @@ class AsyncClient:
         algorithm: Algorithm,
         inputs: Inputs = None,
         *,
+        function: str | None = None,
         timeout_ms: float | None = None,
         priority: int | None = None,
         framework: Framework | None = None,
     ) -> Result:
         """See :meth:`Client.run`."""
-        return await self._execute(algorithm, None, inputs, framework, timeout_ms=timeout_ms, priority=priority)
+        return await self._execute(
+            algorithm, None, inputs, framework, timeout_ms=timeout_ms, priority=priority, function=function
+        )
 
     async def execute(
         self,
@@ -217,6 +220,10 @@ class AsyncClient:
     ) -> api.EnvironmentInfo:
         """See :meth:`Client.make_environment`."""
         return await self._call(messages.make_environment(packages), timeout_s)
+
+    async def workers(self) -> list[api.WorkerInfo]:
+        """See :meth:`Client.workers`."""
+        return await self._call(messages.workers())
 
     async def scheduler_status(self) -> api.SchedulerStatus:
         """See :meth:`Client.scheduler_status`."""

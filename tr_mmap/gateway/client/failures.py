@@ -14,7 +14,15 @@ from ...store import errors as store_errors
 from .. import errors as gateway_errors
 from ..api import ErrorBody
 
-__all__ = ["ConnectionLost", "GatewayError", "Unreachable", "error_of", "error_of_transport", "out_of_time"]
+__all__ = [
+    "ClientClosed",
+    "ConnectionLost",
+    "GatewayError",
+    "Unreachable",
+    "error_of",
+    "error_of_transport",
+    "out_of_time",
+]
 
 
 class GatewayError(TRException, RuntimeError):
@@ -53,6 +61,10 @@ class Unreachable(TRException, ConnectionError):
 
 class ConnectionLost(Unreachable):
     """The connection ended before the response did. The gateway may have done what was asked."""
+
+
+class ClientClosed(TRException, RuntimeError):
+    """The client was closed before it was asked this."""
 
 
 def _kinds(*modules: Any) -> dict[str, type[TRException]]:

@@ -55,6 +55,7 @@ __all__ = [
     "task_info",
     "unregister",
     "with_body",
+    "workers",
 ]
 
 _T = TypeVar("_T")
@@ -270,6 +271,11 @@ def follow_to_end(task_id: str, framework: Framework) -> Ask[Result]:
 
 
 # -- the gateway -----------------------------------------------------------------------------------------------------
+
+
+def workers() -> Ask[list[api.WorkerInfo]]:
+    """The trusted workers."""
+    return Ask("GET", f"{api.PREFIX}/workers", lambda answer: answer.json(api.WorkerList).workers)
 
 
 def scheduler_status() -> Ask[api.SchedulerStatus]:

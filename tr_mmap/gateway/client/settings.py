@@ -18,7 +18,7 @@ from ...tsr.framework_names import check_framework_name, check_installed
 from ..config import is_loopback
 from ..errors import BadRequest
 from .attempts import Send
-from .failures import ConnectionLost, error_of_transport, out_of_time
+from .failures import ClientClosed, ConnectionLost, error_of_transport, out_of_time
 from .messages import Ask, Buffer
 from .results import Framework
 
@@ -96,7 +96,13 @@ class Settings:
         return timeout_s if timeout_s is not None else max(self.timeout_s, ask.timeout_s or 0.0)
 
     def request(self, http: httpx.Client | httpx.AsyncClient, ask: Ask[Any], timeout_s: float) -> httpx.Request:
-        """The request of httpx."""
+        """The request of httpx.
+
+        Raises:
+            ClientClosed: it cannot be sent any more.
+        """
+        if http.is_closed:
+            raise ClientClosed("this client was closed; make another one")
         content: Any = None
         if ask.pieces:
             content = Chunks(ask.pieces) if isinstance(http, httpx.Client) else AsyncChunks(ask.pieces)

@@ -175,6 +175,7 @@ class Client:
         algorithm: Algorithm,
         inputs: Inputs = None,
         *,
+        function: str | None = None,
         timeout_ms: float | None = None,
         priority: int | None = None,
         framework: Framework | None = None,
@@ -184,6 +185,7 @@ class Client:
         Args:
             algorithm: its name, or what :meth:`register` returned.
             inputs: by name: values as JSON has them, arrays of numpy, tensors of torch. Tensors are sent as bytes.
+            function: of a trusted worker, whose name is the algorithm's then: its command. Of no other algorithm.
             timeout_ms: from the request's arrival to the run's end, waiting included.
             priority: the higher, the sooner; from -100 to 100.
             framework: of the tensors in this result.
@@ -197,7 +199,9 @@ class Client:
             DeadlineExceeded: it did not end in time.
             Busy: there is no room for it, until the call's time is over.
         """
-        return self._execute(algorithm, None, inputs, framework, timeout_ms=timeout_ms, priority=priority)
+        return self._execute(
+            algorithm, None, inputs, framework, timeout_ms=timeout_ms, priority=priority, function=function
+        )
 
     def execute(
         self,
@@ -304,6 +308,10 @@ class Client:
             InstallFailed: not now.
         """
         return self._call(messages.make_environment(packages), timeout_s)
+
+    def workers(self) -> list[api.WorkerInfo]:
+        """The trusted workers that the gateway has; :meth:`run` asks one for a command."""
+        return self._call(messages.workers())
 
     def scheduler_status(self) -> api.SchedulerStatus:
         """What waits, and what goes on."""

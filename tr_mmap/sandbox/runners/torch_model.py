@@ -12,6 +12,7 @@ import math
 import mmap
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -130,8 +131,7 @@ def _run(kind: str, work: Work, code: bytes, options: NativeOptions, inputs: dic
         if arguments is not None:
             result = function(*arguments)
         else:
-            names, count = _parameters_of(kind, model, function)
-            positional, named = _arrange(work.name, inputs, names, count)
+            positional, named = _arrange(work.name, inputs, _parameters_of(kind, model, function))
             result = function(*positional, **named)
     return _name(result, options.outputs)
 
@@ -156,42 +156,70 @@ def _function_of(kind: str, model: Any, work: Work) -> Callable[..., Any]:
     return found
 
 
-def _parameters_of(kind: str, model: Any, function: Any) -> tuple[list[str], int]:
-    """Names of the parameters; and how many take no name: a program takes them as it was exported with them."""
+@dataclass(frozen=True, slots=True)
+class _Parameters:
+    """What a model takes.
+
+    Attributes:
+        names: of all.
+        count: how many of them take no name: a program takes them as it was exported with them.
+        required: names of those without which it cannot be called.
+        tensors: names of those that are tensors, and nothing else.
+    """
+
+    names: list[str]
+    count: int
+    required: list[str]
+    tensors: set[str]
+
+
+def _parameters_of(kind: str, model: Any, function: Any) -> _Parameters:
     if kind == _SCRIPT:
         schema = (model.forward if function is model else function).schema
-        return [each.name for each in schema.arguments if each.name != "self"], 0
+        arguments = schema.arguments[1:]  # the first is the module itself, whatever its name
+        return _Parameters(
+            [each.name for each in arguments],
+            0,
+            [each.name for each in arguments if not each.has_default_value()],
+            {each.name for each in arguments if str(each.type) == "Tensor"},
+        )
     info = model.graph._codegen.pytree_info
-    positional, _ = info.in_spec.unflatten(range(info.in_spec.num_leaves))
-    return [each for each in info.orig_args if each != "self"], len(positional)
+    names = [each for each in info.orig_args if each != "self"]
+    leaves = [each for each in model.graph.nodes if each.op == "placeholder"]
+    positional, _ = info.in_spec.unflatten(leaves)
+    is_tensor = [isinstance(getattr(each, "meta", {}).get("val"), torch.Tensor) for each in positional]
+    tensors = {name for name, found in zip(names, is_tensor, strict=False) if found}
+    return _Parameters(names, len(positional), names[: len(positional)], tensors)
 
 
-def _arrange(
-    name: str, inputs: Mapping[str, Any], parameters: list[str], count: int
-) -> tuple[list[Any], dict[str, Any]]:
+def _arrange(name: str, inputs: Mapping[str, Any], parameters: _Parameters) -> tuple[list[Any], dict[str, Any]]:
     """Inputs by name where their names are those of parameters; in their order where none is.
 
     Args:
         name: of the algorithm.
         inputs: by name.
-        parameters: names of all.
-        count: how many of them take no name.
+        parameters: of the model.
 
     Raises:
-        Refused: some are, and some are not; or one without a name is missing.
+        Refused: some are, and some are not; or one is missing, or is no tensor where the model takes one.
     """
-    unknown = [each for each in inputs if each not in parameters]
-    if inputs and len(unknown) == len(inputs) and len(inputs) <= len(parameters):
-        inputs = dict(zip(parameters, inputs.values(), strict=False))
+    names = parameters.names
+    unknown = [each for each in inputs if each not in names]
+    if inputs and len(unknown) == len(inputs) and len(inputs) <= len(names):
+        inputs = dict(zip(names, inputs.values(), strict=False))
     elif unknown:
-        raise Refused(
-            "TypeError", f"{name!r} has no parameter {', '.join(unknown)}; it has {', '.join(parameters) or 'none'}"
-        )
-    missing = [each for each in parameters[:count] if each not in inputs]
+        raise Refused("TypeError", f"{name!r} has no input {', '.join(unknown)}; it has {', '.join(names) or 'none'}")
+    missing = [each for each in parameters.required if each not in inputs]
     if missing:
-        raise Refused("TypeError", f"{name!r} needs {', '.join(missing)}, too; it has {', '.join(parameters)}")
-    positional = [inputs[each] for each in parameters[:count]]
-    return positional, {each: inputs[each] for each in inputs if each not in parameters[:count]}
+        verb = "is" if len(missing) == 1 else "are"
+        text = f"the inputs of {name!r} are {', '.join(names)}; {', '.join(missing)} {verb} missing"
+        raise Refused("TypeError", text)
+    for each, value in inputs.items():
+        if each in parameters.tensors and not isinstance(value, torch.Tensor):
+            text = f"the input {each!r} of {name!r} is no tensor, and has to be one: its type is {type(value).__name__}"
+            raise Refused("TypeError", text)
+    positional = [inputs[each] for each in names[: parameters.count]]
+    return positional, {each: inputs[each] for each in inputs if each not in names[: parameters.count]}
 
 
 def _name(result: Any, names: list[str]) -> Any:

@@ -1,0 +1,152 @@
+"""A request that is wrong is told where, what would be right, and by an error of its own kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from gateways import RunningGateway, running
+from raw_http import Wire
+
+from tr_mmap.gateway import Config
+from tr_mmap.gateway.complaints import explain
+from tr_mmap.gateway.errors import BadConfig
+
+ALGORITHMS = "/api/v1/python/algorithms"
+EXECUTE = "/api/v1/python/execute"
+NAMES = "1 to 128 of A-Za-z0-9_.-, not beginning with . or -"
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    with running(tmp_path_factory.mktemp("wrong"), server="body_timeout_s = 0.2\nheader_timeout_s = 0.2") as started:
+        yield started
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        (ALGORITHMS, {"name": "a/b", "code": "1"}, f"name: expected {NAMES}"),
+        (ALGORITHMS, {"name": "a", "code": "1", "sha256": "x"}, "sha256: expected 64 hexadecimal digits"),
+        (ALGORITHMS, {"name": "a", "kind": "java"}, "kind: there is no 'java'; there are native, python, torch, wasm"),
+        (EXECUTE, {"code": "1", "tensors": "x"}, "tensors: there is no 'x'; there are base64, list"),
+        (EXECUTE, {"code": "1", "inputs": {"x": {"y": [1, "1e999"]}, "z": 1}}, "inputs.x.y[1]: number out of range"),
+        (EXECUTE, {"code": "1", "inputs": {"a b": "1e999"}}, "inputs['a b']: number out of range"),
+        (ALGORITHMS, {"name": "a", "code": "1", "timeout_ms": 5001}, "may take timeout_ms=5000 here, and not 5001"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_what_is_allowed_there(
+    gateway: RunningGateway, path: str, body: dict[str, Any], said: str
+) -> None:
+    answer = gateway.ask("POST", path, content=as_json(body))
+    assert answer.status_code == 400, answer.text
+    assert said in answer.json()["error"]
+
+
+def as_json(body: dict[str, Any]) -> bytes:
+    """A body in which a number is too large for every machine, which Python cannot write."""
+    import json
+
+    return json.dumps(body).replace('"1e999"', "1e999").encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"dtype": "float32", "shape": [1]}, "the input 'x' has dtype, shape, and is nearly a tensor"),
+        ({"dtype": "float32", "data": [1]}, "the input 'x' has dtype, data"),
+        ({"dtype": "float32", "shape": [1], "data": [1], "base64": "AACAPw=="}, "its elements as data, as base64, or"),
+        ({"dtype": "float32", "shape": [1], "offset": 0}, "as offset and nbytes"),
+    ],
+)
+def test_what_is_nearly_a_tensor_is_refused_by_name(gateway: RunningGateway, value: object, said: str) -> None:
+    answer = gateway.ask("POST", EXECUTE, {"code": "output = inputs['x']", "inputs": {"x": value}})
+    assert (answer.status_code, answer.json()["type"]) == (400, "BadRequest"), answer.text
+    assert said in answer.json()["error"]
+
+
+@pytest.mark.parametrize("value", [{"dtype": "float32"}, {"shape": [1], "data": [1]}, {"dtype": "x", "color": 1}])
+def test_other_objects_are_values(gateway: RunningGateway, value: object) -> None:
+    assert gateway.execute(code="output = inputs['x']", inputs={"x": value}) == value
+
+
+def test_values_may_be_as_deep_as_the_page_says(gateway: RunningGateway) -> None:
+    def nested(levels: int) -> bytes:
+        return b'{"code": "output = 1", "inputs": {"x": ' + b"[" * levels + b"]" * levels + b"}}"
+
+    assert gateway.ask("POST", EXECUTE, content=nested(100)).status_code == 200
+    answer = gateway.ask("POST", EXECUTE, content=nested(101))
+    assert (answer.status_code, "deeper than 100 levels" in answer.json()["error"]) == (400, True)
+
+
+def test_parameters_that_no_route_has_are_refused_everywhere(gateway: RunningGateway) -> None:
+    for method, path, body in (
+        ("GET", f"/api/v1/task/{'0' * 32}?tensors=base64", None),
+        ("GET", f"{ALGORITHMS}?limit=1", None),
+        ("POST", f"{EXECUTE}?timeout_ms=1", {"code": "output = 1"}),
+    ):
+        for _ in range(3):  # by the short way, too
+            answer = gateway.ask(method, path, body)
+            assert (answer.status_code, "the query: object contains unknown field" in answer.text) == (400, True), path
+    assert gateway.ask("GET", "/healthz?verbose=1").status_code == 200  # probes send what they like
+
+
+def test_a_method_that_a_path_lacks_has_a_type_of_its_own(gateway: RunningGateway) -> None:
+    answer = gateway.ask("DELETE", EXECUTE)
+    assert (answer.status_code, answer.json()["type"]) == (405, "MethodNotAllowed")
+
+
+def test_what_comes_too_slowly_is_a_408_and_too_many_headers_are_a_431(gateway: RunningGateway) -> None:
+    host = f"Host: {gateway.address[0]}\r\n"
+    token = f"Authorization: Bearer {gateway.token('execute')}\r\n"
+    many = "".join(f"X-{number}: 1\r\n" for number in range(101))
+    for sent, status, kind in (
+        (f"POST {EXECUTE} HTTP/1.1\r\n{host}{token}Content-Length: 10\r\n\r\n{{", 408, "TooSlow"),
+        (f"POST {EXECUTE} HTTP/1.1\r\n{host}", 408, "TooSlow"),
+        (f"GET /healthz HTTP/1.1\r\n{host}{many}\r\n", 431, "HeadersTooLarge"),
+    ):
+        with Wire(gateway.address) as wire:
+            wire.send(sent.encode())
+            answer = wire.answer()
+        assert answer is not None
+        assert (answer.status, answer.json()["type"]) == (status, kind)
+
+
+def test_two_functions_of_which_none_is_meant_are_refused_at_registration(gateway: RunningGateway) -> None:
+    two = "def f(inputs):\n    return 1\ndef g(inputs):\n    return 2\n"
+    answer = gateway.ask("POST", ALGORITHMS, {"name": "x", "code": two})
+    assert answer.status_code == 422, answer.text
+    assert "none of its functions (f, g) is named 'x' or 'process'" in answer.json()["error"]
+    for more in (
+        {"function": "g"},
+        {"name": "f"},
+        {"code": f"{two}output = f(inputs)"},
+        {"code": f"{two}globals().update(output=3)"},
+        {"code": f"{two}exec('out' + 'put = 4')"},
+    ):
+        made = gateway.ask("POST", ALGORITHMS, {"name": "x", "code": two, **more})
+        assert made.status_code == 201, made.text
+    assert gateway.execute(algorithm="x") == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "said"),
+    [
+        ({"workers": {"good": {"script": "x"}, "a b": {"script": "x"}}}, "workers['a b']", NAMES),
+        ({"workers": {"good": {"script": "x"}, "bad": {}}}, "workers.bad", "missing required field `script`"),
+        ({"workers": {"good": {"script": "x"}, "bad": {"script": "x", "count": 0}}}, "workers.bad.count", ">= 1"),
+        ({"python": {"dependencies": {"manager": "pip"}}}, "python.dependencies.manager", "no 'pip'; there are uv"),
+        ({"server": {"prot": 1}}, "server.prot", "there is no such option; there are host, port"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_section(options: dict[str, Any], key: str, said: str) -> None:
+    with pytest.raises(BadConfig) as caught:
+        Config.from_dict(options)
+    assert caught.value.key == key
+    assert said in str(caught.value)
+
+
+def test_a_place_that_is_not_known_stays_open() -> None:
+    assert explain("Number out of range - at `$.inputs[...]`", Config) == ("inputs[...]", "number out of range")
+    assert explain("Expected `int`, got `str`", Config) == ("", "expected `int`, got `str`")
