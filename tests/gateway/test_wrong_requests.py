@@ -113,9 +113,10 @@ def test_what_comes_too_slowly_is_a_408_and_too_many_headers_are_a_431(gateway: 
         assert (answer.status, answer.json()["type"]) == (status, kind)
 
 
-def test_two_functions_of_which_none_is_meant_are_refused_at_registration(gateway: RunningGateway) -> None:
+def test_of_two_functions_one_has_to_be_meant(gateway: RunningGateway) -> None:
     two = "def f(inputs):\n    return 1\ndef g(inputs):\n    return 2\n"
-    answer = gateway.ask("POST", ALGORITHMS, {"name": "x", "code": two})
+    assert gateway.register("x", two)["function"] is None
+    answer = gateway.ask("POST", "/api/v1/python/execute", {"algorithm": "x"})
     assert answer.status_code == 422, answer.text
     assert "none of its functions (f, g) is named 'x' or 'process'" in answer.json()["error"]
     for more in (

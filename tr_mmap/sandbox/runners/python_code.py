@@ -11,17 +11,8 @@ __all__ = ["check", "run"]
 
 
 def check(name: str, code: bytes, function: str | None) -> str | None:
-    """Parse the source; nothing of it is executed. Returns the function to call; None if the code sets ``output``.
-
-    Raises:
-        NameError: nobody can say which function is meant, and the code has no way to set ``output``.
-    """
-    found = _compile(name, code, function)[1]
-    if found is None and not any(each in code for each in (b"output", b"exec", b"import *")):
-        names = [each.name for each in ast.parse(code).body if isinstance(each, ast.FunctionDef)]
-        if len(names) > 1:
-            raise _no_result(name, names)
-    return found
+    """Parse the source; nothing of it is executed. Returns the function to call; None if the code sets ``output``."""
+    return _compile(name, code, function)[1]
 
 
 def run(name: str, code: bytes, function: str | None, inputs: dict[str, Any], arguments: list[Any] | None) -> Any:
@@ -42,15 +33,11 @@ def run(name: str, code: bytes, function: str | None, inputs: dict[str, Any], ar
         return called(inputs) if arguments is None else called(*arguments)
     if "output" not in namespace:
         names = [each for each, value in namespace.items() if isinstance(value, FunctionType)]
-        raise _no_result(name, names)
+        raise NameError(
+            f"the code sets no output, and none of its functions ({', '.join(names) or 'it has none'}) is named "
+            f"{name!r} or 'process', or is the only one: say which function, or set output"
+        )
     return namespace["output"]
-
-
-def _no_result(name: str, names: list[str]) -> NameError:
-    return NameError(
-        f"the code sets no output, and none of its functions ({', '.join(names) or 'it has none'}) is named "
-        f"{name!r} or 'process', or is the only one: say which function, or set output"
-    )
 
 
 _compiled: tuple[tuple[str, bytes, str | None], tuple[CodeType, str | None]] | None = None  # a kept process has it
