@@ -124,7 +124,7 @@ def test_a_command_that_is_offered_and_not_there_tells_the_log_and_no_client_the
     assert (answer.status_code, answer.json()["type"]) == (422, "UnknownCommand")
     assert "knows no command 'dye_once'" in answer.json()["error"]
     assert "spin" not in answer.text
-    assert any(each.get("what") == "dye_once" for each in gateway.logged())
+    wait_until(lambda: any(each.get("what") == "dye_once" for each in gateway.logged()))
     assert "spin" in ask(gateway, "one", "nope").text  # where all are offered, they are told
 
 
