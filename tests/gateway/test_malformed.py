@@ -106,6 +106,7 @@ WIDE = [0, 140737488355328, 140737488355328]  # no array has such sizes, though 
 @MANY
 @example({"dtype": "uint8", "shape": WIDE, "base64": ""})
 @example({"dtype": "uint8", "shape": WIDE, "data": []})
+@example({"dtype": "int8", "shape": [], "data": 1e308})
 @example({"dtype": "uint8", "shape": WIDE, "offset": 0, "nbytes": 0})
 @example({"dtype": "uint8", "shape": [1], "offset": int("9" * 4300), "nbytes": int("9" * 4300)})
 @given(TENSORS)

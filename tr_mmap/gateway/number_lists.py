@@ -92,12 +92,12 @@ def _converted(numbers: list[Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]
         if dtype.kind == "f":
             return np.array(numbers, np.float64).astype(dtype)  # null becomes NaN
         given = np.array(numbers)
+        if given.dtype.kind not in "biuf":
+            raise NotNumbers(f"a number of it is none of {dtype}")
+        # numpy takes whole numbers for floats, and rounds them, if some are small and some above 2**63.
+        array = np.array(numbers, dtype) if given.dtype.kind == "f" and dtype.kind in "iu" else given.astype(dtype)
     except OverflowError:
         raise NotNumbers(f"a number of it is none of {dtype}") from None
-    if given.dtype.kind not in "biuf":
-        raise NotNumbers(f"a number of it is none of {dtype}")
-    # numpy takes whole numbers for floats, and rounds them, if some are small and some above 2**63.
-    array = np.array(numbers, dtype) if given.dtype.kind == "f" and dtype.kind in "iu" else given.astype(dtype)
     if dtype.kind in "iu" and not np.array_equal(array, given):
         raise NotNumbers(f"a number of it is none of {dtype}")
     return array
