@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from tr_mmap.store import RecordExists, Store, StoreClosed
+from tr_mmap.store.environment import DATABASES
 
 DIM: Final = 32
 MAX_IDS: Final = 300
@@ -215,8 +216,16 @@ class StoreSoak:
         return sum(1 for path in self.root.rglob("*") if path.is_file())
 
     def nbytes(self) -> int:
-        """Of the store's files, as the file system counts them."""
-        return sum(path.lstat().st_blocks * 512 for path in self.root.rglob("*"))
+        """Of the store's files, as the file system counts them; of its catalogue, only the pages in use.
+
+        It keeps those of records that are gone, for later ones; while a snapshot lives it can use none of these.
+        """
+        with self._store._catalogue.read() as transaction:
+            trees = [transaction.raw.stat(getattr(transaction, name)) for name in DATABASES]
+        kinds = ("branch_pages", "leaf_pages", "overflow_pages")
+        in_use = sum(each["psize"] * sum(each[kind] for kind in kinds) for each in trees)
+        files = [path.lstat() for path in self.root.rglob("*") if path.name != "data.mdb"]
+        return in_use + sum(each.st_blocks * 512 for each in files)
 
     def close(self) -> None:
         self._store.close()
