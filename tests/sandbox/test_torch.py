@@ -204,6 +204,22 @@ def test_source_gets_torch_tensors(box: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("reuse", [False, True])
+def test_a_collection_looks_at_nothing_that_was_there_before_the_runs(box: Sandbox, reuse: bool) -> None:
+    """Torch is of some 300,000 objects: to look at them takes longer than most runs, and copies their pages."""
+    code = (
+        "import gc, sys\n"
+        "def process(inputs):\n"
+        "    if not hasattr(sys, 'kept'): sys.kept = [[] for _ in range(50_000)]\n"
+        "    return len(gc.get_objects())"
+    )
+    algorithm = box.register("count", code, reuse=reuse)
+    counts = [box.run(algorithm).outputs["output"] for _ in range(3)]
+    assert 50_000 <= counts[0] < 60_000
+    if reuse:
+        assert max(counts[1:]) < 10_000  # nor at what its first run has left
+
+
+@pytest.mark.parametrize("reuse", [False, True])
 def test_a_store_into_an_input_changes_the_runs_own_copy(box: Sandbox, reuse: bool) -> None:
     code = (
         "def process(inputs):\n  inputs['x'].add_(1)\n  inputs['l'].mul_(0)\n  return {'y': inputs['x'] + inputs['l']}"

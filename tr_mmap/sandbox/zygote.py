@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import os
 import resource
@@ -132,6 +133,9 @@ def _prepare(settings: Settings) -> None:
         importlib.import_module(name)
     _hide_modules(settings)
     _start_of_installed()
+    # What is there stays: a collection in a child need not look at it, nor write to its pages, which all share.
+    gc.collect()
+    gc.freeze()
     if is_entered:
         namespaces.make_root(settings.grants, has_descriptors=settings.has_descriptors)
         if not settings.has_network:

@@ -38,7 +38,7 @@ _ZIP: Final = b"PK\x03\x04"
 _EXPORTED, _SCRIPT, _SOURCE = "torch.export program", "TorchScript model", "Python source"
 _FORWARD: Final = "forward"
 
-_kept: dict[str, Any] = {}  # the model of the algorithm whose process this is, between its runs
+_kept: dict[str, Any] = {}  # between runs of the algorithm whose process this is: its model, how many there were
 
 
 def answer(job: Job, work: Work, memory: mmap.mmap, fds: list[int]) -> Answer:
@@ -54,11 +54,21 @@ def answer(job: Job, work: Work, memory: mmap.mmap, fds: list[int]) -> Answer:
                 _open(kind, code)
             return Answer(function=function or (None if kind == _SOURCE else _FORWARD))
         if options.is_reused:
-            gc.collect()  # the inputs of the run before count for the limit on memory until they are gone
+            _end_inputs()
         inputs = _open_inputs(work, [inputs_fd, *loans])
         return finish(job, work, outputs_fd, lambda: _run(kind, work, code, options, inputs))
     except Refused as error:
         return Answer(fault=Fault("algorithm", error.kind, str(error)))
+
+
+def _end_inputs() -> None:
+    """Let go of the inputs of the run before, which count for the limit on memory until they are gone."""
+    runs = _kept["runs"] = _kept.get("runs", 0) + 1
+    if runs == 1:
+        return
+    gc.collect()
+    if runs == 2:  # what the first run has made stays, and a model may be of many objects: look at them no more
+        gc.freeze()
 
 
 def _kind_of(code: bytes) -> str:
