@@ -233,7 +233,7 @@ def test_a_heartbeat_is_read_at_both_ends(connect: Callable[[str], Ends]) -> Non
     for end in (ends.controller, ends.worker):
         age_ms = end.heartbeat_age_ms()
         assert age_ms is not None
-        assert 0 <= age_ms <= (time.monotonic() - began_s) * 1000 + 2
+        assert 0 <= age_ms <= (time.monotonic() - began_s) * 1000 + 50  # the clock of a touch lags a little
 
 
 def test_no_status_writes_over_the_heartbeat(connect: Callable[[str], Ends]) -> None:

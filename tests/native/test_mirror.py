@@ -359,6 +359,9 @@ def test_only_a_tuple_of_mirrors_is_kept_up_to_date(native: ModuleType, mirrors:
 # -- heartbeats -----------------------------------------------------------------------------------------------------
 
 
+LAG_MS = 50.0  # of the clock that a touch reads, at most
+
+
 @pytest.fixture
 def status() -> memoryview:
     return memoryview(mmap.mmap(-1, STATUS_NBYTES))
@@ -370,7 +373,7 @@ def test_a_heartbeat_ages_until_it_is_touched(native: ModuleType, status: memory
     began = time.monotonic()
     heartbeat.touch()
     age = heartbeat.age_ms()
-    assert 0 <= age <= (time.monotonic() - began) * 1000 + 2
+    assert 0 <= age <= (time.monotonic() - began) * 1000 + LAG_MS
     wait_until(lambda: heartbeat.age_ms() > age + 5)
     assert bytes(status[:HEARTBEAT_OFFSET]) == bytes(HEARTBEAT_OFFSET)
 
@@ -380,7 +383,7 @@ def test_both_implementations_mean_the_same_time(status: memoryview) -> None:
         for reader in IMPLEMENTATIONS:
             began = time.monotonic()
             writer.Heartbeat(status).touch()
-            assert 0 <= reader.Heartbeat(status).age_ms() <= (time.monotonic() - began) * 1000 + 2
+            assert 0 <= reader.Heartbeat(status).age_ms() <= (time.monotonic() - began) * 1000 + LAG_MS
 
 
 @pytest.mark.parametrize("back_ms", [0, 1, 5000, 2**31 - 1000])

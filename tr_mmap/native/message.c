@@ -19,9 +19,16 @@ int span_of(PyObject *text, Span *span) {
     return 1;
 }
 
+/* The clock of timestamps, which people read: some milliseconds behind the other, in a third of the time. */
+#ifdef CLOCK_REALTIME_COARSE
+static const clockid_t TIMESTAMP_CLOCK = CLOCK_REALTIME_COARSE;
+#else
+static const clockid_t TIMESTAMP_CLOCK = CLOCK_REALTIME;
+#endif
+
 uint64_t now_ms(void) {
     struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
+    clock_gettime(TIMESTAMP_CLOCK, &now);
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 

@@ -290,8 +290,11 @@ static PyObject *wait_for_line(MessagePage *self, PyObject *semaphore, double ti
         if (is_over) break;
         if (self->spin_us > 0 && self->should_spin) {
             spin(self, left_s * 1e6 < self->spin_us ? left_s * 1e6 : self->spin_us);
-            line = take_and_adapt(self);
-            if (line != Py_None) return unless_interrupted(self, line);
+            line = py_take(self, NULL);
+            if (line != Py_None) { /* it came in time, so the next one is polled for, too */
+                if (line != NULL) self->since_us = 0;
+                return unless_interrupted(self, line);
+            }
             Py_DECREF(line);
         }
         double sleep_s = longest_sleep_s(slice_s, waited_s);
