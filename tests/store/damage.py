@@ -51,6 +51,7 @@ def look(root: str, is_writer: bool) -> None:
 
     ask("check", lambda store: store.check() == [])
     ask("get", lambda store: all(right(store.get(each)) for each in IDS))
+    ask("get_now", lambda store: all(found is ... or right(found) for found in map(store.get_now, IDS)))
     ask("list", lambda store: {each.id for each in store.get_all() if right(each)} == set(IDS))
     ask("filter", lambda store: len(store.get_all(filters={"version": 2})) == len(IDS[::4]))
     ask("near", lambda store: store.search(vector_of("r5", 1), limit=3)[0].record.id == "r5")

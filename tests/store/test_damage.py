@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import damage
 import pytest
@@ -65,6 +66,25 @@ def attempts(
 def test_a_catalogue_that_was_cut_is_refused(mother: Mother, root: Path, prepared: Path, is_full: bool) -> None:
     for _, outcomes in attempts(mother, root, prepared, "catalogue/data.mdb", cut, 200 if is_full else 4):
         assert set(outcomes.values()) <= {"StoreCorrupt"} or outcomes["check"] == "right"
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x93", b"\xff" * 10, "cut"], ids=["nothing", "begun", "no entry", "cut"])
+def test_a_record_that_cannot_be_read_is_one_of_our_errors_by_every_method(
+    mother: Mother, root: Path, prepared: Path, raw: bytes | str
+) -> None:
+    copy_of(prepared, root)
+
+    def spoil(transaction: Any) -> None:
+        found = transaction.get(b"r1", db=transaction.records)
+        transaction.put(b"r1", found[:-3] if raw == "cut" else raw, db=transaction.records)
+
+    with Store("shared", root) as store:
+        store._catalogue.write(spoil)
+    said, status = mother.run("damage.look", str(root), True)
+    assert status == 0
+    outcomes = {str(name): str(outcome) for name, outcome in said}
+    assert not [each for each in outcomes.values() if each.startswith("stray")], outcomes
+    assert {outcomes[each] for each in ("get", "list", "clear")} == {"StoreCorrupt"}, outcomes
 
 
 @pytest.mark.long

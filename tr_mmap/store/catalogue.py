@@ -240,6 +240,18 @@ class Catalogue:
         with self.read() as transaction:
             return transaction.get(key, db=getattr(transaction, name))  # type: ignore[no-any-return]
 
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """A block in which a value is looked at that was read before.
+
+        Raises:
+            StoreCorrupt: it is not what was written.
+        """
+        try:
+            yield
+        except _WRONG as error:
+            raise translated(error, self.path) from error
+
     def short_value(self, name: str, key: bytes, most_nbytes: int) -> bytes | EllipsisType | None:
         """As :meth:`value`; ``...`` if it is longer than that, which takes no longer to say."""
         transaction = self._begin(is_buffered=True)
@@ -248,6 +260,8 @@ class Catalogue:
             if found is None or len(found) > most_nbytes:
                 return None if found is None else ...
             return bytes(found)
+        except lmdb.Error as error:
+            raise translated(error, self.path) from error
         finally:
             transaction.end()
             transaction.environment.leave()

@@ -271,7 +271,8 @@ class StoreCore:
     def _text_of(self, record_id: str) -> str | None:
         """The text of a record, if it is there and has one."""
         raw = self._catalogue.value("records", record_id.encode())
-        return None if raw is None else decode_record(raw).content
+        with self._catalogue.telling():
+            return None if raw is None else decode_record(raw).content
 
     def _batches(self, ids: Iterable[str]) -> Iterator[tuple[list[str], list[str | None]]]:
         """Ids, and the texts of their records, as many at a time as one commit removes while others wait."""

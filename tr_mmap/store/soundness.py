@@ -146,12 +146,21 @@ def corrupt(path: str, why: str) -> StoreCorrupt:
     return StoreCorrupt(f"{path}: {why}; restore it from a copy, or export what can be read", path=path)
 
 
+def _free_nbytes(path: str) -> int:
+    """Of the file system of a path, which may be in the making, or have been removed."""
+    while True:
+        try:
+            return system.free_nbytes(path)
+        except (FileNotFoundError, NotADirectoryError):
+            path = os.path.dirname(path)
+
+
 def translated(error: Exception, path: str) -> Exception:
     """An error of LMDB, or of an entry that cannot be read, as one of ours."""
     if isinstance(error, msgspec.DecodeError | Inconsistent | UnicodeDecodeError):
         return corrupt(path, f"an entry cannot be read ({error})")
     text, code = str(error), getattr(error, "code", 0)
-    free = system.free_nbytes(path)
+    free = _free_nbytes(path)
     limit = system.file_size_limit()
     if limit is not None and code in (errno.EFBIG, errno.EIO):
         return SystemLimit(
