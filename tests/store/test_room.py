@@ -182,7 +182,7 @@ with Store("small", root, indexed=("version",)) as store:
         except OutOfSpace as error:
             assert error.needed_nbytes > 0
             refused += 1
-            assert listing() == files, set(listing()) ^ set(files)
+            assert not set(listing()) - set(files)  # what nobody needs any more may go meanwhile
             assert store.get(record_id) is None
         for each in list(known)[:2]:
             try:
