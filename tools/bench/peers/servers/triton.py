@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -65,7 +66,17 @@ class Triton(InOwnVenv):
             "--allow-metrics=false",
             "--log-info=false",
             "--exit-timeout-secs=1",
+            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
         ]
+
+    @property
+    def _prefix(self) -> str:
+        return f"tr_bench_triton_{os.getpid()}_"
+
+    def close(self) -> None:
+        super().close()
+        for left in Path("/dev/shm").glob(f"{self._prefix}*"):  # of its stubs, when they are killed
+            left.unlink(missing_ok=True)
 
     def environment(self, folder: Path) -> dict[str, str]:  # noqa: ARG002
         packages = self._server.parent.parent
