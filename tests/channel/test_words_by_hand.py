@@ -16,6 +16,7 @@ import tr_mmap
 from tr_mmap import PythonSession
 from tr_mmap.base import system
 from tr_mmap.channel.by_hand import HandWatch
+from tr_mmap.wire.messages import MIRROR_NBYTES
 
 
 @pytest.fixture(scope="module", params=["mapped", "files", "legacy"])
@@ -156,6 +157,29 @@ def test_a_file_that_is_written_in_the_middle_of_a_look_is_taken_once_although_i
     path.write_text(text)
     watch.look()
     watch.close()
+    assert taken == [text.encode()] * 2
+
+
+def test_a_request_whose_writer_closes_it_only_when_the_mirror_is_back_is_served_again_when_it_comes_again(
+    tmp_path: Path,
+) -> None:
+    path, taken, text = tmp_path / "request.json", list[bytes](), '{"cmd": "note", "params": "x"}'
+    mirror = (b'{"seq": %8d,"command":"note"}' % 1).ljust(MIRROR_NBYTES)
+    path.write_text("")
+    watch = HandWatch(str(tmp_path), taken.append, lambda: None, lambda: None, lambda: None)
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        path.chmod(0o644)  # an event
+        watch.look()
+        assert taken == [text.encode()]
+        ours = os.open(path, os.O_RDWR)  # which stays open, as the mirror's
+        os.pwrite(ours, mirror, 0)
+    watch.look()
+    path.write_text(text)
+    watch.look()
+    watch.close()
+    os.close(ours)
     assert taken == [text.encode()] * 2
 
 

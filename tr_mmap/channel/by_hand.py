@@ -196,7 +196,10 @@ class HandWatch:
             self._restore_request()
             self._seen[self._request] = signature  # a directory stays
             return
-        if not text.strip(_BLANK) or (_is_mirror(text) and not (is_touched and self._is_edited(text))):
+        if not text.strip(_BLANK):
+            return
+        if _is_mirror(text) and not (is_touched and self._is_edited(text)):
+            self._is_early = False  # what was taken early is gone, whether or not its writer has closed it yet
             return
         if seen is not None and signature[:2] == seen[:2] and hash(text) == self._taken:
             # The same text; the size is no part of this, because the text may be younger than what was seen before it.
