@@ -321,7 +321,7 @@ ATTACKS = [
     _attack(15, "a builtin from a frame", READ,
             "import sys; output = sys._getframe().f_builtins['open']('/etc/passwd').read()"),
     _attack(15, "an object of the garbage collector", READ,
-            "import gc, types\nf = next(o for o in gc.get_objects() if isinstance(o, types.ModuleType) and o.__name__ == 'io')\n"
+            "import gc, sys\nf = next(o for o in gc.get_referents(sys.modules) if getattr(o, '__name__', '') == 'io')\n"
             "output = f.open('/etc/passwd').read()"),
 ]  # fmt: skip
 
