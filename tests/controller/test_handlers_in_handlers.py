@@ -49,6 +49,33 @@ def ask_in_steps(session: PythonSession) -> None:
     assert session.wait_for_response(SOON_MS) == str(number)
 
 
+def interrupt_twice_at_all_steps(outer: Callable[[], object], interrupted: Callable[[int], bool]) -> None:
+    """Run ``outer`` again and again, each time with a handler at another step, which is interrupted at one of its own.
+
+    Args:
+        outer: what the handler interrupts.
+        interrupted: the handler; gets its own step, and says whether it had so many.
+    """
+
+    def interrupt_twice(step: int, inner_step: int) -> tuple[bool, bool]:
+        had_so_many = False
+
+        def handle() -> None:
+            nonlocal had_so_many
+            had_so_many = interrupted(inner_step)
+
+        return handled_at(step, outer, handle), had_so_many
+
+    step, is_in_time = 1, True
+    while is_in_time:
+        inner_step, is_inner_in_time = step % SAMPLE + 1, True
+        while is_inner_in_time:
+            is_in_time, is_inner_in_time = interrupt_twice(step, inner_step)
+            inner_step += SAMPLE
+        step += 1
+    assert step > 5
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("outer", [ask_for_text, calculate, calculate_with_torch, fetch_what_was_sent, ask_in_steps])
 def test_a_handler_that_interrupts_a_handler_loses_no_answer(
@@ -58,50 +85,20 @@ def test_a_handler_that_interrupts_a_handler_loses_no_answer(
         for _ in range(3):
             outer(session)
             calculate(session)
-
-        def interrupt_twice(step: int, inner_step: int) -> tuple[bool, bool]:
-            had_so_many = False
-
-            def handle() -> None:
-                nonlocal had_so_many
-                had_so_many = handled_at(inner_step, lambda: calculate(session), lambda: calculate(session))
-
-            return handled_at(step, lambda: outer(session), handle), had_so_many
-
-        step, is_in_time = 1, True
-        while is_in_time:
-            inner_step, is_inner_in_time = step % SAMPLE + 1, True
-            while is_inner_in_time:
-                is_in_time, is_inner_in_time = interrupt_twice(step, inner_step)
-                inner_step += SAMPLE
-            step += 1
-        assert step > 5
+        interrupt_twice_at_all_steps(
+            lambda: outer(session),
+            lambda step: handled_at(step, lambda: calculate(session), lambda: calculate(session)),
+        )
         assert not session.new_response()
 
 
-@pytest.mark.parametrize("options", [{}, {"auth": True}], ids=["mapped", "signed"])
-def test_a_handler_that_an_exception_of_another_one_ends_loses_no_answer(
-    workspace: Path, options: dict[str, bool]
-) -> None:
-    with PythonSession(TOOLS, "nested", quiet_mode=True, **options) as session:  # type: ignore[misc] # mypy knows no names
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_handler_that_an_exception_of_another_one_ends_loses_no_answer(workspace: Path, options: str) -> None:
+    with PythonSession(TOOLS, "nested", quiet_mode=True, **OPTIONS[options]) as session:
         for _ in range(3):
             calculate_with_torch(session)
             calculate(session)
-
-        def interrupt_twice(step: int, inner_step: int) -> tuple[bool, bool]:
-            had_so_many = False
-
-            def handle() -> None:
-                nonlocal had_so_many
-                had_so_many = interrupted_at(inner_step, lambda: calculate(session))  # and catches what that raises
-
-            return handled_at(step, lambda: calculate_with_torch(session), handle), had_so_many
-
-        step, is_in_time = 1, True
-        while is_in_time:
-            inner_step, is_inner_in_time = step % SAMPLE + 1, True
-            while is_inner_in_time:
-                is_in_time, is_inner_in_time = interrupt_twice(step, inner_step)
-                inner_step += SAMPLE
-            step += 1
-        assert step > 5
+        interrupt_twice_at_all_steps(
+            lambda: calculate_with_torch(session),
+            lambda step: interrupted_at(step, lambda: calculate(session)),  # which catches what that raises
+        )

@@ -263,11 +263,7 @@ class Dispatcher(Nesting):
                     if isinstance(error, TRException | OSError):  # what a fork in the middle of a step leads to
                         self.check_own()
                     raise  # a signal handler's own, sys.exit() say
-                if self.resources.worker is worker and self._is_sent(worker, seq):  # and nobody waits for it
-                    worker.channel.ring()  # the interrupted code may not have come to that
-                    self._begin(Request(seq, command, parameters), is_private=True)
-                else:
-                    transfer.withdraw()
+                self._note_if_sent(worker, seq, message)  # nobody waits for it
                 raise
         self._check_same(worker, seq)
         return self._begin(request, is_private=not is_public)

@@ -181,9 +181,16 @@ class Nesting(Responses):
         if self._pending is not None or not self.transfer.has_request_in_flight or self.resources.is_foreign:
             return
         current, worker = self._current, self.resources.worker
-        if current is not None and worker is not None and self._is_sent(worker, current[0]):
+        if current is None or worker is None:
+            self.transfer.withdraw()
+        else:
+            self._note_if_sent(worker, current[0], current[1])
+
+    def _note_if_sent(self, worker: WorkerHandle, seq: int, message: UserMessage) -> None:
+        """Note a request whose sending an exception has ended; that there is none, if this worker was not sent it."""
+        if self.resources.worker is worker and self._is_sent(worker, seq):
             worker.channel.ring()  # the interrupted code may not have come to that
-            self._begin(Request(current[0], *parse_command(current[1])), is_private=True)
+            self._begin(Request(seq, *parse_command(message)), is_private=True)
         else:
             self.transfer.withdraw()
 

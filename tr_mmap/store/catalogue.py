@@ -303,9 +303,8 @@ class Catalogue:
         if not transaction.environment.enter():
             raise StoreClosed(f"{self.path}: the store was closed meanwhile")
         try:
-            yield transaction
-        except _WRONG as error:
-            raise translated(error, self.path) from error
+            with self.telling():
+                yield transaction
         finally:
             transaction.environment.leave()
 
