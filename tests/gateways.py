@@ -110,8 +110,6 @@ class RunningGateway:
             self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(BOUND_S)
         self._reader.join(BOUND_S)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
         return status
 
 
@@ -128,22 +126,24 @@ def running(folder: Path, more: str = "", **sections: str) -> Iterator[RunningGa
     path = configure(folder, more, **sections)
     made = tr_mmap("token", "--config", path, "--scope", "admin")
     assert made.returncode == 0, made.stderr
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "tr_mmap", "serve", "--config", str(path)],
         env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    try:
-        gateway = RunningGateway(folder, process)
-        yield gateway
-        assert gateway.end() == gateway.expected_status, "".join(gateway.lines[-20:])
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait(BOUND_S)
+    ) as process:
+        try:
+            gateway = RunningGateway(folder, process)
+            try:
+                yield gateway
+            finally:
+                status = gateway.end()
+            assert status == gateway.expected_status, "".join(gateway.lines[-20:])
+        finally:
+            if process.poll() is None:
+                process.kill()
 
 
 def tr_mmap(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

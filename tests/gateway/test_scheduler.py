@@ -277,6 +277,21 @@ def test_what_a_worker_s_end_has_stopped_is_tried_again_as_often_as_configured()
     run(main, retries=2)
 
 
+def test_a_run_that_is_cancelled_between_two_tries_is_not_begun_again() -> None:
+    async def main(scheduler: Scheduler, _: list[Job]) -> None:
+        work = Work("done", broken=1)
+        made = job(work)
+        future = scheduler.submit(made)
+        while not work.calls:
+            await asyncio.sleep(0)
+        assert scheduler.cancel(made)
+        assert isinstance(await outcome(future), RunCancelled)
+        assert (work.calls, made.state) == (1, "cancelled")
+        assert scheduler.status()["queues"]["python"]["running"] == 0
+
+    run(main, retries=2)
+
+
 def test_a_full_queue_and_a_quota_refuse_and_give_way_again() -> None:
     async def main(scheduler: Scheduler, _: list[Job]) -> None:
         works = [Work(is_open=False) for _ in range(4)]

@@ -31,6 +31,7 @@ __all__ = ["Job", "JobState", "Scheduler"]
 _RETRIED: Final = (SandboxBroken, WorkerDied)
 _LEAST_RETRY_S: Final = 0.1
 _SOON_S: Final = 0.05
+_BACK_OFF_S: Final = 0.02  # before the first retry, and four times that before each next: what has died may be ending
 _GRACE_S: Final = 1.0  # in which a run ends by itself that was told to, or whose deadline has come
 _RECENT: Final = 64  # runs of a kind whose times say how long a queue takes
 _END_S: Final = 5.0  # in which a run ends that was told to, on a busy machine
@@ -236,8 +237,7 @@ class Scheduler:
                 self._begin_some(lane)
             return
         if isinstance(error, _RETRIED) and self._may_retry(job):
-            lane.counts["retried"] += 1
-            self._start(lane, job)
+            self._loop.call_later(_BACK_OFF_S * 4 ** (job.tries - 1), self._try_again, lane, job, error)
             return
         if job.is_cancelled and isinstance(error, (*_RETRIED, RunCancelled)):
             error = _cancelled(job)  # it is the reason, however the run has noticed
@@ -247,6 +247,13 @@ class Scheduler:
             self._finish(job, result, error)
         finally:  # whatever they raise who are told, the others go on
             self._begin_some(lane)
+
+    def _try_again(self, lane: _Lane, job: Job, error: BaseException) -> None:
+        if job in lane.running and job.state == "running" and self._may_retry(job):
+            lane.counts["retried"] += 1
+            self._start(lane, job)
+        else:
+            self._ended(job, None, error)
 
     def _may_retry(self, job: Job) -> bool:
         return (
