@@ -1,0 +1,42 @@
+"""The controller's side: a model that threads may share, and that gets a new worker when its worker died or hung."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from tr_mmap import PythonSession, WorkerDied
+
+WORKER = Path(__file__).with_name("worker.py")
+BATCH = 256  # images in one request; choose what the worker's memory allows
+START_MS = 60_000  # for torch's import and the weights
+
+
+class Model:
+    def __init__(self, session: PythonSession) -> None:
+        self.session = session
+        self._turn = threading.Lock()  # whoever has it is the only one that asks, and restarts the worker if need be
+
+    def predict(self, images: torch.Tensor, timeout_ms: float = 10_000) -> torch.Tensor:
+        """Class probabilities. A TimeoutError or WorkerDied has started a new worker already: you may ask again."""
+        if not self._turn.acquire(timeout=timeout_ms / 1000):
+            raise TimeoutError(f"other requests took longer than {timeout_ms:g} ms")  # the worker is well: no restart
+        try:
+            if not self.session.wait_until_ready(START_MS):  # at once, unless the worker is just starting
+                raise TimeoutError(f"the worker was not ready after {START_MS} ms")
+            batches = images.split(BATCH)
+            return torch.cat([self.session.calculate("predict", each, timeout_ms=timeout_ms) for each in batches])
+        except (TimeoutError, WorkerDied):
+            self.session.terminate()  # a worker that hangs does not end by itself
+            self.session.start()  # returns at once; the next request waits until the worker is ready
+            raise
+        finally:
+            self._turn.release()
+
+
+@contextmanager
+def serve(session_id: str = "model") -> Iterator[Model]:
+    with PythonSession(WORKER, session_id, framework="torch", start_timeout_ms=START_MS) as session:
+        yield Model(session)
