@@ -1,5 +1,6 @@
-"""POST /predict {"images": [...]}: the model of the PyTorch recipe over HTTP."""
+"""The model of the PyTorch recipe over HTTP: POST /predict {"images": [...]}."""
 
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -41,11 +42,11 @@ def predict(
 
 
 @app.exception_handler(TimeoutError)
-def answer_timeout(request: Request, error: Any) -> JSONResponse:
+def answer_timeout(_request: Request, error: Any) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, 504)
 
 
 @app.exception_handler(WorkerDied)
-def answer_death(request: Request, error: Any) -> JSONResponse:
-    # The error has the end of the worker's output: for the log, not for a client.
+def answer_death(_request: Request, error: Any) -> JSONResponse:
+    logging.getLogger("uvicorn.error").error("%s", error)  # the end of the worker's output is no client's business
     return JSONResponse({"detail": "the worker died; a new one is starting"}, 503, {"Retry-After": "5"})

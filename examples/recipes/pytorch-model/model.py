@@ -9,7 +9,6 @@ import torch
 
 from tr_mmap import PythonSession, WorkerDied
 
-WORKER = Path(__file__).with_name("worker.py")
 BATCH = 256  # images in one request; choose what the worker's memory allows
 START_MS = 60_000  # for torch's import and the weights
 
@@ -26,8 +25,7 @@ class Model:
         try:
             if not self.session.wait_until_ready(START_MS):  # at once, unless the worker is just starting
                 raise TimeoutError(f"the worker was not ready after {START_MS} ms")
-            batches = images.split(BATCH)
-            return torch.cat([self.session.calculate("predict", each, timeout_ms=timeout_ms) for each in batches])
+            return torch.cat([self.session.calculate("predict", x, timeout_ms=timeout_ms) for x in images.split(BATCH)])
         except (TimeoutError, WorkerDied):
             self.session.terminate()  # a worker that hangs does not end by itself
             self.session.start()  # returns at once; the next request waits until the worker is ready
@@ -38,5 +36,6 @@ class Model:
 
 @contextmanager
 def serve(session_id: str = "model") -> Iterator[Model]:
-    with PythonSession(WORKER, session_id, framework="torch", start_timeout_ms=START_MS) as session:
+    worker = Path(__file__).with_name("worker.py")
+    with PythonSession(worker, session_id, framework="torch", start_timeout_ms=START_MS) as session:
         yield Model(session)
