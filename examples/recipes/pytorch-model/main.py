@@ -1,5 +1,3 @@
-"""A thousand images in batches, then a worker that dies, then one that hangs."""
-
 import os
 import signal
 

@@ -10,7 +10,6 @@ import torch
 from tr_mmap import PythonSession, WorkerDied
 
 BATCH = 256  # images in one request; choose what the worker's memory allows
-START_MS = 60_000  # for torch's import and the weights
 
 
 class Model:
@@ -23,8 +22,7 @@ class Model:
         if not self._turn.acquire(timeout=timeout_ms / 1000):
             raise TimeoutError(f"other requests took longer than {timeout_ms:g} ms")  # the worker is well: no restart
         try:
-            if not self.session.wait_until_ready(START_MS):  # at once, unless the worker is just starting
-                raise TimeoutError(f"the worker was not ready after {START_MS} ms")
+            self.session.wait_until_ready(60_000)  # returns at once, unless the worker is just starting
             return torch.cat([self.session.calculate("predict", x, timeout_ms=timeout_ms) for x in images.split(BATCH)])
         except (TimeoutError, WorkerDied):
             self.session.terminate()  # a worker that hangs does not end by itself
@@ -36,6 +34,5 @@ class Model:
 
 @contextmanager
 def serve(session_id: str = "model") -> Iterator[Model]:
-    worker = Path(__file__).with_name("worker.py")
-    with PythonSession(worker, session_id, framework="torch", start_timeout_ms=START_MS) as session:
+    with PythonSession(Path(__file__).with_name("worker.py"), session_id, framework="torch") as session:
         yield Model(session)
