@@ -15,7 +15,7 @@ from recipes import EXAMPLES, ROOT
 from support import environment
 
 RECIPE = EXAMPLES / "docker"
-# In namespaces of mounts and of processes of its own, as a container is. What is left in its /dev/shm is shown last.
+# Run in namespaces of mounts and of processes, as a container is. What is left in its /dev/shm is shown last.
 BOX = """
 set -e
 mount -t tmpfs -o size="$1",mode=1777 shm /dev/shm
