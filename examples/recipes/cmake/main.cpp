@@ -7,7 +7,7 @@ int main() {
     try {
         tr::PythonSession session(WORKER, "cmake_recipe");
         session.start();
-        if (!session.wait_until_ready(60'000)) throw std::runtime_error("the worker is not ready");
+        if (!session.wait_until_ready(60'000)) throw std::runtime_error("no worker");
 
         tr::Tensor matrix = session.empty<double>(tr::Shape(2, 2));  // a loan: never copied
         matrix.fill(0.0);

@@ -14,7 +14,7 @@ folder.mkdir(exist_ok=True)
 with tr_mmap.PythonSession(WORKER, "preprocessing") as session:
     for number in range(3):
         random = np.random.default_rng(number)
-        images = session.empty((16, 240, 320, 3), "uint8")  # a loan: the worker reads it in place
+        images = session.empty((16, 240, 320, 3), "uint8")  # a loan: it is not copied
         images[:] = random.integers(0, 256, images.shape)  # yours: read, decode, resize
         result = session.calculate("normalize", images, timeout_ms=60_000)
         tr_mmap.save(folder / f"batch-{number}.tsr", result, checksum=True)

@@ -13,7 +13,7 @@ from tr_mmap import PythonSession, WorkerDied
 class Model:
     def __init__(self, session: PythonSession) -> None:
         self.session = session
-        self._turn = threading.Lock()  # held by the thread that asks, and while it restarts the worker
+        self._turn = threading.Lock()  # held while a thread asks, or restarts the worker
 
     def predict(self, images: torch.Tensor, timeout_ms: float = 10_000) -> torch.Tensor:
         """Class probabilities. After a TimeoutError or WorkerDied you may ask again."""

@@ -21,7 +21,7 @@ int main(int argc, char** argv) {
     try {
         tr::PythonSession session(argc > 1 ? argv[1] : "reference.py", "verify");
         session.start();
-        if (!session.wait_until_ready(60'000)) throw std::runtime_error("the worker is not ready");
+        if (!session.wait_until_ready(60'000)) throw std::runtime_error("no worker");
 
         const int rows = 1000, columns = 512;
         std::mt19937 random(0);
