@@ -1,8 +1,8 @@
-"""Docstrings as Markdown: what Sphinx would understand, and the comments behind constants. For griffe; reads code only.
+"""Docstrings as Markdown, and the comments behind constants. For griffe, which mkdocstrings uses; reads code only.
 
-The docstrings of this package are prose with a little reStructuredText, as most of Python's are: ``::`` before a block,
-roles such as ``:class:`Name```. Each becomes what Markdown has for it. A constant or a member of an enumeration that has
-no docstring takes the comment behind it.
+The docstrings of this package are prose with a little reStructuredText: ``::`` before a block, roles such as
+``:class:`Name```. Each becomes what Markdown has for it. A constant or a member of an enumeration that has no docstring
+takes the comment behind it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ class Docstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """A docstring of its own, in Markdown."""
         if obj.docstring is not None:
-            obj.docstring.value = _BLOCK.sub(":", _ALONE.sub("", _ROLE.sub(lambda role: _link(role[1], obj), obj.docstring.value)))
+            obj.docstring.value = _BLOCK.sub(
+                ":", _ALONE.sub("", _ROLE.sub(lambda role: _link(role[1], obj), obj.docstring.value))
+            )
 
-    def on_attribute_instance(self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **_: Any) -> None:
+    def on_attribute_instance(self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **_more: Any) -> None:
         """The comment behind a constant, as its docstring."""
         if attr.docstring is None and isinstance(node, ast.AST) and attr.endlineno is not None:
             line = attr.lines_collection[attr.filepath][attr.endlineno - 1]
-            code, mark, comment = line.rpartition("  # ")
+            _, mark, comment = line.rpartition("  # ")
             if mark and not comment.startswith(("type:", "noqa")):
                 attr.docstring = griffe.Docstring(f"{comment[:1].upper()}{comment[1:]}.", parent=attr)
 

@@ -1,9 +1,9 @@
-"""What the documentation site has beyond ``docs/``: its navigation, the README, the files that pages link to, the commands.
+"""What the documentation site has beyond ``docs/``: navigation, the README, files that pages link to, the commands.
 
-MkDocs calls the functions named ``on_…``. The pages are written for a reader of the repository, whose links lead to files.
-On the site, README.md is the first page, docs/index.md is ``contents``, and a file outside ``docs/`` that any page links to
-is shown on a page of its own below ``source/``. So every link leads somewhere in both places. Never writes into the
-repository.
+MkDocs calls the functions named ``on_…``. The pages are written for a reader of the repository, whose links lead to
+files. On the site, README.md is the first page, docs/index.md is ``contents``, and a file outside ``docs/`` that any
+page links to has a page of its own below ``source/``. So every link leads somewhere in both places. Never writes into
+the repository.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ CONTENTS: Final = "docs/index.md"
 # Pages at the top of the repository, and their names on the site. One that is not there is left out.
 TOP: Final = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 COMMANDS: Final = "<!-- the commands, by tools/site/hooks.py -->"
+TRANSITIONS: Final = "<!-- the transitions, by tools/site/hooks.py -->"
 LANGUAGES: Final = {
     ".py": "python",
     ".c": "c",
@@ -113,12 +114,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.remove(files.src_uris["index.md"])
     pages = {path: (ROOT / path).read_text(encoding="utf-8") for path in TOP if (ROOT / path).exists()}
     pages[CONTENTS] = (ROOT / CONTENTS).read_text(encoding="utf-8")
-    todo = [(path, text) for path, text in pages.items()]
+    todo = list(pages.items())
     todo += [(f"{DOCS}/{page.src_uri}", page.content_string) for page in files.documentation_pages()]
     while todo:
         origin, text = todo.pop()
         for target in targets(text, origin):
-            is_ours = target.startswith(f"{DOCS}/") or target.startswith("..")
+            is_ours = target.startswith((f"{DOCS}/", ".."))
             if not is_ours and target not in pages and (ROOT / target).exists():
                 origin_of_links = f"{target}/index.md" if (ROOT / target).is_dir() else target
                 pages[target] = source_page(target)
@@ -129,11 +130,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Set the links of a page of ``docs/``, and put the commands in their place."""
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Set the links of a page of ``docs/``, and put what is computed in its place."""
     if page.file.generated_by is None:
         markdown = for_the_site(markdown, f"{DOCS}/{page.file.src_uri}")
-    return markdown.replace(COMMANDS, commands()) if COMMANDS in markdown else markdown
+    for mark, made in ((COMMANDS, commands), (TRANSITIONS, transitions)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, made())
+    return markdown
 
 
 def commands() -> str:
@@ -150,20 +154,34 @@ def commands() -> str:
     return "## " + re.sub(r"^(#+) `(.*)`$", r"\1 \2", text, flags=re.MULTILINE)
 
 
+def transitions() -> str:
+    """The table of the status words and of those that may follow each."""
+    from tr_mmap.protocol.status import TRANSITIONS as FOLLOWING
+    from tr_mmap.protocol.status import Status
+
+    rows = [
+        f"| `{word}` | {', '.join(f'`{next_word}`' for next_word in Status if next_word in FOLLOWING[word])} |"
+        for word in Status
+    ]
+    return "\n".join(["| after | may come |", "|---|---|", *rows])
+
+
 # -- navigation ------------------------------------------------------------------------------------------------------
 
 
 def navigation() -> list[Any]:
     """The lists of docs/index.md: a section for each heading, an entry for each item.
 
-    An item may name more pages after its first, which are then listed below it. An item that names the index of a folder
-    stands for all pages of the folder.
+    An item may name more pages after its first, which are then listed below it. An item that names the index of a
+    folder stands for all pages of the folder, in the order in which that index names them.
     """
     sections: list[Any] = []
     for part in (ROOT / CONTENTS).read_text(encoding="utf-8").split("\n## ")[1:]:
         heading, _, text = part.partition("\n")
         entries = [_entry(item) for item in re.findall(r"^- (.*(?:\n  .*)*)", text, re.MULTILINE)]
-        if entries:
+        if len(entries) == 1 and isinstance(pages := next(iter(entries[0].values())), list):
+            sections.append({heading: pages})  # a section that is a folder
+        elif entries:
             sections.append({heading: entries})
     first = next(iter(sections[0].values()))
     first.insert(0, {"What it is": TOP["README.md"]})
@@ -172,12 +190,16 @@ def navigation() -> list[Any]:
 
 
 def _entry(item: str) -> dict[str, Any]:
-    pages = [(title, site_path(_resolve(link, CONTENTS))) for title, link in re.findall(r"\[(.*?)\]\((.*?\.md)\)", item)]
+    pages = [
+        (title, site_path(_resolve(link, CONTENTS))) for title, link in re.findall(r"\[(.*?)\]\((.*?\.md)\)", item)
+    ]
     title, path = pages[0]
     folder = posixpath.dirname(path)
     if posixpath.basename(path) == "index.md" and folder:
+        index = (ROOT / DOCS / path).read_text(encoding="utf-8")
+        named = [name for name in re.findall(r"\]\(([\w.-]+\.md)", index) if (ROOT / DOCS / folder / name).exists()]
         others = sorted(each.name for each in (ROOT / DOCS / folder).glob("*.md") if each.name != "index.md")
-        return {title: [path, *(f"{folder}/{name}" for name in others)]}
+        return {title: [path, *(f"{folder}/{name}" for name in dict.fromkeys([*named, *others]))]}
     if len(pages) == 1:
         return {title: path}
     return {title: [{"Overview": path}, *({name[:1].upper() + name[1:]: more} for name, more in pages[1:])]}
