@@ -18,5 +18,9 @@ def test_tr_mmap_include_prints_where_the_headers_are() -> None:
     assert run_cli("include") == f"{ROOT / 'tr_mmap' / 'cpp' / 'include'}\n"
 
 
+def test_tr_mmap_cmake_dir_prints_where_the_cmake_package_is() -> None:
+    assert run_cli("cmake-dir") == f"{ROOT / 'tr_mmap' / 'cpp' / 'cmake'}\n"
+
+
 def test_tr_mmap_version() -> None:
     assert re.fullmatch(r"tr-mmap \d+\.\d+\.\d+\n", run_cli("--version"))

@@ -46,6 +46,14 @@ def include() -> None:
     typer.echo(str(include_dir()))
 
 
+@app.command()
+def cmake_dir() -> None:
+    """Print the directory of the CMake package: cmake -B build -Dtr_mmap_DIR="$(tr-mmap cmake-dir)"."""
+    from ..cpp import cmake_dir as find
+
+    typer.echo(str(find()))
+
+
 def main() -> None:
     """Run the command line."""
     app()

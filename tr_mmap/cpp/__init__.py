@@ -1,13 +1,18 @@
 """The controller's side for C++17: headers, and what CMake needs to find them.
 
-The Python here only says where the headers are. It never compiles, links or loads anything.
+The Python here only says where these are. It never compiles, links or loads anything.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["include_dir"]
+__all__ = ["cmake_dir", "include_dir"]
+
+
+def cmake_dir() -> Path:
+    """The directory to give CMake as ``tr_mmap_DIR``, where ``find_package`` finds nothing by itself."""
+    return Path(__file__).resolve().parent / "cmake"
 
 
 def include_dir() -> Path:

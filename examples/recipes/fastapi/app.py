@@ -1,0 +1,52 @@
+"""The model of the PyTorch recipe over HTTP: POST /predict {"images": [...]}."""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import torch
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import JSONResponse
+from model import serve
+from pydantic import BaseModel, Field
+
+from tr_mmap import WorkerDied
+
+Row = Annotated[list[float], Field(min_length=8, max_length=8)]
+Image = Annotated[list[Row], Field(min_length=8, max_length=8)]
+
+
+class Images(BaseModel):
+    images: Annotated[list[Image], Field(min_length=1, max_length=1024)]
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    # The process number makes the name its own: `uvicorn --workers 2` runs this in two processes.
+    with serve(f"fastapi-{os.getpid()}") as app.state.model:
+        yield  # requests are served here; after it the worker ends, and its files go
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.post("/predict")
+def predict(
+    request: Request, body: Images, timeout_ms: Annotated[float, Query(gt=0, le=60_000)] = 10_000
+) -> dict[str, list[int]]:
+    """Not `async def`: FastAPI calls a plain function in a thread, so waiting here stops nobody else."""
+    scores = request.app.state.model.predict(torch.tensor(body.images), timeout_ms)
+    return {"classes": scores.argmax(1).tolist()}
+
+
+@app.exception_handler(TimeoutError)
+def answer_timeout(_request: Request, error: Any) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 504)
+
+
+@app.exception_handler(WorkerDied)
+def answer_death(_request: Request, error: Any) -> JSONResponse:
+    logging.getLogger("uvicorn.error").error("%s", error)  # the end of the worker's output is no client's business
+    return JSONResponse({"detail": "the worker died; a new one is starting"}, 503, {"Retry-After": "5"})

@@ -1,0 +1,26 @@
+"""The worker: loads the model once, then answers "predict" for as long as the session lives."""
+
+import torch
+
+from tr_mmap import Server
+
+server = Server(framework="torch")
+device = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_model() -> torch.nn.Module:
+    """Yours goes here: build the network, and load its weights with torch.load(path, weights_only=True)."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+
+
+@server.command("predict")
+@torch.inference_mode()
+def predict(images):  # float32, shape (n, 8, 8)
+    return model(images.to(device)).softmax(1).cpu()
+
+
+if __name__ == "__main__":
+    model = load_model().eval().to(device)
+    print("model loaded on", device)  # goes to the controller's stderr
+    server.run()  # only now is the worker ready: no request waits for the weights

@@ -1,0 +1,111 @@
+"""The FastAPI recipe, run by uvicorn and asked over HTTP as its page says."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from recipes import EXAMPLES
+from support import environment, processes_of, wait_until
+
+BODY = {"images": [[[0.5] * 8] * 8] * 3}
+
+
+@dataclass
+class Uvicorn:
+    """A running app. What it prints is collected by a thread, so that its pipe is never full."""
+
+    process: subprocess.Popen[str]
+    workspace: Path
+    lines: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as printed:
+            self.lines.extend(iter(printed.readline, ""))
+
+    @property
+    def text(self) -> str:
+        return "".join(self.lines)
+
+    @property
+    def url(self) -> str:
+        wait_until(lambda: "Uvicorn running on" in self.text or self.process.poll() is not None)
+        found = re.search(r"Uvicorn running on (http://\S+)", self.text)
+        assert found is not None, self.text
+        return found[1] + "/predict"
+
+    def worker(self) -> psutil.Process:
+        """The model's process."""
+        (found,) = [each for each in processes_of(self.workspace) if each.pid != self.process.pid]
+        return found
+
+    def ask(self, **parameters: float) -> httpx.Response:
+        return httpx.post(self.url, json=BODY, params=parameters, timeout=100)
+
+    def end(self) -> str:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+        self.reader.join(60)
+        return self.text
+
+
+@pytest.fixture
+def app(workspace: Path) -> Iterator[Uvicorn]:
+    arguments = ["-m", "uvicorn", "--app-dir", str(EXAMPLES / "fastapi"), "app:app", "--port", "0"]
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=workspace,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    running = Uvicorn(process, workspace)
+    try:
+        yield running
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(60)
+        running.reader.join(60)
+
+
+def test_a_dead_worker_is_a_503_a_hanging_one_a_504_and_then_the_app_answers_again(app: Uvicorn) -> None:
+    answered = app.ask()
+    assert answered.status_code == 200, answered.text
+    first = answered.json()
+    assert len(first["classes"]) == 3
+
+    app.worker().kill()
+    died = app.ask()
+    assert (died.status_code, died.headers["retry-after"]) == (503, "5")
+    assert app.ask().json() == first
+
+    app.worker().suspend()
+    assert app.ask(timeout_ms=300).status_code == 504
+    assert app.ask().json() == first
+
+    with ThreadPoolExecutor(8) as pool:  # one request at a time, and each gets its own answer
+        assert all(each.json() == first for each in pool.map(lambda _: app.ask(timeout_ms=60_000), range(24)))
+    wrong = httpx.post(app.url, json={"images": [[[0.5]]]})
+    assert wrong.status_code == 422
+
+    printed = app.end()
+    assert "Application shutdown complete" in printed
+    assert [line.startswith("model loaded") for line in printed.splitlines()].count(True) == 3  # once for each worker
+    assert "Traceback" not in printed
