@@ -107,5 +107,5 @@ def test_a_dead_worker_is_a_503_a_hanging_one_a_504_and_then_the_app_answers_aga
 
     printed = app.end()
     assert "Application shutdown complete" in printed
-    assert [line.startswith("model loaded") for line in printed.splitlines()].count(True) == 3  # once for each worker
+    assert f"ERROR:    the worker of session 'fastapi-{app.process.pid}'" in printed  # for whoever reads the log
     assert "Traceback" not in printed

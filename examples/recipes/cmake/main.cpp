@@ -7,9 +7,9 @@ int main() {
     try {
         tr::PythonSession session(WORKER, "cmake_recipe");
         session.start();
-        if (!session.wait_until_ready(60'000)) throw std::runtime_error("the worker is not ready after a minute");
+        if (!session.wait_until_ready(60'000)) throw std::runtime_error("no worker");
 
-        tr::Tensor matrix = session.empty<double>(tr::Shape(2, 2));  // a loan: it is not copied when it is sent
+        tr::Tensor matrix = session.empty<double>(tr::Shape(2, 2));  // a loan: never copied
         matrix.fill(0.0);
         matrix.data<double>()[0] = 3;
         matrix.data<double>()[3] = -2;

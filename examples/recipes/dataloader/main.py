@@ -1,4 +1,4 @@
-"""A DataLoader whose images are augmented by workers of tr_mmap: one for each process that loads."""
+"""A DataLoader whose images are augmented by workers: one for each process that loads."""
 
 import os
 import sys
@@ -28,21 +28,24 @@ class Augmented(Dataset):
         return self._session
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_session": None}  # spawn pickles the data set, and a session cannot be pickled
+        return self.__dict__ | {"_session": None}  # for spawn: a session cannot be pickled
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:
         """All items of a batch at once, so that a batch is one request."""
-        seed = int(torch.randint(2**31, ()))  # the DataLoader seeds each of its processes differently
-        return list(self.session().calculate(f"augment {seed}", self.images[indices], timeout_ms=60_000))
+        seed = int(torch.randint(2**31, ()))  # DataLoader seeds each process differently
+        images = self.images[indices]
+        return list(self.session().calculate(f"augment {seed}", images, timeout_ms=60_000))
 
 
 if __name__ == "__main__":
     dataset = Augmented(torch.rand(256, 8, 8))
     for method in sys.argv[1:] or ["none", "fork", "spawn"]:
-        processes = {} if method == "none" else {"num_workers": 2, "multiprocessing_context": method}
-        loader = DataLoader(dataset, batch_size=32, shuffle=True, **processes)
+        processes = {"num_workers": 2, "multiprocessing_context": method}
+        options = {} if method == "none" else processes
+        loader = DataLoader(dataset, batch_size=32, shuffle=True, **options)
         total = sum(batch.sum() for batch in loader)
-        print(f"{method}: {len(loader)} batches, every pixel came back: {torch.allclose(total, dataset.images.sum())}")
+        is_whole = torch.allclose(total, dataset.images.sum())
+        print(f"{method}: {len(loader)} batches, every pixel came back: {is_whole}")

@@ -14,10 +14,11 @@ with PythonSession(session_id="docker", quiet_mode=True) as session:
         while len(kept) < 16:
             numbers = session.empty(2 << 20, "float32")
             numbers[:] = len(kept)
-            kept.append(session.calculate("square", numbers))  # a result that is kept keeps its memory
+            kept.append(session.calculate("square", numbers))  # each keeps its memory
     except OutOfSpace as error:  # the worker's too: RemoteOutOfSpace is one
         raise SystemExit(
-            f"no room for result {len(kept) + 1}: {error.needed_nbytes} bytes needed, {error.free_nbytes} free\n"
+            f"no room for result {len(kept) + 1}: "
+            f"{error.needed_nbytes} bytes needed, {error.free_nbytes} free\n"
             "start the container with --shm-size=1g, or keep fewer results"
         ) from None
 print("all right:", all(np.all(result == number**2) for number, result in enumerate(kept)))

@@ -16,6 +16,7 @@ from tr_mmap import WorkerDied
 
 Row = Annotated[list[float], Field(min_length=8, max_length=8)]
 Image = Annotated[list[Row], Field(min_length=8, max_length=8)]
+Timeout = Annotated[float, Query(gt=0, le=60_000)]
 
 
 class Images(BaseModel):
@@ -24,7 +25,7 @@ class Images(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    # The process number makes the name its own: `uvicorn --workers 2` runs this in two processes.
+    # With the process number, because `uvicorn --workers 2` runs this in two processes.
     with serve(f"fastapi-{os.getpid()}") as app.state.model:
         yield  # requests are served here; after it the worker ends, and its files go
 
@@ -33,10 +34,8 @@ app = FastAPI(lifespan=lifespan)
 
 
 @app.post("/predict")
-def predict(
-    request: Request, body: Images, timeout_ms: Annotated[float, Query(gt=0, le=60_000)] = 10_000
-) -> dict[str, list[int]]:
-    """Not `async def`: FastAPI calls a plain function in a thread, so waiting here stops nobody else."""
+def predict(request: Request, body: Images, timeout_ms: Timeout = 10_000) -> dict[str, list[int]]:
+    """Not `async def`: so FastAPI calls it in a thread, and other requests go on."""
     scores = request.app.state.model.predict(torch.tensor(body.images), timeout_ms)
     return {"classes": scores.argmax(1).tolist()}
 
@@ -48,5 +47,5 @@ def answer_timeout(_request: Request, error: Any) -> JSONResponse:
 
 @app.exception_handler(WorkerDied)
 def answer_death(_request: Request, error: Any) -> JSONResponse:
-    logging.getLogger("uvicorn.error").error("%s", error)  # the end of the worker's output is no client's business
-    return JSONResponse({"detail": "the worker died; a new one is starting"}, 503, {"Retry-After": "5"})
+    logging.getLogger("uvicorn.error").error("%s", error)  # with the worker's last lines
+    return JSONResponse({"detail": "the model is restarted"}, 503, {"Retry-After": "5"})

@@ -11,7 +11,7 @@ images = torch.rand(1000, 8, 8)
 with serve() as model:
     scores = model.predict(images)
     print("right:", torch.allclose(scores, load_model()(images).softmax(1), atol=1e-5))
-    for what in (signal.SIGKILL, signal.SIGSTOP):  # the kernel kills when memory runs out; a stopped process hangs
+    for what in (signal.SIGKILL, signal.SIGSTOP):  # it dies; it hangs
         os.kill(model.session.pid, what)
         try:
             model.predict(images, timeout_ms=2_000)

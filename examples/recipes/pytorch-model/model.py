@@ -1,4 +1,4 @@
-"""The controller's side: a model that threads may share, and that gets a new worker when its worker died or hung."""
+"""A model that threads may share. A worker that died or hangs is replaced by a new one."""
 
 import threading
 from collections.abc import Iterator
@@ -9,24 +9,24 @@ import torch
 
 from tr_mmap import PythonSession, WorkerDied
 
-BATCH = 256  # images in one request; choose what the worker's memory allows
-
 
 class Model:
     def __init__(self, session: PythonSession) -> None:
         self.session = session
-        self._turn = threading.Lock()  # whoever has it is the only one that asks, and restarts the worker if need be
+        self._turn = threading.Lock()  # held while a thread asks, or restarts the worker
 
     def predict(self, images: torch.Tensor, timeout_ms: float = 10_000) -> torch.Tensor:
-        """Class probabilities. A TimeoutError or WorkerDied has started a new worker already: you may ask again."""
+        """Class probabilities. After a TimeoutError or WorkerDied you may ask again."""
         if not self._turn.acquire(timeout=timeout_ms / 1000):
-            raise TimeoutError(f"other requests took longer than {timeout_ms:g} ms")  # the worker is well: no restart
+            raise TimeoutError(f"other requests took longer than {timeout_ms:g} ms")
         try:
-            self.session.wait_until_ready(60_000)  # returns at once, unless the worker is just starting
-            return torch.cat([self.session.calculate("predict", x, timeout_ms=timeout_ms) for x in images.split(BATCH)])
+            self.session.wait_until_ready(60_000)  # at once, unless it was just started
+            batches = images.split(256)  # as many as the worker's memory allows
+            ask = self.session.calculate
+            return torch.cat([ask("predict", x, timeout_ms=timeout_ms) for x in batches])
         except (TimeoutError, WorkerDied):
             self.session.terminate()  # a worker that hangs does not end by itself
-            self.session.start()  # returns at once; the next request waits until the worker is ready
+            self.session.start()  # does not wait until it is ready: the next request does
             raise
         finally:
             self._turn.release()
@@ -34,5 +34,6 @@ class Model:
 
 @contextmanager
 def serve(session_id: str = "model") -> Iterator[Model]:
-    with PythonSession(Path(__file__).with_name("worker.py"), session_id, framework="torch") as session:
+    worker = Path(__file__).with_name("worker.py")
+    with PythonSession(worker, session_id, framework="torch") as session:
         yield Model(session)

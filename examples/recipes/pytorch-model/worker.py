@@ -1,6 +1,7 @@
-"""The worker: loads the model once, then answers "predict" for as long as the session lives."""
+"""Loads the model once, then answers "predict" for as long as the session lives."""
 
 import torch
+from torch import nn
 
 from tr_mmap import Server
 
@@ -8,10 +9,10 @@ server = Server(framework="torch")
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_model() -> torch.nn.Module:
-    """Yours goes here: build the network, and load its weights with torch.load(path, weights_only=True)."""
+def load_model() -> nn.Module:
+    """Yours: build the network, and load its weights with torch.load(path)."""
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
 @server.command("predict")

@@ -23,10 +23,10 @@ def compare(x, result, algorithm: str, rtol: float, atol: float):
         return f"WRONG shape {result.shape}, expected {expected.shape}"
     error = np.abs(result - expected)
     is_wrong = ~(error <= atol + rtol * np.abs(expected))  # "not <=", so that NaN is wrong
-    place = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape)
+    place = np.unravel_index(np.nan_to_num(error, nan=np.inf).argmax(), error.shape)
     return (
-        f"{'WRONG' if is_wrong.any() else 'ok'}: {is_wrong.sum()} of {error.size} beyond rtol={rtol:g} atol={atol:g}; "
-        f"worst at {tuple(map(int, place))}: {result[place]:.9g}, expected {expected[place]:.9g}"
+        f"{'WRONG' if is_wrong.any() else 'ok'}: {is_wrong.sum()} of {error.size} out of tolerance; "
+        f"worst at {[*map(int, place)]}: {result[place]:.9g}, expected {expected[place]:.9g}"
     )
 
 
