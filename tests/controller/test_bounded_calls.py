@@ -205,7 +205,7 @@ def test_a_timeout_says_what_the_worker_does(workspace: Path, gate: Gate, channe
         assert error.last_moved_ms is not None
         assert error.last_moved_ms < FOREVER_MS
         assert str(session.pid) in str(error)
-        assert "has taken it up" in str(error)
+        assert "has begun to work on it" in str(error)
         gate.let_go("late")
         assert session.wait_for_response(FOREVER_MS) == "late"
 
@@ -228,7 +228,7 @@ def test_a_request_that_waits_behind_one_by_hand_is_not_said_to_be_taken_up(
         (place / "new").write_text(json.dumps({"cmd": "wait", "params": str(gate.path)}))
         (place / "new").rename(place / "request.json")
         gate.wait_for_worker()
-        with pytest.raises(ResponseTimeout, match="somebody else wrote") as caught:
+        with pytest.raises(ResponseTimeout, match="somebody wrote by hand") as caught:
             session.fetch_response("wait nowhere", 1)
         assert caught.value.is_taken_up is False
         gate.let_go("by hand")

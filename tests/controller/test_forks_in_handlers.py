@@ -196,6 +196,6 @@ def test_a_forked_child_finds_no_answer_and_ends_no_worker(channel: str) -> None
         with os.fdopen(reader) as pipe:
             found = pipe.read()
         assert found.startswith("(False, False, False, False) <PythonSession 'forked'")
-        assert "forked from" in found
+        assert "of the parent process" in found
         os.waitpid(child, 0)
         assert session.wait_for_response(FOREVER_MS) == "kept"

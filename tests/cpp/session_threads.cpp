@@ -56,7 +56,7 @@ TEST(session_calls_end_at_their_timeout_while_another_thread_waits) {
         CHECK_EQUAL(late.timeout_ms, 30);
         CHECK(text.find("another thread's request") != std::string::npos);
         CHECK(text.find("process " + std::to_string(worker_of(s))) != std::string::npos);
-        CHECK(text.find("has taken 'sleep' up") != std::string::npos);
+        CHECK(text.find("has begun to work on 'sleep'") != std::string::npos);
         thrown_by<ResponseTimeout>([&] { s.send_request("pid", 30); });
         thrown_by<ResponseTimeout>([&] { s.wait_for_response(30); });
         thrown_by<ResponseTimeout>([&] { s.calculate("echo", Tensor::ones(Shape(3)), 30); });
@@ -83,7 +83,7 @@ TEST(session_timeout_says_what_the_worker_does) {
     while (std::string(detail::state_of(pid)) != "stopped") std::this_thread::yield();
     s.send_request("pid", 1000);
     const std::string text = thrown_by<ResponseTimeout>([&] { s.wait_for_response(20); }).what();
-    CHECK(text.find("(stopped), has not taken 'pid' up") != std::string::npos);
+    CHECK(text.find("(stopped), has not begun to work on 'pid'") != std::string::npos);
     ::kill(pid, SIGCONT);
     CHECK_EQUAL(s.wait_for_response(FOREVER_MS), std::to_string(pid));
     PythonSession early(worker_script(), "says_early", true);
@@ -301,7 +301,7 @@ TEST(session_timeout_behind_an_earlier_request_is_that_of_the_new_one) {
         const std::string text = late.what();
         CHECK_EQUAL(late.command, "length");
         CHECK(text.find("'length' did not get its turn within 30 ms: an earlier request is under way") == 0);
-        CHECK(text.find("has taken 'sleep' up") != std::string::npos);
+        CHECK(text.find("has begun to work on 'sleep'") != std::string::npos);
     };
     check(thrown_by<ResponseTimeout>([&] { s.fetch_response("length a", 30); }));
     check(thrown_by<ResponseTimeout>([&] { s.send_request("length a", 30); }));
@@ -358,7 +358,7 @@ TEST(session_timeout_beside_a_request_by_hand_says_so) {
     std::ofstream(s.session_dir() + "/request.json") << R"({"command": "sleep", "parameters": "600"})";
     while (!s.is_busy()) std::this_thread::yield();
     const std::string text = thrown_by<ResponseTimeout>([&] { s.fetch_response("pid", 30); }).what();
-    CHECK(text.find("has not taken 'pid' up, because it works on a request that somebody else wrote") !=
+    CHECK(text.find("has not begun to work on 'pid', because it works on a request that somebody wrote by hand") !=
           std::string::npos);
     s.terminate();
 }

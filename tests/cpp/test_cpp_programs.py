@@ -167,7 +167,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="session")
 def examples(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The examples and the program of docs/cpp.md, built once a run."""
+    """The examples, built once a run."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # then it is that of one of several processes
         shared = shared.parent
@@ -187,14 +187,12 @@ def build_examples(compiler: str, folder: Path) -> None:
     make = ["make", "-s", "-C", folder, f"CXX={compiler}", f"INCLUDE={include}", "CXXFLAGS=-Wall -Wextra -Werror"]
     # The original program takes no flag but the threads library.
     plain = [compiler, f"-I{include}", folder / "matmul.cpp", "-o", folder / "matmul", "-pthread"]
-    (folder / "page.cpp").write_text((ROOT / "docs" / "cpp.md").read_text().split("```cpp\n", 1)[1].split("```", 1)[0])
-    page = [compiler, "-std=c++17", f"-I{include}", folder / "page.cpp", "-o", folder / "page", "-pthread"]
     if shutil.which("cmake") is None:
-        run_both([[*make, "hello", "loan"], plain, page])
+        run_both([[*make, "hello", "loan"], plain])
     else:
         where = f"-Dtr_mmap_DIR={ROOT / 'tr_mmap' / 'cpp' / 'cmake'}"
         run(["cmake", "-S", folder, "-B", folder / "build", where, f"-DCMAKE_CXX_COMPILER={compiler}"])
-        run_both([["cmake", "--build", folder / "build", "--target", "hello"], plain, page, [*make, "loan"]])
+        run_both([["cmake", "--build", folder / "build", "--target", "hello"], plain, [*make, "loan"]])
         (folder / "build" / "hello").rename(folder / "hello")
 
 
@@ -218,10 +216,6 @@ def test_example_runs(examples: Path, name: str) -> None:
     if name == "matmul":
         assert lines[0] == "(4,5)"
         assert " ".join(lines).count("9.0") == 20
-
-
-def test_the_program_of_the_page_runs_as_it_stands(examples: Path) -> None:
-    assert run([examples / "page"]) == "512x256: 3072\n"
 
 
 def test_every_example_is_run() -> None:

@@ -9,28 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from page_blocks import BLOCKS, PAGES, without_blocks
 from support import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def programs() -> dict[str, str]:
-    """Every block of Python that is a whole program, by its page and its number there.
-
-    Those of the gateway's pages ask a gateway: tests/gateway/test_gateway_page.py runs them.
-    """
-    found = {}
-    for page in PAGES:
-        if page.stem.startswith("gateway"):
-            continue
-        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-        for number, block in enumerate(blocks, 1):
-            if not block.startswith("# fragment"):
-                found[f"{page.stem}-{number}"] = block
-    return found
-
-
-PROGRAMS = programs()
+# Pages whose blocks other tests run: those of the gateway ask a gateway (tests/gateway/test_gateway_page.py), those of
+# the tutorial build on one another (test_tutorial.py).
+ELSEWHERE = ("gateway", "tutorial", "recipes/")
+# Every block of Python that is a whole program, by its page and its number there.
+PROGRAMS = {
+    f"{block.page}-{block.number}": block.text
+    for block in BLOCKS
+    if block.language == "python"
+    and not block.page.startswith(ELSEWHERE)
+    and not block.text.startswith(("# fragment", "--8<--"))
+}
 
 
 def test_most_pages_for_users_have_a_program() -> None:
@@ -64,11 +56,12 @@ def anchor_of(heading: str) -> str:
 
 
 def links() -> list[tuple[Path, str]]:
-    found = []
-    for page in PAGES:
-        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-        found += [(page, target) for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
-    return found
+    return [
+        (page, target)
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(page))
+        if "://" not in target
+    ]
 
 
 @pytest.mark.parametrize(("page", "target"), links(), ids=[f"{page.stem}-{target}" for page, target in links()])
@@ -82,8 +75,11 @@ def test_every_link_leads_somewhere(page: Path, target: str) -> None:
 
 
 def test_every_page_is_in_the_list_of_pages() -> None:
-    listed = set(re.findall(r"\]\(([\w-]+\.md)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
-    assert {page.name for page in PAGES[1:]} - {"index.md"} <= listed
+    listed = set(re.findall(r"\]\(([\w/-]+\.md)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+    folders = {name.removesuffix("index.md") for name in listed if name.endswith("/index.md")}
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = str(page.relative_to(ROOT / "docs"))
+        assert name == "index.md" or name in listed or name.startswith(tuple(folders)), f"docs/index.md lacks {name}"
 
 
 def test_the_readme_and_the_architecture_page_are_short() -> None:

@@ -30,6 +30,15 @@ from tr_mmap.gateway.scopes import SCOPES
 
 PAGE = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
 MARK = "@@@"
+NOT_RUN = ("pip install", "tr-mmap serve")  # the gateway is there already
+WORKER = """
+from tr_mmap import Server
+server = Server(framework="numpy")
+@server.command("scale")
+def scale(values, factor: float):
+    return (values * factor).astype(values.dtype)
+server.run()
+"""
 DOUBLE = "def double(inputs):\n    return inputs['x'] * 2\n"
 
 
@@ -51,6 +60,10 @@ dir = "stores"
 memory_mb = 1024
 wall_ms = 30000
 cpu_ms = 30000
+[workers.linear]
+script = "worker.py"
+count = 1
+commands = ["scale"]
 """
 
 
@@ -63,6 +76,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
     put(folder / "models" / "scorer" / "1", model__safetensors=safetensors_of(**weights), model__py=model)
     module = {"humanize/__init__.py": "def naturaldelta(seconds):\n    return 'an hour'\n"}
     make_wheel(folder / "wheels", "humanize", "4.17.0", module)
+    (folder / "worker.py").write_text(WORKER, encoding="utf-8")
     with running(folder, MORE) as gateway:
         yield gateway
 
@@ -85,6 +99,8 @@ def commands() -> list[tuple[str, list[str]]]:
     for line in "".join(blocks("sh", page)).splitlines():
         if line.startswith("# ") and not is_open:
             found[-1][1].append(line[2:])
+            continue
+        if line.startswith(NOT_RUN) and not is_open:
             continue
         if is_open:
             found[-1] = (f"{found[-1][0]}\n{line}", [])
@@ -205,6 +221,7 @@ def test_a_program_mounts_a_gateway_as_the_page_says(tmp_path: Path) -> None:
 
 
 def test_each_configuration_of_the_page_is_one(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").touch()
     for block in blocks("toml"):
         path = tmp_path / "tr_mmap.toml"
         path.write_text(block)

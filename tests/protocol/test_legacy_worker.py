@@ -259,7 +259,7 @@ def test_a_request_waits_while_the_worker_is_in_one_by_hand_and_gets_its_own_res
             assert session.fetch_response("say before") == "before"
         write_by_hand(session, "wait" if worker is OLD_WORKER else "gate", str(fifo))
         with fifo.open("w") as file:  # it is in the middle of that request now
-            with pytest.raises(ResponseTimeout, match="somebody else wrote") as caught:
+            with pytest.raises(ResponseTimeout, match="somebody wrote by hand") as caught:
                 session.fetch_response("say late", 5)
             assert caught.value.is_taken_up is False
             waiting = threading.Thread(
@@ -283,7 +283,7 @@ def test_a_response_by_hand_that_comes_long_after_its_status_is_not_the_next_one
         assert session.fetch_response("say before") == "before"
         write_by_hand(session, "wait", str(fifo))
         with fifo.open("w") as file:
-            with pytest.raises(ResponseTimeout, match="somebody else wrote"):
+            with pytest.raises(ResponseTimeout, match="somebody wrote by hand"):
                 session.fetch_response("say late", 5)
             file.write("by hand")
         assert [session.fetch_response(f"say {i}", FOREVER_MS) for i in range(3)] == ["0", "1", "2"]

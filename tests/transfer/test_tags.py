@@ -94,7 +94,7 @@ def test_a_tag_that_was_never_sent_cannot_be_dropped(sides: Sides, tags: Tags) -
     with pytest.raises(MissingTag) as caught:
         tags.drop("b")
     assert caught.value.tag == "b"
-    assert "sent are a" in str(caught.value)
+    assert "there are a" in str(caught.value)
     assert tags.announcements()[1] == []
 
 

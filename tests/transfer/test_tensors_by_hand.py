@@ -70,7 +70,7 @@ def test_by_hand_a_tag_means_what_the_controller_sent_last(session: PythonSessio
         if number % 3:
             assert session.fetch_tensor("echo x").tolist() == (X + number).tolist()
     session.drop_tensor("x")
-    assert "no tensor goes by the tag 'x'" in ask(session, "echo", "x")
+    assert "there is no tensor with the tag 'x'" in ask(session, "echo", "x")
 
 
 def test_by_hand_a_file_that_somebody_puts_there_is_a_tensor(session: PythonSession) -> None:

@@ -452,7 +452,7 @@ def test_what_is_on_or_off_is_true_or_false(path: Path, wrong: Any) -> None:
 
 def test_an_unknown_framework_is_refused_before_the_file_is_looked_at(path: Path) -> None:
     for framework in ("jax", "", "Numpy", None, np):
-        with pytest.raises(BadMessage, match="it is 'numpy' or 'torch'") as caught:
+        with pytest.raises(BadMessage, match="it must be 'numpy' or 'torch'") as caught:
             load(path, framework=framework)  # type: ignore[call-overload]
         assert caught.value.detail == "framework"
     with pytest.raises(BadMessage, match="'jax'"):

@@ -259,7 +259,7 @@ def test_a_limit_of_the_worker_is_told_as_the_workers(tmp_path: Path) -> None:
         session.fetch_response("feed")
         session.send_tensor(x, "x")
         assert session.fetch_response("total x") == "100000.0"
-        with pytest.raises(RemoteError, match=r"^total: no tensor goes by the tag 'y'"):
+        with pytest.raises(RemoteError, match=r"^total: there is no tensor with the tag 'y'"):
             session.fetch_response("total y")
 
 

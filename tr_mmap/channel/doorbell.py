@@ -76,7 +76,7 @@ class Doorbell:
                 raise
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise SemaphoresUnavailable(
-                f'this system has no semaphores for us ({reason}; Linux keeps them in {SHM_DIR}); use channel="files", '
+                f'POSIX semaphores cannot be used here ({reason}; Linux keeps them in {SHM_DIR}); use channel="files", '
                 "which needs none",
                 reason=reason,
             ) from error

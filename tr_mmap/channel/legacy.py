@@ -233,7 +233,7 @@ class LegacyChannel(FileChannel):
         if self._is_controller and self._is_own_there():
             return "the worker's handler has not ended the last request, though it has answered it,"
         if self._is_controller and not os.path.lexists(self._out):
-            return "the worker has been in a request that somebody else wrote"
+            return "the worker has been in a request that somebody wrote by hand"
         return super()._why_not_put()
 
     def _note_sent(self, message: Request | Response) -> None:

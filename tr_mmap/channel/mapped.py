@@ -7,10 +7,10 @@
     offset 8  the number, 8 ASCII characters, spaces first      <- stored last, as one aligned 8-byte word
     offset 16 the other members, }, newline, spaces
 
-A writer stores a blank number ("       0"), then the rest, then the number. So a reader that sees the same new number
-before and after it copied the line has a whole message, at whatever moment its doorbell rang. A process that does not
-compare the numbers may read two messages mixed, and must read again. A message that is too long for its page is a
-spill: a file of its own, which the page names under ``"spill"``. The last word of the status page is the worker's
+A writer stores ``BLANK_NUMBER`` (seven spaces, ``0``), then the rest, then the number. So a reader that sees the same
+new number before and after it copied the line has a whole message, at whatever moment its doorbell rang. A process that
+does not compare the numbers may read two messages mixed, and must read again. A message that is too long for its page
+is a spill: a file of its own, which the page names under ``"spill"``. The last word of the status page is the worker's
 heartbeat.
 
 ``request.json``, ``response.json`` and ``status.txt`` mirror the pages for people: one line and then spaces, so ``cat``

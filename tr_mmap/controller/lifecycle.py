@@ -118,7 +118,7 @@ class SessionLifecycle:
             else f"pid {worker.process.pid}, {worker_state(worker, is_asked=self._is_asked()).activity}"
         )
         if self._is_foreign():
-            what = "of the process that this one was forked from"
+            what = "of the parent process"
         return f"<{type(self).__name__} {self._options.session_id!r}: {script}, {what}>"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:

@@ -168,7 +168,7 @@ def check_bool(name: str, value: object) -> None:
 
 
 def _bad(name: str, value: object, wanted: str) -> BadMessage:
-    return BadMessage(f"{name} is {value!r:.80}; it is {wanted}", detail=name)
+    return BadMessage(f"{name} is {value!r:.80}; it must be {wanted}", detail=name)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

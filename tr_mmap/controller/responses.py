@@ -151,8 +151,8 @@ class Responses:
         """
         if self.resources.is_foreign:
             raise SessionNotStarted(
-                f"session {self.resources.session_id!r} is that of the process that this one was forked from; views of "
-                "its tensors are good here, requests are not: start a session of this process's own"
+                f"session {self.resources.session_id!r} belongs to the parent process, which this one was "
+                "forked from; this process may read its tensors, but makes no requests: start a session of its own here"
             )
 
     def notify(self) -> None:
@@ -409,9 +409,9 @@ class Responses:
         state = worker_state(worker)
         status = worker.channel.read_status().status
         is_taken_up = worker.channel.is_taken_up()
-        taken = "has taken it up" if is_taken_up else "has not taken it up"
+        taken = "has begun to work on it" if is_taken_up else "has not begun to work on it"
         if status is Status.BUSY and not is_taken_up:
-            taken = "has not taken it up, because it works on one that somebody else wrote"
+            taken = "has not begun to work on it, because it works on a request that somebody wrote by hand"
         if status is Status.STARTING:
             taken = "is still starting"
         advice = "give it more time, or terminate() and start() the worker"

@@ -52,14 +52,16 @@ class ServerConfig(_Section, frozen=True):
         port: 0 for one that is free.
         tls_certificate: path of a certificate chain (PEM).
         tls_key: path of its key (PEM).
-        allow_plain_http: whether tokens may cross a network unencrypted: behind a proxy that does TLS, for example.
-        allowed_hosts: names that requests may have in ``Host``, beside loopback's and ``host``; with any port.
-        allowed_origins: which pages' scripts may send requests: values of ``Origin``, as ``"https://example.org"``.
-        max_body_mb: of a request.
+        allow_plain_http: whether tokens may cross a network unencrypted, for example behind a proxy that does TLS.
+        allowed_hosts: more names that requests may have in ``Host``; those of loopback and ``host`` are always
+            allowed, with any port.
+        allowed_origins: web pages whose scripts may send requests: values of ``Origin``, as
+            ``"https://example.org"``.
+        max_body_mb: the largest body of a request.
         header_timeout_s: how long the headers of a request may take to arrive.
-        body_timeout_s: how long the body of a request may take to arrive, and how long a client may take nothing of
+        body_timeout_s: how long the body of a request may take to arrive, and how long a client may read nothing of
             its response.
-        max_connections: how many may be open at once; one more is answered 503.
+        max_connections: how many connections may be open at once; one more is answered 503.
         trusted_proxies: addresses of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed.
         drain_s: how long runs may go on when the gateway ends.
         access_log: whether the log has a line for each request.
@@ -88,12 +90,12 @@ class AuthConfig(_Section, frozen=True):
 
     Attributes:
         key_file: path of the key that signs tokens; ``tr-mmap token`` makes it.
-        audience: which tokens are for this gateway.
-        requests_per_minute: of each token; 0 for no limit.
-        burst: how many of them may come at once.
-        failures_per_minute: how many tokens that are not valid each client address may send; 0 for no limit. Beyond
-            it, tokens that were valid before still are.
-        failures_burst: how many of them may come at once.
+        audience: only tokens that were made for this audience are valid here.
+        requests_per_minute: how many requests each token may make; 0 for no limit.
+        burst: how many requests of a token may come at once.
+        failures_per_minute: how many invalid tokens each client address may send; 0 for no limit. Tokens that were
+            valid before are accepted beyond it.
+        failures_burst: how many invalid tokens of an address may come at once.
         audit_log: path of a file that gets a line for each request that changes something or was refused.
     """
 
@@ -111,10 +113,10 @@ class WasmConfig(_Section, frozen=True):
 
     Attributes:
         enabled: whether they can be registered.
-        runtime: what runs them.
-        max_memory_mb: of one run.
-        max_execution_time: of one run, in seconds.
-        max_stack_size_mb: of one run.
+        runtime: the engine that runs them.
+        max_memory_mb: the most memory of one run.
+        max_execution_time: the most time of one run, in seconds.
+        max_stack_size_mb: the largest stack of one run.
     """
 
     enabled: bool = True
@@ -128,13 +130,13 @@ class DependenciesConfig(_Section, frozen=True):
     """``[python.dependencies]``: packages of algorithms.
 
     Attributes:
-        manager: what resolves and installs them.
-        cache_dir: where their environments lie.
+        manager: the program that resolves and installs packages.
+        cache_dir: the directory for the environments.
         auto_install: whether a registration may have its dependencies installed; only together with ``allow``.
-        allow: names of the packages that may be installed; those that they need themselves must be there, too.
+        allow: names of the packages that may be installed; the packages that these need must be listed too.
         wheel_dir: a directory of wheels to install from, instead of a package index.
-        max_cache_mb: of all environments. Those that no algorithm uses are removed for new ones, the one that was
-            not used for longest first.
+        max_cache_mb: the most that all environments may take. For a new one, the gateway removes those that no
+            algorithm uses, the one that was not used for longest first.
         install_timeout_s: how long one installation may take.
     """
 
@@ -151,12 +153,12 @@ class ModelsConfig(_Section, frozen=True):
     """``[python.models]``: a directory of models, with a directory for each, and in it one for each version.
 
     Attributes:
-        model_dir: that directory.
-        auto_scan: whether it is looked at again from time to time.
-        scan_interval_seconds: how often.
-        max_memory_mb: of all models that are in memory; those that were not used for longest make room.
-        reuse: whether the process of a model that runs by itself may serve its next run too, of the same subject. It
-            need not open the model again then; what one run leaves in imported modules, the next finds.
+        model_dir: the directory of the models.
+        auto_scan: whether the gateway looks at the directory again from time to time.
+        scan_interval_seconds: how often it looks.
+        max_memory_mb: the most that all models in memory may take; those that were not used for longest are unloaded.
+        reuse: whether the process of a model that runs by itself may serve the next run of the same subject too. Then
+            the model need not be opened again; the next run finds what a run left in imported modules.
     """
 
     model_dir: str | None = None
@@ -171,11 +173,12 @@ class PythonConfig(_Section, frozen=True):
 
     Attributes:
         enabled: whether they can be registered.
-        version: of the interpreter of their processes, as ``"3.11"``; another one is refused at the start.
+        version: the version that the interpreter must have, as ``"3.11"``; with another one the gateway does not
+            start.
         use_wasm_sandbox: asks for CPython inside WebAssembly, which this version does not have: the kernel contains
             the algorithms in either case, and the start says so.
-        python_path: the interpreter of their processes, which has ``tr_mmap`` of this version; a path, or a name that
-            is on ``PATH``; empty for this one.
+        python_path: the interpreter of their processes, which must have ``tr_mmap`` of this version: a path, or a
+            name that is on ``PATH``; empty for the gateway's own.
     """
 
     enabled: bool = True
@@ -191,19 +194,21 @@ class SchedulerConfig(_Section, frozen=True):
     """``[scheduler]``: which runs go on, and which wait.
 
     Attributes:
-        max_workers: how many runs of one kind go on at once; 0 for as many as there are processors, and two at least.
-        queue_size: how many of one kind may wait.
-        queue_mb: of all requests that wait together.
-        max_per_token: how many of one token may wait and go on, of all kinds together.
-        ageing_s: a run that waits so long counts as one priority higher.
-        default_deadline_s: of a request that names none, from its arrival.
-        retries: how often a run is tried again whose process ended without a fault of its own.
-        breaker_failures: after how many failures one after another an algorithm is not run for a while, for the
-            subject whose runs they were; 0 for never.
-        breaker_s: how long not.
-        max_tasks: how many tasks are kept, those that have ended included.
-        keep_tasks_s: how long one is kept that has ended.
-        keep_tasks_mb: of all that have ended; the oldest goes of the subject that takes most.
+        max_workers: how many runs of one kind are under way at once; 0 for as many as there are processors, but at
+            least two.
+        queue_size: how many runs of one kind may wait.
+        queue_mb: the most that the bodies of all waiting requests may take together.
+        max_per_token: how many runs of one token may wait or be under way, of all kinds together.
+        ageing_s: each time that a run has waited so long, it counts as one priority higher.
+        default_deadline_s: the time limit of a request that names none, from its arrival.
+        retries: how often a run is tried again if something outside ended its process.
+        breaker_failures: after how many failures in a row an algorithm is blocked for a while, for the subject whose
+            runs failed; 0 for never.
+        breaker_s: how long it is blocked.
+        max_tasks: how many tasks are kept, including those that have ended.
+        keep_tasks_s: how long a task that has ended is kept.
+        keep_tasks_mb: the most that the results of tasks that have ended may take; beyond it, the oldest task of the
+            subject with most is dropped.
     """
 
     max_workers: Annotated[int, Meta(ge=0)] = 0
@@ -225,17 +230,18 @@ class SandboxConfig(_Section, frozen=True):
     ``most_cpu_cores``.
 
     Attributes:
-        memory_mb: that it may allocate.
-        wall_ms: that it may take, and the most that an algorithm may ask for as ``timeout_ms``.
-        cpu_ms: of processor time, for each core: as much as ``wall_ms`` for what computes all the time.
-        output_mb: of results, and of what it prints.
+        memory_mb: the most memory that a run may allocate.
+        wall_ms: the most time that a run may take, and the most that an algorithm may ask for as ``timeout_ms``.
+        cpu_ms: the most processor time, for each core; give as much as ``wall_ms`` to algorithms that compute all the
+            time.
+        output_mb: the most that results, and printed text, may take.
         cpu_cores: on how many cores its threads run.
-        most_memory_mb: that an algorithm may ask for.
-        most_cpu_cores: the same, of cores.
-        required_layers: without which the gateway does not start; empty for the sandbox's own.
-        preload: modules that algorithms find imported.
-        max_sandboxes: how many sandboxes of different limits are kept; each has two processes that wait. Beyond it, one
-            goes that was not used for longest, of the subject whose algorithms have most.
+        most_memory_mb: the most memory that an algorithm may ask for.
+        most_cpu_cores: the most cores that an algorithm may ask for.
+        required_layers: the layers without which the gateway does not start; empty for the sandbox's own list.
+        preload: modules that are imported before an algorithm begins.
+        max_sandboxes: how many sandboxes with different limits are kept; each has two waiting processes. Beyond it,
+            the gateway ends the one that was not used for longest, of the subject whose algorithms have most.
     """
 
     memory_mb: _Positive = 512
@@ -265,7 +271,7 @@ class StoreConfig(_Section, frozen=True):
     """``[store]``: stores of records under ``/api/v1/store/{name}``.
 
     Attributes:
-        dir: directory with a store in each of its directories; none are offered if it is not there.
+        dir: the directory that has a directory for each store; without it, the gateway offers none.
         create: whether a token with the scope ``admin`` may make new ones.
     """
 
@@ -278,11 +284,11 @@ class WorkerConfig(_Section, frozen=True):
 
     Attributes:
         script: path of the worker's script; ``"default"`` for the one that ships with the package.
-        count: how many of them run, each with one request at a time.
-        commands: the only ones that requests may name; empty for all that it has.
-        idempotent: whether a request may be asked again whose worker has ended before it answered.
-        python: its interpreter; empty for this one.
-        start_timeout_s: in which it must be ready.
+        count: how many processes run it, each with one request at a time.
+        commands: the commands that requests may name; empty for all.
+        idempotent: whether a request is sent again if its worker ended before it answered.
+        python: its interpreter; empty for the gateway's own.
+        start_timeout_s: how long it may take until it is ready.
     """
 
     script: str

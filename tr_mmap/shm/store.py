@@ -253,7 +253,7 @@ class SegmentStore(FreeLists, ForkAware):
                 return None
             if capacity > budget_nbytes or time.monotonic() >= deadline_s or self.is_reader_gone():
                 raise OutOfSpace(
-                    f"a segment of {capacity} bytes would exceed the pool's budget of {budget_nbytes}; "
+                    f"a segment of {capacity} bytes would exceed the session's budget of {budget_nbytes} bytes; "
                     f"{self._nbytes} are in use: drop tensors or views, or raise budget_nbytes",
                     needed_nbytes=capacity,
                     free_nbytes=max(0, budget_nbytes - self._nbytes),

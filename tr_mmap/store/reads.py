@@ -118,7 +118,7 @@ class Questions(ABC):
         check_limit(limit, may_be_none=False)
         check_threshold(threshold)
         if mode not in ("auto", "exact", "text"):
-            raise BadMessage(f"mode is {mode!r:.40}; it is 'auto', 'exact' or 'text'", detail="mode")
+            raise BadMessage(f"mode is {mode!r:.40}; it must be 'auto', 'exact' or 'text'", detail="mode")
         if query is None:
             raise BadMessage("query is None; it is a text or a vector", detail="query")
         wanted = core._filter(filters, user_id, agent_id, run_id)

@@ -160,7 +160,7 @@ class Store(StoreReads):
             Their ids, in the same order.
 
         Raises:
-            As :meth:`add`.
+            BadMessage, WrongShape, RecordExists, OutOfSpace: as :meth:`add`.
         """
         if isinstance(records, str | bytes | Mapping) or not isinstance(records, Iterable):
             raise BadMessage(f"records is {records!r:.40}; it lists mappings with the names of add()", detail="records")

@@ -37,7 +37,9 @@ def check_views(views: object) -> None:
     """
     if views is not None and (not isinstance(views, str) or views not in _VIEWS):
         names = " or ".join(map(repr, _VIEWS))
-        raise BadMessage(f"views is {views!r:.80}; it is {names}, or None for each framework's default", detail="views")
+        raise BadMessage(
+            f"views is {views!r:.80}; it must be {names}, or None for each framework's default", detail="views"
+        )
 
 
 def controller_transfer(

@@ -180,7 +180,8 @@ class LegacyWorkerTransfer(WorkerTransfer):
             except FileNotFoundError:
                 pass
         raise MissingTag(
-            f"no tensor goes by the tag {tag!r}: there is no {tensor_file(tag[:MAX_TAG_LENGTH])} in {self._directory}",
+            f"there is no tensor with the tag {tag!r}, and no file {tensor_file(tag[:MAX_TAG_LENGTH])} in "
+            f"{self._directory}",
             tag=tag,
         )
 
@@ -265,7 +266,7 @@ class LegacyControllerTransfer(ControllerTransfer):
         with self._lock:
             if tag not in self._kept:
                 known = describe_tags(self._kept)
-                raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {known}", tag=tag)
+                raise MissingTag(f"there is no tensor with the tag {tag!r}; there are {known}", tag=tag)
             if self._known_dir.is_there():
                 system.unlink(self._kept_path(tag), owner=self._owner)
             del self._kept[tag]

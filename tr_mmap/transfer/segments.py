@@ -74,7 +74,7 @@ class SegmentWorkerTransfer(WorkerTransfer):
         ref = self.tags.get(tag)
         if ref is None:
             known = describe_tags([each for each in self.tags if each[:1] != ARGUMENT_TAG_PREFIX])
-            raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are: {known}", tag=tag)
+            raise MissingTag(f"there is no tensor with the tag {tag!r}; there are: {known}", tag=tag)
         with self._lock:
             return self._reader.receive(ref.segment, ref.seq, framework, ref.tag)
 

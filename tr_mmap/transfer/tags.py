@@ -81,7 +81,7 @@ class Tags:
         """
         segment = self._segments.get(tag)
         if segment is None:
-            raise MissingTag(f"no tensor goes by the tag {tag!r}; sent are {self.describe()}", tag=tag)
+            raise MissingTag(f"there is no tensor with the tag {tag!r}; there are {self.describe()}", tag=tag)
         self._linking = tag
         if self._directory.is_there():
             system.unlink(self._path(tag), owner=self._owner)

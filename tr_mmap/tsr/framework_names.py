@@ -21,7 +21,7 @@ def check_framework_name(framework: object) -> None:
         BadMessage: it is neither ``"numpy"`` nor ``"torch"``.
     """
     if not isinstance(framework, str) or framework not in _NAMES:
-        raise BadMessage(f"framework is {framework!r:.80}; it is 'numpy' or 'torch'", detail="framework")
+        raise BadMessage(f"framework is {framework!r:.80}; it must be 'numpy' or 'torch'", detail="framework")
 
 
 def check_installed(framework: str) -> None:

@@ -190,7 +190,9 @@ class Command:
         return parameter.default
 
     def _refuse_tag(self, word: str) -> NoReturn:
-        raise MissingTag(f"{self.name}: no tensor goes by the tag {word!r}; send it first{self._advice()}", tag=word)
+        raise MissingTag(
+            f"{self.name}: there is no tensor with the tag {word!r}; send it first{self._advice()}", tag=word
+        )
 
     def _advice(self) -> str:
         """What may be wrong if a word is no tag: a parameter that should take words has no annotation of words."""

@@ -299,5 +299,5 @@ class TechRenaissanceServer(RequestService):
     def _fetch(self, tag: str, framework: str) -> Any:
         """The tensor of a tag."""
         if self._transfer is None:
-            raise MissingTag(f"no tensor goes by the tag {tag!r}: the server does not run yet", tag=tag)
+            raise MissingTag(f"there is no tensor with the tag {tag!r}: the server does not run yet", tag=tag)
         return self._transfer.fetch(tag, framework)

@@ -112,7 +112,7 @@ private:
         for (const int other : {EEXIST, EMFILE, ENFILE, ENOMEM, EINTR, EIO}) {
             if (code == other) fail_call("semaphore " + name_, code);
         }
-        throw SemaphoresUnavailable("this system has no semaphores for us", code,
+        throw SemaphoresUnavailable("POSIX semaphores cannot be used here", code,
                                     "Linux keeps them in " + place + ": mount a tmpfs there that this user may write "
                                     "(mount -t tmpfs -o mode=1777 tmpfs " + place + "), or use a Python controller "
                                     "with channel=\"files\", which needs none");

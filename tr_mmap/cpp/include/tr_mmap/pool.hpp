@@ -307,8 +307,8 @@ private:
             if (nbytes_ + capacity <= *budget_nbytes_) return nullptr;
             if (Clock::now() >= deadline || is_reader_gone_()) {
                 throw OutOfSpace("a segment of " + std::to_string(capacity) +
-                                     " bytes would exceed the pool's budget of " + std::to_string(*budget_nbytes_) +
-                                     "; " + std::to_string(nbytes_) +
+                                     " bytes would exceed the session's budget of " + std::to_string(*budget_nbytes_) +
+                                     " bytes; " + std::to_string(nbytes_) +
                                      " are in use: drop tensors or views, or raise budget_nbytes",
                                  capacity, nbytes_ < *budget_nbytes_ ? *budget_nbytes_ - nbytes_ : 0, true);
             }

@@ -62,11 +62,11 @@ inline std::string describe(const WorkerHandle& worker, const std::string& comma
     try {
         const Status status = worker.channel->read_status();
         if (status == Status::BUSY && !worker.channel->is_busy_by_hand()) {
-            return text + "has taken '" + command + "' up";
+            return text + "has begun to work on '" + command + "'";
         }
         if (status == Status::STARTING) return text + "has not reached server.run() yet";
-        text += "has not taken '" + command + "' up";
-        return status == Status::BUSY ? text + ", because it works on a request that somebody else wrote" : text;
+        text += "has not begun to work on '" + command + "'";
+        return status == Status::BUSY ? text + ", because it works on a request that somebody wrote by hand" : text;
     } catch (const TRException&) {
         return text + "shows no status that can be read";
     }

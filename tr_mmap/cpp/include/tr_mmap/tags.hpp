@@ -62,7 +62,7 @@ public:
             std::string known;
             for (const auto& each : segments_) known += (known.empty() ? "" : ", ") + each.first;
             if (known.empty()) known = "none";
-            throw MissingTag("no tensor goes by the tag '" + tag + "'; sent are: " + known, tag);
+            throw MissingTag("there is no tensor with the tag '" + tag + "'; sent are: " + known, tag);
         }
         if (directory_.is_there()) unlink_file(path_of(tag));
         const SegmentPtr segment = found->second;
