@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import posix_ipc
@@ -99,8 +99,12 @@ def given_to_another_thread() -> None:
     bell = semaphore()
     for wait in [*waits(bell, 0.0), lambda: bell.wait(FOREVER_S), lambda: bell.wait(float("inf"))]:
         receiver = threading.Timer(0.02, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR1))
-        receiver.start()
-        stopped(wait)
+
+        def start_and_wait(receiver: threading.Timer = receiver, wait: Callable[[], Any] = wait) -> None:
+            receiver.start()  # on a busy machine the signal may come before this returns
+            wait()
+
+        stopped(start_and_wait)
         receiver.join()
     print("ok")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import contextlib
 import os
 import random
 import signal
@@ -29,13 +30,14 @@ eventually = partial(wait_until, bound_s=20)
 
 def family(pid: int) -> list[psutil.Process]:
     """The zygotes of a process, and all that they forked."""
-    try:
-        zygotes = [
-            each for each in psutil.Process(pid).children() if "tr_mmap.sandbox._zygote" in " ".join(each.cmdline())
-        ]
-        return [*zygotes, *[child for each in zygotes for child in each.children()]]
-    except psutil.NoSuchProcess:
-        return []
+    zygotes: list[psutil.Process] = []
+    forked: list[psutil.Process] = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that has ended hides none of the others
+            if "tr_mmap.sandbox._zygote" in " ".join(child.cmdline()):
+                zygotes.append(child)
+                forked += child.children()
+    return [*zygotes, *forked]
 
 
 def is_gone(process: psutil.Process) -> bool:
