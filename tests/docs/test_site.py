@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT, environment
+from support import ROOT, environment, made_once
 
 pytest.importorskip("mkdocs", reason="needs the extra docs")
 
@@ -30,9 +30,7 @@ PUBLIC = {  # and the page of each
 ROOMS = ("errors", "native")  # names of tr_mmap that are modules: errors has a page, native has IS_COMPILED for users
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
+def build(folder: Path) -> None:
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
         cwd=ROOT,
@@ -43,7 +41,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert built.returncode == 0, built.stdout + built.stderr
-    return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_once(tmp_path_factory, "site", build)
 
 
 def anchors(site: Path) -> set[str]:

@@ -24,8 +24,7 @@ DOCS: Final = "docs"
 CONTENTS: Final = "docs/index.md"
 # Pages at the top of the repository, and their names on the site. One that is not there is left out.
 TOP: Final = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-COMMANDS: Final = "<!-- the commands, by tools/site/hooks.py -->"
-TRANSITIONS: Final = "<!-- the transitions, by tools/site/hooks.py -->"
+MARK: Final = re.compile(r"^<!-- (.*), by tools/site/hooks.py -->$", re.MULTILINE)
 LANGUAGES: Final = {
     ".py": "python",
     ".c": "c",
@@ -134,10 +133,16 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Set the links of a page of ``docs/``, and put what is computed in its place."""
     if page.file.generated_by is None:
         markdown = for_the_site(markdown, f"{DOCS}/{page.file.src_uri}")
-    for mark, made in ((COMMANDS, commands), (TRANSITIONS, transitions)):
-        if mark in markdown:
-            markdown = markdown.replace(mark, made())
-    return markdown
+    return MARK.sub(lambda mark: made(mark[1]), markdown)
+
+
+def made(what: str) -> str:
+    """What a page asks for by a comment: the commands, the transitions, or the text of a module."""
+    if what == "the commands":
+        return commands()
+    if what == "the transitions":
+        return transitions()
+    return f"```python\n{(ROOT / what).read_text(encoding='utf-8')}```"
 
 
 def commands() -> str:
@@ -151,7 +156,7 @@ def commands() -> str:
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="tr-mmap")
     text = text.partition("\n## ")[2]  # what is above lists the commands, as the navigation does
-    return "## " + re.sub(r"^(#+) `(.*)`$", r"\1 \2", text, flags=re.MULTILINE)
+    return re.sub(r"^(#+) `(.*)`$", r"\1 \2", f"## {text}", flags=re.MULTILINE)
 
 
 def transitions() -> str:
