@@ -99,6 +99,11 @@ def test_no_docstring_shows_markup_of_sphinx(site: Path) -> None:
             assert not found, f"{page.name}: {found and found[0]}"
 
 
+def test_no_table_shows_the_backslash_of_an_escaped_pipe(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        assert r"\|" not in "".join(re.findall(r"<td.*?</td>", page.read_text(encoding="utf-8"), re.DOTALL)), page
+
+
 def test_the_specifications_are_those_of_the_docstrings(site: Path) -> None:
     def words(text: str) -> str:
         return " ".join(re.findall(r"\w+", text))

@@ -38,6 +38,7 @@ LANGUAGES: Final = {
     ".service": "ini",
     ".json": "json",
 }
+_ROW: Final = re.compile(r"^ *\|.*$", re.MULTILINE)
 _FENCED: Final = re.compile(r"^(```+).*?^\1", re.MULTILINE | re.DOTALL)
 _LINK: Final = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]*)(#[^)\s]*)?(?=\))")
 
@@ -89,7 +90,13 @@ def for_the_site(text: str, origin: str) -> str:
             return link[0]
         return posixpath.relpath(site_path(target), here or ".") + (link[2] or "")
 
-    return "".join(_LINK.sub(rewrite, part) if is_prose else part for part, is_prose in _prose(text))
+    prose = ((_ROW.sub(_pipes, _LINK.sub(rewrite, part)) if is_prose else part) for part, is_prose in _prose(text))
+    return "".join(prose)
+
+
+def _pipes(row: re.Match[str]) -> str:
+    """A row of a table. Code hosts want a pipe within code escaped there; MkDocs would show the backslash."""
+    return re.sub(r"`[^`]+`", lambda code: code[0].replace(r"\|", "|"), row[0])
 
 
 # -- pages -----------------------------------------------------------------------------------------------------------
