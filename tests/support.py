@@ -5,6 +5,7 @@ Never imports the code under test.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -191,6 +192,29 @@ def has_ended(pid: int, within_s: float = BOUND_S) -> bool:
 
 
 # -- other processes -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Only one process at a time is in here: whoever comes second finds what the first one has made."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first process to ask makes, and that all processes of a run of tests share."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # then it is that of one of several processes
+        shared = shared.parent
+    folder = shared / name
+    done = shared / f"{name}.made"
+    with locked(shared / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
+    return folder
 
 
 def environment() -> dict[str, str]:

@@ -74,20 +74,20 @@ class Fault(enum.StrEnum):
     """What is wrong with a TSR file. Closed: every refusal of the reader is one of these."""
 
     TOO_SHORT = "too_short"  # fewer bytes than the header needs
-    BAD_MAGIC = "bad_magic"
-    BAD_VERSION = "bad_version"
-    BAD_HEADER_SIZE = "bad_header_size"
-    BAD_FLAGS = "bad_flags"
-    BAD_DTYPE = "bad_dtype"
-    BAD_NDIM = "bad_ndim"
+    BAD_MAGIC = "bad_magic"  # the first four bytes are those of no layout
+    BAD_VERSION = "bad_version"  # a layout that is not known
+    BAD_HEADER_SIZE = "bad_header_size"  # not the size that the layout has
+    BAD_FLAGS = "bad_flags"  # a flag that this version does not know
+    BAD_DTYPE = "bad_dtype"  # no element type of this layout has this code
+    BAD_NDIM = "bad_ndim"  # negative, or more dimensions than the layout has
     BAD_DIMS = "bad_dims"  # negative, or not what the layout prescribes for unused ones
     BAD_COUNT = "bad_count"  # element count differs from the product of the dims
     BAD_PAYLOAD_SIZE = "bad_payload_size"  # payload bytes differ from count times itemsize
-    BAD_OFFSET = "bad_offset"
+    BAD_OFFSET = "bad_offset"  # the payload does not begin where the layout lets it
     BAD_RESERVED = "bad_reserved"  # a field that must be zero is not
     TOO_LARGE = "too_large"  # beyond what this machine can address
-    HEADER_CHECKSUM = "header_checksum"
-    PAYLOAD_CHECKSUM = "payload_checksum"
+    HEADER_CHECKSUM = "header_checksum"  # the header is not the one that its checksum was made of
+    PAYLOAD_CHECKSUM = "payload_checksum"  # the payload is not the one that its checksum was made of
     NO_CHECKSUM = "no_checksum"  # the payload was to be verified, and the file has no checksum of it
     UNPUBLISHED = "unpublished"  # seq is 0: still being written
     TORN = "torn"  # the two copies of seq differ

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cpp_programs import INCLUDE, SANITIZERS, SOURCES, VECTORS, WARNINGS, locked, run
+from cpp_programs import INCLUDE, SANITIZERS, SOURCES, VECTORS, WARNINGS, run
+from support import locked
 
 
 @pytest.fixture(scope="session")

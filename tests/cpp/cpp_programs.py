@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import support
@@ -52,11 +50,3 @@ def run_both(commands: Sequence[Sequence[str | Path]]) -> None:
             for _, other in running:
                 other.communicate()
         assert process.returncode == 0, f"{' '.join(map(str, command))}\n{errors}"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Only one process at a time is in here: whoever comes second finds what the first one has made."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

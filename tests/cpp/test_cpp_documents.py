@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from cpp_programs import EXAMPLES, INCLUDE, SANITIZERS, SOURCES, WARNINGS, locked, run, run_both
-from support import ROOT, leftovers
+from cpp_programs import EXAMPLES, INCLUDE, SANITIZERS, SOURCES, WARNINGS, run, run_both
+from support import ROOT, leftovers, locked
 
 pytestmark = pytest.mark.timeout(400)  # the first test that needs a program compiles it
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cpp_programs import EXAMPLES, INCLUDE, WARNINGS, locked, run, run_both
-from support import ROOT, leftovers
+from cpp_programs import EXAMPLES, INCLUDE, WARNINGS, run, run_both
+from support import ROOT, leftovers, made_once
 
 pytestmark = pytest.mark.timeout(400)  # the first test that needs the suite compiles it
 
@@ -168,17 +167,12 @@ EXPECTED = {
 @pytest.fixture(scope="session")
 def examples(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The examples, built once a run."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # then it is that of one of several processes
-        shared = shared.parent
-    folder = shared / "cpp-examples"
-    with locked(shared / "cpp-examples.lock"):
-        if not (folder / "built").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(EXAMPLES, folder)
-            build_examples(compiler, folder)
-            (folder / "built").touch()
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(EXAMPLES, folder)
+        build_examples(compiler, folder)
+
+    return made_once(tmp_path_factory, "cpp-examples", make)
 
 
 def build_examples(compiler: str, folder: Path) -> None:

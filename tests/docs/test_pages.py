@@ -19,9 +19,7 @@ ELSEWHERE = ("gateway", "tutorial", "recipes/")
 PROGRAMS = {
     f"{block.page}-{block.number}": block.text
     for block in BLOCKS
-    if block.language == "python"
-    and not block.page.startswith(ELSEWHERE)
-    and not block.text.startswith(("# fragment", "--8<--"))
+    if block.language == "python" and not block.page.startswith(ELSEWHERE) and not block.text.startswith("# fragment")
 }
 
 

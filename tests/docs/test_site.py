@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ROOT, environment
+from support import ROOT, environment, made_once
 
 pytest.importorskip("mkdocs", reason="needs the extra docs")
 
@@ -30,9 +30,7 @@ PUBLIC = {  # and the page of each
 ROOMS = ("errors", "native")  # names of tr_mmap that are modules: errors has a page, native has IS_COMPILED for users
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
+def build(folder: Path) -> None:
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
         cwd=ROOT,
@@ -43,7 +41,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert built.returncode == 0, built.stdout + built.stderr
-    return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_once(tmp_path_factory, "site", build)
 
 
 def anchors(site: Path) -> set[str]:
@@ -95,6 +97,11 @@ def test_no_docstring_shows_markup_of_sphinx(site: Path) -> None:
         for mark in (r":(class|mod|func|meth|attr|data|exc):", r"::\s", r"``"):
             found = re.search(f".*{mark}.*", shown)
             assert not found, f"{page.name}: {found and found[0]}"
+
+
+def test_no_table_shows_the_backslash_of_an_escaped_pipe(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        assert r"\|" not in "".join(re.findall(r"<td.*?</td>", page.read_text(encoding="utf-8"), re.DOTALL)), page
 
 
 def test_the_specifications_are_those_of_the_docstrings(site: Path) -> None:

@@ -29,12 +29,34 @@ class Docstrings(griffe.Extension):
             )
 
     def on_attribute_instance(self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **_more: Any) -> None:
-        """The comment behind a constant, as its docstring."""
+        """The comment behind a constant, as its docstring. Where it was assigned is of no use to readers."""
+        attr.labels -= {"class-attribute", "instance-attribute", "module-attribute"}
         if attr.docstring is None and isinstance(node, ast.AST) and attr.endlineno is not None:
             line = attr.lines_collection[attr.filepath][attr.endlineno - 1]
             _, mark, comment = line.rpartition("  # ")
             if mark and not comment.startswith(("type:", "noqa")):
-                attr.docstring = griffe.Docstring(f"{comment[:1].upper()}{comment[1:]}.", parent=attr)
+                attr.docstring = griffe.Docstring(comment, parent=attr)
+
+    def on_class(self, *, cls: griffe.Class, loader: griffe.GriffeLoader, **_more: Any) -> None:
+        """The members of an enumeration, as a list in its docstring."""
+        if cls.docstring is None or not any(str(base).endswith("Enum") for base in cls.bases):
+            return
+        members = [each for each in cls.members.values() if each.is_attribute and each.value is not None]
+        rows = [
+            f"- `{each.name}`, {_literal(each.value, loader)}" + (f": {each.docstring.value}" if each.docstring else "")
+            for each in members
+            if not each.name.startswith("_")
+        ]
+        cls.docstring.value += "\n\n" + "\n".join(rows)
+        for each in members:
+            cls.del_member(each.name)
+
+
+def _literal(value: str | griffe.Expr, loader: griffe.GriffeLoader) -> str:
+    """What a member of an enumeration is, also where it is a constant of another module."""
+    if isinstance(value, griffe.Expr) and value.canonical_path in loader.modules_collection:
+        return f"`{loader.modules_collection[value.canonical_path].value}`"
+    return f"`{value}`"
 
 
 def _link(name: str, obj: griffe.Object) -> str:

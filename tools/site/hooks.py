@@ -24,8 +24,7 @@ DOCS: Final = "docs"
 CONTENTS: Final = "docs/index.md"
 # Pages at the top of the repository, and their names on the site. One that is not there is left out.
 TOP: Final = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-COMMANDS: Final = "<!-- the commands, by tools/site/hooks.py -->"
-TRANSITIONS: Final = "<!-- the transitions, by tools/site/hooks.py -->"
+MARK: Final = re.compile(r"^<!-- (.*), by tools/site/hooks.py -->$", re.MULTILINE)
 LANGUAGES: Final = {
     ".py": "python",
     ".c": "c",
@@ -39,6 +38,7 @@ LANGUAGES: Final = {
     ".service": "ini",
     ".json": "json",
 }
+_ROW: Final = re.compile(r"^ *\|.*$", re.MULTILINE)
 _FENCED: Final = re.compile(r"^(```+).*?^\1", re.MULTILINE | re.DOTALL)
 _LINK: Final = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]*)(#[^)\s]*)?(?=\))")
 
@@ -90,7 +90,13 @@ def for_the_site(text: str, origin: str) -> str:
             return link[0]
         return posixpath.relpath(site_path(target), here or ".") + (link[2] or "")
 
-    return "".join(_LINK.sub(rewrite, part) if is_prose else part for part, is_prose in _prose(text))
+    prose = ((_ROW.sub(_pipes, _LINK.sub(rewrite, part)) if is_prose else part) for part, is_prose in _prose(text))
+    return "".join(prose)
+
+
+def _pipes(row: re.Match[str]) -> str:
+    """A row of a table. Code hosts want a pipe within code escaped there; MkDocs would show the backslash."""
+    return re.sub(r"`[^`]+`", lambda code: code[0].replace(r"\|", "|"), row[0])
 
 
 # -- pages -----------------------------------------------------------------------------------------------------------
@@ -134,10 +140,16 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Set the links of a page of ``docs/``, and put what is computed in its place."""
     if page.file.generated_by is None:
         markdown = for_the_site(markdown, f"{DOCS}/{page.file.src_uri}")
-    for mark, made in ((COMMANDS, commands), (TRANSITIONS, transitions)):
-        if mark in markdown:
-            markdown = markdown.replace(mark, made())
-    return markdown
+    return MARK.sub(lambda mark: made(mark[1]), markdown)
+
+
+def made(what: str) -> str:
+    """What a page asks for by a comment: the commands, the transitions, or the text of a module."""
+    if what == "the commands":
+        return commands()
+    if what == "the transitions":
+        return transitions()
+    return f"```python\n{(ROOT / what).read_text(encoding='utf-8')}```"
 
 
 def commands() -> str:
@@ -151,7 +163,7 @@ def commands() -> str:
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="tr-mmap")
     text = text.partition("\n## ")[2]  # what is above lists the commands, as the navigation does
-    return "## " + re.sub(r"^(#+) `(.*)`$", r"\1 \2", text, flags=re.MULTILINE)
+    return re.sub(r"^(#+) `(.*)`$", r"\1 \2", f"## {text}", flags=re.MULTILINE)
 
 
 def transitions() -> str:
