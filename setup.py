@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: where numpy's headers are, what a package index shows, and what could not be compiled."""
+"""What pyproject.toml cannot say: where numpy's headers are, what an index shows, and what could not be compiled."""
 
 from __future__ import annotations
 

@@ -132,7 +132,8 @@ def build(pythons: dict[str, str], out: Path, folder: Path) -> tuple[Path, dict[
     for version, python in pythons.items():
         raw, repaired = folder / f"raw-{version}", folder / f"repaired-{version}"
         own = make_environment(python, folder / f"build-{version}")
-        run(own, "-m", "pip", "wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", raw, sdist, TR_MMAP_MUST_COMPILE="1")
+        make = [own, "-m", "pip", "wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", raw, sdist]
+        run(*make, TR_MMAP_MUST_COMPILE="1")
         (wheel,) = raw.glob("*.whl")
         run(sys.executable, "-m", "auditwheel", "repair", "--strip", "--wheel-dir", repaired, wheel)
         (wheel,) = repaired.glob("*.whl")

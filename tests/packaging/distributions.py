@@ -16,7 +16,9 @@ from support import ROOT
 
 __all__ = ["Distributions", "copy_tracked", "python_build", "readme_example", "run_unpacked", "tracked_files", "unpack"]
 
-_MADE = re.compile(r"(^|/)(\.\w[^/]*|__pycache__|build|dist|bench-results|[^/]*\.egg-info)/|\.(so|pyc)$|^(PKG-INFO|setup\.cfg)$")
+_MADE = re.compile(
+    r"(^|/)(\.\w[^/]*|__pycache__|build|dist|bench-results|[^/]*\.egg-info)/|\.(so|pyc)$|^(PKG-INFO|setup\.cfg)$"
+)
 _IS_KEPT = re.compile(r"^\.(ci/|gitignore$)")
 
 
@@ -36,7 +38,9 @@ class Distributions:
 def tracked_files() -> list[str]:
     """The paths of the repository's files; in an unpacked source distribution, all that nothing has made since."""
     if (ROOT / ".git").exists():
-        listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(
+            ["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=True
+        ).stdout
         return sorted(each for each in listed.split("\0") if each and (ROOT / each).exists())
     found = (path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file())
     return sorted(each for each in found if _IS_KEPT.match(each) or not _MADE.search(each))
@@ -95,6 +99,8 @@ def run_unpacked(folder: Path, arguments: Iterable[str], **environment: str) -> 
 
 def readme_example() -> str:
     """The first program of the README."""
-    found = re.search(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    found = re.search(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     assert found is not None
     return found[1]

@@ -12,7 +12,6 @@ from typing import Final
 import make_vectors
 import numpy as np
 import pytest
-import torch
 from hypothesis import find
 from hypothesis.errors import NoSuchExample
 from strategies import bits, dtypes
@@ -78,7 +77,9 @@ def in_store(dtype: DType) -> bool:
 
 
 def in_cpp_types(dtype: DType) -> bool:
-    of_code, _, of_type = read(CPP / "dtype.hpp").partition("namespace detail {\n\ntemplate <class T>\nconstexpr DType int")
+    of_code, _, of_type = read(CPP / "dtype.hpp").partition(
+        "namespace detail {\n\ntemplate <class T>\nconstexpr DType int"
+    )
     label = label_of(dtype.name)
     return f"case DType::{label}: " in of_code and bool(re.search(rf"DType::{label}\b", of_type))
 

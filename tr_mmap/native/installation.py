@@ -17,8 +17,8 @@ EXTENSIONS: Final = {  # by module: what it is for
     "tr_mmap.sandbox._arena": "a sandbox's memory",
 }
 MEANING: Final = (
-    "sessions, files and the store work, in plain Python; small messages take five to ten times as long; a sandbox, and "
-    "a gateway's algorithms, refuse to start"
+    "sessions, files and the store work, in plain Python; small messages take five to ten times as long; a sandbox, "
+    "and a gateway's algorithms, refuse to start"
 )
 REMEDY: Final = (
     "install a C compiler and Python's headers (Debian and Ubuntu: apt install gcc libc6-dev python3-dev), and install "
