@@ -52,9 +52,10 @@ def in_generated_table(dtype: DType) -> bool:
 
 
 def in_specification(dtype: DType) -> bool:
-    return bool(re.search(rf"(?<!\d){dtype.code} {dtype.name}\b", SPECIFICATION)) and (
-        f"dtype code, 1 to {len(TABLE)}\n" in SPECIFICATION
-    )
+    is_last = dtype.code == len(TABLE)
+    if is_last and f"dtype code, 1 to {dtype.code}\n" not in SPECIFICATION:
+        return False
+    return bool(re.search(rf"(?<!\d){dtype.code} {dtype.name}\b", SPECIFICATION))
 
 
 def in_frameworks(dtype: DType) -> bool:
@@ -63,9 +64,9 @@ def in_frameworks(dtype: DType) -> bool:
 
 
 def in_tensors(dtype: DType) -> bool:
-    array = (np.arange(4 * dtype.itemsize, dtype=np.uint8) & 1).view(dtype.numpy)
+    array = (np.arange(6 * dtype.itemsize, dtype=np.uint8) & 1).view(dtype.numpy).reshape(2, 3)
     back, elements = tensors.to_array(tensors.as_torch(array, dtype))
-    return back is dtype and bits(elements) == bits(array)
+    return back is dtype and elements.shape == array.shape and bits(elements) == bits(array)
 
 
 def in_safetensors(dtype: DType) -> bool:
