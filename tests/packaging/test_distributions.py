@@ -46,6 +46,7 @@ def test_a_source_distribution_is_the_repository(distributions: Distributions) -
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # eleven rooms take minutes
 def test_a_source_distribution_passes_its_own_tests(
     distributions: Distributions, tmp_path: Path, is_full: bool
 ) -> None:

@@ -55,7 +55,7 @@ def test_the_addresses_of_the_settings_make_links_and_pictures(index_page: Calla
 
 def test_without_addresses_a_link_becomes_its_text_and_the_file(index_page: Callable[[str, str, str], str]) -> None:
     text = "# t\n[the words](docs/a.md#b), [LICENSE](LICENSE), [below](#c), [x](https://y.org)\n\n![a plot](d/e.png)\n"
-    assert index_page(text, "", "").splitlines()[4:] == [
+    assert index_page(text, "", "").splitlines()[3:] == [
         "the words (`docs/a.md`), LICENSE, below, [x](https://y.org)",
         "",
         "a plot (`d/e.png`)",
