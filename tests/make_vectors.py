@@ -174,8 +174,8 @@ def add_bad(vectors: Vectors) -> None:
     for code in (0, 9, -1):
         vectors.reject("bad_dtype", f"v0-{code}", v0(code, shape) + payload)
         vectors.reject("bad_dtype", f"v1-{code}", v1(code, shape) + payload)
-    for code in (0, 21, -1):
-        vectors.reject("bad_dtype", f"v2-{code}", v2(code, 4, shape) + payload)
+    for name, code in (("0", 0), ("unknown", len(DTYPES) + 1), ("-1", -1)):
+        vectors.reject("bad_dtype", f"v2-{name}", v2(code, 4, shape) + payload)
     for ndim in (-1, 5):
         vectors.reject("bad_ndim", f"v1-{ndim}", v1(1, shape, ndim=ndim) + payload)
     for ndim in (-1, 17):

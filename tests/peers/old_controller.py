@@ -1,4 +1,4 @@
-"""A controller of the legacy dialect: DIRECTORY WORKER_COMMAND... The standard library only, none of our code.
+"""A controller of the legacy dialect: DIRECTORY WORKER_COMMAND... Python 3.6 and newer, none of our code.
 
 Written from the description of that dialect, as a program of its time would be: everything by hand, nothing checked
 twice. Takes steps from stdin, one JSON object a line, and prints one JSON object for each:
@@ -14,8 +14,6 @@ twice. Takes steps from stdin, one JSON object a line, and prints one JSON objec
 Words in OLD_CONTROLLER make it another program of that time: "json" reads and writes with a JSON parser, "in_place"
 writes requests in place. Else it puts texts between quotes as they are, and reads what is between quotes.
 """
-
-from __future__ import annotations
 
 import json
 import os

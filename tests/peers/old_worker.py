@@ -1,4 +1,5 @@
-"""A worker that speaks only the legacy dialect: SESSION_ID (with TR_WORKSPACE), or DIRECTORY. Standard library only.
+"""A worker that speaks only the legacy dialect: SESSION_ID (with TR_WORKSPACE), or DIRECTORY. Standard library only,
+of Python 3.6 and newer.
 
 Written from the description of that dialect, as a program of its time would be. It deletes its inputs after reading,
 writes ``r.tsr`` (or ``r0.tsr r1.tsr ...``) in place, and its status without looking what is there.
@@ -14,8 +15,6 @@ Words in OLD_WORKER make it another program of that time:
     exits     ends by an exception at an unknown command
     in_place  writes its responses in place, in two steps
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -106,7 +105,7 @@ class Worker:
         while os.path.exists(response):
             time.sleep(POLL_S)
         names = [f"result_{index}" for index in range(len(tensors))]
-        for name, tensor in zip(names, tensors, strict=True):
+        for name, tensor in zip(names, tensors):  # noqa: B905 - Python 3.6 has no strict=
             self.write_tensor(name, tensor)
         self.respond("", ",".join(names))
 
@@ -147,9 +146,8 @@ class Worker:
         if command == "echo":
             return tensors
         if command == "add":
-            return [
-                Tensor(first.code, first.shape, [a + b for a, b in zip(first.values, tensors[1].values, strict=True)])
-            ]
+            sums = [a + tensors[1].values[i] for i, a in enumerate(first.values)]
+            return [Tensor(first.code, first.shape, sums)]
         if command == "ends":
             return [Tensor(first.code, [1], [first.values[0]]), Tensor(first.code, [1], [first.values[-1]])]
         if command == "bad":
@@ -188,7 +186,7 @@ class Worker:
             result = "ok"
         if isinstance(result, list):
             names = ["r"] if len(result) == 1 else [f"r{index}" for index in range(len(result))]
-            for name, tensor in zip(names, result, strict=True):
+            for name, tensor in zip(names, result):  # noqa: B905
                 self.write_tensor(name, tensor)
             result = ",".join(names)
         if DOUBLES:

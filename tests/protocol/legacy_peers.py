@@ -40,10 +40,10 @@ def ends(pid: int) -> bool:
 class OldController:
     """peers/old_controller.py, running, with a worker of ours."""
 
-    def __init__(self, directory: Path, *worker: object) -> None:
+    def __init__(self, directory: Path, *worker: object, python: str = sys.executable) -> None:
         self.directory = directory
         self.process = subprocess.Popen(
-            [sys.executable, str(OLD_CONTROLLER), str(directory), *map(str, worker)],
+            [python, str(OLD_CONTROLLER), str(directory), *map(str, worker)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -77,8 +77,8 @@ class OldController:
 
 
 @contextmanager
-def old_controller(directory: Path, *worker: object) -> Iterator[OldController]:
-    running = OldController(directory, *(worker or (sys.executable, TOOLS, directory)))
+def old_controller(directory: Path, *worker: object, python: str = sys.executable) -> Iterator[OldController]:
+    running = OldController(directory, *(worker or (sys.executable, TOOLS, directory)), python=python)
     try:
         yield running
     finally:

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 
 from tr_mmap.store import Hit, Store
 from tr_mmap.store.closeness import METRICS, Closeness, lengths_of
+from tr_mmap.store.options import _NO_NUMBERS
 from tr_mmap.store.products import products
 from tr_mmap.tsr.dtypes import TABLE, by_name
 
 Array = np.ndarray[Any, Any]
 
-KINDS = [each.name for each in TABLE if each.name not in ("bool", "complex64", "complex128", "float8_e8m0fnu")]
+KINDS = [each.name for each in TABLE if each.name not in {*_NO_NUMBERS, "float8_e8m0fnu"}]
 LARGE = {"float16": 4, "float32": 37, "float64": 306, "bfloat16": 37}  # powers of ten that a kind has
 LIMITS = {"float16": 65e3, "float32": 3.3e38, "float64": 1.7e308, "bfloat16": 3.3e38}
 SMALL = {"float16": -4, "float32": -42, "float64": -318, "bfloat16": -38}

@@ -83,6 +83,8 @@ def _special(kind: DType) -> np.ndarray[Any, Any]:
         return np.array([*words, 0x7FF0 << 48], "<u8").view(kind.numpy)
     if kind.name == "bool":
         return np.array([True, False])
+    if kind.numpy.kind not in "iu":
+        return np.arange(1 << 16, dtype="<u2").view(kind.numpy)  # each number is made of smaller ones
     info = np.iinfo(kind.numpy)
     return np.array([info.min, info.max, 0, 1], kind.numpy)
 

@@ -189,7 +189,7 @@ DEFECTS: list[tuple[str, Fault, bytes, int | None]] = [
     ("v0_dtype_0", Fault.BAD_DTYPE, put(V0, 8, "i", 0), None),
     ("v0_dtype_9", Fault.BAD_DTYPE, put(V0, 8, "i", 9), None),
     ("v1_dtype_9", Fault.BAD_DTYPE, put(V1, 16, "i", 9), None),
-    ("v2_dtype_21", Fault.BAD_DTYPE, put(V2, 16, "i", 21), None),
+    ("v2_dtype_unknown", Fault.BAD_DTYPE, put(V2, 16, "i", len(TABLE) + 1), None),
     ("v2_dtype_-1", Fault.BAD_DTYPE, put(V2, 16, "i", -1), None),
     ("v1_ndim_5", Fault.BAD_NDIM, put(V1, 20, "i", 5), None),
     ("v1_ndim_-1", Fault.BAD_NDIM, put(V1, 20, "i", -1), None),

@@ -10,13 +10,14 @@ from typing import Annotated
 
 import typer
 
-from . import gateway, sandbox, store
+from . import doctor, gateway, sandbox, store
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="tr_mmap: tensors between processes, uncopied.")
 app.add_typer(sandbox.app, name="sandbox")
 app.add_typer(store.app, name="store")
+app.command()(doctor.doctor)
 app.command()(gateway.serve)
 app.command()(gateway.token)
 

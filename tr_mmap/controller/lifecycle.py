@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, SupportsIndex
 
 from ..errors import ResponseTimeout, SessionInUse, SessionNotStarted, WorkerDied
+from ..native.installation import warn_once
 from ..protocol.status import Status, StatusLine
 from ..sessions.projects import choose_workspace
 from ..wire.names import DEFAULT_WORKER
@@ -153,6 +154,7 @@ class SessionLifecycle:
                 raise self._is_started()
             dispatcher.in_turn(time.monotonic() + TURN_WAIT_S, TURN_WAIT_S, None, self._start_again, dispatcher)
             return
+        warn_once()
         with self._starting:
             if self._dispatcher is not None:
                 raise self._is_started()

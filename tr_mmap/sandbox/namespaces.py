@@ -51,6 +51,8 @@ def enter(*, has_network: bool) -> bool:
     Returns:
         Whether it could be done.
     """
+    if _kernel is None:
+        return False
     flags = _NEWNS | _NEWIPC | (0 if has_network else _NEWNET)
     try:
         try:

@@ -65,19 +65,24 @@ class DType:
 
 TABLE: Final[tuple[DType, ...]] = tuple(DType(code, name, itemsize, name) for code, name, itemsize in DTYPES)
 
-_ML_DTYPES: Final = frozenset(d.name for d in TABLE if d.name.startswith(("bfloat", "float8_")))
 _BY_CODE: Final = {d.code: d for d in TABLE}
 _BY_NAME: Final = {d.name: d for d in TABLE}
 _BY_TORCH_NAME: Final = {d.torch_name: d for d in TABLE}
 
+
+def _numpys_own(name: str) -> np.dtype[Any] | None:
+    """The little-endian dtype of that name that numpy has without ``ml_dtypes``, be that imported or not."""
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        return None
+    # From its text, so that on a little-endian machine it is numpy's own object, which numpy compares by identity.
+    return np.dtype(dtype.newbyteorder("<").str) if dtype.isbuiltin == 1 else None
+
+
 # Caches, filled when a type is first used. They are bounded, because only dtypes of the table enter. A race between
 # threads writes the same value twice, which is harmless.
-_NUMPY: Final[dict[int, np.dtype[Any]]] = {
-    # From its text, so that on a little-endian machine it is numpy's own object, which numpy compares by identity.
-    d.code: np.dtype(np.dtype(d.name).newbyteorder("<").str)
-    for d in TABLE
-    if d.name not in _ML_DTYPES
-}
+_NUMPY: Final[dict[int, np.dtype[Any]]] = {d.code: dtype for d in TABLE if (dtype := _numpys_own(d.name)) is not None}
 _TORCH: Final[dict[int, Any]] = {}
 _FROM_NUMPY: Final[dict[np.dtype[Any], DType]] = {dtype: _BY_CODE[code] for code, dtype in _NUMPY.items()}
 _FROM_TORCH: Final[dict[Any, DType]] = {}

@@ -283,7 +283,7 @@ def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, 
             tensor = tensor.resolve_conj().resolve_neg()
         bits = _BITS.get(dtype)
         if bits is not None:
-            tensor = tensor.view(torch.uint16 if bits.itemsize == 2 else torch.uint8)
+            tensor = tensor.view(getattr(torch, bits.name))  # of the same size, so the shape stays
         return dtype, tensor.numpy()
     except MemoryError:
         raise
