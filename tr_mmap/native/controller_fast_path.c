@@ -5,7 +5,6 @@
 #include "mirror.h"
 
 #include <string.h>
-#include <structmember.h>
 
 typedef struct {
     Endpoint base;
@@ -40,9 +39,9 @@ static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObjec
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO!O|O", names, parts, parts + 1, parts + 2, parts + 3,
                                      parts + 4, parts + 5, parts + 6, parts + 7, &PyList_Type, &deaths,
                                      &response_type, &status_mirror) ||
-        endpoint_parse(parts, &slice_s) < 0 || endpoint_has_run_init(&self->base))
+        endpoint_parse(&self->base, parts, &slice_s) < 0 || endpoint_has_run_init(&self->base))
         return -1;
-    if (status_mirror != Py_None && !PyObject_TypeCheck(status_mirror, &MirrorType)) {
+    if (status_mirror != Py_None && !PyObject_TypeCheck(status_mirror, self->base.state->mirror)) {
         PyErr_SetString(PyExc_TypeError, "status_mirror is a Mirror or None");
         return -1;
     }
@@ -83,7 +82,7 @@ static int publish_all(Endpoint *endpoint, PyObject *tensors, Message *message) 
      * send. */
     if (PyList_GET_SIZE(endpoint->held) != count) return 0;
     for (Py_ssize_t index = 0; index < count; index++) {
-        if (!message_add_segment(message, PyList_GET_ITEM(endpoint->held, index))) return 0;
+        if (!message_add_segment(endpoint, message, PyList_GET_ITEM(endpoint->held, index))) return 0;
         message->tensors[index].tag = (Span){ARGUMENT_TAGS[index], (Py_ssize_t)strlen(ARGUMENT_TAGS[index])};
     }
     return 1;
@@ -157,10 +156,9 @@ static int send_request(ControllerFastPath *self, PyObject *number, PyObject *te
         semaphore_post(endpoint->peer_doorbell);
         return 1;
     }
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
+    PyObject *error = PyErr_GetRaisedException();
     if (endpoint_release(endpoint) < 0) PyErr_WriteUnraisable((PyObject *)self);
-    PyErr_Restore(type, value, trace);
+    PyErr_SetRaisedException(error);
     return is_sent;
 }
 
@@ -325,18 +323,22 @@ static PyMemberDef fast_path_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-PyTypeObject ControllerFastPathType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.ControllerFastPath",
-    .tp_doc = "ControllerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, deaths, "
-              "response_type)\n--\n\nThe controller's fast path.",
-    .tp_basicsize = sizeof(ControllerFastPath),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .tp_base = &EndpointType,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)fast_path_init,
-    .tp_traverse = (traverseproc)fast_path_traverse,
-    .tp_clear = (inquiry)fast_path_clear,
-    .tp_methods = fast_path_methods,
-    .tp_members = fast_path_members,
+static PyType_Slot controller_fast_path_slots[] = {
+    {Py_tp_doc, "ControllerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, deaths, "
+                "response_type)\n--\n\nThe controller's fast path."},
+    {Py_tp_new, stateful_new},
+    {Py_tp_init, fast_path_init},
+    {Py_tp_traverse, fast_path_traverse},
+    {Py_tp_clear, fast_path_clear},
+    {Py_tp_dealloc, endpoint_dealloc},
+    {Py_tp_methods, fast_path_methods},
+    {Py_tp_members, fast_path_members},
+    {0, NULL},
+};
+
+PyType_Spec controller_fast_path_spec = {
+    .name = "tr_mmap.native.ControllerFastPath",
+    .basicsize = sizeof(ControllerFastPath),
+    .flags = TYPE_FLAGS | Py_TPFLAGS_HAVE_GC,
+    .slots = controller_fast_path_slots,
 };

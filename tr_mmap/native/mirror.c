@@ -63,18 +63,21 @@ static void key_of_directory(PyObject *path, int64_t key[4]) {
 
 static int mirror_init(Mirror *self, PyObject *arguments, PyObject *keywords) {
     PyObject *source, *path, *kept;
+    Py_buffer page;
     static char *names[] = {"page", "path", "kept", NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO&S", names, &source, PyUnicode_FSConverter, &path, &kept))
         return -1;
-    if (self->path != NULL) {
+    if (get_word_buffer(source, &page, sizeof self->head) < 0) {
+        Py_DECREF(path);
+        return -1;
+    }
+    if (self->path != NULL) { /* looked for now, because the source's code could call __init__ too */
+        PyBuffer_Release(&page);
         Py_DECREF(path);
         PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
         return -1;
     }
-    if (get_word_buffer(source, &self->page, sizeof self->head) < 0) {
-        Py_DECREF(path);
-        return -1;
-    }
+    self->page = page;
     self->fd = NO_FILE;
     self->checked_us = -CHECK_US;
     self->path = path;
@@ -383,14 +386,13 @@ static PyObject *py_close(Mirror *self, PyObject *unused) {
 }
 
 static void mirror_dealloc(Mirror *self) {
-    PyTypeObject *type = Py_TYPE(self);
     if (self->path != NULL) {
         Py_XDECREF(py_close(self, NULL));
         PyBuffer_Release(&self->page);
         Py_CLEAR(self->path);
         Py_CLEAR(self->kept);
     }
-    type->tp_free((PyObject *)self);
+    free_object((PyObject *)self);
 }
 
 static PyObject *get_is_stale(Mirror *self, void *unused) {
@@ -422,16 +424,20 @@ static PyMethodDef mirror_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyTypeObject MirrorType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.Mirror",
-    .tp_doc = "Mirror(page, path, kept)\n--\n\nA file for people that shows the first line of a mapped page. A line "
-              "that somebody wrote by\nhand, and whose first word is kept, stays for a moment.",
-    .tp_basicsize = sizeof(Mirror),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)mirror_init,
-    .tp_dealloc = (destructor)mirror_dealloc,
-    .tp_methods = mirror_methods,
-    .tp_getset = mirror_properties,
+static PyType_Slot mirror_slots[] = {
+    {Py_tp_doc, "Mirror(page, path, kept)\n--\n\nA file for people that shows the first line of a mapped page. A line "
+                "that somebody wrote by\nhand, and whose first word is kept, stays for a moment."},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_init, mirror_init},
+    {Py_tp_dealloc, mirror_dealloc},
+    {Py_tp_methods, mirror_methods},
+    {Py_tp_getset, mirror_properties},
+    {0, NULL},
+};
+
+PyType_Spec mirror_spec = {
+    .name = "tr_mmap.native.Mirror",
+    .basicsize = sizeof(Mirror),
+    .flags = TYPE_FLAGS,
+    .slots = mirror_slots,
 };

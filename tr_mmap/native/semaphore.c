@@ -49,9 +49,8 @@ static int semaphore_init(Semaphore *self, PyObject *arguments, PyObject *keywor
 }
 
 static void semaphore_dealloc(Semaphore *self) {
-    PyTypeObject *type = Py_TYPE(self);
     if (self->semaphore != NULL) sem_close(self->semaphore);
-    type->tp_free((PyObject *)self);
+    free_object((PyObject *)self);
 }
 
 static int is_initialised(Semaphore *self) {
@@ -77,10 +76,6 @@ static PyObject *py_post(Semaphore *self, PyObject *unused) {
 }
 
 int semaphore_wait(PyObject *semaphore, double timeout_s) {
-    if (!PyObject_TypeCheck(semaphore, &SemaphoreType)) {
-        PyErr_SetString(PyExc_TypeError, "a Semaphore is needed");
-        return -1;
-    }
     Semaphore *self = (Semaphore *)semaphore;
     if (!is_initialised(self)) return -1;
     unsigned generation = fork_generation;
@@ -163,15 +158,19 @@ static PyMethodDef semaphore_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyTypeObject SemaphoreType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.Semaphore",
-    .tp_doc = "Semaphore(name)\n--\n\nAn existing named semaphore.\n\n"
-              "Raises:\n    OSError: there is none, or it is not ours.",
-    .tp_basicsize = sizeof(Semaphore),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)semaphore_init,
-    .tp_dealloc = (destructor)semaphore_dealloc,
-    .tp_methods = semaphore_methods,
+static PyType_Slot semaphore_slots[] = {
+    {Py_tp_doc, "Semaphore(name)\n--\n\nAn existing named semaphore.\n\n"
+                "Raises:\n    OSError: there is none, or it is not ours."},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_init, semaphore_init},
+    {Py_tp_dealloc, semaphore_dealloc},
+    {Py_tp_methods, semaphore_methods},
+    {0, NULL},
+};
+
+PyType_Spec semaphore_spec = {
+    .name = "tr_mmap.native.Semaphore",
+    .basicsize = sizeof(Semaphore),
+    .flags = TYPE_FLAGS,
+    .slots = semaphore_slots,
 };
