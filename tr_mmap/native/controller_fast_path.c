@@ -163,10 +163,10 @@ static int send_request(ControllerFastPath *self, PyObject *number, PyObject *te
 }
 
 /* Views of all tensors that a message names; NULL if the slow path is needed, with an exception or without. */
-static PyObject *view_all(const Endpoint *endpoint, const Message *message) {
+static PyObject *view_all(Endpoint *endpoint, const Message *message) {
     PyObject *arrays = PyList_New(message->count);
     for (int index = 0; arrays != NULL && index < message->count; index++) {
-        PyObject *name = text_of(message->tensors[index].segment);
+        PyObject *name = text_of(endpoint, message->tensors[index].segment);
         PyObject *array = name == NULL ? NULL : endpoint_view(endpoint, name, message->tensors[index].seq);
         Py_XDECREF(name);
         if (array == NULL) Py_CLEAR(arrays);
@@ -175,14 +175,16 @@ static PyObject *view_all(const Endpoint *endpoint, const Message *message) {
     return arrays;
 }
 
-static PyObject *make_response(const ControllerFastPath *self, const Message *message) {
-    PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(message->command), text_of(message->text),
-                          text_of(message->remark), PyLong_FromUnsignedLongLong(message->timestamp)};
+static PyObject *make_response(ControllerFastPath *self, const Message *message) {
+    Endpoint *endpoint = &self->base;
+    PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(endpoint, message->command),
+                          text_of(endpoint, message->text), text_of(endpoint, message->remark),
+                          PyLong_FromUnsignedLongLong(message->timestamp)};
     return construct(self->response_type, fields, sizeof fields / sizeof *fields);
 }
 
 /* A response and its views, as Python gets them; NULL if the slow path is needed, with an exception or without. */
-static PyObject *make_reply(const ControllerFastPath *self, const Message *message) {
+static PyObject *make_reply(ControllerFastPath *self, const Message *message) {
     PyObject *arrays = view_all(&self->base, message);
     PyObject *response = arrays == NULL ? NULL : make_response(self, message);
     PyObject *reply = response == NULL ? NULL : PyTuple_Pack(2, response, arrays);

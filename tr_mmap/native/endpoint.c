@@ -1,6 +1,8 @@
 /* The base of both fast paths: waits for messages, views the peer's segments, releases this side's. Sends nothing. */
 #include "endpoint.h"
 
+#include <string.h>
+
 int endpoint_parse(const Endpoint *self, PyObject *const *arguments, double *slice_s) {
     const ModuleState *state = self->state;
     /* NULL for the slice, which is a number */
@@ -54,6 +56,7 @@ int endpoint_clear(Endpoint *self) {
     Py_CLEAR(self->pool);
     Py_CLEAR(self->mapped);
     Py_CLEAR(self->held);
+    for (int index = 0; index < RECENT_TEXTS; index++) Py_CLEAR(self->recent[index]);
     return 0;
 }
 
@@ -129,9 +132,19 @@ int message_add_segment(const Endpoint *self, Message *message, PyObject *segmen
     return 1;
 }
 
-PyObject *text_of(Span span) {
+PyObject *text_of(Endpoint *self, Span span) {
     /* A second text that is no UTF-8 would be a SystemError, for an exception is set already. */
-    return PyErr_Occurred() ? NULL : PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL);
+    if (PyErr_Occurred()) return NULL;
+    if (span.nbytes == 0 || span.nbytes > MAX_RECENT_NBYTES) return PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL);
+    /* The same command, tags and segments come again and again; the text that we have knows its hash, too. */
+    unsigned place = (unsigned)span.nbytes * 3 + (unsigned char)span.text[span.nbytes - 1];
+    PyObject **recent = &self->recent[place % RECENT_TEXTS];
+    if (*recent != NULL && PyUnicode_GET_LENGTH(*recent) == span.nbytes &&
+        memcmp(PyUnicode_1BYTE_DATA(*recent), span.text, (size_t)span.nbytes) == 0)
+        return Py_NewRef(*recent);
+    PyObject *text = PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL);
+    if (text != NULL && PyUnicode_IS_ASCII(text)) Py_XSETREF(*recent, Py_NewRef(text));
+    return text;
 }
 
 PyObject *construct(PyObject *type, PyObject *const *arguments, size_t count) {

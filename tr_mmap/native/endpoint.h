@@ -10,6 +10,8 @@
 
 extern PyType_Spec controller_fast_path_spec, endpoint_spec, worker_fast_path_spec;
 
+enum { RECENT_TEXTS = 16, MAX_RECENT_NBYTES = 64 };
+
 /* The types of both fast paths begin with it. */
 typedef struct {
     STATEFUL_HEAD
@@ -20,6 +22,7 @@ typedef struct {
     PyObject *mapped;                       /* a dict: from a name to the peer's segment that is mapped here */
     PyObject *held;                         /* a list: this side's segments that the message in flight names */
     unsigned generation;                    /* of the process that the channel belongs to */
+    PyObject *recent[RECENT_TEXTS];         /* ASCII texts of messages, for the next message often has the same */
 } Endpoint;
 
 /* The first arguments of both types' __init__, in the order of the fields. */
@@ -55,7 +58,7 @@ PyObject *endpoint_receive(Endpoint *self, double timeout_s, StopCheck should_st
 int message_add_segment(const Endpoint *self, Message *message, PyObject *segment);
 
 /* A span as a Python text; NULL with an exception, also if one is set already. */
-PyObject *text_of(Span span);
+PyObject *text_of(Endpoint *self, Span span);
 
 /* Call a type with `count` positional arguments, and take over the references to them; NULL with an exception,
  * also if an argument is NULL. */

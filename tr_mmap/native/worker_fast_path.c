@@ -151,11 +151,12 @@ static int is_argument_tag(Span tag) {
            memcmp(tag.text, WIRE_ARGUMENT_TAG_PREFIX, sizeof WIRE_ARGUMENT_TAG_PREFIX - 1) == 0;
 }
 
-static PyObject *make_refs(const WorkerFastPath *self, const Message *message) {
+static PyObject *make_refs(WorkerFastPath *self, const Message *message) {
     PyObject *refs = PyList_New(message->count);
     for (int index = 0; refs != NULL && index < message->count; index++) {
         const Ref *ref = &message->tensors[index];
-        PyObject *fields[] = {text_of(ref->tag), text_of(ref->segment), PyLong_FromUnsignedLongLong(ref->seq)};
+        PyObject *fields[] = {text_of(&self->base, ref->tag), text_of(&self->base, ref->segment),
+                              PyLong_FromUnsignedLongLong(ref->seq)};
         PyObject *made = construct(self->ref_type, fields, sizeof fields / sizeof *fields);
         if (made == NULL) Py_CLEAR(refs);
         else PyList_SET_ITEM(refs, index, made);
@@ -168,7 +169,7 @@ static int set_tags(WorkerFastPath *self, const Message *message, PyObject *refs
     if (PyList_SetSlice(self->argument_tags, 0, PyList_GET_SIZE(self->argument_tags), NULL) < 0) return -1;
     for (int index = 0; index < message->count && index < PyList_GET_SIZE(refs); index++) {
         Span tag = message->tensors[index].tag;
-        PyObject *name = text_of(tag);
+        PyObject *name = text_of(&self->base, tag);
         int code = name == NULL ? -1 : PyDict_SetItem(self->tags, name, PyList_GET_ITEM(refs, index));
         if (code == 0 && is_argument_tag(tag)) code = PyList_Append(self->argument_tags, name);
         Py_XDECREF(name);
@@ -181,7 +182,8 @@ static int set_tags(WorkerFastPath *self, const Message *message, PyObject *refs
 static PyObject *begin(WorkerFastPath *self, const Message *message) {
     PyObject *refs = make_refs(self, message);
     if (refs == NULL) return NULL;
-    PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(message->command), text_of(message->text),
+    PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(&self->base, message->command),
+                          text_of(&self->base, message->text),
                           PyLong_FromUnsignedLongLong(message->timestamp), Py_NewRef(refs)};
     PyObject *request = construct(self->request_type, fields, sizeof fields / sizeof *fields);
     if (request != NULL && (endpoint_release(&self->base) < 0 || set_tags(self, message, refs) < 0)) Py_CLEAR(request);
@@ -254,7 +256,7 @@ static PyObject *py_quick_fetch(WorkerFastPath *self, PyObject *parameters) {
         while (at < end && *at != ' ' && *at != ',' && (unsigned char)*at < 0x80) at++;
         PyObject *array = NULL;
         if (at == end || *at == ' ') { /* else the slow path splits the text in another way */
-            PyObject *tag = PyUnicode_FromStringAndSize(first, at - first);
+            PyObject *tag = text_of(&self->base, (Span){first, at - first});
             array = tag == NULL ? NULL : fetch(self, tag);
             Py_XDECREF(tag);
         }
