@@ -45,6 +45,7 @@ static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObjec
         PyErr_SetString(PyExc_TypeError, "status_mirror is a Mirror or None");
         return -1;
     }
+    if (status_mirror != Py_None && !mirror_is_initialised(status_mirror)) return -1;
     endpoint_set(&self->base, parts, slice_s);
     self->deaths = Py_NewRef(deaths);
     self->response_type = Py_NewRef(response_type);

@@ -15,6 +15,11 @@ int endpoint_parse(const Endpoint *self, PyObject *const *arguments, double *sli
                          Py_TYPE(arguments[index])->tp_name);
             return -1;
         }
+    /* Once it has run, it has run for good: so this is looked for here only. */
+    if (!message_page_is_initialised(arguments[0]) || !message_page_is_initialised(arguments[1]) ||
+        !semaphore_is_initialised(arguments[2]) || !semaphore_is_initialised(arguments[3]) ||
+        !free_lists_is_initialised(arguments[5]))
+        return -1;
     return parse_slice(arguments[4], slice_s);
 }
 

@@ -9,7 +9,7 @@ typedef struct {
     PyObject *viewed;    /* a list: segments taken off their free list because the reader has a view of them */
     PyObject *pool_token;
     uint64_t seq;
-    Py_ssize_t takes, copied_nbytes;
+    size_t takes, copied_nbytes; /* Python may set any count: as unsigned ones they wrap around */
     unsigned generation;       /* of the process that the segments belong to */
     char is_slow_path_running; /* a thread is in the middle of the slow path, so no other may take the fast path */
 } FreeLists;
@@ -58,6 +58,12 @@ static void free_lists_dealloc(FreeLists *self) {
     PyObject_GC_UnTrack(self);
     free_lists_clear(self);
     stateful_free((PyObject *)self);
+}
+
+int free_lists_is_initialised(PyObject *free_lists) {
+    if (((FreeLists *)free_lists)->viewed != NULL) return 1;
+    PyErr_SetString(PyExc_ValueError, "__init__ of a FreeLists has not run: there are no lists");
+    return 0;
 }
 
 typedef int (*SegmentPredicate)(const OwnerSegment *segment, void *wanted);
@@ -207,7 +213,7 @@ static int fill(FreeLists *self, OwnerSegment *segment, PyObject *array) {
     /* Signal handlers run now, while the segment can be released: if one raised after this function had returned, the
      * caller would never get the segment, and its hold would never be undone. */
     if (PyErr_CheckSignals() < 0) return -1;
-    self->copied_nbytes += segment->array_layout.nbytes;
+    self->copied_nbytes += (size_t)segment->array_layout.nbytes;
     if (self->generation == fork_generation) publish(self, segment); /* a handler may have forked */
     return 0;
 }

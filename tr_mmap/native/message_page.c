@@ -73,11 +73,13 @@ static void message_page_dealloc(MessagePage *self) {
     stateful_free((PyObject *)self);
 }
 
-static int is_initialised(MessagePage *self) {
-    if (self->number != NULL) return 1;
+int message_page_is_initialised(PyObject *page) {
+    if (((MessagePage *)page)->number != NULL) return 1;
     PyErr_SetString(PyExc_ValueError, "__init__ has not run: the page has no buffer");
     return 0;
 }
+
+static int is_initialised(MessagePage *self) { return message_page_is_initialised((PyObject *)self); }
 
 int message_page_store(PyObject *page, long seq, const char *rest, Py_ssize_t nbytes) {
     MessagePage *self = (MessagePage *)page;
@@ -390,6 +392,8 @@ static PyObject *py_set_mirrors(MessagePage *self, PyObject *mirrors) {
         PyErr_SetString(PyExc_TypeError, "set_mirrors takes a tuple of Mirrors");
         return NULL;
     }
+    for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(mirrors); index++)
+        if (!mirror_is_initialised(PyTuple_GET_ITEM(mirrors, index))) return NULL;
     Py_XSETREF(self->mirrors, Py_NewRef(mirrors));
     Py_RETURN_NONE;
 }

@@ -228,10 +228,15 @@ static void show_page(Mirror *self, int is_thorough, int is_insistent, int may_c
     }
 }
 
+int mirror_is_initialised(PyObject *mirror) {
+    if (((const Mirror *)mirror)->path != NULL) return 1;
+    PyErr_SetString(PyExc_ValueError, "__init__ of a Mirror has not run: there is no page");
+    return 0;
+}
+
 int mirror_is_stale(PyObject *mirror) {
     const Mirror *self = (const Mirror *)mirror;
     uint64_t head[HEAD_WORDS];
-    if (self->path == NULL) return 0; /* __init__ has not run, so there is no page */
     read_head(self, head);
     return memcmp(head, self->head, sizeof head) != 0 && !self->is_closed;
 }
@@ -257,8 +262,7 @@ static int does_page_say(const Mirror *self, const char *word) {
 }
 
 int mirror_page_says(PyObject *mirror, const char *word) {
-    const Mirror *self = (const Mirror *)mirror;
-    return self->path != NULL && does_page_say(self, word);
+    return does_page_say((const Mirror *)mirror, word);
 }
 
 void mirror_foretell_busy(PyObject *mirror) {
@@ -276,19 +280,13 @@ void mirror_foretell_busy(PyObject *mirror) {
     errno = code;
 }
 
-static int is_initialised(const Mirror *self) {
-    if (self->path != NULL) return 1;
-    PyErr_SetString(PyExc_ValueError, "__init__ has not run: there is no page");
-    return 0;
-}
-
 PyDoc_STRVAR(update_doc,
              "update()\n--\n\nWrite the page's line if the mirror is stale. A file that somebody wrote by hand a moment "
              "ago\nis left alone.");
 
 static PyObject *py_update(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     mirror_update((PyObject *)self);
     Py_RETURN_NONE;
 }
@@ -299,7 +297,7 @@ PyDoc_STRVAR(show_doc,
 
 static PyObject *py_show(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     show_page(self, 1, 0, 0);
     Py_RETURN_NONE;
 }
@@ -308,7 +306,7 @@ PyDoc_STRVAR(mark_shown_doc, "mark_shown()\n--\n\nTake it that the other side ha
 
 static PyObject *py_mark_shown(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     read_head(self, self->head);
     Py_RETURN_NONE;
 }
@@ -317,7 +315,7 @@ PyDoc_STRVAR(forget_doc, "forget()\n--\n\nLet the mirror be stale, because the o
 
 static PyObject *py_forget(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     mirror_forget((PyObject *)self);
     Py_RETURN_NONE;
 }
@@ -329,7 +327,7 @@ PyDoc_STRVAR(foretell_busy_doc,
 
 static PyObject *py_foretell_busy(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     mirror_foretell_busy((PyObject *)self);
     Py_RETURN_NONE;
 }
@@ -338,7 +336,7 @@ PyDoc_STRVAR(restore_doc, "restore()\n--\n\nWrite the page's line over whatever 
 
 static PyObject *py_restore(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     show_page(self, 1, 1, 0);
     Py_RETURN_NONE;
 }
@@ -347,7 +345,7 @@ PyDoc_STRVAR(create_doc, "create()\n--\n\nWrite the page's line over whatever is
 
 static PyObject *py_create(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     show_page(self, 1, 1, 1);
     Py_RETURN_NONE;
 }
@@ -358,7 +356,7 @@ PyDoc_STRVAR(write_doc,
 
 static PyObject *py_write(Mirror *self, PyObject *const *arguments, Py_ssize_t count) {
     struct stat info;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     if (count != 2 || !PyBytes_Check(arguments[0])) {
         PyErr_SetString(PyExc_TypeError, "write takes bytes and a time");
         return NULL;
@@ -378,7 +376,7 @@ PyDoc_STRVAR(close_doc, "close()\n--\n\nWrite no more. Idempotent.");
 static PyObject *py_close(Mirror *self, PyObject *unused) {
     (void)unused;
     struct stat info;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     self->is_closed = 1;
     is_file_there(self, &info);
     close_file(self);
@@ -397,12 +395,12 @@ static void mirror_dealloc(Mirror *self) {
 
 static PyObject *get_is_stale(Mirror *self, void *unused) {
     (void)unused;
-    return is_initialised(self) ? PyBool_FromLong(mirror_is_stale((PyObject *)self)) : NULL;
+    return mirror_is_initialised((PyObject *)self) ? PyBool_FromLong(mirror_is_stale((PyObject *)self)) : NULL;
 }
 
 static PyObject *get_is_forgotten(Mirror *self, void *unused) {
     (void)unused;
-    return is_initialised(self) ? PyBool_FromLong(mirror_is_forgotten((PyObject *)self)) : NULL;
+    return mirror_is_initialised((PyObject *)self) ? PyBool_FromLong(mirror_is_forgotten((PyObject *)self)) : NULL;
 }
 
 static PyGetSetDef mirror_properties[] = {

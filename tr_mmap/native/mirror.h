@@ -4,6 +4,9 @@
 
 #include "native.h"
 
+/* Whether __init__ has run; if not, with an exception. The other functions are for mirrors of which it has. */
+int mirror_is_initialised(PyObject *mirror);
+
 /* Whether the page's first 16 bytes are not those written last. */
 int mirror_is_stale(PyObject *mirror);
 

@@ -47,6 +47,9 @@ static inline uint64_t load_acquire(const uint64_t *word) { return __atomic_load
 
 static inline void store_release(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
 
+/* Whether __init__ of a Semaphore has run; if not, with an exception. */
+int semaphore_is_initialised(PyObject *semaphore);
+
 /* Sleep until a Semaphore is posted, once: 1 if it was, or if a signal handler ran; 0 when the time is over; -1 with an
  * exception. Looks for signals before it sleeps and whenever it returns. */
 int semaphore_wait(PyObject *semaphore, double timeout_s);

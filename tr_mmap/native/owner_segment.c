@@ -144,7 +144,7 @@ static PyObject *py_restore(OwnerSegment *self, PyObject *const *arguments, Py_s
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "restore takes a count and a list");
         return NULL;
     }
-    self->holds = holds + (self->loaned_layout != NULL);
+    self->holds = (size_t)holds + (self->loaned_layout != NULL);
     if (self->holds == 0 && PyList_Append(arguments[1], (PyObject *)self) < 0) return NULL;
     Py_XSETREF(self->free_list, Py_NewRef(arguments[1]));
     Py_RETURN_NONE;

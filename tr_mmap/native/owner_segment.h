@@ -16,8 +16,9 @@ typedef struct {
     PyObject *free_list;       /* the list that it joins when the last hold is released; NULL or None for none */
     PyObject *pool_token;      /* tells the segments of its pool from those of others */
     uint64_t seq;              /* the number that it was last published under */
-    Py_ssize_t holds;          /* how many tags, messages and loans need its content */
-    Py_ssize_t last_take;      /* when it was last taken from its free list, by its pool's count */
+    size_t holds;              /* how many tags, messages and loans need its content. Python may set any count: as an
+                                  unsigned one it wraps around */
+    size_t last_take;          /* when it was last taken from its free list, by its pool's count */
     char is_published;         /* the loan was published, so this process may no longer write to it */
     char is_slot;              /* its file is not its own, so no tag may name it */
     char is_header_current;    /* the header describes the layout, so the next tensor of it needs only a stamp */

@@ -53,15 +53,14 @@ static void semaphore_dealloc(Semaphore *self) {
     free_object((PyObject *)self);
 }
 
-static int is_initialised(Semaphore *self) {
-    if (self->semaphore != NULL) return 1;
+int semaphore_is_initialised(PyObject *semaphore) {
+    if (((Semaphore *)semaphore)->semaphore != NULL) return 1;
     PyErr_SetString(PyExc_ValueError, "__init__ has not run: no semaphore is open");
     return 0;
 }
 
 void semaphore_post(PyObject *self) {
-    sem_t *semaphore = ((Semaphore *)self)->semaphore;
-    if (semaphore != NULL) sem_post(semaphore); /* fails only if the peer left 2**31 posts untaken: it will wake up */
+    sem_post(((Semaphore *)self)->semaphore); /* fails only if the peer left 2**31 posts untaken: it will wake up */
 }
 
 PyDoc_STRVAR(post_doc,
@@ -70,14 +69,14 @@ PyDoc_STRVAR(post_doc,
 
 static PyObject *py_post(Semaphore *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!semaphore_is_initialised((PyObject *)self)) return NULL;
     if (sem_post(self->semaphore) < 0) return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
 }
 
 int semaphore_wait(PyObject *semaphore, double timeout_s) {
     Semaphore *self = (Semaphore *)semaphore;
-    if (!is_initialised(self)) return -1;
+    if (!semaphore_is_initialised(semaphore)) return -1;
     unsigned generation = fork_generation;
     if (PyErr_CheckSignals() < 0) return -1;
     if (generation != fork_generation) return 1; /* a handler has forked: the posts are its parent's */

@@ -31,7 +31,7 @@ static int fast_path_init(WorkerFastPath *self, PyObject *arguments, PyObject *k
                                      parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status,
                                      self->base.state->mirror, &mirror, &PyList_Type, &by_hand, &PyDict_Type, &tags, &PyList_Type, &deaths,
                                      &request_type, &ref_type, &reply_type) ||
-        endpoint_parse(&self->base, parts, &slice_s) < 0 ||
+        !mirror_is_initialised(mirror) || endpoint_parse(&self->base, parts, &slice_s) < 0 ||
         get_word_buffer(status, &status_buffer, WIRE_STATUS_NBYTES) < 0)
         return -1;
     PyObject *argument_tags = PyList_New(0);
