@@ -15,7 +15,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -295,9 +296,13 @@ class World:
 
     def make_path(self) -> None:
         kind, made = self.random.choice(
-            [(n.ControllerFastPath, controller_arguments()), (n.WorkerFastPath, worker_arguments())]
+            [
+                (n.ControllerFastPath, [*controller_arguments(), mirror(self.pages[2])]),
+                (n.WorkerFastPath, worker_arguments()),
+            ]
         )
-        made[12 if kind is n.WorkerFastPath else 8].append(1)  # so that no call waits
+        deaths = made[12 if kind is n.WorkerFastPath else 8]
+        deaths += [1] if kind is n.WorkerFastPath else []  # so that no call waits
         for _ in range(self.random.randrange(3)):
             place = self.random.randrange(len(made))
             alike = [each for each in self.objects if type(each) is type(made[place])]
@@ -305,7 +310,8 @@ class World:
         path = kind(*made)
         self.keep(path)
         if kind is n.ControllerFastPath:
-            path.send(1, "run", ())
+            path.send(1, "run", (self.tensor(),) * self.random.randrange(2))
+            deaths.append(1)
 
     def map_file(self) -> None:
         nbytes = self.random.choice([0, 1, 4096, NBYTES, -1, 2**62, 2**63 - 1])
@@ -385,7 +391,7 @@ class World:
 
 def play(source: random.Random) -> None:
     world = World(source)
-    sys.unraisablehook = lambda _: None  # destructors raise, as they should
+    sys.unraisablehook = deque(maxlen=0).append  # destructors raise, as they should; this one of C is not interrupted
     signal.signal(signal.SIGALRM, world.interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.002)
     try:

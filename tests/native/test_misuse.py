@@ -144,6 +144,11 @@ def test_memory_stays_while_a_view_uses_it() -> None:
 
 
 @compiled
+def test_an_array_that_is_resized_while_another_is_copied_takes_the_slow_path() -> None:
+    assert outcome("misused_memory.py", "an_array_that_is_resized_while_another_is_copied") == "False [] 2\n"
+
+
+@compiled
 def test_destructors_may_change_a_layout_while_it_is_set() -> None:
     assert outcome("misused_memory.py", "layouts_whose_end_changes_the_layout") == "(4,) (4,)\n" * 2
 

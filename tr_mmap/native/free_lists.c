@@ -309,8 +309,11 @@ int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
     if (code > 0 && !is_held) code = -1;
     for (Py_ssize_t index = 0; code > 0 && index < count; index++) {
         PyObject *array = PyTuple_GET_ITEM(tensors, index);
-        if (find_loan_owner(self->state, array) == NULL && fill(self, (OwnerSegment *)PyList_GET_ITEM(segments, index), array) < 0)
-            code = -1;
+        OwnerSegment *segment = (OwnerSegment *)PyList_GET_ITEM(segments, index);
+        if (find_loan_owner(self->state, array) != NULL) continue;
+        /* A signal handler or a thread that ran during the copy before this one may have resized the array. */
+        if (index > 0 && !array_layout_matches(&segment->array_layout, array)) code = 0;
+        else if (fill(self, segment, array) < 0) code = -1;
     }
     for (Py_ssize_t index = 0; code <= 0 && index < count; index++)
         if (index < loans || find_loan_owner(self->state, PyTuple_GET_ITEM(tensors, index)) == NULL)
