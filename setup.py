@@ -31,7 +31,7 @@ EXTENSIONS = [
     Extension(
         "tr_mmap.sandbox._kernel",
         ["tr_mmap/sandbox/_kernel.c"],
-        depends=["tr_mmap/sandbox/_syscalls.h"],
+        depends=["tr_mmap/sandbox/_syscalls.h", "tr_mmap/native/compat.h"],
         define_macros=[("_GNU_SOURCE", "1")],
         extra_compile_args=["-std=c11", "-O2"],
         optional=True,
@@ -39,6 +39,7 @@ EXTENSIONS = [
     Extension(
         "tr_mmap.sandbox._arena",
         ["tr_mmap/sandbox/_arena.c"],
+        depends=["tr_mmap/native/compat.h"],
         include_dirs=[numpy.get_include()],
         define_macros=[("_GNU_SOURCE", "1")],
         extra_compile_args=["-std=c11", "-O2", "-pthread"],

@@ -21,7 +21,6 @@ from native_objects import (
     REFUSALS,
     REPLY,
     REQUEST,
-    STATUS_MIRROR,
     TAGS,
     Ref,
     Request,
@@ -172,27 +171,14 @@ def use_with_any_argument() -> None:
 
 
 def parts_whose_init_has_not_run() -> None:
-    arguments = worker_arguments()
-    buffer = memory(BLANK_PAGE)
-    arguments[1], peer = n.MessagePage(buffer), n.MessagePage(buffer)
-    blank = n.Mirror.__new__(n.Mirror)
-    arguments[1].set_mirrors((blank,))
-    arguments[STATUS_MIRROR] = blank
-    path = n.WorkerFastPath(*arguments)
-    print(arguments[1].wait(arguments[3], 0.05, 1.0, bool))
-    peer.store(1, b'{"seq":1,"command":"run","timestamp":5}')
-    print(path.serve(Server()))
-    for kind, make in ((n.ControllerFastPath, controller_arguments), (n.WorkerFastPath, worker_arguments)):
-        for index, part in (
-            (0, n.MessagePage),
-            (1, n.MessagePage),
-            (2, n.Semaphore),
-            (3, n.Semaphore),
-            (5, n.FreeLists),
-        ):
-            arguments = make()
-            arguments[index] = part.__new__(part)
-            refusal(kind, *arguments)
+    print(refusal(page().set_mirrors, (n.Mirror.__new__(n.Mirror),)))
+    controller = [*controller_arguments(), mirror(memory())]
+    for kind, arguments in ((n.ControllerFastPath, controller), (n.WorkerFastPath, worker_arguments())):
+        for index, part in enumerate(arguments):
+            if type(part).__module__ == "tr_mmap.native":
+                blank = part.__new__(type(part))
+                said = refusal(kind, *arguments[:index], blank, *arguments[index + 1 :])
+                print(kind.__name__, index, said.partition(":")[0])
 
 
 def the_wrong_types_of_arguments() -> None:

@@ -6,6 +6,7 @@ import ctypes
 import faulthandler
 import gc
 import os
+import signal
 import sys
 import threading
 from typing import Any
@@ -16,6 +17,7 @@ from native_objects import (
     NBYTES,
     OFFSET,
     controller_arguments,
+    memory,
     n,
     owner,
     reader,
@@ -204,6 +206,32 @@ def free_chains(length: int) -> None:
         segment.name, segment.pool_token = last, (last,)
         last = [segment]
     del last, segment
+
+
+def an_array_that_is_resized_while_another_is_copied() -> None:
+    count = 4 << 20
+    layout = ("float32", (count,), OFFSET)
+    arguments = controller_arguments()
+    pool, held = arguments[5], arguments[7]
+    free_list = pool.free.setdefault(count, [])
+    for name in ("a", "b"):
+        segment = n.OwnerSegment(memory(nbytes=OFFSET + 4 * count))
+        segment.set_layout(layout, np.dtype("f4"))
+        segment.name, segment.free_list, segment.is_header_current = name, free_list, True
+        segment.restore(0, free_list)
+    path = n.ControllerFastPath(*arguments)
+    arrays: list[Any] = []
+    signal.signal(signal.SIGALRM, lambda *_: arrays[1].resize(1, refcheck=False))
+    is_sent = True
+    for seq in range(1, 100):  # until the signal comes during the first copy, as it does the first time or soon
+        arrays[:] = [np.ones(count, "f4"), np.ones(count, "f4")]
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        is_sent = path.send(seq, "run", tuple(arrays))
+        if not is_sent:
+            break
+        while held:
+            held.pop().release()
+    print(is_sent, held, len(free_list))
 
 
 def a_fault_in_the_second_thread_of_a_copy() -> None:

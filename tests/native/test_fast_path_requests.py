@@ -42,6 +42,16 @@ def test_most_messages_take_the_fast_path(pair: Pair, message: str) -> None:
     assert pair.listen() == Request(1, *parse_command(message), decode_request(pair.page("request")).timestamp)
 
 
+def test_texts_alike_in_length_and_end_are_told_apart(pair: Pair) -> None:
+    """The fast path keeps recent texts by these two."""
+    for seq, message in enumerate(["ab_1 wxyz", "cd_1 axyz", "ab_1 xüz", "cd_1 wxyz", "ab_1 wxyz", "ab_1 wxyz"], 1):
+        assert pair.controller_path.send(seq, message, ())
+        asked = pair.listen()
+        assert asked is not None
+        assert f"{asked.command} {asked.parameters}" == message
+        pair.worker.write_status(Status.READY)
+
+
 @pytest.mark.parametrize(
     "message",
     [

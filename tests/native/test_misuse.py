@@ -60,12 +60,19 @@ def test_init_runs_once_only() -> None:
         ("init_again_while_its_arguments_are_read", ONCE * 2),
         ("use_before_init", "ok\n"),
         ("use_with_any_argument", "ok\n"),
-        ("parts_whose_init_has_not_run", "None\nTrue\n"),
         ("the_wrong_types_of_arguments", "ok\n"),
     ],
 )
 def test_calls_that_make_no_sense_are_refused(name: str, expected: str) -> None:
     assert outcome("misused_calls.py", name) == expected
+
+
+@compiled
+def test_parts_whose_init_has_not_run_are_refused_where_they_are_given() -> None:
+    refused = {"ControllerFastPath": (0, 1, 2, 3, 5, 10), "WorkerFastPath": (0, 1, 2, 3, 5, 9)}
+    expected = "ValueError: __init__ of a Mirror has not run: there is no page\n"
+    expected += "".join(f"{kind} {index} ValueError\n" for kind, indices in refused.items() for index in indices)
+    assert outcome("misused_calls.py", "parts_whose_init_has_not_run") == expected
 
 
 # -- lists, dicts and callbacks ----------------------------------------------------------------------------------------
@@ -134,6 +141,11 @@ def test_memory_stays_while_a_view_uses_it() -> None:
     assert outcome("misused_memory.py", "a_buffer_that_is_resized") == "BufferError\n" * 3
     expected = "ValueError 0\nValueError 0\nBufferError 0\nTypeError 0\nValueError 0\n"
     assert outcome("misused_memory.py", "a_mapping_that_does_not_fit") == expected
+
+
+@compiled
+def test_an_array_that_is_resized_while_another_is_copied_takes_the_slow_path() -> None:
+    assert outcome("misused_memory.py", "an_array_that_is_resized_while_another_is_copied") == "False [] 2\n"
 
 
 @compiled

@@ -11,11 +11,7 @@
 #endif
 #include <numpy/arrayobject.h>
 
-extern PyTypeObject FreeListsType;
-extern PyTypeObject LoanType;
-extern PyTypeObject OwnerSegmentType;
-extern PyTypeObject ReaderSegmentType;
-extern PyTypeObject ViewType;
+extern PyType_Spec free_lists_spec, loan_spec, owner_segment_spec, reader_segment_spec, view_spec;
 
 extern const char freeze_doc[], loan_of_doc[];
 PyObject *py_freeze(PyObject *module, PyObject *array);

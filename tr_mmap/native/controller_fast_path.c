@@ -5,7 +5,6 @@
 #include "mirror.h"
 
 #include <string.h>
-#include <structmember.h>
 
 typedef struct {
     Endpoint base;
@@ -40,12 +39,13 @@ static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObjec
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO!O|O", names, parts, parts + 1, parts + 2, parts + 3,
                                      parts + 4, parts + 5, parts + 6, parts + 7, &PyList_Type, &deaths,
                                      &response_type, &status_mirror) ||
-        endpoint_parse(parts, &slice_s) < 0 || endpoint_has_run_init(&self->base))
+        endpoint_parse(&self->base, parts, &slice_s) < 0 || endpoint_has_run_init(&self->base))
         return -1;
-    if (status_mirror != Py_None && !PyObject_TypeCheck(status_mirror, &MirrorType)) {
+    if (status_mirror != Py_None && !PyObject_TypeCheck(status_mirror, self->base.state->mirror)) {
         PyErr_SetString(PyExc_TypeError, "status_mirror is a Mirror or None");
         return -1;
     }
+    if (status_mirror != Py_None && !mirror_is_initialised(status_mirror)) return -1;
     endpoint_set(&self->base, parts, slice_s);
     self->deaths = Py_NewRef(deaths);
     self->response_type = Py_NewRef(response_type);
@@ -83,7 +83,7 @@ static int publish_all(Endpoint *endpoint, PyObject *tensors, Message *message) 
      * send. */
     if (PyList_GET_SIZE(endpoint->held) != count) return 0;
     for (Py_ssize_t index = 0; index < count; index++) {
-        if (!message_add_segment(message, PyList_GET_ITEM(endpoint->held, index))) return 0;
+        if (!message_add_segment(endpoint, message, PyList_GET_ITEM(endpoint->held, index))) return 0;
         message->tensors[index].tag = (Span){ARGUMENT_TAGS[index], (Py_ssize_t)strlen(ARGUMENT_TAGS[index])};
     }
     return 1;
@@ -157,18 +157,17 @@ static int send_request(ControllerFastPath *self, PyObject *number, PyObject *te
         semaphore_post(endpoint->peer_doorbell);
         return 1;
     }
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
+    PyObject *error = PyErr_GetRaisedException();
     if (endpoint_release(endpoint) < 0) PyErr_WriteUnraisable((PyObject *)self);
-    PyErr_Restore(type, value, trace);
+    PyErr_SetRaisedException(error);
     return is_sent;
 }
 
 /* Views of all tensors that a message names; NULL if the slow path is needed, with an exception or without. */
-static PyObject *view_all(const Endpoint *endpoint, const Message *message) {
+static PyObject *view_all(Endpoint *endpoint, const Message *message) {
     PyObject *arrays = PyList_New(message->count);
     for (int index = 0; arrays != NULL && index < message->count; index++) {
-        PyObject *name = text_of(message->tensors[index].segment);
+        PyObject *name = text_of(endpoint, message->tensors[index].segment);
         PyObject *array = name == NULL ? NULL : endpoint_view(endpoint, name, message->tensors[index].seq);
         Py_XDECREF(name);
         if (array == NULL) Py_CLEAR(arrays);
@@ -177,14 +176,16 @@ static PyObject *view_all(const Endpoint *endpoint, const Message *message) {
     return arrays;
 }
 
-static PyObject *make_response(const ControllerFastPath *self, const Message *message) {
-    PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(message->command), text_of(message->text),
-                          text_of(message->remark), PyLong_FromUnsignedLongLong(message->timestamp)};
+static PyObject *make_response(ControllerFastPath *self, const Message *message) {
+    Endpoint *endpoint = &self->base;
+    PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(endpoint, message->command),
+                          text_of(endpoint, message->text), text_of(endpoint, message->remark),
+                          PyLong_FromUnsignedLongLong(message->timestamp)};
     return construct(self->response_type, fields, sizeof fields / sizeof *fields);
 }
 
 /* A response and its views, as Python gets them; NULL if the slow path is needed, with an exception or without. */
-static PyObject *make_reply(const ControllerFastPath *self, const Message *message) {
+static PyObject *make_reply(ControllerFastPath *self, const Message *message) {
     PyObject *arrays = view_all(&self->base, message);
     PyObject *response = arrays == NULL ? NULL : make_response(self, message);
     PyObject *reply = response == NULL ? NULL : PyTuple_Pack(2, response, arrays);
@@ -325,18 +326,22 @@ static PyMemberDef fast_path_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-PyTypeObject ControllerFastPathType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.ControllerFastPath",
-    .tp_doc = "ControllerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, deaths, "
-              "response_type)\n--\n\nThe controller's fast path.",
-    .tp_basicsize = sizeof(ControllerFastPath),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .tp_base = &EndpointType,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)fast_path_init,
-    .tp_traverse = (traverseproc)fast_path_traverse,
-    .tp_clear = (inquiry)fast_path_clear,
-    .tp_methods = fast_path_methods,
-    .tp_members = fast_path_members,
+static PyType_Slot controller_fast_path_slots[] = {
+    {Py_tp_doc, "ControllerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, deaths, "
+                "response_type)\n--\n\nThe controller's fast path."},
+    {Py_tp_new, stateful_new},
+    {Py_tp_init, fast_path_init},
+    {Py_tp_traverse, fast_path_traverse},
+    {Py_tp_clear, fast_path_clear},
+    {Py_tp_dealloc, endpoint_dealloc},
+    {Py_tp_methods, fast_path_methods},
+    {Py_tp_members, fast_path_members},
+    {0, NULL},
+};
+
+PyType_Spec controller_fast_path_spec = {
+    .name = "tr_mmap.native.ControllerFastPath",
+    .basicsize = sizeof(ControllerFastPath),
+    .flags = TYPE_FLAGS | Py_TPFLAGS_HAVE_GC,
+    .slots = controller_fast_path_slots,
 };

@@ -1,16 +1,25 @@
 /* The base of both fast paths: waits for messages, views the peer's segments, releases this side's. Sends nothing. */
 #include "endpoint.h"
 
-int endpoint_parse(PyObject *const *arguments, double *slice_s) {
+#include <string.h>
+
+int endpoint_parse(const Endpoint *self, PyObject *const *arguments, double *slice_s) {
+    const ModuleState *state = self->state;
     /* NULL for the slice, which is a number */
-    PyTypeObject *const types[ENDPOINT_ARGUMENTS] = {&MessagePageType, &MessagePageType, &SemaphoreType, &SemaphoreType,
-                                                     NULL,             &FreeListsType,   &PyDict_Type,   &PyList_Type};
+    PyTypeObject *const types[ENDPOINT_ARGUMENTS] = {
+        state->message_page, state->message_page, state->semaphore, state->semaphore,
+        NULL,                state->free_lists,   &PyDict_Type,     &PyList_Type};
     for (int index = 0; index < ENDPOINT_ARGUMENTS; index++)
         if (types[index] != NULL && !PyObject_TypeCheck(arguments[index], types[index])) {
             PyErr_Format(PyExc_TypeError, "a %s is needed, not a %s", types[index]->tp_name,
                          Py_TYPE(arguments[index])->tp_name);
             return -1;
         }
+    /* Once it has run, it has run for good: so this is looked for here only. */
+    if (!message_page_is_initialised(arguments[0]) || !message_page_is_initialised(arguments[1]) ||
+        !semaphore_is_initialised(arguments[2]) || !semaphore_is_initialised(arguments[3]) ||
+        !free_lists_is_initialised(arguments[5]))
+        return -1;
     return parse_slice(arguments[4], slice_s);
 }
 
@@ -33,6 +42,7 @@ void endpoint_set(Endpoint *self, PyObject *const *arguments, double slice_s) {
 }
 
 int endpoint_traverse(Endpoint *self, visitproc visit, void *arg) {
+    VISIT_TYPE_AND_MODULE(self);
     Py_VISIT(self->out);
     Py_VISIT(self->own);
     Py_VISIT(self->peer_doorbell);
@@ -51,20 +61,21 @@ int endpoint_clear(Endpoint *self) {
     Py_CLEAR(self->pool);
     Py_CLEAR(self->mapped);
     Py_CLEAR(self->held);
+    for (int index = 0; index < RECENT_TEXTS; index++) Py_CLEAR(self->recent[index]);
     return 0;
 }
 
-static void endpoint_dealloc(Endpoint *self) {
+void endpoint_dealloc(Endpoint *self) {
     PyObject_GC_UnTrack(self);
     Py_TRASHCAN_BEGIN(self, endpoint_dealloc)
     Py_TYPE(self)->tp_clear((PyObject *)self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    stateful_free((PyObject *)self);
     Py_TRASHCAN_END
 }
 
 PyObject *endpoint_view(const Endpoint *self, PyObject *name, uint64_t seq) {
     PyObject *segment = PyDict_GetItemWithError(self->mapped, name);
-    if (segment == NULL || !PyObject_TypeCheck(segment, &ReaderSegmentType)) return NULL;
+    if (segment == NULL || !PyObject_TypeCheck(segment, self->state->reader_segment)) return NULL;
     Py_INCREF(segment);
     PyObject *array = reader_segment_view(segment, seq);
     Py_DECREF(segment);
@@ -73,9 +84,9 @@ PyObject *endpoint_view(const Endpoint *self, PyObject *name, uint64_t seq) {
 }
 
 /* -1 with an exception, and then it is still held. */
-static int release(PyObject *segment) {
+static int release(const Endpoint *self, PyObject *segment) {
     if (segment == Py_None) return 0; /* see remove_released() */
-    if (PyObject_TypeCheck(segment, &OwnerSegmentType)) return owner_segment_release((OwnerSegment *)segment);
+    if (PyObject_TypeCheck(segment, self->state->owner_segment)) return owner_segment_release((OwnerSegment *)segment);
     PyObject *returned = PyObject_CallMethod(segment, "release", NULL);
     Py_XDECREF(returned);
     return returned == NULL ? -1 : 0;
@@ -93,7 +104,7 @@ int endpoint_release(Endpoint *self) {
     /* What a release runs may change the list: it ends after as many as there were, or with the list. */
     for (Py_ssize_t count = PyList_GET_SIZE(self->held); count > 0 && PyList_GET_SIZE(self->held) > 0; count--) {
         PyObject *segment = Py_NewRef(PyList_GET_ITEM(self->held, 0));
-        int code = release(segment) < 0 || remove_released(self->held, segment) < 0;
+        int code = release(self, segment) < 0 || remove_released(self->held, segment) < 0;
         Py_DECREF(segment);
         if (code) return -1;
     }
@@ -115,8 +126,8 @@ PyObject *endpoint_receive(Endpoint *self, double timeout_s, StopCheck should_st
     return Py_NewRef(Py_None);
 }
 
-int message_add_segment(Message *message, PyObject *segment) {
-    if (message->count == MAX_CANONICAL_TENSORS || !PyObject_TypeCheck(segment, &OwnerSegmentType)) return 0;
+int message_add_segment(const Endpoint *self, Message *message, PyObject *segment) {
+    if (message->count == MAX_CANONICAL_TENSORS || !PyObject_TypeCheck(segment, self->state->owner_segment)) return 0;
     OwnerSegment *owned = (OwnerSegment *)segment;
     Ref *ref = &message->tensors[message->count];
     ref->tag = EMPTY_SPAN;
@@ -126,9 +137,19 @@ int message_add_segment(Message *message, PyObject *segment) {
     return 1;
 }
 
-PyObject *text_of(Span span) {
+PyObject *text_of(Endpoint *self, Span span) {
     /* A second text that is no UTF-8 would be a SystemError, for an exception is set already. */
-    return PyErr_Occurred() ? NULL : PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL);
+    if (PyErr_Occurred()) return NULL;
+    if (span.nbytes == 0 || span.nbytes > MAX_RECENT_NBYTES) return PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL);
+    /* The same command, tags and segments come again and again; the text that we have knows its hash, too. */
+    unsigned place = (unsigned)span.nbytes * 3 + (unsigned char)span.text[span.nbytes - 1];
+    PyObject **recent = &self->recent[place % RECENT_TEXTS];
+    if (*recent != NULL && PyUnicode_GET_LENGTH(*recent) == span.nbytes &&
+        memcmp(PyUnicode_1BYTE_DATA(*recent), span.text, (size_t)span.nbytes) == 0)
+        return Py_NewRef(*recent);
+    PyObject *text = PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL);
+    if (text != NULL && PyUnicode_IS_ASCII(text)) Py_XSETREF(*recent, Py_NewRef(text));
+    return text;
 }
 
 PyObject *construct(PyObject *type, PyObject *const *arguments, size_t count) {
@@ -139,14 +160,17 @@ PyObject *construct(PyObject *type, PyObject *const *arguments, size_t count) {
     return made;
 }
 
-PyTypeObject EndpointType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.Endpoint",
-    .tp_doc = "One side of a session.",
-    .tp_basicsize = sizeof(Endpoint),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .tp_traverse = (traverseproc)endpoint_traverse,
-    .tp_clear = (inquiry)endpoint_clear,
-    .tp_dealloc = (destructor)endpoint_dealloc,
-    .tp_free = PyObject_GC_Del,
+static PyType_Slot endpoint_slots[] = {
+    {Py_tp_doc, "One side of a session."},
+    {Py_tp_traverse, endpoint_traverse},
+    {Py_tp_clear, endpoint_clear},
+    {Py_tp_dealloc, endpoint_dealloc},
+    {0, NULL},
+};
+
+PyType_Spec endpoint_spec = {
+    .name = "tr_mmap.native.Endpoint",
+    .basicsize = sizeof(Endpoint),
+    .flags = TYPE_FLAGS | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = endpoint_slots,
 };

@@ -8,13 +8,13 @@
 #include "message.h"
 #include "message_page.h"
 
-extern PyTypeObject ControllerFastPathType;
-extern PyTypeObject EndpointType;
-extern PyTypeObject WorkerFastPathType;
+extern PyType_Spec controller_fast_path_spec, endpoint_spec, worker_fast_path_spec;
+
+enum { RECENT_TEXTS = 16, MAX_RECENT_NBYTES = 64 };
 
 /* The types of both fast paths begin with it. */
 typedef struct {
-    PyObject_HEAD
+    STATEFUL_HEAD
     PyObject *out, *own;                    /* the message pages that this side writes and reads */
     PyObject *peer_doorbell, *own_doorbell; /* semaphores: posted after each message; waited for */
     double slice_s;                         /* the longest single sleep, for a post may be lost */
@@ -22,13 +22,14 @@ typedef struct {
     PyObject *mapped;                       /* a dict: from a name to the peer's segment that is mapped here */
     PyObject *held;                         /* a list: this side's segments that the message in flight names */
     unsigned generation;                    /* of the process that the channel belongs to */
+    PyObject *recent[RECENT_TEXTS];         /* ASCII texts of messages, for the next message often has the same */
 } Endpoint;
 
 /* The first arguments of both types' __init__, in the order of the fields. */
 enum { ENDPOINT_ARGUMENTS = 8 };
 
 /* Check them, and read the slice, whose code may run meanwhile; -1 with an exception. */
-int endpoint_parse(PyObject *const *arguments, double *slice_s);
+int endpoint_parse(const Endpoint *self, PyObject *const *arguments, double *slice_s);
 
 /* Set the fields; runs no code of Python's. */
 void endpoint_set(Endpoint *self, PyObject *const *arguments, double slice_s);
@@ -37,6 +38,7 @@ void endpoint_set(Endpoint *self, PyObject *const *arguments, double slice_s);
 int endpoint_has_run_init(const Endpoint *self);
 int endpoint_traverse(Endpoint *self, visitproc visit, void *arg);
 int endpoint_clear(Endpoint *self);
+void endpoint_dealloc(Endpoint *self);
 
 /* Whether this process was forked from the endpoint's: pages, doorbells and segments are the parent's. */
 static inline int endpoint_is_foreign(const Endpoint *self) { return self->generation != fork_generation; }
@@ -53,10 +55,10 @@ PyObject *endpoint_receive(Endpoint *self, double timeout_s, StopCheck should_st
                            Message *message);
 
 /* Name one of this side's segments in a message; 0 if the canonical form has no place for it. */
-int message_add_segment(Message *message, PyObject *segment);
+int message_add_segment(const Endpoint *self, Message *message, PyObject *segment);
 
 /* A span as a Python text; NULL with an exception, also if one is set already. */
-PyObject *text_of(Span span);
+PyObject *text_of(Endpoint *self, Span span);
 
 /* Call a type with `count` positional arguments, and take over the references to them; NULL with an exception,
  * also if an argument is NULL. */

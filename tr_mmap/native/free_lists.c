@@ -2,16 +2,14 @@
  * earlier one. Creates and retires no segment, and writes no header: the slow path in Python does. */
 #include "free_lists.h"
 
-#include <structmember.h>
-
 typedef struct {
-    PyObject_HEAD
+    STATEFUL_HEAD
     PyObject *to_retire; /* a list: segments without holds that must not be filled again */
     PyObject *free;      /* a dict: from a capacity to a list of its free segments, the warmest last */
     PyObject *viewed;    /* a list: segments taken off their free list because the reader has a view of them */
     PyObject *pool_token;
     uint64_t seq;
-    Py_ssize_t takes, copied_nbytes;
+    size_t takes, copied_nbytes; /* Python may set any count: as unsigned ones they wrap around */
     unsigned generation;       /* of the process that the segments belong to */
     char is_slow_path_running; /* a thread is in the middle of the slow path, so no other may take the fast path */
 } FreeLists;
@@ -40,6 +38,7 @@ static int free_lists_init(FreeLists *self, PyObject *arguments, PyObject *keywo
 }
 
 static int free_lists_traverse(FreeLists *self, visitproc visit, void *arg) {
+    VISIT_TYPE_AND_MODULE(self);
     Py_VISIT(self->to_retire);
     Py_VISIT(self->free);
     Py_VISIT(self->viewed);
@@ -58,7 +57,13 @@ static int free_lists_clear(FreeLists *self) {
 static void free_lists_dealloc(FreeLists *self) {
     PyObject_GC_UnTrack(self);
     free_lists_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    stateful_free((PyObject *)self);
+}
+
+int free_lists_is_initialised(PyObject *free_lists) {
+    if (((FreeLists *)free_lists)->viewed != NULL) return 1;
+    PyErr_SetString(PyExc_ValueError, "__init__ of a FreeLists has not run: there are no lists");
+    return 0;
 }
 
 typedef int (*SegmentPredicate)(const OwnerSegment *segment, void *wanted);
@@ -70,7 +75,7 @@ static OwnerSegment *find(const FreeLists *self, SegmentPredicate matches, void 
     while (self->free != NULL && PyDict_Next(self->free, &position, &capacity, free_list)) {
         Py_ssize_t count = PyList_CheckExact(*free_list) ? PyList_GET_SIZE(*free_list) : 0;
         PyObject *last = count == 0 ? NULL : PyList_GET_ITEM(*free_list, count - 1);
-        if (last != NULL && PyObject_TypeCheck(last, &OwnerSegmentType) && matches((OwnerSegment *)last, wanted))
+        if (last != NULL && PyObject_TypeCheck(last, self->state->owner_segment) && matches((OwnerSegment *)last, wanted))
             return (OwnerSegment *)last;
     }
     return NULL;
@@ -177,7 +182,7 @@ static int is_whole_loan(const FreeLists *self, const OwnerSegment *segment, PyO
 static int publish_loan(FreeLists *self, OwnerSegment *segment, PyObject *array) {
     if (!is_whole_loan(self, segment, array)) return 0;
     if (!segment->is_published) {
-        if (freeze_loan(array)) return 0;
+        if (freeze_loan(self->state, array)) return 0;
         publish(self, segment);
         segment->is_published = 1;
     }
@@ -208,31 +213,29 @@ static int fill(FreeLists *self, OwnerSegment *segment, PyObject *array) {
     /* Signal handlers run now, while the segment can be released: if one raised after this function had returned, the
      * caller would never get the segment, and its hold would never be undone. */
     if (PyErr_CheckSignals() < 0) return -1;
-    self->copied_nbytes += segment->array_layout.nbytes;
+    self->copied_nbytes += (size_t)segment->array_layout.nbytes;
     if (self->generation == fork_generation) publish(self, segment); /* a handler may have forked */
     return 0;
 }
 
 /* Release a segment, whether or not an exception is set. */
 static void give_back(OwnerSegment *segment) {
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
+    PyObject *error = PyErr_GetRaisedException();
     if (owner_segment_release(segment) < 0) PyErr_WriteUnraisable((PyObject *)segment);
-    PyErr_Restore(type, value, trace);
+    PyErr_SetRaisedException(error);
 }
 
 /* Undo the hold of a segment that was not published after all; an exception stays set. `held` may have lost it: a
  * signal handler that ran since may have released all that is held. */
 static void undo_hold(OwnerSegment *segment, PyObject *held) {
     int is_held = held == NULL;
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
+    PyObject *error = PyErr_GetRaisedException();
     for (Py_ssize_t index = held == NULL ? 0 : PyList_GET_SIZE(held); index-- > 0 && !is_held;)
         if (PyList_GET_ITEM(held, index) == (PyObject *)segment) {
             if (PyList_SetSlice(held, index, index + 1, NULL) < 0) PyErr_WriteUnraisable((PyObject *)segment);
             is_held = 1;
         }
-    PyErr_Restore(type, value, trace);
+    PyErr_SetRaisedException(error);
     if (is_held) give_back(segment);
 }
 
@@ -245,7 +248,7 @@ static PyObject *claim_all(FreeLists *self, PyObject *tensors) {
     for (; segments != NULL && claimed < count; claimed++) {
         PyObject *array = PyTuple_GET_ITEM(tensors, claimed);
         if (!PyArray_CheckExact(array)) break;
-        OwnerSegment *segment = find_loan_owner(array);
+        OwnerSegment *segment = find_loan_owner(self->state, array);
         if (segment != NULL) segment = is_whole_loan(self, segment, array) ? (OwnerSegment *)Py_NewRef(segment) : NULL;
         else segment = claim(self, array, 1);
         if (segment == NULL) break;
@@ -253,7 +256,7 @@ static PyObject *claim_all(FreeLists *self, PyObject *tensors) {
     }
     if (segments == NULL || claimed == count) return segments;
     while (claimed-- > 0)
-        if (find_loan_owner(PyTuple_GET_ITEM(tensors, claimed)) == NULL)
+        if (find_loan_owner(self->state, PyTuple_GET_ITEM(tensors, claimed)) == NULL)
             give_back((OwnerSegment *)PyList_GET_ITEM(segments, claimed));
     Py_DECREF(segments);
     return NULL;
@@ -263,7 +266,7 @@ static PyObject *claim_all(FreeLists *self, PyObject *tensors) {
  * exception. */
 static OwnerSegment *publish_one(FreeLists *self, PyObject *array, PyObject *held, int may_share) {
     if (!PyArray_CheckExact(array)) return NULL;
-    OwnerSegment *segment = find_loan_owner(array);
+    OwnerSegment *segment = find_loan_owner(self->state, array);
     int is_loan = segment != NULL;
     if (is_loan && !publish_loan(self, segment, array)) return NULL;
     segment = is_loan ? (OwnerSegment *)Py_NewRef(segment) : claim(self, array, may_share);
@@ -294,7 +297,7 @@ int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
     /* The loans first, because one may need the slow path: so nothing is copied for nothing. */
     for (; code > 0 && loans < count; loans++) {
         PyObject *array = PyTuple_GET_ITEM(tensors, loans);
-        if (find_loan_owner(array) == NULL) continue;
+        if (find_loan_owner(self->state, array) == NULL) continue;
         if (!publish_loan(self, (OwnerSegment *)PyList_GET_ITEM(segments, loans), array)) {
             code = 0;
             break;
@@ -306,11 +309,14 @@ int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
     if (code > 0 && !is_held) code = -1;
     for (Py_ssize_t index = 0; code > 0 && index < count; index++) {
         PyObject *array = PyTuple_GET_ITEM(tensors, index);
-        if (find_loan_owner(array) == NULL && fill(self, (OwnerSegment *)PyList_GET_ITEM(segments, index), array) < 0)
-            code = -1;
+        OwnerSegment *segment = (OwnerSegment *)PyList_GET_ITEM(segments, index);
+        if (find_loan_owner(self->state, array) != NULL) continue;
+        /* A signal handler or a thread that ran during the copy before this one may have resized the array. */
+        if (index > 0 && !array_layout_matches(&segment->array_layout, array)) code = 0;
+        else if (fill(self, segment, array) < 0) code = -1;
     }
     for (Py_ssize_t index = 0; code <= 0 && index < count; index++)
-        if (index < loans || find_loan_owner(PyTuple_GET_ITEM(tensors, index)) == NULL)
+        if (index < loans || find_loan_owner(self->state, PyTuple_GET_ITEM(tensors, index)) == NULL)
             undo_hold((OwnerSegment *)PyList_GET_ITEM(segments, index), is_held ? held : NULL);
     Py_DECREF(segments);
     return code;
@@ -379,18 +385,21 @@ static PyMemberDef free_lists_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-PyTypeObject FreeListsType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.FreeLists",
-    .tp_doc = "FreeLists()\n--\n\nThe free segments of a pool, and its counters.",
-    .tp_basicsize = sizeof(FreeLists),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)free_lists_init,
-    .tp_traverse = (traverseproc)free_lists_traverse,
-    .tp_clear = (inquiry)free_lists_clear,
-    .tp_dealloc = (destructor)free_lists_dealloc,
-    .tp_free = PyObject_GC_Del,
-    .tp_methods = free_lists_methods,
-    .tp_members = free_lists_members,
+static PyType_Slot free_lists_slots[] = {
+    {Py_tp_doc, "FreeLists()\n--\n\nThe free segments of a pool, and its counters."},
+    {Py_tp_new, stateful_new},
+    {Py_tp_init, free_lists_init},
+    {Py_tp_traverse, free_lists_traverse},
+    {Py_tp_clear, free_lists_clear},
+    {Py_tp_dealloc, free_lists_dealloc},
+    {Py_tp_methods, free_lists_methods},
+    {Py_tp_members, free_lists_members},
+    {0, NULL},
+};
+
+PyType_Spec free_lists_spec = {
+    .name = "tr_mmap.native.FreeLists",
+    .basicsize = sizeof(FreeLists),
+    .flags = TYPE_FLAGS | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = free_lists_slots,
 };

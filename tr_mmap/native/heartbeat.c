@@ -11,7 +11,7 @@ _Static_assert(WIRE_HEARTBEAT_OFFSET + WIRE_HEARTBEAT_DIGITS == WIRE_STATUS_NBYT
 typedef struct {
     PyObject_HEAD
     Py_buffer page;
-    uint64_t *word; /* NULL until __init__ has run */
+    HeartbeatWord word; /* its address is NULL until __init__ has run */
 } Heartbeat;
 
 /* Which clock a touch reads: some milliseconds behind the other, and so is no age below zero; it takes a third of the
@@ -30,43 +30,43 @@ static uint32_t now_word_ms(clockid_t clock, double *fraction) {
     return (uint32_t)((uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000);
 }
 
-void heartbeat_touch(uint64_t *word) {
+void heartbeat_touch(HeartbeatWord *self) {
     static const char hex[] = "0123456789abcdef";
-    static uint32_t last_ms; /* the interpreter's lock is held */
-    static uint64_t last_value;
     double fraction;
     uint32_t ms = now_word_ms(TOUCH_CLOCK, &fraction);
-    if (ms == last_ms && __atomic_load_n(word, __ATOMIC_RELAXED) == last_value) return;
-    last_ms = ms;
+    if (ms == self->last_ms && __atomic_load_n(self->address, __ATOMIC_RELAXED) == self->last_value) return;
+    self->last_ms = ms;
     char digits[WIRE_HEARTBEAT_DIGITS];
     for (int place = WIRE_HEARTBEAT_DIGITS - 1; place >= 0; place--, ms >>= 4) digits[place] = hex[ms & 15];
     uint64_t value;
     memcpy(&value, digits, sizeof value);
-    last_value = value;
-    __atomic_store_n(word, value, __ATOMIC_RELAXED);
+    self->last_value = value;
+    __atomic_store_n(self->address, value, __ATOMIC_RELAXED);
 }
 
 static int heartbeat_init(Heartbeat *self, PyObject *arguments, PyObject *keywords) {
     PyObject *source;
+    Py_buffer page;
     static char *names[] = {"page", NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O", names, &source)) return -1;
-    if (self->word != NULL) {
+    if (get_word_buffer(source, &page, WIRE_STATUS_NBYTES) < 0) return -1;
+    if (self->word.address != NULL) { /* looked for now, because the source's code could call __init__ too */
+        PyBuffer_Release(&page);
         PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
         return -1;
     }
-    if (get_word_buffer(source, &self->page, WIRE_STATUS_NBYTES) < 0) return -1;
-    self->word = (uint64_t *)((char *)self->page.buf + WIRE_HEARTBEAT_OFFSET);
+    self->page = page;
+    self->word.address = (uint64_t *)((char *)self->page.buf + WIRE_HEARTBEAT_OFFSET);
     return 0;
 }
 
 static void heartbeat_dealloc(Heartbeat *self) {
-    PyTypeObject *type = Py_TYPE(self);
-    if (self->word != NULL) PyBuffer_Release(&self->page);
-    type->tp_free((PyObject *)self);
+    if (self->word.address != NULL) PyBuffer_Release(&self->page);
+    free_object((PyObject *)self);
 }
 
 static int is_initialised(const Heartbeat *self) {
-    if (self->word != NULL) return 1;
+    if (self->word.address != NULL) return 1;
     PyErr_SetString(PyExc_ValueError, "__init__ has not run: there is no page");
     return 0;
 }
@@ -76,7 +76,7 @@ PyDoc_STRVAR(touch_doc, "touch()\n--\n\nNote that the worker works now.");
 static PyObject *py_touch(Heartbeat *self, PyObject *unused) {
     (void)unused;
     if (!is_initialised(self)) return NULL;
-    heartbeat_touch(self->word);
+    heartbeat_touch(&self->word);
     Py_RETURN_NONE;
 }
 
@@ -87,7 +87,7 @@ PyDoc_STRVAR(age_ms_doc,
 static PyObject *py_age_ms(Heartbeat *self, PyObject *unused) {
     (void)unused;
     if (!is_initialised(self)) return NULL;
-    uint64_t value = __atomic_load_n(self->word, __ATOMIC_RELAXED);
+    uint64_t value = __atomic_load_n(self->word.address, __ATOMIC_RELAXED);
     char digits[WIRE_HEARTBEAT_DIGITS];
     memcpy(digits, &value, sizeof digits);
     uint32_t then = 0;
@@ -109,14 +109,18 @@ static PyMethodDef heartbeat_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyTypeObject HeartbeatType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.Heartbeat",
-    .tp_doc = "Heartbeat(page)\n--\n\nThe word of a mapped status page that says when the worker last worked.",
-    .tp_basicsize = sizeof(Heartbeat),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)heartbeat_init,
-    .tp_dealloc = (destructor)heartbeat_dealloc,
-    .tp_methods = heartbeat_methods,
+static PyType_Slot heartbeat_slots[] = {
+    {Py_tp_doc, "Heartbeat(page)\n--\n\nThe word of a mapped status page that says when the worker last worked."},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_init, heartbeat_init},
+    {Py_tp_dealloc, heartbeat_dealloc},
+    {Py_tp_methods, heartbeat_methods},
+    {0, NULL},
+};
+
+PyType_Spec heartbeat_spec = {
+    .name = "tr_mmap.native.Heartbeat",
+    .basicsize = sizeof(Heartbeat),
+    .flags = TYPE_FLAGS,
+    .slots = heartbeat_slots,
 };

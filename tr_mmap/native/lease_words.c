@@ -34,7 +34,7 @@ static int lease_words_py_init(LeaseWords *self, PyObject *arguments, PyObject *
 
 static void lease_words_dealloc(LeaseWords *self) {
     lease_words_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    stateful_free((PyObject *)self);
 }
 
 PyDoc_STRVAR(claim_doc,
@@ -86,14 +86,18 @@ static PyMethodDef lease_words_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyTypeObject LeaseWordsType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.LeaseWords",
-    .tp_doc = "LeaseWords(buffer)\n--\n\nThe live line of the segment that a writable buffer begins with.",
-    .tp_basicsize = sizeof(LeaseWords),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)lease_words_py_init,
-    .tp_dealloc = (destructor)lease_words_dealloc,
-    .tp_methods = lease_words_methods,
+static PyType_Slot lease_words_slots[] = {
+    {Py_tp_doc, "LeaseWords(buffer)\n--\n\nThe live line of the segment that a writable buffer begins with."},
+    {Py_tp_new, stateful_new},
+    {Py_tp_init, lease_words_py_init},
+    {Py_tp_dealloc, lease_words_dealloc},
+    {Py_tp_methods, lease_words_methods},
+    {0, NULL},
+};
+
+PyType_Spec lease_words_spec = {
+    .name = "tr_mmap.native.LeaseWords",
+    .basicsize = sizeof(LeaseWords),
+    .flags = TYPE_FLAGS | Py_TPFLAGS_BASETYPE,
+    .slots = lease_words_slots,
 };

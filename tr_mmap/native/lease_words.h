@@ -21,7 +21,7 @@ _Static_assert(sizeof(LiveLine) == WIRE_LIVE_NBYTES, "the live line is one cache
 
 /* The type LeaseWords; the types of both segments begin with it. */
 typedef struct {
-    PyObject_HEAD
+    STATEFUL_HEAD
     Py_buffer buffer;
     LiveLine *live; /* NULL until __init__ has run */
 } LeaseWords;

@@ -2,7 +2,6 @@
  * changes a file's size. */
 #include "native.h"
 
-#include <structmember.h>
 #include <sys/mman.h>
 
 enum { RELEASE_GIL_NBYTES = 1 << 20 }; /* from here on unmapping takes long: 10 ms for 256 MiB of touched pages */
@@ -16,6 +15,7 @@ typedef struct {
 } Mapping;
 
 static int mapping_traverse(Mapping *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->kept);
     return 0;
 }
@@ -32,14 +32,13 @@ static void mapping_dealloc(Mapping *self) {
     if (self->address != NULL && self->nbytes < RELEASE_GIL_NBYTES) {
         munmap(self->address, (size_t)self->nbytes);
     } else if (self->address != NULL) {
-        PyObject *type, *value, *trace;
-        PyErr_Fetch(&type, &value, &trace);
+        PyObject *error = PyErr_GetRaisedException();
         Py_BEGIN_ALLOW_THREADS
         munmap(self->address, (size_t)self->nbytes);
         Py_END_ALLOW_THREADS
-        PyErr_Restore(type, value, trace);
+        PyErr_SetRaisedException(error);
     }
-    PyObject_GC_Del(self);
+    free_object((PyObject *)self);
     Py_TRASHCAN_END
 }
 
@@ -48,28 +47,31 @@ static int mapping_getbuffer(Mapping *self, Py_buffer *view, int flags) {
     return PyBuffer_FillInfo(view, (PyObject *)self, self->address, self->nbytes, !self->is_writable, flags);
 }
 
-static PyBufferProcs mapping_buffer = {.bf_getbuffer = (getbufferproc)mapping_getbuffer};
-
 static PyMemberDef mapping_members[] = {
     {"kept", T_OBJECT, offsetof(Mapping, kept), 0, "an object that lives as long"},
     {NULL, 0, 0, 0, NULL},
 };
 
-PyTypeObject MappingType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.Mapping",
-    .tp_doc = "Part of a file in memory, unmapped with the last view of it.",
-    .tp_basicsize = sizeof(Mapping),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .tp_traverse = (traverseproc)mapping_traverse,
-    .tp_clear = (inquiry)mapping_clear,
-    .tp_dealloc = (destructor)mapping_dealloc,
-    .tp_as_buffer = &mapping_buffer,
-    .tp_members = mapping_members,
+static PyType_Slot mapping_slots[] = {
+    {Py_tp_doc, "Part of a file in memory, unmapped with the last view of it."},
+    {Py_tp_traverse, mapping_traverse},
+    {Py_tp_clear, mapping_clear},
+    {Py_tp_dealloc, mapping_dealloc},
+    {Py_bf_getbuffer, mapping_getbuffer},
+    {Py_tp_members, mapping_members},
+    {0, NULL},
 };
 
-PyObject *map_part(int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable, int is_private) {
-    Mapping *self = PyObject_GC_New(Mapping, &MappingType);
+PyType_Spec mapping_spec = {
+    .name = "tr_mmap.native.Mapping",
+    .basicsize = sizeof(Mapping),
+    .flags = TYPE_FLAGS | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = mapping_slots,
+};
+
+PyObject *map_part(const ModuleState *state, int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable,
+                   int is_private) {
+    Mapping *self = PyObject_GC_New(Mapping, state->mapping);
     if (self == NULL) return NULL;
     self->address = NULL;
     self->kept = NULL;
@@ -92,9 +94,8 @@ const char map_file_doc[] =
     "Raises:\n    OSError: it cannot be mapped.";
 
 PyObject *py_map_file(PyObject *module, PyObject *arguments) {
-    (void)module;
     int fd, is_writable, is_private;
     Py_ssize_t nbytes, offset;
     if (!PyArg_ParseTuple(arguments, "innpp", &fd, &nbytes, &offset, &is_writable, &is_private)) return NULL;
-    return map_part(fd, nbytes, offset, is_writable, is_private);
+    return map_part(state_of(module), fd, nbytes, offset, is_writable, is_private);
 }

@@ -4,8 +4,9 @@
 #include <string.h>
 #include <time.h>
 
-/* Whether a byte stands for itself in a JSON text. */
-static int is_unescaped(unsigned char byte) { return byte >= 0x20 && byte != '"' && byte != '\\'; }
+/* Whether a byte stands for itself in a JSON text: all but the controls, the quote and the backslash. A table, because
+ * the texts of a message are most of its bytes. */
+static const char is_unescaped[256] = {['\x20' ... '"' - 1] = 1, ['"' + 1 ... '\\' - 1] = 1, ['\\' + 1 ... 255] = 1};
 
 int span_of(PyObject *text, Span *span) {
     if (!PyUnicode_CheckExact(text)) return 0;
@@ -14,8 +15,8 @@ int span_of(PyObject *text, Span *span) {
         PyErr_Clear();
         return 0;
     }
-    for (Py_ssize_t index = 0; index < span->nbytes; index++)
-        if (!is_unescaped((unsigned char)span->text[index])) return 0;
+    for (const char *at = span->text, *end = at + span->nbytes; at < end; at++)
+        if (!is_unescaped[(unsigned char)*at]) return 0;
     return 1;
 }
 
@@ -52,10 +53,14 @@ static void add_text(Draft *draft, Span text) {
 }
 
 static void add_number(Draft *draft, uint64_t number) {
+    static const char pairs[] =
+        "0001020304050607080910111213141516171819202122232425262728293031323334353637383940414243444546474849"
+        "5051525354555657585960616263646566676869707172737475767778798081828384858687888990919293949596979899"; /* two digits at a time */
     char digits[20]; /* of 2**64 - 1 */
     int first = sizeof digits;
-    do digits[--first] = (char)('0' + number % 10);
-    while ((number /= 10) != 0);
+    for (; number >= 100; number /= 100) memcpy(digits + (first -= 2), pairs + number % 100 * 2, 2);
+    if (number >= 10) memcpy(digits + (first -= 2), pairs + number * 2, 2);
+    else digits[--first] = (char)('0' + number);
     add(draft, digits + first, (Py_ssize_t)sizeof digits - first);
 }
 
@@ -102,21 +107,25 @@ static int skip(Cursor *cursor, const char *expected, size_t nbytes) {
 #define SKIP(cursor, literal) skip(cursor, literal, sizeof(literal) - 1)
 
 static int read_text(Cursor *cursor, Span *text) {
-    if (!SKIP(cursor, "\"")) return 0;
-    text->text = cursor->at;
-    while (cursor->at < cursor->end && is_unescaped((unsigned char)*cursor->at)) cursor->at++;
-    text->nbytes = cursor->at - text->text;
-    return SKIP(cursor, "\"");
+    const char *at = cursor->at, *end = cursor->end;
+    if (at == end || *at++ != '"') return 0;
+    text->text = at;
+    while (at < end && is_unescaped[(unsigned char)*at]) at++;
+    text->nbytes = at - text->text;
+    if (at == end || *at != '"') return 0;
+    cursor->at = at + 1;
+    return 1;
 }
 
 static int read_number(Cursor *cursor, uint64_t *number) {
     enum { MAX_DIGITS = 18 }; /* they cannot overflow; a longer number takes the slow path */
-    const char *first = cursor->at;
+    const char *first = cursor->at, *at = first;
+    const char *end = cursor->end - first > MAX_DIGITS ? first + MAX_DIGITS : cursor->end;
     uint64_t value = 0;
-    while (cursor->at < cursor->end && *cursor->at >= '0' && *cursor->at <= '9' && cursor->at - first < MAX_DIGITS)
-        value = value * 10 + (uint64_t)(*cursor->at++ - '0');
+    for (unsigned digit; at < end && (digit = (unsigned char)*at - (unsigned)'0') <= 9; at++) value = value * 10 + digit;
     *number = value;
-    return cursor->at > first && (*first != '0' || cursor->at - first == 1);
+    cursor->at = at;
+    return at > first && (*first != '0' || at - first == 1);
 }
 
 static int read_tensors(Cursor *cursor, Message *message) {
@@ -138,7 +147,7 @@ int message_read(const char *line, Py_ssize_t nbytes, int is_response, Message *
     message->command = message->text = message->remark = EMPTY_SPAN;
     message->count = 0;
     if (!SKIP(&cursor, "{\"seq\":")) return 0;
-    while (SKIP(&cursor, " ")) continue;
+    while (cursor.at < cursor.end && *cursor.at == ' ') cursor.at++;
     if (!read_number(&cursor, &message->seq)) return 0;
     if (SKIP(&cursor, ",\"command\":") && !read_text(&cursor, &message->command)) return 0;
     if (is_response ? SKIP(&cursor, ",\"result\":") : SKIP(&cursor, ",\"parameters\":"))

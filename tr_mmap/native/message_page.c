@@ -2,8 +2,6 @@
  * Knows no message's meaning. tr_mmap/channel/mapped.py describes the bytes of a page. */
 #include "message_page.h"
 
-#include <structmember.h>
-
 #include "mirror.h"
 
 #include <string.h>
@@ -15,7 +13,7 @@ _Static_assert(WIRE_MESSAGE_NUMBER_OFFSET % sizeof(uint64_t) == 0, "the number's
 _Static_assert(WIRE_MESSAGE_REST_OFFSET == WIRE_MESSAGE_NUMBER_OFFSET + WIRE_NUMBER_DIGITS, "the rest follows it");
 
 typedef struct {
-    PyObject_HEAD
+    STATEFUL_HEAD
     Py_buffer buffer;
     uint64_t *number; /* WIRE_NUMBER_DIGITS characters, stored last; NULL until __init__ has run */
     Py_ssize_t previous_nbytes;
@@ -68,19 +66,20 @@ static int message_page_init(MessagePage *self, PyObject *arguments, PyObject *k
 }
 
 static void message_page_dealloc(MessagePage *self) {
-    PyTypeObject *type = Py_TYPE(self);
     if (self->number != NULL) PyBuffer_Release(&self->buffer);
     Py_CLEAR(self->taken);
     Py_CLEAR(self->rejected);
     Py_CLEAR(self->mirrors);
-    type->tp_free((PyObject *)self);
+    stateful_free((PyObject *)self);
 }
 
-static int is_initialised(MessagePage *self) {
-    if (self->number != NULL) return 1;
+int message_page_is_initialised(PyObject *page) {
+    if (((MessagePage *)page)->number != NULL) return 1;
     PyErr_SetString(PyExc_ValueError, "__init__ has not run: the page has no buffer");
     return 0;
 }
+
+static int is_initialised(MessagePage *self) { return message_page_is_initialised((PyObject *)self); }
 
 int message_page_store(PyObject *page, long seq, const char *rest, Py_ssize_t nbytes) {
     MessagePage *self = (MessagePage *)page;
@@ -346,6 +345,10 @@ static PyObject *py_wait(MessagePage *self, PyObject *const *arguments, Py_ssize
         PyErr_SetString(PyExc_TypeError, "wait takes a semaphore, two times and a function");
         return NULL;
     }
+    if (!PyObject_TypeCheck(arguments[0], self->state->semaphore)) {
+        PyErr_SetString(PyExc_TypeError, "a Semaphore is needed");
+        return NULL;
+    }
     double timeout_s, slice_s;
     if (parse_time(arguments[1], &timeout_s) < 0 || parse_slice(arguments[2], &slice_s) < 0) return NULL;
     return message_page_wait((PyObject *)self, arguments[0], timeout_s, slice_s, should_stop_by_call, arguments[3]);
@@ -384,11 +387,13 @@ PyDoc_STRVAR(set_mirrors_doc,
 static PyObject *py_set_mirrors(MessagePage *self, PyObject *mirrors) {
     int is_right = PyTuple_Check(mirrors);
     for (Py_ssize_t index = 0; is_right && index < PyTuple_GET_SIZE(mirrors); index++)
-        is_right = PyObject_TypeCheck(PyTuple_GET_ITEM(mirrors, index), &MirrorType);
+        is_right = PyObject_TypeCheck(PyTuple_GET_ITEM(mirrors, index), self->state->mirror);
     if (!is_right) {
         PyErr_SetString(PyExc_TypeError, "set_mirrors takes a tuple of Mirrors");
         return NULL;
     }
+    for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(mirrors); index++)
+        if (!mirror_is_initialised(PyTuple_GET_ITEM(mirrors, index))) return NULL;
     Py_XSETREF(self->mirrors, Py_NewRef(mirrors));
     Py_RETURN_NONE;
 }
@@ -420,18 +425,22 @@ static PyMemberDef message_page_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-PyTypeObject MessagePageType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.MessagePage",
-    .tp_doc = "MessagePage(buffer)\n--\n\nA message page that is mapped as a writable buffer.",
-    .tp_basicsize = sizeof(MessagePage),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)message_page_init,
-    .tp_dealloc = (destructor)message_page_dealloc,
-    .tp_methods = message_page_methods,
-    .tp_members = message_page_members,
-    .tp_getset = message_page_properties,
+static PyType_Slot message_page_slots[] = {
+    {Py_tp_doc, "MessagePage(buffer)\n--\n\nA message page that is mapped as a writable buffer."},
+    {Py_tp_new, stateful_new},
+    {Py_tp_init, message_page_init},
+    {Py_tp_dealloc, message_page_dealloc},
+    {Py_tp_methods, message_page_methods},
+    {Py_tp_members, message_page_members},
+    {Py_tp_getset, message_page_properties},
+    {0, NULL},
+};
+
+PyType_Spec message_page_spec = {
+    .name = "tr_mmap.native.MessagePage",
+    .basicsize = sizeof(MessagePage),
+    .flags = TYPE_FLAGS,
+    .slots = message_page_slots,
 };
 
 const char has_as_many_colons_doc[] =

@@ -7,6 +7,9 @@
 /* Whether a wait is to end: 1 if so, 0 if not, -1 with an exception. */
 typedef int (*StopCheck)(void *context);
 
+/* Whether __init__ has run; if not, with an exception. */
+int message_page_is_initialised(PyObject *page);
+
 /* Replace the message by its number and `rest`, all from the comma after the number to the closing brace; 0 if the
  * number or the rest does not fit, -1 if a later message was stored already; and then nothing was stored. */
 int message_page_store(PyObject *page, long seq, const char *rest, Py_ssize_t nbytes);

@@ -63,18 +63,21 @@ static void key_of_directory(PyObject *path, int64_t key[4]) {
 
 static int mirror_init(Mirror *self, PyObject *arguments, PyObject *keywords) {
     PyObject *source, *path, *kept;
+    Py_buffer page;
     static char *names[] = {"page", "path", "kept", NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO&S", names, &source, PyUnicode_FSConverter, &path, &kept))
         return -1;
-    if (self->path != NULL) {
+    if (get_word_buffer(source, &page, sizeof self->head) < 0) {
+        Py_DECREF(path);
+        return -1;
+    }
+    if (self->path != NULL) { /* looked for now, because the source's code could call __init__ too */
+        PyBuffer_Release(&page);
         Py_DECREF(path);
         PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
         return -1;
     }
-    if (get_word_buffer(source, &self->page, sizeof self->head) < 0) {
-        Py_DECREF(path);
-        return -1;
-    }
+    self->page = page;
     self->fd = NO_FILE;
     self->checked_us = -CHECK_US;
     self->path = path;
@@ -225,10 +228,15 @@ static void show_page(Mirror *self, int is_thorough, int is_insistent, int may_c
     }
 }
 
+int mirror_is_initialised(PyObject *mirror) {
+    if (((const Mirror *)mirror)->path != NULL) return 1;
+    PyErr_SetString(PyExc_ValueError, "__init__ of a Mirror has not run: there is no page");
+    return 0;
+}
+
 int mirror_is_stale(PyObject *mirror) {
     const Mirror *self = (const Mirror *)mirror;
     uint64_t head[HEAD_WORDS];
-    if (self->path == NULL) return 0; /* __init__ has not run, so there is no page */
     read_head(self, head);
     return memcmp(head, self->head, sizeof head) != 0 && !self->is_closed;
 }
@@ -254,8 +262,7 @@ static int does_page_say(const Mirror *self, const char *word) {
 }
 
 int mirror_page_says(PyObject *mirror, const char *word) {
-    const Mirror *self = (const Mirror *)mirror;
-    return self->path != NULL && does_page_say(self, word);
+    return does_page_say((const Mirror *)mirror, word);
 }
 
 void mirror_foretell_busy(PyObject *mirror) {
@@ -273,19 +280,13 @@ void mirror_foretell_busy(PyObject *mirror) {
     errno = code;
 }
 
-static int is_initialised(const Mirror *self) {
-    if (self->path != NULL) return 1;
-    PyErr_SetString(PyExc_ValueError, "__init__ has not run: there is no page");
-    return 0;
-}
-
 PyDoc_STRVAR(update_doc,
              "update()\n--\n\nWrite the page's line if the mirror is stale. A file that somebody wrote by hand a moment "
              "ago\nis left alone.");
 
 static PyObject *py_update(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     mirror_update((PyObject *)self);
     Py_RETURN_NONE;
 }
@@ -296,7 +297,7 @@ PyDoc_STRVAR(show_doc,
 
 static PyObject *py_show(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     show_page(self, 1, 0, 0);
     Py_RETURN_NONE;
 }
@@ -305,7 +306,7 @@ PyDoc_STRVAR(mark_shown_doc, "mark_shown()\n--\n\nTake it that the other side ha
 
 static PyObject *py_mark_shown(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     read_head(self, self->head);
     Py_RETURN_NONE;
 }
@@ -314,7 +315,7 @@ PyDoc_STRVAR(forget_doc, "forget()\n--\n\nLet the mirror be stale, because the o
 
 static PyObject *py_forget(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     mirror_forget((PyObject *)self);
     Py_RETURN_NONE;
 }
@@ -326,7 +327,7 @@ PyDoc_STRVAR(foretell_busy_doc,
 
 static PyObject *py_foretell_busy(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     mirror_foretell_busy((PyObject *)self);
     Py_RETURN_NONE;
 }
@@ -335,7 +336,7 @@ PyDoc_STRVAR(restore_doc, "restore()\n--\n\nWrite the page's line over whatever 
 
 static PyObject *py_restore(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     show_page(self, 1, 1, 0);
     Py_RETURN_NONE;
 }
@@ -344,7 +345,7 @@ PyDoc_STRVAR(create_doc, "create()\n--\n\nWrite the page's line over whatever is
 
 static PyObject *py_create(Mirror *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     show_page(self, 1, 1, 1);
     Py_RETURN_NONE;
 }
@@ -355,7 +356,7 @@ PyDoc_STRVAR(write_doc,
 
 static PyObject *py_write(Mirror *self, PyObject *const *arguments, Py_ssize_t count) {
     struct stat info;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     if (count != 2 || !PyBytes_Check(arguments[0])) {
         PyErr_SetString(PyExc_TypeError, "write takes bytes and a time");
         return NULL;
@@ -375,7 +376,7 @@ PyDoc_STRVAR(close_doc, "close()\n--\n\nWrite no more. Idempotent.");
 static PyObject *py_close(Mirror *self, PyObject *unused) {
     (void)unused;
     struct stat info;
-    if (!is_initialised(self)) return NULL;
+    if (!mirror_is_initialised((PyObject *)self)) return NULL;
     self->is_closed = 1;
     is_file_there(self, &info);
     close_file(self);
@@ -383,24 +384,23 @@ static PyObject *py_close(Mirror *self, PyObject *unused) {
 }
 
 static void mirror_dealloc(Mirror *self) {
-    PyTypeObject *type = Py_TYPE(self);
     if (self->path != NULL) {
         Py_XDECREF(py_close(self, NULL));
         PyBuffer_Release(&self->page);
         Py_CLEAR(self->path);
         Py_CLEAR(self->kept);
     }
-    type->tp_free((PyObject *)self);
+    free_object((PyObject *)self);
 }
 
 static PyObject *get_is_stale(Mirror *self, void *unused) {
     (void)unused;
-    return is_initialised(self) ? PyBool_FromLong(mirror_is_stale((PyObject *)self)) : NULL;
+    return mirror_is_initialised((PyObject *)self) ? PyBool_FromLong(mirror_is_stale((PyObject *)self)) : NULL;
 }
 
 static PyObject *get_is_forgotten(Mirror *self, void *unused) {
     (void)unused;
-    return is_initialised(self) ? PyBool_FromLong(mirror_is_forgotten((PyObject *)self)) : NULL;
+    return mirror_is_initialised((PyObject *)self) ? PyBool_FromLong(mirror_is_forgotten((PyObject *)self)) : NULL;
 }
 
 static PyGetSetDef mirror_properties[] = {
@@ -422,16 +422,20 @@ static PyMethodDef mirror_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyTypeObject MirrorType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.Mirror",
-    .tp_doc = "Mirror(page, path, kept)\n--\n\nA file for people that shows the first line of a mapped page. A line "
-              "that somebody wrote by\nhand, and whose first word is kept, stays for a moment.",
-    .tp_basicsize = sizeof(Mirror),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)mirror_init,
-    .tp_dealloc = (destructor)mirror_dealloc,
-    .tp_methods = mirror_methods,
-    .tp_getset = mirror_properties,
+static PyType_Slot mirror_slots[] = {
+    {Py_tp_doc, "Mirror(page, path, kept)\n--\n\nA file for people that shows the first line of a mapped page. A line "
+                "that somebody wrote by\nhand, and whose first word is kept, stays for a moment."},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_init, mirror_init},
+    {Py_tp_dealloc, mirror_dealloc},
+    {Py_tp_methods, mirror_methods},
+    {Py_tp_getset, mirror_properties},
+    {0, NULL},
+};
+
+PyType_Spec mirror_spec = {
+    .name = "tr_mmap.native.Mirror",
+    .basicsize = sizeof(Mirror),
+    .flags = TYPE_FLAGS,
+    .slots = mirror_slots,
 };

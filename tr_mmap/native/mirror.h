@@ -4,8 +4,8 @@
 
 #include "native.h"
 
-extern PyTypeObject HeartbeatType;
-extern PyTypeObject MirrorType;
+/* Whether __init__ has run; if not, with an exception. The other functions are for mirrors of which it has. */
+int mirror_is_initialised(PyObject *mirror);
 
 /* Whether the page's first 16 bytes are not those written last. */
 int mirror_is_stale(PyObject *mirror);
@@ -27,7 +27,14 @@ int mirror_page_says(PyObject *mirror, const char *word);
  * when the page says anything else. Never fails. */
 void mirror_foretell_busy(PyObject *mirror);
 
-/* Store the present time in the heartbeat's word. */
-void heartbeat_touch(uint64_t *word);
+/* The word of a status page that says when the worker last worked. */
+typedef struct {
+    uint64_t *address;
+    uint64_t last_value; /* what was stored there last, and the time that it says */
+    uint32_t last_ms;
+} HeartbeatWord;
+
+/* Store the present time in the word. */
+void heartbeat_touch(HeartbeatWord *self);
 
 #endif

@@ -1,4 +1,4 @@
-/* The extension module: its types, its functions, and the fork hook. Holds no logic of its own. */
+/* The extension module: its state, its functions, and the fork hook. Holds no logic of its own. */
 #define TR_MMAP_IMPORTS_NUMPY
 #include "endpoint.h"
 #include "mirror.h"
@@ -64,31 +64,91 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static int add_contents(PyObject *module) {
-    PyTypeObject *const public[] = {&ControllerFastPathType, &FreeListsType,    &HeartbeatType,     &LeaseWordsType,
-                                    &MessagePageType,        &MirrorType,       &OwnerSegmentType,  &ReaderSegmentType,
-                                    &SemaphoreType,          &WorkerFastPathType};
-    for (size_t index = 0; index < sizeof public / sizeof *public; index++)
-        if (PyModule_AddType(module, public[index]) < 0) return -1;
+/* -- the state ---------------------------------------------------------------------------------------------------- */
+
+enum { NO_BASE = offsetof(ModuleState, module) };
+#define TYPE(field, base, is_public) {&field##_spec, offsetof(ModuleState, field), base, is_public}
+
+/* The types, each behind its base. Python names the public ones only. */
+static const struct {
+    PyType_Spec *spec;
+    size_t offset, base;
+    int is_public;
+} types[] = {
+    TYPE(endpoint, NO_BASE, 0),
+    TYPE(controller_fast_path, offsetof(ModuleState, endpoint), 1),
+    TYPE(worker_fast_path, offsetof(ModuleState, endpoint), 1),
+    TYPE(lease_words, NO_BASE, 1),
+    TYPE(owner_segment, offsetof(ModuleState, lease_words), 1),
+    TYPE(reader_segment, offsetof(ModuleState, lease_words), 1),
+    TYPE(free_lists, NO_BASE, 1),
+    TYPE(heartbeat, NO_BASE, 1),
+    TYPE(loan, NO_BASE, 0),
+    TYPE(mapping, NO_BASE, 0),
+    TYPE(message_page, NO_BASE, 1),
+    TYPE(mirror, NO_BASE, 1),
+    TYPE(semaphore, NO_BASE, 1),
+    TYPE(view, NO_BASE, 0),
+};
+
+static PyObject **type_at(ModuleState *state, size_t offset) { return (PyObject **)(void *)((char *)state + offset); }
+
+static int add_types(PyObject *module, ModuleState *state) {
+    for (size_t index = 0; index < sizeof types / sizeof *types; index++) {
+        PyObject *base = types[index].base == NO_BASE ? NULL : *type_at(state, types[index].base);
+        PyObject *type = PyType_FromModuleAndSpec(module, types[index].spec, base);
+        if (type == NULL) return -1;
+        *type_at(state, types[index].offset) = type;
+        if (types[index].is_public && PyModule_AddType(module, (PyTypeObject *)type) < 0) return -1;
+    }
+    return 0;
+}
+
+static int intern_names(ModuleState *state) {
+    static const char *const texts[ATTRIBUTES] = {"command",    "result",     "message", "complaint", "_reply",
+                                                  "main_logic", "parameters", "segment", "seq"};
+    for (int index = 0; index < ATTRIBUTES; index++)
+        if ((state->names[index] = PyUnicode_InternFromString(texts[index])) == NULL) return -1;
+    return 0;
+}
+
+static int traverse_state(PyObject *module, visitproc visit, void *arg) {
+    ModuleState *state = state_of(module);
+    for (size_t index = 0; state != NULL && index < sizeof types / sizeof *types; index++)
+        Py_VISIT(*type_at(state, types[index].offset));
+    return 0;
+}
+
+/* There is no m_clear: an object keeps the module, and finds the types there to its end. */
+static void free_state(void *module) {
+    ModuleState *state = state_of(module);
+    if (state == NULL) return;
+    for (size_t index = 0; index < sizeof types / sizeof *types; index++)
+        Py_CLEAR(*type_at(state, types[index].offset));
+    for (int index = 0; index < ATTRIBUTES; index++) Py_CLEAR(state->names[index]);
+}
+
+/* -- the module --------------------------------------------------------------------------------------------------- */
+
+static int add_finished(PyObject *module) {
     PyObject *finished = PyTuple_New(0); /* the counterpart of plain Python's deque; always empty here */
     int code = finished == NULL ? -1 : PyModule_AddObjectRef(module, "finished", finished);
     Py_XDECREF(finished);
     return code;
 }
 
-/* Once in a process: its types and its fork hook are shared by all interpreters, and so would be their objects. */
+/* In the main interpreter only: numpy works in no other, and a forked child and its main thread are the process's. */
 static int execute(PyObject *module) {
     static int has_hook = 0;
     if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
         PyErr_SetString(PyExc_ImportError, "the extension of tr_mmap works in the main interpreter only");
         return -1;
     }
+    ModuleState *state = state_of(module);
+    state->module = module;
+    crc_prepare();
     if (PyArray_ImportNumPyAPI() < 0 || find_main_thread() < 0) return -1;
-    /* The bases of public types before these, and the types that Python never names. */
-    PyTypeObject *const others[] = {&EndpointType, &LeaseWordsType, &LoanType, &MappingType, &ViewType};
-    for (size_t index = 0; index < sizeof others / sizeof *others; index++)
-        if (PyType_Ready(others[index]) < 0) return -1;
-    if (add_contents(module) < 0) return -1;
+    if (add_types(module, state) < 0 || intern_names(state) < 0 || add_finished(module) < 0) return -1;
     if (!has_hook && pthread_atfork(NULL, NULL, forked_in_child) != 0) {
         PyErr_NoMemory();
         return -1;
@@ -97,11 +157,14 @@ static int execute(PyObject *module) {
     return 0;
 }
 
+/* A build of Python without the interpreter's lock takes the lock when it imports this. To do without it, these need
+ * locks of their own, because one thread changes them while another reads them: the counts and lists of segments and
+ * free lists (owner_segment.c, reader_segment.c, and free_lists.c, which shortens lists in place), what a page has seen
+ * and taken (message_page.c), the descriptor of a mirror (mirror.c). Borrowed items of lists and dicts must be held, too. */
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, (void *)execute},
-#if PY_VERSION_HEX >= 0x030C0000
-    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
-#endif
+    MAIN_INTERPRETER_ONLY
+    WITH_THE_LOCK
     {0, NULL},
 };
 
@@ -109,9 +172,20 @@ static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "tr_mmap.native._native",
     .m_doc = "See tr_mmap.native.",
-    .m_size = 0,
+    .m_size = sizeof(ModuleState),
     .m_methods = functions,
     .m_slots = slots,
+    .m_traverse = traverse_state,
+    .m_free = free_state,
 };
+
+PyObject *stateful_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    (void)arguments, (void)keywords;
+    PyObject *module = PyType_GetModuleByDef(type, &definition);
+    PyObject *self = module == NULL ? NULL : type->tp_alloc(type, 0);
+    if (self == NULL) return NULL;
+    ((StatefulObject *)self)->state = state_of(Py_NewRef(module));
+    return self;
+}
 
 PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&definition); }

@@ -3,18 +3,14 @@
 #ifndef TR_MMAP_NATIVE_H
 #define TR_MMAP_NATIVE_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "state.h"
 
 #include <stddef.h>
 #include <stdint.h>
 
 #include "wire.h"
 
-extern PyTypeObject SemaphoreType;
-extern PyTypeObject LeaseWordsType;
-extern PyTypeObject MappingType;
-extern PyTypeObject MessagePageType;
+extern PyType_Spec heartbeat_spec, lease_words_spec, mapping_spec, message_page_spec, mirror_spec, semaphore_spec;
 
 extern const char copy_doc[];
 PyObject *py_copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
@@ -25,6 +21,9 @@ PyObject *py_has_as_many_colons(PyObject *module, PyObject *const *arguments, Py
 extern const char map_file_doc[];
 PyObject *py_map_file(PyObject *module, PyObject *arguments);
 
+/* Fill the table for the checksum of headers; once, when the module is made. */
+void crc_prepare(void);
+
 extern const char quick_load_doc[];
 PyObject *py_quick_load(PyObject *module, PyObject *arguments);
 
@@ -33,7 +32,7 @@ PyObject *py_quick_load(PyObject *module, PyObject *arguments);
 extern unsigned fork_generation;
 
 /* Map part of a file; NULL with an OSError. */
-PyObject *map_part(int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable, int is_private);
+PyObject *map_part(const ModuleState *state, int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable, int is_private);
 
 /* Whether this is the thread in which Python runs signal handlers. */
 int is_main_thread(void);
@@ -48,7 +47,10 @@ static inline uint64_t load_acquire(const uint64_t *word) { return __atomic_load
 
 static inline void store_release(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
 
-/* Sleep until a semaphore is posted, once: 1 if it was, or if a signal handler ran; 0 when the time is over; -1 with an
+/* Whether __init__ of a Semaphore has run; if not, with an exception. */
+int semaphore_is_initialised(PyObject *semaphore);
+
+/* Sleep until a Semaphore is posted, once: 1 if it was, or if a signal handler ran; 0 when the time is over; -1 with an
  * exception. Looks for signals before it sleeps and whenever it returns. */
 int semaphore_wait(PyObject *semaphore, double timeout_s);
 

@@ -2,8 +2,6 @@
  * Writes no header and copies no tensor. */
 #include "owner_segment.h"
 
-#include <structmember.h>
-
 /* The base of a loaned array: numpy destroys it with the last array that uses the loan's memory. */
 typedef struct {
     PyObject_HEAD
@@ -13,25 +11,28 @@ typedef struct {
 } Loan;
 
 static void loan_dealloc(Loan *self) {
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
+    PyObject *error = PyErr_GetRaisedException();
     /* a later loan has another layout, which is still loaned */
     if (self->segment->loaned_layout == self->layout) Py_CLEAR(self->segment->loaned_layout);
     if (owner_segment_release(self->segment) < 0) PyErr_WriteUnraisable((PyObject *)self->segment);
-    PyErr_Restore(type, value, trace);
+    PyErr_SetRaisedException(error);
     Py_DECREF(self->segment);
     Py_XDECREF(self->array);
     Py_XDECREF(self->layout);
-    PyObject_Free(self);
+    free_object((PyObject *)self);
 }
 
-PyTypeObject LoanType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.Loan",
-    .tp_doc = "The base of an array that was loaned.",
-    .tp_basicsize = sizeof(Loan),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .tp_dealloc = (destructor)loan_dealloc,
+static PyType_Slot loan_slots[] = {
+    {Py_tp_doc, "The base of an array that was loaned."},
+    {Py_tp_dealloc, loan_dealloc},
+    {0, NULL},
+};
+
+PyType_Spec loan_spec = {
+    .name = "tr_mmap.native.Loan",
+    .basicsize = sizeof(Loan),
+    .flags = TYPE_FLAGS | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = loan_slots,
 };
 
 static int owner_segment_init(OwnerSegment *self, PyObject *arguments, PyObject *keywords) {
@@ -42,6 +43,7 @@ static int owner_segment_init(OwnerSegment *self, PyObject *arguments, PyObject 
 }
 
 static int owner_segment_traverse(OwnerSegment *self, visitproc visit, void *arg) {
+    VISIT_TYPE_AND_MODULE(self);
     Py_VISIT(self->free_list);
     Py_VISIT(self->pool_token);
     Py_VISIT(self->requested_dtype);
@@ -68,7 +70,7 @@ static void owner_segment_dealloc(OwnerSegment *self) {
     Py_TRASHCAN_BEGIN(self, owner_segment_dealloc)
     lease_words_clear(&self->base);
     owner_segment_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    stateful_free((PyObject *)self);
     Py_TRASHCAN_END
 }
 
@@ -98,10 +100,9 @@ static PyObject *py_set_layout(OwnerSegment *self, PyObject *const *arguments, P
     ArrayLayout parsed;
     PyObject *shape = PyTuple_GET_ITEM(arguments[0], 1), *offset = PyTuple_GET_ITEM(arguments[0], 2);
     if (array_layout_parse(&parsed, arguments[1], shape, offset, self->base.buffer.buf, self->base.buffer.len) < 0) {
-        PyObject *type, *value, *trace;
-        PyErr_Fetch(&type, &value, &trace);
+        PyObject *error = PyErr_GetRaisedException();
         replace_layout(self, NULL, NULL);
-        PyErr_Restore(type, value, trace);
+        PyErr_SetRaisedException(error);
         return NULL;
     }
     replace_layout(self, &parsed, arguments[0]);
@@ -143,7 +144,7 @@ static PyObject *py_restore(OwnerSegment *self, PyObject *const *arguments, Py_s
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "restore takes a count and a list");
         return NULL;
     }
-    self->holds = holds + (self->loaned_layout != NULL);
+    self->holds = (size_t)holds + (self->loaned_layout != NULL);
     if (self->holds == 0 && PyList_Append(arguments[1], (PyObject *)self) < 0) return NULL;
     Py_XSETREF(self->free_list, Py_NewRef(arguments[1]));
     Py_RETURN_NONE;
@@ -151,7 +152,7 @@ static PyObject *py_restore(OwnerSegment *self, PyObject *const *arguments, Py_s
 
 PyObject *owner_segment_loan(OwnerSegment *self) {
     self->holds++;
-    Loan *loan = PyObject_New(Loan, &LoanType);
+    Loan *loan = PyObject_New(Loan, self->base.state->loan);
     if (loan == NULL) {
         PyErr_Clear();
         if (owner_segment_release(self) < 0) PyErr_WriteUnraisable((PyObject *)self);
@@ -218,47 +219,48 @@ static PyMemberDef owner_segment_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-PyTypeObject OwnerSegmentType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.OwnerSegment",
-    .tp_doc = "OwnerSegment(file)\n--\n\nA segment as its owner sees it.\n\n"
-              "Args:\n    file: the whole of it, mapped for writing.",
-    .tp_basicsize = sizeof(OwnerSegment),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    .tp_base = &LeaseWordsType,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)owner_segment_init,
-    .tp_traverse = (traverseproc)owner_segment_traverse,
-    .tp_clear = (inquiry)owner_segment_clear,
-    .tp_dealloc = (destructor)owner_segment_dealloc,
-    .tp_free = PyObject_GC_Del,
-    .tp_methods = owner_segment_methods,
-    .tp_members = owner_segment_members,
+static PyType_Slot owner_segment_slots[] = {
+    {Py_tp_doc, "OwnerSegment(file)\n--\n\nA segment as its owner sees it.\n\n"
+                "Args:\n    file: the whole of it, mapped for writing."},
+    {Py_tp_new, stateful_new},
+    {Py_tp_init, owner_segment_init},
+    {Py_tp_traverse, owner_segment_traverse},
+    {Py_tp_clear, owner_segment_clear},
+    {Py_tp_dealloc, owner_segment_dealloc},
+    {Py_tp_methods, owner_segment_methods},
+    {Py_tp_members, owner_segment_members},
+    {0, NULL},
+};
+
+PyType_Spec owner_segment_spec = {
+    .name = "tr_mmap.native.OwnerSegment",
+    .basicsize = sizeof(OwnerSegment),
+    .flags = TYPE_FLAGS | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = owner_segment_slots,
 };
 
 /* The loan at the end of an array's bases, borrowed; NULL if it lies in none. */
-static Loan *find_loan(PyObject *array) {
+static Loan *find_loan(const ModuleState *state, PyObject *array) {
     while (array != NULL && PyArray_Check(array)) array = PyArray_BASE((PyArrayObject *)array);
-    return array != NULL && Py_TYPE(array) == &LoanType ? (Loan *)array : NULL;
+    return array != NULL && Py_IS_TYPE(array, state->loan) ? (Loan *)array : NULL;
 }
 
-OwnerSegment *find_loan_owner(PyObject *array) {
-    Loan *loan = find_loan(array);
+OwnerSegment *find_loan_owner(const ModuleState *state, PyObject *array) {
+    Loan *loan = find_loan(state, array);
     return loan == NULL ? NULL : loan->segment;
 }
 
 const char loan_of_doc[] = "loan_of(array)\n--\n\nThe segment whose loan an array lies in; None if it lies in none.";
 
 PyObject *py_loan_of(PyObject *module, PyObject *array) {
-    (void)module;
-    PyObject *segment = (PyObject *)find_loan_owner(array);
+    PyObject *segment = (PyObject *)find_loan_owner(state_of(module), array);
     return Py_NewRef(segment == NULL ? Py_None : segment);
 }
 
-int freeze_loan(PyObject *argument) {
-    Loan *loan = find_loan(argument);
-    PyObject *handed_out = PyWeakref_GET_OBJECT(loan->array); /* None if it is gone */
-    int is_apart = handed_out != Py_None;                     /* it lives, and is not on the way from array to root */
+int freeze_loan(const ModuleState *state, PyObject *argument) {
+    Loan *loan = find_loan(state, argument);
+    PyObject *handed_out;
+    int is_apart = PyWeakref_GetRef(loan->array, &handed_out) > 0; /* it lives, and is not on the way from array to root */
     PyArrayObject *array = (PyArrayObject *)argument;
     for (;;) {
         if ((PyObject *)array == handed_out) is_apart = 0;
@@ -270,7 +272,9 @@ int freeze_loan(PyObject *argument) {
     if (is_apart) PyArray_CLEARFLAGS((PyArrayObject *)handed_out, NPY_ARRAY_WRITEABLE);
     /* `array` is the root now. It is referred to by the chain of bases that ends there, by what was handed out, and by
      * views that we do not know and cannot make read-only. */
-    return Py_REFCNT(array) > ((PyObject *)array != argument) + is_apart;
+    int has_others = Py_REFCNT(array) > ((PyObject *)array != argument) + is_apart;
+    Py_XDECREF(handed_out); /* not its last: no other code has run since */
+    return has_others;
 }
 
 const char freeze_doc[] =
@@ -278,8 +282,8 @@ const char freeze_doc[] =
     "Returns:\n    Whether there may be other views of the loan, which can still be written to.";
 
 PyObject *py_freeze(PyObject *module, PyObject *array) {
-    (void)module;
-    if (find_loan_owner(array) != NULL) return PyBool_FromLong(freeze_loan(array));
+    const ModuleState *state = state_of(module);
+    if (find_loan_owner(state, array) != NULL) return PyBool_FromLong(freeze_loan(state, array));
     PyErr_SetString(PyExc_TypeError, "freeze takes an array of a loan");
     return NULL;
 }

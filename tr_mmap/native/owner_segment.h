@@ -16,8 +16,9 @@ typedef struct {
     PyObject *free_list;       /* the list that it joins when the last hold is released; NULL or None for none */
     PyObject *pool_token;      /* tells the segments of its pool from those of others */
     uint64_t seq;              /* the number that it was last published under */
-    Py_ssize_t holds;          /* how many tags, messages and loans need its content */
-    Py_ssize_t last_take;      /* when it was last taken from its free list, by its pool's count */
+    size_t holds;              /* how many tags, messages and loans need its content. Python may set any count: as an
+                                  unsigned one it wraps around */
+    size_t last_take;          /* when it was last taken from its free list, by its pool's count */
     char is_published;         /* the loan was published, so this process may no longer write to it */
     char is_slot;              /* its file is not its own, so no tag may name it */
     char is_header_current;    /* the header describes the layout, so the next tensor of it needs only a stamp */
@@ -34,10 +35,10 @@ PyObject *owner_segment_loan(OwnerSegment *self);
 int owner_segment_is_whole(const OwnerSegment *self, PyObject *array);
 
 /* The segment whose loan an array lies in, borrowed; NULL if it lies in none. */
-OwnerSegment *find_loan_owner(PyObject *array);
+OwnerSegment *find_loan_owner(const ModuleState *state, PyObject *array);
 
 /* Make an array of a loan, what it is a view of, and what was handed out read-only. Whether there may be other
  * views of the loan, which can still be written to. */
-int freeze_loan(PyObject *array);
+int freeze_loan(const ModuleState *state, PyObject *array);
 
 #endif

@@ -37,18 +37,21 @@ CHECK_OFFSET(live, WIRE_LIVE_OFFSET);
 CHECK_OFFSET(dims, WIRE_DIMS_OFFSET);
 _Static_assert(sizeof(Header) == WIRE_V2_HEADER_NBYTES, "the dims end with the header");
 
+static uint32_t crc_table[256];
+
+void crc_prepare(void) {
+    for (uint32_t index = 0; index < 256; index++) {
+        uint32_t value = index;
+        for (int bit = 0; bit < 8; bit++) value = value & 1 ? value >> 1 ^ 0xEDB88320u : value >> 1;
+        crc_table[index] = value;
+    }
+}
+
 /* Continues a CRC-32, as zlib.crc32() does. */
 static uint32_t crc_add(uint32_t crc, const void *data, size_t nbytes) {
-    static uint32_t table[256];
-    if (table[1] == 0)
-        for (uint32_t index = 0; index < 256; index++) {
-            uint32_t value = index;
-            for (int bit = 0; bit < 8; bit++) value = value & 1 ? value >> 1 ^ 0xEDB88320u : value >> 1;
-            table[index] = value;
-        }
     const unsigned char *bytes = data;
     crc = ~crc;
-    while (nbytes-- > 0) crc = table[(crc ^ *bytes++) & 0xFF] ^ crc >> 8;
+    while (nbytes-- > 0) crc = crc_table[(crc ^ *bytes++) & 0xFF] ^ crc >> 8;
     return ~crc;
 }
 
@@ -110,7 +113,6 @@ const char quick_load_doc[] =
     "    the file is another, or cannot be mapped.";
 
 PyObject *py_quick_load(PyObject *module, PyObject *arguments) {
-    (void)module;
     PyObject *path, *result = NULL;
     const char *itemsizes;
     Py_ssize_t codes;
@@ -126,7 +128,7 @@ PyObject *py_quick_load(PyObject *module, PyObject *arguments) {
     if (fd < 0) Py_RETURN_NONE;
     PyObject *mapping = NULL, *shape = NULL;
     if (is_valid(&header, file_nbytes, (const unsigned char *)itemsizes, codes)) {
-        mapping = map_part(fd, (Py_ssize_t)file_nbytes, 0, is_private, is_private);
+        mapping = map_part(state_of(module), fd, (Py_ssize_t)file_nbytes, 0, is_private, is_private);
         shape = mapping == NULL ? NULL : PyTuple_New(header.ndim);
     }
     close(fd);

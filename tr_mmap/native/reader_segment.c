@@ -3,8 +3,6 @@
 #include "arrays.h"
 #include "lease_words.h"
 
-#include <structmember.h>
-
 typedef struct {
     LeaseWords base; /* over the segment's first page, mapped for writing */
     Py_buffer file;  /* the whole file, mapped for reading */
@@ -68,24 +66,27 @@ static void view_dealloc(View *self) {
     segment->views--;
     release_lease_if_unused(segment);
     if (self->mapping != NULL) {
-        PyObject *type, *value, *trace;
-        PyErr_Fetch(&type, &value, &trace); /* the end of a mapping may run code */
+        PyObject *error = PyErr_GetRaisedException(); /* the end of a mapping may run code */
         PyObject *mapping = let_go_of_mapping(self->mapping);
         if (segment->spare == NULL || segment->spare == Py_None) Py_XSETREF(segment->spare, mapping);
         else Py_DECREF(mapping);
-        PyErr_Restore(type, value, trace);
+        PyErr_SetRaisedException(error);
     }
     Py_DECREF(segment);
-    PyObject_Free(self);
+    free_object((PyObject *)self);
 }
 
-PyTypeObject ViewType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.View",
-    .tp_doc = "The base of an array over a segment of the peer's; the segment is not filled again while it lives.",
-    .tp_basicsize = sizeof(View),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .tp_dealloc = (destructor)view_dealloc,
+static PyType_Slot view_slots[] = {
+    {Py_tp_doc, "The base of an array over a segment of the peer's; the segment is not filled again while it lives."},
+    {Py_tp_dealloc, view_dealloc},
+    {0, NULL},
+};
+
+PyType_Spec view_spec = {
+    .name = "tr_mmap.native.View",
+    .basicsize = sizeof(View),
+    .flags = TYPE_FLAGS | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = view_slots,
 };
 
 static int reader_segment_init(ReaderSegment *self, PyObject *arguments, PyObject *keywords) {
@@ -104,6 +105,7 @@ static int reader_segment_init(ReaderSegment *self, PyObject *arguments, PyObjec
 }
 
 static int reader_segment_traverse(ReaderSegment *self, visitproc visit, void *arg) {
+    VISIT_TYPE_AND_MODULE(self);
     Py_VISIT(self->layout.dtype);
     Py_VISIT(self->spare);
     return 0;
@@ -122,7 +124,7 @@ static void reader_segment_dealloc(ReaderSegment *self) {
     if (self->base.live != NULL) PyBuffer_Release(&self->file);
     lease_words_clear(&self->base);
     reader_segment_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    stateful_free((PyObject *)self);
     Py_TRASHCAN_END
 }
 
@@ -165,7 +167,7 @@ static PyObject *view_under_lease(ReaderSegment *self, uint64_t seq, PrivateMapp
     else if (layout_seq == 0)
         PyErr_SetString(PyExc_LookupError, "another tensor is there by now");
     else if (layout_seq == self->layout_seq)
-        view = PyObject_New(View, &ViewType);
+        view = PyObject_New(View, self->base.state->view);
     if (view == NULL) {
         release_lease_if_unused(self);
         if (mapping != NULL) Py_DECREF(let_go_of_mapping(mapping));
@@ -224,20 +226,22 @@ static PyMemberDef reader_segment_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-PyTypeObject ReaderSegmentType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.ReaderSegment",
-    .tp_doc = "ReaderSegment(head, file)\n--\n\nA segment as its reader sees it.\n\n"
-              "Args:\n    head: its first page, mapped for writing.\n    file: the whole of it, mapped for reading.",
-    .tp_basicsize = sizeof(ReaderSegment),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    .tp_base = &LeaseWordsType,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)reader_segment_init,
-    .tp_traverse = (traverseproc)reader_segment_traverse,
-    .tp_clear = (inquiry)reader_segment_clear,
-    .tp_dealloc = (destructor)reader_segment_dealloc,
-    .tp_free = PyObject_GC_Del,
-    .tp_methods = reader_segment_methods,
-    .tp_members = reader_segment_members,
+static PyType_Slot reader_segment_slots[] = {
+    {Py_tp_doc, "ReaderSegment(head, file)\n--\n\nA segment as its reader sees it.\n\n"
+                "Args:\n    head: its first page, mapped for writing.\n    file: the whole of it, mapped for reading."},
+    {Py_tp_new, stateful_new},
+    {Py_tp_init, reader_segment_init},
+    {Py_tp_traverse, reader_segment_traverse},
+    {Py_tp_clear, reader_segment_clear},
+    {Py_tp_dealloc, reader_segment_dealloc},
+    {Py_tp_methods, reader_segment_methods},
+    {Py_tp_members, reader_segment_members},
+    {0, NULL},
+};
+
+PyType_Spec reader_segment_spec = {
+    .name = "tr_mmap.native.ReaderSegment",
+    .basicsize = sizeof(ReaderSegment),
+    .flags = TYPE_FLAGS | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = reader_segment_slots,
 };

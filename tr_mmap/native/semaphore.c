@@ -49,20 +49,18 @@ static int semaphore_init(Semaphore *self, PyObject *arguments, PyObject *keywor
 }
 
 static void semaphore_dealloc(Semaphore *self) {
-    PyTypeObject *type = Py_TYPE(self);
     if (self->semaphore != NULL) sem_close(self->semaphore);
-    type->tp_free((PyObject *)self);
+    free_object((PyObject *)self);
 }
 
-static int is_initialised(Semaphore *self) {
-    if (self->semaphore != NULL) return 1;
+int semaphore_is_initialised(PyObject *semaphore) {
+    if (((Semaphore *)semaphore)->semaphore != NULL) return 1;
     PyErr_SetString(PyExc_ValueError, "__init__ has not run: no semaphore is open");
     return 0;
 }
 
 void semaphore_post(PyObject *self) {
-    sem_t *semaphore = ((Semaphore *)self)->semaphore;
-    if (semaphore != NULL) sem_post(semaphore); /* fails only if the peer left 2**31 posts untaken: it will wake up */
+    sem_post(((Semaphore *)self)->semaphore); /* fails only if the peer left 2**31 posts untaken: it will wake up */
 }
 
 PyDoc_STRVAR(post_doc,
@@ -71,18 +69,14 @@ PyDoc_STRVAR(post_doc,
 
 static PyObject *py_post(Semaphore *self, PyObject *unused) {
     (void)unused;
-    if (!is_initialised(self)) return NULL;
+    if (!semaphore_is_initialised((PyObject *)self)) return NULL;
     if (sem_post(self->semaphore) < 0) return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
 }
 
 int semaphore_wait(PyObject *semaphore, double timeout_s) {
-    if (!PyObject_TypeCheck(semaphore, &SemaphoreType)) {
-        PyErr_SetString(PyExc_TypeError, "a Semaphore is needed");
-        return -1;
-    }
     Semaphore *self = (Semaphore *)semaphore;
-    if (!is_initialised(self)) return -1;
+    if (!semaphore_is_initialised(semaphore)) return -1;
     unsigned generation = fork_generation;
     if (PyErr_CheckSignals() < 0) return -1;
     if (generation != fork_generation) return 1; /* a handler has forked: the posts are its parent's */
@@ -163,15 +157,19 @@ static PyMethodDef semaphore_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyTypeObject SemaphoreType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.Semaphore",
-    .tp_doc = "Semaphore(name)\n--\n\nAn existing named semaphore.\n\n"
-              "Raises:\n    OSError: there is none, or it is not ours.",
-    .tp_basicsize = sizeof(Semaphore),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)semaphore_init,
-    .tp_dealloc = (destructor)semaphore_dealloc,
-    .tp_methods = semaphore_methods,
+static PyType_Slot semaphore_slots[] = {
+    {Py_tp_doc, "Semaphore(name)\n--\n\nAn existing named semaphore.\n\n"
+                "Raises:\n    OSError: there is none, or it is not ours."},
+    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_init, semaphore_init},
+    {Py_tp_dealloc, semaphore_dealloc},
+    {Py_tp_methods, semaphore_methods},
+    {0, NULL},
+};
+
+PyType_Spec semaphore_spec = {
+    .name = "tr_mmap.native.Semaphore",
+    .basicsize = sizeof(Semaphore),
+    .flags = TYPE_FLAGS,
+    .slots = semaphore_slots,
 };

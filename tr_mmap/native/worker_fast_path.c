@@ -6,32 +6,6 @@
 
 #include <math.h>
 #include <string.h>
-#include <structmember.h>
-
-/* The attributes of Python's objects that are used here; first those of a reply. */
-enum {
-    COMMAND,    /* what the handler calls the command; "" for what the controller does */
-    RESULT,     /* the text; None where the handler has said nothing */
-    MESSAGE,    /* the handler's remark */
-    COMPLAINT,  /* a remark of ours, unless the handler makes one */
-    REPLY,      /* of the server: the reply to the request at hand */
-    MAIN_LOGIC, /* of the server */
-    PARAMETERS, /* of a request */
-    SEGMENT,    /* of a ref */
-    SEQ,        /* of a ref */
-    ATTRIBUTES,
-};
-enum { REPLY_ATTRIBUTES = REPLY };
-
-static PyObject *names[ATTRIBUTES];
-
-static int intern_names(void) {
-    static const char *const texts[ATTRIBUTES] = {"command",    "result",     "message", "complaint", "_reply",
-                                                  "main_logic", "parameters", "segment", "seq"};
-    for (int index = 0; index < ATTRIBUTES; index++)
-        if (names[index] == NULL && (names[index] = PyUnicode_InternFromString(texts[index])) == NULL) return -1;
-    return 0;
-}
 
 typedef struct {
     Endpoint base;
@@ -42,6 +16,7 @@ typedef struct {
     PyObject *argument_tags; /* a list: the tags that are valid for the request at hand only */
     PyObject *deaths;        /* a list: gets an element when the controller has ended */
     PyObject *request_type, *ref_type, *reply_type;
+    HeartbeatWord heartbeat; /* of the status page */
     char is_foreign; /* this process is a forked child, and the request is its parent's to answer */
 } WorkerFastPath;
 
@@ -53,10 +28,10 @@ static int fast_path_init(WorkerFastPath *self, PyObject *arguments, PyObject *k
     double slice_s;
     Py_buffer status_buffer;
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!O!O!OOO", keys, parts, parts + 1, parts + 2,
-                                     parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status, &MirrorType,
-                                     &mirror, &PyList_Type, &by_hand, &PyDict_Type, &tags, &PyList_Type, &deaths,
+                                     parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status,
+                                     self->base.state->mirror, &mirror, &PyList_Type, &by_hand, &PyDict_Type, &tags, &PyList_Type, &deaths,
                                      &request_type, &ref_type, &reply_type) ||
-        intern_names() < 0 || endpoint_parse(parts, &slice_s) < 0 ||
+        !mirror_is_initialised(mirror) || endpoint_parse(&self->base, parts, &slice_s) < 0 ||
         get_word_buffer(status, &status_buffer, WIRE_STATUS_NBYTES) < 0)
         return -1;
     PyObject *argument_tags = PyList_New(0);
@@ -68,6 +43,7 @@ static int fast_path_init(WorkerFastPath *self, PyObject *arguments, PyObject *k
     endpoint_set(&self->base, parts, slice_s);
     self->argument_tags = argument_tags;
     self->status = status_buffer;
+    self->heartbeat.address = (uint64_t *)((char *)self->status.buf + WIRE_HEARTBEAT_OFFSET);
     self->status_mirror = Py_NewRef(mirror);
     self->by_hand = Py_NewRef(by_hand);
     self->deaths = Py_NewRef(deaths);
@@ -114,9 +90,7 @@ static int is_initialised(const WorkerFastPath *self) {
 /* -- the status. Only its first 8 bytes are used here, as one word: so no reader sees it half stored. ------------- */
 
 /* The worker works: its controller reads the time of this. */
-static void touch(const WorkerFastPath *self) {
-    heartbeat_touch((uint64_t *)((char *)self->status.buf + WIRE_HEARTBEAT_OFFSET));
-}
+static void touch(WorkerFastPath *self) { heartbeat_touch(&self->heartbeat); }
 
 #define STATUS_LINE(word) (word "\n       ") /* the first 8 bytes of the file, and more, where it has no detail */
 #define BUSY STATUS_LINE(WIRE_STATUS_BUSY)
@@ -177,11 +151,12 @@ static int is_argument_tag(Span tag) {
            memcmp(tag.text, WIRE_ARGUMENT_TAG_PREFIX, sizeof WIRE_ARGUMENT_TAG_PREFIX - 1) == 0;
 }
 
-static PyObject *make_refs(const WorkerFastPath *self, const Message *message) {
+static PyObject *make_refs(WorkerFastPath *self, const Message *message) {
     PyObject *refs = PyList_New(message->count);
     for (int index = 0; refs != NULL && index < message->count; index++) {
         const Ref *ref = &message->tensors[index];
-        PyObject *fields[] = {text_of(ref->tag), text_of(ref->segment), PyLong_FromUnsignedLongLong(ref->seq)};
+        PyObject *fields[] = {text_of(&self->base, ref->tag), text_of(&self->base, ref->segment),
+                              PyLong_FromUnsignedLongLong(ref->seq)};
         PyObject *made = construct(self->ref_type, fields, sizeof fields / sizeof *fields);
         if (made == NULL) Py_CLEAR(refs);
         else PyList_SET_ITEM(refs, index, made);
@@ -194,7 +169,7 @@ static int set_tags(WorkerFastPath *self, const Message *message, PyObject *refs
     if (PyList_SetSlice(self->argument_tags, 0, PyList_GET_SIZE(self->argument_tags), NULL) < 0) return -1;
     for (int index = 0; index < message->count && index < PyList_GET_SIZE(refs); index++) {
         Span tag = message->tensors[index].tag;
-        PyObject *name = text_of(tag);
+        PyObject *name = text_of(&self->base, tag);
         int code = name == NULL ? -1 : PyDict_SetItem(self->tags, name, PyList_GET_ITEM(refs, index));
         if (code == 0 && is_argument_tag(tag)) code = PyList_Append(self->argument_tags, name);
         Py_XDECREF(name);
@@ -207,7 +182,8 @@ static int set_tags(WorkerFastPath *self, const Message *message, PyObject *refs
 static PyObject *begin(WorkerFastPath *self, const Message *message) {
     PyObject *refs = make_refs(self, message);
     if (refs == NULL) return NULL;
-    PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(message->command), text_of(message->text),
+    PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(&self->base, message->command),
+                          text_of(&self->base, message->text),
                           PyLong_FromUnsignedLongLong(message->timestamp), Py_NewRef(refs)};
     PyObject *request = construct(self->request_type, fields, sizeof fields / sizeof *fields);
     if (request != NULL && (endpoint_release(&self->base) < 0 || set_tags(self, message, refs) < 0)) Py_CLEAR(request);
@@ -247,6 +223,7 @@ static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject *
 static PyObject *fetch(const WorkerFastPath *self, PyObject *tag) {
     PyObject *ref = Py_XNewRef(PyDict_GetItemWithError(self->tags, tag));
     if (ref == NULL) return NULL;
+    PyObject *const *names = self->base.state->names;
     PyObject *name = PyObject_GetAttr(ref, names[SEGMENT]);
     PyObject *number = name == NULL ? NULL : PyObject_GetAttr(ref, names[SEQ]);
     Py_DECREF(ref);
@@ -279,7 +256,7 @@ static PyObject *py_quick_fetch(WorkerFastPath *self, PyObject *parameters) {
         while (at < end && *at != ' ' && *at != ',' && (unsigned char)*at < 0x80) at++;
         PyObject *array = NULL;
         if (at == end || *at == ' ') { /* else the slow path splits the text in another way */
-            PyObject *tag = PyUnicode_FromStringAndSize(first, at - first);
+            PyObject *tag = text_of(&self->base, (Span){first, at - first});
             array = tag == NULL ? NULL : fetch(self, tag);
             Py_XDECREF(tag);
         }
@@ -313,7 +290,7 @@ static int send_response(WorkerFastPath *self, uint64_t seq, Span command, Span 
     Message message = {.timestamp = now_ms(), .command = command, .text = result, .remark = remark, .count = 0};
     if (endpoint_is_foreign(endpoint)) return 0; /* the handler forked: only its parent answers */
     for (Py_ssize_t index = 0; index < PyList_GET_SIZE(endpoint->held); index++)
-        if (!message_add_segment(&message, PyList_GET_ITEM(endpoint->held, index))) return 0;
+        if (!message_add_segment(endpoint, &message, PyList_GET_ITEM(endpoint->held, index))) return 0;
     if (!message_write(&draft, &message, 1)) return 0;
     if (!replace_status(self, word_of(BUSY), word_of(OK))) return 0; /* the handler wrote one, or we should exit */
     if (drop_argument_tags(self) < 0) return -1;
@@ -336,7 +313,7 @@ static int send_reply(WorkerFastPath *self, const Message *request, PyObject *re
     Span command, result = {WIRE_DEFAULT_RESULT, sizeof WIRE_DEFAULT_RESULT - 1}, remark;
     int is_sent = 1;
     for (int index = 0; index < REPLY_ATTRIBUTES && is_sent > 0; index++)
-        if ((said[index] = PyObject_GetAttr(reply, names[index])) == NULL) is_sent = -1;
+        if ((said[index] = PyObject_GetAttr(reply, self->base.state->names[index])) == NULL) is_sent = -1;
     if (is_sent > 0)
         is_sent = (said[RESULT] == Py_None || span_of(said[RESULT], &result)) &&
                   span_or(said[COMMAND], request->command, &command) &&
@@ -344,18 +321,6 @@ static int send_reply(WorkerFastPath *self, const Message *request, PyObject *re
     if (is_sent > 0) is_sent = send_response(self, request->seq, command, result, remark);
     for (int index = 0; index < REPLY_ATTRIBUTES; index++) Py_XDECREF(said[index]);
     return is_sent;
-}
-
-/* Clear the exception that a handler raised, and return it with its traceback. Which exceptions end the worker is for
- * worker/service.py to say. */
-static PyObject *take_handler_error(void) {
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
-    PyErr_NormalizeException(&type, &value, &trace);
-    if (trace != NULL) PyException_SetTraceback(value, trace);
-    Py_XDECREF(type);
-    Py_XDECREF(trace);
-    return value;
 }
 
 PyDoc_STRVAR(serve_doc,
@@ -370,6 +335,7 @@ static PyObject *py_serve(WorkerFastPath *self, PyObject *server) {
     Message message;
     PyObject *line, *request = take_request(self, &message, &line);
     if (request == NULL || request == Py_None) return request;
+    PyObject *const *names = self->base.state->names;
     PyObject *result = NULL, *is_known = NULL, *error = NULL;
     PyObject *reply = PyObject_CallNoArgs(self->reply_type);
     PyObject *call[] = {server, NULL, NULL};
@@ -377,7 +343,7 @@ static PyObject *py_serve(WorkerFastPath *self, PyObject *server) {
         (call[2] = PyObject_GetAttr(request, names[PARAMETERS])) != NULL &&
         PyObject_SetAttr(server, names[REPLY], reply) == 0) {
         is_known = PyObject_VectorcallMethod(names[MAIN_LOGIC], call, 3, NULL);
-        if (is_known == NULL) error = take_handler_error();
+        if (is_known == NULL) error = PyErr_GetRaisedException(); /* worker/service.py says which ones end the worker */
         if (PyObject_SetAttr(server, names[REPLY], Py_None) < 0) PyErr_WriteUnraisable(server);
     }
     if (is_known != NULL || error != NULL) {
@@ -409,18 +375,22 @@ static PyMemberDef fast_path_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-PyTypeObject WorkerFastPathType = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "tr_mmap.native.WorkerFastPath",
-    .tp_doc = "WorkerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, status, "
-              "status_mirror, by_hand, tags, deaths, request_type, ref_type, reply_type)\n--\n\nThe worker's fast path.",
-    .tp_basicsize = sizeof(WorkerFastPath),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .tp_base = &EndpointType,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)fast_path_init,
-    .tp_traverse = (traverseproc)fast_path_traverse,
-    .tp_clear = (inquiry)fast_path_clear,
-    .tp_methods = fast_path_methods,
-    .tp_members = fast_path_members,
+static PyType_Slot worker_fast_path_slots[] = {
+    {Py_tp_doc, "WorkerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, status, "
+                "status_mirror, by_hand, tags, deaths, request_type, ref_type, reply_type)\n--\n\nThe worker's fast path."},
+    {Py_tp_new, stateful_new},
+    {Py_tp_init, fast_path_init},
+    {Py_tp_traverse, fast_path_traverse},
+    {Py_tp_clear, fast_path_clear},
+    {Py_tp_dealloc, endpoint_dealloc},
+    {Py_tp_methods, fast_path_methods},
+    {Py_tp_members, fast_path_members},
+    {0, NULL},
+};
+
+PyType_Spec worker_fast_path_spec = {
+    .name = "tr_mmap.native.WorkerFastPath",
+    .basicsize = sizeof(WorkerFastPath),
+    .flags = TYPE_FLAGS | Py_TPFLAGS_HAVE_GC,
+    .slots = worker_fast_path_slots,
 };

@@ -2,8 +2,8 @@
  *
  * What does not fit, and what is small, comes from malloc as ever. Trusted by nobody: the process could do all of it
  * itself. The area has few blocks, so a sorted table of them is enough. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "../native/compat.h"
+
 #define NPY_NO_DEPRECATED_API NPY_1_22_API_VERSION
 #define NPY_TARGET_VERSION NPY_1_22_API_VERSION
 #include <numpy/arrayobject.h>
@@ -182,15 +182,23 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static int execute(PyObject *Py_UNUSED(module)) { return PyArray_ImportNumPyAPI(); }
+
+/* The area is the process's, as the memory is that malloc gives; so there is no state of the module. */
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, (void *)execute},
+    MAIN_INTERPRETER_ONLY
+    WITH_THE_LOCK
+    {0, NULL},
+};
+
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "tr_mmap.sandbox._arena",
     .m_doc = "Memory of numpy's arrays in the area for outputs.",
-    .m_size = -1,
+    .m_size = 0,
     .m_methods = methods,
+    .m_slots = slots,
 };
 
-PyMODINIT_FUNC PyInit__arena(void) {
-    import_array();
-    return PyModule_Create(&definition);
-}
+PyMODINIT_FUNC PyInit__arena(void) { return PyModuleDef_Init(&definition); }

@@ -2,8 +2,7 @@
  * Decides nothing: the policy is in Python.
  *
  * The numbers of the system calls come from the compiler, because they differ from machine to machine. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "../native/compat.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -397,18 +396,31 @@ static int add_numbers(PyObject *module) {
     return code;
 }
 
+static int execute(PyObject *module) {
+    static int has_hook = 0;
+    if (!has_hook && pthread_atfork(NULL, NULL, renew_lock) != 0) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    has_hook = 1;
+    return add_numbers(module) < 0 || PyModule_AddIntConstant(module, "MACHINE", (long)MACHINE) < 0 ? -1 : 0;
+}
+
+/* Signal handlers and stacks are the process's; so there is no state of the module. */
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, (void *)execute},
+    MAIN_INTERPRETER_ONLY
+    WITH_THE_LOCK
+    {0, NULL},
+};
+
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "tr_mmap.sandbox._kernel",
     .m_doc = "Landlock, seccomp, prctl, and the numbers of the system calls.",
-    .m_size = -1,
+    .m_size = 0,
     .m_methods = methods,
+    .m_slots = slots,
 };
 
-PyMODINIT_FUNC PyInit__kernel(void) {
-    pthread_atfork(NULL, NULL, renew_lock);
-    PyObject *module = PyModule_Create(&definition);
-    if (module != NULL && (add_numbers(module) < 0 || PyModule_AddIntConstant(module, "MACHINE", (long)MACHINE) < 0))
-        Py_CLEAR(module);
-    return module;
-}
+PyMODINIT_FUNC PyInit__kernel(void) { return PyModuleDef_Init(&definition); }
