@@ -49,9 +49,10 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def _needs_torch(item: pytest.Item) -> bool:
-    """Whether a test names it: in its text, its parameters or its fixtures."""
+    """Whether a test names it, or the function that maps files for it: in its text, its parameters or its fixtures."""
     assert isinstance(item, pytest.Function)
-    return "torch" in " ".join((item.nodeid, inspect.getsource(inspect.unwrap(item.function)), *item.fixturenames))
+    text = " ".join((item.nodeid, inspect.getsource(inspect.unwrap(item.function)), *item.fixturenames))
+    return "torch" in text or "from_file" in text
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
