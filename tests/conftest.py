@@ -5,7 +5,10 @@ Sessions that many tests share live for the whole run, in workspaces of their ow
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,6 +25,8 @@ from tr_mmap import PythonSession
 settings.register_profile("tests", deadline=None)  # how long an example takes is the machine's business
 settings.load_profile("tests")
 
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="tests marked long at their full length: an hour in all")
@@ -36,7 +41,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Without torch, a file that imports it cannot be collected; the closing lines say so."""
+    if HAS_TORCH or collection_path.suffix != ".py":
+        return None
+    return bool(re.search(r"^(import|from) torch\b", collection_path.read_text(), re.MULTILINE)) or None
+
+
+def _needs_torch(item: pytest.Item) -> bool:
+    """Whether a test names it, or the function that maps files for it: in its text, its parameters or its fixtures."""
+    assert isinstance(item, pytest.Function)
+    text = " ".join((item.nodeid, inspect.getsource(inspect.unwrap(item.function)), *item.fixturenames))
+    return "torch" in text or "from_file" in text
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not HAS_TORCH:
+        for each in filter(_needs_torch, items):
+            each.add_marker(pytest.mark.skip("NOT TESTED: what needs torch, which is not installed"))
     if not config.getoption("--full"):
         left = [each for each in items if each.get_closest_marker("full_only")]
         if left:

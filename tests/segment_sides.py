@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from support import environment
 
 from tr_mmap.native import drain
@@ -98,7 +97,8 @@ def module_sides() -> Iterator[Sides]:
 
 def lend(sides: Sides, count: int, framework: str = "numpy") -> Any:
     loan = sides.pool.empty(count, "float32", framework)
-    loan[:] = torch.arange(count) if framework == "torch" else np.arange(count)
+    numbers = np.arange(count)
+    loan[:] = numbers if framework == "numpy" else loan.new_tensor(numbers)
     return loan
 
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from hypothesis import strategies as st
 
 from tr_mmap.tsr.dtypes import TABLE, DType
+
+try:
+    import torch
+except ModuleNotFoundError:
+    torch = None
 
 LAYOUTS = ("c", "fortran", "strided", "reversed", "readonly", "broadcast")
 MAX_NDIM = 16
@@ -94,13 +98,13 @@ def tensors(
     dtype: st.SearchStrategy[DType] | None = None,
     shape: st.SearchStrategy[tuple[int, ...]] | None = None,
 ) -> st.SearchStrategy[Any]:
-    """numpy arrays and torch tensors."""
-    return arrays(dtype, shape) | torch_tensors(dtype, shape)
+    """numpy arrays, and torch tensors where torch is installed."""
+    return arrays(dtype, shape) if torch is None else arrays(dtype, shape) | torch_tensors(dtype, shape)
 
 
 def bits(tensor: Any) -> bytes:
     """The elements as TSR stores them: C order, little-endian. Equal bits mean equal tensors, NaNs included."""
-    if isinstance(tensor, torch.Tensor):
+    if torch is not None and isinstance(tensor, torch.Tensor):
         tensor = tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format).reshape(-1)
         if tensor.numel() == 0:
             return b""

@@ -1,11 +1,54 @@
 # Makes the virtual environment that the scripts beside this file run in. To be sourced, after `root` is set to the
-# repository's folder: `prepare EXTRAS` leaves its interpreter's path in `python`. POSIX sh.
+# repository's folder: `prepare EXTRAS` leaves its interpreter's path in `python`; other extras that do as well, should they
+# be installed already, may follow. `use_python` before it chooses another
+# Python and another virtual environment than the usual ones. POSIX sh.
 
 venv=$root/.venv
 
 fail() {
     printf '%s\n' "$@" >&2
     exit 1
+}
+
+# "3.13", or "3.13t" of a Python without the interpreter's lock; nothing of what does not run.
+version_of() {
+    "$1" -c 'import sys; print("%d.%d%s" % (sys.version_info[:2] + (sys.abiflags,)))' 2>/dev/null
+}
+
+# The interpreter of a version, from PATH or among those that pyenv has installed. pyenv's commands in PATH refuse versions
+# that nobody has selected.
+interpreter_of() {
+    for each in "python$1" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1"*"/bin/python$1"; do
+        if [ "$(version_of "$each")" = "$1" ]; then
+            command -v "$each"
+            return
+        fi
+    done
+    return 1
+}
+
+# The versions that pyproject.toml says are supported.
+supported_versions() {
+    sed -n 's/.*"Programming Language :: Python :: \(3\.[0-9]*\)".*/\1/p' "$root/pyproject.toml"
+}
+
+# Has `prepare` use this Python, a version or a path, in a virtual environment of its own.
+use_python() {
+    case $1 in
+    */*) PYTHON=$1 ;;
+    [0-9]*) PYTHON=$(interpreter_of "$1") ||
+        fail "There is no Python $1, neither in PATH nor in ${PYENV_ROOT:-${HOME:-}/.pyenv}/versions." \
+            "Install it, or name another: sh $0 --python /path/to/python" ;;
+    *) PYTHON=$1 ;;
+    esac
+    version=$(version_of "$PYTHON") ||
+        fail "$1 is not a Python 3 that runs. Give a version or a path: sh $0 --python 3.13"
+    venv=$root/.venv-$version
+    # Another Python of that version may have made the folder.
+    wanted=$("$PYTHON" -c 'import sys; print(sys.version, sys.base_prefix)')
+    if [ "$wanted" != "$("$venv/bin/python" -c 'import sys; print(sys.version, sys.base_prefix)' 2>/dev/null)" ]; then
+        if [ -e "$venv" ]; then : >"$venv/incomplete"; fi
+    fi
 }
 
 is_new_enough() {
@@ -47,13 +90,16 @@ describe() {
 prepare() {
     python=$venv/bin/python
     if [ -e "$venv/incomplete" ] || ! is_new_enough "$python" || [ ! -x "$venv/bin/pip" ]; then
-        if [ -e "$venv" ]; then echo "The virtual environment in .venv is not usable: making it again."; fi
+        if [ -e "$venv" ]; then echo "The virtual environment in ${venv##*/} is not usable: making it again."; fi
         make_venv
     fi
+    for each in "$@"; do
+        stamp=$venv/installed-$each
+        if [ -f "$stamp" ] && [ "$(describe "$each")" = "$(cat "$stamp")" ]; then return; fi
+    done
     stamp=$venv/installed-$1
     wanted=$(describe "$1")
-    if [ -f "$stamp" ] && [ "$wanted" = "$(cat "$stamp")" ]; then return; fi
-    echo "Installing into .venv what is needed ($1). This takes a minute or more, and only the first time."
+    echo "Installing into ${venv##*/} what is needed ($1). This takes a minute or more, and only the first time."
     (
         cd "$root" &&
             "$python" -m pip --disable-pip-version-check -qq install --no-compile -c tools/constraints.txt -e ".[$1]"

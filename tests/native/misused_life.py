@@ -220,8 +220,21 @@ def a_handler_that_forks() -> None:
 
 
 def a_subinterpreter() -> None:
-    interpreters = importlib.import_module("_xxsubinterpreters")
-    made = interpreters.create()
+    refused_in(is_isolated=True)
+
+
+def a_subinterpreter_that_shares_all_it_can() -> None:
+    """CPython itself does not refuse its imports."""
+    refused_in(is_isolated=False)
+
+
+def refused_in(*, is_isolated: bool) -> None:
+    if sys.version_info >= (3, 13):
+        interpreters = importlib.import_module("_interpreters")
+        made = interpreters.create("isolated" if is_isolated else "legacy")
+    else:
+        interpreters = importlib.import_module("_xxsubinterpreters")
+        made = interpreters.create(isolated=is_isolated)
     interpreters.run_string(
         made,
         "import sys\n"

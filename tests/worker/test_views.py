@@ -14,12 +14,13 @@ from tr_mmap import BadMessage, PythonSession, Server, TechRenaissanceServer
 # The command line: what kind of server, in which framework, with which views.
 WORKER = """
 import sys
+from importlib.util import find_spec
 import numpy as np
 from tr_mmap import Server, TechRenaissanceServer
 
 kind, framework, views = sys.argv[2:]
 views = None if views == "None" else views
-if framework == "torch" or views == "copy_on_write":
+if framework == "torch" or views == "copy_on_write" and find_spec("torch"):
     import torch  # before the first request, which may not wait for it
 
 kept = []
