@@ -158,11 +158,13 @@ def test_a_deadline_ends_the_worker_and_the_next_request_has_a_new_one(gateway: 
     assert int(result(gateway, "one", "pid")) != before
 
 
-def test_a_cancelled_request_ends_the_worker_and_the_next_request_has_a_new_one(gateway: RunningGateway) -> None:
+def test_a_cancelled_request_ends_the_worker_and_the_next_request_has_a_new_one(
+    gateway: RunningGateway, tmp_path: Path
+) -> None:
     before = int(result(gateway, "one", "pid"))
-    body = {"algorithm": "one", "function": "spin"}
+    body = {"algorithm": "one", "function": "spin", "inputs": {"path": str(tmp_path / "begun")}}
     path = gateway.ask("POST", "/api/v1/compute", body).headers["location"]
-    wait_until(lambda: gateway.ask("GET", path).json()["status"] == "running")
+    wait_until((tmp_path / "begun").exists)  # a request that has not reached the worker costs it nothing
     assert gateway.ask("PUT", path + "/cancel").status_code == 202
     wait_until(lambda: gateway.ask("GET", path).json()["status"] == "cancelled")
     assert has_ended(before)

@@ -74,9 +74,12 @@ def test_a_wheel_has_what_programs_need_and_nothing_else(distributions: Distribu
     }
     sources = re.compile(r"tr_mmap/(native|sandbox)/[^/]*\.[ch]")  # only the build needs them
     package = {each for each in tracked_files() if each.startswith("tr_mmap/") and not sources.fullmatch(each)}
-    (config,) = (each for each in found if ".data/" in each)
-    assert config.endswith("/share/cmake/tr_mmap/tr_mmapConfig.cmake")
-    assert found == {*package, *compiled, config, "tech_renaissance.py"}
+    for_cmake = {each for each in found if ".data/" in each}
+    assert {each.partition(".data/data/")[2] for each in for_cmake} == {
+        "share/cmake/tr_mmap/tr_mmapConfig.cmake",
+        "share/cmake/tr_mmap/tr_mmapConfigVersion.cmake",
+    }
+    assert found == {*package, *compiled, *for_cmake, "tech_renaissance.py"}
     assert "tr_mmap/cpp/include/tr_mmap/tr_mmap.hpp" in found
 
 
@@ -117,7 +120,7 @@ def test_the_version_is_stated_once(distributions: Distributions) -> None:
 def test_all_has_every_extra_that_programs_use(distributions: Distributions) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     named = {name for each in extras["all"] for name in re.findall(r"[\w-]+", each.partition("[")[2].partition("]")[0])}
-    assert named == extras.keys() - {"all", "bench", "release", "test"}
+    assert named == extras.keys() - {"all", "bench", "docs", "release", "test"}
     assert set(metadata_of(distributions.wheel).get_all("Provides-Extra")) == set(extras)
 
 

@@ -49,7 +49,7 @@ class Squares(Dataset[torch.Tensor]):
 def test_a_session_of_the_main_process_is_refused_by_name_in_a_data_loaders_processes() -> None:
     with PythonSession(framework="torch", quiet_mode=True) as session:
         data = Squares(session)
-        with pytest.raises(SessionNotStarted, match="start a session of this process's own"):
+        with pytest.raises(SessionNotStarted, match="start a session of its own here"):
             list(DataLoader(data, num_workers=1, multiprocessing_context="fork"))
         with pytest.raises(TypeError, match="make another session"):
             pickle.dumps(data)  # as spawn and forkserver do

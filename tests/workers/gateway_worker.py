@@ -41,7 +41,10 @@ def fail() -> str:
 
 
 @server.command("spin")
-def spin() -> str:
+def spin(path: str = "") -> str:
+    """Without end; where it has begun, there is a file."""
+    if path:
+        Path(path).touch()
     while True:
         time.sleep(0.01)
 
