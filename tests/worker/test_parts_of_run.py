@@ -125,6 +125,7 @@ def test_a_request_by_hand_is_one_answer_too(tmp_path: Path) -> None:
         answer = Path(session.session_dir(), "response.json")
         log = Path(session.session_dir(), "worker.log").resolve()
         session.fetch_response("where")
+        wait_until(lambda: b"parts" in answer.read_bytes())  # it is shown a moment after it has come
         before = answer.read_bytes()
         Path(session.session_dir(), "request.json").write_text('{"cmd": "where", "params": "by hand"}')
         wait_until(lambda: answer.read_bytes() != before and b"parts" in answer.read_bytes())
