@@ -14,6 +14,7 @@ import pytest
 from support import ROOT, environment, made_once
 
 pytest.importorskip("mkdocs", reason="needs the extra docs")
+pytestmark = pytest.mark.timeout(400)  # the first test builds the site, which takes seconds where nothing else runs
 
 PUBLIC = {  # and the page of each
     "tr_mmap": "reference/tr_mmap.html",
@@ -37,7 +38,7 @@ def build(folder: Path) -> None:
         env={**environment(), "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=300,
         check=False,
     )
     assert built.returncode == 0, built.stdout + built.stderr

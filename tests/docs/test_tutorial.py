@@ -12,6 +12,7 @@ import pytest
 from page_blocks import BLOCKS, commands_of
 from support import environment
 
+pytestmark = pytest.mark.timeout(400)  # it runs a dozen programs, one after the other
 INSTALLING = ("python3 -m venv", ". .venv", "pip install")  # has happened: the tests run in an installation
 
 
@@ -48,7 +49,7 @@ def test_the_commands_of_the_tutorial_print_what_it_says(tmp_path: Path) -> None
                 env=variables,
                 capture_output=True,
                 text=True,
-                timeout=100,
+                timeout=300,
                 check=False,
             )
             assert ended.returncode == 0, ended.stdout + ended.stderr
