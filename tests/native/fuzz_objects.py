@@ -50,7 +50,28 @@ MESSAGES = (
     b'{"seq":3,"command":"\xff","timestamp":5}',
     b'{"seq":4}',
 )
-NUMBERS = (0, 1, 2, 3, 4, 5, -1, 8, 16, 4096, 4097, NBYTES, 65536, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63), 2**64, 2**70)
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    -1,
+    8,
+    16,
+    4096,
+    4097,
+    NBYTES,
+    65536,
+    2**31,
+    2**32,
+    2**62,
+    2**63 - 1,
+    -(2**63),
+    2**64,
+    2**70,
+)
 FITTING = {
     "send": "seq text tensors",
     "call": "seq text tensors time",
@@ -162,9 +183,32 @@ class World:
         self.lists.append(segment.free_list)
         self.pages = [sending, receiving, status]
         tags["a"] = Ref("a", "s", 5)
-        self.objects += [*self.paths, *ends[0], *ends[1], *bells, pool, segment, mapped["s"], shown, n.LeaseWords(memory())]
-        self.objects += [n.Heartbeat(status), n.Mirror(status, "mirror.txt", b"exit"), segment.loan(), mapped["s"].view(5)]
-        kinds = (n.ControllerFastPath, n.FreeLists, n.OwnerSegment, n.ReaderSegment, n.MessagePage, n.Mirror, n.Semaphore)
+        self.objects += [
+            *self.paths,
+            *ends[0],
+            *ends[1],
+            *bells,
+            pool,
+            segment,
+            mapped["s"],
+            shown,
+            n.LeaseWords(memory()),
+        ]
+        self.objects += [
+            n.Heartbeat(status),
+            n.Mirror(status, "mirror.txt", b"exit"),
+            segment.loan(),
+            mapped["s"].view(5),
+        ]
+        kinds = (
+            n.ControllerFastPath,
+            n.FreeLists,
+            n.OwnerSegment,
+            n.ReaderSegment,
+            n.MessagePage,
+            n.Mirror,
+            n.Semaphore,
+        )
         self.objects += [kind.__new__(kind) for kind in (*kinds, n.WorkerFastPath, n.LeaseWords, n.Heartbeat)]
         self.functions = [getattr(n, name) for name in dir(n) if callable(getattr(n, name)) and name not in HIDDEN]
         self.fd = os.memfd_create("fuzz")
@@ -203,7 +247,9 @@ class World:
             lambda: self.random.choice(["", "a", "$0", "run", "run a", "s", "\ud800", "grüß", 'q"', "x" * 5000]),
             lambda: self.random.choice([b"", b"x", *MESSAGES]),
             lambda: self.random.choice([(), (4,), (2, 2), (-1,), (2**62, 2**62), (0, 2**63 - 1), ("x",), (4,) * 17]),
-            lambda: self.random.choice([FLOATS, ("f4", (-4,), OFFSET), ("f4", (4,), -1), (1, 2, 3), ("f4", (4,), 2**63)]),
+            lambda: self.random.choice(
+                [FLOATS, ("f4", (-4,), OFFSET), ("f4", (4,), -1), (1, 2, 3), ("f4", (4,), 2**63)]
+            ),
             lambda: np.dtype(self.random.choice(["f4", "f8", "O", "V0", "S0", "(2,)f4", "i1"])),
             lambda: Callback(self),
             lambda: Server(Callback(self)),
@@ -279,16 +325,32 @@ class World:
         if isinstance(target, n.Semaphore):
             target.wait(self.random.choice([0, 0.001, -1, Callback(self)]))
         elif isinstance(target, n.MessagePage):
-            target.wait(self.target(), self.random.choice([0, 0.002]), self.random.choice([0.001, Callback(self)]), Callback(self))
+            target.wait(
+                self.target(),
+                self.random.choice([0, 0.002]),
+                self.random.choice([0.001, Callback(self)]),
+                Callback(self),
+            )
 
     def use_function(self) -> None:
         function = self.random.choice(self.functions)
         self.keep(function(*self.arguments(function.__name__)))
 
     def make(self) -> None:
-        kinds = [n.Semaphore, n.LeaseWords, n.OwnerSegment, n.ReaderSegment, n.MessagePage, n.FreeLists, n.Mirror, n.Heartbeat]
+        kinds = [
+            n.Semaphore,
+            n.LeaseWords,
+            n.OwnerSegment,
+            n.ReaderSegment,
+            n.MessagePage,
+            n.FreeLists,
+            n.Mirror,
+            n.Heartbeat,
+        ]
         kind = self.random.choice(kinds)
-        arguments = [self.buffer() if self.random.random() < 0.7 else self.value() for _ in range(self.random.randrange(4))]
+        arguments = [
+            self.buffer() if self.random.random() < 0.7 else self.value() for _ in range(self.random.randrange(4))
+        ]
         if self.random.random() < 0.3:
             target = self.target()
             type(target).__init__(target, *arguments)
@@ -339,7 +401,9 @@ class World:
         if self.random.random() < 0.5:
             page[: len(line)] = line
         else:
-            page[at : at + 8] = self.random.choice([b"ready\n  ", b"exit\n   ", b"busy\n   ", b'"}]\n    ', self.random.randbytes(8)])
+            page[at : at + 8] = self.random.choice(
+                [b"ready\n  ", b"exit\n   ", b"busy\n   ", b'"}]\n    ', self.random.randbytes(8)]
+            )
 
     def request(self) -> None:
         """What the fast paths are for, now and then."""
@@ -385,8 +449,6 @@ class World:
             raise Stopped
         if self.depth and self.random.random() < 0.2:
             self.step()
-
-
 
 
 def play(source: random.Random) -> None:
