@@ -2,7 +2,8 @@
 
 There are two implementations, with one suite of tests. The extension (``*.c``) is built on installation where there is
 a compiler. :mod:`.reference` does the same in plain Python, and says what each operation means. ``TR_MMAP_PURE=1`` in
-the environment chooses the reference; ``WHY_NOT_COMPILED`` says that, or what the import of the extension raised. This room knows bytes, arrays and semaphores; it never knows sessions.
+the environment chooses the reference; ``WHY_NOT_COMPILED`` says that, or what the import of the extension raised. This
+room knows bytes, arrays and semaphores; it never knows sessions.
 
 ``LeaseWords``
     the words of a segment's header that coordinate its owner and its reader, in the right memory order.
