@@ -6,9 +6,7 @@ Any error is allowed that an ordinary call may raise. A crash, a hang or a repor
 
 from __future__ import annotations
 
-import array
 import contextlib
-import ctypes
 import gc
 import os
 import random
@@ -16,16 +14,16 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from fuzz_runs import run
+from fuzz_values import MESSAGES, Callback, Values
 from native_objects import (
     BLANK_PAGE,
     FLOATS,
     NBYTES,
-    OFFSET,
+    REFUSALS,
     Ref,
     Reply,
     Request,
@@ -44,35 +42,7 @@ STEPS = 400  # of a round
 DEPTH = 3  # most callbacks inside each other
 STEP_S = 0.02  # what lasts longer, as a wait may, is ended by a signal handler that raises
 RESULTS = 60  # most objects that a round keeps of what calls have returned
-MESSAGES = (
-    b'{"seq":1,"command":"run","parameters":"a $0","timestamp":5,"tensors":[["a","s",5],["$0","s",5]]}',
-    b'{"seq":2,"command":"run","result":"done","message":"m","timestamp":5,"tensors":[["","s",5]]}',
-    b'{"seq":3,"command":"\xff","timestamp":5}',
-    b'{"seq":4}',
-)
-NUMBERS = (0, 1, 2, 3, 4, 5, -1, 8, 16, 4096, 4097, NBYTES, 65536, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63), 2**64, 2**70)
-FITTING = {
-    "send": "seq text tensors",
-    "call": "seq text tensors time",
-    "receive": "seq time",
-    "serve": "server",
-    "quick_fetch": "text",
-    "store": "seq bytes",
-    "set_layout": "layout dtype",
-    "restore": "seq list",
-    "view": "seq whole",
-    "quick_publish": "tensor list seq",
-    "quick_loan": "shape text",
-    "acquire": "seq",
-    "stamp": "seq",
-    "write": "bytes time",
-    "set_mirrors": "mirrors",
-    "set_spin": "time",
-    "copy": "buffer offset buffer",
-    "freeze": "tensor",
-    "loan_of": "tensor",
-    "has_as_many_colons": "bytes shape",
-}  # what some methods take
+KINDS = (n.Semaphore, n.LeaseWords, n.OwnerSegment, n.ReaderSegment, n.MessagePage, n.FreeLists, n.Mirror, n.Heartbeat)
 HIDDEN = {"map_file", "wait", "drain"}  # called with bounds, below; the last does nothing
 
 
@@ -80,67 +50,12 @@ class Stopped(Exception):
     """A step took too long."""
 
 
-class Callback:
-    """Whatever Python's code can be called by: each call makes another step first."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def _again(self) -> Any:
-        self._world.step()
-        return self._world.value()
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._again()
-
-    def __index__(self) -> int:
-        self._again()
-        return self._world.random.choice(NUMBERS)
-
-    def __float__(self) -> float:
-        self._again()
-        return self._world.random.choice([0.0, 1e-3, -1.0, float("nan"), float("inf"), 1e300])
-
-    def __bool__(self) -> bool:
-        self._again()
-        return self._world.random.random() < 0.5
-
-    def __fspath__(self) -> str:
-        self._again()
-        return self._world.random.choice(["file", "", "no/file", "\ud800", "x" * 5000])
-
-    def __buffer__(self, flags: int) -> memoryview:  # from Python 3.12 on
-        self._again()
-        return memory(nbytes=NBYTES)
-
-    def __hash__(self) -> int:
-        self._again()
-        return 1
-
-    def __eq__(self, other: object) -> bool:
-        self._again()
-        return self._world.random.random() < 0.5
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self._again()
-
-    release = main_logic = __call__
-
-    @property
-    def segment(self) -> Any:
-        return self._again()
-
-    seq = command = parameters = result = message = complaint = segment
-
-
-class World:
+class World(Values):
     """The objects of one round, and the steps that change them."""
 
     def __init__(self, source: random.Random) -> None:
-        self.random = source
+        super().__init__(source)
         self.depth = 0
-        self.objects: list[Any] = []
         self.began_s = time.monotonic()
         self.deaths: list[int] = [1]
         pool, mapped, held, tags, by_hand = n.FreeLists(), {"s": reader()}, [], {}, []
@@ -149,8 +64,8 @@ class World:
         ends = [[n.MessagePage(sending), n.MessagePage(receiving)], [n.MessagePage(receiving), n.MessagePage(sending)]]
         bells = [semaphore(), semaphore()]
         common = [0.001, pool, mapped, held]
-        arguments = [*ends[0], *bells, *common, self.deaths, self, shown]
-        self.paths = [n.ControllerFastPath(*arguments[:9], lambda *fields: fields, shown)]
+        asking = [*ends[0], *bells, *common, self.deaths, lambda *fields: fields, shown]
+        self.paths = [n.ControllerFastPath(*asking)]
         server = [status, shown, by_hand, tags, self.deaths, Request, Ref, Reply]
         self.paths.append(n.WorkerFastPath(*ends[1], *bells, *common, *server))
         segment = owner()
@@ -158,14 +73,14 @@ class World:
         segment.requested_dtype, segment.pool_token, segment.name = "float32", pool.pool_token, "s"
         segment.is_header_current, segment.free_list = True, pool.free.setdefault(4096, [])
         segment.restore(0, segment.free_list)
-        self.lists: list[Any] = [held, by_hand, tags, mapped, self.deaths, pool.free, pool.to_retire, pool.viewed]
+        self.lists += [held, by_hand, tags, mapped, self.deaths, pool.free, pool.to_retire, pool.viewed]
         self.lists.append(segment.free_list)
         self.pages = [sending, receiving, status]
         tags["a"] = Ref("a", "s", 5)
-        self.objects += [*self.paths, *ends[0], *ends[1], *bells, pool, segment, mapped["s"], shown, n.LeaseWords(memory())]
-        self.objects += [n.Heartbeat(status), n.Mirror(status, "mirror.txt", b"exit"), segment.loan(), mapped["s"].view(5)]
-        kinds = (n.ControllerFastPath, n.FreeLists, n.OwnerSegment, n.ReaderSegment, n.MessagePage, n.Mirror, n.Semaphore)
-        self.objects += [kind.__new__(kind) for kind in (*kinds, n.WorkerFastPath, n.LeaseWords, n.Heartbeat)]
+        self.objects += [*self.paths, *ends[0], *ends[1], *bells, pool, segment, mapped["s"], shown]
+        self.objects += [n.LeaseWords(memory()), n.Heartbeat(status), n.Mirror(status, "mirror.txt", b"exit")]
+        self.objects += [segment.loan(), mapped["s"].view(5)]
+        self.objects += [kind.__new__(kind) for kind in (*KINDS, n.ControllerFastPath, n.WorkerFastPath)]
         self.functions = [getattr(n, name) for name in dir(n) if callable(getattr(n, name)) and name not in HIDDEN]
         self.fd = os.memfd_create("fuzz")
         os.truncate(self.fd, NBYTES)
@@ -174,74 +89,6 @@ class World:
         os.close(self.fd)
         self.depth = DEPTH  # destructors do no more
         self.__dict__.update(objects=[], lists=[], paths=[])
-
-    # -- values ----------------------------------------------------------------------------------------------------
-
-    def buffer(self) -> Any:
-        made: list[Callable[[], Any]] = [
-            lambda: memory(self.random.choice([b"", BLANK_PAGE, *MESSAGES]), NBYTES),
-            lambda: memory(nbytes=4096)[self.random.randrange(16) :],
-            lambda: memory(nbytes=4096).toreadonly(),
-            lambda: memory(nbytes=8192).cast("Q")[:: self.random.choice([1, 2, -1])],
-            lambda: bytearray(self.random.choice(NUMBERS[:12]) % 8192),
-            lambda: array.array("d", [0.0] * 64),
-            lambda: (ctypes.c_char * 128)(),
-            lambda: np.zeros((4, 4), self.random.choice(["f4", "i8", "O", "S3", "V16"])),
-            lambda: np.zeros((8, 512), "f4")[:, :: self.random.choice([1, 2, -1])],
-            lambda: b"x" * self.random.choice([0, 1, 15, 16, 128, 5000]),
-        ]
-        return self.random.choice(made)()
-
-    def tensor(self) -> Any:
-        shape = self.random.choice([(4,), (4,), (2, 2), (0,), (), (1,) * 16, (30000,), (5,)])
-        return np.ones(shape, self.random.choice(["f4", "f4", "f8", "i1"]))
-
-    def value(self) -> Any:
-        made: list[Callable[[], Any]] = [
-            lambda: self.random.choice(NUMBERS),
-            lambda: self.random.choice([None, True, False, 0.0, 0.001, -1.0, float("nan"), float("inf"), 1e300]),
-            lambda: self.random.choice(["", "a", "$0", "run", "run a", "s", "\ud800", "grüß", 'q"', "x" * 5000]),
-            lambda: self.random.choice([b"", b"x", *MESSAGES]),
-            lambda: self.random.choice([(), (4,), (2, 2), (-1,), (2**62, 2**62), (0, 2**63 - 1), ("x",), (4,) * 17]),
-            lambda: self.random.choice([FLOATS, ("f4", (-4,), OFFSET), ("f4", (4,), -1), (1, 2, 3), ("f4", (4,), 2**63)]),
-            lambda: np.dtype(self.random.choice(["f4", "f8", "O", "V0", "S0", "(2,)f4", "i1"])),
-            lambda: Callback(self),
-            lambda: Server(Callback(self)),
-            lambda: tuple(self.tensor() for _ in range(self.random.randrange(4))),
-            self.tensor,
-            self.buffer,
-            lambda: self.random.choice(self.objects) if self.objects else None,
-            lambda: self.random.choice(self.objects) if self.objects else None,
-            lambda: self.random.choice(self.lists) if self.lists else None,
-            lambda: [self.random.choice(NUMBERS[:4])] * self.random.randrange(3),
-        ]
-        return self.random.choice(made)()
-
-    def arguments(self, name: str) -> list[Any]:
-        """Of a call: mostly such as the method takes."""
-        if self.random.random() < 0.3 or name not in FITTING:
-            return [self.value() for _ in range(self.random.choice([0, 1, 1, 2, 2, 3, 4, 5]))]
-        return [self.value() if self.random.random() < 0.15 else self.fitting(kind) for kind in FITTING[name].split()]
-
-    def fitting(self, kind: str) -> Any:
-        made: dict[str, Callable[[], Any]] = {
-            "seq": lambda: self.random.choice([1, 2, 3, 5, 99999999]),
-            "text": lambda: self.random.choice(["run", "run a", "$0", "a", "a $0", "float32"]),
-            "bytes": lambda: self.random.choice(MESSAGES),
-            "time": lambda: self.random.choice([0, 0.0, 0.001]),
-            "tensors": lambda: tuple(self.tensor() for _ in range(self.random.randrange(3))),
-            "tensor": lambda: self.random.choice([self.tensor(), *(o for o in self.objects if type(o) is np.ndarray)]),
-            "list": lambda: self.random.choice([[], *(each for each in self.lists if isinstance(each, list))]),
-            "layout": lambda: self.random.choice([FLOATS, ("float32", (2, 2), 4096), ("float32", (), 8192)]),
-            "dtype": lambda: np.dtype(self.random.choice(["f4", "f4", "f8"])),
-            "shape": lambda: self.random.choice([(4,), (2, 2), (), (0,), 4]),
-            "offset": lambda: self.random.choice([0, 4096, 8192, NBYTES - 16]),
-            "server": lambda: Server(Callback(self)),
-            "mirrors": lambda: tuple(each for each in self.objects if isinstance(each, n.Mirror)),
-            "buffer": self.buffer,
-            "whole": lambda: memory(nbytes=NBYTES),
-        }
-        return made[kind]()
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -279,16 +126,20 @@ class World:
         if isinstance(target, n.Semaphore):
             target.wait(self.random.choice([0, 0.001, -1, Callback(self)]))
         elif isinstance(target, n.MessagePage):
-            target.wait(self.target(), self.random.choice([0, 0.002]), self.random.choice([0.001, Callback(self)]), Callback(self))
+            target.wait(
+                self.target(),
+                self.random.choice([0, 0.002]),
+                self.random.choice([0.001, Callback(self)]),
+                Callback(self),
+            )
 
     def use_function(self) -> None:
         function = self.random.choice(self.functions)
         self.keep(function(*self.arguments(function.__name__)))
 
     def make(self) -> None:
-        kinds = [n.Semaphore, n.LeaseWords, n.OwnerSegment, n.ReaderSegment, n.MessagePage, n.FreeLists, n.Mirror, n.Heartbeat]
-        kind = self.random.choice(kinds)
-        arguments = [self.buffer() if self.random.random() < 0.7 else self.value() for _ in range(self.random.randrange(4))]
+        kind, count = self.random.choice(KINDS), self.random.randrange(4)
+        arguments = [self.buffer() if self.random.random() < 0.7 else self.value() for _ in range(count)]
         if self.random.random() < 0.3:
             target = self.target()
             type(target).__init__(target, *arguments)
@@ -339,7 +190,9 @@ class World:
         if self.random.random() < 0.5:
             page[: len(line)] = line
         else:
-            page[at : at + 8] = self.random.choice([b"ready\n  ", b"exit\n   ", b"busy\n   ", b'"}]\n    ', self.random.randbytes(8)])
+            page[at : at + 8] = self.random.choice(
+                [b"ready\n  ", b"exit\n   ", b"busy\n   ", b'"}]\n    ', self.random.randbytes(8)]
+            )
 
     def request(self) -> None:
         """What the fast paths are for, now and then."""
@@ -374,19 +227,17 @@ class World:
         except Stopped:
             if self.depth > 1:
                 raise
-        except (Exception, RecursionError):
+        except (*REFUSALS, MemoryError, RuntimeError):  # not SystemError: it says that a call broke Python's rules
             pass
         finally:
             self.depth -= 1
 
-    def interrupt(self, number: int, frame: object) -> None:
+    def interrupt(self, *_: object) -> None:
         """The signal handler: another step in the middle of one, or the end of one that waits."""
         if self.depth and time.monotonic() - self.began_s > STEP_S:
             raise Stopped
         if self.depth and self.random.random() < 0.2:
             self.step()
-
-
 
 
 def play(source: random.Random) -> None:

@@ -33,7 +33,27 @@ from tr_mmap.protocol.status import Status
 
 STEPS = 300  # of a round
 TENSORS = (np.arange(8, dtype="f4"), np.arange(1024, dtype="f8"), np.zeros((0, 3), "i1"), np.ones((2, 3, 4), "i2"))
-INTERESTING = (0, 1, 2, 3, 4, 5, 8, 16, 17, 255, 4096, 2**31 - 1, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
+INTERESTING = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    8,
+    16,
+    17,
+    255,
+    4096,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**53,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+)
 LINES = (
     b'{"seq":%d,"command":"run","parameters":"$0","timestamp":5,"tensors":[["$0","%s",%d]]}\n',
     b'{"seq":%d,"command":"run","result":"ok","timestamp":5,"tensors":[["$0","%s",%d]]}\n',

@@ -51,7 +51,16 @@ def run(play: Callable[[random.Random], None]) -> int:
     played = 0
     while left > 0 and (not played or time.monotonic() < until_s):
         rounds = min(left, ROUNDS)
-        command = [sys.executable, "-P", os.path.abspath(sys.argv[0]), "compiled", "--seed", str(seed), "--rounds", str(rounds)]
+        command = [
+            sys.executable,
+            "-P",
+            os.path.abspath(sys.argv[0]),
+            "compiled",
+            "--seed",
+            str(seed),
+            "--rounds",
+            str(rounds),
+        ]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
         with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryDirectory() as place:
             begun = subprocess.run(

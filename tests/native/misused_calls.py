@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import posix_ipc
 from native_objects import (
-    BLANK_PAGE,
     DEATHS,
     FLOATS,
     NBYTES,

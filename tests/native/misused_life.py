@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import itertools
 import os
 import sys
@@ -217,6 +218,27 @@ def a_handler_that_forks() -> None:
     if not children[0]:
         os._exit(0 if left is not True and not any(buffer) else 1)
     print(left)
+
+
+def a_module_that_is_made_again() -> None:
+    spec = importlib.util.find_spec("tr_mmap.native._native")
+    assert spec is not None
+    assert spec.loader is not None
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    for kind in (again.OwnerSegment, again.Mirror):
+        print(refusal(setattr, kind, "release", None).partition(":")[0])
+    print(refusal(again.ControllerFastPath, *controller_arguments()))  # the parts are of the first module's types
+    found = weakref.ref(again)
+    segment = again.OwnerSegment(memory(nbytes=NBYTES))
+    del again, kind
+    gc.collect()
+    segment.set_layout(FLOATS, np.dtype("f4"))
+    loan = segment.loan()  # of a type that only the module's state knows
+    print(found() is not None, loan.shape, loan.base is not None)
+    del segment, loan
+    gc.collect()
+    print(found())
 
 
 def a_subinterpreter() -> None:

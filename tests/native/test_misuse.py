@@ -195,6 +195,13 @@ def test_objects_do_nothing_in_a_forked_child() -> None:
 
 
 @compiled
+def test_a_module_that_is_made_again_has_types_of_its_own_for_as_long_as_its_objects_live() -> None:
+    refused = "TypeError: a tr_mmap.native.MessagePage is needed, not a tr_mmap.native.MessagePage\n"
+    expected = "TypeError\n" * 2 + refused + "True (4,) True\nNone\n"
+    assert outcome("misused_life.py", "a_module_that_is_made_again") == expected
+
+
+@compiled
 @pytest.mark.parametrize("name", ["a_subinterpreter", "a_subinterpreter_that_shares_all_it_can"])
 def test_another_interpreter_is_refused(name: str) -> None:
     refusals = "main interpreter only|does not support loading in subinterpreters"  # ours; CPython's since 3.12

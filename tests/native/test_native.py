@@ -59,6 +59,44 @@ def test_the_extension_is_there_where_it_can_be_built() -> None:
     assert (compiled is not None and os.environ.get("TR_MMAP_PURE", "") in ("", "0")) == tr_mmap.native.IS_COMPILED
 
 
+NOT_THERE = """
+import sys, types
+from importlib.machinery import ModuleSpec
+other = types.ModuleType("other")
+other.__spec__ = ModuleSpec("other", None)
+sys.modules["tr_mmap.native._native"] = None if sys.argv[1] == "absent" else other
+import numpy as np
+from tr_mmap import PythonSession, native
+print(native.IS_COMPILED, native.WHY_NOT_COMPILED)
+for name in ("first", "second"):
+    with PythonSession(sys.argv[2], name, quiet_mode=True) as session:
+        print(session.calculate("echo", np.ones(3)).tolist(), session.stats().is_compiled)
+"""
+CANNOT_LOAD = "ImportError: cannot import name 'ControllerFastPath'"
+
+
+@pytest.mark.parametrize(
+    ("extension", "is_chosen", "reason", "line"),
+    [
+        ("absent", False, "ModuleNotFoundError: import of tr_mmap", "tr_mmap was installed without compiled code"),
+        ("of another version", False, CANNOT_LOAD, f"tr_mmap cannot load its compiled code ({CANNOT_LOAD}"),
+        ("absent", True, "TR_MMAP_PURE is set", ""),
+    ],
+)
+def test_a_missing_extension_is_said_once_with_its_reason(
+    extension: str, is_chosen: bool, reason: str, line: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TR_MMAP_PURE"}
+    environment |= {"TR_MMAP_PURE": "1"} if is_chosen else {}
+    command = [sys.executable, "-c", NOT_THERE, extension, str(TOOLS)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    said = done.stdout.splitlines()
+    assert said[0].startswith(f"False {reason}")
+    assert said[1:] == ["[1.0, 1.0, 1.0] False"] * 2
+    assert done.stderr.startswith(line)
+    assert len(done.stderr.splitlines()) == bool(line)
+
+
 # -- lines -------------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, SupportsIndex
 
 from ..errors import ResponseTimeout, SessionInUse, SessionNotStarted, WorkerDied
+from ..native import IS_COMPILED
 from ..native.installation import warn_once
 from ..protocol.status import Status, StatusLine
 from ..sessions.projects import choose_workspace
@@ -408,6 +409,7 @@ class SessionLifecycle:
             created=pool.created,
             log_nbytes=0 if log is None else log.nbytes,
             log_dropped_nbytes=0 if log is None else log.dropped_nbytes,
+            is_compiled=IS_COMPILED,
             worker=(
                 ended_state(dispatcher.resources.last_pid)
                 if worker is None

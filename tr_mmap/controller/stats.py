@@ -51,11 +51,13 @@ class SessionStats(PoolStats):
     Attributes:
         log_nbytes: bytes of the worker's log now; it is outside shared memory.
         log_dropped_nbytes: bytes that were cut off the beginning of the log, because it had become too large.
+        is_compiled: whether this process has tr_mmap's extension; ``tr_mmap.native.WHY_NOT_COMPILED`` says why not.
         worker: what the worker does. Of one that has ended, also when its death was reported, until the next start.
     """
 
     log_nbytes: int
     log_dropped_nbytes: int
+    is_compiled: bool
     worker: WorkerState
 
 

@@ -2,7 +2,8 @@
 
 There are two implementations, with one suite of tests. The extension (``*.c``) is built on installation where there is
 a compiler. :mod:`.reference` does the same in plain Python, and says what each operation means. ``TR_MMAP_PURE=1`` in
-the environment chooses the reference. This room knows bytes, arrays and semaphores; it never knows sessions.
+the environment chooses the reference; ``WHY_NOT_COMPILED`` says that, or what the import of the extension raised. This
+room knows bytes, arrays and semaphores; it never knows sessions.
 
 ``LeaseWords``
     the words of a segment's header that coordinate its owner and its reader, in the right memory order.
@@ -44,6 +45,7 @@ from .parts import ChannelParts, TensorParts
 __all__ = [
     "IS_COMPILED",
     "KEEPS_STORES_IN_ORDER",
+    "WHY_NOT_COMPILED",
     "ChannelParts",
     "ControllerFastPath",
     "FreeLists",
@@ -69,6 +71,7 @@ __all__ = [
 # Whether a segment may be filled again, and a mapped page may carry messages: always, through the extension.
 KEEPS_STORES_IN_ORDER = True
 IS_COMPILED = os.environ.get("TR_MMAP_PURE", "") in ("", "0")
+WHY_NOT_COMPILED = "" if IS_COMPILED else "TR_MMAP_PURE is set"
 if IS_COMPILED:
     try:
         from ._native import (
@@ -91,8 +94,9 @@ if IS_COMPILED:
             map_file,
             quick_load,
         )
-    except ImportError:
+    except ImportError as error:
         IS_COMPILED = False
+        WHY_NOT_COMPILED = f"{type(error).__name__}: {error}"
 if not IS_COMPILED and not TYPE_CHECKING:
     from .reference import (
         KEEPS_STORES_IN_ORDER,

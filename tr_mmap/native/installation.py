@@ -7,7 +7,7 @@ import logging
 import os
 from typing import Final
 
-from . import IS_COMPILED
+from . import IS_COMPILED, WHY_NOT_COMPILED
 
 __all__ = ["EXTENSIONS", "MEANING", "REMEDY", "missing", "warn_once"]
 
@@ -35,13 +35,16 @@ def missing() -> list[str]:
 
 
 def warn_once() -> None:
-    """Log one warning per process if the fast path was not built. ``TR_MMAP_PURE`` says that this is meant so."""
+    """Log one warning per process if there is no fast path. ``TR_MMAP_PURE`` says that this is meant so."""
     global _has_warned
     if IS_COMPILED or _has_warned:
         return
     _has_warned = True
-    if "TR_MMAP_PURE" not in os.environ and importlib.util.find_spec("tr_mmap.native._native") is None:
+    if "TR_MMAP_PURE" not in os.environ:
         _log.warning(
-            "tr_mmap was installed without compiled code, so small messages take five to ten times as long; "
-            "'tr-mmap doctor' says what to do, and TR_MMAP_PURE=1 in the environment silences this line"
+            "tr_mmap %s, so small messages take five to ten times as long; "
+            "'tr-mmap doctor' says what to do, and TR_MMAP_PURE=1 in the environment silences this line",
+            "was installed without compiled code"
+            if "tr_mmap.native._native" in missing()
+            else f"cannot load its compiled code ({WHY_NOT_COMPILED})",
         )
