@@ -138,7 +138,7 @@ def test_what_a_workers_script_ignores_or_blocks_itself_stays(tmp_path: Path, wa
     session = PythonSession(script(tmp_path, OWN_WISHES.replace("BEFORE", str(before))), quiet_mode=True)
     with WAYS.get(way, ignored)():
         session.start()
-    assert json.loads(session.fetch_response("wishes")) == [True, True]
+    assert json.loads(session.fetch_response("wishes", FOREVER_MS)) == [True, True]
     assert session.please_exit()
 
 

@@ -199,6 +199,14 @@ def the_wrong_types_of_arguments() -> None:
 # -- lists, dicts and callbacks ----------------------------------------------------------------------------------------
 
 
+def numbers_that_do_not_fit() -> None:
+    for made in (owner(), n.FreeLists()):
+        made.seq = 2**64 - 1
+        for value in (-1, -(2**63), 2**64, 1.0, "1", None):
+            print(refusal(setattr, made, "seq", value).split(":")[0])
+        print(refusal(delattr, made, "seq").split(":")[0], made.seq == 2**64 - 1)
+
+
 def held_that_shrinks_while_it_is_released() -> None:
     arguments = controller_arguments()
     held = arguments[7]

@@ -80,6 +80,12 @@ def test_parts_whose_init_has_not_run_are_refused_where_they_are_given() -> None
 
 
 @compiled
+def test_a_number_that_is_none_or_below_zero_is_refused_by_every_version_of_python() -> None:
+    refusals = ["OverflowError"] * 3 + ["TypeError"] * 4
+    assert outcome("misused_calls.py", "numbers_that_do_not_fit").split() == [*refusals, "True"] * 2
+
+
+@compiled
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -379,10 +379,14 @@ static PyMemberDef free_lists_members[] = {
     {"viewed", T_OBJECT, offsetof(FreeLists, viewed), READONLY, "segments taken off because the reader has a view"},
     {"pool_token", T_OBJECT, offsetof(FreeLists, pool_token), READONLY, "what tells its segments from other pools'"},
     {"is_slow_path_running", T_BOOL, offsetof(FreeLists, is_slow_path_running), 0, "whether a thread is in it"},
-    {"seq", T_ULONGLONG, offsetof(FreeLists, seq), 0, "the number that was last published"},
     {"takes", T_PYSSIZET, offsetof(FreeLists, takes), 0, "how many segments were taken from a free list"},
     {"copied_nbytes", T_PYSSIZET, offsetof(FreeLists, copied_nbytes), 0, "bytes that were copied into segments"},
     {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef free_lists_attributes[] = {
+    {"seq", get_unsigned, set_unsigned, "the number that was last published", (void *)offsetof(FreeLists, seq)},
+    {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot free_lists_slots[] = {
@@ -394,6 +398,7 @@ static PyType_Slot free_lists_slots[] = {
     {Py_tp_dealloc, free_lists_dealloc},
     {Py_tp_methods, free_lists_methods},
     {Py_tp_members, free_lists_members},
+    {Py_tp_getset, free_lists_attributes},
     {0, NULL},
 };
 

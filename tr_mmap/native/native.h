@@ -34,6 +34,11 @@ extern unsigned fork_generation;
 /* Map part of a file; NULL with an OSError. */
 PyObject *map_part(const ModuleState *state, int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable, int is_private);
 
+/* Attributes that are a uint64_t, at the offset that a PyGetSetDef has as its closure. As a member, CPython 3.13 takes a
+ * negative number for a large one. */
+PyObject *get_unsigned(PyObject *self, void *offset);
+int set_unsigned(PyObject *self, PyObject *value, void *offset);
+
 /* Whether this is the thread in which Python runs signal handlers. */
 int is_main_thread(void);
 

@@ -210,13 +210,17 @@ static PyMemberDef owner_segment_members[] = {
     {"loaned_layout", T_OBJECT, offsetof(OwnerSegment, loaned_layout), READONLY, "the layout that was loaned"},
     {"free_list", T_OBJECT, offsetof(OwnerSegment, free_list), 0, "where it goes when the last hold is released"},
     {"pool_token", T_OBJECT, offsetof(OwnerSegment, pool_token), 0, "what tells its pool from others"},
-    {"seq", T_ULONGLONG, offsetof(OwnerSegment, seq), 0, "the number that it was last published under"},
     {"holds", T_PYSSIZET, offsetof(OwnerSegment, holds), 0, "how many tags, messages and loans need its content"},
     {"last_take", T_PYSSIZET, offsetof(OwnerSegment, last_take), 0, "when it was last taken, by its pool's count"},
     {"is_published", T_BOOL, offsetof(OwnerSegment, is_published), 0, "whether the loan was published"},
     {"is_slot", T_BOOL, offsetof(OwnerSegment, is_slot), 0, "whether its file is not its own"},
     {"is_header_current", T_BOOL, offsetof(OwnerSegment, is_header_current), 0, "whether the header has the layout"},
     {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef owner_segment_attributes[] = {
+    {"seq", get_unsigned, set_unsigned, "the number that it was last published under", (void *)offsetof(OwnerSegment, seq)},
+    {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot owner_segment_slots[] = {
@@ -229,6 +233,7 @@ static PyType_Slot owner_segment_slots[] = {
     {Py_tp_dealloc, owner_segment_dealloc},
     {Py_tp_methods, owner_segment_methods},
     {Py_tp_members, owner_segment_members},
+    {Py_tp_getset, owner_segment_attributes},
     {0, NULL},
 };
 
