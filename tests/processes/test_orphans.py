@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from support import ROOT, TOOLS, controller, has_ended, leftovers
+from support import ROOT, TOOLS, controller, has_ended, leftovers, wait_until
 
 from tr_mmap import PythonSession, sweep
 from tr_mmap.processes import lifeline
@@ -239,6 +240,8 @@ def test_a_program_that_is_no_controllers_worker_keeps_its_children(monkeypatch:
 def test_a_session_of_a_strangers_number_loses_nobody(workspace: Path) -> None:
     """The manifest of a dead session names a leader whose number is another's by now."""
     stranger = subprocess.Popen(["sh", "-c", "sleep 1000 & wait"], start_new_session=True)
+    wait_until(psutil.Process(stranger.pid).children)
+    (child,) = psutil.Process(stranger.pid).children()
     try:
         place = Workspace(str(workspace))
         path = place.claim("dead", Manifest(session_id="dead", controller=Identity.current()))
@@ -247,5 +250,6 @@ def test_a_session_of_a_strangers_number_loses_nobody(workspace: Path) -> None:
         assert sweep().removed == ["dead"]
         assert stranger.poll() is None
     finally:
-        os.killpg(stranger.pid, signal.SIGKILL)
+        child.kill()
+        assert has_ended(child.pid)
         stranger.wait()

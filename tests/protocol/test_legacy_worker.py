@@ -125,6 +125,7 @@ def test_text_goes_to_an_old_worker_as_it_is(legacy: PythonSession) -> None:
 
 
 def test_the_text_of_an_answer_that_is_tensors_is_ok_and_its_files_go(legacy: PythonSession) -> None:
+    legacy.send_tensor(A, "a")
     assert legacy.fetch_response("echo a") == "ok"
     assert not [name for name in files_of(legacy) if "taken" in name or name == "r.tsr"]
 

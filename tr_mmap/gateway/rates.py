@@ -10,6 +10,7 @@ from .errors import RateLimited
 __all__ = ["RateLimit"]
 
 _MOST_BUCKETS: Final = 10_000
+_ONE: Final = 1 - 1e-6  # what is added in several steps may be a little less than the whole
 
 
 class RateLimit:
@@ -57,7 +58,7 @@ class RateLimit:
         content, then_s = self._buckets.pop(key)
         content = min(self._burst, content + (now_s - then_s) * self._per_s)
         self._buckets[key] = (content, now_s)
-        if content < 1:
+        if content < _ONE:
             wait_s = (1 - content) / self._per_s
             raise RateLimited(
                 f"{self._who} may make {self._per_s * 60:g} {self._what} a minute; try again in {wait_s:.1f} s",
