@@ -15,7 +15,7 @@ from support import TOOLS
 from tr_mmap import PythonSession
 
 OPTIONS: dict[str, dict[str, Any]] = {"mapped": {}, "signed": {"auth": True}}
-SAMPLE = 19  # each step of the handler is interrupted at one in so many steps of the code that it interrupts itself
+SAMPLE = 41  # each step of the handler is interrupted at one in so many steps of the code that it interrupts itself
 SOON_MS = 5000.0
 
 _numbers = count(1)

@@ -97,7 +97,7 @@ def test_no_step_of_a_request_costs_the_parent_anything(
         pytest.skip("there a file by hand is a result")
     with PythonSession(TOOLS, "raising", quiet_mode=True, **OPTIONS[options]) as session:
         action(session)
-        step, stride = 1 + ACTIONS.index(action), 1 if is_full else 29
+        step, stride = 1 + ACTIONS.index(action), 1 if is_full else 61
         while forked_at(step, partial(action, session)):
             step += stride
         assert step > 5
@@ -116,7 +116,7 @@ def test_no_step_of_a_start_or_an_end_costs_the_parent_anything(workspace: Path,
         assert session.please_exit(FOREVER_MS)
         assert not os.path.exists(folder)
 
-    step, stride = 1, 7 if is_full else 1301
+    step, stride = 1, 7 if is_full else 2003
     while forked_at(step, live):
         step += stride
     assert step > 5
@@ -149,12 +149,14 @@ def give_up_what_is_free(pool: SegmentPool) -> None:
 
 
 @pytest.mark.parametrize("action", [publish_a_new_size, publish_after_a_private_loan, give_up_what_is_free])
-def test_no_step_of_a_pool_costs_the_parent_a_segment(tmp_path: Path, action: Callable[[SegmentPool], None]) -> None:
+def test_no_step_of_a_pool_costs_the_parent_a_segment(
+    tmp_path: Path, is_full: bool, action: Callable[[SegmentPool], None]
+) -> None:
     pool = SegmentPool(str(tmp_path), "segment")
-    step = 1
+    step, stride = 1, 1 if is_full else 5
     while forked_at(step, partial(action, pool)):
         assert {path.name for path in tmp_path.iterdir()} == set(pool._segments)
-        step += 1
+        step += stride
     assert step > 5
     pool.close()
     assert not list(tmp_path.iterdir())
