@@ -1,4 +1,4 @@
-"""``tools/sanitize`` says what it needs and lacks, before it does anything. Its runs are not tests: they take minutes."""
+"""What tools/sanitize says before it builds: the libraries that are missing, and what to install."""
 
 from __future__ import annotations
 
