@@ -97,6 +97,7 @@ def test_a_host_that_forked_still_takes_all_with_it() -> None:
         eventually(lambda: all(is_gone(each) for each in processes))
     finally:
         child.kill()
+        eventually(lambda: is_gone(child))
 
 
 def test_a_zygote_that_was_killed_is_named_and_takes_all_with_it() -> None:
