@@ -172,12 +172,22 @@ def processes_of(workspace: Path) -> list[psutil.Process]:
             environ = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             continue
-        if wanted in environ.split(b"\0"):
+        if wanted in environ.split(b"\0") and not _was_killed(pid):
             try:
                 found.append(psutil.Process(pid))
             except psutil.NoSuchProcess:
                 continue
     return found
+
+
+def _was_killed(pid: int) -> bool:
+    """Whether SIGKILL waits for a process: on a busy machine it may be a while until that runs, and ends."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it has ended
+        return True
+    pending = (int(mask, 16) for mask in re.findall(r"^(?:SigPnd|ShdPnd):\s*(\w+)$", status, re.MULTILINE))
+    return any(mask >> (signal.SIGKILL - 1) & 1 for mask in pending)
 
 
 def has_ended(pid: int, within_s: float = BOUND_S) -> bool:
