@@ -7,11 +7,10 @@ reader has it, so :meth:`LeaseWords.claim` and :meth:`LeaseWords.retire` say tha
 
 from __future__ import annotations
 
-import os
 import platform
-import threading
 from typing import Any, Final
 
+from ...base.unpatched import unpatched
 from ...wire.header import (
     GUEST_WORD,
     LAYOUT_WORD,
@@ -29,10 +28,16 @@ __all__ = ["KEEPS_STORES_IN_ORDER", "LeaseWords"]
 
 KEEPS_STORES_IN_ORDER: Final = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 
-# Even x86 may let a load overtake an earlier store to another word. Entering a lock is a locked instruction, which is a
-# full memory barrier. The lock is reentrant because a signal handler may run in between. A forked child gets it free.
-_FENCE: Final = threading.RLock()
-os.register_at_fork(after_in_child=_FENCE._at_fork_reinit)  # type: ignore[attr-defined]
+_new_lock: Final = unpatched("_thread", "allocate_lock")
+
+
+def _fence() -> None:
+    """A full memory barrier: even x86 may let a load overtake an earlier store to another word.
+
+    Taking a lock is a locked instruction, which is such a barrier. Each call takes a lock of its own, so that no
+    exception, signal handler or fork can leave one taken that another thread waits for.
+    """
+    _new_lock().acquire()
 
 
 class LeaseWords:
@@ -62,8 +67,7 @@ class LeaseWords:
     def _clear_seq(self, seq: int) -> int:
         words = self._words
         words[SEQ_WORD] = seq
-        with _FENCE:
-            pass
+        _fence()
         return LEASE_PINNED if words[GUEST_WORD] or not KEEPS_STORES_IN_ORDER else words[LEASE_WORD]
 
     def stamp(self, seq: int) -> None:
@@ -77,8 +81,7 @@ class LeaseWords:
         words = self._words
         # Store the lease before seq is read. If the owner's check missed the lease, the owner had cleared seq before.
         words[LEASE_WORD] = LEASE_HELD
-        with _FENCE:
-            pass
+        _fence()
         if words[SEQ_WORD] != seq or words[SEQ_COPY_WORD] != seq or seq in (0, SEQ_RETIRED):
             return 0
         return words[LAYOUT_WORD]
