@@ -8,9 +8,9 @@ reader has it, so :meth:`LeaseWords.claim` and :meth:`LeaseWords.retire` say tha
 from __future__ import annotations
 
 import platform
+from _thread import allocate_lock
 from typing import Any, Final
 
-from ...base.unpatched import unpatched
 from ...wire.header import (
     GUEST_WORD,
     LAYOUT_WORD,
@@ -28,8 +28,6 @@ __all__ = ["KEEPS_STORES_IN_ORDER", "LeaseWords"]
 
 KEEPS_STORES_IN_ORDER: Final = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 
-_new_lock: Final = unpatched("_thread", "allocate_lock")
-
 
 def _fence() -> None:
     """A full memory barrier: even x86 may let a load overtake an earlier store to another word.
@@ -37,7 +35,7 @@ def _fence() -> None:
     Taking a lock is a locked instruction, which is such a barrier. Each call takes a lock of its own, so that no
     exception, signal handler or fork can leave one taken that another thread waits for.
     """
-    _new_lock().acquire()
+    allocate_lock().acquire()
 
 
 class LeaseWords:
