@@ -143,7 +143,13 @@ PLACES: Final[dict[str, Callable[[DType], bool]]] = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(each, id=each + (" with torch" if PLACES[each] in (in_frameworks, in_tensors) else ""))
+        for each in PLACES
+    ],
+)
 def test_every_dtype_is_in_this_place(place: str) -> None:
     failures = {}
     for dtype in TABLE:
