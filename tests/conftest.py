@@ -26,6 +26,7 @@ settings.register_profile("tests", deadline=None)  # how long an example takes i
 settings.load_profile("tests")
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+WITHOUT_TORCH = "NOT TESTED: what needs torch, which is not installed"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,11 +42,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Without torch, a file that imports it cannot be collected; the closing lines say so."""
-    if HAS_TORCH or collection_path.suffix != ".py":
+class _NeedsTorch(pytest.Module):
+    """A file that imports torch, which is not installed."""
+
+    def collect(self) -> list[pytest.Item | pytest.Collector]:
+        pytest.skip(WITHOUT_TORCH, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    if HAS_TORCH or not re.search(r"^(import|from) torch\b", module_path.read_text(), re.MULTILINE):
         return None
-    return bool(re.search(r"^(import|from) torch\b", collection_path.read_text(), re.MULTILINE)) or None
+    return _NeedsTorch.from_parent(parent, path=module_path)
 
 
 def _needs_torch(item: pytest.Item) -> bool:
@@ -58,7 +65,7 @@ def _needs_torch(item: pytest.Item) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not HAS_TORCH:
         for each in filter(_needs_torch, items):
-            each.add_marker(pytest.mark.skip("NOT TESTED: what needs torch, which is not installed"))
+            each.add_marker(pytest.mark.skip(WITHOUT_TORCH))
     if not config.getoption("--full"):
         left = [each for each in items if each.get_closest_marker("full_only")]
         if left:

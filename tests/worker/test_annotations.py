@@ -31,7 +31,6 @@ from typing import (
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from support import run_python
 
 from tr_mmap import BadMessage, MissingTag, PythonSession, RemoteError, Server
@@ -46,7 +45,7 @@ Metres = NewType("Metres", float)
 Number = TypeVar("Number", bound=float)
 T = TypeVar("T")
 Constrained = TypeVar("Constrained", int, float)
-ConstrainedArray = TypeVar("ConstrainedArray", np.ndarray, torch.Tensor)
+ConstrainedArray = TypeVar("ConstrainedArray", np.ndarray, np.memmap)
 
 
 def bound(function: Callable[..., Any], parameters: str) -> Any:
@@ -146,7 +145,7 @@ def new_type(x: Any, k: Metres, n: Number) -> Any:
     return x, k, n
 
 
-def arrays(x: np.ndarray, y: torch.Tensor | None, z: npt.NDArray[np.float32] | None = None, w: T | object = 1) -> Any:
+def arrays(x: np.ndarray, y: np.memmap | None, z: npt.NDArray[np.float32] | None = None, w: T | object = 1) -> Any:
     return x, y, z, w
 
 
@@ -273,8 +272,6 @@ class Model:
         (Model.static, "a 3", ("tensor a", 3)),
         (decorated(optional), "a 2.5", ("tensor a", 2.5)),
         (decorated(decorated(Model().run)), "a 2.5", ("tensor a", 2.5)),
-        (torch.inference_mode()(optional), "a 2.5", ("tensor a", 2.5)),
-        (torch.no_grad()(keyword), "a 2.5", ("tensor a", 2.5, "none")),
         (bare_decorated(arrays), "a b", ("tensor a", "tensor b", None, 1)),
     ],
 )
@@ -332,17 +329,10 @@ class Pair(NamedTuple):
     k: float
 
 
-class Network(torch.nn.Module):
-    pass
-
-
 class Named(dict):  # type: ignore[type-arg]
     pass
 
 
-def a_torch_dtype(x: Any, dtype: torch.dtype) -> Any: ...
-def a_device(x: Any, device: torch.device | None = None) -> Any: ...
-def a_size(x: Any, size: torch.Size) -> Any: ...
 def a_dtype_like(x: Any, dtype: npt.DTypeLike) -> Any: ...
 def a_generator_of_numbers(x: Any, rng: np.random.Generator) -> Any: ...
 def any_text(x: Any, text: AnyStr) -> Any: ...
@@ -350,8 +340,6 @@ def supports_float(x: Any, k: SupportsFloat) -> Any: ...
 def supports_index(x: Any, k: SupportsIndex) -> Any: ...
 def a_typed_dict(x: Any, options: Options) -> Any: ...
 def a_named_tuple(x: Any, pair: Pair) -> Any: ...
-def a_module(x: Any, net: torch.nn.Module) -> Any: ...
-def a_network(x: Any, net: Network) -> Any: ...
 def a_dict_of_ones_own(x: Any, named: Named) -> Any: ...
 def a_numpy_bool(x: Any, flag: np.bool_) -> Any: ...
 def a_numpy_int(x: Any, k: np.int64) -> Any: ...
@@ -411,9 +399,6 @@ class AsyncModel:
         (a_numpy_number, "write k: float$"),
         (a_numpy_text, "write k: str$"),
         (a_numpy_date, "write day: str$"),
-        (a_torch_dtype, "dtype: torch.dtype is neither a tensor nor a word.*write dtype: str$"),
-        (a_device, "write device: str$"),
-        (a_size, "write size: str$"),
         (a_dtype_like, "write dtype: np.dtype$"),
         (a_generator_of_numbers, "write rng: str$"),
         (any_text, "write text without an annotation for a tensor, or text: str for a word"),
@@ -421,8 +406,6 @@ class AsyncModel:
         (supports_index, "write k: int$"),
         (a_typed_dict, "write options: str$"),
         (a_named_tuple, "write pair: str$"),
-        (a_module, "write net: str$"),
-        (a_network, "write net: str$"),
         (a_dict_of_ones_own, "write named: str$"),
         *[(of_literal(value), "write mode: str$") for value in ("a b", "a,b", "", " a", "\ud800")],
         (unpacked_of_two, r"write \*xs: float for words"),
