@@ -19,13 +19,13 @@ from collections.abc import Callable
 __all__ = ["run"]
 
 ROUNDS = 200  # of one process, so that a leak or a state of the process does not hide what comes later
-HANG_S = 60.0
+HANG_S = 300.0  # of a round, which takes a second or less on a machine with nothing else to do
 
 
 def _child(play: Callable[[random.Random], None], first: int, rounds: int, until_s: float) -> None:
     faulthandler.enable()
-    faulthandler.dump_traceback_later(HANG_S, exit=True)
     for seed in range(first, first + rounds):
+        faulthandler.dump_traceback_later(HANG_S, exit=True)
         sys.stdout.write(f"{seed}\n")
         sys.stdout.flush()
         play(random.Random(seed))
