@@ -88,8 +88,14 @@ def while_it_polls() -> None:
     signal.signal(signal.SIGALRM, stop)
     for number in range(20):
         for wait in waits(semaphore(), 1000.0):
-            signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.00005 * number)
-            stopped(wait)
+
+            def set_and_wait(wait: Callable[[], Any] = wait, seconds: float = 0.0002 + 0.00005 * number) -> None:
+                signal.setitimer(
+                    signal.ITIMER_REAL, seconds
+                )  # on a busy machine the signal may come before this ends
+                wait()
+
+            stopped(set_and_wait)
     print("ok")
 
 
@@ -101,7 +107,7 @@ def given_to_another_thread() -> None:
         receiver = threading.Timer(0.02, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR1))
 
         def start_and_wait(receiver: threading.Timer = receiver, wait: Callable[[], Any] = wait) -> None:
-            receiver.start()  # on a busy machine the signal may come before this returns
+            receiver.start()  # on a busy machine the signal may come before this ends
             wait()
 
         stopped(start_and_wait)
