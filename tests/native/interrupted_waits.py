@@ -90,9 +90,7 @@ def while_it_polls() -> None:
         for wait in waits(semaphore(), 1000.0):
 
             def set_and_wait(wait: Callable[[], Any] = wait, seconds: float = 0.0002 + 0.00005 * number) -> None:
-                signal.setitimer(
-                    signal.ITIMER_REAL, seconds
-                )  # on a busy machine the signal may come before this ends
+                signal.setitimer(signal.ITIMER_REAL, seconds)  # on a busy machine the signal may come before this ends
                 wait()
 
             stopped(set_and_wait)
