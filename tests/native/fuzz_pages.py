@@ -104,7 +104,7 @@ def _be_hostile(directory: str, seed: int) -> None:
     parent = os.getppid()
     while True:
         files = _mapped(directory)
-        pause_s = source.choice([0.0, 0.0001, 0.0005, 0.002])
+        pause_s = source.choice([0.00002, 0.0001, 0.0005, 0.002])
         for _ in range(100):
             if os.getppid() != parent:
                 return
