@@ -5,6 +5,7 @@ Sessions that many tests share live for the whole run, in workspaces of their ow
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import inspect
 import os
@@ -84,6 +85,36 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = [str(report.longrepr[2]) for report in terminalreporter.getreports("skipped")]
     for reason in sorted({reason for reason in reasons if "NOT TESTED" in reason}):
         terminalreporter.write_sep("*", reason.removeprefix("Skipped: "), red=True, bold=True)
+
+
+_GRACE_S = 120  # for a test beyond its limit, to end what it has started
+
+
+def _arm_watchdog(item: pytest.Item) -> None:
+    """End this process when an exception at the limit does not end the test: a thread, or the test's end, may hang.
+
+    All threads are shown then, and another process goes on with the tests that are left.
+    """
+    mark = item.get_closest_marker("timeout")
+    limit_s = float(mark.args[0] if mark else item.config.getini("timeout"))
+    faulthandler.cancel_dump_traceback_later()
+    if limit_s:
+        faulthandler.dump_traceback_later(limit_s + _GRACE_S, file=sys.__stderr__, exit=True)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+    _arm_watchdog(item)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
+    if isinstance(node, pytest.Item):
+        _arm_watchdog(node)  # pytest has ended it
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,6 +16,7 @@ from segment_sides import PAGE, Sides
 import tr_mmap
 from tr_mmap import OutOfSpace
 from tr_mmap.native import drain
+from tr_mmap.native.reference import segments as reference
 from tr_mmap.shm.segment import Segment
 from tr_mmap.wire.header import SEQ_RETIRED, SEQ_WORD
 
@@ -53,6 +54,10 @@ def stop_at(number: int, action: Callable[[], object], handler: Callable[[], obj
         return True
     finally:
         sys.settrace(None)
+        while (
+            reference._lock._is_owned()
+        ):  # a trace function may raise where a "with" ends, and a signal handler may not
+            reference._lock.release()
     return left <= 0
 
 
