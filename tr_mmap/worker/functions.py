@@ -94,14 +94,19 @@ class Server(TechRenaissanceServer):
         known = self._commands.get(command)
         if known is None:
             return False
-        if known.convert_text is not None and parameters:
-            result = known.function(known.convert_text(parameters))
+        convert_text = known.convert_text
+        if convert_text is not None and parameters:
+            result = known.function(parameters if convert_text is str else convert_text(parameters))
+        elif (quick := self._quick_arguments(known, parameters)) is not None:
+            result = known.function(*quick)
         else:
             arguments, named = self._arguments(known, parameters)
             result = known.function(*arguments, **named)
         if self.is_foreign:
             return True  # the function has forked, and this is the child: what it returns goes nowhere
-        if isinstance(result, str):
+        if result.__class__ is str and self._reply is not None:  # as _set_result(), in fewer steps
+            self._reply.result = result
+        elif isinstance(result, str):
             self._set_result(result)
         elif result is not None:
             try:
@@ -114,13 +119,16 @@ class Server(TechRenaissanceServer):
                 raise
         return True
 
-    def _arguments(self, known: Command, parameters: str) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments for a command's function by position and by name, by the fast path if possible."""
+    def _quick_arguments(self, known: Command, parameters: str) -> list[Any] | None:
+        """The arguments for a function that takes only tensors, by the fast path; None if that cannot give them."""
         fast_path = self._fast_path
-        if fast_path is not None and known.tensor_counts and self._has_quick_views and self.framework == "numpy":
-            arguments = fast_path.quick_fetch(parameters)
-            if arguments is not None and len(arguments) in known.tensor_counts:
-                return arguments, {}
+        if fast_path is None or not known.tensor_counts or not self._has_quick_views or self.framework != "numpy":
+            return None
+        arguments = fast_path.quick_fetch(parameters)
+        return None if arguments is None or len(arguments) not in known.tensor_counts else arguments
+
+    def _arguments(self, known: Command, parameters: str) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments for a command's function by position and by name."""
         try:
             return known.bind(parameters, self._tags, self._fetch, self.framework)
         except TRException as error:
