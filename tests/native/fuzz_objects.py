@@ -43,7 +43,7 @@ DEPTH = 3  # most callbacks inside each other
 STEP_S = 0.02  # what lasts longer, as a wait may, is ended by a signal handler that raises
 RESULTS = 60  # most objects that a round keeps of what calls have returned
 semaphore = native_objects.semaphore
-KINDS = (n.Semaphore, n.LeaseWords, n.OwnerSegment, n.ReaderSegment, n.MessagePage, n.FreeLists, n.Mirror, n.Heartbeat)
+KINDS = (n.Semaphore, n.LeaseWords, n.OwnerSegment, n.ReaderSegment, n.Ring, n.FreeLists, n.Mirror, n.Heartbeat)
 HIDDEN = {"map_file", "wait", "drain"}  # called with bounds, below; the last does nothing
 
 
@@ -62,7 +62,7 @@ class World(Values):
         pool, mapped, held, tags, by_hand = n.FreeLists(), {"s": reader()}, [], {}, []
         sending, receiving, status = memory(BLANK_PAGE), memory(BLANK_PAGE), memory(b"ready\n  ", 4096)
         shown = mirror(status)
-        ends = [[n.MessagePage(sending), n.MessagePage(receiving)], [n.MessagePage(receiving), n.MessagePage(sending)]]
+        ends = [[n.Ring(sending), n.Ring(receiving)], [n.Ring(receiving), n.Ring(sending)]]
         bells = [semaphore(), semaphore()]
         # No others are made: a signal handler that raised would leave a name in the system.
         native_objects.semaphore = lambda: self.random.choice(bells)  # type: ignore[assignment]
@@ -128,7 +128,7 @@ class World(Values):
         target = self.target()
         if isinstance(target, n.Semaphore):
             target.wait(self.random.choice([0, 0.001, -1, Callback(self)]))
-        elif isinstance(target, n.MessagePage):
+        elif isinstance(target, n.Ring):
             target.wait(
                 self.target(),
                 self.random.choice([0, 0.002]),

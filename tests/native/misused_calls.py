@@ -49,7 +49,7 @@ def makers() -> list[tuple[type, list[Any]]]:
         (n.LeaseWords, [buffer]),
         (n.OwnerSegment, [buffer]),
         (n.ReaderSegment, [buffer, buffer]),
-        (n.MessagePage, [buffer]),
+        (n.Ring, [buffer]),
         (n.FreeLists, []),
         (n.Mirror, [buffer, "/proc/nothing", b""]),
         (n.Heartbeat, [buffer]),
@@ -188,8 +188,8 @@ def the_wrong_types_of_arguments() -> None:
                 arguments[index] = bad
                 refusal(kind, *arguments)
     for bad in (None, 3, bytes(8192), bytearray(100), memory()[1:], memory().toreadonly(), np.zeros((4, 4))[:, 0]):
-        for kind in (n.LeaseWords, n.OwnerSegment, n.MessagePage):
-            if kind is not n.MessagePage or not isinstance(bad, bytearray):
+        for kind in (n.LeaseWords, n.OwnerSegment, n.Ring):
+            if kind is not n.Ring or not isinstance(bad, bytearray):
                 assert not refusal(kind, bad).startswith("accepted"), (kind, bad)
         assert not refusal(n.ReaderSegment, bad, memory()).startswith("accepted"), bad
     assert not refusal(n.ReaderSegment, memory(), None).startswith("accepted")

@@ -90,7 +90,7 @@ def subclasses_that_override_everything() -> None:
     arguments[7].append(segment)
     path = answered(arguments, b',"command":"run","result":"x","timestamp":5,"tensors":[["","s",5]]}')
     print(path.receive(1, 0), path.send(1, "run", (np.zeros(4, "f4"),)))
-    for kind in (n.Semaphore, n.MessagePage, n.ControllerFastPath, n.WorkerFastPath):
+    for kind in (n.Semaphore, n.Ring, n.ControllerFastPath, n.WorkerFastPath):
         print(refusal(type, "Sub", (kind,), {}).partition(":")[0])
 
 
@@ -202,7 +202,7 @@ def objects_in_a_forked_child() -> None:
 def a_handler_that_forks() -> None:
     arguments = worker_arguments()
     buffer = memory(BLANK_PAGE)
-    arguments[0] = n.MessagePage(buffer)
+    arguments[0] = n.Ring(buffer)
     path = asked(arguments)
     children: list[int] = []
 
@@ -335,7 +335,7 @@ def allocations_that_fail() -> None:
     arguments[5], arguments[7] = lists, held
     other = arguments[6]["r"] = reader()
     buffer = memory(BLANK_PAGE)
-    arguments[1], peer = n.MessagePage(buffer), n.MessagePage(buffer)
+    arguments[1], peer = n.Ring(buffer), n.Ring(buffer)
     path = n.ControllerFastPath(*arguments)
     number = itertools.count(1)
 
@@ -391,7 +391,7 @@ def allocations_that_fail() -> None:
         lambda: n.ControllerFastPath(*controller),
         lambda: n.ReaderSegment(blocks[0], blocks[1]),
         lambda: n.OwnerSegment(blocks[2]),
-        lambda: n.MessagePage(blocks[3]).store(1, b"}"),
+        lambda: n.Ring(blocks[3]).store(1, b"}"),
         n.FreeLists,
     ):
         each_allocation_failing(operation, lambda: None)

@@ -53,7 +53,7 @@ def a_mapping_that_does_not_fit() -> None:
 
 
 def a_buffer_that_is_resized() -> None:
-    for kind in (n.LeaseWords, n.OwnerSegment, n.MessagePage):
+    for kind in (n.LeaseWords, n.OwnerSegment, n.Ring):
         buffer = bytearray(NBYTES)
         made = kind(buffer)
         print(refusal(buffer.clear).partition(":")[0])

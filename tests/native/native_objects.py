@@ -51,7 +51,7 @@ def mirror(shown: memoryview) -> Any:
 
 
 def page() -> Any:
-    return n.MessagePage(memory(BLANK_PAGE))
+    return n.Ring(memory(BLANK_PAGE))
 
 
 def endpoint() -> list[Any]:
@@ -95,8 +95,8 @@ def worker_arguments(reply: type = Reply) -> list[Any]:
 def incoming(arguments: list[Any]) -> Any:
     """The peer's end of the page that a fast path reads."""
     buffer = memory(BLANK_PAGE)
-    arguments[1] = n.MessagePage(buffer)
-    return n.MessagePage(buffer)
+    arguments[1] = n.Ring(buffer)
+    return n.Ring(buffer)
 
 
 def asked(arguments: list[Any], *, tensors: str = "") -> Any:

@@ -332,7 +332,7 @@ def test_a_wait_that_lasts_shows_what_the_mirrors_lack_and_a_short_one_does_not(
     posix_ipc.unlink_semaphore(name)
     buffer = memoryview(mmap.mmap(-1, 65536))
     buffer[: len(EMPTY_PAGE)] = EMPTY_PAGE.encode()
-    page = native.MessagePage(buffer)
+    page = native.Ring(buffer)
     page.set_mirrors((shown.mirror,))
     shown.set(b"first")
     looks: list[bytes] = []
@@ -351,7 +351,7 @@ def test_a_wait_that_lasts_shows_what_the_mirrors_lack_and_a_short_one_does_not(
 def test_only_a_tuple_of_mirrors_is_kept_up_to_date(native: ModuleType, mirrors: Any) -> None:
     if native is plain:
         pytest.skip("plain Python looks when it uses them")
-    page = native.MessagePage(memoryview(mmap.mmap(-1, 65536)))
+    page = native.Ring(memoryview(mmap.mmap(-1, 65536)))
     with pytest.raises(TypeError):
         page.set_mirrors(mirrors)
 

@@ -46,7 +46,7 @@ def outcome(program: str, name: str, implementation: str = "compiled") -> str:
 
 @compiled
 def test_init_runs_once_only() -> None:
-    kinds = ["Semaphore", "LeaseWords", "OwnerSegment", "ReaderSegment", "MessagePage", "FreeLists"]
+    kinds = ["Semaphore", "LeaseWords", "OwnerSegment", "ReaderSegment", "Ring", "FreeLists"]
     kinds += ["Mirror", "Heartbeat", "ControllerFastPath", "WorkerFastPath"]
     assert outcome("misused_calls.py", "init_again") == "".join(f"{kind} {ONCE}" for kind in kinds)
 
@@ -202,7 +202,7 @@ def test_objects_do_nothing_in_a_forked_child() -> None:
 
 @compiled
 def test_a_module_that_is_made_again_has_types_of_its_own_for_as_long_as_its_objects_live() -> None:
-    refused = "TypeError: a tr_mmap.native.MessagePage is needed, not a tr_mmap.native.MessagePage\n"
+    refused = "TypeError: a tr_mmap.native.Ring is needed, not a tr_mmap.native.Ring\n"
     expected = "TypeError\n" * 2 + refused + "True (4,) True\nNone\n"
     assert outcome("misused_life.py", "a_module_that_is_made_again") == expected
 

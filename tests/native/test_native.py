@@ -204,7 +204,7 @@ def test_every_message_is_taken_once_and_whole(messages: list[tuple[int, str]], 
     for writer in IMPLEMENTATIONS:
         for looker in IMPLEMENTATIONS:
             buffer = memory(content=BLANK_PAGE)
-            ours, theirs = writer.MessagePage(buffer), looker.MessagePage(buffer)
+            ours, theirs = writer.Ring(buffer), looker.Ring(buffer)
             assert theirs.take() is None
             previous = 0
             for seq, text in messages:
@@ -220,7 +220,7 @@ def test_every_message_is_taken_once_and_whole(messages: list[tuple[int, str]], 
 
 def test_a_shorter_message_leaves_nothing_of_a_longer_one(native: ModuleType) -> None:
     buffer = memory(content=BLANK_PAGE)
-    page = native.MessagePage(buffer)
+    page = native.Ring(buffer)
     page.store(1, b"," + b"x" * 499)
     page.store(2, b"{}")
     assert bytes(buffer[:600]) == (b'{"seq":        2}\n' + b" " * 499).ljust(600, b"\0")
@@ -230,13 +230,13 @@ def test_a_shorter_message_leaves_nothing_of_a_longer_one(native: ModuleType) ->
 def test_a_message_that_no_page_can_hold_changes_nothing(native: ModuleType, seq: int, rest: bytes) -> None:
     buffer = memory(content=BLANK_PAGE)
     with pytest.raises(ValueError, match="page"):
-        native.MessagePage(buffer).store(seq, rest)
+        native.Ring(buffer).store(seq, rest)
     assert bytes(buffer[:18]) == BLANK_PAGE
 
 
 def test_a_message_without_end_is_an_error_once(native: ModuleType) -> None:
     buffer = memory(content=b'{"seq":        4' + b"x" * 65520)
-    page = native.MessagePage(buffer)
+    page = native.Ring(buffer)
     with pytest.raises(ValueError, match="no end"):
         page.take()
     assert page.take() is None
@@ -244,7 +244,7 @@ def test_a_message_without_end_is_an_error_once(native: ModuleType) -> None:
 
 def test_a_line_that_was_put_back_comes_again_and_one_that_was_refused_does_not(native: ModuleType) -> None:
     buffer = memory(content=BLANK_PAGE)
-    page, peer = native.MessagePage(buffer), native.MessagePage(buffer)
+    page, peer = native.Ring(buffer), native.Ring(buffer)
     peer.store(3, b',"a":1}')
     line = page.take()
     page.put_back()
@@ -309,7 +309,7 @@ def test_a_signal_that_another_thread_was_given_ends_a_wait_too(native: ModuleTy
         signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
 
     previous = signal.signal(signal.SIGUSR1, stop)
-    page, bell = native.MessagePage(memory(content=BLANK_PAGE)), native.Semaphore(name)
+    page, bell = native.Ring(memory(content=BLANK_PAGE)), native.Semaphore(name)
     receiver = threading.Timer(0.05, receive)
     receiver.start()
     try:
@@ -338,7 +338,7 @@ def test_a_bell_that_is_not_there_is_an_os_error(native: ModuleType) -> None:
 @pytest.mark.parametrize("spin_us", [0.0, 200.0])
 def test_waiting_for_a_page_gives_its_message_or_none(native: ModuleType, name: str, spin_us: float) -> None:
     buffer = memory(content=BLANK_PAGE)
-    page, peer, bell = native.MessagePage(buffer), native.MessagePage(buffer), native.Semaphore(name)
+    page, peer, bell = native.Ring(buffer), native.Ring(buffer), native.Semaphore(name)
     page.set_spin(spin_us)
     assert page.wait(bell, 0, 1.0, never) is None
     assert page.wait(bell, 0.01, 1.0, never) is None
@@ -360,7 +360,7 @@ def test_waiting_for_a_page_gives_its_message_or_none(native: ModuleType, name: 
 
 
 def test_a_wait_asks_whether_to_stop_whenever_it_is_woken(native: ModuleType, name: str) -> None:
-    page, bell = native.MessagePage(memory(content=BLANK_PAGE)), native.Semaphore(name)
+    page, bell = native.Ring(memory(content=BLANK_PAGE)), native.Semaphore(name)
     answers = iter([False, False, True])
     bell.post()
 

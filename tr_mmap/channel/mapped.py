@@ -1,24 +1,28 @@
 """The default channel: JSON in mapped files, semaphores as doorbells. Never needs a lock between the processes.
 
-``request.page`` and ``response.page`` are message pages of ``MESSAGE_PAGE_NBYTES``; ``status.page`` has
-``STATUS_NBYTES``. Each holds one line and then spaces. A message begins with its number in a fixed place::
+``requests.ring`` and ``responses.ring`` carry the messages. A ring is ``RING_WORDS_NBYTES`` bytes of words and then
+``RING_SLOTS`` slots of ``RING_SLOT_NBYTES``. One side appends: its n-th message, counted from 0, goes into slot n modulo
+``RING_SLOTS``. The other side takes the messages in that order. A slot holds one line, which begins with the message's
+number in a fixed place::
 
     offset 0  {"seq":␠
     offset 8  the number, 8 ASCII characters, spaces first      <- stored last, as one aligned 8-byte word
-    offset 16 the other members, }, newline, spaces
+    offset 16 the other members, }, newline, and whatever was there before
 
-A writer stores ``BLANK_NUMBER`` (seven spaces, ``0``), then the rest, then the number. So a reader that sees the same
-new number before and after it copied the line has a whole message, at whatever moment its doorbell rang. A process that
-does not compare the numbers may read two messages mixed, and must read again. A message that is too long for its page
-is a spill: a file of its own, which the page names under ``"spill"``. The last word of the status page is the worker's
-heartbeat.
+A response has the number of its request. A writer stores ``BLANK_NUMBER`` (seven spaces, ``0``), then the rest, then the
+number. So a reader that sees the same new number before and after it copied the line has a whole message, at whatever
+moment its doorbell rang. No writer comes to a slot whose message was not taken: of at most ``RING_SLOTS`` requests the
+controller has not taken the response. A message that is too long for its slot is a spill: a file of its own, which the
+slot names under ``"spill"``. Each start of a worker makes new rings.
 
-``request.json``, ``response.json`` and ``status.txt`` mirror the pages for people: one line and then spaces, so ``cat``
-and ``json.load`` work on them. A side that has waited for ``MIRROR_DELAY_S`` writes what the mirrors lack. So a burst
-of requests writes none but ``status.txt``, which says ``busy`` from the second request on; after the burst the mirrors
-are right. That a worker is busy with a single request is shown by the controller, when it has waited, or at once if it
-does not wait: so nothing delays the handler. No process maps a mirror: to truncate a mapped file is SIGBUS for all that
-map it. ``by_hand.py`` notices what somebody writes into a mirror.
+``status.page`` has ``STATUS_NBYTES``: one line and then spaces; its last word is the worker's heartbeat.
+
+``request.json``, ``response.json`` and ``status.txt`` mirror the latest messages and the status for people: one line and
+then spaces, so ``cat`` and ``json.load`` work on them. A side that has waited for ``MIRROR_DELAY_S`` writes what the
+mirrors lack. So a burst of requests writes none but ``status.txt``, which says ``busy`` from the second request on;
+after the burst the mirrors are right. That a worker is busy with a single request is shown by the controller, when it
+has waited, or at once if it does not wait: so nothing delays the handler. No process maps a mirror: to truncate a mapped
+file is SIGBUS for all that map it. ``by_hand.py`` notices what somebody writes into a mirror.
 """
 
 from __future__ import annotations
@@ -36,24 +40,25 @@ from ..base import system
 from ..base.fork_safety import this_process
 from ..base.identifiers import is_doorbell_name
 from ..errors import BadMessage, TRException
-from ..native import IS_COMPILED, ChannelParts, Heartbeat, MessagePage, Mirror
+from ..native import IS_COMPILED, ChannelParts, Heartbeat, Ring, Mirror
 from ..protocol.legacy import encode_legacy
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import (
     BUSY_BY_HAND,
-    EMPTY_PAGE,
+    EMPTY_SLOT,
     EXIT_COMMAND,
     HAND_ANSWER_S,
     HEARTBEAT_OFFSET,
     MAX_MESSAGE_SEQ,
-    MESSAGE_NUMBER_OFFSET,
-    MESSAGE_PAGE_NBYTES,
-    NUMBER_DIGITS,
     REQUEST_FILE,
-    REQUEST_PAGE_FILE,
+    REQUEST_RING_FILE,
     RESPONSE_FILE,
-    RESPONSE_PAGE_FILE,
+    RESPONSE_RING_FILE,
+    RING_NBYTES,
+    RING_SLOT_NBYTES,
+    RING_SLOTS,
+    RING_WORDS_NBYTES,
     STATUS_EXIT,
     STATUS_FILE,
     STATUS_NBYTES,
@@ -82,9 +87,7 @@ _SHORT_LINES: Final[dict[Status, int]] = {
 }
 
 
-def _number_in(page: memoryview) -> bytes:
-    """The number of the last message in a page, as the page has it."""
-    return page[MESSAGE_NUMBER_OFFSET : MESSAGE_NUMBER_OFFSET + NUMBER_DIGITS].tobytes()
+_EMPTY_RING: Final = bytes(RING_WORDS_NBYTES) + RING_SLOTS * EMPTY_SLOT.encode().ljust(RING_SLOT_NBYTES)
 
 
 class MappedChannel(Channel):
@@ -99,11 +102,8 @@ class MappedChannel(Channel):
         self._owner = this_process.mark
         self._role = role
         request_fd, response_fd, status_fd = fds
-        request_view = system.map_write(request_fd, MESSAGE_PAGE_NBYTES)
-        response_view = system.map_write(response_fd, MESSAGE_PAGE_NBYTES)
-        request, response = MessagePage(request_view), MessagePage(response_view)
-        views = request_view, response_view
-        self._out_page, self._in_page = views if role is Role.CONTROLLER else views[::-1]
+        request = Ring(system.map_write(request_fd, RING_NBYTES))
+        response = Ring(system.map_write(response_fd, RING_NBYTES))
         self.status = system.map_write(status_fd, STATUS_NBYTES)
         self._status_line = self.status[:HEARTBEAT_OFFSET]
         self._status_start = self.status.cast("I")
@@ -120,8 +120,8 @@ class MappedChannel(Channel):
         else:
             self._out, self._in = response, request
             self._peer_doorbell, self._own_doorbell = response_doorbell, request_doorbell
-        self._request_mirror = Mirror(request_view, os.path.join(directory, REQUEST_FILE), b"")
-        self._response_mirror = Mirror(response_view, os.path.join(directory, RESPONSE_FILE), b"")
+        self._request_mirror = Mirror(request, os.path.join(directory, REQUEST_FILE), b"")
+        self._response_mirror = Mirror(response, os.path.join(directory, RESPONSE_FILE), b"")
         # Nobody must write over an ``exit`` by hand that the worker has not noticed yet.
         self._status_mirror = Mirror(self._status_line, os.path.join(directory, STATUS_FILE), STATUS_EXIT.encode())
         # The worker shows all that happened in a burst of requests; the controller, what a busy worker has not shown.
@@ -135,7 +135,7 @@ class MappedChannel(Channel):
         self._is_serving_by_hand = False
         self._sending = threading.RLock()  # reentrant, because a signal handler may send too
         self._spills = Spills(directory, role)
-        self._number_put_back = b""  # of the last response that was put back
+        self._seq_put_back = 0  # of the last request when a response was put back
         self._lines_taken = 0  # by receive(); a signal handler may take lines in the middle of it
         self._is_closed = False
 
@@ -158,8 +158,8 @@ class MappedChannel(Channel):
         try:
             for name in doorbells or cls.new_doorbells():
                 opened.append(Doorbell.create(name))
-            for name in (REQUEST_PAGE_FILE, RESPONSE_PAGE_FILE):
-                fds.append(create_file(directory, name, EMPTY_PAGE.encode(), MESSAGE_PAGE_NBYTES))
+            for name in (REQUEST_RING_FILE, RESPONSE_RING_FILE):
+                fds.append(create_file(directory, name, _EMPTY_RING, RING_NBYTES))
             fds.append(create_file(directory, STATUS_PAGE_FILE, STATUS_STARTING.encode() + b"\n", STATUS_NBYTES))
             channel = cls(directory, Role.CONTROLLER, fds, opened)
             channel._create_mirrors()
@@ -176,8 +176,8 @@ class MappedChannel(Channel):
     def attach(cls, directory: str, doorbells: Sequence[str]) -> MappedChannel:
         fds: list[int] = []
         try:
-            for name in (REQUEST_PAGE_FILE, RESPONSE_PAGE_FILE):
-                fds.append(open_file(directory, name, MESSAGE_PAGE_NBYTES))
+            for name in (REQUEST_RING_FILE, RESPONSE_RING_FILE):
+                fds.append(open_file(directory, name, RING_NBYTES))
             fds.append(open_file(directory, STATUS_PAGE_FILE, STATUS_NBYTES))
             if len(doorbells) != 2 or not all(map(is_doorbell_name, doorbells)):
                 raise BadMessage("the manifest names no two doorbells", detail=repr(doorbells)[:200])
@@ -205,11 +205,11 @@ class MappedChannel(Channel):
     def send(
         self, message: Request | Response, deadline_s: float | None = None, stop: Callable[[], bool] = never
     ) -> None:
-        del deadline_s, stop  # the page is free at any time
+        del deadline_s, stop  # there is room at any time
         text = encode(message)
         with self._sending:
             try:
-                # The encoder writes "seq" first; the page has its own place for it.
+                # The encoder writes "seq" first; the slot has its own place for it.
                 is_stored = self._out.store(message.seq, text)
             except ValueError:
                 is_stored = self._send_apart(message.seq, text)
@@ -233,17 +233,17 @@ class MappedChannel(Channel):
             self._status_mirror.update()
 
     def _send_apart(self, seq: int, text: bytes) -> bool:
-        """Send a message as a spill, because the page cannot hold it."""
+        """Send a message as a spill, because no slot can hold it."""
         if not 0 < seq <= MAX_MESSAGE_SEQ:
             raise BadMessage(f"a message's number is 1 to {MAX_MESSAGE_SEQ}, not {seq}", detail=str(seq))
         return self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._spills.write(check_bounds(text)))
 
     def is_sent(self, seq: int) -> bool:
-        return _number_in(self._out_page) == b"%*d" % (NUMBER_DIGITS, seq)
+        return self._out.stored_seq == seq
 
     def _is_answered(self) -> bool:
         """Whether the worker has answered the last request."""
-        return _number_in(self._out_page) == _number_in(self._in_page)
+        return not self._out.stored_seq or self._in.newest_seq() == self._out.stored_seq
 
     def is_taken_up(self) -> bool:
         return super().is_taken_up() and not self._last_status.detail.startswith(BUSY_BY_HAND)
@@ -256,7 +256,7 @@ class MappedChannel(Channel):
 
     def has_message(self) -> bool:
         # A response that was taken and put back is no message any more when another request has been sent.
-        return self._in.has_message() and (self._number_put_back != _number_in(self._in_page) or self._is_answered())
+        return self._in.has_message() and (self._seq_put_back in (0, self._out.stored_seq) or self._is_answered())
 
     def _take_spill(self, line: bytes) -> bytes | None:
         self._lines_taken = taken = self._lines_taken + 1
@@ -277,7 +277,7 @@ class MappedChannel(Channel):
         if self._role is Role.WORKER:
             self._in.put_back()
         elif self._is_answered():  # else what was taken last answers an earlier request
-            self._number_put_back = _number_in(self._in_page)
+            self._seq_put_back = self._out.stored_seq
             self._in.put_back()
 
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
@@ -386,13 +386,9 @@ class MappedChannel(Channel):
         restore_request, restore_status = self._request_mirror.restore, self._status_mirror.restore
         exit_by_hand = self._exit_by_hand if may_exit else restore_status
         self._hand_watch = HandWatch(
-            self._directory, self._hold_by_hand, exit_by_hand, restore_request, restore_status, self._line_in
+            self._directory, self._hold_by_hand, exit_by_hand, restore_request, restore_status, self._in.newest
         )
         return self._hand_watch
-
-    def _line_in(self) -> bytes:
-        """The line that the peer's page has now, whole or not."""
-        return self._in_page.tobytes().partition(b"\n")[0]
 
     def _hold_by_hand(self, text: bytes) -> None:
         """Keep a request until the worker's main thread takes it. Runs in the watch's thread."""

@@ -14,10 +14,10 @@ room knows bytes, arrays and semaphores; it never knows sessions.
     views and loans that have ended and whose leases and holds are still to be released (plain Python only).
 ``FreeLists``
     a pool's free segments, and the fast paths that publish a tensor of a known layout and loan one.
-``MessagePage``
-    a mapped message page: stores and takes a message whole.
+``Ring``
+    a mapped ring of messages: one side appends a message whole, the other takes it whole.
 ``Mirror``
-    a file for people that shows a page's line; not mapped, so that nobody who writes it can hurt us.
+    a file for people that shows a page's line, or a ring's latest; not mapped, so that nobody who writes it can hurt us.
 ``Heartbeat``
     the word of the status page that says when the worker last worked.
 ``Semaphore``
@@ -51,10 +51,10 @@ __all__ = [
     "FreeLists",
     "Heartbeat",
     "LeaseWords",
-    "MessagePage",
     "Mirror",
     "OwnerSegment",
     "ReaderSegment",
+    "Ring",
     "Semaphore",
     "TensorParts",
     "WorkerFastPath",
@@ -79,7 +79,7 @@ if IS_COMPILED:
             FreeLists,
             Heartbeat,
             LeaseWords,
-            MessagePage,
+            Ring,
             Mirror,
             OwnerSegment,
             ReaderSegment,
@@ -103,7 +103,7 @@ if not IS_COMPILED and not TYPE_CHECKING:
         FreeLists,
         Heartbeat,
         LeaseWords,
-        MessagePage,
+        Ring,
         Mirror,
         OwnerSegment,
         ReaderSegment,

@@ -150,7 +150,7 @@ static int send_request(ControllerFastPath *self, PyObject *number, PyObject *te
     if (is_sent > 0) {
         message.timestamp = now_ms();
         is_sent = append_tags(&message, words) && message_write(&draft, &message, 0) &&
-                  message_page_store(endpoint->out, seq, draft.text, draft.nbytes) > 0;
+                  ring_store(endpoint->out, seq, draft.text, draft.nbytes) > 0;
     }
     if (is_sent > 0) {
         self->sent_seq = seq;
@@ -227,7 +227,7 @@ static PyObject *receive_reply(ControllerFastPath *self, PyObject *number, doubl
     if (line == NULL || line == Py_None) return line;
     if (endpoint_is_foreign(&self->base)) { /* a signal handler has forked during the wait: the reply is the parent's */
         Py_DECREF(line);
-        message_page_put_back(self->base.own);
+        ring_put_back(self->base.own);
         Py_RETURN_NONE;
     }
     self->is_receiving = 1; /* a destructor that the garbage collector runs now may not use the session */
@@ -239,7 +239,7 @@ static PyObject *receive_reply(ControllerFastPath *self, PyObject *number, doubl
         self->sent_seq = 0;
         return reply;
     }
-    message_page_put_back(self->base.own);
+    ring_put_back(self->base.own);
     Py_XDECREF(reply);
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
@@ -248,8 +248,8 @@ static PyObject *receive_reply(ControllerFastPath *self, PyObject *number, doubl
 static void show_sent(ControllerFastPath *self) {
     Endpoint *endpoint = &self->base;
     if (self->status_mirror != NULL) mirror_foretell_busy(self->status_mirror);
-    message_page_show(endpoint->own);
-    if (self->status_mirror == NULL || !message_page_is_answered(endpoint->out, endpoint->own)) return;
+    ring_show(endpoint->own);
+    if (self->status_mirror == NULL || !ring_is_answered(endpoint->out, endpoint->own)) return;
     /* The worker may have written its mirror before ours. If it answers later, it also writes later. */
     mirror_forget(self->status_mirror);
     mirror_update(self->status_mirror);

@@ -7,7 +7,7 @@ int endpoint_parse(const Endpoint *self, PyObject *const *arguments, double *sli
     const ModuleState *state = self->state;
     /* NULL for the slice, which is a number */
     PyTypeObject *const types[ENDPOINT_ARGUMENTS] = {
-        state->message_page, state->message_page, state->semaphore, state->semaphore,
+        state->ring, state->ring, state->semaphore, state->semaphore,
         NULL,                state->free_lists,   &PyDict_Type,     &PyList_Type};
     for (int index = 0; index < ENDPOINT_ARGUMENTS; index++)
         if (types[index] != NULL && !PyObject_TypeCheck(arguments[index], types[index])) {
@@ -16,7 +16,7 @@ int endpoint_parse(const Endpoint *self, PyObject *const *arguments, double *sli
             return -1;
         }
     /* Once it has run, it has run for good: so this is looked for here only. */
-    if (!message_page_is_initialised(arguments[0]) || !message_page_is_initialised(arguments[1]) ||
+    if (!ring_is_initialised(arguments[0]) || !ring_is_initialised(arguments[1]) ||
         !semaphore_is_initialised(arguments[2]) || !semaphore_is_initialised(arguments[3]) ||
         !free_lists_is_initialised(arguments[5]))
         return -1;
@@ -113,16 +113,16 @@ int endpoint_release(Endpoint *self) {
 
 PyObject *endpoint_receive(Endpoint *self, double timeout_s, StopCheck should_stop, void *context, int is_response,
                            Message *message) {
-    PyObject *line = message_page_wait(self->own, self->own_doorbell, timeout_s, self->slice_s, should_stop, context);
+    PyObject *line = ring_wait(self->own, self->own_doorbell, timeout_s, self->slice_s, should_stop, context);
     if (line == Py_None) return line;
     if (line == NULL) {
-        if (!message_page_is_unterminated(self->own)) return NULL;
+        if (!ring_is_unterminated(self->own)) return NULL;
         PyErr_Clear();
     } else if (message_read(PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), is_response, message)) {
         return line;
     }
     Py_XDECREF(line);
-    message_page_put_back(self->own);
+    ring_put_back(self->own);
     return Py_NewRef(Py_None);
 }
 

@@ -6,7 +6,7 @@
 #include "arrays.h"
 #include "free_lists.h"
 #include "message.h"
-#include "message_page.h"
+#include "ring.h"
 
 extern PyType_Spec controller_fast_path_spec, endpoint_spec, worker_fast_path_spec;
 

@@ -3,6 +3,8 @@
  * cannot be written stays as it is, and is tried again. */
 #include "mirror.h"
 
+#include "ring.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -17,8 +19,9 @@ static const double GRACE_S = WIRE_HAND_GRACE_S;
 static const double EMPTY_GRACE_S = WIRE_EMPTY_GRACE_S;
 
 typedef struct {
-    PyObject_HEAD
+    STATEFUL_HEAD
     Py_buffer page;
+    PyObject *ring;             /* a Ring, whose latest slot is the page; NULL for a page that stays the same */
     PyObject *path;             /* bytes; NULL until __init__ has run */
     int fd;                     /* NO_FILE if there is no file, or it is closed */
     dev_t device;               /* which file the descriptor is of: the process may have closed it, and opened another */
@@ -67,17 +70,19 @@ static int mirror_init(Mirror *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"page", "path", "kept", NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO&S", names, &source, PyUnicode_FSConverter, &path, &kept))
         return -1;
-    if (get_word_buffer(source, &page, sizeof self->head) < 0) {
+    int is_ring = PyObject_TypeCheck(source, self->state->ring);
+    if (is_ring ? !ring_is_initialised(source) : get_word_buffer(source, &page, sizeof self->head) < 0) {
         Py_DECREF(path);
         return -1;
     }
     if (self->path != NULL) { /* looked for now, because the source's code could call __init__ too */
-        PyBuffer_Release(&page);
+        if (!is_ring) PyBuffer_Release(&page);
         Py_DECREF(path);
         PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
         return -1;
     }
-    self->page = page;
+    if (is_ring) self->ring = Py_NewRef(source);
+    else self->page = page;
     self->fd = NO_FILE;
     self->checked_us = -CHECK_US;
     self->path = path;
@@ -85,6 +90,8 @@ static int mirror_init(Mirror *self, PyObject *arguments, PyObject *keywords) {
     self->kept = Py_NewRef(kept);
     return 0;
 }
+
+static const char *page_of(const Mirror *self) { return self->ring != NULL ? ring_latest(self->ring) : self->page.buf; }
 
 static void close_file(Mirror *self) {
     if (self->fd != NO_FILE) close(self->fd);
@@ -169,7 +176,7 @@ static int is_kept(const Mirror *self) {
     char text[sizeof self->head];
     const char *kept = PyBytes_AS_STRING(self->kept);
     size_t nbytes = (size_t)PyBytes_GET_SIZE(self->kept);
-    if (nbytes == 0 || nbytes >= sizeof text || memcmp(self->page.buf, kept, nbytes) == 0) return 0;
+    if (nbytes == 0 || nbytes >= sizeof text || memcmp(page_of(self), kept, nbytes) == 0) return 0;
     if (pread(self->fd, text, sizeof text, 0) <= (ssize_t)nbytes || memcmp(text, kept, nbytes) != 0) return 0;
     return text[nbytes] < 'a' || text[nbytes] > 'z'; /* the whole word */
 }
@@ -199,14 +206,15 @@ static void write_line(Mirror *self, const char *line, Py_ssize_t nbytes, const 
     if (info->st_size > self->nbytes) (void)!ftruncate(self->fd, self->nbytes);
 }
 
-static Py_ssize_t line_of(const Mirror *self) {
-    const char *end = memchr(self->page.buf, '\n', (size_t)self->page.len);
-    return end == NULL ? self->page.len : end - (const char *)self->page.buf;
+static Py_ssize_t length_of_line(const Mirror *self, const char *page) {
+    Py_ssize_t nbytes = self->ring != NULL ? WIRE_RING_SLOT_NBYTES : self->page.len;
+    const char *end = memchr(page, '\n', (size_t)nbytes);
+    return end == NULL ? nbytes : end - page;
 }
 
 static void read_head(const Mirror *self, uint64_t head[HEAD_WORDS]) {
     for (int word = 0; word < HEAD_WORDS; word++)
-        head[word] = __atomic_load_n((uint64_t *)self->page.buf + word, __ATOMIC_ACQUIRE);
+        head[word] = load_acquire((const uint64_t *)(const void *)page_of(self) + word);
 }
 
 static void show_page(Mirror *self, int is_thorough, int is_insistent, int may_create) {
@@ -220,7 +228,8 @@ static void show_page(Mirror *self, int is_thorough, int is_insistent, int may_c
     uint64_t head[HEAD_WORDS];
     for (int tries = 0; tries < 3; tries++) {
         read_head(self, self->head);
-        write_line(self, self->page.buf, line_of(self), &info);
+        const char *page = page_of(self);
+        write_line(self, page, length_of_line(self, page), &info);
         read_head(self, head);
         if (memcmp(head, self->head, sizeof head) == 0) break;
         /* The other side has replaced the status, and may have written its mirror before ours. */
@@ -258,7 +267,7 @@ int mirror_is_forgotten(PyObject *mirror) {
 }
 
 static int does_page_say(const Mirror *self, const char *word) {
-    return memcmp(self->page.buf, word, strlen(word)) == 0; /* the page has more bytes than any word */
+    return memcmp(page_of(self), word, strlen(word)) == 0; /* the page has more bytes than any word */
 }
 
 int mirror_page_says(PyObject *mirror, const char *word) {
@@ -383,14 +392,22 @@ static PyObject *py_close(Mirror *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+static int mirror_traverse(Mirror *self, visitproc visit, void *arg) {
+    VISIT_TYPE_AND_MODULE(self);
+    Py_VISIT(self->ring);
+    return 0;
+}
+
 static void mirror_dealloc(Mirror *self) {
+    PyObject_GC_UnTrack(self);
     if (self->path != NULL) {
         Py_XDECREF(py_close(self, NULL));
-        PyBuffer_Release(&self->page);
+        if (self->ring == NULL) PyBuffer_Release(&self->page);
+        Py_CLEAR(self->ring);
         Py_CLEAR(self->path);
         Py_CLEAR(self->kept);
     }
-    free_object((PyObject *)self);
+    stateful_free((PyObject *)self);
 }
 
 static PyObject *get_is_stale(Mirror *self, void *unused) {
@@ -423,10 +440,11 @@ static PyMethodDef mirror_methods[] = {
 };
 
 static PyType_Slot mirror_slots[] = {
-    {Py_tp_doc, "Mirror(page, path, kept)\n--\n\nA file for people that shows the first line of a mapped page. A line "
+    {Py_tp_doc, "Mirror(page, path, kept)\n--\n\nA file for people that shows the first line of a mapped page, or the latest line of a Ring. A line "
                 "that somebody wrote by\nhand, and whose first word is kept, stays for a moment."},
-    {Py_tp_new, PyType_GenericNew},
+    {Py_tp_new, stateful_new},
     {Py_tp_init, mirror_init},
+    {Py_tp_traverse, mirror_traverse},
     {Py_tp_dealloc, mirror_dealloc},
     {Py_tp_methods, mirror_methods},
     {Py_tp_getset, mirror_properties},
@@ -436,6 +454,6 @@ static PyType_Slot mirror_slots[] = {
 PyType_Spec mirror_spec = {
     .name = "tr_mmap.native.Mirror",
     .basicsize = sizeof(Mirror),
-    .flags = TYPE_FLAGS,
+    .flags = TYPE_FLAGS | Py_TPFLAGS_HAVE_GC,
     .slots = mirror_slots,
 };

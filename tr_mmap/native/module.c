@@ -85,7 +85,7 @@ static const struct {
     TYPE(heartbeat, NO_BASE, 1),
     TYPE(loan, NO_BASE, 0),
     TYPE(mapping, NO_BASE, 0),
-    TYPE(message_page, NO_BASE, 1),
+    TYPE(ring, NO_BASE, 1),
     TYPE(mirror, NO_BASE, 1),
     TYPE(semaphore, NO_BASE, 1),
     TYPE(view, NO_BASE, 0),
@@ -160,7 +160,7 @@ static int execute(PyObject *module) {
 /* A build of Python without the interpreter's lock takes the lock when it imports this. To do without it, these need
  * locks of their own, because one thread changes them while another reads them: the counts and lists of segments and
  * free lists (owner_segment.c, reader_segment.c, and free_lists.c, which shortens lists in place), what a page has seen
- * and taken (message_page.c), the descriptor of a mirror (mirror.c). Borrowed items of lists and dicts must be held, too. */
+ * and taken (ring.c), the descriptor of a mirror (mirror.c). Borrowed items of lists and dicts must be held, too. */
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, (void *)execute},
     MAIN_INTERPRETER_ONLY

@@ -10,7 +10,7 @@
 
 #include "wire.h"
 
-extern PyType_Spec heartbeat_spec, lease_words_spec, mapping_spec, message_page_spec, mirror_spec, semaphore_spec;
+extern PyType_Spec heartbeat_spec, lease_words_spec, mapping_spec, ring_spec, mirror_spec, semaphore_spec;
 
 extern const char copy_doc[];
 PyObject *py_copy(PyObject *module, PyObject *const *arguments, Py_ssize_t count);

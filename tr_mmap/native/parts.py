@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from . import FreeLists, MessagePage, Mirror, Semaphore
+    from . import FreeLists, Ring, Mirror, Semaphore
 
 __all__ = ["ChannelParts", "TensorParts"]
 
@@ -21,7 +21,7 @@ class ChannelParts(NamedTuple):
         by_hand: requests that somebody wrote by hand; the worker's fast path leaves them to the slow path.
     """
 
-    endpoint: tuple[MessagePage, MessagePage, Semaphore, Semaphore, float]
+    endpoint: tuple[Ring, Ring, Semaphore, Semaphore, float]
     status: memoryview
     status_mirror: Mirror
     by_hand: list[bytes]

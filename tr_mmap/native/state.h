@@ -23,7 +23,7 @@ enum { REPLY_ATTRIBUTES = REPLY };
 
 typedef struct {
     PyObject *module; /* whose state this is; borrowed */
-    PyTypeObject *controller_fast_path, *endpoint, *free_lists, *heartbeat, *lease_words, *loan, *mapping, *message_page,
+    PyTypeObject *controller_fast_path, *endpoint, *free_lists, *heartbeat, *lease_words, *loan, *mapping, *ring,
         *mirror, *owner_segment, *reader_segment, *semaphore, *view, *worker_fast_path;
     PyObject *names[ATTRIBUTES];
 } ModuleState;

@@ -75,21 +75,24 @@
 #define WIRE_REQUEST_FILE "request.json"
 #define WIRE_RESPONSE_FILE "response.json"
 #define WIRE_STATUS_FILE "status.txt"
-#define WIRE_REQUEST_PAGE_FILE "request.page"
-#define WIRE_RESPONSE_PAGE_FILE "response.page"
+#define WIRE_REQUEST_RING_FILE "requests.ring"
+#define WIRE_RESPONSE_RING_FILE "responses.ring"
 #define WIRE_STATUS_PAGE_FILE "status.page"
 #define WIRE_MIRROR_NBYTES 4096
 #define WIRE_MIRROR_DELAY_S 0.005
 #define WIRE_HAND_GRACE_S 1.0
 #define WIRE_EMPTY_GRACE_S 5.0
 #define WIRE_HAND_ANSWER_S 2.0
-#define WIRE_MESSAGE_PAGE_NBYTES 65536
+#define WIRE_RING_SLOTS 64
+#define WIRE_RING_WORDS_NBYTES 4096
+#define WIRE_RING_SLOT_NBYTES 4096
+#define WIRE_RING_NBYTES 266240
 #define WIRE_MESSAGE_NUMBER_OFFSET 8
 #define WIRE_MESSAGE_REST_OFFSET 16
 #define WIRE_NUMBER_DIGITS 8
 #define WIRE_MAX_MESSAGE_SEQ 99999999
 #define WIRE_BLANK_NUMBER "       0"
-#define WIRE_EMPTY_PAGE "{\"seq\":        0}\012"
+#define WIRE_EMPTY_SLOT "{\"seq\":        0}\012"
 #define WIRE_STATUS_NBYTES 4096
 #define WIRE_HEARTBEAT_OFFSET 4088
 #define WIRE_HEARTBEAT_DIGITS 8

@@ -205,13 +205,13 @@ static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject *
         touch(self);
         /* The first request after a pause: its controller shows that we are busy when it has waited for a while, and
          * it costs this request nothing. In a burst of requests the second one shows it, and the others need not. */
-        if (mirror_is_forgotten(self->status_mirror)) message_page_show(self->base.own);
+        if (mirror_is_forgotten(self->status_mirror)) ring_show(self->base.own);
         else if (mirror_is_stale(self->status_mirror)) mirror_forget(self->status_mirror);
         return request;
     }
     Py_XDECREF(request); /* the slow path begins it once more, which changes nothing */
     Py_DECREF(*line);
-    message_page_put_back(self->base.own);
+    ring_put_back(self->base.own);
     if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) return NULL;
     PyErr_Clear();
     Py_RETURN_NONE;
@@ -294,7 +294,7 @@ static int send_response(WorkerFastPath *self, uint64_t seq, Span command, Span 
     if (!message_write(&draft, &message, 1)) return 0;
     if (!replace_status(self, word_of(BUSY), word_of(OK))) return 0; /* the handler wrote one, or we should exit */
     if (drop_argument_tags(self) < 0) return -1;
-    if (message_page_store(endpoint->out, (long)seq, draft.text, draft.nbytes) <= 0) return 0;
+    if (ring_store(endpoint->out, (long)seq, draft.text, draft.nbytes) <= 0) return 0;
     semaphore_post(endpoint->peer_doorbell);
     touch(self);
     return 1;

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-PROTOCOL_VERSION: Final = 2  # stated in the manifest; 1 had no pages apart from the files for people
+PROTOCOL_VERSION: Final = 2  # stated in the manifest; 1 had one message at a time, in the files for people
 
 # For people, and for programs that write them by hand. In the mapped channel they only mirror the pages, and no process
 # maps them: a mapped file that somebody truncates is SIGBUS.
 REQUEST_FILE: Final = "request.json"
 RESPONSE_FILE: Final = "response.json"
 STATUS_FILE: Final = "status.txt"
-# The pages of the mapped channel. Both sides map them; nobody writes them by hand.
-REQUEST_PAGE_FILE: Final = "request.page"
-RESPONSE_PAGE_FILE: Final = "response.page"
+# The rings and the status page of the mapped channel. Both sides map them; nobody writes them by hand.
+REQUEST_RING_FILE: Final = "requests.ring"
+RESPONSE_RING_FILE: Final = "responses.ring"
 STATUS_PAGE_FILE: Final = "status.page"
 
 MIRROR_NBYTES: Final = 4096  # of a mirror, a line and then spaces; more if the line is longer. Another size is not ours
@@ -25,14 +25,18 @@ HAND_GRACE_S: Final = 1.0
 EMPTY_GRACE_S: Final = 5.0  # one that somebody has emptied: a shell does that before it starts the program that writes
 HAND_ANSWER_S: Final = 2.0  # the answer to a request by hand stays in its file for so long, whatever is sent meanwhile
 
-# A message page, see tr_mmap.channel.mapped. The number is stored last, as one aligned 8-byte word.
-MESSAGE_PAGE_NBYTES: Final = 65536
+# A ring, see tr_mmap.channel.mapped: words, then slots, one for each message. The number of a message is stored last, as
+# one aligned 8-byte word.
+RING_SLOTS: Final = 64  # most messages that one side may have sent and the other not taken
+RING_WORDS_NBYTES: Final = 4096
+RING_SLOT_NBYTES: Final = 4096  # of a slot: a message, its newline, and whatever was there before
+RING_NBYTES: Final = RING_WORDS_NBYTES + RING_SLOTS * RING_SLOT_NBYTES
 MESSAGE_NUMBER_OFFSET: Final = 8
 MESSAGE_REST_OFFSET: Final = 16  # where the members after the number begin
 NUMBER_DIGITS: Final = 8
-MAX_MESSAGE_SEQ: Final = 99_999_999  # 8 digits; then 1 again. Messages alternate, so only neighbours must differ
+MAX_MESSAGE_SEQ: Final = 99_999_999  # 8 digits; then 1 again. Messages in one slot have different numbers
 BLANK_NUMBER: Final = "       0"  # a message is being stored, or there is none yet
-EMPTY_PAGE: Final = '{"seq":        0}\n'
+EMPTY_SLOT: Final = '{"seq":        0}\n'
 STATUS_NBYTES: Final = 4096  # one memory page
 # The last word of the status page: when the worker last worked, 8 hex digits of the monotonic clock's milliseconds
 # modulo 2**32; spaces before the first time. The status line and its padding end before it.
@@ -44,7 +48,7 @@ MAX_MESSAGE_NBYTES: Final = 16 << 20
 MAX_DETAIL_CHARS: Final = 1000  # the status line has 4088 bytes; a character is at most 4 bytes of it
 REQUEST_STEM: Final = "request"  # of a spill's name: says which side wrote it, because only the other side reads it
 RESPONSE_STEM: Final = "response"
-SPILL_SUFFIX: Final = ".spill"  # of a spill's name: the file of a message that is too long for its page
+SPILL_SUFFIX: Final = ".spill"  # of a spill's name: the file of a message that is too long for its slot
 MAX_SPILL_TOKEN_LENGTH: Final = 64
 
 EXIT_COMMAND: Final = "exit"  # the controller's request that the worker end; no handler sees it

@@ -9,8 +9,8 @@ from __future__ import annotations
 from .heartbeat import Heartbeat
 from .lease_words import KEEPS_STORES_IN_ORDER, LeaseWords
 from .memory import copy, map_file, quick_load
-from .message_page import MessagePage, has_as_many_colons
 from .mirror import Mirror
+from .ring import Ring, has_as_many_colons
 from .segments import FreeLists, OwnerSegment, ReaderSegment, drain, finished, freeze, loan_of
 from .semaphore import Semaphore
 
@@ -19,10 +19,10 @@ __all__ = [
     "FreeLists",
     "Heartbeat",
     "LeaseWords",
-    "MessagePage",
     "Mirror",
     "OwnerSegment",
     "ReaderSegment",
+    "Ring",
     "Semaphore",
     "copy",
     "drain",

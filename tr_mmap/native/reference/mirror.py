@@ -1,4 +1,4 @@
-"""A file for people that shows the first line of a mapped page.
+"""A file for people that shows the first line of a mapped page, or the latest line of a ring.
 
 It is written through a descriptor, never through a mapping, so no process that truncates, replaces or removes it can
 hurt us. Never fails: a mirror that cannot be written stays as it is, and is tried again.
@@ -37,14 +37,15 @@ class Mirror:
     """See the module's docstring.
 
     Args:
-        page: the mapped page, or the part of it that has the line.
+        page: the mapped page, or the part of it that has the line; or a ``Ring``, whose latest slot it is.
         path: of the file.
         kept: a line whose first word is this stays for a while if the page has another; b"" for none.
     """
 
     def __init__(self, page: Any, path: str | bytes, kept: bytes) -> None:
         self._kept = kept
-        self._page = memoryview(page)
+        self._ring: Any = page if hasattr(page, "latest") else None
+        self._fixed_page = memoryview(b"") if self._ring is not None else memoryview(page)
         self._path = os.fsencode(path)
         self._directory = os.path.dirname(self._path) or b"."
         self._directory_key = self._key_of_directory()
@@ -58,6 +59,11 @@ class Mirror:
         self._missed_s = 0.0  # when we first found no file of the name; 0 while there is one
         self._is_closed = False
         self._lock = threading.RLock()  # the watch's thread restores what somebody has written over
+
+    @property
+    def _page(self) -> memoryview:
+        page: memoryview = self._fixed_page if self._ring is None else self._ring.latest()
+        return page
 
     @property
     def is_stale(self) -> bool:

@@ -1,6 +1,6 @@
-"""A mapped message page: one side stores a message whole, the other takes it whole. Never knows what a message means.
+"""A mapped ring of messages: one side appends them, the other takes them. Never knows what a message means.
 
-``tr_mmap.channel.mapped`` describes the bytes of a page.
+``tr_mmap.channel.mapped`` describes the bytes of a ring.
 """
 
 from __future__ import annotations
@@ -17,129 +17,167 @@ from ...wire.messages import (
     MESSAGE_REST_OFFSET,
     MIRROR_DELAY_S,
     NUMBER_DIGITS,
+    RING_NBYTES,
+    RING_SLOT_NBYTES,
+    RING_SLOTS,
+    RING_WORDS_NBYTES,
 )
 from ...wire.waits import MAX_SPIN_US
 from .mirror import Mirror
 from .semaphore import Semaphore, check_slice, check_time, longest_sleep_s
 
-__all__ = ["MessagePage", "has_as_many_colons"]
+__all__ = ["Ring", "has_as_many_colons"]
 
+_WORD_NBYTES: Final = 8
 _BLANK_WORD: Final = int.from_bytes(BLANK_NUMBER.encode(), "little")
-_NUMBER_WORD: Final = MESSAGE_NUMBER_OFFSET // 8
 
 
-class MessagePage:
-    """A message file that is mapped as a writable buffer.
+class Ring:
+    """A ring of messages that is mapped as a writable buffer.
 
     Args:
-        buffer: the mapping of the whole page.
+        buffer: the mapping of the whole file.
 
     Attributes:
+        stored: how many messages this side has stored.
+        taken: how many messages this side has taken.
+        stored_seq: the number of the last message that was stored; 0 before.
         waiters: how many threads are in :meth:`wait`.
         is_ordered: no number may be below that of the last store.
     """
 
     __slots__ = (
         "_buffer",
+        "_can_put_back",
+        "_last_line",
+        "_latest",
         "_mirrors",
         "_owner_pid",
-        "_previous_nbytes",
         "_rejected",
         "_seen",
         "_should_spin",
         "_since_s",
         "_spin_s",
-        "_stored_seq",
         "_stores",
-        "_taken",
         "_words",
         "is_ordered",
+        "stored",
+        "stored_seq",
+        "taken",
         "waiters",
     )
 
     def __init__(self, buffer: Any) -> None:
         self._buffer = memoryview(buffer)
+        if len(self._buffer) < RING_NBYTES:
+            raise ValueError(f"an aligned buffer of at least {RING_NBYTES} bytes is needed")
         self._words = self._buffer.cast("Q")
         self._owner_pid = os.getpid()
-        self._previous_nbytes = 0
+        self.stored = self.taken = 0  # how many messages this side has stored, and taken
         self._stores = 0  # how many stores have begun
-        self._seen = _BLANK_WORD
-        self._taken = b""  # the last line that was taken
-        self._rejected: bytes | None = None  # a line on the page that the peer has not signed
+        self._seen = [_BLANK_WORD] * RING_SLOTS  # the number of the last message that was taken from each slot
+        self._latest = RING_WORDS_NBYTES  # the offset of the slot of the last message that was stored or taken
+        self._can_put_back = False  # a message was taken, and not put back
+        self._last_line = b""  # the last line that was taken
+        self._rejected: bytes | None = None  # a line in the next slot that the peer has not signed
         self._spin_s = 0.0  # how long wait() polls for a message before it sleeps, at most
         self._since_s = 0.0  # when the wait for the next message began; 0 while there is none
         self._should_spin = False  # the last message came within that time, so wait() polls for the next one
-        self._stored_seq = 0  # the number of the last store
+        self.stored_seq = 0
         self.is_ordered = False
         self.waiters = 0
         self._mirrors: tuple[Mirror, ...] = ()
 
+    @staticmethod
+    def _slot_of(position: int) -> int:
+        """The offset of the slot of a position."""
+        return RING_WORDS_NBYTES + position % RING_SLOTS * RING_SLOT_NBYTES
+
+    def _number_in(self, slot: int) -> int:
+        return self._words[(slot + MESSAGE_NUMBER_OFFSET) // _WORD_NBYTES]
+
     def store(self, seq: int, text: bytes) -> bool:
-        """Replace the message by a JSON object, whose first member is its number.
+        """Append a message: a JSON object, whose first member is its number.
 
         Returns:
             False, and nothing was stored, if ``is_ordered`` and the number is below that of the last store, or if this
-            is a forked child of the process that made the page.
+            is a forked child of the process that made the ring.
 
         Raises:
-            ValueError: the number has more than 8 digits, or the text is longer than the page.
+            ValueError: the number has more than 8 digits, or the text is longer than a slot.
         """
         comma = text.find(b",")
         text = text[comma:] + b"\n" if comma >= 0 else b"}\n"
-        nbytes = len(text)
-        if not 1 <= seq <= MAX_MESSAGE_SEQ or nbytes > len(self._buffer) - MESSAGE_REST_OFFSET:
-            raise ValueError("the number has more than 8 digits, or the message is longer than the page")
-        words = self._words
-        word = int.from_bytes(b"%*d" % (NUMBER_DIGITS, seq), "little")
+        if not 1 <= seq <= MAX_MESSAGE_SEQ or len(text) > RING_SLOT_NBYTES - MESSAGE_REST_OFFSET:
+            raise ValueError("the number has more than 8 digits, or the message is longer than a slot")
+        number = int.from_bytes(b"%*d" % (NUMBER_DIGITS, seq), "little")
         while True:
             if os.getpid() != self._owner_pid:  # a signal handler may have forked while the message was prepared
                 return False
             if (
                 self.is_ordered
-                and self._stored_seq
-                and 0 < (self._stored_seq - seq) % MAX_MESSAGE_SEQ < MAX_MESSAGE_SEQ // 2
+                and self.stored_seq
+                and 0 < (self.stored_seq - seq) % MAX_MESSAGE_SEQ < MAX_MESSAGE_SEQ // 2
             ):
                 return False
             self._stores = store = self._stores + 1
-            padded = text.ljust(self._previous_nbytes) if nbytes < self._previous_nbytes else text
-            self._previous_nbytes = max(nbytes, self._previous_nbytes)
-            words[_NUMBER_WORD] = _BLANK_WORD
-            self._buffer[MESSAGE_REST_OFFSET : MESSAGE_REST_OFFSET + len(padded)] = padded
-            if self._stores == store:  # else a signal handler has stored another message meanwhile: store it again
-                self._previous_nbytes, self._stored_seq = nbytes, seq
-                words[_NUMBER_WORD] = word
+            slot = self._slot_of(self.stored)
+            word = (slot + MESSAGE_NUMBER_OFFSET) // _WORD_NBYTES
+            self._words[word] = _BLANK_WORD
+            self._buffer[slot + MESSAGE_REST_OFFSET : slot + MESSAGE_REST_OFFSET + len(text)] = text
+            if self._stores == store:  # else a signal handler has stored another message there: take the next slot
+                self._words[word] = number
+                self.stored += 1
+                self.stored_seq, self._latest = seq, slot
                 return True
+
+    def _next_number(self) -> int:
+        """The number of the next message; 0 if there is none, or if it is being stored."""
+        number = self._number_in(self._slot_of(self.taken))
+        return 0 if number in (self._seen[self.taken % RING_SLOTS], _BLANK_WORD) else number
 
     def has_message(self) -> bool:
         """Whether a message waits to be taken."""
-        word = self._words[_NUMBER_WORD]
-        return word != self._seen and word != _BLANK_WORD
+        return self._next_number() != 0
+
+    def _line_in(self, slot: int) -> tuple[bytes, bool]:
+        """The line in a slot, and whether it has an end."""
+        line, end, _ = self._buffer[slot : slot + RING_SLOT_NBYTES].tobytes().partition(b"\n")
+        return line, bool(end)
 
     def take(self) -> bytes | None:
-        """The next message's line without its newline; None if there is none, or if it is being replaced.
+        """The next message's line without its newline; None if there is none, or while it is being stored.
 
         Raises:
             ValueError: the message has no end; it counts as taken.
         """
-        word = self._words[_NUMBER_WORD]
-        if word == self._seen or word == _BLANK_WORD:
+        number = self._next_number()
+        if not number:
             return None
-        line = self._buffer[:1024].tobytes()  # most messages; a longer one is copied again, whole
-        end = line.find(b"\n")
-        if end < 0:
-            line = self._buffer.tobytes()
-            end = line.find(b"\n")
-        if self._words[_NUMBER_WORD] != word:
-            return None  # being replaced; a ring follows
-        if end >= 0:
-            line = line[:end]
-        if self._rejected is not None and line == self._rejected:
+        slot = self._slot_of(self.taken)
+        line, has_end = self._line_in(slot)
+        if self._number_in(slot) != number or line == self._rejected:
             return None
-        self._seen = word
-        self._taken = line
-        if end < 0:
+        self._seen[self.taken % RING_SLOTS] = number
+        self.taken += 1
+        self._latest, self._last_line, self._can_put_back = slot, line, True
+        if not has_end:
             raise ValueError("the message has no end")
         return line
+
+    def newest(self) -> bytes:
+        """The newest message's line: the next one's if there is one, else the last one's; whole or not."""
+        return self._line_in(self._slot_of(self.taken) if self._next_number() else self._latest)[0]
+
+    def newest_seq(self) -> int:
+        """The number of that message; 0 if there is none, or if it is no number."""
+        number = self._next_number() or self._number_in(self._latest)
+        digits = number.to_bytes(_WORD_NBYTES, "little").lstrip(b" ")
+        return int(digits) if digits.isdigit() else 0
+
+    def latest(self) -> memoryview:
+        """The slot of the last message that was stored or taken."""
+        return self._buffer[self._latest : self._latest + RING_SLOT_NBYTES]
 
     def set_spin(self, us: float) -> None:
         """Let :meth:`wait` poll for a message before it sleeps, except after a message that took longer to come.
@@ -231,12 +269,15 @@ class MessagePage:
 
     def put_back(self) -> None:
         """Let the line just taken be taken again."""
-        self._seen = _BLANK_WORD
+        if self._can_put_back:
+            self._can_put_back = False
+            self.taken -= 1
+            self._seen[self.taken % RING_SLOTS] = _BLANK_WORD
 
     def reject(self) -> None:
         """Ignore the line just taken. The peer's own line can still be taken, even if it has the same number."""
-        self._rejected = self._taken
-        self._seen = _BLANK_WORD
+        self._rejected = self._last_line
+        self.put_back()
 
 
 def has_as_many_colons(line: bytes, values: tuple[object, ...]) -> bool:

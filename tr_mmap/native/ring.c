@@ -1,6 +1,6 @@
-/* The type MessagePage: a mapped message page, where one side stores a message whole and the other takes it whole.
- * Knows no message's meaning. tr_mmap/channel/mapped.py describes the bytes of a page. */
-#include "message_page.h"
+/* The type Ring: a mapped ring of messages. One side appends them, the other takes them in that order. Knows no message's
+ * meaning. tr_mmap/channel/mapped.py describes the bytes of a ring. */
+#include "ring.h"
 
 #include "mirror.h"
 
@@ -11,26 +11,36 @@ _Static_assert(WIRE_NUMBER_DIGITS == sizeof(uint64_t), "the number is stored as 
 _Static_assert(sizeof WIRE_BLANK_NUMBER - 1 == WIRE_NUMBER_DIGITS, "the blank number replaces a number");
 _Static_assert(WIRE_MESSAGE_NUMBER_OFFSET % sizeof(uint64_t) == 0, "the number's word is aligned");
 _Static_assert(WIRE_MESSAGE_REST_OFFSET == WIRE_MESSAGE_NUMBER_OFFSET + WIRE_NUMBER_DIGITS, "the rest follows it");
+_Static_assert((WIRE_RING_SLOTS & (WIRE_RING_SLOTS - 1)) == 0, "a position modulo the slots is a mask");
 
 typedef struct {
     STATEFUL_HEAD
     Py_buffer buffer;
-    uint64_t *number; /* WIRE_NUMBER_DIGITS characters, stored last; NULL until __init__ has run */
-    Py_ssize_t previous_nbytes;
-    uint64_t seen;       /* the number of the last message that was taken */
-    unsigned long takes; /* how many messages were taken */
-    long stored_seq;     /* the number of the last store; 0 before */
-    char is_ordered;     /* no number may be below that of the last store */
-    double spin_us;      /* most that wait() polls for a message before it sleeps */
-    double since_us;     /* when the wait for the next message began; 0 while there is none */
-    int should_spin;     /* the last message came within spin_us, so wait() polls for the next one */
-    PyObject *taken;     /* bytes: the last line that was taken */
-    int is_unterminated; /* that line had no end */
-    PyObject *rejected;  /* bytes or NULL: a line on the page that is not the peer's */
-    PyObject *mirrors;   /* a tuple of Mirrors, or NULL: those that this side keeps up to date */
-    int waiters;         /* how many threads are in wait() */
-    unsigned generation; /* of the process that stores here; a forked child stores nothing */
-} MessagePage;
+    char *slots;                    /* NULL until __init__ has run */
+    uint64_t stored, taken;         /* how many messages this side has stored, and taken */
+    uint64_t seen[WIRE_RING_SLOTS]; /* the number of the last message that was taken from each slot */
+    char *latest;                   /* the slot of the last message that was stored or taken */
+    char can_put_back;              /* a message was taken, and not put back */
+    unsigned long takes;            /* how often a message was taken; one that was put back counts again */
+    long stored_seq;                /* the number of the last store; 0 before */
+    char is_ordered;                /* no number may be below that of the last store */
+    double spin_us;                 /* most that wait() polls for a message before it sleeps */
+    double since_us;                /* when the wait for the next message began; 0 while there is none */
+    int should_spin;                /* the last message came within spin_us, so wait() polls for the next one */
+    PyObject *last_line;            /* bytes: the last line that was taken */
+    int is_unterminated;            /* that line had no end */
+    PyObject *rejected;             /* bytes or NULL: a line in the next slot that is not the peer's */
+    PyObject *mirrors;              /* a tuple of Mirrors, or NULL: those that this side keeps up to date */
+    int waiters;                    /* how many threads are in wait() */
+    unsigned generation;            /* of the process that stores here; a forked child stores nothing */
+} Ring;
+
+static char *slot_of(const Ring *self, uint64_t position) {
+    return self->slots + position % WIRE_RING_SLOTS * WIRE_RING_SLOT_NBYTES;
+}
+
+/* WIRE_NUMBER_DIGITS characters, stored last. */
+static uint64_t *number_in(char *slot) { return (uint64_t *)(void *)(slot + WIRE_MESSAGE_NUMBER_OFFSET); }
 
 static uint64_t blank(void) {
     uint64_t word;
@@ -47,70 +57,83 @@ static uint64_t number_word(long seq) {
     return word;
 }
 
-static int message_page_init(MessagePage *self, PyObject *arguments, PyObject *keywords) {
+static int ring_init(Ring *self, PyObject *arguments, PyObject *keywords) {
     PyObject *source;
     static char *names[] = {"buffer", NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O", names, &source)) return -1;
     Py_buffer buffer;
-    if (get_word_buffer(source, &buffer, WIRE_MESSAGE_REST_OFFSET + 1) < 0) return -1;
-    if (self->number != NULL) { /* looked for now, because the source's code could call __init__ too */
+    if (get_word_buffer(source, &buffer, WIRE_RING_NBYTES) < 0) return -1;
+    if (self->slots != NULL) { /* looked for now, because the source's code could call __init__ too */
         PyBuffer_Release(&buffer);
         PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
         return -1;
     }
     self->buffer = buffer;
-    self->number = (uint64_t *)((char *)self->buffer.buf + WIRE_MESSAGE_NUMBER_OFFSET);
-    self->seen = blank();
+    self->slots = (char *)self->buffer.buf + WIRE_RING_WORDS_NBYTES;
+    self->latest = self->slots;
+    for (int slot = 0; slot < WIRE_RING_SLOTS; slot++) self->seen[slot] = blank();
     self->generation = fork_generation;
     return 0;
 }
 
-static void message_page_dealloc(MessagePage *self) {
-    if (self->number != NULL) PyBuffer_Release(&self->buffer);
-    Py_CLEAR(self->taken);
-    Py_CLEAR(self->rejected);
-    Py_CLEAR(self->mirrors);
-    stateful_free((PyObject *)self);
-}
-
-int message_page_is_initialised(PyObject *page) {
-    if (((MessagePage *)page)->number != NULL) return 1;
-    PyErr_SetString(PyExc_ValueError, "__init__ has not run: the page has no buffer");
+/* A mirror of a ring keeps the ring, and the ring keeps the mirrors that it is to show. */
+static int ring_traverse(Ring *self, visitproc visit, void *arg) {
+    VISIT_TYPE_AND_MODULE(self);
+    Py_VISIT(self->mirrors);
     return 0;
 }
 
-static int is_initialised(MessagePage *self) { return message_page_is_initialised((PyObject *)self); }
+static int ring_clear(Ring *self) {
+    Py_CLEAR(self->mirrors);
+    return 0;
+}
 
-int message_page_store(PyObject *page, long seq, const char *rest, Py_ssize_t nbytes) {
-    MessagePage *self = (MessagePage *)page;
+static void ring_dealloc(Ring *self) {
+    PyObject_GC_UnTrack(self);
+    if (self->slots != NULL) PyBuffer_Release(&self->buffer);
+    Py_CLEAR(self->last_line);
+    Py_CLEAR(self->rejected);
+    ring_clear(self);
+    stateful_free((PyObject *)self);
+}
+
+int ring_is_initialised(PyObject *ring) {
+    if (((Ring *)ring)->slots != NULL) return 1;
+    PyErr_SetString(PyExc_ValueError, "__init__ has not run: the ring has no buffer");
+    return 0;
+}
+
+static int is_initialised(Ring *self) { return ring_is_initialised((PyObject *)self); }
+
+int ring_store(PyObject *ring, long seq, const char *rest, Py_ssize_t nbytes) {
+    Ring *self = (Ring *)ring;
     if (self->generation != fork_generation) return -1; /* a signal handler has forked while a message was prepared */
     if (self->is_ordered && self->stored_seq != 0) { /* a signal handler may have sent a later request while this one was prepared */
         long ahead = (self->stored_seq - seq + WIRE_MAX_MESSAGE_SEQ) % WIRE_MAX_MESSAGE_SEQ;
         if (ahead > 0 && ahead < WIRE_MAX_MESSAGE_SEQ / 2) return -1;
     }
-    nbytes += 1; /* the newline */
-    if (seq < 1 || seq > WIRE_MAX_MESSAGE_SEQ || nbytes > self->buffer.len - WIRE_MESSAGE_REST_OFFSET) return 0;
-    uint64_t word = number_word(seq);
-    char *to = (char *)self->buffer.buf + WIRE_MESSAGE_REST_OFFSET;
-    __atomic_store_n(self->number, blank(), __ATOMIC_RELAXED);
+    if (seq < 1 || seq > WIRE_MAX_MESSAGE_SEQ || nbytes + 1 > WIRE_RING_SLOT_NBYTES - WIRE_MESSAGE_REST_OFFSET) return 0;
+    char *slot = slot_of(self, self->stored);
+    __atomic_store_n(number_in(slot), blank(), __ATOMIC_RELAXED);
     /* release: a reader that copied any of the new rest finds the number changed afterwards */
     __atomic_thread_fence(__ATOMIC_RELEASE);
-    memcpy(to, rest, (size_t)nbytes - 1);
-    to[nbytes - 1] = '\n';
-    if (nbytes < self->previous_nbytes) memset(to + nbytes, ' ', (size_t)(self->previous_nbytes - nbytes));
-    self->previous_nbytes = nbytes;
-    store_release(self->number, word);
+    char *to = slot + WIRE_MESSAGE_REST_OFFSET;
+    memcpy(to, rest, (size_t)nbytes);
+    to[nbytes] = '\n';
+    store_release(number_in(slot), number_word(seq));
+    self->stored++;
     self->stored_seq = seq;
+    self->latest = slot;
     return 1;
 }
 
 PyDoc_STRVAR(store_doc,
-             "store(seq, text)\n--\n\nReplace the message by a JSON object, whose first member is its number.\n\n"
+             "store(seq, text)\n--\n\nAppend a message: a JSON object, whose first member is its number.\n\n"
              "Returns:\n    False, and nothing was stored, if is_ordered and the number is below the last one's, or if this is a\n"
              "    forked child of the process that made the page.\n\n"
-             "Raises:\n    ValueError: the number has more than 8 digits, or the text is longer than the page.");
+             "Raises:\n    ValueError: the number has more than 8 digits, or the text is longer than a slot.");
 
-static PyObject *py_store(MessagePage *self, PyObject *const *arguments, Py_ssize_t count) {
+static PyObject *py_store(Ring *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_initialised(self)) return NULL;
     if (count != 2 || !PyBytes_Check(arguments[1])) {
         PyErr_SetString(PyExc_TypeError, "store takes a number and bytes");
@@ -121,41 +144,45 @@ static PyObject *py_store(MessagePage *self, PyObject *const *arguments, Py_ssiz
     const char *text = PyBytes_AS_STRING(arguments[1]);
     Py_ssize_t nbytes = PyBytes_GET_SIZE(arguments[1]);
     const char *rest = memchr(text, ',', (size_t)nbytes); /* the members after the number */
-    int is_stored = rest == NULL ? message_page_store((PyObject *)self, seq, "}", 1)
-                                 : message_page_store((PyObject *)self, seq, rest, nbytes - (rest - text));
+    int is_stored = rest == NULL ? ring_store((PyObject *)self, seq, "}", 1)
+                                 : ring_store((PyObject *)self, seq, rest, nbytes - (rest - text));
     if (is_stored != 0) return PyBool_FromLong(is_stored > 0);
     return PyErr_Format(PyExc_ValueError,
-                        "the number has more than %d digits, or the message is longer than the page",
+                        "the number has more than %d digits, or the message is longer than a slot",
                         WIRE_NUMBER_DIGITS);
 }
 
 PyDoc_STRVAR(has_message_doc, "has_message()\n--\n\nWhether a message waits to be taken.");
 
-static PyObject *py_has_message(MessagePage *self, PyObject *unused) {
+/* The number of the next message; 0 if there is none, or if it is being stored. */
+static uint64_t next_number(const Ring *self) {
+    uint64_t word = load_acquire(number_in(slot_of(self, self->taken)));
+    return word == self->seen[self->taken % WIRE_RING_SLOTS] || word == blank() ? 0 : word;
+}
+
+static PyObject *py_has_message(Ring *self, PyObject *unused) {
     (void)unused;
     if (!is_initialised(self)) return NULL;
-    uint64_t word = load_acquire(self->number);
-    return PyBool_FromLong(word != self->seen && word != blank());
+    return PyBool_FromLong(next_number(self) != 0);
 }
 
 PyDoc_STRVAR(take_doc,
              "take()\n--\n\nThe next message's line without its newline; None if there is none, or while it is being\n"
              "replaced.\n\nRaises:\n    ValueError: it has no end; it counts as taken.");
 
-static PyObject *py_take(MessagePage *self, PyObject *unused) {
+static PyObject *py_take(Ring *self, PyObject *unused) {
     (void)unused;
     if (!is_initialised(self)) return NULL;
     self->is_unterminated = 0;
-    uint64_t word = load_acquire(self->number);
-    if (word == self->seen || word == blank()) Py_RETURN_NONE;
-    const char *text = self->buffer.buf;
-    const char *end = memchr(text, '\n', (size_t)self->buffer.len);
-    PyObject *line = PyBytes_FromStringAndSize(text, end == NULL ? self->buffer.len : end - text);
+    uint64_t word = next_number(self);
+    if (word == 0) Py_RETURN_NONE;
+    char *slot = slot_of(self, self->taken);
+    const char *end = memchr(slot, '\n', WIRE_RING_SLOT_NBYTES);
+    PyObject *line = PyBytes_FromStringAndSize(slot, end == NULL ? WIRE_RING_SLOT_NBYTES : end - slot);
     if (line == NULL) return NULL;
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
-    /* A changed number means that the peer replaced the message during the copy. It rings when it has stored the new
-     * one. */
-    int is_new = __atomic_load_n(self->number, __ATOMIC_RELAXED) == word;
+    /* A changed number means that somebody else has stored a message there during the copy. */
+    int is_new = __atomic_load_n(number_in(slot), __ATOMIC_RELAXED) == word;
     if (is_new && self->rejected != NULL) {
         int is_rejected = PyObject_RichCompareBool(line, self->rejected, Py_EQ);
         if (is_rejected < 0) {
@@ -168,9 +195,12 @@ static PyObject *py_take(MessagePage *self, PyObject *unused) {
         Py_DECREF(line);
         Py_RETURN_NONE;
     }
-    self->seen = word;
+    self->seen[self->taken % WIRE_RING_SLOTS] = word;
+    self->taken++;
     self->takes++;
-    Py_XSETREF(self->taken, Py_NewRef(line));
+    self->latest = slot;
+    self->can_put_back = 1;
+    Py_XSETREF(self->last_line, Py_NewRef(line));
     if (end == NULL) {
         Py_DECREF(line);
         self->is_unterminated = 1;
@@ -184,7 +214,7 @@ PyDoc_STRVAR(set_spin_doc,
              "set_spin(us)\n--\n\nLet wait() poll for a message for so long, and for a millisecond at most, before\n"
              "it sleeps; but not after a message that took longer.");
 
-static PyObject *py_set_spin(MessagePage *self, PyObject *argument) {
+static PyObject *py_set_spin(Ring *self, PyObject *argument) {
     double us;
     if (parse_time(argument, &us) < 0) return NULL;
     self->spin_us = us > WIRE_MAX_SPIN_US ? WIRE_MAX_SPIN_US : us > 0 ? us : 0;
@@ -208,16 +238,17 @@ static inline void pause_briefly(void) {
 
 /* Poll for a message without sleeping. Checks neither signals nor the peer's death, which the caller does next: it
  * takes WIRE_MAX_SPIN_US at most. */
-static void spin(MessagePage *self, double us) {
+static void spin(Ring *self, double us) {
     enum { POLLS_PER_CLOCK_READ = 16 }; /* about a microsecond; to read the clock after each poll slows the polls */
     double until_us = now_us() + us;
-    uint64_t seen = self->seen;
+    const uint64_t *number = number_in(slot_of(self, self->taken));
+    uint64_t seen = self->seen[self->taken % WIRE_RING_SLOTS];
     int has_come = 0;
     Py_BEGIN_ALLOW_THREADS
     do {
         for (int poll = 0; poll < POLLS_PER_CLOCK_READ && !has_come; poll++) {
             pause_briefly();
-            uint64_t word = load_acquire(self->number);
+            uint64_t word = load_acquire(number);
             has_come = word != seen && word != blank();
         }
     } while (!has_come && now_us() < until_us);
@@ -226,19 +257,19 @@ static void spin(MessagePage *self, double us) {
 
 /* The line, unless a signal handler raises: then it can be taken again, instead of being lost with the interrupted
  * call. If a handler has taken a message from here itself, it has taken this line too: then the next line, or None. */
-static PyObject *unless_interrupted(MessagePage *self, PyObject *line) {
+static PyObject *unless_interrupted(Ring *self, PyObject *line) {
     if (line == NULL || line == Py_None) return line;
     unsigned long takes = self->takes;
     int code = PyErr_CheckSignals();
     if (code == 0 && self->takes == takes) return line;
     Py_DECREF(line);
     if (code == 0) return py_take(self, NULL);
-    self->seen = blank();
+    ring_put_back((PyObject *)self);
     return NULL;
 }
 
 /* Take the next message, and decide from the time that it took whether to poll for the one after it. */
-static PyObject *take_and_adapt(MessagePage *self) {
+static PyObject *take_and_adapt(Ring *self) {
     PyObject *line = py_take(self, NULL);
     if (self->spin_us > 0) {
         self->should_spin = now_us() - self->since_us <= self->spin_us;
@@ -247,32 +278,32 @@ static PyObject *take_and_adapt(MessagePage *self) {
     return line;
 }
 
-static int has_stale_mirror(const MessagePage *self) {
+static int has_stale_mirror(const Ring *self) {
     Py_ssize_t count = self->mirrors == NULL ? 0 : PyTuple_GET_SIZE(self->mirrors);
     for (Py_ssize_t index = 0; index < count; index++)
         if (mirror_is_stale(PyTuple_GET_ITEM(self->mirrors, index))) return 1;
     return 0;
 }
 
-void message_page_show(PyObject *page) {
-    const MessagePage *self = (const MessagePage *)page;
+void ring_show(PyObject *ring) {
+    const Ring *self = (const Ring *)ring;
     Py_ssize_t count = self->mirrors == NULL ? 0 : PyTuple_GET_SIZE(self->mirrors);
     for (Py_ssize_t index = 0; index < count; index++) mirror_update(PyTuple_GET_ITEM(self->mirrors, index));
 }
 
 /* Sleep until the semaphore is posted. A sleep that lasts shows first what the mirrors lack; a burst of messages writes
  * none of them. -1 with an exception. */
-static int sleep_and_show(MessagePage *self, PyObject *semaphore, double sleep_s) {
+static int sleep_and_show(Ring *self, PyObject *semaphore, double sleep_s) {
     if (sleep_s > WIRE_MIRROR_DELAY_S && has_stale_mirror(self)) {
         int code = semaphore_wait(semaphore, WIRE_MIRROR_DELAY_S);
         if (code != 0) return code;
-        message_page_show((PyObject *)self);
+        ring_show((PyObject *)self);
         sleep_s -= WIRE_MIRROR_DELAY_S;
     }
     return semaphore_wait(semaphore, sleep_s);
 }
 
-static PyObject *wait_for_line(MessagePage *self, PyObject *semaphore, double timeout_s, double slice_s,
+static PyObject *wait_for_line(Ring *self, PyObject *semaphore, double timeout_s, double slice_s,
                                StopCheck should_stop, void *context) {
     PyObject *line = py_take(self, NULL);
     if (line != Py_None) {
@@ -313,9 +344,9 @@ static PyObject *wait_for_line(MessagePage *self, PyObject *semaphore, double ti
     return unless_interrupted(self, py_take(self, NULL)); /* it may have come just before the reason to stop */
 }
 
-PyObject *message_page_wait(PyObject *page, PyObject *semaphore, double timeout_s, double slice_s,
+PyObject *ring_wait(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s,
                             StopCheck should_stop, void *context) {
-    MessagePage *self = (MessagePage *)page;
+    Ring *self = (Ring *)ring;
     self->waiters++;
     PyObject *line = wait_for_line(self, semaphore, timeout_s, slice_s, should_stop, context);
     self->waiters--;
@@ -340,7 +371,7 @@ PyDoc_STRVAR(wait_doc,
              "Returns:\n    None when the time is over, or stop() says so.\n\n"
              "Raises:\n    ValueError: as take(); or a time is NaN, or slice_s is no positive number.");
 
-static PyObject *py_wait(MessagePage *self, PyObject *const *arguments, Py_ssize_t count) {
+static PyObject *py_wait(Ring *self, PyObject *const *arguments, Py_ssize_t count) {
     if (count != 4) {
         PyErr_SetString(PyExc_TypeError, "wait takes a semaphore, two times and a function");
         return NULL;
@@ -351,22 +382,37 @@ static PyObject *py_wait(MessagePage *self, PyObject *const *arguments, Py_ssize
     }
     double timeout_s, slice_s;
     if (parse_time(arguments[1], &timeout_s) < 0 || parse_slice(arguments[2], &slice_s) < 0) return NULL;
-    return message_page_wait((PyObject *)self, arguments[0], timeout_s, slice_s, should_stop_by_call, arguments[3]);
+    return ring_wait((PyObject *)self, arguments[0], timeout_s, slice_s, should_stop_by_call, arguments[3]);
 }
 
-int message_page_is_unterminated(PyObject *page) { return ((MessagePage *)page)->is_unterminated; }
+int ring_is_unterminated(PyObject *ring) { return ((Ring *)ring)->is_unterminated; }
 
-void message_page_put_back(PyObject *page) { ((MessagePage *)page)->seen = blank(); }
-
-int message_page_is_answered(PyObject *request, PyObject *response) {
-    return load_acquire(((MessagePage *)request)->number) == load_acquire(((MessagePage *)response)->number);
+void ring_put_back(PyObject *ring) {
+    Ring *self = (Ring *)ring;
+    if (!self->can_put_back) return;
+    self->can_put_back = 0;
+    self->taken--;
+    self->seen[self->taken % WIRE_RING_SLOTS] = blank();
 }
+
+/* The number of the newest message that is there or was taken, as its slot has it. */
+static uint64_t newest_number(Ring *self) {
+    uint64_t word = next_number(self);
+    return word != 0 ? word : load_acquire(number_in(self->latest));
+}
+
+int ring_is_answered(PyObject *requests, PyObject *responses) {
+    Ring *self = (Ring *)requests;
+    return self->stored_seq == 0 || number_word(self->stored_seq) == newest_number((Ring *)responses);
+}
+
+const char *ring_latest(PyObject *ring) { return ((Ring *)ring)->latest; }
 
 PyDoc_STRVAR(put_back_doc, "put_back()\n--\n\nLet the line just taken be taken again.");
 
 static PyObject *py_put_back(PyObject *self, PyObject *unused) {
     (void)unused;
-    message_page_put_back(self);
+    ring_put_back(self);
     Py_RETURN_NONE;
 }
 
@@ -374,17 +420,44 @@ PyDoc_STRVAR(reject_doc,
              "reject()\n--\n\n"
              "Ignore the line just taken, and take any other, even one of the same number as that line.");
 
-static PyObject *py_reject(MessagePage *self, PyObject *unused) {
+static PyObject *py_reject(Ring *self, PyObject *unused) {
     (void)unused;
-    Py_XSETREF(self->rejected, Py_XNewRef(self->taken));
-    self->seen = blank();
+    Py_XSETREF(self->rejected, Py_XNewRef(self->last_line));
+    ring_put_back((PyObject *)self);
     Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(newest_doc,
+             "newest()\n--\n\nThe newest message's line: the next one's if there is one, else the last one's; whole or not.");
+
+static PyObject *py_newest(Ring *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    const char *slot = next_number(self) != 0 ? slot_of(self, self->taken) : self->latest;
+    const char *end = memchr(slot, '\n', WIRE_RING_SLOT_NBYTES);
+    return PyBytes_FromStringAndSize(slot, end == NULL ? WIRE_RING_SLOT_NBYTES : end - slot);
+}
+
+PyDoc_STRVAR(newest_seq_doc,
+             "newest_seq()\n--\n\nThe number of that message; 0 if there is none, or if it is no number.");
+
+static PyObject *py_newest_seq(Ring *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    uint64_t word = newest_number(self);
+    char digits[WIRE_NUMBER_DIGITS];
+    memcpy(digits, &word, sizeof digits);
+    long seq = 0;
+    int place = 0;
+    while (place < WIRE_NUMBER_DIGITS && digits[place] == ' ') place++;
+    for (; place < WIRE_NUMBER_DIGITS && Py_ISDIGIT(digits[place]); place++) seq = seq * 10 + (digits[place] - '0');
+    return PyLong_FromLong(place == WIRE_NUMBER_DIGITS ? seq : 0);
 }
 
 PyDoc_STRVAR(set_mirrors_doc,
              "set_mirrors(mirrors)\n--\n\nLet wait() keep a tuple of mirrors up to date while no message comes.");
 
-static PyObject *py_set_mirrors(MessagePage *self, PyObject *mirrors) {
+static PyObject *py_set_mirrors(Ring *self, PyObject *mirrors) {
     int is_right = PyTuple_Check(mirrors);
     for (Py_ssize_t index = 0; is_right && index < PyTuple_GET_SIZE(mirrors); index++)
         is_right = PyObject_TypeCheck(PyTuple_GET_ITEM(mirrors, index), self->state->mirror);
@@ -398,49 +471,61 @@ static PyObject *py_set_mirrors(MessagePage *self, PyObject *mirrors) {
     Py_RETURN_NONE;
 }
 
-static PyObject *get_waiters(MessagePage *self, void *unused) {
+static PyObject *get_waiters(Ring *self, void *unused) {
     (void)unused;
     return PyLong_FromLong(self->waiters);
 }
 
-static PyGetSetDef message_page_properties[] = {
+static PyObject *get_stored_seq(Ring *self, void *unused) {
+    (void)unused;
+    return PyLong_FromLong(self->stored_seq);
+}
+
+static PyGetSetDef ring_properties[] = {
+    {"stored", (getter)get_unsigned, NULL, "How many messages this side has stored.", (void *)offsetof(Ring, stored)},
+    {"taken", (getter)get_unsigned, NULL, "How many messages this side has taken.", (void *)offsetof(Ring, taken)},
+    {"stored_seq", (getter)get_stored_seq, NULL, "The number of the last message that was stored; 0 before.", NULL},
     {"waiters", (getter)get_waiters, NULL, "How many threads are in wait().", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-static PyMethodDef message_page_methods[] = {
+static PyMethodDef ring_methods[] = {
     {"store", (PyCFunction)(void (*)(void))py_store, METH_FASTCALL, store_doc},
     {"has_message", (PyCFunction)py_has_message, METH_NOARGS, has_message_doc},
     {"take", (PyCFunction)py_take, METH_NOARGS, take_doc},
     {"set_spin", (PyCFunction)py_set_spin, METH_O, set_spin_doc},
     {"wait", (PyCFunction)(void (*)(void))py_wait, METH_FASTCALL, wait_doc},
     {"put_back", py_put_back, METH_NOARGS, put_back_doc},
+    {"newest", (PyCFunction)py_newest, METH_NOARGS, newest_doc},
+    {"newest_seq", (PyCFunction)py_newest_seq, METH_NOARGS, newest_seq_doc},
     {"reject", (PyCFunction)py_reject, METH_NOARGS, reject_doc},
     {"set_mirrors", (PyCFunction)py_set_mirrors, METH_O, set_mirrors_doc},
     {NULL, NULL, 0, NULL},
 };
 
-static PyMemberDef message_page_members[] = {
-    {"is_ordered", T_BOOL, offsetof(MessagePage, is_ordered), 0, "whether no number may be below that of the last store"},
+static PyMemberDef ring_members[] = {
+    {"is_ordered", T_BOOL, offsetof(Ring, is_ordered), 0, "whether no number may be below that of the last store"},
     {NULL, 0, 0, 0, NULL},
 };
 
-static PyType_Slot message_page_slots[] = {
-    {Py_tp_doc, "MessagePage(buffer)\n--\n\nA message page that is mapped as a writable buffer."},
+static PyType_Slot ring_slots[] = {
+    {Py_tp_doc, "Ring(buffer)\n--\n\nA ring of messages that is mapped as a writable buffer."},
     {Py_tp_new, stateful_new},
-    {Py_tp_init, message_page_init},
-    {Py_tp_dealloc, message_page_dealloc},
-    {Py_tp_methods, message_page_methods},
-    {Py_tp_members, message_page_members},
-    {Py_tp_getset, message_page_properties},
+    {Py_tp_init, ring_init},
+    {Py_tp_traverse, ring_traverse},
+    {Py_tp_clear, ring_clear},
+    {Py_tp_dealloc, ring_dealloc},
+    {Py_tp_methods, ring_methods},
+    {Py_tp_members, ring_members},
+    {Py_tp_getset, ring_properties},
     {0, NULL},
 };
 
-PyType_Spec message_page_spec = {
-    .name = "tr_mmap.native.MessagePage",
-    .basicsize = sizeof(MessagePage),
-    .flags = TYPE_FLAGS,
-    .slots = message_page_slots,
+PyType_Spec ring_spec = {
+    .name = "tr_mmap.native.Ring",
+    .basicsize = sizeof(Ring),
+    .flags = TYPE_FLAGS | Py_TPFLAGS_HAVE_GC,
+    .slots = ring_slots,
 };
 
 const char has_as_many_colons_doc[] =

@@ -1,0 +1,36 @@
+/* A mapped ring of messages: what the fast paths use of the type Ring. Knows no message's meaning. */
+#ifndef TR_MMAP_MESSAGE_PAGE_H
+#define TR_MMAP_MESSAGE_PAGE_H
+
+#include "native.h"
+
+/* Whether a wait is to end: 1 if so, 0 if not, -1 with an exception. */
+typedef int (*StopCheck)(void *context);
+
+/* Whether __init__ has run; if not, with an exception. */
+int ring_is_initialised(PyObject *ring);
+
+/* Append a message: its number and `rest`, all from the comma after the number to the closing brace; 0 if the
+ * number or the rest does not fit, -1 if a later message was stored already; and then nothing was stored. */
+int ring_store(PyObject *ring, long seq, const char *rest, Py_ssize_t nbytes);
+
+/* Take the next message's line, as Ring.wait() does. */
+PyObject *ring_wait(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s,
+                            StopCheck should_stop, void *context);
+
+/* After an exception of ring_wait(): whether the message has no end. Else a signal handler raised. */
+int ring_is_unterminated(PyObject *ring);
+
+/* Let the line just taken be taken again. */
+void ring_put_back(PyObject *ring);
+
+/* Write the mirrors that wait() keeps up to date, those that are stale. */
+void ring_show(PyObject *ring);
+
+/* Whether the newest response has the number of the last request that was stored. */
+int ring_is_answered(PyObject *requests, PyObject *responses);
+
+/* The slot of the last message that was stored or taken, WIRE_RING_SLOT_NBYTES long. */
+const char *ring_latest(PyObject *ring);
+
+#endif
