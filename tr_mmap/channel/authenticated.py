@@ -171,6 +171,43 @@ class AuthenticatedChannel(Channel):
             if stop():
                 return
 
+    # The controller's side, where the verifier's last message is the one that peek() gives until it is taken.
+
+    def peek(self) -> bytes | None:
+        while True:
+            try:
+                message = self._inner.peek()
+            except BadMessage:
+                message = b""  # it is no message at all
+            if message is None:
+                return None
+            last = self._verifier.last_message
+            if (message == last and last is not self._given) or (message and self._verifier.accept(message)):
+                return message
+            self._counter.rejected += 1
+            self._inner.reject()
+
+    def advance(self, *, is_consumed: bool = True) -> None:
+        self._given = self._verifier.last_message
+        self._inner.advance(is_consumed=is_consumed)
+
+    def all_consumed(self) -> None:
+        self._inner.all_consumed()
+
+    def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> None:
+        self._inner.wait(timeout_ms, stop)
+
+    @property
+    def capacity(self) -> int:  # type: ignore[override]
+        return self._inner.capacity
+
+    @property
+    def responses_sent(self) -> int:
+        return self._inner.responses_sent
+
+    def responses_consumed(self) -> int:
+        return self._inner.responses_consumed()
+
     def reject(self) -> None:
         """Does nothing: this channel has rejected other messages already."""
 

@@ -265,6 +265,21 @@ class FileChannel(Channel):
     def put_back(self) -> None:
         self._held = self._last
 
+    def peek(self) -> bytes | None:
+        if self._held is None and self._is_receivable():
+            self._held = self._get(self._in)
+        return self._held
+
+    def advance(self, *, is_consumed: bool = True) -> None:  # noqa: ARG002 - there is one message at a time
+        try:
+            system.unlink(self._in, owner=self._owner)
+        except OSError:
+            pass  # a directory; the error of peek() has said so
+        self._held = None
+
+    def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> None:
+        self._wait(self._is_receivable, timeout_ms, stop, self._rate)
+
     def _wait(
         self, until: Callable[[], bool], timeout_ms: float | None, stop: Callable[[], bool], rate: PollRate
     ) -> bool:

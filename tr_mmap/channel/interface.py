@@ -48,9 +48,11 @@ class Channel(ABC):
 
     Attributes:
         may_carry_legacy: a legacy peer can put a request there; such a request has no number.
+        capacity: most requests in flight.
     """
 
     may_carry_legacy: ClassVar[bool] = False
+    capacity: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -109,12 +111,57 @@ class Channel(ABC):
             HostilePath: the peer did not make the message's file.
         """
 
-    def receive_early(self) -> bytes | None:
-        """At the end of a wait: take an answer that the peer could still follow up with a better one; None if none."""
+    # -- the controller's side: a message is looked at, dealt with, and then taken -------------------------------------
+
+    def peek(self) -> bytes | None:
+        """The worker's next message, as JSON text; None if there is none. The same until :meth:`advance`.
+
+        Raises:
+            BadMessage: the message cannot be read, or is too long for one. It is there until :meth:`advance`.
+            HostilePath: the peer did not make the message's file.
+        """
+        raise NotImplementedError
+
+    def next_seq(self) -> int | None:
+        """The number of the next message, if it has one that can be read without the rest."""
         return None
+
+    def advance(self, *, is_consumed: bool = True) -> None:
+        """Take the message that :meth:`peek` has given.
+
+        Args:
+            is_consumed: whether the worker may release the tensors of it, and of all before it.
+        """
+        raise NotImplementedError
+
+    def all_consumed(self) -> None:  # noqa: B027 - a channel of files has one message at a time
+        """The worker may release the tensors of all messages that were taken."""
+
+    def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> None:
+        """Wait until :meth:`peek` may have something new.
+
+        Args:
+            timeout_ms: how long to wait.
+            stop: True ends the wait.
+        """
+        raise NotImplementedError
+
+    def hurry(self) -> None:  # noqa: B027 - only a legacy worker gives several answers
+        """The time for an answer is over: give one that the peer could still follow up with a better one."""
+
+    # -- the worker's side ---------------------------------------------------------------------------------------------
 
     def put_back(self) -> None:  # noqa: B027 - a channel of files has taken the message away
         """After an interrupted :meth:`receive`: if it had taken a message, the next call takes that message again."""
+
+    @property
+    def responses_sent(self) -> int:
+        """How many messages this side has sent, as far as :meth:`responses_consumed` counts."""
+        return 0
+
+    def responses_consumed(self) -> int:
+        """How many of them the controller has consumed. Asked when a request is here."""
+        return 1  # all: there is one request at a time
 
     def reply_unreadable(self, failure: Failure) -> None:  # noqa: B027 - it cannot say to which request that is
         """The message just received was no request: tell a peer that expects a response without a number."""

@@ -265,15 +265,21 @@ class LegacyChannel(FileChannel):
             return self.read_status().status is Status.BUSY
         return super().is_taken_up()
 
-    def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
-        raw = super().receive(timeout_ms, stop)
-        return raw if raw is None or not self._is_controller else self._as_own(raw)
+    def peek(self) -> bytes | None:
+        if self._held is None and self._is_receivable():
+            answer = self._answer
+            if isinstance(answer, Exception):
+                raise answer
+            self._held = None if answer is None else self._as_own(answer)
+        return self._held
 
-    def receive_early(self) -> bytes | None:
-        if self._candidate is None or not self._is_controller:
-            return None
-        self._candidate_until_s = 0.0
-        return self.receive(0, never)
+    def advance(self, *, is_consumed: bool = True) -> None:  # noqa: ARG002 - there is one message at a time
+        self._answer = self._candidate = self._held = None
+        self._state += 1
+
+    def hurry(self) -> None:
+        if self._candidate is not None:
+            self._candidate_until_s = 0.0
 
     def _is_receivable(self) -> bool:
         if not self._is_controller:
@@ -331,18 +337,6 @@ class LegacyChannel(FileChannel):
         return bool(words) and all(
             word not in own and os.path.lexists(os.path.join(self._directory, tensor_file(word))) for word in words
         )
-
-    def _take(self) -> bytes | None:
-        if not self._is_controller:
-            return super()._take()
-        answer = self._answer
-        if isinstance(answer, bytes):
-            self._last = answer
-        self._answer = self._candidate = None
-        self._state += 1
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
     def _as_own(self, raw: bytes) -> bytes:
         """The answer as one of our responses."""

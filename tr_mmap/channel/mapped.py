@@ -34,7 +34,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Final
+from typing import ClassVar, Final
 
 from ..base import system
 from ..base.fork_safety import this_process
@@ -96,6 +96,8 @@ class MappedChannel(Channel):
     Attributes:
         status: the status page, mapped.
     """
+
+    capacity: ClassVar[int] = RING_SLOTS - 2  # the requests to exit and to release memory have room of their own
 
     def __init__(self, directory: str, role: Role, fds: list[int], doorbells: list[Doorbell]) -> None:
         self._directory = directory
@@ -239,7 +241,7 @@ class MappedChannel(Channel):
         return self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._spills.write(check_bounds(text)))
 
     def is_sent(self, seq: int) -> bool:
-        return self._out.stored_seq == seq
+        return self._out.has_stored(seq)
 
     def _is_answered(self) -> bool:
         """Whether the worker has answered the last request."""
@@ -269,6 +271,36 @@ class MappedChannel(Channel):
         except OSError:  # for example no descriptor is left: the message is good, and can be read later
             self._in.put_back()
             raise
+
+    def peek(self) -> bytes | None:
+        try:
+            line = self._in.peek()
+        except ValueError as error:
+            why = "the peer's message has no end; it does not speak this protocol"
+            raise BadMessage(why, detail="newline") from error
+        return line if line is None or line[17:25] != SPILL_KEY else self._spills.look(line)
+
+    def next_seq(self) -> int | None:
+        return self._in.newest_seq()
+
+    def advance(self, *, is_consumed: bool = True) -> None:
+        line = self._in.peek()
+        if line is not None and line[17:25] == SPILL_KEY:
+            self._spills.remove(line)
+        self._in.advance(is_consumed)
+
+    def all_consumed(self) -> None:
+        self._in.all_done()
+
+    def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> None:
+        self._in.sleep(self._own_doorbell.semaphore, timeout_ms / 1000, WAIT_SLICE_S, stop)
+
+    @property
+    def responses_sent(self) -> int:
+        return self._out.stored
+
+    def responses_consumed(self) -> int:
+        return self._out.done_by_peer
 
     def reject(self) -> None:
         self._in.reject()

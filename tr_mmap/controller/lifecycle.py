@@ -153,7 +153,8 @@ class SessionLifecycle:
             worker = dispatcher.resources.worker
             if worker is not None and not worker.has_left():  # said at once, also while a request is under way
                 raise self._is_started()
-            dispatcher.in_turn(time.monotonic() + TURN_WAIT_S, TURN_WAIT_S, None, self._start_again, dispatcher)
+            if not dispatcher.exclusively(TURN_WAIT_S, self._start_again, dispatcher):
+                raise dispatcher.busy(TURN_WAIT_S)
             return
         warn_once()
         with self._starting:
@@ -174,7 +175,7 @@ class SessionLifecycle:
             _sessions[resources.directory] = self
         _log.debug("session %r: worker started, process %d", self.session_id(), self.pid)
 
-    def _start_again(self, dispatcher: Dispatcher) -> None:
+    def _start_again(self, dispatcher: Dispatcher) -> bool:
         if dispatcher.is_closing:
             raise SessionNotStarted(
                 f"session {self.session_id()!r} is being closed; call start() when close() has returned"
@@ -183,12 +184,13 @@ class SessionLifecycle:
         if worker is not None:
             if not worker.has_left():
                 raise self._is_started()
-            dispatcher.keep_answer()
+            dispatcher.keep_answers()
             if dispatcher.resources.worker is worker:
                 dispatcher.forget_worker()
         dispatcher.give_up_lost()
         dispatcher.resources.start(quiet=self._quiet_mode, on_end=dispatcher.notify)
         _log.debug("session %r: worker started again, process %d", self.session_id(), self.pid)
+        return True
 
     def _is_started(self) -> SessionInUse:
         return SessionInUse(

@@ -22,7 +22,7 @@ from ..tsr import load
 from ..tsr.tensors import as_torch, to_array
 from ..wire.names import RESULT_PREFIX
 from .dispatcher import Dispatcher
-from .responses import Claim
+from .pending import Pending
 from .results import Result
 
 __all__ = ["NamedResults"]
@@ -43,7 +43,7 @@ class NamedResults(threading.local):
     def __init__(self) -> None:
         self.rest: dict[str, Any] = {}
         self.refs: dict[str, TensorRef] = {}
-        self.refused: Claim | None = None
+        self.refused: Pending | None = None
 
     def forget(self, dispatcher: Dispatcher) -> None:
         """The thread sends another request."""
@@ -79,7 +79,7 @@ class NamedResults(threading.local):
                     time.sleep(min(_LOOK_S, remaining_s))
             if found is not None:
                 return found
-        response, tensors = dispatcher.take(timeout_s, has_tensors=True, worker=worker, deadline_s=deadline_s)
+        response, tensors = dispatcher.take(timeout_s, worker=worker, deadline_s=deadline_s)
         named = dict(zip(_names(response, len(tensors)), tensors, strict=True))
         found = _pop(named, tag)
         if found is None:

@@ -48,6 +48,7 @@ class SessionOptions:
         env: changes to the worker's environment; None removes a variable.
         cwd: the worker's current directory, absolute; None for this process's.
         python: the worker's interpreter; None to choose one.
+        max_in_flight: most requests whose answers were not consumed.
         transfer: how both sides keep their tensors.
     """
 
@@ -65,6 +66,7 @@ class SessionOptions:
     env: Mapping[str, str | None] | None = None
     cwd: str | None = None
     python: str | None = None
+    max_in_flight: int = 32
     transfer: TransferOptions = field(default_factory=TransferOptions)
 
     @classmethod

@@ -151,7 +151,7 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         """
         dispatcher = self._open()
         self._named.forget(dispatcher)
-        dispatcher.send(message, seconds_of(timeout_ms))
+        dispatcher.send_public(message, seconds_of(timeout_ms))
 
     def read_response(self) -> str | None:
         """Take the response's text if the response is there; None if not.
@@ -166,7 +166,7 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             dispatcher.worker()
             return None
         try:
-            return self._text_of(dispatcher.take(0, has_tensors=False))
+            return self._text_of(dispatcher.take(0))
         except ResponseTimeout:  # another thread was faster
             return None
 
@@ -178,7 +178,7 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             RemoteError: the request failed; UnknownCommand if the worker does not know the command.
             WorkerDied: the worker ended.
         """
-        return self._text_of(self._open().take(seconds_of(timeout_ms), has_tensors=False))
+        return self._text_of(self._open().take(seconds_of(timeout_ms)))
 
     def fetch_response(self, message: UserMessage, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> str:
         """Send a request and take the text of its own response.
@@ -246,7 +246,7 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             UnexpectedResponse: the response has no tensor.
             ResponseTimeout, RemoteError, WorkerDied: as in :meth:`wait_for_response`.
         """
-        return tensors_of(*self._open().take(seconds_of(timeout_ms), has_tensors=True))
+        return tensors_of(*self._open().take(seconds_of(timeout_ms)))
 
     def recv_tensor(self, tag: str, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> Any:
         """Take a tensor by its name from the next response, or from the one that this thread has taken last, whether

@@ -7,17 +7,31 @@ receives.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..native import TensorParts
-from ..protocol.messages import Request, Response, TensorRef
+from ..protocol.messages import Request, Response, TensorRef, now_ms
 from ..shm.pool import PoolStats
 
-__all__ = ["ControllerTransfer", "WorkerTransfer"]
+__all__ = ["ControllerTransfer", "Draft", "WorkerTransfer"]
 
 QuickLoan = Callable[[Any, Any], Any]
+
+
+class Draft(NamedTuple):
+    """A request whose tensors are where the worker will read them.
+
+    Attributes:
+        command: the command.
+        parameters: words for it, its own tags among them.
+        tensors: where its own tensors are.
+    """
+
+    command: str
+    parameters: str
+    tensors: Sequence[TensorRef] = ()
 
 
 def _no_loan(shape: Any, dtype: Any) -> Any:  # noqa: ARG001
@@ -42,7 +56,7 @@ class WorkerTransfer(ABC):
 
     @abstractmethod
     def begin(self, request: Request) -> None:
-        """A request is here, so the controller has taken the last response. Learn the tags that it announces."""
+        """A request is here. Learn the tags that it announces."""
 
     @abstractmethod
     def fetch(self, tag: str, framework: str) -> Any:
@@ -78,6 +92,12 @@ class WorkerTransfer(ABC):
     def withdraw(self) -> None:
         """The response could not be sent: release its results."""
 
+    def responded(self, order: int) -> None:  # noqa: B027 - a transfer of files holds nothing
+        """The response was sent, after so many others: its results stay until the controller has consumed it."""
+
+    def consumed(self, count: int) -> None:  # noqa: B027 - as above
+        """The controller has consumed so many responses: release their results."""
+
     @abstractmethod
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         """A tensor of undefined content; ``publish`` need not copy it, if the transfer has memory for that.
@@ -106,13 +126,12 @@ class WorkerTransfer(ABC):
 
 
 class ControllerTransfer(ABC):
-    """The controller's side. For each request: ``prepare``; ``withdraw`` if it was not sent, else ``acknowledged``.
+    """The controller's side. For each request: ``prepare``; ``request`` and ``sent`` when it is sent; ``release``.
 
     Attributes:
         decode: parses a response's text; ``receive`` takes the elements of its ``tensors``.
         receive: makes the tensor of a result, in a framework; called once for each.
         unannounced: tags that the next request must announce; empty if the peer finds tags by itself.
-        has_request_in_flight: the worker may still read segments that tags release meanwhile.
         has_quick_views, quick_loan: as in :class:`WorkerTransfer`.
         keeps_memory: both sides keep memory for later tensors, and can give it up when the other one needs room.
     """
@@ -120,7 +139,6 @@ class ControllerTransfer(ABC):
     decode: Callable[[bytes], Response]
     receive: Callable[[TensorRef, str], Any]
     unannounced: Container[str] = ()
-    has_request_in_flight = False
     keeps_memory = False
     has_quick_views = True
     quick_loan: QuickLoan = staticmethod(_no_loan)
@@ -144,12 +162,12 @@ class ControllerTransfer(ABC):
 
     @abstractmethod
     def prepare(
-        self, seq: int, command: str, parameters: str, tensors: Sequence[Any], deadline_s: float = inf
-    ) -> Request:
-        """Make a request, and put its tensors where the worker will read them.
+        self, key: Hashable, command: str, parameters: str, tensors: Sequence[Any], deadline_s: float = inf
+    ) -> Draft:
+        """Put a request's tensors where the worker will read them.
 
         Args:
-            seq: the request's number.
+            key: stands for the request, until :meth:`release`.
             command: the command.
             parameters: words for it.
             tensors: for this request only; their tags follow the words.
@@ -160,20 +178,21 @@ class ControllerTransfer(ABC):
             OutOfSpace: no room; nothing is left of the request.
         """
 
-    @abstractmethod
-    def withdraw(self) -> None:
-        """The request was not sent, or its response will not come: release its tensors."""
+    def request(self, seq: int, draft: Draft) -> Request:
+        """The request as it is sent now, with the tags that it must announce."""
+        return Request(seq, draft.command, draft.parameters, now_ms(), list(draft.tensors))
 
-    def suspend(self) -> Any:
-        """Set aside what the request of an interrupted call has in flight. Returns it, for :meth:`resume`."""
-        return None
-
-    def resume(self, suspended: Any) -> None:  # noqa: B027 - most transfers have nothing to do
-        """Put back what :meth:`suspend` has set aside."""
+    def sent(self, request: Request, order: int) -> None:  # noqa: B027 - a transfer of files announces nothing
+        """The request was sent, after so many others: the worker learns what it announces."""
 
     @abstractmethod
-    def acknowledged(self, request: Request) -> None:
-        """The response is here: release the request's own tensors; the worker knows the tags that it announced."""
+    def release(self, key: Hashable, oldest: int | None) -> None:
+        """The request was answered, or not sent: release its tensors. May be called again.
+
+        Args:
+            key: as in :meth:`prepare`.
+            oldest: how many requests were sent before the oldest that is in flight; None if there is none.
+        """
 
     @abstractmethod
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:

@@ -16,7 +16,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import inf
 from typing import Any, Final, Literal
 
@@ -41,7 +41,7 @@ from ..tsr.framework_names import check_framework_name
 from ..wire.header import MAX_DTYPE_CODE_V1, MAX_HEADER_NBYTES, MAX_NDIM_V1
 from ..wire.messages import DEFAULT_RESULT, REQUEST_FILE
 from ..wire.names import MAX_TAG_LENGTH, RESULT_PREFIX
-from .interface import ControllerTransfer, WorkerTransfer
+from .interface import ControllerTransfer, Draft, WorkerTransfer
 from .tags import describe_tags
 
 __all__ = ["LegacyControllerTransfer", "LegacyWorkerTransfer"]
@@ -273,12 +273,12 @@ class LegacyControllerTransfer(ControllerTransfer):
 
     def prepare(
         self,
-        seq: int,
+        key: Hashable,  # noqa: ARG002 - there is one request at a time
         command: str,
         parameters: str,
         tensors: Sequence[Any],
         deadline_s: float = inf,  # noqa: ARG002
-    ) -> Request:
+    ) -> Draft:
         words = split_words(parameters)
         with self._lock:
             self._known_dir.check()
@@ -293,7 +293,10 @@ class LegacyControllerTransfer(ControllerTransfer):
                 raise
         if own or (words and all(word in self._kept for word in words)):
             parameters = ",".join([*words, *own])  # as a legacy worker splits them; other text stays as it is
-        return Request(seq, command, parameters, now_ms())
+        return Draft(command, parameters)
+
+    def release(self, key: Hashable, oldest: int | None) -> None:  # noqa: ARG002
+        """Does nothing: ``decode`` has removed the request's files, and so does the next ``prepare``."""
 
     def withdraw(self) -> None:
         self._remove_placed()
@@ -331,9 +334,6 @@ class LegacyControllerTransfer(ControllerTransfer):
     def _forget(self, name: str) -> None:
         system.unlink(os.path.join(self._directory, name), owner=self._owner)
         self._taken.discard(name)
-
-    def acknowledged(self, request: Request) -> None:
-        """Does nothing: ``decode`` has removed the request's files."""
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         return _empty(shape, dtype, framework)

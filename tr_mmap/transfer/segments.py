@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Sequence
 from math import inf
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -17,7 +17,7 @@ from ..shm.reader import SegmentReader
 from ..shm.segment import Segment
 from ..wire.messages import ARGUMENT_TAG_PREFIX
 from ..wire.names import RESULT_PREFIX, SEGMENT_PREFIX
-from .interface import ControllerTransfer, WorkerTransfer
+from .interface import ControllerTransfer, Draft, WorkerTransfer
 from .options import TransferOptions
 from .tags import Tags, describe_tags
 
@@ -51,7 +51,8 @@ class SegmentWorkerTransfer(WorkerTransfer):
         self._pool = _pool(directory, RESULT_PREFIX, options)
         self.quick_loan = self._pool.quick_loan
         self.tags: dict[str, TensorRef] = {}
-        self._segments: list[Segment] = []  # of the results; the controller may not have received them yet
+        self._segments: list[Segment] = []  # of the results of the request at hand
+        self._sent: deque[tuple[int, list[Segment]]] = deque()  # of responses: how many were sent before; the results
 
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum:
@@ -63,8 +64,6 @@ class SegmentWorkerTransfer(WorkerTransfer):
         return [TensorRef("", segment.name, segment.seq) for segment in self._segments]
 
     def begin(self, request: Request) -> None:
-        if self._segments:
-            self.withdraw()
         for ref in request.tensors:
             self.tags[ref.tag] = ref
         for tag in request.drops:
@@ -98,6 +97,18 @@ class SegmentWorkerTransfer(WorkerTransfer):
         with self._lock:
             while self._segments:
                 self._segments.pop().release()
+
+    def responded(self, order: int) -> None:
+        if self._segments:
+            with self._lock:
+                self._sent.append((order, self._segments[:]))
+                self._segments.clear()
+
+    def consumed(self, count: int) -> None:
+        while self._sent and self._sent[0][0] < count:
+            with self._lock:
+                for segment in self._sent.popleft()[1]:
+                    segment.release()
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         with self._lock:
@@ -171,13 +182,16 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._has_failed = False  # a method has, so the pool is to be put right
         self._pool = _pool(directory, SEGMENT_PREFIX, options)
         self._pool.pause = self._pause
+        self.has_request_in_flight: Callable[[], bool] = lambda: False  # the dispatcher sets it
         self.quick_loan = self._pool.quick_loan
         self._tags = Tags(directory, self._release_later)
         self.unannounced = self._tags.unannounced
         self._reader = self._new_reader()  # of the running worker, or of the last one
         self.has_quick_views = not self._reader.makes_private("numpy")
-        self._in_flight: list[Segment] = []  # what the worker may still read for the request in flight
-        self._suspended: list[list[Segment]] = []  # the same of requests that other calls have interrupted
+        self._held: dict[Hashable, list[Segment]] = {}  # by request: what it names for itself alone
+        # Segments that tags have left, each with the number of requests that were sent before: these may still read it.
+        self._left: list[tuple[int, Segment]] = []
+        self._sent = 0
 
     def _pause(self, seconds: float) -> None:
         """Let other threads in for so long, because one of them may make room."""
@@ -198,13 +212,10 @@ class SegmentControllerTransfer(ControllerTransfer):
         """
         if self._pool.is_foreign:
             return
-        self._pool.is_slow_path_running = True
-        if self.has_request_in_flight:
-            self._pool.is_slow_path_running = False
-            return  # the next method tries again
         holds: Counter[Segment] = Counter(self._tags.segments())
-        for held in (self._in_flight, *self._suspended):
+        for held in list(self._held.values()):
             holds.update(held)
+        holds.update(segment for _, segment in self._left)
         self._pool.reconcile(holds)
         self._tags.repair()
         self._has_failed = False
@@ -212,7 +223,7 @@ class SegmentControllerTransfer(ControllerTransfer):
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum:
             return None
-        return TensorParts((self._pool, self._reader.mapped, self._in_flight), {})
+        return TensorParts((self._pool, self._reader.mapped, []), {})
 
     @_in_one_piece
     def put(self, tag: str, tensor: Any) -> None:
@@ -224,12 +235,12 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     @_in_one_piece
     def prepare(
-        self, seq: int, command: str, parameters: str, tensors: Sequence[Any], deadline_s: float = inf
-    ) -> Request:
+        self, key: Hashable, command: str, parameters: str, tensors: Sequence[Any], deadline_s: float = inf
+    ) -> Draft:
         if finished:
             drain()  # before the request is sent, so that the worker finds its segments free
-        refs, drops = self._tags.announcements() if self._tags.unannounced else ([], [])
         held: list[Segment] = []
+        refs: list[TensorRef] = []
         try:
             for number, tensor in enumerate(tensors):
                 held.append(self._pool.publish(tensor, deadline_s, may_share=True))
@@ -240,38 +251,33 @@ class SegmentControllerTransfer(ControllerTransfer):
             for segment in held:
                 segment.release()
             raise
-        self._in_flight += held
-        self.has_request_in_flight = True
-        return Request(seq, command, parameters, now_ms(), refs, drops)
+        if held:
+            self._held[key] = held
+        return Draft(command, parameters, refs)
+
+    def request(self, seq: int, draft: Draft) -> Request:
+        refs, drops = self._tags.announcements() if self._tags.unannounced else ([], [])
+        return Request(seq, draft.command, draft.parameters, now_ms(), [*refs, *draft.tensors], drops)
+
+    def sent(self, request: Request, order: int) -> None:
+        self._sent = order + 1
+        if self._tags.unannounced:
+            self._tags.announced(request)
 
     @_in_one_piece
-    def withdraw(self) -> None:
-        self.has_request_in_flight = False
-        while self._in_flight:
-            self._in_flight.pop().release()
-
-    def suspend(self) -> tuple[list[Segment], bool]:
-        held = self._in_flight[:]
-        self._suspended.append(held)
-        del self._in_flight[: len(held)]
-        return held, self.has_request_in_flight
-
-    def resume(self, suspended: tuple[list[Segment], bool]) -> None:
-        held, self.has_request_in_flight = suspended
-        self._in_flight[:0] = held
-        self._suspended = [each for each in self._suspended if each is not held]
-
-    def acknowledged(self, request: Request) -> None:
-        if self._tags.unannounced:
-            self._tags.acknowledged(request)
-        self.withdraw()
+    def release(self, key: Hashable, oldest: int | None) -> None:
+        held = self._held.get(key)
+        while held:
+            held.pop().release()
+        self._held.pop(key, None)
+        while self._left and (oldest is None or self._left[0][0] <= oldest):
+            self._left.pop(0)[1].release()
 
     def _release_later(self, segment: Segment) -> None:
-        """Release a tag's segment, but not before the response if the worker may be about to read it."""
-        if self.has_request_in_flight:
-            self._in_flight.append(segment)
-        else:
-            segment.release()
+        """Release a tag's segment when all requests were answered that were sent before the tag left it."""
+        self._left.append((self._sent, segment))
+        if not self._held and not self.has_request_in_flight():
+            self.release(None, None)
 
     @_in_one_piece
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
@@ -292,7 +298,9 @@ class SegmentControllerTransfer(ControllerTransfer):
     @_in_one_piece
     def worker_ended(self) -> None:
         self._reader.close()
-        self.withdraw()
+        for key in list(self._held):
+            self.release(key, None)
+        self.release(None, None)
         self._pool.reader_died()
         self._tags.announce_all_again()
 

@@ -120,8 +120,8 @@ class Tags:
         drops = [tag for tag, seq in changes if not seq]
         return refs, drops
 
-    def acknowledged(self, request: Request) -> None:
-        """The response to a request with :meth:`announcements` is here. Later changes are still to be announced."""
+    def announced(self, request: Request) -> None:
+        """A request with :meth:`announcements` was sent. Later changes are still to be announced."""
         for ref in request.tensors:
             if self.unannounced.get(ref.tag) == ref.seq:
                 self.unannounced.pop(ref.tag, None)  # a signal handler may have been here meanwhile

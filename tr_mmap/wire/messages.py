@@ -31,6 +31,9 @@ RING_SLOTS: Final = 64  # most messages that one side may have sent and the othe
 RING_WORDS_NBYTES: Final = 4096
 RING_SLOT_NBYTES: Final = 4096  # of a slot: a message, its newline, and whatever was there before
 RING_NBYTES: Final = RING_WORDS_NBYTES + RING_SLOTS * RING_SLOT_NBYTES
+# A word: how many messages its reader is done with. Of responses: their tensors have views, so the worker may fill the
+# segments again when these end. Of requests: how many were given to handlers.
+RING_DONE_OFFSET: Final = 128
 MESSAGE_NUMBER_OFFSET: Final = 8
 MESSAGE_REST_OFFSET: Final = 16  # where the members after the number begin
 NUMBER_DIGITS: Final = 8

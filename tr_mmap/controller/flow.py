@@ -1,0 +1,480 @@
+"""Requests in flight: how one is sent, and how the answers reach those who wait for them. Never ends a worker.
+
+A request is entered into ``in_flight`` before it is sent, and leaves it when its answer was consumed. One thread at a
+time sends, and one at a time consumes answers: whoever waits for an answer takes that role if it is free, and then
+consumes the answers to the requests of all threads, until its own is there.
+
+A signal handler, or a destructor, may use the session in the middle of either. So every step can be interrupted at any
+moment and be done again. A message is first looked at, then dealt with, and only then taken: code that was interrupted
+in between finds that the message was taken meanwhile, and drops what it has made of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from ..base.wakes import Wakes
+from ..channel.interface import Channel, Overtaken
+from ..errors import (
+    BadMessage,
+    OutOfSpace,
+    RemoteOutOfSpace,
+    ResponseTimeout,
+    SessionBusy,
+    SessionNotStarted,
+    SystemLimit,
+    TRException,
+    WorkerDied,
+)
+from ..protocol.messages import Response
+from ..protocol.status import Status
+from ..wire.messages import MAX_MESSAGE_SEQ
+from .launch import advice_on
+from .options import shown_ms
+from .pending import Pending, opened
+from .resources import SessionResources
+from .results import Result, remote_error
+from .stats import worker_state
+from .turn import Turn, get_ident
+from .worker_handle import WorkerHandle
+
+__all__ = ["Flow"]
+
+_FORGET_S: Final = 1.0  # for a thread in the middle of a request to a dead worker to notice it too
+_COLLECT_S: Final = 0.02  # how often to release the leases of views that have ended, while a worker may wait for them
+_T = TypeVar("_T")
+
+
+class Flow:
+    """The requests of one session.
+
+    Args:
+        resources: what the session owns; requests go to its worker.
+
+    Attributes:
+        in_flight: the requests that were sent, or are being sent, and whose answers were not consumed, by number.
+    """
+
+    def __init__(self, resources: SessionResources) -> None:
+        self.resources = resources
+        self.transfer = resources.transfer
+        self.in_flight: dict[int, Pending] = {}
+        self.is_closing = False
+        self.closers = 0  # calls of close() that have not returned
+        self._sending = Turn()
+        self._consuming = Turn()
+        self._news = Wakes()  # a public request was sent, the worker ended, or the session is closed
+        self._exits: set[object] = set()  # calls that ask the worker to exit: no further request is sent
+        self._seq = 0
+        self._sent = 0  # how many requests were sent
+        self._aside: dict[int, Response] = {}  # answers whose tensors could not be mapped at a limit of the system
+        self._claims: deque[Pending] = deque()  # requests whose results any thread may take, in the order of sending
+
+    def worker(self) -> WorkerHandle:
+        """The running worker.
+
+        Raises:
+            SessionNotStarted: there is none, or this process is a forked child of the session's.
+        """
+        worker = self.resources.worker
+        self.check_own()
+        if worker is None or self.is_closing:
+            raise SessionNotStarted(
+                f"session {self.resources.session_id!r} has no worker; call start(), or use it as a context manager"
+            )
+        return worker
+
+    def check_own(self) -> None:
+        """Refuse to work in a forked child of the session's process.
+
+        Raises:
+            SessionNotStarted: this process is such a child.
+        """
+        if self.resources.is_foreign:
+            raise SessionNotStarted(
+                f"session {self.resources.session_id!r} belongs to the parent process, which this one was "
+                "forked from; this process may read its tensors, but makes no requests: start a session of its own here"
+            )
+
+    def in_turn(
+        self,
+        turn: Turn,
+        deadline_s: float,
+        action: Callable[..., _T],
+        *arguments: Any,
+        is_in_vain: Callable[[], bool] = lambda: False,
+        default: _T | None = None,
+    ) -> _T | None:
+        """Call a function in one of the two turns.
+
+        Args:
+            turn: which.
+            deadline_s: until when to wait for it, by the monotonic clock.
+            action: the function.
+            *arguments: its arguments.
+            is_in_vain: whether the turn is needed no more.
+            default: what is returned if this has not had the turn.
+        """
+        me = get_ident()
+        is_nested = turn.owner == me
+        try:
+            if not is_nested:
+                if (turn.owner or turn.queue) and not turn.wait(deadline_s, is_in_vain):
+                    self.check_own()
+                    return default
+                turn.owner = me
+            return action(*arguments)
+        finally:
+            if not is_nested and turn.owner == me:
+                turn.owner = 0
+            if turn.queue:
+                turn.wake()
+
+    # -- sending --------------------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        pending: Pending,
+        tensors: tuple[Any, ...],
+        deadline_s: float,
+        timeout_s: float,
+        *,
+        is_public: bool = False,
+        may_ask_for_room: bool = True,
+    ) -> None:
+        """Send a request, as soon as there is room for one more. After an exception call :meth:`abandon`.
+
+        Args:
+            pending: the request.
+            tensors: for this request only.
+            deadline_s: how long to wait for room, by the monotonic clock.
+            timeout_s: what the user said.
+            is_public: whether any thread may take the result, or the caller alone.
+            may_ask_for_room: whether the worker may be asked to give up memory that it keeps.
+        """
+        worker = self.worker()
+        self._admit(worker, pending, deadline_s, timeout_s)
+        while True:
+            if worker.is_over():
+                raise self.worker_died(worker)
+            try:
+                draft = self.transfer.prepare(pending, pending.command, pending.parameters, tensors, deadline_s)
+                break
+            except OutOfSpace as error:
+                self.check_own()
+                if worker.is_over():  # which ends a wait for room
+                    raise self.worker_died(worker) from None
+                if not may_ask_for_room or not self._ask_for_room(worker, error, deadline_s):
+                    raise
+                may_ask_for_room = False
+        if not self.in_turn(self._sending, deadline_s, self._store, worker, pending, draft, deadline_s, is_public):
+            raise self._unanswered(worker, pending.command, timeout_s, is_sent=False)
+
+    def _admit(self, worker: WorkerHandle, pending: Pending, deadline_s: float, timeout_s: float) -> None:
+        """Wait until one more request may be in flight."""
+        limit = min(worker.channel.capacity, self.resources.options.max_in_flight)
+
+        def is_room() -> bool:
+            return len(self.in_flight) < limit
+
+        if is_room():
+            return
+        self._consume_until(worker, is_room, deadline_s)
+        if not is_room():
+            raise self._unanswered(worker, pending.command, timeout_s, is_sent=False)
+
+    def _store(self, worker: WorkerHandle, pending: Pending, draft: Any, deadline_s: float, is_public: bool) -> bool:
+        channel = worker.channel
+        while True:
+            self.check_own()
+            if self._exits:
+                raise SessionNotStarted(
+                    f"session {self.resources.session_id!r} is about to end: please_exit() was called"
+                )
+            if self.resources.worker is not worker or worker.is_over():
+                raise self.worker_died(worker)
+            self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
+            pending.seq, pending.order = seq, self._sent
+            self.in_flight[seq] = pending
+            if is_public and pending not in self._claims:
+                self._claims.append(pending)
+            request = self.transfer.request(seq, draft)
+            try:
+                channel.send(request, deadline_s, worker.is_over)
+                break
+            except Overtaken:  # a signal handler has sent a request meanwhile, and may have changed tags
+                self.check_own()
+                self.in_flight.pop(seq, None)
+        self._sent += 1
+        self.transfer.sent(request, pending.order)
+        if is_public:
+            channel.show()
+        return True
+
+    def abandon(self, pending: Pending) -> None:
+        """No caller waits for the request any more: an exception has ended its call, perhaps before it was sent."""
+        if self.resources.is_foreign:
+            return
+        pending.is_abandoned = True
+        worker, seq = self.resources.worker, pending.seq
+        if pending.outcome is None and seq and worker is not None and worker.channel.is_sent(seq):
+            worker.channel.ring()  # the interrupted code may not have come to that
+            return  # its answer is dropped when it comes
+        self._forget(pending)
+
+    def _forget(self, pending: Pending) -> None:
+        """The request was answered, or was not sent: release what it names."""
+        if self.in_flight.get(pending.seq) is pending:
+            self.in_flight.pop(pending.seq, None)
+        self._aside.pop(pending.seq, None)
+        self.transfer.release(pending, min((each.order for each in list(self.in_flight.values())), default=None))
+
+    # -- consuming ------------------------------------------------------------------------------------------------
+
+    def wait(self, pending: Pending, deadline_s: float, timeout_s: float, worker: WorkerHandle | None = None) -> Result:
+        """Wait for the result of a request.
+
+        Args:
+            pending: the request; it was sent.
+            deadline_s: how long to wait, by the monotonic clock.
+            timeout_s: what the user said.
+            worker: the one that the request was sent to; None for the present one.
+
+        Raises:
+            RemoteError, ResponseTimeout, WorkerDied: there is no result.
+            SystemLimit: its tensors cannot be mapped now; a later call may succeed.
+        """
+        if pending.outcome is None:
+            worker = worker or self.resources.worker or self.worker()
+            self._consume_until(worker, lambda: self._is_there(pending), deadline_s)
+            if pending.outcome is None and pending.seq in self._aside:
+                self._take_aside(pending)
+            if pending.outcome is None:
+                raise self._unanswered(worker, pending.command, timeout_s)
+        return opened(pending.outcome)
+
+    def _is_there(self, pending: Pending) -> bool:
+        return pending.outcome is not None or pending.seq in self._aside
+
+    def _consume_until(self, worker: WorkerHandle, until: Callable[[], bool], deadline_s: float) -> None:
+        """Consume answers, or wait while another thread does, until the function says so or the time is over."""
+        while not until():
+            self.check_own()
+            self.in_turn(self._consuming, deadline_s, self._consume, worker, until, deadline_s, is_in_vain=until)
+            if worker.is_over() or self.resources.worker is not worker or time.monotonic() >= deadline_s:
+                return
+
+    def _consume(self, worker: WorkerHandle, until: Callable[[], bool], deadline_s: float) -> None:
+        channel, is_blocking = worker.channel, bool(self.resources.options.transfer.block_ms)
+        while not until():
+            if self._consume_next(worker):
+                continue
+            if worker.is_over() or self.resources.worker is not worker:
+                if not self._consume_next(worker):  # it may have come just before
+                    return
+                continue
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                channel.hurry()
+                if not self._consume_next(worker):
+                    return
+                continue
+            if is_blocking:
+                self.transfer.collect()
+                left_s = min(left_s, _COLLECT_S)
+            channel.wait(left_s * 1000, lambda: until() or worker.is_over())
+
+    def poll(self) -> None:
+        """Consume the answers that are there, unless another thread does."""
+        worker = self.resources.worker
+        if worker is None or self.resources.is_foreign or not self.in_flight:
+            return
+        turn, me = self._consuming, get_ident()
+        if turn.owner in (0, me):
+            self.in_turn(turn, time.monotonic(), self._consume, worker, lambda: False, 0.0)
+
+    def _consume_next(self, worker: WorkerHandle) -> bool:
+        """Deal with the next answer, and take it. False if there is none."""
+        channel = worker.channel
+        try:
+            raw = channel.peek()
+            if raw is None:
+                return False
+            self.check_own()  # a signal handler may have forked: the answer is the parent's
+            response = self.transfer.decode(raw)
+        except BadMessage as error:
+            self._deliver(self._asker_of_bad(channel), error)
+            channel.advance()
+            return True
+        pending = self.in_flight.get(response.seq)
+        if pending is not None:
+            outcome = pending.outcome or self._outcome(response, None if pending.is_abandoned else pending.framework)
+            self.check_own()
+            if isinstance(outcome, SystemLimit) and not pending.is_abandoned:
+                self._aside[response.seq] = response  # nothing is lost: it can be received when there is room again
+            else:
+                self._deliver(pending, outcome)
+        channel.advance(is_consumed=not self._aside)
+        return True
+
+    def _asker_of_bad(self, channel: Channel) -> Pending | None:
+        """The request that an answer that cannot be read is for."""
+        seq = channel.next_seq()
+        if seq is None:  # this channel has one request at a time
+            return next(iter(list(self.in_flight.values())), None)
+        return self.in_flight.get(seq)
+
+    def _deliver(self, pending: Pending | None, outcome: Result | Exception) -> None:
+        if pending is None:
+            return
+        if pending.outcome is None:
+            pending.outcome = outcome
+        self._forget(pending)
+        if self._consuming.queue:
+            self._consuming.wake()
+        if pending.on_done is not None:
+            on_done, pending.on_done = pending.on_done, None
+            on_done(pending)
+
+    def _take_aside(self, pending: Pending) -> None:
+        response = self._aside.get(pending.seq)
+        if response is None:
+            return
+        outcome = self._outcome(response, pending.framework)
+        if isinstance(outcome, SystemLimit):
+            raise outcome
+        self._deliver(pending, outcome)
+        worker = self.resources.worker
+        if worker is not None and not self._aside:
+            worker.channel.all_consumed()
+
+    def _outcome(self, response: Response, framework: str | None) -> Result | Exception:
+        """What a response means to its caller: a result, or the error to raise."""
+        if response.error is not None:
+            error = remote_error(response.command, response.error)
+            if isinstance(error, RemoteOutOfSpace):
+                self.transfer.release_free()  # so that the next request finds the room
+            return error
+        try:
+            receive = self.transfer.receive
+            return response, [] if framework is None else [receive(ref, framework) for ref in response.tensors]
+        except (TRException, OSError) as error:
+            return error
+
+    def _unanswered(
+        self, worker: WorkerHandle, command: str, timeout_s: float, *, is_sent: bool = True
+    ) -> WorkerDied | ResponseTimeout | SessionNotStarted:
+        """The error for a response that has not come.
+
+        Args:
+            worker: which was to respond.
+            command: of the request; "" if the caller has made none.
+            timeout_s: what the user said.
+            is_sent: False if the call did not come to its request, because another one is under way.
+        """
+        self.check_own()
+        if self.is_closing:
+            return SessionNotStarted(f"session {self.resources.session_id!r} was closed meanwhile")
+        if worker.is_over() or worker.has_left():
+            return self.worker_died(worker)
+        state = worker_state(worker)
+        status = worker.channel.read_status().status
+        is_taken_up = worker.channel.is_taken_up()
+        taken = "has begun to work on it" if is_taken_up else "has not begun to work on it"
+        if status is Status.BUSY and not is_taken_up:
+            taken = "has not begun to work on it, because it works on a request that somebody wrote by hand"
+        if status is Status.STARTING:
+            taken = "is still starting"
+        advice = "give it more time, or terminate() and start() the worker"
+        if state.process == "stopped":
+            advice = f"a signal or a debugger has stopped it: continue it with kill -CONT {state.pid}"
+        place = "" if is_taken_up else self.resources.advice_on_place()
+        what = f"no response to {command!r}" if command else "no response"
+        others = [each for each in list(self.in_flight.values()) if each.command]
+        other = f" ({others[0].command!r})" if others else ""
+        why = "" if is_sent else f", because another request is under way{other}"
+        return ResponseTimeout(
+            f"{what} within {shown_ms(timeout_s * 1000)} ms{why}: the worker {taken}; {state}; {advice}{place}",
+            timeout_ms=timeout_s * 1000,
+            command=command,
+            pid=state.pid,
+            state=state.process,
+            is_taken_up=is_taken_up and is_sent,
+            last_moved_ms=state.last_moved_ms,
+        )
+
+    # -- the worker's end -----------------------------------------------------------------------------------------
+
+    def worker_died(self, worker: WorkerHandle) -> WorkerDied | SessionNotStarted:
+        """Build the error for a worker that is over. The thread that has the turn also forgets it, or what it asked.
+
+        A worker that serves no more, whose process lives on, stays until start() or close(), which end its process.
+
+        Args:
+            worker: for which the caller waits; another thread may have forgotten it meanwhile.
+        """
+        self.check_own()
+        if self.is_closing or self._exits:
+            return SessionNotStarted(f"session {self.resources.session_id!r} was ended meanwhile")
+        error = self._death_of(worker)
+        if self.resources.worker is worker:
+            self.exclusively(_FORGET_S, self._forget_dead, worker)
+        return error
+
+    def _forget_dead(self, worker: WorkerHandle) -> None:
+        if self.resources.worker is not worker:
+            return  # another thread has done it
+        while self._consume_next(worker):
+            pass  # what it answered before its end
+        if worker.lives_on:
+            self._lose_requests(worker)
+        else:
+            self.forget_worker()
+
+    def _death_of(self, worker: WorkerHandle) -> WorkerDied | SessionNotStarted:
+        end = worker.how_it_ended()
+        code, tail = end.exit_code, end.log_tail
+        if code == 0 and not self.resources.has_directory():  # which ends a worker that finds its messages there
+            return self.resources.lost_directory()
+        how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
+        output = f"; its last output:\n{tail}" if tail else "; it printed nothing"
+        advice = f"\n{found}" if (found := advice_on(tail, "" if end.was_ready else worker.process.program)) else ""
+        what = f"ended ({how})"
+        if end.lives_on:
+            pid = worker.process.pid
+            what = f"has ended its service, and its process {pid} waits for its own threads or processes"
+        return WorkerDied(
+            f"the worker of session {self.resources.session_id!r} {what}{output}{advice}",
+            exit_code=code,
+            log_tail=tail,
+        )
+
+    def forget_worker(self) -> None:
+        """Forget a worker that has ended. Tags stay, for the next worker, and answers, for their takers.
+
+        WorkerDied is the outcome of a request that has no answer, also for a thread that asks when a new worker runs.
+        """
+        self._lose_requests(self.resources.worker)
+        self.resources.forget_worker()
+        self.transfer.worker_ended()
+
+    def _lose_requests(self, worker: WorkerHandle | None) -> None:
+        lost = list(self.in_flight.values())
+        error = self._death_of(worker) if worker is not None and lost else None
+        for pending in lost:  # before there is no worker: who asks then finds the outcome
+            pending.is_lost = True
+            if error is not None:
+                self._deliver(pending, error)
+            else:
+                self._forget(pending)
+        self._aside.clear()
+
+    def exclusively(self, timeout_s: float, action: Callable[..., _T], *arguments: Any) -> _T | None:
+        """Call a function while no other thread sends or consumes. None if that could not be had in time."""
+        deadline_s = time.monotonic() + timeout_s
+        return self.in_turn(
+            self._consuming, deadline_s, self.in_turn, self._sending, deadline_s, action, *arguments
+        )
