@@ -15,38 +15,45 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rings import slot_at
 from support import FOREVER_MS, Gate, at_rest, empty_place
 
 from tr_mmap import HostilePath, PythonSession, ResponseTimeout, SessionNotStarted, WorkerDied
 from tr_mmap.protocol.messages import decode_request, encode
 from tr_mmap.sessions import secret as session_secret
-from tr_mmap.wire.messages import MESSAGE_PAGE_NBYTES
+from tr_mmap.wire.messages import RING_SLOT_NBYTES
 from tr_mmap.wire.names import SECRET_FD_VARIABLE
 
 LIAR = Path(__file__).with_name("liar.py")
 
-# The attacker: a program that knows where the page is and where in it the number is, and nothing of our code.
+# The attacker: a program that knows which slot of the ring is taken next and where in it the number is, and nothing of
+# our code.
 FORGER = r"""
 import mmap, os, sys
-path, seq, rest, is_file = sys.argv[1], int(sys.argv[2]), sys.argv[3].encode("latin-1"), sys.argv[4] == "files"
-if is_file:
+path, seq, rest, slot, nbytes = sys.argv[1], int(sys.argv[2]), sys.argv[3].encode("latin-1"), *map(int, sys.argv[4:])
+if slot == 0:  # a channel of files
     new = path + ".forged"
     with open(os.open(new, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
         file.write(b'{"seq":%d' % seq + rest)
     os.rename(new, path)
 else:
     with open(path, "r+b") as file:
-        page = mmap.mmap(file.fileno(), 0)
-        page[8:16] = b"       0"
-        page[16:] = (rest + b"\n").ljust(len(page) - 16)[:len(page) - 16]
-        page[8:16] = b"%8d" % seq
+        ring = mmap.mmap(file.fileno(), 0)
+        ring[slot + 8:slot + 16] = b"       0"
+        ring[slot + 16:slot + nbytes] = (rest + b"\n").ljust(nbytes - 16)[:nbytes - 16]
+        ring[slot + 8:slot + 16] = b"%8d" % seq
 """
 
 
-def forge(directory: str, name: str, seq: int, rest: bytes, channel: str) -> None:
-    """Write a message into the session from a third process."""
-    path = os.path.join(directory, f"{name}.page" if channel == "mapped" else f"{name}.json")
-    subprocess.run([sys.executable, "-c", FORGER, path, str(seq), rest.decode("latin-1"), channel], check=True)
+def forge(session: PythonSession, name: str, seq: int, rest: bytes) -> None:
+    """Write a message from a third process, where the worker or the controller looks for the next one."""
+    slot = 0
+    if channel_of(session) == "mapped":
+        inner = session._dispatcher.resources.worker.channel._inner
+        slot = slot_at(inner._out.stored if name == "request" else inner._in.taken)
+    path = os.path.join(session.session_dir(), f"{name}s.ring" if slot else f"{name}.json")
+    arguments = [path, str(seq), rest.decode("latin-1"), str(slot), str(RING_SLOT_NBYTES)]
+    subprocess.run([sys.executable, "-c", FORGER, *arguments], check=True)
 
 
 @pytest.fixture(scope="module", params=["mapped", "files"])
@@ -88,7 +95,7 @@ def test_an_authenticated_session_does_what_any_other_does(session: PythonSessio
     assert np.array_equal(session.fetch_tensor("echo a"), x)
     assert len(session.fetch_response("environment")) > 0
     with pytest.raises(Exception, match="knows no command"):
-        session.fetch_response("x" * 200_000)  # too long for a page
+        session.fetch_response("x" * 200_000)  # too long for a slot
     session.drop_tensor("a")
     assert session.rejected == 0
     assert session.fetch_response("rejected") == "0"
@@ -212,7 +219,7 @@ def forge_request(session: PythonSession, rest: bytes, seq: int | None = None) -
     """Forge until the worker has looked before our own next request came over it; how many it has refused then."""
     before = int(session.fetch_response("rejected"))
     for _ in range(200):
-        forge(session.session_dir(), "request", seq or seq_of(session) + 1, rest, channel_of(session))
+        forge(session, "request", seq or seq_of(session) + 1, rest)
         session._dispatcher.resources.worker.channel.ring()
         refused = int(session.fetch_response("rejected")) - before
         if refused:
@@ -246,8 +253,8 @@ def test_a_forged_request_is_not_obeyed_and_counted(session: PythonSession, rest
 
 def test_a_request_without_an_end_is_not_obeyed(session: PythonSession) -> None:
     if channel_of(session) != "mapped":
-        pytest.skip("only a page has an end of its own")
-    assert forge_request(session, EVIL.ljust(MESSAGE_PAGE_NBYTES - 16, b"x")) == 1
+        pytest.skip("only a slot has an end of its own")
+    assert forge_request(session, EVIL.ljust(RING_SLOT_NBYTES - 16, b"x")) == 1
 
 
 def test_a_replayed_request_is_not_obeyed_and_counted(session: PythonSession) -> None:
@@ -295,7 +302,7 @@ def test_a_forged_response_is_refused_counted_and_the_wait_goes_on(
 ) -> None:
     hold(session, gate)
     before = session.rejected
-    forge(session.session_dir(), "response", seq_of(session), rest, channel_of(session))
+    forge(session, "response", seq_of(session), rest)
     assert not session.new_response()
     assert session.rejected == before + 1
     with pytest.raises(ResponseTimeout):
@@ -313,7 +320,7 @@ def test_a_forged_response_while_somebody_waits_is_refused_and_the_wait_goes_on(
     answers: list[str] = []
     waiter = threading.Thread(target=lambda: answers.append(session.wait_for_response(FOREVER_MS)))
     waiter.start()
-    forge(session.session_dir(), "response", seq_of(session), LIE + b"}", channel_of(session))
+    forge(session, "response", seq_of(session), LIE + b"}")
     session._dispatcher.resources.worker.channel.wake()
     gate.let_go("real")
     waiter.join()
@@ -334,7 +341,7 @@ def test_an_old_response_is_not_taken_for_the_next(session: PythonSession, gate:
     before = session.rejected
     rest = raw[raw.index(b",") :]
     for count, seq in enumerate((seq_of(session), seq_of(session) - 1), 1):  # as the next one, and as it was
-        forge(session.session_dir(), "response", seq, rest, channel_of(session))
+        forge(session, "response", seq, rest)
         assert not session.new_response()
         assert session.rejected == before + count
     assert path.exists() == (channel_of(session) == "mapped")
@@ -351,7 +358,7 @@ def test_ones_own_message_sent_back_is_refused(session: PythonSession, gate: Gat
     channel._inner.send = inner_send
     before = session.rejected
     raw = recorded[-1]
-    forge(session.session_dir(), "response", seq_of(session), raw[raw.index(b",") :], channel_of(session))
+    forge(session, "response", seq_of(session), raw[raw.index(b",") :])
     assert not session.new_response()
     assert session.rejected == before + 1
     gate.let_go("real")
@@ -361,7 +368,7 @@ def test_ones_own_message_sent_back_is_refused(session: PythonSession, gate: Gat
 @pytest.mark.parametrize("is_directory", [False, True])
 def test_what_is_no_file_in_a_responses_place(shared: PythonSession, gate: Gate, is_directory: bool) -> None:
     if channel_of(shared) != "files":
-        pytest.skip("a page is mapped already")
+        pytest.skip("a ring is mapped already")
     hold(shared, gate)
     path = Path(shared.session_dir()) / "response.json"
     before = shared.rejected

@@ -188,13 +188,13 @@ def test_a_manifest_with_hostile_values_is_a_typed_error(place: Path, member: st
 
 # -- control files --------------------------------------------------------------------------------------------------
 
-PAGES = ["request.page", "response.page", "status.page"]
+MAPPED_FILES = ["requests.ring", "responses.ring", "status.page"]
 CONTROL_FILES = ["request.json", "response.json", "status.txt"]
 
 
 @pytest.mark.parametrize("spoil", [*hostile.INSTEAD_OF_A_FILE, pytest.param(hostile.sparse, marks=on_tmpfs)], ids=NAME)
-@pytest.mark.parametrize("name", PAGES)
-def test_a_worker_refuses_a_hostile_page(place: Path, name: str, spoil: Spoil) -> None:
+@pytest.mark.parametrize("name", MAPPED_FILES)
+def test_a_worker_refuses_a_hostile_mapped_file(place: Path, name: str, spoil: Spoil) -> None:
     spoil(place / name)
     with pytest.raises(HostilePath) as caught:
         join()
@@ -217,7 +217,7 @@ def test_what_lies_in_a_control_files_way_is_replaced_or_refused_and_never_writt
     with PythonSession(quiet_mode=True, channel=channel) as session:
         session.terminate()
         session.join()
-        names = [*CONTROL_FILES, *(PAGES if channel == "mapped" else []), "worker.log"]
+        names = [*CONTROL_FILES, *(MAPPED_FILES if channel == "mapped" else []), "worker.log"]
         mirrors = CONTROL_FILES if channel == "mapped" else []  # no session fails for want of these
         paths = [Path(session.session_dir()) / name for name in names]
         for path in paths:

@@ -213,9 +213,9 @@ def test_a_message_file_of_a_gibibyte_is_refused(workspace: Path, name: str, che
         left.unlink()
 
 
-def test_of_a_page_of_a_gibibyte_only_the_page_is_looked_at(workspace: Path, cheap: None) -> None:
+def test_a_ring_or_page_of_a_gibibyte_is_refused(workspace: Path, cheap: None) -> None:
     controller = MappedChannel.create(str(workspace))
-    for name in ("request.page", "response.page", "status.page"):
+    for name in ("requests.ring", "responses.ring", "status.page"):
         with open(workspace / name, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.stat(file.fileno()).st_size)
             file.truncate(GIBIBYTE)

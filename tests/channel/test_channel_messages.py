@@ -18,7 +18,7 @@ from tr_mmap.channel.files import FileChannel
 from tr_mmap.channel.kinds import channel_kind
 from tr_mmap.errors import BadMessage, OutOfSpace
 from tr_mmap.protocol.messages import Request, Response, TensorRef, decode_request, decode_response
-from tr_mmap.wire.messages import MAX_MESSAGE_NBYTES, MESSAGE_PAGE_NBYTES
+from tr_mmap.wire.messages import MAX_MESSAGE_NBYTES, RING_SLOT_NBYTES
 
 TEXTS = [
     "",
@@ -155,7 +155,7 @@ def test_a_message_that_is_no_text_is_refused_and_the_previous_one_stays(ends: E
 
 def test_messages_around_every_limit_arrive(ends: Ends) -> None:
     overhead = len('{"seq":1,"parameters":""}')
-    limits = (1024, 4096, MESSAGE_PAGE_NBYTES, MAX_MESSAGE_NBYTES)
+    limits = (1024, RING_SLOT_NBYTES, 65536, MAX_MESSAGE_NBYTES)
     sizes = [limit - overhead + delta for limit in limits[:-1] for delta in range(-40, 41, 4)]
     for seq, size in enumerate([*sizes, 1_000_000, 3, MAX_MESSAGE_NBYTES - overhead, 3], 1):
         ends.controller.send(Request(seq % 9 + 1, parameters="p" * size))

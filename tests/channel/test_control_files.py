@@ -106,12 +106,12 @@ def too_short(path: Path) -> None:
 
 HOSTILE = [symlink, dangling_symlink, fifo, directory, group_writable]
 CONTROL_FILES = ["request.json", "response.json", "status.txt"]
-PAGES = ["request.page", "response.page", "status.page"]
+MAPPED_FILES = ["requests.ring", "responses.ring", "status.page"]
 
 
 @pytest.mark.parametrize("spoil", [*HOSTILE, too_short], ids=lambda each: each.__name__)
-@pytest.mark.parametrize("name", PAGES)
-def test_a_hostile_page_is_refused_when_a_worker_attaches(
+@pytest.mark.parametrize("name", MAPPED_FILES)
+def test_a_hostile_mapped_file_is_refused_when_a_worker_attaches(
     tmp_path: Path, name: str, spoil: Callable[[Path], None]
 ) -> None:
     controller = MappedChannel.create(str(tmp_path))

@@ -1,4 +1,4 @@
-"""What is special to the mapped channel: pages, long messages, doorbells."""
+"""What is special to the mapped channel: rings, long messages, doorbells."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from channel_ends import SHM, Ends, Stop, semaphores
+from rings import EMPTY_RING, RING_FILES, next_slot, poke, slot_at
 from support import BOUND_S, check_open_files, never, open_files
 
 from tr_mmap.base import system
@@ -18,43 +19,55 @@ from tr_mmap.channel.mapped import MappedChannel
 from tr_mmap.errors import BadMessage, HostilePath, OutOfSpace
 from tr_mmap.protocol.messages import Request, Response, decode_request
 from tr_mmap.protocol.status import Status, StatusLine
-from tr_mmap.wire.messages import MAX_MESSAGE_SEQ, MESSAGE_PAGE_NBYTES
+from tr_mmap.wire.messages import MAX_MESSAGE_SEQ, REQUEST_RING_FILE, RING_NBYTES, RING_SLOT_NBYTES, RING_WORDS_NBYTES
 
 
-def poke(path: Path, offset: int, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY)
-    os.pwrite(fd, data, offset)
-    os.close(fd)
+def poke_next_request(ends: Ends, offset: int, data: bytes) -> None:
+    """Write into the slot that the worker takes next."""
+    poke(ends.directory / REQUEST_RING_FILE, next_slot(ends.worker) + offset, data)
+
+
+def test_a_new_ring_has_a_page_of_zeros_and_then_slots_without_a_message(mapped_ends: Ends) -> None:
+    for name in RING_FILES:
+        assert (mapped_ends.directory / name).read_bytes() == EMPTY_RING
+    for seq in range(1, 100):
+        mapped_ends.ask(seq, "x")
+        assert mapped_ends.asked().seq == seq
+        mapped_ends.worker.send(Response(seq, "x"))
+        assert mapped_ends.controller.receive(0, never) is not None
+    for name in RING_FILES:
+        assert not any((mapped_ends.directory / name).read_bytes()[:RING_WORDS_NBYTES])
 
 
 def test_a_writer_that_dies_in_a_store_leaves_no_message(mapped_ends: Ends) -> None:
-    path = mapped_ends.directory / "request.page"
     body = b',"command":"x","parameters":"' + b"p" * 3000 + b'"}\n'
     for length in (0, 1, 5, 500, len(body)):
-        poke(path, 8, b"       0")
-        poke(path, 16, body[:length])
+        poke_next_request(mapped_ends, 8, b"       0")
+        poke_next_request(mapped_ends, 16, body[:length])
         assert not mapped_ends.worker.has_message()
         assert mapped_ends.worker.receive(0, never) is None
-    poke(path, 8, b"       5")  # the number is what makes it one
+    poke_next_request(mapped_ends, 8, b"       5")  # the number is what makes it one
     assert mapped_ends.asked() == Request(5, "x", "p" * 3000)
     assert mapped_ends.ask(6, "y") == mapped_ends.asked()
 
 
-def test_a_message_that_is_being_replaced_is_not_taken(mapped_ends: Ends) -> None:
-    mapped_ends.ask(1, "old")
-    poke(mapped_ends.directory / "request.page", 8, b"       0")
+def test_a_message_that_is_being_stored_is_not_taken_and_later_ones_wait_for_it(mapped_ends: Ends) -> None:
+    sent = [mapped_ends.ask(seq, "x") for seq in (1, 2)]
+    poke_next_request(mapped_ends, 8, b"       0")
     assert not mapped_ends.worker.has_message()
     assert mapped_ends.worker.receive(0, never) is None
-    assert mapped_ends.ask(2, "new") == mapped_ends.asked()
+    poke_next_request(mapped_ends, 8, b"       1")
+    assert [mapped_ends.asked(), mapped_ends.asked()] == sent
 
 
 def test_the_number_is_where_the_format_says_and_as_large_as_it_may_be(mapped_ends: Ends) -> None:
-    for seq in (1, 9, 10, MAX_MESSAGE_SEQ - 1, MAX_MESSAGE_SEQ, 1):
+    for position, seq in enumerate((1, 9, 10, MAX_MESSAGE_SEQ - 1, MAX_MESSAGE_SEQ, 1)):
         mapped_ends.ask(seq, "x")
-        raw = (mapped_ends.directory / "request.page").read_bytes()
-        assert len(raw) == MESSAGE_PAGE_NBYTES
-        assert raw[:16] == b'{"seq": %8d' % seq
-        assert raw.rstrip(b" ").endswith(b"}\n")
+        raw = (mapped_ends.directory / REQUEST_RING_FILE).read_bytes()
+        assert len(raw) == RING_NBYTES
+        slot = raw[slot_at(position) : slot_at(position + 1)]
+        assert slot[:16] == b'{"seq": %8d' % seq
+        assert slot.rstrip(b" ").endswith(b"}\n")
         assert mapped_ends.asked().seq == seq
 
 
@@ -67,7 +80,7 @@ def test_a_number_that_has_no_place_is_refused(mapped_ends: Ends, seq: int) -> N
 
 
 def test_a_message_without_an_end_is_refused_once(mapped_ends: Ends) -> None:
-    poke(mapped_ends.directory / "request.page", 8, b"       3" + b"x" * (MESSAGE_PAGE_NBYTES - 16))
+    poke_next_request(mapped_ends, 8, b"       3" + b"x" * (RING_SLOT_NBYTES - 16))
     with pytest.raises(BadMessage, match="no end"):
         mapped_ends.worker.receive(0, never)
     assert mapped_ends.worker.receive(0, never) is None
@@ -92,8 +105,8 @@ def test_a_message_without_an_end_is_refused_once(mapped_ends: Ends) -> None:
 def test_only_the_peers_own_long_messages_are_opened(mapped_ends: Ends, spill: str) -> None:
     for name in ("victim.spill", "response.1.spill"):
         (mapped_ends.directory / name).write_bytes(b"mine")
-    poke(mapped_ends.directory / "request.page", 16, b',"spill":%b}\n' % spill.encode())
-    poke(mapped_ends.directory / "request.page", 8, b"       3")
+    poke_next_request(mapped_ends, 16, b',"spill":%b}\n' % spill.encode())
+    poke_next_request(mapped_ends, 8, b"       3")
     with pytest.raises(BadMessage):
         mapped_ends.worker.receive(0, never)
     for name in ("victim.spill", "response.1.spill"):

@@ -14,9 +14,9 @@ from tr_mmap.base import system
 from tr_mmap.channel.authenticated import RejectionCounter, protect
 from tr_mmap.channel.interface import Role
 from tr_mmap.protocol.messages import Request, Response, decode_response
-from tr_mmap.wire.messages import EXIT_COMMAND, MESSAGE_PAGE_NBYTES
+from tr_mmap.wire.messages import EXIT_COMMAND, RING_SLOT_NBYTES
 
-LENGTHS = [3, 2 * MESSAGE_PAGE_NBYTES]  # the second is a spill
+LENGTHS = [3, 2 * RING_SLOT_NBYTES]  # the second is a spill
 
 
 @pytest.fixture(params=["plain", "signed"])
@@ -109,9 +109,9 @@ def test_a_handler_that_takes_the_response_during_a_receive_leaves_none_to_it(
     wanted = [answer(ends, 1, length)]
     monkeypatch.setattr(system, "read_all", read_and_interrupt)
     outer = answered(ends)
-    if seen:  # else a message on a page, which is taken without a file
+    if seen:  # else a message in a slot, which is taken without a file
         assert seen[1:] == wanted
-        assert outer is None or length > MESSAGE_PAGE_NBYTES
+        assert outer is None or length > RING_SLOT_NBYTES
     else:
         assert outer == wanted[0]
     assert answered(ends) is None

@@ -22,7 +22,7 @@ from cpp_programs import SOURCES, run
 from support import leftovers
 
 import tr_mmap
-from tr_mmap.wire.messages import PROTOCOL_VERSION
+from tr_mmap.wire.messages import PROTOCOL_VERSION, RING_NBYTES, STATUS_NBYTES
 
 pytestmark = pytest.mark.timeout(400)  # the first test that needs the suite compiles it
 
@@ -136,7 +136,7 @@ def test_a_worker_stuck_in_native_code_ends_after_a_killed_controller(
 def test_a_worker_of_a_cpp_controller_serves_both_it_and_a_request_by_hand(
     suite: Path, workspace: Path, tmp_path: Path
 ) -> None:
-    """The pages are between the two processes; the files beside them show what is there, and take what people write."""
+    """The rings are between the two processes; the files beside them show what is there, and take what people write."""
     environment = {**support.environment(), "TR_PYTHON": sys.executable, "TR_TEST_FOLDER": str(tmp_path)}
     environment["TR_TEST_WORKER"] = str(SOURCES / "worker.py")
     process = subprocess.Popen([str(suite), "stage", "holding"], env=environment, stdout=subprocess.PIPE, text=True)
@@ -146,8 +146,8 @@ def test_a_worker_of_a_cpp_controller_serves_both_it_and_a_request_by_hand(
         (place,) = (workspace / "python_session").glob("tr_session_*")
         manifest = json.loads((place / "session.json").read_text())
         assert (manifest["protocol"], manifest["channel"]) == (PROTOCOL_VERSION, "mapped")
-        pages = ("request.page", "response.page", "status.page")
-        assert [(place / each).stat().st_size for each in pages] == [65536, 65536, 4096]
+        mapped = ("requests.ring", "responses.ring", "status.page")
+        assert [(place / each).stat().st_size for each in mapped] == [RING_NBYTES, RING_NBYTES, STATUS_NBYTES]
         _wait_until(lambda: json.loads((place / "request.json").read_text()).get("command") == "keep")
         _wait_until(lambda: json.loads((place / "response.json").read_text()).get("result") == "kept")
         _wait_until(lambda: (place / "status.txt").read_text().strip() == "ok")

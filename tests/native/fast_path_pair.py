@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from rings import line_at, next_slot, poke
 from support import never
 
 from tr_mmap.channel.mapped import MappedChannel
@@ -19,7 +18,7 @@ from tr_mmap.protocol.messages import Request, Response, TensorRef, decode_respo
 from tr_mmap.protocol.status import Status
 from tr_mmap.transfer.options import TransferOptions
 from tr_mmap.transfer.segments import SegmentControllerTransfer, SegmentWorkerTransfer
-from tr_mmap.wire.messages import MESSAGE_PAGE_NBYTES
+from tr_mmap.wire.messages import REQUEST_RING_FILE, RESPONSE_RING_FILE, RING_SLOT_NBYTES
 from tr_mmap.worker.fast_path import worker_fast_path
 from tr_mmap.worker.reply import Reply
 
@@ -60,13 +59,16 @@ class Pair:
         self.seq = itertools.count(1)
         self.worker.write_status(Status.READY)
 
-    def page(self, name: str) -> bytes:
-        return Path(self.directory, f"{name}.page").read_bytes().partition(b"\n")[0]
+    def sent(self, name: str) -> bytes:
+        """The line that was stored last: of the requests, or of the responses."""
+        end, file = (self.controller, REQUEST_RING_FILE) if name == "request" else (self.worker, RESPONSE_RING_FILE)
+        return line_at(os.path.join(self.directory, file), max(0, end._out.stored - 1))
 
     def write(self, name: str, line: bytes) -> None:
-        """As a peer that stores what it likes."""
-        with open(os.path.join(self.directory, f"{name}.page"), "r+b") as file, mmap.mmap(file.fileno(), 0) as page:
-            page[:] = (line[:MESSAGE_PAGE_NBYTES] + b"\n").ljust(MESSAGE_PAGE_NBYTES)[:MESSAGE_PAGE_NBYTES]
+        """As a peer that stores what it likes, in the slot that the other end takes next."""
+        end, file = (self.worker, REQUEST_RING_FILE) if name == "request" else (self.controller, RESPONSE_RING_FILE)
+        data = (line[:RING_SLOT_NBYTES] + b"\n").ljust(RING_SLOT_NBYTES)[:RING_SLOT_NBYTES]
+        poke(os.path.join(self.directory, file), next_slot(end), data)
 
     def receive_late(self) -> None:
         """Take what is there the slow path."""
@@ -119,7 +121,7 @@ class Pair:
         self.controller.close()
 
 
-def on_the_page(message: Request | Response) -> bytes:
+def in_a_slot(message: Request | Response) -> bytes:
     """The line that a channel makes of a message: its number in 8 places."""
     return b'{"seq":%9d,' % message.seq + encode(message).partition(b",")[2]
 

@@ -21,7 +21,7 @@ import numpy as np
 from fuzz_runs import run
 from fuzz_values import MESSAGES, Callback, Values
 from native_objects import (
-    BLANK_PAGE,
+    EMPTY_RING,
     FLOATS,
     NBYTES,
     REFUSALS,
@@ -37,6 +37,8 @@ from native_objects import (
     reader,
     worker_arguments,
 )
+
+from tr_mmap.wire.messages import RING_SLOT_NBYTES, RING_SLOTS, RING_WORDS_NBYTES
 
 STEPS = 400  # of a round
 DEPTH = 3  # most callbacks inside each other
@@ -60,7 +62,7 @@ class World(Values):
         self.began_s = time.monotonic()
         self.deaths: list[int] = [1]
         pool, mapped, held, tags, by_hand = n.FreeLists(), {"s": reader()}, [], {}, []
-        sending, receiving, status = memory(BLANK_PAGE), memory(BLANK_PAGE), memory(b"ready\n  ", 4096)
+        sending, receiving, status = memory(EMPTY_RING), memory(EMPTY_RING), memory(b"ready\n  ", 4096)
         shown = mirror(status)
         ends = [[n.Ring(sending), n.Ring(receiving)], [n.Ring(receiving), n.Ring(sending)]]
         bells = [semaphore(), semaphore()]
@@ -78,7 +80,7 @@ class World(Values):
         segment.restore(0, segment.free_list)
         self.lists += [held, by_hand, tags, mapped, self.deaths, pool.free, pool.to_retire, pool.viewed]
         self.lists.append(segment.free_list)
-        self.pages = [sending, receiving, status]
+        self.status, self.rings = status, [(sending, ends[1][1]), (receiving, ends[0][1])]  # each with its reader
         tags["a"] = Ref("a", "s", 5)
         self.objects += [*self.paths, *ends[0], *ends[1], *bells, pool, segment, mapped["s"], shown]
         self.objects += [n.LeaseWords(memory()), n.Heartbeat(status), n.Mirror(status, "mirror.txt", b"exit")]
@@ -188,7 +190,11 @@ class World(Values):
             target.insert(self.random.randrange(len(target) + 1), self.value())
 
     def write_page(self) -> None:
-        page, line = self.random.choice(self.pages), self.random.choice(MESSAGES)
+        """Into the slot that is taken next, or on the status page."""
+        page, line = self.status, self.random.choice(MESSAGES)
+        if self.random.random() < 0.7:
+            buffer, reading = self.random.choice(self.rings)
+            page = buffer[RING_WORDS_NBYTES + reading.taken % RING_SLOTS * RING_SLOT_NBYTES :]
         at = self.random.randrange(64)
         if self.random.random() < 0.5:
             page[: len(line)] = line

@@ -1,4 +1,4 @@
-"""A fuzzer of what a hostile peer writes: another process changes the control pages, and the headers and payloads of
+"""A fuzzer of what a hostile peer writes: another process changes the rings, the status page, and headers and payloads of
 segments, without pause, while both ends of a session read and write them, by the fast paths and by the slow ones.
 
 Whatever is there, an end says what is wrong, ignores it, or reads elements that lie in the segment. A crash, a hang, an
@@ -30,6 +30,13 @@ from tr_mmap import load
 from tr_mmap.errors import TRException
 from tr_mmap.protocol.messages import Response, decode_request, decode_response
 from tr_mmap.protocol.status import Status
+from tr_mmap.wire.messages import (
+    MESSAGE_NUMBER_OFFSET,
+    NUMBER_DIGITS,
+    RING_SLOT_NBYTES,
+    RING_SLOTS,
+    RING_WORDS_NBYTES,
+)
 
 STEPS = 300  # of a round
 TENSORS = (np.arange(8, dtype="f4"), np.arange(1024, dtype="f8"), np.zeros((0, 3), "i1"), np.ones((2, 3, 4), "i2"))
@@ -70,24 +77,46 @@ def _mapped(directory: str) -> list[tuple[str, mmap.mmap]]:
     """All that both sides map: names and memory."""
     found = []
     for path in sorted(Path(directory).rglob("*")):
-        if path.is_file() and path.suffix in (".page", ".tsr") and path.stat().st_size:
+        if path.is_file() and path.suffix in (".ring", ".page", ".tsr") and path.stat().st_size:
             with path.open("r+b") as file:
                 found.append((path.name, mmap.mmap(file.fileno(), 0)))
     return found
 
 
+def _number_in(memory: mmap.mmap, slot: int) -> int:
+    start = RING_WORDS_NBYTES + slot * RING_SLOT_NBYTES + MESSAGE_NUMBER_OFFSET
+    with contextlib.suppress(ValueError):
+        return int(memory[start : start + NUMBER_DIGITS])
+    return 0
+
+
+def _next_slot(memory: mmap.mmap) -> int:
+    """The slot after that of the greatest number: the one that is taken next, unless numbers were changed."""
+    return (max(range(RING_SLOTS), key=lambda slot: _number_in(memory, slot)) + 1) % RING_SLOTS
+
+
+def _change_slot(source: random.Random, memory: mmap.mmap, slot: int, refs: list[tuple[bytes, int]]) -> None:
+    start = RING_WORDS_NBYTES + slot * RING_SLOT_NBYTES
+    if source.random() < 0.4:
+        memory[start + 8 : start + 16] = b"%8d" % source.randrange(400)  # a number
+        return
+    number = source.choice([_number_in(memory, slot), _number_in(memory, slot - 1), 7])
+    line = source.choice(LINES) % (number + source.randrange(2), *source.choice(refs))
+    memory[start : start + len(line)] = line
+
+
 def _change(source: random.Random, name: str, memory: mmap.mmap, refs: list[tuple[bytes, int]]) -> None:
     """One change of one file, of a kind that fits it or of any."""
     kind = source.randrange(8)
-    if name.endswith(".page") and kind < 3:
-        segment, seq = source.choice(refs)
-        number = int(bytes(memory[8:16]).decode("ascii", "replace").strip(" \ufffd") or 0) if kind else 7
-        line = source.choice(LINES) % (number + source.randrange(2), segment, seq)
+    if name.endswith(".ring") and kind < 5:
+        slots = range(RING_SLOTS) if source.random() < 0.3 else [_next_slot(memory)]
+        for slot in slots:
+            _change_slot(source, memory, slot, refs)
+    elif name == "status.page" and kind < 3:
+        line = source.choice(LINES) % (7, *source.choice(refs))
         memory[: len(line)] = line
     elif name == "status.page" and kind < 6:
         memory[:8] = source.choice(STATUSES)
-    elif name.endswith(".page") and kind < 5:
-        memory[8:16] = b"%8d" % source.randrange(400)  # a number
     elif kind < 6:
         start = 8 * source.randrange(min(512, len(memory) // 8))
         head = start if source.random() < 0.3 else source.choice([16, 24, 32, 56, 64, 72, 80, 88, 120, 128, 136])

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from native_objects import BLANK_PAGE, FLOATS, NBYTES, OFFSET, Server, memory, n
+from native_objects import EMPTY_RING, FLOATS, NBYTES, OFFSET, Server, memory, n
 
 __all__ = ["MESSAGES", "NUMBERS", "Callback", "Values"]
 
@@ -122,7 +122,8 @@ class Values:
 
     def buffer(self) -> Any:
         made: list[Callable[[], Any]] = [
-            lambda: memory(self.random.choice([b"", BLANK_PAGE, *MESSAGES]), NBYTES),
+            lambda: memory(self.random.choice([b"", *MESSAGES]), NBYTES),
+            lambda: memory(self.random.choice([b"", EMPTY_RING])),
             lambda: memory(nbytes=4096)[self.random.randrange(16) :],
             lambda: memory(nbytes=4096).toreadonly(),
             lambda: memory(nbytes=8192).cast("Q")[:: self.random.choice([1, 2, -1])],

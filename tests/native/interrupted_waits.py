@@ -16,7 +16,7 @@ import posix_ipc
 from native_objects import (
     controller_arguments,
     n,
-    page,
+    ring,
     semaphore,
 )
 
@@ -54,9 +54,9 @@ def rung_without_pause() -> Iterator[Any]:
 
 def waits(bell: Any, spin_us: float) -> list[Any]:
     """All that wait, without end."""
-    a_page = page()
-    a_page.set_spin(spin_us)
-    made = [lambda: a_page.wait(bell, FOREVER_S, FOREVER_S, bool)]  # `bool()` is False, and looks for no signal
+    a_ring = ring()
+    a_ring.set_spin(spin_us)
+    made = [lambda: a_ring.wait(bell, FOREVER_S, FOREVER_S, bool)]  # `bool()` is False, and looks for no signal
     if hasattr(n, "ControllerFastPath"):
         arguments = controller_arguments()
         arguments[1].set_spin(spin_us)
@@ -118,7 +118,7 @@ def whose_handler_returns_changes_whether_to_stop() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: is_over.append(True))
     receiver = threading.Timer(0.02, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR1))
     receiver.start()
-    print(page().wait(semaphore(), FOREVER_S, FOREVER_S, lambda: bool(is_over)))
+    print(ring().wait(semaphore(), FOREVER_S, FOREVER_S, lambda: bool(is_over)))
     receiver.join()
 
 
@@ -145,7 +145,7 @@ def a_wait_of_a_second_wakes_twenty_times_at_most() -> None:
 
     def count(name: str) -> None:
         before = switches()
-        page().wait(semaphore(), 1.0, FOREVER_S, bool)
+        ring().wait(semaphore(), 1.0, FOREVER_S, bool)
         counts[name] = switches() - before
 
     count("main")

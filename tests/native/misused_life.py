@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from native_objects import (
-    BLANK_PAGE,
+    EMPTY_RING,
     FLOATS,
     NBYTES,
     OFFSET,
@@ -26,9 +26,9 @@ from native_objects import (
     memory,
     n,
     owner,
-    page,
     reader,
     refusal,
+    ring,
     semaphore,
     worker_arguments,
 )
@@ -38,9 +38,9 @@ from native_objects import (
 
 def times_that_make_no_sense() -> None:
     nan, inf = float("nan"), float("inf")
-    a_page, bell = page(), semaphore()
+    a_ring, bell = ring(), semaphore()
     for slice_s in (0, 0.0, -1.0, nan, inf, -inf, None, "1"):
-        assert not refusal(a_page.wait, bell, 0, slice_s, bool).startswith("accepted"), slice_s
+        assert not refusal(a_ring.wait, bell, 0, slice_s, bool).startswith("accepted"), slice_s
         if hasattr(n, "ControllerFastPath"):
             for kind, arguments in (
                 (n.ControllerFastPath, controller_arguments()),
@@ -49,17 +49,17 @@ def times_that_make_no_sense() -> None:
                 arguments[4] = slice_s
                 assert not refusal(kind, *arguments).startswith("accepted"), slice_s
     for timeout_s in (nan, None, "1"):
-        assert not refusal(a_page.wait, bell, timeout_s, 1.0, bool).startswith("accepted"), timeout_s
+        assert not refusal(a_ring.wait, bell, timeout_s, 1.0, bool).startswith("accepted"), timeout_s
         assert not refusal(bell.wait, timeout_s).startswith("accepted"), timeout_s
         if hasattr(n, "ControllerFastPath"):
             path = n.ControllerFastPath(*controller_arguments())
             assert not refusal(path.receive, 1, timeout_s).startswith("accepted"), timeout_s
-    assert not refusal(a_page.set_spin, nan).startswith("accepted")
+    assert not refusal(a_ring.set_spin, nan).startswith("accepted")
     for timeout_s in (0, -1, -inf):
         assert bell.wait(timeout_s) is False
-        assert a_page.wait(bell, timeout_s, 1.0, bool) is None
+        assert a_ring.wait(bell, timeout_s, 1.0, bool) is None
     began_s = time.process_time()
-    assert a_page.wait(bell, 0.1, 1e-300, bool) is None  # sleeps for a millisecond at a time
+    assert a_ring.wait(bell, 0.1, 1e-300, bool) is None  # sleeps for a millisecond at a time
     assert time.process_time() - began_s < 0.09
     print("ok")
 
@@ -201,7 +201,7 @@ def objects_in_a_forked_child() -> None:
 
 def a_handler_that_forks() -> None:
     arguments = worker_arguments()
-    buffer = memory(BLANK_PAGE)
+    buffer = memory(EMPTY_RING)
     arguments[0] = n.Ring(buffer)
     path = asked(arguments)
     children: list[int] = []
@@ -334,7 +334,7 @@ def allocations_that_fail() -> None:
     arguments = controller_arguments()
     arguments[5], arguments[7] = lists, held
     other = arguments[6]["r"] = reader()
-    buffer = memory(BLANK_PAGE)
+    buffer = memory(EMPTY_RING)
     arguments[1], peer = n.Ring(buffer), n.Ring(buffer)
     path = n.ControllerFastPath(*arguments)
     number = itertools.count(1)
@@ -381,7 +381,7 @@ def allocations_that_fail() -> None:
     path_of_fd = f"/proc/self/fd/{fd}"
     fresh = owner()
     worker, controller = worker_arguments(), controller_arguments()
-    blocks = [memory(nbytes=NBYTES) for _ in range(4)]
+    blocks = [memory(nbytes=NBYTES) for _ in range(3)]
     for operation in (
         lambda: n.map_file(fd, 4096, 0, False, False),
         lambda: n.quick_load(path_of_fd, b"\1\2\4", False),
@@ -391,7 +391,7 @@ def allocations_that_fail() -> None:
         lambda: n.ControllerFastPath(*controller),
         lambda: n.ReaderSegment(blocks[0], blocks[1]),
         lambda: n.OwnerSegment(blocks[2]),
-        lambda: n.Ring(blocks[3]).store(1, b"}"),
+        lambda: n.Ring(buffer).store(1, b"}"),
         n.FreeLists,
     ):
         each_allocation_failing(operation, lambda: None)

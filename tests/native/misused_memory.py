@@ -25,6 +25,8 @@ from native_objects import (
     worker_arguments,
 )
 
+from tr_mmap.wire.messages import RING_NBYTES
+
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
@@ -54,7 +56,7 @@ def a_mapping_that_does_not_fit() -> None:
 
 def a_buffer_that_is_resized() -> None:
     for kind in (n.LeaseWords, n.OwnerSegment, n.Ring):
-        buffer = bytearray(NBYTES)
+        buffer = bytearray(RING_NBYTES)
         made = kind(buffer)
         print(refusal(buffer.clear).partition(":")[0])
         del made

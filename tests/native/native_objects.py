@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import posix_ipc
 
-BLANK_PAGE = b'{"seq":        0}\n'
+from tr_mmap.wire.messages import EMPTY_SLOT, RING_NBYTES, RING_SLOT_NBYTES, RING_SLOTS, RING_WORDS_NBYTES
+
+EMPTY_RING = bytes(RING_WORDS_NBYTES) + RING_SLOTS * EMPTY_SLOT.encode().ljust(RING_SLOT_NBYTES)
 OFFSET = 4096
 NBYTES = 4 * OFFSET
 FLOATS = ("float32", (4,), OFFSET)
@@ -39,7 +41,7 @@ def semaphore() -> Any:
     return made
 
 
-def memory(content: bytes = b"", nbytes: int = 65536) -> memoryview:
+def memory(content: bytes = b"", nbytes: int = RING_NBYTES) -> memoryview:
     view = memoryview(mmap.mmap(-1, nbytes))
     view[: len(content)] = content
     return view
@@ -50,13 +52,13 @@ def mirror(shown: memoryview) -> Any:
     return n.Mirror(shown, "/proc/nothing", b"exit")
 
 
-def page() -> Any:
-    return n.Ring(memory(BLANK_PAGE))
+def ring() -> Any:
+    return n.Ring(memory(EMPTY_RING))
 
 
 def endpoint() -> list[Any]:
     """The first arguments of both fast paths."""
-    return [page(), page(), semaphore(), semaphore(), 1.0, n.FreeLists(), {}, []]
+    return [ring(), ring(), semaphore(), semaphore(), 1.0, n.FreeLists(), {}, []]
 
 
 def controller_arguments() -> list[Any]:
@@ -93,14 +95,14 @@ def worker_arguments(reply: type = Reply) -> list[Any]:
 
 
 def incoming(arguments: list[Any]) -> Any:
-    """The peer's end of the page that a fast path reads."""
-    buffer = memory(BLANK_PAGE)
+    """The peer's end of the ring that a fast path reads."""
+    buffer = memory(EMPTY_RING)
     arguments[1] = n.Ring(buffer)
     return n.Ring(buffer)
 
 
 def asked(arguments: list[Any], *, tensors: str = "") -> Any:
-    """A worker's fast path that finds a request on its page."""
+    """A worker's fast path that finds a request in its ring."""
     peer = incoming(arguments)
     path = n.WorkerFastPath(*arguments)
     peer.store(1, b'{"seq":1,"command":"run","timestamp":5%s}' % tensors.encode())
@@ -108,7 +110,7 @@ def asked(arguments: list[Any], *, tensors: str = "") -> Any:
 
 
 def answered(arguments: list[Any], response: bytes = b',"command":"run","result":"x","timestamp":5}') -> Any:
-    """A controller's fast path that finds a response on its page."""
+    """A controller's fast path that finds a response in its ring."""
     peer = incoming(arguments)
     path = n.ControllerFastPath(*arguments)
     peer.store(1, response)

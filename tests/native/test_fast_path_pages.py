@@ -1,4 +1,6 @@
-"""What the fast paths find on a page: a status, or a line, that needs thought is left to the slow path."""
+"""What the fast paths find in a ring or on the status page: a line or a status that needs thought is left to the slow
+path.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from tr_mmap import native
 from tr_mmap.errors import BadMessage
 from tr_mmap.protocol.messages import Request, decode_request, decode_response
 from tr_mmap.protocol.status import Status
-from tr_mmap.wire.messages import MESSAGE_PAGE_NBYTES
+from tr_mmap.wire.messages import RING_SLOT_NBYTES
 from tr_mmap.worker.reply import Reply
 
 pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the fast paths are the extension's")
@@ -53,7 +55,7 @@ def test_what_a_handler_says_of_its_status_is_left_to_the_slow_path(pair: Pair, 
     left = pair.serve(lambda _: pair.worker.write_status(status) or True)
     assert left[2:] == (True, None)
     assert pair.worker.read_status().status is status
-    assert decode_response(pair.page("response")).seq == 0
+    assert decode_response(pair.sent("response")).seq == 0
 
 
 def test_what_a_handler_raises_is_left_to_the_slow_path_with_all_that_it_holds(pair: Pair) -> None:
@@ -78,7 +80,7 @@ def test_what_a_handler_raises_is_left_to_the_slow_path_with_all_that_it_holds(p
 def test_a_handler_that_does_not_say_true_is_left_to_the_slow_path(pair: Pair, is_known: object) -> None:
     pair.controller.send(Request(1, "echo"))
     assert pair.serve(lambda _: is_known)[2] is is_known
-    assert decode_response(pair.page("response")).seq == 0
+    assert decode_response(pair.sent("response")).seq == 0
 
 
 # -- what others store -------------------------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ def test_what_a_signal_handler_raises_comes_through_whatever_it_is(pair: Pair) -
 
 
 def test_a_message_without_an_end_is_left_to_the_slow_path(pair: Pair) -> None:
-    endless = b'{"seq":       3,"command":"' + b"x" * MESSAGE_PAGE_NBYTES
+    endless = b'{"seq":       3,"command":"' + b"x" * RING_SLOT_NBYTES
     pair.write("response", endless)
     pair.write("request", endless)
     assert pair.controller_path.receive(3, 0.0) is None

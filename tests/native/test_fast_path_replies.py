@@ -6,7 +6,7 @@ import itertools
 import threading
 
 import pytest
-from fast_path_pair import FLOATS, Pair, on_the_page, refs, texts, words
+from fast_path_pair import FLOATS, Pair, in_a_slot, refs, texts, words
 from hypothesis import given
 from hypothesis import strategies as st
 from support import never
@@ -44,7 +44,7 @@ def test_an_answer_by_the_fast_path_is_what_the_slow_path_sends(
     line = shared.page("response")
     response = decode_response(line)
     assert response == Response(seq, command or "asked", result, message or "complaint", response.timestamp)
-    assert line == on_the_page(response)
+    assert line == in_a_slot(response)
     assert shared.controller.read_status().status is Status.OK
 
 

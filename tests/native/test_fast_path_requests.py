@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fast_path_pair import FLOATS, MAX_TENSORS, Pair, on_the_page, refs, texts, words
+from fast_path_pair import FLOATS, MAX_TENSORS, Pair, in_a_slot, refs, texts, words
 from hypothesis import given
 from hypothesis import strategies as st
 from support import never
@@ -32,14 +32,14 @@ def test_a_request_by_the_fast_path_is_what_the_slow_path_sends(shared: Pair, co
     line = shared.page("request")
     request = decode_request(line)
     assert (request.command, request.parameters) == parse_command(message)
-    assert line == on_the_page(request)
+    assert line == in_a_slot(request)
     assert line == shared.worker.receive(0, never)
 
 
 @pytest.mark.parametrize("message", ["echo", "hello world", "f a b  c", "_x9 {} [1,2]", "grüß" * 0 + "say grüße x"])
 def test_most_messages_take_the_fast_path(pair: Pair, message: str) -> None:
     assert pair.controller_path.send(1, message, ())
-    assert pair.listen() == Request(1, *parse_command(message), decode_request(pair.page("request")).timestamp)
+    assert pair.listen() == Request(1, *parse_command(message), decode_request(pair.sent("request")).timestamp)
 
 
 def test_texts_alike_in_length_and_end_are_told_apart(pair: Pair) -> None:
@@ -74,10 +74,10 @@ def test_texts_alike_in_length_and_end_are_told_apart(pair: Pair) -> None:
     ],
 )
 def test_a_message_that_needs_thought_is_left_to_the_slow_path(pair: Pair, message: Any) -> None:
-    before = pair.page("request")
+    before = pair.sent("request")
     assert not pair.controller_path.send(1, message, ())
     assert pair.controller_path.sent_seq == 0
-    assert pair.page("request") == before
+    assert pair.sent("request") == before
 
 
 def test_tensors_are_lent_with_a_request_or_none_of_them_is(pair: Pair) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from fast_path_pair import FLOATS
+from rings import slot_at
 from support import TOOLS, Gate, never
 
 from tr_mmap import PythonSession, native
 from tr_mmap.errors import BadMessage, RemoteError, SessionNotStarted, UnsupportedTensor, WorkerDied
 from tr_mmap.protocol.messages import decode_request
 from tr_mmap.protocol.status import Status
-from tr_mmap.wire.messages import MESSAGE_PAGE_NBYTES
+from tr_mmap.wire.messages import RING_NBYTES, RING_SLOT_NBYTES
 
 pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the fast paths are the extension's")
 
@@ -100,9 +101,9 @@ def test_a_handler_that_ends_the_session_in_a_copy_gets_no_freed_memory_sent(wor
     with PythonSession(TOOLS, "ended", quiet_mode=True) as session:
         for _ in range(3):
             session.calculate("echo", FLOATS, large)
-        pages = workspace / "python_session" / "tr_session_ended" / "request.page"
-        with open(pages, "rb") as file:
-            page = mmap.mmap(file.fileno(), MESSAGE_PAGE_NBYTES, prot=mmap.PROT_READ)
+        path = workspace / "python_session" / "tr_session_ended" / "requests.ring"
+        with open(path, "rb") as file:
+            ring = mmap.mmap(file.fileno(), RING_NBYTES, prot=mmap.PROT_READ)
 
         def echo_for_ever() -> None:
             while True:
@@ -116,8 +117,9 @@ def test_a_handler_that_ends_the_session_in_a_copy_gets_no_freed_memory_sent(wor
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, previous)
-        decode_request(page[:].partition(b"\n")[0])
-        page.close()
+        for start in range(slot_at(0), RING_NBYTES, RING_SLOT_NBYTES):
+            decode_request(ring[start : start + RING_SLOT_NBYTES].partition(b"\n")[0])
+        ring.close()
 
 
 @pytest.mark.parametrize("other", [np.zeros((300, 3)).T, np.float64(3), "text", np.arange(7)])

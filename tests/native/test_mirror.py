@@ -12,10 +12,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from rings import ring_memory
 from support import BOUND_S, check_open_files, open_files, wait_until
 
 from tr_mmap.native import reference as plain
-from tr_mmap.wire.messages import EMPTY_PAGE, HEARTBEAT_OFFSET, MIRROR_NBYTES, STATUS_NBYTES
+from tr_mmap.wire.messages import HEARTBEAT_OFFSET, MIRROR_NBYTES, STATUS_NBYTES
 
 IMPLEMENTATIONS = [plain]
 if importlib.util.find_spec("tr_mmap.native._native") is not None:
@@ -330,9 +331,7 @@ def test_a_wait_that_lasts_shows_what_the_mirrors_lack_and_a_short_one_does_not(
     posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=1).close()
     semaphore = native.Semaphore(name)
     posix_ipc.unlink_semaphore(name)
-    buffer = memoryview(mmap.mmap(-1, 65536))
-    buffer[: len(EMPTY_PAGE)] = EMPTY_PAGE.encode()
-    page = native.Ring(buffer)
+    page = native.Ring(ring_memory())
     page.set_mirrors((shown.mirror,))
     shown.set(b"first")
     looks: list[bytes] = []
@@ -351,7 +350,7 @@ def test_a_wait_that_lasts_shows_what_the_mirrors_lack_and_a_short_one_does_not(
 def test_only_a_tuple_of_mirrors_is_kept_up_to_date(native: ModuleType, mirrors: Any) -> None:
     if native is plain:
         pytest.skip("plain Python looks when it uses them")
-    page = native.Ring(memoryview(mmap.mmap(-1, 65536)))
+    page = native.Ring(ring_memory())
     with pytest.raises(TypeError):
         page.set_mirrors(mirrors)
 

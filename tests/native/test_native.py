@@ -21,8 +21,7 @@ import numpy as np
 import posix_ipc
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from rings import ring_memory
 from support import TOOLS, never, processes_of
 
 import tr_mmap.native
@@ -37,7 +36,6 @@ if compiled is not None:
 IMPLEMENTATIONS = [plain] if compiled is None else [plain, _native]
 SEQ, LAYOUT, LEASE, GUEST, SEQ_COPY = 8, 9, 10, 11, 15  # words of a segment's header
 RETIRED = 2**64 - 1
-BLANK_PAGE = b'{"seq":        0}\n'
 
 
 @pytest.fixture(params=IMPLEMENTATIONS, ids=lambda module: module.__name__.rpartition(".")[2])
@@ -196,65 +194,6 @@ def test_what_cannot_hold_a_line_is_refused(native: ModuleType, buffer: Any) -> 
         native.LeaseWords(buffer).stamp(1)
 
 
-# -- pages -------------------------------------------------------------------------------------------------------------
-
-
-@given(messages=st.lists(st.tuples(st.integers(1, 99_999_999), st.text(max_size=300)), max_size=20), data=st.data())
-def test_every_message_is_taken_once_and_whole(messages: list[tuple[int, str]], data: st.DataObject) -> None:
-    for writer in IMPLEMENTATIONS:
-        for looker in IMPLEMENTATIONS:
-            buffer = memory(content=BLANK_PAGE)
-            ours, theirs = writer.Ring(buffer), looker.Ring(buffer)
-            assert theirs.take() is None
-            previous = 0
-            for seq, text in messages:
-                rest = b',"t":"%s"}' % text.encode().replace(b"\n", b" ")
-                ours.store(seq, b'{"seq":%d' % seq + rest)
-                assert theirs.has_message() == (seq != previous)
-                if seq == previous:
-                    continue  # the wire alternates: neighbours have different numbers
-                assert theirs.take() == b'{"seq":%9d%s' % (seq, rest)
-                assert theirs.take() is None
-                previous = seq
-
-
-def test_a_shorter_message_leaves_nothing_of_a_longer_one(native: ModuleType) -> None:
-    buffer = memory(content=BLANK_PAGE)
-    page = native.Ring(buffer)
-    page.store(1, b"," + b"x" * 499)
-    page.store(2, b"{}")
-    assert bytes(buffer[:600]) == (b'{"seq":        2}\n' + b" " * 499).ljust(600, b"\0")
-
-
-@pytest.mark.parametrize(("seq", "rest"), [(0, b"}"), (-1, b"}"), (100_000_000, b"}"), (1, b"," * 65536)])
-def test_a_message_that_no_page_can_hold_changes_nothing(native: ModuleType, seq: int, rest: bytes) -> None:
-    buffer = memory(content=BLANK_PAGE)
-    with pytest.raises(ValueError, match="page"):
-        native.Ring(buffer).store(seq, rest)
-    assert bytes(buffer[:18]) == BLANK_PAGE
-
-
-def test_a_message_without_end_is_an_error_once(native: ModuleType) -> None:
-    buffer = memory(content=b'{"seq":        4' + b"x" * 65520)
-    page = native.Ring(buffer)
-    with pytest.raises(ValueError, match="no end"):
-        page.take()
-    assert page.take() is None
-
-
-def test_a_line_that_was_put_back_comes_again_and_one_that_was_refused_does_not(native: ModuleType) -> None:
-    buffer = memory(content=BLANK_PAGE)
-    page, peer = native.Ring(buffer), native.Ring(buffer)
-    peer.store(3, b',"a":1}')
-    line = page.take()
-    page.put_back()
-    assert page.take() == line
-    page.reject()
-    assert page.take() is None
-    peer.store(3, b',"a":2}')  # of the same number
-    assert page.take() == line.replace(b"1}", b"2}")
-
-
 # -- bells -------------------------------------------------------------------------------------------------------------
 
 
@@ -309,12 +248,12 @@ def test_a_signal_that_another_thread_was_given_ends_a_wait_too(native: ModuleTy
         signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
 
     previous = signal.signal(signal.SIGUSR1, stop)
-    page, bell = native.Ring(memory(content=BLANK_PAGE)), native.Semaphore(name)
+    ring, bell = native.Ring(ring_memory()), native.Semaphore(name)
     receiver = threading.Timer(0.05, receive)
     receiver.start()
     try:
         with pytest.raises(InterruptedError, match="stop"):
-            page.wait(bell, 60, 0.02, bool)  # `bool()` is False, and calls nothing that would look for signals
+            ring.wait(bell, 60, 0.02, bool)  # `bool()` is False, and calls nothing that would look for signals
     finally:
         receiver.join()
         signal.signal(signal.SIGUSR1, previous)
@@ -336,17 +275,17 @@ def test_a_bell_that_is_not_there_is_an_os_error(native: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("spin_us", [0.0, 200.0])
-def test_waiting_for_a_page_gives_its_message_or_none(native: ModuleType, name: str, spin_us: float) -> None:
-    buffer = memory(content=BLANK_PAGE)
-    page, peer, bell = native.Ring(buffer), native.Ring(buffer), native.Semaphore(name)
-    page.set_spin(spin_us)
-    assert page.wait(bell, 0, 1.0, never) is None
-    assert page.wait(bell, 0.01, 1.0, never) is None
+def test_waiting_for_a_ring_gives_its_message_or_none(native: ModuleType, name: str, spin_us: float) -> None:
+    buffer = ring_memory()
+    ring, peer, bell = native.Ring(buffer), native.Ring(buffer), native.Semaphore(name)
+    ring.set_spin(spin_us)
+    assert ring.wait(bell, 0, 1.0, never) is None
+    assert ring.wait(bell, 0.01, 1.0, never) is None
     bell.post()  # a hint that was wrong
-    assert page.wait(bell, 0.01, 1.0, never) is None
+    assert ring.wait(bell, 0.01, 1.0, never) is None
     peer.store(1, b"}")
-    assert page.wait(bell, 60, 1.0, always) == b'{"seq":        1}'  # what is there is taken, whatever else is the case
-    assert page.wait(bell, 60, 1.0, always) is None
+    assert ring.wait(bell, 60, 1.0, always) == b'{"seq":        1}'  # what is there is taken, whatever else is the case
+    assert ring.wait(bell, 60, 1.0, always) is None
 
     def answer() -> None:
         bell.post()  # too early
@@ -355,12 +294,12 @@ def test_waiting_for_a_page_gives_its_message_or_none(native: ModuleType, name: 
 
     ringer = threading.Timer(0.02, answer)
     ringer.start()
-    assert page.wait(bell, 60, 1.0, never) == b'{"seq":        2}'
+    assert ring.wait(bell, 60, 1.0, never) == b'{"seq":        2}'
     ringer.join()
 
 
 def test_a_wait_asks_whether_to_stop_whenever_it_is_woken(native: ModuleType, name: str) -> None:
-    page, bell = native.Ring(memory(content=BLANK_PAGE)), native.Semaphore(name)
+    ring, bell = native.Ring(ring_memory()), native.Semaphore(name)
     answers = iter([False, False, True])
     bell.post()
 
@@ -368,10 +307,10 @@ def test_a_wait_asks_whether_to_stop_whenever_it_is_woken(native: ModuleType, na
         bell.post()
         return next(answers)
 
-    assert page.wait(bell, 60, 1.0, stop) is None
+    assert ring.wait(bell, 60, 1.0, stop) is None
     assert not list(answers)
     with pytest.raises(ZeroDivisionError):
-        page.wait(bell, 60, 1.0, lambda: 1 // 0)
+        ring.wait(bell, 60, 1.0, lambda: 1 // 0)
 
 
 def always() -> bool:

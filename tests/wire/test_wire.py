@@ -106,8 +106,8 @@ def test_dtype_codes_are_counted_from_one_and_never_given_twice() -> None:
     assert len({name for _, name, _ in header.DTYPES}) == len(header.DTYPES)
 
 
-def test_a_blank_page_says_that_there_is_no_message() -> None:
-    start = messages.EMPTY_PAGE[: messages.MESSAGE_REST_OFFSET]
+def test_an_empty_slot_says_that_there_is_no_message() -> None:
+    start = messages.EMPTY_SLOT[: messages.MESSAGE_REST_OFFSET]
     assert start[messages.MESSAGE_NUMBER_OFFSET :] == messages.BLANK_NUMBER
     assert len(messages.BLANK_NUMBER) == messages.NUMBER_DIGITS == len(str(messages.MAX_MESSAGE_SEQ))
 

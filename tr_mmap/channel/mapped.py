@@ -1,28 +1,28 @@
 """The default channel: JSON in mapped files, semaphores as doorbells. Never needs a lock between the processes.
 
 ``requests.ring`` and ``responses.ring`` carry the messages. A ring is ``RING_WORDS_NBYTES`` bytes of words and then
-``RING_SLOTS`` slots of ``RING_SLOT_NBYTES``. One side appends: its n-th message, counted from 0, goes into slot n modulo
-``RING_SLOTS``. The other side takes the messages in that order. A slot holds one line, which begins with the message's
-number in a fixed place::
+``RING_SLOTS`` slots of ``RING_SLOT_NBYTES``. One side appends: its n-th message, counted from 0, goes into slot n
+modulo ``RING_SLOTS``. The other side takes the messages in that order. A slot holds one line, which begins with the
+message's number in a fixed place::
 
     offset 0  {"seq":␠
     offset 8  the number, 8 ASCII characters, spaces first      <- stored last, as one aligned 8-byte word
     offset 16 the other members, }, newline, and whatever was there before
 
-A response has the number of its request. A writer stores ``BLANK_NUMBER`` (seven spaces, ``0``), then the rest, then the
-number. So a reader that sees the same new number before and after it copied the line has a whole message, at whatever
-moment its doorbell rang. No writer comes to a slot whose message was not taken: of at most ``RING_SLOTS`` requests the
-controller has not taken the response. A message that is too long for its slot is a spill: a file of its own, which the
-slot names under ``"spill"``. Each start of a worker makes new rings.
+A response has the number of its request. A writer stores ``BLANK_NUMBER`` (seven spaces, ``0``), then the rest, then
+the number. So a reader that sees the same new number before and after it copied the line has a whole message, at
+whatever moment its doorbell rang. No writer comes to a slot whose message was not taken: of at most ``RING_SLOTS``
+requests the controller has not taken the response. A message that is too long for its slot is a spill: a file of its
+own, which the slot names under ``"spill"``. Each start of a worker makes new rings.
 
 ``status.page`` has ``STATUS_NBYTES``: one line and then spaces; its last word is the worker's heartbeat.
 
-``request.json``, ``response.json`` and ``status.txt`` mirror the latest messages and the status for people: one line and
-then spaces, so ``cat`` and ``json.load`` work on them. A side that has waited for ``MIRROR_DELAY_S`` writes what the
-mirrors lack. So a burst of requests writes none but ``status.txt``, which says ``busy`` from the second request on;
+``request.json``, ``response.json`` and ``status.txt`` mirror the latest messages and the status for people: one line
+and then spaces, so ``cat`` and ``json.load`` work on them. A side that has waited for ``MIRROR_DELAY_S`` writes what
+the mirrors lack. So a burst of requests writes none but ``status.txt``, which says ``busy`` from the second request on;
 after the burst the mirrors are right. That a worker is busy with a single request is shown by the controller, when it
-has waited, or at once if it does not wait: so nothing delays the handler. No process maps a mirror: to truncate a mapped
-file is SIGBUS for all that map it. ``by_hand.py`` notices what somebody writes into a mirror.
+has waited, or at once if it does not wait: so nothing delays the handler. No process maps a mirror: to truncate a
+mapped file is SIGBUS for all that map it. ``by_hand.py`` notices what somebody writes into a mirror.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ..base import system
 from ..base.fork_safety import this_process
 from ..base.identifiers import is_doorbell_name
 from ..errors import BadMessage, TRException
-from ..native import IS_COMPILED, ChannelParts, Heartbeat, Ring, Mirror
+from ..native import IS_COMPILED, ChannelParts, Heartbeat, Mirror, Ring
 from ..protocol.legacy import encode_legacy
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status

@@ -17,7 +17,7 @@ room knows bytes, arrays and semaphores; it never knows sessions.
 ``Ring``
     a mapped ring of messages: one side appends a message whole, the other takes it whole.
 ``Mirror``
-    a file for people that shows a page's line, or a ring's latest; not mapped, so that nobody who writes it can hurt us.
+    a file for people that shows a page's line, or a ring's latest; not mapped, so whoever writes it cannot hurt us.
 ``Heartbeat``
     the word of the status page that says when the worker last worked.
 ``Semaphore``
@@ -79,10 +79,10 @@ if IS_COMPILED:
             FreeLists,
             Heartbeat,
             LeaseWords,
-            Ring,
             Mirror,
             OwnerSegment,
             ReaderSegment,
+            Ring,
             Semaphore,
             WorkerFastPath,
             copy,
@@ -103,10 +103,10 @@ if not IS_COMPILED and not TYPE_CHECKING:
         FreeLists,
         Heartbeat,
         LeaseWords,
-        Ring,
         Mirror,
         OwnerSegment,
         ReaderSegment,
+        Ring,
         Semaphore,
         copy,
         drain,

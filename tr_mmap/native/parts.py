@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from . import FreeLists, Ring, Mirror, Semaphore
+    from . import FreeLists, Mirror, Ring, Semaphore
 
 __all__ = ["ChannelParts", "TensorParts"]
 

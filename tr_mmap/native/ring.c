@@ -130,7 +130,7 @@ int ring_store(PyObject *ring, long seq, const char *rest, Py_ssize_t nbytes) {
 PyDoc_STRVAR(store_doc,
              "store(seq, text)\n--\n\nAppend a message: a JSON object, whose first member is its number.\n\n"
              "Returns:\n    False, and nothing was stored, if is_ordered and the number is below the last one's, or if this is a\n"
-             "    forked child of the process that made the page.\n\n"
+             "    forked child of the process that made the ring.\n\n"
              "Raises:\n    ValueError: the number has more than 8 digits, or the text is longer than a slot.");
 
 static PyObject *py_store(Ring *self, PyObject *const *arguments, Py_ssize_t count) {
@@ -154,16 +154,16 @@ static PyObject *py_store(Ring *self, PyObject *const *arguments, Py_ssize_t cou
 
 PyDoc_STRVAR(has_message_doc, "has_message()\n--\n\nWhether a message waits to be taken.");
 
-/* The number of the next message; 0 if there is none, or if it is being stored. */
-static uint64_t next_number(const Ring *self) {
-    uint64_t word = load_acquire(number_in(slot_of(self, self->taken)));
-    return word == self->seen[self->taken % WIRE_RING_SLOTS] || word == blank() ? 0 : word;
+/* The number of a message that was not taken; 0 if there is none, or if it is being stored. */
+static uint64_t number_at(const Ring *self, uint64_t position) {
+    uint64_t word = load_acquire(number_in(slot_of(self, position)));
+    return word == self->seen[position % WIRE_RING_SLOTS] || word == blank() ? 0 : word;
 }
 
 static PyObject *py_has_message(Ring *self, PyObject *unused) {
     (void)unused;
     if (!is_initialised(self)) return NULL;
-    return PyBool_FromLong(next_number(self) != 0);
+    return PyBool_FromLong(number_at(self, self->taken) != 0);
 }
 
 PyDoc_STRVAR(take_doc,
@@ -174,7 +174,7 @@ static PyObject *py_take(Ring *self, PyObject *unused) {
     (void)unused;
     if (!is_initialised(self)) return NULL;
     self->is_unterminated = 0;
-    uint64_t word = next_number(self);
+    uint64_t word = number_at(self, self->taken);
     if (word == 0) Py_RETURN_NONE;
     char *slot = slot_of(self, self->taken);
     const char *end = memchr(slot, '\n', WIRE_RING_SLOT_NBYTES);
@@ -345,7 +345,7 @@ static PyObject *wait_for_line(Ring *self, PyObject *semaphore, double timeout_s
 }
 
 PyObject *ring_wait(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s,
-                            StopCheck should_stop, void *context) {
+                    StopCheck should_stop, void *context) {
     Ring *self = (Ring *)ring;
     self->waiters++;
     PyObject *line = wait_for_line(self, semaphore, timeout_s, slice_s, should_stop, context);
@@ -395,11 +395,15 @@ void ring_put_back(PyObject *ring) {
     self->seen[self->taken % WIRE_RING_SLOTS] = blank();
 }
 
-/* The number of the newest message that is there or was taken, as its slot has it. */
-static uint64_t newest_number(Ring *self) {
-    uint64_t word = next_number(self);
-    return word != 0 ? word : load_acquire(number_in(self->latest));
+/* The slot of the newest message that is there or was taken. */
+static char *newest_slot(const Ring *self) {
+    uint64_t position = self->taken;
+    while (position - self->taken < WIRE_RING_SLOTS && number_at(self, position) != 0) position++;
+    return position == self->taken ? self->latest : slot_of(self, position - 1);
 }
+
+/* Its number, as the slot has it. */
+static uint64_t newest_number(const Ring *self) { return load_acquire(number_in(newest_slot(self))); }
 
 int ring_is_answered(PyObject *requests, PyObject *responses) {
     Ring *self = (Ring *)requests;
@@ -428,12 +432,12 @@ static PyObject *py_reject(Ring *self, PyObject *unused) {
 }
 
 PyDoc_STRVAR(newest_doc,
-             "newest()\n--\n\nThe newest message's line: the next one's if there is one, else the last one's; whole or not.");
+             "newest()\n--\n\nThe line of the newest message, which may have been taken or not; whole or not.");
 
 static PyObject *py_newest(Ring *self, PyObject *unused) {
     (void)unused;
     if (!is_initialised(self)) return NULL;
-    const char *slot = next_number(self) != 0 ? slot_of(self, self->taken) : self->latest;
+    const char *slot = newest_slot(self);
     const char *end = memchr(slot, '\n', WIRE_RING_SLOT_NBYTES);
     return PyBytes_FromStringAndSize(slot, end == NULL ? WIRE_RING_SLOT_NBYTES : end - slot);
 }

@@ -1,6 +1,6 @@
 /* A mapped ring of messages: what the fast paths use of the type Ring. Knows no message's meaning. */
-#ifndef TR_MMAP_MESSAGE_PAGE_H
-#define TR_MMAP_MESSAGE_PAGE_H
+#ifndef TR_MMAP_RING_H
+#define TR_MMAP_RING_H
 
 #include "native.h"
 
@@ -16,7 +16,7 @@ int ring_store(PyObject *ring, long seq, const char *rest, Py_ssize_t nbytes);
 
 /* Take the next message's line, as Ring.wait() does. */
 PyObject *ring_wait(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s,
-                            StopCheck should_stop, void *context);
+                    StopCheck should_stop, void *context);
 
 /* After an exception of ring_wait(): whether the message has no end. Else a signal handler raised. */
 int ring_is_unterminated(PyObject *ring);

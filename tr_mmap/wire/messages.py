@@ -1,4 +1,4 @@
-"""Control messages and the status: their files, the bytes of a message page, their words and limits."""
+"""Control messages and the status: their files, the bytes of a ring, their words and limits."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Final
 
 PROTOCOL_VERSION: Final = 2  # stated in the manifest; 1 had one message at a time, in the files for people
 
-# For people, and for programs that write them by hand. In the mapped channel they only mirror the pages, and no process
-# maps them: a mapped file that somebody truncates is SIGBUS.
+# For people, and for programs that write them by hand. In the mapped channel they only mirror the rings and the status
+# page, and no process maps them: a mapped file that somebody truncates is SIGBUS.
 REQUEST_FILE: Final = "request.json"
 RESPONSE_FILE: Final = "response.json"
 STATUS_FILE: Final = "status.txt"
@@ -25,8 +25,8 @@ HAND_GRACE_S: Final = 1.0
 EMPTY_GRACE_S: Final = 5.0  # one that somebody has emptied: a shell does that before it starts the program that writes
 HAND_ANSWER_S: Final = 2.0  # the answer to a request by hand stays in its file for so long, whatever is sent meanwhile
 
-# A ring, see tr_mmap.channel.mapped: words, then slots, one for each message. The number of a message is stored last, as
-# one aligned 8-byte word.
+# A ring, see tr_mmap.channel.mapped: words, then slots, one for each message. The number of a message is stored last,
+# as one aligned 8-byte word.
 RING_SLOTS: Final = 64  # most messages that one side may have sent and the other not taken
 RING_WORDS_NBYTES: Final = 4096
 RING_SLOT_NBYTES: Final = 4096  # of a slot: a message, its newline, and whatever was there before

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
+from itertools import compress, starmap
+from operator import call, setitem
 from typing import Any, Final
 
 from ...wire.messages import (
@@ -30,6 +33,9 @@ __all__ = ["Ring", "has_as_many_colons"]
 
 _WORD_NBYTES: Final = 8
 _BLANK_WORD: Final = int.from_bytes(BLANK_NUMBER.encode(), "little")
+_MOST_STORES: Final = 8  # at once
+
+_Store = tuple[Callable[..., None], Any, Any, Any]  # setitem or setattr, and its arguments
 
 
 class Ring:
@@ -58,7 +64,7 @@ class Ring:
         "_should_spin",
         "_since_s",
         "_spin_s",
-        "_stores",
+        "_turn",
         "_words",
         "is_ordered",
         "stored",
@@ -73,8 +79,8 @@ class Ring:
             raise ValueError(f"an aligned buffer of at least {RING_NBYTES} bytes is needed")
         self._words = self._buffer.cast("Q")
         self._owner_pid = os.getpid()
-        self.stored = self.taken = 0  # how many messages this side has stored, and taken
-        self._stores = 0  # how many stores have begun
+        self.stored = self.taken = 0
+        self._turn: list[bool] = []  # of the operation that has begun last
         self._seen = [_BLANK_WORD] * RING_SLOTS  # the number of the last message that was taken from each slot
         self._latest = RING_WORDS_NBYTES  # the offset of the slot of the last message that was stored or taken
         self._can_put_back = False  # a message was taken, and not put back
@@ -112,6 +118,7 @@ class Ring:
             raise ValueError("the number has more than 8 digits, or the message is longer than a slot")
         number = int.from_bytes(b"%*d" % (NUMBER_DIGITS, seq), "little")
         while True:
+            turn = self._begin()
             if os.getpid() != self._owner_pid:  # a signal handler may have forked while the message was prepared
                 return False
             if (
@@ -120,25 +127,45 @@ class Ring:
                 and 0 < (self.stored_seq - seq) % MAX_MESSAGE_SEQ < MAX_MESSAGE_SEQ // 2
             ):
                 return False
-            self._stores = store = self._stores + 1
-            slot = self._slot_of(self.stored)
-            word = (slot + MESSAGE_NUMBER_OFFSET) // _WORD_NBYTES
-            self._words[word] = _BLANK_WORD
-            self._buffer[slot + MESSAGE_REST_OFFSET : slot + MESSAGE_REST_OFFSET + len(text)] = text
-            if self._stores == store:  # else a signal handler has stored another message there: take the next slot
-                self._words[word] = number
-                self.stored += 1
-                self.stored_seq, self._latest = seq, slot
+            position = self.stored
+            slot = self._slot_of(position)
+            word, rest = (slot + MESSAGE_NUMBER_OFFSET) // _WORD_NBYTES, slot + MESSAGE_REST_OFFSET
+            stores: list[_Store] = [
+                (setitem, self._words, word, _BLANK_WORD),
+                (setitem, self._buffer, slice(rest, rest + len(text)), text),
+                (setitem, self._words, word, number),
+                (setattr, self, "stored", position + 1),
+                (setattr, self, "stored_seq", seq),
+                (setattr, self, "_latest", slot),
+            ]
+            if self._finish(turn, stores):
                 return True
 
-    def _next_number(self) -> int:
-        """The number of the next message; 0 if there is none, or if it is being stored."""
-        number = self._number_in(self._slot_of(self.taken))
-        return 0 if number in (self._seen[self.taken % RING_SLOTS], _BLANK_WORD) else number
+    def _begin(self) -> list[bool]:
+        """Begin to store, take or put back, in the middle of which a signal handler may do the same.
+
+        What the handler does counts: it takes the turn of the interrupted operation, which begins again.
+        """
+        self._turn.clear()
+        self._turn = turn = [True] * _MOST_STORES
+        return turn
+
+    @staticmethod
+    def _finish(turn: list[bool], stores: list[_Store]) -> bool:
+        """Do all stores of an operation, or none if another one has taken its turn. Returns whether they were done.
+
+        This is one call of C code, so no signal handler runs between the stores.
+        """
+        return bool(deque(starmap(call, compress(stores, turn)), maxlen=1))
+
+    def _number_at(self, position: int) -> int:
+        """The number of a message that was not taken; 0 if there is none, or if it is being stored."""
+        number = self._number_in(self._slot_of(position))
+        return 0 if number in (self._seen[position % RING_SLOTS], _BLANK_WORD) else number
 
     def has_message(self) -> bool:
         """Whether a message waits to be taken."""
-        return self._next_number() != 0
+        return self._number_at(self.taken) != 0
 
     def _line_in(self, slot: int) -> tuple[bytes, bool]:
         """The line in a slot, and whether it has an end."""
@@ -151,28 +178,44 @@ class Ring:
         Raises:
             ValueError: the message has no end; it counts as taken.
         """
-        number = self._next_number()
-        if not number:
-            return None
-        slot = self._slot_of(self.taken)
-        line, has_end = self._line_in(slot)
-        if self._number_in(slot) != number or line == self._rejected:
-            return None
-        self._seen[self.taken % RING_SLOTS] = number
-        self.taken += 1
-        self._latest, self._last_line, self._can_put_back = slot, line, True
+        while True:
+            turn, position = self._begin(), self.taken
+            number = self._number_at(position)
+            if not number:
+                return None
+            slot = self._slot_of(position)
+            line, has_end = self._line_in(slot)
+            if self._number_in(slot) != number or line == self._rejected:
+                return None
+            stores: list[_Store] = [
+                (setitem, self._seen, position % RING_SLOTS, number),
+                (setattr, self, "taken", position + 1),
+                (setattr, self, "_latest", slot),
+                (setattr, self, "_last_line", line),
+                (setattr, self, "_can_put_back", True),
+            ]
+            if self._finish(turn, stores):
+                break
         if not has_end:
             raise ValueError("the message has no end")
         return line
 
+    def _newest_slot(self) -> int:
+        """The slot of the newest message that is there or was taken."""
+        slot = self._latest
+        for position in range(self.taken, self.taken + RING_SLOTS):
+            if not self._number_at(position):
+                break
+            slot = self._slot_of(position)
+        return slot
+
     def newest(self) -> bytes:
-        """The newest message's line: the next one's if there is one, else the last one's; whole or not."""
-        return self._line_in(self._slot_of(self.taken) if self._next_number() else self._latest)[0]
+        """The line of the newest message, which may have been taken or not; whole or not."""
+        return self._line_in(self._newest_slot())[0]
 
     def newest_seq(self) -> int:
         """The number of that message; 0 if there is none, or if it is no number."""
-        number = self._next_number() or self._number_in(self._latest)
-        digits = number.to_bytes(_WORD_NBYTES, "little").lstrip(b" ")
+        digits = self._number_in(self._newest_slot()).to_bytes(_WORD_NBYTES, "little").lstrip(b" ")
         return int(digits) if digits.isdigit() else 0
 
     def latest(self) -> memoryview:
@@ -269,10 +312,14 @@ class Ring:
 
     def put_back(self) -> None:
         """Let the line just taken be taken again."""
-        if self._can_put_back:
-            self._can_put_back = False
-            self.taken -= 1
-            self._seen[self.taken % RING_SLOTS] = _BLANK_WORD
+        while self._can_put_back:
+            turn, position = self._begin(), self.taken - 1
+            stores: list[_Store] = [
+                (setitem, self._seen, position % RING_SLOTS, _BLANK_WORD),
+                (setattr, self, "taken", position),
+                (setattr, self, "_can_put_back", False),
+            ]
+            self._finish(turn, stores)
 
     def reject(self) -> None:
         """Ignore the line just taken. The peer's own line can still be taken, even if it has the same number."""
