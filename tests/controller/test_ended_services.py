@@ -130,7 +130,7 @@ def test_every_wait_for_a_worker_whose_process_lives_on_ends_with_its_service(
     with ThreadPoolExecutor(5) as pool:
         first = pool.submit(session.fetch_response, f"wait {go}", FOREVER_MS)
         wait_until(session.is_busy)
-        turns = session._dispatcher._turn.queue
+        turns = session._dispatcher._consuming.queue
         waits = []
         for count, wait in enumerate(
             [

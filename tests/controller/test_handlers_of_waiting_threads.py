@@ -58,7 +58,7 @@ def when_queued(busy: PythonSession) -> Iterator[LoneHandler]:
 
 
 def queue_of(session: PythonSession) -> Any:
-    return session._dispatcher._turn  # type: ignore[union-attr]
+    return session._dispatcher._consuming  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("inner", CALLS)

@@ -296,7 +296,7 @@ def test_from_sending_to_answer_a_session_is_busy_and_not_ready(
 
 def test_while_another_thread_waits_for_its_answer_a_session_is_busy_and_not_ready(session: PythonSession) -> None:
     assert session.pid is not None
-    turn: Any = session._dispatcher._turn  # type: ignore[union-attr] # it is started
+    turn: Any = session._dispatcher._consuming  # type: ignore[union-attr] # it is started
     os.kill(session.pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as other:
         try:

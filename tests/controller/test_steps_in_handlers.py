@@ -39,7 +39,7 @@ def held(request: pytest.FixtureRequest) -> Iterator[PythonSession]:
 @pytest.fixture
 def when_waiting(held: PythonSession) -> Iterator[LoneHandler]:
     """Runs an action in a signal handler once this thread waits for the worker."""
-    with once(lambda: held._dispatcher._turn.owner) as arm:  # type: ignore[union-attr] # it is started
+    with once(lambda: held._dispatcher._consuming.owner) as arm:  # type: ignore[union-attr] # it is started
         yield arm
 
 

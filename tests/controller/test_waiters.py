@@ -75,7 +75,7 @@ def test_an_answer_reaches_its_taker_while_another_thread_makes_a_long_request(c
         PythonSession(TOOLS, "taker", quiet_mode=True, channel=channel) as session,
         ThreadPoolExecutor(2) as pool,
     ):
-        turn: Any = session._dispatcher._turn  # type: ignore[union-attr] # it is started
+        turn: Any = session._dispatcher._consuming  # type: ignore[union-attr] # it is started
         session.send_request(first.message)
         other = pool.submit(session.fetch_response, second.message, FOREVER_MS)
         wait_until(lambda: turn.owner)  # it waits for the first answer
@@ -141,7 +141,7 @@ def test_every_thread_that_waits_beside_a_dying_worker_learns_how_it_died(channe
         waiters += [pool.submit(session.fetch_response, "hello", None) for _ in range(2)]
         waiters += [pool.submit(session.send_request, "hello", None)]
         waiters += [pool.submit(session.wait_until_ready, None), pool.submit(session.wait_for_response, None)]
-        turn: Any = session._dispatcher._turn  # type: ignore[union-attr]
+        turn: Any = session._dispatcher._consuming  # type: ignore[union-attr]
         wait_until(lambda: len(turn.queue) == 3)
         assert session.pid is not None
         os.kill(session.pid, signal.SIGKILL)

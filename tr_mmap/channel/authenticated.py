@@ -187,9 +187,17 @@ class AuthenticatedChannel(Channel):
             self._counter.rejected += 1
             self._inner.reject()
 
-    def advance(self, *, is_consumed: bool = True) -> None:
-        self._given = self._verifier.last_message
-        self._inner.advance(is_consumed=is_consumed)
+    @property
+    def position(self) -> int:
+        return self._inner.position
+
+    def advance(self, position: int, *, is_consumed: bool = True) -> None:
+        if self._inner.position == position:
+            self._given = self._verifier.last_message
+        self._inner.advance(position, is_consumed=is_consumed)
+
+    def next_seq(self) -> int | None:
+        return self._inner.next_seq()
 
     def all_consumed(self) -> None:
         self._inner.all_consumed()

@@ -270,7 +270,14 @@ class FileChannel(Channel):
             self._held = self._get(self._in)
         return self._held
 
-    def advance(self, *, is_consumed: bool = True) -> None:  # noqa: ARG002 - there is one message at a time
+    @property
+    def position(self) -> int:
+        return self._messages_taken
+
+    def advance(self, position: int, *, is_consumed: bool = True) -> None:  # noqa: ARG002 - there is one at a time
+        if self._messages_taken != position:
+            return
+        self._messages_taken += 1
         try:
             system.unlink(self._in, owner=self._owner)
         except OSError:

@@ -126,10 +126,16 @@ class Channel(ABC):
         """The number of the next message, if it has one that can be read without the rest."""
         return None
 
-    def advance(self, *, is_consumed: bool = True) -> None:
-        """Take the message that :meth:`peek` has given.
+    @property
+    def position(self) -> int:
+        """How many messages were taken."""
+        raise NotImplementedError
+
+    def advance(self, position: int, *, is_consumed: bool = True) -> None:
+        """Take the message that :meth:`peek` has given, unless it was taken meanwhile.
 
         Args:
+            position: that of the time of :meth:`peek`.
             is_consumed: whether the worker may release the tensors of it, and of all before it.
         """
         raise NotImplementedError

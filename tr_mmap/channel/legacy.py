@@ -273,7 +273,10 @@ class LegacyChannel(FileChannel):
             self._held = None if answer is None else self._as_own(answer)
         return self._held
 
-    def advance(self, *, is_consumed: bool = True) -> None:  # noqa: ARG002 - there is one message at a time
+    def advance(self, position: int, *, is_consumed: bool = True) -> None:  # noqa: ARG002 - there is one at a time
+        if self._messages_taken != position:
+            return
+        self._messages_taken += 1
         self._answer = self._candidate = self._held = None
         self._state += 1
 

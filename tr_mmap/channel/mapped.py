@@ -278,16 +278,17 @@ class MappedChannel(Channel):
         except ValueError as error:
             why = "the peer's message has no end; it does not speak this protocol"
             raise BadMessage(why, detail="newline") from error
-        return line if line is None or line[17:25] != SPILL_KEY else self._spills.look(line)
+        return line if line is None or line[17:25] != SPILL_KEY else self._spills.read(line)
+
+    @property
+    def position(self) -> int:
+        return self._in.taken
 
     def next_seq(self) -> int | None:
-        return self._in.newest_seq()
+        return self._in.next_seq()
 
-    def advance(self, *, is_consumed: bool = True) -> None:
-        line = self._in.peek()
-        if line is not None and line[17:25] == SPILL_KEY:
-            self._spills.remove(line)
-        self._in.advance(is_consumed)
+    def advance(self, position: int, *, is_consumed: bool = True) -> None:
+        self._in.advance(position, is_consumed)
 
     def all_consumed(self) -> None:
         self._in.all_done()

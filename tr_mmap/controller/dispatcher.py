@@ -241,7 +241,7 @@ class Dispatcher(Flow):
 
     def give_back(self, result: Result) -> Pending:
         """Let a result that this thread has taken be the next one that it takes."""
-        claim = Pending("", None)
+        claim = Pending(result[0].command, None)
         claim.seq, claim.outcome = result[0].seq, result
         self._claims.appendleft(claim)
         self.notify()

@@ -64,6 +64,7 @@ class Flow:
         self.in_flight: dict[int, Pending] = {}
         self.is_closing = False
         self.closers = 0  # calls of close() that have not returned
+        self.transfer.has_request_in_flight = lambda: bool(self.in_flight)
         self._sending = Turn()
         self._consuming = Turn()
         self._news = Wakes()  # a public request was sent, the worker ended, or the session is closed
@@ -299,6 +300,7 @@ class Flow:
     def _consume_next(self, worker: WorkerHandle) -> bool:
         """Deal with the next answer, and take it. False if there is none."""
         channel = worker.channel
+        position = channel.position
         try:
             raw = channel.peek()
             if raw is None:
@@ -307,7 +309,7 @@ class Flow:
             response = self.transfer.decode(raw)
         except BadMessage as error:
             self._deliver(self._asker_of_bad(channel), error)
-            channel.advance()
+            channel.advance(position)
             return True
         pending = self.in_flight.get(response.seq)
         if pending is not None:
@@ -317,7 +319,7 @@ class Flow:
                 self._aside[response.seq] = response  # nothing is lost: it can be received when there is room again
             else:
                 self._deliver(pending, outcome)
-        channel.advance(is_consumed=not self._aside)
+        channel.advance(position, is_consumed=not self._aside)
         return True
 
     def _asker_of_bad(self, channel: Channel) -> Pending | None:

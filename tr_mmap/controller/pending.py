@@ -45,7 +45,7 @@ class Pending:
     )
 
     def __init__(self, message: UserMessage, framework: str | None) -> None:
-        self.command, self.parameters = parse_command(message) if message else ("", "")
+        self.command, self.parameters = parse_command(message)
         self.framework = framework
         self.seq = self.order = 0
         self.outcome: Result | Exception | None = None

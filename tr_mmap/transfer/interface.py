@@ -133,12 +133,14 @@ class ControllerTransfer(ABC):
         receive: makes the tensor of a result, in a framework; called once for each.
         unannounced: tags that the next request must announce; empty if the peer finds tags by itself.
         has_quick_views, quick_loan: as in :class:`WorkerTransfer`.
+        has_request_in_flight: tells whether the worker may still read segments that tags leave meanwhile.
         keeps_memory: both sides keep memory for later tensors, and can give it up when the other one needs room.
     """
 
     decode: Callable[[bytes], Response]
     receive: Callable[[TensorRef, str], Any]
     unannounced: Container[str] = ()
+    has_request_in_flight: Callable[[], bool]
     keeps_memory = False
     has_quick_views = True
     quick_loan: QuickLoan = staticmethod(_no_loan)

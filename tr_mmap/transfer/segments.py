@@ -182,7 +182,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._has_failed = False  # a method has, so the pool is to be put right
         self._pool = _pool(directory, SEGMENT_PREFIX, options)
         self._pool.pause = self._pause
-        self.has_request_in_flight: Callable[[], bool] = lambda: False  # the dispatcher sets it
+        self.has_request_in_flight = lambda: False
         self.quick_loan = self._pool.quick_loan
         self._tags = Tags(directory, self._release_later)
         self.unannounced = self._tags.unannounced

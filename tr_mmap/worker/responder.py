@@ -78,8 +78,10 @@ class Responder:
             self.advance_status(channel, Status.OK)
         else:
             self.advance_status(channel, Status.ERROR, failure.message)
+        order = channel.responses_sent
         try:
             (send or channel.send)(Response(request.seq, command, result, message, now_ms(), tensors, failure))
+            transfer.responded(order)
         except Exception as error:  # too long, or no text, or no file for a spill: send this error instead
             transfer.withdraw()
             failure = failure_of(error)

@@ -125,6 +125,7 @@ class RequestService(WorkerLife):
         """Answer a request that took the slow path; through ``send`` if it is not the controller's."""
         channel.touch()
         self._advance_status(channel, Status.BUSY)
+        transfer.consumed(channel.responses_consumed())
         transfer.begin(request)
         self._transfer = transfer
         reply = self._reply = Reply()
@@ -142,6 +143,7 @@ class RequestService(WorkerLife):
 
     def _release_memory(self, channel: Channel, transfer: WorkerTransfer, request: Request) -> None:
         """Answer the controller's request that this side give up what it keeps for later results."""
+        transfer.consumed(channel.responses_consumed())
         transfer.begin(request)
         transfer.release_free()
         transfer.end(request, True)

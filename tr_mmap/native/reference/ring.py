@@ -20,6 +20,7 @@ from ...wire.messages import (
     MESSAGE_REST_OFFSET,
     MIRROR_DELAY_S,
     NUMBER_DIGITS,
+    RING_DONE_OFFSET,
     RING_NBYTES,
     RING_SLOT_NBYTES,
     RING_SLOTS,
@@ -199,6 +200,75 @@ class Ring:
         if not has_end:
             raise ValueError("the message has no end")
         return line
+
+    def peek(self) -> bytes | None:
+        """The next message's line without its newline; None if there is none, or while it is being stored.
+
+        Raises:
+            ValueError: the message has no end.
+        """
+        number = self._number_at(self.taken)
+        if not number:
+            return None
+        slot = self._slot_of(self.taken)
+        line, has_end = self._line_in(slot)
+        if self._number_in(slot) != number or line == self._rejected:
+            return None
+        self._last_line = line
+        if not has_end:
+            raise ValueError("the message has no end")
+        return line
+
+    def advance(self, position: int, is_done: bool) -> None:
+        """Take the message at a position, unless it was taken meanwhile.
+
+        Args:
+            position: ``taken`` at the time of :meth:`peek`.
+            is_done: whether this side is done with it, and with all before it.
+        """
+        if self.taken == position:
+            slot = self._slot_of(position)
+            self._seen[position % RING_SLOTS] = self._number_in(slot)
+            self._latest = slot
+            self.taken = position + 1
+        if is_done:
+            self.all_done()
+
+    def all_done(self) -> None:
+        """Tell the peer that this side is done with all messages that it has taken."""
+        self._words[RING_DONE_OFFSET // _WORD_NBYTES] = self.taken
+
+    @property
+    def done_by_peer(self) -> int:
+        """How many messages the peer is done with."""
+        return self._words[RING_DONE_OFFSET // _WORD_NBYTES]
+
+    def next_seq(self) -> int:
+        """The number of the next message; 0 if there is none, or if it is no number."""
+        digits = self._number_in(self._slot_of(self.taken)).to_bytes(_WORD_NBYTES, "little").lstrip(b" ")
+        return int(digits) if digits.isdigit() else 0
+
+    def has_stored(self, seq: int) -> bool:
+        """Whether one of the last messages that this side has stored has a number."""
+        number = int.from_bytes(b"%*d" % (NUMBER_DIGITS, seq), "little")
+        return any(self._number_in(self._slot_of(slot)) == number for slot in range(RING_SLOTS))
+
+    def sleep(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> None:
+        """Sleep until a message is there, or until the time is over, or ``stop`` says so. Arguments as of :meth:`wait`."""
+        self.waiters += 1
+        try:
+            began_s, waited_s, left_s = time.monotonic(), 0.0, timeout_s
+            while not self.has_message() and left_s > 0 and not stop():
+                if self._spin_s and self._should_spin:
+                    self._spin(min(self._spin_s, left_s))
+                    if self.has_message():
+                        break
+                self._sleep(semaphore, min(left_s, longest_sleep_s(slice_s, waited_s)))
+                waited_s = time.monotonic() - began_s
+                left_s = timeout_s - waited_s
+            self._should_spin = time.monotonic() - began_s <= self._spin_s
+        finally:
+            self.waiters -= 1
 
     def _newest_slot(self) -> int:
         """The slot of the newest message that is there or was taken."""
