@@ -32,7 +32,7 @@ def test_the_error_of_one_answer_never_becomes_that_of_the_next_request(
     with PythonSession(TOOLS, "damaged", quiet_mode=True, checksum=checksum) as session:
         session.send_tensor(A, "x")
         session.send_request("echo x")
-        wait_until(session.new_response)
+        wait_until(session._dispatcher.resources.worker.channel.has_message)  # type: ignore[union-attr] # it is started
         damage(os.path.join(session.session_dir(), "result_0.tsr"))
         if next_request == "send_request":
             session.send_request("say a")
@@ -62,7 +62,7 @@ def test_an_answer_that_cannot_be_received_for_want_of_descriptors_is_not_lost(w
     with PythonSession(TOOLS, "limited", quiet_mode=True) as session:
         session.send_tensor(A, "x")
         session.send_request("echo x")
-        wait_until(session.new_response)
+        wait_until(session._dispatcher.resources.worker.channel.has_message)  # type: ignore[union-attr] # it is started
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
             with pytest.raises(SystemLimit) as caught:
