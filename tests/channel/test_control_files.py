@@ -28,7 +28,8 @@ def test_control_files_can_be_read_by_anyone_at_rest(ends: Ends, kind: str) -> N
 
     if kind == "mapped":
         assert at_rest("request.json") == at_rest("response.json") == {"seq": 0}
-    for seq, size in enumerate([3, 5000, 10, 60_000, 1000, 0], 1):
+    long = 60_000 if kind == "files" else 4000  # of a message that has no slot, the mirror names the file
+    for seq, size in enumerate([3, 3000, 10, long, 1000, 0], 1):
         ends.ask(seq, "x", "p" * size)
         ends.controller.show()
         wanted = {"seq": seq, "command": "x", "parameters": "p" * size}

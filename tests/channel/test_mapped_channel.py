@@ -19,7 +19,15 @@ from tr_mmap.channel.mapped import MappedChannel
 from tr_mmap.errors import BadMessage, HostilePath, OutOfSpace
 from tr_mmap.protocol.messages import Request, Response, decode_request
 from tr_mmap.protocol.status import Status, StatusLine
-from tr_mmap.wire.messages import MAX_MESSAGE_SEQ, REQUEST_RING_FILE, RING_NBYTES, RING_SLOT_NBYTES, RING_WORDS_NBYTES
+from tr_mmap.wire.messages import (
+    MAX_MESSAGE_SEQ,
+    MESSAGE_REST_OFFSET,
+    REQUEST_RING_FILE,
+    RING_NBYTES,
+    RING_SLOT_NBYTES,
+    RING_SLOTS,
+    RING_WORDS_NBYTES,
+)
 
 
 def poke_next_request(ends: Ends, offset: int, data: bytes) -> None:
@@ -46,9 +54,11 @@ def test_a_writer_that_dies_in_a_store_leaves_no_message(mapped_ends: Ends) -> N
         poke_next_request(mapped_ends, 16, body[:length])
         assert not mapped_ends.worker.has_message()
         assert mapped_ends.worker.receive(0, never) is None
-    poke_next_request(mapped_ends, 8, b"       5")  # the number is what makes it one
-    assert mapped_ends.asked() == Request(5, "x", "p" * 3000)
-    assert mapped_ends.ask(6, "y") == mapped_ends.asked()
+    assert mapped_ends.ask(5, "y") == mapped_ends.asked()
+    poke_next_request(mapped_ends, 8, b"       0" + body)
+    assert not mapped_ends.worker.has_message()
+    poke_next_request(mapped_ends, 8, b"       6")  # the number is what makes it one
+    assert mapped_ends.asked() == Request(6, "x", "p" * 3000)
 
 
 def test_a_message_that_is_being_stored_is_not_taken_and_later_ones_wait_for_it(mapped_ends: Ends) -> None:
@@ -111,6 +121,24 @@ def test_only_the_peers_own_long_messages_are_opened(mapped_ends: Ends, spill: s
         mapped_ends.worker.receive(0, never)
     for name in ("victim.spill", "response.1.spill"):
         assert (mapped_ends.directory / name).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("excess", [-1, 0, 1, 2])
+def test_a_message_that_fits_its_slot_needs_no_file_and_a_longer_one_does(mapped_ends: Ends, excess: int) -> None:
+    overhead = len(b',"command":"x","parameters":""}\n')
+    size = RING_SLOT_NBYTES - MESSAGE_REST_OFFSET - overhead + excess
+    for seq in range(1, 4):
+        sent = mapped_ends.ask(seq, "x", "p" * size)
+        assert len(list(mapped_ends.directory.glob("*.spill"))) == (excess > 0)
+        assert mapped_ends.asked() == sent
+        assert not list(mapped_ends.directory.glob("*.spill"))
+
+
+def test_long_messages_wait_for_their_turn_beside_short_ones(mapped_ends: Ends) -> None:
+    sent = [mapped_ends.ask(seq, "x", "p" * (seq % 3 * 3000)) for seq in range(1, RING_SLOTS + 1)]
+    assert [mapped_ends.asked() for _ in sent] == sent
+    assert mapped_ends.worker.receive(0, never) is None
+    assert not list(mapped_ends.directory.glob("*.spill"))
 
 
 def test_an_old_end_cannot_disturb_the_new_one(connect: Callable[[str], Ends]) -> None:

@@ -74,6 +74,17 @@ def test_a_response_that_was_put_back_is_gone_when_the_next_request_is_sent(any_
     assert not any_ends.controller.has_message()
 
 
+@pytest.mark.parametrize("length", LENGTHS)
+def test_after_a_response_that_was_put_back_the_next_one_is_seen_and_comes_second(any_ends: Ends, length: int) -> None:
+    first = answer(any_ends, 1, length)
+    assert answered(any_ends) == first
+    any_ends.controller.put_back()
+    second = answer(any_ends, 2, length)
+    assert any_ends.controller.has_message()
+    assert second in (answered(any_ends), answered(any_ends))  # the first may come again; its number is an earlier one
+    assert answered(any_ends) is None
+
+
 def test_before_the_first_response_there_is_nothing_to_put_back(any_ends: Ends) -> None:
     any_ends.controller.put_back()
     assert not any_ends.controller.has_message()

@@ -1,5 +1,6 @@
-"""A fuzzer of what a hostile peer writes: another process changes the rings, the status page, and headers and payloads of
-segments, without pause, while both ends of a session read and write them, by the fast paths and by the slow ones.
+"""A fuzzer of what a hostile peer writes: another process changes the rings, the status page, and the headers and
+payloads of segments, without pause, while both ends of a session read and write them, by the fast paths and by the slow
+ones.
 
 Whatever is there, an end says what is wrong, ignores it, or reads elements that lie in the segment. A crash, a hang, an
 error of another kind or a report of a sanitizer is a fault.

@@ -27,7 +27,7 @@ def test_an_answer_by_the_fast_path_is_what_the_slow_path_sends(
     shared.receive_late()
     shared.worker.write_status(Status.READY)
     assert shared.controller_path.send(seq, "asked", ())
-    before = shared.page("response")
+    before = shared.sent("response")
 
     def handle(answer: Reply) -> bool:
         answer.command, answer.result, answer.message, answer.complaint = command, result, message, "complaint"
@@ -38,10 +38,10 @@ def test_an_answer_by_the_fast_path_is_what_the_slow_path_sends(
         request, answer, is_known, error = left
         assert (request.seq, request.command, is_known, error) == (seq, "asked", True, None)
         assert answer == Reply(command, result, message, "complaint")
-        assert shared.page("response") == before
+        assert shared.sent("response") == before
         assert shared.worker.read_status().status is Status.BUSY
         return
-    line = shared.page("response")
+    line = shared.sent("response")
     response = decode_response(line)
     assert response == Response(seq, command or "asked", result, message or "complaint", response.timestamp)
     assert line == in_a_slot(response)
@@ -72,7 +72,7 @@ def test_any_answer_is_heard_by_the_fast_path_as_by_the_slow_path(
     heard = shared.controller_path.receive(wanted, 0.0)
     if heard is not None:
         assert heard == (response, [])
-        assert heard[0] == decode_response(shared.page("response"))
+        assert heard[0] == decode_response(shared.sent("response"))
         assert shared.controller.receive(0, never) is None
     elif is_awaited:
         assert shared.controller.receive(0, never) is not None  # it waits to be taken

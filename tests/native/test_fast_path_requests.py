@@ -24,12 +24,12 @@ pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the fast paths a
 def test_a_request_by_the_fast_path_is_what_the_slow_path_sends(shared: Pair, command: str, parameters: str) -> None:
     message, seq = f"{command} {parameters}", next(shared.seq)
     shared.receive_late()
-    before = shared.page("request")
+    before = shared.sent("request")
     if not shared.controller_path.send(seq, message, ()):
-        assert shared.page("request") == before
+        assert shared.sent("request") == before
         return
     assert shared.controller_path.sent_seq == seq
-    line = shared.page("request")
+    line = shared.sent("request")
     request = decode_request(line)
     assert (request.command, request.parameters) == parse_command(message)
     assert line == in_a_slot(request)
@@ -137,7 +137,7 @@ def test_any_request_is_heard_by_the_fast_path_as_by_the_slow_path(shared: Pair,
         assert shared.worker.read_status().status is Status.READY
         return
     assert line is None
-    assert heard == decode_request(shared.page("request")) == request
+    assert heard == decode_request(shared.sent("request")) == request
     assert shared.worker.read_status().status is Status.BUSY
     assert {ref.tag: ref for ref in request.tensors}.items() <= shared.answering.tags.items()
     shared.answering.end(request, is_kept=False)

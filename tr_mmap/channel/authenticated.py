@@ -165,8 +165,10 @@ class AuthenticatedChannel(Channel):
                 self._counter.rejected += 1
                 self._inner.reject()
             if deadline_s is not None:
-                remaining_ms = (deadline_s - time.monotonic()) * 1000
-                if remaining_ms <= 0:  # a process that forges messages without pause must not extend our wait
+                remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
+                # A process that forges messages without pause must not extend our wait. After one that was put back the
+                # next one may be there.
+                if remaining_ms == 0 and not is_known:
                     return
             if stop():
                 return

@@ -1,6 +1,6 @@
 """The files of a mapped channel: how the pages are made and opened, and long messages. Maps nothing.
 
-A message that is too long for its page is a spill: a file of its own, which the page names under ``"spill"``.
+A message that is too long for its slot in a ring is a spill: a file of its own, which the slot names under ``"spill"``.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ enum { RECENT_TEXTS = 16, MAX_RECENT_NBYTES = 64 };
 /* The types of both fast paths begin with it. */
 typedef struct {
     STATEFUL_HEAD
-    PyObject *out, *own;                    /* the message pages that this side writes and reads */
+    PyObject *out, *own;                    /* the rings that this side writes and reads */
     PyObject *peer_doorbell, *own_doorbell; /* semaphores: posted after each message; waited for */
     double slice_s;                         /* the longest single sleep, for a post may be lost */
     PyObject *pool;                         /* the free lists of this side's segments */

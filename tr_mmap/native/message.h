@@ -7,7 +7,8 @@
 #include "native.h"
 
 enum {
-    MAX_CANONICAL_NBYTES = 4096, /* of a message after its number; a draft lies on the stack */
+    /* of a message after its number, as a slot of a ring holds it; a draft lies on the stack */
+    MAX_CANONICAL_NBYTES = WIRE_RING_SLOT_NBYTES - WIRE_MESSAGE_REST_OFFSET - 1,
     MAX_CANONICAL_TENSORS = 16,  /* named in a message; most requests name one or two */
 };
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import compress, starmap
-from operator import call, setitem
+from operator import and_, call, setitem
 from typing import Any, Final
 
 from ...wire.messages import (
@@ -36,7 +36,20 @@ _WORD_NBYTES: Final = 8
 _BLANK_WORD: Final = int.from_bytes(BLANK_NUMBER.encode(), "little")
 _MOST_STORES: Final = 8  # at once
 
+# Of the process that imported this module. In a forked child it is empty, and the child's own rings have another one.
+_process = [True] * _MOST_STORES
+
 _Store = tuple[Callable[..., None], Any, Any, Any]  # setitem or setattr, and its arguments
+
+
+def _disown() -> None:
+    """In a forked child: the rings that there are belong to the parent."""
+    global _process
+    _process.clear()
+    _process = [True] * _MOST_STORES
+
+
+os.register_at_fork(after_in_child=_disown)
 
 
 class Ring:
@@ -59,7 +72,7 @@ class Ring:
         "_last_line",
         "_latest",
         "_mirrors",
-        "_owner_pid",
+        "_process",
         "_rejected",
         "_seen",
         "_should_spin",
@@ -79,7 +92,7 @@ class Ring:
         if len(self._buffer) < RING_NBYTES:
             raise ValueError(f"an aligned buffer of at least {RING_NBYTES} bytes is needed")
         self._words = self._buffer.cast("Q")
-        self._owner_pid = os.getpid()
+        self._process = _process
         self.stored = self.taken = 0
         self._turn: list[bool] = []  # of the operation that has begun last
         self._seen = [_BLANK_WORD] * RING_SLOTS  # the number of the last message that was taken from each slot
@@ -120,7 +133,7 @@ class Ring:
         number = int.from_bytes(b"%*d" % (NUMBER_DIGITS, seq), "little")
         while True:
             turn = self._begin()
-            if os.getpid() != self._owner_pid:  # a signal handler may have forked while the message was prepared
+            if not self._process:  # a signal handler may have forked while the message was prepared
                 return False
             if (
                 self.is_ordered
@@ -139,7 +152,7 @@ class Ring:
                 (setattr, self, "stored_seq", seq),
                 (setattr, self, "_latest", slot),
             ]
-            if self._finish(turn, stores):
+            if self._finish(stores, map(and_, turn, self._process)):
                 return True
 
     def _begin(self) -> list[bool]:
@@ -152,7 +165,7 @@ class Ring:
         return turn
 
     @staticmethod
-    def _finish(turn: list[bool], stores: list[_Store]) -> bool:
+    def _finish(stores: list[_Store], turn: Iterable[bool]) -> bool:
         """Do all stores of an operation, or none if another one has taken its turn. Returns whether they were done.
 
         This is one call of C code, so no signal handler runs between the stores.
@@ -195,7 +208,7 @@ class Ring:
                 (setattr, self, "_last_line", line),
                 (setattr, self, "_can_put_back", True),
             ]
-            if self._finish(turn, stores):
+            if self._finish(stores, turn):
                 break
         if not has_end:
             raise ValueError("the message has no end")
@@ -389,7 +402,7 @@ class Ring:
                 (setattr, self, "taken", position),
                 (setattr, self, "_can_put_back", False),
             ]
-            self._finish(turn, stores)
+            self._finish(stores, turn)
 
     def reject(self) -> None:
         """Ignore the line just taken. The peer's own line can still be taken, even if it has the same number."""

@@ -15,7 +15,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
 #include <limits>
 #include <mutex>
 #include <optional>
@@ -30,6 +29,7 @@
 #include "layout.hpp"
 #include "mirror.hpp"
 #include "protocol.hpp"
+#include "ring.hpp"
 #include "system.hpp"
 #include "wire.hpp"
 
@@ -122,93 +122,6 @@ private:
     sem_t* semaphore_;
 };
 
-inline std::uint64_t word_of_digits(const char* digits) {
-    std::uint64_t word;
-    static_assert(sizeof word == wire::number_digits);
-    std::memcpy(&word, digits, sizeof word);
-    return word;
-}
-
-/// A message's number as its page holds it: 8 ASCII characters, spaces first, as one word.
-inline std::uint64_t word_of_number(std::uint32_t seq) {
-    char digits[wire::number_digits];
-    std::fill(std::begin(digits), std::end(digits), ' ');
-    for (int place = wire::number_digits - 1; place >= 0 && seq != 0; --place, seq /= 10) {
-        digits[place] = static_cast<char>('0' + seq % 10);
-    }
-    return word_of_digits(digits);
-}
-
-/// One mapped message file: one side stores messages, the other takes them.
-class MessagePage {
-public:
-    explicit MessagePage(const Fd& fd) : mapping_(map_write(fd, wire::message_page_nbytes)) {}
-
-    const Mapping& mapping() const noexcept { return mapping_; }
-
-    /// Whether the page holds so many bytes after the number, and the newline.
-    static bool is_room_for(std::size_t nbytes) {
-        return nbytes < wire::message_page_nbytes - wire::message_rest_offset;
-    }
-
-    /// Store a blank number, the text, the number. A reader that sees one number before and after its copy has a whole
-    /// message.
-    ///
-    /// @param rest the members after the number, which fit into the page.
-    void store(std::uint32_t seq, const std::string& rest) {
-        std::string text = rest + '\n';
-        const std::size_t nbytes = text.size();
-        if (nbytes < previous_nbytes_) text.resize(previous_nbytes_, ' ');
-        previous_nbytes_ = nbytes;
-        store_word(number(), blank);
-        full_fence();  // no byte of the text before the blank
-        std::memcpy(mapping_.data() + wire::message_rest_offset, text.data(), text.size());
-        store_word(number(), word_of_number(seq));
-    }
-
-    bool has_message() const {
-        const std::uint64_t word = load_word(number());
-        return word != seen_ && word != blank;
-    }
-
-    /// The next message's line; nothing if there is none, or it is being replaced.
-    ///
-    /// @throws BadMessage it has no end; it counts as taken.
-    std::optional<std::string> take() {
-        const std::uint64_t word = load_word(number());
-        if (word == seen_ || word == blank) return {};
-        std::string line = copy(1024);  // most messages; a longer one is copied again, whole
-        if (line.empty()) line = copy(wire::message_page_nbytes);
-        full_fence();  // the copy before the second load of the number
-        if (load_word(number()) != word) return {};  // being replaced; a ring follows
-        seen_ = word;
-        if (line.empty()) {
-            throw BadMessage("the worker's message has no end; it does not speak this protocol", "newline");
-        }
-        return line;
-    }
-
-    /// Whether two pages have messages of the same number: the worker has answered the last request.
-    bool has_number_of(const MessagePage& other) const { return load_word(number()) == load_word(other.number()); }
-
-    /// Let the line just taken be taken again.
-    void put_back() noexcept { seen_ = blank; }
-
-private:
-    static inline const std::uint64_t blank = word_of_digits(wire::blank_number);
-
-    std::uint64_t* number() const { return words_of(mapping_.data() + wire::message_number_offset); }
-    std::string copy(std::size_t limit) const {
-        std::string text(reinterpret_cast<const char*>(mapping_.data()), limit);
-        const std::size_t end = text.find('\n');
-        return end == std::string::npos ? std::string() : text.substr(0, end);
-    }
-
-    Mapping mapping_;
-    std::size_t previous_nbytes_ = 0;
-    std::atomic<std::uint64_t> seen_{blank};  // others look whether there is a message
-};
-
 /// Put a new control file in place; a process that still has the old one mapped keeps the old one.
 inline Fd create_control_file(const std::string& directory, const char* name, std::string content, std::size_t nbytes) {
     const std::string path = directory + "/" + name;
@@ -244,25 +157,25 @@ public:
         : directory_(std::move(directory)),
           request_doorbell_(doorbells.at(0)),
           response_doorbell_(doorbells.at(1)),
-          request_page_(create_page(wire::request_page_file)),
-          response_page_(create_page(wire::response_page_file)),
+          requests_(create_ring(wire::request_ring_file)),
+          responses_(create_ring(wire::response_ring_file)),
           status_(create_status()),
-          request_mirror_(request_page_.mapping(), directory_ + "/" + wire::request_file),
+          request_mirror_(requests_, directory_ + "/" + wire::request_file),
           // Nobody must write over an `exit` by hand that the worker has not noticed yet.
           status_mirror_(status_, directory_ + "/" + wire::status_file, wire::status_exit) {
         request_mirror_.create();
         status_mirror_.create();
-        Mirror(response_page_.mapping(), directory_ + "/" + wire::response_file).create();  // the worker keeps it up
+        Mirror(responses_, directory_ + "/" + wire::response_file).create();  // the worker keeps it up
     }
 
-    /// Publish a request whole, or throw and leave the previous one. Two threads may send at once.
+    /// Append a request, or throw and store nothing. Two threads may send at once.
     ///
     /// @throws BadMessage it is longer than a message may be.
     /// @throws OutOfSpace no room for it.
     void send(const Request& request) {
         std::string rest = encode_rest(request);
         const std::lock_guard<std::mutex> lock(sending_);
-        if (!MessagePage::is_room_for(rest.size())) {
+        if (!Ring::is_room_for(rest.size())) {
             const std::string text = "{\"seq\":" + std::to_string(request.seq) + rest;
             if (text.size() > wire::max_message_nbytes) {
                 throw BadMessage("the message has " + std::to_string(text.size()) + " bytes, more than " +
@@ -271,7 +184,7 @@ public:
             }
             rest = ",\"spill\":\"" + write_spill(text) + "\"}";
         }
-        request_page_.store(request.seq, rest);
+        requests_.store(request.seq, rest);
         request_doorbell_.ring();
         is_sent_ = true;
     }
@@ -282,14 +195,14 @@ public:
         request_mirror_.update();
         status_mirror_.foretell_busy();
         is_sent_ = false;
-        if (!request_page_.has_number_of(response_page_)) return;
+        if (!responses_.has_answer_to(requests_)) return;
         // The worker may have written its mirror before ours. If it answers later, it also writes later.
         status_mirror_.forget();
         status_mirror_.update();
     }
 
     /// Whether a response waits to be taken.
-    bool has_message() const { return response_page_.has_message(); }
+    bool has_message() const { return responses_.has_message(); }
 
     /// Take the worker's next message; waits until the deadline, or until ``stop`` says so when woken.
     template <class Stop>
@@ -384,8 +297,8 @@ public:
     void wake() noexcept { response_doorbell_.ring(); }
 
 private:
-    Fd create_page(const char* name) const {
-        return create_control_file(directory_, name, wire::empty_page, wire::message_page_nbytes);
+    Fd create_ring(const char* name) const {
+        return create_control_file(directory_, name, Ring::empty(), wire::ring_nbytes);
     }
 
     Mapping create_status() const {
@@ -420,7 +333,7 @@ private:
     }
 
     std::optional<std::string> take() {
-        std::optional<std::string> line = response_page_.take();
+        std::optional<std::string> line = responses_.take();
         // The first member after the number, in the line of a message that is elsewhere.
         constexpr std::string_view spill_start = ",\"spill\":";
         const auto is_spilled = [=](std::string_view text) {
@@ -433,7 +346,7 @@ private:
         try {
             return read_spill(name && name->is<std::string>() ? *name->get<std::string>() : "");
         } catch (const SystemError&) {  // no descriptor left, say: the message is good, and can be read later
-            response_page_.put_back();
+            responses_.put_back();
             throw;
         }
     }
@@ -477,8 +390,8 @@ private:
     KnownDirectory known_directory_{directory_};
     Doorbell request_doorbell_;
     Doorbell response_doorbell_;
-    MessagePage request_page_;
-    MessagePage response_page_;
+    Ring requests_;
+    Ring responses_;
     Mapping status_;
     Mirror request_mirror_;
     Mirror status_mirror_;

@@ -78,6 +78,7 @@ inline Place place_of(const std::string& name) {
 }
 
 inline std::uint64_t* words_of(std::byte* head) { return reinterpret_cast<std::uint64_t*>(head); }
+inline const std::uint64_t* words_of(const std::byte* head) { return reinterpret_cast<const std::uint64_t*>(head); }
 
 /// Load with acquire: this side also sees all that the peer stored before it stored this value.
 inline std::uint64_t load_word(const std::uint64_t* word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }

@@ -100,7 +100,6 @@
 #pragma push_macro("MappedFile")
 #pragma push_macro("MappedSegment")
 #pragma push_macro("Mapping")
-#pragma push_macro("MessagePage")
 #pragma push_macro("Mirror")
 #pragma push_macro("MissingTag")
 #pragma push_macro("NOT_SEALED")
@@ -131,6 +130,7 @@
 #pragma push_macro("ResponseTimeout")
 #pragma push_macro("Result")
 #pragma push_macro("ReturnedLoans")
+#pragma push_macro("Ring")
 #pragma push_macro("SEALED")
 #pragma push_macro("SEAL_BROKEN")
 #pragma push_macro("STARTING")
@@ -616,6 +616,7 @@
 #pragma push_macro("renumber")
 #pragma push_macro("replace")
 #pragma push_macro("request")
+#pragma push_macro("requests")
 #pragma push_macro("reset")
 #pragma push_macro("reshape")
 #pragma push_macro("resize")
@@ -871,7 +872,6 @@
 #undef MappedFile
 #undef MappedSegment
 #undef Mapping
-#undef MessagePage
 #undef Mirror
 #undef MissingTag
 #undef NOT_SEALED
@@ -902,6 +902,7 @@
 #undef ResponseTimeout
 #undef Result
 #undef ReturnedLoans
+#undef Ring
 #undef SEALED
 #undef SEAL_BROKEN
 #undef STARTING
@@ -1387,6 +1388,7 @@
 #undef renumber
 #undef replace
 #undef request
+#undef requests
 #undef reset
 #undef reshape
 #undef resize

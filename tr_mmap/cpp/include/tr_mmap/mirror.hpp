@@ -1,4 +1,4 @@
-// A file for people that shows the first line of a mapped page. It is written through a descriptor, never through a
+// A file for people that shows the first line of a mapped page, or the latest line of a ring. It is written through a descriptor, never through a
 // mapping, so no process that truncates, replaces or removes it can hurt us. Never throws: a mirror that cannot be
 // written stays as it is, and is tried again. The Python side is tr_mmap/native/reference/mirror.py.
 #ifndef TR_MMAP_MIRROR_HPP
@@ -26,6 +26,7 @@
 
 #include "clock.hpp"
 #include "layout.hpp"
+#include "ring.hpp"
 #include "system.hpp"
 #include "wire.hpp"
 
@@ -39,6 +40,9 @@ public:
     /// @param kept a line whose first word is this stays for a while if the page has another; "" for none.
     Mirror(const Mapping& page, std::string path, std::string kept = "")
         : page_(&page), path_(std::move(path)), directory_(directory_of(path_)), kept_(std::move(kept)) {}
+    /// @param ring whose latest slot is the page; lives as long as the mirror.
+    Mirror(const Ring& ring, std::string path)
+        : ring_(&ring), path_(std::move(path)), directory_(directory_of(path_)) {}
     Mirror(const Mirror&) = delete;
     Mirror& operator=(const Mirror&) = delete;
     ~Mirror() {
@@ -83,8 +87,10 @@ public:
 private:
     using Head = std::array<std::uint64_t, 2>;
 
+    const std::byte* page() const noexcept { return ring_ ? ring_->latest() : page_->data(); }
+
     Head read_head() const noexcept {
-        std::uint64_t* words = words_of(page_->data());
+        const std::uint64_t* words = words_of(page());
         return {load_word(words), load_word(words + 1)};
     }
 
@@ -93,21 +99,22 @@ private:
         if (!find_file(info) || is_by_hand(info)) return;
         for (int tries = 0; tries < 3; ++tries) {
             head_ = read_head();
-            write_line(reinterpret_cast<const char*>(page_->data()), length_of_line(), info);
+            const char* const text = reinterpret_cast<const char*>(page());
+            write_line(text, length_of_line(text), info);
             if (read_head() == head_) return;
             // The other side has replaced the status, and may have written its mirror before ours.
             info.st_size = static_cast<off_t>(nbytes_);
         }
     }
 
-    std::size_t length_of_line() const noexcept {
-        const char* text = reinterpret_cast<const char*>(page_->data());
-        const void* end = std::memchr(text, '\n', page_->size());
-        return end ? static_cast<std::size_t>(static_cast<const char*>(end) - text) : page_->size();
+    std::size_t length_of_line(const char* text) const noexcept {
+        const std::size_t nbytes = ring_ ? wire::ring_slot_nbytes : page_->size();
+        const void* end = std::memchr(text, '\n', nbytes);
+        return end ? static_cast<std::size_t>(static_cast<const char*>(end) - text) : nbytes;
     }
 
     bool does_page_say(std::string_view word) const noexcept {
-        return std::memcmp(page_->data(), word.data(), word.size()) == 0;  // the page has more bytes than any word
+        return std::memcmp(page(), word.data(), word.size()) == 0;  // the page has more bytes than any word
     }
 
     void write_line(const char* text, std::size_t nbytes, const struct stat& info) noexcept {
@@ -220,7 +227,8 @@ private:
         return text[kept_.size()] < 'a' || text[kept_.size()] > 'z';  // the whole word
     }
 
-    const Mapping* page_;
+    const Mapping* page_ = nullptr;
+    const Ring* ring_ = nullptr;  // in place of a page
     std::string path_;
     KnownDirectory directory_;
     std::string kept_;

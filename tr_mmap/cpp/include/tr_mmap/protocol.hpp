@@ -57,7 +57,7 @@ struct Response {
     std::optional<Failure> error;
 };
 
-/// The request's members after ``seq``, which has a fixed place in a message page: ``,"command":…}``.
+/// The request's members after ``seq``, which has a fixed place in a slot of a ring: ``,"command":…}``.
 inline std::string encode_rest(const Request& request) {
     std::string out = ",\"command\":";
     json::append_string(out, request.command);

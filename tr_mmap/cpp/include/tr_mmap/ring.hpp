@@ -1,0 +1,164 @@
+// A mapped ring of messages: one side appends them, the other takes them in that order. Never knows what a message
+// means. The Python side is tr_mmap/native/reference/ring.py; tr_mmap/channel/mapped.py describes the bytes.
+#ifndef TR_MMAP_RING_HPP
+#define TR_MMAP_RING_HPP
+
+#include "macros_off.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <iterator>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "errors.hpp"
+#include "layout.hpp"
+#include "system.hpp"
+#include "wire.hpp"
+
+namespace tr {
+namespace detail {
+
+inline std::uint64_t word_of_digits(const char* digits) {
+    std::uint64_t word;
+    static_assert(sizeof word == wire::number_digits);
+    std::memcpy(&word, digits, sizeof word);
+    return word;
+}
+
+/// A message's number as its slot holds it: 8 ASCII characters, spaces first, as one word.
+inline std::uint64_t word_of_number(std::uint32_t seq) {
+    char digits[wire::number_digits];
+    std::fill(std::begin(digits), std::end(digits), ' ');
+    for (int place = wire::number_digits - 1; place >= 0 && seq != 0; --place, seq /= 10) {
+        digits[place] = static_cast<char>('0' + seq % 10);
+    }
+    return word_of_digits(digits);
+}
+
+/// One thread stores or takes at a time. Others may look meanwhile.
+class Ring {
+public:
+    explicit Ring(const Fd& fd) : mapping_(map_write(fd, wire::ring_nbytes)) {
+        for (std::atomic<std::uint64_t>& each : seen_) each = blank;
+    }
+
+    /// The bytes of a ring without a message.
+    static std::string empty() {
+        std::string slot = wire::empty_slot;
+        slot.resize(wire::ring_slot_nbytes, ' ');
+        std::string all(wire::ring_words_nbytes, '\0');
+        for (int index = 0; index < wire::ring_slots; ++index) all += slot;
+        return all;
+    }
+
+    /// Whether a slot holds so many bytes after the number, and the newline.
+    static bool is_room_for(std::size_t nbytes) { return nbytes < wire::ring_slot_nbytes - wire::message_rest_offset; }
+
+    /// Append a message: store a blank number, the text, the number. A reader that sees one number before and after its
+    /// copy has a whole message.
+    ///
+    /// @param rest the members after the number, which fit into a slot.
+    void store(std::uint32_t seq, const std::string& rest) {
+        std::byte* const slot = slot_of(stored_);
+        store_word(number_in(slot), blank);
+        full_fence();  // no byte of the text before the blank
+        std::memcpy(slot + wire::message_rest_offset, rest.data(), rest.size());
+        slot[wire::message_rest_offset + rest.size()] = std::byte{'\n'};
+        store_word(number_in(slot), word_of_number(seq));
+        ++stored_;
+        stored_number_ = word_of_number(seq);
+        latest_ = slot;
+    }
+
+    /// Whether a message waits to be taken.
+    bool has_message() const { return number_at(taken_) != 0; }
+
+    /// The next message's line; nothing if there is none, or it is being stored.
+    ///
+    /// @throws BadMessage it has no end; it counts as taken.
+    std::optional<std::string> take() {
+        const std::uint64_t position = taken_, word = number_at(position);
+        if (word == 0) return {};
+        std::byte* const slot = slot_of(position);
+        std::string line(reinterpret_cast<const char*>(slot), line_nbytes(slot));
+        full_fence();  // the copy before the second load of the number
+        if (load_word(number_in(slot)) != word) return {};  // somebody else has stored a message there meanwhile
+        seen_[position % wire::ring_slots] = word;
+        taken_ = position + 1;
+        latest_ = slot;
+        can_put_back_ = true;
+        if (line.size() == wire::ring_slot_nbytes) {
+            throw BadMessage("the worker's message has no end; it does not speak this protocol", "newline");
+        }
+        return line;
+    }
+
+    /// Let the line just taken be taken again.
+    void put_back() noexcept {
+        if (!can_put_back_.exchange(false)) return;
+        const std::uint64_t position = taken_ - 1;
+        seen_[position % wire::ring_slots] = blank;
+        taken_ = position;
+    }
+
+    /// Whether the newest message here has the number of the last one that was stored in another ring: the worker has
+    /// answered the last request.
+    bool has_answer_to(const Ring& requests) const {
+        const std::uint64_t number = requests.stored_number_;
+        return number == 0 || newest_number() == number;
+    }
+
+    /// The slot of the last message that was stored or taken; the first one before.
+    const std::byte* latest() const noexcept { return latest_; }
+
+private:
+    static inline const std::uint64_t blank = word_of_digits(wire::blank_number);
+
+    static std::size_t line_nbytes(const std::byte* slot) noexcept {
+        const void* const end = std::memchr(slot, '\n', wire::ring_slot_nbytes);
+        return end ? static_cast<std::size_t>(static_cast<const std::byte*>(end) - slot) : wire::ring_slot_nbytes;
+    }
+
+    static std::uint64_t* number_in(std::byte* slot) { return words_of(slot + wire::message_number_offset); }
+
+    std::byte* slot_of(std::uint64_t position) const {
+        return mapping_.data() + wire::ring_words_nbytes + position % wire::ring_slots * wire::ring_slot_nbytes;
+    }
+
+    /// The number of a message that was not taken; 0 if there is none, or it is being stored.
+    std::uint64_t number_at(std::uint64_t position) const {
+        const std::uint64_t word = load_word(number_in(slot_of(position)));
+        return word == seen_[position % wire::ring_slots] || word == blank ? 0 : word;
+    }
+
+    std::uint64_t newest_number() const {
+        const std::uint64_t first = taken_;
+        std::uint64_t number = load_word(number_in(latest_));
+        for (std::uint64_t position = first; position < first + wire::ring_slots; ++position) {
+            const std::uint64_t next = number_at(position);
+            if (next == 0) break;
+            number = next;
+        }
+        return number;
+    }
+
+    Mapping mapping_;
+    std::uint64_t stored_ = 0;
+    std::atomic<std::uint64_t> stored_number_{0};  // of the last message that was stored, as its slot has it
+    std::atomic<std::uint64_t> taken_{0};
+    std::atomic<std::uint64_t> seen_[wire::ring_slots];  // the number of the last message that was taken from each slot
+    std::atomic<std::byte*> latest_{slot_of(0)};
+    std::atomic<bool> can_put_back_{false};  // a message was taken, and not put back
+};
+
+}  // namespace detail
+}  // namespace tr
+
+#include "macros_on.hpp"
+
+#endif  // TR_MMAP_RING_HPP
