@@ -41,8 +41,8 @@ __all__ = ["TURN_WAIT_S", "Dispatcher", "StatusTest"]
 
 _RELEASE_WAIT_S: Final = RELEASE_TIMEOUT_MS / 1000
 _REPEAT_EXIT_S: Final = 0.1  # how often to repeat a request to exit that the worker may overwrite
-TURN_WAIT_S: Final = 10.0  # how long to wait for a thread whose request has no worker any more to end it
-_SLICE_S: Final = 0.25  # how long to wait at most for news; they wake the wait, except where no watch can run
+TURN_WAIT_S: Final = 10.0  # how long close() and start() wait until another thread has left its request
+_SLICE_S: Final = 0.25  # longest single wait for news; news end it earlier, except where no watch thread can run
 
 StatusTest = Callable[[StatusLine], bool]
 _T = TypeVar("_T")
@@ -74,7 +74,7 @@ class Dispatcher(Nesting):
         pending, worker = self._pending, self.resources.worker
         if worker is None or self._held is not None:
             return False
-        if pending is None:  # but a call on the fast path, which has the turn, notes nothing else
+        if pending is None:  # nor does a call on the fast path set it: such a call has the turn
             return worker.fast_path is not None and self._turn.owner != 0 and self.transfer.has_request_in_flight
         # Looked at again, because another thread may have taken the answer before the look for a message.
         return not worker.channel.has_message() and self._pending is pending
@@ -98,7 +98,7 @@ class Dispatcher(Nesting):
             UnsupportedTensor, OutOfSpace: of the tensors to send.
             RemoteError, ResponseTimeout, WorkerDied: there is no result.
         """
-        # As in_turn(), and the fast path, with as few calls as can be: this is what most programs do most of the time.
+        # The steps of in_turn() and the fast path, written out with few calls, because most requests come this way.
         turn, me, left_s = self._turn, get_ident(), timeout_s
         is_nested = turn.owner == me
         outer, suspended = self._current, None
@@ -200,7 +200,7 @@ class Dispatcher(Nesting):
         Args:
             message: the command, and words for it.
             tensors: for this request only.
-            deadline_s: how long to wait for the response to an earlier one, by the monotonic clock.
+            deadline_s: until when to wait for the response to an earlier one, by the monotonic clock.
             timeout_s: what the user said.
             framework: of the result's tensors.
             may_use_fast_path: whether the fast path is worth a try.
@@ -234,7 +234,7 @@ class Dispatcher(Nesting):
             self._current = seq, message, framework, is_public
             try:
                 if may_use_fast_path and fast_path is not None and not transfer.unannounced:
-                    # Before the request is sent: another thread may send a tag of it again as soon as it is.
+                    # Set before sending: once the request is sent, another thread may send one of its tags again.
                     transfer.has_request_in_flight = True
                     if fast_path.send(seq, message, tensors):
                         request = Request(seq, command, parameters)
@@ -262,14 +262,14 @@ class Dispatcher(Nesting):
                 if self.resources.is_foreign:
                     if isinstance(error, TRException | OSError):  # what a fork in the middle of a step leads to
                         self.check_own()
-                    raise  # a signal handler's own, sys.exit() say
-                self._note_if_sent(worker, seq, message)  # nobody waits for it
+                    raise  # raised by a signal handler itself, with sys.exit() say
+                self._note_if_sent(worker, seq, message)  # its response will come, though no caller waits for it
                 raise
         self._check_same(worker, seq)
         return self._begin(request, is_private=not is_public)
 
     def with_room(self, action: Callable[..., _T], *arguments: Any) -> _T:
-        """Call what needs memory; if there is no room, once more after the worker has made some.
+        """Call a function that needs memory. If there is no room, let the worker make some, and call it again.
 
         Raises:
             OutOfSpace: no room, or the worker was not asked.
@@ -297,7 +297,7 @@ class Dispatcher(Nesting):
             error: says what there was no room for.
 
         Returns:
-            Whether it has; then another try may succeed.
+            Whether it did; then another try may succeed.
         """
         worker, turn = self.resources.worker, self._turn
         if worker is None or turn.owner or turn.queue:
@@ -337,8 +337,8 @@ class Dispatcher(Nesting):
     def request_exit(self, timeout_s: float) -> bool:
         """Send the request to exit, and return whether the worker ended in time.
 
-        A request under way gets its response first. If that does not come in time, the request to exit still does not
-        take the place of one that the worker has not taken.
+        The worker answers a request under way first. If it does not do so in time, the request to exit is sent all the
+        same, but it never overwrites a request that the worker has not taken.
         """
         worker = self.worker()
         if not worker.process.is_alive() or worker.is_over():
@@ -437,8 +437,8 @@ class Dispatcher(Nesting):
     ) -> Result:
         """Take the oldest result of this thread's requests; if it has made none, the oldest one of any thread's.
 
-        A result that a wait of this thread is for, which a signal handler has interrupted, stays for that wait. If
-        there is no request at all, waits for one that another thread may send.
+        In a signal handler, this leaves the result for which the interrupted call waits to that call. If there is no
+        request at all, waits for one that another thread may send.
 
         Args:
             timeout_s: how long to wait, in seconds.
@@ -451,14 +451,14 @@ class Dispatcher(Nesting):
             RemoteError, ResponseTimeout, WorkerDied: there is no result.
         """
         deadline_s = time.monotonic() + timeout_s if deadline_s is None else deadline_s
-        # This one only: the thread that notices its death first forgets it, and leaves what was lost with it.
+        # Wait for this worker only. Another thread that notices its death forgets it, and stores WorkerDied in claims.
         if worker is None:
             worker = self.resources.worker if not self.is_closing and self._has_outcome() else self.worker()
         awaited = awaited_claims()
         outer_count = len(awaited)
         try:
             while True:
-                # What it waits for already, although a signal handler may have put another claim before it.
+                # Keep the claim for which this call waits already: a signal handler may have put another one before it.
                 claim = awaited[-1] if len(awaited) > outer_count else None
                 if claim is None or claim not in self._claims:
                     del awaited[outer_count:]
@@ -473,7 +473,7 @@ class Dispatcher(Nesting):
                 if found is not None:
                     return found
         finally:
-            del awaited[outer_count:]  # no call is before this, so no signal handler
+            del awaited[outer_count:]  # no call comes before this, so no signal handler can
 
     def _wait_for_request(self, worker: WorkerHandle, deadline_s: float, timeout_s: float) -> None:
         """Wait a little for a request that another thread may send."""
@@ -512,7 +512,7 @@ class Dispatcher(Nesting):
         except Answered:
             return None  # another thread has received it, for its own next request
         except WorkerDied:
-            self._give_up_claim(claim)  # its taker knows now
+            self._give_up_claim(claim)  # its taker gets the error here
             raise
         except ResponseTimeout:
             if claim.outcome is None:
@@ -527,7 +527,7 @@ class Dispatcher(Nesting):
         return self.has_claim() or self.is_closing or worker.is_over()
 
     def _take_pending(self, claim: Claim, deadline_s: float, timeout_s: float, has_tensors: bool) -> Result | None:
-        """The result of a request under way; None if it was received for its taker meanwhile, or taken."""
+        """The result of the request under way; None if it was taken meanwhile, or the claim has an outcome by now."""
         pending = self._pending
         if claim.outcome is not None:
             return None
@@ -583,7 +583,7 @@ class Dispatcher(Nesting):
         try:
             self._end_waits(worker)
         finally:
-            self.closers -= 1  # with is_closing still True, an interrupted close() is known
+            self.closers -= 1  # is_closing stays True: by that, start() recognises an interrupted close()
 
     def _end_waits(self, worker: WorkerHandle | None) -> None:
         try:

@@ -37,7 +37,7 @@ _sessions: weakref.WeakValueDictionary[str, SessionLifecycle] = weakref.WeakValu
 
 
 class _NotInitialized:
-    """What an object has in place of an attribute, if its class's __init__() has not called ours."""
+    """Stands for an attribute that ``__init__`` sets. Tells the author of a subclass that it was not called."""
 
     def __get__(self, session: object, owner: type) -> NoReturn:
         raise AttributeError(f"{owner.__name__}.__init__() must call super().__init__()")
@@ -165,7 +165,7 @@ class SessionLifecycle:
             try:
                 resources.start(quiet=self._quiet_mode, on_end=dispatcher.notify)
             except BaseException:
-                self._dispatcher = dispatcher  # if its release fails, close() may be called
+                self._dispatcher = dispatcher  # so that close() can be called if the release fails
                 resources.release()  # a session that was never started leaves nothing
                 self._finalizer.detach()
                 self._dispatcher = None
@@ -291,8 +291,8 @@ class SessionLifecycle:
         May be called while another thread waits; that thread gets SessionNotStarted. Does nothing in a forked child.
 
         Raises:
-            SessionBusy: another thread is in the middle of a request and has not left it for 10 s; its signal handler
-                waits for this thread, say. The worker is ended; call this again for the rest.
+            SessionBusy: another thread is in the middle of a request and has not left it for 10 s, for example because
+                its signal handler waits for this thread. The worker was ended; call this again for the rest.
         """
         dispatcher = self._dispatcher
         if dispatcher is None or self._is_foreign():
@@ -342,7 +342,7 @@ class SessionLifecycle:
     # -- status ---------------------------------------------------------------------------------------------------
 
     def is_ready(self) -> bool:
-        """Whether the worker waits for a request; not from a request's sending until its answer is there."""
+        """Whether the worker waits for a request. False from the sending of a request until its response is there."""
         worker = self._worker_or_none()
         if worker is None or worker.is_over() or self._is_asked():
             return False
@@ -374,7 +374,7 @@ class SessionLifecycle:
         channel = self._open().worker().channel
 
         def is_ready(line: StatusLine) -> bool:
-            # The status again, because the request may have been answered since, and the worker still be ending it.
+            # Read again: the request may have been answered since ``line``, and the worker may still be finishing it.
             return line.status.is_waiting and not self._is_asked() and channel.read_status().status.is_waiting
 
         return self._wait_status(is_ready, timeout_ms) is not None
@@ -419,7 +419,7 @@ class SessionLifecycle:
 
     @property
     def rejected(self) -> int:
-        """With ``auth=True``: how many messages since the first start the worker had not signed; they were ignored."""
+        """With ``auth=True``: how many messages since the first start were ignored, not being signed by the worker."""
         dispatcher = self._dispatcher
         return 0 if dispatcher is None else dispatcher.resources.rejections.rejected
 
@@ -455,7 +455,7 @@ class SessionLifecycle:
         return dispatcher
 
     def _is_foreign(self) -> bool:
-        """Whether the session is that of the process that this one was forked from."""
+        """Whether the session belongs to the process from which this one was forked."""
         dispatcher = self._dispatcher
         return dispatcher is not None and dispatcher.resources.is_foreign
 

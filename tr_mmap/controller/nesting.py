@@ -1,4 +1,4 @@
-"""Who has the turn, and what a call does first that interrupts another one of its thread. Sends no request.
+"""Who has the turn, and what a call does first when it interrupts another call of its thread. Sends no request.
 
 :class:`Turn` says which thread may have a request under way. A signal handler or a destructor may use the session in
 the middle of a request of the same thread. Then the interrupted request gets its response first.
@@ -49,7 +49,7 @@ class Nesting(Responses):
             claim: what the caller waits for; another thread may receive its outcome meanwhile.
 
         Raises:
-            Answered: it has done so.
+            Answered: another thread has received the outcome of ``claim``.
             ResponseTimeout: another thread's request was not answered in time.
             SessionBusy: the same, if ``message`` is None.
             WorkerDied: the worker ended meanwhile.
@@ -103,7 +103,8 @@ class Nesting(Responses):
         worker, taken = self.worker(), self._taken
         if worker.fast_path is not None and worker.fast_path.is_receiving:
             raise SessionBusy("the interrupted code is taking a response of this session at this moment; ask later")
-        if taken is not None and taken.outcome is None:  # the worker could use its segments for its next results
+        if taken is not None and taken.outcome is None:
+            # Received now, because the worker may reuse the segments for its next results.
             outcome = self._outcome(taken.response, taken.framework)
             if taken.outcome is None:  # else a handler that has interrupted this one was faster
                 taken.outcome = outcome
@@ -166,14 +167,15 @@ class Nesting(Responses):
             return
         except BadMessage:
             raise  # there will be no other response
-        except BaseException:  # the interrupted code may never see it: that code takes the response itself
+        except BaseException:
+            # The handler may catch this. Then the interrupted code goes on, and takes the response itself.
             if self._pending is None and seq not in self._answered and not worker.is_over():
                 self._pending = pending
                 worker.channel.put_back()
             raise
 
     def _end_interrupted(self) -> None:
-        """An exception ends the call that has the turn: note its request if it was sent; else, that there is none.
+        """Note the request of a call that an exception ends, if it was sent; else withdraw it.
 
         A signal handler's exception may come after the request was sent, or its response taken, and before that was
         noted.
@@ -187,7 +189,7 @@ class Nesting(Responses):
             self._note_if_sent(worker, current[0], current[1])
 
     def _note_if_sent(self, worker: WorkerHandle, seq: int, message: UserMessage) -> None:
-        """Note a request whose sending an exception has ended; that there is none, if this worker was not sent it."""
+        """Note a request whose sending an exception has ended, if this worker got it; else withdraw it."""
         if self.resources.worker is worker and self._is_sent(worker, seq):
             worker.channel.ring()  # the interrupted code may not have come to that
             self._begin(Request(seq, *parse_command(message)), is_private=True)

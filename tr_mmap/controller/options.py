@@ -88,11 +88,12 @@ class SessionOptions:
         cwd: str | os.PathLike[str] | None,
         python: str | os.PathLike[str] | None,
     ) -> SessionOptions:
-        """The options, in the form that ``PythonSession`` takes. Relative paths are resolved here, once.
+        """Check the options that ``PythonSession`` was given. Relative paths are resolved here, once.
 
         Raises:
             BadMessage: one of them is not valid; ``detail`` is its name.
             MissingPackage: the framework is not installed.
+            ScriptNotFound: a path is relative, and this process's current directory has been removed.
         """
         check_session_id(session_id)
         check_framework_name(framework)
@@ -177,7 +178,7 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _whole_of(value: Any) -> int | None:
-    """The whole number that an object stands for; None if it is none. It may be of any class, and not comparable."""
+    """The whole number that an object of any class stands for; None if it stands for none."""
     if isinstance(value, bool):
         return None
     try:

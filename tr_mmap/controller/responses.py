@@ -1,7 +1,8 @@
 """The request that is under way, its response, and results that wait to be taken. Never says whose turn it is.
 
-A signal handler may use the session in the middle of a request of the same thread. It takes the response of that
-request first, for the interrupted code, so every step here can be interrupted: it first stores what it has.
+A signal handler may use the session in the middle of a request of the same thread. The handler's call first takes the
+response of that request, for the interrupted code. So each step here may be interrupted, and stores what it has before
+it makes another call.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class _Taken:
         framework: of the tensors; None to receive none.
         claim: gets the outcome, whoever receives the tensors; None if the code that took the response is its taker.
         outcome: what a signal handler has made of it meanwhile. The tensors can be received once only, because after
-            the handler's request the worker may want to use their segments again.
+            the handler's request the worker may reuse their segments.
     """
 
     __slots__ = ("claim", "framework", "outcome", "response")
@@ -69,8 +70,9 @@ class Claim:
         seq: the number of the request.
         asker: marks the thread that sent it.
         outcome: its result, with views, which hold the leases; or its error; None while there is neither.
-        is_lost: it was lost with its worker.
-        is_given_up: and its asker has started the next worker since: its next request takes the place of this one.
+        is_lost: whether its worker ended without a response to it.
+        is_given_up: whether it is lost, and its asker has started another worker since. The asker's next ``send``
+            drops this claim.
     """
 
     __slots__ = ("asker", "is_given_up", "is_lost", "outcome", "seq")
@@ -166,7 +168,7 @@ class Responses:
         claim = None if is_private else Claim(request.seq, None)
         if claim is not None:
             self._claims.append(claim)
-        # No call is between this check and the stores: a signal handler that takes the response later knows of it.
+        # No call comes between this check and the stores: a handler that takes the response later sees all of them.
         if request.seq not in self._answered:  # else a signal handler has taken the response
             self._is_private = is_private
             self._pending = request
@@ -178,12 +180,12 @@ class Responses:
         return request
 
     def _free_claims(self) -> list[Claim]:
-        """The claims but for those that the waits are for which a signal handler of this thread has interrupted."""
+        """The claims, without those for which calls of this thread wait that a signal handler has interrupted."""
         claims, awaited = list(self._claims), awaited_claims()
         return [each for each in claims if each not in awaited] if awaited else claims
 
     def _next_claim(self) -> Claim | None:
-        """What this thread takes next: the first that it has asked for; else, the first that another one has."""
+        """The claim that this thread takes next: its own oldest one, or else the oldest one of any thread."""
         mark, claims = _mark_of_thread(), self._free_claims()
         return next((each for each in claims if each.asker is mark), claims[0] if claims else None)
 
@@ -208,7 +210,7 @@ class Responses:
         self._give_up_claim(claim)
 
     def _give_up_claim(self, claim: Claim) -> bool:
-        """Returns whether no other thread has done so."""
+        """Remove a claim. Returns False if another thread has done so already."""
         try:
             self._claims.remove(claim)
         except ValueError:
@@ -224,7 +226,7 @@ class Responses:
         if worker.fast_path is not None and is_quick and self._held is None:
             remaining_s = deadline_s - time.monotonic()
             try:
-                # No call is between this check and receive(): a signal handler that takes the response later ends it.
+                # No call comes between this check and receive(): a handler that takes the response later ends it.
                 result: Result | None = None
                 if self._pending is pending:
                     result = worker.fast_path.receive(pending.seq, remaining_s)
@@ -263,10 +265,10 @@ class Responses:
 
         Args:
             pending: the request.
-            deadline_s: how long to wait, by the monotonic clock.
+            deadline_s: until when to wait, by the monotonic clock.
             timeout_s: what the user said.
             framework: of the result's tensors.
-            claim: also gets the result, unless a limit of the system is in its way.
+            claim: also gets the outcome, unless that is SystemLimit.
         """
         before = self._taken
         try:
@@ -278,7 +280,7 @@ class Responses:
                 outcome = taken.outcome
             if isinstance(outcome, SystemLimit):  # nothing is lost: it can be received when there is room again
                 self._held, self._pending = response, pending
-            elif claim is not None:  # here, because a signal handler may ask for it: from here on it is there
+            elif claim is not None:  # stored at once, because a signal handler may ask for it
                 claim.outcome = outcome
             return outcome
         finally:
@@ -322,7 +324,7 @@ class Responses:
                 raise
             if self._pending is not pending:  # a signal handler has taken the response
                 if response is not None and self._pending is not None and response.seq == self._pending.seq:
-                    worker.channel.put_back()  # that handler's own request, which an exception has ended, has this one
+                    worker.channel.put_back()  # it answers the handler's own request, which an exception has ended
                 raise Answered
             if response is None:
                 raise self._unanswered(worker, pending.command, timeout_s)
@@ -343,8 +345,8 @@ class Responses:
             self._answered.add(seq)
             self._keep_public(seq, outcome)
         else:
-            self._answers[seq] = outcome  # no call is before the next line's, so no signal handler
-            self._answered.add(seq)
+            self._answers[seq] = outcome
+            self._answered.add(seq)  # no call ends before this store, so no signal handler runs before it
 
     def _keep_public(self, seq: int, outcome: Result | Exception) -> None:
         claim = self._claim_of(seq)
@@ -355,7 +357,7 @@ class Responses:
         self._wake_takers()
 
     def give_up_lost(self) -> None:
-        """Note that this thread starts a new worker: its next request takes the place of those that it has lost."""
+        """Note that this thread starts a new worker: its next ``send`` drops the claims that it lost with the last."""
         mark = _mark_of_thread()
         for claim in list(self._claims):
             claim.is_given_up = claim.is_given_up or (claim.is_lost and claim.asker is mark)
@@ -370,7 +372,7 @@ class Responses:
         return next((claim for claim in list(self._claims) if claim.seq == seq), None)
 
     def _wake_takers(self) -> None:
-        """Let a thread go on that waits for its turn to take a result, and has it now."""
+        """Wake the threads that wait for the turn: the result that one of them wants may be in its claim now."""
         if self._turn.queue:
             self._turn.wake()
 
@@ -399,7 +401,7 @@ class Responses:
             worker: which was to respond.
             command: of the request; "" if the caller has made none.
             timeout_s: what the user said.
-            is_sent: False if the call did not come to its request, because another one is under way.
+            is_sent: False if the request was not sent, because another one is under way.
         """
         self.check_own()
         if self.is_closing:
@@ -453,9 +455,9 @@ class Responses:
     # -- the worker's end -----------------------------------------------------------------------------------------
 
     def worker_died(self, worker: WorkerHandle) -> WorkerDied | SessionNotStarted:
-        """Build the error for a worker that is over. The thread that has the turn also forgets it, or what it asked.
+        """Build the error for a worker that is over. The thread that has the turn also forgets the worker.
 
-        A worker that serves no more, whose process lives on, stays until start() or close(), which end its process.
+        If the worker's process lives on, that thread forgets only the requests; start() or close() end the process.
 
         Args:
             worker: for which the caller waits; another thread may have forgotten it meanwhile.
@@ -475,7 +477,8 @@ class Responses:
     def _death_of(self, worker: WorkerHandle) -> WorkerDied | SessionNotStarted:
         end = worker.how_it_ended()
         code, tail = end.exit_code, end.log_tail
-        if code == 0 and not self.resources.has_directory():  # which ends a worker that finds its messages there
+        # A worker whose messages are files ends by itself when its directory is removed.
+        if code == 0 and not self.resources.has_directory():
             return self.resources.lost_directory()
         how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
         output = f"; its last output:\n{tail}" if tail else "; it printed nothing"
@@ -503,7 +506,7 @@ class Responses:
     def _lose_requests(self, worker: WorkerHandle | None) -> None:
         lost = [each for each in list(self._claims) if each.outcome is None]
         error = self._death_of(worker) if worker is not None and lost else None
-        for claim in lost:  # before there is no worker: who asks then finds the outcome
+        for claim in lost:  # before the worker is forgotten: a thread that finds no worker finds the outcome
             claim.outcome, claim.is_lost = error, True
         self._wake_takers()
 

@@ -1,4 +1,4 @@
-"""What a session holds, and what its worker does. Computes nothing but these."""
+"""What a session holds, and what its worker does. Changes nothing."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ class WorkerState:
         process: what the process does: ``"running"`` on a processor, ``"waiting"`` for something, ``"stopped"`` by a
             signal, ``"ended"``; ``"unknown"`` where the system does not say, or this process has no
             descriptor left to ask it.
-        activity: ``"starting"``; ``"idle"``, it waits for a request; ``"busy"`` with one, from the
-            moment it was sent; ``"hung"``: in the middle of
-            a request it neither runs nor has moved for a second (a handler that waits for something else looks the
-            same); ``"stopped"``; ``"ended"``, also if only its service has ended, and its process waits for threads or
-            processes of its own.
+        activity: ``"starting"``; ``"idle"``: it waits for a request; ``"busy"`` with one, from the moment it was sent;
+            ``"hung"``: in the middle of a request it neither runs nor has moved for a second (a handler that waits for
+            something else looks the same); ``"stopped"``; ``"ended"``, also if only its service has ended, and its
+            process waits for threads or processes of its own.
         last_moved_ms: milliseconds since it last took a request, used a tensor or answered; None if it does not say.
     """
 
@@ -52,7 +51,7 @@ class SessionStats(PoolStats):
         log_nbytes: bytes of the worker's log now; it is outside shared memory.
         log_dropped_nbytes: bytes that were cut off the beginning of the log, because it had become too large.
         is_compiled: whether this process has tr_mmap's extension; ``tr_mmap.native.WHY_NOT_COMPILED`` says why not.
-        worker: what the worker does. Of one that has ended, also when its death was reported, until the next start.
+        worker: what the worker does. Once it has ended, its activity stays ``"ended"`` until the next start.
     """
 
     log_nbytes: int
@@ -75,10 +74,10 @@ def worker_state(worker: WorkerHandle, *, is_asked: bool = False) -> WorkerState
 
 
 def ended_state(pid: int) -> WorkerState:
-    """What a worker does whose handle was released.
+    """The state of a worker that has ended and whose handle was released.
 
     Args:
-        pid: its process, while it had one.
+        pid: of the process that it had.
     """
     return WorkerState(pid, "ended", "ended", None)
 
