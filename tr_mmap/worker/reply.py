@@ -44,7 +44,7 @@ def failure_of(error: BaseException, reply: Reply | None = None) -> Failure:
 
     Args:
         error: what was raised.
-        reply: of the handler; None if no handler raised the error, which then has no traceback for the developer.
+        reply: of the handler; None if no handler raised the error. Then the failure has no traceback.
     """
     failure = Failure(FailureKind.HANDLER, name_of(error), text_of(error))
     if is_a(error, OutOfSpace):
