@@ -30,12 +30,12 @@ def find_python(
         python: its path, or its name if it is to be found on ``PATH``; None for that of ``TR_PYTHON``, or else for
             this process's own.
         environ: has ``TR_PYTHON`` and ``PATH``.
-        what: it runs, for a message.
-        way: to choose one, for a message.
+        what: what the interpreter is to run, for the error text.
+        way: how to choose one, for the error text.
 
     Raises:
         ScriptNotFound: there is no such program; or none is named, and this process has no interpreter of its own,
-            because it is a program with Python inside.
+            because it is a program that embeds Python.
     """
     chosen, origin = python, "python="
     if chosen is None:

@@ -2,7 +2,7 @@
 
 The worker's stdout and stderr are the file itself, opened for appending; there is no pipe that could fill up. When the
 file has grown beyond :func:`most_log_nbytes`, the worker cuts it to its newest part, and its first line then says how
-much was dropped in all. Readers take the dropped bytes for read. ``worker/log.py`` says when the worker looks.
+much was dropped in all. Readers count the dropped bytes as read. ``worker/log.py`` says when the worker looks.
 
 A session's directory is usually on tmpfs. Then the log is in the directory for temporary files instead, so that it
 takes no shared memory.
@@ -40,7 +40,7 @@ KEPT_NBYTES: Final = MAX_LOG_NBYTES // 2  # after a cut; so the next one comes o
 
 _HEAD: Final = "[tr_mmap: {} bytes of older output were dropped{}]"
 _HEAD_PATTERN: Final = re.compile(rb"\[tr_mmap: ([0-9]{1,19}) bytes of older output were dropped( now)?\] *\n")
-_DROPPED_LINE_NBYTES: Final = 80  # spaces fill it up, so it can be replaced where it is
+_DROPPED_LINE_NBYTES: Final = 80  # padded with spaces, so that it can be overwritten in place
 _MOST_ROUNDS: Final = 8  # in which a cut takes along what comes meanwhile
 _FATAL: Final = b"Fatal Python error"  # with which faulthandler begins
 _LEFT_OUT: Final = "[...]"
@@ -84,7 +84,7 @@ def new_log_path(directory: str) -> str:
             return ""
         place = system.absolute(tempfile.gettempdir())
         if place == os.getcwd() or not system.is_usable_dir(place) or _are_on_one_file_system(place, directory):
-            return ""  # the current directory is where Python looks last: there is no place for temporary files
+            return ""  # gettempdir() falls back to the current directory: there is no place for temporary files
     except OSError:
         return ""
     return os.path.join(place, f"tr_mmap-log-{secrets.token_hex(16)}")
@@ -137,7 +137,7 @@ def remove_log(path: str) -> None:
         if stat.S_ISREG(info.st_mode) and (os.name != "posix" or info.st_uid == os.geteuid()):
             system.unlink(path)
     except OSError:
-        pass  # it is gone, or we may not; it is small, and whoever cleans that directory removes it
+        pass  # it is gone, or we may not remove it: it is small, and in a directory that the system cleans
 
 
 def log_head(fd: int) -> LogHead:
@@ -211,8 +211,8 @@ def log_size(path: str) -> LogSize:
 def log_tail(path: str, lines: int) -> str:
     """The last ``lines`` lines of a log, from its last 16 KiB; "" if the log is gone.
 
-    Where Python's dump of the threads at a fatal error is longer, the lines in which it begins take the place of some:
-    they say what the error was, and the lines before them often why.
+    If they end in a longer dump of Python's at a fatal error, its first lines and those before it take the place of
+    some: they say what the error was, and often why.
     """
     try:
         fd = system.open_private_file(path)
