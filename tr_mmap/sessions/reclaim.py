@@ -81,8 +81,10 @@ class NotReclaimable(Exception):
         self.path = path
 
     def detached(self) -> Self:
-        """The same, without its traceback and cause. A frame that keeps it would be part of a cycle with those, and the
-        cycle would hold what all the callers' frames hold, sessions among it, until the garbage collector runs.
+        """The same, without its traceback and cause.
+
+        A frame that keeps it would be in a cycle with its traceback. The cycle would hold what the callers' frames
+        hold, sessions among it, until the garbage collector runs.
         """
         self.__traceback__ = self.__cause__ = self.__context__ = None
         return self
