@@ -29,7 +29,7 @@ __all__ = [
 # mappings in another way than /proc shows them.
 _MAPS_MARGIN: Final = 4
 _UNCLEAR: Final = ("address space", "memory")  # what is said of memory if no limit explains a refusal
-_LEAST_NBYTES: Final = 4096  # what a call needs at least that says nothing of it
+_LEAST_NBYTES: Final = 4096  # assumed for a call that does not say how much it needed
 _THREAD_NBYTES: Final = 8 << 20  # of a thread's stack, if no limit says otherwise
 
 
