@@ -10,8 +10,8 @@ typedef int (*StopCheck)(void *context);
 /* Whether __init__ has run; if not, with an exception. */
 int message_page_is_initialised(PyObject *page);
 
-/* Replace the message by its number and `rest`, all from the comma after the number to the closing brace; 0 if the
- * number or the rest does not fit, -1 if a later message was stored already; and then nothing was stored. */
+/* Replace the message by its number and `rest`, all from the comma after the number to the closing brace; 1 if that is
+ * done. 0 if the number or the rest does not fit; -1 if a later message was stored already, or in a forked child. */
 int message_page_store(PyObject *page, long seq, const char *rest, Py_ssize_t nbytes);
 
 /* Take the next message's line, as MessagePage.wait() does. */
@@ -24,7 +24,7 @@ int message_page_is_unterminated(PyObject *page);
 /* Let the line just taken be taken again. */
 void message_page_put_back(PyObject *page);
 
-/* Write the mirrors that wait() keeps up to date, those that are stale. */
+/* Write those of the mirrors that are stale, as wait() does. */
 void message_page_show(PyObject *page);
 
 /* Whether two pages have messages of the same number: the worker has answered the last request. */
