@@ -120,7 +120,7 @@ class Doorbell:
             pass
 
     def close(self) -> None:
-        """Release the semaphore; a thread that waits keeps it open until it wakes."""
+        """Ring and wait no more. The semaphore is closed when the last object that uses it is gone."""
         self.ring = self.wait = _is_closed
 
 

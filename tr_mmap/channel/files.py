@@ -207,7 +207,7 @@ class FileChannel(Channel):
 
     def _why_not_put(self) -> str:
         """What has kept a message from being put in place, as far as can be told afterwards."""
-        return f"the peer has left {self._out} lying"
+        return f"the peer has not taken {self._out}"
 
     def is_taken_up(self) -> bool:
         return super().is_taken_up() and not os.path.lexists(self._out)

@@ -40,7 +40,7 @@ _COMPAT_DIR: Final = os.path.join(_PACKAGE_DIR, "compat")  # has tech_renaissanc
 _DEFAULT_SCRIPT: Final = os.path.join(_PACKAGE_DIR, "worker", "__main__.py")
 _NEEDED_PACKAGES: Final = ("numpy", "msgspec", "ml_dtypes", "posix_ipc", "psutil")  # by the default worker
 
-# What a user sets for his own programs, and what would change which code the default worker runs.
+# Users set these for programs of their own. They would change which code the default worker runs.
 _NOT_FOR_DEFAULT: Final = frozenset({"PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT"})
 # These say where an interpreter has its standard library. With another one's values, it ends before its first line.
 _HOMES: Final = ("PYTHONHOME", "PYTHONPLATLIBDIR")

@@ -174,7 +174,7 @@ static int is_kept(const Mirror *self) {
     return text[nbytes] < 'a' || text[nbytes] > 'z'; /* the whole word */
 }
 
-/* Whether somebody emptied or wrote the file by hand so recently that he may write on, or the worker not have read it. */
+/* Whether somebody emptied or wrote the file by hand so recently that more may follow, or the worker not have read it. */
 static int is_by_hand(const Mirror *self, const struct stat *info) {
     if (info->st_size == self->nbytes && !is_kept(self)) return 0;
     struct timespec now;

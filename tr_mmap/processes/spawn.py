@@ -129,7 +129,7 @@ class _Starter:
             while not self._is_done:
                 self._wait()
                 if not self._has_begun and time.monotonic() > until_s and self._turn.acquire(False):
-                    return self._make()  # the thread has died before its first step, for want of memory
+                    return self._make()  # the thread has died before its first step, for lack of memory
             if self._error is not None:
                 raise self._error
             assert self._child is not None

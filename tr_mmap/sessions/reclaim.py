@@ -257,5 +257,5 @@ def _unlink_semaphore(name: str) -> None:
         return
     try:
         unlink_semaphore(name)
-    except (OSError, ImportError):  # ImportError: whoever made it has posix_ipc, and can sweep again
+    except (OSError, ImportError):  # ImportError: posix_ipc is missing here, but not where it was made
         pass

@@ -199,7 +199,7 @@ class WorkerLog(ForkAware):
                 except OSError as error:
                     if raw.closed or _identity_of(raw.fileno()) not in (self._identity, None):
                         raise  # it is another file by now, whose errors are its user's
-                    # None: the descriptor is closed, by os.close() or by native code. That is no error of who prints.
+                    # None: the descriptor is closed, by os.close() or by native code. No print may fail for that.
                     if error.errno != errno.EFBIG or has_cut:
                         return len(whole)
                     has_cut = True

@@ -146,7 +146,7 @@ def mapping_refused(error: OSError, nbytes: int, *, is_private: bool) -> OSError
     Args:
         error: of the call.
         nbytes: that were to be mapped.
-        is_private: whether for writing, copy-on-write.
+        is_private: whether the mapping was to be copy-on-write.
     """
     what = f"mmap of {nbytes} bytes: {error.strerror}"
     if error.errno != errno.ENOMEM:
@@ -159,10 +159,10 @@ def require_memory(nbytes: int, what: str) -> None:
 
     Args:
         nbytes: that are needed at once.
-        what: needs them.
+        what: what needs them, for the message.
 
     Raises:
-        SystemLimit: there are not so many.
+        SystemLimit: this process cannot have so many.
     """
     try:
         bytearray(nbytes)  # which the kernel promises and does not give: nothing is stored there

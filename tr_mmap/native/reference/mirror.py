@@ -254,7 +254,7 @@ class Mirror:
         return info
 
     def _is_by_hand(self, info: os.stat_result) -> bool:
-        """Whether somebody emptied or wrote it so recently that he may write on, or the worker may not have read it."""
+        """Whether somebody emptied or wrote it so recently that more may follow, or the worker may not have read it."""
         grace_s = HAND_GRACE_S if info.st_size else EMPTY_GRACE_S
         return (info.st_size != self._nbytes or self._is_kept()) and abs(time.time() - info.st_mtime) < grace_s
 
