@@ -20,7 +20,7 @@ from ..tsr.framework_names import check_framework_name, check_installed
 from ..wire.names import DEFAULT_WORKER, PYTHON_VARIABLE
 from ..wire.waits import DEFAULT_TIMEOUT_MS, MAX_SPIN_US
 
-__all__ = ["AtBudget", "ChannelName", "Framework", "SessionOptions", "Views", "seconds_of", "shown_ms"]
+__all__ = ["AtBudget", "ChannelName", "Framework", "SessionOptions", "Views", "check_bool", "seconds_of", "shown_ms"]
 
 Framework: TypeAlias = Literal["numpy", "torch"]
 ChannelName: TypeAlias = Literal["mapped", "files", "legacy"]
