@@ -1,4 +1,4 @@
-"""``tr-mmap serve`` and ``tr-mmap token``: the gateway, and who may use it."""
+"""``tr-mmap serve`` runs a gateway; ``tr-mmap token`` makes a token for a client."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ def _one_line_errors() -> Iterator[None]:
     except TRException as error:
         _say(str(error), error)
         raise typer.Exit(_WRONG if isinstance(error, BadMessage) else _FAILED) from None
-    except BrokenPipeError:  # who reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written is not missed
+    except BrokenPipeError:  # the program that reads our output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python fails again when it flushes the rest at exit
         raise typer.Exit(_CUT_SHORT) from None
     except OSError as error:
         _say(f"{error.filename}: {error.strerror}" if error.filename else str(error), error)
@@ -60,7 +60,7 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _say(text: str, error: BaseException | None = None) -> None:
-    """One line for the person, with what else is to be said of an error: how much was done before it."""
+    """Print one line to stderr: a text, then the notes of an error, which say how much was done before it."""
     typer.echo("; ".join((f"tr-mmap: {text}", *getattr(error, "__notes__", ()))), err=True)
 
 
@@ -73,14 +73,14 @@ def _opened(
     may_embed: bool = False,
     is_embedded: bool = False,
 ) -> Iterator[Store]:
-    """The store; with its embedder, if a command may need one and that is the bundled one.
+    """Open the store for one command; with the bundled embedder, if the command needs it and the store uses it.
 
     Args:
         name: of the store.
         path: the folder that it is in; None for the user's own.
-        before_made: is called if there is no such store, before it is made; None if it is not to be made.
+        before_made: called before a missing store is made; None to refuse a missing store.
         may_embed: whether the command makes vectors of texts.
-        is_embedded: whether the bundled embedder is wanted.
+        is_embedded: whether the user asked for the bundled embedder.
     """
     with _one_line_errors():
         from ..store import Store
@@ -127,7 +127,7 @@ def _json_of(text: str | None, what: str) -> Any:
 
 
 def _print_line(shown: dict[str, Any]) -> None:
-    """One line of JSON, in letters where the output has them."""
+    """Print one line of JSON, with non-ASCII letters as they are if the output's encoding is UTF."""
     if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
     is_utf = (sys.stdout.encoding or "").lower().startswith("utf")
@@ -136,7 +136,7 @@ def _print_line(shown: dict[str, Any]) -> None:
 
 
 def _print_record(record: Record, **more: Any) -> None:
-    """A record as a line of JSON; tensors by their dtypes and shapes."""
+    """Print a record as a line of JSON; of tensors, the dtypes and shapes only."""
     from ..store.records import FIELDS
 
     shown = {
@@ -313,7 +313,7 @@ def export(
 def import_(
     name: _Name,
     source: Annotated[
-        str, typer.Argument(help="Such a directory, a file of JSON lines, or - for lines from the standard input.")
+        str, typer.Argument(help="An exported directory, a file of JSON lines, or - for lines from the standard input.")
     ],
     path: _Path = None,
     is_embedded: _Embed = False,
@@ -351,7 +351,7 @@ def check(name: _Name, path: _Path = None) -> None:
 
 @app.command()
 def compact(name: _Name, path: _Path = None) -> None:
-    """Free what nothing names any more."""
+    """Remove expired records, and free the files and rows of vectors that no record uses."""
     with _opened(name, path) as store:
         before = store.stats().disk_nbytes
         rows = store.compact()
@@ -364,7 +364,7 @@ def _records(count: int) -> str:
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[Iterable[Any], int], Iterable[Any]]]:
-    """A bar on the terminal, where rich is installed and somebody looks."""
+    """A progress bar on stderr, if rich is installed and stderr is a terminal."""
     try:
         from rich.console import Console
         from rich.progress import Progress

@@ -46,12 +46,12 @@ class RecordExists(TRException, FileExistsError):
 
 
 class VersionConflict(TRException, RuntimeError):
-    """The record is not of the version that ``if_version`` says: somebody was faster.
+    """The record has another version than ``if_version``: it was changed meanwhile.
 
     Attributes:
         id: of the record.
-        expected: the version that was said.
-        found: the one that it has.
+        expected: ``if_version``.
+        found: the version that it has.
     """
 
     id: str
@@ -108,9 +108,9 @@ class StoreCorrupt(TRException, OSError):
 
 
 class StoreBusy(TRException, RuntimeError):
-    """A signal handler, or a destructor, was to change the store in the middle of a change of the same thread.
+    """A signal handler, or a destructor, used the store in the middle of a change by the same thread.
 
-    The interrupted change goes on when the handler returns. Let the handler set a flag, and change the store later.
+    The interrupted change goes on when the handler returns. Set a flag in the handler, and use the store later.
     """
 
 

@@ -158,9 +158,9 @@ def unguarded_torch(buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...]
 
 
 class _Unguarded:
-    """Says to numpy that read-only bytes may be written. torch warns of every other array; it has no read-only tensors.
+    """Tells numpy that read-only bytes may be written, because torch warns about a read-only array.
 
-    The array keeps this object, and so the bytes.
+    The array keeps this object alive, and this object the bytes.
     """
 
     def __init__(self, buffer: ReadableBuffer) -> None:
@@ -224,7 +224,7 @@ def move_torch_storage(tensor: torch.Tensor, buffer: memoryview, offset: int) ->
         offset: where in the buffer the bytes of the tensor's old storage begin.
 
     Returns:
-        Whether torch could; if not, both show the same bytes as before.
+        True if they were moved; False if torch cannot do it: both tensors then show the same bytes as before.
     """
     import torch
 
