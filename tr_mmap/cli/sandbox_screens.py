@@ -1,4 +1,4 @@
-"""What ``tr-mmap sandbox`` prints: text for people, or one JSON object. Control characters of algorithms are escaped."""
+"""What ``tr-mmap sandbox`` prints: text for people, or one JSON object. Escapes control characters of algorithms."""
 
 from __future__ import annotations
 

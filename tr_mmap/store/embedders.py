@@ -1,7 +1,7 @@
 """Embedders: they make vectors of texts. Opens no store.
 
-An embedder is any callable that takes a list of texts and returns an array of shape ``(texts, dim)``. A store recognises
-it by its ``name``. If it has a method ``query``, that makes the vectors of search queries.
+An embedder is any callable that takes a list of texts and returns an array of shape ``(texts, dim)``. A store
+recognises it by its ``name``. If it has a method ``query``, that makes the vectors of search queries.
 """
 
 from __future__ import annotations

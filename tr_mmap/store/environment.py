@@ -316,7 +316,9 @@ def _open(path: str, *, is_synced: bool) -> Any:
 
 
 def _make_room_for_readers(path: str) -> None:
-    """Allocate the blocks of the table of readers. LMDB leaves holes and stores through a mapping: SIGBUS on a full tmpfs.
+    """Allocate the blocks of the table of readers.
+
+    LMDB leaves holes in it and stores through a mapping, which is SIGBUS when the file system is full.
 
     Raises:
         OutOfSpace: there is no room.
@@ -365,7 +367,10 @@ def is_in_place(environment: Environment) -> bool:
 
 
 def _key_of(path: str) -> tuple[int, int]:
-    """Device and inode of the file, not of its directory: an inode's number may be used again once nothing has it open."""
+    """Device and inode of its file. No other file gets that number while this one is open.
+
+    The directory is not open, so its number may be given to another one once it is removed.
+    """
     try:
         info = system.status(os.path.join(path, "data.mdb"))
     except FileNotFoundError:
@@ -374,7 +379,7 @@ def _key_of(path: str) -> tuple[int, int]:
 
 
 def keep_for_ever(thing: object) -> None:
-    """Never free an object, not even at the end of the interpreter: its destructor would free the parent's resources."""
+    """Never free an object, also not at the end of the interpreter: that would free a place that the parent uses."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 

@@ -1,4 +1,4 @@
-"""Where stores lie, and the files of one: its folders, its tensors, and what a killed writer has left. No catalogue."""
+"""The folders of stores, and the files of one store: its tensors, and what killed writers left. Knows no catalogue."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ _NOTE_NBYTES: Final = 1 << 20  # more than any note has
 _ALIGNMENT: Final = 64
 _BYTES: Final = by_name("uint8")
 _FOLDERS: Final = ("catalogue", "vec", "tensors")
-_PASSING: Final = {"": ("catalogue-", "store-"), "catalogue": ("boot-",)}  # what a killed process leaves beside others
+# Temporary files in folders that have other files too: folder, and how their names begin. A killed process leaves them.
+_PASSING: Final = {"": ("catalogue-", "store-"), "catalogue": ("boot-",)}
 
 
 def root_of(path: str | os.PathLike[str] | None, durability: str) -> str:
     """The folder in which stores lie.
 
     Args:
-        path: what the user has said; None for this user's own: on tmpfs for ``"memory"``, else in the home.
+        path: what the user gave; None for this user's own: on tmpfs for ``"memory"``, else in the home directory.
         durability: of the store.
     """
     if path is not None:
@@ -48,7 +49,7 @@ def root_of(path: str | os.PathLike[str] | None, durability: str) -> str:
 
 
 def roots_of(path: str | os.PathLike[str] | None) -> list[str]:
-    """The folders in which a store may be whose durability is not known: that of the path, or this user's own."""
+    """The folders to look in for a store of unknown durability: the given path, or this user's own two."""
     return list(dict.fromkeys(root_of(path, durability) for durability in ("memory", "os")))
 
 
@@ -95,11 +96,11 @@ class Places:
 
     @property
     def is_synced(self) -> bool:
-        """Whether what is written waits for the disk."""
+        """Whether writing waits until the bytes are on the disk."""
         return self.durability == "fsync"
 
     def make(self, durability: str) -> None:
-        """Make what is missing but the catalogue, for this user only; nothing in a folder that is not.
+        """Make the store's folders that are missing, except the catalogue's, with no access for other users.
 
         Args:
             durability: of the store, if it is made now.
@@ -125,7 +126,7 @@ class Places:
         self._check_private()
 
     def _check_private(self) -> None:
-        """Refuse a folder that others may write in. One that is not there is as good."""
+        """Refuse a folder in which other users may write. A missing folder passes."""
         try:
             info = system.status(self.directory)
         except FileNotFoundError:
@@ -147,7 +148,7 @@ class Places:
         return system.exists(os.path.join(self.catalogue, "data.mdb"))
 
     def write_note(self, text: str) -> None:
-        """Write ``store.json``, unless it says that: for people, and for programs that look what a store is."""
+        """Write ``store.json``, for people and for programs that list stores; not if it has this text already."""
         path = os.path.join(self.directory, "store.json")
         try:
             if system.peek(path, _NOTE_NBYTES) == text.encode():
@@ -159,10 +160,10 @@ class Places:
     # -- tensors --------------------------------------------------------------------------------------------------
 
     def write_tensors(self, tensors: Mapping[str, Any]) -> tuple[list[Part], int]:
-        """Write the tensors of a record into new files: large ones each, small ones together.
+        """Write the tensors of a record into new files: a file for each large one, and one for all small ones.
 
         Returns:
-            Where they are, and their bytes.
+            Where the tensors lie, and how many bytes they have together.
 
         Raises:
             UnsupportedTensor: one has no TSR form.
@@ -197,12 +198,12 @@ class Places:
         return parts, total
 
     def _write(self, file: str, dtype: DType, array: np.ndarray[Any, Any]) -> None:
-        # What tmpfs has is gone after a power cut; what a disk has may be there in part.
+        # A checksum only for files on a disk: after a power cut these may have lost a part; on tmpfs all is gone.
         is_on_disk = self.durability != "memory"
         write_array(self.tensors, file, dtype, array, has_checksum=is_on_disk, is_synced=self.is_synced)
 
     def open_quickly(self, parts: Sequence[Part]) -> dict[str, Any] | None:
-        """As :meth:`open_tensors`, for a record that has one tensor in a file of its own; None if it is another one.
+        """As :meth:`open_tensors`, for a record whose only tensor has a file of its own; None for any other record.
 
         Raises:
             FileNotFoundError: the file is gone.
@@ -218,7 +219,7 @@ class Places:
         Args:
             record_id: for errors.
             parts: where they are.
-            verify: whether to read them and compare their checksums, where they have some.
+            verify: whether to read the files and compare their checksums, if they have any.
 
         Raises:
             StoreCorrupt: a file is gone, or is not what was written.
@@ -259,14 +260,14 @@ class Places:
     # -- files that nothing names -------------------------------------------------------------------------------------
 
     def remove(self, folder: str, names: Iterable[str]) -> None:
-        """Remove files; one that is gone already is as good."""
+        """Remove files; those that are gone already are passed over."""
         for name in names:
             system.unlink(os.path.join(self.directory, folder, name))
 
     def left_files(self) -> list[tuple[str, str]]:
-        """Folder and name of the files whose writer has ended; the catalogue may name them."""
+        """Folder and name of each file whose writer has ended, also of those that the catalogue names."""
         found = []
-        has_ended: dict[str, bool] = {}  # by what the names of a process's files have in common
+        has_ended: dict[str, bool] = {}  # by the part of the name that says which process wrote the file
         for folder in ("vec", "tensors", *_PASSING):
             for name in system.list_dir(os.path.join(self.directory, folder)):
                 if folder in _PASSING and not name.startswith(_PASSING[folder]):
@@ -280,7 +281,7 @@ class Places:
         return found
 
     def remove_left(self, folder: str, name: str) -> None:
-        """Remove what :meth:`left_files` has found, and nothing names."""
+        """Remove a file that :meth:`left_files` found and that the catalogue does not name."""
         path = os.path.join(self.directory, folder, name)
         if folder:
             system.unlink(path)
@@ -290,7 +291,7 @@ class Places:
                 system.unlink(path)
 
     def nbytes(self) -> int:
-        """Of all files, as the file system counts them."""
+        """Bytes that all files of the store take on the file system."""
         total = 0
         for folder in ("", *_FOLDERS):
             directory = os.path.join(self.directory, folder)
