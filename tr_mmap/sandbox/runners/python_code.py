@@ -16,12 +16,12 @@ def check(name: str, code: bytes, function: str | None) -> str | None:
 
 
 def run(name: str, code: bytes, function: str | None, inputs: dict[str, Any], arguments: list[Any] | None) -> Any:
-    """Run it, and return what it gives.
+    """Run the source, and return its output.
 
     Args:
         name: of the algorithm.
         code: its source, UTF-8.
-        function: to call; None for the usual choice.
+        function: the function to call; None for the default choice.
         inputs: by name. Tensors are read-only arrays.
         arguments: what the function gets instead of ``inputs``; None for ``inputs``.
     """
@@ -40,7 +40,8 @@ def run(name: str, code: bytes, function: str | None, inputs: dict[str, Any], ar
     return namespace["output"]
 
 
-_compiled: tuple[tuple[str, bytes, str | None], tuple[CodeType, str | None]] | None = None  # a kept process has it
+# The arguments and the result of the last compilation, for the next run of a process that is kept.
+_compiled: tuple[tuple[str, bytes, str | None], tuple[CodeType, str | None]] | None = None
 
 
 def _compile(name: str, code: bytes, function: str | None) -> tuple[CodeType, str | None]:
@@ -68,7 +69,7 @@ def _compile_anew(name: str, code: bytes, function: str | None) -> tuple[CodeTyp
     for choice in (name, "process"):
         if choice in names:
             return compiled, choice
-    # Code that sets output itself may have a function to help it.
+    # If the code sets ``output`` itself, its only function is a helper, not the one to call.
     return compiled, names[0] if len(names) == 1 and not _sets_output(tree.body) else None
 
 
