@@ -25,7 +25,7 @@ namespace tr {
 
 namespace detail {
 
-/// A text in which each NUL is shown as Python shows it: what() would end there.
+/// A text in which each NUL is written "\x00", as in Python, because what() would end at a NUL.
 inline std::string with_nuls_shown(std::string text) {
     for (std::size_t at = 0; (at = text.find('\0', at)) != std::string::npos; at += 4) text.replace(at, 1, "\\x00");
     return text;
@@ -98,7 +98,7 @@ inline const char* fault_name(Fault fault) {
     return "unknown";
 }
 
-/// A TSR file that is not right, or a tensor that a layout cannot hold.
+/// A TSR file with a defect, or a tensor that a layout cannot hold.
 class TSRFormatError : public TRException {
 public:
     TSRFormatError(const std::string& message, Fault which, std::string file = {})
@@ -181,7 +181,7 @@ public:
     bool is_budget;  // the pool's budget is used up, and not the file system's room
 };
 
-/// A path that is not what a private session may trust.
+/// A path that a session must not trust, or that is no regular file.
 class HostilePath : public TRException {
 public:
     HostilePath(const std::string& message, std::string where, std::string why)
@@ -261,7 +261,7 @@ public:
           OutOfSpace(message, needed, free) {}
 };
 
-/// The response does not have what its taker wanted, a tensor say.
+/// The response has no tensor, or several, and the caller waits for one.
 class UnexpectedResponse : public TRException {
 public:
     UnexpectedResponse(const std::string& message, std::string text) : TRException(message), result(std::move(text)) {}

@@ -1,4 +1,4 @@
-// What a request ends with: a result, or the error that says why there is none. Waits for no response.
+// The result of a request, or the error that says why there is none. Does not wait for responses.
 #ifndef TR_MMAP_RESULTS_HPP
 #define TR_MMAP_RESULTS_HPP
 
@@ -27,10 +27,10 @@ struct Result {
     Response response;
     std::vector<Tensor> tensors = {};
     std::exception_ptr fault = {};   // why there is no such response, or no such tensors
-    bool is_to_be_received = false;  // its tensors: that was not wanted yet, or a limit was in the way
+    bool is_to_be_received = false;  // its tensors were not received yet: nobody wanted them, or a limit prevented it
     std::uint64_t asker = 0;         // marks the thread that made the request
-    bool is_lost = false;            // with its worker
-    bool is_given_up = false;        // and its asker has started the next worker since: its next request is in its place
+    bool is_lost = false;            // the worker has ended before it responded
+    bool is_given_up = false;        // lost, and its asker has started a new worker: its next request replaces this one
 };
 
 [[noreturn]] inline void throw_remote_error(const std::string& command, const Failure& failure) {
@@ -92,7 +92,7 @@ inline std::string advice_on(const WorkerHandle& worker, const std::string& outp
 
 /// How a worker ended, as the error for those that wait for it.
 inline WorkerDied died_error(const WorkerHandle& worker, const std::string& session_id) {
-    // The watch may be faster than the kernel's bookkeeping.
+    // The watch may notice the death before the exit status can be read.
     if (!worker.has_ended_service()) worker.process->wait(deadline_in(1000));
     const bool lives_on = worker.lives_on();
     const std::optional<int> code = lives_on ? std::nullopt : worker.process->exit_code();

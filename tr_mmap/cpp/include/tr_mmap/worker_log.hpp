@@ -1,5 +1,5 @@
-// Where a worker's log is, so that it takes no shared memory. Knows nothing of sessions. Python's side is
-// tr_mmap/processes/worker_log.py; the worker, which bounds its log, is always that one.
+// Where a worker's log lies, so that it takes no shared memory. Knows nothing of sessions. Python's side is
+// tr_mmap/processes/worker_log.py; only that bounds the log, because the worker is always Python.
 #ifndef TR_MMAP_WORKER_LOG_HPP
 #define TR_MMAP_WORKER_LOG_HPP
 
@@ -94,9 +94,9 @@ inline std::string_view last_lines(std::string_view text, int lines) {
     return at == std::string_view::npos || at == 0 ? text : text.substr(at + 1);
 }
 
-/// The last lines of a log, from its last 16 KiB; "" if the log is gone. Where Python's dump of the threads at a fatal
-/// error is longer, the lines in which it begins take the place of some: they say what the error was, and the lines
-/// before them often why.
+/// The last lines of a log, from its last 16 KiB; "" if the log is gone. If Python's dump of the threads at a fatal
+/// error is longer than that, the first lines of the dump and the lines before it replace some: they say what the error
+/// was, and often why.
 inline std::string log_tail(const std::string& path, int lines) {
     constexpr std::string_view fatal_line = "\nFatal Python error";
     try {
@@ -134,8 +134,8 @@ inline std::string log_tail(const std::string& path, int lines) {
     }
 }
 
-/// Remove the log that a manifest names, but nothing that is not certainly a log of this user's: a process that may
-/// write a manifest must not make us remove other files.
+/// Remove the log that a manifest names, if it is certainly a log of this user: a process that can write a manifest
+/// must not make us remove other files.
 inline void remove_log(const std::string& path) noexcept {
     const std::size_t slash = path.rfind('/');
     if (path.empty() || path[0] != '/' || path.find('\0') != std::string::npos) return;
