@@ -163,9 +163,9 @@ private:
         return is_there || open_again(info, missed_ && now >= *missed_);
     }
 
-    /// Open the file that the name leads to. Anything there but a regular file of ours and a directory is removed. A new
-    /// file is made only with ``may_create``, some time after the old one has gone: somebody who removes the session's
-    /// directory by hand removes this file first, and would find a new one in the directory.
+    /// Open the file that the name leads to. Anything there but a regular file of ours and a directory is removed. A
+    /// new file is made only with ``may_create``, some time after the old one has gone: somebody who removes the
+    /// session's directory by hand removes this file first, and would find a new one in the directory.
     bool open_again(struct stat& info, bool may_create) noexcept {
         const int always = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
         close_file();

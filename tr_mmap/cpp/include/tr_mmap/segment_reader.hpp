@@ -219,7 +219,7 @@ private:
     KnownDirectory directory_;
     bool is_to_verify_;
     std::map<std::string, std::shared_ptr<MappedSegment>> mapped_;    // by name
-    std::deque<std::shared_ptr<MappedSegment>> order_;                // the one that forget_some() looks at next is first
+    std::deque<std::shared_ptr<MappedSegment>> order_;                // the one to be looked at next is first
     std::map<std::string, std::weak_ptr<const MappedFile>> slabs_;    // by the name of the file
 };
 
