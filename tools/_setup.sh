@@ -1,7 +1,8 @@
-# Makes the virtual environment that the scripts beside this file run in. To be sourced, after `root` is set to the
-# repository's folder: `prepare EXTRAS` leaves its interpreter's path in `python`; other extras that do as well, should they
-# be installed already, may follow. `use_python` before it chooses another
-# Python and another virtual environment than the usual ones. POSIX sh.
+# Makes the virtual environment that the scripts beside this file run in. A script sets `root` to the repository's
+# folder, sources this file and calls `prepare EXTRA [OTHER...]`, which leaves the path of the environment's Python in
+# `python`. `prepare` installs EXTRA, unless it or one of the OTHER extras is installed already: name there the extras
+# that hold at least as much. A call of `use_python` before it chooses another Python, and with it another environment.
+# POSIX sh.
 
 venv=$root/.venv
 
@@ -10,13 +11,13 @@ fail() {
     exit 1
 }
 
-# "3.13", or "3.13t" of a Python without the interpreter's lock; nothing of what does not run.
+# Prints "3.13", or "3.13t" for a Python without the interpreter's lock; prints nothing if the program does not run.
 version_of() {
     "$1" -c 'import sys; print("%d.%d%s" % (sys.version_info[:2] + (sys.abiflags,)))' 2>/dev/null
 }
 
-# The interpreter of a version, from PATH or among those that pyenv has installed. pyenv's commands in PATH refuse versions
-# that nobody has selected.
+# Prints the path of a version's interpreter, from PATH or from pyenv's own folder. That folder is needed because
+# pyenv's commands in PATH refuse a version that is installed but not selected.
 interpreter_of() {
     for each in "python$1" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1"*"/bin/python$1"; do
         if [ "$(version_of "$each")" = "$1" ]; then
@@ -80,7 +81,8 @@ make_venv() {
     "$base_python" -m venv "$venv" || fail "$base_python could not make $venv; its reason is above."
 }
 
-# What an installation depends on. It is compared whole, so that nothing need be installed to compare it.
+# Prints what an installation depends on. `prepare` compares the whole text with that of the last installation: a
+# checksum would need a program that may not be installed.
 describe() {
     printf '%s\n' "$root" "$1"
     "$python" -c 'import sys; print(sys.version, sys.base_prefix)'
@@ -104,7 +106,8 @@ prepare() {
         cd "$root" &&
             "$python" -m pip --disable-pip-version-check -qq install --no-compile -c tools/constraints.txt -e ".[$1]"
     ) || fail "The installation failed; pip's reason is above. Nothing else is needed than to run this again."
-    # pip would compile them one after the other, which takes most of its time. What cannot be compiled is no harm.
+    # pip would compile the modules one after the other, which takes most of its time. A file that does not compile does
+    # no harm.
     "$python" -m compileall -q -j 0 "$venv/lib" >/dev/null 2>&1 || :
     printf '%s\n' "$wanted" >"$stamp"
     rm -f "$venv/incomplete"
