@@ -12,8 +12,8 @@ from gateways import configure, running, tr_mmap
 from support import ROOT
 from wheels import make_package, make_wheel
 
-from tr_mmap.gateway.config import DependenciesConfig
 from tr_mmap.gateway.dependencies import Dependencies
+from tr_mmap.gateway.sections import DependenciesConfig
 from tr_mmap.sandbox import Sandbox, SandboxBroken
 
 MARKED = "import sys\noutput = sorted(sys._xoptions)"

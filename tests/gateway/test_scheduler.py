@@ -18,11 +18,11 @@ from support import BOUND_S
 
 from tr_mmap.errors import WorkerDied
 from tr_mmap.gateway.boxes import Boxes, BoxKey
-from tr_mmap.gateway.config import SchedulerConfig
 from tr_mmap.gateway.errors import CircuitOpen, Overloaded, QuotaExceeded
 from tr_mmap.gateway.models import Lent
 from tr_mmap.gateway.runs import SandboxRun
 from tr_mmap.gateway.scheduler import Job, Scheduler
+from tr_mmap.gateway.sections import SchedulerConfig
 from tr_mmap.sandbox import (
     Algorithm,
     AlgorithmError,

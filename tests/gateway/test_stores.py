@@ -19,7 +19,7 @@ from stores_over_http import BINARY, WITHOUT_PYTHON, Found, add, asked, gateway,
 from strategies import bits
 from support import BOUND_S
 
-from tr_mmap.gateway.config import StoreConfig
+from tr_mmap.gateway.sections import StoreConfig
 from tr_mmap.gateway.stores import Stores
 from tr_mmap.gateway.tokens import Principal
 from tr_mmap.store import Store, StoreClosed

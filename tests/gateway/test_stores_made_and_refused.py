@@ -16,9 +16,9 @@ from gateways import RunningGateway
 from stores_over_http import BINARY, add, asked, gateway, path
 from support import BOUND_S, ROOT
 
-from tr_mmap.gateway.config import StoreConfig
 from tr_mmap.gateway.errors import NotFound
 from tr_mmap.gateway.routes import ROUTES
+from tr_mmap.gateway.sections import StoreConfig
 from tr_mmap.gateway.store_api import CreateStoreBody
 from tr_mmap.gateway.stores import Stores
 from tr_mmap.gateway.tokens import Principal

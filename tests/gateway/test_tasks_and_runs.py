@@ -20,12 +20,12 @@ import pytest
 from support import BOUND_S, check_open_files, open_files, wait_until
 
 from tr_mmap.gateway.boxes import Boxes, BoxKey
-from tr_mmap.gateway.config import SchedulerConfig
 from tr_mmap.gateway.errors import AlreadyDone, NotFound, Overloaded
 from tr_mmap.gateway.models import Lent
 from tr_mmap.gateway.payloads import Done
 from tr_mmap.gateway.runs import SandboxRun
 from tr_mmap.gateway.scheduler import Job, Scheduler
+from tr_mmap.gateway.sections import SchedulerConfig
 from tr_mmap.gateway.tasks import Task, Tasks
 from tr_mmap.gateway.tokens import Principal
 from tr_mmap.sandbox import Algorithm, Limits, RunCancelled, Sandbox, SandboxBroken

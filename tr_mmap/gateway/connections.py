@@ -18,10 +18,10 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .api import ErrorBody
-from .config import ServerConfig
 from .errors import BadRequest, HeadersTooLarge, Overloaded, TooSlow
 from .logs import log
 from .payloads import JSON
+from .sections import ServerConfig
 
 __all__ = ["MOST_HEADERS", "MOST_HEAD_NBYTES", "Connection"]
 

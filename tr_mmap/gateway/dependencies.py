@@ -25,12 +25,12 @@ from packaging.utils import canonicalize_name
 from ..errors import MissingPackage
 from ..sandbox.starting import find_interpreter, module_paths
 from .api import DependencyList, EnvironmentInfo, PackageInfo
-from .config import DependenciesConfig
 from .environments import Environment, Environments, Lease, hash_of
 from .errors import Forbidden, InstallFailed, Overloaded
 from .installer import Installer, find_uv
 from .logs import log
 from .requirements import are_installed, check_allowed, name_of, read_requirements, version_here
+from .sections import DependenciesConfig
 
 __all__ = ["IMPORTED", "Dependencies"]
 

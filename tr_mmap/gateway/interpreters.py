@@ -8,8 +8,9 @@ from typing import Final
 from .. import __version__
 from ..errors import ScriptNotFound
 from ..processes.interpreter import find_python
-from .config import PythonConfig, is_version
+from .config import is_version
 from .errors import BadConfig
+from .sections import PythonConfig
 
 __all__ = ["check_interpreter"]
 

@@ -12,7 +12,7 @@ from typing import Final
 import uvicorn
 
 from .app import Front
-from .config import ServerConfig
+from .sections import ServerConfig
 from .short_way import protocol_of
 from .tls_files import check_tls_files
 

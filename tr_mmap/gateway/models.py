@@ -15,7 +15,6 @@ from typing import Any
 from ..errors import MissingPackage, TRException, UnsupportedTensor
 from ..sandbox import Algorithm
 from .boxes import Boxes, BoxKey
-from .config import ModelsConfig
 from .errors import BadModel, BadRequest, NotFound, Overloaded
 from .logs import log
 from .model_api import ModelInfo, ModelList
@@ -25,6 +24,7 @@ from .model_memory import LoadedModel, ModelMemory, Version
 from .model_record import ModelRecord
 from .problems import describe
 from .registry import Kind, Registered
+from .sections import ModelsConfig
 
 __all__ = ["MODEL", "Lent", "Models"]
 

@@ -20,11 +20,11 @@ from ..errors import WorkerDied
 from ..sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, RunCancelled, SandboxBroken
 from ..sandbox.steps import InLoop, Turns, slow
 from .breakers import Breaker
-from .config import SchedulerConfig
 from .errors import Overloaded, QuotaExceeded
 from .jobs import Job, JobState
 from .logs import log
 from .queues import FairQueue
+from .sections import SchedulerConfig
 
 __all__ = ["Job", "JobState", "Scheduler"]
 
