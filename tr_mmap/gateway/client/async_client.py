@@ -17,10 +17,11 @@ from .. import api
 from ..model_api import ModelInfo
 from . import messages
 from .answers import Answer, Inbox
+from .asks import Ask
 from .async_store import AsyncRemoteStore
 from .async_task import AsyncTask
 from .attempts import Done, Pause, Send, advance, attempts
-from .messages import Algorithm, Ask, Code, Inputs
+from .messages import Algorithm, Code, Inputs
 from .results import Framework, Result
 from .settings import Settings, Verify
 from .store_messages import StoreAsks

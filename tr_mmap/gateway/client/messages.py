@@ -6,39 +6,31 @@ Each function makes one :class:`Ask`. Both clients send it, and return what its 
 from __future__ import annotations
 
 import binascii
-import sys
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Generic, TypeAlias, TypeVar
-from urllib.parse import quote
+from typing import Any, Final, TypeAlias
 
 import msgspec
-import numpy as np
 
 from ...sandbox.values import plain
 from ...tsr.framework_names import check_framework_name, check_installed
-from ...tsr.tensors import is_little_endian, to_array
 from .. import api
 from ..errors import BadRequest
 from ..model_api import ModelInfo, ModelList
-from ..payloads import ALIGNMENT, BINARY, JSON, JSON_LENGTH, BinaryPart
+from ..payloads import BINARY, JSON, BinaryPart
 from .answers import Answer
+from .asks import Ask, as_form, as_part, is_tensor_here, is_torch_tensor, post, with_body
 from .failures import GatewayError
 from .results import ENDED, EventReader, Framework, Result, read_result, result_of, with_tensors
 from .sources import source_of
 
 __all__ = [
     "Algorithm",
-    "Ask",
-    "Buffer",
     "Code",
     "Inputs",
     "algorithm_named",
     "algorithms",
-    "as_form",
-    "as_part",
     "cancel",
     "compute",
     "dependencies",
@@ -46,7 +38,6 @@ __all__ = [
     "follow",
     "follow_to_end",
     "health",
-    "is_tensor_here",
     "load_model",
     "make_environment",
     "models",
@@ -54,13 +45,9 @@ __all__ = [
     "scheduler_status",
     "task_info",
     "unregister",
-    "with_body",
     "workers",
 ]
 
-_T = TypeVar("_T")
-
-Buffer: TypeAlias = bytes | memoryview
 Code: TypeAlias = "str | Path | Callable[..., Any]"
 Algorithm: TypeAlias = "str | api.AlgorithmInfo"
 Inputs: TypeAlias = "Mapping[str, Any] | None"
@@ -68,38 +55,6 @@ Inputs: TypeAlias = "Mapping[str, Any] | None"
 _PYTHON: Final = f"{api.PREFIX}/python"
 _GRACE_S: Final = 5.0  # for a run's response, after its own time
 _SILENCE_S: Final = 60.0  # a stream of events says something every 15 s
-
-
-@dataclass(frozen=True, slots=True)
-class Ask(Generic[_T]):
-    """One request.
-
-    Attributes:
-        method: of HTTP.
-        path: below the gateway's address.
-        read: what the response is, for the caller; raises the gateway's errors.
-        pieces: of the body, in their order; tensors are not copied.
-        headers: beside those of every request.
-        may_retry: whether it may be sent again after the gateway has refused it for now.
-        is_repeatable: whether also when its response was lost.
-        timeout_s: how long the call may take at least, because a run may; None for the client's own bound.
-        silence_s: how long the gateway may send nothing; None for as long as the call may take.
-    """
-
-    method: str
-    path: str
-    read: Callable[[Answer], _T]
-    pieces: tuple[Buffer, ...] = ()
-    headers: dict[str, str] = field(default_factory=dict)
-    may_retry: bool = True
-    is_repeatable: bool = True
-    timeout_s: float | None = None
-    silence_s: float | None = None
-
-    @property
-    def what(self) -> str:
-        """What it is, for errors."""
-        return f"{self.method} {self.path.partition('?')[0]}"
 
 
 # -- algorithms ------------------------------------------------------------------------------------------------------
@@ -132,7 +87,7 @@ def register(
         body["resource_requirements"] = {"memory_mb": memory_mb, "cpu_cores": cpu_cores}
     body |= fields
     given_fields = {each: value for each, value in body.items() if value is not None}
-    return _post(f"{_PYTHON}/algorithms", given_fields, lambda answer: answer.json(api.AlgorithmInfo), with_key)
+    return post(f"{_PYTHON}/algorithms", given_fields, lambda answer: answer.json(api.AlgorithmInfo), with_key)
 
 
 def _called(function: Callable[..., Any]) -> str:
@@ -211,7 +166,7 @@ def execute(
 ) -> Ask[Result]:
     """Run an algorithm, or code, and wait for it."""
     body, part, kind = _run(algorithm, code, inputs, framework, fields)
-    ask = _post(f"{_PYTHON}/execute", body, lambda answer: read_result(answer, kind), with_key, part)
+    ask = post(f"{_PYTHON}/execute", body, lambda answer: read_result(answer, kind), with_key, part)
     ask.headers["accept"] = f"{BINARY}, {JSON}"
     timeout_ms = fields["timeout_ms"]
     return ask if timeout_ms is None else replace(ask, timeout_s=timeout_ms / 1000 + _GRACE_S)
@@ -230,7 +185,7 @@ def compute(
     body, part, kind = _run(algorithm, code, inputs, framework, fields)
     body["tensors"] = "base64"  # the lists of JSON would lose bits
     path = f"{api.PREFIX}/compute"
-    return _post(path, body, lambda answer: answer.json(api.TaskStarted).task_id, with_key, part), kind
+    return post(path, body, lambda answer: answer.json(api.TaskStarted).task_id, with_key, part), kind
 
 
 def task_info(task_id: str, framework: Framework) -> Ask[api.TaskInfo]:
@@ -298,77 +253,12 @@ def health() -> Ask[api.Health]:
 # -- bodies ----------------------------------------------------------------------------------------------------------
 
 
-def as_part(name: str) -> str:
-    """A name as a part of a path."""
-    if not isinstance(name, str) or name in ("", ".", ".."):
-        raise BadRequest(f"{name!r:.80} is no name")
-    try:
-        return quote(name, safe="")
-    except UnicodeEncodeError:
-        raise BadRequest(f"{name!r:.80} has half a surrogate pair, which UTF-8 lacks") from None
-
-
 def _name_of(algorithm: Algorithm) -> str:
     return algorithm.name if isinstance(algorithm, api.AlgorithmInfo) else algorithm
 
 
 def _task(task_id: str) -> str:
     return f"{api.PREFIX}/task/{as_part(task_id)}"
-
-
-def with_body(
-    method: str,
-    path: str,
-    body: dict[str, Any],
-    read: Callable[[Answer], _T],
-    part: BinaryPart | None = None,
-    *,
-    is_repeatable: bool,
-) -> Ask[_T]:
-    """A request with a body: JSON, and the binary part if there is one."""
-    headers = {"content-type": JSON}
-    text = msgspec.json.encode(body)
-    pieces: list[Buffer] = [text]
-    if part is not None and part.pieces:
-        text = text.ljust(-(-len(text) // ALIGNMENT) * ALIGNMENT)  # so that the gateway can use tensors where they lie
-        headers |= {"content-type": BINARY, JSON_LENGTH: str(len(text))}
-        pieces = [text, *part.pieces]
-    return Ask(method, path, read, tuple(pieces), headers, is_repeatable=is_repeatable)
-
-
-def _post(
-    path: str,
-    body: dict[str, Any],
-    read: Callable[[Answer], _T],
-    with_key: bool,
-    part: BinaryPart | None = None,
-) -> Ask[_T]:
-    """A request with a body, and with a key of its own if it may be sent again."""
-    ask = with_body("POST", path, body, read, part, is_repeatable=with_key)
-    if with_key:
-        ask.headers[api.IDEMPOTENCY_KEY] = uuid.uuid4().hex
-    return ask
-
-
-def is_tensor_here(value: object) -> bool:
-    """Whether a value is an array of numpy, or a tensor of torch."""
-    return _is_torch(value) or isinstance(value, np.ndarray | np.generic)
-
-
-def _is_torch(value: object) -> bool:
-    return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
-
-
-def as_form(tensor: Any, part: BinaryPart) -> dict[str, Any]:
-    """What JSON says of a tensor, whose bytes are added to the binary part.
-
-    Raises:
-        UnsupportedTensor: it is none, or one that the gateway does not have.
-    """
-    dtype, array = to_array(tensor)
-    if not is_little_endian(array):
-        array = array.astype(array.dtype.newbyteorder("<"))
-    return {"dtype": dtype.name, "shape": list(array.shape), **part.add(array)}
 
 
 def _run(
@@ -378,7 +268,7 @@ def _run(
     part = BinaryPart()
     said, has_torch = {}, False
     for name, value in (inputs or {}).items():
-        has_torch = has_torch or _is_torch(value)
+        has_torch = has_torch or is_torch_tensor(value)
         if is_tensor_here(value):
             said[name] = as_form(value, part)
         else:

@@ -17,9 +17,9 @@ from ...errors import TRException
 from ...tsr.framework_names import check_framework_name, check_installed
 from ..config import is_loopback
 from ..errors import BadRequest
+from .asks import Ask, Buffer
 from .attempts import Send
 from .failures import ClientClosed, ConnectionLost, error_of_transport, out_of_time
-from .messages import Ask, Buffer
 from .results import Framework
 
 __all__ = ["DEFAULT_URL", "Settings", "Verify"]
