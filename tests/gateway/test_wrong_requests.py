@@ -33,7 +33,31 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
         (EXECUTE, {"code": "1", "tensors": "x"}, "tensors: there is no 'x'; there are base64, list"),
         (EXECUTE, {"code": "1", "inputs": {"x": {"y": [1, "1e999"]}, "z": 1}}, "inputs.x.y[1]: number out of range"),
         (EXECUTE, {"code": "1", "inputs": {"a b": "1e999"}}, "inputs['a b']: number out of range"),
-        (ALGORITHMS, {"name": "a", "code": "1", "timeout_ms": 5001}, "may take timeout_ms=5000 here, and not 5001"),
+        (
+            ALGORITHMS,
+            {"name": "a", "code": "1", "timeout_ms": 5001},
+            "may have timeout_ms=5000 here, and not 5001; see [sandbox] wall_ms",
+        ),
+        (
+            ALGORITHMS,
+            {"name": "a", "kind": "wasm", "wasm": "AAAA", "timeout_ms": 30001},
+            "and not 30001; see [python.wasm] max_execution_time",
+        ),
+        (
+            ALGORITHMS,
+            {"name": "a", "code": "1", "resource_requirements": {"memory_mb": 9999}},
+            "may have memory_mb=2048 here, and not 9999; see [sandbox] most_memory_mb",
+        ),
+        (
+            ALGORITHMS,
+            {"name": "a", "kind": "wasm", "wasm": "AAAA", "resource_requirements": {"memory_mb": 9999}},
+            "may have memory_mb=512 here, and not 9999; see [python.wasm] max_memory_mb",
+        ),
+        (
+            ALGORITHMS,
+            {"name": "a", "code": "1", "resource_requirements": {"cpu_cores": 99}},
+            "may have cpu_cores=4 here, and not 99; see [sandbox] most_cpu_cores",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_place_and_what_is_allowed_there(

@@ -31,7 +31,7 @@ def check_interpreter(python: PythonConfig) -> None:
         return BadConfig(f"{key}: {why}", key=key)
 
     try:
-        path = find_python(python.python_path, what="the algorithms' processes")
+        path = find_python(python.python_path, what="the algorithms", origin="[python] python_path")
         asked = subprocess.run(
             [path, "-P", "-c", _ASK],
             cwd="/",

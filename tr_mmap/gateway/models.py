@@ -75,6 +75,7 @@ class Models:
         self._scanning = threading.Lock()
         self._models: dict[str, ModelRecord] = {}
         self._is_closed = False
+        self._unreadable = ""  # why the last look at the directory failed
         self._watcher: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._has_changed = asyncio.Event()  # somebody has seen it, before its time to be looked at
@@ -87,10 +88,7 @@ class Models:
         """Load what there is; look again from time to time, if that is configured."""
         if self._root is None:
             return
-        try:
-            await asyncio.to_thread(self.scan)
-        except OSError as error:
-            log.warning("model_dir cannot be read, and there are no models", extra={"error": str(error.strerror)})
+        await self._look()
         if self._config.auto_scan:
             self._loop = asyncio.get_running_loop()
             self._watcher = asyncio.create_task(self._watch(), name="tr_mmap-models")
@@ -274,10 +272,23 @@ class Models:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._has_changed.wait(), max(0.0, every_s - _LEAST_S))
             self._has_changed.clear()
-            try:
-                await asyncio.to_thread(self.scan)
-            except Exception as error:
-                log.error("the directory of models could not be looked at", exc_info=error)
+            await self._look()
+
+    async def _look(self) -> None:
+        """Scan; what fails is logged, once if the directory cannot be read, and nobody hears of it else."""
+        why = ""
+        try:
+            await asyncio.to_thread(self.scan)
+        except OSError as error:
+            why = error.strerror or str(error)
+            if why != self._unreadable:
+                text = (
+                    "[python.models] model_dir cannot be read; models that are served stay until it can be read again"
+                )
+                log.error(text, extra={"path": self._root, "reason": why})
+        except Exception as error:
+            log.error("a fault while the directory of models was looked at", exc_info=error)
+        self._unreadable = why
 
     def scan(self) -> None:
         """Look at the directory: serve new versions, and forget models that are gone. What fails is noted.

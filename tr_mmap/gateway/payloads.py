@@ -9,9 +9,9 @@ In a request's ``inputs``, and in a ``result``, a tensor is an object in one of 
 A body with a binary part has the content type ``application/octet-stream``, and a header ``TR-JSON-Length`` that says
 how many of its bytes are JSON; the binary part follows them.
 
-An input that is an object with ``dtype`` is a tensor: one that has not exactly the fields of a form is refused, so that a
-typing error in a field's name is told to the client, and not found by the algorithm. Everything else in ``inputs`` stays
-what JSON makes of it.
+An input that is an object with ``dtype`` is a tensor. One that has not exactly the fields of a form is refused, so that
+a typing error in a field's name is told to the client, and not found by the algorithm. Everything else in ``inputs``
+stays what JSON makes of it.
 """
 
 from __future__ import annotations

@@ -184,14 +184,15 @@ class SchedulerConfig(Section, frozen=True):
             least two.
         queue_size: how many runs of one kind may wait.
         queue_mb: the most that the bodies of all waiting requests may take together.
-        max_per_token: how many runs of one token may wait or be under way, of all kinds together.
+        max_per_token: how many runs of one subject may wait or be under way, of all its tokens and all kinds together.
         ageing_s: each time that a run has waited so long, it counts as one priority higher.
         default_deadline_s: the time limit of a request that names none, from its arrival.
         retries: how often a run is tried again if something outside ended its process.
         breaker_failures: after how many failures in a row an algorithm is blocked for a while, for the subject whose
             runs failed; 0 for never.
         breaker_s: how long it is blocked.
-        max_tasks: how many tasks are kept, including those that have ended.
+        max_tasks: how many tasks are kept, including those that have ended. While so many have not ended, one more is
+            answered 503.
         keep_tasks_s: how long a task that has ended is kept.
         keep_tasks_mb: the most that the results of tasks that have ended may take; beyond it, the oldest task of the
             subject with most is dropped.
