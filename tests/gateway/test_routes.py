@@ -75,7 +75,9 @@ def test_nobody_replaces_or_forgets_another_subject_s_algorithm(gateway: Running
         ("POST", "/api/v1/python/algorithms", {"name": "owned", "code": "output = 'eve'"}),
         ("DELETE", "/api/v1/python/algorithms/owned", None),
     ):
-        assert gateway.ask(method, path, sent, scopes=scopes, subject="eve").status_code == 403
+        answer = gateway.ask(method, path, sent, scopes=scopes, subject="eve")
+        assert answer.status_code == 403
+        assert answer.json()["error"].endswith("take another name" if method == "POST" else "or by an administrator")
     assert gateway.execute(algorithm="owned") == "ada"
 
 

@@ -147,11 +147,19 @@ def test_what_comes_too_slowly_is_a_408_and_too_many_headers_are_a_431(gateway: 
 
 def test_of_two_functions_one_has_to_be_meant(gateway: RunningGateway) -> None:
     two = "def f(inputs):\n    return 1\ndef g(inputs):\n    return 2\n"
-    assert gateway.register("x", two)["function"] is None
-    answer = gateway.ask("POST", "/api/v1/python/execute", {"algorithm": "x"})
-    assert answer.status_code == 422, answer.text
-    assert "none of its functions (f, g) is named 'x' or 'process'" in answer.json()["error"]
+    nested = f"{two}class A:\n    def h(self):\n        self.output = output\n"
+    local = "def f(inputs):\n    output = 1\n    return output\ndef g(inputs):\n    import math as output\n"
+    for code in (two, nested, local, f"{two}table = [f({{}}) for _ in range(3)]\n"):
+        answer = gateway.ask("POST", ALGORITHMS, {"name": "x", "code": code})
+        assert (answer.status_code, answer.json()["details"]["type"]) == (422, "NameError"), answer.text
+        assert "the functions f, g, and none of them is named 'x' or 'process'" in answer.json()["error"]
+        assert gateway.ask("GET", f"{ALGORITHMS}/x").status_code == 404
     for more in (
+        {"code": f"{two}from math import *"},
+        {"code": f"{two}from math import pi as output"},
+        {"code": f"{two}def h():\n    global output\n    output = 1\nh()"},
+        {"code": f"{two}for output in range(3):\n    pass"},
+        {"code": f"{two}import sys\nsys._getframe().f_globals['output'] = 1"},
         {"function": "g"},
         {"name": "f"},
         {"code": f"{two}output = f(inputs)"},

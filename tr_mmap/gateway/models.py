@@ -106,7 +106,7 @@ class Models:
         Args:
             name: of the model.
             number: of the version, which is served from now on though there be a greater one; None for the greatest
-                that there is.
+                that there is. If that one is refused, the next scan still serves a greater one than the present.
 
         Raises:
             NotFound: there is none.
@@ -356,6 +356,8 @@ class Models:
             if number is not None and number not in versions:
                 raise NotFound(f"the model {name!r} has no version {number}; it has {', '.join(map(str, versions))}")
             model, found = self._noted(name, versions), versions[number or max(versions)]
+            if number is None:  # also if that one is refused: from now on, the greatest that can be loaded is served
+                model.chosen = None
             try:
                 model.check_answers(found)
                 self._try(name, model, found)
