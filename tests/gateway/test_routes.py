@@ -253,6 +253,28 @@ def test_the_traceback_of_an_algorithm_is_its_own(gateway: RunningGateway) -> No
     assert "tr_mmap" not in answer["details"]["traceback"]
 
 
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ("output = 1 / 0", 1),
+        ("output = 1 / 0\n", 1),
+        ("def f(inputs):\n    return 1 / 0", 2),
+        (
+            "text = 'a\x0cb\u2028c\x1cd'\noutput = 1 / 0",
+            2,
+        ),  # characters at which only Python's splitlines() ends a line
+        ("a = 1\r\nif a:\r\n    output = 1 / 0\r\n", 3),
+        ("a = 1\routput = 1 / 0\r", 2),
+        ("ä = 'ü'; output = 1 / 0", 1),
+    ],
+)
+def test_a_traceback_marks_the_line_and_the_column_of_the_fault(gateway: RunningGateway, code: str, line: int) -> None:
+    answer = gateway.ask("POST", EXECUTE, {"code": code}).json()
+    where, shown, marks = answer["details"]["traceback"].splitlines()[-3:]
+    assert f"line {line}" in where
+    assert marks.index("~~^~~") == shown.index("1 / 0")
+
+
 def test_a_run_ends_at_its_timeout(gateway: RunningGateway) -> None:
     answer = gateway.ask("POST", EXECUTE, {"code": "while True: pass", "timeout_ms": 100})
     assert (answer.status_code, answer.json()["type"]) == (504, "DeadlineExceeded")
