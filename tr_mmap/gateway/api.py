@@ -299,7 +299,7 @@ class SchedulerStatus(Struct, kw_only=True):
     """What waits and goes on."""
 
     is_draining: bool
-    queues: dict[str, dict[str, float]]
+    queues: dict[str, dict[str, int | float]]
     open_breakers: list[str]
     tasks: dict[str, int]
     sandboxes: list[dict[str, Any]]

@@ -48,6 +48,8 @@ class Ask(Generic[_T]):
         is_repeatable: whether also when its response was lost.
         timeout_s: how long the call may take at least, because a run may; None for the client's own bound.
         silence_s: how long the gateway may send nothing; None for as long as the call may take.
+        awaited: what has not come if the call's time is over after the gateway has begun to answer, and what to do;
+            empty if a response comes all at once.
     """
 
     method: str
@@ -59,6 +61,7 @@ class Ask(Generic[_T]):
     is_repeatable: bool = True
     timeout_s: float | None = None
     silence_s: float | None = None
+    awaited: str = ""
 
     @property
     def what(self) -> str:

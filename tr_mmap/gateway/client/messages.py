@@ -54,6 +54,7 @@ Inputs: TypeAlias = "Mapping[str, Any] | None"
 
 _PYTHON: Final = f"{api.PREFIX}/python"
 _GRACE_S: Final = 5.0  # for a run's response, after its own time
+_SUFFIXES: Final = (".py", ".wasm", ".so")  # of files, in a text that is no code
 _SILENCE_S: Final = 60.0  # a stream of events says something every 15 s
 
 
@@ -81,13 +82,23 @@ def register(
     body["code"] = None if code is None else _text_of(code)
     for field_name, given in (("wasm", wasm), ("library", library)):
         if given is not None:
-            raw = given.read_bytes() if isinstance(given, Path) else given
-            body[field_name] = binascii.b2a_base64(raw, newline=False).decode()
+            body[field_name] = binascii.b2a_base64(_bytes_of(field_name, given), newline=False).decode()
     if memory_mb is not None or cpu_cores is not None:
         body["resource_requirements"] = {"memory_mb": memory_mb, "cpu_cores": cpu_cores}
     body |= fields
-    given_fields = {each: value for each, value in body.items() if value is not None}
-    return post(f"{_PYTHON}/algorithms", given_fields, lambda answer: answer.json(api.AlgorithmInfo), with_key)
+    return post(f"{_PYTHON}/algorithms", _said(body), lambda answer: answer.json(api.AlgorithmInfo), with_key)
+
+
+def _said(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a body that were given, as JSON has them.
+
+    Raises:
+        BadRequest: JSON has no such value.
+    """
+    try:
+        return {name: plain(value, name) for name, value in fields.items() if value is not None}
+    except (TypeError, ValueError) as error:
+        raise BadRequest(str(error)) from None
 
 
 def _called(function: Callable[..., Any]) -> str:
@@ -101,7 +112,24 @@ def _kind_of(wasm: object, library: object) -> str:
 def _text_of(code: Code) -> str:
     if isinstance(code, Path):
         return code.read_text(encoding="utf-8")
-    return code if isinstance(code, str) else source_of(code)
+    if not isinstance(code, str):
+        return source_of(code)
+    line = code.strip()
+    if line.endswith(_SUFFIXES) and not any(each in line for each in "\n="):
+        raise BadRequest(
+            f"the code is {line!r:.200}, which looks like the path of a file: give Path({line!r:.200}), or the text of "
+            "the file"
+        )
+    return code
+
+
+def _bytes_of(field: str, given: bytes | Path) -> bytes:
+    """What a module or a library is."""
+    if isinstance(given, Path):
+        return given.read_bytes()
+    if not isinstance(given, bytes | bytearray | memoryview):
+        raise BadRequest(f"{field} is {given!r:.80}; give the bytes of the file, or its path as a Path")
+    return bytes(given)
 
 
 def algorithms() -> Ask[list[api.AlgorithmInfo]]:
@@ -127,7 +155,7 @@ def models() -> Ask[list[ModelInfo]]:
 
 def load_model(name: str, version: int | None) -> Ask[ModelInfo]:
     """Load one."""
-    body = {} if version is None else {"version": version}
+    body = _said({"version": version})
     path = f"{_PYTHON}/models/{as_part(name)}"
     return with_body("POST", path, body, lambda answer: answer.json(ModelInfo), is_repeatable=True)
 
@@ -139,10 +167,7 @@ def dependencies() -> Ask[api.DependencyList]:
 
 def make_environment(packages: tuple[str, ...] | list[str]) -> Ask[api.EnvironmentInfo]:
     """Install packages; the same ones again are the same environment."""
-    try:
-        body = {"packages": plain(packages, "packages")}
-    except (TypeError, ValueError) as error:
-        raise BadRequest(str(error)) from None
+    body = _said({"packages": packages})
     return with_body(
         "POST",
         f"{_PYTHON}/dependencies",
@@ -168,7 +193,9 @@ def execute(
     body, part, kind = _run(algorithm, code, inputs, framework, fields)
     ask = post(f"{_PYTHON}/execute", body, lambda answer: read_result(answer, kind), with_key, part)
     ask.headers["accept"] = f"{BINARY}, {JSON}"
-    timeout_ms = fields["timeout_ms"]
+    timeout_ms = body.get("timeout_ms")
+    if timeout_ms is not None and not isinstance(timeout_ms, int | float):
+        raise BadRequest(f"timeout_ms={timeout_ms!r:.80} is no number of milliseconds")
     return ask if timeout_ms is None else replace(ask, timeout_s=timeout_ms / 1000 + _GRACE_S)
 
 
@@ -222,7 +249,8 @@ def follow_to_end(task_id: str, framework: Framework) -> Ask[Result]:
             raise GatewayError("the events of the task ended before it did", status=answer.status)
         return result_of(last)
 
-    return Ask("GET", f"{_task(task_id)}/events", read, silence_s=_SILENCE_S)
+    awaited = f"the task {task_id} has not ended {{within}}; it goes on: ask for its result again, or cancel it"
+    return Ask("GET", f"{_task(task_id)}/events", read, silence_s=_SILENCE_S, awaited=awaited)
 
 
 # -- the gateway -----------------------------------------------------------------------------------------------------
@@ -267,7 +295,11 @@ def _run(
     """The body of a run, its binary part, and the framework of its results."""
     part = BinaryPart()
     said, has_torch = {}, False
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise BadRequest(f"the inputs are a {type(inputs).__name__}; they are a dictionary: values and tensors by name")
     for name, value in (inputs or {}).items():
+        if not isinstance(name, str):
+            raise BadRequest(f"the name of an input is {name!r:.80}; it is a text")
         has_torch = has_torch or is_torch_tensor(value)
         if is_tensor_here(value):
             said[name] = as_form(value, part)
@@ -284,8 +316,7 @@ def _run(
     run = {
         "algorithm": None if algorithm is None else _name_of(algorithm),
         "code": None if code is None else _text_of(code),
-        "inputs": said,
         **fields,
     }
     kind: Framework = framework or ("torch" if has_torch else "numpy")
-    return {name: value for name, value in run.items() if value is not None}, part, kind
+    return {**_said(run), "inputs": said}, part, kind
