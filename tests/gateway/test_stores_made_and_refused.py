@@ -243,14 +243,15 @@ def test_the_curl_lines_of_the_page_work_as_they_stand(gateway: RunningGateway, 
     section = page.partition("\n## Stores\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     assert blocks
-    environment = {**os.environ, "URL": gateway.url, "TOKEN": gateway.token("admin")}
+    environment = {**os.environ, "AUTH": f"Authorization: Bearer {gateway.token('admin')}"}
     ended = subprocess.run(
         [
             "bash",
             "-euo",
             "pipefail",
             "-c",
-            'curl() { command curl --fail-with-body -sS "$@"; echo; }\n' + "".join(blocks),
+            'curl() { command curl --fail-with-body -sS "$@"; echo; }\n'
+            + "".join(blocks).replace("http://127.0.0.1:3000", gateway.url),
         ],
         env=environment,
         cwd=tmp_path,
