@@ -131,7 +131,7 @@ def test_tasks_are_bounded_in_number_and_those_that_go_on_are_not_forgotten() ->
     async def main(tasks: Tasks) -> None:
         gate = threading.Event()
         going = [tasks.start(job(lambda: gate.wait(BOUND_S) and done(1)), None) for _ in range(2)]
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded, match=r"\[scheduler\] max_tasks"):
             tasks.start(job(lambda: done(1)), None)
         gate.set()
         for task in going:
