@@ -1,4 +1,4 @@
-"""List the options of the gateway's configuration in ``docs/gateway.md``, as ``tr_mmap/gateway/config.py`` has them.
+"""List the options of the gateway's configuration in ``docs/gateway.md``, as ``tr_mmap/gateway/sections.py`` has them.
 
 ``python tools/list_options.py`` writes the tables; with ``--check`` it writes nothing, and fails if the page has
 others. The text of each option is taken from the docstring of its section's class.
@@ -79,7 +79,7 @@ def main() -> None:
     if wanted == page:
         return
     if is_check:
-        sys.exit("docs/gateway.md has other options than config.py: python tools/list_options.py")
+        sys.exit("docs/gateway.md has other options than sections.py: python tools/list_options.py")
     PAGE.write_text(wanted, encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import linecache
 from types import CodeType, FunctionType
 from typing import Any
@@ -55,7 +56,7 @@ def _compile(name: str, code: bytes, function: str | None) -> tuple[CodeType, st
 def _compile_anew(name: str, code: bytes, function: str | None) -> tuple[CodeType, str | None]:
     filename = f"<algorithm {name}>"
     source = code.decode()
-    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)  # for tracebacks
+    linecache.cache[filename] = (len(source), None, _lines_of(source), filename)  # for tracebacks
     tree = ast.parse(source, filename)
     names = [each.name for each in tree.body if isinstance(each, ast.FunctionDef)]
     for each in tree.body:
@@ -71,6 +72,14 @@ def _compile_anew(name: str, code: bytes, function: str | None) -> tuple[CodeTyp
             return compiled, choice
     # If the code sets ``output`` itself, its only function is a helper, not the one to call.
     return compiled, names[0] if len(names) == 1 and not _sets_output(tree.body) else None
+
+
+def _lines_of(source: str) -> list[str]:
+    """The lines as Python counts them, each with its end: without one, a traceback marks the next column."""
+    lines = io.StringIO(source, newline=None).readlines()
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    return lines
 
 
 def _sets_output(body: list[ast.stmt]) -> bool:
