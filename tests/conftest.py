@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What was collected stays to the end: each collection of garbage would look through these half a million objects."""
+    """What was collected stays: else each collection of garbage would look through these half a million objects."""
     gc.collect()
     gc.freeze()
 
