@@ -88,8 +88,9 @@ def suite(quick_compiler: str, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def forks(quick_compiler: str, request: pytest.FixtureRequest) -> Path:
-    """The program of the tests that fork beside threads."""
-    return compiled(quick_compiler, request, "forks", APART, [*SANITIZERS[1:], "-fsanitize=undefined"])
+    """The program of the tests that fork beside threads, with sanitizers only if all is to be as long as it can be."""
+    sanitizers = [*SANITIZERS[1:], "-fsanitize=undefined"] if request.config.getoption("--full") else []
+    return compiled(quick_compiler, request, "forks", APART, sanitizers)
 
 
 def asking(program: Path, folder: Path) -> Any:
