@@ -102,9 +102,12 @@ prepare() {
     stamp=$venv/installed-$1
     wanted=$(describe "$1")
     echo "Installing into ${venv##*/} what is needed ($1). This takes a minute or more, and only the first time."
+    # In mode "compat" the folder is a line of a .pth file. Else each start of Python would import a finder, which takes as
+    # long as all the rest of it.
     (
         cd "$root" &&
-            "$python" -m pip --disable-pip-version-check -qq install --no-compile -c tools/constraints.txt -e ".[$1]"
+            "$python" -m pip --disable-pip-version-check -qq install --no-compile -c tools/constraints.txt \
+                --config-settings editable_mode=compat -e ".[$1]"
     ) || fail "The installation failed; pip's reason is above. Nothing else is needed than to run this again."
     # pip would compile the modules one after the other, which takes most of its time. A file that does not compile does
     # no harm.
