@@ -28,6 +28,7 @@ from ..protocol.messages import Request, now_ms
 from ..protocol.status import Status, StatusLine
 from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_SEQ, RELEASE_COMMAND
 from ..wire.waits import RELEASE_TIMEOUT_MS
+from ..wire.words import NO_REQUEST
 from .nesting import Nesting
 from .options import shown_ms
 from .resources import SessionResources
@@ -483,8 +484,7 @@ class Dispatcher(Nesting):
         if remaining_s <= 0:
             state = worker_state(worker)
             raise ResponseTimeout(
-                "no request was made whose answer is still to be taken, so none came within "
-                f"{shown_ms(timeout_s * 1000)} ms; call send_request first",
+                f"{NO_REQUEST}{shown_ms(timeout_s * 1000)} ms; call send_request first",
                 timeout_ms=timeout_s * 1000,
                 command="",
                 pid=state.pid,

@@ -26,6 +26,23 @@ from ..errors import (
 from ..protocol.commands import UserMessage
 from ..protocol.messages import Request, Response
 from ..protocol.status import Status
+from ..wire.words import (
+    ABORT_ADVICE,
+    BUSY_WITH_OTHER,
+    CLOSED_MEANWHILE,
+    LAST_OUTPUT,
+    NO_OUTPUT,
+    NO_OUTPUT_SINCE,
+    NO_WORKER,
+    NOT_SENT,
+    NOT_TAKEN_UP,
+    OF_PARENT,
+    PROCESS_STOPPED,
+    STILL_STARTING,
+    STOPPED_ADVICE,
+    TAKEN_UP,
+    WAIT_ADVICE,
+)
 from .launch import advice_on
 from .options import shown_ms
 from .resources import SessionResources
@@ -141,7 +158,7 @@ class Responses:
         self.check_own()
         if worker is None or self.is_closing:
             raise SessionNotStarted(
-                f"session {self.resources.session_id!r} has no worker; call start(), or use it as a context manager"
+                f"session {self.resources.session_id!r}{NO_WORKER}, or use it as a context manager"
             )
         return worker
 
@@ -152,10 +169,7 @@ class Responses:
             SessionNotStarted: this process is such a child.
         """
         if self.resources.is_foreign:
-            raise SessionNotStarted(
-                f"session {self.resources.session_id!r} belongs to the parent process, which this one was "
-                "forked from; this process may read its tensors, but makes no requests: start a session of its own here"
-            )
+            raise SessionNotStarted(f"session {self.resources.session_id!r}{OF_PARENT}")
 
     def notify(self) -> None:
         """Wake the threads that wait for another thread's request."""
@@ -405,27 +419,27 @@ class Responses:
         """
         self.check_own()
         if self.is_closing:
-            return SessionNotStarted(f"session {self.resources.session_id!r} was closed meanwhile")
+            return SessionNotStarted(f"session {self.resources.session_id!r}{CLOSED_MEANWHILE}")
         if worker.is_over() or worker.has_left():
             return self.worker_died(worker)
         state = worker_state(worker)
         status = worker.channel.read_status().status
         is_taken_up = worker.channel.is_taken_up()
-        taken = "has begun to work on it" if is_taken_up else "has not begun to work on it"
+        taken = TAKEN_UP if is_taken_up else NOT_TAKEN_UP
         if status is Status.BUSY and not is_taken_up:
-            taken = "has not begun to work on it, because it works on a request that somebody wrote by hand"
+            taken += BUSY_WITH_OTHER
         if status is Status.STARTING:
-            taken = "is still starting"
-        advice = "give it more time, or terminate() and start() the worker"
-        if state.process == "stopped":
-            advice = f"a signal or a debugger has stopped it: continue it with kill -CONT {state.pid}"
+            taken = STILL_STARTING
+        advice = f"{WAIT_ADVICE}{ABORT_ADVICE}{state.pid}" if is_taken_up else WAIT_ADVICE
+        if state.process == PROCESS_STOPPED:
+            advice = f"{STOPPED_ADVICE}{state.pid}"
         place = "" if is_taken_up else self.resources.advice_on_place()
         what = f"no response to {command!r}" if command else "no response"
         pending = self._pending
         other = "" if pending is None else f" ({pending.command!r})"
-        why = "" if is_sent else f", because another request is under way{other}"
+        why = "" if is_sent else f"{NOT_SENT}{other}"
         return ResponseTimeout(
-            f"{what} within {shown_ms(timeout_s * 1000)} ms{why}: the worker {taken}; {state}; {advice}{place}",
+            f"{what} within {shown_ms(timeout_s * 1000)} ms{why}: {taken}; {state}; {advice}{place}",
             timeout_ms=timeout_s * 1000,
             command=command,
             pid=state.pid,
@@ -481,7 +495,7 @@ class Responses:
         if code == 0 and not self.resources.has_directory():
             return self.resources.lost_directory()
         how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
-        output = f"; its last output:\n{tail}" if tail else "; it printed nothing"
+        output = f"{LAST_OUTPUT}{tail}" if tail else NO_OUTPUT_SINCE if end.has_printed else NO_OUTPUT
         advice = f"\n{found}" if (found := advice_on(tail, "" if end.was_ready else worker.process.program)) else ""
         what = f"ended ({how})"
         if end.lives_on:
