@@ -107,7 +107,7 @@ def test_an_error_that_was_answered_is_no_reason_of_a_later_death(own: PythonSes
     own.start()
     with pytest.raises(RemoteError):
         own.fetch_response("fail nope", FOREVER_MS)
-    with pytest.raises(WorkerDied, match="its last output:\nso long$") as caught:
+    with pytest.raises(WorkerDied, match=r"its last output:\nso long$") as caught:
         own.fetch_response("die 3 so long")
     assert caught.value.log_tail == "so long"
 

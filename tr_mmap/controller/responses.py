@@ -25,29 +25,10 @@ from ..errors import (
 )
 from ..protocol.commands import UserMessage
 from ..protocol.messages import Request, Response
-from ..protocol.status import Status
-from ..wire.words import (
-    ABORT_ADVICE,
-    BUSY_WITH_OTHER,
-    CLOSED_MEANWHILE,
-    LAST_OUTPUT,
-    NO_OUTPUT,
-    NO_OUTPUT_SINCE,
-    NO_WORKER,
-    NOT_SENT,
-    NOT_TAKEN_UP,
-    OF_PARENT,
-    PROCESS_STOPPED,
-    STILL_STARTING,
-    STOPPED_ADVICE,
-    TAKEN_UP,
-    WAIT_ADVICE,
-)
-from .launch import advice_on
-from .options import shown_ms
+from ..wire.words import CLOSED_MEANWHILE, NO_WORKER, OF_PARENT
+from .failures import died, unanswered
 from .resources import SessionResources
 from .results import Result, remote_error
-from .stats import worker_state
 from .turn import Turn, get_ident
 from .worker_handle import WorkerHandle
 
@@ -157,9 +138,7 @@ class Responses:
         worker = self.resources.worker
         self.check_own()
         if worker is None or self.is_closing:
-            raise SessionNotStarted(
-                f"session {self.resources.session_id!r}{NO_WORKER}, or use it as a context manager"
-            )
+            raise SessionNotStarted(f"session {self.resources.session_id!r}{NO_WORKER}, or use it as a context manager")
         return worker
 
     def check_own(self) -> None:
@@ -422,31 +401,9 @@ class Responses:
             return SessionNotStarted(f"session {self.resources.session_id!r}{CLOSED_MEANWHILE}")
         if worker.is_over() or worker.has_left():
             return self.worker_died(worker)
-        state = worker_state(worker)
-        status = worker.channel.read_status().status
-        is_taken_up = worker.channel.is_taken_up()
-        taken = TAKEN_UP if is_taken_up else NOT_TAKEN_UP
-        if status is Status.BUSY and not is_taken_up:
-            taken += BUSY_WITH_OTHER
-        if status is Status.STARTING:
-            taken = STILL_STARTING
-        advice = f"{WAIT_ADVICE}{ABORT_ADVICE}{state.pid}" if is_taken_up else WAIT_ADVICE
-        if state.process == PROCESS_STOPPED:
-            advice = f"{STOPPED_ADVICE}{state.pid}"
-        place = "" if is_taken_up else self.resources.advice_on_place()
-        what = f"no response to {command!r}" if command else "no response"
-        pending = self._pending
-        other = "" if pending is None else f" ({pending.command!r})"
-        why = "" if is_sent else f"{NOT_SENT}{other}"
-        return ResponseTimeout(
-            f"{what} within {shown_ms(timeout_s * 1000)} ms{why}: {taken}; {state}; {advice}{place}",
-            timeout_ms=timeout_s * 1000,
-            command=command,
-            pid=state.pid,
-            state=state.process,
-            is_taken_up=is_taken_up and is_sent,
-            last_moved_ms=state.last_moved_ms,
-        )
+        other = None if is_sent else "" if self._pending is None else self._pending.command
+        place = self.resources.advice_on_place()
+        return unanswered(worker, command, timeout_s, other=other, place=place)
 
     def _receive(self, timeout_ms: float, stop: Callable[[], bool]) -> bytes | None:
         """As the channel's ``receive``, but releases leases meanwhile.
@@ -490,22 +447,10 @@ class Responses:
 
     def _death_of(self, worker: WorkerHandle) -> WorkerDied | SessionNotStarted:
         end = worker.how_it_ended()
-        code, tail = end.exit_code, end.log_tail
         # A worker whose messages are files ends by itself when its directory is removed.
-        if code == 0 and not self.resources.has_directory():
+        if end.exit_code == 0 and not self.resources.has_directory():
             return self.resources.lost_directory()
-        how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
-        output = f"{LAST_OUTPUT}{tail}" if tail else NO_OUTPUT_SINCE if end.has_printed else NO_OUTPUT
-        advice = f"\n{found}" if (found := advice_on(tail, "" if end.was_ready else worker.process.program)) else ""
-        what = f"ended ({how})"
-        if end.lives_on:
-            pid = worker.process.pid
-            what = f"has ended its service, and its process {pid} waits for its own threads or processes"
-        return WorkerDied(
-            f"the worker of session {self.resources.session_id!r} {what}{output}{advice}",
-            exit_code=code,
-            log_tail=tail,
-        )
+        return died(worker, self.resources.session_id)
 
     def forget_worker(self) -> None:
         """Forget a worker that has ended. Tags stay, for the next worker, and answers, for their takers.
