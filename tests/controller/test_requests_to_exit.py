@@ -14,6 +14,7 @@ from alarms import once
 from support import BOUND_S, FOREVER_MS, TOOLS, Gate, script, wait_until
 
 from tr_mmap import PythonSession, SessionNotStarted, WorkerDied
+from tr_mmap.controller import dispatcher
 
 OPTIONS: dict[str, dict[str, Any]] = {"mapped": {}, "signed": {"auth": True}, "files": {"channel": "files"}}
 SLOW_START = """\
@@ -79,8 +80,9 @@ def test_a_request_whose_answer_nobody_waits_for_yet_is_no_hindrance(session: Py
 
 
 def test_an_exit_that_must_wait_says_for_what(
-    session: PythonSession, gate: Gate, caplog: pytest.LogCaptureFixture
+    session: PythonSession, gate: Gate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dispatcher, "_ANSWER_NOTICE_S", 0.01)
     pid = session.pid
     session.send_request(gate.message)
     gate.wait_for_worker()
@@ -96,8 +98,9 @@ def test_an_exit_that_must_wait_says_for_what(
 
 
 def test_an_exit_that_waits_for_a_thread_of_the_worker_says_so(
-    workspace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    workspace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dispatcher, "_END_NOTICE_S", 0.01)
     session = PythonSession(script(tmp_path, LINGERING), "lingers", quiet_mode=True)
     with session, ThreadPoolExecutor(1) as pool:
         exiting = pool.submit(session.please_exit, FOREVER_MS)

@@ -45,7 +45,8 @@ __all__ = ["TURN_WAIT_S", "Dispatcher", "StatusTest"]
 _log = logging.getLogger("tr_mmap")
 
 _RELEASE_WAIT_S: Final = RELEASE_TIMEOUT_MS / 1000
-_EXIT_NOTICE_S: Final = 1.0  # when to say what an exit waits for; most workers end within milliseconds
+_ANSWER_NOTICE_S: Final = 1.0  # when to say that an exit waits for an answer
+_END_NOTICE_S: Final = 5.0  # and that it waits for the worker's end; on a busy machine that takes a second or two
 _REPEAT_EXIT_S: Final = 0.1  # how often to repeat a request to exit that the worker may overwrite
 TURN_WAIT_S: Final = 10.0  # how long close() and start() wait until another thread has left its request
 _SLICE_S: Final = 0.25  # longest single wait for news; news end it earlier, except where no watch thread can run
@@ -344,23 +345,25 @@ class Dispatcher(Nesting):
         """Send the request to exit, and return whether the worker ended in time.
 
         The worker answers a request under way first. If it does not do so in time, the request to exit is sent all the
-        same, but it never overwrites a request that the worker has not taken. After a second a line of the log says what
-        this waits for.
+        same, but it never overwrites a request that the worker has not taken. If this takes long, a line of the log says
+        why.
         """
         worker = self.worker()
         if not worker.process.is_alive() or worker.is_over():
             return not worker.lives_on or worker.process.wait(timeout_s)
-        notice_s = time.monotonic() + _EXIT_NOTICE_S
-        deadline_s = time.monotonic() + timeout_s
+        began_s = time.monotonic()
+        deadline_s = began_s + timeout_s
+        notice_s = min(began_s + _END_NOTICE_S, deadline_s)
         exiting, has_ended = object(), False
         self._exits.add(exiting)  # requests that wait for their turn are not sent any more
         try:
             stands: bool | None
             try:
-                stands = self._send_exit_in_turn(worker, min(notice_s, deadline_s), deadline_s, timeout_s)
+                answer_s = min(began_s + _ANSWER_NOTICE_S, deadline_s)
+                stands = self._send_exit_in_turn(worker, answer_s, deadline_s, timeout_s)
             except (ResponseTimeout, SessionBusy):
                 stands = None
-            if stands is None and notice_s < deadline_s:
+            if stands is None and answer_s < deadline_s:
                 self._give_notice_of_exit(worker, deadline_s)
                 notice_s = deadline_s
                 try:
@@ -371,7 +374,7 @@ class Dispatcher(Nesting):
                 stands = self._exit_anyway(worker, deadline_s)
             while True:
                 self.check_own()
-                remaining_s = max(0.0, min(notice_s, deadline_s) - time.monotonic())
+                remaining_s = max(0.0, notice_s - time.monotonic())
                 has_ended = worker.process.wait(remaining_s if stands else min(remaining_s, _REPEAT_EXIT_S))
                 if has_ended or time.monotonic() >= deadline_s:
                     return has_ended

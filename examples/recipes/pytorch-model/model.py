@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tr_mmap import PythonSession, ResponseTimeout
+from tr_mmap import PythonSession, ResponseTimeout, WorkerDied
 
 
 class Model:
@@ -20,15 +20,14 @@ class Model:
         if not self._turn.acquire(timeout=timeout_ms / 1000):
             raise TimeoutError(f"other requests took longer than {timeout_ms:g} ms")
         try:
-            if not self.session.is_alive():  # it died, was given up, or could not be started
+            if self.session.pid is None:  # there is no worker, also if the last start failed
                 self.session.start()
             if not self.session.wait_until_ready(timeout_ms):  # True at once, unless it was just started
                 raise TimeoutError("the model is still being loaded; ask again")  # and let it load on
-            batches = images.split(256)  # as many as the worker's memory allows
-            ask = self.session.calculate
+            ask, batches = self.session.calculate, images.split(256)  # as many as the worker's memory allows
             return torch.cat([ask("predict", x, timeout_ms=timeout_ms) for x in batches])
-        except ResponseTimeout:
-            self.session.terminate()  # a worker that hangs does not end by itself
+        except (ResponseTimeout, WorkerDied):
+            self.session.close()  # a worker that hangs does not end by itself
             raise
         finally:
             self._turn.release()
