@@ -90,7 +90,7 @@ describe() {
 }
 
 # Runs pip so that a person sees that it works. On a terminal pip shows how far it is; elsewhere there is a line for each
-# package that it downloads, with its size, and for each step after that.
+# package that it downloads, with its size, and for each step after that; its warnings and errors only if it fails.
 run_pip() {
     set -- "$python" -m pip --disable-pip-version-check "$@" --root-user-action=ignore
     if [ -t 1 ]; then
@@ -99,7 +99,7 @@ run_pip() {
     fi
     {
         code=0
-        "$@" --progress-bar=off || code=$?
+        "$@" --progress-bar=off 2>"$venv/pip-errors" || code=$?
         echo "$code" >"$venv/pip-status"
     } | while IFS= read -r line; do
         line=${line#"${line%%[! ]*}"}
@@ -108,7 +108,9 @@ run_pip() {
         Downloading* | "Using cached"* | Building* | Installing* | "Successfully built"*) printf '  %.110s\n' "$line" ;;
         esac
     done
-    return "$(cat "$venv/pip-status")"
+    code=$(cat "$venv/pip-status")
+    if [ "$code" -ne 0 ]; then cat "$venv/pip-errors" >&2; fi
+    return "$code"
 }
 
 prepare() {
