@@ -345,8 +345,8 @@ class Dispatcher(Nesting):
         """Send the request to exit, and return whether the worker ended in time.
 
         The worker answers a request under way first. If it does not do so in time, the request to exit is sent all the
-        same, but it never overwrites a request that the worker has not taken. If this takes long, a line of the log says
-        why.
+        same, but it never overwrites a request that the worker has not taken. If this takes long, a line of the log
+        says why.
         """
         worker = self.worker()
         if not worker.process.is_alive() or worker.is_over():

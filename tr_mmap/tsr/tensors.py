@@ -258,8 +258,8 @@ def _to_array_slow(tensor: object) -> tuple[DType, np.ndarray[Any, Any]]:
     kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
     if type(tensor) in (list, tuple, dict) and any(hasattr(each, "shape") for each in _values_of(tensor)):
         raise UnsupportedTensor(
-            f"{kind} is not a tensor, but has several: give each by itself (a file has one, a tag too; a store's record "
-            "has any number), or make one of them (numpy.stack, torch.stack)"
+            f"{kind} is not a tensor, but has several: give each by itself (a file has one, a tag too; a record of a "
+            "store has any number), or make one of them (numpy.stack, torch.stack)"
         )
     raise UnsupportedTensor(
         f"{kind} is not a tensor; give a numpy array or a torch tensor (numpy.asarray and torch.as_tensor make one)"
