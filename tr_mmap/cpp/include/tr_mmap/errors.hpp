@@ -231,8 +231,8 @@ public:
     WorkerDied(const std::string& message, std::optional<int> code, std::string tail)
         : TRException(message), exit_code(code), log_tail(std::move(tail)) {}
     std::optional<int> exit_code;  // negative is the signal that killed it; empty if unknown
-    // The last lines of its output; "" if it printed nothing. The tracebacks of errors that it has answered, and what it
-    // printed before them, are not among these lines.
+    // The last lines of its output; "" if it printed nothing. The tracebacks of errors that it has answered, and what
+    // it printed before them, are not among these lines.
     std::string log_tail;
 };
 

@@ -74,8 +74,8 @@ inline std::optional<Stat> stat_of(std::int64_t pid, int* code = nullptr) {
     return seen;
 }
 
-/// What a process does, in a word: running if one of its threads uses a processor, or is about to; waiting if all sleep;
-/// stopped by a signal or a debugger; ended; unknown if there is no descriptor left to look at it.
+/// What a process does, in a word: running if one of its threads uses a processor, or is about to; waiting if all
+/// sleep; stopped by a signal or a debugger; ended; unknown if there is no descriptor left to look at it.
 inline const char* state_of(std::int64_t pid) {
     int code = 0;
     const auto seen = stat_of(pid, &code);

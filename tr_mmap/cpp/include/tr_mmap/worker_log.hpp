@@ -111,8 +111,8 @@ inline std::string after_last_answer(const std::string& text) {
 /// What is before an error that a request has got as its answer is left out, and so is that error's traceback: the
 /// request's caller has it, and in the error of a worker that dies later it would be taken for the cause.
 ///
-/// If Python's dump of the threads at a fatal error is longer than that, the first lines of the dump and the lines before
-/// it replace some: they say what the error was, and often why.
+/// If Python's dump of the threads at a fatal error is longer than that, the first lines of the dump and the lines
+/// before it replace some: they say what the error was, and often why.
 inline std::string log_tail(const std::string& path, int lines) {
     constexpr std::string_view fatal_line = "\nFatal Python error";
     try {
