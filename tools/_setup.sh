@@ -89,6 +89,30 @@ describe() {
     cat "$root/pyproject.toml" "$root/setup.py" "$root/tools/constraints.txt" "$root"/tr_mmap/native/*.[ch] "$root"/tr_mmap/sandbox/*.[ch]
 }
 
+# Runs pip so that a person sees that it works. On a terminal pip shows how far it is; elsewhere there is a line for each
+# package that it downloads, with its size, and for each step after that; its warnings and errors only if it fails.
+run_pip() {
+    set -- "$python" -m pip --disable-pip-version-check "$@" --root-user-action=ignore
+    if [ -t 1 ]; then
+        "$@"
+        return
+    fi
+    {
+        code=0
+        "$@" --progress-bar=off 2>"$venv/pip-errors" || code=$?
+        echo "$code" >"$venv/pip-status"
+    } | while IFS= read -r line; do
+        line=${line#"${line%%[! ]*}"}
+        case $line in
+        *.metadata*) ;;
+        Downloading* | "Using cached"* | Building* | Installing* | "Successfully built"*) printf '  %.110s\n' "$line" ;;
+        esac
+    done
+    code=$(cat "$venv/pip-status")
+    if [ "$code" -ne 0 ]; then cat "$venv/pip-errors" >&2; fi
+    return "$code"
+}
+
 prepare() {
     python=$venv/bin/python
     if [ -e "$venv/incomplete" ] || ! is_new_enough "$python" || [ ! -x "$venv/bin/pip" ]; then
@@ -101,16 +125,15 @@ prepare() {
     done
     stamp=$venv/installed-$1
     wanted=$(describe "$1")
-    echo "Installing into ${venv##*/} what is needed ($1). This takes a minute or more, and only the first time."
+    echo "Installing into ${venv##*/} what is needed ($1), some hundred packages. It takes one to four minutes, longer over"
+    echo "a slow line or on a busy machine, and only the first time."
     # In mode "compat" the folder is a line of a .pth file. Else each start of Python would import a finder, which takes as
     # long as all the rest of it.
-    (
-        cd "$root" &&
-            "$python" -m pip --disable-pip-version-check -qq install --no-compile -c tools/constraints.txt \
-                --config-settings editable_mode=compat -e ".[$1]"
-    ) || fail "The installation failed; pip's reason is above. Nothing else is needed than to run this again."
+    (cd "$root" && run_pip install --no-compile -c tools/constraints.txt --config-settings editable_mode=compat -e ".[$1]") ||
+        fail "The installation failed; pip's reason is above. Nothing else is needed than to run this again."
     # pip would compile the modules one after the other, which takes most of its time. A file that does not compile does
     # no harm.
+    echo "  Compiling Python's modules"
     "$python" -m compileall -q -j 0 "$venv/lib" >/dev/null 2>&1 || :
     printf '%s\n' "$wanted" >"$stamp"
     rm -f "$venv/incomplete"

@@ -292,7 +292,8 @@ class WorkerDied(TRException, ChildProcessError):
 
     Attributes:
         exit_code: its exit status; if negative, minus the signal that killed it; None if unknown.
-        log_tail: the last lines of its output.
+        log_tail: the last lines of its output; "" if it printed nothing. The tracebacks of errors that it has answered,
+            and what it printed before them, are not among these lines.
     """
 
     exit_code: int | None

@@ -42,12 +42,13 @@ _Embed = Annotated[bool, typer.Option("--embed", help="Let the bundled embedder 
 def _one_line_errors() -> Iterator[None]:
     """An error is one line, and the exit status says of which kind."""
     from ..errors import BadMessage, TRException
+    from ..store.errors import NoSuchStore
 
     try:
         yield
     except TRException as error:
         _say(str(error), error)
-        raise typer.Exit(_WRONG if isinstance(error, BadMessage) else _FAILED) from None
+        raise typer.Exit(_WRONG if isinstance(error, BadMessage | NoSuchStore) else _FAILED) from None
     except BrokenPipeError:  # the program that reads our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python fails again when it flushes the rest at exit
         raise typer.Exit(_CUT_SHORT) from None
@@ -84,12 +85,12 @@ def _opened(
     """
     with _one_line_errors():
         from ..store import Store
-        from ..store.places import find_store, note_of, root_of
+        from ..store.places import find_store, no_store, note_of, root_of
 
         root = find_store(name, path)
         if root is None:
             if before_made is None:
-                raise _no_store(name, path)
+                raise no_store(name, path)
             before_made(name, path)
             root = find_store(name, path)
         noted = {} if root is None else note_of(root, name)
@@ -107,13 +108,6 @@ def _opened(
                     "none, and are found by their words"
                 )
             yield store
-
-
-def _no_store(name: str, path: Path | None) -> Exception:
-    from ..errors import BadMessage
-    from ..store.places import roots_of
-
-    return BadMessage(f"there is no store {name!r} in {' or '.join(roots_of(path))}", detail="name")
 
 
 def _json_of(text: str | None, what: str) -> Any:
@@ -356,6 +350,33 @@ def compact(name: _Name, path: _Path = None) -> None:
         before = store.stats().disk_nbytes
         rows = store.compact()
         typer.echo(f"{rows} rows freed; {before} bytes before, {store.stats().disk_nbytes} after")
+
+
+@app.command("rm")
+def remove(
+    name: _Name,
+    path: _Path = None,
+    is_sure: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+) -> None:
+    """Remove a store with all its records, also one that is broken. Asks first."""
+    with _one_line_errors():
+        from ..store.places import Places, find_store, no_store, remove_store
+
+        root = find_store(name, path)
+        if root is None:
+            raise no_store(name, path)
+        places = Places(root, name)
+        if not is_sure:
+            typer.echo(f"Remove {places.directory} with {places.nbytes()} bytes? [y/N] ", err=True, nl=False)
+            answer = _input().readline()
+            if not answer:
+                typer.echo(err=True)
+                _say("nothing was removed: there is no answer; say --yes to be asked nothing")
+                raise typer.Exit(_WRONG)
+            if answer.strip().lower() not in ("y", "yes"):
+                _say("nothing was removed")
+                raise typer.Exit(_FAILED)
+        remove_store(root, name)
 
 
 def _records(count: int) -> str:

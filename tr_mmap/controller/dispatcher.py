@@ -6,6 +6,8 @@ starts or ends processes.
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +30,7 @@ from ..protocol.messages import Request, now_ms
 from ..protocol.status import Status, StatusLine
 from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_SEQ, RELEASE_COMMAND
 from ..wire.waits import RELEASE_TIMEOUT_MS
+from ..wire.words import NO_REQUEST
 from .nesting import Nesting
 from .options import shown_ms
 from .resources import SessionResources
@@ -39,7 +42,11 @@ from .worker_handle import WorkerHandle
 
 __all__ = ["TURN_WAIT_S", "Dispatcher", "StatusTest"]
 
+_log = logging.getLogger("tr_mmap")
+
 _RELEASE_WAIT_S: Final = RELEASE_TIMEOUT_MS / 1000
+_ANSWER_NOTICE_S: Final = 1.0  # when to say that an exit waits for an answer
+_END_NOTICE_S: Final = 5.0  # and that it waits for the worker's end; on a busy machine that takes a second or two
 _REPEAT_EXIT_S: Final = 0.1  # how often to repeat a request to exit that the worker may overwrite
 TURN_WAIT_S: Final = 10.0  # how long close() and start() wait until another thread has left its request
 _SLICE_S: Final = 0.25  # longest single wait for news; news end it earlier, except where no watch thread can run
@@ -338,37 +345,68 @@ class Dispatcher(Nesting):
         """Send the request to exit, and return whether the worker ended in time.
 
         The worker answers a request under way first. If it does not do so in time, the request to exit is sent all the
-        same, but it never overwrites a request that the worker has not taken.
+        same, but it never overwrites a request that the worker has not taken. If this takes long, a line of the log
+        says why.
         """
         worker = self.worker()
         if not worker.process.is_alive() or worker.is_over():
             return not worker.lives_on or worker.process.wait(timeout_s)
-        deadline_s = time.monotonic() + timeout_s
+        began_s = time.monotonic()
+        deadline_s = began_s + timeout_s
+        notice_s = min(began_s + _END_NOTICE_S, deadline_s)
         exiting, has_ended = object(), False
         self._exits.add(exiting)  # requests that wait for their turn are not sent any more
         try:
+            stands: bool | None
             try:
-                stands = self.in_turn(
-                    deadline_s, timeout_s, EXIT_COMMAND, self._send_exit, worker, deadline_s, timeout_s
-                )
+                answer_s = min(began_s + _ANSWER_NOTICE_S, deadline_s)
+                stands = self._send_exit_in_turn(worker, answer_s, deadline_s, timeout_s)
             except (ResponseTimeout, SessionBusy):
+                stands = None
+            if stands is None and answer_s < deadline_s:
+                self._give_notice_of_exit(worker, deadline_s)
+                notice_s = deadline_s
+                try:
+                    stands = self._send_exit_in_turn(worker, deadline_s, deadline_s, timeout_s)
+                except (ResponseTimeout, SessionBusy):
+                    pass
+            if stands is None:
                 stands = self._exit_anyway(worker, deadline_s)
             while True:
                 self.check_own()
-                remaining_s = max(0.0, deadline_s - time.monotonic())
+                remaining_s = max(0.0, notice_s - time.monotonic())
                 has_ended = worker.process.wait(remaining_s if stands else min(remaining_s, _REPEAT_EXIT_S))
                 if has_ended or time.monotonic() >= deadline_s:
                     return has_ended
+                if time.monotonic() >= notice_s:
+                    self._give_notice_of_exit(worker, deadline_s)
+                    notice_s = deadline_s
                 if not stands:
                     stands = self._exit_anyway(worker, deadline_s)
         finally:
             if not has_ended:
                 self._exits.discard(exiting)
 
-    def _send_exit(self, worker: WorkerHandle, deadline_s: float, timeout_s: float) -> bool:
+    def _give_notice_of_exit(self, worker: WorkerHandle, deadline_s: float) -> None:
+        """Say what this wait is for: at the end of a ``with`` block it looks like a hang."""
+        pending, left_s = self._pending, deadline_s - time.monotonic()
+        _log.warning(
+            "session %r is to end: waiting %s until its worker has %s; %s; terminate() ends it at once",
+            self.resources.session_id,
+            f"up to {left_s:.0f} s more" if left_s < math.inf else "without a limit",
+            "ended" if pending is None else f"answered {pending.command!r}",
+            worker_state(worker),
+        )
+
+    def _send_exit_in_turn(self, worker: WorkerHandle, answer_s: float, deadline_s: float, timeout_s: float) -> bool:
+        """Send the request to exit when it is its turn; an answer before it must come until ``answer_s``."""
+        arguments = worker, answer_s, deadline_s, timeout_s
+        return self.in_turn(answer_s, timeout_s, EXIT_COMMAND, self._send_exit, *arguments)
+
+    def _send_exit(self, worker: WorkerHandle, answer_s: float, deadline_s: float, timeout_s: float) -> bool:
         """Send the request to exit. Returns whether the worker cannot overwrite it; it may still be starting."""
         try:
-            self._settle(deadline_s, timeout_s)
+            self._settle(answer_s, timeout_s)
         except SystemLimit:
             pass  # the response is there, so the worker has taken the request
         return self._store_exit(worker, deadline_s)
@@ -483,8 +521,7 @@ class Dispatcher(Nesting):
         if remaining_s <= 0:
             state = worker_state(worker)
             raise ResponseTimeout(
-                "no request was made whose answer is still to be taken, so none came within "
-                f"{shown_ms(timeout_s * 1000)} ms; call send_request first",
+                f"{NO_REQUEST}{shown_ms(timeout_s * 1000)} ms; call send_request first",
                 timeout_ms=timeout_s * 1000,
                 command="",
                 pid=state.pid,

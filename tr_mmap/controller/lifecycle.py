@@ -18,6 +18,7 @@ from ..protocol.status import Status, StatusLine
 from ..sessions.projects import choose_workspace
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import CLAIM_RETRY_S, CLAIM_WAIT_S, DEFAULT_TIMEOUT_MS, EXIT_TIMEOUT_MS
+from ..wire.words import NOT_STARTED
 from .dispatcher import TURN_WAIT_S, Dispatcher, StatusTest
 from .launch import check_script
 from .named_results import NamedResults
@@ -312,13 +313,14 @@ class SessionLifecycle:
         try:
             if not self.wait_until_ready(timeout_ms):
                 worker = self._worker_or_none()
-                output = worker.process.log_tail() if worker is not None else ""
+                tail = worker.process.log_tail() if worker is not None else ""
+                output = f"Its last output:\n{tail}" if tail else "It printed nothing."
                 state = worker_state(worker) if worker is not None else None
                 raise ResponseTimeout(
                     f"the worker {self._options.script_path!r} was not ready after {shown_ms(timeout_ms or 0.0)} ms; "
                     f"{state}; "
                     "it must run a server with the session id of its command line, or needs a larger "
-                    f"start_timeout_ms. Its last output:\n{output}",
+                    f"start_timeout_ms. {output}",
                     timeout_ms=timeout_ms or 0.0,
                     command="start",
                     pid=0 if state is None else state.pid,
@@ -449,7 +451,7 @@ class SessionLifecycle:
         dispatcher = self._dispatcher
         if dispatcher is None:
             raise SessionNotStarted(
-                f"session {self._options.session_id!r} is not started; call start(), or use it as a context manager"
+                f"session {self._options.session_id!r}{NOT_STARTED}, or use it as a context manager"
             )
         dispatcher.check_own()
         return dispatcher

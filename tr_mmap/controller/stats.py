@@ -8,6 +8,7 @@ from typing import Final, Literal, TypeAlias
 from ..processes.state import ProcessState, state_of
 from ..protocol.status import Status
 from ..shm.pool import PoolStats
+from ..wire.words import LAST_MOVED, PROCESS_IS
 from .worker_handle import WorkerHandle
 
 __all__ = ["Activity", "SessionStats", "WorkerState", "ended_state", "worker_state"]
@@ -39,8 +40,8 @@ class WorkerState:
     last_moved_ms: float | None
 
     def __str__(self) -> str:
-        moved = "" if self.last_moved_ms is None else f", and last moved {self.last_moved_ms / 1000:.1f} s ago"
-        return f"process {self.pid} is {self.process}{moved}"
+        moved = "" if self.last_moved_ms is None else f"{LAST_MOVED}{self.last_moved_ms / 1000:.1f} s ago"
+        return f"process {self.pid}{PROCESS_IS}{self.process}{moved}"
 
 
 @dataclass(frozen=True, slots=True)

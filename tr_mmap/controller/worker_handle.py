@@ -22,13 +22,15 @@ class End(NamedTuple):
 
     Attributes:
         exit_code: None if unknown.
-        log_tail: the last lines of its output.
+        log_tail: the last lines of its output, without what came before an error that it has answered.
+        has_printed: whether it has printed anything, also if that is not in ``log_tail``.
         was_ready: whether it ever was ready.
         lives_on: whether only its service has ended: its process waits for its own threads or processes.
     """
 
     exit_code: int | None
     log_tail: str
+    has_printed: bool
     was_ready: bool
     lives_on: bool
 
@@ -108,7 +110,8 @@ class WorkerHandle:
                 self.process.wait(1.0)  # the watch may know it before the exit code is there
             lives_on = self.lives_on
             code = None if lives_on else self.process.exit_code
-            end = self._end = End(code, self.process.log_tail(), self._was_ready(), lives_on)
+            has_printed = self.process.log_size().nbytes > 0
+            end = self._end = End(code, self.process.log_tail(), has_printed, self._was_ready(), lives_on)
         return end
 
     def _was_ready(self) -> bool:

@@ -313,7 +313,7 @@ class WorkerProcess:
         return not self.is_alive()
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines of its output, and how a dump of Python's at a fatal error begins; "" if the log is gone."""
+        """The last lines of its output, as :func:`~.worker_log.log_tail` finds them."""
         return log_tail(self.log_path, lines)
 
     def log_size(self) -> LogSize:

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 from ..base import system
 from ..base.fork_safety import this_process
 from ..wire.limits import DUMP_LINE_NBYTES, DUMP_LINES, DUMP_LINES_BEFORE, DUMP_NBYTES, LOG_TAIL_NBYTES
+from ..wire.words import ANSWERED_LINE
 
 __all__ = [
     "MAX_LOG_NBYTES",
@@ -208,11 +209,21 @@ def log_size(path: str) -> LogSize:
         system.close(fd)
 
 
+def _after_last_answer(data: bytes) -> bytes:
+    """The output of a worker since the last error that it has answered; all of it, if there is none."""
+    line = ANSWERED_LINE.encode()
+    at = (b"\n" + data).rfind(b"\n" + line + b"\n")
+    return data if at < 0 else data[at + len(line) + 1 :]
+
+
 def log_tail(path: str, lines: int) -> str:
     """The last ``lines`` lines of a log, from its last 16 KiB; "" if the log is gone.
 
-    If they end in a longer dump of Python's at a fatal error, its first lines and those before it take the place of
-    some: they say what the error was, and often why.
+    What is before an error that a request has got as its answer is left out, and so is that error's traceback: the
+    request's caller has it, and in the error of a worker that dies later it would be taken for the cause.
+
+    If the lines end in a longer dump of Python's at a fatal error, its first lines and those before it take the place
+    of some: they say what the error was, and often why.
     """
     try:
         fd = system.open_private_file(path)
@@ -220,11 +231,10 @@ def log_tail(path: str, lines: int) -> str:
         return ""
     try:
         nbytes = system.file_nbytes(fd)
-        data = system.read_all(fd, LOG_TAIL_NBYTES, max(0, nbytes - LOG_TAIL_NBYTES))
-        dump = system.read_all(fd, DUMP_NBYTES, max(0, nbytes - DUMP_NBYTES))
+        dump = _after_last_answer(system.read_all(fd, DUMP_NBYTES, max(0, nbytes - DUMP_NBYTES)))
     finally:
         system.close(fd)
-    found = data.decode("utf-8", errors="replace").splitlines()
+    found = dump[-LOG_TAIL_NBYTES:].decode("utf-8", errors="replace").splitlines()
     fatal = dump.rfind(b"\n" + _FATAL) + 1 or (0 if dump.startswith(_FATAL) else -1)
     if lines < 2 * DUMP_LINES or fatal < 0 or dump.count(b"\n", fatal) <= lines - DUMP_LINES_BEFORE:
         return "\n".join(found[-lines:]) if lines > 0 else ""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .errors import (
         EmbedderMismatch,
         NoSuchRecord,
+        NoSuchStore,
         RecordExists,
         SnapshotExpired,
         StoreBusy,
@@ -28,6 +29,7 @@ __all__ = [
     "Event",
     "Hit",
     "NoSuchRecord",
+    "NoSuchStore",
     "OutOfSpace",
     "Page",
     "Record",

@@ -11,15 +11,16 @@ from typing import Any, Final, TypeVar
 import msgspec
 import numpy as np
 
-from ..errors import OutOfSpace, TRException
-from ..tsr.dtypes import by_name
+from ..errors import BadMessage, OutOfSpace, TRException
+from ..tsr.dtypes import by_name, import_torch
+from ..tsr.framework_names import check_framework_name
 from .arguments import Fresh, check_scopes, checked_scope
 from .catalogue import Catalogue, Transaction
 from .changes import Changes, NoSlab, UnknownWords, last_slab, room_of_slabs
 from .errors import EmbedderMismatch, NoSuchRecord, WrongShape
 from .filters import Filter, parse
 from .options import Embedder, Options, Wanted, embedder_name
-from .places import Places, find_store, root_of
+from .places import Places, find_store, no_store, root_of
 from .records import Record, decode_record
 from .recovery import recover
 from .reserve import fill, release
@@ -47,13 +48,26 @@ class StoreCore:
     """
 
     def __init__(
-        self, wanted: Wanted, path: str | os.PathLike[str] | None, embedder: Embedder | None, scope: str | None
+        self,
+        wanted: Wanted,
+        path: str | os.PathLike[str] | None,
+        embedder: Embedder | None,
+        scope: str | None,
+        framework: str,
+        create: bool,
     ) -> None:
         self.scope = checked_scope(scope)
         self._embedder = embedder
+        check_framework_name(framework)
+        if framework == "torch":
+            import_torch()  # now: it takes seconds, and an event loop may ask for the first record
+        if type(create) is not bool:
+            raise BadMessage(f"create is {create!r:.40}; it is True or False", detail="create")
         durability = wanted.of_new().durability
         known = find_store(wanted.name, path) if wanted.durability is None else None
-        self._places = Places(known or root_of(path, durability), wanted.name)
+        self._places = Places(known or root_of(path, durability), wanted.name, framework)
+        if not create and not self._places.exists():
+            raise no_store(wanted.name, os.path.dirname(self._places.directory) if wanted.durability else path)
         self._places.make(durability)
         self._catalogue = Catalogue(self._places.catalogue, durability)
         try:

@@ -9,6 +9,7 @@ from ..errors import TRException
 __all__ = [
     "EmbedderMismatch",
     "NoSuchRecord",
+    "NoSuchStore",
     "RecordExists",
     "SnapshotExpired",
     "StoreBusy",
@@ -30,6 +31,21 @@ class NoSuchRecord(TRException, KeyError):
 
     def __init__(self, message: str, *, id: str) -> None:
         super().__init__(message, id=id)
+
+
+class NoSuchStore(TRException, FileNotFoundError):
+    """There is no store of that name, and none was to be made.
+
+    Attributes:
+        name: the name.
+        path: the folder, or the first of the folders, where it was looked for.
+    """
+
+    name: str
+    path: str
+
+    def __init__(self, message: str, *, name: str, path: str) -> None:
+        super().__init__(message, name=name, path=path)
 
 
 class RecordExists(TRException, FileExistsError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -15,15 +16,16 @@ from ..errors import HostilePath, TSRFormatError
 from ..sessions.workspace import Workspace
 from ..tsr import load, read_header
 from ..tsr.dtypes import DType, by_name
-from ..tsr.files import load_view
+from ..tsr.files import Mode, load_view
 from ..tsr.tensors import copy_into, from_buffer, to_array
-from .errors import StoreCorrupt
+from .errors import NoSuchStore, StoreCorrupt
 from .files import new_file_name, replace_file, write_array, writer_of
 from .records import Part
 
-__all__ = ["Places", "find_store", "note_of", "root_of", "roots_of", "stores_in"]
+__all__ = ["Places", "find_store", "no_store", "note_of", "remove_store", "root_of", "roots_of", "stores_in"]
 
 _PREFIX: Final = "tr_store_"
+_GONE: Final = ".gone-"  # begins the name of a store that is being removed
 _SMALL_NBYTES: Final = 64 << 10  # tensors up to this size share a file
 _NOTE_NBYTES: Final = 1 << 20  # more than any note has
 _ALIGNMENT: Final = 64
@@ -68,6 +70,26 @@ def find_store(name: str, path: str | os.PathLike[str] | None) -> str | None:
     return next((root for root in roots_of(path) if Places(root, name).exists()), None)
 
 
+def no_store(name: str, path: str | os.PathLike[str] | None) -> NoSuchStore:
+    """The error for a store that is not there."""
+    roots = roots_of(path)
+    return NoSuchStore(f"there is no store {name!r} in {' or '.join(roots)}", name=name, path=roots[0])
+
+
+def remove_store(root: str, name: str) -> None:
+    """Remove a store, also one that cannot be opened. Handles that are open show what was there, and change nothing.
+
+    Raises:
+        HostilePath: its folder is not this user's own.
+    """
+    places = Places(root, name)
+    places.check_private()
+    # Under another name first: nobody shall find a part of it.
+    gone = os.path.join(root, f"{_GONE}{name}-{secrets.token_hex(8)}")
+    system.rename(places.directory, gone)
+    system.remove_tree(gone)
+
+
 def note_of(root: str, name: str) -> dict[str, Any]:
     """What ``store.json`` says of a store; nothing if it cannot be read."""
     try:
@@ -87,10 +109,12 @@ class Places:
         vectors: of its slabs.
         tensors: of its tensors.
         durability: of the store, once that is known.
+        framework: of the tensors that are opened.
     """
 
-    def __init__(self, root: str, name: str) -> None:
+    def __init__(self, root: str, name: str, framework: str = "numpy") -> None:
         self.durability = "memory"
+        self.framework = framework
         self.directory = os.path.join(root, f"{_PREFIX}{name}")
         self.catalogue, self.vectors, self.tensors = (os.path.join(self.directory, each) for each in _FOLDERS)
 
@@ -109,7 +133,7 @@ class Places:
             HostilePath: another user may write there.
             OutOfSpace: there is no room.
         """
-        self._check_private()
+        self.check_private()
         new = [path for path in (self.directory, self.vectors, self.tensors) if not system.exists(path)]
         if new and new[0] == self.directory:
             missing = os.path.dirname(self.directory)
@@ -123,9 +147,9 @@ class Places:
                 pass
             if durability == "fsync":
                 system.sync_dir(os.path.dirname(path))
-        self._check_private()
+        self.check_private()
 
-    def _check_private(self) -> None:
+    def check_private(self) -> None:
         """Refuse a folder in which other users may write. A missing folder passes."""
         try:
             info = system.status(self.directory)
@@ -211,10 +235,11 @@ class Places:
         """
         if len(parts) != 1 or parts[0].dtype:
             return None
-        return {parts[0].name: load_view(f"{self.tensors}/{parts[0].file}")}
+        path = f"{self.tensors}/{parts[0].file}"
+        return {parts[0].name: load_view(path) if self.framework == "numpy" else load(path, framework=self.framework)}
 
     def open_tensors(self, record_id: str, parts: Iterable[Part], *, verify: bool = False) -> dict[str, Any]:
-        """The tensors of a record, as read-only views of their files.
+        """The tensors of a record, as views of their files: read-only, or copy-on-write for torch.
 
         Args:
             record_id: for errors.
@@ -225,25 +250,27 @@ class Places:
             StoreCorrupt: a file is gone, or is not what was written.
         """
         found: dict[str, Any] = {}
-        opened: dict[str, np.ndarray[Any, Any]] = {}
+        opened: dict[str, np.ndarray[Any, Any]] = {}  # files that several tensors share
         for part in parts:
+            if not part.dtype:
+                found[part.name] = self._load(record_id, part.file, verify, self.framework)
+                continue
             if part.file not in opened:
                 opened[part.file] = self._load(record_id, part.file, verify)
             array = opened[part.file]
-            if not part.dtype:
-                found[part.name] = array
-                continue
             dtype = by_name(part.dtype)
             end = part.offset + dtype.itemsize * int(np.prod(part.shape, dtype=np.int64))
             if array.dtype != np.uint8 or array.ndim != 1 or end > array.size:
                 raise self._lost(record_id, part.file, "is not the file that was written")
-            found[part.name] = from_buffer(array.data, dtype, part.shape, part.offset, "numpy")
+            found[part.name] = from_buffer(array.data, dtype, part.shape, part.offset, self.framework)
         return found
 
-    def _load(self, record_id: str, file: str, verify: bool) -> np.ndarray[Any, Any]:
+    def _load(self, record_id: str, file: str, verify: bool, framework: str = "numpy") -> Any:
         path = os.path.join(self.tensors, file)
+        mode: Mode = "r" if self.framework == "numpy" else "c"  # torch has no read-only tensors
         try:
-            return load(path, verify=verify and read_header(path).payload_checksum is not None)
+            has_checksum = verify and read_header(path).payload_checksum is not None
+            return load(path, framework=framework, mode=mode, verify=has_checksum)
         except FileNotFoundError:
             raise self._lost(record_id, file, "is gone") from None
         except TSRFormatError as error:

@@ -79,7 +79,7 @@ class Record(msgspec.Struct, array_like=True, dict=True):
 
     @property
     def tensors(self) -> dict[str, Any]:
-        """The tensors by name, read-only, in the store's own memory."""
+        """The tensors by name, in the store's own memory: read-only arrays; or torch tensors, by its ``framework``."""
         found: dict[str, Any] | None = self.__dict__.get("tensors_of")
         return {} if found is None else found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import EllipsisType
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -51,15 +51,19 @@ class Store(StoreReads):
             user's.
         scope: a user's id: this handle shows and changes only that user's records. It is a filter, not a boundary:
             other handles see all records. The boundary between users is the folder.
+        framework: of the tensors that this handle gives: ``"numpy"``, read-only, or ``"torch"``; what is written into a
+            torch tensor stays in this process. Vectors are numpy arrays in both cases.
+        create: False to open only a store that is there.
 
     Raises:
         BadMessage: an option is wrong; ``detail`` says which.
         UnsupportedTensor: there is no such dtype.
+        NoSuchStore: there is none, and ``create`` is False.
         EmbedderMismatch: the store has another option.
         HostilePath: other users may write in the store's folder.
         OutOfSpace: there is no room.
         StoreCorrupt: the store's files are damaged.
-        MissingPackage: ``tr_mmap[store]`` is not installed.
+        MissingPackage: ``tr_mmap[store]`` is not installed, or torch for ``framework="torch"``.
     """
 
     def __init__(
@@ -76,9 +80,11 @@ class Store(StoreReads):
         budget_nbytes: int | None = None,
         at_budget: AtBudget | None = None,
         scope: str | None = None,
+        framework: Literal["numpy", "torch"] = "numpy",
+        create: bool = True,
     ) -> None:
         wanted = Wanted.checked(name, dim, dtype, metric, embedder, indexed, durability, budget_nbytes, at_budget)
-        super().__init__(wanted, path, embedder, scope)
+        super().__init__(wanted, path, embedder, scope, framework, create)
 
     @classmethod
     def open(cls, name: str = "default", path: str | os.PathLike[str] | None = None, **options: Any) -> Store:

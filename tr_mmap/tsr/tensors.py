@@ -255,10 +255,19 @@ def _to_array_slow(tensor: object) -> tuple[DType, np.ndarray[Any, Any]]:
     if isinstance(tensor, np.ndarray | np.generic):
         array = np.asarray(tensor)
         return from_numpy(array.dtype), array
+    kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+    if type(tensor) in (list, tuple, dict) and any(hasattr(each, "shape") for each in _values_of(tensor)):
+        raise UnsupportedTensor(
+            f"{kind} is not a tensor, but has several: give each by itself (a file has one, a tag too; a record of a "
+            "store has any number), or make one of them (numpy.stack, torch.stack)"
+        )
     raise UnsupportedTensor(
-        f"{type(tensor).__module__}.{type(tensor).__qualname__} is not a tensor; give a numpy array or a torch tensor "
-        "(numpy.asarray and torch.as_tensor make one)"
+        f"{kind} is not a tensor; give a numpy array or a torch tensor (numpy.asarray and torch.as_tensor make one)"
     )
+
+
+def _values_of(several: Any) -> Any:
+    return several.values() if type(several) is dict else several
 
 
 def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, Any]]:

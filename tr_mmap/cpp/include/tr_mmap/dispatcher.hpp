@@ -66,7 +66,7 @@ public:
     Handle worker() const {
         if (is_closed_) throw_closed();
         Handle result = resources_.worker();
-        if (!result) throw SessionNotStarted("session '" + resources_.session_id() + "' has no worker; call start()");
+        if (!result) throw SessionNotStarted("session '" + resources_.session_id() + "'" + wire::no_worker);
         return result;
     }
 
@@ -248,10 +248,10 @@ public:
             }
             if (Clock::now() >= wait.deadline) {
                 if (is_turn_taken_) throw_no_turn(lock, wait, "");
-                throw ResponseTimeout("no request was made whose answer is still to be taken, so none came within " +
-                                          shown_ms(timeout_ms) +
-                                          " ms; call send_request first",
+                ResponseTimeout error(wire::no_request + shown_ms(timeout_ms) + " ms; call send_request first",
                                       timeout_ms, "");
+                note_state(error, *wait.worker);
+                throw error;
             }
             lock.unlock();
             // For one slice only: if the worker has ended its service and its process lives on, nothing raises
@@ -443,20 +443,15 @@ private:
     // -- how a wait fails ------------------------------------------------------------------------------------------
 
     [[noreturn]] void throw_closed() const {
-        throw SessionNotStarted("session '" + resources_.session_id() + "' was closed; call start()");
+        throw SessionNotStarted("session '" + resources_.session_id() + "'" + wire::closed_meanwhile);
     }
 
-    [[noreturn]] void throw_no_turn(Lock& lock, const Wait& wait, const std::string& command,
-                                    const std::string& other = "another thread's request") {
+    [[noreturn]] void throw_no_turn(Lock& lock, const Wait& wait, const std::string& command) {
         if (is_closed_) throw_closed();
         const std::string pending = pending_ ? pending_->command : "";
         lock.unlock();
         if (wait.worker->has_left()) throw died_error(*wait.worker, resources_.session_id());
-        const std::string what = command.empty() ? "a response" : "'" + command + "'";
-        throw ResponseTimeout(what + " did not get its turn within " + shown_ms(wait.timeout_ms) +
-                                  " ms: " + other + " is under way" +
-                                  (pending.empty() ? "" : "; " + describe(*wait.worker, pending)),
-                              wait.timeout_ms, command);
+        throw unanswered(*wait.worker, command, wait.timeout_ms, &pending);
     }
 
     /// What wait_status() returns if it did not get the turn: nothing; throws if the session or the worker has ended.
@@ -548,7 +543,7 @@ private:
         try {
             settle(lock, wait);
         } catch (const ResponseTimeout&) {
-            throw_no_turn(lock, wait, command.command, "an earlier request");
+            throw_no_turn(lock, wait, command.command);
         }
         if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);
         if (is_exiting_) {
@@ -640,10 +635,7 @@ private:
                     lock.lock();
                     throw_worker_died(lock, wait.worker);
                 }
-                const ResponseTimeout error("no response to '" + command + "' within " + shown_ms(wait.timeout_ms) +
-                                                " ms; " + describe(*wait.worker, command) +
-                                                "; give it more time, or terminate() and start() the worker",
-                                            wait.timeout_ms, command);
+                const ResponseTimeout error = unanswered(*wait.worker, command, wait.timeout_ms);
                 lock.lock();
                 throw error;
             }

@@ -217,8 +217,12 @@ class ResponseTimeout : public TRException {
 public:
     ResponseTimeout(const std::string& message, double waited_ms, std::string which_command)
         : TRException(message), timeout_ms(waited_ms), command(std::move(which_command)) {}
-    double timeout_ms;
+    double timeout_ms;    // how long the call was allowed to take; infinity for no limit
     std::string command;  // that was not answered; "" if none was under way
+    std::int64_t pid = 0;                 // of the worker; 0 if unknown
+    std::string state = "unknown";        // what its process does: running, waiting, stopped, ended or unknown
+    std::optional<bool> is_taken_up;      // whether it has taken this request up, and not one by hand; empty if unknown
+    std::optional<double> last_moved_ms;  // since it last took a request, used a tensor or answered; empty if unknown
 };
 
 /// The worker ended, maybe before it was ready.
@@ -227,7 +231,9 @@ public:
     WorkerDied(const std::string& message, std::optional<int> code, std::string tail)
         : TRException(message), exit_code(code), log_tail(std::move(tail)) {}
     std::optional<int> exit_code;  // negative is the signal that killed it; empty if unknown
-    std::string log_tail;          // the last lines of its output
+    // The last lines of its output; "" if it printed nothing. The tracebacks of errors that it has answered, and what
+    // it printed before them, are not among these lines.
+    std::string log_tail;
 };
 
 /// A handler in the worker failed.

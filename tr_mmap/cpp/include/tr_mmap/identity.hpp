@@ -74,18 +74,27 @@ inline std::optional<Stat> stat_of(std::int64_t pid, int* code = nullptr) {
     return seen;
 }
 
-/// What a process is doing, in words.
+/// What a process does, in a word: running if one of its threads uses a processor, or is about to; waiting if all
+/// sleep; stopped by a signal or a debugger; ended; unknown if there is no descriptor left to look at it.
 inline const char* state_of(std::int64_t pid) {
-    const auto seen = stat_of(pid);
-    if (!seen || seen->is_ended) return "ended";
-    switch (seen->state) {
-        case 'R': return "running";
-        case 'S': return "sleeping";
-        case 'D': return "waiting for a device";
-        case 'T': return "stopped";
-        case 't': return "stopped by a debugger";
-        default: return "in an unknown state";
+    int code = 0;
+    const auto seen = stat_of(pid, &code);
+    if (!seen) return code != 0 && code != ENOENT && code != ESRCH ? wire::process_unknown : wire::process_ended;
+    if (seen->is_ended) return wire::process_ended;
+    const std::string tasks = "/proc/" + std::to_string(pid) + "/task";
+    DIR* directory = ::opendir(tasks.c_str());
+    if (!directory) return wire::process_unknown;
+    bool is_running = false;
+    int left = 256;  // threads that are looked at; one that runs is nearly always among them
+    while (const struct dirent* entry = is_running || left-- <= 0 ? nullptr : ::readdir(directory)) {
+        if (entry->d_name[0] == '.') continue;
+        const std::string text = read_proc(tasks + "/" + entry->d_name + "/stat", 4096);
+        const std::size_t close = text.rfind(')');  // the name in parentheses may hold parentheses itself
+        is_running = close != std::string::npos && close + 2 < text.size() && text[close + 2] == 'R';
     }
+    ::closedir(directory);
+    if (is_running) return wire::process_running;
+    return seen->state == 'T' || seen->state == 't' ? wire::process_stopped : wire::process_waiting;
 }
 
 /// Every process that we may see, by pid.

@@ -247,9 +247,11 @@ public:
         return !is_alive();
     }
 
-    /// The last lines of its output, from its last 16 KiB; also the beginning of Python's dump at a fatal error, if
-    /// that is longer (see log_tail() in worker_log.hpp); "" if the log is gone.
+    /// The last lines of its output, as log_tail() in worker_log.hpp finds them.
     std::string log_tail(int lines = 20) const { return detail::log_tail(log_path_, lines); }
+
+    /// Whether it has printed anything, also if that is not in log_tail().
+    bool has_printed() const { return detail::has_output(log_path_); }
 
     /// Start or stop copying what the worker writes from now on to this process's stderr.
     void forward_log(bool is_wanted) {

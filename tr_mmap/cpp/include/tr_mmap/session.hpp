@@ -343,8 +343,7 @@ private:
     /// Throw in a fork's child, before anything is locked: a thread of its parent may have held the lock.
     void check_process() const {
         if (!is_of_other_process()) return;
-        throw SessionNotStarted("session '" + session_id_ + "' is that of process " + std::to_string(owner_) +
-                                ", of which this one is a fork; make a session of your own here");
+        throw SessionNotStarted("session '" + session_id_ + "'" + wire::of_parent);
     }
 
     /// Null in a fork's child.
@@ -364,7 +363,7 @@ private:
     auto in(Action action) const -> decltype(action(std::declval<detail::Dispatcher&>())) {
         check_process();
         const auto dispatcher = dispatcher_or_null();
-        if (!dispatcher) throw SessionNotStarted("session '" + session_id_ + "' is not started; call start()");
+        if (!dispatcher) throw SessionNotStarted("session '" + session_id_ + "'" + wire::not_started);
         try {
             return action(*dispatcher);
         } catch (const SessionNotStarted&) {
