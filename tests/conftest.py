@@ -6,6 +6,7 @@ Sessions that many tests share live for the whole run, in workspaces of their ow
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib.util
 import inspect
 import os
@@ -72,6 +73,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if left:
             config.hook.pytest_deselected(items=left)
             items[:] = [each for each in items if not each.get_closest_marker("full_only")]
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays: else each collection of garbage would look through these half a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

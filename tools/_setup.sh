@@ -1,7 +1,8 @@
-# Makes the virtual environment that the scripts beside this file run in. To be sourced, after `root` is set to the
-# repository's folder: `prepare EXTRAS` leaves its interpreter's path in `python`; other extras that do as well, should they
-# be installed already, may follow. `use_python` before it chooses another
-# Python and another virtual environment than the usual ones. POSIX sh.
+# Makes the virtual environment that the scripts beside this file run in. A script sets `root` to the repository's
+# folder, sources this file and calls `prepare EXTRA [OTHER...]`, which leaves the path of the environment's Python in
+# `python`. `prepare` installs EXTRA, unless it or one of the OTHER extras is installed already: name there the extras
+# that hold at least as much. A call of `use_python` before it chooses another Python, and with it another environment.
+# POSIX sh.
 
 venv=$root/.venv
 
@@ -10,13 +11,13 @@ fail() {
     exit 1
 }
 
-# "3.13", or "3.13t" of a Python without the interpreter's lock; nothing of what does not run.
+# Prints "3.13", or "3.13t" for a Python without the interpreter's lock; prints nothing if the program does not run.
 version_of() {
     "$1" -c 'import sys; print("%d.%d%s" % (sys.version_info[:2] + (sys.abiflags,)))' 2>/dev/null
 }
 
-# The interpreter of a version, from PATH or among those that pyenv has installed. pyenv's commands in PATH refuse versions
-# that nobody has selected.
+# Prints the path of a version's interpreter, from PATH or from pyenv's own folder. That folder is needed because
+# pyenv's commands in PATH refuse a version that is installed but not selected.
 interpreter_of() {
     for each in "python$1" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1"*"/bin/python$1"; do
         if [ "$(version_of "$each")" = "$1" ]; then
@@ -80,11 +81,36 @@ make_venv() {
     "$base_python" -m venv "$venv" || fail "$base_python could not make $venv; its reason is above."
 }
 
-# What an installation depends on. It is compared whole, so that nothing need be installed to compare it.
+# Prints what an installation depends on. `prepare` compares the whole text with that of the last installation: a
+# checksum would need a program that may not be installed.
 describe() {
     printf '%s\n' "$root" "$1"
     "$python" -c 'import sys; print(sys.version, sys.base_prefix)'
     cat "$root/pyproject.toml" "$root/setup.py" "$root/tools/constraints.txt" "$root"/tr_mmap/native/*.[ch] "$root"/tr_mmap/sandbox/*.[ch]
+}
+
+# Runs pip so that a person sees that it works. On a terminal pip shows how far it is; elsewhere there is a line for each
+# package that it downloads, with its size, and for each step after that; its warnings and errors only if it fails.
+run_pip() {
+    set -- "$python" -m pip --disable-pip-version-check "$@" --root-user-action=ignore
+    if [ -t 1 ]; then
+        "$@"
+        return
+    fi
+    {
+        code=0
+        "$@" --progress-bar=off 2>"$venv/pip-errors" || code=$?
+        echo "$code" >"$venv/pip-status"
+    } | while IFS= read -r line; do
+        line=${line#"${line%%[! ]*}"}
+        case $line in
+        *.metadata*) ;;
+        Downloading* | "Using cached"* | Building* | Installing* | "Successfully built"*) printf '  %.110s\n' "$line" ;;
+        esac
+    done
+    code=$(cat "$venv/pip-status")
+    if [ "$code" -ne 0 ]; then cat "$venv/pip-errors" >&2; fi
+    return "$code"
 }
 
 prepare() {
@@ -99,12 +125,15 @@ prepare() {
     done
     stamp=$venv/installed-$1
     wanted=$(describe "$1")
-    echo "Installing into ${venv##*/} what is needed ($1). This takes a minute or more, and only the first time."
-    (
-        cd "$root" &&
-            "$python" -m pip --disable-pip-version-check -qq install --no-compile -c tools/constraints.txt -e ".[$1]"
-    ) || fail "The installation failed; pip's reason is above. Nothing else is needed than to run this again."
-    # pip would compile them one after the other, which takes most of its time. What cannot be compiled is no harm.
+    echo "Installing into ${venv##*/} what is needed ($1), some hundred packages. It takes one to four minutes, longer over"
+    echo "a slow line or on a busy machine, and only the first time."
+    # In mode "compat" the folder is a line of a .pth file. Else each start of Python would import a finder, which takes as
+    # long as all the rest of it.
+    (cd "$root" && run_pip install --no-compile -c tools/constraints.txt --config-settings editable_mode=compat -e ".[$1]") ||
+        fail "The installation failed; pip's reason is above. Nothing else is needed than to run this again."
+    # pip would compile the modules one after the other, which takes most of its time. A file that does not compile does
+    # no harm.
+    echo "  Compiling Python's modules"
     "$python" -m compileall -q -j 0 "$venv/lib" >/dev/null 2>&1 || :
     printf '%s\n' "$wanted" >"$stamp"
     rm -f "$venv/incomplete"

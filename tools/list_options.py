@@ -1,7 +1,7 @@
-"""List the options of the gateway's configuration in ``docs/gateway.md``, as ``tr_mmap/gateway/config.py`` has them.
+"""List the options of the gateway's configuration in ``docs/gateway.md``, as ``tr_mmap/gateway/sections.py`` has them.
 
 ``python tools/list_options.py`` writes the tables; with ``--check`` it writes nothing, and fails if the page has
-others. What an option is, its section's docstring says.
+others. The text of each option is taken from the docstring of its section's class.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ def sections(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def described(kind: Any) -> dict[str, str]:
-    """What each option of a section is."""
+    """The text of each option of a section, from ``Attributes:`` in its class's docstring."""
     attributes = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
     found = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", attributes, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in found}
 
 
 def default_of(field: Any) -> str:
-    """Its default, as TOML has it; nothing for none."""
+    """An option's default, as TOML writes it; an empty text if it has none."""
     if field.default is None or field.default is msgspec.NODEFAULT:
         return ""
     return f"`{json.dumps(field.default)}`"
 
 
 def tables() -> str:
-    """All of them."""
+    """The tables of all sections, as Markdown."""
     from tr_mmap.gateway.config import Config
 
     text = ""
@@ -79,7 +79,7 @@ def main() -> None:
     if wanted == page:
         return
     if is_check:
-        sys.exit("docs/gateway.md has other options than config.py: python tools/list_options.py")
+        sys.exit("docs/gateway.md has other options than sections.py: python tools/list_options.py")
     PAGE.write_text(wanted, encoding="utf-8")
 
 

@@ -123,7 +123,11 @@ def read_times(path: Path, count: int) -> str:
 
 
 def kill_writers(path: Path, rounds: int) -> dict[str, str]:
-    """Each transaction writes a number under two keys; each number that was committed is said through a pipe."""
+    """Kill a writer in each round, then count the commits that are lost or only half written.
+
+    Each of its transactions writes one number under two keys. After the commit the writer sends the number through a
+    pipe.
+    """
     random_ = random.Random(1)
     lost = torn = inside = 0
     waits: list[int] = []
@@ -168,7 +172,7 @@ def kill_writers(path: Path, rounds: int) -> dict[str, str]:
 
 
 def kill_readers(path: Path, processes: int, each: int) -> dict[str, str]:
-    """Readers that are killed leave their places, and what they saw, until somebody looks for dead ones."""
+    """Kill readers, then count the places that they leave in the reader table, and free them with ``reader_check``."""
 
     def hold(pipe: int) -> None:
         environment = open_one(path)
@@ -181,7 +185,8 @@ def kill_readers(path: Path, processes: int, each: int) -> dict[str, str]:
         with forked(hold, processes) as (_, pipes):
             for pipe in pipes:
                 os.read(pipe, 1)
-            # Here, because a child must not inherit it, and because who opens it alone finds an empty table.
+            # Not earlier, because a child must not inherit it; not later, because the first process that opens an
+            # environment which nobody else has open finds an empty reader table.
             environment = stack.enter_context(open_one(path))
         left = len(environment.readers().splitlines()) - 1
         began = time.perf_counter_ns()

@@ -33,7 +33,7 @@ def fail(text: str) -> NoReturn:
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
-    """What the command prints; if it fails, its output and the end of this program."""
+    """Run a command and return what it prints. If it fails, print its output and end this program."""
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     done = subprocess.run(
         [str(each) for each in command],

@@ -83,11 +83,11 @@ class Fault(enum.StrEnum):
     BAD_DIMS = "bad_dims"  # negative, or not what the layout prescribes for unused ones
     BAD_COUNT = "bad_count"  # element count differs from the product of the dims
     BAD_PAYLOAD_SIZE = "bad_payload_size"  # payload bytes differ from count times itemsize
-    BAD_OFFSET = "bad_offset"  # the payload does not begin where the layout lets it
+    BAD_OFFSET = "bad_offset"  # the payload begins where the layout does not allow it
     BAD_RESERVED = "bad_reserved"  # a field that must be zero is not
     TOO_LARGE = "too_large"  # beyond what this machine can address
-    HEADER_CHECKSUM = "header_checksum"  # the header is not the one that its checksum was made of
-    PAYLOAD_CHECKSUM = "payload_checksum"  # the payload is not the one that its checksum was made of
+    HEADER_CHECKSUM = "header_checksum"  # the header's bytes do not match its checksum
+    PAYLOAD_CHECKSUM = "payload_checksum"  # the payload's bytes do not match the checksum in the header
     NO_CHECKSUM = "no_checksum"  # the payload was to be verified, and the file has no checksum of it
     UNPUBLISHED = "unpublished"  # seq is 0: still being written
     TORN = "torn"  # the two copies of seq differ
@@ -128,7 +128,7 @@ class BadTag(TRException, ValueError):
 
 
 class BadKey(TRException, ValueError):
-    """The given value is no key. The error does not keep it."""
+    """The given value is not a key of 32 bytes. The error does not store the value, so no log shows it."""
 
 
 class MissingPackage(TRException, ImportError):
@@ -245,7 +245,8 @@ class ResponseTimeout(TRException, TimeoutError):
         command: of the request; "" if there was none.
         pid: of the worker; 0 if unknown.
         state: what the worker's process does: "running", "waiting", "stopped", "ended" or "unknown".
-        is_taken_up: whether the worker has taken this request up, and not one by hand; None if unknown.
+        is_taken_up: whether the worker has begun this request; False while it answers one that somebody wrote by hand;
+            None if unknown.
         last_moved_ms: milliseconds since the worker last took a request, used a tensor or answered; None if unknown.
     """
 
@@ -279,10 +280,10 @@ class ResponseTimeout(TRException, TimeoutError):
 
 
 class SessionBusy(TRException, RuntimeError):
-    """The session is in the middle of a step that this call interrupts, and cannot take another request there.
+    """The session cannot take a request now, because this call has interrupted one of its steps.
 
-    A destructor that uses the session of the code that it interrupts may get this. So may ``close`` and ``start``, if
-    another thread does not leave its request in 10 s. Ask again later.
+    A destructor may get this, if it uses the session in whose code it happens to run. ``close`` and ``start`` get it
+    if another thread's request has not ended after 10 s. Try again later.
     """
 
 
@@ -291,7 +292,8 @@ class WorkerDied(TRException, ChildProcessError):
 
     Attributes:
         exit_code: its exit status; if negative, minus the signal that killed it; None if unknown.
-        log_tail: the last lines of its output.
+        log_tail: the last lines of its output; "" if it printed nothing. The tracebacks of errors that it has answered,
+            and what it printed before them, are not among these lines.
     """
 
     exit_code: int | None

@@ -17,8 +17,9 @@ from support import environment, run_python
 from typer.testing import CliRunner
 
 from tr_mmap.cli import app
-from tr_mmap.store import Store
+from tr_mmap.store import Store, StoreCorrupt
 from tr_mmap.store.embedders import Named
+from tr_mmap.store.places import roots_of
 
 # -- records ----------------------------------------------------------------------------------------------------------
 
@@ -50,6 +51,29 @@ def test_vectors_and_tensors_are_shown_by_their_sizes_and_found_by_vectors(place
     assert [hit["id"] for hit in lines("search", "notes", "[0, 1]")] == ["2", "1"]
     (shown,) = lines("get", "notes", "1")
     assert (shown["dim"], shown["tensors"]) == (2, {"image": ["uint8", [2, 3]]})
+
+
+def test_a_store_is_removed_only_when_that_is_confirmed(place: Path) -> None:
+    with Store("notes") as open_still:
+        record_id = open_still.add("one", tensors={"t": np.arange(3)})
+        kept = open_still.get(record_id)
+        assert "notes" in run("rm", "notse", "--yes", status=2).stderr.replace("notse", "notes")
+        for answer, status in (("n\n", 1), ("\n", 1), ("nes\n", 1)):
+            asked = run("rm", "notes", text=answer, status=status, asked="Remove ")
+            assert asked.stderr.endswith("[y/N] tr-mmap: nothing was removed\n")
+        assert "--yes" in run("rm", "notes", status=2, said=2, asked="Remove ").stderr
+        assert [each["id"] for each in lines("ls", "notes")] == [record_id]
+        assert "[y/N]" in run("rm", "notes", text="y\n").stderr
+        assert kept is not None
+        assert kept.tensors["t"].tolist() == [0, 1, 2]  # what somebody holds
+        with pytest.raises(StoreCorrupt):
+            open_still.add("two")
+    assert run("ls").stdout == ""
+    assert not any("notes" in name for folder in roots_of(None) if os.path.isdir(folder) for name in os.listdir(folder))
+    with Store("notes") as store:
+        (Path(store._places.catalogue) / "data.mdb").write_bytes(b"broken")
+    run("rm", "notes", "--yes")
+    run("rm", "notes", "--yes", status=2)
 
 
 def test_what_a_record_says_is_no_command_to_a_terminal(place: Path) -> None:

@@ -14,6 +14,7 @@ from alarms import once
 from support import BOUND_S, FOREVER_MS, TOOLS, Gate, script, wait_until
 
 from tr_mmap import PythonSession, SessionNotStarted, WorkerDied
+from tr_mmap.controller import dispatcher
 
 OPTIONS: dict[str, dict[str, Any]] = {"mapped": {}, "signed": {"auth": True}, "files": {"channel": "files"}}
 SLOW_START = """\
@@ -25,6 +26,13 @@ server = Server()
 def say(text: str):
     return text
 server.run()
+"""
+
+LINGERING = """\
+import threading
+from tr_mmap import Server
+threading.Thread(target=threading.Event().wait).start()
+Server(framework="numpy").run()
 """
 
 
@@ -69,6 +77,37 @@ def test_a_request_whose_answer_nobody_waits_for_yet_is_no_hindrance(session: Py
         wait_until(lambda: is_asked(session))
         gate.let_go("an answer")
         assert exiting.result(BOUND_S)
+
+
+def test_an_exit_that_must_wait_says_for_what(
+    session: PythonSession, gate: Gate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "_ANSWER_NOTICE_S", 0.01)
+    pid = session.pid
+    session.send_request(gate.message)
+    gate.wait_for_worker()
+    with ThreadPoolExecutor(1) as pool:
+        exiting = pool.submit(session.please_exit, FOREVER_MS)
+        wait_until(lambda: caplog.records)
+        gate.let_go("an answer")
+        assert exiting.result(BOUND_S)
+    (said,) = [each.getMessage() for each in caplog.records]
+    assert said.startswith("session 'exits' is to end: waiting up to ")
+    assert f" s more until its worker has answered 'gate'; process {pid} is " in said
+    assert said.endswith("terminate() ends it at once")
+
+
+def test_an_exit_that_waits_for_a_thread_of_the_worker_says_so(
+    workspace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "_END_NOTICE_S", 0.01)
+    session = PythonSession(script(tmp_path, LINGERING), "lingers", quiet_mode=True)
+    with session, ThreadPoolExecutor(1) as pool:
+        exiting = pool.submit(session.please_exit, FOREVER_MS)
+        wait_until(lambda: caplog.records)
+        session.terminate()
+        assert not exiting.result(BOUND_S)
+    assert "until its worker has ended; process " in caplog.text
 
 
 def test_a_request_to_a_worker_that_still_starts_is_answered_first(workspace: Path, tmp_path: Path) -> None:

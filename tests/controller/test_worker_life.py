@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from strategies import bits
 from support import FOREVER_MS, TOOLS, Gate, has_ended, worker_of
 
-from tr_mmap import PythonSession, SessionNotStarted, WorkerDied
+from tr_mmap import PythonSession, RemoteError, ResponseTimeout, SessionNotStarted, WorkerDied
 
 DEATH_NOTICED_S = 1.0
 A = np.arange(1000.0)
@@ -93,6 +94,38 @@ def test_waiting_for_a_dead_worker_ends_at_once(own: PythonSession) -> None:
         own.wait_for_response(FOREVER_MS)
     assert caught.value.exit_code == 3
     assert "so long" in caught.value.log_tail
+
+
+def test_an_error_that_was_answered_is_no_reason_of_a_later_death(own: PythonSession) -> None:
+    with pytest.raises(RemoteError, match="nope"):
+        own.fetch_response("fail nope")
+    assert "nope" in Path(own.session_dir(), "worker.log").read_text()  # for who reads the log
+    os.kill(worker_of(own), signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="it printed nothing since its last answer") as caught:
+        own.fetch_response("hello")
+    assert caught.value.log_tail == ""
+    own.start()
+    with pytest.raises(RemoteError):
+        own.fetch_response("fail nope", FOREVER_MS)
+    with pytest.raises(WorkerDied, match=r"its last output:\nso long$") as caught:
+        own.fetch_response("die 3 so long")
+    assert caught.value.log_tail == "so long"
+
+
+def test_a_worker_that_hangs_shows_where_when_it_is_aborted(own: PythonSession, gate: Gate) -> None:
+    worker = worker_of(own)
+    own.send_request(f"spin {gate.path}")
+    gate.wait_for_worker()
+    with pytest.raises(ResponseTimeout) as late:
+        own.wait_for_response(20)
+    advised = str(late.value).rpartition("end it with ")[2]
+    assert advised == f"kill -ABRT {worker}"
+    subprocess.run(advised.split(), check=True)
+    with pytest.raises(WorkerDied) as caught:
+        own.wait_for_response(FOREVER_MS)
+    assert caught.value.exit_code == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in caught.value.log_tail
+    assert "in spin" in caught.value.log_tail
 
 
 def test_a_death_can_be_survived_many_times(own: PythonSession) -> None:

@@ -65,6 +65,18 @@ TEST(session_waits_end_with_the_service_of_a_worker_whose_process_lives_on) {
     CHECK(s.please_exit(30000));
 }
 
+TEST(session_error_that_was_answered_is_no_reason_of_a_later_death) {
+    Ready s("answered");
+    thrown_by<RemoteError>([&] { s.fetch_response("fail nope"); });
+    const auto silent = thrown_by<WorkerDied>([&] { s.fetch_response("kill"); });
+    CHECK_EQUAL(silent.log_tail, "");
+    CHECK(std::string(silent.what()).find("it printed nothing since its last answer") != std::string::npos);
+    s.start();
+    s.wait_until_ready(30000);
+    thrown_by<RemoteError>([&] { s.fetch_response("fail nope"); });
+    CHECK_EQUAL(thrown_by<WorkerDied>([&] { s.fetch_response("die 3"); }).log_tail, "these are my last words");
+}
+
 TEST(session_timeouts) {
     Ready s("timeouts");
     s.send_request("sleep 0.3");

@@ -54,9 +54,10 @@ TEST(session_calls_end_at_their_timeout_while_another_thread_waits) {
         const std::string text = late.what();
         CHECK_EQUAL(late.command, "pid");
         CHECK_EQUAL(late.timeout_ms, 30);
-        CHECK(text.find("another thread's request") != std::string::npos);
-        CHECK(text.find("process " + std::to_string(worker_of(s))) != std::string::npos);
-        CHECK(text.find("has begun to work on 'sleep'") != std::string::npos);
+        CHECK(text.find(", because another request is under way ('sleep'): the worker has begun to work on it; process " +
+                        std::to_string(worker_of(s)) + " is ") != std::string::npos);
+        CHECK_EQUAL(late.pid, worker_of(s));
+        CHECK(late.is_taken_up == false && late.last_moved_ms);  // the other thread's request is taken up, not this one
         thrown_by<ResponseTimeout>([&] { s.send_request("pid", 30); });
         thrown_by<ResponseTimeout>([&] { s.wait_for_response(30); });
         thrown_by<ResponseTimeout>([&] { s.calculate("echo", Tensor::ones(Shape(3)), 30); });
@@ -82,8 +83,13 @@ TEST(session_timeout_says_what_the_worker_does) {
     ::kill(pid, SIGSTOP);
     while (std::string(detail::state_of(pid)) != "stopped") std::this_thread::yield();
     s.send_request("pid", 1000);
-    const std::string text = thrown_by<ResponseTimeout>([&] { s.wait_for_response(20); }).what();
-    CHECK(text.find("(stopped), has not begun to work on 'pid'") != std::string::npos);
+    const auto late = thrown_by<ResponseTimeout>([&] { s.wait_for_response(20); });
+    const std::string text = late.what();
+    CHECK(text.find("the worker has not begun to work on it; process " + std::to_string(pid) + " is stopped") !=
+          std::string::npos);
+    CHECK(text.find("continue it with kill -CONT " + std::to_string(pid)) != std::string::npos);
+    CHECK_EQUAL(late.state, "stopped");
+    CHECK(late.is_taken_up == false);
     ::kill(pid, SIGCONT);
     CHECK_EQUAL(s.wait_for_response(FOREVER_MS), std::to_string(pid));
     PythonSession early(worker_script(), "says_early", true);
@@ -91,7 +97,7 @@ TEST(session_timeout_says_what_the_worker_does) {
     ::kill(worker_of(early), SIGSTOP);
     early.send_request("pid", 1000);
     const std::string before = thrown_by<ResponseTimeout>([&] { early.wait_for_response(20); }).what();
-    CHECK(before.find("has not") != std::string::npos);
+    CHECK(before.find("the worker is still starting") != std::string::npos);
     ::kill(worker_of(early), SIGCONT);
 }
 
@@ -300,8 +306,8 @@ TEST(session_timeout_behind_an_earlier_request_is_that_of_the_new_one) {
     const auto check = [](const ResponseTimeout& late) {
         const std::string text = late.what();
         CHECK_EQUAL(late.command, "length");
-        CHECK(text.find("'length' did not get its turn within 30 ms: an earlier request is under way") == 0);
-        CHECK(text.find("has begun to work on 'sleep'") != std::string::npos);
+        CHECK(text.find("no response to 'length' within 30 ms, because another request is under way ('sleep'): "
+                        "the worker has begun to work on it; process ") == 0);
     };
     check(thrown_by<ResponseTimeout>([&] { s.fetch_response("length a", 30); }));
     check(thrown_by<ResponseTimeout>([&] { s.send_request("length a", 30); }));
@@ -358,7 +364,7 @@ TEST(session_timeout_beside_a_request_by_hand_says_so) {
     std::ofstream(s.session_dir() + "/request.json") << R"({"command": "sleep", "parameters": "600"})";
     while (!s.is_busy()) std::this_thread::yield();
     const std::string text = thrown_by<ResponseTimeout>([&] { s.fetch_response("pid", 30); }).what();
-    CHECK(text.find("has not begun to work on 'pid', because it works on a request that somebody wrote by hand") !=
-          std::string::npos);
+    CHECK(text.find("the worker has not begun to work on it, because it works on a request that somebody wrote by hand; "
+                    "process ") != std::string::npos);
     s.terminate();
 }

@@ -51,14 +51,14 @@ def one_program() -> str:
 
 
 @pytest.fixture(scope="module")
-def program(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(quick_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of the page, beside the worker that the page has."""
     folder = tmp_path_factory.mktemp("guide")
     (folder / "programs.cpp").write_text(one_program(), encoding="utf-8")
     (worker,) = re.findall(r"^```python\n# fragment: worker.py\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     (folder / "worker.py").write_text(worker, encoding="utf-8")
     flags = [*WARNINGS, "-fno-rtti", "-O0", f"-I{INCLUDE}"]
-    run([compiler, *flags, folder / "programs.cpp", "-o", folder / "programs", "-pthread"])
+    run([quick_compiler, *flags, folder / "programs.cpp", "-o", folder / "programs", "-pthread"])
     return folder / "programs"
 
 

@@ -7,12 +7,13 @@ import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cpp_programs import SOURCES, run
 from support import leftovers
 
 import tr_mmap
+from tr_mmap import PythonSession, ResponseTimeout, TRException
 from tr_mmap.wire.messages import PROTOCOL_VERSION, RING_NBYTES, STATUS_NBYTES
 
 pytestmark = pytest.mark.timeout(400)  # the first test that needs the suite compiles it
@@ -41,6 +43,50 @@ def test_forks_beside_threads_in_cpp(ask_forks: Any) -> None:
 
 def test_values_in_cpp(ask: Any) -> None:
     assert " 0 failed" in ask("test", "value")
+
+
+def texts_of_python() -> Iterator[str]:
+    """As ``show_texts`` in tools.cpp."""
+
+    def text_of(action: Callable[[], object]) -> str:
+        with pytest.raises(TRException) as caught:
+            action()
+        return str(caught.value).replace("\n", "\\n")
+
+    def ask(message: str, timeout_ms: float) -> str:
+        return text_of(lambda: session.fetch_response(message, timeout_ms))
+
+    session = PythonSession(SOURCES / "worker.py", "texts", quiet_mode=True)
+    try:
+        yield ask("pid", 30)
+        session.start()
+        session.wait_until_ready(60_000)
+        yield text_of(lambda: session.wait_for_response(30))
+        for message in ("unheard", "fail nope", "kill", "pid"):
+            yield ask(message, 60_000)
+        session.start()
+        session.wait_until_ready(60_000)
+        yield ask("die 3", 60_000)
+        session.start()
+        session.wait_until_ready(60_000)
+        session.send_request("sleep 600")
+        while True:
+            with pytest.raises(ResponseTimeout) as caught:
+                session.wait_for_response(1)
+            if caught.value.is_taken_up and caught.value.state == "waiting":
+                break
+        yield text_of(lambda: session.wait_for_response(30))
+        yield ask("pid", 30)
+    finally:
+        session.close()
+    yield ask("pid", 30)
+
+
+def test_errors_of_cpp_say_what_those_of_python_say(ask: Any) -> None:
+    here = [text.replace(", or use it as a context manager", "") for text in texts_of_python()]
+    there = ask("texts").splitlines()
+    number = re.compile(r"(?<=process )\d+|(?<=-ABRT )\d+|(?<=moved )[\d.]+")
+    assert [number.sub("N", each) for each in there] == [number.sub("N", each) for each in here]
 
 
 @pytest.mark.skipif(shutil.which("localedef") is None, reason="there is no localedef")

@@ -7,6 +7,7 @@
 //   fuzz COUNT SEED FOLDER OUT  load mutated files, and decode mutated messages: finds what a sanitizer or a broken promise
 //                          tells. Each file and what load_tsr made of it goes to OUT, for comparison with Python.
 //   end WAY                end in one of the ways of endings.cpp, with a session that is open
+//   texts                  the texts of a session's errors, a line each: for comparison with Python's
 //   stage NAME             go to a stage of a session's life, say so, and wait to be killed
 #include <sys/mman.h>
 #include <unistd.h>
@@ -382,6 +383,52 @@ int reuse_room() {
     return 0;
 }
 
+/// What an action throws, with the line breaks in it shown.
+template <class Action>
+void show_text(Action action) {
+    try {
+        action();
+        std::cout << "nothing was thrown" << std::endl;
+    } catch (const TRException& error) {
+        std::string text = error.what();
+        for (std::size_t at = 0; (at = text.find('\n', at)) != std::string::npos;) text.replace(at, 1, "\\n");
+        std::cout << text << std::endl;
+    }
+}
+
+int show_texts() {
+    PythonSession s(std::getenv("TR_TEST_WORKER"), "texts", true);
+    const auto ask = [&](const char* message, double timeout_ms) {
+        show_text([&] { s.fetch_response(message, timeout_ms); });
+    };
+    ask("pid", 30);
+    s.start();
+    s.wait_until_ready(60'000);
+    show_text([&] { s.wait_for_response(30); });
+    ask("unheard", 60'000);
+    ask("fail nope", 60'000);
+    ask("kill", 60'000);
+    ask("pid", 60'000);
+    s.start();
+    s.wait_until_ready(60'000);
+    ask("die 3", 60'000);
+    s.start();
+    s.wait_until_ready(60'000);
+    s.send_request("sleep 600");
+    while (true) {
+        try {
+            s.wait_for_response(1);
+        } catch (const ResponseTimeout& error) {
+            if (error.is_taken_up == true && error.state == "waiting") break;
+        }
+    }
+    show_text([&] { s.wait_for_response(30); });
+    ask("pid", 30);
+    s.close();
+    ask("pid", 30);
+    return 0;
+}
+
 }  // namespace
 
 int end_in(const std::string& way);
@@ -394,6 +441,7 @@ int run_tool(const std::vector<std::string>& a) {
         if (a.size() == 2 && a[0] == "lowfloats") return show_low_floats(a[1]);
         if (a.size() == 5 && a[0] == "fuzz") return fuzz(std::stoull(a[1]), std::stoull(a[2]), a[3], a[4]);
         if (a.size() == 2 && a[0] == "dtypes") return name_dtypes(a[1]);
+        if (a.size() == 1 && a[0] == "texts") return show_texts();
         if (a.size() == 1 && a[0] == "sweep") return detail::Workspace::locate().sweep(), 0;
         if (a.size() == 2 && a[0] == "stage") return go_to(a[1]), 0;
         if (a.size() == 1 && a[0] == "refusal") return show_refusal();

@@ -164,6 +164,63 @@ def test_tensors_of_torch_give_tensors_of_torch(client: Any) -> None:
     assert isinstance(as_numpy, np.ndarray)
 
 
+@pytest.mark.parametrize(
+    "inputs", [[1, 2], [], (), "x", 0, np.arange(3), np.zeros(0), {1: 2}, {None: 1}, {"a": 1}.items()]
+)
+def test_inputs_that_are_no_dictionary_by_name_are_refused(client: Any, inputs: Any) -> None:
+    for ask in (client.run, client.execute, client.submit):
+        with pytest.raises(BadRequest, match=r"inputs? (are|is) "):
+            ask("output = 1", inputs)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"timeout_ms": "5"}, "timeout_ms"),
+        ({"timeout_ms": object()}, "timeout_ms"),
+        ({"priority": "high"}, "priority"),
+        ({"priority": object()}, "priority"),
+        ({"priority": float("nan")}, "priority"),
+        ({"function": b"f"}, "function"),
+    ],
+)
+def test_an_option_of_a_run_that_is_of_a_wrong_type_is_named(client: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadRequest, match=said):
+        client.execute("output = 1", **options)
+    with pytest.raises(BadRequest, match=said):
+        client.submit(code="output = 1", **options)
+    assert client.execute("output = 1", priority=np.int64(5), timeout_ms=np.float64(5000)).value == 1
+
+
+@pytest.mark.parametrize(
+    "path", ["alg.py", "./alg.py", "/home/ada/my algorithm.py", r"C:\alg.py", "alg.py\n", "mod.wasm", "lib.so"]
+)
+def test_the_path_of_a_file_as_a_text_is_no_code_and_a_path_is_advised(client: Any, path: str) -> None:
+    for ask in (
+        lambda: client.register("x", path),
+        lambda: client.execute(path),
+        lambda: client.submit(code=path),
+    ):
+        with pytest.raises(BadRequest, match="looks like the path of a file: give Path"):
+            ask()
+    for field in ("wasm", "library"):
+        with pytest.raises(BadRequest, match=f"{field} is .*; give the bytes of the file, or its path as a Path"):
+            client.register("x", **{field: path})
+
+
+def test_code_that_ends_as_a_path_does_is_code(client: Any) -> None:
+    assert client.execute("class a: py = 1\noutput = a.py").value == 1
+    assert client.register("attribute", "import types; a = types.SimpleNamespace(py=2); output = a.py").function is None
+
+
+@pytest.mark.parametrize("timeout_s", ["1", -1, float("nan"), True, object()])
+def test_a_time_that_is_none_is_refused(client: Any, timeout_s: Any) -> None:
+    with pytest.raises(BadRequest, match="is no number of seconds"):
+        client.task("0" * 32).result(timeout_s)
+    with pytest.raises(BadRequest, match="is no number of seconds"):
+        client.make_environment(["numpy"], timeout_s=timeout_s)
+
+
 def test_an_input_that_cannot_be_sent_is_named(client: Any) -> None:
     for value in (object(), float("nan"), {1: 2}):
         with pytest.raises(BadRequest, match="the input 'x'"):
@@ -207,7 +264,7 @@ def test_a_token_that_does_not_do_is_an_error_of_its_own(gateway: RunningGateway
 
 
 def test_a_registration_with_a_mistake_says_which(client: Any) -> None:
-    with pytest.raises(BadRequest, match="MiB"):
+    with pytest.raises(BadRequest, match="memory_mb"):
         client.register("x", "output = 1", memory_mb=1 << 30)
     with pytest.raises(BadRequest, match="code"):
         client.register("x")
@@ -266,5 +323,10 @@ def test_the_gateway_says_how_it_is(client: Any) -> None:
     assert client.health().status == "ok"
     client.execute("output = 1")
     status = client.scheduler_status()
+    counts = {
+        name: value for each in status.queues.values() for name, value in each.items() if not name.endswith("_ms")
+    }
+    assert counts
+    assert all(type(each) is int for each in counts.values()), counts
     assert status.queues["python"]["success_total"] >= 1
     assert not status.is_draining

@@ -12,7 +12,7 @@ import pickle
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +32,7 @@ from model_folders import put, safetensors_of
 from relays import Relay
 from support import run_python, wait_until
 
-from tr_mmap.errors import TRException
+from tr_mmap.errors import ResponseTimeout, TRException
 from tr_mmap.gateway import (
     AsyncClient,
     AsyncRemoteStore,
@@ -129,6 +129,33 @@ def test_a_call_ends_when_its_time_is_over(gateway: RunningGateway, kind: str) -
             client.execute(FOREVER)
         assert client.execute("output = 1", timeout_ms=10_000).value == 1
     wait_until(lambda: not running_now(gateway))
+
+
+class Silence(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """The body of a response that has begun, and does not go on in time."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b": still there\n\n"
+        raise httpx.ReadTimeout("nothing comes")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for each in self:
+            yield each
+
+
+@both
+def test_a_task_that_has_not_ended_in_time_is_no_gateway_that_does_not_answer(kind: str) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=Silence())
+
+    with (
+        client_of(kind, "http://localhost:3000", "token", transport=httpx.MockTransport(answer)) as client,
+        pytest.raises(ResponseTimeout) as caught,
+    ):
+        client.task("0123").result(timeout_s=0.5)
+    said = "the task 0123 has not ended within 0.5 s; it goes on: ask for its result again, or cancel it"
+    assert str(caught.value).startswith(said)
+    assert caught.value.timeout_ms == 500
 
 
 def running_now(gateway: RunningGateway) -> int:

@@ -163,16 +163,31 @@ def test_an_environment_can_only_be_read(gateway: RunningGateway) -> None:
 def test_an_admin_makes_an_environment_ahead(gateway: RunningGateway) -> None:
     body = {"packages": ["words==1.0"]}
     assert gateway.ask("POST", DEPENDENCIES, body, scopes=("register", "execute")).status_code == 403
-    answer = gateway.ask("POST", DEPENDENCIES, body)
-    assert answer.status_code == 201, answer.text
-    made = answer.json()
+    made = gateway.ask("POST", DEPENDENCIES, body).json()
     assert made["packages"] == [{"name": "words", "version": "1.0"}]
     assert gateway.register("ahead", "output = 1", dependencies=["words==1.0"])["environment"] == made["hash"]
     listed = gateway.ask("GET", DEPENDENCIES, scopes=("execute",)).json()
     assert listed["auto_install"]
     assert listed["allow"] == sorted(ALLOWED)
     assert gateway.ask("POST", DEPENDENCIES, {"packages": []}).status_code == 400
-    assert gateway.ask("POST", DEPENDENCIES, {"packages": ["numpy"]}).json()["hash"] == ""
+    for installed in ("numpy", "pandas"):  # which algorithms find imported, and which they can import
+        answer = gateway.ask("POST", DEPENDENCIES, {"packages": [installed]})
+        assert (answer.status_code, answer.json()["hash"], answer.json()["packages"]) == (200, "", [])
+
+
+def test_an_environment_that_is_there_is_described_with_who_uses_it_and_not_said_to_be_made(
+    gateway: RunningGateway,
+) -> None:
+    packages = ["words==1.0", "needs-numpy==1.0"]
+    made = gateway.ask("POST", DEPENDENCIES, {"packages": packages})
+    assert (made.status_code, made.json()["used_by"]) == (201, [])
+    hash_ = gateway.register("both", "output = 1", dependencies=packages)["environment"]
+    answer = gateway.ask("POST", DEPENDENCIES, {"packages": packages})
+    assert answer.status_code == 200, answer.text
+    (listed,) = [each for each in gateway.ask("GET", DEPENDENCIES).json()["environments"] if "both" in each["used_by"]]
+    assert (answer.json(), listed["hash"]) == (listed, hash_)
+    gateway.ask("DELETE", f"{ALGORITHMS}/both")
+    assert gateway.ask("POST", DEPENDENCIES, {"packages": packages}).json()["used_by"] == []
 
 
 def test_registrations_of_the_same_dependencies_at_once_install_once(gateway: RunningGateway) -> None:
@@ -240,7 +255,9 @@ def test_of_several_packages_the_one_that_is_not_there_is_named(gateway: Running
 
 
 def test_a_directory_of_wheels_that_is_not_there_is_named_by_its_option(folder: Path) -> None:
+    (folder / "wheels").mkdir()
     with running(folder, section()) as other:
+        (folder / "wheels").rmdir()
         answer = other.ask("POST", DEPENDENCIES, {"packages": ["greetings"]})
     assert (answer.status_code, answer.json()["type"]) == (503, "InstallFailed")
     assert "[python.dependencies] wheel_dir" in answer.json()["error"]
@@ -313,6 +330,8 @@ def test_nothing_is_installed_by_default(folder: Path) -> None:
         assert (answer.status_code, answer.json()["type"]) == (422, "MissingPackage")
         answer = gateway.ask("POST", DEPENDENCIES, {"packages": ["greetings"]})
         assert (answer.status_code, "auto_install" in answer.json()["error"]) == (403, True)
+        answer = gateway.ask("POST", DEPENDENCIES, {"packages": ["numpy"]})
+        assert (answer.status_code, answer.json()["hash"]) == (200, "")
         assert gateway.ask("GET", DEPENDENCIES).json() == {"auto_install": False, "allow": [], "environments": []}
     assert not (folder / "cache").exists()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from gateways import RunningGateway
+from prometheus_client.parser import text_string_to_metric_families
 from support import ROOT
 
 DEPLOY = ROOT / "examples" / "deploy"
@@ -88,11 +89,36 @@ def test_the_container_is_not_root_and_installs_what_there_is() -> None:
     assert "/healthz" in last["HEALTHCHECK"]
     assert all(":" in value and not value.endswith(":latest") for name, value in said if name == "FROM")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (extra,) = re.findall(r"/source\[(\w+)\]", steps)
-    assert extra in project["optional-dependencies"]
+    assert "/source[${EXTRAS}]" in steps
+    extras = project["optional-dependencies"]
+    assert last["ARG"] == "EXTRAS=gateway"
+    named = re.findall(r"gateway,(\w+)", steps + (ROOT / "docs" / "gateway-deployment.md").read_text())
+    assert {"gateway", *named} <= extras.keys()
+    assert {"torch", "onnx", "sandbox"} <= {*named}
     assert "tr-mmap" in project["scripts"]
     for path in re.findall(r"/source/([\w./]+)", steps):
         assert (ROOT / path).exists()
+
+
+def test_the_page_lists_every_metric_with_its_kind_and_labels(gateway: RunningGateway) -> None:
+    gateway.execute(code="output = 1")
+    gateway.ask("POST", "/api/v1/python/execute", {"code": "1 / 0"})
+    gateway.ask("POST", "/api/v1/python/execute", {"code": "1"}, token="none")
+    found = {}
+    for family in text_string_to_metric_families(gateway.ask("GET", "/metrics", scopes=("metrics",)).text):
+        if family.name.endswith("_created"):
+            continue
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {label for each in family.samples for label in each.labels if label != "le"}
+        found[name] = (family.type, labels)
+    page = (ROOT / "docs" / "gateway-deployment.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`(?:tr|process)_[^|]*) \| (\w+)([^|]*) \|", page, re.MULTILINE)
+    listed = {
+        name: (kind, set(re.findall(r"`(\w+)`", labels)))
+        for names, kind, labels in rows
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert listed == found
 
 
 def test_every_metric_of_the_alert_rules_is_there(gateway: RunningGateway) -> None:

@@ -56,6 +56,8 @@ def test_while_it_drains_it_says_so_and_gives_results_and_takes_nothing_new(fold
             gate.touch()
             assert task.result().value == "paid"
     assert path.read_text() == "done\n"
+    probes = [each for each in gateway.logged() if each.get("route") == "/healthz"]
+    assert {each["status"] for each in probes} >= {503}
 
 
 def test_a_gateway_that_ends_before_it_has_started_does_not_start_for_those_who_ask_how_it_is(folder: Path) -> None:

@@ -12,8 +12,8 @@ from gateways import configure, running, tr_mmap
 from support import ROOT
 from wheels import make_package, make_wheel
 
-from tr_mmap.gateway.config import DependenciesConfig
 from tr_mmap.gateway.dependencies import Dependencies
+from tr_mmap.gateway.sections import DependenciesConfig
 from tr_mmap.sandbox import Sandbox, SandboxBroken
 
 MARKED = "import sys\noutput = sorted(sys._xoptions)"
@@ -55,7 +55,7 @@ def test_the_interpreter_of_the_configuration_runs_the_algorithms(folder: Path) 
     [
         (("-X", "marked"), "3.9", "python.version"),
         (("-I", "-S"), "", "has no tr_mmap"),
-        (None, "", "is no program that can be run"),
+        (None, "", "the interpreter of the algorithms, '"),
     ],
 )
 def test_an_interpreter_that_cannot_serve_is_told_at_the_start(
@@ -66,9 +66,10 @@ def test_an_interpreter_that_cannot_serve_is_told_at_the_start(
     path = configure(folder, f'[python]\npython_path = "./python"\nversion = "{version}"\n')
     tr_mmap("token", "--config", path)
     ended = tr_mmap("serve", "--config", path)
-    assert ended.returncode == 5
+    assert ended.returncode == 2
     assert said in ended.stderr
-    assert "Traceback (most" not in ended.stderr
+    assert ended.stderr.startswith(f"tr-mmap: {path}: python.")
+    assert ended.stderr.count("\n") == 1
 
 
 def environment_of(folder: Path) -> None:

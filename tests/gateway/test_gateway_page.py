@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import inspect
 import os
 import re
 import signal
@@ -69,11 +71,16 @@ commands = ["scale"]
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    """A gateway as the page starts one, but at a free port, without a limit of requests, and with a model."""
+    """A gateway as the page starts one, but at a free port, without a limit of requests, and with its two models."""
     folder = tmp_path_factory.mktemp("page")
-    model = fragment("models/scorer/1/model.py")
     weights = {"layer.weight": np.ones((2, 4), np.float32), "layer.bias": np.zeros(2, np.float32)}
-    put(folder / "models" / "scorer" / "1", model__safetensors=safetensors_of(**weights), model__py=model)
+    source = fragment("models/weighted/1/model.py")
+    put(folder / "models" / "weighted" / "1", model__safetensors=safetensors_of(**weights), model__py=source)
+    if importlib.util.find_spec("torch") is None:  # then the other one stands for the one that is exported
+        put(folder / "models" / "scorer" / "1", model__safetensors=safetensors_of(**weights), model__py=source)
+    else:
+        (folder / "export.py").write_text(fragment("export.py"), encoding="utf-8")
+        subprocess.run([sys.executable, "export.py"], cwd=folder, env=environment(), timeout=BOUND_S, check=True)
     module = {"humanize/__init__.py": "def naturaldelta(seconds):\n    return 'an hour'\n"}
     make_wheel(folder / "wheels", "humanize", "4.17.0", module)
     (folder / "worker.py").write_text(WORKER, encoding="utf-8")
@@ -166,13 +173,10 @@ def fragment(name: str) -> str:
 
 def test_the_model_that_the_page_exports_is_served_with_any_number_of_rows(started: RunningGateway) -> None:
     pytest.importorskip("torch")
-    script = started.folder / "export.py"
-    script.write_text(fragment("export.py").replace("models/scorer/", "models/exported/"), encoding="utf-8")
-    subprocess.run([sys.executable, str(script)], cwd=started.folder, env=environment(), timeout=BOUND_S, check=True)
-    assert started.ask("POST", "/api/v1/python/models/exported").json()["served"] == 1
+    assert started.ask("GET", "/api/v1/python/models/scorer").json()["format"] == "pt2"
     for rows in (1, 2, 5):
         x = {"dtype": "float32", "shape": [rows, 4], "data": [[1, 2, 3, 4]] * rows}
-        assert started.execute(algorithm="exported", inputs={"x": x})["shape"] == [rows, 2]
+        assert started.execute(algorithm="scorer", inputs={"x": x})["shape"] == [rows, 2]
 
 
 def test_what_the_page_keeps_between_runs_stays_and_globals_do_not(started: RunningGateway) -> None:
@@ -236,6 +240,19 @@ def test_the_page_lists_the_options_that_there_are() -> None:
         check=False,
     )
     assert listed.returncode == 0, listed.stderr
+
+
+@pytest.mark.parametrize("method", ["__init__", *(name for name in vars(Client) if not name.startswith("_"))])
+def test_the_page_has_every_argument_of_the_client(method: str) -> None:
+    if method in ("url", "close"):
+        return
+    called = "Client" if method == "__init__" else method
+    rows = [line for line in PAGE.splitlines() if re.match(rf"\| [^|]*`{called}\(", line)]
+    assert len(rows) == 1, rows
+    (said,) = re.findall(rf"`{called}\(([^)]*)\)`", rows[0])
+    listed = [(each.partition("=")[0], "=" in each) for each in said.replace(" ", "").split(",") if each]
+    parameters = list(inspect.signature(getattr(Client, method)).parameters.values())[1:]
+    assert listed == [(each.name, each.kind is each.KEYWORD_ONLY) for each in parameters]
 
 
 def cells() -> set[str]:

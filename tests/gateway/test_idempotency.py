@@ -48,6 +48,27 @@ def test_the_same_request_gets_the_same_response_and_is_done_once(
     assert ask(gateway, path, body, f"twice{path}").json() != first.json()
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("DELETE", f"{ALGORITHMS}/x", None),
+        ("POST", "/api/v1/python/dependencies", {"packages": ["numpy"]}),
+        ("POST", "/api/v1/python/models/x", {}),
+        ("PUT", f"/api/v1/task/{'0' * 32}/cancel", None),
+        ("PUT", "/api/v1/store/x", {}),
+        ("PATCH", "/api/v1/store/x/records/y", {}),
+        ("POST", "/api/v1/store/x/search", {"query": "z"}),
+    ],
+)
+def test_a_key_where_it_would_do_nothing_is_refused(gateway: RunningGateway, method: str, path: str, body: Any) -> None:
+    headers = {"Idempotency-Key": "nothing"}
+    answer = gateway.ask(method, path, body, headers=headers)
+    assert answer.status_code == 400, answer.text
+    assert "takes no Idempotency-Key" in answer.json()["error"]
+    assert "takes no" not in gateway.ask(method, path, body).text
+    assert gateway.ask("GET", ALGORITHMS, headers=headers).status_code == 200  # which changes nothing in any case
+
+
 def test_a_failure_of_the_algorithm_is_kept_as_its_result_is(gateway: RunningGateway) -> None:
     body = {"code": "import os; raise ValueError(os.urandom(8).hex())"}
     first, again = (ask(gateway, EXECUTE, body, "failure") for _ in range(2))

@@ -16,11 +16,11 @@ from wheels import make_wheel
 from tr_mmap.errors import HostilePath, MissingPackage
 from tr_mmap.gateway import installer as installers
 from tr_mmap.gateway import package_trees
-from tr_mmap.gateway.config import DependenciesConfig
 from tr_mmap.gateway.environments import Environments, Work, hash_of
 from tr_mmap.gateway.errors import BadDependency, InstallFailed
 from tr_mmap.gateway.installer import Installer, find_uv
 from tr_mmap.gateway.requirements import read_lock
+from tr_mmap.gateway.sections import DependenciesConfig
 
 
 @pytest.fixture

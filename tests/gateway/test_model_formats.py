@@ -142,6 +142,15 @@ def test_what_torch_save_writes_is_refused_with_the_way_to_convert(gateway: Runn
     assert (answer.status_code, "safetensors.torch.save_model" in answer.json()["error"]) == (422, True)
 
 
+@pytest.mark.parametrize("content", [bytes(range(1, 200)), b"x", b"PK\x03"], ids=["random", "short", "begun"])
+def test_what_is_no_file_of_torch_at_all_is_not_called_a_pickle(gateway: RunningGateway, content: bytes) -> None:
+    put(gateway.folder / "models" / "random", model__pt2=content)
+    answer = gateway.ask("POST", f"{MODELS}/random")
+    assert answer.status_code == 422, answer.text
+    said = "random/model.pt2 is no archive, as torch.export.save and torch.jit.save write one; it may be incomplete"
+    assert answer.json()["error"] == said
+
+
 def test_a_damaged_model_is_found_out_before_it_is_served(gateway: RunningGateway) -> None:
     assert "no_onnx/model.onnx cannot be used" in listed(gateway)["no_onnx"]["error"]
     code, damaged = exported(), io.BytesIO()

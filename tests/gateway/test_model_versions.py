@@ -16,13 +16,13 @@ from model_folders import put, safetensors_of
 from support import BOUND_S
 
 from tr_mmap.gateway.boxes import Boxes, BoxKey
-from tr_mmap.gateway.config import ModelsConfig
 from tr_mmap.gateway.errors import BadModel, Overloaded
 from tr_mmap.gateway.model_files import FilesChanged, FoundVersion, find_models, opened
 from tr_mmap.gateway.model_loading import ModelLoader
 from tr_mmap.gateway.model_memory import LoadedModel, ModelMemory, Version
 from tr_mmap.gateway.models import Models
 from tr_mmap.gateway.registry import Registered
+from tr_mmap.gateway.sections import ModelsConfig
 from tr_mmap.sandbox import Algorithm, Bundle, Limits, Sandbox
 
 MODELS = "/api/v1/python/models"

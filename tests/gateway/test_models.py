@@ -18,13 +18,13 @@ from model_folders import header_of, put, safetensors_of, with_header
 from support import wait_until
 
 from tr_mmap.gateway.boxes import Boxes, BoxKey
-from tr_mmap.gateway.config import ModelsConfig
 from tr_mmap.gateway.errors import Overloaded
 from tr_mmap.gateway.model_files import FoundVersion
 from tr_mmap.gateway.model_loading import ModelLoader
 from tr_mmap.gateway.model_memory import LoadedModel, ModelMemory, Version
 from tr_mmap.gateway.models import Models
 from tr_mmap.gateway.registry import Registered
+from tr_mmap.gateway.sections import ModelsConfig
 from tr_mmap.sandbox import Algorithm, Bundle, Limits, Sandbox
 
 MODELS = "/api/v1/python/models"
@@ -222,12 +222,32 @@ def test_a_version_that_was_asked_for_is_served_until_another_is(gateway: Runnin
     wait_until(lambda: listed(gateway)["scale"]["served"] == 2)
 
 
+def test_asking_for_the_greatest_version_unpins_even_if_that_version_is_refused(gateway: RunningGateway) -> None:
+    folder = models_of(gateway) / "pinned"
+    for number in (1, 2):
+        put(folder / str(number), model__safetensors=scale(number), model__py=FORWARD)
+    assert load(gateway, "pinned", {"version": 1})["is_chosen"]
+    put(folder / "3", model__safetensors=b"damaged", model__py=FORWARD)
+    assert "pinned/3" in refusal(gateway, "pinned", body={"version": 3})
+    assert listed(gateway)["pinned"]["is_chosen"]  # this asked for another one, and did not get it
+    assert "pinned/3" in refusal(gateway, "pinned")
+    wait_until(lambda: listed(gateway)["pinned"]["served"] == 2)  # the greatest that can be loaded
+    put(folder / "4", model__safetensors=scale(4), model__py=FORWARD)
+    wait_until(lambda: listed(gateway)["pinned"]["served"] == 4)
+    assert not listed(gateway)["pinned"]["is_chosen"]
+    shutil.rmtree(folder)
+
+
 def test_files_that_have_changed_are_another_version_of_the_same_number(gateway: RunningGateway) -> None:
     folder = models_of(gateway) / "changing"
     put(folder, model__safetensors=scale(1), model__py=FORWARD)
     wait_until(lambda: listed(gateway).get("changing", {}).get("served"))
     first = gateway.ask("GET", "/api/v1/python/algorithms/changing").json()
     assert (first["kind"], first["function"], first["model"]) == ("python", "forward", "changing")
+    gateway.register("changes", "output = 1", model="changing")
+    algorithms = gateway.ask("GET", "/api/v1/python/algorithms").json()["algorithms"]
+    is_model = {each["name"]: each["is_model"] for each in algorithms}
+    assert (is_model["changing"], is_model["changes"]) == (True, False)
     put(folder, model__safetensors=scale(7))
     wait_until(lambda: gateway.execute(algorithm="changing", inputs={"x": 1})["data"] == [7])
     assert gateway.ask("GET", "/api/v1/python/algorithms/changing").json()["version"] != first["version"]
@@ -358,6 +378,11 @@ def test_a_registration_with_a_model_that_it_cannot_have_says_which(gateway: Run
     assert (status, "no model 'nothing'" in text, "flat" in text) == (404, True, True)
     status, text = register(name="scale")
     assert (status, "is an algorithm itself" in text) == (409, True)
+    answer = gateway.ask("DELETE", "/api/v1/python/algorithms/scale")
+    assert (answer.status_code, answer.json()["type"]) == (409, "Conflict")
+    assert "'scale' is a model, which nobody has registered" in answer.json()["error"]
+    assert "remove its directory from [python.models] model_dir" in answer.json()["error"]
+    assert gateway.ask("DELETE", "/api/v1/python/algorithms/no-model").status_code == 404
     answer = gateway.ask("POST", EXECUTE, {"algorithm": "scale", "inputs": {"x": 1, "model": 1}})
     assert (answer.status_code, "is its model" in answer.json()["error"]) == (400, True)
 
@@ -547,7 +572,8 @@ def test_a_version_that_is_gone_as_it_is_brought_back_is_replaced_by_the_one_tha
 # -- without ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_directory_that_comes_later_is_found(folder: Path) -> None:
+def test_models_that_come_later_into_an_empty_directory_are_found(folder: Path) -> None:
+    (folder / "models").mkdir()
     with running(folder, CONFIG) as gateway:
         assert listed(gateway) == {}
         put(folder / "models" / "late", model__safetensors=scale(1))

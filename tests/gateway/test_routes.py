@@ -75,7 +75,9 @@ def test_nobody_replaces_or_forgets_another_subject_s_algorithm(gateway: Running
         ("POST", "/api/v1/python/algorithms", {"name": "owned", "code": "output = 'eve'"}),
         ("DELETE", "/api/v1/python/algorithms/owned", None),
     ):
-        assert gateway.ask(method, path, sent, scopes=scopes, subject="eve").status_code == 403
+        answer = gateway.ask(method, path, sent, scopes=scopes, subject="eve")
+        assert answer.status_code == 403
+        assert answer.json()["error"].endswith("take another name" if method == "POST" else "or by an administrator")
     assert gateway.execute(algorithm="owned") == "ada"
 
 
@@ -111,7 +113,7 @@ def test_code_that_cannot_run_is_refused_at_registration(gateway: RunningGateway
         ({"name": "x", "kind": "wasm", "wasm": "!!"}, "base64"),
         ({"name": "x", "kind": "java", "code": "1"}, "kind"),
         ({"name": "x", "code": "output = 1", "colour": 1}, "colour"),
-        ({"name": "x", "code": "output = 1", "resource_requirements": {"memory_mb": 1 << 30}}, "MiB"),
+        ({"name": "x", "code": "output = 1", "resource_requirements": {"memory_mb": 1 << 30}}, "memory_mb"),
         ({"name": "x", "code": "output = 1", "timeout_ms": 0}, "timeout_ms"),
     ],
 )
@@ -206,8 +208,14 @@ def test_numbers_that_json_lacks_come_as_bytes(gateway: RunningGateway) -> None:
         ({"dtype": "float32", "shape": [2], "data": [1]}, "shape"),
         ({"dtype": "float32", "shape": [-1], "data": [1]}, "shape"),
         ({"dtype": "float32", "shape": [2, 2], "data": [[1, 2], [3]]}, "length"),
-        ({"dtype": "int8", "shape": [1], "data": [300]}, "int8"),
-        ({"dtype": "int8", "shape": [1], "data": [1.5]}, "int8"),
+        ({"dtype": "int8", "shape": [2], "data": [1, 300]}, "x': 300 is not in the range of int8, -128 to 127"),
+        ({"dtype": "uint8", "shape": [1], "data": [-1]}, "-1 is not in the range of uint8, 0 to 255"),
+        ({"dtype": "int8", "shape": [2], "data": [1, 1.5]}, "1.5 is no whole number, and int8 has no others"),
+        ({"dtype": "int64", "shape": [2], "data": [1, 1 << 64]}, "18446744073709551616 is not in the range of int64"),
+        ({"dtype": "int8", "shape": [1], "data": [None]}, "null is NaN, which int8 does not have"),
+        ({"dtype": "float16", "shape": [2], "data": [None, 70000]}, "70000 is not in the range of float16"),
+        ({"dtype": "float32", "shape": [1], "data": [1e39]}, "1e+39 is not in the range of float32"),
+        ({"dtype": "bool", "shape": [2], "data": [True, 2]}, "2 is none of bool, which has true and false"),
         ({"dtype": "float32", "shape": [1], "data": ["x"]}, "numbers"),
         ({"dtype": "float32", "shape": [1], "base64": "!"}, "base64"),
         ({"dtype": "float32", "shape": [1], "base64": "AAAA"}, "bytes"),
@@ -243,6 +251,28 @@ def test_the_traceback_of_an_algorithm_is_its_own(gateway: RunningGateway) -> No
     assert answer["details"]["type"] == "ZeroDivisionError"
     assert "line 2" in answer["details"]["traceback"]
     assert "tr_mmap" not in answer["details"]["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ("output = 1 / 0", 1),
+        ("output = 1 / 0\n", 1),
+        ("def f(inputs):\n    return 1 / 0", 2),
+        (
+            "text = 'a\x0cb\u2028c\x1cd'\noutput = 1 / 0",
+            2,
+        ),  # characters at which only Python's splitlines() ends a line
+        ("a = 1\r\nif a:\r\n    output = 1 / 0\r\n", 3),
+        ("a = 1\routput = 1 / 0\r", 2),
+        ("ä = 'ü'; output = 1 / 0", 1),
+    ],
+)
+def test_a_traceback_marks_the_line_and_the_column_of_the_fault(gateway: RunningGateway, code: str, line: int) -> None:
+    answer = gateway.ask("POST", EXECUTE, {"code": code}).json()
+    where, shown, marks = answer["details"]["traceback"].splitlines()[-3:]
+    assert f"line {line}" in where
+    assert marks.index("~~^~~") == shown.index("1 / 0")
 
 
 def test_a_run_ends_at_its_timeout(gateway: RunningGateway) -> None:

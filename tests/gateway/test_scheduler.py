@@ -18,11 +18,11 @@ from support import BOUND_S
 
 from tr_mmap.errors import WorkerDied
 from tr_mmap.gateway.boxes import Boxes, BoxKey
-from tr_mmap.gateway.config import SchedulerConfig
 from tr_mmap.gateway.errors import CircuitOpen, Overloaded, QuotaExceeded
 from tr_mmap.gateway.models import Lent
 from tr_mmap.gateway.runs import SandboxRun
 from tr_mmap.gateway.scheduler import Job, Scheduler
+from tr_mmap.gateway.sections import SchedulerConfig
 from tr_mmap.sandbox import (
     Algorithm,
     AlgorithmError,
@@ -297,10 +297,10 @@ def test_a_full_queue_and_a_quota_refuse_and_give_way_again() -> None:
         works = [Work(is_open=False) for _ in range(4)]
         jobs = [job(each) for each in works]
         futures = [scheduler.submit(each) for each in jobs[:2]]  # one goes on, one waits
-        with pytest.raises(QuotaExceeded):
+        with pytest.raises(QuotaExceeded, match=r"of the subject .*\[scheduler\] max_per_token lets all its tokens"):
             scheduler.submit(job(Work()))
         futures.append(scheduler.submit(job(Work(), subject="eve")))
-        with pytest.raises(Overloaded) as full:
+        with pytest.raises(Overloaded, match=r"\[scheduler\] queue_size") as full:
             scheduler.submit(job(Work(), subject="eve"))
         assert full.value.retry_after_s > 0
         assert scheduler.cancel(jobs[1])
@@ -319,7 +319,7 @@ def test_what_waits_is_bounded_in_bytes_too() -> None:
         scheduler.submit(job(first, nbytes=5 << 20))  # it goes on at once, and does not wait
         waiting = job(Work(), nbytes=5 << 20)
         scheduler.submit(waiting)  # one waits in any case
-        with pytest.raises(Overloaded, match="1 MiB"):
+        with pytest.raises(Overloaded, match=r"\[scheduler\] queue_mb, 1 MiB"):
             scheduler.submit(job(Work(), nbytes=1))
         scheduler.cancel(waiting)
         last = scheduler.submit(job(Work("done"), nbytes=1))

@@ -168,7 +168,7 @@ def test_a_token_of_one_user_never_gets_or_changes_another_s_record(
 def test_a_scope_grants_what_it_says(gateway: RunningGateway, scopes: tuple[str, ...], reads: int, writes: int) -> None:
     assert gateway.ask("GET", f"{PATH}/records", scopes=scopes).status_code == reads
     assert gateway.ask("POST", f"{PATH}/search", {"query": "x"}, scopes=scopes).status_code == reads
-    assert gateway.ask("POST", f"{PATH}/records", {}, scopes=scopes).status_code == writes
+    assert gateway.ask("POST", f"{PATH}/records", {"content": "x"}, scopes=scopes).status_code == writes
     assert gateway.ask("DELETE", f"{PATH}/records", scopes=scopes).status_code == (200 if writes == 201 else writes)
 
 
@@ -186,7 +186,7 @@ def test_every_route_of_stores_needs_a_token_that_grants_it(gateway: RunningGate
 def test_a_token_of_several_users_says_which_one_it_means(gateway: RunningGateway) -> None:
     token = gateway.token("store:fuzz/ann", "store.read:fuzz/bob")
     for user, status in (("ann", 201), ("bob", 403), ("eve", 403)):
-        answer = gateway.ask("POST", f"{PATH}/records", {}, token=token, params={"scope": user})
+        answer = gateway.ask("POST", f"{PATH}/records", {"content": "x"}, token=token, params={"scope": user})
         assert answer.status_code == status
     assert gateway.ask("GET", f"{PATH}/records", token=token, params={"scope": "bob"}).status_code == 200
     assert "?scope=USER" in gateway.ask("GET", f"{PATH}/records", token=token).json()["error"]
@@ -195,7 +195,7 @@ def test_a_token_of_several_users_says_which_one_it_means(gateway: RunningGatewa
 def test_a_token_of_all_may_bind_itself_to_one_user(gateway: RunningGateway, everything: Store) -> None:
     everything.clear()
     for user in USERS:
-        answer = gateway.ask("POST", f"{PATH}/records", {}, scopes=("store",), params={"scope": user})
+        answer = gateway.ask("POST", f"{PATH}/records", {"content": "x"}, scopes=("store",), params={"scope": user})
         assert answer.status_code == 201
     found = gateway.ask("GET", f"{PATH}/records", scopes=("store",), params={"scope": "bob"}).json()["records"]
     assert [each["user_id"] for each in found] == ["bob"]

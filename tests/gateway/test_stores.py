@@ -19,7 +19,7 @@ from stores_over_http import BINARY, WITHOUT_PYTHON, Found, add, asked, gateway,
 from strategies import bits
 from support import BOUND_S
 
-from tr_mmap.gateway.config import StoreConfig
+from tr_mmap.gateway.sections import StoreConfig
 from tr_mmap.gateway.stores import Stores
 from tr_mmap.gateway.tokens import Principal
 from tr_mmap.store import Store, StoreClosed
@@ -102,6 +102,27 @@ def test_what_time_has_ended_is_gone(gateway: RunningGateway, path: str) -> None
     info = asked(gateway.ask("GET", f"{path}/records/{kept}"))
     assert 900 < info["expires_at"] - info["created_at"] <= 1000
     assert asked(gateway.ask("PATCH", f"{path}/records/{kept}", {"ttl_s": None}))["expires_at"] is None
+
+
+def test_a_request_that_adds_is_done_once_for_a_key(gateway: RunningGateway, path: str) -> None:
+    headers = {"Idempotency-Key": f"once {path}".replace(" ", "-")}
+    body = {"records": [{"content": "one"}, {"content": "two"}]}
+    first, again = (gateway.ask("POST", f"{path}/records", body, headers=headers) for _ in range(2))
+    assert (first.status_code, again.status_code, again.json()) == (201, 201, first.json())
+    assert again.headers["idempotency-replayed"] == "true"
+    other = gateway.ask("POST", f"{path}/records?scope=ada", body, headers=headers)
+    assert (other.status_code, other.json()["type"]) == (422, "KeyReused")
+    assert len(asked(gateway.ask("GET", f"{path}/records"))["records"]) == 2
+
+
+def test_an_empty_record_is_refused_and_an_empty_list_adds_none(gateway: RunningGateway, path: str) -> None:
+    for body, what in (({}, "the record is empty"), ({"records": [{"content": "x"}, {}]}, "record 1 is empty")):
+        answer = gateway.ask("POST", f"{path}/records", body)
+        assert (answer.status_code, what in answer.json()["error"]) == (400, True), answer.text
+    assert asked(gateway.ask("POST", f"{path}/records", {"records": []}), 200) == {"ids": []}
+    assert asked(gateway.ask("GET", f"{path}/records"))["records"] == []
+    for body in ({"metadata": {"kind": "n"}}, {"vector": [1.0]}, {"id": "named"}):
+        asked(gateway.ask("POST", f"{path}/records", body), 201)
 
 
 def test_an_old_version_is_refused_and_the_new_one_named(gateway: RunningGateway, path: str) -> None:

@@ -16,9 +16,9 @@ from gateways import RunningGateway
 from stores_over_http import BINARY, add, asked, gateway, path
 from support import BOUND_S, ROOT
 
-from tr_mmap.gateway.config import StoreConfig
 from tr_mmap.gateway.errors import NotFound
 from tr_mmap.gateway.routes import ROUTES
+from tr_mmap.gateway.sections import StoreConfig
 from tr_mmap.gateway.store_api import CreateStoreBody
 from tr_mmap.gateway.stores import Stores
 from tr_mmap.gateway.tokens import Principal
@@ -103,8 +103,8 @@ TENSOR = {"dtype": "float32", "shape": [2], "data": [1, 2]}
         ("POST", "/records", {"tensors": {"t": [1, 2]}}, 400, "the tensor 't' has dtype, shape, and one of"),
         ("POST", "/records", {"tensors": {"t": {**TENSOR, "shape": [3]}}}, 400, "the tensor 't': its data have"),
         ("POST", "/records", {"tensors": {"": TENSOR}}, 400, "its name is a text"),
-        ("POST", "/records", {"records": [{}, {"tensors": {"t": 1}}]}, 400, "record 1: the tensor 't'"),
-        ("POST", "/records", {"records": [{}, {"importance": 2}]}, 400, "record 1: importance is 2"),
+        ("POST", "/records", {"records": [{"content": "x"}, {"tensors": {"t": 1}}]}, 400, "record 1: the tensor 't'"),
+        ("POST", "/records", {"records": [{"content": "x"}, {"importance": 2}]}, 400, "record 1: importance is 2"),
         ("POST", "/records", {"records": [{"contents": "x"}]}, 400, "records[0]: object contains unknown field"),
         ("POST", "/records", {"records": [], "content": "x"}, 400, "either one record, or records"),
         ("POST", "/records", {"text": "x"}, 400, "unknown field `text`"),
@@ -243,14 +243,15 @@ def test_the_curl_lines_of_the_page_work_as_they_stand(gateway: RunningGateway, 
     section = page.partition("\n## Stores\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     assert blocks
-    environment = {**os.environ, "URL": gateway.url, "TOKEN": gateway.token("admin")}
+    environment = {**os.environ, "AUTH": f"Authorization: Bearer {gateway.token('admin')}"}
     ended = subprocess.run(
         [
             "bash",
             "-euo",
             "pipefail",
             "-c",
-            'curl() { command curl --fail-with-body -sS "$@"; echo; }\n' + "".join(blocks),
+            'curl() { command curl --fail-with-body -sS "$@"; echo; }\n'
+            + "".join(blocks).replace("http://127.0.0.1:3000", gateway.url),
         ],
         env=environment,
         cwd=tmp_path,

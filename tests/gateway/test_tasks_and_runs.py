@@ -20,12 +20,12 @@ import pytest
 from support import BOUND_S, check_open_files, open_files, wait_until
 
 from tr_mmap.gateway.boxes import Boxes, BoxKey
-from tr_mmap.gateway.config import SchedulerConfig
 from tr_mmap.gateway.errors import AlreadyDone, NotFound, Overloaded
 from tr_mmap.gateway.models import Lent
 from tr_mmap.gateway.payloads import Done
 from tr_mmap.gateway.runs import SandboxRun
 from tr_mmap.gateway.scheduler import Job, Scheduler
+from tr_mmap.gateway.sections import SchedulerConfig
 from tr_mmap.gateway.tasks import Task, Tasks
 from tr_mmap.gateway.tokens import Principal
 from tr_mmap.sandbox import Algorithm, Limits, RunCancelled, Sandbox, SandboxBroken
@@ -131,7 +131,7 @@ def test_tasks_are_bounded_in_number_and_those_that_go_on_are_not_forgotten() ->
     async def main(tasks: Tasks) -> None:
         gate = threading.Event()
         going = [tasks.start(job(lambda: gate.wait(BOUND_S) and done(1)), None) for _ in range(2)]
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded, match=r"\[scheduler\] max_tasks"):
             tasks.start(job(lambda: done(1)), None)
         gate.set()
         for task in going:

@@ -15,14 +15,16 @@ from support import TOOLS, Gate, environment, leftovers, processes_of, script, w
 from tr_mmap import PythonSession
 
 NESTING_WORKER = """
-import collections, itertools, os, time
+import ctypes, os, time
 from tr_mmap import PythonSession, Server
 
 server = Server(framework="numpy")
 
 def _pause(how):
     if how == "native":
-        collections.deque(itertools.repeat(None), maxlen=0)  # no handler of a signal runs meanwhile
+        libc, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+        libc.pthread_mutex_lock(mutex)
+        libc.pthread_mutex_lock(mutex)  # no handler of a signal runs meanwhile
     time.sleep(600)
 
 @server.command("nest")

@@ -25,6 +25,7 @@ from tr_mmap.processes.worker_log import (
     new_log_path,
     remove_log,
 )
+from tr_mmap.wire.words import ANSWERED_LINE
 
 LINE = b"0123456789" * 10 + b"\n"
 
@@ -169,6 +170,28 @@ def test_a_worker_that_is_killed_in_a_cut_leaves_the_newest_part(
 
 def test_the_size_of_a_log_that_is_gone_is_zero(tmp_path: Path) -> None:
     assert log_size(str(tmp_path / "none")) == (0, 0)
+
+
+def test_the_tail_begins_after_the_last_error_that_was_answered(log: tuple[str, int]) -> None:
+    path, fd = log
+    answered = b"a remark\nTraceback (most recent call last):\nKeyError: 'nope'\n" + ANSWERED_LINE.encode() + b"\n"
+    os.write(fd, answered)
+    assert log_tail(path, 20) == ""
+    os.write(fd, b"a word\n")
+    assert log_tail(path, 20) == "a word"
+    os.write(fd, answered + b"another\n")
+    assert log_tail(path, 20) == "another"
+    os.write(fd, b"somebody prints " + ANSWERED_LINE.encode() + b" in a line of his own\n")
+    assert len(log_tail(path, 20).splitlines()) == 2
+
+
+def test_a_dump_of_a_fatal_error_does_not_begin_before_the_last_error_that_was_answered(log: tuple[str, int]) -> None:
+    path, fd = log
+    os.write(fd, b"KeyError: 'nope'\n" + ANSWERED_LINE.encode() + b"\n")
+    os.write(fd, b"Fatal Python error: Aborted\n" + b'  File "x", line 1 in y\n' * 100)
+    lines = log_tail(path, 20).splitlines()
+    assert lines[0] == "Fatal Python error: Aborted"
+    assert "[...]" in lines
 
 
 # -- where it is -----------------------------------------------------------------------------------------------------

@@ -269,7 +269,7 @@ def test_a_worker_that_should_have_a_secret_does_not_serve_the_legacy_dialect(tm
     os.close(writing)
     try:
         said = refusal(tmp_path, env=environment(TR_MMAP_AUTH_FD=str(reading)), pass_fds=[reading])
-        assert "prove who it is" in said
+        assert "started for a session with auth=True" in said
     finally:
         os.close(reading)
     assert os.listdir(tmp_path) == []

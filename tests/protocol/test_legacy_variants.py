@@ -36,8 +36,8 @@ WORKERS = [
 
 @pytest.fixture
 def requests(is_full: bool) -> int:
-    """Each 72 have each form and each kind, in each way."""
-    return 360 if is_full else 72
+    """Each 36 have each form and each kind, in each way."""
+    return 360 if is_full else 36
 
 
 def old_worker(patch: pytest.MonkeyPatch, words: str) -> PythonSession:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,9 +65,10 @@ class Uvicorn:
         return self.text
 
 
-@pytest.fixture
-def app(workspace: Path) -> Iterator[Uvicorn]:
-    arguments = ["-m", "uvicorn", "--app-dir", str(EXAMPLES / "fastapi"), "app:app", "--port", "0"]
+@contextmanager
+def uvicorn(folder: Path, workspace: Path) -> Iterator[Uvicorn]:
+    """The app of a folder."""
+    arguments = ["-m", "uvicorn", "--app-dir", str(folder), "app:app", "--port", "0"]
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=workspace,
@@ -85,6 +87,12 @@ def app(workspace: Path) -> Iterator[Uvicorn]:
         running.reader.join(60)
 
 
+@pytest.fixture
+def app(workspace: Path) -> Iterator[Uvicorn]:
+    with uvicorn(EXAMPLES / "fastapi", workspace) as running:
+        yield running
+
+
 def test_a_dead_worker_is_a_503_a_hanging_one_a_504_and_then_the_app_answers_again(app: Uvicorn) -> None:
     answered = app.ask()
     assert answered.status_code == 200, answered.text
@@ -94,11 +102,13 @@ def test_a_dead_worker_is_a_503_a_hanging_one_a_504_and_then_the_app_answers_aga
     app.worker().kill()
     died = app.ask()
     assert (died.status_code, died.headers["retry-after"]) == (503, "5")
-    assert app.ask().json() == first
+    assert app.ask(timeout_ms=60_000).json() == first
 
     app.worker().suspend()
-    assert app.ask(timeout_ms=300).status_code == 504
-    assert app.ask().json() == first
+    late = app.ask(timeout_ms=300)
+    assert late.status_code == 504
+    assert "process" not in late.text  # what the error says is for the log
+    assert app.ask(timeout_ms=60_000).json() == first
 
     with ThreadPoolExecutor(8) as pool:  # one request at a time, and each gets its own answer
         assert all(each.json() == first for each in pool.map(lambda _: app.ask(timeout_ms=60_000), range(24)))
@@ -109,3 +119,42 @@ def test_a_dead_worker_is_a_503_a_hanging_one_a_504_and_then_the_app_answers_aga
     assert "Application shutdown complete" in printed
     assert f"ERROR:    the worker of session 'fastapi-{app.process.pid}'" in printed  # for whoever reads the log
     assert "Traceback" not in printed
+
+
+FAILING = """\
+from tr_mmap import Server
+
+server = Server(framework="numpy")
+
+
+@server.command("predict")
+def predict(images):
+    if len(images) == 1:
+        raise KeyError("a secret")
+    return images[:, 0]
+
+
+server.run()
+"""
+
+
+def test_what_fails_is_in_the_log_and_not_in_the_answer_and_a_failed_start_is_tried_again(
+    tmp_path: Path, workspace: Path
+) -> None:
+    for name in ("app.py", "model.py"):
+        (tmp_path / name).write_text((EXAMPLES / "fastapi" / name).read_text())
+    worker = tmp_path / "worker.py"
+    worker.write_text(FAILING)
+    with uvicorn(tmp_path, workspace) as app:
+        failed = httpx.post(app.url, json={"images": BODY["images"][:1]}, timeout=100)
+        assert (failed.status_code, failed.json()) == (500, {"detail": "the model raised KeyError"})
+        assert app.ask(timeout_ms=60_000).status_code == 200
+
+        worker.rename(tmp_path / "gone.py")
+        app.worker().kill()
+        assert [app.ask(timeout_ms=60_000).status_code for _ in range(3)] == [503, 503, 503]
+        (tmp_path / "gone.py").rename(worker)
+        assert app.ask(timeout_ms=60_000).status_code == 200
+        printed = app.end()
+    assert "KeyError: 'a secret'" in printed
+    assert "is no file" in printed  # ScriptNotFound

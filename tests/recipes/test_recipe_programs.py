@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,93 @@ def test_a_model_gets_a_new_worker_after_its_worker_died_and_after_it_hung() -> 
     loaded = [line for line in printed.splitlines() if line.startswith("model loaded on")]
     assert [line for line in printed.splitlines() if line not in loaded] == expected
     assert len(loaded) == 3  # once for each worker, however many batches it gets
+
+
+QUICK_WORKER = """\
+import sys
+from tr_mmap import Server
+
+server = Server(framework="numpy")
+
+
+@server.command("predict")
+def predict(images):
+    return images
+
+
+open(GATE).read()  # a FIFO: the model is loaded when the test says so
+server.run()
+"""
+RESTARTS = """\
+import os, signal
+import torch
+from model import serve
+from tr_mmap import ScriptNotFound, WorkerDied
+
+images = torch.rand(2, 8, 8)
+with serve("restarts") as model:
+    os.rename("worker.py", "gone.py")  # a deployment, say
+    os.kill(model.session.pid, signal.SIGKILL)
+    for wanted in (WorkerDied, ScriptNotFound, ScriptNotFound):
+        try:
+            model.predict(images, 60_000)
+        except wanted as error:
+            assert error.__context__ is None, error.__context__  # it hides no other error
+    os.rename("gone.py", "worker.py")
+    print(torch.equal(model.predict(images, 90_000), images))
+"""
+LOADS = """\
+import os, signal, threading
+import torch
+from model import serve
+
+images = torch.rand(2, 8, 8)
+
+
+def open_gate():
+    with open("gate", "w"):
+        pass
+
+
+threading.Thread(target=open_gate).start()
+with serve("loads") as model:
+    os.kill(model.session.pid, signal.SIGKILL)
+    errors = []
+    for _ in range(4):
+        try:
+            model.predict(images, 300)
+        except Exception as error:
+            errors.append((type(error).__name__, model.session.pid))
+    (died, none), *late = errors
+    assert (died, none) == ("WorkerDied", None), errors
+    assert late == [("TimeoutError", model.session.pid)] * 3, errors  # one worker, which still loads
+    threading.Thread(target=open_gate).start()
+    print(torch.equal(model.predict(images, 90_000), images))
+"""
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Path:
+    """The recipe's ``model.py`` beside a worker that has nothing to load."""
+    (tmp_path / "model.py").write_text((EXAMPLES / "pytorch-model" / "model.py").read_text())
+    os.mkfifo(tmp_path / "gate")
+    return tmp_path
+
+
+def run_served(folder: Path, worker: str, program: str) -> str:
+    (folder / "worker.py").write_text(worker)
+    (folder / "main.py").write_text(f"import os\nos.chdir(os.path.dirname(__file__))\n{program}")
+    return run_recipe(folder / "main.py")
+
+
+def test_a_model_whose_worker_cannot_be_started_is_started_by_a_later_request(served: Path) -> None:
+    ready = QUICK_WORKER.replace("open(GATE).read()", "pass")
+    assert run_served(served, ready, RESTARTS) == "True\n"
+
+
+def test_a_model_that_is_still_loading_is_let_load_on_by_requests_that_give_up(served: Path) -> None:
+    worker = QUICK_WORKER.replace("GATE", repr(str(served / "gate")))
+    assert run_served(served, worker, LOADS) == "True\n"
 
 
 def test_a_data_loader_gets_augmented_batches_without_processes_by_fork_and_by_spawn(workspace: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_program_that_is_no_python_never_starts_itself_and_is_told_what_to_set
 
 def test_a_python_that_is_not_there_is_told(tmp_path: Path) -> None:
     told = run(REFUSED, cwd=tmp_path, TR_PYTHON=str(tmp_path / "none"))
-    assert f"refused: the sandbox's interpreter '{tmp_path}/none' (TR_PYTHON) is no program" in told
+    assert f"refused: the interpreter of the sandbox, '{tmp_path}/none' (TR_PYTHON), is no program" in told
 
 
 @pytest.mark.parametrize("module", ["numpy", "msgspec", "json", "tr_mmap"])

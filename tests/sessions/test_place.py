@@ -53,7 +53,7 @@ def test_tr_workspace_in_a_directory_that_is_not_there_is_refused(tmp_path: Path
 @pytest.mark.skipif(not os.path.isdir("/proc/self") or os.geteuid() != 0, reason="others may not write there at all")
 def test_tr_workspace_in_which_nothing_can_be_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workspaces, "CLAIM_WAIT_S", 0.05)
-    with pytest.raises(HostilePath, match="none can be made"):
+    with pytest.raises(HostilePath, match="no directory can be made"):
         Workspace("/proc").claim("s", mine("s"))  # mkdir(2) says there that there is no such directory
 
 

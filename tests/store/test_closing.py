@@ -153,7 +153,7 @@ def test_a_store_is_closed_while_threads_are_anywhere_in_it(
     mother: Mother, root: Path, names: list[str], how: str, is_full: bool
 ) -> None:
     prepare(root)
-    closings = 2000 if is_full else 60
+    closings = 2000 if is_full else 25
     assert mother.run("test_closing.use_and_close", str(root), names, closings, how) == (
         [["wrong", []], ["right", True]],
         0,

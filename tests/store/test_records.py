@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from store_support import embed, other_embed
+from strategies import bits
 
 from tr_mmap import BadMessage, HostilePath, OutOfSpace, TRException, UnsupportedTensor
 from tr_mmap.store import (
     EmbedderMismatch,
     NoSuchRecord,
+    NoSuchStore,
     RecordExists,
     Store,
     StoreClosed,
@@ -22,6 +24,7 @@ from tr_mmap.store import (
     VersionConflict,
     WrongShape,
 )
+from tr_mmap.wire.header import DTYPES
 
 VECTOR = np.arange(8, dtype=np.float32)
 
@@ -51,6 +54,51 @@ def test_nothing_that_was_read_can_be_written(store: Store) -> None:
     for view in (found.vector, *found.tensors.values()):
         with pytest.raises(ValueError, match="read-only"):
             view[0] = 1
+
+
+@pytest.mark.parametrize("name", [name for _, name, _ in DTYPES])
+def test_a_store_of_torch_tensors_gives_back_every_dtype_bit_for_bit(root: Path, name: str) -> None:
+    torch = pytest.importorskip("torch")
+    given = torch.arange(24).reshape(2, 3, 4).to(getattr(torch, name))
+    large = given.expand(4000, 2, 3, 4).contiguous()  # a file of its own
+    with Store("torch", root, framework="torch") as store:
+        record_id = store.add(tensors={"small": given, "none": given[:0], "large": large})
+        alone = store.add(tensors={"alone": given})
+        found = {**store.get(record_id).tensors, **store.get(alone).tensors}  # type: ignore[union-attr]
+        with store.snapshot() as then:
+            again = then.get(alone).tensors["alone"]  # type: ignore[union-attr]
+        wanted_of = {"small": given, "none": given[:0], "large": large, "alone": given}
+        assert found.keys() == wanted_of.keys()
+        for each, wanted in (*((found[key], wanted_of[key]) for key in found), (again, given)):
+            assert type(each) is torch.Tensor
+            assert each.dtype == wanted.dtype
+            assert each.shape == wanted.shape
+            assert bits(each) == bits(wanted)
+        found["small"].view(torch.uint8).zero_()  # which stays here
+        assert bits(store.get(record_id).tensors["small"]) == bits(given)  # type: ignore[union-attr]
+        assert store.check() == []
+
+
+def test_a_framework_that_is_none_is_refused_and_no_store_is_made(root: Path) -> None:
+    with pytest.raises(BadMessage, match="framework is 'jax'"):
+        Store("jax", root, framework="jax")  # type: ignore[arg-type]
+    assert list(root.iterdir()) == []
+
+
+def test_a_store_that_is_only_to_be_opened_is_not_made(root: Path) -> None:
+    for options in ({}, {"durability": "os"}):
+        with pytest.raises(NoSuchStore, match="there is no store 'notse'") as caught:
+            Store("notse", root, create=False, **options)  # type: ignore[arg-type]
+        assert (caught.value.name, caught.value.path) == ("notse", str(root))
+        assert isinstance(caught.value, FileNotFoundError)
+        assert str(root) in str(caught.value)
+    assert list(root.iterdir()) == []
+    with Store("notes", root) as store:
+        record_id = store.add("it")
+    with Store("notes", root, create=False) as store:
+        assert store.get(record_id) is not None
+    with pytest.raises(BadMessage, match="create is"):
+        Store("notes", root, create="no")  # type: ignore[arg-type]
 
 
 def test_a_record_that_is_not_there_is_none_to_get_false_to_delete_and_an_error_to_update(store: Store) -> None:

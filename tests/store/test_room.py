@@ -96,7 +96,7 @@ def test_a_commit_that_the_disk_refuses_is_an_error_and_changes_nothing(
                 assert files_in(root) == named_by(store)
             if status == 7:
                 break
-            nth += 1 if is_full else 4
+            nth += 1 if is_full else 7
 
 
 @strace

@@ -40,10 +40,11 @@ def test_the_nearest_are_those_of_a_plain_loop(root: Path, kind: str, metric: st
         for gone in ids[100:700:7]:
             store.delete(gone)
         query = random.integers(0, 8, 16).astype(np.float32)
+        records = [(distance(metric, each.vector, query), each) for each in reversed(store.get_all())]
         for filters in (None, {"third": 1}, {"third": {"gt": 5}}, {"NOT": {"third": 0}}):
             wanted = sorted(
-                (distance(metric, record.vector, query), n)
-                for n, record in enumerate(reversed(store.get_all()))
+                (far, n)
+                for n, (far, record) in enumerate(records)
                 if filters is None or parse(filters, {}).test(record)
             )[:20]
             found = store.search(query, limit=20, filters=filters)

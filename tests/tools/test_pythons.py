@@ -139,3 +139,35 @@ def test_continuous_integration_passes_and_says_so_where_there_is_no_other_pytho
 def test_a_failure_on_the_usual_python_is_the_status(machine: Machine) -> None:
     machine.fails_for("")
     assert machine.run(".ci/run").returncode == 3
+
+
+PIP = """#!/bin/sh
+echo "Collecting numpy"
+echo "  Downloading numpy-2.whl.metadata (62 kB)"
+echo "  Downloading numpy-2.whl (16.9 MB)"
+echo "Using cached rich-1.whl (3 kB)"
+echo "Installing collected packages: $(printf 'package, %.0s' $(seq 100))"
+echo "ERROR: it does not work" >&2
+exit STATUS
+"""
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_an_installation_says_what_it_downloads_and_how_it_ended(machine: Machine, status: int) -> None:
+    machine.add(machine.root / ".venv" / "bin" / "python", PIP.replace("STATUS", str(status)))
+    done = machine.with_setup("python=$venv/bin/python; run_pip install numpy")
+    assert done.returncode == status
+    downloaded, cached, installing = done.stdout.splitlines()
+    assert (downloaded, cached) == ("  Downloading numpy-2.whl (16.9 MB)", "  Using cached rich-1.whl (3 kB)")
+    assert installing.startswith("  Installing collected packages: package,")
+    assert len(installing) <= 112
+    assert done.stderr == ("ERROR: it does not work\n" if status else "")
+
+
+def test_an_installation_in_a_terminal_leaves_it_to_pip_to_show_how_far_it_is(machine: Machine) -> None:
+    machine.add(machine.root / ".venv" / "bin" / "python", '#!/bin/sh\necho "arguments: $*"\n')
+    inside = "root=$PWD; . tools/_setup.sh; python=$venv/bin/python; run_pip install numpy"
+    done = machine.run("script", "-qec", f"sh -euc '{inside}'", "/dev/null")
+    assert "arguments: -m pip" in done.stdout
+    assert "--progress-bar" not in done.stdout
+    assert "-q" not in done.stdout

@@ -344,7 +344,9 @@ def _refusing() -> Any:
     ("make", "text"),
     [
         (lambda: None, "NoneType is not a tensor"),
-        (lambda: [1, 2], "list is not a tensor"),
+        (lambda: [1, 2], "list is not a tensor; give a numpy array"),
+        (lambda: [np.zeros(2), np.zeros(3)], "list is not a tensor, but has several: give each by itself"),
+        (lambda: {"a": torch.zeros(2)}, "dict is not a tensor, but has several: give each by itself"),
         (lambda: 1.0, "float is not a tensor"),
         (lambda: b"abc", "bytes is not a tensor"),
         (lambda: np.array([None]), "object has no TSR form"),

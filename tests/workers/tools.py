@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import collections
+import ctypes
 import hashlib
-import itertools
 import json
 import os
 import subprocess
@@ -234,8 +233,10 @@ def spin(path: str) -> None:
 
 @server.command("hog")
 def hog() -> str:
-    """Native code that never gives the interpreter's lock back."""
-    collections.deque(itertools.repeat(None), maxlen=0)
+    """Native code that never gives the interpreter's lock back: it waits for a mutex that no signal ends."""
+    libc, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
     return "never"
 
 

@@ -1,7 +1,7 @@
-"""One client for all servers: a few connections of HTTP/1.1 that stay open, and as little work a request as can be.
+"""The HTTP client that measures every server: a few connections of HTTP/1.1 that stay open, and little work a request.
 
-All of it is one thread that waits for all its connections at once. It takes processor time from the servers that it
-measures, on two cores, and so it knows no more of HTTP than their answers need. Knows no server.
+One thread waits for all connections at once. The client shares the processors with the servers that it measures, so it
+parses no more of HTTP than their answers need. It knows nothing of any particular server.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Load", "LoadStalled", "Measured", "exchange", "request"]
 Address = tuple[str, int]
 
 _STALL_S: Final = 60.0  # without any answer
-_IDLE_NS: Final = 500_000_000  # after which a connection may have been closed
+_IDLE_NS: Final = 500_000_000  # a server may have closed a connection that was idle for longer
 _PART_NBYTES: Final = 1 << 16
 _LARGE_PART_NBYTES: Final = 1 << 20
 _END: Final = b"\r\n\r\n"
@@ -33,7 +33,7 @@ class LoadStalled(TimeoutError):
 
 @dataclass(slots=True)
 class Measured:
-    """What came of some load.
+    """What one load measured.
 
     Attributes:
         seconds: from the first request to the last answer.
@@ -90,8 +90,9 @@ class Load:
 
     Args:
         address: of the server.
-        make: gives the request of a number, as it is sent.
-        is_right: whether an answer is that of a number, by status and body; chunks are not put together.
+        make: returns the whole request with a number, as bytes to send.
+        is_right: is called with a request's number, and the status and body of its answer; returns whether the answer
+            is right. A body that came in chunks still has their framing.
         connections: how many; each has one request at a time.
     """
 
@@ -119,7 +120,7 @@ class Load:
 
         Args:
             seconds: how long.
-            rate: requests a second, at even distances; None for each as soon as its connection has the former answer.
+            rate: requests a second, evenly spaced; None to send each as soon as a connection has its former answer.
 
         Raises:
             LoadStalled: no answer comes.
@@ -139,7 +140,7 @@ class Load:
             is_over = now >= end if rate is None else due >= end
             if is_over and not busy:
                 break
-            # While all connections are taken, what is due waits for one, and its time counts.
+            # While all connections are busy, a request that is due waits for one; its latency includes that wait.
             wait_s = _STALL_S if rate is None or is_over or not idle else max(0.0, (due - clock()) / 1e9)
             ready, _, _ = select.select(busy, (), (), wait_s)
             if not ready and wait_s == _STALL_S:
@@ -188,7 +189,7 @@ class Load:
 
 
 def _length(got: bytes) -> int:
-    """Of the whole answer that begins so; 0 if that is not known yet, -1 if it comes in chunks."""
+    """The length of the whole answer whose beginning this is; 0 if not known yet, -1 if the answer comes in chunks."""
     end = got.find(_END)
     if end < 0:
         return 0

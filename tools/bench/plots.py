@@ -128,10 +128,11 @@ def _lines(axes: Axes, series: dict[str, tuple[list[int], list[float]]]) -> None
 
 
 def _label_ends(axes: Axes, series: dict[str, tuple[list[int], list[float]]], grows: bool) -> None:
-    """Names at the right, each joined to the end of its line; in axes coordinates, where they collide.
+    """Write the peers' names at the right, far enough apart to be read, each joined to the end of its line.
 
     Args:
-        grows: where a line that ends early would have come to: in proportion to the size, or where it is.
+        grows: how a line that ends early would go on, which decides where its name wants to be: in proportion to the
+            size (as latency does), or level.
     """
     low, high = np.log(axes.get_ylim())
     first, last = np.log(axes.get_xlim())
@@ -274,7 +275,7 @@ def _bar_panel(axes: Axes, nbytes: int, keys: list[str], times: dict[str, dict[i
 
 
 def draw_gateway(results: Results) -> Figure:
-    """Requests a second of each server of algorithms, and how long a request takes at half of that."""
+    """Requests a second of each server of algorithms, and how long a request takes at half that rate."""
     labels = {row: label for peer in SERVERS.values() for row, label in peer.rows.items()}
     cells = {row: each for row, each in results["extras"]["gateway"]["json"].items() if each["rate"]}
     rows = sorted(cells, key=lambda row: -cells[row]["rate"])

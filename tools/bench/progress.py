@@ -11,7 +11,11 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Args: total: steps, of any size."""
+    """The bar of one run, as a context manager.
+
+    Args:
+        total: the number of steps that make the whole, in the caller's unit.
+    """
 
     def __init__(self, total: float) -> None:
         self._total = total

@@ -60,7 +60,7 @@ def _matrix(results: Results, keys: list[str], sizes: list[int], field: str) -> 
 
 
 def _headline(results: Results) -> str:
-    """Median, and the ratio of ours to it."""
+    """The table of each peer's median, with the ratio of our median to it."""
     cells, reasons = _cells(results), _reasons(results)
     sizes = [nbytes for nbytes in _HEADLINE_SIZES if nbytes in _sizes(results)]
 
@@ -280,7 +280,7 @@ def to_markdown(results: Results) -> str:
 
 
 def headlines(results: Results) -> dict[str, float]:
-    """The ratios that a run is known by: ours to each peer at each headline size, and to the floors of the extras."""
+    """The ratios that two runs are compared by: ours to each peer at headline sizes, and to floors of the extras."""
     found: dict[str, float] = {}
     for row in results["sweep"]:
         if row["nbytes"] in _HEADLINE_SIZES and row["peer"] not in OURS and row["ours_ratio"]:

@@ -36,10 +36,10 @@ class Limits:
 
     Attributes:
         rounds: turns that each peer gets for a size.
-        peer_s: seconds for one peer and size, warming up included; then it takes no more turns.
-        most: measurements for one peer and size.
-        least: as many in any case, unless they would take longer than slow_s.
-        slow_s: a peer that would need more for ``least`` is not run.
+        peer_s: seconds for one peer and size, warm-up included; a peer that has spent them takes no more turns.
+        most: the most measurements for one peer and size.
+        least: the fewest measurements for one peer and size, whatever ``peer_s`` says.
+        slow_s: a peer that would need more seconds than this for ``least`` measurements is not run at that size.
     """
 
     rounds: int
@@ -110,7 +110,10 @@ def pack(needs: dict[str, int], room_nbytes: int) -> list[list[str]]:
 
 
 def stages(keys: Sequence[str], sizes: Sequence[int], room_nbytes: int) -> list[list[int]]:
-    """Sizes to run in one go, with peers started once: all of those at which every peer fits into memory at once."""
+    """The sizes in stages; peers are started once a stage.
+
+    All sizes at which every peer fits into memory are one stage; each larger size is a stage of its own.
+    """
     needed = sum(PEERS[key].payloads for key in keys) + 1
     together = [nbytes for nbytes in sizes if needed * nbytes <= room_nbytes]
     return [each for each in [together, *([nbytes] for nbytes in sizes if nbytes not in together)] if each]
@@ -123,8 +126,8 @@ class Sweep:
         keys: the peers.
         sizes: bytes, ascending.
         limits: how long.
-        say: called with what is going on.
-        advance: called with the share of the whole that was done, in all 1.
+        say: called with the step that begins.
+        advance: called with the share of the whole that has just been done; the shares add up to 1.
     """
 
     def __init__(
@@ -184,7 +187,7 @@ class Sweep:
                 self._close(key, sizes[-1], peers)
 
     def _guard(self, key: str, nbytes: int, peers: dict[str, Peer], action: Callable[[], object]) -> bool:
-        """Whether it went well. A broken peer is closed and forgotten."""
+        """Call ``action`` for a peer; return whether it succeeded. A peer that fails is closed and leaves the run."""
         try:
             with _deadline(_STUCK_S):
                 action()
@@ -198,7 +201,7 @@ class Sweep:
             return False
 
     def _close(self, key: str, nbytes: int, peers: dict[str, Peer]) -> None:
-        """A peer that cannot even end must not keep the others from it."""
+        """End a peer. If that fails or hangs, record it, so that the other peers are still ended."""
         try:
             with _deadline(_STUCK_S):
                 peers.pop(key).close()
@@ -277,7 +280,7 @@ class Sweep:
 
 
 def _check(entry: _Entry, x: Array, slow_s: float) -> None:
-    """Every element of an answer, once; also the first touch of all memory involved. Sets the latency."""
+    """Compare every element of an answer, and set the latency. This also touches all memory for the first time."""
     peer = entry.peer
     for _ in range(2):  # the second time nothing is new
         began_s = time.perf_counter()
@@ -309,7 +312,7 @@ def _check(entry: _Entry, x: Array, slow_s: float) -> None:
 
 
 def _measure_batch(peer: Peer, x: Array, most: int, quota_s: float) -> list[int]:
-    """Nanoseconds of each of at most so many round trips, and of at least one."""
+    """Nanoseconds of each round trip: at most ``most`` of them, at least one, until ``quota_s`` is spent."""
     if isinstance(peer, TimedPeer):
         return peer.measure(x.size, most, quota_s)
     samples: list[int] = []

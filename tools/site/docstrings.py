@@ -22,14 +22,14 @@ class Docstrings(griffe.Extension):
     """Mends each docstring when its object is made."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """A docstring of its own, in Markdown."""
+        """Turn the docstring of an object into Markdown."""
         if obj.docstring is not None:
             obj.docstring.value = _BLOCK.sub(
                 ":", _ALONE.sub("", _ROLE.sub(lambda role: _link(role[1], obj), obj.docstring.value))
             )
 
     def on_attribute_instance(self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **_more: Any) -> None:
-        """The comment behind a constant, as its docstring. Where it was assigned is of no use to readers."""
+        """Make the comment behind a constant its docstring. Drop the labels that say where it was assigned."""
         attr.labels -= {"class-attribute", "instance-attribute", "module-attribute"}
         if attr.docstring is None and isinstance(node, ast.AST) and attr.endlineno is not None:
             line = attr.lines_collection[attr.filepath][attr.endlineno - 1]
@@ -38,7 +38,7 @@ class Docstrings(griffe.Extension):
                 attr.docstring = griffe.Docstring(comment, parent=attr)
 
     def on_class(self, *, cls: griffe.Class, loader: griffe.GriffeLoader, **_more: Any) -> None:
-        """The members of an enumeration, as a list in its docstring."""
+        """Move the members of an enumeration into its docstring, as a list."""
         if cls.docstring is None or not any(str(base).endswith("Enum") for base in cls.bases):
             return
         members = [each for each in cls.members.values() if each.is_attribute and each.value is not None]
@@ -53,7 +53,7 @@ class Docstrings(griffe.Extension):
 
 
 def _literal(value: str | griffe.Expr, loader: griffe.GriffeLoader) -> str:
-    """What a member of an enumeration is, also where it is a constant of another module."""
+    """The value of an enumeration's member, looked up if it is a constant of another module."""
     if isinstance(value, griffe.Expr) and value.canonical_path in loader.modules_collection:
         return f"`{loader.modules_collection[value.canonical_path].value}`"
     return f"`{value}`"

@@ -1,9 +1,9 @@
-"""What the documentation site has beyond ``docs/``: navigation, the README, files that pages link to, the commands.
+"""Make what the site has beyond ``docs/``: its navigation, the README, the files that pages link to, the commands.
 
 MkDocs calls the functions named ``on_…``. The pages are written for a reader of the repository, whose links lead to
 files. On the site, README.md is the first page, docs/index.md is ``contents``, and a file outside ``docs/`` that any
-page links to has a page of its own below ``source/``. So every link leads somewhere in both places. Never writes into
-the repository.
+page links to has a page of its own below ``source/``. So every link works both in the repository and on the site. These
+functions never write into the repository.
 """
 
 from __future__ import annotations
@@ -137,14 +137,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Set the links of a page of ``docs/``, and put what is computed in its place."""
+    """Rewrite the links of a page of ``docs/``, and replace each mark with the text that it asks for."""
     if page.file.generated_by is None:
         markdown = for_the_site(markdown, f"{DOCS}/{page.file.src_uri}")
     return MARK.sub(lambda mark: made(mark[1]), markdown)
 
 
 def made(what: str) -> str:
-    """What a page asks for by a comment: the commands, the transitions, or the text of a module."""
+    """The text for a page's mark: the commands, the transitions, or else the source of the module that it names."""
     if what == "the commands":
         return commands()
     if what == "the transitions":

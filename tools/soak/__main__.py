@@ -1,13 +1,13 @@
-"""Random traffic for as long as you like, with kills and restarts: is all of it right, and do memory, descriptors and
-/dev/shm stay flat?
+"""Random traffic for as long as you like, with kills and restarts. Checks that every answer is right, and that memory,
+descriptors and /dev/shm do not grow.
 
     python tools/soak --minutes 60
 
-Three sessions: one that nobody disturbs, one whose worker is killed and whose session is closed at random, one over the
-channel of files. And a store of records, whose writers and readers are killed (``--no-store`` leaves it out,
-``--no-sessions`` everything else). Between rounds all views, tags and records are dropped and a sample is taken;
-samples of late rounds must be as low as those of early ones, and in the end nothing may be left. Prints a report; the
-exit status says if it is good.
+There are three sessions: one that nobody disturbs, one whose worker is killed and whose session is closed at random,
+and one over the channel of files. There is also a store of records, whose writers and readers are killed.
+``--no-store`` leaves the store out, ``--no-sessions`` the sessions; ``--gateway`` runs a gateway instead. Between
+rounds the program drops all views, tags and records, and takes a sample. Samples of late rounds must be as low as those
+of early ones, and in the end nothing may be left. Prints a report; the exit status is 0 if all is good, otherwise 1.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BUDGET_NBYTES: Final = 256 << 20
 LONG_MS: Final = 60_000.0
 MAX_VIEWS: Final = 30
 DTYPES: Final = ("uint8", "int16", "float32", "float64", "int64", "complex64")
-# How much more of it a late round may have than an early one: the allocator's habits, not a leak's growth.
+# How much more memory a late round may use than an early one: an allocator keeps some, which is no leak.
 MEMORY_SLACK_NBYTES: Final = 6 << 20
 MEMORY_SLACK_SHARE: Final = 0.05
 MAPS_SLACK: Final = 20  # of the allocator, and of threads
@@ -90,9 +90,9 @@ def count_fds(pid: int) -> int:
 
 
 def count_maps(workspace: Path) -> int:
-    """This process's, but for what pools keep of the files that are there, which their budgets bound.
+    """The mappings of this process, without those that pools keep of files that exist, which budgets limit.
 
-    A pool maps a file once to read and once to write, always shared; a view of it is a private mapping.
+    A pool maps a file at most once to read and once to write, always shared; a view of it is a private mapping.
     """
     lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
     kept = {
@@ -116,7 +116,7 @@ def shared_nbytes(workspace: Path) -> int:
 
 @dataclass
 class Party:
-    """One session and what is held of it."""
+    """One session, with the tags and views that the soak holds of it."""
 
     name: str
     channel: str
@@ -276,7 +276,7 @@ class Soak:
         session.please_exit()
 
     def orphan(self, party: Party) -> None:  # noqa: ARG002 - as all deeds
-        """A controller that is killed as soon as its session is there; the worker follows, the next sweep removes."""
+        """Kill a controller as soon as its session is started: its worker must end, and ``sweep`` remove the files."""
         pid = os.fork()
         if pid == 0:
             try:
@@ -301,7 +301,7 @@ class Soak:
         return chosen(party)
 
     def quiet(self) -> None:
-        """Drop everything that was kept, so that samples can be compared, and take one."""
+        """Take a sample, after everything that was kept is dropped: only then can samples be compared."""
         for party in self.parties:
             session = party.open()
             party.views.clear()
@@ -351,7 +351,7 @@ class Soak:
             self.store.close()
 
     def growth(self) -> list[str]:
-        """What late samples have more of than early ones. The first is of the warm-up."""
+        """What late samples have more of than early ones. The first sample belongs to the warm-up and is left out."""
         samples = self.samples[1:] if len(self.samples) > 3 else self.samples
         half = max(1, len(samples) // 2)
         found = []
@@ -373,7 +373,7 @@ class Soak:
 
 
 def report(soak: Soak, seconds: float, left: list[str]) -> bool:
-    """Print what came of it; whether it is good."""
+    """Print the report; return whether all is good."""
     step = max(1, len(soak.samples) // 20)
     print(HEADING)
     for sample in [*soak.samples[:-1:step], soak.samples[-1]]:

@@ -1,7 +1,7 @@
-"""The soak of a gateway: steady requests over several connections, while a contained process is killed now and then.
+"""The soak of a gateway: steady requests over several connections, while it kills a contained process now and then.
 
-Every answer has to be right, though some of them were computed by a second process because the first was killed. In the
-end nothing may have grown, and nothing may be left.
+Every answer must be right, also where the first process was killed and a second one had to compute it. In the end
+nothing may have grown, and nothing may be left.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from bench.load import Load, Measured, request
 CONNECTIONS: Final = 8
 RATE: Final = 100.0  # requests a second: about half of what fresh processes reach on two cores
 KILL_S: Final = 5.0
-LEAST_KILLS: Final = 3  # though it is short
+LEAST_KILLS: Final = 3  # also in a short run
 MOST_ERRORS: Final = 0.001  # of all requests
 LEAST_AVAILABLE: Final = 0.999
 ROUNDS: Final = 10
 START_S: Final = 60.0
 END_S: Final = 30.0
 MEMORY_SLACK_NBYTES: Final = 16 << 20
-DESCRIPTORS_SLACK: Final = 24  # of processes that wait, and that end just then
+DESCRIPTORS_SLACK: Final = 24  # for spare processes, and for those that end just when the sample is taken
 COUNT: Final = 16
 
 CONFIG: Final = """
@@ -55,7 +55,7 @@ class GatewaySoak:
 
     Attributes:
         wrong: what was not as it should be.
-        found: of all requests.
+        found: the measurements of all requests.
         kills: how many processes were killed.
     """
 
@@ -107,7 +107,7 @@ class GatewaySoak:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def make(self, number: int) -> bytes:
-        """The request of a number: the algorithms take turns, and no two inputs of some time are the same."""
+        """The request with a number. The algorithms take turns, and each request has other inputs."""
         name = list(ALGORITHMS)[number % len(ALGORITHMS)]
         tensor = {"dtype": "float64", "shape": [COUNT], "data": [number + each for each in range(COUNT)]}
         body = json.dumps({"algorithm": name, "inputs": {"x": tensor}}).encode()
@@ -115,7 +115,7 @@ class GatewaySoak:
         return request("/api/v1/python/execute", body, headers)
 
     def is_right(self, number: int, status: int, body: bytes) -> bool:
-        """Whether an answer is that of a number. An error is counted; a wrong result ends all."""
+        """Whether an answer is right. The load counts an error status; a wrong result ends the soak."""
         if status != 200:
             return False
         if json.loads(body)["result"]["data"] != [2.0 * (number + each) for each in range(COUNT)]:

@@ -1,4 +1,4 @@
-"""The part of the soak that a store has: records come, change and go, are found and held, while writers are killed."""
+"""The soak of a store: records are added, changed, found, held and deleted, while writers and readers are killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WORDS: Final = ("red", "green", "blue", "house", "tree", "river", "mountain", "
 
 
 def fields_of(number: int) -> dict[str, Any]:
-    """All of the record that has this number."""
+    """The fields of record ``number``, all of which follow from the number."""
     own = np.random.default_rng(number)
     sizes = own.integers(1, MAX_VALUES, int(own.integers(0, 4)))
     return {
@@ -63,7 +63,7 @@ class StoreSoak:
         return self._number, fields_of(self._number)
 
     def check(self, record: Any, number: int | None, what: str) -> None:
-        """A record must be all of its number."""
+        """Note a record that is lost, or of which a field does not follow from its number."""
         if record is None:
             self.wrong.append(f"{what}: a record is lost")
             return
@@ -165,7 +165,7 @@ class StoreSoak:
             pass
 
     def kill(self) -> None:
-        """A writer dies at any moment, and a reader with it; what it leaves is whole."""
+        """Kill a process that writes and holds snapshots, at a random moment; what it leaves must be whole."""
         first = self._number + 1
         self._number += 1000
         pid = os.fork()
@@ -212,13 +212,14 @@ class StoreSoak:
             self.wrong.append(f"quiet: {len(left)} files of tensors are left")
 
     def count_files(self) -> int:
-        """Of the store."""
+        """The number of files that the store has."""
         return sum(1 for path in self.root.rglob("*") if path.is_file())
 
     def nbytes(self) -> int:
-        """Of the store's files, as the file system counts them; of its catalogue, only the pages in use.
+        """The bytes of the store's files, as the file system counts them; of the catalogue, only the pages in use.
 
-        It keeps those of records that are gone, for later ones; while a snapshot lives it can use none of these.
+        The catalogue's file never shrinks: lmdb keeps the pages of deleted records for later ones, and can reuse none
+        of them while a snapshot lives. So the size of that file would say nothing of a leak.
         """
         with self._store._catalogue.read() as transaction:
             trees = [transaction.raw.stat(getattr(transaction, name)) for name in DATABASES]

@@ -2,8 +2,8 @@
 
 Python 3.12 and later warn when a process with threads forks. So each of these threads ends just before a fork, and a
 new one begins in the parent just after it; a child has none. (Python 3.13.0 counts threads only when these have begun
-again, so it warns all the same.) And it is a thread of the system also where a program has replaced Python's threads
-(see :mod:`.unpatched`), for it must run while the main thread waits in the C library.
+again, so it warns all the same.) It is a thread of the system also in a program that has replaced Python's threads (see
+:mod:`.unpatched`), because it must run while the main thread waits in the C library.
 
 There is no lock, because a signal handler may fork, or stop a task, in the middle of any method here. What must be done
 in one step is done without a call: the interpreter runs signal handlers, and switches threads, only after a call or at
@@ -36,9 +36,9 @@ _sleep: Final[Any] = unpatched("time", "sleep")
 _read: Final[Any] = unpatched("os", "read")  # eventlet's waits until there is something, whatever the descriptor says
 _write: Final[Any] = unpatched("os", "write")
 _HAS_THREADS: Final = is_builtin(_start_new_thread) and poll is not None
-_SIGPIPE: Final = [signal.SIGPIPE] if hasattr(signal, "SIGPIPE") else []  # to a thread that writes: EPIPE instead
+_SIGPIPE: Final = [signal.SIGPIPE] if hasattr(signal, "SIGPIPE") else []  # blocked in these threads: EPIPE is enough
 _TASKS: Final = "/proc/self/task"
-_LONGEST_S: Final = 2e6  # more milliseconds poll(2) does not take; whoever waits 23 days may wait for ever
+_LONGEST_S: Final = 2e6  # poll(2) takes no more milliseconds; a wait of 23 days may as well have no limit
 _PAUSE_S: Final = 1.0  # how long a fork waits for a thread to end; a thread that is there then does little harm
 _BEGIN_S: Final = 1.0  # for a new thread to come to our code; takes microseconds, and one that lacks memory never does
 _EXIT_WAIT_S: Final = 0.5  # for the kernel to remove a thread that has run to its end; takes microseconds
@@ -85,7 +85,7 @@ class _Wake:
         return True
 
     def reset(self) -> None:
-        """Let the next sleep be a sleep."""
+        """Forget earlier wakes, so that the next sleep does not end at once."""
         try:
             if self._files[0].is_open():
                 _read(self.reading, 4096)
@@ -121,7 +121,7 @@ class _Thread:
         self._run = run
         self._ended = _new_lock()
         self._ended.acquire()
-        self._is_claimed = _new_lock()  # by the thread, which then runs, or by who gives it up, and then it never does
+        self._is_claimed = _new_lock()  # by the thread, which then runs; or by join(), and then it never runs
         self._ident = 0
         self._task = 0
 
@@ -131,7 +131,7 @@ class _Thread:
             return
         try:
             if _SIGPIPE and hasattr(signal, "pthread_sigmask"):
-                # Where a program gave it its default action back, a pipe that nobody reads would end the process here.
+                # If the program has restored its default action, a write to a pipe that nobody reads ends the process.
                 signal.pthread_sigmask(signal.SIG_BLOCK, _SIGPIPE)
             self._ident = _get_ident()
             self._task = unpatched("_thread", "get_native_id")()
@@ -229,7 +229,7 @@ class Background:
         Returns:
             False if the task must return instead, and be done later or not at all.
         """
-        self._is_last = True  # before the look: a fork that this misses finds it
+        self._is_last = True  # before the look: a fork that begins after the look sees this
         if self.has_to_return:
             self._is_last = False
         return self._is_last
@@ -245,7 +245,7 @@ class Background:
         if os.getpid() != self._owner_pid:
             self._close()
             return
-        self._is_stopped = True  # before the look: a thread that this misses finds it at its end
+        self._is_stopped = True  # before the look: a thread that begins after the look sees this at its end
         thread = self._thread
         if thread is None:
             self._close()
@@ -293,7 +293,7 @@ class Background:
             return
         if not self.has_to_return:
             wake.reset()
-            if self.has_to_return:  # since we looked: that was perhaps what we have just taken
+            if self.has_to_return:  # since the look above: reset() may have taken that wake
                 wake.wake()
         thread = _Thread(self._run)
         # No call from here to that of the start: so there are never two threads, nor one that is noted and not begun.
@@ -328,7 +328,7 @@ class Background:
                 self._begin_if_possible()  # the fork may be over by now
 
     def _close(self) -> None:
-        self._task = _no_task  # a method of an object that has us: together they would wait for the garbage collector
+        self._task = _no_task  # the task may refer to an object that refers to us: no cycle for the garbage collector
         self._wake = None
 
 

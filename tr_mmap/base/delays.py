@@ -1,6 +1,7 @@
-"""Many timers of one delay, of which most are cancelled: a list in the order of their time, and one timer of the loop.
+"""Many timers with one delay, most of which are cancelled: a queue in order of time, and one timer of the event loop.
 
-A timer of a loop takes it ten microseconds, a heap's work and several calls; one of these takes less than one.
+A timer of the event loop costs ten microseconds, because the loop keeps its timers in a heap. With one delay for all,
+the order in which they were added is their order in time, and a timer costs less than a microsecond.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Delay:
     """Calls functions in the thread of a loop, each some time after it was added.
 
     Args:
-        loop: whose thread uses it.
-        delay_s: the same for all.
+        loop: the event loop; only its thread may use this object.
+        delay_s: from :meth:`add` to the call, in seconds.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, delay_s: float) -> None:
@@ -46,12 +47,12 @@ class Delay:
         return added
 
     def _look(self) -> None:
-        """Call what is due; from the first that is not on, look again when it is."""
+        """Call what is due, and look again when the next call is due."""
         waiting, now_s = self._waiting, self._loop.time()
         while waiting and (waiting[0].call is None or waiting[0].due_s <= now_s):
             call = waiting.popleft().call
             if call is not None:
-                self._loop.call_soon(call)  # whatever it raises is the loop's to tell, and the others are called
+                self._loop.call_soon(call)  # the loop reports what it raises, and the others are called
         self._is_set = bool(waiting)
         if waiting:
             self._loop.call_at(waiting[0].due_s, self._look)

@@ -21,11 +21,11 @@ _get_ident: Final[Any] = unpatched("_thread", "get_ident")
 
 
 def for_each(members: Iterable[_T], action: Callable[[_T], None]) -> None:
-    """Do something to each, again if a signal handler's exception ended it; raises such an exception at the end.
+    """Call an action for each member; again if a signal handler's exception ended it. Raises that exception at the end.
 
     Args:
-        members: to which to do it.
-        action: what to do; may be done twice.
+        members: the arguments of the calls.
+        action: may be called twice for a member.
     """
     raised: BaseException | None = None
     for member in members:
@@ -74,8 +74,9 @@ class _ThisProcess:
     """The process that runs this code. A signal handler may fork between any two steps of ours.
 
     If the child's handler then raises, ``sys.exit()`` say, the interrupted call unwinds in the child too. What it would
-    undo there is its parent's. So keep the mark when a work begins, and undo it only while that is still the mark. A
-    comparison is no call, so no handler comes between it and the system call after it; ``os.getpid()`` is one.
+    undo there is its parent's. So code keeps the mark when its work begins, and undoes the work only if the mark is
+    still the same. To compare marks is no call, so no signal handler runs between the comparison and the system call
+    after it. ``os.getpid()`` would be a call.
 
     Attributes:
         mark: an object; another one in a forked child.
@@ -93,7 +94,8 @@ this_process: Final = _ThisProcess()
 class ForkAware:
     """Registers itself for forks when it is created. A subclass need not be hashable.
 
-    The hooks may be called as soon as it has. So a subclass first sets what its hooks use.
+    The hooks may be called as soon as it is registered. So a subclass sets what its hooks use before it calls this
+    ``__init__``.
 
     Attributes:
         is_foreign: this process is a forked child of the one that made the object. The object's resources belong to

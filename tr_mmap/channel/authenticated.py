@@ -65,12 +65,12 @@ class AuthenticatedChannel(Channel):
         # the call that acquires a lock would leave it locked. A handler may send and take in the middle of either.
         self._sender = 0
         self._taker = 0
-        # The last message that receive() gave. If the verifier has accepted another one since, that is to be
-        # given: no step is between accepting and keeping it, at which a signal handler's exception could lose it.
+        # The last message that receive() gave. If the verifier has accepted another one since, that is to be given. The
+        # verifier itself keeps it, so a signal handler's exception cannot lose it between accepting and keeping.
         self._given: bytes | None = None
         self._earlier: bytes | None = None  # the last message that was accepted before the last one was sent
         self._put_backs = 0
-        self._may_repeat = False  # the inner channel may give once more what it gave before it was asked to
+        self._may_repeat = False  # after put_back(), the inner channel may give a message again
         self._is_controller = role is Role.CONTROLLER
 
     def send(
@@ -92,7 +92,7 @@ class AuthenticatedChannel(Channel):
             number = self._signer.sign(message)
             if self._is_ordered and self._signer.is_overtaken(number):
                 raise Overtaken
-            if self._is_controller and message.command != EXIT_COMMAND:  # which is sent while a response is taken, too
+            if self._is_controller and message.command != EXIT_COMMAND:  # exit may be sent while a response is taken
                 # What came before this request must not be taken for its response.
                 self._earlier = self._given = self._verifier.last_message
             self._inner.send(message, deadline_s, stop)

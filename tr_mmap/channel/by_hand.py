@@ -1,13 +1,14 @@
 """Notices what a person or another program writes by hand into ``request.json`` and ``status.txt`` of a mapped channel.
 
 These two files only mirror the pages. A request that somebody writes there is taken all the same, and ``exit`` in the
-status ends the worker. Whatever else is written there is ignored, and the mirror of the status is written again. So is
-the mirror of the request over what is no file of this user's own, a symlink say. Never answers a request.
+status ends the worker. Whatever else is written there is ignored, and the mirror of the status is written again. The
+mirror of the request is written again if its name leads to no file of this user's own: to a symlink, say. Never answers
+a request.
 
 A mirror of ours has a size of its own (``MIRROR_NBYTES``) and a number in a fixed place, and is written through a
-descriptor that stays open, which is no event for inotify. So an event, and a file that looks otherwise, show somebody
-else's hand. If somebody has edited the mirror itself, the page has the same number and another line. Of a mirror whose
-number is not the page's any more there is no telling, so it is taken for ours.
+descriptor that stays open, which is no event for inotify. So an event, or a file that looks different, shows that
+somebody else has written. If somebody has edited the mirror itself, the page has the same number and another line. If
+the mirror's number is not the page's any more, an edit cannot be recognised, and the mirror counts as ours.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from ..wire.messages import (
 
 __all__ = ["MOST_WAITING", "HandWatch"]
 
-MOST_WAITING: Final = 64  # requests by hand; who writes more of them, faster than they are served, loses some
+MOST_WAITING: Final = 64  # requests by hand; more of them that come faster than they are served are lost
 
 _Signature = tuple[int, int, int, int, int, int]
 _NO_FILE: Final[_Signature] = (0, 0, 0, 0, 0, 0)
@@ -49,8 +50,8 @@ class HandWatch:
 
     Args:
         directory: the session directory.
-        take: gets the text of each request; of one that is longer than a message may be, its beginning, one byte longer
-            than that.
+        take: gets the text of each request. Of one that is longer than a message may be, it gets the beginning, which
+            is too long as well.
         exit_by_hand: called when somebody has written ``exit`` into the status.
         restore_request: called when the request's mirror is no file that may be read.
         restore_status: called when somebody has written anything else than ``exit`` into the status.
@@ -58,7 +59,7 @@ class HandWatch:
 
     Attributes:
         fd: becomes readable when there is something to look at; -1 if this system has no inotify, or no more of it.
-        due_s: when to look without that, by the monotonic clock: a request may not have been whole.
+        due_s: when to look in any case, by the monotonic clock, because a request was not whole yet.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class HandWatch:
             system.close(fd)
 
     def look(self) -> None:
-        """Look at what has changed. Never raises for what is there."""
+        """Look at what has changed. Raises nothing, whatever it finds."""
         if not self._known_dir.is_there():  # it was removed, and another session may have one of that name
             self.due_s = math.inf
             self.close()
@@ -114,7 +115,7 @@ class HandWatch:
         has_new_entry = before.get(self._directory) in changed
         requests = {before.get(self._request), self._watches.get(self._request)}
         statuses = {before.get(self._status), self._watches.get(self._status)}
-        is_other = has_new_entry or len(requests) > 1  # no event may tell of a file that is made as its watch is lost
+        is_other = has_new_entry or len(requests) > 1  # a file made while its watch was lost may be no event
         if is_other or changed & requests:
             is_closed = bool(closed & requests)
             self._look_at_request(is_complete=is_closed, is_touched=is_closed or is_other)
@@ -202,9 +203,9 @@ class HandWatch:
             self._is_early = False  # what was taken early is gone, whether or not its writer has closed it yet
             return
         if seen is not None and signature[:2] == seen[:2] and hash(text) == self._taken:
-            # The same text; the size is no part of this, because the text may be younger than what was seen before it.
-            # Where nobody has closed it after writing, or there is no inotify to tell: a change of time and mode to
-            # those of a mirror is the mirror's own, which has found this file in its place.
+            # The same file with the same text. (Its size is not compared: the text may be newer than ``seen``.) If the
+            # mode became that of a mirror, our mirror has found this file in its place and changed it; but not if
+            # inotify says that a writer has closed the file.
             has_changed_mode = seen[5] != signature[5] and stat.S_IMODE(signature[5]) == 0o600
             is_of_mirror = has_changed_mode and (self.fd < 0 or not is_complete)
             if is_of_mirror or self._is_early:

@@ -110,7 +110,7 @@ class Spills:
         return name.encode()
 
     def read(self, line: bytes) -> bytes:
-        """The message that the peer's line names; its file is removed. Of the last one, the text is kept.
+        """The message that the peer's line names; its file is removed. The controller keeps the text of the last one.
 
         Raises:
             BadMessage: the line names no message of the peer's, or one that is too long.

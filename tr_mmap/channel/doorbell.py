@@ -19,7 +19,7 @@ from ..wire.names import SHM_DIR
 __all__ = ["Doorbell"]
 
 _MIN_SEMAPHORE_NBYTES = 32  # sizeof(sem_t) on 64-bit Linux
-# Not that the system has no semaphores for us: the name is taken, or what passes.
+# These do not mean that the system has no semaphores for us: the name is taken, or the error may pass.
 _OTHER_REASONS = frozenset({errno.EEXIST, errno.EINTR, errno.EIO})
 
 
@@ -55,7 +55,7 @@ class Doorbell:
             OutOfSpace: there is no room where the system keeps semaphores.
             SemaphoresUnavailable: the system has none for this user.
             SystemLimit: no descriptor or mapping can be had.
-            MissingPackage: here it needs posix_ipc.
+            MissingPackage: semaphores need the package posix_ipc here, and it is not installed.
         """
         owner = this_process.mark
         try:
@@ -120,7 +120,7 @@ class Doorbell:
             pass
 
     def close(self) -> None:
-        """Release the semaphore; a thread that waits keeps it open until it wakes."""
+        """Ring and wait no more. The semaphore is closed when the last object that uses it is gone."""
         self.ring = self.wait = _is_closed
 
 

@@ -34,7 +34,7 @@ SEND_TIMEOUT_MS: Final = DEFAULT_TIMEOUT_MS  # how long the peer may leave our p
 
 
 def signature_of(path: str) -> tuple[int, int, int] | None:
-    """Tells one file of a name from another, and from itself with another content; None if there is none."""
+    """Identifies the file of a name, and its present content; None if there is none."""
     try:
         info = os.lstat(path)
     except OSError:
@@ -144,7 +144,7 @@ class FileChannel(Channel):
                 return None
             if system.file_nbytes(fd) > MAX_MESSAGE_NBYTES:
                 raise BadMessage(f"{path} is longer than a message may be", detail=path)
-            return system.read_all(fd, MAX_MESSAGE_NBYTES).removeprefix(codecs.BOM_UTF8)  # by hand, on Windows say
+            return system.read_all(fd, MAX_MESSAGE_NBYTES).removeprefix(codecs.BOM_UTF8)  # of Windows
         finally:
             system.close(fd)
 
@@ -207,7 +207,7 @@ class FileChannel(Channel):
 
     def _why_not_put(self) -> str:
         """What has kept a message from being put in place, as far as can be told afterwards."""
-        return f"the peer has left {self._out} lying"
+        return f"the peer has not taken {self._out}"
 
     def is_taken_up(self) -> bool:
         return super().is_taken_up() and not os.path.lexists(self._out)

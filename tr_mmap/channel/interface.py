@@ -20,7 +20,7 @@ __all__ = ["Channel", "Overtaken", "Role", "check_bounds", "never"]
 
 
 def never() -> bool:
-    """The reason to stop of a wait that has none."""
+    """The ``stop`` of a wait that only its end in time stops."""
     return False
 
 
@@ -82,7 +82,7 @@ class Channel(ABC):
         return False
 
     def is_taken_up(self) -> bool:
-        """Whether the worker is in the last request of this side, and not in one that somebody wrote by hand."""
+        """Whether the worker works on the last request of this side, not on one that somebody wrote by hand."""
         return self.read_status().status is Status.BUSY
 
     def keep_order(self) -> None:  # noqa: B027 - a wrapper asks the channel in it
@@ -184,7 +184,7 @@ class Channel(ABC):
         """
 
     def says_farewell(self) -> bool:
-        """Whether the worker's last word is that it serves no more. Every answer of its came before that word."""
+        """Whether the worker's status says that it serves no more. It has sent all its responses before that."""
         try:
             return self.read_status().status is Status.TERMINATED
         except (TRException, OSError):
@@ -213,7 +213,7 @@ class Channel(ABC):
         return True
 
     def show(self) -> None:  # noqa: B027 - a channel of files has shown it already
-        """Show people what this side has sent or written last. A wait for a message does so itself, after a while."""
+        """Write the files for people: what this side has sent or written last. A wait does so itself, after a while."""
 
     @abstractmethod
     def write_status(self, status: Status, detail: str = "") -> None:

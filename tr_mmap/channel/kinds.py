@@ -53,7 +53,7 @@ def warn_about_order() -> None:
 
 
 def usable_channel(name: str) -> str:
-    """The channel to use for the one that is wanted; plain Python cannot order its stores to a page on all machines."""
+    """The channel to use for the wanted one: not ``"mapped"`` where plain Python cannot keep its stores in order."""
     warn_about_order()
     return "files" if name == "mapped" and not KEEPS_STORES_IN_ORDER else name
 

@@ -5,8 +5,8 @@ umask. It writes ``ready`` and ``exit`` into the status, which the worker writes
 leave a response unread for any time.
 
 A response has no number. So before the controller puts a request in place, it waits until the worker has ended what
-somebody else has asked, and removes a response that lies there: it would be taken for that to the new request, and each
-later one for that to the request after its own.
+somebody else has asked, and removes a response that lies there. Otherwise that would count as the response to the new
+request, and each later response as the one to the request after its own.
 
 **Several responses to one request.** A worker of the original framework writes one for the tensors and one more for the
 text. It waits each time until the last one is gone, and removes the request when its handler has returned. So while the
@@ -17,9 +17,9 @@ controller's request lies there, the controller takes every response:
   handler may go on for long after its answer; or when the caller's own time is over.
 - Later ones are discarded, when the next request or a request to exit is to be put in place.
 
-A worker that removes the request when it begins is asked for one response. If it said ``busy`` with that one, the next
-request waits until it says something else, and what it writes until then is discarded. A worker that never does so
-delays one request by ``_GRACE_S``, and no further one.
+Of a worker that removes the request before it answers, the controller takes one response. If the status was ``busy``
+then, the next request waits until the worker writes another status, and responses that come until then are discarded. A
+worker that never writes one delays one request by ``_GRACE_S``, and no further one.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from .interface import Role, check_bounds, never
 
 __all__ = ["LegacyChannel"]
 
-# How long a worker that says "busy" is taken to be in somebody else's request: one that has never said that it ended a
-# request, and any other, whose handler may have left that status behind.
+# For how long "busy" is taken to mean that the worker is in somebody else's request: the short time if this worker has
+# never written another status at a request's end; the long one if it has, for a handler may have left "busy" behind.
 _PATIENCE_S: Final = 2.0
 _LONG_PATIENCE_S: Final = 60.0
-_GRACE_S: Final = 1.0  # how long a handler may still go on after its first response, until that is its answer
+_GRACE_S: Final = 1.0  # how long to wait for a better response than the first one while the handler goes on
 
 _Signature: TypeAlias = tuple[int, int, int] | None
 
@@ -64,7 +64,7 @@ class _Haste(PollRate):
 
 
 class _AnswerRate(PollRate):
-    """As any, but in haste while a response is in hand: the request's removal mostly follows it at once."""
+    """The usual rate; faster once a first response is there, because the request's removal mostly follows at once."""
 
     haste: _Haste | None = None
 
@@ -88,7 +88,7 @@ class LegacyChannel(FileChannel):
         self._sent_request = Request()  # the last one that was sent
         self._outcome: Status | None = None  # OK or ERROR, when the response to that request is there
         self._line = StatusLine(Status.STARTING)  # the last status that was read
-        self._is_in_own_words = False  # that one is none of ours
+        self._is_in_own_words = False  # and whether it is none of our status words
         # Whether the worker waits for a request, as the controller finds before it sends one.
         self._ends_busy = False  # this worker writes another status when a request has ended
         self._busy_mark = self._answered_mark = (0, 0)  # of the status file, when it said so, and at our last response
@@ -97,17 +97,17 @@ class LegacyChannel(FileChannel):
         self._rate = self._rate_of_answers = _AnswerRate()
         self._own: _Signature = None  # of our request's file, until it is gone
         self._removes_late = False  # this worker has written a response before it removed the request
-        self._answer: bytes | Exception | None = None  # to our request; what kept it from being read
+        self._answer: bytes | Exception | None = None  # to our request, or the error that kept it from being read
         self._candidate: bytes | None = None  # the first response to it, as long as a better one may follow
         self._candidate_until_s = 0.0
         self._state = 0  # changes with each of the last three
         self._is_after_busy = False  # the worker has not said yet that it has ended the request that it has answered
         self._answered_s = 0.0
-        self._stays_busy = False  # this worker does not say so
+        self._stays_busy = False  # this worker never says so
         self._left: tuple[_Signature, float] = (None, 0.0)  # a response to somebody else's request; when it was found
         self._looking = threading.RLock()  # reentrant, because a signal handler may look too
-        self._is_quiet = True  # the last look found no response to anybody else's request, nor that one was to come
-        self._was_in_another = False  # and the response to that one has not been seen yet
+        self._is_quiet = True  # the last look found no response to anybody else's request, and none was due
+        self._was_in_another = False  # somebody else's request, whose response has not been seen yet
         self._another_ended_s = 0.0
 
     # -- messages -------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class LegacyChannel(FileChannel):
         return False
 
     def _is_still_answering(self) -> bool:
-        """Whether more may come in response to the request that was answered, and was removed before."""
+        """Whether more may come in response to the answered request, which the worker removed before it answered."""
         if not self._is_after_busy:
             return False
         self.read_status()
@@ -299,7 +299,7 @@ class LegacyChannel(FileChannel):
     def _look(self) -> bool:
         """Take the responses that lie there. Returns whether the answer to our request is known."""
         while True:
-            # Asked first: what a worker writes before it removes the request is found by a look after that.
+            # Asked first: then the look below finds all that the worker wrote before it removed the request.
             is_gone = not self._is_own_there()
             state = self._state
             raw: bytes | None = None
@@ -402,6 +402,6 @@ class LegacyChannel(FileChannel):
         return False  # the worker may write its own status over it at any moment
 
     def ring(self) -> None:
-        """Take what keeps the worker in its handler, so that it sees that it is to exit. The answer is kept."""
+        """Take the response that the worker's handler waits to be rid of, so that the worker sees ``exit``. Keep it."""
         if self._is_controller and self._is_own_there() and (self._outcome is not None or self._is_receivable()):
             self._discard_late()

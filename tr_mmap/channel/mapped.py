@@ -20,9 +20,9 @@ own, which the slot names under ``"spill"``. Each start of a worker makes new ri
 ``request.json``, ``response.json`` and ``status.txt`` mirror the latest messages and the status for people: one line
 and then spaces, so ``cat`` and ``json.load`` work on them. A side that has waited for ``MIRROR_DELAY_S`` writes what
 the mirrors lack. So a burst of requests writes none but ``status.txt``, which says ``busy`` from the second request on;
-after the burst the mirrors are right. That a worker is busy with a single request is shown by the controller, when it
-has waited, or at once if it does not wait: so nothing delays the handler. No process maps a mirror: to truncate a
-mapped file is SIGBUS for all that map it. ``by_hand.py`` notices what somebody writes into a mirror.
+after the burst the mirrors are right. When a worker is busy with a single request, the controller writes ``busy``:
+after it has waited, or at once if it does not wait. So nothing delays the handler. No process maps a mirror: to
+truncate a mapped file is SIGBUS for all that map it. ``by_hand.py`` notices what somebody writes into a mirror.
 """
 
 from __future__ import annotations
@@ -364,7 +364,7 @@ class MappedChannel(Channel):
         if self._is_serving_by_hand and status is Status.BUSY:  # the controller's own request is not taken up
             detail = f"{BUSY_BY_HAND}: {detail}" if detail else BUSY_BY_HAND
         mirror = self._status_mirror
-        is_exit = self._status_start[0] == _EXIT_START  # the controller's, so that of the mirror may go
+        is_exit = self._status_start[0] == _EXIT_START  # the controller's: an ``exit`` in the mirror is no news then
         word = None if detail or self._has_long_status else _SHORT_LINES.get(status)
         if word is not None:
             self._status_words[0] = word
@@ -377,13 +377,13 @@ class MappedChannel(Channel):
             mirror.restore()
         elif status is Status.BUSY and not detail:
             self._show_busy()
-        elif status not in _OUTCOMES:  # which the next wait shows
+        elif status not in _OUTCOMES:  # the next wait shows these
             mirror.show()
         if status is Status.READY:
             mirror.forget()  # its controller may have waited for long: the worker itself shows that it is busy
 
     def _show_busy(self) -> None:
-        """Show a burst of requests in its second one, as the fast path does: the controller shows a single one."""
+        """Show ``busy`` from a burst's second request on, as the fast path does. The controller shows a single one."""
         if self._status_mirror.is_forgotten:
             self._show_all()
         elif self._status_mirror.is_stale:
@@ -446,7 +446,7 @@ class MappedChannel(Channel):
     def reply_by_hand(self, response: Response) -> None:
         self._response_mirror.write(encode_legacy(response), HAND_ANSWER_S)
         self._is_serving_by_hand = False
-        self._status_mirror.forget()  # the controller that waits has shown ours for its own request: show the next one
+        self._status_mirror.forget()  # a waiting controller may have written the mirror: write the next status again
 
     # -- doorbells ------------------------------------------------------------------------------------------------
 

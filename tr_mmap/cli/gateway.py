@@ -1,4 +1,4 @@
-"""``tr-mmap serve`` and ``tr-mmap token``: the gateway, and who may use it."""
+"""``tr-mmap serve`` runs a gateway; ``tr-mmap token`` makes a token for a client."""
 
 from __future__ import annotations
 
@@ -60,17 +60,21 @@ def serve(config: Annotated[Path, _CONFIG] = _DEFAULT) -> None:
         logger.setLevel(level)
     try:
         gateway = Gateway(read)
+    except BadConfig as error:
+        _fail(f"{config}: {error}")
     except TRException as error:
-        _fail(str(error), _WRONG if isinstance(error, BadConfig) else _BROKEN)
+        _fail(str(error), _BROKEN)
     gateway.request_log.write_to(sys.stderr.fileno())
     try:
         did_listen = gateway.serve(lambda url: typer.echo(f"serving on {url}; documentation at {url}/docs", err=True))
     except BadConfig as error:
         _fail(f"{config}: {error}")
+    except TRException as error:
+        _fail(str(error), _BROKEN)
     except OSError as error:
-        _fail(f"{read.server.host}:{read.server.port}: {error.strerror or error}", _BROKEN)
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error), _BROKEN)
     if not did_listen:
-        _fail("the gateway could not start; its log above says why", _BROKEN)
+        _fail("the gateway was ended before it had started", _BROKEN)
 
 
 def token(

@@ -36,20 +36,20 @@ _FILE_NAME: Final = re.compile(r"\w[\w.+-]{0,99}")
 
 
 class WrongArgument(Exception):
-    """An argument that cannot be what it should; its text says which, why, and what to do."""
+    """A wrong argument; the text says which one, why, and what to do."""
 
 
 @dataclass
 class Arguments:
-    """What is to be done.
+    """The arguments of one ``tr-mmap sandbox run``.
 
     Attributes:
         kind: of the sandbox.
         code: of the algorithm.
-        inputs: by name.
-        arguments: as they were written.
+        inputs: values by name.
+        arguments: those of ``--arg``, as they were written.
         limits, allow: for the sandbox.
-        outputs: files by the names of results; the directory for all others is under ``""``.
+        outputs: the file of a result, by its name; under ``""`` the directory for all other results.
     """
 
     kind: str
@@ -76,10 +76,10 @@ def read(
     clock: bool,
     random: bool,
 ) -> Arguments:
-    """Read all of it, before anything runs.
+    """Read and check all arguments, before anything runs.
 
     Raises:
-        WrongArgument: one of them cannot be what it should.
+        WrongArgument: one of them is wrong.
     """
     chosen = kind or _KINDS.get(file.suffix.lower())
     if chosen is None:
@@ -170,10 +170,10 @@ def _size_of(short: str, name: str, text: str) -> int | float | None:
 
 
 def value_of(option: str, text: str) -> Any:
-    """A tensor of a file, a value as JSON has it, or the text itself.
+    """What an argument stands for: a tensor from a file, a JSON value, or the text itself.
 
     Raises:
-        WrongArgument: the file is none of those that can be read, or the text is meant as JSON and is none.
+        WrongArgument: the file cannot be read, or the text begins as JSON does and is not JSON.
     """
     if text == "-":
         return sys.stdin.read()
@@ -271,8 +271,8 @@ def write_outputs(outputs: Mapping[str, Any], files: Mapping[str, Path]) -> dict
         The files by the names of the results.
 
     Raises:
-        WrongArgument: a result is missing, has a name that no file may have, or one of a file that is there already
-            in the directory, or cannot be written.
+        WrongArgument: there is no result of a name in ``files``; a result's name cannot name a file; its file is in
+            the directory already; or it cannot be written.
     """
     for name in files.keys() - {""} - outputs.keys():
         known = ", ".join(map(ascii, outputs)) or "none"

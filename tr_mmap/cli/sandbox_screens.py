@@ -1,4 +1,4 @@
-"""What ``tr-mmap sandbox`` prints: for persons, or one object of JSON. What algorithms say is made harmless."""
+"""What ``tr-mmap sandbox`` prints: text for people, or one JSON object. Escapes control characters of algorithms."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MAX_LINE: Final = 400
 
 
 def harmless(text: str) -> str:
-    """Text that no terminal takes for a command: what cannot be printed is shown by its number."""
+    """Escape what a terminal might take for a command: each character that cannot be printed becomes its number."""
     return "".join(
         each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text
     )
@@ -52,7 +52,7 @@ def _echo_json(value: Any) -> None:
 def show_response(
     response: ComputeResponse, kind: str, layers: frozenset[str], written: Mapping[str, Path], *, is_json: bool
 ) -> None:
-    """Print what a run gave; results that are in files by the names of those."""
+    """Print the results of a run; for a result that was written to a file, the file's name."""
     if is_json:
         _echo_json(_response_as_json(response, kind, layers, written))
         return
@@ -107,7 +107,7 @@ def _response_as_json(
 
 
 def _numbers(array: np.ndarray[Any, Any]) -> Any:
-    """Elements in nested lists; complex ones as pairs, and as texts those that JSON lacks."""
+    """The elements in nested lists: complex numbers as pairs; NaN and infinity, which JSON lacks, as texts."""
     if array.dtype.kind == "c":
         return _numbers(np.stack([array.real, array.imag], -1))
     if array.dtype.kind not in "biuf":
@@ -160,7 +160,7 @@ def _size(limit: str, number: float) -> str:
 
 
 def _last_line(text: str) -> str:
-    """Of an error of syntax, which has lines of its source first, the last and where it is."""
+    """An error's text in one line. A SyntaxError's text begins with the source: only its last line and the place."""
     lines = [each.strip() for each in text.splitlines() if each.strip()] or ["no reason given"]
     if len(lines) > 1 and lines[0].startswith("File "):
         return f"{lines[-1]} ({lines[0].rpartition(', ')[2]})"

@@ -42,14 +42,15 @@ _Embed = Annotated[bool, typer.Option("--embed", help="Let the bundled embedder 
 def _one_line_errors() -> Iterator[None]:
     """An error is one line, and the exit status says of which kind."""
     from ..errors import BadMessage, TRException
+    from ..store.errors import NoSuchStore
 
     try:
         yield
     except TRException as error:
         _say(str(error), error)
-        raise typer.Exit(_WRONG if isinstance(error, BadMessage) else _FAILED) from None
-    except BrokenPipeError:  # who reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written is not missed
+        raise typer.Exit(_WRONG if isinstance(error, BadMessage | NoSuchStore) else _FAILED) from None
+    except BrokenPipeError:  # the program that reads our output has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python fails again when it flushes the rest at exit
         raise typer.Exit(_CUT_SHORT) from None
     except OSError as error:
         _say(f"{error.filename}: {error.strerror}" if error.filename else str(error), error)
@@ -60,7 +61,7 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _say(text: str, error: BaseException | None = None) -> None:
-    """One line for the person, with what else is to be said of an error: how much was done before it."""
+    """Print one line to stderr: a text, then the notes of an error, which say how much was done before it."""
     typer.echo("; ".join((f"tr-mmap: {text}", *getattr(error, "__notes__", ()))), err=True)
 
 
@@ -73,23 +74,23 @@ def _opened(
     may_embed: bool = False,
     is_embedded: bool = False,
 ) -> Iterator[Store]:
-    """The store; with its embedder, if a command may need one and that is the bundled one.
+    """Open the store for one command; with the bundled embedder, if the command needs it and the store uses it.
 
     Args:
         name: of the store.
         path: the folder that it is in; None for the user's own.
-        before_made: is called if there is no such store, before it is made; None if it is not to be made.
+        before_made: called before a missing store is made; None to refuse a missing store.
         may_embed: whether the command makes vectors of texts.
-        is_embedded: whether the bundled embedder is wanted.
+        is_embedded: whether the user asked for the bundled embedder.
     """
     with _one_line_errors():
         from ..store import Store
-        from ..store.places import find_store, note_of, root_of
+        from ..store.places import find_store, no_store, note_of, root_of
 
         root = find_store(name, path)
         if root is None:
             if before_made is None:
-                raise _no_store(name, path)
+                raise no_store(name, path)
             before_made(name, path)
             root = find_store(name, path)
         noted = {} if root is None else note_of(root, name)
@@ -109,13 +110,6 @@ def _opened(
             yield store
 
 
-def _no_store(name: str, path: Path | None) -> Exception:
-    from ..errors import BadMessage
-    from ..store.places import roots_of
-
-    return BadMessage(f"there is no store {name!r} in {' or '.join(roots_of(path))}", detail="name")
-
-
 def _json_of(text: str | None, what: str) -> Any:
     if text is None:
         return None
@@ -127,7 +121,7 @@ def _json_of(text: str | None, what: str) -> Any:
 
 
 def _print_line(shown: dict[str, Any]) -> None:
-    """One line of JSON, in letters where the output has them."""
+    """Print one line of JSON, with non-ASCII letters as they are if the output's encoding is UTF."""
     if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
     is_utf = (sys.stdout.encoding or "").lower().startswith("utf")
@@ -136,7 +130,7 @@ def _print_line(shown: dict[str, Any]) -> None:
 
 
 def _print_record(record: Record, **more: Any) -> None:
-    """A record as a line of JSON; tensors by their dtypes and shapes."""
+    """Print a record as a line of JSON; of tensors, the dtypes and shapes only."""
     from ..store.records import FIELDS
 
     shown = {
@@ -313,7 +307,7 @@ def export(
 def import_(
     name: _Name,
     source: Annotated[
-        str, typer.Argument(help="Such a directory, a file of JSON lines, or - for lines from the standard input.")
+        str, typer.Argument(help="An exported directory, a file of JSON lines, or - for lines from the standard input.")
     ],
     path: _Path = None,
     is_embedded: _Embed = False,
@@ -351,11 +345,38 @@ def check(name: _Name, path: _Path = None) -> None:
 
 @app.command()
 def compact(name: _Name, path: _Path = None) -> None:
-    """Free what nothing names any more."""
+    """Remove expired records, and free the files and rows of vectors that no record uses."""
     with _opened(name, path) as store:
         before = store.stats().disk_nbytes
         rows = store.compact()
         typer.echo(f"{rows} rows freed; {before} bytes before, {store.stats().disk_nbytes} after")
+
+
+@app.command("rm")
+def remove(
+    name: _Name,
+    path: _Path = None,
+    is_sure: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+) -> None:
+    """Remove a store with all its records, also one that is broken. Asks first."""
+    with _one_line_errors():
+        from ..store.places import Places, find_store, no_store, remove_store
+
+        root = find_store(name, path)
+        if root is None:
+            raise no_store(name, path)
+        places = Places(root, name)
+        if not is_sure:
+            typer.echo(f"Remove {places.directory} with {places.nbytes()} bytes? [y/N] ", err=True, nl=False)
+            answer = _input().readline()
+            if not answer:
+                typer.echo(err=True)
+                _say("nothing was removed: there is no answer; say --yes to be asked nothing")
+                raise typer.Exit(_WRONG)
+            if answer.strip().lower() not in ("y", "yes"):
+                _say("nothing was removed")
+                raise typer.Exit(_FAILED)
+        remove_store(root, name)
 
 
 def _records(count: int) -> str:
@@ -364,7 +385,7 @@ def _records(count: int) -> str:
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[Iterable[Any], int], Iterable[Any]]]:
-    """A bar on the terminal, where rich is installed and somebody looks."""
+    """A progress bar on stderr, if rich is installed and stderr is a terminal."""
     try:
         from rich.console import Console
         from rich.progress import Progress

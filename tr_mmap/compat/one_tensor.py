@@ -17,18 +17,18 @@ class OneTensor(torch.Tensor):
     All else is the tensor's: it shares the memory, is sent and pickled as a plain tensor, and what is computed of it is
     plain. A slice, a mask and ``t[i, j]`` index the tensor.
 
-    Another whole number than 0 is an error, as is every store to one: a loop over ``t[i]`` would else begin with the
-    whole tensor, and go on with its rows.
+    An index other than 0 is an error, and so is a store to any whole number: otherwise a loop over ``t[i]`` would get
+    the whole tensor first, and then its rows.
     """
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Called by torch for each operation. What it gives is plain, also where torch returns the tensor itself."""
+        """Called by torch for each operation. Makes results plain tensors, also where torch returns ``self``."""
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
-            # What changes the tensor in place returns it: t.requires_grad_() is still the leaf.
+            # A method that changes the tensor in place returns the same object: t.requires_grad_() is still the leaf.
             return result if getattr(func, "__name__", "").endswith("_") else _plain(result)
 
     def plain(self) -> Any:
@@ -92,5 +92,5 @@ def _is_same(one: torch.Tensor, other: Any) -> bool:
 
 
 def one_tensor(tensor: torch.Tensor) -> OneTensor:
-    """A received tensor, of the same memory."""
+    """A received tensor as a :class:`OneTensor` over the same memory."""
     return tensor.as_subclass(OneTensor)

@@ -1,7 +1,7 @@
-"""``TechRenaissanceServer`` as the original's programs know it: ``get_tensors(…, 1)`` serves both of their habits.
+"""``TechRenaissanceServer`` as programs for the original use it.
 
-The first documents of the original give a list of one tensor there, its later programs the tensor itself. Imports torch
-only for tensors in that framework.
+They use ``get_tensors(…, 1)`` in two ways: the original's first documents say that it returns a list of one tensor, and
+its later programs expect the tensor itself. Here the result works as both. Imports torch only for torch tensors.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class TechRenaissanceServer(Base):
     """A worker, see :class:`tr_mmap.TechRenaissanceServer`.
 
     Attributes:
-        one_tensor: what ``get_tensors(…, 1)`` gives. ``"both"``: a torch tensor that is also unpacked and indexed as a
-            list of one, see :class:`tr_mmap.compat.one_tensor.OneTensor`; of numpy's arrays, a list, because only
-            programs written for tr_mmap ask for these. ``"tensor"``: the tensor. ``"list"``: a list of one.
+        one_tensor: what ``get_tensors(…, 1)`` returns. ``"both"``: a torch tensor that can also be unpacked and indexed
+            as a list of one, see :class:`tr_mmap.compat.one_tensor.OneTensor`; with numpy, a list, because only
+            programs written for tr_mmap ask for arrays. ``"tensor"``: the tensor. ``"list"``: a list of one.
     """
 
     one_tensor: Literal["both", "tensor", "list"] = "both"

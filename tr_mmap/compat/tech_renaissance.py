@@ -14,7 +14,7 @@ from typing import Any
 
 
 def _is_ours(spec: Any) -> bool:
-    """Whether a module is a copy of this one: this tree's, an installed one's."""
+    """Whether a module is a copy of this one, of this source tree or of an installed tr_mmap."""
     get_source = getattr(spec.loader, "get_source", None)
     try:
         source = get_source(spec.name) if get_source else None

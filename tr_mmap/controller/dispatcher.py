@@ -26,6 +26,7 @@ from ..protocol.messages import Request, now_ms
 from ..protocol.status import Status, StatusLine
 from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_SEQ, RELEASE_COMMAND
 from ..wire.waits import RELEASE_TIMEOUT_MS
+from ..wire.words import CLOSED_MEANWHILE, NO_REQUEST
 from .flow import Flow
 from .options import shown_ms
 from .pending import Pending, awaited, mark_of_thread, opened
@@ -325,8 +326,7 @@ class Dispatcher(Flow):
         if remaining_s <= 0:
             state = worker_state(worker)
             raise ResponseTimeout(
-                "no request was made whose answer is still to be taken, so none came within "
-                f"{shown_ms(timeout_s * 1000)} ms; call send_request first",
+                f"{NO_REQUEST}{shown_ms(timeout_s * 1000)} ms; call send_request first",
                 timeout_ms=timeout_s * 1000,
                 command="",
                 pid=state.pid,
@@ -412,7 +412,7 @@ class Dispatcher(Flow):
     def _close(self) -> bool:
         try:
             for pending in list(self.in_flight.values()):
-                self._deliver(pending, SessionNotStarted(f"session {self.resources.session_id!r} was closed meanwhile"))
+                self._deliver(pending, SessionNotStarted(f"session {self.resources.session_id!r}{CLOSED_MEANWHILE}"))
             self._claims.clear()
         finally:  # whatever else fails, the worker is ended
             self.resources.release()

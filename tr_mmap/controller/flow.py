@@ -30,14 +30,12 @@ from ..errors import (
     WorkerDied,
 )
 from ..protocol.messages import Response
-from ..protocol.status import Status
 from ..wire.messages import MAX_MESSAGE_SEQ
-from .launch import advice_on
-from .options import shown_ms
+from ..wire.words import CLOSED_MEANWHILE, NO_WORKER, OF_PARENT
+from .failures import died, unanswered
 from .pending import Pending, opened
 from .resources import SessionResources
 from .results import Result, remote_error
-from .stats import worker_state
 from .turn import Turn, get_ident
 from .worker_handle import WorkerHandle
 
@@ -83,9 +81,7 @@ class Flow:
         worker = self.resources.worker
         self.check_own()
         if worker is None or self.is_closing:
-            raise SessionNotStarted(
-                f"session {self.resources.session_id!r} has no worker; call start(), or use it as a context manager"
-            )
+            raise SessionNotStarted(f"session {self.resources.session_id!r}{NO_WORKER}, or use it as a context manager")
         return worker
 
     def check_own(self) -> None:
@@ -95,10 +91,7 @@ class Flow:
             SessionNotStarted: this process is such a child.
         """
         if self.resources.is_foreign:
-            raise SessionNotStarted(
-                f"session {self.resources.session_id!r} belongs to the parent process, which this one was "
-                "forked from; this process may read its tensors, but makes no requests: start a session of its own here"
-            )
+            raise SessionNotStarted(f"session {self.resources.session_id!r}{OF_PARENT}")
 
     def in_turn(
         self,
@@ -379,34 +372,12 @@ class Flow:
         """
         self.check_own()
         if self.is_closing:
-            return SessionNotStarted(f"session {self.resources.session_id!r} was closed meanwhile")
+            return SessionNotStarted(f"session {self.resources.session_id!r}{CLOSED_MEANWHILE}")
         if worker.is_over() or worker.has_left():
             return self.worker_died(worker)
-        state = worker_state(worker)
-        status = worker.channel.read_status().status
-        is_taken_up = worker.channel.is_taken_up()
-        taken = "has begun to work on it" if is_taken_up else "has not begun to work on it"
-        if status is Status.BUSY and not is_taken_up:
-            taken = "has not begun to work on it, because it works on a request that somebody wrote by hand"
-        if status is Status.STARTING:
-            taken = "is still starting"
-        advice = "give it more time, or terminate() and start() the worker"
-        if state.process == "stopped":
-            advice = f"a signal or a debugger has stopped it: continue it with kill -CONT {state.pid}"
-        place = "" if is_taken_up else self.resources.advice_on_place()
-        what = f"no response to {command!r}" if command else "no response"
-        others = [each for each in list(self.in_flight.values()) if each.command]
-        other = f" ({others[0].command!r})" if others else ""
-        why = "" if is_sent else f", because another request is under way{other}"
-        return ResponseTimeout(
-            f"{what} within {shown_ms(timeout_s * 1000)} ms{why}: the worker {taken}; {state}; {advice}{place}",
-            timeout_ms=timeout_s * 1000,
-            command=command,
-            pid=state.pid,
-            state=state.process,
-            is_taken_up=is_taken_up and is_sent,
-            last_moved_ms=state.last_moved_ms,
-        )
+        others = [each.command for each in list(self.in_flight.values())]
+        other = None if is_sent else others[0] if others else ""
+        return unanswered(worker, command, timeout_s, other=other, place=self.resources.advice_on_place())
 
     # -- the worker's end -----------------------------------------------------------------------------------------
 
@@ -438,21 +409,10 @@ class Flow:
 
     def _death_of(self, worker: WorkerHandle) -> WorkerDied | SessionNotStarted:
         end = worker.how_it_ended()
-        code, tail = end.exit_code, end.log_tail
-        if code == 0 and not self.resources.has_directory():  # which ends a worker that finds its messages there
+        # A worker whose messages are files ends by itself when its directory is removed.
+        if end.exit_code == 0 and not self.resources.has_directory():
             return self.resources.lost_directory()
-        how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
-        output = f"; its last output:\n{tail}" if tail else "; it printed nothing"
-        advice = f"\n{found}" if (found := advice_on(tail, "" if end.was_ready else worker.process.program)) else ""
-        what = f"ended ({how})"
-        if end.lives_on:
-            pid = worker.process.pid
-            what = f"has ended its service, and its process {pid} waits for its own threads or processes"
-        return WorkerDied(
-            f"the worker of session {self.resources.session_id!r} {what}{output}{advice}",
-            exit_code=code,
-            log_tail=tail,
-        )
+        return died(worker, self.resources.session_id)
 
     def forget_worker(self) -> None:
         """Forget a worker that has ended. Tags stay, for the next worker, and answers, for their takers.

@@ -40,19 +40,19 @@ _COMPAT_DIR: Final = os.path.join(_PACKAGE_DIR, "compat")  # has tech_renaissanc
 _DEFAULT_SCRIPT: Final = os.path.join(_PACKAGE_DIR, "worker", "__main__.py")
 _NEEDED_PACKAGES: Final = ("numpy", "msgspec", "ml_dtypes", "posix_ipc", "psutil")  # by the default worker
 
-# What a user sets for his own programs, and what would change which code the default worker runs.
+# Users set these for programs of their own. They would change which code the default worker runs.
 _NOT_FOR_DEFAULT: Final = frozenset({"PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT"})
-# Where an interpreter has its standard library: those of the wrong interpreter end it before its first line.
+# These say where an interpreter has its standard library. With another one's values, it ends before its first line.
 _HOMES: Final = ("PYTHONHOME", "PYTHONPLATLIBDIR")
 _OLDEST_PYTHON: Final = "3.11"
 # What execve(2) says of the program itself; any other error is a limit of the system.
 _NOT_RUNNABLE: Final = frozenset(
     {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
 )
-# Those of this process's own controller, if it is a worker itself.
+# This process has these from its own controller, if it is a worker itself.
 _NOT_INHERITED: Final = frozenset({SECRET_FD_VARIABLE, LIFELINE_FD_VARIABLE, LOCK_FD_VARIABLE})
 
-# SIGHUP stays ignored if it is, see below. The other ones Python ignores itself, and subprocess restores them.
+# SIGHUP stays ignored if it is, see below. Python itself ignores the other two, and subprocess restores them.
 _NOT_RESTORED: Final = frozenset(
     getattr(signal, name) for name in ("SIGHUP", "SIGPIPE", "SIGXFSZ") if hasattr(signal, name)
 )
@@ -97,7 +97,7 @@ def advice_on(output: str, interpreter: str = "") -> str:
 
     Args:
         output: of the worker.
-        interpreter: which was run, of a worker that was never ready; else "".
+        interpreter: path of the worker's interpreter if the worker was never ready; else "".
     """
     if _TOO_OLD.search(output):
         return (
@@ -269,7 +269,7 @@ def _environment_of_default(
 
     Args:
         environ: what the user wants it to be.
-        given: the names of the variables that he gave for the worker, not for all that he runs.
+        given: names of the variables that the user set for this worker, with ``env=``.
         workspace_root: where sessions are.
         is_our_python: whether the worker's interpreter is this one, and can use what this one has installed.
     """
@@ -321,7 +321,7 @@ def _common(workspace_root: str) -> dict[str, str]:
 
 @functools.cache
 def _places_of_packages() -> list[str]:
-    """Where this process finds the packages that the default worker needs. It looks there last, and only for these."""
+    """Where this process finds the packages that the default worker needs. The worker searches these places last."""
     places: list[str] = []
     for name in _NEEDED_PACKAGES:
         module = sys.modules.get(name)

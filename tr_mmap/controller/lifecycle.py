@@ -18,6 +18,7 @@ from ..protocol.status import Status, StatusLine
 from ..sessions.projects import choose_workspace
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import CLAIM_RETRY_S, CLAIM_WAIT_S, DEFAULT_TIMEOUT_MS, EXIT_TIMEOUT_MS
+from ..wire.words import NOT_STARTED
 from .dispatcher import TURN_WAIT_S, Dispatcher, StatusTest
 from .launch import check_script
 from .named_results import NamedResults
@@ -37,7 +38,7 @@ _sessions: weakref.WeakValueDictionary[str, SessionLifecycle] = weakref.WeakValu
 
 
 class _NotInitialized:
-    """What an object has in place of an attribute, if its class's __init__() has not called ours."""
+    """Stands for an attribute that ``__init__`` sets. Tells the author of a subclass that it was not called."""
 
     def __get__(self, session: object, owner: type) -> NoReturn:
         raise AttributeError(f"{owner.__name__}.__init__() must call super().__init__()")
@@ -166,7 +167,7 @@ class SessionLifecycle:
             try:
                 resources.start(quiet=self._quiet_mode, on_end=dispatcher.notify)
             except BaseException:
-                self._dispatcher = dispatcher  # if its release fails, close() may be called
+                self._dispatcher = dispatcher  # so that close() can be called if the release fails
                 resources.release()  # a session that was never started leaves nothing
                 self._finalizer.detach()
                 self._dispatcher = None
@@ -293,8 +294,8 @@ class SessionLifecycle:
         May be called while another thread waits; that thread gets SessionNotStarted. Does nothing in a forked child.
 
         Raises:
-            SessionBusy: another thread is in the middle of a request and has not left it for 10 s; its signal handler
-                waits for this thread, say. The worker is ended; call this again for the rest.
+            SessionBusy: another thread is in the middle of a request and has not left it for 10 s, for example because
+                its signal handler waits for this thread. The worker was ended; call this again for the rest.
         """
         dispatcher = self._dispatcher
         if dispatcher is None or self._is_foreign():
@@ -314,13 +315,14 @@ class SessionLifecycle:
         try:
             if not self.wait_until_ready(timeout_ms):
                 worker = self._worker_or_none()
-                output = worker.process.log_tail() if worker is not None else ""
+                tail = worker.process.log_tail() if worker is not None else ""
+                output = f"Its last output:\n{tail}" if tail else "It printed nothing."
                 state = worker_state(worker) if worker is not None else None
                 raise ResponseTimeout(
                     f"the worker {self._options.script_path!r} was not ready after {shown_ms(timeout_ms or 0.0)} ms; "
                     f"{state}; "
                     "it must run a server with the session id of its command line, or needs a larger "
-                    f"start_timeout_ms. Its last output:\n{output}",
+                    f"start_timeout_ms. {output}",
                     timeout_ms=timeout_ms or 0.0,
                     command="start",
                     pid=0 if state is None else state.pid,
@@ -344,7 +346,7 @@ class SessionLifecycle:
     # -- status ---------------------------------------------------------------------------------------------------
 
     def is_ready(self) -> bool:
-        """Whether the worker waits for a request; not from a request's sending until its answer is there."""
+        """Whether the worker waits for a request. False from the sending of a request until its response is there."""
         worker = self._worker_or_none()
         if worker is None or worker.is_over() or self._is_asked():
             return False
@@ -376,7 +378,7 @@ class SessionLifecycle:
         channel = self._open().worker().channel
 
         def is_ready(line: StatusLine) -> bool:
-            # The status again, because the request may have been answered since, and the worker still be ending it.
+            # Read again: the request may have been answered since ``line``, and the worker may still be finishing it.
             return line.status.is_waiting and not self._is_asked() and channel.read_status().status.is_waiting
 
         return self._wait_status(is_ready, timeout_ms) is not None
@@ -421,7 +423,7 @@ class SessionLifecycle:
 
     @property
     def rejected(self) -> int:
-        """With ``auth=True``: how many messages since the first start the worker had not signed; they were ignored."""
+        """With ``auth=True``: how many messages since the first start were ignored, not being signed by the worker."""
         dispatcher = self._dispatcher
         return 0 if dispatcher is None else dispatcher.resources.rejections.rejected
 
@@ -451,13 +453,13 @@ class SessionLifecycle:
         dispatcher = self._dispatcher
         if dispatcher is None:
             raise SessionNotStarted(
-                f"session {self._options.session_id!r} is not started; call start(), or use it as a context manager"
+                f"session {self._options.session_id!r}{NOT_STARTED}, or use it as a context manager"
             )
         dispatcher.check_own()
         return dispatcher
 
     def _is_foreign(self) -> bool:
-        """Whether the session is that of the process that this one was forked from."""
+        """Whether the session belongs to the process from which this one was forked."""
         dispatcher = self._dispatcher
         return dispatcher is not None and dispatcher.resources.is_foreign
 

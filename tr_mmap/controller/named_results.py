@@ -37,7 +37,7 @@ class NamedResults(threading.local):
         rest: tensors that were received, by name.
         refs: of tensors that were not, by name, because the program took the answer's text only.
         refused: the answer that has no tensor of the name asked for. It waits to be taken in another way until this
-            thread's next ``send_request``; later, it would pass for the answer to that.
+            thread's next ``send_request``, which drops it: else it would be taken for the answer to that request.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class NamedResults(threading.local):
         self.refused: Pending | None = None
 
     def forget(self, dispatcher: Dispatcher) -> None:
-        """The thread sends another request."""
+        """Forget the last answer, because this thread sends another request."""
         refused, self.refused = self.refused, None
         if refused is not None:
             dispatcher.drop_claim(refused)
@@ -54,7 +54,7 @@ class NamedResults(threading.local):
             self.rest, self.refs = {}, {}
 
     def note(self, result: Result) -> None:
-        """A program has taken the text of an answer; it may still want the tensors."""
+        """Keep the tensors of an answer whose text was taken: the program may still ask for them by name."""
         response, tensors = result
         names = _names(response, len(tensors))
         if tensors:  # an earlier call has received them, or the fast path, which receives all
@@ -67,7 +67,7 @@ class NamedResults(threading.local):
         if not is_plain_tag(tag):
             check_tag(tag)  # raises
         deadline_s = time.monotonic() + timeout_s
-        worker = dispatcher.resources.worker  # another thread that notices its death first forgets it
+        worker = dispatcher.resources.worker  # kept: another thread that notices its death sets that attribute to None
         if not dispatcher.has_own_claim():
             found = self._take_kept(dispatcher, tag, deadline_s, timeout_s, framework)
             while found is None and not dispatcher.has_claim():
@@ -111,14 +111,14 @@ class NamedResults(threading.local):
 
 
 def _names(response: Response, count: int) -> list[str]:
-    """The names of an answer's tensors, or of so many: the fast path notes no refs of those that it has received."""
+    """The names of an answer's tensors. The fast path leaves ``response.tensors`` empty; then ``count`` are named."""
     if not response.tensors:
         return [f"{RESULT_PREFIX}_{number}" for number in range(count)]
     return [ref.tag or f"{RESULT_PREFIX}_{number}" for number, ref in enumerate(response.tensors)]
 
 
 def _pop(named: dict[str, Any], tag: str) -> Any:
-    """What goes by a name, or by that of the one result. None if there is nothing."""
+    """Take out the tensor of a name; ``"result"`` also names the only one. None if there is none."""
     if tag == RESULT_PREFIX and tag not in named and len(named) == 1:
         return named.popitem()[1]
     return named.pop(tag, None)

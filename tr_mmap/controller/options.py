@@ -20,7 +20,7 @@ from ..tsr.framework_names import check_framework_name, check_installed
 from ..wire.names import DEFAULT_WORKER, PYTHON_VARIABLE
 from ..wire.waits import DEFAULT_TIMEOUT_MS, MAX_SPIN_US
 
-__all__ = ["AtBudget", "ChannelName", "Framework", "SessionOptions", "Views", "seconds_of", "shown_ms"]
+__all__ = ["AtBudget", "ChannelName", "Framework", "SessionOptions", "Views", "check_bool", "seconds_of", "shown_ms"]
 
 Framework: TypeAlias = Literal["numpy", "torch"]
 ChannelName: TypeAlias = Literal["mapped", "files", "legacy"]
@@ -90,11 +90,12 @@ class SessionOptions:
         cwd: str | os.PathLike[str] | None,
         python: str | os.PathLike[str] | None,
     ) -> SessionOptions:
-        """The options, in the form that ``PythonSession`` takes. Relative paths are resolved here, once.
+        """Check the options that ``PythonSession`` was given. Relative paths are resolved here, once.
 
         Raises:
             BadMessage: one of them is not valid; ``detail`` is its name.
             MissingPackage: the framework is not installed.
+            ScriptNotFound: a path is relative, and this process's current directory has been removed.
         """
         check_session_id(session_id)
         check_framework_name(framework)
@@ -179,7 +180,7 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _whole_of(value: Any) -> int | None:
-    """The whole number that an object stands for; None if it is none. It may be of any class, and not comparable."""
+    """The whole number that an object of any class stands for; None if it stands for none."""
     if isinstance(value, bool):
         return None
     try:

@@ -27,7 +27,7 @@ class PyTorchSession(_Session):
     """A :class:`PythonSession` with ``framework="torch"``; all else is the same.
 
     Args:
-        script_path: as of a :class:`PythonSession`, as are the other arguments and the options.
+        script_path: as in :class:`PythonSession`, like the other arguments and the options.
         session_id: names the session.
         quiet_mode: False also prints the worker's output.
         **options: all options but ``framework``.

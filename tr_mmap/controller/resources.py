@@ -53,7 +53,7 @@ class SessionResources(ForkAware):
         directory: of the session.
         transfer: this side's tensors.
         worker: the running worker; None while there is none.
-        rejections: counts messages that no worker of this session has signed.
+        rejections: counts the messages that were ignored because the worker had not signed them.
 
     Raises:
         SessionInUse: another process has the name.
@@ -63,7 +63,7 @@ class SessionResources(ForkAware):
     def __init__(self, options: SessionOptions, workspace: Workspace | None = None) -> None:
         self._owner = this_process.mark
         self.worker: WorkerHandle | None = None
-        super().__init__()  # now: its hook uses the worker
+        super().__init__()  # after ``worker`` is set, which the fork hook uses
         self.options = options
         self.session_id = options.session_id
         self.rejections = RejectionCounter()
@@ -104,7 +104,7 @@ class SessionResources(ForkAware):
             return None
         try:
             interpreter = find_python(None, {})
-        except ScriptNotFound:  # this program has Python inside
+        except ScriptNotFound:  # this program embeds Python
             try:
                 interpreter = find_python(self.options.python)
             except ScriptNotFound:
@@ -143,7 +143,7 @@ class SessionResources(ForkAware):
         )
 
     def has_directory(self) -> bool:
-        """Whether the directory is this object's still, also if the lock file in it was removed or replaced by hand."""
+        """Whether the directory is still this object's; True also if its lock file was removed or replaced by hand."""
         lock = os.path.join(self.directory, CONTROLLER_LOCK_FILE)
         if self._lock.is_at(lock):
             return True
@@ -280,7 +280,7 @@ class SessionResources(ForkAware):
             pass  # the next start tries again, and does not start if it cannot
 
     def _end(self, worker: WorkerHandle) -> None:
-        """End the worker, and the sessions of what had to be killed: a handler may have had one of its own."""
+        """End the worker. Remove the sessions of processes that were killed: a handler may have started a session."""
         try:
             worker.end()
         finally:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PythonSession", "SessionKeywords"]
 
-_Tensor = TypeVar("_Tensor", covariant=True)  # what the session's framework calls a tensor
-_PLAIN: Final = (float, int)  # the classes of a timeout that needs no more checks than its sign
+_Tensor = TypeVar("_Tensor", covariant=True)  # a tensor of the session's framework
+_PLAIN: Final = (float, int)  # a timeout of exactly one of these classes is valid if it is not negative
 
 
 class SessionKeywords(TypedDict, total=False):
@@ -66,12 +66,12 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             only the legacy dialect.
         budget_nbytes: most bytes of tensors that each side holds in shared memory; None for no limit but the file
             system's.
-        at_budget: ``"fail"`` raises OutOfSpace there; ``"block"`` first waits up to 10 s for the other side to release
-            views, but not longer than the call may take.
+        at_budget: what happens when the next tensor would exceed the budget. ``"fail"`` raises OutOfSpace; ``"block"``
+            first waits up to 10 s for the other side to release views, but not longer than the call may take.
         auth: both sides sign each control message with a secret that only they have; forged messages are ignored. See
             ``tr_mmap.protocol.mac`` for what this protects from.
         checksum: both sides store a CRC-32 of each tensor's bytes and compare it when they receive the tensor. This
-            finds damage, not malice. It reads every tensor twice more.
+            finds damage, not malice. Each side reads every tensor once more for it.
         spin_us: microseconds that either side polls for a message, at most, before it sleeps; up to 1000. Saves
             wake-ups if messages come that soon and each side has a processor for itself. After a longer wait a side
             sleeps at once the next time, so an idle session costs nothing.
@@ -141,12 +141,12 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
 
         Args:
             message: ``"matmul a b"``, or JSON, or a dict: ``{"cmd": "matmul", "params": "a,b"}``.
-            timeout_ms: how long to wait for that.
+            timeout_ms: how long to wait for the response to the earlier request.
 
         Raises:
             BadMessage: there is no command in it.
             WorkerDied: the worker ended.
-            ResponseTimeout: the earlier request does not end.
+            ResponseTimeout: there was no response to the earlier request in time.
             SessionNotStarted: there is no worker.
         """
         dispatcher = self._open()
@@ -177,6 +177,7 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             ResponseTimeout: none came in time.
             RemoteError: the request failed; UnknownCommand if the worker does not know the command.
             WorkerDied: the worker ended.
+            SessionNotStarted: there is no worker, or the session was closed meanwhile.
         """
         return self._text_of(self._open().take(seconds_of(timeout_ms)))
 
@@ -212,8 +213,9 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         Raises:
             BadTag: the tag may not name a tensor.
             UnsupportedTensor: it is not a tensor that TSR can hold.
-            OutOfSpace: no room, also after the worker has given up what it keeps for later results (it is not asked
-                while a request is under way); the tag keeps what it had.
+            OutOfSpace: no room. If the file system is full and no request is under way, the worker is first asked to
+                give up its free segments. The tag still names what it named before.
+            SessionNotStarted: the session is not started.
         """
         check_tag(tag)
         dispatcher = self._open()
@@ -240,7 +242,8 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
     def wait_for_tensor(self, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> Any:
         """Take the next response's tensor, or the list of its tensors if there are several.
 
-        A numpy tensor is a read-only view of shared memory; a torch tensor is a copy-on-write one.
+        A tensor is a view of shared memory. By default (``views=None``) a numpy view is read-only and a torch view is
+        copy-on-write.
 
         Raises:
             UnexpectedResponse: the response has no tensor.
@@ -249,12 +252,14 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         return tensors_of(*self._open().take(seconds_of(timeout_ms)))
 
     def recv_tensor(self, tag: str, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> Any:
-        """Take a tensor by its name from the next response, or from the one that this thread has taken last, whether
-        by this method, or as a text by :meth:`wait_for_response` or :meth:`read_response`.
+        """Take a tensor by its name from this thread's next response, or from the one that it took last.
 
-        The tensors of a response are ``"result_0"``, ``"result_1"``, …; the one tensor of a response is ``"result"``
-        too. A worker may also write a file of another name with ``write_tsr_file``. If no request was made, this waits
-        for such a file. What is taken is no longer there. What is not taken can still be taken by name, until the
+        The last response is used if no other one is due. This method took it, or :meth:`wait_for_response` or
+        :meth:`read_response` took its text.
+
+        The tensors of a response are named ``"result_0"``, ``"result_1"``, …; if there is only one, it is named
+        ``"result"`` too. A worker may also write a file of another name with ``write_tsr_file``. If no response is
+        due, this method waits for such a file. A tensor can be taken once; those that were not taken stay until the
         session's next request.
 
         Raises:
@@ -311,11 +316,15 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         """A loan: a tensor of undefined content in shared memory; sending it copies nothing.
 
         After sending, no store into the loan reaches the worker: a numpy loan becomes read-only, and a store into a
-        torch loan stays in this process. The same holds for slices and reshaped views. But the library does not know
-        objects that were made of a loan before: with ``torch.from_numpy``, ``memoryview``, ``np.from_dlpack``,
-        ``as_strided`` or a writable ``sliding_window_view`` of a numpy loan, a view of it that is a subclass of
-        ``ndarray``, or with ``torch.from_dlpack`` or ``untyped_storage`` of a torch loan. Nor does it know a child that
-        was forked before. Do not write through those any more.
+        torch loan stays in this process. The same holds for slices and reshaped views.
+
+        The library does not know some other objects that were made from a loan before it was sent. Do not write through
+        these any more:
+
+        - from a numpy loan: what ``torch.from_numpy``, ``memoryview``, ``np.from_dlpack``, ``as_strided`` or a writable
+          ``sliding_window_view`` made, and views whose class is a subclass of ``ndarray``;
+        - from a torch loan: what ``torch.from_dlpack`` or ``untyped_storage`` made;
+        - either kind of loan, in a child that was forked before.
 
         Args:
             shape: sizes in elements, outermost first.

@@ -1,4 +1,4 @@
-"""What a session holds, and what its worker does. Computes nothing but these."""
+"""What a session holds, and what its worker does. Changes nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final, Literal, TypeAlias
 from ..processes.state import ProcessState, state_of
 from ..protocol.status import Status
 from ..shm.pool import PoolStats
+from ..wire.words import LAST_MOVED, PROCESS_IS
 from .worker_handle import WorkerHandle
 
 __all__ = ["Activity", "SessionStats", "WorkerState", "ended_state", "worker_state"]
@@ -26,11 +27,10 @@ class WorkerState:
         process: what the process does: ``"running"`` on a processor, ``"waiting"`` for something, ``"stopped"`` by a
             signal, ``"ended"``; ``"unknown"`` where the system does not say, or this process has no
             descriptor left to ask it.
-        activity: ``"starting"``; ``"idle"``, it waits for a request; ``"busy"`` with one, from the
-            moment it was sent; ``"hung"``: in the middle of
-            a request it neither runs nor has moved for a second (a handler that waits for something else looks the
-            same); ``"stopped"``; ``"ended"``, also if only its service has ended, and its process waits for threads or
-            processes of its own.
+        activity: ``"starting"``; ``"idle"``: it waits for a request; ``"busy"`` with one, from the moment it was sent;
+            ``"hung"``: in the middle of a request it neither runs nor has moved for a second (a handler that waits for
+            something else looks the same); ``"stopped"``; ``"ended"``, also if only its service has ended, and its
+            process waits for threads or processes of its own.
         last_moved_ms: milliseconds since it last took a request, used a tensor or answered; None if it does not say.
     """
 
@@ -40,8 +40,8 @@ class WorkerState:
     last_moved_ms: float | None
 
     def __str__(self) -> str:
-        moved = "" if self.last_moved_ms is None else f", and last moved {self.last_moved_ms / 1000:.1f} s ago"
-        return f"process {self.pid} is {self.process}{moved}"
+        moved = "" if self.last_moved_ms is None else f"{LAST_MOVED}{self.last_moved_ms / 1000:.1f} s ago"
+        return f"process {self.pid}{PROCESS_IS}{self.process}{moved}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class SessionStats(PoolStats):
         log_nbytes: bytes of the worker's log now; it is outside shared memory.
         log_dropped_nbytes: bytes that were cut off the beginning of the log, because it had become too large.
         is_compiled: whether this process has tr_mmap's extension; ``tr_mmap.native.WHY_NOT_COMPILED`` says why not.
-        worker: what the worker does. Of one that has ended, also when its death was reported, until the next start.
+        worker: what the worker does. Once it has ended, its activity stays ``"ended"`` until the next start.
     """
 
     log_nbytes: int
@@ -75,10 +75,10 @@ def worker_state(worker: WorkerHandle, *, is_asked: bool = False) -> WorkerState
 
 
 def ended_state(pid: int) -> WorkerState:
-    """What a worker does whose handle was released.
+    """The state of a worker that has ended and whose handle was released.
 
     Args:
-        pid: its process, while it had one.
+        pid: of the process that it had.
     """
     return WorkerState(pid, "ended", "ended", None)
 

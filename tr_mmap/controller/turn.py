@@ -72,7 +72,7 @@ class Turn:
         A child that a signal handler forks meanwhile does not get it: the thread that has it is not there.
 
         Args:
-            deadline_s: how long to wait.
+            deadline_s: until when to wait.
             is_in_vain: tells whether the thread needs the turn no more; :meth:`wake` lets it look.
         """
         me, own_pid = get_ident(), os.getpid()

@@ -22,13 +22,15 @@ class End(NamedTuple):
 
     Attributes:
         exit_code: None if unknown.
-        log_tail: the last lines of its output.
+        log_tail: the last lines of its output, without what came before an error that it has answered.
+        has_printed: whether it has printed anything, also if that is not in ``log_tail``.
         was_ready: whether it ever was ready.
         lives_on: whether only its service has ended: its process waits for its own threads or processes.
     """
 
     exit_code: int | None
     log_tail: str
+    has_printed: bool
     was_ready: bool
     lives_on: bool
 
@@ -51,7 +53,7 @@ class WorkerHandle:
     fast_path: ControllerFastPath | None = None
     _has_said_farewell: bool | None = None  # None until the end
     _farewell_s: float | None = None  # when this side first saw that the worker serves no more
-    _has_ended_service = False  # seen for so long that its process is not just about to end
+    _has_ended_service = False  # it said farewell, and its process did not end soon after
     _is_ended = False  # by this side
 
     def __init__(self, channel: Channel, process: WorkerProcess, on_end: Callable[[], None]) -> None:
@@ -70,7 +72,7 @@ class WorkerHandle:
         return self.watch.is_dead or (self.channel.says_farewell() and self._is_farewell_old())
 
     def _is_farewell_old(self) -> bool:
-        """Whether the worker has said long ago that it serves no more: then its process waits for something else."""
+        """Whether FAREWELL_GRACE_S have passed since its farewell: then its process waits for something else."""
         now_s = time.monotonic()
         if self._farewell_s is None:
             self._farewell_s = now_s
@@ -101,14 +103,15 @@ class WorkerHandle:
         return self._has_ended_service and self.process.is_alive()
 
     def how_it_ended(self) -> End:
-        """Of a worker that is over. Threads that come later, when its files are gone, get what the first one read."""
+        """How a worker that is over has ended. Kept for threads that ask later, when its files are gone."""
         end = self._end
         if end is None or (end.lives_on and not self._is_ended and not self.process.is_alive()):
             if not self._has_ended_service:
                 self.process.wait(1.0)  # the watch may know it before the exit code is there
             lives_on = self.lives_on
             code = None if lives_on else self.process.exit_code
-            end = self._end = End(code, self.process.log_tail(), self._was_ready(), lives_on)
+            has_printed = self.process.log_size().nbytes > 0
+            end = self._end = End(code, self.process.log_tail(), has_printed, self._was_ready(), lives_on)
         return end
 
     def _was_ready(self) -> bool:
@@ -120,7 +123,7 @@ class WorkerHandle:
     def has_ended_by_itself(self) -> bool:
         """Whether it has ended, and neither a signal nor this side has ended it; also after :meth:`end`."""
         by_itself = self.process.has_ended_by_itself
-        # The program ignores SIGCHLD, or has reaped the worker: then its last word tells.
+        # None: this program ignores SIGCHLD, or has reaped the worker itself. Then the worker's last status tells.
         if by_itself is not None:
             return by_itself
         return self.channel.says_farewell() if self._has_said_farewell is None else self._has_said_farewell

@@ -11,7 +11,7 @@ __all__ = ["cmake_dir", "include_dir"]
 
 
 def cmake_dir() -> Path:
-    """The directory to give CMake as ``tr_mmap_DIR``, where ``find_package`` finds nothing by itself."""
+    """The directory to give CMake as ``tr_mmap_DIR``, if ``find_package`` does not find the package by itself."""
     return Path(__file__).resolve().parent / "cmake"
 
 

@@ -72,18 +72,22 @@ def _limits(config: Config, kind: Kind, requirements: Requirements | None, timeo
     cores = sandbox.cpu_cores
     if kind == "wasm":
         memory_mb, wall_ms, most_mb = wasm.max_memory_mb, 1000 * wasm.max_execution_time, wasm.max_memory_mb
+        memory_option, time_option = "[python.wasm] max_memory_mb", "[python.wasm] max_execution_time"
     else:
         memory_mb, wall_ms, most_mb = sandbox.memory_mb, sandbox.wall_ms, sandbox.most_memory_mb
+        memory_option, time_option = "[sandbox] most_memory_mb", "[sandbox] wall_ms"
     if requirements is not None:
         memory_mb = requirements.memory_mb or memory_mb
         cores = requirements.cpu_cores or cores
-    if memory_mb > most_mb or cores > sandbox.most_cpu_cores:
+    what = f"a run of kind {kind!r} may have"
+    if memory_mb > most_mb:
+        raise BadRequest(f"{what} memory_mb={most_mb} here, and not {memory_mb}; see {memory_option}")
+    if cores > sandbox.most_cpu_cores:
         raise BadRequest(
-            f"an algorithm of kind {kind!r} may have {most_mb} MiB and {sandbox.most_cpu_cores} cores here, and "
-            f"not {memory_mb} MiB and {cores} cores"
+            f"{what} cpu_cores={sandbox.most_cpu_cores} here, and not {cores}; see [sandbox] most_cpu_cores"
         )
     if timeout_ms is not None and timeout_ms > wall_ms:
-        raise BadRequest(f"a run of kind {kind!r} may take timeout_ms={wall_ms:g} here, and not {timeout_ms:g}")
+        raise BadRequest(f"{what} timeout_ms={wall_ms:g} here, and not {timeout_ms:g}; see {time_option}")
     wall = timeout_ms or wall_ms
     options: dict[str, Any] = {"stack_nbytes": wasm.max_stack_size_mb << 20} if kind == "wasm" else {}
     return Limits(

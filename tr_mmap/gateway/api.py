@@ -124,9 +124,11 @@ class ExecuteBody(_Body):
 
 
 class AlgorithmInfo(Struct, kw_only=True):
-    """A registered algorithm.
+    """A registered algorithm, or a model that can be executed by its name.
 
     Attributes:
+        model: the name of the model that it gets as the input ``model``; of a model, its own.
+        is_model: whether nobody has registered it: it is a model of ``[python.models] model_dir``.
         environment: the hash of the environment that has its dependencies; null if none was made for it.
     """
 
@@ -141,6 +143,7 @@ class AlgorithmInfo(Struct, kw_only=True):
     reuse: bool
     idempotent: bool
     model: str | None
+    is_model: bool = False
     owner: str
     registered_at: float
     status: str = "registered"
@@ -296,7 +299,7 @@ class SchedulerStatus(Struct, kw_only=True):
     """What waits and goes on."""
 
     is_draining: bool
-    queues: dict[str, dict[str, float]]
+    queues: dict[str, dict[str, int | float]]
     open_breakers: list[str]
     tasks: dict[str, int]
     sandboxes: list[dict[str, Any]]

@@ -22,6 +22,7 @@ from .calls import Call, answer, error_response, json_response
 from .config import is_loopback
 from .config_checks import host_in_requests
 from .errors import BadRequest, Forbidden, MethodNotAllowed, NotFound, Overloaded, Unauthorized
+from .idempotency import check_no_key
 from .logs import log
 from .metrics import CONTENT_TYPE
 from .openapi import describe_routes
@@ -52,6 +53,7 @@ _NO_STORE: Final = (b"cache-control", b"no-store")
 _NO_FRAMES: Final = (b"content-security-policy", b"frame-ancestors 'none'")
 _MOST_HOSTS: Final = 256
 _HEALTH: Final = "/healthz"
+_PLAIN_PATHS: Final = frozenset({_HEALTH, "/docs", "/openapi.json"})  # of routes that are not in the table
 _TASKS: Final = f"{api.PREFIX}/task/"
 _CHANGES: Final = frozenset({"POST", "PUT", "DELETE", "PATCH"})
 
@@ -91,7 +93,8 @@ class Front:
             return
         call = Call(scope, receive, self.max_body_nbytes, self._config.server.body_timeout_s)
         scope.setdefault("state", {})["call"] = call
-        scope["tr.route"] = ""
+        path = get_route_path(scope) if scope.get("root_path") else scope["path"]
+        scope["tr.route"] = path if path in _PLAIN_PATHS else ""
         status, is_stranger = 500, False
 
         async def note(message: Message) -> None:
@@ -113,7 +116,6 @@ class Front:
                 self.tell_fault(call, error)
                 await error_response(call, error)(scope, receive, note)
                 return
-            path = get_route_path(scope) if scope.get("root_path") else scope["path"]
             hot = self.hot.get((scope["method"], path))
             if hot is not None:
                 response = await self.serve(hot, call)
@@ -151,6 +153,8 @@ class Front:
                 self.admit(route.scope, call)
             if route.takes_key:
                 return await self._gateway.replays.answer(call, lambda: answer(call, run, on_fault))
+            if route.method in _CHANGES:
+                check_no_key(call)
             return await run(call)
 
         return await answer(call, do, on_fault)

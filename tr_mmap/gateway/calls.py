@@ -202,11 +202,14 @@ class Call:
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            raise TooSlow(f"the body did not come within {self.body_timeout_s:g} s") from None
+            raise TooSlow(f"the body did not come within {self.body_timeout_s:g} s, [server] body_timeout_s") from None
         return found
 
     def _too_large(self) -> TooLarge:
-        return TooLarge(f"a body may have {self.max_body_nbytes} bytes here", limit_nbytes=self.max_body_nbytes)
+        return TooLarge(
+            f"a body may have {self.max_body_nbytes} bytes here; see [server] max_body_mb",
+            limit_nbytes=self.max_body_nbytes,
+        )
 
 
 _decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {}

@@ -18,10 +18,10 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .api import ErrorBody
-from .config import ServerConfig
 from .errors import BadRequest, HeadersTooLarge, Overloaded, TooSlow
 from .logs import log
 from .payloads import JSON
+from .sections import ServerConfig
 
 __all__ = ["MOST_HEADERS", "MOST_HEAD_NBYTES", "Connection"]
 
@@ -101,7 +101,8 @@ class Connection(HttpToolsProtocol):
             self._is_deaf = True
             transport.abort()
         elif over > 0:
-            text = f"{self.limits.max_connections} connections are open already; close one, or try again"
+            most = self.limits.max_connections
+            text = f"{most} connections are open already, [server] max_connections; close one, or try again"
             self._refuse(_Refused(503, text, "connections"))
         else:
             self._expect_head()
@@ -309,7 +310,7 @@ class Connection(HttpToolsProtocol):
         if self.flow.read_paused:  # it is not the client that is slow
             self._expect_head()
         elif self._has_begun and self._is_idle():
-            text = f"the headers did not come within {self.limits.header_timeout_s:g} s"
+            text = f"the headers did not come within {self.limits.header_timeout_s:g} s, [server] header_timeout_s"
             self._refuse(_Refused(408, text, "slow_headers"))
         else:
             self._is_deaf = True

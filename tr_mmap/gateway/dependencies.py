@@ -25,12 +25,12 @@ from packaging.utils import canonicalize_name
 from ..errors import MissingPackage
 from ..sandbox.starting import find_interpreter, module_paths
 from .api import DependencyList, EnvironmentInfo, PackageInfo
-from .config import DependenciesConfig
 from .environments import Environment, Environments, Lease, hash_of
 from .errors import Forbidden, InstallFailed, Overloaded
 from .installer import Installer, find_uv
 from .logs import log
 from .requirements import are_installed, check_allowed, name_of, read_requirements, version_here
+from .sections import DependenciesConfig
 
 __all__ = ["IMPORTED", "Dependencies"]
 
@@ -100,7 +100,7 @@ class Dependencies:
         self._config = config
         self._python_path = python_path
         self._imported = imported
-        self._making: dict[tuple[str, tuple[str, ...]], asyncio.Future[Lease | None]] = {}
+        self._making: dict[tuple[str, tuple[str, ...]], asyncio.Future[tuple[Lease | None, bool]]] = {}
         self._provided: dict[str, tuple[_Interpreter, dict[str, str]]] = {}  # by kind
         self._environments: Environments | None = None
         if not config.auto_install:
@@ -123,18 +123,20 @@ class Dependencies:
         if not declared or not self.sees_to(kind):
             return None
         requirements = read_requirements(declared)
-        if self._is_other:
-            is_there = await asyncio.to_thread(self._are_installed_there, requirements)
-        else:
-            is_there = are_installed(requirements)
-        if is_there:
+        if await self._are_there(requirements):
             return None
         if self._environments is None:
             raise MissingPackage(
                 f"the algorithm needs {', '.join(requirements)}, which is not installed for {self._python_path}",
                 package=name_of(requirements[0]),
             )
-        return await self._get(kind, requirements)
+        return (await self._get(kind, requirements))[0]
+
+    async def _are_there(self, requirements: tuple[str, ...]) -> bool:
+        """Whether all are installed for the algorithms' interpreter."""
+        if self._is_other:
+            return await asyncio.to_thread(self._are_installed_there, requirements)
+        return are_installed(requirements)
 
     def sees_to(self, kind: str) -> bool:
         """Whether :meth:`get` makes sure that algorithms of a kind have what they declare."""
@@ -164,32 +166,44 @@ class Dependencies:
         """May take long."""
         return _ask(self._python)
 
-    async def make(self, declared: Iterable[str]) -> EnvironmentInfo:
+    async def make(
+        self, declared: Iterable[str], used_by: Callable[[str], Iterable[str]]
+    ) -> tuple[EnvironmentInfo, bool]:
         """Make an environment ahead, for algorithms of Python.
+
+        Args:
+            declared: as an algorithm would declare them.
+            used_by: names of the algorithms that use the environment of a hash.
+
+        Returns:
+            The environment, with an empty hash if none is needed; and whether it was made now.
 
         Raises:
             Forbidden: nothing may be installed here.
             BadDependency, InstallFailed, Overloaded: as for :meth:`get`.
         """
+        requirements = read_requirements(declared)
+        if await self._are_there(requirements):
+            return EnvironmentInfo(hash="", packages=[], nbytes=0), False
         if self._environments is None:
             raise Forbidden("nothing is installed here; see [python.dependencies] auto_install and allow")
-        lease = await self._get("python", read_requirements(declared))
+        lease, is_new = await self._get("python", requirements)
         if lease is None:
-            return EnvironmentInfo(hash="", packages=[], nbytes=0)
+            return EnvironmentInfo(hash="", packages=[], nbytes=0), False
         with closing(lease):
-            return _info(lease.environment, ())
+            return _info(lease.environment, used_by(lease.environment.hash)), is_new
 
-    async def list(self, used_by: dict[str, list[str]]) -> DependencyList:
+    async def list(self, used_by: Callable[[str], Iterable[str]]) -> DependencyList:
         """All environments.
 
         Args:
-            used_by: names of algorithms, by the hash of their environment.
+            used_by: names of the algorithms that use the environment of a hash.
         """
         found = await asyncio.to_thread(self._environments.all) if self._environments is not None else []
         return DependencyList(
             auto_install=self._config.auto_install,
             allow=sorted(map(canonicalize_name, self._config.allow)),
-            environments=[_info(each, used_by.get(each.hash, ())) for each in found],
+            environments=[_info(each, used_by(each.hash)) for each in found],
         )
 
     async def close(self) -> None:
@@ -198,7 +212,8 @@ class Dependencies:
             self._installer.close()
             await asyncio.to_thread(self._threads.shutdown)
 
-    async def _get(self, kind: str, requirements: tuple[str, ...]) -> Lease | None:
+    async def _get(self, kind: str, requirements: tuple[str, ...]) -> tuple[Lease | None, bool]:
+        """The environment, None if what algorithms find imported is enough; and whether it was made now."""
         assert self._environments is not None
         key = kind, requirements
         making = self._making.get(key)
@@ -209,18 +224,17 @@ class Dependencies:
             making = self._making[key] = loop.run_in_executor(self._threads, self._make, kind, requirements)
             making.add_done_callback(lambda done: self._made(key, done))
         made = await asyncio.shield(making)  # it goes on if this one is cancelled: others may wait for it, too
-        if made is None:
-            return None
-        return made.again()
+        lease, is_new = made
+        return (None if lease is None else lease.again()), is_new
 
-    def _made(self, key: tuple[str, tuple[str, ...]], done: asyncio.Future[Lease | None]) -> None:
+    def _made(self, key: tuple[str, tuple[str, ...]], done: asyncio.Future[tuple[Lease | None, bool]]) -> None:
         del self._making[key]
         if not done.cancelled():
             done.exception()  # nobody may wait for it any more
 
     # -- in a thread of the installations -------------------------------------------------------------------------
 
-    def _make(self, kind: str, requirements: tuple[str, ...]) -> Lease | None:
+    def _make(self, kind: str, requirements: tuple[str, ...]) -> tuple[Lease | None, bool]:
         try:
             return self._make_or_find(kind, requirements)
         except OSError as error:
@@ -228,7 +242,7 @@ class Dependencies:
                 raise
             raise InstallFailed("there is no room in [python.dependencies] cache_dir", retry_after_s=60.0) from error
 
-    def _make_or_find(self, kind: str, requirements: tuple[str, ...]) -> Lease | None:
+    def _make_or_find(self, kind: str, requirements: tuple[str, ...]) -> tuple[Lease | None, bool]:
         assert self._environments is not None
         interpreter, provided = self._find_provided(kind)
         check_allowed(map(name_of, requirements), {*self._config.allow, *provided})
@@ -238,15 +252,16 @@ class Dependencies:
             locked = self._installer.lock(requirements, provided, work.path, work.fd)
             check_allowed((each.name for each in locked), self._config.allow)
             if not locked:
-                return None
+                return None, False
             hash_ = hash_of(locked, interpreter.about)
             lease = self._environments.lease(hash_)
+            is_new = lease is None
             if lease is None:
                 self._installer.install(locked, work.path, work.fd)
                 lease = self._environments.put(work, hash_, locked)
                 said = {"environment": hash_, "nbytes": lease.environment.nbytes}
                 log.info("an environment was made", extra={**said, "seconds": round(time.monotonic() - began_s, 3)})
-            return lease
+            return lease, is_new
 
     def _find_provided(self, kind: str) -> tuple[_Interpreter, dict[str, str]]:
         """The interpreter, and the versions of packages that algorithms of a kind find imported."""

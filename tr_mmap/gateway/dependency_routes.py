@@ -15,16 +15,22 @@ __all__ = ["DEPENDENCY_ROUTES"]
 
 
 async def _list_dependencies(service: Service, call: Call) -> Response:
-    used_by: dict[str, list[str]] = {}
-    for each in service.registry.all():
-        if each.environment is not None:
-            used_by.setdefault(each.environment.environment.hash, []).append(each.name)
-    return json_response(call, await service.dependencies.list(used_by))
+    return json_response(call, await service.dependencies.list(lambda hash_: _used_by(service, hash_)))
 
 
 async def _make_environment(service: Service, call: Call) -> Response:
     body, _ = await call.body(api.MakeEnvironmentBody)
-    return json_response(call, await service.dependencies.make(body.packages), 201)
+    info, is_new = await service.dependencies.make(body.packages, lambda hash_: _used_by(service, hash_))
+    return json_response(call, info, 201 if is_new else 200)
+
+
+def _used_by(service: Service, hash_: str) -> list[str]:
+    """The algorithms that use the environment of a hash."""
+    return [
+        each.name
+        for each in service.registry.all()
+        if each.environment is not None and each.environment.environment.hash == hash_
+    ]
 
 
 DEPENDENCY_ROUTES: Final[tuple[Route, ...]] = (
@@ -41,11 +47,11 @@ DEPENDENCY_ROUTES: Final[tuple[Route, ...]] = (
         f"{PREFIX}/python/dependencies",
         "admin",
         _make_environment,
-        "Make an environment of packages ahead. Nothing of them is executed.",
+        "Make an environment of packages ahead, unless it is there. Nothing of them is executed.",
         api.MakeEnvironmentBody,
         api.EnvironmentInfo,
         201,
-        (422, 503),
+        (200, 422, 503),
         {"packages": {"packages": ["humanize==4.17.0"]}},
     ),
 )

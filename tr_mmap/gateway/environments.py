@@ -29,7 +29,7 @@ from ..base import system
 from ..errors import HostilePath
 from ..wire.names import GONE_PREFIX, NEW_PREFIX
 from . import package_trees
-from .errors import InstallFailed
+from .errors import BadConfig, InstallFailed
 from .installer import PACKAGES
 from .requirements import Locked, lock_text
 
@@ -110,6 +110,7 @@ class Environments:
             removed by another process and made again.
 
     Raises:
+        BadConfig: the directory cannot be made.
         HostilePath: others may write there.
     """
 
@@ -118,7 +119,12 @@ class Environments:
         self._most_nbytes = most_nbytes
         self._on_removal = on_removal
         self._ids: dict[str, str] = {}  # of those that were used here
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        except OSError as error:
+            option = "python.dependencies.cache_dir"
+            text = f"{option}: {folder} cannot be made: {error.strerror}; name a directory that the gateway may make"
+            raise BadConfig(text, key=option, path=folder) from error
         status = os.stat(folder)
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise HostilePath(

@@ -158,7 +158,7 @@ class RateLimited(Busy):
 
 
 class QuotaExceeded(Busy):
-    """The token has too many requests in the queues already."""
+    """The subject of the token has too many runs that wait or go on already, of all its tokens together."""
 
 
 class CircuitOpen(Busy):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .app import Front, make_app
 from .config import Config
+from .config_places import check_places
 from .idempotency import Replays
 from .logs import AuditLog, RequestLog, log
 from .metrics import Metrics
@@ -33,18 +34,25 @@ class Gateway:
         config: what is configured; ``Gateway.from_toml`` reads a file.
 
     Raises:
-        BadConfig: there is no key.
+        BadConfig: there is no key, or a directory of the configuration is not there.
         HostilePath: others can read the key, or the audit log.
     """
 
     def __init__(self, config: Config) -> None:
+        check_places(config)
         self.config = config
         self.version = version("tr_mmap")
         self.tokens = Tokens(read_key_file(config.auth.key_file), config.auth.audience)
         self.rates = RateLimit(config.auth.requests_per_minute, config.auth.burst)
         self.replays = Replays()
         auth = config.auth
-        self.failures = RateLimit(auth.failures_per_minute, auth.failures_burst, "an address", "tries of a token")
+        self.failures = RateLimit(
+            auth.failures_per_minute,
+            auth.failures_burst,
+            "an address",
+            "tries of a token",
+            "[auth] failures_per_minute",
+        )
         self.metrics = Metrics(lambda: self.service.scheduler.status())
         self.audit = AuditLog(config.auth.audit_log, self.metrics.missed_audit)
         self.request_log = RequestLog()
@@ -142,10 +150,11 @@ class Gateway:
             on_ready: is called once it listens, with its address as a URL.
 
         Returns:
-            Whether it came to listen; if not, its log says why.
+            Whether it came to listen; if not, it was ended before.
 
         Raises:
-            BadConfig: the files of TLS cannot be used.
+            BadConfig: the files of TLS cannot be used; and as :meth:`start`.
+            SandboxBroken: as :meth:`start`.
             OSError: the address cannot be had.
         """
         from .listening import listen
@@ -154,6 +163,7 @@ class Gateway:
             self.asgi_app,
             self.config.server,
             on_ready or (lambda _: None),
+            self.start,
             self._begin_to_close,
             self.metrics.saw_refusal,
         )

@@ -24,7 +24,7 @@ from .calls import KEY_HEADER, Call, error_response
 from .errors import BadRequest, Conflict, KeyInUse, KeyReused
 from .payloads import BINARY, JSON_LENGTH
 
-__all__ = ["KEY", "Replays"]
+__all__ = ["KEY", "Replays", "check_no_key"]
 
 KEY: Final = "^[!-~]{1,128}$"
 _REPLAYED: Final = "idempotency-replayed"
@@ -151,12 +151,23 @@ class Replays:
             del self._nbytes[key[0]]
 
 
+def check_no_key(call: Call) -> None:
+    """Refuse a key where it would do nothing: whoever sends one relies on it.
+
+    Raises:
+        BadRequest: the request has one.
+    """
+    if call.has_key:
+        raise BadRequest(f"this route takes no {IDEMPOTENCY_KEY}; the documentation says which do")
+
+
 async def _fingerprint(call: Call) -> bytes:
     """What tells one request from another, but for who makes it."""
     body = await call.read()
     parts = (
         call.scope["method"],
         call.scope["path"],
+        call.scope.get("query_string", b"").decode("latin-1"),
         call.header(b"content-type") or "",
         call.header(JSON_LENGTH.encode()) or "",
         str(BINARY in (call.header(b"accept") or "")),

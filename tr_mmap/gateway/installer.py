@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from ..errors import MissingPackage
-from .config import DependenciesConfig
 from .errors import BadDependency, InstallFailed
 from .logs import log
 from .requirements import Locked, lock_text, name_of, read_lock
+from .sections import DependenciesConfig
 
 __all__ = ["PACKAGES", "Installer", "find_uv"]
 

@@ -8,8 +8,9 @@ from typing import Final
 from .. import __version__
 from ..errors import ScriptNotFound
 from ..processes.interpreter import find_python
-from .config import PythonConfig, is_version
+from .config import is_version
 from .errors import BadConfig
+from .sections import PythonConfig
 
 __all__ = ["check_interpreter"]
 
@@ -30,7 +31,7 @@ def check_interpreter(python: PythonConfig) -> None:
         return BadConfig(f"{key}: {why}", key=key)
 
     try:
-        path = find_python(python.python_path, what="the algorithms' processes")
+        path = find_python(python.python_path, what="the algorithms", origin="[python] python_path")
         asked = subprocess.run(
             [path, "-P", "-c", _ASK],
             cwd="/",

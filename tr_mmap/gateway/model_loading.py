@@ -33,6 +33,7 @@ _MOST_HEADER_NBYTES: Final = 16 << 20  # of models; as objects they take twenty 
 _FORWARD: Final = "forward"
 _ONNX: Final = "onnxruntime"
 _ZIP: Final = b"PK\x03\x04"
+_PICKLE: Final = b"\x80"  # of protocol 2 and later, as torch.save writes it without an archive
 
 
 def map_tensors(fd: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -49,6 +50,19 @@ def map_tensors(fd: int) -> dict[str, np.ndarray[Any, Any]]:
     return {
         each.name: from_buffer(buffer, each.dtype, each.shape, start + each.start, "numpy") for each in header.entries
     }
+
+
+def _check_archive(begin: bytes, path: str, name: str) -> None:
+    """
+    Raises:
+        BadModel: a file that begins so is no archive, as those of torch are.
+    """
+    if begin == _ZIP:
+        return
+    if begin.startswith(_PICKLE):
+        raise BadModel(f"{path} is refused, for it is a pickle: {TO_CONVERT}", name=name)
+    why = "is no archive, as torch.export.save and torch.jit.save write one; it may be incomplete"
+    raise BadModel(f"{path} {why}", name=name)
 
 
 class ModelLoader:
@@ -109,8 +123,8 @@ class ModelLoader:
                 if kind == "safetensors":
                     tensors = map_tensors(fd)
                 else:
-                    if kind != "onnx" and os.pread(fd, len(_ZIP), 0) != _ZIP:
-                        raise BadModel(f"{path} is refused, for it is no archive: {TO_CONVERT}", name=found.name)
+                    if kind != "onnx":
+                        _check_archive(os.pread(fd, len(_ZIP), 0), path, found.name)
                     tensors = {file: np.frombuffer(mmap.mmap(fd, nbytes, prot=mmap.PROT_READ), np.uint8)}
                 reserve(Bundle.nbytes_of(tensors))
                 return Bundle(tensors)

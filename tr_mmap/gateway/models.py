@@ -15,7 +15,6 @@ from typing import Any
 from ..errors import MissingPackage, TRException, UnsupportedTensor
 from ..sandbox import Algorithm
 from .boxes import Boxes, BoxKey
-from .config import ModelsConfig
 from .errors import BadModel, BadRequest, NotFound, Overloaded
 from .logs import log
 from .model_api import ModelInfo, ModelList
@@ -25,6 +24,7 @@ from .model_memory import LoadedModel, ModelMemory, Version
 from .model_record import ModelRecord
 from .problems import describe
 from .registry import Kind, Registered
+from .sections import ModelsConfig
 
 __all__ = ["MODEL", "Lent", "Models"]
 
@@ -75,6 +75,7 @@ class Models:
         self._scanning = threading.Lock()
         self._models: dict[str, ModelRecord] = {}
         self._is_closed = False
+        self._unreadable = ""  # why the last look at the directory failed
         self._watcher: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._has_changed = asyncio.Event()  # somebody has seen it, before its time to be looked at
@@ -87,10 +88,7 @@ class Models:
         """Load what there is; look again from time to time, if that is configured."""
         if self._root is None:
             return
-        try:
-            await asyncio.to_thread(self.scan)
-        except OSError as error:
-            log.warning("model_dir cannot be read, and there are no models", extra={"error": str(error.strerror)})
+        await self._look()
         if self._config.auto_scan:
             self._loop = asyncio.get_running_loop()
             self._watcher = asyncio.create_task(self._watch(), name="tr_mmap-models")
@@ -108,7 +106,7 @@ class Models:
         Args:
             name: of the model.
             number: of the version, which is served from now on though there be a greater one; None for the greatest
-                that there is.
+                that there is. If that one is refused, the next scan still serves a greater one than the present.
 
         Raises:
             NotFound: there is none.
@@ -274,10 +272,23 @@ class Models:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._has_changed.wait(), max(0.0, every_s - _LEAST_S))
             self._has_changed.clear()
-            try:
-                await asyncio.to_thread(self.scan)
-            except Exception as error:
-                log.error("the directory of models could not be looked at", exc_info=error)
+            await self._look()
+
+    async def _look(self) -> None:
+        """Scan; what fails is logged, once if the directory cannot be read, and nobody hears of it else."""
+        why = ""
+        try:
+            await asyncio.to_thread(self.scan)
+        except OSError as error:
+            why = error.strerror or str(error)
+            if why != self._unreadable:
+                text = (
+                    "[python.models] model_dir cannot be read; models that are served stay until it can be read again"
+                )
+                log.error(text, extra={"path": self._root, "reason": why})
+        except Exception as error:
+            log.error("a fault while the directory of models was looked at", exc_info=error)
+        self._unreadable = why
 
     def scan(self) -> None:
         """Look at the directory: serve new versions, and forget models that are gone. What fails is noted.
@@ -345,6 +356,8 @@ class Models:
             if number is not None and number not in versions:
                 raise NotFound(f"the model {name!r} has no version {number}; it has {', '.join(map(str, versions))}")
             model, found = self._noted(name, versions), versions[number or max(versions)]
+            if number is None:  # also if that one is refused: from now on, the greatest that can be loaded is served
+                model.chosen = None
             try:
                 model.check_answers(found)
                 self._try(name, model, found)

@@ -50,7 +50,8 @@ def array_of_lists(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> n
     for begin in range(0, len(numbers), _PIECE):
         piece = numbers[begin : begin + _PIECE]
         if not allowed.issuperset(map(type, piece)):
-            raise NotNumbers(_UNLIKE)
+            only_null = _NUMBERS_OR_NULL.issuperset(map(type, piece))
+            raise NotNumbers(f"null is NaN, which {dtype} does not have" if only_null else _UNLIKE)
         array[begin : begin + _PIECE] = _converted(piece, dtype)
     return shaped(array, shape)
 
@@ -90,14 +91,39 @@ def _converted(numbers: list[Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]
     """
     try:
         if dtype.kind == "f":
-            return np.array(numbers, np.float64).astype(dtype)  # null becomes NaN
+            with np.errstate(over="ignore"):
+                floats = np.array(numbers, np.float64).astype(dtype)  # null becomes NaN
+            if np.isinf(floats).any():  # JSON has no infinity
+                raise NotNumbers(_why_none(numbers, dtype))
+            return floats
         given = np.array(numbers)
         if given.dtype.kind not in "biuf":
-            raise NotNumbers(f"a number of it is none of {dtype}")
+            raise NotNumbers(_why_none(numbers, dtype))
         # numpy takes whole numbers for floats, and rounds them, if some are small and some above 2**63.
         array = np.array(numbers, dtype) if given.dtype.kind == "f" and dtype.kind in "iu" else given.astype(dtype)
     except OverflowError:
-        raise NotNumbers(f"a number of it is none of {dtype}") from None
-    if dtype.kind in "iu" and not np.array_equal(array, given):
-        raise NotNumbers(f"a number of it is none of {dtype}")
+        raise NotNumbers(_why_none(numbers, dtype)) from None
+    if not np.array_equal(array, given):
+        raise NotNumbers(_why_none(numbers, dtype))
     return array
+
+
+def _why_none(numbers: list[Any], dtype: np.dtype[Any]) -> str:
+    """Which of the numbers is none of the dtype, and why."""
+    if dtype.kind in "iu":
+        least, most = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+        for each in numbers:
+            if each != each or each in (math.inf, -math.inf) or each != int(each):
+                return f"{each!r} is no whole number, and {dtype} has no others"
+            if not least <= each <= most:
+                return f"{_shown(each)} is not in the range of {dtype}, {least} to {most}"
+    if dtype.kind == "b":
+        wrong = next(each for each in numbers if each not in (0, 1))
+        return f"{_shown(wrong)} is none of bool, which has true and false"
+    largest = max((each for each in numbers if each is not None), key=abs)
+    return f"{_shown(largest)} is not in the range of {dtype}"
+
+
+def _shown(number: float) -> str:
+    """A number of any size, in few characters."""
+    return repr(number) if isinstance(number, float) or abs(number) < 1 << 128 else "a number of more than 38 digits"

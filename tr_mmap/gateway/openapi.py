@@ -44,6 +44,7 @@ _HEADERS: Final[dict[int, dict[str, Any]]] = {
     401: {"WWW-Authenticate": "How to give a token."},
     429: {"Retry-After": "When to try again, in seconds."},
 }
+_LOCATION: Final = {"Location": {"description": "The path of the task.", "schema": {"type": "string"}}}
 _PARTS: Final = {
     "name": {"type": "string", "pattern": api.NAME},
     "task_id": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
@@ -110,6 +111,8 @@ def _operation(route: Route, by_type: dict[type, Any]) -> dict[str, Any]:
         statuses.add(404)
     for status in sorted(statuses):
         answers[str(status)] = _response(HTTPStatus(status).phrase, error if status >= 400 else result, status=status)
+    if route.result is api.TaskStarted:
+        answers[str(route.status)]["headers"] = _LOCATION
     if route.gives_binary or route.result is bytes:
         answers[str(route.status)]["content"][BINARY] = _BYTES
     said: dict[str, Any] = {

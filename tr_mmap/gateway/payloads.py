@@ -7,7 +7,11 @@ In a request's ``inputs``, and in a ``result``, a tensor is an object in one of 
     {"dtype": "float32", "shape": [2, 2], "offset": 0, "nbytes": 16}    its bytes lie in the binary part of the body
 
 A body with a binary part has the content type ``application/octet-stream``, and a header ``TR-JSON-Length`` that says
-how many of its bytes are JSON; the binary part follows them. Everything else in ``inputs`` stays what JSON makes of it.
+how many of its bytes are JSON; the binary part follows them.
+
+An input that is an object with ``dtype`` is a tensor. One that has not exactly the fields of a form is refused, so that
+a typing error in a field's name is told to the client, and not found by the algorithm. Everything else in ``inputs``
+stays what JSON makes of it.
 """
 
 from __future__ import annotations
@@ -59,7 +63,8 @@ ALIGNMENT: Final = 64  # of tensors in a binary part, so that they can be used w
 TensorForm = Literal["list", "base64", "binary"]
 
 _FORMS: Final = ({"dtype", "shape", "data"}, {"dtype", "shape", "base64"}, {"dtype", "shape", "offset", "nbytes"})
-_FIELDS: Final = frozenset().union(*_FORMS)
+_FIELDS: Final = ("dtype", "shape", "data", "base64", "offset", "nbytes")
+_MOST_NAMED: Final = 3  # fields, in an error
 _IN_LISTS: Final = frozenset("biuf")  # kinds of numpy whose elements JSON has
 _MOST_IN_LISTS: Final = 1 << 18  # numbers, and lists of them, of all tensors of a response
 _MOST_NDIM: Final = 16
@@ -148,12 +153,19 @@ def decode_inputs(values: Mapping[str, Any], binary: memoryview) -> dict[str, An
 def _decode_input(where: str, value: Any, binary: memoryview) -> Any:
     if is_tensor(value):
         return decode_tensor(where, value, binary)
-    if isinstance(value, dict) and "dtype" in value and len(value) > 1 and value.keys() <= _FIELDS:
-        raise BadRequest(
-            f"{where} has {', '.join(value)}, and is nearly a tensor: one has dtype, shape, and its elements as data, "
-            "as base64, or as offset and nbytes"
-        )
+    if isinstance(value, dict) and "dtype" in value:
+        raise BadRequest(f"{where} has a dtype, and is no tensor: {_why_no_tensor(value)}")
     return value
+
+
+def _why_no_tensor(value: dict[str, Any]) -> str:
+    """What is wrong with the fields of an object that has a dtype."""
+    unknown = [each for each in value if each not in _FIELDS]
+    if unknown:
+        fault = f"a tensor has no {', '.join(map(reprlib.repr, unknown[:_MOST_NAMED]))}"
+    else:
+        fault = f"it has {', '.join(each for each in _FIELDS if each in value)}"
+    return f"{fault}; one has dtype, shape, and its elements as data, as base64, or as offset and nbytes"
 
 
 def is_tensor(value: Any) -> bool:

@@ -21,10 +21,18 @@ class RateLimit:
         burst: how many may come at once.
         who: whom it limits, for errors.
         what: that they do, for errors.
+        option: of the configuration that says ``per_minute``, for errors.
     """
 
-    def __init__(self, per_minute: float, burst: int, who: str = "the token", what: str = "requests") -> None:
-        self._who, self._what = who, what
+    def __init__(
+        self,
+        per_minute: float,
+        burst: int,
+        who: str = "the token",
+        what: str = "requests",
+        option: str = "[auth] requests_per_minute",
+    ) -> None:
+        self._who, self._what, self._option = who, what, option
         self._per_s = per_minute / 60
         self._burst = float(burst)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is in it, and when that was so
@@ -61,7 +69,8 @@ class RateLimit:
         if content < _ONE:
             wait_s = (1 - content) / self._per_s
             raise RateLimited(
-                f"{self._who} may make {self._per_s * 60:g} {self._what} a minute; try again in {wait_s:.1f} s",
+                f"{self._who} may make {self._per_s * 60:g} {self._what} a minute, {self._burst:g} at once; try again "
+                f"in {wait_s:.1f} s, or see {self._option}",
                 retry_after_s=wait_s,
             )
 

@@ -23,6 +23,7 @@ from .config import Config
 from .dependencies import Dependencies
 from .environments import Lease
 from .errors import BadRequest, Conflict, NotFound, Overloaded
+from .functions_of_code import check_choice
 from .models import Models
 from .registry import Registered, Registry, version_of
 from .requirements import read_requirements
@@ -75,7 +76,7 @@ class Registration:
             Forbidden: the name is another subject's, or its kind is not enabled.
             Conflict: a model of that name is an algorithm itself.
             RegistryFull: there are too many.
-            AlgorithmError: it cannot be parsed.
+            AlgorithmError: it cannot be parsed, or no function of several is named.
             BadDependency: a package that it declares may not, or cannot, be installed.
             Busy: not now.
         """
@@ -113,13 +114,34 @@ class Registration:
 
         Raises:
             NotFound: there is none of that name.
+            Conflict: it is a model, or a worker.
             Forbidden: it is another subject's.
         """
-        self._registry.get(name)
-        self._registry.check_owner(name, principal)
+        try:
+            self._registry.get(name)
+        except NotFound:
+            self._check_registered_by_nobody(name)
+            raise
+        self._registry.check_owner(name, principal, "it can be forgotten by that subject, or by an administrator")
         removed = self._registry.remove(name)
         self._forget(removed)
         return _info(removed)
+
+    def _check_registered_by_nobody(self, name: str) -> None:
+        """
+        Raises:
+            Conflict: it can be executed nevertheless, because the configuration says so.
+        """
+        if self._models.algorithm(name) is not None:
+            raise Conflict(
+                f"{name!r} is a model, which nobody has registered: to have it gone, remove its directory from "
+                "[python.models] model_dir"
+            )
+        if name in self._workers:
+            raise Conflict(
+                f"{name!r} is a trusted worker, which nobody has registered: to have it gone, remove the section "
+                f"[workers.{name}]"
+            )
 
     def all(self) -> AlgorithmList:
         """All that are registered, and the models that are algorithms."""
@@ -219,6 +241,8 @@ class Registration:
                     raise
                 raise BadRequest(str(error)) from error
             box.unregister(algorithm)  # runs have the object; the sandbox need not know it by name
+            if KINDS[body.kind].field == "code" and algorithm.function is None:
+                check_choice(body.name, code, box)
         return dataclasses.replace(algorithm, dependencies=body.dependencies)
 
 
@@ -258,6 +282,7 @@ def _info(registered: Registered) -> AlgorithmInfo:
         reuse=registered.algorithm.is_reused,
         idempotent=registered.is_idempotent,
         model=registered.model,
+        is_model=registered.is_model,
         owner=registered.owner,
         registered_at=registered.registered_s,
     )

@@ -135,14 +135,19 @@ class Registry:
                 f"the code of all algorithms would have more than {self._most_nbytes >> 20} MiB; unregister one first"
             )
 
-    def check_owner(self, name: str, principal: Principal) -> None:
+    def check_owner(self, name: str, principal: Principal, advice: str = "take another name") -> None:
         """
+        Args:
+            name: of an algorithm, or of none.
+            principal: who wants to replace or forget it.
+            advice: what to do instead, for the error.
+
         Raises:
             Forbidden: somebody else has registered it, who is no admin.
         """
         found = self._found.get(name)
         if found is not None and found.owner != principal.subject and not principal.is_admin:
-            raise Forbidden(f"the algorithm {name!r} is another subject's; take another name")
+            raise Forbidden(f"the algorithm {name!r} is another subject's; {advice}")
 
     def put(self, registered: Registered) -> Registered | None:
         """Add one. Returns the one whose place it takes, if any.

@@ -131,7 +131,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         f"{PREFIX}/python/algorithms",
         "execute",
         _list_algorithms,
-        "List the algorithms that are registered.",
+        "List the algorithms that are registered, and the models that can be executed.",
         result=api.AlgorithmList,
     ),
     Route(
@@ -173,7 +173,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         _delete_algorithm,
         "Forget an algorithm; its runs that go on end well.",
         result=api.AlgorithmInfo,
-        errors=(404,),
+        errors=(404, 409),
     ),
     Route(
         "POST",

@@ -20,11 +20,11 @@ from ..errors import WorkerDied
 from ..sandbox import AlgorithmError, DeadlineExceeded, LimitExceeded, RunCancelled, SandboxBroken
 from ..sandbox.steps import InLoop, Turns, slow
 from .breakers import Breaker
-from .config import SchedulerConfig
 from .errors import Overloaded, QuotaExceeded
 from .jobs import Job, JobState
 from .logs import log
 from .queues import FairQueue
+from .sections import SchedulerConfig
 
 __all__ = ["Job", "JobState", "Scheduler"]
 
@@ -109,18 +109,21 @@ class Scheduler:
         if len(lane.waiting) >= self._config.queue_size:
             wait_s = self._expected_wait_s(lane)
             raise Overloaded(
-                f"{len(lane.waiting)} runs of kind {job.kind!r} wait already; try again in {wait_s:.1f} s",
+                f"{len(lane.waiting)} runs of kind {job.kind!r} wait already, as many as [scheduler] queue_size "
+                f"lets; try again in {wait_s:.1f} s",
                 retry_after_s=wait_s,
             )
         if self._waiting_nbytes and self._waiting_nbytes + job.nbytes > self._config.queue_mb << 20:
             wait_s = self._expected_wait_s(lane)
             raise Overloaded(
-                f"the requests that wait have {self._config.queue_mb} MiB already; try again in {wait_s:.1f} s",
+                f"the requests that wait would have more than [scheduler] queue_mb, {self._config.queue_mb} MiB; try "
+                f"again in {wait_s:.1f} s",
                 retry_after_s=wait_s,
             )
         if self._by_subject[job.subject] >= self._config.max_per_token:
             raise QuotaExceeded(
-                f"{self._config.max_per_token} requests of {job.subject!r} wait or go on already; wait for one to end",
+                f"{self._config.max_per_token} runs of the subject {job.subject!r} wait or go on already, as many as "
+                "[scheduler] max_per_token lets all its tokens have together; wait for one to end",
                 retry_after_s=self._expected_wait_s(lane),
             )
         if job.deadline_s <= now_s:

@@ -12,14 +12,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..base.delays import Delay
-from ..sandbox import Algorithm, Sandbox
+from ..errors import MissingPackage, TRException
+from ..sandbox import Algorithm, Sandbox, SandboxBroken
 from .algorithm_kinds import KINDS, check_enabled, key_of
 from .api import SchedulerStatus, TaskInfo, TaskStarted
 from .asked import Asked
 from .boxes import Boxes, BoxKey
 from .config import Config
 from .dependencies import IMPORTED, Dependencies
-from .errors import BadRequest
+from .errors import BadConfig, BadRequest
 from .interpreters import check_interpreter
 from .model_loading import ModelLoader
 from .models import MODEL, Models
@@ -78,7 +79,7 @@ class Service:
 
         Raises:
             SandboxBroken: this machine lacks a required layer.
-            BadConfig: the interpreter, or a worker's script, cannot be used.
+            BadConfig: the interpreter, a worker's script, or an option of the sandbox cannot be used.
         """
         await asyncio.to_thread(check_interpreter, self.config.python)
         await asyncio.to_thread(self.workers.start)
@@ -87,8 +88,18 @@ class Service:
         await self.models.start()
 
     def _warm(self, key: BoxKey) -> None:
-        with self.boxes.using(key) as box:
-            box.execute("output = 1")
+        try:
+            with self.boxes.using(key) as box:
+                box.execute("output = 1")
+        except MissingPackage as error:
+            raise BadConfig(f"sandbox.preload: {error}", key="sandbox.preload") from error
+        except SandboxBroken as error:
+            text = str(error).replace("required_layers", "[sandbox] required_layers")
+            raise SandboxBroken(text, layers=error.layers) from error
+        except TRException:
+            raise
+        except ValueError as error:
+            raise BadConfig(f"sandbox.required_layers: {error}", key="sandbox.required_layers") from error
 
     async def close(self) -> None:
         """Let go on what runs, for a while; then end all."""

@@ -18,12 +18,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from .app import Front, with_usual
 from .calls import Call, error_response
-from .config import ServerConfig
 from .connections import Connection
 from .payloads import JSON
 from .problems import status_of
 from .route import Route
 from .scheduler import Job
+from .sections import ServerConfig
 
 __all__ = ["Head", "Heads", "protocol_of"]
 

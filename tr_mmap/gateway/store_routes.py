@@ -99,6 +99,8 @@ async def _add_records(service: Service, call: Call) -> Response:
     async with _using(service, call, query, writes=True) as store:
         body, binary = await call.body(api.AddBody)
         if body.records is None:
+            if body == api.AddBody():
+                raise _empty("the record")
             has_tensors = bool(body.tensors) or isinstance(body.vector, dict)
             decode = partial(fields_of, body, binary)
             ids = [await store.add(**(await aside(decode) if has_tensors else decode()))]
@@ -106,12 +108,19 @@ async def _add_records(service: Service, call: Call) -> Response:
             if body != api.AddBody(records=body.records):
                 raise BadRequest("give either one record, or records, a list of them")
             several = body.records
+            for number, each in enumerate(several):
+                if each == api.RecordBody():
+                    raise _empty(f"record {number}")
 
             def fields() -> list[dict[str, Any]]:
                 return [fields_of(each, binary, f"record {number}: ") for number, each in enumerate(several)]
 
             ids = await store.add_many(await aside(fields))
-    return json_response(call, api.Added(ids), 201)
+    return json_response(call, api.Added(ids), 201 if ids else 200)
+
+
+def _empty(what: str) -> BadRequest:
+    return BadRequest(f"{what} is empty; give it content, a vector, tensors or metadata")
 
 
 async def _list_records(service: Service, call: Call) -> Response:
@@ -238,13 +247,14 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
         api.AddBody,
         api.Added,
         201,
-        (404, 409, 503, 507),
+        (200, 404, 409, 503, 507),
         {
             "text": {"content": "Ada plays the oboe.", "user_id": "ada", "metadata": {"kind": "note"}},
             "vector": {"content": "a cat", "vector": [0.1, 0.9, 0.0]},
             "several": {"records": [{"content": "one"}, {"content": "two"}]},
         },
         query=api.ScopeQuery,
+        takes_key=True,
         takes_binary=True,
     ),
     Route(

@@ -19,9 +19,9 @@ from ..errors import OutOfSpace
 from ..store import AsyncStore
 from ..store.embedders import bundled
 from ..store.places import Places, note_of
-from .config import StoreConfig
 from .errors import BadRequest, Conflict, Forbidden, NotFound, Overloaded, StoreFull
 from .scopes import store_user
+from .sections import StoreConfig
 from .store_api import STORE_NAME, CreateStoreBody, StoreInfo
 from .tokens import Principal
 

@@ -105,7 +105,10 @@ class Tasks:
         """
         self._forget_old()
         if len(self._tasks) >= self._most and not self._ended:
-            raise Overloaded(f"{self._most} tasks wait or go on already", retry_after_s=1.0)
+            raise Overloaded(
+                f"{self._most} tasks wait or go on already, as many as [scheduler] max_tasks lets; wait for one to end",
+                retry_after_s=1.0,
+            )
         task = Task(job, algorithm, self._keep)
         self._scheduler.submit(job)
         self._tasks[task.id] = task

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import ssl
 
-from .config import ServerConfig
 from .errors import BadConfig
+from .sections import ServerConfig
 
 __all__ = ["check_tls_files"]
 

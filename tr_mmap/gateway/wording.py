@@ -78,7 +78,10 @@ def in_own_words(error: BaseException) -> str:
     if isinstance(error, LimitExceeded):
         return _LATER.sub(_LIMITS["deadline_s"].advice, _EXCEEDED.sub(_exceeded, text))
     if missing_module(error):
-        return f"{text}; if it is a package, declare it in dependencies: see [python.dependencies]"
+        return (
+            f"{text}; if it is a package: an algorithm that is registered can declare it in dependencies, see "
+            "[python.dependencies]; code that is not registered, and a model.py, cannot"
+        )
     if isinstance(error, MissingPackage):
         return _PIP.sub(r"\g<what>; see [python.dependencies]", text)
     changes = _DENIED if isinstance(error, NotAllowed) else _FAILED if isinstance(error, AlgorithmError) else ()

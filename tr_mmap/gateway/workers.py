@@ -22,12 +22,12 @@ from ..controller.session import PythonSession
 from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, TRException, UnknownCommand, WorkerDied
 from ..sandbox import DeadlineExceeded, RunCancelled
 from .api import ExecuteBody, WorkerInfo
-from .config import WorkerConfig
 from .config_checks import is_reserved
 from .errors import BadConfig, BadRequest, Conflict, Forbidden
 from .logs import log
 from .payloads import Done, TensorForm, encode_results
 from .scheduler import Job
+from .sections import WorkerConfig
 
 __all__ = ["Workers"]
 

@@ -1,4 +1,4 @@
-"""What both implementations offer; said in full in ``reference``."""
+"""What both implementations offer; described in full in ``reference``."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal

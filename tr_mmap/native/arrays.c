@@ -22,8 +22,9 @@ static Py_ssize_t tensor_nbytes(Py_ssize_t itemsize, int ndim, const npy_intp *d
     return nbytes;
 }
 
-/* Whether a file's bytes can be elements of a dtype; if not, with an exception. An element that refers to objects would
- * be a pointer of the peer's; numpy changes a subarray's shape, and the size of texts without characters. */
+/* Whether a file's bytes can be elements of a dtype; if not, with an exception. They cannot if an element refers to
+ * objects: the peer could write any pointer. Nor if numpy changes the layout: a subarray's shape, the size of empty
+ * texts. */
 static int is_plain(PyObject *dtype) {
     if (!PyArray_DescrCheck(dtype)) {
         PyErr_SetString(PyExc_TypeError, "a numpy dtype is needed");

@@ -25,13 +25,13 @@ typedef struct {
     Py_ssize_t offset, nbytes;
 } ArrayLayout;
 
-/* Read a layout for a file of `file_nbytes` from Python's objects, whose code may run meanwhile; so `self` is the
- * caller's own until this has returned. Its dtype is borrowed. -1 with an exception. */
+/* Read a layout for a file of `file_nbytes` from Python's objects. Their code may run meanwhile, so `self` is a
+ * variable of the caller that no other code reaches. Its dtype is borrowed. -1 with an exception. */
 int array_layout_parse(ArrayLayout *self, PyObject *dtype, PyObject *shape, PyObject *offset, const char *file,
                        Py_ssize_t file_nbytes);
 
-/* Replace a layout, and take a reference to the new dtype. The old dtype, whose end may run code: the caller releases
- * it when all else is done. */
+/* Replace a layout, and take a reference to the new dtype. Returns the old dtype. The caller releases it when all else
+ * is done, because its end may run code. */
 PyArray_Descr *array_layout_replace(ArrayLayout *self, const ArrayLayout *parsed);
 
 /* An array over a mapping of the file; the array keeps `holder` alive. Takes over the reference to `holder`, also when

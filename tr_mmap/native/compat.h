@@ -8,7 +8,7 @@
 #include <structmember.h>
 
 #if PY_VERSION_HEX < 0x030C0000
-/* The exception that is set, and none is set afterwards; NULL if there is none. */
+/* Take the exception that is set, so that none is set any more; NULL if there is none. */
 static inline PyObject *PyErr_GetRaisedException(void) {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
@@ -20,7 +20,7 @@ static inline PyObject *PyErr_GetRaisedException(void) {
     return value;
 }
 
-/* Set an exception, and take over the reference; none if it is NULL. */
+/* Set an exception, and take over the reference to it; clear the one that is set if it is NULL. */
 static inline void PyErr_SetRaisedException(PyObject *value) {
     if (value == NULL) PyErr_Clear();
     else PyErr_Restore(Py_NewRef(Py_TYPE(value)), value, PyException_GetTraceback(value));
@@ -28,7 +28,7 @@ static inline void PyErr_SetRaisedException(PyObject *value) {
 #endif
 
 #if PY_VERSION_HEX < 0x030D0000
-/* What a weak reference leads to, a new reference: 1; 0 with NULL if it is gone. */
+/* Get a new reference to the object of a weak reference, and return 1; NULL and 0 if the object is gone. */
 static inline int PyWeakref_GetRef(PyObject *weak, PyObject **object) {
     PyObject *found = PyWeakref_GET_OBJECT(weak);
     *object = found == Py_None ? NULL : Py_NewRef(found);

@@ -1,5 +1,5 @@
-/* The type ControllerFastPath: a request, and the reply to it, in one or two calls. Whatever is new, rare or wrong
- * takes the slow path: then it sends nothing, or leaves the reply where it is, and says so. Never ends a
+/* The type ControllerFastPath: a request, and the response to it, in one or two calls. Whatever is new, rare or wrong
+ * takes the slow path: then this sends nothing, or leaves the response where it is, and says so. Never ends a
  * worker. */
 #include "endpoint.h"
 #include "mirror.h"
@@ -12,8 +12,8 @@ typedef struct {
     PyObject *response_type;
     PyObject *status_mirror; /* shows the status to people; NULL for none */
     double until_s;      /* when the time of the last call() is over, by the monotonic clock */
-    long sent_seq;       /* number of the request that was sent and whose reply was not received; 0 for none */
-    char is_receiving;   /* a reply was taken, and its views are being made */
+    long sent_seq;       /* number of the request that was sent and whose response was not received; 0 for none */
+    char is_receiving;   /* a response was taken, and its views are being made */
 } ControllerFastPath;
 
 /* The tags of the tensors that one request brings for itself alone, in order; transfer/segments.py writes the same. */
@@ -26,7 +26,7 @@ static const char *const ARGUMENT_TAGS[] = {
 _Static_assert(sizeof ARGUMENT_TAGS / sizeof *ARGUMENT_TAGS == MAX_CANONICAL_TENSORS, "each tensor needs a tag");
 
 enum {
-    TYPICAL_REF_NBYTES = 128, /* what naming a tensor takes, and what all else in a message takes; rarely more */
+    TYPICAL_REF_NBYTES = 128, /* for each tensor that a message names, and for all its other members; rarely more */
     TAG_WORD_NBYTES = sizeof " " WIRE_ARGUMENT_TAG_PREFIX "15" - 1, /* most that a tag adds to the parameters */
 };
 
@@ -195,14 +195,14 @@ static PyObject *make_reply(ControllerFastPath *self, const Message *message) {
     return reply;
 }
 
-/* A call that waits for the reply to its request. */
+/* A call that waits for the response to its request. */
 typedef struct {
     const ControllerFastPath *path;
     long seq;
 } Waiter;
 
-/* The worker has ended, or says that it serves no more (the slow path knows what that means), or a signal handler has
- * used the session and has taken the reply for us. */
+/* Whether to end the wait: the worker has ended, or says that it serves no more (the slow path knows what that means),
+ * or a signal handler has used the session and has taken the response for us. */
 static int should_stop(void *context) {
     const Waiter *waiter = context;
     const ControllerFastPath *path = waiter->path;
@@ -210,22 +210,22 @@ static int should_stop(void *context) {
            (path->status_mirror != NULL && mirror_page_says(path->status_mirror, WIRE_STATUS_TERMINATED));
 }
 
-/* Wait so long for the reply to a request, which is until that time; None if there is none, or if the slow path is
- * needed: then it waits to be taken. NULL with an exception. */
+/* Wait for the response to a request for `timeout_s`, which is until `until_us`. None if it does not come, or if the
+ * slow path is needed: then it waits to be taken. NULL with an exception. */
 static PyObject *receive_reply(ControllerFastPath *self, PyObject *number, double timeout_s, double until_us) {
     Message message;
     uint64_t seq = PyLong_AsUnsignedLongLong(number);
     if (seq == UINT64_MAX && PyErr_Occurred()) return NULL;
-    if (endpoint_is_foreign(&self->base)) Py_RETURN_NONE; /* the reply is the parent's */
+    if (endpoint_is_foreign(&self->base)) Py_RETURN_NONE; /* the response is the parent's */
     self->sent_seq = (long)seq; /* the slow path may have sent it */
     Waiter waiter = {self, (long)seq};
     PyObject *line = endpoint_receive(&self->base, timeout_s, should_stop, &waiter, 1, &message);
-    while (line != NULL && line != Py_None && message.seq != seq) { /* the late reply to a request that was given up */
+    while (line != NULL && line != Py_None && message.seq != seq) { /* the response to one that was given up */
         Py_DECREF(line);
         line = endpoint_receive(&self->base, (until_us - now_us()) / 1e6, should_stop, &waiter, 1, &message);
     }
     if (line == NULL || line == Py_None) return line;
-    if (endpoint_is_foreign(&self->base)) { /* a signal handler has forked during the wait: the reply is the parent's */
+    if (endpoint_is_foreign(&self->base)) { /* a signal handler has forked meanwhile: the response is the parent's */
         Py_DECREF(line);
         ring_put_back(self->base.own);
         Py_RETURN_NONE;
@@ -244,7 +244,7 @@ static PyObject *receive_reply(ControllerFastPath *self, PyObject *number, doubl
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-/* The caller may not wait for the reply, so what a wait would show is shown now. */
+/* Write the mirrors now, as a wait would do: the caller may never wait for the response. */
 static void show_sent(ControllerFastPath *self) {
     Endpoint *endpoint = &self->base;
     if (self->status_mirror != NULL) mirror_foretell_busy(self->status_mirror);

@@ -1,5 +1,5 @@
 /* Copies an array's bytes into mapped memory: a large one by two threads where there are two processors to run
- * them, for one core does not use up what the memory can carry (64 MiB: 3 ms against 6 ms). Converts nothing. */
+ * them, because one core does not use the memory's whole bandwidth (64 MiB: 3 ms against 6 ms). Converts nothing. */
 #include "native.h"
 
 #include <pthread.h>

@@ -1,4 +1,4 @@
-"""What tells a directory from another one that takes its path later. Imports nothing of ours but the C library."""
+"""A key that tells a directory from another one that takes its path later. Imports nothing of ours but ``libc.py``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .libc import libc
 
 __all__ = ["directory_key"]
 
-_AT_FDCWD: Final = -100  # linux/fcntl.h, and so the next
+_AT_FDCWD: Final = -100  # linux/fcntl.h, like the next one
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _INO_AND_BTIME: Final = 0x100 | 0x800  # linux/stat.h: STATX_INO, STATX_BTIME
 _STATX_NBYTES: Final = 256

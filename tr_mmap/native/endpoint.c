@@ -15,7 +15,7 @@ int endpoint_parse(const Endpoint *self, PyObject *const *arguments, double *sli
                          Py_TYPE(arguments[index])->tp_name);
             return -1;
         }
-    /* Once it has run, it has run for good: so this is looked for here only. */
+    /* What is initialised stays so, so this check is enough. */
     if (!ring_is_initialised(arguments[0]) || !ring_is_initialised(arguments[1]) ||
         !semaphore_is_initialised(arguments[2]) || !semaphore_is_initialised(arguments[3]) ||
         !free_lists_is_initialised(arguments[5]))
@@ -101,7 +101,8 @@ static int remove_released(PyObject *held, PyObject *segment) {
 }
 
 int endpoint_release(Endpoint *self) {
-    /* What a release runs may change the list: it ends after as many as there were, or with the list. */
+    /* Code that a release runs may change the list. So this ends after as many releases as there were segments, or when
+     * the list is empty. */
     for (Py_ssize_t count = PyList_GET_SIZE(self->held); count > 0 && PyList_GET_SIZE(self->held) > 0; count--) {
         PyObject *segment = Py_NewRef(PyList_GET_ITEM(self->held, 0));
         int code = release(self, segment) < 0 || remove_released(self->held, segment) < 0;
@@ -138,7 +139,7 @@ int message_add_segment(const Endpoint *self, Message *message, PyObject *segmen
 }
 
 PyObject *text_of(Endpoint *self, Span span) {
-    /* A second text that is no UTF-8 would be a SystemError, for an exception is set already. */
+    /* An earlier text may have set an exception. Then to decode another one that is no UTF-8 would be a SystemError. */
     if (PyErr_Occurred()) return NULL;
     if (span.nbytes == 0 || span.nbytes > MAX_RECENT_NBYTES) return PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL);
     /* The same command, tags and segments come again and again; the text that we have knows its hash, too. */

@@ -81,13 +81,13 @@ static OwnerSegment *find(const FreeLists *self, SegmentPredicate matches, void 
     return NULL;
 }
 
-/* Take the last segment off a free list. The list's reference becomes ours, and the list keeps the place: so no memory
- * is needed to put the segment back, which often is done by a destructor, that cannot raise. */
+/* Take the last segment off a free list. The list's reference becomes ours, and the list keeps the place. So no memory
+ * is needed to put the segment back: a destructor often does that, and it cannot raise. */
 static void remove_last(PyObject *free_list) {
     Py_SET_SIZE((PyVarObject *)free_list, PyList_GET_SIZE(free_list) - 1);
 }
 
-enum { MAX_VIEWED = 8 }; /* a take sets aside no more segments that the reader has a view of */
+enum { MAX_VIEWED = 8 }; /* when the reader has a view of more segments than these, the slow path goes on */
 
 /* Take the segment that find() finds off its free list. One whose lease the reader holds is set aside, and the next
  * one is tried. A new reference; NULL if there is none, or with an exception. */
@@ -112,7 +112,7 @@ static OwnerSegment *take(FreeLists *self, SegmentPredicate matches, void *wante
 /* An array that a segment is wanted for. */
 typedef struct {
     PyObject *array;
-    int may_share; /* whether the segment's file may be that of others too */
+    int may_share; /* whether the segment may be a slot of a file that other segments share */
 } WantedCopy;
 
 static int matches_array(const OwnerSegment *segment, void *argument) {
@@ -271,8 +271,8 @@ static OwnerSegment *publish_one(FreeLists *self, PyObject *array, PyObject *hel
     if (is_loan && !publish_loan(self, segment, array)) return NULL;
     segment = is_loan ? (OwnerSegment *)Py_NewRef(segment) : claim(self, array, may_share);
     if (segment == NULL) return NULL;
-    /* Before the copy, which lets other threads run: one that repairs the pool releases every segment that it finds no
-     * list to hold. */
+    /* Appended before the copy, which lets other threads run: one that repairs the pool releases every segment that no
+     * list holds. */
     int is_held = held != NULL && PyList_Append(held, (PyObject *)segment) == 0;
     if ((held == NULL || is_held) && (is_loan || fill(self, segment, array) == 0)) return segment;
     undo_hold(segment, is_held ? held : NULL);
@@ -304,7 +304,7 @@ int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
         }
     }
     /* In one step, so that whoever releases what is held finds all of them or none. Before the copies, which let other
-     * threads run: one that repairs the pool releases every segment that it finds no list to hold. */
+     * threads run: one that repairs the pool releases every segment that no list holds. */
     int is_held = code > 0 && PyList_SetSlice(held, PyList_GET_SIZE(held), PyList_GET_SIZE(held), segments) == 0;
     if (code > 0 && !is_held) code = -1;
     for (Py_ssize_t index = 0; code > 0 && index < count; index++) {

@@ -14,15 +14,15 @@ typedef struct {
     HeartbeatWord word; /* its address is NULL until __init__ has run */
 } Heartbeat;
 
-/* Which clock a touch reads: some milliseconds behind the other, and so is no age below zero; it takes a third of the
- * time, and a request is touched three times. */
+/* The clock that a touch reads. It is some milliseconds behind the other, so an age is never below zero. To read it
+ * takes a third of the time, which matters because each request touches three times. */
 #ifdef CLOCK_MONOTONIC_COARSE
 static const clockid_t TOUCH_CLOCK = CLOCK_MONOTONIC_COARSE;
 #else
 static const clockid_t TOUCH_CLOCK = CLOCK_MONOTONIC;
 #endif
 
-/* A monotonic clock in milliseconds, and what the fraction of one is. */
+/* A monotonic clock: whole milliseconds, and the fraction of the next one. */
 static uint32_t now_word_ms(clockid_t clock, double *fraction) {
     struct timespec now;
     clock_gettime(clock, &now);

@@ -33,7 +33,7 @@ void lease_words_clear(LeaseWords *self);
 int lease_words_is_initialised(LeaseWords *self);
 
 /* Owner: store a seq that no reader accepts, 0 or WIRE_SEQ_RETIRED, so that no reader can acquire the lease any
- * more. The lease as it stands, or WIRE_LEASE_PINNED if a guest came. */
+ * more. Returns the lease as it stands, or WIRE_LEASE_PINNED if a guest came. */
 static inline uint64_t clear_seq(LiveLine *live, uint64_t seq) {
     __atomic_store_n(&live->seq, seq, __ATOMIC_RELAXED);
     /* The owner stores seq and then reads the lease; the reader stores the lease and then reads seq. With a full fence
@@ -50,7 +50,7 @@ static inline void stamp(LiveLine *live, uint64_t seq) {
     store_release(&live->seq, seq);
 }
 
-/* Reader: hold the lease. The number of the layout, or 0 if the tensor is not the one that was published under
+/* Reader: hold the lease. Returns the number of the layout, or 0 if the tensor is not the one that was published under
  * `seq`: then the caller releases the lease, unless it still has views of the segment. */
 static inline uint64_t acquire_lease(LiveLine *live, uint64_t seq) {
     __atomic_store_n(&live->lease, WIRE_LEASE_HELD, __ATOMIC_RELAXED);

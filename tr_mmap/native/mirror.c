@@ -28,7 +28,7 @@ typedef struct {
     ino_t inode;
     off_t nbytes;               /* the file's size when we last wrote it; another size shows that somebody else did */
     uint64_t head[HEAD_WORDS];  /* the beginning of that line */
-    double held_until_us;       /* until then the file shows what it shows */
+    double held_until_us;       /* until then the file stays as it is */
     double checked_us;          /* when we last looked where the name leads, or failed to open it */
     double missed_us;           /* when we first found no file of the name; 0 while there is one */
     PyObject *kept;             /* bytes: a line of that beginning stays for a while, if the page has another */
@@ -114,7 +114,7 @@ static int is_long_missed(Mirror *self, double now) {
     return now - self->missed_us >= CHECK_US;
 }
 
-/* Open the file that the name leads to, or make a new one; anything else in its place but a directory goes away. */
+/* Open the file that the name leads to, or make a new one; anything else in its place but a directory is removed. */
 static void open_again(Mirror *self, struct stat *info, double now, int may_create) {
     const char *path = PyBytes_AS_STRING(self->path);
     int64_t directory[4];
@@ -126,7 +126,7 @@ static void open_again(Mirror *self, struct stat *info, double now, int may_crea
     int is_in_the_way = self->fd == NO_FILE && (errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EACCES);
     if (self->fd == NO_FILE && errno != ENOENT && !is_in_the_way) return; /* no descriptor is left, say */
     if (self->fd == NO_FILE && !is_in_the_way && !may_create && !is_long_missed(self, now)) return;
-    self->nbytes = WIRE_MIRROR_NBYTES; /* of another size it is not ours */
+    self->nbytes = WIRE_MIRROR_NBYTES; /* a file of another size was written by somebody else */
     if (self->fd != NO_FILE && (fstat(self->fd, info) != 0 || !is_fit(info))) {
         close_file(self);
         is_in_the_way = 1;
@@ -181,7 +181,7 @@ static int is_kept(const Mirror *self) {
     return text[nbytes] < 'a' || text[nbytes] > 'z'; /* the whole word */
 }
 
-/* Whether somebody emptied or wrote the file by hand so recently that he may write on, or the worker not have read it. */
+/* Whether somebody emptied or wrote the file by hand so recently that more may follow, or the worker not have read it. */
 static int is_by_hand(const Mirror *self, const struct stat *info) {
     if (info->st_size == self->nbytes && !is_kept(self)) return 0;
     struct timespec now;
@@ -220,7 +220,7 @@ static void read_head(const Mirror *self, uint64_t head[HEAD_WORDS]) {
 static void show_page(Mirror *self, int is_thorough, int is_insistent, int may_create) {
     struct stat info;
     if (self->is_closed) return;
-    /* A reader of the older kind removes the file when it has read the answer in it. */
+    /* A legacy program removes the file when it has read the answer in it. */
     if (!is_insistent && now_us() < self->held_until_us && is_file_there(self, &info)) return;
     self->held_until_us = 0;
     if (!find_file(self, &info, is_thorough, may_create)) return;

@@ -10,11 +10,10 @@ int mirror_is_initialised(PyObject *mirror);
 /* Whether the page's first 16 bytes are not those written last. */
 int mirror_is_stale(PyObject *mirror);
 
-/* Write the page's line into the mirror, if it is stale. Never fails: what cannot be
- * written stays as it is. */
+/* Write the page's line into the mirror, if it is stale. Never fails: what cannot be written stays as it is. */
 void mirror_update(PyObject *mirror);
 
-/* Let the mirror be stale, because the other side may write the file. */
+/* Make the mirror stale, because the other side may write the file. */
 void mirror_forget(PyObject *mirror);
 
 /* Whether nothing was written since the mirror was forgotten. */
@@ -23,8 +22,8 @@ int mirror_is_forgotten(PyObject *mirror);
 /* Whether the page begins with a word. */
 int mirror_page_says(PyObject *mirror, const char *word);
 
-/* Write that the worker is busy, if the page says that it waits for requests; else the page's line. The mirror is stale
- * when the page says anything else. Never fails. */
+/* Write that the worker is busy, if the page says that it waits for requests; else the page's line. The mirror becomes
+ * stale when the page changes. Never fails. */
 void mirror_foretell_busy(PyObject *mirror);
 
 /* The word of a status page that says when the worker last worked. */

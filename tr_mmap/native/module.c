@@ -137,7 +137,7 @@ static int add_finished(PyObject *module) {
     return code;
 }
 
-/* In the main interpreter only: numpy works in no other, and a forked child and its main thread are the process's. */
+/* In the main interpreter only: numpy works in no other, and fork_generation and main_thread are the process's. */
 static int execute(PyObject *module) {
     static int has_hook = 0;
     if (PyInterpreterState_Get() != PyInterpreterState_Main()) {

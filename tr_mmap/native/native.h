@@ -27,15 +27,15 @@ void crc_prepare(void);
 extern const char quick_load_doc[];
 PyObject *py_quick_load(PyObject *module, PyObject *arguments);
 
-/* Raised by one in a forked child. An object keeps the value of the time when it was made: where the two differ, the
- * object, and the shared memory that it stands for, are the parent's. */
+/* Counts forks: one more in each forked child. An object keeps the value at which it was made. Where the two differ,
+ * the object, and the shared memory that it stands for, belong to the parent. */
 extern unsigned fork_generation;
 
 /* Map part of a file; NULL with an OSError. */
 PyObject *map_part(const ModuleState *state, int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable, int is_private);
 
-/* Attributes that are a uint64_t, at the offset that a PyGetSetDef has as its closure. As a member, CPython 3.13 takes a
- * negative number for a large one. */
+/* Get and set an attribute that is a uint64_t; the closure of its PyGetSetDef is its offset. A PyMemberDef would not
+ * do: CPython 3.13 takes a negative number there, as a large one. */
 PyObject *get_unsigned(PyObject *self, void *offset);
 int set_unsigned(PyObject *self, PyObject *value, void *offset);
 

@@ -37,8 +37,8 @@ int owner_segment_is_whole(const OwnerSegment *self, PyObject *array);
 /* The segment whose loan an array lies in, borrowed; NULL if it lies in none. */
 OwnerSegment *find_loan_owner(const ModuleState *state, PyObject *array);
 
-/* Make an array of a loan, what it is a view of, and what was handed out read-only. Whether there may be other
- * views of the loan, which can still be written to. */
+/* Make these read-only: an array of a loan, the arrays that it is a view of, and the array that was handed out. Returns
+ * whether there may be other views of the loan, which can still be written to. */
 int freeze_loan(const ModuleState *state, PyObject *array);
 
 #endif

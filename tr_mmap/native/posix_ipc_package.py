@@ -1,4 +1,4 @@
-"""Loads the package posix_ipc, or says why it cannot be used. Needs none itself."""
+"""Loads the package posix_ipc, or says why it cannot be used. Needs no package itself."""
 
 from __future__ import annotations
 

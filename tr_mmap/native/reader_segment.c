@@ -25,7 +25,7 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     ReaderSegment *segment;
-    PrivateMapping *mapping; /* that the view is over; NULL for the shared one */
+    PrivateMapping *mapping; /* over which the view lies; NULL for the shared one */
 } View;
 
 /* A forked child shares the lease's word, but only its parent may release the lease. */

@@ -84,7 +84,7 @@ int semaphore_wait(PyObject *semaphore, double timeout_s) {
      * these posts, for together they say no more than one: look for a message. */
     int was_posted = 0;
     for (int count = 0; count < WIRE_MAX_DRAINED_RINGS && sem_trywait(self->semaphore) == 0; count++) was_posted = 1;
-    if (was_posted) return PyErr_CheckSignals() < 0 ? -1 : 1; /* a peer that rings without pause made this take long */
+    if (was_posted) return PyErr_CheckSignals() < 0 ? -1 : 1; /* again, for the drain may have taken long */
     if (!(timeout_s > 0)) return 0;
     if (timeout_s > MAX_SLEEP_S) timeout_s = MAX_SLEEP_S;
     struct timespec until;

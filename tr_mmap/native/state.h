@@ -8,7 +8,7 @@
 
 /* The attributes of Python's objects that are used here; first those of a reply. */
 enum {
-    COMMAND,    /* what the handler calls the command; "" for what the controller does */
+    COMMAND,    /* what the handler calls the command; "" to use the request's */
     RESULT,     /* the text; None where the handler has said nothing */
     MESSAGE,    /* the handler's remark */
     COMPLAINT,  /* a remark of ours, unless the handler makes one */
@@ -28,7 +28,7 @@ typedef struct {
     PyObject *names[ATTRIBUTES];
 } ModuleState;
 
-/* The types whose code needs the module's state begin with it: to look for it at each call would take longer. */
+/* The types whose code needs the module's state begin with this: to look it up at each call would take longer. */
 #define STATEFUL_HEAD \
     PyObject_HEAD \
     ModuleState *state; /* its module is kept by the object */

@@ -1,4 +1,4 @@
-/* The type WorkerFastPath: a request is taken, handled and replied to in one call, and its tensors are fetched by
+/* The type WorkerFastPath: a request is taken, handled and answered in one call, and its tensors are fetched by
  * tag. Whatever is new, rare or wrong takes the slow path: then the request waits to be taken, or the reply to be
  * finished. Never ends the worker. */
 #include "endpoint.h"
@@ -89,10 +89,10 @@ static int is_initialised(const WorkerFastPath *self) {
 
 /* -- the status. Only its first 8 bytes are used here, as one word: so no reader sees it half stored. ------------- */
 
-/* The worker works: its controller reads the time of this. */
+/* Note that the worker works now; the controller reads when that was. */
 static void touch(WorkerFastPath *self) { heartbeat_touch(&self->heartbeat); }
 
-#define STATUS_LINE(word) (word "\n       ") /* the first 8 bytes of the file, and more, where it has no detail */
+#define STATUS_LINE(word) (word "\n       ") /* the first 8 bytes of a status without a detail, and more */
 #define BUSY STATUS_LINE(WIRE_STATUS_BUSY)
 #define OK STATUS_LINE(WIRE_STATUS_OK)
 #define READY STATUS_LINE(WIRE_STATUS_READY)
@@ -140,7 +140,7 @@ static int is_equal(Span text, const char *other, size_t nbytes) {
     return (size_t)text.nbytes == nbytes && memcmp(text.text, other, nbytes) == 0;
 }
 
-/* Whether no handler may see the command. */
+/* Whether the command is one of the library's own, which no handler may see. */
 static int is_for_server(Span command) {
     return is_equal(command, WIRE_EXIT_COMMAND, sizeof WIRE_EXIT_COMMAND - 1) ||
            is_equal(command, WIRE_RELEASE_COMMAND, sizeof WIRE_RELEASE_COMMAND - 1);
@@ -191,9 +191,9 @@ static PyObject *begin(WorkerFastPath *self, const Message *message) {
     return request;
 }
 
-/* Wait for a request, release what the last reply named, take over the request's tags, and set the status to busy.
- * The request, and the line that the message's spans are of. None if the worker should exit, or if the slow path
- * is needed: then the request waits to be taken. NULL with an exception. */
+/* Wait for a request, release what the last response named, take over the request's tags, and set the status to busy.
+ * Returns the request, and the line into which the message's spans point. None if the worker should exit, or if the
+ * slow path is needed: then the request waits to be taken. NULL with an exception. */
 static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject **line) {
     if (endpoint_is_foreign(&self->base)) Py_RETURN_NONE;
     *line = endpoint_receive(&self->base, INFINITY, should_exit, self, 0, message);
@@ -203,8 +203,8 @@ static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject *
     PyObject *request = is_plain ? begin(self, message) : NULL;
     if (request != NULL && replace_status(self, status, word_of(BUSY))) {
         touch(self);
-        /* The first request after a pause: its controller shows that we are busy when it has waited for a while, and
-         * it costs this request nothing. In a burst of requests the second one shows it, and the others need not. */
+        /* At the first request after a pause, the controller shows that we are busy, when it has waited for a while:
+         * this costs the request nothing. In a burst of requests the second one shows it, and the others need not. */
         if (mirror_is_forgotten(self->status_mirror)) ring_show(self->base.own);
         else if (mirror_is_stale(self->status_mirror)) mirror_forget(self->status_mirror);
         return request;

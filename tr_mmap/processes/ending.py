@@ -32,7 +32,7 @@ def kill_all(find: Callable[[], list[Identity]], deadline: float) -> None:
     """Kill processes until there are none; resource trackers once they had time to clean up after the others.
 
     Args:
-        find: those that still live. Called again and again: a process that is being killed may have just forked.
+        find: returns those that still live. Called again and again, because a process may fork while it is killed.
         deadline: until when to try, in seconds of the monotonic clock.
     """
     has_waited = False

@@ -1,8 +1,8 @@
 """The controller's side of the guard: a process that ends a legacy worker when the controller is killed.
 
 A worker of ours watches its controller. One that speaks only the legacy dialect does not, so it would serve nobody for
-ever. The guard does it from outside (:mod:`.guard_program`). If the guard itself is killed, a killed controller leaves
-what it left without one. Linux only.
+ever. The guard does it from outside (:mod:`.guard_program`). If the guard is killed too, the worker and the files of a
+killed controller stay. Linux only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Guard"]
 
 _PROGRAM: Final = system.absolute(guard_program.__file__)
-# The guard is none of the processes that a worker started, also if this controller is itself a worker.
+# Without these, the guard does not count as started by a worker, even if this controller is one.
 _NOT_INHERITED: Final = {LIFELINE_FD_VARIABLE, LOCK_FD_VARIABLE, SECRET_FD_VARIABLE, WORKER_MARK_VARIABLE}
 
 _log = logging.getLogger("tr_mmap")
@@ -38,11 +38,11 @@ class Guard:
     Args:
         interpreter: the Python that runs it.
         directory: of the session; need not exist.
-        levels: how many directories above the session go when they are empty.
+        levels: how many directories above the session are removed when they are empty.
         environ: the environment.
 
     Attributes:
-        mark: with which the marks of the session's workers begin.
+        mark: the beginning of the marks of the session's workers.
     """
 
     def __init__(self, interpreter: str, directory: str, levels: int, environ: Mapping[str, str] = os.environ) -> None:

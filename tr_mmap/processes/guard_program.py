@@ -1,13 +1,12 @@
-"""The guard's program: waits for the controller's death, then ends what that has left. The standard library only.
+"""The guard's program: waits for the controller's death, then ends and removes what is left. Standard library only.
 
 Arguments: the controller's pid, its start ticks, the beginning of its workers' marks, the folder of sessions, the name
-of the session's directory in it, and how many of the directories above that go when they are empty.
+of the session's directory in it, and how many of the directories above are to be removed if empty.
 
 :mod:`.guard` starts it as ``python -I -S``, in a session of processes of its own, so that Ctrl-C and a kill of the
 controller's group do not reach it. It holds no descriptor of the controller's. The kernel tells it of the death of the
 process (pidfd), so neither a thread's end nor a forked child of the controller counts. Until then it imports next to
-nothing. Never touches a process without the mark or its session, nor another controller's
-directory.
+nothing. Never touches a process without the mark or its session, nor another controller's directory.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import time
 
 _GRACE_S = 0.4  # between SIGTERM and SIGKILL
 _CLEANING_S = 1.0  # for a resource tracker of multiprocessing, which cleans up when all that use it are dead
-_QUIET_S = 0.1  # so long nothing of the worker must have been found: it may be in the middle of execve(2)
+_QUIET_S = 0.1  # nothing of the worker must be found for so long: a process in the middle of execve(2) has no mark
 _MOST_S = 5.0
 _LOOK_S = 0.05  # how often to look at what nobody tells
 TYPE_CHECKING = False  # typing's own is slow to import
@@ -31,7 +30,8 @@ if TYPE_CHECKING:
 
 
 def main(pid: str, ticks: str, mark: str, folder: str, name: str, levels: str) -> None:
-    for number in (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM):  # "all of you end" is for the controller first
+    # Whoever sends these to all processes means the controller. The guard must outlive it.
+    for number in (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM):
         _signal.signal(number, _signal.SIG_IGN)
     controller = (int(pid), int(ticks))
     _wait_for_death(controller[0])
@@ -94,9 +94,9 @@ def _end_workers(mark: bytes, directory: str, controller: Process) -> set[Proces
 
 
 def _kin(known: set[Process], mark: bytes, leader: Process) -> set[Process]:
-    """The worker, the members of its session of processes, and the living of what descends from these and is known.
+    """The worker, the members of its session of processes, those of ``known`` that live, and the descendants of all.
 
-    A worker that was just started is not in the manifest yet; then the leader's pid is 0, and the mark alone tells it.
+    A worker that was just started is not in the manifest yet; then the leader's pid is 0, and only the mark shows it.
     When the worker has ended, the mark tells which members of a session of that number were its own.
     """
     stats = {pid: seen for pid in map(int, filter(str.isdigit, _names("/proc"))) if (seen := _stat(pid)) is not None}

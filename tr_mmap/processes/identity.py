@@ -105,7 +105,7 @@ class Identity(msgspec.Struct, frozen=True):
 
     Attributes:
         pid: its number, 1 or more.
-        start_ticks: when it started, in clock ticks after boot (hundredths of a second of wall clock off Linux).
+        start_ticks: when it started, in clock ticks after boot (off Linux: hundredths of a second since 1970).
         boot_id: the boot that the ticks count from; "" where the system has none.
         pid_namespace: the numbering that the pid belongs to (containers may share a directory and not their pids);
             0 where unknown.

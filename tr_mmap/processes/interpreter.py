@@ -23,6 +23,7 @@ def find_python(
     *,
     what: str = "the worker",
     way: str = "give python='/path/to/python', or set TR_PYTHON",
+    origin: str = "python=",
 ) -> str:
     """The interpreter that runs a program of ours.
 
@@ -30,14 +31,15 @@ def find_python(
         python: its path, or its name if it is to be found on ``PATH``; None for that of ``TR_PYTHON``, or else for
             this process's own.
         environ: has ``TR_PYTHON`` and ``PATH``.
-        what: it runs, for a message.
-        way: to choose one, for a message.
+        what: what the interpreter is to run, for the error text.
+        way: how to choose one, for the error text.
+        origin: the name of the argument or the option that has ``python``, for the error text.
 
     Raises:
         ScriptNotFound: there is no such program; or none is named, and this process has no interpreter of its own,
-            because it is a program with Python inside.
+            because it is a program that embeds Python.
     """
-    chosen, origin = python, "python="
+    chosen = python
     if chosen is None:
         chosen, origin = environ.get(PYTHON_VARIABLE) or None, PYTHON_VARIABLE
     if chosen is None and is_python(sys.executable) and not getattr(sys, "frozen", False):
@@ -47,8 +49,8 @@ def find_python(
     found = which(system.absolute(chosen) if os.path.dirname(chosen) else chosen, path=environ.get("PATH"))
     if os.path.basename(chosen) in ("", ".") or found is None:  # "" also ends the name of a directory
         raise ScriptNotFound(
-            f"{what}'s interpreter {chosen!r} ({origin}) is no program that can be run; give the path of a Python, "
-            "or a name that is on PATH",
+            f"the interpreter of {what}, {chosen!r} ({origin}), is no program that can be run; give the path of a "
+            "Python, or a name that is on PATH",
             path=chosen,
         )
     return system.absolute(found)

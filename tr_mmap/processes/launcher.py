@@ -19,19 +19,17 @@ _STDOUT_AND_STDERR: Final = ("1", "2")
 
 
 def find_launchers() -> list[Identity]:
-    """The processes whose common end should end this one; none if there is none.
+    """The processes that started this one: it should end when all of them have ended. Empty if a person started it.
 
-    This is the parent. If the parent is a shell, a program may have started us through it (``system(3)``); then this
-    is the shell's parent, if both belong to the same session of processes. If they do not, the shell is a terminal's:
-    a person started us, and there is none.
+    Usually this is the parent. If the parent is a shell, a program may have started us through it (``system(3)``). Then
+    this is the shell's parent, if both belong to the same session of processes. If they do not, the shell is a
+    terminal's: a person started us.
 
     A program may also have let a shell start us in the background (``system("worker &")``). Then the shell has gone,
-    and some process has adopted us: init, or another that says so to the kernel, so that the parent's name tells
-    nothing. But we are still in the program's process group, and the program is older than we are. So these are the
-    older members of the group, see :func:`_elders`. A pid in the list is never another process's, because each is an
-    :class:`Identity`; and what joins the group later does not count.
-
-    If there is none, the program has ended already, and the list has one that is dead.
+    and some process has adopted us: init, or a subreaper (prctl(2)), so that the parent's name tells nothing. But we
+    are still in the program's process group, and the program is older than we are. So the launchers are the older
+    members of the group, see :func:`_elders`. A process that joins the group later does not count. If the group has no
+    older member, the program has ended already. Then the list has one process, which is dead.
 
     Without a launcher, this process lives until it is told to end. Off Linux this is always the parent, because only
     Linux's /proc tells a shell.
@@ -50,7 +48,7 @@ def _launchers_below(parent: int) -> list[Identity]:
         if found := _elders(stats):
             return found
         if os.getpgrp() != os.getpid() and (parent <= 1 or _name_of(parent) not in _SHELLS):
-            # Who began the group has ended: while the group is there, its number is no other process's.
+            # The process that began the group has ended. While the group lives, no other process gets its number.
             return [Identity.local(os.getpgrp(), 0)]
     pid, session = parent, None
     while pid > 1 and (seen := stats.get(pid)) is not None and not seen.is_ended:
@@ -72,8 +70,8 @@ def _is_adopted(pid: int, stats: Mapping[int, Stat]) -> bool:
         return False  # nobody older is in the group
     if _group_of(pid) != group:
         return True  # a child begins in its parent's group
-    # A shell lets what it starts with "&" ignore this signal, and no program does that to a child. The shell is not
-    # there any more if the parent is none; the program's parent, say, has adopted us.
+    # A shell lets what it starts with "&" ignore this signal, and no program does that to a child. If the parent is no
+    # shell, that shell has gone, and another process has adopted us.
     is_by_shell = signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN and not _ignores_quit(pid)
     return is_by_shell and _name_of(pid) not in _SHELLS
 
@@ -81,9 +79,9 @@ def _is_adopted(pid: int, stats: Mapping[int, Stat]) -> bool:
 def _elders(stats: Mapping[int, Stat]) -> list[Identity]:
     """The members of our process group that are older than we are: the program that started us, and who is with it.
 
-    These are its shell script, the rest of its pipeline, and workers that it started before us. Some would never end,
-    because they wait for us: who reads our output to its end, and who waits for such a reader. These, and shells, do
-    not count if others are there.
+    With it are its shell script, the rest of its pipeline, and workers that it started before us. Some of these never
+    end before we do: a process that reads our output to its end, and one that waits for such a reader. They and shells
+    count only if no other member is there.
     """
     own = stats.get(os.getpid())
     if own is None:

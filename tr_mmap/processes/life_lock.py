@@ -2,12 +2,12 @@
 
 A pid says nothing in another namespace of pids, where containers that share a directory live. So controller and worker
 each hold the ``flock`` of a file of their own in the session's directory. The lock is there before the manifest names
-the process, and the kernel releases it when the process has ended. So whoever can take the lock knows that.
+the process, and the kernel releases it when the process ends. So who can take the lock knows that it has ended.
 
 The lock belongs to the open file, so a forked child would hold it too. A child of ``os.fork`` closes it at once. A
-child that native code forks holds it until that child ends or runs another program: till then, the process counts as
+child that native code forks holds it until that child ends or runs another program; until then, the process counts as
 alive. A lock of the process (``fcntl``) would not have this flaw, but any code that reads the file in the same process,
-to copy the directory say, would lose it.
+to copy the directory say, would release it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LifeLock:
         return self._file is not None
 
     def take(self, path: str) -> None:
-        """Make the file anew, and lock it. Nobody else may look at it yet, or at most at an earlier file of that name.
+        """Create the file, in place of an earlier one, and lock it. No other process may know the new file yet.
 
         Raises:
             OutOfSpace: no room for a file.
@@ -65,7 +65,7 @@ class LifeLock:
         return self._file is not None and system.is_same_file(self._file.fd, path)
 
     def drop(self) -> None:
-        """Release the lock. A process that has the descriptor too holds it on."""
+        """Release the lock. A process that has the descriptor too still holds it."""
         file, self._file = self._file, None
         if file is not None:
             file.close()

@@ -4,7 +4,8 @@ A worker watches its controller from a thread. If a handler in native code holds
 cannot run either, and the worker could stay as an orphan for ever. So the controller holds the write end of a pipe, and
 the worker inherits the read end and puts it into asynchronous mode (``O_ASYNC``, fcntl(2)). When the last process that
 holds the write end is gone, for any reason, the kernel sends the worker a signal. The signal's handler is libc's
-``alarm`` itself, which takes the signal's number for its seconds. SIGALRM then ends the process by its default action.
+``alarm`` itself, for which the signal's number is a number of seconds. SIGALRM then ends the process by its default
+action.
 
 The signal is SIGSTKFLT, 16, because no kernel sends it by itself. So the worker gets 16 seconds. If the watch thread
 can run, it ends the worker long before. Linux only. The next sweep ends a worker that handles or blocks SIGALRM, or

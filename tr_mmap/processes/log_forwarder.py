@@ -27,7 +27,7 @@ class LogForwarder:
 
     def __init__(self, path: str, *, from_start: bool) -> None:
         self._fd = system.open_private_file(path)
-        # Positions count all output that there ever was, with what the worker has dropped since.
+        # Positions count all output that there ever was, including what the worker has dropped from the log.
         self._position = 0
         if not from_start:
             dropped, head_nbytes, _ = log_head(self._fd)
@@ -72,7 +72,7 @@ class LogForwarder:
                 self._pending = self._decoder.decode(data)
             piece = self._pending[:_PIECE_CHARS]
             try:
-                # Whoever forks may be the one that reads what we write, so wait without writing.
+                # A blocked write would be a deadlock if the thread that reads our stderr forks: its fork waits for us.
                 fd = _fileno(sys.stderr)
                 if fd >= 0 and not self._is_stopped and not background.wait_writable(fd) and not self._is_stopped:
                     return True

@@ -26,7 +26,7 @@ from .worker_log import LogSize, create_log, log_size, log_tail
 __all__ = ["WorkerProcess", "child_class"]
 
 
-_REAP_S: Final = 0.005  # how often to look for the end of a killed child without a descriptor
+_REAP_S: Final = 0.005  # how often to look whether a killed child has ended, if no descriptor is left to wait on
 _UNKNOWN: Final = 1 << 16  # no exit status: the program ignores SIGCHLD, or its own handler has reaped the child
 _BEGIN_S: Final = 1.0  # how long a thread may take to begin
 _SLICE_S: Final = 0.05  # how often a wait for a thread looks whether this is a forked child, which has no such thread
@@ -38,7 +38,7 @@ _new_lock: Final[Any] = unpatched("_thread", "allocate_lock")
 class _ChildMethods:
     """What :func:`child_class` adds to Popen."""
 
-    # The class below is gevent's, which reaps all children itself and starts them only from a thread that has its loop.
+    # Whether Popen is gevent's. That reaps all children itself, and starts them only from a thread that has its loop.
     is_patched = False
 
     if TYPE_CHECKING:
@@ -122,14 +122,14 @@ class _Starter:
                 _start_new_thread(self._run, ())
             except RuntimeError as error:
                 if self._has_begun or error.__traceback__ is None or error.__traceback__.tb_next is not None:
-                    raise  # a signal handler's
+                    raise  # a signal handler raised it
                 self._is_cancelled = True
                 return self._make()  # the system has no thread left
             until_s = time.monotonic() + _BEGIN_S
             while not self._is_done:
                 self._wait()
                 if not self._has_begun and time.monotonic() > until_s and self._turn.acquire(False):
-                    return self._make()  # the thread has died before its first step, for want of memory
+                    return self._make()  # the thread has died before its first step, for lack of memory
             if self._error is not None:
                 raise self._error
             assert self._child is not None
@@ -146,7 +146,7 @@ class _Starter:
                 self._child.end()
             raise
         finally:
-            self._error = None  # it has our frame: together they would wait for the garbage collector
+            self._error = None  # its traceback has our frame: a cycle, which only the garbage collector frees
 
     def _wait(self) -> None:
         if self._ended.acquire(timeout=_SLICE_S):
@@ -179,7 +179,7 @@ class WorkerProcess:
         pid: its number.
         identity: tells it from later processes of the same pid.
         on_end: called after its tree was ended.
-        killed: what of its tree had to be killed, and so has not cleaned up.
+        killed: the processes of its tree that had to be killed, and so could not clean up.
     """
 
     on_end: Callable[[], None] | None = None
@@ -313,7 +313,7 @@ class WorkerProcess:
         return not self.is_alive()
 
     def log_tail(self, lines: int = 20) -> str:
-        """The last lines of its output, and how a dump of Python's at a fatal error begins; "" if the log is gone."""
+        """The last lines of its output, as :func:`~.worker_log.log_tail` finds them."""
         return log_tail(self.log_path, lines)
 
     def log_size(self) -> LogSize:

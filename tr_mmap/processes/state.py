@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from ..base import system
+from ..wire.words import PROCESS_ENDED, PROCESS_RUNNING, PROCESS_STOPPED, PROCESS_UNKNOWN, PROCESS_WAITING
 from .identity import ON_LINUX, Identity
 
 __all__ = ["ProcessState", "state_of"]
@@ -21,13 +22,13 @@ def state_of(process: Identity) -> ProcessState:
     signal (SIGSTOP, Ctrl-Z) or by a debugger.
     """
     if not process.is_alive():
-        return "ended"
+        return PROCESS_ENDED
     letters = _letters_of(process.pid) if ON_LINUX else ""
     if not letters:
-        return "unknown"
+        return PROCESS_UNKNOWN
     if "R" in letters:
-        return "running"
-    return "stopped" if letters[0] in "Tt" else "waiting"
+        return PROCESS_RUNNING
+    return PROCESS_STOPPED if letters[0] in "Tt" else PROCESS_WAITING
 
 
 def _letters_of(pid: int) -> str:

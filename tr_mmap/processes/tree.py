@@ -33,7 +33,7 @@ def has_mark(process: Identity, mark: str) -> bool:
 def may_have_mark(process: Identity, mark: str) -> bool:
     """Whether a process was perhaps started with this mark: it has it, or nothing can be read.
 
-    The environment of a process that is just ending is empty, and perhaps others' cannot be read.
+    The environment of a process that is just ending is empty, and that of others may be unreadable.
     """
     environment = _environment_of(process.pid)
     return not any(environment) or f"{WORKER_MARK_VARIABLE}={mark}".encode() in environment

@@ -31,7 +31,7 @@ class Watched(Protocol):
     due_s: float
 
     def look(self) -> None:
-        """Look. Runs in the watch's thread; never raises for what is there."""
+        """Look. Runs in the watch's thread. Must not raise, whatever it finds."""
 
 
 class PeerWatch:
@@ -41,8 +41,8 @@ class PeerWatch:
     caller of :meth:`stop` holds, because ``stop`` waits for the callback to return. A forked child has no watch: there
     ``stop`` only closes descriptors. While the parent forks, there is no thread; the next one looks first.
 
-    Where no thread of the system can be had, or an error has ended it, nobody calls back, and :attr:`is_dead` looks at
-    each call.
+    If the system has no thread left, or an error has ended the thread, nobody calls back. Then each use of
+    :attr:`is_dead` looks at the peer.
 
     Args:
         identity: the peer.

@@ -2,7 +2,7 @@
 
 The worker's stdout and stderr are the file itself, opened for appending; there is no pipe that could fill up. When the
 file has grown beyond :func:`most_log_nbytes`, the worker cuts it to its newest part, and its first line then says how
-much was dropped in all. Readers take the dropped bytes for read. ``worker/log.py`` says when the worker looks.
+much was dropped in all. Readers count the dropped bytes as read. ``worker/log.py`` says when the worker looks.
 
 A session's directory is usually on tmpfs. Then the log is in the directory for temporary files instead, so that it
 takes no shared memory.
@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 from ..base import system
 from ..base.fork_safety import this_process
 from ..wire.limits import DUMP_LINE_NBYTES, DUMP_LINES, DUMP_LINES_BEFORE, DUMP_NBYTES, LOG_TAIL_NBYTES
+from ..wire.words import ANSWERED_LINE
 
 __all__ = [
     "MAX_LOG_NBYTES",
@@ -40,7 +41,7 @@ KEPT_NBYTES: Final = MAX_LOG_NBYTES // 2  # after a cut; so the next one comes o
 
 _HEAD: Final = "[tr_mmap: {} bytes of older output were dropped{}]"
 _HEAD_PATTERN: Final = re.compile(rb"\[tr_mmap: ([0-9]{1,19}) bytes of older output were dropped( now)?\] *\n")
-_DROPPED_LINE_NBYTES: Final = 80  # spaces fill it up, so it can be replaced where it is
+_DROPPED_LINE_NBYTES: Final = 80  # padded with spaces, so that it can be overwritten in place
 _MOST_ROUNDS: Final = 8  # in which a cut takes along what comes meanwhile
 _FATAL: Final = b"Fatal Python error"  # with which faulthandler begins
 _LEFT_OUT: Final = "[...]"
@@ -84,7 +85,7 @@ def new_log_path(directory: str) -> str:
             return ""
         place = system.absolute(tempfile.gettempdir())
         if place == os.getcwd() or not system.is_usable_dir(place) or _are_on_one_file_system(place, directory):
-            return ""  # the current directory is where Python looks last: there is no place for temporary files
+            return ""  # gettempdir() falls back to the current directory: there is no place for temporary files
     except OSError:
         return ""
     return os.path.join(place, f"tr_mmap-log-{secrets.token_hex(16)}")
@@ -137,7 +138,7 @@ def remove_log(path: str) -> None:
         if stat.S_ISREG(info.st_mode) and (os.name != "posix" or info.st_uid == os.geteuid()):
             system.unlink(path)
     except OSError:
-        pass  # it is gone, or we may not; it is small, and whoever cleans that directory removes it
+        pass  # it is gone, or we may not remove it: it is small, and in a directory that the system cleans
 
 
 def log_head(fd: int) -> LogHead:
@@ -208,11 +209,21 @@ def log_size(path: str) -> LogSize:
         system.close(fd)
 
 
+def _after_last_answer(data: bytes) -> bytes:
+    """The output of a worker since the last error that it has answered; all of it, if there is none."""
+    line = ANSWERED_LINE.encode()
+    at = (b"\n" + data).rfind(b"\n" + line + b"\n")
+    return data if at < 0 else data[at + len(line) + 1 :]
+
+
 def log_tail(path: str, lines: int) -> str:
     """The last ``lines`` lines of a log, from its last 16 KiB; "" if the log is gone.
 
-    Where Python's dump of the threads at a fatal error is longer, the lines in which it begins take the place of some:
-    they say what the error was, and the lines before them often why.
+    What is before an error that a request has got as its answer is left out, and so is that error's traceback: the
+    request's caller has it, and in the error of a worker that dies later it would be taken for the cause.
+
+    If the lines end in a longer dump of Python's at a fatal error, its first lines and those before it take the place
+    of some: they say what the error was, and often why.
     """
     try:
         fd = system.open_private_file(path)
@@ -220,11 +231,10 @@ def log_tail(path: str, lines: int) -> str:
         return ""
     try:
         nbytes = system.file_nbytes(fd)
-        data = system.read_all(fd, LOG_TAIL_NBYTES, max(0, nbytes - LOG_TAIL_NBYTES))
-        dump = system.read_all(fd, DUMP_NBYTES, max(0, nbytes - DUMP_NBYTES))
+        dump = _after_last_answer(system.read_all(fd, DUMP_NBYTES, max(0, nbytes - DUMP_NBYTES)))
     finally:
         system.close(fd)
-    found = data.decode("utf-8", errors="replace").splitlines()
+    found = dump[-LOG_TAIL_NBYTES:].decode("utf-8", errors="replace").splitlines()
     fatal = dump.rfind(b"\n" + _FATAL) + 1 or (0 if dump.startswith(_FATAL) else -1)
     if lines < 2 * DUMP_LINES or fatal < 0 or dump.count(b"\n", fatal) <= lines - DUMP_LINES_BEFORE:
         return "\n".join(found[-lines:]) if lines > 0 else ""

@@ -85,7 +85,7 @@ class Request(msgspec.Struct, omit_defaults=True, gc=False):
         parameters: the other words of the message, mostly tags.
         timestamp: when it was written, milliseconds since 1970.
         tensors: tags that are announced, and where their tensors are.
-        drops: tags that are gone.
+        drops: tags that were dropped.
         mac: proof that the peer wrote it, the last member; "" without authentication. See :mod:`.mac`.
     """
 
@@ -122,8 +122,8 @@ class Response(msgspec.Struct, omit_defaults=True, gc=False):
     mac: str = ""
 
 
-_LONG_TEXT: Final = 1 << 16  # shorter ones are not looked at, because that takes time
-_BYTES_OF_CHARACTER: Final = 4  # that the encoder may need: it grows its memory by half, and moves it
+_LONG_TEXT: Final = 1 << 16  # shorter ones skip the check of memory, because it takes time
+_BYTES_OF_CHARACTER: Final = 4  # bytes of memory that the encoder may need: its buffer grows by half, and moves
 
 _encoder = msgspec.json.Encoder()
 _request_decoder = msgspec.json.Decoder(Request)
@@ -154,8 +154,8 @@ def encode(message: Request | Response) -> bytes:
         ) from error
 
 
-# Every member of a message has one colon, and all defaults are false. So a text with exactly as many colons as true
-# members has no member twice, and no unknown member. Only a text with more colons needs the slow check.
+# Every member of a message has one colon, and all defaults are false (empty, 0 or None). So a text with exactly as many
+# colons as true members has no member twice, and no unknown member. Only a text with more colons needs the slow check.
 
 
 def decode_response(raw: bytes) -> Response:

@@ -51,7 +51,7 @@ _HOMES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    """Each name is imported when it is first used: who only knows a gateway's errors needs no sandbox."""
+    """Import a name when it is first used: a gateway's client needs the errors, and none of the rest."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

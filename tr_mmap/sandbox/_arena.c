@@ -1,7 +1,7 @@
-/* Lets numpy allocate large arrays in the area for outputs, inside a contained process: results need no copy then.
+/* Lets numpy allocate large arrays in the area for outputs, inside a contained process, so that results need no copy.
  *
- * What does not fit, and what is small, comes from malloc as ever. Trusted by nobody: the process could do all of it
- * itself. The area has few blocks, so a sorted table of them is enough. */
+ * Small arrays, and those for which there is no room, come from malloc. The host does not trust this code: the algorithm
+ * can change all memory of its process. The area has few blocks, so a sorted table of them is enough. */
 #include "../native/compat.h"
 
 #define NPY_NO_DEPRECATED_API NPY_1_22_API_VERSION
@@ -18,19 +18,20 @@ enum { MAX_BLOCKS = 64, MAX_FORMER = 64, PAGE = 4096, LEAST = 1 << 18, POPULATE_
 
 static struct {
     size_t start, end;
-} blocks[MAX_BLOCKS]; /* that are in use, by their start */
+} blocks[MAX_BLOCKS]; /* in use, sorted by their start */
 static int count;
 static char *area;
-static size_t area_nbytes, mapped_nbytes; /* of the area, and how much of it from its start has page tables */
+static size_t area_nbytes, mapped_nbytes; /* the area's size; how much of it, from its start, has page tables */
 static struct {
     char *start;
     size_t nbytes;
-} former[MAX_FORMER]; /* areas of former runs, in which arrays may live on */
+} former[MAX_FORMER]; /* areas of former runs: arrays may still lie there */
 static int former_count;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* Fills the page tables up to an offset. One call costs less than a fault for each page. To read them is enough, because
- * nobody has to be told of stores into memory without a file, and costs a third: neighbours are mapped with each page. */
+/* Fills the page tables up to an offset: one call costs less than a fault for each page. POPULATE_READ is enough, because
+ * the kernel tracks no stores into memory without a file. It costs a third of POPULATE_WRITE, because each fault maps
+ * the neighbouring pages too. */
 static void map_until(size_t end) {
     if (end <= mapped_nbytes) return;
     madvise(area + mapped_nbytes, (end - mapped_nbytes + PAGE - 1) / PAGE * PAGE, POPULATE_READ);
@@ -102,7 +103,7 @@ static size_t nbytes_in_area(const char *address) {
     pthread_mutex_lock(&lock);
     for (int index = 0; area != NULL && index < count; index++)
         if (area + blocks[index].start == address) nbytes = blocks[index].end - blocks[index].start;
-    for (int index = 0; nbytes == 0 && index < former_count; index++) /* how much is not known: to the area's end */
+    for (int index = 0; nbytes == 0 && index < former_count; index++) /* the block's size is not known: up to the end */
         if (address >= former[index].start && address < former[index].start + former[index].nbytes)
             nbytes = (size_t)(former[index].start + former[index].nbytes - address);
     pthread_mutex_unlock(&lock);
@@ -184,7 +185,7 @@ static PyMethodDef methods[] = {
 
 static int execute(PyObject *Py_UNUSED(module)) { return PyArray_ImportNumPyAPI(); }
 
-/* The area is the process's, as the memory is that malloc gives; so there is no state of the module. */
+/* The area belongs to the process, as malloc's memory does; so the module has no state of its own. */
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, (void *)execute},
     MAIN_INTERPRETER_ONLY

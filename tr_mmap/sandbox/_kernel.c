@@ -1,5 +1,5 @@
-/* What the sandbox needs and Python has no names for: system calls, the end of a stack, copies of what may be taken away.
- * Decides nothing: the policy is in Python.
+/* What the sandbox needs and Python lacks: system calls, detection of a stack overflow, and copies of memory whose file
+ * others may truncate. Decides nothing: the policy is in Python.
  *
  * The numbers of the system calls come from the compiler, because they differ from machine to machine. */
 #include "../native/compat.h"
@@ -245,9 +245,9 @@ static void on_fault(int number, siginfo_t *info, void *context) {
     (void)context;
 #endif
     uintptr_t address = (uintptr_t)info->si_addr;
-    /* A store just below or above the top of the stack faults only where the stack may grow no more. */
+    /* A store close to the stack pointer faults only if the stack cannot grow any more. */
     if (address + NEAR_NBYTES >= top && address < top + NEAR_NBYTES) _exit(overflow_status);
-    /* A large frame may lie beyond the limit with its end, and be used from its beginning. */
+    /* The pointer may be beyond the limit already while a large frame is first used at its other end. */
     struct rlimit limit;
     if (address + NEAR_NBYTES >= top && address < stack_base && getrlimit(RLIMIT_STACK, &limit) == 0 &&
         limit.rlim_cur < stack_base && top < stack_base - limit.rlim_cur && stack_base - top < LARGEST_STACK)
@@ -264,7 +264,7 @@ static PyObject *watch_stack(PyObject *Py_UNUSED(module), PyObject *argument) {
     if (status == -1 && PyErr_Occurred()) return NULL;
     struct sigaction former;
     if (sigaction(SIGSEGV, NULL, &former) < 0) return PyErr_SetFromErrno(PyExc_OSError);
-    if (former.sa_handler != SIG_DFL) Py_RETURN_NONE; /* an engine, whose traps are such faults, watches by itself */
+    if (former.sa_handler != SIG_DFL) Py_RETURN_NONE; /* the WebAssembly engine has its own handler, for its traps */
     overflow_status = (int)status;
     stack_base = (uintptr_t)__builtin_frame_address(0);
     void *memory = mmap(NULL, SIGNAL_STACK_NBYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -277,17 +277,17 @@ static PyObject *watch_stack(PyObject *Py_UNUSED(module), PyObject *argument) {
     Py_RETURN_NONE;
 }
 
-/* -- copies of what others may take away ----------------------------------------------------------------------------- */
+/* -- copies of mapped files that others may truncate ----------------------------------------------------------------- */
 
-static __thread sigjmp_buf *volatile guard; /* where this thread goes on, if it reads a page that is not there any more */
-static struct sigaction former_action;      /* of all others */
+static __thread sigjmp_buf *volatile guard; /* where this thread continues if it reads a page that the file has lost */
+static struct sigaction former_action;      /* the handler for all other faults */
 static __thread volatile sig_atomic_t is_passed_on;
 static int guard_count;
 static pthread_mutex_t guard_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void on_lost_page(int number, siginfo_t *info, void *context) {
     if (guard != NULL) siglongjmp(*guard, 1);
-    if (is_passed_on) { /* and came back: the two know each other as the former one */
+    if (is_passed_on) { /* the former handler called this one: each takes the other for its former one */
         signal(number, SIG_DFL);
         return;
     }
@@ -304,7 +304,7 @@ static void on_lost_page(int number, siginfo_t *info, void *context) {
 static void watch_pages(int step) {
     pthread_mutex_lock(&guard_lock);
     if (step > 0 && guard_count == 0) {
-        /* It is to see at once what the handler raises that it has given a fault on to. */
+        /* SA_NODEFER: if the former handler raises the signal again, this handler must see it at once. */
         struct sigaction action = {.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
         action.sa_sigaction = on_lost_page;
         sigemptyset(&action.sa_mask);
@@ -314,7 +314,8 @@ static void watch_pages(int step) {
     if (guard_count == 0) {
         struct sigaction now;
         sigaction(SIGBUS, NULL, &now);
-        /* Whoever has replaced it meanwhile, as faulthandler.enable() does, keeps its own, and gives faults on to ours. */
+        /* If another handler was installed meanwhile (by faulthandler.enable(), say), leave it: it calls ours as its
+         * former one. */
         if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_lost_page) sigaction(SIGBUS, &former_action, NULL);
     }
     pthread_mutex_unlock(&guard_lock);
@@ -353,7 +354,7 @@ static PyObject *copy_guarded(PyObject *Py_UNUSED(module), PyObject *arguments) 
     return PyBool_FromLong(is_whole);
 }
 
-static void renew_lock(void) { /* in a forked child: a thread that is not there may have had it */
+static void renew_lock(void) { /* in a forked child: a thread that does not exist there may have held it */
     pthread_mutex_init(&guard_lock, NULL);
 }
 
@@ -406,7 +407,7 @@ static int execute(PyObject *module) {
     return add_numbers(module) < 0 || PyModule_AddIntConstant(module, "MACHINE", (long)MACHINE) < 0 ? -1 : 0;
 }
 
-/* Signal handlers and stacks are the process's; so there is no state of the module. */
+/* Signal handlers and stacks belong to the process; so the module has no state of its own. */
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, (void *)execute},
     MAIN_INTERPRETER_ONLY

@@ -1,4 +1,4 @@
-"""What ``_kernel.c`` makes."""
+"""The extension that ``_kernel.c`` makes."""
 
 from typing import Any
 

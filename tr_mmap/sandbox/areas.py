@@ -1,7 +1,7 @@
-"""Memory that the host shares with contained processes and uses again, because new pages cost more than a copy.
+"""Memory that the host shares with contained processes. It is used again, because new pages cost more than a copy.
 
-The host keeps a mapping of each area. An area for inputs can be written through that mapping alone. What one run has
-left in an area is cleared before another run gets it, and no area is used again while a process that has it lives.
+The host keeps a mapping of each area. An area for inputs can be written only through that mapping. An area is cleared
+before another run gets it, and is not used again while a process lives that has it mapped.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _MAX_IDLE_NBYTES: Final = 512 << 20
 _MAX_IDLE: Final = 16  # each has two descriptors
 _STEP_NBYTES: Final = 1 << 20
 _POPULATE_NBYTES: Final = 256 << 10
-_POPULATE_READ: Final = 22  # fills the page tables; see map_until in _arena.c
+_POPULATE_READ: Final = 22  # MADV_POPULATE_READ fills the page tables; see map_until in _arena.c
 _MAP_NORESERVE: Final = 0x4000
 _MAYMOVE_FIXED: Final = 3  # of mremap
 _FAILED: Final = ctypes.c_void_p(-1).value  # what mmap returns
 
 
 Piece: TypeAlias = tuple[int, "np.ndarray[Any, Any] | bytes"]
-"""What is copied into an area, and where."""
+"""An offset in an area, and the array or bytes to be copied there."""
 
 
 def size_of(piece: np.ndarray[Any, Any] | bytes) -> int:
-    """In bytes."""
+    """Bytes of an array or of bytes."""
     return len(piece) if isinstance(piece, bytes) else piece.nbytes
 
 
@@ -58,12 +58,12 @@ class Area:
         nbytes: its size.
         is_input: as given.
         memory: the host's mapping.
-        is_held: whether a process that had it last may still have it.
-        is_viewed: whether somebody has a view of it.
-        is_inherited: whether a forked child of this process may have one, for good.
+        is_held: returns whether the contained process that used it last may still have it mapped.
+        is_viewed: whether this process has a view of it.
+        is_inherited: whether a forked child of this process may have a view of it; then it is never used again.
 
     Raises:
-        OutOfSpace: it is for inputs, and the machine has less memory.
+        OutOfSpace: it is for inputs, and the machine has less memory than that.
     """
 
     is_held: Callable[[], bool]
@@ -71,7 +71,7 @@ class Area:
     def __init__(self, nbytes: int, *, is_input: bool) -> None:
         self.nbytes = _pages(max(nbytes, 1))
         self.is_input = is_input
-        if is_input:  # of results, no more is taken than what comes
+        if is_input:  # an area for outputs takes memory only as results are written
             check_room(self.nbytes, "what an algorithm gets")
         self.fd = memory.make_area(self.nbytes)
         try:
@@ -88,14 +88,14 @@ class Area:
         self.is_inherited = False
 
     def fill(self, pieces: list[Piece]) -> None:
-        """Copy arrays and bytes into it, each at its offset, in rising order; clear what else was used of it.
+        """Copy arrays and bytes into it, and clear all else that was used. The offsets ascend.
 
         Raises:
-            LostInput: the file in which one of them lies was truncated.
+            LostInput: an array lies in a file that was truncated.
         """
         last = pieces[-1][0] + size_of(pieces[-1][1]) if pieces else 0
         self._map_until(last)
-        self._used = max(self._used, last)  # though it fails in the middle
+        self._used = max(self._used, last)  # first: this may fail in the middle
         end = 0
         for offset, piece in pieces:
             if end < offset:
@@ -111,15 +111,15 @@ class Area:
         self._used = end
 
     def clear(self) -> None:
-        """Make all of it zeros, where anything was written."""
+        """Fill it with zeros wherever something was written."""
         for start, end in list(memory.data_ranges(self.fd)):
             self._clear(start, end)
 
     def part(self) -> None:
-        """Put a copy in the place of the host's mapping: what other processes write from now on is not seen.
+        """Replace the host's mapping by a copy, so that views do not show what other processes write from now on.
 
         Raises:
-            OSError: there is no memory for it.
+            OSError: there is no memory for the copy.
         """
         libc = ctypes.CDLL(None, use_errno=True)
         libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
@@ -130,7 +130,7 @@ class Area:
             address = np.frombuffer(self.memory, np.uint8).ctypes.data
             for start, end in list(memory.data_ranges(self.fd)):
                 ctypes.memmove(copy + start, address + start, end - start)
-            # At once for whoever reads it meanwhile.
+            # mremap replaces the mapping in one step, so a thread that reads it meanwhile sees no gap.
             if libc.mremap(ctypes.c_void_p(copy), size, size, _MAYMOVE_FIXED, ctypes.c_void_p(address)) == address:
                 return
             libc.munmap(ctypes.c_void_p(copy), size)
@@ -138,10 +138,10 @@ class Area:
         raise OSError(code, os.strerror(code))
 
     def view(self, then: Callable[[Area], None] = lambda _: None) -> memoryview:
-        """A read-only buffer of it.
+        """A read-only buffer over all of it.
 
         Args:
-            then: called when the last view of that is gone; it must take no lock.
+            then: called with the area when the last view of the buffer is gone; it must take no lock.
         """
         root = np.frombuffer(self.memory, np.uint8)
         self.is_viewed = True
@@ -164,7 +164,7 @@ class Area:
         if end <= self._mapped or end < _POPULATE_NBYTES:
             return
         try:
-            for start in range(self._mapped, _pages(end), _STEP_NBYTES):  # no other thread goes on in the middle of one
+            for start in range(self._mapped, _pages(end), _STEP_NBYTES):  # madvise keeps other threads waiting
                 self.memory.madvise(_POPULATE_READ, start, min(_STEP_NBYTES, _pages(end) - start))
         except OSError:
             pass  # an older kernel: each page has its own fault
@@ -178,7 +178,7 @@ class Area:
 
 
 def open_areas(areas: Sequence[Area]) -> list[int]:
-    """Descriptors of areas for another process, which are the caller's."""
+    """New descriptors of areas, for another process. The caller closes them."""
     fds: list[int] = []
     try:
         for area in areas:
@@ -190,7 +190,7 @@ def open_areas(areas: Sequence[Area]) -> list[int]:
     return fds
 
 
-_forks = 0  # of this process, each counted before and behind it: another thread may make a view meanwhile
+_forks = 0  # counted before each fork and again after it, because another thread may make a view in between
 
 
 def _note_fork() -> None:
@@ -210,14 +210,14 @@ def _by_none() -> bool:
 
 
 class Pool:
-    """Areas that wait for their next use; as soon as they are too many, the oldest are released.
+    """Areas that wait for their next use. If there are too many, the oldest are released.
 
-    Threads may use it at once, and finalizers in the middle of that. So there is no lock, and nothing is done with the
-    list of areas but what nobody interrupts: to copy, append to, and remove from it.
+    Threads may use it at once, and a finalizer may use it in the middle of any call. So it has no lock, and uses only
+    atomic operations of its list: copy, append, remove and pop.
 
     Args:
-        is_input: of which sort they are.
-        is_kept: whether they are; else each is released instead.
+        is_input: whether the areas are for inputs.
+        is_kept: whether areas are kept; if not, each one that is given back is released.
     """
 
     def __init__(self, *, is_input: bool, is_kept: bool = True) -> None:
@@ -226,18 +226,18 @@ class Pool:
         self._is_closed = not is_kept
 
     def take(self, nbytes: int, *, is_clear: bool = True) -> Area:
-        """An area of at least so many bytes.
+        """Take an area of at least ``nbytes`` bytes, or make one.
 
         Args:
-            nbytes: that are needed.
-            is_clear: whether nothing is to be seen of its former use; else whoever gets it has to see to that.
+            nbytes: how many bytes are needed.
+            is_clear: whether to clear it; if not, the caller must do so before a run sees it.
         """
         area = self._take_idle(nbytes)
         if area is None:
-            step = _STEP_NBYTES if nbytes >= _STEP_NBYTES else 1  # the next ones may need a little more
+            step = _STEP_NBYTES if nbytes >= _STEP_NBYTES else 1  # rounded up: the next run may need a little more
             return Area(-(-nbytes // step) * step, is_input=self._is_input)
         area.is_held = _by_none
-        if is_clear and not self._is_input:  # those are cleared as they are filled
+        if is_clear and not self._is_input:  # fill() clears those for inputs
             area.clear()
         return area
 
@@ -247,13 +247,13 @@ class Pool:
             if nbytes <= area.nbytes <= most and not area.is_held():
                 try:
                     self._idle.remove(area)
-                except ValueError:  # somebody was sooner
+                except ValueError:  # another thread has taken it
                     continue
                 return area
         return None
 
     def give(self, area: Area) -> None:
-        """Take an area back. No other process has it any more, or none but the one that holds it."""
+        """Take an area back. No process has it mapped any more, except the one that ``is_held`` tells of."""
         if area.is_inherited:
             area.close()
             return
@@ -261,11 +261,11 @@ class Pool:
         self._release()
 
     def view(self, area: Area) -> memoryview:
-        """A read-only buffer of an area, which comes back when the last view of it is gone."""
+        """A read-only buffer of an area; the area is given back when the last view of it is gone."""
         return area.view(self.give)
 
     def close(self) -> None:
-        """Release those that wait, and, as they come, the others. Idempotent."""
+        """Release the areas that wait, and each other one when it is given back. Idempotent."""
         self._is_closed = True
         self._release()
 
@@ -274,19 +274,19 @@ class Pool:
             area.close()
 
     def _release(self) -> None:
-        """Release what is too much."""
+        """Release the oldest areas while there are too many, or all if the pool is closed."""
         while (idle := self._idle[:]) and (
             self._is_closed or len(idle) > _MAX_IDLE or sum(each.nbytes for each in idle) > _MAX_IDLE_NBYTES
         ):
             try:
                 self._idle.pop(0).close()
-            except IndexError:  # somebody was sooner
+            except IndexError:  # another thread has released it
                 return
 
 
 # -- loans ------------------------------------------------------------------------------------------------------------
 
-_loans_lock = threading.RLock()  # a finalizer may come while this thread has it
+_loans_lock = threading.RLock()  # reentrant: a finalizer may run while this thread holds it
 _loans: dict[int, tuple[Area, int]] = {}  # by address, each with the bytes of its array
 
 
@@ -303,14 +303,14 @@ def loan(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
 
 
 def has_loans() -> bool:
-    """Whether somebody has a loan."""
+    """Whether there is any loan."""
     return bool(_loans)
 
 
 def find_loan(array: np.ndarray[Any, Any]) -> Area | None:
-    """The area of a loan of which an array shows all; None if it lies elsewhere, or not in one piece.
+    """The area of a loan, if an array is all of it and contiguous; else None.
 
-    Whoever reads an area sees all of it, so a part of a loan is not given in place.
+    A process that reads an area sees all of it, so a part of a loan is copied instead.
     """
     if not _loans or not array.flags.c_contiguous or not array.nbytes:
         return None
@@ -326,7 +326,7 @@ def _end_loan(address: int) -> None:
 
 
 def _renew_lock() -> None:
-    """In a forked child: a thread that is not there may have had it."""
+    """In a forked child: a thread that does not exist there may have held the lock."""
     global _loans_lock
     _loans_lock = threading.RLock()
 

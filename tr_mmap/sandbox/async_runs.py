@@ -50,17 +50,17 @@ class AsyncRuns:
         is_done = asyncio.Event()
 
         def tell(_: Future[ComputeResponse]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits there any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so no task waits any more
                 loop.call_soon_threadsafe(is_done.set)
 
         future = self._box._submit(request)
         future.add_done_callback(tell)
         try:
-            # Not for the future itself: a task must tell its own cancellation from that of the request by its id.
+            # Not the future itself: if that is cancelled by cancel(request_id), the task must not look cancelled.
             await is_done.wait()
         except asyncio.CancelledError:
             if not future.cancel():
-                # It waits for the process's end, and the loop's other tasks go on meanwhile.
+                # In a thread, because _cancel waits for the end of the process.
                 await asyncio.shield(asyncio.to_thread(self._box._cancel, request))
             raise
         if future.cancelled():  # it had not begun

@@ -65,11 +65,10 @@ class Sandbox:
             ``"torch"`` for models of torch and Python source on torch tensors; ``docs/sandbox.md`` has all.
         limits: of each run.
         allow: what the algorithms are granted beside their inputs.
-        required_layers: without which it refuses to start; see :attr:`layers`, and ``tr-mmap sandbox doctor``.
-        preload: modules that the algorithms find imported.
-        packages: directories of packages, as ``pip install --target`` makes them, that the algorithms can import
-            beside those that are installed, and sooner. Nothing of them is imported outside of the algorithms'
-            processes.
+        required_layers: layers without which it refuses to start; see :attr:`layers`, and ``tr-mmap sandbox doctor``.
+        preload: modules to import once, before any algorithm runs.
+        packages: directories of packages, as ``pip install --target`` makes them. The algorithms can import these
+            packages; they come before installed ones. No process but the algorithms' imports anything from there.
         max_workers: how many submitted runs go on at once.
         python: the interpreter of its processes, by path or by its name on ``PATH``, which must have ``tr_mmap`` of
             this version; None for that of ``TR_PYTHON``, or else for this program's.
@@ -77,8 +76,9 @@ class Sandbox:
     Raises:
         SandboxBroken: a required layer is missing, or a process could not be started.
         MissingPackage: the kind, or ``preload``, needs a package that is not installed.
-        ValueError: there is no such kind or layer, or it cannot keep one of the limits, or give one of the grants;
-            or ``packages`` names no directory, or the kind imports none.
+        TypeError: an argument is of another type.
+        ValueError: there is no such kind or layer; the kind cannot keep one of the limits, or give one of the grants;
+            ``packages`` names something that is not a directory; or the kind imports no packages.
     """
 
     def __init__(
@@ -109,12 +109,12 @@ class Sandbox:
         self._users: Counter[Executor] = Counter()  # runs that go on, by executor
         self._is_closed = False
         self._waiting: WaitingRuns[ComputeResponse] = WaitingRuns(max_workers)
-        self._executors: set[Executor] = set()  # that are not closed
+        self._executors: set[Executor] = set()  # all that are not closed
         finalizer = weakref.finalize(self, _end_all, os.getpid(), self._executors, self._waiting)
         finalizer.atexit = False  # its processes end with this one
         self._executor = self._make_executor()
         self._algorithms: dict[str, Algorithm] = {}
-        self._requests: dict[str, tuple[ComputeRequest, Future[ComputeResponse] | None]] = {}  # that go on or wait
+        self._requests: dict[str, tuple[ComputeRequest, Future[ComputeResponse] | None]] = {}  # running or waiting
 
     def _make_executor(self) -> Executor:
         check_paths(self._allow)
@@ -138,12 +138,12 @@ class Sandbox:
         self._executors.discard(executor)
 
     def _end_former(self, executor: Executor) -> None:
-        """Close one that was replaced. A process of it that does not end is no fault of whoever comes here."""
+        """Close an executor that was replaced. If a process of it does not end, the caller's own run is still good."""
         with contextlib.suppress(SandboxBroken):
             self._close_executor(executor)
 
     def _check_process(self) -> None:
-        """To be called before a lock is taken: in a forked child, a thread may have it that is not there."""
+        """Call this before taking a lock: in a forked child, a thread that does not exist there may hold it."""
         if os.getpid() != self._pid:
             raise SandboxBroken("the sandbox belongs to the process that made it; make a new one after a fork")
 
@@ -159,19 +159,19 @@ class Sandbox:
 
     @property
     def version(self) -> str:
-        """Of what runs the algorithms; another one may give other results."""
+        """The version of what runs the algorithms; another version may give other results."""
         return self._executor.version
 
     @property
     def limits(self) -> Limits:
-        """Of each run."""
+        """The limits of each run."""
         return self._limits
 
     def set_limits(self, **changes: Any) -> None:
         """Change some limits, for the runs that begin from now on; see :class:`Limits`.
 
-        What algorithms with ``reuse=True`` have left in their processes is gone then: those have the former limits, and
-        end.
+        Processes that are kept for algorithms with ``reuse=True`` have the former limits. They end, and what the
+        algorithms have left in them is lost.
 
         Raises:
             TypeError: there is no such limit.
@@ -191,7 +191,7 @@ class Sandbox:
                 if not is_closed:
                     former, self._executor = self._executor, executor
                     is_idle = not self._users[former]
-        if is_closed:  # meanwhile
+        if is_closed:  # another thread has closed the sandbox meanwhile
             self._close_executor(executor)
             raise closed()
         if is_idle:
@@ -199,7 +199,7 @@ class Sandbox:
 
     @contextmanager
     def _using(self) -> Iterator[Executor]:
-        """The executor of now."""
+        """The present executor, counted as in use during the block."""
         executor = self._enter()
         try:
             with _typed():
@@ -208,7 +208,7 @@ class Sandbox:
             self._leave(executor)
 
     def _enter(self) -> Executor:
-        """The executor of now, for a run."""
+        """The present executor; counted as in use until :meth:`_leave`."""
         self._check_process()
         with self._lock:
             executor = self._executor
@@ -216,7 +216,7 @@ class Sandbox:
         return executor
 
     def _leave(self, executor: Executor) -> None:
-        """A run is over. An executor that set_limits() has replaced is closed behind its last one."""
+        """End a use. An executor that set_limits() has replaced is closed after its last use."""
         with self._lock:
             self._users[executor] -= 1
             is_last = not self._users[executor]
@@ -231,7 +231,7 @@ class Sandbox:
             return executor.execute(request)
 
     def _run(self, request: ComputeRequest, check: Callable[[], None] | None = None) -> ComputeResponse:
-        """The same, for a request that nobody has noted yet."""
+        """Note a request, so that it can be cancelled, and execute it."""
         self._note(request, None)
         try:
             if check is not None:
@@ -270,18 +270,18 @@ class Sandbox:
         return ComputeRequest(self._find(algorithm), inputs or {}, **fields)
 
     def empty(self, shape: int | Sequence[int], dtype: Any = np.float64) -> np.ndarray[Any, Any]:
-        """An array that algorithms read in place, without a copy; parts of it are copied. It has zeros, to be written.
+        """An array of zeros to be filled, which algorithms read in place, without a copy. A part of it is copied.
 
-        The process of an algorithm with ``reuse=True`` that got it sees what is written there later, too.
+        An algorithm with ``reuse=True`` that got it can also see what you write there after its run.
 
         Args:
             shape: sizes in elements, outermost first.
             dtype: of its elements.
 
         Raises:
-            TypeError: a size is no whole number.
+            TypeError: a size is not a whole number.
             ValueError: a size is negative, or the elements would be objects.
-            OutOfSpace: the machine has less memory.
+            OutOfSpace: the machine has less memory than that.
             SandboxBroken: the sandbox was closed.
         """
         self._check_open()
@@ -303,26 +303,27 @@ class Sandbox:
     ) -> Algorithm:
         """Register an algorithm. Its code is parsed, and nothing of it is executed.
 
-        What is kept of another one of this name ends, as by :meth:`unregister`.
+        If another algorithm has this name, its processes that are kept end, as by :meth:`unregister`.
 
         Args:
-            name: by which it is called; see :meth:`unregister`.
-            code: Python source, or the bytes of a module of WebAssembly, of a shared library, or of a model of torch;
-                or the path of a file that has it, of any kind as a ``Path``, of a library also as a text; or a bundle
-                of one array of uint8, which no run copies: of Python source and models of torch, which are opened to
-                see that they can be.
-            function: which is called with the inputs, as a dictionary. If left out: the one of the algorithm's name,
-                else ``process``, else the only one; if there is none, the code itself reads ``inputs`` and sets
-                ``output``.
-            reuse: whether its process may serve its next run too; what one run leaves there, the next finds.
-            sha256: of the code, in hexadecimal: another is refused.
-            outputs: names of the tensors that a compiled algorithm or a model gives, in their order.
-            dependencies: packages that it imports, perhaps with versions (``"humanize==4.17.0"``), which must be
+            name: the algorithm's name, for :meth:`run` and :meth:`unregister`.
+            code: the Python source as a text; or the bytes of a WebAssembly module, a shared library or a torch model.
+                Or a ``Path`` of a file that has one of these; for a library, a text is a path too. Or a bundle of one
+                array of uint8, which no run copies, with Python source or a torch model; a model is opened once to
+                check it.
+            function: the function to call with the inputs, as a dictionary. If left out: the function with the
+                algorithm's name, else ``process``, else the only function; if there is none, the code itself reads
+                ``inputs`` and sets ``output``.
+            reuse: whether its process may serve the next run too, which then finds what this run has left there.
+            sha256: of the code, in hexadecimal; code with another one is refused.
+            outputs: names of the tensors that a compiled algorithm or a model returns, in their order.
+            dependencies: packages that it imports, perhaps with versions (``"humanize==4.17.0"``). They must be
                 installed here, or in one of the sandbox's ``packages``.
 
         Raises:
             MissingPackage: a dependency is not installed, or in another version.
-            AlgorithmError: it has an error of syntax, or no such function, or is not the code that ``sha256`` names.
+            AlgorithmError: it has a syntax error, or no such function, or its SHA-256 is not ``sha256``.
+            ValueError: ``sha256`` is given with a bundle, or the bundle is not one array of uint8.
             OSError: the file cannot be read.
         """
         check_text("an algorithm's name", name)
@@ -350,10 +351,10 @@ class Sandbox:
         return algorithm
 
     def unregister(self, algorithm: Algorithm | str) -> None:
-        """Forget an algorithm, and end what is kept for its next run; its runs that go on end well.
+        """Forget an algorithm, and end the processes that are kept for it. Its runs that go on are not disturbed.
 
         Args:
-            algorithm: it, or the name by which it was registered.
+            algorithm: the algorithm, or its name.
 
         Raises:
             KeyError: there is no algorithm of that name.
@@ -366,7 +367,7 @@ class Sandbox:
         self._end_kept(found)
 
     def _end_kept(self, algorithm: Algorithm) -> None:
-        """End what is kept for the next run of an algorithm, and let what goes on or waits keep nothing."""
+        """End the processes that are kept for an algorithm; runs that go on or wait will keep none either."""
         its = dataclasses.replace(algorithm, function=None)  # whichever function was called
         with self._lock:
             for request, _ in self._requests.values():
@@ -388,20 +389,23 @@ class Sandbox:
         """Run a registered algorithm.
 
         Args:
-            algorithm: it, or its name.
-            inputs: by name: values as JSON has them, numpy arrays, torch tensors, bundles of them.
+            algorithm: the algorithm, or its name.
+            inputs: by name: JSON values, numpy arrays, torch tensors, bundles of tensors.
             arguments: what its function gets instead of the inputs; see :meth:`call`.
-            deadline_s: by ``time.monotonic``: a run that has not ended by then is ended.
-            request_id: by which :meth:`cancel` knows it; of those that go on, each has its own. None for a new one.
-            check: is called once :meth:`cancel` knows the run, before it begins; what it raises, this raises. It looks
-                at a flag that another thread sets before it calls ``cancel``: so no cancellation comes too early.
+            deadline_s: a moment by ``time.monotonic``: a run that goes on then is ended.
+            request_id: an id for :meth:`cancel`, which no other run has at the same time. None for a new one.
+            check: called before the run begins, when :meth:`cancel` can find it already; if it raises, the run does
+                not begin. Let it check a flag that another thread sets before it calls ``cancel``: so no cancellation
+                is lost.
 
         Raises:
-            LimitExceeded, NotAllowed, AlgorithmError: it did not end well.
+            LimitExceeded, NotAllowed, AlgorithmError: the algorithm failed.
             DeadlineExceeded: its deadline came first.
             RunCancelled: :meth:`cancel` ended it.
             SandboxBroken: it could not be run.
             KeyError: there is no algorithm of that name.
+            ValueError: another run has this id; or an input has a value that JSON lacks.
+            TypeError: an input is of a type that JSON lacks.
         """
         given = None if arguments is None else tuple(arguments)
         request = self._request(algorithm, inputs, arguments=given, deadline_s=deadline_s, id=request_id)
@@ -416,9 +420,9 @@ class Sandbox:
         request_id: str | None = None,
         check: Callable[[], None] | None = None,
     ) -> Steps[ComputeResponse]:
-        """As :meth:`run`, in steps: for an event loop that waits for many runs at once, see ``steps.py``.
+        """As :meth:`run`, in steps, for an event loop that waits for many runs at once; see ``steps.py``.
 
-        A run with ``reuse=True`` whose process is there, and whose inputs and results are small, has no slow step.
+        A run with ``reuse=True`` has no slow step if a process is kept for it and its inputs and results are small.
         """
         request = self._request(algorithm, inputs, deadline_s=deadline_s, id=request_id)
         self._note(request, None)
@@ -446,13 +450,13 @@ class Sandbox:
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> Future[ComputeResponse]:
-        """As :meth:`run`, in the background. It reads its inputs when it begins: do not change them before.
+        """As :meth:`run`, in the background. The inputs are read when the run begins; do not change them before.
 
         Args:
-            algorithm: it, or its name.
+            algorithm: the algorithm, or its name.
             inputs: by name.
-            priority: the higher, the sooner.
-            deadline_s: by ``time.monotonic``: a run that has not ended by then, or not begun, gets DeadlineExceeded.
+            priority: runs of a higher priority begin first.
+            deadline_s: a moment by ``time.monotonic``: a run that waits or goes on then gets DeadlineExceeded.
             request_id: as for :meth:`run`.
 
         Raises:
@@ -462,10 +466,10 @@ class Sandbox:
         return self._submit(self._request(algorithm, inputs, priority=priority, deadline_s=deadline_s, id=request_id))
 
     def cancel(self, request_id: str) -> bool:
-        """End a run that goes on in another thread, or that waits; whoever waits for it gets CancelledError.
+        """End a run that another thread waits for; that thread gets RunCancelled or CancelledError.
 
         Returns:
-            Whether there was one; it may have ended just then.
+            Whether there was such a run; it may have ended just then.
         """
         self._check_process()
         check_text("request_id", request_id)
@@ -474,8 +478,8 @@ class Sandbox:
         return request is not None and self._cancel(request)
 
     def _cancel(self, request: ComputeRequest) -> bool:
-        """The same, for a request, and not for a later one of the same id."""
-        request.is_cancelled = True  # first: an executor that is not there yet sees it
+        """As :meth:`cancel`, for a request; not for a later one with the same id."""
+        request.is_cancelled = True  # first: an executor that has not begun it yet checks this
         with self._lock:
             noted, future = self._requests.get(request.id, (None, None))
             executors = {self._executor, *self._users}
@@ -493,13 +497,13 @@ class Sandbox:
     def call(self, algorithm: Algorithm | str, function: str, *arguments: Any) -> Any:
         """Call a function of an algorithm with arguments, and return what it returns.
 
-        Results by name are returned as a dictionary, unless the only one is named ``output``. Tensors are as in
-        :class:`ComputeResponse`.
+        If it returns a dictionary of results by name, so does this; unless the only name is ``output``. Tensors are as
+        in :class:`ComputeResponse`.
 
         Args:
-            algorithm: it, or its name.
-            function: one of its functions, or one that a module of WebAssembly exports.
-            arguments: values as JSON has them, and tensors; numbers for a module of WebAssembly.
+            algorithm: the algorithm, or its name.
+            function: one of its functions; of a WebAssembly module, one that it exports.
+            arguments: JSON values and tensors; for a WebAssembly module, numbers.
 
         Raises:
             LimitExceeded, NotAllowed, AlgorithmError, SandboxBroken, KeyError: as :meth:`run`.
@@ -521,10 +525,10 @@ class Sandbox:
         return self._executor.requirements()
 
     def inspect(self, code: str, dependencies: Iterable[str] = ()) -> Inspection:
-        """What Python source imports and calls, for a person to look at; nothing is executed.
+        """List what Python source imports and calls, for a person to look at. Nothing is executed.
 
         Raises:
-            SyntaxError: it is no Python.
+            SyntaxError: it is not Python.
             AlgorithmError: it is too long, or too deeply nested, to be parsed in this process.
         """
         return inspect(code, check_texts("dependencies", dependencies))
@@ -537,7 +541,7 @@ class Sandbox:
     def close(self) -> None:
         """End all processes; runs that go on in other threads get SandboxBroken. Idempotent."""
         if os.getpid() != self._pid:
-            return  # they are not ours
+            return  # the processes are the parent's
         with self._lock:
             self._is_closed = True
         try:
@@ -570,7 +574,7 @@ class Sandbox:
 
 @contextmanager
 def _typed() -> Iterator[None]:
-    """Nobody has to know the errors of all system calls that a sandbox makes."""
+    """Turn errors of system calls into SandboxBroken, so that callers need not know them all."""
     try:
         yield
     except TRException:
@@ -584,7 +588,7 @@ def _broken(error: OSError) -> SandboxBroken:
 
 
 def _end_all(pid: int, executors: set[Executor], waiting: WaitingRuns[ComputeResponse]) -> None:
-    """End what a sandbox has left that nobody closed, and nobody has any more. None of its runs goes on."""
+    """The finalizer of a sandbox that was not closed: end its processes. None of its runs goes on."""
     if os.getpid() != pid:
         return  # they belong to the process that this one was forked from
     waiting.end()
@@ -592,7 +596,7 @@ def _end_all(pid: int, executors: set[Executor], waiting: WaitingRuns[ComputeRes
 
 
 def _close_all(executors: set[Executor]) -> None:
-    """Close all; one that has a process that does not end keeps no other."""
+    """Close all executors, also if a process of one does not end; then raise that error."""
     found = None
     for executor in list(executors):
         try:

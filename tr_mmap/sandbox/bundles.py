@@ -1,6 +1,6 @@
-"""Several tensors in one piece of sealed memory, which is one input of a run: a model's weights, say.
+"""Bundles: several tensors in one piece of sealed memory, as one input of a run. An example are a model's weights.
 
-They are copied once, when the bundle is made. Each run maps that memory in place, and nobody can write it any more.
+The tensors are copied once, when the bundle is made. Each run maps that memory in place; nobody can write it any more.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ __all__ = ["Bundle"]
 
 
 class Bundle:
-    """Tensors by name. An algorithm gets them as a dictionary of read-only arrays; of kind ``"torch"``, of tensors.
+    """Tensors by name. An algorithm gets a dictionary of read-only arrays, or of tensors if its kind is ``"torch"``.
 
-    The memory is released with the last reference to the bundle. A run that goes on has one.
+    The memory is released with the last reference to the bundle. A run that goes on holds a reference.
 
     Args:
         tensors: by name: numpy arrays, torch tensors.
 
     Raises:
-        UnsupportedTensor: one of them has a dtype that no algorithm can get.
-        OutOfSpace: the machine has less memory.
-        OSError: a tensor lies in a file that somebody has truncated, or there is no descriptor.
+        UnsupportedTensor: a tensor has a dtype that TSR lacks.
+        OutOfSpace: the machine has less memory than that.
+        OSError: a tensor lies in a file that was truncated, or no descriptor is left.
 
     Attributes:
         fd: descriptor of the memory.
-        nbytes: of it.
-        specs: what describes the tensors.
+        nbytes: size of the memory.
+        specs: the tensors' names, dtypes, shapes and offsets.
     """
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
@@ -55,13 +55,14 @@ class Bundle:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the tensors."""
+        """The names of the tensors."""
         return tuple(each.name for each in self.specs)
 
     def check_code(self) -> None:
-        """
+        """Refuse a bundle that cannot be an algorithm's code.
+
         Raises:
-            ValueError: it is no code of an algorithm.
+            ValueError: it is not one array of uint8.
         """
         if len(self.specs) != 1 or self.specs[0].dtype != "uint8":
             raise ValueError("code that is given as a bundle is one array of uint8 in it, and nothing else")
@@ -74,7 +75,7 @@ class Bundle:
 
 
 def _lay_out(tensors: Mapping[str, Any]) -> tuple[list[TensorSpec], list[tuple[int, np.ndarray[Any, Any]]], int]:
-    """What describes tensors one behind the other; each as an array, with its offset; and where they end."""
+    """Place tensors one after the other. Returns their descriptions, their offsets and arrays, and where they end."""
     specs: list[TensorSpec] = []
     pieces: list[tuple[int, np.ndarray[Any, Any]]] = []
     end = 0

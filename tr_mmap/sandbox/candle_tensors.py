@@ -24,9 +24,9 @@ def is_one(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A tensor of candle as an array, which is a copy: candle gives its elements as Python's numbers only.
+    """Copy a tensor of candle into an array. Anything else is returned as it is.
 
-    Anything else is returned as it is.
+    It is a copy, because candle gives the elements as Python's numbers only.
     """
     if not is_one(value):
         return value

@@ -1,4 +1,4 @@
-"""Looks at what users give to a sandbox before anything of it is used; mistakes are named, with what to write."""
+"""Checks the arguments that users give to a sandbox. An error names the mistake and says what to write instead."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ __all__ = [
 
 
 def check_types(limits: Limits | None, allow: Allow | None) -> None:
-    """
+    """Refuse limits and grants of another type.
+
     Raises:
         TypeError: one of them is something else.
     """
@@ -39,9 +40,10 @@ def check_types(limits: Limits | None, allow: Allow | None) -> None:
 
 
 def check_paths(allow: Allow) -> None:
-    """
+    """Refuse grants of paths that do not exist.
+
     Raises:
-        ValueError: a path that is granted is not there.
+        ValueError: a granted path does not exist.
     """
     for path in (*allow.read, *[each.host_path for each in allow.mounts]):
         if not os.path.exists(path):
@@ -49,10 +51,10 @@ def check_paths(allow: Allow) -> None:
 
 
 def check_layers(names: Iterable[str]) -> tuple[str, ...]:
-    """The same names.
+    """Check the names of layers, and return them.
 
     Raises:
-        ValueError: one of them is of no layer.
+        ValueError: there is no layer of one of these names.
     """
     found = check_texts("required_layers", names)
     unknown = sorted(set(found) - set(LAYERS))
@@ -62,10 +64,10 @@ def check_layers(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_modules(names: Iterable[str]) -> tuple[str, ...]:
-    """The same names.
+    """Check the names of modules to preload, and return them.
 
     Raises:
-        MissingPackage: a module to preload is not installed.
+        MissingPackage: a module is not installed.
     """
     found = check_texts("preload", names)
     for each in found:
@@ -75,10 +77,10 @@ def check_modules(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_packages(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
-    """The same directories, as texts.
+    """Check directories of packages, and return them as texts.
 
     Raises:
-        ValueError: one of them is none, or would give more than it says.
+        ValueError: one of them is not a directory, or must not be granted; see :func:`.interface.check_path`.
     """
     if isinstance(paths, str | os.PathLike):
         raise ValueError(f"packages takes several directories, and {paths!r} is one: give ({paths!r},)")
@@ -90,10 +92,11 @@ def check_packages(paths: Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
 
 
 def check_inputs(inputs: Mapping[str, Any] | None) -> None:
-    """
+    """Check the names of inputs.
+
     Raises:
-        TypeError: they are no dictionary of values by name.
-        ValueError: a name has what no text has.
+        TypeError: the inputs are not a mapping whose keys are texts.
+        ValueError: a name has a surrogate.
     """
     if inputs is not None and not isinstance(inputs, Mapping):
         raise TypeError(f"inputs is a dictionary of values by name, as {{'x': array}}, and no {type(inputs).__name__}")
@@ -102,11 +105,11 @@ def check_inputs(inputs: Mapping[str, Any] | None) -> None:
 
 
 def check_texts(name: str, value: Iterable[str]) -> tuple[str, ...]:
-    """Several texts.
+    """Check that a value is several texts, and return them.
 
     Raises:
-        ValueError: it is one.
-        TypeError: one of them is something else.
+        ValueError: it is a single text.
+        TypeError: one of them is not a text.
     """
     if isinstance(value, str):
         raise ValueError(f"{name} takes several, and {value!r} is one text: give ({value!r},)")
@@ -117,9 +120,10 @@ def check_texts(name: str, value: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_text(name: str, value: str) -> None:
-    """
+    """Check that a value is a text that UTF-8 can hold.
+
     Raises:
-        TypeError: it is no text.
+        TypeError: it is not a text.
         ValueError: it has half a surrogate pair.
     """
     if not isinstance(value, str):
@@ -131,10 +135,11 @@ def check_text(name: str, value: str) -> None:
 
 
 def check_request(*, id: str | None = None, priority: int = 0, deadline_s: float | None = None, **_: Any) -> None:
-    """
+    """Check the fields of a request.
+
     Raises:
-        TypeError: one of them is something else.
-        ValueError: the deadline is no time.
+        TypeError: one of them is of another type.
+        ValueError: the deadline is NaN.
     """
     if id is not None:
         check_text("request_id", id)
@@ -149,11 +154,11 @@ def check_request(*, id: str | None = None, priority: int = 0, deadline_s: float
 
 
 def check_sizes(shape: int | Sequence[int]) -> tuple[int, ...]:
-    """The sizes of an array.
+    """The sizes of an array as a tuple.
 
     Raises:
-        TypeError: one is no whole number.
-        ValueError: one is negative.
+        TypeError: a size is not a whole number.
+        ValueError: a size is negative.
     """
     try:
         sizes = tuple(map(operator.index, shape if isinstance(shape, Iterable) else (shape,)))

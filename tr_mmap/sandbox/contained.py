@@ -1,7 +1,7 @@
-"""The contained executor: each run in a process of its own, in which the kernel allows little. Trusts none of them.
+"""The contained executor: each run in a process of its own, which the kernel restricts. Trusts none of them.
 
-A process gets its inputs as sealed memory and writes its outputs into memory that this side has made, so neither can
-disturb the other through it.
+A process gets its inputs as sealed memory and writes its outputs into memory that the host has made. So neither side
+can disturb the other through that memory.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ from .verdicts import Died, forged
 __all__ = ["ContainedExecutor", "Done", "Inputs"]
 
 _MAX_PRINTED_NBYTES: Final = 1 << 20
-_TRIES: Final = 4  # of an algorithm that may have begun
-_MAX_TRIES: Final = 12  # in all: processes that wait for their turn may be ended too
-_SMALL_NBYTES: Final = 64 << 10  # which is copied sooner than a process is stopped
+_TRIES: Final = 4  # how often a run whose algorithm may have begun is tried, if its processes are killed from outside
+_MAX_TRIES: Final = 12  # in all: a process may also be killed before it gets the job
+_SMALL_NBYTES: Final = 64 << 10  # copying this much takes less time than stopping a process
 _SIGNALS: Final = (
     "timer_create kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal fcntl prctl mq_notify"
 )
-_BY_PAGE: Final = "sendfile splice tee vmsplice"  # give pages to what outlives the process
+_BY_PAGE: Final = "sendfile splice tee vmsplice"  # give pages, not copies, to files and pipes that outlive the process
 _UNSURE: Final = MAKERS | frozenset(f"{_SIGNALS} {_BY_PAGE} ptrace io_submit io_uring_setup process_vm_writev".split())
-_RUNS_AHEAD: Final = 4  # that are looked at
+_RUNS_AHEAD: Final = 4  # the next run is expected to need as much memory as the largest of so many last ones
 _MAX_NOTE: Final = 2000
-_LEAST_AHEAD_NBYTES: Final = 1 << 20  # from which on it takes longer to map memory than to say so
-_MOST_AHEAD_NBYTES: Final = 256 << 20  # of inputs, and of results: nobody may ever need it
+_LEAST_AHEAD_NBYTES: Final = 1 << 20  # from this size on, mapping memory takes longer than the message about it
+_MOST_AHEAD_NBYTES: Final = 256 << 20  # of inputs, and of results, that are mapped ahead: they may never be needed
 
 
 class Done(NamedTuple):
-    """What a process did.
+    """The result of a process's job.
 
     Attributes:
-        answer: that it gave.
-        buffer: what it has written; bytes if it was copied.
-        printed: what it has printed.
+        answer: its answer.
+        buffer: the results that it has written; bytes if they were copied.
+        printed: the text that it has printed.
     """
 
     answer: Answer
@@ -81,7 +81,7 @@ class ContainedExecutor:
     """Whether its algorithms can get bundles of tensors, and be one."""
 
     def __init__(self, name: str, runner: str, host: Host) -> None:
-        # Of inputs, and of results where numpy allocates, of the last runs: the next is likely to need as much.
+        # Sizes of the last runs' inputs, and of their results in numpy's arena: the next run is likely to need as much.
         self._input_nbytes: deque[int] = deque([0], _RUNS_AHEAD)
         self._output_nbytes: deque[int] = deque([0], _RUNS_AHEAD)
         self.name = name
@@ -90,14 +90,14 @@ class ContainedExecutor:
         self._runs = Runs()
         self._runner = runner
         self._host = host
-        # Sockets outlive their process; so whatever they may still have of its memory, nobody else gets that.
+        # A socket outlives its process, and may still have pages of its memory; so no other process gets that memory.
         self._inputs = Pool(is_input=True, is_kept=not host.allow.net)
         self._outputs = Pool(is_input=False, is_kept=not host.allow.net)
-        # Where a process may fork, its end is not the end of all that have its memory; where it may send signals, one
-        # that was stopped may go on.
+        # A process that may fork leaves children that have its memory. One that may send signals can continue another
+        # one that was stopped.
         self._must_copy = "seccomp" not in host.layers or bool(_UNSURE & set(host.allow.syscalls))
         self._may_give_files = not self._must_copy and can_give_files(host.layers)
-        # A run may be done again if it changes nothing but its own memory, and cannot have killed itself.
+        # A run may be repeated if it cannot change anything but its own memory, and cannot have killed itself.
         may_change = host.allow.net or not all(each.readonly for each in host.allow.mounts)
         self._is_repeatable = not may_change and not self._must_copy
 
@@ -112,7 +112,7 @@ class ContainedExecutor:
         return finish(self.steps(request))
 
     def steps(self, request: ComputeRequest) -> Steps[ComputeResponse]:
-        """The same in steps."""
+        """As :meth:`execute`, in steps."""
         limit = self._host.limits.output_nbytes
         run = self._runs.begin(request)
         try:
@@ -124,19 +124,19 @@ class ContainedExecutor:
             self._runs.end(request)
 
     def _runner_options(self, algorithm: Algorithm, inputs: Inputs) -> dict[str, Any] | None:  # noqa: ARG002 - those of kinds
-        """What a runner of this kind gets beside the usual; may add to the inputs."""
+        """Options for the runner of this kind; may add to the inputs."""
         return None
 
     def _check_options(self, algorithm: Algorithm) -> dict[str, Any] | None:  # noqa: ARG002 - those of kinds
-        """What a runner of this kind gets beside the usual when it checks an algorithm."""
+        """Options for the runner of this kind when it checks an algorithm."""
         return None
 
     def _open(self, inputs: Mapping[str, Any], algorithm: Algorithm) -> Inputs:
-        # A process that is kept would have the file still when something else is in it.
+        # A process that is kept would still have the file when its content has changed.
         return Inputs(inputs, may_give_files=self._may_give_files and not algorithm.is_reused)
 
     def _open_request(self, request: ComputeRequest) -> Inputs:
-        """Its inputs, or the arguments that it has instead."""
+        """The inputs of a request, or the arguments that it has instead."""
         if request.arguments is None:
             return self._open(request.inputs, request.algorithm)
         named = {str(number): value for number, value in enumerate(request.arguments)}
@@ -179,7 +179,7 @@ class ContainedExecutor:
         return self._runs.cancel(request_id)
 
     def forget(self, algorithm: Algorithm) -> None:
-        """End what is kept for the next run of an algorithm."""
+        """End the processes that are kept for an algorithm."""
         its = dataclasses.replace(algorithm, function=None)  # whichever function was called
         self._host.drop(lambda key: isinstance(key, Algorithm) and dataclasses.replace(key, function=None) == its)
 
@@ -190,7 +190,7 @@ class ContainedExecutor:
         self._host.close()
 
     def _key(self, algorithm: Algorithm) -> Hashable:
-        """Under which its processes are kept."""
+        """The key under which an algorithm's processes are kept."""
         return algorithm
 
     def _do(
@@ -203,7 +203,7 @@ class ContainedExecutor:
         is_check: bool,
         options: dict[str, Any] | None = None,
     ) -> Steps[Done]:
-        """Give the work to a process; to another one, if something outside ended the first."""
+        """Give the work to a process; if something outside kills it, to another one."""
         if not self.takes_bundles and (inputs.bundles or algorithm.bundle is not None):
             raise TypeError(f"kind {self.name!r} takes no Bundle; give its tensors one by one")
         code_area, code_offset, code_nbytes = inputs.add_code(algorithm)
@@ -235,7 +235,7 @@ class ContainedExecutor:
                     raise self._host.broken(error) from None
             except LostInput:
                 raise _lost("an input") from None
-            except TRException as error:  # it may be the end of a page that is not there any more
+            except TRException as error:  # the cause may be a file that was truncated: reading it is SIGBUS
                 lost = inputs.truncated()
                 if lost is not None:
                     raise _lost(lost.path) from error
@@ -296,11 +296,11 @@ class ContainedExecutor:
             return Done(answer, self._take_results(process, answer), printed)
         end = end_of_all(answer)
         if end > _SMALL_NBYTES:
-            yield SLOW  # it is stopped for good, or much is copied
+            yield SLOW  # stopping the process, or copying so much, takes long
         return Done(answer, _lend(process, end, must_copy=self._must_copy), printed)
 
     def _take_results(self, process: Process, answer: Answer) -> Any:
-        """What a process has written, as a buffer; it ends."""
+        """End a process, and return what it has written, as a buffer."""
         if self._must_copy:
             process.kill()
             buffer = _copy(process.areas[1], end_of_all(answer))
@@ -311,7 +311,7 @@ class ContainedExecutor:
         return buffer
 
     def _end(self, process: Process) -> None:
-        """End a process that has not done its work."""
+        """End a process that has not finished its job."""
         areas, process.areas = process.areas, []
         try:
             process.close()
@@ -322,7 +322,7 @@ class ContainedExecutor:
         self._take_back(areas)
 
     def _give_areas(self, process: Process, input_nbytes: int, output_nbytes: int) -> None:
-        """See to it that a process has areas of these sizes."""
+        """Make sure that a process has areas of at least these sizes."""
         wanted = ((self._inputs, input_nbytes), (self._outputs, memory.area_nbytes(output_nbytes)))
         for index, (pool, size) in enumerate(wanted):
             if index == len(process.areas):
@@ -333,14 +333,14 @@ class ContainedExecutor:
                 continue
             process.areas[index] = pool.take(size)
             if process.is_new:
-                area.clear()  # it was given ahead, and is mapped still, with what was there for others
+                area.clear()  # it was given ahead and is still mapped there, with the results of former runs
                 area.is_held = lambda: not process.is_over
                 pool.give(area)
             else:
-                area.close()  # what its algorithm keeps may lie there
+                area.close()  # arrays that the kept algorithm holds may lie there
 
     def _give_ahead(self, input_nbytes: int) -> None:
-        """Let the next process map memory for a run like this one, while this one goes on."""
+        """Let the next process map memory for a run of this size, while this run goes on."""
         self._input_nbytes.append(input_nbytes)
         input_nbytes, expected_nbytes = max(self._input_nbytes), max(self._output_nbytes)
         largest = max(input_nbytes, expected_nbytes)
@@ -359,7 +359,7 @@ class ContainedExecutor:
         self._host.give_ahead(take, Ahead(output_nbytes, expected_nbytes))
 
     def _adopt(self, process: Process, answer: Answer) -> Any:
-        """What a process has written that is about to end, as a buffer. Its areas are used again after its end."""
+        """What a process that is about to end has written, as a buffer. Its areas are used again after its end."""
         areas, process.areas = process.areas, []
         for area in areas:
             area.is_held = lambda: not process.is_over
@@ -369,7 +369,7 @@ class ContainedExecutor:
         return self._outputs.view(areas[1])
 
     def _take_back(self, areas: list[Area]) -> None:
-        """Keep areas for later, if nobody can have them any more."""
+        """Keep areas for later runs, unless another process may still have them."""
         for pool, area in zip((self._inputs, self._outputs), areas, strict=False):
             if self._must_copy:
                 area.close()
@@ -378,9 +378,9 @@ class ContainedExecutor:
 
 
 def _open_for(process: Process, loans: Sequence[Shared]) -> tuple[list[int], list[int]]:
-    """The descriptors that are to be closed behind a job, and those that a process gets for it.
+    """Open descriptors for a job: those to close after it, and those to send with it.
 
-    The latter are none if it has them all from its last job.
+    None are sent if the process has them all from its last job.
     """
     if not loans and process.given == process.areas:
         return [], []
@@ -388,7 +388,7 @@ def _open_for(process: Process, loans: Sequence[Shared]) -> tuple[list[int], lis
     try:
         fds = [*opened, process.printed_fd]
         for each in loans:
-            if isinstance(each, SharedFile):  # it was opened for this run
+            if isinstance(each, SharedFile):  # its descriptor was opened for this run, and is closed with the inputs
                 fds.append(each.fd)
             else:
                 opened.append(memory.open_again(each.fd, is_input=True))
@@ -404,7 +404,7 @@ def _open_for(process: Process, loans: Sequence[Shared]) -> tuple[list[int], lis
 def _lend(process: Process, end: int, *, must_copy: bool) -> Any:
     """What a process that is kept has written, as a buffer that does not change.
 
-    It is copied; or the process stands still until nobody has the buffer any more.
+    It is copied; or the process is stopped until the last view of the buffer is gone.
     """
     area = process.areas[1]
     if must_copy or end <= _SMALL_NBYTES:
@@ -434,4 +434,4 @@ def _printed(fd: int) -> str:
 def _tell_printed(error: AlgorithmError | LimitExceeded | NotAllowed, printed: str) -> None:
     error.stdout = printed
     if isinstance(error, AlgorithmError) and error.type == "ProcessEnded" and printed:
-        error.add_note(f"it printed last: {printed[-_MAX_NOTE:]}")  # why an assertion failed, say
+        error.add_note(f"it printed last: {printed[-_MAX_NOTE:]}")  # the text of a failed assertion, say

@@ -1,4 +1,4 @@
-"""Which cores contained processes run on, where each may use only some: those that the fewest others of ours run on."""
+"""Chooses the cores of contained processes that may use only some: those that the fewest of our others run on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Cores:
         self.begin()
 
     def begin(self) -> None:
-        """Know of no process yet. A forked child has none, nor the thread that may have the lock."""
+        """Start without any process; also in a forked child, where no thread can release the parent's lock."""
         self._lock = threading.Lock()
         self._running: Counter[int] = Counter()
         self._turn = 0
@@ -27,9 +27,9 @@ class Cores:
         """Let a process run on some cores; they count as taken until :meth:`take_back`.
 
         Args:
-            pid: of the process, which does nothing now.
-            count: of cores; there may be fewer.
-            former: those that it had before; it keeps them if no others are better.
+            pid: of the process, which is idle.
+            count: how many cores; it gets fewer if this process has fewer.
+            former: the cores that it had before; it keeps them if no others are better.
         """
         chosen = self._take(count, former)
         if chosen != former:
@@ -41,7 +41,7 @@ class Cores:
         return chosen
 
     def take_back(self, chosen: tuple[int, ...]) -> None:
-        """A process does not use its cores any more."""
+        """Count the cores of a process as free."""
         with self._lock:
             for each in chosen:
                 self._running[each] -= 1
@@ -51,7 +51,7 @@ class Cores:
         with self._lock:
             is_enough = len(former) == min(count, len(allowed)) and allowed.issuperset(former)
             if is_enough and (len(former) == len(allowed) or not any(map(self._running.__getitem__, former))):
-                for each in former:  # none are better
+                for each in former:  # no other cores are better
                     self._running[each] += 1
                 return former
             usable = sorted(allowed)
@@ -64,7 +64,7 @@ class Cores:
 
 
 cores = Cores()
-"""Those of this process: its sandboxes share them."""
+"""The cores of this process, which all its sandboxes share."""
 at_fork(after_in_child=cores.begin)
 
 

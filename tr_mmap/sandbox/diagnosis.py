@@ -1,6 +1,6 @@
-"""What this machine has of the sandbox, and what is missing: why, and what to do. Prints nothing.
+"""Which layers and kinds of the sandbox work on this machine; for the others, why not, and what to do. Prints nothing.
 
-Kinds are tried by running something in each. A missing layer is tried once more, in a process of its own, to see what
+Each kind is tried by running something. A missing layer is tried once more, in a process of its own, to find out what
 refuses it.
 """
 
@@ -54,9 +54,9 @@ class LayerState:
 
     Attributes:
         name: of it.
-        keeps: what it is for.
+        keeps: what it protects.
         is_active: whether this machine has it.
-        is_required: whether a sandbox does not start without it, unless told otherwise.
+        is_required: whether a sandbox does not start without it by default.
         reason: why it is missing, and what to do.
     """
 
@@ -73,7 +73,7 @@ class KindState:
 
     Attributes:
         name: of it.
-        works: whether an algorithm ran, or at least a sandbox started where there is no small algorithm to try.
+        works: whether a small algorithm ran; for a kind without one here, whether its sandbox started.
         detail: which version runs it; or why it does not work, and what to do.
         start_ms: how long it took to make its sandbox.
     """
@@ -89,10 +89,10 @@ class Diagnosis:
     """What this machine has.
 
     Attributes:
-        user: the name of who asks; layers may differ for others.
+        user: the user of this process; other users may have other layers.
         kernel: of the machine.
-        layers: all that there are.
-        kinds: all that there are, the default one first.
+        layers: all layers.
+        kinds: all kinds, the default one first.
     """
 
     user: str
@@ -107,7 +107,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at the machine, and try every kind."""
+    """Examine the machine, and try every kind."""
     active = set(layers.active_layers())
     kinds = [_try_kind(name, active) for name in KINDS]
     kinds += [KindState(name, False, why) for name, why in PLANNED.items()]
@@ -175,7 +175,7 @@ def _why_no_landlock() -> str:
 
 
 def _why_no_namespaces() -> str:
-    """Try them in a process of its own, which takes them with it."""
+    """Try to make namespaces in a process of its own; they end with it."""
     program = "from tr_mmap.sandbox.diagnosis import try_namespaces; try_namespaces()"
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""What can go wrong with an algorithm, by kind. Each is a :class:`TRException`, and the standard one that fits."""
+"""The errors of runs. Each is a :class:`TRException`, and the standard exception that fits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["AlgorithmError", "DeadlineExceeded", "LimitExceeded", "NotAllowed", 
 
 
 class LimitExceeded(TRException, RuntimeError):
-    """The algorithm needed more than its limits give it. It was ended; nothing of it is left.
+    """The algorithm needed more than one of its limits. It was ended.
 
     Attributes:
         limit: the field of :class:`Limits`, for example ``"memory_nbytes"``.
@@ -27,12 +27,14 @@ class LimitExceeded(TRException, RuntimeError):
 
 
 class _TooLate(TRException, TimeoutError):
-    """What the next one is beside; first of its bases, so that it is made as a TimeoutError is."""
+    """The first base of DeadlineExceeded, so that TimeoutError's ``__new__`` makes it, and not RuntimeError's."""
 
 
 class DeadlineExceeded(_TooLate, LimitExceeded):
-    """The deadline of a request came before its end. ``limit`` is ``"deadline_s"``, and ``value`` what it was, by
-    ``time.monotonic``; of a gateway, whose clock nobody else has, how many seconds the request was there.
+    """The deadline of a request came before its end.
+
+    ``limit`` is ``"deadline_s"``. ``value`` is the deadline by ``time.monotonic``; from a gateway, which has a clock of
+    its own, it is how many seconds the request had.
     """
 
 
@@ -57,7 +59,7 @@ class NotAllowed(TRException, PermissionError):
 
 
 class AlgorithmError(TRException, RuntimeError):
-    """The algorithm raised an exception, gave what is no result, or ended its process.
+    """The algorithm raised an exception, returned something that cannot be a result, or ended its process.
 
     Attributes:
         type: name of the exception's class, for example ``"ValueError"``.

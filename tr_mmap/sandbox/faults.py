@@ -1,6 +1,6 @@
-"""How a run has failed, as the contained process says it: what an algorithm raised, and what it tried last.
+"""Describes, inside the contained process, how a run has failed: what the algorithm raised, and what it tried last.
 
-It is in the hands of the algorithm as all in that process, so the host believes none of it; see ``verdicts.py``.
+The algorithm can change everything in that process, so the host does not trust the description; see ``verdicts.py``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _E = TypeVar("_E", bound=BaseException)
 _TORCH_MEMORY: Final = "DefaultCPUAllocator: can't allocate memory"  # torch's RuntimeError
 _MAX_TEXT: Final = 8000  # bytes of an error's text and of its frames in JSON, each
 _MAX_NAME: Final = 200
-# An algorithm's exception may have a property of that name, and its metaclass too.
+# Read past the class: an algorithm's exception, or its metaclass, may define a property of that name.
 _traceback_of: Final[Any] = BaseException.__dict__["__traceback__"].__get__
 _class_name: Final[Any] = type.__dict__["__name__"].__get__
 _REFUSED_LIMIT: Final = "not allowed to raise maximum limit"  # Python's ValueError where the kernel refuses the call
@@ -78,7 +78,7 @@ class _Tries:
     _is_hooked = False
 
     def begin(self) -> None:
-        """Note what is tried from now on. A hook stays as long as the process, so there is one."""
+        """Note what is tried from now on. Adds the audit hook once, because a hook cannot be removed."""
         self.rule, self.detail, self.is_open = "syscalls", "", False
         if not self._is_hooked:
             self._is_hooked = True
@@ -99,7 +99,7 @@ _visible: tuple[str, ...] = ("/",)
 
 
 def see_only(paths: Iterable[str]) -> None:
-    """Say that the file system has only these paths, so that what is missing elsewhere is named a denial."""
+    """Set the paths that this process can see. A missing file outside of them is then reported as not allowed."""
     global _visible
     _visible = tuple(paths)
 
@@ -114,7 +114,7 @@ class TooMuchOutput(Exception):
 
 
 def fault_of(error: BaseException, filename: str) -> Fault:
-    """The fault for whatever an algorithm raised: its class may answer anything, or raise, when it is asked."""
+    """The fault for an exception of an algorithm. The exception's own methods may lie or raise when they are called."""
     try:
         return _judged(error, filename)
     except BaseException as second:
@@ -123,7 +123,7 @@ def fault_of(error: BaseException, filename: str) -> Fault:
 
 
 def _is_a(error: BaseException, kind: type[_E]) -> TypeGuard[_E]:
-    """Whether an exception is of a class. Asks its type: ``isinstance`` asks the exception, too."""
+    """Whether an exception is of a class, by its type: ``isinstance`` would also trust its ``__class__``."""
     return issubclass(type(error), kind)
 
 
@@ -132,8 +132,8 @@ def _name_of(error: BaseException) -> str:
 
 
 def _judged(error: BaseException, filename: str) -> Fault:
-    rule, detail = tries.rule, tries.detail  # first: what comes now opens files
-    if _is_a(error, OSError) and error.errno is None:  # of a library, about another one
+    rule, detail = tries.rule, tries.detail  # first: making a traceback opens files, which the hook notes
+    if _is_a(error, OSError) and error.errno is None:  # a library has wrapped the system's error in one of its own
         inner: BaseException | None = error
         while inner is not None and not (_is_a(inner, OSError) and inner.errno is not None):
             inner = inner.__cause__ or inner.__context__
@@ -157,7 +157,7 @@ def _judged(error: BaseException, filename: str) -> Fault:
         if error.filename is not None:
             detail = str(error.filename)
         elif rule in ("read", "write") and (error.errno == errno.EPERM or tries.is_open):
-            rule = "syscalls"  # no path was refused: files that it may open it opens
+            rule = "syscalls"  # the last file was opened, so the error is of another system call
         if error.errno == errno.EROFS:
             rule = "write"
         elif error.errno == errno.ENOENT and rule == "syscalls":
@@ -172,7 +172,7 @@ def _judged(error: BaseException, filename: str) -> Fault:
 
 
 def shortened(fault: Fault) -> Fault:
-    """The same, so that it fits into a packet. Of frames the last are kept, for these are the innermost."""
+    """Cut a fault's texts so that it fits into a packet. Of the frames the innermost ones are kept."""
     return Fault(
         fault.kind,
         _text_within(fault.type, _MAX_NAME),
@@ -184,8 +184,8 @@ def shortened(fault: Fault) -> Fault:
 
 
 def _text_within(text: str, nbytes: int) -> str:
-    """The beginning of a text that takes so many bytes in JSON, where one character may take six."""
-    # By the type: what an algorithm's __str__ gives may be of a subclass, whose methods raise.
+    """The beginning of a text that takes at most ``nbytes`` in JSON, where one character may take six bytes."""
+    # By str's own methods: an algorithm's __str__ may return an object of a subclass, whose methods raise.
     text = str.encode(str.__getitem__(text, slice(nbytes)), "utf-8", "backslashreplace").decode()
     while len(msgspec.json.encode(text)) - 2 > nbytes:
         text = text[: len(text) * 7 // 8]
@@ -193,7 +193,7 @@ def _text_within(text: str, nbytes: int) -> str:
 
 
 def _is_hidden(error: OSError) -> bool:
-    """Whether a path that is missing may be there, outside of what this process sees."""
+    """Whether a path that is missing here may exist outside of what this process can see."""
     name = error.filename
     if not isinstance(name, str | bytes):
         return False
@@ -209,7 +209,7 @@ def _text_of(error: BaseException) -> str:
 
 
 def _frames(error: BaseException, filename: str) -> str:
-    """The algorithm's own frames."""
+    """The traceback, from the first frame of the algorithm on."""
     try:
         frames = traceback.extract_tb(_traceback_of(error))
         first = next((index for index, each in enumerate(frames) if each.filename == filename), len(frames))

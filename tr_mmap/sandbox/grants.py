@@ -30,11 +30,11 @@ _NETWORK_PATHS: Final = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf",
 
 
 def grants_of(allow: Allow, packages: Sequence[str] = ()) -> list[Grant]:
-    """What the algorithms see of the file system.
+    """The paths of the host that the algorithms see.
 
     Args:
         allow: what the user grants.
-        packages: directories of packages that they import.
+        packages: directories of packages that the algorithms can import.
 
     Raises:
         ValueError: a mount would hide what every algorithm needs, or the private directory.

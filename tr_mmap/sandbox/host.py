@@ -1,4 +1,4 @@
-"""Makes contained processes of one kind: starts their zygote, asks it for spares, keeps those that are to be reused.
+"""Makes contained processes of one kind: starts their zygote, asks it for spares, keeps processes for reuse.
 
 Knows neither tensors nor kinds of algorithms.
 """
@@ -28,10 +28,10 @@ from .zygote import Settings
 
 __all__ = ["NO_MARGIN", "Host", "Margin", "Process", "close_surplus"]
 
-_MAX_KEPT: Final = 4  # of one key; results of those that are ended stay as they are
+_MAX_KEPT: Final = 4  # processes of one key; when one is ended, its results stay as they are
 _MAX_KEPT_IN_ALL: Final = 16
-_MAX_ENDING: Final = 4  # processes that the kernel takes apart, which are not waited for
-_LOOK_S: Final = 0.05  # how often a run that waits for its process looks whether it was cancelled
+_MAX_ENDING: Final = 4  # processes that were killed and may not be gone yet; beyond, a run waits for the oldest
+_LOOK_S: Final = 0.05  # how often a run that waits for a process checks whether it was cancelled
 _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 
 
@@ -41,21 +41,21 @@ class Host:
     Args:
         limits: of each run.
         allow: what the algorithms are granted.
-        required_layers: without which it refuses to start.
-        preload: modules that the algorithms find imported.
+        required_layers: layers without which it refuses to start.
+        preload: modules that the zygote imports.
         spares: how many processes to keep ready.
-        margin: what they have beyond that.
+        margin: what the processes get beyond limits and grants.
         packages: directories of packages that the algorithms can import.
-        python: the interpreter that runs them; None for the usual one.
+        python: the interpreter of the processes; None for the usual one.
 
     Raises:
         SandboxBroken: a required layer is missing, or a process could not be started.
-        ValueError: a grant is none.
+        ValueError: a grant cannot be given.
 
     Attributes:
-        layers: that are active.
+        layers: the active layers.
         limits, allow, margin: as given.
-        disk_nbytes: of the private directories.
+        disk_nbytes: size of each process's private ``/tmp``.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Host:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it makes no more processes."""
+        """Whether it was closed."""
         return self._is_closed
 
     def is_alive(self) -> bool:
@@ -136,11 +136,11 @@ class Host:
         return not self._is_closed and self._zygote.poll() is None
 
     def take(self, key: Hashable = None, check: Callable[[], None] = lambda: None) -> Process:
-        """A process: one that was kept under this key, else a new one.
+        """Take a process: one that was kept under this key, else a new one.
 
         Args:
-            key: None for a new one.
-            check: raises when nobody wants it any more; called while it is waited for.
+            key: None for a new process.
+            check: called while this waits for a process; raises if the run was cancelled.
 
         Raises:
             SandboxBroken: the host was closed, or its zygote has ended or does not answer.
@@ -163,12 +163,12 @@ class Host:
             poll.poll(_LOOK_S * 1000)  # without the lock: others may close the sandbox, or take what was kept
 
     def take_kept(self, key: Hashable) -> Process | None:
-        """A process that was kept under this key; None if there is none.
+        """Take a process that was kept under this key; None if there is none.
 
         Raises:
             SandboxBroken: the host was closed.
         """
-        self._check()  # before the lock, which in a forked child a thread may have that is not there
+        self._check()  # before the lock: in a forked child, a thread that does not exist there may hold it
         with self._lock:
             self._release_ended()
             return self._take_kept(key)
@@ -189,20 +189,20 @@ class Host:
             process.close()
 
     def refill(self) -> None:
-        """Ask for as many spares as were taken. After a run, because to fork takes longer than some runs."""
+        """Ask for as many spares as were taken. Called after a run, because a fork takes longer than some runs."""
         with self._lock:
             try:
                 while not self._is_closed and len(self._waiting) < self._spares:
                     self._ask()
             except OSError:
-                pass  # the zygote has ended, and whoever takes a process will see that
+                pass  # the zygote has ended; the next take() raises
 
     def give_ahead(self, take: Callable[[], list[Area]], ahead: Ahead) -> None:
-        """Let the process that is next map memory, before it has a job. Whether its job will need it is not known.
+        """Let the next process map memory before it gets a job, which may need other memory.
 
         Args:
-            take: gives the areas.
-            ahead: what it is told of them.
+            take: returns the areas.
+            ahead: the message about them.
         """
         with self._lock:
             self._release_ended()
@@ -220,13 +220,13 @@ class Host:
                         os.close(fd)
                 spare.areas, areas = areas, []
             except OSError:
-                pass  # no descriptor is left, or it has ended, which whoever takes it will see
-            finally:  # what it was not told to clear nobody gets
+                pass  # no descriptor is left, or the process has ended; the run that takes it finds out
+            finally:  # areas that the process was not told to clear must not be used again
                 for area in areas:
                     area.close()
 
     def end(self, process: Process) -> None:
-        """End a process that has done its work; what it has done stays as it is."""
+        """End a process that has finished its job; its results stay as they are."""
         process.end_soon()
         surplus = process
         with self._lock:
@@ -239,7 +239,7 @@ class Host:
 
     def _release_ended(self) -> None:
         if self._is_closed or not self._ending:
-            return  # in the former case, close() sees to them
+            return  # after close(), that releases them
         going = [each for each in self._ending if each.is_alive()]
         for process in self._ending:
             if process not in going:
@@ -247,15 +247,17 @@ class Host:
         self._ending = going
 
     def keep(self, process: Process, key: Hashable, is_wanted: Callable[[], bool] = lambda: True) -> Process | None:
-        """Keep a process for the next run of the same key; :meth:`stop_kept` lets it do nothing until then.
+        """Keep a process for the next run of the same key. :meth:`stop_kept` stops it until then.
 
         Args:
-            process: which.
+            process: the process.
             key: of its runs.
-            is_wanted: whether there may be a next run; what it says no to before :meth:`drop` is not kept after it.
+            is_wanted: whether there may be a next run; asked with the lock held, so that a process is not kept after
+                :meth:`drop`.
 
         Returns:
-            This or another one, which there is no room for, and which is to be ended by :func:`close_surplus`.
+            A process for which there is no room, this one or another; end it by :func:`close_surplus`. None if there
+            is none.
         """
         surplus = process
         with self._lock:
@@ -275,7 +277,7 @@ class Host:
         return surplus
 
     def stop_kept(self, process: Process, key: Hashable) -> None:
-        """Let a process do nothing, unless its next run has begun."""
+        """Stop a kept process, unless its next run has begun."""
         with self._lock:
             if process in self._kept.get(key, ()):
                 process.stop()
@@ -303,7 +305,7 @@ class Host:
             self._ending += [each for kept in self._kept.values() for each in kept]
             self._kept.clear()
         try:
-            _close_all(self._ending)  # first, because their results are to stay as they are
+            _close_all(self._ending)  # first: close() makes sure that their results stay as they are
         finally:
             with self._lock:
                 self._let_go()  # the zygote ends its children, and itself
@@ -311,16 +313,16 @@ class Host:
             _hosts.discard(self)
 
     def forget(self) -> None:
-        """Release everything, but end nothing: this process was forked from the one that has the sandbox."""
+        """In a forked child: release everything, but end no process, because they belong to the parent."""
         self._is_closed = True
-        for process in [each for each in self._made if not each.is_over]:  # those whose runs go on there, too
-            process.part()  # the other one may let it go on, or end it
+        for process in [each for each in self._made if not each.is_over]:  # also those whose runs go on in the parent
+            process.part()  # the parent may let it go on, or end it, and it may write its memory then
             process.forget()
         self._let_go()
         self._zygote.returncode = 0  # so that nothing waits for it
 
     def _let_go(self) -> None:
-        """Have no processes any more, and no way to the zygote."""
+        """Forget all processes, and close the connection to the zygote."""
         self._kept.clear()
         self._ending.clear()
         self._end.close()
@@ -342,11 +344,11 @@ class Host:
             )
 
     def _make(self) -> Process | None:
-        """The process that the zygote has made next; None if it has not yet."""
+        """The next process that the zygote has made; None if it has not made it yet."""
         try:
-            if len(self._waiting) < 2:  # this one, and one for the next that comes; refill asks for more
+            if len(self._waiting) < 2:  # this one, and one for the next run; refill() asks for more
                 self._ask()
-        except BlockingIOError:  # it takes nothing now
+        except BlockingIOError:  # the socket to the zygote is full
             pass
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -357,8 +359,8 @@ class Host:
         except BlockingIOError:
             return None
         except BaseException as error:
-            # A packet may be lost: there was no descriptor for it, or a signal handler has raised. Nobody knows whose
-            # it was, so all that were asked for are asked for again. They end when our ends are closed.
+            # A packet may be lost, because no descriptor was left or a signal handler has raised. It is not known for
+            # which process it was, so all are asked for again. The former ones end when our ends are closed.
             self._drop_waiting()
             if isinstance(error, ValueError):
                 raise SandboxBroken(f"a process of the sandbox could not be had: {error}; try again") from error
@@ -387,7 +389,7 @@ class Host:
             self._waiting.popitem()[1].close()
 
     def _ask(self) -> None:
-        """Let the zygote fork a process."""
+        """Ask the zygote to fork a process."""
         ours, theirs = pair()
         try:
             status, their_status = os.pipe2(os.O_CLOEXEC)
@@ -408,7 +410,7 @@ class Host:
 
 
 def _close_all(processes: list[Process]) -> None:
-    """Close all, and empty the list. One that does not end is told at the end, and keeps no other."""
+    """Close all processes, and empty the list. If one does not end, close the others, then raise its error."""
     found = None
     while True:
         try:
@@ -422,21 +424,21 @@ def _close_all(processes: list[Process]) -> None:
 
 
 def close_surplus(process: Process) -> None:
-    """End a process that nobody needs."""
-    with contextlib.suppress(SandboxBroken):  # it does not end, which is no fault of the run that has ended well
+    """End a process for which there is no room."""
+    with contextlib.suppress(SandboxBroken):  # if it does not end, the run's result is still good
         process.close()
 
 
 def _forget_all() -> None:
     while _hosts:
-        _hosts.pop().forget()  # each once: a second time its descriptors may be others
+        _hosts.pop().forget()  # each once: after that its descriptors' numbers may belong to other files
 
 
 at_fork(after_in_child=_forget_all)
 
 
 def _all_required(required_layers: Iterable[str], limits: Limits, allow: Allow) -> dict[str, str]:
-    """Layers, and why each is needed."""
+    """The required layers, each with the advice for an error."""
     required = dict.fromkeys(
         required_layers,
         "'tr-mmap sandbox doctor' says why; name fewer required_layers if you trust the algorithms so far",

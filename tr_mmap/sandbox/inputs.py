@@ -1,4 +1,4 @@
-"""The inputs of one run apart: values, and tensors, each with the place where the process finds it. Copies nothing."""
+"""Sorts the inputs of one run: values, and tensors, each with the place where the process finds it. Copies nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .values import plain
 __all__ = ["ALIGNMENT", "Inputs", "Shared"]
 
 _MAX_LOANS: Final = 8
-_LEAST_FILE_NBYTES: Final = 1 << 20  # below, a copy takes less time than to find the file
+_LEAST_FILE_NBYTES: Final = 1 << 20  # a smaller array is copied in less time than its file is found
 
 
 class Shared(Protocol):
@@ -34,22 +34,22 @@ class Shared(Protocol):
 
 
 class Inputs:
-    """See the module's docstring. To be closed.
+    """See the module's docstring. Close it after the run.
 
     Args:
-        inputs: by name: values as JSON has them, arrays, torch tensors, bundles.
-        may_give_files: whether a process may read files in place.
+        inputs: by name: JSON values, arrays, torch tensors, bundles.
+        may_give_files: whether the process may read files in place.
 
     Attributes:
-        values: what JSON has.
-        pieces: what is to be copied, with the offsets in the memory that the process gets.
-        specs: what describes those that are tensors.
-        bundles: what describes those that are bundles, by name.
+        values: the inputs that are JSON values.
+        pieces: the arrays and bytes to be copied, with their offsets in the inputs' area.
+        specs: descriptions of the tensors.
+        bundles: descriptions of the bundles, by name.
         loans: areas, bundles and files that are read in place.
-        places: of the tensors and bundles, by name: ``"in place"`` or ``"copied"``.
-        nbytes: of the tensors that are copied.
-        end: where they end.
-        arguments: how many of them are the function's arguments, named by their number; None if none are.
+        places: of each tensor and bundle, by name: ``"in place"`` or ``"copied"``.
+        nbytes: bytes of the tensors that are copied.
+        end: where the pieces end in the inputs' area.
+        arguments: how many inputs are the function's arguments, named by their number; None if none are.
     """
 
     def __init__(self, inputs: Mapping[str, Any], *, may_give_files: bool = False) -> None:
@@ -62,11 +62,11 @@ class Inputs:
         self.arguments: int | None = None
         self.end = 0
         self._may_give_files = may_give_files
-        self._kept: list[np.ndarray[Any, Any]] = []  # so that nobody fills the memory of those in place again
+        self._kept: list[np.ndarray[Any, Any]] = []  # arrays read in place: while they live, their memory is not reused
         torch = sys.modules.get("torch")
         kinds = (np.ndarray, np.generic) if torch is None else (np.ndarray, np.generic, torch.Tensor)
         try:
-            for name, value in inputs.items():  # first, for they are never copied
+            for name, value in inputs.items():  # bundles first, because they cannot be copied if loans run out
                 if isinstance(value, Bundle):
                     self.bundles[name] = BundleSpec(self._lend(value), value.specs)
                     self.places[name] = IN_PLACE
@@ -86,21 +86,21 @@ class Inputs:
         self.nbytes = self.end and sum(size_of(piece) for _, piece in self.pieces)
 
     def add(self, piece: np.ndarray[Any, Any] | bytes) -> int:
-        """Give what is copied its place; returns its offset."""
+        """Add something to be copied; returns its offset."""
         offset = -(-self.end // ALIGNMENT) * ALIGNMENT
         self.end = offset + size_of(piece)
         self.pieces.append((offset, piece))
         return offset
 
     def add_code(self, algorithm: Algorithm) -> tuple[int, int, int]:
-        """Give an algorithm's code its place; returns the number of the area, the offset and the size."""
+        """Add an algorithm's code; returns the number of its area, its offset there and its size."""
         if algorithm.bundle is None:
             return 0, self.add(algorithm.code), len(algorithm.code)
         (spec,) = algorithm.bundle.specs
         return self._lend(algorithm.bundle), spec.offset, math.prod(spec.shape)
 
     def private_nbytes(self) -> int:
-        """How much memory private mappings take of what is used of each area and file, in whole pages."""
+        """Bytes of memory that private mappings of all inputs may take, in whole pages."""
         ends = {0: self.end}
         for each in self.specs:
             end = each.offset + dtypes.by_name(each.dtype).itemsize * math.prod(each.shape)
@@ -110,7 +110,7 @@ class Inputs:
         return sum(-(-end // mmap.PAGESIZE) * mmap.PAGESIZE for end in ends.values())
 
     def truncated(self) -> SharedFile | None:
-        """A file that is read in place, and that somebody has truncated."""
+        """A file that is read in place and was truncated; None if there is none."""
         return next((each for each in self.loans if isinstance(each, SharedFile) and each.is_truncated()), None)
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class Inputs:
         self.close()
 
     def _lend(self, bundle: Bundle) -> int:
-        """The number of a bundle among the loans."""
+        """Add a bundle to the loans, unless it is there; returns its number."""
         if bundle not in self.loans:
             if len(self.loans) >= _MAX_LOANS:
                 raise ValueError(f"a run takes {_MAX_LOANS} bundles at most; put the tensors of several into one")
@@ -135,7 +135,7 @@ class Inputs:
         return 1 + self.loans.index(bundle)
 
     def _place(self, array: np.ndarray[Any, Any]) -> tuple[int, int]:
-        """Where an array lies: its offset, and the number of the loan, which is read in place; 0 if it is copied."""
+        """An array's offset, and the number of the loan that it lies in; 0 for the inputs' area: it is copied."""
         may_be_found = has_loans() or (self._may_give_files and array.nbytes >= _LEAST_FILE_NBYTES)
         if may_be_found and array.nbytes and array.flags.c_contiguous and is_little_endian(array):
             found = self._find(array)

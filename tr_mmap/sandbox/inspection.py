@@ -1,4 +1,4 @@
-"""Reads Python source for what a person may want to see before it runs. Advice, no barrier; executes nothing."""
+"""Lists what a person may want to know of Python source before it runs. Advice, not a barrier; executes nothing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .errors import AlgorithmError
 
 __all__ = ["Inspection", "RiskyCall", "check_installed", "inspect"]
 
-_MAX_CHARACTERS: Final = 1 << 20  # which take seconds, and hundreds of MiB
+_MAX_CHARACTERS: Final = 1 << 20  # parsing so many takes seconds, and hundreds of MiB
 
-_STACK_NBYTES: Final = 256 << 20  # of which only what is used is memory; enough for a recursion limit of 100,000
-_starting: Final = threading.Lock()  # while threads get a stack of another size
+_STACK_NBYTES: Final = 256 << 20  # enough for a recursion limit of 100,000; takes memory only where it is used
+_starting: Final = threading.Lock()  # held while threading.stack_size is changed
 
 _RISKY: Final = frozenset(
     """
@@ -38,7 +38,7 @@ _OTHER_NAMES: Final = {
     "python_dateutil": ("dateutil",),
     "candle_nn": ("candle",),
 }
-"""Lower-case names to import, of packages that may not be installed here."""
+"""Names by which packages are imported, in lower case, for packages that may not be installed here."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class RiskyCall:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the source says of itself.
+    """What was found in the source.
 
     Attributes:
         imports: top-level packages that it imports, sorted.
-        undeclared: those of them that are neither in the standard library nor declared.
+        undeclared: those of the imports that are neither in the standard library nor declared.
         risky_calls: in the order of their lines.
     """
 
@@ -70,15 +70,16 @@ class Inspection:
 
 
 def inspect(code: str, dependencies: tuple[str, ...] = ()) -> Inspection:
-    """Read source.
+    """Inspect source.
 
     Args:
         code: Python source.
         dependencies: names of packages that are declared, perhaps with versions (``"humanize==4.17.0"``).
 
     Raises:
-        SyntaxError: it is no Python.
-        AlgorithmError: it is too long, or too deeply nested, for Python's parser in this process, which has no limits.
+        SyntaxError: it is not Python.
+        AlgorithmError: it is too long, or too deeply nested. Python's parser runs in this process, which is not
+            contained, so these limits protect it.
     """
     if len(code) > _MAX_CHARACTERS:
         raise AlgorithmError(
@@ -92,7 +93,7 @@ def inspect(code: str, dependencies: tuple[str, ...] = ()) -> Inspection:
 
 
 def _with_stack(read: Callable[[], Inspection]) -> Inspection:
-    """Let Python's parser run on a thread of its own. It looks at its depth, and not at what stack its thread has."""
+    """Run Python's parser in a thread with a large stack: it limits its depth, but does not check the stack's size."""
     found: list[Inspection | BaseException] = []
 
     def work() -> None:
@@ -116,7 +117,7 @@ def _with_stack(read: Callable[[], Inspection]) -> Inspection:
 
 def _inspect(code: str, dependencies: tuple[str, ...]) -> Inspection:
     imports: set[str] = set()
-    known: dict[str, str] = {}  # what names of the code stand for, if they were imported
+    known: dict[str, str] = {}  # full names of what the code imports, by the names that it uses
     nodes = list(ast.walk(ast.parse(code)))
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -142,10 +143,11 @@ def _inspect(code: str, dependencies: tuple[str, ...]) -> Inspection:
 
 
 def check_installed(dependencies: tuple[str, ...], packages: tuple[str, ...] = ()) -> None:
-    """
+    """Refuse dependencies that are not installed.
+
     Args:
         dependencies: packages, perhaps with versions.
-        packages: directories where they may be, beside those of this interpreter, and sooner.
+        packages: directories that are searched before those of this interpreter.
 
     Raises:
         MissingPackage: one of them is not installed, or not in the version that it names with ``==``.
@@ -166,9 +168,10 @@ def check_installed(dependencies: tuple[str, ...], packages: tuple[str, ...] = (
 
 
 def _version_of(name: str, packages: tuple[str, ...]) -> str:
-    """
+    """The installed version of a package.
+
     Raises:
-        PackageNotFoundError: it is nowhere.
+        PackageNotFoundError: it is not installed.
     """
     for each in metadata.distributions(name=name, path=list(packages)):
         return each.version
@@ -176,7 +179,7 @@ def _version_of(name: str, packages: tuple[str, ...]) -> str:
 
 
 def _name_of(node: ast.expr, known: dict[str, str]) -> str:
-    """The full name of what is called, as far as the code's own imports tell."""
+    """The full name of what is called, as far as the code's imports show it; else "" or the name itself."""
     if isinstance(node, ast.Name):
         return known.get(node.id, node.id)
     if isinstance(node, ast.Attribute) and (name := _name_of(node.value, known)):
@@ -185,7 +188,7 @@ def _name_of(node: ast.expr, known: dict[str, str]) -> str:
 
 
 def _imported_by_call(node: ast.Call) -> str:
-    """The package that a call of ``__import__`` or ``import_module`` names, if it is there in the code."""
+    """The package that a call of ``__import__`` or ``import_module`` names by a literal; else ""."""
     function, first = node.func, node.args[0] if node.args else None
     called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     if called in ("__import__", "import_module") and isinstance(first, ast.Constant) and isinstance(first.value, str):
@@ -194,7 +197,7 @@ def _imported_by_call(node: ast.Call) -> str:
 
 
 def _modules_of(requirement: str) -> set[str]:
-    """What a declared package lets the code import: by its name, and by what the installed one has."""
+    """The names that the code may import from a declared package, in lower case."""
     name = _project_of(requirement)
     found = {name, *_OTHER_NAMES.get(name, ())}
     try:
@@ -206,7 +209,7 @@ def _modules_of(requirement: str) -> set[str]:
 
 
 def _project_of(requirement: str) -> str:
-    """The package's name, as it is compared."""
+    """A requirement's package, normalised so that names can be compared."""
     name = requirement
     for mark in "=<>!~[;@ ":
         name = name.partition(mark)[0]

@@ -1,4 +1,4 @@
-"""What users and executors say to each other: limits, grants, algorithms, requests, responses. Runs nothing."""
+"""The types that users and executors exchange: limits, grants, algorithms, requests, responses. Runs nothing."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ IN_PLACE: Final = "in place"
 COPIED: Final = "copied"
 
 DISK_NBYTES: Final = 16 << 20
-"""Of a private directory whose size nobody has said."""
+"""Size of a private directory by default."""
 
 _EXAMPLES = {"_nbytes": "; give bytes, as 256 << 20 for 256 MiB"}
-_MOST_NBYTES: Final = 1 << 44  # more than machines have; sums of several are addresses still
+_MOST_NBYTES: Final = 1 << 44  # more than machines have; sums of a few still fit into an address
 _MOST_FUEL: Final = (1 << 63) - 1
 _TOO_MUCH = frozenset({"/", "/etc", "/proc", "/sys", "/dev"})
-_NEVER = ("/proc/", "/sys/", "/dev/")  # nor anything beneath
-_SHARED_MEMORY = "/dev/shm/"  # but for this, which has files of users
+_NEVER = ("/proc/", "/sys/", "/dev/")  # nothing beneath these is granted
+_SHARED_MEMORY = "/dev/shm/"  # except this, which has files of users
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,21 @@ class Limits:
     """What one run may use at most.
 
     Attributes:
-        memory_nbytes: of memory that it allocates; inputs and outputs are not counted.
-        wall_ms: of time, from the moment when its process gets it.
-        cpu_ms: of processor time, of all its threads together.
-        stack_nbytes: of the stack of its main thread.
-        output_nbytes: of results, as tensors and as values, and of what it prints, each.
+        memory_nbytes: bytes of memory that it allocates; inputs and outputs are not counted.
+        wall_ms: milliseconds from the moment when its process gets the job.
+        cpu_ms: milliseconds of processor time of all its threads together.
+        stack_nbytes: bytes of its main thread's stack.
+        output_nbytes: bytes of its results, tensors and values together; and bytes of what it prints.
         cpu_cores: on how many cores its threads run; None for all.
-        disk_nbytes: of ``/tmp``, which only this run sees. None: 16 MiB where the layer ``mount_namespace`` is active,
-            else there is no ``/tmp``; a number above 0 is refused without that layer.
-        processes: always 1; more are refused by name.
-        threads: of its process.
-        fuel: of instructions, about one for each, of kind ``"wasm"``; None for none but the time.
+        disk_nbytes: bytes of ``/tmp``, which only this run sees. None: 16 MiB if the layer ``mount_namespace`` is
+            active, else there is no ``/tmp``; a number above 0 is refused without that layer.
+        processes: must be 1.
+        threads: how many threads its process has.
+        fuel: for kind ``"wasm"``: about how many instructions; None for no such limit.
 
     Raises:
-        ValueError: one of them is no number above 0; only ``disk_nbytes`` may be 0. Or it is more than machines have,
-            or several processes are asked for.
+        ValueError: a limit is not a number above 0 (only ``disk_nbytes`` may be 0), or is more than machines have, or
+            ``processes`` is not 1.
     """
 
     memory_nbytes: int = 512 << 20
@@ -111,13 +111,15 @@ class Mount:
     """A file or directory of the host that the algorithms see.
 
     Attributes:
-        host_path: there, absolute.
-        path: where the algorithms see it, absolute. Another one than ``host_path`` needs the layer ``mount_namespace``.
-        readonly: whether they may only read it. What they write counts for no limit; a file may have ``memory_nbytes``.
+        host_path: its absolute path on the host.
+        path: the absolute path by which the algorithms see it. If that differs from ``host_path``, the layer
+            ``mount_namespace`` is needed.
+        readonly: whether they may only read it. What they write is not limited in total; one file may have at most
+            ``memory_nbytes``, or twice ``output_nbytes`` if that is more.
 
     Raises:
         TypeError: ``readonly`` is neither True nor False.
-        ValueError: a path is not absolute, or would give more than it says.
+        ValueError: a path is not absolute, or must not be granted; see :func:`check_path`.
     """
 
     host_path: str
@@ -138,15 +140,15 @@ class Allow:
     Attributes:
         read: paths of files and directories, with all beneath, that they may read.
         env: variables of their environment.
-        syscalls: names of system calls that are not on the list.
-        mounts: parts of the host's file system, each at a path of its own.
-        net: whether they may use the network, by the internet's protocols: all of it, the host's own ports included.
+        syscalls: names of further system calls that they may make.
+        mounts: files and directories of the host, each at a path of its own.
+        net: whether they may use the network by IPv4 and IPv6: all of it, and the host's own ports too.
         clock: the time, and waiting, for kind ``"wasm"``; other kinds always have it.
         random: random bytes, for kind ``"wasm"``; other kinds always have them.
 
     Raises:
-        TypeError: what is granted or not is neither True nor False.
-        ValueError: a path is not absolute, or would give more than it says.
+        TypeError: ``net``, ``clock`` or ``random`` is neither True nor False, or something else has a wrong type.
+        ValueError: a path is not absolute or must not be granted, or a value cannot be granted.
     """
 
     read: tuple[str, ...] = ()
@@ -185,10 +187,11 @@ class Allow:
 
 
 def check_path(given: str | os.PathLike[str], *, is_of_host: bool = True) -> str:
-    """A path that may be granted, as a text.
+    """Check that a path may be granted, and return it as a text.
 
     Raises:
-        ValueError: it is not absolute, or would give more than it says.
+        ValueError: it is not absolute and normalised; or it is, or leads to, a place with passwords, processes or
+            devices.
     """
     path = os.fspath(given)
     if not isinstance(path, str):
@@ -209,13 +212,13 @@ class Algorithm:
     """One registered algorithm.
 
     Attributes:
-        name: by which it was registered.
+        name: the name by which it was registered.
         code: its source or its module.
-        function: the function that is called; None if source itself reads ``inputs`` and sets ``output``.
+        function: the function that is called; None if the code itself reads ``inputs`` and sets ``output``.
         is_reused: whether its process may serve its next run too.
-        outputs: names of the tensors that a compiled algorithm gives.
+        outputs: names of the tensors that a compiled algorithm or a model returns.
         dependencies: packages that it needs.
-        owner: whose it is: a process that is kept for the next run serves that of no other owner.
+        owner: the user that it belongs to; a process that is kept serves no other owner's run.
         bundle: has the code as its only tensor, of uint8, so that no run copies it; ``code`` is empty then.
     """
 
@@ -228,7 +231,7 @@ class Algorithm:
     owner: str = ""
     bundle: Bundle | None = None
 
-    def __hash__(self) -> int:  # those of one name that differ in something else are few
+    def __hash__(self) -> int:  # few algorithms have the same name and function; hashing the code would take long
         return hash((self.name, self.function))
 
 
@@ -237,14 +240,14 @@ class ComputeRequest:
     """One run.
 
     Attributes:
-        algorithm: which.
-        inputs: by name: values as JSON has them, tensors, and bundles of tensors.
+        algorithm: what to run.
+        inputs: by name: JSON values, tensors, and bundles of tensors.
         arguments: what the function gets instead; None for ``inputs``.
-        id: tells it from others.
-        priority: the higher, the sooner, where there is a queue.
-        deadline_s: by ``time.monotonic``: what has not ended by then is ended; None for none but the limits.
-        is_cancelled: set before an executor is told, so that it does not begin what was cancelled before.
-        is_unregistered: set when its algorithm is, so that nothing is kept for a next run of it.
+        id: no two runs have the same id at the same time.
+        priority: in a queue, requests of a higher priority come first.
+        deadline_s: a moment by ``time.monotonic`` at which the run is ended; None for no deadline.
+        is_cancelled: set before an executor is told, so that it does not begin a run that was cancelled before.
+        is_unregistered: set when its algorithm is unregistered, so that no process is kept for a next run.
     """
 
     algorithm: Algorithm
@@ -259,17 +262,18 @@ class ComputeRequest:
 
 @dataclass
 class ComputeResponse:
-    """What one run gave.
+    """The result of one run.
 
     Attributes:
         id: of the request.
-        outputs: the results by name; tensors are read-only views of memory that only this process has.
-        stdout: what it printed, cut to ``Limits.output_nbytes``.
-        execution_time_ms: how long the algorithm ran, by its own process.
-        copied_nbytes: of the inputs that were copied.
+        outputs: the results by name; tensors are read-only views of memory that no other process changes.
+        stdout: what it printed, cut to ``Limits.output_nbytes`` and to 1 MiB.
+        execution_time_ms: how long the algorithm ran, as its own process says.
+        copied_nbytes: bytes of the inputs that were copied.
         input_places: ``"in place"`` or ``"copied"``, for each input that is a tensor or a bundle.
-        output_places: the same for each result that is one. What was copied is at most 64 KiB, of a process that is
-            kept, or of one that may fork.
+        output_places: the same for each result that is a tensor. Results are copied if they have at most 64 KiB and
+            their process is kept. They are always copied if the process can fork, signal others or pass its memory on
+            (by a granted system call, or because the layer ``seccomp`` is missing).
     """
 
     id: str
@@ -286,7 +290,7 @@ class Health:
     """State of an executor.
 
     Attributes:
-        state: ``"loading"`` is for executors that take long to be ready, and are not awaited.
+        state: ``"loading"`` if the executor needs long to be ready, and its maker has not waited for that.
         layers: the layers that are active.
         detail: why it is not ready, and what to do.
     """
@@ -306,10 +310,10 @@ class Resources:
     """What one run takes at most, for a scheduler that shares out a machine.
 
     Attributes:
-        memory_nbytes: what the algorithm may allocate, what its runner needs, and its results. Inputs come on top.
-        cpu_cores: that its threads may use at once.
-        disk_nbytes: of its private directory, which is memory.
-        processes: of the system.
+        memory_nbytes: what the algorithm may allocate, what its runner needs, and its results. Inputs are not included.
+        cpu_cores: how many its threads may use at once.
+        disk_nbytes: size of its private directory, which is memory.
+        processes: how many processes it has.
     """
 
     memory_nbytes: int
@@ -323,8 +327,8 @@ class Executor(Protocol):
 
     Attributes:
         name: of the kind.
-        version: of what runs them; another one may give other results.
-        layers: that are active.
+        version: of what runs the algorithms; another version may give other results.
+        layers: the active layers.
     """
 
     name: str
@@ -336,7 +340,7 @@ class Executor(Protocol):
         ...
 
     def prepare(self, algorithm: Algorithm) -> Algorithm:
-        """Check an algorithm without executing anything of it; the same, with the function that was chosen.
+        """Check an algorithm without executing anything of it. Returns it with the function that was chosen.
 
         Raises:
             AlgorithmError: it has an error of syntax, or no such function.
@@ -344,25 +348,25 @@ class Executor(Protocol):
         ...
 
     def execute(self, request: ComputeRequest) -> ComputeResponse:
-        """Run it.
+        """Run a request.
 
         Raises:
-            LimitExceeded, NotAllowed, AlgorithmError: it did not end well.
+            LimitExceeded, NotAllowed, AlgorithmError: the algorithm failed.
             RunCancelled: it was cancelled.
             SandboxBroken: it could not be run.
         """
         ...
 
     def steps(self, request: ComputeRequest) -> Steps[ComputeResponse]:
-        """The same in steps, for whoever waits for several runs at once."""
+        """As :meth:`execute`, in steps, for a caller that waits for several runs at once."""
         ...
 
     def cancel(self, request_id: str) -> bool:
-        """End a run of this executor; it raises RunCancelled. Returns whether it went on."""
+        """End a run of this executor; its caller gets RunCancelled. Returns whether there was such a run."""
         ...
 
     def forget(self, algorithm: Algorithm) -> None:
-        """End what is kept for the next run of an algorithm."""
+        """End the processes that are kept for an algorithm."""
         ...
 
     def health(self) -> Health:
@@ -375,5 +379,5 @@ class Executor(Protocol):
 
 
 def replace_limits(limits: Limits, changes: Mapping[str, Any]) -> Limits:
-    """The same limits but for some."""
+    """The limits with some of them changed."""
     return dataclasses.replace(limits, **changes)

@@ -1,4 +1,4 @@
-"""What executors have made of algorithms' code, and keep. Those of a sandbox share it: one takes the other's place."""
+"""Caches what executors make of algorithms' code. A sandbox's next executor uses the cache of the one it replaces."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Kept:
             return value
 
     def put(self, key: Hashable, value: Any, is_too_much: Callable[[list[Any]], bool]) -> None:
-        """Keep a value, and drop the least recently used of the others while all together are too much."""
+        """Keep a value; then drop the least recently used others while ``is_too_much`` of all values is true."""
         with self._lock:
             self._values.pop(key, None)
             self._values[key] = value
@@ -33,7 +33,7 @@ class Kept:
                 del self._values[next(iter(self._values))]
 
     def drop(self, is_dropped: Callable[[Hashable], bool]) -> None:
-        """Keep the values of some keys no more."""
+        """Drop the values of some keys."""
         with self._lock:
             for key in [each for each in self._values if is_dropped(each)]:
                 del self._values[key]

@@ -20,7 +20,7 @@ __all__ = ["KINDS", "PLANNED", "Kind", "find_kind", "is_installed"]
 
 
 _AT_START: Final = ("LD_", "PYTHON", "MALLOC_", "GLIBC_")
-"""How the names of variables begin that are obeyed when a program starts: the algorithms get theirs later."""
+"""Prefixes of variables that are read when a program starts. The algorithms get their variables later."""
 
 
 def _check_contained(limits: Limits, allow: Allow) -> None:
@@ -43,16 +43,16 @@ class Kind:
     """One kind.
 
     Attributes:
-        name: by which users ask for it.
+        name: what users give as ``kind``.
         runner: the module of ``runners/`` that runs its algorithms.
-        executor: gives them to contained processes.
-        packages: without which it does not work.
-        extra: of this package, which has them.
-        has_source: whether its algorithms may be texts; else a text is the path of a file.
-        preload: modules that its processes find imported, beside the runner.
+        executor: makes the executor, which gives the algorithms to contained processes.
+        packages: packages that it needs.
+        extra: the extra of this package that installs them.
+        has_source: whether a text is the algorithm's source; else a text is the path of a file.
+        preload: modules that the zygote imports, beside the runner.
         has_imports: whether its algorithms can import packages.
         check: raises ValueError if it cannot keep one of the limits, or give one of the grants.
-        margin: what its runner itself needs beside the limits.
+        margin: what its runner itself needs beyond the limits.
     """
 
     name: str
@@ -82,12 +82,13 @@ class Kind:
         Args:
             limits: of each run.
             allow: what the algorithms are granted.
-            required_layers: without which it refuses to start.
-            preload: modules that the algorithms find imported.
-            packages: directories of packages that they can import.
+            required_layers: layers without which it refuses to start.
+            preload: modules that the zygote imports.
+            packages: directories of packages that the algorithms can import.
             spares: how many processes to keep ready.
-            kept: what its executor keeps for one that takes its place, when limits change.
-            python: the interpreter of its processes, which says itself what is not installed there; None for the usual.
+            kept: the cache that the sandbox's executors share, because a change of limits replaces the executor.
+            python: the interpreter of its processes; None for the usual one. With another one, that process reports
+                packages that are not installed there.
 
         Raises:
             MissingPackage: one of its packages, or of ``preload``, is not installed.
@@ -146,11 +147,12 @@ KINDS: Final = {
 
 
 PLANNED: Final = {"python-wasm": "kind 'python-wasm' (Python inside of WebAssembly) is not in this version"}
-"""Kinds that have a name and no executor yet, and what to say to those who ask for one."""
+"""Kinds that have no executor yet, and the error text for each."""
 
 
 def find_kind(name: str) -> Kind:
-    """
+    """The kind of a name.
+
     Raises:
         ValueError: there is no such kind.
     """

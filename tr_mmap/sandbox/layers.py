@@ -1,6 +1,6 @@
-"""The layers that contain a process: what this machine has of them, and putting them on. Knows no algorithms.
+"""The layers that contain a process: which of them this machine has, and how to apply them. Knows no algorithms.
 
-Each is put on by the process itself, before it runs anything that is not trusted, and none can be taken off again.
+The process applies each layer to itself, before it runs anything that is not trusted. No layer can be taken off again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 LAYERS: Final = (
     "no_new_privs", "rlimits", "capabilities", "landlock", "seccomp", "mount_namespace", "net_namespace"
 )  # fmt: skip
-"""The last two are put on by the zygote; see ``namespaces.py``."""
+"""The zygote applies the last two; see ``namespaces.py``."""
 
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
 
@@ -44,11 +44,11 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _REMOVE: Final = 1 << 4 | 1 << 5
 _MAKE: Final = 1 << 7 | 1 << 8  # directories and plain files; no devices, sockets, FIFOs, symlinks
 _TRUNCATE: Final = 1 << 14
-_KNOWS_TRUNCATE: Final = 3  # the version
+_KNOWS_TRUNCATE: Final = 3  # the first version that controls truncation
 _OF_FILES: Final = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | 1 << 15
 _FILES_BY_ABI: Final = (0, 13, 14, 15, 15, 16)  # how many rights of files each version knows; later ones as the last
 _NET: Final = 0b11  # bind and connect; since version 4
-_SCOPED: Final = 0b11  # abstract sockets and signals of the outside; since version 6
+_SCOPED: Final = 0b11  # no abstract sockets of other processes, and no signals to them; since version 6
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _allow(ruleset: int, paths: Iterable[str], access: int) -> None:
 
 
 def active_layers() -> frozenset[str]:
-    """The layers that this machine has, as far as can be told without trying; the zygote tries the others."""
+    """The layers that this machine has, as far as is known without applying them; the zygote tries the others."""
     found = {"rlimits"}
     if _kernel is not None:
         found |= {"no_new_privs", "capabilities"}
@@ -108,10 +108,10 @@ def active_layers() -> frozenset[str]:
 
 
 def can_give_files(layers: Collection[str]) -> bool:
-    """Whether a process that gets a descriptor that only reads, of a file with a path, can do no more than read it.
+    """Whether a process that gets a read-only descriptor of a file can do no more than read the file.
 
-    It could open the file again by the descriptor's own path, or truncate it there, or change its mode. Landlock
-    refuses the first two, since its third version, and the filter of system calls the last.
+    By the descriptor's path below ``/proc`` it could open the file for writing, truncate it, or change its mode.
+    Landlock refuses the first two since its third version; the filter of system calls refuses the last.
     """
     return {"landlock", "seccomp"} <= set(layers) and _kernel.landlock_abi() >= _KNOWS_TRUNCATE
 
@@ -124,17 +124,17 @@ def contain(
     *,
     has_network: bool = False,
 ) -> None:
-    """Put the layers on, for good. The process has one thread.
+    """Apply the layers to this process, which must have one thread. They cannot be undone.
 
     Args:
-        layers: which.
-        paths: what it may reach.
+        layers: their names.
+        paths: what the process may reach.
         limits: resources of ``setrlimit``, each with its value.
-        more_syscalls: allowed beside the usual ones.
-        has_network: whether it may use the internet's protocols.
+        more_syscalls: system calls to allow beside the usual ones.
+        has_network: whether it may use IPv4 and IPv6.
 
     Raises:
-        OSError: the kernel refuses one of them; the process must end.
+        OSError: the kernel refuses a layer; the process must end.
     """
     for which, value in limits:
         resource.setrlimit(which, (value, value))
@@ -151,16 +151,17 @@ def contain(
             os.getpid(),
             more_syscalls,
             has_network=has_network,
-            # Landlock before that version lets every file be truncated that its user may write.
+            # Before that version, Landlock does not stop truncation of files that the user may write.
             guards_sizes="mount_namespace" not in layers and _kernel.landlock_abi() < _KNOWS_TRUNCATE,
         )
         _kernel.install_filter(filtered.code)
 
 
 def check_names(syscalls: Iterable[str]) -> None:
-    """
+    """Check names of system calls.
+
     Raises:
-        ValueError: no system call of this machine has one of these names.
+        ValueError: this machine has no system call of one of these names.
     """
     unknown = sorted(set(syscalls) - _kernel.SYSCALLS.keys()) if _kernel is not None else []
     if unknown:
@@ -168,13 +169,13 @@ def check_names(syscalls: Iterable[str]) -> None:
 
 
 def die_with_parent() -> None:
-    """Let the kernel end this process when the thread that forked it ends."""
+    """Let the kernel kill this process when the thread that forked it ends."""
     if _kernel is not None:
         _kernel.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def watch_stack(status: int) -> None:
-    """Let this process exit with a status when the stack of its main thread is full."""
+    """Let this process exit with ``status`` when the stack of its main thread overflows."""
     if _kernel is not None:
         _kernel.watch_stack(status)
 

@@ -1,7 +1,7 @@
-"""Sealed memory that two processes share through descriptors: no path leads to it. Knows no tensors.
+"""Sealed memory that two processes share through descriptors; no path leads to it. Knows no formats.
 
-A memfd whose size is sealed can be mapped without fear: nobody can truncate it under a mapping. One that is sealed
-against future writes is safe to hand over: a process that opens its descriptor again cannot write it either.
+Nobody can truncate a memfd whose size is sealed, so reading a mapping of it is never SIGBUS. A memfd that is sealed
+against future writes can be given to another process, which cannot write it, even if it opens the descriptor again.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from ..tsr.tensors import copy_into, is_little_endian
 __all__ = ["ALIGNMENT", "area_nbytes", "arena_start", "copy_in", "data_ranges", "make_area", "open_again", "write"]
 
 ALIGNMENT: Final = 64
-"""Of tensors in memory."""
+"""Offsets of tensors are multiples of this."""
 
 _NO_RESIZE: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _PAGE: Final = mmap.PAGESIZE
 
 
 def arena_start(nbytes: int) -> int:
-    """Where in an area for so many bytes of results the part begins in which the process may allocate arrays."""
+    """Where the second half of an area for ``nbytes`` of results begins: there numpy allocates arrays."""
     return -(-nbytes // _PAGE) * _PAGE
 
 
 def area_nbytes(output_nbytes: int) -> int:
-    """The size of an area for so many bytes of results: for those that are copied, and for those that are not."""
+    """The size of an area for so many bytes of results: a half for results that are copied, a half for the others."""
     return 2 * arena_start(output_nbytes)
 
 
 def make_area(nbytes: int) -> int:
-    """A descriptor of so many bytes of zeros, whose size is fixed. Its memory is taken when it is written."""
+    """Make a memfd of ``nbytes`` zeros (a page at least), whose size is sealed. It takes memory where it is written."""
     fd = os.memfd_create("tr_mmap-area", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, max(_PAGE, nbytes))
@@ -49,17 +49,17 @@ def make_area(nbytes: int) -> int:
 
 
 def open_again(fd: int, *, is_input: bool) -> int:
-    """A further descriptor of the same memory, whose flags and offset are its own: no process sees those of another.
+    """Open the same memory again. The new descriptor has its own flags and offset, which the other process cannot see.
 
     Args:
-        fd: of memory.
-        is_input: whether it only reads.
+        fd: of the memory.
+        is_input: whether the new descriptor is read-only.
     """
     return os.open(f"/proc/self/fd/{fd}", (os.O_RDONLY if is_input else os.O_RDWR) | os.O_CLOEXEC)
 
 
 def data_ranges(fd: int) -> Iterator[tuple[int, int]]:
-    """Where an area has memory: start and end of each range. Elsewhere it was never written, and is zeros."""
+    """The ranges of an area that have memory, each as start and end. The rest was never written, and is zeros."""
     end = 0
     while True:
         try:
@@ -73,7 +73,7 @@ def data_ranges(fd: int) -> Iterator[tuple[int, int]]:
 
 
 def copy_in(pieces: list[tuple[int, np.ndarray[Any, Any]]], nbytes: int) -> int:
-    """A descriptor of memory with copies of arrays, each at its offset, that nobody can write any more."""
+    """Copy arrays, each to its offset, into new memory, and seal it against all writes. Returns its descriptor."""
     fd = make_area(nbytes)
     try:
         for offset, array in pieces:

@@ -1,6 +1,6 @@
-"""What the host, its zygote and the contained processes send to each other. No process trusts the bytes of another.
+"""The messages between the host, its zygote and the contained processes. No process trusts the bytes of another.
 
-Each message is one packet of a socket pair, JSON, perhaps with descriptors. What is longer goes through memory.
+Each message is one packet of a socket pair: JSON, perhaps with descriptors. Longer texts go through shared memory.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ __all__ = [
 MAX_PACKET_NBYTES: Final = 64 << 10  # far below what a socket's buffer holds
 _MAX_FDS: Final = 16
 _FDS_NBYTES: Final = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
-# As plain numbers: those of the module are enumerations, which take longer to be combined than a packet to be received.
+# As int: the module's flags are enumerations, and combining these takes longer than receiving a packet.
 _CLOEXEC: Final = int(socket.MSG_CMSG_CLOEXEC)
 _CUT: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
-_MAX_DEPTH: Final = 8  # of a message; they have less
+_MAX_DEPTH: Final = 8  # of JSON in a message; our own messages have less
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
@@ -47,10 +47,10 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         name: of the input or output.
-        dtype: of the table in ``tsr/dtypes.py``.
+        dtype: its name in the table of ``tsr/dtypes.py``.
         shape: sizes in elements, outermost first.
         offset: of its first byte.
-        area: 0 for the area itself; else the number of a loan, whose descriptors come behind the others.
+        area: 0 for the area itself; else the number of a loan. The loans' descriptors follow the others in a job.
     """
 
     name: str
@@ -65,7 +65,7 @@ class BundleSpec(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         area: the number of the loan in which they all lie.
-        tensors: what describes them.
+        tensors: their descriptions.
     """
 
     area: int
@@ -75,11 +75,11 @@ class BundleSpec(msgspec.Struct, frozen=True, array_like=True):
 class Job(msgspec.Struct, tag="job"):
     """Host to contained process.
 
-    With it come descriptors: of the inputs, of the outputs' area, of what it prints, of loans.
+    Its descriptors are: the inputs' area, the outputs' area, the file for printed text, the loans.
 
     Attributes:
-        text_offset, text_nbytes: of the text in the inputs' memory, behind the tensors: a :class:`Work` in JSON.
-        output_nbytes: of the outputs' area.
+        text_offset, text_nbytes: where the JSON of a :class:`Work` lies in the inputs' area, after the tensors.
+        output_nbytes: the limit on results, for which the outputs' area was made.
         is_check: whether only to check the code, not to run it.
     """
 
@@ -90,14 +90,14 @@ class Job(msgspec.Struct, tag="job"):
 
 
 class Ahead(msgspec.Struct, tag="ahead"):
-    """Host to contained process, before its first job: memory to map, which takes longer than some jobs.
+    """Host to contained process, before its first job: memory to map in advance.
 
-    With it come descriptors of the inputs and of the outputs' area. The latter may have what others have left there,
-    and is cleared before any job.
+    Mapping takes longer than some jobs. Its descriptors are the inputs' area and the outputs' area. The latter may have
+    results of former runs; the process clears it before any job.
 
     Attributes:
-        output_nbytes: of results that the area is for.
-        expected_nbytes: how much of it is likely to be used, from the start of each of its parts.
+        output_nbytes: the limit on results, for which the outputs' area was made.
+        expected_nbytes: how many bytes of numpy's part of the outputs' area are likely to be used.
     """
 
     output_nbytes: int
@@ -110,14 +110,14 @@ class Work(msgspec.Struct):
     Attributes:
         runner: the module of ``runners/``.
         name: of the algorithm.
-        code_offset, code_nbytes: of its code.
-        function: to call; None for the usual choice.
-        values: the inputs that are no tensors.
-        tensors: the others.
-        bundles: those that are several tensors, by name.
-        code_area: where the code lies: 0 for the inputs' memory; else the number of a loan.
+        code_offset, code_nbytes: where its code lies in ``code_area``.
+        function: the function to call; None for the default choice.
+        values: the inputs that are JSON values.
+        tensors: the inputs that are tensors.
+        bundles: the inputs that are bundles, by name.
+        code_area: 0 for the inputs' area; else the number of a loan.
         arguments: how many inputs, named by their number, are the function's arguments; None if it gets ``inputs``.
-        options: what only runners of one kind know.
+        options: options that only the runner of this kind knows.
     """
 
     runner: str
@@ -138,10 +138,11 @@ class Fault(msgspec.Struct):
 
     Attributes:
         kind: ``"algorithm"``, ``"not_allowed"`` or ``"limit"``.
-        type: of the exception; or the limit.
+        type: name of the exception's class; or of the limit.
         message: its text.
         traceback: the algorithm's own frames.
-        rule: what refused it, and what it tried.
+        rule: the rule that refused something.
+        detail: what was refused.
     """
 
     kind: str
@@ -156,11 +157,11 @@ class Answer(msgspec.Struct, tag="answer"):
     """Contained process to host.
 
     Attributes:
-        values_offset, values_nbytes: of the outputs that are no tensors, in JSON, in the outputs' area.
-        tensors: the others.
-        execution_time_ms: of the algorithm.
-        function: which was chosen; None if the code itself sets ``output``.
-        fault: how it failed; None if it did not.
+        values_offset, values_nbytes: where the outputs that are JSON values lie in the outputs' area.
+        tensors: the outputs that are tensors.
+        execution_time_ms: how long the algorithm ran.
+        function: the function that was chosen; None if the code itself sets ``output``.
+        fault: how the run failed; None if it did not.
     """
 
     values_offset: int = 0
@@ -172,21 +173,26 @@ class Answer(msgspec.Struct, tag="answer"):
 
 
 class Ready(msgspec.Struct):
-    """Zygote to host: it can fork; and the layers that its children will have."""
+    """Zygote to host: it is ready to fork, and its children will have these layers."""
 
     layers: list[str]
 
 
 class Spawned(msgspec.Struct):
-    """Zygote to host, with a pidfd: the new process, and the number that the host gave it. Without: it failed."""
+    """Zygote to host: a new process, with its pidfd; without a descriptor, the fork has failed.
+
+    Attributes:
+        pid: of the process; 0 if the fork has failed.
+        number: the number of the host's request.
+    """
 
     pid: int
     number: int
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends, which keep the borders of packets."""
-    make = unpatched("socket", "socket")  # gevent's waits in another way, and says that it does not wait when it must
+    """Make a pair of connected sockets that send whole packets."""
+    make = unpatched("socket", "socket")  # gevent's socket is always non-blocking, and waits in its own loop
     ours, theirs = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return make(fileno=ours.detach()), make(fileno=theirs.detach())
 
@@ -195,20 +201,24 @@ def send(end: socket.socket, message: msgspec.Struct | bytes, fds: list[int] | N
     """Send one packet.
 
     Raises:
-        ValueError: it is longer than the other end takes.
+        ValueError: it is longer than ``MAX_PACKET_NBYTES``.
     """
     data = message if isinstance(message, bytes) else msgspec.json.encode(message)
     if len(data) > MAX_PACKET_NBYTES:
         raise ValueError(f"{len(data)} bytes, of at most {MAX_PACKET_NBYTES} in one packet")
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    end.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)  # an end that has gone is an error, not our end
+    end.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)  # a closed end is an error, not SIGPIPE
 
 
 def receive(end: socket.socket) -> tuple[bytes, list[int]]:
-    """Take one packet: its bytes, none if the other end is closed; and its descriptors, which are the caller's now."""
+    """Receive one packet: its bytes (none if the other end is closed) and its descriptors, which the caller closes.
+
+    Raises:
+        ValueError: the packet is longer than ours are, or has more descriptors.
+    """
     try:
         data, ancillary, flags, _ = end.recvmsg(MAX_PACKET_NBYTES, _FDS_NBYTES, _CLOEXEC)
-    except ConnectionResetError:  # it was closed before it read everything
+    except ConnectionResetError:  # the other end was closed before it had read everything
         return b"", []
     if not ancillary and not flags & _CUT:
         return data, []
@@ -224,10 +234,10 @@ def receive(end: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def decode(data: bytes, kind: type[_T]) -> _T:
-    """The message of a packet.
+    """Decode a packet.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a message of this kind.
     """
     check_depth(data, _MAX_DEPTH)
     try:

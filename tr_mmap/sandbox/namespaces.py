@@ -1,8 +1,8 @@
 """A file system of its own for contained processes: only what was granted is in it, and ``/tmp`` is private.
 
-The zygote enters the namespaces while it has one thread, and moves into the new root when it has imported what it
-needs. Each contained process gets its own ``/tmp`` there. As root this needs CAP_SYS_ADMIN, else user namespaces.
-Where the kernel or the container refuses, the layer is not there, and nothing of it was half done that matters.
+The zygote enters the namespaces while it has one thread, and moves into the new root after it has imported its modules.
+Each contained process gets its own ``/tmp`` there. For root this needs CAP_SYS_ADMIN, for others user namespaces. If
+the kernel or the container refuses, the layer is missing, and what was done by then does no harm.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ __all__ = ["DESCRIPTORS", "TEMPORARY", "Grant", "enter", "make_root", "mount_tem
 
 TEMPORARY: Final = "/tmp"
 DESCRIPTORS: Final = "/dev/fd"
-_PROC: Final = "/.proc"  # in the zygote's root only
+_PROC: Final = "/.proc"  # where the zygote's root has /proc; contained processes unmount it
 
 _NEWNS, _NEWIPC, _NEWUSER, _NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 8, 32, 4096
 _MS_REC, _MS_PRIVATE = 1 << 14, 1 << 18
 _READ_ONLY, _NO_SUID, _NO_DEVICES = 1, 2, 4  # of mount_setattr(2)
-_MAX_FILES: Final = 1024  # in a private directory: each takes memory of the kernel, though it is empty
+_MAX_FILES: Final = 1024  # in a private directory: even an empty file takes memory of the kernel
 
 
 class Grant(NamedTuple):
     """A part of the host's file system that contained processes see.
 
     Attributes:
-        host_path: there.
-        path: here.
+        host_path: its path on the host.
+        path: its path in the new root.
         is_readonly: whether it may only be read.
     """
 
@@ -46,10 +46,10 @@ class Grant(NamedTuple):
 
 
 def enter(*, has_network: bool) -> bool:
-    """Enter namespaces of our own. The process has one thread.
+    """Enter new namespaces. The process must have one thread.
 
     Returns:
-        Whether it could be done.
+        False if the kernel or the container refuses.
     """
     if _kernel is None:
         return False
@@ -71,11 +71,11 @@ def enter(*, has_network: bool) -> bool:
 
 
 def make_root(grants: Sequence[Grant], *, has_descriptors: bool = False) -> None:
-    """Move into a root that has the grants alone, and an empty directory for ``/tmp``. After :func:`enter`.
+    """Move into a new root that has only the grants, and an empty directory for ``/tmp``. Call :func:`enter` first.
 
     Args:
-        grants: what is in it.
-        has_descriptors: whether mount_temporary is to find the processes' descriptors.
+        grants: the content of the root.
+        has_descriptors: whether :func:`mount_temporary` will be called with ``has_descriptors``.
 
     Raises:
         OSError: the kernel refuses.
@@ -104,13 +104,15 @@ def make_root(grants: Sequence[Grant], *, has_descriptors: bool = False) -> None
 
 
 def mount_temporary(nbytes: int, grants: Iterable[Grant], *, has_descriptors: bool = False) -> None:
-    """Give this process an empty ``/tmp`` that nobody else sees, and that ends with it. In a root of make_root.
+    """Give this process an empty ``/tmp`` that no other process sees, and that ends with it.
+
+    Call :func:`make_root` first.
 
     Args:
         nbytes: its size.
-        grants: as for make_root: those beneath ``/tmp`` are there again.
+        grants: as for :func:`make_root`: those beneath ``/tmp`` are mounted again.
         has_descriptors: whether this process finds its own descriptors in ``/dev/fd``, because it has to load a library
-            from one; make_root must have been told. It finds nothing else of ``/proc``.
+            from one. It sees nothing else of ``/proc``.
 
     Raises:
         OSError: the kernel refuses.
@@ -133,7 +135,7 @@ def mount_temporary(nbytes: int, grants: Iterable[Grant], *, has_descriptors: bo
 
 
 def _put(fd: int, path: str, *, is_directory: bool) -> None:
-    """Put a mount at a path, which is made first."""
+    """Make a path, and move a mount there."""
     if is_directory:
         os.makedirs(path, exist_ok=True)
     else:
@@ -144,7 +146,7 @@ def _put(fd: int, path: str, *, is_directory: bool) -> None:
 
 
 def _outermost(grants: Iterable[Grant]) -> list[Grant]:
-    """Without those that lie in another one that says the same of them."""
+    """The grants without those that lie in another grant with the same access."""
     found: list[Grant] = []
     for grant in sorted(set(grants), key=lambda each: (each.path, each.is_readonly)):
         covered = any(

@@ -1,7 +1,8 @@
 """The executor of kind ``"native"``: shared libraries with the function of ``tr_algorithm.h``, always contained.
 
-The host neither parses nor loads a library. A contained process reads at registration what it exports, and loads it for
-a run from sealed memory, to which only a descriptor leads. So what a library does as it is loaded is contained, too.
+The host neither parses nor loads a library. At registration, a contained process reads what the library exports. For a
+run, a contained process loads it from sealed memory, by a descriptor. So the code that runs while it is loaded is
+contained too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["NATIVE_MARGIN", "NativeExecutor"]
 
 NATIVE_MARGIN: Final = Margin(has_descriptors=True)
 
-_MAX_KEPT: Final = 16  # libraries, of all algorithms of a sandbox
+_MAX_KEPT: Final = 16  # libraries in memory, of all algorithms of a sandbox
 
 
 class _Library:
@@ -69,7 +70,7 @@ class NativeExecutor(ContainedExecutor):
         return options_of(algorithm)
 
     def forget(self, algorithm: Algorithm) -> None:
-        """The same, and its library."""
+        """Also drop its library."""
         super().forget(algorithm)
         self._kept.drop(lambda key: key == algorithm.code)
 

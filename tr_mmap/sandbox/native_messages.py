@@ -1,4 +1,4 @@
-"""What the executors of kinds ``"native"`` and ``"torch"`` and their runners say to each other, beside the usual."""
+"""The options that the executors of kinds ``"native"`` and ``"torch"`` give to their runners."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ TENSORS = "tr_run"
 
 
 class NativeOptions(msgspec.Struct):
-    """Behind :class:`Work`.
+    """``options`` of a :class:`Work`.
 
     Attributes:
-        outputs: names of the tensors that the algorithm gives.
+        outputs: names of the tensors that the algorithm returns.
         is_reused: whether the process is kept for the next run.
-        is_opened: whether to open a model when it is checked, and not only to look what it is.
+        is_opened: whether a check opens the model, and does not only find out its kind.
     """
 
     outputs: list[str]
@@ -28,7 +28,7 @@ class NativeOptions(msgspec.Struct):
 
 
 def options_of(algorithm: Algorithm) -> dict[str, Any]:
-    """Those of an algorithm, as :class:`Work` carries them."""
+    """The options of an algorithm, as :class:`Work` carries them."""
     options: dict[str, Any] = msgspec.to_builtins(
         NativeOptions(list(algorithm.outputs), algorithm.is_reused, algorithm.bundle is not None)
     )

@@ -1,7 +1,7 @@
-"""What a contained process has forked, where that was granted, ends with it, whatever session it has made for itself.
+"""Ends what a contained process has forked, where forking was granted; also processes in sessions of their own.
 
-A process whose parent has ended becomes a child of the contained process, and of the zygote once that has ended, too.
-The zygote ends all of those. Where something kills the zygote itself from outside, they live on.
+A process whose parent has ended becomes a child of the contained process; if that has ended too, of the zygote. The
+zygote ends all of these. If something outside kills the zygote itself, they live on.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["MAKERS", "adopt", "end_all"]
 
 MAKERS: Final = frozenset({"fork", "vfork", "clone", "clone3"})  # the system calls that make processes
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_WALL: Final = 0x40000000  # of waitpid: whatever signal its end sends
-_MAX_ROUNDS: Final = 1000  # so that one which forks for ever holds the zygote up, but not for ever
-_PARENT: Final = 1  # of the fields behind the name in /proc/PID/stat
+_WALL: Final = 0x40000000  # of waitpid: also wait for children whose end sends another signal than SIGCHLD
+_MAX_ROUNDS: Final = 1000  # bounds the time that a process which forks without end can cost the zygote
+_PARENT: Final = 1  # index of the parent among the fields after the name in /proc/PID/stat
 
 
 def adopt() -> None:
-    """Become the parent of those whose parents end."""
+    """Become the parent of descendants whose own parents end."""
     if _kernel is not None:
         _kernel.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     else:
@@ -35,17 +35,17 @@ def adopt() -> None:
 
 
 def end_all(proc: int, known: Collection[int]) -> None:
-    """End all children of this process but the known ones, and what becomes its child by that, as far as can be seen.
+    """End all children of this process except the known ones, and then those that become its children by that.
 
     Args:
         proc: a descriptor of /proc.
-        known: pids.
+        known: pids of the children to leave.
     """
     for _ in range(_MAX_ROUNDS):
         found = [pid for pid in _children(proc) if pid not in known]
         if not found:
             return
-        for number in (signal.SIGSTOP, signal.SIGKILL):  # first all stand still, so that they make no others meanwhile
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stop all first, so that none forks while others are killed
             for pid in found:
                 os.kill(pid, number)
         for pid in found:
@@ -57,7 +57,7 @@ def _children(proc: int) -> list[int]:
     try:
         fd = os.open(".", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
     except OSError:
-        return []  # no descriptor is left; the next end of a process comes here again
+        return []  # no descriptor is left; the next call tries again
     try:
         return [int(name) for name in os.listdir(fd) if name.isdigit() and _parent(proc, name) == own]
     finally:

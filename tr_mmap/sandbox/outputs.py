@@ -1,4 +1,4 @@
-"""The results that a process says that it has written: opened as they lie, after all that it says was checked."""
+"""Opens the results that a process describes in its answer, in place, after the whole description was checked."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOTHING: Final = (b"", b"{}")
 
 
 def end_of_all(answer: Answer) -> int:
-    """Where the results end, as the process says."""
+    """Where the results end, according to the process; not checked."""
     end = max(0, answer.values_offset + answer.values_nbytes)
     for spec in answer.tensors:
         end = max(end, end_of(spec))
@@ -31,7 +31,7 @@ def end_of_all(answer: Answer) -> int:
 
 
 def end_of(spec: TensorSpec) -> int:
-    """Where a tensor ends, as the process says; 0 if it says what cannot be, which is refused later."""
+    """Where a tensor ends, according to the process; 0 for an impossible description, which is refused later."""
     try:
         return spec.offset + dtypes.by_name(spec.dtype).itemsize * math.prod(spec.shape)
     except (TRException, ValueError):
@@ -39,7 +39,11 @@ def end_of(spec: TensorSpec) -> int:
 
 
 def open_outputs(answer: Answer, buffer: Any) -> dict[str, Any]:
-    """The outputs, after everything that the process says of them was checked."""
+    """Check the description of all outputs, and open them as views of the buffer.
+
+    Raises:
+        AlgorithmError: the description is not one that our runner would give.
+    """
     try:
         end = answer.values_offset + answer.values_nbytes
         if not 0 <= answer.values_offset <= end <= len(buffer) or answer.values_nbytes > MAX_VALUES_NBYTES:
@@ -65,7 +69,7 @@ def _open_tensor(spec: TensorSpec, buffer: Any) -> Any:
     if spec.offset % ALIGNMENT or not 0 <= spec.offset <= spec.offset + nbytes <= len(buffer):
         raise ValueError(f"{nbytes} bytes at {spec.offset}, of {len(buffer)} bytes")
     tensor = from_buffer(buffer, dtype, spec.shape, spec.offset, "numpy")
-    # numpy trusts that a bool is 0 or 1: it sizes results of masks by it.
+    # numpy trusts that a bool is 0 or 1: it computes sizes of buffers from masks.
     if tensor.dtype == np.bool_ and tensor.view(np.uint8).max(initial=0) > 1:
         raise ValueError("a bool that is neither 0 nor 1")
     return tensor

@@ -1,8 +1,7 @@
 """Finds the files in which arrays lie: received tensors and loans of sessions, loaded TSR files, arrays over ``mmap``.
 
-A contained process can read such a file in place, by a descriptor that only reads, if it finds nothing else there than
-the tensor and a header. A copy from a file that somebody truncates meanwhile is an error, and not the end of this
-process.
+A contained process may read such a file in place, by a read-only descriptor, if the file has nothing but the tensor and
+a header. If a file is truncated while it is copied, that is an error, and does not end this process by SIGBUS.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ _MAX_HEAD_NBYTES: Final = 64 << 10
 _MAX_SEGMENT_HEAD_NBYTES: Final = 4096
 _NPY_MAGIC: Final = b"\x93NUMPY"
 _CHUNK_NBYTES: Final = 1 << 20
-_MOST_BETWEEN: Final = 16  # so many times its own size an array may span, to be copied with care
+_MOST_BETWEEN: Final = 16  # an array with gaps is copied with them if it spans at most so many times its own size
 
 
 class LostInput(Exception):
-    """Somebody has truncated the file of an input."""
+    """The file of an input was truncated."""
 
 
 class SharedFile:
     """A file that contained processes read in place.
 
     Attributes:
-        fd: its descriptor, which only reads.
+        fd: its descriptor, read-only.
         nbytes: its size when it was opened.
-        path: of it.
+        path: its path.
     """
 
     def __init__(self, fd: int, nbytes: int, path: str) -> None:
@@ -51,7 +50,7 @@ class SharedFile:
         self.path = path
 
     def is_truncated(self) -> bool:
-        """Whether somebody has made it shorter."""
+        """Whether the file is shorter than when it was opened."""
         return os.fstat(self.fd).st_size < self.nbytes
 
     def close(self) -> None:
@@ -70,7 +69,7 @@ class _Mapping(NamedTuple):
 
 
 def may_be_in_file(array: np.ndarray[Any, Any]) -> bool:
-    """Whether an array may lie in a file. Those that numpy has allocated do not."""
+    """Whether an array may lie in a file; False for memory that numpy has allocated."""
     root: Any = array
     while isinstance(root, np.ndarray):
         if root.flags.owndata:
@@ -80,10 +79,13 @@ def may_be_in_file(array: np.ndarray[Any, Any]) -> bool:
 
 
 def open_file_of(array: np.ndarray[Any, Any]) -> tuple[SharedFile, int] | None:
-    """The file of which an array shows a part, and where; None if it is no such array, or another is in the file.
+    """Open the file in which an array lies; None if there is none, or the file also has other data.
 
     Args:
-        array: in one piece.
+        array: contiguous.
+
+    Returns:
+        The file, and the array's offset in it.
     """
     address = array.ctypes.data
     found = _mapping_of(address)
@@ -91,7 +93,7 @@ def open_file_of(array: np.ndarray[Any, Any]) -> tuple[SharedFile, int] | None:
         return None
     try:
         fd = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
-    except (OSError, ValueError):  # its name was removed or given to another, or it may not be read
+    except (OSError, ValueError):  # its name is gone or leads elsewhere, or this process may not read it
         return None
     try:
         status = os.fstat(fd)
@@ -112,11 +114,11 @@ def open_file_of(array: np.ndarray[Any, Any]) -> tuple[SharedFile, int] | None:
 
 
 def copy_from_file(buffer: mmap.mmap, offset: int, array: np.ndarray[Any, Any]) -> None:
-    """As ``copy_into``, of an array in a file that others may truncate meanwhile.
+    """As ``copy_into``, for an array in a file that others may truncate meanwhile.
 
     Raises:
-        LostInput: it was truncated.
-        OutOfSpace: the machine has no memory to copy it with care.
+        LostInput: the file was truncated.
+        OutOfSpace: the machine has no memory for a copy of the array's span, which this needs if it has gaps.
     """
     if array.flags.c_contiguous and is_little_endian(array):
         _copy(buffer, offset, array.ctypes.data, array.nbytes)
@@ -140,7 +142,7 @@ def _copy(buffer: mmap.mmap | memoryview, offset: int, address: int, nbytes: int
 
 
 def _read(target: memoryview, address: int) -> bool:
-    """Copy memory of this process by the kernel, which stops where there is none any more. Takes much longer."""
+    """Copy memory of this process by a system call, which fails where the file was truncated. Slower than _kernel's."""
     fd = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         while target:
@@ -154,7 +156,7 @@ def _read(target: memoryview, address: int) -> bool:
 
 
 def _is_alone(fd: int, start: int, end: int, size: int) -> bool:
-    """Whether a file has only a header before a range, and zeros behind it."""
+    """Whether a file has only a header (or zeros) before a range, and only zeros after it."""
     if start > _MAX_HEAD_NBYTES or size - end > max((end - start) // 4, _CHUNK_NBYTES):
         return False
     head = os.pread(fd, start, 0)

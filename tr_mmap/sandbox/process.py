@@ -1,4 +1,4 @@
-"""One contained process, as its host sees it: gives it a job, keeps its limits, ends it. Believes nothing it says."""
+"""The host's side of one contained process: gives it jobs, enforces its limits, ends it. Does not trust its answers."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ from .zygote import STATUS
 
 __all__ = ["NO_MARGIN", "START_S", "Margin", "Process", "Spare", "Used"]
 
-START_S: Final = 60.0  # a zygote that imports torch on a busy machine
+START_S: Final = 60.0  # enough for a zygote that imports torch on a busy machine
 _STOP_S: Final = 0.5
-_SILENT_S: Final = 2.0  # in which the zygote tells the end of a process whose socket is closed
+_SILENT_S: Final = 2.0  # after a process's socket was closed, the zygote reports its end within this time
 _EXITING: Final = 0x4  # PF_EXITING, of the flags in /proc/PID/stat
-_FREE_INPUT_NBYTES: Final = 1 << 30  # for which the limit on addresses has room
+_FREE_INPUT_NBYTES: Final = 1 << 30  # inputs up to this size fit into the limit on addresses as it is
 _poll: Final = unpatched("select", "poll")
 _READABLE: Final = select.POLLIN
 _USED: Final = re.compile(rb"^(Threads|RssAnon|VmSwap):\s+(\d+)", re.MULTILINE)  # in /proc/PID/status, in KiB
-_UNCOUNTED_NBYTES: Final = 32 << 20  # that the loader makes read-only, of libraries that an algorithm loads
+_UNCOUNTED_NBYTES: Final = 32 << 20  # for memory of loaded libraries that the loader makes read-only
 
 
 class Margin(NamedTuple):
     """What the processes of a kind have beyond the limits and grants of the user.
 
     Attributes:
-        memory_nbytes, stack_nbytes, address_nbytes, wall_ms: for what runs the algorithm and keeps the limits itself.
-        limits: that it keeps and reports itself, beside those that every process does.
+        memory_nbytes, stack_nbytes, address_nbytes, wall_ms: for an engine that runs the algorithm and enforces the
+            limits itself.
+        limits: limits that the engine enforces and reports, beside those that every process reports.
         has_descriptors: a process finds its own descriptors in ``/dev/fd``, because it loads a library from one.
         has_private_inputs: a process maps its inputs privately, so that a store changes a copy of the page; the mapping
             counts for the limit on memory, which is raised by as much.
@@ -67,7 +68,7 @@ NO_MARGIN: Final = Margin()
 
 @dataclass
 class Used:
-    """What a run has used in processes that were ended from outside; it counts for the limits of the next."""
+    """What a run has used in processes that were killed from outside; it counts for the limits of the next try."""
 
     wall_ms: float = 0.0
     cpu_ms: float = 0.0
@@ -75,7 +76,7 @@ class Used:
 
 @dataclass
 class Spare:
-    """Our ends of a process that the zygote was asked for, and the memory that it was given ahead."""
+    """A process that the zygote was asked for: our ends of its socket and pipe, and areas that it was given ahead."""
 
     end: socket.socket
     status: int
@@ -93,8 +94,8 @@ class Process:
     """See the module's docstring. One thread uses it at a time.
 
     Args:
-        end: of the socket pair whose other end it has.
-        status: a pipe from the zygote, which says how it has ended.
+        end: our end of the socket pair.
+        status: our end of a pipe from the zygote, which writes there how the process has ended.
         pid, pidfd: of the process.
         limits: of each run.
     """
@@ -112,15 +113,15 @@ class Process:
         self._is_ready = False
         self._is_stopped = False
         self._looked_s = -math.inf  # when its threads and memory were counted last
-        self._data_nbytes = 0  # its limit on memory without inputs
-        self._address_nbytes = 0  # and that on addresses
-        # Of the last runs, whose inputs it may have mapped still: never more, see mapped() in runner.py.
+        self._data_nbytes = 0  # RLIMIT_DATA without inputs; 0 if not known yet
+        self._address_nbytes = 0  # RLIMIT_AS without inputs; 0 if not known yet
+        # Input sizes of the last runs: it may still have so many mappings, and not more, see mapped() in runner.py.
         self._input_nbytes: deque[int] = deque(maxlen=MAX_MAPPINGS)
-        self._cores: tuple[int, ...] = ()  # on which it runs; empty for all
-        self.is_over = False  # the kernel has taken it apart, and nothing has its memory any more
-        self.areas: list[Area] = []  # that it has: of inputs, of outputs
-        self.printed_fd = -1  # of the file to which it prints
-        self.given: list[Area] = []  # those of its areas that it was given with its last job
+        self._cores: tuple[int, ...] = ()  # the cores that it runs on; empty for all
+        self.is_over = False  # it has ended and was released, so nothing has its memory mapped any more
+        self.areas: list[Area] = []  # its area for inputs, its area for outputs
+        self.printed_fd = -1  # the file to which it prints
+        self.given: list[Area] = []  # the areas that came with its last job
 
     def run(
         self,
@@ -134,18 +135,19 @@ class Process:
         """Give it a job, and wait for its answer, within the limits.
 
         Args:
-            job: what to do.
-            fds: that it gets with it.
-            input_nbytes: that it maps.
-            private_nbytes: of them, that a process of a kind with private inputs may have as memory of its own.
-            used: by former tries; what this one uses is added.
-            deadline_s: by the monotonic clock.
+            job: the job.
+            fds: descriptors to send with it.
+            input_nbytes: bytes of inputs that it maps.
+            private_nbytes: how many of these a process with private inputs may turn into memory of its own.
+            used: what former tries of this run have used; this try adds its own use.
+            deadline_s: a moment by ``time.monotonic``; None for none.
 
         Raises:
-            LimitExceeded, NotAllowed, AlgorithmError: it did not end well.
-            Died: it was ended from outside.
+            LimitExceeded, NotAllowed, AlgorithmError: the algorithm failed.
+            DeadlineExceeded: the deadline came first.
+            Died: it was killed from outside.
         """
-        if not self.is_alive():  # its number may be another's
+        if not self.is_alive():  # its pid may belong to another process by now
             raise Died("it has ended", had_job=False)
         if self._limits.cpu_cores is None:
             return (yield from self._run(job, fds, input_nbytes, private_nbytes, used, deadline_s))
@@ -182,19 +184,19 @@ class Process:
         began_s, cpu_before_s = time.monotonic(), self._cpu_s()
 
         def left_ms() -> float:
-            """Until a limit may have been reached."""
+            """Milliseconds until a limit may be reached. Raises the error of a limit that was reached."""
             limits = self._limits
             now_s = time.monotonic()
             used.wall_ms = wall_before_ms + (now_s - began_s) * 1000
             wall_left_ms = limits.wall_ms + self._margin.wall_ms - used.wall_ms
             if wall_left_ms <= 0:
                 raise exceeded(limits, "wall_ms")
-            # Where its clock is gone, what it used is as much as was seen.
+            # When the process has ended, its clock is gone: then the last reading counts.
             used.cpu_ms = max(used.cpu_ms, cpu_before_ms + (self._cpu_s() - cpu_before_s) * 1000)
             cpu_left_ms = limits.cpu_ms - used.cpu_ms
             if cpu_left_ms <= 0:
                 raise exceeded(limits, "cpu_ms")
-            if now_s - self._looked_s >= LOOK_MS / 1000:  # it may be of the run before
+            if now_s - self._looked_s >= LOOK_MS / 1000:  # the last look may have been in the run before
                 self._looked_s = now_s
                 threads, own_nbytes = self._threads_and_memory()
                 if threads > limits.threads:
@@ -205,7 +207,7 @@ class Process:
                 wall_left_ms = min(wall_left_ms, (deadline_s - now_s) * 1000)
                 if wall_left_ms <= 0:
                     raise deadline_exceeded(deadline_s, "while it ran, and it was ended")
-            # All its threads together use at most the time that passes, times the cores.
+            # In a time t, its threads together use at most t times the number of cores.
             return min(wall_left_ms, max(cpu_left_ms / (limits.cpu_cores or os.cpu_count() or 1), 1.0), LOOK_MS)
 
         try:
@@ -241,7 +243,7 @@ class Process:
 
     @property
     def is_lent(self) -> bool:
-        """Whether somebody looks at results in its memory."""
+        """Whether this process has views of its results."""
         for each in self.areas:  # noqa: SIM110 - a generator takes longer than that, and each run asks
             if each.is_viewed:
                 return True
@@ -249,7 +251,7 @@ class Process:
 
     @property
     def is_inherited(self) -> bool:
-        """Whether a forked child of this process may look at results in its memory, so that it must do nothing more."""
+        """Whether a forked child of this process may have views of its results; then it must not run again."""
         for each in self.areas:  # noqa: SIM110 - the same
             if each.is_inherited:
                 return True
@@ -261,21 +263,21 @@ class Process:
         return not self._is_ready
 
     def stop(self) -> None:
-        """Let it do nothing until its next job."""
+        """Stop it (SIGSTOP) until its next job."""
         self._signal(signal.SIGSTOP)
         self._is_stopped = True
 
     def stop_or_kill(self) -> None:
-        """The same, and wait until none of its threads runs; if that does not come, end it."""
+        """Stop it, and wait until none of its threads runs; if that takes too long, kill it."""
         self.stop()
         end_s = time.monotonic() + _STOP_S
         pause_s = 20e-6
         while time.monotonic() < end_s:
             tasks = self._tasks()
-            # The second look finds a thread that one of these has started meanwhile.
+            # The second list shows whether one of the threads has started another meanwhile.
             if self._states(tasks) == {b"T"} and self._tasks() == tasks:
                 return
-            time.sleep(pause_s)  # it has to run to stop
+            time.sleep(pause_s)  # a thread stops only when it gets a processor
             pause_s = min(2 * pause_s, 1e-3)
         self.kill()
 
@@ -300,26 +302,26 @@ class Process:
         return not _wait_for(self._pidfd, 0)
 
     def kill(self) -> None:
-        """End it, and wait for its end. Results of it that somebody looks at stay as they are.
+        """Kill it, and wait for its end. Its results of which there are views do not change.
 
         Raises:
             SandboxBroken: the kernel does not end it.
         """
-        # The kernel writes into a thread's memory as it ends, where the thread has told it to: see futex(2).
+        # As a thread ends, the kernel writes to addresses that the thread has chosen (its robust futexes, futex(2)).
         self.part()
         self._signal(signal.SIGKILL)
         if not _wait_for(self._pidfd, START_S * 1000):
             raise SandboxBroken(f"process {self.pid} of the sandbox does not end, though it was killed")
 
     def part(self) -> None:
-        """Let results of it that somebody looks at stay as they are in this process, whatever writes its memory."""
+        """Copy its results of which there are views, so that nothing that it writes later changes them."""
         for area in self.areas:
             if area.is_viewed:
-                with contextlib.suppress(OSError):  # without memory for it, it is better to go on
+                with contextlib.suppress(OSError):  # there is no memory for a copy: go on without one
                     area.part()
 
     def end_soon(self) -> None:
-        """End it, and wait until nothing writes its memory again. Then the kernel frees it; see :attr:`is_over`.
+        """Kill it, and wait until nothing can write its memory any more. It is released later; see :attr:`is_over`.
 
         Raises:
             SandboxBroken: the kernel does not end it.
@@ -334,10 +336,10 @@ class Process:
                 raise SandboxBroken(f"process {self.pid} of the sandbox does not end, though it was killed")
 
     def _is_exiting(self) -> bool:
-        """Whether its other threads are gone, and its first one has left its code and its memory for good.
+        """Whether its other threads have ended, and its first one has given up its memory.
 
-        A thread that ends wakes those that wait for its locks, for which the kernel writes its memory; it leaves its
-        memory after that, and then has no addresses.
+        When a thread ends, the kernel wakes those that wait for its locks, and writes to its memory for that. After
+        that it gives up its memory; then the size of its address space is 0.
         """
         try:
             fields = self._stat("stat")
@@ -346,7 +348,7 @@ class Process:
             return False
 
     def close(self) -> None:
-        """End it, and release it. Idempotent."""
+        """Kill it, and release it. Idempotent."""
         if self.is_over:
             return
         try:
@@ -355,7 +357,7 @@ class Process:
             self.forget()
 
     def forget(self) -> None:
-        """Release it, but do not end it: that was done, or it belongs to the process that this one was forked from."""
+        """Release it without killing it: it has ended, or it belongs to the parent of this forked process."""
         if self.is_over:
             return
         self.is_over = True
@@ -373,10 +375,10 @@ class Process:
             pass
 
     def _await(self, left_ms: Callable[[], float]) -> Steps[bytes]:
-        """Its next packet.
+        """Wait for its next packet.
 
         Args:
-            left_ms: gives how long to wait until it is asked again, and raises when that was enough.
+            left_ms: returns how many milliseconds to wait before it is called again; raises to end the wait.
         """
         fds: tuple[int, ...] = self._end.fileno(), self._status
         silent_s = math.inf  # when its end was closed
@@ -394,8 +396,7 @@ class Process:
                         os.close(fd)
                     if data:
                         return data
-                    # Its end was closed: by its death, of which the zygote tells us; or by itself, or the packet is
-                    # empty.
+                    # It has died, and the zygote will report that; or it has closed its socket or sent an empty packet.
                     fds, silent_s = (self._status,), time.monotonic()
                     continue
             if _wait_for(self._status, 0):
@@ -404,7 +405,7 @@ class Process:
                 raise forged(ValueError("nothing"))
 
     def _ended(self) -> Exception:
-        """How it has ended, for its user."""
+        """The error for a process that has ended, by what the zygote reports."""
         data = os.read(self._status, STATUS.size)
         if len(data) != STATUS.size:
             return Died("its zygote has ended")
@@ -412,17 +413,17 @@ class Process:
         return ending(status, self._limits)
 
     def _cpu_s(self) -> float:
-        """The processor time that it has used."""
+        """The processor time that it has used, in seconds; 0 if it has ended."""
         try:
             return time.clock_gettime((~self.pid << 3) | 2)  # the clock of a process, see clock_getcpuclockid(3)
         except OSError:
             return 0.0
 
     def _threads_and_memory(self) -> tuple[int, int]:
-        """Its threads, and the memory that it alone has, as far as it was touched: inputs, results and /tmp are shared.
+        """How many threads it has, and how many bytes of private memory it has touched, swapped out ones included.
 
-        The kernel's own limit forgets what was made read-only, and what was moved out of a stack. What was paged out
-        is memory, too.
+        Inputs, results and /tmp are shared memory, and not counted. The kernel's own limit (RLIMIT_DATA) does not count
+        memory that was made read-only, or moved out of a stack.
         """
         try:
             with open(f"/proc/{self.pid}/status", "rb") as file:
@@ -432,7 +433,7 @@ class Process:
         return found.get(b"Threads", 0), (found.get(b"RssAnon", 0) + found.get(b"VmSwap", 0)) << 10
 
     def _most_nbytes(self) -> float:
-        """How much of that it may have: what the kernel's limits allow, and what they do not count."""
+        """How much private memory it may have: what the kernel's limits allow, plus what they do not count."""
         try:
             counted, _ = resource.prlimit(self.pid, resource.RLIMIT_DATA)
             stack, _ = resource.prlimit(self.pid, resource.RLIMIT_STACK)
@@ -442,6 +443,6 @@ class Process:
 
 
 def _wait_for(fd: int, ms: float) -> bool:
-    poll = _poll()  # not select(), which knows no high numbers of descriptors
+    poll = _poll()  # not select(), which takes only descriptors below 1024
     poll.register(fd, _READABLE)
     return bool(poll.poll(ms))

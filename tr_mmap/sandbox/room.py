@@ -1,6 +1,6 @@
-"""How much memory this machine has left for copies of inputs. Takes none.
+"""How much memory this machine has left for copies of inputs. Allocates none.
 
-Memory that is shared has no limit of its own: whoever writes more than there is makes the kernel end processes.
+Shared memory has no limit of its own: when a process writes more than the machine has, the kernel kills processes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..errors import OutOfSpace
 
 __all__ = ["check_room", "free_nbytes"]
 
-_LOOK_NBYTES: Final = 64 << 20  # below, a look takes as long as a part of the copy
+_LOOK_NBYTES: Final = 64 << 20  # for smaller copies, the check would take a noticeable part of the time
 _MEMINFO: Final = re.compile(rb"^(?:MemAvailable|SwapFree):\s+(\d+) kB", re.MULTILINE)
 _CACHED: Final = re.compile(rb"^(?:total_)?inactive_file (\d+)", re.MULTILINE)  # which the kernel gives up first
 _NO_LIMIT: Final = 1 << 62
@@ -24,13 +24,14 @@ _GROUPS: Final = (
 
 
 def check_room(nbytes: int, what: str) -> None:
-    """
+    """Refuse to write more memory than the machine has left.
+
     Args:
-        nbytes: that are to be written.
-        what: they are for.
+        nbytes: how many bytes will be written; fewer than 64 MiB are not checked.
+        what: what they are for, for the error.
 
     Raises:
-        OutOfSpace: there is less.
+        OutOfSpace: there is less memory.
     """
     if nbytes < _LOOK_NBYTES:
         return
@@ -44,7 +45,7 @@ def check_room(nbytes: int, what: str) -> None:
 
 
 def free_nbytes() -> int:
-    """What this machine has left, and the control groups that this process sees: its own, and that of its container."""
+    """Bytes that are left on the machine, in this process's control group and in its container's; the least of them."""
     lines = [line.partition(b":")[2].split(b":", 1) for line in _read("/proc/self/cgroup").splitlines()]
     own = {os.fsdecode(path) for _, path in lines if path != b"/"} | {""}
     found = [int(each) << 10 for each in _MEMINFO.findall(_read("/proc/meminfo"))]
@@ -54,7 +55,7 @@ def free_nbytes() -> int:
 
 
 def _left_in(folder: str, limit: str, used: str) -> int:
-    """What a control group has left."""
+    """Bytes that a control group has left."""
     most = _read(f"{folder}/{limit}").strip()
     if not most.isdigit():  # there is no such group, or it has no limit
         return _NO_LIMIT

@@ -1,6 +1,6 @@
-"""Runs one algorithm, inside the contained process. All that it says may be a lie, because the algorithm can change it.
+"""Runs one algorithm, inside the contained process. The host does not trust it, because the algorithm can change it.
 
-The containment is the kernel's. What is here only makes results and errors pleasant.
+The kernel contains the process. This module only hands over inputs, results and errors.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ except ImportError:  # there was no compiler
 __all__ = ["MAX_MAPPINGS", "answer_job", "code_of", "finish", "get_ahead", "mapped", "open_bundle", "print_to"]
 
 _ALIGNMENT: Final = 64
-_POPULATE: Final = 0x8000  # map the pages at once: each fault costs more than a page's copy
+_POPULATE: Final = 0x8000  # MAP_POPULATE maps the pages at once: a fault for each costs more than copying it
 MAX_MAPPINGS: Final = 12
-_F_GET_SEALS: Final = 1034  # fails for files that are no memory
+_F_GET_SEALS: Final = 1034  # fails for files that are not memfds
 
 
 def answer_job(job: Job, inputs_fd: int, outputs_fd: int, loans: Sequence[int] = ()) -> Answer:
-    """Run the work in the inputs' memory, and put its results into the outputs' area."""
+    """Run the work that a job describes, and put its results into the outputs' area."""
     memory = mapped(inputs_fd)
     work = msgspec.json.decode(memory[job.text_offset : job.text_offset + job.text_nbytes], type=Work)
     code = code_of(work, memory, loans)
     try:
         kind = importlib.import_module(f"{__package__}.runners.{work.runner}")
-        if hasattr(kind, "answer"):  # it puts its results into the area by itself
+        if hasattr(kind, "answer"):  # this runner puts its results into the area by itself
             result: Answer = kind.answer(job, work, memory, [inputs_fd, outputs_fd, *loans])
             result.fault = result.fault and shortened(result.fault)
             return result
@@ -66,13 +66,13 @@ def answer_job(job: Job, inputs_fd: int, outputs_fd: int, loans: Sequence[int] =
 
 
 def code_of(work: Work, memory: mmap.mmap, loans: Sequence[int]) -> bytes:
-    """The algorithm's code: a copy."""
+    """A copy of the algorithm's code."""
     source = mapped(loans[work.code_area - 1]) if work.code_area else memory
     return source[work.code_offset : work.code_offset + work.code_nbytes]
 
 
 def open_bundle(bundle: BundleSpec, buffer: mmap.mmap, framework: str) -> dict[str, Any]:
-    """The tensors of a bundle by name, as they lie in a buffer."""
+    """The tensors of a bundle by name, as views of a buffer."""
     return {
         each.name: from_buffer(buffer, dtypes.by_name(each.dtype), each.shape, each.offset, framework)
         for each in bundle.tensors
@@ -80,14 +80,14 @@ def open_bundle(bundle: BundleSpec, buffer: mmap.mmap, framework: str) -> dict[s
 
 
 def get_ahead(ahead: Ahead, inputs_fd: int, outputs_fd: int) -> None:
-    """Map memory for a job that is still to come, and clear what former runs have left of results in it."""
+    """Map memory for a later job, and clear the results of former runs in it."""
     mapped(inputs_fd)
     _numpy_memory.use(outputs_fd, ahead.output_nbytes)
     _numpy_memory.clear(outputs_fd, ahead.expected_nbytes)
 
 
 def finish(job: Job, work: Work, outputs_fd: int, run: Callable[[], Any]) -> Answer:
-    """Let an algorithm run, and put what it gives into the outputs' area.
+    """Run an algorithm, and put its results into the outputs' area.
 
     Raises:
         BaseException: what the algorithm raised; answer_job makes a fault of it.
@@ -102,18 +102,18 @@ def finish(job: Job, work: Work, outputs_fd: int, run: Callable[[], Any]) -> Ans
     return answer
 
 
-_mappings: dict[tuple[int, int], mmap.mmap] = {}  # by device and inode: a process that is kept gets them again
+_mappings: dict[tuple[int, int], mmap.mmap] = {}  # by device and inode: a kept process gets the same areas again
 
 
 def mapped(fd: int) -> mmap.mmap:
-    """All of a file, to read."""
+    """A read-only mapping of a whole file, from a cache of the last ones."""
     status = os.fstat(fd)
     key = status.st_dev, status.st_ino
     found = _mappings.pop(key, None)
     if found is None:
-        flags = mmap.MAP_SHARED | (_POPULATE if _is_memory(fd) else 0)  # a file may be larger than what is needed
+        flags = mmap.MAP_SHARED | (_POPULATE if _is_memory(fd) else 0)  # a file on a disk may be larger than needed
         found = mmap.mmap(fd, 0, flags=flags, prot=mmap.PROT_READ)
-    _mappings[key] = found  # the last one
+    _mappings[key] = found  # the most recently used is the last
     if len(_mappings) > MAX_MAPPINGS:
         del _mappings[next(iter(_mappings))]
     return found
@@ -127,7 +127,7 @@ def _is_memory(fd: int) -> bool:
 
 
 class _Printed(io.RawIOBase):
-    """Takes what is printed, up to the size of a descriptor's file, and drops the rest."""
+    """A stream that writes into a file, up to the file's present size, and drops the rest."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -146,7 +146,7 @@ class _Printed(io.RawIOBase):
 
 
 def print_to(fd: int) -> None:
-    """Let all that is printed, by native code too, go to a file."""
+    """Redirect stdout and stderr to a file, for native code too."""
     for number in (1, 2):
         os.dup2(fd, number)
     raw = _Printed(1)
@@ -155,14 +155,14 @@ def print_to(fd: int) -> None:
 
 
 class _Arena:
-    """The second half of the outputs' area, in which numpy allocates; the first half is for what has to be copied."""
+    """The second half of the outputs' area, in which numpy allocates. The first half is for results that are copied."""
 
     def __init__(self) -> None:
         self._file = (0, 0)
         self._start = 0
 
     def use(self, fd: int, nbytes: int) -> None:
-        """Let numpy allocate there, if the area has room for it."""
+        """Let numpy allocate in the second half of an area, if it has one."""
         if _arena is None or not nbytes:
             return
         status = os.fstat(fd)
@@ -174,7 +174,7 @@ class _Arena:
         self._file = status.st_dev, status.st_ino
 
     def clear(self, fd: int, expected_nbytes: int) -> None:
-        """Make all of an area zeros, and map so many bytes of its second half, if numpy allocates there."""
+        """Fill an area with zeros; if numpy allocates there, also map ``expected_nbytes`` of its second half."""
         status = os.fstat(fd)
         is_ours = (status.st_dev, status.st_ino) == self._file
         middle = self._start if is_ours else status.st_size
@@ -189,7 +189,7 @@ class _Arena:
             _arena.clear(expected, expected)
 
     def offset_of(self, array: np.ndarray[Any, Any]) -> int | None:
-        """Where in the area an array lies already; None if it has to be copied."""
+        """The offset in the area at which an array lies; None if it lies elsewhere, and must be copied."""
         if _arena is None or not array.nbytes or not array.flags.c_contiguous or not is_little_endian(array):
             return None
         offset = _arena.offset_of(array.ctypes.data, array.nbytes)

@@ -1,4 +1,4 @@
-"""Runs that go on, by the ids of their requests, so that another thread can end one. Starts none."""
+"""The runs that go on, by the ids of their requests, so that another thread can cancel one. Starts none."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def cancelled(request: ComputeRequest) -> RunCancelled:
 
 
 class Run:
-    """One run of a request, in one process after the other if something outside ends them.
+    """One run of a request. It has several processes, one after the other, if they are killed from outside.
 
     Args:
-        request: None for a run that nobody can name, as the check of an algorithm is.
+        request: None for a run that cannot be cancelled: the check of an algorithm.
     """
 
     def __init__(self, request: ComputeRequest | None = None) -> None:
@@ -47,21 +47,21 @@ class Run:
         self.deadline_s = request.deadline_s if request is not None else None
 
     def enter(self, process: _Killable) -> None:
-        """Let this process be ended when the run is cancelled, until :meth:`leave`.
+        """From now until :meth:`leave`, a cancellation kills this process.
 
         Raises:
-            RunCancelled: it was, before.
-            DeadlineExceeded: it comes too late.
+            RunCancelled: the run was cancelled before.
+            DeadlineExceeded: its deadline is over.
         """
         with self._lock:
             self.check()
             self._process = process
 
     def leave(self) -> None:
-        """From here on nobody signals the process, whose descriptor may be closed.
+        """From now on a cancellation does not touch the process, whose descriptors may be closed.
 
         Raises:
-            RunCancelled: it was, meanwhile.
+            RunCancelled: the run was cancelled meanwhile.
         """
         with self._lock:
             self._process = None
@@ -69,29 +69,31 @@ class Run:
 
     @property
     def is_registered(self) -> bool:
-        """Whether nobody has unregistered its algorithm since the request was made."""
+        """Whether its algorithm is still registered."""
         return self._request is None or not self._request.is_unregistered
 
     def check(self) -> None:
-        """
+        """Raise if the run must not go on.
+
         Raises:
             RunCancelled: it was cancelled.
-            DeadlineExceeded: it is too late for it.
+            DeadlineExceeded: its deadline is over.
         """
         self.check_cancelled()
         if self.deadline_s is not None and time.monotonic() >= self.deadline_s:
             raise deadline_exceeded(self.deadline_s, "before its turn")
 
     def check_cancelled(self) -> None:
-        """
+        """Raise if the run was cancelled.
+
         Raises:
-            RunCancelled: it was cancelled.
+            RunCancelled: it was.
         """
         if self._request is not None and (self._is_cancelled or self._request.is_cancelled):
             raise cancelled(self._request)
 
     def cancel(self) -> None:
-        """Let it raise RunCancelled, now or before it begins. Any thread may call it."""
+        """Cancel the run: it raises RunCancelled, at once or before it begins. Any thread may call this."""
         with self._lock:
             self._is_cancelled = True
             if self._process is not None:
@@ -99,14 +101,14 @@ class Run:
 
 
 class Runs:
-    """Those of one executor. Threads may use it at once."""
+    """The runs of one executor. Threads may use it at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._runs: dict[str, Run] = {}
 
     def begin(self, request: ComputeRequest) -> Run:
-        """A run of a request, until :meth:`end`.
+        """Begin a run of a request; it is listed until :meth:`end`.
 
         Raises:
             ValueError: another run has the same id.
@@ -119,12 +121,12 @@ class Runs:
         return run
 
     def end(self, request: ComputeRequest) -> None:
-        """A run goes on no more."""
+        """Remove a run that has ended."""
         with self._lock:
             del self._runs[request.id]
 
     def cancel(self, request_id: str) -> bool:
-        """End a run; returns whether there was one."""
+        """Cancel a run; returns whether there was one."""
         with self._lock:
             run = self._runs.get(request_id)
         if run is None:

@@ -1,8 +1,8 @@
-"""The filter of system calls: which a contained worker may make, and how that becomes a program for the kernel.
+"""The filter of system calls: which ones a contained process may make, as a program for the kernel.
 
-What is not allowed fails with EPERM, so that the algorithm's own error says what it tried. ``clone3`` fails with
+A call that is not allowed fails with EPERM, so that the algorithm's own error says what it tried. ``clone3`` fails with
 ENOSYS, because its flags are in memory, which a filter cannot read: the C library then uses ``clone``, whose flags the
-filter sees. Never applies anything by itself; see ``layers.py``.
+filter sees. Only builds the filter; ``layers.py`` installs it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["ALLOWED", "FilterProgram", "build_filter"]
 
 # -- what is allowed --------------------------------------------------------------------------------------------------
 
-# Not here, because Landlock does not look at them: what changes a file's mode, owner, times or attributes. Not here
-# either: sendfile, splice, tee and vmsplice, which give pages, not copies, to what outlives the process, and would show
-# there what others have in these pages later. Callers of sendfile copy where it is refused.
+# Left out, because Landlock does not check them: calls that change a file's mode, owner, times or attributes. Left out
+# too: sendfile, splice, tee and vmsplice. They give pages, not copies, to pipes and sockets that may outlive the
+# process, and would show what later users of these pages write there. Callers of sendfile copy when it is refused.
 _FILES: Final = (
     "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range open openat "
     "openat2 creat stat fstat lstat newfstatat statx readlink readlinkat access faccessat faccessat2 getdents "
@@ -27,10 +27,10 @@ _FILES: Final = (
     "mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 umask copy_file_range statfs fstatfs "
     "readahead "
 )
-# Landlock does not look at them either, so they would tell of files that were not granted. EOPNOTSUPP is what file
-# systems say that have none, which shutil knows.
+# Landlock does not check these either, so they would reveal files that were not granted. They fail with EOPNOTSUPP, as
+# on a file system without attributes, which shutil handles.
 _ATTRIBUTES: Final = ["getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr"]
-# Not here: mbind, whose policy stays with shared memory that others get later.
+# Left out: mbind, whose policy stays with shared memory that other processes get later.
 _MEMORY: Final = "munmap mremap mprotect madvise brk msync mincore membarrier get_mempolicy set_mempolicy "
 _THREADS: Final = (
     "futex futex_waitv set_robust_list rseq set_tid_address sched_yield "
@@ -38,7 +38,7 @@ _THREADS: Final = (
     "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend sigaltstack "
     "restart_syscall pause arch_prctl "
 )
-# Not here: timer_create, whose timers may send SIGCONT to a process that its host has stopped.
+# Left out: timer_create, whose timers may send SIGCONT to a process that its host has stopped.
 _TIME: Final = (
     "nanosleep gettimeofday time times getrusage getitimer setitimer alarm "
     "timerfd_create timerfd_settime timerfd_gettime "
@@ -47,7 +47,7 @@ _WAITING: Final = (
     "poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd "
     "eventfd2 sendmsg recvmsg sendto recvfrom shutdown getsockopt getsockname getpeername "
 )
-# Not here: capget, which tells in memory whose.
+# Left out: capget, because the pid that it asks about is in memory, which a filter cannot read.
 _SELF: Final = (
     "uname sysinfo getrandom getpid gettid getppid getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp "
     "getrlimit "
@@ -57,10 +57,10 @@ ALLOWED: Final = frozenset((_FILES + _MEMORY + _THREADS + _TIME + _WAITING + _SE
 
 _FREQUENT: Final = frozenset({"futex", "read", "munmap", "write"})
 _SHARED_ANONYMOUS: Final = 0x21
-_GROWS_DOWN: Final = 0x100  # memory that the kernel counts as a stack, so for no limit
-_O_TRUNC, _O_ACCMODE = 0x200, 0x3  # and an access mode of 3, which is neither reading nor writing, and truncates too
-_OPENING: Final = (("open", 1), ("openat", 2))  # and where their flags are
-_HIDDEN_FLAGS: Final = ("openat2",)  # its flags are in memory
+_GROWS_DOWN: Final = 0x100  # the kernel counts such memory as a stack, and so for no limit
+_O_TRUNC, _O_ACCMODE = 0x200, 0x3  # an access mode of 3 allows neither reading nor writing, but O_TRUNC works with it
+_OPENING: Final = (("open", 1), ("openat", 2))  # each with the index of its argument that has the flags
+_HIDDEN_FLAGS: Final = ("openat2",)  # its flags are in memory, which a filter cannot read
 _NETWORK: Final = (
     "bind connect listen accept accept4 sendmmsg recvmmsg "  # beside socket() and setsockopt(), see build_filter
 )
@@ -70,12 +70,12 @@ _CLONE_THREAD: Final = 0x00010000
 _NEW_NAMESPACES: Final = 0x7E020080  # CLONE_NEWNS to CLONE_NEWNET and CLONE_NEWTIME
 # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
 _HARMLESS_IOCTLS: Final = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_GET_SEALS. None that lets the kernel signal another
-# process, none that locks what others use.
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_GET_SEALS. None of them makes the kernel signal
+# another process, or locks a file that others use.
 _HARMLESS_FCNTLS: Final = (0, 1, 2, 3, 4, 1030, 1034)
 _HARMLESS_PRCTLS: Final = (15, 16, 0x53564D41)  # PR_SET_NAME, PR_GET_NAME, PR_SET_VMA
-# They ask about one process: which argument has its number, and the error for others than one's own. C libraries ask
-# for the cores of a thread too, and go on without them where the call is not known.
+# These ask about one process: the index of the argument with its pid, and the error if that is another process. ENOSYS
+# for sched_getaffinity, because C libraries call it for threads and can do without it.
 _OF_ONE_PROCESS: Final = {
     "getpgid": (0, errno.EPERM),
     "getsid": (0, errno.EPERM),
@@ -84,13 +84,13 @@ _OF_ONE_PROCESS: Final = {
     "sched_getscheduler": (0, errno.EPERM),
     "sched_getaffinity": (0, errno.ENOSYS),
 }
-_OF_A_CLOCK: Final = ("clock_gettime", "clock_getres", "clock_nanosleep")  # the first argument; see _clocks
+_OF_A_CLOCK: Final = ("clock_gettime", "clock_getres", "clock_nanosleep")  # the first argument is a clock; see _clocks
 
 # -- the program ------------------------------------------------------------------------------------------------------
 
 _LOAD, _AND, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _JUMP_IF_ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
-_X32: Final = 0x40000000  # the second, older set of numbers on x86-64
+_X32: Final = 0x40000000  # numbers from here on are those of the x32 ABI on x86-64, which would bypass the list
 
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 
@@ -121,7 +121,7 @@ class _Assembler:
         self.add(_RETURN, action)
 
     def allow_if(self, number: int, argument: int, tests: Iterable[tuple[int, int]], otherwise: int) -> None:
-        """For one call: allow it if one of the tests of an argument's low word is true; else do ``otherwise``."""
+        """For one call: allow it if one of the tests of an argument's low 32 bits is true; else do ``otherwise``."""
         checks = list(tests)
         self.add(_JUMP_IF_EQUAL, number, 0, len(checks) + 3)
         self.load(_ARGUMENTS + 8 * argument)
@@ -148,10 +148,10 @@ def build_filter(
     Args:
         machine: AUDIT_ARCH of this machine.
         numbers: of the system calls, by name.
-        pid: of the process, which may signal only itself, and neither kill nor stop itself.
+        pid: of the process. It may signal only itself, and neither kill nor stop itself.
         more: names of further calls to allow.
-        has_network: whether it may make sockets of the internet's protocols; never others.
-        guards_sizes: whether to refuse what truncates a file that it may not write, because nothing else does.
+        has_network: whether it may make IPv4 and IPv6 sockets. Other sockets are never allowed.
+        guards_sizes: whether to refuse calls that truncate a file, because no other layer does.
     """
     denied = _ERRNO | errno.EPERM
     program = _Assembler()
@@ -203,8 +203,8 @@ def build_filter(
     if "clone3" in numbers and "clone3" not in allowed:
         program.add(_JUMP_IF_EQUAL, numbers["clone3"], 0, 1)
         program.give(_ERRNO | errno.ENOSYS)
-    # A signal to itself; but not one that would make its end look like that of a process killed from outside, nor one
-    # that only its host can undo.
+    # A signal to itself. Not SIGKILL, after which it would look as if killed from outside; not SIGSTOP, which only the
+    # host could undo.
     program.add(_JUMP_IF_EQUAL, numbers["tgkill"], 0, 7)
     program.load(_ARGUMENTS)
     program.add(_JUMP_IF_EQUAL, pid, 0, 3)
@@ -232,7 +232,7 @@ def build_filter(
         ("fcntl", 1, _HARMLESS_FCNTLS),
     ):
         program.allow_if(numbers[name], argument, [(_JUMP_IF_EQUAL, each) for each in harmless], denied)
-    # Its third argument is an address, 64 bits long; none only asks. It may ask of itself only.
+    # It may only read limits (the third argument, a 64-bit address of new limits, is 0), and only its own.
     program.add(_JUMP_IF_EQUAL, numbers["prlimit64"], 0, 9)
     program.load(_ARGUMENTS)
     program.add(_JUMP_IF_EQUAL, 0, 1, 0)
@@ -248,10 +248,10 @@ def build_filter(
 
 
 def _clocks(pid: int) -> list[tuple[int, int]]:
-    """Tests of a clock's number: those that all have, and those of this process and its threads.
+    """Tests of a clock's number: the system's clocks, and those of this process and its threads.
 
-    The clock of a process has the complement of its pid, see clock_getcpuclockid(3). The kernel keeps those of threads,
-    which have the bit 4, to their own process.
+    The number of a process's clock has the complement of its pid, see clock_getcpuclockid(3). Clocks of threads have
+    the bit 4; the kernel lets only their own process read them.
     """
     return [
         (_JUMP_IF_ANY_BIT, 4),

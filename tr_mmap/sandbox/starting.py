@@ -1,4 +1,4 @@
-"""Starts a host's zygote, and ends it. Knows nothing of its children."""
+"""Starts the zygote of a host, and ends it. Does not handle the zygote's children."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .zygote import Settings
 
 __all__ = ["end_zygote", "expect_ready", "find_interpreter", "module_paths", "start_zygote"]
 
-_END_S: Final = 5.0  # in which a zygote ends its children and itself, on a busy machine
-# Where modules are comes in a file too, as no variable that the algorithms could see.
+_END_S: Final = 5.0  # enough for a zygote to end its children and itself on a busy machine
+# The paths of modules come in the settings' file, not in an environment variable, which the algorithms could read.
 _ZYGOTE: Final = (
     "import json, sys\n"
     "paths = json.load(open(int(sys.argv[2]), closefd=False))['module_paths']\n"
@@ -34,13 +34,13 @@ _ZYGOTE: Final = (
 
 
 def find_interpreter(python: str | None = None) -> str:
-    """The path of the Python that is to run the zygote.
+    """The path of the Python that runs the zygote.
 
     Args:
-        python: its path or name; None for the usual one.
+        python: its path or name; None for that of ``TR_PYTHON``, else this program's.
 
     Raises:
-        SandboxBroken: there is none.
+        SandboxBroken: there is no such interpreter.
     """
     try:
         way = f"give python='/path/to/python', or set {PYTHON_VARIABLE}"
@@ -50,7 +50,7 @@ def find_interpreter(python: str | None = None) -> str:
 
 
 def module_paths(python: str) -> list[str]:
-    """Where the zygote finds this package, and what the host finds beside what its interpreter has by itself."""
+    """The paths where the zygote finds this package, and all modules that the host finds; none for another Python."""
     own = str(Path(__file__).parents[2])
     if os.path.realpath(python) != os.path.realpath(sys.executable or ""):
         return []  # it has its own packages, perhaps for another version
@@ -58,10 +58,10 @@ def module_paths(python: str) -> list[str]:
 
 
 def expect_ready(end: socket.socket) -> Ready:
-    """The zygote's first message.
+    """Wait for the zygote's first message.
 
     Raises:
-        SandboxBroken: it does not come.
+        SandboxBroken: the zygote has ended, or sends nothing in time.
     """
     try:
         data, _ = receive(end)
@@ -73,7 +73,7 @@ def expect_ready(end: socket.socket) -> Ready:
 
 
 def start_zygote(python: str, end: socket.socket, settings: Settings, cores: int | None) -> subprocess.Popen[bytes]:
-    """Start a zygote that has this end of a socket pair."""
+    """Start a zygote, and give it this end of a socket pair and its settings."""
     usable = len(os.sched_getaffinity(0))
     threads = str(min(cores or usable, usable))
     environment = {
@@ -82,7 +82,7 @@ def start_zygote(python: str, end: socket.socket, settings: Settings, cores: int
         "OPENBLAS_NUM_THREADS": threads,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "JOBLIB_MULTIPROCESSING": "0",  # it has neither processes nor named semaphores, so n_jobs=2 is as 1
+        "JOBLIB_MULTIPROCESSING": "0",  # processes and named semaphores are not allowed, so n_jobs=2 must act as 1
         "LANG": "C.UTF-8",
     }
     with (
@@ -109,7 +109,7 @@ def end_zygote(zygote: subprocess.Popen[bytes]) -> None:
     Raises:
         SandboxBroken: the kernel does not end it.
     """
-    zygote.send_signal(signal.SIGCONT)  # one that was stopped sees only then that it is to end
+    zygote.send_signal(signal.SIGCONT)  # a stopped zygote could not see that its socket was closed
     try:
         zygote.wait(_END_S)
     except subprocess.TimeoutExpired:

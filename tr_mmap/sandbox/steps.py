@@ -1,7 +1,7 @@
-"""Runs as generators, so that whoever goes through one chooses who waits between its steps: a thread, or an event loop.
+"""Work as a generator of steps, so that either a thread or an event loop can wait between them. Knows no runs.
 
-A generator of steps yields what it waits for, :data:`SLOW` before something that takes long, or :class:`Later` what is
-to be done once its result is told. It returns the result. Knows no run.
+A generator yields a :class:`Wait` when it must wait, :data:`SLOW` before something that takes long, and a
+:class:`Later` with something to do after its result was delivered. It returns the result.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ..base.unpatched import unpatched
 __all__ = ["LOOK_MS", "SLOW", "InLoop", "Later", "Slow", "Steps", "Turns", "Wait", "finish", "slow"]
 
 LOOK_MS: Final = 50.0
-"""How long a step waits at most before it looks whether a limit was reached."""
+"""Milliseconds that a step waits at most before it checks whether a limit was reached."""
 
 _T = TypeVar("_T")
 _poll: Final = unpatched("select", "poll")
 
 
 class Wait(NamedTuple):
-    """Until a descriptor can be read, or the time is over.
+    """Wait until a descriptor can be read, or the time is over.
 
     Attributes:
-        fds: any of them; a loop may look at the first one only, and at the others when the time is over.
-        ms: how long.
+        fds: any of these; an event loop may watch only the first one, and check the others when the time is over.
+        ms: milliseconds.
     """
 
     fds: tuple[int, ...]
@@ -42,11 +42,11 @@ class Slow:
 
 
 SLOW: Final = Slow()
-"""What comes next may take long, and keeps its thread."""
+"""What comes next may take long, and blocks its thread."""
 
 
 class Later(NamedTuple):
-    """What is to be done behind the end; whoever is told the result may begin the next run before. At most one."""
+    """Something to do after the result was delivered, when the next run may have begun already. At most one."""
 
     do: Callable[[], None]
 
@@ -55,13 +55,13 @@ Steps: TypeAlias = Generator[Wait | Slow | Later, None, _T]
 
 
 def slow(do: Callable[[], _T]) -> Steps[_T]:
-    """One slow step, and what it gives."""
+    """A generator with one slow step that calls a function."""
     yield SLOW
     return do()
 
 
 def finish(steps: Steps[_T]) -> _T:
-    """Go through all steps that are left, in this thread; returns what they return, and raises what they raise."""
+    """Go through all remaining steps in this thread. Returns what they return, and raises what they raise."""
     interruption: BaseException | None = None
     poll = _poll()
     fds: tuple[int, ...] = ()
@@ -82,28 +82,28 @@ def finish(steps: Steps[_T]) -> _T:
                 for fd in fds:
                     poll.register(fd, select.POLLIN)
             poll.poll(step.ms)
-        except BaseException as error:  # a signal handler has raised it, and the steps have to clean up
+        except BaseException as error:  # raised by a signal handler: pass it to the steps, which clean up
             interruption = error
 
 
 class Turns:
-    """What runs in one event loop wait for. All of it is used in the loop's thread.
+    """What the generators in one event loop wait for. Use it only in the loop's thread.
 
     Args:
-        loop: that runs in this thread.
+        loop: the loop, which runs in this thread.
         threads: for slow steps.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, threads: Executor) -> None:
         self.loop = loop
         self.threads = threads
-        self._readers: dict[int, InLoop[Any]] = {}  # by descriptor: who waits for it, or has waited last
+        self._readers: dict[int, InLoop[Any]] = {}  # by descriptor: the turn that waits for it, or has waited last
         self._looks = Delay(loop, LOOK_MS / 1000)
 
     def wait(self, step: Wait, turn: InLoop[Any]) -> Callable[[], object]:
-        """Let a turn go on when a descriptor can be read, or the time is over. Returns what cancels the latter."""
+        """Let a turn go on when a descriptor can be read, or the time is over. Returns what cancels the timer."""
         fd = step.fds[0]
-        if fd not in self._readers:  # else the turn that has waited for it last ends just now
+        if fd not in self._readers:  # else the turn that has waited for it last is about to leave it
             self.loop.add_reader(fd, self._go_on, fd)
         self._readers[fd] = turn
         if step.ms >= LOOK_MS:
@@ -112,7 +112,7 @@ class Turns:
         return self.loop.call_later(step.ms / 1000, turn.go_on).cancel
 
     def leave(self, step: Wait, turn: InLoop[Any]) -> None:
-        """A turn does not wait for a descriptor any more."""
+        """Stop waiting for a descriptor, unless another turn waits for it by now."""
         fd = step.fds[0]
         if self._readers.get(fd) is turn:
             del self._readers[fd]
@@ -123,13 +123,13 @@ class Turns:
 
 
 class InLoop(Generic[_T]):
-    """Goes through steps in the thread of an event loop, and through what is left from a slow one on in another.
+    """Goes through steps in the thread of an event loop; from the first slow step on, in another thread.
 
     Args:
         turns: of the loop.
         steps: to go through.
-        on_end: is called in the loop's thread, never within :meth:`begin`, with what the steps have returned, or
-            with what they have raised.
+        on_end: called in the loop's thread, after :meth:`begin` has returned, with the result and None, or with None
+            and the error.
     """
 
     __slots__ = ("_cancel", "_later", "_on_end", "_steps", "_turns", "_wait")
@@ -143,11 +143,11 @@ class InLoop(Generic[_T]):
         self._later: Callable[[], None] | None = None
 
     def begin(self) -> None:
-        """Go through the steps up to the first that waits."""
+        """Go through the steps up to the first that waits or is slow."""
         self._go(lambda result, error: self._turns.loop.call_soon(self._on_end, result, error))
 
     def go_on(self) -> None:
-        """What it has waited for is there, or the time is over."""
+        """Continue: the descriptor can be read, or the time is over."""
         assert self._cancel is not None
         self._cancel()
         self._go(self._on_end)
@@ -171,15 +171,15 @@ class InLoop(Generic[_T]):
             else:
                 self._do_later()
                 self._leave(tell)
-        finally:  # not before: the next turn may wait for the same
+        finally:  # not earlier: the next step may wait for the same descriptor
             if former is not None and (self._wait is None or self._wait.fds[0] != former.fds[0]):
                 self._turns.leave(former, self)
 
     def _leave(self, tell: Callable[[Any, BaseException | None], object]) -> None:
-        """What is left of the steps to another thread."""
+        """Hand the remaining steps to another thread."""
         try:
             self._turns.threads.submit(finish, self._steps).add_done_callback(self._tell)
-        except RuntimeError as error:  # they were shut down
+        except RuntimeError as error:  # the threads were shut down
             self._steps.close()
             tell(None, error)
 
@@ -197,8 +197,8 @@ class InLoop(Generic[_T]):
             do()
 
     def _tell(self, done: Future[_T]) -> None:
-        """In the other thread."""
-        if done.cancelled():  # it was shut down, and nobody waits any more
+        """Deliver the result to the loop; runs in the other thread."""
+        if done.cancelled():  # the threads were shut down, and nobody waits any more
             return
         error = done.exception()
         result = None if error is not None else done.result()

@@ -1,7 +1,7 @@
 """The executor of kind ``"torch"``: models and Python source on torch tensors, always contained.
 
-The host opens no model: what is in one, pickles included, is read in a contained process only. It imports torch only if
-its caller has, and gives torch tensors to those who gave some.
+The host opens no model: a contained process reads its content, pickles too. The host imports torch only if its caller
+has imported it, and returns torch tensors if the caller gave some.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TorchExecutor(ContainedExecutor):
         """Results are torch tensors if one of the inputs is; else they are arrays."""
         response = super()._respond(request, outputs, done, inputs)
         if _has_torch(request):
-            # Who has a process that is kept, or bytes, must not see what the caller stores into a tensor.
+            # If the process is kept, or the buffer is bytes, the caller's stores into a tensor must not reach them.
             is_own = not request.algorithm.is_reused and not self._must_copy
             response.outputs = _with_torch(outputs, done.answer, is_own=is_own)
         return response
@@ -63,7 +63,7 @@ def _has_torch(request: ComputeRequest) -> bool:
 
 
 def _with_torch(outputs: dict[str, Any], answer: Answer, *, is_own: bool) -> dict[str, Any]:
-    """The outputs with torch tensors in the arrays' place, in the same memory if only this process has it."""
+    """The outputs with torch tensors instead of arrays: in the same memory with ``is_own``, else copies."""
     found = dict(outputs)
     for spec in answer.tensors:
         array, dtype = outputs[spec.name], dtypes.by_name(spec.dtype)

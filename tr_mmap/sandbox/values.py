@@ -1,8 +1,8 @@
-"""The values that go in and out beside tensors: what JSON has, and nothing that JSON would quietly make another of.
+"""The inputs and outputs that are not tensors: JSON values, and nothing that JSON would silently change.
 
-A process may write JSON of any depth, and each parser here calls itself once for each level of it. How deep Python lets
-it go is a number that any program may change, and says nothing of the stack that the thread has. So the depth of what
-a process has written is looked at first, by a loop.
+A contained process may write JSON of any depth, and JSON parsers recurse once for each level. Python's recursion limit
+does not protect the stack: any program may change it, and it does not depend on the thread's stack. So the depth of
+what a process has written is checked first, by a loop.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class _Bad(Exception):
     """A value that JSON lacks.
 
     Attributes:
-        kind: of the error for it.
+        kind: the class of the error to raise for it.
         text: what is wrong.
-        path: to it, innermost first.
+        path: the indices and keys that lead to it, innermost first.
     """
 
     def __init__(self, kind: type[Exception], text: str) -> None:
@@ -42,17 +42,19 @@ class _Bad(Exception):
 
 
 def check_depth(text: bytes, depth: int) -> None:
-    """
+    """Refuse JSON that is nested too deeply for a parser.
+
     Args:
-        text: JSON, or what pretends to be.
-        depth: how many lists and dictionaries may be within each other.
+        text: JSON, or anything else.
+        depth: how many lists and dictionaries may be nested.
 
     Raises:
-        ValueError: more are, as far as a parser would come.
+        ValueError: a parser would find more of them nested.
     """
-    if text.count(b"[") + text.count(b"{") <= depth:  # of most, and a hundred times as fast
+    if text.count(b"[") + text.count(b"{") <= depth:  # true for most, and a hundred times as fast
         return
-    # Outside of texts no parser goes on behind a backslash. In them, one hides a backslash or the end of the text.
+    # In a text, a backslash escapes a backslash or the quote; these pairs are removed. Outside of texts, a parser stops
+    # at a backslash, so what follows there does not matter.
     marks = np.frombuffer(text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS), np.uint8)
     is_text = np.bitwise_xor.accumulate(marks == _MARKS[0])
     if np.cumsum(np.where(is_text, 0, _STEPS[marks]), dtype=np.int32).max(initial=0) > depth:
@@ -60,10 +62,10 @@ def check_depth(text: bytes, depth: int) -> None:
 
 
 def parse_values(text: bytes) -> dict[str, Any]:
-    """The values by name that a process has written as JSON.
+    """Parse the JSON of values by name that a process has written.
 
     Raises:
-        ValueError: they are none, or nested deeper than :func:`plain` lets any be.
+        ValueError: it is not that, or is nested deeper than :func:`plain` allows.
     """
     check_depth(text, MAX_DEPTH + 1)
     try:
@@ -74,11 +76,11 @@ def parse_values(text: bytes) -> dict[str, Any]:
 
 
 def plain(value: Any, where: str) -> Any:
-    """The value, if JSON has it; tuples become lists, and numbers of numpy become Python's.
+    """Check that JSON can hold a value, and return it; tuples become lists, and numpy's numbers become Python's.
 
     Args:
-        value: to look at.
-        where: what it is, for errors.
+        value: the value.
+        where: a name for it, for errors.
 
     Raises:
         TypeError: JSON has no such type.

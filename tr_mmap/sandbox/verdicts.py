@@ -1,4 +1,4 @@
-"""What the end of a contained process, or what it says of itself, means for the user of a run: one typed error."""
+"""The error that a run's user gets for the end of a contained process, or for the fault that it reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CRASHES: Final[dict[int, str]] = {
 
 
 class Died(Exception):
-    """Something outside ended the process, or its zygote has ended. It may be tried again in another one.
+    """Something outside killed the process, or its zygote has ended. The run may be tried again in another process.
 
     Attributes:
         had_job: whether the algorithm may have begun.
@@ -57,14 +57,14 @@ def ending(status: int, limits: Limits) -> Exception:
 
 
 def forged(why: Exception) -> AlgorithmError:
-    """The error for an answer that no process of ours would give."""
+    """The error for an answer that our runner would not give: the algorithm has changed it."""
     return AlgorithmError(f"the algorithm's process gave an answer that is none of ours: {why}", type="ForgedAnswer")
 
 
 def exceeded(limits: Limits, name: str) -> LimitExceeded:
     """The error for a limit that was reached."""
     value = getattr(limits, name)
-    if value is None:  # of disk_nbytes alone; told() sees to the others
+    if value is None:  # only disk_nbytes: told() does not pass on other limits that are None
         value = DISK_NBYTES
     return LimitExceeded(
         f"the algorithm needed more than {name}={_shown(value)}; it was ended. Raise that limit if it may have more",
@@ -85,12 +85,12 @@ def _shown(value: float) -> str:
 
 
 def told(fault: Fault, limits: Limits, more: tuple[str, ...]) -> LimitExceeded | NotAllowed | AlgorithmError:
-    """The error for a fault that the process itself tells, which may say what it likes.
+    """The error for a fault that the process reports. It may report anything, so only known limits and rules count.
 
     Args:
-        fault: what it tells.
+        fault: the report.
         limits: of the run.
-        more: limits that its kind keeps itself.
+        more: further limits that the runner of this kind enforces and reports.
     """
     kept = {name for name in (*_SELF_KEPT, *more) if name != "fuel" or limits.fuel is not None}
     if fault.kind == "limit" and fault.type in kept:

@@ -1,4 +1,4 @@
-"""Runs that wait for a free worker thread, the one of the highest priority first. Knows no executors."""
+"""A queue of runs that wait for a free thread, the highest priority first. Knows no executors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 
 def closed() -> SandboxBroken:
-    """The error for a run that nobody will begin any more."""
+    """The error for a run of a sandbox that was closed."""
     return SandboxBroken("the sandbox was closed; make a new one")
 
 
@@ -30,8 +30,8 @@ class WaitingRuns(Generic[_T]):
         max_workers: how many run at once.
 
     Raises:
-        TypeError: it is no whole number.
-        ValueError: none would.
+        TypeError: ``max_workers`` is not a whole number.
+        ValueError: ``max_workers`` is below 1.
     """
 
     def __init__(self, max_workers: int) -> None:
@@ -42,8 +42,8 @@ class WaitingRuns(Generic[_T]):
         self._max_workers = max_workers
         lock = threading.RLock()
         self._changed = threading.Condition(lock)
-        self._deadlines = threading.Condition(lock)  # there is a new one, or the queue was closed
-        self._watcher: threading.Thread | None = None  # while something with a deadline waits
+        self._deadlines = threading.Condition(lock)  # notified of a new deadline, and when the queue is closed
+        self._watcher: threading.Thread | None = None  # runs while a run with a deadline waits
         self._queue: list[tuple[int, int, float | None, Future[_T], Callable[[], _T]]] = []
         self._numbers = itertools.count()
         self._threads: list[threading.Thread] = []
@@ -54,9 +54,9 @@ class WaitingRuns(Generic[_T]):
         """Queue a run.
 
         Args:
-            run: does it.
-            priority: the higher, the sooner; of the same, the first that came.
-            deadline_s: by the monotonic clock: a run that has not begun by then gets DeadlineExceeded.
+            run: a function that does the run.
+            priority: the highest comes first; of the same priority, the first that was queued.
+            deadline_s: a moment by ``time.monotonic``: a run that still waits then gets DeadlineExceeded.
 
         Raises:
             SandboxBroken: the queue was closed.
@@ -66,7 +66,7 @@ class WaitingRuns(Generic[_T]):
             if self._is_closed:
                 raise closed()
             heapq.heappush(self._queue, (-priority, next(self._numbers), deadline_s, future, run))
-            # A thread is idle until it wakes, so what is queued already may be for it.
+            # A thread counts as idle until it wakes, so each run that is queued already may be for an idle thread.
             if len(self._queue) > self._idle and len(self._threads) < self._max_workers:
                 thread = threading.Thread(target=self._work, name="tr_mmap-sandbox", daemon=True)
                 self._threads.append(thread)
@@ -80,14 +80,14 @@ class WaitingRuns(Generic[_T]):
         return future
 
     def close(self) -> None:
-        """Cancel what has not begun, and wait for what has. Idempotent."""
+        """Cancel the runs that wait, and wait for those that have begun. Idempotent."""
         self.end()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
 
     def end(self) -> None:
-        """Cancel what has not begun. Idempotent."""
+        """Cancel the runs that wait. Idempotent."""
         with self._changed:
             self._is_closed = True
             waiting, self._queue = self._queue, []
@@ -97,7 +97,7 @@ class WaitingRuns(Generic[_T]):
             future.cancel()
 
     def _watch(self) -> None:
-        """End what waits at its deadline, though no thread is free. Returns when nothing with a deadline waits."""
+        """End runs that still wait at their deadline. The thread ends when no run with a deadline waits."""
         while True:
             with self._changed:
                 now_s = time.monotonic()

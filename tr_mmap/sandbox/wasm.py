@@ -1,9 +1,9 @@
-"""The executor of kind ``"wasm"``: modules of WebAssembly, in an engine that is contained itself.
+"""The executor of kind ``"wasm"``: WebAssembly modules, in an engine that is contained itself.
 
-The host neither parses nor compiles a module. A contained process compiles it, once, and what it gives is machine code
-that nobody here can check. It is kept in this process's memory only, with the module that it was made from, and only
-contained processes that run this module get it, in sealed memory. So a module that subverts the compiler gains nothing
-beyond what it had there: a contained process of its own. There is no file of compiled code to plant.
+The host neither parses nor compiles a module. A contained process compiles it, once, to machine code, which the host
+cannot check. The host keeps the machine code only in its memory, by the module that it was made from. Only contained
+processes that run this module get it, in sealed memory. So a module that subverts the compiler gains only what it had:
+a contained process of its own. There is no file of machine code that somebody could replace.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ from .wasm_messages import COMMAND, MODULE_START, TENSORS, WasmOptions, decode_n
 __all__ = ["WASM_MARGIN", "WasmExecutor", "check_wasm"]
 
 WASM_MARGIN: Final = Margin(256 << 20, 2 << 20, 80 << 30, 40.0, ("stack_nbytes", "wall_ms", "fuel"))
-"""What the engine itself needs. It keeps the limits, and those of the kernel and the host lie behind them."""
+"""What the engine itself needs. It enforces the limits; those of the kernel and the host are higher by this margin."""
 
 _MAX_STACK_NBYTES: Final = 100 << 20  # the kernel leaves 128 MiB free below the main thread's stack
 _MAX_COMPILED_NBYTES: Final = 256 << 20  # of one module
-_MAX_KEPT_NBYTES: Final = 256 << 20  # of all of a sandbox
-_MAX_KEPT: Final = 1000  # each has its module, too
+_MAX_KEPT_NBYTES: Final = 256 << 20  # of all modules of a sandbox
+_MAX_KEPT: Final = 1000  # modules; the key of each holds its source, too
 
 
 def check_wasm(limits: Limits, allow: Allow) -> None:
-    """
+    """Check limits and grants for this kind.
+
     Raises:
         ValueError: the kind cannot keep one of the limits, or give one of the grants.
     """
@@ -64,7 +65,7 @@ class WasmExecutor(ContainedExecutor):
         runner: the module of ``runners/`` that runs it.
         host: makes its processes; closed with it.
         allow: what the algorithms are granted.
-        kept: compiled modules, by what decides what the compiler makes: module and flag.
+        kept: compiled modules, by the module's bytes and whether there is a limit on fuel, which changes the code.
     """
 
     takes_bundles = False
@@ -82,8 +83,8 @@ class WasmExecutor(ContainedExecutor):
         return dataclasses.replace(algorithm, function=_choose(algorithm, compiled.functions))
 
     def steps(self, request: ComputeRequest) -> Steps[ComputeResponse]:
-        """Run it."""
-        run = self._runs.begin(request)  # that of a module that is not compiled yet, too
+        """Run a request, in steps."""
+        run = self._runs.begin(request)  # first, so that it can be cancelled while its module is compiled
         try:
             return (yield from self._steps(request, run))
         finally:
@@ -118,7 +119,7 @@ class WasmExecutor(ContainedExecutor):
             return self._respond(request, outputs, done, inputs)
 
     def forget(self, algorithm: Algorithm) -> None:
-        """The same, and the machine code of its module; another algorithm that has this module is compiled again."""
+        """Also drop the machine code of its module. Another algorithm with the same module is compiled again."""
         super().forget(algorithm)
         self._kept.drop(lambda key: isinstance(key, tuple) and key[0] == algorithm.code)
 
@@ -141,7 +142,7 @@ class WasmExecutor(ContainedExecutor):
         )
 
     def _compile(self, algorithm: Algorithm, run: Run) -> Steps[_Compiled]:
-        """A module's machine code, and which of its functions is called."""
+        """A module's machine code and the functions that it exports; compiled only once."""
         if not algorithm.code.startswith(MODULE_START):
             raise AlgorithmError(
                 f"{algorithm.name!r} is no module of WebAssembly in its binary form; text, components and compiled "
@@ -159,7 +160,7 @@ class WasmExecutor(ContainedExecutor):
         if not isinstance(code, np.ndarray) or code.dtype != np.uint8:
             raise forged(ValueError("no compiled module"))
         try:
-            # A copy: the results' memory is far larger, and has a descriptor.
+            # A copy, because the area with the results is far larger, and needs a descriptor.
             compiled = _Compiled(code.copy(), msgspec.convert(outputs.get("functions"), list[str]))
         except ValueError as error:
             raise forged(error) from None
@@ -172,10 +173,10 @@ def _is_too_much(kept: list[_Compiled]) -> bool:
 
 
 def _choose(algorithm: Algorithm, functions: list[str]) -> str | None:
-    """The function that is called; None if none was named, and none of them is the usual choice.
+    """The function to call; None if the algorithm names none, and there is no default.
 
     Raises:
-        AlgorithmError: there is no function of the name.
+        AlgorithmError: the module does not export the function that the algorithm names.
     """
     if algorithm.function is not None and algorithm.function not in functions:
         raise _no_function(algorithm, functions)

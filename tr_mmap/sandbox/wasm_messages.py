@@ -1,4 +1,4 @@
-"""What the executor of kind ``"wasm"`` and its runner say to each other, beside what all kinds say."""
+"""The options that the executor of kind ``"wasm"`` gives to its runner, and how numbers are encoded in JSON."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ TENSORS = "tr_run"
 
 
 class WasmOptions(msgspec.Struct):
-    """Behind :class:`Work`.
+    """``options`` of a :class:`Work`.
 
     Attributes:
-        memory_nbytes, stack_nbytes, wall_ms, fuel: of :class:`Limits`.
-        directories: that a command finds, and whether it may write them.
-        env: variables.
-        has_clock, has_random: granted.
-        outputs: names of what ``tr_run`` gives.
+        memory_nbytes, stack_nbytes, wall_ms, fuel: as in :class:`Limits`.
+        directories: granted directories, each with whether the module may write there.
+        env: environment variables.
+        has_clock, has_random: whether the clock and random bytes are granted.
+        outputs: names of the tensors that ``tr_run`` returns.
         arguments: of an exported function, see :func:`encode_number`.
-        compiled_offset, compiled_nbytes: of the compiled module in the inputs' memory.
-        tensors_nbytes: where the tensors end there.
+        compiled_offset, compiled_nbytes: where the compiled module lies in the inputs' area.
+        tensors_nbytes: where the tensors end in that area.
         is_reused: whether the instance is kept for the next run.
     """
 
@@ -43,10 +43,10 @@ class WasmOptions(msgspec.Struct):
 
 
 def encode_number(value: int | float) -> int | str:
-    """A number as JSON carries it without loss: JSON has neither infinity nor NaN.
+    """Encode a number for JSON without loss: a float as a hexadecimal text, because JSON lacks infinity and NaN.
 
     Raises:
-        TypeError: it is no number.
+        TypeError: it is not a number.
     """
     if isinstance(value, float):
         return value.hex()
@@ -56,9 +56,9 @@ def encode_number(value: int | float) -> int | str:
 
 
 def decode_number(text: int | str) -> int | float:
-    """The number again.
+    """Decode a number of :func:`encode_number`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a number.
     """
     return float.fromhex(text) if isinstance(text, str) else text

@@ -1,7 +1,7 @@
-"""The process from which contained processes are forked, and what each of those does. Runs no algorithm itself.
+"""The zygote: the process from which contained processes are forked; and what each of those does. Runs no algorithm.
 
-Started by the host as a program of its own, with its end of a socket pair. It has imported what the algorithms need, so
-a fork of it is ready at once. It ends when the host has ended or closed its end, and its children end with it.
+The host starts it as a program of its own, with one end of a socket pair. It imports what the algorithms need, so that
+a fork of it is ready at once. It ends when the host ends or closes its end, and its children end with it.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from .messages import MAX_PACKET_NBYTES, Ahead, Answer, Fault, Job, Ready, Spawn
 __all__ = ["STACK_STATUS", "STATUS", "Settings", "main"]
 
 STATUS: Final = struct.Struct("=i")  # how a process has ended: its exit code, or minus the signal
-STACK_STATUS: Final = 113  # with which a process exits whose stack is full
+STACK_STATUS: Final = 113  # the exit status of a process whose stack has overflowed
 
-_ADDRESSES_NBYTES: Final = 4 << 30  # beyond the limit on memory: libraries, reserved and not used, and mapped tensors
+_ADDRESSES_NBYTES: Final = 4 << 30  # beyond the limit on memory: for libraries, unused reservations, mapped tensors
 _MAX_FDS: Final = 256
-_MAX_SIGNALS: Final = 1024  # queued, of timers
+_MAX_SIGNALS: Final = 1024  # queued signals, which timers may send
 
 
 class Settings(msgspec.Struct):
-    """What the zygote's children are to be.
+    """The settings of a zygote and its children.
 
     Attributes:
-        host_pid: of the process that started it.
-        layers: to put on.
-        grants: what they see of the file system: path there, path here, whether only to read it.
-        syscalls: allowed beside the usual ones.
-        preload: modules to import first.
-        has_network: whether they may use it.
+        host_pid: of the process that started the zygote.
+        layers: layers to apply.
+        grants: what the children see of the file system.
+        syscalls: system calls to allow beside the usual ones.
+        preload: modules that the zygote imports.
+        has_network: whether the children may use the network.
         memory_nbytes, stack_nbytes, output_nbytes, disk_nbytes: limits.
-        address_nbytes: beyond what others may reserve.
-        has_descriptors: whether they find their descriptors by path.
-        has_private_inputs: whether the host makes room, in the limit on memory, for private mappings of the inputs.
-        env: variables that they have beside the interpreter's own; nothing that is not contained sees them.
-        module_paths: where to find modules.
-        packages: directories where algorithms find more of them; no process that is not contained imports from there.
+        address_nbytes: addresses that the kind's engine reserves beyond the usual.
+        has_descriptors: whether the children find their own descriptors in ``/dev/fd``.
+        has_private_inputs: whether the host raises the limit on memory for private mappings of the inputs.
+        env: variables for the children; set after they are contained, so that no other process sees them.
+        module_paths: where the zygote finds modules.
+        packages: directories where the children find more modules; the zygote does not import from there.
     """
 
     host_pid: int
@@ -77,20 +77,20 @@ class Settings(msgspec.Struct):
 
 class _Child(NamedTuple):
     pid: int
-    status: int  # a pipe to the host, which no child has
+    status: int  # our end of a pipe to the host; each child closes its copy
 
 
 def main() -> None:
-    """Serve the host until it is gone."""
+    """Serve the host until it ends or closes its end."""
     _reset_signals()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the host's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the host
     host = socket.socket(fileno=int(sys.argv[1]))
     settings = _take_settings(int(sys.argv[2]))
     parent = os.pidfd_open(settings.host_pid)
     if os.getppid() != settings.host_pid:
         return  # it has ended before it could be watched
     children: dict[int, _Child] = {}  # by pidfd
-    proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)  # while there is one
+    proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)  # now: the new root may have none
     try:
         _prepare(settings)
         if _makes_processes(settings):
@@ -100,7 +100,7 @@ def main() -> None:
     finally:
         for child in children.values():
             os.kill(child.pid, signal.SIGKILL)
-        for child in children.values():  # else they become zombies of a host that is the first process of a container
+        for child in children.values():  # else they stay zombies, if the host is the first process of a container
             os.waitpid(child.pid, 0)
         if _makes_processes(settings):
             orphans.end_all(proc, ())
@@ -111,29 +111,29 @@ def _makes_processes(settings: Settings) -> bool:
 
 
 def _reset_signals() -> None:
-    """Ignore and hold back none that the host does: the kernel reaps the children of those that ignore SIGCHLD."""
+    """Reset signals that the host ignores or blocks. With SIGCHLD ignored, for example, waitpid would find no child."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for each in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # of which Python makes exceptions
+    for each in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python ignores these itself
         if signal.getsignal(each) is signal.SIG_IGN:
             signal.signal(each, signal.SIG_DFL)
 
 
 def _take_settings(fd: int) -> Settings:
-    """What the file says that the host has passed; the file is gone then."""
+    """Read the settings from the file that the host has passed, and close it."""
     with open(fd, "rb") as file:
         file.seek(0)
         return msgspec.json.decode(file.read(), type=Settings)
 
 
 def _prepare(settings: Settings) -> None:
-    """Enter the namespaces that can be had, and import. Corrects ``settings.layers``."""
+    """Enter namespaces, if they can be made, and import modules. Corrects ``settings.layers``."""
     wanted = "mount_namespace" in settings.layers
     is_entered = wanted and namespaces.enter(has_network=settings.has_network)
     for name in settings.preload:
         importlib.import_module(name)
     _hide_modules(settings)
     _start_of_installed()
-    # What is there stays: a collection in a child need not look at it, nor write to its pages, which all share.
+    # Freeze all objects: a garbage collection in a child would write to their pages, which all children share.
     gc.collect()
     gc.freeze()
     if is_entered:
@@ -145,7 +145,7 @@ def _prepare(settings: Settings) -> None:
 
 
 def _hide_modules(settings: Settings) -> None:
-    """Name the places of modules no more that nothing can be read from."""
+    """Remove paths from ``sys.path`` that the children cannot read."""
     granted = tuple(f"{each.path}/" for each in settings.grants)
     hidden = {each for each in settings.module_paths if not f"{each}/".startswith(granted)}
     sys.path[:] = [each for each in sys.path if each not in hidden]
@@ -170,7 +170,7 @@ def _fork_for(host: socket.socket, parent: int, proc: int, settings: Settings, c
                 _tell(child, status)
                 continue
             try:
-                data = host.recv(MAX_PACKET_NBYTES, socket.MSG_PEEK)  # the number, whatever comes of its descriptors
+                data = host.recv(MAX_PACKET_NBYTES, socket.MSG_PEEK)  # the number, also if its descriptors get lost
             except ConnectionResetError:
                 return
             if not data:
@@ -178,7 +178,7 @@ def _fork_for(host: socket.socket, parent: int, proc: int, settings: Settings, c
             try:
                 pid, pidfd = _fork(host, parent, proc, settings, children)
                 poll.register(pidfd, select.POLLIN)
-            except (OSError, ValueError):  # there is no room for a process or a descriptor; the others go on
+            except (OSError, ValueError):  # no process or descriptor is left: only this request fails
                 pid, pidfd = 0, -1
             try:
                 send(host, Spawned(pid, int(data)), [pidfd] if pid else [])
@@ -195,7 +195,7 @@ def _fork(
         Its pid and pidfd.
 
     Raises:
-        OSError, ValueError: it cannot be had, and nothing is left of it.
+        OSError, ValueError: it cannot be made; nothing is left of it.
     """
     _, (end, status) = receive(host)
     try:
@@ -220,27 +220,34 @@ def _fork(
 
 
 def _bury(pidfd: int, child: _Child) -> int:
-    """Take the remains of a child. Returns how it has ended, as waitpid says it."""
+    """Kill what a child that has ended has forked, and reap the child. Returns its status of waitpid."""
     try:
-        os.killpg(child.pid, signal.SIGKILL)  # what it has forked, where that was granted
+        os.killpg(child.pid, signal.SIGKILL)  # its process group
     except ProcessLookupError:
-        pass  # it had no group yet
+        pass  # it ended before it had a group
     _, status = os.waitpid(child.pid, 0)
     os.close(pidfd)
     return status
 
 
 def _tell(child: _Child, status: int) -> None:
-    """Tell the host how a child has ended, where the child could not have said it itself."""
+    """Report to the host how a child has ended, through a pipe that the child does not have."""
     try:
         os.write(child.status, STATUS.pack(os.waitstatus_to_exitcode(status)))
     except OSError:
-        pass  # the host waits for it no more
+        pass  # the host has closed its end, and does not wait any more
     os.close(child.status)
 
 
 def _live(fd: int, settings: Settings, proc: int, fds: list[int]) -> None:
-    """The life of a contained process; all descriptors but the first are the zygote's."""
+    """What a contained process does, from the fork to its end.
+
+    Args:
+        fd: its end of the socket pair.
+        settings: of the zygote.
+        proc: a descriptor of /proc.
+        fds: the zygote's descriptors, to be closed.
+    """
     try:
         for each in fds:
             os.close(each)
@@ -252,11 +259,11 @@ def _live(fd: int, settings: Settings, proc: int, fds: list[int]) -> None:
         except BaseException:
             traceback.print_exc()
             raise
-        os.environ.update(settings.env)  # only now: the loader and others obey some of them
+        os.environ.update(settings.env)  # only now: some variables change what programs do before they are contained
         time.tzset()
         _add_packages(settings.packages)
         for name in settings.__struct_fields__:
-            setattr(settings, name, None)  # algorithms find it in the frames
+            setattr(settings, name, None)  # an algorithm could read the settings from the frames
         end = socket.socket(fileno=fd)
         send(end, b"ready")
         _serve(end)
@@ -289,7 +296,7 @@ def _contain(settings: Settings, data_nbytes: int, all_nbytes: int) -> None:
         (resource.RLIMIT_MSGQUEUE, 0),
     ]
     data_nbytes += settings.memory_nbytes
-    if settings.has_private_inputs:  # the host raises it; a process that could would have to make a forbidden call
+    if settings.has_private_inputs:  # the host raises it later; the filter does not allow the process to do so
         resource.setrlimit(resource.RLIMIT_DATA, (data_nbytes, resource.RLIM_INFINITY))
     else:
         limits.append((resource.RLIMIT_DATA, data_nbytes))
@@ -299,7 +306,7 @@ def _contain(settings: Settings, data_nbytes: int, all_nbytes: int) -> None:
 
 
 def _add_packages(packages: list[str]) -> None:
-    """Let modules be found in these directories: after the standard library's, and before those that are installed."""
+    """Add directories of packages to ``sys.path``: after the standard library, before installed packages."""
     start = _start_of_installed()
     sys.path[start:start] = packages
 
@@ -311,7 +318,7 @@ def _start_of_installed() -> int:
 
 
 def _seed() -> None:
-    """No two runs get the same random numbers, as they would after a fork. Python's own module sees to itself."""
+    """Seed random numbers, which would be the same in all forks. Python's ``random`` does this itself after a fork."""
     if (numpy_random := sys.modules.get("numpy.random")) is not None:
         numpy_random.seed()
     if (torch := sys.modules.get("torch")) is not None:
@@ -319,8 +326,8 @@ def _seed() -> None:
 
 
 def _end_before_others(proc: int) -> None:
-    """Where the machine has no memory left, let the kernel end this process, and not its host."""
-    with contextlib.suppress(OSError):  # a /proc that cannot be written
+    """Let the kernel kill this process before the host, if the machine runs out of memory."""
+    with contextlib.suppress(OSError):  # /proc may be read-only
         fd = os.open("self/oom_score_adj", os.O_WRONLY, dir_fd=proc)
         try:
             os.write(fd, b"1000")
@@ -329,7 +336,7 @@ def _end_before_others(proc: int) -> None:
 
 
 def _memory_nbytes(proc: int) -> tuple[int, int]:
-    """What counts for RLIMIT_DATA already, private memory that may be written; and for RLIMIT_AS."""
+    """Bytes that count for RLIMIT_DATA already (private writable memory), and for RLIMIT_AS."""
     fd = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
     pages = [int(each) for each in os.read(fd, 4096).split()]
     os.close(fd)
@@ -337,7 +344,7 @@ def _memory_nbytes(proc: int) -> tuple[int, int]:
 
 
 def _serve(end: socket.socket) -> None:
-    given: list[int] = []  # descriptors of the last job; one that comes without any has the same
+    given: list[int] = []  # descriptors of the last job; a job without descriptors uses the same again
     while True:
         data, fds = receive(end)
         if not data:
@@ -359,7 +366,7 @@ def _serve(end: socket.socket) -> None:
             stream.flush()
         try:
             send(end, answer)
-        except (OSError, TypeError, ValueError):  # the results' names are too long for a packet, say
+        except (OSError, TypeError, ValueError):  # the answer is too long for a packet, say
             text = (
                 "the results cannot be described: too many of them, or too long names; names, dtypes and shapes of all "
                 f"tensors have {MAX_PACKET_NBYTES} bytes: join tensors into fewer"

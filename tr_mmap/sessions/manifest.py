@@ -36,8 +36,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         session_id: its name.
         controller: the process that owns it.
         worker: the process that serves it; None until it is started.
-        worker_mark: the worker's mark. It tells this worker from one of an earlier start that is late; "" if it has
-            none.
+        worker_mark: the worker's mark. It tells this worker from that of an earlier start, which may attach late; "" if
+            it has none.
         channel: the name of the channel, "mapped", "files" or "legacy".
         doorbells: names of the semaphores; a sweep of the session removes those that still exist.
         transfer: how both sides keep their tensors; the key in the file is "store".

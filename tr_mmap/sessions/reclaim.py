@@ -81,8 +81,10 @@ class NotReclaimable(Exception):
         self.path = path
 
     def detached(self) -> Self:
-        """The same, without its traceback and cause. A frame that keeps it would be part of a cycle with those, and the
-        cycle would hold what all the callers' frames hold, sessions among it, until the garbage collector runs.
+        """The same, without its traceback and cause.
+
+        A frame that keeps it would be in a cycle with its traceback. The cycle would hold what the callers' frames
+        hold, sessions among it, until the garbage collector runs.
         """
         self.__traceback__ = self.__cause__ = self.__context__ = None
         return self
@@ -255,5 +257,5 @@ def _unlink_semaphore(name: str) -> None:
         return
     try:
         unlink_semaphore(name)
-    except (OSError, ImportError):  # ImportError: whoever made it has posix_ipc, and can sweep again
+    except (OSError, ImportError):  # ImportError: posix_ipc is missing here, but not where it was made
         pass

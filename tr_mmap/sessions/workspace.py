@@ -90,7 +90,7 @@ class Workspace:
         self._has_made_folder = not is_project
 
     def levels_to_remove(self) -> int:
-        """How many of the directories above a session go when they are empty: the folder, and the workspace."""
+        """How many of the directories above a session are removed when they are empty: the folder, the workspace."""
         if self.is_project:
             return int(self._has_made_folder or not system.exists(self.sessions))
         return 2 if self.is_default else 1
@@ -113,7 +113,7 @@ class Workspace:
 
     @classmethod
     def at(cls, root: str) -> Workspace:
-        """The workspace in that directory, which is perhaps the default one: a worker is told even that one's path."""
+        """The workspace in that directory. It may be the default one: a worker is told the path of that one too."""
         chosen = _absolute(root)
         return cls(chosen, is_default=chosen == _default_root())
 
@@ -147,8 +147,8 @@ class Workspace:
         Args:
             session_id: the session's name.
             manifest: of the new session.
-            lock: takes the lock of the session's controller, which processes in other containers judge it by; None for
-                a session that they can never judge, and so never remove.
+            lock: takes the lock of the session's controller, by which processes in other containers judge it. If None,
+                they can never judge the session, and so never remove it.
 
         Returns:
             The session's directory, new, with the manifest in it.
@@ -192,12 +192,12 @@ class Workspace:
                     pid=kept.pid,
                 )
             if not kept.may_pass or time.monotonic() >= deadline:
-                if vanished is not None and system.exists(self.root):  # which then is such a one as /proc
-                    raise _unusable(self.root, "is a directory where none can be made") from vanished
+                if vanished is not None and system.exists(self.root):  # it is like /proc, in which nobody can make one
+                    raise _unusable(self.root, "is a directory in which no directory can be made") from vanished
                 raise SessionInUse(
                     f"session {session_id!r} is in use: {kept.reason} ({path}); end that process, choose another "
-                    "session id, or remove the directory if you know that nothing uses it; a living session could not "
-                    "go on",
+                    "session id, or remove the directory if you know that nothing uses it (a session that uses it "
+                    "would fail)",
                     session_id=session_id,
                     pid=kept.pid,
                 )

@@ -19,8 +19,9 @@ Thousands of small tensors share files: a *slab* has up to 256 segments, its slo
 two mappings for all of them, one of the headers for writing and one of the file for reading. A pool makes slabs for
 arguments and results only, and not before it has 16 small segments: a tag names a file, and a loan may get a tag.
 
-No step on the way of a tensor looks at all segments. The owner keeps those that its reader still has views of apart
-from the free ones, and looks at a few of them when it needs one; the reader looks at a few when it maps one.
+As long as there is room, neither publishing nor receiving looks at all segments. The owner keeps the segments that its
+reader still views apart from the free ones, and looks at a few of them when it needs a segment. The reader looks at a
+few when it maps one.
 
 Each side stores before it loads, with a full memory barrier between, so that at least one of them sees the other's
 store. It stores what it publishes with release order, and loads what the other side publishes with acquire order.

@@ -42,12 +42,12 @@ def describe(shape: int | tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
     sizes = sizes_of(shape)
     try:
         return _describe(sizes, dtype)
-    except TypeError:  # the dtype has no hash, or is none
+    except TypeError:  # the cache needs a hash of the dtype; without the cache, a wrong dtype gets its own error
         return _describe.__wrapped__(sizes, dtype)
 
 
 def sizes_of(shape: Any) -> tuple[int, ...]:
-    """A shape as a tuple of sizes: of a number, or of a tuple, list or array of them, as numpy takes it.
+    """A shape as a tuple of sizes. Takes what numpy takes: a number, or a tuple, list or array of numbers.
 
     Raises:
         UnsupportedTensor: it is none of these.
@@ -142,7 +142,7 @@ def forbid_writing(tensor: Any, segment: Segment) -> None:
 
 
 def _move(tensor: Any, segment: Segment) -> bool:
-    """Move the loan to a copy-on-write mapping of its own; whether torch could."""
+    """Move the loan to a copy-on-write mapping of its own; False if torch cannot move it."""
     try:
         fd = system.open_file(segment.path)
     except FileNotFoundError:

@@ -75,15 +75,15 @@ class SegmentReader(ForkAware):
         self._directory = system.KnownDir(directory)
         self._verify = verify
         self._views = views
-        self._order: deque[_MappedSegment] = deque()  # of the looks at them, the longest not looked at first
+        self._order: deque[_MappedSegment] = deque()  # as _forget_some looks at them: the next one first
         self._slabs: WeakValueDictionary[tuple[str, int], _MappedFile] = WeakValueDictionary()  # by name and slots
 
     def receive(self, name: str, seq: int, framework: str, tag: str = "") -> Any:
         """A view of the tensor; the segment is not filled again while this view, or a view of it, lives.
 
-        A read-only one is over the shared mapping; a store into a torch tensor of that kind is SIGSEGV. A copy-on-write
-        one is over a mapping of its own, or a copy of a slot of a slab, because that is smaller: a store into it stays
-        in this process.
+        A read-only view lies over the shared mapping; a store into a torch tensor of that kind is SIGSEGV. A
+        copy-on-write view lies over a private mapping of its own, and a store into it stays in this process. For a
+        slot of a slab it is a copy instead, because a mapping of the whole file would cost more.
 
         Args:
             name: of the segment's file.
@@ -96,7 +96,8 @@ class SegmentReader(ForkAware):
             SessionNotStarted: the session directory was removed or replaced.
             BadMessage: ``name`` may not name a segment.
             HostilePath: the peer did not make that file.
-            TSRFormatError: the file holds no tensor; PAYLOAD_CHECKSUM: its payload is not the one that was published.
+            TSRFormatError: the file holds no tensor; or, with ``verify``, PAYLOAD_CHECKSUM: the payload does not match
+                its checksum, or has none.
             SystemLimit: no mapping or descriptor can be had.
         """
         segment = self.mapped.get(name)

@@ -65,7 +65,8 @@ class RepairableStore(SegmentStore):
 
     def _put_back(self, segment: Segment, holds: int) -> None:
         """Put a segment where one with these holds, and that of its loan, belongs."""
-        is_retired = segment.words[SEQ_WORD] == SEQ_RETIRED  # half: the reader may have forgotten it by now
+        # Retired in part, because the interrupt came in the middle: the reader may have unmapped it since.
+        is_retired = segment.words[SEQ_WORD] == SEQ_RETIRED
         self._awaiting.setdefault(segment.key, deque())
         free = self.free.setdefault(segment.key, [])
         segment.pool_token = self.pool_token

@@ -133,7 +133,7 @@ class Segment(OwnerSegment):
 
     def make_private(self) -> None:
         """Make our mapping of the payload copy-on-write: arrays over it keep their content, and stores stay here."""
-        self.is_private = True  # first: after an interrupt a segment that is shared all the same does no harm
+        self.is_private = True  # first: if an interrupt comes now, the mapping is still shared, which does no harm
         self._remap(private=True)
         self.clear_layout()
 

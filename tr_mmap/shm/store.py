@@ -135,7 +135,7 @@ class SegmentStore(FreeLists, ForkAware):
         return None
 
     def _sort_viewed(self) -> None:
-        """Put what the fast path took off the free lists to what awaits the reader."""
+        """Move the segments that the fast path found viewed to the lists of those that await the reader."""
         while (segment := _pop(self.viewed)) is not None:
             self._awaiting[segment.key].append(segment)
 
@@ -222,7 +222,7 @@ class SegmentStore(FreeLists, ForkAware):
 
     def _adopt(self, segments: list[Segment]) -> None:
         key = segments[0].key
-        self._awaiting.setdefault(key, deque())  # first: whoever finds the one list takes the other for granted
+        self._awaiting.setdefault(key, deque())  # first: code that finds a free list expects this one too
         free = self.free.setdefault(key, [])
         for segment in segments:
             segment.pool_token = self.pool_token
@@ -262,7 +262,7 @@ class SegmentStore(FreeLists, ForkAware):
             self.pause(_PAUSE_S)
             if self._is_closed:
                 raise SessionNotStarted("the session was closed while this waited for room")
-            self.is_slow_path_running = True  # another thread may have come and gone meanwhile
+            self.is_slow_path_running = True  # again: a thread that used the slow path meanwhile has cleared it
             self.collect()
             segment = self._take_free(capacity, may_share)
             if segment is not None:
@@ -316,7 +316,11 @@ class SegmentStore(FreeLists, ForkAware):
         return has_freed
 
     def _idle_slots(self, oldest: int) -> Callable[[Segment], bool]:
-        """Tells which free slots are of slabs of which nothing is used, so that the file can go."""
+        """Make a test for free slots of unused slabs: every slot of such a slab is idle or retired, so its file can go.
+
+        Args:
+            oldest: a slot is idle if it was last taken before this take, and the reader has no view of it.
+        """
         idle: dict[Slab | None, int] = {}
         for segment in self.free[_SLOTS]:
             if segment.last_take < oldest and not segment.is_viewed:
@@ -328,7 +332,7 @@ class SegmentStore(FreeLists, ForkAware):
         """Retire a segment; True if its memory is free now, False if a reader or other slots keep it."""
         if self.is_foreign:  # a signal handler has forked meanwhile: it is the parent's
             return False
-        # Always: from now on no reader can acquire the lease, and a lease that a reader has is seen.
+        # Call this in any case: from now on no reader can acquire the lease, and the result says whether one holds it.
         is_unseen = segment.retire() == LEASE_FREE and not segment.is_tainted
         del self._segments[segment.name]
         segment.free_list = None

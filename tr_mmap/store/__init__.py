@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .errors import (
         EmbedderMismatch,
         NoSuchRecord,
+        NoSuchStore,
         RecordExists,
         SnapshotExpired,
         StoreBusy,
@@ -28,6 +29,7 @@ __all__ = [
     "Event",
     "Hit",
     "NoSuchRecord",
+    "NoSuchStore",
     "OutOfSpace",
     "Page",
     "Record",
@@ -53,7 +55,7 @@ _HOMES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    """Each name is imported when it is first used: who asks a gateway's stores needs records and errors, not lmdb."""
+    """Import a name when it is first used: a gateway's client needs the records and errors, and has no lmdb."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

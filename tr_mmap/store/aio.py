@@ -1,4 +1,4 @@
-"""``AsyncStore``: a store for asyncio. What may take long runs in a few threads of its own, never in the loop."""
+"""``AsyncStore``: a store for asyncio. Slow work runs in a few threads of its own, never in the loop's thread."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ __all__ = ["AsyncHandle", "AsyncStore"]
 
 
 class AsyncHandle:
-    """A store, and the threads that work on it for a loop.
+    """A store, and the threads that work on it for an asyncio loop.
 
-    Those that may have to wait for an embedder are others than those that do the rest, so that a slow embedder holds up
-    nothing but what needs it.
+    Calls that may use the embedder have threads of their own, so that a slow embedder delays no other call.
     """
 
     def __init__(self, store: Store) -> None:
@@ -33,18 +32,18 @@ class AsyncHandle:
         return self._embedding if may_embed and self._store.has_embedder else self._threads
 
     async def _record(self, id: str) -> Record | None:
-        """A record: looked up in the loop where that takes microseconds, else in a thread."""
+        """A record: looked up in the loop's thread if that takes microseconds, else in another thread."""
         record = self._store.get_now(id)
         return await self._threads.run(self._store.get, id) if record is ... else record
 
     async def close(self) -> None:
-        """Release the handle, when what it does has ended. Idempotent."""
+        """Wait for the calls that have begun, then release the handle. Idempotent."""
         await do(self._close)
 
     def _close(self) -> None:
         self._threads.end()
         self._embedding.end()
-        self._store.close()  # which may take LMDB a moment
+        self._store.close()  # LMDB may need a moment
 
     async def __aenter__(self) -> Self:
         return self
@@ -58,8 +57,8 @@ class AsyncHandle:
 class AsyncStore(AsyncHandle):
     """As :class:`Store`; each method is a coroutine. Made by :meth:`open`. Tasks may share it.
 
-    ``get`` of a small record runs in the loop's thread, because it takes microseconds; everything else, in threads. A
-    thread ends what it has begun: when a task is cancelled in the middle of ``add``, the record may be there.
+    ``get`` of a small record runs in the loop's thread, because it takes microseconds; everything else runs in threads.
+    A thread finishes what it has begun: if a task is cancelled in the middle of ``add``, the record may still be added.
     """
 
     @classmethod

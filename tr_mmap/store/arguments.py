@@ -1,4 +1,4 @@
-"""What users give to a store, checked: records that are to come, ids, limits. Opens nothing."""
+"""Checks what users give to a store: new records, ids, limits. Opens nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,19 @@ _MOST: Final = 2**64 - 1
 
 
 class Fresh:
-    """A record that is to come, its arguments checked."""
+    """A new record, its arguments checked; not stored yet.
+
+    Attributes:
+        record: the record, without its moments, row and number, which the commit sets.
+        vector: as it was given, or as the embedder has made it; None for none.
+        ttl_s: seconds until it expires; None for never.
+        tensors: by name, as they were given.
+        parts, nbytes: where its tensors were written, and their bytes; set when they are written.
+
+    Raises:
+        BadMessage: an argument is wrong; ``detail`` says which.
+        UnsupportedTensor: a tensor has no TSR form.
+    """
 
     def __init__(self, given: dict[str, Any], scope: str | None) -> None:
         known = {"id", *FIELDS, "vector", "tensors", "ttl_s"}
@@ -82,7 +94,7 @@ class Fresh:
 
 
 def _plain(metadata: Any) -> dict[str, Any]:
-    """Metadata as they are kept: a copy, in which nothing was changed into something else."""
+    """A copy of metadata as they are stored; refuses each value that JSON would turn into another one."""
     if not isinstance(metadata, Mapping) or not all(isinstance(name, str) for name in metadata):
         raise BadMessage("metadata is a mapping whose names are texts", detail="metadata")
     found: dict[str, Any] = _as_json(metadata, _MAX_DEPTH)
@@ -123,7 +135,7 @@ def _importance(value: Any) -> float:
 
 
 def is_text(text: str) -> bool:
-    """Whether it can be stored: it has no half of a character (a surrogate)."""
+    """Whether a text can be stored as UTF-8: it has no surrogate, which is half a character."""
     try:
         text.encode()
     except UnicodeEncodeError:

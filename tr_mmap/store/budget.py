@@ -1,4 +1,4 @@
-"""What a record counts for in the budget, and which records go when that is spent. Changes nothing."""
+"""How many bytes a record counts for in the budget, and which records are evicted. Changes nothing."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def nbytes_without_tensors(record: Record, vector_nbytes: int) -> int:
-    """What a record counts for in the budget, beside its tensors.
+    """Bytes that a record counts for in the budget, without those of its tensors.
 
     Args:
         record: any of the store.
-        vector_nbytes: of a vector of the store.
+        vector_nbytes: size of a vector of the store.
     """
     own = record.content, record.user_id, record.agent_id, record.run_id, record.metadata
     return _RECORD_NBYTES + len(_encode(own)) + record._has_vector * vector_nbytes
 
 
 def microseconds(moment_s: float) -> int:
-    """A moment as it stands in keys."""
+    """A moment as keys have it: whole microseconds since 1970."""
     return min(max(int(moment_s * 1e6), 0), 2**63)
 
 
@@ -45,17 +45,17 @@ def _owner(user_id: str) -> bytes:
 
 
 def worth_keys(record: Record) -> list[bytes]:
-    """Where a record stands among all, and among those of its user: the first ones are evicted first."""
+    """Its keys in the order of eviction, among all records and among those of its user: the lowest is evicted first."""
     worth = _WORTH(int(record.importance * 2**31), microseconds(record.updated_at), record._row)
     return [_ALL + worth] if record.user_id is None else [_ALL + worth, _owner(record.user_id) + worth]
 
 
 def least_worth(transaction: Transaction, user_id: str | None) -> Iterator[bytes]:
-    """The ids of records, the one that is worth least first. Let the transaction change nothing meanwhile.
+    """The ids of records, the one that is worth least first. The transaction must change nothing meanwhile.
 
     Args:
         transaction: any.
-        user_id: only this user's, and perhaps a few others'; None for all.
+        user_id: only this user's; and those of users whose ids have the same hash, so check each. None for all.
     """
     owner = _ALL if user_id is None else _owner(user_id)
     for _, record_id in transaction.items_with("worth", owner):
@@ -65,17 +65,17 @@ def least_worth(transaction: Transaction, user_id: str | None) -> Iterator[bytes
 def to_evict(
     transaction: Transaction, options: Options, nbytes: int, kept: Collection[str], scope: str | None
 ) -> list[Record]:
-    """The records that are to go, so that the others keep to the budget. Reads no more than these and those that stay.
+    """The records to evict so that the others fit into the budget. Reads only records up to the last one to evict.
 
     Args:
         transaction: any.
         options: of the store.
-        nbytes: what all records count for.
-        kept: ids that stay: what the commit adds.
-        scope: the only user whose records may go; None for all.
+        nbytes: what all records together count for.
+        kept: ids that must stay: what the commit adds.
+        scope: the only user whose records may be evicted; None for all.
 
     Raises:
-        OutOfSpace: they are not enough, or the store evicts nothing.
+        OutOfSpace: evicting all that may go is not enough, or the store evicts nothing.
     """
     budget = options.budget_nbytes
     if budget is None or nbytes <= budget:

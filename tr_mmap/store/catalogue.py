@@ -1,7 +1,7 @@
 """The catalogue: an LMDB environment that says which records there are. Its commit is the only moment of change.
 
-A reader never waits; writers wait for each other, in whatever processes they are, and a killed writer leaves its lock
-to the next one. Knows no vectors, no texts and no filters.
+Readers never wait. Writers of all processes wait for each other; if a writer is killed, the next one gets its lock.
+Knows no vectors, no texts and no filters.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class State(msgspec.Struct, array_like=True):
     """What the catalogue counts.
 
     Attributes:
-        epoch: commits.
-        next_row: the row that was never used, of those with vectors.
-        next_number: of creation.
-        next_grave: of deletion.
+        epoch: how many commits there were.
+        next_row: the first row of vectors that was never used.
+        next_number: the next number of creation; it orders the records by age.
+        next_grave: the next number of deletion; it orders the deleted records.
         records: how many there are.
         vectors: how many rows are live.
         nbytes: what the records count for in the budget.
         texts: how many records have a text.
-        words: in all of these.
-        forgotten_version: the highest of a record whose history was forgotten; a new id begins above it.
-        bare_rows: how many rows of records without a vector were ever used.
-        longest: the most different words that a text had.
+        words: how many words these texts have.
+        forgotten_version: the highest version of any record whose history was forgotten; a new id begins above it.
+        bare_rows: how many rows were ever given to records without a vector.
+        longest: the most different words that a text ever had.
         reserve: pages that only a deletion may use; see :mod:`tr_mmap.store.reserve`.
     """
 
@@ -80,7 +80,7 @@ class Transaction:
 
     Attributes:
         get: the value of a key in a database: ``get(key, db=transaction.records)``.
-        environment: in which it was begun.
+        environment: the one in which it was begun.
     """
 
     def __init__(self, raw: Any, environment: Environment) -> None:
@@ -96,7 +96,10 @@ class Transaction:
         raise AttributeError(name)
 
     def end(self) -> None:
-        """End a snapshot, in a call. A forked child leaves the place in the table of readers to the parent."""
+        """End a snapshot; call it between ``enter()`` and ``leave()``.
+
+        A forked child leaves the snapshot's place in LMDB's table of readers to its parent.
+        """
         if self._pid == os.getpid():
             self.raw.abort()
         else:
@@ -121,7 +124,7 @@ class Transaction:
                 yield from cursor.iternext()
 
     def items_with(self, name: str, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Keys that begin so, and values of a database in their order."""
+        """Keys that begin with ``prefix``, and their values, in the order of the database."""
         for key, value in self.items(name, prefix):
             if not key.startswith(prefix):
                 break
@@ -135,7 +138,7 @@ class Transaction:
         return rows[:, len(key) :].tobytes()
 
     def has(self, name: str, key: bytes, value: bytes) -> bool:
-        """Whether a key has that value; of a database with several values, among others."""
+        """Whether a key has that value; in a database with several values for a key, whether it is one of them."""
         if not DATABASES[name]:
             return bool(self.get(key, db=self.__dict__[name]) == value)
         with self.raw.cursor(db=self.__dict__[name]) as cursor:
@@ -151,7 +154,7 @@ class Transaction:
             cursor.putmulti(items)
 
     def pop(self, name: str, key: bytes, value: bytes = b"") -> bool:
-        """Remove a key; of a database with several values, one of them. Returns whether it was there."""
+        """Remove a key; in a database with several values for a key, one value. Returns whether it was there."""
         return bool(self.delete(key, value, db=self.__dict__[name]))
 
 
@@ -182,7 +185,7 @@ class Catalogue:
         """Another handle, also of one that was closed."""
         return Catalogue(self.path, self.durability)
 
-    # -- calls: what is done in one is done before LMDB is closed ------------------------------------------------------
+    # -- calls: LMDB is not closed while a call is under way -----------------------------------------------------------
 
     def _open(self) -> Environment:
         """The environment, for this process."""
@@ -242,10 +245,10 @@ class Catalogue:
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """A block in which a value is looked at that was read before.
+        """A block that decodes a value which was read before; its errors become ours.
 
         Raises:
-            StoreCorrupt: it is not what was written.
+            StoreCorrupt: the value is not what was written.
         """
         try:
             yield
@@ -253,7 +256,7 @@ class Catalogue:
             raise translated(error, self.path) from error
 
     def short_value(self, name: str, key: bytes, most_nbytes: int) -> bytes | EllipsisType | None:
-        """As :meth:`value`; ``...`` if it is longer than that, which takes no longer to say."""
+        """As :meth:`value`; ``...`` for a value of more than ``most_nbytes`` bytes, which is not copied."""
         transaction = self._begin(is_buffered=True)
         try:
             found = transaction.get(key, db=getattr(transaction, name))
@@ -284,9 +287,9 @@ class Catalogue:
             transaction.environment.leave()
 
     def begin(self) -> Transaction:
-        """A snapshot that outlives the call: read in :meth:`use`, and ended there.
+        """A snapshot that outlives this call. Read it and end it in :meth:`use`.
 
-        It is over when the last handle is closed, so whoever has it keeps one.
+        It ends when this process closes its last handle on the store, so its user keeps a handle open.
         """
         transaction = self._begin()
         transaction.environment.leave()
@@ -294,11 +297,11 @@ class Catalogue:
 
     @contextmanager
     def use(self, transaction: Transaction) -> Iterator[Transaction]:
-        """A call in which a snapshot of :meth:`begin` is read, or ended.
+        """A block in which a snapshot of :meth:`begin` may be read or ended.
 
         Raises:
             StoreCorrupt: what is read is not what was written.
-            StoreClosed: what it would show is gone with the environment.
+            StoreClosed: the snapshot has ended, because its environment was closed.
         """
         if not transaction.environment.enter():
             raise StoreClosed(f"{self.path}: the store was closed meanwhile")
@@ -309,10 +312,10 @@ class Catalogue:
             transaction.environment.leave()
 
     def _begin(self, *, is_buffered: bool = False) -> Transaction:
-        """A snapshot, and the call in which it is.
+        """Begin a call and a snapshot in it; the caller ends the snapshot and leaves the call.
 
         Args:
-            is_buffered: whether values are looked at where they lie, and only as long as it lasts.
+            is_buffered: whether values are views of LMDB's pages, which are valid only until the snapshot ends.
         """
         for is_last in (False, True):
             environment = self._enter()
@@ -342,10 +345,10 @@ class Catalogue:
     # -- writes -------------------------------------------------------------------------------------------------------
 
     def write(self, action: Callable[[Transaction], _T]) -> _T:
-        """Change something: what the function does is committed, or undone if it raises.
+        """Run a function in a writing transaction: what it does is committed, or undone if it raises.
 
-        Waits for the writer before it; so nothing slow may happen in the function. A signal handler may interrupt it
-        and raise: then too the lock is given back at once. So there is no step of Python between a lock and its block.
+        Waits until the previous writer has finished, so the function must not be slow. A signal handler may raise at
+        any step of Python; the lock must be given back then too. So no step lies between taking a lock and its block.
 
         Args:
             action: what to do in the transaction.
@@ -358,7 +361,7 @@ class Catalogue:
         """
         environment = self._enter()
         try:
-            self._check_place(environment)  # or nobody else would ever see the change
+            self._check_place(environment)  # a change to a removed file would be visible to nobody else
             with environment.writing:
                 if environment.is_writing:
                     raise StoreBusy(BUSY)
@@ -383,15 +386,15 @@ class Catalogue:
     # -- upkeep -------------------------------------------------------------------------------------------------------
 
     def oldest_reader(self) -> int | None:
-        """The oldest transaction that somebody reads now; None if nobody does."""
+        """The number of the oldest transaction that a snapshot shows now; None if there is no snapshot."""
         return min(self._readers(), default=None)
 
     def count_readers(self) -> int:
-        """How many read now."""
+        """How many snapshots are open now, in all processes."""
         return len(self._readers())
 
     def _readers(self) -> list[int]:
-        """The transactions that somebody reads now, one for each reader; a place in the table may be free."""
+        """The numbers of the transactions that snapshots show now, one for each snapshot of any process."""
         with self._call() as environment:
             lines = environment.raw.readers().splitlines()[1:]
         return [int(words[2]) for words in map(str.split, lines) if len(words) == 3 and words[2].isdigit()]
@@ -407,7 +410,7 @@ class Catalogue:
             return int(environment.raw.reader_check())
 
     def check_place(self) -> None:
-        """Make sure that what is open is what lies in the folder, before something there is removed that it lacks.
+        """Make sure that the open file still lies in the folder, before files that it does not name are removed there.
 
         Raises:
             StoreCorrupt: the folder was removed; there may be another store in its place.
@@ -424,16 +427,16 @@ class Catalogue:
             )
 
     def check_file(self) -> None:
-        """Look at the file itself; nobody waits for it.
+        """Check all pages of the file, without a lock.
 
         Raises:
             StoreCorrupt: it is not sound.
         """
-        with self.read():  # while it lasts, no page of its moment, or of a later one, is written over
+        with self.read():  # until this snapshot ends, LMDB overwrites no page of its moment or of a later one
             check_file(self.path)
 
     def close(self) -> None:
-        """Release it; calls of other threads come to their end. Idempotent."""
+        """Release the handle. Calls of other threads that have begun still finish. Idempotent."""
         with environments.registry:
             environment, self._environment = self._environment, None
             self._is_closed = True

@@ -1,7 +1,7 @@
-"""What one commit changes in the catalogue: records come, are replaced, and go, with all that is found by them.
+"""What one commit changes in the catalogue: it adds, replaces and removes records, with all their index entries.
 
-Used inside one writing transaction only. Writes rows of vectors behind the last committed one; nothing else that is
-slow happens here.
+Used inside one writing transaction only. Writes the vectors into rows after the last committed one; does nothing else
+that is slow.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = [
     "slabs_of",
 ]
 
-ROWS_OF_CHUNK: Final = 4096  # whose bits are stored together
+ROWS_OF_CHUNK: Final = 4096  # rows whose "live" bits are stored as one value
 _CHUNK_NBYTES: Final = ROWS_OF_CHUNK // 8
 _EXPIRED_AT_ONCE: Final = 32  # how many expired records one commit removes beside its own work
-_EXPIRED_NBYTES: Final = 16 << 10  # of them: to take so many words out of the index takes some 20 ms
-_QUICK_LETTERS: Final = 2048  # whose words are found in a millisecond or two, while others wait
+_EXPIRED_NBYTES: Final = 16 << 10  # of these records: taking their words out of the index takes some 20 ms
+_QUICK_LETTERS: Final = 2048  # words of so long a text are found in 2 ms, which other writers can wait
 _MOMENT: Final = struct.Struct(">QQ").pack
 SUMS: Final = struct.Struct(">II")  # CRC-32 of the record as it is stored, and of its vector
 
@@ -49,7 +49,7 @@ _decode_slab: Final = msgspec.msgpack.Decoder(SlabEntry).decode
 
 
 def index_entries(record: Record, options: Options) -> list[tuple[str, bytes, bytes]]:
-    """By what a record is found beside its id, its place in the order and its words: databases, keys and values."""
+    """The index entries of a record, as database, key and value; without those for its id, its order and its words."""
     row, record_id = key_of(record._row), record.id.encode()
     entries = [("rows", row, record_id)]
     entries += [("fields", key, row) for key in field_keys(record, options.indexed)]
@@ -61,7 +61,7 @@ def index_entries(record: Record, options: Options) -> list[tuple[str, bytes, by
 
 
 def room_of_slabs(transaction: Transaction) -> int:
-    """For how many rows there are slabs. The next one gets as many: so there are few, and none is much too large."""
+    """For how many rows there are slabs. The next slab gets as many, so slabs are few, and about half is used."""
     return sum(entry.room for entry in slabs_of(transaction))
 
 
@@ -72,7 +72,7 @@ def slabs_of(transaction: Transaction) -> list[SlabEntry]:
 
 def last_slab(transaction: Transaction) -> SlabEntry | None:
     """The slab of the last rows; None if there is none."""
-    # No generator that is left in the middle: what a signal handler raises while one is freed would be lost.
+    # Not by items(): an error that a signal handler raises while an unfinished generator is freed would be lost.
     with transaction.raw.cursor(db=transaction.slabs) as cursor:
         return _decode_slab(cursor.value()) if cursor.last() else None
 
@@ -82,7 +82,7 @@ class NoSlab(Exception):
 
     Attributes:
         rows: for how many rows there are slabs.
-        placed: how many rows are the transaction's.
+        placed: how many rows the transaction has filled so far.
     """
 
     def __init__(self, rows: int, placed: int) -> None:
@@ -95,7 +95,7 @@ class UnknownWords(Exception):
     """The words of long texts must be found first, outside the transaction.
 
     Attributes:
-        texts: which.
+        texts: the texts whose words are needed.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -107,11 +107,11 @@ class Changes:
     """The changes of one transaction. Call :meth:`finish` at its end.
 
     Args:
-        transaction: that writes.
+        transaction: a writing one.
         options: of the store.
-        files: the slabs; None if no vectors come, and none are there.
-        spares: slabs that were made for it; those that it does not take are left in the list.
-        words: of texts that it may meet, so that it need not look for them while others wait.
+        files: the slabs; None if the store has no vectors and gets none.
+        spares: new slabs that the transaction may use; it takes those that it uses off the list.
+        words: the words of texts that come or go, found in advance, because other writers wait for this transaction.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Changes:
     # -- records ------------------------------------------------------------------------------------------------------
 
     def find(self, record_id: str) -> Record | None:
-        """The record of an id, if its time is not over."""
+        """The record of an id; None if there is none. Removes it if it has expired."""
         raw = self._transaction.get(record_id.encode(), db=self._transaction.records)
         if raw is None:
             return None
@@ -174,9 +174,9 @@ class Changes:
         Args:
             old: as the catalogue has it.
             new: with the same id.
-            vector: of the new one; None for none, or for the old one.
-            norm: of the vector.
-            has_new_vector: whether ``vector`` says what its vector is.
+            vector: of the new one; None for no vector, and without ``has_new_vector``.
+            norm: the vector's length.
+            has_new_vector: whether ``vector`` replaces the old vector; False to keep the old one.
         """
         new.version, new.created_at, new.updated_at, new._number = (
             old.version + 1,
@@ -201,7 +201,7 @@ class Changes:
 
         Args:
             record: as the catalogue has it.
-            event: for its history; None for one that has gone by itself.
+            event: the reason, for its history; None if it has expired.
         """
         transaction = self._transaction
         self._forget(record)
@@ -216,7 +216,7 @@ class Changes:
         histories.bury(transaction, self.state, gone.id, gone.version)
 
     def remove_expired(self, limit: int = _EXPIRED_AT_ONCE) -> int:
-        """Remove records whose time is over: so many at most, and fewer if they are long. Returns how many."""
+        """Remove expired records: at most ``limit``, and fewer if their texts are long. Returns how many."""
         end = _MOMENT(microseconds(self.now_s), 2**64 - 1)
         found: list[Record] = []
         nbytes = 0
@@ -241,7 +241,7 @@ class Changes:
             self.remove(each, event)
 
     def noted(self, key: bytes) -> bytes | None:
-        """What the catalogue notes of the whole store under a key, as of now."""
+        """A value of the database ``meta``, which describes the whole store; None if it has no such key."""
         found: bytes | None = self._transaction.get(key, db=self._transaction.meta)
         return found
 
@@ -264,21 +264,21 @@ class Changes:
         return [record.id for record in found]
 
     def make_room(self, kept: Collection[str] = (), scope: str | None = None) -> None:
-        """Keep to the budget: evict what is worth least, or refuse.
+        """Keep to the budget: evict the records that are worth least, or refuse the commit.
 
         Args:
-            kept: ids that stay: what the commit adds.
-            scope: the only user whose records may go; None for all.
+            kept: ids that must stay: what the commit adds.
+            scope: the only user whose records may be evicted; None for all.
 
         Raises:
-            OutOfSpace: more than the budget.
+            OutOfSpace: the records would count for more than the budget.
         """
         if self._options.at_budget == "fail" and self.state.nbytes <= self._nbytes_before:
-            return  # the budget was lowered; what takes less is welcome
+            return  # over a budget that was lowered since; a change that needs no more than before is allowed
         self._remove_all(to_evict(self._transaction, self._options, self.state.nbytes, kept, scope), "evict")
 
     def finish(self) -> None:
-        """Write the vectors, and store what was counted."""
+        """Write the vectors and the "live" bits, and store the counts."""
         write_rows(self._unwritten, is_synced=self._options.durability == "fsync")
         for chunk, bits in self._live.items():
             key = key_of(chunk)
@@ -291,7 +291,13 @@ class Changes:
     # -- parts of a record --------------------------------------------------------------------------------------------
 
     def _store(self, record: Record, vector: np.ndarray[Any, Any] | None, *, has_words: bool = True) -> None:
-        """Write a record and what finds it, not its order, nor words that are there. No vector: it keeps its own."""
+        """Write a record, its checksums and its index entries, except its place in the order.
+
+        Args:
+            record: to be written.
+            vector: its vector if that is new; None if it keeps the one that it has, or has none.
+            has_words: whether its words must be added to the index; False if they are there.
+        """
         transaction, record_id = self._transaction, record.id.encode()
         record._nbytes += nbytes_without_tensors(record, self._options.vector_nbytes)
         self.state.nbytes += record._nbytes
@@ -324,7 +330,8 @@ class Changes:
         return record._nbytes - nbytes_without_tensors(record, self._options.vector_nbytes)
 
     def _forget(self, record: Record, *, has_words: bool = True) -> None:
-        """Take out all by which a record is found but its place in the order, its own entry, and words that stay."""
+        """Remove a record's index entries, except its own entry and its place in the order; and with ``has_words``,
+        its words."""
         transaction = self._transaction
         self.state.nbytes -= record._nbytes
         for name, key, value in index_entries(record, self._options):
@@ -333,7 +340,7 @@ class Changes:
             remove_text(transaction, self.state, self._words_in(record.content), record._row)
 
     def _throw_away(self, folder: str, names: set[str]) -> None:
-        """Let files be removed when the last reader of now has ended."""
+        """Note files that no new snapshot needs. They are removed when the present snapshots have ended."""
         transaction = self._transaction
         for name in names:
             if folder == "tensors":
@@ -374,18 +381,18 @@ class Changes:
         return self._tail
 
     def replace_slab(self, old: SlabEntry, new: SlabEntry | None, next_row: int | None = None) -> bool:
-        """Put a compacted slab in place of another.
+        """Replace a slab by a compacted one, or remove it.
 
         Args:
-            old: the other one.
-            new: what is left of it; None for nothing.
-            next_row: of the moment at which it was looked at; None if it is full.
+            old: the slab to replace.
+            new: the slab with its live rows; None if there are none.
+            next_row: ``state.next_row`` when the compaction read a slab that was not full; None for a full slab.
 
         Returns:
-            Whether the other one was still there, as it was.
+            False if the old slab has changed meanwhile; then nothing is done.
         """
         if next_row not in (None, self.state.next_row):
-            return False  # rows have come, into the old one
+            return False  # rows were added meanwhile, perhaps to the old slab
         transaction, key = self._transaction, key_of(old.first)
         raw = transaction.get(key, db=transaction.slabs)
         if raw is None or _decode_slab(raw) != old:
@@ -394,7 +401,7 @@ class Changes:
             transaction.pop("slabs", key)
         else:
             transaction.put(key, _encode(new), db=transaction.slabs)
-        # A row is never in two slabs: who does not know yet that the old one is gone would look there for new ones.
+        # Never use the old slab's rows again: a reader that still has it open would look there for the new rows.
         self.state.next_row = max(self.state.next_row, old.first + old.span)
         self._throw_away("vec", {name for name in (old.file, old.norms, old.rows) if name})
         return True

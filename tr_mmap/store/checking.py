@@ -1,4 +1,4 @@
-"""Looks at all that a store holds: each record as it was written, and each entry of the catalogue. Changes nothing."""
+"""Checks all that a store holds: each record against its checksums, each entry of the catalogue. Changes nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check(catalogue: Catalogue, places: Places, options: Options, files: SlabFil
     try:
         catalogue.check_file()
     except StoreCorrupt as error:
-        return [str(error)]  # to read more of it is not safe
+        return [str(error)]  # reading more of a broken file could end the process
     wrong: list[str] = []
     with catalogue.read() as transaction:
         state = transaction.state()
@@ -51,7 +51,7 @@ def check(catalogue: Catalogue, places: Places, options: Options, files: SlabFil
             except StoreCorrupt as error:
                 wrong.append(str(error))
         live = Live().of(transaction)
-        entries = Counter[str]()  # that records have, by database
+        entries = Counter[str]()  # how many entries the records need, by database
         found = Counter[str]()
         for key, raw in transaction.items("records"):
             give_way()
@@ -70,7 +70,7 @@ def check(catalogue: Catalogue, places: Places, options: Options, files: SlabFil
             found["texts"] += bool(record.content)
             found["words"] += sum(words_in(record.content).values()) if record.content else 0
             entries["sums"] += 1
-        # All entries of records are there; so if there are no more, there are no others.
+        # Each entry that a record needs was looked up above. So if the counts agree, there are no other entries.
         for database in _OF_RECORDS:
             if (count := transaction.count(database)) != entries[database]:
                 wrong.append(f"{database!r} has {count} entries, and records have {entries[database]}")
@@ -116,7 +116,7 @@ def find_lost(
 
 
 def _entries_of(record: Record, options: Options) -> Iterator[tuple[str, bytes, bytes]]:
-    """What the catalogue has of a record beside itself: databases, keys and values."""
+    """All entries that a record needs beside its own and its checksums: database, key, value."""
     yield from index_entries(record, options)
     yield "order", key_of(record._number), record.id.encode()
     for file in {part.file for part in record._parts}:
@@ -134,7 +134,7 @@ def _faults(
     files: SlabFiles | None,
     slabs: Sequence[Slab],
 ) -> list[str]:
-    """What of a record's own bytes, vector and tensors is not what was written, a line each."""
+    """The faults of a record's own bytes, vector and tensors, a line each."""
     wrong = []
     sums = transaction.get(record.id.encode(), db=transaction.sums)
     of_record, of_vector = (None, None) if sums is None or len(sums) != SUMS.size else SUMS.unpack(sums)

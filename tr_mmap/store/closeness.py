@@ -1,15 +1,15 @@
 """How near vectors are to a query: quickly and within proven bounds, or in float64. Opens nothing.
 
-A *key* is a float64 that is higher the nearer a vector is. By it hits are put in order, and scores are made of it. It
-is always made in the same way of one vector alone, so that equal vectors have equal keys.
+A *key* is a float64: the higher, the nearer the vector. Hits are sorted by it, and scores are computed from it. It is
+computed for each vector alone, always in the same way, so that equal vectors have equal keys.
 
 A quick product of a vector ``x`` with the query ``q``, of ``n`` numbers in a kind whose unit roundoff is ``u``, differs
 from the true one by at most ``g |x| |q|``, where ``g = ku / (1 - ku)`` and ``k = n + 3``: ``n`` for the product and the
 sum, in whatever order and with or without fused operations, and 3 for what the conversion of both rounds (Higham,
-Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1, and the inequality of Cauchy and Schwarz). What
-underflows, or is flushed to zero, adds twice ``n`` times the smallest normal number at most. What is made in float64
-rounds too: the lengths, the arithmetic with them, and the key. All of that is below ``8 (n + 8)`` units, relative to
-the lengths.
+Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1, and the Cauchy-Schwarz inequality). Numbers that
+underflow, or are flushed to zero, add at most ``2n`` times the smallest normal number. The lengths, the arithmetic with
+them, and the key are computed in float64, which rounds too: together below ``8 (n + 8)`` units, relative to the
+lengths.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HEADROOM: Final = 9  # the query's length is about 2**-9, so that no product wi
 def _tame(rows: Array) -> tuple[Array, Array]:
     """The sums of the squares of float64 rows, and powers of two.
 
-    A row whose squares leave the range of float64 is divided by its power of two, in place.
+    A row whose squares leave the range of float64 is divided by its power of two, in place. Other rows have power 0.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         squares = np.vecdot(rows, rows)
@@ -75,7 +75,7 @@ class Closeness:
         dtype: of the vectors.
 
     Attributes:
-        query: what vectors are multiplied with for :meth:`bounds`: the query by a power of two.
+        query: multiply vectors with this for :meth:`bounds`: the query, scaled by a power of two.
     """
 
     def __init__(self, query: Array, metric: str, dtype: np.dtype[Any]) -> None:
@@ -95,7 +95,7 @@ class Closeness:
         self._underflow = 2 * query.size * float(kind.tiny)
 
     def bounds(self, products: Array, lengths: Array) -> tuple[Array, Array]:
-        """Between which numbers the keys of vectors are, on a scale of their own; infinite ones where nothing is known.
+        """Lower and upper bounds of the keys of vectors, on a scale of their own; infinite where nothing is known.
 
         Args:
             products: of the vectors with ``query``, as :func:`.products.products` makes them.
@@ -129,7 +129,7 @@ class Closeness:
         return lower, upper
 
     def keys(self, vectors: Array) -> Array:
-        """The keys of vectors, made in float64."""
+        """The keys of vectors, computed in float64."""
         wide = vectors.astype(np.float64)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             if self._metric == "l2":

@@ -1,7 +1,7 @@
-"""Other programs' names for a store: ``Memory`` and ``AsyncMemory``, with the arguments and answers of mem0's open API.
+"""A store under the names of mem0's open API: ``Memory`` and ``AsyncMemory``, with its arguments and results.
 
-Each answer is a dictionary or a list of them, and times are ISO 8601. Nothing is inferred and nothing is asked of a
-language model: what is added is kept as it is.
+Each result is a dictionary or a list of dictionaries; times are ISO 8601. No language model is used: texts are kept as
+they are, and nothing is inferred from them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["AsyncMemory", "Memory", "NoSuchMemory"]
 
 _LIMIT: Final = 100
 _ACTOR: Final[tuple[str, ...]] = ("actor_id", "role")  # of a message; kept among the metadata, shown beside them
-_EVENTS: Final = {"add": "ADD", "update": "UPDATE"}  # whatever else has happened, the memory is gone
+_EVENTS: Final = {"add": "ADD", "update": "UPDATE"}  # after any other event the memory is gone: "DELETE"
 
 
 class NoSuchMemory(NoSuchRecord, ValueError):
@@ -45,10 +45,10 @@ class Memory:
 
     @classmethod
     def from_config(cls, config_dict: Mapping[str, Any]) -> Memory:
-        """A memory by a mapping of the constructor's arguments.
+        """A memory from a mapping of the constructor's arguments.
 
         Raises:
-            BadMessage: one of them is something else, a model say.
+            BadMessage: the mapping has another name, such as that of a language model's settings.
         """
         known = {"name", "path", *(Store.__init__.__kwdefaults__ or {})}
         if unknown := sorted(set(config_dict) - known):
@@ -69,23 +69,23 @@ class Memory:
         memory_type: str | None = None,
         prompt: str | None = None,  # noqa: ARG002 - programs for mem0 give it
     ) -> dict[str, Any]:
-        """Add texts: one, or those of a conversation, each of them a memory; what the system says is left out.
+        """Add one text, or the texts of a conversation, each as a memory. Messages of the role ``system`` are left out.
 
         Args:
-            messages: a text, a message, or several.
+            messages: a text, a message, or a list of these.
             user_id: whose they are.
             agent_id: which agent's.
             run_id: which run's.
             metadata: of each; a ``role`` and an ``actor_id`` in them are replaced by those of the message.
-            infer: False.
-            memory_type: None.
-            prompt: what a language model would be told; of no use without one, as in mem0.
+            infer: must be False.
+            memory_type: must be None.
+            prompt: ignored; mem0 gives it to a language model.
 
         Returns:
             ``{"results": [{"id", "memory", "event": "ADD", "actor_id", "role"}, ...]}``
 
         Raises:
-            BadMessage: there is no scope, a message has no text, or something was to be inferred.
+            BadMessage: there is no scope, a message has no text, or ``infer`` or ``memory_type`` asks for inference.
         """
         if infer:
             raise BadMessage("nothing is inferred here; add what is to be kept, with infer=False", detail="infer")
@@ -161,7 +161,7 @@ class Memory:
         Args:
             memory_id: of the memory.
             data: the text.
-            metadata: come to those that it has; who said it stays.
+            metadata: added to those that it has. Its ``role`` and ``actor_id`` stay.
 
         Raises:
             NoSuchMemory: there is none.
@@ -175,7 +175,7 @@ class Memory:
             try:
                 self.store.update(memory_id, content=data, metadata=merged, if_version=record.version)
             except VersionConflict:
-                continue  # somebody was faster; what he has changed stays, but for the text
+                continue  # somebody else has changed it meanwhile: merge with their metadata
             except NoSuchRecord:
                 raise _missing(memory_id) from None
             return {"message": "Memory updated successfully!"}
@@ -326,7 +326,7 @@ def _checked(scopes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _filters(given: Any) -> Any:
-    """In mem0's filters, a field that is to be ``"*"`` may have any value."""
+    """Translate mem0's filters: a field with the value ``"*"`` may have any value."""
     if isinstance(given, list):
         return [_filters(each) for each in given]
     if not isinstance(given, Mapping):

@@ -1,4 +1,4 @@
-"""What all methods of a store are made of: its options, one commit, one snapshot, vectors of the right kind."""
+"""What all methods of a store use: its options, one commit, one snapshot, vectors in the store's shape and dtype."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any, Final, TypeVar
 import msgspec
 import numpy as np
 
-from ..errors import OutOfSpace, TRException
-from ..tsr.dtypes import by_name
+from ..errors import BadMessage, OutOfSpace, TRException
+from ..tsr.dtypes import by_name, import_torch
+from ..tsr.framework_names import check_framework_name
 from .arguments import Fresh, check_scopes, checked_scope
 from .catalogue import Catalogue, Transaction
 from .changes import Changes, NoSlab, UnknownWords, last_slab, room_of_slabs
 from .errors import EmbedderMismatch, NoSuchRecord, WrongShape
 from .filters import Filter, parse
 from .options import Embedder, Options, Wanted, embedder_name
-from .places import Places, find_store, root_of
+from .places import Places, find_store, no_store, root_of
 from .records import Record, decode_record
 from .recovery import recover
 from .reserve import fill, release
@@ -33,8 +34,8 @@ from .words import Words, words_in
 __all__ = ["BATCH", "StoreCore"]
 
 _T = TypeVar("_T")
-BATCH: Final = 64  # records that one commit of many removes: a few milliseconds, in which other writers wait
-_BATCH_LETTERS: Final = 16 << 10  # of their texts: to take so many words out of the index takes some 20 ms
+BATCH: Final = 64  # records that one commit of clear() removes: other writers wait a few milliseconds for it
+_BATCH_LETTERS: Final = 16 << 10  # of their texts: taking their words out of the index takes some 20 ms
 _OPTIONS_KEY: Final = b"options"
 _decode_options: Final = msgspec.msgpack.Decoder(Options).decode
 
@@ -47,13 +48,26 @@ class StoreCore:
     """
 
     def __init__(
-        self, wanted: Wanted, path: str | os.PathLike[str] | None, embedder: Embedder | None, scope: str | None
+        self,
+        wanted: Wanted,
+        path: str | os.PathLike[str] | None,
+        embedder: Embedder | None,
+        scope: str | None,
+        framework: str,
+        create: bool,
     ) -> None:
         self.scope = checked_scope(scope)
         self._embedder = embedder
+        check_framework_name(framework)
+        if framework == "torch":
+            import_torch()  # now: it takes seconds, and an event loop may ask for the first record
+        if type(create) is not bool:
+            raise BadMessage(f"create is {create!r:.40}; it is True or False", detail="create")
         durability = wanted.of_new().durability
         known = find_store(wanted.name, path) if wanted.durability is None else None
-        self._places = Places(known or root_of(path, durability), wanted.name)
+        self._places = Places(known or root_of(path, durability), wanted.name, framework)
+        if not create and not self._places.exists():
+            raise no_store(wanted.name, os.path.dirname(self._places.directory) if wanted.durability else path)
         self._places.make(durability)
         self._catalogue = Catalogue(self._places.catalogue, durability)
         try:
@@ -62,7 +76,7 @@ class StoreCore:
             self._live = Live()
             self._files: SlabFiles | None = None
             self._upkeep = Upkeep(self._places, self._catalogue)
-            if self._options.durability != "fsync":  # which keeps what it has acknowledged
+            if self._options.durability != "fsync":  # "fsync" loses nothing in a power cut
                 write: Any = partial(self._write, count=0, is_deletion=True)
                 recover(self._catalogue, self._places, self._options, self._slabs, write)
             self._upkeep.sweep()
@@ -71,7 +85,7 @@ class StoreCore:
             raise
 
     def _settle(self, wanted: Wanted) -> Options:
-        """The options of the store: those that it was made with, or these if it is new."""
+        """The options that the store was made with; ``wanted`` if it is new."""
         with self._catalogue.read() as transaction:
             raw = transaction.get(_OPTIONS_KEY, db=transaction.meta)
         options = None if raw is None else _decode_options(raw)
@@ -94,10 +108,12 @@ class StoreCore:
         return options
 
     def _learn(self, transaction: Transaction, vectors: Vectors | None) -> Options:
-        """The options with what the store's first vectors say; noted in the commit that keeps these, or not at all.
+        """The options, with the ``dim`` and the ``embedder`` of the store's first vectors.
+
+        Both are stored in the commit that stores these vectors.
 
         Raises:
-            WrongShape, EmbedderMismatch: another process was faster, and its vectors are others.
+            WrongShape, EmbedderMismatch: another process has stored the first vectors, and these do not fit them.
         """
         known = self._options
         if vectors is None or (known.dim is not None and (vectors.embedder is None or known.embedder is not None)):
@@ -111,7 +127,7 @@ class StoreCore:
         return msgspec.structs.replace(known, dim=stored.dim, embedder=stored.embedder)
 
     def _has_learned(self, options: Options, files: SlabFiles | None) -> None:
-        """What a commit has noted is there for all."""
+        """After a commit that stored ``dim`` or ``embedder``: take them over, and write them to ``store.json``."""
         if options is self._options:
             return
         self._options.dim, self._options.embedder = options.dim, options.embedder
@@ -119,10 +135,10 @@ class StoreCore:
         try:
             self._places.write_note(_as_note(self._look_again()))
         except (OSError, TRException):
-            pass  # the commit is made; who opens the store next writes the note
+            pass  # the commit is made; the next process that opens the store writes the note
 
     def _look_again(self) -> Options:
-        """See what has been learned since the store was opened: ``dim``, ``embedder``. Returns what the store notes."""
+        """Read ``dim`` and ``embedder``, which others may have set since the store was opened. Returns the options."""
         with self._catalogue.read() as transaction:
             stored = _decode_options(transaction.get(_OPTIONS_KEY, db=transaction.meta))
         self._options.dim, self._options.embedder = stored.dim, stored.embedder
@@ -139,7 +155,7 @@ class StoreCore:
         return self._files
 
     def _view(self, transaction: Any, *moment: Any) -> View:
-        """What is seen in a transaction; ``moment`` as :class:`View` has it."""
+        """A view of a transaction; ``moment`` are the last arguments of :class:`View`, ``now_s`` and ``aside``."""
         files = self._files or self._slabs()
         return View(transaction, self._options, self._places, files, self._live, self.scope, *moment)
 
@@ -159,11 +175,12 @@ class StoreCore:
         """Make one commit of changes.
 
         Args:
-            change: what to do; may be called again from the start.
+            change: what to do. It may be called several times, each time in a new transaction.
             count: how many rows of vectors it needs at most.
-            texts: that come or go, as far as they are known; others may wait while the words of others are found.
-            vectors: that come.
-            is_deletion: whether it may use what is reserved for deletions.
+            texts: of records that come or go, as far as they are known: their words are found before the transaction,
+                so that other writers do not wait for that.
+            vectors: the new ones.
+            is_deletion: whether it may use the pages that are reserved for deletions.
         """
         words: dict[str, Words] = {}
         _find_words(texts, words)
@@ -173,7 +190,7 @@ class StoreCore:
         files = self._slabs()
         if files is None and vectors is not None:
             files = SlabFiles(self._places.vectors, by_name(self._options.dtype), vectors.dim)
-        is_second = False  # after there was no room
+        is_second = False  # whether this is the second try, after there was no room
 
         def apply(rest: list[SlabEntry], transaction: Transaction) -> tuple[_T, Options]:
             options = self._learn(transaction, vectors)
@@ -218,11 +235,11 @@ class StoreCore:
         try:
             self._upkeep.after_commit()
         except (OSError, TRException):
-            pass  # what was to be done is done; a later commit frees what this one did not
+            pass  # the commit is made; a later one frees what this one did not
         return result
 
     def _room(self) -> tuple[int, int]:
-        """For how many rows there are slabs, and how many more the last one has room for."""
+        """For how many rows there are slabs, and how many rows of the last one are unused."""
         with self._catalogue.read() as transaction:
             used, in_slabs = transaction.state().next_row, room_of_slabs(transaction)
             last = last_slab(transaction)
@@ -231,13 +248,13 @@ class StoreCore:
         return in_slabs, 0 if last.rows else max(0, last.first + last.span - used)
 
     def _make_slabs(self, dim: int, used: int, needed: int, made: list[SlabEntry]) -> list[SlabEntry]:
-        """Make slabs for all rows of a commit, so that it begins once.
+        """Make slabs for all rows of a commit in advance, so that the commit need not start again for each.
 
         Args:
             dim: numbers of a vector.
             used: for how many rows there are slabs.
-            needed: how many rows they must have room for.
-            made: noted here, too, as soon as there is one.
+            needed: for how many more rows there must be room.
+            made: each new slab is appended here at once, so that the caller can remove it after an error.
         """
         dtype, new = by_name(self._options.dtype), []
         while needed > 0:
@@ -250,7 +267,7 @@ class StoreCore:
         return new
 
     def _with_room(self, make: Callable[[], _T]) -> _T:
-        """What a function makes of files; if there is no room, those of deleted records go first."""
+        """Call a function that makes files; if there is no room, remove files of deleted records and call it again."""
         try:
             return make()
         except OutOfSpace:
@@ -262,20 +279,20 @@ class StoreCore:
         return make()
 
     def _remove_garbage(self) -> int:
-        """Remove files of deleted records now. Returns how many; what fails is for a later call."""
+        """Remove files of deleted records now. Returns how many; after an error 0, and a later call tries again."""
         try:
             return self._upkeep.remove_garbage()
         except (OSError, TRException):
             return 0
 
     def _text_of(self, record_id: str) -> str | None:
-        """The text of a record, if it is there and has one."""
+        """The text of a record; None if there is no such record, or it has no text."""
         raw = self._catalogue.value("records", record_id.encode())
         with self._catalogue.telling():
             return None if raw is None else decode_record(raw).content
 
     def _batches(self, ids: Iterable[str]) -> Iterator[tuple[list[str], list[str | None]]]:
-        """Ids, and the texts of their records, as many at a time as one commit removes while others wait."""
+        """Split ids into batches, each with the texts of its records; one commit removes one batch."""
         batch: list[str] = []
         texts: list[str | None] = []
         letters = 0
@@ -291,7 +308,7 @@ class StoreCore:
             yield batch, texts
 
     def _has_embedder(self, changes: Changes) -> bool:
-        """Whether vectors of texts are an embedder's affair, of this handle or of another one."""
+        """Whether an embedder makes the store's vectors, that of this handle or of another one."""
         if self._options.embedder is not None:
             return True
         noted = changes.noted(_OPTIONS_KEY)
@@ -317,7 +334,7 @@ class StoreCore:
 
     @contextmanager
     def _tensor_files(self, fresh: Sequence[Fresh]) -> Any:
-        """The files of tensors of new records; removed if the block raises."""
+        """Write the tensors of new records into files before the block; remove the files if the block raises."""
         try:
             for each in fresh:
                 if each.tensors:
@@ -336,7 +353,7 @@ class StoreCore:
         return self._embedder is not None
 
     def _embed_missing(self, fresh: Sequence[Fresh]) -> bool:
-        """Make the vectors of texts that come without one. Returns whether the embedder was called."""
+        """Make the vectors of new records that have a text and no vector. Returns whether the embedder was called."""
         missing = [each for each in fresh if each.vector is None and each.record.content]
         if self._embedder is None or not missing:
             return False
@@ -346,7 +363,12 @@ class StoreCore:
         return True
 
     def _embed(self, embedder: Embedder, texts: list[str]) -> Any:
-        """The vectors that an embedder makes; what it raises passes as it is."""
+        """Call the embedder. Its own errors reach the caller unchanged.
+
+        Raises:
+            EmbedderMismatch: the store's vectors are from another embedder.
+            WrongShape: it has not made one vector for each text.
+        """
         if self._options.embedder is None:
             self._look_again()
         self._check_embedder(self._options.embedder)
@@ -366,7 +388,7 @@ class StoreCore:
         return vectors
 
     def _check_embedder(self, known: str | None) -> None:
-        """Refuse to mix the vectors of this handle's embedder with those of the store's."""
+        """Refuse to mix vectors of this handle's embedder with those of ``known``, the store's."""
         own = embedder_name(self._embedder)
         if known not in (None, own):
             raise EmbedderMismatch(
@@ -378,7 +400,7 @@ class StoreCore:
             )
 
     def _query_vector(self, query: Any) -> np.ndarray[Any, Any] | None:
-        """The vector that is searched for, of a vector or a text; None if the store has no vectors."""
+        """The vector to search for: the given one, or the embedder's for a text; None if the store has no vectors."""
         if isinstance(query, str):
             assert self._embedder is not None
             query = next(iter(self._embed(getattr(self._embedder, "query", self._embedder), [query])))
@@ -386,7 +408,7 @@ class StoreCore:
         return None if self._options.dim is None else rows[0]
 
     def _as_vectors(self, given: Sequence[Any], *, is_embedded: bool) -> Vectors | None:
-        """Vectors that are to be kept, as rows of the store's kind; None if there are none."""
+        """New vectors as rows in the store's shape and dtype; None if there are none."""
         embedder = embedder_name(self._embedder) if is_embedded else None
         return Vectors.of(given, self._known_dim(), self._options.numpy_dtype, embedder)
 

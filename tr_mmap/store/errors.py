@@ -9,6 +9,7 @@ from ..errors import TRException
 __all__ = [
     "EmbedderMismatch",
     "NoSuchRecord",
+    "NoSuchStore",
     "RecordExists",
     "SnapshotExpired",
     "StoreBusy",
@@ -32,6 +33,21 @@ class NoSuchRecord(TRException, KeyError):
         super().__init__(message, id=id)
 
 
+class NoSuchStore(TRException, FileNotFoundError):
+    """There is no store of that name, and none was to be made.
+
+    Attributes:
+        name: the name.
+        path: the folder, or the first of the folders, where it was looked for.
+    """
+
+    name: str
+    path: str
+
+    def __init__(self, message: str, *, name: str, path: str) -> None:
+        super().__init__(message, name=name, path=path)
+
+
 class RecordExists(TRException, FileExistsError):
     """A record was to be added under an id that another one has.
 
@@ -46,12 +62,12 @@ class RecordExists(TRException, FileExistsError):
 
 
 class VersionConflict(TRException, RuntimeError):
-    """The record is not of the version that ``if_version`` says: somebody was faster.
+    """The record has another version than ``if_version``: it was changed meanwhile.
 
     Attributes:
         id: of the record.
-        expected: the version that was said.
-        found: the one that it has.
+        expected: ``if_version``.
+        found: the version that it has.
     """
 
     id: str
@@ -108,9 +124,9 @@ class StoreCorrupt(TRException, OSError):
 
 
 class StoreBusy(TRException, RuntimeError):
-    """A signal handler, or a destructor, was to change the store in the middle of a change of the same thread.
+    """A signal handler, or a destructor, used the store in the middle of a change by the same thread.
 
-    The interrupted change goes on when the handler returns. Let the handler set a flag, and change the store later.
+    The interrupted change goes on when the handler returns. Set a flag in the handler, and use the store later.
     """
 
 

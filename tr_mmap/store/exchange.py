@@ -1,14 +1,14 @@
-"""Records out of a store and into one.
+"""Exports the records of a store. :mod:`tr_mmap.store.incoming` imports them.
 
 An export is a directory with three files:
 
-- ``records.jsonl``: a record on each line, as a JSON object with the names that ``add`` has, and ``expires_at``. Its
+- ``records.jsonl``: a record on each line, as a JSON object with the parameters of ``add``, and ``expires_at``. Its
   ``vector`` is the number of a row of the tensor ``vectors``; its ``tensors`` are names in the file of tensors.
-- ``tensors.safetensors``: the vectors, as one tensor, and the tensors.
-- ``store.json``: what the store was made with, and how many records there are. It is written last, so an export that
-  did not end has none.
+- ``tensors.safetensors``: the vectors, as one tensor, and the records' tensors.
+- ``store.json``: the store's options, and how many records there are. It is written last, so an export that was
+  interrupted has none.
 
-Both of the latter have the number of the export, so that files of two exports are not taken for one.
+The last two files have the random number of the export, so that files of two exports are not mixed up.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ Step = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 class Note(msgspec.Struct, forbid_unknown_fields=True):
-    """What ``store.json`` has.
+    """The content of ``store.json``.
 
     Attributes:
-        export: the number of the export.
+        export: the random number of the export.
         records: how many there are.
         options: of the store.
-        format: of the export.
+        format: version of the export's format.
     """
 
     export: str
@@ -80,7 +80,7 @@ class Exported(NamedTuple):
 
     Attributes:
         records: how many.
-        lost: what kept others from being read, an error for each.
+        lost: an error for each record that could not be read.
     """
 
     records: int
@@ -88,12 +88,12 @@ class Exported(NamedTuple):
 
 
 def plainly(several: Iterable[Any], _: int) -> Iterable[Any]:
-    """Show no bar."""
+    """A step that shows no progress bar."""
     return several
 
 
 def options_of(store: Store) -> Options:
-    """What a store was made with, and what its vectors have said of it since."""
+    """The options of a store, with the ``dim`` and ``embedder`` that it has now."""
     return store._look_again()
 
 
@@ -103,14 +103,14 @@ def export_to(
     """Write the records of one moment into a new directory, the oldest first. One that cannot be read is left out.
 
     Args:
-        store: has them.
-        directory: is made; if an error is raised, it is gone again.
-        filters: which; None for all.
-        step: gets what is to be done and its number, and gives it again: for a bar.
+        store: the one to export.
+        directory: to be made; it is removed again after an error.
+        filters: which records; None for all.
+        step: called with an iterable and its length; returns the iterable, perhaps wrapped to show a progress bar.
 
     Raises:
         FileExistsError: the directory is there.
-        BadMessage: the filter is wrong, or there are more tensors than one file of them can name.
+        BadMessage: the filter is wrong, or there are more tensors than the header of one safetensors file can name.
         StoreCorrupt: the catalogue cannot be read.
         SnapshotExpired: it took more than a day.
     """

@@ -1,6 +1,6 @@
-"""Names and writes the files of a store, each by one process, once. Knows no catalogue.
+"""Names and writes the files of a store. Each file is written by one process, once. Knows no catalogue.
 
-A name tells which process; so what a killed one has left can be told from what a living one is about to use.
+A file's name says which process writes it, so the files that a killed process left are told from those of a living one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SUFFIX: Final = ".tsr"
 
 
 def new_file_name(kind: str, suffix: str = _SUFFIX) -> str:
-    """A name that no other file has, and that tells which process makes it."""
+    """A name that no other file has, and that says which process makes the file."""
     own = Identity.current()
     return f"{kind}-{own.pid}-{own.start_ticks}-{own.pid_namespace}-{secrets.token_hex(6)}{suffix}"
 
@@ -46,8 +46,8 @@ def write_array(
         name: of :func:`new_file_name`.
         dtype: of the array, as TSR has it.
         array: of any layout.
-        has_checksum: whether the file says by a checksum what is in it.
-        is_synced: whether to wait until its bytes are on the disk; its name is not.
+        has_checksum: whether to store a checksum of the payload.
+        is_synced: whether to wait until its bytes are on the disk. Its name may not be: sync the directory for that.
 
     Raises:
         OutOfSpace: there is no room; nothing is left.
@@ -66,7 +66,7 @@ def write_array(
 
 
 def replace_file(path: str, data: bytes) -> None:
-    """Put a new file in place of another, in one step: also after a power cut, there is the one or the other.
+    """Replace a file in one step: also after a power cut, the path leads to the whole old file or the whole new one.
 
     Raises:
         OutOfSpace: there is no room; nothing has changed.
@@ -76,7 +76,7 @@ def replace_file(path: str, data: bytes) -> None:
     try:
         try:
             system.write_all(fd, data)
-            system.sync(fd)  # or the new name might come to the disk before the bytes
+            system.sync(fd)  # else the new name might reach the disk before the bytes
         finally:
             system.close(fd)
         system.rename(temporary, path)

@@ -1,10 +1,10 @@
-"""Filters: which records a search or a listing is about. Reads the index of fields where there is one.
+"""Filters: they choose the records of a search or a listing. Use the index of fields where there is one.
 
 A filter is a mapping. ``{"kind": "note"}`` says that a field equals a value, ``{"size": {"gte": 3, "lt": 9}}`` compares
 it, and several entries must all hold. ``AND`` and ``OR`` take a list of filters, ``NOT`` takes one or a list. A field
 is a name in ``metadata``, or one of the record's own attributes (``user_id``, ``created_at``, ``importance``, ...).
-A record without the field fulfils only ``ne``, ``nin`` and ``{"field": None}``. Fields are compared with what metadata
-may hold; anything else is refused, because nothing is equal to it.
+A record without the field fulfils only ``ne``, ``nin`` and ``{"field": None}``. A value that metadata cannot hold is
+refused, because no field could be equal to it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["Filter", "Rows", "field_keys", "parse"]
 Rows = np.ndarray[Any, np.dtype[np.uint64]]
 
 _OWN: Final = frozenset({"id", "version", "content", *SCOPES, "importance", "created_at", "updated_at", "expires_at"})
-_MAX_TEXT_NBYTES: Final = 200  # of a key; longer texts share one, and are compared in the record
-_MAX_NAME_NBYTES: Final = 100  # of a field in a key; of longer ones there is a hash
+_MAX_TEXT_NBYTES: Final = 200  # of a text in a key; longer texts may share a key, and are compared in the record
+_MAX_NAME_NBYTES: Final = 100  # of a field's name in a key; longer names are hashed
 _MAX_EXACT: Final = 2**53  # beyond it, several whole numbers share a key
 _MAX_DEPTH: Final = 32  # of a filter
 _MAX_VALUE_DEPTH: Final = 64  # of a value, as of metadata
@@ -37,13 +37,13 @@ _NONE, _BOOL, _NUMBER_KIND, _TEXT, _ELEMENT = b"\0", b"\1", b"\2", b"\3", b"\4"
 
 
 def _number_key(value: float) -> bytes:
-    """Eight bytes in the order of the numbers."""
-    raw = int.from_bytes(_NUMBER(value + 0.0), "big")  # + 0.0: of the two zeros, one
+    """Eight bytes that sort as the numbers do."""
+    raw = int.from_bytes(_NUMBER(value + 0.0), "big")  # + 0.0 makes 0.0 of -0.0
     return (raw ^ (-(raw >> 63) & (2**64 - 1) | 2**63)).to_bytes(8, "big")
 
 
 def _value_key(value: Any) -> tuple[bytes, bool] | None:
-    """A value in the index, and whether no other value has the same key; None if it is not in the index."""
+    """The key of a value in the index, and whether no other value has the same key; None if it cannot be indexed."""
     if value is None:
         return _NONE, True
     if isinstance(value, bool):
@@ -79,7 +79,7 @@ def _elements(value: Any) -> list[Any]:
 
 @functools.lru_cache(256)
 def _prefix(field: str) -> bytes:
-    """With what the keys of a field begin; it begins no key of another one."""
+    """The bytes with which all keys of a field begin, and no key of another field."""
     raw = field.encode("utf-8", "surrogatepass")
     if len(raw) > _MAX_NAME_NBYTES:
         return b"\xff" + hashlib.blake2b(raw, digest_size=32).digest()
@@ -140,8 +140,8 @@ class Filter:
 
     Args:
         test: whether a record fulfils it.
-        candidates: gives the rows of all records that may fulfil it, ascending, and whether all of them do; None if
-            only the records tell.
+        candidates: returns the rows of all records that may fulfil it, ascending, and whether all of them do; None if
+            the index cannot say, so that each record must be tested.
     """
 
     def __init__(
@@ -157,10 +157,10 @@ class Filter:
 
 
 def parse(given: Mapping[str, Any] | None, scopes: Mapping[str, str | None]) -> Filter | None:
-    """A filter of what a user has written, and of the scopes; None if it lets all pass.
+    """Parse a user's filter, and combine it with the scopes; None if every record passes.
 
     Raises:
-        BadMessage: it is no filter; ``detail`` says where.
+        BadMessage: it is not a filter; ``detail`` says where.
     """
     parts = [_compare_field(name, "eq", value) for name, value in scopes.items() if value is not None]
     if given is not None:
@@ -238,10 +238,10 @@ def _compare_field(field: str, operator: str, wanted: Any) -> Filter:
 
 
 def _plain(field: str, value: Any, depth: int) -> Any:
-    """A value that a field is compared with, as metadata would have it; of numpy's numbers and arrays, those of Python.
+    """A value that a field is compared with, as metadata hold it; numpy's numbers and arrays become Python's.
 
     Raises:
-        BadMessage: metadata have no such values.
+        BadMessage: metadata cannot hold such a value.
     """
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()

@@ -1,8 +1,8 @@
-"""What has become of each record: an event for each version, by id. Part of a commit; changes no record.
+"""The history of each record: an event for each version, by id. Part of a commit; changes no record.
 
-The events of a record that is gone stay until many others are gone, so that its id goes on with the versions that it
-had. When they are forgotten, no later record begins with a version as low as theirs: what somebody has read before is
-never taken for what is there now.
+The events of a deleted record stay until many other records were deleted. Until then a new record with its id
+continues its version numbers. When the events are forgotten, new records begin above the highest version among them. So
+no version number is ever used twice for an id, and a reader never takes a new record for one that it read before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .records import Event, Record, decode_record
 
 __all__ = ["bury", "events_of", "faults_of", "next_version", "note"]
 
-_KEPT_EVENTS: Final = 32  # of each record
+_KEPT_EVENTS: Final = 32  # of each record, its deletion included
 _KEPT_GRAVES: Final = 10_000  # deletions after which a deleted record's history is forgotten
 _VERSION_NBYTES: Final = 8
 
@@ -34,13 +34,13 @@ def _key_of(record_id: bytes, version: int) -> bytes:
 
 
 def events_of(transaction: Transaction, record_id: str) -> Iterator[Event]:
-    """What has become of a record, oldest first."""
+    """The events of a record, oldest first."""
     for _, value in transaction.items_with("history", _prefix_of(record_id.encode())):
         yield _decode(value)
 
 
 def _last_version(transaction: Transaction, record_id: bytes) -> int:
-    """That of the last event; 0 if there is none."""
+    """The version of the last event of a record; 0 if there is none."""
     prefix = _prefix_of(record_id)
     with transaction.raw.cursor(db=transaction.history) as cursor:
         is_behind = cursor.set_range(prefix + b"\xff" * _VERSION_NBYTES)
@@ -56,7 +56,7 @@ def next_version(transaction: Transaction, state: State, record_id: str) -> int:
 
 
 def note(transaction: Transaction, record: Record, event: str, now_s: float) -> None:
-    """Note what has become of a record: its version is the event's."""
+    """Add an event to a record's history. The event has the record's version; the oldest event may be dropped."""
     record_id = record.id.encode()
     what = record.content, record.metadata, record.importance, record.user_id
     entry = _encode(Event(event, record.version, now_s, *what))
@@ -66,7 +66,14 @@ def note(transaction: Transaction, record: Record, event: str, now_s: float) -> 
 
 
 def bury(transaction: Transaction, state: State, record_id: str, version: int) -> None:
-    """Note that a record is gone, whose last event has that version; and forget one that has long been gone."""
+    """Note that a record was deleted, and forget the history of the one that was deleted long before.
+
+    Args:
+        transaction: a writing one.
+        state: what the catalogue counts; is changed.
+        record_id: of the record.
+        version: of its last event.
+    """
     last = _key_of(record_id.encode(), version)
     transaction.put(key_of(state.next_grave), last, db=transaction.graves)
     state.next_grave += 1
@@ -77,7 +84,7 @@ def bury(transaction: Transaction, state: State, record_id: str, version: int) -
 
 
 def _forget(transaction: Transaction, state: State, last: bytes) -> None:
-    """Forget a history that ends with that event; not one that has gone on since then."""
+    """Forget the history that ends with the event of the key ``last``, unless a new record has continued it."""
     record_id = last[: -_VERSION_NBYTES - 1]
     version = int.from_bytes(last[-_VERSION_NBYTES:], "big")
     if _last_version(transaction, record_id) != version:

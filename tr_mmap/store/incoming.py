@@ -1,4 +1,4 @@
-"""Records from a file into a store. All of them are looked at before the first is added."""
+"""Imports records from files into a store. Checks all of them before it adds the first."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Imported(NamedTuple):
 
     Attributes:
         added: how many records.
-        skipped: how many there were already.
+        skipped: how many were in the store already.
     """
 
     added: int
@@ -45,13 +45,13 @@ class Imported(NamedTuple):
 
 
 class Source:
-    """Records that are to come: lines, and the file with their vectors and tensors.
+    """Records to be imported: their lines, and the file with their vectors and tensors.
 
     Attributes:
-        options: of the store that was exported; None if it was no export.
-        line_of: the number of a line by the id of its record, after :meth:`check`.
+        options: of the store that was exported; None if the source is not an export.
+        line_of: the line number of each record by its id; set by :meth:`check`.
         count: how many records there are.
-        has_vectors: whether some have vectors that another store has had.
+        has_vectors: whether the source is an export that has vectors.
     """
 
     def __init__(self, lines: list[str], note: Note | None = None, tensors: TensorFile | None = None) -> None:
@@ -65,24 +65,24 @@ class Source:
         self.has_vectors = len(self._rows) > 0
 
     def records(self) -> Iterator[_Numbered]:
-        """The number of a line, and the arguments of ``add``; each has an id.
+        """For each record its line number and the arguments of ``add``. A record without an id gets a new one.
 
         Raises:
-            BadMessage: a line is no record; ``detail`` has its number.
+            BadMessage: a line is not a record; ``detail`` is its number.
         """
         for number, line in self._lines:
             yield number, {"id": uuid.uuid4().hex, **self._record(number, line)}
 
     def check(self, dim: int | None, dtype: str, scope: str | None = None) -> None:
-        """Look whether all can be added to a store.
+        """Check that all records can be added to a store.
 
         Args:
-            dim: of its vectors; None if the first one will say it.
-            dtype: of its vectors.
-            scope: of its handle.
+            dim: of the store's vectors; None if the store has none yet.
+            dtype: of the store's vectors.
+            scope: of the store's handle.
 
         Raises:
-            BadMessage: one cannot; ``detail`` has the number of its line.
+            BadMessage: a record cannot be added; ``detail`` is the number of its line.
         """
         if self._checked_for == (dim, dtype, scope):
             return
@@ -141,14 +141,14 @@ def _wrong(number: int, why: str) -> BadMessage:
 
 
 def read_source(path: Path) -> Source:
-    """What :func:`tr_mmap.store.exchange.export_to` has written, or a file of JSON lines.
+    """Read an export of :func:`tr_mmap.store.exchange.export_to`, or a file of JSON lines.
 
     Args:
         path: of the directory, or of the file.
 
     Raises:
-        BadMessage: it is something else; or the export is not whole, or of files of two.
-        FileNotFoundError: a file is not there.
+        BadMessage: it is neither; or the export is not complete, or has files of two exports.
+        FileNotFoundError: a file is missing.
     """
     if not path.is_dir():
         if path.suffix == ".safetensors":
@@ -175,17 +175,17 @@ def read_source(path: Path) -> Source:
 
 
 def read_lines(file: BinaryIO) -> Source:
-    """JSON lines, each with a record.
+    """Read JSON lines, each with a record.
 
     Raises:
-        BadMessage: it is no text.
+        BadMessage: the file is not text in UTF-8.
     """
     return Source(_lines_of(file))
 
 
 def _lines_of(file: BinaryIO) -> list[str]:
     try:
-        text = file.read().decode("utf-8-sig")  # some editors begin a text with a mark
+        text = file.read().decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         name = getattr(file, "name", "the input")
         raise BadMessage(f"{name} is no file of JSON lines: {error}", detail=str(name)) from None
@@ -210,13 +210,13 @@ def _note_of(path: Path) -> Note:
 
 
 def check_record(given: dict[str, Any]) -> None:
-    """Look whether a store that is not there yet would take a record.
+    """Check a record before its store is made, so that no store is made for a record that it would refuse.
 
     Args:
         given: the arguments of ``add``.
 
     Raises:
-        BadMessage, WrongShape: it would not.
+        BadMessage, WrongShape: a new store would refuse it.
     """
     Fresh(given, None)
     if given.get("vector") is not None:
@@ -224,16 +224,16 @@ def check_record(given: dict[str, Any]) -> None:
 
 
 def make_for(source: Source, name: str, path: str | PathLike[str] | None, embedder: str | None = None) -> None:
-    """Make a store with the options of the one that was exported, if it was one. Adds nothing.
+    """Check a source; if it is an export, make a store with the options of the exported one. Adds nothing.
 
     Args:
         source: what will be imported.
         name: of the new store.
         path: the folder for its own folder; None for the user's, by its durability.
-        embedder: the name of the one that the store will be used with; None for that of the other store.
+        embedder: the name of the new store's embedder; None for that of the exported store.
 
     Raises:
-        BadMessage: not all of it can be added; no store is made.
+        BadMessage: a record cannot be added; no store is made.
         EmbedderMismatch: another embedder has made the vectors; no store is made.
         OutOfSpace: there is no room.
     """
@@ -262,19 +262,19 @@ def _not_here(texts: list[str]) -> Any:
 
 
 def import_from(store: Store, source: Source, *, is_going_on: bool = False, step: Step = plainly) -> Imported:
-    """Add records, some at a time. Nothing is added if one of them is wrong, or is there already.
+    """Add the records of a source, some in each commit. All are checked first; if one is refused, none is added.
 
-    An error after the first commit (no more room, somebody adds the same) has a note that says which lines are in.
+    An error after the first commit (a full disk, say) has a note that says which lines were added.
 
     Args:
-        store: gets them.
-        source: has them.
-        is_going_on: whether those whose ids are there are left as they are, and the others added.
+        store: gets the records.
+        source: has the records.
+        is_going_on: whether to skip records whose ids are in the store, instead of refusing the import.
         step: as for :func:`tr_mmap.store.exchange.export_to`.
 
     Raises:
-        BadMessage: a record cannot be added; ``detail`` has the number of its line.
-        RecordExists: there is one of such an id.
+        BadMessage: a record cannot be added; ``detail`` is the number of its line.
+        RecordExists: the store has a record with such an id.
         EmbedderMismatch: another embedder has made the vectors.
         OutOfSpace: there is no room.
     """
@@ -327,7 +327,7 @@ def _check_ids(store: Store, source: Source) -> None:
 
 
 def _add(store: Store, records: list[dict[str, Any]], is_going_on: bool) -> int:
-    """Add them in one commit. Returns how many were added."""
+    """Add records in one commit; with ``is_going_on``, only those that are not there. Returns how many were added."""
     while True:
         if is_going_on:
             records = [each for each in records if not _is_there(store, each["id"])]
@@ -343,7 +343,7 @@ def _is_there(store: Store, record_id: str) -> bool:
     try:
         return store.get(record_id) is not None
     except StoreCorrupt:
-        return True  # in some way
+        return True  # it is damaged, but has the id
 
 
 def _are_there(store: Store, batch: list[_Numbered]) -> bool:

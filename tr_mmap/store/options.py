@@ -1,4 +1,4 @@
-"""What a store was made with, and what must be the same whenever it is opened. Opens nothing."""
+"""The options of a store: those that it was made with, and the check of those that it is opened with. Opens nothing."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _NO_NUMBERS: Final = frozenset({"bool", "complex64", "complex128"})
 
 
 class Options(msgspec.Struct):
-    """What a store was made with, and what its first vectors have said.
+    """The options that a store was made with, and those that its first vectors have set.
 
     Attributes:
         name: of the store.
-        dim: numbers of a vector; None until the first vector says it.
+        dim: numbers of a vector; None until the first vector sets it.
         dtype: of the vectors.
         metric: ``"cosine"``, ``"dot"`` or ``"l2"``.
-        embedder: the name of what makes vectors of texts; None if the caller gives them.
-        indexed: fields of the metadata that filters find without reading the records.
-        durability: what a commit outlives.
-        budget_nbytes: how much all records may count for; None for no limit.
-        at_budget: whether a record that does not fit is refused, or others go.
+        embedder: the name of the embedder that makes vectors of texts; None if callers give the vectors.
+        indexed: fields of the metadata that filters find by an index, without reading the records.
+        durability: what a commit outlives, see :class:`tr_mmap.store.Store`.
+        budget_nbytes: how many bytes all records may count for; None for no limit.
+        at_budget: ``"fail"``: a record that does not fit is refused; ``"evict"``: others are removed for it.
     """
 
     name: str
@@ -53,13 +53,13 @@ class Options(msgspec.Struct):
     at_budget: AtBudget = "fail"
 
     def check_same(self, wanted: Wanted) -> None:
-        """Refuse a store that was made with other options.
+        """Refuse to open a store with other options than it has.
 
         Args:
-            wanted: what it is opened with.
+            wanted: the options that it is opened with.
 
         Raises:
-            EmbedderMismatch: one is not the same.
+            EmbedderMismatch: an option differs; ``option`` says which one.
         """
         for option in ("dim", "dtype", "metric", "indexed", "at_budget", "durability"):
             own, other = getattr(self, option), getattr(wanted, option)
@@ -83,17 +83,17 @@ class Options(msgspec.Struct):
 
     @property
     def vector_nbytes(self) -> int:
-        """Of one vector."""
+        """Bytes of one vector."""
         return 0 if self.dim is None else self.dim * resolve(self.dtype).itemsize
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """Of the vectors."""
+        """numpy's dtype of the vectors."""
         return resolve(self.dtype).numpy
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What a store is opened with, by the names of :class:`Options`; None for what is not said: as the store has it."""
+    """The options that a store is opened with, by the names of :class:`Options`; None to take what the store has."""
 
     name: str
     dim: int | None
@@ -118,10 +118,10 @@ class Wanted(msgspec.Struct, frozen=True):
         budget_nbytes: int | None,
         at_budget: str | None,
     ) -> Wanted:
-        """Of what a user has given.
+        """Check the options that a user has given.
 
         Raises:
-            BadMessage: one of them is wrong; ``detail`` says which.
+            BadMessage: an option is wrong; ``detail`` says which.
             UnsupportedTensor: there is no such dtype.
         """
         if not isinstance(name, str) or not _good_name(name):
@@ -164,13 +164,13 @@ class Wanted(msgspec.Struct, frozen=True):
         )
 
     def of_new(self) -> Options:
-        """The options of a store that is made with these."""
+        """The options of a new store that is made with these."""
         said = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
         return Options(**said)
 
 
 def embedder_name(embedder: Embedder | None) -> str | None:
-    """By which a store knows an embedder again: its ``name``, or where it is defined."""
+    """The name by which a store recognises an embedder: its ``name``, else its module and qualified name."""
     if embedder is None:
         return None
     name = getattr(embedder, "name", None)

@@ -1,8 +1,9 @@
-"""Where stores lie, and the files of one: its folders, its tensors, and what a killed writer has left. No catalogue."""
+"""The folders of stores, and the files of one store: its tensors, and what killed writers left. Knows no catalogue."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -15,28 +16,30 @@ from ..errors import HostilePath, TSRFormatError
 from ..sessions.workspace import Workspace
 from ..tsr import load, read_header
 from ..tsr.dtypes import DType, by_name
-from ..tsr.files import load_view
+from ..tsr.files import Mode, load_view
 from ..tsr.tensors import copy_into, from_buffer, to_array
-from .errors import StoreCorrupt
+from .errors import NoSuchStore, StoreCorrupt
 from .files import new_file_name, replace_file, write_array, writer_of
 from .records import Part
 
-__all__ = ["Places", "find_store", "note_of", "root_of", "roots_of", "stores_in"]
+__all__ = ["Places", "find_store", "no_store", "note_of", "remove_store", "root_of", "roots_of", "stores_in"]
 
 _PREFIX: Final = "tr_store_"
+_GONE: Final = ".gone-"  # begins the name of a store that is being removed
 _SMALL_NBYTES: Final = 64 << 10  # tensors up to this size share a file
 _NOTE_NBYTES: Final = 1 << 20  # more than any note has
 _ALIGNMENT: Final = 64
 _BYTES: Final = by_name("uint8")
 _FOLDERS: Final = ("catalogue", "vec", "tensors")
-_PASSING: Final = {"": ("catalogue-", "store-"), "catalogue": ("boot-",)}  # what a killed process leaves beside others
+# Temporary files in folders that have other files too: folder, and how their names begin. A killed process leaves them.
+_PASSING: Final = {"": ("catalogue-", "store-"), "catalogue": ("boot-",)}
 
 
 def root_of(path: str | os.PathLike[str] | None, durability: str) -> str:
     """The folder in which stores lie.
 
     Args:
-        path: what the user has said; None for this user's own: on tmpfs for ``"memory"``, else in the home.
+        path: what the user gave; None for this user's own: on tmpfs for ``"memory"``, else in the home directory.
         durability: of the store.
     """
     if path is not None:
@@ -48,7 +51,7 @@ def root_of(path: str | os.PathLike[str] | None, durability: str) -> str:
 
 
 def roots_of(path: str | os.PathLike[str] | None) -> list[str]:
-    """The folders in which a store may be whose durability is not known: that of the path, or this user's own."""
+    """The folders to look in for a store of unknown durability: the given path, or this user's own two."""
     return list(dict.fromkeys(root_of(path, durability) for durability in ("memory", "os")))
 
 
@@ -65,6 +68,26 @@ def stores_in(root: str) -> list[str]:
 def find_store(name: str, path: str | os.PathLike[str] | None) -> str | None:
     """The folder in which a store of that name is; None if there is none."""
     return next((root for root in roots_of(path) if Places(root, name).exists()), None)
+
+
+def no_store(name: str, path: str | os.PathLike[str] | None) -> NoSuchStore:
+    """The error for a store that is not there."""
+    roots = roots_of(path)
+    return NoSuchStore(f"there is no store {name!r} in {' or '.join(roots)}", name=name, path=roots[0])
+
+
+def remove_store(root: str, name: str) -> None:
+    """Remove a store, also one that cannot be opened. Handles that are open show what was there, and change nothing.
+
+    Raises:
+        HostilePath: its folder is not this user's own.
+    """
+    places = Places(root, name)
+    places.check_private()
+    # Under another name first: nobody shall find a part of it.
+    gone = os.path.join(root, f"{_GONE}{name}-{secrets.token_hex(8)}")
+    system.rename(places.directory, gone)
+    system.remove_tree(gone)
 
 
 def note_of(root: str, name: str) -> dict[str, Any]:
@@ -86,20 +109,22 @@ class Places:
         vectors: of its slabs.
         tensors: of its tensors.
         durability: of the store, once that is known.
+        framework: of the tensors that are opened.
     """
 
-    def __init__(self, root: str, name: str) -> None:
+    def __init__(self, root: str, name: str, framework: str = "numpy") -> None:
         self.durability = "memory"
+        self.framework = framework
         self.directory = os.path.join(root, f"{_PREFIX}{name}")
         self.catalogue, self.vectors, self.tensors = (os.path.join(self.directory, each) for each in _FOLDERS)
 
     @property
     def is_synced(self) -> bool:
-        """Whether what is written waits for the disk."""
+        """Whether writing waits until the bytes are on the disk."""
         return self.durability == "fsync"
 
     def make(self, durability: str) -> None:
-        """Make what is missing but the catalogue, for this user only; nothing in a folder that is not.
+        """Make the store's folders that are missing, except the catalogue's, with no access for other users.
 
         Args:
             durability: of the store, if it is made now.
@@ -108,7 +133,7 @@ class Places:
             HostilePath: another user may write there.
             OutOfSpace: there is no room.
         """
-        self._check_private()
+        self.check_private()
         new = [path for path in (self.directory, self.vectors, self.tensors) if not system.exists(path)]
         if new and new[0] == self.directory:
             missing = os.path.dirname(self.directory)
@@ -122,10 +147,10 @@ class Places:
                 pass
             if durability == "fsync":
                 system.sync_dir(os.path.dirname(path))
-        self._check_private()
+        self.check_private()
 
-    def _check_private(self) -> None:
-        """Refuse a folder that others may write in. One that is not there is as good."""
+    def check_private(self) -> None:
+        """Refuse a folder in which other users may write. A missing folder passes."""
         try:
             info = system.status(self.directory)
         except FileNotFoundError:
@@ -147,7 +172,7 @@ class Places:
         return system.exists(os.path.join(self.catalogue, "data.mdb"))
 
     def write_note(self, text: str) -> None:
-        """Write ``store.json``, unless it says that: for people, and for programs that look what a store is."""
+        """Write ``store.json``, for people and for programs that list stores; not if it has this text already."""
         path = os.path.join(self.directory, "store.json")
         try:
             if system.peek(path, _NOTE_NBYTES) == text.encode():
@@ -159,10 +184,10 @@ class Places:
     # -- tensors --------------------------------------------------------------------------------------------------
 
     def write_tensors(self, tensors: Mapping[str, Any]) -> tuple[list[Part], int]:
-        """Write the tensors of a record into new files: large ones each, small ones together.
+        """Write the tensors of a record into new files: a file for each large one, and one for all small ones.
 
         Returns:
-            Where they are, and their bytes.
+            Where the tensors lie, and how many bytes they have together.
 
         Raises:
             UnsupportedTensor: one has no TSR form.
@@ -197,12 +222,12 @@ class Places:
         return parts, total
 
     def _write(self, file: str, dtype: DType, array: np.ndarray[Any, Any]) -> None:
-        # What tmpfs has is gone after a power cut; what a disk has may be there in part.
+        # A checksum only for files on a disk: after a power cut these may have lost a part; on tmpfs all is gone.
         is_on_disk = self.durability != "memory"
         write_array(self.tensors, file, dtype, array, has_checksum=is_on_disk, is_synced=self.is_synced)
 
     def open_quickly(self, parts: Sequence[Part]) -> dict[str, Any] | None:
-        """As :meth:`open_tensors`, for a record that has one tensor in a file of its own; None if it is another one.
+        """As :meth:`open_tensors`, for a record whose only tensor has a file of its own; None for any other record.
 
         Raises:
             FileNotFoundError: the file is gone.
@@ -210,39 +235,42 @@ class Places:
         """
         if len(parts) != 1 or parts[0].dtype:
             return None
-        return {parts[0].name: load_view(f"{self.tensors}/{parts[0].file}")}
+        path = f"{self.tensors}/{parts[0].file}"
+        return {parts[0].name: load_view(path) if self.framework == "numpy" else load(path, framework=self.framework)}
 
     def open_tensors(self, record_id: str, parts: Iterable[Part], *, verify: bool = False) -> dict[str, Any]:
-        """The tensors of a record, as read-only views of their files.
+        """The tensors of a record, as views of their files: read-only, or copy-on-write for torch.
 
         Args:
             record_id: for errors.
             parts: where they are.
-            verify: whether to read them and compare their checksums, where they have some.
+            verify: whether to read the files and compare their checksums, if they have any.
 
         Raises:
             StoreCorrupt: a file is gone, or is not what was written.
         """
         found: dict[str, Any] = {}
-        opened: dict[str, np.ndarray[Any, Any]] = {}
+        opened: dict[str, np.ndarray[Any, Any]] = {}  # files that several tensors share
         for part in parts:
+            if not part.dtype:
+                found[part.name] = self._load(record_id, part.file, verify, self.framework)
+                continue
             if part.file not in opened:
                 opened[part.file] = self._load(record_id, part.file, verify)
             array = opened[part.file]
-            if not part.dtype:
-                found[part.name] = array
-                continue
             dtype = by_name(part.dtype)
             end = part.offset + dtype.itemsize * int(np.prod(part.shape, dtype=np.int64))
             if array.dtype != np.uint8 or array.ndim != 1 or end > array.size:
                 raise self._lost(record_id, part.file, "is not the file that was written")
-            found[part.name] = from_buffer(array.data, dtype, part.shape, part.offset, "numpy")
+            found[part.name] = from_buffer(array.data, dtype, part.shape, part.offset, self.framework)
         return found
 
-    def _load(self, record_id: str, file: str, verify: bool) -> np.ndarray[Any, Any]:
+    def _load(self, record_id: str, file: str, verify: bool, framework: str = "numpy") -> Any:
         path = os.path.join(self.tensors, file)
+        mode: Mode = "r" if self.framework == "numpy" else "c"  # torch has no read-only tensors
         try:
-            return load(path, verify=verify and read_header(path).payload_checksum is not None)
+            has_checksum = verify and read_header(path).payload_checksum is not None
+            return load(path, framework=framework, mode=mode, verify=has_checksum)
         except FileNotFoundError:
             raise self._lost(record_id, file, "is gone") from None
         except TSRFormatError as error:
@@ -259,14 +287,14 @@ class Places:
     # -- files that nothing names -------------------------------------------------------------------------------------
 
     def remove(self, folder: str, names: Iterable[str]) -> None:
-        """Remove files; one that is gone already is as good."""
+        """Remove files; those that are gone already are passed over."""
         for name in names:
             system.unlink(os.path.join(self.directory, folder, name))
 
     def left_files(self) -> list[tuple[str, str]]:
-        """Folder and name of the files whose writer has ended; the catalogue may name them."""
+        """Folder and name of each file whose writer has ended, also of those that the catalogue names."""
         found = []
-        has_ended: dict[str, bool] = {}  # by what the names of a process's files have in common
+        has_ended: dict[str, bool] = {}  # by the part of the name that says which process wrote the file
         for folder in ("vec", "tensors", *_PASSING):
             for name in system.list_dir(os.path.join(self.directory, folder)):
                 if folder in _PASSING and not name.startswith(_PASSING[folder]):
@@ -280,7 +308,7 @@ class Places:
         return found
 
     def remove_left(self, folder: str, name: str) -> None:
-        """Remove what :meth:`left_files` has found, and nothing names."""
+        """Remove a file that :meth:`left_files` found and that the catalogue does not name."""
         path = os.path.join(self.directory, folder, name)
         if folder:
             system.unlink(path)
@@ -290,7 +318,7 @@ class Places:
                 system.unlink(path)
 
     def nbytes(self) -> int:
-        """Of all files, as the file system counts them."""
+        """Bytes that all files of the store take on the file system."""
         total = 0
         for folder in ("", *_FOLDERS):
             directory = os.path.join(self.directory, folder)

@@ -1,8 +1,8 @@
-"""Products of many rows with one vector, made by several threads. Opens nothing.
+"""Products of many rows with one vector, computed by several threads. Opens nothing.
 
-A library of linear algebra that splits each product among its threads waits for all of them, however busy the machine
-is, and a store has a product for each slab. Here threads take small blocks of all slabs, one after the other, so that
-nobody waits for a thread that gets no processor.
+A search needs one product for each slab. A library of linear algebra splits each product among its threads, and then
+waits for the slowest of them; on a busy machine that takes long. Here each thread takes the next small block of any
+slab, so a thread that gets no processor delays the search by one block at most.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ _BLOCK: Final = 1 << 18  # numbers: 1 MiB of float32, which OpenBLAS multiplies 
 _LEAST_BLOCKS: Final = 8  # below that, to wake another thread takes longer than it saves
 _MOST_THREADS: Final = 4
 
-_helpers: tuple[int, int, ThreadPoolExecutor | None] = (0, 0, None)  # whose, how many, the threads; replaced whole
+_helpers: tuple[int, int, ThreadPoolExecutor | None] = (0, 0, None)  # pid, number of threads, pool; replaced whole
 
 
 def product_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """In which kind of numbers vectors of a dtype are multiplied."""
+    """The dtype in which vectors of a dtype are multiplied."""
     return dtype if dtype.name in _EXACT_KINDS else np.dtype(np.float32)
 
 
 def blocks_of(count: int, dim: int) -> list[slice]:
-    """Rows of a part, a block after the other."""
+    """Slices that cut ``count`` rows of ``dim`` numbers into blocks."""
     height = max(1, _BLOCK // max(dim, 1))
     return [slice(start, start + height) for start in range(0, count, height)]
 
 
 def products(parts: Sequence[Array], query: Array) -> list[Array]:
-    """For each part of shape ``(rows, dim)`` its product with the vector, in its :func:`product_dtype`.
+    """The product of each part with the vector, of shape ``(rows,)``, in the part's :func:`product_dtype`.
 
     Args:
-        parts: rows of any kind that has numbers; kinds that numpy does not multiply are converted block by block.
+        parts: of shape ``(rows, dim)``, of any real dtype; what numpy does not multiply is converted block by block.
         query: of shape ``(dim,)``, float32 or float64.
     """
     dtypes = [product_dtype(part.dtype) for part in parts]
@@ -63,8 +63,8 @@ def products(parts: Sequence[Array], query: Array) -> list[Array]:
 
 
 def share(work: Callable[[int], None], count: int) -> None:
-    """Do a work for each number from 0 on, in this thread, and with the help of others if there is much to do."""
-    numbers = itertools.count()  # each is given once, whichever threads ask
+    """Call ``work(number)`` for each number below ``count``, in this thread; with many numbers, also in others."""
+    numbers = itertools.count()  # gives each number to one thread
 
     def take() -> None:
         while (number := next(numbers)) < count:
@@ -78,7 +78,7 @@ def share(work: Callable[[int], None], count: int) -> None:
 
 
 def _ask_for_help(work: Callable[[], None]) -> list[Future[None]]:
-    """Let other threads do it too; none on one processor, at the end of the program, or where no thread can start."""
+    """Submit ``work`` to the helping threads. None help on one processor, or when no thread can be started any more."""
     global _helpers
     pid, count, threads = _helpers
     if threads is None or pid != os.getpid():

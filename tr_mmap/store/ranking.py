@@ -1,8 +1,8 @@
 """Exact search: the nearest of all rows to a vector, or of some. Opens nothing.
 
-Quick products say of each row between which bounds its nearness is. Rows that are certainly not among the nearest are
-left out; all others are compared again, in float64. So the answer is that of a comparison of all rows in float64, and
-takes as long as the products, unless very many rows are as near as each other.
+Quick products give a lower and an upper bound of the nearness of each row. Rows that cannot be among the nearest are
+left out; all others are compared again in float64. So the result is that of a comparison of all rows in float64, and
+the search takes as long as the quick products, unless very many rows are about equally near.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class _Part:
         lengths: of the vectors.
         first: the number of the first row.
         rows: the numbers of the rows; None if they follow the first one.
-        alive: which of them count; None for all.
+        alive: which of them are live (and pass the filter); None for all.
         products: of the vectors with the query.
-        places: of the rows that were compared in float64, ascending.
-        keys: of these.
+        places: indices, ascending, of the rows that were compared in float64.
+        keys: their keys, see :mod:`tr_mmap.store.closeness`.
     """
 
     vectors: Array
@@ -51,7 +51,7 @@ class _Part:
     keys: Array = field(default_factory=lambda: np.zeros(0))
 
     def numbers(self) -> Array:
-        """Of the rows at ``places``."""
+        """The numbers of the rows at ``places``."""
         return self.places + self.first if self.rows is None else self.rows[self.places].astype(np.int64)
 
 
@@ -75,7 +75,7 @@ def _part_of(slab: Slab, count: int, live: Array, allowed: Rows | None) -> _Part
 
 
 def _highest(values: Array, count: int) -> Array:
-    """The highest of some numbers, in any order."""
+    """The ``count`` highest values, in any order; all if there are fewer."""
     return np.partition(values, values.size - count)[values.size - count :] if values.size > count else values
 
 
@@ -84,7 +84,7 @@ class Ranking:
 
     Args:
         slabs: of a snapshot, each with the number of rows that the snapshot has of it.
-        live: whether a row counts, by row; of all rows of the snapshot.
+        live: by row, whether it may be found; for all rows of the snapshot.
         query: of shape ``(dim,)``.
         metric: one of METRICS.
         allowed: only these rows, ascending; None for all.
@@ -101,7 +101,7 @@ class Ranking:
                 part.products = each
 
     def best(self, limit: int) -> Iterator[tuple[int, float, float]]:
-        """Row, score and distance, nearest first; no more than ``limit``."""
+        """Row, score and distance of at most ``limit`` rows, nearest first."""
         if not self._parts:
             return
         self._compare(self._near(limit))
@@ -115,10 +115,10 @@ class Ranking:
         yield from zip(rows[order].tolist(), scores.tolist(), distances.tolist(), strict=True)
 
     def _near(self, limit: int) -> list[Array]:
-        """The places in each part of the rows that may be among the nearest."""
+        """For each part the places of the rows that may be among the ``limit`` nearest."""
         maybe: list[list[tuple[Array, Array]]] = []  # of each part, places and upper bounds
-        highest: list[Array] = []
-        bound = _LOWEST  # there are so many rows above it; those that do not count are below
+        highest: list[Array] = []  # the highest lower bounds so far
+        bound = _LOWEST  # at least ``limit`` rows are known to reach it, or it is _LOWEST; dead rows are below
         for part in self._parts:
             maybe.append([])
             for start in range(0, len(part.products), _STEP):

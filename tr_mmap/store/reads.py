@@ -1,4 +1,4 @@
-"""What a store is asked, of now or of one moment: ``get``, ``get_all``, ``ids``, ``search``, ``history``."""
+"""The methods that read a store or a snapshot of it: ``get``, ``get_all``, ``ids``, ``search``, ``history``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHORT_NBYTES: Final = 64 << 10  # of a stored record, which is decoded in well 
 
 
 class Questions(ABC):
-    """What is asked in the same way of a store and of one moment of it."""
+    """The methods that a store and its snapshots have in common."""
 
     @property
     @abstractmethod
@@ -31,7 +31,7 @@ class Questions(ABC):
 
     @abstractmethod
     def _read(self, action: Callable[[View], _T]) -> _T:
-        """Ask a view."""
+        """Call a function with a view."""
 
     def get_all(
         self,
@@ -46,15 +46,16 @@ class Questions(ABC):
         """Records, newest first.
 
         Args:
-            filters: which, see :mod:`tr_mmap.store.filters`; None for all.
+            filters: which records, see :mod:`tr_mmap.store.filters`; None for all.
             user_id: only this user's.
             agent_id: only this agent's.
             run_id: only this run's.
-            limit: how many at most; the page's ``cursor`` leads to the next. None for all.
-            cursor: of the last page.
+            limit: how many at most; the page's ``cursor`` leads to the next page. None for all.
+            cursor: of the previous page; None for the first one.
 
         Raises:
-            BadMessage: a filter or the cursor is wrong.
+            BadMessage: a filter, the limit or the cursor is wrong.
+            StoreCorrupt: a record cannot be read; the message names it.
         """
         wanted = self._core._filter(filters, user_id, agent_id, run_id)
         check_limit(limit)
@@ -68,16 +69,16 @@ class Questions(ABC):
         agent_id: str | None = None,
         run_id: str | None = None,
     ) -> list[str]:
-        """The ids of records, newest first. Opens none of their files, so it names those too that ``get`` cannot read.
+        """The ids of records, newest first. Opens none of their files, so ids of damaged records are listed too.
 
         Args:
-            filters: which; None for all.
+            filters: which records; None for all.
             user_id: only this user's.
             agent_id: only this agent's.
             run_id: only this run's.
 
         Returns:
-            Ids; the time of some may be over.
+            Ids; some of the records may have expired.
 
         Raises:
             BadMessage: a filter is wrong.
@@ -107,12 +108,14 @@ class Questions(ABC):
             agent_id: only this agent's.
             run_id: only this run's.
             threshold: the lowest score; None for any.
-            mode: ``"exact"`` compares vectors, ``"text"`` words. ``"auto"``: a text is compared by its words where the
-                store has no embedder, else by its vector. ``"ann"`` and ``"hybrid"`` are to come.
+            mode: ``"exact"`` compares vectors, ``"text"`` compares words. ``"auto"`` compares words if the query is a
+                text and the handle has no embedder, else vectors. ``"ann"`` and ``"hybrid"`` are reserved for later
+                releases, and refused.
 
         Raises:
             BadMessage: an argument is wrong.
             WrongShape: the vector does not fit the store.
+            StoreCorrupt: a record that was found cannot be read; the message names it.
         """
         core = self._core
         check_limit(limit, may_be_none=False)
@@ -135,10 +138,10 @@ class Questions(ABC):
         return self._read(lambda view: view.nearest(vector, wanted, limit, threshold))
 
     def history(self, id: str) -> list[Event]:
-        """What has become of a record, oldest first: its last 32 versions, and its deletion.
+        """The last 32 events of a record, oldest first; the last one may say that it was deleted, and why.
 
         Returns:
-            Nothing if there never was one, or if that is long ago.
+            An empty list if there never was such a record, or if 10,000 others were deleted after it.
         """
         check_id(id)
         return self._read(lambda view: view.history(id))
@@ -152,7 +155,12 @@ class StoreReads(StoreCore, Questions):
         return self
 
     def get(self, id: str) -> Record | None:
-        """The record of an id; None if there is none."""
+        """The record of an id; None if there is none.
+
+        Raises:
+            BadMessage: the id is not one that a record may have.
+            StoreCorrupt: the record cannot be read.
+        """
         check_id(id)
         raw = self._catalogue.value("records", id.encode())
         if raw is None:
@@ -163,7 +171,7 @@ class StoreReads(StoreCore, Questions):
         return self._read(lambda view: view.get(id))  # a snapshot keeps its files from being removed meanwhile
 
     def get_now(self, id: str) -> Record | EllipsisType | None:
-        """As :meth:`get`, where that takes microseconds; ``...`` if it may take longer."""
+        """As :meth:`get` if that takes microseconds; ``...`` if it may take longer."""
         check_id(id)
         raw = self._catalogue.short_value("records", id.encode(), _SHORT_NBYTES)
         if raw is None or raw is ...:
@@ -174,10 +182,11 @@ class StoreReads(StoreCore, Questions):
         """The store as it is now, for several reads that agree with each other.
 
         Args:
-            max_age_s: after so many seconds it shows nothing more, so that nobody keeps others from freeing memory.
+            max_age_s: seconds after which the snapshot closes itself, because an open snapshot keeps files and pages
+                from being freed.
 
         Raises:
-            BadMessage: that is no number of seconds.
+            BadMessage: ``max_age_s`` is not a number of seconds above 0.
         """
         check_max_age(max_age_s)
         return StoreSnapshot(self, max_age_s)
@@ -202,9 +211,9 @@ class StoreReads(StoreCore, Questions):
 
 
 class StoreSnapshot(Snapshot, Questions):
-    """What :meth:`Store.snapshot` gives: ``get``, ``get_all``, ``ids``, ``search`` and ``history`` of one moment.
+    """What :meth:`Store.snapshot` returns: ``get``, ``get_all``, ``ids``, ``search`` and ``history`` of one moment.
 
-    Records whose time ends later are there.
+    A record that expires after that moment stays visible.
     """
 
     def __init__(self, store: StoreReads, max_age_s: float) -> None:

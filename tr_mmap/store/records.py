@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["FIELDS", "SCOPES", "Event", "Hit", "Page", "Part", "Record", "Stats", "decode_record"]
 
 SCOPES: Final = ("user_id", "agent_id", "run_id")
-FIELDS: Final = ("content", *SCOPES, "metadata", "importance")  # that a user gives, and finds again as they are
+FIELDS: Final = ("content", *SCOPES, "metadata", "importance")  # given by the user, and stored unchanged
 
 
 class Part(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -38,17 +38,17 @@ class Record(msgspec.Struct, array_like=True, dict=True):
     """One record, as it was when it was read.
 
     Attributes:
-        id: names it.
-        version: one more with each update; of a new record 1, or above what deleted ones had.
+        id: the id.
+        version: 1 for a new record, or above the versions of a deleted record with that id; one more with each update.
         content: its text, or None.
         user_id: whose it is, or None.
         agent_id: which agent's, or None.
         run_id: which run's, or None.
-        metadata: values as JSON has them, by name.
+        metadata: JSON values by name.
         importance: 0 to 1; the lowest is evicted first.
         created_at: seconds since 1970.
         updated_at: seconds since 1970.
-        expires_at: seconds since 1970, or None; from then on the record is not there.
+        expires_at: seconds since 1970, or None; from then on no method shows the record.
     """
 
     id: str
@@ -63,13 +63,13 @@ class Record(msgspec.Struct, array_like=True, dict=True):
     updated_at: float
     expires_at: float | None
     _number: int = 0
-    """In the order of creation."""
+    """Number in the order of creation."""
     _row: int = 0
-    """In the store's vectors; another one after each change of the vector."""
+    """Row in the store's vectors; the record gets another one with each new vector."""
     _has_vector: bool = False
     _parts: list[Part] = []
     _nbytes: int = 0
-    """What it counts for in the budget."""
+    """Bytes that it counts for in the budget."""
 
     @property
     def vector(self) -> np.ndarray[Any, Any] | None:
@@ -79,12 +79,12 @@ class Record(msgspec.Struct, array_like=True, dict=True):
 
     @property
     def tensors(self) -> dict[str, Any]:
-        """The tensors by name, read-only, in the store's own memory."""
+        """The tensors by name, in the store's own memory: read-only arrays; or torch tensors, by its ``framework``."""
         found: dict[str, Any] | None = self.__dict__.get("tensors_of")
         return {} if found is None else found
 
     def is_expired(self, now_s: float) -> bool:
-        """Whether its time was over at that moment."""
+        """Whether it had expired at that moment."""
         return self.expires_at is not None and self.expires_at <= now_s
 
     def __repr__(self) -> str:
@@ -125,8 +125,9 @@ class Event(msgspec.Struct, array_like=True, frozen=True):
     """One change of a record.
 
     Attributes:
-        event: ``"add"``, ``"update"`` or ``"delete"``.
-        version: of the record after it; of a deletion, one more than the last.
+        event: ``"add"`` or ``"update"``; or why the record is gone: ``"delete"``, ``"expire"``, ``"evict"``, or
+            ``"lost"`` (its files were not on the disk after a power cut).
+        version: of the record after it; if the record is gone, one more than its last version.
         at: seconds since 1970.
         content: the text after it; None if there is none, or the record is gone.
         metadata: after it.
@@ -140,22 +141,22 @@ class Event(msgspec.Struct, array_like=True, frozen=True):
     metadata: dict[str, Any] = {}
     importance: float = 0.0
     _user_id: str | None = None
-    """Whose the record was."""
+    """The user whose record it was."""
 
 
 class Stats(msgspec.Struct, frozen=True):
     """What a store holds.
 
     Attributes:
-        records: how many there are, expired ones that no sweep has met yet included.
+        records: how many there are, with the expired ones that no commit has removed yet.
         vectors: how many of them have a vector.
         epoch: how many commits there were.
-        nbytes: what the records count for in the budget.
-        budget_nbytes: how much that may be; None for no limit.
-        disk_nbytes: of all files of the store.
-        dead_rows: rows of vectors that a compaction would free.
-        slabs: files of vectors.
-        readers: processes and threads that are reading now.
+        nbytes: bytes that the records count for in the budget.
+        budget_nbytes: the budget; None for no limit.
+        disk_nbytes: bytes that all files of the store take.
+        dead_rows: rows of vectors that no record uses.
+        slabs: how many files of vectors there are.
+        readers: snapshots that are open now, in all processes.
     """
 
     records: int

@@ -1,4 +1,4 @@
-"""After another start of the machine: removes the records whose files did not reach the disk, and says which."""
+"""After the machine has started again: removes the records whose files did not reach the disk, and logs their ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .slabs import SlabFiles
 
 __all__ = ["recover"]
 
-_BOOT_KEY: Final = b"boot"  # of the machine, in which it was last seen that all files are there
+_BOOT_KEY: Final = b"boot"  # the boot of the machine in which all files were last checked
 _SHOWN: Final = 5  # ids in a line of the log
 
 _log = logging.getLogger("tr_mmap")
@@ -30,10 +30,10 @@ def recover(
     files: Callable[[], SlabFiles | None],
     write: Callable[[Callable[[Changes], Any]], Any],
 ) -> None:
-    """Look at all records, unless somebody has done so since the machine was started.
+    """Check all records and remove the damaged ones, unless a process has done so since the machine was started.
 
-    Several processes may do so at once: each judges what it reads, outside the lock, and removes it only if no other
-    one has finished since.
+    Several processes may do so at once. Each checks without a lock, and removes what it found only if no other process
+    has finished its recovery meanwhile.
 
     Args:
         catalogue: of the store.
@@ -43,7 +43,7 @@ def recover(
         write: makes one commit.
 
     Raises:
-        StoreCorrupt: more is wrong than files that are not there.
+        StoreCorrupt: the store has other faults than records with missing or damaged files.
     """
     boot = (Identity.current().boot_id or "").encode()
     with catalogue.read() as transaction:
@@ -59,7 +59,7 @@ def recover(
 
         removed = write(remove) if lost or slabs else []
         if removed is None:
-            return  # another process has finished; what is there now may be newer than what was judged
+            return  # another process has finished; the records may have changed since they were checked here
         if removed:
             shown = ", ".join(map(repr, removed[:_SHOWN])) + (", ..." if len(removed) > _SHOWN else "")
             _log.warning(

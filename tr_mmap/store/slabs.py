@@ -1,8 +1,8 @@
 """Slabs: TSR files that hold the vectors of consecutive rows. A row is written once, before the commit that names it.
 
-A slab has a second file beside it with the lengths of its vectors, and after a compaction a third one with the numbers
-of the rows that are left in it. All are written through descriptors, so that a full file system is an error and not a
-signal; they are read through read-only mappings. Knows nothing of the catalogue.
+A slab has a second file with the lengths of its vectors, and after a compaction a third one with the numbers of the
+rows that it still has. All are written through descriptors, so that a full file system is an error and not a signal;
+they are read through read-only mappings. Knows nothing of the catalogue.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 
 FIRST_ROWS: Final = 1024  # of the first slab: a store with few vectors is small
 MOST_ROWS: Final = 65_536
-FIRST_BARE_ROW: Final = 1 << 62  # of records without a vector; those below are of vectors, and all of them in slabs
+FIRST_BARE_ROW: Final = 1 << 62  # records without a vector get rows from here on; rows below are in slabs
 NORMS: Final = by_name("float64")
 ROWS: Final = by_name("uint64")
 
@@ -56,8 +56,8 @@ class SlabEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
         span: how many rows belong to it, used or not.
         file: the vectors.
         norms: their lengths.
-        rows: the numbers of the rows in it, ascending; "" if it has all of its rows.
-        count: how many rows are in it, if ``rows`` says which.
+        rows: the file with the numbers of the rows that it has, ascending; "" if it has all rows of its span.
+        count: how many rows that file lists; 0 if there is none.
     """
 
     first: int
@@ -69,12 +69,12 @@ class SlabEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     @property
     def room(self) -> int:
-        """For how many rows its files are."""
+        """For how many rows its files have room."""
         return self.count if self.rows else self.span
 
 
 def _make_file(directory: str, name: str, dtype: DType, shape: tuple[int, ...], is_synced: bool) -> None:
-    """A file with room for a tensor; its elements are zeros. A crash leaves a file that no catalogue names.
+    """Make a file for a tensor of zeros, with all its blocks. A crash leaves a file that no catalogue names.
 
     Raises:
         OutOfSpace: there is no room.
@@ -96,13 +96,13 @@ def _make_file(directory: str, name: str, dtype: DType, shape: tuple[int, ...], 
 
 
 def make_slab(directory: str, dtype: DType, dim: int, span: int, *, is_synced: bool) -> SlabEntry:
-    """Make the files of a slab, whose first row is still open.
+    """Make the files of a slab. Its entry has ``first`` 0; the commit that uses the slab sets its first row.
 
     Args:
         directory: for its files.
         dtype: of the vectors.
         dim: numbers of a vector.
-        span: how many rows it is to have.
+        span: how many rows it gets.
         is_synced: whether to wait until they are on the disk.
 
     Raises:
@@ -124,12 +124,12 @@ def make_slab(directory: str, dtype: DType, dim: int, span: int, *, is_synced: b
 def make_compacted(
     directory: str, old: Slab, positions: np.ndarray[Any, Any], rows: np.ndarray[Any, Any], *, is_synced: bool
 ) -> SlabEntry:
-    """A slab with some of another one's rows.
+    """Make a slab with some rows of an old one.
 
     Args:
         directory: for its files.
-        old: the other one.
-        positions: of the rows in it.
+        old: the old slab.
+        positions: where these rows are in the old slab.
         rows: their numbers, ascending.
         is_synced: whether to wait until they are on the disk.
 
@@ -179,20 +179,20 @@ class Slab:
         return found
 
     def has(self, row: int) -> bool:
-        """Whether a row of its span is in it: a compaction leaves out those that nothing named any more."""
+        """Whether it has a row of its span; a compaction leaves out rows that no record uses."""
         if self.rows is None:
             return True
         position = self.position(row)
         return position < len(self.rows) and int(self.rows[position]) == row
 
     def position(self, row: int) -> int:
-        """Where a row is in it."""
+        """The index of a row in ``vectors`` and ``norms``."""
         if self.rows is None:
             return row - self._first
         return int(np.searchsorted(self.rows, row))
 
     def write(self, row: int, vectors: np.ndarray[Any, Any], norms: np.ndarray[Any, Any]) -> None:
-        """Write consecutive rows. Only before the commit that names them, by whoever has the catalogue's lock."""
+        """Write consecutive rows. Call it only before the commit that names them, in its writing transaction."""
         position = row - self.entry.first
         for name, values in ((self.entry.file, vectors), (self.entry.norms, norms)):
             fd = system.open_path(os.path.join(self._directory, name), write=True)
@@ -216,7 +216,7 @@ NewRow: TypeAlias = tuple[Slab, int, np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 def write_rows(rows: Sequence[NewRow], *, is_synced: bool) -> None:
-    """Write rows, consecutive ones of a slab at once; with ``is_synced``, wait until they are on the disk."""
+    """Write rows, consecutive rows of a slab in one call; with ``is_synced``, wait until they are on the disk."""
     runs = itertools.groupby(enumerate(rows), lambda each: (each[1][0].entry.file, each[1][1] - each[0]))
     for _, run in runs:
         several = [each for _, each in run]
@@ -267,11 +267,13 @@ class SlabFiles(ForkAware):
         self._lock = threading.RLock()
 
     def of_row(self, row: int, slabs: Sequence[Slab] | None = None) -> Slab | None:
-        """The slab of a row; a row never changes, so one that is not the snapshot's is as good.
+        """The slab that has a row; None if none has it.
+
+        A row is never written again, so a slab of any snapshot has the right vector.
 
         Args:
-            row: whose vector is wanted.
-            slabs: of a snapshot; None for the last that were opened.
+            row: its number.
+            slabs: of a snapshot; None for those that were opened last.
         """
         firsts, known = self._table
         if slabs is not None:
@@ -282,7 +284,7 @@ class SlabFiles(ForkAware):
         return known[at]
 
     def open(self, entries: Sequence[SlabEntry]) -> list[Slab]:
-        """The slabs of a snapshot, in their order. What the snapshot does not name any more is forgotten."""
+        """Open the slabs of a snapshot, in their order. Slabs that it does not name are forgotten."""
         with self._lock:
             slabs = []
             for entry in entries:
@@ -297,10 +299,10 @@ class SlabFiles(ForkAware):
             return slabs
 
     def find(self, row: int, entries: Sequence[SlabEntry]) -> Slab | None:
-        """The slab of a row of a snapshot; None if none has it.
+        """The slab that has a row of a snapshot; None if none has it.
 
         Raises:
-            StoreCorrupt: its files are broken; those of others may be.
+            StoreCorrupt: this slab's files are broken. Broken files of other slabs do not matter.
         """
         try:
             return self.of_row(row, self.open(entries))
@@ -309,7 +311,7 @@ class SlabFiles(ForkAware):
             return None if at < 0 else self.of_row(row, [self.for_writing(entries[at])])
 
     def for_writing(self, entry: SlabEntry) -> Slab:
-        """One slab: that is being filled, or is whole where others are not."""
+        """Open one slab and no other: to fill it, or to read it although others are broken."""
         with self._lock:
             slab = self._known.get(entry.file)
             if slab is None or slab.entry != entry:

@@ -1,7 +1,7 @@
-"""Whether the file of an LMDB environment can be trusted, and what LMDB says of it, in our words.
+"""Checks the file of an LMDB environment, and translates LMDB's errors into ours. Opens no environment.
 
-LMDB trusts what it maps: a broken file may be a signal that ends the process. So the file is looked at before LMDB sees
-it: its length always, and all of it after another boot of the machine. Opens no environment.
+LMDB trusts what it maps: reading a broken file may end the process by a signal. So the file is checked before LMDB
+opens it: its length always, and all of it after a boot of the machine.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ except ModuleNotFoundError as missing:
 __all__ = ["Inconsistent", "check_file", "check_length", "corrupt", "look_after_boot", "note_boot", "translated"]
 
 _PAGE_NBYTES: Final = 4096
-_COMMIT_NBYTES: Final = 1 << 20  # more than one write of a commit has
-_LOOKS: Final = 3  # at the first pages, which another process may be writing at this moment
+_COMMIT_NBYTES: Final = 1 << 20  # more than LMDB writes in one call
+_LOOKS: Final = 3  # times to read the first pages, because another process may be writing them
 _BOOT: Final = "boot"  # the file that names the boot in which the environment was last found to be sound
 
 
 class Inconsistent(Exception):
-    """An entry of the catalogue names another one that is not there, or has a size that no entry has."""
+    """An entry of the catalogue refers to one that is missing, or has an impossible size."""
 
 
 def look_after_boot(path: str) -> None:
-    """If the machine has started since: look at the whole file before LMDB does, which trusts what it maps.
+    """Check the whole file, if the machine was started since the last check.
 
-    What was written before a power cut, and not synced, is there in part, in any part.
+    After a power cut any part of what was written and not synced may be missing.
 
     Raises:
         StoreCorrupt: the file is not sound.
@@ -54,13 +54,13 @@ def look_after_boot(path: str) -> None:
     owner = this_process.mark
     fd = system.open_dir(path)
     try:
-        system.lock_dir(fd)  # others wait until it is known to be sound
+        system.lock_dir(fd)  # other processes wait for the result
         noted, durability = _boot_of(path)
         if noted == boot_id:
             return
         if durability != "fsync":
             with _alone(path) as is_alone:
-                if is_alone:  # or others have it open: one of them has looked, and they may be writing
+                if is_alone:  # if others have it open, one of them has checked it, and they may be writing
                     check_file(path)
         if durability:
             note_boot(path, durability)
@@ -70,16 +70,19 @@ def look_after_boot(path: str) -> None:
 
 @contextmanager
 def _alone(path: str) -> Iterator[bool]:
-    """Whether no other process has the environment open; then none opens it in the block. Nor has this one."""
+    """Whether no process has the environment open. If none has, none can open it in the block.
+
+    This process must not have it open: closing the descriptor would release LMDB's locks.
+    """
     fd = system.open_or_create(os.path.join(path, "lock.mdb"))
     try:
-        yield system.try_lock_byte(fd)  # the one that LMDB shares while it has the environment open
+        yield system.try_lock_byte(fd)  # each process holds a shared lock of this byte while LMDB has the file open
     finally:
         system.close(fd)
 
 
 def check_length(path: str) -> None:
-    """Refuse a file that was cut: to read a page behind its end is SIGBUS.
+    """Refuse a file that was truncated: reading a page behind its end is SIGBUS.
 
     Raises:
         StoreCorrupt: it is not sound.
@@ -97,7 +100,9 @@ def check_length(path: str) -> None:
 
 
 def check_file(path: str) -> None:
-    """Look at the whole file of an environment, of which nobody writes over a page meanwhile.
+    """Check all pages of an environment's file.
+
+    No page of the last commit may be overwritten meanwhile: have a snapshot open, or let no process have the file open.
 
     Raises:
         StoreCorrupt: it is not sound.
@@ -113,7 +118,7 @@ def check_file(path: str) -> None:
 
 
 class _Growing(_Verifier):
-    """A file that others write meanwhile: it grows before its first pages say so, so its size is read after them."""
+    """Verifies a file that others write. It grows before its first pages say so; so this reads its size after them."""
 
     def load_metas(self) -> None:
         super().load_metas()  # type: ignore[no-untyped-call]
@@ -127,7 +132,7 @@ def _opened(path: str) -> Iterator[Any]:
 
 
 def _boot_of(path: str) -> tuple[str, str]:
-    """The boot in which the environment was last found to be sound, and its durability; "" for what is not known."""
+    """The boot in which the environment was last found to be sound, and its durability; both "" if not known."""
     try:
         words = system.peek(os.path.join(path, _BOOT), 200).decode("ascii", "replace").split()
     except OSError:
@@ -136,7 +141,7 @@ def _boot_of(path: str) -> tuple[str, str]:
 
 
 def note_boot(path: str, durability: str) -> None:
-    """Note that it was found to be sound in this boot, if that is not noted."""
+    """Note that it was found to be sound in this boot, unless that is noted already."""
     noted = Identity.current().boot_id, durability
     if _boot_of(path) != noted:
         replace_file(os.path.join(path, _BOOT), " ".join(noted).encode() + b"\n")
@@ -147,7 +152,7 @@ def corrupt(path: str, why: str) -> StoreCorrupt:
 
 
 def _free_nbytes(path: str) -> int:
-    """Of the file system of a path, which may be in the making, or have been removed."""
+    """Free bytes of the file system of a path, which may not exist yet, or no longer."""
     while True:
         try:
             return system.free_nbytes(path)
@@ -156,7 +161,7 @@ def _free_nbytes(path: str) -> int:
 
 
 def translated(error: Exception, path: str) -> Exception:
-    """An error of LMDB, or of an entry that cannot be read, as one of ours."""
+    """Translate an error of LMDB, or of an entry that cannot be decoded, into one of ours."""
     if isinstance(error, msgspec.DecodeError | Inconsistent | UnicodeDecodeError):
         return corrupt(path, f"an entry cannot be read ({error})")
     text, code = str(error), getattr(error, "code", 0)
@@ -169,7 +174,7 @@ def translated(error: Exception, path: str) -> Exception:
             limit="RLIMIT_FSIZE",
             code=errno.EFBIG,
         )
-    # Of a write that had room for a part of its bytes, LMDB says EIO.
+    # LMDB reports EIO for a write that had room for only a part of its bytes.
     is_full = code in (errno.ENOSPC, errno.EDQUOT) or (code == errno.EIO and free < _COMMIT_NBYTES)
     if isinstance(error, lmdb.MapFullError) or is_full:
         return OutOfSpace(
@@ -177,7 +182,7 @@ def translated(error: Exception, path: str) -> Exception:
             needed_nbytes=_PAGE_NBYTES,
             free_nbytes=free,
         )
-    if code == errno.EAGAIN:  # of the lock by which LMDB shows that the process with this pid lives
+    if code == errno.EAGAIN:  # LMDB locks the byte of its pid to show that it lives; another process holds that lock
         return SystemLimit(
             f"{path}: a process with the same pid ({os.getpid()}), of another PID namespace, has the store open; let "
             "containers that share a store share their pids too",
@@ -186,8 +191,8 @@ def translated(error: Exception, path: str) -> Exception:
         )
     if isinstance(error, lmdb.MapResizedError):
         return SystemLimit(f"{path}: {text}: the address space is too small", limit="address space", code=errno.ENOMEM)
-    if code < 0:  # of LMDB: it has met what it has not written
+    if code < 0:  # LMDB's own codes: the file has content that LMDB does not write
         return corrupt(path, text)
-    if code > 0:  # of the system
+    if code > 0:  # an errno
         return OSError(code, os.strerror(code), path)
     return StoreClosed(f"{path}: the store was closed meanwhile")

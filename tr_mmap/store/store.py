@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import EllipsisType
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,37 +25,45 @@ __all__ = ["Store"]
 
 
 class Store(StoreReads):
-    """A handle on a store. Threads may share it; processes, forked ones too, each use it as their own.
+    """A handle on a store. Threads may share it. A forked child may use it too: it opens the store's files again.
 
-    What is said of a store that is there must be as it was made; what is not said is as the store has it.
+    For a store that exists, each option that is given must equal the store's own; an option that is left out is taken
+    from the store. Only ``budget_nbytes`` and ``scope`` may differ.
 
     Args:
         name: of the store; 1 to 100 letters, digits, ``_``, ``-`` and ``.``.
-        path: the folder that has the store's own folder; None for this user's. Users whose records must not meet have
-            a folder each.
-        dim: numbers of a vector; None to learn it from the first one.
-        dtype: of the vectors: any that TSR has and that has distances; ``"float32"`` if a new store is not told.
-        metric: ``"cosine"`` (if a new store is not told), ``"dot"`` or ``"l2"``.
+        path: the folder for the store's own folder; None for this user's. To keep records of two users apart, give
+            each user a folder.
+        dim: numbers of a vector; None to take it from the first vector.
+        dtype: of the vectors: any of TSR's except bool and complex. A new store has ``"float32"`` by default.
+        metric: ``"cosine"`` (default of a new store), ``"dot"`` or ``"l2"``.
         embedder: makes vectors of texts: called with a list of texts, returns an array of shape ``(texts, dim)``; see
-            :mod:`tr_mmap.store.embedders`. Its ``name``, or its qualified name, is kept; the store is not opened with
-            another.
+            :mod:`tr_mmap.store.embedders`. The store keeps its ``name``, or its qualified name, and cannot be opened
+            with another embedder.
         indexed: fields of the metadata by which filters find records without reading all.
-        durability: what a commit outlives: ``"memory"`` (if a new store is not told) the death of processes (on tmpfs
-            by default), ``"os"`` that too (on a disk), ``"fsync"`` a power cut. Said when the store is made; it stays
-            so for all that open it. After a power cut a store without ``"fsync"`` is looked at: records of which not
-            all is on the disk are removed, with a line in the log.
-        budget_nbytes: how much all records may count for; None for no limit.
-        at_budget: ``"fail"`` (if a new store is not told) refuses what does not fit, ``"evict"`` removes the records of
-            the lowest importance, the oldest of them first; a handle with a scope, that user's only.
-        scope: a user's id: this handle shows and changes that user's records only. A filter, not a boundary: other
-            handles see all. The boundary between users is the folder.
+        durability: what a commit outlives. ``"memory"`` (default of a new store): the death of processes; the files lie
+            on tmpfs by default. ``"os"``: the same, on a disk. ``"fsync"``: also a power cut. After a power cut, a
+            store without ``"fsync"`` is checked when it is opened: records that are not wholly on the disk are removed,
+            and logged.
+        budget_nbytes: how many bytes all records may count for; None for no limit.
+        at_budget: ``"fail"`` (default of a new store) refuses a change that does not fit. ``"evict"`` removes the
+            records of the lowest importance, of these the oldest first; through a handle with a scope, only that
+            user's.
+        scope: a user's id: this handle shows and changes only that user's records. It is a filter, not a boundary:
+            other handles see all records. The boundary between users is the folder.
+        framework: of the tensors that this handle gives: ``"numpy"``, read-only, or ``"torch"``; what is written into a
+            torch tensor stays in this process. Vectors are numpy arrays in both cases.
+        create: False to open only a store that is there.
 
     Raises:
         BadMessage: an option is wrong; ``detail`` says which.
-        EmbedderMismatch: the store was made with another option.
+        UnsupportedTensor: there is no such dtype.
+        NoSuchStore: there is none, and ``create`` is False.
+        EmbedderMismatch: the store has another option.
         HostilePath: other users may write in the store's folder.
         OutOfSpace: there is no room.
-        MissingPackage: ``tr_mmap[store]`` is not installed.
+        StoreCorrupt: the store's files are damaged.
+        MissingPackage: ``tr_mmap[store]`` is not installed, or torch for ``framework="torch"``.
     """
 
     def __init__(
@@ -72,13 +80,15 @@ class Store(StoreReads):
         budget_nbytes: int | None = None,
         at_budget: AtBudget | None = None,
         scope: str | None = None,
+        framework: Literal["numpy", "torch"] = "numpy",
+        create: bool = True,
     ) -> None:
         wanted = Wanted.checked(name, dim, dtype, metric, embedder, indexed, durability, budget_nbytes, at_budget)
-        super().__init__(wanted, path, embedder, scope)
+        super().__init__(wanted, path, embedder, scope, framework, create)
 
     @classmethod
     def open(cls, name: str = "default", path: str | os.PathLike[str] | None = None, **options: Any) -> Store:
-        """As the constructor."""
+        """The same as the constructor."""
         return cls(name, path, **options)
 
     def clone(self, *, scope: str | None = None) -> Store:
@@ -86,6 +96,9 @@ class Store(StoreReads):
 
         Args:
             scope: of the new handle; None for the same as this one's.
+
+        Raises:
+            BadMessage: this handle has another scope.
         """
         if scope is not None and self.scope is not None and scope != self.scope:
             raise BadMessage(f"this handle is bound to the user {self.scope!r}", detail="scope")
@@ -116,16 +129,16 @@ class Store(StoreReads):
         """Add a record.
 
         Args:
-            content: its text; it is found by its words, and the embedder makes its vector.
+            content: its text. Searches find its words, and the embedder makes its vector.
             vector: of shape ``(dim,)``; None to let the embedder make it.
             tensors: numpy arrays or torch tensors, by name.
-            id: names it; None for a new one.
+            id: 1 to 255 bytes of UTF-8; None for a new random one.
             user_id: whose it is.
             agent_id: which agent's.
             run_id: which run's.
-            metadata: values as JSON has them, by name.
+            metadata: JSON values by name.
             importance: 0 to 1.
-            ttl_s: after how many seconds it is gone; None for never.
+            ttl_s: seconds until it expires; None for never.
 
         Returns:
             Its id.
@@ -133,8 +146,8 @@ class Store(StoreReads):
         Raises:
             BadMessage: an argument is wrong; ``detail`` says which.
             WrongShape: the vector does not fit the store.
-            RecordExists: there is a record of that id, in whatever scope.
-            OutOfSpace: there is no room, or more than the budget.
+            RecordExists: there is a record of that id, in this scope or another one.
+            OutOfSpace: there is no room, or the budget is used up.
         """
         given = {
             "content": content,
@@ -221,8 +234,9 @@ class Store(StoreReads):
 
         Args:
             id: of the record.
-            content: its new text. An embedder makes its new vector; without a text, there is none. A store that has an
-                embedder, and was opened without it, keeps no vector of the old text.
+            content: its new text; None removes the text. If this handle has an embedder, that makes the new vector, or
+                removes the vector if there is no text. If only the store has one, the old text's vector is removed. If
+                neither has one, the vector stays.
             vector: its new vector; None for none.
             tensors: all its tensors; None for none.
             metadata: all its metadata.
@@ -231,12 +245,12 @@ class Store(StoreReads):
             if_version: change it only if it is of that version.
 
         Returns:
-            The record after the change; or as somebody else has changed it since; or, if it is gone since, without its
-            vector and tensors.
+            The record after the change, or after a later change by somebody else; without vector and tensors if it was
+            deleted meanwhile.
 
         Raises:
             NoSuchRecord: there is none.
-            VersionConflict: it is of another version.
+            VersionConflict: it has another version than ``if_version``.
             BadMessage, WrongShape, OutOfSpace: as :meth:`add`.
         """
         check_id(id)
@@ -248,8 +262,8 @@ class Store(StoreReads):
             fresh.vector = vector
         elif content is not ...:
             is_embedded = self._embed_missing([fresh])
-        # Without a text, there is no vector of it either. Nor is there one if the store has an embedder, and this
-        # handle has none: the old text's would find the new one.
+        # A removed text takes its vector with it. A new text does so too if the store has an embedder and this handle
+        # has none (is_stale below): else searches would find the record by the vector of its old text.
         has_new_vector = vector is not ... or (content is not ... and self._embedder is not None)
         vectors = self._as_vectors([fresh.vector], is_embedded=is_embedded)
         if ttl_s is not ... and ttl_s is not None:
@@ -290,7 +304,7 @@ class Store(StoreReads):
                 changes.make_room([id], self.scope)
                 return new
 
-            # With another text the old one goes.
+            # A new text also takes the words of the old one out of the index.
             texts = [fresh.record.content, self._text_of(id) if has_other_words else None]
             changed = self._write(change, 1, texts, vectors)
         found = self.get(id)
@@ -317,10 +331,14 @@ class Store(StoreReads):
         agent_id: str | None = None,
         run_id: str | None = None,
     ) -> int:
-        """Delete all records, or those that a filter lets pass; some at a time, so that nobody waits for long.
+        """Delete all records, or those that pass a filter. Makes several commits, so that other writers wait little.
 
         Returns:
-            How many.
+            How many were deleted.
+
+        Raises:
+            BadMessage: a filter is wrong.
+            OutOfSpace: there is no room to delete more; the message says how many were deleted.
         """
         wanted = self._filter(filters, user_id, agent_id, run_id)
         ids = self._read(lambda view: view.ids(wanted))
@@ -329,7 +347,7 @@ class Store(StoreReads):
             for batch, texts in self._batches(ids):
                 try:
                     total += self._remove(batch, texts, wanted)
-                except OutOfSpace:  # one alone needs less
+                except OutOfSpace:  # one record in a commit needs less room
                     for each in batch:
                         total += self._remove([each], [self._text_of(each)], wanted)
         except OutOfSpace as full:
@@ -356,14 +374,14 @@ class Store(StoreReads):
     # -- its life -----------------------------------------------------------------------------------------------------
 
     def compact(self) -> int:
-        """Remove expired records, rows of vectors that nothing names, and files that dead processes have left.
+        """Remove expired records, unused rows of vectors, and files that dead processes have left.
 
-        Views that somebody holds stay right.
+        Arrays that the store has handed out keep their content.
 
         Returns:
             How many rows were freed.
         """
-        self._upkeep.sweep()  # first: the rest needs room, and may find none
+        self._upkeep.sweep()  # first: it frees room, which the rest needs
         while self._write(lambda changes: changes.remove_expired(BATCH), 0, is_deletion=True):
             pass
         files = self._slabs()
@@ -374,15 +392,15 @@ class Store(StoreReads):
         return freed
 
     def check(self) -> list[str]:
-        """Look at everything the store holds.
+        """Check everything that the store holds.
 
         Returns:
-            What is wrong with it, a line each; nothing if it is sound.
+            The faults, a line each; an empty list if the store is sound.
         """
         return check(self._catalogue, self._places, self._options, self._slabs())
 
     def close(self) -> None:
-        """Release the handle; what it has handed out stays. Idempotent."""
+        """Release the handle. Records and arrays that it has handed out stay valid. Idempotent."""
         self._catalogue.close()
 
     def __enter__(self) -> Store:

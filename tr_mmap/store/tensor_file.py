@@ -1,7 +1,7 @@
 """Files of tensors in the safetensors format: written in one pass, read in place. Knows no stores.
 
-A dtype that safetensors lacks is written as its bytes: as uint8, with one more dimension, the bytes of an element. The
-file's metadata then have its name, by that of the tensor, in the JSON object ``dtypes``.
+A tensor of a dtype that safetensors lacks is written as uint8, with one more dimension: the bytes of an element. The
+entry ``dtypes`` of the file's metadata is a JSON object that maps the names of such tensors to their dtypes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Of its elements."""
+        """Bytes of its elements."""
         return self.dtype.itemsize * math.prod(self.shape)
 
 
@@ -47,9 +47,9 @@ def write_tensors(
 
     Args:
         path: of the file.
-        entries: what is in it.
+        entries: the tensors of the file.
         metadata: of the file.
-        arrays: the elements of all entries, in their order; those of one may come in several arrays.
+        arrays: the elements of all entries, in their order; the elements of an entry may come in several arrays.
 
     Raises:
         BadMessage: there are more tensors than a file of this format can name.
@@ -86,8 +86,8 @@ class TensorFile:
         metadata: of the file.
 
     Raises:
-        BadMessage: it is no safetensors file, or is cut.
-        FileNotFoundError: it is not there.
+        BadMessage: it is not a safetensors file, or was truncated.
+        FileNotFoundError: there is no such file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -118,7 +118,7 @@ class TensorFile:
         return name in self._entries
 
     def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
-        """A tensor: a view of the file, or a copy where the file has it at an odd place."""
+        """A tensor: a view of the file, or a copy if it is not aligned there for its dtype."""
         entry, start = self._entries[name]
         data = self._payload[start : start + entry.nbytes]
         if data.ctypes.data % entry.dtype.itemsize:

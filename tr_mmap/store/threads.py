@@ -1,7 +1,7 @@
-"""Threads in which a handle for asyncio does what may take long. Knows no stores.
+"""Threads for the slow work of an asyncio handle. Knows no stores.
 
-A task may be cancelled while a thread works for it; the thread is not. So what nobody takes any more is given back, and
-what must be done is done.
+A task may be cancelled while a thread works for it; the thread goes on. So a result that nobody waits for any more is
+given back, and work that must be finished is finished.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _THREADS: Final = 4
 
 
 class Threads:
-    """A few threads, started when they are first needed; in a forked child, other ones.
+    """A few threads, started when they are first needed. A forked child starts its own.
 
     Args:
         name: of the threads.
@@ -34,25 +34,25 @@ class Threads:
         self._pool: ThreadPoolExecutor | None = None
 
     async def run(self, action: Callable[..., _T], /, *arguments: Any, **options: Any) -> _T:
-        """What a function returns. A cancelled task does not stop it, unless no thread has begun with it."""
+        """Call a function in a thread. If the task is cancelled, a call that has begun goes on to its end."""
         if self._pool is None or self._pid != os.getpid():
             self._pid, self._pool = os.getpid(), ThreadPoolExecutor(_THREADS, self._name, be_polite)
         return await asyncio.wrap_future(self._pool.submit(action, *arguments, **options))
 
     def end(self) -> None:
-        """Wait until they have done what they were given."""
+        """Wait until the threads have finished all calls."""
         pool, self._pool = self._pool, None
         if pool is not None and self._pid == os.getpid():
             pool.shutdown()
 
 
 async def do(action: Callable[[], _T]) -> _T:
-    """What an action returns, done in a thread of its own: at once, and to its end, also if the task is cancelled."""
+    """Call a function at once, in a thread of its own. It runs to its end also if the task is cancelled."""
     return await asyncio.wrap_future(_begin(action))
 
 
 async def obtain(make: Callable[[], _T], give_back: Callable[[_T], object]) -> _T:
-    """As :func:`do`; but what is made is given back if the task is cancelled before it has it."""
+    """As :func:`do`; if the task is cancelled before it gets the result, ``give_back`` is called with the result."""
     making = _begin(make)
     try:
         return await asyncio.wrap_future(making)
@@ -67,7 +67,7 @@ async def obtain(make: Callable[[], _T], give_back: Callable[[_T], object]) -> _
 
 
 def _begin(action: Callable[[], _T]) -> Future[_T]:
-    """Do it in a new thread. The future cannot be cancelled: it counts as running."""
+    """Call a function in a new thread. The future cannot be cancelled, because it counts as running."""
     future: Future[_T] = Future()
     future.set_running_or_notify_cancel()
 

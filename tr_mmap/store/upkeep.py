@@ -1,4 +1,4 @@
-"""Frees what nothing names any more: files, rows of vectors. Never changes a record."""
+"""Frees files and rows of vectors that no record and no snapshot uses. Never changes a record."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .views import Live
 
 __all__ = ["Upkeep"]
 
-_DEAD_PART: Final = 0.3  # of a slab's rows, above which a compaction makes another one
-_LOOK_COMMITS: Final = 16  # after how many commits of this process to look for files that may go
+_DEAD_PART: Final = 0.3  # a compaction replaces a slab if a larger part of its rows is dead
+_LOOK_COMMITS: Final = 16  # after so many commits of a handle, files that may go are looked for
 
 
 class Upkeep:
@@ -35,14 +35,14 @@ class Upkeep:
         self._commits = 0
 
     def after_commit(self) -> None:
-        """Remove files that no reader can need any more, now and then."""
+        """After every 16th commit, remove files that no snapshot can show any more."""
         self._commits += 1
         if self._commits % _LOOK_COMMITS == 0:
-            self._catalogue.check_readers()  # a killed one would keep files and pages for ever
+            self._catalogue.check_readers()  # a killed reader would keep files and pages for ever
             self.remove_garbage()
 
     def remove_garbage(self) -> int:
-        """Remove files that were given up in transactions that every reader of now has passed. Returns how many."""
+        """Remove files that were given up by a commit which all open snapshots include. Returns how many."""
         with self._catalogue.read() as transaction:
             waiting = [key for key, _ in transaction.items("garbage")]
         if not waiting:
@@ -62,7 +62,11 @@ class Upkeep:
         return len(gone)
 
     def sweep(self) -> int:
-        """Remove what killed processes have left: places of readers, and files that nothing names. Returns how many.
+        """Remove what killed processes have left: their places in the table of readers, and files that the catalogue
+        does not name.
+
+        Returns:
+            How many files were removed.
 
         Raises:
             StoreCorrupt: the store's folder was removed.
@@ -70,17 +74,17 @@ class Upkeep:
         self._catalogue.check_place()
         self._catalogue.check_readers()
         found = self.remove_garbage()
-        left = self._places.left_files()  # before the snapshot: a dead process commits nothing more
+        left = self._places.left_files()  # before the snapshot, which then has all commits of these dead processes
         for folder, name in self.unnamed(left):
             self._places.remove_left(folder, name)
             found += 1
         return found
 
     def unnamed(self, files: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Those of some files, by folder and name, that are not in use, nor are until their last reader has ended."""
+        """Of these files (folder and name), those that the catalogue does not name and no old snapshot may show."""
         if not files:
             return []
-        with closing(self._catalogue.twin()) as catalogue, catalogue.read() as transaction:  # the handle may be closed
+        with closing(self._catalogue.twin()) as catalogue, catalogue.read() as transaction:  # this one may be closed
             waiting = {key[8:].decode() for key, _ in transaction.items("garbage")}
             slabs = slabs_of(transaction)
             vectors = {name for entry in slabs for name in (entry.file, entry.norms, entry.rows)}
@@ -95,21 +99,21 @@ class Upkeep:
             return [(folder, name) for folder, name in files if not is_named(folder, name)]
 
     def remove_new(self, folder: str, names: Iterable[str]) -> None:
-        """Remove new files after an error, but those that the catalogue names: it may have come after the commit."""
+        """Remove new files after an error. Keeps those that the catalogue names: the commit may have been made."""
         try:
             unnamed = self.unnamed([(folder, name) for name in names])
         except (OSError, TRException):
-            return  # they are swept when this process has ended
+            return  # a sweep removes them when this process has ended
         self._places.remove(folder, [name for _, name in unnamed])
 
     def compact(self, files: SlabFiles, live: Live, write: Callable[[Callable[[Changes], Any]], Any]) -> int:
-        """Make smaller slabs of those with many rows that do not count. Returns how many rows were freed."""
+        """Replace slabs that have many dead rows by smaller ones. Returns how many rows were freed."""
         freed = 0
         with self._catalogue.read() as transaction:
             entries = slabs_of(transaction)
             bits = live.of(transaction)
             next_row = transaction.state().next_row
-            slabs = files.open(entries)  # before another process, that compacts too, removes one
+            slabs = files.open(entries)  # in the snapshot: another process may compact too, and remove files
         for slab in slabs:
             entry = slab.entry
             is_full = bool(entry.rows) or entry.first + entry.span <= next_row
@@ -119,7 +123,7 @@ class Upkeep:
                 rows = np.arange(entry.first, min(entry.first + entry.span, next_row), dtype=np.uint64)
             kept = bits[rows.astype(np.int64)]
             dead = int(rows.size - kept.sum())
-            # One that is being filled goes when no row of it counts; until it is full, the others leave it as it is.
+            # A slab that is being filled is replaced only if all its rows so far are dead.
             if dead <= _DEAD_PART * rows.size or not (is_full or dead == rows.size):
                 continue
             new: SlabEntry | None = None

@@ -1,4 +1,4 @@
-"""Vectors as they are given to a store, made rows of its kind, or refused. Opens nothing."""
+"""Checks the vectors that are given to a store, and converts them to rows of its shape and dtype. Opens nothing."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _OF_ML_DTYPES: Final = 2  # what numpy's ``isbuiltin`` says of a small float
 
 
 class Vectors(NamedTuple):
-    """Vectors that are to be kept.
+    """New vectors of a commit.
 
     Attributes:
-        rows: of shape ``(vectors, dim)``, as the store keeps them.
-        lengths: of each.
-        embedder: the name of what has made some of them of texts; None if all were given.
+        rows: of shape ``(vectors, dim)``, in the store's dtype.
+        lengths: the Euclidean length of each row.
+        embedder: the name of the embedder that has made some of them; None if all were given.
     """
 
     rows: np.ndarray[Any, Any]
@@ -33,7 +33,7 @@ class Vectors(NamedTuple):
 
     @classmethod
     def of(cls, given: Sequence[Any], dim: int | None, dtype: np.dtype[Any], embedder: str | None) -> Vectors | None:
-        """Those of a commit, in their order, without those that are None; None if there are none.
+        """Convert the vectors of a commit, in their order; those that are None are left out. None if none is left.
 
         Raises:
             WrongShape, BadMessage: as :func:`as_rows`.
@@ -46,21 +46,24 @@ class Vectors(NamedTuple):
 
     @property
     def dim(self) -> int:
-        """Numbers of each."""
+        """How many numbers each has."""
         return int(self.rows.shape[1])
 
 
 def as_rows(given: Sequence[Any], dim: int | None, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """Vectors as rows of a dtype.
+    """Convert vectors to rows of a dtype.
 
     Args:
         given: arrays, tensors or lists; at least one.
-        dim: numbers that each has; None if the first one says it.
-        dtype: of the rows. A float is rounded to it; a whole number is kept as it is, or refused.
+        dim: how many numbers each must have; None to take the first vector's.
+        dtype: of the rows. A float dtype rounds; an integer dtype takes a number exactly, or refuses it.
+
+    Returns:
+        An array of shape ``(vectors, dim)``.
 
     Raises:
-        WrongShape: one has another shape.
-        BadMessage: it holds no numbers, or some that the dtype does not have.
+        WrongShape: a vector has another shape.
+        BadMessage: a vector does not hold numbers, or has some that the dtype cannot hold.
     """
     found = [_numbers_of(each) for each in given]
     if dim is None and (found[0].ndim != 1 or not found[0].size):
@@ -93,7 +96,7 @@ def _numbers_of(vector: Any) -> np.ndarray[Any, Any]:
 
 
 def _exact(found: np.ndarray[Any, Any], given: Any) -> np.ndarray[Any, Any]:
-    """numpy takes a list of whole numbers for floats, and rounds them, if some are small and some above 2**63."""
+    """Undo a rounding: numpy makes floats of a list of integers if some are small and some are 2**63 or more."""
     if found.dtype.kind != "f" or not isinstance(given, list | tuple):
         return found
     is_whole = all(isinstance(number, int) and 0 <= number <= _MOST for number in given)
@@ -101,10 +104,10 @@ def _exact(found: np.ndarray[Any, Any], given: Any) -> np.ndarray[Any, Any]:
 
 
 def check_shapes(vectors: Iterable[np.ndarray[Any, Any]], dim: int | None) -> None:
-    """Refuse vectors that have not so many numbers.
+    """Refuse vectors that do not have ``dim`` numbers.
 
     Raises:
-        WrongShape: one of them.
+        WrongShape: a vector has another shape.
     """
     for each in vectors:
         if each.shape != (dim,):
@@ -114,11 +117,11 @@ def check_shapes(vectors: Iterable[np.ndarray[Any, Any]], dim: int | None) -> No
 
 
 def _check_whole(vector: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> None:
-    """Refuse what a dtype of whole numbers would round or wrap: 300 becomes 44 as int8."""
+    """Refuse numbers that an integer dtype would round or wrap: as int8, 300 would become 44."""
     if vector.dtype.kind == "b" or np.can_cast(vector.dtype, dtype):
         return
     if vector.dtype.kind not in "iu":
-        vector = vector.astype(np.float64)  # a longer float than that is rounded; no more than a vector may be
+        vector = vector.astype(np.float64)  # rounds longdouble only
         if not np.isfinite(vector).all():
             raise BadMessage("a vector has a number that is not finite", detail="vector")
         if not (whole := vector == np.rint(vector)).all():

@@ -30,22 +30,22 @@ from .words import search_words
 __all__ = ["Live", "Snapshot", "View", "is_shown", "open_now"]
 
 _T = TypeVar("_T")
-_FEW_ROWS: Final = 0.3  # up to this part of all rows, those that a filter leaves are looked at one by one
-_FIRST_LOOK: Final = 4  # how many times more than are wanted a search looks at first, where a filter may refuse some
+_FEW_ROWS: Final = 0.3  # if a filter leaves at most this part of all rows, only these rows are compared
+_FIRST_LOOK: Final = 4  # if records must be tested by a filter, a search first ranks so many times the wanted number
 
 
 def is_shown(record: Record, scope: str | None, now_s: float) -> bool:
-    """Whether a handle of a scope shows a record; not if its time is over."""
+    """Whether a handle of a scope shows a record: it is in the scope, and has not expired."""
     if record.expires_at is not None and record.is_expired(now_s):
         return False
     return scope is None or record.user_id == scope
 
 
 def open_now(raw: bytes, scope: str | None, files: SlabFiles | None, places: Places) -> Record | EllipsisType | None:
-    """A record of a snapshot that has ended; None if it is not shown, ``...`` if only a snapshot can tell.
+    """Complete a record whose snapshot has ended; None if it is not shown, ``...`` if that needs a new snapshot.
 
-    No file is written again under the same name, so what is there is right. One that is gone belongs to a record that
-    has changed since.
+    A file's name is never used again, so a file that is there has the right content. If it is missing, the record has
+    changed since.
     """
     try:
         record = decode_record(raw)
@@ -67,13 +67,13 @@ def open_now(raw: bytes, scope: str | None, files: SlabFiles | None, places: Pla
 
 
 class Live:
-    """Which rows count, for the last snapshot that asked. Threads may use it at once."""
+    """Which rows are live, cached for the snapshot that asked last. Threads may use it at once."""
 
     def __init__(self) -> None:
         self._known: tuple[int, np.ndarray[Any, np.dtype[np.bool_]]] = (-1, np.zeros(0, np.bool_))
 
     def of(self, transaction: Transaction) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """By row, for all rows of the snapshot."""
+        """Whether each row of the snapshot is live, by row."""
         state = transaction.state()
         epoch, known = self._known
         if epoch == state.epoch:
@@ -97,14 +97,14 @@ class View:
     """One snapshot.
 
     Args:
-        transaction: of the snapshot; ended by who has begun it.
+        transaction: of the snapshot; its owner ends it.
         options: of the store.
         places: of its files.
         files: its slabs; None if it has no vectors yet.
-        live: which rows count.
-        scope: the only user whose records are there; None for all.
-        now_s: what has expired then is not shown; None for now.
-        aside: what does not need the snapshot is computed in it, so that others may use the snapshot meanwhile.
+        live: which rows are live.
+        scope: the only user whose records are shown; None for all.
+        now_s: records that had expired at this moment are not shown; None for now.
+        aside: makes a context manager for work that does not need the snapshot; others may use the snapshot then.
     """
 
     def __init__(
@@ -142,12 +142,12 @@ class View:
             raise Inconsistent(f"record {record_id!r}: {error}") from error
 
     def _open(self, raw: bytes) -> Record | None:
-        """A record with its vector and tensors; None if its time is over, or it is not in the scope."""
+        """A record with its vector and tensors; None if it has expired, or is not in the scope."""
         record = decode_record(raw)
         return record if self._complete(record) else None
 
     def _complete(self, record: Record) -> bool:
-        """Give a record its vector and tensors; False if its time is over, or it is not in the scope."""
+        """Give a record its vector and tensors; False if it has expired, or is not in the scope."""
         if not is_shown(record, self._scope, self._now_s):
             return False
         if record._has_vector:
@@ -176,19 +176,19 @@ class View:
         return None if record_id is None else self._transaction.get(record_id, db=self._transaction.records)
 
     def _named(self, record_id: bytes) -> bytes:
-        """The record that another entry names."""
+        """The stored record of an id that the order of records names."""
         raw: bytes | None = self._transaction.get(record_id, db=self._transaction.records)
         if raw is None:
             raise Inconsistent(f"there is no record {record_id!r:.80}, which is in the order of records")
         return raw
 
     def matching(self, wanted: Filter | None, below: int | None = None, limit: int | None = None) -> Iterator[Record]:
-        """The records that a filter lets pass, newest first, without what lies in files. Expired ones are among them.
+        """The records that pass a filter, newest first, without vectors and tensors; expired ones too.
 
         Args:
-            wanted: which; None for all.
+            wanted: the filter; None for all.
             below: only those with a lower number of creation; None for all.
-            limit: about how many will be taken; None for all.
+            limit: about how many the caller will take; None for all.
         """
         found = None if wanted is None else wanted.candidates(self._transaction, self._options.indexed)
         if found is None or wanted is None or self._is_many(found[0].size, limit):
@@ -210,33 +210,33 @@ class View:
         start = b"" if below is None else key_of(below)
         for key, record_id in self._transaction.items("order", start, is_reverse=True):
             if start and key >= start:
-                continue  # the walk begins at the first key that is not lower
+                continue  # the cursor starts at the first key that is not below ``start``
             give_way()
             record = decode_record(self._named(record_id))
             if wanted is None or wanted.test(record):
                 yield record
 
     def _is_many(self, candidates: int, limit: int | None) -> bool:
-        """Whether so many records pass a filter that a page is found sooner by going through all of them in order."""
+        """Whether a filter has so many candidates that a page is found sooner by testing all records in order."""
         return limit is not None and limit * self._transaction.state().records < candidates * candidates
 
     def ids(self, wanted: Filter | None) -> list[str]:
-        """The ids of the records that a filter lets pass, newest first. Expired ones are among them."""
+        """The ids of the records that pass a filter, newest first; expired ones too."""
         if wanted is not None:
             return [record.id for record in self.matching(wanted)]
         found = []
         for _, record_id in self._transaction.items("order", is_reverse=True):
             give_way()
-            found.append(record_id.decode())  # of those too that cannot be read
+            found.append(record_id.decode())  # also of records that cannot be decoded
         return found
 
     def get_all(self, wanted: Filter | None, limit: int | None, cursor: str | None) -> Page:
         """Records, newest first.
 
         Args:
-            wanted: which; None for all.
+            wanted: the filter; None for all.
             limit: how many at most; None for all.
-            cursor: where the last page has ended.
+            cursor: of the previous page; None for the first one.
         """
         page: list[Record] = []
         for record in self.matching(wanted, None if cursor is None else _cursor_of(cursor), limit):
@@ -247,7 +247,7 @@ class View:
         return Page(page)
 
     def history(self, record_id: str) -> list[Event]:
-        """What has become of a record, oldest first. An id may have been another user's: those events are not shown."""
+        """The events of a record, oldest first; without those of another user's record that had the same id."""
         events = events_of(self._transaction, record_id)
         return [event for event in events if self._scope is None or event._user_id == self._scope]
 
@@ -262,7 +262,7 @@ class View:
         allowed, is_exact = self._allowed(wanted)
         live = self._live.of(self._transaction)
         if allowed is not None:
-            allowed = allowed[allowed < live.size]  # the others have no vector
+            allowed = allowed[allowed < live.size]  # rows above belong to records without a vector
         state = self._transaction.state()
         slabs = [
             (slab, min(slab.entry.room, state.next_row - slab.entry.first))
@@ -322,21 +322,21 @@ def _cursor_of(text: str) -> int:
 
 
 class Snapshot(ForkAware):
-    """A store as it was at one moment, whatever others change. Close it soon: what it shows is not freed meanwhile.
+    """A store as it was at one moment, whatever others change. Close it soon: what it shows is not freed before.
 
-    A forked child has nothing of it: what the child would read is freed when the parent closes its own.
+    A forked child cannot use it: the child would read pages that are freed when the parent closes the snapshot.
 
     Args:
         catalogue: of the store.
-        make: a view, of a transaction, of the moment of which it is, and of what lets others use it meanwhile.
-        max_age_s: how long it may be used.
+        make: makes a view; called with the transaction, and the view's ``now_s`` and ``aside``.
+        max_age_s: seconds after which it closes itself.
     """
 
     def __init__(self, catalogue: Catalogue, make: Any, max_age_s: float) -> None:
         self._lock = threading.RLock()
         self._transaction: Transaction | None = None
         super().__init__()
-        self._catalogue = catalogue.twin()  # it stays when the handle is closed
+        self._catalogue = catalogue.twin()  # so the snapshot outlives the handle
         try:
             self._transaction = self._catalogue.begin()
         except BaseException:
@@ -350,17 +350,17 @@ class Snapshot(ForkAware):
         self._timer.start()
 
     def forked_in_child(self) -> None:
-        """The place in the table of readers is the parent's; another thread of it may have had the lock."""
+        """Leave the place in the table of readers to the parent; a thread of the parent may have had the lock."""
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
             transaction.end()
         self._lock = threading.RLock()
 
     def _read(self, action: Callable[[View], _T]) -> _T:
-        """Ask the view.
+        """Call a function with a view of the snapshot.
 
         Raises:
-            SnapshotExpired: it was closed, or is too old, or is that of a forked child's parent.
+            SnapshotExpired: the snapshot was closed, is too old, or belongs to the parent of this process.
         """
         with self._lock, self._catalogue.use(self._open_transaction()) as transaction:
             return action(self._make(transaction, self._began_s, self._aside))
@@ -387,7 +387,7 @@ class Snapshot(ForkAware):
         self._open_transaction()
 
     def close(self) -> None:
-        """Let go what it shows. Idempotent."""
+        """End the snapshot. Idempotent."""
         self._timer.cancel()
         with self._lock:
             transaction, self._transaction = self._transaction, None
@@ -397,7 +397,7 @@ class Snapshot(ForkAware):
                 with self._catalogue.use(transaction):
                     transaction.end()
             except StoreClosed:
-                pass  # it has ended with the environment
+                pass  # the snapshot has ended with its environment
             finally:
                 self._catalogue.close()
 

@@ -1,7 +1,7 @@
 """Search of texts by their words: BM25 over an index of words. Opens nothing.
 
 Words are runs of letters and digits, compared without case. A run of Chinese, Japanese or Korean letters has no spaces
-to show its words, so each two letters that follow each other count as one.
+between its words, so each pair of adjacent letters counts as a word.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Words", "add_text", "postings_of", "remove_text", "search_words", "w
 
 Words: TypeAlias = "Counter[bytes]"  # each word, and how often it is there
 
-_K1: Final = 1.2  # how much a word counts that comes again; the usual values of both
+_K1: Final = 1.2  # how much a repeated word counts; this and the next are the usual values of BM25
 _B: Final = 0.75  # how much the length of a text counts
 _MAX_WORD_NBYTES: Final = 120
 _CJK: Final = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
@@ -41,14 +41,14 @@ def words_in(text: str) -> Words:
         if _is_cjk(run):
             pieces: Iterable[str] = [run] if len(run) == 1 else map("".join, itertools.pairwise(run))
         else:
-            pieces = [] if run[0] in _APOSTROPHES else [run]  # the s of a genitive is no word
+            pieces = [] if run[0] in _APOSTROPHES else [run]  # the 's of a genitive is not a word
         for piece in pieces:
             found[piece.encode("utf-8", "ignore")[:_MAX_WORD_NBYTES]] += 1
     return found
 
 
 def postings_of(words: Words, row: int) -> tuple[list[tuple[bytes, bytes]], int]:
-    """What the index has of a text: words with their postings, and how many words the text has."""
+    """The index entries of a text (its words, each with a posting), and how many words the text has."""
     length = sum(words.values())
     return [
         (word, _POSTING.pack(row, min(count, 0xFFFF), min(length, 0xFFFFFFFF))) for word, count in words.items()
@@ -65,7 +65,7 @@ def add_text(transaction: Transaction, state: State, words: Words, row: int) -> 
 
 
 def remove_text(transaction: Transaction, state: State, words: Words, row: int) -> None:
-    """Take them out."""
+    """Take the words of a record's text out of the index."""
     found, length = postings_of(words, row)
     for word, posting in found:
         transaction.pop("postings", word, posting)

@@ -72,8 +72,8 @@ def hand_transfer(directory: str) -> WorkerTransfer:
     """The worker's side of the transfer for requests that somebody writes by hand in a session of ours.
 
     A tag means the file ``<tag>.tsr``, which is what the controller sent last under that tag, or a file that somebody
-    put there. The results are plain files ``by_hand_<i>.tsr``, which stay until the next such request: none of them
-    has the name of one of the session's own, or takes its place.
+    put there. The results are plain files ``by_hand_<i>.tsr``, which stay until the next such request. No result
+    of the controller's own requests has such a name, so none is replaced.
     """
     from .legacy_files import LegacyWorkerTransfer
 

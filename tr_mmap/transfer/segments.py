@@ -204,7 +204,9 @@ class SegmentControllerTransfer(ControllerTransfer):
             self._depth = depth
 
     def _repair(self) -> None:
-        """Hold exactly those segments that a tag or a request in flight needs, unless a request is in flight.
+        """Put right how often each segment is held: once for each tag, and for each request that needs it.
+
+        Does nothing while a request is in flight; a later method tries again.
 
         No other thread is in the middle of a method. But one may be on the fast path, which has no lock. So this first
         closes the fast path and then looks for a request; a thread first says that it has a request and then looks

@@ -18,7 +18,7 @@ from ..shm.segment import Segment
 
 __all__ = ["Tags", "describe_tags"]
 
-_MANY: Final = 20  # tags, more than an error names
+_MANY: Final = 20  # the most tags that an error names
 
 
 def describe_tags(tags: Collection[str]) -> str:

@@ -145,8 +145,8 @@ def resolve(dtype: Any) -> DType:
             :class:`DType`.
 
     Raises:
-        UnsupportedTensor: the table has no such type, or it is big-endian: nobody is given another byte order than the
-            one that was asked for.
+        UnsupportedTensor: the table has no such type; or it is big-endian, because TSR stores little-endian elements
+            and never replaces the byte order that was asked for silently.
     """
     if isinstance(dtype, DType):
         return dtype
@@ -158,7 +158,7 @@ def resolve(dtype: Any) -> DType:
     if dtype is not None:  # numpy takes None for float64
         try:
             found = np.dtype(dtype)
-        except (TypeError, ValueError, SyntaxError):  # numpy evaluates some of what it does not know
+        except (TypeError, ValueError, SyntaxError):  # numpy parses some texts as Python code
             pass
     if found is None:
         raise UnsupportedTensor(f"{dtype!r} is no dtype; {_supported()}")
@@ -208,7 +208,7 @@ def import_torch() -> Any:
 
 def _refuse_missing(error: ModuleNotFoundError, package: str, what: str) -> NoReturn:
     if error.name != package:
-        raise error  # the package is there, and lacks another
+        raise error  # the package is installed; one that it imports is not
     raise MissingPackage(f"{what}; it is not installed: pip install {package}", package=package) from error
 
 

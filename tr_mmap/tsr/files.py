@@ -148,7 +148,7 @@ def load(
         check_mode(mode)
         is_private = mode == "c"
     if framework == "torch":
-        import_torch()  # first: a live segment that was marked for nobody would never be filled again
+        import_torch()  # first: if this failed later, a live segment would keep a guest mark without a guest
     name = path if type(path) is str else os.fsdecode(path)  # fsdecode takes half a microsecond
     if key is not None:
         return sealed.load(name, sealed.check_key(key), framework, is_private, verify)
@@ -167,7 +167,7 @@ def load(
 
 
 def load_view(path: str) -> np.ndarray[Any, Any]:
-    """As ``load(path)``, for a caller that has nothing to choose: no argument need be looked at."""
+    """The same as ``load(path)``, without the time that it takes to check the other arguments."""
     quick = quick_load(path, _ITEMSIZES, False)
     if quick is None:
         return load(path)
@@ -274,7 +274,7 @@ def _mark_visited(fd: int, header: Header, path: str) -> None:
 
 
 def check_payload(header: Header, payload: memoryview, path: str) -> None:
-    """Refuse data that does not fit the header's checksum; takes any that has none.
+    """Refuse data that does not match the header's checksum. A header without a checksum accepts any data.
 
     Raises:
         TSRFormatError: PAYLOAD_CHECKSUM.

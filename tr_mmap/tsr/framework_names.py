@@ -1,4 +1,4 @@
-"""The names of the frameworks, and whether one is there. Imports none of them."""
+"""The names of the frameworks, and whether one is installed. Imports none of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES: Final = ("numpy", "torch")
 
 
 def check_framework_name(framework: object) -> None:
-    """Refuse what is no framework, as an option.
+    """Refuse an option ``framework`` that names no framework.
 
     Raises:
         BadMessage: it is neither ``"numpy"`` nor ``"torch"``.
@@ -25,10 +25,10 @@ def check_framework_name(framework: object) -> None:
 
 
 def check_installed(framework: str) -> None:
-    """Refuse a framework that is not installed. To import torch takes seconds, so this only looks for it.
+    """Refuse a framework that is not installed. Only looks for it, because importing torch takes seconds.
 
     Raises:
-        MissingPackage: it is not there.
+        MissingPackage: it is not installed.
         SystemLimit: a limit of the system forbids to look for it.
     """
     try:

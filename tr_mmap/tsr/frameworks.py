@@ -1,7 +1,8 @@
 """A TSR file as numpy's and torch's own kind of mapping: memmap, from_file. Never writes one, never copies a payload.
 
-numpy gets the open file whose header was checked. torch opens a name: that of the open descriptor below ``/proc``, or,
-without one, the file's own. In that case what it mapped is compared with the header that was checked.
+numpy gets the open file whose header was checked. torch opens files by name only. It gets the name of the open
+descriptor below ``/proc``; where there is no ``/proc``, it gets the file's own name, which may lead to another file by
+then, so the header of what torch mapped is compared with the one that was checked.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def memmap(path: StrOrBytesPath, mode: Literal["r"] = "r") -> np.memmap[Any, Any
 @overload
 def memmap(path: StrOrBytesPath, mode: Literal["c"]) -> np.memmap[Any, Any]: ...
 def memmap(path: StrOrBytesPath, mode: Mode = "r") -> np.memmap[Any, Any]:
-    """A tensor as a ``numpy.memmap``, for programs that ask for that type; else :func:`load` is better.
+    """A tensor as a ``numpy.memmap``, for programs that need that type; else use :func:`load`.
 
     It has ``filename``, ``offset`` and ``mode`` as numpy sets them. numpy keeps a descriptor of the file open for as
     long as the array lives, and computes with a memmap more slowly than with a plain array. A tensor without elements
@@ -93,7 +94,7 @@ def _with_numpys_strides(array: np.memmap[Any, Any]) -> np.memmap[Any, Any]:
 
 
 def from_file(path: StrOrBytesPath) -> torch.Tensor:
-    """A tensor over a storage of ``torch.UntypedStorage.from_file``, for programs that ask for that; else see `load`.
+    """A tensor over a storage of ``torch.UntypedStorage.from_file``, for programs that need one; else use ``load``.
 
     The mapping is copy-on-write: what you write stays in this process. ``torch.from_file`` knows no offset and maps a
     file from its first byte on. So the storage holds the header too, and the tensor has a ``storage_offset()``.

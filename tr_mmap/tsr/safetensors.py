@@ -1,13 +1,13 @@
 """The header of a safetensors file: bytes in, entries out. Never opens files, never reads elements.
 
-A file has the size of its header in 8 bytes, little-endian; the header, an object of JSON; and the elements of all
-tensors, in C order and little-endian. The header says of each tensor, by its name, ``dtype``, ``shape`` and
-``data_offsets``, where it begins and ends, counted from the header's end; and by the name ``__metadata__`` texts, by
-name. The tensors fill the rest of the file: no byte of it belongs to none of them, or to two
+A file has three parts: the size of the header (8 bytes, little-endian), the header (a JSON object), and the elements of
+all tensors (in C order, little-endian). The header maps the name of each tensor to its ``dtype``, its ``shape`` and its
+``data_offsets``, which are its first byte and the byte after its last one, counted from the header's end. The name
+``__metadata__`` maps to an object whose values are texts. Each byte after the header belongs to exactly one tensor
 (https://github.com/huggingface/safetensors).
 
-This reader refuses what it does not know for certain: a name or a field that comes twice, a field that is unknown,
-numbers that are no whole ones.
+This reader refuses whatever is ambiguous: a name or a field that comes twice, an unknown field, a size or an offset
+that is not a whole number.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 SIZE_NBYTES: Final = 8
 MOST_HEADER_NBYTES: Final = 100_000_000  # as the format says
-NAMES: Final = {  # of those of our dtypes that all releases of the format have
+NAMES: Final = {  # our dtypes that every release of the format has, and their names there
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
     "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
@@ -51,21 +51,21 @@ class SafetensorsFault(enum.StrEnum):
     """What is wrong with a file."""
 
     SHORT = "short"
-    """It ends before its header, or before its tensors do."""
+    """The file ends before its header, or before its tensors do."""
     SIZE = "size"
-    """It says that its header is larger than any is, or than the file."""
+    """The size of the header is below 2 bytes, or above the limit."""
     JSON = "json"
-    """The header is no object of JSON, or a name comes twice in it."""
+    """The header is not a JSON object, or a name comes twice in it."""
     METADATA = "metadata"
-    """They are no texts by name."""
+    """``__metadata__`` is not an object whose values are texts."""
     ENTRY = "entry"
-    """What it says of a tensor is not ``dtype``, ``shape`` and ``data_offsets``."""
+    """A tensor's entry does not have exactly ``dtype``, ``shape`` and ``data_offsets``."""
     DTYPE = "dtype"
-    """There is no such dtype here."""
+    """This reader does not know the dtype."""
     SHAPE = "shape"
-    """It is no list of sizes, or has more of them than a tensor has."""
+    """The shape is not a list of sizes, or has more dimensions than a tensor may have."""
     OFFSETS = "offsets"
-    """They are no two offsets, or another number of bytes apart than the tensor has."""
+    """``data_offsets`` are not two offsets, or do not span the bytes that dtype and shape need."""
     OVERLAP = "overlap"
     """A byte belongs to two tensors."""
     GAP = "gap"
@@ -104,10 +104,10 @@ class TensorEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """What a file has.
+    """The content of a header.
 
     Attributes:
-        entries: its tensors, as they lie in it.
+        entries: the tensors, in the order of their bytes.
         metadata: texts by name.
     """
 
@@ -116,15 +116,15 @@ class SafetensorsHeader:
 
 
 def parse_size(raw: bytes, file_nbytes: int, most_nbytes: int = MOST_HEADER_NBYTES) -> int:
-    """The size of a header.
+    """The size of a header in bytes.
 
     Args:
         raw: the first 8 bytes of a file, or fewer if it has no more.
         file_nbytes: size of the file.
-        most_nbytes: that a header may have.
+        most_nbytes: the largest size that is accepted.
 
     Raises:
-        SafetensorsError: there can be no such header.
+        SafetensorsError: SIZE, or SHORT: the file has no room for such a header.
     """
     if len(raw) < SIZE_NBYTES:
         raise _error("SHORT", f"the file has {len(raw)} bytes, and no room for the size of a header")
@@ -137,19 +137,19 @@ def parse_size(raw: bytes, file_nbytes: int, most_nbytes: int = MOST_HEADER_NBYT
 
 
 def parse_header(text: bytes, payload_nbytes: int) -> SafetensorsHeader:
-    """What a header says, after all of it was checked.
+    """Parse a header, and check all of it.
 
     Args:
         text: the header, as many bytes as its size.
-        payload_nbytes: of the file, behind the header.
+        payload_nbytes: bytes of the file after the header.
 
     Raises:
-        SafetensorsError: it is none, or is none of this file.
+        SafetensorsError: it is not a header, or does not fit a file of this size; ``fault`` says why.
     """
     header = _parse(text)
     metadata = header.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(each, str) for each in metadata.values()):
-        raise _error("METADATA", "the header's __metadata__ are no texts by name")
+        raise _error("METADATA", "the header's __metadata__ is not an object whose values are texts")
     entries = sorted((_entry(name, said) for name, said in header.items()), key=lambda each: (each.start, each.end))
     end, before = 0, ""
     for each in entries:

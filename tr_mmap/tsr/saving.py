@@ -104,10 +104,11 @@ def save(
     except FileNotFoundError:
         if target is None:
             raise
-        is_there = os.path.isdir(directory or ".")  # below /proc, say; or it was removed while it was the current one
+        # A directory that takes no files is below /proc, say; or it is the current directory, and was removed.
+        is_there = os.path.isdir(directory or ".")
         why = "no file can be made in this directory" if is_there else "no such directory"
         raise FileNotFoundError(errno.ENOENT, f"cannot save a tensor: {why}", directory or name) from None
-    except (SystemLimit, OutOfSpace) as error:  # of a call that knows nothing but an open file
+    except (SystemLimit, OutOfSpace) as error:  # a call that has only a descriptor cannot name the file
         if name not in error.message:
             error.message = f"{name}: {error.message}"
         raise
@@ -124,7 +125,7 @@ def write_new(fd: int, directory: str, dtype: DType, array: np.ndarray[Any, Any]
 
 
 def _version_of(version: Any) -> int:
-    """A version that is no ``int`` as one: numpy's numbers are welcome; True is none, and neither is "2"."""
+    """Convert a numpy integer to ``int``. Anything else that is not an ``int`` is refused, ``True`` and ``"2"`` too."""
     if isinstance(version, np.integer):
         return int(version)
     raise TSRFormatError(f"version {version!r:.80} is unknown; 0, 1 and 2 can be written", fault=Fault.BAD_VERSION)
@@ -154,7 +155,7 @@ def _overwrite(
         except PermissionError as error:  # F_SEAL_GROW, F_SEAL_SHRINK
             why = f"cannot save a tensor: the memfd is sealed, and would have {nbytes} bytes"
             raise PermissionError(error.errno, why, name) from error
-        system.write_all(fd, bytes(8))  # from here on nobody takes it for what it was
+        system.write_all(fd, bytes(8))  # clears the magic: from here on no reader takes it for the old tensor
         if key is None:
             system.write_all(fd, memoryview(payload), offset)
             system.write_all(fd, header)

@@ -118,7 +118,7 @@ def load(path: str, key: bytes, framework: str, is_writable: bool, verify: bool)
     header = sealed.header
     buffer = payload.data
     if verify and header.payload_checksum is not None and zlib.crc32(buffer) != header.payload_checksum:
-        _refuse(Fault.PAYLOAD_CHECKSUM, "the payload was another when it was sealed", path)
+        _refuse(Fault.PAYLOAD_CHECKSUM, "the payload does not match its checksum; it was sealed so", path)
     if framework == "numpy" and not is_writable:
         buffer = buffer.toreadonly()
     return from_buffer(buffer, header.dtype, header.shape, 0, framework)

@@ -158,9 +158,9 @@ def unguarded_torch(buffer: ReadableBuffer, dtype: DType, shape: tuple[int, ...]
 
 
 class _Unguarded:
-    """Says to numpy that read-only bytes may be written. torch warns of every other array; it has no read-only tensors.
+    """Tells numpy that read-only bytes may be written, because torch warns about a read-only array.
 
-    The array keeps this object, and so the bytes.
+    The array keeps this object alive, and this object the bytes.
     """
 
     def __init__(self, buffer: ReadableBuffer) -> None:
@@ -224,7 +224,7 @@ def move_torch_storage(tensor: torch.Tensor, buffer: memoryview, offset: int) ->
         offset: where in the buffer the bytes of the tensor's old storage begin.
 
     Returns:
-        Whether torch could; if not, both show the same bytes as before.
+        True if they were moved; False if torch cannot do it: both tensors then show the same bytes as before.
     """
     import torch
 
@@ -255,10 +255,19 @@ def _to_array_slow(tensor: object) -> tuple[DType, np.ndarray[Any, Any]]:
     if isinstance(tensor, np.ndarray | np.generic):
         array = np.asarray(tensor)
         return from_numpy(array.dtype), array
+    kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+    if type(tensor) in (list, tuple, dict) and any(hasattr(each, "shape") for each in _values_of(tensor)):
+        raise UnsupportedTensor(
+            f"{kind} is not a tensor, but has several: give each by itself (a file has one, a tag too; a record of a "
+            "store has any number), or make one of them (numpy.stack, torch.stack)"
+        )
     raise UnsupportedTensor(
-        f"{type(tensor).__module__}.{type(tensor).__qualname__} is not a tensor; give a numpy array or a torch tensor "
-        "(numpy.asarray and torch.as_tensor make one)"
+        f"{kind} is not a tensor; give a numpy array or a torch tensor (numpy.asarray and torch.as_tensor make one)"
     )
+
+
+def _values_of(several: Any) -> Any:
+    return several.values() if type(several) is dict else several
 
 
 def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, Any]]:

@@ -16,13 +16,14 @@ REQUEST_RING_FILE: Final = "requests.ring"
 RESPONSE_RING_FILE: Final = "responses.ring"
 STATUS_PAGE_FILE: Final = "status.page"
 
-MIRROR_NBYTES: Final = 4096  # of a mirror, a line and then spaces; more if the line is longer. Another size is not ours
-# A side that waits so long shows what the mirrors lack; a burst of requests writes none. Not less: a timer that ends
-# before the kernel's next tick must be set in the processor, which costs each sleep 2 to 4 us.
+# Size of a mirror: a line, then spaces; more if the line is longer. A file of any other size was written by hand.
+MIRROR_NBYTES: Final = 4096
+# A side that has waited for so long brings the mirrors up to date, so a burst of requests writes none. A shorter delay
+# would make each sleep 2 to 4 us longer: the kernel must program the processor's timer if it ends before the next tick.
 MIRROR_DELAY_S: Final = 0.005
-# A mirror that somebody wrote by hand is left alone for so long: he may write on, and the worker must read it first.
+# For so long nobody overwrites a mirror that was written by hand: its writer may go on, and the worker must read it.
 HAND_GRACE_S: Final = 1.0
-EMPTY_GRACE_S: Final = 5.0  # one that somebody has emptied: a shell does that before it starts the program that writes
+EMPTY_GRACE_S: Final = 5.0  # for one that was emptied: a shell does that before it starts the program that writes
 HAND_ANSWER_S: Final = 2.0  # the answer to a request by hand stays in its file for so long, whatever is sent meanwhile
 
 # A ring, see tr_mmap.channel.mapped: words, then slots, one for each message. The number of a message is stored last,

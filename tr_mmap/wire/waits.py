@@ -32,7 +32,8 @@ RELEASE_TIMEOUT_MS: Final = 1000.0
 CLAIM_WAIT_S: Final = 2.0  # for another process's sweep, or a dead controller's worker to end: both take milliseconds
 CLAIM_RETRY_S: Final = 0.005
 KILL_WAIT_S: Final = 2.0  # for SIGKILL to show; a process in an uninterruptible wait is left to the kernel
-# A worker has said that it serves no more, and its process lives on: if it ends so soon, its exit code tells more.
+# A worker's status says that it has ended its service, but its process still lives. The controller waits for so long
+# for the process to end, because its exit code tells more than the status.
 FAREWELL_GRACE_S: Final = 0.5
 TERMINATE_GRACE_S: Final = 1.0  # between SIGTERM and SIGKILL to a worker and the processes that it started
 

@@ -16,7 +16,7 @@ def _load_own_package() -> None:
     package_dir = os.path.dirname(worker_dir)
     sys.path[:] = [
         place for place in sys.path if place not in (worker_dir, os.path.realpath(worker_dir))
-    ]  # there without -P
+    ]  # without -P, Python puts it there
     spec = spec_from_file_location(
         "tr_mmap", os.path.join(package_dir, "__init__.py"), submodule_search_locations=[package_dir]
     )

@@ -48,9 +48,10 @@ class Kind(typing.NamedTuple):
     """What a parameter takes.
 
     Attributes:
-        convert: makes a word the parameter's value, or raises ValueError or KeyError; None if it takes a tensor.
-        shown: completes "the word is ..." for a word that it does not take; of a tensor, an annotation that cannot be
-            resolved.
+        convert: converts a word to the parameter's value, or raises ValueError or KeyError; None if the parameter takes
+            a tensor.
+        shown: completes "the word is ..." for a word that the parameter does not take. For a tensor: the annotation, if
+            that cannot be resolved.
         is_text: it takes any word.
     """
 
@@ -59,7 +60,7 @@ class Kind(typing.NamedTuple):
     is_text: bool = False
 
     def takes(self, word: str) -> bool:
-        """Whether the word can be the parameter's value, other than as a text that may be anything."""
+        """Whether the word fits the parameter. False for one that takes any text, because every word fits that."""
         if self.convert is None or self.is_text:
             return False
         try:
@@ -170,7 +171,7 @@ def place_of(function: Callable[..., Any]) -> str:
 
 
 def code_of(function: Callable[..., Any]) -> types.CodeType | None:
-    """The code of a function, whatever is around it; None if it has none."""
+    """The code of a function, without its wrappers and partials; None if it has none."""
     inner = inspect.unwrap(unwrapped_partial(function))
     call = getattr(type(inner), "__call__", None)  # noqa: B004 - not whether it has one, but which
     return getattr(inner, "__code__", None) or getattr(call, "__code__", None)
@@ -191,7 +192,7 @@ def _unresolved(hint: Any) -> str:
 
 
 def _is_meant_for_words(hint: str, default: Any) -> bool:
-    """Whether an annotation that cannot be resolved is no tensor's."""
+    """Whether an annotation that cannot be resolved means a word, not a tensor."""
     if _mentions_an_array(hint):
         return False
     if isinstance(default, str | int | float):
@@ -200,7 +201,7 @@ def _is_meant_for_words(hint: str, default: Any) -> bool:
         nodes = list(ast.walk(ast.parse(hint, mode="eval")))
     except (SyntaxError, ValueError):  # a mistake, or a remark for the reader
         return not _NAMES_OF_WORDS.isdisjoint(re.findall(r"\w+", hint))
-    names = {node.id for node in nodes if isinstance(node, ast.Name)}  # not what a text in it says, as a shape's
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}  # not a string's words
     return not _NAMES_OF_WORDS.isdisjoint(names | {node.attr for node in nodes if isinstance(node, ast.Attribute)})
 
 
@@ -308,7 +309,7 @@ def _is_of_arrays(hint: Any) -> bool:
     if not isinstance(each, type):
         return False
     if getattr(each, "_is_protocol", False):
-        return each.__module__ != "typing" and "DType" not in each.__name__  # SupportsFloat; numpy's of dtypes
+        return each.__module__ != "typing" and "DType" not in each.__name__  # no SupportsFloat, no dtype's
     is_array = any((_root_of(base), base.__name__) in _ARRAYS for base in each.__mro__)
     return is_array or type(each).__name__ == "tensortype"  # torch.FloatTensor
 

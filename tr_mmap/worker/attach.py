@@ -89,7 +89,7 @@ class Attachment:
         return None
 
     def end(self) -> None:
-        """Serve no more: a child that is started from now on may."""
+        """Serve no more. A child that is started from now on may serve the session."""
         os.environ.pop(_SERVED_VARIABLE, None)
 
     def legacy_side(self) -> tuple[Channel, WorkerTransfer]:
@@ -126,9 +126,9 @@ class Attachment:
         Ends the processes that this worker started first, because they could go on writing there.
 
         Args:
-            is_last: this process ends right after, and no object in it cleans up. Then the sessions of which it is the
-                controller go too, with those of the processes that it ends: their workers, which would remove them when
-                their controller has died, are among these processes.
+            is_last: this process ends right after, and no object in it cleans up. Then the sessions whose controller is
+                this process, or a process that it ends, are removed too. Their workers cannot do so: they are among the
+                processes that it ends.
         """
         if self._manifest is None:
             if self._is_named:
@@ -156,7 +156,7 @@ class Attachment:
             info = system.status(os.path.join(path, name))
             if name == STATUS_FILE:
                 word = system.peek(os.path.join(path, name), 16).decode("ascii", "replace").strip()
-                is_new = word in (STATUS_READY, STATUS_STARTING)  # with other words, we have ended
+                is_new = word in (STATUS_READY, STATUS_STARTING)  # our own end writes another word
             else:
                 is_new = not _is_own_file(name) and info.st_mtime_ns > self._died_ns
             if is_new:
@@ -180,7 +180,7 @@ def attach(argument: str, rejections: RejectionCounter, views: str | None = None
         SessionNotStarted: there is no such session, or it has another worker, perhaps one that has started this
             process.
         HostilePath: another user can write to it.
-        BadMessage: its manifest cannot be read, or names no doorbells.
+        BadMessage: ``argument`` is no valid id, or the manifest cannot be read or names no doorbells.
     """
     restore_signals()
     hold()
@@ -192,7 +192,9 @@ def attach(argument: str, rejections: RejectionCounter, views: str | None = None
     if manifest is None:
         _check_legacy(directory)
         if secret is not None:
-            raise SessionNotStarted(f"{directory} has no manifest, and its controller was to prove who it is")
+            raise SessionNotStarted(
+                f"{directory} has no manifest, but this worker was started for a session with auth=True, which has one"
+            )
         channel, transfer = channel_kind(LEGACY).attach(directory, []), worker_transfer(LEGACY, directory)
         return Attachment(directory, None, channel, transfer, is_named=is_named)
     workspace = _workspace_of(directory, manifest)
@@ -220,7 +222,7 @@ def attach(argument: str, rejections: RejectionCounter, views: str | None = None
 
 
 def _served(directory: str, manifest: Manifest | None) -> str:
-    """What a worker serves; of two workers of a session, one after the other, only the directory is the same."""
+    """Identifies a worker: the session's directory, and its mark, which no later worker of the session has."""
     return f"{directory} {manifest.worker_mark if manifest is not None else ''}"
 
 
@@ -241,8 +243,8 @@ def _refuse_child(directory: str, manifest: Manifest | None) -> None:
 def _find(argument: str) -> tuple[str, bool]:
     """The directory of the session, and whether it was found by the session's id.
 
-    It is that of the id in our workspace, or else where controllers of the original framework have theirs; or
-    ``argument`` itself.
+    Looks for the id in our workspace, then where controllers of the original framework have their sessions. Else
+    ``argument`` itself is the directory.
     """
     if os.sep not in argument:
         try:

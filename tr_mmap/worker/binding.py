@@ -4,9 +4,9 @@ Words that are tags become tensors, in order. The other words go to the paramete
 says which do), in order. If the last of these is a ``str``, it takes all words that are left, so that
 ``def hello(name: str)`` gets a whole sentence; ``*numbers: float`` takes all that are left one by one.
 
-A word that is a tag and could also be a parameter's value, ``2.5`` say, is that value, as long as there are tensors
-enough without it and a parameter that has no word yet. And where the function takes no tensor, or no more of them, a
-tag is a word for a parameter that takes any text.
+A tag may look like a parameter's value: ``2.5``, say. Such a word is the value if enough tensors are left without it,
+and if a parameter still lacks a word. If the function takes no tensor, or no more of them, a tag is a word for a
+parameter that takes any text.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Command:
         BadMessage: it is no function that could be called with tensors and words; the message says what to change.
 
     Attributes:
-        convert_text: if its only argument is the parameter text, makes the argument of it; else None.
+        convert_text: converts the whole parameter text to the only argument; None if there are other arguments.
         tensor_counts: how many tensors it takes, if it takes only tensors, and by position; else empty.
     """
 
@@ -72,7 +72,7 @@ class Command:
         self._parameters: list[_Parameter] = []
         self._rest: Kind | None = None  # what *args takes
         fixed, after_fixed = fixed_by_name(function)
-        self._has_fixed_words = False  # some parameter would take a word if no partial gave it, or one before it
+        self._has_fixed_words = False  # a partial fixes one that takes words, or one before it
         for parameter, kind in kinds_of(name, function):
             if parameter.kind is parameter.VAR_POSITIONAL:
                 self._rest = kind
@@ -161,7 +161,7 @@ class Command:
             as_values = either[count:] if is_tensor_first else either[: len(either) - count]
             tagged = [index for index in tagged if index not in as_values]
         if self._most is not None and len(tagged) > self._most and any(kind.is_text for kind in kinds):
-            named = [index for index in tagged if words[index][:1] != ARGUMENT_TAG_PREFIX]  # no word of the user is one
+            named = [index for index in tagged if words[index][:1] != ARGUMENT_TAG_PREFIX]  # not tags of ours
             surplus = min(len(tagged) - self._most, len(named))
             is_tensor_first = bool(self._parameters) and self._parameters[0].is_tensor
             as_words = named[len(named) - surplus :] if is_tensor_first else named[:surplus]

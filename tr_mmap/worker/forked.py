@@ -1,8 +1,8 @@
 """Ends a child that a handler forked and that comes back from the handler. Answers nothing.
 
-The child has the worker's channel and all its tensors, so it must touch neither: it is the parent that answers. What
-the child is for, it has done in the handler. So it ends as a program ends that has come to its end, or that raised, but
-without the worker's cleaning up.
+The child has the worker's channel and tensors too, but must not use them, because the parent answers the request. The
+child has done its work in the handler. So it ends here as a program does that has come to its end or has raised, but
+without the worker's cleanup, which would remove what the parent uses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def end_child(error: BaseException | None) -> NoReturn:
             code = 0
         elif is_a(error, SystemExit):
             code = _exit_code(_code_of(error))
-        elif not is_a(error, Stop):  # the worker's own end, if a handler forks while that is under way
+        elif not is_a(error, Stop):  # Stop: the worker was being ended when the handler forked
             log(trace_of(error))
         for stream in (sys.stdout, sys.stderr):
             try:

@@ -76,6 +76,7 @@ class WorkerLife(ForkAware):
         Raises:
             SessionNotStarted: there is no such session, or it has another worker, or none is named.
             HostilePath: another user can write to it.
+            BadMessage: ``session_id`` is not valid, or the session's manifest is not.
         """
         if session_id is None:
             session_id = self._named_session()
@@ -101,7 +102,7 @@ class WorkerLife(ForkAware):
         self._fast_path = worker_fast_path(attachment.channel, attachment.transfer, deaths)
 
     def _named_session(self) -> str:
-        """What the program says of its session, or who started it."""
+        """The session that the program has named, or else the command line."""
         if self.session_id:
             return str(self.session_id)
         if len(sys.argv) < 2:
@@ -161,7 +162,7 @@ class WorkerLife(ForkAware):
         return is_first
 
     def _pause(self, error: Exception) -> None:
-        """Let the cause of an error pass, unless the worker has to stop."""
+        """Wait before the next try, so that the cause of an error may pass; not if the worker has to stop."""
         self.debug_message(error)
         self._is_stopping = self._is_stopping or self._has_to_stop()
         if not self._is_stopping:

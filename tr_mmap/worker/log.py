@@ -24,8 +24,8 @@ from .stop_signals import Stop
 
 __all__ = ["WorkerLog", "log"]
 
-_LOOK_PARTS: Final = 32  # of what the log may have, Python prints one such part before the size is looked at
-_SLACK_PARTS: Final = 4  # one is more than Python prints until its own look, which cuts while nobody else prints
+_LOOK_PARTS: Final = 32  # Python may print one such part of the log's limit before the size is looked at
+_SLACK_PARTS: Final = 4  # see look_from_thread
 
 _current: WorkerLog | None = None
 
@@ -89,7 +89,7 @@ class WorkerLog(ForkAware):
 
     @classmethod
     def keep(cls, *paths: str) -> WorkerLog | None:
-        """Keep the log if it is one of these files; None if it is none of them: a person has started this worker."""
+        """Keep the first of these files to which this process prints; None if a person has started this worker."""
         global _current
         for path in paths:
             try:
@@ -118,7 +118,10 @@ class WorkerLog(ForkAware):
         self._look(most_nbytes, most_nbytes)
 
     def look_from_thread(self) -> None:
-        """Cut the log if native code or child processes have made it too large; the main thread may print meanwhile."""
+        """Cut the log if native code or child processes have made it too large; the main thread may print meanwhile.
+
+        It cuts only above 5/4 of the limit. What Python prints is cut earlier, by :meth:`look` in the printing thread.
+        """
         most_nbytes = most_log_nbytes()
         self._look(most_nbytes, most_nbytes + most_nbytes // _SLACK_PARTS)
 
@@ -169,7 +172,7 @@ class WorkerLog(ForkAware):
                 stream.write = self._counting(stream.write)  # type: ignore[method-assign]
                 self._counted.append(stream)
         for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-            # What all layers above call in the end: text, its flush, that at the interpreter's end too, and bytes.
+            # All layers above call this in the end, for text and bytes, and for each flush until the interpreter's end.
             buffer = stream.buffer if type(stream) is io.TextIOWrapper else None
             raw = getattr(buffer, "raw", buffer)
             if type(raw) is io.FileIO and "write" not in vars(raw):
@@ -196,7 +199,7 @@ class WorkerLog(ForkAware):
                 except OSError as error:
                     if raw.closed or _identity_of(raw.fileno()) not in (self._identity, None):
                         raise  # it is another file by now, whose errors are its user's
-                    # None: the descriptor is closed, by os.close() or by native code. That is no error of who prints.
+                    # None: the descriptor is closed, by os.close() or by native code. No print may fail for that.
                     if error.errno != errno.EFBIG or has_cut:
                         return len(whole)
                     has_cut = True

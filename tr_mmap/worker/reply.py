@@ -9,6 +9,7 @@ import msgspec
 
 from ..errors import BadMessage, MissingTag, OutOfSpace
 from ..protocol.messages import Failure, FailureKind
+from ..wire.words import ANSWERED_LINE
 from .log import log
 from .stop_signals import Stop
 from .traces import is_a, name_of, text_of, trace_of
@@ -42,9 +43,11 @@ class Reply(msgspec.Struct):
 def failure_of(error: BaseException, reply: Reply | None = None) -> Failure:
     """The failure for what was raised while a request was handled. A handler's traceback also goes to the log.
 
+    A line after it says that the traceback is an answer: if the worker dies later, it is not the reason.
+
     Args:
         error: what was raised.
-        reply: of the handler; None if no handler raised the error, which then has no traceback for the developer.
+        reply: of the handler; None if no handler raised the error. Then the failure has no traceback.
     """
     failure = Failure(FailureKind.HANDLER, name_of(error), text_of(error))
     if is_a(error, OutOfSpace):
@@ -64,7 +67,7 @@ def failure_of(error: BaseException, reply: Reply | None = None) -> Failure:
         failure.traceback = trace_of(error, reply.handler_code)
     else:
         failure.traceback = trace_of(error)
-    log(failure.traceback)
+    log(f"{failure.traceback.rstrip()}\n{ANSWERED_LINE}")
     return failure
 
 

@@ -29,7 +29,7 @@ __all__ = ["TechRenaissanceServer"]
 
 
 def _plain(value: Any) -> str:
-    """A value's text; of a text that is a member of an ``Enum`` its value, which ``str`` would not give."""
+    """The value as a plain text. For a ``str`` that is a member of an ``Enum`` this is its value, not its name."""
     return str.__str__(value) if isinstance(value, str) else str(value)
 
 
@@ -237,6 +237,7 @@ class TechRenaissanceServer(RequestService):
             SessionNotStarted: there is no such session, or it has another worker; for example, this process is a child
                 of that worker, and runs the worker's script again.
             HostilePath: another user can write to it.
+            BadMessage: ``session_id`` is not valid, or the session's manifest is not.
         """
         if self._channel is not None:
             self._refuse_in_child()
@@ -282,12 +283,12 @@ class TechRenaissanceServer(RequestService):
         self._reply.result = _plain(text)
 
     def _blame_input(self, error: Exception) -> None:
-        """Note that the request's words or its tensors raised this error, and no handler."""
+        """Note that this error comes from the request's words or tensors, not from a handler."""
         if self._reply is not None:
             self._reply.bad_input = error
 
     def _blame_result(self, error: Exception, code: CodeType | None) -> None:
-        """Note that what a handler of that code has returned raised this error."""
+        """Note that this error comes from what a handler returned; ``code`` is the handler's."""
         if self._reply is not None:
             self._reply.bad_result, self._reply.handler_code = error, code
 

@@ -40,7 +40,8 @@ class RequestService(WorkerLife):
             parameters: its other words, as one text.
 
         Returns:
-            False if the command is unknown, True if not. None means the same as True if the handler has said anything.
+            False if the command is unknown, True if not. None means True if the handler has set a text or sent tensors,
+            and else False.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define main_logic(command, parameters)")
 
@@ -163,9 +164,9 @@ class RequestService(WorkerLife):
             self._is_stopping = True
             return False
         transfer = attachment.transfer_by_hand()
-        # What it says of numbers, tensors and tags is none of the controller's.
+        # Its words only: the numbers, tensors and tags of requests are the controller's.
         plain = Request(command=request.command, parameters=request.parameters, timestamp=request.timestamp)
-        fast_path, self._fast_path = self._fast_path, None  # which finds the tags of the controller's last request
+        fast_path, self._fast_path = self._fast_path, None  # it would find the controller's tags
         try:
             self._serve(channel, transfer, plain, channel.reply_by_hand)
         finally:

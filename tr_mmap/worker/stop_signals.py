@@ -110,7 +110,7 @@ def stop_signals(is_first: Callable[[], bool]) -> Iterator[None]:
 
 
 def _before_fork() -> None:
-    """Hold the signals back until the child has its own way with them: one that came before that would be lost."""
+    """Block the signals until the child has restored their handlers: one that came earlier would be lost there."""
     if _replaced and hasattr(signal, "pthread_sigmask"):
         me, mask = _get_ident(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
         _masks.setdefault(me, mask)

@@ -1,7 +1,7 @@
 """A handler's traceback as text of bounded length, without the library's own frames. Raises nothing, whatever it gets.
 
-The exception is a user's: to ask for its text, its name or its notes may run any code, raise anything, or take for ever
-many frames. So every step here has a bound, and a simpler step to fall back to.
+The exception is a user's. To ask for its text, its name or its notes may run any code and raise anything, and it may
+have any number of frames. So every step here has a bound, and a simpler step to fall back to.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NEWEST: Final = 20  # of a longer chain, these are shown
 
 _PACKAGE: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 _HANDLERS: Final = os.path.join(_PACKAGE, "worker", "default.py")  # the default worker's functions are handlers
-_CALLER: Final = (os.path.join(_PACKAGE, "worker", "functions.py"), "main_logic")  # calls handlers: len has no frame
+_CALLER: Final = (os.path.join(_PACKAGE, "worker", "functions.py"), "main_logic")  # len has no frame
 
 _cause_of = BaseException.__dict__["__cause__"].__get__  # a subclass may have a property of that name
 _context_of = BaseException.__dict__["__context__"].__get__
@@ -153,7 +153,7 @@ def _is_cause_ours(error: BaseException) -> bool:
 
 
 def _handler_frames(error: BaseException) -> Iterator[TracebackType]:
-    """The traceback's entries, without ours above the handler; and below it, if we raised the error on purpose."""
+    """The traceback's entries, without ours above the handler, and without ours below it if we raised on purpose."""
     frames = _frames(error)
     others = [index for index, each in enumerate(frames) if not _is_ours(each)]
     if not others:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from model import serve
 from pydantic import BaseModel, Field
 
-from tr_mmap import WorkerDied
+from tr_mmap import RemoteError, ResponseTimeout, TRException
 
 Row = Annotated[list[float], Field(min_length=8, max_length=8)]
 Image = Annotated[list[Row], Field(min_length=8, max_length=8)]
@@ -40,12 +40,25 @@ def predict(request: Request, body: Images, timeout_ms: Timeout = 10_000) -> dic
     return {"classes": scores.argmax(1).tolist()}
 
 
+def note(error: Exception) -> None:
+    """For the log alone: the text names paths, and has the worker's traceback or its last lines."""
+    logging.getLogger("uvicorn.error").error("%s", error)
+
+
+@app.exception_handler(ResponseTimeout)
 @app.exception_handler(TimeoutError)
 def answer_timeout(_request: Request, error: Any) -> JSONResponse:
-    return JSONResponse({"detail": str(error)}, 504)
+    note(error)
+    return JSONResponse({"detail": "the model did not answer in time"}, 504)
 
 
-@app.exception_handler(WorkerDied)
+@app.exception_handler(RemoteError)
+def answer_failure(_request: Request, error: Any) -> JSONResponse:
+    note(error)
+    return JSONResponse({"detail": f"the model raised {error.error_type}"}, 500)
+
+
+@app.exception_handler(TRException)  # WorkerDied, or why no worker could be started
 def answer_death(_request: Request, error: Any) -> JSONResponse:
-    logging.getLogger("uvicorn.error").error("%s", error)  # with the worker's last lines
+    note(error)
     return JSONResponse({"detail": "the model is restarted"}, 503, {"Retry-After": "5"})

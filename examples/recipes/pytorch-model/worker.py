@@ -1,5 +1,7 @@
 """Loads the model once, then answers "predict" for as long as the session lives."""
 
+import faulthandler
+
 import torch
 from torch import nn
 
@@ -22,6 +24,8 @@ def predict(images):  # float32, shape (n, 8, 8)
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(300, exit=True)  # a load that hangs ends, and WorkerDied says where
     model = load_model().eval().to(device)
+    faulthandler.cancel_dump_traceback_later()
     print("model loaded on", device)  # goes to the controller's stderr
     server.run()  # only now is the worker ready: no request waits for the weights

@@ -1,4 +1,8 @@
-"""What is measured beside the comparison over sizes: each module has ``run(quick, say) -> dict``."""
+"""The measurements beside the comparison over sizes, one a module.
+
+Each module has ``run(quick, say) -> dict``. ``quick`` asks for fewer and shorter rounds, ``say`` is called with a text
+that names the step that begins, and the result is what the run's JSON file keeps under the module's key.
+"""
 
 from . import files, flood, gateway, idle, memory, sandbox, startup, store, text
 

@@ -1,4 +1,4 @@
-"""Algorithms over HTTP: requests a second and their times, beside other servers; and what a gateway itself takes."""
+"""Algorithms over HTTP: the rate and latency of requests, beside other servers; and the cost of a gateway alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """
     Args:
         quick: fewer and shorter rounds.
-        say: what goes on.
+        say: called with the step that begins.
     """
     absent = {key: reason for key, peer in SERVERS.items() if (reason := peer().unavailable()) is not None}
     found: dict[str, Any] = {"absent": absent, "failed": {}}
@@ -69,7 +69,7 @@ def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _json(rows: dict[str, ServerPeer], rounds: int, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Rates with all connections busy, all rows in turns; then times at half of each one's rate, in turns again."""
+    """First the rate of each row with all connections busy, then its latency at half of that rate; rows take turns."""
     x = np.arange(COUNT, dtype=np.float32)
     found: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -104,7 +104,7 @@ def _json(rows: dict[str, ServerPeer], rounds: int, seconds: float, say: Callabl
 
 
 def _load_of(peer: ServerPeer, row: str, x: np.ndarray[Any, Any]) -> Load:
-    """The same request again and again."""
+    """A load that sends one and the same request again and again."""
     sent, wanted = peer.request(row, x), (2 * x).tolist()
     return Load(peer.address, lambda _: sent, lambda _, status, body: peer.is_right(wanted, status, body), _CONNECTIONS)
 
@@ -135,7 +135,7 @@ def _large(rows: dict[str, ServerPeer], rounds: int, say: Callable[[str], None])
 
 
 def _timed_exchange(peer: ServerPeer, sent: bytes, room: bytearray, wanted: np.ndarray[Any, Any]) -> int:
-    """Nanoseconds of one request, over a connection that is there."""
+    """Nanoseconds of one request; the time to connect is not counted."""
     with socket.create_connection(peer.address) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         began = time.perf_counter_ns()
@@ -150,7 +150,7 @@ def _timed_exchange(peer: ServerPeer, sent: bytes, room: bytearray, wanted: np.n
 
 
 def _alone(parent: Path, idle_s: float) -> dict[str, Any]:
-    """How long the steps of a gateway take from its start on, and what one takes that does nothing."""
+    """How long a gateway takes to start and to run its first code, and the processor time and memory of an idle one."""
     times: dict[str, list[float]] = {}
     found: dict[str, Any] = {}
     for number in range(_STARTS):
@@ -196,7 +196,7 @@ def _steps(peer: Ours, folder: Path) -> dict[str, float]:
 
 
 def _held(peer: Ours, seconds: float) -> dict[str, Any]:
-    """What it takes while nothing is asked, and whether many requests at once are answered right."""
+    """Send many requests at once and count the right answers; then measure processor time and memory without any."""
     requests = [peer.request("ours-fresh", np.full(COUNT, number, np.float32)) for number in range(_AT_ONCE)]
     load = Load(
         peer.address,

@@ -54,7 +54,7 @@ def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def make_vectors(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Of length 1, the same in each run."""
+    """Random vectors of length 1, the same in each run."""
     vectors = np.random.default_rng(0).standard_normal((count, DIM), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
@@ -101,7 +101,7 @@ def _compare(
 
 
 def _start(key: str, vectors: str, directory: Path, records: int, running: _Running) -> str | None:
-    """Start a peer. Returns why that failed; None if it is there."""
+    """Start a peer in a process of its own, and add it to ``running``. Returns why that failed; None if it did not."""
     directory.mkdir()
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     count = min(records, STORES[key].most_records)

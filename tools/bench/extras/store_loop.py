@@ -1,7 +1,8 @@
 """How long methods of ``AsyncStore`` keep their loop from other tasks: a task ticks, and others use the store.
 
-A task is late too when the system gives the whole program no processor. So the time is noted beside it that the program
-has computed while the task was late: of what the store's threads keep from the loop, the most that it can be.
+A task is also late when the system gives the whole process no processor. So each sample has a second number: the
+processor time that the process used while the task was late. The store's threads cannot have held up the loop for
+longer than that.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _TICK_NS: Final = 1_000_000
 
 
 class _Ticker:
-    """A task that wants to go on each millisecond, and notes by how much it is late, and what others did meanwhile."""
+    """A task that wakes each millisecond, and notes how late it is and how long the process computed meanwhile."""
 
     def __init__(self) -> None:
         self.late_ns: list[int] = []

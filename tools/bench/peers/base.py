@@ -1,4 +1,4 @@
-"""What every peer is to the runner, and how their workers are started. Measures nothing.
+"""The interface of the peers that the benchmark compares, and how their workers are started.
 
 The semantics are the same for all: the client has ``x``, a float32 array in its own memory; the worker makes ``x + 1``
 by one pass from what it received into the memory that it answers from; the client reads the first and the last element

@@ -59,10 +59,10 @@ def absolute(path: str) -> str:
 
 
 def fixed(path: str) -> str:
-    """A path for several calls that a change of the current directory, by another thread, does not part.
+    """The absolute path, for several calls that must mean one place: another thread may change the current directory.
 
-    It is from the root where this user can go that way: some directory above the current one may be closed to him, or
-    have been removed. Else it is the path as it is, and so it is where the path's directory is not there.
+    The path stays as it is if its directory cannot be reached from the root: it does not exist, or a directory above
+    the current one was removed or is closed to this user.
     """
     if path.startswith("/") or not path:
         return path

@@ -27,15 +27,14 @@ __all__ = [
     "create_file",
     "file_nbytes",
     "file_time_ns",
-    "signal_on_hangup",
-    "sync",
-    "is_on",
     "is_dir_on_tmpfs",
+    "is_on",
     "is_sealed_against_writing",
     "is_sparse",
     "make_pipe",
     "open_dir",
     "open_file",
+    "open_or_create",
     "open_path",
     "open_private_file",
     "peek",
@@ -44,7 +43,10 @@ __all__ = [
     "read_pipe",
     "set_mode",
     "set_size",
+    "signal_on_hangup",
+    "sync",
     "truncate",
+    "try_lock_byte",
     "write_all",
     "write_pipe",
 ]
@@ -59,7 +61,7 @@ def open_file(path: str, *, write: bool = False) -> int:
     """Open an existing file; the kernel refuses a symlink as the last part of the path (ELOOP).
 
     Raises:
-        SystemLimit: too many open files; so for all that opens something.
+        SystemLimit: too many open files. Every function that opens something raises it.
     """
     return _open(path, (os.O_RDWR if write else os.O_RDONLY) | _ALWAYS)
 
@@ -189,9 +191,9 @@ def open_or_create(path: str) -> int:
 
 
 def try_lock_byte(fd: int) -> bool:
-    """Take the exclusive lock of a file's first byte, unless another process has one of it. Ends with the descriptor.
+    """Take the exclusive lock of a file's first byte; False if another process has a lock of it.
 
-    It belongs to the process: it ends too when the process closes any other descriptor of the file.
+    The lock belongs to the process. It ends when the process closes this or any other descriptor of the file.
     """
     if fcntl is None:  # pragma: no cover - Windows
         return False
@@ -234,8 +236,8 @@ def is_sealed_against_writing(fd: int) -> bool:
     return bool(seals & _SEALS_AGAINST_WRITING)
 
 
-# Closes a descriptor, even if it raises. The call itself, no function of ours: a signal handler may raise on the first
-# step of such a function, and the descriptor of the caller's `finally` would stay open.
+# Closes a descriptor, even if it raises. It is no function of ours: a signal handler could raise in its first step, and
+# the descriptor that the caller's ``finally`` closes would stay open.
 close = os.close
 
 
@@ -317,10 +319,10 @@ def _fill_with_zeros(fd: int, nbytes: int) -> None:  # pragma: no cover - macOS,
 
 
 def file_time_ns() -> int:
-    """The time, in ns after 1970, that a file gets which is written now: by the kernel's own clock of files.
+    """The modification time, in ns since 1970, of a file that would be written now.
 
-    Of Linux no clock that a program may read is that one. ``CLOCK_REALTIME`` is ahead of it by up to 10 ms. Since Linux
-    6.13 a file's time may be ahead of ``CLOCK_REALTIME_COARSE``, but never of that of a file which is made later.
+    It is that of a new file. No clock that Linux lets a program read is the one of files: ``CLOCK_REALTIME`` is ahead
+    of it by up to 10 ms, and since Linux 6.13 it may be ahead of ``CLOCK_REALTIME_COARSE``.
     """
     try:
         fd = os.memfd_create("tr_mmap-time", os.MFD_CLOEXEC)

@@ -16,7 +16,7 @@ class KnownDir:
     """The directory that a path leads to now.
 
     Args:
-        path: of the directory; if it is not there, every later one is taken for it.
+        path: of the directory. If nothing is there, any later directory of that path counts as it.
     """
 
     __slots__ = ("_key", "path")

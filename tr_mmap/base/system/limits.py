@@ -29,7 +29,7 @@ __all__ = [
 # mappings in another way than /proc shows them.
 _MAPS_MARGIN: Final = 4
 _UNCLEAR: Final = ("address space", "memory")  # what is said of memory if no limit explains a refusal
-_LEAST_NBYTES: Final = 4096  # what a call needs at least that says nothing of it
+_LEAST_NBYTES: Final = 4096  # assumed for a call that does not say how much it needed
 _THREAD_NBYTES: Final = 8 << 20  # of a thread's stack, if no limit says otherwise
 
 
@@ -146,7 +146,7 @@ def mapping_refused(error: OSError, nbytes: int, *, is_private: bool) -> OSError
     Args:
         error: of the call.
         nbytes: that were to be mapped.
-        is_private: whether for writing, copy-on-write.
+        is_private: whether the mapping was to be copy-on-write.
     """
     what = f"mmap of {nbytes} bytes: {error.strerror}"
     if error.errno != errno.ENOMEM:
@@ -159,10 +159,10 @@ def require_memory(nbytes: int, what: str) -> None:
 
     Args:
         nbytes: that are needed at once.
-        what: needs them.
+        what: what needs them, for the message.
 
     Raises:
-        SystemLimit: there are not so many.
+        SystemLimit: this process cannot have so many.
     """
     try:
         bytearray(nbytes)  # which the kernel promises and does not give: nothing is stored there

@@ -19,7 +19,7 @@ ENTRIES: Final = 0x100 | 0x80  # IN_CREATE, IN_MOVED_TO
 _DONT_FOLLOW: Final = 0x02000000
 _EVENT: Final = struct.Struct("iIII")
 _IGNORED: Final = 0x8000
-_read: Final[Any] = unpatched("os", "read")  # a thread of the system reads, which eventlet's could not wait in
+_read: Final[Any] = unpatched("os", "read")  # eventlet's read cannot wait in a thread of the system
 
 
 def open_watches() -> int:

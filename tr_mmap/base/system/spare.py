@@ -15,7 +15,7 @@ _COUNT: Final = 4  # to remove a session takes three at a time
 
 
 class SpareDescriptors:
-    """A few descriptors of no use but to be given back. At the end of a ``with`` block they are."""
+    """A few descriptors that are held only to be given back; a ``with`` block does so at its end."""
 
     def __init__(self) -> None:
         self._files: list[OwnFile] = []

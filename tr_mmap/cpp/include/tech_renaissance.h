@@ -4,9 +4,9 @@
 //
 // In a program that includes this, a Shape's text is "(4,5)", in all files of the program.
 //
-// TR_BUILD_PYTHON_SESSION and TR_BUILD_PYTORCH_SESSION are defined, for programs that ask for them with #ifdef. Who
-// defines TR_WITHOUT_PYTHON_SESSION or TR_WITHOUT_PYTORCH_SESSION, as the options of the CMake package do, has no such
-// session and no such macro.
+// TR_BUILD_PYTHON_SESSION and TR_BUILD_PYTORCH_SESSION are defined, for programs that ask for them with #ifdef. If
+// TR_WITHOUT_PYTHON_SESSION or TR_WITHOUT_PYTORCH_SESSION is defined, as the options of the CMake package do, that
+// session and its macro are missing.
 #ifndef TECH_RENAISSANCE_H
 #define TECH_RENAISSANCE_H
 
@@ -64,8 +64,8 @@
 #endif
 
 #if defined(TR_WITHOUT_PYTHON_SESSION) && !defined(TR_WITHOUT_PYTORCH_SESSION)
-// A PyTorchSession is one, so the class is there. Its name is not for the program that has left it out. All headers that
-// use it come before this.
+// PyTorchSession needs the class PythonSession, so it exists; but a program that has left it out must not use its name.
+// All headers that use the name are included above.
 #include "tr_mmap/tr_mmap.hpp"
 #pragma GCC poison PythonSession
 #endif

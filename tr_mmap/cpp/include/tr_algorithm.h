@@ -1,5 +1,5 @@
-/* The one function of an algorithm that is compiled: a shared library for the executor "native", or a WebAssembly module
- * for "wasm". Plain C99, no library needed.
+/* The one function of a compiled algorithm: a shared library for the kind "native", or a WebAssembly module for the
+ * kind "wasm". Plain C99, no library needed.
  *
  *     #include "tr_algorithm.h"
  *
@@ -30,12 +30,12 @@
 
 enum { TR_MAX_NDIM = 16, TR_SYSTEM_ERROR = 0x10000 };
 
-/* As in TSR files. */
+/* The dtype codes of TSR files. */
 enum {
     TR_FLOAT32 = 1, TR_INT8 = 2, TR_INT32 = 3, TR_FLOAT16 = 4, TR_BFLOAT16 = 5, TR_FLOAT64 = 6, TR_INT16 = 7, TR_UINT8 = 8,
 };
 
-/* The same layout where pointers have 4 bytes and where they have 8. */
+/* The layout is the same with pointers of 4 bytes and of 8 bytes. */
 typedef struct tr_tensor {
     int32_t dtype;
     int32_t ndim;
@@ -51,13 +51,13 @@ typedef struct tr_tensor {
     };
 } tr_tensor;
 
-/* Bytes of one element; 0 if there is no such type. Codes above 8 are those of TSR files, too. */
+/* Bytes of one element; 0 if there is no such type. All codes of TSR files are known, also those above 8. */
 static inline uint64_t tr_itemsize(int32_t dtype) {
     static const unsigned char sizes[] = {0, 4, 1, 4, 2, 2, 8, 2, 1};
     return dtype > 0 && dtype < (int32_t)sizeof sizes ? sizes[dtype] : 0;
 }
 
-/* Give an output its type and shape; returns where its elements go, or a null pointer if there is no room. */
+/* Set an output's type and shape; returns where to write its elements, or a null pointer if there is no room. */
 static inline void *tr_make(tr_tensor *out, int32_t dtype, int32_t ndim, const int64_t *shape) {
     uint64_t nbytes = tr_itemsize(dtype);
     if (nbytes == 0 || ndim < 0 || ndim > TR_MAX_NDIM) return 0;
@@ -80,7 +80,7 @@ static inline int tr_fail(char *error, size_t error_nbytes, const char *text) {
     return 1;
 }
 
-/* The same after a system call has failed with this errno: the caller gets the error of that kind, for example NotAllowed
+/* As tr_fail, after a system call has failed with an errno: the caller gets the error that fits, for example NotAllowed
  * with the rule that refused it. */
 static inline int tr_fail_system(char *error, size_t error_nbytes, const char *text, int code) {
     tr_fail(error, error_nbytes, text);

@@ -17,10 +17,11 @@ from .. import api
 from ..model_api import ModelInfo
 from . import messages
 from .answers import Answer, Inbox
+from .asks import Ask
 from .async_store import AsyncRemoteStore
 from .async_task import AsyncTask
 from .attempts import Done, Pause, Send, advance, attempts
-from .messages import Algorithm, Ask, Code, Inputs
+from .messages import Algorithm, Code, Inputs
 from .results import Framework, Result
 from .settings import Settings, Verify
 from .store_messages import StoreAsks
@@ -249,14 +250,16 @@ class AsyncClient:
         return step.value
 
     async def _exchange(self, ask: Ask[Any], step: Send) -> Answer | TRException:
+        has_begun = False
         try:
             with anyio.fail_after(step.timeout_s):
                 async with self._open(ask, step.timeout_s) as response:
+                    has_begun = True
                     inbox = Inbox(response.status_code, response.headers)
                     async for chunk in response.aiter_bytes():
                         inbox.take(chunk)
         except (httpx.HTTPError, TimeoutError) as error:
-            return self._settings.failure(ask, error, step)
+            return self._settings.failure(ask, error, step, has_begun=has_begun)
         return inbox.answer()
 
     @asynccontextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from ...store.records import Hit, Page
 from ..store_api import StoreInfo
-from .messages import Ask
+from .asks import Ask
 from .records import RemoteRecord
 from .store_messages import Listing, StoreAsks
 

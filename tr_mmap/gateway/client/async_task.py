@@ -65,4 +65,4 @@ class AsyncTask:
                     if info is not None:
                         yield info
         except httpx.HTTPError as error:
-            raise self._client._settings.failure(ask, error, Send(math.inf, math.inf)) from error
+            raise self._client._settings.failure(ask, error, Send(math.inf, math.inf), has_begun=True) from error

@@ -14,8 +14,8 @@ from typing import Final, Generic, TypeAlias, TypeVar
 from ...errors import TRException, WorkerDied
 from ...sandbox.errors import SandboxBroken
 from .answers import Answer
+from .asks import Ask
 from .failures import ConnectionLost
-from .messages import Ask
 
 __all__ = ["Done", "Pause", "Send", "Steps", "advance", "attempts"]
 

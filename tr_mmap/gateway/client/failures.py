@@ -21,7 +21,8 @@ __all__ = [
     "Unreachable",
     "error_of",
     "error_of_transport",
-    "out_of_time",
+    "not_answered",
+    "not_ended",
 ]
 
 
@@ -105,25 +106,34 @@ def error_of(body: ErrorBody) -> TRException:
     return error
 
 
-def error_of_transport(error: httpx.HTTPError | httpx.InvalidURL, url: str, what: str, timeout_s: float) -> TRException:
+def error_of_transport(error: httpx.HTTPError, url: str, what: str) -> TRException:
     """The exception for what kept a request, or its response, from its end.
 
     Args:
-        error: of httpx.
+        error: of httpx, and none that the call's time is over.
         url: of the gateway.
         what: was asked, as ``"POST /api/v1/compute"``.
-        timeout_s: how long the call might take.
     """
     if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
         return Unreachable(f"no gateway answers at {url}: {_reason(error)}; is tr-mmap serve running there?", url=url)
-    if isinstance(error, httpx.TimeoutException):
-        return out_of_time(url, what, timeout_s)
     return ConnectionLost(f"the connection to {url} was lost during {what}: {_reason(error)}", url=url)
 
 
-def out_of_time(url: str, what: str, timeout_s: float) -> ResponseTimeout:
-    """The exception for a call that took too long."""
+def not_answered(url: str, what: str, timeout_s: float) -> ResponseTimeout:
+    """The exception for a response that did not come in time."""
     text = f"{url} did not answer {what} within {timeout_s:g} s; give it more by timeout_s"
+    return ResponseTimeout(text, timeout_ms=1000 * timeout_s, command=what)
+
+
+def not_ended(awaited: str, what: str, timeout_s: float) -> ResponseTimeout:
+    """The exception for what the gateway has answered, and what did not end in time.
+
+    Args:
+        awaited: what it is, with ``{within}`` where the time is said.
+        what: was asked.
+        timeout_s: how long the call might take.
+    """
+    text = awaited.format(within=f"within {timeout_s:g} s")
     return ResponseTimeout(text, timeout_ms=1000 * timeout_s, command=what)
 
 

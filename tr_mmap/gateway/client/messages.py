@@ -6,39 +6,31 @@ Each function makes one :class:`Ask`. Both clients send it, and return what its 
 from __future__ import annotations
 
 import binascii
-import sys
-import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Generic, TypeAlias, TypeVar
-from urllib.parse import quote
+from typing import Any, Final, TypeAlias
 
 import msgspec
-import numpy as np
 
 from ...sandbox.values import plain
 from ...tsr.framework_names import check_framework_name, check_installed
-from ...tsr.tensors import is_little_endian, to_array
 from .. import api
 from ..errors import BadRequest
 from ..model_api import ModelInfo, ModelList
-from ..payloads import ALIGNMENT, BINARY, JSON, JSON_LENGTH, BinaryPart
+from ..payloads import BINARY, JSON, BinaryPart
 from .answers import Answer
+from .asks import Ask, as_form, as_part, is_tensor_here, is_torch_tensor, post, with_body
 from .failures import GatewayError
 from .results import ENDED, EventReader, Framework, Result, read_result, result_of, with_tensors
 from .sources import source_of
 
 __all__ = [
     "Algorithm",
-    "Ask",
-    "Buffer",
     "Code",
     "Inputs",
     "algorithm_named",
     "algorithms",
-    "as_form",
-    "as_part",
     "cancel",
     "compute",
     "dependencies",
@@ -46,7 +38,6 @@ __all__ = [
     "follow",
     "follow_to_end",
     "health",
-    "is_tensor_here",
     "load_model",
     "make_environment",
     "models",
@@ -54,52 +45,17 @@ __all__ = [
     "scheduler_status",
     "task_info",
     "unregister",
-    "with_body",
     "workers",
 ]
 
-_T = TypeVar("_T")
-
-Buffer: TypeAlias = bytes | memoryview
 Code: TypeAlias = "str | Path | Callable[..., Any]"
 Algorithm: TypeAlias = "str | api.AlgorithmInfo"
 Inputs: TypeAlias = "Mapping[str, Any] | None"
 
 _PYTHON: Final = f"{api.PREFIX}/python"
 _GRACE_S: Final = 5.0  # for a run's response, after its own time
+_SUFFIXES: Final = (".py", ".wasm", ".so")  # of files, in a text that is no code
 _SILENCE_S: Final = 60.0  # a stream of events says something every 15 s
-
-
-@dataclass(frozen=True, slots=True)
-class Ask(Generic[_T]):
-    """One request.
-
-    Attributes:
-        method: of HTTP.
-        path: below the gateway's address.
-        read: what the response is, for the caller; raises the gateway's errors.
-        pieces: of the body, in their order; tensors are not copied.
-        headers: beside those of every request.
-        may_retry: whether it may be sent again after the gateway has refused it for now.
-        is_repeatable: whether also when its response was lost.
-        timeout_s: how long the call may take at least, because a run may; None for the client's own bound.
-        silence_s: how long the gateway may send nothing; None for as long as the call may take.
-    """
-
-    method: str
-    path: str
-    read: Callable[[Answer], _T]
-    pieces: tuple[Buffer, ...] = ()
-    headers: dict[str, str] = field(default_factory=dict)
-    may_retry: bool = True
-    is_repeatable: bool = True
-    timeout_s: float | None = None
-    silence_s: float | None = None
-
-    @property
-    def what(self) -> str:
-        """What it is, for errors."""
-        return f"{self.method} {self.path.partition('?')[0]}"
 
 
 # -- algorithms ------------------------------------------------------------------------------------------------------
@@ -126,13 +82,23 @@ def register(
     body["code"] = None if code is None else _text_of(code)
     for field_name, given in (("wasm", wasm), ("library", library)):
         if given is not None:
-            raw = given.read_bytes() if isinstance(given, Path) else given
-            body[field_name] = binascii.b2a_base64(raw, newline=False).decode()
+            body[field_name] = binascii.b2a_base64(_bytes_of(field_name, given), newline=False).decode()
     if memory_mb is not None or cpu_cores is not None:
         body["resource_requirements"] = {"memory_mb": memory_mb, "cpu_cores": cpu_cores}
     body |= fields
-    given_fields = {each: value for each, value in body.items() if value is not None}
-    return _post(f"{_PYTHON}/algorithms", given_fields, lambda answer: answer.json(api.AlgorithmInfo), with_key)
+    return post(f"{_PYTHON}/algorithms", _said(body), lambda answer: answer.json(api.AlgorithmInfo), with_key)
+
+
+def _said(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a body that were given, as JSON has them.
+
+    Raises:
+        BadRequest: JSON has no such value.
+    """
+    try:
+        return {name: plain(value, name) for name, value in fields.items() if value is not None}
+    except (TypeError, ValueError) as error:
+        raise BadRequest(str(error)) from None
 
 
 def _called(function: Callable[..., Any]) -> str:
@@ -146,7 +112,24 @@ def _kind_of(wasm: object, library: object) -> str:
 def _text_of(code: Code) -> str:
     if isinstance(code, Path):
         return code.read_text(encoding="utf-8")
-    return code if isinstance(code, str) else source_of(code)
+    if not isinstance(code, str):
+        return source_of(code)
+    line = code.strip()
+    if line.endswith(_SUFFIXES) and not any(each in line for each in "\n="):
+        raise BadRequest(
+            f"the code is {line!r:.200}, which looks like the path of a file: give Path({line!r:.200}), or the text of "
+            "the file"
+        )
+    return code
+
+
+def _bytes_of(field: str, given: bytes | Path) -> bytes:
+    """What a module or a library is."""
+    if isinstance(given, Path):
+        return given.read_bytes()
+    if not isinstance(given, bytes | bytearray | memoryview):
+        raise BadRequest(f"{field} is {given!r:.80}; give the bytes of the file, or its path as a Path")
+    return bytes(given)
 
 
 def algorithms() -> Ask[list[api.AlgorithmInfo]]:
@@ -172,7 +155,7 @@ def models() -> Ask[list[ModelInfo]]:
 
 def load_model(name: str, version: int | None) -> Ask[ModelInfo]:
     """Load one."""
-    body = {} if version is None else {"version": version}
+    body = _said({"version": version})
     path = f"{_PYTHON}/models/{as_part(name)}"
     return with_body("POST", path, body, lambda answer: answer.json(ModelInfo), is_repeatable=True)
 
@@ -184,10 +167,7 @@ def dependencies() -> Ask[api.DependencyList]:
 
 def make_environment(packages: tuple[str, ...] | list[str]) -> Ask[api.EnvironmentInfo]:
     """Install packages; the same ones again are the same environment."""
-    try:
-        body = {"packages": plain(packages, "packages")}
-    except (TypeError, ValueError) as error:
-        raise BadRequest(str(error)) from None
+    body = _said({"packages": packages})
     return with_body(
         "POST",
         f"{_PYTHON}/dependencies",
@@ -211,9 +191,11 @@ def execute(
 ) -> Ask[Result]:
     """Run an algorithm, or code, and wait for it."""
     body, part, kind = _run(algorithm, code, inputs, framework, fields)
-    ask = _post(f"{_PYTHON}/execute", body, lambda answer: read_result(answer, kind), with_key, part)
+    ask = post(f"{_PYTHON}/execute", body, lambda answer: read_result(answer, kind), with_key, part)
     ask.headers["accept"] = f"{BINARY}, {JSON}"
-    timeout_ms = fields["timeout_ms"]
+    timeout_ms = body.get("timeout_ms")
+    if timeout_ms is not None and not isinstance(timeout_ms, int | float):
+        raise BadRequest(f"timeout_ms={timeout_ms!r:.80} is no number of milliseconds")
     return ask if timeout_ms is None else replace(ask, timeout_s=timeout_ms / 1000 + _GRACE_S)
 
 
@@ -230,7 +212,7 @@ def compute(
     body, part, kind = _run(algorithm, code, inputs, framework, fields)
     body["tensors"] = "base64"  # the lists of JSON would lose bits
     path = f"{api.PREFIX}/compute"
-    return _post(path, body, lambda answer: answer.json(api.TaskStarted).task_id, with_key, part), kind
+    return post(path, body, lambda answer: answer.json(api.TaskStarted).task_id, with_key, part), kind
 
 
 def task_info(task_id: str, framework: Framework) -> Ask[api.TaskInfo]:
@@ -267,7 +249,8 @@ def follow_to_end(task_id: str, framework: Framework) -> Ask[Result]:
             raise GatewayError("the events of the task ended before it did", status=answer.status)
         return result_of(last)
 
-    return Ask("GET", f"{_task(task_id)}/events", read, silence_s=_SILENCE_S)
+    awaited = f"the task {task_id} has not ended {{within}}; it goes on: ask for its result again, or cancel it"
+    return Ask("GET", f"{_task(task_id)}/events", read, silence_s=_SILENCE_S, awaited=awaited)
 
 
 # -- the gateway -----------------------------------------------------------------------------------------------------
@@ -298,16 +281,6 @@ def health() -> Ask[api.Health]:
 # -- bodies ----------------------------------------------------------------------------------------------------------
 
 
-def as_part(name: str) -> str:
-    """A name as a part of a path."""
-    if not isinstance(name, str) or name in ("", ".", ".."):
-        raise BadRequest(f"{name!r:.80} is no name")
-    try:
-        return quote(name, safe="")
-    except UnicodeEncodeError:
-        raise BadRequest(f"{name!r:.80} has half a surrogate pair, which UTF-8 lacks") from None
-
-
 def _name_of(algorithm: Algorithm) -> str:
     return algorithm.name if isinstance(algorithm, api.AlgorithmInfo) else algorithm
 
@@ -316,69 +289,18 @@ def _task(task_id: str) -> str:
     return f"{api.PREFIX}/task/{as_part(task_id)}"
 
 
-def with_body(
-    method: str,
-    path: str,
-    body: dict[str, Any],
-    read: Callable[[Answer], _T],
-    part: BinaryPart | None = None,
-    *,
-    is_repeatable: bool,
-) -> Ask[_T]:
-    """A request with a body: JSON, and the binary part if there is one."""
-    headers = {"content-type": JSON}
-    text = msgspec.json.encode(body)
-    pieces: list[Buffer] = [text]
-    if part is not None and part.pieces:
-        text = text.ljust(-(-len(text) // ALIGNMENT) * ALIGNMENT)  # so that the gateway can use tensors where they lie
-        headers |= {"content-type": BINARY, JSON_LENGTH: str(len(text))}
-        pieces = [text, *part.pieces]
-    return Ask(method, path, read, tuple(pieces), headers, is_repeatable=is_repeatable)
-
-
-def _post(
-    path: str,
-    body: dict[str, Any],
-    read: Callable[[Answer], _T],
-    with_key: bool,
-    part: BinaryPart | None = None,
-) -> Ask[_T]:
-    """A request with a body, and with a key of its own if it may be sent again."""
-    ask = with_body("POST", path, body, read, part, is_repeatable=with_key)
-    if with_key:
-        ask.headers[api.IDEMPOTENCY_KEY] = uuid.uuid4().hex
-    return ask
-
-
-def is_tensor_here(value: object) -> bool:
-    """Whether a value is an array of numpy, or a tensor of torch."""
-    return _is_torch(value) or isinstance(value, np.ndarray | np.generic)
-
-
-def _is_torch(value: object) -> bool:
-    return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
-
-
-def as_form(tensor: Any, part: BinaryPart) -> dict[str, Any]:
-    """What JSON says of a tensor, whose bytes are added to the binary part.
-
-    Raises:
-        UnsupportedTensor: it is none, or one that the gateway does not have.
-    """
-    dtype, array = to_array(tensor)
-    if not is_little_endian(array):
-        array = array.astype(array.dtype.newbyteorder("<"))
-    return {"dtype": dtype.name, "shape": list(array.shape), **part.add(array)}
-
-
 def _run(
     algorithm: Algorithm | None, code: Code | None, inputs: Inputs, framework: Framework | None, fields: dict[str, Any]
 ) -> tuple[dict[str, Any], BinaryPart, Framework]:
     """The body of a run, its binary part, and the framework of its results."""
     part = BinaryPart()
     said, has_torch = {}, False
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise BadRequest(f"the inputs are a {type(inputs).__name__}; they are a dictionary: values and tensors by name")
     for name, value in (inputs or {}).items():
-        has_torch = has_torch or _is_torch(value)
+        if not isinstance(name, str):
+            raise BadRequest(f"the name of an input is {name!r:.80}; it is a text")
+        has_torch = has_torch or is_torch_tensor(value)
         if is_tensor_here(value):
             said[name] = as_form(value, part)
         else:
@@ -394,8 +316,7 @@ def _run(
     run = {
         "algorithm": None if algorithm is None else _name_of(algorithm),
         "code": None if code is None else _text_of(code),
-        "inputs": said,
         **fields,
     }
     kind: Framework = framework or ("torch" if has_torch else "numpy")
-    return {name: value for name, value in run.items() if value is not None}, part, kind
+    return {**_said(run), "inputs": said}, part, kind

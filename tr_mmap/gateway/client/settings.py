@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from ...errors import TRException
+from ...errors import ResponseTimeout, TRException
 from ...tsr.framework_names import check_framework_name, check_installed
 from ..config import is_loopback
 from ..errors import BadRequest
+from .asks import Ask, Buffer
 from .attempts import Send
-from .failures import ClientClosed, ConnectionLost, error_of_transport, out_of_time
-from .messages import Ask, Buffer
+from .failures import ClientClosed, ConnectionLost, error_of_transport, not_answered, not_ended
 from .results import Framework
 
 __all__ = ["DEFAULT_URL", "Settings", "Verify"]
@@ -92,7 +92,13 @@ class Settings:
         }
 
     def time_of(self, ask: Ask[Any], timeout_s: float | None) -> float:
-        """How long a call may take, in seconds."""
+        """How long a call may take, in seconds.
+
+        Raises:
+            BadRequest: it is told no time.
+        """
+        if timeout_s is not None and not _is_time(timeout_s):
+            raise BadRequest(f"timeout_s={timeout_s!r:.80} is no number of seconds; None is for as long as it takes")
         return timeout_s if timeout_s is not None else max(self.timeout_s, ask.timeout_s or 0.0)
 
     def request(self, http: httpx.Client | httpx.AsyncClient, ask: Ask[Any], timeout_s: float) -> httpx.Request:
@@ -115,13 +121,32 @@ class Settings:
         timeout = httpx.Timeout(bound, connect=connect, read=None if read == math.inf else read)
         return http.build_request(ask.method, ask.path, content=content, headers=headers, timeout=timeout)
 
-    def failure(self, ask: Ask[Any], error: Exception, step: Send) -> TRException:
-        """What kept a request or its response from its end."""
+    def failure(self, ask: Ask[Any], error: Exception, step: Send, *, has_begun: bool) -> TRException:
+        """What kept a request or its response from its end.
+
+        Args:
+            ask: the request.
+            error: of httpx; or one that says that the call's time is over.
+            step: that was tried.
+            has_begun: whether the response had begun.
+        """
         if isinstance(error, httpx.ReadTimeout) and ask.silence_s is not None and ask.silence_s < step.timeout_s:
             return ConnectionLost(f"{self.url} has sent nothing for {ask.silence_s:g} s", url=self.url)
-        if isinstance(error, httpx.HTTPError):
-            return error_of_transport(error, self.url, ask.what, step.call_s)
-        return out_of_time(self.url, ask.what, step.call_s)
+        is_late = not isinstance(error, httpx.HTTPError) or isinstance(error, httpx.TimeoutException)
+        if is_late and not isinstance(error, httpx.ConnectTimeout):
+            return self.late(ask, step, has_begun=has_begun)
+        assert isinstance(error, httpx.HTTPError)
+        return error_of_transport(error, self.url, ask.what)
+
+    def late(self, ask: Ask[Any], step: Send, *, has_begun: bool) -> ResponseTimeout:
+        """The exception for a call whose time is over."""
+        if has_begun and ask.awaited:
+            return not_ended(ask.awaited, ask.what, step.call_s)
+        return not_answered(self.url, ask.what, step.call_s)
+
+
+def _is_time(seconds: object) -> bool:
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= 0
 
 
 class Chunks:

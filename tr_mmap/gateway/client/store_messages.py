@@ -22,7 +22,7 @@ from ..errors import BadRequest
 from ..payloads import BINARY, JSON, BinaryPart
 from ..store_api import Added, Deleted, StoreInfo
 from .answers import Answer
-from .messages import Ask, as_form, as_part, is_tensor_here, with_body
+from .asks import Ask, as_form, as_part, is_tensor_here, with_body
 from .records import RemoteRecord, read_first, read_hits, read_page, read_record, read_tensor
 from .results import Framework
 

@@ -16,9 +16,9 @@ from .. import api
 from ..model_api import ModelInfo
 from . import messages
 from .answers import Answer, Inbox
+from .asks import Ask
 from .attempts import Done, Pause, Send, advance, attempts
-from .failures import out_of_time
-from .messages import Algorithm, Ask, Code, Inputs
+from .messages import Algorithm, Code, Inputs
 from .results import Framework, Result
 from .settings import Settings, Verify
 from .store_messages import StoreAsks
@@ -339,15 +339,17 @@ class Client:
     def _exchange(self, ask: Ask[Any], step: Send) -> Answer | TRException:
         settings = self._settings
         end_s = time.monotonic() + step.timeout_s
+        has_begun = False
         try:
             with self._open(ask, step.timeout_s) as response:
+                has_begun = True
                 inbox = Inbox(response.status_code, response.headers)
                 for chunk in response.iter_bytes():
                     inbox.take(chunk)
                     if time.monotonic() > end_s:
-                        return out_of_time(settings.url, ask.what, step.call_s)
+                        return settings.late(ask, step, has_begun=True)
         except httpx.HTTPError as error:
-            return settings.failure(ask, error, step)
+            return settings.failure(ask, error, step, has_begun=has_begun)
         return inbox.answer()
 
     @contextmanager

@@ -54,7 +54,7 @@ class Mirror:
         self._identity: tuple[int, int] | None = None
         self._nbytes = 0  # the file's size when we last wrote it; another size shows that somebody else did
         self._head = b""  # the beginning of that line
-        self._held_until_s = 0.0  # until then the file shows what it shows
+        self._held_until_s = 0.0  # until then the file stays as it is
         self._checked_s = -MIRROR_CHECK_S  # when we last looked where the name leads, or failed to open it
         self._missed_s = 0.0  # when we first found no file of the name; 0 while there is one
         self._is_closed = False
@@ -98,7 +98,7 @@ class Mirror:
     def foretell_busy(self) -> None:
         """Of a status page: write that the worker is busy, if the page says that it waits for requests; else its line.
 
-        The mirror is stale when the page says anything else. A file that somebody wrote by hand a moment ago is left
+        The mirror becomes stale when the page changes. A file that somebody wrote by hand a moment ago is left
         alone.
         """
         with self._lock:
@@ -149,7 +149,7 @@ class Mirror:
                 info = self._info()
                 if info is not None and info.st_nlink == 1:
                     return
-                # A reader of the older kind has removed the file, because it has read the answer in it.
+                # Else a legacy program has removed the file, because it has read the answer in it.
             self._held_until_s = 0.0
             info = self._find_file(is_thorough=is_thorough, may_create=may_create)
             if info is None or (not is_insistent and self._is_by_hand(info)):
@@ -228,7 +228,7 @@ class Mirror:
         return now_s - self._missed_s >= MIRROR_CHECK_S
 
     def _open_again(self, now_s: float, *, may_create: bool) -> os.stat_result:
-        """Open the file that the name leads to, or make a new one; anything else but a directory goes away."""
+        """Open the file that the name leads to, or make a new one; anything else but a directory is removed."""
         if self._key_of_directory() != self._directory_key:
             raise FileNotFoundError  # the directory was removed, and another session may have one of that name
         is_in_the_way = False
@@ -241,7 +241,7 @@ class Mirror:
                 raise  # no descriptor is left, say
             if not is_in_the_way and not may_create and not self._is_long_missed(now_s):
                 raise
-        self._nbytes = MIRROR_NBYTES  # of another size it is not ours
+        self._nbytes = MIRROR_NBYTES  # a file of another size was written by somebody else
         if self._fd >= 0:
             info = os.fstat(self._fd)
             if not (stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid() and info.st_nlink == 1):
@@ -260,7 +260,7 @@ class Mirror:
         return info
 
     def _is_by_hand(self, info: os.stat_result) -> bool:
-        """Whether somebody emptied or wrote it so recently that he may write on, or the worker may not have read it."""
+        """Whether somebody emptied or wrote it so recently that more may follow, or the worker may not have read it."""
         grace_s = HAND_GRACE_S if info.st_size else EMPTY_GRACE_S
         return (info.st_size != self._nbytes or self._is_kept()) and abs(time.time() - info.st_mtime) < grace_s
 

@@ -239,9 +239,10 @@ class Ring:
             position: ``taken`` at the time of :meth:`peek`.
             is_done: whether this side is done with it, and with all before it.
         """
-        if self.taken == position:
-            slot = self._slot_of(position)
-            self._seen[position % RING_SLOTS] = self._number_in(slot)
+        slot, place = self._slot_of(position), position % RING_SLOTS
+        number = self._number_in(slot)
+        if self.taken == position:  # no call is between this and the last store, so no signal handler
+            self._seen[place] = number
             self._latest = slot
             self.taken = position + 1
         if is_done:

@@ -1,1 +1,1 @@
-"""What runs an algorithm inside a contained process: one module for each kind. None of them is trusted by the host."""
+"""The runners: the code that runs an algorithm inside a contained process, a module for each kind. Not trusted."""

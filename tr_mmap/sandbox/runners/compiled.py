@@ -1,4 +1,4 @@
-"""``struct tr_tensor`` of ``tr_algorithm.h``, for the runners of algorithms that are compiled. Knows no engine."""
+"""``struct tr_tensor`` of ``tr_algorithm.h``, for the runners of compiled algorithms. Knows no engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALIGNMENT: Final = 64  # of an output's elements
 
 
 class Refused(Exception):
-    """An algorithm or its result is not what it must be; the text says why. ``kind`` is the type that users see."""
+    """An algorithm or its result is refused; the text says why. ``kind`` is the ``type`` of the AlgorithmError."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class Refused(Exception):
 
 
 def describe_input(record: Any, spec: TensorSpec, data: int) -> None:
-    """Fill an input's record; its name is left to the caller.
+    """Fill an input's record, except its name, which the caller sets.
 
     Args:
         record: one element of an array of :data:`TENSOR`.
@@ -46,17 +46,17 @@ def describe_input(record: Any, spec: TensorSpec, data: int) -> None:
 
 
 def read_output(record: Any, name: str, data: int, offset: int, share_nbytes: int) -> TensorSpec:
-    """What an algorithm says of an output.
+    """Check and read an output's record, which the algorithm has filled.
 
     Args:
         record: one element of an array of :data:`TENSOR`.
         name: of the output.
-        data: address that the algorithm was given for its elements.
-        offset: of the same in the outputs' area.
-        share_nbytes: what it could write there.
+        data: the address that the algorithm was given for the elements.
+        offset: of that address in the outputs' area.
+        share_nbytes: how many bytes the algorithm could write there.
 
     Raises:
-        Refused: it made none, or not in its place.
+        Refused: the algorithm has not made the output, or the record is wrong.
     """
     if record["dtype"] == 0:
         raise Refused("ValueError", f"the algorithm has not made its output {name!r}; see tr_make of tr_algorithm.h")
@@ -72,5 +72,5 @@ def read_output(record: Any, name: str, data: int, offset: int, share_nbytes: in
 
 
 def text_of(data: bytes) -> str:
-    """The text that an algorithm has left, up to its end."""
+    """The text in a buffer, up to its first zero byte."""
     return data.partition(b"\0")[0].decode("utf-8", "replace")

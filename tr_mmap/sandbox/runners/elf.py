@@ -1,6 +1,6 @@
-"""Reads what a shared library says of itself: for which machine it is, and what it exports. Executes nothing of it.
+"""Reads from a shared library's file for which machine it is, and which functions it exports. Executes nothing of it.
 
-It reads what the loader reads, the dynamic segment, and not the sections, which may be stripped.
+It reads the dynamic segment, as the loader does, and not the sections, which may be stripped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MACHINES: Final = {"x86_64": 62, "aarch64": 183, "riscv64": 243, "ppc64le": 21,
 _SHARED: Final = 3  # ET_DYN
 _LOAD, _DYNAMIC = 1, 2  # kinds of segments
 _HASH, _STRTAB, _SYMTAB, _STRSZ, _FLAGS_1, _GNU_HASH = 4, 5, 6, 10, 0x6FFFFFFB, 0x6FFFFEF5  # tags of the dynamic one
-_PROGRAM: Final = 0x08000000  # of _FLAGS_1: a program that can lie anywhere
+_PROGRAM: Final = 0x08000000  # DF_1_PIE, of _FLAGS_1: a position-independent program
 _WORD: Final = "<" if sys.byteorder == "little" else ">"
 _HEADER: Final = struct.Struct(_WORD + "16sHHIQQQIHHHHHH")
 _SEGMENT: Final = struct.Struct(_WORD + "IIQQQQQQ")
@@ -37,13 +37,13 @@ class _Segment(NamedTuple):
 
 
 def exported_functions(data: bytes) -> list[str]:
-    """Names of the functions that a library exports, in its own order.
+    """Names of the functions that a library exports, in the order of its symbol table.
 
     Args:
         data: the file.
 
     Raises:
-        Refused: it is no shared library for this machine.
+        Refused: it is not a shared library for this machine.
     """
     try:
         return _Library(data).functions()
@@ -94,7 +94,7 @@ class _Library:
         found = []
         for index in range(1, self._count_symbols()):
             name, info, visibility, section, *_ = _SYMBOL.unpack_from(self._data, symbols + index * _SYMBOL.size)
-            # A function, or one that chooses itself; defined here; global or weak; seen from outside.
+            # FUNC or GNU_IFUNC; defined here; global, weak or unique; default or protected visibility.
             if info & 15 in (2, 10) and section and info >> 4 in (1, 2, 10) and visibility & 3 in (0, 3):
                 start = texts + name
                 end = self._data.find(b"\0", start, min(start + _MAX_NAME_NBYTES, texts_end))
@@ -111,14 +111,14 @@ class _Library:
             yield tag, value
 
     def _place(self, address: int) -> int:
-        """Where in the file an address lies."""
+        """The offset in the file of an address."""
         for each in self._segments:
             if each.address <= address < each.address + each.nbytes:
                 return address - each.address + each.offset
         raise _refused(f"is damaged: nothing is loaded at {address:#x}")
 
     def _count_symbols(self) -> int:
-        """The table itself does not say how long it is; the tables by which the loader finds names do."""
+        """The length of the symbol table, from the hash tables: the symbol table itself does not have it."""
         if _HASH in self._tags:
             count = self._int(self._place(self._tags[_HASH]) + 4)
         elif _GNU_HASH in self._tags:

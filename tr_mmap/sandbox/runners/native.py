@@ -1,6 +1,6 @@
 """Runs shared libraries: reads what one exports, or loads it and calls its function on tensors.
 
-Loading runs what the library wants to run first. All of it happens in the contained process, after it was contained.
+Loading a library runs its initialisers. All of this happens in the contained process, after it was contained.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _LIMITS: Final = {errno.ENOMEM: "memory_nbytes", errno.ENOSPC: "disk_nbytes"}
 _ARGUMENTS: Final = [*[ctypes.c_void_p, ctypes.c_size_t] * 2, ctypes.c_char_p, ctypes.c_size_t]
 
 _libc = ctypes.CDLL(None)
-_loaded: dict[str, Any] = {}  # the one library of this process, and where its results go
+_loaded: dict[str, Any] = {}  # the library of this process, and the mapping of its outputs' area
 
 
 def answer(job: Job, work: Work, memory: mmap.mmap, fds: list[int]) -> Answer:
     """Do a job; results go into the outputs' area.
 
     Args:
-        job: to do.
-        work: behind it.
-        memory: of the inputs, and of the library to check.
-        fds: of the inputs, of the outputs' area, of loans, and of the library to run.
+        job: the job.
+        work: its description.
+        memory: the inputs' area; for a check, it has the library.
+        fds: of the inputs' area, of the outputs' area, of the loans, and of the library to run.
     """
     try:
         if job.is_check:
@@ -109,9 +109,9 @@ def _run(job: Job, work: Work, options: NativeOptions, memory: mmap.mmap, fds: l
 
 
 def _load(fd: int) -> Any:
-    """The library; that of this process if it is kept, for it runs one algorithm only."""
+    """Load the library, once: a process runs only one algorithm."""
     if "library" not in _loaded:
-        # What it prints is seen, even if it crashes then.
+        # Line buffering, so that what it prints is seen even if it crashes.
         _libc.setvbuf(ctypes.c_void_p.in_dll(_libc, "stdout"), None, _LINE_BUFFERED, 0)
         directory = DESCRIPTORS if os.path.isdir(DESCRIPTORS) else "/proc/self/fd"
         try:
@@ -139,7 +139,7 @@ def _address_of(buffer: mmap.mmap) -> int:
 
 
 def _fault_of(code: int, text: str, name: str) -> Fault:
-    """What is said of a result that is not 0: its text; and what a system call said, if it is one of tr_fail_system."""
+    """The fault for a result that is not 0: its text; for a result of tr_fail_system also the system's error."""
     number = code - _SYSTEM_ERROR
     if number in _LIMITS:
         return Fault("limit", _LIMITS[number], text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import linecache
 from types import CodeType, FunctionType
 from typing import Any
@@ -16,12 +17,12 @@ def check(name: str, code: bytes, function: str | None) -> str | None:
 
 
 def run(name: str, code: bytes, function: str | None, inputs: dict[str, Any], arguments: list[Any] | None) -> Any:
-    """Run it, and return what it gives.
+    """Run the source, and return its output.
 
     Args:
         name: of the algorithm.
         code: its source, UTF-8.
-        function: to call; None for the usual choice.
+        function: the function to call; None for the default choice.
         inputs: by name. Tensors are read-only arrays.
         arguments: what the function gets instead of ``inputs``; None for ``inputs``.
     """
@@ -40,7 +41,8 @@ def run(name: str, code: bytes, function: str | None, inputs: dict[str, Any], ar
     return namespace["output"]
 
 
-_compiled: tuple[tuple[str, bytes, str | None], tuple[CodeType, str | None]] | None = None  # a kept process has it
+# The arguments and the result of the last compilation, for the next run of a process that is kept.
+_compiled: tuple[tuple[str, bytes, str | None], tuple[CodeType, str | None]] | None = None
 
 
 def _compile(name: str, code: bytes, function: str | None) -> tuple[CodeType, str | None]:
@@ -54,7 +56,7 @@ def _compile(name: str, code: bytes, function: str | None) -> tuple[CodeType, st
 def _compile_anew(name: str, code: bytes, function: str | None) -> tuple[CodeType, str | None]:
     filename = f"<algorithm {name}>"
     source = code.decode()
-    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)  # for tracebacks
+    linecache.cache[filename] = (len(source), None, _lines_of(source), filename)  # for tracebacks
     tree = ast.parse(source, filename)
     names = [each.name for each in tree.body if isinstance(each, ast.FunctionDef)]
     for each in tree.body:
@@ -68,8 +70,16 @@ def _compile_anew(name: str, code: bytes, function: str | None) -> tuple[CodeTyp
     for choice in (name, "process"):
         if choice in names:
             return compiled, choice
-    # Code that sets output itself may have a function to help it.
+    # If the code sets ``output`` itself, its only function is a helper, not the one to call.
     return compiled, names[0] if len(names) == 1 and not _sets_output(tree.body) else None
+
+
+def _lines_of(source: str) -> list[str]:
+    """The lines as Python counts them, each with its end: without one, a traceback marks the next column."""
+    lines = io.StringIO(source, newline=None).readlines()
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    return lines
 
 
 def _sets_output(body: list[ast.stmt]) -> bool:

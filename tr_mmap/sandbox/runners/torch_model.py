@@ -1,6 +1,6 @@
-"""Runs models of torch and Python source on torch tensors. What a model has in it is opened here, contained.
+"""Runs torch models, and Python source on torch tensors. A model's content is opened here, in the contained process.
 
-Inputs are torch tensors in private mappings: a store changes a copy of the page, which no one else sees.
+Inputs are torch tensors in private mappings: a store changes a copy of the page, which no other process sees.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from .compiled import Refused
 __all__ = ["answer"]
 
 for _name_of_module in ("torch.export.pt2_archive._package", "torch._export.serde.serialize"):
-    try:  # what torch imports as it loads a program first: in the zygote, once, and not in each process
+    try:  # torch imports these when it loads its first program: import them once, in the zygote, not in each process
         importlib.import_module(_name_of_module)
-    except ImportError:  # another release
+    except ImportError:  # another release of torch
         pass
 
 _ZIP: Final = b"PK\x03\x04"
 _EXPORTED, _SCRIPT, _SOURCE = "torch.export program", "TorchScript model", "Python source"
 _FORWARD: Final = "forward"
 
-_kept: dict[str, Any] = {}  # between runs of the algorithm whose process this is: its model, how many there were
+_kept: dict[str, Any] = {}  # what stays between the runs of a process: its "model", and how many "runs" there were
 
 
 def answer(job: Job, work: Work, memory: mmap.mmap, fds: list[int]) -> Answer:
-    """Do a job; results go into the outputs' area. The descriptors are of the inputs, the outputs, and of loans."""
+    """Do a job; results go into the outputs' area. ``fds`` are of the inputs' area, the outputs' area and the loans."""
     inputs_fd, outputs_fd, *loans = fds
     code = code_of(work, memory, loans)
     options = msgspec.convert(work.options, NativeOptions) if work.options else NativeOptions([])
@@ -63,20 +63,20 @@ def answer(job: Job, work: Work, memory: mmap.mmap, fds: list[int]) -> Answer:
 
 
 def _end_inputs() -> None:
-    """Let go of the inputs of the run before, which count for the limit on memory until they are gone."""
+    """Free the inputs of the run before, which count for the limit on memory until they are unmapped."""
     runs = _kept["runs"] = _kept.get("runs", 0) + 1
     if runs == 1:
         return
     gc.collect()
-    if runs == 2:  # what the first run has made stays, and a model may be of many objects: look at them no more
+    if runs == 2:  # what the first run has made stays: exclude it from later collections, as a model has many objects
         gc.freeze()
 
 
 def _kind_of(code: bytes) -> str:
-    """What the code is, by the names in its archive; nothing of it is opened.
+    """The kind of code, by its first bytes and the names in its archive; nothing in the archive is opened.
 
     Raises:
-        Refused: it is something else.
+        Refused: it is neither source nor a model that can be run.
     """
     if not code.startswith(_ZIP):
         if code.startswith(b"\x80"):
@@ -106,10 +106,10 @@ def _open_inputs(work: Work, fds: list[int]) -> dict[str, Any]:
     ends: dict[int, int] = {}
     for spec in work.tensors:
         end = spec.offset + dtypes.by_name(spec.dtype).itemsize * math.prod(spec.shape)
-        ends[spec.area] = max(1, end, ends.get(spec.area, 0))  # no more of it, for all of it counts as memory
+        ends[spec.area] = max(1, end, ends.get(spec.area, 0))  # map no more than needed: it counts as memory
     for bundle in work.bundles.values():
-        ends[bundle.area] = 0  # all of it
-    # New mappings for each run: the former ones keep what was stored into them.
+        ends[bundle.area] = 0  # 0 maps all of it
+    # New mappings for each run, because stores of former runs are in the former mappings.
     areas = {area: mmap.mmap(fds[area], end, flags=mmap.MAP_PRIVATE) for area, end in ends.items()}
     for spec in work.tensors:
         dtype = dtypes.by_name(spec.dtype)
@@ -141,7 +141,7 @@ def _open(kind: str, code: bytes) -> Any:
     try:
         if kind == _EXPORTED:
             return torch.export.load(buffer).module()
-        load: Callable[..., Any] = torch.jit.load  # which torch has not typed
+        load: Callable[..., Any] = torch.jit.load  # torch has no types for it
         return load(buffer, map_location="cpu")
     except (RuntimeError, ValueError, KeyError, AssertionError) as error:
         raise Refused("NotAModel", f"torch cannot load the {kind}: {error}"[:8000]) from error
@@ -161,10 +161,10 @@ class _Parameters:
     """What a model takes.
 
     Attributes:
-        names: of all.
-        count: how many of them take no name: a program takes them as it was exported with them.
-        required: names of those without which it cannot be called.
-        tensors: names of those that are tensors, and nothing else.
+        names: names of all parameters.
+        count: how many of the first ones are positional: an exported program takes those that it was exported with.
+        required: names of those without a default.
+        tensors: names of those that must be tensors.
     """
 
     names: list[str]
@@ -193,7 +193,7 @@ def _parameters_of(kind: str, model: Any, function: Any) -> _Parameters:
 
 
 def _arrange(name: str, inputs: Mapping[str, Any], parameters: _Parameters) -> tuple[list[Any], dict[str, Any]]:
-    """Inputs by name where their names are those of parameters; in their order where none is.
+    """Assign inputs to parameters: by name, or in their order if no input has a parameter's name.
 
     Args:
         name: of the algorithm.
@@ -201,7 +201,7 @@ def _arrange(name: str, inputs: Mapping[str, Any], parameters: _Parameters) -> t
         parameters: of the model.
 
     Raises:
-        Refused: some are, and some are not; or one is missing, or is no tensor where the model takes one.
+        Refused: some inputs have parameters' names and some do not; or an input is missing, or must be a tensor.
     """
     names = parameters.names
     unknown = [each for each in inputs if each not in names]
@@ -223,7 +223,7 @@ def _arrange(name: str, inputs: Mapping[str, Any], parameters: _Parameters) -> t
 
 
 def _name(result: Any, names: list[str]) -> Any:
-    """Several results get the names that were registered, or numbers."""
+    """Name several results: by the registered names if their number fits, else ``output_0``, ``output_1``, …"""
     if not isinstance(result, tuple | list) or not any(isinstance(each, torch.Tensor) for each in result):
         return result
     if hasattr(result, "_asdict"):

@@ -1,6 +1,6 @@
-"""Runs modules of WebAssembly: compiles one, or runs one that was compiled, as a command, function or on tensors.
+"""Runs WebAssembly: compiles a module, or runs a compiled one as a command, as a function of numbers, or on tensors.
 
-The engine keeps a module within its memory, and what an escape from it would find is the contained process.
+The engine confines a module to its own memory. A module that escapes from the engine is still in a contained process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_TABLE_ELEMENTS = 1 << 20
 
 
 def answer(job: Job, work: Work, memory: mmap.mmap, fds: list[int]) -> Answer:
-    """Do a job; results go into the outputs' area. The descriptors are of the inputs, the outputs, and of loans."""
+    """Do a job; results go into the outputs' area. ``fds`` are of the inputs' area, the outputs' area and the loans."""
     _, outputs_fd, *_ = fds
     options = msgspec.convert(work.options, WasmOptions)
     try:
@@ -61,11 +61,11 @@ def answer(job: Job, work: Work, memory: mmap.mmap, fds: list[int]) -> Answer:
     except Exception as error:
         return Answer(fault=fault_of(error, guest.memory_left() if guest else None))
     guest.deadline.disarm()
-    _kept["guest"] = guest  # a process that is not kept ends now; taking the guest apart first would only cost time
+    _kept["guest"] = guest  # also if the process ends now: destroying the guest first would only cost time
     return result
 
 
-_kept: dict[str, Guest] = {}  # that of the algorithm whose process this is, between its runs
+_kept: dict[str, Guest] = {}  # the "guest" of this process, between its runs
 
 
 def _compile(code: bytes, options: WasmOptions, outputs_fd: int) -> Answer:
@@ -92,7 +92,7 @@ class Guest:
     Args:
         name: of the algorithm.
         options: limits and grants.
-        memory: in which the compiled module lies.
+        memory: the inputs' area, in which the compiled module lies.
     """
 
     def __init__(self, name: str, options: WasmOptions, memory: mmap.mmap) -> None:
@@ -166,7 +166,7 @@ class Guest:
         if self._windows is not None:
             with contextlib.suppress(NoPlace):
                 return self._run_tensors(work, options, fds, nbytes)
-            # Windows of former runs, which were too small, have taken the place: a new instance has none.
+            # Windows of former runs were too small and still take up addresses; a new instance has all of its memory.
             self._instance = self._store = self._windows = None
             self._functions = {}
         return self._run_tensors(work, options, fds, nbytes)
@@ -179,7 +179,7 @@ class Guest:
         if self._windows is None:
             self._windows = Windows(store, memory)
         windows = self._windows
-        # What is mapped is not the module's own.
+        # Windows are not the module's own memory, so they do not count for its limit.
         store.set_limits(memory_size=1 << 32)
         inputs_fd, outputs_fd, *loans = fds
         names = ["inputs", *(f"loan {number}" for number in range(len(loans)))]

@@ -1,4 +1,4 @@
-"""The engine of WebAssembly inside a contained process: how it is set up, its clock, and what its errors are called."""
+"""The WebAssembly engine inside a contained process: its settings, its deadline, and how its errors become faults."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Deadline", "Denied", "fault_of", "make_engine", "make_linker", "make
 WASI: Final = "wasi_snapshot_preview1"
 _MAX_TEXT: Final = 8000
 _UNKNOWN_OFFSET: Final = (1 << 64) - 1
-_MORE_STACK_NBYTES: Final = 1 << 20  # what the engine wants above the module's own
+_MORE_STACK_NBYTES: Final = 1 << 20  # stack that the engine needs beyond the module's
 _LIMITS: Final = {
     wasmtime.TrapCode.STACK_OVERFLOW: "stack_nbytes",
     wasmtime.TrapCode.OUT_OF_FUEL: "fuel",
     wasmtime.TrapCode.INTERRUPT: "wall_ms",
     wasmtime.TrapCode.ALLOCATION_TOO_LARGE: "memory_nbytes",
 }
-_RULES: Final = {  # of Allow, by what needs them
+_RULES: Final = {  # the rule of Allow, by the WASI function that needs it
     "clock_res_get": "clock",
     "clock_time_get": "clock",
     "poll_oneoff": "clock",
@@ -41,7 +41,7 @@ _set_async_stack_size.argtypes = [ctypes.POINTER(ffi.wasm_config_t), ctypes.c_si
 
 
 class Denied(Exception):
-    """The module used what it was not granted."""
+    """The module called a function that was not granted."""
 
     def __init__(self, rule: str, detail: str) -> None:
         super().__init__(f"{detail} was not granted: grant it with Allow({rule}=True)")
@@ -50,7 +50,7 @@ class Denied(Exception):
 
 
 def make_engine(options: WasmOptions) -> wasmtime.Engine:
-    """The engine. Its compiler is Cranelift; what modules need not is off."""
+    """Make an engine, with the compiler Cranelift, and without features that modules do not need."""
     config = wasmtime.Config()
     config.strategy = "cranelift"
     config.parallel_compilation = False  # a contained process has one core, as a rule
@@ -63,17 +63,17 @@ def make_engine(options: WasmOptions) -> wasmtime.Engine:
     config.wasm_component_model = False
     config.epoch_interruption = True
     config.consume_fuel = options.fuel is not None
-    # An engine whose module's stack is larger than that of its fibers aborts.
+    # The engine aborts if max_wasm_stack is larger than the stack of its fibers.
     _set_async_stack_size(config.ptr(), options.stack_nbytes + _MORE_STACK_NBYTES)
     config.max_wasm_stack = options.stack_nbytes
     return wasmtime.Engine(config)
 
 
 def make_linker(engine: wasmtime.Engine, module: wasmtime.Module, options: WasmOptions) -> wasmtime.Linker:
-    """What a module may import: functions of WASI preview 1; those of the clock and of chance only if granted.
+    """Make the linker: a module may import functions of WASI preview 1; those for time and random bytes if granted.
 
     Raises:
-        Refused: it imports something else.
+        Refused: the module imports something else.
     """
     linker = wasmtime.Linker(engine)
     imports = [(each.module, str(each.name), each.type) for each in module.imports]
@@ -100,11 +100,11 @@ def _denying(rule: str, name: str) -> Any:
 
 
 def make_wasi(name: str, options: WasmOptions, arguments: list[str], stdin: bytes) -> wasmtime.WasiConfig:
-    """What a module finds: these arguments, this input, the granted directories and variables, and nothing else."""
+    """Configure WASI: these arguments, this standard input, the granted directories and variables, and nothing else."""
     wasi = wasmtime.WasiConfig()
     wasi.argv = [name, *arguments]
     wasi.env = list(options.env.items())
-    # The package has no name for this either. The configuration takes the vector and frees it.
+    # The package has no method for this either. The configuration takes ownership of the vector.
     vector = ffi.wasm_byte_vec_t()
     ffi.wasm_byte_vec_new(ctypes.byref(vector), len(stdin), (ctypes.c_ubyte * len(stdin)).from_buffer_copy(stdin))
     ffi.wasi_config_set_stdin_bytes(wasi.ptr(), ctypes.byref(vector))
@@ -122,8 +122,8 @@ def _print(data: bytes) -> int:
 class Deadline:
     """Interrupts an engine when a run's time is over.
 
-    Its thread sleeps until the end of some run, or while there is none; a run that begins meanwhile does not wake it.
-    All runs have the same time, so no end comes before the one that it sleeps for.
+    Its thread sleeps until the end of a run's time, or until there is a run. All runs have the same limit, so a later
+    run never ends earlier than the moment for which the thread sleeps, and need not wake it.
     """
 
     def __init__(self, engine: wasmtime.Engine) -> None:
@@ -131,18 +131,18 @@ class Deadline:
         self._changed = threading.Condition()
         self._end_s: float | None = None
         self._is_idle = False
-        threading.stack_size(256 << 10)  # it counts for the limit on memory
+        threading.stack_size(256 << 10)  # small, because it counts for the limit on memory
         _thread.start_new_thread(self._watch, ())  # Thread.start would wait until it runs
 
     def arm(self, wall_ms: float) -> None:
-        """A run begins."""
+        """A run begins, and may take ``wall_ms`` milliseconds."""
         with self._changed:
             self._end_s = time.monotonic() + wall_ms / 1000
             if self._is_idle:
                 self._changed.notify()
 
     def disarm(self) -> None:
-        """It has ended: from now on, the engine's epoch stands."""
+        """The run has ended; the engine is not interrupted any more."""
         with self._changed:
             self._end_s = None
 
@@ -161,10 +161,10 @@ class Deadline:
 
 
 def fault_of(error: Exception, memory_left: int | None) -> Fault:
-    """What is said of an error.
+    """The fault for an error.
 
     Args:
-        error: of the engine, or of what is above.
+        error: of the engine or the runner.
         memory_left: by how many bytes the module's memory could still have grown; None if it has none.
     """
     if isinstance(error, Denied):
@@ -176,7 +176,7 @@ def fault_of(error: Exception, memory_left: int | None) -> Fault:
         if code in _LIMITS:
             return Fault("limit", _LIMITS[code], "", frames)
         if code is wasmtime.TrapCode.UNREACHABLE and memory_left is not None and memory_left < 1 << 20:
-            return Fault("limit", "memory_nbytes", "", frames)  # so do allocators end a program that gets no more
+            return Fault("limit", "memory_nbytes", "", frames)  # allocators trap so when they get no more memory
         name = "".join(part.capitalize() for part in code.name.split("_")) if code is not None else "Trap"
         return Fault("algorithm", name, f"the module trapped: {_reason(error)}"[:_MAX_TEXT], frames)
     text = str(error)

@@ -1,4 +1,4 @@
-"""Calls of a module's exported functions of numbers. Knows no limits."""
+"""Calls exported functions of a module that take and return numbers. Knows no limits."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _KINDS: Final = {"i32": 0, "i64": 1, "f32": 2, "f64": 3}  # wasmtime_valkind_t
 
 
 class NumberFunction:
-    """A function, with places for its arguments and results: the package's own call makes them anew each time.
+    """An exported function, with buffers for its arguments and results; wasmtime's own call allocates them each time.
 
     Args:
         name: of the export.
         store: of the instance.
-        function: it.
+        function: the export.
 
     Raises:
-        Refused: it takes or gives something else than numbers.
+        Refused: it takes or returns something other than numbers.
     """
 
     def __init__(self, name: str, store: wasmtime.Store, function: wasmtime.Func) -> None:
@@ -69,9 +69,10 @@ class NumberFunction:
 
 
 def _convert(argument: int | str, kind: str) -> int | float:
-    """
+    """Convert an argument to a number of a WebAssembly type.
+
     Raises:
-        Refused: it is no number of that kind.
+        Refused: it is not a number of that type.
     """
     value = decode_number(argument)
     if kind in ("f32", "f64"):

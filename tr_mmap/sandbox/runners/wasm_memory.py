@@ -1,8 +1,8 @@
-"""Tensors in a module's linear memory, as ``tr_algorithm.h`` describes them, mapped over pages of it and not copied.
+"""Tensors in a module's linear memory, as ``tr_algorithm.h`` describes them. They are mapped there, not copied.
 
-A window is a range of linear memory whose pages were replaced by those of a file: the inputs' sealed memory, read-only,
-or the outputs' area. A module's store into the first is a trap like one beside its memory. Windows change only while
-the module does not run.
+A window is a range of linear memory over which a file is mapped: the inputs' sealed memory, read-only, or the outputs'
+area. If the module stores into a read-only window, it traps, as for an access outside of its memory. Windows change
+only while the module does not run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .compiled import ERROR_NBYTES, TENSOR, Refused, describe_input, read_output
 __all__ = ["Frame", "NoPlace", "Window", "Windows"]
 
 _PAGE: Final = 64 << 10  # of WebAssembly
-_STEP_NBYTES: Final = 64 << 20  # new pages count for the kernel's limit on memory until a file's take their place
+_STEP_NBYTES: Final = 64 << 20  # new pages count for the kernel's limit on memory until a file is mapped over them
 _MAP_FIXED, _MAP_NORESERVE, _MAP_POPULATE = 0x10, 0x4000, 0x8000
 
 _mmap = ctypes.CDLL(None, use_errno=True).mmap
@@ -39,7 +39,7 @@ class Window:
     Attributes:
         offset: of its first byte.
         nbytes: its size, in whole pages of WebAssembly.
-        mapped: device and inode of the file whose pages it has, and how many bytes of it.
+        mapped: device and inode of the file that is mapped there, and how many bytes of it; None if none is.
     """
 
     def __init__(self, offset: int, nbytes: int) -> None:
@@ -49,7 +49,7 @@ class Window:
 
 
 class Windows:
-    """Of one instance.
+    """The windows of one instance.
 
     Args:
         store: its store.
@@ -60,16 +60,16 @@ class Windows:
         self._store = store
         self._memory = memory
         self._windows: dict[str, Window] = {}
-        self.nbytes = 0  # of all
+        self.nbytes = 0  # of all windows
 
     def open(self, name: str, nbytes: int, fd: int = -1, *, is_writable: bool = True) -> Window:
-        """A window of at least so many bytes, with the contents of a file.
+        """Open a window of at least ``nbytes`` bytes, and map a file there.
 
         Args:
-            name: a window of this name that is large enough is used again.
-            nbytes: that are needed, from the file's start.
-            fd: of the file; -1 for the module's own memory.
-            is_writable: for the module.
+            name: a window of this name is used again if it is large enough.
+            nbytes: how many bytes of the file, from its start, are needed.
+            fd: of the file; -1 to map no file.
+            is_writable: whether the module may write the file.
 
         Raises:
             NoPlace: the memory cannot grow so far.
@@ -87,7 +87,7 @@ class Windows:
         return window
 
     def close(self, name: str) -> None:
-        """Take a file's pages out of a window."""
+        """Unmap the file of a window."""
         window = self._windows[name]
         window.mapped = None
         if window.nbytes:
@@ -95,7 +95,7 @@ class Windows:
             self._replace(window.offset, window.nbytes, 0, flags, -1, 0)
 
     def view(self, offset: int, dtype: Any, count: int) -> np.ndarray[Any, Any]:
-        """Elements in the module's memory. Nobody may touch them any more after the memory is gone."""
+        """An array over the module's memory. It must not be used after the instance is gone."""
         end = offset + np.dtype(dtype).itemsize * count
         if not 0 <= offset <= end <= self._memory.data_len(self._store):
             raise Refused("ValueError", f"{offset} to {end} is not in the module's memory")
@@ -146,13 +146,15 @@ def _is_mapped(window: Window, fd: int, nbytes: int) -> bool:
 
 
 class Frame:
-    """The arguments of ``tr_run`` in a module's memory: the tensors' descriptions, their names, place for an error.
+    """The arguments of ``tr_run`` in a module's memory: the tensors' records and names, a buffer for an error text.
 
     Args:
         windows: of the instance.
-        inputs: the tensors, whose elements lie in the window of their area at their offsets.
+        inputs: the tensors. Their elements lie at their offsets in the window of their area.
         names: of the outputs.
-        output_nbytes: of the window ``"outputs"``, of which each gets the same share.
+        starts: where the windows of the inputs' areas begin.
+        outputs_at: where the window ``"outputs"`` begins.
+        output_nbytes: size of that window; each output gets the same share.
     """
 
     def __init__(
@@ -192,10 +194,10 @@ class Frame:
         return text_of(self._windows.view(self.error_at, np.uint8, ERROR_NBYTES).tobytes())
 
     def results(self) -> list[TensorSpec]:
-        """What the module says of its outputs; their offsets are those in the outputs' area.
+        """The outputs that the module has made, with their offsets in the outputs' area.
 
         Raises:
-            Refused: it made none, or not in its place.
+            Refused: the module has not made one of them, or its record is wrong.
         """
         records = self._windows.view(self.outputs_at, TENSOR, len(self._names))
         return [

@@ -1,7 +1,7 @@
-"""Imported by the zygote: runs a module of our own once, so that what its children need is there when they are forked.
+"""Imported by the zygote: runs a module of our own once, so that the zygote's children start faster.
 
-A process that loads a module for the first time spends most of that on the engine's tables, the messages' types and
-pages that it touches first. No module of a user comes here, and no thread is left.
+A process that loads its first module spends most of that time on the engine's tables, the types of messages, and pages
+that it touches for the first time. No user's module is loaded here, and no thread is left.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every server of algorithms is to the runner, and how each is started and ended. Measures nothing.
+"""The interface of the servers of algorithms that the benchmark compares, and how each is started and ended.
 
 All offer the same algorithm, ``x * 2`` by numpy, to whoever asks over HTTP on loopback, and all have as many workers:
 two for each processor. A small ``x`` goes and comes as JSON, a large one as bytes, where a server takes bytes.
@@ -65,7 +65,7 @@ class ServerPeer(ABC):
 
     @abstractmethod
     def command(self, folder: Path, port: int) -> list[str]:
-        """What starts it, on loopback; it may put files into a folder of its own."""
+        """The command that starts it on a port of loopback; ``folder`` is its own, for files that it needs."""
 
     @abstractmethod
     def request(self, row: str, x: Array) -> bytes:
@@ -130,7 +130,7 @@ class ServerPeer(ABC):
         """What is left to do once it listens."""
 
     def processes(self) -> list[psutil.Process]:
-        """All of it."""
+        """The server's process and all processes below it; none if it has ended."""
         try:
             leader = psutil.Process(self._process.pid)
             return [leader, *leader.children(recursive=True)]
@@ -138,7 +138,7 @@ class ServerPeer(ABC):
             return []
 
     def close(self) -> None:
-        """End it, and all that it has started. Also after a start that failed half way."""
+        """End it and every process that it has started. May be called after ``start`` failed."""
         if not hasattr(self, "_process"):
             return
         processes = self.processes()

@@ -1,4 +1,4 @@
-"""What every peer of a store is to the runner. Each runs in a process of its own, and one of them works at a time.
+"""The interface of the stores that the benchmark compares. Each runs in a process of its own; one works at a time.
 
 All keep the same records: an id, a text, a user, one field of metadata and a vector of float32 of length 1. ``get``
 gives the vector of a record after the whole record was read; ``top`` gives the numbers of the records whose vectors are
@@ -67,7 +67,7 @@ class StorePeer(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go all. Also after an open that failed half way."""
+        """Close it and free what it holds. May be called after ``open`` failed."""
 
 
 def id_of(number: int) -> str:
@@ -86,8 +86,8 @@ def serve(connection: Connection, kind: type[StorePeer], directory: str, path: s
     """The peer's process: fill it, check it, then measure batches as they are asked for.
 
     Args:
-        connection: to the runner; gets None when all is right, or a text that says what is not; then samples for each
-            ``(what, most, quota_s)`` that it sends, until it closes.
+        connection: to the runner. This process first sends None, or a text that says why it cannot go on. Then it
+            answers each ``(what, most, quota_s)`` with samples, until the runner closes the connection.
         kind: of the peer.
         directory: for its files.
         path: of the vectors.
@@ -130,7 +130,7 @@ def _get(peer: StorePeer) -> Callable[[int], object]:
 
 
 def _measure(action: Callable[[Any], object], arguments: list[Any], quota_s: float) -> list[int]:
-    """Nanoseconds of each, and of at least one."""
+    """Nanoseconds of each call, until the quota is spent; of at least one."""
     clock, samples = time.perf_counter_ns, []
     until = clock() + int(quota_s * 1e9)
     action(arguments[-1])  # what a cache has lost while another peer worked is not counted

@@ -1,5 +1,5 @@
-// The control channel, the controller's end: JSON in mapped files, semaphores as doorbells. Never knows what a message
-// means. The Python side, and the layout of the files, are tr_mmap/channel/mapped.py and doorbell.py.
+// The control channel, the controller's end: JSON in mapped files, semaphores as doorbells. Does not interpret
+// messages. tr_mmap/channel/mapped.py and doorbell.py are the Python side, and specify the files.
 #ifndef TR_MMAP_CHANNEL_HPP
 #define TR_MMAP_CHANNEL_HPP
 
@@ -69,7 +69,7 @@ public:
         constexpr std::int64_t slice_ns = std::numeric_limits<std::int64_t>::max();
 #else
         const clockid_t clock = CLOCK_REALTIME;
-        constexpr std::int64_t slice_ns = 50'000'000;  // so that a clock that is set forward or back spoils one slice only
+        constexpr std::int64_t slice_ns = 50'000'000;  // a wall clock that is set meanwhile disturbs one slice only
 #endif
         while (true) {
             const auto left = std::chrono::duration_cast<std::chrono::nanoseconds>(deadline - Clock::now()).count();
@@ -92,8 +92,8 @@ public:
     void unlink() noexcept { ::sem_unlink(name_.c_str()); }
 
 private:
-    /// Take the rings that are there already, of messages that were found without a wait. All together are one hint:
-    /// without this, each of them would wake a later wait for nothing.
+    /// Take all rings that have come already. Together they are one hint. They may belong to messages that were found
+    /// without a wait: without this, each of them would wake a later wait for nothing.
     bool drain() noexcept {
         int count = 0;
         while (count < wire::max_drained_rings && ::sem_trywait(semaphore_) == 0) ++count;
@@ -108,7 +108,7 @@ private:
                                  " bytes are free; free space there",
                              sizeof(sem_t), free);
         }
-        // Not that the system has no semaphores for us: the name is taken, or what passes.
+        // With these codes semaphores are available: the name is taken, or something is short at the moment.
         for (const int other : {EEXIST, EMFILE, ENFILE, ENOMEM, EINTR, EIO}) {
             if (code == other) fail_call("semaphore " + name_, code);
         }
@@ -147,7 +147,7 @@ private:
 
 class Channel {
 public:
-    /// Names for the doorbells, so that a manifest can have them before the doorbells exist, and none is ever lost.
+    /// New names for the doorbells. The manifest gets them before the doorbells exist, so a sweep finds every doorbell.
     static std::vector<std::string> new_doorbells() {
         const std::string stem = wire::doorbell_prefix + std::to_string(::getpid()) + "_" + random_hex(8) + "_";
         return {stem + "q", stem + "r"};
@@ -161,11 +161,11 @@ public:
           responses_(create_ring(wire::response_ring_file)),
           status_(create_status()),
           request_mirror_(requests_, directory_ + "/" + wire::request_file),
-          // Nobody must write over an `exit` by hand that the worker has not noticed yet.
+          // This mirror must not overwrite an `exit` that somebody wrote by hand and the worker has not read yet.
           status_mirror_(status_, directory_ + "/" + wire::status_file, wire::status_exit) {
         request_mirror_.create();
         status_mirror_.create();
-        Mirror(responses_, directory_ + "/" + wire::response_file).create();  // the worker keeps it up
+        Mirror(responses_, directory_ + "/" + wire::response_file).create();  // the worker updates it
     }
 
     /// Append a request, or throw and store nothing. Two threads may send at once.
@@ -189,7 +189,7 @@ public:
         is_sent_ = true;
     }
 
-    /// Show people at once that a request was sent: its caller may not wait for the response.
+    /// Update the files for people at once after a request was sent, because its caller may not wait for the response.
     void show_sent() noexcept {
         const std::lock_guard<std::mutex> lock(mirroring_);
         request_mirror_.update();
@@ -211,12 +211,12 @@ public:
         while (true) {
             std::optional<std::string> message = take();
             if (message) return message;
-            if (stop() || Clock::now() >= deadline) return take();  // it may have come just before
+            if (stop() || Clock::now() >= deadline) return take();  // a message may have come just before
             sleep(deadline);
         }
     }
 
-    /// The present status; the last one that could be read if the text there is no status.
+    /// The present status; if the text there is no status, the last one that could be read.
     Status read_status() const {
         for (int retry = 0;; ++retry) {
             try {
@@ -231,7 +231,8 @@ public:
         }
     }
 
-    /// Whether the worker's last word is that it serves no more. Every answer of its came before that word.
+    /// Whether the worker has stored the status "terminated": its service has ended, and it sends no response after
+    /// that.
     bool says_farewell() const noexcept {
         return load_word(words_of(status_.data())) == word_of_digits(wire::status_terminated);
     }
@@ -239,7 +240,7 @@ public:
     /// Whether the worker is in the controller's last request.
     bool is_taken_up() const { return read_status() == Status::BUSY && !is_busy_by_hand(); }
 
-    /// Say in the status that the worker is to exit: it looks there before it takes the next request, and after each.
+    /// Store "exit" in the status. The worker checks it before it takes a request, and after each one.
     void write_exit() {
         const Status status = read_status();
         if (status == Status::EXIT || status == Status::EXITING || status == Status::TERMINATED) return;
@@ -257,7 +258,8 @@ public:
         return starts_with(status_line(), std::string(wire::status_busy) + ": " + wire::busy_by_hand);
     }
 
-    /// Milliseconds since the worker last worked; nothing if it never has, or if what is there is no time.
+    /// Milliseconds since the worker last took a request, used a tensor or answered; nothing if it never has, or if the
+    /// page holds no time.
     std::optional<double> heartbeat_age_ms() const {
         const std::uint64_t word = load_word(words_of(status_.data() + wire::heartbeat_offset));
         char digits[wire::heartbeat_digits];
@@ -274,7 +276,7 @@ public:
         const std::uint64_t now_ms = static_cast<std::uint64_t>(now.tv_sec) * 1000 +
                                      static_cast<std::uint64_t>(now.tv_nsec) / 1'000'000;
         const std::uint32_t age = static_cast<std::uint32_t>(now_ms) - then;
-        // The worker may have touched it after we read the clock: then the difference wraps around.
+        // If the worker has stored its time after we read the clock, the difference wraps around.
         if (age > std::numeric_limits<std::uint32_t>::max() / 2) return 0.0;
         return age + static_cast<double>(now.tv_nsec % 1'000'000) / 1e6;
     }
@@ -286,10 +288,10 @@ public:
             const Status status = read_status();
             if (until(status)) return status;
             if (stop() || Clock::now() >= deadline) return {};
-            // A ring wakes one of two threads. So one that waits for a message keeps the doorbell for itself.
+            // A ring wakes only one thread. So while a thread waits for a message, only that one waits at the doorbell.
             const auto latest = std::min(deadline, deadline_in(1000 * wire::status_slice_s));
             if (receivers_ > 0) std::this_thread::sleep_until(latest);
-            else if (response_doorbell_.wait(latest) && receivers_ > 0) wake();  // it has begun to wait meanwhile
+            else if (response_doorbell_.wait(latest) && receivers_ > 0) wake();  // pass the ring on to a new receiver
         }
     }
 
@@ -307,8 +309,8 @@ private:
                          wire::status_nbytes);
     }
 
-    /// Wait for the doorbell, but at most for one slice: a ring may be lost. A wait that lasts shows first what the
-    /// mirror lacks; a burst of requests does not write it.
+    /// Wait for the doorbell, but at most for one slice: a ring may be lost. A wait that lasts for a while first
+    /// updates the mirrors; so a burst of requests does not write them.
     void sleep(Clock::time_point deadline) {
         if (is_sent_ || request_mirror_.is_stale() || status_mirror_.is_stale()) {
             if (response_doorbell_.wait(std::min(deadline, deadline_in(1000 * wire::mirror_delay_s)))) return;
@@ -326,7 +328,7 @@ private:
         std::string text(reinterpret_cast<const char*>(status_.data()), wire::heartbeat_offset);
         const std::size_t end = text.find('\n');
         text.resize(end == std::string::npos ? 80 : end);
-        constexpr std::string_view padding("\0 ", 2);  // as another program may have written it
+        constexpr std::string_view padding("\0 ", 2);  // NULs too: another program may have padded the line with them
         text.erase(0, text.find_first_not_of(padding));
         text.resize(text.find_last_not_of(padding) + 1);  // 0 if there is nothing else
         return text;
@@ -334,7 +336,7 @@ private:
 
     std::optional<std::string> take() {
         std::optional<std::string> line = responses_.take();
-        // The first member after the number, in the line of a message that is elsewhere.
+        // The first member after the number, if the message is in a file of its own.
         constexpr std::string_view spill_start = ",\"spill\":";
         const auto is_spilled = [=](std::string_view text) {
             return text.size() > wire::message_rest_offset &&
@@ -397,10 +399,10 @@ private:
     Mirror status_mirror_;
     std::mutex sending_;
     std::mutex mirroring_;
-    std::atomic<bool> is_sent_{false};  // a request, since the mirror of the status was written
+    std::atomic<bool> is_sent_{false};  // a request was sent since the mirror of the status was written
     std::atomic<int> receivers_{0};  // threads that wait for a message
     mutable std::atomic<Status> last_status_{Status::STARTING};  // the last that could be read
-    std::string spill_token_ = random_hex(4);  // of this end: an earlier one may have left its long messages
+    std::string spill_token_ = random_hex(4);  // in the names of long messages; an earlier channel had another one
     std::uint64_t spill_number_ = 0;
 };
 

@@ -18,7 +18,8 @@ namespace detail {
 
 using Clock = std::chrono::steady_clock;
 
-/// The moment that is so many milliseconds away; at most three years, for infinity and what the clock cannot hold.
+/// The moment that is so many milliseconds away. At most three years away, also for infinity, because the clock cannot
+/// hold more.
 inline Clock::time_point deadline_in(double timeout_ms) {
     constexpr double most_ms = 1e11;
     const double bounded = std::isnan(timeout_ms) || timeout_ms < 0 ? 0 : timeout_ms > most_ms ? most_ms : timeout_ms;
@@ -26,7 +27,7 @@ inline Clock::time_point deadline_in(double timeout_ms) {
     return Clock::now() + std::chrono::duration_cast<Clock::duration>(left);
 }
 
-/// The same for a timeout that a caller gives.
+/// As deadline_in(), for a timeout that a user gives.
 ///
 /// @throws BadMessage it is negative, or no number.
 inline Clock::time_point checked_deadline_in(double timeout_ms) {

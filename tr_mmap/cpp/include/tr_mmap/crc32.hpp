@@ -34,7 +34,7 @@ inline constexpr Crc32Tables crc32_tables = make_crc32_tables();
 
 }  // namespace detail
 
-/// The checksum of some bytes, or of what came before (``crc``) followed by them.
+/// The checksum of some bytes. With the checksum of earlier bytes in ``crc``: of these, followed by the new ones.
 inline std::uint32_t crc32(const void* data, std::size_t nbytes, std::uint32_t crc = 0) {
     const auto& t = detail::crc32_tables;
     const auto* bytes = static_cast<const unsigned char*>(data);

@@ -1,9 +1,10 @@
 // The controller's requests to its worker: one at a time, and the results that wait to be taken. Safe for threads;
 // never used in a fork's child.
 //
-// Two things are held. *The turn*: one thread at a time sends a request, or waits on the channel; waiting for the turn
-// ends at the call's deadline. *The mutex* guards all fields, the pool and the tags, and nobody waits for another
-// process while it is held. So what needs no turn (a loan, a tag, stats) does not wait for another thread's request.
+// A thread may hold two things. *The turn*: only the thread that has it sends requests and waits on the channel;
+// waiting for the turn ends at the call's deadline. *The mutex* guards all fields, the pool and the tags; no thread
+// waits for another process while it holds the mutex. So calls without the turn (a loan, a tag, stats) do not wait for
+// another thread's request.
 #ifndef TR_MMAP_DISPATCHER_HPP
 #define TR_MMAP_DISPATCHER_HPP
 
@@ -40,7 +41,7 @@ namespace detail {
 using Lock = std::unique_lock<std::mutex>;
 using TensorRefs = std::vector<std::reference_wrapper<const Tensor>>;
 
-/// Tells this thread from all others, also from those that get its number when it has ended.
+/// A number of this thread that no other thread gets, not even after this one has ended.
 inline std::uint64_t mark_of_thread() {
     static std::atomic<std::uint64_t> last{0};
     thread_local const std::uint64_t mark = ++last;
@@ -57,7 +58,7 @@ public:
         ProcessEnd::watch();
     }
 
-    /// The directory, the process: what is safe to use without the mutex.
+    /// The session's resources; its directory and its worker may be used without the mutex.
     const SessionResources& resources() const noexcept { return resources_; }
     bool is_closed() const noexcept { return is_closed_; }
 
@@ -65,7 +66,7 @@ public:
     Handle worker() const {
         if (is_closed_) throw_closed();
         Handle result = resources_.worker();
-        if (!result) throw SessionNotStarted("session '" + resources_.session_id() + "' has no worker; call start()");
+        if (!result) throw SessionNotStarted("session '" + resources_.session_id() + "'" + wire::no_worker);
         return result;
     }
 
@@ -95,8 +96,8 @@ public:
         return worker && !is_turn_taken_ && has_public_request() && worker->channel->has_message();
     }
 
-    /// Send a request and take its result; no other thread can. If a limit is in the way of its tensors, the result is
-    /// kept: then any take() gets it.
+    /// Send a request and take its result, which no other thread can take. If a limit prevents receiving its tensors,
+    /// the result is kept, and any take() gets it.
     ///
     /// @param tensors published for this request only; their tags follow the command's words.
     /// @param has_tensors whether the result's tensors are wanted.
@@ -112,7 +113,7 @@ public:
             response = await_own_response(lock, wait);
         } catch (...) {
             if (!lock.owns_lock()) lock.lock();
-            is_abandoned_ = true;  // if the request is still pending; the next one resets this
+            is_abandoned_ = true;  // matters only if the request is still pending; the next request resets it
             throw;
         }
         if (response.error) throw_remote_error(response.command, *response.error);
@@ -120,7 +121,7 @@ public:
         try {
             std::vector<Tensor> received = receive_all(response, wait.worker);
             return Result{std::move(response), std::move(received)};
-        } catch (const SystemError&) {  // no descriptor left, say: the result is good, and can be taken later
+        } catch (const SystemError&) {  // no descriptor is left, say: the result can be taken later
             unclaimed_.push_back({std::move(response), {}, {}, true, mark_of_thread()});
             has_to_receive_ = true;
             throw;
@@ -143,15 +144,15 @@ public:
         wait.worker->channel->show_sent();
     }
 
-    /// Whether a request was sent whose answer is not there yet; the worker's status may not say so yet.
+    /// Whether a request was sent and has no response yet; the worker's status may still be that of before.
     bool is_asked() const {
         const Lock lock(mutex_);
         const Handle worker = resources_.worker();
         return worker && pending_ && !worker->channel->has_message();
     }
 
-    /// Request that the worker end; whether it has ended in time. A request under way gets its answer first. If that
-    /// does not come in time, the request to end still does not take the place of one that the worker has not taken.
+    /// Request that the worker end; returns whether it has ended in time. A request under way is answered first. If it
+    /// is not answered in time, the request to end does not overwrite one that the worker has not taken yet.
     bool request_exit(double timeout_ms) {
         const Clock::time_point deadline = checked_deadline_in(timeout_ms);
         const Handle worker = resources_.worker();
@@ -161,14 +162,14 @@ public:
             explicit Exiting(std::atomic<int>& which) : count(which) { ++count; }
             ~Exiting() { --count; }
             std::atomic<int>& count;
-        } exiting(is_exiting_);  // another thread's next request must not take the place of this one
+        } exiting(is_exiting_);  // another thread's next request must not overwrite the request to end
         try {
             const Wait wait{deadline, timeout_ms, worker};
             Lock lock(mutex_);
             const Turn turn(*this, lock, deadline);
             if (turn) settle_before_exit(lock, wait);
             if (is_closed_ || resources_.worker() != worker) {
-                // Another thread ends it, and needs the mutex for that.
+                // Another thread is ending the worker, and needs the mutex for that.
             } else if (pending_ && !worker->channel->is_taken_up()) {
                 worker->channel->write_exit();
             } else {
@@ -192,14 +193,15 @@ public:
         const Turn turn(*this, lock, wait.deadline);
         if (!turn) return leave_quietly(wait);
         check_worker(lock, wait);
-        // With the turn, no other thread takes the answer to the request under way, of which the status may not tell yet.
+        // With the turn held, no other thread takes the pending response. The status may still be that of before the
+        // request, so the response must be there too.
         const bool is_pending = pending_.has_value();
         const auto is_so = [&](Status s) { return until(s) && !(is_pending && !wait.worker->channel->has_message()); };
         return wait_status(lock, is_so, wait);
     }
 
-    /// Wait until the pending request is answered, and keep its result; whether it went well. False when the time is
-    /// over.
+    /// Wait until the pending request is answered, and keep its result. Returns whether it succeeded; false when the
+    /// time is over.
     bool wait_until_ok(double timeout_ms) {
         const Wait wait{checked_deadline_in(timeout_ms), timeout_ms, worker()};
         Lock lock(mutex_);
@@ -207,7 +209,7 @@ public:
         if (!turn) return leave_quietly(wait).has_value();
         check_worker(lock, wait);
         try {
-            settle(lock, wait);  // until it is answered the status may be that of the request before it
+            settle(lock, wait);  // before that, the status may still be that of the request before
         } catch (const ResponseTimeout&) {
             return false;
         }
@@ -220,7 +222,7 @@ public:
     Result take(double timeout_ms, bool has_tensors) {
         const Clock::time_point deadline = checked_deadline_in(timeout_ms);
         Lock lock(mutex_);
-        // What was lost with a worker, or was there before its end, can be taken when no worker is there.
+        // Results that were kept, and those that were lost with a worker, can be taken without a worker.
         const bool needs_worker = is_closed_ || next_kept() == unclaimed_.size();
         const Wait wait{deadline, timeout_ms, needs_worker ? worker() : resources_.worker()};
         while (true) {
@@ -241,18 +243,19 @@ public:
                 Response response = await_own_response(lock, wait);
                 if (response.error) throw_remote_error(response.command, *response.error);
                 unclaimed_.push_front({std::move(response), {}, {}, true, asker});
-                has_to_receive_ = true;  // if take_kept() cannot
+                has_to_receive_ = true;  // in case that take_kept() fails
                 return take_kept(0, has_tensors, wait);
             }
             if (Clock::now() >= wait.deadline) {
                 if (is_turn_taken_) throw_no_turn(lock, wait, "");
-                throw ResponseTimeout("no request was made whose answer is still to be taken, so none came within " +
-                                          shown_ms(timeout_ms) +
-                                          " ms; call send_request first",
+                ResponseTimeout error(wire::no_request + shown_ms(timeout_ms) + " ms; call send_request first",
                                       timeout_ms, "");
+                note_state(error, *wait.worker);
+                throw error;
             }
             lock.unlock();
-            // For a slice: nobody tells that the worker serves no more while its process lives.
+            // For one slice only: if the worker has ended its service and its process lives on, nothing raises
+            // changed_.
             changed_->wait(seen, std::min(wait.deadline, deadline_in(1000 * wire::wait_slice_s)));
             lock.lock();
         }
@@ -313,7 +316,7 @@ public:
         try {
             forget_requests();
         } catch (const std::bad_alloc&) {
-            // The pool had no memory to note that its segments are free. It goes with them.
+            // There was no memory to note that segments are free. The pool is destroyed anyway.
         }
         lock.unlock();
         resources_.release();
@@ -323,9 +326,9 @@ public:
         changed_->raise();
     }
 
-    /// Called by a thread whose wait was ended by close(), before it goes on with an error. If the process is ending,
-    /// its static objects go now, and a thread that did not expect that error would end the process in a worse way. So
-    /// the error comes only if there still is a process a second after the session is gone.
+    /// Called by a thread whose wait close() has ended, before it throws. If the process is ending, its static objects
+    /// are destroyed at this moment, and an error that the thread does not catch would abort the process. So this
+    /// returns only if the process still exists a second after the session is gone.
     void outlast_process_end() const {
         if (!ProcessEnd::is_elsewhere()) return;
         const Clock::time_point latest = deadline_in(5000);
@@ -341,7 +344,7 @@ private:
         Handle worker;
     };
 
-    /// The turn, from its construction with the mutex held until its end, if it came in time and the session lives.
+    /// Holds the turn for a scope, if it came in time and the session lives. Made and destroyed with the mutex held.
     class Turn {
     public:
         Turn(Dispatcher& owner, Lock& lock, Clock::time_point deadline) : owner_(owner), lock_(lock) {
@@ -375,12 +378,12 @@ private:
         return lock;
     }
 
-    /// Do what needs room. If there is none, the worker first gives up the memory that it keeps for later results,
-    /// unless a request is under way.
+    /// Do something that needs room. If there is none, ask the worker to release the memory that it keeps for later
+    /// results (unless a request is under way), and try again.
     template <class Action>
     auto with_room(Action action) -> decltype(action()) {
         Handle worker = resources_.worker();
-        if (worker && worker->is_over()) worker = nullptr;  // nobody releases anything, so this does not wait
+        if (worker && worker->is_over()) worker = nullptr;  // a dead worker releases nothing, so do not wait for it
         try {
             try {
                 return action();
@@ -390,7 +393,7 @@ private:
             return action();
         } catch (const OutOfSpace& error) {
             if (is_closed_) throw_closed();
-            // Its end has ended the wait for room.
+            // The wait for room was ended by the worker's end.
             if (error.is_budget && worker && worker->is_over()) throw died_error(*worker, resources_.session_id());
             throw;
         }
@@ -417,7 +420,7 @@ private:
         lock.lock();
     }
 
-    /// The pool waits for room, with the mutex held: let the other threads go on for a moment.
+    /// Called by the pool while it waits for room, with the mutex held: let other threads run for a moment.
     void pause() {
         mutex_.unlock();
         sleep_s(0.001);
@@ -440,31 +443,26 @@ private:
     // -- how a wait fails ------------------------------------------------------------------------------------------
 
     [[noreturn]] void throw_closed() const {
-        throw SessionNotStarted("session '" + resources_.session_id() + "' was closed; call start()");
+        throw SessionNotStarted("session '" + resources_.session_id() + "'" + wire::closed_meanwhile);
     }
 
-    [[noreturn]] void throw_no_turn(Lock& lock, const Wait& wait, const std::string& command,
-                                    const std::string& other = "another thread's request") {
+    [[noreturn]] void throw_no_turn(Lock& lock, const Wait& wait, const std::string& command) {
         if (is_closed_) throw_closed();
         const std::string pending = pending_ ? pending_->command : "";
         lock.unlock();
         if (wait.worker->has_left()) throw died_error(*wait.worker, resources_.session_id());
-        const std::string what = command.empty() ? "a response" : "'" + command + "'";
-        throw ResponseTimeout(what + " did not get its turn within " + shown_ms(wait.timeout_ms) +
-                                  " ms: " + other + " is under way" +
-                                  (pending.empty() ? "" : "; " + describe(*wait.worker, pending)),
-                              wait.timeout_ms, command);
+        throw unanswered(*wait.worker, command, wait.timeout_ms, &pending);
     }
 
-    /// No turn, in a wait that says so with its result.
+    /// What wait_status() returns if it did not get the turn: nothing; throws if the session or the worker has ended.
     std::optional<Status> leave_quietly(const Wait& wait) const {
         if (is_closed_) throw_closed();
         if (wait.worker->is_over()) throw died_error(*wait.worker, resources_.session_id());
         return {};
     }
 
-    /// Forget the worker, so that start() works again, and throw how it ended. The turn is held. One that serves no
-    /// more, whose process lives on, stays until start() or close(), which end its process.
+    /// Forget the worker, so that start() works again, and throw the error that says how it ended. The turn is held. A
+    /// worker whose service has ended, and whose process lives on, is kept until start() or close() ends the process.
     [[noreturn]] void throw_worker_died(Lock& lock, const Handle& worker) {
         lock.unlock();
         const WorkerDied error = died_error(*worker, resources_.session_id());
@@ -485,10 +483,11 @@ private:
         lock.unlock();
     }
 
-    /// Forget the request to a worker that is over; its taker learns that. The turn is held, the mutex is not.
+    /// Forget the request to a worker that has ended; the thread that takes its result gets the error. The turn is
+    /// held, the mutex is not.
     void lose_requests(Lock& lock, const Handle& worker) {
         const std::exception_ptr death = std::make_exception_ptr(died_error(*worker, resources_.session_id()));
-        lock.lock();  // first the outcomes: who asks when there is no worker finds them
+        lock.lock();  // first note the errors, then forget the worker: a thread that finds no worker finds the errors
         for (Result& each : unclaimed_) {
             if (!each.is_to_be_received || each.response.error || each.response.tensors.empty()) continue;
             each.fault = death;  // its tensors went with the worker
@@ -544,7 +543,7 @@ private:
         try {
             settle(lock, wait);
         } catch (const ResponseTimeout&) {
-            throw_no_turn(lock, wait, command.command, "an earlier request");
+            throw_no_turn(lock, wait, command.command);
         }
         if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);
         if (is_exiting_) {
@@ -554,13 +553,13 @@ private:
             publish_request(command, tensors, wait);
             return;
         } catch (const OutOfSpace& error) {
-            if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);  // which has ended a wait for room
+            if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);  // its end has ended the wait for room
             if (!ask_for_room(lock, error, wait)) throw;
         }
         publish_request(command, tensors, wait);
     }
 
-    /// Let the worker give up the memory that it keeps for later results; whether it has.
+    /// Ask the worker to release the memory that it keeps for later results; returns whether it has done so.
     bool ask_for_room(Lock& lock, const OutOfSpace& error, Wait wait) {
         if (error.is_budget || pending_ || !is_waiting(wait.worker->channel->read_status())) return false;
         wait.deadline = std::min(wait.deadline, deadline_in(wire::release_timeout_ms));
@@ -573,7 +572,7 @@ private:
         pending_asker_ = mark_of_thread();
         is_abandoned_ = true;  // no take() gets its response
         try {
-            return !await_response(lock, wait).error;  // an error: a worker of an earlier version
+            return !await_response(lock, wait).error;  // a worker of an earlier version responds with an error
         } catch (const ResponseTimeout&) {
             return false;
         }
@@ -594,7 +593,7 @@ private:
                 refs.push_back({tag, arguments.back()->name, arguments.back()->seq});
                 request.parameters += (request.parameters.empty() ? "" : " ") + tag;
             }
-            // After publish(), which lets other threads go on while it waits for room: they may send tags.
+            // After publish(): while it waits for room, other threads may send tags.
             tags_.announce(request);
             request.tensors.insert(request.tensors.end(), refs.begin(), refs.end());
             request.seq = next_seq();
@@ -636,22 +635,19 @@ private:
                     lock.lock();
                     throw_worker_died(lock, wait.worker);
                 }
-                const ResponseTimeout error("no response to '" + command + "' within " + shown_ms(wait.timeout_ms) +
-                                                " ms; " + describe(*wait.worker, command) +
-                                                "; give it more time, or terminate() and start() the worker",
-                                            wait.timeout_ms, command);
+                const ResponseTimeout error = unanswered(*wait.worker, command, wait.timeout_ms);
                 lock.lock();
                 throw error;
             }
         } while (response.seq != pending_->seq);  // else it is the response to an earlier request
         tags_.acknowledged(*pending_);
         finish_request();
-        // The worker had no room for a result: the next request finds what this side keeps for later tensors.
+        // The worker had no room for a result: release the memory that this side keeps for later tensors.
         if (response.error && response.error->needed_nbytes) resources_.pool().release_free();
         return response;
     }
 
-    /// As await_response(), for the thread that takes it: if the worker ends, that thread learns it by this call.
+    /// As await_response(), for the thread that takes the result: if the worker ends, this call throws the error.
     Response await_own_response(Lock& lock, const Wait& wait) {
         struct Awaiting {
             explicit Awaiting(bool& which) : is_so(which) { is_so = true; }
@@ -661,10 +657,10 @@ private:
         return await_response(lock, wait);
     }
 
-    /// Receive the response to the pending request, and keep the result for the thread that takes it. What is wrong
-    /// with that response is its taker's to learn.
+    /// Receive the response to the pending request, and keep the result for the thread that takes it. If the response
+    /// is wrong, that thread gets the error.
     ///
-    /// @throws SystemError a limit was in the way: call it again, before the next request.
+    /// @throws SystemError a limit prevents it: call it again, before the next request.
     void settle(Lock& lock, const Wait& wait) {
         if (pending_) {
             const bool is_abandoned = is_abandoned_;
@@ -681,7 +677,7 @@ private:
             changed_->raise();  // its taker may wait for the turn
         }
         if (!has_to_receive_) return;
-        // Now: at the next request the worker may reuse the memory of a result that has no lease.
+        // Now, because at the next request the worker may reuse the memory of a result without a lease.
         for (Result& each : unclaimed_) receive(each, wait.worker);
         has_to_receive_ = false;
     }
@@ -692,15 +688,15 @@ private:
         try {
             if (!result.response.error) result.tensors = receive_all(result.response, worker);
         } catch (const SystemError&) {
-            throw;  // no descriptor left, say: they are still there
+            throw;  // no descriptor is left, say: the tensors can be received later
         } catch (const TRException&) {
             result.fault = std::current_exception();
         }
         result.is_to_be_received = false;
     }
 
-    /// Which kept result this thread takes next: the first of its own; if it has made no request, the first of all.
-    /// Their number if there is none.
+    /// The index of the kept result that this thread takes next: the first of its own; the first of all if it has made
+    /// no request. How many there are if there is none for it.
     std::size_t next_kept() const {
         const std::uint64_t mark = mark_of_thread();
         for (std::size_t i = 0; i < unclaimed_.size(); ++i) {
@@ -731,7 +727,7 @@ private:
         for (const auto& segment : std::exchange(in_flight_, {})) resources_.pool().release(segment);
     }
 
-    /// A tag releases a segment, which the worker may be about to read for the pending request.
+    /// Release a tag's segment; not before the pending request is answered, because the worker may read it until then.
     void release_later(const SegmentPool::SegmentPtr& segment) {
         if (pending_) in_flight_.push_back(segment);
         else resources_.pool().release(segment);
@@ -744,10 +740,10 @@ private:
         unclaimed_.clear();
     }
 
-    const std::shared_ptr<Signal> changed_ = std::make_shared<Signal>();  // of anything that a thread may wait for
+    const std::shared_ptr<Signal> changed_ = std::make_shared<Signal>();  // raised for anything that threads wait for
     mutable std::mutex mutex_;
     bool is_turn_taken_ = false;
-    std::atomic<bool> is_closed_{false};  // for good; all waits end
+    std::atomic<bool> is_closed_{false};  // never reset; all waits end
     std::atomic<int> is_exiting_{0};      // threads in request_exit()
     std::atomic<bool> is_gone_{false};    // nothing of the session is left
     SessionResources resources_;
@@ -759,7 +755,7 @@ private:
     bool is_abandoned_ = false;                       // no thread waits for the pending request's response any more
     std::vector<SegmentPool::SegmentPtr> in_flight_;  // what the worker may still read for the pending request
     std::deque<Result> unclaimed_;                    // results that were not taken
-    bool has_to_receive_ = false;                     // the tensors of one of them, perhaps
+    bool has_to_receive_ = false;                     // whether tensors of one of them may still have to be received
 };
 
 }  // namespace detail

@@ -46,7 +46,7 @@ struct DTypeAlias {
 inline constexpr DType long_dtype = sizeof(long) == 8 ? DType::INT64 : DType::INT32;
 inline constexpr DType ulong_dtype = sizeof(long) == 8 ? DType::UINT64 : DType::UINT32;
 
-/// What numpy says besides the names of the table.
+/// Names that numpy has besides those of the table.
 inline constexpr DTypeAlias dtype_words[] = {
     {"bool_", DType::BOOL},         {"byte", DType::INT8},         {"ubyte", DType::UINT8},
     {"short", DType::INT16},        {"ushort", DType::UINT16},     {"intc", DType::INT32},
@@ -86,7 +86,8 @@ inline const char* dtype_label(DType dtype) { return detail::info_of(dtype).labe
 /// The type of that name: of C++ ("FP32"), of numpy and torch ("float32"), or any other that numpy knows ("f4", "<f4",
 /// "single").
 ///
-/// @throws UnsupportedTensor there is none, or it is big-endian: nobody is given another byte order than he asked for.
+/// @throws UnsupportedTensor there is none; or it is big-endian, because TSR stores little-endian elements and never
+///     replaces the byte order that was asked for silently.
 inline DType dtype_by_name(std::string_view name) {
     for (const auto& each : detail::dtype_table) {
         if (name == each.name || name == each.label) return each.dtype;

@@ -25,7 +25,7 @@ namespace tr {
 
 namespace detail {
 
-/// A text in which each NUL is shown as Python shows it: what() would end there.
+/// A text in which each NUL is written "\x00", as in Python, because what() would end at a NUL.
 inline std::string with_nuls_shown(std::string text) {
     for (std::size_t at = 0; (at = text.find('\0', at)) != std::string::npos; at += 4) text.replace(at, 1, "\\x00");
     return text;
@@ -98,7 +98,7 @@ inline const char* fault_name(Fault fault) {
     return "unknown";
 }
 
-/// A TSR file that is not right, or a tensor that a layout cannot hold.
+/// A TSR file with a defect, or a tensor that a layout cannot hold.
 class TSRFormatError : public TRException {
 public:
     TSRFormatError(const std::string& message, Fault which, std::string file = {})
@@ -181,7 +181,7 @@ public:
     bool is_budget;  // the pool's budget is used up, and not the file system's room
 };
 
-/// A path that is not what a private session may trust.
+/// A path that a session must not trust, or that is no regular file.
 class HostilePath : public TRException {
 public:
     HostilePath(const std::string& message, std::string where, std::string why)
@@ -217,8 +217,12 @@ class ResponseTimeout : public TRException {
 public:
     ResponseTimeout(const std::string& message, double waited_ms, std::string which_command)
         : TRException(message), timeout_ms(waited_ms), command(std::move(which_command)) {}
-    double timeout_ms;
+    double timeout_ms;    // how long the call was allowed to take; infinity for no limit
     std::string command;  // that was not answered; "" if none was under way
+    std::int64_t pid = 0;                 // of the worker; 0 if unknown
+    std::string state = "unknown";        // what its process does: running, waiting, stopped, ended or unknown
+    std::optional<bool> is_taken_up;      // whether it has taken this request up, and not one by hand; empty if unknown
+    std::optional<double> last_moved_ms;  // since it last took a request, used a tensor or answered; empty if unknown
 };
 
 /// The worker ended, maybe before it was ready.
@@ -227,7 +231,9 @@ public:
     WorkerDied(const std::string& message, std::optional<int> code, std::string tail)
         : TRException(message), exit_code(code), log_tail(std::move(tail)) {}
     std::optional<int> exit_code;  // negative is the signal that killed it; empty if unknown
-    std::string log_tail;          // the last lines of its output
+    // The last lines of its output; "" if it printed nothing. The tracebacks of errors that it has answered, and what
+    // it printed before them, are not among these lines.
+    std::string log_tail;
 };
 
 /// A handler in the worker failed.
@@ -261,7 +267,7 @@ public:
           OutOfSpace(message, needed, free) {}
 };
 
-/// The response does not have what its taker wanted, a tensor say.
+/// The response has no tensor, or several, and the caller waits for one.
 class UnexpectedResponse : public TRException {
 public:
     UnexpectedResponse(const std::string& message, std::string text) : TRException(message), result(std::move(text)) {}

@@ -1,4 +1,4 @@
-// What a fork does to shared memory: the child has all views of its parent, and no process learns when it drops them.
+// Counts forks, for leases: a forked child has all views of its parent, and no process learns when it drops them.
 #ifndef TR_MMAP_FORK_SAFETY_HPP
 #define TR_MMAP_FORK_SAFETY_HPP
 
@@ -18,8 +18,8 @@ namespace detail {
 
 /// Counts this process's forks. (posix_spawn, which starts the workers, does not count: its child execs at once.)
 ///
-/// A reader holds the mutex while it takes or releases a lease, and fork(2) runs with the mutex held. So a view existed
-/// at a fork exactly if the count was another when the view was made than when it is destroyed.
+/// A reader holds the mutex while it takes or releases a lease, and fork(2) runs with the mutex held. So there was a
+/// fork while a view existed exactly if the count has changed between the view's construction and its destruction.
 class ForkState {
 public:
     static std::mutex& mutex() { return state().mutex; }

@@ -28,7 +28,7 @@ namespace tr {
 inline constexpr std::size_t V0_HEADER_NBYTES = wire::v0_header_nbytes;
 inline constexpr std::size_t V1_HEADER_NBYTES = wire::v1_header_nbytes;
 inline constexpr std::size_t V2_HEADER_NBYTES = wire::v2_header_nbytes;
-inline constexpr std::size_t MAX_HEADER_NBYTES = wire::max_header_nbytes;  // a reader reads so much to know any layout
+inline constexpr std::size_t MAX_HEADER_NBYTES = wire::max_header_nbytes;  // enough for the header of any layout
 
 /// One tensor's description. decode_header makes only those in which all fields agree.
 struct Header {
@@ -59,13 +59,13 @@ inline constexpr std::uint32_t known_flags = wire::flag_checksum | wire::flag_se
 // off_t and ssize_t: what a mapping can address.
 inline constexpr std::uint64_t max_nbytes = std::numeric_limits<std::int64_t>::max();
 
-/// Whether the file begins so.
+/// Whether the bytes begin with a magic.
 template <std::size_t count>
 bool has_magic(const std::byte* bytes, const char (&magic)[count]) {
     return std::memcmp(bytes + wire::magic_offset, magic, count) == 0;
 }
 
-/// The field of a header that is so many bytes from its start.
+/// The field of a header at ``offset`` bytes from its start.
 template <class T>
 T load_le(const std::byte* header, std::size_t offset) {
     T value;
@@ -79,7 +79,7 @@ inline std::uint32_t header_checksum(const std::byte* header) {
                  crc32(header, wire::header_checksum_offset));
 }
 
-/// Throws the error about a file's header.
+/// Throws the error of a file's header, with the file's path in the text.
 struct Refuser {
     const std::string& path;
     [[noreturn]] void operator()(Fault fault, const std::string& what) const {
@@ -93,7 +93,7 @@ inline std::string text_of(const std::int64_t* sizes, int count) {
     return text + ")";
 }
 
-/// Element count and payload bytes of sizes that the machine can address.
+/// Compute element count and payload bytes of a shape; refuses one that no machine can address.
 inline void check_sizes(const std::int64_t* sizes, int ndim, DType dtype, const Refuser& refuse, std::uint64_t& count,
                         std::uint64_t& nbytes) {
     if (std::any_of(sizes, sizes + ndim, [](std::int64_t size) { return size < 0; })) {
@@ -137,7 +137,7 @@ inline void check_length(int version, std::size_t nbytes, std::size_t header_nby
     }
 }
 
-/// Throw unless the header says its own size.
+/// Throw unless the header states the size that its layout has.
 inline void check_header_size(int version, const std::byte* data, std::size_t header_nbytes, const Refuser& refuse) {
     const auto found = load_le<std::int32_t>(data, wire::header_size_offset);
     if (found != static_cast<std::int32_t>(header_nbytes)) {
@@ -214,7 +214,7 @@ inline Header decode_v2(const std::byte* data, std::size_t nbytes, const Refuser
     check_header_size(2, data, wire::v2_header_nbytes, refuse);
     const auto seq = load_le<std::uint64_t>(data, wire::seq_offset);
     const auto seq_copy = load_le<std::uint64_t>(data, wire::seq_copy_offset);
-    // seq comes before the checksum: while a writer is at work the rest may be in any state.
+    // Check seq before the checksum: while a writer publishes, the other bytes may be in any state.
     if (seq == 0) refuse(Fault::UNPUBLISHED, "seq is 0: the tensor is still being written; try again");
     if (seq == wire::seq_retired) {
         refuse(Fault::UNPUBLISHED, "seq is 2**64-1: the session has given this segment up; open the name again");

@@ -17,7 +17,7 @@
 namespace tr {
 namespace detail {
 
-/// Store a field of a header, so many bytes from its start.
+/// Store a field of a header at ``offset`` bytes from its start.
 template <class T>
 void store_le(std::vector<std::byte>& header, std::size_t offset, T value) {
     std::memcpy(header.data() + offset, &value, sizeof value);
@@ -101,8 +101,8 @@ inline std::vector<std::byte> encode_v2(const Header& header, const Refuser& ref
 
 }  // namespace detail
 
-/// The bytes of a header: 28, 64 or 256, with no lease and no guest. payload_nbytes follows from shape and dtype;
-/// payload_offset 0 is the earliest place. A segment's may have seq 0, "being written".
+/// The bytes of a header: 28, 64 or 256, with no lease and no guest. payload_nbytes is computed from shape and dtype;
+/// a payload_offset of 0 means the first possible one. A segment's header may have seq 0, "being written".
 ///
 /// @throws TSRFormatError UNREPRESENTABLE in that layout, BAD_VERSION, or what decode_header would refuse.
 inline std::vector<std::byte> encode_header(const Header& header) {

@@ -1,4 +1,4 @@
-// What may name a tensor, a session, a segment, a long message or a doorbell. Looks at nothing but the text.
+// Which texts may name a tensor, a session, a segment, a long message or a doorbell. Checks the text only.
 //
 // The rules are those of tr_mmap/base/identifiers.py: what one side makes, the other must accept.
 #ifndef TR_MMAP_IDENTIFIERS_HPP
@@ -54,7 +54,7 @@ inline bool is_spill_name(std::string_view name, std::string_view stem) {
     return has_only(between(name, start, wire::spill_suffix), "_", wire::max_spill_token_length);
 }
 
-/// Whether it may name a doorbell: no manifest has us remove another program's semaphores.
+/// Whether it may name a doorbell. So no manifest can make us remove another program's semaphores.
 inline bool is_doorbell_name(std::string_view name) {
     return has_only(between(name, wire::doorbell_prefix, ""), wire::name_punctuation, wire::max_doorbell_length);
 }

@@ -1,7 +1,8 @@
-// Who a process is, told from all others that had or will have its pid. Knows nothing of workers or sessions.
+// The identity of a process, which no other process with its pid has. Knows nothing of workers or sessions.
 //
-// A pid alone names nobody: the kernel gives it to another process later. What judges or signals a process uses its
-// Identity, and a pidfd that was checked against it. A process that cannot be judged counts as alive.
+// A pid alone does not identify a process, because the kernel gives it to another one later. Code that judges or
+// signals a process uses its Identity, and a pidfd that was checked against it. A process that cannot be judged counts
+// as alive.
 #ifndef TR_MMAP_IDENTITY_HPP
 #define TR_MMAP_IDENTITY_HPP
 
@@ -66,25 +67,34 @@ inline std::optional<Stat> stat_of(std::int64_t pid, int* code = nullptr) {
     Stat seen;
     seen.state = state;
     seen.start_ticks = static_cast<std::uint64_t>(number(22));
-    // A main thread that ended before the others makes a zombie's state of a living process.
+    // A living process whose main thread has ended before the others has the state of a zombie.
     seen.is_ended = (state == 'Z' || state == 'X' || state == 'x') && number(20) <= 1;
     seen.parent = static_cast<pid_t>(number(4));
     seen.session = static_cast<pid_t>(number(6));
     return seen;
 }
 
-/// What a process is doing, in words.
+/// What a process does, in a word: running if one of its threads uses a processor, or is about to; waiting if all
+/// sleep; stopped by a signal or a debugger; ended; unknown if there is no descriptor left to look at it.
 inline const char* state_of(std::int64_t pid) {
-    const auto seen = stat_of(pid);
-    if (!seen || seen->is_ended) return "ended";
-    switch (seen->state) {
-        case 'R': return "running";
-        case 'S': return "sleeping";
-        case 'D': return "waiting for a device";
-        case 'T': return "stopped";
-        case 't': return "stopped by a debugger";
-        default: return "in an unknown state";
+    int code = 0;
+    const auto seen = stat_of(pid, &code);
+    if (!seen) return code != 0 && code != ENOENT && code != ESRCH ? wire::process_unknown : wire::process_ended;
+    if (seen->is_ended) return wire::process_ended;
+    const std::string tasks = "/proc/" + std::to_string(pid) + "/task";
+    DIR* directory = ::opendir(tasks.c_str());
+    if (!directory) return wire::process_unknown;
+    bool is_running = false;
+    int left = 256;  // threads that are looked at; one that runs is nearly always among them
+    while (const struct dirent* entry = is_running || left-- <= 0 ? nullptr : ::readdir(directory)) {
+        if (entry->d_name[0] == '.') continue;
+        const std::string text = read_proc(tasks + "/" + entry->d_name + "/stat", 4096);
+        const std::size_t close = text.rfind(')');  // the name in parentheses may hold parentheses itself
+        is_running = close != std::string::npos && close + 2 < text.size() && text[close + 2] == 'R';
     }
+    ::closedir(directory);
+    if (is_running) return wire::process_running;
+    return seen->state == 'T' || seen->state == 't' ? wire::process_stopped : wire::process_waiting;
 }
 
 /// Every process that we may see, by pid.
@@ -104,7 +114,7 @@ inline std::map<pid_t, Stat> all_stats() {
 
 /// The boot that start ticks count from; "" where that cannot be read.
 ///
-/// @param code set to an errno if it cannot be read now; the next call tries again where descriptors were short.
+/// @param code set to an errno if it cannot be read now. If no descriptor was left, the next call tries again.
 inline const std::string& boot_id(int* code = nullptr) {
     static const std::string& none = *new std::string;
     static std::atomic<const std::string*> known{nullptr};
@@ -115,7 +125,7 @@ inline const std::string& boot_id(int* code = nullptr) {
         if (code) *code = refusal;
         return none;
     }
-    // Never destroyed: a session may be a global, and end after all static objects that are younger.
+    // Never destroyed: a session may be a global, and is then destroyed after all younger static objects.
     const std::string* made = new std::string(text);
     const std::string* first = nullptr;
     if (known.compare_exchange_strong(first, made)) return *made;
@@ -143,10 +153,9 @@ struct Identity {
     static Identity local(std::int64_t pid, std::uint64_t start_ticks) {
         return {pid, start_ticks, boot_id(), detail::pid_namespace()};
     }
-    /// The process that has the pid now, be it a zombie.
+    /// The process that has the pid now; it may be a zombie.
     ///
-    /// @throws SystemLimit there is no descriptor to read when it started. Any other start would be that of a process
-    ///     which counts as ended.
+    /// @throws SystemLimit no descriptor is left to read when it started; with a wrong start it would count as ended.
     static Identity of(std::int64_t pid) {
         int code = 0;
         const auto seen = stat_of(pid, &code);
@@ -154,7 +163,7 @@ struct Identity {
         if (is_out_of_descriptors(code)) fail_call("the identity of process " + std::to_string(pid), code);
         return local(pid, seen ? seen->start_ticks : 0);
     }
-    /// This process. Is read once: later it takes no descriptor to know that a session is our own.
+    /// This process. It is read once, so that later no descriptor is needed to recognise a session as our own.
     ///
     /// @throws SystemLimit as of() does, if it was not read before.
     static Identity current() {
@@ -162,7 +171,7 @@ struct Identity {
         static const int forgotten_in_child = ::pthread_atfork(nullptr, nullptr, [] { known = nullptr; });
         static_cast<void>(forgotten_in_child);
         const Identity* found = known;
-        if (found && found->pid == ::getpid()) return *found;  // else it is of a fork that ran no handler
+        if (found && found->pid == ::getpid()) return *found;  // else this is the child of a fork without handlers
         const Identity own = of(::getpid());
         const auto* made = new Identity(own);  // never destroyed: another thread may be reading it
         if (!known.compare_exchange_strong(found, made)) delete made;  // another thread was faster
@@ -213,12 +222,12 @@ inline PidFd open_pidfd(const Identity& identity) {
     if (!identity.is_judgeable()) return {};
     Fd fd(static_cast<int>(::syscall(pidfd_open_number, static_cast<pid_t>(identity.pid), 0)));
     if (!fd && errno == ESRCH) return {Fd(), true};
-    // After opening, not before: if it lives now, the pid cannot have changed hands before we opened it.
+    // After opening, not before: if the process lives now, its pid was not given to another one before we opened it.
     if (!identity.is_alive()) return {Fd(), true};
     return {std::move(fd), false};
 }
 
-/// Wait until all have ended or the deadline; whether they all have.
+/// Wait until all processes have ended, or until the deadline; returns whether all have ended.
 inline bool wait_for_ends(const std::vector<Identity>& identities, Clock::time_point deadline) {
     for (const Identity& identity : identities) {
         const PidFd process = open_pidfd(identity);

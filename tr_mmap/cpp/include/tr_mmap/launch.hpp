@@ -41,7 +41,7 @@ inline std::string package_dir() {
     const std::filesystem::path own = std::filesystem::absolute(__FILE__, error);
     const std::string normal = own.lexically_normal().string();
     const std::string package = directory_of(directory_of(directory_of(directory_of(normal))));
-    // Where ".." follows a symlink, that is another place.
+    // After a symlink, ".." may lead elsewhere.
     if (!std::filesystem::equivalent(own, package + "/cpp/include/tr_mmap/launch.hpp", error)) return "";
 #endif
     return is_file(package + "/worker/__main__.py") ? package : "";  // what ``-m tr_mmap.worker`` runs
@@ -70,7 +70,8 @@ inline std::string resolved_program(const std::string& program) {
     return program.find('/') == std::string::npos ? program : absolute_path(program);
 }
 
-/// The options of a session, checked, and with relative paths resolved: later a change of directory changes nothing.
+/// The options of a session, checked, and with relative paths resolved, so that a later change of directory has no
+/// effect.
 inline SessionOptions resolved(SessionOptions options) {
     if (!(options.block_ms >= 0)) {
         throw BadMessage("SessionOptions::block_ms is a time in milliseconds, 0 or more", "block_ms");
@@ -93,12 +94,12 @@ inline std::string resolved_script(const std::string& script_path) {
     return absolute_path(script_path) + (last.empty() || last == "." ? "/" : "");
 }
 
-/// The worker's environment, "NAME=value" each: this process's, changed as the options say, but for what only the
-/// worker's own controller may set.
+/// The worker's environment, "NAME=value" each: this process's, with the changes of the options, and without the
+/// variables that only the worker's own controller may set.
 ///
-/// @param is_default whether it is the worker that ships with tr_mmap. What that one runs is not for the variables to
-///     say that a user sets for his own programs. Those that say where another interpreter has its standard library
-///     would end it before its first line, so it gets them only from the options.
+/// @param is_default whether it is the worker that ships with tr_mmap. Variables that a user sets for other programs
+///     must not change what it runs. Variables that name another interpreter's standard library would even end it at
+///     once. So it gets such variables only from the options.
 inline std::vector<std::string> environment(const SessionOptions& options, bool is_default, const std::string& package,
                                             const std::string& workspace_root) {
     std::map<std::string, std::string> variables;
@@ -131,7 +132,7 @@ inline std::vector<std::string> environment(const SessionOptions& options, bool 
         // Never another Python's site-packages: packages there may not fit the Python that runs the worker.
         if (parent.find("-packages") == std::string::npos) add(parent);
     }
-    const std::string& inherited = variables["PYTHONPATH"];  // relative to our directory, whatever the worker's is
+    const std::string& inherited = variables["PYTHONPATH"];  // relative to our directory, even if the worker's differs
     for (std::size_t at = 0; at < inherited.size();) {
         const std::size_t end = std::min(inherited.find(':', at), inherited.size());
         const std::string each = inherited.substr(at, end - at);
@@ -143,7 +144,7 @@ inline std::vector<std::string> environment(const SessionOptions& options, bool 
     variables["PYTHONUNBUFFERED"] = "1";    // else a killed worker's last output is lost with its buffers
     variables["PYTHONFAULTHANDLER"] = "1";  // a crash in native code leaves its stack in the log
     variables[wire::workspace_variable] = workspace_root;
-    // Those of this process's own controller, if it is a worker; the worker's own are added when it is started.
+    // Remove those that this process has from its own controller, if it is a worker. start() adds the new worker's.
     for (const char* name : {wire::worker_mark_variable, wire::secret_fd_variable, wire::lifeline_fd_variable,
                              wire::lock_fd_variable}) {
         variables.erase(name);

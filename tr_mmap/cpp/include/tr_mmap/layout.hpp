@@ -1,5 +1,5 @@
-// How large segments are, where they lie in their files, and how owner and reader load and store the words of a segment's header. Where each word is
-// stands in wire.hpp.
+// How large segments are, where they lie in their files, and how owner and reader load and store the words of a
+// segment's header. wire.hpp has the offset of each word.
 //
 // The live line of a segment's header (bytes 64 to 127) coordinates owner and reader without a system call. Each word
 // is stored and loaded whole, in this order:
@@ -12,8 +12,8 @@
 //
 // On x86 acquire and release cost nothing and the fence is one locked instruction (20 ns). On Arm they are ldar, stlr
 // and dmb ish, and they are needed there: without them a reader may see a number before its payload. A Python peer does
-// the same in its compiled part. Where that could not be built, Python has no such instructions of its own. It relies
-// on the locked ones of its interpreter, and on the doorbell: a semaphore orders all stores before a ring.
+// the same in its compiled part. Without that part, Python relies on the locked instructions of its interpreter, and on
+// the doorbell: a semaphore orders all stores before a ring.
 //
 // C++17 has no std::atomic_ref, and a std::atomic cannot be placed in a file. So these are compiler builtins, the same
 // in g++ and clang++.

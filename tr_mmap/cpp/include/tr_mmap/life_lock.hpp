@@ -1,6 +1,5 @@
-// A lock that a process holds for life, on a file that others can see: it tells whether the process has ended where its
-// pid says nothing, in another namespace of pids. Never judges by a pid. Python's side, which explains it, is
-// tr_mmap/processes/life_lock.py.
+// A file lock that a process holds for life. It tells processes in other PID namespaces, where the pid means nothing,
+// whether the process has ended. tr_mmap/processes/life_lock.py is the Python side, and explains it.
 #ifndef TR_MMAP_LIFE_LOCK_HPP
 #define TR_MMAP_LIFE_LOCK_HPP
 
@@ -26,8 +25,8 @@
 namespace tr {
 namespace detail {
 
-/// This process's lock, until drop() or the object's end. A fork's child closes its copy of the descriptor at once, or
-/// it would hold the lock on. What is started by posix_spawn has it only if that is asked for.
+/// This process's lock, until drop() or the object's end. A forked child closes its copy of the descriptor at once,
+/// else it would keep the lock. A program started by posix_spawn gets the descriptor only on purpose.
 class LifeLock {
 public:
     LifeLock() = default;
@@ -37,12 +36,12 @@ public:
 
     int fd() const noexcept { return fd_.get(); }
 
-    /// Make the file anew, and lock it. Nobody else may look at it yet, or at most at an earlier file of that name.
+    /// Make a new file, and lock it. No other process may use this file yet; it may use an earlier one of that name.
     ///
     /// @param renumber gives the descriptor another number, before anybody sees it.
     void take(const std::string& path, Fd (*renumber)(Fd) = above_standard_streams) {
         drop();
-        // No child is forked before it is known that it has to close this.
+        // With the mutex held no child is forked, until the list says that it must close this descriptor.
         const std::lock_guard<std::mutex> lock(ForkState::mutex());
         unlink_file(path);
         Fd fd = renumber(create_file(path));
@@ -63,7 +62,7 @@ public:
                own.st_dev == named.st_dev && own.st_ino == named.st_ino;
     }
 
-    /// Release the lock. A process that has the descriptor too holds it on.
+    /// Release the lock. If another process has the descriptor too, that keeps the lock.
     void drop() noexcept {
         if (!fd_) return;
         if (pid_ != ForkState::pid()) {  // closed already; the number may be another file's

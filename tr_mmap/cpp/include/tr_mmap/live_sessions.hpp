@@ -1,4 +1,4 @@
-// The sessions that this process has open, so that one may take the place of another of the same id.
+// The sessions that this process has open, so that a new session can replace one with the same id.
 #ifndef TR_MMAP_LIVE_SESSIONS_HPP
 #define TR_MMAP_LIVE_SESSIONS_HPP
 
@@ -23,7 +23,7 @@ namespace detail {
 class LiveSessions {
 public:
     static void add(const std::shared_ptr<Dispatcher>& dispatcher) {
-        // That mutex: it is free in a fork's child, whatever its parent's threads did.
+        // ForkState's mutex, because it is free in a forked child, whatever the parent's threads did.
         const std::lock_guard<std::mutex> lock(ForkState::mutex());
         std::vector<Entry> kept;
         for (Entry& each : entries()) {

@@ -60,7 +60,7 @@ struct LowFloatFormat {
         std::frexp(size, &exponent);
         exponent -= 1;  // size is in [2**exponent, 2**(exponent + 1))
         if (exponent < 1 - Bias) exponent = 1 - Bias;
-        // Exact in double, but for the rounding; a carry out of the mantissa adds 1 to the exponent.
+        // Exact in double, apart from the rounding. A carry out of the mantissa adds 1 to the exponent.
         const double quanta = std::nearbyint(std::ldexp(size, MantissaBits - exponent));
         const long long code = (static_cast<long long>(exponent + Bias) << MantissaBits) +
                                static_cast<long long>(quanta) - (1ll << MantissaBits);

@@ -717,6 +717,7 @@
 #pragma push_macro("take")
 #pragma push_macro("taken")
 #pragma push_macro("target")
+#pragma push_macro("tasks")
 #pragma push_macro("temporary")
 #pragma push_macro("tensor")
 #pragma push_macro("tensors")
@@ -739,6 +740,7 @@
 #pragma push_macro("truth")
 #pragma push_macro("turn")
 #pragma push_macro("type")
+#pragma push_macro("unanswered")
 #pragma push_macro("unlink")
 #pragma push_macro("unlinker")
 #pragma push_macro("unlock")
@@ -1489,6 +1491,7 @@
 #undef take
 #undef taken
 #undef target
+#undef tasks
 #undef temporary
 #undef tensor
 #undef tensors
@@ -1511,6 +1514,7 @@
 #undef truth
 #undef turn
 #undef type
+#undef unanswered
 #undef unlink
 #undef unlinker
 #undef unlock

@@ -1,5 +1,5 @@
-// The manifest of a session, session.json: what the session is and whose, so that any process can judge it. Says
-// nothing of where sessions live.
+// The manifest of a session, session.json: what the session is, and which processes have it, so that any process can
+// judge it. Does not know where sessions live.
 #ifndef TR_MMAP_MANIFEST_HPP
 #define TR_MMAP_MANIFEST_HPP
 
@@ -26,7 +26,7 @@ struct Manifest {
     std::string session_id;
     Identity controller;
     std::optional<Identity> worker;      // nothing until it is started
-    std::string worker_mark;             // tells the worker from a late one of an earlier start
+    std::string worker_mark;             // tells the present worker from one of an earlier start that lives on
     std::vector<std::string> doorbells;  // semaphores that may still have a name; a sweeper removes them
     std::optional<std::uint64_t> budget_nbytes;  // how both sides keep their tensors: see SessionOptions
     double block_ms = 0;
@@ -42,7 +42,7 @@ inline void append_identity(std::string& out, const Identity& identity) {
     out += ",\"pid_namespace\":" + std::to_string(identity.pid_namespace) + "}";
 }
 
-/// Put the manifest into a directory, or another in its place, in one step.
+/// Write the manifest into a directory; replaces an earlier one in one step.
 inline void write_manifest(const std::string& directory, const Manifest& manifest) {
     std::string text = "{\"protocol\":" + std::to_string(wire::protocol_version) + ",\"session_id\":";
     json::append_string(text, manifest.session_id);
@@ -102,7 +102,7 @@ inline Identity read_identity(const json::Value& value, const std::string& path)
     return identity;
 }
 
-/// The members of a manifest that one needs to judge the session; nothing if there is no manifest.
+/// Read the members of a manifest that are needed to judge the session; nothing if there is no manifest.
 ///
 /// @throws BadMessage it is garbled, or too large to be one.
 /// @throws HostilePath it is not a file of our own.

@@ -37,7 +37,7 @@ namespace detail {
 class Mirror {
 public:
     /// @param page stays mapped for as long as the mirror lives.
-    /// @param kept a line whose first word is this stays for a while if the page has another; "" for none.
+    /// @param kept a word: a line of the file that begins with it is not overwritten for a while; "" for no such word.
     Mirror(const Mapping& page, std::string path, std::string kept = "")
         : page_(&page), path_(std::move(path)), directory_(directory_of(path_)), kept_(std::move(kept)) {}
     /// @param ring whose latest slot is the page; lives as long as the mirror.
@@ -66,11 +66,11 @@ public:
         if (is_stale()) show();
     }
 
-    /// Let the mirror be stale, because the other side may write the file.
+    /// Treat the mirror as stale, because the other side may write the file.
     void forget() noexcept { head_ = {}; }
 
-    /// Of a status page: write that the worker is busy, if the page says that it waits for requests; else the page's
-    /// line. The mirror is stale when the page says anything else. A file that somebody wrote by hand a moment ago is
+    /// For a status page: if the page says that the worker waits for requests, write "busy", else the page's line.
+    /// After that the mirror is stale as soon as the page changes. A file that somebody wrote by hand a moment ago is
     /// left alone.
     void foretell_busy() noexcept {
         struct stat info;
@@ -135,8 +135,8 @@ private:
         return info.st_dev == device_ && info.st_ino == inode_ && info.st_nlink == 1;
     }
 
-    /// Whether the descriptor is still of the file that we opened. If not, the process has closed it, and the number may
-    /// be another file's by now.
+    /// Whether the descriptor still belongs to the file that we opened. If not, the application has closed it, and its
+    /// number may belong to another file by now.
     bool is_open(struct stat& info) noexcept {
         if (fd_ < 0) return false;
         if (::fstat(fd_, &info) == 0 && info.st_dev == device_ && info.st_ino == inode_) return true;
@@ -154,7 +154,7 @@ private:
         return std::chrono::duration_cast<Clock::duration>(pause);
     }
 
-    /// Have an open file of the mirror's name.
+    /// Open the file of the mirror's name, unless it is open; false if that is not possible now.
     bool find_file(struct stat& info) noexcept {
         const Clock::time_point now = Clock::now();
         const bool is_due = now >= next_check_;
@@ -170,9 +170,9 @@ private:
         return is_there || open_again(info, missed_ && now >= *missed_);
     }
 
-    /// Open the file that the name leads to; anything else in its place but a directory goes away. Makes a new one only
-    /// if it may, and so not at once: whoever removes the session's directory by hand has removed this file first, and
-    /// would find another one in it.
+    /// Open the file that the name leads to. Anything there but a regular file of ours and a directory is removed. A
+    /// new file is made only with ``may_create``, some time after the old one has gone: somebody who removes the
+    /// session's directory by hand removes this file first, and would find a new one in the directory.
     bool open_again(struct stat& info, bool may_create) noexcept {
         const int always = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
         close_file();
@@ -184,7 +184,7 @@ private:
             if (!missed_) missed_ = Clock::now() + check_pause();
             return false;
         }
-        nbytes_ = wire::mirror_nbytes;  // of another size it is not ours
+        nbytes_ = wire::mirror_nbytes;  // a file of another size was written by somebody else
         if (fd_ >= 0 && (::fstat(fd_, &info) != 0 || !S_ISREG(info.st_mode) || info.st_uid != ::geteuid() ||
                          info.st_nlink != 1)) {
             close_file();
@@ -207,8 +207,8 @@ private:
         return true;
     }
 
-    /// Whether somebody emptied or wrote the file by hand so recently that he may write on, or the worker not have read
-    /// it.
+    /// Whether somebody emptied or wrote the file by hand a moment ago: they may write on, or the worker may not have
+    /// read it yet.
     bool is_by_hand(const struct stat& info) const noexcept {
         if (static_cast<std::size_t>(info.st_size) == nbytes_ && !is_kept()) return false;
         struct timespec now;
@@ -218,7 +218,7 @@ private:
         return std::fabs(age_s) < (info.st_size == 0 ? wire::empty_grace_s : wire::hand_grace_s);
     }
 
-    /// Whether the file's line has the word that stays, and the page's line has not.
+    /// Whether the file's line begins with the word that is kept, and the page's line does not.
     bool is_kept() const noexcept {
         char text[16];
         if (kept_.empty() || kept_.size() >= sizeof text || does_page_say(kept_)) return false;
@@ -233,7 +233,7 @@ private:
     KnownDirectory directory_;
     std::string kept_;
     int fd_ = -1;
-    dev_t device_ = 0;  // which file the descriptor is of: the process may have closed it, and opened another
+    dev_t device_ = 0;  // identifies the file that we opened: the application may have closed the descriptor
     ino_t inode_ = 0;
     std::size_t nbytes_ = 0;  // the file's size when we last wrote it; another size shows that somebody else did
     Head head_{};

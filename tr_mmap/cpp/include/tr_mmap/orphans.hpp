@@ -1,5 +1,5 @@
-// Ends workers that outlive their controller, and processes that outlive their worker. Never ends an unproved process.
-// Python's side is tr_mmap/processes/orphans.py and tree.py.
+// Ends workers that outlive their controller, and processes that outlive their worker. Never ends a process that is not
+// proved to be one of these. Python's side is tr_mmap/processes/orphans.py and tree.py.
 #ifndef TR_MMAP_ORPHANS_HPP
 #define TR_MMAP_ORPHANS_HPP
 
@@ -48,7 +48,7 @@ inline bool is_tracker(const Identity& process) {
 
 /// Kill processes until there are none; resource trackers once they had time to clean up after the others.
 ///
-/// @param find those that still live. Called again and again: a process that is being killed may have just forked.
+/// @param find returns those that still live. Called again and again: a process may fork just before it is killed.
 template <typename Action>
 void kill_all(Action find, Clock::time_point deadline) {
     bool has_waited = false;
@@ -72,9 +72,9 @@ void kill_all(Action find, Clock::time_point deadline) {
 /// Wait for the worker of a dead controller to end, then kill it. Returns whether it has ended.
 ///
 /// @param worker from the session's manifest.
-/// @param mark from there too; the controller gave it to this worker alone. A process without it is not killed.
-/// @param deadline until when it may end by itself.
-/// @param lock_path of the lock that it holds for life. In another namespace of pids it is only waited for.
+/// @param mark also from the manifest; only this worker has it. A process without it is not killed.
+/// @param deadline the moment until which it may end by itself.
+/// @param lock_path of the lock that it holds for life. A worker in another PID namespace is only waited for.
 inline bool end_orphan(const Identity& worker, const std::string& mark, Clock::time_point deadline,
                        const std::string& lock_path) {
     if (!worker.is_judgeable()) {

@@ -56,8 +56,8 @@ public:
     /// @param budget_nbytes most payload capacity to hold at once; nothing for no limit but the file system's.
     /// @param block_ms at the budget, how long to wait for the reader to release views before throwing OutOfSpace.
     /// @param has_checksum whether to store each payload's CRC-32.
-    /// @param is_reader_gone tells that the reader will never release anything any more.
-    /// @param pause lets a moment pass at the budget; other threads may use the pool meanwhile.
+    /// @param is_reader_gone returns whether the reader has ended, so that it will not release anything any more.
+    /// @param pause called between two looks while the pool waits at the budget; other threads may use the pool then.
     SegmentPool(std::string directory, std::optional<std::uint64_t> budget_nbytes, double block_ms, bool has_checksum,
                 std::function<bool()> is_reader_gone, std::function<void()> pause)
         : directory_(std::move(directory)),
@@ -67,7 +67,7 @@ public:
           is_reader_gone_(std::move(is_reader_gone)),
           pause_(std::move(pause)) {}
 
-    /// Until when the next publish() or empty() may wait at the budget, at most.
+    /// The latest moment until which the next publish() or empty() may wait at the budget.
     void set_latest(Clock::time_point latest) noexcept { latest_ = latest; }
 
     /// Put a tensor into a segment and stamp it; the caller holds the segment once, until release(). A loan is
@@ -110,12 +110,12 @@ public:
         return Tensor(shape, dtype, std::move(storage));
     }
 
-    /// Undo one hold; with the last one gone the segment may be filled again once its lease is free.
+    /// Release one hold. When the last one is gone, the segment may be filled again as soon as its lease is free.
     void release(const SegmentPtr& segment) {
         if (--segment->holds == 0) make_free(segment);
     }
 
-    /// The reader's leases mean nothing any more, but a child of the reader may live: never fill again what it held.
+    /// The reader has died. A forked child of it may still have views, so segments that it held are never filled again.
     void reader_died() {
         for (const auto& each : segments_) {
             const std::uint64_t lease = load_word(each.second->words() + wire::lease_word);
@@ -179,7 +179,7 @@ private:
         }
     }
 
-    /// Publish a loan in place; null if it is none, or its memory has to be copied after all.
+    /// Publish a loan in place; null if the tensor is not a loan of this pool, or must be copied after all.
     SegmentPtr publish_loan(const Tensor& tensor) {
         LoanStorage* loan = tensor.storage() ? tensor.storage()->as_loan() : nullptr;
         if (!loan || !loan->is_of(returned_)) return nullptr;
@@ -214,7 +214,7 @@ private:
                 header.payload_checksum = crc32(payload, nbytes_of(shape, dtype));
             }
             const std::vector<std::byte> raw = encode_header(header);
-            std::byte* head = segment.mapping.data();  // all but the live line, which the reader shares
+            std::byte* head = segment.mapping.data();  // copy all but the live line, which the reader stores to as well
             std::memcpy(head, raw.data(), wire::live_offset);
             std::memcpy(head + wire::dims_offset, &raw[wire::dims_offset], raw.size() - wire::dims_offset);
             store_word(words + wire::layout_word, seq);
@@ -226,7 +226,7 @@ private:
         published_ += 1;
     }
 
-    /// A segment without readers, on no free list; and whether it holds ``source`` already.
+    /// A segment without readers, taken off its free list; and whether it holds ``source`` already.
     std::pair<SegmentPtr, bool> take(std::uint64_t nbytes, const void* source) {
         const std::uint64_t capacity = class_nbytes(nbytes);
         takes_ += 1;
@@ -248,7 +248,7 @@ private:
         return pop_unviewed(capacity);
     }
 
-    /// Put segments whose views are gone back on their free list; looks at ``count`` of those that wait for longest.
+    /// Put segments whose views are gone back on their free list; looks at the ``count`` that have waited longest.
     void look_at_awaiting(std::uint64_t capacity, std::size_t count) {
         std::deque<SegmentPtr>& awaiting = awaiting_[capacity];
         for (count = std::min(count, awaiting.size()); count > 0; --count) {
@@ -259,16 +259,16 @@ private:
         }
     }
 
-    /// The warmest free segment whose lease is free; those that the reader has a view of are set aside. So a take costs
-    /// the same however many there are.
+    /// The most recently used free segment whose lease is free. Segments that the reader has a view of are moved to
+    /// another list, so that later takes need not look at them again.
     SegmentPtr pop_unviewed(std::uint64_t capacity) {
-        std::vector<SegmentPtr>& free = free_[capacity];  // the last one is the warmest
+        std::vector<SegmentPtr>& free = free_[capacity];  // the most recently used is the last
         while (!free.empty()) {
             const SegmentPtr segment = std::move(free.back());
             free.pop_back();
             std::uint64_t* words = segment->words();
-            store_word(words + wire::seq_word, 0);  // a reader that enters after this is turned away
-            full_fence();                           // and the lease of one that entered before is seen
+            store_word(words + wire::seq_word, 0);  // a reader that stores its lease after this finds another seq
+            full_fence();                           // the lease of a reader that stored it before is seen below
             const std::uint64_t lease = load_word(words + wire::lease_word);
             if (load_word(words + wire::guest_word) != 0 || lease == wire::lease_pinned) retire(segment);
             else if (lease == wire::lease_free) return segment;
@@ -299,7 +299,8 @@ private:
         }
     }
 
-    /// At the budget: use what is free, else wait for the reader. A fitting segment, or null: make one.
+    /// At the budget: use a free segment, or retire free ones, else wait for the reader. Returns a segment that fits,
+    /// or null if there is room now to make one.
     SegmentPtr wait_for_room(std::uint64_t capacity) {
         const Clock::time_point deadline = std::min(deadline_in(block_ms_), latest_);
         while (true) {
@@ -358,7 +359,7 @@ private:
         for (auto& each : awaiting_) look_at_awaiting(each.first, each.second.size());
     }
 
-    /// Once in a while, retire free segments of sizes that the traffic no longer uses.
+    /// Once in a while, retire free segments of sizes that no tensor has had for long.
     void retire_idle(std::uint64_t wanted_capacity) {
         const std::uint64_t elapsed = takes_ - trimmed_at_;
         if (elapsed < wire::trim_takes) return;
@@ -407,7 +408,7 @@ private:
         nbytes_ -= segment->capacity();
         if (directory_.is_there()) unlink_file(segment->path);
         if (is_unseen) {
-            // The reader has it mapped still; without its pages that costs address space only.
+                // The reader still has it mapped; without its pages that costs address space only.
             ::madvise(segment->mapping.data() + wire::payload_offset, segment->capacity(), madv_remove);
         }
         return is_unseen;
@@ -422,7 +423,7 @@ private:
     Clock::time_point latest_ = Clock::time_point::max();
     std::unordered_map<std::string, SegmentPtr> segments_;   // by name
     std::map<std::uint64_t, std::vector<SegmentPtr>> free_;  // by capacity
-    std::map<std::uint64_t, std::deque<SegmentPtr>> awaiting_;  // by capacity: viewed when they were last looked at
+    std::map<std::uint64_t, std::deque<SegmentPtr>> awaiting_;  // by capacity: the reader had a view at the last look
     std::uint64_t trimmed_at_ = 0;                              // the count of takes then
     std::shared_ptr<ReturnedLoans> returned_ = std::make_shared<ReturnedLoans>();
     std::uint64_t nbytes_ = 0;

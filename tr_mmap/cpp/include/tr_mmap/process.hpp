@@ -42,10 +42,10 @@ namespace detail {
 
 inline constexpr double terminate_grace_ms = 1000 * wire::terminate_grace_s;
 
-/// posix_spawn's bookkeeping, freed with its owner.
+/// posix_spawn's attributes and file actions, freed with their owner.
 ///
-/// posix_spawn, not fork: the child shares our memory until it has called exec. So no page table of large mappings is
-/// copied, no fork handler runs, and a child of a threaded program touches nothing of ours (locks, malloc).
+/// Why posix_spawn and not fork: the child shares our memory until it has called exec. So the page tables of large
+/// mappings are not copied, no fork handler runs, and the child of a threaded program uses none of our locks.
 class Spawner {
 public:
     Spawner() {
@@ -62,8 +62,8 @@ public:
     /// Start a program, found on PATH if its name has no slash.
     ///
     /// @param log becomes its stdout and stderr.
-    /// @param inherited become its descriptors from first_inherited on; it gets no others. Their numbers here are
-    ///     not among those, see handed_on().
+    /// @param inherited descriptors that it gets, numbered from first_inherited on; it gets no others. Use handed_on()
+    ///     to give them numbers here that are not among those.
     /// @param directory its working directory, from which a relative program is found; "" for this process's.
     /// @throws ScriptNotFound there is no such program.
     pid_t spawn(const std::vector<std::string>& argv, const std::vector<std::string>& env, const Fd& log,
@@ -77,13 +77,13 @@ public:
         close_others_after(next);
         sigset_t none, defaults;
         ::sigemptyset(&none);
-        ::sigfillset(&defaults);  // whatever this program ignores or blocks is no business of the worker's
-        ::sigdelset(&defaults, SIGHUP);  // nohup(1) is meant for the children too
+        ::sigfillset(&defaults);  // the worker must not inherit which signals this program ignores
+        ::sigdelset(&defaults, SIGHUP);  // except SIGHUP: nohup(1) is meant for the children too
         ::sigdelset(&defaults, SIGKILL);
         ::sigdelset(&defaults, SIGSTOP);
         check(::posix_spawnattr_setsigmask(&attributes_, &none));
         check(::posix_spawnattr_setsigdefault(&attributes_, &defaults));
-        // A session of its own: Ctrl-C at the terminal is the controller's to deal with.
+        // A session of its own, so that Ctrl-C at the terminal signals the controller only.
         check(::posix_spawnattr_setflags(
             &attributes_, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF));
         if (!directory.empty()) change_directory(directory);
@@ -110,7 +110,7 @@ public:
     static constexpr int first_inherited = STDERR_FILENO + 1;
     static constexpr int most_inherited = 2;
 
-    /// The same file under a number that no inherited descriptor gets: none takes the place of another one.
+    /// The same file under a number that no inherited descriptor gets, so that none overwrites another in the child.
     static Fd handed_on(Fd fd) { return at_least(first_inherited + most_inherited, std::move(fd)); }
 
 private:
@@ -170,8 +170,8 @@ private:
 
 /// A process that this one started, in a session of its own, its output in a log.
 ///
-/// It inherits one end of a pipe, the lifeline. When this process is gone, for whatever reason, the kernel tells the
-/// worker so, even if a handler in native code keeps Python from running: tr_mmap/processes/lifeline.py explains it.
+/// It inherits one end of a pipe, the lifeline. When this process ends, for whatever reason, the kernel signals the
+/// worker, even while native code keeps Python from running. tr_mmap/processes/lifeline.py explains it.
 class WorkerProcess {
 public:
     /// Start a program, without a shell.
@@ -182,7 +182,7 @@ public:
     /// @param log where stdout and stderr go.
     /// @param lock_path of the worker's lock; a new file, in place of an older one. The worker has the lock from its
     ///     first moment on.
-    /// @param mark the value of the variable that marks its tree; unlike any other.
+    /// @param mark the unique value of the variable that marks its tree.
     /// @param is_quiet false also copies its output to this process's stderr.
     WorkerProcess(const std::vector<std::string>& argv, std::vector<std::string> env, const std::string& directory,
                   WorkerLog log, const std::string& lock_path, const std::string& mark, bool is_quiet)
@@ -233,22 +233,25 @@ public:
         return code_;
     }
 
-    /// Whether it has ended, and neither a signal nor terminate_tree() has ended it.
+    /// Whether it has ended, and neither by a signal nor by terminate_tree().
     ///
-    /// @param has_said_farewell whether its last status is that of its end. This tells if the application has reaped it.
+    /// @param has_said_farewell whether its last status is "terminated". Used if the application has reaped the
+    ///     process, so that its exit status is not known.
     bool has_ended_by_itself(bool has_said_farewell) {
         return !is_alive() && !is_forced_ && exit_code().value_or(has_said_farewell ? 0 : -SIGKILL) >= 0;
     }
 
-    /// Wait for its end; whether it has ended.
+    /// Wait for its end; returns whether it has ended.
     bool wait(Clock::time_point deadline) {
         if (is_alive()) wait_for_ends({identity_}, deadline);
         return !is_alive();
     }
 
-    /// The last lines of its output, from its last 16 KiB, and how a dump of Python's at a fatal error begins, if that is
-    /// longer (see log_tail() in worker_log.hpp); "" if the log is gone.
+    /// The last lines of its output, as log_tail() in worker_log.hpp finds them.
     std::string log_tail(int lines = 20) const { return detail::log_tail(log_path_, lines); }
+
+    /// Whether it has printed anything, also if that is not in log_tail().
+    bool has_printed() const { return detail::has_output(log_path_); }
 
     /// Start or stop copying what the worker writes from now on to this process's stderr.
     void forward_log(bool is_wanted) {
@@ -281,7 +284,7 @@ private:
         return reading;
     }
 
-    /// End just the worker, which has done nothing yet.
+    /// Kill the worker alone, which has not started anything yet.
     void end_child() noexcept {
         ::kill(pid_, SIGKILL);
         while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) continue;
@@ -320,7 +323,7 @@ private:
             if (seen != stats.end() && !seen->second.is_ended) {
                 result.push_back(Identity::local(pid, seen->second.start_ticks));
             } else if (seen == stats.end() && is_own_pid && pid == pid_) {
-                result.push_back(identity_);  // there is no descriptor to see processes with
+                result.push_back(identity_);  // no descriptor is left to read /proc
             }
         }
         return result;

@@ -179,7 +179,7 @@ inline bool is_one_word(std::string_view text) {
     return !text.empty() && std::none_of(text.begin(), text.end(), splits);
 }
 
-/// The same, or a list of such words.
+/// A parameter as in word_of(), or a list of them, which are joined.
 inline std::string words_of(const json::Value& value) {
     const auto* list = value.get<json::Array>();
     if (!list) return word_of(value);

@@ -1,4 +1,4 @@
-// What a request ends with: a result, or the error that says why there is none. Waits for no response.
+// The result of a request, or the error that says why there is none. Does not wait for responses.
 #ifndef TR_MMAP_RESULTS_HPP
 #define TR_MMAP_RESULTS_HPP
 
@@ -27,10 +27,10 @@ struct Result {
     Response response;
     std::vector<Tensor> tensors = {};
     std::exception_ptr fault = {};   // why there is no such response, or no such tensors
-    bool is_to_be_received = false;  // its tensors: that was not wanted yet, or a limit was in the way
+    bool is_to_be_received = false;  // its tensors were not received yet: nobody wanted them, or a limit prevented it
     std::uint64_t asker = 0;         // marks the thread that made the request
-    bool is_lost = false;            // with its worker
-    bool is_given_up = false;        // and its asker has started the next worker since: its next request is in its place
+    bool is_lost = false;            // the worker has ended before it responded
+    bool is_given_up = false;        // lost, and its asker has started a new worker: its next request replaces this one
 };
 
 [[noreturn]] inline void throw_remote_error(const std::string& command, const Failure& failure) {
@@ -55,21 +55,42 @@ inline std::string shown_ms(double ms) {
     return ms < 1000 ? format_real(ms == 0 ? 0.0 : ms, 'g', 4) : format_real(ms, 'f', 0);  // 0 has a sign, too
 }
 
-/// What the worker is doing, for the text of a ResponseTimeout. ``command`` is the pending one.
-inline std::string describe(const WorkerHandle& worker, const std::string& command) {
-    const std::int64_t pid = worker.process->identity().pid;
-    std::string text = "its worker, process " + std::to_string(pid) + " (" + state_of(pid) + "), ";
-    try {
-        const Status status = worker.channel->read_status();
-        if (status == Status::BUSY && !worker.channel->is_busy_by_hand()) {
-            return text + "has begun to work on '" + command + "'";
-        }
-        if (status == Status::STARTING) return text + "has not reached server.run() yet";
-        text += "has not begun to work on '" + command + "'";
-        return status == Status::BUSY ? text + ", because it works on a request that somebody wrote by hand" : text;
-    } catch (const TRException&) {
-        return text + "shows no status that can be read";
-    }
+/// Note in a ResponseTimeout what the worker's process does. Returns that in words.
+inline std::string note_state(ResponseTimeout& error, const WorkerHandle& worker) {
+    error.pid = worker.process->identity().pid;
+    error.state = state_of(error.pid);
+    error.last_moved_ms = worker.channel->heartbeat_age_ms();
+    std::string text = "process " + std::to_string(error.pid) + wire::process_is + error.state;
+    if (error.last_moved_ms) text += wire::last_moved + format_real(*error.last_moved_ms / 1000, 'f', 1) + " s ago";
+    return text;
+}
+
+/// The error for a response that has not come. It says what the worker does.
+///
+/// @param command of the request; "" if the caller has made none.
+/// @param other the command of the request that is under way, because of which this one was not sent; null if it was.
+inline ResponseTimeout unanswered(const WorkerHandle& worker, const std::string& command, double timeout_ms,
+                                  const std::string* other = nullptr) {
+    ResponseTimeout found("", timeout_ms, command);
+    const std::string state = note_state(found, worker);
+    const std::string number = std::to_string(found.pid);
+    const Status status = worker.channel->read_status();
+    const bool is_taken_up = status == Status::BUSY && !worker.channel->is_busy_by_hand();
+    std::string taken = is_taken_up ? wire::taken_up : wire::not_taken_up;
+    if (status == Status::BUSY && !is_taken_up) taken += wire::busy_with_other;
+    if (status == Status::STARTING) taken = wire::still_starting;
+    std::string advice = wire::wait_advice;
+    if (found.state == wire::process_stopped) advice = wire::stopped_advice + number;
+    else if (is_taken_up) advice += wire::abort_advice + number;
+    std::string text = command.empty() ? "no response" : "no response to '" + command + "'";
+    text += " within " + shown_ms(timeout_ms) + " ms";
+    if (other) text += wire::not_sent + (other->empty() ? "" : " ('" + *other + "')");
+    ResponseTimeout error(text + ": " + taken + "; " + state + "; " + advice, timeout_ms, command);
+    error.pid = found.pid;
+    error.state = found.state;
+    error.last_moved_ms = found.last_moved_ms;
+    error.is_taken_up = is_taken_up && !other;
+    return error;
 }
 
 /// Whether a program's file name is an interpreter's.
@@ -92,7 +113,7 @@ inline std::string advice_on(const WorkerHandle& worker, const std::string& outp
 
 /// How a worker ended, as the error for those that wait for it.
 inline WorkerDied died_error(const WorkerHandle& worker, const std::string& session_id) {
-    // The watch may be faster than the kernel's bookkeeping.
+    // The watch may notice the death before the exit status can be read.
     if (!worker.has_ended_service()) worker.process->wait(deadline_in(1000));
     const bool lives_on = worker.lives_on();
     const std::optional<int> code = lives_on ? std::nullopt : worker.process->exit_code();
@@ -100,7 +121,9 @@ inline WorkerDied died_error(const WorkerHandle& worker, const std::string& sess
     const std::string how = !code      ? "with status unknown"
                             : *code < 0 ? "killed by signal " + std::to_string(-*code)
                                         : "status " + std::to_string(*code);
-    const std::string output = tail.empty() ? "; it printed nothing" : "; its last output:\n" + tail;
+    const std::string output = !tail.empty()                   ? wire::last_output + tail
+                               : worker.process->has_printed() ? wire::no_output_since
+                                                               : wire::no_output;
     const std::string what = lives_on ? "has ended its service, and its process " +
                                             std::to_string(worker.process->identity().pid) +
                                             " waits for its own threads or processes"

@@ -40,11 +40,12 @@ struct PoolSegment {
     std::uint64_t* words() const { return words_of(mapping.data()); }
     std::uint64_t capacity() const { return mapping.size() - wire::payload_offset; }
 
-    /// The reader has a view: retiring the segment would free nothing, and it would no longer be counted.
+    /// Whether the reader has a view. Then retiring the segment would free no memory, and the pool would no longer
+    /// count it.
     bool is_viewed() const { return load_word(words() + wire::lease_word) == wire::lease_held; }
 
-    /// The same memory, mapped read-only: for the tensors of a loan that was published. For any thread. Without a lock:
-    /// in a fork's child, a thread of its parent could hold it for ever.
+    /// The same memory, mapped read-only, for the tensors of a loan that was published. Any thread may call this. It
+    /// takes no lock, because in a forked child a thread of the parent could hold that for ever.
     std::byte* read_only() {
         if (std::byte* known = readable) return known;
         // Size 0 duplicates a shared mapping, also of a file whose name is gone: mremap(2).
@@ -71,7 +72,7 @@ struct PoolSegment {
     const Mapping mapping;
     std::atomic<std::byte*> readable{nullptr};  // as large as mapping
     std::uint64_t seq = 0;
-    int holds = 0;  // how many tags, messages and loans need its content; it is not filled while there are any
+    int holds = 0;  // how many tags, messages and loans need its content; it is filled again only when this is 0
     std::optional<Layout> layout;
     std::atomic<bool> is_loaned{false};  // handed out by empty() and not published yet
     bool is_tainted = false;      // a process without a lease may have a view: retire it, never fill it again
@@ -96,7 +97,7 @@ public:
     LoanStorage(std::shared_ptr<PoolSegment> segment, std::shared_ptr<ReturnedLoans> returned)
         : segment_(std::move(segment)), returned_(std::move(returned)), fork_count_(ForkState::fork_count()) {}
     ~LoanStorage() override {
-        if (ForkState::pid() != pid_) return;  // a fork's child: a thread of its parent may have held the list's mutex
+        if (ForkState::pid() != pid_) return;  // in a forked child, a thread of the parent may hold the list's mutex
         try {
             const std::lock_guard<std::mutex> lock(returned_->mutex);
             returned_->loans.push_back({segment_, ForkState::fork_count() != fork_count_});

@@ -67,13 +67,13 @@ struct MappedSegment {
 /// A view of a segment.
 class SegmentView final : public Storage {
 public:
-    /// ForkState::mutex is held, and so is the lease.
+    /// Call it with ForkState::mutex and the lease held.
     SegmentView(std::shared_ptr<MappedSegment> segment, std::uint64_t offset)
         : segment_(std::move(segment)), offset_(offset) {
         if (segment_->views++ == 0) segment_->fork_count = ForkState::fork_count();
     }
     ~SegmentView() override {
-        if (ForkState::pid() != segment_->pid) return;  // a fork's child: the lease is its parent's
+        if (ForkState::pid() != segment_->pid) return;  // in a forked child: the lease belongs to the parent
         const std::lock_guard<std::mutex> lock(ForkState::mutex());
         if (--segment_->views > 0) return;
         if (segment_->fork_count != ForkState::fork_count()) segment_->is_pinned = true;
@@ -98,8 +98,8 @@ public:
     ///
     /// @throws StaleTensor the segment holds another tensor by now, or is gone.
     /// @throws SessionNotStarted the session's directory was removed or replaced.
-    /// @throws BadMessage what is named is no segment.
-    /// @throws TSRFormatError what is there is not a tensor; PAYLOAD_CHECKSUM: not the one that was published.
+    /// @throws BadMessage the name cannot be that of a segment.
+    /// @throws TSRFormatError the file holds no tensor; PAYLOAD_CHECKSUM: the payload does not match its checksum.
     Tensor receive(const TensorRef& ref) {
         const std::shared_ptr<MappedSegment> segment = find(ref);
         Header header;
@@ -145,7 +145,7 @@ private:
             if (place.slots) slabs_[place.file] = file;
         }
         auto segment = std::make_shared<MappedSegment>(ref.segment, std::move(file), place.slot);
-        // A child of ours may have a view that we had when it was forked: that lease is not ours to release.
+        // A forked child of this process may use a view that we had at the fork: never release that lease.
         segment->is_pinned = load_word(segment->words() + wire::lease_word) == wire::lease_pinned;
         order_.push_back(segment);
         mapped_[ref.segment] = segment;
@@ -163,8 +163,8 @@ private:
         return std::make_shared<const MappedFile>(map_write(fd, place.heads_nbytes()), map_read(fd, nbytes));
     }
 
-    /// Look at a few segments, and unmap those without views that the owner has retired, or that are too many and were
-    /// not used for longest. So a new segment costs the same however many there are.
+    /// Look at a few segments. Unmap those without views that the owner has retired; and, if too many are mapped, those
+    /// that were not used since the last look. So mapping a new segment costs the same however many there are.
     void forget_some() {
         const std::lock_guard<std::mutex> lock(ForkState::mutex());
         for (std::size_t looks = std::min<std::size_t>(wire::looks_per_take, order_.size()); looks > 0; --looks) {
@@ -183,13 +183,13 @@ private:
         }
     }
 
-    /// Take over what the header says, if its layout has changed since the last time.
+    /// Parse the header, if its layout has changed since the last time.
     static void parse(MappedSegment& segment, const TensorRef& ref) {
         const std::uint64_t layout_seq = load_word(segment.words() + wire::layout_word);
         if (layout_seq == segment.layout_seq && layout_seq != 0) return;
         segment.layout_seq = 0;
         std::byte raw[wire::v2_header_nbytes];
-        std::memcpy(raw, segment.head, sizeof raw);  // one copy, then parsed: the peer could change it
+        std::memcpy(raw, segment.head, sizeof raw);  // parse a copy, because the peer could change the header meanwhile
         segment.parsed = decode_header(raw, sizeof raw, segment.payload.size(), ref.segment);
         if (!segment.parsed.is_segment) {
             throw TSRFormatError(ref.segment + " is a plain TSR file, not a segment", Fault::BAD_FLAGS, ref.segment);
@@ -219,7 +219,7 @@ private:
     KnownDirectory directory_;
     bool is_to_verify_;
     std::map<std::string, std::shared_ptr<MappedSegment>> mapped_;    // by name
-    std::deque<std::shared_ptr<MappedSegment>> order_;                // the longest not looked at first
+    std::deque<std::shared_ptr<MappedSegment>> order_;                // the one to be looked at next is first
     std::map<std::string, std::weak_ptr<const MappedFile>> slabs_;    // by the name of the file
 };
 

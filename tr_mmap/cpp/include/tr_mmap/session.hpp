@@ -1,4 +1,4 @@
-// The controlling side: start a Python worker, send it tensors, send requests, get tensors back.
+// The controller's side: start a Python worker, send it tensors and requests, and receive tensors.
 #ifndef TR_MMAP_SESSION_HPP
 #define TR_MMAP_SESSION_HPP
 
@@ -35,12 +35,12 @@ inline constexpr double EXIT_TIMEOUT_MS = wire::exit_timeout_ms;
 /// the whole call, the wait for another thread's request included. Every error is a TRException; what waits for a
 /// response may throw
 ///   ResponseTimeout    none came in time; the worker goes on, and the same wait may be repeated;
-///   WorkerDied         the worker ended: log_tail says why, start() starts anew and knows the same tags;
+///   WorkerDied         the worker ended: log_tail says why; start() starts a new worker, which knows the same tags;
 ///   RemoteError        the handler failed; UnknownCommand if there is none, RemoteOutOfSpace if it lacked memory;
 ///   SessionNotStarted  another thread has closed the session.
 ///
-/// Threads may share a session. Requests wait for one another; everything else does not wait for a request. A child
-/// made by fork(2) may use nothing of it: each call throws SessionNotStarted there, or does nothing.
+/// Threads may share a session. Requests wait for one another; all other calls do not wait for a request. A child made
+/// by fork(2) cannot use it: each call throws SessionNotStarted there, or does nothing.
 class PythonSession {
 public:
     /// @param script_path a Python script that runs a server, or "default" for the worker that ships with tr_mmap. A
@@ -48,7 +48,7 @@ public:
     /// @param session_id names the session on this machine; at most 64 of A-Z a-z 0-9 _ . -
     /// @param quiet_mode false also prints the worker's output to this process's stderr.
     /// @throws ScriptNotFound a path is relative, and this process has no current directory.
-    /// @throws HostilePath that of TR_WORKSPACE is.
+    /// @throws HostilePath the path in TR_WORKSPACE is relative, and this process has no current directory.
     explicit PythonSession(const std::string& script_path = wire::default_worker, std::string session_id = "default",
                            bool quiet_mode = false, SessionOptions options = {})
         : script_path_(detail::resolved_script(script_path)),
@@ -62,7 +62,8 @@ public:
     PythonSession& operator=(const PythonSession&) = delete;
     ~PythonSession() {
         if (is_of_other_process()) {
-            // A fork's child: locks and threads are its parent's, and may be in any state. Never destroy them here.
+            // In a forked child, locks and threads belong to the parent, and may be in any state: never destroy them
+            // here.
             static_cast<void>(new std::shared_ptr<detail::Dispatcher>(std::move(dispatcher_)));
             return;
         }
@@ -97,7 +98,7 @@ public:
         }
     }
 
-    /// start(), and wait so long until the worker is ready. The first request waits for it anyhow.
+    /// As start(), and wait up to ``ready_ms`` until the worker is ready. (The first request would wait for it anyway.)
     void start(double ready_ms) {
         detail::checked_deadline_in(ready_ms);  // before anything is started
         start();
@@ -110,8 +111,8 @@ public:
         return worker && worker->process->is_alive() && !worker->is_over();
     }
 
-    /// End the worker and every process it started: SIGTERM, a second, SIGKILL. Tags stay; start() starts anew. May be
-    /// called while another thread waits, which gets WorkerDied.
+    /// End the worker and every process that it started: SIGTERM, and SIGKILL a second later. Tags stay; start() starts
+    /// a new worker. Another thread that waits gets WorkerDied.
     void terminate() {
         if (const auto worker = worker_or_null()) {
             worker->process->terminate_tree();
@@ -119,7 +120,7 @@ public:
         }
     }
 
-    /// Wait for the worker's end; whether it has ended. False at once in a fork's child: it is not that process's.
+    /// Wait for the worker's end; returns whether it has ended. Returns false at once in a forked child.
     bool join(double timeout_ms = std::numeric_limits<double>::infinity()) {
         const auto deadline = detail::checked_deadline_in(timeout_ms);
         if (is_of_other_process()) return false;
@@ -127,12 +128,13 @@ public:
         return !worker || worker->process->wait(deadline);
     }
 
-    /// Request that the worker end, wait, and if it has ended clean up: the session is over and its tags are gone. A
-    /// request that is under way, of whatever thread, is answered first, if there is time for that.
+    /// Request that the worker end, and wait for that. If it has ended, clean up: the session is over, and its tags are
+    /// gone. A request of any thread that is under way is answered first, if there is time for that.
     ///
-    /// @param ensure end it by force if it does not by itself.
-    /// @returns whether it ended by itself; true if there is nothing to end, after close() say; false if a signal ended
-    /// it, for example that of terminate(). False at once in a fork's child, which ends nothing.
+    /// @param ensure end the worker by force if it does not end by itself in time.
+    /// @returns whether it ended by itself; true if there was nothing to end; false if a signal ended it, for example
+    ///     that
+    /// of terminate(). Returns false at once in a forked child, which ends nothing.
     bool please_exit(double timeout_ms = EXIT_TIMEOUT_MS, bool ensure = true) {
         detail::checked_deadline_in(timeout_ms);  // before anything is ended
         if (is_of_other_process()) return false;
@@ -169,13 +171,14 @@ public:
 
     // -- status -------------------------------------------------------------------------------------------------------
 
-    /// Whether the worker waits for a request; not from a request's sending until its answer is there.
+    /// Whether the worker waits for a request. False from the moment when a request is sent until its response has
+    /// come.
     bool is_ready() const {
         const auto worker = worker_or_null();
         return worker && !worker->is_over() && !is_asked() && detail::is_waiting(worker->channel->read_status());
     }
 
-    /// Whether a request is under way: from its sending until its answer is there.
+    /// Whether a request is under way: from the moment when it is sent until its response has come.
     bool is_busy() const {
         const auto worker = worker_or_null();
         if (!worker || worker->is_over()) return false;
@@ -195,7 +198,7 @@ public:
         });
     }
 
-    /// Wait until the pending request is done; whether it went well. False also when the time is over.
+    /// Wait until the pending request is answered; returns whether it succeeded. False also when the time is over.
     bool wait_until_ok(double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return in([&](detail::Dispatcher& each) { return each.wait_until_ok(timeout_ms); });
     }
@@ -222,7 +225,7 @@ public:
         return in([&](detail::Dispatcher& each) { return each.take(timeout_ms, false).response.result; });
     }
 
-    /// send_request and wait_for_response of that very request, in one.
+    /// send_request() and wait_for_response() in one call, for the same request.
     std::string fetch_response(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         const detail::Command command = detail::parse_command(message);
         return in([&](detail::Dispatcher& each) { return each.call(command, {}, timeout_ms, false).response.result; });
@@ -230,8 +233,8 @@ public:
 
     // -- tensors ------------------------------------------------------------------------------------------------------
 
-    /// Let ``tag`` name a tensor until it is sent again, dropped, or the session ends. Copies the tensor once into
-    /// shared memory; a loan not at all, and from then on that is read-only.
+    /// Send a tensor under a tag, which names it until the tag is sent again or dropped, or the session ends. The
+    /// tensor is copied once into shared memory. A loan is not copied, and is read-only from then on.
     ///
     /// @param tag at most 128 of A-Z a-z 0-9 _ . -
     /// @throws BadTag, OutOfSpace (the tag keeps what it had).
@@ -247,7 +250,7 @@ public:
         in([&](detail::Dispatcher& each) { each.drop_tensor(tag); });
     }
 
-    /// Take the next response's tensor: read-only, a view of shared memory that lives for as long as you keep it.
+    /// Take the next response's tensor: a read-only view of shared memory, valid for as long as you keep it.
     ///
     /// @throws UnexpectedResponse the response has no tensor, or several: those can still be taken.
     Tensor wait_for_tensor(double timeout_ms = DEFAULT_TIMEOUT_MS) const {
@@ -259,7 +262,7 @@ public:
         return in([&](detail::Dispatcher& each) { return tensors_of(each.take(timeout_ms, true)); });
     }
 
-    /// send_request and wait_for_tensor of that very request, in one.
+    /// send_request() and wait_for_tensor() in one call, for the same request.
     Tensor fetch_tensor(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return calculate(message, timeout_ms);
     }
@@ -268,8 +271,8 @@ public:
         return in([&](detail::Dispatcher& each) { return tensors_of(each.call(command, {}, timeout_ms, true)); });
     }
 
-    /// Send tensors, request a command on them, and get its result, in one call. The tensors get tags of this call's
-    /// own, which follow the message's words.
+    /// Send tensors, request a command on them, and take its result, in one call. The tensors get tags that only this
+    /// call uses; the tags follow the message's words.
     Tensor calculate(const std::string& message, const std::vector<Tensor>& tensors,
                      double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return calculate_with(message, {tensors.begin(), tensors.end()}, timeout_ms);
@@ -290,7 +293,7 @@ public:
     }
 
     /// A loan: a tensor of undefined content in shared memory, which is sent without a copy. Fill it and send it; after
-    /// that it belongs to its readers, and is read-only here. For the next tensor, take another loan.
+    /// that it is read-only here, because readers use it. Take another loan for the next tensor.
     ///
     /// @throws OutOfSpace no room.
     template <class T>
@@ -331,7 +334,7 @@ protected:
     }
 
 private:
-    /// Whether a session was started that belongs to the process of which this one is a fork.
+    /// Whether this process is a forked child of the one that has started the session.
     bool is_of_other_process() const noexcept {
         const pid_t owner = owner_;
         return owner != 0 && owner != detail::ForkState::pid();
@@ -340,8 +343,7 @@ private:
     /// Throw in a fork's child, before anything is locked: a thread of its parent may have held the lock.
     void check_process() const {
         if (!is_of_other_process()) return;
-        throw SessionNotStarted("session '" + session_id_ + "' is that of process " + std::to_string(owner_) +
-                                ", of which this one is a fork; make a session of your own here");
+        throw SessionNotStarted("session '" + session_id_ + "'" + wire::of_parent);
     }
 
     /// Null in a fork's child.
@@ -355,13 +357,13 @@ private:
         return dispatcher ? dispatcher->resources().worker() : nullptr;
     }
 
-    /// What an action on the open session returns. Holds the session's state meanwhile, and touches nothing of this
-    /// object afterwards: another thread may destroy it, at the end of the process say.
+    /// Call an action with the open session's dispatcher, which is kept alive meanwhile. Afterwards this object is not
+    /// touched: another thread may have destroyed it, at the end of the process say.
     template <class Action>
     auto in(Action action) const -> decltype(action(std::declval<detail::Dispatcher&>())) {
         check_process();
         const auto dispatcher = dispatcher_or_null();
-        if (!dispatcher) throw SessionNotStarted("session '" + session_id_ + "' is not started; call start()");
+        if (!dispatcher) throw SessionNotStarted("session '" + session_id_ + "'" + wire::not_started);
         try {
             return action(*dispatcher);
         } catch (const SessionNotStarted&) {
@@ -405,8 +407,8 @@ private:
     const std::string place_;  // of the workspace
     std::atomic<bool> is_quiet_;
     std::atomic<pid_t> owner_{0};       // the process that has started it; 0 if it is not started
-    std::mutex life_mutex_;             // of start() and the end of close()
-    mutable std::mutex pointer_mutex_;  // of dispatcher_; held for a moment
+    std::mutex life_mutex_;             // held by start(), and by the end of close()
+    mutable std::mutex pointer_mutex_;  // guards dispatcher_; held for a moment
     std::shared_ptr<detail::Dispatcher> dispatcher_;
 };
 

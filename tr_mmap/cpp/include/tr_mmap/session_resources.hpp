@@ -53,10 +53,10 @@ struct WorkerHandle {
               changed->raise();
           }) {}
 
-    /// Whether the worker has ended, or serves no more.
+    /// Whether the worker has ended, or has ended its service.
     bool is_over() const noexcept { return watch.is_dead() || (channel->says_farewell() && is_farewell_old()); }
 
-    /// Whether the worker has ended, or serves no more. Waits a moment for a process that is just ending.
+    /// Whether the worker has ended, or has ended its service. Waits a moment for a process that is just ending.
     bool has_left() const {
         if (!process->is_alive()) return true;
         if (has_ended_service_) return true;
@@ -65,13 +65,13 @@ struct WorkerHandle {
         return true;
     }
 
-    /// Whether it serves no more, and its process waits for threads or processes of its own.
+    /// Whether it has ended its service, and its process waits for threads or processes of its own.
     bool lives_on() const { return has_ended_service_ && process->is_alive(); }
 
-    /// Whether this side has seen for long that it serves no more.
+    /// Whether this side has seen for a while that the worker has ended its service.
     bool has_ended_service() const noexcept { return has_ended_service_; }
 
-    /// End what lives of the worker and its children.
+    /// End the worker and its children, as far as they live.
     void end() noexcept {
         try {
             // A dead worker's children get no grace: the worker could have waited for them.
@@ -87,7 +87,8 @@ struct WorkerHandle {
     PeerWatch watch;  // after the channel that its thread wakes, so that it is stopped first
 
 private:
-    /// Whether the worker has said long ago that it serves no more: then its process waits for something else.
+    /// Whether the status "terminated" was seen a while ago: then the process is not just ending, but waits for
+    /// something.
     bool is_farewell_old() const noexcept {
         const std::int64_t now = Clock::now().time_since_epoch() / std::chrono::milliseconds(1);
         std::int64_t first = 0;
@@ -118,10 +119,10 @@ public:
         try {
             workspace_.sweep();
         } catch (const TRException&) {
-            // What another session left, and this one cannot remove, is no reason not to start.
+            // If another session's remains cannot be removed, this session can start all the same.
         }
         directory_ = workspace_.claim(manifest(), lock_);
-        if (::lstat(directory_.c_str(), &claimed_) != 0) claimed_ = {};  // then the lock alone tells that it is ours
+        if (::lstat(directory_.c_str(), &claimed_) != 0) claimed_ = {};  // then only the lock shows that it is ours
         const auto is_reader_gone = [this] {
             const std::shared_ptr<WorkerHandle> last = worker();
             return last && last->is_over();
@@ -140,7 +141,7 @@ public:
 
     /// End the worker if it lives, remove the directory. Idempotent.
     void release() noexcept {
-        if (is_released_ || !is_of_this_process()) return;  // in a fork's child all of this is its parent's
+        if (is_released_ || !is_of_this_process()) return;  // in a forked child all of this belongs to the parent
         is_released_ = true;
         if (const auto last = take_worker()) last->end();
         pool_->close();
@@ -175,7 +176,7 @@ public:
         Manifest known = manifest();
         known.worker_mark = std::to_string(::getpid()) + "-" + random_hex(8);
         known.doorbells = Channel::new_doorbells();
-        // Before the doorbells exist: a sweeper knows their names, at whatever moment we are killed.
+        // Before the doorbells exist, so that a sweep finds their names whenever we are killed.
         write_manifest(directory_, known);
         auto channel = std::make_unique<Channel>(directory_, known.doorbells);
         const std::shared_ptr<WorkerProcess> process =
@@ -203,12 +204,12 @@ private:
     /// Remove the directory, if it is this object's.
     void remove_directory() noexcept {
         try {
-            // Else somebody has removed it by hand, and the name is another session's by now.
+            // If it is not ours, somebody has removed ours by hand, and the name belongs to another session by now.
             if (!has_directory() && std::filesystem::exists(directory_)) return;
             try {
                 workspace_.release(session_id_);
             } catch (const SystemLimit&) {
-                lock_.drop();  // its descriptor may be the one that is lacking; our pid still keeps others away
+                lock_.drop();  // frees a descriptor for the removal; our pid still shows that the session is in use
                 workspace_.release(session_id_);
             }
         } catch (...) {
@@ -216,7 +217,7 @@ private:
         }
     }
 
-    /// Whether the directory is this object's still, also if the lock file in it was removed or replaced by hand.
+    /// Whether the directory still belongs to this object; also if the lock file in it was removed or replaced by hand.
     bool has_directory() const {
         const std::string lock = directory_ + "/" + wire::controller_lock_file;
         if (lock_.is_at(lock)) return true;
@@ -225,8 +226,8 @@ private:
             named.st_ino != claimed_.st_ino) {
             return false;
         }
-        // A file system may give the inode of a removed directory to another session's. That one holds its own lock, and
-        // its manifest names its controller.
+        // A file system may give the inode of a removed directory to another session's. That one holds its own lock,
+        // and its manifest names its controller.
         if (is_lock_held(lock)) return false;
         try {
             const std::optional<Manifest> found = read_manifest(directory_);

@@ -26,8 +26,8 @@ inline constexpr int MAX_NDIM = wire::max_ndim;  // dims fill the second half of
 namespace detail {
 
 // Whether a shape's text is "(4,5)", as the original framework writes it, and not "4x5". tech_renaissance.h sets it
-// before main(). It is a switch of the whole program, and not another function in that header's files: a template of
-// the user's that prints a shape is one function in all files, so it could not do both.
+// before main(). It is a switch for the whole program, because a user's template that prints a shape is one function in
+// all files of the program, and could not do both.
 inline std::atomic<bool> has_original_shape_text{false};
 
 }  // namespace detail

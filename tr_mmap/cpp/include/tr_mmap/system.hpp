@@ -50,7 +50,7 @@ public:
         if (number_ >= 0) ::close(number_);
     }
     int get() const noexcept { return number_; }
-    /// Let the file stay open.
+    /// Give up ownership: the file stays open.
     void leave() noexcept { number_ = -1; }
     explicit operator bool() const noexcept { return number_ >= 0; }
 
@@ -68,12 +68,12 @@ inline Fd at_least(int least, Fd fd) {
 /// gets others in their place.
 inline Fd above_standard_streams(Fd fd) { return at_least(STDERR_FILENO + 1, std::move(fd)); }
 
-/// Whether a call failed for want of a descriptor, which says nothing of the file that it was to open.
+/// Whether a call failed because no descriptor was left; that says nothing about the file.
 inline bool is_out_of_descriptors(int code) { return code == EMFILE || code == ENFILE; }
 
-/// A whole file of the system's own, below /proc say; empty if it cannot be read.
+/// The content of a file of the system, below /proc say, up to ``limit`` bytes; empty if it cannot be read.
 ///
-/// @param code set to the errno with which it could not be opened, if it could not.
+/// @param code set to the errno if it cannot be opened.
 inline std::string read_proc(const std::string& path, std::size_t limit = 4096, int* code = nullptr) {
     const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
     if (!fd && code) *code = errno;
@@ -163,7 +163,7 @@ public:
     ~Mapping() {
         if (data_) ::munmap(data_, nbytes_);
     }
-    /// Let the memory stay mapped.
+    /// Give up ownership: the memory stays mapped.
     void leave() noexcept { data_ = nullptr; }
     std::byte* data() const noexcept { return data_; }
     std::size_t size() const noexcept { return nbytes_; }
@@ -199,7 +199,7 @@ inline std::string directory_of(const std::string& path) {
     return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
 }
 
-/// The path from the root, without "." and with every "..": after a symlink, the kernel alone knows where that is.
+/// An absolute path, without ".". Each ".." is kept, because only the kernel knows where it leads after a symlink.
 ///
 /// @throws ScriptNotFound it is relative, and the current directory is gone.
 inline std::string absolute_path(const std::string& path) {
@@ -217,8 +217,8 @@ inline std::string absolute_path(const std::string& path) {
     return result.string();
 }
 
-/// A path for several calls that a change of the current directory, by another thread, does not part: from the root
-/// where this user can go that way (some directory above the current one may be closed to him). Else as it is.
+/// A path that means the same file in several calls, also if another thread changes the current directory: an absolute
+/// path, if this user may use it (a directory above the current one may be closed to them); else the path as it is.
 inline std::string fixed_path(const std::string& path) {
     std::error_code error;
     if (path.empty() || path[0] == '/' || path.find('\0') != std::string::npos) return path;
@@ -247,7 +247,7 @@ inline std::uint64_t free_nbytes(const std::string& path) {
                      nbytes, free);
 }
 
-/// Throw the error of a call that was to make a name: OutOfSpace if the file system has no room for one more.
+/// Throw the error of a call that could not make a name: OutOfSpace if the file system has no room for one more.
 [[noreturn]] inline void refuse_name(const std::string& path, int code) {
     if (code != ENOSPC && code != EDQUOT) fail_call(path, code);
     const std::string directory = directory_of(path);
@@ -258,7 +258,7 @@ inline std::uint64_t free_nbytes(const std::string& path) {
                      1, free);
 }
 
-/// Open a session's file, refusing what only an attacker would have put there; an empty Fd if it is not there.
+/// Open a session's file; refuses anything that only an attacker would put there. An empty Fd if there is no file.
 ///
 /// @throws HostilePath a symlink, FIFO, device or directory, another user's file, or one that others may write.
 inline Fd open_private_file(const std::string& path, bool is_for_writing = false) {
@@ -295,7 +295,7 @@ inline Fd open_path(const std::string& path, bool is_for_writing = false) {
 
 /// Create a file that must not exist, 0600 unless a user's own file is made, open for reading and writing.
 ///
-/// @param told_as the path that errors name, if that of the new file says nothing to the user: one beside it.
+/// @param told_as the path for error texts, if the new file has a temporary name.
 /// @throws OutOfSpace the file system has no room for another file.
 inline Fd create_file(const std::string& path, mode_t mode = 0600, const std::string& told_as = "") {
     Fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode));
@@ -303,8 +303,8 @@ inline Fd create_file(const std::string& path, mode_t mode = 0600, const std::st
     return fd;
 }
 
-/// The directory that a path leads to now, told from another one that takes the path later: somebody may remove the
-/// directory of a living session, and what it opened or made by path from then on would be another session's.
+/// The directory that a path leads to now, told from another one that gets the path later. If somebody removes the
+/// directory of a living session, and another session gets its name, this session must not use that one's files.
 class KnownDirectory {
 public:
     explicit KnownDirectory(std::string path) : path_(std::move(path)), key_(key_now()) {}
@@ -380,8 +380,8 @@ inline bool is_on_tmpfs(const std::string& directory) {
     return ::statfs(directory.c_str(), &system) == 0 && static_cast<long>(system.f_type) == tmpfs_magic;
 }
 
-/// Whether a file on tmpfs lacks pages: reading a missing page takes memory, and is SIGBUS when there is none left.
-/// False on other file systems, where a hole costs a reader nothing, and where compression looks the same.
+/// Whether a file on tmpfs has holes: reading a hole allocates memory, and is SIGBUS when none is left. False on other
+/// file systems, where reading a hole costs nothing, and where compression looks the same.
 inline bool is_sparse(const Fd& fd, const std::string& path) {
     const struct stat info = status_of(fd, path);
     struct statfs system;
@@ -398,7 +398,8 @@ inline void check_file_limit(std::uint64_t nbytes, const std::string& place) {
     if (limit && nbytes > *limit) fail_call(place + ": a file of " + std::to_string(nbytes) + " bytes", EFBIG);
 }
 
-/// Throw OutOfSpace if the file cannot grow to that size: tmpfs would fill up first, and other processes fail then.
+/// Throw OutOfSpace if the file cannot grow to that size. Without this check tmpfs would fill up before the call fails,
+/// and other processes would fail meanwhile.
 inline void check_possible(const Fd& fd, std::uint64_t nbytes, const std::string& directory) {
     if (nbytes > static_cast<std::uint64_t>(std::numeric_limits<off_t>::max())) out_of_space(nbytes, directory);
     struct statvfs room;
@@ -477,7 +478,7 @@ inline std::string temporary_beside(const std::string& path) {
     return directory_of(path) + "/" + wire::temporary_prefix + random_hex(8) + wire::temporary_suffix;
 }
 
-/// Let ``path`` mean the file that ``source`` means. It must not mean that file already: rename(2) does nothing then.
+/// Make ``path`` a hard link of ``source``, in one step. It must not be one already: then rename(2) does nothing.
 inline void replace_by_link(const std::string& source, const std::string& path) {
     const std::string temporary = temporary_beside(path);
     if (::link(source.c_str(), temporary.c_str()) != 0) refuse_name(temporary, errno);

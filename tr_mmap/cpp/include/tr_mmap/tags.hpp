@@ -23,19 +23,19 @@
 namespace tr {
 namespace detail {
 
-/// Which segment carries which tag, what its file is called, and what the worker knows of it.
+/// Which segment carries which tag, and which tags are not yet announced to the worker.
 ///
-/// ``<tag>.tsr`` is a hard link to the segment that carries the tag. The response to a request acknowledges what
-/// that request announced, so nothing is lost with a request that no worker ever read.
+/// ``<tag>.tsr`` is a hard link to the segment that carries the tag. A tag counts as announced when the request that
+/// announced it is answered, so nothing is lost with a request that no worker has read.
 class Tags {
 public:
     using SegmentPtr = SegmentPool::SegmentPtr;
 
-    /// @param release releases a segment that the worker may be about to read.
+    /// @param release releases a segment as soon as the worker cannot read it any more.
     Tags(std::string directory, SegmentPool& pool, std::function<void(const SegmentPtr&)> release)
         : directory_(std::move(directory)), pool_(pool), release_(std::move(release)) {}
 
-    /// Let ``tag`` mean ``segment``, of which the caller's hold passes to the tag.
+    /// Let ``tag`` name ``segment``. The caller's hold of the segment becomes the tag's.
     void put(const std::string& tag, const SegmentPtr& segment) {
         const auto found = segments_.find(tag);
         const SegmentPtr previous = found == segments_.end() ? nullptr : found->second;

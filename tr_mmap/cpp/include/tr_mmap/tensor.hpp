@@ -86,9 +86,9 @@ std::string text_of_number(V value) {
     else return std::to_string(value);
 }
 
-/// The value as an element.
+/// Convert a value to an element.
 ///
-/// @throws UnsupportedTensor the type cannot hold it.
+/// @throws UnsupportedTensor the element type cannot hold it.
 template <class T, class V>
 T to_element(V value) {
     static_assert(std::is_arithmetic_v<V>);
@@ -125,9 +125,9 @@ T to_element(V value) {
 
 /// One tensor, contiguous in C order. Copying it shares the elements; clone() copies them.
 ///
-/// A tensor that was received or loaded, and a loan that was sent, is *read-only*: its elements belong to other readers
-/// too. They are mapped so that a store to them is SIGSEGV at that store, and never reaches another process.
-/// is_writable() tells, mutable_data() throws instead, and clone() gives a tensor that can be written.
+/// A tensor that was received or loaded, and a loan that was sent, is *read-only*, because others read its elements.
+/// The elements are mapped so that a store to them is SIGSEGV, and never reaches another process. is_writable() says
+/// whether a tensor may be written, mutable_data() throws if not, and clone() makes a tensor that can be written.
 class Tensor {
 public:
     /// A tensor without elements: of shape (0).
@@ -135,7 +135,7 @@ public:
 
     Tensor(const Tensor&) = default;
     Tensor& operator=(const Tensor&) = default;
-    /// The other one has no elements after that.
+    /// The moved-from tensor has no elements afterwards.
     Tensor(Tensor&& other) noexcept : Tensor() { swap(other); }
     Tensor& operator=(Tensor&& other) noexcept {
         Tensor taken(std::move(other));  // so that moving a tensor into itself keeps it
@@ -217,21 +217,24 @@ public:
     std::size_t nbytes() const { return static_cast<std::size_t>(shape_.numel()) * itemsize(dtype_); }
     bool is_writable() const noexcept { return !storage_ || storage_->is_writable(); }
 
-    /// The elements, null if there are none. T is the C++ type of the dtype, or std::byte. Call it again after sending
-    /// a loan: a store through the pointer from before still reaches the segment, and its readers. (A bool of a file or
-    /// a worker may be another byte than 0 or 1. Reading that as bool is undefined behaviour; read it as std::byte.)
+    /// The elements; null if there are none. T is the C++ type of the dtype, or std::byte. Call this again after
+    /// sending a loan: a store through the earlier pointer would still reach the segment and its readers. (A bool from
+    /// a file or a worker may be a byte other than 0 and 1. Reading that as bool is undefined behaviour; read it as
+    /// std::byte.)
     template <class T>
     const T* data() const {
         check_type<T>();
         return reinterpret_cast<const T*>(raw());
     }
-    /// The same; a store through it is SIGSEGV if the tensor is read-only.
+    /// As above; a store through the pointer is SIGSEGV if the tensor is read-only.
     template <class T>
     T* data() {
         check_type<T>();
         return reinterpret_cast<T*>(raw());
     }
-    /// The same, for storing: throws ReadOnlyTensor where that is not allowed.
+    /// The elements, to be written.
+    ///
+    /// @throws ReadOnlyTensor the tensor is read-only.
     template <class T>
     T* mutable_data() {
         if (!is_writable()) throw ReadOnlyTensor("this tensor belongs to its readers; write into its clone()");
@@ -269,7 +272,7 @@ public:
         return result;
     }
 
-    /// The same elements under another shape of as many.
+    /// The same elements with another shape, which must have the same number of elements.
     Tensor reshape(const Shape& shape) const {
         if (shape.numel() != numel()) {
             throw UnsupportedTensor("shape " + shape_.to_string() + " cannot become " + shape.to_string());

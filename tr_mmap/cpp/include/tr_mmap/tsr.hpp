@@ -46,7 +46,7 @@ inline Header header_of(const Fd& fd, const std::string& path) {
     try {
         return decode_header(raw.data(), raw.size(), file_nbytes(fd, path), path);
     } catch (const TSRFormatError& error) {
-        // What a reader may see of a live segment that its owner is just publishing.
+        // Faults that a reader may find in a live segment while its owner publishes it.
         const bool is_transient = error.fault == Fault::UNPUBLISHED || error.fault == Fault::TORN ||
                                   error.fault == Fault::HEADER_CHECKSUM;
         if (!is_transient) throw;
@@ -89,7 +89,7 @@ inline Tensor view_file(const Fd& fd, const Header& header, const std::string& p
     try {
         mapping = map_read(fd, header.file_nbytes());
     } catch (const SystemLimit&) {
-        throw;  // of this process, and no fault of the file
+        throw;  // a limit of this process, not a defect of the file
     } catch (const SystemError& error) {
         if (error.code != ENOMEM) throw;
         const std::string nbytes = std::to_string(header.file_nbytes());
@@ -137,7 +137,7 @@ struct Replacement {
     bool has_name = true;        // false: a link of /proc/PID/fd leads to a memfd, or to a file that was removed
 };
 
-/// A path means here what it means to open(2).
+/// Find out what to replace; the path is resolved as open(2) does.
 ///
 /// @throws HostilePath there is something else than a regular file.
 /// @throws SystemError nothing is there, and the path is empty, ends in a slash, or holds a null character.
@@ -183,7 +183,8 @@ inline void write_tensor(const Fd& fd, const Tensor& tensor, const std::vector<s
     write_all(fd, header.data(), header.size(), 0, directory);
 }
 
-/// Overwrite a file that has no name to rename another to. If it fails in the middle, nobody takes it for what it was.
+/// Overwrite a file that has no name, so that none can be renamed in its place. If this fails in the middle, the file
+/// has no magic, and no reader takes it for the old tensor.
 inline void overwrite(const std::string& path, const Tensor& tensor, const std::vector<std::byte>& header) {
     const Fd fd = open_path(path, true);
     // Not emptied first: a process that has it mapped would get SIGBUS.

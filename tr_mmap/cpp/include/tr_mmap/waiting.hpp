@@ -18,8 +18,8 @@
 namespace tr {
 namespace detail {
 
-/// Tells waiting threads that something has changed. Its mutex is held for a moment only, never while anything else is
-/// called: so any thread may raise it, also one that its raiser waits for.
+/// Wakes threads that wait for a change. Its mutex is held only for a moment, never while anything else is called; so
+/// any thread may raise it at any time.
 class Signal {
 public:
     std::uint64_t count() const {
@@ -48,7 +48,7 @@ private:
 /// Whether this process is ending, by exit(3) or by a return from main.
 class ProcessEnd {
 public:
-    /// Begin to watch for it. From then on static objects that are older are destroyed after the mark is set.
+    /// Begin to watch. Static objects that exist already are destroyed after the end is noted.
     static void watch() { state(); }
     /// Whether another thread is destroying the static objects.
     static bool is_elsewhere() { return state().is_near && state().thread != std::this_thread::get_id(); }

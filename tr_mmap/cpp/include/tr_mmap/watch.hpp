@@ -32,14 +32,15 @@
 namespace tr {
 namespace detail {
 
-/// A thread that gets none of the process's signals: an application's handler may not expect to run there.
+/// Start a thread that gets none of the process's signals, because an application's handler may not expect to run
+/// there.
 ///
-/// @throws SystemLimit there may be no more threads.
+/// @throws SystemLimit this user may have no more threads.
 template <class Action>
 std::thread start_thread(Action action) {
     sigset_t all, previous;
     ::sigfillset(&all);
-    for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) ::sigdelset(&all, number);  // of the thread itself
+    for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) ::sigdelset(&all, number);  // the thread's own faults
     ::pthread_sigmask(SIG_SETMASK, &all, &previous);
     try {
         std::thread result(std::move(action));
@@ -98,8 +99,8 @@ private:
     std::thread thread_;
 };
 
-/// Copies what is appended to a log to this process's stderr, from a thread, until destroyed. What stderr does not take
-/// then, because it is a pipe that nobody reads, say, is dropped.
+/// Copies what is appended to a log to this process's stderr, in a thread, until it is destroyed. Text that stderr does
+/// not take then (it may be a pipe that nobody reads) is dropped.
 class LogForwarder {
 public:
     LogForwarder(const std::string& path, bool is_from_start) : path_(path), fd_(open_private_file(path)) {
@@ -111,7 +112,7 @@ public:
     LogForwarder& operator=(const LogForwarder&) = delete;
     ~LogForwarder() {
         {
-            const std::lock_guard<std::mutex> lock(mutex_);  // which nobody holds while stderr is written to
+            const std::lock_guard<std::mutex> lock(mutex_);  // it is never held while stderr is written to
             is_stopped_ = true;
         }
         changed_.notify_all();
@@ -135,7 +136,7 @@ private:
                 }
             }
         } catch (const std::exception&) {
-            // The log has all that the worker wrote; only the copy stops.
+            // Only the copy stops; the log still has all that the worker writes.
         }
     }
 
@@ -148,7 +149,7 @@ private:
             const int found = ::poll(&wanted, 1, static_cast<int>(1000 * wire::poll_s));
             if (found == 0 && was_stopped) return false;
             if (found == 0 || (found < 0 && errno == EINTR)) continue;
-            // No more at once: then a pipe that takes any takes all of it, and the write does not wait.
+            // Not more than PIPE_BUF: a pipe that is writable takes so much at once, so the write does not block.
             const std::size_t nbytes = std::min<std::size_t>(data.size() - written, PIPE_BUF);
             const ssize_t put = ::write(STDERR_FILENO, data.data() + written, nbytes);
             if (put < 0 && errno != EINTR && errno != EAGAIN) return false;

@@ -191,6 +191,32 @@ inline constexpr std::size_t dump_line_nbytes = 400;
 inline constexpr std::size_t max_environ_nbytes = 8388608;
 inline constexpr std::size_t max_manifest_nbytes = 65536;
 
+// words.py
+inline constexpr char answered_line[] = "[tr_mmap: the error above is the answer to a request]";
+inline constexpr char last_output[] = "; its last output:\012";
+inline constexpr char no_output[] = "; it printed nothing";
+inline constexpr char no_output_since[] = "; it printed nothing since its last answer";
+inline constexpr char taken_up[] = "the worker has begun to work on it";
+inline constexpr char not_taken_up[] = "the worker has not begun to work on it";
+inline constexpr char busy_with_other[] = ", because it works on a request that somebody wrote by hand";
+inline constexpr char still_starting[] = "the worker is still starting";
+inline constexpr char not_sent[] = ", because another request is under way";
+inline constexpr char process_is[] = " is ";
+inline constexpr char process_running[] = "running";
+inline constexpr char process_waiting[] = "waiting";
+inline constexpr char process_stopped[] = "stopped";
+inline constexpr char process_ended[] = "ended";
+inline constexpr char process_unknown[] = "unknown";
+inline constexpr char last_moved[] = ", and last moved ";
+inline constexpr char wait_advice[] = "give it more time, or terminate() and start() the worker";
+inline constexpr char abort_advice[] = "; to see where it is, end it with kill -ABRT ";
+inline constexpr char stopped_advice[] = "a signal or a debugger has stopped it: continue it with kill -CONT ";
+inline constexpr char no_request[] = "no request was made whose answer is still to be taken, so none came within ";
+inline constexpr char closed_meanwhile[] = " was closed meanwhile";
+inline constexpr char of_parent[] = " belongs to the parent process, which this one was forked from; this process may read its tensors, but makes no requests: start a session of its own here";
+inline constexpr char not_started[] = " is not started; call start()";
+inline constexpr char no_worker[] = " has no worker; call start()";
+
 }  // namespace wire
 }  // namespace tr
 

@@ -1,5 +1,5 @@
-// Where a worker's log is, so that it takes no shared memory. Knows nothing of sessions. Python's side is
-// tr_mmap/processes/worker_log.py; the worker, which bounds its log, is always that one.
+// Where a worker's log lies, so that it takes no shared memory. Knows nothing of sessions. Python's side is
+// tr_mmap/processes/worker_log.py; only that bounds the log, because the worker is always Python.
 #ifndef TR_MMAP_WORKER_LOG_HPP
 #define TR_MMAP_WORKER_LOG_HPP
 
@@ -94,9 +94,25 @@ inline std::string_view last_lines(std::string_view text, int lines) {
     return at == std::string_view::npos || at == 0 ? text : text.substr(at + 1);
 }
 
-/// The last lines of a log, from its last 16 KiB; "" if the log is gone. Where Python's dump of the threads at a fatal
-/// error is longer, the lines in which it begins take the place of some: they say what the error was, and the lines
-/// before them often why.
+/// The output of a worker since the last error that it has answered; all of it, if there is none.
+///
+/// @param text begins with a line break, and does not end with one.
+inline std::string after_last_answer(const std::string& text) {
+    const std::string line = std::string("\n") + wire::answered_line;
+    for (std::size_t at = text.rfind(line); at != std::string::npos; at = at == 0 ? at - 1 : text.rfind(line, at - 1)) {
+        const std::size_t end = at + line.size();
+        if (end == text.size() || text[end] == '\n') return text.substr(end);
+    }
+    return text;
+}
+
+/// The last lines of a log, from its last 16 KiB; "" if the log is gone.
+///
+/// What is before an error that a request has got as its answer is left out, and so is that error's traceback: the
+/// request's caller has it, and in the error of a worker that dies later it would be taken for the cause.
+///
+/// If Python's dump of the threads at a fatal error is longer than that, the first lines of the dump and the lines
+/// before it replace some: they say what the error was, and often why.
 inline std::string log_tail(const std::string& path, int lines) {
     constexpr std::string_view fatal_line = "\nFatal Python error";
     try {
@@ -106,7 +122,8 @@ inline std::string log_tail(const std::string& path, int lines) {
         const std::uint64_t start = nbytes > wire::dump_nbytes ? nbytes - wire::dump_nbytes : 0;
         std::string data = read_all(fd, wire::dump_nbytes, start, path);
         while (!data.empty() && data.back() == '\n') data.pop_back();
-        const std::string text = "\n" + data;  // so that every line begins behind a line break
+        const std::string text = after_last_answer("\n" + data);  // every line begins behind a line break
+        if (text.empty()) return "";
         const std::string_view all = text;
         const std::size_t kept = std::min(all.size() - 1, wire::log_tail_nbytes);
         const std::string_view tail = all.substr(all.size() - kept);
@@ -134,8 +151,18 @@ inline std::string log_tail(const std::string& path, int lines) {
     }
 }
 
-/// Remove the log that a manifest names, but nothing that is not certainly a log of this user's: a process that may
-/// write a manifest must not make us remove other files.
+/// Whether there is anything in a log.
+inline bool has_output(const std::string& path) {
+    try {
+        const Fd fd = open_private_file(path);
+        return fd && file_nbytes(fd, path) > 0;
+    } catch (const TRException&) {
+        return false;
+    }
+}
+
+/// Remove the log that a manifest names, if it is certainly a log of this user: a process that can write a manifest
+/// must not make us remove other files.
 inline void remove_log(const std::string& path) noexcept {
     const std::size_t slash = path.rfind('/');
     if (path.empty() || path[0] != '/' || path.find('\0') != std::string::npos) return;

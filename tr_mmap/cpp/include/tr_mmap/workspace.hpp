@@ -1,10 +1,10 @@
 // Where sessions live: finds the place, gives each name to one owner, removes what dead processes left. Starts no
 // process.
 //
-// <root>/python_session/tr_session_<id>/ is a session. It appears with its manifest already inside, by rename, and
-// goes by rename too, to ".gone-…" beside it; no process ever sees half of one. A sweeper holds the flock of the
-// directory from judging it until it is renamed, and makes sure that the name still means the directory that is locked.
-// So of two sweepers one wins, and neither removes the session that a new owner put in the place of the dead one.
+// <root>/python_session/tr_session_<id>/ is a session. It appears by a rename, with its manifest inside, and disappears
+// by a rename to ".gone-…" beside it; so no process ever sees a part of a session. A sweeper holds the flock of the
+// directory from judging it until it is renamed, and checks that the name still leads to the directory that it has
+// locked. So only one of two sweepers removes a session, and neither removes a new owner's session of the same name.
 // Python's side, which keeps the same rules, is tr_mmap/sessions.
 #ifndef TR_MMAP_WORKSPACE_HPP
 #define TR_MMAP_WORKSPACE_HPP
@@ -74,19 +74,19 @@ inline void remove_tree(const std::string& path) noexcept {
     std::filesystem::remove_all(path, ignored);  // symlinks are removed, never followed
 }
 
-/// Whether the maker of a half-made session certainly lives, perhaps in another namespace of pids.
+/// Whether the process that makes a session certainly lives, by its lock; it may be in another PID namespace.
 inline bool is_being_made(const std::string& path) {
     const std::string lock = path + "/" + wire::controller_lock_file;
     struct stat info;
     return !is_lock_free(lock) && ::lstat(lock.c_str(), &info) == 0;
 }
 
-/// Where a process is, for a reader who knows only its pid.
+/// A remark for an error's text if the pid belongs to another PID namespace; else "".
 inline std::string where_of(const Identity& process) {
     return process.is_judgeable() ? "" : " of another container or namespace of pids";
 }
 
-/// The process whose half-made or half-removed session a directory is; nothing if the name is not that of one.
+/// The process that is making or removing the session in a directory of this name; nothing if the name is another one.
 ///
 /// @param prefix wire::new_prefix or wire::gone_prefix; <pid>-<start ticks>-<hex> follows.
 inline std::optional<Identity> leftover_user(std::string_view name, std::string_view prefix) {
@@ -102,7 +102,7 @@ inline std::optional<Identity> leftover_user(std::string_view name, std::string_
     return Identity::local(std::strtoll(pid.c_str(), nullptr, 10), std::strtoull(ticks.c_str(), nullptr, 10));
 }
 
-/// Why a session may not be removed, whose it is (0 if unknown), and whether waiting a little may help.
+/// Why a session may not be removed, the pid of its owner (0 if unknown), and whether waiting a little may help.
 struct NotReclaimable {
     std::string reason;
     std::int64_t pid = 0;
@@ -111,7 +111,7 @@ struct NotReclaimable {
     bool is_own = false;                  // it is this very process's
 };
 
-/// Whether the system says so of a path that is another user's, or no session. All else is a call that failed.
+/// Whether an errno means that a path is another user's, or no session. Any other errno is a failed call.
 inline bool is_not_ours(int code) {
     return code == EACCES || code == EPERM || code == EROFS || code == ELOOP || code == ENOTDIR || code == ENXIO ||
            code == EBUSY;
@@ -225,7 +225,7 @@ public:
             const auto maker = leftover_user(name, wire::new_prefix);
             const auto remover = leftover_user(name, wire::gone_prefix);
             if (maker || remover) {
-                // Our own removals too: one may have failed.
+                // Also removals by this process itself: one may have failed.
                 const bool is_own_removal = remover && *remover == Identity::current();
                 const bool is_over = !(maker ? *maker : *remover).is_alive() && !is_being_made(path);
                 if (is_own_removal || is_over) remove_tree(path);
@@ -255,7 +255,7 @@ private:
     Workspace(std::string root, bool is_default)
         : root_(std::move(root)), is_default_(is_default), sessions_(root_ + "/" + wire::sessions_dir) {}
 
-    /// NotReclaimable unless the session's processes have certainly ended.
+    /// A judge: NotReclaimable unless the session's processes have certainly ended.
     ///
     /// @param problem why there is no manifest.
     /// @param path of the session's directory.
@@ -278,7 +278,8 @@ private:
         return {};
     }
 
-    /// NotReclaimable if the session is another living process's: a fork's child must not end its parent's.
+    /// A judge: NotReclaimable if the session belongs to another living process; a forked child must not end its
+    /// parent's.
     static std::optional<NotReclaimable> require_own(const std::optional<Manifest>& manifest,
                                                      const std::string& problem, const std::string& path) {
         if (!manifest || manifest->controller == Identity::current()) return {};
@@ -324,8 +325,8 @@ private:
         }
     }
 
-    /// Give up a half-made session, which no other process has seen. A later sweep by this process finishes that if
-    /// there is no descriptor for it now, but only below such a name.
+    /// Remove a half-made session, which no other process has seen. If no descriptor is left for that, a later sweep by
+    /// this process does it; for that the directory is renamed first.
     void abandon(const std::string& temporary, LifeLock& lock) const noexcept {
         lock.drop();
         try {
@@ -358,7 +359,7 @@ private:
         }
     }
 
-    /// A name beside the sessions that says which process uses it, so that a sweep can tell when that has ended.
+    /// A name beside the sessions that says which process uses it, so that a sweep can find out whether that has ended.
     std::string aside(const char* prefix) const {
         const Identity own = Identity::current();
         return sessions_ + "/" + prefix + std::to_string(own.pid) + "-" + std::to_string(own.start_ticks) + "-" +
@@ -425,7 +426,7 @@ private:
         try {
             return read_manifest(path);
         } catch (const SystemError&) {
-            throw;  // a call that failed says nothing of the session
+            throw;  // a failed call says nothing about the session
         } catch (const TRException& error) {
             problem = error.what();
             return {};

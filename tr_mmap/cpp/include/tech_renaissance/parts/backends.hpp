@@ -1,4 +1,4 @@
-// The original framework's backends, as far as tensors and their files go: they compute nothing here. Part of
+// The original framework's backends, but only what concerns tensors and their files; they compute nothing. Part of
 // tech_renaissance.h.
 #ifndef TECH_RENAISSANCE_BACKENDS_HPP
 #define TECH_RENAISSANCE_BACKENDS_HPP

@@ -2,7 +2,7 @@
 #ifndef TECH_RENAISSANCE_LOGGER_HPP
 #define TECH_RENAISSANCE_LOGGER_HPP
 
-// Programs define such macros; they are there again after this header.
+// Programs may define such macros; they are restored at the end of this header.
 #pragma push_macro("DEBUG")
 #pragma push_macro("INFO")
 #pragma push_macro("WARN")

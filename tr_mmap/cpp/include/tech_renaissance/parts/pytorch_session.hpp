@@ -29,10 +29,10 @@
 namespace tr {
 namespace detail {
 
-/// Take the file in which a worker has put a tensor: the file is gone, the tensor is a copy. Nothing if there is none,
-/// or only a segment, which is a tensor that the controller has sent under that name.
+/// Read and remove the file in which a worker has put a tensor; the result is a copy. Nothing if there is no file, or
+/// only a segment, which is a tensor that the controller has sent under that name.
 ///
-/// @throws TSRFormatError the file is not right; perhaps it is still being written.
+/// @throws TSRFormatError the file has a defect; perhaps it is still being written.
 inline std::optional<Tensor> take_file(const std::string& path) {
     struct stat named;
     if (::lstat(path.c_str(), &named) != 0) return {};
@@ -69,8 +69,8 @@ inline std::optional<Tensor> take_file(const std::string& path) {
 
 }  // namespace detail
 
-/// A PythonSession, with what only the original's PyTorchSession had. Which framework the tensors are in is for the
-/// worker's script to say.
+/// A PythonSession with the additional methods of the original's PyTorchSession. The worker's script chooses the
+/// framework of its tensors.
 class PyTorchSession : public PythonSession {
 public:
     using PythonSession::PythonSession;
@@ -88,8 +88,8 @@ public:
 
     void be_quiet() { set_quiet_mode(true); }
 
-    /// As in PythonSession. If recv_tensor has left the response to the request before, because it took a file, or gave up,
-    /// that response is dropped first: it would pass for the response to this one.
+    /// As in PythonSession. If recv_tensor has not taken the response to the request before (it took a file, or gave
+    /// up), that response is dropped first; else it would be taken for the response to this request.
     void send_request(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         // Not is_busy(): a worker that serves a request which somebody wrote by hand gives this session no response.
         if (*has_left_response_ && (is_asked() || new_response())) {
@@ -97,21 +97,21 @@ public:
                 wait_for_response(timeout_ms);
             } catch (const ResponseTimeout&) {
                 throw;
-            } catch (const TRException&) {  // how that request ended, which nobody asks any more
+            } catch (const TRException&) {  // the error of that request, which nobody waits for any more
             }
         }
         *has_left_response_ = false;
         PythonSession::send_request(message, timeout_ms);
     }
 
-    /// Wait for the tensor that the worker sends under a name. That is the file <tag>.tsr which its script writes into
-    /// the session's directory; it is taken away, so that the next call waits for the next one. Or else it is the tensor
-    /// that answers this session's request, whatever its name.
+    /// Wait for a tensor that the worker sends under a name. Its script may write the file <tag>.tsr into the session's
+    /// directory; the file is removed, so that the next call waits for the next one. Or the tensor may be the response
+    /// to this session's request, whatever its name.
     ///
-    /// @param tag not one of a tensor that was sent, unless the worker replaces that one's file.
+    /// @param tag not the tag of a tensor that was sent, unless the worker replaces its file.
     /// @throws ResponseTimeout there is none in time.
     /// @throws UnexpectedResponse the request was answered with a text, or with several tensors, and there is no file.
-    /// @throws TSRFormatError there is a file, and it is not right when the time is over.
+    /// @throws TSRFormatError there is a file, and it still has a defect when the time is over.
     Tensor recv_tensor(const std::string& tag, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         const auto deadline = detail::checked_deadline_in(timeout_ms);
         if (!detail::is_plain_name(tag, wire::max_tag_length)) detail::check_tag(tag);  // throws
@@ -121,7 +121,8 @@ public:
             const bool is_over = !is_alive();
             const bool is_answered = new_response();
             try {
-                // After the looks at the worker: what it writes before it answers, or ends, is there by now.
+                // Look for the file after the checks of the worker: what it wrote before its response or its end is
+                // there.
                 if (auto found = detail::take_file(path)) {
                     *has_left_response_ = true;
                     return *found;

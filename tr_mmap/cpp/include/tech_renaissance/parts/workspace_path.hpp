@@ -1,9 +1,9 @@
-// WORKSPACE_PATH: the directory of all sessions, for programs that make up a session's files from it. Part of
-// tech_renaissance.h.
+// WORKSPACE_PATH: the directory of all sessions, for programs that build the paths of a session's files from it. Part
+// of tech_renaissance.h.
 //
-// A session of the original's PyTorchSession is WORKSPACE_PATH/pytorch_session/tr_session_<id>; here every session is in
-// python_session. So once a program has asked for WORKSPACE_PATH, each PyTorchSession that it has open is there too, as
-// a symlink. Other programs have no such link.
+// A session of the original's PyTorchSession is WORKSPACE_PATH/pytorch_session/tr_session_<id>; here every session is
+// in python_session. So once a program has asked for WORKSPACE_PATH, each PyTorchSession that it has open is there too,
+// as a symlink. Other programs have no such link.
 #ifndef TECH_RENAISSANCE_WORKSPACE_PATH_HPP
 #define TECH_RENAISSANCE_WORKSPACE_PATH_HPP
 
@@ -58,7 +58,7 @@ public:
         directories_.erase(found);
     }
 
-    /// Have links for all sessions from now on.
+    /// Make links for all sessions, also for those that are opened later.
     ///
     /// @returns the workspace's path, which is never freed.
     const char* want() {
