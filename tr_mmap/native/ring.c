@@ -170,44 +170,124 @@ PyDoc_STRVAR(take_doc,
              "take()\n--\n\nThe next message's line without its newline; None if there is none, or while it is being\n"
              "replaced.\n\nRaises:\n    ValueError: it has no end; it counts as taken.");
 
-static PyObject *py_take(Ring *self, PyObject *unused) {
-    (void)unused;
-    if (!is_initialised(self)) return NULL;
-    self->is_unterminated = 0;
-    uint64_t word = number_at(self, self->taken);
-    if (word == 0) Py_RETURN_NONE;
+/* Whether the line in a slot is the one that is not the peer's. */
+static int is_rejected(const Ring *self, const char *slot) {
+    if (self->rejected == NULL) return 0;
+    Py_ssize_t nbytes = PyBytes_GET_SIZE(self->rejected);
+    return memcmp(slot, PyBytes_AS_STRING(self->rejected), (size_t)nbytes) == 0 &&
+           (nbytes == WIRE_RING_SLOT_NBYTES || slot[nbytes] == '\n');
+}
+
+/* Whether there is a message that next_line() would give. */
+static int is_next_there(const Ring *self) {
+    return number_at(self, self->taken) != 0 && !is_rejected(self, slot_of(self, self->taken));
+}
+
+/* A copy of the next message's line, and its number; NULL without an exception if there is none, or while it is being
+ * stored. */
+static PyObject *next_line(Ring *self, uint64_t *number) {
     char *slot = slot_of(self, self->taken);
+    *number = number_at(self, self->taken);
+    if (*number == 0) return NULL;
     const char *end = memchr(slot, '\n', WIRE_RING_SLOT_NBYTES);
     PyObject *line = PyBytes_FromStringAndSize(slot, end == NULL ? WIRE_RING_SLOT_NBYTES : end - slot);
     if (line == NULL) return NULL;
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
     /* A changed number means that somebody else has stored a message there during the copy. */
-    int is_new = __atomic_load_n(number_in(slot), __ATOMIC_RELAXED) == word;
-    if (is_new && self->rejected != NULL) {
-        int is_rejected = PyObject_RichCompareBool(line, self->rejected, Py_EQ);
-        if (is_rejected < 0) {
-            Py_DECREF(line);
-            return NULL;
-        }
-        is_new = !is_rejected;
-    }
-    if (!is_new) {
+    if (__atomic_load_n(number_in(slot), __ATOMIC_RELAXED) != *number || is_rejected(self, slot)) {
         Py_DECREF(line);
-        Py_RETURN_NONE;
-    }
-    self->seen[self->taken % WIRE_RING_SLOTS] = word;
-    self->taken++;
-    self->takes++;
-    self->latest = slot;
-    self->can_put_back = 1;
-    Py_XSETREF(self->last_line, Py_NewRef(line));
-    if (end == NULL) {
-        Py_DECREF(line);
-        self->is_unterminated = 1;
-        PyErr_SetString(PyExc_ValueError, "the message has no end");
         return NULL;
     }
+    self->is_unterminated = end == NULL;
+    Py_XSETREF(self->last_line, Py_NewRef(line));
     return line;
+}
+
+static void advance(Ring *self, uint64_t number) {
+    self->latest = slot_of(self, self->taken);
+    self->seen[self->taken % WIRE_RING_SLOTS] = number;
+    self->taken++;
+}
+
+/* The line, or an exception if it has no end. */
+static PyObject *if_terminated(const Ring *self, PyObject *line) {
+    if (!self->is_unterminated) return line;
+    Py_DECREF(line);
+    PyErr_SetString(PyExc_ValueError, "the message has no end");
+    return NULL;
+}
+
+static PyObject *py_take(Ring *self, PyObject *unused) {
+    (void)unused;
+    uint64_t number;
+    if (!is_initialised(self)) return NULL;
+    self->is_unterminated = 0;
+    PyObject *line = next_line(self, &number);
+    if (line == NULL) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    advance(self, number);
+    self->takes++;
+    self->can_put_back = 1;
+    return if_terminated(self, line);
+}
+
+PyDoc_STRVAR(peek_doc,
+             "peek()\n--\n\nThe next message's line without its newline; None if there is none, or while it is being\n"
+             "stored. The same until advance().\n\nRaises:\n    ValueError: it has no end.");
+
+static PyObject *py_peek(Ring *self, PyObject *unused) {
+    (void)unused;
+    uint64_t number;
+    if (!is_initialised(self)) return NULL;
+    self->is_unterminated = 0;
+    PyObject *line = next_line(self, &number);
+    if (line == NULL) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    return if_terminated(self, line);
+}
+
+static uint64_t *done_word(const Ring *self) {
+    return (uint64_t *)(void *)((char *)self->buffer.buf + WIRE_RING_DONE_OFFSET);
+}
+
+PyDoc_STRVAR(all_done_doc, "all_done()\n--\n\nTell the peer that this side is done with all messages that it has taken.");
+
+static PyObject *py_all_done(Ring *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    store_release(done_word(self), self->taken);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(advance_doc,
+             "advance(position, is_done)\n--\n\nTake the message at a position, unless it was taken meanwhile.\n\n"
+             "Args:\n    position: `taken` at the time of peek().\n"
+             "    is_done: whether this side is done with it, and with all before it.");
+
+static PyObject *py_advance(Ring *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (!is_initialised(self)) return NULL;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "advance takes a position and whether it is done");
+        return NULL;
+    }
+    uint64_t position = PyLong_AsUnsignedLongLong(arguments[0]);
+    if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
+    int is_done = PyObject_IsTrue(arguments[1]);
+    if (is_done < 0) return NULL;
+    if (self->taken == position) advance(self, load_acquire(number_in(slot_of(self, position))));
+    if (is_done) store_release(done_word(self), self->taken);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(has_stored_doc, "has_stored(seq)\n--\n\nWhether one of the last messages that this side has stored has a number.");
+
+static PyObject *py_has_stored(Ring *self, PyObject *number) {
+    if (!is_initialised(self)) return NULL;
+    long seq = PyLong_AsLong(number);
+    if (seq == -1 && PyErr_Occurred()) return NULL;
+    if (seq < 1 || seq > WIRE_MAX_MESSAGE_SEQ) Py_RETURN_FALSE;
+    uint64_t word = number_word(seq);
+    for (uint64_t slot = 0; slot < WIRE_RING_SLOTS; slot++)
+        if (load_acquire(number_in(slot_of(self, slot))) == word) Py_RETURN_TRUE;
+    Py_RETURN_FALSE;
 }
 
 PyDoc_STRVAR(set_spin_doc,
@@ -353,11 +433,57 @@ PyObject *ring_wait(PyObject *ring, PyObject *semaphore, double timeout_s, doubl
     return line;
 }
 
+int ring_sleep(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s, StopCheck should_stop,
+               void *context) {
+    Ring *self = (Ring *)ring;
+    double began_us = now_us(), waited_s = 0, left_s = timeout_s;
+    int vain_rings = 0, code = 0; /* in a row */
+    self->waiters++;
+    while (code == 0 && !is_next_there(self) && left_s > 0) {
+        int is_over = should_stop(context);
+        if (is_over) {
+            code = is_over < 0 ? -1 : 1;
+            break;
+        }
+        if (self->spin_us > 0 && self->should_spin) spin(self, left_s * 1e6 < self->spin_us ? left_s * 1e6 : self->spin_us);
+        if (is_next_there(self)) break;
+        double sleep_s = longest_sleep_s(slice_s, waited_s);
+        int is_woken = sleep_and_show(self, semaphore, left_s < sleep_s ? left_s : sleep_s);
+        if (is_woken < 0) code = -1;
+        vain_rings = is_woken ? vain_rings + 1 : 0;
+        if (vain_rings > 1) { /* one is usual; where more come without pause, we never sleep: let other threads run */
+            Py_BEGIN_ALLOW_THREADS
+            Py_END_ALLOW_THREADS
+        }
+        waited_s = (now_us() - began_us) / 1e6;
+        left_s = timeout_s - waited_s;
+        if (self->spin_us > 0) self->should_spin = waited_s * 1e6 <= self->spin_us;
+    }
+    self->waiters--;
+    return code < 0 ? -1 : 0;
+}
+
 static int should_stop_by_call(void *function) {
     PyObject *returned = PyObject_CallNoArgs(function);
     int should_stop = returned == NULL ? -1 : PyObject_IsTrue(returned);
     Py_XDECREF(returned);
     return should_stop;
+}
+
+PyDoc_STRVAR(sleep_doc,
+             "sleep(semaphore, timeout_s, slice_s, stop)\n--\n\nSleep until a message is there, the time is over, or "
+             "stop() says so.\nArguments and errors as of wait().");
+
+static PyObject *py_sleep(Ring *self, PyObject *const *arguments, Py_ssize_t count) {
+    double timeout_s, slice_s;
+    if (!is_initialised(self)) return NULL;
+    if (count != 4 || !PyObject_TypeCheck(arguments[0], self->state->semaphore)) {
+        PyErr_SetString(PyExc_TypeError, "sleep takes a Semaphore, two times and a function");
+        return NULL;
+    }
+    if (parse_time(arguments[1], &timeout_s) < 0 || parse_slice(arguments[2], &slice_s) < 0) return NULL;
+    if (ring_sleep((PyObject *)self, arguments[0], timeout_s, slice_s, should_stop_by_call, arguments[3]) < 0) return NULL;
+    Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(wait_doc,
@@ -445,17 +571,27 @@ static PyObject *py_newest(Ring *self, PyObject *unused) {
 PyDoc_STRVAR(newest_seq_doc,
              "newest_seq()\n--\n\nThe number of that message; 0 if there is none, or if it is no number.");
 
-static PyObject *py_newest_seq(Ring *self, PyObject *unused) {
-    (void)unused;
-    if (!is_initialised(self)) return NULL;
-    uint64_t word = newest_number(self);
+/* 0 if it is no number. */
+static long seq_of(uint64_t word) {
     char digits[WIRE_NUMBER_DIGITS];
     memcpy(digits, &word, sizeof digits);
     long seq = 0;
     int place = 0;
     while (place < WIRE_NUMBER_DIGITS && digits[place] == ' ') place++;
     for (; place < WIRE_NUMBER_DIGITS && Py_ISDIGIT(digits[place]); place++) seq = seq * 10 + (digits[place] - '0');
-    return PyLong_FromLong(place == WIRE_NUMBER_DIGITS ? seq : 0);
+    return place == WIRE_NUMBER_DIGITS ? seq : 0;
+}
+
+static PyObject *py_newest_seq(Ring *self, PyObject *unused) {
+    (void)unused;
+    return is_initialised(self) ? PyLong_FromLong(seq_of(newest_number(self))) : NULL;
+}
+
+PyDoc_STRVAR(next_seq_doc, "next_seq()\n--\n\nThe number of the next message; 0 if there is none, or if it is no number.");
+
+static PyObject *py_next_seq(Ring *self, PyObject *unused) {
+    (void)unused;
+    return is_initialised(self) ? PyLong_FromLong(seq_of(number_at(self, self->taken))) : NULL;
 }
 
 PyDoc_STRVAR(set_mirrors_doc,
@@ -485,10 +621,16 @@ static PyObject *get_stored_seq(Ring *self, void *unused) {
     return PyLong_FromLong(self->stored_seq);
 }
 
+static PyObject *get_done_by_peer(Ring *self, void *unused) {
+    (void)unused;
+    return is_initialised(self) ? PyLong_FromUnsignedLongLong(load_acquire(done_word(self))) : NULL;
+}
+
 static PyGetSetDef ring_properties[] = {
     {"stored", (getter)get_unsigned, NULL, "How many messages this side has stored.", (void *)offsetof(Ring, stored)},
     {"taken", (getter)get_unsigned, NULL, "How many messages this side has taken.", (void *)offsetof(Ring, taken)},
     {"stored_seq", (getter)get_stored_seq, NULL, "The number of the last message that was stored; 0 before.", NULL},
+    {"done_by_peer", (getter)get_done_by_peer, NULL, "How many messages the peer is done with.", NULL},
     {"waiters", (getter)get_waiters, NULL, "How many threads are in wait().", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -502,6 +644,12 @@ static PyMethodDef ring_methods[] = {
     {"put_back", py_put_back, METH_NOARGS, put_back_doc},
     {"newest", (PyCFunction)py_newest, METH_NOARGS, newest_doc},
     {"newest_seq", (PyCFunction)py_newest_seq, METH_NOARGS, newest_seq_doc},
+    {"next_seq", (PyCFunction)py_next_seq, METH_NOARGS, next_seq_doc},
+    {"peek", (PyCFunction)py_peek, METH_NOARGS, peek_doc},
+    {"advance", (PyCFunction)(void (*)(void))py_advance, METH_FASTCALL, advance_doc},
+    {"all_done", (PyCFunction)py_all_done, METH_NOARGS, all_done_doc},
+    {"has_stored", (PyCFunction)py_has_stored, METH_O, has_stored_doc},
+    {"sleep", (PyCFunction)(void (*)(void))py_sleep, METH_FASTCALL, sleep_doc},
     {"reject", (PyCFunction)py_reject, METH_NOARGS, reject_doc},
     {"set_mirrors", (PyCFunction)py_set_mirrors, METH_O, set_mirrors_doc},
     {NULL, NULL, 0, NULL},

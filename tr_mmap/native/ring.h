@@ -18,6 +18,10 @@ int ring_store(PyObject *ring, long seq, const char *rest, Py_ssize_t nbytes);
 PyObject *ring_wait(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s,
                     StopCheck should_stop, void *context);
 
+/* Sleep as Ring.sleep() does; -1 with an exception. */
+int ring_sleep(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s, StopCheck should_stop,
+               void *context);
+
 /* After an exception of ring_wait(): whether the message has no end. Else a signal handler raised. */
 int ring_is_unterminated(PyObject *ring);
 

@@ -267,15 +267,19 @@ class Ring:
         number = int.from_bytes(b"%*d" % (NUMBER_DIGITS, seq), "little")
         return any(self._number_in(self._slot_of(slot)) == number for slot in range(RING_SLOTS))
 
+    def _is_next_there(self) -> bool:
+        """Whether :meth:`peek` would give a message."""
+        return self.has_message() and self._line_in(self._slot_of(self.taken))[0] != self._rejected
+
     def sleep(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> None:
         """Sleep until a message is there, or until the time is over, or ``stop`` says so. Arguments as of :meth:`wait`."""
         self.waiters += 1
         try:
             began_s, waited_s, left_s = time.monotonic(), 0.0, timeout_s
-            while not self.has_message() and left_s > 0 and not stop():
+            while not self._is_next_there() and left_s > 0 and not stop():
                 if self._spin_s and self._should_spin:
                     self._spin(min(self._spin_s, left_s))
-                    if self.has_message():
+                    if self._is_next_there():
                         break
                 self._sleep(semaphore, min(left_s, longest_sleep_s(slice_s, waited_s)))
                 waited_s = time.monotonic() - began_s

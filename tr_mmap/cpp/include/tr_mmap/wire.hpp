@@ -91,6 +91,7 @@ inline constexpr int ring_slots = 64;
 inline constexpr std::size_t ring_words_nbytes = 4096;
 inline constexpr std::size_t ring_slot_nbytes = 4096;
 inline constexpr std::size_t ring_nbytes = 266240;
+inline constexpr std::size_t ring_done_offset = 128;
 inline constexpr std::size_t message_number_offset = 8;
 inline constexpr std::size_t message_rest_offset = 16;
 inline constexpr int number_digits = 8;
