@@ -71,10 +71,16 @@ class Dispatcher(Flow):
             UnsupportedTensor, OutOfSpace: of the tensors to send.
             RemoteError, ResponseTimeout, WorkerDied: there is no result.
         """
+        worker = self.resources.worker
+        fast_path = None if worker is None else worker.fast_path
+        found = None if fast_path is None else fast_path.call(message, tensors, timeout_s, framework)
+        if found.__class__ is tuple:
+            return found  # type: ignore[no-any-return]
         deadline_s = time.monotonic() + timeout_s
-        pending = Pending(message, framework)
+        pending: Pending = Pending(message, framework) if found is None else found
         try:
-            self.send(pending, tensors, deadline_s, timeout_s)
+            if found is None:
+                self.send(pending, tensors, deadline_s, timeout_s)
             return self.wait(pending, deadline_s, timeout_s)
         except BaseException:
             self.abandon(pending)
@@ -94,6 +100,7 @@ class Dispatcher(Flow):
         """
         self._drop_given_up()
         pending = Pending(message, self.resources.options.framework)
+        pending.asker = mark_of_thread()
         try:
             self.send(pending, (), time.monotonic() + timeout_s, timeout_s, is_public=True)
         except BaseException:
@@ -171,6 +178,7 @@ class Dispatcher(Flow):
         deadline_s = time.monotonic() + timeout_s
         exiting, has_ended = object(), False
         self._exits.add(exiting)  # requests that wait for their turn are not sent any more
+        self._counters.blocked += 1
         try:
             if worker.channel.capacity == 1:  # else it follows them
                 self._consume_until(worker, lambda: not self.in_flight, deadline_s)
@@ -185,15 +193,16 @@ class Dispatcher(Flow):
                 if not stands:
                     stands = self._exit_anyway(worker, deadline_s)
         finally:
-            if not has_ended:
+            if not has_ended and exiting in self._exits:
                 self._exits.discard(exiting)
+                self._counters.blocked -= 1
 
     def _store_exit(self, worker: WorkerHandle, deadline_s: float) -> bool:
         """Send the request to exit. Returns whether the worker cannot overwrite it; it may still be starting."""
         return bool(self.in_turn(self._sending, deadline_s, self._send_exit, worker, deadline_s))
 
     def _send_exit(self, worker: WorkerHandle, deadline_s: float) -> bool:
-        self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
+        self._counters.seq = seq = self._counters.seq % MAX_MESSAGE_SEQ + 1
         request = Request(seq=seq, command=EXIT_COMMAND, timestamp=now_ms())
         try:
             return worker.channel.request_exit(request, deadline_s, worker.is_over)
@@ -242,8 +251,8 @@ class Dispatcher(Flow):
 
     def give_back(self, result: Result) -> Pending:
         """Let a result that this thread has taken be the next one that it takes."""
-        claim = Pending(result[0].command, None)
-        claim.seq, claim.outcome = result[0].seq, result
+        claim = Pending(result[0].command)
+        claim.seq, claim.outcome, claim.asker = result[0].seq, result, mark_of_thread()
         self._claims.appendleft(claim)
         self.notify()
         return claim
@@ -382,6 +391,7 @@ class Dispatcher(Flow):
                 the same; call this again for the rest.
         """
         self.is_closing = True
+        self._counters.blocked += 1
         self.closers += 1
         worker = self.resources.worker
         try:

@@ -6,18 +6,29 @@ rare or wrong: texts with escapes, tags that were not announced, a layout that w
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import native
 from ..channel.interface import Channel
 from ..protocol.messages import Response
 from ..transfer.interface import ControllerTransfer
 
-__all__ = ["controller_fast_path"]
+__all__ = ["Traffic", "controller_fast_path"]
+
+
+class Traffic(NamedTuple):
+    """What the fast path shares with ``flow.py``, in the order of its arguments."""
+
+    sending: native.TurnWords
+    consuming: native.TurnWords
+    in_flight: dict[int, native.Pending]
+    unannounced: dict[str, int]
+    left: list[Any]
+    counters: native.Counters
 
 
 def controller_fast_path(
-    channel: Channel, transfer: ControllerTransfer, deaths: list[Any]
+    channel: Channel, transfer: ControllerTransfer, deaths: list[Any], traffic: Traffic
 ) -> native.ControllerFastPath | None:
     """The fast path to one worker; None if there is none. To be called after ``transfer.worker_started``.
 
@@ -25,9 +36,11 @@ def controller_fast_path(
         channel: to the worker.
         transfer: of the session.
         deaths: gets an element when the worker has ended.
+        traffic: the session's requests.
     """
     of_channel, of_transfer = channel.fast_path_parts(), transfer.fast_path_parts()
     if of_channel is None or of_transfer is None:
         return None
-    status_mirror = of_channel.status_mirror
-    return native.ControllerFastPath(*of_channel.endpoint, *of_transfer.endpoint, deaths, Response, status_mirror)
+    return native.ControllerFastPath(
+        *of_channel.endpoint, *of_transfer.endpoint, deaths, Response, of_channel.status_mirror, *traffic
+    )

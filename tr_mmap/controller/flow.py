@@ -29,11 +29,14 @@ from ..errors import (
     TRException,
     WorkerDied,
 )
+from ..native import Counters
+from ..protocol.commands import parse_command
 from ..protocol.messages import Response
 from ..wire.messages import MAX_MESSAGE_SEQ
 from ..wire.words import CLOSED_MEANWHILE, NO_WORKER, OF_PARENT
 from .failures import died, unanswered
-from .pending import Pending, opened
+from .fast_path import Traffic
+from .pending import Pending, command_of, opened
 from .resources import SessionResources
 from .results import Result, remote_error
 from .turn import Turn, get_ident
@@ -60,15 +63,18 @@ class Flow:
         self.resources = resources
         self.transfer = resources.transfer
         self.in_flight: dict[int, Pending] = {}
+        self._counters = Counters()
+        self._counters.limit = resources.options.max_in_flight
         self.is_closing = False
         self.closers = 0  # calls of close() that have not returned
         self.transfer.has_request_in_flight = lambda: bool(self.in_flight)
+        self.transfer.fast_holds = lambda: [each.held for each in list(self.in_flight.values()) if each.held]
         self._sending = Turn()
         self._consuming = Turn()
+        unannounced, left = self.transfer.unannounced, self.transfer.left
+        resources.traffic = Traffic(self._sending, self._consuming, self.in_flight, unannounced, left, self._counters)
         self._news = Wakes()  # a public request was sent, the worker ended, or the session is closed
         self._exits: set[object] = set()  # calls that ask the worker to exit: no further request is sent
-        self._seq = 0
-        self._sent = 0  # how many requests were sent
         self._aside: dict[int, Response] = {}  # answers whose tensors could not be mapped at a limit of the system
         self._claims: deque[Pending] = deque()  # requests whose results any thread may take, in the order of sending
 
@@ -155,7 +161,7 @@ class Flow:
             if worker.is_over():
                 raise self.worker_died(worker)
             try:
-                draft = self.transfer.prepare(pending, pending.command, pending.parameters, tensors, deadline_s)
+                draft = self.transfer.prepare(pending, *parse_command(pending.message), tensors, deadline_s)
                 break
             except OutOfSpace as error:
                 self.check_own()
@@ -165,7 +171,7 @@ class Flow:
                     raise
                 may_ask_for_room = False
         if not self.in_turn(self._sending, deadline_s, self._store, worker, pending, draft, deadline_s, is_public):
-            raise self._unanswered(worker, pending.command, timeout_s, is_sent=False)
+            raise self._unanswered(worker, command_of(pending), timeout_s, is_sent=False)
 
     def _admit(self, worker: WorkerHandle, pending: Pending, deadline_s: float, timeout_s: float) -> None:
         """Wait until one more request may be in flight."""
@@ -178,7 +184,7 @@ class Flow:
             return
         self._consume_until(worker, is_room, deadline_s)
         if not is_room():
-            raise self._unanswered(worker, pending.command, timeout_s, is_sent=False)
+            raise self._unanswered(worker, command_of(pending), timeout_s, is_sent=False)
 
     def _store(self, worker: WorkerHandle, pending: Pending, draft: Any, deadline_s: float, is_public: bool) -> bool:
         channel = worker.channel
@@ -190,8 +196,11 @@ class Flow:
                 )
             if self.resources.worker is not worker or worker.is_over():
                 raise self.worker_died(worker)
-            self._seq = seq = self._seq % MAX_MESSAGE_SEQ + 1
-            pending.seq, pending.order = seq, self._sent
+            counters = self._counters
+            counters.seq = seq = counters.seq % MAX_MESSAGE_SEQ + 1
+            if seq in self.in_flight:  # one that was sent before the numbers began again
+                continue
+            pending.seq, pending.order = seq, counters.sent
             self.in_flight[seq] = pending
             if is_public and pending not in self._claims:
                 self._claims.append(pending)
@@ -202,7 +211,7 @@ class Flow:
             except Overtaken:  # a signal handler has sent a request meanwhile, and may have changed tags
                 self.check_own()
                 self.in_flight.pop(seq, None)
-        self._sent += 1
+        counters.sent += 1
         self.transfer.sent(request, pending.order)
         if is_public:
             channel.show()
@@ -247,7 +256,7 @@ class Flow:
             if pending.outcome is None and pending.seq in self._aside:
                 self._take_aside(pending)
             if pending.outcome is None:
-                raise self._unanswered(worker, pending.command, timeout_s)
+                raise self._unanswered(worker, command_of(pending), timeout_s)
         return opened(pending.outcome)
 
     def _is_there(self, pending: Pending) -> bool:
@@ -375,7 +384,7 @@ class Flow:
             return SessionNotStarted(f"session {self.resources.session_id!r}{CLOSED_MEANWHILE}")
         if worker.is_over() or worker.has_left():
             return self.worker_died(worker)
-        others = [each.command for each in list(self.in_flight.values())]
+        others = [command_of(each) for each in list(self.in_flight.values())]
         other = None if is_sent else others[0] if others else ""
         return unanswered(worker, command, timeout_s, other=other, place=self.resources.advice_on_place())
 

@@ -31,7 +31,7 @@ from ..sessions.secret import new_secret
 from ..sessions.workspace import Workspace
 from ..transfer.kinds import controller_transfer
 from ..wire.names import CONTROLLER_LOCK_FILE
-from .fast_path import controller_fast_path
+from .fast_path import Traffic, controller_fast_path
 from .launch import launch
 from .options import SessionOptions
 from .worker_handle import WorkerHandle
@@ -62,6 +62,7 @@ class SessionResources(ForkAware):
 
     def __init__(self, options: SessionOptions, workspace: Workspace | None = None) -> None:
         self._owner = this_process.mark
+        self.traffic: Traffic | None = None  # of the dispatcher
         self.worker: WorkerHandle | None = None
         super().__init__()  # after ``worker`` is set, which the fork hook uses
         self.options = options
@@ -254,8 +255,9 @@ class SessionResources(ForkAware):
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
             worker = WorkerHandle(channel, process, on_end)
             self.transfer.worker_started(worker.is_over)
-            if worker.watch.has_thread:  # the fast path asks nobody else whether the worker has died
-                worker.fast_path = controller_fast_path(channel, self.transfer, worker.watch.deaths)
+            if worker.watch.has_thread and self.traffic is not None:  # the fast path asks nobody else whether the worker has died
+                deaths = worker.watch.deaths
+                worker.fast_path = controller_fast_path(channel, self.transfer, deaths, self.traffic)
             self.worker, self.last_pid = worker, process.pid
         except BaseException:
             if this_process.mark is not self._owner:  # a signal handler has forked meanwhile

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ..base.wakes import Wakes
+from ..native import TurnWords
 
 __all__ = ["Turn", "get_ident"]
 
@@ -31,7 +32,7 @@ class _Waiter:
         self.is_waiting = True
 
 
-class Turn:
+class Turn(TurnWords):
     """The right to have a request under way. Threads get it in the order in which they asked.
 
     A signal handler may come while its own thread waits in the queue. It takes that thread's place, and goes first: the
@@ -59,10 +60,10 @@ class Turn:
         queue: those that wait for it.
     """
 
-    __slots__ = ("_changed", "owner", "queue")
+    __slots__ = ("_changed",)
 
     def __init__(self) -> None:
-        self.owner = 0
+        super().__init__()
         self.queue: deque[_Waiter] = deque()
         self._changed = Wakes()
 

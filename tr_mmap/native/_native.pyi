@@ -123,6 +123,34 @@ class Ring:
     def put_back(self) -> None: ...
     def reject(self) -> None: ...
 
+class Pending:
+    message: Any
+    framework: str | None
+    outcome: Any
+    asker: Any
+    on_done: Any
+    held: Any
+    seq: int
+    order: int
+    is_abandoned: bool
+    is_lost: bool
+    is_given_up: bool
+    def __init__(self, message: Any, framework: str | None = None) -> None: ...
+
+class TurnWords:
+    owner: int
+    queue: Any
+
+class SentResults:
+    def add(self, order: int, segments: list[Any]) -> None: ...
+    def release(self, count: int) -> None: ...
+
+class Counters:
+    seq: int
+    sent: int
+    limit: int
+    blocked: int
+
 class ControllerFastPath:
     def __init__(
         self,
@@ -136,18 +164,15 @@ class ControllerFastPath:
         held: list[Any],
         deaths: list[Any],
         response_type: type,
-        status_mirror: Mirror | None = None,
+        status_mirror: Mirror,
+        sending: TurnWords,
+        consuming: TurnWords,
+        in_flight: dict[int, Any],
+        unannounced: dict[str, int],
+        left: list[Any],
+        counters: Counters,
     ) -> None: ...
-    sent_seq: int
-    @property
-    def until_s(self) -> float: ...
-    @property
-    def is_receiving(self) -> bool: ...
-    def send(self, seq: int, message: object, tensors: object) -> bool: ...
-    def receive(self, seq: int, timeout_s: float) -> tuple[Any, list[Any]] | None: ...
-    def call(
-        self, seq: int, message: object, tensors: object, timeout_s: float
-    ) -> tuple[Any, list[Any]] | Literal[False] | None: ...
+    def call(self, message: object, tensors: object, timeout_s: float, framework: str | None) -> Any: ...
 
 class WorkerFastPath:
     is_foreign: bool
@@ -169,6 +194,7 @@ class WorkerFastPath:
         request_type: type,
         ref_type: type,
         reply_type: type,
+        sent: SentResults,
     ) -> None: ...
     def serve(self, server: Any) -> Any: ...
     def quick_fetch(self, parameters: str) -> list[Any] | None: ...

@@ -1,19 +1,22 @@
-/* The type ControllerFastPath: a request, and the response to it, in one or two calls. Whatever is new, rare or wrong
- * takes the slow path: then this sends nothing, or leaves the response where it is, and says so. Never ends a
+/* The type ControllerFastPath: a request, and the answer to it, in one call. Whatever is new, rare or wrong is left to
+ * Python (controller/flow.py): then it sends nothing, or leaves the next answer where it is, and says so. Never ends a
  * worker. */
 #include "endpoint.h"
 #include "mirror.h"
+#include "traffic.h"
 
 #include <string.h>
 
 typedef struct {
     Endpoint base;
     PyObject *deaths; /* a list: gets an element when the worker has ended */
-    PyObject *response_type;
-    PyObject *status_mirror; /* shows the status to people; NULL for none */
-    double until_s;      /* when the time of the last call() is over, by the monotonic clock */
-    long sent_seq;       /* number of the request that was sent and whose response was not received; 0 for none */
-    char is_receiving;   /* a response was taken, and its views are being made */
+    PyObject *response_type;       /* NULL until __init__ has run */
+    PyObject *status_mirror;       /* shows the status to people */
+    PyObject *sending, *consuming; /* TurnWords: one thread at a time sends, and one consumes answers */
+    PyObject *in_flight;           /* a dict: the requests whose answers were not consumed, by number */
+    PyObject *unannounced;         /* a dict: the next request must announce these tags */
+    PyObject *left;                /* a list: segments that tags have left, which answers to come release */
+    Counters *counters;
 } ControllerFastPath;
 
 /* The tags of the tensors that one request brings for itself alone, in order; transfer/segments.py writes the same. */
@@ -31,38 +34,56 @@ enum {
 };
 
 static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObject *keywords) {
-    static char *names[] = {"out",  "own",    "peer_doorbell", "own_doorbell", "slice_s",
-                            "pool", "mapped", "held",          "deaths",       "response_type",
-                            "status_mirror", NULL};
-    PyObject *parts[ENDPOINT_ARGUMENTS], *deaths, *response_type, *status_mirror = Py_None;
+    static char *names[] = {"out",       "own",       "peer_doorbell", "own_doorbell",  "slice_s",       "pool",
+                            "mapped",    "held",      "deaths",        "response_type", "status_mirror", "sending",
+                            "consuming", "in_flight", "unannounced",   "left",          "counters",      NULL};
+    const ModuleState *state = self->base.state;
+    PyObject *parts[ENDPOINT_ARGUMENTS], *deaths, *response_type, *mirror, *sending, *consuming, *in_flight;
+    PyObject *unannounced, *left, *counters;
     double slice_s;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO!O|O", names, parts, parts + 1, parts + 2, parts + 3,
-                                     parts + 4, parts + 5, parts + 6, parts + 7, &PyList_Type, &deaths,
-                                     &response_type, &status_mirror) ||
-        endpoint_parse(&self->base, parts, &slice_s) < 0 || endpoint_has_run_init(&self->base))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO!OO!O!O!O!O!O!O!", names, parts, parts + 1, parts + 2,
+                                     parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &PyList_Type, &deaths,
+                                     &response_type, state->mirror, &mirror, state->turn, &sending, state->turn,
+                                     &consuming, &PyDict_Type, &in_flight, &PyDict_Type, &unannounced, &PyList_Type,
+                                     &left, state->counters, &counters) ||
+        !mirror_is_initialised(mirror) || endpoint_parse(&self->base, parts, &slice_s) < 0 ||
+        endpoint_has_run_init(&self->base))
         return -1;
-    if (status_mirror != Py_None && !PyObject_TypeCheck(status_mirror, self->base.state->mirror)) {
-        PyErr_SetString(PyExc_TypeError, "status_mirror is a Mirror or None");
-        return -1;
-    }
-    if (status_mirror != Py_None && !mirror_is_initialised(status_mirror)) return -1;
     endpoint_set(&self->base, parts, slice_s);
     self->deaths = Py_NewRef(deaths);
+    self->status_mirror = Py_NewRef(mirror);
+    self->sending = Py_NewRef(sending);
+    self->consuming = Py_NewRef(consuming);
+    self->in_flight = Py_NewRef(in_flight);
+    self->unannounced = Py_NewRef(unannounced);
+    self->left = Py_NewRef(left);
+    self->counters = (Counters *)Py_NewRef(counters);
     self->response_type = Py_NewRef(response_type);
-    if (status_mirror != Py_None) self->status_mirror = Py_NewRef(status_mirror);
     return 0;
 }
 
 static int fast_path_traverse(ControllerFastPath *self, visitproc visit, void *arg) {
     Py_VISIT(self->deaths);
     Py_VISIT(self->response_type);
+    Py_VISIT(self->status_mirror);
+    Py_VISIT(self->sending);
+    Py_VISIT(self->consuming);
+    Py_VISIT(self->in_flight);
+    Py_VISIT(self->unannounced);
+    Py_VISIT(self->left);
     return endpoint_traverse(&self->base, visit, arg);
 }
 
 static int fast_path_clear(ControllerFastPath *self) {
+    Py_CLEAR(self->response_type); /* first, so that whatever runs from here on finds it closed */
     Py_CLEAR(self->deaths);
-    Py_CLEAR(self->response_type);
     Py_CLEAR(self->status_mirror);
+    Py_CLEAR(self->sending);
+    Py_CLEAR(self->consuming);
+    Py_CLEAR(self->in_flight);
+    Py_CLEAR(self->unannounced);
+    Py_CLEAR(self->left);
+    Py_CLEAR(self->counters);
     return endpoint_clear(&self->base);
 }
 
@@ -71,8 +92,6 @@ static int is_initialised(const ControllerFastPath *self) {
     PyErr_SetString(PyExc_ValueError, "__init__ has not run: there is no channel");
     return 0;
 }
-
-static int has_worker_ended(void *context) { return PyList_GET_SIZE(((ControllerFastPath *)context)->deaths) != 0; }
 
 /* Publish a request's tensors, and name them in the message; 0 if the slow path is needed, -1 with an exception. */
 static int publish_all(Endpoint *endpoint, PyObject *tensors, Message *message) {
@@ -125,43 +144,84 @@ static int split(PyObject *text, Span *command, Span *parameters) {
     return first > ' ' && last > ' ' && first < 0x80 && last < 0x80; /* beyond ASCII there are other spaces */
 }
 
-/* Publish the tensors, send the request, and ring: 1 if that is done; 0 if the slow path is needed, and nothing
- * was sent; -1 with an exception, and nothing was sent. */
-static int send_request(ControllerFastPath *self, PyObject *number, PyObject *text, PyObject *tensors) {
+/* -- sending ------------------------------------------------------------------------------------------------------ */
+
+/* Whether a request may be sent here and now, with nothing that Python would have to do before. */
+static int may_send(const ControllerFastPath *self) {
+    const Endpoint *endpoint = &self->base;
+    return turn_is_free(self->sending) && turn_is_free(self->consuming) && self->counters->blocked == 0 &&
+           PyDict_GET_SIZE(self->in_flight) < self->counters->limit && PyDict_GET_SIZE(self->unannounced) == 0 &&
+           !endpoint_is_foreign(endpoint) && PyList_GET_SIZE(self->deaths) == 0;
+}
+
+/* Undo what publish_all() has done; an exception stays set. */
+static void give_up_held(ControllerFastPath *self) {
+    PyObject *error = PyErr_GetRaisedException();
+    if (endpoint_release(&self->base) < 0) PyErr_WriteUnraisable((PyObject *)self);
+    PyErr_SetRaisedException(error);
+}
+
+/* Let a request have the segments that are held for it; -1 with an exception. */
+static int move_held(ControllerFastPath *self, Pending *pending) {
+    PyObject *held = self->base.held;
+    Py_ssize_t count = PyList_GET_SIZE(held);
+    if (count == 0) return 0;
+    pending->held = PyList_GetSlice(held, 0, count);
+    return pending->held == NULL ? -1 : PyList_SetSlice(held, 0, count, NULL);
+}
+
+/* Publish the tensors, send the request, and ring. The request; NULL if Python has to send it, and nothing was sent,
+ * with an exception or without. */
+static Pending *send_request(ControllerFastPath *self, PyObject *text, PyObject *tensors, PyObject *framework) {
     Endpoint *endpoint = &self->base;
     Message message;
     Draft draft;
     char words[MAX_CANONICAL_NBYTES + MAX_CANONICAL_TENSORS * TAG_WORD_NBYTES];
-    self->sent_seq = 0;
-    long seq = PyLong_AsLong(number);
-    if (seq == -1 && PyErr_Occurred()) return -1;
     message.count = 0;
     message.remark = EMPTY_SPAN;
-    if (!split(text, &message.command, &message.text) || !PyTuple_CheckExact(tensors) ||
+    if (!may_send(self) || !split(text, &message.command, &message.text) || !PyTuple_CheckExact(tensors) ||
         PyTuple_GET_SIZE(tensors) > MAX_CANONICAL_TENSORS || PyList_GET_SIZE(endpoint->held) != 0 ||
-        endpoint_is_foreign(endpoint) ||
         /* Before anything is published. Longer names are rare: message_write() notices them after the copy. */
         message.command.nbytes + message.text.nbytes >
             MAX_CANONICAL_NBYTES - TYPICAL_REF_NBYTES * (1 + PyTuple_GET_SIZE(tensors)))
-        return 0;
-    if (has_worker_ended(self)) return 0;
-    int is_sent = publish_all(endpoint, tensors, &message);
-    if (is_sent > 0 && endpoint_is_foreign(endpoint)) is_sent = 0; /* a signal handler has forked during a copy */
-    if (is_sent > 0) {
-        message.timestamp = now_ms();
-        is_sent = append_tags(&message, words) && message_write(&draft, &message, 0) &&
-                  ring_store(endpoint->out, seq, draft.text, draft.nbytes) > 0;
+        return NULL;
+    int is_ready = publish_all(endpoint, tensors, &message);
+    /* Other threads, and signal handlers, ran while large tensors were copied. From here on no other code does. */
+    if (is_ready > 0 && !may_send(self)) is_ready = 0;
+    message.timestamp = now_ms();
+    if (is_ready > 0) is_ready = append_tags(&message, words) && message_write(&draft, &message, 0);
+    Pending *pending = is_ready > 0 ? pending_new(endpoint->state, text, framework) : NULL;
+    if (pending == NULL) {
+        give_up_held(self);
+        return NULL;
     }
-    if (is_sent > 0) {
-        self->sent_seq = seq;
-        semaphore_post(endpoint->peer_doorbell);
-        return 1;
+    Counters *counters = self->counters;
+    pending->seq = counters->seq % WIRE_MAX_MESSAGE_SEQ + 1;
+    pending->order = counters->sent;
+    PyObject *number = PyLong_FromLong(pending->seq);
+    int is_known = number == NULL ? -1 : PyDict_Contains(self->in_flight, number);
+    int is_sent = is_known == 0 && move_held(self, pending) == 0 &&
+                  PyDict_SetItem(self->in_flight, number, (PyObject *)pending) == 0;
+    if (is_sent && ring_store(endpoint->out, pending->seq, draft.text, draft.nbytes) <= 0) {
+        is_sent = 0;
+        PyDict_DelItem(self->in_flight, number);
     }
-    PyObject *error = PyErr_GetRaisedException();
-    if (endpoint_release(endpoint) < 0) PyErr_WriteUnraisable((PyObject *)self);
-    PyErr_SetRaisedException(error);
-    return is_sent;
+    Py_XDECREF(number);
+    if (!is_sent) {
+        if (pending->held != NULL) PyList_SetSlice(endpoint->held, 0, 0, pending->held); /* for endpoint_release() */
+        Py_CLEAR(pending->held);
+        Py_DECREF(pending);
+        give_up_held(self);
+        return NULL;
+    }
+    counters->seq = pending->seq;
+    counters->sent++;
+    semaphore_post(endpoint->peer_doorbell);
+    mirror_forget(self->status_mirror); /* the worker may have written it meanwhile */
+    return pending;
 }
+
+/* -- consuming ---------------------------------------------------------------------------------------------------- */
 
 /* Views of all tensors that a message names; NULL if the slow path is needed, with an exception or without. */
 static PyObject *view_all(Endpoint *endpoint, const Message *message) {
@@ -195,147 +255,146 @@ static PyObject *make_reply(ControllerFastPath *self, const Message *message) {
     return reply;
 }
 
-/* A call that waits for the response to its request. */
+/* Release what a request names; -1 with an exception. */
+static int release_held(ControllerFastPath *self, Pending *pending) {
+    PyObject *held = pending->held;
+    if (held == NULL) return 0;
+    pending->held = NULL;
+    int code = 0;
+    for (Py_ssize_t index = 0; PyList_Check(held) && index < PyList_GET_SIZE(held); index++) {
+        PyObject *segment = PyList_GET_ITEM(held, index);
+        if (PyObject_TypeCheck(segment, self->base.state->owner_segment) &&
+            owner_segment_release((OwnerSegment *)segment) < 0)
+            code = -1;
+    }
+    Py_DECREF(held);
+    return code;
+}
+
+enum { LEFT_TO_PYTHON, NOTHING_THERE, CONSUMED };
+
+/* Deal with the next answer, and take it; -1 with an exception. */
+static int consume_next(ControllerFastPath *self) {
+    Endpoint *endpoint = &self->base;
+    Message message;
+    RingLine next;
+    int is_there = ring_next(endpoint->own, &next);
+    if (is_there <= 0) return is_there < 0 ? -1 : NOTHING_THERE;
+    int outcome = LEFT_TO_PYTHON;
+    PyObject *number = NULL, *reply = NULL;
+    Pending *pending = NULL;
+    if (PyList_GET_SIZE(self->left) == 0 && next.is_terminated &&
+        message_read(PyBytes_AS_STRING(next.line), PyBytes_GET_SIZE(next.line), 1, &message) &&
+        (number = PyLong_FromUnsignedLongLong(message.seq)) != NULL) {
+        PyObject *found = PyDict_GetItemWithError(self->in_flight, number);
+        if (found != NULL && Py_IS_TYPE(found, endpoint->state->pending)) pending = (Pending *)Py_NewRef(found);
+    }
+    int is_quick = pending != NULL && pending->on_done == NULL && !pending->is_abandoned && pending->outcome == NULL &&
+                   (pending->framework == NULL || pending->framework == endpoint->state->names[NUMPY]);
+    if (is_quick) {
+        if (pending->framework == NULL) message.count = 0;
+        reply = make_reply(self, &message); /* other code may run now, and consume this answer */
+    }
+    if (reply != NULL) {
+        if (pending->outcome == NULL) pending->outcome = Py_NewRef(reply);
+        outcome = CONSUMED;
+        PyObject *known = PyDict_GetItemWithError(self->in_flight, number);
+        if (known == (PyObject *)pending && PyDict_DelItem(self->in_flight, number) < 0) outcome = -1;
+        ring_advance(endpoint->own, &next);
+        if (release_held(self, pending) < 0) outcome = -1;
+    }
+    Py_XDECREF(reply);
+    Py_XDECREF(number);
+    Py_XDECREF(pending);
+    Py_DECREF(next.line);
+    return PyErr_Occurred() ? -1 : outcome;
+}
+
+/* A call that waits for the answer to its request. */
 typedef struct {
     const ControllerFastPath *path;
-    long seq;
+    const Pending *pending;
 } Waiter;
 
-/* Whether to end the wait: the worker has ended, or says that it serves no more (the slow path knows what that means),
- * or a signal handler has used the session and has taken the response for us. */
+/* Whether to end the wait: the worker has ended, or says that it serves no more (Python knows what that means), or a
+ * signal handler has used the session and has consumed the answer. */
 static int should_stop(void *context) {
     const Waiter *waiter = context;
     const ControllerFastPath *path = waiter->path;
-    return PyList_GET_SIZE(path->deaths) != 0 || path->sent_seq != waiter->seq ||
-           (path->status_mirror != NULL && mirror_page_says(path->status_mirror, WIRE_STATUS_TERMINATED));
+    return PyList_GET_SIZE(path->deaths) != 0 || waiter->pending->outcome != NULL ||
+           mirror_page_says(path->status_mirror, WIRE_STATUS_TERMINATED);
 }
 
-/* Wait for the response to a request for `timeout_s`, which is until `until_us`. None if it does not come, or if the
- * slow path is needed: then it waits to be taken. NULL with an exception. */
-static PyObject *receive_reply(ControllerFastPath *self, PyObject *number, double timeout_s, double until_us) {
-    Message message;
-    uint64_t seq = PyLong_AsUnsignedLongLong(number);
-    if (seq == UINT64_MAX && PyErr_Occurred()) return NULL;
-    if (endpoint_is_foreign(&self->base)) Py_RETURN_NONE; /* the response is the parent's */
-    self->sent_seq = (long)seq; /* the slow path may have sent it */
-    Waiter waiter = {self, (long)seq};
-    PyObject *line = endpoint_receive(&self->base, timeout_s, should_stop, &waiter, 1, &message);
-    while (line != NULL && line != Py_None && message.seq != seq) { /* the response to one that was given up */
-        Py_DECREF(line);
-        line = endpoint_receive(&self->base, (until_us - now_us()) / 1e6, should_stop, &waiter, 1, &message);
-    }
-    if (line == NULL || line == Py_None) return line;
-    if (endpoint_is_foreign(&self->base)) { /* a signal handler has forked meanwhile: the response is the parent's */
-        Py_DECREF(line);
-        ring_put_back(self->base.own);
-        Py_RETURN_NONE;
-    }
-    self->is_receiving = 1; /* a destructor that the garbage collector runs now may not use the session */
-    PyObject *reply = make_reply(self, &message);
-    Py_DECREF(line);
-    int is_released = reply != NULL && endpoint_release(&self->base) == 0;
-    self->is_receiving = 0;
-    if (is_released) {
-        self->sent_seq = 0;
-        return reply;
-    }
-    ring_put_back(self->base.own);
-    Py_XDECREF(reply);
-    return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
-}
-
-/* Write the mirrors now, as a wait would do: the caller may never wait for the response. */
-static void show_sent(ControllerFastPath *self) {
+/* Consume answers until that to a request is there: 1 if it is; 0 if the time is over, or the rest is left to Python; -1
+ * with an exception. */
+static int consume_until(ControllerFastPath *self, Pending *pending, double until_us) {
     Endpoint *endpoint = &self->base;
-    if (self->status_mirror != NULL) mirror_foretell_busy(self->status_mirror);
-    ring_show(endpoint->own);
-    if (self->status_mirror == NULL || !ring_is_answered(endpoint->out, endpoint->own)) return;
-    /* The worker may have written its mirror before ours. If it answers later, it also writes later. */
-    mirror_forget(self->status_mirror);
-    mirror_update(self->status_mirror);
-}
-
-PyDoc_STRVAR(send_doc,
-             "send(seq, message, tensors)\n--\n\n"
-             "Publish the tensors of a tuple, send a request with them, and ring.\n\n"
-             "Returns:\n    Whether that is done. If not, the slow path is needed, and nothing was sent.");
-
-static PyObject *py_send(ControllerFastPath *self, PyObject *const *arguments, Py_ssize_t count) {
-    if (!is_initialised(self)) return NULL;
-    if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "send takes a number, a message and a tuple");
-        return NULL;
+    Waiter waiter = {self, pending};
+    while (pending->outcome == NULL) {
+        int code = endpoint_is_foreign(endpoint) ? LEFT_TO_PYTHON : consume_next(self);
+        if (code == CONSUMED) continue;
+        if (code != NOTHING_THERE) return code;
+        double left_s = (until_us - now_us()) / 1e6;
+        if (left_s <= 0 || should_stop(&waiter)) return pending->outcome != NULL;
+        if (ring_sleep(endpoint->own, endpoint->own_doorbell, left_s, endpoint->slice_s, should_stop, &waiter) < 0)
+            return -1;
     }
-    int is_sent = send_request(self, arguments[0], arguments[1], arguments[2]);
-    if (is_sent > 0) show_sent(self);
-    return is_sent < 0 ? NULL : PyBool_FromLong(is_sent);
-}
-
-PyDoc_STRVAR(receive_doc,
-             "receive(seq, timeout_s)\n--\n\nWait for the reply to a request, and release the request's tensors.\n\n"
-             "Returns:\n"
-             "    The response, and a list of views of its tensors. None if there is none in time, or if the slow\n"
-             "    path is needed: then it waits to be taken. With an exception nothing was taken either.");
-
-static PyObject *py_receive(ControllerFastPath *self, PyObject *const *arguments, Py_ssize_t count) {
-    if (!is_initialised(self)) return NULL;
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "receive takes a number and a time");
-        return NULL;
-    }
-    double timeout_s;
-    if (parse_time(arguments[1], &timeout_s) < 0) return NULL;
-    return receive_reply(self, arguments[0], timeout_s, now_us() + timeout_s * 1e6);
+    return 1;
 }
 
 PyDoc_STRVAR(call_doc,
-             "call(seq, message, tensors, timeout_s)\n--\n\nSend a request, and receive the reply.\n\n"
+             "call(message, tensors, timeout_s, framework)\n--\n\n"
+             "Publish the tensors of a tuple, send a request with them, and consume answers until its own is there.\n\n"
              "Returns:\n"
-             "    As receive(); False if nothing was sent. With an exception `sent_seq` tells whether it was.");
+             "    The outcome. None if Python has to do it, and nothing was sent. The request itself, a Pending, if it\n"
+             "    was sent and Python has to wait for the answer. After an exception it is abandoned, if it was sent.");
 
 static PyObject *py_call(ControllerFastPath *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_initialised(self)) return NULL;
     if (count != 4) {
-        PyErr_SetString(PyExc_TypeError, "call takes a number, a message, a tuple and a time");
+        PyErr_SetString(PyExc_TypeError, "call takes a message, a tuple, a time and a framework");
         return NULL;
     }
     double timeout_s;
-    if (parse_time(arguments[3], &timeout_s) < 0) return NULL;
+    if (parse_time(arguments[2], &timeout_s) < 0) return NULL;
     double until_us = now_us() + timeout_s * 1e6;
-    self->until_s = until_us / 1e6;
-    int is_sent = send_request(self, arguments[0], arguments[1], arguments[2]);
-    if (is_sent <= 0) return is_sent < 0 ? NULL : Py_NewRef(Py_False);
-    if (self->status_mirror != NULL) mirror_forget(self->status_mirror); /* the worker may have written it meanwhile */
-    return receive_reply(self, arguments[0], timeout_s, until_us);
+    PyObject *framework = arguments[3] == Py_None ? NULL : arguments[3];
+    Pending *pending = send_request(self, arguments[0], arguments[1], framework);
+    if (pending == NULL) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    TurnWords *consuming = (TurnWords *)Py_NewRef(self->consuming);
+    unsigned long me = PyThread_get_thread_ident();
+    consuming->owner = me;
+    int code = consume_until(self, pending, until_us);
+    if (consuming->owner == me) consuming->owner = 0;
+    PyObject *result = NULL;
+    if (code < 0) {
+        pending->is_abandoned = 1;
+        PyObject *error = PyErr_GetRaisedException();
+        if (turn_wake((PyObject *)consuming) < 0) PyErr_WriteUnraisable((PyObject *)self);
+        PyErr_SetRaisedException(error);
+    } else if (turn_wake((PyObject *)consuming) == 0) {
+        result = Py_NewRef(code > 0 ? pending->outcome : (PyObject *)pending);
+    }
+    Py_DECREF(consuming);
+    Py_DECREF(pending);
+    return result;
 }
 
 static PyMethodDef fast_path_methods[] = {
-    {"send", (PyCFunction)(void (*)(void))py_send, METH_FASTCALL, send_doc},
-    {"receive", (PyCFunction)(void (*)(void))py_receive, METH_FASTCALL, receive_doc},
     {"call", (PyCFunction)(void (*)(void))py_call, METH_FASTCALL, call_doc},
     {NULL, NULL, 0, NULL},
 };
 
-static PyMemberDef fast_path_members[] = {
-    {"sent_seq", T_LONG, offsetof(ControllerFastPath, sent_seq), 0,
-     "number of the request that was sent and whose reply was not received; 0 for none"},
-    {"until_s", T_DOUBLE, offsetof(ControllerFastPath, until_s), READONLY,
-     "when the time of the last call() is over, by the monotonic clock"},
-    {"is_receiving", T_BOOL, offsetof(ControllerFastPath, is_receiving), READONLY,
-     "whether a reply was taken, and its views are being made"},
-    {NULL, 0, 0, 0, NULL},
-};
-
 static PyType_Slot controller_fast_path_slots[] = {
     {Py_tp_doc, "ControllerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, deaths, "
-                "response_type)\n--\n\nThe controller's fast path."},
+                "response_type,\nstatus_mirror, sending, consuming, in_flight, unannounced, left, counters)\n--\n\nThe "
+                "controller's fast path."},
     {Py_tp_new, stateful_new},
     {Py_tp_init, fast_path_init},
     {Py_tp_traverse, fast_path_traverse},
     {Py_tp_clear, fast_path_clear},
     {Py_tp_dealloc, endpoint_dealloc},
     {Py_tp_methods, fast_path_methods},
-    {Py_tp_members, fast_path_members},
     {0, NULL},
 };
 

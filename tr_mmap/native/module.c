@@ -2,6 +2,8 @@
 #define TR_MMAP_IMPORTS_NUMPY
 #include "endpoint.h"
 #include "mirror.h"
+#include "sent_results.h"
+#include "traffic.h"
 
 #include <pthread.h>
 
@@ -88,6 +90,10 @@ static const struct {
     TYPE(ring, NO_BASE, 1),
     TYPE(mirror, NO_BASE, 1),
     TYPE(semaphore, NO_BASE, 1),
+    TYPE(counters, NO_BASE, 1),
+    TYPE(pending, NO_BASE, 1),
+    TYPE(sent_results, NO_BASE, 1),
+    TYPE(turn, NO_BASE, 1),
     TYPE(view, NO_BASE, 0),
 };
 
@@ -106,7 +112,7 @@ static int add_types(PyObject *module, ModuleState *state) {
 
 static int intern_names(ModuleState *state) {
     static const char *const texts[ATTRIBUTES] = {"command",    "result",     "message", "complaint", "_reply",
-                                                  "main_logic", "parameters", "segment", "seq"};
+                                                  "main_logic", "parameters", "segment", "seq", "numpy"};
     for (int index = 0; index < ATTRIBUTES; index++)
         if ((state->names[index] = PyUnicode_InternFromString(texts[index])) == NULL) return -1;
     return 0;

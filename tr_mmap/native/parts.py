@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from . import FreeLists, Mirror, Ring, Semaphore
+    from . import FreeLists, Mirror, Ring, Semaphore, SentResults
 
 __all__ = ["ChannelParts", "TensorParts"]
 
@@ -34,7 +34,9 @@ class TensorParts(NamedTuple):
         endpoint: the pool of this side's segments; the peer's segments that are mapped here, by name; and this side's
             segments that the message in flight names.
         tags: on the worker's side, where the tensor of each tag is; empty on the controller's side.
+        sent: on the worker's side, the results of responses that the controller has not consumed.
     """
 
     endpoint: tuple[FreeLists, dict[str, Any], list[Any]]
     tags: dict[str, Any]
+    sent: SentResults | None = None

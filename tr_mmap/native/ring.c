@@ -277,6 +277,24 @@ static PyObject *py_advance(Ring *self, PyObject *const *arguments, Py_ssize_t c
     Py_RETURN_NONE;
 }
 
+uint64_t ring_stored(PyObject *ring) { return ((Ring *)ring)->stored; }
+
+uint64_t ring_done_by_peer(PyObject *ring) { return load_acquire(done_word((Ring *)ring)); }
+
+int ring_next(PyObject *ring, RingLine *next) {
+    Ring *self = (Ring *)ring;
+    next->position = self->taken;
+    next->line = next_line(self, &next->number);
+    next->is_terminated = !self->is_unterminated;
+    return next->line != NULL ? 1 : PyErr_Occurred() ? -1 : 0;
+}
+
+void ring_advance(PyObject *ring, const RingLine *next) {
+    Ring *self = (Ring *)ring;
+    if (self->taken == next->position) advance(self, next->number);
+    store_release(done_word(self), self->taken);
+}
+
 PyDoc_STRVAR(has_stored_doc, "has_stored(seq)\n--\n\nWhether one of the last messages that this side has stored has a number.");
 
 static PyObject *py_has_stored(Ring *self, PyObject *number) {

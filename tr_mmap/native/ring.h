@@ -22,6 +22,23 @@ PyObject *ring_wait(PyObject *ring, PyObject *semaphore, double timeout_s, doubl
 int ring_sleep(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s, StopCheck should_stop,
                void *context);
 
+/* The next message, until it is taken. */
+typedef struct {
+    PyObject *line; /* the caller's */
+    int is_terminated;
+    uint64_t position, number;
+} RingLine;
+
+/* Look at the next message: 1 if there is one, 0 if not, -1 with an exception. */
+int ring_next(PyObject *ring, RingLine *next);
+
+/* Take it, unless it was taken meanwhile, and tell the peer that this side is done with it. */
+void ring_advance(PyObject *ring, const RingLine *next);
+
+/* How many messages this side has stored, and how many of them the peer is done with. */
+uint64_t ring_stored(PyObject *ring);
+uint64_t ring_done_by_peer(PyObject *ring);
+
 /* After an exception of ring_wait(): whether the message has no end. Else a signal handler raised. */
 int ring_is_unterminated(PyObject *ring);
 

@@ -17,14 +17,16 @@ enum {
     PARAMETERS, /* of a request */
     SEGMENT,    /* of a ref */
     SEQ,        /* of a ref */
+    NUMPY,      /* the framework of numpy's arrays */
     ATTRIBUTES,
 };
 enum { REPLY_ATTRIBUTES = REPLY };
 
 typedef struct {
     PyObject *module; /* whose state this is; borrowed */
-    PyTypeObject *controller_fast_path, *endpoint, *free_lists, *heartbeat, *lease_words, *loan, *mapping, *ring,
-        *mirror, *owner_segment, *reader_segment, *semaphore, *view, *worker_fast_path;
+    PyTypeObject *controller_fast_path, *counters, *endpoint, *free_lists, *heartbeat, *lease_words, *loan, *mapping, *ring,
+        *mirror, *owner_segment, *pending, *reader_segment, *semaphore,
+        *sent_results, *turn, *view, *worker_fast_path;
     PyObject *names[ATTRIBUTES];
 } ModuleState;
 

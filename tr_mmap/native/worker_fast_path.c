@@ -3,6 +3,7 @@
  * finished. Never ends the worker. */
 #include "endpoint.h"
 #include "mirror.h"
+#include "sent_results.h"
 
 #include <math.h>
 #include <string.h>
@@ -16,6 +17,7 @@ typedef struct {
     PyObject *argument_tags; /* a list: the tags that are valid for the request at hand only */
     PyObject *deaths;        /* a list: gets an element when the controller has ended */
     PyObject *request_type, *ref_type, *reply_type;
+    PyObject *sent; /* SentResults: of responses that the controller has not consumed */
     HeartbeatWord heartbeat; /* of the status page */
     char is_foreign; /* this process is a forked child, and the request is its parent's to answer */
 } WorkerFastPath;
@@ -23,14 +25,15 @@ typedef struct {
 static int fast_path_init(WorkerFastPath *self, PyObject *arguments, PyObject *keywords) {
     static char *keys[] = {"out",    "own",    "peer_doorbell", "own_doorbell", "slice_s",
                            "pool",   "mapped", "held",          "status",       "status_mirror",
-                           "by_hand", "tags", "deaths", "request_type", "ref_type", "reply_type", NULL};
+                           "by_hand", "tags", "deaths", "request_type", "ref_type", "reply_type", "sent", NULL};
     PyObject *parts[ENDPOINT_ARGUMENTS], *status, *mirror, *by_hand, *tags, *deaths, *request_type, *ref_type, *reply_type;
+    PyObject *sent;
     double slice_s;
     Py_buffer status_buffer;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!O!O!OOO", keys, parts, parts + 1, parts + 2,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!O!O!OOOO!", keys, parts, parts + 1, parts + 2,
                                      parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status,
                                      self->base.state->mirror, &mirror, &PyList_Type, &by_hand, &PyDict_Type, &tags, &PyList_Type, &deaths,
-                                     &request_type, &ref_type, &reply_type) ||
+                                     &request_type, &ref_type, &reply_type, self->base.state->sent_results, &sent) ||
         !mirror_is_initialised(mirror) || endpoint_parse(&self->base, parts, &slice_s) < 0 ||
         get_word_buffer(status, &status_buffer, WIRE_STATUS_NBYTES) < 0)
         return -1;
@@ -50,6 +53,7 @@ static int fast_path_init(WorkerFastPath *self, PyObject *arguments, PyObject *k
     self->request_type = Py_NewRef(request_type);
     self->ref_type = Py_NewRef(ref_type);
     self->reply_type = Py_NewRef(reply_type);
+    self->sent = Py_NewRef(sent);
     self->tags = Py_NewRef(tags);
     return 0;
 }
@@ -62,6 +66,7 @@ static int fast_path_traverse(WorkerFastPath *self, visitproc visit, void *arg) 
     Py_VISIT(self->request_type);
     Py_VISIT(self->ref_type);
     Py_VISIT(self->reply_type);
+    Py_VISIT(self->sent);
     Py_VISIT(self->status.obj);
     return endpoint_traverse(&self->base, visit, arg);
 }
@@ -78,6 +83,7 @@ static int fast_path_clear(WorkerFastPath *self) {
     Py_CLEAR(self->request_type);
     Py_CLEAR(self->ref_type);
     Py_CLEAR(self->reply_type);
+    Py_CLEAR(self->sent);
     return endpoint_clear(&self->base);
 }
 
@@ -186,7 +192,9 @@ static PyObject *begin(WorkerFastPath *self, const Message *message) {
                           text_of(&self->base, message->text),
                           PyLong_FromUnsignedLongLong(message->timestamp), Py_NewRef(refs)};
     PyObject *request = construct(self->request_type, fields, sizeof fields / sizeof *fields);
-    if (request != NULL && (endpoint_release(&self->base) < 0 || set_tags(self, message, refs) < 0)) Py_CLEAR(request);
+    if (request != NULL && (sent_results_release(self->sent, ring_done_by_peer(self->base.out)) < 0 ||
+                            set_tags(self, message, refs) < 0))
+        Py_CLEAR(request);
     Py_DECREF(refs);
     return request;
 }
@@ -294,10 +302,11 @@ static int send_response(WorkerFastPath *self, uint64_t seq, Span command, Span 
     if (!message_write(&draft, &message, 1)) return 0;
     if (!replace_status(self, word_of(BUSY), word_of(OK))) return 0; /* the handler wrote one, or we should exit */
     if (drop_argument_tags(self) < 0) return -1;
+    uint64_t order = ring_stored(endpoint->out);
     if (ring_store(endpoint->out, (long)seq, draft.text, draft.nbytes) <= 0) return 0;
     semaphore_post(endpoint->peer_doorbell);
     touch(self);
-    return 1;
+    return sent_results_add(self->sent, order, endpoint->held) < 0 ? -1 : 1;
 }
 
 /* The span of what the handler said, or `fallback` if that is empty; 0 if the slow path is needed. */

@@ -133,17 +133,25 @@ class ControllerTransfer(ABC):
         receive: makes the tensor of a result, in a framework; called once for each.
         unannounced: tags that the next request must announce; empty if the peer finds tags by itself.
         has_quick_views, quick_loan: as in :class:`WorkerTransfer`.
-        has_request_in_flight: tells whether the worker may still read segments that tags leave meanwhile.
+        left: what tags have left, and the worker may still read.
+        has_request_in_flight: tells whether there is such a request.
+        fast_holds: what the requests hold that the fast path has sent.
         keeps_memory: both sides keep memory for later tensors, and can give it up when the other one needs room.
     """
 
     decode: Callable[[bytes], Response]
     receive: Callable[[TensorRef, str], Any]
-    unannounced: Container[str] = ()
+    unannounced: dict[str, int]
+    left: list[Any]
     has_request_in_flight: Callable[[], bool]
+    fast_holds: Callable[[], list[list[Any]]]
     keeps_memory = False
     has_quick_views = True
     quick_loan: QuickLoan = staticmethod(_no_loan)
+
+    def __init__(self) -> None:
+        self.unannounced, self.left = {}, []
+        self.has_request_in_flight, self.fast_holds = bool, list
 
     @abstractmethod
     def put(self, tag: str, tensor: Any) -> None:

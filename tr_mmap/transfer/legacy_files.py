@@ -244,6 +244,7 @@ class LegacyControllerTransfer(ControllerTransfer):
     """
 
     def __init__(self, directory: str, *, budget_nbytes: int | None, views: str | None = None) -> None:
+        super().__init__()
         self._directory = directory
         self._owner = this_process.mark
         self._known_dir = system.KnownDir(directory)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from math import inf
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ..errors import MissingTag, OutOfSpace, UnsupportedTensor
-from ..native import TensorParts, drain, finished
+from ..native import SentResults, TensorParts, drain, finished
 from ..protocol.messages import Request, TensorRef, decode_response, now_ms
 from ..shm.pool import PoolStats, SegmentPool
 from ..shm.reader import SegmentReader
@@ -52,12 +52,12 @@ class SegmentWorkerTransfer(WorkerTransfer):
         self.quick_loan = self._pool.quick_loan
         self.tags: dict[str, TensorRef] = {}
         self._segments: list[Segment] = []  # of the results of the request at hand
-        self._sent: deque[tuple[int, list[Segment]]] = deque()  # of responses: how many were sent before; the results
+        self._sent = SentResults()
 
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum:
             return None
-        return TensorParts((self._pool, self._reader.mapped, self._segments), self.tags)
+        return TensorParts((self._pool, self._reader.mapped, self._segments), self.tags, self._sent)
 
     @property
     def results(self) -> list[TensorRef]:  # type: ignore[override] # no caller sets it
@@ -99,16 +99,12 @@ class SegmentWorkerTransfer(WorkerTransfer):
                 self._segments.pop().release()
 
     def responded(self, order: int) -> None:
-        if self._segments:
-            with self._lock:
-                self._sent.append((order, self._segments[:]))
-                self._segments.clear()
+        with self._lock:
+            self._sent.add(order, self._segments)
 
     def consumed(self, count: int) -> None:
-        while self._sent and self._sent[0][0] < count:
-            with self._lock:
-                for segment in self._sent.popleft()[1]:
-                    segment.release()
+        with self._lock:
+            self._sent.release(count)
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         with self._lock:
@@ -172,6 +168,7 @@ class SegmentControllerTransfer(ControllerTransfer):
     keeps_memory = True
 
     def __init__(self, directory: str, options: TransferOptions, views: str | None = None) -> None:
+        super().__init__()
         self._directory = directory
         self._has_checksum = options.checksum
         self._views = views
@@ -182,15 +179,15 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._has_failed = False  # a method has, so the pool is to be put right
         self._pool = _pool(directory, SEGMENT_PREFIX, options)
         self._pool.pause = self._pause
-        self.has_request_in_flight = lambda: False
         self.quick_loan = self._pool.quick_loan
         self._tags = Tags(directory, self._release_later)
         self.unannounced = self._tags.unannounced
         self._reader = self._new_reader()  # of the running worker, or of the last one
         self.has_quick_views = not self._reader.makes_private("numpy")
         self._held: dict[Hashable, list[Segment]] = {}  # by request: what it names for itself alone
+        self._fast_held: list[Segment] = []  # the same of the request that the fast path prepares
         # Segments that tags have left, each with the number of requests that were sent before: these may still read it.
-        self._left: list[tuple[int, Segment]] = []
+        self.left: list[tuple[int, Segment]] = []
         self._sent = 0
 
     def _pause(self, seconds: float) -> None:
@@ -215,9 +212,9 @@ class SegmentControllerTransfer(ControllerTransfer):
         if self._pool.is_foreign:
             return
         holds: Counter[Segment] = Counter(self._tags.segments())
-        for held in list(self._held.values()):
+        for held in (self._fast_held, *self._held.values(), *self.fast_holds()):
             holds.update(held)
-        holds.update(segment for _, segment in self._left)
+        holds.update(segment for _, segment in self.left)
         self._pool.reconcile(holds)
         self._tags.repair()
         self._has_failed = False
@@ -225,7 +222,7 @@ class SegmentControllerTransfer(ControllerTransfer):
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum:
             return None
-        return TensorParts((self._pool, self._reader.mapped, []), {})
+        return TensorParts((self._pool, self._reader.mapped, self._fast_held), {})
 
     @_in_one_piece
     def put(self, tag: str, tensor: Any) -> None:
@@ -268,16 +265,16 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     @_in_one_piece
     def release(self, key: Hashable, oldest: int | None) -> None:
-        held = self._held.get(key)
-        while held:
-            held.pop().release()
+        for held in (self._held.get(key), getattr(key, "held", None)):
+            while held:
+                held.pop().release()
         self._held.pop(key, None)
-        while self._left and (oldest is None or self._left[0][0] <= oldest):
-            self._left.pop(0)[1].release()
+        while self.left and (oldest is None or self.left[0][0] <= oldest):
+            self.left.pop(0)[1].release()
 
     def _release_later(self, segment: Segment) -> None:
         """Release a tag's segment when all requests were answered that were sent before the tag left it."""
-        self._left.append((self._sent, segment))
+        self.left.append((self._sent, segment))
         if not self._held and not self.has_request_in_flight():
             self.release(None, None)
 

@@ -39,4 +39,5 @@ def worker_fast_path(channel: Channel, transfer: WorkerTransfer, deaths: list[An
         Request,
         TensorRef,
         Reply,
+        of_transfer.sent,
     )

@@ -13,17 +13,22 @@ from .mirror import Mirror
 from .ring import Ring, has_as_many_colons
 from .segments import FreeLists, OwnerSegment, ReaderSegment, drain, finished, freeze, loan_of
 from .semaphore import Semaphore
+from .traffic import Counters, Pending, SentResults, TurnWords
 
 __all__ = [
     "KEEPS_STORES_IN_ORDER",
+    "Counters",
     "FreeLists",
     "Heartbeat",
     "LeaseWords",
     "Mirror",
     "OwnerSegment",
+    "Pending",
     "ReaderSegment",
     "Ring",
     "Semaphore",
+    "SentResults",
+    "TurnWords",
     "copy",
     "drain",
     "finished",
