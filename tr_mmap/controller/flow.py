@@ -156,6 +156,11 @@ class Flow:
             may_ask_for_room: whether the worker may be asked to give up memory that it keeps.
         """
         worker = self.worker()
+        if worker.fast_path is not None and worker.fast_path.send(pending, tensors):
+            if is_public:
+                self._claims.append(pending)
+                worker.channel.show()
+            return
         self._admit(worker, pending, deadline_s, timeout_s)
         while True:
             if worker.is_over():
@@ -272,9 +277,12 @@ class Flow:
 
     def _consume(self, worker: WorkerHandle, until: Callable[[], bool], deadline_s: float) -> None:
         channel, is_blocking = worker.channel, bool(self.resources.options.transfer.block_ms)
+        fast_path = worker.fast_path
         while not until():
-            if self._consume_next(worker):
+            if (fast_path is None or fast_path.consume()) and self._consume_next(worker):
                 continue
+            if fast_path is not None and until():
+                return
             if worker.is_over() or self.resources.worker is not worker:
                 if not self._consume_next(worker):  # it may have come just before
                     return

@@ -149,7 +149,7 @@ static int split(PyObject *text, Span *command, Span *parameters) {
 /* Whether a request may be sent here and now, with nothing that Python would have to do before. */
 static int may_send(const ControllerFastPath *self) {
     const Endpoint *endpoint = &self->base;
-    return turn_is_free(self->sending) && turn_is_free(self->consuming) && self->counters->blocked == 0 &&
+    return turn_is_free(self->sending) && self->counters->blocked == 0 &&
            PyDict_GET_SIZE(self->in_flight) < self->counters->limit && PyDict_GET_SIZE(self->unannounced) == 0 &&
            !endpoint_is_foreign(endpoint) && PyList_GET_SIZE(self->deaths) == 0;
 }
@@ -170,10 +170,11 @@ static int move_held(ControllerFastPath *self, Pending *pending) {
     return pending->held == NULL ? -1 : PyList_SetSlice(held, 0, count, NULL);
 }
 
-/* Publish the tensors, send the request, and ring. The request; NULL if Python has to send it, and nothing was sent,
- * with an exception or without. */
-static Pending *send_request(ControllerFastPath *self, PyObject *text, PyObject *tensors, PyObject *framework) {
+/* Publish a request's tensors, send it, and ring: 1 if that is done; 0 if Python has to send it, -1 with an exception;
+ * then nothing was sent. */
+static int send_request(ControllerFastPath *self, Pending *pending, PyObject *tensors) {
     Endpoint *endpoint = &self->base;
+    PyObject *text = pending->message;
     Message message;
     Draft draft;
     char words[MAX_CANONICAL_NBYTES + MAX_CANONICAL_TENSORS * TAG_WORD_NBYTES];
@@ -184,25 +185,19 @@ static Pending *send_request(ControllerFastPath *self, PyObject *text, PyObject 
         /* Before anything is published. Longer names are rare: message_write() notices them after the copy. */
         message.command.nbytes + message.text.nbytes >
             MAX_CANONICAL_NBYTES - TYPICAL_REF_NBYTES * (1 + PyTuple_GET_SIZE(tensors)))
-        return NULL;
+        return 0;
     int is_ready = publish_all(endpoint, tensors, &message);
     /* Other threads, and signal handlers, ran while large tensors were copied. From here on no other code does. */
     if (is_ready > 0 && !may_send(self)) is_ready = 0;
     message.timestamp = now_ms();
     if (is_ready > 0) is_ready = append_tags(&message, words) && message_write(&draft, &message, 0);
-    Pending *pending = is_ready > 0 ? pending_new(endpoint->state, text, framework) : NULL;
-    if (pending == NULL) {
-        give_up_held(self);
-        return NULL;
-    }
     Counters *counters = self->counters;
-    pending->seq = counters->seq % WIRE_MAX_MESSAGE_SEQ + 1;
-    pending->order = counters->sent;
-    PyObject *number = PyLong_FromLong(pending->seq);
+    long seq = counters->seq % WIRE_MAX_MESSAGE_SEQ + 1;
+    PyObject *number = is_ready > 0 ? PyLong_FromLong(seq) : NULL;
     int is_known = number == NULL ? -1 : PyDict_Contains(self->in_flight, number);
     int is_sent = is_known == 0 && move_held(self, pending) == 0 &&
                   PyDict_SetItem(self->in_flight, number, (PyObject *)pending) == 0;
-    if (is_sent && ring_store(endpoint->out, pending->seq, draft.text, draft.nbytes) <= 0) {
+    if (is_sent && ring_store(endpoint->out, seq, draft.text, draft.nbytes) <= 0) {
         is_sent = 0;
         PyDict_DelItem(self->in_flight, number);
     }
@@ -210,15 +205,14 @@ static Pending *send_request(ControllerFastPath *self, PyObject *text, PyObject 
     if (!is_sent) {
         if (pending->held != NULL) PyList_SetSlice(endpoint->held, 0, 0, pending->held); /* for endpoint_release() */
         Py_CLEAR(pending->held);
-        Py_DECREF(pending);
         give_up_held(self);
-        return NULL;
+        return PyErr_Occurred() ? -1 : 0;
     }
-    counters->seq = pending->seq;
-    counters->sent++;
+    pending->seq = counters->seq = seq;
+    pending->order = counters->sent++;
     semaphore_post(endpoint->peer_doorbell);
     mirror_forget(self->status_mirror); /* the worker may have written it meanwhile */
-    return pending;
+    return 1;
 }
 
 /* -- consuming ---------------------------------------------------------------------------------------------------- */
@@ -271,6 +265,17 @@ static int release_held(ControllerFastPath *self, Pending *pending) {
     return code;
 }
 
+/* Call what is to be called when there is an outcome; -1 with an exception. */
+static int tell_done(Pending *pending) {
+    PyObject *on_done = pending->on_done;
+    if (on_done == NULL) return 0;
+    pending->on_done = NULL;
+    PyObject *returned = PyObject_CallOneArg(on_done, (PyObject *)pending);
+    Py_DECREF(on_done);
+    Py_XDECREF(returned);
+    return returned == NULL ? -1 : 0;
+}
+
 enum { LEFT_TO_PYTHON, NOTHING_THERE, CONSUMED };
 
 /* Deal with the next answer, and take it; -1 with an exception. */
@@ -289,7 +294,7 @@ static int consume_next(ControllerFastPath *self) {
         PyObject *found = PyDict_GetItemWithError(self->in_flight, number);
         if (found != NULL && Py_IS_TYPE(found, endpoint->state->pending)) pending = (Pending *)Py_NewRef(found);
     }
-    int is_quick = pending != NULL && pending->on_done == NULL && !pending->is_abandoned && pending->outcome == NULL &&
+    int is_quick = pending != NULL && !pending->is_abandoned && pending->outcome == NULL &&
                    (pending->framework == NULL || pending->framework == endpoint->state->names[NUMPY]);
     if (is_quick) {
         if (pending->framework == NULL) message.count = 0;
@@ -301,7 +306,7 @@ static int consume_next(ControllerFastPath *self) {
         PyObject *known = PyDict_GetItemWithError(self->in_flight, number);
         if (known == (PyObject *)pending && PyDict_DelItem(self->in_flight, number) < 0) outcome = -1;
         ring_advance(endpoint->own, &next);
-        if (release_held(self, pending) < 0) outcome = -1;
+        if (release_held(self, pending) < 0 || tell_done(pending) < 0) outcome = -1;
     }
     Py_XDECREF(reply);
     Py_XDECREF(number);
@@ -358,9 +363,15 @@ static PyObject *py_call(ControllerFastPath *self, PyObject *const *arguments, P
     double timeout_s;
     if (parse_time(arguments[2], &timeout_s) < 0) return NULL;
     double until_us = now_us() + timeout_s * 1e6;
-    PyObject *framework = arguments[3] == Py_None ? NULL : arguments[3];
-    Pending *pending = send_request(self, arguments[0], arguments[1], framework);
-    if (pending == NULL) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    if (!turn_is_free(self->consuming)) Py_RETURN_NONE;
+    Pending *pending = pending_new(self->base.state, arguments[0], arguments[3] == Py_None ? NULL : arguments[3]);
+    if (pending == NULL) return NULL;
+    int is_sent = send_request(self, pending, arguments[1]);
+    if (is_sent <= 0 || !turn_is_free(self->consuming)) {
+        if (is_sent > 0) return (PyObject *)pending;
+        Py_DECREF(pending);
+        return is_sent < 0 ? NULL : Py_NewRef(Py_None);
+    }
     TurnWords *consuming = (TurnWords *)Py_NewRef(self->consuming);
     unsigned long me = PyThread_get_thread_ident();
     consuming->owner = me;
@@ -380,7 +391,35 @@ static PyObject *py_call(ControllerFastPath *self, PyObject *const *arguments, P
     return result;
 }
 
+PyDoc_STRVAR(send_doc,
+             "send(pending, tensors)\n--\n\nPublish the tensors of a tuple, and send a request with them.\n\n"
+             "Returns:\n    Whether that is done. If not, Python has to do it, and nothing was sent.");
+
+static PyObject *py_send(ControllerFastPath *self, PyObject *const *arguments, Py_ssize_t count) {
+    if (!is_initialised(self)) return NULL;
+    if (count != 2 || !Py_IS_TYPE(arguments[0], self->base.state->pending)) {
+        PyErr_SetString(PyExc_TypeError, "send takes a Pending and a tuple");
+        return NULL;
+    }
+    int is_sent = send_request(self, (Pending *)arguments[0], arguments[1]);
+    return is_sent < 0 ? NULL : PyBool_FromLong(is_sent);
+}
+
+PyDoc_STRVAR(consume_doc,
+             "consume()\n--\n\nConsume the answers that are there. The caller has the turn.\n\n"
+             "Returns:\n    Whether the next one is left to Python.");
+
+static PyObject *py_consume(ControllerFastPath *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    int code = CONSUMED;
+    while (code == CONSUMED) code = endpoint_is_foreign(&self->base) ? LEFT_TO_PYTHON : consume_next(self);
+    return code < 0 ? NULL : PyBool_FromLong(code == LEFT_TO_PYTHON);
+}
+
 static PyMethodDef fast_path_methods[] = {
+    {"send", (PyCFunction)(void (*)(void))py_send, METH_FASTCALL, send_doc},
+    {"consume", (PyCFunction)py_consume, METH_NOARGS, consume_doc},
     {"call", (PyCFunction)(void (*)(void))py_call, METH_FASTCALL, call_doc},
     {NULL, NULL, 0, NULL},
 };
