@@ -393,7 +393,7 @@ def open_files() -> Counter[str]:
 def check_open_files(before: Counter[str], plan: object = None) -> None:
     """None is left open. A thread that has done its part may close its own a moment later.
 
-    There may be fewer: a mirror that finds no descriptor closes its file, and opens it when it next has something to show.
+    There may be fewer: a mirror that finds no descriptor closes its file, and opens it at its next look.
     """
     with suppress(AssertionError):
         wait_until(lambda: not open_files() - before)
