@@ -45,7 +45,9 @@ model_dir = "models"
 auto_scan = false
 max_memory_mb = 8
 """
-    with running(tmp_path_factory.mktemp("versions"), config) as started:
+    folder = tmp_path_factory.mktemp("versions")
+    (folder / "models").mkdir()
+    with running(folder, config) as started:
         yield started
 
 

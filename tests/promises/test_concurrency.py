@@ -18,6 +18,7 @@ import pytest
 from support import FOREVER_MS, ROOT, TOOLS, Gate, has_ended, leftovers, processes_of
 
 from tr_mmap import MissingTag, PythonSession, RemoteError, SessionNotStarted, TRException, WorkerDied
+from tr_mmap.wire.words import ANSWERED_LINE
 
 
 def tags(session: PythonSession, thread: int, number: int) -> None:
@@ -290,5 +291,5 @@ session.close()
     assert os.listdir(tmp_path) == []  # the log itself is gone, whoever has ended first
     _, found, rest = said.partition("ZeroDivisionError: on purpose")
     assert found  # the one thing that it was to say
-    assert rest.strip() == ""
+    assert rest.strip() == ANSWERED_LINE
     assert "Warning" not in said

@@ -27,8 +27,8 @@ _END_S: Final = 5.0  # enough for a zygote to end its children and itself on a b
 _ZYGOTE: Final = (
     "import json, sys\n"
     "paths = json.load(open(int(sys.argv[2]), closefd=False))['module_paths']\n"
-    "paths = [each for each in paths if each not in sys.path]\n"
-    "sys.path[:] = [*paths[:1], *sys.path, *paths[1:]]\n"  # ours first; not before the rest, where others may write
+    "own, others = [[each for each in part if each not in sys.path] for part in (paths[:1], paths[1:])]\n"
+    "sys.path[:] = [*own, *sys.path, *others]\n"  # ours first; not before the rest, where others may write
     "import tr_mmap.sandbox._zygote"
 )
 
