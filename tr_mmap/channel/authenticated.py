@@ -69,6 +69,7 @@ class AuthenticatedChannel(Channel):
         # verifier itself keeps it, so a signal handler's exception cannot lose it between accepting and keeping.
         self._given: bytes | None = None
         self._earlier: bytes | None = None  # the last message that was accepted before the last one was sent
+        self._accepted_at = -1  # the position of the last message that peek() has accepted, or is about to
         self._put_backs = 0
         self._may_repeat = False  # after put_back(), the inner channel may give a message again
         self._is_controller = role is Role.CONTROLLER
@@ -173,19 +174,29 @@ class AuthenticatedChannel(Channel):
             if stop():
                 return
 
-    # The controller's side, where the verifier's last message is the one that peek() gives until it is taken.
+    # The controller's side. What peek() has accepted at a position, it gives again until that is taken. A signal
+    # handler may look and take at each call in between.
 
     def peek(self) -> bytes | None:
         while True:
+            position, last = self._inner.position, self._verifier.last_message
             try:
                 message = self._inner.peek()
             except BadMessage:
                 message = b""  # it is no message at all
             if message is None:
                 return None
-            last = self._verifier.last_message
-            if (message == last and last is not self._given) or (message and self._verifier.accept(message)):
+            if self._inner.position != position:
+                continue
+            if message == last and self._accepted_at == position:
                 return message
+            if message:
+                self._accepted_at = position  # before, because an exception may come when it is accepted
+                if self._verifier.accept(message):
+                    return message
+            if self._inner.position != position or self._verifier.last_message is not last:
+                continue  # a handler has accepted it
+            self._accepted_at = -1
             self._counter.rejected += 1
             self._inner.reject()
 
@@ -194,8 +205,6 @@ class AuthenticatedChannel(Channel):
         return self._inner.position
 
     def advance(self, position: int, *, is_consumed: bool = True) -> None:
-        if self._inner.position == position:
-            self._given = self._verifier.last_message
         self._inner.advance(position, is_consumed=is_consumed)
 
     def next_seq(self) -> int | None:
