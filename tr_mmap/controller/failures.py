@@ -76,7 +76,9 @@ def died(worker: WorkerHandle, session_id: str) -> WorkerDied:
     code, tail = end.exit_code, end.log_tail
     how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
     output = f"{LAST_OUTPUT}{tail}" if tail else NO_OUTPUT_SINCE if end.has_printed else NO_OUTPUT
-    advice = f"\n{found}" if (found := advice_on(tail, "" if end.was_ready else worker.process.program)) else ""
+    is_killed = code is not None and code < 0
+    interpreter = "" if end.was_ready or is_killed else worker.process.program
+    advice = f"\n{found}" if (found := advice_on(tail, interpreter)) else ""
     what = f"ended ({how})"
     if end.lives_on:
         pid = worker.process.pid
