@@ -210,6 +210,7 @@ class Ring:
             ]
             if self._finish(stores, turn):
                 break
+        self.all_done()
         if not has_end:
             raise ValueError("the message has no end")
         return line
