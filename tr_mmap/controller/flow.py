@@ -216,7 +216,7 @@ class Flow:
                 self.check_own()
                 self.in_flight.pop(seq, None)
         counters.sent += 1
-        self.transfer.sent(request, pending.order)
+        self.transfer.sent(pending, request)
         if is_public:
             channel.show()
         return True
