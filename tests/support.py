@@ -376,6 +376,15 @@ def anonymous_nbytes() -> int:
     raise AssertionError("no RssAnon in /proc/self/status")
 
 
+def grandchildren() -> list[psutil.Process]:
+    """The processes of this process's children that live."""
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            found += child.children()
+    return found
+
+
 def open_files() -> Counter[str]:
     """What this process's descriptors are open on, and how many of them; but for sessions that many tests share.
 

@@ -244,3 +244,16 @@ def test_the_word_exit_in_the_status_file_ends_the_worker(workspace: Path) -> No
     with PythonSession(TOOLS, quiet_mode=True, channel="files") as session:
         (Path(session.session_dir()) / "status.txt").write_text("exit\n")
         assert session.join(10_000)
+
+
+def test_a_worker_that_is_killed_while_it_starts_gets_no_advice_on_its_interpreter(tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text("import signal; signal.pause()")
+    session = PythonSession(script, "killed-early", quiet_mode=True)
+    session.start()
+    os.kill(session.pid or 0, signal.SIGKILL)
+    with pytest.raises(WorkerDied) as caught:
+        session.wait_until_ready()
+    session.close()
+    assert "killed by signal 9" in str(caught.value)
+    assert "TR_PYTHON" not in str(caught.value)

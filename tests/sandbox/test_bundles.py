@@ -11,11 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import check_open_files, open_files, wait_until
+from support import check_open_files, grandchildren, open_files, wait_until
 from wasm_modules import SCALE
 
 from tr_mmap.errors import UnsupportedTensor
@@ -68,7 +67,7 @@ def test_all_runs_have_the_same_memory(box: Sandbox, tmp_path: Path) -> None:
 
     def having_it() -> set[int]:
         found = set()
-        for process in [child for zygote in psutil.Process().children() for child in zygote.children()]:
+        for process in grandchildren():
             try:
                 maps = Path(f"/proc/{process.pid}/maps").read_text()
             except OSError:  # it has ended

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from support import grandchildren
 
 from tr_mmap.sandbox import AlgorithmError, Allow, LimitExceeded, Limits, Mount, NotAllowed, Sandbox
 
@@ -200,7 +201,7 @@ def test_threads_run_on_as_many_cores_as_were_given(cores: int | None) -> None:
 def busy_children() -> int:
     """How many contained processes have computed for longer than a short run takes."""
     found = 0
-    for each in [child for zygote in psutil.Process().children() for child in zygote.children()]:
+    for each in grandchildren():
         try:
             found += each.cpu_times().user > 0.3 and each.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from support import grandchildren
 
 import tr_mmap
 from tr_mmap import PythonSession
@@ -67,7 +68,7 @@ def look(box: Sandbox, array: np.ndarray, **options: bool) -> str:
 
 def is_one_busy() -> bool:
     """Whether a contained process has computed for longer than a short run takes."""
-    for each in [child for zygote in psutil.Process().children() for child in zygote.children()]:
+    for each in grandchildren():
         try:
             if each.cpu_times().user > 0.3:
                 return True

@@ -262,8 +262,8 @@ class AuthenticatedChannel(Channel):
     def is_sent(self, seq: int) -> bool:
         return self._inner.is_sent(seq)
 
-    def is_taken_up(self) -> bool:
-        return self._inner.is_taken_up()
+    def is_taken_up(self, order: int | None = None) -> bool:
+        return self._inner.is_taken_up(order)
 
     def put_back(self) -> None:
         if self._verifier.last_message is not self._earlier:

@@ -209,8 +209,8 @@ class FileChannel(Channel):
         """What has kept a message from being put in place, as far as can be told afterwards."""
         return f"the peer has not taken {self._out}"
 
-    def is_taken_up(self) -> bool:
-        return super().is_taken_up() and not os.path.lexists(self._out)
+    def is_taken_up(self, order: int | None = None) -> bool:
+        return super().is_taken_up(order) and not os.path.lexists(self._out)
 
     def _note_sent(self, message: Request | Response) -> None:
         """The message is put in place now."""

@@ -81,8 +81,12 @@ class Channel(ABC):
         """Whether the message of that number is the last one that this side has sent, as far as can be told."""
         return False
 
-    def is_taken_up(self) -> bool:
-        """Whether the worker works on the last request of this side, not on one that somebody wrote by hand."""
+    def is_taken_up(self, order: int | None = None) -> bool:  # noqa: ARG002 - a channel of files has one at a time
+        """Whether the worker has begun with a request of this side, and is not in one that somebody wrote by hand.
+
+        Args:
+            order: how many were sent to this worker before; None for the last one.
+        """
         return self.read_status().status is Status.BUSY
 
     def keep_order(self) -> None:  # noqa: B027 - a wrapper asks the channel in it

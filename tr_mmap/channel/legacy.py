@@ -260,10 +260,10 @@ class LegacyChannel(FileChannel):
         except SystemLimit:
             return True  # it can be read later
 
-    def is_taken_up(self) -> bool:
+    def is_taken_up(self, order: int | None = None) -> bool:
         if self._removes_late and self._is_own_there():
             return self.read_status().status is Status.BUSY
-        return super().is_taken_up()
+        return super().is_taken_up(order)
 
     def peek(self) -> bytes | None:
         if self._held is None and self._is_receivable():

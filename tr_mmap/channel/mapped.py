@@ -247,7 +247,9 @@ class MappedChannel(Channel):
         """Whether the worker has answered the last request."""
         return not self._out.stored_seq or self._in.newest_seq() == self._out.stored_seq
 
-    def is_taken_up(self) -> bool:
+    def is_taken_up(self, order: int | None = None) -> bool:
+        if self._out.done_by_peer <= (self._out.stored - 1 if order is None else order):
+            return False
         return super().is_taken_up() and not self._last_status.detail.startswith(BUSY_BY_HAND)
 
     def keep_order(self) -> None:

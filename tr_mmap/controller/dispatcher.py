@@ -277,9 +277,7 @@ class Dispatcher(Flow):
             if claim.is_given_up and claim.asker is mark:
                 self.drop_claim(claim)
 
-    def take(
-        self, timeout_s: float, *, worker: WorkerHandle | None = None, deadline_s: float | None = None
-    ) -> Result:
+    def take(self, timeout_s: float, *, worker: WorkerHandle | None = None, deadline_s: float | None = None) -> Result:
         """Take the oldest result of this thread's requests; if it has made none, the oldest one of any thread's.
 
         A result that a wait of this thread is for, which a signal handler has interrupted, stays for that wait. If

@@ -27,7 +27,13 @@ __all__ = ["died", "unanswered"]
 
 
 def unanswered(
-    worker: WorkerHandle, command: str, timeout_s: float, *, other: str | None = None, place: str = ""
+    worker: WorkerHandle,
+    command: str,
+    timeout_s: float,
+    *,
+    order: int | None = None,
+    other: str | None = None,
+    place: str = "",
 ) -> ResponseTimeout:
     """The error for a response that has not come. It says what the worker does.
 
@@ -35,15 +41,18 @@ def unanswered(
         worker: which was to respond.
         command: of the request; "" if the caller has made none.
         timeout_s: what the user said.
-        other: the command of the request that is under way, because of which this one was not sent; "" if that is
-            unknown; None if this one was sent.
+        order: how many requests were sent to the worker before; None if it was not sent.
+        other: the command of the request that is under way, for which this one waits; "" if that is unknown; None if it
+            waits for none.
         place: what to say of a worker that may look for its session elsewhere.
     """
     state = worker_state(worker)
     status = worker.channel.read_status().status
-    is_taken_up = worker.channel.is_taken_up()
+    is_taken_up = order is not None and worker.channel.is_taken_up(order)
+    if is_taken_up:
+        other = None
     taken = TAKEN_UP if is_taken_up else NOT_TAKEN_UP
-    if status is Status.BUSY and not is_taken_up:
+    if status is Status.BUSY and not is_taken_up and other is None:
         taken += BUSY_WITH_OTHER
     if status is Status.STARTING:
         taken = STILL_STARTING
@@ -60,7 +69,7 @@ def unanswered(
         command=command,
         pid=state.pid,
         state=state.process,
-        is_taken_up=is_taken_up and other is None,
+        is_taken_up=is_taken_up,
         last_moved_ms=state.last_moved_ms,
     )
 
@@ -76,7 +85,9 @@ def died(worker: WorkerHandle, session_id: str) -> WorkerDied:
     code, tail = end.exit_code, end.log_tail
     how = "with status unknown" if code is None else f"killed by signal {-code}" if code < 0 else f"status {code}"
     output = f"{LAST_OUTPUT}{tail}" if tail else NO_OUTPUT_SINCE if end.has_printed else NO_OUTPUT
-    advice = f"\n{found}" if (found := advice_on(tail, "" if end.was_ready else worker.process.program)) else ""
+    is_killed = code is not None and code < 0
+    interpreter = "" if end.was_ready or is_killed else worker.process.program
+    advice = f"\n{found}" if (found := advice_on(tail, interpreter)) else ""
     what = f"ended ({how})"
     if end.lives_on:
         pid = worker.process.pid

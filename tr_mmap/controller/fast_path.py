@@ -41,6 +41,5 @@ def controller_fast_path(
     of_channel, of_transfer = channel.fast_path_parts(), transfer.fast_path_parts()
     if of_channel is None or of_transfer is None:
         return None
-    return native.ControllerFastPath(
-        *of_channel.endpoint, *of_transfer.endpoint, deaths, Response, of_channel.status_mirror, *traffic
-    )
+    endpoint = (*of_channel.endpoint, *of_transfer.endpoint)
+    return native.ControllerFastPath(*endpoint, deaths, Response, of_channel.status_mirror, **traffic._asdict())

@@ -23,7 +23,6 @@ from ..errors import (
     OutOfSpace,
     RemoteOutOfSpace,
     ResponseTimeout,
-    SessionBusy,
     SessionNotStarted,
     SystemLimit,
     TRException,
@@ -176,7 +175,7 @@ class Flow:
                     raise
                 may_ask_for_room = False
         if not self.in_turn(self._sending, deadline_s, self._store, worker, pending, draft, deadline_s, is_public):
-            raise self._unanswered(worker, command_of(pending), timeout_s, is_sent=False)
+            raise self._unanswered(worker, pending, timeout_s, is_sent=False)
 
     def _admit(self, worker: WorkerHandle, pending: Pending, deadline_s: float, timeout_s: float) -> None:
         """Wait until one more request may be in flight."""
@@ -189,7 +188,7 @@ class Flow:
             return
         self._consume_until(worker, is_room, deadline_s)
         if not is_room():
-            raise self._unanswered(worker, command_of(pending), timeout_s, is_sent=False)
+            raise self._unanswered(worker, pending, timeout_s, is_sent=False)
 
     def _store(self, worker: WorkerHandle, pending: Pending, draft: Any, deadline_s: float, is_public: bool) -> bool:
         channel = worker.channel
@@ -217,7 +216,7 @@ class Flow:
                 self.check_own()
                 self.in_flight.pop(seq, None)
         counters.sent += 1
-        self.transfer.sent(request, pending.order)
+        self.transfer.sent(pending, request)
         if is_public:
             channel.show()
         return True
@@ -261,7 +260,7 @@ class Flow:
             if pending.outcome is None and pending.seq in self._aside:
                 self._take_aside(pending)
             if pending.outcome is None:
-                raise self._unanswered(worker, command_of(pending), timeout_s)
+                raise self._unanswered(worker, pending, timeout_s)
         return opened(pending.outcome)
 
     def _is_there(self, pending: Pending) -> bool:
@@ -377,24 +376,26 @@ class Flow:
             return error
 
     def _unanswered(
-        self, worker: WorkerHandle, command: str, timeout_s: float, *, is_sent: bool = True
+        self, worker: WorkerHandle, pending: Pending, timeout_s: float, *, is_sent: bool = True
     ) -> WorkerDied | ResponseTimeout | SessionNotStarted:
         """The error for a response that has not come.
 
         Args:
             worker: which was to respond.
-            command: of the request; "" if the caller has made none.
+            pending: the request.
             timeout_s: what the user said.
-            is_sent: False if the call did not come to its request, because another one is under way.
+            is_sent: False if the request was not sent, because too many are under way.
         """
         self.check_own()
         if self.is_closing:
             return SessionNotStarted(f"session {self.resources.session_id!r}{CLOSED_MEANWHILE}")
         if worker.is_over() or worker.has_left():
             return self.worker_died(worker)
-        others = [command_of(each) for each in list(self.in_flight.values())]
-        other = None if is_sent else others[0] if others else ""
-        return unanswered(worker, command, timeout_s, other=other, place=self.resources.advice_on_place())
+        before = [each for each in list(self.in_flight.values()) if each.order < pending.order or not is_sent]
+        other = command_of(before[0]) if before else None if is_sent else ""
+        order = pending.order - worker.sent_before if is_sent else None
+        place = self.resources.advice_on_place()
+        return unanswered(worker, command_of(pending), timeout_s, order=order, other=other, place=place)
 
     # -- the worker's end -----------------------------------------------------------------------------------------
 
@@ -454,6 +455,4 @@ class Flow:
     def exclusively(self, timeout_s: float, action: Callable[..., _T], *arguments: Any) -> _T | None:
         """Call a function while no other thread sends or consumes. None if that could not be had in time."""
         deadline_s = time.monotonic() + timeout_s
-        return self.in_turn(
-            self._consuming, deadline_s, self.in_turn, self._sending, deadline_s, action, *arguments
-        )
+        return self.in_turn(self._consuming, deadline_s, self.in_turn, self._sending, deadline_s, action, *arguments)

@@ -16,8 +16,8 @@ import numpy as np
 from ..base import system
 from ..base.fork_safety import this_process
 from ..base.identifiers import check_tag, is_plain_tag, is_result_name, tensor_file
-from ..errors import MissingTag, StaleTensor
-from ..protocol.messages import Response, TensorRef
+from ..errors import MissingTag
+from ..protocol.messages import Response
 from ..tsr import load
 from ..tsr.tensors import as_torch, to_array
 from ..wire.names import RESULT_PREFIX
@@ -35,14 +35,12 @@ class NamedResults(threading.local):
 
     Attributes:
         rest: tensors that were received, by name.
-        refs: of tensors that were not, by name, because the program took the answer's text only.
         refused: the answer that has no tensor of the name asked for. It waits to be taken in another way until this
             thread's next ``send_request``, which drops it: else it would be taken for the answer to that request.
     """
 
     def __init__(self) -> None:
         self.rest: dict[str, Any] = {}
-        self.refs: dict[str, TensorRef] = {}
         self.refused: Pending | None = None
 
     def forget(self, dispatcher: Dispatcher) -> None:
@@ -50,17 +48,12 @@ class NamedResults(threading.local):
         refused, self.refused = self.refused, None
         if refused is not None:
             dispatcher.drop_claim(refused)
-        if self.rest or self.refs:
-            self.rest, self.refs = {}, {}
+        self.rest = {}
 
     def note(self, result: Result) -> None:
         """Keep the tensors of an answer whose text was taken: the program may still ask for them by name."""
         response, tensors = result
-        names = _names(response, len(tensors))
-        if tensors:  # an earlier call has received them, or the fast path, which receives all
-            self.rest, self.refs = dict(zip(names, tensors, strict=True)), {}
-        else:
-            self.rest, self.refs = {}, dict(zip(names, response.tensors, strict=True))
+        self.rest = dict(zip(_names(response, len(tensors)), tensors, strict=True))
 
     def receive(self, dispatcher: Dispatcher, tag: str, timeout_s: float, directory: str, framework: str) -> Any:
         """The tensor of a name; see ``PythonSession.recv_tensor``."""
@@ -69,7 +62,7 @@ class NamedResults(threading.local):
         deadline_s = time.monotonic() + timeout_s
         worker = dispatcher.resources.worker  # kept: another thread that notices its death sets that attribute to None
         if not dispatcher.has_own_claim():
-            found = self._take_kept(dispatcher, tag, deadline_s, timeout_s, framework)
+            found = self._take_kept(tag, framework)
             while found is None and not dispatcher.has_claim():
                 found = _take_file(directory, tag, framework)
                 remaining_s = deadline_s - time.monotonic()
@@ -91,23 +84,17 @@ class NamedResults(threading.local):
                 f"the answer to {response.command!r} has no tensor {tag!r}: {has}; the answer can still be taken",
                 tag=tag,
             )
-        self.rest, self.refs, self.refused = named, {}, None
+        self.rest, self.refused = named, None
         return found
 
-    def _take_kept(self, dispatcher: Dispatcher, tag: str, deadline_s: float, timeout_s: float, framework: str) -> Any:
+    def _take_kept(self, tag: str, framework: str) -> Any:
         found = _pop(self.rest, tag)
         if found is not None:
             if framework == "torch" and isinstance(found, np.ndarray):  # received by the fast path
                 dtype, array = to_array(found)
                 return as_torch(array.copy(), dtype)
             return found
-        ref = _pop(self.refs, tag)
-        if ref is None:
-            return None
-        try:
-            return dispatcher.in_turn(deadline_s, timeout_s, "", dispatcher.transfer.receive, ref, framework)
-        except (FileNotFoundError, StaleTensor):
-            raise MissingTag(f"the tensor {tag!r} is gone since the next request was sent", tag=tag) from None
+        return None
 
 
 def _names(response: Response, count: int) -> list[str]:

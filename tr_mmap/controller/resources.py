@@ -255,7 +255,10 @@ class SessionResources(ForkAware):
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
             worker = WorkerHandle(channel, process, on_end)
             self.transfer.worker_started(worker.is_over)
-            if worker.watch.has_thread and self.traffic is not None:  # the fast path asks nobody else whether the worker has died
+            worker.sent_before = 0 if self.traffic is None else self.traffic.counters.sent
+            if (
+                worker.watch.has_thread and self.traffic is not None
+            ):  # the fast path asks nobody else whether the worker has died
                 deaths = worker.watch.deaths
                 worker.fast_path = controller_fast_path(channel, self.transfer, deaths, self.traffic)
             self.worker, self.last_pid = worker, process.pid

@@ -1,7 +1,7 @@
 """What both implementations offer; described in full in ``reference``."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 

@@ -217,6 +217,10 @@ static PyObject *if_terminated(const Ring *self, PyObject *line) {
     return NULL;
 }
 
+static uint64_t *done_word(const Ring *self) {
+    return (uint64_t *)(void *)((char *)self->buffer.buf + WIRE_RING_DONE_OFFSET);
+}
+
 static PyObject *py_take(Ring *self, PyObject *unused) {
     (void)unused;
     uint64_t number;
@@ -225,6 +229,7 @@ static PyObject *py_take(Ring *self, PyObject *unused) {
     PyObject *line = next_line(self, &number);
     if (line == NULL) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
     advance(self, number);
+    store_release(done_word(self), self->taken);
     self->takes++;
     self->can_put_back = 1;
     return if_terminated(self, line);
@@ -242,10 +247,6 @@ static PyObject *py_peek(Ring *self, PyObject *unused) {
     PyObject *line = next_line(self, &number);
     if (line == NULL) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
     return if_terminated(self, line);
-}
-
-static uint64_t *done_word(const Ring *self) {
-    return (uint64_t *)(void *)((char *)self->buffer.buf + WIRE_RING_DONE_OFFSET);
 }
 
 PyDoc_STRVAR(all_done_doc, "all_done()\n--\n\nTell the peer that this side is done with all messages that it has taken.");

@@ -7,7 +7,7 @@ receives.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Hashable, Sequence
+from collections.abc import Callable, Container, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
@@ -172,12 +172,12 @@ class ControllerTransfer(ABC):
 
     @abstractmethod
     def prepare(
-        self, key: Hashable, command: str, parameters: str, tensors: Sequence[Any], deadline_s: float = inf
+        self, key: Any, command: str, parameters: str, tensors: Sequence[Any], deadline_s: float = inf
     ) -> Draft:
         """Put a request's tensors where the worker will read them.
 
         Args:
-            key: stands for the request, until :meth:`release`.
+            key: the request, a ``Pending``; its ``held`` gets the segments.
             command: the command.
             parameters: words for it.
             tensors: for this request only; their tags follow the words.
@@ -192,11 +192,11 @@ class ControllerTransfer(ABC):
         """The request as it is sent now, with the tags that it must announce."""
         return Request(seq, draft.command, draft.parameters, now_ms(), list(draft.tensors))
 
-    def sent(self, request: Request, order: int) -> None:  # noqa: B027 - a transfer of files announces nothing
-        """The request was sent, after so many others: the worker learns what it announces."""
+    def sent(self, key: Any, request: Request) -> None:  # noqa: B027 - a transfer of files announces nothing
+        """The request was sent: the worker learns what it announces."""
 
     @abstractmethod
-    def release(self, key: Hashable, oldest: int | None) -> None:
+    def release(self, key: Any, oldest: int | None) -> None:
         """The request was answered, or not sent: release its tensors. May be called again.
 
         Args:

@@ -16,7 +16,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Final, Literal
 
@@ -30,7 +30,7 @@ from ..base.identifiers import is_plain_tag, tensor_file
 from ..errors import Fault, MissingTag, OutOfSpace, TSRFormatError, UnsupportedTensor
 from ..protocol.commands import split_words
 from ..protocol.legacy import LEGACY_FORBIDDEN_MODE
-from ..protocol.messages import Request, Response, TensorRef, decode_response, now_ms
+from ..protocol.messages import Request, Response, TensorRef, decode_response
 from ..shm.loans import sizes_of
 from ..shm.pool import PoolStats
 from ..tsr import dtypes
@@ -274,7 +274,7 @@ class LegacyControllerTransfer(ControllerTransfer):
 
     def prepare(
         self,
-        key: Hashable,  # noqa: ARG002 - there is one request at a time
+        key: Any,  # noqa: ARG002 - there is one request at a time
         command: str,
         parameters: str,
         tensors: Sequence[Any],
@@ -296,7 +296,7 @@ class LegacyControllerTransfer(ControllerTransfer):
             parameters = ",".join([*words, *own])  # as a legacy worker splits them; other text stays as it is
         return Draft(command, parameters)
 
-    def release(self, key: Hashable, oldest: int | None) -> None:  # noqa: ARG002
+    def release(self, key: Any, oldest: int | None) -> None:
         """Does nothing: ``decode`` has removed the request's files, and so does the next ``prepare``."""
 
     def withdraw(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -184,7 +184,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         self.unannounced = self._tags.unannounced
         self._reader = self._new_reader()  # of the running worker, or of the last one
         self.has_quick_views = not self._reader.makes_private("numpy")
-        self._held: dict[Hashable, list[Segment]] = {}  # by request: what it names for itself alone
+        self._prepared: dict[Any, list[Segment]] = {}  # by request that was not sent: what it names for itself alone
         self._fast_held: list[Segment] = []  # the same of the request that the fast path prepares
         # Segments that tags have left, each with the number of requests that were sent before: these may still read it.
         self.left: list[tuple[int, Segment]] = []
@@ -212,7 +212,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         if self._pool.is_foreign:
             return
         holds: Counter[Segment] = Counter(self._tags.segments())
-        for held in (self._fast_held, *self._held.values(), *self.fast_holds()):
+        for held in (self._fast_held, *self._prepared.values(), *self.fast_holds()):
             holds.update(held)
         holds.update(segment for _, segment in self.left)
         self._pool.reconcile(holds)
@@ -234,7 +234,7 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     @_in_one_piece
     def prepare(
-        self, key: Hashable, command: str, parameters: str, tensors: Sequence[Any], deadline_s: float = inf
+        self, key: Any, command: str, parameters: str, tensors: Sequence[Any], deadline_s: float = inf
     ) -> Draft:
         if finished:
             drain()  # before the request is sent, so that the worker finds its segments free
@@ -251,31 +251,32 @@ class SegmentControllerTransfer(ControllerTransfer):
                 segment.release()
             raise
         if held:
-            self._held[key] = held
+            self._prepared[key] = held
+            key.held = held
         return Draft(command, parameters, refs)
 
     def request(self, seq: int, draft: Draft) -> Request:
         refs, drops = self._tags.announcements() if self._tags.unannounced else ([], [])
         return Request(seq, draft.command, draft.parameters, now_ms(), [*refs, *draft.tensors], drops)
 
-    def sent(self, request: Request, order: int) -> None:
-        self._sent = order + 1
+    def sent(self, key: Any, request: Request) -> None:
+        self._sent = key.order + 1
+        self._prepared.pop(key, None)
         if self._tags.unannounced:
             self._tags.announced(request)
 
     @_in_one_piece
-    def release(self, key: Hashable, oldest: int | None) -> None:
-        for held in (self._held.get(key), getattr(key, "held", None)):
-            while held:
-                held.pop().release()
-        self._held.pop(key, None)
+    def release(self, key: Any, oldest: int | None) -> None:
+        while key is not None and key.held:
+            key.held.pop().release()
+        self._prepared.pop(key, None)
         while self.left and (oldest is None or self.left[0][0] <= oldest):
             self.left.pop(0)[1].release()
 
     def _release_later(self, segment: Segment) -> None:
         """Release a tag's segment when all requests were answered that were sent before the tag left it."""
         self.left.append((self._sent, segment))
-        if not self._held and not self.has_request_in_flight():
+        if not self._prepared and not self.has_request_in_flight():
             self.release(None, None)
 
     @_in_one_piece
@@ -297,7 +298,7 @@ class SegmentControllerTransfer(ControllerTransfer):
     @_in_one_piece
     def worker_ended(self) -> None:
         self._reader.close()
-        for key in list(self._held):
+        for key in list(self._prepared):
             self.release(key, None)
         self.release(None, None)
         self._pool.reader_died()

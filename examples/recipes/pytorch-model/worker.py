@@ -2,6 +2,9 @@
 
 import faulthandler
 
+if __name__ == "__main__":
+    faulthandler.dump_traceback_later(300, exit=True)  # a start that hangs ends, and WorkerDied says where
+
 import torch
 from torch import nn
 
@@ -24,7 +27,6 @@ def predict(images):  # float32, shape (n, 8, 8)
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(300, exit=True)  # a load that hangs ends, and WorkerDied says where
     model = load_model().eval().to(device)
     faulthandler.cancel_dump_traceback_later()
     print("model loaded on", device)  # goes to the controller's stderr

@@ -210,6 +210,7 @@ class Ring:
             ]
             if self._finish(stores, turn):
                 break
+        self.all_done()
         if not has_end:
             raise ValueError("the message has no end")
         return line
@@ -272,7 +273,7 @@ class Ring:
         return self.has_message() and self._line_in(self._slot_of(self.taken))[0] != self._rejected
 
     def sleep(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> None:
-        """Sleep until a message is there, or until the time is over, or ``stop`` says so. Arguments as of :meth:`wait`."""
+        """Sleep until a message is there, the time is over, or ``stop`` says so. Arguments as of :meth:`wait`."""
         self.waiters += 1
         try:
             began_s, waited_s, left_s = time.monotonic(), 0.0, timeout_s

@@ -103,11 +103,11 @@ inline bool is_python(const std::string& program) {
 }
 
 /// A line of advice on a worker that ended with this output; "" if there is none to give.
-inline std::string advice_on(const WorkerHandle& worker, const std::string& output) {
+inline std::string advice_on(const WorkerHandle& worker, const std::string& output, bool is_killed) {
     const std::string choice = "SessionOptions::python, or TR_PYTHON, names the Python that runs it";
     if (output.find("No module named") != std::string::npos) return "\n" + choice;
     const std::string& program = worker.process->program();
-    if (worker.channel->read_status() != Status::STARTING || (!output.empty() && is_python(program))) return "";
+    if (is_killed || worker.channel->read_status() != Status::STARTING || (!output.empty() && is_python(program))) return "";
     return "\nit was run by '" + program + "', and ended before it was ready: " + choice;
 }
 
@@ -128,8 +128,8 @@ inline WorkerDied died_error(const WorkerHandle& worker, const std::string& sess
                                             std::to_string(worker.process->identity().pid) +
                                             " waits for its own threads or processes"
                                       : "ended (" + how + ")";
-    return WorkerDied("the worker of session '" + session_id + "' " + what + output + advice_on(worker, tail),
-                      code, tail);
+    const std::string advice = advice_on(worker, tail, code && *code < 0);
+    return WorkerDied("the worker of session '" + session_id + "' " + what + output + advice, code, tail);
 }
 
 }  // namespace detail
