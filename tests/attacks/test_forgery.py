@@ -77,7 +77,7 @@ def channel_of(session: PythonSession) -> str:
 
 
 def seq_of(session: PythonSession) -> int:
-    return session._dispatcher._seq
+    return session._dispatcher._counters.seq
 
 
 def hold(session: PythonSession, gate: Gate) -> None:
@@ -331,12 +331,12 @@ def test_a_forged_response_while_somebody_waits_is_refused_and_the_wait_goes_on(
 def test_an_old_response_is_not_taken_for_the_next(session: PythonSession, gate: Gate) -> None:
     path = Path(session.session_dir()) / "response.json"
     inner = session._dispatcher.resources.worker.channel._inner
-    recorded: list[bytes] = []
-    receive = inner.receive
-    inner.receive = lambda *arguments: (recorded.append(receive(*arguments)), recorded[-1])[1]
+    recorded: list[bytes | None] = []
+    peek = inner.peek
+    inner.peek = lambda: (recorded.append(peek()), recorded[-1])[1]
     session.calculate("echo", np.zeros(1))
-    inner.receive = receive
-    raw = recorded[-1]
+    inner.peek = peek
+    (raw,) = {each for each in recorded if each is not None}
     hold(session, gate)
     before = session.rejected
     rest = raw[raw.index(b",") :]

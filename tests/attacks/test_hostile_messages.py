@@ -285,7 +285,7 @@ def test_a_session_survives_a_response_that_cannot_be_read(
 ) -> None:
     shared_files.send_request(gate.message)
     gate.wait_for_worker()
-    seq = shared_files._dispatcher._seq  # type: ignore[union-attr]
+    seq = shared_files._dispatcher._counters.seq  # type: ignore[union-attr]
     path = Path(shared_files.session_dir()) / "response.json"
     path.with_suffix(".new").write_bytes(forged % seq)
     path.with_suffix(".new").chmod(0o600)

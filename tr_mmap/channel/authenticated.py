@@ -178,12 +178,17 @@ class AuthenticatedChannel(Channel):
     # handler may look and take at each call in between.
 
     def peek(self) -> bytes | None:
+        was_hostile = False
         while True:
             position, last = self._inner.position, self._verifier.last_message
             try:
                 message = self._inner.peek()
             except BadMessage:
                 message = b""  # it is no message at all
+            except HostilePath:
+                if was_hostile:
+                    raise  # what is there could not be removed, so no message can come
+                was_hostile, message = True, b""
             if message is None:
                 return None
             if self._inner.position != position:

@@ -96,6 +96,7 @@ class FileChannel(Channel):
         self._sent_seq = 0  # the number of the last message that was put in place
         self._last: bytes | None = None  # the last message that was taken; None after the next one was sent
         self._held: bytes | None = None  # one that is to be taken again
+        self._is_peeked = False  # peek() has looked at the message that is there
         self._messages_taken = 0
         self._putting = threading.RLock()  # reentrant, because a signal handler may send too
         self._woken = Wakes()
@@ -267,8 +268,13 @@ class FileChannel(Channel):
 
     def peek(self) -> bytes | None:
         if self._held is None and self._is_receivable():
+            self._is_peeked = True
             self._held = self._get(self._in)
         return self._held
+
+    def reject(self) -> None:
+        if self._is_peeked:  # else receive() has removed it
+            self.advance(self._messages_taken)
 
     @property
     def position(self) -> int:
@@ -282,7 +288,7 @@ class FileChannel(Channel):
             system.unlink(self._in, owner=self._owner)
         except OSError:
             pass  # a directory; the error of peek() has said so
-        self._held = None
+        self._held, self._is_peeked = None, False
 
     def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> None:
         self._wait(self._is_receivable, timeout_ms, stop, self._rate)
