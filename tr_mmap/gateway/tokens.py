@@ -199,10 +199,11 @@ def read_key_file(path: str | os.PathLike[str] | None) -> bytes:
         raise BadConfig(
             f"the key file {name} cannot be read: {error.strerror}; tr-mmap token makes it", key="auth.key_file"
         ) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise BadConfig(f"the key file {name} is no file", key="auth.key_file")
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadConfig(f"the key file {name} is no file", key="auth.key_file")
         if status.st_mode & 0o077:
             raise HostilePath(
                 f"other users can read or write the key file {name}; chmod 600 {name} keeps them out",
