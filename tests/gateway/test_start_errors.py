@@ -50,8 +50,8 @@ def test_an_option_that_cannot_be_used_is_one_line_with_its_name_and_status_2(
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("a directory", "auth.key_file: the key file {key} is no file"),
-        ("others may read it", "other users can read or write the key file {key}; chmod 600 {key} keeps them out"),
+        ("a directory", "auth.key_file: {key} is no file"),
+        ("others may read it", "auth.key_file: other users can read or write {key}; chmod 600 {key} keeps them out"),
     ],
 )
 def test_a_key_file_that_cannot_be_used_is_one_line_and_status_2(folder: Path, kind: str, said: str) -> None:
