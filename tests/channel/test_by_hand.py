@@ -17,8 +17,6 @@ from support import BOUND_S, FOREVER_MS, ROOT, TOOLS, Gate, at_rest, script, wai
 
 import tr_mmap
 from tr_mmap import PythonSession
-from tr_mmap.base import system
-from tr_mmap.channel.by_hand import HandWatch
 from tr_mmap.wire.messages import MAX_MESSAGE_NBYTES, MIRROR_DELAY_S
 
 LIAR = ROOT / "tests" / "attacks" / "liar.py"
@@ -592,27 +590,3 @@ def test_the_shown_message_saved_without_a_change_is_no_request(noted: tuple[Pyt
     path_of(session, "new").rename(path)
     answer(session, "noted last")
     assert notes.read_text() == "one;last;"
-
-
-def test_a_request_that_takes_anothers_place_while_it_is_looked_at_is_taken_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken: list[bytes] = []
-    watch = HandWatch(str(tmp_path), taken.append, *[lambda: None] * 3)
-    names, open_private_file = ["second"], system.open_private_file
-
-    def put(name: str) -> None:
-        (tmp_path / "new").write_text(f'{{"cmd": "note", "params": "{name}"}}')
-        (tmp_path / "new").rename(tmp_path / "request.json")
-
-    def put_and_open(path: str, **options: Any) -> int:
-        if names:
-            put(names.pop())
-        return open_private_file(path, **options)
-
-    monkeypatch.setattr(system, "open_private_file", put_and_open)
-    put("first")
-    for _ in range(3):
-        watch.look()
-    watch.close()
-    assert taken == [b'{"cmd": "note", "params": "second"}']
