@@ -1,6 +1,6 @@
 """Serves a PyTorch model over HTTP: exported, or as its weights with code. Then a new version takes its place.
 
-pip install 'tr_mmap[gateway,torch]' safetensors
+pip install '.[gateway,torch]' safetensors
 python examples/gateway_model.py
 """
 

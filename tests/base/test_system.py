@@ -36,6 +36,7 @@ ELSEWHERE = {
     *{("identity.py", "close"), ("watch.py", "close")},  # descriptors of processes, which are not files
     *{("background.py", "close"), ("background.py", "pipe"), ("background.py", "write")},  # what wakes a thread
     *{("doorbell.py", "lstat"), ("reader.py", "fstat"), ("log.py", "fstat"), ("by_hand.py", "lstat")},  # mere looks
+    ("by_hand.py", "fstat"),
     *{("segment.py", "fstat"), ("files.py", "stat"), ("files.py", "lstat")},  # mere looks, too
     *{("directory_key.py", "lstat"), ("projects.py", "stat")},
     # A mirror that cannot be written is no error of anybody's: it stays as it is. (The extension does the same in C.)

@@ -47,6 +47,26 @@ def test_an_option_that_cannot_be_used_is_one_line_with_its_name_and_status_2(
     assert ended.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("a directory", "auth.key_file: {key} is no file"),
+        ("others may read it", "auth.key_file: other users can read or write {key}; chmod 600 {key} keeps them out"),
+    ],
+)
+def test_a_key_file_that_cannot_be_used_is_one_line_and_status_2(folder: Path, kind: str, said: str) -> None:
+    path = configure(folder)
+    key = Config.from_toml(path).auth.key_file
+    assert key is not None
+    if kind == "a directory":
+        Path(key).mkdir()
+    else:
+        make_key_file(key)
+        Path(key).chmod(0o644)
+    ended = tr_mmap("serve", "--config", path)
+    assert (ended.returncode, ended.stderr) == (2, f"tr-mmap: {path}: {said.format(key=key)}\n")
+
+
 def test_an_address_that_another_program_has_is_one_line_with_its_options_and_status_5(folder: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -188,6 +188,11 @@ def test_a_snapshot_that_is_cancelled_while_it_is_taken_shows_nothing_to_nobody(
         async with store.snapshot(max_age_s=3600):
             raise AssertionError
 
+    def timers() -> set[threading.Thread]:
+        return {each for each in threading.enumerate() if isinstance(each, threading.Timer) and each.is_alive()}
+
+    before = timers()  # of other tests
+
     async def use() -> None:
         async with await AsyncStore.open("cancelled", root) as store:
             for turns in range(20):  # of the loop, before it is cancelled
@@ -201,7 +206,7 @@ def test_a_snapshot_that_is_cancelled_while_it_is_taken_shows_nothing_to_nobody(
                 await cancel(task)
             await asyncio.to_thread(join_threads)
             assert (await store.stats()).readers == 0
-            assert not [each for each in threading.enumerate() if isinstance(each, threading.Timer) and each.is_alive()]
+            assert not timers() - before
 
     asyncio.run(use())
 

@@ -150,16 +150,19 @@ class HandWatch:
             system.remove_watch(self.fd, before)
         return watch >= 0
 
-    def _signature_of(self, path: str) -> _Signature:
+    def _signature_of(self, file: str | int) -> _Signature:
+        """Of the file that a path leads to, or that a descriptor is of."""
         try:
-            info = os.lstat(path)
+            info = os.fstat(file) if isinstance(file, int) else os.lstat(file)
         except OSError:
             return _NO_FILE
         # The time of change too: ``cp -p`` of the same file again changes nothing else.
         return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_mode
 
-    def _read(self, path: str, limit_nbytes: int) -> bytes:
-        """The file's text; nothing if it is not there, or cannot be read now.
+    def _read(self, path: str, limit_nbytes: int) -> tuple[bytes, _Signature]:
+        """The file's text, and what the file was before it was read: another one may have the name since a look.
+
+        The text is empty if the file is not there, or cannot be read now.
 
         Raises:
             HostilePath: it is no file of ours.
@@ -169,11 +172,12 @@ class HandWatch:
         except HostilePath:
             raise
         except (OSError, TRException):
-            return b""
+            return b"", _NO_FILE
         try:
-            return system.read_all(fd, limit_nbytes).removeprefix(codecs.BOM_UTF8)
+            signature = self._signature_of(fd)
+            return system.read_all(fd, limit_nbytes).removeprefix(codecs.BOM_UTF8), signature
         except OSError:
-            return b""
+            return b"", _NO_FILE
         finally:
             system.close(fd)
 
@@ -192,7 +196,7 @@ class HandWatch:
             self._is_early = self._is_early and not is_touched
             return
         try:
-            text = self._read(self._request, MAX_MESSAGE_NBYTES + len(codecs.BOM_UTF8) + 1)
+            text, signature = self._read(self._request, MAX_MESSAGE_NBYTES + len(codecs.BOM_UTF8) + 1)
         except HostilePath:
             self._restore_request()
             self._seen[self._request] = signature  # a directory stays
@@ -230,7 +234,7 @@ class HandWatch:
             return False
         # Look again: the mirror, or the page, may have been written meanwhile.
         try:
-            return self._read(self._request, len(mirror) + 1) == mirror and self._page_line() == line
+            return self._read(self._request, len(mirror) + 1)[0] == mirror and self._page_line() == line
         except HostilePath:
             return False
 
@@ -239,7 +243,9 @@ class HandWatch:
         if signature in (_NO_FILE, self._seen.get(self._status)):
             return  # the session's directory may be on its way out
         try:
-            text = self._read(self._status, STATUS_NBYTES).partition(b"\n")[0].decode("utf-8", "replace").strip("\0 \r")
+            text = (
+                self._read(self._status, STATUS_NBYTES)[0].partition(b"\n")[0].decode("utf-8", "replace").strip("\0 \r")
+            )
             is_exit = parse_status(text).status is Status.EXIT
         except TRException:
             is_exit = False

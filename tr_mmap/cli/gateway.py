@@ -46,7 +46,7 @@ def serve(config: Annotated[Path, _CONFIG] = _DEFAULT) -> None:
 
     read = _read(config)
     try:
-        from ..errors import TRException
+        from ..errors import HostilePath, TRException
         from ..gateway.errors import BadConfig
         from ..gateway.gateway import Gateway
         from ..gateway.logs import JsonFormatter
@@ -60,7 +60,7 @@ def serve(config: Annotated[Path, _CONFIG] = _DEFAULT) -> None:
         logger.setLevel(level)
     try:
         gateway = Gateway(read)
-    except BadConfig as error:
+    except (BadConfig, HostilePath) as error:  # a key, or an audit log, that others can read or write
         _fail(f"{config}: {error}")
     except TRException as error:
         _fail(str(error), _BROKEN)

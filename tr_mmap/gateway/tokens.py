@@ -197,29 +197,31 @@ def read_key_file(path: str | os.PathLike[str] | None) -> bytes:
         descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise BadConfig(
-            f"the key file {name} cannot be read: {error.strerror}; tr-mmap token makes it", key="auth.key_file"
+            f"auth.key_file: {name} cannot be read: {error.strerror}; tr-mmap token makes it", key="auth.key_file"
         ) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise BadConfig(f"auth.key_file: {name} is no file", key="auth.key_file")
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadConfig(f"the key file {name} is no file", key="auth.key_file")
         if status.st_mode & 0o077:
             raise HostilePath(
-                f"other users can read or write the key file {name}; chmod 600 {name} keeps them out",
+                f"auth.key_file: other users can read or write {name}; chmod 600 {name} keeps them out",
                 path=name,
                 reason="others have rights",
             )
         if status.st_uid not in (os.geteuid(), 0):
             raise HostilePath(
-                f"the key file {name} is another user's, who knows the key; make one as the user of the gateway, with "
-                "tr-mmap token",
+                f"auth.key_file: {name} is another user's, who knows the key; make one as the user of the gateway, "
+                "with tr-mmap token",
                 path=name,
                 reason="another user's",
             )
         key = file.read(_MOST_KEY_NBYTES + 1).strip()
     if not _KEY_NBYTES <= len(key) <= _MOST_KEY_NBYTES:
         raise BadConfig(
-            f"the key file {name} has {len(key)} bytes, and a key has {_KEY_NBYTES} at least; tr-mmap token makes one",
+            f"auth.key_file: {name} has {len(key)} bytes, and a key has {_KEY_NBYTES} at least; tr-mmap token makes "
+            "one",
             key="auth.key_file",
         )
     return key
