@@ -14,6 +14,7 @@ STATUS_FILE: Final = "status.txt"
 # The rings and the status page of the mapped channel. Both sides map them; nobody writes them by hand.
 REQUEST_RING_FILE: Final = "requests.ring"
 RESPONSE_RING_FILE: Final = "responses.ring"
+BELL_FILE: Final = "responses.bell"  # a FIFO: wakes a controller whose loop sleeps on descriptors
 STATUS_PAGE_FILE: Final = "status.page"
 
 # Size of a mirror: a line, then spaces; more if the line is longer. A file of any other size was written by hand.
@@ -35,6 +36,12 @@ RING_NBYTES: Final = RING_WORDS_NBYTES + RING_SLOTS * RING_SLOT_NBYTES
 # A word: how many messages its reader is done with. Of responses: their tensors have views, so the worker may fill the
 # segments again when these end. Of requests: how many were given to handlers.
 RING_DONE_OFFSET: Final = 128
+# A word of the responses: the controller stores 1 before it sleeps on the bell. A worker that finds it there after a
+# response stores 0, and then writes a byte into the bell.
+RING_BELL_OFFSET: Final = 192
+# Words of the requests, one for each slot: the position + 1 of a request that the controller has cancelled. It stores
+# that, and then looks how many were given to handlers; the worker counts a request first, and then looks here.
+RING_CANCEL_OFFSET: Final = 512
 MESSAGE_NUMBER_OFFSET: Final = 8
 MESSAGE_REST_OFFSET: Final = 16  # where the members after the number begin
 NUMBER_DIGITS: Final = 8

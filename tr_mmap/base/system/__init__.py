@@ -84,11 +84,16 @@ from .memory import (
     map_write,
 )
 from .notify import ENTRIES, WRITES, add_watch, open_watches, read_watches, remove_watch
+from .fifos import drain_fifo, make_fifo, open_fifo, ring_fifo
 from .own_file import OwnFile
 from .refusals import free_nbytes
 from .spare import SpareDescriptors
 
 __all__ = [
+    "ring_fifo",
+    "open_fifo",
+    "make_fifo",
+    "drain_fifo",
     "ENTRIES",
     "WRITES",
     "add_watch",
