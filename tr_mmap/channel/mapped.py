@@ -55,6 +55,7 @@ from ..wire.messages import (
     HAND_ANSWER_S,
     HEARTBEAT_OFFSET,
     MAX_MESSAGE_SEQ,
+    MOST_IN_FLIGHT,
     REQUEST_FILE,
     REQUEST_RING_FILE,
     RESPONSE_FILE,
@@ -102,7 +103,7 @@ class MappedChannel(Channel):
     """
 
     has_bell: ClassVar[bool] = True
-    capacity: ClassVar[int] = RING_SLOTS - 2  # the requests to exit and to release memory have room of their own
+    capacity: ClassVar[int] = MOST_IN_FLIGHT
 
     def __init__(self, directory: str, role: Role, fds: list[int], doorbells: list[Doorbell]) -> None:
         self._directory = directory

@@ -85,6 +85,7 @@
 #define WIRE_EMPTY_GRACE_S 5.0
 #define WIRE_HAND_ANSWER_S 2.0
 #define WIRE_RING_SLOTS 64
+#define WIRE_MOST_IN_FLIGHT 62
 #define WIRE_RING_WORDS_NBYTES 4096
 #define WIRE_RING_SLOT_NBYTES 4096
 #define WIRE_RING_NBYTES 266240
@@ -124,6 +125,7 @@
 #define WIRE_FAILURE_UNKNOWN_COMMAND "unknown_command"
 #define WIRE_FAILURE_BAD_INPUT "bad_input"
 #define WIRE_FAILURE_HANDLER "handler"
+#define WIRE_FAILURE_CANCELLED "cancelled"
 
 /* names.py */
 #define WIRE_NAME_PUNCTUATION "_.-"

@@ -30,6 +30,7 @@ HAND_ANSWER_S: Final = 2.0  # the answer to a request by hand stays in its file 
 # A ring, see tr_mmap.channel.mapped: words, then slots, one for each message. The number of a message is stored last,
 # as one aligned 8-byte word.
 RING_SLOTS: Final = 64  # most messages that one side may have sent and the other not taken
+MOST_IN_FLIGHT: Final = 62  # of a session's requests: those to exit and to release memory have room of their own
 RING_WORDS_NBYTES: Final = 4096
 RING_SLOT_NBYTES: Final = 4096  # of a slot: a message, its newline, and whatever was there before
 RING_NBYTES: Final = RING_WORDS_NBYTES + RING_SLOTS * RING_SLOT_NBYTES
@@ -84,3 +85,4 @@ DEFAULT_RESULT: Final = "ok"  # of a handler that gave no text; the slow and the
 FAILURE_UNKNOWN_COMMAND: Final = "unknown_command"
 FAILURE_BAD_INPUT: Final = "bad_input"  # missing tag, wrong count: the handler was not to blame
 FAILURE_HANDLER: Final = "handler"  # the handler raised
+FAILURE_CANCELLED: Final = "cancelled"  # the controller wanted no answer any more

@@ -89,6 +89,7 @@ inline constexpr double hand_grace_s = 1.0;
 inline constexpr double empty_grace_s = 5.0;
 inline constexpr double hand_answer_s = 2.0;
 inline constexpr int ring_slots = 64;
+inline constexpr int most_in_flight = 62;
 inline constexpr std::size_t ring_words_nbytes = 4096;
 inline constexpr std::size_t ring_slot_nbytes = 4096;
 inline constexpr std::size_t ring_nbytes = 266240;
@@ -128,6 +129,7 @@ inline constexpr char default_result[] = "ok";
 inline constexpr char failure_unknown_command[] = "unknown_command";
 inline constexpr char failure_bad_input[] = "bad_input";
 inline constexpr char failure_handler[] = "handler";
+inline constexpr char failure_cancelled[] = "cancelled";
 
 // names.py
 inline constexpr char name_punctuation[] = "_.-";
