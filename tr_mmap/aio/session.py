@@ -46,8 +46,8 @@ class PythonSession:
 
     An asynchronous context manager: on entry it starts the worker and waits until it is ready; on exit it ends the
     worker and cleans up. Takes the arguments of :class:`tr_mmap.PythonSession`, and has its methods; those that wait
-    are awaitable. Up to ``max_in_flight`` requests are with the worker at a time; a task that asks for one more waits, or
-    gets Busy with ``at_limit="fail"``. To cancel a task that awaits a request cancels the request.
+    are awaitable. Up to ``max_in_flight`` requests are with the worker at a time; a task that asks for one more waits,
+    or gets Busy with ``at_limit="fail"``. To cancel a task that awaits a request cancels the request.
 
     Args:
         script_path: a Python script that runs a server, or ``"default"`` for the worker that ships with the package.
@@ -286,13 +286,17 @@ class PythonSession:
         self._waiters.append(waiter)
         try:
             await asyncio.wait([waiter], timeout=None if deadline_s == math.inf else deadline_s - time.monotonic())
-        finally:
-            if waiter.done():  # the room was kept for it, and from here to the attempt to send no other code runs
+        except asyncio.CancelledError:
+            if waiter.done():
                 self._kept -= 1
+                self._wake_waiters(self._room())
             else:
                 self._waiters.remove(waiter)
-            if self._waiters and not waiter.done():
-                self._wake_waiters(self._room())
+            raise
+        if waiter.done():  # from here to the attempt to send, no other code runs
+            self._kept -= 1
+        else:
+            self._waiters.remove(waiter)
 
     def _leave(self, call: object = None) -> None:  # noqa: ARG002 - what asyncio gives a callback
         self._in_flight -= 1
