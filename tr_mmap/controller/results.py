@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from ..errors import RemoteError, RemoteOutOfSpace, UnexpectedResponse, UnknownCommand
+from ..errors import RemoteError, RemoteOutOfSpace, RequestCancelled, UnexpectedResponse, UnknownCommand
 from ..protocol.messages import Failure, FailureKind, Response
 
 __all__ = ["Result", "remote_error", "tensors_of"]
@@ -39,11 +39,13 @@ def remote_error(command: str, failure: Failure) -> RemoteError:
         failure: what the worker says of it.
 
     Returns:
-        UnknownCommand, RemoteOutOfSpace, or else a plain RemoteError.
+        UnknownCommand, RequestCancelled, RemoteOutOfSpace, or else a plain RemoteError.
     """
     fields = {"command": command, "error_type": failure.type, "remote_traceback": failure.traceback}
     if failure.kind is FailureKind.UNKNOWN_COMMAND:
         return UnknownCommand(failure.message, **fields)
+    if failure.kind is FailureKind.CANCELLED:
+        return RequestCancelled(failure.message, **fields)
     if failure.kind is FailureKind.BAD_INPUT:
         return RemoteError(failure.message, **fields)
     trace = f"\n\n{failure.traceback}" if failure.traceback else ""

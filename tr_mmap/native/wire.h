@@ -124,6 +124,7 @@
 #define WIRE_FAILURE_UNKNOWN_COMMAND "unknown_command"
 #define WIRE_FAILURE_BAD_INPUT "bad_input"
 #define WIRE_FAILURE_HANDLER "handler"
+#define WIRE_FAILURE_CANCELLED "cancelled"
 
 /* names.py */
 #define WIRE_NAME_PUNCTUATION "_.-"

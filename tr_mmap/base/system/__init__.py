@@ -30,6 +30,7 @@ from .dirents import (
     unlink,
     unlock_and_close_dir,
 )
+from .fifos import drain_fifo, make_fifo, open_fifo, ring_fifo
 from .files import (
     allocate,
     append_always,
@@ -84,7 +85,6 @@ from .memory import (
     map_write,
 )
 from .notify import ENTRIES, WRITES, add_watch, open_watches, read_watches, remove_watch
-from .fifos import drain_fifo, make_fifo, open_fifo, ring_fifo
 from .own_file import OwnFile
 from .refusals import free_nbytes
 from .spare import SpareDescriptors
