@@ -23,7 +23,7 @@ from support import check_open_files, open_files
 
 from tr_mmap import OutOfSpace, TRException
 from tr_mmap.base import system
-from tr_mmap.base.system import dirents, files, memory, own_file, refusals
+from tr_mmap.base.system import dirents, fifos, files, memory, own_file, refusals
 
 OLD, NEW = np.arange(1000.0), np.arange(2000.0)[::-1]
 LARGE = np.arange(100_000.0)  # beyond 256 KiB a new segment is filled in another way
@@ -32,7 +32,7 @@ ERRNOS: Final = (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EMFILE, errno.EACCE
 
 OS_CALLS: Final = (
     *("close", "fchmod", "fdatasync", "fstat", "fstatvfs", "fsync", "ftruncate", "link", "listdir", "lstat", "mkdir"),
-    *("memfd_create", "open", "pipe"),
+    *("memfd_create", "mkfifo", "open", "pipe"),
     *("posix_fallocate", "pread", "preadv", "pwrite", "readlink", "replace", "rmdir", "stat", "statvfs", "symlink"),
     *("unlink", "write"),
 )
@@ -66,7 +66,7 @@ class Faults:
         self.fired: list[str] = []
         self.has_fired = False  # since each_plan's last attempt began
         self._proc_fds: set[int] = set()
-        for module in (files, dirents, own_file, refusals):
+        for module in (files, dirents, fifos, own_file, refusals):
             calls = {name: self._os_call(name) for name in OS_CALLS}
             monkeypatch.setattr(module, "os", _Substitute(os, calls))
         monkeypatch.setattr(system, "close", self._os_call("close"))  # which is os.close itself

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from . import errors, native
+    from . import aio, errors, native
     from .controller.pytorch_session import PyTorchSession
     from .controller.session import PythonSession
     from .controller.stats import SessionStats, WorkerState
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         BadKey,
         BadMessage,
         BadTag,
+        Busy,
         Fault,
         HostilePath,
         MissingPackage,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         OutOfSpace,
         RemoteError,
         RemoteOutOfSpace,
+        RequestCancelled,
         ResponseTimeout,
         ScriptNotFound,
         SemaphoresUnavailable,
@@ -64,11 +66,13 @@ __all__ = [
     "SessionStats",
     "SweepReport",
     "WorkerState",
+    "aio",
     "errors",
     "native",
     "BadKey",
     "BadMessage",
     "BadTag",
+    "Busy",
     "Fault",
     "HostilePath",
     "MissingPackage",
@@ -76,6 +80,7 @@ __all__ = [
     "OutOfSpace",
     "RemoteError",
     "RemoteOutOfSpace",
+    "RequestCancelled",
     "ResponseTimeout",
     "ScriptNotFound",
     "SemaphoresUnavailable",
@@ -109,7 +114,7 @@ _HOMES: Final = {
     "SweepReport": "sessions.workspace",
     "WorkerState": "controller.stats",
 }
-_ROOMS: Final = ("errors", "native")  # rooms that programs name: ``tr_mmap.native.IS_COMPILED``
+_ROOMS: Final = ("aio", "errors", "native")  # rooms that programs name: ``tr_mmap.native.IS_COMPILED``
 
 
 def __getattr__(name: str) -> Any:

@@ -14,12 +14,14 @@ __all__ = [
     "BadKey",
     "BadMessage",
     "BadTag",
+    "Busy",
     "Fault",
     "HostilePath",
     "MissingPackage",
     "MissingTag",
     "OutOfSpace",
     "RemoteError",
+    "RequestCancelled",
     "ResponseTimeout",
     "RemoteOutOfSpace",
     "ScriptNotFound",
@@ -287,6 +289,19 @@ class SessionBusy(TRException, RuntimeError):
     """
 
 
+class Busy(TRException, RuntimeError):
+    """As many requests are in flight as the session may have, and it was not to wait (``at_limit="fail"``).
+
+    Attributes:
+        limit: how many that are.
+    """
+
+    limit: int
+
+    def __init__(self, message: str, *, limit: int) -> None:
+        super().__init__(message, limit=limit)
+
+
 class WorkerDied(TRException, ChildProcessError):
     """The worker ended, or did not start.
 
@@ -317,6 +332,20 @@ class RemoteError(TRException, RuntimeError):
     remote_traceback: str
 
     def __init__(self, message: str, *, command: str, error_type: str, remote_traceback: str) -> None:
+        super().__init__(message, command=command, error_type=error_type, remote_traceback=remote_traceback)
+
+
+class RequestCancelled(RemoteError):
+    """The controller has cancelled the request. A handler may raise this when ``server.cancelled()`` says so."""
+
+    def __init__(
+        self,
+        message: str = "the request was cancelled",
+        *,
+        command: str = "",
+        error_type: str = "RequestCancelled",
+        remote_traceback: str = "",
+    ) -> None:
         super().__init__(message, command=command, error_type=error_type, remote_traceback=remote_traceback)
 
 

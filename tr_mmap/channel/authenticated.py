@@ -221,6 +221,26 @@ class AuthenticatedChannel(Channel):
     def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> None:
         self._inner.wait(timeout_ms, stop)
 
+    def arm(self) -> bool:
+        return self._inner.arm()
+
+    def disarm(self) -> None:
+        self._inner.disarm()
+
+    def cancel(self, order: int) -> bool:
+        return self._inner.cancel(order)
+
+    def is_cancelled(self, order: int) -> bool:
+        return self._inner.is_cancelled(order)
+
+    @property
+    def requests_taken(self) -> int:
+        return self._inner.requests_taken
+
+    @property
+    def has_bell(self) -> bool:  # type: ignore[override]
+        return self._inner.has_bell
+
     @property
     def capacity(self) -> int:  # type: ignore[override]
         return self._inner.capacity

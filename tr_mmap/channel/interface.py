@@ -49,10 +49,12 @@ class Channel(ABC):
     Attributes:
         may_carry_legacy: a legacy peer can put a request there; such a request has no number.
         capacity: most requests in flight.
+        has_bell: the worker can wake a controller that sleeps on the descriptor of ``BELL_FILE``.
     """
 
     may_carry_legacy: ClassVar[bool] = False
     capacity: ClassVar[int] = 1
+    has_bell: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -156,6 +158,29 @@ class Channel(ABC):
         """
         raise NotImplementedError
 
+    def arm(self) -> bool:
+        """Let the worker ring the bell after its next message.
+
+        Returns:
+            Whether a message is there already, for which it may not ring.
+        """
+        raise NotImplementedError
+
+    def disarm(self) -> None:
+        """Let the worker ring the bell no more."""
+        raise NotImplementedError
+
+    def cancel(self, order: int) -> bool:  # noqa: ARG002 - the request is with the worker
+        """Say that nobody wants the answer to a request any more; one comes all the same.
+
+        Args:
+            order: how many requests were sent to this worker before.
+
+        Returns:
+            Whether its handler had not been called, and now will not be.
+        """
+        return False
+
     def hurry(self) -> None:  # noqa: B027 - only a legacy worker gives several answers
         """The time for an answer is over: give one that the peer could still follow up with a better one."""
 
@@ -163,6 +188,19 @@ class Channel(ABC):
 
     def put_back(self) -> None:  # noqa: B027 - a channel of files has taken the message away
         """After an interrupted :meth:`receive`: if it had taken a message, the next call takes that message again."""
+
+    def is_cancelled(self, order: int) -> bool:  # noqa: ARG002 - its controller cannot say so
+        """Whether the controller has cancelled a request that was taken.
+
+        Args:
+            order: how many requests it had sent before.
+        """
+        return False
+
+    @property
+    def requests_taken(self) -> int:
+        """How many requests of the controller this side has taken; 0 for a channel that does not count them."""
+        return 0
 
     @property
     def responses_sent(self) -> int:

@@ -19,7 +19,13 @@ CHANNEL_NAMES: Final = ("mapped", "files", LEGACY)
 
 
 class ChannelKind(Protocol):
-    """How the two ends of a channel are made."""
+    """How the two ends of a channel are made.
+
+    Attributes:
+        has_bell: as in ``Channel``.
+    """
+
+    has_bell: bool
 
     def new_doorbells(self) -> list[str]:
         """Names for :meth:`create`. The manifest has them before they exist, so that a sweep finds all of them."""

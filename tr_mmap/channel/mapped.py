@@ -15,6 +15,9 @@ whatever moment its doorbell rang. No writer comes to a slot whose message was n
 requests the controller has not taken the response. A message that is too long for its slot is a spill: a file of its
 own, which the slot names under ``"spill"``. Each start of a worker makes new rings.
 
+A controller whose loop sleeps on descriptors is woken by ``responses.bell``, a FIFO, which it lets the worker write for
+one message at a time (``RING_BELL_OFFSET``).
+
 ``status.page`` has ``STATUS_NBYTES``: one line and then spaces; its last word is the worker's heartbeat.
 
 ``request.json``, ``response.json`` and ``status.txt`` mirror the latest messages and the status for people: one line
@@ -45,12 +48,14 @@ from ..protocol.legacy import encode_legacy
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
 from ..wire.messages import (
+    BELL_FILE,
     BUSY_BY_HAND,
     EMPTY_SLOT,
     EXIT_COMMAND,
     HAND_ANSWER_S,
     HEARTBEAT_OFFSET,
     MAX_MESSAGE_SEQ,
+    MOST_IN_FLIGHT,
     REQUEST_FILE,
     REQUEST_RING_FILE,
     RESPONSE_FILE,
@@ -97,7 +102,8 @@ class MappedChannel(Channel):
         status: the status page, mapped.
     """
 
-    capacity: ClassVar[int] = RING_SLOTS - 2  # the requests to exit and to release memory have room of their own
+    has_bell: ClassVar[bool] = True
+    capacity: ClassVar[int] = MOST_IN_FLIGHT
 
     def __init__(self, directory: str, role: Role, fds: list[int], doorbells: list[Doorbell]) -> None:
         self._directory = directory
@@ -139,7 +145,22 @@ class MappedChannel(Channel):
         self._spills = Spills(directory, role)
         self._seq_put_back = 0  # of the last request when a response was put back
         self._lines_taken = 0  # by receive(); a signal handler may take lines in the middle of it
+        self._bell: system.OwnFile | None = None  # the worker's
         self._is_closed = False
+
+    # -- the bell --------------------------------------------------------------------------------------------------
+
+    def arm(self) -> bool:
+        return self._in.arm()
+
+    def disarm(self) -> None:
+        self._in.disarm()
+
+    def cancel(self, order: int) -> bool:
+        return self._out.cancel(order)
+
+    def is_cancelled(self, order: int) -> bool:
+        return self._in.is_cancelled(order)
 
     def fast_path_parts(self) -> ChannelParts | None:
         if not IS_COMPILED:
@@ -186,6 +207,9 @@ class MappedChannel(Channel):
             channel = cls(directory, Role.WORKER, fds, [Doorbell.open(name) for name in doorbells])
         finally:
             close_all(fds)
+        channel._bell = system.open_fifo(os.path.join(directory, BELL_FILE))
+        if channel._bell is not None:
+            channel._out.set_bell(channel._bell.fd)
         channel.unlink()  # both sides have the semaphores open now: from here on no death can leave them behind
         return channel
 
@@ -297,6 +321,10 @@ class MappedChannel(Channel):
 
     def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> None:
         self._in.sleep(self._own_doorbell.semaphore, timeout_ms / 1000, WAIT_SLICE_S, stop)
+
+    @property
+    def requests_taken(self) -> int:
+        return self._in.taken
 
     @property
     def responses_sent(self) -> int:
@@ -457,6 +485,7 @@ class MappedChannel(Channel):
             self._peer_doorbell.ring()
         except OSError:
             pass  # it was rung 2**31 times since the peer last waited: the next wait returns at once
+        self._out.ring_bell()
 
     def wake(self) -> None:
         try:
@@ -478,5 +507,8 @@ class MappedChannel(Channel):
             self._show_all()
             for mirror in self._mirrors:
                 mirror.close()
+            if self._bell is not None:
+                self._out.set_bell(-1)
+                self._bell.close()
             if self._hand_watch is not None:
                 self._hand_watch.close()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from ..base import system
 from ..channel.interface import Overtaken
 from ..errors import (
     OutOfSpace,
@@ -112,6 +113,13 @@ class Dispatcher(Flow):
     def notify(self) -> None:
         """Wake the threads that wait for another thread's request."""
         self._news.wake()
+
+    def note_end(self) -> None:
+        """The worker has ended: wake all that wait for anything."""
+        self.notify()
+        bell = self.resources.bell
+        if bell is not None:
+            system.ring_fifo(bell)
 
     def is_asked(self) -> bool:
         """Whether a request was sent whose answer is not there yet; the worker's status may not say so yet."""
@@ -418,6 +426,7 @@ class Dispatcher(Flow):
         )
 
     def _close(self) -> bool:
+        self.keep_answers()
         try:
             for pending in list(self.in_flight.values()):
                 self._deliver(pending, SessionNotStarted(f"session {self.resources.session_id!r}{CLOSED_MEANWHILE}"))

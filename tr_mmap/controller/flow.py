@@ -20,6 +20,7 @@ from ..base.wakes import Wakes
 from ..channel.interface import Channel, Overtaken
 from ..errors import (
     BadMessage,
+    Busy,
     OutOfSpace,
     RemoteOutOfSpace,
     ResponseTimeout,
@@ -129,7 +130,7 @@ class Flow:
         finally:
             if not is_nested and turn.owner == me:
                 turn.owner = 0
-            if turn.queue:
+            if turn.queue or turn.on_free is not None:
                 turn.wake()
 
     # -- sending --------------------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ class Flow:
                     raise
                 may_ask_for_room = False
         if not self.in_turn(self._sending, deadline_s, self._store, worker, pending, draft, deadline_s, is_public):
-            raise self._unanswered(worker, pending, timeout_s, is_sent=False)
+            raise self.unanswered(worker, pending, timeout_s, is_sent=False)
 
     def _admit(self, worker: WorkerHandle, pending: Pending, deadline_s: float, timeout_s: float) -> None:
         """Wait until one more request may be in flight."""
@@ -186,9 +187,18 @@ class Flow:
 
         if is_room():
             return
+        if self.resources.options.at_limit == "fail":
+            self.poll()
+            if is_room():
+                return
+            raise Busy(
+                f"{limit} requests of session {self.resources.session_id!r} are in flight, as many as it may have "
+                "(max_in_flight); wait for one of them, or let it wait (at_limit='block')",
+                limit=limit,
+            )
         self._consume_until(worker, is_room, deadline_s)
         if not is_room():
-            raise self._unanswered(worker, pending, timeout_s, is_sent=False)
+            raise self.unanswered(worker, pending, timeout_s, is_sent=False)
 
     def _store(self, worker: WorkerHandle, pending: Pending, draft: Any, deadline_s: float, is_public: bool) -> bool:
         channel = worker.channel
@@ -260,7 +270,7 @@ class Flow:
             if pending.outcome is None and pending.seq in self._aside:
                 self._take_aside(pending)
             if pending.outcome is None:
-                raise self._unanswered(worker, pending, timeout_s)
+                raise self.unanswered(worker, pending, timeout_s)
         return opened(pending.outcome)
 
     def _is_there(self, pending: Pending) -> bool:
@@ -296,6 +306,27 @@ class Flow:
                 self.transfer.collect()
                 left_s = min(left_s, _COLLECT_S)
             channel.wait(left_s * 1000, lambda: until() or worker.is_over())
+
+    def consume_for(self, worker: WorkerHandle, pending: Pending | None, deadline_s: float) -> None:
+        """Consume answers until that to a request is there, or the time is over; None for all that come meanwhile."""
+        self._consume_until(worker, lambda: pending is not None and self._is_there(pending), deadline_s)
+
+    def calls_when_free(self, action: Callable[[], None]) -> bool:
+        """If another thread consumes now, have it call a function when it leaves. Returns whether one does."""
+        turn, me = self._consuming, get_ident()
+        if turn.owner in (0, me):
+            return False
+        turn.on_free = action
+        return turn.owner not in (0, me)
+
+    def take_aside(self, pending: Pending) -> None:
+        """Map the tensors of an answer, if that was not possible before.
+
+        Raises:
+            SystemLimit: it still is not.
+        """
+        if pending.outcome is None and pending.seq in self._aside:
+            self._take_aside(pending)
 
     def poll(self) -> None:
         """Consume the answers that are there, unless another thread does."""
@@ -375,7 +406,7 @@ class Flow:
         except (TRException, OSError) as error:
             return error
 
-    def _unanswered(
+    def unanswered(
         self, worker: WorkerHandle, pending: Pending, timeout_s: float, *, is_sent: bool = True
     ) -> WorkerDied | ResponseTimeout | SessionNotStarted:
         """The error for a response that has not come.

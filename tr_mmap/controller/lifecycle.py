@@ -20,6 +20,7 @@ from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import CLAIM_RETRY_S, CLAIM_WAIT_S, DEFAULT_TIMEOUT_MS, EXIT_TIMEOUT_MS
 from ..wire.words import NOT_STARTED
 from .dispatcher import TURN_WAIT_S, Dispatcher, StatusTest
+from .futures import Futures
 from .launch import check_script
 from .named_results import NamedResults
 from .options import SessionOptions, check_bool, seconds_of, shown_ms
@@ -67,6 +68,8 @@ class SessionLifecycle:
         env: Mapping[str, str | None] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         python: str | os.PathLike[str] | None = None,
+        max_in_flight: int = 32,
+        at_limit: str = "block",
         **unknown: object,
     ) -> None:
         if self.__dict__.get("_dispatcher") is not None:
@@ -101,12 +104,15 @@ class SessionLifecycle:
             env=env,
             cwd=cwd,
             python=python,
+            max_in_flight=max_in_flight,
+            at_limit=at_limit,
         )
         self._workspace = choose_workspace(channel, self._options.script_path, self._options.workspace_root, os.environ)
         self._quiet_mode = quiet_mode
         self._starting = threading.RLock()  # held while a session is made or ended, never while a request is answered
         self._dispatcher: Dispatcher | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._futures: Futures | None = None
         self._named = NamedResults()
 
     if not TYPE_CHECKING:  # an object's own attributes hide these
@@ -165,13 +171,14 @@ class SessionLifecycle:
             self._finalizer = weakref.finalize(self, resources.release)
             dispatcher = Dispatcher(resources)
             try:
-                resources.start(quiet=self._quiet_mode, on_end=dispatcher.notify)
+                resources.start(quiet=self._quiet_mode, on_end=dispatcher.note_end)
             except BaseException:
                 self._dispatcher = dispatcher  # so that close() can be called if the release fails
                 resources.release()  # a session that was never started leaves nothing
                 self._finalizer.detach()
                 self._dispatcher = None
                 raise
+            self._futures = Futures(dispatcher, self._replace_worker)
             self._dispatcher = dispatcher
             _sessions[resources.directory] = self
         _log.debug("session %r: worker started, process %d", self.session_id(), self.pid)
@@ -189,9 +196,20 @@ class SessionLifecycle:
             if dispatcher.resources.worker is worker:
                 dispatcher.forget_worker()
         dispatcher.give_up_lost()
-        dispatcher.resources.start(quiet=self._quiet_mode, on_end=dispatcher.notify)
+        dispatcher.resources.start(quiet=self._quiet_mode, on_end=dispatcher.note_end)
         _log.debug("session %r: worker started again, process %d", self.session_id(), self.pid)
         return True
+
+    def _replace_worker(self, worker: WorkerHandle) -> None:
+        """End a worker, and start another one, unless somebody has done that already."""
+        dispatcher = self._open()
+        worker.process.terminate_tree(0.0)
+        worker.give_up()
+        if not dispatcher.exclusively(TURN_WAIT_S, self._start_after, dispatcher, worker):
+            raise dispatcher.busy(TURN_WAIT_S)
+
+    def _start_after(self, dispatcher: Dispatcher, worker: WorkerHandle) -> bool:
+        return dispatcher.resources.worker not in (worker, None) or self._start_again(dispatcher)
 
     def _is_started(self) -> SessionInUse:
         return SessionInUse(
@@ -457,6 +475,11 @@ class SessionLifecycle:
             )
         dispatcher.check_own()
         return dispatcher
+
+    def _open_futures(self) -> Futures:
+        self._open()
+        assert self._futures is not None  # made with the dispatcher
+        return self._futures
 
     def _is_foreign(self) -> bool:
         """Whether the session belongs to the process from which this one was forked."""

@@ -17,14 +17,26 @@ from ..sessions.workspace import Workspace
 from ..transfer.kinds import Views, check_options, check_views
 from ..transfer.options import TransferOptions
 from ..tsr.framework_names import check_framework_name, check_installed
+from ..wire.messages import MOST_IN_FLIGHT
 from ..wire.names import DEFAULT_WORKER, PYTHON_VARIABLE
 from ..wire.waits import DEFAULT_TIMEOUT_MS, MAX_SPIN_US
 
-__all__ = ["AtBudget", "ChannelName", "Framework", "SessionOptions", "Views", "check_bool", "seconds_of", "shown_ms"]
+__all__ = [
+    "AtBudget",
+    "AtLimit",
+    "ChannelName",
+    "Framework",
+    "SessionOptions",
+    "Views",
+    "check_bool",
+    "seconds_of",
+    "shown_ms",
+]
 
 Framework: TypeAlias = Literal["numpy", "torch"]
 ChannelName: TypeAlias = Literal["mapped", "files", "legacy"]
 AtBudget: TypeAlias = Literal["fail", "block"]
+AtLimit: TypeAlias = Literal["block", "fail"]
 
 _TEXTS: Final = "texts that have no zero byte and can be encoded"
 
@@ -49,6 +61,7 @@ class SessionOptions:
         cwd: the worker's current directory, absolute; None for this process's.
         python: the worker's interpreter; None to choose one.
         max_in_flight: most requests whose answers were not consumed.
+        at_limit: ``"block"`` or ``"fail"``: what one more request does then.
         transfer: how both sides keep their tensors.
     """
 
@@ -67,6 +80,7 @@ class SessionOptions:
     cwd: str | None = None
     python: str | None = None
     max_in_flight: int = 32
+    at_limit: AtLimit = "block"
     transfer: TransferOptions = field(default_factory=TransferOptions)
 
     @classmethod
@@ -89,6 +103,8 @@ class SessionOptions:
         env: Mapping[str, str | None] | None,
         cwd: str | os.PathLike[str] | None,
         python: str | os.PathLike[str] | None,
+        max_in_flight: int,
+        at_limit: str,
     ) -> SessionOptions:
         """Check the options that ``PythonSession`` was given. Relative paths are resolved here, once.
 
@@ -114,6 +130,10 @@ class SessionOptions:
         start_ms = None if start_timeout_ms is None else _real_of(start_timeout_ms)
         if start_timeout_ms is not None and (start_ms is None or not start_ms >= 0):
             raise _bad("start_timeout_ms", start_timeout_ms, "a number of milliseconds, or None for no limit")
+        in_flight = _whole_of(max_in_flight)
+        if in_flight is None or not 1 <= in_flight <= MOST_IN_FLIGHT:
+            raise _bad("max_in_flight", max_in_flight, f"a number of requests, 1 to {MOST_IN_FLIGHT}")
+        _check_choice("at_limit", at_limit, ("block", "fail"))
         check_options(channel, auth=auth, checksum=checksum)
         transfer = TransferOptions(
             budget_nbytes=budget,
@@ -137,6 +157,8 @@ class SessionOptions:
             env=_env_of(env),
             cwd=None if cwd is None else _dir_of(cwd),
             python=None if interpreter is None else _python_of(interpreter),
+            max_in_flight=in_flight,
+            at_limit=at_limit,  # type: ignore[arg-type] # checked above
             transfer=transfer,
         )
 

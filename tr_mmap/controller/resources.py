@@ -30,6 +30,7 @@ from ..sessions.projects import advice_on_place
 from ..sessions.secret import new_secret
 from ..sessions.workspace import Workspace
 from ..transfer.kinds import controller_transfer
+from ..wire.messages import BELL_FILE
 from ..wire.names import CONTROLLER_LOCK_FILE
 from .fast_path import Traffic, controller_fast_path
 from .launch import launch
@@ -53,6 +54,8 @@ class SessionResources(ForkAware):
         directory: of the session.
         transfer: this side's tensors.
         worker: the running worker; None while there is none.
+        bell: wakes whoever sleeps on it for the session's answers; None if the channel has none.
+        stop_thread: ends the thread that does so; None if there is none.
         rejections: counts the messages that were ignored because the worker had not signed them.
 
     Raises:
@@ -74,6 +77,8 @@ class SessionResources(ForkAware):
         self._lock = LifeLock()  # held while the session is this object's
         self._spare = system.SpareDescriptors()  # taken while it starts, so that a start that fails can clean up
         self._was_started = False
+        self.bell: system.OwnFile | None = None
+        self.stop_thread: Callable[[], None] | None = None
         self._log_path = ""  # of the worker, if the log is outside the directory
         self.last_pid = 0  # of the worker that was started last
         self._sweep()
@@ -232,6 +237,8 @@ class SessionResources(ForkAware):
         # Before the doorbells exist: then a sweep knows their names, at whatever moment this process is killed.
         manifests.write(self.directory, manifest)
         secret = new_secret() if options.auth else None
+        if self.bell is None and kind.has_bell:
+            self.bell = system.make_fifo(os.path.join(self.directory, BELL_FILE))
         bare = kind.create(self.directory, manifest.doorbells)
         bare.set_spin(options.spin_us)
         channel = protect(bare, Role.CONTROLLER, secret, self.rejections)
@@ -310,10 +317,14 @@ class SessionResources(ForkAware):
         if self.is_foreign or os.getpid() != self._owner_pid:  # also after a fork that Python did not make
             return
         try:
+            if self.stop_thread is not None:
+                self.stop_thread()
             if self.worker is not None:
                 self._end(self.worker)
             self.worker = None
         finally:
+            if self.bell is not None:
+                self.bell.close()
             if this_process.mark is self._owner:  # else a signal handler has forked meanwhile
                 self.transfer.close()
                 self._give_up()

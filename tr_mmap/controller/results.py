@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from ..errors import RemoteError, RemoteOutOfSpace, UnexpectedResponse, UnknownCommand
+from ..errors import RemoteError, RemoteOutOfSpace, RequestCancelled, UnexpectedResponse, UnknownCommand
 from ..protocol.messages import Failure, FailureKind, Response
 
-__all__ = ["Result", "remote_error", "tensors_of"]
+__all__ = ["Result", "remote_error", "tensors_of", "value_of"]
 
 Result: TypeAlias = tuple[Response, list[Any]]  # a response, and views of its tensors
+
+
+def value_of(result: Result) -> Any:
+    """What ``calculate`` returns: the tensor, the list of tensors if there are several, or else the text."""
+    response, tensors = result
+    if len(tensors) == 1:  # the usual number
+        return tensors[0]
+    return tensors if tensors else response.result
 
 
 def tensors_of(response: Response, tensors: list[Any]) -> Any:
@@ -44,6 +52,8 @@ def remote_error(command: str, failure: Failure) -> RemoteError:
     fields = {"command": command, "error_type": failure.type, "remote_traceback": failure.traceback}
     if failure.kind is FailureKind.UNKNOWN_COMMAND:
         return UnknownCommand(failure.message, **fields)
+    if failure.kind is FailureKind.CANCELLED:
+        return RequestCancelled(failure.message, **fields)
     if failure.kind is FailureKind.BAD_INPUT:
         return RemoteError(failure.message, **fields)
     trace = f"\n\n{failure.traceback}" if failure.traceback else ""

@@ -5,20 +5,24 @@ It imports torch only for tensors in that framework.
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypedDict, TypeVar, overload
 
 import numpy as np
 
 from ..base.identifiers import check_tag
-from ..errors import ResponseTimeout
+from ..errors import ResponseTimeout, SemaphoresUnavailable
 from ..protocol.commands import UserMessage
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import DEFAULT_TIMEOUT_MS
+from .futures import RequestFuture
 from .lifecycle import SessionLifecycle
-from .options import AtBudget, ChannelName, Views, seconds_of
-from .results import Result, tensors_of
+from .options import AtBudget, AtLimit, ChannelName, Views, seconds_of
+from .results import Result, tensors_of, value_of
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -47,6 +51,8 @@ class SessionKeywords(TypedDict, total=False):
     env: Mapping[str, str | None] | None
     cwd: str | os.PathLike[str] | None
     python: str | os.PathLike[str] | None
+    max_in_flight: int
+    at_limit: AtLimit
 
 
 class PythonSession(SessionLifecycle, Generic[_Tensor]):
@@ -89,6 +95,9 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         cwd: the worker's current directory; None for this process's.
         python: the worker's interpreter; None for ``TR_PYTHON`` in ``env`` or else in this process's environment, else
             this process's.
+        max_in_flight: most requests that are with the worker at a time, 1 to 62. A channel other than ``"mapped"``
+            carries one.
+        at_limit: what one more request does then: ``"block"`` waits until one is answered, ``"fail"`` raises Busy.
 
     Raises:
         BadMessage: an option is not valid; ``detail`` is its name.
@@ -289,16 +298,84 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             UnsupportedTensor, OutOfSpace: of the tensors to send.
             RemoteError, UnknownCommand, ResponseTimeout, WorkerDied: as in :meth:`wait_for_response`.
         """
-        framework: str = self._options.framework
-        if tensors:
-            is_torch = type(tensors[0]) is not np.ndarray and hasattr(tensors[0], "untyped_storage")
-            framework = "torch" if is_torch else "numpy"
+        framework = self._framework_of(tensors)
         plain: Any = timeout_ms
         timeout_s = plain / 1000 if plain.__class__ in _PLAIN and plain >= 0 else seconds_of(timeout_ms)
-        response, arrays = (self._dispatcher or self._open()).call(message, tensors, timeout_s, framework)
-        if len(arrays) == 1:  # the usual number
-            return arrays[0]
-        return arrays if arrays else response.result
+        return value_of((self._dispatcher or self._open()).call(message, tensors, timeout_s, framework))
+
+    def _framework_of(self, tensors: tuple[Any, ...]) -> str:
+        """The framework of the result of a request with such tensors."""
+        if not tensors:
+            return self._options.framework
+        is_torch = type(tensors[0]) is not np.ndarray and hasattr(tensors[0], "untyped_storage")
+        return "torch" if is_torch else "numpy"
+
+    # -- many requests at once ------------------------------------------------------------------------------------
+
+    def submit(
+        self, message: UserMessage, *tensors: Any, timeout_ms: float | None = DEFAULT_TIMEOUT_MS
+    ) -> RequestFuture:
+        """Send a request with its tensors, and return at once; the result comes as a future.
+
+        As many requests as ``max_in_flight`` may be with the worker. The results come in the order in which it answers.
+        ``concurrent.futures.wait`` and ``as_completed``, and ``asyncio.wrap_future``, take such futures.
+
+        Args:
+            message: the command, and words for it if it takes any.
+            *tensors: for this request only, as in :meth:`calculate`. They may be changed when this method has returned.
+            timeout_ms: how long the response may take; the future fails with ResponseTimeout then.
+
+        Returns:
+            A ``concurrent.futures.Future``. Its result is that of :meth:`calculate`; its error, what that would raise.
+
+        Raises:
+            BadMessage: there is no command in the message.
+            UnsupportedTensor, OutOfSpace: of the tensors to send.
+            Busy: ``max_in_flight`` requests are in flight, and ``at_limit`` is ``"fail"``.
+            ResponseTimeout: there was no room for one more request in time.
+            WorkerDied: the worker ended.
+            SessionNotStarted: there is no worker.
+        """
+        futures = self._open_futures()
+        timeout_s = seconds_of(timeout_ms)
+        make = partial(RequestFuture, futures, self, timeout_s, value_of)
+        return futures.send(message, tensors, timeout_s, self._framework_of(tensors), make)
+
+    def fileno(self) -> int:
+        """A descriptor that can be read when answers may have come, or the worker has ended, for another event loop.
+
+        From now on the loop calls :meth:`process_responses` each time the descriptor can be read, and futures get their
+        results there. Without this call a thread of the session's does that. The descriptor stays the same until the
+        session ends.
+
+        Raises:
+            SessionNotStarted: the session is not started.
+            SemaphoresUnavailable: this channel, or this file system, has no such descriptor.
+        """
+        futures = self._open_futures()
+        bell = futures.use_own_loop()
+        if bell is None:
+            raise SemaphoresUnavailable(
+                f"a session with channel={self._options.channel!r} here has no descriptor to sleep on; leave the "
+                "futures to the session's own thread",
+                reason="no FIFO",
+            )
+        return bell
+
+    def process_responses(self) -> float | None:
+        """Deal with the answers that are there, as :meth:`fileno` says. Never waits.
+
+        Returns:
+            In how many seconds to call this again if the descriptor is not readable before, because the time of a
+            request is over then; None if no request has a time limit.
+
+        Raises:
+            SessionNotStarted: the session is not started.
+        """
+        futures = self._open_futures()
+        futures.process()
+        deadline_s = futures.next_deadline_s()
+        return None if deadline_s == math.inf else max(0.0, deadline_s - time.monotonic())
 
     @overload
     def empty(self, shape: int | tuple[int, ...], dtype: Any = "float32", framework: None = None) -> _Tensor: ...

@@ -52,12 +52,13 @@ class Turn(TurnWords):
         finally:
             if not is_nested and turn.owner == me:
                 turn.owner = 0
-            if turn.queue:
+            if turn.queue or turn.on_free is not None:
                 turn.wake()
 
     Attributes:
         owner: identifies the thread that has the turn; 0 if none has it.
         queue: those that wait for it.
+        on_free: called once when the turn is given back; None for nothing.
     """
 
     __slots__ = ("_changed",)
@@ -103,5 +104,9 @@ class Turn(TurnWords):
         return not self.owner and self.queue[0].thread == thread
 
     def wake(self) -> None:
-        """Let the waiters look."""
+        """Let the waiters look, after the turn was given back."""
         self._changed.wake()
+        on_free = self.on_free
+        if on_free is not None and not self.owner:
+            self.on_free = None
+            on_free()

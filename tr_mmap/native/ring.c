@@ -4,13 +4,17 @@
 
 #include "mirror.h"
 
+#include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 _Static_assert(WIRE_NUMBER_DIGITS == sizeof(uint64_t), "the number is stored as one word");
 _Static_assert(sizeof WIRE_BLANK_NUMBER - 1 == WIRE_NUMBER_DIGITS, "the blank number replaces a number");
 _Static_assert(WIRE_MESSAGE_NUMBER_OFFSET % sizeof(uint64_t) == 0, "the number's word is aligned");
 _Static_assert(WIRE_MESSAGE_REST_OFFSET == WIRE_MESSAGE_NUMBER_OFFSET + WIRE_NUMBER_DIGITS, "the rest follows it");
+_Static_assert(WIRE_RING_CANCEL_OFFSET + WIRE_RING_SLOTS * sizeof(uint64_t) <= WIRE_RING_WORDS_NBYTES, "words have room");
 _Static_assert((WIRE_RING_SLOTS & (WIRE_RING_SLOTS - 1)) == 0, "a position modulo the slots is a mask");
 
 typedef struct {
@@ -31,6 +35,9 @@ typedef struct {
     int is_unterminated;            /* that line had no end */
     PyObject *rejected;             /* bytes or NULL: a line in the next slot that is not the peer's */
     PyObject *mirrors;              /* a tuple of Mirrors, or NULL: those that this side keeps up to date */
+    int bell;                       /* a descriptor that wakes a reader which sleeps on it; -1 for none */
+    dev_t bell_device;              /* of its file: the program may have closed it, and opened another one */
+    ino_t bell_inode;
     int waiters;                    /* how many threads are in wait() */
     unsigned generation;            /* of the process that stores here; a forked child stores nothing */
 } Ring;
@@ -73,6 +80,7 @@ static int ring_init(Ring *self, PyObject *arguments, PyObject *keywords) {
     self->latest = self->slots;
     for (int slot = 0; slot < WIRE_RING_SLOTS; slot++) self->seen[slot] = blank();
     self->generation = fork_generation;
+    self->bell = -1;
     return 0;
 }
 
@@ -217,8 +225,106 @@ static PyObject *if_terminated(const Ring *self, PyObject *line) {
     return NULL;
 }
 
-static uint64_t *done_word(const Ring *self) {
-    return (uint64_t *)(void *)((char *)self->buffer.buf + WIRE_RING_DONE_OFFSET);
+static uint64_t *word_at(const Ring *self, size_t offset) {
+    return (uint64_t *)(void *)((char *)self->buffer.buf + offset);
+}
+
+static uint64_t *done_word(const Ring *self) { return word_at(self, WIRE_RING_DONE_OFFSET); }
+
+/* Each side stores one word and then looks at the other's: without the fence, neither might see what the other did. */
+static void fence_before_look(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+PyDoc_STRVAR(ring_bell_doc,
+             "ring_bell()\n--\n\nWake the peer if it sleeps on the bell. To be called after a message was stored.");
+
+void ring_bell(PyObject *ring) {
+    Ring *self = (Ring *)ring;
+    if (self->bell < 0 || self->generation != fork_generation) return;
+    uint64_t *word = word_at(self, WIRE_RING_BELL_OFFSET);
+    fence_before_look();
+    if (__atomic_load_n(word, __ATOMIC_RELAXED) == 0 || __atomic_exchange_n(word, 0, __ATOMIC_SEQ_CST) == 0) return;
+    int saved = errno;
+    struct stat file;
+    if (fstat(self->bell, &file) < 0 || file.st_dev != self->bell_device || file.st_ino != self->bell_inode ||
+        write(self->bell, "!", 1) < 0)
+        errno = saved; /* it is full: then it was rung already. Or the program has closed it */
+}
+
+PyDoc_STRVAR(set_bell_doc, "set_bell(fd)\n--\n\nName the descriptor by which ring_bell() wakes the peer; -1 for none.");
+
+static PyObject *py_set_bell(Ring *self, PyObject *argument) {
+    long fd = PyLong_AsLong(argument);
+    if (fd == -1 && PyErr_Occurred()) return NULL;
+    struct stat file;
+    int is_open = fd >= 0 && fd <= INT_MAX && fstat((int)fd, &file) == 0;
+    self->bell = is_open ? (int)fd : -1;
+    if (is_open) {
+        self->bell_device = file.st_dev;
+        self->bell_inode = file.st_ino;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_ring_bell(Ring *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    ring_bell((PyObject *)self);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(arm_doc,
+             "arm()\n--\n\nLet the peer ring the bell after its next message.\n\n"
+             "Returns:\n    Whether a message is there already, for which it may not ring.");
+
+static PyObject *py_arm(Ring *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    __atomic_store_n(word_at(self, WIRE_RING_BELL_OFFSET), 1, __ATOMIC_SEQ_CST);
+    fence_before_look();
+    return PyBool_FromLong(is_next_there(self));
+}
+
+PyDoc_STRVAR(disarm_doc, "disarm()\n--\n\nLet the peer ring the bell no more.");
+
+static PyObject *py_disarm(Ring *self, PyObject *unused) {
+    (void)unused;
+    if (!is_initialised(self)) return NULL;
+    __atomic_store_n(word_at(self, WIRE_RING_BELL_OFFSET), 0, __ATOMIC_SEQ_CST);
+    Py_RETURN_NONE;
+}
+
+static uint64_t *cancel_word(const Ring *self, uint64_t position) {
+    return word_at(self, WIRE_RING_CANCEL_OFFSET + position % WIRE_RING_SLOTS * sizeof(uint64_t));
+}
+
+PyDoc_STRVAR(cancel_doc,
+             "cancel(position)\n--\n\nSay that nobody wants the answer to the message of a position.\n\n"
+             "Returns:\n    Whether the peer had not begun with it, and now will not.");
+
+static PyObject *py_cancel(Ring *self, PyObject *argument) {
+    if (!is_initialised(self)) return NULL;
+    uint64_t position = PyLong_AsUnsignedLongLong(argument);
+    if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
+    if (self->generation != fork_generation) Py_RETURN_FALSE;
+    __atomic_store_n(cancel_word(self, position), position + 1, __ATOMIC_SEQ_CST);
+    fence_before_look();
+    return PyBool_FromLong(load_acquire(done_word(self)) <= position);
+}
+
+int ring_is_cancelled(PyObject *ring, uint64_t position) {
+    const Ring *self = (const Ring *)ring;
+    fence_before_look();
+    return load_acquire(cancel_word(self, position)) == position + 1;
+}
+
+PyDoc_STRVAR(is_cancelled_doc,
+             "is_cancelled(position)\n--\n\nWhether the peer has cancelled the message of a position, which was taken.");
+
+static PyObject *py_is_cancelled(Ring *self, PyObject *argument) {
+    if (!is_initialised(self)) return NULL;
+    uint64_t position = PyLong_AsUnsignedLongLong(argument);
+    if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
+    return PyBool_FromLong(ring_is_cancelled((PyObject *)self, position));
 }
 
 static PyObject *py_take(Ring *self, PyObject *unused) {
@@ -667,6 +773,12 @@ static PyMethodDef ring_methods[] = {
     {"peek", (PyCFunction)py_peek, METH_NOARGS, peek_doc},
     {"advance", (PyCFunction)(void (*)(void))py_advance, METH_FASTCALL, advance_doc},
     {"all_done", (PyCFunction)py_all_done, METH_NOARGS, all_done_doc},
+    {"set_bell", (PyCFunction)py_set_bell, METH_O, set_bell_doc},
+    {"ring_bell", (PyCFunction)py_ring_bell, METH_NOARGS, ring_bell_doc},
+    {"arm", (PyCFunction)py_arm, METH_NOARGS, arm_doc},
+    {"disarm", (PyCFunction)py_disarm, METH_NOARGS, disarm_doc},
+    {"cancel", (PyCFunction)py_cancel, METH_O, cancel_doc},
+    {"is_cancelled", (PyCFunction)py_is_cancelled, METH_O, is_cancelled_doc},
     {"has_stored", (PyCFunction)py_has_stored, METH_O, has_stored_doc},
     {"sleep", (PyCFunction)(void (*)(void))py_sleep, METH_FASTCALL, sleep_doc},
     {"reject", (PyCFunction)py_reject, METH_NOARGS, reject_doc},

@@ -35,6 +35,12 @@ int ring_next(PyObject *ring, RingLine *next);
 /* Take it, unless it was taken meanwhile, and tell the peer that this side is done with it. */
 void ring_advance(PyObject *ring, const RingLine *next);
 
+/* Wake the peer if it sleeps on the bell. To be called after a message was stored. */
+void ring_bell(PyObject *ring);
+
+/* Whether the peer has cancelled the message of a position, which was taken. */
+int ring_is_cancelled(PyObject *ring, uint64_t position);
+
 /* How many messages this side has stored, and how many of them the peer is done with. */
 uint64_t ring_stored(PyObject *ring);
 uint64_t ring_done_by_peer(PyObject *ring);

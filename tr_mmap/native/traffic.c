@@ -99,7 +99,8 @@ int turn_is_free(PyObject *turn) {
 }
 
 int turn_wake(PyObject *turn) {
-    if (count_of_waiters((const TurnWords *)turn) == 0) return 0;
+    const TurnWords *self = (const TurnWords *)turn;
+    if (count_of_waiters(self) == 0 && (self->on_free == NULL || self->on_free == Py_None)) return 0;
     PyObject *returned = PyObject_CallMethod(turn, "wake", NULL);
     Py_XDECREF(returned);
     return returned == NULL ? -1 : 0;
@@ -108,11 +109,13 @@ int turn_wake(PyObject *turn) {
 static int turn_traverse(TurnWords *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->queue);
+    Py_VISIT(self->on_free);
     return 0;
 }
 
 static int turn_clear(TurnWords *self) {
     Py_CLEAR(self->queue);
+    Py_CLEAR(self->on_free);
     return 0;
 }
 
@@ -125,6 +128,7 @@ static void turn_dealloc(TurnWords *self) {
 static PyMemberDef turn_members[] = {
     {"owner", T_ULONG, offsetof(TurnWords, owner), 0, "identifies the thread that has the turn; 0 if none has it"},
     {"queue", T_OBJECT, offsetof(TurnWords, queue), 0, "those that wait for it"},
+    {"on_free", T_OBJECT, offsetof(TurnWords, on_free), 0, "called once when it is given back; None for nothing"},
     {NULL, 0, 0, 0, NULL},
 };
 

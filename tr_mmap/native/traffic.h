@@ -25,6 +25,7 @@ typedef struct {
     PyObject_HEAD
     unsigned long owner;
     PyObject *queue; /* of the threads that wait for it; NULL until Python has set it */
+    PyObject *on_free; /* called once when it is given back; NULL or None for nothing */
 } TurnWords;
 
 /* Whether no thread has the turn, and none waits for it. */

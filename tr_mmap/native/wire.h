@@ -77,6 +77,7 @@
 #define WIRE_STATUS_FILE "status.txt"
 #define WIRE_REQUEST_RING_FILE "requests.ring"
 #define WIRE_RESPONSE_RING_FILE "responses.ring"
+#define WIRE_BELL_FILE "responses.bell"
 #define WIRE_STATUS_PAGE_FILE "status.page"
 #define WIRE_MIRROR_NBYTES 4096
 #define WIRE_MIRROR_DELAY_S 0.005
@@ -84,10 +85,13 @@
 #define WIRE_EMPTY_GRACE_S 5.0
 #define WIRE_HAND_ANSWER_S 2.0
 #define WIRE_RING_SLOTS 64
+#define WIRE_MOST_IN_FLIGHT 62
 #define WIRE_RING_WORDS_NBYTES 4096
 #define WIRE_RING_SLOT_NBYTES 4096
 #define WIRE_RING_NBYTES 266240
 #define WIRE_RING_DONE_OFFSET 128
+#define WIRE_RING_BELL_OFFSET 192
+#define WIRE_RING_CANCEL_OFFSET 512
 #define WIRE_MESSAGE_NUMBER_OFFSET 8
 #define WIRE_MESSAGE_REST_OFFSET 16
 #define WIRE_NUMBER_DIGITS 8
@@ -121,6 +125,7 @@
 #define WIRE_FAILURE_UNKNOWN_COMMAND "unknown_command"
 #define WIRE_FAILURE_BAD_INPUT "bad_input"
 #define WIRE_FAILURE_HANDLER "handler"
+#define WIRE_FAILURE_CANCELLED "cancelled"
 
 /* names.py */
 #define WIRE_NAME_PUNCTUATION "_.-"

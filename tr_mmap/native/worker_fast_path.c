@@ -305,6 +305,7 @@ static int send_response(WorkerFastPath *self, uint64_t seq, Span command, Span 
     uint64_t order = ring_stored(endpoint->out);
     if (ring_store(endpoint->out, (long)seq, draft.text, draft.nbytes) <= 0) return 0;
     semaphore_post(endpoint->peer_doorbell);
+    ring_bell(endpoint->out);
     touch(self);
     return sent_results_add(self->sent, order, endpoint->held) < 0 ? -1 : 1;
 }

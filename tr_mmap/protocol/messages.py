@@ -18,7 +18,7 @@ from ..base import system
 from ..base.strict_json import UNREADABLE, refuse_duplicates
 from ..errors import BadMessage
 from ..native import has_as_many_colons
-from ..wire.messages import FAILURE_BAD_INPUT, FAILURE_HANDLER, FAILURE_UNKNOWN_COMMAND
+from ..wire.messages import FAILURE_BAD_INPUT, FAILURE_CANCELLED, FAILURE_HANDLER, FAILURE_UNKNOWN_COMMAND
 from .commands import command_of
 
 __all__ = [
@@ -54,6 +54,7 @@ class FailureKind(enum.StrEnum):
     UNKNOWN_COMMAND = FAILURE_UNKNOWN_COMMAND
     BAD_INPUT = FAILURE_BAD_INPUT  # missing tag, wrong count: the handler was not to blame
     HANDLER = FAILURE_HANDLER  # the handler raised
+    CANCELLED = FAILURE_CANCELLED  # the controller wanted no answer any more
 
 
 class Failure(msgspec.Struct, omit_defaults=True, gc=False):

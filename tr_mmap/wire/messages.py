@@ -14,6 +14,7 @@ STATUS_FILE: Final = "status.txt"
 # The rings and the status page of the mapped channel. Both sides map them; nobody writes them by hand.
 REQUEST_RING_FILE: Final = "requests.ring"
 RESPONSE_RING_FILE: Final = "responses.ring"
+BELL_FILE: Final = "responses.bell"  # a FIFO: wakes a controller whose loop sleeps on descriptors
 STATUS_PAGE_FILE: Final = "status.page"
 
 # Size of a mirror: a line, then spaces; more if the line is longer. A file of any other size was written by hand.
@@ -29,12 +30,19 @@ HAND_ANSWER_S: Final = 2.0  # the answer to a request by hand stays in its file 
 # A ring, see tr_mmap.channel.mapped: words, then slots, one for each message. The number of a message is stored last,
 # as one aligned 8-byte word.
 RING_SLOTS: Final = 64  # most messages that one side may have sent and the other not taken
+MOST_IN_FLIGHT: Final = 62  # of a session's requests: those to exit and to release memory have room of their own
 RING_WORDS_NBYTES: Final = 4096
 RING_SLOT_NBYTES: Final = 4096  # of a slot: a message, its newline, and whatever was there before
 RING_NBYTES: Final = RING_WORDS_NBYTES + RING_SLOTS * RING_SLOT_NBYTES
 # A word: how many messages its reader is done with. Of responses: their tensors have views, so the worker may fill the
 # segments again when these end. Of requests: how many were given to handlers.
 RING_DONE_OFFSET: Final = 128
+# A word of the responses: the controller stores 1 before it sleeps on the bell. A worker that finds it there after a
+# response stores 0, and then writes a byte into the bell.
+RING_BELL_OFFSET: Final = 192
+# Words of the requests, one for each slot: the position + 1 of a request that the controller has cancelled. It stores
+# that, and then looks how many were given to handlers; the worker counts a request first, and then looks here.
+RING_CANCEL_OFFSET: Final = 512
 MESSAGE_NUMBER_OFFSET: Final = 8
 MESSAGE_REST_OFFSET: Final = 16  # where the members after the number begin
 NUMBER_DIGITS: Final = 8
@@ -77,3 +85,4 @@ DEFAULT_RESULT: Final = "ok"  # of a handler that gave no text; the slow and the
 FAILURE_UNKNOWN_COMMAND: Final = "unknown_command"
 FAILURE_BAD_INPUT: Final = "bad_input"  # missing tag, wrong count: the handler was not to blame
 FAILURE_HANDLER: Final = "handler"  # the handler raised
+FAILURE_CANCELLED: Final = "cancelled"  # the controller wanted no answer any more

@@ -30,6 +30,7 @@ from .dirents import (
     unlink,
     unlock_and_close_dir,
 )
+from .fifos import drain_fifo, make_fifo, open_fifo, ring_fifo
 from .files import (
     allocate,
     append_always,
@@ -89,6 +90,10 @@ from .refusals import free_nbytes
 from .spare import SpareDescriptors
 
 __all__ = [
+    "ring_fifo",
+    "open_fifo",
+    "make_fifo",
+    "drain_fifo",
     "ENTRIES",
     "WRITES",
     "add_watch",

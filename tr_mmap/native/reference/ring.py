@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,6 +21,8 @@ from ...wire.messages import (
     MESSAGE_REST_OFFSET,
     MIRROR_DELAY_S,
     NUMBER_DIGITS,
+    RING_BELL_OFFSET,
+    RING_CANCEL_OFFSET,
     RING_DONE_OFFSET,
     RING_NBYTES,
     RING_SLOT_NBYTES,
@@ -35,6 +38,8 @@ __all__ = ["Ring", "has_as_many_colons"]
 _WORD_NBYTES: Final = 8
 _BLANK_WORD: Final = int.from_bytes(BLANK_NUMBER.encode(), "little")
 _MOST_STORES: Final = 8  # at once
+_BELL_WORD: Final = RING_BELL_OFFSET // _WORD_NBYTES
+_CANCEL_WORDS: Final = RING_CANCEL_OFFSET // _WORD_NBYTES
 
 # Of the process that imported this module. In a forked child it is empty, and the child's own rings have another one.
 _process = [True] * _MOST_STORES
@@ -67,6 +72,8 @@ class Ring:
     """
 
     __slots__ = (
+        "_bell",
+        "_bell_key",
         "_buffer",
         "_can_put_back",
         "_last_line",
@@ -103,6 +110,8 @@ class Ring:
         self._spin_s = 0.0  # how long wait() polls for a message before it sleeps, at most
         self._since_s = 0.0  # when the wait for the next message began; 0 while there is none
         self._should_spin = False  # the last message came within that time, so wait() polls for the next one
+        self._bell = -1
+        self._bell_key = (0, 0)  # of its file
         self.stored_seq = 0
         self.is_ordered = False
         self.waiters = 0
@@ -257,6 +266,59 @@ class Ring:
     def done_by_peer(self) -> int:
         """How many messages the peer is done with."""
         return self._words[RING_DONE_OFFSET // _WORD_NBYTES]
+
+    # Each side stores one word and then looks at the other's. A lock is a fence between the two.
+
+    def ring_bell(self) -> None:
+        """Wake the peer if it sleeps on the bell. To be called after a message was stored."""
+        _fence()
+        if self._bell < 0 or not self._process or not self._words[_BELL_WORD]:
+            return
+        self._words[_BELL_WORD] = 0
+        try:
+            if _key_of(self._bell) == self._bell_key:  # else the program has closed it, and opened another file
+                os.write(self._bell, b"!")
+        except OSError:
+            pass  # it is full: then it was rung already
+
+    def set_bell(self, fd: int) -> None:
+        """Name the descriptor by which :meth:`ring_bell` wakes the peer; -1 for none."""
+        try:
+            self._bell_key = _key_of(fd)
+            self._bell = fd
+        except OSError:
+            self._bell = -1
+
+    def arm(self) -> bool:
+        """Let the peer ring the bell after its next message.
+
+        Returns:
+            Whether a message is there already, for which it may not ring.
+        """
+        self._words[_BELL_WORD] = 1
+        _fence()
+        return self._is_next_there()
+
+    def disarm(self) -> None:
+        """Let the peer ring the bell no more."""
+        self._words[_BELL_WORD] = 0
+
+    def cancel(self, position: int) -> bool:
+        """Say that nobody wants the answer to the message of a position.
+
+        Returns:
+            Whether the peer had not begun with it, and now will not.
+        """
+        if not self._process:
+            return False
+        self._words[_CANCEL_WORDS + position % RING_SLOTS] = position + 1
+        _fence()
+        return self.done_by_peer <= position
+
+    def is_cancelled(self, position: int) -> bool:
+        """Whether the peer has cancelled the message of a position, which was taken."""
+        _fence()
+        return self._words[_CANCEL_WORDS + position % RING_SLOTS] == position + 1
 
     def next_seq(self) -> int:
         """The number of the next message; 0 if there is none, or if it is no number."""
@@ -414,6 +476,16 @@ class Ring:
         """Ignore the line just taken. The peer's own line can still be taken, even if it has the same number."""
         self._rejected = self._last_line
         self.put_back()
+
+
+def _fence() -> None:
+    """Let no load after this one come before a store before it: to take a lock is an atomic exchange."""
+    threading.Lock().acquire(False)
+
+
+def _key_of(fd: int) -> tuple[int, int]:
+    info = os.fstat(fd)
+    return info.st_dev, info.st_ino
 
 
 def has_as_many_colons(line: bytes, values: tuple[object, ...]) -> bool:

@@ -41,13 +41,15 @@ class TurnWords:
     Attributes:
         owner: identifies the thread; 0 if none has it.
         queue: those that wait for it.
+        on_free: called once when it is given back; None for nothing.
     """
 
-    __slots__ = ("owner", "queue")
+    __slots__ = ("on_free", "owner", "queue")
 
     def __init__(self) -> None:
         self.owner = 0
         self.queue: Any = None
+        self.on_free: Any = None
 
 
 class Counters:

@@ -1,0 +1,364 @@
+"""Requests whose results come later. Sends and consumes nothing itself: ``flow.py`` does.
+
+Whoever waits in ``result()`` consumes answers, if no other thread does. Else a thread of the session's does: it begins
+with the first future, and sleeps on the bell, so that ``concurrent.futures.wait``, ``as_completed`` and
+``asyncio.wrap_future`` work with nobody in ``result()``. While nothing is in flight, nothing wakes it. A program whose
+own loop sleeps on the bell (``PythonSession.fileno``) has no such thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from typing import Any, Final, Protocol, TypeVar
+
+from ..base import system
+from ..base.background import Background
+from ..errors import RequestCancelled, SystemLimit, TRException
+from ..protocol.commands import UserMessage
+from .dispatcher import Dispatcher
+from .pending import Pending
+from .results import Result
+from .worker_handle import WorkerHandle
+
+__all__ = ["Awaited", "Futures", "RequestFuture"]
+
+_log = logging.getLogger("tr_mmap")
+_LOOK_S: Final = 1.0  # how often to look while something is in flight: a ring may be lost
+_POLL_S: Final = 0.02  # how often to return from a wait on a channel that has no bell
+
+
+_A = TypeVar("_A", bound="Awaited")
+
+
+class Awaited(Protocol):
+    """A request whose result somebody waits for.
+
+    Attributes:
+        pending: the request.
+        deadline_s: when its time is over, by the monotonic clock.
+        timeout_s: what the user said.
+    """
+
+    pending: Pending
+    deadline_s: float
+    timeout_s: float
+
+    def settle(self, outcome: Result | Exception) -> None:
+        """There is a result, or an error. May be called again, and does nothing then."""
+
+
+class Futures:
+    """The requests of one session whose results come later.
+
+    Args:
+        dispatcher: of the session.
+        replace: ends a worker, and starts another in its place.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, replace: Callable[[WorkerHandle], None]) -> None:
+        self._dispatcher = dispatcher
+        self._resources = dispatcher.resources
+        self.replace = replace
+        self._awaited: dict[Pending, Awaited] = {}
+        self._thread: Background | None = None
+        self.has_own_loop = False  # the program's loop calls process()
+        self._sleeps_until_s = math.inf  # when the thread looks at the requests' times again
+
+    def send(
+        self,
+        message: UserMessage,
+        tensors: tuple[Any, ...],
+        timeout_s: float,
+        framework: str | None,
+        make: Callable[[Pending, float], _A],
+    ) -> _A:
+        """Send a request, and see to it that its result reaches the one who waits for it.
+
+        Args:
+            message: the command, and words for it.
+            tensors: for this request only.
+            timeout_s: how long this may take in all, in seconds.
+            framework: of the result's tensors; None to receive none.
+            make: of the request and its deadline, what waits for the result.
+
+        Raises:
+            BadMessage, UnsupportedTensor, OutOfSpace, SessionNotStarted, WorkerDied: it was not sent.
+            Busy: too many are in flight, and the session does not wait.
+            ResponseTimeout: too many are in flight, and it has waited for too long.
+        """
+        pending = Pending(message, framework)
+        deadline_s = time.monotonic() + timeout_s
+        awaited = make(pending, deadline_s)
+        pending.on_done = self._on_done
+        try:
+            self._awaited[pending] = awaited
+            self._dispatcher.send(pending, tensors, deadline_s, timeout_s)
+        except BaseException:
+            self._awaited.pop(pending, None)
+            pending.on_done = None
+            self._dispatcher.abandon(pending)
+            raise
+        if pending.outcome is not None:
+            self._on_done(pending)
+        elif not self.has_own_loop:
+            if self._thread is None:
+                self._begin()
+            elif min(deadline_s, time.monotonic() + _LOOK_S) < self._sleeps_until_s:
+                self.wake()
+        return awaited
+
+    def _begin(self) -> None:
+        self._resources.stop_thread = self.stop
+        self._thread = Background(self._run)
+
+    def _on_done(self, pending: Pending) -> None:
+        awaited = self._awaited.get(pending)
+        if awaited is not None and pending.outcome is not None:
+            awaited.settle(pending.outcome)
+            self._awaited.pop(pending, None)
+
+    def drop(self, awaited: Awaited) -> None:
+        """Nobody waits for it any more; its answer is dropped when it comes."""
+        self._awaited.pop(awaited.pending, None)
+        awaited.pending.on_done = None
+        self._dispatcher.abandon(awaited.pending)
+
+    def cancel(self, awaited: Awaited) -> bool:
+        """Cancel a request. Returns whether its handler had not been called, and now will not be."""
+        pending, worker = awaited.pending, self._resources.worker
+        if pending.outcome is not None or worker is None or self._resources.is_foreign:
+            return False
+        return worker.channel.cancel(pending.order - worker.sent_before) and pending.outcome is None
+
+    def is_running(self, awaited: Awaited) -> bool:
+        """Whether the worker has given a request to its handler, and has not answered it."""
+        pending, worker = awaited.pending, self._resources.worker
+        if pending.outcome is not None or worker is None or self._resources.is_foreign:
+            return False
+        return worker.channel.is_taken_up(pending.order - worker.sent_before)
+
+    def unanswered(self, awaited: Awaited, timeout_s: float) -> Exception:
+        """The error for a request whose answer has not come in a time."""
+        worker = self._resources.worker or self._dispatcher.worker()
+        return self._dispatcher.unanswered(worker, awaited.pending, timeout_s)
+
+    def kill(self, awaited: Awaited) -> None:
+        """End the worker that handles a request, and start another. Other requests that it has get WorkerDied."""
+        worker = self._resources.worker
+        self.drop(awaited)
+        if worker is not None and awaited.pending.order >= worker.sent_before:
+            self.replace(worker)
+
+    def consume_for(self, awaited: Awaited, deadline_s: float) -> None:
+        """Consume answers, if no other thread does, until that to a request is there, or the time is over."""
+        pending, worker = awaited.pending, self._resources.worker
+        if worker is not None and pending.outcome is None and not self._resources.is_foreign:
+            until_s = min(deadline_s, awaited.deadline_s)
+            self._dispatcher.consume_for(worker, pending, until_s)
+        self._settle_what_is_over()
+
+    def _settle_what_is_over(self) -> None:
+        """Settle the requests that have an outcome, or whose worker has ended, or whose time is over."""
+        dispatcher, worker = self._dispatcher, self._resources.worker
+        if worker is not None and worker.is_over() and self._awaited:
+            dispatcher.worker_died(worker)
+        now_s = time.monotonic()
+        for pending, awaited in list(self._awaited.items()):
+            if pending.outcome is None and pending.seq and now_s >= awaited.deadline_s and worker is not None:
+                error = dispatcher.unanswered(worker, pending, awaited.timeout_s)
+                if pending.outcome is None:
+                    self.drop(awaited)
+                    awaited.settle(error)
+            try:
+                dispatcher.take_aside(pending)
+            except SystemLimit:
+                pass  # nothing is lost: another look follows
+            if pending.outcome is not None:
+                self._on_done(pending)  # the thread that has consumed its answer was interrupted
+
+    # -- who consumes while nobody waits ------------------------------------------------------------------------------
+
+    def process(self) -> None:
+        """Consume the answers that are there, and let the bell ring for the next one."""
+        bell = self._resources.bell
+        if bell is not None:
+            system.drain_fifo(bell)
+        while True:
+            self._dispatcher.poll()
+            self._settle_what_is_over()
+            worker = self._resources.worker
+            if worker is None or not worker.channel.has_bell or not worker.channel.arm():
+                return
+            if self._dispatcher.calls_when_free(self.wake):  # another thread takes what is there
+                return
+
+    def use_own_loop(self) -> int | None:
+        """Leave all to calls of :meth:`process`. Returns the bell's descriptor; None if there is none."""
+        bell, worker = self._resources.bell, self._resources.worker
+        if bell is None or (worker is not None and not worker.channel.has_bell):
+            return None
+        self.has_own_loop = True
+        self.stop()
+        self.process()
+        return bell.fd
+
+    def next_deadline_s(self) -> float:
+        """When the first of the requests' times is over, by the monotonic clock; infinity for never."""
+        return min((each.deadline_s for each in list(self._awaited.values())), default=math.inf)
+
+    def wake(self) -> None:
+        """Let whoever sleeps on the bell look."""
+        bell = self._resources.bell
+        if bell is not None:
+            system.ring_fifo(bell)
+
+    def _run(self, thread: Background) -> bool:
+        while not thread.has_to_return:
+            try:
+                self._step(thread)
+            except Exception:
+                _log.exception("session %r: an answer could not be dealt with", self._resources.session_id)
+        return False
+
+    def _step(self, thread: Background) -> None:
+        bell, worker = self._resources.bell, self._resources.worker
+        self.process()
+        self._sleeps_until_s = math.inf  # before the look: a request that is sent after it wakes this thread
+        if not self._awaited:
+            thread.sleep(None, *([] if bell is None else [bell.fd]))
+            return
+        now_s = time.monotonic()
+        self._sleeps_until_s = until_s = min(self.next_deadline_s(), now_s + _LOOK_S)
+        if bell is not None and (worker is None or worker.channel.has_bell):
+            thread.sleep(max(0.0, until_s - now_s), bell.fd)
+        elif worker is not None:
+            self._dispatcher.consume_for(worker, None, min(until_s, now_s + _POLL_S))
+
+    def stop(self) -> None:
+        """End the thread, if there is one."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop()
+
+
+class RequestFuture(Future[Any]):
+    """The result of one request; made by ``PythonSession.submit``.
+
+    Callbacks run in the thread that consumes the answer: of the session, or of a caller that waits for another one. So
+    they should be short.
+    """
+
+    def __init__(
+        self,
+        futures: Futures,
+        owner: object,
+        timeout_s: float,
+        shape: Callable[[Result], Any],
+        pending: Pending,
+        deadline_s: float,
+    ) -> None:
+        super().__init__()
+        self._futures = futures
+        self._owner: object | None = owner  # the session, which must live until there is a result
+        self._shape = shape
+        self.pending = pending
+        self.deadline_s = deadline_s
+        self.timeout_s = timeout_s
+
+    def settle(self, outcome: Result | Exception) -> None:
+        """There is a result, or an error."""
+        if self.done():
+            return
+        self._owner = None
+        result: Any = None
+        error: Exception | None = None
+        if isinstance(outcome, RequestCancelled):
+            self._note_cancelled()
+            return
+        if isinstance(outcome, Exception):
+            error = outcome
+        else:
+            try:
+                result = self._shape(outcome)
+            except TRException as raised:
+                error = raised
+        try:
+            if error is None:
+                self.set_result(result)
+            else:
+                self.set_exception(error)
+        except InvalidStateError:
+            pass  # another thread was faster, or the future was cancelled
+
+    def _note_cancelled(self) -> bool:
+        is_cancelled = super().cancel()
+        if is_cancelled:
+            self.set_running_or_notify_cancel()  # for those that wait for several futures
+        return is_cancelled
+
+    def cancel(self, *, kill_running: bool = False) -> bool:
+        """Cancel the request.
+
+        Args:
+            kill_running: if the worker's handler has been called already, end the worker, and start another one. Other
+                requests of the session that are in flight fail with WorkerDied. Without it, a handler that has been
+                called may notice the wish (``server.cancelled()``); then its answer cancels the future.
+
+        Returns:
+            Whether it is cancelled now. False if its handler has been called, or if it is done.
+        """
+        if self.done():
+            return self.cancelled()
+        if self._futures.cancel(self):
+            self._futures.drop(self)
+            return self._note_cancelled()
+        if not kill_running or self.done():
+            return self.cancelled()
+        if not self._note_cancelled():
+            return False
+        self._futures.kill(self)
+        return True
+
+    def running(self) -> bool:
+        """Whether the worker's handler has been called, and has not answered."""
+        return not self.done() and self._futures.is_running(self)
+
+    def _wait(self, timeout: float | None) -> float:
+        """Consume answers until there is a result, or the time is over. Returns how long to wait then."""
+        deadline_s = math.inf if timeout is None else time.monotonic() + timeout
+        while not self.done():
+            self._futures.consume_for(self, deadline_s)
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return 0.0
+            if not self.done():
+                self._done_soon(min(left_s, _LOOK_S))
+        return 0.0
+
+    def _done_soon(self, timeout_s: float) -> None:
+        """Wait a little: another thread settles it, or its worker has ended."""
+        try:
+            super().exception(timeout_s)
+        except (TimeoutError, CancelledError):
+            pass
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The result, as ``calculate`` returns it.
+
+        Args:
+            timeout: seconds to wait; None for as long as the request's own ``timeout_ms`` lets it take.
+
+        Raises:
+            TimeoutError: it is not there in that time; the request goes on.
+            RemoteError, ResponseTimeout, WorkerDied: there is none.
+            CancelledError: the request was cancelled.
+        """
+        return super().result(self._wait(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What :meth:`result` would raise; None if it would return."""
+        return super().exception(self._wait(timeout))
