@@ -94,7 +94,7 @@ class World(Values):
         self.objects += [*self.paths, *ends[0], *ends[1], *bells, pool, segment, mapped["s"], shown]
         self.objects += [n.LeaseWords(memory()), n.Heartbeat(status), n.Mirror(status, "mirror.txt", b"exit")]
         self.objects += [segment.loan(), mapped["s"].view(5)]
-        self.objects += [kind.__new__(kind) for kind in (*KINDS, *PLAIN[2:], n.ControllerFastPath, n.WorkerFastPath)]
+        self.objects += [kind.__new__(kind) for kind in (*KINDS, *PLAIN, n.ControllerFastPath, n.WorkerFastPath)]
         self.functions = [getattr(n, name) for name in dir(n) if callable(getattr(n, name)) and name not in HIDDEN]
         self.fd = os.memfd_create("fuzz")
         os.truncate(self.fd, NBYTES)

@@ -26,7 +26,10 @@ FLOATS = ("float32", (4,), OFFSET)
 STATUS_MIRROR, TAGS, DEATHS, REQUEST, REF, REPLY = 9, 11, 12, 13, 14, 15  # where they are in worker_arguments()
 # and in controller_arguments()
 POOL, MAPPED, HELD, ENDED, RESPONSE, CONSUMING, IN_FLIGHT, COUNTERS = 5, 6, 7, 8, 9, 12, 13, 16
-REFUSALS = (TypeError, ValueError, LookupError, AttributeError, BufferError, OSError, OverflowError)
+REFUSALS = (
+    *(TypeError, ValueError, LookupError, AttributeError, BufferError, OSError, OverflowError),
+    RuntimeWarning,  # CPython's, for a number that an attribute of the extension has no room for
+)
 
 n: Any = importlib.import_module("tr_mmap.native." + ("_native" if sys.argv[1] == "compiled" else "reference"))
 _number = itertools.count()

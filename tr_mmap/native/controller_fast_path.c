@@ -154,10 +154,26 @@ static int may_send(const ControllerFastPath *self) {
            !endpoint_is_foreign(endpoint) && PyList_GET_SIZE(self->deaths) == 0;
 }
 
-/* Undo what publish_all() has done; an exception stays set. */
-static void give_up_held(ControllerFastPath *self) {
+/* Release what a request names; -1 with an exception. */
+static int release_held(ControllerFastPath *self, Pending *pending) {
+    PyObject *held = pending->held;
+    if (held == NULL) return 0;
+    pending->held = NULL;
+    int code = 0;
+    for (Py_ssize_t index = 0; PyList_Check(held) && index < PyList_GET_SIZE(held); index++) {
+        PyObject *segment = PyList_GET_ITEM(held, index);
+        if (PyObject_TypeCheck(segment, self->base.state->owner_segment) &&
+            owner_segment_release((OwnerSegment *)segment) < 0)
+            code = -1;
+    }
+    Py_DECREF(held);
+    return code;
+}
+
+/* Undo what publish_all() and move_held() have done; an exception stays set. */
+static void give_up_held(ControllerFastPath *self, Pending *pending) {
     PyObject *error = PyErr_GetRaisedException();
-    if (endpoint_release(&self->base) < 0) PyErr_WriteUnraisable((PyObject *)self);
+    if (release_held(self, pending) < 0 || endpoint_release(&self->base) < 0) PyErr_WriteUnraisable((PyObject *)self);
     PyErr_SetRaisedException(error);
 }
 
@@ -166,8 +182,13 @@ static int move_held(ControllerFastPath *self, Pending *pending) {
     PyObject *held = self->base.held;
     Py_ssize_t count = PyList_GET_SIZE(held);
     if (count == 0) return 0;
-    pending->held = PyList_GetSlice(held, 0, count);
-    return pending->held == NULL ? -1 : PyList_SetSlice(held, 0, count, NULL);
+    PyObject *moved = PyList_GetSlice(held, 0, count);
+    if (moved == NULL || PyList_SetSlice(held, 0, count, NULL) < 0) {
+        Py_XDECREF(moved);
+        return -1;
+    }
+    Py_XSETREF(pending->held, moved);
+    return 0;
 }
 
 /* Publish a request's tensors, send it, and ring: 1 if that is done; 0 if Python has to send it, -1 with an exception;
@@ -203,9 +224,7 @@ static int send_request(ControllerFastPath *self, Pending *pending, PyObject *te
     }
     Py_XDECREF(number);
     if (!is_sent) {
-        if (pending->held != NULL) PyList_SetSlice(endpoint->held, 0, 0, pending->held); /* for endpoint_release() */
-        Py_CLEAR(pending->held);
-        give_up_held(self);
+        give_up_held(self, pending);
         return PyErr_Occurred() ? -1 : 0;
     }
     pending->seq = counters->seq = seq;
@@ -247,22 +266,6 @@ static PyObject *make_reply(ControllerFastPath *self, const Message *message) {
     Py_XDECREF(response);
     if (reply == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) PyErr_Clear(); /* the slow path raises */
     return reply;
-}
-
-/* Release what a request names; -1 with an exception. */
-static int release_held(ControllerFastPath *self, Pending *pending) {
-    PyObject *held = pending->held;
-    if (held == NULL) return 0;
-    pending->held = NULL;
-    int code = 0;
-    for (Py_ssize_t index = 0; PyList_Check(held) && index < PyList_GET_SIZE(held); index++) {
-        PyObject *segment = PyList_GET_ITEM(held, index);
-        if (PyObject_TypeCheck(segment, self->base.state->owner_segment) &&
-            owner_segment_release((OwnerSegment *)segment) < 0)
-            code = -1;
-    }
-    Py_DECREF(held);
-    return code;
 }
 
 /* Call what is to be called when there is an outcome; -1 with an exception. */
@@ -397,11 +400,12 @@ PyDoc_STRVAR(send_doc,
 
 static PyObject *py_send(ControllerFastPath *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_initialised(self)) return NULL;
-    if (count != 2 || !Py_IS_TYPE(arguments[0], self->base.state->pending)) {
-        PyErr_SetString(PyExc_TypeError, "send takes a Pending and a tuple");
+    Pending *pending = count == 2 ? (Pending *)arguments[0] : NULL;
+    if (pending == NULL || !Py_IS_TYPE(pending, self->base.state->pending) || pending->message == NULL) {
+        PyErr_SetString(PyExc_TypeError, "send takes a Pending, with a message, and a tuple");
         return NULL;
     }
-    int is_sent = send_request(self, (Pending *)arguments[0], arguments[1]);
+    int is_sent = send_request(self, pending, arguments[1]);
     return is_sent < 0 ? NULL : PyBool_FromLong(is_sent);
 }
 
