@@ -38,6 +38,11 @@ class Way(ABC):
     @abstractmethod
     def end(self) -> None: ...
 
+    def in_flight(self) -> int:
+        """How many requests are."""
+        session = getattr(self.session, "_session", self.session)  # type: ignore[attr-defined] # both have one
+        return len(session._dispatcher.in_flight)
+
     def outcome(self, future: Future[Any]) -> Any:
         """The result, or the name of the error."""
         try:
