@@ -78,3 +78,20 @@ def test_an_answer_that_cannot_be_received_for_want_of_descriptors_is_not_lost(
             assert session.calculate("echo", A + number).tolist() == (A + number).tolist()
         assert session.wait_for_tensor(FOREVER_MS).tolist() == A.tolist()
         assert session.fetch_response("say b") == "b"
+
+
+def test_a_call_that_finds_no_descriptor_for_its_result_keeps_none_of_the_workers_memory(workspace: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with PythonSession(TOOLS, "limited", quiet_mode=True) as session:
+        session.send_tensor(A, "x")
+        assert session.fetch_response("say a") == "a"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            with pytest.raises(SystemLimit):
+                session.fetch_tensor("echo x")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert not session.is_busy()
+        for number in range(100):
+            assert session.calculate("echo", A + number).tolist() == (A + number).tolist()
+        assert len(list(Path(session.session_dir()).glob("result_*"))) < 5

@@ -57,7 +57,7 @@ class Pair:
         self.counters = Counters()
         self.counters.limit = RING_SLOTS
         turns, transfer = (Turn(), Turn()), self.asking
-        traffic = Traffic(*turns, self.in_flight, transfer.unannounced, transfer.left, self.counters)
+        traffic = Traffic(*turns, self.in_flight, transfer.unannounced, transfer.left, {}, self.counters)
         controller_path = controller_fast_path(self.controller, self.asking, self.deaths, traffic)
         worker_path = worker_fast_path(self.worker, self.answering, self.deaths)
         assert controller_path is not None

@@ -84,13 +84,13 @@ class World(Values):
         segment.is_header_current, segment.free_list = True, pool.free.setdefault(4096, [])
         segment.restore(0, segment.free_list)
         self.lists += [held, by_hand, tags, mapped, self.deaths, pool.free, pool.to_retire, pool.viewed]
-        self.lists += [segment.free_list, *asked[2:5]]
+        self.lists += [segment.free_list, *asked[2:6]]
         self.status, self.rings = status, [(sending, ends[1][1]), (receiving, ends[0][1])]  # each with its reader
         tags["a"] = Ref("a", "s", 5)
         for seq in range(1, 5):
             pending = asked[2][seq] = n.Pending("run", "numpy")
             pending.on_done = Callback(self)
-        self.objects += [asked[0], asked[1], asked[5], server[-1], *asked[2].values()]
+        self.objects += [asked[0], asked[1], asked[-1], server[-1], *asked[2].values()]
         self.objects += [*self.paths, *ends[0], *ends[1], *bells, pool, segment, mapped["s"], shown]
         self.objects += [n.LeaseWords(memory()), n.Heartbeat(status), n.Mirror(status, "mirror.txt", b"exit")]
         self.objects += [segment.loan(), mapped["s"].view(5)]

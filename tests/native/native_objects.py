@@ -25,7 +25,7 @@ NBYTES = 4 * OFFSET
 FLOATS = ("float32", (4,), OFFSET)
 STATUS_MIRROR, TAGS, DEATHS, REQUEST, REF, REPLY = 9, 11, 12, 13, 14, 15  # where they are in worker_arguments()
 # and in controller_arguments()
-POOL, MAPPED, HELD, ENDED, RESPONSE, CONSUMING, IN_FLIGHT, COUNTERS = 5, 6, 7, 8, 9, 12, 13, 16
+POOL, MAPPED, HELD, ENDED, RESPONSE, CONSUMING, IN_FLIGHT, COUNTERS = 5, 6, 7, 8, 9, 12, 13, 17
 REFUSALS = (
     *(TypeError, ValueError, LookupError, AttributeError, BufferError, OSError, OverflowError),
     RuntimeWarning,  # CPython's, for a number that an attribute of the extension has no room for
@@ -70,7 +70,7 @@ def traffic() -> list[Any]:
     """The last arguments of the controller's: there are no requests."""
     counters = n.Counters()
     counters.limit = RING_SLOTS
-    return [n.TurnWords(), n.TurnWords(), {}, {}, [], counters]
+    return [n.TurnWords(), n.TurnWords(), {}, {}, [], {}, counters]
 
 
 def controller_arguments() -> list[Any]:
