@@ -16,7 +16,9 @@ from ways import Way
 Open = Callable[..., Way]
 
 # By the mapped channel many are in flight; by the others one, and the rest waits.
-CHANNELS = pytest.mark.parametrize("options", [{}, {"auth": True}, {"channel": "files"}], ids=["plain", "auth", "files"])
+CHANNELS = pytest.mark.parametrize(
+    "options", [{}, {"auth": True}, {"channel": "files"}], ids=["plain", "auth", "files"]
+)
 
 
 @CHANNELS
@@ -31,9 +33,7 @@ def test_each_answer_is_that_to_its_own_request(open_way: Open, options: dict[st
             (f"say {'x' * 5000}{number}", (), f"{'x' * 5000}{number}"),  # too long for a slot
         ]
     expected = expected[: 120 if options.get("channel") == "files" else None]
-    futures = [
-        way.submit(message if message != "scale" else "echo", *arrays) for message, arrays, _ in expected
-    ]
+    futures = [way.submit(message if message != "scale" else "echo", *arrays) for message, arrays, _ in expected]
     for (_, arrays, text), future in zip(expected, futures, strict=True):
         result = way.outcome(future)
         assert np.array_equal(result, arrays[0]) if arrays else result == text

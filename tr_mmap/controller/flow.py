@@ -318,8 +318,13 @@ class Flow:
             channel.wait(left_s * 1000, lambda: until() or worker.is_over())
 
     def consume_for(self, worker: WorkerHandle, pending: Pending | None, deadline_s: float) -> None:
-        """Consume answers until that to a request is there, or the time is over; None for all that come meanwhile."""
-        self._consume_until(worker, lambda: pending is not None and self._is_there(pending), deadline_s)
+        """Consume answers until that to a request is there, or to any request for None, or the time is over."""
+        count = len(self.in_flight)
+
+        def is_there() -> bool:
+            return len(self.in_flight) != count if pending is None else self._is_there(pending)
+
+        self._consume_until(worker, is_there, deadline_s)
 
     def calls_when_free(self, action: Callable[[], None]) -> bool:
         """If another thread consumes now, have it call a function when it leaves. Returns whether one does."""
