@@ -38,7 +38,7 @@ class Way(ABC):
     @abstractmethod
     def end(self) -> None: ...
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027 - most do at once what they are asked
         """Wait until what was asked of the way so far was done."""
 
     def in_flight(self) -> int:
