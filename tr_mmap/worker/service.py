@@ -307,6 +307,8 @@ class RequestService(WorkerLife):
         is_counted = context.order is not None
         if channel is not None and transfer is not None:  # else the worker has ended without this handler
             self._finish(channel, transfer, request, reply, is_known, failure, send, is_counted=is_counted)
+        if is_counted and reply.has_shown and self._attachment is not None and self._attachment.progress is not None:
+            self._attachment.progress.forget(request.seq)
 
     def _release_memory(self, channel: Channel, transfer: WorkerTransfer, request: Request) -> None:
         """Answer the controller's request that this side give up what it keeps for later results."""
