@@ -21,7 +21,6 @@ __all__ = [
     "MissingTag",
     "OutOfSpace",
     "RemoteError",
-    "RequestCancelled",
     "ResponseTimeout",
     "RemoteOutOfSpace",
     "ScriptNotFound",

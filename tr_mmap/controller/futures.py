@@ -214,9 +214,11 @@ class Futures:
         return min((each.deadline_s for each in list(self._awaited.values())), default=math.inf)
 
     def wake(self) -> None:
-        """Let whoever sleeps on the bell look."""
-        bell = self._resources.bell
-        if bell is not None:
+        """Let the thread, or the program's loop, look."""
+        bell, thread = self._resources.bell, self._thread
+        if thread is not None:
+            thread.wake()
+        elif bell is not None:
             system.ring_fifo(bell)
 
     def _run(self, thread: Background) -> bool:
