@@ -110,6 +110,7 @@
 #define WIRE_RESPONSE_STEM "response"
 #define WIRE_SPILL_SUFFIX ".spill"
 #define WIRE_MAX_SPILL_TOKEN_LENGTH 64
+#define WIRE_FORM_NAMED "named"
 #define WIRE_EXIT_COMMAND "exit"
 #define WIRE_RELEASE_COMMAND "$release"
 #define WIRE_ARGUMENT_TAG_PREFIX "$"

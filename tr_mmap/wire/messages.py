@@ -67,6 +67,8 @@ RESPONSE_STEM: Final = "response"
 SPILL_SUFFIX: Final = ".spill"  # of a spill's name: the file of a message that is too long for its slot
 MAX_SPILL_TOKEN_LENGTH: Final = 64
 
+FORM_NAMED: Final = "named"  # of a message whose text holds values by name, see tr_mmap.protocol.named_values
+
 EXIT_COMMAND: Final = "exit"  # the controller's request that the worker end; no handler sees it
 # The controller's request that the worker give up the memory that it keeps for later results; no handler sees it.
 RELEASE_COMMAND: Final = "$release"

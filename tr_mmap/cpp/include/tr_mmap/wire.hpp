@@ -114,6 +114,7 @@ inline constexpr char request_stem[] = "request";
 inline constexpr char response_stem[] = "response";
 inline constexpr char spill_suffix[] = ".spill";
 inline constexpr std::size_t max_spill_token_length = 64;
+inline constexpr char form_named[] = "named";
 inline constexpr char exit_command[] = "exit";
 inline constexpr char release_command[] = "$release";
 inline constexpr char argument_tag_prefix[] = "$";
