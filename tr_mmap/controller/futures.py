@@ -137,7 +137,10 @@ class Futures:
         pending, worker = awaited.pending, self._resources.worker
         if pending.outcome is not None or worker is None or self._resources.is_foreign:
             return False
-        return worker.channel.cancel(pending.order - worker.sent_before) and pending.outcome is None
+        if worker.channel.cancel(pending.order - worker.sent_before):
+            return pending.outcome is None
+        worker.channel.ring()  # the worker cancels a coroutine when it looks
+        return False
 
     def is_running(self, awaited: Awaited) -> bool:
         """Whether the worker has given a request to its handler, and has not answered it."""
