@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from . import errors, native
+    from . import aio, errors, native
     from .controller.pytorch_session import PyTorchSession
     from .controller.session import PythonSession
     from .controller.stats import SessionStats, WorkerState
@@ -66,6 +66,7 @@ __all__ = [
     "SessionStats",
     "SweepReport",
     "WorkerState",
+    "aio",
     "errors",
     "native",
     "BadKey",
@@ -113,7 +114,7 @@ _HOMES: Final = {
     "SweepReport": "sessions.workspace",
     "WorkerState": "controller.stats",
 }
-_ROOMS: Final = ("errors", "native")  # rooms that programs name: ``tr_mmap.native.IS_COMPILED``
+_ROOMS: Final = ("aio", "errors", "native")  # rooms that programs name: ``tr_mmap.native.IS_COMPILED``
 
 
 def __getattr__(name: str) -> Any:

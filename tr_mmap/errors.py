@@ -24,6 +24,7 @@ __all__ = [
     "RequestCancelled",
     "ResponseTimeout",
     "RemoteOutOfSpace",
+    "RequestCancelled",
     "ScriptNotFound",
     "SemaphoresUnavailable",
     "SessionBusy",
@@ -351,6 +352,23 @@ class RequestCancelled(RemoteError):
 
 class UnknownCommand(RemoteError):
     """The worker has no such command."""
+
+
+class RequestCancelled(RemoteError):
+    """The request was cancelled, and its handler was not called, or has ended because of it.
+
+    A handler that sees ``server.cancelled()`` may raise it, without arguments.
+    """
+
+    def __init__(
+        self,
+        message: str = "the request was cancelled",
+        *,
+        command: str = "",
+        error_type: str = "RequestCancelled",
+        remote_traceback: str = "",
+    ) -> None:
+        super().__init__(message, command=command, error_type=error_type, remote_traceback=remote_traceback)
 
 
 class RemoteOutOfSpace(OutOfSpace, RemoteError):

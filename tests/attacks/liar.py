@@ -18,7 +18,7 @@ server = Server(framework="numpy")
 def point(where: str) -> None:
     """Answer with a tensor that is said to be in that segment, under that number."""
     segment, seq = json.loads(where)
-    server._transfer._segments.append(SimpleNamespace(name=segment, seq=seq, release=lambda: None))
+    server._shared.transfer._segments.append(SimpleNamespace(name=segment, seq=seq, release=lambda: None))
 
 
 @server.command("echo")

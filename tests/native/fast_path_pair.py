@@ -31,13 +31,13 @@ class Handler:
     """What a server is to the fast path."""
 
     def __init__(self, handle: Callable[[Any], object]) -> None:
-        self._reply: Any = None
+        self.reply: Any = None
         self._handle = handle
         self.requested_dtype: list[tuple[str, str]] = []
 
     def main_logic(self, command: str, parameters: str) -> object:
         self.requested_dtype.append((command, parameters))
-        return self._handle(self._reply)
+        return self._handle(self.reply)
 
 
 class Pair:
@@ -83,7 +83,7 @@ class Pair:
             return self.worker_path.serve(handler)
         finally:
             self.deaths.clear()
-            assert handler._reply is None
+            assert handler.reply is None
 
     def listen(self) -> Request | None:
         """What is asked, if it comes by the fast path; it is left to be finished."""

@@ -306,10 +306,10 @@ def test_bad_rings_lose_nothing_that_takes_the_fast_path(
                 bad.ring()
 
     class Negative:
-        _reply: Any = None
+        reply: Any = None
 
         def main_logic(self, _: str, parameters: str) -> bool:
-            self._reply.result = str(-int(parameters))
+            self.reply.result = str(-int(parameters))
             return True
 
     def serve() -> None:

@@ -19,6 +19,7 @@ from tr_mmap import Server
 
 server = Server(framework="numpy")
 kept: dict[str, Any] = {}
+noted: list[str] = []
 
 
 @server.command("hello")
@@ -76,6 +77,18 @@ def digest(x) -> str:
 @server.command("total")
 def total(x) -> str:
     return str(int(x.sum(dtype=np.int64)))
+
+
+@server.command("note")
+def note(name: str) -> str:
+    """So that a test can tell whether the handler was called."""
+    noted.append(name)
+    return name
+
+
+@server.command("noted")
+def give_noted() -> str:
+    return " ".join(noted)
 
 
 @server.command("keep")

@@ -426,6 +426,7 @@ class Dispatcher(Flow):
         )
 
     def _close(self) -> bool:
+        self.keep_answers()
         try:
             for pending in list(self.in_flight.values()):
                 self._deliver(pending, SessionNotStarted(f"session {self.resources.session_id!r}{CLOSED_MEANWHILE}"))

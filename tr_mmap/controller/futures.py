@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Any, Final, Protocol, TypeVar
 
 from ..base import system
@@ -140,6 +140,11 @@ class Futures:
         if pending.outcome is not None or worker is None or self._resources.is_foreign:
             return False
         return worker.channel.is_taken_up(pending.order - worker.sent_before)
+
+    def unanswered(self, awaited: Awaited, timeout_s: float) -> Exception:
+        """The error for a request whose answer has not come in a time."""
+        worker = self._resources.worker or self._dispatcher.worker()
+        return self._dispatcher.unanswered(worker, awaited.pending, timeout_s)
 
     def kill(self, awaited: Awaited) -> None:
         """End the worker that handles a request, and start another. Other requests that it has get WorkerDied."""
@@ -269,17 +274,25 @@ class RequestFuture(Future[Any]):
         if self.done():
             return
         self._owner = None
+        result: Any = None
+        error: Exception | None = None
         if isinstance(outcome, RequestCancelled):
             self._note_cancelled()
-        elif isinstance(outcome, Exception):
-            self.set_exception(outcome)
+            return
+        if isinstance(outcome, Exception):
+            error = outcome
         else:
             try:
                 result = self._shape(outcome)
-            except TRException as error:
-                self.set_exception(error)
-            else:
+            except TRException as raised:
+                error = raised
+        try:
+            if error is None:
                 self.set_result(result)
+            else:
+                self.set_exception(error)
+        except InvalidStateError:
+            pass  # another thread was faster, or the future was cancelled
 
     def _note_cancelled(self) -> bool:
         is_cancelled = super().cancel()

@@ -47,7 +47,7 @@ def remote_error(command: str, failure: Failure) -> RemoteError:
         failure: what the worker says of it.
 
     Returns:
-        UnknownCommand, RemoteOutOfSpace, or else a plain RemoteError.
+        UnknownCommand, RequestCancelled, RemoteOutOfSpace, or else a plain RemoteError.
     """
     fields = {"command": command, "error_type": failure.type, "remote_traceback": failure.traceback}
     if failure.kind is FailureKind.UNKNOWN_COMMAND:

@@ -111,7 +111,7 @@ static int add_types(PyObject *module, ModuleState *state) {
 }
 
 static int intern_names(ModuleState *state) {
-    static const char *const texts[ATTRIBUTES] = {"command",    "result",     "message", "complaint", "_reply",
+    static const char *const texts[ATTRIBUTES] = {"command",    "result",     "message", "complaint", "reply",
                                                   "main_logic", "parameters", "segment", "seq", "numpy"};
     for (int index = 0; index < ATTRIBUTES; index++)
         if ((state->names[index] = PyUnicode_InternFromString(texts[index])) == NULL) return -1;

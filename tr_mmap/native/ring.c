@@ -317,6 +317,8 @@ int ring_is_cancelled(PyObject *ring, uint64_t position) {
     return load_acquire(cancel_word(self, position)) == position + 1;
 }
 
+int ring_is_taken_cancelled(PyObject *ring) { return ring_is_cancelled(ring, ((const Ring *)ring)->taken - 1); }
+
 PyDoc_STRVAR(is_cancelled_doc,
              "is_cancelled(position)\n--\n\nWhether the peer has cancelled the message of a position, which was taken.");
 

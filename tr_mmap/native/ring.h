@@ -41,6 +41,9 @@ void ring_bell(PyObject *ring);
 /* Whether the peer has cancelled the message of a position, which was taken. */
 int ring_is_cancelled(PyObject *ring, uint64_t position);
 
+/* The same for the message that was taken last. */
+int ring_is_taken_cancelled(PyObject *ring);
+
 /* How many messages this side has stored, and how many of them the peer is done with. */
 uint64_t ring_stored(PyObject *ring);
 uint64_t ring_done_by_peer(PyObject *ring);

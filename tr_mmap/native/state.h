@@ -12,8 +12,8 @@ enum {
     RESULT,     /* the text; None where the handler has said nothing */
     MESSAGE,    /* the handler's remark */
     COMPLAINT,  /* a remark of ours, unless the handler makes one */
-    REPLY,      /* of the server: the reply to the request at hand */
-    MAIN_LOGIC, /* of the server */
+    REPLY,      /* of a request context: the reply to the request at hand */
+    MAIN_LOGIC, /* of a request context */
     PARAMETERS, /* of a request */
     SEGMENT,    /* of a ref */
     SEQ,        /* of a ref */

@@ -207,7 +207,8 @@ static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject *
     *line = endpoint_receive(&self->base, INFINITY, should_exit, self, 0, message);
     if (*line == NULL || *line == Py_None) return *line;
     uint64_t status = status_of(self);
-    int is_plain = message->command.nbytes != 0 && !is_for_server(message->command) && is_waiting(status);
+    int is_plain = message->command.nbytes != 0 && !is_for_server(message->command) && is_waiting(status) &&
+                   !ring_is_taken_cancelled(self->base.own);
     PyObject *request = is_plain ? begin(self, message) : NULL;
     if (request != NULL && replace_status(self, status, word_of(BUSY))) {
         touch(self);
@@ -334,13 +335,13 @@ static int send_reply(WorkerFastPath *self, const Message *request, PyObject *re
 }
 
 PyDoc_STRVAR(serve_doc,
-             "serve(server)\n--\n\n"
-             "Wait for a request, have the server's main_logic() handle it, and send the reply.\n\nReturns:\n"
+             "serve(context)\n--\n\n"
+             "Wait for a request, have the context's main_logic() handle it, and send the reply.\n\nReturns:\n"
              "    True if that is done. None if the worker should exit, or if the request needs the slow path: then\n"
              "    it waits to be taken. Else a tuple of what is left for the slow path to finish: the request, the\n"
              "    reply, what main_logic() returned, and what it raised or None. So it is in a forked child too.");
 
-static PyObject *py_serve(WorkerFastPath *self, PyObject *server) {
+static PyObject *py_serve(WorkerFastPath *self, PyObject *context) {
     if (!is_initialised(self)) return NULL;
     Message message;
     PyObject *line, *request = take_request(self, &message, &line);
@@ -348,13 +349,13 @@ static PyObject *py_serve(WorkerFastPath *self, PyObject *server) {
     PyObject *const *names = self->base.state->names;
     PyObject *result = NULL, *is_known = NULL, *error = NULL;
     PyObject *reply = PyObject_CallNoArgs(self->reply_type);
-    PyObject *call[] = {server, NULL, NULL};
+    PyObject *call[] = {context, NULL, NULL};
     if (reply != NULL && (call[1] = PyObject_GetAttr(request, names[COMMAND])) != NULL &&
         (call[2] = PyObject_GetAttr(request, names[PARAMETERS])) != NULL &&
-        PyObject_SetAttr(server, names[REPLY], reply) == 0) {
+        PyObject_SetAttr(context, names[REPLY], reply) == 0) {
         is_known = PyObject_VectorcallMethod(names[MAIN_LOGIC], call, 3, NULL);
         if (is_known == NULL) error = PyErr_GetRaisedException(); /* worker/service.py says which ones end the worker */
-        if (PyObject_SetAttr(server, names[REPLY], Py_None) < 0) PyErr_WriteUnraisable(server);
+        if (PyObject_SetAttr(context, names[REPLY], Py_None) < 0) PyErr_WriteUnraisable(context);
     }
     if (is_known != NULL || error != NULL) {
         int is_sent = is_known == Py_True && !self->is_foreign ? send_reply(self, &message, reply) : 0;

@@ -58,6 +58,17 @@ class WorkerTransfer(ABC):
     def begin(self, request: Request) -> None:
         """A request is here. Learn the tags that it announces."""
 
+    def of_request(self, request: Request) -> WorkerTransfer:
+        """A transfer for one of several requests that are handled at once, in place of :meth:`begin`.
+
+        It has the tags of this moment, whatever later requests announce, and results of its own. Memory and locks are
+        those of this transfer.
+        """
+        raise NotImplementedError
+
+    def forked_in_child(self) -> None:  # noqa: B027 - a transfer of files has no lock
+        """In a forked child: another thread of the parent may have held a lock of this side."""
+
     @abstractmethod
     def fetch(self, tag: str, framework: str) -> Any:
         """The tensor of a tag, in the named framework.

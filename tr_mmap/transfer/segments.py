@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Callable, MutableMapping, Sequence
 from math import inf
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -50,13 +51,15 @@ class SegmentWorkerTransfer(WorkerTransfer):
         self.has_quick_views = not self._reader.makes_private("numpy")
         self._pool = _pool(directory, RESULT_PREFIX, options)
         self.quick_loan = self._pool.quick_loan
-        self.tags: dict[str, TensorRef] = {}
+        self.tags: MutableMapping[str, TensorRef] = {}
+        self._shared_tags: dict[str, TensorRef] = {}  # of requests at once: never changed, but replaced
         self._segments: list[Segment] = []  # of the results of the request at hand
         self._sent = SentResults()
 
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum:
             return None
+        assert isinstance(self.tags, dict)
         return TensorParts((self._pool, self._reader.mapped, self._segments), self.tags, self._sent)
 
     @property
@@ -68,6 +71,22 @@ class SegmentWorkerTransfer(WorkerTransfer):
             self.tags[ref.tag] = ref
         for tag in request.drops:
             self.tags.pop(tag, None)
+
+    def of_request(self, request: Request) -> SegmentWorkerTransfer:
+        own = {ref.tag: ref for ref in request.tensors if ref.tag[:1] == ARGUMENT_TAG_PREFIX}
+        if request.drops or len(request.tensors) > len(own):
+            shared = dict(self._shared_tags)
+            shared.update({ref.tag: ref for ref in request.tensors if ref.tag not in own})
+            for tag in request.drops:
+                shared.pop(tag, None)
+            self._shared_tags = shared
+        transfer = copy.copy(self)
+        transfer.tags = ChainMap(own, self._shared_tags)
+        transfer._segments = []
+        return transfer
+
+    def forked_in_child(self) -> None:
+        self._lock = threading.RLock()
 
     def fetch(self, tag: str, framework: str) -> Any:
         ref = self.tags.get(tag)

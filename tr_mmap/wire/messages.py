@@ -85,4 +85,4 @@ DEFAULT_RESULT: Final = "ok"  # of a handler that gave no text; the slow and the
 FAILURE_UNKNOWN_COMMAND: Final = "unknown_command"
 FAILURE_BAD_INPUT: Final = "bad_input"  # missing tag, wrong count: the handler was not to blame
 FAILURE_HANDLER: Final = "handler"  # the handler raised
-FAILURE_CANCELLED: Final = "cancelled"  # the controller wanted no answer any more
+FAILURE_CANCELLED: Final = "cancelled"  # the controller has cancelled the request

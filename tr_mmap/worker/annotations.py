@@ -24,7 +24,7 @@ from ..protocol.commands import split_words
 from ..tsr import dtypes
 from .hints import hints_of, unwrapped_partial
 
-__all__ = ["TENSOR", "Kind", "check_callable", "code_of", "kinds_of", "place_of", "refuse"]
+__all__ = ["TENSOR", "Kind", "check_callable", "code_of", "is_coroutine", "kinds_of", "place_of", "refuse"]
 
 _TRUTHS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -144,19 +144,22 @@ def check_callable(command: str, function: Any) -> None:
     """Refuse what cannot answer a command when it is called.
 
     Raises:
-        BadMessage: it is no function, or calling it gives a coroutine or a generator.
+        BadMessage: it is no function, or calling it gives a generator.
     """
     if not callable(function):
         raise BadMessage(f"command {command!r}: {function!r:.100} is no function", detail=command)
     inner = unwrapped_partial(function)
     call = None if inspect.isclass(inner) else getattr(inner, "__call__", None)  # noqa: B004 - which, not whether
     for each in (inner, call):
-        if inspect.iscoroutinefunction(each):
-            refuse(
-                command, function, "async def; write def, and asyncio.run(...) in it, because requests come one by one"
-            )
         if inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each):
             refuse(command, function, "a function with yield; write return with a list of its tensors")
+
+
+def is_coroutine(function: Any) -> bool:
+    """Whether calling the function gives a coroutine."""
+    inner = unwrapped_partial(function)
+    call = None if inspect.isclass(inner) else getattr(inner, "__call__", None)  # noqa: B004 - as above
+    return any(map(inspect.iscoroutinefunction, (inner, call)))
 
 
 def refuse(command: str, function: Callable[..., Any], why: str) -> NoReturn:

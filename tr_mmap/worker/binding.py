@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from ..errors import BadMessage, MissingTag
 from ..protocol.commands import split_words
 from ..wire.messages import ARGUMENT_TAG_PREFIX
-from .annotations import Kind, check_callable, kinds_of, refuse
+from .annotations import Kind, check_callable, is_coroutine, kinds_of, refuse
 from .hints import fixed_by_name
 
 __all__ = ["Command"]
@@ -49,6 +49,7 @@ class Command:
 
     Attributes:
         convert_text: converts the whole parameter text to the only argument; None if there are other arguments.
+        is_coroutine: the function is an ``async def``.
         tensor_counts: how many tensors it takes, if it takes only tensors, and by position; else empty.
     """
 
@@ -61,6 +62,7 @@ class Command:
         "_scalars",
         "convert_text",
         "function",
+        "is_coroutine",
         "name",
         "tensor_counts",
     )
@@ -69,6 +71,7 @@ class Command:
         check_callable(name, function)
         self.name = name
         self.function = function
+        self.is_coroutine = is_coroutine(function)
         self._parameters: list[_Parameter] = []
         self._rest: Kind | None = None  # what *args takes
         fixed, after_fixed = fixed_by_name(function)

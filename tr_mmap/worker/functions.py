@@ -48,14 +48,22 @@ class Server(TechRenaissanceServer):
         framework: of the tensors that the functions get, ``"numpy"`` or ``"torch"``.
         debug: whether :meth:`debug_message` prints.
         views: ``"readonly"`` or ``"copy_on_write"``, as in :class:`TechRenaissanceServer`.
+        threads: how many requests plain functions handle at once, as in :class:`TechRenaissanceServer`. ``async def``
+            functions run in one event loop beside them, any number at once.
 
     Raises:
-        BadMessage: no such framework, or no such views.
+        BadMessage: no such framework, no such views, or no such number of threads.
         MissingPackage: the framework is not installed.
     """
 
-    def __init__(self, framework: str = "numpy", debug: bool = False, views: Views | None = None) -> None:
-        super().__init__(debug=debug, framework=framework, views=views)
+    def __init__(
+        self,
+        framework: str = "numpy",
+        debug: bool = False,
+        views: Views | None = None,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(debug=debug, framework=framework, views=views, threads=threads)
         check_installed(framework)
         self._commands: dict[str, Command] = {}
 
@@ -67,8 +75,8 @@ class Server(TechRenaissanceServer):
 
         Raises:
             BadMessage: the name is no text or empty, has a space, a surrogate or a null character in it, begins with
-                ``{``, or is taken. The decorator itself raises it for a function that no message could call: an
-                ``async def``, say, or one with a parameter annotated ``list``.
+                ``{``, or is taken. The decorator itself raises it for a function that no message could call: one
+                with a parameter annotated ``list``, say.
         """
         if not isinstance(name, str):
             raise BadMessage(f'{name!r:.80} names no command; write @server.command("name")', detail="command")
@@ -95,6 +103,8 @@ class Server(TechRenaissanceServer):
         if known is None:
             return False
         convert_text = known.convert_text
+        if known.is_coroutine:
+            return bool(self._handler_loop().run(self._main_coroutine(command, parameters)))
         if convert_text is not None and parameters:
             result = known.function(parameters if convert_text is str else convert_text(parameters))
         elif (quick := self._quick_arguments(known, parameters)) is not None:
@@ -102,11 +112,28 @@ class Server(TechRenaissanceServer):
         else:
             arguments, named = self._arguments(known, parameters)
             result = known.function(*arguments, **named)
+        if result.__class__ is str and (reply := self._context().reply) is not None:  # in fewer steps
+            reply.result = result
+            return True
+        return self._say(known, result)
+
+    async def _main_coroutine(self, command: str, parameters: str) -> bool:
+        known = self._commands[command]
+        arguments, named = self._arguments(known, parameters)
+        return self._say(known, await known.function(*arguments, **named))
+
+    def _has_coroutines(self) -> bool:
+        return any(known.is_coroutine for known in self._commands.values())
+
+    def _is_coroutine(self, command: str) -> bool:
+        known = self._commands.get(command)
+        return known is not None and known.is_coroutine
+
+    def _say(self, known: Command, result: Any) -> bool:
+        """Make what a function has returned the reply."""
         if self.is_foreign:
             return True  # the function has forked, and this is the child: what it returns goes nowhere
-        if result.__class__ is str and self._reply is not None:  # as _set_result(), in fewer steps
-            self._reply.result = result
-        elif isinstance(result, str):
+        if isinstance(result, str):
             self._set_result(result)
         elif result is not None:
             try:

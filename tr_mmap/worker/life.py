@@ -16,11 +16,11 @@ from ..errors import SessionNotStarted
 from ..native import WorkerFastPath
 from ..processes.watch import PeerWatch
 from ..protocol.status import Status
-from ..transfer.interface import WorkerTransfer
 from ..transfer.kinds import Views, check_views
 from ..wire.names import SESSION_PREFIX
 from ..wire.waits import ORPHAN_GRACE_S
 from .attach import Attachment, attach
+from .context import RequestContext
 from .fast_path import worker_fast_path
 from .log import WorkerLog, log
 from .responder import RETRY_S, Responder
@@ -44,6 +44,7 @@ class WorkerLife(ForkAware):
     """
 
     session_id = ""  # of the class, so that __init__ keeps what a subclass has stored
+    _shared: RequestContext  # of the request at hand, where there is one at a time; else of what is between requests
 
     def __init__(self, debug: bool, views: Views | None) -> None:
         self._fast_path: WorkerFastPath | None = None
@@ -54,13 +55,13 @@ class WorkerLife(ForkAware):
         self._channel: Channel | None = None
         self._rejections = RejectionCounter()
         self._attachment: Attachment | None = None
-        self._transfer: WorkerTransfer | None = None  # of the current request
         self._views = views
         self._has_quick_views = True
         self._watch: PeerWatch | None = None
         self._touch: Callable[[], None] = _do_nothing  # the session's heartbeat
         self._responder = Responder(self._has_to_stop)
         self._is_stopping = False
+        self._has_signal = False
         self._is_orphan = False
         self._has_ended = threading.Event()
         self._log: WorkerLog | None = None
@@ -84,7 +85,7 @@ class WorkerLife(ForkAware):
         attachment = self._attachment = attach(session_id, self._rejections, self._views)
         self.session_dir = attachment.directory
         self.session_id = os.path.basename(attachment.directory).removeprefix(SESSION_PREFIX)
-        self._transfer = attachment.transfer
+        self._shared.channel, self._shared.transfer = attachment.channel, attachment.transfer
         self._has_quick_views = attachment.transfer.has_quick_views
         self._channel = attachment.channel
         self._touch = attachment.channel.touch
@@ -113,6 +114,8 @@ class WorkerLife(ForkAware):
         """Disconnect from the session. Removes its directory if the controller is dead."""
         if self.is_foreign:
             return
+        if self._channel is not None:
+            self._end_requests()
         channel, self._channel = self._channel, None
         self._fast_path = None
         attachment = self._attachment
@@ -132,6 +135,9 @@ class WorkerLife(ForkAware):
             self._log = None
         if self._is_orphan:
             attachment.remove()
+
+    def _end_requests(self) -> None:
+        """Wait for the requests that are under way, or abandon them."""
 
     def _controller_died(self) -> None:
         """Runs in the watch's thread: ends the loop; if a handler does not end in time, ends the process."""
@@ -158,6 +164,7 @@ class WorkerLife(ForkAware):
 
     def _stop_once(self) -> bool:
         """Note that a signal came that ends the worker. Returns whether it is the first one."""
+        self._has_signal = True
         is_first, self._is_stopping = not self._is_stopping, True
         return is_first
 

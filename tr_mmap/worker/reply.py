@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ..errors import BadMessage, MissingTag, OutOfSpace
+from ..errors import BadMessage, MissingTag, OutOfSpace, RequestCancelled
 from ..protocol.messages import Failure, FailureKind
 from ..wire.words import ANSWERED_LINE
 from .log import log
@@ -29,6 +29,7 @@ class Reply(msgspec.Struct):
             be had; its handler was not called.
         bad_result: raised because what the handler returned cannot be sent.
         handler_code: of that handler; None if it is unknown.
+        has_shown: the status has said something of this request.
     """
 
     command: str = ""
@@ -38,6 +39,7 @@ class Reply(msgspec.Struct):
     bad_input: Exception | None = None
     bad_result: Exception | None = None
     handler_code: CodeType | None = None
+    has_shown: bool = False
 
 
 def failure_of(error: BaseException, reply: Reply | None = None) -> Failure:
@@ -50,6 +52,9 @@ def failure_of(error: BaseException, reply: Reply | None = None) -> Failure:
         reply: of the handler; None if no handler raised the error. Then the failure has no traceback.
     """
     failure = Failure(FailureKind.HANDLER, name_of(error), text_of(error))
+    if is_a(error, RequestCancelled):
+        failure.kind = FailureKind.CANCELLED
+        return failure
     if is_a(error, OutOfSpace):
         needed, free = _attribute(error, "needed_nbytes"), _attribute(error, "free_nbytes")
         if type(needed) is int and type(free) is int:  # a user's own subclass may lack them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -21,22 +22,47 @@ RETRY_S: Final = 0.032  # how often to try again; the first rate of a channel of
 
 
 class Responder:
-    """Sends the responses of one worker.
+    """Sends the responses of one worker, one after the other. Threads may use it at once.
 
     Args:
         has_to_stop: whether the worker must end, even if a response cannot be sent.
 
     Attributes:
         status: the last one that the slow path wrote.
+        under_way: how many requests :meth:`begin` has counted that have no response yet.
+        is_closed: no response is sent any more, because the worker ends.
     """
 
     def __init__(self, has_to_stop: Callable[[], bool]) -> None:
         self._has_to_stop = has_to_stop
         self._unwritten: tuple[Status, str] | None = None  # the last one, if there was no room for it
+        self._lock = threading.RLock()  # reentrant, because a signal handler may write a status
         self.status = Status.STARTING
+        self.under_way = 0
+        self.is_closed = False
+
+    def forked_in_child(self) -> None:
+        """In a forked child: another thread of the parent may have held the lock."""
+        self._lock = threading.RLock()
+
+    def close(self) -> None:
+        """Send no response any more. One that is being sent is sent first."""
+        with self._lock:
+            self.is_closed = True
+
+    def begin(self, channel: Channel) -> None:
+        """One more of several requests at once is under way: the worker is busy until the last of them is answered."""
+        with self._lock:
+            self.under_way += 1
+            if self.under_way == 1:
+                self.advance_status(channel, Status.BUSY)
 
     def advance_status(self, channel: Channel, status: Status, detail: str = "") -> None:
         """Write a status, if it may follow the last one; if not, the last one already says that the worker ends."""
+        with self._lock:
+            self._advance_status(channel, status, detail)
+
+    def _advance_status(self, channel: Channel, status: Status, detail: str = "") -> None:
         if status in TRANSITIONS[self.status]:
             try:
                 if channel.advance_status(status, detail):
@@ -59,6 +85,8 @@ class Responder:
         reply: Reply,
         failure: Failure | None,
         send: Callable[[Response], None] | None = None,
+        *,
+        is_counted: bool = False,
     ) -> None:
         """Send the response to a request.
 
@@ -69,12 +97,31 @@ class Responder:
             reply: what the handler said.
             failure: how the request failed; None if it did not.
             send: sends the response; None for the channel's own way.
+            is_counted: :meth:`begin` has counted the request.
         """
+        with self._lock:
+            if is_counted:
+                self.under_way -= 1
+            if not self.is_closed:
+                self._respond(channel, transfer, request, reply, failure, send)
+
+    def _respond(
+        self,
+        channel: Channel,
+        transfer: WorkerTransfer,
+        request: Request,
+        reply: Reply,
+        failure: Failure | None,
+        send: Callable[[Response], None] | None,
+    ) -> None:
         command = reply.command or request.command
         result = "error" if failure is not None else DEFAULT_RESULT if reply.result is None else reply.result
         message = reply.message or reply.complaint
         tensors = transfer.end(request, failure is None)
-        if failure is None:
+        if self.under_way:
+            if reply.has_shown:
+                self.advance_status(channel, Status.BUSY)  # without what the request has said of itself
+        elif failure is None:
             self.advance_status(channel, Status.OK)
         else:
             self.advance_status(channel, Status.ERROR, failure.message)
@@ -85,7 +132,8 @@ class Responder:
         except Exception as error:  # too long, or no text, or no file for a spill: send this error instead
             transfer.withdraw()
             failure = failure_of(error)
-            self.advance_status(channel, Status.ERROR, failure.message)
+            if not self.under_way:
+                self.advance_status(channel, Status.ERROR, failure.message)
             command = plain_text(command[:MAX_DETAIL_CHARS]) or ""
             response = Response(seq=request.seq, command=command, timestamp=now_ms(), error=failure)
             if send is None:

@@ -43,13 +43,17 @@ class TechRenaissanceServer(RequestService):
         views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are. None is ``"readonly"`` for numpy and
             ``"copy_on_write"`` for torch. A store into a read-only torch tensor, or through torch into a read-only
             numpy array, ends the worker with SIGSEGV.
+        threads: how many requests are handled at once, each in a thread; the answers come in the order of completion.
+            None handles one after the other in the main thread. Channels of files carry one request at a time anyway.
 
     Raises:
-        BadMessage: no such framework, or no such views.
+        BadMessage: no such framework, no such views, or no such number of threads.
     """
 
-    def __init__(self, debug: bool = False, framework: str = "torch", views: Views | None = None) -> None:
-        super().__init__(debug, views)
+    def __init__(
+        self, debug: bool = False, framework: str = "torch", views: Views | None = None, threads: int | None = None
+    ) -> None:
+        super().__init__(debug, views, threads)
         check_framework_name(framework)
         self.framework = framework
 
@@ -83,8 +87,8 @@ class TechRenaissanceServer(RequestService):
             return None
 
     def _complain(self, why: str) -> None:
-        if self._reply is not None:
-            self._reply.complaint = why
+        if (reply := self._context().reply) is not None:
+            reply.complaint = why
 
     def send_tensors(self, *tensors: Any) -> None:
         """Add tensors to the reply, in order.
@@ -94,11 +98,12 @@ class TechRenaissanceServer(RequestService):
             OutOfSpace: no room.
             SessionNotStarted: there is no request, or this is a forked child of the worker.
         """
-        if self._reply is None or self._transfer is None or self.is_foreign:
+        context = self._context()
+        if context.reply is None or context.transfer is None or self.is_foreign:
             self._refuse_in_child()
             raise SessionNotStarted("send_tensors answers a request, and there is none now")
         self._touch()
-        self._transfer.publish(tensors)
+        context.transfer.publish(tensors)
 
     def write_response(self, command: str, result: str, message: str = "") -> None:
         """Set the reply's text. Together with :meth:`send_tensors` in the same request it makes one response.
@@ -111,11 +116,12 @@ class TechRenaissanceServer(RequestService):
         Raises:
             SessionNotStarted: there is no request.
         """
-        if self._reply is None:
+        reply = self._context().reply
+        if reply is None:
             raise SessionNotStarted("write_response answers a request, and there is none now")
-        self._reply.command = _plain(command)
-        self._reply.result = _plain(result)
-        self._reply.message = _plain(message)
+        reply.command = _plain(command)
+        reply.result = _plain(result)
+        reply.message = _plain(message)
 
     def write_status(self, text: str) -> None:
         """Write a status with a remark for the controller, for example ``"busy: epoch 3"``.
@@ -130,7 +136,8 @@ class TechRenaissanceServer(RequestService):
             SessionNotStarted: the server does not run, or this is a forked child of the worker.
         """
         line = parse_status(text)
-        if line.status is Status.TERMINATED and self._reply is not None:
+        reply = self._context().reply
+        if line.status is Status.TERMINATED and reply is not None:
             line = StatusLine(Status.EXITING, line.detail)  # "terminated" would say that no response comes
         self._refuse_in_child()
         channel = self._open_channel()
@@ -139,13 +146,25 @@ class TechRenaissanceServer(RequestService):
         self._touch()
         last = self._responder.status
         if line.status not in TRANSITIONS[last]:
-            now = Status.BUSY if self._reply is not None and last.is_waiting else last
+            now = Status.BUSY if reply is not None and last.is_waiting else last
             raise BadMessage(f"a worker that is {now} cannot become {line.status}", detail=text[:80])
         self._advance_status(channel, line.status, line.detail)
         channel.show()  # the handler may go on for long
         channel.ring()
+        if reply is not None:
+            reply.has_shown = True
         if line.status.is_over:
             self._is_stopping = True
+            channel.wake()  # another thread may wait for a request
+
+    def cancelled(self) -> bool:
+        """Whether the controller has cancelled the request at hand, or the worker ends without waiting for its handler.
+
+        A handler that works for long may ask now and then, and raise :class:`RequestCancelled` then. Costs about a
+        microsecond. False if there is no request.
+        """
+        context = self._context()
+        return context.reply is not None and context.is_cancelled()
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any = "float32", framework: str | None = None) -> Any:
         """A loan: a tensor of undefined content in shared memory; :meth:`send_tensors` copies nothing of it.
@@ -161,13 +180,14 @@ class TechRenaissanceServer(RequestService):
             OutOfSpace: no room.
             SessionNotStarted: the server does not run.
         """
-        if self._transfer is None:
+        transfer = self._context().transfer
+        if transfer is None:
             raise SessionNotStarted("empty() lends memory of a session, and the server does not run yet")
         self._touch()
         if framework is None:
             framework = self.framework
-        array = self._transfer.quick_loan(shape, dtype) if framework == "numpy" else None
-        return self._transfer.empty(shape, dtype, framework) if array is None else array
+        array = transfer.quick_loan(shape, dtype) if framework == "numpy" else None
+        return transfer.empty(shape, dtype, framework) if array is None else array
 
     def read_tsr_file(self, path: Any) -> Any:
         """The tensor of a tag, or of a TSR file, in the server's framework.
@@ -210,9 +230,10 @@ class TechRenaissanceServer(RequestService):
         """
         path, tensor = path_and_tensor(path, tensor)
         tag = self._tag_of(path)
+        transfer = self._context().transfer
         if tag is None:
             write_tsr_file(path, tensor)
-        elif self._transfer is not None and tag == f"{RESULT_PREFIX}_{len(self._transfer.results)}":
+        elif transfer is not None and tag == f"{RESULT_PREFIX}_{len(transfer.results)}":
             self.send_tensors(tensor)
         else:
             check_tag(tag)
@@ -278,27 +299,30 @@ class TechRenaissanceServer(RequestService):
 
     def _set_result(self, text: str) -> None:
         """Set the reply's text; keep the other fields that the handler has set."""
-        if self._reply is None:
+        reply = self._context().reply
+        if reply is None:
             raise SessionNotStarted("a result answers a request, and there is none now")
-        self._reply.result = _plain(text)
+        reply.result = _plain(text)
 
     def _blame_input(self, error: Exception) -> None:
         """Note that this error comes from the request's words or tensors, not from a handler."""
-        if self._reply is not None:
-            self._reply.bad_input = error
+        if (reply := self._context().reply) is not None:
+            reply.bad_input = error
 
     def _blame_result(self, error: Exception, code: CodeType | None) -> None:
         """Note that this error comes from what a handler returned; ``code`` is the handler's."""
-        if self._reply is not None:
-            self._reply.bad_result, self._reply.handler_code = error, code
+        if (reply := self._context().reply) is not None:
+            reply.bad_result, reply.handler_code = error, code
 
     @property
     def _tags(self) -> Container[str]:
         """The tags that name a tensor now."""
-        return () if self._transfer is None else self._transfer.tags
+        transfer = self._context().transfer
+        return () if transfer is None else transfer.tags
 
     def _fetch(self, tag: str, framework: str) -> Any:
         """The tensor of a tag."""
-        if self._transfer is None:
+        transfer = self._context().transfer
+        if transfer is None:
             raise MissingTag(f"there is no tensor with the tag {tag!r}: the server does not run yet", tag=tag)
-        return self._transfer.fetch(tag, framework)
+        return transfer.fetch(tag, framework)

@@ -1,36 +1,131 @@
-"""Requests of a worker, one at a time: takes each, has its handler called, sends the response. Connects to nothing."""
+"""Requests of a worker: takes each, has its handler called, sends the response. Connects to nothing.
+
+Usually the main thread does all that, one request at a time. A server with ``threads`` or with ``async def`` handlers
+has several at once (see ``concurrency.py``), if its channel can carry several: then each has a context of its own, and
+the main thread only takes them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..channel.interface import Channel, check_bounds
-from ..errors import BadMessage, HostilePath, SystemLimit
+from ..errors import BadMessage, HostilePath, RequestCancelled, SystemLimit
 from ..protocol.legacy import decode_legacy_request
 from ..protocol.messages import Failure, FailureKind, Request, Response, decode_request, now_ms
 from ..protocol.status import Status
 from ..transfer.interface import WorkerTransfer
 from ..transfer.kinds import Views
-from ..wire.messages import EXIT_COMMAND, RELEASE_COMMAND
+from ..wire.messages import EXIT_COMMAND, RELEASE_COMMAND, RING_SLOTS
 from .attach import Attachment
+from .context import RequestContext, current
 from .forked import end_child
 from .life import WorkerLife
 from .reply import Reply, failure_of
 from .stop_signals import Stop
 from .traces import is_a
 
+if TYPE_CHECKING:
+    from .concurrency import Concurrency, HandlerLoop
+
 __all__ = ["RequestService"]
 
 _ENDING: Final = (SystemExit, Stop)  # whatever else a handler raises is an error of its request
+_MAX_THREADS: Final = RING_SLOTS - 2  # a controller has no more requests in flight
+_NOT_BEGUN: Final = "the request was cancelled before its handler was called"
+
+
+def _check_threads(threads: Any) -> None:
+    """Refuse what is no number of threads.
+
+    Raises:
+        BadMessage: it is neither None nor a whole number from 1 to ``_MAX_THREADS``.
+    """
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= _MAX_THREADS):
+        raise BadMessage(
+            f"threads is {threads!r:.80}; it is a whole number from 1 to {_MAX_THREADS}, or None for the main thread",
+            detail="threads",
+        )
 
 
 class RequestService(WorkerLife):
     """The part of ``TechRenaissanceServer`` that answers requests. Its docstring has the arguments."""
 
-    def __init__(self, debug: bool, views: Views | None) -> None:
+    def __init__(self, debug: bool, views: Views | None, threads: int | None = None) -> None:
+        self._shared = RequestContext(self.main_logic)
+        self._loop: HandlerLoop | None = None
+        self._concurrency: Concurrency | None = None
         super().__init__(debug, views)
-        self._reply: Reply | None = None  # of the current request
+        _check_threads(threads)
+        self._threads = threads
+
+    def setup_session_dir(self, session_id: str | None = None) -> None:
+        super().setup_session_dir(session_id)
+        self._shared.main_logic = self.main_logic
+        channel = self._open_channel()
+        if channel.capacity > 1 and (self._threads is not None or self._has_coroutines()):
+            from .concurrency import Concurrency
+
+            self._fast_path = None  # it handles one request at a time
+            self._concurrency = Concurrency(
+                self._threads, self._handler_loop(), self._answer, self._answer_in_loop, channel.wake
+            )
+
+    setup_session_dir.__doc__ = WorkerLife.setup_session_dir.__doc__
+
+    def _context(self) -> RequestContext:
+        """The request at hand: of this thread or task if there may be several, else the only one."""
+        return self._shared if self._concurrency is None else current.get(self._shared)
+
+    def _has_coroutines(self) -> bool:
+        """Whether a handler is an ``async def``."""
+        return False
+
+    def _is_coroutine(self, command: str) -> bool:  # noqa: ARG002 - Server has some
+        """Whether the command's handler is one, so that :meth:`_main_coroutine` handles it."""
+        return False
+
+    async def _main_coroutine(self, command: str, parameters: str) -> bool | None:
+        """Handle one request as :meth:`main_logic` does, in the loop."""
+        return self.main_logic(command, parameters)
+
+    def _handler_loop(self) -> HandlerLoop:
+        if self._loop is None:
+            from .concurrency import HandlerLoop
+
+            self._loop = HandlerLoop(self._loop_ended)
+        return self._loop
+
+    def _loop_ended(self, error: BaseException | None) -> None:
+        if error is None:
+            end_child(None)
+        if self._concurrency is not None:
+            self._concurrency.end(error)
+
+    def _has_to_stop(self) -> bool:
+        return (self._concurrency is not None and self._concurrency.error is not None) or super()._has_to_stop()
+
+    def _end_requests(self) -> None:
+        """Let the handlers that run answer their requests; not if a signal or a handler ends the worker."""
+        concurrency = self._concurrency
+        if concurrency is not None:
+            if not self._has_signal:
+                concurrency.wait_for_all(lambda: self._has_signal)
+            concurrency.abandon()
+            self._responder.close()
+        if self._loop is not None:
+            self._loop.close()
+
+    def forked_in_child(self) -> None:
+        super().forked_in_child()
+        if self._concurrency is not None:
+            self._responder.forked_in_child()
+            transfer = self._context().transfer
+            if transfer is not None:
+                transfer.forked_in_child()
+        if self._loop is not None:
+            self._loop.forked_in_child()
 
     def main_logic(self, command: str, parameters: str) -> bool | None:
         """Handle one request. Users override this.
@@ -49,7 +144,8 @@ class RequestService(WorkerLife):
         """Wait for the next request and answer it.
 
         Returns:
-            True if it has answered one; False, without one, when the worker must end.
+            True if it has answered one, or has begun to handle it beside others; False, without one, when the worker
+            must end.
 
         Raises:
             SessionNotStarted: the server does not run, or this is a forked child of the worker.
@@ -65,7 +161,7 @@ class RequestService(WorkerLife):
         if self._requests_until_look <= 0:
             self._look_at_log()
         if self._fast_path is not None:
-            left = self._fast_path.serve(self)
+            left = self._fast_path.serve(self._shared)
             if left is True:
                 return True
             if left is not None:
@@ -77,16 +173,22 @@ class RequestService(WorkerLife):
         while not self._is_stopping:
             if self._process_slowly(channel, attachment):
                 return True
+        if self._concurrency is not None and self._concurrency.error is not None:
+            raise self._concurrency.error
         return False
 
     def _process_slowly(self, channel: Channel, attachment: Attachment) -> bool:
         """Wait for what comes next. Returns whether that was a request, which has its answer now."""
         self._responder.repeat_status(channel)
+        concurrency = self._concurrency
+        if concurrency is not None and not self._make_ready(channel, concurrency):
+            return False
         by_hand = channel.take_by_hand()
         if by_hand is not None:
             return self._serve_by_hand(channel, attachment, by_hand)
+        look = bool if concurrency is None else concurrency.look_for_cancels
         try:
-            raw = channel.receive(None, lambda: self._has_to_stop() or channel.has_by_hand())
+            raw = channel.receive(None, lambda: self._has_to_stop() or channel.has_by_hand() or look())
             if raw is None:
                 self._is_stopping = self._has_to_stop()  # else a request by hand has come
                 return False
@@ -116,6 +218,15 @@ class RequestService(WorkerLife):
             self._serve(*attachment.legacy_side(), request)
         return True
 
+    def _make_ready(self, channel: Channel, concurrency: Concurrency) -> bool:
+        """Wait until one more request can be handled. Returns False if the worker must end."""
+        if channel.has_by_hand():
+            concurrency.wait_for_all(self._has_to_stop)  # a request by hand is the only one
+        elif not self._has_coroutines():  # else one whose handler needs no thread may be behind this one
+            concurrency.wait_for_thread(lambda: self._has_to_stop() or channel.has_by_hand())
+        self._is_stopping = self._is_stopping or self._has_to_stop()
+        return not self._is_stopping
+
     def _serve(
         self,
         channel: Channel,
@@ -125,27 +236,85 @@ class RequestService(WorkerLife):
     ) -> None:
         """Answer a request that took the slow path; through ``send`` if it is not the controller's."""
         channel.touch()
-        self._advance_status(channel, Status.BUSY)
         transfer.consumed(channel.responses_consumed())
+        concurrency = self._concurrency
+        if concurrency is not None and send is None:
+            context = RequestContext(self.main_logic)
+            context.channel, context.order = channel, channel.requests_taken - 1
+            context.transfer, context.request = transfer.of_request(request), request
+            self._responder.begin(channel)
+            concurrency.start(context, is_coroutine=self._is_coroutine(request.command))
+            return
+        self._advance_status(channel, Status.BUSY)
         transfer.begin(request)
-        self._transfer = transfer
-        reply = self._reply = Reply()
+        context = self._shared
+        context.channel, context.transfer, context.request = None if send else channel, transfer, request
+        try:
+            self._answer(context, send)
+        finally:
+            context.channel, context.request = channel, None
+
+    def _answer(self, context: RequestContext, send: Callable[[Response], None] | None = None) -> None:
+        """Call a request's handler, and send the response."""
+        request = context.request
+        assert request is not None
         is_known: bool | None = None
         raised: BaseException | None = None
+        reply = context.reply = Reply()
         try:
+            if context.is_cancelled():
+                raise RequestCancelled(_NOT_BEGUN)
             is_known = self.main_logic(request.command, request.parameters)
         except BaseException as error:
             raised = error
         finally:
-            self._reply = None
+            context.reply = None
         failure = self._failure_of(raised, reply)
         del raised  # and the traceback, whose frames hold views
-        self._finish(channel, transfer, request, reply, is_known, failure, send)
+        self._conclude(context, request, reply, is_known, failure, send)
+
+    async def _answer_in_loop(self, context: RequestContext) -> None:
+        """The same for a handler that is a coroutine."""
+        from asyncio import CancelledError
+
+        request = context.request
+        assert request is not None
+        is_known: bool | None = None
+        raised: BaseException | None = None
+        reply = context.reply = Reply()
+        try:
+            if context.is_cancelled():
+                raise RequestCancelled(_NOT_BEGUN)
+            is_known = await self._main_coroutine(request.command, request.parameters)
+        except BaseException as error:
+            raised = RequestCancelled() if is_a(error, CancelledError) and context.is_cancelled() else error
+        finally:
+            context.reply = None
+        failure = self._failure_of(raised, reply)
+        del raised  # as above
+        self._conclude(context, request, reply, is_known, failure)
+
+    def _conclude(
+        self,
+        context: RequestContext,
+        request: Request,
+        reply: Reply,
+        is_known: bool | None,
+        failure: Failure | None,
+        send: Callable[[Response], None] | None = None,
+    ) -> None:
+        channel, transfer = self._channel if context.channel is None else context.channel, context.transfer
+        is_counted = context.order is not None
+        if channel is not None and transfer is not None:  # else the worker has ended without this handler
+            self._finish(channel, transfer, request, reply, is_known, failure, send, is_counted=is_counted)
 
     def _release_memory(self, channel: Channel, transfer: WorkerTransfer, request: Request) -> None:
         """Answer the controller's request that this side give up what it keeps for later results."""
         transfer.consumed(channel.responses_consumed())
-        transfer.begin(request)
+        if self._concurrency is None:
+            transfer.begin(request)
+        else:
+            transfer = transfer.of_request(request)
         transfer.release_free()
         transfer.end(request, True)
         # The status stays that of the last request.
@@ -170,7 +339,7 @@ class RequestService(WorkerLife):
         try:
             self._serve(channel, transfer, plain, channel.reply_by_hand)
         finally:
-            self._transfer, self._fast_path = attachment.transfer, fast_path
+            self._shared.transfer, self._fast_path = attachment.transfer, fast_path
         return True
 
     def _failure_of(self, error: BaseException | None, reply: Reply) -> Failure | None:
@@ -192,6 +361,8 @@ class RequestService(WorkerLife):
         is_known: bool | None,
         failure: Failure | None,
         send: Callable[[Response], None] | None = None,
+        *,
+        is_counted: bool = False,
     ) -> None:
         """Send the response to a request.
 
@@ -203,6 +374,7 @@ class RequestService(WorkerLife):
             is_known: what the handler returned; if None, it knew the command if it has said anything.
             failure: how the handler failed; None if it did not.
             send: sends the response; None for the channel's own way.
+            is_counted: the request is one of several at once.
         """
         has_replied = reply.result is not None or bool(transfer.results)
         try:
@@ -211,7 +383,7 @@ class RequestService(WorkerLife):
             is_unknown, failure = False, self._failure_of(error, reply)
         if is_unknown:
             failure = Failure(FailureKind.UNKNOWN_COMMAND, "UnknownCommand", self.describe_unknown(request.command))
-        self._responder.respond(channel, transfer, request, reply, failure, send)
+        self._responder.respond(channel, transfer, request, reply, failure, send, is_counted=is_counted)
 
     def describe_unknown(self, command: str) -> str:
         """The message of the failure for an unknown command."""

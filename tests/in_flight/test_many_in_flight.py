@@ -1,0 +1,188 @@
+"""What one request is promised, many at once are promised too, by whatever way they are sent."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import wait
+from itertools import cycle
+
+import numpy as np
+import pytest
+from support import FOREVER_MS, Gate, wait_until
+from ways import Way
+
+Open = Callable[..., Way]
+
+# By the mapped channel many are in flight; by the others one, and the rest waits.
+CHANNELS = pytest.mark.parametrize("options", [{}, {"auth": True}, {"channel": "files"}], ids=["plain", "auth", "files"])
+
+
+@CHANNELS
+def test_each_answer_is_that_to_its_own_request(open_way: Open, options: dict[str, object]) -> None:
+    way = open_way(**options)
+    expected: list[tuple[str, tuple[np.ndarray, ...], object]] = []
+    for number in range(300):
+        array = np.full(number % 7 * 1000 + 1, float(number))
+        expected += [
+            (f"say {number}", (), str(number)),
+            ("scale", (array,), None),
+            (f"say {'x' * 5000}{number}", (), f"{'x' * 5000}{number}"),  # too long for a slot
+        ]
+    expected = expected[: 120 if options.get("channel") == "files" else None]
+    futures = [
+        way.submit(message if message != "scale" else "echo", *arrays) for message, arrays, _ in expected
+    ]
+    for (_, arrays, text), future in zip(expected, futures, strict=True):
+        result = way.outcome(future)
+        assert np.array_equal(result, arrays[0]) if arrays else result == text
+
+
+def test_an_error_is_that_of_its_own_request(open_way: Open) -> None:
+    way = open_way()
+    messages = ["say 1", "no_such_command", "bad_result", "fail oops", "echo missing", "say 2"] * 20
+    wanted = cycle(["1", "UnknownCommand", "RemoteError", "RemoteError", "RemoteError", "2"])
+    for future, expected in zip([way.submit(each) for each in messages], wanted, strict=False):
+        assert way.outcome(future) == expected
+
+
+def test_more_requests_than_may_be_in_flight_wait_their_turn(open_way: Open, gate: Gate) -> None:
+    way = open_way(max_in_flight=62)  # as many as there may be: both rings are full at once
+    held = way.submit(gate.message)
+    gate.wait_for_worker()
+    first = [way.submit(f"say {number}") for number in range(61)]
+    gate.let_go("gone")
+    rest = [way.submit(f"say {number}") for number in range(61, 200)]
+    assert way.outcome(held) == "gone"
+    assert [way.outcome(each) for each in first + rest] == [str(number) for number in range(200)]
+
+
+def test_one_request_too_many_is_refused_where_the_session_shall_not_wait(open_way: Open, gate: Gate) -> None:
+    way = open_way(max_in_flight=2, at_limit="fail")
+    futures = [way.submit(gate.message)]
+    gate.wait_for_worker()
+    futures.append(way.submit("say 1"))
+
+    def refused() -> object:
+        try:
+            return way.outcome(way.submit("say 2"))
+        except Exception as error:
+            return type(error).__name__
+
+    assert refused() == "Busy"
+    gate.let_go("gone")
+    assert [way.outcome(each) for each in futures] == ["gone", "1"]
+    assert way.ask("say 3") == "3"
+
+
+def test_an_answer_that_comes_too_late_is_dropped(open_way: Open, gate: Gate) -> None:
+    way = open_way()
+    late = way.submit(gate.message, timeout_ms=50)
+    others = [way.submit(f"say {number}") for number in range(10)]
+    assert way.outcome(late) == "ResponseTimeout"
+    gate.let_go("late")
+    assert [way.outcome(each) for each in others] == [str(number) for number in range(10)]
+
+
+def test_requests_with_a_worker_that_dies_fail_and_the_next_worker_serves(open_way: Open, gate: Gate) -> None:
+    way = open_way()
+    done = [way.submit(f"say {number}") for number in range(5)]
+    assert [way.outcome(each) for each in done] == [str(number) for number in range(5)]
+    futures = [way.submit(gate.message), *(way.submit(f"say {number}") for number in range(20))]
+    gate.wait_for_worker()
+    os.kill(way.pid(), signal.SIGKILL)
+    assert {way.outcome(each) for each in futures} == {"WorkerDied"}
+    gate.close()
+    way.restart()
+    assert [way.outcome(way.submit(f"say {number}")) for number in range(40)] == [str(number) for number in range(40)]
+
+
+def test_a_worker_that_stops_reading_delays_its_requests_and_loses_none(open_way: Open) -> None:
+    way = open_way(max_in_flight=8)
+    way.ask("say ready")
+    os.kill(way.pid(), signal.SIGSTOP)
+    try:
+        futures = [way.submit(f"say {number}") for number in range(8)]
+        assert not wait(futures, timeout=0.05).done
+    finally:
+        os.kill(way.pid(), signal.SIGCONT)
+    assert [way.outcome(each) for each in futures] == [str(number) for number in range(8)]
+
+
+def test_every_future_of_a_session_that_is_closed_has_an_outcome(open_way: Open, gate: Gate) -> None:
+    way = open_way()
+    answered = [way.submit(f"say {number}") for number in range(4)]
+    assert way.outcome(answered[-1]) == "3"
+    futures = [way.submit(gate.message), *(way.submit(f"say {number}") for number in range(4))]
+    gate.wait_for_worker()
+    ending = way.session.close  # type: ignore[attr-defined] # both have one
+    way.run(ending) if hasattr(way, "run") else ending()
+    assert {way.outcome(each) for each in futures} == {"SessionNotStarted"}
+    assert [way.outcome(each) for each in answered] == ["0", "1", "2", "3"]
+
+
+def test_tensors_in_flight_keep_the_budget(open_way: Open, is_full: bool) -> None:
+    count, nbytes = (32, 64 << 20) if is_full else (32, 1 << 20)
+    way = open_way(budget_nbytes=6 * nbytes, at_budget="block")
+    sent = np.arange(nbytes // 8, dtype=np.float64)
+    futures = []
+    for number in range(count):
+        futures.append(way.submit("total", sent + number))
+        assert way.session.stats().nbytes <= 6 * nbytes  # type: ignore[attr-defined] # both have them
+    totals = [float(way.outcome(each)) for each in futures]
+    assert totals == [float((sent + number).sum()) for number in range(count)]
+
+
+@pytest.mark.parametrize("taken_first", [True, False])
+def test_a_request_that_is_cancelled_before_its_handler_was_called_never_is_called(
+    open_way: Open, gate: Gate, taken_first: bool
+) -> None:
+    way = open_way()
+    held = way.submit(gate.message)
+    if taken_first:
+        gate.wait_for_worker()
+    victims = [way.submit(f"note {number}") for number in range(5)]
+    follower = way.submit("say after")
+    wait_until(lambda: way.in_flight() == 7)
+    assert all(each.cancel() for each in victims)
+    gate.let_go("gone")
+    assert way.outcome(held) == "gone"
+    assert way.outcome(follower) == "after"
+    assert {way.outcome(each) for each in victims} == {"CancelledError"}
+    assert way.ask("note last") == "last"
+    assert way.ask("noted") == "last"
+
+
+def test_a_lost_ring_costs_a_moment_and_no_answer(open_way: Open) -> None:
+    way = open_way()
+    way.ask("say ready")
+    inner = getattr(way.session, "_session", way.session)  # type: ignore[attr-defined]
+    channel = inner._dispatcher.resources.worker.channel
+    for number in range(3):
+        future = way.submit(f"say {number}")
+        channel.disarm()  # as if the worker had seen nobody sleep
+        assert way.outcome(future) == str(number)
+
+
+def test_time_for_an_answer_counts_from_the_request_also_while_it_waits_for_room(open_way: Open, gate: Gate) -> None:
+    way = open_way(max_in_flight=1)
+    held = way.submit(gate.message)
+    gate.wait_for_worker()
+
+    def waits() -> object:
+        try:
+            return way.outcome(way.submit("say 1", timeout_ms=50))
+        except Exception as error:  # a future is not even made
+            return type(error).__name__
+
+    assert waits() == "ResponseTimeout"
+    gate.let_go("gone")
+    assert way.outcome(held) == "gone"
+    assert way.ask("say 2") == "2"
+
+
+def test_no_timeout_is_no_limit(open_way: Open) -> None:
+    way = open_way()
+    assert way.outcome(way.submit("say x", timeout_ms=None)) == "x"
+    assert way.outcome(way.submit("say x", timeout_ms=FOREVER_MS)) == "x"

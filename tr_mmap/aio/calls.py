@@ -1,0 +1,78 @@
+"""A request of an asyncio session while it is awaited. Sends nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ..controller.futures import Futures
+from ..controller.pending import Pending
+from ..controller.results import Result
+from ..errors import RequestCancelled, TRException
+
+__all__ = ["Call"]
+
+
+class Call(asyncio.Future[Any]):
+    """The result of one request, as its session's loop sees it. To cancel it cancels the request.
+
+    Args:
+        futures: of the session.
+        loop: the session's.
+        timeout_s: what the user said.
+        shape: what the result is to its caller.
+        pending: the request.
+        deadline_s: when its time is over, by the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        futures: Futures,
+        loop: asyncio.AbstractEventLoop,
+        timeout_s: float,
+        shape: Callable[[Result], Any],
+        pending: Pending,
+        deadline_s: float,
+    ) -> None:
+        super().__init__(loop=loop)
+        self._futures = futures
+        self._thread = threading.get_ident() if loop.is_running() else 0
+        self._shape = shape
+        self.pending = pending
+        self.deadline_s = deadline_s
+        self.timeout_s = timeout_s
+
+    def settle(self, outcome: Result | Exception) -> None:
+        """There is a result, or an error. A thread that is not the loop's leaves it to the loop."""
+        if threading.get_ident() == self._thread:
+            self._settle(outcome)
+            return
+        try:
+            self.get_loop().call_soon_threadsafe(self._settle, outcome)
+        except RuntimeError:
+            pass  # the loop is closed: nobody awaits this any more
+
+    def _settle(self, outcome: Result | Exception) -> None:
+        if self.done():
+            return
+        if isinstance(outcome, RequestCancelled):
+            super().cancel()
+        elif isinstance(outcome, Exception):
+            self.set_exception(outcome)
+        else:
+            try:
+                result = self._shape(outcome)
+            except TRException as error:
+                self.set_exception(error)
+            else:
+                self.set_result(result)
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancel the request; its answer is dropped when it comes."""
+        if self.done():
+            return False
+        self._futures.cancel(self)
+        self._futures.drop(self)
+        return super().cancel(msg)

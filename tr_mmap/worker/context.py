@@ -1,0 +1,82 @@
+"""The request context: what a handler says and asks about its request. Never sends a message.
+
+A worker that handles one request at a time has one context, and every thread finds it. A worker that handles several at
+once has one for each, which a context variable names: a task and ``asyncio.to_thread`` find it, and a thread that a
+handler starts itself does not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Final
+
+from ..channel.interface import Channel
+from ..protocol.messages import Request
+from ..transfer.interface import WorkerTransfer
+from .reply import Reply
+
+__all__ = ["RequestContext", "current"]
+
+current: ContextVar[RequestContext] = ContextVar("tr_mmap_request")  # where there are several at once
+_REPORT_S: Final = 0.05  # the shortest time between two statuses that show progress
+
+
+class RequestContext:
+    """One request at a time, or what there is between two requests.
+
+    Attributes:
+        channel: that brought the request; None if somebody wrote it by hand, and before there is a session.
+        transfer: of its tensors and results; None before there is a session.
+        reply: what the handler has said so far; None if there is no request. The fast path sets it.
+        main_logic: handles the request.
+        request: the request; None on the fast path, whose requests have no arguments by name.
+        order: how many requests the controller had sent to this worker before; None for the one that was taken last.
+        is_abandoned: the worker ends without waiting for the handler.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_due_s",
+        "_is_cancelled",
+        "channel",
+        "is_abandoned",
+        "main_logic",
+        "order",
+        "reply",
+        "request",
+        "transfer",
+    )
+
+    def __init__(self, main_logic: Callable[[str, str], bool | None]) -> None:
+        self.main_logic = main_logic
+        self.channel: Channel | None = None
+        self.transfer: WorkerTransfer | None = None
+        self.reply: Reply | None = None
+        self.request: Request | None = None
+        self.order: int | None = None
+        self.is_abandoned = False
+        self._is_cancelled = False
+        self._due_s = 0.0
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for the answer any more. Once so, it stays so."""
+        channel = self.channel
+        if self.is_abandoned or self._is_cancelled:
+            return True
+        if channel is None:
+            return False
+        order = channel.requests_taken - 1 if self.order is None else self.order
+        is_cancelled = order >= 0 and channel.is_cancelled(order)
+        if self.order is not None:  # else this context has another request soon
+            self._is_cancelled = is_cancelled
+        return is_cancelled
+
+    def is_report_due(self) -> bool:
+        """Whether the status was not written for a while. Then it is written now."""
+        now_s = time.monotonic()
+        if now_s < self._due_s:
+            return False
+        self._due_s = now_s + _REPORT_S
+        return True
