@@ -54,11 +54,7 @@ class FailureKind(enum.StrEnum):
     UNKNOWN_COMMAND = FAILURE_UNKNOWN_COMMAND
     BAD_INPUT = FAILURE_BAD_INPUT  # missing tag, wrong count: the handler was not to blame
     HANDLER = FAILURE_HANDLER  # the handler raised
-<<<<<<< HEAD
-    CANCELLED = FAILURE_CANCELLED  # the controller wanted no answer any more
-=======
     CANCELLED = FAILURE_CANCELLED  # the controller has cancelled it, and its handler was not called, or has noticed
->>>>>>> d_w18
 
 
 class Failure(msgspec.Struct, omit_defaults=True, gc=False):
