@@ -357,7 +357,7 @@ private:
     /// Wait for the doorbell, but at most for one slice: a ring may be lost. A wait that lasts for a while first
     /// updates the mirrors; so a burst of requests does not write them.
     void sleep(Clock::time_point deadline) {
-        if (is_sent_ || request_mirror_.is_stale() || status_mirror_.is_stale()) {
+        if (has_to_show()) {
             if (response_doorbell_.wait(std::min(deadline, deadline_in(1000 * wire::mirror_delay_s)))) return;
             const std::unique_lock<std::mutex> lock(mirroring_, std::try_to_lock);
             if (lock) {
@@ -367,6 +367,12 @@ private:
             }
         }
         response_doorbell_.wait(std::min(deadline, deadline_in(1000 * wire::wait_slice_s)));
+    }
+
+    bool has_to_show() {
+        if (is_sent_) return true;
+        const std::unique_lock<std::mutex> lock(mirroring_, std::try_to_lock);  // else another thread shows it
+        return lock && (request_mirror_.is_stale() || status_mirror_.is_stale());
     }
 
     std::string status_line() const {
