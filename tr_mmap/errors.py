@@ -21,10 +21,8 @@ __all__ = [
     "MissingTag",
     "OutOfSpace",
     "RemoteError",
-    "RequestCancelled",
     "ResponseTimeout",
     "RemoteOutOfSpace",
-    "RequestCancelled",
     "ScriptNotFound",
     "SemaphoresUnavailable",
     "SessionBusy",
@@ -333,20 +331,6 @@ class RemoteError(TRException, RuntimeError):
     remote_traceback: str
 
     def __init__(self, message: str, *, command: str, error_type: str, remote_traceback: str) -> None:
-        super().__init__(message, command=command, error_type=error_type, remote_traceback=remote_traceback)
-
-
-class RequestCancelled(RemoteError):
-    """The controller has cancelled the request. A handler may raise this when ``server.cancelled()`` says so."""
-
-    def __init__(
-        self,
-        message: str = "the request was cancelled",
-        *,
-        command: str = "",
-        error_type: str = "RequestCancelled",
-        remote_traceback: str = "",
-    ) -> None:
         super().__init__(message, command=command, error_type=error_type, remote_traceback=remote_traceback)
 
 

@@ -56,8 +56,8 @@ def test_a_failed_handler_is_the_error_of_its_own_request(workspace: Path) -> No
         assert session.wait_for_response(FOREVER_MS) == "a"
 
 
-@pytest.mark.parametrize("ask", ["next request", "take"])
-def test_an_answer_that_cannot_be_received_for_want_of_descriptors_is_not_lost(workspace: Path, ask: str) -> None:
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_an_answer_that_cannot_be_received_for_want_of_descriptors_is_not_lost(workspace: Path, is_taken: bool) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with PythonSession(TOOLS, "limited", quiet_mode=True) as session:
         session.send_tensor(A, "x")
@@ -65,10 +65,31 @@ def test_an_answer_that_cannot_be_received_for_want_of_descriptors_is_not_lost(w
         wait_until(session._dispatcher.resources.worker.channel.has_message)  # type: ignore[union-attr] # it is started
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
-            with pytest.raises(SystemLimit) as caught:
-                session.wait_for_tensor(FOREVER_MS) if ask == "take" else session.send_request("say a")
+            if is_taken:
+                with pytest.raises(SystemLimit) as caught:
+                    session.wait_for_tensor(FOREVER_MS)
+                assert caught.value.limit == "RLIMIT_NOFILE"
+            assert session.fetch_response("say a") == "a"  # it waits for none of the others
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert caught.value.limit == "RLIMIT_NOFILE"
+        for number in range(3):  # whose results take no memory of the one that was not received
+            assert session.calculate("echo", A + number).tolist() == (A + number).tolist()
         assert session.wait_for_tensor(FOREVER_MS).tolist() == A.tolist()
         assert session.fetch_response("say b") == "b"
+
+
+def test_a_call_that_finds_no_descriptor_for_its_result_keeps_none_of_the_workers_memory(workspace: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with PythonSession(TOOLS, "limited", quiet_mode=True) as session:
+        session.send_tensor(A, "x")
+        assert session.fetch_response("say a") == "a"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            with pytest.raises(SystemLimit):
+                session.fetch_tensor("echo x")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert not session.is_busy()
+        for number in range(100):
+            assert session.calculate("echo", A + number).tolist() == (A + number).tolist()
+        assert len(list(Path(session.session_dir()).glob("result_*"))) < 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +12,15 @@ from rings import line_at, next_slot, poke
 from support import never
 
 from tr_mmap.channel.mapped import MappedChannel
-from tr_mmap.controller.fast_path import controller_fast_path
-from tr_mmap.protocol.messages import Request, Response, TensorRef, decode_response, encode
+from tr_mmap.controller.fast_path import Traffic, controller_fast_path
+from tr_mmap.controller.turn import Turn
+from tr_mmap.native import Counters, Pending
+from tr_mmap.protocol.commands import parse_command
+from tr_mmap.protocol.messages import Request, Response, TensorRef, decode_request, decode_response, encode
 from tr_mmap.protocol.status import Status
 from tr_mmap.transfer.options import TransferOptions
 from tr_mmap.transfer.segments import SegmentControllerTransfer, SegmentWorkerTransfer
-from tr_mmap.wire.messages import REQUEST_RING_FILE, RESPONSE_RING_FILE, RING_SLOT_NBYTES
+from tr_mmap.wire.messages import REQUEST_RING_FILE, RESPONSE_RING_FILE, RING_SLOT_NBYTES, RING_SLOTS
 from tr_mmap.worker.fast_path import worker_fast_path
 from tr_mmap.worker.reply import Reply
 
@@ -51,12 +53,16 @@ class Pair:
         self.answering = SegmentWorkerTransfer(directory, OPTIONS)
         self.asking.worker_started(never)
         self.deaths: list[int] = []
-        controller_path = controller_fast_path(self.controller, self.asking, self.deaths)
+        self.in_flight: dict[int, Pending] = {}
+        self.counters = Counters()
+        self.counters.limit = RING_SLOTS
+        turns, transfer = (Turn(), Turn()), self.asking
+        traffic = Traffic(*turns, self.in_flight, transfer.unannounced, transfer.left, {}, self.counters)
+        controller_path = controller_fast_path(self.controller, self.asking, self.deaths, traffic)
         worker_path = worker_fast_path(self.worker, self.answering, self.deaths)
         assert controller_path is not None
         assert worker_path is not None
         self.controller_path, self.worker_path = controller_path, worker_path
-        self.seq = itertools.count(1)
         self.worker.write_status(Status.READY)
 
     def sent(self, name: str) -> bytes:
@@ -70,10 +76,62 @@ class Pair:
         data = (line[:RING_SLOT_NBYTES] + b"\n").ljust(RING_SLOT_NBYTES)[:RING_SLOT_NBYTES]
         poke(os.path.join(self.directory, file), next_slot(end), data)
 
+    def next_seq(self) -> int:
+        """A number for a request that does not take the fast path."""
+        self.counters.seq += 1
+        return self.counters.seq
+
+    def send(self, message: Any, tensors: Any = ()) -> Pending | None:
+        """Send a request by the fast path; None if it is left to the slow path, and nothing was sent."""
+        pending: Pending = Pending(message, "numpy")
+        before = self.counters.seq
+        is_sent = self.controller_path.send(pending, tensors)
+        assert is_sent == (self.counters.seq == before + 1) == (self.in_flight.get(before + 1) is pending)
+        assert is_sent or (pending.seq, pending.held) == (0, None)
+        return pending if is_sent else None
+
+    def send_slowly(self, message: str, tensors: tuple[Any, ...]) -> Pending:
+        """Send a request by the slow path."""
+        pending: Pending = Pending(message, "numpy")
+        draft = self.asking.prepare(pending, *parse_command(message), tensors)
+        pending.seq, pending.order = self.next_seq(), self.counters.sent
+        request = self.asking.request(pending.seq, draft)
+        self.in_flight[pending.seq] = pending
+        self.controller.send(request)
+        self.counters.sent += 1
+        self.asking.sent(pending, request)
+        return pending
+
+    def expect(self, seq: int) -> Pending:
+        """Wait for the answer to a request that was sent in whatever way."""
+        pending = self.in_flight[seq] = Pending("asked", "numpy")
+        pending.seq = seq
+        return pending
+
+    def hear(self) -> bool:
+        """Consume answers by the fast path. Returns whether the next one is left to the slow path."""
+        return self.controller_path.consume()
+
+    def answer(self) -> bytes | None:
+        """Take the next answer by the slow path."""
+        position = self.controller.position
+        try:
+            return self.controller.peek()
+        finally:
+            self.controller.advance(position)
+
+    def forget(self) -> None:
+        """No answer is waited for."""
+        while self.in_flight:
+            self.asking.release(self.in_flight.popitem()[1], None)
+
     def receive_late(self) -> None:
-        """Take what is there the slow path."""
-        self.controller.receive(0, never)
-        self.worker.receive(0, never)
+        """Take what is there by the slow path, and forget who waits for it."""
+        while self.controller.has_message():
+            self.answer()
+        while self.worker.has_message():
+            self.worker.receive(0, never)
+        self.forget()
 
     def serve(self, handle: Callable[[Any], object]) -> Any:
         """As the worker, but without waiting for what does not come."""
@@ -96,9 +154,9 @@ class Pair:
 
     def pass_by_slow_path(self, tensors: tuple[Any, ...]) -> None:
         """So that both sides know how such tensors lie."""
-        seq = next(self.seq)
-        request = self.asking.prepare(seq, "echo", "", tensors)
-        self.controller.send(request)
+        pending = self.send_slowly("echo", tensors)
+        request = decode_request(self.worker.receive(0, never) or b"")
+        self.answering.consumed(self.worker.responses_consumed())
         self.answering.begin(request)
         self.worker.advance_status(Status.BUSY)
         views = [self.answering.fetch(tag, "numpy") for tag in request.parameters.split()]
@@ -106,13 +164,13 @@ class Pair:
         del views
         refs = self.answering.end(request, True)
         self.worker.advance_status(Status.OK)
-        self.worker.send(Response(seq, "echo", "ok", "", 1, refs))
-        response = decode_response(self.controller.receive(0, never) or b"")
-        for ref in response.tensors:
+        order = self.worker.responses_sent
+        self.worker.send(Response(pending.seq, "echo", "ok", "", 1, refs))
+        self.answering.responded(order)
+        for ref in decode_response(self.answer() or b"").tensors:
             self.asking.receive(ref, "numpy")
-        self.asking.withdraw()
-        self.answering.withdraw()
-        self.worker.receive(0, never)
+        self.forget()
+        self.answering.consumed(self.worker.responses_consumed())
 
     def close(self) -> None:
         self.answering.close(is_orphan=True)

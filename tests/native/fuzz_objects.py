@@ -21,7 +21,9 @@ import numpy as np
 from fuzz_runs import run
 from fuzz_values import MESSAGES, Callback, Values
 from native_objects import (
+    DEATHS,
     EMPTY_RING,
+    ENDED,
     FLOATS,
     NBYTES,
     REFUSALS,
@@ -35,6 +37,7 @@ from native_objects import (
     n,
     owner,
     reader,
+    traffic,
     worker_arguments,
 )
 
@@ -46,7 +49,8 @@ STEP_S = 0.02  # what lasts longer, as a wait may, is ended by a signal handler 
 RESULTS = 60  # most objects that a round keeps of what calls have returned
 semaphore = native_objects.semaphore
 KINDS = (n.Semaphore, n.LeaseWords, n.OwnerSegment, n.ReaderSegment, n.Ring, n.FreeLists, n.Mirror, n.Heartbeat)
-HIDDEN = {"map_file", "wait", "drain"}  # called with bounds, below; the last does nothing
+PLAIN = (n.Pending, n.TurnWords, n.Counters, n.SentResults)
+HIDDEN = {"map_file", "wait", "sleep", "drain"}  # called with bounds, below; the last does nothing
 
 
 class Stopped(Exception):
@@ -69,9 +73,10 @@ class World(Values):
         # No others are made: a signal handler that raised would leave a name in the system.
         native_objects.semaphore = lambda: self.random.choice(bells)  # type: ignore[assignment]
         common = [0.001, pool, mapped, held]
-        asking = [*ends[0], *bells, *common, self.deaths, lambda *fields: fields, shown]
+        asked = traffic()
+        asking = [*ends[0], *bells, *common, self.deaths, lambda *fields: fields, shown, *asked]
         self.paths = [n.ControllerFastPath(*asking)]
-        server = [status, shown, by_hand, tags, self.deaths, Request, Ref, Reply]
+        server = [status, shown, by_hand, tags, self.deaths, Request, Ref, Reply, n.SentResults()]
         self.paths.append(n.WorkerFastPath(*ends[1], *bells, *common, *server))
         segment = owner()
         segment.set_layout(FLOATS, np.dtype("f4"))
@@ -79,13 +84,17 @@ class World(Values):
         segment.is_header_current, segment.free_list = True, pool.free.setdefault(4096, [])
         segment.restore(0, segment.free_list)
         self.lists += [held, by_hand, tags, mapped, self.deaths, pool.free, pool.to_retire, pool.viewed]
-        self.lists.append(segment.free_list)
+        self.lists += [segment.free_list, *asked[2:6]]
         self.status, self.rings = status, [(sending, ends[1][1]), (receiving, ends[0][1])]  # each with its reader
         tags["a"] = Ref("a", "s", 5)
+        for seq in range(1, 5):
+            pending = asked[2][seq] = n.Pending("run", "numpy")
+            pending.on_done = Callback(self)
+        self.objects += [asked[0], asked[1], asked[-1], server[-1], *asked[2].values()]
         self.objects += [*self.paths, *ends[0], *ends[1], *bells, pool, segment, mapped["s"], shown]
         self.objects += [n.LeaseWords(memory()), n.Heartbeat(status), n.Mirror(status, "mirror.txt", b"exit")]
         self.objects += [segment.loan(), mapped["s"].view(5)]
-        self.objects += [kind.__new__(kind) for kind in (*KINDS, n.ControllerFastPath, n.WorkerFastPath)]
+        self.objects += [kind.__new__(kind) for kind in (*KINDS, *PLAIN, n.ControllerFastPath, n.WorkerFastPath)]
         self.functions = [getattr(n, name) for name in dir(n) if callable(getattr(n, name)) and name not in HIDDEN]
         self.fd = os.memfd_create("fuzz")
         os.truncate(self.fd, NBYTES)
@@ -131,7 +140,8 @@ class World(Values):
         if isinstance(target, n.Semaphore):
             target.wait(self.random.choice([0, 0.001, -1, Callback(self)]))
         elif isinstance(target, n.Ring):
-            target.wait(
+            wait = self.random.choice([target.wait, target.sleep])
+            wait(
                 self.target(),
                 self.random.choice([0, 0.002]),
                 self.random.choice([0.001, Callback(self)]),
@@ -143,7 +153,7 @@ class World(Values):
         self.keep(function(*self.arguments(function.__name__)))
 
     def make(self) -> None:
-        kind, count = self.random.choice(KINDS), self.random.randrange(4)
+        kind, count = self.random.choice(KINDS + PLAIN), self.random.randrange(4)
         arguments = [self.buffer() if self.random.random() < 0.7 else self.value() for _ in range(count)]
         if self.random.random() < 0.3:
             target = self.target()
@@ -153,11 +163,11 @@ class World(Values):
     def make_path(self) -> None:
         kind, made = self.random.choice(
             [
-                (n.ControllerFastPath, [*controller_arguments(), mirror(self.pages[2])]),
+                (n.ControllerFastPath, controller_arguments()),
                 (n.WorkerFastPath, worker_arguments()),
             ]
         )
-        deaths = made[12 if kind is n.WorkerFastPath else 8]
+        deaths = made[DEATHS if kind is n.WorkerFastPath else ENDED]
         deaths += [1] if kind is n.WorkerFastPath else []  # so that no call waits
         for _ in range(self.random.randrange(3)):
             place = self.random.randrange(len(made))
@@ -166,7 +176,7 @@ class World(Values):
         path = kind(*made)
         self.keep(path)
         if kind is n.ControllerFastPath:
-            path.send(1, "run", (self.tensor(),) * self.random.randrange(2))
+            path.send(n.Pending("run", "numpy"), (self.tensor(),) * self.random.randrange(2))
             deaths.append(1)
 
     def map_file(self) -> None:
@@ -209,13 +219,15 @@ class World(Values):
         """What the fast paths are for, now and then."""
         self.deaths[:] = [1] if self.random.random() < 0.5 else []
         asking, answering = self.paths
-        seq = self.random.choice([1, 2, 3, 99999999])
+        pending = n.Pending(self.random.choice(["run", "run a", "run $0 a"]), self.random.choice([None, "numpy", "x"]))
+        pending.on_done = self.random.choice([None, Callback(self)])
         tensors = tuple(self.tensor() for _ in range(self.random.randrange(3)))
-        asking.send(seq, self.random.choice(["run", "run a", "run $0 a"]), tensors)
+        asking.send(pending, tensors)
         self.deaths.append(1)
         self.keep(answering.serve(Server(Callback(self))))
         self.keep(answering.quick_fetch(self.random.choice(["a", "$0 a", "a,b", " a "])))
-        self.keep(asking.receive(seq, 0))
+        self.keep(asking.consume())
+        self.keep(asking.call("run", tensors, 0, "numpy"))
 
     def collect(self) -> None:
         if self.random.random() < 0.1:

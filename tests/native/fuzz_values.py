@@ -25,9 +25,12 @@ NUMBERS = (
     *(2**31, 2**32, 2**62, 2**63 - 1, -(2**63), 2**64, 2**70),
 )
 FITTING = {
-    "send": "seq text tensors",
-    "call": "seq text tensors time",
-    "receive": "seq time",
+    "send": "pending tensors",
+    "call": "text tensors time framework",
+    "advance": "seq seq",
+    "add": "seq list",
+    "release": "seq",
+    "has_stored": "seq",
     "serve": "server",
     "quick_fetch": "text",
     "store": "seq bytes",
@@ -169,9 +172,14 @@ class Values:
             return [self.value() for _ in range(self.random.choice([0, 1, 1, 2, 2, 3, 4, 5]))]
         return [self.value() if self.random.random() < 0.15 else self.fitting(kind) for kind in FITTING[name].split()]
 
+    def _of(self, kind: type) -> list[Any]:
+        return [each for each in self.objects if isinstance(each, kind)]
+
     def fitting(self, kind: str) -> Any:
         made: dict[str, Callable[[], Any]] = {
             "seq": lambda: self.random.choice([1, 2, 3, 5, 99999999]),
+            "pending": lambda: self.random.choice([n.Pending("run", "numpy"), *self._of(n.Pending)]),
+            "framework": lambda: self.random.choice([None, "numpy", "torch"]),
             "text": lambda: self.random.choice(["run", "run a", "$0", "a", "a $0", "float32"]),
             "bytes": lambda: self.random.choice(MESSAGES),
             "time": lambda: self.random.choice([0, 0.0, 0.001]),
@@ -183,7 +191,7 @@ class Values:
             "shape": lambda: self.random.choice([(4,), (2, 2), (), (0,), 4]),
             "offset": lambda: self.random.choice([0, 4096, 8192, NBYTES - 16]),
             "server": lambda: Server(Callback(self)),
-            "mirrors": lambda: tuple(each for each in self.objects if isinstance(each, n.Mirror)),
+            "mirrors": lambda: tuple(self._of(n.Mirror)),
             "buffer": self.buffer,
             "whole": lambda: memory(nbytes=NBYTES),
         }

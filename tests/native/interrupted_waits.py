@@ -14,6 +14,8 @@ from typing import Any
 
 import posix_ipc
 from native_objects import (
+    ENDED,
+    call,
     controller_arguments,
     n,
     ring,
@@ -62,7 +64,7 @@ def waits(bell: Any, spin_us: float) -> list[Any]:
         arguments[1].set_spin(spin_us)
         arguments[3], arguments[4] = bell, FOREVER_S
         path = n.ControllerFastPath(*arguments)
-        made.append(lambda: path.receive(1, FOREVER_S))
+        made.append(lambda: call(path, FOREVER_S))
     return made
 
 
@@ -128,9 +130,9 @@ def other_threads_run_while_the_peer_rings_without_pause() -> None:
     with rung_without_pause() as bell:
         arguments[3] = bell
         path = n.ControllerFastPath(*arguments)
-        watch = threading.Timer(0.02, arguments[8].append, (1,))  # the worker has ended
+        watch = threading.Timer(0.02, arguments[ENDED].append, (1,))  # the worker has ended
         watch.start()
-        print(path.receive(1, FOREVER_S))
+        print(call(path, FOREVER_S).outcome)
         watch.join()
 
 

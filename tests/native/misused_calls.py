@@ -13,18 +13,25 @@ from typing import Any
 import numpy as np
 import posix_ipc
 from native_objects import (
+    CONSUMING,
+    COUNTERS,
     DEATHS,
+    ENDED,
     FLOATS,
+    HELD,
+    IN_FLIGHT,
     REF,
     REFUSALS,
     REPLY,
     REQUEST,
+    RESPONSE,
     TAGS,
     Ref,
     Request,
     Server,
     answered,
     asked,
+    call,
     controller_arguments,
     incoming,
     memory,
@@ -36,6 +43,8 @@ from native_objects import (
     ring,
     worker_arguments,
 )
+
+RECORDS = (n.TurnWords, n.Counters, n.SentResults)  # there is no __init__ that could not have run
 
 # -- __init__ ----------------------------------------------------------------------------------------------------------
 
@@ -52,6 +61,7 @@ def makers() -> list[tuple[type, list[Any]]]:
         (n.FreeLists, []),
         (n.Mirror, [buffer, "/proc/nothing", b""]),
         (n.Heartbeat, [buffer]),
+        (n.Pending, ["run"]),
         (n.ControllerFastPath, controller_arguments()),
         (n.WorkerFastPath, worker_arguments()),
     ]
@@ -71,7 +81,7 @@ def init_again_in_another_thread_during_a_wait() -> None:
     seen: list[str] = []
     again = threading.Timer(0.05, lambda: seen.append(refusal(path.__init__, *controller_arguments())))
     again.start()
-    print(path.receive(1, 0.2))
+    print(call(path, 0.2).outcome)
     again.join()
     print(*seen)
 
@@ -81,16 +91,16 @@ def init_again_in_a_signal_handler_during_a_wait() -> None:
     seen: list[str] = []
     signal.signal(signal.SIGALRM, lambda *_: seen.append(refusal(path.__init__, *controller_arguments())))
     signal.setitimer(signal.ITIMER_REAL, 0.05)
-    print(path.receive(1, 0.2))
+    print(call(path, 0.2).outcome)
     print(*seen)
 
 
 def init_again_while_a_response_is_made() -> None:
     arguments = controller_arguments()
     seen: list[str] = []
-    arguments[-1] = lambda *_: seen.append(refusal(path.__init__, *controller_arguments()))
-    path = answered(arguments)
-    print(path.receive(1, 0))
+    arguments[RESPONSE] = lambda *_: seen.append(refusal(path.__init__, *controller_arguments()))
+    path, pending = answered(arguments)
+    print(path.consume(), pending.outcome)
     print(*seen)
 
 
@@ -112,7 +122,7 @@ def attempts(made: Any) -> None:
     """Call whatever there is with arguments that fit and with some that do not."""
     values: list[Any] = [None, 0, 1, -1, 2**64, 0.0, "x", b"x", (), [], {}, np.zeros(4, "f4"), np.dtype("f4"), made]
     for name in dir(type(made)):
-        if name.startswith("_") or name in {"serve", "wait"}:
+        if name.startswith("_") or name in {"serve", "wait", "sleep"}:
             continue
         try:
             attribute = getattr(made, name)
@@ -125,10 +135,10 @@ def attempts(made: Any) -> None:
             for value in values:
                 refusal(attribute, value, value, value)
                 refusal(attribute, value, value, value, value)
-    for name in ("wait", "serve"):
+    for name in ("wait", "sleep", "serve"):
         if hasattr(made, name):
             for value in (*values[:4], "x"):
-                refusal(getattr(made, name), value, *[0.0, 0.001, bool][: 3 if name == "wait" else 0])
+                refusal(getattr(made, name), value, *[0.0, 0.001, bool][: 0 if name == "serve" else 3])
     for name in dir(type(made)):
         if not name.startswith("_"):
             for value in values:
@@ -139,7 +149,7 @@ def attempts(made: Any) -> None:
 
 
 def use_before_init() -> None:
-    for kind, _ in makers():
+    for kind in (*(kind for kind, _ in makers()), *RECORDS):
         made = kind.__new__(kind)
         attempts(made)
         gc.collect()
@@ -152,11 +162,12 @@ def use_with_any_argument() -> None:
     arguments = worker_arguments()
     arguments[DEATHS].append(1)  # the controller has ended, so that no call waits
     dead = controller_arguments()
-    dead[8].append(1)
+    dead[ENDED].append(1)
     segment = owner()
     segment.set_layout(FLOATS, np.dtype("f4"))
     made = [n.LeaseWords(memory()), segment, reader(), ring(), n.FreeLists(), mirror(memory()), n.Heartbeat(memory())]
     made += [n.ControllerFastPath(*dead), n.WorkerFastPath(*arguments)]
+    made += [n.Pending("run"), *(kind() for kind in RECORDS)]
     for each in made:
         attempts(each)
     del made, each, segment
@@ -170,10 +181,9 @@ def use_with_any_argument() -> None:
 
 def parts_whose_init_has_not_run() -> None:
     print(refusal(ring().set_mirrors, (n.Mirror.__new__(n.Mirror),)))
-    controller = [*controller_arguments(), mirror(memory())]
-    for kind, arguments in ((n.ControllerFastPath, controller), (n.WorkerFastPath, worker_arguments())):
+    for kind, arguments in ((n.ControllerFastPath, controller_arguments()), (n.WorkerFastPath, worker_arguments())):
         for index, part in enumerate(arguments):
-            if type(part).__module__ == "tr_mmap.native":
+            if type(part).__module__ == "tr_mmap.native" and type(part) not in RECORDS:
                 blank = part.__new__(type(part))
                 said = refusal(kind, *arguments[:index], blank, *arguments[index + 1 :])
                 print(kind.__name__, index, said.partition(":")[0])
@@ -205,47 +215,83 @@ def numbers_that_do_not_fit() -> None:
         print(refusal(delattr, made, "seq").split(":")[0], made.seq == 2**64 - 1)
 
 
-def held_that_shrinks_while_it_is_released() -> None:
+def releasing(arguments: list[Any], held: Any) -> Any:
+    """A controller's fast path that finds the answer to a request which holds these."""
+    path, pending = answered(arguments)
+    pending.held = held
+    return path
+
+
+def held_whose_end_uses_the_fast_path() -> None:
     arguments = controller_arguments()
-    held = arguments[7]
+    seen: list[Any] = []
+
+    class Ending(n.OwnerSegment):  # type: ignore[misc, name-defined]
+        def __del__(self) -> None:
+            seen.append((path.consume(), path.send(n.Pending("run"), ())))
+
+    path = releasing(arguments, [Ending(memory()), Ending(memory())])
+    print(path.consume(), *seen)
+
+
+def held_that_is_no_list_of_segments() -> None:
+    for held in (3, "text", (owner(),), [owner(), 3, None, owner()], {}, []):
+        print(releasing(controller_arguments(), held).consume())
+
+
+def held_when_nothing_was_sent() -> None:
+    """Whatever stands in the list of what is being sent stays as it is, and nothing is sent."""
+    arguments = controller_arguments()
 
     class Segment:
         def release(self) -> None:
-            held.clear()
+            raise ValueError("not now")
 
-    path = answered(arguments)
-    held.extend(Segment() for _ in range(2000))
-    print(path.receive(1, 0), held)
+    path = n.ControllerFastPath(*arguments)
+    arguments[HELD].extend([owner(), Segment()])
+    print(path.send(n.Pending("run"), ()), len(arguments[HELD]), arguments[COUNTERS].sent)
 
 
-def held_that_grows_while_it_is_released() -> None:
+def an_outcome_whose_taker_does_all_there_is() -> None:
     arguments = controller_arguments()
-    held = arguments[7]
+    seen: list[Any] = []
+    path, pending = answered(arguments)
 
-    class Segment:
-        def release(self) -> None:
-            held.append(self)
+    def again(done: Any) -> None:
+        done.held = [owner()]
+        seen.append((path.consume(), path.send(n.Pending("run"), ()), done.outcome is not None))
+        arguments[IN_FLIGHT].clear()
 
-    path = answered(arguments)
-    held.extend([Segment(), Segment()])
-    print(path.receive(1, 0) is not None, len(held))
+    pending.on_done = again
+    print(path.consume(), *seen, pending.on_done)
 
 
-def held_whose_release_raises() -> None:
+def an_outcome_whose_taker_raises() -> None:
+    path, pending = answered(controller_arguments())
+
+    def fail(done: Any) -> None:
+        raise ValueError("from the taker")
+
+    pending.on_done = fail
+    print(refusal(path.consume), pending.outcome is not None, path.consume())
+
+
+def requests_that_are_no_requests() -> None:
+    for other in (3, None, "x", object()):
+        arguments = controller_arguments()
+        path, _ = answered(arguments)
+        arguments[IN_FLIGHT][1] = other
+        print(path.consume(), refusal(path.send, other, ()).partition(":")[0])
+
+
+def a_turn_whose_queue_raises() -> None:
+    class Queue:
+        def __len__(self) -> int:
+            raise ZeroDivisionError
+
     arguments = controller_arguments()
-
-    class Segment:
-        attempts = 0
-
-        def release(self) -> None:
-            self.attempts += 1
-            if self.attempts == 1:
-                raise ValueError("not now")
-
-    path = answered(arguments)
-    arguments[7].extend([owner(), Segment(), owner()])
-    print(refusal(path.receive, 1, 0), len(arguments[7]))
-    print(path.receive(1, 0) is not None, arguments[7])  # the response waits to be taken
+    arguments[CONSUMING].queue = Queue()
+    print(call(n.ControllerFastPath(*arguments)), arguments[COUNTERS].sent)
 
 
 def a_ref_that_drops_its_tag_when_it_is_read() -> None:
@@ -329,8 +375,9 @@ def a_reply_or_a_request_that_cannot_be_made() -> None:
 
 
 def texts_that_are_no_utf8() -> None:
-    path = answered(controller_arguments(), b',"command":"\xff","result":"\xff","message":"\xff","timestamp":5}')
-    print(path.receive(1, 0))
+    said = b',"command":"\xff","result":"\xff","message":"\xff","timestamp":5}'
+    path, pending = answered(controller_arguments(), said)
+    print(path.consume(), pending.outcome)
     arguments = worker_arguments()
     peer = incoming(arguments)
     arguments[DEATHS].append(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
-import itertools
 import os
 import sys
 import time
@@ -15,13 +14,20 @@ from typing import Any
 
 import numpy as np
 from native_objects import (
+    COUNTERS,
     EMPTY_RING,
     FLOATS,
+    HELD,
+    IN_FLIGHT,
+    MAPPED,
     NBYTES,
     OFFSET,
+    POOL,
+    RESPONSE,
     Server,
     answered,
     asked,
+    call,
     controller_arguments,
     memory,
     n,
@@ -53,7 +59,7 @@ def times_that_make_no_sense() -> None:
         assert not refusal(bell.wait, timeout_s).startswith("accepted"), timeout_s
         if hasattr(n, "ControllerFastPath"):
             path = n.ControllerFastPath(*controller_arguments())
-            assert not refusal(path.receive, 1, timeout_s).startswith("accepted"), timeout_s
+            assert not refusal(call, path, timeout_s).startswith("accepted"), timeout_s
     assert not refusal(a_ring.set_spin, nan).startswith("accepted")
     for timeout_s in (0, -1, -inf):
         assert bell.wait(timeout_s) is False
@@ -85,11 +91,11 @@ def subclasses_that_override_everything() -> None:
     print(n.loan_of(array) is segment, n.freeze(array))
     made = reader_type(memory(nbytes=NBYTES), memory(nbytes=NBYTES))
     arguments = controller_arguments()
-    arguments[5] = lists
-    arguments[6]["s"] = made
-    arguments[7].append(segment)
-    path = answered(arguments, b',"command":"run","result":"x","timestamp":5,"tensors":[["","s",5]]}')
-    print(path.receive(1, 0), path.send(1, "run", (np.zeros(4, "f4"),)))
+    arguments[POOL] = lists
+    arguments[MAPPED]["s"] = made
+    path, pending = answered(arguments, b',"command":"run","result":"x","timestamp":5,"tensors":[["","s",5]]}')
+    pending.held = [segment]
+    print(path.consume(), path.send(n.Pending("run"), (np.zeros(4, "f4"),)))
     for kind in (n.Semaphore, n.Ring, n.ControllerFastPath, n.WorkerFastPath):
         print(refusal(type, "Sub", (kind,), {}).partition(":")[0])
 
@@ -117,14 +123,14 @@ def cycles() -> None:
     for name in ("name", "requested_dtype", "free_list", "pool_token"):
         cycle(with_attribute([owner()], name))
     cycle(with_attribute([reader()], "spare"))
-    for index in (6, 7, 9):
+    for index in (MAPPED, HELD, RESPONSE, IN_FLIGHT):
         arguments = controller_arguments()
 
         def make(sentinel: Any, index: int = index, arguments: list[Any] = arguments) -> Any:
-            if index == 9:
-                arguments[9] = lambda *_: sentinel
-            elif index == 6:
-                arguments[6]["x"] = sentinel
+            if index == RESPONSE:
+                arguments[index] = lambda *_: sentinel
+            elif index != HELD:
+                arguments[index]["x"] = sentinel
             else:
                 arguments[index].append(sentinel)
             made = n.ControllerFastPath(*arguments)
@@ -162,7 +168,10 @@ def collections_during_every_call() -> None:
         Ending()
         assert path.serve(Server(Ending)) is not None
         Ending()
-        assert answered(controller_arguments()).receive(1, 0) is not None
+        path, pending = answered(controller_arguments())
+        assert (path.consume(), pending.outcome[1]) == (False, [])
+        Ending()
+        assert call(n.ControllerFastPath(*controller_arguments())).seq == 1
         segment = owner()
         segment.set_layout(FLOATS, np.dtype("f4"))
         Ending()
@@ -175,28 +184,28 @@ def collections_during_every_call() -> None:
 
 def objects_in_a_forked_child() -> None:
     arguments = controller_arguments()
-    lists = arguments[5]
+    lists = arguments[POOL]
     segment = owner()
     segment.set_layout(FLOATS, np.dtype("f4"))
     segment.is_header_current = True
     lists.free[NBYTES] = [segment]
-    path = answered(arguments)
+    path, pending = answered(arguments)
     worker = asked(worker_arguments())
     child = os.fork()
     if child == 0:
         zeros = np.zeros(4, "f4")
         outcome = [
-            path.call(1, "run", (), float("inf")),
-            path.send(1, "run", (zeros,)),
-            path.receive(1, float("inf")),
+            path.send(n.Pending("run"), (zeros,)),
+            path.consume(),
+            call(path, float("inf")),
             worker.serve(Server()),
             lists.quick_publish(zeros),
             lists.quick_publish(zeros, []),
             lists.quick_loan((4,), "float32"),
         ]
-        os._exit(0 if outcome == [False, False, *[None] * 5] else 1)
+        os._exit(0 if outcome == [False, True, *[None] * 5] else 1)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    print(path.receive(1, 0), worker.serve(Server()))
+    print(path.consume(), pending.outcome, worker.serve(Server()))
 
 
 def a_handler_that_forks() -> None:
@@ -332,26 +341,32 @@ def allocations_that_fail() -> None:
     each_allocation_failing(publish_a_loan, loan_published)
 
     arguments = controller_arguments()
-    arguments[5], arguments[7] = lists, held
-    other = arguments[6]["r"] = reader()
+    arguments[POOL], arguments[HELD] = lists, held
+    other = arguments[MAPPED]["r"] = reader()
     buffer = memory(EMPTY_RING)
     arguments[1], peer = n.Ring(buffer), n.Ring(buffer)
     path = n.ControllerFastPath(*arguments)
-    number = itertools.count(1)
+    in_flight, counters = arguments[IN_FLIGHT], arguments[COUNTERS]
 
-    def call() -> None:
-        seq = next(number)
-        peer.store(seq, b',"command":"run","result":"x","timestamp":5,"tensors":[["","r",5],["","r",5]]}')
-        kept.append(path.call(seq, "run", (zeros,), 0))
+    def ask() -> None:
+        if peer.stored_seq <= counters.seq:
+            peer.store(
+                counters.seq + 1, b',"command":"run","result":"x","timestamp":5,"tensors":[["","r",5],["","r",5]]}'
+            )
+        kept.append(call(path, 0, (zeros,)))
 
-    def called() -> None:
-        if held:  # sent, but what came is still there
-            kept.append(path.receive(path.sent_seq, 0))
-            assert kept[-1] is not None
+    def answered_now() -> None:
+        assert held == []
+        while in_flight:  # sent, but what came is still there
+            (pending,) = in_flight.values()
+            assert pending.is_abandoned
+            pending.is_abandoned = False
+            assert path.consume() is False
+            del pending
         published()
         assert other.views == 0
 
-    each_allocation_failing(call, called)
+    each_allocation_failing(ask, answered_now)
 
     def view() -> None:
         kept.append(other.view(5))

@@ -14,8 +14,13 @@ from typing import Any
 import numpy as np
 from native_objects import (
     FLOATS,
+    HELD,
+    IN_FLIGHT,
     NBYTES,
     OFFSET,
+    POOL,
+    REPLY,
+    RESPONSE,
     controller_arguments,
     memory,
     n,
@@ -198,11 +203,11 @@ def free_chains(length: int) -> None:
     del made, last
     arguments = controller_arguments()
     for _ in range(length):
-        arguments[-1] = n.ControllerFastPath(*arguments)
+        arguments[RESPONSE] = n.ControllerFastPath(*arguments)
     arguments.clear()
     arguments = worker_arguments()
     for _ in range(length):
-        arguments[-1] = n.WorkerFastPath(*arguments)
+        arguments[REPLY] = n.WorkerFastPath(*arguments)
     arguments.clear()
     last = None
     segment = None
@@ -217,7 +222,7 @@ def an_array_that_is_resized_while_another_is_copied() -> None:
     count = 4 << 20
     layout = ("float32", (count,), OFFSET)
     arguments = controller_arguments()
-    pool, held = arguments[5], arguments[7]
+    pool = arguments[POOL]
     free_list = pool.free.setdefault(count, [])
     for name in ("a", "b"):
         segment = n.OwnerSegment(memory(nbytes=OFFSET + 4 * count))
@@ -228,15 +233,17 @@ def an_array_that_is_resized_while_another_is_copied() -> None:
     arrays: list[Any] = []
     signal.signal(signal.SIGALRM, lambda *_: arrays[1].resize(1, refcheck=False))
     is_sent = True
-    for seq in range(1, 100):  # until the signal comes during the first copy, as it does the first time or soon
+    for _ in range(100):  # until the signal comes during the first copy, as it does the first time or soon
         arrays[:] = [np.ones(count, "f4"), np.ones(count, "f4")]
         signal.setitimer(signal.ITIMER_REAL, 0.001)
-        is_sent = path.send(seq, "run", tuple(arrays))
+        pending = n.Pending("run")
+        is_sent = path.send(pending, tuple(arrays))
         if not is_sent:
             break
-        while held:
-            held.pop().release()
-    print(is_sent, held, len(free_list))
+        arguments[IN_FLIGHT].clear()
+        while pending.held:
+            pending.held.pop().release()
+    print(is_sent, pending.held, arguments[HELD], len(free_list))
 
 
 def a_fault_in_the_second_thread_of_a_copy() -> None:

@@ -24,7 +24,12 @@ OFFSET = 4096
 NBYTES = 4 * OFFSET
 FLOATS = ("float32", (4,), OFFSET)
 STATUS_MIRROR, TAGS, DEATHS, REQUEST, REF, REPLY = 9, 11, 12, 13, 14, 15  # where they are in worker_arguments()
-REFUSALS = (TypeError, ValueError, LookupError, AttributeError, BufferError, OSError, OverflowError)
+# and in controller_arguments()
+POOL, MAPPED, HELD, ENDED, RESPONSE, CONSUMING, IN_FLIGHT, COUNTERS = 5, 6, 7, 8, 9, 12, 13, 17
+REFUSALS = (
+    *(TypeError, ValueError, LookupError, AttributeError, BufferError, OSError, OverflowError),
+    RuntimeWarning,  # CPython's, for a number that an attribute of the extension has no room for
+)
 
 n: Any = importlib.import_module("tr_mmap.native." + ("_native" if sys.argv[1] == "compiled" else "reference"))
 _number = itertools.count()
@@ -61,8 +66,15 @@ def endpoint() -> list[Any]:
     return [ring(), ring(), semaphore(), semaphore(), 1.0, n.FreeLists(), {}, []]
 
 
+def traffic() -> list[Any]:
+    """The last arguments of the controller's: there are no requests."""
+    counters = n.Counters()
+    counters.limit = RING_SLOTS
+    return [n.TurnWords(), n.TurnWords(), {}, {}, [], {}, counters]
+
+
 def controller_arguments() -> list[Any]:
-    return [*endpoint(), [], lambda *fields: fields]
+    return [*endpoint(), [], lambda *fields: fields, mirror(memory()), *traffic()]
 
 
 class Ref:
@@ -91,7 +103,7 @@ class Server:
 
 def worker_arguments(reply: type = Reply) -> list[Any]:
     status = memory(b"ready\n  ", 4096)
-    return [*endpoint(), status, mirror(status), [], {}, [], Request, Ref, reply]
+    return [*endpoint(), status, mirror(status), [], {}, [], Request, Ref, reply, n.SentResults()]
 
 
 def incoming(arguments: list[Any]) -> Any:
@@ -109,12 +121,21 @@ def asked(arguments: list[Any], *, tensors: str = "") -> Any:
     return path
 
 
-def answered(arguments: list[Any], response: bytes = b',"command":"run","result":"x","timestamp":5}') -> Any:
-    """A controller's fast path that finds a response in its ring."""
+ANSWER = b',"command":"run","result":"x","timestamp":5}'
+
+
+def answered(arguments: list[Any], response: bytes = ANSWER, seq: int = 1) -> tuple[Any, Any]:
+    """A controller's fast path that finds a response in its ring; and the request that it answers."""
     peer = incoming(arguments)
     path = n.ControllerFastPath(*arguments)
-    peer.store(1, response)
-    return path
+    pending = arguments[IN_FLIGHT][seq] = n.Pending("run", "numpy")
+    peer.store(seq, response)
+    return path, pending
+
+
+def call(path: Any, timeout_s: Any = 0, tensors: Any = ()) -> Any:
+    """A request, and the wait for its answer."""
+    return path.call("run", tensors, timeout_s, "numpy")
 
 
 def owner() -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
+from typing import Any
 
 import pytest
 from fast_path_pair import FLOATS, Pair, in_a_slot, refs, texts, words
 from hypothesis import given
 from hypothesis import strategies as st
-from support import never
 
 from tr_mmap import native
 from tr_mmap.protocol.messages import Failure, FailureKind, Response, TensorRef, decode_response
@@ -23,10 +22,11 @@ pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the fast paths a
 def test_an_answer_by_the_fast_path_is_what_the_slow_path_sends(
     shared: Pair, command: str, result: str, message: str
 ) -> None:
-    seq = next(shared.seq)
     shared.receive_late()
     shared.worker.write_status(Status.READY)
-    assert shared.controller_path.send(seq, "asked", ())
+    pending = shared.send("asked")
+    assert pending is not None
+    seq = pending.seq
     before = shared.sent("response")
 
     def handle(answer: Reply) -> bool:
@@ -64,36 +64,77 @@ responses = st.builds(
 def test_any_answer_is_heard_by_the_fast_path_as_by_the_slow_path(
     shared: Pair, response: Response, is_awaited: bool
 ) -> None:
-    response.seq = wanted = next(shared.seq)
-    if not is_awaited:
-        wanted = next(shared.seq)
     shared.receive_late()
+    response.seq = shared.next_seq()
+    pending = shared.expect(response.seq if is_awaited else shared.next_seq())
     shared.worker.send(response)
-    heard = shared.controller_path.receive(wanted, 0.0)
-    if heard is not None:
-        assert heard == (response, [])
-        assert heard[0] == decode_response(shared.sent("response"))
-        assert shared.controller.receive(0, never) is None
-    elif is_awaited:
-        assert shared.controller.receive(0, never) is not None  # it waits to be taken
+    if shared.hear():
+        assert (pending.outcome, list(shared.in_flight.values())) == (None, [pending])
+        assert shared.answer() is not None  # it waits to be taken
+        return
+    assert is_awaited
+    assert pending.outcome == (response, [])
+    assert pending.outcome[0] == decode_response(shared.sent("response"))
+    assert (shared.answer(), shared.in_flight) == (None, {})
 
 
-def test_an_answer_to_an_earlier_request_is_passed_over(pair: Pair) -> None:
-    pair.worker.send(Response(1, "late"))
-    later = threading.Timer(0.05, pair.worker.send, [Response(2, "right")])
+def test_answers_reach_their_requests_in_whatever_order_they_come(pair: Pair) -> None:
+    sent = [pair.send(f"echo {number}") for number in range(5)]
+    done: list[Any] = []
+    for number in (2, 0, 4, 1, 3):
+        pending = sent[number]
+        assert pending is not None
+        pending.on_done = done.append
+        pair.worker.send(Response(pending.seq, "echo", str(number)))
+    assert not pair.hear()
+    assert [each.outcome[0].result for each in done] == ["2", "0", "4", "1", "3"]
+    assert [each.outcome[0].result for each in sent if each is not None] == ["0", "1", "2", "3", "4"]
+    assert pair.in_flight == {}
+
+
+def test_a_call_takes_the_answers_to_other_requests_until_its_own_comes(pair: Pair) -> None:
+    other = pair.expect(pair.next_seq())
+    pair.worker.send(Response(other.seq, "early"))
+    later = threading.Timer(0.05, pair.worker.send, [Response(other.seq + 1, "right")])
     later.start()
-    heard = pair.controller_path.receive(2, 60.0)
+    heard = pair.controller_path.call("echo", (), 60.0, "numpy")
     later.join()
-    assert heard == (Response(2, "right"), [])
+    assert heard == (Response(other.seq + 1, "right"), [])
+    assert other.outcome == (Response(other.seq, "early"), [])
+
+
+def test_a_call_leaves_what_needs_thought_and_its_own_request_to_the_slow_path(pair: Pair) -> None:
+    pair.worker.send(Response(pair.next_seq(), "late"))  # nobody waits for it
+    pending = pair.controller_path.call("echo", (), 60.0, "numpy")
+    assert list(pair.in_flight.values()) == [pending]
+    assert decode_response(pair.answer() or b"").command == "late"
+    pair.worker.send(Response(pending.seq, "right"))
+    assert not pair.hear()
+    assert pending.outcome == (Response(pending.seq, "right"), [])
+
+
+@pytest.mark.parametrize("is_abandoned", [False, True])
+def test_an_answer_that_nobody_can_use_is_left_to_the_slow_path(pair: Pair, is_abandoned: bool) -> None:
+    pending = pair.send("echo")
+    assert pending is not None
+    pending.is_abandoned = is_abandoned
+    if not is_abandoned:
+        pair.asking.left.append((0, None))  # a tag has left a segment, which this answer may release
+    pair.worker.send(Response(pending.seq, "echo"))
+    assert pair.hear()
+    pair.asking.left.clear()
+    assert pending.outcome is None
+    assert pair.answer() is not None
 
 
 def test_tensors_go_there_and_back_without_the_slow_path(pair: Pair) -> None:
     pair.pass_by_slow_path((FLOATS,))
-    for number in itertools.islice(pair.seq, 50):
+    for number in range(50):
         loan = pair.asking.quick_loan((8,), "float32") if number % 2 else None
         loan = pair.asking.empty((8,), "float32", "numpy") if loan is None else loan
         loan[:] = number
-        assert pair.controller_path.send(number, "echo", (loan,))
+        pending = pair.send("echo", (loan,))
+        assert pending is not None
         del loan
 
         def handle(_: Reply, number: int = number) -> bool:
@@ -105,16 +146,14 @@ def test_tensors_go_there_and_back_without_the_slow_path(pair: Pair) -> None:
 
         assert pair.serve(handle) is True
         assert pair.answering.tags == {}
-        heard = pair.controller_path.receive(number, 0.0)
-        if heard is None:  # the first time, for the controller does not know that segment yet
+        if pair.hear():  # the first times, for the controller does not know that segment yet
             assert number < 6
-            raw = pair.controller.receive(0, never)
-            pair.asking.receive(decode_response(raw or b"").tensors[0], "numpy")
-            pair.asking.withdraw()
+            pair.asking.receive(decode_response(pair.answer() or b"").tensors[0], "numpy")
+            pair.forget()
             continue
-        assert heard[1][0].tolist() == [number] * 8
-        assert pair.asking._in_flight == []
-        del heard
+        assert pending.outcome[1][0].tolist() == [number] * 8
+        assert (pending.held, pair.in_flight, pair.asking._fast_held) == (None, {}, [])
+        del pending
     stats = pair.asking.stats()
     assert stats.free_nbytes == stats.nbytes
     assert stats.segments <= 3
@@ -123,7 +162,7 @@ def test_tensors_go_there_and_back_without_the_slow_path(pair: Pair) -> None:
 @pytest.mark.parametrize("words", ["a,b", "a missing", "a\tb", "ä", "a b\u2003", "gone", "liar", "unmapped"])
 def test_tags_that_need_thought_are_left_to_the_slow_path(pair: Pair, words: str) -> None:
     pair.pass_by_slow_path((FLOATS,))
-    assert pair.controller_path.send(next(pair.seq), "echo", (FLOATS,))
+    assert pair.send("echo", (FLOATS,))
     request = pair.listen()
     assert request is not None
     (ref,) = request.tensors

@@ -13,39 +13,41 @@ from hypothesis import strategies as st
 from support import never
 
 from tr_mmap import native
+from tr_mmap.native import Pending
 from tr_mmap.protocol.commands import parse_command
 from tr_mmap.protocol.messages import Request, decode_request
 from tr_mmap.protocol.status import Status
+from tr_mmap.wire.messages import MAX_MESSAGE_SEQ, RING_SLOTS
 
 pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the fast paths are the extension's")
 
 
 @given(command=texts, parameters=texts)
 def test_a_request_by_the_fast_path_is_what_the_slow_path_sends(shared: Pair, command: str, parameters: str) -> None:
-    message, seq = f"{command} {parameters}", next(shared.seq)
+    message = f"{command} {parameters}"
     shared.receive_late()
     before = shared.sent("request")
-    if not shared.controller_path.send(seq, message, ()):
+    pending = shared.send(message)
+    if pending is None:
         assert shared.sent("request") == before
         return
-    assert shared.controller_path.sent_seq == seq
     line = shared.sent("request")
     request = decode_request(line)
-    assert (request.command, request.parameters) == parse_command(message)
+    assert (request.seq, request.command, request.parameters) == (pending.seq, *parse_command(message))
     assert line == in_a_slot(request)
     assert line == shared.worker.receive(0, never)
 
 
 @pytest.mark.parametrize("message", ["echo", "hello world", "f a b  c", "_x9 {} [1,2]", "grüß" * 0 + "say grüße x"])
 def test_most_messages_take_the_fast_path(pair: Pair, message: str) -> None:
-    assert pair.controller_path.send(1, message, ())
+    assert pair.send(message)
     assert pair.listen() == Request(1, *parse_command(message), decode_request(pair.sent("request")).timestamp)
 
 
 def test_texts_alike_in_length_and_end_are_told_apart(pair: Pair) -> None:
     """The fast path keeps recent texts by these two."""
-    for seq, message in enumerate(["ab_1 wxyz", "cd_1 axyz", "ab_1 xüz", "cd_1 wxyz", "ab_1 wxyz", "ab_1 wxyz"], 1):
-        assert pair.controller_path.send(seq, message, ())
+    for message in ["ab_1 wxyz", "cd_1 axyz", "ab_1 xüz", "cd_1 wxyz", "ab_1 wxyz", "ab_1 wxyz"]:
+        assert pair.send(message)
         asked = pair.listen()
         assert asked is not None
         assert f"{asked.command} {asked.parameters}" == message
@@ -75,8 +77,8 @@ def test_texts_alike_in_length_and_end_are_told_apart(pair: Pair) -> None:
 )
 def test_a_message_that_needs_thought_is_left_to_the_slow_path(pair: Pair, message: Any) -> None:
     before = pair.sent("request")
-    assert not pair.controller_path.send(1, message, ())
-    assert pair.controller_path.sent_seq == 0
+    assert not pair.send(message)
+    assert pair.counters.sent == len(pair.in_flight) == 0
     assert pair.sent("request") == before
 
 
@@ -85,11 +87,12 @@ def test_tensors_are_lent_with_a_request_or_none_of_them_is(pair: Pair) -> None:
     pool = pair.asking._pool
     other = np.arange(3)
     for tensors in ((FLOATS, other), (other, FLOATS), (FLOATS, "text"), (FLOATS,) * (MAX_TENSORS + 1), [FLOATS], None):
-        assert not pair.controller_path.send(1, "echo", tensors)
-        assert pair.asking._in_flight == []
+        assert not pair.send("echo", tensors)
+        assert pair.asking._fast_held == []
         assert pool.stats().free_nbytes == pool.stats().nbytes
-    assert pair.controller_path.send(next(pair.seq), "echo 2.5", (FLOATS, FLOATS + 1))
+    pending = pair.send("echo 2.5", (FLOATS, FLOATS + 1))
     request = pair.listen()
+    assert pending is not None
     assert request is not None
     assert request.parameters == "2.5 $0 $1"
     assert [ref.tag for ref in request.tensors] == ["$0", "$1"]
@@ -97,20 +100,47 @@ def test_tensors_are_lent_with_a_request_or_none_of_them_is(pair: Pair) -> None:
         FLOATS.tolist(),
         (FLOATS + 1).tolist(),
     ]
-    assert len(pair.asking._in_flight) == 2
+    assert [segment.name for segment in pending.held] == [ref.segment for ref in request.tensors]
+    assert pair.asking._fast_held == []
 
 
 def test_nothing_is_asked_of_a_worker_that_has_ended(pair: Pair) -> None:
     pair.deaths.append(1)
-    assert not pair.controller_path.send(1, "echo", ())
-    assert pair.controller_path.call(1, "echo", (), 60.0) is False
-    assert pair.controller_path.sent_seq == 0
+    assert not pair.send("echo")
+    assert pair.controller_path.call("echo", (), 60.0, "numpy") is None
+    assert pair.counters.sent == 0
+
+
+def test_as_many_requests_are_sent_as_may_be_in_flight(pair: Pair) -> None:
+    pair.counters.limit = 3
+    sent = [pair.send(f"echo {number}") for number in range(5)]
+    assert [each is not None for each in sent] == [True] * 3 + [False] * 2
+    assert list(pair.in_flight.values()) == sent[:3]
+    pair.counters.limit = RING_SLOTS
+    pair.counters.blocked += 1  # the session is about to end, say
+    assert not pair.send("echo")
+    pair.counters.blocked -= 1
+    pair.asking.unannounced["tag"] = 1  # the next request has to announce it, which the slow path does
+    assert not pair.send("echo")
+
+
+def test_a_number_that_is_in_use_is_not_used_again(pair: Pair) -> None:
+    """As when the numbers begin again while an old request is in flight."""
+    taken = pair.expect(2)
+    assert pair.send("echo 1")
+    pending: Pending = Pending("echo 2", "numpy")
+    assert not pair.controller_path.send(pending, ())
+    assert pair.in_flight[2] is taken
+    pair.counters.seq = MAX_MESSAGE_SEQ
+    pair.in_flight.pop(1)
+    assert pair.controller_path.send(pending, ())
+    assert (pending.seq, pending.order, pair.counters.seq) == (1, 1, 1)
 
 
 def test_a_childs_fast_path_sends_nothing(pair: Pair) -> None:
     pid = os.fork()
     if pid == 0:
-        os._exit(bool(pair.controller_path.send(1, "echo", ())))
+        os._exit(bool(pair.controller_path.send(Pending("echo"), ())))
     assert os.waitpid(pid, 0)[1] == 0
 
 
@@ -127,7 +157,7 @@ requests = st.builds(
 
 @given(requests)
 def test_any_request_is_heard_by_the_fast_path_as_by_the_slow_path(shared: Pair, request: Request) -> None:
-    request.seq = next(shared.seq)
+    request.seq = shared.next_seq()
     shared.worker.write_status(Status.READY)
     shared.controller.send(request)
     heard = shared.listen()

@@ -16,6 +16,7 @@ from support import TOOLS, Gate, never
 
 from tr_mmap import PythonSession, native
 from tr_mmap.errors import BadMessage, RemoteError, SessionNotStarted, UnsupportedTensor, WorkerDied
+from tr_mmap.native import Pending
 from tr_mmap.protocol.messages import decode_request
 from tr_mmap.protocol.status import Status
 from tr_mmap.wire.messages import EMPTY_SLOT, RING_NBYTES, RING_SLOT_NBYTES
@@ -50,7 +51,7 @@ def test_a_session_that_goes_on_as_before_takes_no_slow_path(workspace: Path, mo
                 (dispatcher.transfer, "empty"),
                 (dispatcher.transfer._pool, "publish"),
                 (dispatcher.resources.worker.channel, "send"),
-                (dispatcher.resources.worker.channel, "receive"),
+                (dispatcher.resources.worker.channel, "peek"),
             ):
                 patch.setattr(owner, name, forbidden)
             for _ in range(5):
@@ -62,8 +63,9 @@ def test_an_unusual_answer_that_nobody_waits_for_costs_the_next_request_no_time(
         session.fetch_response("hello you")
         dispatcher: Any = session._dispatcher
         run = dispatcher.resources.worker
-        dispatcher._seq += 1
-        assert run.fast_path.send(dispatcher._seq, "fail on purpose", ())  # as if an interrupt had lost track of it
+        lost: Pending = Pending("fail on purpose", "numpy")
+        assert run.fast_path.send(lost, ())
+        dispatcher.abandon(lost)  # as when an interrupt ends the wait
         assert run.channel.wait_status(lambda line: line.status is Status.ERROR, 60_000, never) is not None
         later = threading.Timer(0.2, gate.let_go, ["late"])
         later.start()

@@ -21,6 +21,7 @@ class Call(asyncio.Future[Any]):
     Args:
         futures: of the session.
         loop: the session's.
+        thread: in which that runs.
         timeout_s: what the user said.
         shape: what the result is to its caller.
         pending: the request.
@@ -31,6 +32,7 @@ class Call(asyncio.Future[Any]):
         self,
         futures: Futures,
         loop: asyncio.AbstractEventLoop,
+        thread: int,
         timeout_s: float,
         shape: Callable[[Result], Any],
         pending: Pending,
@@ -38,7 +40,7 @@ class Call(asyncio.Future[Any]):
     ) -> None:
         super().__init__(loop=loop)
         self._futures = futures
-        self._thread = threading.get_ident() if loop.is_running() else 0
+        self._thread = thread
         self._shape = shape
         self.pending = pending
         self.deadline_s = deadline_s

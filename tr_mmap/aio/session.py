@@ -12,6 +12,7 @@ import os
 import time
 from collections import deque
 from functools import partial
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["PythonSession"]
 
 _COPY_NBYTES: Final = 2 * 1024 * 1024  # a copy of more takes longer than to have a thread do it
+_LOOK_FOR_ROOM_S: Final = 0.05
 _LOOK_S: Final = 1.0  # how often to look while something is in flight: a ring may be lost
 
 
@@ -237,11 +239,11 @@ class PythonSession:
         futures, loop = self._session._open_futures(), self._loop
         assert loop is not None
         deadline_s = time.monotonic() + timeout_s
-        if self._fd is not None and (self._waiters or self._room() <= 0):
+        if self._waiters or self._room() <= 0:
             await self._wait_for_room(deadline_s)
         call_s = timeout_s if answer_s is None else answer_s
         left_s = call_s - timeout_s + max(0.0, deadline_s - time.monotonic()) if call_s != math.inf else math.inf
-        make = partial(Call, futures, loop, call_s, shape)
+        make = partial(Call, futures, loop, get_ident(), call_s, shape)
         sends = partial(futures.send, message, tensors, left_s, framework, make)
         self._in_flight += 1
         try:
@@ -284,8 +286,14 @@ class PythonSession:
         assert self._loop is not None
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters.append(waiter)
+        # Without a bell the session's own thread drops the answers to cancelled requests, and does not say so.
+        look_s = math.inf if self._fd is not None else _LOOK_FOR_ROOM_S
         try:
-            await asyncio.wait([waiter], timeout=None if deadline_s == math.inf else deadline_s - time.monotonic())
+            while not waiter.done() and (left_s := deadline_s - time.monotonic()) > 0:
+                sleep_s = min(left_s, look_s)
+                await asyncio.wait([waiter], timeout=None if sleep_s == math.inf else sleep_s)
+                if not waiter.done():
+                    self._wake_waiters(self._room())
         except asyncio.CancelledError:
             if waiter.done():
                 self._kept -= 1

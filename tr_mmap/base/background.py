@@ -221,7 +221,12 @@ class Background:
         wake = self._wake
         if wake is None or self.has_to_return:
             return set()
-        return _ready({wake.reading: _POLLIN, **wanted}, timeout_s) & set(wanted)
+        found = _ready({wake.reading: _POLLIN, **wanted}, timeout_s)
+        if wake.reading in found and not self.has_to_return:
+            wake.reset()
+            if self.has_to_return:  # since the look above: reset() may have taken that wake
+                wake.wake()
+        return found & set(wanted)
 
     def begin_last(self) -> bool:
         """Say that the task ends by itself from here on; a fork does not wait for that, :meth:`stop` does.
@@ -255,6 +260,12 @@ class Background:
         if not thread.is_current() and thread.join(join_s) and thread.is_lost:
             self._thread = None
             self._close()
+
+    def wake(self) -> None:
+        """Let the task's sleep end, or its next one."""
+        wake = self._wake
+        if wake is not None and os.getpid() == self._owner_pid:
+            wake.wake()
 
     def is_running(self) -> bool:
         """Whether a thread runs the task now."""

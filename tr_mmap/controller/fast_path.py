@@ -24,6 +24,7 @@ class Traffic(NamedTuple):
     in_flight: dict[int, native.Pending]
     unannounced: dict[str, int]
     left: list[Any]
+    aside: dict[int, Response]
     counters: native.Counters
 
 

@@ -71,11 +71,18 @@ class Flow:
         self.transfer.fast_holds = lambda: [each.held for each in list(self.in_flight.values()) if each.held]
         self._sending = Turn()
         self._consuming = Turn()
-        unannounced, left = self.transfer.unannounced, self.transfer.left
-        resources.traffic = Traffic(self._sending, self._consuming, self.in_flight, unannounced, left, self._counters)
+        self._aside: dict[int, Response] = {}  # answers whose tensors could not be mapped at a limit of the system
+        resources.traffic = Traffic(
+            self._sending,
+            self._consuming,
+            self.in_flight,
+            self.transfer.unannounced,
+            self.transfer.left,
+            self._aside,
+            self._counters,
+        )
         self._news = Wakes()  # a public request was sent, the worker ended, or the session is closed
         self._exits: set[object] = set()  # calls that ask the worker to exit: no further request is sent
-        self._aside: dict[int, Response] = {}  # answers whose tensors could not be mapped at a limit of the system
         self._claims: deque[Pending] = deque()  # requests whose results any thread may take, in the order of sending
 
     def worker(self) -> WorkerHandle:
@@ -237,10 +244,13 @@ class Flow:
             return
         pending.is_abandoned = True
         worker, seq = self.resources.worker, pending.seq
-        if pending.outcome is None and seq and worker is not None and worker.channel.is_sent(seq):
+        is_aside = seq in self._aside
+        if pending.outcome is None and seq and not is_aside and worker is not None and worker.channel.is_sent(seq):
             worker.channel.ring()  # the interrupted code may not have come to that
             return  # its answer is dropped when it comes
         self._forget(pending)
+        if is_aside:
+            self._end_aside()
 
     def _forget(self, pending: Pending) -> None:
         """The request was answered, or was not sent: release what it names."""
@@ -308,8 +318,13 @@ class Flow:
             channel.wait(left_s * 1000, lambda: until() or worker.is_over())
 
     def consume_for(self, worker: WorkerHandle, pending: Pending | None, deadline_s: float) -> None:
-        """Consume answers until that to a request is there, or the time is over; None for all that come meanwhile."""
-        self._consume_until(worker, lambda: pending is not None and self._is_there(pending), deadline_s)
+        """Consume answers until that to a request is there, or to any request for None, or the time is over."""
+        count = len(self.in_flight)
+
+        def is_there() -> bool:
+            return len(self.in_flight) != count if pending is None else self._is_there(pending)
+
+        self._consume_until(worker, is_there, deadline_s)
 
     def calls_when_free(self, action: Callable[[], None]) -> bool:
         """If another thread consumes now, have it call a function when it leaves. Returns whether one does."""
@@ -349,7 +364,7 @@ class Flow:
             response = self.transfer.decode(raw)
         except BadMessage as error:
             self._deliver(self._asker_of_bad(channel), error)
-            channel.advance(position)
+            channel.advance(position, is_consumed=not self._aside)
             return True
         pending = self.in_flight.get(response.seq)
         if pending is not None:
@@ -389,6 +404,10 @@ class Flow:
         if isinstance(outcome, SystemLimit):
             raise outcome
         self._deliver(pending, outcome)
+        self._end_aside()
+
+    def _end_aside(self) -> None:
+        """An answer is not aside any more: if none is, the worker may release the tensors of all that were taken."""
         worker = self.resources.worker
         if worker is not None and not self._aside:
             worker.channel.all_consumed()

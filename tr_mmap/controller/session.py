@@ -286,12 +286,14 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
 
         Args:
             message: the command, and words for it if it takes any.
-            *tensors: for this request only. They get tags of their own, which follow the message's words.
+            *tensors: for this request only. They get tags of their own, which follow the message's words. Or one dict:
+                the arguments by name, which are tensors, texts, numbers, None, and lists of these.
             timeout_ms: how long to wait for the response.
 
         Returns:
-            The result's tensor, the list of its tensors if there are several, or its text if there is none. Tensors are
-            of the framework of the first tensor sent, or of the session's framework if none was sent.
+            The result's tensor, the list of its tensors if there are several, or its text if there is none; a dict if
+            the function has returned one. Tensors are of the framework of the first tensor sent, or of the session's
+            framework if none was sent.
 
         Raises:
             BadMessage: there is no command in the message.
@@ -307,6 +309,9 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         """The framework of the result of a request with such tensors."""
         if not tensors:
             return self._options.framework
+        if isinstance(tensors[0], Mapping):  # arguments by name
+            tensors = tuple(each for each in tensors[0].values() if hasattr(each, "shape"))[:1]
+            return self._framework_of(tensors)
         is_torch = type(tensors[0]) is not np.ndarray and hasattr(tensors[0], "untyped_storage")
         return "torch" if is_torch else "numpy"
 

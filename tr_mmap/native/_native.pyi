@@ -177,6 +177,7 @@ class ControllerFastPath:
         in_flight: dict[int, Any],
         unannounced: dict[str, int],
         left: list[Any],
+        aside: dict[int, Any],
         counters: Counters,
     ) -> None: ...
     def call(self, message: object, tensors: object, timeout_s: float, framework: str | None) -> Any: ...

@@ -16,6 +16,7 @@ typedef struct {
     PyObject *in_flight;           /* a dict: the requests whose answers were not consumed, by number */
     PyObject *unannounced;         /* a dict: the next request must announce these tags */
     PyObject *left;                /* a list: segments that tags have left, which answers to come release */
+    PyObject *aside;               /* a dict: answers that Python has taken, and whose tensors it could not map yet */
     Counters *counters;
 } ControllerFastPath;
 
@@ -36,16 +37,17 @@ enum {
 static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"out",       "own",       "peer_doorbell", "own_doorbell",  "slice_s",       "pool",
                             "mapped",    "held",      "deaths",        "response_type", "status_mirror", "sending",
-                            "consuming", "in_flight", "unannounced",   "left",          "counters",      NULL};
+                            "consuming", "in_flight", "unannounced",   "left",          "aside",         "counters",
+                            NULL};
     const ModuleState *state = self->base.state;
     PyObject *parts[ENDPOINT_ARGUMENTS], *deaths, *response_type, *mirror, *sending, *consuming, *in_flight;
-    PyObject *unannounced, *left, *counters;
+    PyObject *unannounced, *left, *aside, *counters;
     double slice_s;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO!OO!O!O!O!O!O!O!", names, parts, parts + 1, parts + 2,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO!OO!O!O!O!O!O!O!O!", names, parts, parts + 1, parts + 2,
                                      parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &PyList_Type, &deaths,
                                      &response_type, state->mirror, &mirror, state->turn, &sending, state->turn,
                                      &consuming, &PyDict_Type, &in_flight, &PyDict_Type, &unannounced, &PyList_Type,
-                                     &left, state->counters, &counters) ||
+                                     &left, &PyDict_Type, &aside, state->counters, &counters) ||
         !mirror_is_initialised(mirror) || endpoint_parse(&self->base, parts, &slice_s) < 0 ||
         endpoint_has_run_init(&self->base))
         return -1;
@@ -57,6 +59,7 @@ static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObjec
     self->in_flight = Py_NewRef(in_flight);
     self->unannounced = Py_NewRef(unannounced);
     self->left = Py_NewRef(left);
+    self->aside = Py_NewRef(aside);
     self->counters = (Counters *)Py_NewRef(counters);
     self->response_type = Py_NewRef(response_type);
     return 0;
@@ -71,6 +74,7 @@ static int fast_path_traverse(ControllerFastPath *self, visitproc visit, void *a
     Py_VISIT(self->in_flight);
     Py_VISIT(self->unannounced);
     Py_VISIT(self->left);
+    Py_VISIT(self->aside);
     return endpoint_traverse(&self->base, visit, arg);
 }
 
@@ -83,6 +87,7 @@ static int fast_path_clear(ControllerFastPath *self) {
     Py_CLEAR(self->in_flight);
     Py_CLEAR(self->unannounced);
     Py_CLEAR(self->left);
+    Py_CLEAR(self->aside);
     Py_CLEAR(self->counters);
     return endpoint_clear(&self->base);
 }
@@ -154,10 +159,26 @@ static int may_send(const ControllerFastPath *self) {
            !endpoint_is_foreign(endpoint) && PyList_GET_SIZE(self->deaths) == 0;
 }
 
-/* Undo what publish_all() has done; an exception stays set. */
-static void give_up_held(ControllerFastPath *self) {
+/* Release what a request names; -1 with an exception. */
+static int release_held(ControllerFastPath *self, Pending *pending) {
+    PyObject *held = pending->held;
+    if (held == NULL) return 0;
+    pending->held = NULL;
+    int code = 0;
+    for (Py_ssize_t index = 0; PyList_Check(held) && index < PyList_GET_SIZE(held); index++) {
+        PyObject *segment = PyList_GET_ITEM(held, index);
+        if (PyObject_TypeCheck(segment, self->base.state->owner_segment) &&
+            owner_segment_release((OwnerSegment *)segment) < 0)
+            code = -1;
+    }
+    Py_DECREF(held);
+    return code;
+}
+
+/* Undo what publish_all() and move_held() have done; an exception stays set. */
+static void give_up_held(ControllerFastPath *self, Pending *pending) {
     PyObject *error = PyErr_GetRaisedException();
-    if (endpoint_release(&self->base) < 0) PyErr_WriteUnraisable((PyObject *)self);
+    if (release_held(self, pending) < 0 || endpoint_release(&self->base) < 0) PyErr_WriteUnraisable((PyObject *)self);
     PyErr_SetRaisedException(error);
 }
 
@@ -166,8 +187,13 @@ static int move_held(ControllerFastPath *self, Pending *pending) {
     PyObject *held = self->base.held;
     Py_ssize_t count = PyList_GET_SIZE(held);
     if (count == 0) return 0;
-    pending->held = PyList_GetSlice(held, 0, count);
-    return pending->held == NULL ? -1 : PyList_SetSlice(held, 0, count, NULL);
+    PyObject *moved = PyList_GetSlice(held, 0, count);
+    if (moved == NULL || PyList_SetSlice(held, 0, count, NULL) < 0) {
+        Py_XDECREF(moved);
+        return -1;
+    }
+    Py_XSETREF(pending->held, moved);
+    return 0;
 }
 
 /* Publish a request's tensors, send it, and ring: 1 if that is done; 0 if Python has to send it, -1 with an exception;
@@ -203,9 +229,7 @@ static int send_request(ControllerFastPath *self, Pending *pending, PyObject *te
     }
     Py_XDECREF(number);
     if (!is_sent) {
-        if (pending->held != NULL) PyList_SetSlice(endpoint->held, 0, 0, pending->held); /* for endpoint_release() */
-        Py_CLEAR(pending->held);
-        give_up_held(self);
+        give_up_held(self, pending);
         return PyErr_Occurred() ? -1 : 0;
     }
     pending->seq = counters->seq = seq;
@@ -249,22 +273,6 @@ static PyObject *make_reply(ControllerFastPath *self, const Message *message) {
     return reply;
 }
 
-/* Release what a request names; -1 with an exception. */
-static int release_held(ControllerFastPath *self, Pending *pending) {
-    PyObject *held = pending->held;
-    if (held == NULL) return 0;
-    pending->held = NULL;
-    int code = 0;
-    for (Py_ssize_t index = 0; PyList_Check(held) && index < PyList_GET_SIZE(held); index++) {
-        PyObject *segment = PyList_GET_ITEM(held, index);
-        if (PyObject_TypeCheck(segment, self->base.state->owner_segment) &&
-            owner_segment_release((OwnerSegment *)segment) < 0)
-            code = -1;
-    }
-    Py_DECREF(held);
-    return code;
-}
-
 /* Call what is to be called when there is an outcome; -1 with an exception. */
 static int tell_done(Pending *pending) {
     PyObject *on_done = pending->on_done;
@@ -288,7 +296,8 @@ static int consume_next(ControllerFastPath *self) {
     int outcome = LEFT_TO_PYTHON;
     PyObject *number = NULL, *reply = NULL;
     Pending *pending = NULL;
-    if (PyList_GET_SIZE(self->left) == 0 && next.is_terminated &&
+    /* Neither the end of what tags have left nor that of what was put aside is for the worker to know from here. */
+    if (PyList_GET_SIZE(self->left) == 0 && PyDict_GET_SIZE(self->aside) == 0 && next.is_terminated &&
         message_read(PyBytes_AS_STRING(next.line), PyBytes_GET_SIZE(next.line), 1, &message) &&
         (number = PyLong_FromUnsignedLongLong(message.seq)) != NULL) {
         PyObject *found = PyDict_GetItemWithError(self->in_flight, number);
@@ -397,11 +406,12 @@ PyDoc_STRVAR(send_doc,
 
 static PyObject *py_send(ControllerFastPath *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_initialised(self)) return NULL;
-    if (count != 2 || !Py_IS_TYPE(arguments[0], self->base.state->pending)) {
-        PyErr_SetString(PyExc_TypeError, "send takes a Pending and a tuple");
+    Pending *pending = count == 2 ? (Pending *)arguments[0] : NULL;
+    if (pending == NULL || !Py_IS_TYPE(pending, self->base.state->pending) || pending->message == NULL) {
+        PyErr_SetString(PyExc_TypeError, "send takes a Pending, with a message, and a tuple");
         return NULL;
     }
-    int is_sent = send_request(self, (Pending *)arguments[0], arguments[1]);
+    int is_sent = send_request(self, pending, arguments[1]);
     return is_sent < 0 ? NULL : PyBool_FromLong(is_sent);
 }
 
@@ -426,7 +436,7 @@ static PyMethodDef fast_path_methods[] = {
 
 static PyType_Slot controller_fast_path_slots[] = {
     {Py_tp_doc, "ControllerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, deaths, "
-                "response_type,\nstatus_mirror, sending, consuming, in_flight, unannounced, left, counters)\n--\n\nThe "
+                "response_type,\nstatus_mirror, sending, consuming, in_flight, unannounced, left, aside, counters)\n--\n\nThe "
                 "controller's fast path."},
     {Py_tp_new, stateful_new},
     {Py_tp_init, fast_path_init},

@@ -15,8 +15,12 @@ static int pending_init(Pending *self, PyObject *arguments, PyObject *keywords) 
     PyObject *message, *framework = Py_None;
     static char *names[] = {"message", "framework", NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O", names, &message, &framework)) return -1;
-    Py_XSETREF(self->message, Py_NewRef(message));
-    Py_XSETREF(self->framework, framework == Py_None ? NULL : Py_NewRef(framework));
+    if (self->message != NULL) { /* a fast path may be in the middle of sending it */
+        PyErr_SetString(PyExc_ValueError, "__init__ runs once only");
+        return -1;
+    }
+    self->message = Py_NewRef(message);
+    self->framework = framework == Py_None ? NULL : Py_NewRef(framework);
     return 0;
 }
 
