@@ -21,6 +21,7 @@ from ..errors import RequestCancelled, SystemLimit, TRException
 from ..protocol.commands import UserMessage
 from .dispatcher import Dispatcher
 from .pending import Pending
+from .progress import OnProgress
 from .results import Result
 from .worker_handle import WorkerHandle
 
@@ -80,6 +81,7 @@ class Futures:
         timeout_s: float,
         framework: str | None,
         make: Callable[[Pending, float], _A],
+        on_progress: OnProgress | None = None,
     ) -> _A:
         """Send a request, and see to it that its result reaches the one who waits for it.
 
@@ -89,6 +91,7 @@ class Futures:
             timeout_s: how long this may take in all, in seconds.
             framework: of the result's tensors; None to receive none.
             make: of the request and its deadline, what waits for the result.
+            on_progress: is told how far the request is; None for nobody.
 
         Raises:
             BadMessage, UnsupportedTensor, OutOfSpace, SessionNotStarted, WorkerDied: it was not sent.
@@ -101,6 +104,8 @@ class Futures:
         pending.on_done = self._on_done
         try:
             self._awaited[pending] = awaited
+            if on_progress is not None:
+                self._dispatcher.progress.add(pending, on_progress)
             self._dispatcher.send(pending, tensors, deadline_s, timeout_s)
         except BaseException:
             self._awaited.pop(pending, None)
@@ -195,6 +200,8 @@ class Futures:
             system.drain_fifo(bell)
         while True:
             self._dispatcher.poll()
+            if self._dispatcher.progress.is_on:
+                self._dispatcher.progress.look()
             self._settle_what_is_over()
             worker = self._resources.worker
             if worker is None or not worker.channel.has_bell or not worker.channel.arm():
