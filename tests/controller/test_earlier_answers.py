@@ -57,9 +57,7 @@ def test_a_failed_handler_is_the_error_of_its_own_request(workspace: Path) -> No
 
 
 @pytest.mark.parametrize("is_taken", [True, False])
-def test_an_answer_that_cannot_be_received_for_want_of_descriptors_is_not_lost(
-    workspace: Path, is_taken: bool
-) -> None:
+def test_an_answer_that_cannot_be_received_for_want_of_descriptors_is_not_lost(workspace: Path, is_taken: bool) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with PythonSession(TOOLS, "limited", quiet_mode=True) as session:
         session.send_tensor(A, "x")
