@@ -23,7 +23,6 @@ __all__ = [
     "RemoteError",
     "ResponseTimeout",
     "RemoteOutOfSpace",
-    "RequestCancelled",
     "ScriptNotFound",
     "SemaphoresUnavailable",
     "SessionBusy",

@@ -78,7 +78,7 @@ def own_names() -> set[str]:
         "DEFAULT_TIMEOUT_MS",
         "Mirror",
         "Head",
-        "Turn",
+        "Role",
         "T",
         "local",
         "lock",

@@ -77,6 +77,16 @@ def length(message: str):
     return str(len(message))
 
 
+@server.command("say_back")
+def say_back(word: str):
+    return word
+
+
+@server.command("is_first")
+def is_first(value: float, x):
+    return str(bool(x[0] == value and x[-1] == value))
+
+
 @server.command("sleep")
 def sleep(seconds: float):
     time.sleep(seconds)

@@ -38,6 +38,9 @@ class Way(ABC):
     @abstractmethod
     def end(self) -> None: ...
 
+    def flush(self) -> None:  # noqa: B027 - most do at once what they are asked
+        """Wait until what was asked of the way so far was done."""
+
     def in_flight(self) -> int:
         """How many requests are."""
         session = getattr(self.session, "_session", self.session)  # type: ignore[attr-defined] # both have one
@@ -93,6 +96,10 @@ class Awaits(Way):
     def submit(self, message: str, *tensors: Any, timeout_ms: float | None = FOREVER_MS) -> Future[Any]:
         call = self.session.calculate(message, *tensors, timeout_ms=timeout_ms)
         return asyncio.run_coroutine_threadsafe(call, self.loop)
+
+    def flush(self) -> None:
+        for _ in range(3):  # a task that is cancelled runs in the loop's next pass
+            self.run(lambda: asyncio.sleep(0))
 
     def pid(self) -> int:
         return self.session.pid or 0

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from ..controller.options import seconds_of
+from ..controller.progress import OnProgress
 from ..controller.results import Result, tensors_of, value_of
 from ..controller.session import PythonSession as BlockingSession
 from ..errors import SemaphoresUnavailable, SessionNotStarted
@@ -224,6 +225,7 @@ class PythonSession:
         framework: str | None,
         shape: Callable[[Result], Any],
         answer_s: float | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Call:
         """Send a request, as soon as one more may be in flight.
 
@@ -234,6 +236,7 @@ class PythonSession:
             framework: of the result's tensors; None to receive none.
             shape: what the result is to its caller.
             answer_s: how long the answer may take in all; None for ``timeout_s``.
+            on_progress: is told how far the request is; None for nobody.
         """
         self._check_loop()
         futures, loop = self._session._open_futures(), self._loop
@@ -244,7 +247,7 @@ class PythonSession:
         call_s = timeout_s if answer_s is None else answer_s
         left_s = call_s - timeout_s + max(0.0, deadline_s - time.monotonic()) if call_s != math.inf else math.inf
         make = partial(Call, futures, loop, get_ident(), call_s, shape)
-        sends = partial(futures.send, message, tensors, left_s, framework, make)
+        sends = partial(futures.send, message, tensors, left_s, framework, make, on_progress)
         self._in_flight += 1
         try:
             if self._fd is None or (tensors and self._is_slow(tensors)):
@@ -321,7 +324,11 @@ class PythonSession:
             count -= 1
 
     async def calculate(
-        self, message: UserMessage, *tensors: Any, timeout_ms: float | None = DEFAULT_TIMEOUT_MS
+        self,
+        message: UserMessage,
+        *tensors: Any,
+        timeout_ms: float | None = DEFAULT_TIMEOUT_MS,
+        on_progress: OnProgress | None = None,
     ) -> Any:
         """Send a request with its tensors, and await its result.
 
@@ -329,6 +336,8 @@ class PythonSession:
             message: the command, and words for it if it takes any.
             *tensors: for this request only.
             timeout_ms: how long to wait for the response.
+            on_progress: called in the loop with the fraction that is done and a text, when the handler calls
+                ``server.progress``; it need not see each one, but sees the last.
 
         Returns:
             What :meth:`tr_mmap.PythonSession.calculate` returns.
@@ -338,15 +347,21 @@ class PythonSession:
             Busy: too many are in flight, with ``at_limit="fail"``.
         """
         framework = self._session._framework_of(tensors)
-        return await (await self._send(message, tensors, seconds_of(timeout_ms), framework, value_of))
+        timeout_s = seconds_of(timeout_ms)
+        return await (await self._send(message, tensors, timeout_s, framework, value_of, None, on_progress))
 
     def submit(
-        self, message: UserMessage, *tensors: Any, timeout_ms: float | None = DEFAULT_TIMEOUT_MS
+        self,
+        message: UserMessage,
+        *tensors: Any,
+        timeout_ms: float | None = DEFAULT_TIMEOUT_MS,
+        on_progress: OnProgress | None = None,
     ) -> asyncio.Task[Any]:
         """As :meth:`calculate`, in a task of the loop: its result can be awaited later."""
         self._check_loop()
         assert self._loop is not None
-        return self._loop.create_task(self.calculate(message, *tensors, timeout_ms=timeout_ms))
+        call = self.calculate(message, *tensors, timeout_ms=timeout_ms, on_progress=on_progress)
+        return self._loop.create_task(call)
 
     async def fetch_response(self, message: UserMessage, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> str:
         """Send a request and await the text of its response."""

@@ -55,6 +55,8 @@ from ..wire.messages import (
     HAND_ANSWER_S,
     HEARTBEAT_OFFSET,
     MAX_MESSAGE_SEQ,
+    MESSAGE_NUMBER_OFFSET,
+    MESSAGE_REST_OFFSET,
     MOST_IN_FLIGHT,
     REQUEST_FILE,
     REQUEST_RING_FILE,
@@ -110,7 +112,8 @@ class MappedChannel(Channel):
         self._owner = this_process.mark
         self._role = role
         request_fd, response_fd, status_fd = fds
-        request = Ring(system.map_write(request_fd, RING_NBYTES))
+        self._request_file = system.map_write(request_fd, RING_NBYTES)
+        request = Ring(self._request_file)
         response = Ring(system.map_write(response_fd, RING_NBYTES))
         self.status = system.map_write(status_fd, STATUS_NBYTES)
         self._status_line = self.status[:HEARTBEAT_OFFSET]
@@ -325,6 +328,11 @@ class MappedChannel(Channel):
     @property
     def requests_taken(self) -> int:
         return self._in.taken
+
+    def taken_seq(self) -> int:
+        slot = RING_WORDS_NBYTES + (self._in.taken - 1) % RING_SLOTS * RING_SLOT_NBYTES
+        digits = bytes(self._request_file[slot + MESSAGE_NUMBER_OFFSET : slot + MESSAGE_REST_OFFSET]).strip()
+        return int(digits) if digits.isdigit() else 0
 
     @property
     def responses_sent(self) -> int:

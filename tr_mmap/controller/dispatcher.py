@@ -31,6 +31,7 @@ from ..wire.words import CLOSED_MEANWHILE, NO_REQUEST
 from .flow import Flow
 from .options import shown_ms
 from .pending import Pending, awaited, mark_of_thread, opened
+from .progress import OnProgress
 from .results import Result
 from .stats import worker_state
 from .worker_handle import WorkerHandle
@@ -55,7 +56,14 @@ class Dispatcher(Flow):
 
     # -- requests -------------------------------------------------------------------------------------------------
 
-    def call(self, message: UserMessage, tensors: tuple[Any, ...], timeout_s: float, framework: str | None) -> Result:
+    def call(
+        self,
+        message: UserMessage,
+        tensors: tuple[Any, ...],
+        timeout_s: float,
+        framework: str | None,
+        on_progress: OnProgress | None = None,
+    ) -> Result:
         """Send a request and take its result; no other caller can take it.
 
         Args:
@@ -63,6 +71,7 @@ class Dispatcher(Flow):
             tensors: for this request only; their tags follow the words.
             timeout_s: how long this may take in all, in seconds; infinity for no limit.
             framework: of the result's tensors; None to receive none.
+            on_progress: is told how far the request is; None for nobody.
 
         Returns:
             The response and its tensors.
@@ -74,12 +83,18 @@ class Dispatcher(Flow):
         """
         worker = self.resources.worker
         fast_path = None if worker is None else worker.fast_path
-        found = None if fast_path is None else fast_path.call(message, tensors, timeout_s, framework)
+        found = (
+            None
+            if fast_path is None or on_progress is not None
+            else fast_path.call(message, tensors, timeout_s, framework)
+        )
         if found.__class__ is tuple:
             return found  # type: ignore[no-any-return]
         deadline_s = time.monotonic() + timeout_s
         pending: Pending = Pending(message, framework) if found is None else found
         try:
+            if on_progress is not None:
+                self.progress.add(pending, on_progress)
             if found is None:
                 self.send(pending, tensors, deadline_s, timeout_s)
             return self.wait(pending, deadline_s, timeout_s)

@@ -37,6 +37,7 @@ from ..wire.words import CLOSED_MEANWHILE, NO_WORKER, OF_PARENT
 from .failures import died, unanswered
 from .fast_path import Traffic
 from .pending import Pending, command_of, opened
+from .progress import ProgressWatch
 from .resources import SessionResources
 from .results import Result, remote_error
 from .turn import Turn, get_ident
@@ -57,6 +58,7 @@ class Flow:
 
     Attributes:
         in_flight: the requests that were sent, or are being sent, and whose answers were not consumed, by number.
+        progress: tells callers how far their requests are.
     """
 
     def __init__(self, resources: SessionResources) -> None:
@@ -81,6 +83,7 @@ class Flow:
             self._aside,
             self._counters,
         )
+        self.progress = ProgressWatch(resources.directory, self._counters)
         self._news = Wakes()  # a public request was sent, the worker ended, or the session is closed
         self._exits: set[object] = set()  # calls that ask the worker to exit: no further request is sent
         self._claims: deque[Pending] = deque()  # requests whose results any thread may take, in the order of sending
@@ -255,6 +258,7 @@ class Flow:
         """No caller waits for the request any more: an exception has ended its call, perhaps before it was sent."""
         if self.resources.is_foreign:
             return
+        self.progress.remove(pending)
         pending.is_abandoned = True
         worker, seq = self.resources.worker, pending.seq
         is_aside = seq in self._aside
@@ -328,7 +332,13 @@ class Flow:
             if is_blocking:
                 self.transfer.collect()
                 left_s = min(left_s, _COLLECT_S)
-            channel.wait(left_s * 1000, lambda: until() or worker.is_over())
+            channel.wait(left_s * 1000, lambda: self._has_to_return(worker, until))
+
+    def _has_to_return(self, worker: WorkerHandle, until: Callable[[], bool]) -> bool:
+        """Asked each time that a wait was rung."""
+        if self.progress.is_on:
+            self.progress.look()
+        return until() or worker.is_over()
 
     def consume_for(self, worker: WorkerHandle, pending: Pending | None, deadline_s: float) -> None:
         """Consume answers until that to a request is there, or to any request for None, or the time is over."""
@@ -400,6 +410,9 @@ class Flow:
     def _deliver(self, pending: Pending | None, outcome: Result | Exception) -> None:
         if pending is None:
             return
+        if self.progress.is_on:
+            self.progress.look_at(pending)
+            self.progress.remove(pending)
         if pending.outcome is None:
             pending.outcome = outcome
         self._forget(pending)

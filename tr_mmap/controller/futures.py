@@ -21,6 +21,7 @@ from ..errors import RequestCancelled, SystemLimit, TRException
 from ..protocol.commands import UserMessage
 from .dispatcher import Dispatcher
 from .pending import Pending
+from .progress import OnProgress
 from .results import Result
 from .worker_handle import WorkerHandle
 
@@ -51,18 +52,23 @@ class Awaited(Protocol):
         """There is a result, or an error. May be called again, and does nothing then."""
 
 
+class Replacing(Protocol):
+    """A session."""
+
+    def _replace_worker(self, worker: WorkerHandle) -> None:
+        """End a worker, and start another in its place."""
+
+
 class Futures:
     """The requests of one session whose results come later.
 
     Args:
         dispatcher: of the session.
-        replace: ends a worker, and starts another in its place.
     """
 
-    def __init__(self, dispatcher: Dispatcher, replace: Callable[[WorkerHandle], None]) -> None:
+    def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
         self._resources = dispatcher.resources
-        self.replace = replace
         self._awaited: dict[Pending, Awaited] = {}
         self._thread: Background | None = None
         self.has_own_loop = False  # the program's loop calls process()
@@ -75,6 +81,7 @@ class Futures:
         timeout_s: float,
         framework: str | None,
         make: Callable[[Pending, float], _A],
+        on_progress: OnProgress | None = None,
     ) -> _A:
         """Send a request, and see to it that its result reaches the one who waits for it.
 
@@ -84,6 +91,7 @@ class Futures:
             timeout_s: how long this may take in all, in seconds.
             framework: of the result's tensors; None to receive none.
             make: of the request and its deadline, what waits for the result.
+            on_progress: is told how far the request is; None for nobody.
 
         Raises:
             BadMessage, UnsupportedTensor, OutOfSpace, SessionNotStarted, WorkerDied: it was not sent.
@@ -96,6 +104,8 @@ class Futures:
         pending.on_done = self._on_done
         try:
             self._awaited[pending] = awaited
+            if on_progress is not None:
+                self._dispatcher.progress.add(pending, on_progress)
             self._dispatcher.send(pending, tensors, deadline_s, timeout_s)
         except BaseException:
             self._awaited.pop(pending, None)
@@ -132,7 +142,10 @@ class Futures:
         pending, worker = awaited.pending, self._resources.worker
         if pending.outcome is not None or worker is None or self._resources.is_foreign:
             return False
-        return worker.channel.cancel(pending.order - worker.sent_before) and pending.outcome is None
+        if worker.channel.cancel(pending.order - worker.sent_before):
+            return pending.outcome is None
+        worker.channel.ring()  # the worker cancels a coroutine when it looks
+        return False
 
     def is_running(self, awaited: Awaited) -> bool:
         """Whether the worker has given a request to its handler, and has not answered it."""
@@ -146,12 +159,10 @@ class Futures:
         worker = self._resources.worker or self._dispatcher.worker()
         return self._dispatcher.unanswered(worker, awaited.pending, timeout_s)
 
-    def kill(self, awaited: Awaited) -> None:
-        """End the worker that handles a request, and start another. Other requests that it has get WorkerDied."""
+    def worker_of(self, awaited: Awaited) -> WorkerHandle | None:
+        """The worker that a request was sent to; None if it has ended."""
         worker = self._resources.worker
-        self.drop(awaited)
-        if worker is not None and awaited.pending.order >= worker.sent_before:
-            self.replace(worker)
+        return worker if worker is not None and awaited.pending.order >= worker.sent_before else None
 
     def consume_for(self, awaited: Awaited, deadline_s: float) -> None:
         """Consume answers, if no other thread does, until that to a request is there, or the time is over."""
@@ -189,6 +200,8 @@ class Futures:
             system.drain_fifo(bell)
         while True:
             self._dispatcher.poll()
+            if self._dispatcher.progress.is_on:
+                self._dispatcher.progress.look()
             self._settle_what_is_over()
             worker = self._resources.worker
             if worker is None or not worker.channel.has_bell or not worker.channel.arm():
@@ -222,7 +235,7 @@ class Futures:
         while not thread.has_to_return:
             try:
                 self._step(thread)
-            except Exception:
+            except BaseException:  # a callback raises SystemExit, say
                 _log.exception("session %r: an answer could not be dealt with", self._resources.session_id)
         return False
 
@@ -257,7 +270,7 @@ class RequestFuture(Future[Any]):
     def __init__(
         self,
         futures: Futures,
-        owner: object,
+        owner: Replacing,
         timeout_s: float,
         shape: Callable[[Result], Any],
         pending: Pending,
@@ -265,7 +278,7 @@ class RequestFuture(Future[Any]):
     ) -> None:
         super().__init__()
         self._futures = futures
-        self._owner: object | None = owner  # the session, which must live until there is a result
+        self._owner: Replacing | None = owner  # must live until there is a result
         self._shape = shape
         self.pending = pending
         self.deadline_s = deadline_s
@@ -320,9 +333,12 @@ class RequestFuture(Future[Any]):
             return self._note_cancelled()
         if not kill_running or self.done():
             return self.cancelled()
+        owner, worker = self._owner, self._futures.worker_of(self)
         if not self._note_cancelled():
             return False
-        self._futures.kill(self)
+        self._futures.drop(self)
+        if owner is not None and worker is not None:
+            owner._replace_worker(worker)
         return True
 
     def running(self) -> bool:

@@ -178,7 +178,7 @@ class SessionLifecycle:
                 self._finalizer.detach()
                 self._dispatcher = None
                 raise
-            self._futures = Futures(dispatcher, self._replace_worker)
+            self._futures = Futures(dispatcher)
             self._dispatcher = dispatcher
             _sessions[resources.directory] = self
         _log.debug("session %r: worker started, process %d", self.session_id(), self.pid)
@@ -197,6 +197,7 @@ class SessionLifecycle:
                 dispatcher.forget_worker()
         dispatcher.give_up_lost()
         dispatcher.resources.start(quiet=self._quiet_mode, on_end=dispatcher.note_end)
+        self._open_futures().wake()
         _log.debug("session %r: worker started again, process %d", self.session_id(), self.pid)
         return True
 

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from ..errors import RemoteError, RemoteOutOfSpace, RequestCancelled, UnexpectedResponse, UnknownCommand
 from ..protocol.messages import Failure, FailureKind, Response
+from ..protocol.named_values import FORM_NAMED, unpack
 
 __all__ = ["Result", "remote_error", "tensors_of", "value_of"]
 
@@ -13,15 +14,17 @@ Result: TypeAlias = tuple[Response, list[Any]]  # a response, and views of its t
 
 
 def value_of(result: Result) -> Any:
-    """What ``calculate`` returns: the tensor, the list of tensors if there are several, or else the text."""
+    """What ``calculate`` returns: values by name, the tensor, the list of several tensors, or else the text."""
     response, tensors = result
+    if response.form == FORM_NAMED:
+        return unpack(response.result, tensors)
     if len(tensors) == 1:  # the usual number
         return tensors[0]
     return tensors if tensors else response.result
 
 
 def tensors_of(response: Response, tensors: list[Any]) -> Any:
-    """The tensor of a result, or the list of its tensors if there are several.
+    """The tensor of a result, or the list of its tensors if there are several; or its values by name.
 
     Args:
         response: of the request.
@@ -30,6 +33,8 @@ def tensors_of(response: Response, tensors: list[Any]) -> Any:
     Raises:
         UnexpectedResponse: the result has no tensor.
     """
+    if response.form == FORM_NAMED:
+        return unpack(response.result, tensors)
     if not tensors:
         why = f" ({response.message})" if response.message else ""
         raise UnexpectedResponse(

@@ -99,6 +99,9 @@
 #define WIRE_BLANK_NUMBER "       0"
 #define WIRE_EMPTY_SLOT "{\"seq\":        0}\012"
 #define WIRE_STATUS_NBYTES 4096
+#define WIRE_PROGRESS_FILE "progress.page"
+#define WIRE_PROGRESS_SLOT_NBYTES 256
+#define WIRE_PROGRESS_NBYTES 16384
 #define WIRE_HEARTBEAT_OFFSET 4088
 #define WIRE_HEARTBEAT_DIGITS 8
 #define WIRE_MAX_MESSAGE_NBYTES 16777216
@@ -107,6 +110,7 @@
 #define WIRE_RESPONSE_STEM "response"
 #define WIRE_SPILL_SUFFIX ".spill"
 #define WIRE_MAX_SPILL_TOKEN_LENGTH 64
+#define WIRE_FORM_NAMED "named"
 #define WIRE_EXIT_COMMAND "exit"
 #define WIRE_RELEASE_COMMAND "$release"
 #define WIRE_ARGUMENT_TAG_PREFIX "$"

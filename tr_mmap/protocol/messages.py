@@ -87,6 +87,7 @@ class Request(msgspec.Struct, omit_defaults=True, gc=False):
         timestamp: when it was written, milliseconds since 1970.
         tensors: tags that are announced, and where their tensors are.
         drops: tags that were dropped.
+        form: ``FORM_NAMED`` if the parameters are arguments by name; "" for words. See :mod:`.named_values`.
         mac: proof that the peer wrote it, the last member; "" without authentication. See :mod:`.mac`.
     """
 
@@ -96,6 +97,7 @@ class Request(msgspec.Struct, omit_defaults=True, gc=False):
     timestamp: int = 0
     tensors: list[TensorRef] = []
     drops: list[str] = []
+    form: str = ""
     mac: str = ""
 
 
@@ -110,6 +112,7 @@ class Response(msgspec.Struct, omit_defaults=True, gc=False):
         timestamp: when it was written, milliseconds since 1970.
         tensors: where the results are, in order.
         error: set when the request failed.
+        form: ``FORM_NAMED`` if the result holds values by name; "" for a text.
         mac: as in a request.
     """
 
@@ -120,6 +123,7 @@ class Response(msgspec.Struct, omit_defaults=True, gc=False):
     timestamp: int = 0
     tensors: list[TensorRef] = []
     error: Failure | None = None
+    form: str = ""
     mac: str = ""
 
 

@@ -27,11 +27,13 @@ class Draft(NamedTuple):
         command: the command.
         parameters: words for it, its own tags among them.
         tensors: where its own tensors are.
+        form: of the parameters, as in a request.
     """
 
     command: str
     parameters: str
     tensors: Sequence[TensorRef] = ()
+    form: str = ""
 
 
 def _no_loan(shape: Any, dtype: Any) -> Any:  # noqa: ARG001
@@ -191,11 +193,12 @@ class ControllerTransfer(ABC):
             key: the request, a ``Pending``; its ``held`` gets the segments.
             command: the command.
             parameters: words for it.
-            tensors: for this request only; their tags follow the words.
+            tensors: for this request only; their tags follow the words. Or one dict: arguments by name.
             deadline_s: until when to wait for room, if it waits at all, by the monotonic clock.
 
         Raises:
             UnsupportedTensor: one is not a tensor, or the peer cannot read it.
+            BadMessage: a dict that cannot be sent, or words beside it.
             OutOfSpace: no room; nothing is left of the request.
         """
 

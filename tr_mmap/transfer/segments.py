@@ -6,13 +6,14 @@ import copy
 import functools
 import threading
 from collections import ChainMap, Counter
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from math import inf
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from ..errors import MissingTag, OutOfSpace, UnsupportedTensor
+from ..errors import BadMessage, MissingTag, OutOfSpace, UnsupportedTensor
 from ..native import SentResults, TensorParts, drain, finished
 from ..protocol.messages import Request, TensorRef, decode_response, now_ms
+from ..protocol.named_values import FORM_NAMED, pack
 from ..shm.pool import PoolStats, SegmentPool
 from ..shm.reader import SegmentReader
 from ..shm.segment import Segment
@@ -259,6 +260,15 @@ class SegmentControllerTransfer(ControllerTransfer):
             drain()  # before the request is sent, so that the worker finds its segments free
         held: list[Segment] = []
         refs: list[TensorRef] = []
+        named = form = ""
+        if len(tensors) == 1 and isinstance(tensors[0], Mapping):
+            if parameters:
+                raise BadMessage(
+                    f"the message has words ({parameters[:80]!r}) beside arguments by name; give these names too",
+                    detail=parameters[:80],
+                )
+            form = FORM_NAMED
+            named, tensors = pack(tensors[0])
         try:
             for number, tensor in enumerate(tensors):
                 held.append(self._pool.publish(tensor, deadline_s, may_share=True))
@@ -272,11 +282,11 @@ class SegmentControllerTransfer(ControllerTransfer):
         if held:
             self._prepared[key] = held
             key.held = held
-        return Draft(command, parameters, refs)
+        return Draft(command, named if form else parameters, refs, form)
 
     def request(self, seq: int, draft: Draft) -> Request:
         refs, drops = self._tags.announcements() if self._tags.unannounced else ([], [])
-        return Request(seq, draft.command, draft.parameters, now_ms(), [*refs, *draft.tensors], drops)
+        return Request(seq, draft.command, draft.parameters, now_ms(), [*refs, *draft.tensors], drops, draft.form)
 
     def sent(self, key: Any, request: Request) -> None:
         self._sent = key.order + 1

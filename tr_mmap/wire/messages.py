@@ -50,6 +50,10 @@ MAX_MESSAGE_SEQ: Final = 99_999_999  # 8 digits; then 1 again. Messages in one s
 BLANK_NUMBER: Final = "       0"  # a message is being stored, or there is none yet
 EMPTY_SLOT: Final = '{"seq":        0}\n'
 STATUS_NBYTES: Final = 4096  # one memory page
+# The progress page, see tr_mmap.channel.progress.
+PROGRESS_FILE: Final = "progress.page"
+PROGRESS_SLOT_NBYTES: Final = 256
+PROGRESS_NBYTES: Final = RING_SLOTS * PROGRESS_SLOT_NBYTES
 # The last word of the status page: when the worker last worked, 8 hex digits of the monotonic clock's milliseconds
 # modulo 2**32; spaces before the first time. The status line and its padding end before it.
 HEARTBEAT_OFFSET: Final = 4088
@@ -62,6 +66,8 @@ REQUEST_STEM: Final = "request"  # of a spill's name: says which side wrote it, 
 RESPONSE_STEM: Final = "response"
 SPILL_SUFFIX: Final = ".spill"  # of a spill's name: the file of a message that is too long for its slot
 MAX_SPILL_TOKEN_LENGTH: Final = 64
+
+FORM_NAMED: Final = "named"  # of a message whose text holds values by name, see tr_mmap.protocol.named_values
 
 EXIT_COMMAND: Final = "exit"  # the controller's request that the worker end; no handler sees it
 # The controller's request that the worker give up the memory that it keeps for later results; no handler sees it.

@@ -53,11 +53,13 @@ class Kind(typing.NamedTuple):
         shown: completes "the word is ..." for a word that the parameter does not take. For a tensor: the annotation, if
             that cannot be resolved.
         is_text: it takes any word.
+        is_array: it is annotated as a tensor, so a list of numbers, given by name, becomes one.
     """
 
     convert: Callable[[str], Any] | None
     shown: str = ""
     is_text: bool = False
+    is_array: bool = False
 
     def takes(self, word: str) -> bool:
         """Whether the word fits the parameter. False for one that takes any text, because every word fits that."""
@@ -73,6 +75,7 @@ class Kind(typing.NamedTuple):
 
 
 TENSOR: Final = Kind(None)
+_ARRAY: Final = Kind(None, is_array=True)
 _SCALARS: Final[dict[Any, Kind]] = {
     str: Kind(str, "no str", is_text=True),
     int: Kind(int, "no int"),
@@ -276,7 +279,7 @@ def _literal(values: tuple[Any, ...]) -> Kind:
 
 def _union(members: tuple[Any, ...]) -> Kind:
     if any(map(_is_of_arrays, members)):
-        return TENSOR  # numpy.typing.ArrayLike, say, whose other members only say what could become an array
+        return _ARRAY  # numpy.typing.ArrayLike, say, whose other members only say what could become an array
     try:
         kinds = [_kind_of(member) for member in members if member is not type(None)]
     except _NeitherError:
@@ -326,7 +329,9 @@ def _root_of(hint: type) -> str:
 
 
 def _of_class(hint: Any, arguments: tuple[Any, ...]) -> Kind:
-    if not isinstance(hint, type) or _is_of_arrays(hint):
+    if isinstance(hint, type) and _is_of_arrays(hint):
+        return _ARRAY
+    if not isinstance(hint, type):
         return TENSOR
     if hint is np.dtype:
         return _DTYPE

@@ -17,6 +17,7 @@ from ..base.identifiers import check_session_id, is_result_name
 from ..channel.authenticated import RejectionCounter, protect
 from ..channel.interface import Channel, Role
 from ..channel.kinds import CHANNEL_NAMES, channel_kind, warn_about_order
+from ..channel.progress import ProgressWriter
 from ..errors import BadMessage, HostilePath, SessionNotStarted
 from ..processes.identity import Identity
 from ..processes.launcher import find_launchers
@@ -49,6 +50,7 @@ class Attachment:
         directory: the session directory.
         channel: the worker's side of its channel.
         transfer: the worker's side of its transfer.
+        progress: the page for the progress of requests; None where the channel cannot tell requests apart.
         peer: the process whose death ends the session; None if there is none to watch. See :meth:`next_peer`.
         peer_lock: path of the lock that this process holds for life; "" if it holds none.
         log_paths: where the worker's output goes if a controller has started it; the first that fits.
@@ -67,6 +69,7 @@ class Attachment:
         self.channel = channel
         self.transfer = transfer
         self._peers = find_launchers() if manifest is None else [manifest.controller]
+        self.progress = ProgressWriter(directory) if channel.capacity > 1 else None
         self.peer = self._peers.pop(0) if self._peers else None
         self._died_ns: int | None = None  # when the last of them had ended
         self._is_named = is_named

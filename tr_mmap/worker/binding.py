@@ -1,4 +1,4 @@
-"""Binds the words of a request to the parameters of a plain function. No I/O.
+"""Binds the words of a request, or values by name, to the parameters of a function. No I/O.
 
 Words that are tags become tensors, in order. The other words go to the parameters that take words (:mod:`.annotations`
 says which do), in order. If the last of these is a ``str``, it takes all words that are left, so that
@@ -15,8 +15,11 @@ import inspect
 from collections.abc import Callable, Container
 from typing import Any, Final, NamedTuple, NoReturn
 
+import numpy as np
+
 from ..errors import BadMessage, MissingTag
 from ..protocol.commands import split_words
+from ..tsr.dtypes import import_torch
 from ..wire.messages import ARGUMENT_TAG_PREFIX
 from .annotations import Kind, check_callable, is_coroutine, kinds_of, refuse
 from .hints import fixed_by_name
@@ -31,6 +34,7 @@ class _Parameter(NamedTuple):
     default: Any  # inspect.Parameter.empty if it has none
     kind: Kind
     is_keyword: bool  # it is passed by its name
+    is_positional: bool  # it cannot be passed by its name
 
     @property
     def is_tensor(self) -> bool:
@@ -60,6 +64,7 @@ class Command:
         "_parameters",
         "_rest",
         "_scalars",
+        "_takes_any_name",
         "convert_text",
         "function",
         "is_coroutine",
@@ -74,12 +79,14 @@ class Command:
         self.is_coroutine = is_coroutine(function)
         self._parameters: list[_Parameter] = []
         self._rest: Kind | None = None  # what *args takes
+        self._takes_any_name = False
         fixed, after_fixed = fixed_by_name(function)
         self._has_fixed_words = False  # a partial fixes one that takes words, or one before it
         for parameter, kind in kinds_of(name, function):
             if parameter.kind is parameter.VAR_POSITIONAL:
                 self._rest = kind
             elif parameter.kind is parameter.VAR_KEYWORD:
+                self._takes_any_name = True
                 if kind.convert is not None:
                     refuse(name, function, f"**{parameter.name}: words have no names; write the parameters one by one")
             elif parameter.name in fixed:
@@ -95,7 +102,8 @@ class Command:
                 self._has_fixed_words = True
             else:
                 is_keyword = parameter.kind is parameter.KEYWORD_ONLY
-                self._parameters.append(_Parameter(parameter.name, parameter.default, kind, is_keyword))
+                is_positional = parameter.kind is parameter.POSITIONAL_ONLY
+                self._parameters.append(_Parameter(parameter.name, parameter.default, kind, is_keyword, is_positional))
         tensors = [each for each in self._parameters if each.is_tensor]
         self._scalars = [each for each in self._parameters if not each.is_tensor]
         if self._takes_rest_of_words() and (late := [each.name for each in self._scalars if each.is_keyword]):
@@ -148,6 +156,68 @@ class Command:
         self._check_count(len(tensors))
         values = self._convert(others)
         return self._arrange([fetch(word, framework) for word in tensors], values)
+
+    def bind_named(self, values: dict[str, Any], framework: str) -> tuple[list[Any], dict[str, Any]]:
+        """The function's arguments for values by name.
+
+        A parameter that takes words gets a text or a number, as the word that it would be in a message. A parameter
+        that is annotated as a tensor gets lists of numbers, and numbers, as a tensor; any other gets what was sent.
+
+        Args:
+            values: by parameter.
+            framework: ``"numpy"`` or ``"torch"``.
+
+        Returns:
+            As :meth:`bind`.
+
+        Raises:
+            BadMessage: a name that is no parameter's, a value that does not fit, or none for a parameter that needs one.
+        """
+        arguments: list[Any] = []
+        named: dict[str, Any] = {}
+        values = dict(values)
+        for each in self._parameters:
+            if each.name not in values and each.default is inspect.Parameter.empty:
+                raise BadMessage(f"{self.name} needs a value for {each.name}", detail=each.name)
+            if each.name in values:
+                named[each.name] = self._named_value(each, values.pop(each.name), framework)
+            if each.is_positional:
+                arguments.append(named.pop(each.name, each.default))
+        if values and not self._takes_any_name:
+            known = ", ".join(each.name for each in self._parameters) or "none"
+            name = next(iter(values))
+            raise BadMessage(f"{self.name} has no parameter {name[:80]!r}; it has {known}", detail=name[:80])
+        return arguments, named | values
+
+    def _named_value(self, parameter: _Parameter, value: Any, framework: str) -> Any:
+        kind = parameter.kind
+        if kind.convert is None:
+            is_number = isinstance(value, list | int | float)
+            return self._as_tensor(parameter, value, framework) if kind.is_array and is_number else value
+        if kind.is_text and isinstance(value, str):
+            return value
+        if value is None and parameter.default is None:
+            return None
+        if value is None or isinstance(value, str | int | float):
+            try:
+                return kind.convert(value if isinstance(value, str) else repr(value))
+            except (ValueError, KeyError):
+                pass
+        shown = kind.shown or "no word"
+        raise BadMessage(f"{self.name}: {parameter.name} is {value!r:.80}, which is {shown}", detail=parameter.name)
+
+    def _as_tensor(self, parameter: _Parameter, value: Any, framework: str) -> Any:
+        """A tensor of numbers in lists; lists of tensors stay what they are."""
+        try:
+            array = np.asarray(value)
+        except ValueError:
+            array = None
+        if array is None or array.dtype.kind not in "biuf":
+            raise BadMessage(
+                f"{self.name}: {parameter.name} takes a tensor, and {value!r:.80} is none: lists of numbers must be of one length",
+                detail=parameter.name,
+            )
+        return import_torch().tensor(value) if framework == "torch" else array
 
     def _split(self, words: list[str], tags: Container[str]) -> tuple[list[str], list[str]]:
         """The words that name tensors, and the others."""

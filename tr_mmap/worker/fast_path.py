@@ -26,7 +26,7 @@ def worker_fast_path(channel: Channel, transfer: WorkerTransfer, deaths: list[An
         deaths: gets an element when the controller has ended.
     """
     of_channel, of_transfer = channel.fast_path_parts(), transfer.fast_path_parts()
-    if of_channel is None or of_transfer is None:
+    if of_channel is None or of_transfer is None or of_transfer.sent is None:
         return None
     return native.WorkerFastPath(
         *of_channel.endpoint,

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from ..errors import BadMessage, TRException
+from ..protocol.named_values import FORM_NAMED, pack, unpack
 from ..transfer.kinds import Views
 from ..tsr.framework_names import check_installed
-from ..wire.messages import EXIT_COMMAND, RELEASE_COMMAND
+from ..wire.messages import ARGUMENT_TAG_PREFIX, EXIT_COMMAND, RELEASE_COMMAND
 from .annotations import code_of
 from .binding import Command
 from .server import TechRenaissanceServer
@@ -42,7 +43,7 @@ class Server(TechRenaissanceServer):
 
     A parameter gets a tensor, or a word if it is annotated ``str``, ``int``, ``float``, ``bool``, a ``Literal`` of
     words, ``np.dtype``, or one of them ``| None``. The function returns a tensor, several tensors (a tuple or list), a
-    text, or None.
+    text, None, or a dict of tensors, texts, numbers, None, and lists of these, by name.
 
     Args:
         framework: of the tensors that the functions get, ``"numpy"`` or ``"torch"``.
@@ -97,15 +98,20 @@ class Server(TechRenaissanceServer):
 
         return register
 
-    def main_logic(self, command: str, parameters: str) -> bool:
+    def main_logic(self, command: str, parameters: str) -> bool | None:
         """Call the function of a command; what it returns becomes the reply."""
         known = self._commands.get(command)
         if known is None:
             return False
         convert_text = known.convert_text
         if known.is_coroutine:
-            return bool(self._handler_loop().run(self._main_coroutine(command, parameters)))
-        if convert_text is not None and parameters:
+            coroutine = self._main_coroutine(command, parameters)
+            is_known: bool | None = self._handler_loop().run(coroutine)
+            return is_known
+        if (request := self._context().request) is not None and request.form:
+            arguments, named = self._arguments(known, parameters)
+            result = known.function(*arguments, **named)
+        elif convert_text is not None and parameters:
             result = known.function(parameters if convert_text is str else convert_text(parameters))
         elif (quick := self._quick_arguments(known, parameters)) is not None:
             result = known.function(*quick)
@@ -117,10 +123,16 @@ class Server(TechRenaissanceServer):
             return True
         return self._say(known, result)
 
-    async def _main_coroutine(self, command: str, parameters: str) -> bool:
+    async def _main_coroutine(self, command: str, parameters: str) -> bool | None:
         known = self._commands[command]
         arguments, named = self._arguments(known, parameters)
         return self._say(known, await known.function(*arguments, **named))
+
+    def _check_form(self, form: str) -> None:
+        if form != FORM_NAMED:
+            self._refuse_form(
+                f"this worker does not know arguments of the form {form[:80]!r}: use one tr_mmap for both"
+            )
 
     def _has_coroutines(self) -> bool:
         return any(known.is_coroutine for known in self._commands.values())
@@ -129,7 +141,7 @@ class Server(TechRenaissanceServer):
         known = self._commands.get(command)
         return known is not None and known.is_coroutine
 
-    def _say(self, known: Command, result: Any) -> bool:
+    def _say(self, known: Command, result: Any) -> bool | None:
         """Make what a function has returned the reply."""
         if self.is_foreign:
             return True  # the function has forked, and this is the child: what it returns goes nowhere
@@ -137,6 +149,9 @@ class Server(TechRenaissanceServer):
             self._set_result(result)
         elif result is not None:
             try:
+                if isinstance(result, dict):  # None: the fast path leaves it to the slow path, which knows the form
+                    self._say_named(result)
+                    return None
                 if isinstance(result, _SEVERAL):
                     self.send_tensors(*result)
                 else:
@@ -145,6 +160,14 @@ class Server(TechRenaissanceServer):
                 self._blame_result(error, code_of(known.function))
                 raise
         return True
+
+    def _say_named(self, values: dict[Any, Any]) -> None:
+        """Make values by name the reply."""
+        text, tensors = pack(values)
+        self.send_tensors(*tensors)
+        reply = self._context().reply
+        if reply is not None:
+            reply.result, reply.form = text, FORM_NAMED
 
     def _quick_arguments(self, known: Command, parameters: str) -> list[Any] | None:
         """The arguments for a function that takes only tensors, by the fast path; None if that cannot give them."""
@@ -157,6 +180,12 @@ class Server(TechRenaissanceServer):
     def _arguments(self, known: Command, parameters: str) -> tuple[list[Any], dict[str, Any]]:
         """The arguments for a command's function by position and by name."""
         try:
+            request = self._context().request
+            if request is not None and request.form:
+                tags = [ref.tag for ref in request.tensors if ref.tag[:1] == ARGUMENT_TAG_PREFIX]
+                return known.bind_named(
+                    unpack(parameters, [self._fetch(tag, self.framework) for tag in tags]), self.framework
+                )
             return known.bind(parameters, self._tags, self._fetch, self.framework)
         except TRException as error:
             self._blame_input(error)

@@ -23,6 +23,7 @@ class Reply(msgspec.Struct):
     Attributes:
         command: what the handler calls the command; "" to use the request's.
         result: the text; None if the handler has set none.
+        form: of the text, as in a response.
         message: a remark.
         complaint: why ``get_tensors`` returned None; sent as the remark if the handler makes none.
         bad_input: raised because the request's words do not fit the command, or because a tensor of the request cannot
@@ -40,6 +41,7 @@ class Reply(msgspec.Struct):
     bad_result: Exception | None = None
     handler_code: CodeType | None = None
     has_shown: bool = False
+    form: str = ""
 
 
 def failure_of(error: BaseException, reply: Reply | None = None) -> Failure:

@@ -117,6 +117,7 @@ class Responder:
         command = reply.command or request.command
         result = "error" if failure is not None else DEFAULT_RESULT if reply.result is None else reply.result
         message = reply.message or reply.complaint
+        form = reply.form if failure is None else ""
         tensors = transfer.end(request, failure is None)
         if self.under_way:
             if reply.has_shown:
@@ -127,7 +128,7 @@ class Responder:
             self.advance_status(channel, Status.ERROR, failure.message)
         order = channel.responses_sent
         try:
-            (send or channel.send)(Response(request.seq, command, result, message, now_ms(), tensors, failure))
+            (send or channel.send)(Response(request.seq, command, result, message, now_ms(), tensors, failure, form))
             transfer.responded(order)
         except Exception as error:  # too long, or no text, or no file for a spill: send this error instead
             transfer.withdraw()

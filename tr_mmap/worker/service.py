@@ -78,6 +78,21 @@ class RequestService(WorkerLife):
         """The request at hand: of this thread or task if there may be several, else the only one."""
         return self._shared if self._concurrency is None else current.get(self._shared)
 
+    def _check_form(self, form: str) -> None:  # noqa: ARG002 - Server takes one
+        """Refuse a request whose parameters are no words.
+
+        Raises:
+            BadMessage: this worker cannot take the arguments.
+        """
+        self._refuse_form("this worker takes words and tensors, and no arguments by name; see tr_mmap.Server")
+
+    def _refuse_form(self, why: str) -> None:
+        error = BadMessage(why, detail="form")
+        reply = self._context().reply
+        if reply is not None:
+            reply.bad_input = error
+        raise error
+
     def _has_coroutines(self) -> bool:
         """Whether a handler is an ``async def``."""
         return False
@@ -264,6 +279,8 @@ class RequestService(WorkerLife):
         try:
             if context.is_cancelled():
                 raise RequestCancelled(_NOT_BEGUN)
+            if request.form:
+                self._check_form(request.form)
             is_known = self.main_logic(request.command, request.parameters)
         except BaseException as error:
             raised = error
@@ -285,6 +302,8 @@ class RequestService(WorkerLife):
         try:
             if context.is_cancelled():
                 raise RequestCancelled(_NOT_BEGUN)
+            if request.form:
+                self._check_form(request.form)
             is_known = await self._main_coroutine(request.command, request.parameters)
         except BaseException as error:
             raised = RequestCancelled() if is_a(error, CancelledError) and context.is_cancelled() else error
@@ -307,6 +326,8 @@ class RequestService(WorkerLife):
         is_counted = context.order is not None
         if channel is not None and transfer is not None:  # else the worker has ended without this handler
             self._finish(channel, transfer, request, reply, is_known, failure, send, is_counted=is_counted)
+        if is_counted and reply.has_shown and self._attachment is not None and self._attachment.progress is not None:
+            self._attachment.progress.forget(request.seq)
 
     def _release_memory(self, channel: Channel, transfer: WorkerTransfer, request: Request) -> None:
         """Answer the controller's request that this side give up what it keeps for later results."""
@@ -334,7 +355,9 @@ class RequestService(WorkerLife):
             return False
         transfer = attachment.transfer_by_hand()
         # Its words only: the numbers, tensors and tags of requests are the controller's.
-        plain = Request(command=request.command, parameters=request.parameters, timestamp=request.timestamp)
+        plain = Request(
+            command=request.command, parameters=request.parameters, timestamp=request.timestamp, form=request.form
+        )
         fast_path, self._fast_path = self._fast_path, None  # it would find the controller's tags
         try:
             self._serve(channel, transfer, plain, channel.reply_by_hand)
