@@ -185,32 +185,43 @@ class Flow:
                 if not may_ask_for_room or not self._ask_for_room(worker, error, deadline_s):
                     raise
                 may_ask_for_room = False
-        if not self.in_turn(self._sending, deadline_s, self._store, worker, pending, draft, deadline_s, is_public):
-            raise self.unanswered(worker, pending, timeout_s, is_sent=False)
+        arguments = worker, pending, draft, deadline_s, is_public
+        while not (is_sent := self.in_turn(self._sending, deadline_s, self._store, *arguments)):
+            if is_sent is None:  # the turn was not had in time
+                raise self.unanswered(worker, pending, timeout_s, is_sent=False)
+            self._admit(worker, pending, deadline_s, timeout_s)  # another thread has sent one meanwhile
 
     def _admit(self, worker: WorkerHandle, pending: Pending, deadline_s: float, timeout_s: float) -> None:
         """Wait until one more request may be in flight."""
-        limit = min(worker.channel.capacity, self.resources.options.max_in_flight)
-
-        def is_room() -> bool:
-            return len(self.in_flight) < limit
-
-        if is_room():
+        if self._has_room(worker):
             return
         if self.resources.options.at_limit == "fail":
             self.poll()
-            if is_room():
+            if self._has_room(worker):
                 return
+            limit = self._limit(worker)
             raise Busy(
                 f"{limit} requests of session {self.resources.session_id!r} are in flight, as many as it may have "
                 "(max_in_flight); wait for one of them, or let it wait (at_limit='block')",
                 limit=limit,
             )
-        self._consume_until(worker, is_room, deadline_s)
-        if not is_room():
+        self._consume_until(worker, lambda: self._has_room(worker), deadline_s)
+        if not self._has_room(worker):
             raise self.unanswered(worker, pending, timeout_s, is_sent=False)
 
+    def _limit(self, worker: WorkerHandle) -> int:
+        return min(worker.channel.capacity, self.resources.options.max_in_flight)
+
+    def _has_room(self, worker: WorkerHandle) -> bool:
+        """Whether one more request may be in flight."""
+        count, limit = len(self.in_flight), self._limit(worker)
+        if count >= limit and self._sending.owner == get_ident():
+            # A signal handler asks in the middle of a send: what is not sent yet goes after the request of the handler.
+            count -= sum(not worker.channel.is_sent(seq) for seq in list(self.in_flight))
+        return count < limit
+
     def _store(self, worker: WorkerHandle, pending: Pending, draft: Any, deadline_s: float, is_public: bool) -> bool:
+        """Send it, in the turn; False if there is no room for it any more."""
         channel = worker.channel
         while True:
             self.check_own()
@@ -220,6 +231,8 @@ class Flow:
                 )
             if self.resources.worker is not worker or worker.is_over():
                 raise self.worker_died(worker)
+            if not self._has_room(worker):
+                return False
             counters = self._counters
             counters.seq = seq = counters.seq % MAX_MESSAGE_SEQ + 1
             if seq in self.in_flight:  # one that was sent before the numbers began again

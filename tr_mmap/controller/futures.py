@@ -118,6 +118,7 @@ class Futures:
             if self._thread is None:
                 self._begin()
             elif min(deadline_s, time.monotonic() + _LOOK_S) < self._sleeps_until_s:
+                self._sleeps_until_s = 0.0  # it is about to look: one wake is enough
                 self.wake()
         return awaited
 
