@@ -387,6 +387,22 @@ TEST(session_many_nothing_in_flight_wakes_nobody) {
     CHECK_EQUAL(count_wakes_of_others() - before, 0);
 }
 
+TEST(session_many_quick_requests_do_not_wait_for_a_slow_one) {
+    SessionOptions options = signed_options();
+    options.env["TR_TEST_THREADS"] = "2";
+    Ready s("slow", options);
+    const std::string mark = std::string(std::getenv("TR_TEST_FOLDER")) + "/go_on";
+    auto slow = s.submit_response("wait_for " + mark, FOREVER_MS);
+    CHECK_EQUAL(count_wrong(s, 1000, 20), 0);  // the answers come in another order than the requests
+    for (int i = 0; i < 50; ++i) CHECK(all_equal(s.calculate("echo", Tensor::full(Shape(50), 1.0f * static_cast<float>(i))), static_cast<float>(i)));
+    CHECK(!is_ready(slow));
+    CHECK_EQUAL(s.stats().in_flight, 1u);
+    std::ofstream(mark).flush();
+    CHECK_EQUAL(result_of(slow), "there");
+    CHECK_EQUAL(s.stats().rejected, 0u);
+    std::filesystem::remove(mark);
+}
+
 TEST(session_many_large_tensors_keep_the_budget) {
     SessionOptions options;
     options.budget_nbytes = 16 << 20;
