@@ -71,7 +71,8 @@ class Pair:
         self.counters = Counters()
         self.counters.limit = RING_SLOTS
         self.consuming, transfer = CountingTurn(), self.asking
-        traffic = Traffic(Turn(), self.consuming, self.in_flight, transfer.unannounced, transfer.left, {}, self.counters)
+        tags, left = transfer.unannounced, transfer.left
+        traffic = Traffic(Turn(), self.consuming, self.in_flight, tags, left, {}, self.counters)
         controller_path = controller_fast_path(self.controller, self.asking, self.deaths, traffic)
         worker_path = worker_fast_path(self.worker, self.answering, self.deaths)
         assert controller_path is not None
