@@ -27,7 +27,7 @@ from ..native import loan_of
 from ..protocol.commands import UserMessage
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import DEFAULT_TIMEOUT_MS, EXIT_TIMEOUT_MS
-from .calls import Call
+from .calls import Call, Waiter
 from .threads import in_thread
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class PythonSession:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd: int | None = None  # the bell, while the loop sleeps on it
         self._timer: asyncio.TimerHandle | None = None
-        self._waiters: deque[asyncio.Future[None]] = deque()  # of calls that wait until one more may be in flight
+        self._waiters: deque[Waiter] = deque()  # of calls that wait until one more may be in flight
+        self._room_timer: asyncio.TimerHandle | None = None  # while there are any
         self._in_flight = 0  # calls that are not done
         self._sending = 0  # of these, in a thread
         self._kept = 0  # room that is kept for those that were woken
@@ -192,8 +193,11 @@ class PythonSession:
             self._timer.cancel()
             self._timer = None
 
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._process()
+
     def _process(self) -> None:
-        self._end_timer()
         try:
             left_s = self._session.process_responses()
         except SessionNotStarted:  # it was closed meanwhile
@@ -213,7 +217,7 @@ class PythonSession:
             if self._timer.when() <= at_s:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(at_s, self._process)
+        self._timer = self._loop.call_at(at_s, self._on_timer)
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -261,8 +265,11 @@ class PythonSession:
         except BaseException:
             self._leave()
             raise
-        call.add_done_callback(self._leave)
-        self._set_timer(left_s)
+        if call.done():
+            self._leave()
+        else:
+            call.on_end = self._leave
+            self._set_timer(left_s)
         return call
 
     def _is_slow(self, tensors: tuple[Any, ...]) -> bool:
@@ -287,29 +294,46 @@ class PythonSession:
         if self._session._options.at_limit == "fail":
             return  # the attempt to send raises
         assert self._loop is not None
-        waiter: asyncio.Future[None] = self._loop.create_future()
+        waiter = Waiter(self._loop, deadline_s)
         self._waiters.append(waiter)
-        # Without a bell the session's own thread drops the answers to cancelled requests, and does not say so.
-        look_s = math.inf if self._fd is not None else _LOOK_FOR_ROOM_S
+        self._set_room_timer(deadline_s)
         try:
-            while not waiter.done() and (left_s := deadline_s - time.monotonic()) > 0:
-                sleep_s = min(left_s, look_s)
-                await asyncio.wait([waiter], timeout=None if sleep_s == math.inf else sleep_s)
-                if not waiter.done():
-                    self._wake_waiters(self._room())
+            has_room = await waiter
         except asyncio.CancelledError:
-            if waiter.done():
+            if not waiter.cancelled() and waiter.result():  # it has just been woken
                 self._kept -= 1
                 self._wake_waiters(self._room())
-            else:
-                self._waiters.remove(waiter)
             raise
-        if waiter.done():  # from here to the attempt to send, no other code runs
+        if has_room:  # from here to the attempt to send, no other code runs
             self._kept -= 1
-        else:
-            self._waiters.remove(waiter)
 
-    def _leave(self, call: object = None) -> None:  # noqa: ARG002 - what asyncio gives a callback
+    def _set_room_timer(self, deadline_s: float) -> None:
+        """Look for room then at the latest; the answers that the loop deals with make it look before."""
+        assert self._loop is not None
+        left_s = deadline_s - time.monotonic()
+        if self._fd is None:  # the session's own thread drops the answers to cancelled requests, and does not say so
+            left_s = min(left_s, _LOOK_FOR_ROOM_S)
+        if left_s == math.inf:
+            return
+        at_s = self._loop.time() + max(0.0, left_s)
+        if self._room_timer is not None:
+            if self._room_timer.when() <= at_s:
+                return
+            self._room_timer.cancel()
+        self._room_timer = self._loop.call_at(at_s, self._look_for_room)
+
+    def _look_for_room(self) -> None:
+        self._room_timer = None
+        now_s, waiting = time.monotonic(), list(self._waiters)
+        for waiter in waiting:
+            if waiter.deadline_s <= now_s and not waiter.done():
+                waiter.set_result(False)
+        self._waiters = deque(each for each in waiting if not each.done())
+        self._wake_waiters(self._room())
+        if self._waiters:
+            self._set_room_timer(min(each.deadline_s for each in self._waiters))
+
+    def _leave(self) -> None:
         self._in_flight -= 1
         if not self._in_flight:
             self._end_timer()
@@ -319,9 +343,14 @@ class PythonSession:
     def _wake_waiters(self, count: int) -> None:
         """Let so many of those that wait send their requests, the first ones first."""
         while count > 0 and self._waiters:
-            self._waiters.popleft().set_result(None)
-            self._kept += 1
-            count -= 1
+            waiter = self._waiters.popleft()
+            if not waiter.done():  # its task was not cancelled
+                waiter.set_result(True)
+                self._kept += 1
+                count -= 1
+        if not self._waiters and self._room_timer is not None:
+            self._room_timer.cancel()
+            self._room_timer = None
 
     async def calculate(
         self,

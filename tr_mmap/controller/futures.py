@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
+from threading import Condition
 from typing import Any, Final, Protocol, TypeVar
 
 from ..base import system
@@ -30,6 +31,10 @@ __all__ = ["Awaited", "Futures", "RequestFuture"]
 _log = logging.getLogger("tr_mmap")
 _LOOK_S: Final = 1.0  # how often to look while something is in flight: a ring may be lost
 _POLL_S: Final = 0.02  # how often to return from a wait on a channel that has no bell
+_YIELD_S: Final = 0.001  # how long the thread leaves the answers to callers that wait for some themselves
+_PENDING: Final = "PENDING"  # states of the standard library's futures
+_FINISHED: Final = "FINISHED"
+_DONE: Final = frozenset({_FINISHED, "CANCELLED", "CANCELLED_AND_NOTIFIED"})
 
 
 _A = TypeVar("_A", bound="Awaited")
@@ -73,6 +78,8 @@ class Futures:
         self._thread: Background | None = None
         self.has_own_loop = False  # the program's loop calls process()
         self._sleeps_until_s = math.inf  # when the thread looks at the requests' times again
+        self._waits = 0  # how often a caller has waited for a result itself
+        self._waits_seen = 0  # when the thread last looked
 
     def send(
         self,
@@ -168,6 +175,7 @@ class Futures:
     def consume_for(self, awaited: Awaited, deadline_s: float) -> None:
         """Consume answers, if no other thread does, until that to a request is there, or the time is over."""
         pending, worker = awaited.pending, self._resources.worker
+        self._waits += 1
         if worker is not None and pending.outcome is None and not self._resources.is_foreign:
             until_s = min(deadline_s, awaited.deadline_s)
             self._dispatcher.consume_for(worker, pending, until_s)
@@ -242,6 +250,9 @@ class Futures:
 
     def _step(self, thread: Background) -> None:
         bell, worker = self._resources.bell, self._resources.worker
+        while self._waits != self._waits_seen and not thread.has_to_return:  # those callers consume all answers
+            self._waits_seen = self._waits
+            thread.sleep(_YIELD_S)
         self.process()
         self._sleeps_until_s = math.inf  # before the look: a request that is sent after it wakes this thread
         if not self._awaited:
@@ -261,12 +272,24 @@ class Futures:
             thread.stop()
 
 
+class _MadeWhenUsed:
+    """The condition of a future: made when somebody waits for that future, or adds a callback."""
+
+    def __get__(self, future: RequestFuture, owner: type[RequestFuture]) -> Condition:
+        made: Condition = future.__dict__.setdefault("_condition", Condition())
+        return made
+
+
 class RequestFuture(Future[Any]):
     """The result of one request; made by ``PythonSession.submit``.
 
     Callbacks run in the thread that consumes the answer: of the session, or of a caller that waits for another one. So
     they should be short.
     """
+
+    # Whoever looks at the state makes the condition first, and settle() stores the state before it looks whether there
+    # is one. So a result for which nobody waits yet needs no lock, and nobody misses it.
+    _condition = _MadeWhenUsed()  # type: ignore[assignment] # an attribute of the class in the standard library
 
     def __init__(
         self,
@@ -277,7 +300,11 @@ class RequestFuture(Future[Any]):
         pending: Pending,
         deadline_s: float,
     ) -> None:
-        super().__init__()
+        # Those of the standard library's class, whose __init__ makes the condition.
+        self._state = _PENDING
+        self._result = self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
         self._futures = futures
         self._owner: Replacing | None = owner  # must live until there is a result
         self._shape = shape
@@ -287,34 +314,54 @@ class RequestFuture(Future[Any]):
 
     def settle(self, outcome: Result | Exception) -> None:
         """There is a result, or an error."""
-        if self.done():
+        if self._state in _DONE:
             return
         self._owner = None
-        result: Any = None
-        error: Exception | None = None
+        if outcome.__class__ is tuple:
+            try:
+                result = self._shape(outcome)  # type: ignore[arg-type] # a tuple is a result
+            except TRException as error:
+                outcome = error
+            else:
+                if self._ends_with("result"):
+                    self._set(result)
+                return
         if isinstance(outcome, RequestCancelled):
             self._note_cancelled()
-            return
-        if isinstance(outcome, Exception):
-            error = outcome
-        else:
+        elif self._ends_with("error"):
             try:
-                result = self._shape(outcome)
-            except TRException as raised:
-                error = raised
-        try:
-            if error is None:
-                self.set_result(result)
-            else:
-                self.set_exception(error)
-        except InvalidStateError:
-            pass  # another thread was faster, or the future was cancelled
+                self.set_exception(outcome)  # type: ignore[arg-type] # what is no result
+            except InvalidStateError:
+                pass  # another thread was faster
+
+    def _ends_with(self, what: str) -> bool:
+        """Whether it ends so: what is said first counts, by whatever thread. May be said again after an interrupt."""
+        return bool(self.__dict__.setdefault("_end", what) == what)
+
+    def _set(self, result: Any) -> None:
+        self._result = result
+        if "_condition" not in self.__dict__:
+            self._state = _FINISHED
+            if "_condition" not in self.__dict__:
+                return
+        with self._condition:
+            if self._end == "told":
+                return
+            self._state, self._end = _FINISHED, "told"
+            for waiter in self._waiters:
+                waiter.add_result(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()  # type: ignore[attr-defined] # as set_result does
 
     def _note_cancelled(self) -> bool:
-        is_cancelled = super().cancel()
-        if is_cancelled:
+        is_cancelled = self._ends_with("cancelled") and super().cancel()
+        if is_cancelled and self._state == "CANCELLED":
             self.set_running_or_notify_cancel()  # for those that wait for several futures
         return is_cancelled
+
+    def done(self) -> bool:
+        """Whether there is a result, or an error, or it was cancelled."""
+        return self._state in _DONE
 
     def cancel(self, *, kill_running: bool = False) -> bool:
         """Cancel the request.
@@ -376,7 +423,10 @@ class RequestFuture(Future[Any]):
             RemoteError, ResponseTimeout, WorkerDied: there is none.
             CancelledError: the request was cancelled.
         """
-        return super().result(self._wait(timeout))
+        wait_s = 0.0 if self._state in _DONE else self._wait(timeout)
+        if self._state == _FINISHED and self._exception is None:
+            return self._result
+        return super().result(wait_s)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What :meth:`result` would raise; None if it would return."""

@@ -356,7 +356,8 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             SessionNotStarted: there is no worker.
         """
         futures = self._open_futures()
-        timeout_s = seconds_of(timeout_ms)
+        plain: Any = timeout_ms
+        timeout_s = plain / 1000 if plain.__class__ in _PLAIN and plain >= 0 else seconds_of(timeout_ms)
         make = partial(RequestFuture, futures, self, timeout_s, value_of)
         return futures.send(message, tensors, timeout_s, self._framework_of(tensors), make, on_progress)
 
