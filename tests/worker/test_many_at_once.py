@@ -330,6 +330,15 @@ def test_the_status_says_how_far_a_request_is(
         wait_until(lambda: session.fetch_response("echo x") and status.read_text().split("\n")[0].startswith("ok"))
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+def test_what_a_handler_says_last_is_told_before_its_answer(threads: int) -> None:
+    with session_of(threads, "plain") as session:
+        for number in range(100):
+            seen: list[tuple[float, str]] = []
+            session.calculate(f"report_once {number}", on_progress=lambda *each, seen=seen: seen.append(each))
+            assert seen == [(1.0, str(number))]
+
+
 def test_progress_is_refused_without_a_request() -> None:
     with pytest.raises(SessionNotStarted, match="none now"):
         Server().progress(0.5)

@@ -101,6 +101,11 @@ def report(path: str) -> str:
     return "reported"
 
 
+@server.command("report_once")
+def report_once(text: str) -> None:
+    server.progress(1.0, text)
+
+
 def define_coroutines() -> None:
     @server.command("async_echo")
     async def async_echo(text: str) -> str:
