@@ -38,14 +38,15 @@ from .results import Result
 from .stats import worker_state
 from .worker_handle import WorkerHandle
 
-_log = logging.getLogger("tr_mmap")
 __all__ = ["TURN_WAIT_S", "Dispatcher", "StatusTest"]
+
+_log = logging.getLogger("tr_mmap")
 
 _RELEASE_WAIT_S: Final = RELEASE_TIMEOUT_MS / 1000
 _REPEAT_EXIT_S: Final = 0.1  # how often to repeat a request to exit that the worker may overwrite
 TURN_WAIT_S: Final = 10.0  # how long to wait for a thread whose request has no worker any more to end it
 _ANSWER_NOTICE_S: Final = 1.0  # when to say that an exit waits for an answer
-_END_NOTICE_S: Final = 2.0  # when to say that it waits for the worker's end
+_END_NOTICE_S: Final = 5.0  # and that it waits for the worker's end; on a busy machine that takes a second or two
 _SLICE_S: Final = 0.25  # how long to wait at most for news; they wake the wait, except where no watch can run
 
 StatusTest = Callable[[StatusLine], bool]
@@ -467,8 +468,8 @@ class Dispatcher(Flow):
         )
 
     def _close(self) -> bool:
-        self.keep_answers()
         try:
+            self.keep_answers()
             for pending in list(self.in_flight.values()):
                 self._deliver(pending, SessionNotStarted(f"session {self.resources.session_id!r}{CLOSED_MEANWHILE}"))
             self._claims.clear()
