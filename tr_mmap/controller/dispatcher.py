@@ -400,8 +400,8 @@ class Dispatcher(Flow):
         """Take the answers that a worker has left before its end, for their takers. In both turns."""
         worker = self.resources.worker
         try:
-            while worker is not None and self._consume_next(worker):
-                pass
+            if worker is not None:
+                self._consume_rest(worker)
         except TRException:
             pass  # there is no more
 
