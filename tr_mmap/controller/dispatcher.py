@@ -473,7 +473,6 @@ class Dispatcher(Flow):
             self.keep_answers()
             for pending in list(self.in_flight.values()):
                 self._deliver(pending, SessionNotStarted(f"session {self.resources.session_id!r}{CLOSED_MEANWHILE}"))
-            self._claims.clear()
         finally:  # whatever else fails, the worker is ended
             self.resources.release()
         return True
