@@ -85,6 +85,7 @@ class Flow:
         )
         self.progress = ProgressWatch(resources.directory, self._counters)
         self._news = Wakes()  # a public request was sent, the worker ended, or the session is closed
+        self._storing: list[Pending] = []  # that are being sent, the one of an interrupted call first
         self._exits: set[object] = set()  # calls that ask the worker to exit: no further request is sent
         self._claims: deque[Pending] = deque()  # requests whose results any thread may take, in the order of sending
 
@@ -226,11 +227,20 @@ class Flow:
         count, limit = len(self.in_flight), self._limit(worker)
         if count >= limit and self._sending.owner == get_ident():
             # A signal handler asks in the middle of a send: what is not sent yet goes after the request of the handler.
-            count -= sum(not worker.channel.is_sent(seq) for seq in list(self.in_flight))
+            count -= sum(
+                not worker.channel.is_sent(each.seq) for each in list(self._storing) if each.seq in self.in_flight
+            )
         return count < limit
 
     def _store(self, worker: WorkerHandle, pending: Pending, draft: Any, deadline_s: float, is_public: bool) -> bool:
         """Send it, in the turn; False if there is no room for it any more."""
+        try:
+            self._storing.append(pending)
+            return self._store_it(worker, pending, draft, deadline_s, is_public)
+        finally:
+            self._storing.remove(pending)
+
+    def _store_it(self, worker: WorkerHandle, pending: Pending, draft: Any, deadline_s: float, is_public: bool) -> bool:
         channel = worker.channel
         while True:
             self.check_own()
@@ -306,7 +316,9 @@ class Flow:
             if pending.outcome is None and pending.seq in self._aside:
                 self._take_aside(pending)
             if pending.outcome is None:
-                raise self.unanswered(worker, pending, timeout_s)
+                error = self.unanswered(worker, pending, timeout_s)
+                if pending.outcome is None:  # a worker that has ended may have answered it
+                    raise error
         return opened(pending.outcome)
 
     def _is_there(self, pending: Pending) -> bool:
