@@ -286,6 +286,7 @@ def test_a_request_that_waits_behind_one_by_hand_is_not_said_to_be_taken_up(
 
 
 def test_a_wait_without_a_request_says_what_the_worker_does(mapped: PythonSession) -> None:
+    assert mapped.fetch_response("hello you") == "Hello You"  # so that it has moved
     with pytest.raises(ResponseTimeout, match="no request was made") as caught:
         mapped.wait_for_tensor(1)
     assert (caught.value.command, caught.value.pid) == ("", mapped.pid)
