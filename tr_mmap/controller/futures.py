@@ -289,7 +289,7 @@ class RequestFuture(Future[Any]):
 
     # Whoever looks at the state makes the condition first, and settle() stores the state before it looks whether there
     # is one. So a result for which nobody waits yet needs no lock, and nobody misses it.
-    _condition = _MadeWhenUsed()  # type: ignore[assignment] # an attribute of the class in the standard library
+    _condition = _MadeWhenUsed()
 
     def __init__(
         self,
@@ -319,7 +319,7 @@ class RequestFuture(Future[Any]):
         self._owner = None
         if outcome.__class__ is tuple:
             try:
-                result = self._shape(outcome)  # type: ignore[arg-type] # a tuple is a result
+                result = self._shape(outcome)
             except TRException as error:
                 outcome = error
             else:
@@ -345,9 +345,9 @@ class RequestFuture(Future[Any]):
             if "_condition" not in self.__dict__:
                 return
         with self._condition:
-            if self._end == "told":
+            if self.__dict__["_end"] == "told":
                 return
-            self._state, self._end = _FINISHED, "told"
+            self._state, self.__dict__["_end"] = _FINISHED, "told"
             for waiter in self._waiters:
                 waiter.add_result(self)
             self._condition.notify_all()
