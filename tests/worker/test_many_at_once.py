@@ -317,12 +317,16 @@ def test_the_status_says_how_far_a_request_is(
 ) -> None:
     gate = new_gate()
     with session_of(*words, channel=channel) as session:
-        future = session.submit(f"report {gate.path}")
+        seen: list[tuple[float, str]] = []
+        future = session.submit(f"report {gate.path}", on_progress=lambda *each: seen.append(each))
         gate.wait_for_worker()
         status = Path(session.session_dir()) / "status.txt"
         wait_until(lambda: status.read_text().split("\n")[0] == "busy: 40 % epoch 3")
         gate.let_go("")
         assert future.result() == "reported"
+        if channel == "mapped":
+            assert seen[0] == (0.4, "epoch 3")
+            assert seen[-1] == (1.0, "written")
         wait_until(lambda: session.fetch_response("echo x") and status.read_text().split("\n")[0].startswith("ok"))
 
 

@@ -89,7 +89,7 @@ class Dispatcher(Flow):
             else fast_path.call(message, tensors, timeout_s, framework)
         )
         if found.__class__ is tuple:
-            return found  # type: ignore[no-any-return]
+            return found
         deadline_s = time.monotonic() + timeout_s
         pending: Pending = Pending(message, framework) if found is None else found
         try:

@@ -191,6 +191,10 @@ class Flow:
                 raise self.unanswered(worker, pending, timeout_s, is_sent=False)
             self._admit(worker, pending, deadline_s, timeout_s)  # another thread has sent one meanwhile
 
+    def _ask_for_room(self, worker: WorkerHandle, error: OutOfSpace, deadline_s: float) -> bool:
+        """Let the worker give up memory that it keeps. Returns whether it has; then another try may succeed."""
+        raise NotImplementedError
+
     def _admit(self, worker: WorkerHandle, pending: Pending, deadline_s: float, timeout_s: float) -> None:
         """Wait until one more request may be in flight."""
         if self._has_room(worker):

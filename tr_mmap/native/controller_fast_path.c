@@ -346,7 +346,10 @@ static int consume_until(ControllerFastPath *self, Pending *pending, double unti
     Waiter waiter = {self, pending};
     while (pending->outcome == NULL) {
         int code = endpoint_is_foreign(endpoint) ? LEFT_TO_PYTHON : consume_next(self);
-        if (code == CONSUMED) continue;
+        if (code == CONSUMED) {
+            if (pending->outcome == NULL && turn_wake(self->consuming) < 0) return -1; /* the answer is another thread's */
+            continue;
+        }
         if (code != NOTHING_THERE) return code;
         double left_s = (until_us - now_us()) / 1e6;
         if (left_s <= 0 || should_stop(&waiter)) return pending->outcome != NULL;
@@ -422,9 +425,10 @@ PyDoc_STRVAR(consume_doc,
 static PyObject *py_consume(ControllerFastPath *self, PyObject *unused) {
     (void)unused;
     if (!is_initialised(self)) return NULL;
-    int code = CONSUMED;
-    while (code == CONSUMED) code = endpoint_is_foreign(&self->base) ? LEFT_TO_PYTHON : consume_next(self);
-    return code < 0 ? NULL : PyBool_FromLong(code == LEFT_TO_PYTHON);
+    int code, count = 0;
+    while ((code = endpoint_is_foreign(&self->base) ? LEFT_TO_PYTHON : consume_next(self)) == CONSUMED) count++;
+    if (code < 0 || (count != 0 && turn_wake(self->consuming) < 0)) return NULL;
+    return PyBool_FromLong(code == LEFT_TO_PYTHON);
 }
 
 static PyMethodDef fast_path_methods[] = {
