@@ -330,6 +330,15 @@ def test_the_status_says_how_far_a_request_is(
         wait_until(lambda: session.fetch_response("echo x") and status.read_text().split("\n")[0].startswith("ok"))
 
 
+def test_the_last_progress_comes_before_the_answer_however_soon_that_comes() -> None:
+    with session_of(0, "plain") as session:
+        for _ in range(50):
+            seen: list[tuple[float, str]] = []
+            future = session.submit("report_at_once", on_progress=lambda *each, seen=seen: seen.append(each))  # type: ignore[misc]
+            assert future.result() == "reported"
+            assert seen == [(1.0, "written")]
+
+
 def test_progress_is_refused_without_a_request() -> None:
     with pytest.raises(SessionNotStarted, match="none now"):
         Server().progress(0.5)

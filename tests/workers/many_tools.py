@@ -101,6 +101,12 @@ def report(path: str) -> str:
     return "reported"
 
 
+@server.command("report_at_once")
+def report_at_once() -> str:
+    server.progress(1.0, "written")
+    return "reported"
+
+
 def define_coroutines() -> None:
     @server.command("async_echo")
     async def async_echo(text: str) -> str:

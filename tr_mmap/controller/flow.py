@@ -319,7 +319,7 @@ class Flow:
         channel, is_blocking = worker.channel, bool(self.resources.options.transfer.block_ms)
         fast_path = worker.fast_path
         while not until():
-            if (fast_path is None or fast_path.consume()) and self._consume_next(worker):
+            if (fast_path is None or self.progress.is_on or fast_path.consume()) and self._consume_next(worker):
                 continue
             if fast_path is not None and until():
                 return
