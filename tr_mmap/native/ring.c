@@ -305,8 +305,10 @@ static PyObject *py_cancel(Ring *self, PyObject *argument) {
     if (!is_initialised(self)) return NULL;
     uint64_t position = PyLong_AsUnsignedLongLong(argument);
     if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
-    if (self->generation != fork_generation) Py_RETURN_FALSE;
-    __atomic_store_n(cancel_word(self, position), position + 1, __ATOMIC_SEQ_CST);
+    uint64_t *word = cancel_word(self, position);
+    /* A later message may have come round to the slot of one that the peer is not done with, and may be cancelled. */
+    if (self->generation != fork_generation || load_acquire(word) > position + 1) Py_RETURN_FALSE;
+    __atomic_store_n(word, position + 1, __ATOMIC_SEQ_CST);
     fence_before_look();
     return PyBool_FromLong(load_acquire(done_word(self)) <= position);
 }

@@ -309,9 +309,11 @@ class Ring:
         Returns:
             Whether the peer had not begun with it, and now will not.
         """
-        if not self._process:
+        word = _CANCEL_WORDS + position % RING_SLOTS
+        # A later message may have come round to the slot of one that the peer is not done with, and may be cancelled.
+        if not self._process or self._words[word] > position + 1:
             return False
-        self._words[_CANCEL_WORDS + position % RING_SLOTS] = position + 1
+        self._words[word] = position + 1
         _fence()
         return self.done_by_peer <= position
 
