@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-from test_bench import report, results, stats, targets  # which makes `bench` importable
+import json
+import subprocess
+import sys
 
-from bench.extras import in_flight  # isort: skip
+import pytest
+from test_bench import TOOLS, report, results, stats, targets
 
 
 def in_flight_results(**changes) -> dict:
@@ -37,7 +39,15 @@ def test_requests_in_flight_are_reported_and_drawn(tmp_path):
     assert {path.name for path in plots.draw_all(found, tmp_path)} == {"in_flight.png", "in_flight.svg"}
 
 
-def test_a_tiny_run_measures_every_way():
-    found = in_flight.run(True, lambda _: None)
-    verdicts = targets.judge([], {"in_flight": found})
-    assert sum(each.is_met is not None for each in verdicts) == 4
+def test_a_tiny_run_measures_every_way(tmp_path):
+    run = subprocess.run(
+        [sys.executable, str(TOOLS / "bench"), "--quick", "--only", "in_flight", "--out", str(tmp_path), "--no-plots"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert len(found["targets"]) == 4
+    assert all(each["is_met"] is not None for each in found["targets"])
