@@ -89,6 +89,8 @@ class Futures:
         framework: str | None,
         make: Callable[[Pending, float], _A],
         on_progress: OnProgress | None = None,
+        *,
+        is_quiet: bool = False,
     ) -> _A:
         """Send a request, and see to it that its result reaches the one who waits for it.
 
@@ -99,6 +101,7 @@ class Futures:
             framework: of the result's tensors; None to receive none.
             make: of the request and its deadline, what waits for the result.
             on_progress: is told how far the request is; None for nobody.
+            is_quiet: whether the worker need not be woken: the caller calls :meth:`ring` soon.
 
         Raises:
             BadMessage, UnsupportedTensor, OutOfSpace, SessionNotStarted, WorkerDied: it was not sent.
@@ -113,7 +116,7 @@ class Futures:
             self._awaited[pending] = awaited
             if on_progress is not None:
                 self._dispatcher.progress.add(pending, on_progress)
-            self._dispatcher.send(pending, tensors, deadline_s, timeout_s)
+            self._dispatcher.send(pending, tensors, deadline_s, timeout_s, is_quiet=is_quiet)
         except BaseException:
             self._awaited.pop(pending, None)
             pending.on_done = None
@@ -128,6 +131,12 @@ class Futures:
                 self._sleeps_until_s = 0.0  # it is about to look: one wake is enough
                 self.wake()
         return awaited
+
+    def ring(self) -> None:
+        """Wake the worker, after requests that were sent quietly."""
+        worker = self._resources.worker
+        if worker is not None and not self._resources.is_foreign:
+            worker.channel.ring()
 
     def _begin(self) -> None:
         self._resources.stop_thread = self.stop
