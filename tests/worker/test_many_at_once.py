@@ -330,13 +330,13 @@ def test_the_status_says_how_far_a_request_is(
         wait_until(lambda: session.fetch_response("echo x") and status.read_text().split("\n")[0].startswith("ok"))
 
 
-def test_the_last_progress_comes_before_the_answer_however_soon_that_comes() -> None:
-    with session_of(0, "plain") as session:
-        for _ in range(50):
+@pytest.mark.parametrize("threads", [0, 2])
+def test_what_a_handler_says_last_is_told_before_its_answer(threads: int) -> None:
+    with session_of(threads, "plain") as session:
+        for number in range(100):
             seen: list[tuple[float, str]] = []
-            future = session.submit("report_at_once", on_progress=lambda *each, seen=seen: seen.append(each))  # type: ignore[misc]
-            assert future.result() == "reported"
-            assert seen == [(1.0, "written")]
+            session.calculate(f"report_once {number}", on_progress=lambda *each, seen=seen: seen.append(each))
+            assert seen == [(1.0, str(number))]
 
 
 def test_progress_is_refused_without_a_request() -> None:

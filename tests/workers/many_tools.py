@@ -101,10 +101,9 @@ def report(path: str) -> str:
     return "reported"
 
 
-@server.command("report_at_once")
-def report_at_once() -> str:
-    server.progress(1.0, "written")
-    return "reported"
+@server.command("report_once")
+def report_once(text: str) -> None:
+    server.progress(1.0, text)
 
 
 def define_coroutines() -> None:

@@ -30,7 +30,7 @@ __all__ = ["Awaited", "Futures", "RequestFuture"]
 
 _log = logging.getLogger("tr_mmap")
 _LOOK_S: Final = 1.0  # how often to look while something is in flight: a ring may be lost
-_POLL_S: Final = 0.02  # how often to return from a wait on a channel that has no bell
+_RETURN_S: Final = 0.02  # how often to return from a wait on a channel that has no bell
 _YIELD_S: Final = 0.001  # how long the thread leaves the answers to callers that wait for some themselves
 _PENDING: Final = "PENDING"  # states of the standard library's futures
 _FINISHED: Final = "FINISHED"
@@ -272,7 +272,7 @@ class Futures:
         if bell is not None and (worker is None or worker.channel.has_bell):
             thread.sleep(max(0.0, until_s - now_s), bell.fd)
         elif worker is not None:
-            self._dispatcher.consume_for(worker, None, min(until_s, now_s + _POLL_S))
+            self._dispatcher.consume_for(worker, None, min(until_s, now_s + _RETURN_S))
 
     def stop(self) -> None:
         """End the thread, if there is one."""
