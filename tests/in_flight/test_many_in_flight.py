@@ -109,12 +109,12 @@ def test_a_worker_that_stops_reading_delays_its_requests_and_loses_none(open_way
 def test_every_future_of_a_session_that_is_closed_has_an_outcome(open_way: Open, gate: Gate) -> None:
     way = open_way()
     answered = [way.submit(f"say {number}") for number in range(4)]
-    assert way.outcome(answered.pop()) == "3"  # a future of C++ gives it once
+    assert way.outcome(answered[-1]) == "3"
     futures = [way.submit(gate.message), *(way.submit(f"say {number}") for number in range(4))]
     gate.wait_for_worker()
     way.close()
     assert {way.outcome(each) for each in futures} == {"SessionNotStarted"}
-    assert [way.outcome(each) for each in answered] == ["0", "1", "2"]
+    assert [way.outcome(each) for each in answered[:-1]] == ["0", "1", "2"]
 
 
 def test_tensors_in_flight_keep_the_budget(open_way: Open, is_full: bool) -> None:

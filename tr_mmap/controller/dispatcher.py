@@ -366,6 +366,7 @@ class Dispatcher(Flow):
                         worker or self.worker(),
                         lambda claim=claim: self._is_there(claim) or claim not in self._claims,  # type: ignore[misc]
                         deadline_s,
+                        is_last=True,
                     )
                     if claim not in self._claims:
                         continue  # another thread has taken it

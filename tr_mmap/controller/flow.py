@@ -299,7 +299,7 @@ class Flow:
         """
         if pending.outcome is None:
             worker = worker or self.resources.worker or self.worker()
-            self._consume_until(worker, lambda: self._is_there(pending), deadline_s)
+            self._consume_until(worker, lambda: self._is_there(pending), deadline_s, is_last=True)
             if pending.outcome is None and pending.seq in self._aside:
                 self._take_aside(pending)
             if pending.outcome is None:
@@ -309,15 +309,28 @@ class Flow:
     def _is_there(self, pending: Pending) -> bool:
         return pending.outcome is not None or pending.seq in self._aside
 
-    def _consume_until(self, worker: WorkerHandle, until: Callable[[], bool], deadline_s: float) -> None:
-        """Consume answers, or wait while another thread does, until the function says so or the time is over."""
+    def _consume_until(
+        self, worker: WorkerHandle, until: Callable[[], bool], deadline_s: float, *, is_last: bool = False
+    ) -> None:
+        """Consume answers, or wait while another thread does, until the function says so or the time is over.
+
+        Args:
+            worker: which answers.
+            until: tells whether what the caller waits for is there.
+            deadline_s: when the time is over, by the monotonic clock.
+            is_last: whether a request's own time is over then, so that an answer counts that is perhaps not the best.
+        """
         while not until():
             self.check_own()
-            self.in_turn(self._consuming, deadline_s, self._consume, worker, until, deadline_s, is_in_vain=until)
+            self.in_turn(
+                self._consuming, deadline_s, self._consume, worker, until, deadline_s, is_last, is_in_vain=until
+            )
             if worker.is_over() or self.resources.worker is not worker or time.monotonic() >= deadline_s:
                 return
 
-    def _consume(self, worker: WorkerHandle, until: Callable[[], bool], deadline_s: float) -> None:
+    def _consume(
+        self, worker: WorkerHandle, until: Callable[[], bool], deadline_s: float, is_last: bool = False
+    ) -> None:
         channel, is_blocking = worker.channel, bool(self.resources.options.transfer.block_ms)
         fast_path = worker.fast_path
         while not until():
@@ -331,7 +344,8 @@ class Flow:
                 continue
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
-                channel.hurry()
+                if is_last:
+                    channel.hurry()
                 if not self._consume_next(worker):
                     return
                 continue
@@ -354,6 +368,10 @@ class Flow:
             return len(self.in_flight) != count if pending is None else self._is_there(pending)
 
         self._consume_until(worker, is_there, deadline_s)
+
+    def look_last(self, worker: WorkerHandle, pending: Pending) -> None:
+        """Take the answer to a request whose time is over, if there is one."""
+        self._consume_until(worker, lambda: self._is_there(pending), 0.0, is_last=True)
 
     def calls_when_free(self, action: Callable[[], None]) -> bool:
         """If another thread consumes now, have it call a function when it leaves. Returns whether one does."""

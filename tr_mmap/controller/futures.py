@@ -198,8 +198,9 @@ class Futures:
         now_s = time.monotonic()
         for pending, awaited in list(self._awaited.items()):
             if pending.outcome is None and pending.seq and now_s >= awaited.deadline_s and worker is not None:
-                error = dispatcher.unanswered(worker, pending, awaited.timeout_s)
-                if pending.outcome is None:
+                dispatcher.look_last(worker, pending)
+                error = dispatcher.unanswered(worker, pending, awaited.timeout_s) if pending.outcome is None else None
+                if error is not None and pending.outcome is None:
                     self.drop(awaited)
                     awaited.settle(error)
             try:
