@@ -196,6 +196,10 @@ class PythonSession:
             self._timer.cancel()
             self._timer = None
 
+    def _end_timer_if_idle(self) -> None:
+        if not self._in_flight:
+            self._end_timer()
+
     def _on_timer(self) -> None:
         self._timer = None
         self._process()
@@ -345,8 +349,8 @@ class PythonSession:
 
     def _leave(self) -> None:
         self._in_flight -= 1
-        if not self._in_flight:
-            self._end_timer()
+        if not self._in_flight and self._timer is not None and self._loop is not None:
+            self._loop.call_soon(self._end_timer_if_idle)  # the next call may come in this pass, and needs one
         if self._waiters:
             self._wake_waiters(self._room())
 
