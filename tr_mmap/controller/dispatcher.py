@@ -400,8 +400,8 @@ class Dispatcher(Flow):
         """Take the answers that a worker has left before its end, for their takers. In both turns."""
         worker = self.resources.worker
         try:
-            while worker is not None and self._consume_next(worker):
-                pass
+            if worker is not None:
+                self._consume_rest(worker)
         except TRException:
             pass  # there is no more
 
@@ -473,7 +473,6 @@ class Dispatcher(Flow):
             self.keep_answers()
             for pending in list(self.in_flight.values()):
                 self._deliver(pending, SessionNotStarted(f"session {self.resources.session_id!r}{CLOSED_MEANWHILE}"))
-            self._claims.clear()
         finally:  # whatever else fails, the worker is ended
             self.resources.release()
         return True

@@ -188,10 +188,15 @@ class Flow:
                     raise
                 may_ask_for_room = False
         arguments = worker, pending, draft, deadline_s, is_public
-        while not (is_sent := self.in_turn(self._sending, deadline_s, self._store, *arguments)):
+        # Where answers have no numbers, none may be consumed while this request is sent: it may be a late one.
+        turn = self.exclusively_until if worker.channel.capacity == 1 else self._in_turn_to_send
+        while not (is_sent := turn(deadline_s, self._store, *arguments)):
             if is_sent is None:  # the turn was not had in time
                 raise self.unanswered(worker, pending, timeout_s, is_sent=False)
             self._admit(worker, pending, deadline_s, timeout_s)  # another thread has sent one meanwhile
+
+    def _in_turn_to_send(self, deadline_s: float, action: Callable[..., _T], *arguments: Any) -> _T | None:
+        return self.in_turn(self._sending, deadline_s, action, *arguments)
 
     def _ask_for_room(self, worker: WorkerHandle, error: OutOfSpace, deadline_s: float) -> bool:
         """Let the worker give up memory that it keeps. Returns whether it has; then another try may succeed."""
@@ -518,12 +523,18 @@ class Flow:
     def _forget_dead(self, worker: WorkerHandle) -> None:
         if self.resources.worker is not worker:
             return  # another thread has done it
-        while self._consume_next(worker):
-            pass  # what it answered before its end
+        self._consume_rest(worker)
         if worker.lives_on:
             self._lose_requests(worker)
         else:
             self.forget_worker()
+
+    def _consume_rest(self, worker: WorkerHandle) -> None:
+        """Consume what a worker answered before its end."""
+        is_there = True
+        while is_there:
+            worker.channel.hurry()
+            is_there = self._consume_next(worker)
 
     def _death_of(self, worker: WorkerHandle) -> WorkerDied | SessionNotStarted:
         end = worker.how_it_ended()
@@ -554,5 +565,8 @@ class Flow:
 
     def exclusively(self, timeout_s: float, action: Callable[..., _T], *arguments: Any) -> _T | None:
         """Call a function while no other thread sends or consumes. None if that could not be had in time."""
-        deadline_s = time.monotonic() + timeout_s
-        return self.in_turn(self._consuming, deadline_s, self.in_turn, self._sending, deadline_s, action, *arguments)
+        return self.exclusively_until(time.monotonic() + timeout_s, action, *arguments)
+
+    def exclusively_until(self, deadline_s: float, action: Callable[..., _T], *arguments: Any) -> _T | None:
+        """The same, until the monotonic clock says so."""
+        return self.in_turn(self._consuming, deadline_s, self._in_turn_to_send, deadline_s, action, *arguments)

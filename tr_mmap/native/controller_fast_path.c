@@ -363,8 +363,8 @@ PyDoc_STRVAR(call_doc,
              "call(message, tensors, timeout_s, framework)\n--\n\n"
              "Publish the tensors of a tuple, send a request with them, and consume answers until its own is there.\n\n"
              "Returns:\n"
-             "    The outcome. None if Python has to do it, and nothing was sent. The request itself, a Pending, if it\n"
-             "    was sent and Python has to wait for the answer. After an exception it is abandoned, if it was sent.");
+             "    The result. None if Python has to do it, and nothing was sent. The request itself, a Pending, if it was\n"
+             "    sent and the rest is left to Python. After an exception it is abandoned, if it was sent.");
 
 static PyObject *py_call(ControllerFastPath *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_initialised(self)) return NULL;
@@ -396,7 +396,8 @@ static PyObject *py_call(ControllerFastPath *self, PyObject *const *arguments, P
         if (turn_wake((PyObject *)consuming) < 0) PyErr_WriteUnraisable((PyObject *)self);
         PyErr_SetRaisedException(error);
     } else if (turn_wake((PyObject *)consuming) == 0) {
-        result = Py_NewRef(code > 0 ? pending->outcome : (PyObject *)pending);
+        int has_result = code > 0 && PyTuple_CheckExact(pending->outcome); /* else an error, which Python raises */
+        result = Py_NewRef(has_result ? pending->outcome : (PyObject *)pending);
     }
     Py_DECREF(consuming);
     Py_DECREF(pending);
