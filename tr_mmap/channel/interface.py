@@ -215,6 +215,14 @@ class Channel(ABC):
 
     # -- the worker's side ---------------------------------------------------------------------------------------------
 
+    def is_cancelled(self, order: int) -> bool:  # noqa: ARG002 - its controller cannot say so
+        """Whether the controller has cancelled a request that was taken.
+
+        Args:
+            order: how many requests it had sent before.
+        """
+        return False
+
     @property
     def requests_taken(self) -> int:
         """How many requests of the controller this side has taken; 0 for a channel that does not count them."""
