@@ -40,6 +40,18 @@ EXPECTED = {
         "cancelled while it ran",
         "by name: [2.0, 1.0] 1",
     ],
+    "futures.py": [
+        "right means: 100 of 100",
+        "trained after 100% epoch 3",
+        "a slow one delays no quick one: 7.0 False",
+        "cancelled before its handler was called: False",
+        "cancelled then: True",
+    ],
+    "asyncio_session.py": [
+        "norms: 0.000 2.000 1998.000",
+        "given up after 100 ms",
+        "and the session goes on: 6.000",
+    ],
     "files.py": [
         "header: float32 (512, 256) 524288 bytes",
         "equal: True writeable: False",

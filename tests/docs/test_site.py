@@ -18,6 +18,7 @@ pytestmark = pytest.mark.timeout(400)  # the first test builds the site, which t
 
 PUBLIC = {  # and the page of each
     "tr_mmap": "reference/tr_mmap.html",
+    "tr_mmap.aio": "reference/aio.html",
     "tr_mmap.errors": "reference/errors.html",
     "tr_mmap.tsr": "reference/tsr.html",
     "tr_mmap.sandbox": "reference/sandbox.html",
@@ -28,7 +29,11 @@ PUBLIC = {  # and the page of each
     "tr_mmap.gateway.errors": "reference/gateway.html",
     "tr_mmap.compat.names": "reference/compat.html",
 }
-ROOMS = ("errors", "native")  # names of tr_mmap that are modules: errors has a page, native has IS_COMPILED for users
+ROOMS = (
+    "aio",
+    "errors",
+    "native",
+)  # names of tr_mmap that are modules: two have a page, native has IS_COMPILED for users
 
 
 def build(folder: Path) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
+from ..controller.futures import Futures
 from ..controller.options import seconds_of
 from ..controller.progress import OnProgress
 from ..controller.results import Result, tensors_of, value_of
@@ -84,6 +85,7 @@ class PythonSession:
         self._in_flight = 0  # calls that are not done
         self._sending = 0  # of these, in a thread
         self._kept = 0  # room that is kept for those that were woken
+        self._rings = False  # the loop is about to wake the worker
         self._claims: deque[Call] = deque()  # of send_request, in order
 
     def __repr__(self) -> str:
@@ -174,6 +176,7 @@ class PythonSession:
 
     def _listen(self) -> None:
         assert self._loop is not None
+        self._rings = False  # the last loop may have ended before it did so
         if self._fd is not None:
             return
         try:
@@ -192,6 +195,10 @@ class PythonSession:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _end_timer_if_idle(self) -> None:
+        if not self._in_flight:
+            self._end_timer()
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -261,7 +268,10 @@ class PythonSession:
                 finally:
                     self._sending -= 1
             else:
-                call = sends()
+                call = sends(is_quiet=self._rings)
+                if self._in_flight > 1 and not self._rings:  # more may follow in this pass: one ring is enough for them
+                    self._rings = True
+                    loop.call_soon(self._ring, futures)
         except BaseException:
             self._leave()
             raise
@@ -271,6 +281,10 @@ class PythonSession:
             call.on_end = self._leave
             self._set_timer(left_s)
         return call
+
+    def _ring(self, futures: Futures) -> None:
+        self._rings = False
+        futures.ring()
 
     def _is_slow(self, tensors: tuple[Any, ...]) -> bool:
         """Whether to send them may take long: they wait for room, or are large and no loans."""
@@ -335,8 +349,8 @@ class PythonSession:
 
     def _leave(self) -> None:
         self._in_flight -= 1
-        if not self._in_flight:
-            self._end_timer()
+        if not self._in_flight and self._timer is not None and self._loop is not None:
+            self._loop.call_soon(self._end_timer_if_idle)  # the next call may come in this pass, and needs one
         if self._waiters:
             self._wake_waiters(self._room())
 

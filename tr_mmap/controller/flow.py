@@ -155,6 +155,7 @@ class Flow:
         *,
         is_public: bool = False,
         may_ask_for_room: bool = True,
+        is_quiet: bool = False,
     ) -> None:
         """Send a request, as soon as there is room for one more. After an exception call :meth:`abandon`.
 
@@ -165,9 +166,10 @@ class Flow:
             timeout_s: what the user said.
             is_public: whether any thread may take the result, or the caller alone.
             may_ask_for_room: whether the worker may be asked to give up memory that it keeps.
+            is_quiet: whether the worker need not be woken: the caller does that soon.
         """
         worker = self.worker()
-        if worker.fast_path is not None and worker.fast_path.send(pending, tensors):
+        if worker.fast_path is not None and worker.fast_path.send(pending, tensors, is_quiet):
             if is_public:
                 self._claims.append(pending)
                 worker.channel.show()

@@ -89,6 +89,8 @@ class Futures:
         framework: str | None,
         make: Callable[[Pending, float], _A],
         on_progress: OnProgress | None = None,
+        *,
+        is_quiet: bool = False,
     ) -> _A:
         """Send a request, and see to it that its result reaches the one who waits for it.
 
@@ -99,6 +101,7 @@ class Futures:
             framework: of the result's tensors; None to receive none.
             make: of the request and its deadline, what waits for the result.
             on_progress: is told how far the request is; None for nobody.
+            is_quiet: whether the worker need not be woken: the caller calls :meth:`ring` soon.
 
         Raises:
             BadMessage, UnsupportedTensor, OutOfSpace, SessionNotStarted, WorkerDied: it was not sent.
@@ -113,7 +116,7 @@ class Futures:
             self._awaited[pending] = awaited
             if on_progress is not None:
                 self._dispatcher.progress.add(pending, on_progress)
-            self._dispatcher.send(pending, tensors, deadline_s, timeout_s)
+            self._dispatcher.send(pending, tensors, deadline_s, timeout_s, is_quiet=is_quiet)
         except BaseException:
             self._awaited.pop(pending, None)
             pending.on_done = None
@@ -128,6 +131,12 @@ class Futures:
                 self._sleeps_until_s = 0.0  # it is about to look: one wake is enough
                 self.wake()
         return awaited
+
+    def ring(self) -> None:
+        """Wake the worker, after requests that were sent quietly."""
+        worker = self._resources.worker
+        if worker is not None and not self._resources.is_foreign:
+            worker.channel.ring()
 
     def _begin(self) -> None:
         self._resources.stop_thread = self.stop
@@ -290,7 +299,7 @@ class RequestFuture(Future[Any]):
 
     # Whoever looks at the state makes the condition first, and settle() stores the state before it looks whether there
     # is one. So a result for which nobody waits yet needs no lock, and nobody misses it.
-    _condition = _MadeWhenUsed()  # type: ignore[assignment] # an attribute of the class in the standard library
+    _condition = _MadeWhenUsed()
 
     def __init__(
         self,
@@ -320,7 +329,7 @@ class RequestFuture(Future[Any]):
         self._owner = None
         if outcome.__class__ is tuple:
             try:
-                result = self._shape(outcome)  # type: ignore[arg-type] # a tuple is a result
+                result = self._shape(outcome)
             except TRException as error:
                 outcome = error
             else:
@@ -346,9 +355,9 @@ class RequestFuture(Future[Any]):
             if "_condition" not in self.__dict__:
                 return
         with self._condition:
-            if self._end == "told":
+            if self.__dict__["_end"] == "told":
                 return
-            self._state, self._end = _FINISHED, "told"
+            self._state, self.__dict__["_end"] = _FINISHED, "told"
             for waiter in self._waiters:
                 waiter.add_result(self)
             self._condition.notify_all()

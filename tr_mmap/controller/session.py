@@ -60,8 +60,8 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
     """A worker process and the tensors that cross to and from it.
 
     A context manager: on entry it starts the worker and waits until it is ready; on exit it ends the worker and cleans
-    up. Threads may share a session; one waits while another's request is under way. Every ``timeout_ms`` is for the
-    whole call, that wait included, in milliseconds; None sets no limit.
+    up. Threads may share a session, and have requests in flight at the same time. Every ``timeout_ms`` is for the whole
+    call, in milliseconds, also while the worker handles earlier requests; None sets no limit.
 
     Args:
         script_path: a Python script that runs a server, or ``"default"`` for the worker that ships with the package.
@@ -146,17 +146,17 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
     def send_request(self, message: UserMessage, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> None:
         """Send a request. To take its response, call :meth:`read_response` or a ``wait_for_…`` method.
 
-        If there is no response to an earlier request yet, waits for that first. The earlier response can still be
-        taken, unless it belongs to a ``fetch_…`` or ``calculate`` call that has timed out.
+        Does not wait for the responses to earlier requests: this thread takes them in the order of its requests.
 
         Args:
             message: ``"matmul a b"``, or JSON, or a dict: ``{"cmd": "matmul", "params": "a,b"}``.
-            timeout_ms: how long to wait for the response to the earlier request.
+            timeout_ms: how long to wait until one more request may be in flight.
 
         Raises:
             BadMessage: there is no command in it.
+            Busy: ``max_in_flight`` requests are in flight, and ``at_limit`` is ``"fail"``.
             WorkerDied: the worker ended.
-            ResponseTimeout: there was no response to the earlier request in time.
+            ResponseTimeout: there was no room for one more request in time.
             SessionNotStarted: there is no worker.
         """
         dispatcher = self._open()

@@ -196,9 +196,9 @@ static int move_held(ControllerFastPath *self, Pending *pending) {
     return 0;
 }
 
-/* Publish a request's tensors, send it, and ring: 1 if that is done; 0 if Python has to send it, -1 with an exception;
- * then nothing was sent. */
-static int send_request(ControllerFastPath *self, Pending *pending, PyObject *tensors) {
+/* Publish a request's tensors, send it, and ring, unless the caller does so later: 1 if that is done; 0 if Python has to
+ * send it, -1 with an exception; then nothing was sent. */
+static int send_request(ControllerFastPath *self, Pending *pending, PyObject *tensors, int is_quiet) {
     Endpoint *endpoint = &self->base;
     PyObject *text = pending->message;
     Message message;
@@ -234,7 +234,7 @@ static int send_request(ControllerFastPath *self, Pending *pending, PyObject *te
     }
     pending->seq = counters->seq = seq;
     pending->order = counters->sent++;
-    semaphore_post(endpoint->peer_doorbell);
+    if (!is_quiet) semaphore_post(endpoint->peer_doorbell);
     mirror_forget(self->status_mirror); /* the worker may have written it meanwhile */
     return 1;
 }
@@ -378,7 +378,7 @@ static PyObject *py_call(ControllerFastPath *self, PyObject *const *arguments, P
     if (!turn_is_free(self->consuming)) Py_RETURN_NONE;
     Pending *pending = pending_new(self->base.state, arguments[0], arguments[3] == Py_None ? NULL : arguments[3]);
     if (pending == NULL) return NULL;
-    int is_sent = send_request(self, pending, arguments[1]);
+    int is_sent = send_request(self, pending, arguments[1], 0);
     if (is_sent <= 0 || !turn_is_free(self->consuming)) {
         if (is_sent > 0) return (PyObject *)pending;
         Py_DECREF(pending);
@@ -405,17 +405,18 @@ static PyObject *py_call(ControllerFastPath *self, PyObject *const *arguments, P
 }
 
 PyDoc_STRVAR(send_doc,
-             "send(pending, tensors)\n--\n\nPublish the tensors of a tuple, and send a request with them.\n\n"
+             "send(pending, tensors, is_quiet=False)\n--\n\nPublish the tensors of a tuple, and send a request with them. The\n"
+             "caller rings later if it is to be quiet.\n\n"
              "Returns:\n    Whether that is done. If not, Python has to do it, and nothing was sent.");
 
 static PyObject *py_send(ControllerFastPath *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_initialised(self)) return NULL;
-    Pending *pending = count == 2 ? (Pending *)arguments[0] : NULL;
+    Pending *pending = count == 2 || count == 3 ? (Pending *)arguments[0] : NULL;
     if (pending == NULL || !Py_IS_TYPE(pending, self->base.state->pending) || pending->message == NULL) {
-        PyErr_SetString(PyExc_TypeError, "send takes a Pending, with a message, and a tuple");
+        PyErr_SetString(PyExc_TypeError, "send takes a Pending, with a message, a tuple, and a bool");
         return NULL;
     }
-    int is_sent = send_request(self, pending, arguments[1]);
+    int is_sent = send_request(self, pending, arguments[1], count == 3 && arguments[2] == Py_True);
     return is_sent < 0 ? NULL : PyBool_FromLong(is_sent);
 }
 

@@ -68,17 +68,7 @@ class WorkerLife(ForkAware):
         self._requests_until_look = _LOOK_REQUESTS
 
     def setup_session_dir(self, session_id: str | None = None) -> None:
-        """Find the session and connect to it.
-
-        Args:
-            session_id: of the session, or its directory. If left out, what ``self.session_id`` says; else the first
-                word of the command line.
-
-        Raises:
-            SessionNotStarted: there is no such session, or it has another worker, or none is named.
-            HostilePath: another user can write to it.
-            BadMessage: ``session_id`` is not valid, or the session's manifest is not.
-        """
+        """Find the session and connect to it; see the override in ``service.py``."""
         if session_id is None:
             session_id = self._named_session()
         self.is_foreign = False  # a child that was forked before this is a worker of its own

@@ -61,6 +61,17 @@ class RequestService(WorkerLife):
         self._threads = threads
 
     def setup_session_dir(self, session_id: str | None = None) -> None:
+        """Find the session and connect to it.
+
+        Args:
+            session_id: of the session, or its directory. If left out, what ``self.session_id`` says; else the first
+                word of the command line.
+
+        Raises:
+            SessionNotStarted: there is no such session, or it has another worker, or none is named.
+            HostilePath: another user can write to it.
+            BadMessage: ``session_id`` is not valid, or the session's manifest is not.
+        """
         super().setup_session_dir(session_id)
         self._shared.main_logic = self.main_logic
         channel = self._open_channel()
@@ -71,8 +82,6 @@ class RequestService(WorkerLife):
             self._concurrency = Concurrency(
                 self._threads, self._handler_loop(), self._answer, self._answer_in_loop, channel.wake
             )
-
-    setup_session_dir.__doc__ = WorkerLife.setup_session_dir.__doc__
 
     def _context(self) -> RequestContext:
         """The request at hand: of this thread or task if there may be several, else the only one."""
