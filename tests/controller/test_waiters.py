@@ -139,7 +139,11 @@ def test_every_thread_that_waits_beside_a_dying_worker_learns_how_it_died(channe
         waiters = [pool.submit(session.fetch_response, gate.message, None)]
         gate.wait_for_worker()
         waiters += [pool.submit(session.fetch_response, "hello", None) for _ in range(2)]
-        waiters += [pool.submit(session.send_request, "hello", None)]
+        sender = pool.submit(session.send_request, "hello", None)
+        if channel == "mapped":
+            sender.result(BOUND_S)  # it waits for no answer
+        else:
+            waiters += [sender]
         waiters += [pool.submit(session.wait_until_ready, None), pool.submit(session.wait_for_response, None)]
         turn: Any = session._dispatcher._consuming  # type: ignore[union-attr]
         wait_until(lambda: len(turn.queue) == 3)
