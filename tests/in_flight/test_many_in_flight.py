@@ -156,9 +156,7 @@ def test_a_request_that_is_cancelled_before_its_handler_was_called_never_is_call
     assert way.in_flight() == 0  # what answers a cancelled one was taken, too
 
 
-def test_a_lost_ring_costs_a_moment_and_no_answer(
-    open_way: Open, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_ring_costs_a_moment_and_no_answer(open_way: Open, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     way = open_way()
     way.ask("say ready")
     inner = getattr(way.session, "_session", way.session)  # type: ignore[attr-defined]
