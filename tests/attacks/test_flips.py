@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import TOOLS, TORCH_TOOLS, empty_place
+from support import TOOLS, TORCH_TOOLS, empty_place, wait_until
 
 from tr_mmap import BadMessage, Fault, PythonSession, RemoteError, TSRFormatError, read_header
 from tr_mmap.native import drain
@@ -152,8 +152,8 @@ def test_a_flip_on_the_way_back_is_an_error_here_and_the_session_goes_on(shared:
     shared.send_tensor(np.arange(1000.0), "a")
     before = results(shared)
     shared.send_request("echo a")
-    while not shared.new_response():
-        pass
+    worker = shared._open().worker()
+    wait_until(lambda: worker.channel.peek() is not None)  # it is there, and was not received
     (changed,) = (path for path, seq in results(shared).items() if before.get(path) != seq)
     flip(changed, 63_999)
     with pytest.raises(TSRFormatError) as caught:

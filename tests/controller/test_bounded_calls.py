@@ -1,4 +1,7 @@
-"""``timeout_ms`` bounds the whole call, and what needs no answer does not wait for another thread's request."""
+"""``timeout_ms`` bounds the whole call, and what needs no answer does not wait for another thread's request.
+
+A request is sent at once, also if others are under way, unless these are as many as may be in flight.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,9 @@ WAITING: dict[str, Callable[[PythonSession], Any]] = {
     "wait_for_response": lambda session: session.wait_for_response(50),
     "wait_for_tensor": lambda session: session.wait_for_tensor(50),
 }
+SESSIONS: dict[str, dict[str, Any]] = {"mapped": {}, "limit": {"max_in_flight": 1}, "files": {"channel": "files"}}
+# Each wait behind another request; by the mapped channel send_request() waits for no answer.
+BEHIND = [(each, name) for each in SESSIONS for name in WAITING if (each, name) != ("mapped", "send_request")]
 PROMPT: dict[str, Callable[[PythonSession], Any]] = {
     "stats": PythonSession.stats,
     "is_alive": PythonSession.is_alive,
@@ -46,10 +53,10 @@ PROMPT: dict[str, Callable[[PythonSession], Any]] = {
 }
 
 
-@pytest.fixture(params=["mapped", "files"])
+@pytest.fixture(params=SESSIONS)
 def busy(request: pytest.FixtureRequest, workspace: Path, gate: Gate) -> Iterator[PythonSession]:
     """A session whose worker is in the middle of another thread's request."""
-    session = PythonSession(TOOLS, "busy", quiet_mode=True, channel=request.param)
+    session = PythonSession(TOOLS, "busy", quiet_mode=True, **SESSIONS[request.param])
     session.start()
     assert session.wait_until_ready(FOREVER_MS)
     session.send_tensor(A, "a")
@@ -61,7 +68,7 @@ def busy(request: pytest.FixtureRequest, workspace: Path, gate: Gate) -> Iterato
         assert isinstance(other.exception(LONG_S), (SessionNotStarted, WorkerDied))
 
 
-@pytest.mark.parametrize("name", WAITING)
+@pytest.mark.parametrize(("busy", "name"), BEHIND, indirect=["busy"])
 def test_the_wait_for_another_threads_request_counts(busy: PythonSession, name: str) -> None:
     began_s = time.monotonic()
     with pytest.raises(ResponseTimeout):
@@ -69,7 +76,7 @@ def test_the_wait_for_another_threads_request_counts(busy: PythonSession, name: 
     assert time.monotonic() - began_s < LONG_S
 
 
-@pytest.mark.parametrize("name", WAITING)
+@pytest.mark.parametrize(("busy", "name"), BEHIND, indirect=["busy"])
 def test_a_timeout_says_what_its_own_caller_asked_for(busy: PythonSession, name: str) -> None:
     with pytest.raises(ResponseTimeout, match="within 50 ms") as caught:
         WAITING[name](busy)
@@ -80,12 +87,11 @@ def test_a_timeout_says_what_its_own_caller_asked_for(busy: PythonSession, name:
     assert not caught.value.is_taken_up
 
 
-@pytest.mark.parametrize("name", ["fetch_response", "fetch_tensor", "calculate", "send_request"])
-@pytest.mark.parametrize("channel", ["mapped", "files"])
+@pytest.mark.parametrize(("options", "name"), [each for each in BEHIND if not each[1].startswith("wait")])
 def test_a_timeout_behind_ones_own_request_is_that_of_the_new_one(
-    workspace: Path, gate: Gate, channel: str, name: str
+    workspace: Path, gate: Gate, options: str, name: str
 ) -> None:
-    with PythonSession(TOOLS, "behind", quiet_mode=True, channel=channel) as session:
+    with PythonSession(TOOLS, "behind", quiet_mode=True, **SESSIONS[options]) as session:
         session.send_request(gate.message)
         gate.wait_for_worker()
         with pytest.raises(ResponseTimeout, match=r"another request is under way \('gate'\)") as caught:
@@ -94,6 +100,49 @@ def test_a_timeout_behind_ones_own_request_is_that_of_the_new_one(
         assert caught.value.is_taken_up is False
         gate.let_go("first")
         assert session.wait_for_response(FOREVER_MS) == "first"
+
+
+def test_requests_are_sent_at_once_until_as_many_are_in_flight_as_may_be(workspace: Path, gate: Gate) -> None:
+    with PythonSession(TOOLS, "limit", quiet_mode=True, max_in_flight=4) as session:
+        session.send_request(gate.message)
+        gate.wait_for_worker()
+        for number in range(3):
+            session.send_request(f"say {number}", 50)
+        with pytest.raises(ResponseTimeout, match="another request is under way") as caught:
+            session.send_request("say late", 50)
+        assert (caught.value.command, caught.value.timeout_ms) == ("say", 50)
+        gate.let_go("first")
+        assert [session.wait_for_response(FOREVER_MS) for _ in range(4)] == ["first", "0", "1", "2"]
+        assert not session.new_response()
+
+
+@pytest.mark.parametrize("options", SESSIONS)
+def test_threads_that_send_at_the_same_moment_send_no_more_than_may_be_in_flight(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, options: str
+) -> None:
+    limit = {"mapped": 4, "limit": 1, "files": 1}[options]
+    with PythonSession(TOOLS, "moment", quiet_mode=True, **{"max_in_flight": limit} | SESSIONS[options]) as session:
+        session.calculate("echo", A)
+        dispatcher: Any = session._dispatcher
+        dispatcher.resources.worker.fast_path = None
+        prepare, together = dispatcher.transfer.prepare, Barrier(6)
+
+        def prepare_together(*arguments: Any) -> Any:
+            together.wait(LONG_S)  # none of them is in flight
+            return prepare(*arguments)
+
+        assert session.pid is not None
+        os.kill(session.pid, signal.SIGSTOP)
+        try:
+            with ThreadPoolExecutor(6) as pool, monkeypatch.context() as patch:
+                patch.setattr(dispatcher.transfer, "prepare", prepare_together)
+                waits = [pool.submit(session.calculate, "echo", A + number, timeout_ms=100) for number in range(6)]
+                errors = [str(each.exception(LONG_S)) for each in waits]
+            assert len(dispatcher.in_flight) == limit
+            assert len([each for each in errors if "within 100 ms" in each]) == 6
+        finally:
+            os.kill(session.pid, signal.SIGCONT)
+        assert session.calculate("echo", A, timeout_ms=FOREVER_MS).tolist() == A.tolist()
 
 
 def test_a_session_that_runs_says_so_at_once_when_it_is_started_again(busy: PythonSession) -> None:

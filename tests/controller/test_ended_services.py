@@ -135,10 +135,10 @@ def test_every_wait_for_a_worker_whose_process_lives_on_ends_with_its_service(
         for count, wait in enumerate(
             [
                 lambda: session.fetch_response(f"leave {how}", FOREVER_MS),
-                lambda: session.fetch_response("queued", FOREVER_MS),
-                lambda: session.calculate("sum", np.ones(3, np.float32), timeout_ms=None),
+                lambda: session.fetch_response(f"leave {how}", FOREVER_MS),
+                lambda: session.calculate(f"leave {how}", timeout_ms=None),
             ]
-        ):
+        ):  # whichever of them is sent first
             waits.append(pool.submit(wait))
             wait_until(lambda least=count + 1: len(turns) >= least)
         waits.append(pool.submit(lambda: [session.wait_until_ready(FOREVER_MS) for _ in iter(int, 1)]))

@@ -53,7 +53,7 @@ def is_asked(session: PythonSession) -> bool:
 def has_sent(session: PythonSession, count: int) -> bool:
     """Whether that many requests were sent, or are about to be."""
     dispatcher: Any = session._dispatcher
-    return bool(dispatcher._seq >= count and (dispatcher._pending or dispatcher._turn.owner))
+    return bool(dispatcher._counters.seq >= count and dispatcher.in_flight)
 
 
 def test_a_request_that_the_worker_has_not_taken_is_answered_first(session: PythonSession) -> None:

@@ -26,6 +26,7 @@ SAID = [  # by each program of the page, in their order
     ["2x3 24 bytes, 4 bytes", "1", "another type"],
     ["0 0", "2.0736e+06 0", "4.1472e+06 0", "0 bytes copied"],
     ["matmul: ValueError", "Hello Again"],
+    ["4950000 Hello Many", "dance"],
     ["0 10 20 30 "],
     ["9"],
     ["512x256 1"],

@@ -78,7 +78,7 @@ def own_names() -> set[str]:
         "DEFAULT_TIMEOUT_MS",
         "Mirror",
         "Head",
-        "Turn",
+        "Role",
         "T",
         "local",
         "lock",
@@ -160,6 +160,7 @@ def test_headers_in_a_program_of_another_kind(compiler: str, tmp_path: Path, wor
 EXPECTED = {
     "hello": ["Hello World"],
     "matmul": ["(4,5)", "result: (4,5) FP32", "[[9.0, 9.0, 9.0, 9.0, 9.0],"],
+    "many": ["100 sums: 4950000", "Hello Many", "unknown: dance"],
     "loan": ["sent 64 MiB, copied 0 bytes", "can still be written: no", "theirs 0.0625, mine -1"],
 }
 
@@ -182,11 +183,11 @@ def build_examples(compiler: str, quick_compiler: str, folder: Path) -> None:
     # The original program takes no flag but the threads library.
     plain = [compiler, f"-I{include}", folder / "matmul.cpp", "-o", folder / "matmul", "-pthread"]
     if shutil.which("cmake") is None:
-        run_both([[*make, "hello", "loan"], plain])
+        run_both([[*make, "hello", "loan", "many"], plain])
     else:
         where = f"-Dtr_mmap_DIR={ROOT / 'tr_mmap' / 'cpp' / 'cmake'}"
         run(["cmake", "-S", folder, "-B", folder / "build", where, f"-DCMAKE_CXX_COMPILER={quick_compiler}"])
-        run_both([["cmake", "--build", folder / "build", "--target", "hello"], plain, [*make, "loan"]])
+        run_both([["cmake", "--build", folder / "build", "--target", "hello"], plain, [*make, "loan", "many"]])
         (folder / "build" / "hello").rename(folder / "hello")
 
 
@@ -214,4 +215,4 @@ def test_example_runs(examples: Path, name: str) -> None:
 
 def test_every_example_is_run() -> None:
     assert {each.stem for each in EXAMPLES.glob("*.cpp")} == set(EXPECTED)
-    assert "foreach(name hello matmul loan)" in (EXAMPLES / "CMakeLists.txt").read_text()
+    assert "foreach(name hello matmul loan many)" in (EXAMPLES / "CMakeLists.txt").read_text()

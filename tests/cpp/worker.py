@@ -15,7 +15,7 @@ import numpy as np
 
 from tr_mmap import Server
 
-server = Server(framework="numpy")
+server = Server(framework="numpy", threads=int(os.environ.get("TR_TEST_THREADS", "0")) or None)
 kept: list[np.ndarray] = []
 
 
@@ -75,6 +75,23 @@ def text(n: int):
 @server.command("length")
 def length(message: str):
     return str(len(message))
+
+
+@server.command("say_back")
+def say_back(word: str):
+    return word
+
+
+@server.command("is_first")
+def is_first(value: float, x):
+    return str(bool(x[0] == value and x[-1] == value))
+
+
+@server.command("wait_for")
+def wait_for(path: str):
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return "there"
 
 
 @server.command("sleep")

@@ -32,6 +32,14 @@ EXPECTED = {
         "raised at: ValueError: zero-size array",
         "and the worker goes on: True",
     ],
+    "many_at_once.py": [
+        "a hundred quick ones: True",
+        "the long one is done: False",
+        "and now: the long one",
+        "trained 1000 epochs - the last report: (1.0, 'epoch 1000')",
+        "cancelled while it ran",
+        "by name: [2.0, 1.0] 1",
+    ],
     "files.py": [
         "header: float32 (512, 256) 524288 bytes",
         "equal: True writeable: False",
@@ -97,7 +105,7 @@ EXPECTED = {
         "the worker has ended and the session directory is gone",
     ],
 }
-WORKERS = {"matrix_math_server.py", "decorator_worker.py", "digits/worker.py"}
+WORKERS = {"matrix_math_server.py", "decorator_worker.py", "many_at_once_worker.py", "digits/worker.py"}
 
 
 def run(name: str, workspace: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

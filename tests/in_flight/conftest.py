@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
-from ways import WAYS, Way
+from support import ROOT, made_once
+from ways import IN_PYTHON, LINES, SOURCE, Lines, Way
 
 
-@pytest.fixture(params=list(WAYS))
-def open_way(request: pytest.FixtureRequest) -> Iterator[Callable[..., Way]]:
-    """Starts a session, with options."""
+@pytest.fixture(scope="session")
+def lines_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C++ program that submits requests, compiled."""
+    compiler = shutil.which(os.environ.get("CXX", "clang++")) or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("NOT TESTED: many requests from C++, for there is no compiler")
+
+    def compile_it(path: Path) -> None:
+        include = ROOT / "tr_mmap" / "cpp" / "include"
+        subprocess.run([compiler, "-std=c++17", "-O0", f"-I{include}", SOURCE, "-o", path, "-pthread"], check=True)
+
+    return made_once(tmp_path_factory, "session_by_lines", compile_it)
+
+
+def _opener(start: Callable[..., Way]) -> Iterator[Callable[..., Way]]:
     with ExitStack() as opened:
 
-        def start(**options: Any) -> Way:
-            way = WAYS[request.param](**options)
+        def start_one(**options: Any) -> Way:
+            way = start(**options)
             opened.callback(way.end)
             return way
 
-        yield start
+        yield start_one
+
+
+@pytest.fixture(params=[*IN_PYTHON, LINES])
+def open_way(request: pytest.FixtureRequest) -> Iterator[Callable[..., Way]]:
+    """Starts a session, with options, by whatever way."""
+    if request.param != LINES:
+        yield from _opener(IN_PYTHON[request.param])
+        return
+    program = request.getfixturevalue("lines_program")
+    yield from _opener(lambda **options: Lines(program, **options))
+
+
+@pytest.fixture(params=list(IN_PYTHON))
+def open_in_python(request: pytest.FixtureRequest) -> Iterator[Callable[..., Way]]:
+    """The same by the ways of Python only."""
+    yield from _opener(IN_PYTHON[request.param])

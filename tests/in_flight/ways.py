@@ -6,17 +6,26 @@ A way submits a request and gives a token; later it tells the outcome of that to
 from __future__ import annotations
 
 import asyncio
+import itertools
+import subprocess
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import support
 from support import FOREVER_MS, TOOLS
 
+import tr_mmap
 from tr_mmap import PythonSession, aio
 
-__all__ = ["WAYS", "Way"]
+__all__ = ["IN_PYTHON", "LINES", "SOURCE", "Awaits", "Futures", "Lines", "Way"]
+
+SOURCE = Path(__file__).with_name("session_by_lines.cpp")
 
 
 class Way(ABC):
@@ -26,8 +35,8 @@ class Way(ABC):
     def __init__(self, **options: Any) -> None: ...
 
     @abstractmethod
-    def submit(self, message: str, *tensors: Any, timeout_ms: float | None = FOREVER_MS) -> Future[Any]:
-        """Send a request, or have it sent when there is room for it."""
+    def submit(self, message: str, *tensors: Any, timeout_ms: float | None = FOREVER_MS) -> Any:
+        """Send a request, or have it sent when there is room for it. Returns its token."""
 
     @abstractmethod
     def pid(self) -> int: ...
@@ -41,15 +50,18 @@ class Way(ABC):
     def flush(self) -> None:  # noqa: B027 - most do at once what they are asked
         """Wait until what was asked of the way so far was done."""
 
-    def in_flight(self) -> int:
-        """How many requests are."""
-        session = getattr(self.session, "_session", self.session)  # type: ignore[attr-defined] # both have one
-        return len(session._dispatcher.in_flight)
+    @abstractmethod
+    def close(self) -> None:
+        """Close the session, and go on."""
 
-    def outcome(self, future: Future[Any]) -> Any:
+    def is_done(self, token: Any) -> bool:
+        """Whether there is an outcome."""
+        return bool(token.done())
+
+    def outcome(self, token: Any) -> Any:
         """The result, or the name of the error."""
         try:
-            return future.result(FOREVER_MS / 1000)
+            return token.result(FOREVER_MS / 1000)
         except (Exception, CancelledError) as error:
             return type(error).__name__
 
@@ -63,6 +75,14 @@ class Futures(Way):
         self.session.__enter__()
 
     def submit(self, message: str, *tensors: Any, timeout_ms: float | None = FOREVER_MS) -> Future[Any]:
+        try:
+            return self._submit(message, *tensors, timeout_ms=timeout_ms)
+        except (tr_mmap.Busy, tr_mmap.ResponseTimeout) as error:  # it was not sent
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def _submit(self, message: str, *tensors: Any, timeout_ms: float | None) -> Future[Any]:
         return self.session.submit(message, *tensors, timeout_ms=timeout_ms)
 
     def pid(self) -> int:
@@ -72,8 +92,10 @@ class Futures(Way):
         self.session.start()
         assert self.session.wait_until_ready(FOREVER_MS)
 
-    def end(self) -> None:
+    def close(self) -> None:
         self.session.close()
+
+    end = close
 
 
 class Awaits(Way):
@@ -108,9 +130,12 @@ class Awaits(Way):
         self.run(self.session.start)
         assert self.run(lambda: self.session.wait_until_ready(FOREVER_MS))
 
+    def close(self) -> None:
+        self.run(self.session.close)
+
     def end(self) -> None:
         try:
-            self.run(self.session.close)
+            self.close()
         finally:
             self._end_loop()
 
@@ -120,4 +145,75 @@ class Awaits(Way):
         self.loop.close()
 
 
-WAYS: dict[str, type[Way]] = {"futures": Futures, "asyncio": Awaits}
+class Lines(Way):
+    """A C++ program that does what it is told by lines; ``session_by_lines.cpp`` says which.
+
+    Args:
+        program: its path.
+    """
+
+    def __init__(self, program: Path, **options: Any) -> None:
+        words = [f"{name}={value}" for name, value in options.items() if name in ("max_in_flight", "budget_nbytes")]
+        words += [name for name in ("auth",) if options.get(name)]
+        words += [str(options[name]) for name in ("at_limit", "at_budget") if name in options]
+        self._ids = itertools.count(1)
+        self.process = subprocess.Popen(
+            [program, TOOLS, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**support.environment(), "TR_PYTHON": sys.executable},
+        )
+        assert self._answer() == "ready"
+
+    def _tell(self, *words: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+        self.process.stdin.flush()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip("\n")
+
+    def _ask(self, *words: object) -> str:
+        self._tell(*words)
+        return self._answer()
+
+    def submit(self, message: str, *tensors: Any, timeout_ms: float | None = FOREVER_MS) -> int:
+        token = next(self._ids)
+        time_ms = -1 if timeout_ms is None else timeout_ms
+        if tensors:
+            values = tensors[0]
+            step = 0 if len(values) < 2 else values[1] - values[0]
+            kind = "T" if message == "echo" else "X"
+            self._tell(kind, token, time_ms, len(values), float(values[0]), float(step), message)
+        else:
+            self._tell("S", token, time_ms, message)
+        return token
+
+    def is_done(self, token: int) -> bool:
+        return self._ask("D", token) == "1"
+
+    def outcome(self, token: int) -> Any:
+        kind, _, rest = self._ask("G", token).partition(" ")
+        if kind == "tensor":
+            count, value = rest.split()
+            return np.full(int(count), float(value))
+        return rest
+
+    def pid(self) -> int:
+        return int(self._ask("P 0"))
+
+    def restart(self) -> None:
+        assert self._ask("R 0") == "1"
+
+    def close(self) -> None:
+        assert self._ask("C 0") == "closed"
+
+    def end(self) -> None:
+        self.process.communicate()
+        assert self.process.returncode == 0
+
+
+IN_PYTHON: dict[str, type[Way]] = {"futures": Futures, "asyncio": Awaits}
+LINES = "C++"

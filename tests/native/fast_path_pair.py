@@ -42,6 +42,20 @@ class Handler:
         return self._handle(self.reply)
 
 
+class CountingTurn(Turn):
+    """Counts how often those that wait for it are woken."""
+
+    __slots__ = ("wakes",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wakes = 0
+
+    def wake(self) -> None:
+        self.wakes += 1
+        super().wake()
+
+
 class Pair:
     """Both ends of a session in one process, by either way."""
 
@@ -56,8 +70,9 @@ class Pair:
         self.in_flight: dict[int, Pending] = {}
         self.counters = Counters()
         self.counters.limit = RING_SLOTS
-        turns, transfer = (Turn(), Turn()), self.asking
-        traffic = Traffic(*turns, self.in_flight, transfer.unannounced, transfer.left, {}, self.counters)
+        self.consuming, transfer = CountingTurn(), self.asking
+        tags, left = transfer.unannounced, transfer.left
+        traffic = Traffic(Turn(), self.consuming, self.in_flight, tags, left, {}, self.counters)
         controller_path = controller_fast_path(self.controller, self.asking, self.deaths, traffic)
         worker_path = worker_fast_path(self.worker, self.answering, self.deaths)
         assert controller_path is not None

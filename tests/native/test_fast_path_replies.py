@@ -103,6 +103,25 @@ def test_a_call_takes_the_answers_to_other_requests_until_its_own_comes(pair: Pa
     assert other.outcome == (Response(other.seq, "early"), [])
 
 
+def test_threads_that_wait_for_an_answer_are_woken_by_the_one_that_consumes_it(pair: Pair) -> None:
+    for message in ("echo 1", "echo 2"):
+        pending = pair.send(message)
+        assert pending is not None
+        pair.worker.send(Response(pending.seq, "echo"))
+    pair.consuming.queue.append(None)  # type: ignore[arg-type] # one that waits
+    assert not pair.hear()
+    assert pair.consuming.wakes == 1
+    assert not pair.hear()
+    assert pair.consuming.wakes == 1  # there was nothing for it
+    pair.consuming.queue.clear()
+    other = pair.expect(pair.next_seq())
+    other.on_done = lambda _: pair.consuming.queue.append(None)  # type: ignore[arg-type] # it has begun to wait
+    pair.worker.send(Response(other.seq, "early"))
+    assert pair.controller_path.call("echo", (), 0.0, "numpy").seq == other.seq + 1
+    assert pair.consuming.wakes == 3  # when the answer of the other is there, and at the end
+    pair.consuming.queue.clear()
+
+
 def test_a_call_leaves_what_needs_thought_and_its_own_request_to_the_slow_path(pair: Pair) -> None:
     pair.worker.send(Response(pair.next_seq(), "late"))  # nobody waits for it
     pending = pair.controller_path.call("echo", (), 60.0, "numpy")

@@ -236,7 +236,7 @@ def test_whatever_fails_in_a_close_the_worker_is_ended(workspace: Path, monkeypa
         raise OSError(errno.EIO, "injected")
 
     with monkeypatch.context() as patch:
-        patch.setattr(session._dispatcher, "forget", fail)
+        patch.setattr(session._dispatcher, "keep_answers", fail)
         with pytest.raises(OSError, match="injected"):
             session.close()
         assert not processes_of(workspace)

@@ -323,6 +323,35 @@ def test_pictures_are_drawn_as_png_and_svg(tmp_path):
     assert plots.draw_all(results(sweep=[]), tmp_path) == []
 
 
+def in_flight_results(**changes) -> dict:
+    us = {"blocking": 20, "one_by_one": 25, "submit": 10, "await": 50, "gather": 20, "gather_many": 25, "pool": 100}
+    cells = {row: stats.summarise([1000 * each]).to_json() for row, each in {**us, "pool_many": 130, **changes}.items()}
+    return {**cells, "depth": 32, "many": 4, "awaits": 10_000}
+
+
+@pytest.mark.parametrize("worse", [{"submit": 11}, {"await": 51}, {"gather": 21}, {"gather_many": 27}])
+def test_targets_of_requests_in_flight(worse):
+    def judged(found):
+        return [
+            each.is_met
+            for each in targets.judge([], {"in_flight": found})
+            if "at once" in each.what or "text" in each.what
+        ]
+
+    assert judged(in_flight_results()).count(True) == 4
+    assert judged(in_flight_results(**worse)).count(True) == 3
+
+
+def test_requests_in_flight_are_reported_and_drawn(tmp_path):
+    found = results(sweep=[], extras={"in_flight": in_flight_results()})
+    text = report.to_markdown(found)
+    assert "| submit(), 32 in flight | 100,000 | 10.0 µs | 1 |" in text
+    assert "| an await | 50.0 µs | 50.0 µs | 1 |" in text
+    assert report.headlines(found)["in flight: gather / pool"] == pytest.approx(0.2)
+    plots = pytest.importorskip("bench.plots", exc_type=ImportError)
+    assert {path.name for path in plots.draw_all(found, tmp_path)} == {"in_flight.png", "in_flight.svg"}
+
+
 def gateway_results() -> dict:
     cell = stats.summarise([1_000_000, 2_000_000]).to_json()
     cells = {

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tr_mmap import MissingTag, OutOfSpace, PythonSession, SessionNotStarted
-from tr_mmap.native import drain
+from tr_mmap.native import Pending, drain
 from tr_mmap.shm.reader import SegmentReader
 from tr_mmap.transfer.options import TransferOptions
 from tr_mmap.transfer.segments import SegmentControllerTransfer
@@ -65,7 +65,9 @@ def test_a_request_that_waits_for_room_keeps_what_it_has_when_another_threads_ca
     requests = []
 
     def prepare() -> None:
-        requests.append(blocking.prepare(1, "add", "", [np.full(9, 1.0), np.full(MIB, 2, np.uint8)], math.inf))
+        requests.append(
+            blocking.prepare(Pending("add", "numpy"), "add", "", [np.full(9, 1.0), np.full(MIB, 2, np.uint8)], math.inf)
+        )
 
     thread = threading.Thread(target=prepare)
     thread.start()

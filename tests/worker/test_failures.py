@@ -194,7 +194,7 @@ class Odd:
         raise LookupError("no array today")
 
 VALUES = dict(
-    number=1.5, several=[1.5, 2.0], table={"a": 1}, mixed=(np.ones(3), "text"), objects=np.array([None]),
+    number=1.5, several=[1.5, 2.0], table={"a": {1}}, mixed=(np.ones(3), "text"), objects=np.array([None]),
     masked=np.ma.array([1.0, 2.0], mask=[0, 1]), steps=map(abs, [1]), some_bytes=b"abc", odd=[np.ones(3), Odd()],
 )
 for name, value in VALUES.items():

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from .machine import one_line
 from .peers import OURS, PEERS
 from .peers.servers import SERVERS
+from .report import in_flight_labels
 from .stats import format_nbytes, format_us
 
 __all__ = ["draw_all", "spread"]
@@ -274,6 +275,37 @@ def _bar_panel(axes: Axes, nbytes: int, keys: list[str], times: dict[str, dict[i
         axes.spines[side].set_visible(False)
 
 
+def draw_in_flight(results: Results) -> Figure:
+    """Requests a second of each way to have many short texts under way."""
+    found = results["extras"]["in_flight"]
+    labels = in_flight_labels(found)
+    figure, axes = plt.subplots(figsize=(10, 1.75 + 0.42 * len(labels)))
+    height = figure.get_figheight()
+    figure.subplots_adjust(left=0.27, right=0.97, top=1 - 0.85 / height, bottom=0.7 / height)
+    rates = [1e6 / found[row]["median_us"] for row in labels]
+    for place, (row, rate) in enumerate(zip(labels, rates, strict=True)):
+        colour = _PEER if row.startswith("pool") else _OURS
+        axes.barh(place, rate, height=0.6, color=colour, alpha=0.55 if row == "one_by_one" else 0.88, linewidth=0)
+        axes.text(rate, place, f" {rate:,.0f}", va="center", fontsize=9)
+    axes.set_yticks(range(len(labels)), labels.values())
+    axes.tick_params(axis="y", colors=_INK)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(rates) * 1.12)
+    axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:,.0f}")
+    axes.set_xlabel("requests a second")
+    axes.grid(visible=False, axis="y")
+    _title(
+        figure,
+        "Short texts, many at once",
+        f"Each answer is checked. Awaits, and calls to ProcessPoolExecutor: {found['awaits']:,} at once, in asyncio.",
+        results,
+    )
+    for text, inches in zip(figure.texts, (0.12, 0.45, None), strict=True):
+        if inches is not None:
+            text.set_y(1 - inches / height)
+    return figure
+
+
 def draw_gateway(results: Results) -> Figure:
     """Requests a second of each server of algorithms, and how long a request takes at half that rate."""
     labels = {row: label for peer in SERVERS.values() for row, label in peer.rows.items()}
@@ -327,6 +359,8 @@ def draw_all(results: Results, directory: Path) -> list[Path]:
     drawn: list[tuple[str, Callable[[Results], Figure]]] = []
     if any(row["ours_ratio"] for row in results["sweep"]):
         drawn += [("latency", draw_latency), ("bandwidth", draw_bandwidth), ("ratio", draw_bars)]
+    if "submit" in results["extras"].get("in_flight", {}):
+        drawn.append(("in_flight", draw_in_flight))
     if any(each["rate"] for each in results["extras"].get("gateway", {}).get("json", {}).values()):
         drawn.append(("gateway", draw_gateway))
     paths: list[Path] = []

@@ -11,7 +11,7 @@ from .peers.servers import SERVERS
 from .peers.stores import STORES
 from .stats import format_nbytes, format_ratio, format_us
 
-__all__ = ["compare", "headlines", "table", "to_markdown"]
+__all__ = ["compare", "headlines", "in_flight_labels", "table", "to_markdown"]
 
 Results = dict[str, Any]
 _HEADLINE_SIZES: Final = (1 << 10, 1 << 20, 64 << 20, 1 << 30)
@@ -122,7 +122,42 @@ def _extras(extras: dict[str, Results]) -> list[str]:
                 for name, each in sorted(found.items(), key=lambda item: item[1]["median_us"])
             ]
             parts += [f"## {title}", table(["", "median", "p99", "n"], lines)]
-    return parts + _store(extras.get("store", {})) + _gateway(extras.get("gateway", {}))
+    flight = _in_flight(extras.get("in_flight", {}))
+    return parts + flight + _store(extras.get("store", {})) + _gateway(extras.get("gateway", {}))
+
+
+def in_flight_labels(found: Results) -> dict[str, str]:
+    """What each row of the requests in flight is, in the order in which they are compared."""
+    many = found.get("many", 4)
+    return {
+        "one_by_one": "one at a time",
+        "submit": f"submit(), {found.get('depth', 32)} in flight",
+        "gather": "awaits at once, one session",
+        "gather_many": f"awaits at once, {many} sessions",
+        "pool": "ProcessPoolExecutor, one process",
+        "pool_many": f"ProcessPoolExecutor, {many} processes",
+    }
+
+
+def _in_flight(found: Results) -> list[str]:
+    if "submit" not in found:
+        return []
+    lines = [
+        [label, f"{1e6 / found[row]['median_us']:,.0f}", format_us(found[row]["median_us"]), str(found[row]["n"])]
+        for row, label in in_flight_labels(found).items()
+    ]
+    calls = [
+        [label, format_us(found[row]["median_us"]), format_us(found[row]["p99_us"]), str(found[row]["n"])]
+        for row, label in (("blocking", "a blocking round trip"), ("await", "an await"))
+    ]
+    return [
+        "## Many short texts at once",
+        f"Every answer is checked. Awaits at once: {found['awaits']:,} tasks; beside them the same number of calls by "
+        "asyncio's `run_in_executor`.",
+        table(["", "requests/s", "time by requests", "batches"], lines),
+        "## One short text, blocking and awaited",
+        table(["", "median", "p99", "n"], calls),
+    ]
 
 
 def _store(found: Results) -> list[str]:
@@ -290,6 +325,15 @@ def headlines(results: Results) -> dict[str, float]:
         each = results["extras"].get(extra, {})
         if "ours" in each and peer in each:
             found[f"{extra} / {peer}"] = each["ours"]["median_us"] / each[peer]["median_us"]
+    each = results["extras"].get("in_flight", {})
+    for ours, other in (
+        ("submit", "one_by_one"),
+        ("await", "blocking"),
+        ("gather", "pool"),
+        ("gather_many", "pool_many"),
+    ):
+        if ours in each and other in each:
+            found[f"in flight: {ours} / {other}"] = each[ours]["median_us"] / each[other]["median_us"]
     for what, peer in (("get", "lmdb"), ("top", "numpy")):
         each = results["extras"].get("store", {}).get(what, {})
         if "ours" in each and peer in each:

@@ -105,6 +105,26 @@ def _within(what: str, limit: float, unit: str, value: float | None) -> Verdict:
     return Verdict(what, target, f"{value:.3g} {unit}", value <= limit)
 
 
+def _in_flight(found: dict[str, Any]) -> list[Verdict]:
+    count = found.get("awaits", 10_000)
+
+    def faster(name: str, than: str) -> float | None:
+        return _quotient(found.get(than), found.get(name))
+
+    pool = "asyncio over ProcessPoolExecutor"
+    return [
+        _at_least("32 texts in flight, requests a second", 2.5, "one at a time", faster("submit", "one_by_one")),
+        _bound("an await of a text", 2.5, "a blocking round trip", faster("blocking", "await")),
+        _at_least(f"{count:,} awaits at once over one session", 5, f"{pool}, one process", faster("gather", "pool")),
+        _at_least(
+            f"{count:,} awaits at once over {found.get('many', 4)} sessions",
+            5,
+            f"{pool}, as many processes",
+            faster("gather_many", "pool_many"),
+        ),
+    ]
+
+
 def _sandbox(found: dict[str, Any]) -> list[Verdict]:
     contained, wasm, held = (found.get(name, {}) for name in ("contained", "wasm", "held"))
 
@@ -276,6 +296,7 @@ def judge(rows: list[dict[str, Any]], extras: dict[str, dict[str, Any]]) -> list
     return [
         _bound("text round trip", 2.5, "semaphore ping-pong", _quotient(text.get("ours"), text.get("semaphore"))),
         *_echo(rows),
+        *_in_flight(extras.get("in_flight", {})),
         *_load(extras.get("files", {})),
         *_sandbox(extras.get("sandbox", {})),
         *_store(extras.get("store", {})),

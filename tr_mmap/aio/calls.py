@@ -12,7 +12,20 @@ from ..controller.pending import Pending
 from ..controller.results import Result
 from ..errors import RequestCancelled, TRException
 
-__all__ = ["Call"]
+__all__ = ["Call", "Waiter"]
+
+
+class Waiter(asyncio.Future[bool]):
+    """Waits until one more request may be in flight: True then, False if its time is over.
+
+    Args:
+        loop: the session's.
+        deadline_s: when that is, by the monotonic clock.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deadline_s: float) -> None:
+        super().__init__(loop=loop)
+        self.deadline_s = deadline_s
 
 
 class Call(asyncio.Future[Any]):
@@ -26,6 +39,9 @@ class Call(asyncio.Future[Any]):
         shape: what the result is to its caller.
         pending: the request.
         deadline_s: when its time is over, by the monotonic clock.
+
+    Attributes:
+        on_end: called once, in the loop, when it is done; None for nothing.
     """
 
     def __init__(
@@ -45,6 +61,7 @@ class Call(asyncio.Future[Any]):
         self.pending = pending
         self.deadline_s = deadline_s
         self.timeout_s = timeout_s
+        self.on_end: Callable[[], None] | None = None
 
     def settle(self, outcome: Result | Exception) -> None:
         """There is a result, or an error. A thread that is not the loop's leaves it to the loop."""
@@ -70,6 +87,12 @@ class Call(asyncio.Future[Any]):
                 self.set_exception(error)
             else:
                 self.set_result(result)
+        self._ended()
+
+    def _ended(self) -> None:
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end()
 
     def cancel(self, msg: Any = None) -> bool:
         """Cancel the request; its answer is dropped when it comes."""
@@ -77,4 +100,6 @@ class Call(asyncio.Future[Any]):
             return False
         self._futures.cancel(self)
         self._futures.drop(self)
-        return super().cancel(msg)
+        is_cancelled = super().cancel(msg)
+        self._ended()
+        return is_cancelled

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from ..controller.options import seconds_of
+from ..controller.progress import OnProgress
 from ..controller.results import Result, tensors_of, value_of
 from ..controller.session import PythonSession as BlockingSession
 from ..errors import SemaphoresUnavailable, SessionNotStarted
@@ -26,7 +27,7 @@ from ..native import loan_of
 from ..protocol.commands import UserMessage
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import DEFAULT_TIMEOUT_MS, EXIT_TIMEOUT_MS
-from .calls import Call
+from .calls import Call, Waiter
 from .threads import in_thread
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class PythonSession:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd: int | None = None  # the bell, while the loop sleeps on it
         self._timer: asyncio.TimerHandle | None = None
-        self._waiters: deque[asyncio.Future[None]] = deque()  # of calls that wait until one more may be in flight
+        self._waiters: deque[Waiter] = deque()  # of calls that wait until one more may be in flight
+        self._room_timer: asyncio.TimerHandle | None = None  # while there are any
         self._in_flight = 0  # calls that are not done
         self._sending = 0  # of these, in a thread
         self._kept = 0  # room that is kept for those that were woken
@@ -191,8 +193,11 @@ class PythonSession:
             self._timer.cancel()
             self._timer = None
 
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._process()
+
     def _process(self) -> None:
-        self._end_timer()
         try:
             left_s = self._session.process_responses()
         except SessionNotStarted:  # it was closed meanwhile
@@ -212,7 +217,7 @@ class PythonSession:
             if self._timer.when() <= at_s:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(at_s, self._process)
+        self._timer = self._loop.call_at(at_s, self._on_timer)
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -224,6 +229,7 @@ class PythonSession:
         framework: str | None,
         shape: Callable[[Result], Any],
         answer_s: float | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Call:
         """Send a request, as soon as one more may be in flight.
 
@@ -234,6 +240,7 @@ class PythonSession:
             framework: of the result's tensors; None to receive none.
             shape: what the result is to its caller.
             answer_s: how long the answer may take in all; None for ``timeout_s``.
+            on_progress: is told how far the request is; None for nobody.
         """
         self._check_loop()
         futures, loop = self._session._open_futures(), self._loop
@@ -244,7 +251,7 @@ class PythonSession:
         call_s = timeout_s if answer_s is None else answer_s
         left_s = call_s - timeout_s + max(0.0, deadline_s - time.monotonic()) if call_s != math.inf else math.inf
         make = partial(Call, futures, loop, get_ident(), call_s, shape)
-        sends = partial(futures.send, message, tensors, left_s, framework, make)
+        sends = partial(futures.send, message, tensors, left_s, framework, make, on_progress)
         self._in_flight += 1
         try:
             if self._fd is None or (tensors and self._is_slow(tensors)):
@@ -258,8 +265,11 @@ class PythonSession:
         except BaseException:
             self._leave()
             raise
-        call.add_done_callback(self._leave)
-        self._set_timer(left_s)
+        if call.done():
+            self._leave()
+        else:
+            call.on_end = self._leave
+            self._set_timer(left_s)
         return call
 
     def _is_slow(self, tensors: tuple[Any, ...]) -> bool:
@@ -284,29 +294,46 @@ class PythonSession:
         if self._session._options.at_limit == "fail":
             return  # the attempt to send raises
         assert self._loop is not None
-        waiter: asyncio.Future[None] = self._loop.create_future()
+        waiter = Waiter(self._loop, deadline_s)
         self._waiters.append(waiter)
-        # Without a bell the session's own thread drops the answers to cancelled requests, and does not say so.
-        look_s = math.inf if self._fd is not None else _LOOK_FOR_ROOM_S
+        self._set_room_timer(deadline_s)
         try:
-            while not waiter.done() and (left_s := deadline_s - time.monotonic()) > 0:
-                sleep_s = min(left_s, look_s)
-                await asyncio.wait([waiter], timeout=None if sleep_s == math.inf else sleep_s)
-                if not waiter.done():
-                    self._wake_waiters(self._room())
+            has_room = await waiter
         except asyncio.CancelledError:
-            if waiter.done():
+            if not waiter.cancelled() and waiter.result():  # it has just been woken
                 self._kept -= 1
                 self._wake_waiters(self._room())
-            else:
-                self._waiters.remove(waiter)
             raise
-        if waiter.done():  # from here to the attempt to send, no other code runs
+        if has_room:  # from here to the attempt to send, no other code runs
             self._kept -= 1
-        else:
-            self._waiters.remove(waiter)
 
-    def _leave(self, call: object = None) -> None:  # noqa: ARG002 - what asyncio gives a callback
+    def _set_room_timer(self, deadline_s: float) -> None:
+        """Look for room then at the latest; the answers that the loop deals with make it look before."""
+        assert self._loop is not None
+        left_s = deadline_s - time.monotonic()
+        if self._fd is None:  # the session's own thread drops the answers to cancelled requests, and does not say so
+            left_s = min(left_s, _LOOK_FOR_ROOM_S)
+        if left_s == math.inf:
+            return
+        at_s = self._loop.time() + max(0.0, left_s)
+        if self._room_timer is not None:
+            if self._room_timer.when() <= at_s:
+                return
+            self._room_timer.cancel()
+        self._room_timer = self._loop.call_at(at_s, self._look_for_room)
+
+    def _look_for_room(self) -> None:
+        self._room_timer = None
+        now_s, waiting = time.monotonic(), list(self._waiters)
+        for waiter in waiting:
+            if waiter.deadline_s <= now_s and not waiter.done():
+                waiter.set_result(False)
+        self._waiters = deque(each for each in waiting if not each.done())
+        self._wake_waiters(self._room())
+        if self._waiters:
+            self._set_room_timer(min(each.deadline_s for each in self._waiters))
+
+    def _leave(self) -> None:
         self._in_flight -= 1
         if not self._in_flight:
             self._end_timer()
@@ -316,12 +343,21 @@ class PythonSession:
     def _wake_waiters(self, count: int) -> None:
         """Let so many of those that wait send their requests, the first ones first."""
         while count > 0 and self._waiters:
-            self._waiters.popleft().set_result(None)
-            self._kept += 1
-            count -= 1
+            waiter = self._waiters.popleft()
+            if not waiter.done():  # its task was not cancelled
+                waiter.set_result(True)
+                self._kept += 1
+                count -= 1
+        if not self._waiters and self._room_timer is not None:
+            self._room_timer.cancel()
+            self._room_timer = None
 
     async def calculate(
-        self, message: UserMessage, *tensors: Any, timeout_ms: float | None = DEFAULT_TIMEOUT_MS
+        self,
+        message: UserMessage,
+        *tensors: Any,
+        timeout_ms: float | None = DEFAULT_TIMEOUT_MS,
+        on_progress: OnProgress | None = None,
     ) -> Any:
         """Send a request with its tensors, and await its result.
 
@@ -329,6 +365,8 @@ class PythonSession:
             message: the command, and words for it if it takes any.
             *tensors: for this request only.
             timeout_ms: how long to wait for the response.
+            on_progress: called in the loop with the fraction that is done and a text, when the handler calls
+                ``server.progress``; it need not see each one, but sees the last.
 
         Returns:
             What :meth:`tr_mmap.PythonSession.calculate` returns.
@@ -338,15 +376,21 @@ class PythonSession:
             Busy: too many are in flight, with ``at_limit="fail"``.
         """
         framework = self._session._framework_of(tensors)
-        return await (await self._send(message, tensors, seconds_of(timeout_ms), framework, value_of))
+        timeout_s = seconds_of(timeout_ms)
+        return await (await self._send(message, tensors, timeout_s, framework, value_of, None, on_progress))
 
     def submit(
-        self, message: UserMessage, *tensors: Any, timeout_ms: float | None = DEFAULT_TIMEOUT_MS
+        self,
+        message: UserMessage,
+        *tensors: Any,
+        timeout_ms: float | None = DEFAULT_TIMEOUT_MS,
+        on_progress: OnProgress | None = None,
     ) -> asyncio.Task[Any]:
         """As :meth:`calculate`, in a task of the loop: its result can be awaited later."""
         self._check_loop()
         assert self._loop is not None
-        return self._loop.create_task(self.calculate(message, *tensors, timeout_ms=timeout_ms))
+        call = self.calculate(message, *tensors, timeout_ms=timeout_ms, on_progress=on_progress)
+        return self._loop.create_task(call)
 
     async def fetch_response(self, message: UserMessage, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> str:
         """Send a request and await the text of its response."""

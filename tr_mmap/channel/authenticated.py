@@ -14,7 +14,6 @@ from ..errors import BadMessage, HostilePath, ResponseTimeout
 from ..protocol.mac import Signer, Verifier
 from ..protocol.messages import Request, Response
 from ..protocol.status import Status, StatusLine
-from ..wire.messages import EXIT_COMMAND
 from .interface import Channel, Overtaken, Role, never
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["AuthenticatedChannel", "RejectionCounter", "protect"]
 
 _LOOK_S: Final = 0.001  # how often a thread looks whether another has finished
+_MOST_LOOKS: Final = 8  # at messages that are not the peer's, before this looks whether to stop
 
 
 class RejectionCounter:
@@ -61,18 +61,10 @@ class AuthenticatedChannel(Channel):
         self._is_ordered = False
         self._signer = Signer(secret, role.value)
         self._verifier = Verifier(secret, role.peer.value)
-        # Which thread sends and which takes, 0 for none: plain stores, because a signal handler that raised right after
-        # the call that acquires a lock would leave it locked. A handler may send and take in the middle of either.
+        # Which thread sends, 0 for none: plain stores, because a signal handler that raised right after the call that
+        # acquires a lock would leave it locked. A handler may send in the middle of that.
         self._sender = 0
-        self._taker = 0
-        # The last message that receive() gave. If the verifier has accepted another one since, that is to be given. The
-        # verifier itself keeps it, so a signal handler's exception cannot lose it between accepting and keeping.
-        self._given: bytes | None = None
-        self._earlier: bytes | None = None  # the last message that was accepted before the last one was sent
         self._accepted_at = -1  # the position of the last message that peek() has accepted, or is about to
-        self._put_backs = 0
-        self._may_repeat = False  # after put_back(), the inner channel may give a message again
-        self._is_controller = role is Role.CONTROLLER
 
     def send(
         self, message: Request | Response, deadline_s: float | None = None, stop: Callable[[], bool] = never
@@ -93,93 +85,24 @@ class AuthenticatedChannel(Channel):
             number = self._signer.sign(message)
             if self._is_ordered and self._signer.is_overtaken(number):
                 raise Overtaken
-            if self._is_controller and message.command != EXIT_COMMAND:  # exit may be sent while a response is taken
-                # What came before this request must not be taken for its response.
-                self._earlier = self._given = self._verifier.last_message
             self._inner.send(message, deadline_s, stop)
             self._signer.sent(number)
         finally:
             if self._sender == me and not is_nested:
                 self._sender = 0
 
-    def _is_one_held(self) -> bool:
-        """Whether a message was accepted and not given."""
-        return self._verifier.last_message is not self._given
-
     def has_message(self) -> bool:
-        if self._is_one_held():
-            return True
-        # While another thread waits, the next message belongs to that thread.
-        me = get_ident()
-        if not self._inner.has_message() or self._taker not in (0, me):
-            return False
-        is_nested = self._taker == me
         try:
-            self._taker = me
-            self._accept_next(0.0, never)
-        finally:
-            if not is_nested:
-                self._taker = 0
-        return self._is_one_held()
+            return self.peek() is not None
+        except (HostilePath, OSError):
+            return True  # what is there could not be removed; or the message can be read later
 
-    def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
-        me = get_ident()
-        is_nested = self._taker == me
-        try:
-            while self._taker and not is_nested:
-                if stop():
-                    return None
-                time.sleep(_LOOK_S)
-            self._taker = me
-            if not self._is_one_held():
-                self._accept_next(timeout_ms, stop)
-            last = self._verifier.last_message
-            if last is self._given:
-                return None
-            self._given = last
-            return last
-        finally:
-            if self._taker == me and not is_nested:
-                self._taker = 0
-
-    def _accept_next(self, timeout_ms: float | None, stop: Callable[[], bool]) -> None:
-        """Wait for a message of the peer's, until one is there to be given."""
-        deadline_s = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
-        remaining_ms = timeout_ms
-        while not self._is_one_held():  # a signal handler may have put one back meanwhile
-            put_backs, is_known = self._put_backs, False
-            try:
-                message = self._inner.receive(remaining_ms, stop)
-                if message is None:
-                    return
-                is_known = self._may_repeat and message in (self._verifier.last_message, self._earlier)
-                if not is_known and self._verifier.accept(message):
-                    return
-            except BadMessage:
-                pass  # it is no message at all
-            except HostilePath:
-                if self._inner.has_message():
-                    raise  # what is there could not be removed, so no message can come
-            if is_known:
-                self._may_repeat = False  # once only: whoever sends it again is no peer
-            elif put_backs == self._put_backs:  # else a signal handler may have taken this one meanwhile
-                self._counter.rejected += 1
-                self._inner.reject()
-            if deadline_s is not None:
-                remaining_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
-                # A process that forges messages without pause must not extend our wait. After one that was put back the
-                # next one may be there.
-                if remaining_ms == 0 and not is_known:
-                    return
-            if stop():
-                return
-
-    # The controller's side. What peek() has accepted at a position, it gives again until that is taken. A signal
-    # handler may look and take at each call in between.
+    # What peek() has accepted at a position, it gives again until that is taken. A signal handler may look and take at
+    # each call in between.
 
     def peek(self) -> bytes | None:
         was_hostile = False
-        while True:
+        for _ in range(_MOST_LOOKS):
             position, last = self._inner.position, self._verifier.last_message
             try:
                 message = self._inner.peek()
@@ -204,13 +127,14 @@ class AuthenticatedChannel(Channel):
             self._accepted_at = -1
             self._counter.rejected += 1
             self._inner.reject()
+        return None  # whoever forges messages without pause keeps nobody here
 
     @property
     def position(self) -> int:
         return self._inner.position
 
-    def advance(self, position: int, *, is_consumed: bool = True) -> None:
-        self._inner.advance(position, is_consumed=is_consumed)
+    def advance(self, position: int, *, is_consumed: bool = True) -> bool:
+        return self._inner.advance(position, is_consumed=is_consumed)
 
     def next_seq(self) -> int | None:
         return self._inner.next_seq()
@@ -218,8 +142,8 @@ class AuthenticatedChannel(Channel):
     def all_consumed(self) -> None:
         self._inner.all_consumed()
 
-    def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> None:
-        self._inner.wait(timeout_ms, stop)
+    def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> bool:
+        return self._inner.wait(timeout_ms, stop)
 
     def arm(self) -> bool:
         return self._inner.arm()
@@ -296,13 +220,6 @@ class AuthenticatedChannel(Channel):
 
     def is_taken_up(self, order: int | None = None) -> bool:
         return self._inner.is_taken_up(order)
-
-    def put_back(self) -> None:
-        if self._verifier.last_message is not self._earlier:
-            self._given = self._earlier
-        self._put_backs += 1
-        self._may_repeat = True
-        self._inner.put_back()
 
     def touch(self) -> None:
         self._inner.touch()

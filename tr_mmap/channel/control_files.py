@@ -86,7 +86,7 @@ class Spills:
         self._owner = this_process.mark
         self._count = 0
         self._token = secrets.token_hex(4)  # of this end, because an earlier one may have left spills
-        self._last = "", b""  # name and text of the last one that was read; its line may be put back and taken again
+        self.looked_at = ""  # the path of the last one that was read
 
     def write(self, text: bytes) -> bytes:
         """Put a message into a file. Returns the file's name.
@@ -109,8 +109,15 @@ class Spills:
             system.close(fd)
         return name.encode()
 
+    def remove(self, path: str) -> None:
+        """Remove the file of a message that was taken."""
+        try:
+            system.unlink(path, owner=self._owner)
+        except OSError:
+            pass  # it is removed with the session's directory
+
     def read(self, line: bytes) -> bytes:
-        """The message that the peer's line names; its file is removed. The controller keeps the text of the last one.
+        """The message that the peer's line names; its path is ``looked_at`` then.
 
         Raises:
             BadMessage: the line names no message of the peer's, or one that is too long.
@@ -122,10 +129,7 @@ class Spills:
             raise BadMessage(f"the message cannot be read: {error}", detail=str(error)) from error
         if spill_sender(name) != self._role.peer.value:
             raise BadMessage(f"{name[:80]!r} is not the name of a long message", detail=name[:80])
-        last_name, last_text = self._last
-        if name == last_name:
-            return last_text
-        path = os.path.join(self._directory.path, name)
+        self.looked_at = path = os.path.join(self._directory.path, name)
         try:
             fd = system.open_private_file(path)
         except FileNotFoundError as error:
@@ -135,16 +139,8 @@ class Spills:
             raise BadMessage(f"{error}; the message in its place is ignored", detail=name) from error
         try:
             self._directory.check()  # now: what was opened before this is in the directory
-            is_too_long = system.file_nbytes(fd) > MAX_MESSAGE_NBYTES
-            text = b"" if is_too_long else system.read_all(fd, MAX_MESSAGE_NBYTES)
+            if system.file_nbytes(fd) > MAX_MESSAGE_NBYTES:
+                raise BadMessage(f"{path} is longer than a message may be", detail=name)
+            return system.read_all(fd, MAX_MESSAGE_NBYTES)
         finally:
             system.close(fd)
-        if self._role is Role.CONTROLLER and not is_too_long:
-            self._last = name, text
-        try:
-            system.unlink(path, owner=self._owner)
-        except OSError:
-            pass  # it is removed with the session's directory
-        if is_too_long:
-            raise BadMessage(f"{path} is longer than a message may be", detail=name)
-        return text

@@ -24,7 +24,7 @@ from ..errors import BadMessage, HostilePath, ResponseTimeout, SystemLimit
 from ..protocol.legacy import silence_of
 from ..protocol.messages import Request, Response, encode
 from ..protocol.status import Status, StatusLine, parse_status
-from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_NBYTES, MAX_MESSAGE_SEQ, STATUS_FILE
+from ..wire.messages import MAX_MESSAGE_NBYTES, MAX_MESSAGE_SEQ, STATUS_FILE
 from ..wire.waits import DEFAULT_TIMEOUT_MS
 from .interface import Channel, Overtaken, Role, check_bounds, never
 
@@ -94,9 +94,7 @@ class FileChannel(Channel):
         self._unsettled: tuple[tuple[int, int, int] | None, float] = (None, 0.0)  # a message's file; when it was found
         self._is_ordered = False
         self._sent_seq = 0  # the number of the last message that was put in place
-        self._last: bytes | None = None  # the last message that was taken; None after the next one was sent
-        self._held: bytes | None = None  # one that is to be taken again
-        self._is_peeked = False  # peek() has looked at the message that is there
+        self._held: bytes | None = None  # the message that is there, if it was looked at
         self._messages_taken = 0
         self._putting = threading.RLock()  # reentrant, because a signal handler may send too
         self._woken = Wakes()
@@ -190,8 +188,6 @@ class FileChannel(Channel):
             if not self._may_put(message):
                 return False
             self._note_sent(message)
-            if message.command != EXIT_COMMAND:  # which may be sent while a response is being taken
-                self._last = self._held = None  # what came before this request must not be taken for its response
             self._put(self._out, data)
             self._sent_seq = message.seq
             return True
@@ -239,59 +235,31 @@ class FileChannel(Channel):
     def _is_receivable(self) -> bool:
         return self._held is not None or self._is_settled()
 
-    def _take(self) -> bytes | None:
-        taken = self._messages_taken
-        try:
-            message = self._get(self._in)
-        except (BadMessage, HostilePath):  # but at a limit of the system the message stays, to be read later
-            try:
-                system.unlink(self._in, owner=self._owner)  # else the same bad message would be found for ever
-            except OSError:
-                pass  # a directory; the first error says so
-            raise
-        if message is None or self._messages_taken != taken:
-            return None  # in the second case, a signal handler has taken it meanwhile
-        if os.getpid() != self._owner_pid:  # a signal handler has forked: the message is its parent's
-            return None
-        self._messages_taken, self._last = taken + 1, message
-        system.unlink(self._in, owner=self._owner)
-        return message
-
-    def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
-        if not self._wait(self._is_receivable, timeout_ms, stop, self._rate):
-            return None
-        held, self._held = self._held, None
-        return held if held is not None else self._take()
-
-    def put_back(self) -> None:
-        self._held = self._last
-
     def peek(self) -> bytes | None:
         if self._held is None and self._is_receivable():
-            self._is_peeked = True
             self._held = self._get(self._in)
         return self._held
 
     def reject(self) -> None:
-        if self._is_peeked:  # else receive() has removed it
-            self.advance(self._messages_taken)
+        self.advance(self._messages_taken)
 
     @property
     def position(self) -> int:
         return self._messages_taken
 
-    def advance(self, position: int, *, is_consumed: bool = True) -> None:  # noqa: ARG002 - there is one at a time
-        if self._messages_taken != position:
-            return
-        self._messages_taken += 1
+    def advance(self, position: int, *, is_consumed: bool = True) -> bool:  # noqa: ARG002 - there is one at a time
+        if self._messages_taken != position or os.getpid() != self._owner_pid:  # a signal handler has forked
+            return False
+        self._messages_taken, self._held = position + 1, None
+        self._rate.found_one()
         try:
             system.unlink(self._in, owner=self._owner)
         except OSError:
             pass  # a directory; the error of peek() has said so
-        self._held, self._is_peeked = None, False
+        return True
 
-    def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> None:
-        self._wait(self._is_receivable, timeout_ms, stop, self._rate)
+    def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> bool:
+        return self._wait(self._is_receivable, timeout_ms, stop, self._rate)
 
     def _wait(
         self, until: Callable[[], bool], timeout_ms: float | None, stop: Callable[[], bool], rate: PollRate

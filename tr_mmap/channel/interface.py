@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import BadMessage, TRException
+from ..errors import BadMessage, HostilePath, TRException
 from ..native import ChannelParts
 from ..protocol.messages import Failure, Request, Response
 from ..protocol.status import Status, StatusLine
@@ -101,7 +103,54 @@ class Channel(ABC):
     def has_message(self) -> bool:
         """Whether a message waits to be received. Takes nothing."""
 
+    # -- a message is looked at, dealt with, and then taken: a signal handler in between loses none --------------------
+
     @abstractmethod
+    def peek(self) -> bytes | None:
+        """The peer's next message, as JSON text; None if there is none. The same until :meth:`advance`.
+
+        Raises:
+            BadMessage: the message cannot be read, or is too long for one. It is there until :meth:`advance`.
+            HostilePath: the peer did not make the message's file. So it is until :meth:`advance`.
+            SystemLimit, OSError: it cannot be read now.
+        """
+
+    def next_seq(self) -> int | None:
+        """The number of the next message, if it has one that can be read without the rest."""
+        return None
+
+    @property
+    @abstractmethod
+    def position(self) -> int:
+        """How many messages were taken."""
+
+    @abstractmethod
+    def advance(self, position: int, *, is_consumed: bool = True) -> bool:
+        """Take the message that :meth:`peek` has given, unless it was taken meanwhile.
+
+        Args:
+            position: that of the time of :meth:`peek`.
+            is_consumed: whether the worker may release the tensors of it, and of all before it.
+
+        Returns:
+            Whether this call has taken it.
+        """
+
+    def all_consumed(self) -> None:  # noqa: B027 - a channel of files has one message at a time
+        """The worker may release the tensors of all messages that were taken."""
+
+    @abstractmethod
+    def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> bool:
+        """Wait until :meth:`peek` may have something new.
+
+        Args:
+            timeout_ms: how long to wait.
+            stop: True ends the wait.
+
+        Returns:
+            Whether it may.
+        """
+
     def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
         """Take the peer's next message, as JSON text; each is given once.
 
@@ -113,50 +162,30 @@ class Channel(ABC):
             The message; None if there was none.
 
         Raises:
-            BadMessage: the message cannot be taken, or is too long for one.
-            HostilePath: the peer did not make the message's file.
+            BadMessage: the message cannot be read, or is too long for one. It counts as taken.
+            HostilePath: the peer did not make the message's file. It counts as taken, if it can be removed.
+            SystemLimit, OSError: it cannot be read now, and stays.
         """
-
-    # -- the controller's side: a message is looked at, dealt with, and then taken -------------------------------------
-
-    def peek(self) -> bytes | None:
-        """The worker's next message, as JSON text; None if there is none. The same until :meth:`advance`.
-
-        Raises:
-            BadMessage: the message cannot be read, or is too long for one. It is there until :meth:`advance`.
-            HostilePath: the peer did not make the message's file.
-        """
-        raise NotImplementedError
-
-    def next_seq(self) -> int | None:
-        """The number of the next message, if it has one that can be read without the rest."""
-        return None
-
-    @property
-    def position(self) -> int:
-        """How many messages were taken."""
-        raise NotImplementedError
-
-    def advance(self, position: int, *, is_consumed: bool = True) -> None:
-        """Take the message that :meth:`peek` has given, unless it was taken meanwhile.
-
-        Args:
-            position: that of the time of :meth:`peek`.
-            is_consumed: whether the worker may release the tensors of it, and of all before it.
-        """
-        raise NotImplementedError
-
-    def all_consumed(self) -> None:  # noqa: B027 - a channel of files has one message at a time
-        """The worker may release the tensors of all messages that were taken."""
-
-    def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> None:
-        """Wait until :meth:`peek` may have something new.
-
-        Args:
-            timeout_ms: how long to wait.
-            stop: True ends the wait.
-        """
-        raise NotImplementedError
+        left_ms = inf if timeout_ms is None else timeout_ms
+        deadline_s = time.monotonic() + left_ms / 1000
+        is_over = was_there = False
+        while True:
+            position = self.position
+            try:
+                message = self.peek()
+            except (BadMessage, HostilePath):
+                self.advance(position)
+                raise
+            if message is not None:
+                if self.advance(position):
+                    return message
+            # Whoever forges messages without pause must not make this longer.
+            elif is_over or (was_there and (left_ms == 0 or stop())):
+                return None
+            else:
+                was_there = self.wait(left_ms, stop)
+                is_over = not was_there
+                left_ms = max(0.0, (deadline_s - time.monotonic()) * 1000)
 
     def arm(self) -> bool:
         """Let the worker ring the bell after its next message.
@@ -185,9 +214,6 @@ class Channel(ABC):
         """The time for an answer is over: give one that the peer could still follow up with a better one."""
 
     # -- the worker's side ---------------------------------------------------------------------------------------------
-
-    def put_back(self) -> None:  # noqa: B027 - a channel of files has taken the message away
-        """After an interrupted :meth:`receive`: if it had taken a message, the next call takes that message again."""
 
     def is_cancelled(self, order: int) -> bool:  # noqa: ARG002 - its controller cannot say so
         """Whether the controller has cancelled a request that was taken.

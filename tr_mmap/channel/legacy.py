@@ -266,6 +266,8 @@ class LegacyChannel(FileChannel):
         return super().is_taken_up(order)
 
     def peek(self) -> bytes | None:
+        if not self._is_controller:
+            return super().peek()
         if self._held is None and self._is_receivable():
             answer = self._answer
             if isinstance(answer, Exception):
@@ -273,12 +275,15 @@ class LegacyChannel(FileChannel):
             self._held = None if answer is None else self._as_own(answer)
         return self._held
 
-    def advance(self, position: int, *, is_consumed: bool = True) -> None:  # noqa: ARG002 - there is one at a time
+    def advance(self, position: int, *, is_consumed: bool = True) -> bool:
+        if not self._is_controller:
+            return super().advance(position, is_consumed=is_consumed)
         if self._messages_taken != position:
-            return
+            return False
         self._messages_taken += 1
         self._answer = self._candidate = self._held = None
         self._state += 1
+        return True
 
     def hurry(self) -> None:
         if self._candidate is not None:

@@ -36,7 +36,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from math import inf
 from typing import ClassVar, Final
 
 from ..base import system
@@ -146,8 +145,6 @@ class MappedChannel(Channel):
         self._is_serving_by_hand = False
         self._sending = threading.RLock()  # reentrant, because a signal handler may send too
         self._spills = Spills(directory, role)
-        self._seq_put_back = 0  # of the last request when a response was put back
-        self._lines_taken = 0  # by receive(); a signal handler may take lines in the middle of it
         self._bell: system.OwnFile | None = None  # the worker's
         self._is_closed = False
 
@@ -286,28 +283,23 @@ class MappedChannel(Channel):
         self._in.set_spin(us)
 
     def has_message(self) -> bool:
-        # A response that was taken and put back is no message any more when another request has been sent.
-        return self._in.has_message() and (self._seq_put_back in (0, self._out.stored_seq) or self._is_answered())
-
-    def _take_spill(self, line: bytes) -> bytes | None:
-        self._lines_taken = taken = self._lines_taken + 1
-        try:
-            return self._spills.read(line)
-        except TRException:
-            if self._lines_taken != taken:
-                return None  # a signal handler has put this line back, and has taken it and the spill
-            raise
-        except OSError:  # for example no descriptor is left: the message is good, and can be read later
-            self._in.put_back()
-            raise
+        return self._in.has_message()
 
     def peek(self) -> bytes | None:
+        position = self._in.taken
         try:
             line = self._in.peek()
         except ValueError as error:
             why = "the peer's message has no end; it does not speak this protocol"
             raise BadMessage(why, detail="newline") from error
-        return line if line is None or line[17:25] != SPILL_KEY else self._spills.read(line)
+        if line is None or line[17:25] != SPILL_KEY:
+            return line
+        try:
+            return self._spills.read(line)
+        except TRException:
+            if self._in.taken != position:
+                return None  # a signal handler has taken this line meanwhile, and has read the spill
+            raise
 
     @property
     def position(self) -> int:
@@ -316,14 +308,18 @@ class MappedChannel(Channel):
     def next_seq(self) -> int | None:
         return self._in.next_seq()
 
-    def advance(self, position: int, *, is_consumed: bool = True) -> None:
-        self._in.advance(position, is_consumed)
+    def advance(self, position: int, *, is_consumed: bool = True) -> bool:
+        spill, self._spills.looked_at = self._spills.looked_at, ""
+        is_taken = self._in.advance(position, is_consumed)
+        if is_taken and spill:
+            self._spills.remove(spill)
+        return is_taken
 
     def all_consumed(self) -> None:
         self._in.all_done()
 
-    def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> None:
-        self._in.sleep(self._own_doorbell.semaphore, timeout_ms / 1000, WAIT_SLICE_S, stop)
+    def wait(self, timeout_ms: float, stop: Callable[[], bool]) -> bool:
+        return self._in.sleep(self._own_doorbell.semaphore, timeout_ms / 1000, WAIT_SLICE_S, stop)
 
     @property
     def requests_sent(self) -> int:
@@ -347,24 +343,6 @@ class MappedChannel(Channel):
 
     def reject(self) -> None:
         self._in.reject()
-
-    def put_back(self) -> None:
-        if self._role is Role.WORKER:
-            self._in.put_back()
-        elif self._is_answered():  # else what was taken last answers an earlier request
-            self._seq_put_back = self._out.stored_seq
-            self._in.put_back()
-
-    def receive(self, timeout_ms: float | None, stop: Callable[[], bool]) -> bytes | None:
-        try:
-            timeout_s = inf if timeout_ms is None else timeout_ms / 1000
-            line = self._in.wait(self._own_doorbell.semaphore, timeout_s, WAIT_SLICE_S, stop)
-        except ValueError as error:
-            why = "the peer's message has no end; it does not speak this protocol"
-            raise BadMessage(why, detail="newline") from error
-        if line is None or line[17:25] != SPILL_KEY:
-            return line
-        return self._take_spill(line)
 
     def _sleep(self, deadline_s: float) -> bool:
         """Wait a little for the doorbell, or only a little if another thread waits there. False when the time is over.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 import zlib
+from collections import deque
 from typing import Final, NamedTuple
 
 from ..base.fork_safety import this_process
@@ -82,7 +83,7 @@ class ProgressWriter:
         self._has_tried = False
         self._lock = threading.RLock()
         self._slots: dict[int, int] = {}  # by request, the one that was not used for longest first
-        self._free = list(range(RING_SLOTS))
+        self._free = deque(range(RING_SLOTS))  # the last that was given back comes last: its reader may still look
 
     def write(self, seq: int, fraction: float, text: str) -> None:
         """Store the progress of a request in place of its last one.
@@ -101,7 +102,7 @@ class ProgressWriter:
                 return
             slot = self._slots.pop(seq, None)
             if slot is None:
-                slot = self._free.pop() if self._free else self._slots.pop(next(iter(self._slots)))
+                slot = self._free.popleft() if self._free else self._slots.pop(next(iter(self._slots)))
             self._slots[seq] = slot
             start = slot * PROGRESS_SLOT_NBYTES
             page[start : start + len(line)] = line

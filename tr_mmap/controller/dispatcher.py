@@ -6,6 +6,8 @@ starts or ends processes.
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,16 +32,21 @@ from ..wire.waits import RELEASE_TIMEOUT_MS
 from ..wire.words import CLOSED_MEANWHILE, NO_REQUEST
 from .flow import Flow
 from .options import shown_ms
-from .pending import Pending, awaited, mark_of_thread, opened
+from .pending import Pending, awaited, command_of, mark_of_thread, opened
+from .progress import OnProgress
 from .results import Result
 from .stats import worker_state
 from .worker_handle import WorkerHandle
 
 __all__ = ["TURN_WAIT_S", "Dispatcher", "StatusTest"]
 
+_log = logging.getLogger("tr_mmap")
+
 _RELEASE_WAIT_S: Final = RELEASE_TIMEOUT_MS / 1000
 _REPEAT_EXIT_S: Final = 0.1  # how often to repeat a request to exit that the worker may overwrite
 TURN_WAIT_S: Final = 10.0  # how long to wait for a thread whose request has no worker any more to end it
+_ANSWER_NOTICE_S: Final = 1.0  # when to say that an exit waits for an answer
+_END_NOTICE_S: Final = 5.0  # and that it waits for the worker's end; on a busy machine that takes a second or two
 _SLICE_S: Final = 0.25  # how long to wait at most for news; they wake the wait, except where no watch can run
 
 StatusTest = Callable[[StatusLine], bool]
@@ -55,7 +62,14 @@ class Dispatcher(Flow):
 
     # -- requests -------------------------------------------------------------------------------------------------
 
-    def call(self, message: UserMessage, tensors: tuple[Any, ...], timeout_s: float, framework: str | None) -> Result:
+    def call(
+        self,
+        message: UserMessage,
+        tensors: tuple[Any, ...],
+        timeout_s: float,
+        framework: str | None,
+        on_progress: OnProgress | None = None,
+    ) -> Result:
         """Send a request and take its result; no other caller can take it.
 
         Args:
@@ -63,6 +77,7 @@ class Dispatcher(Flow):
             tensors: for this request only; their tags follow the words.
             timeout_s: how long this may take in all, in seconds; infinity for no limit.
             framework: of the result's tensors; None to receive none.
+            on_progress: is told how far the request is; None for nobody.
 
         Returns:
             The response and its tensors.
@@ -74,12 +89,18 @@ class Dispatcher(Flow):
         """
         worker = self.resources.worker
         fast_path = None if worker is None else worker.fast_path
-        found = None if fast_path is None else fast_path.call(message, tensors, timeout_s, framework)
+        found = (
+            None
+            if fast_path is None or on_progress is not None
+            else fast_path.call(message, tensors, timeout_s, framework)
+        )
         if found.__class__ is tuple:
-            return found  # type: ignore[no-any-return]
+            return found
         deadline_s = time.monotonic() + timeout_s
         pending: Pending = Pending(message, framework) if found is None else found
         try:
+            if on_progress is not None:
+                self.progress.add(pending, on_progress)
             if found is None:
                 self.send(pending, tensors, deadline_s, timeout_s)
             return self.wait(pending, deadline_s, timeout_s)
@@ -183,27 +204,48 @@ class Dispatcher(Flow):
         worker = self.worker()
         if not worker.process.is_alive() or worker.is_over():
             return not worker.lives_on or worker.process.wait(timeout_s)
-        deadline_s = time.monotonic() + timeout_s
+        began_s = time.monotonic()
+        deadline_s = began_s + timeout_s
+        notice_s = min(began_s + (_ANSWER_NOTICE_S if self.in_flight else _END_NOTICE_S), deadline_s)
         exiting, has_ended = object(), False
         self._exits.add(exiting)  # requests that wait for their turn are not sent any more
         self._counters.blocked += 1
         try:
             if worker.channel.capacity == 1:  # else it follows them
-                self._consume_until(worker, lambda: not self.in_flight, deadline_s)
+                self._consume_until(worker, lambda: not self.in_flight, notice_s)
+                if self.in_flight and notice_s < deadline_s:
+                    self._give_notice_of_exit(worker, deadline_s)
+                    notice_s = deadline_s
+                    self._consume_until(worker, lambda: not self.in_flight, deadline_s)
             stands = not self.in_flight or worker.channel.capacity > 1
             stands = self._store_exit(worker, deadline_s) if stands else self._exit_anyway(worker, deadline_s)
             while True:
                 self.check_own()
-                remaining_s = max(0.0, deadline_s - time.monotonic())
+                remaining_s = max(0.0, notice_s - time.monotonic())
                 has_ended = worker.process.wait(remaining_s if stands else min(remaining_s, _REPEAT_EXIT_S))
                 if has_ended or time.monotonic() >= deadline_s:
                     return has_ended
+                if time.monotonic() >= notice_s:
+                    self._give_notice_of_exit(worker, deadline_s)
+                    notice_s = deadline_s
                 if not stands:
                     stands = self._exit_anyway(worker, deadline_s)
         finally:
             if not has_ended and exiting in self._exits:
                 self._exits.discard(exiting)
                 self._counters.blocked -= 1
+
+    def _give_notice_of_exit(self, worker: WorkerHandle, deadline_s: float) -> None:
+        """Say what this wait is for: at the end of a ``with`` block it looks like a hang."""
+        self.poll()
+        pending, left_s = next(iter(list(self.in_flight.values())), None), deadline_s - time.monotonic()
+        _log.warning(
+            "session %r is to end: waiting %s until its worker has %s; %s; terminate() ends it at once",
+            self.resources.session_id,
+            f"up to {left_s:.0f} s more" if left_s < math.inf else "without a limit",
+            "ended" if pending is None else f"answered {command_of(pending)!r}",
+            worker_state(worker),
+        )
 
     def _store_exit(self, worker: WorkerHandle, deadline_s: float) -> bool:
         """Send the request to exit. Returns whether the worker cannot overwrite it; it may still be starting."""
@@ -324,6 +366,7 @@ class Dispatcher(Flow):
                         worker or self.worker(),
                         lambda claim=claim: self._is_there(claim) or claim not in self._claims,  # type: ignore[misc]
                         deadline_s,
+                        is_last=True,
                     )
                     if claim not in self._claims:
                         continue  # another thread has taken it
@@ -357,8 +400,8 @@ class Dispatcher(Flow):
         """Take the answers that a worker has left before its end, for their takers. In both turns."""
         worker = self.resources.worker
         try:
-            while worker is not None and self._consume_next(worker):
-                pass
+            if worker is not None:
+                self._consume_rest(worker)
         except TRException:
             pass  # there is no more
 
@@ -426,11 +469,10 @@ class Dispatcher(Flow):
         )
 
     def _close(self) -> bool:
-        self.keep_answers()
         try:
+            self.keep_answers()
             for pending in list(self.in_flight.values()):
                 self._deliver(pending, SessionNotStarted(f"session {self.resources.session_id!r}{CLOSED_MEANWHILE}"))
-            self._claims.clear()
         finally:  # whatever else fails, the worker is ended
             self.resources.release()
         return True

@@ -37,6 +37,7 @@ from ..wire.words import CLOSED_MEANWHILE, NO_WORKER, OF_PARENT
 from .failures import died, unanswered
 from .fast_path import Traffic
 from .pending import Pending, command_of, opened
+from .progress import ProgressWatch
 from .resources import SessionResources
 from .results import Result, remote_error
 from .turn import Turn, get_ident
@@ -57,6 +58,7 @@ class Flow:
 
     Attributes:
         in_flight: the requests that were sent, or are being sent, and whose answers were not consumed, by number.
+        progress: tells callers how far their requests are.
     """
 
     def __init__(self, resources: SessionResources) -> None:
@@ -83,7 +85,9 @@ class Flow:
             self._aside,
             self._counters,
         )
+        self.progress = ProgressWatch(resources.directory, self._counters)
         self._news = Wakes()  # a public request was sent, the worker ended, or the session is closed
+        self._storing: list[Pending] = []  # that are being sent, the one of an interrupted call first
         self._exits: set[object] = set()  # calls that ask the worker to exit: no further request is sent
         self._claims: deque[Pending] = deque()  # requests whose results any thread may take, in the order of sending
 
@@ -184,32 +188,61 @@ class Flow:
                 if not may_ask_for_room or not self._ask_for_room(worker, error, deadline_s):
                     raise
                 may_ask_for_room = False
-        if not self.in_turn(self._sending, deadline_s, self._store, worker, pending, draft, deadline_s, is_public):
-            raise self.unanswered(worker, pending, timeout_s, is_sent=False)
+        arguments = worker, pending, draft, deadline_s, is_public
+        # Where answers have no numbers, none may be consumed while this request is sent: it may be a late one.
+        turn = self.exclusively_until if worker.channel.capacity == 1 else self._in_turn_to_send
+        while not (is_sent := turn(deadline_s, self._store, *arguments)):
+            if is_sent is None:  # the turn was not had in time
+                raise self.unanswered(worker, pending, timeout_s, is_sent=False)
+            self._admit(worker, pending, deadline_s, timeout_s)  # another thread has sent one meanwhile
+
+    def _in_turn_to_send(self, deadline_s: float, action: Callable[..., _T], *arguments: Any) -> _T | None:
+        return self.in_turn(self._sending, deadline_s, action, *arguments)
+
+    def _ask_for_room(self, worker: WorkerHandle, error: OutOfSpace, deadline_s: float) -> bool:
+        """Let the worker give up memory that it keeps. Returns whether it has; then another try may succeed."""
+        raise NotImplementedError
 
     def _admit(self, worker: WorkerHandle, pending: Pending, deadline_s: float, timeout_s: float) -> None:
         """Wait until one more request may be in flight."""
-        limit = min(worker.channel.capacity, self.resources.options.max_in_flight)
-
-        def is_room() -> bool:
-            return len(self.in_flight) < limit
-
-        if is_room():
+        if self._has_room(worker):
             return
         if self.resources.options.at_limit == "fail":
             self.poll()
-            if is_room():
+            if self._has_room(worker):
                 return
+            limit = self._limit(worker)
             raise Busy(
                 f"{limit} requests of session {self.resources.session_id!r} are in flight, as many as it may have "
                 "(max_in_flight); wait for one of them, or let it wait (at_limit='block')",
                 limit=limit,
             )
-        self._consume_until(worker, is_room, deadline_s)
-        if not is_room():
+        self._consume_until(worker, lambda: self._has_room(worker), deadline_s)
+        if not self._has_room(worker):
             raise self.unanswered(worker, pending, timeout_s, is_sent=False)
 
+    def _limit(self, worker: WorkerHandle) -> int:
+        return min(worker.channel.capacity, self.resources.options.max_in_flight)
+
+    def _has_room(self, worker: WorkerHandle) -> bool:
+        """Whether one more request may be in flight."""
+        count, limit = len(self.in_flight), self._limit(worker)
+        if count >= limit and self._sending.owner == get_ident():
+            # A signal handler asks in the middle of a send: what is not sent yet goes after the request of the handler.
+            count -= sum(
+                not worker.channel.is_sent(each.seq) for each in list(self._storing) if each.seq in self.in_flight
+            )
+        return count < limit
+
     def _store(self, worker: WorkerHandle, pending: Pending, draft: Any, deadline_s: float, is_public: bool) -> bool:
+        """Send it, in the turn; False if there is no room for it any more."""
+        try:
+            self._storing.append(pending)
+            return self._store_it(worker, pending, draft, deadline_s, is_public)
+        finally:
+            self._storing.remove(pending)
+
+    def _store_it(self, worker: WorkerHandle, pending: Pending, draft: Any, deadline_s: float, is_public: bool) -> bool:
         channel = worker.channel
         while True:
             self.check_own()
@@ -219,6 +252,8 @@ class Flow:
                 )
             if self.resources.worker is not worker or worker.is_over():
                 raise self.worker_died(worker)
+            if not self._has_room(worker):
+                return False
             counters = self._counters
             counters.seq = seq = counters.seq % MAX_MESSAGE_SEQ + 1
             if seq in self.in_flight:  # one that was sent before the numbers began again
@@ -247,6 +282,7 @@ class Flow:
         """No caller waits for the request any more: an exception has ended its call, perhaps before it was sent."""
         if self.resources.is_foreign:
             return
+        self.progress.remove(pending)
         pending.is_abandoned = True
         worker, seq = self.resources.worker, pending.seq
         is_aside = seq in self._aside
@@ -281,29 +317,44 @@ class Flow:
         """
         if pending.outcome is None:
             worker = worker or self.resources.worker or self.worker()
-            self._consume_until(worker, lambda: self._is_there(pending), deadline_s)
+            self._consume_until(worker, lambda: self._is_there(pending), deadline_s, is_last=True)
             if pending.outcome is None and pending.seq in self._aside:
                 self._take_aside(pending)
             if pending.outcome is None:
-                raise self.unanswered(worker, pending, timeout_s)
+                error = self.unanswered(worker, pending, timeout_s)
+                if pending.outcome is None:  # a worker that has ended may have answered it
+                    raise error
         return opened(pending.outcome)
 
     def _is_there(self, pending: Pending) -> bool:
         return pending.outcome is not None or pending.seq in self._aside
 
-    def _consume_until(self, worker: WorkerHandle, until: Callable[[], bool], deadline_s: float) -> None:
-        """Consume answers, or wait while another thread does, until the function says so or the time is over."""
+    def _consume_until(
+        self, worker: WorkerHandle, until: Callable[[], bool], deadline_s: float, *, is_last: bool = False
+    ) -> None:
+        """Consume answers, or wait while another thread does, until the function says so or the time is over.
+
+        Args:
+            worker: which answers.
+            until: tells whether what the caller waits for is there.
+            deadline_s: when the time is over, by the monotonic clock.
+            is_last: whether a request's own time is over then, so that an answer counts that is perhaps not the best.
+        """
         while not until():
             self.check_own()
-            self.in_turn(self._consuming, deadline_s, self._consume, worker, until, deadline_s, is_in_vain=until)
+            self.in_turn(
+                self._consuming, deadline_s, self._consume, worker, until, deadline_s, is_last, is_in_vain=until
+            )
             if worker.is_over() or self.resources.worker is not worker or time.monotonic() >= deadline_s:
                 return
 
-    def _consume(self, worker: WorkerHandle, until: Callable[[], bool], deadline_s: float) -> None:
+    def _consume(
+        self, worker: WorkerHandle, until: Callable[[], bool], deadline_s: float, is_last: bool = False
+    ) -> None:
         channel, is_blocking = worker.channel, bool(self.resources.options.transfer.block_ms)
         fast_path = worker.fast_path
         while not until():
-            if (fast_path is None or fast_path.consume()) and self._consume_next(worker):
+            if (fast_path is None or self.progress.is_on or fast_path.consume()) and self._consume_next(worker):
                 continue
             if fast_path is not None and until():
                 return
@@ -313,14 +364,21 @@ class Flow:
                 continue
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
-                channel.hurry()
+                if is_last:
+                    channel.hurry()
                 if not self._consume_next(worker):
                     return
                 continue
             if is_blocking:
                 self.transfer.collect()
                 left_s = min(left_s, _COLLECT_S)
-            channel.wait(left_s * 1000, lambda: until() or worker.is_over())
+            channel.wait(left_s * 1000, lambda: self._has_to_return(worker, until))
+
+    def _has_to_return(self, worker: WorkerHandle, until: Callable[[], bool]) -> bool:
+        """Asked each time that a wait was rung."""
+        if self.progress.is_on:
+            self.progress.look()
+        return until() or worker.is_over()
 
     def consume_for(self, worker: WorkerHandle, pending: Pending | None, deadline_s: float) -> None:
         """Consume answers until that to a request is there, or to any request for None, or the time is over."""
@@ -330,6 +388,10 @@ class Flow:
             return len(self.in_flight) != count if pending is None else self._is_there(pending)
 
         self._consume_until(worker, is_there, deadline_s)
+
+    def look_last(self, worker: WorkerHandle, pending: Pending) -> None:
+        """Take the answer to a request whose time is over, if there is one."""
+        self._consume_until(worker, lambda: self._is_there(pending), 0.0, is_last=True)
 
     def calls_when_free(self, action: Callable[[], None]) -> bool:
         """If another thread consumes now, have it call a function when it leaves. Returns whether one does."""
@@ -392,6 +454,9 @@ class Flow:
     def _deliver(self, pending: Pending | None, outcome: Result | Exception) -> None:
         if pending is None:
             return
+        if self.progress.is_on:
+            self.progress.look_at(pending)
+            self.progress.remove(pending)
         if pending.outcome is None:
             pending.outcome = outcome
         self._forget(pending)
@@ -473,12 +538,18 @@ class Flow:
     def _forget_dead(self, worker: WorkerHandle) -> None:
         if self.resources.worker is not worker:
             return  # another thread has done it
-        while self._consume_next(worker):
-            pass  # what it answered before its end
+        self._consume_rest(worker)
         if worker.lives_on:
             self._lose_requests(worker)
         else:
             self.forget_worker()
+
+    def _consume_rest(self, worker: WorkerHandle) -> None:
+        """Consume what a worker answered before its end."""
+        is_there = True
+        while is_there:
+            worker.channel.hurry()
+            is_there = self._consume_next(worker)
 
     def _death_of(self, worker: WorkerHandle) -> WorkerDied | SessionNotStarted:
         end = worker.how_it_ended()
@@ -509,5 +580,8 @@ class Flow:
 
     def exclusively(self, timeout_s: float, action: Callable[..., _T], *arguments: Any) -> _T | None:
         """Call a function while no other thread sends or consumes. None if that could not be had in time."""
-        deadline_s = time.monotonic() + timeout_s
-        return self.in_turn(self._consuming, deadline_s, self.in_turn, self._sending, deadline_s, action, *arguments)
+        return self.exclusively_until(time.monotonic() + timeout_s, action, *arguments)
+
+    def exclusively_until(self, deadline_s: float, action: Callable[..., _T], *arguments: Any) -> _T | None:
+        """The same, until the monotonic clock says so."""
+        return self.in_turn(self._consuming, deadline_s, self._in_turn_to_send, deadline_s, action, *arguments)

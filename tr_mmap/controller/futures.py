@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
+from threading import Condition
 from typing import Any, Final, Protocol, TypeVar
 
 from ..base import system
@@ -21,6 +22,7 @@ from ..errors import RequestCancelled, SystemLimit, TRException
 from ..protocol.commands import UserMessage
 from .dispatcher import Dispatcher
 from .pending import Pending
+from .progress import OnProgress
 from .results import Result
 from .worker_handle import WorkerHandle
 
@@ -28,7 +30,11 @@ __all__ = ["Awaited", "Futures", "RequestFuture"]
 
 _log = logging.getLogger("tr_mmap")
 _LOOK_S: Final = 1.0  # how often to look while something is in flight: a ring may be lost
-_POLL_S: Final = 0.02  # how often to return from a wait on a channel that has no bell
+_RETURN_S: Final = 0.02  # how often to return from a wait on a channel that has no bell
+_YIELD_S: Final = 0.001  # how long the thread leaves the answers to callers that wait for some themselves
+_PENDING: Final = "PENDING"  # states of the standard library's futures
+_FINISHED: Final = "FINISHED"
+_DONE: Final = frozenset({_FINISHED, "CANCELLED", "CANCELLED_AND_NOTIFIED"})
 
 
 _A = TypeVar("_A", bound="Awaited")
@@ -72,6 +78,8 @@ class Futures:
         self._thread: Background | None = None
         self.has_own_loop = False  # the program's loop calls process()
         self._sleeps_until_s = math.inf  # when the thread looks at the requests' times again
+        self._waits = 0  # how often a caller has waited for a result itself
+        self._waits_seen = 0  # when the thread last looked
 
     def send(
         self,
@@ -80,6 +88,7 @@ class Futures:
         timeout_s: float,
         framework: str | None,
         make: Callable[[Pending, float], _A],
+        on_progress: OnProgress | None = None,
     ) -> _A:
         """Send a request, and see to it that its result reaches the one who waits for it.
 
@@ -89,6 +98,7 @@ class Futures:
             timeout_s: how long this may take in all, in seconds.
             framework: of the result's tensors; None to receive none.
             make: of the request and its deadline, what waits for the result.
+            on_progress: is told how far the request is; None for nobody.
 
         Raises:
             BadMessage, UnsupportedTensor, OutOfSpace, SessionNotStarted, WorkerDied: it was not sent.
@@ -101,6 +111,8 @@ class Futures:
         pending.on_done = self._on_done
         try:
             self._awaited[pending] = awaited
+            if on_progress is not None:
+                self._dispatcher.progress.add(pending, on_progress)
             self._dispatcher.send(pending, tensors, deadline_s, timeout_s)
         except BaseException:
             self._awaited.pop(pending, None)
@@ -113,6 +125,7 @@ class Futures:
             if self._thread is None:
                 self._begin()
             elif min(deadline_s, time.monotonic() + _LOOK_S) < self._sleeps_until_s:
+                self._sleeps_until_s = 0.0  # it is about to look: one wake is enough
                 self.wake()
         return awaited
 
@@ -162,6 +175,7 @@ class Futures:
     def consume_for(self, awaited: Awaited, deadline_s: float) -> None:
         """Consume answers, if no other thread does, until that to a request is there, or the time is over."""
         pending, worker = awaited.pending, self._resources.worker
+        self._waits += 1
         if worker is not None and pending.outcome is None and not self._resources.is_foreign:
             until_s = min(deadline_s, awaited.deadline_s)
             self._dispatcher.consume_for(worker, pending, until_s)
@@ -175,8 +189,9 @@ class Futures:
         now_s = time.monotonic()
         for pending, awaited in list(self._awaited.items()):
             if pending.outcome is None and pending.seq and now_s >= awaited.deadline_s and worker is not None:
-                error = dispatcher.unanswered(worker, pending, awaited.timeout_s)
-                if pending.outcome is None:
+                dispatcher.look_last(worker, pending)
+                error = dispatcher.unanswered(worker, pending, awaited.timeout_s) if pending.outcome is None else None
+                if error is not None and pending.outcome is None:
                     self.drop(awaited)
                     awaited.settle(error)
             try:
@@ -195,6 +210,8 @@ class Futures:
             system.drain_fifo(bell)
         while True:
             self._dispatcher.poll()
+            if self._dispatcher.progress.is_on:
+                self._dispatcher.progress.look()
             self._settle_what_is_over()
             worker = self._resources.worker
             if worker is None or not worker.channel.has_bell or not worker.channel.arm():
@@ -234,6 +251,9 @@ class Futures:
 
     def _step(self, thread: Background) -> None:
         bell, worker = self._resources.bell, self._resources.worker
+        while self._waits != self._waits_seen and not thread.has_to_return:  # those callers consume all answers
+            self._waits_seen = self._waits
+            thread.sleep(_YIELD_S)
         self.process()
         self._sleeps_until_s = math.inf  # before the look: a request that is sent after it wakes this thread
         if not self._awaited:
@@ -244,7 +264,7 @@ class Futures:
         if bell is not None and (worker is None or worker.channel.has_bell):
             thread.sleep(max(0.0, until_s - now_s), bell.fd)
         elif worker is not None:
-            self._dispatcher.consume_for(worker, None, min(until_s, now_s + _POLL_S))
+            self._dispatcher.consume_for(worker, None, min(until_s, now_s + _RETURN_S))
 
     def stop(self) -> None:
         """End the thread, if there is one."""
@@ -253,12 +273,24 @@ class Futures:
             thread.stop()
 
 
+class _MadeWhenUsed:
+    """The condition of a future: made when somebody waits for that future, or adds a callback."""
+
+    def __get__(self, future: RequestFuture, owner: type[RequestFuture]) -> Condition:
+        made: Condition = future.__dict__.setdefault("_condition", Condition())
+        return made
+
+
 class RequestFuture(Future[Any]):
     """The result of one request; made by ``PythonSession.submit``.
 
     Callbacks run in the thread that consumes the answer: of the session, or of a caller that waits for another one. So
     they should be short.
     """
+
+    # Whoever looks at the state makes the condition first, and settle() stores the state before it looks whether there
+    # is one. So a result for which nobody waits yet needs no lock, and nobody misses it.
+    _condition = _MadeWhenUsed()  # type: ignore[assignment] # an attribute of the class in the standard library
 
     def __init__(
         self,
@@ -269,7 +301,11 @@ class RequestFuture(Future[Any]):
         pending: Pending,
         deadline_s: float,
     ) -> None:
-        super().__init__()
+        # Those of the standard library's class, whose __init__ makes the condition.
+        self._state = _PENDING
+        self._result = self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
         self._futures = futures
         self._owner: Replacing | None = owner  # must live until there is a result
         self._shape = shape
@@ -279,34 +315,54 @@ class RequestFuture(Future[Any]):
 
     def settle(self, outcome: Result | Exception) -> None:
         """There is a result, or an error."""
-        if self.done():
+        if self._state in _DONE:
             return
         self._owner = None
-        result: Any = None
-        error: Exception | None = None
+        if outcome.__class__ is tuple:
+            try:
+                result = self._shape(outcome)  # type: ignore[arg-type] # a tuple is a result
+            except TRException as error:
+                outcome = error
+            else:
+                if self._ends_with("result"):
+                    self._set(result)
+                return
         if isinstance(outcome, RequestCancelled):
             self._note_cancelled()
-            return
-        if isinstance(outcome, Exception):
-            error = outcome
-        else:
+        elif self._ends_with("error"):
             try:
-                result = self._shape(outcome)
-            except TRException as raised:
-                error = raised
-        try:
-            if error is None:
-                self.set_result(result)
-            else:
-                self.set_exception(error)
-        except InvalidStateError:
-            pass  # another thread was faster, or the future was cancelled
+                self.set_exception(outcome)  # type: ignore[arg-type] # what is no result
+            except InvalidStateError:
+                pass  # another thread was faster
+
+    def _ends_with(self, what: str) -> bool:
+        """Whether it ends so: what is said first counts, by whatever thread. May be said again after an interrupt."""
+        return bool(self.__dict__.setdefault("_end", what) == what)
+
+    def _set(self, result: Any) -> None:
+        self._result = result
+        if "_condition" not in self.__dict__:
+            self._state = _FINISHED
+            if "_condition" not in self.__dict__:
+                return
+        with self._condition:
+            if self._end == "told":
+                return
+            self._state, self._end = _FINISHED, "told"
+            for waiter in self._waiters:
+                waiter.add_result(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()  # type: ignore[attr-defined] # as set_result does
 
     def _note_cancelled(self) -> bool:
-        is_cancelled = super().cancel()
-        if is_cancelled:
+        is_cancelled = self._ends_with("cancelled") and super().cancel()
+        if is_cancelled and self._state == "CANCELLED":
             self.set_running_or_notify_cancel()  # for those that wait for several futures
         return is_cancelled
+
+    def done(self) -> bool:
+        """Whether there is a result, or an error, or it was cancelled."""
+        return self._state in _DONE
 
     def cancel(self, *, kill_running: bool = False) -> bool:
         """Cancel the request.
@@ -368,7 +424,10 @@ class RequestFuture(Future[Any]):
             RemoteError, ResponseTimeout, WorkerDied: there is none.
             CancelledError: the request was cancelled.
         """
-        return super().result(self._wait(timeout))
+        wait_s = 0.0 if self._state in _DONE else self._wait(timeout)
+        if self._state == _FINISHED and self._exception is None:
+            return self._result
+        return super().result(wait_s)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What :meth:`result` would raise; None if it would return."""

@@ -170,6 +170,7 @@ class SessionLifecycle:
             resources = self._claim()
             self._finalizer = weakref.finalize(self, resources.release)
             dispatcher = Dispatcher(resources)
+            self._futures = Futures(dispatcher)
             try:
                 resources.start(quiet=self._quiet_mode, on_end=dispatcher.note_end)
             except BaseException:
@@ -178,7 +179,6 @@ class SessionLifecycle:
                 self._finalizer.detach()
                 self._dispatcher = None
                 raise
-            self._futures = Futures(dispatcher)
             self._dispatcher = dispatcher
             _sessions[resources.directory] = self
         _log.debug("session %r: worker started, process %d", self.session_id(), self.pid)

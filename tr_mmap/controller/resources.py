@@ -218,10 +218,16 @@ class SessionResources(ForkAware):
             self._was_started = True
         except BaseException:
             if not self._was_started:
+                self._close_bell()
                 self._give_up()
             raise
         finally:
             self._spare.free()
+
+    def _close_bell(self) -> None:
+        bell, self.bell = self.bell, None
+        if bell is not None:
+            bell.close()
 
     def _start(self, *, quiet: bool, on_end: Callable[[], None]) -> None:
         options = self.options
@@ -323,8 +329,7 @@ class SessionResources(ForkAware):
                 self._end(self.worker)
             self.worker = None
         finally:
-            if self.bell is not None:
-                self.bell.close()
+            self._close_bell()
             if this_process.mark is self._owner:  # else a signal handler has forked meanwhile
                 self.transfer.close()
                 self._give_up()

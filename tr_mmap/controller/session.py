@@ -22,6 +22,7 @@ from ..wire.waits import DEFAULT_TIMEOUT_MS
 from .futures import RequestFuture
 from .lifecycle import SessionLifecycle
 from .options import AtBudget, AtLimit, ChannelName, Views, seconds_of
+from .progress import OnProgress
 from .results import Result, tensors_of, value_of
 
 if TYPE_CHECKING:
@@ -281,7 +282,13 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         dispatcher, framework = self._open(), self._options.framework
         return self._named.receive(dispatcher, tag, seconds_of(timeout_ms), self.session_dir(), framework)
 
-    def calculate(self, message: UserMessage, *tensors: Any, timeout_ms: float | None = DEFAULT_TIMEOUT_MS) -> Any:
+    def calculate(
+        self,
+        message: UserMessage,
+        *tensors: Any,
+        timeout_ms: float | None = DEFAULT_TIMEOUT_MS,
+        on_progress: OnProgress | None = None,
+    ) -> Any:
         """Send a request with its tensors, and take its result, in one call.
 
         Args:
@@ -289,6 +296,8 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             *tensors: for this request only. They get tags of their own, which follow the message's words. Or one dict:
                 the arguments by name, which are tensors, texts, numbers, None, and lists of these.
             timeout_ms: how long to wait for the response.
+            on_progress: called with the fraction that is done and a text, when the handler calls ``server.progress``.
+                It need not see each one, but sees the last. It runs in the thread that waits for answers.
 
         Returns:
             The result's tensor, the list of its tensors if there are several, or its text if there is none; a dict if
@@ -303,7 +312,7 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         framework = self._framework_of(tensors)
         plain: Any = timeout_ms
         timeout_s = plain / 1000 if plain.__class__ in _PLAIN and plain >= 0 else seconds_of(timeout_ms)
-        return value_of((self._dispatcher or self._open()).call(message, tensors, timeout_s, framework))
+        return value_of((self._dispatcher or self._open()).call(message, tensors, timeout_s, framework, on_progress))
 
     def _framework_of(self, tensors: tuple[Any, ...]) -> str:
         """The framework of the result of a request with such tensors."""
@@ -318,7 +327,11 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
     # -- many requests at once ------------------------------------------------------------------------------------
 
     def submit(
-        self, message: UserMessage, *tensors: Any, timeout_ms: float | None = DEFAULT_TIMEOUT_MS
+        self,
+        message: UserMessage,
+        *tensors: Any,
+        timeout_ms: float | None = DEFAULT_TIMEOUT_MS,
+        on_progress: OnProgress | None = None,
     ) -> RequestFuture:
         """Send a request with its tensors, and return at once; the result comes as a future.
 
@@ -329,6 +342,7 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             message: the command, and words for it if it takes any.
             *tensors: for this request only, as in :meth:`calculate`. They may be changed when this method has returned.
             timeout_ms: how long the response may take; the future fails with ResponseTimeout then.
+            on_progress: as in :meth:`calculate`.
 
         Returns:
             A ``concurrent.futures.Future``. Its result is that of :meth:`calculate`; its error, what that would raise.
@@ -342,9 +356,10 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             SessionNotStarted: there is no worker.
         """
         futures = self._open_futures()
-        timeout_s = seconds_of(timeout_ms)
+        plain: Any = timeout_ms
+        timeout_s = plain / 1000 if plain.__class__ in _PLAIN and plain >= 0 else seconds_of(timeout_ms)
         make = partial(RequestFuture, futures, self, timeout_s, value_of)
-        return futures.send(message, tensors, timeout_s, self._framework_of(tensors), make)
+        return futures.send(message, tensors, timeout_s, self._framework_of(tensors), make, on_progress)
 
     def fileno(self) -> int:
         """A descriptor that can be read when answers may have come, or the worker has ended, for another event loop.

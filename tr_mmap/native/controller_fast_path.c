@@ -349,7 +349,10 @@ static int consume_until(ControllerFastPath *self, Pending *pending, double unti
     Waiter waiter = {self, pending};
     while (pending->outcome == NULL) {
         int code = endpoint_is_foreign(endpoint) ? LEFT_TO_PYTHON : consume_next(self);
-        if (code == CONSUMED) continue;
+        if (code == CONSUMED) {
+            if (pending->outcome == NULL && turn_wake(self->consuming) < 0) return -1; /* the answer is another thread's */
+            continue;
+        }
         if (code != NOTHING_THERE) return code;
         double left_s = (until_us - now_us()) / 1e6;
         if (left_s <= 0 || should_stop(&waiter)) return pending->outcome != NULL;
@@ -363,8 +366,8 @@ PyDoc_STRVAR(call_doc,
              "call(message, tensors, timeout_s, framework)\n--\n\n"
              "Publish the tensors of a tuple, send a request with them, and consume answers until its own is there.\n\n"
              "Returns:\n"
-             "    The outcome. None if Python has to do it, and nothing was sent. The request itself, a Pending, if it\n"
-             "    was sent and Python has to wait for the answer. After an exception it is abandoned, if it was sent.");
+             "    The result. None if Python has to do it, and nothing was sent. The request itself, a Pending, if it was\n"
+             "    sent and the rest is left to Python. After an exception it is abandoned, if it was sent.");
 
 static PyObject *py_call(ControllerFastPath *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_initialised(self)) return NULL;
@@ -396,7 +399,8 @@ static PyObject *py_call(ControllerFastPath *self, PyObject *const *arguments, P
         if (turn_wake((PyObject *)consuming) < 0) PyErr_WriteUnraisable((PyObject *)self);
         PyErr_SetRaisedException(error);
     } else if (turn_wake((PyObject *)consuming) == 0) {
-        result = Py_NewRef(code > 0 ? pending->outcome : (PyObject *)pending);
+        int has_result = code > 0 && PyTuple_CheckExact(pending->outcome); /* else an error, which Python raises */
+        result = Py_NewRef(has_result ? pending->outcome : (PyObject *)pending);
     }
     Py_DECREF(consuming);
     Py_DECREF(pending);
@@ -425,9 +429,10 @@ PyDoc_STRVAR(consume_doc,
 static PyObject *py_consume(ControllerFastPath *self, PyObject *unused) {
     (void)unused;
     if (!is_initialised(self)) return NULL;
-    int code = CONSUMED;
-    while (code == CONSUMED) code = endpoint_is_foreign(&self->base) ? LEFT_TO_PYTHON : consume_next(self);
-    return code < 0 ? NULL : PyBool_FromLong(code == LEFT_TO_PYTHON);
+    int code, count = 0;
+    while ((code = endpoint_is_foreign(&self->base) ? LEFT_TO_PYTHON : consume_next(self)) == CONSUMED) count++;
+    if (code < 0 || (count != 0 && turn_wake(self->consuming) < 0)) return NULL;
+    return PyBool_FromLong(code == LEFT_TO_PYTHON);
 }
 
 static PyMethodDef fast_path_methods[] = {

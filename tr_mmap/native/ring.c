@@ -371,7 +371,8 @@ static PyObject *py_all_done(Ring *self, PyObject *unused) {
 PyDoc_STRVAR(advance_doc,
              "advance(position, is_done)\n--\n\nTake the message at a position, unless it was taken meanwhile.\n\n"
              "Args:\n    position: `taken` at the time of peek().\n"
-             "    is_done: whether this side is done with it, and with all before it.");
+             "    is_done: whether this side is done with it, and with all before it.\n\n"
+             "Returns:\n    Whether this call has taken it.");
 
 static PyObject *py_advance(Ring *self, PyObject *const *arguments, Py_ssize_t count) {
     if (!is_initialised(self)) return NULL;
@@ -383,9 +384,10 @@ static PyObject *py_advance(Ring *self, PyObject *const *arguments, Py_ssize_t c
     if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
     int is_done = PyObject_IsTrue(arguments[1]);
     if (is_done < 0) return NULL;
-    if (self->taken == position) advance(self, load_acquire(number_in(slot_of(self, position))));
+    int is_taken = self->taken == position;
+    if (is_taken) advance(self, load_acquire(number_in(slot_of(self, position))));
     if (is_done) store_release(done_word(self), self->taken);
-    Py_RETURN_NONE;
+    return PyBool_FromLong(is_taken);
 }
 
 uint64_t ring_stored(PyObject *ring) { return ((Ring *)ring)->stored; }
@@ -601,7 +603,7 @@ static int should_stop_by_call(void *function) {
 
 PyDoc_STRVAR(sleep_doc,
              "sleep(semaphore, timeout_s, slice_s, stop)\n--\n\nSleep until a message is there, the time is over, or "
-             "stop() says so.\nArguments and errors as of wait().");
+             "stop() says so.\nArguments and errors as of wait().\n\nReturns:\n    Whether a message is there.");
 
 static PyObject *py_sleep(Ring *self, PyObject *const *arguments, Py_ssize_t count) {
     double timeout_s, slice_s;
@@ -612,7 +614,7 @@ static PyObject *py_sleep(Ring *self, PyObject *const *arguments, Py_ssize_t cou
     }
     if (parse_time(arguments[1], &timeout_s) < 0 || parse_slice(arguments[2], &slice_s) < 0) return NULL;
     if (ring_sleep((PyObject *)self, arguments[0], timeout_s, slice_s, should_stop_by_call, arguments[3]) < 0) return NULL;
-    Py_RETURN_NONE;
+    return PyBool_FromLong(is_next_there(self));
 }
 
 PyDoc_STRVAR(wait_doc,
@@ -659,11 +661,6 @@ static char *newest_slot(const Ring *self) {
 
 /* Its number, as the slot has it. */
 static uint64_t newest_number(const Ring *self) { return load_acquire(number_in(newest_slot(self))); }
-
-int ring_is_answered(PyObject *requests, PyObject *responses) {
-    Ring *self = (Ring *)requests;
-    return self->stored_seq == 0 || number_word(self->stored_seq) == newest_number((Ring *)responses);
-}
 
 const char *ring_latest(PyObject *ring) { return ((Ring *)ring)->latest; }
 

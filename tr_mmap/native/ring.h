@@ -57,9 +57,6 @@ void ring_put_back(PyObject *ring);
 /* Write the mirrors that wait() keeps up to date, those that are stale. */
 void ring_show(PyObject *ring);
 
-/* Whether the newest response has the number of the last request that was stored. */
-int ring_is_answered(PyObject *requests, PyObject *responses);
-
 /* The slot of the last message that was stored or taken, WIRE_RING_SLOT_NBYTES long. */
 const char *ring_latest(PyObject *ring);
 

@@ -171,7 +171,7 @@ class Command:
             As :meth:`bind`.
 
         Raises:
-            BadMessage: a name that is no parameter's, a value that does not fit, or none for a parameter that needs one.
+            BadMessage: a name that is no parameter's, a value that does not fit, or none where one is needed.
         """
         arguments: list[Any] = []
         named: dict[str, Any] = {}
@@ -214,7 +214,8 @@ class Command:
             array = None
         if array is None or array.dtype.kind not in "biuf":
             raise BadMessage(
-                f"{self.name}: {parameter.name} takes a tensor, and {value!r:.80} is none: lists of numbers must be of one length",
+                f"{self.name}: {parameter.name} takes a tensor, and {value!r:.80} is none: lists of numbers must be of "
+                "one length",
                 detail=parameter.name,
             )
         return import_torch().tensor(value) if framework == "torch" else array

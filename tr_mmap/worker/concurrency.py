@@ -160,9 +160,15 @@ class Concurrency:
                 self._leave(context)
 
     def look_for_cancels(self) -> bool:
-        """Cancel the tasks of requests that the controller has cancelled. Returns False."""
-        for context, task in list(self._tasks.items()):
-            if context.is_cancelled() and self._tasks.pop(context, None) is not None:  # once: it may await in a finally
+        """Cancel the tasks of requests that the controller has cancelled. Returns False.
+
+        The others note that they are cancelled, before a later request's cancellation takes the place of theirs.
+        """
+        for context in list(self._running):
+            if not context.is_cancelled():
+                continue
+            task = self._tasks.pop(context, None)  # so that it is cancelled once: it may await in a finally
+            if task is not None:
                 self._loop.get().call_soon_threadsafe(task.cancel)
         return False
 

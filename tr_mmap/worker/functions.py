@@ -108,7 +108,8 @@ class Server(TechRenaissanceServer):
             coroutine = self._main_coroutine(command, parameters)
             is_known: bool | None = self._handler_loop().run(coroutine)
             return is_known
-        if (request := self._context().request) is not None and request.form:
+        context = self._shared if self._concurrency is None else self._context()  # in line: each request comes here
+        if (request := context.request) is not None and request.form:
             arguments, named = self._arguments(known, parameters)
             result = known.function(*arguments, **named)
         elif convert_text is not None and parameters:
@@ -118,7 +119,7 @@ class Server(TechRenaissanceServer):
         else:
             arguments, named = self._arguments(known, parameters)
             result = known.function(*arguments, **named)
-        if result.__class__ is str and (reply := self._context().reply) is not None:  # in fewer steps
+        if result.__class__ is str and (reply := context.reply) is not None:  # as _say(), in fewer steps
             reply.result = result
             return True
         return self._say(known, result)

@@ -99,7 +99,7 @@ class TechRenaissanceServer(RequestService):
             OutOfSpace: no room.
             SessionNotStarted: there is no request, or this is a forked child of the worker.
         """
-        context = self._context()
+        context = self._shared if self._concurrency is None else self._context()  # in line: many requests come here
         if context.reply is None or context.transfer is None or self.is_foreign:
             self._refuse_in_child()
             raise SessionNotStarted("send_tensors answers a request, and there is none now")

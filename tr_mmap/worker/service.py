@@ -204,7 +204,7 @@ class RequestService(WorkerLife):
         look = bool if concurrency is None else concurrency.look_for_cancels
         try:
             raw = channel.receive(None, lambda: self._has_to_stop() or channel.has_by_hand() or look())
-            if raw is None:
+            if raw is None or (concurrency is not None and self._is_stopping):  # as another thread has said
                 self._is_stopping = self._has_to_stop()  # else a request by hand has come
                 return False
             request = (decode_legacy_request if channel.may_carry_legacy else decode_request)(raw)

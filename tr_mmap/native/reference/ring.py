@@ -242,21 +242,25 @@ class Ring:
             raise ValueError("the message has no end")
         return line
 
-    def advance(self, position: int, is_done: bool) -> None:
+    def advance(self, position: int, is_done: bool) -> bool:
         """Take the message at a position, unless it was taken meanwhile.
 
         Args:
             position: ``taken`` at the time of :meth:`peek`.
             is_done: whether this side is done with it, and with all before it.
+
+        Returns:
+            Whether this call has taken it.
         """
-        slot, place = self._slot_of(position), position % RING_SLOTS
+        slot, place, is_taken = self._slot_of(position), position % RING_SLOTS, False
         number = self._number_in(slot)
         if self.taken == position:  # no call is between this and the last store, so no signal handler
             self._seen[place] = number
             self._latest = slot
-            self.taken = position + 1
+            self.taken, is_taken = position + 1, True
         if is_done:
             self.all_done()
+        return is_taken
 
     def all_done(self) -> None:
         """Tell the peer that this side is done with all messages that it has taken."""
@@ -336,8 +340,12 @@ class Ring:
         """Whether :meth:`peek` would give a message."""
         return self.has_message() and self._line_in(self._slot_of(self.taken))[0] != self._rejected
 
-    def sleep(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> None:
-        """Sleep until a message is there, the time is over, or ``stop`` says so. Arguments as of :meth:`wait`."""
+    def sleep(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> bool:
+        """Sleep until a message is there, the time is over, or ``stop`` says so. Arguments as of :meth:`wait`.
+
+        Returns:
+            Whether a message is there.
+        """
         self.waiters += 1
         try:
             began_s, waited_s, left_s = time.monotonic(), 0.0, timeout_s
@@ -352,6 +360,7 @@ class Ring:
             self._should_spin = time.monotonic() - began_s <= self._spin_s
         finally:
             self.waiters -= 1
+        return self._is_next_there()
 
     def _newest_slot(self) -> int:
         """The slot of the newest message that is there or was taken."""

@@ -27,6 +27,7 @@
 #include "clock.hpp"
 #include "identifiers.hpp"
 #include "layout.hpp"
+#include "mac.hpp"
 #include "mirror.hpp"
 #include "protocol.hpp"
 #include "ring.hpp"
@@ -153,7 +154,10 @@ public:
         return {stem + "q", stem + "r"};
     }
 
-    Channel(std::string directory, const std::vector<std::string>& doorbells)
+    /// @param secret signs what either side sends; "" to sign nothing.
+    /// @param rejected counts messages that the worker has not signed.
+    Channel(std::string directory, const std::vector<std::string>& doorbells, const std::string& secret,
+            std::atomic<std::uint64_t>& rejected)
         : directory_(std::move(directory)),
           request_doorbell_(doorbells.at(0)),
           response_doorbell_(doorbells.at(1)),
@@ -162,19 +166,24 @@ public:
           status_(create_status()),
           request_mirror_(requests_, directory_ + "/" + wire::request_file),
           // This mirror must not overwrite an `exit` that somebody wrote by hand and the worker has not read yet.
-          status_mirror_(status_, directory_ + "/" + wire::status_file, wire::status_exit) {
+          status_mirror_(status_, directory_ + "/" + wire::status_file, wire::status_exit),
+          rejected_(rejected) {
+        if (!secret.empty()) {
+            signer_.emplace(secret);
+            verifier_.emplace(secret);
+        }
         request_mirror_.create();
         status_mirror_.create();
         Mirror(responses_, directory_ + "/" + wire::response_file).create();  // the worker updates it
     }
 
-    /// Append a request, or throw and store nothing. Two threads may send at once.
+    /// Append a request, or throw and store nothing. One thread at a time.
     ///
     /// @throws BadMessage it is longer than a message may be.
     /// @throws OutOfSpace no room for it.
     void send(const Request& request) {
         std::string rest = encode_rest(request);
-        const std::lock_guard<std::mutex> lock(sending_);
+        if (signer_) rest = signer_->sign(request.seq, std::move(rest));
         if (!Ring::is_room_for(rest.size())) {
             const std::string text = "{\"seq\":" + std::to_string(request.seq) + rest;
             if (text.size() > wire::max_message_nbytes) {
@@ -185,6 +194,7 @@ public:
             rest = ",\"spill\":\"" + write_spill(text) + "\"}";
         }
         requests_.store(request.seq, rest);
+        if (signer_) signer_->sent(request.seq);
         request_doorbell_.ring();
         is_sent_ = true;
     }
@@ -201,19 +211,63 @@ public:
         status_mirror_.update();
     }
 
-    /// Whether a response waits to be taken.
+    /// Whether a response waits to be taken. This and the next three: one thread at a time.
     bool has_message() const { return responses_.has_message(); }
 
-    /// Take the worker's next message; waits until the deadline, or until ``stop`` says so when woken.
-    template <class Stop>
-    std::optional<std::string> receive(Clock::time_point deadline, Stop stop) {
-        const Counted counted(receivers_);
-        while (true) {
-            std::optional<std::string> message = take();
-            if (message) return message;
-            if (stop() || Clock::now() >= deadline) return take();  // a message may have come just before
-            sleep(deadline);
+    /// The worker's next message; nothing if there is none. The same until advance().
+    ///
+    /// @throws BadMessage it cannot be read, or is too long for one. It is there until advance().
+    /// @throws SystemError no descriptor is left to read it: it can be read later.
+    std::optional<std::string> peek() {
+        while (!next_) {
+            std::optional<std::string> line = responses_.peek();
+            if (!line) break;
+            if (!verifier_) {
+                next_ = whole(*line);
+                break;
+            }
+            try {
+                std::string text = whole(*line);
+                if (verifier_->accept(text)) next_ = std::move(text);
+            } catch (const BadMessage&) {  // it is no message at all
+            }
+            if (next_) break;
+            ++rejected_;
+            responses_.reject(std::move(*line));
         }
+        return next_;
+    }
+
+    /// The number of the message that peek() has given, also if it could not be read; 0 if it has none.
+    std::uint32_t next_seq() const {
+        const std::uint64_t word = responses_.next_number();
+        char digits[wire::number_digits];
+        std::memcpy(digits, &word, sizeof digits);
+        std::uint32_t seq = 0;
+        for (const char digit : digits) {
+            if (digit >= '0' && digit <= '9') seq = seq * 10 + static_cast<std::uint32_t>(digit - '0');
+            else if (digit != ' ' || seq != 0) return 0;
+        }
+        return seq;
+    }
+
+    /// Take the message that peek() has given.
+    ///
+    /// @param is_consumed whether the worker may release the tensors of it, and of all before it.
+    void advance(bool is_consumed) {
+        responses_.advance();
+        next_.reset();
+        if (is_consumed) responses_.all_done();
+    }
+
+    /// The worker may release the tensors of all messages that were taken.
+    void all_consumed() { responses_.all_done(); }
+
+    /// Sleep until there is a message, until the deadline, or until ``stop`` says so when woken.
+    template <class Stop>
+    void wait(Clock::time_point deadline, Stop stop) {
+        const Counted counted(receivers_);
+        while (!has_message() && !stop() && Clock::now() < deadline) sleep(deadline);
     }
 
     /// The present status; if the text there is no status, the last one that could be read.
@@ -237,20 +291,11 @@ public:
         return load_word(words_of(status_.data())) == word_of_digits(wire::status_terminated);
     }
 
-    /// Whether the worker is in the controller's last request.
-    bool is_taken_up() const { return read_status() == Status::BUSY && !is_busy_by_hand(); }
-
-    /// Store "exit" in the status. The worker checks it before it takes a request, and after each one.
-    void write_exit() {
-        const Status status = read_status();
-        if (status == Status::EXIT || status == Status::EXITING || status == Status::TERMINATED) return;
-        const std::string line = std::string(wire::status_exit) + '\n';
-        std::string rest(wire::heartbeat_offset, ' ');
-        rest.replace(0, line.size(), line);
-        std::memcpy(status_.data() + sizeof(std::uint64_t), rest.data() + sizeof(std::uint64_t),
-                    rest.size() - sizeof(std::uint64_t));
-        store_word(words_of(status_.data()), word_of_digits(rest.data()));
-        request_doorbell_.ring();
+    /// Whether the worker has begun with a request of the controller's, and is not in one that was written by hand.
+    ///
+    /// @param order how many were sent to this worker before it.
+    bool is_taken_up(std::uint64_t order) const {
+        return requests_.done_by_peer() > order && read_status() == Status::BUSY && !is_busy_by_hand();
     }
 
     /// Whether the worker is in a request that somebody wrote by hand, and not in the controller's.
@@ -312,7 +357,7 @@ private:
     /// Wait for the doorbell, but at most for one slice: a ring may be lost. A wait that lasts for a while first
     /// updates the mirrors; so a burst of requests does not write them.
     void sleep(Clock::time_point deadline) {
-        if (is_sent_ || request_mirror_.is_stale() || status_mirror_.is_stale()) {
+        if (has_to_show()) {
             if (response_doorbell_.wait(std::min(deadline, deadline_in(1000 * wire::mirror_delay_s)))) return;
             const std::unique_lock<std::mutex> lock(mirroring_, std::try_to_lock);
             if (lock) {
@@ -322,6 +367,12 @@ private:
             }
         }
         response_doorbell_.wait(std::min(deadline, deadline_in(1000 * wire::wait_slice_s)));
+    }
+
+    bool has_to_show() {
+        if (is_sent_) return true;
+        const std::unique_lock<std::mutex> lock(mirroring_, std::try_to_lock);  // else another thread shows it
+        return lock && (request_mirror_.is_stale() || status_mirror_.is_stale());
     }
 
     std::string status_line() const {
@@ -334,23 +385,17 @@ private:
         return text;
     }
 
-    std::optional<std::string> take() {
-        std::optional<std::string> line = responses_.take();
+    /// The message that a slot's line is, or names.
+    std::string whole(const std::string& line) const {
         // The first member after the number, if the message is in a file of its own.
         constexpr std::string_view spill_start = ",\"spill\":";
-        const auto is_spilled = [=](std::string_view text) {
-            return text.size() > wire::message_rest_offset &&
-                   starts_with(text.substr(wire::message_rest_offset), spill_start);
-        };
-        if (!line || !is_spilled(*line)) return line;
-        const json::Value fields = json::parse(*line);
-        const json::Value* name = fields.find("spill");
-        try {
-            return read_spill(name && name->is<std::string>() ? *name->get<std::string>() : "");
-        } catch (const SystemError&) {  // no descriptor left, say: the message is good, and can be read later
-            responses_.put_back();
-            throw;
+        if (line.size() < wire::message_rest_offset ||
+            line.compare(wire::message_rest_offset, spill_start.size(), spill_start) != 0) {
+            return line;
         }
+        const json::Value fields = json::parse(line);
+        const json::Value* name = fields.find("spill");
+        return read_spill(name && name->is<std::string>() ? *name->get<std::string>() : "");
     }
 
     std::string write_spill(const std::string& text) {
@@ -397,7 +442,10 @@ private:
     Mapping status_;
     Mirror request_mirror_;
     Mirror status_mirror_;
-    std::mutex sending_;
+    std::optional<Signer> signer_;
+    std::optional<Verifier> verifier_;
+    std::atomic<std::uint64_t>& rejected_;
+    std::optional<std::string> next_;  // what peek() has given
     std::mutex mirroring_;
     std::atomic<bool> is_sent_{false};  // a request was sent since the mirror of the status was written
     std::atomic<int> receivers_{0};  // threads that wait for a message

@@ -225,6 +225,13 @@ public:
     std::optional<double> last_moved_ms;  // since it last took a request, used a tensor or answered; empty if unknown
 };
 
+/// As many requests are in flight as the session may have, and it was not to wait (AtLimit::FAIL).
+class Busy : public TRException {
+public:
+    Busy(const std::string& message, int most) : TRException(message), limit(most) {}
+    int limit;  // how many that are
+};
+
 /// The worker ended, maybe before it was ready.
 class WorkerDied : public TRException {
 public:
@@ -253,6 +260,14 @@ public:
 class UnknownCommand : public RemoteError {
 public:
     UnknownCommand(const std::string& message, std::string which_command, std::string type, std::string traceback)
+        : TRException(message),
+          RemoteError(message, std::move(which_command), std::move(type), std::move(traceback)) {}
+};
+
+/// The handler has given the request up, because the controller no longer wants an answer.
+class RequestCancelled : public RemoteError {
+public:
+    RequestCancelled(const std::string& message, std::string which_command, std::string type, std::string traceback)
         : TRException(message),
           RemoteError(message, std::move(which_command), std::move(type), std::move(traceback)) {}
 };

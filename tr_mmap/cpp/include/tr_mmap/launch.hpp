@@ -76,6 +76,11 @@ inline SessionOptions resolved(SessionOptions options) {
     if (!(options.block_ms >= 0)) {
         throw BadMessage("SessionOptions::block_ms is a time in milliseconds, 0 or more", "block_ms");
     }
+    if (options.max_in_flight < 1 || options.max_in_flight > wire::most_in_flight) {
+        throw BadMessage("SessionOptions::max_in_flight is a number of requests, 1 to " +
+                             std::to_string(wire::most_in_flight) + "; it is " + std::to_string(options.max_in_flight),
+                         "max_in_flight");
+    }
     const auto given = options.env.find("TR_PYTHON");
     if (given != options.env.end() && given->second && !given->second->empty()) {
         given->second = resolved_program(*given->second);
@@ -160,10 +165,12 @@ inline std::vector<std::string> environment(const SessionOptions& options, bool 
 /// @param options resolved, see resolved().
 /// @param log_path where its log goes, outside the session's directory, which then has a symlink to it; "" for a log
 ///     in that directory.
+/// @param secret of a session that signs its messages; "" for another.
 /// @throws ScriptNotFound there is no such script, interpreter or working directory.
 inline std::shared_ptr<WorkerProcess> launch(const std::string& script_path, const std::string& session_id,
                                              const Workspace& workspace, const SessionOptions& options,
-                                             const std::string& mark, const std::string& log_path, bool is_quiet) {
+                                             const std::string& mark, const std::string& log_path, bool is_quiet,
+                                             const std::string& secret) {
     check_script(script_path);
     const bool is_default = script_path == wire::default_worker;
     const std::string package = package_dir();
@@ -186,7 +193,7 @@ inline std::shared_ptr<WorkerProcess> launch(const std::string& script_path, con
     const auto variables = environment(options, is_default, package, workspace.root());
     return std::make_shared<WorkerProcess>(argv, variables, options.cwd,
                                            create_log(log_path, directory + wire::log_file),
-                                           directory + wire::worker_lock_file, mark, is_quiet);
+                                           directory + wire::worker_lock_file, mark, is_quiet, secret);
 }
 
 }  // namespace detail

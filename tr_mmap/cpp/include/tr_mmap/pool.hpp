@@ -41,6 +41,8 @@ struct PoolStats {
     std::uint64_t published = 0;      // tensors published since the start
     std::uint64_t copied_nbytes = 0;  // bytes copied into segments since the start; a loan adds none
     std::uint64_t created = 0;        // segments made since the start; all other publishes used one again
+    std::size_t in_flight = 0;        // requests that were sent and whose answers were not taken from the worker
+    std::uint64_t rejected = 0;       // messages since the start that the worker had not signed, if there is has_auth
 };
 
 namespace detail {

@@ -16,7 +16,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -67,7 +66,7 @@ public:
     /// @param directory its working directory, from which a relative program is found; "" for this process's.
     /// @throws ScriptNotFound there is no such program.
     pid_t spawn(const std::vector<std::string>& argv, const std::vector<std::string>& env, const Fd& log,
-                std::initializer_list<int> inherited, const std::string& directory) {
+                const std::vector<int>& inherited, const std::string& directory) {
         close_others_before();
         check(::posix_spawn_file_actions_addopen(&actions_, STDIN_FILENO, "/dev/null", O_RDONLY, 0));
         check(::posix_spawn_file_actions_adddup2(&actions_, log.get(), STDOUT_FILENO));
@@ -108,7 +107,7 @@ public:
     }
 
     static constexpr int first_inherited = STDERR_FILENO + 1;
-    static constexpr int most_inherited = 2;
+    static constexpr int most_inherited = 3;
 
     /// The same file under a number that no inherited descriptor gets, so that none overwrites another in the child.
     static Fd handed_on(Fd fd) { return at_least(first_inherited + most_inherited, std::move(fd)); }
@@ -184,19 +183,26 @@ public:
     ///     first moment on.
     /// @param mark the unique value of the variable that marks its tree.
     /// @param is_quiet false also copies its output to this process's stderr.
+    /// @param secret that it reads from a pipe; "" for none.
     WorkerProcess(const std::vector<std::string>& argv, std::vector<std::string> env, const std::string& directory,
-                  WorkerLog log, const std::string& lock_path, const std::string& mark, bool is_quiet)
+                  WorkerLog log, const std::string& lock_path, const std::string& mark, bool is_quiet, const std::string& secret)
         : program_(argv.at(0)), log_path_(log.path), mark_(mark) {
         {
             const WorkerLog output = std::move(log);  // closed when the worker has it
             const Fd held = make_lifeline();
             LifeLock lock;
             lock.take(lock_path, Spawner::handed_on);
-            constexpr int lifeline_fd = Spawner::first_inherited, lock_fd = lifeline_fd + 1;
+            constexpr int lifeline_fd = Spawner::first_inherited, lock_fd = lifeline_fd + 1, secret_fd = lock_fd + 1;
+            const Fd secrets = secret.empty() ? Fd() : make_secret_pipe(secret);
             env.push_back(std::string(wire::worker_mark_variable) + "=" + mark_);
             env.push_back(std::string(wire::lifeline_fd_variable) + "=" + std::to_string(lifeline_fd));
             env.push_back(std::string(wire::lock_fd_variable) + "=" + std::to_string(lock_fd));
-            pid_ = Spawner().spawn(argv, env, output.fd, {held.get(), lock.fd()}, directory);
+            std::vector<int> inherited = {held.get(), lock.fd()};
+            if (secrets) {
+                env.push_back(std::string(wire::secret_fd_variable) + "=" + std::to_string(secret_fd));
+                inherited.push_back(secrets.get());
+            }
+            pid_ = Spawner().spawn(argv, env, output.fd, inherited, directory);
         }
         try {
             identity_ = Identity::of(pid_);  // a child keeps its pid until it is reaped
@@ -281,6 +287,21 @@ private:
         Fd reading = Spawner::handed_on(Fd(ends[0]));
         lifeline_ = above_standard_streams(Fd(ends[1]));
         if (!reading || !lifeline_) fail_call("pipe", errno);
+        return reading;
+    }
+
+    /// A pipe that holds the secret, and whose other end is closed: the end to read it from.
+    static Fd make_secret_pipe(const std::string& secret) {
+        int ends[2];
+        if (::pipe2(ends, O_CLOEXEC) != 0) fail_call("pipe", errno);
+        Fd reading = Spawner::handed_on(Fd(ends[0]));
+        const Fd writing(ends[1]);
+        if (!reading) fail_call("pipe", errno);
+        // Far less than a pipe holds, so this never blocks, and never writes a part.
+        ssize_t written = 0;
+        do written = ::write(writing.get(), secret.data(), secret.size());
+        while (written < 0 && errno == EINTR);
+        if (written != static_cast<ssize_t>(secret.size())) fail_call("the write into a pipe", errno);
         return reading;
     }
 

@@ -1,4 +1,4 @@
-// The result of a request, or the error that says why there is none. Does not wait for responses.
+// The errors that say why a request has no result. Does not wait for responses.
 #ifndef TR_MMAP_RESULTS_HPP
 #define TR_MMAP_RESULTS_HPP
 
@@ -8,7 +8,6 @@
 #include <exception>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "clock.hpp"
 #include "errors.hpp"
@@ -16,26 +15,18 @@
 #include "numbers.hpp"
 #include "protocol.hpp"
 #include "session_resources.hpp"
-#include "tensor.hpp"
 #include "wire.hpp"
 
 namespace tr {
 namespace detail {
 
-/// A response, and views of its tensors, which hold the leases.
-struct Result {
-    Response response;
-    std::vector<Tensor> tensors = {};
-    std::exception_ptr fault = {};   // why there is no such response, or no such tensors
-    bool is_to_be_received = false;  // its tensors were not received yet: nobody wanted them, or a limit prevented it
-    std::uint64_t asker = 0;         // marks the thread that made the request
-    bool is_lost = false;            // the worker has ended before it responded
-    bool is_given_up = false;        // lost, and its asker has started a new worker: its next request replaces this one
-};
-
-[[noreturn]] inline void throw_remote_error(const std::string& command, const Failure& failure) {
+/// The error that a response tells.
+inline std::exception_ptr remote_error(const std::string& command, const Failure& failure) {
     if (failure.kind == wire::failure_unknown_command) {
-        throw UnknownCommand(failure.message, command, failure.type, failure.traceback);
+        return std::make_exception_ptr(UnknownCommand(failure.message, command, failure.type, failure.traceback));
+    }
+    if (failure.kind == wire::failure_cancelled) {
+        return std::make_exception_ptr(RequestCancelled(failure.message, command, failure.type, failure.traceback));
     }
     std::string message = failure.message;
     if (failure.kind != wire::failure_bad_input) {
@@ -43,10 +34,10 @@ struct Result {
         if (!failure.traceback.empty()) message += "\n\n" + failure.traceback;
     }
     if (failure.needed_nbytes && failure.free_nbytes) {
-        throw RemoteOutOfSpace(message, command, failure.type, failure.traceback, *failure.needed_nbytes,
-                               *failure.free_nbytes);
+        return std::make_exception_ptr(RemoteOutOfSpace(message, command, failure.type, failure.traceback,
+                                                        *failure.needed_nbytes, *failure.free_nbytes));
     }
-    throw RemoteError(message, command, failure.type, failure.traceback);
+    return std::make_exception_ptr(RemoteError(message, command, failure.type, failure.traceback));
 }
 
 /// A timeout in the text of an error.
@@ -68,16 +59,19 @@ inline std::string note_state(ResponseTimeout& error, const WorkerHandle& worker
 /// The error for a response that has not come. It says what the worker does.
 ///
 /// @param command of the request; "" if the caller has made none.
-/// @param other the command of the request that is under way, because of which this one was not sent; null if it was.
+/// @param order how many requests were sent to the worker before this one; nothing if it was not sent.
+/// @param other the command of the request that is under way, for which this one waits; "" if that is unknown; nothing if
+///     it waits for none.
 inline ResponseTimeout unanswered(const WorkerHandle& worker, const std::string& command, double timeout_ms,
-                                  const std::string* other = nullptr) {
+                                  std::optional<std::uint64_t> order, std::optional<std::string> other) {
     ResponseTimeout found("", timeout_ms, command);
     const std::string state = note_state(found, worker);
     const std::string number = std::to_string(found.pid);
     const Status status = worker.channel->read_status();
-    const bool is_taken_up = status == Status::BUSY && !worker.channel->is_busy_by_hand();
+    const bool is_taken_up = order && worker.channel->is_taken_up(*order);
+    if (is_taken_up) other.reset();
     std::string taken = is_taken_up ? wire::taken_up : wire::not_taken_up;
-    if (status == Status::BUSY && !is_taken_up) taken += wire::busy_with_other;
+    if (status == Status::BUSY && !is_taken_up && !other) taken += wire::busy_with_other;
     if (status == Status::STARTING) taken = wire::still_starting;
     std::string advice = wire::wait_advice;
     if (found.state == wire::process_stopped) advice = wire::stopped_advice + number;
@@ -89,7 +83,7 @@ inline ResponseTimeout unanswered(const WorkerHandle& worker, const std::string&
     error.pid = found.pid;
     error.state = found.state;
     error.last_moved_ms = found.last_moved_ms;
-    error.is_taken_up = is_taken_up && !other;
+    error.is_taken_up = is_taken_up;
     return error;
 }
 

@@ -40,7 +40,7 @@ inline std::uint64_t word_of_number(std::uint32_t seq) {
     return word_of_digits(digits);
 }
 
-/// One thread stores or takes at a time. Others may look meanwhile.
+/// One thread stores at a time, and one looks and takes. Others may compare the newest messages meanwhile.
 class Ring {
 public:
     explicit Ring(const Fd& fd) : mapping_(map_write(fd, wire::ring_nbytes)) {
@@ -75,36 +75,50 @@ public:
         latest_ = slot;
     }
 
-    /// Whether a message waits to be taken.
-    bool has_message() const { return number_at(taken_) != 0; }
+    /// Whether peek() has something to give.
+    bool has_message() const {
+        const std::uint64_t word = number_at(taken_);
+        return word != 0 && (rejected_.empty() || line_in(slot_of(taken_)) != rejected_);
+    }
 
-    /// The next message's line; nothing if there is none, or it is being stored.
+    /// The next message's line; nothing if there is none, or it is being stored. The same until advance().
     ///
-    /// @throws BadMessage it has no end; it counts as taken.
-    std::optional<std::string> take() {
-        const std::uint64_t position = taken_, word = number_at(position);
+    /// @throws BadMessage it has no end.
+    std::optional<std::string> peek() const {
+        const std::uint64_t word = number_at(taken_);
         if (word == 0) return {};
-        std::byte* const slot = slot_of(position);
-        std::string line(reinterpret_cast<const char*>(slot), line_nbytes(slot));
+        std::byte* const slot = slot_of(taken_);
+        std::string line = line_in(slot);
         full_fence();  // the copy before the second load of the number
         if (load_word(number_in(slot)) != word) return {};  // somebody else has stored a message there meanwhile
-        seen_[position % wire::ring_slots] = word;
-        taken_ = position + 1;
-        latest_ = slot;
-        can_put_back_ = true;
+        if (!rejected_.empty() && line == rejected_) return {};
         if (line.size() == wire::ring_slot_nbytes) {
             throw BadMessage("the worker's message has no end; it does not speak this protocol", "newline");
         }
         return line;
     }
 
-    /// Let the line just taken be taken again.
-    void put_back() noexcept {
-        if (!can_put_back_.exchange(false)) return;
-        const std::uint64_t position = taken_ - 1;
-        seen_[position % wire::ring_slots] = blank;
-        taken_ = position;
+    /// The number of the message that peek() has given, as its slot has it.
+    std::uint64_t next_number() const { return load_word(number_in(slot_of(taken_))); }
+
+    /// Take the message that peek() has given.
+    void advance() {
+        const std::uint64_t position = taken_;
+        std::byte* const slot = slot_of(position);
+        seen_[position % wire::ring_slots] = load_word(number_in(slot));
+        taken_ = position + 1;
+        latest_ = slot;
+        rejected_.clear();
     }
+
+    /// Ignore a line that peek() has given, because the peer has not signed it. The peer's own line can still come.
+    void reject(std::string line) { rejected_ = std::move(line); }
+
+    /// Tell the peer that this side is done with all messages that it has taken.
+    void all_done() { store_word(words_of(mapping_.data() + wire::ring_done_offset), taken_); }
+
+    /// How many messages the peer is done with.
+    std::uint64_t done_by_peer() const { return load_word(words_of(mapping_.data() + wire::ring_done_offset)); }
 
     /// Whether the newest message here has the number of the last one that was stored in another ring: the worker has
     /// answered the last request.
@@ -122,6 +136,10 @@ private:
     static std::size_t line_nbytes(const std::byte* slot) noexcept {
         const void* const end = std::memchr(slot, '\n', wire::ring_slot_nbytes);
         return end ? static_cast<std::size_t>(static_cast<const std::byte*>(end) - slot) : wire::ring_slot_nbytes;
+    }
+
+    static std::string line_in(const std::byte* slot) {
+        return std::string(reinterpret_cast<const char*>(slot), line_nbytes(slot));
     }
 
     static std::uint64_t* number_in(std::byte* slot) { return words_of(slot + wire::message_number_offset); }
@@ -153,7 +171,7 @@ private:
     std::atomic<std::uint64_t> taken_{0};
     std::atomic<std::uint64_t> seen_[wire::ring_slots];  // the number of the last message that was taken from each slot
     std::atomic<std::byte*> latest_{slot_of(0)};
-    std::atomic<bool> can_put_back_{false};  // a message was taken, and not put back
+    std::string rejected_;  // a line in the next slot that the peer has not signed
 };
 
 }  // namespace detail

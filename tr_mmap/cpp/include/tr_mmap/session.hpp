@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <exception>
+#include <future>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -39,8 +41,8 @@ inline constexpr double EXIT_TIMEOUT_MS = wire::exit_timeout_ms;
 ///   RemoteError        the handler failed; UnknownCommand if there is none, RemoteOutOfSpace if it lacked memory;
 ///   SessionNotStarted  another thread has closed the session.
 ///
-/// Threads may share a session. Requests wait for one another; all other calls do not wait for a request. A child made
-/// by fork(2) cannot use it: each call throws SessionNotStarted there, or does nothing.
+/// Threads may share a session, and up to SessionOptions::max_in_flight requests may be with the worker at once. A child
+/// made by fork(2) cannot use it: each call throws SessionNotStarted there, or does nothing.
 class PythonSession {
 public:
     /// @param script_path a Python script that runs a server, or "default" for the worker that ships with tr_mmap. A
@@ -205,14 +207,15 @@ public:
 
     // -- text ---------------------------------------------------------------------------------------------------------
 
-    /// Send a request; its response is taken with a wait_for_… or read_response(). Waits first until an earlier
-    /// request is answered; that response can still be taken, unless it is that of a call which timed out.
+    /// Send a request; its response is taken with a wait_for_… or read_response(). As many as
+    /// SessionOptions::max_in_flight may be sent before the first is answered; then this waits until one is.
     ///
     /// @throws BadMessage there is no command in it.
-    /// @throws ResponseTimeout an earlier request was not answered in time; this one is not sent.
+    /// @throws ResponseTimeout no earlier request was answered in time; this one is not sent.
+    /// @throws Busy as many are in flight, and the session does not wait.
     void send_request(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         const detail::Command command = detail::parse_command(message);
-        in([&](detail::Dispatcher& each) { each.send(command, timeout_ms); });
+        in([&](detail::Dispatcher& each) { each.send_public(command, timeout_ms); });
     }
 
     /// Take the response's text if there is one; "" if not. new_response() tells that from an empty text.
@@ -290,6 +293,55 @@ public:
     Tensor calculate(const std::string& message, const Tensor& a, const Tensor& b, const Tensor& c,
                      double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return calculate_with(message, {a, b, c}, timeout_ms);
+    }
+
+    // -- many requests at once ----------------------------------------------------------------------------------------
+
+    /// Send tensors and a request on them, as calculate() does, and return at once; the result comes as a future. As
+    /// many as SessionOptions::max_in_flight requests may be sent before the first is answered; then this waits until
+    /// one is, or throws Busy. The futures become ready in the order in which the worker answers.
+    ///
+    /// What goes wrong before the request is sent is thrown here; what comes after that is the future's. It gets
+    /// ResponseTimeout ``timeout_ms`` after the call, WorkerDied if the worker ends, SessionNotStarted if the session
+    /// does; so it always becomes ready. If it is destroyed before, the request goes on and its result is dropped.
+    std::future<Tensor> submit(const std::string& message, const std::vector<Tensor>& tensors,
+                               double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+        return submit_with<Tensor>(message, {tensors.begin(), tensors.end()}, timeout_ms, true, future_tensor);
+    }
+    std::future<Tensor> submit(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+        return submit_with<Tensor>(message, {}, timeout_ms, true, future_tensor);
+    }
+    std::future<Tensor> submit(const std::string& message, const Tensor& a,
+                               double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+        return submit_with<Tensor>(message, {a}, timeout_ms, true, future_tensor);
+    }
+    std::future<Tensor> submit(const std::string& message, const Tensor& a, const Tensor& b,
+                               double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+        return submit_with<Tensor>(message, {a, b}, timeout_ms, true, future_tensor);
+    }
+    std::future<Tensor> submit(const std::string& message, const Tensor& a, const Tensor& b, const Tensor& c,
+                               double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+        return submit_with<Tensor>(message, {a, b, c}, timeout_ms, true, future_tensor);
+    }
+
+    /// The same for the response's text.
+    std::future<std::string> submit_response(const std::string& message, const std::vector<Tensor>& tensors,
+                                             double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+        return submit_with<std::string>(message, {tensors.begin(), tensors.end()}, timeout_ms, false, future_text);
+    }
+    std::future<std::string> submit_response(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+        return submit_with<std::string>(message, {}, timeout_ms, false, future_text);
+    }
+
+    /// The same for a response of several tensors, in order.
+    std::future<std::vector<Tensor>> submit_tensors(const std::string& message, const std::vector<Tensor>& tensors,
+                                                    double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+        const detail::TensorRefs refs(tensors.begin(), tensors.end());
+        return submit_with<std::vector<Tensor>>(message, refs, timeout_ms, true, tensors_of);
+    }
+    std::future<std::vector<Tensor>> submit_tensors(const std::string& message,
+                                                    double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+        return submit_with<std::vector<Tensor>>(message, {}, timeout_ms, true, tensors_of);
     }
 
     /// A loan: a tensor of undefined content in shared memory, which is sent without a copy. Fill it and send it; after
@@ -377,6 +429,40 @@ private:
         return in([&](detail::Dispatcher& each) {
             return only_tensor_of(each, each.call(command, tensors, timeout_ms, true));
         });
+    }
+
+    /// Send a request whose result comes as a future.
+    ///
+    /// @param shape makes the future's value of the result, or throws.
+    template <class T, class Shape>
+    std::future<T> submit_with(const std::string& message, const detail::TensorRefs& tensors, double timeout_ms,
+                               bool has_tensors, Shape shape) const {
+        const detail::Command command = detail::parse_command(message);
+        const auto promise = std::make_shared<std::promise<T>>();
+        std::future<T> future = promise->get_future();
+        in([&](detail::Dispatcher& each) {
+            each.submit(command, tensors, timeout_ms, has_tensors,
+                        [promise, shape](detail::Result* result, const std::exception_ptr& error) noexcept {
+                            if (error) return promise->set_exception(error);
+                            try {
+                                promise->set_value(shape(std::move(*result)));
+                            } catch (...) {
+                                promise->set_exception(std::current_exception());
+                            }
+                        });
+        });
+        return future;
+    }
+
+    static std::string future_text(detail::Result result) { return std::move(result.response.result); }
+
+    static Tensor future_tensor(detail::Result result) {
+        if (result.tensors.size() > 1) {
+            throw UnexpectedResponse("the response has " + std::to_string(result.tensors.size()) +
+                                         " tensors; request them with submit_tensors()",
+                                     result.response.result);
+        }
+        return tensors_of(std::move(result)).front();
     }
 
     /// The result's tensors, of which there must be one or more.

@@ -41,20 +41,37 @@ namespace detail {
 
 /// A running worker and this side's ends of what connects to it, from start() until the worker is gone.
 struct WorkerHandle {
-    /// @param place of the workspace.
     /// @param changed raised when the worker has ended.
+    /// @param sent how many requests the session has sent before.
     WorkerHandle(std::unique_ptr<Channel> own_channel, std::shared_ptr<WorkerProcess> own_process,
-                 const std::string& directory, bool is_to_verify, std::shared_ptr<Signal> changed)
+                 const std::string& directory, bool is_to_verify, std::shared_ptr<Signal> changed, std::uint64_t sent)
         : channel(std::move(own_channel)),
           process(std::move(own_process)),
-          reader(directory, is_to_verify),
+          sent_before(sent),
+          reader_(directory, is_to_verify),
           watch(process->identity(), [woken = channel.get(), changed = std::move(changed)] {
               woken->wake();
               changed->raise();
           }) {}
 
     /// Whether the worker has ended, or has ended its service.
-    bool is_over() const noexcept { return watch.is_dead() || (channel->says_farewell() && is_farewell_old()); }
+    bool is_over() const noexcept {
+        return is_given_up_ || watch.is_dead() || (channel->says_farewell() && is_farewell_old());
+    }
+
+    /// Let is_over() be true, because this side has seen the worker's end in another way. Ends its waits.
+    void give_up() noexcept {
+        is_given_up_ = true;
+        channel->wake();
+    }
+
+    /// Views of a response's tensors, which hold the leases. For any thread.
+    std::vector<Tensor> receive(const std::vector<TensorRef>& refs) {
+        const std::lock_guard<std::mutex> lock(reading_);
+        std::vector<Tensor> tensors;
+        for (const TensorRef& ref : refs) tensors.push_back(reader_.receive(ref));
+        return tensors;
+    }
 
     /// Whether the worker has ended, or has ended its service. Waits a moment for a process that is just ending.
     bool has_left() const {
@@ -83,7 +100,14 @@ struct WorkerHandle {
 
     const std::unique_ptr<Channel> channel;
     const std::shared_ptr<WorkerProcess> process;
-    SegmentReader reader;
+    const std::uint64_t sent_before;  // how many requests the session had sent when this worker started
+    bool is_told_to_exit = false;     // the request to exit was sent; the mutex of the session's flow guards it
+
+private:
+    std::mutex reading_;
+    SegmentReader reader_;
+
+public:
     PeerWatch watch;  // after the channel that its thread wakes, so that it is stopped first
 
 private:
@@ -98,6 +122,7 @@ private:
         return true;
     }
 
+    std::atomic<bool> is_given_up_{false};
     mutable std::atomic<std::int64_t> farewell_ms_{0};  // when this side first saw that; 0 if it has not
     mutable std::atomic<bool> has_ended_service_{false};
 };
@@ -163,8 +188,9 @@ public:
 
     /// Start a worker over new control files; does not wait for it.
     ///
+    /// @param sent how many requests the session has sent before.
     /// @throws SessionNotStarted somebody has removed the session's directory.
-    void start(const std::string& script_path, bool is_quiet) {
+    void start(const std::string& script_path, bool is_quiet, std::uint64_t sent) {
         workspace_.check_session(session_id_);
         if (!has_directory()) {
             throw SessionNotStarted("the directory of session '" + session_id_ + "', " + directory_ +
@@ -178,14 +204,15 @@ public:
         known.doorbells = Channel::new_doorbells();
         // Before the doorbells exist, so that a sweep finds their names whenever we are killed.
         write_manifest(directory_, known);
-        auto channel = std::make_unique<Channel>(directory_, known.doorbells);
+        const std::string secret = options_.has_auth ? random_bytes(secret_nbytes) : "";
+        auto channel = std::make_unique<Channel>(directory_, known.doorbells, secret, rejected_);
         const std::shared_ptr<WorkerProcess> process =
-            launch(script_path, session_id_, workspace_, options_, known.worker_mark, log_path_, is_quiet);
+            launch(script_path, session_id_, workspace_, options_, known.worker_mark, log_path_, is_quiet, secret);
         try {
             known.worker = process->identity();
             write_manifest(directory_, known);
             auto started = std::make_shared<WorkerHandle>(std::move(channel), process, directory_,
-                                                          options_.has_checksum, changed_);
+                                                          options_.has_checksum, changed_, sent);
             const std::lock_guard<std::mutex> lock(mutex_);
             worker_ = std::move(started);
         } catch (...) {
@@ -193,6 +220,9 @@ public:
             throw;
         }
     }
+
+    /// How many messages were ignored since the session began, because the worker had not signed them.
+    std::uint64_t rejected() const noexcept { return rejected_; }
 
     /// Release a worker that has ended, and remove what it left.
     void forget_worker() {
@@ -274,6 +304,7 @@ private:
     std::string directory_;
     struct stat claimed_ = {};  // the directory's, as it was claimed
     std::string log_path_;  // of the worker, if the log is outside the directory
+    std::atomic<std::uint64_t> rejected_{0};
     pid_t owner_pid_ = ForkState::pid();
     std::unique_ptr<SegmentPool> pool_;
     mutable std::mutex mutex_;  // of worker_

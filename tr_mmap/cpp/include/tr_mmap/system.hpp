@@ -458,15 +458,20 @@ inline void write_all(const Fd& fd, const void* data, std::size_t nbytes, std::u
     }
 }
 
-/// Random bytes as hexadecimal digits, for names that no other process has.
-inline std::string random_hex(std::size_t nbytes) {
-    std::vector<unsigned char> bytes(nbytes);
+inline std::string random_bytes(std::size_t nbytes) {
+    std::string bytes(nbytes, '\0');
     if (::getrandom(bytes.data(), nbytes, 0) != static_cast<ssize_t>(nbytes)) {
         std::random_device source;  // an old kernel, or a sandbox that forbids the call
-        for (auto& byte : bytes) byte = static_cast<unsigned char>(source());
+        for (char& byte : bytes) byte = static_cast<char>(source());
     }
+    return bytes;
+}
+
+/// Random bytes as hexadecimal digits, for names that no other process has.
+inline std::string random_hex(std::size_t nbytes) {
     std::string text;
-    for (const unsigned char byte : bytes) {
+    for (const char each : random_bytes(nbytes)) {
+        const auto byte = static_cast<unsigned char>(each);
         text += "0123456789abcdef"[byte >> 4];
         text += "0123456789abcdef"[byte & 15];
     }

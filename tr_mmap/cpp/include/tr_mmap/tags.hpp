@@ -25,8 +25,8 @@ namespace detail {
 
 /// Which segment carries which tag, and which tags are not yet announced to the worker.
 ///
-/// ``<tag>.tsr`` is a hard link to the segment that carries the tag. A tag counts as announced when the request that
-/// announced it is answered, so nothing is lost with a request that no worker has read.
+/// ``<tag>.tsr`` is a hard link to the segment that carries the tag. A tag counts as announced when a request was sent that
+/// announces it: the worker takes the requests in the order in which they are sent, and a new worker is told all tags.
 class Tags {
 public:
     using SegmentPtr = SegmentPool::SegmentPtr;
@@ -79,11 +79,8 @@ public:
         }
     }
 
-    /// The worker answered a request that announced tags; later changes are still to be announced.
-    void acknowledged(const Request& request) {
-        for (const TensorRef& ref : request.tensors) acknowledged(ref.tag, ref.seq);
-        for (const std::string& tag : request.drops) acknowledged(tag, 0);
-    }
+    /// A request was sent with what announce() has put into it; later changes are still to be announced.
+    void announced() { unannounced_.clear(); }
 
     /// There is a new worker, which knows no tags.
     void announce_all_again() {
@@ -92,10 +89,6 @@ public:
     }
 
 private:
-    void acknowledged(const std::string& tag, std::uint64_t seq) {
-        const auto found = unannounced_.find(tag);
-        if (found != unannounced_.end() && found->second == seq) unannounced_.erase(found);
-    }
     std::string path_of(const std::string& tag) const { return directory_.path() + "/" + tag + wire::tensor_suffix; }
 
     KnownDirectory directory_;
