@@ -66,6 +66,7 @@ class Word(enum.IntEnum):
     DIED = 7  # WorkerDied that controllers got
     KEPT = 8  # tags that were still there for a new worker
     STRANGE = 9  # anything that ought not to happen
+    AT_ONCE = 10  # right answers to requests that were in flight together
 
 
 class Inside(enum.IntEnum):

@@ -30,5 +30,10 @@ def turn(x, n: int):
     return np.bitwise_xor(x, MIRROR, out=loan)
 
 
+@server.command("count")
+def count(n: int) -> str:
+    return str(-n)
+
+
 if __name__ == "__main__":
     server.run()

@@ -22,9 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 HERE: Final = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
@@ -39,6 +40,7 @@ WORKER: Final = HERE / "flow_worker.py"
 HANG_S: Final = 30.0  # nothing here takes a second, but the machine may be busy
 MOST_HANGS: Final = 3  # of one slot: then something is wrong with all, and each costs HANG_S
 SESSION_ID: Final = "kills"
+AT_ONCE: Final = 32  # requests in flight together, in one turn of eight
 FLOWING, DIED = b"f", b"d"  # what a controller tells its killer
 
 
@@ -78,6 +80,8 @@ def controller(board: Board, tell: int, first: int) -> None:
                 else:
                     answer = session.calculate({"cmd": "turn", "params": n}, content(n), timeout_ms=HANG_S * 1000)
                     _check(board, answer, n)
+                if n % 8 == 5:
+                    _turn_at_once(board, session, n)
                 if since == 3:
                     os.write(tell, FLOWING)
         except WorkerDied:
@@ -88,6 +92,34 @@ def controller(board: Board, tell: int, first: int) -> None:
 
 def _turn(board: Board, session: PythonSession, message: str, n: int) -> None:
     _check(board, session.fetch_tensor(message, HANG_S * 1000), n)
+
+
+def _turn_at_once(board: Board, session: PythonSession, n: int) -> None:
+    """Have many requests in flight: each gets its own answer, or WorkerDied like all that have none yet."""
+    death: WorkerDied | None = None
+    futures: list[tuple[Future[Any], str]] = []
+    try:
+        for number in range(n, n + AT_ONCE):
+            if number % 8:
+                futures.append((session.submit(f"count {number}", timeout_ms=HANG_S * 1000), str(-number)))
+            else:
+                flow = {"cmd": "turn", "params": n}
+                futures.append((session.submit(flow, content(n), timeout_ms=HANG_S * 1000), ""))
+    except WorkerDied as error:
+        death = error
+    for future, wanted in futures:
+        try:
+            answer = future.result(HANG_S)
+        except WorkerDied as error:
+            death = error
+            continue
+        if not wanted:
+            _check(board, answer, n)
+        elif answer != wanted:
+            board.problem(Word.WRONG_HERE, f"{answer!r} is the answer to {wanted}")
+        board.add(Word.AT_ONCE)
+    if death is not None:
+        raise death
 
 
 def _check(board: Board, answer: object, n: int) -> None:

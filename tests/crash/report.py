@@ -79,6 +79,7 @@ class Report:
             ("  of those at any moment", _share(self.inside("random"), self.of("random"))),
             ("  of those during a start", _share(self.inside("start"), self.of("start"))),
             ("1 MiB tensors delivered", f"{here:,} to controllers, {there:,} to workers"),
+            ("  answers to 32 at once", f"{self.count(Word.AT_ONCE):,}"),
             ("  wrong", str(self.wrong)),
             (
                 "workers killed alone",

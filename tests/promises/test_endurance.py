@@ -9,6 +9,7 @@ import shutil
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tr_mmap import PythonSession, native
 from tr_mmap.channel import mapped
 from tr_mmap.channel.doorbell import Doorbell
 from tr_mmap.channel.mapped import MappedChannel
+from tr_mmap.controller import futures
 from tr_mmap.controller.fast_path import controller_fast_path
 from tr_mmap.native import drain
 from tr_mmap.protocol.messages import Request, Response, TensorRef, decode_request, decode_response
@@ -30,6 +32,7 @@ from tr_mmap.shm.reader import SegmentReader
 from tr_mmap.shm.segment import Segment
 from tr_mmap.transfer.options import TransferOptions
 from tr_mmap.transfer.segments import SegmentControllerTransfer, SegmentWorkerTransfer
+from tr_mmap.wire.messages import BELL_FILE
 from tr_mmap.worker.fast_path import worker_fast_path
 
 # -- views -----------------------------------------------------------------------------------------------------------
@@ -233,8 +236,9 @@ class BadBell:
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
+@pytest.mark.parametrize("at_once", [1, 32])
 def test_rings_that_are_dropped_doubled_or_late_lose_nothing_and_hang_nobody(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool, figures: Callable[[str], None]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool, figures: Callable[[str], None], at_once: int
 ) -> None:
     exchanges = 50_000 if is_full else 2500  # two rings each
     monkeypatch.setattr(mapped, "WAIT_SLICE_S", 0.001)
@@ -257,8 +261,11 @@ def test_rings_that_are_dropped_doubled_or_late_lose_nothing_and_hang_nobody(
     server = threading.Thread(target=serve)
     server.start()
     try:
+        sent = 0
         for number in range(1, exchanges + 1):
-            controller.send(Request(seq=number, command="x", parameters=str(number)))
+            while sent < min(number + at_once - 1, exchanges):
+                sent += 1
+                controller.send(Request(seq=sent, command="x", parameters=str(sent)))
             raw = controller.receive(30_000, lambda: bool(problems))
             assert raw is not None
             assert decode_response(raw).result == str(-number)
@@ -272,6 +279,62 @@ def test_rings_that_are_dropped_doubled_or_late_lose_nothing_and_hang_nobody(
     controller.close()
     worker.close()
     shutil.rmtree(directory)
+
+
+class BadArms:
+    """Arms the bell by which a worker wakes a loop; takes it back, so that no ring comes, or rings besides."""
+
+    def __init__(self, channel: MappedChannel, seed: int) -> None:
+        self._channel = channel
+        self._arm = channel.arm
+        self._random = random.Random(seed)
+        self.counts = {"dropped": 0, "doubled": 0, "good": 0}
+
+    def arm(self) -> bool:
+        is_there = self._arm()
+        kind = self._random.choice(list(self.counts))
+        self.counts[kind] += 1
+        if kind == "dropped":
+            self._channel.disarm()
+        elif kind == "doubled":
+            self._channel._in.ring_bell()
+        return is_there
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_bad_rings_lose_no_future_of_many_in_flight(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool, figures: Callable[[str], None]
+) -> None:
+    rounds = 1600 if is_full else 80  # of 32 requests
+    monkeypatch.setattr(futures, "_LOOK_S", 0.001)
+    with PythonSession(TOOLS, "bells", quiet_mode=True) as session:
+        worker = session._dispatcher.resources.worker  # type: ignore[union-attr] # it is started
+        channel = worker.channel  # type: ignore[union-attr]
+        assert isinstance(channel, MappedChannel)
+        fd = os.open(bell_of(channel), os.O_WRONLY | os.O_NONBLOCK)
+        channel._in.set_bell(fd)
+        bad = BadArms(channel, 3)
+        monkeypatch.setattr(channel, "arm", bad.arm)
+        bell = BadBell(channel._peer_doorbell, 4)
+        monkeypatch.setattr(channel, "_peer_doorbell", bell)
+        try:
+            for round_ in range(rounds):
+                asked = {session.submit(f"say {round_}.{place}"): f"{round_}.{place}" for place in range(32)}
+                assert not wait(asked, 30).not_done  # nobody is in result()
+                assert {future.result(): text for future, text in asked.items()} == {
+                    text: text for text in asked.values()
+                }
+        finally:
+            channel._in.set_bell(-1)
+            os.close(fd)
+    assert min(bad.counts.values()) > rounds // 8
+    figures(f"{rounds} times 32 futures, none lost: {bad.counts}")
+
+
+def bell_of(channel: MappedChannel) -> str:
+    """The bell's file."""
+    return os.path.join(channel._directory, BELL_FILE)
 
 
 @pytest.mark.long

@@ -24,6 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -35,10 +36,11 @@ import numpy as np  # noqa: E402 - the package is beside this directory, install
 from gateway import soak_gateway  # noqa: E402
 from stores import StoreSoak  # noqa: E402
 
-from tr_mmap import PythonSession, RemoteError, ResponseTimeout, WorkerDied, sweep  # noqa: E402
+from tr_mmap import PythonSession, RemoteError, ResponseTimeout, SessionNotStarted, WorkerDied, sweep  # noqa: E402
 
 WORKER: Final = HERE / "worker.py"
 MAX_NBYTES: Final = 8 << 20
+AT_ONCE: Final = 32  # requests of one session in flight
 BUDGET_NBYTES: Final = 256 << 20
 LONG_MS: Final = 60_000.0
 MAX_VIEWS: Final = 30
@@ -238,6 +240,34 @@ class Soak:
         if party.open().fetch_response({"cmd": "say", "params": text}, LONG_MS) != text:
             self.wrong.append("talk: another text came back")
 
+    def crowd(self, party: Party) -> None:
+        """Many requests in flight: each has its own answer, or is cancelled."""
+        session = party.open()
+        number, x = self.new()
+        asked: list[tuple[Any, str | None]] = []
+        for place in range(AT_ONCE):
+            if place % 8 == 0:
+                asked.append((session.submit("echo", x, timeout_ms=LONG_MS), None))
+            else:
+                asked.append((session.submit(f"say {number}.{place}", timeout_ms=LONG_MS), f"{number}.{place}"))
+        for future, _ in self.random.sample(asked, 3):
+            future.cancel()
+        for future, text in asked:
+            try:
+                found = future.result()
+            except CancelledError:
+                self.errors["CancelledError"] += 1
+                continue
+            except WorkerDied:
+                if not party.is_disturbed:
+                    raise
+                self.errors["WorkerDied"] += 1
+                continue
+            if text is None:
+                self.check(found, number, "crowd")
+            elif found != text:
+                self.wrong.append(f"crowd: {found!r} is the answer to {text!r}")
+
     def fail(self, party: Party) -> None:
         try:
             party.open().fetch_response("fail on purpose", LONG_MS)
@@ -262,6 +292,19 @@ class Soak:
             while True:
                 self.check(session.calculate("echo", x, timeout_ms=LONG_MS), self.number, "kill")
         except WorkerDied:
+            self.errors["WorkerDied"] += 1
+        finally:
+            timer.join()
+
+    def kill_crowd(self, party: Party) -> None:
+        """Kill the worker while many requests are in flight."""
+        pid = int(party.open().fetch_response("pid", LONG_MS))
+        timer = threading.Timer(self.random.uniform(0, 0.01), os.kill, (pid, signal.SIGKILL))
+        timer.start()
+        try:
+            for _ in range(100):
+                self.crowd(party)
+        except (WorkerDied, SessionNotStarted):
             self.errors["WorkerDied"] += 1
         finally:
             timer.join()
@@ -293,8 +336,8 @@ class Soak:
             return self.store.deed()
         party = self.random.choices(self.parties, [10, 10, 1])[0]
         usual: list[Callable[[Party], None]] = [self.send, self.ask, self.lend, self.keep, self.talk, self.drop]
-        rare = [self.look, self.let_go, self.fail, self.give_up]
-        faults = [self.kill, self.terminate, self.close, self.orphan] if party.is_disturbed else []
+        rare = [self.look, self.let_go, self.fail, self.give_up, self.crowd]
+        faults = [self.kill, self.kill_crowd, self.terminate, self.close, self.orphan] if party.is_disturbed else []
         kind = self.random.choices([usual, rare, faults or usual], [89, 8, 3])[0]
         chosen = self.random.choice(kind)
         self.deeds[chosen.__name__] += 1

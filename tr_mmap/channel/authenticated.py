@@ -158,6 +158,10 @@ class AuthenticatedChannel(Channel):
         return self._inner.is_cancelled(order)
 
     @property
+    def requests_sent(self) -> int | None:
+        return self._inner.requests_sent
+
+    @property
     def requests_taken(self) -> int:
         return self._inner.requests_taken
 

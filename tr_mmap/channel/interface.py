@@ -224,6 +224,11 @@ class Channel(ABC):
         return False
 
     @property
+    def requests_sent(self) -> int | None:
+        """How many requests this side has sent; None for a channel that does not count them."""
+        return None
+
+    @property
     def requests_taken(self) -> int:
         """How many requests of the controller this side has taken; 0 for a channel that does not count them."""
         return 0

@@ -322,6 +322,10 @@ class MappedChannel(Channel):
         return self._in.sleep(self._own_doorbell.semaphore, timeout_ms / 1000, WAIT_SLICE_S, stop)
 
     @property
+    def requests_sent(self) -> int:
+        return self._out.stored
+
+    @property
     def requests_taken(self) -> int:
         return self._in.taken
 

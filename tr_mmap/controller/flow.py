@@ -70,6 +70,8 @@ class Flow:
         self.is_closing = False
         self.closers = 0  # calls of close() that have not returned
         self.transfer.has_request_in_flight = lambda: bool(self.in_flight)
+        # Also of those that another thread is about to send: they may name what a tag has just left.
+        self.transfer.next_order = lambda: 1 + max((each.order for each in list(self.in_flight.values())), default=-1)
         self.transfer.fast_holds = lambda: [each.held for each in list(self.in_flight.values()) if each.held]
         self._sending = Turn()
         self._consuming = Turn()
@@ -258,7 +260,9 @@ class Flow:
             counters.seq = seq = counters.seq % MAX_MESSAGE_SEQ + 1
             if seq in self.in_flight:  # one that was sent before the numbers began again
                 continue
-            pending.seq, pending.order = seq, counters.sent
+            place = channel.requests_sent
+            # The place in the ring: an exception may have kept an earlier request from being counted.
+            pending.seq, pending.order = seq, counters.sent if place is None else worker.sent_before + place
             self.in_flight[seq] = pending
             if is_public and pending not in self._claims:
                 self._claims.append(pending)
@@ -269,7 +273,8 @@ class Flow:
             except Overtaken:  # a signal handler has sent a request meanwhile, and may have changed tags
                 self.check_own()
                 self.in_flight.pop(seq, None)
-        counters.sent += 1
+        if counters.sent <= pending.order:  # no call here: a signal handler may have sent and counted more meanwhile
+            counters.sent = pending.order + 1
         self.transfer.sent(pending, request)
         if is_public:
             channel.show()

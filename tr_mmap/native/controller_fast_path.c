@@ -18,6 +18,7 @@ typedef struct {
     PyObject *left;                /* a list: segments that tags have left, which answers to come release */
     PyObject *aside;               /* a dict: answers that Python has taken, and whose tensors it could not map yet */
     Counters *counters;
+    uint64_t sent_before; /* how many requests the session had sent before the ring was made */
 } ControllerFastPath;
 
 /* The tags of the tensors that one request brings for itself alone, in order; transfer/segments.py writes the same. */
@@ -61,6 +62,7 @@ static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObjec
     self->left = Py_NewRef(left);
     self->aside = Py_NewRef(aside);
     self->counters = (Counters *)Py_NewRef(counters);
+    self->sent_before = self->counters->sent - ring_stored(self->base.out);
     self->response_type = Py_NewRef(response_type);
     return 0;
 }
@@ -233,8 +235,14 @@ static int send_request(ControllerFastPath *self, Pending *pending, PyObject *te
         return PyErr_Occurred() ? -1 : 0;
     }
     pending->seq = counters->seq = seq;
+<<<<<<< HEAD
     pending->order = counters->sent++;
     if (!is_quiet) semaphore_post(endpoint->peer_doorbell);
+=======
+    pending->order = self->sent_before + ring_stored(endpoint->out) - 1;
+    counters->sent = pending->order + 1;
+    semaphore_post(endpoint->peer_doorbell);
+>>>>>>> d_m18
     mirror_forget(self->status_mirror); /* the worker may have written it meanwhile */
     return 1;
 }

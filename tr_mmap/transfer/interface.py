@@ -148,6 +148,7 @@ class ControllerTransfer(ABC):
         has_quick_views, quick_loan: as in :class:`WorkerTransfer`.
         left: what tags have left, and the worker may still read.
         has_request_in_flight: tells whether there is such a request.
+        next_order: tells how many requests the worker may have been sent so far.
         fast_holds: what the requests hold that the fast path has sent.
         keeps_memory: both sides keep memory for later tensors, and can give it up when the other one needs room.
     """
@@ -157,6 +158,7 @@ class ControllerTransfer(ABC):
     unannounced: dict[str, int]
     left: list[Any]
     has_request_in_flight: Callable[[], bool]
+    next_order: Callable[[], int]
     fast_holds: Callable[[], list[list[Any]]]
     keeps_memory = False
     has_quick_views = True
@@ -164,7 +166,7 @@ class ControllerTransfer(ABC):
 
     def __init__(self) -> None:
         self.unannounced, self.left = {}, []
-        self.has_request_in_flight, self.fast_holds = bool, list
+        self.has_request_in_flight, self.next_order, self.fast_holds = bool, int, list
 
     @abstractmethod
     def put(self, tag: str, tensor: Any) -> None:

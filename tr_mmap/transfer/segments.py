@@ -208,7 +208,6 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._fast_held: list[Segment] = []  # the same of the request that the fast path prepares
         # Segments that tags have left, each with the number of requests that were sent before: these may still read it.
         self.left: list[tuple[int, Segment]] = []
-        self._sent = 0
 
     def _pause(self, seconds: float) -> None:
         """Let other threads in for so long, because one of them may make room."""
@@ -289,7 +288,6 @@ class SegmentControllerTransfer(ControllerTransfer):
         return Request(seq, draft.command, draft.parameters, now_ms(), [*refs, *draft.tensors], drops, draft.form)
 
     def sent(self, key: Any, request: Request) -> None:
-        self._sent = key.order + 1
         self._prepared.pop(key, None)
         if self._tags.unannounced:
             self._tags.announced(request)
@@ -304,7 +302,7 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     def _release_later(self, segment: Segment) -> None:
         """Release a tag's segment when all requests were answered that were sent before the tag left it."""
-        self.left.append((self._sent, segment))
+        self.left.append((self.next_order(), segment))
         if not self._prepared and not self.has_request_in_flight():
             self.release(None, None)
 
