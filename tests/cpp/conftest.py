@@ -42,6 +42,7 @@ def quick_compiler(compiler: str) -> str:
 # parts finds what they define twice.
 SUITE = ["sessions.cpp", "session_lives.cpp", "session_threads.cpp", "session_many.cpp", "session_places.cpp"]
 SUITE += ["endings.cpp", "formats.cpp", "values.cpp", "tools.cpp", "main.cpp"]
+AT_ONCE = ["session_many.cpp", "main.cpp"]  # by ThreadSanitizer
 APART = ["forks.cpp", "main.cpp"]  # without AddressSanitizer, and without the tools
 assert {*SUITE, *APART} == {path.name for path in SOURCES.glob("*.cpp")}
 
@@ -93,6 +94,12 @@ def forks(quick_compiler: str, request: pytest.FixtureRequest) -> Path:
     return compiled(quick_compiler, request, "forks", APART, sanitizers)
 
 
+@pytest.fixture(scope="session")
+def at_once(quick_compiler: str, request: pytest.FixtureRequest) -> Path:
+    """The program of the tests of many requests at once, with ThreadSanitizer."""
+    return compiled(quick_compiler, request, "at_once", AT_ONCE, ["-fsanitize=thread", "-O1"])
+
+
 def asking(program: Path, folder: Path) -> Any:
     """A function that runs a program of ours with some arguments."""
 
@@ -113,6 +120,12 @@ def ask(suite: Path, tmp_path: Path) -> Any:
 def ask_forks(forks: Path, tmp_path: Path) -> Any:
     """The same for the tests that fork beside threads."""
     return asking(forks, tmp_path)
+
+
+@pytest.fixture
+def ask_at_once(at_once: Path, tmp_path: Path) -> Any:
+    """The same for the tests of many requests at once, with ThreadSanitizer."""
+    return asking(at_once, tmp_path)
 
 
 @pytest.fixture

@@ -12,14 +12,21 @@
 
 namespace {
 
-constexpr double FOREVER_MS = 120'000;  // longer than any wait that ends as promised
+#if defined(__has_feature)
+constexpr bool IS_THREAD_SANITIZER = __has_feature(thread_sanitizer);
+#elif defined(__SANITIZE_THREAD__)
+constexpr bool IS_THREAD_SANITIZER = true;
+#else
+constexpr bool IS_THREAD_SANITIZER = false;
+#endif
+constexpr double LONG_MS = 120'000;  // longer than any wait that ends as promised
 
 pid_t worker_pid(const PythonSession& s) {
     return static_cast<pid_t>(detail::read_manifest(s.session_dir())->worker->pid);
 }
 
 template <class Future>
-bool is_ready(const Future& future) {
+bool is_there(const Future& future) {
     return future.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
 }
 
@@ -53,7 +60,7 @@ int count_wrong(PythonSession& s, int number, std::size_t ahead, int start = 0) 
         waiting.pop_front();
     };
     for (int i = start; i < start + number; ++i) {
-        waiting.emplace_back(i, s.submit_response("say_back " + std::to_string(i), FOREVER_MS));
+        waiting.emplace_back(i, s.submit_response("say_back " + std::to_string(i), LONG_MS));
         if (waiting.size() > ahead) take();
     }
     while (!waiting.empty()) take();
@@ -121,7 +128,7 @@ TEST(session_many_tensors_in_flight_keep_their_content) {
     for (int i = 0; i < 600; ++i) {
         Tensor tensor = i % 2 ? Tensor::empty(Shape(1 + i % 7 * 500)) : s.empty<float>(Shape(1 + i % 7 * 500));
         tensor.fill(i);
-        waiting.emplace_back(static_cast<float>(i), s.submit(i % 3 ? "lend" : "echo", tensor, FOREVER_MS));
+        waiting.emplace_back(static_cast<float>(i), s.submit(i % 3 ? "lend" : "echo", tensor, LONG_MS));
         if (!(i % 2)) CHECK(!tensor.is_writable());
         else tensor.fill(-1);  // it was copied
         if (waiting.size() > 20) {
@@ -146,11 +153,11 @@ TEST(session_many_threads_submit_and_call_at_once) {
         threads.emplace_back([&, thread] {
             for (int i = 0; i < 150; ++i) {
                 const std::string word = std::to_string(thread) + "_" + std::to_string(i);
-                wrong += s.fetch_response("say_back " + word, FOREVER_MS) != word;
-                s.send_request("say_back x" + word, FOREVER_MS);
-                wrong += s.wait_for_response(FOREVER_MS) != "x" + word;
+                wrong += s.fetch_response("say_back " + word, LONG_MS) != word;
+                s.send_request("say_back x" + word, LONG_MS);
+                wrong += s.wait_for_response(LONG_MS) != "x" + word;
                 const float value = static_cast<float>(thread * 1000 + i);
-                wrong += !all_equal(s.calculate("echo", Tensor::full(Shape(50), value), FOREVER_MS), value);
+                wrong += !all_equal(s.calculate("echo", Tensor::full(Shape(50), value), LONG_MS), value);
             }
         });
     }
@@ -165,10 +172,10 @@ TEST(session_many_tags_are_those_of_the_moment_when_the_request_was_sent) {
     std::vector<std::future<std::string>> waiting;
     for (int i = 0; i < 20; ++i) {
         s.send_tensor(Tensor::full(Shape(600), static_cast<float>(i)), "t");
-        waiting.push_back(s.submit_response("is t " + std::to_string(i), FOREVER_MS));
+        waiting.push_back(s.submit_response("is t " + std::to_string(i), LONG_MS));
     }
     s.drop_tensor("t");
-    waiting.push_back(s.submit_response("is t 19", FOREVER_MS));
+    waiting.push_back(s.submit_response("is t 19", LONG_MS));
     CHECK(s.stats().segments >= 20);  // each is still to be read
     s.go_on();
     for (int i = 0; i < 20; ++i) CHECK_EQUAL(result_of(waiting[static_cast<std::size_t>(i)]), "True");
@@ -181,14 +188,14 @@ TEST(session_many_one_more_than_the_limit_waits_or_is_refused) {
     options.max_in_flight = 4;
     Stopped blocks("blocks", options);
     std::vector<std::future<std::string>> waiting;
-    for (int i = 0; i < 4; ++i) waiting.push_back(blocks.submit_response("length abc", FOREVER_MS));
+    for (int i = 0; i < 4; ++i) waiting.push_back(blocks.submit_response("length abc", LONG_MS));
     CHECK_EQUAL(blocks.stats().in_flight, 4u);
     const auto late = thrown_by<ResponseTimeout>([&] { blocks.submit_response("pid", 20); });
     CHECK_EQUAL(late.command, "pid");
     CHECK(std::string(late.what()).find("because another request is under way ('length')") != std::string::npos);
     thrown_by<ResponseTimeout>([&] { blocks.send_request("pid", 20); });
     thrown_by<ResponseTimeout>([&] { blocks.fetch_response("pid", 20); });
-    std::thread more([&] { waiting.push_back(blocks.submit_response("length abc", FOREVER_MS)); });
+    std::thread more([&] { waiting.push_back(blocks.submit_response("length abc", LONG_MS)); });
     blocks.go_on();
     more.join();
     for (auto& each : waiting) CHECK_EQUAL(result_of(each), "3");
@@ -196,7 +203,7 @@ TEST(session_many_one_more_than_the_limit_waits_or_is_refused) {
     options.at_limit = AtLimit::FAIL;
     Stopped fails("fails", options);
     waiting.clear();
-    for (int i = 0; i < 4; ++i) waiting.push_back(fails.submit_response("length abc", FOREVER_MS));
+    for (int i = 0; i < 4; ++i) waiting.push_back(fails.submit_response("length abc", LONG_MS));
     CHECK_EQUAL(thrown_by<Busy>([&] { fails.submit_response("length abc"); }).limit, 4);
     const std::string text = thrown_by<Busy>([&] { fails.send_request("length abc"); }).what();
     CHECK(text.find("4 requests of session 'fails' are in flight") == 0);
@@ -216,13 +223,13 @@ TEST(session_many_a_late_answer_is_nobodys_and_gives_its_place_back) {
     Stopped s("late", options);
     auto first = s.submit("echo", Tensor::full(Shape(5), 1.0f), 30);
     auto second = s.submit_response("length abcd", 40);
-    auto third = s.submit_response("length abcde", FOREVER_MS);
+    auto third = s.submit_response("length abcde", LONG_MS);
     CHECK_EQUAL(thrown_by<ResponseTimeout>([&] { result_of(first); }).timeout_ms, 30);
     const auto late = thrown_by<ResponseTimeout>([&] { result_of(second); });
     CHECK_EQUAL(late.command, "length");
     CHECK_EQUAL(late.state, "stopped");
     CHECK(std::string(late.what()).find("because another request is under way ('echo')") != std::string::npos);
-    CHECK(!is_ready(third));
+    CHECK(!is_there(third));
     CHECK_EQUAL(s.stats().in_flight, 3u);  // the worker still has all three
     CHECK(s.stats().free_nbytes < s.stats().nbytes);
     thrown_by<ResponseTimeout>([&] { s.submit_response("pid", 20); });
@@ -251,18 +258,18 @@ TEST(session_many_futures_end_with_the_worker) {
         if (is_fetching) {
             fetching = std::thread([&] {
                 try {
-                    s.fetch_response("sleep 600", FOREVER_MS);
+                    s.fetch_response("sleep 600", LONG_MS);
                 } catch (const WorkerDied&) {
                     error = "WorkerDied";
                 }
             });
             while (!s.is_busy()) std::this_thread::yield();
         } else {
-            texts.push_back(s.submit_response("sleep 600", FOREVER_MS));
+            texts.push_back(s.submit_response("sleep 600", LONG_MS));
         }
         for (int i = 0; i < 10; ++i) {
-            texts.push_back(s.submit_response("pid", FOREVER_MS));
-            tensors.push_back(s.submit("echo", Tensor::ones(Shape(100)), FOREVER_MS));
+            texts.push_back(s.submit_response("pid", LONG_MS));
+            tensors.push_back(s.submit("echo", Tensor::ones(Shape(100)), LONG_MS));
         }
         s.send_request("pid");
         ::kill(worker_pid(s), SIGKILL);
@@ -274,7 +281,7 @@ TEST(session_many_futures_end_with_the_worker) {
             fetching.join();
             CHECK_EQUAL(error, "WorkerDied");
         }
-        thrown_by<WorkerDied>([&] { s.wait_for_response(FOREVER_MS); });
+        thrown_by<WorkerDied>([&] { s.wait_for_response(LONG_MS); });
         thrown_by<SessionNotStarted>([&] { s.submit("pid"); });
         s.start();
         CHECK_EQUAL(count_wrong(s, 100, 20), 0);
@@ -285,9 +292,9 @@ TEST(session_many_futures_end_with_the_worker) {
 TEST(session_many_answers_that_came_before_the_death_are_kept) {
     Ready s("last_words");
     std::vector<std::future<std::string>> before;
-    for (int i = 0; i < 10; ++i) before.push_back(s.submit_response("length abc", FOREVER_MS));
-    auto dying = s.submit_response("die 3", FOREVER_MS);
-    auto after = s.submit_response("length abc", FOREVER_MS);
+    for (int i = 0; i < 10; ++i) before.push_back(s.submit_response("length abc", LONG_MS));
+    auto dying = s.submit_response("die 3", LONG_MS);
+    auto after = s.submit_response("length abc", LONG_MS);
     for (auto& each : before) CHECK_EQUAL(result_of(each), "3");
     CHECK_EQUAL(thrown_by<WorkerDied>([&] { result_of(dying); }).exit_code.value(), 3);
     thrown_by<WorkerDied>([&] { result_of(after); });
@@ -297,19 +304,19 @@ TEST(session_many_futures_end_with_the_session) {
     std::vector<std::future<std::string>> waiting;
     {
         Ready s("closes");
-        waiting.push_back(s.submit_response("sleep 600", FOREVER_MS));
-        for (int i = 0; i < 20; ++i) waiting.push_back(s.submit_response("pid", FOREVER_MS));
+        waiting.push_back(s.submit_response("sleep 600", LONG_MS));
+        for (int i = 0; i < 20; ++i) waiting.push_back(s.submit_response("pid", LONG_MS));
     }
     for (auto& each : waiting) {
-        CHECK(is_ready(each));
+        CHECK(is_there(each));
         thrown_by<SessionNotStarted>([&] { each.get(); });
     }
     waiting.clear();
     Ready s("exits_full");
-    for (int i = 0; i < 20; ++i) waiting.push_back(s.submit_response("length abc", FOREVER_MS));
-    CHECK(s.please_exit(FOREVER_MS));
+    for (int i = 0; i < 20; ++i) waiting.push_back(s.submit_response("length abc", LONG_MS));
+    CHECK(s.please_exit(LONG_MS));
     for (auto& each : waiting) {
-        CHECK(is_ready(each));
+        CHECK(is_there(each));
         CHECK_EQUAL(each.get(), "3");
     }
     CHECK_EQUAL(count_semaphores(), 0u);
@@ -324,7 +331,7 @@ TEST(session_many_threads_of_every_kind_end_with_close) {
             threads.emplace_back([&, thread] {
                 try {
                     while (true) {
-                        if (thread % 2) s.fetch_response("length abc", FOREVER_MS);
+                        if (thread % 2) s.fetch_response("length abc", LONG_MS);
                         else count_wrong(s, 100, 40);
                     }
                 } catch (const SessionNotStarted&) {
@@ -355,7 +362,7 @@ TEST(session_many_killed_at_any_moment_with_all_in_flight) {
         try {
             while (true) {
                 const float value = static_cast<float>(sent);
-                waiting.emplace_back(value, s.submit(sent % 2 ? "lend" : "echo", Tensor::full(Shape(3000), value), FOREVER_MS));
+                waiting.emplace_back(value, s.submit(sent % 2 ? "lend" : "echo", Tensor::full(Shape(3000), value), LONG_MS));
                 ++sent;
             }
         } catch (const WorkerDied&) {
@@ -373,12 +380,13 @@ TEST(session_many_killed_at_any_moment_with_all_in_flight) {
         CHECK_EQUAL(answered + died, sent);
         CHECK(died <= 32);
         s.start();
-        CHECK_EQUAL(s.fetch_response("length abc", FOREVER_MS), "3");
+        CHECK_EQUAL(s.fetch_response("length abc", LONG_MS), "3");
         CHECK_EQUAL(s.stats().in_flight, 0u);
     }
 }
 
 TEST(session_many_nothing_in_flight_wakes_nobody) {
+    if (IS_THREAD_SANITIZER) return;  // which has a thread of its own
     Ready s("sleeps");
     CHECK_EQUAL(count_wrong(s, 50, 10), 0);
     std::this_thread::sleep_for(std::chrono::milliseconds(200));
@@ -392,10 +400,10 @@ TEST(session_many_quick_requests_do_not_wait_for_a_slow_one) {
     options.env["TR_TEST_THREADS"] = "2";
     Ready s("slow", options);
     const std::string mark = std::string(std::getenv("TR_TEST_FOLDER")) + "/go_on";
-    auto slow = s.submit_response("wait_for " + mark, FOREVER_MS);
+    auto slow = s.submit_response("wait_for " + mark, LONG_MS);
     CHECK_EQUAL(count_wrong(s, 1000, 20), 0);  // the answers come in another order than the requests
     for (int i = 0; i < 50; ++i) CHECK(all_equal(s.calculate("echo", Tensor::full(Shape(50), 1.0f * static_cast<float>(i))), static_cast<float>(i)));
-    CHECK(!is_ready(slow));
+    CHECK(!is_there(slow));
     CHECK_EQUAL(s.stats().in_flight, 1u);
     std::ofstream(mark).flush();
     CHECK_EQUAL(result_of(slow), "there");
@@ -406,19 +414,19 @@ TEST(session_many_quick_requests_do_not_wait_for_a_slow_one) {
 TEST(session_many_large_tensors_keep_the_budget) {
     SessionOptions options;
     options.budget_nbytes = 16 << 20;
-    options.block_ms = FOREVER_MS;
+    options.block_ms = LONG_MS;
     Ready s("large", options);
     std::vector<std::future<std::string>> waiting;
     std::uint64_t most = 0;
     for (int i = 0; i < 32; ++i) {  // 128 MiB in all
         const std::string value = std::to_string(i);
-        waiting.push_back(s.submit_response("is_first " + value, {Tensor::full(Shape(1 << 20), static_cast<float>(i))}, FOREVER_MS));
+        waiting.push_back(s.submit_response("is_first " + value, {Tensor::full(Shape(1 << 20), static_cast<float>(i))}, LONG_MS));
         most = std::max(most, s.stats().nbytes);
     }
     for (auto& each : waiting) CHECK_EQUAL(result_of(each), "True");
     CHECK(most <= *options.budget_nbytes);
     for (int i = 0; i < 8; ++i) s.send_request("length abc");  // nobody takes these answers yet
-    CHECK_EQUAL(s.calculate("echo", Tensor::ones(Shape(1 << 20)), FOREVER_MS).numel(), 1 << 20);
+    CHECK_EQUAL(s.calculate("echo", Tensor::ones(Shape(1 << 20)), LONG_MS).numel(), 1 << 20);
     for (int i = 0; i < 8; ++i) CHECK_EQUAL(s.wait_for_response(), "3");
 }
 
@@ -427,8 +435,8 @@ TEST(session_many_long_messages_cross_in_files) {
     std::vector<std::future<std::string>> lengths, texts;
     const std::string word(100'000, 'x');
     for (int i = 0; i < 10; ++i) {
-        lengths.push_back(s.submit_response("length " + word, FOREVER_MS));
-        texts.push_back(s.submit_response("text 50000", FOREVER_MS));
+        lengths.push_back(s.submit_response("length " + word, LONG_MS));
+        texts.push_back(s.submit_response("text 50000", LONG_MS));
     }
     for (auto& each : lengths) CHECK_EQUAL(result_of(each), "100000");
     for (auto& each : texts) CHECK_EQUAL(result_of(each).size(), 100'000u);
@@ -441,7 +449,7 @@ TEST(session_many_what_the_worker_has_not_signed_is_ignored) {
     Ready s("forged", signed_options());
     CHECK_EQUAL(s.fetch_response("length abc"), "3");  // number 1, in the first slot
     ::kill(worker_pid(s), SIGSTOP);
-    auto waiting = s.submit_response("length abcd", FOREVER_MS);
+    auto waiting = s.submit_response("length abcd", LONG_MS);
     {
         std::fstream file(s.session_dir() + "/responses.ring", std::ios::in | std::ios::out | std::ios::binary);
         const std::string line = "{\"seq\":       2,\"command\":\"length\",\"result\":\"forged\",\"timestamp\":1}\n";
@@ -460,7 +468,7 @@ TEST(session_many_what_the_worker_has_not_signed_is_ignored) {
 TEST(session_many_forks_leave_the_futures_to_the_parent) {
     Ready s("forked_full");
     std::vector<std::future<Tensor>> waiting;
-    for (int i = 0; i < 20; ++i) waiting.push_back(s.submit("echo", Tensor::full(Shape(100), 1.0f), FOREVER_MS));
+    for (int i = 0; i < 20; ++i) waiting.push_back(s.submit("echo", Tensor::full(Shape(100), 1.0f), LONG_MS));
     CHECK(holds_in_child([&] {
         thrown_by<SessionNotStarted>([&] { s.submit("echo", Tensor::ones(Shape(3))); });
         s.close();

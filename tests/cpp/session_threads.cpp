@@ -185,7 +185,7 @@ TEST(session_waits_of_every_kind_end_with_close) {
         });
     };
     waits([&] { s.fetch_response("pid", FOREVER_MS); });
-    waits([&] { s.send_request("pid", FOREVER_MS); });
+    waits([&] { s.submit_response("pid", FOREVER_MS).get(); });
     waits([&] { s.wait_for_tensor(FOREVER_MS); });
     waits([&] { s.wait_until_ready(FOREVER_MS); });
     waits([&] { s.wait_until_ok(FOREVER_MS); });

@@ -41,6 +41,11 @@ def test_forks_beside_threads_in_cpp(ask_forks: Any) -> None:
     assert " 0 failed" in ask_forks("test", "session_forked")
 
 
+@pytest.mark.full_only
+def test_threads_that_share_a_session_in_cpp_race_for_nothing(ask_at_once: Any) -> None:
+    assert " 0 failed" in ask_at_once("test", "session_many", TR_TEST_KILLS="20")
+
+
 def test_values_in_cpp(ask: Any) -> None:
     assert " 0 failed" in ask("test", "value")
 

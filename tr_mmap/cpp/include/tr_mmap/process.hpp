@@ -227,6 +227,9 @@ public:
     /// The program that was run.
     const std::string& program() const noexcept { return program_; }
 
+    /// Whether somebody has seen that it ended. Makes no system call.
+    bool is_known_to_have_ended() const noexcept { return has_ended_; }
+
     bool is_alive() {
         const std::lock_guard<std::mutex> lock(mutex_);
         return !reap();
@@ -357,7 +360,7 @@ private:
     pid_t pid_ = 0;
     Identity identity_;
     std::mutex mutex_;
-    bool has_ended_ = false;
+    std::atomic<bool> has_ended_{false};
     std::atomic<bool> is_forced_{false};
     std::optional<int> code_;
     std::mutex forward_mutex_;

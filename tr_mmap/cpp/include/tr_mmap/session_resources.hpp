@@ -56,7 +56,7 @@ struct WorkerHandle {
 
     /// Whether the worker has ended, or has ended its service.
     bool is_over() const noexcept {
-        return is_given_up_ || watch.is_dead() || (channel->says_farewell() && is_farewell_old());
+        return is_given_up_ || watch.is_dead() || process->is_known_to_have_ended() || (channel->says_farewell() && is_farewell_old());
     }
 
     /// Let is_over() be true, because this side has seen the worker's end in another way. Ends its waits.
