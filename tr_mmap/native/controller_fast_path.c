@@ -235,14 +235,9 @@ static int send_request(ControllerFastPath *self, Pending *pending, PyObject *te
         return PyErr_Occurred() ? -1 : 0;
     }
     pending->seq = counters->seq = seq;
-<<<<<<< HEAD
-    pending->order = counters->sent++;
-    if (!is_quiet) semaphore_post(endpoint->peer_doorbell);
-=======
     pending->order = self->sent_before + ring_stored(endpoint->out) - 1;
     counters->sent = pending->order + 1;
-    semaphore_post(endpoint->peer_doorbell);
->>>>>>> d_m18
+    if (!is_quiet) semaphore_post(endpoint->peer_doorbell);
     mirror_forget(self->status_mirror); /* the worker may have written it meanwhile */
     return 1;
 }
