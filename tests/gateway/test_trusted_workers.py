@@ -152,7 +152,7 @@ def test_the_log_says_where_a_command_failed_and_nothing_of_what_was_sent(gatewa
     failed = gateway.ask("POST", EXECUTE, {"algorithm": "one", "function": "fail"}).headers["x-request-id"]
 
     def told(request_id: str) -> list[dict[str, Any]]:
-        return [each for each in gateway.logged() if each["request_id"] == request_id and "worker" in each]
+        return [each for each in gateway.logged() if each.get("request_id") == request_id and "worker" in each]
 
     wait_until(lambda: bool(told("of-a-failure") and told(failed)))
     (line,) = told(failed)
