@@ -157,7 +157,8 @@ def test_the_end_of_a_kept_process_whose_run_exceeds_a_limit_is_left_to_another_
     with Sandbox(limits=Limits(wall_ms=300)) as box:
         code = "def process(inputs):\n    while inputs['endless']: pass\n    return 1 / inputs['x']\n"
         algorithm = box.register("fails", code, reuse=True)
-        for inputs, error in (({"endless": 0, "x": 0}, AlgorithmError), ({"endless": 1, "x": 1}, LimitExceeded)):
+        raises, exceeds = {"endless": 0, "x": 0}, {"endless": 1, "x": 1}
+        for inputs, error, last in ((raises, AlgorithmError, Later), (exceeds, LimitExceeded, Slow)):
             box.run(algorithm, {"endless": 0, "x": 1})
             steps, kinds = box.steps(algorithm, inputs), []
             with pytest.raises(error):
