@@ -171,7 +171,9 @@ def test_a_name_that_the_algorithm_chose_replaces_no_file(place: Path, is_link: 
 def test_what_an_algorithm_says_gives_a_terminal_no_commands(place: Path) -> None:
     evil = "\\x1b[2J\\x9b\\u202e\\r"
     (place / "evil.py").write_text(f'print("{evil}a")\noutput = {{"{evil}b": "{evil}c", "d": ["{evil}"]}}')
-    (place / "raises.py").write_text(f'class E(Exception): pass\nE.__name__ = "{evil}"\nraise E("{evil}d\\ne")')
+    (place / "raises.py").write_text(
+        f'class E(Exception): pass\nE.__name__ = "{evil}"\nraise E("{evil}d\\ne")\noutput = 1'
+    )
     for arguments in (["evil.py"], ["raises.py"], ["raises.py", "--traceback"], ["evil.py", "--json"]):
         ended = run("run", *arguments)
         shown = ended.stdout + ended.stderr
@@ -195,14 +197,23 @@ def test_json_is_json_whatever_the_numbers_are(place: Path) -> None:
 # -- how it ends ------------------------------------------------------------------------------------------------------
 
 ENDS = {
-    "the algorithm raises": (1, "raise ValueError('no good')", "ValueError: no good (line 1, in <module>"),
+    "the algorithm raises": (1, "raise ValueError('no good')\noutput = 1", "ValueError: no good (line 1, in <module>"),
     "an error of syntax": (1, "x = [1\ndef f(:", "SyntaxError: invalid syntax (line 2)"),
-    "no result": (1, "x = 1", "NameError: the code sets no output"),
-    "memory": (3, "bytearray(1 << 30)", "more than memory=64M; if it may have more, raise it, say --limit memory=128M"),
-    "time": (3, "while True: pass", "more than wall=500ms; if it may have more, raise it, say --limit wall=1s"),
-    "a file": (4, "open('/etc/shadow')", "not allowed (read): /etc/shadow; grant it with --allow-read /etc/shadow"),
-    "a socket": (4, "import socket; socket.socket()", "or grant --allow-net"),
-    "a process": (4, "import os; os.fork()", "an algorithm is one process"),
+    "no result": (1, "x = 1", "NameError: the code has no function, and sets no output"),
+    "no result of several functions": (1, "def f(): pass\ndef g(): pass", "NameError: the code sets no output"),
+    "memory": (
+        3,
+        "output = bytearray(1 << 30)",
+        "more than memory=64M; if it may have more, raise it, say --limit memory=128M",
+    ),
+    "time": (3, "while True: output = 0", "more than wall=500ms; if it may have more, raise it, say --limit wall=1s"),
+    "a file": (
+        4,
+        "output = open('/etc/shadow')",
+        "not allowed (read): /etc/shadow; grant it with --allow-read /etc/shadow",
+    ),
+    "a socket": (4, "import socket; output = socket.socket()", "or grant --allow-net"),
+    "a process": (4, "import os; output = os.fork()", "an algorithm is one process"),
 }
 
 

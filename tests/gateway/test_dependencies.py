@@ -151,7 +151,7 @@ def test_what_is_installed_here_and_fits_needs_no_environment(gateway: RunningGa
 
 
 def test_an_environment_can_only_be_read(gateway: RunningGateway) -> None:
-    info = gateway.register("reads", "import words\nopen(words.__file__, 'a')", dependencies=["words==1.0"])
+    info = gateway.register("reads", "import words\noutput = open(words.__file__, 'a')", dependencies=["words==1.0"])
     answer = gateway.ask("POST", "/api/v1/python/execute", {"algorithm": "reads"})
     assert (answer.status_code, answer.json()["details"]["rule"]) == (422, "write")
     root = gateway.folder / "cache" / info["environment"]

@@ -27,6 +27,7 @@ WRONG = {
     "server.host": '[server]\nhost = "[::1]"',
     "server.allowed_hosts": '[server]\nallowed_hosts = ["ai.example.org", "ai.example.org:8443"]',
     "server.allowed_origins": '[server]\nallowed_origins = ["page.example.org"]',
+    "server.trusted_proxies": '[server]\ntrusted_proxies = ["10.0.0.0/8", "fd00::1", "proxy.example.org"]',
     "auth.audience": '[auth]\naudience = ""',
     "python.dependencies.allow": '[python.dependencies]\nallow = ["humanize==4.17.0"]',
     "workers.w.commands": '[workers.w]\nscript = "default"\ncommands = ["add", "exit"]',
@@ -45,6 +46,18 @@ def test_what_cannot_work_is_refused_as_it_is_read(key: str) -> None:
 def test_what_no_request_has_as_its_host_is_refused(hosts: list[str]) -> None:
     with pytest.raises(BadConfig, match="without a port"):
         Config.from_dict({"server": {"allowed_hosts": hosts}})
+
+
+@pytest.mark.parametrize("proxy", ["*", "", "foo", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.1:80", "/run/proxy.sock"])
+def test_a_proxy_that_no_request_can_come_from_is_refused(proxy: str) -> None:
+    with pytest.raises(BadConfig, match=r"is no address or network; give one as") as found:
+        Config.from_dict({"server": {"trusted_proxies": ["192.0.2.1", proxy]}})
+    assert found.value.key == "server.trusted_proxies"
+
+
+def test_proxies_are_addresses_and_networks() -> None:
+    proxies = ("127.0.0.1", "10.0.0.0/8", "::1", "fd00::/8")
+    assert Config.from_dict({"server": {"trusted_proxies": list(proxies)}}).server.trusted_proxies == proxies
 
 
 def test_limits_that_fit_together_are_taken() -> None:

@@ -133,6 +133,42 @@ def test_a_model_says_which_inputs_it_takes(gateway: RunningGateway) -> None:
         assert "x" in answer.json()["error"]
 
 
+FLAT = {"dtype": "float32", "shape": [3], "data": X[0]}
+DOUBLE = {"dtype": "float64", "shape": [2, 3], "data": X}
+WIDE = {"dtype": "float32", "shape": [2, 4], "data": [[1, 2, 3, 4]] * 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("exported", "and the model takes float32 of shape [2, 3]"),
+        ("onnx", "and the model takes float32 of shape [any, 3]"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (FLAT, "float32 of shape [3]"),
+        (DOUBLE, "float64 of shape [2, 3]"),
+        (WIDE, "float32 of shape [2, 4]"),
+    ],
+    ids=["dimensions", "dtype", "sizes"],
+)
+def test_an_input_that_a_model_does_not_take_is_named_with_what_it_takes(
+    gateway: RunningGateway, name: str, wanted: str, given: dict[str, Any], said: str
+) -> None:
+    answer = gateway.ask("POST", "/api/v1/python/execute", {"algorithm": name, "inputs": {"x": given}})
+    assert answer.status_code == 422, answer.text
+    assert f"the input 'x' {'of ' + repr(name) + ' ' if name == 'exported' else ''}is {said}, {wanted}" in answer.text
+    assert "nothing is converted" in answer.text
+
+
+def test_a_model_that_does_not_say_what_it_takes_is_answered_with_what_it_was_given(gateway: RunningGateway) -> None:
+    answer = gateway.ask("POST", "/api/v1/python/execute", {"algorithm": "scripted", "inputs": {"x": DOUBLE}})
+    assert answer.status_code == 422, answer.text
+    assert "'scripted' was given x: float64 of shape [2, 3]" in answer.json()["error"]
+
+
 def test_what_torch_save_writes_is_refused_with_the_way_to_convert(gateway: RunningGateway) -> None:
     error = listed(gateway)["saved"]["error"]
     assert error.startswith("saved/model.pt is refused")

@@ -392,7 +392,7 @@ def test_a_model_is_mapped_by_all_runs_at_once_and_not_copied(gateway: RunningGa
     put(models_of(gateway) / "large", model__safetensors=safetensors_of(w=np.ones(3 << 17)))
     info = load(gateway, "large")
     assert info["nbytes"] == 3 << 20
-    gateway.register("wait", "import time\nwhile True:\n    time.sleep(0.01)", model="large")
+    gateway.register("wait", "import time\nwhile True:\n    output = time.sleep(0.01)", model="large")
     tasks = [gateway.ask("POST", "/api/v1/compute", {"algorithm": "wait"}).json()["task_id"] for _ in range(2)]
 
     def mappings() -> dict[int, set[str]]:

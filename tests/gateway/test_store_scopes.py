@@ -192,6 +192,23 @@ def test_a_token_of_several_users_says_which_one_it_means(gateway: RunningGatewa
     assert "?scope=USER" in gateway.ask("GET", f"{PATH}/records", token=token).json()["error"]
 
 
+def test_a_record_of_another_user_is_forbidden_by_the_token_s_or_the_request_s_user(gateway: RunningGateway) -> None:
+    single, several = {"content": "x", "user_id": "bob"}, {"records": [{"content": "x"}, {"user_id": "bob"}]}
+    for body in (single, several):
+        for scope, params in (("store:fuzz/ann", {}), ("store", {"scope": "ann"})):
+            answer = gateway.ask("POST", f"{PATH}/records", body, scopes=(scope,), params=params)
+            assert (answer.status_code, answer.json()["type"]) == (403, "Forbidden"), answer.text
+            assert "the records of the user 'ann' alone, and a record here is of 'bob'" in answer.json()["error"]
+    assert gateway.ask("POST", f"{PATH}/records", {**single, "user_id": "ann"}, scopes=("store:fuzz/ann",)).is_success
+
+
+def test_what_makes_a_token_that_grants_more_keeps_what_it_grants(gateway: RunningGateway) -> None:
+    for method, path, needed in (("GET", f"{PATH}/records", "store.read:fuzz"), ("GET", "/metrics", "metrics")):
+        answer = gateway.ask(method, path, scopes=("execute", "store:other/a(b"), subject="Ada L")
+        command = "tr-mmap token --subject 'Ada L' --scope execute --scope 'store:other/a(b' --scope " + needed
+        assert answer.json()["error"] == f"the token does not grant {needed!r}; this makes one that does: {command}"
+
+
 def test_a_token_of_all_may_bind_itself_to_one_user(gateway: RunningGateway, everything: Store) -> None:
     everything.clear()
     for user in USERS:

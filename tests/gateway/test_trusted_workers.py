@@ -145,6 +145,24 @@ def test_a_command_that_fails_is_a_422_without_the_program_s_files(gateway: Runn
     assert "gateway_worker" not in answer.text
 
 
+def test_the_log_says_where_a_command_failed_and_nothing_of_what_was_sent(gateway: RunningGateway) -> None:
+    body = {"algorithm": "one", "function": "say", "inputs": {"text": "secret", "loud": "classified"}}
+    answer = gateway.ask("POST", EXECUTE, body, headers={"X-Request-ID": "of-a-failure"})
+    assert (answer.status_code, "classified" in answer.json()["error"]) == (422, True), answer.text
+    failed = gateway.ask("POST", EXECUTE, {"algorithm": "one", "function": "fail"}).headers["x-request-id"]
+
+    def told(request_id: str) -> list[dict[str, Any]]:
+        return [each for each in gateway.logged() if each.get("request_id") == request_id and "worker" in each]
+
+    wait_until(lambda: bool(told("of-a-failure") and told(failed)))
+    (line,) = told(failed)
+    assert (line["worker"], line["command"], line["error_type"]) == ("one", "fail", "ZeroDivisionError")
+    assert line["frames"][-1].startswith(f'File "{SCRIPT}", line ')
+    assert line["frames"][-1].endswith(", in fail")
+    assert "as was asked" not in str(line)
+    assert all(word not in "".join(gateway.lines) for word in ("secret", "classified"))
+
+
 def test_the_name_of_a_worker_is_no_name_for_an_algorithm(gateway: RunningGateway) -> None:
     body = {"name": "one", "code": "output = 1"}
     assert gateway.ask("POST", "/api/v1/python/algorithms", body).status_code == 409

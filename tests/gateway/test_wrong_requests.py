@@ -172,6 +172,48 @@ def test_of_two_functions_one_has_to_be_meant(gateway: RunningGateway) -> None:
 
 
 @pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("x = 1", "the code has no function, and sets no output"),
+        ("import math\nclass A:\n    def f(self):\n        output = 1\n", "has no function, and sets no output"),
+        ("async def g(inputs):\n    return 1", "has no function, and sets no output"),
+        ("algo.py", "'algo.py', which looks like the path of a file"),
+        ("/home/ada/my algo.py\n", "'/home/ada/my algo.py', which looks like the path of a file"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["python", "torch"])
+def test_code_that_can_never_give_a_result_is_refused(gateway: RunningGateway, code: str, said: str, kind: str) -> None:
+    if kind == "torch":
+        pytest.importorskip("torch")
+    answer = gateway.ask("POST", ALGORITHMS, {"name": "x", "code": code, "kind": kind})
+    assert (answer.status_code, answer.json()["type"]) == (422, "AlgorithmError"), answer.text
+    assert said in answer.json()["error"]
+
+
+def test_a_key_where_it_does_nothing_is_refused_with_the_routes_that_take_one(gateway: RunningGateway) -> None:
+    answer = gateway.ask("DELETE", f"{ALGORITHMS}/x", headers={"Idempotency-Key": "one"})
+    assert answer.status_code == 400
+    assert "POST to execute, compute, algorithms and the records of a store" in answer.json()["error"]
+
+
+def test_answers_end_with_their_line(gateway: RunningGateway) -> None:
+    """So that those of several commands in a terminal do not run together."""
+    for method, path, body in (
+        ("GET", "/healthz", None),
+        ("POST", EXECUTE, {"code": "output = 1"}),
+        ("GET", "/x", None),
+    ):
+        answer = gateway.ask(method, path, body)
+        assert answer.content.endswith(b"}\n")
+        assert answer.headers["content-length"] == str(len(answer.content))
+    with Wire(gateway.address) as wire:
+        wire.send(b"no request at all\r\n\r\n")
+        refused = wire.answer()
+    assert refused is not None
+    assert refused.body.endswith(b"}\n")
+
+
+@pytest.mark.parametrize(
     ("options", "key", "said"),
     [
         ({"workers": {"good": {"script": "x"}, "a b": {"script": "x"}}}, "workers['a b']", NAMES),

@@ -76,7 +76,7 @@ def test_all_runs_have_the_same_memory(box: Sandbox, tmp_path: Path) -> None:
                 found.add(process.pid)
         return found
 
-    waits = box.register("waits", "import time\ntime.sleep(30)")
+    waits = box.register("waits", "import time\noutput = time.sleep(30)")
     futures = [box.submit(waits, {"model": bundle}, request_id=f"wait-{number}") for number in range(2)]
     wait_until(lambda: len(having_it()) == 2)
     for number, future in enumerate(futures):

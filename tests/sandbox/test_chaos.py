@@ -59,7 +59,7 @@ def nothing_left() -> Iterator[None]:
 def test_a_host_that_was_killed_takes_all_with_it() -> None:
     program = (
         "import time\nfrom tr_mmap.sandbox import *\nbox = Sandbox(limits=Limits(wall_ms=1e6, cpu_ms=1e6))\n"
-        "box.submit(box.register('f', 'while True: pass'))\nbox.run(box.register('g', 'output = 1', reuse=True))\n"
+        "box.submit(box.register('f', 'while 1: output = 0'))\nbox.run(box.register('g', 'output = 1', reuse=True))\n"
         "print('up', flush=True)\ntime.sleep(1000)"
     )
     root = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def test_a_host_that_forked_still_takes_all_with_it() -> None:
 def test_a_zygote_that_was_killed_is_named_and_takes_all_with_it() -> None:
     with Sandbox(limits=Limits(wall_ms=1e6, cpu_ms=1e6)) as box:
         box.execute("output = 1")
-        running = box.submit(box.register("f", "import time; time.sleep(1000)"))
+        running = box.submit(box.register("f", "import time; output = time.sleep(1000)"))
         processes = family(os.getpid())
         eventually(lambda: running.running())
         processes[0].kill()
@@ -116,7 +116,7 @@ def test_a_zygote_that_was_killed_is_named_and_takes_all_with_it() -> None:
 
 def test_a_sandbox_is_closed_while_runs_go_on() -> None:
     box = Sandbox(limits=Limits(wall_ms=1e6, cpu_ms=1e6))
-    algorithm = box.register("f", "import time\nprint('x'); time.sleep(1000)")
+    algorithm = box.register("f", "import time\nprint('x'); output = time.sleep(1000)")
     results: list[BaseException] = []
 
     def run() -> None:
@@ -267,7 +267,7 @@ def test_a_result_stays_though_another_thread_releases_its_process_at_once(monke
 
 def test_a_process_that_was_stopped_from_outside_is_ended_by_its_limit() -> None:
     with Sandbox(limits=Limits(wall_ms=1500)) as box:
-        running = box.submit(box.register("f", "import time; time.sleep(1000)"))
+        running = box.submit(box.register("f", "import time; output = time.sleep(1000)"))
         eventually(lambda: running.running() and bool(box._executor._runs._runs))  # type: ignore[attr-defined]
         for each in family(os.getpid())[1:]:  # that of the run, and the spares
             each.suspend()

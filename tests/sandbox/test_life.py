@@ -17,12 +17,14 @@ from support import wait_until
 
 from tr_mmap.sandbox import (
     Algorithm,
+    AlgorithmError,
     Allow,
     ComputeRequest,
     ComputeResponse,
     DeadlineExceeded,
     LimitExceeded,
     Limits,
+    NotAllowed,
     RunCancelled,
     Sandbox,
     SandboxBroken,
@@ -248,6 +250,38 @@ def test_a_run_that_ends_after_its_algorithm_was_unregistered_keeps_nothing(is_q
         assert not host_of(box)._kept
         box.register("kept", waits, reuse=True)
         assert box.run("kept").outputs == {"output": 1}
+        assert len(host_of(box)._kept) == 1
+
+
+RAISES = """
+import os
+output = os.getpid()
+if inputs["how"] == "raises":
+    raise ValueError(inputs["how"])
+if inputs["how"] == "tries":
+    open("/etc/shadow")
+if inputs["how"] == "fills":
+    output = bytearray(1 << 40)
+"""
+
+
+def test_a_kept_process_takes_the_next_run_after_an_exception_and_after_no_other_failure() -> None:
+    with Sandbox() as box:
+        kept = box.register("kept", RAISES, reuse=True)
+
+        def pid() -> int:
+            return int(box.run(kept, {"how": "ends"}).outputs["output"])
+
+        first = pid()
+        for _ in range(2):
+            with pytest.raises(AlgorithmError, match="ValueError: raises"):
+                box.run(kept, {"how": "raises"})
+            assert pid() == first
+        for how, error in (("tries", NotAllowed), ("fills", LimitExceeded)):
+            before = pid()
+            with pytest.raises(error):
+                box.run(kept, {"how": how})
+            assert pid() != before
         assert len(host_of(box)._kept) == 1
 
 

@@ -74,7 +74,7 @@ def test_nothing_of_packages_runs_before_an_algorithm_imports_it(tmp_path: Path)
 
 def test_packages_can_be_read_and_not_written(old: Path) -> None:
     with Sandbox(packages=(old,)) as box:
-        code = "import greetings\nopen(greetings.__file__, 'a')"
+        code = "import greetings\noutput = open(greetings.__file__, 'a')"
         with pytest.raises(NotAllowed) as caught:
             box.execute(code)
         assert caught.value.rule == "write"

@@ -27,7 +27,7 @@ from tr_mmap.sandbox import (
     process,
 )
 
-BUSY = "while True: pass"
+BUSY = "while True: output = 0"
 
 
 @contextlib.contextmanager

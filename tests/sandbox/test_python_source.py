@@ -38,6 +38,30 @@ def test_the_only_function_is_called_where_nothing_sets_output(box: Sandbox) -> 
     assert box.run(box.register("x", code), {"x": 1}).outputs == {"output": 2}
 
 
+@pytest.mark.parametrize("code", ["x = 1", "print('x')", "import numpy", "class A:\n  def f(self): pass"])
+def test_code_that_can_never_give_a_result_is_refused(box: Sandbox, code: str) -> None:
+    with pytest.raises(AlgorithmError, match="has no function, and sets no output: define") as caught:
+        box.register("x", code)
+    assert caught.value.type == "NameError"
+
+
+@pytest.mark.parametrize("code", ["algo.py", "./algo.py", "/tmp/an algo.py\n", "algo.wasm"])
+def test_a_text_that_is_a_path_is_refused_with_what_to_give(box: Sandbox, code: str) -> None:
+    for use in (lambda: box.register("x", code), lambda: box.execute(code)):
+        with pytest.raises(AlgorithmError, match=r"looks like the path of a file: give .*; in Python, Path\('"):
+            use()
+
+
+@pytest.mark.parametrize("code", ["exec('output = 1')", "globals()['output'] = 1", "from math import pi as output"])
+def test_code_that_sets_output_in_a_hidden_way_is_registered(box: Sandbox, code: str) -> None:
+    assert box.run(box.register("x", code)).outputs["output"] > 0
+
+
+def test_functions_that_only_programs_call_need_no_output(box: Sandbox) -> None:
+    algorithm = box.register("x", "def f(): return 1\ndef g(): return 2\n")
+    assert box.call(algorithm, "g") == 2
+
+
 def test_a_function_is_called_without_arguments_and_with_some(box: Sandbox) -> None:
     box.register("f", "def f(*arguments): return list(arguments)")
     assert box.call("f", "f") == []

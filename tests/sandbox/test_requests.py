@@ -49,7 +49,7 @@ def is_busy(box: Sandbox) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("reuse", [False, True])
 def test_a_run_that_goes_on_is_cancelled_by_its_id(box: Sandbox, reuse: bool) -> None:
-    spin = box.register("spin", "while True: pass", reuse=reuse)
+    spin = box.register("spin", "while True: output = 0", reuse=reuse)
     future = box.submit(spin, request_id="mine")
     eventually(is_busy(box))
     assert not box.cancel("another")
@@ -63,7 +63,7 @@ def test_a_run_that_goes_on_is_cancelled_by_its_id(box: Sandbox, reuse: bool) ->
 
 
 def test_a_run_of_another_thread_is_cancelled(box: Sandbox) -> None:
-    spin = box.register("spin", "while True: pass")
+    spin = box.register("spin", "while True: output = 0")
     found: list[BaseException] = []
 
     def run() -> None:
@@ -81,7 +81,7 @@ def test_a_run_of_another_thread_is_cancelled(box: Sandbox) -> None:
 
 
 def test_a_run_that_waits_is_cancelled_and_never_begins(box: Sandbox) -> None:
-    first = box.submit(box.register("spin", "while True: pass"), request_id="first")
+    first = box.submit(box.register("spin", "while True: output = 0"), request_id="first")
     second = box.submit(box.register("one", "output = 1"), request_id="second")
     eventually(is_busy(box))
     assert box.cancel("second")
@@ -91,7 +91,7 @@ def test_a_run_that_waits_is_cancelled_and_never_begins(box: Sandbox) -> None:
 
 
 def test_a_cancel_that_comes_before_the_executor_has_the_request_is_not_lost(box: Sandbox) -> None:
-    spin = box.register("spin", "while True: pass")
+    spin = box.register("spin", "while True: output = 0")
     for number in range(20):
         future = box.submit(spin, request_id=str(number))
         assert box.cancel(str(number))
@@ -121,7 +121,7 @@ def test_a_run_that_ended_while_it_was_cancelled_is_cancelled() -> None:
 
 
 def test_two_runs_of_one_id_are_refused(box: Sandbox) -> None:
-    spin = box.register("spin", "while True: pass")
+    spin = box.register("spin", "while True: output = 0")
     future = box.submit(spin, request_id="mine")
     eventually(is_busy(box))
     with pytest.raises(ValueError, match="'mine'"):
@@ -134,7 +134,7 @@ def test_two_runs_of_one_id_are_refused(box: Sandbox) -> None:
 
 
 def test_a_task_that_is_cancelled_ends_its_run(box: Sandbox) -> None:
-    spin = box.register("spin", "while True: pass")
+    spin = box.register("spin", "while True: output = 0")
 
     async def main() -> None:
         task = asyncio.create_task(box.aio.run(spin))
@@ -158,7 +158,7 @@ def test_a_task_that_is_cancelled_holds_up_no_other(box: Sandbox, monkeypatch: p
         return cancel(request)
 
     monkeypatch.setattr(box, "_cancel", cancel_slowly)
-    spin = box.register("spin", "while True: pass")
+    spin = box.register("spin", "while True: output = 0")
 
     async def main() -> None:
         task = asyncio.create_task(box.aio.run(spin))
@@ -178,7 +178,7 @@ def test_a_task_that_is_cancelled_holds_up_no_other(box: Sandbox, monkeypatch: p
 
 
 def test_a_deadline_ends_a_run_and_one_that_has_not_begun(box: Sandbox) -> None:
-    spin = box.register("spin", "while True: pass")
+    spin = box.register("spin", "while True: output = 0")
     end_s = time.monotonic() + 0.5
     futures = [box.submit(spin, deadline_s=end_s), box.submit(spin, deadline_s=end_s)]
     for future, when in zip(futures, ("while it ran", "before its turn"), strict=True):
@@ -193,7 +193,7 @@ def test_a_deadline_ends_a_run_and_one_that_has_not_begun(box: Sandbox) -> None:
 
 
 def test_a_deadline_ends_a_run_that_waits_while_no_thread_is_free(box: Sandbox) -> None:
-    spin, one = box.register("spin", "while True: pass"), box.register("one", "output = 1")
+    spin, one = box.register("spin", "while True: output = 0"), box.register("one", "output = 1")
     first = box.submit(spin, request_id="first")
     eventually(is_busy(box))
     last = box.submit(one)
@@ -231,7 +231,7 @@ def test_no_workers_at_all_are_refused(count: int) -> None:
 def test_of_runs_that_wait_the_one_of_the_highest_priority_is_first(box: Sandbox) -> None:
     order: list[int] = []
     one = box.register("one", "output = 1")
-    first = box.submit(box.register("spin", "while True: pass"), request_id="first")
+    first = box.submit(box.register("spin", "while True: output = 0"), request_id="first")
     eventually(is_busy(box))
     waiting = []
     for priority in (0, 5, -1, 5):

@@ -16,7 +16,7 @@ import pytest
 from support import wait_until
 
 from tr_mmap.sandbox import AlgorithmError, LimitExceeded, Limits, RunCancelled, Sandbox
-from tr_mmap.sandbox.steps import SLOW, InLoop, Slow, Steps, Turns, Wait, finish
+from tr_mmap.sandbox.steps import SLOW, InLoop, Later, Slow, Steps, Turns, Wait, finish
 
 DOUBLE = "def process(inputs):\n    return {'output': inputs['x'] * 2}\n"
 
@@ -153,16 +153,17 @@ def test_a_run_in_a_kept_process_has_no_slow_step() -> None:
         assert kinds[0] is Slow
 
 
-def test_the_end_of_a_kept_process_whose_run_fails_is_left_to_another_thread() -> None:
+def test_the_end_of_a_kept_process_whose_run_exceeds_a_limit_is_left_to_another_thread() -> None:
     with Sandbox(limits=Limits(wall_ms=300)) as box:
         code = "def process(inputs):\n    while inputs['endless']: pass\n    return 1 / inputs['x']\n"
         algorithm = box.register("fails", code, reuse=True)
-        for inputs, error in (({"endless": 0, "x": 0}, AlgorithmError), ({"endless": 1, "x": 1}, LimitExceeded)):
+        raises, exceeds = {"endless": 0, "x": 0}, {"endless": 1, "x": 1}
+        for inputs, error, last in ((raises, AlgorithmError, Later), (exceeds, LimitExceeded, Slow)):
             box.run(algorithm, {"endless": 0, "x": 1})
             steps, kinds = box.steps(algorithm, inputs), []
             with pytest.raises(error):
                 finish(_noting(steps, kinds))
-            assert kinds[-1] is Slow
+            assert kinds[-1] is last  # an exception ends none
 
 
 def _noting(steps: Steps[Any], kinds: list[type]) -> Steps[Any]:

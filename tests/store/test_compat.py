@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,10 @@ def test_memories_are_found_by_scopes_as_arguments_and_as_filters(memory: Memory
             assert len(memory.search("likes", **scopes, **number)["results"]) == 1
             assert only(memory.get_all(**scopes, **number))["memory"] == "ada likes cake"
     assert memory.search("tea", user_id="ada", threshold=100.0) == {"results": []}
+    for none in ({"top_k": 0}, {"limit": 0}, {"top_k": 0, "limit": 5}):  # a number, and not its absence
+        for ask in (partial(memory.search, "tea"), memory.get_all):
+            with pytest.raises(BadMessage, match="limit is 0; it is a whole number, 1 or more"):
+                ask(user_id="ada", **none)
 
 
 def test_mem0_s_filters_mean_the_same(memory: Memory) -> None:

@@ -285,14 +285,14 @@ class Plain(Response):
 
 def json_response(call: Call, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A response of JSON."""
-    return Plain(msgspec.json.encode(body), status, {"x-request-id": call.id, **(headers or {})}, JSON)
+    return Plain(msgspec.json.encode(body) + b"\n", status, {"x-request-id": call.id, **(headers or {})}, JSON)
 
 
 def done_response(call: Call, done: Done, body: Any, *, is_binary: bool) -> Response:
     """The response of a run; with a binary part if the client takes one."""
     text = msgspec.json.encode(body)
     if not is_binary:
-        return Plain(text, 200, {"x-request-id": call.id}, JSON)
+        return Plain(text + b"\n", 200, {"x-request-id": call.id}, JSON)
     headers = {"x-request-id": call.id, "tr-json-length": str(len(text))}
     return Plain(b"".join([text, *done.pieces]), 200, headers, BINARY)
 

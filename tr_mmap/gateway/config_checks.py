@@ -36,6 +36,12 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
     for each in server.allowed_origins:
         if not _ORIGIN.fullmatch(each):
             yield "server.allowed_origins", f'{each!r:.80} is no origin; give one as "https://example.org"'
+    for each in server.trusted_proxies:
+        if not _is_address_or_network(each):
+            yield (
+                "server.trusted_proxies",
+                f'{each!r:.80} is no address or network; give one as "10.0.0.1" or "10.0.0.0/8"',
+            )
     if not config.auth.audience:
         yield "auth.audience", "tokens are for an audience, and none can be for an empty one; give a name"
     for each in config.python.dependencies.allow:
@@ -51,6 +57,15 @@ def impossible(config: Config) -> Iterator[tuple[str, str]]:
             if is_reserved(each) or each.split() != [each]:
                 why = "is a word of the worker's own protocol" if is_reserved(each) else "is not one word"
                 yield f"workers.{name}.commands", f"{each!r:.80} {why}, and no request can ask for it"
+
+
+def _is_address_or_network(text: str) -> bool:
+    parse = ipaddress.ip_network if "/" in text else ipaddress.ip_address
+    try:
+        parse(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_reserved(command: str) -> bool:

@@ -358,14 +358,13 @@ def _plain(error: httptools.HttpParserError) -> str:
 
 def _response(refused: _Refused, request_id: str) -> bytes:
     status = HTTPStatus(refused.status)
-    body = msgspec.json.encode(
-        ErrorBody(
-            error=refused.text,
-            status_code=status,
-            type=_TYPES.get(refused.status, BadRequest).__name__,
-            request_id=request_id,
-        )
+    said = ErrorBody(
+        error=refused.text,
+        status_code=status,
+        type=_TYPES.get(refused.status, BadRequest).__name__,
+        request_id=request_id,
     )
+    body = msgspec.json.encode(said) + b"\n"
     headers = {
         "content-type": JSON,
         "content-length": str(len(body)),

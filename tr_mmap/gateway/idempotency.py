@@ -158,7 +158,9 @@ def check_no_key(call: Call) -> None:
         BadRequest: the request has one.
     """
     if call.has_key:
-        raise BadRequest(f"this route takes no {IDEMPOTENCY_KEY}; the documentation says which do")
+        raise BadRequest(
+            f"this route takes no {IDEMPOTENCY_KEY}; POST to execute, compute, algorithms and the records of a store do"
+        )
 
 
 async def _fingerprint(call: Call) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Callable
@@ -15,12 +16,18 @@ import msgspec
 from ..errors import HostilePath
 from .errors import BadConfig
 
-__all__ = ["AuditLog", "JsonFormatter", "RequestLog", "log"]
+__all__ = ["AuditLog", "JsonFormatter", "RequestLog", "frames_of", "log"]
 
 log: Final = logging.getLogger("tr_mmap.gateway")
 
+_FRAME: Final = re.compile(r'^  (File "[^"\n]+", line [0-9]+, in \S+)$', re.MULTILINE)
 _FLUSH_S: Final = 0.05
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def frames_of(traceback: str) -> list[str]:
+    """Where a traceback leads, without the exception's text, which may have what was sent."""
+    return _FRAME.findall(traceback)
 
 
 class RequestLog:

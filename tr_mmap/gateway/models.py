@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from .model_files import SOURCE, FilesChanged, FoundVersion, find_models
 from .model_loading import ModelLoader
 from .model_memory import LoadedModel, ModelMemory, Version
 from .model_record import ModelRecord
+from .model_watch import ModelWatch
 from .problems import describe
 from .registry import Kind, Registered
 from .sections import ModelsConfig
@@ -31,7 +32,6 @@ __all__ = ["MODEL", "Lent", "Models"]
 MODEL = "model"
 """The input by which an algorithm gets its model."""
 
-_LEAST_S = 0.5  # between two looks at the directory
 _LASTING = (BadModel, MissingPackage, UnsupportedTensor)  # what the same files would give again
 
 
@@ -75,10 +75,7 @@ class Models:
         self._scanning = threading.Lock()
         self._models: dict[str, ModelRecord] = {}
         self._is_closed = False
-        self._unreadable = ""  # why the last look at the directory failed
-        self._watcher: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._has_changed = asyncio.Event()  # somebody has seen it, before its time to be looked at
+        self._watch = ModelWatch(self._root or "", self.scan)
         load = loader.load if loader is not None else _load_nothing
         self._memory = ModelMemory(config.max_memory_mb << 20, load, self._end_kept)
 
@@ -88,16 +85,13 @@ class Models:
         """Load what there is; look again from time to time, if that is configured."""
         if self._root is None:
             return
-        await self._look()
+        await self._watch.look()
         if self._config.auto_scan:
-            self._loop = asyncio.get_running_loop()
-            self._watcher = asyncio.create_task(self._watch(), name="tr_mmap-models")
+            self._watch.start(self._config.scan_interval_seconds)
 
     async def close(self) -> None:
         """Look no more, and release all. To be called when no run goes on."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.wait({self._watcher})
+        await self._watch.close()
         await asyncio.to_thread(self._release_all)
 
     async def load(self, name: str, number: int | None) -> ModelInfo:
@@ -221,9 +215,7 @@ class Models:
         """What a run is told whose version cannot be brought back."""
         if not isinstance(error, FilesChanged):
             return error
-        if self._loop is not None:
-            with suppress(RuntimeError):  # it is closed, and so is all else
-                self._loop.call_soon_threadsafe(self._has_changed.set)
+        self._watch.look_soon()
         with self._lock:
             why = self._find(name).error
         return Overloaded(str(error), retry_after_s=error.retry_after_s) if why is None else BadModel(why, name=name)
@@ -264,31 +256,6 @@ class Models:
         self._boxes.unregister(kept)
 
     # -- scanning -----------------------------------------------------------------------------------------------------
-
-    async def _watch(self) -> None:
-        every_s = self._config.scan_interval_seconds
-        while True:
-            await asyncio.sleep(min(_LEAST_S, every_s))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._has_changed.wait(), max(0.0, every_s - _LEAST_S))
-            self._has_changed.clear()
-            await self._look()
-
-    async def _look(self) -> None:
-        """Scan; what fails is logged, once if the directory cannot be read, and nobody hears of it else."""
-        why = ""
-        try:
-            await asyncio.to_thread(self.scan)
-        except OSError as error:
-            why = error.strerror or str(error)
-            if why != self._unreadable:
-                text = (
-                    "[python.models] model_dir cannot be read; models that are served stay until it can be read again"
-                )
-                log.error(text, extra={"path": self._root, "reason": why})
-        except Exception as error:
-            log.error("a fault while the directory of models was looked at", exc_info=error)
-        self._unreadable = why
 
     def scan(self) -> None:
         """Look at the directory: serve new versions, and forget models that are gone. What fails is noted.

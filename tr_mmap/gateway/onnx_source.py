@@ -36,6 +36,17 @@ def check(model):
     _open(model)
 
 
+def _check(wanted, given):  # of the input's shape, only numbers are fixed; one without a shape may have any
+    dtype, shape = _DTYPES.get(wanted.type, str(given.dtype)), wanted.shape or given.shape
+    fits = dtype == str(given.dtype) and len(shape) == given.ndim
+    if not fits or any(isinstance(size, int) and size != own for size, own in zip(shape, given.shape)):
+        sizes = ", ".join(str(size) if isinstance(size, int) else "any" for size in shape)
+        raise TypeError(
+            f"the input {wanted.name!r} is {given.dtype} of shape {list(given.shape)}, and the model takes {dtype} of "
+            f"shape [{sizes}]; nothing is converted"
+        )
+
+
 def forward(inputs):
     session = _open(inputs["model"])
     given = {name: value for name, value in inputs.items() if name != "model"}
@@ -48,6 +59,8 @@ def forward(inputs):
         name: value if isinstance(value, np.ndarray) else np.asarray(value, _DTYPES.get(wanted[name]))
         for name, value in given.items()
     }
+    for each in session.get_inputs():
+        _check(each, fed[each.name])
     names = [each.name for each in session.get_outputs()]
     results = dict(zip(names, session.run(names, fed)))
     return results[names[0]] if len(names) == 1 else results

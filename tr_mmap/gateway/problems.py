@@ -127,6 +127,8 @@ def describe(error: BaseException, request_id: str) -> ErrorBody:
         details = {}
     if isinstance(error, errors.BadDependency):
         details["package"] = error.package  # also where it is none's fault
+    if isinstance(error, errors.BadModel):
+        details = {"name": error.name, "is_lasting": error.is_lasting}
     if isinstance(error, LimitExceeded):
         details["limit"], details["value"] = limit_of(error)
     body = ErrorBody(

@@ -9,6 +9,7 @@ visible character of ASCII stands in percent-encoding (RFC 3986), and so do ``"`
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from .errors import BadRequest, Forbidden
 
-__all__ = ["FORMS", "SCOPES", "StoreGrant", "check_scope", "store_grants", "store_user"]
+__all__ = ["FORMS", "SCOPES", "StoreGrant", "check_scope", "not_granted", "store_grants", "store_user"]
 
 SCOPES: Final = ("execute", "register", "store", "store.read", "metrics", "admin")
 """``admin`` grants all the others."""
@@ -82,7 +83,24 @@ def store_grants(scopes: Collection[str]) -> Iterator[StoreGrant]:
             yield grant
 
 
-def store_user(scopes: Collection[str], store: str, *, writes: bool, wanted: str | None = None) -> str | None:
+def not_granted(scope: str, scopes: Collection[str], subject: str) -> Forbidden:
+    """The error for a scope that a token lacks. A new token grants only what its command names, so that names all.
+
+    Args:
+        scope: that is needed.
+        scopes: that the token grants.
+        subject: whose it is.
+    """
+    options = [
+        f"--subject {shlex.quote(subject)}",
+        *(f"--scope {shlex.quote(each)}" for each in (*sorted(scopes), scope)),
+    ]
+    return Forbidden(f"the token does not grant {scope!r}; this makes one that does: tr-mmap token {' '.join(options)}")
+
+
+def store_user(
+    scopes: Collection[str], store: str, *, writes: bool, wanted: str | None = None, subject: str = "me"
+) -> str | None:
     """The user to whose records a request is bound.
 
     Args:
@@ -90,6 +108,7 @@ def store_user(scopes: Collection[str], store: str, *, writes: bool, wanted: str
         store: the name of the store.
         writes: whether it changes something.
         wanted: a user that it names itself; None if it does not.
+        subject: of the token, for errors.
 
     Returns:
         Of several grants, that of the whole store counts. None for everybody's records.
@@ -106,7 +125,7 @@ def store_user(scopes: Collection[str], store: str, *, writes: bool, wanted: str
         return wanted
     needed = f"{'store' if writes else 'store.read'}:{store}"
     if not users:
-        raise Forbidden(f"the token does not grant {needed!r}; make one with tr-mmap token --scope {needed}")
+        raise not_granted(needed, scopes, subject)
     if wanted is not None:
         raise Forbidden(f"the token does not grant the records of the user {wanted!r:.80} in {needed!r}")
     if len(users) > 1:

@@ -48,7 +48,8 @@ class ServerConfig(Section, frozen=True):
         body_timeout_s: how long the body of a request may take to arrive, and how long a client may read nothing of
             its response.
         max_connections: how many connections may be open at once; one more is answered 503.
-        trusted_proxies: addresses of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed.
+        trusted_proxies: addresses or networks (``"10.0.0.0/8"``) of proxies whose ``X-Forwarded-For`` and
+            ``X-Forwarded-Proto`` are believed.
         drain_s: how long runs may go on when the gateway ends.
         access_log: whether the log has a line for each request.
         metrics_need_token: whether ``/metrics`` asks for a token with the scope ``metrics`` or ``admin``.

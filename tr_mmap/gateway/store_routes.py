@@ -18,7 +18,7 @@ from ..store import AsyncStore, NoSuchRecord, Record
 from . import store_api as api
 from .aside import aside
 from .calls import Call, json_response
-from .errors import BadRequest
+from .errors import BadRequest, Forbidden
 from .payloads import BINARY, TensorEncoder
 from .route import PREFIX, Route
 from .service import Service
@@ -84,7 +84,7 @@ def _filters_of(query: api.ClearQuery) -> dict[str, Any]:
 
 
 async def _create_store(service: Service, call: Call) -> Response:
-    body, _ = await call.body(api.CreateStoreBody)
+    body, _ = await call.body(api.CreateStoreBody, is_needed=False)
     info, is_new = await service.stores.create(call.part("store"), body)
     return json_response(call, info, 201 if is_new else 200)
 
@@ -98,6 +98,7 @@ async def _add_records(service: Service, call: Call) -> Response:
     query = call.query(api.ScopeQuery)
     async with _using(service, call, query, writes=True) as store:
         body, binary = await call.body(api.AddBody)
+        _check_users(store.scope, body)
         if body.records is None:
             if body == api.AddBody():
                 raise _empty("the record")
@@ -117,6 +118,19 @@ async def _add_records(service: Service, call: Call) -> Response:
 
             ids = await store.add_many(await aside(fields))
     return json_response(call, api.Added(ids), 201 if ids else 200)
+
+
+def _check_users(bound_to: str | None, body: api.AddBody) -> None:
+    """
+    Raises:
+        Forbidden: a record is another user's than the request is bound to.
+    """
+    others = {each.user_id for each in (body, *(body.records or ()))} - {None, bound_to}
+    if bound_to is not None and others:
+        raise Forbidden(
+            f"the token, or ?scope, grants the records of the user {bound_to!r} alone, and a record here is of "
+            f"{min(map(str, others))!r:.80}"
+        )
 
 
 def _empty(what: str) -> BadRequest:
@@ -227,6 +241,7 @@ STORE_ROUTES: Final[tuple[Route, ...]] = (
         201,
         (200, 404, 409, 507),
         {"vectors": {"dim": 384, "metric": "cosine", "indexed": ["kind"]}, "texts": {}},
+        needs_body=False,
     ),
     Route(
         "GET",

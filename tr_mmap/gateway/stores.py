@@ -106,7 +106,7 @@ class Stores:
             BadRequest: the token grants the records of several users, and none is named.
             StoreFull: there is no room.
         """
-        bound_to = store_user(principal.scopes, name, writes=writes, wanted=user)
+        bound_to = store_user(principal.scopes, name, writes=writes, wanted=user, subject=principal.subject)
         try:
             async with self._sharing(name, bound_to) as store:
                 yield store

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..errors import HostilePath
-from .errors import BadConfig, Forbidden, Unauthorized
-from .scopes import check_scope
+from .errors import BadConfig, Unauthorized
+from .scopes import check_scope, not_granted
 
 __all__ = ["Principal", "Tokens", "make_key_file", "read_key_file"]
 
@@ -57,7 +57,7 @@ class Principal:
             Forbidden: a scope is not granted.
         """
         if not self.has(scope):
-            raise Forbidden(f"the token does not grant {scope!r}; make one with tr-mmap token --scope {scope}")
+            raise not_granted(scope, self.scopes, self.subject)
 
 
 class Tokens:

@@ -19,12 +19,20 @@ from typing import Any, Final
 import numpy as np
 
 from ..controller.session import PythonSession
-from ..errors import BadMessage, ResponseTimeout, SessionNotStarted, TRException, UnknownCommand, WorkerDied
+from ..errors import (
+    BadMessage,
+    RemoteError,
+    ResponseTimeout,
+    SessionNotStarted,
+    TRException,
+    UnknownCommand,
+    WorkerDied,
+)
 from ..sandbox import DeadlineExceeded, RunCancelled
 from .api import ExecuteBody, WorkerInfo
 from .config_checks import is_reserved
 from .errors import BadConfig, BadRequest, Conflict, Forbidden
-from .logs import log
+from .logs import frames_of, log
 from .payloads import Done, TensorForm, encode_results
 from .scheduler import Job
 from .sections import WorkerConfig
@@ -214,7 +222,7 @@ class Workers:
             raise Forbidden(f"{body.function!r:.80} is a word of the worker's own protocol, and no command")
         if commands and body.function not in commands:
             raise Forbidden(f"the worker {worker.name!r} offers {', '.join(commands)}, and not {body.function!r:.80}")
-        run = _WorkerRun(worker, body.function, inputs, deadline_s, form)
+        run = _WorkerRun(worker, body.function, inputs, deadline_s, form, request_id)
         return Job(
             request_id=request_id,
             kind=worker.kind,
@@ -238,7 +246,13 @@ class _WorkerRun:
     """
 
     def __init__(
-        self, worker: _Worker, command: str, inputs: Mapping[str, Any], deadline_s: float, form: TensorForm
+        self,
+        worker: _Worker,
+        command: str,
+        inputs: Mapping[str, Any],
+        deadline_s: float,
+        form: TensorForm,
+        request_id: str,
     ) -> None:
         self._worker = worker
         self._message = {"cmd": command, "params": [_word(name, each) for name, each in inputs.items() if _is(each)]}
@@ -246,6 +260,7 @@ class _WorkerRun:
         self._made_s = time.monotonic()
         self._deadline_s = deadline_s
         self._form = form
+        self._request_id = request_id
         self._lock = threading.Lock()
         self._slot: _Slot | None = None  # while nobody else can have it
         self.has_begun = False
@@ -296,6 +311,9 @@ class _WorkerRun:
             raise BadRequest(f"the worker {self._worker.name!r} cannot be asked that: {error}") from error
         except UnknownCommand as error:
             raise self._unknown(error) from error
+        except RemoteError as error:
+            self._tell_failure(error)
+            raise
         outputs = {"output": found}
         if isinstance(found, list):
             outputs = {f"result_{number}": each for number, each in enumerate(found)}
@@ -311,6 +329,19 @@ class _WorkerRun:
         )
         text = f"the worker {name!r} knows no command {error.command[:80]!r}, though its section offers it"
         return UnknownCommand(text, command=error.command, error_type=error.error_type, remote_traceback="")
+
+    def _tell_failure(self, error: RemoteError) -> None:
+        """Say in the log where a command has failed."""
+        log.warning(
+            "a worker's command failed",
+            extra={
+                "request_id": self._request_id,
+                "worker": self._worker.name,
+                "command": error.command[:80],
+                "error_type": error.error_type,
+                "frames": frames_of(error.remote_traceback),
+            },
+        )
 
     def _left_ms(self) -> float:
         return max(0.0, 1000 * (self._deadline_s - time.monotonic()))

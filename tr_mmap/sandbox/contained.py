@@ -80,6 +80,9 @@ class ContainedExecutor:
     takes_bundles = True
     """Whether its algorithms can get bundles of tensors, and be one."""
 
+    keeps_failed = True
+    """Whether a process can take the next run after its algorithm has raised an exception."""
+
     def __init__(self, name: str, runner: str, host: Host) -> None:
         # Sizes of the last runs' inputs, and of their results in numpy's arena: the next run is likely to need as much.
         self._input_nbytes: deque[int] = deque([0], _RUNS_AHEAD)
@@ -247,16 +250,20 @@ class ContainedExecutor:
         if process is None or inputs.end > _SMALL_NBYTES:
             yield SLOW
         process = process or self._host.take(key, run.check)
+        done: Done | AlgorithmError
         try:
             done = yield from self._use(process, key, inputs, job, used, run)
         except BaseException as error:
-            try:
-                if not isinstance(error, GeneratorExit):
-                    yield SLOW  # its end is waited for
-            finally:
-                self._end(process)
-                self._host.refill()
-            raise
+            if key is not None and self.keeps_failed and isinstance(error, AlgorithmError) and process.has_told_fault:
+                done = error
+            else:
+                try:
+                    if not isinstance(error, GeneratorExit):
+                        yield SLOW  # its end is waited for
+                finally:
+                    self._end(process)
+                    self._host.refill()
+                raise
         surplus = None if key is None else self._host.keep(process, key, lambda: run.is_registered)
         self._host.refill()
         if key is not None:
@@ -266,6 +273,11 @@ class ContainedExecutor:
                 yield SLOW
             finally:
                 close_surplus(surplus)
+        if isinstance(done, AlgorithmError):
+            try:
+                raise done
+            finally:
+                del done  # its traceback has this frame
         return done
 
     def _use(self, process: Process, key: Hashable, inputs: Inputs, job: Job, used: Used, run: Run) -> Steps[Done]:

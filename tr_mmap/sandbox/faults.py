@@ -17,10 +17,12 @@ import msgspec
 from ..errors import TRException
 from .messages import Fault
 
-__all__ = ["TooMuchOutput", "advice", "fault_of", "see_only", "shortened", "tries"]
+__all__ = ["TORCH_MEMORY", "TooMuchOutput", "advice", "fault_of", "see_only", "shortened", "tries"]
 
 _E = TypeVar("_E", bound=BaseException)
-_TORCH_MEMORY: Final = "DefaultCPUAllocator: can't allocate memory"  # torch's RuntimeError
+TORCH_MEMORY: Final = "DefaultCPUAllocator: can't allocate memory"
+"""In the text of torch's RuntimeError where there is no memory left."""
+
 _MAX_TEXT: Final = 8000  # bytes of an error's text and of its frames in JSON, each
 _MAX_NAME: Final = 200
 # Read past the class: an algorithm's exception, or its metaclass, may define a property of that name.
@@ -143,7 +145,7 @@ def _judged(error: BaseException, filename: str) -> Fault:
             return fault
     frames = _frames(error, filename)
     name = _name_of(error)
-    if _is_a(error, MemoryError) or (_is_a(error, RuntimeError) and _TORCH_MEMORY in str(error)):
+    if _is_a(error, MemoryError) or (_is_a(error, RuntimeError) and TORCH_MEMORY in str(error)):
         return Fault("limit", "memory_nbytes", str(error), frames)
     if _is_a(error, ValueError) and str(error) == _REFUSED_LIMIT and detail in _LIMIT_CALLS:
         return Fault("not_allowed", name, f"the rule {rule!r} refuses {detail}: {_ADVICE[rule]}", frames, rule, detail)

@@ -59,6 +59,7 @@ class NativeExecutor(ContainedExecutor):
     """
 
     takes_bundles = False
+    keeps_failed = False  # whoever has written the library decides what an error leaves in it
     maps_ahead = False  # a library's tensors lie in the first half of the outputs' area, which is not mapped ahead
 
     def __init__(self, name: str, runner: str, host: Host, _: Allow, kept: Kept) -> None:

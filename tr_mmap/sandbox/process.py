@@ -118,6 +118,7 @@ class Process:
         # Input sizes of the last runs: it may still have so many mappings, and not more, see mapped() in runner.py.
         self._input_nbytes: deque[int] = deque(maxlen=MAX_MAPPINGS)
         self._cores: tuple[int, ...] = ()  # the cores that it runs on; empty for all
+        self.has_told_fault = False  # of its last job: it is ready for another one
         self.is_over = False  # it has ended and was released, so nothing has its memory mapped any more
         self.areas: list[Area] = []  # its area for inputs, its area for outputs
         self.printed_fd = -1  # the file to which it prints
@@ -167,6 +168,7 @@ class Process:
             yield from self._wait_until_ready(deadline_s)
             if not self.is_alive():
                 raise Died("it has ended", had_job=False)
+        self.has_told_fault = False
         try:
             self._input_nbytes.append(input_nbytes)
             if self._address_nbytes or input_nbytes > _FREE_INPUT_NBYTES:
@@ -218,6 +220,7 @@ class Process:
             left_ms()
             raise
         if answer.fault is not None:
+            self.has_told_fault = True
             raise told(answer.fault, self._limits, self._margin.limits)
         return answer
 

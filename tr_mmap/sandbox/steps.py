@@ -170,6 +170,8 @@ class InLoop(Generic[_T]):
                 self._cancel = self._turns.wait(step, self)
             else:
                 self._do_later()
+                if former is not None:  # first: the other thread may close the descriptor
+                    self._turns.leave(former, self)
                 self._leave(tell)
         finally:  # not earlier: the next step may wait for the same descriptor
             if former is not None and (self._wait is None or self._wait.fds[0] != former.fds[0]):

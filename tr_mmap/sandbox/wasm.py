@@ -69,6 +69,7 @@ class WasmExecutor(ContainedExecutor):
     """
 
     takes_bundles = False
+    keeps_failed = False  # after a trap, an instance is in no state that its module knows
     maps_ahead = False  # a module's own memory is elsewhere
 
     def __init__(self, name: str, runner: str, host: Host, allow: Allow, kept: Kept) -> None:

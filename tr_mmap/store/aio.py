@@ -68,6 +68,11 @@ class AsyncStore(AsyncHandle):
         """Open a store, or make it; the arguments are those of :class:`Store`."""
         return cls(await obtain(partial(Store, name, path, **options), Store.close))
 
+    @property
+    def scope(self) -> str | None:
+        """The user to whose records it is bound; None if it is not."""
+        return self._store.scope
+
     def clone(self, *, scope: str | None = None) -> AsyncStore:
         """Another handle on the same store; cheap."""
         return AsyncStore(self._store.clone(scope=scope))

@@ -129,7 +129,7 @@ class Memory:
         **scopes: str | None,
     ) -> dict[str, Any]:
         """Memories, newest first: 100, if neither ``limit`` nor ``top_k`` says how many."""
-        page = self.store.get_all(filters=_filters(filters), limit=top_k or limit or _LIMIT, **_checked(scopes))
+        page = self.store.get_all(filters=_filters(filters), limit=_how_many(top_k, limit), **_checked(scopes))
         return {"results": [_shape(each) for each in page]}
 
     def search(
@@ -148,7 +148,7 @@ class Memory:
             raise BadMessage("nothing is ranked a second time here; leave rerank out", detail="rerank")
         hits: list[Hit] = self.store.search(
             query,
-            limit=top_k or limit or _LIMIT,
+            limit=_how_many(top_k, limit),
             threshold=threshold,
             filters=_filters(filters),
             **_checked(scopes),
@@ -317,6 +317,11 @@ class AsyncMemory(AsyncHandle):
 
 def _missing(memory_id: str) -> NoSuchMemory:
     return NoSuchMemory(f"there is no memory {memory_id!r}", id=memory_id)
+
+
+def _how_many(top_k: int | None, limit: int | None) -> int:
+    given = limit if top_k is None else top_k
+    return _LIMIT if given is None else given
 
 
 def _checked(scopes: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from ...sandbox.code_texts import is_path
 from ...sandbox.values import plain
 from ...tsr.framework_names import check_framework_name, check_installed
 from .. import api
@@ -54,7 +55,6 @@ Inputs: TypeAlias = "Mapping[str, Any] | None"
 
 _PYTHON: Final = f"{api.PREFIX}/python"
 _GRACE_S: Final = 5.0  # for a run's response, after its own time
-_SUFFIXES: Final = (".py", ".wasm", ".so")  # of files, in a text that is no code
 _SILENCE_S: Final = 60.0  # a stream of events says something every 15 s
 
 
@@ -114,8 +114,8 @@ def _text_of(code: Code) -> str:
         return code.read_text(encoding="utf-8")
     if not isinstance(code, str):
         return source_of(code)
-    line = code.strip()
-    if line.endswith(_SUFFIXES) and not any(each in line for each in "\n="):
+    if is_path(code):
+        line = code.strip()
         raise BadRequest(
             f"the code is {line!r:.200}, which looks like the path of a file: give Path({line!r:.200}), or the text of "
             "the file"

@@ -39,7 +39,7 @@ class Result:
         value: its output: JSON's values, an array, or a tensor; several outputs are a dictionary by name.
         stdout: what it printed, cut at a limit.
         execution_time_ms: how long it ran, by its own process.
-        request_id: under which the gateway's log knows it.
+        request_id: under which the gateway's log knows it; empty of a task.
     """
 
     value: Any

@@ -8,12 +8,24 @@ import linecache
 from types import CodeType, FunctionType
 from typing import Any
 
+from ..code_texts import is_path
+from .python_choice import functions_of, may_set_output, sets_output
+
 __all__ = ["check", "run"]
 
 
 def check(name: str, code: bytes, function: str | None) -> str | None:
-    """Parse the source; nothing of it is executed. Returns the function to call; None if the code sets ``output``."""
-    return _compile(name, code, function)[1]
+    """Parse the source; nothing of it is executed. Returns the function to call; None if the code sets ``output``.
+
+    Raises:
+        NameError: it can never give a result: it has no function, and no way to set ``output``.
+    """
+    _, chosen = _compile(name, code, function)
+    if chosen is None:
+        tree = ast.parse(code.decode())
+        if not functions_of(tree) and not may_set_output(tree):
+            raise NameError("the code has no function, and sets no output: define a function of inputs, or set output")
+    return chosen
 
 
 def run(name: str, code: bytes, function: str | None, inputs: dict[str, Any], arguments: list[Any] | None) -> Any:
@@ -56,9 +68,15 @@ def _compile(name: str, code: bytes, function: str | None) -> tuple[CodeType, st
 def _compile_anew(name: str, code: bytes, function: str | None) -> tuple[CodeType, str | None]:
     filename = f"<algorithm {name}>"
     source = code.decode()
+    if is_path(source):
+        path = source.strip()[:200]
+        raise ValueError(
+            f"the code is {path!r}, which looks like the path of a file: give what is in the file; in Python, "
+            f"Path({path!r})"
+        )
     linecache.cache[filename] = (len(source), None, _lines_of(source), filename)  # for tracebacks
     tree = ast.parse(source, filename)
-    names = [each.name for each in tree.body if isinstance(each, ast.FunctionDef)]
+    names = functions_of(tree)
     for each in tree.body:
         if isinstance(each, ast.AsyncFunctionDef) and each.name in ((function,) if function else (name, "process")):
             raise TypeError(f"{each.name} is defined by async def; define it by def: a run has no event loop")
@@ -71,7 +89,7 @@ def _compile_anew(name: str, code: bytes, function: str | None) -> tuple[CodeTyp
         if choice in names:
             return compiled, choice
     # If the code sets ``output`` itself, its only function is a helper, not the one to call.
-    return compiled, names[0] if len(names) == 1 and not _sets_output(tree.body) else None
+    return compiled, names[0] if len(names) == 1 and not sets_output(tree) else None
 
 
 def _lines_of(source: str) -> list[str]:
@@ -80,15 +98,3 @@ def _lines_of(source: str) -> list[str]:
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
     return lines
-
-
-def _sets_output(body: list[ast.stmt]) -> bool:
-    """Whether code sets ``output`` outside of its functions and classes."""
-    waiting: list[ast.AST] = [*body]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Name) and node.id == "output" and isinstance(node.ctx, ast.Store):
-            return True
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
-            waiting.extend(ast.iter_child_nodes(node))
-    return False

@@ -21,6 +21,7 @@ import torch.export
 
 from ...tsr import dtypes
 from ...tsr.tensors import from_buffer
+from ..faults import TORCH_MEMORY
 from ..messages import Answer, Fault, Job, Work
 from ..native_messages import NativeOptions
 from ..runner import code_of, finish, open_bundle
@@ -131,8 +132,15 @@ def _run(kind: str, work: Work, code: bytes, options: NativeOptions, inputs: dic
         if arguments is not None:
             result = function(*arguments)
         else:
-            positional, named = _arrange(work.name, inputs, _parameters_of(kind, model, function))
-            result = function(*positional, **named)
+            parameters = _parameters_of(kind, model, function)
+            positional, named = _arrange(work.name, inputs, parameters)
+            try:
+                result = function(*positional, **named)
+            except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                if TORCH_MEMORY in str(error):
+                    raise
+                given = {**dict(zip(parameters.names, positional, strict=False)), **named}
+                raise Refused(type(error).__name__, _explained(work.name, error, given, parameters)) from error
     return _name(result, options.outputs)
 
 
@@ -157,6 +165,33 @@ def _function_of(kind: str, model: Any, work: Work) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True, slots=True)
+class _TensorKind:
+    """What a tensor is, or has to be.
+
+    Attributes:
+        dtype: its dtype.
+        sizes: of its dimensions; None for any.
+    """
+
+    dtype: torch.dtype
+    sizes: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _TensorKind:
+        """That of a tensor, perhaps one with sizes that are not known."""
+        return cls(tensor.dtype, tuple(each if isinstance(each, int) else None for each in tensor.shape))
+
+    def takes(self, other: _TensorKind) -> bool:
+        """Whether another one is as this one has to be."""
+        same = self.dtype == other.dtype and len(self.sizes) == len(other.sizes)
+        return same and all(own in (None, its) for own, its in zip(self.sizes, other.sizes, strict=True))
+
+    def __str__(self) -> str:
+        sizes = ", ".join("any" if each is None else str(each) for each in self.sizes)
+        return f"{str(self.dtype).removeprefix('torch.')} of shape [{sizes}]"
+
+
+@dataclass(frozen=True, slots=True)
 class _Parameters:
     """What a model takes.
 
@@ -164,13 +199,13 @@ class _Parameters:
         names: names of all parameters.
         count: how many of the first ones are positional: an exported program takes those that it was exported with.
         required: names of those without a default.
-        tensors: names of those that must be tensors.
+        tensors: those that must be tensors, by name, and what they have to be; None where that is not known.
     """
 
     names: list[str]
     count: int
     required: list[str]
-    tensors: set[str]
+    tensors: dict[str, _TensorKind | None]
 
 
 def _parameters_of(kind: str, model: Any, function: Any) -> _Parameters:
@@ -181,14 +216,16 @@ def _parameters_of(kind: str, model: Any, function: Any) -> _Parameters:
             [each.name for each in arguments],
             0,
             [each.name for each in arguments if not each.has_default_value()],
-            {each.name for each in arguments if str(each.type) == "Tensor"},
+            {each.name: None for each in arguments if str(each.type) == "Tensor"},
         )
     info = model.graph._codegen.pytree_info
     names = [each for each in info.orig_args if each != "self"]
     leaves = [each for each in model.graph.nodes if each.op == "placeholder"]
     positional, _ = info.in_spec.unflatten(leaves)
-    is_tensor = [isinstance(getattr(each, "meta", {}).get("val"), torch.Tensor) for each in positional]
-    tensors = {name for name, found in zip(names, is_tensor, strict=False) if found}
+    wanted = [getattr(each, "meta", {}).get("val") for each in positional]
+    tensors: dict[str, _TensorKind | None] = {
+        name: _TensorKind.of(each) for name, each in zip(names, wanted, strict=False) if isinstance(each, torch.Tensor)
+    }
     return _Parameters(names, len(positional), names[: len(positional)], tensors)
 
 
@@ -220,6 +257,20 @@ def _arrange(name: str, inputs: Mapping[str, Any], parameters: _Parameters) -> t
             raise Refused("TypeError", text)
     positional = [inputs[each] for each in names[: parameters.count]]
     return positional, {each: inputs[each] for each in inputs if each not in names[: parameters.count]}
+
+
+def _explained(name: str, error: Exception, given: dict[str, Any], parameters: _Parameters) -> str:
+    """What a model raised, behind the inputs that are not what it was exported with; else with what it was given."""
+    kinds = {each: _TensorKind.of(value) for each, value in given.items() if isinstance(value, torch.Tensor)}
+    wrong = [
+        f"the input {each!r} of {name!r} is {kind}, and the model takes {wanted}"
+        for each, kind in kinds.items()
+        if (wanted := parameters.tensors.get(each)) is not None and not wanted.takes(kind)
+    ]
+    text = f"{type(error).__name__}: {error}"
+    if wrong:
+        return f"{'; '.join(wrong)}; nothing is converted. {text}"
+    return f"{text}. {name!r} was given {', '.join(f'{each}: {kind}' for each, kind in kinds.items()) or 'no tensor'}"
 
 
 def _name(result: Any, names: list[str]) -> Any:
