@@ -61,6 +61,7 @@ def busy(request: pytest.FixtureRequest, workspace: Path, gate: Gate) -> Iterato
         assert isinstance(other.exception(LONG_S), (SessionNotStarted, WorkerDied))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", WAITING)
 def test_the_wait_for_another_threads_request_counts(busy: PythonSession, name: str) -> None:
     began_s = time.monotonic()
@@ -69,6 +70,7 @@ def test_the_wait_for_another_threads_request_counts(busy: PythonSession, name: 
     assert time.monotonic() - began_s < LONG_S
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", WAITING)
 def test_a_timeout_says_what_its_own_caller_asked_for(busy: PythonSession, name: str) -> None:
     with pytest.raises(ResponseTimeout, match="within 50 ms") as caught:
@@ -80,6 +82,7 @@ def test_a_timeout_says_what_its_own_caller_asked_for(busy: PythonSession, name:
     assert not caught.value.is_taken_up
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", ["fetch_response", "fetch_tensor", "calculate", "send_request"])
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 def test_a_timeout_behind_ones_own_request_is_that_of_the_new_one(
@@ -103,6 +106,7 @@ def test_a_session_that_runs_says_so_at_once_when_it_is_started_again(busy: Pyth
     assert time.monotonic() - began_s < LONG_S
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", PROMPT)
 def test_what_needs_no_answer_does_not_wait_for_another_threads_request(busy: PythonSession, name: str) -> None:
     began_s = time.monotonic()
@@ -110,6 +114,7 @@ def test_what_needs_no_answer_does_not_wait_for_another_threads_request(busy: Py
     assert time.monotonic() - began_s < LONG_S
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("end", [PythonSession.close, PythonSession.terminate, lambda s: s.please_exit(50)])
 def test_a_session_ends_in_the_middle_of_another_threads_request(
     busy: PythonSession, end: Callable[[PythonSession], Any]
@@ -210,6 +215,7 @@ def test_a_timeout_says_what_the_worker_does(workspace: Path, gate: Gate, channe
         assert session.wait_for_response(FOREVER_MS) == "late"
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("remark", ["", "busy: epoch 3"])
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 def test_a_request_that_waits_behind_one_by_hand_is_not_said_to_be_taken_up(

@@ -76,6 +76,7 @@ def interrupt_twice_at_all_steps(outer: Callable[[], object], interrupted: Calla
     assert step > 5
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("outer", [ask_for_text, calculate, calculate_with_torch, fetch_what_was_sent, ask_in_steps])
 def test_a_handler_that_interrupts_a_handler_loses_no_answer(

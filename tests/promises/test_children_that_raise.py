@@ -97,6 +97,7 @@ def _each_with_some() -> list[Any]:
     ]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("action", "options"), _each_with_some())
 def test_no_step_of_a_request_costs_the_parent_anything(
     workspace: Path, is_full: bool, action: Callable[[PythonSession], None], options: str

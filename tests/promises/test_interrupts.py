@@ -190,6 +190,7 @@ def fail(session: PythonSession) -> None:
         session.fetch_response("missing")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("options", [{}, {"auth": True}], ids=["mapped", "signed"])
 @pytest.mark.parametrize("ask", [calculate_anew, calculate_with_torch, fetch_what_was_sent, send_only, fail])
 def test_no_step_at_which_a_handler_raises_leaves_a_session_busy(
