@@ -41,7 +41,7 @@ def predict(request: Request, body: Images, timeout_ms: Timeout = 10_000) -> dic
 
 
 def note(error: Exception) -> None:
-    """For the log alone: the text names paths. Only its first line, as the rest is the worker's output, logged already."""
+    """For the log alone: the text names paths. What follows its first line, the worker has printed into the log."""
     first = str(error).partition("\n")[0].removesuffix("; its last output:")
     logging.getLogger("uvicorn.error").error("%s", first)
 
