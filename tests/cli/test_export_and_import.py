@@ -16,7 +16,7 @@ from commands import lines, run
 from typer.testing import CliRunner
 
 from tr_mmap.cli import app
-from tr_mmap.store import EmbedderMismatch, Store
+from tr_mmap.store import EmbedderMismatch, OptionMismatch, Store
 from tr_mmap.store.embedders import Named
 from tr_mmap.store.incoming import import_from, read_source
 from tr_mmap.tsr.dtypes import TABLE, DType
@@ -119,7 +119,7 @@ def test_an_export_of_nothing_keeps_what_the_store_is(place: Path) -> None:
     Store("notes", dim=3, metric="dot").close()
     run("export", "notes", "out")
     assert run("import", "again", "out").stderr == "0 records added\n"
-    with pytest.raises(EmbedderMismatch, match="metric"):
+    with pytest.raises(OptionMismatch, match="metric"):
         Store("again", metric="l2")
 
 

@@ -68,6 +68,7 @@ def busy(request: pytest.FixtureRequest, workspace: Path, gate: Gate) -> Iterato
         assert isinstance(other.exception(LONG_S), (SessionNotStarted, WorkerDied))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("busy", "name"), BEHIND, indirect=["busy"])
 def test_the_wait_for_another_threads_request_counts(busy: PythonSession, name: str) -> None:
     began_s = time.monotonic()
@@ -76,6 +77,7 @@ def test_the_wait_for_another_threads_request_counts(busy: PythonSession, name: 
     assert time.monotonic() - began_s < LONG_S
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("busy", "name"), BEHIND, indirect=["busy"])
 def test_a_timeout_says_what_its_own_caller_asked_for(busy: PythonSession, name: str) -> None:
     with pytest.raises(ResponseTimeout, match="within 50 ms") as caught:
@@ -87,6 +89,7 @@ def test_a_timeout_says_what_its_own_caller_asked_for(busy: PythonSession, name:
     assert not caught.value.is_taken_up
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(("options", "name"), [each for each in BEHIND if not each[1].startswith("wait")])
 def test_a_timeout_behind_ones_own_request_is_that_of_the_new_one(
     workspace: Path, gate: Gate, options: str, name: str
@@ -152,6 +155,7 @@ def test_a_session_that_runs_says_so_at_once_when_it_is_started_again(busy: Pyth
     assert time.monotonic() - began_s < LONG_S
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", PROMPT)
 def test_what_needs_no_answer_does_not_wait_for_another_threads_request(busy: PythonSession, name: str) -> None:
     began_s = time.monotonic()
@@ -159,6 +163,7 @@ def test_what_needs_no_answer_does_not_wait_for_another_threads_request(busy: Py
     assert time.monotonic() - began_s < LONG_S
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("end", [PythonSession.close, PythonSession.terminate, lambda s: s.please_exit(50)])
 def test_a_session_ends_in_the_middle_of_another_threads_request(
     busy: PythonSession, end: Callable[[PythonSession], Any]
@@ -259,6 +264,7 @@ def test_a_timeout_says_what_the_worker_does(workspace: Path, gate: Gate, channe
         assert session.wait_for_response(FOREVER_MS) == "late"
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("remark", ["", "busy: epoch 3"])
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 def test_a_request_that_waits_behind_one_by_hand_is_not_said_to_be_taken_up(

@@ -22,6 +22,7 @@ def flip(path: str) -> None:
         file.write(b"\xff")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("next_request", ["send_request", "fetch_response", "calculate"])
 @pytest.mark.parametrize(
     ("damage", "checksum", "error"), [(flip, True, TSRFormatError), (os.unlink, False, StaleTensor)]

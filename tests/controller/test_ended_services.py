@@ -149,6 +149,7 @@ def test_every_wait_for_a_worker_whose_process_lives_on_ends_with_its_service(
     assert all(f"its process {session.pid} waits for its own" in str(each) for each in errors)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("channel", CHANNELS)
 @pytest.mark.parametrize("message", ["leave thread", "nonsense"])
 def test_what_is_said_of_a_service_that_has_ended_and_a_new_start(started: Any, channel: str, message: str) -> None:

@@ -70,6 +70,7 @@ class Forks:
         return os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("call", CALLS)
 def test_a_child_that_comes_back_into_a_request_is_told_that_the_session_is_its_parents(

@@ -61,6 +61,7 @@ def queue_of(session: PythonSession) -> Any:
     return session._dispatcher._consuming  # type: ignore[union-attr]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("inner", CALLS)
 @pytest.mark.parametrize("outer", CALLS)
 def test_its_request_goes_first(
@@ -83,6 +84,7 @@ def test_its_request_goes_first(
     assert not busy.new_response()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("outer", CALLS)
 def test_it_may_end_the_session(busy: PythonSession, when_queued: LoneHandler, outer: str, end: str) -> None:

@@ -134,6 +134,7 @@ def test_an_answer_without_the_name_is_never_that_to_the_next_request(session: P
         assert recv(session, "result_0") == full(value)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("how", ["wait", "read"])
 def test_after_the_text_of_an_answer_its_tensors_can_still_be_taken(session: PythonSession, how: str) -> None:
     for value in range(5):  # first by the slow path, and then by the fast one

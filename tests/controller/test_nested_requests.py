@@ -43,6 +43,7 @@ INNER: dict[str, Callable[[PythonSession], Any]] = {
 WANTED = {"text": "inner", "tensor": A.tolist(), "steps": "steps"}
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("inner", INNER)
 def test_a_signal_handler_may_make_requests_while_another_is_under_way(
@@ -142,6 +143,7 @@ def test_a_handler_in_the_middle_of_taking_an_earlier_answer_gets_its_own(worksp
         assert session.wait_for_response(FOREVER_MS) == '"first"'
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("moment", ["receive", "check_own"])
 def test_a_handler_may_take_the_answer_that_it_interrupts_for_the_next_request(
@@ -213,6 +215,7 @@ OUTER: dict[str, Callable[[PythonSession, str], Any]] = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("outer", OUTER)
 def test_a_request_is_answered_although_a_handler_asks_the_worker_to_exit(

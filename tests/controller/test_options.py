@@ -347,6 +347,7 @@ def test_starts_are_logged(workspace: Path, caplog: pytest.LogCaptureFixture) ->
         assert f"process {session.pid}" in caplog.text
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("views", [None, "readonly", "copy_on_write"])
 @pytest.mark.parametrize("count", [4, 100_000])
 def test_received_arrays_are_of_the_kind_that_was_asked_for(workspace: Path, views: Any, count: int) -> None:

@@ -154,6 +154,7 @@ def test_requests_that_wait_behind_a_request_to_exit_are_not_sent(session: Pytho
         assert exiting.result(BOUND_S)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("end", [PythonSession.terminate, PythonSession.close, lambda each: os.kill(each.pid, 9)])
 def test_a_worker_that_a_signal_ends_has_not_ended_by_itself(
     session: PythonSession, gate: Gate, end: Callable[[PythonSession], Any]
@@ -201,6 +202,7 @@ def reap(number: int) -> None:
     signal.signal(number, take_all)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("lose_exit_code", [ignore, reap])
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_where_the_exit_code_is_lost_a_workers_farewell_says_that_it_ended_by_itself(

@@ -29,6 +29,7 @@ def when_busy(fresh: PythonSession) -> Iterator[LoneHandler]:
         yield arm
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("call", ["calculate", "fetch", "send"])
 def test_a_handler_that_restarts_the_worker_ends_the_request_and_no_other(
     fresh: PythonSession, when_busy: LoneHandler, gate: Gate, call: str

@@ -157,6 +157,7 @@ def test_sessions_run_side_by_side(workspace: Path) -> None:
         assert three.fetch_response("hello three") == "Hello Three"
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 @pytest.mark.parametrize("is_forgotten", [False, True], ids=["restarted", "found dead by another"])
 def test_a_request_lost_with_its_worker_fails_once_and_takes_no_other_threads_answer(

@@ -132,6 +132,7 @@ server.run()
 """
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("way", ["none", *WAYS])
 @pytest.mark.parametrize("before", [True, False])
 def test_what_a_workers_script_ignores_or_blocks_itself_stays(tmp_path: Path, way: str, before: bool) -> None:

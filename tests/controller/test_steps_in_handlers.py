@@ -52,6 +52,7 @@ def wanted(kind: str, name: str) -> Any:
     return name if kind == "text" else {"outer": OUTER, "inner": INNER}[name].tolist()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("inner", ASK)
 @pytest.mark.parametrize("outer", ASK)
 def test_both_get_their_own_answers(held: PythonSession, when_waiting: LoneHandler, outer: str, inner: str) -> None:

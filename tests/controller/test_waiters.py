@@ -37,6 +37,7 @@ def test_a_wait_for_a_named_tensor_beside_a_dying_worker_learns_how_it_died(chan
     session.close()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 @pytest.mark.parametrize("wait", WAITS)
 @pytest.mark.parametrize("end", ENDS)
@@ -89,6 +90,7 @@ def test_an_answer_reaches_its_taker_while_another_thread_makes_a_long_request(c
         assert other.result(BOUND_S) == "two"
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 @pytest.mark.parametrize("wait", WAITS)
 @pytest.mark.parametrize("how", ["terminate", "kill", "exit"])

@@ -147,6 +147,7 @@ def test_a_handler_that_exits_ends_the_worker_with_its_status(own: PythonSession
     assert caught.value.exit_code == 4
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "busy"])
 def test_sigint_and_sigterm_end_the_worker_cleanly(own: PythonSession, gate: Gate, number: int, is_busy: bool) -> None:

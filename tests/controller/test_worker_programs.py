@@ -471,6 +471,7 @@ def test_a_controller_that_has_its_library_where_a_variable_says_starts_its_work
     assert done.stdout == "True\n", done.stderr
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -23,8 +23,9 @@ pytestmark = pytest.mark.timeout(400)  # the first test that needs a program com
 DOCUMENTS = SOURCES / "documents"
 PLAIN = DOCUMENTS / "mixed_plain.cpp"  # a file beside them, which does not include tech_renaissance.h
 STRICT = [*WARNINGS, "-Wshadow", "-Wconversion"]
-COMPILERS = ["g++", "clang++"]
 SANITIZED = "clang++" if shutil.which("clang++") else "g++"  # with sanitizers g++ takes twice as long
+# By default g++ compiles the programs, and those of clang++ are run; --full runs those of g++ too.
+COMPILERS = [pytest.param("g++", marks=[] if SANITIZED == "g++" else pytest.mark.full_only), "clang++"]
 
 EXPECTED = {
     "async": ["(2,2) 6", "4", "16"],
@@ -127,6 +128,16 @@ def documents(request: pytest.FixtureRequest) -> Path:
                 run([compiler, *flags, *objects, "-o", temporary, "-pthread"])
                 temporary.rename(program)
     return program
+
+
+@pytest.mark.skipif(SANITIZED == "g++", reason="their programs are run")
+def test_the_programs_of_the_documents_compile_without_a_warning_by_gcc_too(tmp_path: Path) -> None:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("NOT TESTED: the documents' programs with g++, which is not there")
+    unit = tmp_path / "documents.cpp"
+    unit.write_text(one_program())
+    run_both([[compiler, *STRICT, f"-I{INCLUDE}", "-fsyntax-only", each] for each in (unit, PLAIN)])
 
 
 @pytest.mark.parametrize("name", list(EXPECTED))

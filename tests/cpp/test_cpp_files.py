@@ -201,7 +201,7 @@ def test_mutated_files_are_to_load_tsr_what_they_are_to_python(
     suite: Path, vectors: Any, is_full: bool, figures: Callable[[str], None]
 ) -> None:
     """And mutated messages do no harm."""
-    count = 1_000_000 if is_full else 30_000
+    count = 1_000_000 if is_full else 10_000
     reader, writer = os.pipe()
     arguments = [suite, "fuzz", str(count), "1", vectors[0], f"/dev/fd/{writer}"]
     process = subprocess.Popen(arguments, pass_fds=[writer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

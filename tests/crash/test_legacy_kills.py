@@ -27,7 +27,7 @@ def place_of(tmp_path: Path, is_in_project: bool) -> tuple[Project, dict[str, st
 
 
 def rounds(is_full: bool) -> int:
-    return 100 if is_full else 5
+    return 100 if is_full else 3
 
 
 @pytest.mark.long

@@ -68,6 +68,7 @@ def test_a_process_has_nothing_of_its_host_but_its_work(environment: Environment
     assert variables["GRANTED"] == "yes"
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "environment", machines("no namespaces", "no Landlock", of=[each for each in ENVIRONMENTS if each.missing])

@@ -25,7 +25,7 @@ from tr_mmap.gateway import ConnectionLost, RemoteRecord, RemoteStore, TensorInf
 from tr_mmap.gateway.client.store_messages import StoreAsks
 from tr_mmap.gateway.errors import BadRequest, Conflict, Forbidden, NotFound, StoreFull, TooLarge, Unauthorized
 from tr_mmap.gateway.store_api import CreateStoreBody
-from tr_mmap.store import EmbedderMismatch, NoSuchRecord, Record, RecordExists, Store, VersionConflict, WrongShape
+from tr_mmap.store import NoSuchRecord, OptionMismatch, Record, RecordExists, Store, VersionConflict, WrongShape
 
 both = pytest.mark.parametrize("kind", KINDS)
 
@@ -286,7 +286,7 @@ def test_a_store_is_made_once_and_says_what_it_is(client: Any) -> None:
     info = store.create(dim=3, metric="dot", indexed=("kind",), budget_nbytes=1 << 20, at_budget="evict")
     assert (info.name, info.dim, info.metric, info.indexed, info.durability) == (store.name, 3, "dot", ("kind",), "os")
     assert store.create(dim=3) == store.info() == info
-    with pytest.raises(EmbedderMismatch) as caught:
+    with pytest.raises(OptionMismatch) as caught:
         store.create(dim=4)
     assert (caught.value.option, caught.value.expected, caught.value.found) == ("dim", 3, 4)
     with pytest.raises(Conflict):
@@ -372,6 +372,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception]]] = [
 ]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("method", "arguments", "error"), WRONG, ids=[f"{each[0]}-{n}" for n, each in enumerate(WRONG)]
 )

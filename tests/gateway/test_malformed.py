@@ -126,6 +126,7 @@ def test_a_tensor_is_what_it_says_or_is_refused(tensor: dict[str, Any]) -> None:
     assert list(found.shape) == tensor["shape"]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", ["bool", "int8", "int64", "uint64", "float16", "float32", "float64"])
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (200_000,), (2, 1, 3), (70_000, 2)])
 def test_lists_become_the_array_that_they_were(dtype: str, shape: tuple[int, ...]) -> None:

@@ -182,4 +182,5 @@ def test_the_recipe_of_a_release_makes_files_that_install_and_run(tmp_path: Path
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("the README's example runs") == 3
+    assert "has no pictures" in done.stdout  # as long as there is no address
     assert "manylinux" in next((tmp_path / "out").glob("*.whl")).name

@@ -39,6 +39,7 @@ print("done")
 """
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("sigpipe", ["default", "handled"])
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 def test_nothing_is_left_where_nobody_reads_what_a_worker_prints(

@@ -72,6 +72,7 @@ def children() -> list[psutil.Process]:
     return [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
 @pytest.mark.parametrize("worker", [OLD_WORKER, TOOLS], ids=["old", "ours"])
 def test_a_controller_that_is_killed_leaves_nothing(workspace: Path, worker: Path, number: int) -> None:

@@ -71,6 +71,7 @@ def outer(worker: str, channel: str, message: str) -> Iterator[subprocess.Popen[
             running.kill()
 
 
+@pytest.mark.each_value
 @CHANNELS
 @pytest.mark.parametrize("depth", [0, 1])
 def test_nothing_is_left_of_the_session_of_a_busy_handler_whose_controller_was_killed(

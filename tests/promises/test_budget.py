@@ -95,6 +95,7 @@ TAKES: dict[str, Callable[[PythonSession], Any]] = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("take", TAKES)
 @pytest.mark.parametrize("end", ENDS)
 def test_a_wait_for_room_that_an_end_ends_says_so(

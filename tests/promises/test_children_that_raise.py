@@ -88,16 +88,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def _each_with_some() -> list[Any]:
-    """Each action with two of the options, and each of these with two actions or more; the others with --full."""
-    return [
-        pytest.param(action, options, marks=[] if (first + second) % len(OPTIONS) < 2 else pytest.mark.full_only)
-        for first, action in enumerate(ACTIONS)
-        for second, options in enumerate(OPTIONS)
-    ]
-
-
-@pytest.mark.parametrize(("action", "options"), _each_with_some())
+@pytest.mark.each_value
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("action", ACTIONS)
 def test_no_step_of_a_request_costs_the_parent_anything(
     workspace: Path, is_full: bool, action: Callable[[PythonSession], None], options: str
 ) -> None:

@@ -113,7 +113,7 @@ def in_a_child(work: Callable[[], bool]) -> Callable[[], None]:
 def test_live_views_stay_right_while_others_are_published_and_processes_forked(
     stream: Stream, is_full: bool, figures: Callable[[str], None]
 ) -> None:
-    views, publishes = (1000, 100_000) if is_full else (200, 8000)
+    views, publishes = (1000, 100_000) if is_full else (200, 4000)
     fds = open_files()
     children = []
     checks = 0

@@ -33,6 +33,7 @@ def mappings_of(directory: Path) -> int:
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("tensor", [NEW, LARGE[::2], np.zeros((0, 3))], ids=["contiguous", "strided", "empty"])
 @pytest.mark.parametrize("is_there", [False, True])
 def test_a_save_that_fails_leaves_the_old_file_or_none(
@@ -67,6 +68,7 @@ def test_a_save_that_fails_leaves_the_old_file_or_none(
     assert {"open", "replace", "pwrite"} <= set(failed)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
 @pytest.mark.parametrize("is_segment", [False, True])
 def test_a_load_that_fails_keeps_nothing_open(faults: Faults, tmp_path: Path, framework: Any, is_segment: bool) -> None:
@@ -167,6 +169,7 @@ def test_a_publish_that_fails_changes_nothing_and_can_be_repeated(
     assert (make is recycled or make is loan) == (not failed)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
 @pytest.mark.parametrize("is_known", [False, True])
 def test_a_receive_that_fails_gives_its_lease_back(

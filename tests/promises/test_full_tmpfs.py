@@ -126,6 +126,7 @@ def after_a_death(session: PythonSession, gate: Gate) -> Callable[[], None]:
 STATES = [as_started, with_a_tag, with_a_view, with_free_segments, while_asked, after_a_death]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("left_nbytes", [None, PAGE, 0], ids=["roomy", "a_page", "full"])
 def test_a_tensor_of_any_size_is_sent_or_refused(
@@ -270,6 +271,7 @@ def keep_in_worker(session: PythonSession) -> None:
     gc.collect()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 @pytest.mark.parametrize("auth", [False, True])
 def test_a_request_gets_the_room_that_the_worker_keeps_for_later_results(

@@ -88,6 +88,7 @@ for channel in sys.argv[3:]:
 """
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("how", ["none", "stub"])
 @pytest.mark.parametrize("package", ["ml_dtypes", "posix_ipc", "psutil"])
 def test_a_package_that_a_program_hides_from_itself_is_as_good_as_not_installed(
@@ -257,6 +258,7 @@ except ResponseTimeout:
 """
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 def test_a_program_with_replaced_threads_notices_a_workers_death_and_can_close(
     workspace: Path, tmp_path: Path, replacing: str, channel: str
@@ -312,6 +314,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("handler", ["", "sleep", "spin"])
 def test_a_worker_with_replaced_threads_ends_with_its_controller(
     workspace: Path, tmp_path: Path, replacing: str, handler: str

@@ -59,8 +59,9 @@ def alarm() -> Iterator[Alarm]:
     signal.signal(signal.SIGALRM, previous)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spin_us", [0, 200])
-def test_no_interrupt_of_a_request_costs_a_later_one(alarm: Alarm, spin_us: float) -> None:
+def test_no_interrupt_of_a_request_costs_a_later_one(alarm: Alarm, spin_us: float, is_full: bool) -> None:
     def ask() -> None:
         for number in range(50):
             assert session.fetch_response(f"say {number}") == str(number)
@@ -68,7 +69,7 @@ def test_no_interrupt_of_a_request_costs_a_later_one(alarm: Alarm, spin_us: floa
                 session.fetch_response("missing")
 
     with PythonSession(TOOLS, "interrupts", quiet_mode=True, spin_us=spin_us) as session:
-        while alarm.count < 1500:
+        while alarm.count < (1500 if is_full else 400):
             alarm.interrupt(ask, 300e-6)
             assert session.fetch_response("say on", 20_000) == "on"
         for number in range(20):
@@ -94,7 +95,8 @@ def test_no_interrupt_with_many_in_flight_costs_another_request(alarm: Alarm, op
         ask()
 
 
-def test_no_interrupt_of_a_calculation_costs_its_segments(alarm: Alarm) -> None:
+@pytest.mark.long
+def test_no_interrupt_of_a_calculation_costs_its_segments(alarm: Alarm, is_full: bool) -> None:
     def ask() -> None:
         for number in range(30):
             x = np.full(9, number)
@@ -104,13 +106,14 @@ def test_no_interrupt_of_a_calculation_costs_its_segments(alarm: Alarm) -> None:
                 assert session.calculate("echo", tensor).tolist() == tensor.tolist()
 
     with PythonSession(TOOLS, "interrupts", quiet_mode=True) as session:
-        while alarm.count < 600:
+        while alarm.count < (600 if is_full else 200):
             alarm.interrupt(ask, 600e-6)
             assert session.calculate("echo", np.arange(4)).tolist() == [0, 1, 2, 3]
         assert session.stats().segments < 20  # an exception between two steps of Python's may lose one
 
 
-def test_no_interrupt_of_a_receive_costs_a_lease(alarm: Alarm, tmp_path: Path) -> None:
+@pytest.mark.long
+def test_no_interrupt_of_a_receive_costs_a_lease(alarm: Alarm, tmp_path: Path, is_full: bool) -> None:
     pool, receiver = SegmentPool(str(tmp_path), "segment"), SegmentReader(str(tmp_path))
     tensors = [np.arange(16, dtype=np.float32), np.arange(16), np.arange(16).reshape(4, 4)]
     fds = set(os.listdir("/proc/self/fd"))
@@ -123,7 +126,7 @@ def test_no_interrupt_of_a_receive_costs_a_lease(alarm: Alarm, tmp_path: Path) -
             del view
             segment.release()
 
-    while alarm.count < 3000:
+    while alarm.count < (3000 if is_full else 800):
         alarm.interrupt(pass_on, 60e-6)
         drain()
         for mapped in list(receiver.mapped.values()):
@@ -209,6 +212,7 @@ def fail(session: PythonSession) -> None:
         session.fetch_response("missing")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("options", [{}, {"auth": True}], ids=["mapped", "signed"])
 @pytest.mark.parametrize("ask", [calculate_anew, calculate_with_torch, fetch_what_was_sent, send_only, fail])
 def test_no_step_at_which_a_handler_raises_leaves_a_session_busy(

@@ -121,6 +121,7 @@ def test_nothing_is_left_after_ctrl_c_before_the_worker_is_ready(workspace: Path
     assert not leftovers(workspace)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 @pytest.mark.parametrize("mode", ["plain", "no_with"])
 def test_nothing_is_left_after_the_controller_was_killed(workspace: Path, mode: str, number: int) -> None:

@@ -30,7 +30,7 @@ def soak(part: str, seconds: int, figures: Callable[[str], None]) -> None:
 def test_random_traffic_with_faults_is_right_and_flat_and_leaves_nothing(
     is_full: bool, figures: Callable[[str], None]
 ) -> None:
-    soak("--no-store", 600 if is_full else 10, figures)
+    soak("--no-store", 600 if is_full else 6, figures)
 
 
 @pytest.mark.long
@@ -38,7 +38,7 @@ def test_random_traffic_with_faults_is_right_and_flat_and_leaves_nothing(
 def test_a_store_with_faults_is_right_and_flat_and_leaves_nothing(
     is_full: bool, figures: Callable[[str], None]
 ) -> None:
-    soak("--no-sessions", 600 if is_full else 8, figures)
+    soak("--no-sessions", 600 if is_full else 5, figures)
 
 
 @pytest.mark.long

@@ -192,7 +192,7 @@ print("done", flush=True)
 def test_sweepers_race_with_each_other_and_with_starting_sessions_and_harm_nobody(
     workspace: Path, tmp_path: Path, is_full: bool, figures: Callable[[str], None]
 ) -> None:
-    rounds = "400" if is_full else "20"
+    rounds = "400" if is_full else "10"
     cheap = tmp_path / "python"
     # Ends with its parent, as a worker does.
     cheap.write_text('#!/bin/sh\nwhile kill -0 "$PPID" 2>/dev/null; do sleep 0.05; done\n')

@@ -247,6 +247,7 @@ def test_a_response_that_lies_there_is_never_taken_for_that_to_a_later_request(
     assert legacy.calculate("echo", A).tolist() == A.tolist()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("worker", [OLD_WORKER, TOOLS], ids=["old", "ours"])
 def test_a_request_waits_while_the_worker_is_in_one_by_hand_and_gets_its_own_response(

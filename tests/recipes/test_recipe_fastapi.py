@@ -156,5 +156,6 @@ def test_what_fails_is_in_the_log_and_not_in_the_answer_and_a_failed_start_is_tr
         (tmp_path / "gone.py").rename(worker)
         assert app.ask(timeout_ms=60_000).status_code == 200
         printed = app.end()
-    assert "KeyError: 'a secret'" in printed
+    assert printed.count("Traceback") == 1  # the worker's own
+    assert "ERROR:    'predict' failed in the worker: KeyError: 'a secret'\n" in printed
     assert "is no file" in printed  # ScriptNotFound

@@ -349,7 +349,7 @@ def test_a_fork_of_the_host_leaves_its_sandbox_alone() -> None:
 @pytest.mark.timeout(3600)
 def test_runs_whose_processes_are_killed_at_random(is_full: bool, figures: Callable[[str], None]) -> None:
     """Runs that may be retried are: fewer than one in a thousand fails; each failure is typed; nothing is left."""
-    runs = 10_000 if is_full else 150
+    runs = 10_000 if is_full else 80
     chance = random.Random(14)
     is_over = threading.Event()
     kills = 0

@@ -16,7 +16,7 @@ from power import Disk, keepers, trace
 from strace import strace
 from writer import fields_of, is_whole
 
-from tr_mmap.store import EmbedderMismatch, Store, StoreCorrupt
+from tr_mmap.store import OptionMismatch, Store, StoreCorrupt
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_a_store_stays_as_durable_as_it_was_made(root: Path) -> None:
             assert transaction.environment.raw.flags()["sync"]
         with store.clone() as twin, twin._catalogue.read() as transaction:
             assert transaction.environment.raw.flags()["sync"]
-    with pytest.raises(EmbedderMismatch, match="durability"):
+    with pytest.raises(OptionMismatch, match="durability"):
         Store("shared", root, durability="os")
     with Store("plain", root) as store, store._catalogue.read() as transaction:
         assert not transaction.environment.raw.flags()["sync"]

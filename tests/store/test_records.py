@@ -17,6 +17,7 @@ from tr_mmap.store import (
     EmbedderMismatch,
     NoSuchRecord,
     NoSuchStore,
+    OptionMismatch,
     RecordExists,
     Store,
     StoreClosed,
@@ -284,7 +285,7 @@ def test_the_budget_refuses_or_evicts_what_matters_least(root: Path) -> None:
 
 def test_what_a_store_does_at_its_budget_is_the_store_s_and_not_a_handle_s(root: Path) -> None:
     Store("fails", root).close()
-    with pytest.raises(EmbedderMismatch, match="open it without at_budget"):
+    with pytest.raises(OptionMismatch, match="open it without at_budget"):
         Store("fails", root, at_budget="evict")
     Store("evicts", root, at_budget="evict", budget_nbytes=2000).close()
     with Store("evicts", root) as store:
@@ -302,8 +303,8 @@ def test_an_embedder_makes_vectors_of_texts_and_another_one_is_refused(root: Pat
         assert store.search("zzz", mode="text") == []
     with pytest.raises(EmbedderMismatch, match="same embedder") as caught:
         Store("texts", root, embedder=other_embed)
-    assert caught.value.option == "embedder"
-    with pytest.raises(EmbedderMismatch, match="dim"):
+    assert (type(caught.value), caught.value.option) == (EmbedderMismatch, "embedder")
+    with pytest.raises(OptionMismatch, match="dim"):
         Store("texts", root, dim=25)
     with Store("texts", root) as store:  # without one, vectors can still be given
         assert store.search("aab", mode="text")[0].record.id == ids[2]

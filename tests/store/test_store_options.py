@@ -12,7 +12,15 @@ import pytest
 from store_support import embed
 
 from tr_mmap import OutOfSpace
-from tr_mmap.store import EmbedderMismatch, NoSuchRecord, RecordExists, Store, VersionConflict, WrongShape
+from tr_mmap.store import (
+    EmbedderMismatch,
+    NoSuchRecord,
+    OptionMismatch,
+    RecordExists,
+    Store,
+    VersionConflict,
+    WrongShape,
+)
 from tr_mmap.store.embedders import Named
 
 UNUSUAL: dict[str, Any] = {
@@ -39,9 +47,10 @@ def note_of(root: Path, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("option", UNUSUAL)
 def test_an_option_that_is_said_is_compared_also_if_it_is_what_a_new_store_would_have(root: Path, option: str) -> None:
     Store("options", root, dim=3, **UNUSUAL).close()
-    with pytest.raises(EmbedderMismatch, match=f"open it without {option}") as caught:
+    with pytest.raises(OptionMismatch, match=f"open it without {option}") as caught:
         Store("options", root, **{option: USUAL[option]})
     assert caught.value.option == option
+    assert isinstance(caught.value, EmbedderMismatch)  # which programs caught before there was a name for it
     Store("options", root, **{option: UNUSUAL[option]}).close()
 
 
@@ -177,7 +186,7 @@ def test_a_dim_that_a_later_opening_says_first_holds_for_all(root: Path) -> None
             with pytest.raises(WrongShape):
                 each.add(vector=np.ones(4))
         early.add(vector=np.ones(3))
-    with pytest.raises(EmbedderMismatch, match="dim"):
+    with pytest.raises(OptionMismatch, match="dim"):
         Store("learns", root, dim=4)
 
 

@@ -33,7 +33,7 @@ def test_a_killed_writer_loses_nothing_that_was_acknowledged_and_leaves_nothing_
     root: Path, is_full: bool, figures: Callable[[str], None]
 ) -> None:
     """A third of the kills come at any moment; the others are aimed at a write, from its begin to its commit."""
-    kills = 2000 if is_full else 30
+    kills = 2000 if is_full else 20
     inside = changes = 0
     chance = random.Random(15)
     ledger = Ledger()

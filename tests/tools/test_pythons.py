@@ -14,6 +14,7 @@ from support import ROOT
 
 WORDS = "#!/bin/sh\nprintf '%s\\n' \"{}\"\n"
 REFUSAL = "#!/bin/sh\necho 'pyenv: command not found' >&2\nexit 127\n"
+ONCE = "\n--plain\n--sanitize --seconds 12 tests/native\n"  # what .ci/run asks of tools/test, on the usual Python alone
 MISSING = re.compile(
     r"There is no Python 3\.97, neither in PATH nor in \S+/pyenv/versions\.\nInstall it, or name another: .+\n"
 )
@@ -72,6 +73,12 @@ def test_pyenv_s_version_is_found_behind_its_command_that_refuses(machine: Machi
     assert machine.with_setup("interpreter_of 3.97").stdout == f"{here}\n"
 
 
+def test_the_tests_in_plain_python_are_there() -> None:
+    found = re.search(r'^plain="([^"]*)"$', (ROOT / "tools" / "test").read_text(), re.MULTILINE)
+    assert found
+    assert [each for each in found[1].split() if not (ROOT / each.removeprefix("--ignore=")).exists()] == []
+
+
 @pytest.mark.parametrize("text", [REFUSAL, WORDS.format("3.96"), WORDS.format("3.97t")])
 def test_a_version_that_is_not_here_is_one_clear_error_and_leaves_nothing(machine: Machine, text: str) -> None:
     machine.add(machine.commands / "python3.97", text)
@@ -121,7 +128,7 @@ def test_continuous_integration_runs_the_short_tests_on_each_other_python_that_i
         machine.add(machine.commands / f"python{version}", WORDS.format(version))
     machine.fails_for("--python 3.96 --short")
     done = machine.run(".ci/run")
-    assert (machine.root / "calls").read_text() == "\n--python 3.96 --short\n--python 3.98 --short\n"
+    assert (machine.root / "calls").read_text() == f"{ONCE}--python 3.96 --short\n--python 3.98 --short\n"
     assert done.returncode == 3, done.stderr
     assert "No other" not in done.stdout
 
@@ -132,7 +139,7 @@ def test_continuous_integration_passes_and_says_so_where_there_is_no_other_pytho
     machine.add(machine.commands / "python3.95", WORDS.format("3.95"))
     machine.fails_for("nothing")
     done = machine.run(".ci/run")
-    assert (done.returncode, (machine.root / "calls").read_text()) == (0, "\n")
+    assert (done.returncode, (machine.root / "calls").read_text()) == (0, ONCE)
     assert done.stdout.splitlines()[-1].startswith("No other supported Python is here")
 
 

@@ -58,7 +58,7 @@ class Stores:
         Raises:
             Forbidden: stores are not made here.
             BadRequest: it cannot have that name.
-            EmbedderMismatch, Conflict: it is there, with other options.
+            OptionMismatch, EmbedderMismatch, Conflict: it is there, with other options.
             BadMessage, UnsupportedTensor: an option is wrong.
             StoreFull: there is no room.
         """

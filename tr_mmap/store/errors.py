@@ -10,6 +10,7 @@ __all__ = [
     "EmbedderMismatch",
     "NoSuchRecord",
     "NoSuchStore",
+    "OptionMismatch",
     "RecordExists",
     "SnapshotExpired",
     "StoreBusy",
@@ -94,10 +95,10 @@ class WrongShape(TRException, ValueError):
 
 
 class EmbedderMismatch(TRException, ValueError):
-    """The store was made with other options than it is opened with: vectors of two embedders cannot be compared.
+    """The store's vectors were made by another embedder. Vectors of two embedders cannot be compared.
 
     Attributes:
-        option: which option.
+        option: ``"embedder"``; a subclass has others.
         expected: what the store has.
         found: what was given.
     """
@@ -108,6 +109,18 @@ class EmbedderMismatch(TRException, ValueError):
 
     def __init__(self, message: str, *, option: str, expected: Any, found: Any) -> None:
         super().__init__(message, option=option, expected=expected, found=found)
+
+
+class OptionMismatch(EmbedderMismatch):
+    """The store was made with another option than it is opened with.
+
+    It is an :class:`EmbedderMismatch` because programs that were written before it had a name catch that.
+
+    Attributes:
+        option: ``"dim"``, ``"dtype"``, ``"metric"``, ``"indexed"``, ``"at_budget"`` or ``"durability"``.
+        expected: what the store has.
+        found: what was given.
+    """
 
 
 class StoreCorrupt(TRException, OSError):

@@ -13,7 +13,7 @@ from ..errors import BadMessage
 from ..tsr.dtypes import resolve
 from .arguments import is_text
 from .closeness import METRICS
-from .errors import EmbedderMismatch
+from .errors import EmbedderMismatch, OptionMismatch
 
 __all__ = ["DURABILITIES", "AtBudget", "Durability", "Embedder", "Options", "Wanted", "embedder_name"]
 
@@ -59,13 +59,14 @@ class Options(msgspec.Struct):
             wanted: the options that it is opened with.
 
         Raises:
-            EmbedderMismatch: an option differs; ``option`` says which one.
+            OptionMismatch: an option differs; ``option`` says which one.
+            EmbedderMismatch: the store's vectors were made by another embedder.
         """
         for option in ("dim", "dtype", "metric", "indexed", "at_budget", "durability"):
             own, other = getattr(self, option), getattr(wanted, option)
             is_same = set(own) == set(other) if option == "indexed" and other is not None else own == other
             if other is not None and own is not None and not is_same:
-                raise EmbedderMismatch(
+                raise OptionMismatch(
                     f"the store {self.name!r} has {option} {own!r}, not {other!r}; open it without {option}, or make "
                     "another store",
                     option=option,

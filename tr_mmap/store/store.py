@@ -59,7 +59,8 @@ class Store(StoreReads):
         BadMessage: an option is wrong; ``detail`` says which.
         UnsupportedTensor: there is no such dtype.
         NoSuchStore: there is none, and ``create`` is False.
-        EmbedderMismatch: the store has another option.
+        OptionMismatch: the store has another option.
+        EmbedderMismatch: the store's vectors were made by another embedder.
         HostilePath: other users may write in the store's folder.
         OutOfSpace: there is no room.
         StoreCorrupt: the store's files are damaged.

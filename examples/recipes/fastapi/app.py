@@ -41,8 +41,9 @@ def predict(request: Request, body: Images, timeout_ms: Timeout = 10_000) -> dic
 
 
 def note(error: Exception) -> None:
-    """For the log alone: the text names paths, and has the worker's traceback or its last lines."""
-    logging.getLogger("uvicorn.error").error("%s", error)
+    """For the log alone: the text names paths. What follows its first line, the worker has printed into the log."""
+    first = str(error).partition("\n")[0].removesuffix("; its last output:")
+    logging.getLogger("uvicorn.error").error("%s", first)
 
 
 @app.exception_handler(ResponseTimeout)

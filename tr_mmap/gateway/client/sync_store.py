@@ -69,7 +69,7 @@ class RemoteStore:
             durability: ``"os"`` if a new store is not told.
 
         Raises:
-            EmbedderMismatch, Conflict: it is there with other options.
+            OptionMismatch, EmbedderMismatch, Conflict: it is there with other options.
             Forbidden: the token is no administrator's, or stores are not made there.
         """
         return self._call(
