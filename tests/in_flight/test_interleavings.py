@@ -7,161 +7,31 @@ the variant *as in C* has its steps. A ring has one or two slots here, and a slo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from interleavings import Machine, Program
+from ring_model import (
+    BELL,
+    BLANK,
+    DONE,
+    FIFO,
+    LOCK,
+    POSTS,
+    Bytes,
+    Kind,
+    Model,
+    finds,
+    line_of,
+    store,
+    taken_lines,
+)
 
 from tr_mmap.native.reference import ring as module
 from tr_mmap.native.reference.ring import Ring
-from tr_mmap.wire.messages import BLANK_NUMBER, RING_BELL_OFFSET, RING_CANCEL_OFFSET, RING_DONE_OFFSET
-
-SLOT_NBYTES = 32  # {"seq":␠, the number, and two words of the rest
-BLANK = int.from_bytes(BLANK_NUMBER.encode(), "little")
-DONE, BELL, CANCEL = RING_DONE_OFFSET // 8, RING_BELL_OFFSET // 8, RING_CANCEL_OFFSET // 8
-FIRST_NUMBER = (module.RING_WORDS_NBYTES + 8) // 8
-START = int.from_bytes(b'{"seq": ', "little")
-FIFO, POSTS, LOCK = "the bell's FIFO", "the semaphore", "a lock"
-BUFFER = bytearray(module.RING_NBYTES)
-
-Kind = type[Ring]
-
-
-class Words:
-    """The words of a ring, in a machine's memory."""
-
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-
-    def __getitem__(self, index: int) -> int:
-        value: int = self.machine.load(index)
-        return value
-
-    def __setitem__(self, index: int, value: int) -> None:
-        self.machine.store(index, value)
-
-
-class Bytes:
-    """The same as bytes, which are copied word by word, from the first or from the last."""
-
-    def __init__(self, machine: Machine, *, is_backwards: bool = False) -> None:
-        self.machine = machine
-        self.step = -1 if is_backwards else 1
-
-    def __setitem__(self, span: slice, text: bytes) -> None:
-        words = [int.from_bytes(text[at : at + 8].ljust(8), "little") for at in range(0, len(text), 8)]
-        for place in range(len(words))[:: self.step]:
-            self.machine.store(span.start // 8 + place, words[place])
-
-    def __getitem__(self, span: slice) -> SimpleNamespace:
-        places = list(range(span.start // 8, span.stop // 8))[:: self.step]
-
-        def copied() -> bytes:
-            words = {place: self.machine.load(place) for place in places}
-            return b"".join(words[place].to_bytes(8, "little") for place in sorted(places))
-
-        return SimpleNamespace(tobytes=copied)
-
-
-class NumbersOnly(Bytes):
-    """Texts that are there as soon as their numbers are: for models in which no slot is used too early."""
-
-    def __setitem__(self, span: slice, text: bytes) -> None:
-        pass
-
-    def __getitem__(self, span: slice) -> SimpleNamespace:
-        number = self.machine.load(span.start // 8 + 1).to_bytes(8, "little")
-        return SimpleNamespace(tobytes=lambda: line_of(int(number)) + b"\n")
-
-
-class Model:
-    """A machine, and rings over its memory.
-
-    Args:
-        slots: how many the rings have.
-        unfenced: the programs whose fences are left out.
-        text: makes the texts of the messages.
-    """
-
-    def __init__(
-        self,
-        patch: pytest.MonkeyPatch,
-        slots: int = 2,
-        unfenced: Iterable[int] = (),
-        text: Callable[[Machine], Bytes] = NumbersOnly,
-    ) -> None:
-        numbers = [FIRST_NUMBER + slot * SLOT_NBYTES // 8 for slot in range(slots)]
-        self.machine = Machine(dict.fromkeys(numbers, BLANK) | {number - 1: START for number in numbers})
-        self.text = text
-        self.unfenced = set(unfenced)
-        patch.setattr(module, "RING_SLOTS", slots)
-        patch.setattr(module, "RING_SLOT_NBYTES", SLOT_NBYTES)
-        patch.setattr(module, "_fence", self.fence)
-        patch.setattr(module, "_key_of", lambda _: (0, 0))
-        patch.setattr(module, "os", SimpleNamespace(write=self.write_to_fifo))
-
-    def fence(self) -> None:
-        if self.machine.running not in self.unfenced:
-            self.machine.fence()
-
-    def write_to_fifo(self, _fd: int, _text: bytes) -> int:
-        """The kernel takes a lock for it, so the stores before it reach memory first."""
-        self.machine.exchange(FIFO, lambda _: 1)
-        return 1
-
-    def drain_fifo(self) -> None:
-        self.machine.exchange(FIFO, lambda _: 0)
-
-    def post(self) -> None:
-        self.machine.exchange(POSTS, lambda count: count + 1)
-
-    def ring(self, kind: Kind = Ring) -> Ring:
-        ring = kind(BUFFER)
-        ring._words = Words(self.machine)  # type: ignore[assignment] # of the machine
-        ring._buffer = self.text(self.machine)  # type: ignore[assignment]
-        ring.set_bell(0)
-        return ring
-
-    def explore(self, programs: list[Program], check: Callable[[list[list[Any]]], None]) -> None:
-        self.machine.explore(programs, check)
-        assert self.machine.states > 20
-
-
-def message(number: int) -> bytes:
-    return b'{"seq":%d,%s' % (number, bytes([ord("`") + number]) * 14)
-
-
-def line_of(number: int) -> bytes:
-    return b'{"seq": %8d,%s' % (number, bytes([ord("`") + number]) * 14)
-
-
-def store(ring: Ring, number: int) -> None:
-    assert ring.store(number, message(number))
-
-
-def taken_lines(ring: Ring) -> Iterator[bytes]:
-    """Looks once."""
-    position = ring.taken
-    try:
-        line = ring.peek()
-    except ValueError:
-        line = b"a line without an end"
-    if line is not None:
-        ring.advance(position, True)
-        yield line
-
-
-def finds(explore: Callable[[], None], *, is_broken: bool) -> None:
-    if not is_broken:
-        explore()
-        return
-    with pytest.raises(AssertionError):
-        explore()
-
 
 # -- a slot's number, and what was seen of it: store() and peek(); ring_store() and next_line() in ring.c -------------
 
@@ -518,120 +388,3 @@ def test_an_answer_is_consumed_when_the_thread_that_consumes_leaves(broken: str 
 
     machine = Machine({OWNER: 1, ANSWERS: 1})
     finds(lambda: machine.explore([caller, looper], check), is_broken=broken is not None)
-
-
-# -- cancel() against take(): py_cancel, py_take and ring_is_cancelled in ring.c --------------------------------------
-
-
-class LooksThenCancels(Ring):
-    def cancel(self, position: int) -> bool:
-        was_done = self.done_by_peer > position
-        super().cancel(position)
-        return not was_done
-
-
-class SaysItLate(Ring):
-    """Looks whether a request is cancelled, and then says that it was taken."""
-
-    def all_done(self) -> None:
-        pass
-
-    def is_cancelled(self, position: int) -> bool:
-        is_cancelled = super().is_cancelled(position)
-        super().all_done()
-        return is_cancelled
-
-
-class CancelsAny(Ring):
-    """Lets the word of an older request replace that of a newer one, which has the same slot."""
-
-    def cancel(self, position: int) -> bool:
-        self._words[CANCEL + position % module.RING_SLOTS] = position + 1
-        module._fence()
-        return self.done_by_peer <= position
-
-
-def serve(ring: Ring, log: list[Any]) -> None:
-    """Take the next request if there is one, and answer it; the order of ``take_request`` and of ``_answer``."""
-    position = ring.taken
-    if ring.take() is not None:
-        is_cancelled = ring.is_cancelled(position)
-        log.append((position, "cancelled" if is_cancelled else "called"))
-
-
-@pytest.mark.parametrize("is_put_back", [False, True], ids=["one way", "fast path and slow path"])
-@pytest.mark.parametrize(
-    ("cancels", "takes", "unfenced"),
-    [
-        (Ring, Ring, ()),
-        (Ring, Ring, (0,)),
-        (Ring, Ring, (1,)),
-        (LooksThenCancels, Ring, ()),
-        (Ring, SaysItLate, ()),
-    ],
-    ids=["right", "no fence in cancel", "no fence in is_cancelled", "cancel looks first", "done is said late"],
-)
-def test_a_request_whose_cancel_succeeds_is_not_handled_and_has_one_answer(
-    monkeypatch: pytest.MonkeyPatch, cancels: Kind, takes: Kind, unfenced: tuple[int, ...], is_put_back: bool
-) -> None:
-    model = Model(monkeypatch, unfenced=unfenced)
-
-    def controller(_: Machine, log: list[Any]) -> None:
-        ring = model.ring(cancels)
-        store(ring, 1)
-        store(ring, 2)
-        log.append(ring.cancel(1))
-
-    def worker(machine: Machine, log: list[Any]) -> None:
-        ring = model.ring(takes)
-        serve(ring, log)
-        if not is_put_back:
-            serve(ring, log)
-        elif ring.take() is not None:  # the fast path leaves what is cancelled to the slow path
-            if not ring.is_cancelled(ring.taken - 1):
-                log.append((ring.taken - 1, "called"))
-            else:
-                ring.put_back()
-        machine.join(0)
-        serve(ring, log)
-        serve(ring, log)
-
-    def check(logs: list[list[Any]]) -> None:
-        assert [position for position, _ in logs[1]] == [0, 1]
-        assert logs[1][0] == (0, "called")
-        assert logs[1][1] == (1, "cancelled") or not logs[0][0]
-
-    is_broken = bool(unfenced) or (cancels, takes) != (Ring, Ring)
-    finds(lambda: model.explore([controller, worker], check), is_broken=is_broken)
-
-
-@pytest.mark.parametrize("cancels", [Ring, CancelsAny], ids=["right", "the older replaces the newer"])
-def test_a_cancel_of_a_request_that_runs_takes_none_back_from_a_later_one(
-    monkeypatch: pytest.MonkeyPatch, cancels: Kind
-) -> None:
-    """A worker with threads: a slow request is not answered yet when the ring has come round to its slot."""
-    model = Model(monkeypatch, slots=1)
-
-    def controller(machine: Machine, log: list[Any]) -> None:
-        ring = model.ring(cancels)
-        store(ring, 1)
-        machine.wait_for(DONE, bool)
-        store(ring, 2)
-        log.append(ring.cancel(1))
-        log.append(ring.cancel(0))
-
-    def worker(machine: Machine, log: list[Any]) -> None:
-        ring = model.ring()
-        machine.wait_for(FIRST_NUMBER, lambda number: number != BLANK)
-        serve(ring, log)
-        serve(ring, log)
-        machine.join(0)
-        serve(ring, log)
-
-    def check(logs: list[list[Any]]) -> None:
-        assert [position for position, _ in logs[1]] == [0, 1]
-        assert logs[1][0] == (0, "called")
-        assert not logs[0][1]
-        assert logs[1][1] == (1, "cancelled") or not logs[0][0]
-
-    finds(lambda: model.explore([controller, worker], check), is_broken=cancels is CancelsAny)
