@@ -23,7 +23,8 @@ from tr_mmap.channel import mapped
 from tr_mmap.channel.doorbell import Doorbell
 from tr_mmap.channel.mapped import MappedChannel
 from tr_mmap.controller import futures
-from tr_mmap.controller.fast_path import controller_fast_path
+from tr_mmap.controller.fast_path import Traffic, controller_fast_path
+from tr_mmap.controller.turn import Turn
 from tr_mmap.native import drain
 from tr_mmap.protocol.messages import Request, Response, TensorRef, decode_request, decode_response
 from tr_mmap.protocol.status import Status
@@ -358,7 +359,10 @@ def test_bad_rings_lose_nothing_that_takes_the_fast_path(
     relays = [Doorbell.create(name) for name in MappedChannel.new_doorbells()]  # what the extension rings
     controller._peer_doorbell, worker._peer_doorbell = relays
     problems: list[object] = []
-    controller_path = controller_fast_path(controller, asking, problems)
+    counters = native.Counters()
+    counters.limit = 1
+    traffic = Traffic(Turn(), Turn(), {}, asking.unannounced, asking.left, {}, counters)
+    controller_path = controller_fast_path(controller, asking, problems, traffic)
     worker_path = worker_fast_path(worker, answering, problems)
     assert controller_path is not None
     assert worker_path is not None
@@ -388,8 +392,8 @@ def test_bad_rings_lose_nothing_that_takes_the_fast_path(
         thread.start()
     try:
         for number in range(1, exchanges + 1):
-            answer = controller_path.call(number, f"x {number}", (), 30.0)
-            assert answer is not None
+            answer = controller_path.call(f"x {number}", (), 30.0, None)
+            assert isinstance(answer, tuple)
             assert answer[0].result == str(-number)
     finally:
         problems.append("over")
