@@ -370,7 +370,11 @@ class Dispatcher(Flow):
                     )
                     if claim not in self._claims:
                         continue  # another thread has taken it
-                    self.wait(claim, deadline_s, timeout_s, worker) if claim.outcome is None else None
+                    try:
+                        self.wait(claim, deadline_s, timeout_s, worker)
+                    except TRException:
+                        if claim.outcome is None:  # else this is it, and is said once
+                            raise
                 if self.drop_claim(claim):
                     return opened(claim.outcome)
         finally:
