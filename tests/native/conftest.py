@@ -16,14 +16,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     made.close()
 
 
-@pytest.fixture(scope="module")
-def unspoilt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """One into whose rings no test writes anything by hand, after which the two ends count differently."""
-    made = Pair(str(tmp_path_factory.mktemp("unspoilt")))
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
     made = Pair(str(tmp_path))

@@ -62,20 +62,20 @@ responses = st.builds(
 
 @given(responses, st.booleans())
 def test_any_answer_is_heard_by_the_fast_path_as_by_the_slow_path(
-    unspoilt: Pair, response: Response, is_awaited: bool
+    shared: Pair, response: Response, is_awaited: bool
 ) -> None:
-    unspoilt.receive_late()
-    response.seq = unspoilt.next_seq()
-    pending = unspoilt.expect(response.seq if is_awaited else unspoilt.next_seq())
-    unspoilt.worker.send(response)
-    if unspoilt.hear():
-        assert (pending.outcome, list(unspoilt.in_flight.values())) == (None, [pending])
-        assert unspoilt.answer() is not None  # it waits to be taken
+    shared.receive_late()
+    response.seq = shared.next_seq()
+    pending = shared.expect(response.seq if is_awaited else shared.next_seq())
+    shared.worker.send(response)
+    if shared.hear():
+        assert (pending.outcome, list(shared.in_flight.values())) == (None, [pending])
+        assert shared.answer() is not None  # it waits to be taken
         return
     assert is_awaited
     assert pending.outcome == (response, [])
-    assert pending.outcome[0] == decode_response(unspoilt.sent("response"))
-    assert (unspoilt.answer(), unspoilt.in_flight) == (None, {})
+    assert pending.outcome[0] == decode_response(shared.sent("response"))
+    assert (shared.answer(), shared.in_flight) == (None, {})
 
 
 def test_answers_reach_their_requests_in_whatever_order_they_come(pair: Pair) -> None:
