@@ -362,7 +362,8 @@ class FlowMachine(RuleBasedStateMachine):
         assert dispatcher is not None
         assert not dispatcher.in_flight
         assert not self.session.is_busy()
-        assert not self.session.new_response()
+        left = [(each.message, each.seq, str(each.outcome), each.is_lost) for each in dispatcher._claims]
+        assert not self.session.new_response(), left
         stats = self.session.stats()
         held = {segment.name for segment in dispatcher.transfer._tags.segments()}  # type: ignore[attr-defined]
         assert len(held) == len(self.tags)
