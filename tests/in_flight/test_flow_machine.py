@@ -393,7 +393,7 @@ def test_each_request_has_one_outcome_and_the_right_one(options: dict[str, Any],
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             lambda: FlowMachine(session, Path(directory)),
             settings=settings(
-                max_examples=1500 if is_full else 12,
+                max_examples=1500 if is_full else 6,
                 stateful_step_count=60 if is_full else 25,
                 deadline=None,
                 database=None,
