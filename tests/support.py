@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,10 +154,24 @@ def leftovers(workspace: Path) -> list[str]:
 
 
 def semaphores() -> list[str]:
-    names = os.listdir(SHM) if SHM.is_dir() else []
+    """Those of the processes that these tests have started."""
+    return semaphores_of(_started)
+
+
+def semaphores_of(pids: Container[int]) -> list[str]:
+    """Those of some processes; without older ones, which another program has left and whose numbers come again."""
     return [
-        name for name in names if (match := re.match(r"sem\.tr_(\d+)_", name)) is not None and int(match[1]) in _started
+        name
+        for name in _all_semaphores() - _older_semaphores
+        if (match := re.match(r"sem\.tr_(\d+)_", name)) is not None and int(match[1]) in pids
     ]
+
+
+def _all_semaphores() -> set[str]:
+    return {name for name in os.listdir(SHM) if name.startswith("sem.")} if SHM.is_dir() else set()
+
+
+_older_semaphores = frozenset(_all_semaphores())
 
 
 def processes_of(workspace: Path) -> list[psutil.Process]:

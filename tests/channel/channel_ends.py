@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support import BOUND_S, environment, never
+from support import BOUND_S, environment, never, semaphores_of
 
 from tr_mmap.channel.interface import Channel
 from tr_mmap.protocol.messages import Request, decode_request
@@ -21,7 +21,7 @@ SHM = "/dev/shm"
 
 def semaphores() -> list[str]:
     """Names of this process's semaphores that a death would leave behind."""
-    return [name for name in os.listdir(SHM) if name.startswith(f"sem.tr_{os.getpid()}_")]
+    return semaphores_of({os.getpid()})
 
 
 @dataclass

@@ -317,7 +317,7 @@ def test_a_killed_controller_leaves_nothing(
         process.send_signal(signal.SIGKILL)
         process.communicate()
     deadline = time.monotonic() + 20
-    while (left := leftovers(workspace) + _semaphores_of(process.pid)) and time.monotonic() < deadline:
+    while (left := leftovers(workspace) + support.semaphores_of({process.pid})) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert left == []
     assert [each for each in os.listdir(tmp_path) if each.startswith("tr_mmap-log-")] == []
@@ -340,12 +340,8 @@ def test_controllers_killed_at_random_moments_leave_nothing(
         process.wait()
         deadline = time.monotonic() + 20
         # Again and again: a process that is at exec(2) has no environment to be known by.
-        while left := leftovers(workspace) + _semaphores_of(process.pid):
+        while left := leftovers(workspace) + support.semaphores_of({process.pid}):
             assert time.monotonic() < deadline, left
             if not support.processes_of(workspace):
                 tr_mmap.sweep()
             time.sleep(0.02)
-
-
-def _semaphores_of(pid: int) -> list[str]:
-    return [name for name in os.listdir("/dev/shm") if name.startswith(f"sem.tr_{pid}_")]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import posix_ipc
 import pytest
-from support import ROOT, TOOLS, has_ended, semaphores
+from support import ROOT, TOOLS, has_ended, semaphores, semaphores_of
 
 from tr_mmap import PythonSession, SessionInUse, sweep
 from tr_mmap.processes.identity import Identity
@@ -234,8 +234,7 @@ def test_sweepers_race_with_each_other_and_with_starting_sessions_and_harm_nobod
         assert manifest.worker is None or has_ended(manifest.worker.pid)
     sweep()
     assert list(workspace.rglob("*")) == []
-    pids = "|".join(str(process.pid) for process in running)
-    assert not [name for name in os.listdir("/dev/shm") if name.startswith("sem.tr_") and name.split("_")[1] in pids]
+    assert semaphores_of({process.pid for process in running}) == []
     figures(f"3 starters of {rounds} sessions each, and 2 sweepers without pause: nobody harmed, nothing left")
 
 
