@@ -129,11 +129,14 @@ class Pair:
 
     def answer(self) -> bytes | None:
         """Take the next answer by the slow path."""
-        position = self.controller.position
+        position, is_there = self.controller.position, True
         try:
-            return self.controller.peek()
+            line = self.controller.peek()
+            is_there = line is not None
+            return line
         finally:
-            self.controller.advance(position)
+            if is_there:
+                self.controller.advance(position)
 
     def forget(self) -> None:
         """No answer is waited for."""

@@ -197,7 +197,7 @@ def test_a_worker_whose_log_is_full_goes_on(small: Small, monkeypatch: pytest.Mo
             with pytest.raises(RemoteError) as caught:
                 session.fetch_response("fail " + "x" * 1000)
             assert caught.value.error_type == "ZeroDivisionError"
-        session.fetch_response("print " + "x" * 5000)  # what has no room is dropped
+        session.fetch_response("print " + "x" * 3000)  # what has no room is dropped
         assert session.fetch_response("hello you") == "Hello You"
 
 
@@ -205,10 +205,11 @@ def test_a_full_tmpfs_leaves_the_log_its_room(live: PythonSession, small: Small)
     small.leave(0)
     with pytest.raises(RemoteError, match="on purpose"):
         live.fetch_response("fail on purpose")
-    assert live.fetch_response("print " + "x" * 50_000) == "printed"
+    for _ in range(25):  # each request has room in its slot
+        assert live.fetch_response("print " + "x" * 2000) == "printed"
     log = Path(live.session_dir(), "worker.log").read_text()
     assert "ZeroDivisionError: on purpose" in log
-    assert "x" * 50_000 in log
+    assert log.count("x" * 2000) == 25
 
 
 def test_long_messages_without_room_are_refused_on_either_side(live: PythonSession, small: Small) -> None:
@@ -339,7 +340,7 @@ def test_a_budget_is_a_sides_own_and_no_reason_to_ask_the_other(small: Small) ->
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 def test_a_start_with_any_room_works_or_is_refused_and_leaves_nothing(small: Small, channel: str) -> None:
     outcomes = []
-    for pages in range(44):
+    for pages in range(44) if channel == "files" else range(0, 180, 4):
         small.leave(pages * PAGE)
         session = PythonSession(TOOLS, "any", quiet_mode=True, channel=channel)
         try:

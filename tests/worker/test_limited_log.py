@@ -96,7 +96,7 @@ def check_prints(session: PythonSession[Any]) -> None:
     assert session.is_alive()
 
 
-@pytest.mark.parametrize("nbytes", [1 << 20, 64 << 10])
+@pytest.mark.parametrize("nbytes", [1 << 20, 512 << 10])
 def test_a_log_stays_below_the_limit_of_a_files_size_and_has_the_newest_text(tmp_path: Path, nbytes: int) -> None:
     with PythonSession(script(tmp_path, WORKER), quiet_mode=True) as session, file_size_limit(nbytes):
         session.terminate()

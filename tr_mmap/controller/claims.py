@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import Final
 
-from ..errors import ResponseTimeout
+from ..errors import ResponseTimeout, TRException
 from ..protocol.commands import UserMessage
 from ..wire.words import NO_REQUEST
 from .flow import Flow
@@ -154,7 +154,11 @@ class Claims(Flow):
                     )
                     if claim not in self._claims:
                         continue  # another thread has taken it
-                    self.wait(claim, deadline_s, timeout_s, worker) if claim.outcome is None else None
+                    try:
+                        self.wait(claim, deadline_s, timeout_s, worker)
+                    except TRException:
+                        if claim.outcome is None:  # else this is it, and is said once
+                            raise
                 if self.drop_claim(claim):
                     return opened(claim.outcome)
         finally:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from ..channel.interface import Channel
 from ..errors import HostilePath, OutOfSpace, SystemLimit
 from ..protocol.messages import Failure, Request, Response, now_ms
@@ -19,6 +21,16 @@ from .traces import plain_text
 __all__ = ["RETRY_S", "Responder"]
 
 RETRY_S: Final = 0.032  # how often to try again; the first rate of a channel of files
+
+
+_SHORT_CHARS: Final = 1000  # of each text of a failure, so that it has room in a slot
+
+
+def _shortened(failure: Failure) -> Failure:
+    """A failure for which there is no room in the file system: what is said first of its message, and last of all."""
+    return msgspec.structs.replace(
+        failure, message=failure.message[:_SHORT_CHARS], traceback=failure.traceback[-_SHORT_CHARS:]
+    )
 
 
 class Responder:
@@ -132,7 +144,8 @@ class Responder:
             transfer.responded(order)
         except Exception as error:  # too long, or no text, or no file for a spill: send this error instead
             transfer.withdraw()
-            failure = failure_of(error)
+            is_too_long = failure is not None and isinstance(error, OutOfSpace)
+            failure = _shortened(failure) if failure is not None and is_too_long else failure_of(error)
             if not self.under_way:
                 self.advance_status(channel, Status.ERROR, failure.message)
             command = plain_text(command[:MAX_DETAIL_CHARS]) or ""
