@@ -362,7 +362,8 @@ class FlowMachine(RuleBasedStateMachine):
         assert dispatcher is not None
         assert not dispatcher.in_flight
         assert not self.session.is_busy()
-        assert not self.session.new_response()
+        left = [(each.message, each.seq, str(each.outcome), each.is_lost) for each in dispatcher._claims]
+        assert not self.session.new_response(), left
         stats = self.session.stats()
         held = {segment.name for segment in dispatcher.transfer._tags.segments()}  # type: ignore[attr-defined]
         assert len(held) == len(self.tags)
@@ -392,7 +393,7 @@ def test_each_request_has_one_outcome_and_the_right_one(options: dict[str, Any],
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             lambda: FlowMachine(session, Path(directory)),
             settings=settings(
-                max_examples=1500 if is_full else 12,
+                max_examples=1500 if is_full else 6,
                 stateful_step_count=60 if is_full else 25,
                 deadline=None,
                 database=None,

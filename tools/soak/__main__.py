@@ -136,6 +136,7 @@ class Party:
             self.session.start()
             if not self.session.wait_until_ready(LONG_MS):
                 raise RuntimeError("a worker was not ready after a minute")
+            self.session.submit("pid").result()  # begins the thread of futures, which has a descriptor of its own
         return self.session
 
 

@@ -60,12 +60,16 @@ class Flow(Answers):
                 worker.channel.show()
             return
         self._admit(worker, pending, deadline_s, timeout_s)
+        arguments = worker, pending, tensors, deadline_s, is_public
         while True:
             if worker.is_over():
                 raise self.worker_died(worker)
             try:
-                draft = self.transfer.prepare(pending, *parse_command(pending.message), tensors, deadline_s)
-                break
+                if worker.channel.capacity == 1:
+                    # Answers may have no numbers, and tensors no names of their own: so nobody else sends or consumes.
+                    is_sent = self.exclusively_until(deadline_s, self._store_whole, *arguments)
+                else:
+                    is_sent = self._prepare_and_store(*arguments, timeout_s)
             except OutOfSpace as error:
                 self.check_own()
                 if worker.is_over():  # which ends a wait for room
@@ -73,13 +77,38 @@ class Flow(Answers):
                 if not may_ask_for_room or not self._ask_for_room(worker, error, deadline_s):
                     raise
                 may_ask_for_room = False
-        arguments = worker, pending, draft, deadline_s, is_public
-        # Where answers have no numbers, none may be consumed while this request is sent: it may be a late one.
-        turn = self.exclusively_until if worker.channel.capacity == 1 else self._in_turn_to_send
-        while not (is_sent := turn(deadline_s, self._store, *arguments)):
+                continue
+            if is_sent:
+                return
             if is_sent is None:  # the turn was not had in time
                 raise self.unanswered(worker, pending, timeout_s, is_sent=False)
             self._admit(worker, pending, deadline_s, timeout_s)  # another thread has sent one meanwhile
+
+    def _prepare_and_store(
+        self,
+        worker: WorkerHandle,
+        pending: Pending,
+        tensors: tuple[Any, ...],
+        deadline_s: float,
+        is_public: bool,
+        timeout_s: float,
+    ) -> bool | None:
+        """Publish a request's tensors, and send it in the turn; see :meth:`_store`. None if the turn was not had."""
+        draft = self.transfer.prepare(pending, *parse_command(pending.message), tensors, deadline_s)
+        while True:
+            is_sent = self._in_turn_to_send(deadline_s, self._store, worker, pending, draft, deadline_s, is_public)
+            if is_sent is not False:
+                return is_sent
+            self._admit(worker, pending, deadline_s, timeout_s)
+
+    def _store_whole(
+        self, worker: WorkerHandle, pending: Pending, tensors: tuple[Any, ...], deadline_s: float, is_public: bool
+    ) -> bool:
+        """The same in both turns; False if there is no room for it any more."""
+        if not self._has_room(worker):
+            return False
+        draft = self.transfer.prepare(pending, *parse_command(pending.message), tensors, deadline_s)
+        return self._store(worker, pending, draft, deadline_s, is_public)
 
     def _ask_for_room(self, worker: WorkerHandle, error: OutOfSpace, deadline_s: float) -> bool:
         """Let the worker give up memory that it keeps. Returns whether it has; then another try may succeed."""

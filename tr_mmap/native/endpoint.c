@@ -112,14 +112,13 @@ int endpoint_release(Endpoint *self) {
     return 0;
 }
 
-PyObject *endpoint_receive(Endpoint *self, double timeout_s, StopCheck should_stop, void *context, int is_response,
-                           Message *message) {
-    PyObject *line = ring_wait(self->own, self->own_doorbell, timeout_s, self->slice_s, should_stop, context);
+PyObject *endpoint_receive(Endpoint *self, StopCheck should_stop, void *context, Message *message) {
+    PyObject *line = ring_wait(self->own, self->own_doorbell, self->slice_s, should_stop, context);
     if (line == Py_None) return line;
     if (line == NULL) {
         if (!ring_is_unterminated(self->own)) return NULL;
         PyErr_Clear();
-    } else if (message_read(PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), is_response, message)) {
+    } else if (message_read(PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), 0, message)) {
         return line;
     }
     Py_XDECREF(line);

@@ -14,9 +14,9 @@ int ring_is_initialised(PyObject *ring);
  * number or the rest does not fit, -1 if a later message was stored already; and then nothing was stored. */
 int ring_store(PyObject *ring, long seq, const char *rest, Py_ssize_t nbytes);
 
-/* Take the next message's line, as Ring.wait() does. */
-PyObject *ring_wait(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s,
-                    StopCheck should_stop, void *context);
+/* Take the next message's line; sleep for as long as there is none. None when the function says so; NULL with an
+ * exception. */
+PyObject *ring_wait(PyObject *ring, PyObject *semaphore, double slice_s, StopCheck should_stop, void *context);
 
 /* Sleep as Ring.sleep() does; -1 with an exception. */
 int ring_sleep(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s, StopCheck should_stop,
@@ -54,7 +54,7 @@ int ring_is_unterminated(PyObject *ring);
 /* Let the line just taken be taken again. */
 void ring_put_back(PyObject *ring);
 
-/* Write the mirrors that wait() keeps up to date, those that are stale. */
+/* Write the mirrors that sleep() keeps up to date, those that are stale. */
 void ring_show(PyObject *ring);
 
 /* The slot of the last message that was stored or taken, WIRE_RING_SLOT_NBYTES long. */

@@ -204,7 +204,7 @@ static PyObject *begin(WorkerFastPath *self, const Message *message) {
  * slow path is needed: then the request waits to be taken. NULL with an exception. */
 static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject **line) {
     if (endpoint_is_foreign(&self->base)) Py_RETURN_NONE;
-    *line = endpoint_receive(&self->base, INFINITY, should_exit, self, 0, message);
+    *line = endpoint_receive(&self->base, should_exit, self, message);
     if (*line == NULL || *line == Py_None) return *line;
     uint64_t status = status_of(self);
     int is_plain = message->command.nbytes != 0 && !is_for_server(message->command) && is_waiting(status) &&

@@ -317,6 +317,7 @@
 #pragma push_macro("defaults")
 #pragma push_macro("depth")
 #pragma push_macro("deque")
+#pragma push_macro("describe")
 #pragma push_macro("detail")
 #pragma push_macro("device")
 #pragma push_macro("diagnostic")
@@ -638,14 +639,17 @@
 #pragma push_macro("read")
 #pragma push_macro("readable")
 #pragma push_macro("readdir")
+#pragma push_macro("reader")
 #pragma push_macro("reading")
 #pragma push_macro("readlink")
 #pragma push_macro("real")
 #pragma push_macro("reap")
 #pragma push_macro("reason")
 #pragma push_macro("receive")
+#pragma push_macro("received")
 #pragma push_macro("reclaim")
 #pragma push_macro("ref")
+#pragma push_macro("refresh")
 #pragma push_macro("refs")
 #pragma push_macro("refusal")
 #pragma push_macro("refuse")
@@ -717,6 +721,7 @@
 #pragma push_macro("slice")
 #pragma push_macro("slot")
 #pragma push_macro("slots")
+#pragma push_macro("small")
 #pragma push_macro("snprintf")
 #pragma push_macro("source")
 #pragma push_macro("space")
@@ -775,6 +780,7 @@
 #pragma push_macro("then")
 #pragma push_macro("thread")
 #pragma push_macro("ticks")
+#pragma push_macro("timeout")
 #pragma push_macro("timespec")
 #pragma push_macro("timestamp")
 #pragma push_macro("to")
@@ -1140,6 +1146,7 @@
 #undef defaults
 #undef depth
 #undef deque
+#undef describe
 #undef detail
 #undef device
 #undef diagnostic
@@ -1461,14 +1468,17 @@
 #undef read
 #undef readable
 #undef readdir
+#undef reader
 #undef reading
 #undef readlink
 #undef real
 #undef reap
 #undef reason
 #undef receive
+#undef received
 #undef reclaim
 #undef ref
+#undef refresh
 #undef refs
 #undef refusal
 #undef refuse
@@ -1540,6 +1550,7 @@
 #undef slice
 #undef slot
 #undef slots
+#undef small
 #undef snprintf
 #undef source
 #undef space
@@ -1598,6 +1609,7 @@
 #undef then
 #undef thread
 #undef ticks
+#undef timeout
 #undef timespec
 #undef timestamp
 #undef to
