@@ -134,7 +134,7 @@ TEST(value_of_the_worker_s_lack_of_space_is_both_errors) {
                             R"("traceback":"T","needed_nbytes":100,"free_nbytes":7}})";
     const auto raise = [&] {
         const detail::Response response = detail::decode_response(raw);
-        detail::throw_remote_error(response.command, *response.error);
+        std::rethrow_exception(detail::remote_error(response.command, *response.error));
     };
     const auto both = thrown_by<RemoteOutOfSpace>(raise);
     CHECK(both.needed_nbytes == 100 && both.free_nbytes == 7 && both.command == "big" && both.error_type == "OutOfSpace");

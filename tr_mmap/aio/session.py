@@ -210,8 +210,8 @@ class PythonSession:
         except SessionNotStarted:  # it was closed meanwhile
             self._forget_bell()
             return
-        if self._in_flight and left_s is not None:
-            self._set_timer(left_s)
+        if self._in_flight:
+            self._set_timer(_LOOK_S if left_s is None else left_s)
         if self._waiters:
             self._wake_waiters(self._room())
 

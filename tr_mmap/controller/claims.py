@@ -156,7 +156,7 @@ class Claims(Flow):
                         continue  # another thread has taken it
                     try:
                         self.wait(claim, deadline_s, timeout_s, worker)
-                    except TRException:
+                    except (TRException, OSError):
                         if claim.outcome is None:  # else this is it, and is said once
                             raise
                 if self.drop_claim(claim):
