@@ -24,13 +24,11 @@ typedef struct {
     uint64_t stored, taken;         /* how many messages this side has stored, and taken */
     uint64_t seen[WIRE_RING_SLOTS]; /* the number of the last message that was taken from each slot */
     char *latest;                   /* the slot of the last message that was stored or taken */
-    char can_put_back;              /* a message was taken, and not put back */
-    unsigned long takes;            /* how often a message was taken; one that was put back counts again */
     long stored_seq;                /* the number of the last store; 0 before */
     char is_ordered;                /* no number may be below that of the last store */
     double spin_us;                 /* most that sleep() polls for a message before it sleeps */
     int should_spin;                /* the last message came within spin_us, so sleep() polls for the next one */
-    PyObject *last_line;            /* bytes: the last line that was taken */
+    PyObject *last_line;            /* bytes: the last line that was looked at */
     int is_unterminated;            /* that line had no end */
     PyObject *rejected;             /* bytes or NULL: a line in the next slot that is not the peer's */
     PyObject *mirrors;              /* a tuple of Mirrors, or NULL: those that this side keeps up to date */
@@ -173,10 +171,6 @@ static PyObject *py_has_message(Ring *self, PyObject *unused) {
     return PyBool_FromLong(number_at(self, self->taken) != 0);
 }
 
-PyDoc_STRVAR(take_doc,
-             "take()\n--\n\nThe next message's line without its newline; None if there is none, or while it is being\n"
-             "replaced.\n\nRaises:\n    ValueError: it has no end; it counts as taken.");
-
 /* Whether the line in a slot is the one that is not the peer's. */
 static int is_rejected(const Ring *self, const char *slot) {
     if (self->rejected == NULL) return 0;
@@ -318,7 +312,12 @@ int ring_is_cancelled(PyObject *ring, uint64_t position) {
     return load_acquire(cancel_word(self, position)) == position + 1;
 }
 
-int ring_is_taken_cancelled(PyObject *ring) { return ring_is_cancelled(ring, ((const Ring *)ring)->taken - 1); }
+int ring_is_next(PyObject *ring, const RingLine *next) { return ((const Ring *)ring)->taken == next->position; }
+
+int ring_begin(PyObject *ring, const RingLine *next) {
+    store_release(done_word((Ring *)ring), next->position + 1);
+    return !ring_is_cancelled(ring, next->position);
+}
 
 PyDoc_STRVAR(is_cancelled_doc,
              "is_cancelled(position)\n--\n\nWhether the peer has cancelled the message of a position, which was taken.");
@@ -328,20 +327,6 @@ static PyObject *py_is_cancelled(Ring *self, PyObject *argument) {
     uint64_t position = PyLong_AsUnsignedLongLong(argument);
     if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
     return PyBool_FromLong(ring_is_cancelled((PyObject *)self, position));
-}
-
-static PyObject *py_take(Ring *self, PyObject *unused) {
-    (void)unused;
-    uint64_t number;
-    if (!is_initialised(self)) return NULL;
-    self->is_unterminated = 0;
-    PyObject *line = next_line(self, &number);
-    if (line == NULL) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
-    advance(self, number);
-    store_release(done_word(self), self->taken);
-    self->takes++;
-    self->can_put_back = 1;
-    return if_terminated(self, line);
 }
 
 PyDoc_STRVAR(peek_doc,
@@ -465,19 +450,6 @@ static void spin(Ring *self, double us) {
     Py_END_ALLOW_THREADS
 }
 
-/* The line, unless a signal handler raises: then it can be taken again, instead of being lost with the interrupted
- * call. If a handler has taken a message from here itself, it has taken this line too: then the next line, or None. */
-static PyObject *unless_interrupted(Ring *self, PyObject *line) {
-    if (line == NULL || line == Py_None) return line;
-    unsigned long takes = self->takes;
-    int code = PyErr_CheckSignals();
-    if (code == 0 && self->takes == takes) return line;
-    Py_DECREF(line);
-    if (code == 0) return py_take(self, NULL);
-    ring_put_back((PyObject *)self);
-    return NULL;
-}
-
 static int has_stale_mirror(const Ring *self) {
     Py_ssize_t count = self->mirrors == NULL ? 0 : PyTuple_GET_SIZE(self->mirrors);
     for (Py_ssize_t index = 0; index < count; index++)
@@ -501,17 +473,6 @@ static int sleep_and_show(Ring *self, PyObject *semaphore, double sleep_s) {
         sleep_s -= WIRE_MIRROR_DELAY_S;
     }
     return semaphore_wait(semaphore, sleep_s);
-}
-
-PyObject *ring_wait(PyObject *ring, PyObject *semaphore, double slice_s, StopCheck should_stop, void *context) {
-    for (int is_over = 0;;) {
-        PyObject *line = unless_interrupted((Ring *)ring, py_take((Ring *)ring, NULL));
-        if (line != Py_None || is_over) return line; /* it may have come just before the reason to stop */
-        Py_DECREF(line);
-        if (ring_sleep(ring, semaphore, INFINITY, slice_s, should_stop, context) < 0) return NULL;
-        is_over = should_stop(context);
-        if (is_over < 0) return NULL;
-    }
 }
 
 int ring_sleep(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s, StopCheck should_stop,
@@ -574,16 +535,6 @@ static PyObject *py_sleep(Ring *self, PyObject *const *arguments, Py_ssize_t cou
     return PyBool_FromLong(is_next_there(self));
 }
 
-int ring_is_unterminated(PyObject *ring) { return ((Ring *)ring)->is_unterminated; }
-
-void ring_put_back(PyObject *ring) {
-    Ring *self = (Ring *)ring;
-    if (!self->can_put_back) return;
-    self->can_put_back = 0;
-    self->taken--;
-    self->seen[self->taken % WIRE_RING_SLOTS] = blank();
-}
-
 /* The slot of the newest message that is there or was taken. */
 static char *newest_slot(const Ring *self) {
     uint64_t position = self->taken;
@@ -596,22 +547,13 @@ static uint64_t newest_number(const Ring *self) { return load_acquire(number_in(
 
 const char *ring_latest(PyObject *ring) { return ((Ring *)ring)->latest; }
 
-PyDoc_STRVAR(put_back_doc, "put_back()\n--\n\nLet the line just taken be taken again.");
-
-static PyObject *py_put_back(PyObject *self, PyObject *unused) {
-    (void)unused;
-    ring_put_back(self);
-    Py_RETURN_NONE;
-}
-
 PyDoc_STRVAR(reject_doc,
              "reject()\n--\n\n"
-             "Ignore the line just taken, and take any other, even one of the same number as that line.");
+             "Ignore the line that peek() has given; any other can be taken, even one of the same number as that line.");
 
 static PyObject *py_reject(Ring *self, PyObject *unused) {
     (void)unused;
     Py_XSETREF(self->rejected, Py_XNewRef(self->last_line));
-    ring_put_back((PyObject *)self);
     Py_RETURN_NONE;
 }
 
@@ -696,9 +638,7 @@ static PyGetSetDef ring_properties[] = {
 static PyMethodDef ring_methods[] = {
     {"store", (PyCFunction)(void (*)(void))py_store, METH_FASTCALL, store_doc},
     {"has_message", (PyCFunction)py_has_message, METH_NOARGS, has_message_doc},
-    {"take", (PyCFunction)py_take, METH_NOARGS, take_doc},
     {"set_spin", (PyCFunction)py_set_spin, METH_O, set_spin_doc},
-    {"put_back", py_put_back, METH_NOARGS, put_back_doc},
     {"newest", (PyCFunction)py_newest, METH_NOARGS, newest_doc},
     {"newest_seq", (PyCFunction)py_newest_seq, METH_NOARGS, newest_seq_doc},
     {"next_seq", (PyCFunction)py_next_seq, METH_NOARGS, next_seq_doc},

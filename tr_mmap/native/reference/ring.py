@@ -75,7 +75,6 @@ class Ring:
         "_bell",
         "_bell_key",
         "_buffer",
-        "_can_put_back",
         "_last_line",
         "_latest",
         "_mirrors",
@@ -103,8 +102,7 @@ class Ring:
         self._turn: list[bool] = []  # of the operation that has begun last
         self._seen = [_BLANK_WORD] * RING_SLOTS  # the number of the last message that was taken from each slot
         self._latest = RING_WORDS_NBYTES  # the offset of the slot of the last message that was stored or taken
-        self._can_put_back = False  # a message was taken, and not put back
-        self._last_line = b""  # the last line that was taken
+        self._last_line = b""  # the last line that was looked at
         self._rejected: bytes | None = None  # a line in the next slot that the peer has not signed
         self._spin_s = 0.0  # how long sleep() polls for a message before it sleeps, at most
         self._should_spin = False  # the last message came within that time, so sleep() polls for the next one
@@ -163,7 +161,7 @@ class Ring:
                 return True
 
     def _begin(self) -> list[bool]:
-        """Begin to store, take or put back, in the middle of which a signal handler may do the same.
+        """Begin to store, in the middle of which a signal handler may do the same.
 
         What the handler does counts: it takes the turn of the interrupted operation, which begins again.
         """
@@ -192,35 +190,6 @@ class Ring:
         """The line in a slot, and whether it has an end."""
         line, end, _ = self._buffer[slot : slot + RING_SLOT_NBYTES].tobytes().partition(b"\n")
         return line, bool(end)
-
-    def take(self) -> bytes | None:
-        """The next message's line without its newline; None if there is none, or while it is being stored.
-
-        Raises:
-            ValueError: the message has no end; it counts as taken.
-        """
-        while True:
-            turn, position = self._begin(), self.taken
-            number = self._number_at(position)
-            if not number:
-                return None
-            slot = self._slot_of(position)
-            line, has_end = self._line_in(slot)
-            if self._number_in(slot) != number or line == self._rejected:
-                return None
-            stores: list[_Store] = [
-                (setitem, self._seen, position % RING_SLOTS, number),
-                (setattr, self, "taken", position + 1),
-                (setattr, self, "_latest", slot),
-                (setattr, self, "_last_line", line),
-                (setattr, self, "_can_put_back", True),
-            ]
-            if self._finish(stores, turn):
-                break
-        self.all_done()
-        if not has_end:
-            raise ValueError("the message has no end")
-        return line
 
     def peek(self) -> bytes | None:
         """The next message's line without its newline; None if there is none, or while it is being stored.
@@ -427,21 +396,9 @@ class Ring:
             sleep_s -= MIRROR_DELAY_S
         semaphore.sleep(sleep_s)
 
-    def put_back(self) -> None:
-        """Let the line just taken be taken again."""
-        while self._can_put_back:
-            turn, position = self._begin(), self.taken - 1
-            stores: list[_Store] = [
-                (setitem, self._seen, position % RING_SLOTS, _BLANK_WORD),
-                (setattr, self, "taken", position),
-                (setattr, self, "_can_put_back", False),
-            ]
-            self._finish(stores, turn)
-
     def reject(self) -> None:
-        """Ignore the line just taken. The peer's own line can still be taken, even if it has the same number."""
+        """Ignore the line that :meth:`peek` has given. The peer's own can be taken, even if it has the same number."""
         self._rejected = self._last_line
-        self.put_back()
 
 
 def _fence() -> None:
