@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, get_ident
 from typing import Any
 
 import numpy as np
@@ -119,26 +119,29 @@ def test_requests_are_sent_at_once_until_as_many_are_in_flight_as_may_be(workspa
         assert not session.new_response()
 
 
-@pytest.mark.parametrize("options", [each for each in SESSIONS if each != "files"])  # there they prepare one by one
+@pytest.mark.parametrize("options", SESSIONS)
 def test_threads_that_send_at_the_same_moment_send_no_more_than_may_be_in_flight(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, options: str
 ) -> None:
-    limit = {"mapped": 4, "limit": 1}[options]
+    limit = {"mapped": 4, "limit": 1, "files": 1}[options]
     with PythonSession(TOOLS, "moment", quiet_mode=True, **{"max_in_flight": limit} | SESSIONS[options]) as session:
         session.calculate("echo", A)
         dispatcher: Any = session._dispatcher
         dispatcher.resources.worker.fast_path = None
-        prepare, together = dispatcher.transfer.prepare, Barrier(6)
+        admit, together = dispatcher._admit, Barrier(6)
+        admitted: set[int] = set()
 
-        def prepare_together(*arguments: Any) -> Any:
-            together.wait(LONG_S)  # none of them is in flight
-            return prepare(*arguments)
+        def admit_together(*arguments: Any) -> None:
+            admit(*arguments)
+            if get_ident() not in admitted:
+                admitted.add(get_ident())
+                together.wait(LONG_S)  # each has found room, and none is in flight
 
         assert session.pid is not None
         os.kill(session.pid, signal.SIGSTOP)
         try:
             with ThreadPoolExecutor(6) as pool, monkeypatch.context() as patch:
-                patch.setattr(dispatcher.transfer, "prepare", prepare_together)
+                patch.setattr(dispatcher, "_admit", admit_together)
                 waits = [pool.submit(session.calculate, "echo", A + number, timeout_ms=100) for number in range(6)]
                 errors = [str(each.exception(LONG_S)) for each in waits]
             assert len(dispatcher.in_flight) == limit

@@ -20,7 +20,7 @@ from ring_model import (
 from tr_mmap.native.reference import ring as module
 from tr_mmap.native.reference.ring import Ring
 
-# -- cancel() against take(): py_cancel, py_take and ring_is_cancelled in ring.c --------------------------------------
+# -- cancel() against advance(): py_cancel, py_advance, ring_begin and ring_is_cancelled in ring.c ---------------------
 
 
 class LooksThenCancels(Ring):
@@ -51,15 +51,22 @@ class CancelsAny(Ring):
         return self.done_by_peer <= position
 
 
+def begin(ring: Ring) -> None:
+    """Say that the next request is one that a handler is to have, before it is taken: ``ring_begin``."""
+    if not isinstance(ring, SaysItLate):
+        ring._words[DONE] = ring.taken + 1
+
+
 def serve(ring: Ring, log: list[Any]) -> None:
-    """Take the next request if there is one, and answer it; the order of ``take_request`` and of ``_answer``."""
+    """Take the next request if there is one, and answer it; the order of ``receive`` and of ``_answer``."""
     position = ring.taken
-    if ring.take() is not None:
+    if ring.peek() is not None:
+        ring.advance(position, True)
         is_cancelled = ring.is_cancelled(position)
         log.append((position, "cancelled" if is_cancelled else "called"))
 
 
-@pytest.mark.parametrize("is_put_back", [False, True], ids=["one way", "fast path and slow path"])
+@pytest.mark.parametrize("is_left", [False, True], ids=["one way", "fast path and slow path"])
 @pytest.mark.parametrize(
     ("cancels", "takes", "unfenced"),
     [
@@ -72,7 +79,7 @@ def serve(ring: Ring, log: list[Any]) -> None:
     ids=["right", "no fence in cancel", "no fence in is_cancelled", "cancel looks first", "done is said late"],
 )
 def test_a_request_whose_cancel_succeeds_is_not_handled_and_has_one_answer(
-    monkeypatch: pytest.MonkeyPatch, cancels: Kind, takes: Kind, unfenced: tuple[int, ...], is_put_back: bool
+    monkeypatch: pytest.MonkeyPatch, cancels: Kind, takes: Kind, unfenced: tuple[int, ...], is_left: bool
 ) -> None:
     model = Model(monkeypatch, unfenced=unfenced)
 
@@ -85,13 +92,14 @@ def test_a_request_whose_cancel_succeeds_is_not_handled_and_has_one_answer(
     def worker(machine: Machine, log: list[Any]) -> None:
         ring = model.ring(takes)
         serve(ring, log)
-        if not is_put_back:
+        if not is_left:
             serve(ring, log)
-        elif ring.take() is not None:  # the fast path leaves what is cancelled to the slow path
-            if not ring.is_cancelled(ring.taken - 1):
-                log.append((ring.taken - 1, "called"))
-            else:
-                ring.put_back()
+        elif ring.peek() is not None:  # the fast path leaves what is cancelled to the slow path
+            position = ring.taken
+            begin(ring)
+            if not ring.is_cancelled(position):
+                ring.advance(position, True)
+                log.append((position, "called"))
         machine.join(0)
         serve(ring, log)
         serve(ring, log)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import product
 from typing import Any
 
 import pytest
@@ -288,16 +287,8 @@ class ModelSemaphore:
 
 
 @pytest.mark.parametrize("takes_all", [False, True], ids=["takes one post", "takes all posts"])
-@pytest.mark.parametrize(
-    ("by", "broken"),
-    [
-        *product(["wait", "sleep"], [None, "posts first", "posts without a fence"]),
-        ("sleep", "looks after each post"),
-    ],
-)
-def test_no_post_of_the_semaphore_is_lost(
-    monkeypatch: pytest.MonkeyPatch, by: str, takes_all: bool, broken: str | None
-) -> None:
+@pytest.mark.parametrize("broken", [None, "posts first", "posts without a fence", "looks after each post"])
+def test_no_post_of_the_semaphore_is_lost(monkeypatch: pytest.MonkeyPatch, takes_all: bool, broken: str | None) -> None:
     model = Model(monkeypatch)
 
     def writer(machine: Machine, _: list[Any]) -> None:
@@ -314,14 +305,10 @@ def test_no_post_of_the_semaphore_is_lost(
     def reader(machine: Machine, log: list[Any]) -> None:
         ring, semaphore = model.ring(), ModelSemaphore(machine, takes_all=takes_all)
         while len(log) < 2:
-            if by == "wait":
-                line = ring.wait(semaphore, 1e9, 1e9, lambda: False)  # type: ignore[arg-type] # a model of one
-                log.extend([] if line is None else [line])
-                continue
             if broken == "looks after each post":
                 semaphore.sleep(1e9)
             else:
-                ring.sleep(semaphore, 1e9, 1e9, lambda: False)  # type: ignore[arg-type]
+                ring.sleep(semaphore, 1e9, 1e9, lambda: False)  # type: ignore[arg-type] # a model of one
             log.extend(taken_lines(ring))
 
     def poster(_: Machine, __: list[Any]) -> None:

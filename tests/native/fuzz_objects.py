@@ -140,8 +140,7 @@ class World(Values):
         if isinstance(target, n.Semaphore):
             target.wait(self.random.choice([0, 0.001, -1, Callback(self)]))
         elif isinstance(target, n.Ring):
-            wait = self.random.choice([target.wait, target.sleep])
-            wait(
+            target.sleep(
                 self.target(),
                 self.random.choice([0, 0.002]),
                 self.random.choice([0.001, Callback(self)]),

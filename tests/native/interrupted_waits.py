@@ -58,7 +58,7 @@ def waits(bell: Any, spin_us: float) -> list[Any]:
     """All that wait, without end."""
     a_ring = ring()
     a_ring.set_spin(spin_us)
-    made = [lambda: a_ring.wait(bell, FOREVER_S, FOREVER_S, bool)]  # `bool()` is False, and looks for no signal
+    made = [lambda: a_ring.sleep(bell, FOREVER_S, FOREVER_S, bool)]  # `bool()` is False, and looks for no signal
     if hasattr(n, "ControllerFastPath"):
         arguments = controller_arguments()
         arguments[1].set_spin(spin_us)
@@ -120,7 +120,7 @@ def whose_handler_returns_changes_whether_to_stop() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: is_over.append(True))
     receiver = threading.Timer(0.02, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR1))
     receiver.start()
-    print(ring().wait(semaphore(), FOREVER_S, FOREVER_S, lambda: bool(is_over)))
+    print(ring().sleep(semaphore(), FOREVER_S, FOREVER_S, lambda: bool(is_over)))
     receiver.join()
 
 
@@ -147,7 +147,7 @@ def a_wait_of_a_second_wakes_twenty_times_at_most() -> None:
 
     def count(name: str) -> None:
         before = switches()
-        ring().wait(semaphore(), 1.0, FOREVER_S, bool)
+        ring().sleep(semaphore(), 1.0, FOREVER_S, bool)
         counts[name] = switches() - before
 
     count("main")

@@ -341,7 +341,7 @@ def test_a_wait_that_lasts_shows_what_the_mirrors_lack_and_a_short_one_does_not(
         return len(looks) == 3
 
     assert page.waiters == 0
-    assert page.wait(semaphore, BOUND_S, 0.01, stop) is None
+    assert not page.sleep(semaphore, BOUND_S, 0.01, stop)
     assert looks == [b"new", b"new", b"first"]
     assert shown.line == b"first"
 

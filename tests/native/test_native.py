@@ -253,7 +253,7 @@ def test_a_signal_that_another_thread_was_given_ends_a_wait_too(native: ModuleTy
     receiver.start()
     try:
         with pytest.raises(InterruptedError, match="stop"):
-            ring.wait(bell, 60, 0.02, bool)  # `bool()` is False, and calls nothing that would look for signals
+            ring.sleep(bell, 60, 0.02, bool)  # `bool()` is False, and calls nothing that would look for signals
     finally:
         receiver.join()
         signal.signal(signal.SIGUSR1, previous)
@@ -275,17 +275,19 @@ def test_a_bell_that_is_not_there_is_an_os_error(native: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("spin_us", [0.0, 200.0])
-def test_waiting_for_a_ring_gives_its_message_or_none(native: ModuleType, name: str, spin_us: float) -> None:
+def test_a_ring_sleeps_until_a_message_is_there_or_time_is_over(native: ModuleType, name: str, spin_us: float) -> None:
     buffer = ring_memory()
     ring, peer, bell = native.Ring(buffer), native.Ring(buffer), native.Semaphore(name)
     ring.set_spin(spin_us)
-    assert ring.wait(bell, 0, 1.0, never) is None
-    assert ring.wait(bell, 0.01, 1.0, never) is None
+    assert ring.sleep(bell, 0, 1.0, never) is False
+    assert ring.sleep(bell, 0.01, 1.0, never) is False
     bell.post()  # a hint that was wrong
-    assert ring.wait(bell, 0.01, 1.0, never) is None
+    assert ring.sleep(bell, 0.01, 1.0, never) is False
     peer.store(1, b"}")
-    assert ring.wait(bell, 60, 1.0, always) == b'{"seq":        1}'  # what is there is taken, whatever else is the case
-    assert ring.wait(bell, 60, 1.0, always) is None
+    assert ring.sleep(bell, 60, 1.0, always) is True  # whatever else is the case
+    assert ring.peek() == b'{"seq":        1}'
+    assert ring.advance(0, True)
+    assert ring.sleep(bell, 60, 1.0, always) is False
 
     def answer() -> None:
         bell.post()  # too early
@@ -294,8 +296,9 @@ def test_waiting_for_a_ring_gives_its_message_or_none(native: ModuleType, name: 
 
     ringer = threading.Timer(0.02, answer)
     ringer.start()
-    assert ring.wait(bell, 60, 1.0, never) == b'{"seq":        2}'
+    assert ring.sleep(bell, 60, 1.0, never) is True
     ringer.join()
+    assert ring.peek() == b'{"seq":        2}'
 
 
 def test_a_wait_asks_whether_to_stop_whenever_it_is_woken(native: ModuleType, name: str) -> None:
@@ -307,10 +310,10 @@ def test_a_wait_asks_whether_to_stop_whenever_it_is_woken(native: ModuleType, na
         bell.post()
         return next(answers)
 
-    assert ring.wait(bell, 60, 1.0, stop) is None
+    assert ring.sleep(bell, 60, 1.0, stop) is False
     assert not list(answers)
     with pytest.raises(ZeroDivisionError):
-        ring.wait(bell, 60, 1.0, lambda: 1 // 0)
+        ring.sleep(bell, 60, 1.0, lambda: 1 // 0)
 
 
 def always() -> bool:

@@ -64,8 +64,20 @@ def text_of(seq: int, rest: bytes = b"}") -> bytes:
     return b'{"seq":%d' % seq + rest
 
 
+def take(ring: Any) -> bytes | None:
+    """As a channel does it."""
+    position = ring.taken
+    line: bytes | None
+    try:
+        line = ring.peek()
+    except ValueError:
+        ring.advance(position, True)
+        raise
+    return line if line is not None and ring.advance(position, True) else None
+
+
 def drained(ring: Any) -> list[bytes]:
-    return list(iter(ring.take, None))
+    return list(iter(lambda: take(ring), None))
 
 
 # -- order and numbers -------------------------------------------------------------------------------------------------
@@ -94,9 +106,9 @@ def test_numbers_go_on_with_one_after_the_greatest(ends: tuple[memoryview, Any, 
     assert {1, MAX_MESSAGE_SEQ} < set(numbers)
     for seq in numbers:
         assert ours.store(seq, text_of(seq))
-        assert theirs.take() == line_of(seq)
+        assert take(theirs) == line_of(seq)
     assert not ours.store(MAX_MESSAGE_SEQ, b"{}")  # which was earlier
-    assert theirs.take() is None
+    assert take(theirs) is None
 
 
 def test_what_is_stored_out_of_order_is_refused_only_where_order_is_kept(native: ModuleType) -> None:
@@ -122,7 +134,7 @@ def test_a_message_fills_its_slot_at_most_and_touches_no_other(native: ModuleTyp
     start, end = slot_at(0), slot_at(1)
     assert bytes(buffer[start:end]).partition(b"\n")[0] == line_of(1, rest)
     assert bytes(buffer[:start]) + bytes(buffer[end:]) == EMPTY_RING[:start] + EMPTY_RING[end:]
-    assert native.Ring(buffer).take() == line_of(1, rest)
+    assert native.Ring(buffer).peek() == line_of(1, rest)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +160,7 @@ def test_a_shorter_message_after_a_longer_one_in_the_same_slot_is_whole(ends: tu
     for seq in range(1, 2 * RING_SLOTS + 1):
         rest = b',"x":"' + b"x" * (3000 if seq <= RING_SLOTS else 3) + b'"}'
         ours.store(seq, text_of(seq, rest))
-        assert theirs.take() == theirs.newest() == line_of(seq, rest)
+        assert take(theirs) == theirs.newest() == line_of(seq, rest)
 
 
 def test_a_buffer_that_is_no_whole_ring_is_refused(native: ModuleType) -> None:
@@ -182,9 +194,9 @@ def test_a_writer_that_stops_at_any_byte_leaves_no_message(ends: tuple[memoryvie
     for length in range(len(rest) + 2):
         poke(buffer, 0, MESSAGE_NUMBER_OFFSET, BLANK + (rest + b"\n")[:length])
         assert not theirs.has_message()
-        assert theirs.take() is None
+        assert take(theirs) is None
     assert ours.store(7, text_of(7, rest))
-    assert theirs.take() == line_of(7, rest)
+    assert take(theirs) == line_of(7, rest)
 
 
 def test_a_message_without_end_is_an_error_once_and_the_next_one_comes(ends: tuple[memoryview, Any, Any]) -> None:
@@ -194,21 +206,19 @@ def test_a_message_without_end_is_an_error_once_and_the_next_one_comes(ends: tup
     poke(buffer, 0, MESSAGE_REST_OFFSET, b"x" * (RING_SLOT_NBYTES - MESSAGE_REST_OFFSET))
     assert len(theirs.newest()) < RING_SLOT_NBYTES  # the newest is the second
     with pytest.raises(ValueError, match="no end"):
-        theirs.take()
+        theirs.peek()
+    assert theirs.advance(0, True)
     assert drained(theirs) == [line_of(2)]
 
 
-def test_a_message_without_end_can_be_put_back_and_refused(ends: tuple[memoryview, Any, Any]) -> None:
+def test_a_message_without_end_can_be_refused(ends: tuple[memoryview, Any, Any]) -> None:
     buffer, ours, theirs = ends
     poke(buffer, 0, MESSAGE_NUMBER_OFFSET, b"%8d" % 1 + b"x" * (RING_SLOT_NBYTES - MESSAGE_REST_OFFSET))
     for _ in range(2):
         with pytest.raises(ValueError, match="no end"):
-            theirs.take()
-        theirs.put_back()
-    with pytest.raises(ValueError, match="no end"):
-        theirs.take()
+            theirs.peek()
     theirs.reject()
-    assert theirs.take() is None
+    assert theirs.peek() is None
     ours.store(1, text_of(1))
     assert drained(theirs) == [line_of(1)]
 
@@ -223,27 +233,25 @@ def test_a_number_that_is_none_is_no_newest_number(native: ModuleType, digits: b
 def test_a_line_that_was_refused_gives_way_to_the_peers_own(ends: tuple[memoryview, Any, Any]) -> None:
     buffer, ours, theirs = ends
     poke(buffer, 0, MESSAGE_NUMBER_OFFSET, b"%8d" % 3 + b',"a":1}\n')  # a third process
-    assert theirs.take() == line_of(3, b',"a":1}')
+    assert theirs.peek() == line_of(3, b',"a":1}')
     theirs.reject()
-    assert theirs.take() is None
+    assert theirs.peek() is None
     ours.store(3, text_of(3, b',"a":2}'))  # of the same number
     assert drained(theirs) == [line_of(3, b',"a":2}')]
 
 
-def test_a_line_that_was_put_back_comes_again_before_the_next_and_only_once(ends: tuple[memoryview, Any, Any]) -> None:
+def test_a_line_is_given_until_it_is_taken_and_is_taken_once(ends: tuple[memoryview, Any, Any]) -> None:
     _, ours, theirs = ends
-    theirs.put_back()  # nothing was taken
     for seq in (1, 2, 3):
         ours.store(seq, text_of(seq))
-    assert theirs.take() == line_of(1)
-    assert theirs.take() == line_of(2)
-    theirs.put_back()
-    theirs.put_back()  # again: not one more
+    assert theirs.peek() == theirs.peek() == line_of(1)
+    assert theirs.advance(0, False)
+    assert ours.done_by_peer == 0  # the reader may still use it
+    assert not theirs.advance(0, True)  # it was taken already
+    assert ours.done_by_peer == 1
     assert theirs.newest_seq() == 3
     assert drained(theirs) == [line_of(2), line_of(3)]
-    theirs.put_back()
-    assert theirs.has_message()
-    assert drained(theirs) == [line_of(3)]
+    assert ours.done_by_peer == theirs.taken == 3
 
 
 @given(st.binary(max_size=200), st.integers(0, RING_SLOT_NBYTES - 200))
@@ -255,7 +263,7 @@ def test_whatever_bytes_are_in_a_slot_nothing_beyond_it_is_taken(data: bytes, of
         poke(buffer, 1, 0, line_of(2) + b"\n")
         ring = implementation.Ring(buffer)
         try:
-            outcomes.append((ring.take(), ring.newest(), ring.newest_seq()))
+            outcomes.append((take(ring), ring.newest(), ring.newest_seq()))
         except ValueError:
             outcomes.append("no end")
         assert ring.taken <= 1
@@ -290,7 +298,7 @@ def test_a_forked_child_stores_nothing_in_its_parents_ring(native: ModuleType) -
 def test_a_ring_that_a_forked_child_makes_is_its_own(native: ModuleType) -> None:
     buffer = ring_memory()
     assert outcome_of_child(lambda: native.Ring(buffer).store(2, text_of(2)) is True)
-    assert native.Ring(buffer).take() == line_of(2)
+    assert native.Ring(buffer).peek() == line_of(2)
 
 
 # -- signal handlers in the middle of plain Python ---------------------------------------------------------------------
@@ -315,7 +323,7 @@ class Handled:
             self.sent.append(seq)
 
     def take(self) -> None:
-        self.taken.append(self.theirs.take())
+        self.taken.append(take(self.theirs))
 
     def check(self) -> None:
         """All that was stored was taken whole, once."""
@@ -380,7 +388,7 @@ def test_a_child_that_a_handler_forks_in_the_middle_of_a_store_stores_nothing() 
     assert steps_of(operation) > 5
 
 
-@pytest.mark.parametrize("action", ["take", "take two", "put back", "store", "raise"])
+@pytest.mark.parametrize("action", ["take", "take two", "store", "raise"])
 def test_a_handler_in_the_middle_of_a_take_loses_and_doubles_no_message(action: str) -> None:
     def operation(step: int) -> bool:
         handled = Handled()
@@ -389,10 +397,7 @@ def test_a_handler_in_the_middle_of_a_take_loses_and_doubles_no_message(action: 
         handled.take()
 
         def handle() -> None:
-            if action == "put back":  # the second, or the first once more
-                handled.theirs.put_back()
-                handled.taken.append(b"put back")
-            elif action == "store":
+            if action == "store":
                 handled.store(4)
             elif action == "raise":
                 raise Stop
@@ -400,14 +405,13 @@ def test_a_handler_in_the_middle_of_a_take_loses_and_doubles_no_message(action: 
                 for _ in range(2 if action == "take two" else 1):
                     handled.take()
 
-        had = False
+        had, taken = False, handled.theirs.taken
         try:
             had = handled_at(step, handled.take, handle)
         except Stop:
             had = True
-            handled.theirs.put_back()  # as the channel does after an exception
-        if action in ("put back", "raise"):
-            handled.taken = sorted({each for each in [*handled.taken, *drained(handled.theirs)] if each != b"put back"})
+            if handled.theirs.taken > taken and len(handled.taken) == 1:
+                handled.taken.append(line_of(2, b',"x":"22"}'))  # the handler raised when all was done
         handled.check()
         return had
 
@@ -425,7 +429,6 @@ class RingMachine(RuleBasedStateMachine):
         self.buffer = ring_memory()
         self.seq = self.forgeries = itertools.count(1)
         self.waiting: list[bytes] = []
-        self.last: bytes | None = None  # the line that was taken last, while it can be put back
         self.shown = EMPTY_SLOT.encode().rstrip(b"\n")  # the newest line when none waits
         self.is_refused = False  # the line at the front is not the peer's
         self.is_torn = False  # the next slot has the beginning of a message
@@ -441,8 +444,7 @@ class RingMachine(RuleBasedStateMachine):
         self.seq = (number % MAX_MESSAGE_SEQ + 1 for number in itertools.count(first))
 
     def has_room(self) -> bool:
-        # What was taken may be put back, so the channel counts it still.
-        return len(self.waiting) + (self.last is not None) < RING_SLOTS or self.is_refused
+        return len(self.waiting) < RING_SLOTS or self.is_refused
 
     @precondition(has_room)
     @rule(text=st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=1000))
@@ -458,7 +460,7 @@ class RingMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.waiting and not self.is_torn)
     @rule(count=st.integers(2, RING_SLOTS))
     def store_many(self, count: int) -> None:
-        for _ in range(count - (self.last is not None)):
+        for _ in range(count):
             self.store("x")
 
     @precondition(lambda self: not self.waiting and self.stored)
@@ -474,22 +476,22 @@ class RingMachine(RuleBasedStateMachine):
         """A third process writes where the next message is looked for, and the channel finds it unsigned."""
         rest = b',"forged":%d}' % next(self.forgeries)
         poke(self.buffer, self.taken, MESSAGE_NUMBER_OFFSET, b"%8d" % number + rest + b"\n")
-        line = self.theirs.take()
+        line = self.theirs.peek()
         if line is None:
             return  # it has the number of the message that was there before
         assert line == line_of(number, rest)
         self.theirs.reject()
-        self.waiting, self.is_refused, self.last, self.is_torn = [line], True, None, False
+        self.waiting, self.is_refused, self.is_torn = [line], True, False
         self.shown = line
 
     @rule()
     def take(self) -> None:
-        line = self.theirs.take()
+        line = take(self.theirs)
         if not self.waiting or self.is_refused:
             assert line is None
             return
         assert line == self.waiting.pop(0)
-        self.last = self.shown = line
+        self.shown = line
         self.taken += 1
 
     @rule()
@@ -499,12 +501,9 @@ class RingMachine(RuleBasedStateMachine):
         self.take()
 
     @rule()
-    def put_back(self) -> None:
-        self.theirs.put_back()
-        if self.last is not None:
-            self.waiting.insert(0, self.last)
-            self.last = None
-            self.taken -= 1
+    def look(self) -> None:
+        line = self.theirs.peek()
+        assert line == (self.waiting[0] if self.waiting and not self.is_refused else None)
 
     @invariant()
     def is_as_the_model_says(self) -> None:

@@ -1,7 +1,7 @@
-"""What a session does with its requests: calls, results that wait to be taken, the request to exit, statuses.
+"""What a session does with its requests: calls, the request to exit, statuses, the end.
 
-Threads may use a dispatcher at once, and so may a signal handler in the middle of a request: see ``flow.py``. Never
-starts or ends processes.
+Threads may use a dispatcher at once, and so may a signal handler in the middle of a request: see ``flow.py`` and
+``answers.py``. Never starts or ends processes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final, TypeVar
 
 from ..base import system
@@ -29,10 +28,9 @@ from ..protocol.messages import Request, now_ms
 from ..protocol.status import Status, StatusLine
 from ..wire.messages import EXIT_COMMAND, MAX_MESSAGE_SEQ, RELEASE_COMMAND
 from ..wire.waits import RELEASE_TIMEOUT_MS
-from ..wire.words import CLOSED_MEANWHILE, NO_REQUEST
-from .flow import Flow
-from .options import shown_ms
-from .pending import Pending, awaited, command_of, mark_of_thread, opened
+from ..wire.words import CLOSED_MEANWHILE
+from .claims import Claims
+from .pending import Pending, command_of
 from .progress import OnProgress
 from .results import Result
 from .stats import worker_state
@@ -47,13 +45,12 @@ _REPEAT_EXIT_S: Final = 0.1  # how often to repeat a request to exit that the wo
 TURN_WAIT_S: Final = 10.0  # how long to wait for a thread whose request has no worker any more to end it
 _ANSWER_NOTICE_S: Final = 1.0  # when to say that an exit waits for an answer
 _END_NOTICE_S: Final = 5.0  # and that it waits for the worker's end; on a busy machine that takes a second or two
-_SLICE_S: Final = 0.25  # how long to wait at most for news; they wake the wait, except where no watch can run
 
 StatusTest = Callable[[StatusLine], bool]
 _T = TypeVar("_T")
 
 
-class Dispatcher(Flow):
+class Dispatcher(Claims):
     """Requests and results of one session.
 
     Args:
@@ -107,33 +104,6 @@ class Dispatcher(Flow):
         except BaseException:
             self.abandon(pending)
             raise
-
-    def send_public(self, message: UserMessage, timeout_s: float) -> None:
-        """Send a request whose result any thread may take.
-
-        Args:
-            message: the command, and words for it.
-            timeout_s: how long to wait until there is room for one more request, in seconds.
-
-        Raises:
-            BadMessage: there is no command in the message.
-            ResponseTimeout: the worker answers none of those that are under way.
-            WorkerDied: the worker ended.
-        """
-        self._drop_given_up()
-        pending = Pending(message, self.resources.options.framework)
-        pending.asker = mark_of_thread()
-        try:
-            self.send(pending, (), time.monotonic() + timeout_s, timeout_s, is_public=True)
-        except BaseException:
-            self.abandon(pending)
-            self.drop_claim(pending)
-            raise
-        self.notify()
-
-    def notify(self) -> None:
-        """Wake the threads that wait for another thread's request."""
-        self._news.wake()
 
     def note_end(self) -> None:
         """The worker has ended: wake all that wait for anything."""
@@ -268,137 +238,6 @@ class Dispatcher(Flow):
             worker.channel.write_status(Status.EXIT)
         worker.channel.ring()
         return False
-
-    # -- results that any thread may take -------------------------------------------------------------------------
-
-    def has_result(self) -> bool:
-        """Whether :meth:`take` would find a result at once."""
-        claim = self._next_claim()
-        if claim is None or self.resources.is_foreign:
-            return False
-        if not self._is_there(claim):
-            self.poll()
-        return self._is_there(claim)
-
-    def _free_claims(self) -> list[Pending]:
-        """The claims but for those that the waits are for which a signal handler of this thread has interrupted."""
-        claims, others = list(self._claims), awaited()
-        return [each for each in claims if each not in others] if others else claims
-
-    def _next_claim(self) -> Pending | None:
-        """What this thread takes next: the first that it has asked for; else, the first that another one has."""
-        mark, claims = mark_of_thread(), self._free_claims()
-        return next((each for each in claims if each.asker is mark), claims[0] if claims else None)
-
-    def has_claim(self) -> bool:
-        """Whether a request was sent whose result this call may take."""
-        return bool(self._free_claims())
-
-    def has_own_claim(self) -> bool:
-        """Whether this thread has sent such a request."""
-        mark = mark_of_thread()
-        return any(each.asker is mark for each in self._free_claims())
-
-    def give_back(self, result: Result) -> Pending:
-        """Let a result that this thread has taken be the next one that it takes."""
-        claim = Pending(result[0].command)
-        claim.seq, claim.outcome, claim.asker = result[0].seq, result, mark_of_thread()
-        self._claims.appendleft(claim)
-        self.notify()
-        return claim
-
-    def drop_claim(self, claim: Pending) -> bool:
-        """Give up a result. Returns whether no other thread has taken it, or given it up."""
-        try:
-            self._claims.remove(claim)
-        except ValueError:
-            return False
-        return True
-
-    def give_up_lost(self) -> None:
-        """Note that this thread starts a new worker: its next request takes the place of those that it has lost."""
-        mark = mark_of_thread()
-        for claim in list(self._claims):
-            claim.is_given_up = claim.is_given_up or (claim.is_lost and claim.asker is mark)
-
-    def _drop_given_up(self) -> None:
-        mark = mark_of_thread()
-        for claim in list(self._claims):
-            if claim.is_given_up and claim.asker is mark:
-                self.drop_claim(claim)
-
-    def take(self, timeout_s: float, *, worker: WorkerHandle | None = None, deadline_s: float | None = None) -> Result:
-        """Take the oldest result of this thread's requests; if it has made none, the oldest one of any thread's.
-
-        A result that a wait of this thread is for, which a signal handler has interrupted, stays for that wait. If
-        there is no request at all, waits for one that another thread may send.
-
-        Args:
-            timeout_s: how long to wait, in seconds.
-            worker: the one that ran when the caller began to wait; None to look for it now.
-            deadline_s: when to stop, by the monotonic clock, if the caller has begun to wait already.
-
-        Raises:
-            SessionNotStarted: there is no worker, or the session was closed meanwhile.
-            RemoteError, ResponseTimeout, WorkerDied: there is no result.
-        """
-        deadline_s = time.monotonic() + timeout_s if deadline_s is None else deadline_s
-        # This one only: the thread that notices its death first forgets it, and leaves what was lost with it.
-        if worker is None:
-            claim = self._next_claim()
-            has_outcome = claim is not None and claim.outcome is not None and not self.resources.is_foreign
-            worker = self.resources.worker if not self.is_closing and has_outcome else self.worker()
-        waits = awaited()
-        outer_count = len(waits)
-        try:
-            while True:
-                # What it waits for already, although a signal handler may have put another claim before it.
-                claim = waits[-1] if len(waits) > outer_count else None
-                if claim is None or claim not in self._claims:
-                    del waits[outer_count:]
-                    claim = self._next_claim()
-                if claim is None:
-                    self._wait_for_request(worker or self.worker(), deadline_s, timeout_s)
-                    continue
-                waits[outer_count:] = (claim,)
-                if claim.outcome is None:
-                    self._consume_until(
-                        worker or self.worker(),
-                        lambda claim=claim: self._is_there(claim) or claim not in self._claims,  # type: ignore[misc]
-                        deadline_s,
-                        is_last=True,
-                    )
-                    if claim not in self._claims:
-                        continue  # another thread has taken it
-                    try:
-                        self.wait(claim, deadline_s, timeout_s, worker)
-                    except (TRException, OSError):
-                        if claim.outcome is None:  # else this is it, and is said once
-                            raise
-                if self.drop_claim(claim):
-                    return opened(claim.outcome)
-        finally:
-            del waits[outer_count:]  # no call is before this, so no signal handler
-
-    def _wait_for_request(self, worker: WorkerHandle, deadline_s: float, timeout_s: float) -> None:
-        """Wait a little for a request that another thread may send."""
-        if worker.is_over():
-            raise self.worker_died(worker)
-        remaining_s = deadline_s - time.monotonic()
-        if remaining_s <= 0:
-            state = worker_state(worker)
-            raise ResponseTimeout(
-                f"{NO_REQUEST}{shown_ms(timeout_s * 1000)} ms; call send_request first",
-                timeout_ms=timeout_s * 1000,
-                command="",
-                pid=state.pid,
-                state=state.process,
-                last_moved_ms=state.last_moved_ms,
-            )
-        self._news.wait(min(remaining_s, _SLICE_S), partial(self._has_news, worker))
-
-    def _has_news(self, worker: WorkerHandle) -> bool:
-        return self.has_claim() or self.is_closing or worker.is_over()
 
     def keep_answers(self) -> None:
         """Take the answers that a worker has left before its end, for their takers. In both turns."""

@@ -17,7 +17,7 @@ __all__ = ["Traffic", "controller_fast_path"]
 
 
 class Traffic(NamedTuple):
-    """What the fast path shares with ``flow.py``, in the order of its arguments."""
+    """What the fast path shares with ``in_flight.py``, in the order of its arguments."""
 
     sending: native.TurnWords
     consuming: native.TurnWords

@@ -1,4 +1,4 @@
-"""Requests whose results come later. Sends and consumes nothing itself: ``flow.py`` does.
+"""Requests whose results come later. Sends and consumes nothing itself: ``flow.py`` and ``answers.py`` do.
 
 Whoever waits in ``result()`` consumes answers, if no other thread does. Else a thread of the session's does: it begins
 with the first future, and sleeps on the bell, so that ``concurrent.futures.wait``, ``as_completed`` and

@@ -112,21 +112,6 @@ int endpoint_release(Endpoint *self) {
     return 0;
 }
 
-PyObject *endpoint_receive(Endpoint *self, double timeout_s, StopCheck should_stop, void *context, int is_response,
-                           Message *message) {
-    PyObject *line = ring_wait(self->own, self->own_doorbell, timeout_s, self->slice_s, should_stop, context);
-    if (line == Py_None) return line;
-    if (line == NULL) {
-        if (!ring_is_unterminated(self->own)) return NULL;
-        PyErr_Clear();
-    } else if (message_read(PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), is_response, message)) {
-        return line;
-    }
-    Py_XDECREF(line);
-    ring_put_back(self->own);
-    return Py_NewRef(Py_None);
-}
-
 int message_add_segment(const Endpoint *self, Message *message, PyObject *segment) {
     if (message->count == MAX_CANONICAL_TENSORS || !PyObject_TypeCheck(segment, self->state->owner_segment)) return 0;
     OwnerSegment *owned = (OwnerSegment *)segment;

@@ -49,11 +49,6 @@ PyObject *endpoint_view(const Endpoint *self, PyObject *name, uint64_t seq);
 /* Release all segments that are held; -1 with an exception, and then those that were not released are still held. */
 int endpoint_release(Endpoint *self);
 
-/* Wait for a message, and read it. Returns the line, into which the message's spans point; NULL with an exception. None
- * if no message came, or if it is not in canonical form: then it waits to be taken by the slow path. */
-PyObject *endpoint_receive(Endpoint *self, double timeout_s, StopCheck should_stop, void *context, int is_response,
-                           Message *message);
-
 /* Name one of this side's segments in a message; 0 if the canonical form has no place for it. */
 int message_add_segment(const Endpoint *self, Message *message, PyObject *segment);
 

@@ -24,21 +24,18 @@ typedef struct {
     uint64_t stored, taken;         /* how many messages this side has stored, and taken */
     uint64_t seen[WIRE_RING_SLOTS]; /* the number of the last message that was taken from each slot */
     char *latest;                   /* the slot of the last message that was stored or taken */
-    char can_put_back;              /* a message was taken, and not put back */
-    unsigned long takes;            /* how often a message was taken; one that was put back counts again */
     long stored_seq;                /* the number of the last store; 0 before */
     char is_ordered;                /* no number may be below that of the last store */
-    double spin_us;                 /* most that wait() polls for a message before it sleeps */
-    double since_us;                /* when the wait for the next message began; 0 while there is none */
-    int should_spin;                /* the last message came within spin_us, so wait() polls for the next one */
-    PyObject *last_line;            /* bytes: the last line that was taken */
+    double spin_us;                 /* most that sleep() polls for a message before it sleeps */
+    int should_spin;                /* the last message came within spin_us, so sleep() polls for the next one */
+    PyObject *last_line;            /* bytes: the last line that was looked at */
     int is_unterminated;            /* that line had no end */
     PyObject *rejected;             /* bytes or NULL: a line in the next slot that is not the peer's */
     PyObject *mirrors;              /* a tuple of Mirrors, or NULL: those that this side keeps up to date */
     int bell;                       /* a descriptor that wakes a reader which sleeps on it; -1 for none */
     dev_t bell_device;              /* of its file: the program may have closed it, and opened another one */
     ino_t bell_inode;
-    int waiters;                    /* how many threads are in wait() */
+    int waiters;                    /* how many threads are in sleep() */
     unsigned generation;            /* of the process that stores here; a forked child stores nothing */
 } Ring;
 
@@ -173,10 +170,6 @@ static PyObject *py_has_message(Ring *self, PyObject *unused) {
     if (!is_initialised(self)) return NULL;
     return PyBool_FromLong(number_at(self, self->taken) != 0);
 }
-
-PyDoc_STRVAR(take_doc,
-             "take()\n--\n\nThe next message's line without its newline; None if there is none, or while it is being\n"
-             "replaced.\n\nRaises:\n    ValueError: it has no end; it counts as taken.");
 
 /* Whether the line in a slot is the one that is not the peer's. */
 static int is_rejected(const Ring *self, const char *slot) {
@@ -319,7 +312,12 @@ int ring_is_cancelled(PyObject *ring, uint64_t position) {
     return load_acquire(cancel_word(self, position)) == position + 1;
 }
 
-int ring_is_taken_cancelled(PyObject *ring) { return ring_is_cancelled(ring, ((const Ring *)ring)->taken - 1); }
+int ring_is_next(PyObject *ring, const RingLine *next) { return ((const Ring *)ring)->taken == next->position; }
+
+int ring_begin(PyObject *ring, const RingLine *next) {
+    store_release(done_word((Ring *)ring), next->position + 1);
+    return !ring_is_cancelled(ring, next->position);
+}
 
 PyDoc_STRVAR(is_cancelled_doc,
              "is_cancelled(position)\n--\n\nWhether the peer has cancelled the message of a position, which was taken.");
@@ -329,20 +327,6 @@ static PyObject *py_is_cancelled(Ring *self, PyObject *argument) {
     uint64_t position = PyLong_AsUnsignedLongLong(argument);
     if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
     return PyBool_FromLong(ring_is_cancelled((PyObject *)self, position));
-}
-
-static PyObject *py_take(Ring *self, PyObject *unused) {
-    (void)unused;
-    uint64_t number;
-    if (!is_initialised(self)) return NULL;
-    self->is_unterminated = 0;
-    PyObject *line = next_line(self, &number);
-    if (line == NULL) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
-    advance(self, number);
-    store_release(done_word(self), self->taken);
-    self->takes++;
-    self->can_put_back = 1;
-    return if_terminated(self, line);
 }
 
 PyDoc_STRVAR(peek_doc,
@@ -422,7 +406,7 @@ static PyObject *py_has_stored(Ring *self, PyObject *number) {
 }
 
 PyDoc_STRVAR(set_spin_doc,
-             "set_spin(us)\n--\n\nLet wait() poll for a message for so long, and for a millisecond at most, before\n"
+             "set_spin(us)\n--\n\nLet sleep() poll for a message for so long, and for a millisecond at most, before\n"
              "it sleeps; but not after a message that took longer.");
 
 static PyObject *py_set_spin(Ring *self, PyObject *argument) {
@@ -466,29 +450,6 @@ static void spin(Ring *self, double us) {
     Py_END_ALLOW_THREADS
 }
 
-/* The line, unless a signal handler raises: then it can be taken again, instead of being lost with the interrupted
- * call. If a handler has taken a message from here itself, it has taken this line too: then the next line, or None. */
-static PyObject *unless_interrupted(Ring *self, PyObject *line) {
-    if (line == NULL || line == Py_None) return line;
-    unsigned long takes = self->takes;
-    int code = PyErr_CheckSignals();
-    if (code == 0 && self->takes == takes) return line;
-    Py_DECREF(line);
-    if (code == 0) return py_take(self, NULL);
-    ring_put_back((PyObject *)self);
-    return NULL;
-}
-
-/* Take the next message, and decide from the time that it took whether to poll for the one after it. */
-static PyObject *take_and_adapt(Ring *self) {
-    PyObject *line = py_take(self, NULL);
-    if (self->spin_us > 0) {
-        self->should_spin = now_us() - self->since_us <= self->spin_us;
-        if (line != Py_None) self->since_us = 0;
-    }
-    return line;
-}
-
 static int has_stale_mirror(const Ring *self) {
     Py_ssize_t count = self->mirrors == NULL ? 0 : PyTuple_GET_SIZE(self->mirrors);
     for (Py_ssize_t index = 0; index < count; index++)
@@ -512,56 +473,6 @@ static int sleep_and_show(Ring *self, PyObject *semaphore, double sleep_s) {
         sleep_s -= WIRE_MIRROR_DELAY_S;
     }
     return semaphore_wait(semaphore, sleep_s);
-}
-
-static PyObject *wait_for_line(Ring *self, PyObject *semaphore, double timeout_s, double slice_s,
-                               StopCheck should_stop, void *context) {
-    PyObject *line = py_take(self, NULL);
-    if (line != Py_None) {
-        if (line != NULL) self->since_us = 0;
-        return unless_interrupted(self, line);
-    }
-    Py_DECREF(line);
-    double began_us = now_us(), waited_s = 0, left_s = timeout_s;
-    int vain_rings = 0; /* in a row */
-    if (self->since_us == 0) self->since_us = began_us;
-    while (left_s > 0) {
-        int is_over = should_stop(context);
-        if (is_over < 0) return NULL;
-        if (is_over) break;
-        if (self->spin_us > 0 && self->should_spin) {
-            spin(self, left_s * 1e6 < self->spin_us ? left_s * 1e6 : self->spin_us);
-            line = py_take(self, NULL);
-            if (line != Py_None) { /* it came in time, so the next one is polled for, too */
-                if (line != NULL) self->since_us = 0;
-                return unless_interrupted(self, line);
-            }
-            Py_DECREF(line);
-        }
-        double sleep_s = longest_sleep_s(slice_s, waited_s);
-        int is_woken = sleep_and_show(self, semaphore, left_s < sleep_s ? left_s : sleep_s);
-        if (is_woken < 0) return NULL;
-        line = take_and_adapt(self);
-        if (line != Py_None) return unless_interrupted(self, line);
-        Py_DECREF(line);
-        vain_rings = is_woken ? vain_rings + 1 : 0;
-        if (vain_rings > 1) { /* one is usual; where more come without pause, we never sleep: let other threads run */
-            Py_BEGIN_ALLOW_THREADS
-            Py_END_ALLOW_THREADS
-        }
-        waited_s = (now_us() - began_us) / 1e6;
-        left_s = timeout_s - waited_s;
-    }
-    return unless_interrupted(self, py_take(self, NULL)); /* it may have come just before the reason to stop */
-}
-
-PyObject *ring_wait(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s,
-                    StopCheck should_stop, void *context) {
-    Ring *self = (Ring *)ring;
-    self->waiters++;
-    PyObject *line = wait_for_line(self, semaphore, timeout_s, slice_s, should_stop, context);
-    self->waiters--;
-    return line;
 }
 
 int ring_sleep(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s, StopCheck should_stop,
@@ -602,8 +513,15 @@ static int should_stop_by_call(void *function) {
 }
 
 PyDoc_STRVAR(sleep_doc,
-             "sleep(semaphore, timeout_s, slice_s, stop)\n--\n\nSleep until a message is there, the time is over, or "
-             "stop() says so.\nArguments and errors as of wait().\n\nReturns:\n    Whether a message is there.");
+             "sleep(semaphore, timeout_s, slice_s, stop)\n--\n\n"
+             "Sleep until a message is there, the time is over, or stop() says so.\n\n"
+             "Args:\n"
+             "    semaphore: posted after each message.\n"
+             "    timeout_s: how long to sleep.\n"
+             "    slice_s: the longest single sleep, for a post may be lost.\n"
+             "    stop: called before each sleep; True ends it all.\n\n"
+             "Returns:\n    Whether a message is there.\n\n"
+             "Raises:\n    ValueError: a time is NaN, or slice_s is no positive number.");
 
 static PyObject *py_sleep(Ring *self, PyObject *const *arguments, Py_ssize_t count) {
     double timeout_s, slice_s;
@@ -615,41 +533,6 @@ static PyObject *py_sleep(Ring *self, PyObject *const *arguments, Py_ssize_t cou
     if (parse_time(arguments[1], &timeout_s) < 0 || parse_slice(arguments[2], &slice_s) < 0) return NULL;
     if (ring_sleep((PyObject *)self, arguments[0], timeout_s, slice_s, should_stop_by_call, arguments[3]) < 0) return NULL;
     return PyBool_FromLong(is_next_there(self));
-}
-
-PyDoc_STRVAR(wait_doc,
-             "wait(semaphore, timeout_s, slice_s, stop)\n--\n\n"
-             "Take the next message's line; sleep until the semaphore is posted for as long as there is none.\n\n"
-             "Args:\n"
-             "    semaphore: posted after each message.\n"
-             "    timeout_s: how long to wait.\n"
-             "    slice_s: the longest single sleep, for a post may be lost.\n"
-             "    stop: called before each sleep; True ends the wait.\n\n"
-             "Returns:\n    None when the time is over, or stop() says so.\n\n"
-             "Raises:\n    ValueError: as take(); or a time is NaN, or slice_s is no positive number.");
-
-static PyObject *py_wait(Ring *self, PyObject *const *arguments, Py_ssize_t count) {
-    if (count != 4) {
-        PyErr_SetString(PyExc_TypeError, "wait takes a semaphore, two times and a function");
-        return NULL;
-    }
-    if (!PyObject_TypeCheck(arguments[0], self->state->semaphore)) {
-        PyErr_SetString(PyExc_TypeError, "a Semaphore is needed");
-        return NULL;
-    }
-    double timeout_s, slice_s;
-    if (parse_time(arguments[1], &timeout_s) < 0 || parse_slice(arguments[2], &slice_s) < 0) return NULL;
-    return ring_wait((PyObject *)self, arguments[0], timeout_s, slice_s, should_stop_by_call, arguments[3]);
-}
-
-int ring_is_unterminated(PyObject *ring) { return ((Ring *)ring)->is_unterminated; }
-
-void ring_put_back(PyObject *ring) {
-    Ring *self = (Ring *)ring;
-    if (!self->can_put_back) return;
-    self->can_put_back = 0;
-    self->taken--;
-    self->seen[self->taken % WIRE_RING_SLOTS] = blank();
 }
 
 /* The slot of the newest message that is there or was taken. */
@@ -664,22 +547,13 @@ static uint64_t newest_number(const Ring *self) { return load_acquire(number_in(
 
 const char *ring_latest(PyObject *ring) { return ((Ring *)ring)->latest; }
 
-PyDoc_STRVAR(put_back_doc, "put_back()\n--\n\nLet the line just taken be taken again.");
-
-static PyObject *py_put_back(PyObject *self, PyObject *unused) {
-    (void)unused;
-    ring_put_back(self);
-    Py_RETURN_NONE;
-}
-
 PyDoc_STRVAR(reject_doc,
              "reject()\n--\n\n"
-             "Ignore the line just taken, and take any other, even one of the same number as that line.");
+             "Ignore the line that peek() has given; any other can be taken, even one of the same number as that line.");
 
 static PyObject *py_reject(Ring *self, PyObject *unused) {
     (void)unused;
     Py_XSETREF(self->rejected, Py_XNewRef(self->last_line));
-    ring_put_back((PyObject *)self);
     Py_RETURN_NONE;
 }
 
@@ -721,7 +595,7 @@ static PyObject *py_next_seq(Ring *self, PyObject *unused) {
 }
 
 PyDoc_STRVAR(set_mirrors_doc,
-             "set_mirrors(mirrors)\n--\n\nLet wait() keep a tuple of mirrors up to date while no message comes.");
+             "set_mirrors(mirrors)\n--\n\nLet sleep() keep a tuple of mirrors up to date while no message comes.");
 
 static PyObject *py_set_mirrors(Ring *self, PyObject *mirrors) {
     int is_right = PyTuple_Check(mirrors);
@@ -757,17 +631,14 @@ static PyGetSetDef ring_properties[] = {
     {"taken", (getter)get_unsigned, NULL, "How many messages this side has taken.", (void *)offsetof(Ring, taken)},
     {"stored_seq", (getter)get_stored_seq, NULL, "The number of the last message that was stored; 0 before.", NULL},
     {"done_by_peer", (getter)get_done_by_peer, NULL, "How many messages the peer is done with.", NULL},
-    {"waiters", (getter)get_waiters, NULL, "How many threads are in wait().", NULL},
+    {"waiters", (getter)get_waiters, NULL, "How many threads are in sleep().", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMethodDef ring_methods[] = {
     {"store", (PyCFunction)(void (*)(void))py_store, METH_FASTCALL, store_doc},
     {"has_message", (PyCFunction)py_has_message, METH_NOARGS, has_message_doc},
-    {"take", (PyCFunction)py_take, METH_NOARGS, take_doc},
     {"set_spin", (PyCFunction)py_set_spin, METH_O, set_spin_doc},
-    {"wait", (PyCFunction)(void (*)(void))py_wait, METH_FASTCALL, wait_doc},
-    {"put_back", py_put_back, METH_NOARGS, put_back_doc},
     {"newest", (PyCFunction)py_newest, METH_NOARGS, newest_doc},
     {"newest_seq", (PyCFunction)py_newest_seq, METH_NOARGS, newest_seq_doc},
     {"next_seq", (PyCFunction)py_next_seq, METH_NOARGS, next_seq_doc},

@@ -14,10 +14,6 @@ int ring_is_initialised(PyObject *ring);
  * number or the rest does not fit, -1 if a later message was stored already; and then nothing was stored. */
 int ring_store(PyObject *ring, long seq, const char *rest, Py_ssize_t nbytes);
 
-/* Take the next message's line, as Ring.wait() does. */
-PyObject *ring_wait(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s,
-                    StopCheck should_stop, void *context);
-
 /* Sleep as Ring.sleep() does; -1 with an exception. */
 int ring_sleep(PyObject *ring, PyObject *semaphore, double timeout_s, double slice_s, StopCheck should_stop,
                void *context);
@@ -32,29 +28,26 @@ typedef struct {
 /* Look at the next message: 1 if there is one, 0 if not, -1 with an exception. */
 int ring_next(PyObject *ring, RingLine *next);
 
+/* Whether it was not taken meanwhile. */
+int ring_is_next(PyObject *ring, const RingLine *next);
+
+/* Tell the peer that a handler is to have it, which is not taken yet; 0 if the peer has cancelled it before. */
+int ring_begin(PyObject *ring, const RingLine *next);
+
 /* Take it, unless it was taken meanwhile, and tell the peer that this side is done with it. */
 void ring_advance(PyObject *ring, const RingLine *next);
 
 /* Wake the peer if it sleeps on the bell. To be called after a message was stored. */
 void ring_bell(PyObject *ring);
 
-/* Whether the peer has cancelled the message of a position, which was taken. */
+/* Whether the peer has cancelled the message of a position, with which this side has begun. */
 int ring_is_cancelled(PyObject *ring, uint64_t position);
-
-/* The same for the message that was taken last. */
-int ring_is_taken_cancelled(PyObject *ring);
 
 /* How many messages this side has stored, and how many of them the peer is done with. */
 uint64_t ring_stored(PyObject *ring);
 uint64_t ring_done_by_peer(PyObject *ring);
 
-/* After an exception of ring_wait(): whether the message has no end. Else a signal handler raised. */
-int ring_is_unterminated(PyObject *ring);
-
-/* Let the line just taken be taken again. */
-void ring_put_back(PyObject *ring);
-
-/* Write the mirrors that wait() keeps up to date, those that are stale. */
+/* Write the mirrors that sleep() keeps up to date, those that are stale. */
 void ring_show(PyObject *ring);
 
 /* The slot of the last message that was stored or taken, WIRE_RING_SLOT_NBYTES long. */

@@ -199,28 +199,52 @@ static PyObject *begin(WorkerFastPath *self, const Message *message) {
     return request;
 }
 
-/* Wait for a request, release what the last response named, take over the request's tags, and set the status to busy.
- * Returns the request, and the line into which the message's spans point. None if the worker should exit, or if the
- * slow path is needed: then the request waits to be taken. NULL with an exception. */
+/* Wait for the next message: 1 if one is there, 0 if the worker should exit or is another process, -1 with an exception. */
+static int wait_for_message(WorkerFastPath *self, RingLine *next) {
+    Endpoint *endpoint = &self->base;
+    for (int is_over = 0;;) {
+        if (endpoint_is_foreign(endpoint)) return 0;
+        int is_there = ring_next(endpoint->own, next);
+        if (is_there < 0) return -1;
+        if (is_there) { /* a signal handler may raise, which leaves the message there; or take it, or fork */
+            int code = PyErr_CheckSignals();
+            if (code == 0 && ring_is_next(endpoint->own, next) && !endpoint_is_foreign(endpoint)) return 1;
+            Py_DECREF(next->line);
+            if (code < 0) return -1;
+            continue;
+        }
+        if (is_over) return 0; /* it may have come just before the reason to exit */
+        if (ring_sleep(endpoint->own, endpoint->own_doorbell, INFINITY, endpoint->slice_s, should_exit, self) < 0)
+            return -1;
+        is_over = should_exit(self);
+    }
+}
+
+/* Wait for a request, release what the last response named, take over the request's tags, set the status to busy, and
+ * take the request. Returns it, and the line into which the message's spans point. None if the worker should exit, or if
+ * the slow path is needed: then the request waits to be taken. NULL with an exception. */
 static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject **line) {
-    if (endpoint_is_foreign(&self->base)) Py_RETURN_NONE;
-    *line = endpoint_receive(&self->base, INFINITY, should_exit, self, 0, message);
-    if (*line == NULL || *line == Py_None) return *line;
+    PyObject *own = self->base.own;
+    RingLine next;
+    int is_there = wait_for_message(self, &next);
+    if (is_there <= 0) return is_there < 0 ? NULL : Py_NewRef(Py_None);
+    *line = next.line;
     uint64_t status = status_of(self);
-    int is_plain = message->command.nbytes != 0 && !is_for_server(message->command) && is_waiting(status) &&
-                   !ring_is_taken_cancelled(self->base.own);
-    PyObject *request = is_plain ? begin(self, message) : NULL;
-    if (request != NULL && replace_status(self, status, word_of(BUSY))) {
+    int is_plain = next.is_terminated && message_read(PyBytes_AS_STRING(*line), PyBytes_GET_SIZE(*line), 0, message) &&
+                   message->command.nbytes != 0 && !is_for_server(message->command) && is_waiting(status) &&
+                   ring_begin(own, &next);
+    PyObject *request = is_plain ? begin(self, message) : NULL; /* the end of a tag's ref may run code */
+    if (request != NULL && ring_is_next(own, &next) && replace_status(self, status, word_of(BUSY))) {
+        ring_advance(own, &next);
         touch(self);
         /* At the first request after a pause, the controller shows that we are busy, when it has waited for a while:
          * this costs the request nothing. In a burst of requests the second one shows it, and the others need not. */
-        if (mirror_is_forgotten(self->status_mirror)) ring_show(self->base.own);
+        if (mirror_is_forgotten(self->status_mirror)) ring_show(own);
         else if (mirror_is_stale(self->status_mirror)) mirror_forget(self->status_mirror);
         return request;
     }
     Py_XDECREF(request); /* the slow path begins it once more, which changes nothing */
     Py_DECREF(*line);
-    ring_put_back(self->base.own);
     if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) return NULL;
     PyErr_Clear();
     Py_RETURN_NONE;

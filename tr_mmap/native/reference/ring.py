@@ -67,7 +67,7 @@ class Ring:
         stored: how many messages this side has stored.
         taken: how many messages this side has taken.
         stored_seq: the number of the last message that was stored; 0 before.
-        waiters: how many threads are in :meth:`wait`.
+        waiters: how many threads are in :meth:`sleep`.
         is_ordered: no number may be below that of the last store.
     """
 
@@ -75,7 +75,6 @@ class Ring:
         "_bell",
         "_bell_key",
         "_buffer",
-        "_can_put_back",
         "_last_line",
         "_latest",
         "_mirrors",
@@ -83,7 +82,6 @@ class Ring:
         "_rejected",
         "_seen",
         "_should_spin",
-        "_since_s",
         "_spin_s",
         "_turn",
         "_words",
@@ -104,12 +102,10 @@ class Ring:
         self._turn: list[bool] = []  # of the operation that has begun last
         self._seen = [_BLANK_WORD] * RING_SLOTS  # the number of the last message that was taken from each slot
         self._latest = RING_WORDS_NBYTES  # the offset of the slot of the last message that was stored or taken
-        self._can_put_back = False  # a message was taken, and not put back
-        self._last_line = b""  # the last line that was taken
+        self._last_line = b""  # the last line that was looked at
         self._rejected: bytes | None = None  # a line in the next slot that the peer has not signed
-        self._spin_s = 0.0  # how long wait() polls for a message before it sleeps, at most
-        self._since_s = 0.0  # when the wait for the next message began; 0 while there is none
-        self._should_spin = False  # the last message came within that time, so wait() polls for the next one
+        self._spin_s = 0.0  # how long sleep() polls for a message before it sleeps, at most
+        self._should_spin = False  # the last message came within that time, so sleep() polls for the next one
         self._bell = -1
         self._bell_key = (0, 0)  # of its file
         self.stored_seq = 0
@@ -165,7 +161,7 @@ class Ring:
                 return True
 
     def _begin(self) -> list[bool]:
-        """Begin to store, take or put back, in the middle of which a signal handler may do the same.
+        """Begin to store, in the middle of which a signal handler may do the same.
 
         What the handler does counts: it takes the turn of the interrupted operation, which begins again.
         """
@@ -194,35 +190,6 @@ class Ring:
         """The line in a slot, and whether it has an end."""
         line, end, _ = self._buffer[slot : slot + RING_SLOT_NBYTES].tobytes().partition(b"\n")
         return line, bool(end)
-
-    def take(self) -> bytes | None:
-        """The next message's line without its newline; None if there is none, or while it is being stored.
-
-        Raises:
-            ValueError: the message has no end; it counts as taken.
-        """
-        while True:
-            turn, position = self._begin(), self.taken
-            number = self._number_at(position)
-            if not number:
-                return None
-            slot = self._slot_of(position)
-            line, has_end = self._line_in(slot)
-            if self._number_in(slot) != number or line == self._rejected:
-                return None
-            stores: list[_Store] = [
-                (setitem, self._seen, position % RING_SLOTS, number),
-                (setattr, self, "taken", position + 1),
-                (setattr, self, "_latest", slot),
-                (setattr, self, "_last_line", line),
-                (setattr, self, "_can_put_back", True),
-            ]
-            if self._finish(stores, turn):
-                break
-        self.all_done()
-        if not has_end:
-            raise ValueError("the message has no end")
-        return line
 
     def peek(self) -> bytes | None:
         """The next message's line without its newline; None if there is none, or while it is being stored.
@@ -341,11 +308,22 @@ class Ring:
         return self.has_message() and self._line_in(self._slot_of(self.taken))[0] != self._rejected
 
     def sleep(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> bool:
-        """Sleep until a message is there, the time is over, or ``stop`` says so. Arguments as of :meth:`wait`.
+        """Sleep until a message is there, the time is over, or ``stop`` says so.
+
+        Args:
+            semaphore: the peer posts it after each message.
+            timeout_s: how long to sleep, in seconds.
+            slice_s: the longest single sleep in seconds, because a ring may be lost.
+            stop: called before each sleep; True ends it all.
 
         Returns:
             Whether a message is there.
+
+        Raises:
+            ValueError: a time is NaN, or ``slice_s`` is no positive number.
         """
+        check_time(timeout_s)
+        slice_s = check_slice(slice_s)
         self.waiters += 1
         try:
             began_s, waited_s, left_s = time.monotonic(), 0.0, timeout_s
@@ -385,7 +363,7 @@ class Ring:
         return self._buffer[self._latest : self._latest + RING_SLOT_NBYTES]
 
     def set_spin(self, us: float) -> None:
-        """Let :meth:`wait` poll for a message before it sleeps, except after a message that took longer to come.
+        """Let :meth:`sleep` poll for a message before it sleeps, except after a message that took longer to come.
 
         Args:
             us: for how many microseconds at most; values above 1000 count as 1000.
@@ -401,17 +379,8 @@ class Ring:
         while not self.has_message() and time.monotonic() < until_s:
             pass
 
-    def _take_and_adapt(self) -> bytes | None:
-        """Take the next message. If the wait for it was long, do not poll for the one after it."""
-        line = self.take()
-        if self._spin_s:
-            self._should_spin = time.monotonic() - self._since_s <= self._spin_s
-            if line is not None:
-                self._since_s = 0.0
-        return line
-
     def set_mirrors(self, mirrors: tuple[Mirror, ...]) -> None:
-        """Let :meth:`wait` keep mirrors up to date while no message comes."""
+        """Let :meth:`sleep` keep mirrors up to date while no message comes."""
         self._mirrors = mirrors
 
     def _sleep(self, semaphore: Semaphore, sleep_s: float) -> None:
@@ -427,66 +396,9 @@ class Ring:
             sleep_s -= MIRROR_DELAY_S
         semaphore.sleep(sleep_s)
 
-    def wait(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> bytes | None:
-        """Take the next message's line. While there is none, sleep until the semaphore is posted.
-
-        Args:
-            semaphore: the peer posts it after each message.
-            timeout_s: how long to wait, in seconds.
-            slice_s: the longest single sleep in seconds, because a ring may be lost.
-            stop: called before each sleep; True ends the wait.
-
-        Returns:
-            The line; None when the time is over, or when ``stop`` returned True.
-
-        Raises:
-            ValueError: as :meth:`take`; or a time is NaN, or ``slice_s`` is no positive number.
-        """
-        check_time(timeout_s)
-        slice_s = check_slice(slice_s)
-        self.waiters += 1
-        try:
-            return self._wait(semaphore, timeout_s, slice_s, stop)
-        finally:
-            self.waiters -= 1
-
-    def _wait(self, semaphore: Semaphore, timeout_s: float, slice_s: float, stop: Callable[[], bool]) -> bytes | None:
-        line = self.take()
-        if line is not None:
-            self._since_s = 0.0
-            return line
-        began_s, waited_s, left_s = time.monotonic(), 0.0, timeout_s
-        if not self._since_s:
-            self._since_s = began_s
-        while left_s > 0 and not stop():
-            if self._spin_s and self._should_spin:
-                self._spin(min(self._spin_s, left_s))
-                line = self._take_and_adapt()
-                if line is not None:
-                    return line
-            self._sleep(semaphore, min(left_s, longest_sleep_s(slice_s, waited_s)))
-            line = self._take_and_adapt()
-            if line is not None:
-                return line
-            waited_s = time.monotonic() - began_s
-            left_s = timeout_s - waited_s
-        return self.take()  # it may have come just before the reason to stop
-
-    def put_back(self) -> None:
-        """Let the line just taken be taken again."""
-        while self._can_put_back:
-            turn, position = self._begin(), self.taken - 1
-            stores: list[_Store] = [
-                (setitem, self._seen, position % RING_SLOTS, _BLANK_WORD),
-                (setattr, self, "taken", position),
-                (setattr, self, "_can_put_back", False),
-            ]
-            self._finish(stores, turn)
-
     def reject(self) -> None:
-        """Ignore the line just taken. The peer's own line can still be taken, even if it has the same number."""
+        """Ignore the line that :meth:`peek` has given. The peer's own can be taken, even if it has the same number."""
         self._rejected = self._last_line
-        self.put_back()
 
 
 def _fence() -> None:

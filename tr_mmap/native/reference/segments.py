@@ -68,15 +68,15 @@ class _Loan(_Anchor):
 
 finished: Final[deque[Any]] = deque()
 _loans: Final[dict[int, _Loan]] = {}  # by the id of the memoryview
-_lock: Final = threading.RLock()
+_lock = threading.RLock()
 _generation = 0  # counts forks; objects of an earlier generation belong to the parent
 
 
 def _forked_in_child() -> None:
-    global _generation
+    global _generation, _lock
     _generation += 1
     finished.clear()
-    _lock._at_fork_reinit()  # type: ignore[attr-defined]
+    _lock = threading.RLock()  # another one: a signal handler may have forked where the other is still to be released
 
 
 os.register_at_fork(after_in_child=_forked_in_child)
