@@ -53,6 +53,11 @@
 #define WIRE_LEASE_FREE 0
 #define WIRE_LEASE_HELD 1
 #define WIRE_LEASE_PINNED 2
+#define WIRE_LINES_OFFSET 512
+#define WIRE_LINE_NBYTES 64
+#define WIRE_MAX_READERS 56
+#define WIRE_LINES_WORD 64
+#define WIRE_LINE_WORDS 8
 
 /* segments.py */
 #define WIRE_HEAD_NBYTES 4096
@@ -140,6 +145,7 @@
 #define WIRE_RESULT_PREFIX "result"
 #define WIRE_HAND_RESULT_PREFIX "by_hand"
 #define WIRE_SEGMENT_PREFIX "segment"
+#define WIRE_READERS_SUFFIX ".readers"
 #define WIRE_DOORBELL_PREFIX "/tr_"
 #define WIRE_MAX_DOORBELL_LENGTH 240
 #define WIRE_SHM_DIR "/dev/shm"

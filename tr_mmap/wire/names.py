@@ -14,6 +14,10 @@ RESULT_PREFIX: Final = "result"  # of the worker's segments: result_0.tsr, resul
 HAND_RESULT_PREFIX: Final = "by_hand"  # of the results of a request by hand: plain files by_hand_0.tsr, …
 SEGMENT_PREFIX: Final = "segment"  # of the controller's segments; no tag may have either form
 
+READERS_SUFFIX: Final = (
+    ".readers"  # segment.readers: which lease lines of segment_0.tsr, segment_1.tsr, … have a reader
+)
+
 DOORBELL_PREFIX: Final = "/tr_"
 MAX_DOORBELL_LENGTH: Final = 240  # after its prefix
 

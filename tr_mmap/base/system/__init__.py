@@ -57,6 +57,8 @@ from .files import (
     sync,
     truncate,
     try_lock_byte,
+    try_lock_open_byte,
+    unlock_open_byte,
     write_all,
     write_pipe,
 )
@@ -168,8 +170,10 @@ __all__ = [
     "truncate",
     "try_lock_byte",
     "try_lock_dir",
+    "try_lock_open_byte",
     "unlink",
     "unlock_and_close_dir",
+    "unlock_open_byte",
     "write_all",
     "write_pipe",
 ]

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import stat
+import struct
 import sys
 import time
 
@@ -47,6 +48,8 @@ __all__ = [
     "sync",
     "truncate",
     "try_lock_byte",
+    "try_lock_open_byte",
+    "unlock_open_byte",
     "write_all",
     "write_pipe",
 ]
@@ -199,6 +202,35 @@ def try_lock_byte(fd: int) -> bool:
         return False
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+    except (BlockingIOError, PermissionError):  # POSIX allows both
+        return False
+    return True
+
+
+def try_lock_open_byte(fd: int, offset: int) -> bool:
+    """Take the exclusive lock of one byte for an open file description; False if another one has a lock of it.
+
+    The lock ends with the description: when no process has a descriptor or a mapping of it any more. So it outlives a
+    process that has forked, and :func:`close` does not release it while the file is mapped through this descriptor.
+
+    Raises:
+        OSError: the system has no such locks.
+    """
+    return _lock_open_byte(fd, offset, 1)
+
+
+def unlock_open_byte(fd: int, offset: int) -> None:
+    """Release the lock of :func:`try_lock_open_byte`."""
+    _lock_open_byte(fd, offset, 2)
+
+
+def _lock_open_byte(fd: int, offset: int, kind: int) -> bool:
+    command = getattr(fcntl, "F_OFD_SETLK", None)
+    if command is None or not sys.platform.startswith("linux"):
+        raise OSError(errno.ENOSYS, "no locks of open file descriptions")
+    try:
+        # struct flock of 64-bit Linux: type (1 is F_WRLCK, 2 is F_UNLCK), whence, start, length, pid
+        fcntl.fcntl(fd, command, struct.pack("@hhqqi4x", kind, os.SEEK_SET, offset, 1, 0))
     except (BlockingIOError, PermissionError):  # POSIX allows both
         return False
     return True

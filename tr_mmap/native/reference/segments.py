@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ...wire.header import LEASE_FREE, LEASE_PINNED, LEASE_WORD, MAX_NDIM
+from ...wire.header import LEASE_FREE, LEASE_PINNED, MAX_NDIM
 from .lease_words import LeaseWords
 
 __all__ = ["FreeLists", "OwnerSegment", "ReaderSegment", "drain", "finished", "freeze", "loan_of"]
@@ -130,6 +130,7 @@ class ReaderSegment(LeaseWords):
     Args:
         head: its first page, mapped for writing.
         file: the whole file, mapped for reading.
+        line: the number of this reader's lease line; None for the session's own reader, which has the live line's.
 
     Attributes:
         spare: a copy-on-write mapping of the file that no view uses any more, for the next one.
@@ -139,8 +140,8 @@ class ReaderSegment(LeaseWords):
 
     __slots__ = ("_anchors", "_file", "_generation", "_layout", "_layout_seq", "is_pinned", "is_recent", "spare")
 
-    def __init__(self, head: Any, file: memoryview) -> None:
-        super().__init__(head)
+    def __init__(self, head: Any, file: memoryview, line: int | None = None) -> None:
+        super().__init__(head, None, line)
         self._file = file
         self._layout: _Layout | None = None
         self._layout_seq = 0
@@ -215,7 +216,7 @@ class ReaderSegment(LeaseWords):
                 # As in _release_if_unused(), but without a call, because an interrupt could come after a call.
                 self._anchors -= {held}
                 if not self._anchors and self._generation == _generation:
-                    self._words[LEASE_WORD] = LEASE_PINNED if self.is_pinned else LEASE_FREE
+                    self._words[self._lease_word] = LEASE_PINNED if self.is_pinned else LEASE_FREE
 
     def _view_ended(self, anchor: _View) -> None:
         self._anchors.discard(anchor)
@@ -227,7 +228,7 @@ class ReaderSegment(LeaseWords):
     def _release_if_unused(self) -> None:
         """Release the lease if no view is left."""
         if not self._anchors and self._generation == _generation:
-            self._words[LEASE_WORD] = LEASE_PINNED if self.is_pinned else LEASE_FREE
+            self._words[self._lease_word] = LEASE_PINNED if self.is_pinned else LEASE_FREE
 
 
 class OwnerSegment(LeaseWords):
@@ -235,6 +236,7 @@ class OwnerSegment(LeaseWords):
 
     Args:
         file: the whole file, mapped for writing.
+        members: the page that says which lease lines have a reader; None if none may have one.
 
     Attributes:
         name: of its file; the pool chooses it.
@@ -268,8 +270,8 @@ class OwnerSegment(LeaseWords):
         "seq",
     )
 
-    def __init__(self, file: memoryview) -> None:
-        super().__init__(file)
+    def __init__(self, file: memoryview, members: memoryview | None = None) -> None:
+        super().__init__(file, members)
         self._file = file
         self._dtype: np.dtype[Any] | None = None
         self.name = ""

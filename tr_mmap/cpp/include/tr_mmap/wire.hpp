@@ -57,6 +57,11 @@ inline constexpr std::uint64_t seq_retired = 18446744073709551615u;
 inline constexpr std::uint64_t lease_free = 0;
 inline constexpr std::uint64_t lease_held = 1;
 inline constexpr std::uint64_t lease_pinned = 2;
+inline constexpr std::size_t lines_offset = 512;
+inline constexpr std::size_t line_nbytes = 64;
+inline constexpr int max_readers = 56;
+inline constexpr int lines_word = 64;
+inline constexpr int line_words = 8;
 
 // segments.py
 inline constexpr std::size_t head_nbytes = 4096;
@@ -144,6 +149,7 @@ inline constexpr char tensor_suffix[] = ".tsr";
 inline constexpr char result_prefix[] = "result";
 inline constexpr char hand_result_prefix[] = "by_hand";
 inline constexpr char segment_prefix[] = "segment";
+inline constexpr char readers_suffix[] = ".readers";
 inline constexpr char doorbell_prefix[] = "/tr_";
 inline constexpr std::size_t max_doorbell_length = 240;
 inline constexpr char shm_dir[] = "/dev/shm";
