@@ -188,6 +188,7 @@ class Model:
         patch.setattr(lease_words, "_fence", self.fence)
         patch.setattr(lease_words, "KEEPS_STORES_IN_ORDER", True)
         patch.setattr(readers, "MAX_READERS", lines)
+        patch.setattr(readers, "set_member", lease_words.set_member)
         patch.setattr(
             readers,
             "system",

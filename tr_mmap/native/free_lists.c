@@ -96,7 +96,9 @@ static OwnerSegment *take(FreeLists *self, SegmentPredicate matches, void *wante
         PyObject *free_list;
         OwnerSegment *segment = find(self, matches, wanted, &free_list);
         if (segment == NULL) return NULL;
-        uint64_t lease = clear_seq(segment->base.live, 0);
+        /* Looked at first: what a reader views keeps its number, so that the view can be handed on. */
+        uint64_t lease = strongest_lease(&segment->base);
+        if (lease != WIRE_LEASE_HELD) lease = clear_seq(&segment->base, 0);
         if (lease != WIRE_LEASE_FREE && lease != WIRE_LEASE_HELD) return NULL; /* the slow path retires it */
         if (lease == WIRE_LEASE_HELD && PyList_Append(self->viewed, (PyObject *)segment) < 0) return NULL;
         remove_last(free_list);

@@ -32,7 +32,7 @@ typedef struct {
 static void release_lease_if_unused(ReaderSegment *self) {
     if (self->views == 0 && self->generation == fork_generation)
         /* release: the loads through the views must be over when the owner sees the lease free */
-        store_release(&self->base.live->lease, self->is_pinned ? WIRE_LEASE_PINNED : WIRE_LEASE_FREE);
+        store_release(self->base.lease, self->is_pinned ? WIRE_LEASE_PINNED : WIRE_LEASE_FREE);
 }
 
 /* NULL with an exception if it is not writable, or not of `nbytes`. */
@@ -90,12 +90,14 @@ PyType_Spec view_spec = {
 };
 
 static int reader_segment_init(ReaderSegment *self, PyObject *arguments, PyObject *keywords) {
-    PyObject *head, *file;
+    PyObject *head, *file, *line = NULL;
     Py_buffer file_buffer;
-    static char *names[] = {"head", "file", NULL};
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO", names, &head, &file)) return -1;
+    static char *names[] = {"head", "file", "line", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO|O", names, &head, &file, &line)) return -1;
+    Py_ssize_t number = parse_line(line);
+    if (number < NO_LINE) return -1;
     if (PyObject_GetBuffer(file, &file_buffer, PyBUF_SIMPLE) < 0) return -1;
-    if (lease_words_init(&self->base, head) < 0) {
+    if (lease_words_init(&self->base, head, NULL, number) < 0) {
         PyBuffer_Release(&file_buffer);
         return -1;
     }
@@ -159,7 +161,7 @@ static PyObject *py_set_layout(ReaderSegment *self, PyObject *const *arguments, 
  * one that was set. */
 static PyObject *view_under_lease(ReaderSegment *self, uint64_t seq, PrivateMapping *mapping) {
     int is_foreign = self->generation != fork_generation; /* a child could not release the lease */
-    uint64_t layout_seq = is_foreign ? 0 : acquire_lease(self->base.live, seq);
+    uint64_t layout_seq = is_foreign ? 0 : acquire_lease(&self->base, seq);
     View *view = NULL;
     self->is_recent = 1;
     if (is_foreign)
@@ -227,8 +229,9 @@ static PyMemberDef reader_segment_members[] = {
 };
 
 static PyType_Slot reader_segment_slots[] = {
-    {Py_tp_doc, "ReaderSegment(head, file)\n--\n\nA segment as its reader sees it.\n\n"
-                "Args:\n    head: its first page, mapped for writing.\n    file: the whole of it, mapped for reading."},
+    {Py_tp_doc, "ReaderSegment(head, file, line=None)\n--\n\nA segment as its reader sees it.\n\n"
+                "Args:\n    head: its first page, mapped for writing.\n    file: the whole of it, mapped for reading.\n"
+                "    line: the number of this reader's lease line; None for the session's own reader."},
     {Py_tp_new, stateful_new},
     {Py_tp_init, reader_segment_init},
     {Py_tp_traverse, reader_segment_traverse},

@@ -57,6 +57,7 @@ class SegmentPool(RepairableStore):
         budget_nbytes: most payload capacity to hold at once; None for no limit but the file system's.
         block_ms: at the budget, how many milliseconds to wait for the reader to release views before OutOfSpace.
         checksum: whether to store each payload's CRC-32.
+        has_lines: as of :class:`SegmentStore`.
 
     Attributes:
         is_reader_gone, pause: as of :class:`SegmentStore`.
@@ -70,8 +71,9 @@ class SegmentPool(RepairableStore):
         budget_nbytes: int | None = None,
         block_ms: float = 0.0,
         checksum: bool = False,
+        has_lines: bool = False,
     ) -> None:
-        super().__init__(directory, prefix, budget_nbytes, block_ms)
+        super().__init__(directory, prefix, budget_nbytes, block_ms, has_lines)
         self._has_checksum = checksum
 
     # -- publishing -----------------------------------------------------------------------------------------------

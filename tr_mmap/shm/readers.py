@@ -27,6 +27,7 @@ from ..base import system
 from ..base.fork_safety import this_process
 from ..base.system import KnownDir
 from ..errors import HostilePath
+from ..native import set_member
 from ..wire.header import MAX_READERS
 from ..wire.names import READERS_SUFFIX
 from ..wire.segments import HEAD_NBYTES
@@ -87,7 +88,7 @@ class ReadersPage:
                 if system.try_lock_open_byte(fd, line):
                     if members[line]:  # else it has left since
                         taint(line)  # before anybody else can join on this line
-                        members[line] = 0
+                        set_member(members, line, False)
                     system.unlock_open_byte(fd, line)
         finally:
             system.close(fd)
@@ -144,7 +145,7 @@ class LeaseLine:
                 if page[line]:
                     system.unlock_open_byte(fd, line)
                     continue
-                page[line] = 1
+                set_member(page, line, True)
                 return cls(page, line)
             return None
         finally:
@@ -158,7 +159,7 @@ class LeaseLine:
         """Give the line back, unless a forked child may have a view. There must be no lease of it left."""
         page, self._page = self._page, None
         if page is not None and self._owner is this_process.mark and not self.is_pinned:
-            page[self.number] = 0  # and then the end of the mapping releases the lock
+            set_member(page, self.number, False)  # and then the end of the mapping releases the lock
 
     def __del__(self) -> None:
         self.leave()

@@ -21,7 +21,7 @@ from ..base.fork_safety import ForkAware, this_process
 from ..base.identifiers import tensor_file
 from ..errors import OutOfSpace, SessionNotStarted, SystemLimit
 from ..native import FreeLists, drain
-from ..wire.header import LEASE_FREE, LEASE_PINNED, LEASE_WORD
+from ..wire.header import LEASE_FREE, LEASE_HELD, LEASE_PINNED, LEASE_WORD
 from ..wire.segments import (
     FEW_SEGMENTS,
     IDLE_TAKES,
@@ -31,6 +31,7 @@ from ..wire.segments import (
     TRIM_TAKES,
 )
 from .loans import TorchLoans
+from .readers import ReadersPage
 from .segment import Segment, Slab, make_segment, make_slab
 from .size_classes import class_nbytes
 
@@ -48,13 +49,16 @@ class SegmentStore(FreeLists, ForkAware):
         prefix: names of files are ``<prefix>_<number>.tsr``.
         budget_nbytes: most payload capacity to hold at once; None for no limit but the file system's.
         block_ms: at the budget, how many milliseconds to wait for the reader to release views before OutOfSpace.
+        has_lines: whether others than the session's own reader may read too, each with a lease line.
 
     Attributes:
         is_reader_gone: returns whether the reader has ended, so that it will release nothing any more.
         pause: called with a number of seconds between two looks while the pool waits for room; it may release a lock.
     """
 
-    def __init__(self, directory: str, prefix: str, budget_nbytes: int | None, block_ms: float) -> None:
+    def __init__(
+        self, directory: str, prefix: str, budget_nbytes: int | None, block_ms: float, has_lines: bool = False
+    ) -> None:
         FreeLists.__init__(self)
         self._owner = this_process.mark
         self._segments: dict[str, Segment] = {}
@@ -70,9 +74,12 @@ class SegmentStore(FreeLists, ForkAware):
         self._nbytes = 0
         self._small = 0  # segments that decide how many slots the next slab has
         self._created = 0
+        self._tainted = 0  # how often a segment was
         self._trimmed_at = 0  # the count of takes then
         self._numbers = itertools.count()  # of files; no name is used twice
         self._is_closed = False
+        self._readers = ReadersPage(self._directory, prefix) if has_lines else None
+        self._members = None if self._readers is None else self._readers.members
 
     # -- taking ---------------------------------------------------------------------------------------------------
 
@@ -125,7 +132,10 @@ class SegmentStore(FreeLists, ForkAware):
     def _pop_unviewed(self, key: int, free: list[Segment]) -> Segment | None:
         while (segment := _pop(free)) is not None:
             self.check_own()  # a signal handler may have forked meanwhile
-            lease = segment.claim()
+            # Looked at first: what a reader views keeps its number, so that the view can be handed on.
+            lease = segment.lease()
+            if lease != LEASE_HELD:
+                lease = segment.claim()
             if lease == LEASE_FREE:
                 return segment
             if lease == LEASE_PINNED:
@@ -169,6 +179,8 @@ class SegmentStore(FreeLists, ForkAware):
         deadline_s: float | None,
     ) -> tuple[Segment, bool]:
         self._trim(capacity, may_share)
+        if any(self._awaiting.values()):
+            self._reap()  # a dead reader may be all that keeps them from being used again
         if self._budget_nbytes is not None and self._nbytes + capacity > self._budget_nbytes:
             segment = self._wait_for_room(capacity, self._budget_nbytes, may_share, deadline_s)
             if segment is not None:
@@ -191,7 +203,7 @@ class SegmentStore(FreeLists, ForkAware):
         is_counted: bool,
     ) -> tuple[Segment, bool]:
         name = tensor_file(self._next_stem())
-        segment, is_filled = make_segment(self._directory, name, capacity, source)
+        segment, is_filled = make_segment(self._directory, name, capacity, source, self._members)
         segment.is_counted = is_counted
         self._adopt([segment])
         return segment, is_filled
@@ -206,7 +218,7 @@ class SegmentStore(FreeLists, ForkAware):
         if slots < 2:
             return None
         try:
-            slab = make_slab(self._directory, self._next_stem(), slots)
+            slab = make_slab(self._directory, self._next_stem(), slots, self._members)
         except (OutOfSpace, SystemLimit):
             return None  # there may be room for one segment
         segments = slab.segments
@@ -292,6 +304,7 @@ class SegmentStore(FreeLists, ForkAware):
 
     def _retire_free(self) -> bool:
         """Retire every free segment that the reader has no view of; True if that freed any memory at once."""
+        self._reap()
         self._sort_viewed()
         has_freed = False
         for key in list(self.free):
@@ -371,10 +384,32 @@ class SegmentStore(FreeLists, ForkAware):
     # -- deaths, forks, the end --------------------------------------------------------------------------------
 
     def reader_died(self) -> None:
-        """Never fill again a segment that a dead reader held, because a forked child of the reader may have a view."""
+        """The session's own reader has died, or one with a lease line has: never fill again a segment that it held.
+
+        A forked child of the reader may have a view.
+        """
         for each in list(self._segments.values()):
             if each.words[LEASE_WORD] != LEASE_FREE:
                 self._taint(each)
+        self._reap()
+        self._retire_tainted()
+
+    def _reap(self) -> None:
+        """Taint what dead readers held in their lease lines, and give the lines to others."""
+        if self._readers is None or self.is_foreign:
+            return
+        before = self._tainted
+        self._readers.reap(self._taint_line)
+        if self._tainted != before:
+            self._retire_tainted()
+
+    def _taint_line(self, line: int) -> None:
+        for each in list(self._segments.values()):
+            if each.is_leased_in(line):
+                self._taint(each)
+
+    def _retire_tainted(self) -> None:
+        """Retire the tainted segments that have no hold. The others are retired when the last hold is released."""
         self._sort_viewed()
         for key, free in list(self.free.items()):
             while (segment := _pop_oldest(self._awaiting[key])) is not None:
@@ -389,6 +424,7 @@ class SegmentStore(FreeLists, ForkAware):
 
     def _taint(self, segment: Segment) -> None:
         """Mark a segment of which an unknown process may have a view: it is retired, never filled again."""
+        self._tainted += 1
         segment.is_tainted = True
         segment.free_list = self.to_retire
 
@@ -405,6 +441,8 @@ class SegmentStore(FreeLists, ForkAware):
             segment.free_list = None
             if has_files:
                 remove_name(segment.path, self._owner)
+        if self._readers is not None and has_files:
+            self._readers.remove(self._owner)
         self._segments.clear()
         self.free.clear()
         self.viewed.clear()

@@ -29,7 +29,7 @@ from ...wire.header import (
     SEQ_WORD,
 )
 
-__all__ = ["KEEPS_STORES_IN_ORDER", "LeaseWords"]
+__all__ = ["KEEPS_STORES_IN_ORDER", "LeaseWords", "set_member"]
 
 KEEPS_STORES_IN_ORDER: Final = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
 
@@ -117,3 +117,14 @@ class LeaseWords:
         if words[SEQ_WORD] != seq or words[SEQ_COPY_WORD] != seq or seq in (0, SEQ_RETIRED):
             return 0
         return words[LAYOUT_WORD]
+
+
+def set_member(page: Any, line: int, is_member: bool) -> None:
+    """Set or clear the byte of a lease line on the page of readers, in order with all stores and loads before it.
+
+    Raises:
+        ValueError: there is no such line.
+    """
+    if not 0 <= line < MAX_READERS:
+        raise ValueError(f"there is no lease line {line}")
+    page[line] = int(is_member)
