@@ -145,6 +145,7 @@
 #define WIRE_RESULT_PREFIX "result"
 #define WIRE_HAND_RESULT_PREFIX "by_hand"
 #define WIRE_SEGMENT_PREFIX "segment"
+#define WIRE_GIVEN_PREFIX "given-"
 #define WIRE_READERS_SUFFIX ".readers"
 #define WIRE_DOORBELL_PREFIX "/tr_"
 #define WIRE_MAX_DOORBELL_LENGTH 240
@@ -159,6 +160,7 @@
 #define WIRE_DEFAULT_ROOT_PREFIX "tr_mmap-"
 #define WIRE_NEW_PREFIX ".new-"
 #define WIRE_GONE_PREFIX ".gone-"
+#define WIRE_POOL_PREFIX ".pool-"
 #define WIRE_TEMPORARY_PREFIX ".tr_mmap-"
 #define WIRE_TEMPORARY_SUFFIX ".tmp"
 #define WIRE_WORKSPACE_VARIABLE "TR_WORKSPACE"

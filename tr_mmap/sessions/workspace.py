@@ -28,6 +28,7 @@ from ..wire.names import (
     DEFAULT_ROOT_PREFIX,
     GONE_PREFIX,
     NEW_PREFIX,
+    POOL_PREFIX,
     SESSION_PREFIX,
     SESSIONS_DIR,
     SHM_DIR,
@@ -299,6 +300,18 @@ class Workspace:
                     self.release(name.removeprefix(SESSION_PREFIX))
             except (TRException, OSError):
                 continue
+        self._remove_if_empty()
+
+    def remove_pools_of(self, controller: Identity) -> None:
+        """Remove the directories of a process's segments here; the process has ended."""
+        try:
+            names = system.list_dir(self.sessions)
+        except OSError:
+            return
+        for name in names:
+            found = parse_leftover(name)
+            if found and found[1] == POOL_PREFIX and Identity.local(int(found[2]), int(found[3])) == controller:
+                system.remove_tree(os.path.join(self.sessions, name))
         self._remove_if_empty()
 
     def _place(self, path: str, manifest: Manifest, lock: LifeLock | None) -> bool:

@@ -14,15 +14,27 @@ from weakref import WeakValueDictionary
 
 from ..base import system
 from ..base.fork_safety import ForkAware
-from ..base.identifiers import is_segment_name
+from ..base.identifiers import given_stem, is_segment_name
 from ..base.system import check_limit
 from ..errors import BadMessage, Fault, HostilePath, StaleTensor, SystemLimit, TSRFormatError
 from ..native import ReaderSegment, drain
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from ..tsr.header import Header
-from ..wire.header import LAYOUT_WORD, LEASE_PINNED, LEASE_WORD, MAX_HEADER_NBYTES, SEQ_RETIRED, SEQ_WORD
+from ..wire.header import (
+    LAYOUT_WORD,
+    LEASE_PINNED,
+    LEASE_WORD,
+    LINE_WORDS,
+    LINES_WORD,
+    MAX_HEADER_NBYTES,
+    SEQ_COPY_WORD,
+    SEQ_RETIRED,
+    SEQ_WORD,
+)
+from ..wire.names import SEGMENT_PREFIX
 from ..wire.segments import HEAD_NBYTES, LOOKS_PER_TAKE, MAX_UNVIEWED
+from .readers import LeaseLine
 from .slabs import Place, place_of, slab_nbytes
 
 __all__ = ["SegmentReader"]
@@ -42,18 +54,30 @@ class _MappedFile:
 class _MappedSegment(ReaderSegment):
     """One segment of the peer, mapped here."""
 
-    __slots__ = ("file", "head", "header", "is_slot", "name", "payload", "words")
+    __slots__ = ("__weakref__", "file", "head", "header", "is_listed", "is_slot", "line", "names", "payload", "words")
 
-    def __init__(self, name: str, place: Place, file: _MappedFile) -> None:
+    def __init__(self, name: str, place: Place, file: _MappedFile, line: LeaseLine | None) -> None:
         head = file.heads[place.head_offset : place.head_offset + HEAD_NBYTES]
-        super().__init__(head, file.payload)
-        self.name = name
+        super().__init__(head, file.payload, None if line is None else line.number)
+        self.line = line  # kept: it ends after the last view
+        self.names = [name]
+        self.is_listed = False  # among those that _forget_some looks at
         self.file = file
         self.is_slot = bool(place.slots)
         self.head = head
         self.words = head.cast("Q")
         self.payload = file.payload
         self.header: Header | None = None
+
+    @property
+    def name(self) -> str:
+        """One by which the segment's file can be opened."""
+        return self.names[-1]
+
+    @property
+    def lease_now(self) -> int:
+        """This reader's lease."""
+        return int(self.words[LEASE_WORD if self.line is None else LINES_WORD + self.line.number * LINE_WORDS])
 
 
 class SegmentReader(ForkAware):
@@ -64,15 +88,20 @@ class SegmentReader(ForkAware):
         verify: whether to compare each payload with its CRC-32, which must be there.
         views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are; None for each framework's default,
             which is read-only for numpy, copy-on-write for torch.
+        shared: the directory of the pool of the controller's process, if the controller's segments are there.
 
     Attributes:
         mapped: the peer's segments that are mapped here, by name.
     """
 
-    def __init__(self, directory: str, *, verify: bool = False, views: str | None = None) -> None:
+    def __init__(self, directory: str, *, verify: bool = False, views: str | None = None, shared: str = "") -> None:
         self.mapped: dict[str, _MappedSegment] = {}
+        self._lines: dict[str, LeaseLine] = {}  # by the stem of the page of readers
         super().__init__()  # now: its hook uses what is mapped
         self._directory = system.KnownDir(directory)
+        self._shared = system.KnownDir(shared) if shared else None
+        # By inode and slot: two objects of one segment would release each other's lease.
+        self._given: WeakValueDictionary[tuple[int, int], _MappedSegment] = WeakValueDictionary()
         self._verify = verify
         self._views = views
         self._order: deque[_MappedSegment] = deque()  # as _forget_some looks at them: the next one first
@@ -102,7 +131,11 @@ class SegmentReader(ForkAware):
         """
         segment = self.mapped.get(name)
         if segment is None:
-            segment = self._map(name, seq, tag)
+            directory, stem = self._place_of_pool(name)
+            line = self._join(directory, stem) if stem else None
+            if stem and line is None:
+                return self._copy(name, seq, framework, tag)
+            segment = self._map(name, seq, tag, line)
         is_private = self.makes_private(framework)
         private = self._map_private(segment, seq, tag) if is_private and not segment.is_slot else None
         try:
@@ -132,7 +165,42 @@ class SegmentReader(ForkAware):
         """Whether the views in a framework are copy-on-write."""
         return framework != "numpy" if self._views is None else self._views == "copy_on_write"
 
-    def _map(self, name: str, seq: int, tag: str) -> _MappedSegment:
+    def _place_of_pool(self, name: str) -> tuple[system.KnownDir, str]:
+        """Where a segment's file is, and the stem of its page of readers; "" if it is read as the session's own."""
+        if self._shared is not None and name.startswith(f"{SEGMENT_PREFIX}_"):
+            return self._shared, SEGMENT_PREFIX
+        return self._directory, given_stem(name)
+
+    def _join(self, directory: system.KnownDir, stem: str) -> LeaseLine | None:
+        line = self._lines.get(stem)
+        if line is None:
+            directory.check()
+            line = LeaseLine.join(directory.path, stem)
+            if line is not None:
+                line = self._lines.setdefault(stem, line)  # a signal handler may have come here too
+        return line
+
+    def _copy(self, name: str, seq: int, framework: str, tag: str) -> Any:
+        """A copy of a tensor, because all lease lines have readers. The message that names it holds it meanwhile."""
+        segment = _MappedSegment(name, place := place_of(name), self._map_file(place, seq, tag), None)
+        if segment.words[SEQ_WORD] != seq or segment.words[SEQ_COPY_WORD] != seq:
+            raise _stale(name, seq, tag)
+        self._decode(segment, seq)
+        header = segment.header
+        if header is None:
+            raise _stale(name, seq, tag)
+        if self._verify:
+            _check_payload(segment)
+        part = segment.payload[header.payload_offset : header.file_nbytes]
+        array = tensors.from_buffer(bytearray(part), header.dtype, header.shape, 0, "numpy")
+        if segment.words[SEQ_WORD] != seq:
+            raise _stale(name, seq, tag)
+        if framework != "numpy":
+            return tensors.as_torch(array, header.dtype)
+        array.flags.writeable = self.makes_private(framework)
+        return array
+
+    def _map(self, name: str, seq: int, tag: str, line: LeaseLine | None) -> _MappedSegment:
         self._forget_some()
         place = place_of(name)
         file = self._slabs.get((place.file, place.slots)) if place.slots else None
@@ -145,13 +213,19 @@ class SegmentReader(ForkAware):
                 file = self._map_file(place, seq, tag)
             if place.slots:
                 self._slabs[place.file, place.slots] = file
-        segment = _MappedSegment(name, place, file)
+        segment = _MappedSegment(name, place, file, line)
         # A forked child of this process may use a view that we had at the fork: never release that lease.
-        segment.is_pinned = segment.words[LEASE_WORD] == LEASE_PINNED
+        segment.is_pinned = segment.lease_now == LEASE_PINNED
+        if line is not None:
+            segment = self._given.setdefault((file.inode, place.slot), segment)  # perhaps it is known by another name
         # A signal handler may have mapped it meanwhile. Two objects of one segment would release each other's lease.
         found = self.mapped.setdefault(name, segment)
         if found is segment:
-            self._order.append(segment)
+            if name not in segment.names:
+                segment.names.append(name)
+            if not segment.is_listed:
+                segment.is_listed = True
+                self._order.append(segment)
         return found
 
     def _map_file(self, place: Place, seq: int, tag: str) -> _MappedFile:
@@ -161,7 +235,7 @@ class SegmentReader(ForkAware):
             if nbytes < (slab_nbytes(place.slots) if place.slots else HEAD_NBYTES):
                 raise _stale(place.file, seq, tag)
             if system.is_sparse(fd):
-                path = os.path.join(self._directory.path, place.file)
+                path = os.path.join(self._place_of_pool(place.file)[0].path, place.file)
                 raise HostilePath(f"{path} has holes; no owner makes such a segment", path=path, reason="sparse")
             return _MappedFile(fd, HEAD_NBYTES * max(1, place.slots), nbytes)
         except OSError as error:
@@ -173,16 +247,17 @@ class SegmentReader(ForkAware):
     def _open(self, name: str, seq: int, tag: str) -> int:
         if not is_segment_name(name):
             raise BadMessage(f"a message names {name[:80]!r}, and no segment is called so", detail=name[:80])
+        directory, _ = self._place_of_pool(name)
         try:
-            fd = system.open_private_file(os.path.join(self._directory.path, name), write=True)
+            fd = system.open_private_file(os.path.join(directory.path, name), write=True)
         except FileNotFoundError:
-            self._directory.check()
+            directory.check()
             raise _stale(name, seq, tag) from None
         except OSError as error:
             check_limit(error, f"{name} cannot be opened")
             raise
         try:
-            self._directory.check()  # now: what was opened before this is in the directory
+            directory.check()  # now: what was opened before this is in the directory
         except BaseException:
             system.close(fd)
             raise
@@ -247,26 +322,40 @@ class SegmentReader(ForkAware):
             if segment.views or not (is_retired or is_one_too_many):
                 order.append(segment)
             else:
-                self.mapped.pop(segment.name, None)
+                self._forget(segment)
+
+    def _forget(self, segment: _MappedSegment) -> None:
+        segment.is_listed = False
+        for name in list(segment.names):
+            self.mapped.pop(name, None)
 
     def _forget_unviewed(self, needed: _MappedSegment | None = None) -> bool:
         """Unmap all segments without views, because a limit of the system is reached; False if there are none."""
         drain()
         unviewed = [each for each in self.mapped.values() if not each.views and each is not needed]
         for segment in unviewed:
-            self.mapped.pop(segment.name, None)
-        self._order = deque(self.mapped.values())
+            self._forget(segment)
+        self._order = deque(dict.fromkeys(self.mapped.values()))
         return bool(unviewed)
 
     def forked_in_parent(self) -> None:
         for segment in list(self.mapped.values()):  # a copy, made in one step: other threads go on working
             if segment.views:
                 segment.is_pinned = True
+                if segment.line is not None:
+                    segment.line.is_pinned = True
+
+    def forked_in_child(self) -> None:
+        viewed = {id(segment.line) for segment in self.mapped.values() if segment.views}
+        for line in list(self._lines.values()):
+            if id(line) not in viewed:
+                line.let_go()
 
     def close(self) -> None:
-        """Forget all mappings; views that still live keep theirs, and their leases."""
+        """Forget all mappings; views that still live keep theirs, their leases, and their lines."""
         self.mapped.clear()
         self._order.clear()
+        self._lines.clear()
 
 
 def _stale(name: str, seq: int, tag: str) -> StaleTensor:

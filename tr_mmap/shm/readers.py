@@ -53,6 +53,7 @@ class ReadersPage:
     def __init__(self, directory: KnownDir, stem: str) -> None:
         owner = this_process.mark
         self._path = os.path.join(directory.path, stem + READERS_SUFFIX)
+        system.unlink(self._path)  # that of a dead owner, which a worker of the same session replaces
         fd = system.create_file(self._path)
         try:
             try:

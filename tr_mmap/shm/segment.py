@@ -40,9 +40,7 @@ class Slab:
 
     __slots__ = ("buffer", "dead", "is_seen", "path", "segments", "slots")
 
-    def __init__(
-        self, path: str, stem: str, buffer: memoryview, slots: int, members: memoryview | None = None
-    ) -> None:
+    def __init__(self, path: str, stem: str, buffer: memoryview, slots: int, members: memoryview | None = None) -> None:
         self.path = path
         self.buffer = buffer
         self.slots = slots

@@ -390,7 +390,7 @@ class SegmentStore(FreeLists, ForkAware):
         """
         for each in list(self._segments.values()):
             if each.words[LEASE_WORD] != LEASE_FREE:
-                self._taint(each)
+                self.taint(each)
         self._reap()
         self._retire_tainted()
 
@@ -406,7 +406,7 @@ class SegmentStore(FreeLists, ForkAware):
     def _taint_line(self, line: int) -> None:
         for each in list(self._segments.values()):
             if each.is_leased_in(line):
-                self._taint(each)
+                self.taint(each)
 
     def _retire_tainted(self) -> None:
         """Retire the tainted segments that have no hold. The others are retired when the last hold is released."""
@@ -422,7 +422,12 @@ class SegmentStore(FreeLists, ForkAware):
                     kept.append(segment)
             free[:0] = reversed(kept)
 
-    def _taint(self, segment: Segment) -> None:
+    @property
+    def is_closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._is_closed
+
+    def taint(self, segment: Segment) -> None:
         """Mark a segment of which an unknown process may have a view: it is retired, never filled again."""
         self._tainted += 1
         segment.is_tainted = True
@@ -431,7 +436,7 @@ class SegmentStore(FreeLists, ForkAware):
     def forked_in_parent(self) -> None:
         for segment in list(self._segments.values()):  # a copy, made in one step, because other threads go on
             if segment.loaned_layout is not None:
-                self._taint(segment)
+                self.taint(segment)
 
     def close(self) -> None:
         """Remove the files. Arrays that still live keep their memory until they are gone."""

@@ -150,6 +150,7 @@ class ControllerTransfer(ABC):
         has_request_in_flight: tells whether there is such a request.
         next_order: tells how many requests the worker may have been sent so far.
         fast_holds: what the requests hold that the fast path has sent.
+        pool_directory: of the pool of this process, if its segments are there; "" for the session's directory.
         keeps_memory: both sides keep memory for later tensors, and can give it up when the other one needs room.
     """
 
@@ -161,6 +162,7 @@ class ControllerTransfer(ABC):
     next_order: Callable[[], int]
     fast_holds: Callable[[], list[list[Any]]]
     keeps_memory = False
+    pool_directory = ""
     has_quick_views = True
     quick_loan: QuickLoan = staticmethod(_no_loan)
 

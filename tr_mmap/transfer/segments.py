@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections import ChainMap, Counter
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from math import inf
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -21,18 +21,20 @@ from ..wire.messages import ARGUMENT_TAG_PREFIX
 from ..wire.names import RESULT_PREFIX, SEGMENT_PREFIX
 from .interface import ControllerTransfer, Draft, WorkerTransfer
 from .options import TransferOptions
+from .shared import PoolAccess
 from .tags import Tags, describe_tags
 
 __all__ = ["SegmentControllerTransfer", "SegmentWorkerTransfer"]
 
 
-def _pool(directory: str, prefix: str, options: TransferOptions) -> SegmentPool:
+def _pool(directory: str, prefix: str, options: TransferOptions, *, has_lines: bool = False) -> SegmentPool:
     return SegmentPool(
         directory,
         prefix,
         budget_nbytes=options.budget_nbytes,
         block_ms=options.block_ms,
         checksum=options.checksum,
+        has_lines=has_lines,
     )
 
 
@@ -43,14 +45,16 @@ class SegmentWorkerTransfer(WorkerTransfer):
         directory: the session directory.
         options: how to keep tensors.
         views: ``"readonly"`` or ``"copy_on_write"``: what fetched tensors are; None for each framework's default.
+        shared: the directory of the pool of the controller's process; "" if the session has a pool of its own. Then its
+            results have one reader only.
     """
 
-    def __init__(self, directory: str, options: TransferOptions, views: str | None = None) -> None:
+    def __init__(self, directory: str, options: TransferOptions, views: str | None = None, shared: str = "") -> None:
         self._has_checksum = options.checksum
         self._lock = threading.RLock()
-        self._reader = SegmentReader(directory, verify=options.checksum, views=views)
+        self._reader = SegmentReader(directory, verify=options.checksum, views=views, shared=shared)
         self.has_quick_views = not self._reader.makes_private("numpy")
-        self._pool = _pool(directory, RESULT_PREFIX, options)
+        self._pool = _pool(directory, RESULT_PREFIX, options, has_lines=bool(shared))
         self.quick_loan = self._pool.quick_loan
         self.tags: MutableMapping[str, TensorRef] = {}
         self._shared_tags: dict[str, TensorRef] = {}  # of requests at once: never changed, but replaced
@@ -155,12 +159,13 @@ def _in_one_piece(
 
     @functools.wraps(method)
     def run(self: SegmentControllerTransfer, *arguments: _P.args, **options: _P.kwargs) -> _R:
-        with self._lock:
-            depth, is_whole = self._depth, False
-            self._depth = depth + 1  # no handler runs between this and the try
+        access = self._access
+        with access.lock:
+            depth, is_whole = access.depth, False
+            access.depth = depth + 1  # no handler runs between this and the try
             try:
-                if self._has_failed and not depth and not self._paused:
-                    self._repair()
+                if access.has_failed and not depth and not access.paused:
+                    access.repair()
                 result = method(self, *arguments, **options)
                 is_whole = True
                 return result
@@ -168,9 +173,9 @@ def _in_one_piece(
                 is_whole = not depth  # the method has undone its steps; but a handler's call interrupts another method
                 raise
             finally:
-                self._depth = depth
+                access.depth = depth
                 if not is_whole:
-                    self._has_failed = True
+                    access.has_failed = True
 
     return run  # type: ignore[return-value] # mypy keeps the name `self` in one of the two types
 
@@ -182,23 +187,29 @@ class SegmentControllerTransfer(ControllerTransfer):
         directory: the session directory.
         options: how to keep tensors.
         views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are; None for each framework's default.
+        shared: the pool of this process, which the transfer joins; None for one of its own, in the session directory.
     """
 
     decode = staticmethod(decode_response)
     keeps_memory = True
 
-    def __init__(self, directory: str, options: TransferOptions, views: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: str,
+        options: TransferOptions,
+        views: str | None = None,
+        shared: PoolAccess | None = None,
+    ) -> None:
         super().__init__()
         self._directory = directory
         self._has_checksum = options.checksum
         self._views = views
-        self._lock = threading.RLock()
-        self._room = threading.Condition(self._lock)
-        self._depth = 0  # of the methods that the lock's owner is in: more than 1 in the call of a signal handler
-        self._paused = 0  # threads that are in the middle of a method, and have let others in
-        self._has_failed = False  # a method has, so the pool is to be put right
-        self._pool = _pool(directory, SEGMENT_PREFIX, options)
-        self._pool.pause = self._pause
+        if shared is None or not shared.join(self):
+            shared = PoolAccess(_pool(directory, SEGMENT_PREFIX, options))
+            shared.join(self)
+        self._access = shared
+        self._pool = shared.pool
+        self.pool_directory = shared.directory
         self.quick_loan = self._pool.quick_loan
         self._tags = Tags(directory, self._release_later)
         self.unannounced = self._tags.unannounced
@@ -209,34 +220,17 @@ class SegmentControllerTransfer(ControllerTransfer):
         # Segments that tags have left, each with the number of requests that were sent before: these may still read it.
         self.left: list[tuple[int, Segment]] = []
 
-    def _pause(self, seconds: float) -> None:
-        """Let other threads in for so long, because one of them may make room."""
-        depth, self._depth = self._depth, 0
-        self._paused += 1  # no handler runs between this and the try
-        try:
-            self._room.wait(seconds)
-        finally:
-            self._paused -= 1
-            self._depth = depth
+    def holds(self) -> Iterator[Segment]:
+        yield from self._tags.segments()
+        for held in self._held_by_requests():
+            yield from held
+        yield from (segment for _, segment in self.left)
 
-    def _repair(self) -> None:
-        """Put right how often each segment is held: once for each tag, and for each request that needs it.
+    def _held_by_requests(self) -> list[list[Segment]]:
+        return [self._fast_held, *self._prepared.values(), *self.fast_holds()]
 
-        Does nothing while a request is in flight; a later method tries again.
-
-        No other thread is in the middle of a method. But one may be on the fast path, which has no lock. So this first
-        closes the fast path and then looks for a request; a thread first says that it has a request and then looks
-        whether the fast path is open.
-        """
-        if self._pool.is_foreign:
-            return
-        holds: Counter[Segment] = Counter(self._tags.segments())
-        for held in (self._fast_held, *self._prepared.values(), *self.fast_holds()):
-            holds.update(held)
-        holds.update(segment for _, segment in self.left)
-        self._pool.reconcile(holds)
+    def repair_tags(self) -> None:
         self._tags.repair()
-        self._has_failed = False
 
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum:
@@ -311,7 +305,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         return self._pool.empty(shape, dtype, framework)
 
     def stats(self) -> PoolStats:
-        if self._has_failed and not self._depth:  # else another thread is at work, perhaps for long
+        if self._access.has_failed and not self._access.depth:  # else another thread is at work, perhaps for long
             self.collect()
         return self._pool.stats()
 
@@ -343,6 +337,12 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._pool.release_free()
 
     def close(self) -> None:
-        with self._lock:  # and nothing is put right, because nothing is left of it
+        with self._access.lock:  # and nothing is put right, because nothing is left of it
             self._reader.close()
-            self._pool.close()
+            unfinished = [segment for held in self._held_by_requests() for segment in held]
+            for held in self._held_by_requests():
+                held.clear()  # in place: whoever has the list releases nothing any more
+            self._prepared.clear()
+            self.left.clear()
+            self._tags.forget()
+        self._access.leave(self, unfinished)

@@ -94,6 +94,11 @@ class Tags:
         """The segments that carry tags, each as often as it carries one."""
         return list(self._segments.values())
 
+    def forget(self) -> None:
+        """Forget all tags. Their files go with the session's directory."""
+        self._segments.clear()
+        self._linking = None
+
     def repair(self) -> None:
         """Make the file of each tag that of its segment, after an interrupted :meth:`put` or :meth:`drop`."""
         tag = self._linking
