@@ -22,6 +22,7 @@ class LeaseWords:
 
 class ReaderSegment(LeaseWords):
     spare: memoryview | None
+    is_givable: bool
     is_pinned: bool
     is_recent: bool
     def __init__(self, head: Buffer, file: Buffer, line: int | None = None) -> None: ...
@@ -55,6 +56,7 @@ class OwnerSegment(LeaseWords):
     def loan(self) -> np.ndarray[Any, Any]: ...
 
 class FreeLists:
+    hands_on: bool
     is_slow_path_running: bool
     seq: int
     takes: int
@@ -218,3 +220,4 @@ def quick_load(
 finished: Sequence[object]
 
 def set_member(page: Buffer, line: int, is_member: bool) -> None: ...
+def view_of(array: object) -> Any: ...

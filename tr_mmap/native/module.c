@@ -64,6 +64,7 @@ static PyMethodDef functions[] = {
     {"loan_of", py_loan_of, METH_O, loan_of_doc},
     {"map_file", py_map_file, METH_VARARGS, map_file_doc},
     {"quick_load", py_quick_load, METH_VARARGS, quick_load_doc},
+    {"view_of", py_view_of, METH_O, view_of_doc},
     {"set_member", (PyCFunction)(void (*)(void))py_set_member, METH_FASTCALL, set_member_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -13,6 +13,7 @@ typedef struct {
     unsigned generation; /* of the process that the lease belongs to */
     char is_pinned;      /* a forked child may use a view for ever */
     char is_recent;      /* a view was made since Python cleared this */
+    char is_givable;     /* other processes may read it too, each with a lease line */
 } ReaderSegment;
 
 /* A copy-on-write mapping. The buffer is held: a bytearray would move, and a memoryview could be released. */
@@ -214,6 +215,27 @@ static PyObject *py_view(ReaderSegment *self, PyObject *const *arguments, Py_ssi
     return array == NULL && !PyErr_Occurred() ? Py_NewRef(Py_None) : array;
 }
 
+/* The view at the end of an array's bases, borrowed; NULL if there is none, or if it lies over a copy-on-write mapping. */
+static View *find_view(const ModuleState *state, PyObject *array) {
+    while (array != NULL && PyArray_Check(array)) array = PyArray_BASE((PyArrayObject *)array);
+    View *view = array != NULL && Py_IS_TYPE(array, state->view) ? (View *)array : NULL;
+    return view == NULL || view->mapping != NULL ? NULL : view;
+}
+
+int is_worth_giving(const ModuleState *state, PyObject *array) {
+    if (PyArray_NBYTES((PyArrayObject *)array) < WIRE_GIVEN_NBYTES) return 0;
+    View *view = find_view(state, array);
+    return view != NULL && view->segment->is_givable;
+}
+
+const char view_of_doc[] =
+    "view_of(array)\n--\n\nThe peer's segment that an array is a view of; None if it is no view, or a copy-on-write one.";
+
+PyObject *py_view_of(PyObject *module, PyObject *array) {
+    View *view = find_view(state_of(module), array);
+    return Py_NewRef(view == NULL ? Py_None : (PyObject *)view->segment);
+}
+
 static PyMethodDef reader_segment_methods[] = {
     {"set_layout", (PyCFunction)(void (*)(void))py_set_layout, METH_FASTCALL, set_layout_doc},
     {"view", (PyCFunction)(void (*)(void))py_view, METH_FASTCALL, view_doc},
@@ -225,6 +247,7 @@ static PyMemberDef reader_segment_members[] = {
     {"spare", T_OBJECT, offsetof(ReaderSegment, spare), 0, "a copy-on-write mapping that no view uses any more"},
     {"is_pinned", T_BOOL, offsetof(ReaderSegment, is_pinned), 0, "whether the lease is never to be released"},
     {"is_recent", T_BOOL, offsetof(ReaderSegment, is_recent), 0, "whether a view was made since this was cleared"},
+    {"is_givable", T_BOOL, offsetof(ReaderSegment, is_givable), 0, "whether other processes may read it too"},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -73,6 +73,7 @@
 #define WIRE_FEW_SEGMENTS 16
 #define WIRE_LOOKS_PER_TAKE 16
 #define WIRE_TRIM_TAKES 64
+#define WIRE_GIVEN_NBYTES 65536
 #define WIRE_MAX_UNVIEWED 2048
 
 /* messages.py */

@@ -32,12 +32,12 @@ from ..wire.header import (
     SEQ_RETIRED,
     SEQ_WORD,
 )
-from ..wire.names import SEGMENT_PREFIX
+from ..wire.names import RESULT_PREFIX, SEGMENT_PREFIX
 from ..wire.segments import HEAD_NBYTES, LOOKS_PER_TAKE, MAX_UNVIEWED
 from .readers import LeaseLine
 from .slabs import Place, place_of, slab_nbytes
 
-__all__ = ["SegmentReader"]
+__all__ = ["MappedSegment", "SegmentReader", "Source"]
 
 
 class _MappedFile:
@@ -51,16 +51,48 @@ class _MappedFile:
         self.inode = os.fstat(fd).st_ino
 
 
-class _MappedSegment(ReaderSegment):
+class Source:
+    """A pool whose segments this process reads, and may hand on to other processes.
+
+    Args:
+        directory: where its files are, or links to them.
+        stem: what their names begin with.
+
+    Attributes:
+        is_dead: its owner has ended.
+    """
+
+    __slots__ = ("__weakref__", "directory", "is_dead", "stem")
+
+    def __init__(self, directory: str, stem: str) -> None:
+        self.directory = directory
+        self.stem = stem
+        self.is_dead = False
+
+
+class MappedSegment(ReaderSegment):
     """One segment of the peer, mapped here."""
 
-    __slots__ = ("__weakref__", "file", "head", "header", "is_listed", "is_slot", "line", "names", "payload", "words")
+    __slots__ = (
+        "__weakref__",
+        "file",
+        "head",
+        "header",
+        "is_listed",
+        "is_slot",
+        "line",
+        "names",
+        "payload",
+        "source",
+        "words",
+    )
 
     def __init__(self, name: str, place: Place, file: _MappedFile, line: LeaseLine | None) -> None:
         head = file.heads[place.head_offset : place.head_offset + HEAD_NBYTES]
         super().__init__(head, file.payload, None if line is None else line.number)
         self.line = line  # kept: it ends after the last view
         self.names = [name]
+        self.source: Source | None = None  # None if it may not be handed on
         self.is_listed = False  # among those that _forget_some looks at
         self.file = file
         self.is_slot = bool(place.slots)
@@ -89,22 +121,27 @@ class SegmentReader(ForkAware):
         views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are; None for each framework's default,
             which is read-only for numpy, copy-on-write for torch.
         shared: the directory of the pool of the controller's process, if the controller's segments are there.
+        gives: whether others than this process may read the peer's segments, too.
 
     Attributes:
         mapped: the peer's segments that are mapped here, by name.
     """
 
-    def __init__(self, directory: str, *, verify: bool = False, views: str | None = None, shared: str = "") -> None:
-        self.mapped: dict[str, _MappedSegment] = {}
+    def __init__(
+        self, directory: str, *, verify: bool = False, views: str | None = None, shared: str = "", gives: bool = False
+    ) -> None:
+        self.mapped: dict[str, MappedSegment] = {}
         self._lines: dict[str, LeaseLine] = {}  # by the stem of the page of readers
+        self._sources: dict[str, Source] = {}
+        self._gives = gives
         super().__init__()  # now: its hook uses what is mapped
         self._directory = system.KnownDir(directory)
         self._shared = system.KnownDir(shared) if shared else None
         # By inode and slot: two objects of one segment would release each other's lease.
-        self._given: WeakValueDictionary[tuple[int, int], _MappedSegment] = WeakValueDictionary()
+        self._given: WeakValueDictionary[tuple[int, int], MappedSegment] = WeakValueDictionary()
         self._verify = verify
         self._views = views
-        self._order: deque[_MappedSegment] = deque()  # as _forget_some looks at them: the next one first
+        self._order: deque[MappedSegment] = deque()  # as _forget_some looks at them: the next one first
         self._slabs: WeakValueDictionary[tuple[str, int], _MappedFile] = WeakValueDictionary()  # by name and slots
 
     def receive(self, name: str, seq: int, framework: str, tag: str = "") -> Any:
@@ -171,6 +208,12 @@ class SegmentReader(ForkAware):
             return self._shared, SEGMENT_PREFIX
         return self._directory, given_stem(name)
 
+    def _source_of(self, name: str) -> Source:
+        directory, stem = self._place_of_pool(name)
+        stem = stem or RESULT_PREFIX
+        source = self._sources.get(stem)
+        return source or self._sources.setdefault(stem, Source(directory.path, stem))
+
     def _join(self, directory: system.KnownDir, stem: str) -> LeaseLine | None:
         line = self._lines.get(stem)
         if line is None:
@@ -182,7 +225,7 @@ class SegmentReader(ForkAware):
 
     def _copy(self, name: str, seq: int, framework: str, tag: str) -> Any:
         """A copy of a tensor, because all lease lines have readers. The message that names it holds it meanwhile."""
-        segment = _MappedSegment(name, place := place_of(name), self._map_file(place, seq, tag), None)
+        segment = MappedSegment(name, place := place_of(name), self._map_file(place, seq, tag), None)
         if segment.words[SEQ_WORD] != seq or segment.words[SEQ_COPY_WORD] != seq:
             raise _stale(name, seq, tag)
         self._decode(segment, seq)
@@ -200,7 +243,7 @@ class SegmentReader(ForkAware):
         array.flags.writeable = self.makes_private(framework)
         return array
 
-    def _map(self, name: str, seq: int, tag: str, line: LeaseLine | None) -> _MappedSegment:
+    def _map(self, name: str, seq: int, tag: str, line: LeaseLine | None) -> MappedSegment:
         self._forget_some()
         place = place_of(name)
         file = self._slabs.get((place.file, place.slots)) if place.slots else None
@@ -213,9 +256,12 @@ class SegmentReader(ForkAware):
                 file = self._map_file(place, seq, tag)
             if place.slots:
                 self._slabs[place.file, place.slots] = file
-        segment = _MappedSegment(name, place, file, line)
+        segment = MappedSegment(name, place, file, line)
         # A forked child of this process may use a view that we had at the fork: never release that lease.
         segment.is_pinned = segment.lease_now == LEASE_PINNED
+        if line is not None or self._gives:
+            segment.source = self._source_of(name)
+            segment.is_givable = not segment.is_slot
         if line is not None:
             segment = self._given.setdefault((file.inode, place.slot), segment)  # perhaps it is known by another name
         # A signal handler may have mapped it meanwhile. Two objects of one segment would release each other's lease.
@@ -263,7 +309,7 @@ class SegmentReader(ForkAware):
             raise
         return fd
 
-    def _map_private(self, segment: _MappedSegment, seq: int, tag: str) -> memoryview:
+    def _map_private(self, segment: MappedSegment, seq: int, tag: str) -> memoryview:
         private, segment.spare = segment.spare, None
         if private is not None and system.advise(private, system.MADV_DONTNEED):
             return private
@@ -274,7 +320,7 @@ class SegmentReader(ForkAware):
                 raise
             return self._map_again(segment, seq, tag)
 
-    def _map_again(self, segment: _MappedSegment, seq: int, tag: str) -> memoryview:
+    def _map_again(self, segment: MappedSegment, seq: int, tag: str) -> memoryview:
         fd = self._open(segment.name, seq, tag)
         try:
             if os.fstat(fd).st_ino != segment.file.inode:
@@ -286,7 +332,7 @@ class SegmentReader(ForkAware):
         finally:
             system.close(fd)
 
-    def _decode(self, segment: _MappedSegment, seq: int) -> None:
+    def _decode(self, segment: MappedSegment, seq: int) -> None:
         """Set the layout that the header describes now.
 
         No lease is needed. An owner that changes the header has cleared ``seq`` first, and never uses that number
@@ -324,12 +370,12 @@ class SegmentReader(ForkAware):
             else:
                 self._forget(segment)
 
-    def _forget(self, segment: _MappedSegment) -> None:
+    def _forget(self, segment: MappedSegment) -> None:
         segment.is_listed = False
         for name in list(segment.names):
             self.mapped.pop(name, None)
 
-    def _forget_unviewed(self, needed: _MappedSegment | None = None) -> bool:
+    def _forget_unviewed(self, needed: MappedSegment | None = None) -> bool:
         """Unmap all segments without views, because a limit of the system is reached; False if there are none."""
         drain()
         unviewed = [each for each in self.mapped.values() if not each.views and each is not needed]
@@ -351,8 +397,14 @@ class SegmentReader(ForkAware):
             if id(line) not in viewed:
                 line.let_go()
 
-    def close(self) -> None:
-        """Forget all mappings; views that still live keep theirs, their leases, and their lines."""
+    def close(self, *, is_peer_dead: bool = False) -> None:
+        """Forget all mappings; views that still live keep theirs, their leases, and their lines.
+
+        Args:
+            is_peer_dead: whether the owner of the peer's segments has ended.
+        """
+        for source in self._sources.values():
+            source.is_dead |= is_peer_dead
         self.mapped.clear()
         self._order.clear()
         self._lines.clear()
@@ -363,7 +415,7 @@ def _stale(name: str, seq: int, tag: str) -> StaleTensor:
     return StaleTensor(f"{what} (number {seq} in {name}) is not there any more; send it again", name=name, seq=seq)
 
 
-def _check_payload(segment: _MappedSegment) -> None:
+def _check_payload(segment: MappedSegment) -> None:
     header = segment.header
     assert header is not None
     if header.payload_checksum is None:

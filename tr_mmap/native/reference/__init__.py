@@ -11,7 +11,7 @@ from .lease_words import KEEPS_STORES_IN_ORDER, LeaseWords, set_member
 from .memory import copy, map_file, quick_load
 from .mirror import Mirror
 from .ring import Ring, has_as_many_colons
-from .segments import FreeLists, OwnerSegment, ReaderSegment, drain, finished, freeze, loan_of
+from .segments import FreeLists, OwnerSegment, ReaderSegment, drain, finished, freeze, loan_of, view_of
 from .semaphore import Semaphore
 from .traffic import Counters, Pending, SentResults, TurnWords
 
@@ -38,4 +38,5 @@ __all__ = [
     "map_file",
     "quick_load",
     "set_member",
+    "view_of",
 ]
