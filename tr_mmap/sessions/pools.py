@@ -73,6 +73,7 @@ def _make(workspace: Workspace) -> PoolAccess:
         lock.drop()
         discard(directory)
 
+    pool.hands_on = True
     made = PoolAccess(pool, directory, remove)
     return made
 

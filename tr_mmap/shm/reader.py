@@ -12,6 +12,8 @@ from collections import deque
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
+
 from ..base import system
 from ..base.fork_safety import ForkAware
 from ..base.identifiers import given_stem, is_segment_name
@@ -75,6 +77,7 @@ class MappedSegment(ReaderSegment):
 
     __slots__ = (
         "__weakref__",
+        "address",
         "file",
         "head",
         "header",
@@ -99,6 +102,7 @@ class MappedSegment(ReaderSegment):
         self.head = head
         self.words = head.cast("Q")
         self.payload = file.payload
+        self.address = np.frombuffer(file.payload, np.uint8, 1).__array_interface__["data"][0]
         self.header: Header | None = None
 
     @property

@@ -19,6 +19,7 @@ from ..shm.reader import SegmentReader
 from ..shm.segment import Segment
 from ..wire.messages import ARGUMENT_TAG_PREFIX
 from ..wire.names import RESULT_PREFIX, SEGMENT_PREFIX
+from .given import Given, GivenTensors
 from .interface import ControllerTransfer, Draft, WorkerTransfer
 from .options import TransferOptions
 from .shared import PoolAccess
@@ -210,23 +211,29 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._access = shared
         self._pool = shared.pool
         self.pool_directory = shared.directory
+        self._given = GivenTensors(directory)
         self.quick_loan = self._pool.quick_loan
         self._tags = Tags(directory, self._release_later)
         self.unannounced = self._tags.unannounced
         self._reader = self._new_reader()  # of the running worker, or of the last one
         self.has_quick_views = not self._reader.makes_private("numpy")
-        self._prepared: dict[Any, list[Segment]] = {}  # by request that was not sent: what it names for itself alone
-        self._fast_held: list[Segment] = []  # the same of the request that the fast path prepares
+        self._prepared: dict[
+            Any, list[Segment | Given]
+        ] = {}  # by request that was not sent: what it names for itself alone
+        self._fast_held: list[Segment | Given] = []  # the same of the request that the fast path prepares
         # Segments that tags have left, each with the number of requests that were sent before: these may still read it.
         self.left: list[tuple[int, Segment]] = []
 
     def holds(self) -> Iterator[Segment]:
         yield from self._tags.segments()
-        for held in self._held_by_requests():
-            yield from held
+        yield from self._needed_by_requests()
         yield from (segment for _, segment in self.left)
 
-    def _held_by_requests(self) -> list[list[Segment]]:
+    def _needed_by_requests(self) -> Iterator[Segment]:
+        for held in self._held_by_requests():
+            yield from (each for each in held if not isinstance(each, Given))
+
+    def _held_by_requests(self) -> list[list[Segment | Given]]:
         return [self._fast_held, *self._prepared.values(), *self.fast_holds()]
 
     def repair_tags(self) -> None:
@@ -251,7 +258,7 @@ class SegmentControllerTransfer(ControllerTransfer):
     ) -> Draft:
         if finished:
             drain()  # before the request is sent, so that the worker finds its segments free
-        held: list[Segment] = []
+        held: list[Segment | Given] = []
         refs: list[TensorRef] = []
         named = form = ""
         if len(tensors) == 1 and isinstance(tensors[0], Mapping):
@@ -264,7 +271,8 @@ class SegmentControllerTransfer(ControllerTransfer):
             named, tensors = pack(tensors[0])
         try:
             for number, tensor in enumerate(tensors):
-                held.append(self._pool.publish(tensor, deadline_s, may_share=True))
+                given = self._given.give(tensor) if self._pool.hands_on else None
+                held.append(given or self._pool.publish(tensor, deadline_s, may_share=True))
                 tag = f"{ARGUMENT_TAG_PREFIX}{number}"
                 refs.append(TensorRef(tag, held[-1].name, held[-1].seq))
                 parameters = f"{parameters} {tag}" if parameters else tag
@@ -318,7 +326,7 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     @_in_one_piece
     def worker_ended(self) -> None:
-        self._reader.close()
+        self._reader.close(is_peer_dead=True)
         for key in list(self._prepared):
             self.release(key, None)
         self.release(None, None)
@@ -326,7 +334,8 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._tags.announce_all_again()
 
     def _new_reader(self) -> SegmentReader:
-        return SegmentReader(self._directory, verify=self._has_checksum, views=self._views)
+        is_shared = bool(self.pool_directory)
+        return SegmentReader(self._directory, verify=self._has_checksum, views=self._views, gives=is_shared)
 
     @_in_one_piece
     def collect(self) -> None:
@@ -338,8 +347,8 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     def close(self) -> None:
         with self._access.lock:  # and nothing is put right, because nothing is left of it
-            self._reader.close()
-            unfinished = [segment for held in self._held_by_requests() for segment in held]
+            self._reader.close(is_peer_dead=True)
+            unfinished = list(self._needed_by_requests())
             for held in self._held_by_requests():
                 held.clear()  # in place: whoever has the list releases nothing any more
             self._prepared.clear()
