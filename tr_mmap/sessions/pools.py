@@ -1,4 +1,4 @@
-"""The pool of this process in a workspace: its directory, from the first session that uses it to the last.
+"""The pool of this process in a workspace, and its directory: from the first tensor on until the last session ends.
 
 ``.pool-<pid>-<start ticks>-<hex>`` is beside the sessions, and every sweep removes it when its process has ended. The
 process holds the lock of ``controller.lock`` in it, by which other containers judge it.
@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import re
 import threading
+from functools import cache
 from typing import Final
 
 from ..base import system
-from ..base.fork_safety import at_fork
-from ..errors import TRException
+from ..base.fork_safety import at_fork, this_process
+from ..errors import SessionNotStarted
 from ..processes.life_lock import LifeLock
 from ..shm.pool import SegmentPool
+from ..shm.readers import can_join
 from ..transfer.shared import PoolAccess
 from ..wire.names import CONTROLLER_LOCK_FILE, POOL_PREFIX, SEGMENT_PREFIX
-from .reclaim import aside, discard, parse_leftover
+from .reclaim import aside, discard
 from .workspace import Workspace
 
 __all__ = ["path_of_pool", "process_pool"]
@@ -34,55 +36,82 @@ def _forked_in_child() -> None:
 
 
 at_fork(after_in_child=_forked_in_child)
+_works: Final = cache(can_join)
 
 
 def process_pool(workspace: Workspace) -> PoolAccess | None:
-    """The pool of this process, for a session of a workspace; None if there can be none.
+    """The pool of this process, for a session of a workspace; None if this system cannot have one.
 
     Args:
-        workspace: where the session's directory is already.
+        workspace: where the session is.
     """
+    if not _works():
+        return None
     with _lock:
         known = _pools.get(workspace.sessions)
-        if known is not None and not known.pool.is_closed:
-            return known
-        try:
-            made = _make(workspace)
-        except (OSError, TRException):
-            return None  # the session's own pool will say what is wrong, or the system lacks what a shared one needs
-        _pools[workspace.sessions] = made
-        return made
+        if known is None or known.pool.is_closed:
+            known = _pools[workspace.sessions] = _new(_Directory(workspace))
+        return known
 
 
-def _make(workspace: Workspace) -> PoolAccess:
-    directory = aside(os.path.join(workspace.sessions, "pool"), POOL_PREFIX)
-    lock = LifeLock()
-    system.make_dir(directory)
-    try:
-        lock.take(os.path.join(directory, CONTROLLER_LOCK_FILE))
-        pool = SegmentPool(directory, SEGMENT_PREFIX, has_lines=True)
-    except BaseException:
-        lock.drop()
-        discard(directory)
-        raise
-
-    def remove() -> None:
-        with _lock:
-            if _pools.get(workspace.sessions) is made:
-                del _pools[workspace.sessions]
-        lock.drop()
-        discard(directory)
-
+def _new(directory: _Directory) -> PoolAccess:
+    pool = SegmentPool(directory.path, SEGMENT_PREFIX, has_lines=True, make_directory=directory.make)
     pool.hands_on = True
-    made = PoolAccess(pool, directory, remove)
-    return made
+    return PoolAccess(pool, directory.path, directory.remove)
 
 
-_is_pool_name: Final = re.compile(rf"{re.escape(POOL_PREFIX)}[0-9]+-[0-9]+-[0-9a-f]+").fullmatch
+class _Directory:
+    """The directory of a pool."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._owner = this_process.mark
+        self._lock = LifeLock()
+        self.path = aside(os.path.join(workspace.sessions, "pool"), POOL_PREFIX)
+
+    def make(self) -> None:
+        """Make it, unless it was made.
+
+        Raises:
+            SessionNotStarted: somebody has removed the folder of sessions.
+            OutOfSpace, OSError: a system call failed; nothing is left.
+        """
+        if self._lock.is_held:
+            return
+        try:
+            system.make_dir(self.path)
+        except FileNotFoundError:
+            raise SessionNotStarted(
+                f"{self._workspace.sessions} was removed while a session lived there; close() this session, and start "
+                "another"
+            ) from None
+        try:
+            self._lock.take(os.path.join(self.path, CONTROLLER_LOCK_FILE))
+        except BaseException:
+            if this_process.mark is self._owner:  # else a signal handler has forked: it is for the parent to do
+                discard(self.path)
+            raise
+
+    def remove(self) -> None:
+        """Remove it, and the folders that are then empty.
+
+        Raises:
+            OSError: a system call failed; it is still there.
+        """
+        if this_process.mark is not self._owner:
+            return
+        try:
+            system.close(system.open_dir(self.path))  # what removes it cannot say that there are no descriptors
+            discard(self.path)
+        except FileNotFoundError:
+            pass
+        self._lock.drop()
+        self._workspace.remove_if_empty()
+
+
+_is_pool_name: Final = re.compile(rf"{re.escape(POOL_PREFIX)}[0-9]{{1,10}}-[0-9]{{1,20}}-[0-9a-f]{{1,64}}").fullmatch
 
 
 def path_of_pool(session_directory: str, name: str) -> str:
     """The directory of the pool that a session's manifest names; "" if it names none, or the name is no pool's."""
-    if not _is_pool_name(name) or not parse_leftover(name):
-        return ""
-    return os.path.join(os.path.dirname(session_directory), name)
+    return os.path.join(os.path.dirname(session_directory), name) if _is_pool_name(name) else ""

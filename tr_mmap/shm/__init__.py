@@ -10,12 +10,12 @@ system call (``tr_mmap.tsr`` specifies its bytes)::
     seq copy = n; seq = n                  read the payload for as long as any view of it lives
     name (segment, n) in a message         lease = 0           (when the last view is gone)
 
-Each reader has a lease of its own. That of the session's own reader is in the live line. In a pool that several sessions
-share, and in one whose tensors are handed on, each other reader has a *lease line*; ``readers.py`` says how it gets one,
-and how the owner finds out that it has died.
+Each reader has a lease of its own. That of the session's own reader is in the live line. In a pool that several
+sessions share, and in one whose tensors are handed on, each other reader has a *lease line*; ``readers.py`` says how it
+gets one, and how the owner finds out that it has died.
 
-A segment is filled again only when no tag, no message and no local array holds it and all its leases are free. If a reader
-forked while it held a view, or if a guest has mapped it, the segment is never filled again. The owner *retires* it and
+A segment is filled again only when no tag, no message and no local array holds it and all its leases are free. If a
+reader forked while it held a view, or if a guest has mapped it, the segment is never filled again. The owner *retires* it and
 removes its name. The kernel frees the memory with the last mapping, in whatever way the processes end. So a lease needs
 no lock that outlives a process, and a kill leaves no lock behind.
 

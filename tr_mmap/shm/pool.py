@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ class SegmentPool(RepairableStore):
         budget_nbytes: most payload capacity to hold at once; None for no limit but the file system's.
         block_ms: at the budget, how many milliseconds to wait for the reader to release views before OutOfSpace.
         checksum: whether to store each payload's CRC-32.
-        has_lines: as of :class:`SegmentStore`.
+        has_lines, make_directory: as of :class:`SegmentStore`.
 
     Attributes:
         is_reader_gone, pause: as of :class:`SegmentStore`.
@@ -72,8 +73,9 @@ class SegmentPool(RepairableStore):
         block_ms: float = 0.0,
         checksum: bool = False,
         has_lines: bool = False,
+        make_directory: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(directory, prefix, budget_nbytes, block_ms, has_lines)
+        super().__init__(directory, prefix, budget_nbytes, block_ms, has_lines, make_directory)
         self._has_checksum = checksum
 
     # -- publishing -----------------------------------------------------------------------------------------------

@@ -32,7 +32,21 @@ from ..wire.header import MAX_READERS
 from ..wire.names import READERS_SUFFIX
 from ..wire.segments import HEAD_NBYTES
 
-__all__ = ["LeaseLine", "ReadersPage"]
+__all__ = ["LeaseLine", "ReadersPage", "can_join"]
+
+
+def can_join() -> bool:
+    """Whether this system has the locks by which readers join."""
+    try:
+        fd = os.memfd_create("tr_mmap-lock", os.MFD_CLOEXEC)
+    except (AttributeError, OSError):
+        return False
+    try:
+        return system.try_lock_open_byte(fd, 0)
+    except OSError:
+        return False
+    finally:
+        system.close(fd)
 
 
 class ReadersPage:
@@ -47,7 +61,6 @@ class ReadersPage:
 
     Raises:
         OutOfSpace, SystemLimit: as when a segment is made.
-        OSError: the system has no locks of open file descriptions, so there can be no such page.
     """
 
     def __init__(self, directory: KnownDir, stem: str) -> None:
@@ -58,7 +71,6 @@ class ReadersPage:
         try:
             try:
                 system.allocate(fd, HEAD_NBYTES, directory=directory.path)
-                system.try_lock_open_byte(fd, MAX_READERS)  # of no line: only to see whether it works
                 self.members = system.map_write(fd, HEAD_NBYTES)
                 self._inode = os.fstat(fd).st_ino
             finally:

@@ -50,6 +50,8 @@ class SegmentStore(FreeLists, ForkAware):
         budget_nbytes: most payload capacity to hold at once; None for no limit but the file system's.
         block_ms: at the budget, how many milliseconds to wait for the reader to release views before OutOfSpace.
         has_lines: whether others than the session's own reader may read too, each with a lease line.
+        make_directory: makes the directory; called before the first segment is made, and again if that failed. None if
+            it is there.
 
     Attributes:
         is_reader_gone: returns whether the reader has ended, so that it will release nothing any more.
@@ -57,7 +59,13 @@ class SegmentStore(FreeLists, ForkAware):
     """
 
     def __init__(
-        self, directory: str, prefix: str, budget_nbytes: int | None, block_ms: float, has_lines: bool = False
+        self,
+        directory: str,
+        prefix: str,
+        budget_nbytes: int | None,
+        block_ms: float,
+        has_lines: bool = False,
+        make_directory: Callable[[], None] | None = None,
     ) -> None:
         FreeLists.__init__(self)
         self._owner = this_process.mark
@@ -78,8 +86,10 @@ class SegmentStore(FreeLists, ForkAware):
         self._trimmed_at = 0  # the count of takes then
         self._numbers = itertools.count()  # of files; no name is used twice
         self._is_closed = False
-        self._readers = ReadersPage(self._directory, prefix) if has_lines else None
-        self._members = None if self._readers is None else self._readers.members
+        self._has_lines = has_lines
+        self._make_directory = make_directory
+        self._readers: ReadersPage | None = None
+        self._members: memoryview | None = None
 
     # -- taking ---------------------------------------------------------------------------------------------------
 
@@ -178,6 +188,8 @@ class SegmentStore(FreeLists, ForkAware):
         may_share: bool,
         deadline_s: float | None,
     ) -> tuple[Segment, bool]:
+        if self._has_lines and self._readers is None:
+            self._prepare()
         self._trim(capacity, may_share)
         if any(self._awaiting.values()):
             self._reap()  # a dead reader may be all that keeps them from being used again
@@ -195,6 +207,13 @@ class SegmentStore(FreeLists, ForkAware):
             if not self._retire_free():
                 raise
             return self._make(capacity, source, may_share)
+
+    def _prepare(self) -> None:
+        """Make what the first segment needs. In a session that sends no tensor, nothing of this is ever there."""
+        if self._make_directory is not None:
+            self._make_directory()
+        page = ReadersPage(self._directory, self._prefix)
+        self._readers, self._members = page, page.members
 
     def _make(
         self,

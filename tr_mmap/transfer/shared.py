@@ -37,7 +37,8 @@ class PoolAccess:
 
     Args:
         pool: made for this.
-        on_unused: called when the last user has left, and the pool is closed; None if the pool has one user only.
+        on_unused: called when the last user has left, and the pool is closed; again if it raises and that user leaves
+            again. None if the pool has one user only.
 
     Attributes:
         lock: guards the pool and the tags of its users.
@@ -75,17 +76,21 @@ class PoolAccess:
             user: the transfer.
             unfinished: what it held for requests. Another thread may be in the middle of a copy into one of these, so
                 they are never filled again.
+
+        Raises:
+            OSError: the pool's directory could not be removed; call this again.
         """
         with self.lock:
-            if user not in self._users:
+            if user in self._users:
+                self._users.remove(user)
+                if self._users:
+                    for segment in unfinished:
+                        self.pool.taint(segment)
+                    self.repair()
+                else:
+                    self.pool.close()
+            if not self.pool.is_closed:
                 return
-            self._users.remove(user)
-            if self._users:
-                for segment in unfinished:
-                    self.pool.taint(segment)
-                self.repair()
-                return
-            self.pool.close()
         if self._on_unused is not None:
             self._on_unused()
 
