@@ -15,9 +15,9 @@ sessions share, and in one whose tensors are handed on, each other reader has a 
 gets one, and how the owner finds out that it has died.
 
 A segment is filled again only when no tag, no message and no local array holds it and all its leases are free. If a
-reader forked while it held a view, or if a guest has mapped it, the segment is never filled again. The owner *retires* it and
-removes its name. The kernel frees the memory with the last mapping, in whatever way the processes end. So a lease needs
-no lock that outlives a process, and a kill leaves no lock behind.
+reader forked while it held a view, or if a guest has mapped it, the segment is never filled again. The owner *retires*
+it and removes its name. The kernel frees the memory with the last mapping, in whatever way the processes end. So a
+lease needs no lock that outlives a process, and a kill leaves no lock behind.
 
 Thousands of small tensors share files: a *slab* has up to 256 segments, its slots, of 4096 bytes each. The reader needs
 two mappings for all of them, one of the headers for writing and one of the file for reading. A pool makes slabs for
