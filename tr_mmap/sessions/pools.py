@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-from functools import cache
 from typing import Final
 
 from ..base import system
@@ -17,7 +16,6 @@ from ..base.fork_safety import at_fork, this_process
 from ..errors import SessionNotStarted
 from ..processes.life_lock import LifeLock
 from ..shm.pool import SegmentPool
-from ..shm.readers import can_join
 from ..transfer.shared import PoolAccess
 from ..wire.names import CONTROLLER_LOCK_FILE, POOL_PREFIX, SEGMENT_PREFIX
 from .reclaim import aside, discard
@@ -36,7 +34,6 @@ def _forked_in_child() -> None:
 
 
 at_fork(after_in_child=_forked_in_child)
-_works: Final = cache(can_join)
 
 
 def process_pool(workspace: Workspace) -> PoolAccess | None:
@@ -45,7 +42,10 @@ def process_pool(workspace: Workspace) -> PoolAccess | None:
     Args:
         workspace: where the session is.
     """
-    if not _works():
+    try:
+        if not system.has_open_locks():
+            return None
+    except OSError:  # there is no descriptor left: the session's start says so
         return None
     with _lock:
         known = _pools.get(workspace.sessions)

@@ -32,21 +32,7 @@ from ..wire.header import MAX_READERS
 from ..wire.names import READERS_SUFFIX
 from ..wire.segments import HEAD_NBYTES
 
-__all__ = ["LeaseLine", "ReadersPage", "can_join"]
-
-
-def can_join() -> bool:
-    """Whether this system has the locks by which readers join."""
-    try:
-        fd = os.memfd_create("tr_mmap-lock", os.MFD_CLOEXEC)
-    except (AttributeError, OSError):
-        return False
-    try:
-        return system.try_lock_open_byte(fd, 0)
-    except OSError:
-        return False
-    finally:
-        system.close(fd)
+__all__ = ["LeaseLine", "ReadersPage"]
 
 
 class ReadersPage:

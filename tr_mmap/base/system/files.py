@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import stat
 import struct
@@ -28,6 +29,7 @@ __all__ = [
     "create_file",
     "file_nbytes",
     "file_time_ns",
+    "has_open_locks",
     "is_dir_on_tmpfs",
     "is_on",
     "is_sealed_against_writing",
@@ -217,6 +219,21 @@ def try_lock_open_byte(fd: int, offset: int) -> bool:
         OSError: the system has no such locks.
     """
     return _lock_open_byte(fd, offset, 1)
+
+
+@functools.cache
+def has_open_locks() -> bool:
+    """Whether this system has the locks of :func:`try_lock_open_byte`."""
+    try:
+        fd = os.memfd_create("tr_mmap-lock", os.MFD_CLOEXEC)
+    except AttributeError:
+        return False
+    try:
+        return try_lock_open_byte(fd, 0)
+    except OSError:
+        return False
+    finally:
+        close(fd)
 
 
 def unlock_open_byte(fd: int, offset: int) -> None:
