@@ -308,6 +308,8 @@ class SegmentReader(ForkAware):
             raise
         try:
             directory.check()  # now: what was opened before this is in the directory
+            if directory is not self._directory:
+                self._directory.check()  # a session without its directory is at an end, wherever its tensors are
         except BaseException:
             system.close(fd)
             raise
