@@ -48,6 +48,9 @@ class WorkerState:
 class SessionStats(PoolStats):
     """What the controller's side of a session holds, and what its worker does.
 
+    The sessions of a process share one pool of segments, and then each of them gives the numbers of all of it. A
+    session with ``auth``, ``checksum`` or ``budget_nbytes`` has its own.
+
     Attributes:
         log_nbytes: bytes of the worker's log now; it is outside shared memory.
         log_dropped_nbytes: bytes that were cut off the beginning of the log, because it had become too large.

@@ -30,12 +30,12 @@ __all__ = ["PoolStats", "Segment", "SegmentPool"]
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """What a pool holds.
+    """What a pool holds: that of a session, or the one that the sessions of this process share.
 
     Attributes:
         segments: how many there are; many small ones may be in one file.
         nbytes: payload capacity of their files together, in bytes.
-        free_nbytes: capacity of the segments that have no hold on this side (the peer may have views of some).
+        free_nbytes: capacity of the segments that have no hold on this side (readers may have views of some).
         published: tensors published since the start.
         copied_nbytes: bytes copied into segments since the start; a loan adds none.
         created: segments made since the start; all other publications used a segment again.
