@@ -93,7 +93,8 @@ class Dispatcher(Claims):
         )
         if found.__class__ is tuple:
             return found
-        deadline_s = time.monotonic() + timeout_s
+        # The fast path may have waited for the answer until its time was over.
+        deadline_s = time.monotonic() + timeout_s if found is None else found.deadline_s
         pending: Pending = Pending(message, framework) if found is None else found
         try:
             if on_progress is not None:
