@@ -52,6 +52,7 @@
 #pragma push_macro("Device")
 #pragma push_macro("Dispatcher")
 #pragma push_macro("Doorbell")
+#pragma push_macro("DumpedThread")
 #pragma push_macro("ERROR")
 #pragma push_macro("EXIT")
 #pragma push_macro("EXITING")
@@ -399,6 +400,8 @@
 #pragma push_macro("forget")
 #pragma push_macro("format")
 #pragma push_macro("found")
+#pragma push_macro("frame")
+#pragma push_macro("frames")
 #pragma push_macro("free")
 #pragma push_macro("frexp")
 #pragma push_macro("from")
@@ -635,6 +638,7 @@
 #pragma push_macro("quoted")
 #pragma push_macro("raise")
 #pragma push_macro("randn")
+#pragma push_macro("rank")
 #pragma push_macro("raw")
 #pragma push_macro("read")
 #pragma push_macro("readable")
@@ -779,6 +783,7 @@
 #pragma push_macro("theirs")
 #pragma push_macro("then")
 #pragma push_macro("thread")
+#pragma push_macro("threads")
 #pragma push_macro("ticks")
 #pragma push_macro("timeout")
 #pragma push_macro("timespec")
@@ -800,7 +805,6 @@
 #pragma push_macro("unusable")
 #pragma push_macro("unused")
 #pragma push_macro("update")
-#pragma push_macro("used")
 #pragma push_macro("uselocale")
 #pragma push_macro("v")
 #pragma push_macro("value")
@@ -881,6 +885,7 @@
 #undef Device
 #undef Dispatcher
 #undef Doorbell
+#undef DumpedThread
 #undef ERROR
 #undef EXIT
 #undef EXITING
@@ -1228,6 +1233,8 @@
 #undef forget
 #undef format
 #undef found
+#undef frame
+#undef frames
 #undef free
 #undef frexp
 #undef from
@@ -1464,6 +1471,7 @@
 #undef quoted
 #undef raise
 #undef randn
+#undef rank
 #undef raw
 #undef read
 #undef readable
@@ -1608,6 +1616,7 @@
 #undef theirs
 #undef then
 #undef thread
+#undef threads
 #undef ticks
 #undef timeout
 #undef timespec
@@ -1629,7 +1638,6 @@
 #undef unusable
 #undef unused
 #undef update
-#undef used
 #undef uselocale
 #undef v
 #undef value
