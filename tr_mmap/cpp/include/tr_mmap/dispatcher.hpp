@@ -27,13 +27,29 @@
 namespace tr {
 namespace detail {
 
-class Dispatcher final : public Futures {
+class Dispatcher final : public Futures, public std::enable_shared_from_this<Dispatcher> {
 public:
     Dispatcher(const std::string& session_id, const SessionOptions& options, const std::string& place)
         : Futures(session_id, options, place) {
         ProcessEnd::watch();
     }
     ~Dispatcher() { end_thread(); }
+
+    /// Cancel a request whose result comes as a future.
+    ///
+    /// @param kill_running if its handler was called already, end the worker, and start another one.
+    /// @returns whether it is cancelled. Never in a fork's child.
+    /// @throws SystemLimit, OutOfSpace, … it is cancelled, and the other worker cannot be started.
+    bool cancel(const PendingPtr& pending, bool kill_running) {
+        if (!resources_.is_of_this_process()) return false;
+        if (Futures::cancel(pending)) return true;
+        const Handle worker = kill_running ? drop(pending) : nullptr;
+        if (worker) replace(worker);
+        return worker != nullptr;
+    }
+
+    /// Whether the output of workers that are started by this object stays in their logs.
+    void set_quiet(bool is_quiet) noexcept { is_quiet_ = is_quiet; }
 
     /// Start a worker; false if one lives.
     bool start(const std::string& script_path, bool is_quiet) {
@@ -54,6 +70,8 @@ public:
         }
         for (const PendingPtr& each : claims_) each->is_given_up |= each->is_lost && each->asker == mark_of_thread();
         const std::uint64_t sent = sent_;  // nobody sends before there is a worker
+        script_path_ = script_path;
+        is_quiet_ = is_quiet;
         lock.unlock();
         resources_.start(script_path, is_quiet, sent);
         return true;
@@ -285,6 +303,24 @@ public:
     }
 
 private:
+    /// End a worker, and start another one, unless somebody has done that already.
+    void replace(const Handle& worker) {
+        worker->process->terminate_tree(0);
+        worker->give_up();
+        std::string script_path;
+        {
+            const Lock lock(mutex_);
+            const Handle present = resources_.worker();  // null if the thread of the futures has forgotten it
+            if (is_closed_ || (present && present != worker)) return;
+            script_path = script_path_;
+        }
+        try {
+            start(script_path, is_quiet_);
+        } catch (const SessionNotStarted&) {
+            if (!is_closed_) throw;  // else another thread has closed the session, which needs no worker
+        }
+    }
+
     Lock open() {
         if (is_closed_) throw_closed();
         Lock lock(mutex_);
@@ -363,12 +399,6 @@ private:
         return std::move(*claim->result);
     }
 
-    /// The worker may release the tensors of a response that was put aside, and of those after it.
-    void put_in(Pending& claim) {
-        claim.is_aside = false;
-        if (--asides_ == 0 && claim.worker == resources_.worker()) claim.worker->channel->all_consumed();
-    }
-
     void wait_for_request(Lock& lock, std::uint64_t seen, const Wait& wait) {
         if (is_closed_) throw_closed();
         if (wait.worker->is_over()) throw_worker_died(lock, wait.worker);
@@ -394,6 +424,8 @@ private:
         asides_ = 0;
     }
 
+    std::string script_path_;           // of the last worker
+    std::atomic<bool> is_quiet_{false};
     std::atomic<bool> is_gone_{false};  // nothing of the session is left
     std::deque<PendingPtr> claims_;     // requests whose results any thread may take, in the order of sending
 };

@@ -264,9 +264,15 @@ protected:
             const bool is_for_all = each->what == Waiter::For::ALL && in_flight_.empty();
             if (is_for_room || is_for_all || (each->what == Waiter::For::ANSWER && each->pending == &pending)) each->call();
         }
-        if (!pending.settle || pending.is_abandoned) return false;
+        if (!pending.settle || pending.is_abandoned || pending.is_aside) return false;
         --futures_;
         return true;
+    }
+
+    /// The worker may release the tensors of a response that was put aside, and of those after it.
+    void put_in(Pending& pending) {
+        pending.is_aside = false;
+        if (--asides_ == 0 && pending.worker == resources_.worker()) pending.worker->channel->all_consumed();
     }
 
     /// Give all requests in flight the same outcome. With the role.
@@ -277,6 +283,13 @@ protected:
             pending->error = error;
             pending->is_lost = is_lost;
             if (finish(*pending)) done.push_back(pending);
+        }
+        for (const PendingPtr& each : std::exchange(aside_futures_, {})) {
+            each->error = error;  // its tensors went with the worker
+            each->result.reset();
+            each->is_aside = false;
+            --futures_;
+            done.push_back(each);
         }
         settle(lock, done);
     }
@@ -390,10 +403,12 @@ protected:
     std::list<Waiter*> waiters_;
     bool is_consumed_ = false;             // a thread has the role of the consumer
     int asides_ = 0;                       // requests whose tensors a limit prevented from being received
+    std::vector<PendingPtr> aside_futures_;  // of these, those whose results come as futures
     std::uint64_t sent_ = 0;               // how many requests were sent
     int futures_ = 0;                      // requests in flight whose results come as futures
     std::condition_variable unattended_;   // wakes the thread of the futures
-    std::atomic<bool> is_recalled_{false};  // that thread is to look at deadlines again
+    bool is_attending_ = false;            // that thread has the role
+    std::atomic<bool> is_recalled_{false};  // it is to look again at what it waits for
 
 private:
     /// A place among the requests in flight, from the moment when there is room for one more until it was sent, or was not.
@@ -500,6 +515,11 @@ private:
             if (fault) pending->error = fault;
             else take_in(lock, *pending, std::move(response));
             is_to_settle = finish(*pending);
+            if (pending->settle && pending->is_aside) {
+                aside_futures_.push_back(pending);
+                is_recalled_ = is_attending_;
+                unattended_.notify_one();
+            }
         }
         channel.advance(asides_ == 0);  // after the views have their leases
         if (is_to_settle) settle(lock, {pending});
@@ -533,7 +553,7 @@ private:
             lock.lock();
         }
         pending.error = error;
-        if (error && (!may_be_received_later || pending.settle || pending.is_abandoned)) return;
+        if (error && (!may_be_received_later || pending.is_abandoned)) return;
         if (error) {
             pending.is_aside = true;
             ++asides_;

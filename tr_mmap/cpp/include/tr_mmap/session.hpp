@@ -19,6 +19,7 @@
 
 #include "dispatcher.hpp"
 #include "fork_safety.hpp"
+#include "future.hpp"
 #include "launch.hpp"
 #include "live_sessions.hpp"
 #include "options.hpp"
@@ -303,44 +304,45 @@ public:
     ///
     /// What goes wrong before the request is sent is thrown here; what comes after that is the future's. It gets
     /// ResponseTimeout ``timeout_ms`` after the call, WorkerDied if the worker ends, SessionNotStarted if the session
-    /// does; so it always becomes ready. If it is destroyed before, the request goes on and its result is dropped.
-    std::future<Tensor> submit(const std::string& message, const std::vector<Tensor>& tensors,
-                               double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+    /// does; so it always becomes ready. Future::cancel() cancels the request. If the future is destroyed before it is
+    /// ready, the request goes on and its result is dropped.
+    Future<Tensor> submit(const std::string& message, const std::vector<Tensor>& tensors,
+                          double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return submit_with<Tensor>(message, {tensors.begin(), tensors.end()}, timeout_ms, true, future_tensor);
     }
-    std::future<Tensor> submit(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+    Future<Tensor> submit(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return submit_with<Tensor>(message, {}, timeout_ms, true, future_tensor);
     }
-    std::future<Tensor> submit(const std::string& message, const Tensor& a,
-                               double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+    Future<Tensor> submit(const std::string& message, const Tensor& a,
+                          double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return submit_with<Tensor>(message, {a}, timeout_ms, true, future_tensor);
     }
-    std::future<Tensor> submit(const std::string& message, const Tensor& a, const Tensor& b,
-                               double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+    Future<Tensor> submit(const std::string& message, const Tensor& a, const Tensor& b,
+                          double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return submit_with<Tensor>(message, {a, b}, timeout_ms, true, future_tensor);
     }
-    std::future<Tensor> submit(const std::string& message, const Tensor& a, const Tensor& b, const Tensor& c,
-                               double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+    Future<Tensor> submit(const std::string& message, const Tensor& a, const Tensor& b, const Tensor& c,
+                          double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return submit_with<Tensor>(message, {a, b, c}, timeout_ms, true, future_tensor);
     }
 
     /// The same for the response's text.
-    std::future<std::string> submit_response(const std::string& message, const std::vector<Tensor>& tensors,
-                                             double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+    Future<std::string> submit_response(const std::string& message, const std::vector<Tensor>& tensors,
+                                        double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return submit_with<std::string>(message, {tensors.begin(), tensors.end()}, timeout_ms, false, future_text);
     }
-    std::future<std::string> submit_response(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+    Future<std::string> submit_response(const std::string& message, double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return submit_with<std::string>(message, {}, timeout_ms, false, future_text);
     }
 
     /// The same for a response of several tensors, in order.
-    std::future<std::vector<Tensor>> submit_tensors(const std::string& message, const std::vector<Tensor>& tensors,
-                                                    double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+    Future<std::vector<Tensor>> submit_tensors(const std::string& message, const std::vector<Tensor>& tensors,
+                                               double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         const detail::TensorRefs refs(tensors.begin(), tensors.end());
         return submit_with<std::vector<Tensor>>(message, refs, timeout_ms, true, tensors_of);
     }
-    std::future<std::vector<Tensor>> submit_tensors(const std::string& message,
-                                                    double timeout_ms = DEFAULT_TIMEOUT_MS) const {
+    Future<std::vector<Tensor>> submit_tensors(const std::string& message,
+                                               double timeout_ms = DEFAULT_TIMEOUT_MS) const {
         return submit_with<std::vector<Tensor>>(message, {}, timeout_ms, true, tensors_of);
     }
 
@@ -375,6 +377,7 @@ public:
     void set_quiet_mode(bool quiet_mode) {
         check_process();
         is_quiet_ = quiet_mode;
+        if (const auto dispatcher = dispatcher_or_null()) dispatcher->set_quiet(quiet_mode);
         if (const auto worker = worker_or_null()) worker->process->forward_log(!quiet_mode);
     }
 
@@ -435,23 +438,22 @@ private:
     ///
     /// @param shape makes the future's value of the result, or throws.
     template <class T, class Shape>
-    std::future<T> submit_with(const std::string& message, const detail::TensorRefs& tensors, double timeout_ms,
-                               bool has_tensors, Shape shape) const {
+    Future<T> submit_with(const std::string& message, const detail::TensorRefs& tensors, double timeout_ms,
+                          bool has_tensors, Shape shape) const {
         const detail::Command command = detail::parse_command(message);
         const auto promise = std::make_shared<std::promise<T>>();
-        std::future<T> future = promise->get_future();
-        in([&](detail::Dispatcher& each) {
-            each.submit(command, tensors, timeout_ms, has_tensors,
-                        [promise, shape](detail::Result* result, const std::exception_ptr& error) noexcept {
-                            if (error) return promise->set_exception(error);
-                            try {
-                                promise->set_value(shape(std::move(*result)));
-                            } catch (...) {
-                                promise->set_exception(std::current_exception());
-                            }
-                        });
+        const auto settle = [promise, shape](detail::Result* result, const std::exception_ptr& error) noexcept {
+            if (error) return promise->set_exception(error);
+            try {
+                promise->set_value(shape(std::move(*result)));
+            } catch (...) {
+                promise->set_exception(std::current_exception());
+            }
+        };
+        return in([&](detail::Dispatcher& each) {
+            const detail::PendingPtr pending = each.submit(command, tensors, timeout_ms, has_tensors, settle);
+            return Future<T>(promise->get_future(), each.shared_from_this(), pending);
         });
-        return future;
     }
 
     static std::string future_text(detail::Result result) { return std::move(result.response.result); }
