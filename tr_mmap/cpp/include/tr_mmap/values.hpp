@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <map>
 #include <string>
@@ -118,7 +119,8 @@ private:
 /// Values by name, sorted by it: ``tr::Values{{"points", tensor}, {"degree", 2}, {"label", "a test"}}``.
 class Values : public std::map<std::string, Value> {
 public:
-    using std::map<std::string, Value>::map;
+    Values() = default;
+    Values(std::initializer_list<value_type> values) : std::map<std::string, Value>(values) {}
 
     /// The value of a name.
     ///
