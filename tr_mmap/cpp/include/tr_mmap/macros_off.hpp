@@ -12,7 +12,9 @@
 #pragma push_macro("ALL")
 #pragma push_macro("ANSWER")
 #pragma push_macro("Action")
+#pragma push_macro("Answers")
 #pragma push_macro("Array")
+#pragma push_macro("Asked")
 #pragma push_macro("AtLimit")
 #pragma push_macro("BAD_COUNT")
 #pragma push_macro("BAD_DIMS")
@@ -39,6 +41,7 @@
 #pragma push_macro("COMPLEX64")
 #pragma push_macro("CPU")
 #pragma push_macro("Channel")
+#pragma push_macro("Claims")
 #pragma push_macro("Clock")
 #pragma push_macro("Command")
 #pragma push_macro("Condition")
@@ -77,11 +80,13 @@
 #pragma push_macro("For")
 #pragma push_macro("ForkState")
 #pragma push_macro("Format")
+#pragma push_macro("Future")
 #pragma push_macro("Futures")
 #pragma push_macro("HEADER_CHECKSUM")
 #pragma push_macro("Handle")
 #pragma push_macro("Head")
 #pragma push_macro("Header")
+#pragma push_macro("Held")
 #pragma push_macro("HostilePath")
 #pragma push_macro("IEEE")
 #pragma push_macro("INT16")
@@ -89,12 +94,14 @@
 #pragma push_macro("INT64")
 #pragma push_macro("INT8")
 #pragma push_macro("Identity")
+#pragma push_macro("InFlight")
 #pragma push_macro("InMotion")
 #pragma push_macro("Judge")
 #pragma push_macro("Key")
 #pragma push_macro("KnownDirectory")
 #pragma push_macro("Layout")
 #pragma push_macro("LifeLock")
+#pragma push_macro("List")
 #pragma push_macro("LiveSessions")
 #pragma push_macro("Loan")
 #pragma push_macro("LoanStorage")
@@ -155,10 +162,13 @@
 #pragma push_macro("SegmentReader")
 #pragma push_macro("SegmentView")
 #pragma push_macro("SemaphoresUnavailable")
+#pragma push_macro("SessionCalls")
+#pragma push_macro("SessionFutures")
 #pragma push_macro("SessionInUse")
 #pragma push_macro("SessionNotStarted")
 #pragma push_macro("SessionOptions")
 #pragma push_macro("SessionResources")
+#pragma push_macro("SessionState")
 #pragma push_macro("Settle")
 #pragma push_macro("Shape")
 #pragma push_macro("Signal")
@@ -206,7 +216,9 @@
 #pragma push_macro("V1_HEADER_NBYTES")
 #pragma push_macro("V2_HEADER_NBYTES")
 #pragma push_macro("Value")
+#pragma push_macro("Values")
 #pragma push_macro("Verifier")
+#pragma push_macro("Visitor")
 #pragma push_macro("Wait")
 #pragma push_macro("Waiter")
 #pragma push_macro("WorkerDied")
@@ -239,6 +251,8 @@
 #pragma push_macro("argv")
 #pragma push_macro("array")
 #pragma push_macro("aside")
+#pragma push_macro("asides")
+#pragma push_macro("asked")
 #pragma push_macro("asker")
 #pragma push_macro("assign")
 #pragma push_macro("at")
@@ -269,6 +283,7 @@
 #pragma push_macro("calculate")
 #pragma push_macro("call")
 #pragma push_macro("called")
+#pragma push_macro("cancel")
 #pragma push_macro("capacity")
 #pragma push_macro("changed")
 #pragma push_macro("channel")
@@ -397,6 +412,7 @@
 #pragma push_macro("follows")
 #pragma push_macro("forever")
 #pragma push_macro("forget")
+#pragma push_macro("form")
 #pragma push_macro("format")
 #pragma push_macro("found")
 #pragma push_macro("free")
@@ -466,6 +482,7 @@
 #pragma push_macro("kind")
 #pragma push_macro("known")
 #pragma push_macro("label")
+#pragma push_macro("lack")
 #pragma push_macro("last")
 #pragma push_macro("late")
 #pragma push_macro("latest")
@@ -703,6 +720,7 @@
 #pragma push_macro("session")
 #pragma push_macro("set")
 #pragma push_macro("settle")
+#pragma push_macro("several")
 #pragma push_macro("shape")
 #pragma push_macro("shorter")
 #pragma push_macro("show")
@@ -793,6 +811,7 @@
 #pragma push_macro("truth")
 #pragma push_macro("type")
 #pragma push_macro("unanswered")
+#pragma push_macro("unexpected")
 #pragma push_macro("unlink")
 #pragma push_macro("unlinker")
 #pragma push_macro("unlock")
@@ -812,6 +831,8 @@
 #pragma push_macro("version")
 #pragma push_macro("view")
 #pragma push_macro("views")
+#pragma push_macro("visit")
+#pragma push_macro("visitor")
 #pragma push_macro("w")
 #pragma push_macro("wait")
 #pragma push_macro("waiter")
@@ -841,7 +862,9 @@
 #undef ALL
 #undef ANSWER
 #undef Action
+#undef Answers
 #undef Array
+#undef Asked
 #undef AtLimit
 #undef BAD_COUNT
 #undef BAD_DIMS
@@ -868,6 +891,7 @@
 #undef COMPLEX64
 #undef CPU
 #undef Channel
+#undef Claims
 #undef Clock
 #undef Command
 #undef Condition
@@ -906,11 +930,13 @@
 #undef For
 #undef ForkState
 #undef Format
+#undef Future
 #undef Futures
 #undef HEADER_CHECKSUM
 #undef Handle
 #undef Head
 #undef Header
+#undef Held
 #undef HostilePath
 #undef IEEE
 #undef INT16
@@ -918,12 +944,14 @@
 #undef INT64
 #undef INT8
 #undef Identity
+#undef InFlight
 #undef InMotion
 #undef Judge
 #undef Key
 #undef KnownDirectory
 #undef Layout
 #undef LifeLock
+#undef List
 #undef LiveSessions
 #undef Loan
 #undef LoanStorage
@@ -984,10 +1012,13 @@
 #undef SegmentReader
 #undef SegmentView
 #undef SemaphoresUnavailable
+#undef SessionCalls
+#undef SessionFutures
 #undef SessionInUse
 #undef SessionNotStarted
 #undef SessionOptions
 #undef SessionResources
+#undef SessionState
 #undef Settle
 #undef Shape
 #undef Signal
@@ -1035,7 +1066,9 @@
 #undef V1_HEADER_NBYTES
 #undef V2_HEADER_NBYTES
 #undef Value
+#undef Values
 #undef Verifier
+#undef Visitor
 #undef Wait
 #undef Waiter
 #undef WorkerDied
@@ -1068,6 +1101,8 @@
 #undef argv
 #undef array
 #undef aside
+#undef asides
+#undef asked
 #undef asker
 #undef assign
 #undef at
@@ -1098,6 +1133,7 @@
 #undef calculate
 #undef call
 #undef called
+#undef cancel
 #undef capacity
 #undef changed
 #undef channel
@@ -1226,6 +1262,7 @@
 #undef follows
 #undef forever
 #undef forget
+#undef form
 #undef format
 #undef found
 #undef free
@@ -1295,6 +1332,7 @@
 #undef kind
 #undef known
 #undef label
+#undef lack
 #undef last
 #undef late
 #undef latest
@@ -1532,6 +1570,7 @@
 #undef session
 #undef set
 #undef settle
+#undef several
 #undef shape
 #undef shorter
 #undef show
@@ -1622,6 +1661,7 @@
 #undef truth
 #undef type
 #undef unanswered
+#undef unexpected
 #undef unlink
 #undef unlinker
 #undef unlock
@@ -1641,6 +1681,8 @@
 #undef version
 #undef view
 #undef views
+#undef visit
+#undef visitor
 #undef w
 #undef wait
 #undef waiter
