@@ -244,14 +244,14 @@ protected:
     Tags tags_;
     std::map<std::uint32_t, PendingPtr> in_flight_;  // by number
     std::list<Waiter*> waiters_;
-    bool is_consumed_ = false;             // a thread has the role of the consumer
-    int asides_ = 0;                       // requests whose tensors a limit prevented from being received
+    bool is_consumed_ = false;               // a thread has the role of the consumer
+    int asides_ = 0;                         // requests whose tensors a limit prevented from being received
     std::vector<PendingPtr> aside_futures_;  // of these, those whose results come as futures
-    std::uint64_t sent_ = 0;               // how many requests were sent
-    int futures_ = 0;                      // requests in flight whose results come as futures
-    std::condition_variable unattended_;   // wakes the thread of the futures
-    bool is_attending_ = false;            // that thread has the role
-    std::atomic<bool> is_recalled_{false};  // it is to look again at what it waits for
+    std::uint64_t sent_ = 0;                 // how many requests were sent
+    int futures_ = 0;                        // requests whose futures have no outcome yet
+    std::condition_variable unattended_;     // wakes the thread of the futures
+    bool is_attending_ = false;              // that thread has the role
+    std::atomic<bool> is_recalled_{false};   // it is to look again at what it waits for
 
 private:
     // What tags have left, and how many requests were sent before that.
