@@ -173,9 +173,7 @@ def test_a_cancelled_request_keeps_its_place_until_the_worker_has_come_to_it(ope
 
 
 @pytest.mark.parametrize("kill_running", [False, True])
-def test_a_request_with_an_outcome_is_not_cancelled(
-    open_with_futures: Open, gate: Gate, kill_running: bool
-) -> None:
+def test_a_request_with_an_outcome_is_not_cancelled(open_with_futures: Open, gate: Gate, kill_running: bool) -> None:
     way = open_with_futures()
     first = way.pid()
     running, waiting = way.submit(gate.message), way.submit("say x")

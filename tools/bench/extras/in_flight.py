@@ -1,8 +1,8 @@
 """Many requests of one session in flight: beside one at a time, and beside asyncio over a pool of processes.
 
 A way that has many in flight is given as the time of a batch by the number of its requests. One request at a time is
-given so too, and as the time of each call, as an await is. From C++, where there is a compiler, both are measured too. Every
-answer is checked.
+given so too, and as the time of each call, as an await is. Where there is a compiler, both are measured from C++, too.
+Every answer is checked.
 """
 
 from __future__ import annotations
