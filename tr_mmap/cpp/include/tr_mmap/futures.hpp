@@ -135,8 +135,9 @@ private:
     void give_up(Lock& lock, const PendingPtr& pending, const std::exception_ptr& error) {
         pending->is_abandoned = true;
         --futures_;
+        const Settle give = std::exchange(pending->settle, {});  // gone now, and not with an answer that comes later
         lock.unlock();
-        pending->settle(nullptr, error);
+        give(nullptr, error);
         lock.lock();
     }
 
