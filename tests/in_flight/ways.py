@@ -22,7 +22,7 @@ from support import FOREVER_MS, TOOLS
 
 import tr_mmap
 from tr_mmap import PythonSession, aio
-from tr_mmap.controller.futures import RequestFuture
+from tr_mmap.controller.request_future import RequestFuture
 
 __all__ = ["IN_PYTHON", "LINES", "SOURCE", "Awaits", "Futures", "Lines", "Way"]
 
