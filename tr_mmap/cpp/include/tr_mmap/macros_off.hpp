@@ -434,6 +434,7 @@
 #pragma push_macro("getrandom")
 #pragma push_macro("getrlimit")
 #pragma push_macro("getuid")
+#pragma push_macro("give")
 #pragma push_macro("given")
 #pragma push_macro("gone")
 #pragma push_macro("got")
@@ -1284,6 +1285,7 @@
 #undef getrandom
 #undef getrlimit
 #undef getuid
+#undef give
 #undef given
 #undef gone
 #undef got

@@ -426,6 +426,7 @@
 #pragma pop_macro("getrandom")
 #pragma pop_macro("getrlimit")
 #pragma pop_macro("getuid")
+#pragma pop_macro("give")
 #pragma pop_macro("given")
 #pragma pop_macro("gone")
 #pragma pop_macro("got")
