@@ -12,7 +12,9 @@
 #pragma push_macro("ALL")
 #pragma push_macro("ANSWER")
 #pragma push_macro("Action")
+#pragma push_macro("Answers")
 #pragma push_macro("Array")
+#pragma push_macro("Asked")
 #pragma push_macro("AtLimit")
 #pragma push_macro("BAD_COUNT")
 #pragma push_macro("BAD_DIMS")
@@ -39,6 +41,7 @@
 #pragma push_macro("COMPLEX64")
 #pragma push_macro("CPU")
 #pragma push_macro("Channel")
+#pragma push_macro("Claims")
 #pragma push_macro("Clock")
 #pragma push_macro("Command")
 #pragma push_macro("Condition")
@@ -78,11 +81,13 @@
 #pragma push_macro("For")
 #pragma push_macro("ForkState")
 #pragma push_macro("Format")
+#pragma push_macro("Future")
 #pragma push_macro("Futures")
 #pragma push_macro("HEADER_CHECKSUM")
 #pragma push_macro("Handle")
 #pragma push_macro("Head")
 #pragma push_macro("Header")
+#pragma push_macro("Held")
 #pragma push_macro("HostilePath")
 #pragma push_macro("IEEE")
 #pragma push_macro("INT16")
@@ -90,12 +95,14 @@
 #pragma push_macro("INT64")
 #pragma push_macro("INT8")
 #pragma push_macro("Identity")
+#pragma push_macro("InFlight")
 #pragma push_macro("InMotion")
 #pragma push_macro("Judge")
 #pragma push_macro("Key")
 #pragma push_macro("KnownDirectory")
 #pragma push_macro("Layout")
 #pragma push_macro("LifeLock")
+#pragma push_macro("List")
 #pragma push_macro("LiveSessions")
 #pragma push_macro("Loan")
 #pragma push_macro("LoanStorage")
@@ -156,10 +163,13 @@
 #pragma push_macro("SegmentReader")
 #pragma push_macro("SegmentView")
 #pragma push_macro("SemaphoresUnavailable")
+#pragma push_macro("SessionCalls")
+#pragma push_macro("SessionFutures")
 #pragma push_macro("SessionInUse")
 #pragma push_macro("SessionNotStarted")
 #pragma push_macro("SessionOptions")
 #pragma push_macro("SessionResources")
+#pragma push_macro("SessionState")
 #pragma push_macro("Settle")
 #pragma push_macro("Shape")
 #pragma push_macro("Signal")
@@ -207,7 +217,9 @@
 #pragma push_macro("V1_HEADER_NBYTES")
 #pragma push_macro("V2_HEADER_NBYTES")
 #pragma push_macro("Value")
+#pragma push_macro("Values")
 #pragma push_macro("Verifier")
+#pragma push_macro("Visitor")
 #pragma push_macro("Wait")
 #pragma push_macro("Waiter")
 #pragma push_macro("WorkerDied")
@@ -240,6 +252,8 @@
 #pragma push_macro("argv")
 #pragma push_macro("array")
 #pragma push_macro("aside")
+#pragma push_macro("asides")
+#pragma push_macro("asked")
 #pragma push_macro("asker")
 #pragma push_macro("assign")
 #pragma push_macro("at")
@@ -270,6 +284,7 @@
 #pragma push_macro("calculate")
 #pragma push_macro("call")
 #pragma push_macro("called")
+#pragma push_macro("cancel")
 #pragma push_macro("capacity")
 #pragma push_macro("changed")
 #pragma push_macro("channel")
@@ -398,6 +413,7 @@
 #pragma push_macro("follows")
 #pragma push_macro("forever")
 #pragma push_macro("forget")
+#pragma push_macro("form")
 #pragma push_macro("format")
 #pragma push_macro("found")
 #pragma push_macro("frame")
@@ -421,6 +437,7 @@
 #pragma push_macro("getrandom")
 #pragma push_macro("getrlimit")
 #pragma push_macro("getuid")
+#pragma push_macro("give")
 #pragma push_macro("given")
 #pragma push_macro("gone")
 #pragma push_macro("got")
@@ -469,6 +486,7 @@
 #pragma push_macro("kind")
 #pragma push_macro("known")
 #pragma push_macro("label")
+#pragma push_macro("lack")
 #pragma push_macro("last")
 #pragma push_macro("late")
 #pragma push_macro("latest")
@@ -707,6 +725,7 @@
 #pragma push_macro("session")
 #pragma push_macro("set")
 #pragma push_macro("settle")
+#pragma push_macro("several")
 #pragma push_macro("shape")
 #pragma push_macro("shorter")
 #pragma push_macro("show")
@@ -798,6 +817,7 @@
 #pragma push_macro("truth")
 #pragma push_macro("type")
 #pragma push_macro("unanswered")
+#pragma push_macro("unexpected")
 #pragma push_macro("unlink")
 #pragma push_macro("unlinker")
 #pragma push_macro("unlock")
@@ -816,6 +836,8 @@
 #pragma push_macro("version")
 #pragma push_macro("view")
 #pragma push_macro("views")
+#pragma push_macro("visit")
+#pragma push_macro("visitor")
 #pragma push_macro("w")
 #pragma push_macro("wait")
 #pragma push_macro("waiter")
@@ -845,7 +867,9 @@
 #undef ALL
 #undef ANSWER
 #undef Action
+#undef Answers
 #undef Array
+#undef Asked
 #undef AtLimit
 #undef BAD_COUNT
 #undef BAD_DIMS
@@ -872,6 +896,7 @@
 #undef COMPLEX64
 #undef CPU
 #undef Channel
+#undef Claims
 #undef Clock
 #undef Command
 #undef Condition
@@ -911,11 +936,13 @@
 #undef For
 #undef ForkState
 #undef Format
+#undef Future
 #undef Futures
 #undef HEADER_CHECKSUM
 #undef Handle
 #undef Head
 #undef Header
+#undef Held
 #undef HostilePath
 #undef IEEE
 #undef INT16
@@ -923,12 +950,14 @@
 #undef INT64
 #undef INT8
 #undef Identity
+#undef InFlight
 #undef InMotion
 #undef Judge
 #undef Key
 #undef KnownDirectory
 #undef Layout
 #undef LifeLock
+#undef List
 #undef LiveSessions
 #undef Loan
 #undef LoanStorage
@@ -989,10 +1018,13 @@
 #undef SegmentReader
 #undef SegmentView
 #undef SemaphoresUnavailable
+#undef SessionCalls
+#undef SessionFutures
 #undef SessionInUse
 #undef SessionNotStarted
 #undef SessionOptions
 #undef SessionResources
+#undef SessionState
 #undef Settle
 #undef Shape
 #undef Signal
@@ -1040,7 +1072,9 @@
 #undef V1_HEADER_NBYTES
 #undef V2_HEADER_NBYTES
 #undef Value
+#undef Values
 #undef Verifier
+#undef Visitor
 #undef Wait
 #undef Waiter
 #undef WorkerDied
@@ -1073,6 +1107,8 @@
 #undef argv
 #undef array
 #undef aside
+#undef asides
+#undef asked
 #undef asker
 #undef assign
 #undef at
@@ -1103,6 +1139,7 @@
 #undef calculate
 #undef call
 #undef called
+#undef cancel
 #undef capacity
 #undef changed
 #undef channel
@@ -1231,6 +1268,7 @@
 #undef follows
 #undef forever
 #undef forget
+#undef form
 #undef format
 #undef found
 #undef frame
@@ -1254,6 +1292,7 @@
 #undef getrandom
 #undef getrlimit
 #undef getuid
+#undef give
 #undef given
 #undef gone
 #undef got
@@ -1302,6 +1341,7 @@
 #undef kind
 #undef known
 #undef label
+#undef lack
 #undef last
 #undef late
 #undef latest
@@ -1540,6 +1580,7 @@
 #undef session
 #undef set
 #undef settle
+#undef several
 #undef shape
 #undef shorter
 #undef show
@@ -1631,6 +1672,7 @@
 #undef truth
 #undef type
 #undef unanswered
+#undef unexpected
 #undef unlink
 #undef unlinker
 #undef unlock
@@ -1649,6 +1691,8 @@
 #undef version
 #undef view
 #undef views
+#undef visit
+#undef visitor
 #undef w
 #undef wait
 #undef waiter
