@@ -57,6 +57,13 @@ def test_a_session_of_numpy_brings_torch_into_neither_process() -> None:
     assert ended.stdout.split() == ["False", "False", "False"], ended.stdout + ended.stderr
 
 
+def test_a_worker_loads_nothing_that_it_seldom_needs() -> None:
+    """OpenSSL comes with hashlib, and logging is for warnings: each start of a worker would pay for them."""
+    ended = run_python("-c", "import sys, tr_mmap.worker.server, tr_mmap.channel.mapped; print(*sys.modules)")
+    assert "tr_mmap.protocol.mac" in ended.stdout.split(), ended.stderr
+    assert not {"_hashlib", "hmac", "logging", "secrets"} & set(ended.stdout.split())
+
+
 STARTS = """
 import time, psutil
 from pathlib import Path
