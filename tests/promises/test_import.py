@@ -64,6 +64,16 @@ def test_a_worker_loads_nothing_that_it_seldom_needs() -> None:
     assert not {"_hashlib", "hmac", "logging", "secrets"} & set(ended.stdout.split())
 
 
+def test_the_default_worker_keeps_what_it_has_imported_out_of_garbage_collection_which_goes_on() -> None:
+    ended = run_python(
+        "-c",
+        "import gc, runpy, tr_mmap.worker.default\n"
+        "tr_mmap.worker.default.server.run = lambda: print(gc.isenabled(), gc.get_freeze_count() > 10_000)\n"
+        "runpy.run_module('tr_mmap.worker', run_name='__main__')",
+    )
+    assert ended.stdout.split() == ["True", "True"], ended.stderr
+
+
 STARTS = """
 import time, psutil
 from pathlib import Path
