@@ -256,11 +256,15 @@ class Answers(InFlight):
         return unanswered(worker, command_of(pending), timeout_s, order=order, other=other, place=place)
 
     def _forget(self, pending: Pending) -> None:
-        """The request was answered, or was not sent: release what it names."""
+        """The request was answered, or was not sent: release what it names.
+
+        It leaves the others last. If a signal handler raises before that, its answer is dealt with once more.
+        """
+        others = (each.order for each in list(self.in_flight.values()) if each is not pending)
+        self.transfer.release(pending, min(others, default=None))
+        self._aside.pop(pending.seq, None)
         if self.in_flight.get(pending.seq) is pending:
             self.in_flight.pop(pending.seq, None)
-        self._aside.pop(pending.seq, None)
-        self.transfer.release(pending, min((each.order for each in list(self.in_flight.values())), default=None))
 
     # -- the worker's end -----------------------------------------------------------------------------------------
 

@@ -93,7 +93,8 @@ class Dispatcher(Claims):
         )
         if found.__class__ is tuple:
             return found
-        deadline_s = time.monotonic() + timeout_s
+        # The fast path may have waited for the answer until its time was over.
+        deadline_s = time.monotonic() + timeout_s if found is None else found.deadline_s
         pending: Pending = Pending(message, framework) if found is None else found
         try:
             if on_progress is not None:
@@ -222,12 +223,16 @@ class Dispatcher(Claims):
         return bool(self.in_turn(self._sending, deadline_s, self._send_exit, worker, deadline_s))
 
     def _send_exit(self, worker: WorkerHandle, deadline_s: float) -> bool:
+        if worker.is_told_to_exit:
+            return True
         self._counters.seq = seq = self._counters.seq % MAX_MESSAGE_SEQ + 1
         request = Request(seq=seq, command=EXIT_COMMAND, timestamp=now_ms())
         try:
-            return worker.channel.request_exit(request, deadline_s, worker.is_over)
+            stands = worker.channel.request_exit(request, deadline_s, worker.is_over)
         except (Overtaken, ResponseTimeout):
             return False
+        worker.is_told_to_exit = stands and worker.channel.capacity > 1
+        return stands
 
     def _exit_anyway(self, worker: WorkerHandle, deadline_s: float) -> bool:
         """Ask the worker to exit while a request is under way. Returns False if this must be repeated."""

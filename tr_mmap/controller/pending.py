@@ -10,6 +10,8 @@
     its number, 0 until it is about to be sent; and how many requests of the session were sent before it.
 ``outcome``
     its result, with views, which hold the leases; or its error; None while there is neither.
+``deadline_s``
+    when the time is over of a call that the fast path has begun, by the monotonic clock; 0 for all others.
 ``held``
     this side's segments that it names; None for none.
 ``is_abandoned``

@@ -131,6 +131,7 @@ class Pending:
     asker: Any
     on_done: Any
     held: Any
+    deadline_s: float
     seq: int
     order: int
     is_abandoned: bool

@@ -381,6 +381,7 @@ static PyObject *py_call(ControllerFastPath *self, PyObject *const *arguments, P
     if (!turn_is_free(self->consuming)) Py_RETURN_NONE;
     Pending *pending = pending_new(self->base.state, arguments[0], arguments[3] == Py_None ? NULL : arguments[3]);
     if (pending == NULL) return NULL;
+    pending->deadline_s = until_us / 1e6;
     int is_sent = send_request(self, pending, arguments[1], 0);
     if (is_sent <= 0 || !turn_is_free(self->consuming)) {
         if (is_sent > 0) return (PyObject *)pending;

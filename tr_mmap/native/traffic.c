@@ -58,6 +58,7 @@ static PyMemberDef pending_members[] = {
     {"asker", T_OBJECT, offsetof(Pending, asker), 0, "marks the thread that made it"},
     {"on_done", T_OBJECT, offsetof(Pending, on_done), 0, "called once when there is an outcome"},
     {"held", T_OBJECT, offsetof(Pending, held), 0, "the segments that it names"},
+    {"deadline_s", T_DOUBLE, offsetof(Pending, deadline_s), 0, "when the time of a call is over"},
     {"seq", T_LONG, offsetof(Pending, seq), 0, "its number; 0 until it is about to be sent"},
     {"is_abandoned", T_BOOL, offsetof(Pending, is_abandoned), 0, "no caller waits for the answer"},
     {"is_lost", T_BOOL, offsetof(Pending, is_lost), 0, "it was lost with its worker"},

@@ -12,6 +12,7 @@ typedef struct {
     PyObject_HEAD
     PyObject *message, *framework, *outcome, *asker, *on_done;
     PyObject *held; /* a list of this side's segments that the request names */
+    double deadline_s; /* of a call; 0 for all others */
     long seq;
     uint64_t order;
     char is_abandoned, is_lost, is_given_up;

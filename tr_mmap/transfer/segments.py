@@ -231,7 +231,9 @@ class SegmentControllerTransfer(ControllerTransfer):
         if self._pool.is_foreign:
             return
         holds: Counter[Segment] = Counter(self._tags.segments())
-        for held in (self._fast_held, *self._prepared.values(), *self.fast_holds()):
+        # A request that is about to be sent is in two of these with the same list.
+        lists = {id(held): held for held in (self._fast_held, *self._prepared.values(), *self.fast_holds())}
+        for held in lists.values():
             holds.update(held)
         holds.update(segment for _, segment in self.left)
         self._pool.reconcile(holds)

@@ -12,6 +12,7 @@ class Pending:
 
     __slots__ = (
         "asker",
+        "deadline_s",
         "framework",
         "held",
         "is_abandoned",
@@ -27,6 +28,7 @@ class Pending:
     def __init__(self, message: Any, framework: str | None = None) -> None:
         self.message = message
         self.framework = framework
+        self.deadline_s = 0.0
         self.seq = self.order = 0
         self.asker: Any = None
         self.held: Any = None
