@@ -166,30 +166,27 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="session")
-def examples(
-    compiler: str, quick_compiler: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The examples, built once a run, by the quick compiler; --full has g++ build the original program."""
-    original = compiler if request.config.getoption("--full") else quick_compiler
+def examples(compiler: str, quick_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The examples, built once a run."""
 
     def make(folder: Path) -> None:
         shutil.copytree(EXAMPLES, folder)
-        build_examples(original, quick_compiler, folder)
+        build_examples(compiler, quick_compiler, folder)
 
     return made_once(tmp_path_factory, "cpp-examples", make)
 
 
-def build_examples(original: str, compiler: str, folder: Path) -> None:
+def build_examples(compiler: str, quick_compiler: str, folder: Path) -> None:
     """Each in another of the ways that users have."""
     include = run([sys.executable, "-m", "tr_mmap.cli", "include"]).strip()
-    make = ["make", "-s", "-C", folder, f"CXX={compiler}", f"INCLUDE={include}", "CXXFLAGS=-Wall -Wextra -Werror"]
+    make = ["make", "-s", "-C", folder, f"CXX={quick_compiler}", f"INCLUDE={include}", "CXXFLAGS=-Wall -Wextra -Werror"]
     # The original program takes no flag but the threads library.
-    plain = [original, f"-I{include}", folder / "matmul.cpp", "-o", folder / "matmul", "-pthread"]
+    plain = [compiler, f"-I{include}", folder / "matmul.cpp", "-o", folder / "matmul", "-pthread"]
     if shutil.which("cmake") is None:
         run_both([[*make, "hello", "loan", "many"], plain])
     else:
         where = f"-Dtr_mmap_DIR={ROOT / 'tr_mmap' / 'cpp' / 'cmake'}"
-        run(["cmake", "-S", folder, "-B", folder / "build", where, f"-DCMAKE_CXX_COMPILER={compiler}"])
+        run(["cmake", "-S", folder, "-B", folder / "build", where, f"-DCMAKE_CXX_COMPILER={quick_compiler}"])
         run_both([["cmake", "--build", folder / "build", "--target", "hello"], plain, [*make, "loan", "many"]])
         (folder / "build" / "hello").rename(folder / "hello")
 
