@@ -73,6 +73,27 @@ def text(n: int):
     return "é" * n
 
 
+@server.command("named")
+def named(**values):
+    """The same values by name, and what they are here."""
+    return {**values, "kinds": " ".join(type(each).__name__ for each in values.values())}
+
+
+@server.command("scaled")
+def scaled(points: np.ndarray, factor: float = 1):
+    return (points * factor).astype(points.dtype)
+
+
+@server.command("scaled_sum")
+def scaled_sum(points: np.ndarray, factor: float = 1):
+    return str(float(points.sum() * factor))
+
+
+@server.command("summary")
+def summary(x):
+    return {"count": x.size, "x": x}
+
+
 @server.command("length")
 def length(message: str):
     return str(len(message))

@@ -117,30 +117,6 @@ def test_a_request_that_runs_cannot_be_cancelled_and_one_that_waits_can(own: Pyt
     assert list(as_completed([waiting, running])) in ([waiting, running], [running, waiting])
 
 
-def test_kill_running_ends_the_worker_and_starts_another(own: PythonSession, gate: Gate) -> None:
-    first = own.pid
-    running = own.submit(gate.message)
-    gate.wait_for_worker()
-    other = own.submit("say x")
-    assert running.cancel(kill_running=True)
-    assert running.cancelled()
-    with pytest.raises(WorkerDied):
-        other.result()
-    assert own.wait_until_ready(FOREVER_MS)
-    assert own.submit("say again").result() == "again"
-    assert own.pid != first
-
-
-def test_kill_running_kills_nobody_for_a_request_that_waits(own: PythonSession, gate: Gate) -> None:
-    first = own.pid
-    running = own.submit(gate.message)
-    gate.wait_for_worker()
-    assert own.submit("say x").cancel(kill_running=True)
-    gate.let_go("through")
-    assert running.result() == "through"
-    assert own.pid == first
-
-
 def test_bad_input_is_said_at_once_and_leaves_nothing(own: PythonSession) -> None:
     with pytest.raises(BadMessage):
         own.submit("")
