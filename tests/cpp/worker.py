@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import signal
 import stat
@@ -209,4 +210,5 @@ def say(words: str):
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as in workers/tools.py
     server.run()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 import tempfile
 from typing import Final, NamedTuple
@@ -89,7 +88,7 @@ def new_log_path(directory: str) -> str:
             return ""  # gettempdir() falls back to the current directory: there is no place for temporary files
     except OSError:
         return ""
-    return os.path.join(place, f"tr_mmap-log-{secrets.token_hex(16)}")
+    return os.path.join(place, f"tr_mmap-log-{os.urandom(16).hex()}")
 
 
 def _are_on_one_file_system(first: str, second: str) -> bool:
