@@ -5,6 +5,7 @@
 
 #include "macros_off.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
 #include <string_view>
@@ -78,8 +79,9 @@ inline std::vector<std::string_view> shown_dump(std::string_view dump, std::size
         for (const DumpedThread& thread : threads) {
             if (thread.rank() != rank) continue;
             shown.push_back(thread.head);
-            for (std::size_t i = 0; i < thread.frames.size() && i < wire::dump_frames; ++i) shown.push_back(thread.frames[i]);
-            if (thread.frames.size() > wire::dump_frames) shown.push_back("  ...");
+            const std::size_t count = std::min<std::size_t>(thread.frames.size(), wire::dump_frames);
+            for (std::size_t i = 0; i < count; ++i) shown.push_back(thread.frames[i]);
+            if (count < thread.frames.size()) shown.push_back("  ...");
         }
     }
     if (shown.size() > most) shown.resize(most);
