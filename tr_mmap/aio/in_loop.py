@@ -107,13 +107,15 @@ class InLoop:
         self._process()
 
     def _process(self) -> None:
+        left_s: float | None = _LOOK_S
         try:
             left_s = self._session.process_responses()
         except SessionNotStarted:  # it was closed meanwhile
             self._forget_bell()
             return
-        if self._in_flight:
-            self._set_timer(_LOOK_S if left_s is None else left_s)
+        finally:  # also at a limit of the system, after which there is another look
+            if self._in_flight:
+                self._set_timer(_LOOK_S if left_s is None else left_s)
         if self._waiters:
             self._wake_waiters(self._room())
 
@@ -160,13 +162,15 @@ class InLoop:
         call_s = timeout_s if answer_s is None else answer_s
         left_s = call_s - timeout_s + max(0.0, deadline_s - time.monotonic()) if call_s != math.inf else math.inf
         make = partial(Call, futures, loop, get_ident(), call_s, shape)
+        if on_progress is not None:
+            on_progress = partial(_in_loop, loop, get_ident(), on_progress)
         sends = partial(futures.send, message, tensors, left_s, framework, make, on_progress)
         self._in_flight += 1
         try:
-            if self._fd is None or (tensors and self._is_slow(tensors)):
+            if self._fd is None or (tensors and (self._sending or self._is_slow(tensors))):
                 self._sending += 1
                 try:
-                    call: Call = await in_thread(sends)
+                    call: Call = await in_thread(sends, undo=Call.cancel)
                 finally:
                     self._sending -= 1
             else:
@@ -267,3 +271,14 @@ class InLoop:
         if not self._waiters and self._room_timer is not None:
             self._room_timer.cancel()
             self._room_timer = None
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, thread: int, action: OnProgress, fraction: float, text: str) -> None:
+    """Call a function in the loop, also if a thread that waits for the worker's status has found the progress."""
+    if get_ident() == thread:
+        action(fraction, text)
+        return
+    try:
+        loop.call_soon_threadsafe(action, fraction, text)
+    except RuntimeError:
+        pass  # the loop is closed

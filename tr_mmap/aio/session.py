@@ -78,7 +78,7 @@ class PythonSession(InLoop):
         try:
             await in_thread(self._session.start)
         except asyncio.CancelledError:
-            await in_thread(self._session.close)
+            await self._end(self._session.close)
             raise
         self._listen()
 
@@ -87,7 +87,7 @@ class PythonSession(InLoop):
         try:
             await in_thread(self._session.__enter__)
         except asyncio.CancelledError:
-            await in_thread(self._session.close)
+            await self._end(self._session.close)
             raise
         self._listen()
         return self
@@ -126,6 +126,8 @@ class PythonSession(InLoop):
         finally:
             if self._session._dispatcher is not None:  # it was not to be ended by force
                 self._listen()
+            else:
+                self._claims.clear()
             self._wake_waiters(len(self._waiters))
 
     # -- requests -------------------------------------------------------------------------------------------------
@@ -200,12 +202,15 @@ class PythonSession(InLoop):
         timeout_s = seconds_of(timeout_ms)
         if not self._claims:
             return self._session._open().take(0.0)  # raises: nothing was asked
-        call = self._claims[0]
-        done, _ = await asyncio.wait([call], timeout=None if timeout_s == math.inf else timeout_s)
+        call = self._claims.popleft()  # no other task takes it meanwhile
+        try:
+            done, _ = await asyncio.wait([call], timeout=None if timeout_s == math.inf else timeout_s)
+        except asyncio.CancelledError:
+            self._claims.appendleft(call)
+            raise
         if not done:
+            self._claims.appendleft(call)
             raise self._session._open_futures().unanswered(call, timeout_s)
-        if self._claims and self._claims[0] is call:
-            self._claims.popleft()
         result: Result = call.result()
         return result
 

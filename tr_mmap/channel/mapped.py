@@ -243,7 +243,7 @@ class MappedChannel(Channel):
             raise BadMessage(f"a message's number is 1 to {MAX_MESSAGE_SEQ}, not {seq}", detail=str(seq))
         return self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._spills.write(check_bounds(text)))
 
-    def is_sent(self, seq: int) -> bool:
+    def has_just_sent(self, seq: int) -> bool:
         return self._out.has_stored(seq)
 
     def _is_answered(self) -> bool:

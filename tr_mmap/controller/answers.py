@@ -148,10 +148,14 @@ class Answers(InFlight):
         if pending.outcome is None and pending.seq in self._aside:
             self._take_aside(pending)
 
-    def poll(self) -> None:
-        """Consume the answers that are there, unless another thread does."""
+    def poll(self, *, even_if_idle: bool = False) -> None:
+        """Consume the answers that are there, unless another thread does.
+
+        Args:
+            even_if_idle: whether to look also if no request is in flight: a worker may have said what nobody has asked.
+        """
         worker = self.resources.worker
-        if worker is None or self.resources.is_foreign or not self.in_flight:
+        if worker is None or self.resources.is_foreign or not (self.in_flight or even_if_idle):
             return
         turn, me = self._consuming, get_ident()
         if turn.owner in (0, me):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
@@ -64,6 +65,7 @@ class Futures:
         self._resources = dispatcher.resources
         self._awaited: dict[Pending, Awaited] = {}
         self._thread: Background | None = None
+        self._beginning = threading.RLock()
         self.has_own_loop = False  # the program's loop calls process()
         self._sleeps_until_s = math.inf  # when the thread looks at the requests' times again
         self._waits = 0  # how often a caller has waited for a result itself
@@ -99,6 +101,8 @@ class Futures:
         pending = Pending(message, framework)
         deadline_s = time.monotonic() + timeout_s
         awaited = make(pending, deadline_s)
+        if self._thread is None and not self.has_own_loop:
+            self._begin()  # before anything is sent: the system may have no thread left
         pending.on_done = self._on_done
         try:
             self._awaited[pending] = awaited
@@ -112,12 +116,9 @@ class Futures:
             raise
         if pending.outcome is not None:
             self._on_done(pending)
-        elif not self.has_own_loop:
-            if self._thread is None:
-                self._begin()
-            elif min(deadline_s, time.monotonic() + LOOK_S) < self._sleeps_until_s:
-                self._sleeps_until_s = 0.0  # it is about to look: one wake is enough
-                self.wake()
+        elif not self.has_own_loop and min(deadline_s, time.monotonic() + LOOK_S) < self._sleeps_until_s:
+            self._sleeps_until_s = 0.0  # it is about to look: one wake is enough
+            self.wake()
         return awaited
 
     def ring(self) -> None:
@@ -127,8 +128,10 @@ class Futures:
             worker.channel.ring()
 
     def _begin(self) -> None:
-        self._resources.stop_thread = self.stop
-        self._thread = Background(self._run)
+        with self._beginning:
+            if self._thread is None:
+                self._resources.stop_thread = self.stop
+                self._thread = Background(self._run)
 
     def _on_done(self, pending: Pending) -> None:
         awaited = self._awaited.get(pending)
@@ -189,8 +192,9 @@ class Futures:
                 dispatcher.look_last(worker, pending)
                 error = dispatcher.unanswered(worker, pending, awaited.timeout_s) if pending.outcome is None else None
                 if error is not None and pending.outcome is None:
+                    awaited.settle(error)  # first: an exception may come before the next step
                     self.drop(awaited)
-                    awaited.settle(error)
+                    continue
             try:
                 dispatcher.take_aside(pending)
             except SystemLimit:
@@ -206,7 +210,7 @@ class Futures:
         if bell is not None:
             system.drain_fifo(bell)
         while True:
-            self._dispatcher.poll()
+            self._dispatcher.poll(even_if_idle=True)
             if self._dispatcher.progress.is_on:
                 self._dispatcher.progress.look()
             self._settle_what_is_over()
@@ -242,8 +246,9 @@ class Futures:
         while not thread.has_to_return:
             try:
                 self._step(thread)
-            except BaseException:  # a callback raises SystemExit, say
+            except BaseException:  # a callback raises SystemExit, say; or the system is at a limit
                 _log.exception("session %r: an answer could not be dealt with", self._resources.session_id)
+                thread.sleep(LOOK_S)
         return False
 
     def _step(self, thread: Background) -> None:

@@ -14,6 +14,8 @@
     when the time is over of a call that the fast path has begun, by the monotonic clock; 0 for all others.
 ``held``
     this side's segments that it names; None for none.
+``is_sent``
+    its message was stored; may not be noted yet if an exception came just then: the channel knows its latest messages.
 ``is_abandoned``
     no caller waits for the answer any more; it is dropped when it comes.
 ``asker``

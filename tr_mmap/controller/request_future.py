@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, InvalidStateError
+from operator import attrgetter
 from threading import Condition
 from typing import Any, Final, Protocol
 
@@ -31,11 +32,21 @@ class Replacing(Protocol):
         """End a worker, and start another in its place."""
 
 
+class _Condition(Condition):
+    """A condition that a ``with`` statement enters and leaves without a step of Python's.
+
+    After such a step a signal handler may raise, and then the lock would stay taken.
+    """
+
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
+
+
 class _MadeWhenUsed:
     """The condition of a future: made when somebody waits for that future, or adds a callback."""
 
     def __get__(self, future: RequestFuture, owner: type[RequestFuture]) -> Condition:
-        made: Condition = future.__dict__.setdefault("_condition", Condition())
+        made: Condition = future.__dict__.setdefault("_condition", _Condition())
         return made
 
 
@@ -50,6 +61,7 @@ class RequestFuture(Future[Any]):
     # is one. So a result for which nobody waits yet needs no lock, and nobody misses it.
     _condition = _MadeWhenUsed()
     _is_unwanted = False  # cancel() was called
+    _to_replace: tuple[Replacing, WorkerHandle] | None = None  # by a call of cancel() that has not ended
 
     def __init__(
         self,
@@ -134,20 +146,27 @@ class RequestFuture(Future[Any]):
         Returns:
             Whether it is cancelled now. False if its handler has been called, or if it is done.
         """
-        if self.done():
+        if self.done() and self._to_replace is None:
             return self.cancelled()
         self._is_unwanted = True
-        if self._futures.cancel(self):
-            self._futures.drop(self)
-            return self._note_cancelled()
-        if not kill_running or self.done():
-            return self.cancelled()
-        owner, worker = self._owner, self._futures.worker_of(self)
-        if not self._note_cancelled():
-            return False
+        if self._to_replace is None:
+            if self._futures.cancel(self):
+                is_cancelled = self._note_cancelled()  # first: an exception may come before the next step
+                self._futures.drop(self)
+                return is_cancelled
+            if not kill_running or self.done():
+                return self.cancelled()
+            owner, worker = self._owner, self._futures.worker_of(self)
+            if owner is not None and worker is not None:
+                self._to_replace = owner, worker
+            if not self._note_cancelled():
+                self._to_replace = None
+                return False
         self._futures.drop(self)
-        if owner is not None and worker is not None:
+        if self._to_replace is not None:
+            owner, worker = self._to_replace
             owner._replace_worker(worker)
+            self._to_replace = None
         return True
 
     def running(self) -> bool:

@@ -18,6 +18,7 @@ class Pending:
         "is_abandoned",
         "is_given_up",
         "is_lost",
+        "is_sent",
         "message",
         "on_done",
         "order",
@@ -34,7 +35,7 @@ class Pending:
         self.held: Any = None
         self.on_done: Any = None
         self.outcome: Any = None
-        self.is_abandoned = self.is_given_up = self.is_lost = False
+        self.is_abandoned = self.is_given_up = self.is_lost = self.is_sent = False
 
 
 class TurnWords:
@@ -62,12 +63,14 @@ class Counters:
         sent: how many were sent.
         limit: most in flight.
         blocked: how many reasons there are to send none.
+        is_watched: Python looks how far requests are, so it sends them.
     """
 
-    __slots__ = ("blocked", "limit", "sent", "seq")
+    __slots__ = ("blocked", "is_watched", "limit", "sent", "seq")
 
     def __init__(self) -> None:
         self.seq = self.sent = self.limit = self.blocked = 0
+        self.is_watched = False
 
 
 class SentResults:
