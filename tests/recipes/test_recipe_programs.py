@@ -175,10 +175,10 @@ class SlowSession:
     def is_alive(self) -> bool:
         return True
 
-    def wait_until_ready(self, timeout_ms: float) -> bool:
+    def wait_until_ready(self, _timeout_ms: float) -> bool:
         return True
 
-    def calculate(self, command: str, batch: torch.Tensor, timeout_ms: float) -> torch.Tensor:
+    def calculate(self, _command: str, batch: torch.Tensor, timeout_ms: float) -> torch.Tensor:
         self.timeouts.append(round(timeout_ms))
         self.now_s += 0.9
         return batch
