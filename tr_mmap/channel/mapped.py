@@ -31,7 +31,6 @@ truncate a mapped file is SIGBUS for all that map it. ``by_hand.py`` notices wha
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -151,7 +150,7 @@ class MappedChannel(Channel):
 
     @classmethod
     def new_doorbells(cls) -> list[str]:
-        token = secrets.token_hex(8)
+        token = os.urandom(8).hex()
         return [f"{DOORBELL_PREFIX}{os.getpid()}_{token}_{end}" for end in "qr"]
 
     @classmethod

@@ -49,6 +49,7 @@ class RequestFuture(Future[Any]):
     # Whoever looks at the state makes the condition first, and settle() stores the state before it looks whether there
     # is one. So a result for which nobody waits yet needs no lock, and nobody misses it.
     _condition = _MadeWhenUsed()
+    _is_unwanted = False  # cancel() was called
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class RequestFuture(Future[Any]):
                 if self._ends_with("result"):
                     self._set(result)
                 return
-        if isinstance(outcome, RequestCancelled):
+        if isinstance(outcome, RequestCancelled) and self._is_unwanted:
             self._note_cancelled()
         elif self._ends_with("error"):
             try:
@@ -135,6 +136,7 @@ class RequestFuture(Future[Any]):
         """
         if self.done():
             return self.cancelled()
+        self._is_unwanted = True
         if self._futures.cancel(self):
             self._futures.drop(self)
             return self._note_cancelled()
