@@ -239,6 +239,7 @@ class Model:
             def taint(line: int) -> None:
                 if machine.load(LINES_WORD + line * LINE_WORDS) != LEASE_FREE and self.taints:
                     tainted.append(line)
+                    machine.store(LINES_WORD + line * LINE_WORDS, LEASE_FREE)
 
             for number in range(2, 2 + tries):
                 lease = segment.retire() if retires else segment.claim()

@@ -20,7 +20,7 @@ from tr_mmap.shm.pool import SegmentPool
 from tr_mmap.shm.reader import SegmentReader
 from tr_mmap.shm.readers import LeaseLine
 from tr_mmap.shm.segment import Segment
-from tr_mmap.wire.header import LEASE_FREE, LEASE_PINNED, LINE_WORDS, LINES_WORD, MAX_READERS, SEQ_WORD
+from tr_mmap.wire.header import LEASE_FREE, LEASE_PINNED, LINE_WORDS, LINES_WORD, MAX_READERS, SEQ_RETIRED, SEQ_WORD
 
 READER = """
 import json, os, signal, sys
@@ -227,11 +227,34 @@ def test_what_a_killed_reader_held_is_retired_and_its_line_goes_to_the_next_one(
     made = [shared.publish(3) for _ in range(4)]
     assert segment not in made
     assert free in made
-    assert segment.name not in os.listdir(shared.directory)
     assert view.tolist() == [1] * 1000
     third = shared.reader()
     assert receive(third, made[0]).tolist() == [3] * 1000
     assert shared.members() == [0, 1]
+    del view
+    shared.settle()
+    assert segment not in [shared.publish(4) for _ in range(20)]
+    assert segment.name not in os.listdir(shared.directory)
+
+
+def test_what_a_killed_reader_held_keeps_its_number_for_as_long_as_others_look(shared: Pool) -> None:
+    dead, other = Process(shared.directory), shared.reader()
+    segment = shared.publish(1)
+    assert dead.do("look", segment.name, segment.seq) == 1000
+    view = receive(other, segment)
+    segment.release()
+    dead.kill()
+    shared.pool.reader_died()
+    for number in range(20):
+        shared.publish(number).release()
+    assert segment.words[SEQ_WORD] == segment.seq
+    late = receive(shared.reader(), segment)  # handed on by the other reader, for example
+    assert late.tolist() == view.tolist() == [1] * 1000
+    del view, late
+    shared.settle()
+    shared.pool.release_free()
+    assert segment.words[SEQ_WORD] == SEQ_RETIRED
+    assert segment.name not in os.listdir(shared.directory)
 
 
 def test_a_dead_reader_is_found_when_the_pool_needs_a_segment(shared: Pool) -> None:

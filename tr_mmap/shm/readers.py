@@ -9,7 +9,8 @@ forked have it, also after they have closed all descriptors.
 
     reader                                         owner
     lock byte i, else try the next line            for each i with byte i = 1: lock byte i, else i lives
-    byte i == 1 ?  a dead one's: try the next      mark every segment whose line i is not free: never filled again
+    byte i == 1 ?  a dead one's: try the next      mark every segment whose line i is not free: never filled again;
+                                                   and free line i there
     byte i = 1                                     byte i = 0
     …leases in line i…                             unlock byte i
     byte i = 0, when none is left

@@ -140,6 +140,10 @@ class Segment(OwnerSegment):
         """Whether the lease line of that number is not free."""
         return bool(self.words[LINES_WORD + line * LINE_WORDS] != LEASE_FREE)
 
+    def clear_lease_in(self, line: int) -> None:
+        """Clear the lease of a dead reader, whose line nobody else can have yet."""
+        self.words[LINES_WORD + line * LINE_WORDS] = LEASE_FREE
+
     def make_private(self) -> None:
         """Make our mapping of the payload copy-on-write: arrays over it keep their content, and stores stay here."""
         self.is_private = True  # first: if an interrupt comes now, the mapping is still shared, which does no harm

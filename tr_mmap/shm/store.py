@@ -174,6 +174,8 @@ class SegmentStore(FreeLists, ForkAware):
                 break
             if segment.is_viewed:
                 awaiting.append(segment)
+            elif segment.is_tainted:
+                self._retire(segment)
             else:
                 free.append(segment)
                 has_found = True
@@ -306,7 +308,7 @@ class SegmentStore(FreeLists, ForkAware):
         drain()
         while (segment := _pop(self.to_retire)) is not None:
             if not self.is_foreign and segment.name in self._segments:
-                self._retire(segment)
+                self._retire_unless_viewed(segment)
 
     def _trim(self, wanted_capacity: int, may_share: bool) -> None:
         """Once in a while, retire free segments of sizes that no tensor has had for long."""
@@ -359,6 +361,16 @@ class SegmentStore(FreeLists, ForkAware):
                 idle[segment.slab] = idle.get(segment.slab, 0) + 1
         whole = {slab for slab, count in idle.items() if slab is not None and count + slab.dead == slab.slots}
         return lambda segment: segment.slab in whole
+
+    def _retire_unless_viewed(self, segment: Segment) -> None:
+        """Retire a tainted segment, but not before its living readers have released it: a view may be handed on.
+
+        Where there are no lease lines, the one reader is dead, and its lease says nothing.
+        """
+        if self._readers is not None and segment.is_viewed:
+            self._awaiting[segment.key].append(segment)
+        else:
+            self._retire(segment)
 
     def _retire(self, segment: Segment) -> bool:
         """Retire a segment; True if its memory is free now, False if a reader or other slots keep it."""
@@ -426,6 +438,7 @@ class SegmentStore(FreeLists, ForkAware):
         for each in list(self._segments.values()):
             if each.is_leased_in(line):
                 self.taint(each)
+                each.clear_lease_in(line)  # the next reader with that line has nothing of this
 
     def _retire_tainted(self) -> None:
         """Retire the tainted segments that have no hold. The others are retired when the last hold is released."""
@@ -436,7 +449,7 @@ class SegmentStore(FreeLists, ForkAware):
             kept: list[Segment] = []
             while (segment := _pop(free)) is not None:
                 if segment.is_tainted:
-                    self._retire(segment)
+                    self._retire_unless_viewed(segment)
                 else:
                     kept.append(segment)
             free[:0] = reversed(kept)

@@ -139,8 +139,9 @@ has 4096 bytes; byte i, 0 to 55, is 1 while line i has a reader, and all others 
 byte is 0: it takes the exclusive lock of that byte for its open file description (``F_OFD_SETLK``), stores 1 there, and
 keeps the page mapped by way of that description, so that the lock lasts as long as the mapping does in any process. It
 leaves when none of its leases is set: it stores 0 and unmaps the page. If the owner can take the lock of a byte that is
-1, the reader has died. The owner never fills a segment again in which that line is not 0; then it stores 0 in the byte,
-and releases the lock. A reader that finds no line copies the payload, and compares seq before and after.
+1, the reader has died. The owner never fills a segment again in which that line is not 0, and stores 0 there; then it
+stores 0 in the byte, and releases the lock. A reader that finds no line copies the payload, and compares seq before and
+after.
 
 A guest gets no message. It reads and checks the header, stores guest = 1, then reads the header again. If the header is
 unchanged, its views are good for ever. If it has changed, or if seq = 0, the guest opens the name again. It never
