@@ -80,16 +80,22 @@ class _Directory:
             return
         try:
             system.make_dir(self.path)
+        except FileExistsError:
+            pass  # this is a signal handler's call, in the middle of this method
         except FileNotFoundError:
             raise SessionNotStarted(
                 f"{self._workspace.sessions} was removed while a session lived there; close() this session, and start "
                 "another"
             ) from None
+        lock_path = os.path.join(self.path, CONTROLLER_LOCK_FILE)
         try:
-            self._lock.take(os.path.join(self.path, CONTROLLER_LOCK_FILE))
+            if not self._lock.is_held:
+                self._lock.take(lock_path)
         except BaseException:
-            if this_process.mark is self._owner:  # else a signal handler has forked: it is for the parent to do
-                discard(self.path)
+            if not self._lock.is_held:
+                system.unlink(lock_path, owner=self._owner)
+                if this_process.mark is self._owner:  # else a signal handler has forked: it is for the parent to do
+                    system.remove_dir(self.path)  # if it is empty: a handler's call may have used it
             raise
 
     def remove(self) -> None:

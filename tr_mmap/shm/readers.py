@@ -51,20 +51,17 @@ class ReadersPage:
     """
 
     def __init__(self, directory: KnownDir, stem: str) -> None:
-        owner = this_process.mark
         self._path = os.path.join(directory.path, stem + READERS_SUFFIX)
-        system.unlink(self._path)  # that of a dead owner, which a worker of the same session replaces
-        fd = system.create_file(self._path)
+        directory.check()
+        # A signal handler may do all this while an interrupted call does it: then both have the same file. For the same
+        # reason it stays where this fails; it goes with the directory.
+        fd = system.open_or_create(self._path)
         try:
-            try:
-                system.allocate(fd, HEAD_NBYTES, directory=directory.path)
-                self.members = system.map_write(fd, HEAD_NBYTES)
-                self._inode = os.fstat(fd).st_ino
-            finally:
-                system.close(fd)
-        except BaseException:
-            system.unlink(self._path, owner=owner)
-            raise
+            system.allocate(fd, HEAD_NBYTES, directory=directory.path)
+            self.members = system.map_write(fd, HEAD_NBYTES)
+            self._inode = os.fstat(fd).st_ino
+        finally:
+            system.close(fd)
 
     def reap(self, taint: Callable[[int], None]) -> None:
         """Find the lines whose readers have died, and let others have them.
