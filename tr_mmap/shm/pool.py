@@ -22,10 +22,10 @@ from ..tsr import tensors
 from ..tsr.framework_names import check_framework_name
 from ..wire.header import DIMS_OFFSET, LAYOUT_WORD, LIVE_OFFSET, V2_HEADER_NBYTES
 from .loans import describe, forbid_writing, layout_of
-from .repair import RepairableStore
+from .apart import CopiedTensor, StoreApart
 from .segment import Layout, Segment
 
-__all__ = ["PoolStats", "Segment", "SegmentPool"]
+__all__ = ["CopiedTensor", "PoolStats", "Segment", "SegmentPool"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class PoolStats:
     created: int
 
 
-class SegmentPool(RepairableStore):
+class SegmentPool(StoreApart):
     """Makes, fills and recycles the segments of one side of a session.
 
     Args:
@@ -149,6 +149,29 @@ class SegmentPool(RepairableStore):
             raise
         self.copied_nbytes += array.nbytes
         return segment
+
+    def publish_copied(self, copied: CopiedTensor) -> Segment:
+        """Publish what :meth:`copy_apart` has copied, as :meth:`publish` does.
+
+        Raises:
+            SessionNotStarted: this is a child of the pool's process, or the pool was closed.
+        """
+        self.check_open()
+        segment = copied.segment
+        was_running, self.is_slow_path_running = self.is_slow_path_running, True
+        try:
+            segment.holds += 1
+            try:
+                self._stamp(segment, copied.layout)
+            except BaseException:
+                segment.release()
+                raise
+            if not segment.is_populated:
+                segment.clear_layout()  # so that no fast path takes it before it is
+            self.copied_nbytes += copied.nbytes
+            return segment
+        finally:
+            self.is_slow_path_running = was_running
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         """A loan: an array or tensor of undefined content that lives in a segment.

@@ -135,9 +135,9 @@ class SegmentReader(ForkAware):
         self, directory: str, *, verify: bool = False, views: str | None = None, shared: str = "", gives: bool = False
     ) -> None:
         self.mapped: dict[str, MappedSegment] = {}
-        self._lines: dict[str, LeaseLine] = {}  # by the stem of the page of readers
-        self._sources: dict[str, Source] = {}
-        self._gives = gives
+        # By the stem of the page of readers. The segments keep them: so a pool that has gone keeps no page and no line.
+        self._lines: WeakValueDictionary[str, LeaseLine] = WeakValueDictionary()
+        self._source = Source(directory, RESULT_PREFIX) if gives else None
         super().__init__()  # now: its hook uses what is mapped
         self._directory = system.KnownDir(directory)
         self._shared = system.KnownDir(shared) if shared else None
@@ -212,12 +212,6 @@ class SegmentReader(ForkAware):
             return self._shared, SEGMENT_PREFIX
         return self._directory, given_stem(name)
 
-    def _source_of(self, name: str) -> Source:
-        directory, stem = self._place_of_pool(name)
-        stem = stem or RESULT_PREFIX
-        source = self._sources.get(stem)
-        return source or self._sources.setdefault(stem, Source(directory.path, stem))
-
     def _join(self, directory: system.KnownDir, stem: str) -> LeaseLine | None:
         line = self._lines.get(stem)
         if line is None:
@@ -263,10 +257,10 @@ class SegmentReader(ForkAware):
         segment = MappedSegment(name, place, file, line)
         # A forked child of this process may use a view that we had at the fork: never release that lease.
         segment.is_pinned = segment.lease_now == LEASE_PINNED
-        if line is not None or self._gives:
-            segment.source = self._source_of(name)
-            segment.is_givable = not segment.is_slot
-        if line is not None:
+        if line is None:
+            segment.source = self._source
+            segment.is_givable = self._source is not None and not segment.is_slot
+        else:
             segment = self._given.setdefault((file.inode, place.slot), segment)  # perhaps it is known by another name
         # A signal handler may have mapped it meanwhile. Two objects of one segment would release each other's lease.
         found = self.mapped.setdefault(name, segment)
@@ -409,8 +403,8 @@ class SegmentReader(ForkAware):
         Args:
             is_peer_dead: whether the owner of the peer's segments has ended.
         """
-        for source in self._sources.values():
-            source.is_dead |= is_peer_dead
+        if self._source is not None:
+            self._source.is_dead |= is_peer_dead
         self.mapped.clear()
         self._order.clear()
         self._lines.clear()

@@ -108,7 +108,7 @@ class LeaseLine:
         is_pinned: a forked child may have a view, so the byte stays set.
     """
 
-    __slots__ = ("_owner", "_page", "is_pinned", "number")
+    __slots__ = ("__weakref__", "_owner", "_page", "is_pinned", "number")
 
     def __init__(self, page: memoryview, number: int) -> None:
         self._owner = this_process.mark

@@ -81,5 +81,5 @@ class RepairableStore(SegmentStore):
         except (OSError, SystemLimit):
             return  # there is no descriptor left, or somebody has removed the directory; its files go with it
         for name in names:
-            if is_own(name) and name not in paths:
+            if is_own(name) and name not in paths and name not in self._in_making:
                 remove_name(os.path.join(self._directory.path, name), self._owner)

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -85,6 +86,7 @@ class SegmentStore(FreeLists, ForkAware):
         self._tainted = 0  # how often a segment was
         self._trimmed_at = 0  # the count of takes then
         self._numbers = itertools.count()  # of files; no name is used twice
+        self._in_making: WeakValueDictionary[str, Any] = WeakValueDictionary()  # by name: a mark of who makes the file
         self._is_closed = False
         self._has_lines = has_lines
         self._make_directory = make_directory
@@ -190,11 +192,7 @@ class SegmentStore(FreeLists, ForkAware):
         may_share: bool,
         deadline_s: float | None,
     ) -> tuple[Segment, bool]:
-        if self._has_lines and self._readers is None:
-            self._prepare()
-        self._trim(capacity, may_share)
-        if any(self._awaiting.values()):
-            self._reap()  # a dead reader may be all that keeps them from being used again
+        self._prepare_to_make(capacity, may_share)
         if self._budget_nbytes is not None and self._nbytes + capacity > self._budget_nbytes:
             segment = self._wait_for_room(capacity, self._budget_nbytes, may_share, deadline_s)
             if segment is not None:
@@ -209,6 +207,13 @@ class SegmentStore(FreeLists, ForkAware):
             if not self._retire_free():
                 raise
             return self._make(capacity, source, may_share)
+
+    def _prepare_to_make(self, capacity: int, may_share: bool) -> None:
+        if self._has_lines and self._readers is None:
+            self._prepare()
+        self._trim(capacity, may_share)
+        if any(self._awaiting.values()):
+            self._reap()  # a dead reader may be all that keeps them from being used again
 
     def _prepare(self) -> None:
         """Make what the first segment needs. In a session that sends no tensor, nothing of this is ever there."""

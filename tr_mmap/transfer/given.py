@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
+from collections import deque
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -45,8 +46,17 @@ class Given(NamedTuple):
 
 
 class _Link(NamedTuple):
+    """A link in the session's directory.
+
+    Attributes:
+        name: of the link.
+        words: of the segment's header; None for a page of readers.
+        source: the pool that the segment is from, which this keeps.
+    """
+
     name: str
-    words: memoryview  # of the segment's header
+    words: memoryview | None = None
+    source: Source | None = None
 
 
 class GivenTensors:
@@ -59,34 +69,36 @@ class GivenTensors:
     def __init__(self, directory: str) -> None:
         self._directory = system.KnownDir(directory)
         self._owner = this_process.mark
-        self._stems: weakref.WeakKeyDictionary[Source, str] = weakref.WeakKeyDictionary()
-        self._links: dict[weakref.ref[MappedSegment], tuple[_Link, Source]] = {}
+        self._links: dict[weakref.ref[Any], _Link] = {}  # by segment, and by the pool of a page
+        self._gone: deque[weakref.ref[Any]] = deque()  # those that this process does not know any more
         self._numbers: Final = itertools.count()
+
+    def may_give(self, tensor: Any) -> bool:
+        """Whether :meth:`give` may hold it, if nothing is in the way."""
+        return _whole_segment(tensor) is not None
 
     def give(self, tensor: Any) -> Given | None:
         """Hold a tensor for a request; None if it is no whole tensor of another pool, or has to be copied."""
-        if not isinstance(tensor, np.ndarray) or tensor.nbytes < GIVEN_NBYTES:
-            return None
-        segment = view_of(tensor)
-        if not isinstance(segment, MappedSegment) or not segment.is_givable or not _is_whole(tensor, segment):
+        segment = _whole_segment(tensor)
+        if segment is None:
             return None
         seq = segment.words[SEQ_WORD]
         if seq in (0, SEQ_RETIRED) or segment.words[SEQ_COPY_WORD] != seq:
             return None
+        self.remove_gone()
         known = self._links.get(weakref.ref(segment))
-        name = self._link(segment) if known is None else known[0].name
+        name = self._link(segment) if known is None else known.name
         return Given(name, seq, tensor) if name else None
 
     def _link(self, segment: MappedSegment) -> str:
         """Link a segment's file, and its page of readers; "" if that cannot be."""
-        self._remove_old()
         source = segment.source
         assert source is not None
         try:
             if not self._directory.is_there():
                 return ""
-            stem = self._stems.get(source) or self._link_readers(source)
-            name = tensor_file(f"{stem}_{next(self._numbers)}")
+            page = self._links.get(weakref.ref(source)) or self._link_readers(source)
+            name = tensor_file(f"{page.name.removesuffix(READERS_SUFFIX)}_{next(self._numbers)}")
             path = os.path.join(self._directory.path, name)
             system.link(os.path.join(source.directory, segment.name), path, owner=self._owner)
             # The pool's owner may have ended meanwhile, and a later one have a file of that name. If it is the file
@@ -96,28 +108,40 @@ class GivenTensors:
                 return ""
         except (OSError, HostilePath):
             return ""  # gone, on another file system, no room for a name: then it is copied
-        self._stems[source] = stem
-        self._links[weakref.ref(segment)] = _Link(name, segment.words), source
+        self._links[weakref.ref(segment, self._gone.append)] = _Link(name, segment.words, source)
         return name
 
-    def _link_readers(self, source: Source) -> str:
-        stem = f"{GIVEN_PREFIX}{next(self._numbers)}"
-        page = os.path.join(source.directory, source.stem + READERS_SUFFIX)
-        system.link(page, os.path.join(self._directory.path, stem + READERS_SUFFIX), owner=self._owner)
-        return stem
+    def _link_readers(self, source: Source) -> _Link:
+        page = _Link(f"{GIVEN_PREFIX}{next(self._numbers)}{READERS_SUFFIX}")
+        path = os.path.join(self._directory.path, page.name)
+        system.link(os.path.join(source.directory, source.stem + READERS_SUFFIX), path, owner=self._owner)
+        return self._links.setdefault(weakref.ref(source, self._gone.append), page)
 
-    def _remove_old(self) -> None:
+    def remove_gone(self) -> None:
         """Remove the links to segments that this process does not know any more, and that no request names."""
-        for key, (link, source) in list(self._links.items()):
-            if key() is not None:
-                continue
-            self._links.pop(key, None)
-            if source.is_dead:  # nobody else will tell the readers that they may unmap it
-                link.words[SEQ_COPY_WORD] = link.words[SEQ_WORD] = SEQ_RETIRED
-            try:
-                system.unlink(os.path.join(self._directory.path, link.name), owner=self._owner)
-            except (OSError, HostilePath):
-                pass  # it goes with the directory
+        while self._gone:
+            link = self._links.get(self._gone[0])
+            if link is not None:
+                if link.source is not None and link.source.is_dead and link.words is not None:
+                    # Nobody else will tell the readers that they may unmap it.
+                    link.words[SEQ_COPY_WORD] = link.words[SEQ_WORD] = SEQ_RETIRED
+                try:
+                    system.unlink(os.path.join(self._directory.path, link.name), owner=self._owner)
+                except (OSError, HostilePath):
+                    pass  # it goes with the directory
+            # With its last segment a pool may go too, and be the next in the queue.
+            self._links.pop(self._gone[0], None)
+            self._gone.popleft()
+
+
+def _whole_segment(tensor: Any) -> MappedSegment | None:
+    """The segment of another pool whose tensor this is all of; None if there is none, or if to copy it is cheaper."""
+    if not isinstance(tensor, np.ndarray) or tensor.nbytes < GIVEN_NBYTES:
+        return None
+    segment = view_of(tensor)
+    if not isinstance(segment, MappedSegment) or not segment.is_givable or not _is_whole(tensor, segment):
+        return None
+    return segment
 
 
 def _is_whole(tensor: np.ndarray[Any, Any], segment: MappedSegment) -> bool:
