@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from .sessions.workspace import SweepReport, sweep
-    from .shm.pool import PoolStats
+    from .shm.stats import PoolStats, ReaderStats
     from .tsr import Header, from_file, load, memmap, read_header, save
     from .worker.functions import Server
     from .worker.server import TechRenaissanceServer
@@ -63,6 +63,7 @@ __all__ = [
     "save",
     "sweep",
     "PoolStats",
+    "ReaderStats",
     "SessionStats",
     "SweepReport",
     "WorkerState",
@@ -109,7 +110,8 @@ _HOMES: Final = {
     "read_header": "tsr",
     "save": "tsr",
     "sweep": "sessions.workspace",
-    "PoolStats": "shm.pool",
+    "PoolStats": "shm.stats",
+    "ReaderStats": "shm.stats",
     "SessionStats": "controller.stats",
     "SweepReport": "sessions.workspace",
     "WorkerState": "controller.stats",

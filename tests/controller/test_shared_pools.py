@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,29 @@ def test_the_pool_goes_with_the_last_session(open_session: Open, workspace: Path
     assert first.calculate("total", np.ones(9)) == "9"
     first.close()
     assert pools(workspace) == []
+
+
+def test_the_statistics_show_what_both_sides_hold(open_session: Open) -> None:
+    first, second = open_session("first"), open_session("second")
+    for session in (first, second):
+        session.calculate("keep", {"x": np.ones(MIB, np.uint8), "name": "it"})
+    stats = second.stats()
+    assert (stats.segments, stats.leased, stats.nbytes, stats.leased_nbytes) == (2, 2, 2 * MIB, 2 * MIB)
+    assert stats.free_nbytes == 2 * MIB  # no request of ours needs them
+    first.fetch_response("forget it")
+    assert second.stats().leased == 1
+    assert (stats.results.segments, stats.results.leased) == (0, 0)
+    result = second.calculate("kept it")
+    assert astuple(second.stats().results) == (1, MIB, 1, MIB)
+    assert astuple(first.stats().results) == (0, 0, 0, 0)
+    del result
+    assert astuple(second.stats().results) == (1, MIB, 0, 0)
+    second.terminate()
+    second.join()
+    second.start()
+    second.wait_until_ready()
+    assert second.stats().leased == 0  # the worker that had a view is dead
+    assert astuple(second.stats().results) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("options", [{"auth": True}, {"checksum": True}, {"budget_nbytes": 8 * MIB}])
@@ -142,8 +166,12 @@ def test_links_to_results_that_are_gone_are_removed(open_session: Open) -> None:
         first.join()
         first.start()
         first.wait_until_ready()
-    given = [name for name in os.listdir(second.session_dir()) if name.startswith("given-") and name.endswith(".tsr")]
-    assert len(given) <= 10
+    given = [name for name in os.listdir(second.session_dir()) if name.startswith("given-")]
+    assert len(given) <= 12
+    assert sum(name.endswith(".readers") for name in given) <= 2
+    words = Path(f"/proc/{second.pid}/maps").read_text().split()
+    mapped = {word for word in words if "/given-" in word and word.endswith(".readers")}
+    assert len(mapped) <= 2  # the second worker keeps no line of pools that are gone
 
 
 CONTROLLER = """

@@ -138,9 +138,12 @@ def use_all(second: SegmentControllerTransfer, third: SegmentControllerTransfer)
     third.close()
 
 
+@pytest.mark.parametrize("is_new", [False, True])
 @pytest.mark.parametrize("size", [9, 2 * MIB])
 @pytest.mark.parametrize("way", ["put", "prepare", "drop", "close", "worker_ended", "empty"])
-def test_no_interrupt_of_one_session_takes_the_pool_from_the_others(sharing: Sharing, size: int, way: str) -> None:
+def test_no_interrupt_of_one_session_takes_the_pool_from_the_others(
+    sharing: Sharing, size: int, way: str, is_new: bool
+) -> None:
     other = sharing.join("other")
     other.put("kept", np.full(size, 5, np.uint8))
     step, is_interrupted = 0, True
@@ -162,6 +165,8 @@ def test_no_interrupt_of_one_session_takes_the_pool_from_the_others(sharing: Sha
             "worker_ended": one.worker_ended,
             "empty": partial(one.empty, (size,), "uint8", "numpy"),
         }
+        if is_new:
+            other.release_free()  # so that a file is made
         is_interrupted = interrupted_at(step, actions[way])
         other.put("next", np.full(size, 6, np.uint8))
         assert (sharing.content(other, "next") == 6).all(), step

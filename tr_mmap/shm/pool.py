@@ -11,7 +11,6 @@ import math
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,33 +19,13 @@ from ..native import finished, loan_of
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from ..tsr.framework_names import check_framework_name
-from ..wire.header import DIMS_OFFSET, LAYOUT_WORD, LIVE_OFFSET, V2_HEADER_NBYTES
-from .loans import describe, forbid_writing, layout_of
+from ..wire.header import DIMS_OFFSET, LAYOUT_WORD, LEASE_FREE, LIVE_OFFSET, V2_HEADER_NBYTES
 from .apart import CopiedTensor, StoreApart
+from .loans import describe, forbid_writing, layout_of
 from .segment import Layout, Segment
+from .stats import PoolStats
 
-__all__ = ["CopiedTensor", "PoolStats", "Segment", "SegmentPool"]
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStats:
-    """What a pool holds: that of a session, or the one that the sessions of this process share.
-
-    Attributes:
-        segments: how many there are; many small ones may be in one file.
-        nbytes: payload capacity of their files together, in bytes.
-        free_nbytes: capacity of the segments that have no hold on this side (readers may have views of some).
-        published: tensors published since the start.
-        copied_nbytes: bytes copied into segments since the start; a loan adds none.
-        created: segments made since the start; all other publications used a segment again.
-    """
-
-    segments: int
-    nbytes: int
-    free_nbytes: int
-    published: int
-    copied_nbytes: int
-    created: int
+__all__ = ["CopiedTensor", "Segment", "SegmentPool"]
 
 
 class SegmentPool(StoreApart):
@@ -262,6 +241,7 @@ class SegmentPool(StoreApart):
         """What the pool holds now."""
         lists = (self.viewed, *self.free.values(), *self._awaiting.values())
         unheld = [[*each] for each in lists]  # copies, each made in one step, because other threads go on
+        leased = [each.capacity for each in list(self._segments.values()) if each.lease() != LEASE_FREE]
         return PoolStats(
             segments=len(self._segments),
             nbytes=self._nbytes,
@@ -269,4 +249,6 @@ class SegmentPool(StoreApart):
             published=self.seq,
             copied_nbytes=self.copied_nbytes,
             created=self._created,
+            leased=len(leased),
+            leased_nbytes=sum(leased),
         )

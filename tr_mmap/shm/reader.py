@@ -35,9 +35,10 @@ from ..wire.header import (
     SEQ_WORD,
 )
 from ..wire.names import RESULT_PREFIX, SEGMENT_PREFIX
-from ..wire.segments import HEAD_NBYTES, LOOKS_PER_TAKE, MAX_UNVIEWED
+from ..wire.segments import HEAD_NBYTES, LOOKS_PER_TAKE, MAX_UNVIEWED, PAYLOAD_OFFSET, SLOT_NBYTES
 from .readers import LeaseLine
 from .slabs import Place, place_of, slab_nbytes
+from .stats import ReaderStats
 
 __all__ = ["MappedSegment", "SegmentReader", "Source"]
 
@@ -109,6 +110,11 @@ class MappedSegment(ReaderSegment):
     def name(self) -> str:
         """One by which the segment's file can be opened."""
         return self.names[-1]
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of payload that it can hold."""
+        return SLOT_NBYTES if self.is_slot else len(self.payload) - PAYLOAD_OFFSET
 
     @property
     def lease_now(self) -> int:
@@ -383,6 +389,13 @@ class SegmentReader(ForkAware):
             self._forget(segment)
         self._order = deque(dict.fromkeys(self.mapped.values()))
         return bool(unviewed)
+
+    def stats(self) -> ReaderStats:
+        """What is mapped now."""
+        drain()
+        segments = list(dict.fromkeys(list(self.mapped.values())))  # a copy, made in one step; one may have two names
+        leased = [each.capacity for each in segments if each.views]
+        return ReaderStats(len(segments), sum(each.capacity for each in segments), len(leased), sum(leased))
 
     def forked_in_parent(self) -> None:
         for segment in list(self.mapped.values()):  # a copy, made in one step: other threads go on working

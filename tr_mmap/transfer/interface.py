@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..native import TensorParts
 from ..protocol.messages import Request, Response, TensorRef, now_ms
-from ..shm.pool import PoolStats
+from ..shm.stats import PoolStats, ReaderStats
 
 __all__ = ["ControllerTransfer", "Draft", "WorkerTransfer"]
 
@@ -236,6 +236,10 @@ class ControllerTransfer(ABC):
     @abstractmethod
     def stats(self) -> PoolStats:
         """What this side holds."""
+
+    def reader_stats(self) -> ReaderStats:
+        """What this side has of the worker's; nothing if results are files."""
+        return ReaderStats()
 
     @abstractmethod
     def collect(self) -> None:

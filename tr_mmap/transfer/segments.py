@@ -14,9 +14,10 @@ from ..errors import BadMessage, MissingTag, OutOfSpace, UnsupportedTensor
 from ..native import SentResults, TensorParts, drain, finished
 from ..protocol.messages import Request, TensorRef, decode_response, now_ms
 from ..protocol.named_values import FORM_NAMED, pack
-from ..shm.pool import CopiedTensor, PoolStats, SegmentPool
+from ..shm.pool import CopiedTensor, SegmentPool
 from ..shm.reader import SegmentReader
 from ..shm.segment import Segment
+from ..shm.stats import PoolStats, ReaderStats
 from ..wire.messages import ARGUMENT_TAG_PREFIX
 from ..wire.names import RESULT_PREFIX, SEGMENT_PREFIX
 from .given import Given, GivenTensors
@@ -267,7 +268,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         return self._pool.publish(tensor, deadline_s, may_share=may_share)
 
     def _copied(self, tensor: Any) -> Any:
-        """A tensor; or a copy of a large one in a segment, made now: a copy under the lock would hold up other sessions."""
+        """A tensor; for a large one its copy in a segment, made now, because under the lock others would wait for it."""
         pool = self._pool
         if not self.pool_directory or not pool.is_copied_apart(tensor) or self._given.may_give(tensor):
             return tensor
@@ -334,6 +335,9 @@ class SegmentControllerTransfer(ControllerTransfer):
         if (self.access.has_failed or self.access.late) and not self.access.depth:
             self.collect()
         return self._pool.stats()
+
+    def reader_stats(self) -> ReaderStats:
+        return self._reader.stats()
 
     def receive(self, ref: TensorRef, framework: str) -> Any:
         return self._reader.receive(ref.segment, ref.seq, framework, ref.tag)
