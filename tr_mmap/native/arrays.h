@@ -46,7 +46,8 @@ int array_layout_matches(const ArrayLayout *self, PyObject *array);
  * tensor is there by now; NULL without an exception if its layout is not the one that was set. */
 PyObject *reader_segment_view(PyObject *segment, uint64_t seq);
 
-/* Whether an array is, or is part of, a view of a segment that others may read too, and large enough to be handed on. */
+/* Whether an array is, or is part of, a view of a segment that others may read too, or a loaded file, and large enough to
+ * be handed on. */
 int is_worth_giving(const ModuleState *state, PyObject *array);
 
 #endif

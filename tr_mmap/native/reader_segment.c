@@ -225,7 +225,9 @@ static View *find_view(const ModuleState *state, PyObject *array) {
 int is_worth_giving(const ModuleState *state, PyObject *array) {
     if (PyArray_NBYTES((PyArrayObject *)array) < WIRE_GIVEN_NBYTES) return 0;
     View *view = find_view(state, array);
-    return view != NULL && view->segment->is_givable;
+    if (view != NULL) return view->segment->is_givable;
+    while (array != NULL && PyArray_Check(array)) array = PyArray_BASE((PyArrayObject *)array);
+    return array != NULL && is_mapping_with_kept(state, array); /* of a loaded file */
 }
 
 const char view_of_doc[] =

@@ -148,6 +148,7 @@
 #define WIRE_HAND_RESULT_PREFIX "by_hand"
 #define WIRE_SEGMENT_PREFIX "segment"
 #define WIRE_GIVEN_PREFIX "given-"
+#define WIRE_GIVEN_FILE_PREFIX "given-file"
 #define WIRE_READERS_SUFFIX ".readers"
 #define WIRE_DOORBELL_PREFIX "/tr_"
 #define WIRE_MAX_DOORBELL_LENGTH 240

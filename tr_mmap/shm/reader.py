@@ -16,12 +16,13 @@ import numpy as np
 
 from ..base import system
 from ..base.fork_safety import ForkAware
-from ..base.identifiers import given_stem, is_segment_name
+from ..base.identifiers import given_stem, is_given_file_name, is_segment_name
 from ..base.system import check_limit
 from ..errors import BadMessage, Fault, HostilePath, StaleTensor, SystemLimit, TSRFormatError
 from ..native import ReaderSegment, drain
 from ..tsr import header as tsr_header
 from ..tsr import tensors
+from ..tsr.files import Mode, load
 from ..tsr.header import Header
 from ..wire.header import (
     LAYOUT_WORD,
@@ -177,6 +178,8 @@ class SegmentReader(ForkAware):
             SystemLimit: no mapping or descriptor can be had.
         """
         segment = self.mapped.get(name)
+        if segment is None and is_given_file_name(name):
+            return self._load(name, seq, framework, tag)
         if segment is None:
             directory, stem = self._place_of_pool(name)
             line = self._join(directory, stem) if stem else None
@@ -246,6 +249,16 @@ class SegmentReader(ForkAware):
             return tensors.as_torch(array, header.dtype)
         array.flags.writeable = self.makes_private(framework)
         return array
+
+    def _load(self, name: str, seq: int, framework: str, tag: str) -> Any:
+        """A view of a plain file, which needs no lease: whoever saves it again makes a new one."""
+        self._directory.check()
+        try:
+            mode: Mode = "c" if self.makes_private(framework) else "r"
+            return load(os.path.join(self._directory.path, name), framework=framework, mode=mode)
+        except FileNotFoundError:
+            self._directory.check()
+            raise _stale(name, seq, tag) from None
 
     def _map(self, name: str, seq: int, tag: str, line: LeaseLine | None) -> MappedSegment:
         self._forget_some()

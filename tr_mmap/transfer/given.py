@@ -1,8 +1,11 @@
-"""Tensors of other pools, handed on to a session's worker by links to their files. Copies nothing, sends no message.
+"""Tensors of others, handed on to a session's worker by links to their files. Copies nothing, sends no message.
 
 A result of one worker is a view of a segment in that worker's pool. When it is an argument for another worker, its file
 gets a second name in the directory of that worker's session, ``given-<k>_<n>.tsr``, and the page of the pool's readers
 the name ``given-<k>.readers``. So the other worker may join the readers, and the first worker's end takes nothing away.
+
+A plain file that this process has loaded gets the name ``given-file_<n>.tsr``. It needs no lease, for nobody fills it
+again.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import itertools
 import os
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,23 +25,26 @@ from ..base.identifiers import tensor_file
 from ..errors import HostilePath
 from ..native import view_of
 from ..shm.reader import MappedSegment, Source
+from ..tsr.loaded import LoadedFile, loaded_file
 from ..wire.header import SEQ_COPY_WORD, SEQ_RETIRED, SEQ_WORD
-from ..wire.names import GIVEN_PREFIX, READERS_SUFFIX
+from ..wire.names import GIVEN_FILE_PREFIX, GIVEN_PREFIX, READERS_SUFFIX
 from ..wire.segments import GIVEN_NBYTES
 
 __all__ = ["Given", "GivenTensors"]
 
 
 class Given(NamedTuple):
-    """A tensor of another pool, held for a request.
+    """A tensor of another pool or of a file, held for a request or a tag.
 
     Attributes:
-        name: of the link to its segment.
+        name: of the link to its file.
+        path: the same with its directory.
         seq: the number that it was published under.
-        view: keeps the lease of this process until the request is answered.
+        view: keeps the file, and the lease of this process, until the request is answered.
     """
 
     name: str
+    path: str
     seq: int
     view: Any
 
@@ -50,7 +57,7 @@ class _Link(NamedTuple):
 
     Attributes:
         name: of the link.
-        words: of the segment's header; None for a page of readers.
+        words: of the segment's header; None for a page of readers or a plain file.
         source: the pool that the segment is from, which this keeps.
     """
 
@@ -69,13 +76,33 @@ class GivenTensors:
     def __init__(self, directory: str) -> None:
         self._directory = system.KnownDir(directory)
         self._owner = this_process.mark
-        self._links: dict[weakref.ref[Any], _Link] = {}  # by segment, and by the pool of a page
+        self._links: dict[weakref.ref[Any], _Link] = {}  # by segment, by the pool of a page, and by loaded file
         self._gone: deque[weakref.ref[Any]] = deque()  # those that this process does not know any more
         self._numbers: Final = itertools.count()
 
     def may_give(self, tensor: Any) -> bool:
         """Whether :meth:`give` may hold it, if nothing is in the way."""
-        return _whole_segment(tensor) is not None
+        return _whole_segment(tensor) is not None or _whole_file(tensor) is not None
+
+    def give_file(self, tensor: Any, next_seq: Callable[[], int]) -> Given | None:
+        """Hold a tensor of a loaded file; None if it is no whole one, or its file cannot be named.
+
+        Args:
+            tensor: any object.
+            next_seq: makes a number that no other tensor has.
+        """
+        file = _whole_file(tensor)
+        if file is None:
+            return None
+        self.remove_gone()
+        link = self._links.get(weakref.ref(file)) or self._link_file(file)
+        return Given(link.name, self._path(link.name), next_seq(), tensor) if link.name else None
+
+    def _link_file(self, file: LoadedFile) -> _Link:
+        name = tensor_file(f"{GIVEN_FILE_PREFIX}_{next(self._numbers)}")
+        if not self._has_linked(file.path, name, file.inode):
+            name = ""  # it is on another file system, or another file has its name: then it is copied, each time
+        return self._links.setdefault(weakref.ref(file, self._gone.append), _Link(name))
 
     def give(self, tensor: Any) -> Given | None:
         """Hold a tensor for a request; None if it is no whole tensor of another pool, or has to be copied."""
@@ -88,7 +115,7 @@ class GivenTensors:
         self.remove_gone()
         known = self._links.get(weakref.ref(segment))
         name = self._link(segment) if known is None else known.name
-        return Given(name, seq, tensor) if name else None
+        return Given(name, self._path(name), seq, tensor) if name else None
 
     def _link(self, segment: MappedSegment) -> str:
         """Link a segment's file, and its page of readers; "" if that cannot be."""
@@ -99,34 +126,48 @@ class GivenTensors:
                 return ""
             page = self._links.get(weakref.ref(source)) or self._link_readers(source)
             name = tensor_file(f"{page.name.removesuffix(READERS_SUFFIX)}_{next(self._numbers)}")
-            path = os.path.join(self._directory.path, name)
-            system.link(os.path.join(source.directory, segment.name), path, owner=self._owner)
-            # The pool's owner may have ended meanwhile, and a later one have a file of that name. If it is the file
-            # that we have mapped, then the page of readers that was linked before it is of the same pool.
-            if system.status(path).st_ino != segment.file.inode:
-                system.unlink(path, owner=self._owner)
-                return ""
         except (OSError, HostilePath):
-            return ""  # gone, on another file system, no room for a name: then it is copied
+            return ""  # gone, no room for a name: then it is copied
+        # The pool's owner may have ended meanwhile, and a later one have a file of that name. If it is the file that we
+        # have mapped, then the page of readers that was linked before it is of the same pool.
+        if not self._has_linked(os.path.join(source.directory, segment.name), name, segment.file.inode):
+            return ""
         self._links[weakref.ref(segment, self._gone.append)] = _Link(name, segment.words, source)
         return name
 
+    def _has_linked(self, path: str, name: str, inode: int) -> bool:
+        """Link a file under a name here. False if that cannot be, or if it is another file by now."""
+        target = self._path(name)
+        try:
+            if not self._directory.is_there():
+                return False
+            system.link(path, target, owner=self._owner)
+            if system.status(target).st_ino == inode:
+                return True
+            system.unlink(target, owner=self._owner)
+        except (OSError, HostilePath):
+            pass
+        return False
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._directory.path, name)
+
     def _link_readers(self, source: Source) -> _Link:
         page = _Link(f"{GIVEN_PREFIX}{next(self._numbers)}{READERS_SUFFIX}")
-        path = os.path.join(self._directory.path, page.name)
-        system.link(os.path.join(source.directory, source.stem + READERS_SUFFIX), path, owner=self._owner)
+        path = os.path.join(source.directory, source.stem + READERS_SUFFIX)
+        system.link(path, self._path(page.name), owner=self._owner)
         return self._links.setdefault(weakref.ref(source, self._gone.append), page)
 
     def remove_gone(self) -> None:
         """Remove the links to segments that this process does not know any more, and that no request names."""
         while self._gone:
             link = self._links.get(self._gone[0])
-            if link is not None:
+            if link is not None and link.name:
                 if link.source is not None and link.source.is_dead and link.words is not None:
                     # Nobody else will tell the readers that they may unmap it.
                     link.words[SEQ_COPY_WORD] = link.words[SEQ_WORD] = SEQ_RETIRED
                 try:
-                    system.unlink(os.path.join(self._directory.path, link.name), owner=self._owner)
+                    system.unlink(self._path(link.name), owner=self._owner)
                 except (OSError, HostilePath):
                     pass  # it goes with the directory
             # With its last segment a pool may go too, and be the next in the queue.
@@ -142,6 +183,13 @@ def _whole_segment(tensor: Any) -> MappedSegment | None:
     if not isinstance(segment, MappedSegment) or not segment.is_givable or not _is_whole(tensor, segment):
         return None
     return segment
+
+
+def _whole_file(tensor: Any) -> LoadedFile | None:
+    """The file that this is the whole tensor of; None if there is none, or if to copy it is cheaper."""
+    if not isinstance(tensor, np.ndarray) or tensor.nbytes < GIVEN_NBYTES:
+        return None
+    return loaded_file(tensor)
 
 
 def _is_whole(tensor: np.ndarray[Any, Any], segment: MappedSegment) -> bool:

@@ -191,12 +191,12 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._late: deque[tuple[Any, Callable[[], None]]] = deque()
         self._fast_held: list[Segment | Given] = []  # the same of the request that the fast path prepares
         # Segments that tags have left, each with the number of requests that were sent before: these may still read it.
-        self.left: list[tuple[int, Segment]] = []
+        self.left: list[tuple[int, Segment | Given]] = []
 
     def holds(self) -> Iterator[Segment]:
-        yield from self._tags.segments()
+        yield from (each for each in self._tags.segments() if not isinstance(each, Given))
         yield from self._needed_by_requests()
-        yield from (segment for _, segment in self.left)
+        yield from (each for _, each in self.left if not isinstance(each, Given))
 
     def _needed_by_requests(self) -> Iterator[Segment]:
         for held in self._held_by_requests():
@@ -221,7 +221,8 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     @in_one_piece
     def _put(self, tag: str, tensor: Any) -> None:
-        self._tags.put(tag, self._publish(tensor))
+        given = self._given.give_file(tensor, self._pool.next_seq) if self._pool.hands_on else None
+        self._tags.put(tag, given or self._publish(tensor))
 
     @in_one_piece
     def drop(self, tag: str) -> None:
@@ -251,8 +252,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         held: list[Segment | Given] = []
         try:
             for tensor in tensors:
-                given = self._given.give(tensor) if self._pool.hands_on else None
-                held.append(given or self._publish(tensor, deadline_s, may_share=True))
+                held.append(self._give(tensor) or self._publish(tensor, deadline_s, may_share=True))
         except BaseException:
             for segment in held:
                 segment.release()
@@ -262,13 +262,19 @@ class SegmentControllerTransfer(ControllerTransfer):
             key.held = held
         return [TensorRef(f"{ARGUMENT_TAG_PREFIX}{number}", each.name, each.seq) for number, each in enumerate(held)]
 
+    def _give(self, tensor: Any) -> Given | None:
+        """A tensor of another pool or of a loaded file; None if it is none, or has to be copied."""
+        if not self._pool.hands_on or isinstance(tensor, CopiedTensor):
+            return None
+        return self._given.give(tensor) or self._given.give_file(tensor, self._pool.next_seq)
+
     def _publish(self, tensor: Any, deadline_s: float | None = None, *, may_share: bool = False) -> Segment:
         if isinstance(tensor, CopiedTensor):
             return self._pool.publish_copied(tensor)
         return self._pool.publish(tensor, deadline_s, may_share=may_share)
 
     def _copied(self, tensor: Any) -> Any:
-        """A tensor; for a large one its copy in a segment, made now, because under the lock others would wait for it."""
+        """A tensor; for a large one its copy in a segment, made now: under the lock, others would wait for it."""
         pool = self._pool
         if not self.pool_directory or not pool.is_copied_apart(tensor) or self._given.may_give(tensor):
             return tensor
@@ -320,7 +326,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         while self.left and (oldest is None or self.left[0][0] <= oldest):
             self.left.pop(0)[1].release()
 
-    def _release_later(self, segment: Segment) -> None:
+    def _release_later(self, segment: Segment | Given) -> None:
         """Release a tag's segment when all requests were answered that were sent before the tag left it."""
         self.left.append((self.next_order(), segment))
         if not self._prepared and not self.has_request_in_flight():

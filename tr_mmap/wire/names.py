@@ -15,11 +15,12 @@ HAND_RESULT_PREFIX: Final = "by_hand"  # of the results of a request by hand: pl
 SEGMENT_PREFIX: Final = "segment"  # of the controller's segments; no tag may have either form
 
 # Tensors of other pools have links in a session's directory: given-0_0.tsr, given-0_1.tsr, … those of one pool, and
-# given-0.readers its page of readers. No tag may have the first form.
+# given-0.readers its page of readers. given-file_0.tsr is a link to a plain file that the controller has loaded. No tag
+# may have the form of the first or the last.
 GIVEN_PREFIX: Final = "given-"
-READERS_SUFFIX: Final = (
-    ".readers"  # segment.readers: which lease lines of segment_0.tsr, segment_1.tsr, … have a reader
-)
+GIVEN_FILE_PREFIX: Final = "given-file"
+# segment.readers says which lease lines of segment_0.tsr, segment_1.tsr, … have a reader.
+READERS_SUFFIX: Final = ".readers"
 
 DOORBELL_PREFIX: Final = "/tr_"
 MAX_DOORBELL_LENGTH: Final = 240  # after its prefix

@@ -37,7 +37,7 @@ LOOKS_PER_TAKE: Final = 16
 TRIM_TAKES: Final = 64
 # A tensor of another pool is handed on from this size on: to copy a smaller one takes less time than to name it.
 GIVEN_NBYTES: Final = 64 << 10
-# A tensor from this size on is copied into a pool of several sessions without the pool's lock. Of a smaller one the copy
+# A tensor from this size on is copied into a pool of several sessions without the pool's lock. To copy a smaller one
 # takes less time than the other steps.
 APART_NBYTES: Final = 1 << 20
 

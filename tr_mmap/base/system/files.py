@@ -30,6 +30,7 @@ __all__ = [
     "file_nbytes",
     "file_time_ns",
     "has_open_locks",
+    "inode_on_tmpfs",
     "is_dir_on_tmpfs",
     "is_on",
     "is_sealed_against_writing",
@@ -311,6 +312,11 @@ def is_dir_on_tmpfs(path: str) -> bool:
         return _is_on_tmpfs(fd)
     finally:
         os.close(fd)
+
+
+def inode_on_tmpfs(fd: int) -> int:
+    """The inode of an open file that is kept in memory; 0 for any other."""
+    return os.fstat(fd).st_ino if _is_on_tmpfs(fd) else 0
 
 
 def _is_on_tmpfs(fd: int) -> bool:

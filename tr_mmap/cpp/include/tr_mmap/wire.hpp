@@ -152,6 +152,7 @@ inline constexpr char result_prefix[] = "result";
 inline constexpr char hand_result_prefix[] = "by_hand";
 inline constexpr char segment_prefix[] = "segment";
 inline constexpr char given_prefix[] = "given-";
+inline constexpr char given_file_prefix[] = "given-file";
 inline constexpr char readers_suffix[] = ".readers";
 inline constexpr char doorbell_prefix[] = "/tr_";
 inline constexpr std::size_t max_doorbell_length = 240;
