@@ -50,7 +50,10 @@ class StoreApart(RepairableStore):
 
     def is_copied_apart(self, tensor: Any) -> bool:
         """Whether a tensor is so large that it is copied without the lock, and none of our loans."""
-        nbytes = getattr(tensor, "nbytes", 0)
+        try:
+            nbytes = getattr(tensor, "nbytes", 0)
+        except Exception:  # of a sparse tensor, say; whoever publishes it says what it is
+            return False
         if not isinstance(nbytes, int) or nbytes < APART_NBYTES:
             return False
         loaned = self._torch_loans.find(tensor) if hasattr(tensor, "untyped_storage") else loan_of(tensor)

@@ -338,7 +338,7 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     def stats(self) -> PoolStats:
         # Else another thread is at work, perhaps for long.
-        if (self.access.has_failed or self.access.late) and not self.access.depth:
+        if (finished or self.access.has_failed or self.access.late) and not self.access.depth:
             self.collect()
         return self._pool.stats()
 
