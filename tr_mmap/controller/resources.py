@@ -198,6 +198,7 @@ class SessionResources(ForkAware):
             worker_mark=mark,
             transfer=self.options.transfer,
             spin_us=self.options.spin_us,
+            recycle_memory=self.options.recycle_memory,
             framework="tr_mmap",
             pool=os.path.basename(self.transfer.pool_directory) if self._has_transfer else "",
             log=self._log_path,
