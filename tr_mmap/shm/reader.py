@@ -12,115 +12,31 @@ from collections import deque
 from typing import Any
 from weakref import WeakValueDictionary
 
-import numpy as np
-
 from ..base import system
 from ..base.fork_safety import ForkAware
 from ..base.identifiers import given_stem, is_given_file_name, is_segment_name
 from ..base.system import check_limit
 from ..errors import BadMessage, Fault, HostilePath, StaleTensor, SystemLimit, TSRFormatError
-from ..native import ReaderSegment, drain
+from ..native import drain
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from ..tsr.files import Mode, load
-from ..tsr.header import Header
 from ..wire.header import (
     LAYOUT_WORD,
     LEASE_PINNED,
-    LEASE_WORD,
-    LINE_WORDS,
-    LINES_WORD,
     MAX_HEADER_NBYTES,
     SEQ_COPY_WORD,
     SEQ_RETIRED,
     SEQ_WORD,
 )
 from ..wire.names import RESULT_PREFIX, SEGMENT_PREFIX
-from ..wire.segments import HEAD_NBYTES, LOOKS_PER_TAKE, MAX_UNVIEWED, PAYLOAD_OFFSET, SLOT_NBYTES
+from ..wire.segments import HEAD_NBYTES, LOOKS_PER_TAKE, MAX_UNVIEWED
+from .mapped import MappedFile, MappedSegment, Source
 from .readers import LeaseLine
 from .slabs import Place, place_of, slab_nbytes
 from .stats import ReaderStats
 
-__all__ = ["MappedSegment", "SegmentReader", "Source"]
-
-
-class _MappedFile:
-    """A file of the peer's, mapped here: the headers for writing, all of it for reading."""
-
-    __slots__ = ("__weakref__", "heads", "inode", "payload")
-
-    def __init__(self, fd: int, head_nbytes: int, nbytes: int) -> None:
-        self.heads = system.map_write(fd, head_nbytes)
-        self.payload = system.map_read(fd, nbytes)  # the whole file, so that offsets are those of the header
-        self.inode = os.fstat(fd).st_ino
-
-
-class Source:
-    """A pool whose segments this process reads, and may hand on to other processes.
-
-    Args:
-        directory: where its files are, or links to them.
-        stem: what their names begin with.
-
-    Attributes:
-        is_dead: its owner has ended.
-    """
-
-    __slots__ = ("__weakref__", "directory", "is_dead", "stem")
-
-    def __init__(self, directory: str, stem: str) -> None:
-        self.directory = directory
-        self.stem = stem
-        self.is_dead = False
-
-
-class MappedSegment(ReaderSegment):
-    """One segment of the peer, mapped here."""
-
-    __slots__ = (
-        "__weakref__",
-        "address",
-        "file",
-        "head",
-        "header",
-        "is_listed",
-        "is_slot",
-        "line",
-        "names",
-        "payload",
-        "source",
-        "words",
-    )
-
-    def __init__(self, name: str, place: Place, file: _MappedFile, line: LeaseLine | None) -> None:
-        head = file.heads[place.head_offset : place.head_offset + HEAD_NBYTES]
-        super().__init__(head, file.payload, None if line is None else line.number)
-        self.line = line  # kept: it ends after the last view
-        self.names = [name]
-        self.source: Source | None = None  # None if it may not be handed on
-        self.is_listed = False  # among those that _forget_some looks at
-        self.file = file
-        self.is_slot = bool(place.slots)
-        self.head = head
-        self.words = head.cast("Q")
-        self.payload = file.payload
-        self.address = np.frombuffer(file.payload, np.uint8, 1).__array_interface__["data"][0]
-        self.header: Header | None = None
-
-    @property
-    def name(self) -> str:
-        """One by which the segment's file can be opened."""
-        return self.names[-1]
-
-    @property
-    def capacity(self) -> int:
-        """Bytes of payload that it can hold."""
-        return SLOT_NBYTES if self.is_slot else len(self.payload) - PAYLOAD_OFFSET
-
-    @property
-    def lease_now(self) -> int:
-        """This reader's lease."""
-        return int(self.words[LEASE_WORD if self.line is None else LINES_WORD + self.line.number * LINE_WORDS])
+__all__ = ["SegmentReader"]
 
 
 class SegmentReader(ForkAware):
@@ -153,7 +69,7 @@ class SegmentReader(ForkAware):
         self._verify = verify
         self._views = views
         self._order: deque[MappedSegment] = deque()  # as _forget_some looks at them: the next one first
-        self._slabs: WeakValueDictionary[tuple[str, int], _MappedFile] = WeakValueDictionary()  # by name and slots
+        self._slabs: WeakValueDictionary[tuple[str, int], MappedFile] = WeakValueDictionary()  # by name and slots
 
     def receive(self, name: str, seq: int, framework: str, tag: str = "") -> Any:
         """A view of the tensor; the segment is not filled again while this view, or a view of it, lives.
@@ -291,7 +207,7 @@ class SegmentReader(ForkAware):
                 self._order.append(segment)
         return found
 
-    def _map_file(self, place: Place, seq: int, tag: str) -> _MappedFile:
+    def _map_file(self, place: Place, seq: int, tag: str) -> MappedFile:
         fd = self._open(place.file, seq, tag)
         try:
             nbytes = system.file_nbytes(fd)
@@ -300,7 +216,7 @@ class SegmentReader(ForkAware):
             if system.is_sparse(fd):
                 path = os.path.join(self._place_of_pool(place.file)[0].path, place.file)
                 raise HostilePath(f"{path} has holes; no owner makes such a segment", path=path, reason="sparse")
-            return _MappedFile(fd, HEAD_NBYTES * max(1, place.slots), nbytes)
+            return MappedFile(fd, HEAD_NBYTES * max(1, place.slots), nbytes)
         except OSError as error:
             check_limit(error, f"{place.file} cannot be mapped")
             raise

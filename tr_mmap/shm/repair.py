@@ -12,8 +12,9 @@ from ..errors import SystemLimit
 from ..native import drain
 from ..wire.header import SEQ_RETIRED, SEQ_WORD
 from ..wire.names import TENSOR_SUFFIX
+from .kept import remove_name
 from .segment import Segment, Slab
-from .store import SegmentStore, remove_name
+from .store import SegmentStore
 
 __all__ = ["RepairableStore"]
 

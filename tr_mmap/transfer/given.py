@@ -24,7 +24,7 @@ from ..base.fork_safety import this_process
 from ..base.identifiers import tensor_file
 from ..errors import HostilePath
 from ..native import view_of
-from ..shm.reader import MappedSegment, Source
+from ..shm.mapped import MappedSegment, Source
 from ..tsr.loaded import LoadedFile, loaded_file
 from ..wire.header import SEQ_COPY_WORD, SEQ_RETIRED, SEQ_WORD
 from ..wire.names import GIVEN_FILE_PREFIX, GIVEN_PREFIX, READERS_SUFFIX
