@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interrupts import handled_at
 from support import TOOLS, environment
 
 from tr_mmap import PythonSession
@@ -172,6 +173,28 @@ def test_links_to_results_that_are_gone_are_removed(open_session: Open) -> None:
     words = Path(f"/proc/{second.pid}/maps").read_text().split()
     mapped = {word for word in words if "/given-" in word and word.endswith(".readers")}
     assert len(mapped) <= 2  # the second worker keeps no line of pools that are gone
+
+
+def test_a_handler_may_use_another_session_at_any_step_of_a_request(open_session: Open) -> None:
+    first, second = open_session("first"), open_session("second")
+    totals: list[str] = []
+    x, y = np.full(MIB, 2, np.uint8), np.full(9, 3, np.uint8)
+
+    def ask() -> None:
+        first.send_tensor(x, "x")
+        assert first.calculate("total", {"x": x}) == first.calculate("total x") == str(2 * MIB)
+
+    def handle() -> None:
+        totals.append(second.calculate("total", y))
+        second.send_tensor(y, "y")
+
+    step, was_handled = -1, True
+    while was_handled:
+        step += 2
+        was_handled = handled_at(step, ask, handle)
+    assert totals == ["27"] * (step // 2)
+    assert step > 50
+    assert second.calculate("total y") == "27"
 
 
 CONTROLLER = """

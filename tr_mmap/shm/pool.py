@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..native import finished, loan_of
+from ..native import drain, finished, loan_of
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from ..tsr.framework_names import check_framework_name
@@ -239,6 +239,7 @@ class SegmentPool(StoreApart):
 
     def stats(self) -> PoolStats:
         """What the pool holds now."""
+        drain()
         lists = (self.viewed, *self.free.values(), *self._awaiting.values())
         unheld = [[*each] for each in lists]  # copies, each made in one step, because other threads go on
         leased = [each.capacity for each in list(self._segments.values()) if each.lease() != LEASE_FREE]

@@ -160,7 +160,7 @@ class GivenTensors:
 
     def remove_gone(self) -> None:
         """Remove the links to segments that this process does not know any more, and that no request names."""
-        while self._gone:
+        while self._gone and this_process.mark is self._owner:
             link = self._links.get(self._gone[0])
             if link is not None and link.name:
                 if link.source is not None and link.source.is_dead and link.words is not None:
