@@ -241,3 +241,15 @@ def test_what_a_thread_could_not_release_any_session_releases(sharing: Sharing) 
     one.put("x", np.zeros(9))
     assert pending.held == []
     sharing.check_whole()
+
+
+def test_sessions_beyond_those_that_may_share_have_pools_of_their_own(sharing: Sharing) -> None:
+    for number in range(47):
+        assert sharing.join(f"s{number}").access is sharing.access
+    apart = sharing.join("apart")
+    apart.put("x", np.zeros(9))
+    assert apart.pool_directory == ""
+    assert (sharing.folder / "apart" / "segment_0.tsr").exists()
+    apart.close()
+    sharing.access._users[-1].close()  # type: ignore[attr-defined]
+    assert sharing.join("late").access is sharing.access
