@@ -56,12 +56,14 @@ class _Link(NamedTuple):
     """A link in the session's directory.
 
     Attributes:
-        name: of the link.
+        name: of the link; "" if there can be none.
+        path: of the link.
         words: of the segment's header; None for a page of readers or a plain file.
         source: the pool that the segment is from, which this keeps.
     """
 
     name: str
+    path: str
     words: memoryview | None = None
     source: Source | None = None
 
@@ -96,13 +98,13 @@ class GivenTensors:
             return None
         self.remove_gone()
         link = self._links.get(weakref.ref(file)) or self._link_file(file)
-        return Given(link.name, self._path(link.name), next_seq(), tensor) if link.name else None
+        return Given(link.name, link.path, next_seq(), tensor) if link.name else None
 
     def _link_file(self, file: LoadedFile) -> _Link:
         name = tensor_file(f"{GIVEN_FILE_PREFIX}_{next(self._numbers)}")
         if not self._has_linked(file.path, name, file.inode):
             name = ""  # it is on another file system, or another file has its name: then it is copied, each time
-        return self._links.setdefault(weakref.ref(file, self._gone.append), _Link(name))
+        return self._links.setdefault(weakref.ref(file, self._gone.append), _Link(name, self._path(name)))
 
     def give(self, tensor: Any) -> Given | None:
         """Hold a tensor for a request; None if it is no whole tensor of another pool, or has to be copied."""
@@ -113,27 +115,27 @@ class GivenTensors:
         if seq in (0, SEQ_RETIRED) or segment.words[SEQ_COPY_WORD] != seq:
             return None
         self.remove_gone()
-        known = self._links.get(weakref.ref(segment))
-        name = self._link(segment) if known is None else known.name
-        return Given(name, self._path(name), seq, tensor) if name else None
+        link = self._links.get(weakref.ref(segment)) or self._link(segment)
+        return None if link is None else Given(link.name, link.path, seq, tensor)
 
-    def _link(self, segment: MappedSegment) -> str:
-        """Link a segment's file, and its page of readers; "" if that cannot be."""
+    def _link(self, segment: MappedSegment) -> _Link | None:
+        """Link a segment's file, and its page of readers; None if that cannot be."""
         source = segment.source
         assert source is not None
         try:
             if not self._directory.is_there():
-                return ""
+                return None
             page = self._links.get(weakref.ref(source)) or self._link_readers(source)
             name = tensor_file(f"{page.name.removesuffix(READERS_SUFFIX)}_{next(self._numbers)}")
         except (OSError, HostilePath):
-            return ""  # gone, no room for a name: then it is copied
+            return None  # gone, no room for a name: then it is copied
         # The pool's owner may have ended meanwhile, and a later one have a file of that name. If it is the file that we
         # have mapped, then the page of readers that was linked before it is of the same pool.
         if not self._has_linked(os.path.join(source.directory, segment.name), name, segment.file.inode):
-            return ""
-        self._links[weakref.ref(segment, self._gone.append)] = _Link(name, segment.words, source)
-        return name
+            return None
+        link = _Link(name, self._path(name), segment.words, source)
+        self._links[weakref.ref(segment, self._gone.append)] = link
+        return link
 
     def _has_linked(self, path: str, name: str, inode: int) -> bool:
         """Link a file under a name here. False if that cannot be, or if it is another file by now."""
@@ -153,9 +155,9 @@ class GivenTensors:
         return os.path.join(self._directory.path, name)
 
     def _link_readers(self, source: Source) -> _Link:
-        page = _Link(f"{GIVEN_PREFIX}{next(self._numbers)}{READERS_SUFFIX}")
-        path = os.path.join(source.directory, source.stem + READERS_SUFFIX)
-        system.link(path, self._path(page.name), owner=self._owner)
+        name = f"{GIVEN_PREFIX}{next(self._numbers)}{READERS_SUFFIX}"
+        page = _Link(name, self._path(name))
+        system.link(os.path.join(source.directory, source.stem + READERS_SUFFIX), page.path, owner=self._owner)
         return self._links.setdefault(weakref.ref(source, self._gone.append), page)
 
     def remove_gone(self) -> None:
@@ -167,7 +169,7 @@ class GivenTensors:
                     # Nobody else will tell the readers that they may unmap it.
                     link.words[SEQ_COPY_WORD] = link.words[SEQ_WORD] = SEQ_RETIRED
                 try:
-                    system.unlink(self._path(link.name), owner=self._owner)
+                    system.unlink(link.path, owner=self._owner)
                 except (OSError, HostilePath):
                     pass  # it goes with the directory
             # With its last segment a pool may go too, and be the next in the queue.
