@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 
 from ..base import system
@@ -22,10 +20,10 @@ class MappedFile:
 
     __slots__ = ("__weakref__", "heads", "inode", "payload")
 
-    def __init__(self, fd: int, head_nbytes: int, nbytes: int) -> None:
+    def __init__(self, fd: int, inode: int, head_nbytes: int, nbytes: int) -> None:
         self.heads = system.map_write(fd, head_nbytes)
         self.payload = system.map_read(fd, nbytes)  # the whole file, so that offsets are those of the header
-        self.inode = os.fstat(fd).st_ino
+        self.inode = inode
 
 
 class Source:

@@ -216,7 +216,7 @@ class SegmentReader(ForkAware):
             if system.is_sparse(fd):
                 path = os.path.join(self._place_of_pool(place.file)[0].path, place.file)
                 raise HostilePath(f"{path} has holes; no owner makes such a segment", path=path, reason="sparse")
-            return MappedFile(fd, HEAD_NBYTES * max(1, place.slots), nbytes)
+            return MappedFile(fd, os.fstat(fd).st_ino, HEAD_NBYTES * max(1, place.slots), nbytes)
         except OSError as error:
             check_limit(error, f"{place.file} cannot be mapped")
             raise
