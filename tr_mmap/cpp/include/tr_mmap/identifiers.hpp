@@ -77,9 +77,9 @@ inline void check_tag(const std::string& tag) {
         is_own |= is_all_digits(between(tag, std::string(prefix) + "_", ""));
     }
     const std::string numbers(between(tag, wire::given_prefix, ""));
-    const std::size_t middle = numbers.find('_');
-    is_own |= middle != std::string::npos && is_all_digits(numbers.substr(0, middle)) &&
-              is_all_digits(numbers.substr(middle + 1));
+    const std::size_t first = numbers.find('_');
+    is_own |= first != std::string::npos && is_all_digits(numbers.substr(0, first)) &&
+              is_all_digits(numbers.substr(first + 1));
     if (is_own) throw BadTag("the tag '" + tag + "' is one of the library's own names; choose another", tag);
 }
 
