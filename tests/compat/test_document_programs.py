@@ -15,8 +15,14 @@ def test_there_is_a_program_for_each_test_of_the_documents() -> None:
     assert CONTROLLERS == ["made_tensors", "natural_exit", "sent_tensors", "termination", "words"]
 
 
-# One after the other in one interpreter, which imports torch once.
-IN_TURN = "import runpy, sys\nfor program in sys.argv[1:]: runpy.run_path(program, run_name='__main__')"
+# One after the other in one interpreter, which imports torch once, and looks for garbage in it neither then nor at its end.
+IN_TURN = """
+import gc, runpy, sys
+gc.disable()
+for program in sys.argv[1:]:
+    runpy.run_path(program, run_name="__main__")
+    gc.freeze()
+"""
 WITH_TORCH = [each for each in CONTROLLERS if "import torch\n" in (DOCUMENTS / f"{each}.py").read_text()]
 
 

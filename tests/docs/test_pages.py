@@ -12,6 +12,8 @@ import pytest
 from page_blocks import BLOCKS, PAGES, without_blocks
 from support import ROOT
 
+RUN_PROGRAM = Path(__file__).with_name("run_program.py")
+
 # Pages whose blocks other tests run: those of the gateway ask a gateway (tests/gateway/test_gateway_page.py), those of
 # the tutorial build on one another (test_tutorial.py).
 ELSEWHERE = ("gateway", "tutorial", "recipes/")
@@ -35,7 +37,7 @@ def test_the_program_of_a_page_runs_as_it_stands(name: str, tmp_path: Path) -> N
     script.write_text(PROGRAMS[name], encoding="utf-8")
     workspace = tmp_path / "workspace"
     ended = subprocess.run(
-        [sys.executable, str(script)],
+        [sys.executable, str(RUN_PROGRAM), str(script)],
         cwd=tmp_path,
         env={**os.environ, "TR_WORKSPACE": str(workspace)},
         capture_output=True,
