@@ -317,6 +317,8 @@ class TechRenaissanceServer(RequestService):
                 if not self.is_foreign:
                     self._is_stopping = True
                     self.cleanup_session_dir()
+                    # The process ends soon. Its last collections would look through all modules, torch's for half a second.
+                    gc.freeze()
 
     def _load_framework(self) -> None:
         """Import torch if the tensors are to be its own. It takes seconds, which no request should wait for.
