@@ -15,7 +15,8 @@ def test_there_is_a_program_for_each_test_of_the_documents() -> None:
     assert CONTROLLERS == ["made_tensors", "natural_exit", "sent_tensors", "termination", "words"]
 
 
-# One after the other in one interpreter, which imports torch once, and looks for garbage in it neither then nor at its end.
+# One after the other in one interpreter, which imports torch once. Collections then and at its end would take longer than
+# the programs.
 IN_TURN = """
 import gc, runpy, sys
 gc.disable()
@@ -26,7 +27,10 @@ for program in sys.argv[1:]:
 WITH_TORCH = [each for each in CONTROLLERS if "import torch\n" in (DOCUMENTS / f"{each}.py").read_text()]
 
 
-@pytest.mark.parametrize("names", [WITH_TORCH, *([each] for each in CONTROLLERS if each not in WITH_TORCH)], ids=" ".join)
+IN_TURNS = [WITH_TORCH, *([each] for each in CONTROLLERS if each not in WITH_TORCH)]
+
+
+@pytest.mark.parametrize("names", IN_TURNS, ids=" ".join)
 def test_the_programs_run_and_leave_nothing(names: list[str]) -> None:
     ended = run_python("-c", IN_TURN, *(str(DOCUMENTS / f"{each}.py") for each in names))
     assert ended.returncode == 0, ended.stdout + ended.stderr

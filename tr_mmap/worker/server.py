@@ -104,6 +104,8 @@ class TechRenaissanceServer(RequestService):
         if context.reply is None or context.transfer is None or self.is_foreign:
             self._refuse_in_child()
             raise SessionNotStarted("send_tensors answers a request, and there is none now")
+        if self._fast_path is not None and self._fast_path.quick_send(tensors):
+            return
         self._touch()
         context.transfer.publish(tensors)
 
@@ -317,7 +319,7 @@ class TechRenaissanceServer(RequestService):
                 if not self.is_foreign:
                     self._is_stopping = True
                     self.cleanup_session_dir()
-                    # The process ends soon. Its last collections would look through all modules, torch's for half a second.
+                    # The process ends soon: its last collections would look through all of torch for half a second.
                     gc.freeze()
 
     def _load_framework(self) -> None:
