@@ -15,8 +15,8 @@ def test_there_is_a_program_for_each_test_of_the_documents() -> None:
     assert CONTROLLERS == ["made_tensors", "natural_exit", "sent_tensors", "termination", "words"]
 
 
-# One after the other in one interpreter, which imports torch once. Collections then and at its end would take longer than
-# the programs.
+# One after the other in one interpreter, which imports torch once. Collections then, and at its end, would take longer
+# than the programs.
 IN_TURN = """
 import gc, runpy, sys
 gc.disable()
@@ -25,8 +25,6 @@ for program in sys.argv[1:]:
     gc.freeze()
 """
 WITH_TORCH = [each for each in CONTROLLERS if "import torch\n" in (DOCUMENTS / f"{each}.py").read_text()]
-
-
 IN_TURNS = [WITH_TORCH, *([each] for each in CONTROLLERS if each not in WITH_TORCH)]
 
 
