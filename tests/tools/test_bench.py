@@ -472,9 +472,10 @@ def test_a_tiny_run_writes_its_results(tmp_path):
     assert run.returncode == 0, errors
     found = json.loads((tmp_path / "out" / "bench.json").read_text())
     wanted = {"semaphore", "ours", "ours-loaned", "cpp-loaned"} - set(found["absent"])
-    assert {(each["peer"], each["nbytes"]) for each in found["sweep"]} >= {
-        (peer, nbytes) for peer in wanted for nbytes in SIZES
-    }
+    measured = {(each["peer"], each["nbytes"]) for each in found["sweep"]}
+    assert measured >= {(peer, SIZES[0]) for peer in wanted}
+    too_slow = {(each["peer"], each["nbytes"]) for each in found["skipped"] if "too slow" in each["reason"]}
+    assert measured | too_slow >= {(peer, nbytes) for peer in wanted for nbytes in SIZES}  # on a busy machine
     assert set(found["absent"]) <= ({"cpp-loaned"} if shutil.which(QUICK_BUILD["CXX"]) is None else set())
     assert all(each["n"] >= 1 and each["median_us"] > 0 for each in found["sweep"])
     assert "multiprocessing.Pipe" in (tmp_path / "out" / "bench.md").read_text()
