@@ -83,5 +83,5 @@ def test_every_page_is_in_the_list_of_pages() -> None:
 
 
 def test_the_readme_and_the_architecture_page_are_short() -> None:
-    for path, most in ((ROOT / "README.md", 200), (ROOT / "docs" / "architecture.md", 275)):
+    for path, most in ((ROOT / "README.md", 200), (ROOT / "docs" / "architecture.md", 295)):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= most, path
